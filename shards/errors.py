@@ -1,7 +1,8 @@
-"""The one error a user can cause, at the bottom of every import.
+"""What can be wrong with what a user gave us, or with what lies on disk; the bottom of every import.
 
 A `UserError` says in one line which field holds which value and what to do about it. Commands print
 it and leave with exit code 2; nothing retries it, because trying again changes nothing.
+A `DamagedError` says that stored bytes are not the bytes that were written.
 """
 
 
@@ -9,3 +10,9 @@ class UserError(ValueError):
     """A mistake in what the user gave us. The message names the field, its value and the cure."""
 
     exit_code = 2
+
+
+class DamagedError(RuntimeError):
+    """Stored bytes differ from what their manifest promises. The message names file and place."""
+
+    exit_code = 1

@@ -1,0 +1,68 @@
+"""What every command of the project shares: errors, exit codes, the console, progress.
+
+Exit codes: 0 done, 1 the answer is "not well", 2 the user's mistake in one line, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from shards.errors import DamagedError, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+T = TypeVar("T")
+
+PATIENCE = 2.0  # seconds before a command shows that it is busy
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs a command's `main` and leaves the process with its exit code."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except (UserError, DamagedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console; imported here because rich costs a quick command a tenth of a second."""
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def track(items: Iterable[T], total: int, doing: str) -> Iterator[T]:
+    """The items, with a progress bar on a terminal's stderr once they take longer than 2 s."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    started, done, progress, task = time.monotonic(), 0, None, None
+    try:
+        for item in items:
+            yield item
+            done += 1
+            if progress is None and time.monotonic() - started > PATIENCE:
+                from rich.progress import Progress
+
+                progress = Progress(console=console(stderr=True), transient=True)
+                task = progress.add_task(doing, total=total)
+                progress.start()
+            if progress is not None and task is not None:
+                progress.update(task, completed=done)
+    finally:
+        if progress is not None:
+            progress.stop()
