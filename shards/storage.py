@@ -39,7 +39,7 @@ def join(root: Url, *parts: str) -> str:
     """`root/part/part`, for folders and s3:// alike."""
     if is_remote(root):
         return "/".join([os.fspath(root).rstrip("/"), *parts])
-    return os.path.join(root, *parts)
+    return str(Path(root, *parts))
 
 
 def exists(url: Url) -> bool:
@@ -131,9 +131,7 @@ def publish_folder(folder: Url, *, extra: Mapping[str, Any], manifest: str = MAN
     publish(join(folder, manifest), json.dumps({"files": files, **extra}, indent=1).encode())
 
 
-def read_complete(
-    folder: Url, verify: Verify = "sizes", manifest: str = MANIFEST
-) -> dict[str, Any] | None:
+def read_complete(folder: Url, verify: Verify = "sizes", manifest: str = MANIFEST) -> dict[str, Any] | None:
     """The manifest of a complete folder; None where it is missing, torn, or does not hold.
 
     `sizes` compares every part's size (milliseconds), `hashes` also its sha256 (reads everything).

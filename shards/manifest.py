@@ -1,0 +1,259 @@
+"""What a folder of shards holds: one small immutable manifest, its index of blocks, and a pointer.
+
+    <root>/LATEST                    sha256 of the current manifest, written last
+    <root>/manifest-<hash12>.json    counts, typed fields, header, statistics, shards with their sha256
+    <root>/index-<hash12>.npy        one row per block: shard, rows, and per field offset, bytes, xxh3
+    <root>/shards/*.tar, *.json      the data, and beside each tar the record that committed it
+
+The manifest names the index's sha256 and is itself named by the sha256 of its canonical JSON, so one
+hash stands for every byte of a data set. A sample's *ordinal* is its row in the order of (shard, block,
+row); annotation sidecars have one row per ordinal. All blocks hold `block` samples except the last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards import storage
+from shards.errors import DamagedError, UserError
+
+VERSION = 1
+LATEST = "LATEST"
+CURE = "write them with `python -m tools.shards make digits --out {root}`"
+
+Kind = Literal["image", "latent"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One member of every block. `shape` is of a sample, `dtype` NumPy's with its byte order."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kind: Literal["image", "latent", "label", "key"]
+
+    @property
+    def sample_bytes(self) -> int:
+        return int(np.dtype(self.dtype).itemsize * math.prod(self.shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """How stored values become what a model sees, (x - shift) * scale, and who encoded them."""
+
+    kind: Kind
+    shift: float = 0.0
+    scale: float = 1.0
+    encoder: str | None = None  # of latents: its name, and the sha256 of its weights
+    encoder_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise UserError(f"header kind={self.kind!r}: give 'image' or 'latent'")
+        if not (math.isfinite(self.scale) and self.scale > 0 and math.isfinite(self.shift)):
+            raise UserError(
+                f"header scale={self.scale}, shift={self.shift}: a finite shift and scale > 0 are needed"
+            )
+        if self.kind == "latent" and not self.encoder:
+            raise UserError("header encoder=None: latents must say which encoder made them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar, relative to the root."""
+
+    name: str
+    bytes: int
+    sha256: str
+    count: int  # samples
+    blocks: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Manifest:
+    """A data set. `blocks` is the index: a structured array, see `index_dtype`."""
+
+    count: int
+    block: int  # samples in a block
+    fields: tuple[Field, ...]
+    shards: tuple[Shard, ...]
+    blocks: NDArray[np.void]
+    header: dict[str, Any]  # a `Header`, plain: kind, shift, scale, encoder, encoder_sha256
+    channel_mean: tuple[float, ...]  # of stored values, float64
+    channel_std: tuple[float, ...]
+    minimum: float
+    maximum: float
+    label_histogram: tuple[int, ...] | None  # samples per class; None without labels
+    source: dict[str, Any]  # name, fingerprint (sha256), count
+    seed: int  # of the shuffle before writing
+
+    @property
+    def hash(self) -> str:
+        """Hex sha256 of the canonical JSON."""
+        return digest(self.plain())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample's x: (C, H, W)."""
+        return self.field("x").shape
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 without labels."""
+        return len(self.label_histogram or ())
+
+    def field(self, name: str) -> Field:
+        return self.fields[self.position(name)]
+
+    def position(self, name: str) -> int:
+        """The column of a field in the index."""
+        return [f.name for f in self.fields].index(name)
+
+    def plain(self) -> dict[str, Any]:
+        """The manifest as its file holds it."""
+        data = index_bytes(self.blocks)
+        return {
+            "format": "selfguide-shards",
+            "version": VERSION,
+            "count": self.count,
+            "block": self.block,
+            "fields": [{**asdict(f), "shape": [*f.shape]} for f in self.fields],
+            "header": self.header,
+            "statistics": {
+                "mean": [*self.channel_mean],
+                "std": [*self.channel_std],
+                "minimum": self.minimum,
+                "maximum": self.maximum,
+            },
+            "label_histogram": None if self.label_histogram is None else [*self.label_histogram],
+            "source": self.source,
+            "seed": self.seed,
+            "index": {"blocks": len(self.blocks), "bytes": len(data), "sha256": _sha256(data)},
+            "shards": [asdict(s) for s in self.shards],
+        }
+
+
+def index_dtype(fields: int) -> np.dtype[np.void]:
+    """A row of the index. `offset` is where the payload starts in the tar, after tar and npy headers."""
+    return np.dtype(
+        [
+            ("shard", "<u4"),
+            ("rows", "<u4"),
+            ("offset", "<u8", (fields,)),
+            ("bytes", "<u8", (fields,)),
+            ("xxh3", "u1", (fields, 16)),  # xxh3_128 of the payload, big-endian as xxhash prints it
+        ]
+    )
+
+
+def index_bytes(blocks: NDArray[np.void]) -> bytes:
+    """The index as a .npy file."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, blocks, version=(1, 0), allow_pickle=False)
+    return file.getvalue()
+
+
+def digest(plain: Mapping[str, Any]) -> str:
+    """Hex sha256 of the one canonical JSON text of a value."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _sha256(text.encode())
+
+
+def save(root: storage.Url, manifest: Manifest) -> None:
+    """Publishes index, manifest and, last, the pointer that makes them current."""
+    plain, name = manifest.plain(), manifest.hash
+    index = storage.join(root, _index_name(plain["index"]["sha256"]))
+    storage.publish(index, index_bytes(manifest.blocks), replace=True)  # the same bytes if it exists
+    text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
+    storage.publish(storage.join(root, manifest_name(name)), text.encode(), replace=True)
+    storage.publish(storage.join(root, LATEST), f"{name}\n".encode(), replace=True)
+
+
+def load(root: storage.Url, hash: str | None = None) -> Manifest:
+    """The current manifest of a folder or s3:// prefix, or the one with `hash`; checked, index included.
+
+    Raises:
+        UserError: nothing there, nothing finished there, or another version of the format.
+        DamagedError: manifest or index are not what was written.
+    """
+    name = hash or _pointer(root)
+    url = storage.join(root, manifest_name(name))
+    try:
+        plain = json.loads(storage.read_bytes(url))
+    except FileNotFoundError:
+        raise DamagedError(f"{url} is missing, but {LATEST} or a run's state names it") from None
+    except ValueError as error:
+        raise DamagedError(f"{url} is not JSON: {error}") from None
+    version = plain.get("version") if isinstance(plain, dict) else None
+    if version != VERSION:
+        raise UserError(
+            f"{url} has format version {version}, this program reads {VERSION}: use the program it "
+            f"was written with, or {CURE.format(root='NEW_FOLDER')}"
+        )
+    if digest(plain) != name:
+        raise DamagedError(f"{url} hashes to {digest(plain)[:12]}: it was changed after it was written")
+    return _build(root, plain)
+
+
+def manifest_name(hash: str) -> str:
+    return f"manifest-{hash[:12]}.json"
+
+
+def _index_name(sha256: str) -> str:
+    return f"index-{sha256[:12]}.npy"
+
+
+def _pointer(root: storage.Url) -> str:
+    try:
+        name = storage.read_bytes(storage.join(root, LATEST)).decode().strip()
+    except FileNotFoundError:
+        held = storage.list(root)
+        if not held:
+            state = "the folder is empty" if storage.exists(root) else "no such folder"
+            raise UserError(f"no shards at {root} ({state}): {CURE.format(root=root)}") from None
+        raise UserError(
+            f"no shards at {root}: it holds {', '.join(held[:3])} but no {LATEST}, which is written "
+            f"last; name another folder, or finish it: {CURE.format(root=root)}"
+        ) from None
+    except NotADirectoryError:
+        raise UserError(f"{root} is a file: name the folder that holds {LATEST}") from None
+    if len(name) != 64 or set(name) - set("0123456789abcdef"):
+        raise DamagedError(f"{storage.join(root, LATEST)} holds no sha256: {name[:80]!r}")
+    return name
+
+
+def _build(root: storage.Url, plain: dict[str, Any]) -> Manifest:
+    statistics, histogram = plain["statistics"], plain["label_histogram"]
+    url = storage.join(root, _index_name(plain["index"]["sha256"]))
+    data = storage.read_bytes(url)
+    if _sha256(data) != plain["index"]["sha256"]:
+        raise DamagedError(f"{url} does not have the sha256 that its manifest promises")
+    return Manifest(
+        count=plain["count"],
+        block=plain["block"],
+        fields=tuple(Field(**{**f, "shape": tuple(f["shape"])}) for f in plain["fields"]),
+        shards=tuple(Shard(**s) for s in plain["shards"]),
+        blocks=np.lib.format.read_array(io.BytesIO(data), allow_pickle=False),
+        header=plain["header"],
+        channel_mean=tuple(statistics["mean"]),
+        channel_std=tuple(statistics["std"]),
+        minimum=statistics["minimum"],
+        maximum=statistics["maximum"],
+        label_histogram=None if histogram is None else tuple(histogram),
+        source=plain["source"],
+        seed=plain["seed"],
+    )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
