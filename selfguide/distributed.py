@@ -1,0 +1,115 @@
+"""This process among its ranks: rendezvous, and the collectives that gradients pass through."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from selfguide.spec.run import read_record, write_record
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank stands; `local` is its index on its node."""
+
+    rank: int
+    local: int
+    world: int
+
+    @property
+    def device(self) -> torch.device:
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        # with one visible GPU per task the index is 0 whatever the local rank
+        return torch.device("cuda", self.local if torch.cuda.device_count() > 1 else 0)
+
+
+def join(place: Place, meeting: Path, timeout_s: int = 600) -> None:
+    """Joins the ranks of one attempt. Rank 0 binds a free port and publishes it as the file `meeting`.
+
+    A fixed port collides on shared nodes, and a silent fall-back to localhost trains N worlds of one.
+    """
+    if place.rank == 0:
+        host = _address()
+        store = dist.TCPStore(host, 0, place.world, is_master=True, wait_for_workers=False)
+        write_record(meeting, {"host": host, "port": store.port, "world": place.world})
+    else:
+        record = _await_record(meeting, timeout_s)
+        if record["world"] != place.world:
+            raise RuntimeError(f"rank {place.rank} was started for {place.world} ranks, rank 0 for {record['world']}")
+        store = dist.TCPStore(record["host"], record["port"], place.world, is_master=False)
+    if place.device.type == "cuda":
+        torch.cuda.set_device(place.device)
+    # DeepSpeed reads these even when torch.distributed is already up
+    os.environ.update(
+        RANK=str(place.rank), LOCAL_RANK=str(place.local), WORLD_SIZE=str(place.world),
+        MASTER_ADDR=_address(), MASTER_PORT="0",
+    )  # fmt: skip
+    # bookkeeping collectives of CPU tensors must not queue behind the GPU's
+    backend = "cpu:gloo,cuda:nccl" if place.device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, store=store, rank=place.rank, world_size=place.world, timeout=timedelta(seconds=timeout_s)
+    )
+
+
+def leave() -> None:
+    """Without it gloo processes abort now and then at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _address() -> str:
+    """An address of this host that its peers reach: what its name resolves to, loopback only where it is all."""
+    override = os.environ.get("SELFGUIDE_HOST")
+    if override:
+        return override
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError as error:
+        raise RuntimeError(
+            f"the name {socket.gethostname()!r} of this node does not resolve; set SELFGUIDE_HOST to its address"
+        ) from error
+
+
+def _await_record(path: Path, timeout_s: int) -> dict:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        record = read_record(path)
+        if record is not None:
+            return record
+        os.listdir(path.parent)  # refreshes an NFS client's cache of the folder
+        time.sleep(0.05)
+    raise TimeoutError(f"rank 0 published no {path.name} in {path.parent} within {timeout_s} s")
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Forward: the sum over ranks. Backward: every rank's loss depends on it, so gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Differentiable all-reduce; the value itself where there is one process."""
+    return _SumOverRanks.apply(value) if world_size() > 1 else value

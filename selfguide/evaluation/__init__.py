@@ -1,0 +1,1 @@
+"""Scores of a snapshot under a named protocol: generate, embed, compare, record."""

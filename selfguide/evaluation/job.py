@@ -1,0 +1,144 @@
+"""One evaluation: a snapshot, a protocol, one immutable record and a picture of samples."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from torch import Tensor
+
+import shards
+from selfguide.autoencoders import Normaliser
+from selfguide.evaluation.digitnet import TOP, DigitNet, embed, half, load_digitnet
+from selfguide.evaluation.frechet import Moments, between, with_error
+from selfguide.evaluation.generate import generate
+from selfguide.evaluation.grid import write_grid
+from selfguide.evaluation.neighbours import copy_rate
+from selfguide.guidance.online import assign, extract
+from selfguide.paths import build_path
+from selfguide.randomness import normal
+from selfguide.spec.config import Config, OnlineGuidance, build
+from selfguide.spec.records import VERSION, Protocol, grid_path, record_path
+from selfguide.spec.run import RunFolder, write_record
+from selfguide.training.snapshot import Snapshot, load
+
+METRIC_VERSION = 1
+
+
+def main(request: Path) -> None:
+    """Scores the snapshot that `request` names and publishes evals/<key>.<attempt>.json beside its grid."""
+    wanted = json.loads(request.read_text())
+    run, started = RunFolder(Path(wanted["run"])), time.time()
+    config = build(Config, wanted["config"])
+    print(f"evaluating {run.snapshot(wanted['images'])}", flush=True)
+    snapshot = load(run.snapshot(wanted["images"]))
+    protocol, scores, nfe, pixels = fd_digits(snapshot, config)
+    key, attempt = wanted["key"], wanted["attempt"]
+    write_grid(grid_path(run, key, attempt), pixels[:64], TOP)
+    description = run.describe()
+    record = {
+        "schema": VERSION,
+        "status": "done",
+        "run": description["id"],
+        "experiment": config.experiment,
+        "seed": snapshot.config.seed,
+        "images": snapshot.images,
+        "final": snapshot.images >= description["images"],
+        "key": key,
+        "attempt": attempt,
+        "protocol": asdict(protocol),
+        "protocol_key": protocol.key,
+        "scores": scores,
+        "nfe": nfe,
+        "label_free": snapshot.guidance["label_free"],
+        "snapshot_sha256": snapshot.sha256,
+        "started": started,
+        "ended": time.time(),
+        "seconds": time.time() - started,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
+    write_record(record_path(run, key, attempt), record)
+    print(json.dumps(scores), flush=True)
+
+
+def fd_digits(snapshot: Snapshot, config: Config) -> tuple[Protocol, dict[str, float], int, Tensor]:
+    """Frechet distance in the committed digit net's features against all scans, and what it must be read with."""
+    sampler, evaluation = config.sampler, config.evaluation
+    data = shards.read_all(snapshot.data["root"])
+    real = torch.as_tensor(data["x"])
+    net, sha256 = load_digitnet()
+    normaliser = Normaliser.of(snapshot.data["header"])
+    parts, nfe = [], 0
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    batches = generate(
+        snapshot, sampler, seed=evaluation.seed, count=evaluation.samples, batch=evaluation.batch
+    )
+    for made, evaluations in batches:
+        parts.append(normaliser.pixels(made, TOP))
+        nfe = max(nfe, evaluations)
+        print(f"{sum(map(len, parts)):,} / {evaluation.samples:,} samples", flush=True)
+    pixels = torch.cat(parts)
+    scores = score(net, real, pixels)
+    if isinstance(snapshot.config.guidance, OnlineGuidance) and "y" in data:
+        scores |= agreement(snapshot, normaliser.encode(real), data["y"])
+    protocol = Protocol(
+        metric="fd_digits",
+        version=METRIC_VERSION,
+        feature_sha256=sha256,
+        resize="none",
+        quantisation=f"round to 0..{TOP}",
+        reference=snapshot.data["manifest"],
+        samples=evaluation.samples,
+        labels="empirical p(k)",
+        seed=evaluation.seed,
+        sampler=sampler.name,
+        steps=sampler.steps,
+        g=sampler.g,
+        interval=sampler.interval,
+        ema=snapshot.ema,
+        dtype="fp32",
+    )
+    return protocol, scores, nfe, pixels
+
+
+def score(net: DigitNet, real: Tensor, pixels: Tensor) -> dict[str, float]:
+    """The distance with its error, the floor that real halves reach, copies, and whether samples look like digits."""
+    reference, _ = embed(net, real)
+    features, probabilities = embed(net, pixels)
+    fd, error = with_error(reference.numpy(), features.numpy())
+    even, odd = half(len(real))
+    copies, real_copies = copy_rate(real.numpy(), pixels.numpy())
+    top, classes = probabilities[:1000].max(1)
+    return {
+        "fd_digits": fd,
+        "fd_digits_se": error,
+        "floor": between(Moments.of(reference[even].numpy()), Moments.of(reference[odd].numpy())),
+        "copy_rate": copies,
+        "copy_rate_real": real_copies,
+        "confident": (top >= 0.9).float().mean().item(),
+        "classes": float(len(classes.unique())),
+    }
+
+
+def agreement(snapshot: Snapshot, x0: Tensor, labels: np.ndarray) -> dict[str, float]:
+    """NMI and ARI of the groups the student gives every scan with its true label, for monitoring only."""
+    guidance = snapshot.config.guidance
+    assert isinstance(guidance, OnlineGuidance)
+    eps = normal(0, "extraction-noise", torch.arange(len(x0)), tuple(x0.shape[1:]))
+    path = build_path(snapshot.config.path)
+    groups = assign(snapshot.student, extract(snapshot.student, path, guidance, x0, eps)).numpy()
+    counts: dict[str, Any] = {
+        "nmi": normalized_mutual_info_score(labels, groups),
+        "ari": adjusted_rand_score(labels, groups),
+        "groups_used": len(np.unique(groups)),
+    }
+    return {name: float(value) for name, value in counts.items()}

@@ -1,0 +1,76 @@
+"""The online head: features -> unit vectors -> cosine scores against K prototypes (SGFM, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfguide.distributed import sum_over_ranks
+
+
+class GlobalBatchNorm(nn.Module):
+    """BatchNorm1d over the images of all ranks, by one all-reduce of sums.
+
+    So the statistics depend neither on the world size nor on how many images a rank holds, none included.
+    Statistics and buffers are fp32 in every engine.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        if self.training:
+            mean, var = self._measure(wide)
+        else:
+            mean, var = self.running_mean.float(), self.running_var.float()
+        normal = (wide - mean) * torch.rsqrt(var + self.eps)
+        return (normal * self.weight.float() + self.bias.float()).to(x.dtype)
+
+    def _measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance over the global batch, (F,) each; running ones take the unbiased variance."""
+        # shifting by the running mean keeps the one-pass variance from cancelling
+        shifted = x - self.running_mean
+        sums = torch.cat((shifted.sum(0), shifted.square().sum(0), x.new_full((1,), len(x))))
+        sums = sum_over_ranks(sums)
+        first, second, count = sums[: x.shape[1]], sums[x.shape[1] : -1], sums[-1]
+        offset = first / count
+        var = (second / count - offset.square()).clamp_min(0)
+        mean = offset + self.running_mean
+        with torch.no_grad():
+            unbiased = var * count / (count - 1).clamp_min(1)
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(unbiased.detach(), self.momentum)
+        return mean, var
+
+
+class PrototypeHead(nn.Module):
+    """Linear-BatchNorm-ReLU-Linear, then cosine with prototypes normalised in the forward.
+
+    Never in place: ZeRO's masters would overwrite it.
+    """
+
+    def __init__(self, features: int, hidden: int, width: int, groups: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(features, hidden)
+        self.norm = GlobalBatchNorm(hidden)
+        self.out = nn.Linear(hidden, width)
+        self.prototypes = nn.Parameter(F.normalize(torch.randn(groups, width), dim=1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, F) -> scores (B, K) in [-1, 1], fp32."""
+        z = self.out(F.relu(self.norm(self.hidden(features.to(self.hidden.weight.dtype)))))
+        return F.normalize(z.float(), dim=1) @ self.rows().T
+
+    def rows(self) -> Tensor:
+        """(K, P) unit prototypes, fp32."""
+        return F.normalize(self.prototypes.float(), dim=1)

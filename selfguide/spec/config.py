@@ -1,0 +1,273 @@
+"""What a user may set: frozen dataclasses, and the one function that builds them from a composed mapping.
+
+Hydra composes YAML into a mapping; `build` turns it into these classes and refuses what they do not know, with
+the nearest name. Counts of images are the clock: every cadence, schedule and horizon is in images seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from shards.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A row of `selfguide.spec.sizes` and what this experiment changes of it (None keeps the row's value)."""
+
+    name: str
+    size: int | None = None  # edge of the square input, in latent pixels
+    channels: int | None = None
+    patch: int | None = None
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    learn_sigma: bool | None = None
+    cls_token: bool = False  # a learned token that collects what the online guidance reads
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathConfig:
+    """The road between data (noise-time 0) and noise (noise-time 1), and where along it training looks."""
+
+    name: Literal["rectified_flow"] = "rectified_flow"
+    time_density: Literal["uniform", "logit_normal"] = "uniform"  # SiT; logit-normal is LightningDiT's
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How samples are drawn. `g` is the total guidance weight: 1 is none, 0 is unconditional."""
+
+    name: Literal["euler", "dopri5"] = "euler"
+    steps: int = 50
+    g: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)  # noise-times in which `g` applies
+    rtol: float = 1e-5  # dopri5 only; SGFM's setting
+    atol: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoGuidance:
+    """Unconditional training."""
+
+    source: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelGuidance:
+    """Human labels from the shards: the upper reference, never label-free."""
+
+    source: Literal["labels"] = "labels"
+    drop: float = 0.1  # DiT, SiT
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineGuidance:
+    """Prototypes found while training by a Sinkhorn over all ranks (Hu et al. 2023, arXiv 2312.08825)."""
+
+    source: Literal["online"] = "online"
+    groups: int = 300  # K
+    prototype_width: int | None = None  # P; None is the model's width, as in the paper
+    head_width: int | None = None  # None is half the feature's width, as in the paper
+    layer: int | None = None  # block whose output is read, counted from 1; None is the middle
+    pooling: Literal["cls", "mean", "flat"] = "cls"
+    noise_time: float = 0.2  # at which ids are extracted
+    view: Literal["extraction", "training"] = "extraction"  # what the head learns from; "training" is the paper's
+    mask: tuple[float, float] = (0.15, 0.25)  # noise-times whose L_SK counts, view "training" only
+    switch: float = 0.5  # share of training after which the model is told its prototypes
+    epsilon: float = 0.05
+    iterations: int = 3
+    temperature: float = 0.1
+    weight: float = 1.0  # lambda, reached linearly at the switch
+    drop: float = 0.1
+    teacher_refresh: int = 1024  # images between refreshes of the teacher from the EMA masters
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """A folder or s3:// prefix of shards, and what the experiment expects to find there."""
+
+    root: str
+    shape: tuple[int, int, int]  # (C, H, W)
+    classes: int = 0
+    mode: Literal["window", "global"] = "window"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation, in images seen."""
+
+    images: int
+    batch: int  # global
+    micro_batch: int | None = None  # per rank and forward; None takes batch / ranks
+    learning_rate: float = 1e-4
+    warmup_images: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema_halflife: tuple[int, ...] = (7_100_000,)  # images; 0.9999 a step at batch 1024
+    ema_ramp: float = 0.05  # horizon never longer than this share of the images seen (EDM)
+    log_every: int = 10_000
+    snapshot_every: int = 1_000_000
+    checkpoint_every: int = 1_000_000
+    keep_checkpoints: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Who takes the optimiser step: DeepSpeed ZeRO, or bare/DDP torch as its reference."""
+
+    backend: Literal["deepspeed", "torch"] = "deepspeed"
+    zero_stage: Literal[1, 2] = 1
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    timeout_s: int = 600  # of one collective
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Which protocol scores the snapshots, and how many jobs may do so at once."""
+
+    protocol: Literal["none", "fd_digits"] = "none"
+    samples: int = 5000
+    batch: int = 500
+    seed: int = 0
+    in_flight: int = 1
+    attempts: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Where jobs run. Experiments never name a partition: this profile does."""
+
+    kind: Literal["auto", "local", "slurm", "devcluster"]
+    gpus_per_node: int = 8  # also the ranks per node; processes where there are no GPUs
+    request_gpus: bool = True
+    cpus_per_task: int | None = None
+    mem_gb: float | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    timeout_min: int = 24 * 60
+    evaluation_timeout_min: int = 120
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything one submission resolves to."""
+
+    experiment: str
+    model: ModelConfig
+    path: PathConfig
+    sampler: SamplerConfig
+    guidance: NoGuidance | LabelGuidance | OnlineGuidance
+    data: DataConfig
+    train: TrainConfig
+    engine: EngineConfig
+    evaluation: EvaluationConfig
+    cluster: ClusterConfig
+    nodes: int = 1
+    seed: int = 0
+    name: str | None = None
+    runs: str = "runs"
+    follow: bool = False
+    dry_run: bool = False
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.cluster.gpus_per_node
+
+    @property
+    def micro_batch(self) -> int:
+        """Images per rank and forward."""
+        return self.train.micro_batch or self.train.batch // self.ranks
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """'; did you mean X?' for the known name closest to `word`, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def build(cls: type[T], values: Any, where: str = "") -> T:
+    """`cls` from a plain mapping, types checked.
+
+    Raises:
+        UserError: an unknown or missing key, or a value of the wrong type; names the field, the value, the cure.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where or 'the config'} must be a mapping, not {values!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            dotted = f"{where}.{key}" if where else key
+            raise UserError(f"unknown key '{dotted}'{nearest(str(key), fields)}")
+    made = {}
+    for name, spec in fields.items():
+        dotted = f"{where}.{name}" if where else name
+        if name in values and values[name] != "???":
+            made[name] = _convert(hints[name], values[name], dotted)
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise UserError(f"'{dotted}' has no value: give {dotted}=...")
+    return cls(**made)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as `hint`, or a UserError that names `where`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool):
+            known = ", ".join(str(a) for a in args)
+            raise UserError(f"{where}={value!r} is not one of: {known}{nearest(str(value), map(str, args))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [a for a in args if a is not type(None)]
+        if len(options) > 1:  # a union of configs is told apart by its `source`
+            return build(_by_source(options, value, where), value, where)
+        return _convert(options[0], value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}={value!r} must be a list")
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise UserError(f"{where}={list(value)!r} must have {len(args)} values")
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{where}={value!r} must be a mapping")
+        return {str(k): str(v) for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, where)
+    return _scalar(hint, value, where)
+
+
+def _by_source(options: list[Any], value: Any, where: str) -> Any:
+    sources = {typing.get_args(typing.get_type_hints(o)["source"])[0]: o for o in options}
+    source = value.get("source") if isinstance(value, dict) else None
+    if source not in sources:
+        raise UserError(f"{where}.source={source!r} is not one of: {', '.join(sources)}")
+    return sources[source]
+
+
+def _scalar(hint: type, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # 2e6 is how people write two million
+    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise UserError(f"{where}={value!r} must be {hint.__name__}, not {type(value).__name__}")

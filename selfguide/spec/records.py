@@ -1,0 +1,67 @@
+"""Evaluation records: a score is a named protocol, not a number.
+
+One immutable JSON file per evaluation attempt, `evals/<key>.<attempt>.json`; the key hashes the snapshot and the
+protocol, so a score is never taken twice and two protocols never share a column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from selfguide.spec.config import Config
+from selfguide.spec.run import RunFolder, digest, image_folder, read_record
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Everything a score depends on besides the weights."""
+
+    metric: str  # fd_digits
+    version: int  # of the metric's code
+    feature_sha256: str
+    resize: str
+    quantisation: str
+    reference: str  # manifest hash of the reference images
+    samples: int
+    labels: str  # how conditions are drawn: "empirical"
+    seed: int
+    sampler: str
+    steps: int
+    g: float
+    interval: tuple[float, float]
+    ema: int  # half-life in images
+    dtype: str
+
+    @property
+    def key(self) -> str:
+        return digest(asdict(self))
+
+
+def job_key(config: Config, images: int) -> str:
+    """Names the evaluation of one snapshot under the configured protocol, before any job has run."""
+    wanted = {"evaluation": config.evaluation.protocol, "samples": config.evaluation.samples}
+    wanted |= {"seed": config.evaluation.seed, "sampler": asdict(config.sampler)}
+    return f"{image_folder(images)}-{digest(wanted, 8)}"
+
+
+def record_path(run: RunFolder, key: str, attempt: int) -> Path:
+    return run.evals / f"{key}.{attempt}.json"
+
+
+def grid_path(run: RunFolder, key: str, attempt: int) -> Path:
+    """The PNG of sample images that belongs to a record."""
+    return run.evals / f"{key}.{attempt}.png"
+
+
+def records(run: RunFolder) -> Iterator[dict[str, Any]]:
+    """Every evaluation record of the run, by name."""
+    if run.evals.is_dir():
+        for path in sorted(run.evals.glob("img-*.json")):
+            record = read_record(path)
+            if record is not None:
+                yield record

@@ -1,0 +1,154 @@
+"""The run folder: what a run is, its attempts, and who may still publish into it.
+
+A run is what is learned; an attempt is one job that works on it. State is in these files only, so every command
+can be asked from any machine that sees the folder. An older attempt that still lives may burn CPU but publishes
+nothing: `Lease.check` compares attempt numbers before every publish.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from selfguide.spec.config import Config
+from shards import storage
+
+# not part of a run: where and how it works, how often it speaks
+_CADENCES = ("micro_batch", "log_every", "snapshot_every", "checkpoint_every", "keep_checkpoints")
+
+
+class Fenced(RuntimeError):
+    """A newer attempt holds the run; this one must stop and may not publish."""
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value; hashes are taken over it."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def digest(value: Any, length: int = 12) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
+
+
+def identity(config: Config, manifest: str | None) -> dict[str, Any]:
+    """What changes a run's result: data, model, path, guidance, optimisation, engine numerics, seed."""
+    train = {k: v for k, v in asdict(config.train).items() if k not in _CADENCES}
+    return {
+        "experiment": config.experiment,
+        "data": {"manifest": manifest, "mode": config.data.mode},
+        "model": asdict(config.model),
+        "path": asdict(config.path),
+        "guidance": asdict(config.guidance),
+        "train": train,
+        "engine": {k: v for k, v in asdict(config.engine).items() if k != "timeout_s"},
+        "seed": config.seed,
+    }
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run; every reader and writer takes them from here."""
+
+    root: Path
+
+    @property
+    def run_json(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def attempts(self) -> Path:
+        return self.root / "attempts"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics"
+
+    @property
+    def evals(self) -> Path:
+        return self.root / "evals"
+
+    def describe(self) -> dict[str, Any]:
+        """run.json: id, name, experiment, hash, identity, images, created."""
+        return json.loads(self.run_json.read_text())
+
+    def attempt(self, number: int) -> Path:
+        return self.attempts / f"{number:04d}"
+
+    def attempt_numbers(self) -> list[int]:
+        if not self.attempts.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.attempts.iterdir() if p.name.isdigit())
+
+    def open_attempt(self) -> int:
+        """Takes the next attempt number by making its folder; two callers never get the same."""
+        self.attempts.mkdir(parents=True, exist_ok=True)
+        while True:
+            number = (self.attempt_numbers() or [0])[-1] + 1
+            try:
+                self.attempt(number).mkdir()
+                return number
+            except FileExistsError:
+                continue
+
+    def snapshot(self, images: int) -> Path:
+        return self.snapshots / image_folder(images)
+
+    def checkpoint(self, images: int) -> Path:
+        return self.checkpoints / image_folder(images)
+
+    def published(self) -> list[int]:
+        """Images of every complete snapshot, ascending."""
+        if not self.snapshots.is_dir():
+            return []
+        found = [p for p in self.snapshots.iterdir() if p.name.startswith("img-")]
+        return sorted(int(p.name[4:]) for p in found if storage.read_complete(p, verify="sizes") is not None)
+
+    def finished(self) -> bool:
+        """The final snapshot is published."""
+        return storage.read_complete(self.snapshot(self.describe()["images"]), verify="sizes") is not None
+
+
+def image_folder(images: int) -> str:
+    """img-000256000: sorts as it counts."""
+    return f"img-{images:09d}"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right of one attempt to publish into its run."""
+
+    run: RunFolder
+    number: int
+
+    def check(self) -> None:
+        """Raises Fenced when a newer attempt exists."""
+        newest = self.run.attempt_numbers()[-1]
+        if newest > self.number:
+            raise Fenced(f"attempt {self.number} of {self.run.root} was overtaken by attempt {newest}")
+
+
+def write_record(path: Path, record: dict[str, Any], *, replace: bool = False) -> None:
+    """One small JSON file, whole or not at all; immutable unless `replace`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = json.dumps({"time": time.time(), **record}, indent=1, default=str).encode()
+    storage.publish(str(path), data, replace=replace)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record, or None where none is yet."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None

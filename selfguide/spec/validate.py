@@ -1,0 +1,228 @@
+"""Everything a user can type, checked before a job is queued: what a value means for the others.
+
+`selfguide.spec.config.build` has already checked names and types; here stand the laws between fields. Each broken
+one names the field, its value and the cure. Pure: reads nothing but the config.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance
+from selfguide.spec.sizes import Architecture, architecture
+from shards.errors import UserError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DIGITS = (1, 8, 8)  # what fd_digits' feature net reads
+
+
+def validate(config: Config) -> None:
+    """Returns when the run can be trained as asked.
+
+    Raises:
+        UserError: the first law that does not hold, with its cure.
+    """
+    if config.cluster.kind == "auto":
+        raise UserError("cluster=auto must be resolved first; choose cluster=local or cluster=slurm")
+    _names(config)
+    _ranks(config)
+    _clock(config)
+    _optimiser(config)
+    _model(config)
+    _sampling(config)
+    _evaluation(config)
+
+
+def _names(config: Config) -> None:
+    for field, value in (("name", config.name), ("experiment", config.experiment)):
+        if value is not None and not _NAME.fullmatch(value):
+            raise UserError(
+                f"{field}={value!r} names a folder: use letters, digits, '.', '_' and '-', beginning with "
+                "a letter or digit, at most 100 characters"
+            )
+    for field, value in (("runs", config.runs), ("data.root", config.data.root)):
+        if not value.strip():
+            raise UserError(f"{field} is empty: give {field}=FOLDER")
+    if config.runs.startswith("s3://"):
+        raise UserError(f"runs={config.runs!r}: the run folder lives on a file system all nodes share, not on S3")
+
+
+def _ranks(config: Config) -> None:
+    cluster = config.cluster
+    _at_least("nodes", config.nodes, 1)
+    _at_least("cluster.gpus_per_node", cluster.gpus_per_node, 1)
+    if cluster.kind == "local" and config.nodes > 1:
+        raise UserError(
+            f"nodes={config.nodes} with cluster=local: this is one machine; take cluster=slurm, or nodes=1"
+        )
+    _at_least("cluster.timeout_min", cluster.timeout_min, 1)
+    _at_least("cluster.evaluation_timeout_min", cluster.evaluation_timeout_min, 1)
+    if cluster.cpus_per_task is not None:
+        _at_least("cluster.cpus_per_task", cluster.cpus_per_task, 1)
+    if cluster.mem_gb is not None:
+        _positive("cluster.mem_gb", cluster.mem_gb)
+    _at_least("train.batch", config.train.batch, 1)
+    _divides(config)
+
+
+def _divides(config: Config) -> None:
+    """The global batch is ranks x micro batch x a whole number of accumulations."""
+    train, ranks = config.train, config.ranks
+    if train.micro_batch is not None:
+        _at_least("train.micro_batch", train.micro_batch, 1)
+    unit = ranks * (train.micro_batch or 1)
+    if train.batch % unit:
+        below, above = train.batch // unit * unit, -(-train.batch // unit) * unit
+        near = f"{below} or {above}" if below else str(above)
+        what = f"{ranks} ranks ({config.nodes} nodes x {config.cluster.gpus_per_node})"
+        if train.micro_batch:
+            what += f" x train.micro_batch={train.micro_batch} = {unit}"
+        raise UserError(f"train.batch={train.batch} does not divide by {what}; take train.batch={near}")
+
+
+def _clock(config: Config) -> None:
+    train = config.train
+    counts = {
+        "train.images": train.images,
+        "train.log_every": train.log_every,
+        "train.snapshot_every": train.snapshot_every,
+        "train.checkpoint_every": train.checkpoint_every,
+    }
+    if isinstance(config.guidance, OnlineGuidance):
+        counts["guidance.teacher_refresh"] = config.guidance.teacher_refresh
+    for field, images in counts.items():
+        _at_least(field, images, 1)
+        if images % train.batch:
+            above = -(-images // train.batch) * train.batch
+            near = f"{above - train.batch} or {above}" if above > train.batch else str(above)
+            raise UserError(
+                f"{field}={images} counts images and must be a multiple of train.batch={train.batch}; "
+                f"take {field}={near}"
+            )
+    _at_least("train.warmup_images", train.warmup_images, 0)
+    if train.warmup_images > train.images:
+        raise UserError(
+            f"train.warmup_images={train.warmup_images} is longer than train.images={train.images}; shorten it"
+        )
+    _at_least("train.keep_checkpoints", train.keep_checkpoints, 1)
+
+
+def _optimiser(config: Config) -> None:
+    train = config.train
+    _positive("train.learning_rate", train.learning_rate)
+    _positive("train.clip", train.clip)
+    _positive("train.ema_ramp", train.ema_ramp)
+    _within("train.weight_decay", train.weight_decay, 0.0, math.inf)
+    for i, beta in enumerate(train.betas):
+        _within(f"train.betas[{i}]", beta, 0.0, 1.0, below_high=True)
+    if not train.ema_halflife:
+        raise UserError("train.ema_halflife=[] is empty: snapshots are EMA weights, give at least one half-life")
+    for i, images in enumerate(train.ema_halflife):
+        _at_least(f"train.ema_halflife[{i}]", images, 1)
+    if len(set(train.ema_halflife)) != len(train.ema_halflife):
+        raise UserError(f"train.ema_halflife={list(train.ema_halflife)} names one half-life twice; drop one")
+    _at_least("engine.timeout_s", config.engine.timeout_s, 1)
+    _at_least("seed", config.seed, 0)
+
+
+def _model(config: Config) -> None:
+    for field in ("size", "channels", "patch", "width", "depth", "heads"):
+        value = getattr(config.model, field)
+        if value is not None:
+            _at_least(f"model.{field}", value, 1)
+    channels, height, width = config.data.shape
+    if height != width or min(channels, height) < 1:
+        raise UserError(f"data.shape={list(config.data.shape)} must be (C, H, W), positive, with H = W")
+    net = architecture(config)
+    for field, value, shape in (("size", net.size, height), ("channels", net.channels, channels)):
+        if value != shape:
+            raise UserError(
+                f"model.{field}={value} disagrees with data.shape={list(config.data.shape)}; "
+                f"drop model.{field} or set it to {shape}"
+            )
+    _at_least("data.classes", config.data.classes, 0)
+    _guidance(config, net)
+
+
+def _guidance(config: Config, net: Architecture) -> None:
+    guidance = config.guidance
+    if isinstance(guidance, LabelGuidance):
+        _within("guidance.drop", guidance.drop, 0.0, 1.0, below_high=True)
+        if config.data.classes < 1:
+            raise UserError(
+                f"guidance.source=labels needs data.classes > 0, not {config.data.classes}; give data.classes=... "
+                "if the shards have labels, else guidance=online"
+            )
+    if not isinstance(guidance, OnlineGuidance):
+        return
+    if guidance.pooling == "cls" and not config.model.cls_token:
+        raise UserError(
+            "guidance.pooling=cls reads a learned [CLS] token and model.cls_token is false; set "
+            "model.cls_token=true, or guidance.pooling=flat (small nets) or mean"
+        )
+    if guidance.layer is not None and not 1 <= guidance.layer <= net.depth:
+        raise UserError(f"guidance.layer={guidance.layer} is not a block of this model; take 1 to {net.depth}")
+    _at_least("guidance.groups", guidance.groups, 2)
+    _at_least("guidance.iterations", guidance.iterations, 1)
+    for field in ("prototype_width", "head_width"):
+        if getattr(guidance, field) is not None:
+            _at_least(f"guidance.{field}", getattr(guidance, field), 1)
+    _within("guidance.noise_time", guidance.noise_time, 0.0, 1.0)
+    _interval("guidance.mask", guidance.mask)
+    if not 0 < guidance.switch < 1:
+        raise UserError(
+            f"guidance.switch={guidance.switch} is a share of training: take a value between 0 and 1, both excluded"
+        )
+    _positive("guidance.epsilon", guidance.epsilon)
+    _positive("guidance.temperature", guidance.temperature)
+    _within("guidance.weight", guidance.weight, 0.0, math.inf)
+    _within("guidance.drop", guidance.drop, 0.0, 1.0, below_high=True)
+
+
+def _sampling(config: Config) -> None:
+    sampler = config.sampler
+    _at_least("sampler.steps", sampler.steps, 1)
+    _positive("sampler.rtol", sampler.rtol)
+    _positive("sampler.atol", sampler.atol)
+    _within("sampler.g", sampler.g, 0.0, math.inf)
+    _interval("sampler.interval", sampler.interval)
+    _within("path.logit_mean", config.path.logit_mean, -math.inf, math.inf)
+    _positive("path.logit_std", config.path.logit_std)
+
+
+def _evaluation(config: Config) -> None:
+    evaluation = config.evaluation
+    for field in ("samples", "batch", "in_flight", "attempts"):
+        _at_least(f"evaluation.{field}", getattr(evaluation, field), 1)
+    _at_least("evaluation.seed", evaluation.seed, 0)
+    if evaluation.protocol == "fd_digits" and config.data.shape != _DIGITS:
+        raise UserError(
+            f"evaluation.protocol=fd_digits scores {list(_DIGITS)} digits, and data.shape is "
+            f"{list(config.data.shape)}; set evaluation=none"
+        )
+
+
+def _at_least(field: str, value: int, low: int) -> None:
+    if value < low:
+        raise UserError(f"{field}={value} is too small; take {low} or more")
+
+
+def _positive(field: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(f"{field}={value} must be a positive number")
+
+
+def _within(field: str, value: float, low: float, high: float, *, below_high: bool = False) -> None:
+    """`value` in [low, high], or [low, high) with `below_high`; never infinite or NaN."""
+    if not math.isfinite(value) or not low <= value <= high or (below_high and value == high):
+        top = f"{high})" if below_high or math.isinf(high) else f"{high}]"
+        raise UserError(f"{field}={value} must be a number in [{low}, {top}")
+
+
+def _interval(field: str, value: tuple[float, float]) -> None:
+    low, high = value
+    if not 0 <= low <= high <= 1:
+        raise UserError(
+            f"{field}={list(value)} is a span of noise-times: take two numbers with 0 <= low <= high <= 1"
+        )

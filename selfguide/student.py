@@ -1,0 +1,97 @@
+"""The network in training: backbone and guidance head under one roof, so that one engine steps both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from selfguide.conditions import Condition
+from selfguide.guidance.head import PrototypeHead
+from selfguide.models.dit import DiT, pool
+from selfguide.spec.config import Config, OnlineGuidance
+from selfguide.spec.sizes import architecture, feature_width
+
+
+class Outputs(NamedTuple):
+    """velocity (B, C, H, W); scores (B, K) of the guidance head, None without one."""
+
+    velocity: Tensor
+    scores: Tensor | None
+
+
+@dataclass
+class Batch:
+    """One micro-batch on its way through a step; tensors are on the rank's device.
+
+    `features` (B, F) is what the guidance head reads; None lets it read the training view.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    tau: Tensor
+    x: Tensor
+    position: Tensor
+    label: Tensor | None
+    images: int  # seen by the run before this step
+    features: Tensor | None = None
+
+
+class Student(nn.Module):
+    """Backbone and, with an online source, the head on its detached features."""
+
+    def __init__(self, backbone: DiT, head: PrototypeHead | None, *, layer: int = 0, pooling: str = "cls") -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.layer, self.pooling = layer, pooling
+
+    def forward(
+        self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None = None
+    ) -> Outputs:
+        if self.head is None:
+            return Outputs(self.velocity(x, tau, condition), None)
+        if features is None:
+            out, tokens = self.backbone(x, tau, condition, capture=self.layer)
+            # stop-gradient: L_SK trains the head and the prototypes only (SGFM, section 3.2)
+            return Outputs(self._cut(out), self.head(pool(tokens.detach(), self.pooling, self.backbone.net)))
+        return Outputs(self.velocity(x, tau, condition), self.head(features))
+
+    def velocity(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
+        """(B, C, H, W); a learned sigma, where the architecture has one, is cut off."""
+        return self._cut(self.backbone(x, tau, condition))
+
+    def features(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
+        """(B, F) pooled tokens of the head's layer; the rest of the backbone is not run."""
+        tokens = self.backbone.features(x, tau, condition, self.layer)
+        return pool(tokens, self.pooling, self.backbone.net)
+
+    def _cut(self, out: Tensor) -> Tensor:
+        return out[:, : self.backbone.net.channels]
+
+
+class Sampled(nn.Module):
+    """A student as the samplers see it: velocity only."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
+        return self.student.velocity(x, tau, condition)
+
+
+def build_student(config: Config, seed: int) -> Student:
+    """The student this experiment trains; the same weights for the same seed on every rank."""
+    net = architecture(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = DiT(net)
+        guidance = config.guidance
+        if not isinstance(guidance, OnlineGuidance):
+            return Student(backbone, None)
+        features = feature_width(guidance, net)
+        head = PrototypeHead(features, guidance.head_width or features // 2, net.dense, guidance.groups)
+    layer = guidance.layer or (net.depth + 1) // 2
+    return Student(backbone, head, layer=layer, pooling=guidance.pooling)

@@ -1,0 +1,91 @@
+"""One rank of one attempt: builds what the loop works with, resumes, trains, and always leaves its group."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+import shards
+from selfguide.autoencoders import Normaliser
+from selfguide.distributed import Place, join, leave
+from selfguide.guidance.build import build_source
+from selfguide.paths import build_path
+from selfguide.spec.config import Config, OnlineGuidance
+from selfguide.spec.run import Lease, RunFolder
+from selfguide.student import build_student
+from selfguide.training import checkpoint
+from selfguide.training.checkpoint import State
+from selfguide.training.ema import Averages
+from selfguide.training.engine.build import build_engine, micro_batch
+from selfguide.training.engine.protocol import DTYPES, Engine, keep_buffers_wide
+from selfguide.training.loop import Training, switch_images, train
+from selfguide.training.snapshot import read_config
+from selfguide.training.teacher import Teacher
+from selfguide.training.telemetry import Telemetry
+from shards import manifest as manifests
+
+
+def main(attempt: Path, rank: int, local_rank: int, world: int) -> None:
+    """Trains the run that `attempt` belongs to, from its newest checkpoint if there is one."""
+    config = read_config(attempt / "config.yaml")
+    run = RunFolder(attempt.parent.parent)
+    lease = Lease(run, int(attempt.name))
+    place = Place(rank, local_rank, world)
+    if place.device.type == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    telemetry = Telemetry(run, lease.number, place, config.train.images)
+    telemetry.say("joining ranks", 0)
+    join(place, attempt / "rendezvous.json", config.engine.timeout_s)
+    try:
+        work(config, place, lease, telemetry)
+    finally:
+        leave()
+
+
+def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> None:
+    """Everything between joining the ranks and leaving them."""
+    manifest = manifests.load(config.data.root)
+    state = build_state(config, place, list(manifest.label_histogram or []))
+    found = checkpoint.newest(lease.run.checkpoints)
+    if found is not None:
+        checkpoint.load(found, state, place)
+    telemetry.say("starting", state.images)
+    stream = shards.open(
+        config.data.root,
+        global_batch=config.train.batch,
+        micro_batch=micro_batch(config, place.world),
+        rank=place.rank,
+        world=place.world,
+        seed=config.seed,
+        position=state.images,
+        mode=config.data.mode,
+    )
+    header = manifest.header
+    data = {"manifest": manifest.hash, "root": config.data.root, "header": header}
+    try:
+        normaliser = Normaliser.of(header)
+        path = build_path(config.path)
+        train(Training(config, place, state, stream, path, normaliser, data, telemetry, lease))
+    finally:
+        stream.close()
+    telemetry.say("done", state.images)
+
+
+def build_state(config: Config, place: Place, histogram: list[int]) -> State:
+    """Engine, averages, guidance source and teacher at image 0; the same weights on every rank."""
+    engine = build_engine(config, build_student(config, config.seed), place)
+    averages = Averages(engine, config.train.ema_halflife, config.train.ema_ramp)
+    source = build_source(config, histogram, switch_images(config))
+    return State(engine, averages, source, _teacher(config, place, engine, averages))
+
+
+def _teacher(config: Config, place: Place, engine: Engine, averages: Averages) -> Teacher | None:
+    if not isinstance(config.guidance, OnlineGuidance):
+        return None
+    student = build_student(config, config.seed).to(place.device, DTYPES[config.engine.dtype])
+    keep_buffers_wide(student)
+    teacher = Teacher(student)
+    teacher.refresh(averages.weights(), engine.module)
+    return teacher

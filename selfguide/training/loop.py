@@ -1,0 +1,139 @@
+"""The training loop, top to bottom: data, condition, loss, step, average, publish. Images seen is the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfguide.autoencoders import Normaliser
+from selfguide.distributed import Place
+from selfguide.objectives import flow_loss
+from selfguide.paths import Path, draw_times
+from selfguide.randomness import normal
+from selfguide.spec.config import Config, OnlineGuidance
+from selfguide.spec.run import Lease
+from selfguide.student import Batch
+from selfguide.training import checkpoint, snapshot
+from selfguide.training.checkpoint import State
+from selfguide.training.engine.protocol import DTYPES
+from selfguide.training.telemetry import Telemetry
+
+
+@dataclass
+class Training:
+    """All that the loop works with."""
+
+    config: Config
+    place: Place
+    state: State
+    stream: Iterator[dict[str, np.ndarray]]  # this rank's micro-batches
+    path: Path
+    normaliser: Normaliser
+    data: dict[str, Any]  # manifest hash and header, for snapshots
+    telemetry: Telemetry
+    lease: Lease
+
+
+def switch_images(config: Config) -> int:
+    """The image count, a whole number of batches, from which an online source tells its groups."""
+    if not isinstance(config.guidance, OnlineGuidance):
+        return 0
+    steps = config.train.images // config.train.batch
+    return max(1, round(config.guidance.switch * steps)) * config.train.batch
+
+
+def train(job: Training) -> None:
+    """Runs to `train.images`; publishes snapshots and checkpoints at their cadence and at the end."""
+    config, state, total = job.config, job.state, job.config.train.images
+    job.telemetry.restart(state.images)
+    while state.images < total:
+        applied = step(job)
+        seen = state.images + config.train.batch
+        if applied:
+            state.averages.update(config.train.batch, seen)
+        state.images = seen
+        turn_stage(job)
+        refresh_teacher(job)
+        if due(config.train.log_every, seen, config) or seen >= total:
+            job.telemetry.report(seen, **health(job))
+        publish_what_is_due(job)
+
+
+def step(job: Training) -> bool:
+    """One optimiser step over the global batch; False where non-finite gradients were skipped."""
+    config, engine, source = job.config, job.state.engine, job.state.source
+    teacher = job.state.teacher.module if job.state.teacher else None
+    done = None
+    while done is None:
+        batch = prepare(job, next(job.stream))
+        condition = source.condition(batch, teacher)
+        outputs = engine.forward(batch.x, batch.tau, condition, batch.features)
+        target = job.path.velocity(batch.x0, batch.eps, batch.tau)
+        flow = flow_loss(outputs.velocity, target).mean()
+        guidance = source.loss(outputs, batch)
+        engine.backward(flow if guidance is None else flow + guidance)
+        losses = {"loss": flow} if guidance is None else {"loss": flow, "guidance_loss": guidance}
+        done = engine.step(learning_rate(config, job.state.images))
+        job.telemetry.add(**losses, **({"grad_norm": done.grad_norm} if done else {}))
+    return done.applied
+
+
+def prepare(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
+    """A micro-batch on the device: normalised images, and noise that is theirs wherever they are trained."""
+    config, device = job.config, job.place.device
+    position = torch.as_tensor(arrays["position"], device=device)
+    x0 = job.normaliser.encode(torch.as_tensor(arrays["x"], device=device))
+    eps = normal(config.seed, "noise", position, tuple(x0.shape[1:]))
+    tau = draw_times(config.path, config.seed, position)
+    x = job.path.interpolate(x0, eps, tau).to(DTYPES[config.engine.dtype])
+    label = torch.as_tensor(arrays["y"], device=device) if "y" in arrays else None
+    return Batch(x0, eps, tau, x, position, label, job.state.images)
+
+
+def learning_rate(config: Config, images: int) -> float:
+    """Linear warm-up, then constant: a pure function of the images seen, so a resumed run needs no scheduler."""
+    warm = config.train.warmup_images
+    return config.train.learning_rate * (min(1.0, (images + config.train.batch) / warm) if warm else 1.0)
+
+
+def due(every: int, images: int, config: Config) -> bool:
+    """A multiple of `every` was reached or passed by the step that ended at `images`."""
+    return images // every > (images - config.train.batch) // every
+
+
+def turn_stage(job: Training) -> None:
+    """At the switch the averages and the teacher become the live student, buffers included (SGFM)."""
+    if job.state.teacher is None or job.state.images != switch_images(job.config):
+        return
+    job.state.averages.reset(job.state.images)
+    job.state.teacher.refresh(job.state.averages.weights(), job.state.engine.module)
+
+
+def refresh_teacher(job: Training) -> None:
+    guidance = job.config.guidance
+    if job.state.teacher is not None and isinstance(guidance, OnlineGuidance):
+        if due(guidance.teacher_refresh, job.state.images, job.config):
+            job.state.teacher.refresh(job.state.averages.weights(), job.state.engine.module)
+
+
+def health(job: Training) -> dict[str, float]:
+    measure = getattr(job.state.source, "health", None)
+    return measure() if measure else {}
+
+
+def publish_what_is_due(job: Training) -> None:
+    """Snapshots and checkpoints; the final one of each is always written, the checkpoint first."""
+    config, state, run = job.config, job.state, job.lease.run
+    last = state.images >= config.train.images
+    if last or due(config.train.checkpoint_every, state.images, config):
+        job.telemetry.say("checkpoint", state.images)
+        checkpoint.save(run.checkpoint(state.images), state, job.place, job.lease)
+        if job.place.rank == 0:
+            checkpoint.prune(run.checkpoints, config.train.keep_checkpoints)
+    if last or due(config.train.snapshot_every, state.images, config):
+        job.telemetry.say("snapshot", state.images)
+        snapshot.publish(run.snapshot(state.images), state, config, job.data, job.place, job.lease)

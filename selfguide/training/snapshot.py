@@ -1,0 +1,96 @@
+"""Published weights: averaged student and buffers as safetensors, how to draw its conditions, and its config.
+
+A snapshot is all that sampling and evaluation need; it is small, immutable, and its manifest is written last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import yaml
+from safetensors.torch import load_file, save_file
+
+from selfguide.distributed import Place
+from selfguide.spec.config import Config, build
+from selfguide.spec.run import Lease
+from selfguide.student import Student, build_student
+from selfguide.training.checkpoint import State
+from shards import storage
+
+CONFIG = "config.yaml"
+
+
+def ema_file(halflife: int) -> str:
+    return f"ema-{halflife}.safetensors"
+
+
+def publish(folder: Path, state: State, config: Config, data: dict[str, Any], place: Place, lease: Lease) -> None:
+    """All ranks call. `data` is the shards' manifest hash and header, which decoding needs."""
+    lease.check()
+    guidance = state.source.state()
+    forget = getattr(state.source, "forget", None)
+    if forget is not None:
+        forget()
+    if storage.read_complete(folder, verify="sizes") is not None:
+        return
+    buffers = {n: b.detach().cpu().clone() for n, b in state.engine.module.named_buffers()}
+    for index, halflife in enumerate(state.averages.halflives):
+        weights = state.averages.weights(index)
+        if place.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            tensors = {n: t.detach().cpu().clone() for n, t in weights.items()} | buffers
+            save_file(tensors, folder / ema_file(halflife))
+    if place.rank == 0:
+        (folder / CONFIG).write_text(yaml.safe_dump(plain(config), sort_keys=False))
+        lease.check()
+        storage.publish_folder(folder, extra={"images": state.images, "guidance": guidance, "data": data})
+    dist.barrier()
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The config as YAML can hold it."""
+
+    def lists(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: lists(v) for k, v in value.items()}
+        return [lists(v) for v in value] if isinstance(value, tuple | list) else value
+
+    return lists(asdict(config))
+
+
+def read_config(path: Path) -> Config:
+    return build(Config, yaml.safe_load(path.read_text()))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A published student in eval mode, fp32, and what its manifest says."""
+
+    student: Student
+    config: Config
+    images: int
+    guidance: dict[str, Any]
+    data: dict[str, Any]
+    sha256: str
+    ema: int
+
+
+def load(folder: Path, index: int = 0) -> Snapshot:
+    """The snapshot with average `index`.
+
+    Raises:
+        FileNotFoundError: the folder's manifest is missing or does not hold.
+    """
+    manifest = storage.read_complete(folder, verify="hashes")
+    if manifest is None:
+        raise FileNotFoundError(f"{folder} is not a complete snapshot")
+    config = read_config(folder / CONFIG)
+    halflife = config.train.ema_halflife[index]
+    student = build_student(config, config.seed)
+    student.load_state_dict(load_file(folder / ema_file(halflife)), strict=False)
+    sha256 = next(f["sha256"] for f in manifest["files"] if f["name"] == ema_file(halflife))
+    student.eval().requires_grad_(False)
+    return Snapshot(student, config, manifest["images"], manifest["guidance"], manifest["data"], sha256, halflife)

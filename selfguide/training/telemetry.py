@@ -1,0 +1,81 @@
+"""What a run says while it works: scalars as JSON lines, and one small file that commands read progress from."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from selfguide.distributed import Place
+from selfguide.spec.run import RunFolder, write_record
+
+
+class Telemetry:
+    """Adds up scalars on the device and speaks once per `log_every` images, so no step waits for a copy."""
+
+    def __init__(self, run: RunFolder, attempt: int, place: Place, total: int) -> None:
+        self._place, self._total = place, total
+        self._progress = run.attempt(attempt) / "progress.json"
+        self._scalars = run.metrics / f"train-{attempt:04d}.jsonl"
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._since = time.monotonic()
+        self._images: int | None = None
+        if place.rank == 0:
+            run.metrics.mkdir(parents=True, exist_ok=True)
+
+    def add(self, **scalars: Tensor | float) -> None:
+        """One step's scalars; means are taken over steps and ranks."""
+        self._steps += 1
+        for name, value in scalars.items():
+            detached = torch.as_tensor(value, dtype=torch.float32).detach()
+            self._sums[name] = self._sums[name] + detached if name in self._sums else detached
+
+    def report(self, images: int, **extra: Any) -> dict[str, Any]:
+        """All ranks call: reduces, writes the line, starts the next window."""
+        names = sorted(self._sums)
+        sums = torch.stack([self._sums[n].cpu() for n in names])
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        means = {n: (sums[i] / (self._steps * self._place.world)).item() for i, n in enumerate(names)}
+        now = time.monotonic()
+        rate = (images - (self._images or 0)) / max(now - self._since, 1e-9) if self._images is not None else None
+        line = {"images": images, "images_per_s": rate, **means, **extra}
+        self._sums, self._steps, self._since, self._images = {}, 0, now, images
+        if self._place.rank == 0:
+            with self._scalars.open("a") as file:  # one writer a file: the attempt's rank 0
+                file.write(json.dumps({"time": time.time(), **line}) + "\n")
+            self.say("train", images, **line)
+            print(_sentence(line, self._total), flush=True)
+        return line
+
+    def say(self, section: str, images: int, **extra: Any) -> None:
+        """What the run is doing now, for those who wait for it."""
+        if self._place.rank:
+            return
+        rate = extra.get("images_per_s")
+        eta = (self._total - images) / rate if rate else None
+        record = {"section": section, "images": images, "of": self._total, "eta_s": eta, **extra}
+        write_record(self._progress, record, replace=True)
+
+    def restart(self, images: int) -> None:
+        """Forgets the time since the last report: the rate should be of training alone."""
+        self._since, self._images = time.monotonic(), images
+
+
+def _sentence(line: dict[str, Any], total: int) -> str:
+    parts = [f"{line['images']:>12,} / {total:,} images"]
+    if line["images_per_s"]:
+        parts.append(f"{line['images_per_s']:,.0f} images/s")
+        parts.append(f"{(total - line['images']) / line['images_per_s']:,.0f} s left")
+    for name, value in line.items():
+        if name not in ("images", "images_per_s") and isinstance(value, float):
+            parts.append(f"{name} {value:.4g}")
+    return "  ".join(parts)
+
+

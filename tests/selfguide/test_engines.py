@@ -1,0 +1,183 @@
+"""The engines: ZeRO against bare torch bit for bit, real stages and shards, averages where the masters are."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfguide.conditions import Condition
+from selfguide.distributed import Place
+from selfguide.spec.config import Config, EngineConfig, TrainConfig
+from selfguide.student import Student, build_student
+from selfguide.training.ema import Averages
+from selfguide.training.engine.build import build_engine
+from selfguide.training.engine.deepspeed import DeepSpeedEngine
+from selfguide.training.engine.protocol import Engine, Layout
+from tests.selfguide.test_online import online_config
+
+BATCH = 16
+
+
+def config(backend: str, stage: int = 1, dtype: str = "fp32", micro: int | None = None, clip: float = 0.0) -> Config:
+    from dataclasses import replace
+
+    base = online_config()
+    return replace(
+        base,
+        train=TrainConfig(images=1024, batch=BATCH, micro_batch=micro, learning_rate=1e-2, clip=clip, weight_decay=0.01),
+        engine=EngineConfig(backend=backend, zero_stage=stage, dtype=dtype),  # type: ignore[arg-type]
+    )
+
+
+def perturbed(cfg: Config) -> Student:
+    """Same on every rank; nothing at zero, so that every parameter moves."""
+    student = build_student(cfg, 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return student
+
+
+def step(engine: Engine, place: Place, number: int, micro: int, poison: bool = False) -> Any:
+    generator = torch.Generator().manual_seed(number)
+    x = torch.randn(BATCH, 1, 8, 8, generator=generator)
+    tau, features = torch.rand(BATCH, generator=generator), torch.randn(BATCH, 1024, generator=generator)
+    dtype, done, m = next(engine.module.parameters()).dtype, None, 0
+    while done is None:
+        first = (m * place.world + place.rank) * micro
+        rows = slice(first, first + micro)
+        outputs = engine.forward(
+            x[rows].to(dtype), tau[rows], Condition.unconditional(micro), features[rows].to(dtype)
+        )
+        assert outputs.scores is not None
+        loss = outputs.velocity.float().square().mean() + outputs.scores.square().mean()
+        engine.backward(loss * float("nan") if poison and place.rank == 1 else loss)
+        done, m = engine.step(1e-2), m + 1
+    return done
+
+
+def optimiser_elements(engine: Engine) -> int:
+    """Elements that the live optimiser of this rank holds, steps aside."""
+    optimiser = engine._zero.optimizer if isinstance(engine, DeepSpeedEngine) else engine._optimiser  # type: ignore
+    return sum(t.numel() for state in optimiser.state.values() for t in state.values() if t.ndim)
+
+
+def trained(place: Place, cfg: Config, steps: int = 6) -> dict[str, Any]:
+    engine = build_engine(cfg, perturbed(cfg), place)
+    averages = Averages(engine, (64,), 0.0)
+    whole = torch.nn.utils.parameters_to_vector(engine.module.parameters()).float()
+    norms = []
+    micro = cfg.train.micro_batch or BATCH // place.world
+    for number in range(steps):
+        done = step(engine, place, number, micro)
+        norms.append(done.grad_norm)
+        averages.update(BATCH, (number + 1) * BATCH)
+        live = engine.gather(engine.master.detach())
+        whole = torch.lerp(whole, live, 1 - 0.5 ** (BATCH / 64))
+    weights = torch.cat([p.detach().float().flatten() for p in engine.module.parameters()])
+    return {
+        "weights": weights.tolist(),
+        "norms": norms,
+        "shard": engine.stop - engine.start,
+        "total": engine.layout.total,
+        "stage": getattr(engine, "zero_stage", 0),
+        "moment": engine.moments()[0].numel(),
+        "optimiser": optimiser_elements(engine),
+        "ema": torch.equal(engine.gather(averages.shards[0]), whole),
+        "masters": torch.equal(engine.gather(engine.master.detach()).to(weights.dtype), weights)
+        or cfg.engine.dtype == "bf16",
+    }
+
+
+def each(place: Place, configs: list[Config]) -> list[dict[str, Any]]:
+    """One process for several engines: stages 1 and 2 leave nothing behind in it."""
+    return [trained(place, cfg) for cfg in configs]
+
+
+def test_zero_partitions_the_optimiser_and_equals_torch_bit_for_bit(ranks: Any) -> None:
+    stages = (1, 2)
+    answers = ranks(2, each, [config("torch"), *(config("deepspeed", stage) for stage in stages)])
+    reference = answers[0][0]
+    for index, stage in enumerate(stages, start=1):
+        for rank in (0, 1):
+            answer = answers[rank][index]
+            assert answer["stage"] == stage, "no silent fall-back to another stage"
+            assert answer["weights"] == reference["weights"]
+            assert answer["ema"] and answer["masters"]
+            # two moments for the half this rank owns, padded to whole words
+            assert answer["optimiser"] == pytest.approx(answer["total"], abs=8)
+        assert sum(answers[rank][index]["shard"] for rank in (0, 1)) == reference["total"]
+
+
+def test_accumulation_clipping_and_bf16_agree_across_engines(ranks: Any) -> None:
+    cases = {
+        "micro": {"micro": 4},
+        "clip": {"clip": 0.1},
+        "bf16": {"dtype": "bf16"},
+        "plain": {},
+    }
+    configs = [config(backend, **case) for backend in ("torch", "deepspeed") for case in cases.values()]  # type: ignore
+    answers = ranks(2, each, configs)[0]
+    torch_ones, zero_ones = (dict(zip(cases, part, strict=True)) for part in (answers[:4], answers[4:]))
+    for name, tolerance in (("micro", 1e-8), ("clip", 1e-5), ("bf16", 0.02), ("plain", 0.0)):
+        ours, theirs = torch.tensor(zero_ones[name]["weights"]), torch.tensor(torch_ones[name]["weights"])
+        torch.testing.assert_close(ours, theirs, rtol=1e-4 if tolerance else 0, atol=tolerance)
+        assert zero_ones[name]["ema"] and torch_ones[name]["ema"]
+    torch.testing.assert_close(
+        torch.tensor(zero_ones["clip"]["norms"]), torch.tensor(torch_ones["clip"]["norms"]), rtol=1e-4, atol=1e-6
+    )
+    # batch statistics are per micro-batch, so the head differs; the backbone only rounds differently
+    backbone = Layout.of(build_student(config("torch"), 0).backbone).total
+    whole, pieces = (torch.tensor(torch_ones[n]["weights"][:backbone]) for n in ("plain", "micro"))
+    torch.testing.assert_close(pieces, whole, atol=2e-3, rtol=0)
+
+
+def poisoned(place: Place, cfg: Config) -> tuple[list[bool], bool]:
+    engine = build_engine(cfg, perturbed(cfg), place)
+    applied = [step(engine, place, n, 8, poison=n == 1).applied for n in range(3)]
+    return applied, all(bool(torch.isfinite(p).all()) for p in engine.module.parameters())
+
+
+def test_one_bad_rank_makes_all_skip_and_training_goes_on(ranks: Any) -> None:
+    for backend in ("torch", "deepspeed"):
+        assert ranks(2, poisoned, config(backend)) == [([True, False, True], True)] * 2
+
+
+SCRIPT = """
+import os, tempfile
+from pathlib import Path
+from selfguide.distributed import Place, join, leave
+from selfguide.training.engine.build import build_engine
+from tests.selfguide.test_engines import config, perturbed, step
+if __name__ == "__main__":
+    place = Place(0, 0, 1)
+    os.environ["SELFGUIDE_HOST"] = "127.0.0.1"
+    with tempfile.TemporaryDirectory() as folder:
+        join(place, Path(folder) / "rendezvous.json", 60)
+        cfg = config("deepspeed")
+        engine = build_engine(cfg, perturbed(cfg), place)
+        print("applied", step(engine, place, 0, 16).applied)
+        leave()
+"""
+
+
+def test_deepspeed_starts_without_a_compiler(tmp_path: Path) -> None:
+    """On a PATH with no g++, no gcc and no ninja; and nothing is left compiled behind."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "python").symlink_to(sys.executable)
+    environment = {k: v for k, v in os.environ.items() if k not in ("CXX", "CC")}
+    environment |= {
+        "PATH": str(tools), "PYTHONPATH": str(Path.cwd()), "HOME": str(tmp_path),
+        "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert "applied True" in done.stdout, done.stderr[-3000:]
+    assert not (tmp_path / "extensions").exists()

@@ -1,0 +1,146 @@
+"""The online head and source: what L_SK may move, what it may not, and statistics over all ranks."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from selfguide.conditions import TOLD, UNCONDITIONAL
+from selfguide.distributed import Place, sum_over_ranks
+from selfguide.guidance.head import GlobalBatchNorm
+from selfguide.guidance.online import OnlineSource
+from selfguide.objectives import flow_loss
+from selfguide.spec.config import (
+    ClusterConfig,
+    Config,
+    DataConfig,
+    EngineConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OnlineGuidance,
+    PathConfig,
+    SamplerConfig,
+    TrainConfig,
+)
+from selfguide.student import Batch, Student, build_student
+from selfguide.training.teacher import Teacher
+
+SIZES = (5, 0, 11)
+
+
+def online_config(**guidance: Any) -> Config:
+    return Config(
+        experiment="test",
+        model=ModelConfig(name="dit_digits"),
+        path=PathConfig(),
+        sampler=SamplerConfig(),
+        guidance=OnlineGuidance(groups=12, layer=3, **({"pooling": "flat", "prototype_width": 32} | guidance)),
+        data=DataConfig(root="", shape=(1, 8, 8), classes=10),
+        train=TrainConfig(images=1024, batch=64),
+        engine=EngineConfig(),
+        evaluation=EvaluationConfig(),
+        cluster=ClusterConfig(kind="local", gpus_per_node=2),
+    )
+
+
+def make(config: Config, images: int, switch: int = 512) -> tuple[Student, Teacher, OnlineSource, Batch]:
+    student = build_student(config, 0)
+    for parameter in student.backbone.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    teacher = Teacher(build_student(config, 0))
+    teacher.refresh(dict(student.named_parameters()), student)  # type: ignore[arg-type]
+    source = OnlineSource(config.guidance, config.path, 0, switch)  # type: ignore[arg-type]
+    x0, eps = torch.randn(2, 64, 1, 8, 8)
+    tau = torch.linspace(0.01, 0.99, 64)
+    batch = Batch(x0, eps, tau, (1 - tau.view(-1, 1, 1, 1)) * x0 + tau.view(-1, 1, 1, 1) * eps,
+                  torch.arange(64), None, images)  # fmt: skip
+    return student, teacher, source, batch
+
+
+def test_each_loss_moves_its_own_parameters_only() -> None:
+    for view in ("extraction", "training"):
+        config = online_config(view=view)
+        student, teacher, source, batch = make(config, images=600)
+        condition = source.condition(batch, teacher.module)
+        outputs = student(batch.x, batch.tau, condition, batch.features)
+        guidance = source.loss(outputs, batch)
+        assert guidance is not None and student.head is not None
+        flow = flow_loss(outputs.velocity, batch.eps - batch.x0).mean()
+        backbone, head = list(student.backbone.parameters()), list(student.head.parameters())
+        by_guidance = torch.autograd.grad(guidance, backbone + head, retain_graph=True, allow_unused=True)
+        assert all(g is None or not g.any() for g in by_guidance[: len(backbone)])
+        assert all(g is not None and g.any() for g in by_guidance[len(backbone) :])
+        by_flow = torch.autograd.grad(flow, backbone + head, allow_unused=True)
+        assert all(g is None or not g.any() for g in by_flow[len(backbone) :])
+
+
+def test_nothing_is_told_before_the_switch_and_all_but_the_dropped_after() -> None:
+    config = online_config(drop=0.25)
+    student, teacher, source, batch = make(config, images=448)
+    assert (source.condition(batch, teacher.module).state == UNCONDITIONAL).all()
+    assert source.state()["told"] is False
+    batch.images = 512
+    told = source.condition(batch, teacher.module)
+    assert 0 < (told.state != TOLD).sum() < 32
+    state = source.state()
+    assert state["told"] and state["label_free"] and abs(sum(state["p"]) - 1) < 1e-9
+
+
+def test_the_weight_rises_linearly_to_the_switch() -> None:
+    config = online_config(weight=2.0)
+    values = []
+    for images in (128, 256, 512, 1024):
+        student, teacher, source, batch = make(config, images=256)
+        source.condition(batch, teacher.module)
+        outputs = student(batch.x, batch.tau, source.condition(batch, teacher.module), batch.features)
+        batch.images = images
+        loss = source.loss(outputs, batch)
+        assert loss is not None
+        values.append(loss.item())
+    assert [round(v / values[2], 6) for v in values] == [0.25, 0.5, 1.0, 1.0]
+
+
+def test_the_paper_view_counts_only_the_masked_noise_times() -> None:
+    config = online_config(view="training", mask=(0.4, 0.6))
+    student, teacher, source, batch = make(config, images=512)
+    outputs = student(batch.x, batch.tau, source.condition(batch, teacher.module), batch.features)
+    assert outputs.scores is not None
+    outputs.scores.retain_grad()
+    source.loss(outputs, batch).backward()  # type: ignore[union-attr]
+    moved = outputs.scores.grad.abs().sum(1) > 0  # type: ignore[union-attr]
+    assert torch.equal(moved, (batch.tau >= 0.4) & (batch.tau <= 0.6))
+
+
+def normed(place: Place, sizes: tuple[int, ...]) -> tuple[list, list, list]:
+    torch.manual_seed(0)
+    norm = GlobalBatchNorm(6)
+    whole = torch.randn(sum(sizes), 6) * 3 + 5
+    x = whole.split(sizes)[place.rank].clone().requires_grad_()
+    loss = (norm(x) ** 3).sum()
+    loss.backward()
+    assert x.grad is not None
+    return x.grad.tolist(), norm.running_mean.tolist(), norm.running_var.tolist()
+
+
+def test_batch_norm_is_torchs_over_the_global_batch_gradients_included(ranks: Any) -> None:
+    answers = ranks(3, normed, SIZES)
+    torch.manual_seed(0)
+    oracle = nn.BatchNorm1d(6)
+    whole = (torch.randn(sum(SIZES), 6) * 3 + 5).requires_grad_()
+    (oracle(whole) ** 3).sum().backward()
+    together = torch.tensor([row for rows, _, _ in answers for row in rows])
+    torch.testing.assert_close(together, whole.grad, atol=1e-4, rtol=1e-4)
+    for _, mean, var in answers:
+        torch.testing.assert_close(torch.tensor(mean), oracle.running_mean)
+        torch.testing.assert_close(torch.tensor(var), oracle.running_var)
+
+
+def summed(place: Place) -> float:
+    x = torch.tensor(float(place.rank + 1), requires_grad=True)
+    (sum_over_ranks(x) * (place.rank + 1)).backward()
+    assert x.grad is not None
+    return x.grad.item()
+
+
+def test_the_gradient_of_a_sum_over_ranks_is_summed_over_their_losses(ranks: Any) -> None:
+    assert ranks(3, summed) == [6.0, 6.0, 6.0]

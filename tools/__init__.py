@@ -1,0 +1,1 @@
+"""Commands over the packages: shards, the digit net, the comparison, benchmarks."""
