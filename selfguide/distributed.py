@@ -44,7 +44,9 @@ def join(place: Place, meeting: Path, timeout_s: int = 600) -> None:
     else:
         record = _await_record(meeting, timeout_s)
         if record["world"] != place.world:
-            raise RuntimeError(f"rank {place.rank} was started for {place.world} ranks, rank 0 for {record['world']}")
+            raise RuntimeError(
+                f"rank {place.rank} was started for {place.world} ranks, rank 0 for {record['world']}"
+            )
         store = dist.TCPStore(record["host"], record["port"], place.world, is_master=False)
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
@@ -56,7 +58,11 @@ def join(place: Place, meeting: Path, timeout_s: int = 600) -> None:
     # bookkeeping collectives of CPU tensors must not queue behind the GPU's
     backend = "cpu:gloo,cuda:nccl" if place.device.type == "cuda" else "gloo"
     dist.init_process_group(
-        backend, store=store, rank=place.rank, world_size=place.world, timeout=timedelta(seconds=timeout_s)
+        backend,
+        store=store,
+        rank=place.rank,
+        world_size=place.world,
+        timeout=timedelta(seconds=timeout_s),
     )
 
 
@@ -85,7 +91,7 @@ def _await_record(path: Path, timeout_s: int) -> dict:
         record = read_record(path)
         if record is not None:
             return record
-        os.listdir(path.parent)  # refreshes an NFS client's cache of the folder
+        list(path.parent.iterdir())  # refreshes an NFS client's cache of the folder
         time.sleep(0.05)
     raise TimeoutError(f"rank 0 published no {path.name} in {path.parent} within {timeout_s} s")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +17,12 @@ from shards.errors import UserError
 Callback = Callable[[int, float, Tensor], None]  # step, noise-time, state
 
 
-def euler(denoiser: Denoiser, x: Tensor, *, steps: int, callback: Callback | None = None, **_: float) -> Tensor:
+def euler(
+    denoiser: Denoiser, x: Tensor, *, steps: int, callback: Callback | None = None, **_: float
+) -> Tensor:
     """x += (tau_next - tau) v on a uniform grid: exactly `steps` network evaluations."""
     grid = [1 - i / steps for i in range(steps + 1)]
-    for i, (tau, following) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for i, (tau, following) in enumerate(pairwise(grid)):
         x = x + (following - tau) * denoiser.velocity(x, tau)
         if callback:
             callback(i, following, x)
@@ -46,15 +50,23 @@ def dopri5(
     return x
 
 
-SAMPLERS = {"euler": euler, "dopri5": dopri5}
+SAMPLERS: dict[str, Callable[..., Tensor]] = {"euler": euler, "dopri5": dopri5}
 
 
 @torch.no_grad()
 def sample(
-    name: str, denoiser: Denoiser, noise: Tensor, *, steps: int = 50, callback: Callback | None = None, **options: float
+    name: str,
+    denoiser: Denoiser,
+    noise: Tensor,
+    *,
+    steps: int = 50,
+    callback: Callback | None = None,
+    **options: Any,
 ) -> Tensor:
     """Samples (B, C, H, W) from `noise`, integrated in fp32 or wider; `denoiser.evaluations` holds the count."""
     if name not in SAMPLERS:
-        raise UserError(f"sampler={name!r} is unknown{nearest(name, SAMPLERS)}; known: {', '.join(SAMPLERS)}")
+        raise UserError(
+            f"sampler={name!r} is unknown{nearest(name, SAMPLERS)}; known: {', '.join(SAMPLERS)}"
+        )
     state = noise if noise.dtype == torch.float64 else noise.float()
     return SAMPLERS[name](denoiser, state, steps=steps, callback=callback, **options)

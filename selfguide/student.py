@@ -42,7 +42,9 @@ class Batch:
 class Student(nn.Module):
     """Backbone and, with an online source, the head on its detached features."""
 
-    def __init__(self, backbone: DiT, head: PrototypeHead | None, *, layer: int = 0, pooling: str = "cls") -> None:
+    def __init__(
+        self, backbone: DiT, head: PrototypeHead | None, *, layer: int = 0, pooling: str = "cls"
+    ) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
         self.layer, self.pooling = layer, pooling
@@ -55,7 +57,9 @@ class Student(nn.Module):
         if features is None:
             out, tokens = self.backbone(x, tau, condition, capture=self.layer)
             # stop-gradient: L_SK trains the head and the prototypes only (SGFM, section 3.2)
-            return Outputs(self._cut(out), self.head(pool(tokens.detach(), self.pooling, self.backbone.net)))
+            return Outputs(
+                self._cut(out), self.head(pool(tokens.detach(), self.pooling, self.backbone.net))
+            )
         return Outputs(self.velocity(x, tau, condition), self.head(features))
 
     def velocity(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
@@ -92,6 +96,8 @@ def build_student(config: Config, seed: int) -> Student:
         if not isinstance(guidance, OnlineGuidance):
             return Student(backbone, None)
         features = feature_width(guidance, net)
-        head = PrototypeHead(features, guidance.head_width or features // 2, net.dense, guidance.groups)
+        head = PrototypeHead(
+            features, guidance.head_width or features // 2, net.dense, guidance.groups
+        )
     layer = guidance.layer or (net.depth + 1) // 2
     return Student(backbone, head, layer=layer, pooling=guidance.pooling)

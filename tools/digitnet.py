@@ -1,7 +1,7 @@
 """Fits the feature net of `fd_digits` on a fixed half of the digits and writes its weights.
 
-    python -m tools.digitnet                 fit, test on the other half, write the weights into the package
-    python -m tools.digitnet --check         only test the committed weights
+python -m tools.digitnet                 fit, test on the other half, write the weights into the package
+python -m tools.digitnet --check         only test the committed weights
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def accuracy(net: DigitNet, images: Tensor, labels: Tensor) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.digitnet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.digitnet",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--check", action="store_true", help="only test the committed weights")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -75,7 +77,11 @@ def main(argv: list[str] | None = None) -> int:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
     found = {"right_on_other_half": right, "least": LEAST, "sha256": sha256}
-    print(json.dumps(found) if options.json else f"{right:.2%} right on the other half, sha256 {sha256}")
+    print(
+        json.dumps(found)
+        if options.json
+        else f"{right:.2%} right on the other half, sha256 {sha256}"
+    )
     return 0 if right >= LEAST else 1
 
 

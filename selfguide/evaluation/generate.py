@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,13 @@ from selfguide.training.snapshot import Snapshot
 
 
 def generate(
-    snapshot: Snapshot, sampler: SamplerConfig, *, seed: int, count: int, batch: int, groups: Tensor | None = None
+    snapshot: Snapshot,
+    sampler: SamplerConfig,
+    *,
+    seed: int,
+    count: int,
+    batch: int,
+    groups: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, int]]:
     """Batches of model-space samples (B, C, H, W) with the network evaluations they took.
 
@@ -31,10 +38,17 @@ def generate(
         noise = normal(seed, "sample-noise", index, (net.channels, net.size, net.size))
         condition = _condition(snapshot, seed, index, groups)
         denoiser = Denoiser(
-            Sampled(snapshot.student), build_path(snapshot.config.path), condition, sampler.g, sampler.interval
+            Sampled(snapshot.student),
+            build_path(snapshot.config.path),
+            condition,
+            sampler.g,
+            sampler.interval,
         )
-        options = {"rtol": sampler.rtol, "atol": sampler.atol} if sampler.name == "dopri5" else {}
-        yield sample(sampler.name, denoiser, noise, steps=sampler.steps, **options), denoiser.evaluations
+        options: dict[str, Any] = {"rtol": sampler.rtol, "atol": sampler.atol} if sampler.name == "dopri5" else {}
+        yield (
+            sample(sampler.name, denoiser, noise, steps=sampler.steps, **options),
+            denoiser.evaluations,
+        )
 
 
 def _condition(snapshot: Snapshot, seed: int, index: Tensor, groups: Tensor | None) -> Condition:

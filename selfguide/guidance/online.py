@@ -29,7 +29,9 @@ from selfguide.student import Batch, Outputs, Student
 
 
 @torch.no_grad()
-def extract(student: Student, path: Path, config: OnlineGuidance, x0: Tensor, eps: Tensor) -> Tensor:
+def extract(
+    student: Student, path: Path, config: OnlineGuidance, x0: Tensor, eps: Tensor
+) -> Tensor:
     """(B, F) features of images noised to `noise_time`, told nothing."""
     tau = x0.new_full((len(x0),), config.noise_time, dtype=torch.float32)
     x = path.interpolate(x0, eps, tau).to(next(student.parameters()).dtype)
@@ -78,7 +80,9 @@ class OnlineSource:
             inside = (batch.tau >= low) & (batch.tau <= high)
             chosen = outputs.scores[inside]
             count = _mean_over_ranks(inside.sum())
-        codes = sinkhorn(chosen.detach(), epsilon=self.config.epsilon, iterations=self.config.iterations)
+        codes = sinkhorn(
+            chosen.detach(), epsilon=self.config.epsilon, iterations=self.config.iterations
+        )
         entropy = -(codes * F.log_softmax(chosen.float() / self.config.temperature, dim=1)).sum(1)
         # an empty choice still hangs in the graph: every rank reduces the same gradients
         loss = entropy.sum() / max(float(count), 1.0)
@@ -88,7 +92,12 @@ class OnlineSource:
         """p(k) over the images told since `forget`."""
         counts = self.counters().tolist()
         told = sum(counts) > 0
-        return {"source": "online", "told": told, "p": frequencies(counts) if told else None, "label_free": True}
+        return {
+            "source": "online",
+            "told": told,
+            "p": frequencies(counts) if told else None,
+            "label_free": True,
+        }
 
     def forget(self) -> None:
         """Starts a new window of p(k)."""

@@ -58,13 +58,20 @@ class LabelSource:
 
     def condition(self, batch: Batch, teacher: Student | None) -> Condition:
         assert batch.label is not None  # submit checked that the shards carry labels
-        return Condition.told(id=batch.label).drop(dropped(self.seed, batch.position, self.config.drop))
+        return Condition.told(id=batch.label).drop(
+            dropped(self.seed, batch.position, self.config.drop)
+        )
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor | None:
         return None
 
     def state(self) -> dict[str, Any]:
-        return {"source": "labels", "told": True, "p": frequencies(self.histogram), "label_free": False}
+        return {
+            "source": "labels",
+            "told": True,
+            "p": frequencies(self.histogram),
+            "label_free": False,
+        }
 
 
 def dropped(seed: int, positions: Tensor, rate: float) -> Tensor:

@@ -17,7 +17,9 @@ from selfguide.spec.sizes import TIME_FREQUENCIES, Architecture
 
 def sinusoid(value: Tensor, width: int, period: float = 10_000.0) -> Tensor:
     """(B,) -> (B, width), cosines first."""
-    rates = torch.exp(-math.log(period) * torch.arange(width // 2, device=value.device) / (width // 2))
+    rates = torch.exp(
+        -math.log(period) * torch.arange(width // 2, device=value.device) / (width // 2)
+    )
     angles = value.float()[:, None] * rates[None]
     return torch.cat((angles.cos(), angles.sin()), dim=1)
 
@@ -25,7 +27,9 @@ def sinusoid(value: Tensor, width: int, period: float = 10_000.0) -> Tensor:
 def grid_positions(edge: int, width: int) -> Tensor:
     """Fixed 2-d sinusoid of a square grid, (edge * edge, width): half the width a row's, half a column's."""
     rows, columns = torch.meshgrid(torch.arange(edge), torch.arange(edge), indexing="ij")
-    return torch.cat((sinusoid(rows.flatten(), width // 2), sinusoid(columns.flatten(), width // 2)), dim=1)
+    return torch.cat(
+        (sinusoid(rows.flatten(), width // 2), sinusoid(columns.flatten(), width // 2)), dim=1
+    )
 
 
 class TimeEmbedding(nn.Module):
@@ -58,7 +62,9 @@ class ConditionEmbedding(nn.Module):
     def forward(self, condition: Condition) -> Tensor:
         self._check(condition)
         state = condition.state[:, None]  # (B, 1)
-        embedded = (state == NULL) * self.null + (state == UNCONDITIONAL) * self.unconditional  # (B, D)
+        embedded = (state == NULL) * self.null + (
+            state == UNCONDITIONAL
+        ) * self.unconditional  # (B, D)
         if self.labels is not None:
             ids = condition.id if condition.id is not None else torch.zeros_like(condition.state)
             embedded = embedded + (state == TOLD) * self.labels(ids)
@@ -89,14 +95,18 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, dim=-1)  # (B, 1, D)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(
+            6, dim=-1
+        )  # (B, 1, D)
         x = x + gate1 * self._attend(modulate(x, shift1, scale1))
         h = self.down(F.gelu(self.up(modulate(x, shift2, scale2)), approximate="tanh"))
         return x + gate2 * h
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, T, d)
+        q, k, v = (
+            self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, T, d)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.project(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
@@ -149,7 +159,9 @@ class DiT(nn.Module):
             if number == capture:
                 captured = tokens
         shift, scale = self.final_modulation(c)[:, None].chunk(2, dim=-1)
-        patches = self.final(modulate(tokens[:, -self.net.tokens :], shift, scale))  # (B, T, p * p * C_out)
+        patches = self.final(
+            modulate(tokens[:, -self.net.tokens :], shift, scale)
+        )  # (B, T, p * p * C_out)
         out = self._unpatchify(patches)
         return out if capture is None else (out, self._captured(captured, capture))
 
@@ -182,7 +194,9 @@ class DiT(nn.Module):
     def _unpatchify(self, patches: Tensor) -> Tensor:
         edge, p = self.net.size // self.net.patch, self.net.patch
         image = patches.view(-1, edge, edge, p, p, self.net.out_channels)
-        return image.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), self.net.out_channels, edge * p, edge * p)
+        return image.permute(0, 5, 1, 3, 2, 4).reshape(
+            len(patches), self.net.out_channels, edge * p, edge * p
+        )
 
 
 def pool(tokens: Tensor, pooling: str, net: Architecture) -> Tensor:

@@ -38,7 +38,9 @@ class PathConfig:
     """The road between data (noise-time 0) and noise (noise-time 1), and where along it training looks."""
 
     name: Literal["rectified_flow"] = "rectified_flow"
-    time_density: Literal["uniform", "logit_normal"] = "uniform"  # SiT; logit-normal is LightningDiT's
+    time_density: Literal["uniform", "logit_normal"] = (
+        "uniform"  # SiT; logit-normal is LightningDiT's
+    )
     logit_mean: float = 0.0
     logit_std: float = 1.0
 
@@ -81,7 +83,9 @@ class OnlineGuidance:
     layer: int | None = None  # block whose output is read, counted from 1; None is the middle
     pooling: Literal["cls", "mean", "flat"] = "cls"
     noise_time: float = 0.2  # at which ids are extracted
-    view: Literal["extraction", "training"] = "extraction"  # what the head learns from; "training" is the paper's
+    view: Literal["extraction", "training"] = (
+        "extraction"  # what the head learns from; "training" is the paper's
+    )
     mask: tuple[float, float] = (0.15, 0.25)  # noise-times whose L_SK counts, view "training" only
     switch: float = 0.5  # share of training after which the model is told its prototypes
     epsilon: float = 0.05
@@ -228,7 +232,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value not in args or isinstance(value, bool):
             known = ", ".join(str(a) for a in args)
-            raise UserError(f"{where}={value!r} is not one of: {known}{nearest(str(value), map(str, args))}")
+            raise UserError(
+                f"{where}={value!r} is not one of: {known}{nearest(str(value), map(str, args))}"
+            )
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -243,7 +249,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if args[-1] is not Ellipsis and len(value) != len(args):
             raise UserError(f"{where}={list(value)!r} must have {len(args)} values")
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
+        return tuple(
+            _convert(h, v, f"{where}[{i}]")
+            for i, (h, v) in enumerate(zip(inner, value, strict=True))
+        )
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{where}={value!r} must be a mapping")

@@ -113,11 +113,16 @@ class RunFolder:
         if not self.snapshots.is_dir():
             return []
         found = [p for p in self.snapshots.iterdir() if p.name.startswith("img-")]
-        return sorted(int(p.name[4:]) for p in found if storage.read_complete(p, verify="sizes") is not None)
+        return sorted(
+            int(p.name[4:]) for p in found if storage.read_complete(p, verify="sizes") is not None
+        )
 
     def finished(self) -> bool:
         """The final snapshot is published."""
-        return storage.read_complete(self.snapshot(self.describe()["images"]), verify="sizes") is not None
+        return (
+            storage.read_complete(self.snapshot(self.describe()["images"]), verify="sizes")
+            is not None
+        )
 
 
 def image_folder(images: int) -> str:
@@ -136,7 +141,9 @@ class Lease:
         """Raises Fenced when a newer attempt exists."""
         newest = self.run.attempt_numbers()[-1]
         if newest > self.number:
-            raise Fenced(f"attempt {self.number} of {self.run.root} was overtaken by attempt {newest}")
+            raise Fenced(
+                f"attempt {self.number} of {self.run.root} was overtaken by attempt {newest}"
+            )
 
 
 def write_record(path: Path, record: dict[str, Any], *, replace: bool = False) -> None:

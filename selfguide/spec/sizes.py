@@ -6,8 +6,9 @@ Sizes are those of Peebles & Xie (2023, table 1); a row states the input it was 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from selfguide.spec.config import Config, LabelGuidance, ModelConfig, OnlineGuidance, nearest
+from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, nearest
 from shards.errors import UserError
 
 TIME_FREQUENCIES = 256  # width of DiT's sinusoid
@@ -37,7 +38,9 @@ class Architecture:
         if self.width % self.heads:
             raise UserError(f"model.heads={self.heads} does not divide model.width={self.width}")
         if self.width % 4:
-            raise UserError(f"model.width={self.width} must be a multiple of 4 for the 2-d sinusoid of positions")
+            raise UserError(
+                f"model.width={self.width} must be a multiple of 4 for the 2-d sinusoid of positions"
+            )
 
     @property
     def tokens(self) -> int:
@@ -54,7 +57,13 @@ class Architecture:
         embed = p2 * self.channels * d + d
         time = TIME_FREQUENCIES * d + d + d * d + d
         condition = self.classes * d + 2 * d + (self.dense * d + d if self.dense else 0)
-        block = (3 * d * d + 3 * d) + (d * d + d) + (4 * d * d + 4 * d) + (4 * d * d + d) + (6 * d * d + 6 * d)
+        block = (
+            (3 * d * d + 3 * d)
+            + (d * d + d)
+            + (4 * d * d + 4 * d)
+            + (4 * d * d + d)
+            + (6 * d * d + 6 * d)
+        )
         final = (2 * d * d + 2 * d) + (d * p2 * self.out_channels + p2 * self.out_channels)
         return embed + time + condition + self.depth * block + final + (d if self.cls_token else 0)
 
@@ -75,13 +84,17 @@ TABLE: dict[str, Architecture] = {
     for name, (w, d, h) in _WIDTHS.items()
     for patch in (1, 2, 4, 8)
 }
-TABLE["dit_digits"] = Architecture(size=8, channels=1, patch=2, width=64, depth=4, heads=4, classes=10)
+TABLE["dit_digits"] = Architecture(
+    size=8, channels=1, patch=2, width=64, depth=4, heads=4, classes=10
+)
 
 
 def row(name: str) -> Architecture:
     """The published architecture of that name."""
     if name not in TABLE:
-        raise UserError(f"model.name={name!r} is unknown{nearest(name, TABLE)}; known: {', '.join(TABLE)}")
+        raise UserError(
+            f"model.name={name!r} is unknown{nearest(name, TABLE)}; known: {', '.join(TABLE)}"
+        )
     return TABLE[name]
 
 
@@ -89,20 +102,25 @@ def architecture(config: Config) -> Architecture:
     """The network this experiment trains: its table row, its overrides, its data's shape, its guidance's inputs."""
     base, model, guidance = row(config.model.name), config.model, config.guidance
     channels, size, _ = config.data.shape
+
+    def given(name: str) -> Any:
+        return getattr(base if getattr(model, name) is None else model, name)
+
     return replace(
         base,
-        **_overrides(model),
+        patch=given("patch"),
+        width=given("width"),
+        depth=given("depth"),
+        heads=given("heads"),
+        learn_sigma=given("learn_sigma"),
         cls_token=model.cls_token,
         size=model.size or size,
         channels=model.channels or channels,
         classes=config.data.classes if isinstance(guidance, LabelGuidance) else 0,
-        dense=prototype_width(guidance, model.width or base.width) if isinstance(guidance, OnlineGuidance) else 0,
+        dense=prototype_width(guidance, model.width or base.width)
+        if isinstance(guidance, OnlineGuidance)
+        else 0,
     )
-
-
-def _overrides(model: ModelConfig) -> dict[str, int | bool]:
-    names = ("patch", "width", "depth", "heads", "learn_sigma")
-    return {name: getattr(model, name) for name in names if getattr(model, name) is not None}
 
 
 def prototype_width(guidance: OnlineGuidance, width: int) -> int:

@@ -24,7 +24,9 @@ def validate(config: Config) -> None:
         UserError: the first law that does not hold, with its cure.
     """
     if config.cluster.kind == "auto":
-        raise UserError("cluster=auto must be resolved first; choose cluster=local or cluster=slurm")
+        raise UserError(
+            "cluster=auto must be resolved first; choose cluster=local or cluster=slurm"
+        )
     _names(config)
     _ranks(config)
     _clock(config)
@@ -45,7 +47,9 @@ def _names(config: Config) -> None:
         if not value.strip():
             raise UserError(f"{field} is empty: give {field}=FOLDER")
     if config.runs.startswith("s3://"):
-        raise UserError(f"runs={config.runs!r}: the run folder lives on a file system all nodes share, not on S3")
+        raise UserError(
+            f"runs={config.runs!r}: the run folder lives on a file system all nodes share, not on S3"
+        )
 
 
 def _ranks(config: Config) -> None:
@@ -78,7 +82,9 @@ def _divides(config: Config) -> None:
         what = f"{ranks} ranks ({config.nodes} nodes x {config.cluster.gpus_per_node})"
         if train.micro_batch:
             what += f" x train.micro_batch={train.micro_batch} = {unit}"
-        raise UserError(f"train.batch={train.batch} does not divide by {what}; take train.batch={near}")
+        raise UserError(
+            f"train.batch={train.batch} does not divide by {what}; take train.batch={near}"
+        )
 
 
 def _clock(config: Config) -> None:
@@ -117,11 +123,15 @@ def _optimiser(config: Config) -> None:
     for i, beta in enumerate(train.betas):
         _within(f"train.betas[{i}]", beta, 0.0, 1.0, below_high=True)
     if not train.ema_halflife:
-        raise UserError("train.ema_halflife=[] is empty: snapshots are EMA weights, give at least one half-life")
+        raise UserError(
+            "train.ema_halflife=[] is empty: snapshots are EMA weights, give at least one half-life"
+        )
     for i, images in enumerate(train.ema_halflife):
         _at_least(f"train.ema_halflife[{i}]", images, 1)
     if len(set(train.ema_halflife)) != len(train.ema_halflife):
-        raise UserError(f"train.ema_halflife={list(train.ema_halflife)} names one half-life twice; drop one")
+        raise UserError(
+            f"train.ema_halflife={list(train.ema_halflife)} names one half-life twice; drop one"
+        )
     _at_least("engine.timeout_s", config.engine.timeout_s, 1)
     _at_least("seed", config.seed, 0)
 
@@ -133,7 +143,9 @@ def _model(config: Config) -> None:
             _at_least(f"model.{field}", value, 1)
     channels, height, width = config.data.shape
     if height != width or min(channels, height) < 1:
-        raise UserError(f"data.shape={list(config.data.shape)} must be (C, H, W), positive, with H = W")
+        raise UserError(
+            f"data.shape={list(config.data.shape)} must be (C, H, W), positive, with H = W"
+        )
     net = architecture(config)
     for field, value, shape in (("size", net.size, height), ("channels", net.channels, channels)):
         if value != shape:
@@ -162,7 +174,9 @@ def _guidance(config: Config, net: Architecture) -> None:
             "model.cls_token=true, or guidance.pooling=flat (small nets) or mean"
         )
     if guidance.layer is not None and not 1 <= guidance.layer <= net.depth:
-        raise UserError(f"guidance.layer={guidance.layer} is not a block of this model; take 1 to {net.depth}")
+        raise UserError(
+            f"guidance.layer={guidance.layer} is not a block of this model; take 1 to {net.depth}"
+        )
     _at_least("guidance.groups", guidance.groups, 2)
     _at_least("guidance.iterations", guidance.iterations, 1)
     for field in ("prototype_width", "head_width"):

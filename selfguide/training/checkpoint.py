@@ -87,7 +87,10 @@ def _counters(source: Source) -> Tensor | None:
 def _replicated(state: State, counters: Tensor | None) -> dict[str, Tensor]:
     held = {f"buffer.{n}": b.detach().cpu().clone() for n, b in state.engine.module.named_buffers()}
     if state.teacher is not None:
-        held |= {f"teacher.{n}": t.detach().cpu().clone() for n, t in state.teacher.module.state_dict().items()}
+        held |= {
+            f"teacher.{n}": t.detach().cpu().clone()
+            for n, t in state.teacher.module.state_dict().items()
+        }
     if counters is not None:
         held["counters"] = counters.cpu()
     return held
@@ -110,7 +113,9 @@ def load(folder: Path, state: State, place: Place) -> None:
         raise RuntimeError(f"{folder} is not a complete checkpoint")
     engine = state.engine
     if tuple(manifest["names"]) != engine.layout.names or manifest["total"] != engine.layout.total:
-        raise RuntimeError(f"{folder} was written by another model: its parameters have other names or sizes")
+        raise RuntimeError(
+            f"{folder} was written by another model: its parameters have other names or sizes"
+        )
     read = {name: _read(folder, manifest, name, engine) for name in _names(state)}
     engine.master.data.copy_(read["master"])
     engine.load_moments(read["first"], read["second"], manifest["steps"])
@@ -143,13 +148,17 @@ def _read(folder: Path, manifest: dict[str, Any], name: str, engine: Engine) -> 
         low, high = max(start, engine.start), min(stop, engine.stop)
         if low < high:
             with safe_open(folder / f"rank-{rank:05d}.safetensors", framework="pt") as file:
-                out[low - engine.start : high - engine.start] = file.get_slice(name)[low - start : high - start]
+                out[low - engine.start : high - engine.start] = file.get_slice(name)[
+                    low - start : high - start
+                ]
     return out.to(engine.master.device)
 
 
 def prune(checkpoints: Path, keep: int) -> None:
     """Removes all but the newest `keep` complete checkpoints; the manifest goes first."""
-    folders = sorted(p for p in checkpoints.iterdir() if storage.read_complete(p, verify="sizes") is not None)
+    folders = sorted(
+        p for p in checkpoints.iterdir() if storage.read_complete(p, verify="sizes") is not None
+    )
     for folder in folders[: max(0, len(folders) - keep)]:
         (folder / "MANIFEST.json").unlink()
         for part in folder.iterdir():

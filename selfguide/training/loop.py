@@ -97,7 +97,9 @@ def prepare(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
 def learning_rate(config: Config, images: int) -> float:
     """Linear warm-up, then constant: a pure function of the images seen, so a resumed run needs no scheduler."""
     warm = config.train.warmup_images
-    return config.train.learning_rate * (min(1.0, (images + config.train.batch) / warm) if warm else 1.0)
+    return config.train.learning_rate * (
+        min(1.0, (images + config.train.batch) / warm) if warm else 1.0
+    )
 
 
 def due(every: int, images: int, config: Config) -> bool:
@@ -115,9 +117,10 @@ def turn_stage(job: Training) -> None:
 
 def refresh_teacher(job: Training) -> None:
     guidance = job.config.guidance
-    if job.state.teacher is not None and isinstance(guidance, OnlineGuidance):
-        if due(guidance.teacher_refresh, job.state.images, job.config):
-            job.state.teacher.refresh(job.state.averages.weights(), job.state.engine.module)
+    if job.state.teacher is None or not isinstance(guidance, OnlineGuidance):
+        return
+    if due(guidance.teacher_refresh, job.state.images, job.config):
+        job.state.teacher.refresh(job.state.averages.weights(), job.state.engine.module)
 
 
 def health(job: Training) -> dict[str, float]:

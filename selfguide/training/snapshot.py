@@ -27,7 +27,9 @@ def ema_file(halflife: int) -> str:
     return f"ema-{halflife}.safetensors"
 
 
-def publish(folder: Path, state: State, config: Config, data: dict[str, Any], place: Place, lease: Lease) -> None:
+def publish(
+    folder: Path, state: State, config: Config, data: dict[str, Any], place: Place, lease: Lease
+) -> None:
     """All ranks call. `data` is the shards' manifest hash and header, which decoding needs."""
     lease.check()
     guidance = state.source.state()
@@ -46,7 +48,9 @@ def publish(folder: Path, state: State, config: Config, data: dict[str, Any], pl
     if place.rank == 0:
         (folder / CONFIG).write_text(yaml.safe_dump(plain(config), sort_keys=False))
         lease.check()
-        storage.publish_folder(folder, extra={"images": state.images, "guidance": guidance, "data": data})
+        storage.publish_folder(
+            folder, extra={"images": state.images, "guidance": guidance, "data": data}
+        )
     dist.barrier()
 
 
@@ -93,4 +97,12 @@ def load(folder: Path, index: int = 0) -> Snapshot:
     student.load_state_dict(load_file(folder / ema_file(halflife)), strict=False)
     sha256 = next(f["sha256"] for f in manifest["files"] if f["name"] == ema_file(halflife))
     student.eval().requires_grad_(False)
-    return Snapshot(student, config, manifest["images"], manifest["guidance"], manifest["data"], sha256, halflife)
+    return Snapshot(
+        student,
+        config,
+        manifest["images"],
+        manifest["guidance"],
+        manifest["data"],
+        sha256,
+        halflife,
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,9 +41,15 @@ class Telemetry:
         sums = torch.stack([self._sums[n].cpu() for n in names])
         if dist.is_initialized():
             dist.all_reduce(sums)
-        means = {n: (sums[i] / (self._steps * self._place.world)).item() for i, n in enumerate(names)}
+        means = {
+            n: (sums[i] / (self._steps * self._place.world)).item() for i, n in enumerate(names)
+        }
         now = time.monotonic()
-        rate = (images - (self._images or 0)) / max(now - self._since, 1e-9) if self._images is not None else None
+        rate = (
+            (images - (self._images or 0)) / max(now - self._since, 1e-9)
+            if self._images is not None
+            else None
+        )
         line = {"images": images, "images_per_s": rate, **means, **extra}
         self._sums, self._steps, self._since, self._images = {}, 0, now, images
         if self._place.rank == 0:
@@ -77,5 +82,3 @@ def _sentence(line: dict[str, Any], total: int) -> str:
         if name not in ("images", "images_per_s") and isinstance(value, float):
             parts.append(f"{name} {value:.4g}")
     return "  ".join(parts)
-
-

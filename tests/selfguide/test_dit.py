@@ -17,14 +17,19 @@ GMACS = {"dit_s_2": 6.06, "dit_b_2": 23.01, "dit_l_2": 80.71, "dit_xl_2": 118.64
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_counts_hold(name: str) -> None:
-    assert row(name).parameters() / 1e6 == pytest.approx(PUBLISHED[name], rel=0.015 if name == "dit_s_2" else 0.005)
+    assert row(name).parameters() / 1e6 == pytest.approx(
+        PUBLISHED[name], rel=0.015 if name == "dit_s_2" else 0.005
+    )
     assert row(name).forward_macs() / 1e9 == pytest.approx(GMACS[name], rel=0.005)
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_the_closed_formula_counts_what_is_built(name: str) -> None:
     with torch.device("meta"):
-        for overrides in ({}, {"cls_token": True, "classes": 0, "dense": 96, "depth": 2, "learn_sigma": False}):
+        for overrides in (
+            {},
+            {"cls_token": True, "classes": 0, "dense": 96, "depth": 2, "learn_sigma": False},
+        ):
             net = build(name, **overrides)
             assert sum(p.numel() for p in net.parameters()) == net.net.parameters()
 
@@ -32,7 +37,11 @@ def test_the_closed_formula_counts_what_is_built(name: str) -> None:
 def test_flops_equal_torchs_counter() -> None:
     net = build("dit_digits", dense=64, cls_token=True)
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    with (
+        counter,
+        torch.no_grad(),
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+    ):
         net(torch.randn(1, 1, 8, 8), torch.rand(1), Condition.told(dense=torch.randn(1, 64)))
     assert counter.get_total_flops() == 2 * net.net.forward_macs()
 
@@ -50,7 +59,9 @@ def small(**overrides: int) -> DiT:
 def test_every_parameter_gets_a_gradient_in_every_state(kind: str, dtype: torch.dtype) -> None:
     net = small(dense=8, cls_token=True).to(dtype)
     told = Condition.told(dense=torch.randn(4, 8))
-    condition = {"told": told, "null": told.null(), "unconditional": Condition.unconditional(4)}[kind]
+    condition = {"told": told, "null": told.null(), "unconditional": Condition.unconditional(4)}[
+        kind
+    ]
     out = net(torch.randn(4, 2, 8, 8, dtype=dtype), torch.rand(4), condition)
     out.float().square().mean().backward()
     assert out.dtype == dtype and all(p.grad is not None for p in net.parameters())
@@ -70,7 +81,9 @@ def test_null_and_unconditional_differ_and_null_ignores_the_id() -> None:
     net, x, tau = small(classes=3), torch.randn(4, 2, 8, 8), torch.rand(4)
     told = Condition.told(id=torch.tensor([0, 1, 2, 0]))
     null = net(x, tau, told.null())
-    torch.testing.assert_close(null, net(x, tau, Condition.told(id=torch.zeros(4, dtype=torch.int64)).null()))
+    torch.testing.assert_close(
+        null, net(x, tau, Condition.told(id=torch.zeros(4, dtype=torch.int64)).null())
+    )
     assert not torch.allclose(null, net(x, tau, Condition.unconditional(4)))
 
 
@@ -89,7 +102,10 @@ def test_at_initialisation_the_network_predicts_zero() -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"patch": 3}, "model.patch=3 does not divide"), ({"heads": 5}, "model.heads=5 does not divide")],
+    [
+        ({"patch": 3}, "model.patch=3 does not divide"),
+        ({"heads": 5}, "model.heads=5 does not divide"),
+    ],
 )
 def test_impossible_sizes_are_named(change: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):

@@ -12,7 +12,9 @@ from selfguide.evaluation.neighbours import copy_rate
 
 def features(seed: int, count: int = 500, width: int = 6) -> np.ndarray:
     generator = np.random.default_rng(seed)
-    return generator.normal(size=(count, width)) @ generator.normal(size=(width, width)) + generator.normal(size=width)
+    return generator.normal(size=(count, width)) @ generator.normal(
+        size=(width, width)
+    ) + generator.normal(size=width)
 
 
 def test_closed_forms() -> None:
@@ -29,7 +31,9 @@ def test_closed_forms() -> None:
 def test_equals_clean_fid_and_is_symmetric_and_rotation_invariant(seed: int) -> None:
     a, b = features(seed), features(seed + 1)
     ours = between(Moments.of(a), Moments.of(b))
-    oracle = frechet_distance(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False))
+    oracle = frechet_distance(
+        a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False)
+    )
     assert ours == pytest.approx(oracle, rel=1e-8)
     assert between(Moments.of(b), Moments.of(a)) == pytest.approx(ours, rel=1e-9)
     turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(6, 6)))

@@ -34,7 +34,9 @@ def online_config(**guidance: Any) -> Config:
         model=ModelConfig(name="dit_digits"),
         path=PathConfig(),
         sampler=SamplerConfig(),
-        guidance=OnlineGuidance(groups=12, layer=3, **({"pooling": "flat", "prototype_width": 32} | guidance)),
+        guidance=OnlineGuidance(
+            groups=12, layer=3, **({"pooling": "flat", "prototype_width": 32} | guidance)
+        ),
         data=DataConfig(root="", shape=(1, 8, 8), classes=10),
         train=TrainConfig(images=1024, batch=64),
         engine=EngineConfig(),
@@ -43,7 +45,9 @@ def online_config(**guidance: Any) -> Config:
     )
 
 
-def make(config: Config, images: int, switch: int = 512) -> tuple[Student, Teacher, OnlineSource, Batch]:
+def make(
+    config: Config, images: int, switch: int = 512
+) -> tuple[Student, Teacher, OnlineSource, Batch]:
     student = build_student(config, 0)
     for parameter in student.backbone.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -67,7 +71,9 @@ def test_each_loss_moves_its_own_parameters_only() -> None:
         assert guidance is not None and student.head is not None
         flow = flow_loss(outputs.velocity, batch.eps - batch.x0).mean()
         backbone, head = list(student.backbone.parameters()), list(student.head.parameters())
-        by_guidance = torch.autograd.grad(guidance, backbone + head, retain_graph=True, allow_unused=True)
+        by_guidance = torch.autograd.grad(
+            guidance, backbone + head, retain_graph=True, allow_unused=True
+        )
         assert all(g is None or not g.any() for g in by_guidance[: len(backbone)])
         assert all(g is not None and g.any() for g in by_guidance[len(backbone) :])
         by_flow = torch.autograd.grad(flow, backbone + head, allow_unused=True)
@@ -76,7 +82,7 @@ def test_each_loss_moves_its_own_parameters_only() -> None:
 
 def test_nothing_is_told_before_the_switch_and_all_but_the_dropped_after() -> None:
     config = online_config(drop=0.25)
-    student, teacher, source, batch = make(config, images=448)
+    _, teacher, source, batch = make(config, images=448)
     assert (source.condition(batch, teacher.module).state == UNCONDITIONAL).all()
     assert source.state()["told"] is False
     batch.images = 512
@@ -92,7 +98,9 @@ def test_the_weight_rises_linearly_to_the_switch() -> None:
     for images in (128, 256, 512, 1024):
         student, teacher, source, batch = make(config, images=256)
         source.condition(batch, teacher.module)
-        outputs = student(batch.x, batch.tau, source.condition(batch, teacher.module), batch.features)
+        outputs = student(
+            batch.x, batch.tau, source.condition(batch, teacher.module), batch.features
+        )
         batch.images = images
         loss = source.loss(outputs, batch)
         assert loss is not None

@@ -32,14 +32,21 @@ class ExactVelocity(nn.Module):
         return x * (t - (1 - t) * SD**2) / variance + told
 
 
-def gaussian(g: float = 0.0, count: int = 4, interval: tuple[float, float] = (0.0, 1.0)) -> Denoiser:
+def gaussian(
+    g: float = 0.0, count: int = 4, interval: tuple[float, float] = (0.0, 1.0)
+) -> Denoiser:
     condition = Condition.told(id=torch.zeros(count, dtype=torch.int64))
     return Denoiser(ExactVelocity(), RectifiedFlow(), condition, g, interval)
 
 
 def error(name: str, steps: int) -> float:
     noise = torch.randn(4, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return (sample(name, gaussian(), noise, steps=steps, rtol=1e-8, atol=1e-8) - SD * noise).abs().max().item()
+    return (
+        (sample(name, gaussian(), noise, steps=steps, rtol=1e-8, atol=1e-8) - SD * noise)
+        .abs()
+        .max()
+        .item()
+    )
 
 
 def test_euler_converges_at_first_order_to_the_analytic_map() -> None:
@@ -55,7 +62,13 @@ def test_dopri5_reaches_the_analytic_map() -> None:
 def test_euler_takes_exactly_its_steps(steps: int) -> None:
     denoiser = gaussian()
     seen: list[float] = []
-    sample("euler", denoiser, torch.randn(4, 1, 2, 2), steps=steps, callback=lambda i, tau, x: seen.append(tau))
+    sample(
+        "euler",
+        denoiser,
+        torch.randn(4, 1, 2, 2),
+        steps=steps,
+        callback=lambda i, tau, x: seen.append(tau),
+    )
     assert denoiser.evaluations == steps and len(seen) == steps and seen[-1] == 0
 
 
@@ -91,11 +104,18 @@ def test_conditions_are_dropped_at_their_rate(rate: float, seed: int) -> None:
 
 def test_dropping_touches_told_images_only() -> None:
     condition = Condition(torch.tensor([TOLD, NULL, UNCONDITIONAL, TOLD]))
-    assert condition.drop(torch.tensor([True, True, True, False])).state.tolist() == [NULL, NULL, UNCONDITIONAL, TOLD]
+    assert condition.drop(torch.tensor([True, True, True, False])).state.tolist() == [
+        NULL,
+        NULL,
+        UNCONDITIONAL,
+        TOLD,
+    ]
     assert condition.null().state.tolist() == [NULL, NULL, UNCONDITIONAL, NULL]
 
 
 def test_groups_are_drawn_at_their_frequency() -> None:
     p = [0.0, 0.5, 0.2, 0.0, 0.3]
     counts = torch.bincount(draw_groups(p, 0, torch.arange(50_000)), minlength=5) / 50_000
-    torch.testing.assert_close(counts.double(), torch.tensor(p, dtype=torch.float64), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        counts.double(), torch.tensor(p, dtype=torch.float64), atol=0.01, rtol=0
+    )

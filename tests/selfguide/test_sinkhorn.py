@@ -16,7 +16,9 @@ SIZES = (3, 0, 22, 15)
 
 def scores(dtype: torch.dtype, count: int = sum(SIZES), groups: int = 12) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    z = torch.nn.functional.normalize(torch.randn(count, 8, generator=generator, dtype=torch.float64), dim=1)
+    z = torch.nn.functional.normalize(
+        torch.randn(count, 8, generator=generator, dtype=torch.float64), dim=1
+    )
     prototypes = torch.nn.functional.normalize(
         torch.randn(groups, 8, generator=generator, dtype=torch.float64), dim=1
     )
@@ -37,18 +39,24 @@ def part(place: Place, sizes: tuple[int, ...], dtype: torch.dtype) -> tuple[list
 
 
 @pytest.mark.parametrize(("world", "sizes"), [(2, (18, 22)), (4, SIZES)])
-def test_shards_of_any_size_give_the_codes_of_one_process(ranks: Any, world: int, sizes: tuple[int, ...]) -> None:
+def test_shards_of_any_size_give_the_codes_of_one_process(
+    ranks: Any, world: int, sizes: tuple[int, ...]
+) -> None:
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
         answers = ranks(world, part, sizes, dtype)
         together = torch.tensor([row for rows, _ in answers for row in rows], dtype=dtype)
-        torch.testing.assert_close(together, sinkhorn(scores(dtype), group="local"), atol=tolerance, rtol=0)
+        torch.testing.assert_close(
+            together, sinkhorn(scores(dtype), group="local"), atol=tolerance, rtol=0
+        )
         assert all(calls == 3 for _, calls in answers)
 
 
 def test_many_iterations_make_the_plan_doubly_stochastic() -> None:
     codes = sinkhorn(scores(torch.float64), iterations=100)
     torch.testing.assert_close(codes.sum(1), torch.ones(40, dtype=torch.float64))
-    torch.testing.assert_close(codes.sum(0), torch.full((12,), 40 / 12, dtype=torch.float64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        codes.sum(0), torch.full((12,), 40 / 12, dtype=torch.float64), atol=1e-5, rtol=0
+    )
 
 
 @given(st.floats(-3, 1), st.integers(1, 5))

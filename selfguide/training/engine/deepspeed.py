@@ -27,7 +27,9 @@ def _prepare(place: Place, timeout_s: int) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("DEEPSPEED_TIMEOUT", str(max(1, timeout_s // 60)))
     # torch renamed the collectives that DeepSpeed still calls
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*|deepspeed.*")
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"torch\.distributed.*|deepspeed.*"
+    )
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
@@ -61,7 +63,11 @@ class DeepSpeedEngine:
         parameters = [p for p in student.parameters() if p.requires_grad]
         # given as an object: the optimiser named in DeepSpeed's config would compile a C++ operator
         optimiser = torch.optim.AdamW(
-            parameters, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay, fused=True
+            parameters,
+            lr=train.learning_rate,
+            betas=train.betas,
+            weight_decay=train.weight_decay,
+            fused=True,
         )
         self.engine, self._zero, _, _ = deepspeed.initialize(
             model=student,
@@ -95,14 +101,18 @@ class DeepSpeedEngine:
         held = tuple(names[id(p)] for p in self._zero.bit16_groups[0])
         padded = any(any(p) for p in self._zero.round_robin_bit16_padding)
         if held != self.layout.names or padded or len(self._zero.bit16_groups) != 1:
-            raise RuntimeError("this DeepSpeed lays parameters out in another order; pin the version of constraints.txt")
+            raise RuntimeError(
+                "this DeepSpeed lays parameters out in another order; pin the version of constraints.txt"
+            )
 
     @property
     def zero_stage(self) -> int:
         """As the live engine reports it."""
         return int(self.engine.zero_optimization_stage())
 
-    def forward(self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None) -> Outputs:
+    def forward(
+        self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None
+    ) -> Outputs:
         return self.engine(x, tau, condition, features)
 
     def backward(self, loss: Tensor) -> None:

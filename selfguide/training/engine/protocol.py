@@ -28,19 +28,25 @@ class Layout:
 
     @staticmethod
     def of(module: nn.Module) -> Layout:
-        named = [(n, tuple(p.shape), p.numel()) for n, p in module.named_parameters() if p.requires_grad]
+        named = [
+            (n, tuple(p.shape), p.numel()) for n, p in module.named_parameters() if p.requires_grad
+        ]
         offsets, total = [], 0
         for _, _, count in named:
             offsets.append(total)
             total += count
-        return Layout(tuple(n for n, _, _ in named), tuple(s for _, s, _ in named), tuple(offsets), total)
+        return Layout(
+            tuple(n for n, _, _ in named), tuple(s for _, s, _ in named), tuple(offsets), total
+        )
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of a full flat vector (N,) by name."""
         ends = (*self.offsets[1:], self.total)
         return {
             name: flat[start:stop].view(shape)
-            for name, shape, start, stop in zip(self.names, self.shapes, self.offsets, ends, strict=True)
+            for name, shape, start, stop in zip(
+                self.names, self.shapes, self.offsets, ends, strict=True
+            )
         }
 
 
@@ -59,9 +65,13 @@ class Engine(Protocol):
     layout: Layout
     start: int
     stop: int
-    master: Tensor  # fp32 (stop - start,), a view: writing it and calling `refresh` changes the weights
+    master: (
+        Tensor  # fp32 (stop - start,), a view: writing it and calling `refresh` changes the weights
+    )
 
-    def forward(self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None) -> Outputs: ...
+    def forward(
+        self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None
+    ) -> Outputs: ...
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of one micro-batch; the engine divides by the accumulation."""

@@ -20,7 +20,9 @@ from selfguide.training.engine.protocol import Layout, Step, keep_buffers_wide
 class TorchEngine:
     """fp32, or bf16 weights with fp32 masters."""
 
-    def __init__(self, student: Student, train: TrainConfig, *, dtype: torch.dtype, accumulation: int) -> None:
+    def __init__(
+        self, student: Student, train: TrainConfig, *, dtype: torch.dtype, accumulation: int
+    ) -> None:
         self.layout = Layout.of(student)
         self.start, self.stop = 0, self.layout.total
         parameters = [p for p in student.parameters() if p.requires_grad]
@@ -31,14 +33,22 @@ class TorchEngine:
         weights, gradients = self.layout.split(self._weights), self.layout.split(self._gradient)
         for name, parameter in self.module.named_parameters():
             parameter.data, parameter.grad = weights[name], gradients[name]
-        self.master = torch.nn.Parameter(self._weights.float() if dtype != torch.float32 else self._weights)
+        self.master: Tensor = torch.nn.Parameter(
+            self._weights.float() if dtype != torch.float32 else self._weights
+        )
         self._optimiser = torch.optim.AdamW(
-            [self.master], lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay, fused=True
+            [self.master],
+            lr=train.learning_rate,
+            betas=train.betas,
+            weight_decay=train.weight_decay,
+            fused=True,
         )
         self._clip, self._accumulation, self._micro = train.clip, accumulation, 0
         self.master.requires_grad_(False)
 
-    def forward(self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None) -> Outputs:
+    def forward(
+        self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None
+    ) -> Outputs:
         return self.module(x, tau, condition, features)
 
     def backward(self, loss: Tensor) -> None:

@@ -1,0 +1,64 @@
+# Two commands for newcomers: `make demo` and `make test`. Everything lives in .venv, data/ and runs/.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+FAISS ?= cpu
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help install install-dev demo test test-fast lint compare bench cluster-up cluster-down wheel-check clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "== setting up $(VENV): about 5.5 GB, 2 to 5 minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e ".[$(FAISS)]"
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "== installing what the tests need"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e ".[$(FAISS),dev]"
+	@touch $@
+
+install: $(VENV)/installed ## the environment that runs
+install-dev: $(VENV)/installed-dev ## and what tests need
+
+demo: install ## real digits as shards, self-guided training on two ranks, evaluation beside it, leaderboard
+	@python -m tools.shards make digits --out data/digits
+	@python -m launcher.submit experiment=digits_dit cluster=local follow=true
+	@python -m launcher.board
+
+test: install-dev lint ## everything, with a real Slurm and a real browser where this user may install them
+	@bash slurm/install.sh || test $$? -eq 3
+	@bash tests/browser/install.sh || test $$? -eq 3
+	@python -m pytest
+
+test-fast: install-dev ## what needs no cluster, no browser and no minutes
+	@python -m pytest -m "not slow and not cluster" --ignore=tests/browser
+
+lint: install-dev ## style, types, and the direction of imports
+	@ruff check .
+	@ruff format --check .
+	@mypy
+	@lint-imports
+
+compare: install ## digits_dit against digits_uncond and digits_class, three seeds each (about 35 minutes)
+	@python -m tools.shards make digits --out data/digits
+	@python -m tools.compare
+
+bench: install ## every benchmark suite, variants in turn
+	@python -m tools.bench
+
+cluster-up: install ## a real Slurm cluster of four nodes on this machine
+	@bash slurm/install.sh
+	@python -m slurm up
+
+cluster-down: ## and gone without trace
+	@python -m slurm down
+
+wheel-check: install-dev ## the built wheel, installed elsewhere, answers a dry run from /
+	@bash tools/wheel_check.sh
+
+clean: ## caches and build output; runs/ and data/ stay
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,110 @@
+"""The loop on real digits: resume is exact, checkpoints load at any world size, older attempts publish nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from selfguide.distributed import Place
+from selfguide.spec.config import Config, EngineConfig, TrainConfig
+from selfguide.spec.run import Fenced, Lease, RunFolder, write_record
+from selfguide.training import snapshot
+from selfguide.training.checkpoint import newest
+from selfguide.training.job import work
+from selfguide.training.telemetry import Telemetry
+from tests.selfguide.test_online import online_config
+
+IMAGES = 512
+
+
+def config(root: Path, backend: str = "torch", dtype: str = "fp32") -> Config:
+    base = online_config(switch=0.5, teacher_refresh=128)
+    return replace(
+        base,
+        data=replace(base.data, root=str(root), mode="global"),
+        train=TrainConfig(
+            images=IMAGES, batch=64, learning_rate=1e-3, ema_halflife=(2000,), log_every=128,
+            snapshot_every=256, checkpoint_every=128, keep_checkpoints=8,
+        ),
+        engine=EngineConfig(backend=backend, dtype=dtype),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def attempt(place: Place, cfg: Config, root: str) -> int:
+    """One attempt of the run in `root`."""
+    run = RunFolder(Path(root))
+    torch.distributed.barrier()
+    if place.rank == 0:
+        number = run.open_attempt()
+        if number == 1:
+            write_record(run.run_json, {"images": IMAGES})
+    torch.distributed.barrier()
+    lease = Lease(run, run.attempt_numbers()[-1])
+    telemetry = Telemetry(run, lease.number, place, cfg.train.images)
+    work(cfg, place, lease, telemetry)
+    return lease.number
+
+
+def weights(root: Path) -> dict[str, torch.Tensor]:
+    return load_file(root / "snapshots" / f"img-{IMAGES:09d}" / "ema-2000.safetensors")
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_resumed_run_ends_with_the_same_bits(ranks: Any, digits: Path, tmp_path: Path) -> None:
+    for backend in ("torch", "deepspeed"):
+        cfg = config(digits, backend)
+        whole, parts = tmp_path / f"{backend}-whole", tmp_path / f"{backend}-parts"
+        ranks(2, attempt, cfg, str(whole))
+        ranks(2, attempt, cfg, str(parts))
+        # forget what came after image 256: the next attempt finds an interrupted run
+        for folder in [*(parts / "checkpoints").iterdir(), *(parts / "snapshots").iterdir()]:
+            if int(folder.name[4:]) > 256:
+                (folder / "MANIFEST.json").unlink()
+        assert newest(parts / "checkpoints") == parts / "checkpoints" / "img-000000256"
+        assert ranks(2, attempt, cfg, str(parts)) == [2, 2]
+        assert_same(weights(parts), weights(whole))
+        ends = [snapshot.load(r / "snapshots" / f"img-{IMAGES:09d}").guidance for r in (whole, parts)]
+        assert ends[0] == ends[1] and ends[0]["told"] and ends[0]["label_free"]
+
+
+def test_a_checkpoint_loads_at_other_world_sizes_and_engines(ranks: Any, digits: Path, tmp_path: Path) -> None:
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    ranks(2, attempt, config(digits, "deepspeed"), str(whole))
+    ranks(2, attempt, config(digits, "deepspeed"), str(moved))
+    for folder in [*(moved / "checkpoints").iterdir(), *(moved / "snapshots").iterdir()]:
+        if int(folder.name[4:]) > 384:
+            (folder / "MANIFEST.json").unlink()
+    ranks(1, attempt, config(digits, "torch"), str(moved))
+    assert_same(weights(moved), weights(whole), tolerance=1e-4)
+
+
+def test_an_overtaken_attempt_publishes_nothing(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    old = Lease(run, run.open_attempt())
+    old.check()
+    run.open_attempt()
+    with pytest.raises(Fenced, match="overtaken by attempt 2"):
+        old.check()
+
+
+def test_a_checkpoint_of_another_model_is_refused(ranks: Any, digits: Path, tmp_path: Path) -> None:
+    cfg = config(digits)
+    ranks(1, attempt, cfg, str(tmp_path / "run"))
+    other = replace(cfg, model=replace(cfg.model, depth=3))
+    assert ranks(1, refused, other, str(tmp_path / "run"))[0].startswith("RuntimeError")
+
+
+def refused(place: Place, cfg: Config, root: str) -> str:
+    try:
+        attempt(place, cfg, root)
+    except RuntimeError as error:
+        return f"RuntimeError {error}"
+    return "accepted"

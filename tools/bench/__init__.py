@@ -1,0 +1,1 @@
+"""Benchmarks: one interleaving harness, and a suite a file."""

@@ -1,0 +1,67 @@
+"""Runs benchmark suites and prints medians, spread and ratios.
+
+    python -m tools.bench                     every suite
+    python -m tools.bench engine --repeats 40
+    python -m tools.bench engine --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from dataclasses import asdict
+
+from rich.table import Table
+
+from shards import cli
+from tools.bench import engine
+from tools.bench.harness import Row
+
+SUITES = {"engine": engine}
+
+
+def machine() -> str:
+    """The line that every published figure carries."""
+    import torch
+
+    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def table(title: str, rows: list[Row]) -> Table:
+    made = Table(title=title, title_justify="left")
+    for name in ("variant", "median ms", "quartiles ms", "ratio", ""):
+        made.add_column(name, justify="left" if name in ("variant", "") else "right")
+    for row in rows:
+        spread = f"{row.low * 1e3:.2f} to {row.high * 1e3:.2f}"
+        made.add_row(row.name, f"{row.median * 1e3:.2f}", spread, f"{row.ratio:.3f}", row.verdict)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help=f"of: {', '.join(SUITES)}")
+    parser.add_argument("--repeats", type=int, default=15, help="turns after three of warm-up")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    found = {}
+    for name in options.suites or SUITES:
+        cli.console().print(f"running {name}, {options.repeats} turns ...", style="dim")
+        found[name] = SUITES[name].suite(options.repeats)
+        if not options.json:
+            cli.console().print(table(SUITES[name].TITLE, found[name]))
+    if options.json:
+        rows = {name: [asdict(row) for row in rows] for name, rows in found.items()}
+        print(json.dumps({"machine": machine(), "suites": rows}))
+    else:
+        cli.console().print(machine(), style="dim")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

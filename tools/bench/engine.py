@@ -1,0 +1,56 @@
+"""What an engine costs: a training step of the digits' DiT on two gloo ranks, against a hand-written DDP loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from launcher.compose import compose
+from selfguide.conditions import Condition
+from selfguide.distributed import Place
+from selfguide.spec.config import Config, EngineConfig
+from selfguide.student import build_student
+from selfguide.training.engine.build import build_engine
+from tools.bench.harness import Row, Variant, measure
+from tools.ranks import run_ranks
+
+TITLE = "engine: one step, global batch 128, unconditional DiT of the digits, fp32, 2 gloo ranks"
+WORLD, BATCH = 2, 128
+
+
+def suite(repeats: int) -> list[Row]:
+    config = compose(["experiment=digits_uncond", "cluster=local"])
+    return run_ranks(WORLD, _timed, config, repeats)[0]
+
+
+def _timed(place: Place, config: Config, repeats: int) -> list[Row]:
+    micro = BATCH // WORLD
+    x, tau = torch.randn(micro, 1, 8, 8), torch.rand(micro)
+    condition = Condition.unconditional(micro)
+
+    ddp = nn.parallel.DistributedDataParallel(build_student(config, 0).backbone)
+    optimiser = torch.optim.AdamW(ddp.parameters(), lr=1e-3, fused=True)
+
+    def by_hand() -> None:
+        ddp(x, tau, condition).square().mean().backward()
+        nn.utils.clip_grad_norm_(ddp.parameters(), config.train.clip)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    variants = [Variant("hand-written DDP", by_hand)]
+    for name, engine_config in (
+        ("torch engine", EngineConfig(backend="torch")),
+        ("DeepSpeed ZeRO-1", EngineConfig(zero_stage=1)),
+        ("DeepSpeed ZeRO-2", EngineConfig(zero_stage=2)),
+    ):
+        engine = build_engine(replace(config, engine=engine_config), build_student(config, 0), place)
+
+        def step(engine=engine) -> None:  # type: ignore[no-untyped-def]
+            engine.backward(engine.forward(x, tau, condition, None).velocity.square().mean())
+            engine.step(1e-3)
+
+        variants.append(Variant(name, step))
+    return measure(variants, repeats=repeats, fence=dist.barrier)

@@ -1,0 +1,78 @@
+"""Honest timing: variants in turn within one run, medians and spread, ratios to a base, an A/A control.
+
+Two cores differ from run to run by more than most effects, so numbers are compared within one run only, and a
+difference smaller than what the base shows against itself is called none.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Something to time; `run` does one unit of the work."""
+
+    name: str
+    run: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Seconds per unit: median, quartiles, and the median of ratios to the base of the same turn."""
+
+    name: str
+    median: float
+    low: float
+    high: float
+    ratio: float
+    verdict: str
+
+
+def measure(
+    variants: list[Variant],
+    *,
+    repeats: int = 15,
+    warmup: int = 3,
+    fence: Callable[[], object] = lambda: None,
+    progress: Callable[[int, int], object] = lambda done, of: None,
+) -> list[Row]:
+    """Times every variant once per turn; the first is the base, and is timed twice as the A/A control.
+
+    Args:
+        fence: called before and after each unit, a barrier where several ranks time the same work.
+    """
+    base = variants[0]
+    turn = [base, Variant(f"{base.name} again (A/A)", base.run), *variants[1:]]
+    seconds: dict[str, list[float]] = {v.name: [] for v in turn}
+    for number in range(warmup + repeats):
+        # the order rotates so that no variant always follows the same one
+        for variant in turn[number % len(turn) :] + turn[: number % len(turn)]:
+            fence()
+            start = time.perf_counter()
+            variant.run()
+            fence()
+            if number >= warmup:
+                seconds[variant.name].append(time.perf_counter() - start)
+        progress(number + 1, warmup + repeats)
+    return _rows(seconds, base.name)
+
+
+def _rows(seconds: dict[str, list[float]], base: str) -> list[Row]:
+    ratios = {
+        name: [x / b for x, b in zip(taken, seconds[base], strict=True)] for name, taken in seconds.items()
+    }
+    control = ratios[f"{base} again (A/A)"]
+    low, _, high = statistics.quantiles(control, n=4)
+    # the control's own quartiles, never narrower than one per cent
+    floor, ceiling = min(low, 0.99), max(high, 1.01)
+    rows = []
+    for name, taken in seconds.items():
+        ratio = statistics.median(ratios[name])
+        first, _, third = statistics.quantiles(taken, n=4)
+        verdict = "faster" if ratio < floor else "slower" if ratio > ceiling else "no difference"
+        rows.append(Row(name, statistics.median(taken), first, third, ratio, verdict))
+    return rows
