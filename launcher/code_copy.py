@@ -1,0 +1,71 @@
+"""The source a run uses, copied at submission: editing the checkout afterwards changes no job that waits.
+
+What is copied is what Python imports now, so it works from a checkout and from an installed wheel alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import subprocess
+import uuid
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("launcher", "selfguide", "shards", "slurm", "configs")
+_CACHES = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+
+
+def copy(target: Path) -> dict[str, Any]:
+    """Writes the packages below `target` (new) and describes them in `target`.json; returns the description.
+
+    The folder appears whole or not at all: it is made under a temporary name and renamed.
+    """
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}"
+    for name in PACKAGES:
+        shutil.copytree(location(name), temporary / name, ignore=_CACHES)
+    about = {
+        "hash": content_hash(temporary),
+        "packages": list(PACKAGES),
+        **git(location("launcher").parent),
+    }
+    temporary.rename(target)
+    target.with_suffix(".json").write_text(json.dumps(about, indent=1))
+    return about
+
+
+def location(package: str) -> Path:
+    """The folder that `import package` reads, without importing it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"package {package!r} is not installed beside the launcher")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def content_hash(root: Path) -> str:
+    """12 hex digits over names and bytes of every file below `root`, in a fixed order."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def git(root: Path) -> dict[str, Any]:
+    """{"revision", "dirty"} of the checkout that tracks this source; nothing where there is none."""
+    if shutil.which("git") is None or not _git(root, "ls-files", "launcher/__init__.py"):
+        return {}  # installed; a checkout that happens to hold the environment says nothing about it
+    revision = _git(root, "rev-parse", "HEAD")
+    return (
+        {"revision": revision, "dirty": bool(_git(root, "status", "--porcelain"))}
+        if revision
+        else {}
+    )
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """What git prints, or '' where it refuses."""
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""

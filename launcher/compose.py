@@ -1,0 +1,171 @@
+"""From what a user types to a `Config`: Hydra composes the YAML tree, our schema decides what is a key.
+
+Hydra only knows the keys that the YAML of the chosen groups happens to spell out; the dataclasses know them all.
+So every `key=value` is checked against the dataclasses first and then forced into the composition.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from selfguide.spec.config import Config, build, nearest
+from shards.errors import UserError
+
+GROUPS = (
+    "experiment",
+    "model",
+    "path",
+    "sampler",
+    "guidance",
+    "data",
+    "engine",
+    "evaluation",
+    "cluster",
+)
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The configuration that `experiment=... key=value ...` stands for. Reads nothing but `configs`.
+
+    Raises:
+        UserError: unknown experiment, option or key (with the nearest name), or a value that cannot be read.
+    """
+    given = [_known(text) for text in overrides]
+    if not any(key == "experiment" for key, _ in given):
+        known = ", ".join(experiments())
+        raise UserError(f"no experiment given: add experiment=NAME; known: {known}")
+    values = _hydra([text for _, text in given])
+    _belongs([key for key, _ in given], values)
+    return build(Config, values)
+
+
+def experiments() -> dict[str, str]:
+    """Every experiment and its one line, the comment below `# @package`."""
+    found = {}
+    for name in options("experiment"):
+        text = (resources.files("configs") / "experiment" / f"{name}.yaml").read_text()
+        comments = [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
+        found[name] = next((line for line in comments if not line.startswith("@")), "")
+    return found
+
+
+def options(group: str) -> list[str]:
+    """The choices of a group: the names of its YAML files."""
+    files = (resources.files("configs") / group).iterdir()
+    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+
+
+def known_keys(cls: Any = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema; a union of configs contributes the keys of each."""
+    found = []
+    hints = typing.get_type_hints(cls)
+    for spec in dataclasses.fields(cls):
+        name, hint = prefix + spec.name, hints[spec.name]
+        args = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        nested = [a for a in args if dataclasses.is_dataclass(a)]
+        for each in nested:
+            found += [key for key in known_keys(each, f"{name}.") if key not in found]
+        if not nested:
+            found.append(name)
+    return found
+
+
+def without_group(overrides: Sequence[str], group: str) -> list[str]:
+    """`overrides` less the choice of `group`; `group.key=value` stays."""
+    return [text for text in overrides if text.partition("=")[0] != group]
+
+
+def _known(text: str) -> tuple[str, str]:
+    """(key, override for Hydra) of one argument."""
+    key, equals, value = text.partition("=")
+    if key.startswith("-"):
+        raise UserError(
+            f"{text!r} is not an option here: settings are written key=value; see --help"
+        )
+    if not equals:
+        raise UserError(f"{text!r} is not key=value; see --help")
+    if key in GROUPS:
+        choices = options(key)
+        if value not in choices:
+            raise UserError(
+                f"{key}={value} does not exist{nearest(value, choices)}; known: {', '.join(choices)}"
+            )
+        return key, text
+    known = known_keys()
+    mappings = [name for name in known if key.startswith(f"{name}.")]
+    if key not in known and mappings != ["cluster.environment"]:
+        inside = [name for name in known if name.startswith(f"{key}.")]
+        if inside:
+            raise UserError(f"{key!r} is a part, not a setting; it has: {', '.join(inside)}")
+        raise UserError(f"unknown key {key!r}{_nearest_key(key, known)}")
+    return key, f"++{text}"
+
+
+def _nearest_key(key: str, known: list[str]) -> str:
+    """The known key closest in spelling; a bare name may also mean the same name inside a part."""
+    inside = [name for name in known if name.rpartition(".")[2] == key]
+    if inside:
+        return f"; did you mean '{inside[0]}'?"
+    spelling = nearest(key, known)
+    last = difflib.get_close_matches(
+        key.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1
+    )
+    same = [k for k in known if last and k.rpartition(".")[2] == last[0]]
+    return spelling or (
+        f"; did you mean '{same[0]}'?" if same else "; --help lists the common ones"
+    )
+
+
+def _hydra(overrides: list[str]) -> dict[str, Any]:
+    """The composed mapping, interpolations resolved."""
+    # here, because most commands of the launcher compose nothing and Hydra costs a tenth of a second
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_module(config_module="configs", version_base=None):
+            composed = hydra_compose("config", overrides=overrides)
+        values = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_plain(str(error))) from error
+    return typing.cast("dict[str, Any]", values)
+
+
+def _plain(message: str) -> str:
+    """Hydra's message as one line of ours, with a cure where it has only a complaint."""
+    ambiguous = re.search(r"Ambiguous value for argument '\+*([^']*)'", message)
+    if ambiguous:
+        key, _, value = ambiguous[1].partition("=")
+        return f"{key}={value} is several values: give one, or a list as {key}=[{value}]; one submission, one run"
+    first = [
+        line.strip() for line in message.splitlines() if line.strip() and "hydra.cc" not in line
+    ]
+    return f"cannot read the settings: {' '.join(first)}; quote special characters: key='value'".replace(
+        "++", ""
+    )
+
+
+def _belongs(given: list[str], values: dict[str, Any]) -> None:
+    """Refuses a guidance key that the chosen source does not have, before it reads as a misspelling."""
+    source = values["guidance"].get("source")
+    for option in typing.get_args(typing.get_type_hints(Config)["guidance"]):
+        if typing.get_args(typing.get_type_hints(option)["source"])[0] != source:
+            continue
+        fields = [spec.name for spec in dataclasses.fields(option)]
+        for key in given:
+            part, _, name = key.partition(".")
+            if part == "guidance" and name and name not in fields:
+                raise UserError(
+                    f"'{key}' means nothing for guidance.source={source}: drop it, or choose another "
+                    f"guidance={'|'.join(options('guidance'))}"
+                )

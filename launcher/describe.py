@@ -1,0 +1,85 @@
+"""What a submission would do, in numbers that need no network, no Slurm and no torch: the dry run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from launcher import clusters, jobs
+from launcher.folder import Attempt, plain, to_yaml
+from selfguide.spec.config import Config
+from selfguide.spec.sizes import architecture, footprint
+
+RUN_ID = "RUN-ID"  # a run is named by a hash that includes its data's, and a dry run reads no data
+
+
+def facts(config: Config) -> dict[str, Any]:
+    """Everything a dry run tells, as JSON holds it; bytes, images and GFLOPs."""
+    net, size = architecture(config), footprint(config)
+    batch, ranks = config.train.batch, config.ranks
+    run_id = config.name or RUN_ID
+    root = Path(config.runs).absolute() / config.experiment / run_id / "attempts" / "0001"
+    job = jobs.training(config, Attempt(root), run_id)
+    forward = 2 * net.forward_macs() / 1e9
+    memory = ("weights", "gradients", "optimiser", "ema", "teacher")
+    return {
+        "config": plain(config),
+        "cluster": config.cluster.kind,
+        "ranks": {"nodes": config.nodes, "per_node": config.cluster.gpus_per_node, "world": ranks},
+        "batch": {
+            "global": batch,
+            "micro": config.micro_batch,
+            "accumulation": batch // (ranks * config.micro_batch),
+            "steps": config.train.images // batch,
+        },
+        "parameters": size.parameters,
+        "gflop": {"forward_image": forward, "image": 3 * forward, "step": 3 * forward * batch},
+        "bytes_per_rank": {name: getattr(size, name) for name in memory} | {"total": size.rank},
+        "checkpoint_bytes": size.checkpoint,
+        "snapshot_bytes": size.snapshot,
+        "data": {"root": config.data.root, "checked": False},
+        "sbatch": clusters.sbatch_script(job, config.cluster)
+        if config.cluster.kind != "local"
+        else None,
+    }
+
+
+def text(config: Config) -> str:
+    """The same for people."""
+    found = facts(config)
+    ranks, batch, gflop = found["ranks"], found["batch"], found["gflop"]
+    memory = found["bytes_per_rank"]
+    rows = [
+        ("cluster", found["cluster"]),
+        ("ranks", f"{ranks['world']} = {ranks['nodes']} nodes x {ranks['per_node']}"),
+        (
+            "global batch",
+            f"{batch['global']} = {ranks['world']} ranks x {batch['micro']} (micro) "
+            f"x {batch['accumulation']} (accumulation)",
+        ),
+        ("steps", f"{batch['steps']:,} for {config.train.images:,} images"),
+        ("parameters", f"{found['parameters']:,}"),
+        (
+            "compute",
+            f"{gflop['image']:,.4g} GFLOP per image, {gflop['step']:,.4g} per step (backbone)",
+        ),
+        ("memory per rank", f"{human(memory['total'])} without activations, of it"),
+        *((f"  {name}", human(size)) for name, size in memory.items() if name != "total"),
+        ("checkpoint", human(found["checkpoint_bytes"])),
+        ("snapshot", human(found["snapshot_bytes"])),
+        ("data", f"{found['data']['root']} (not checked)"),
+    ]
+    parts = [f"# config\n{to_yaml(config)}"]
+    if found["sbatch"]:
+        parts.append(f"# sbatch script\n{found['sbatch']}")
+    parts.append("# what it takes\n" + "\n".join(f"{name:<17}{value}" for name, value in rows))
+    return "\n".join([*parts, "\ndry run: nothing was written, asked or queued"])
+
+
+def human(size: float) -> str:
+    """Bytes in the largest binary unit that leaves at least one."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = 0
+    while size >= 1024 and power < len(units) - 1:
+        size, power = size / 1024, power + 1
+    return f"{size:,.0f} {units[power]}" if power == 0 else f"{size:,.2f} {units[power]}"

@@ -1,0 +1,130 @@
+"""The launcher's part of a run folder: an attempt's files, an evaluation's, and which run a user means.
+
+`selfguide.spec.run` knows what the trainer shares with us; these are the names that only the launcher uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selfguide.spec.config import Config, build, nearest
+from selfguide.spec.run import RunFolder
+from shards.errors import UserError
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Paths of one attempt's folder; `progress.json` and `rendezvous.json` there are the trainer's."""
+
+    root: Path
+
+    @classmethod
+    def newest(cls, run: RunFolder) -> Attempt | None:
+        numbers = run.attempt_numbers()
+        return cls(run.attempt(numbers[-1])) if numbers else None
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.root.parent.parent)
+
+    @property
+    def number(self) -> int:
+        return int(self.root.name)
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def code(self) -> Path:
+        return self.root / "code"
+
+    @property
+    def submission(self) -> Path:
+        """What was asked for, written before the job exists: nodes, tasks, world."""
+        return self.root / "submission.json"
+
+    @property
+    def job(self) -> Path:
+        """The training job's record, written once it exists."""
+        return self.root / "job.json"
+
+    @property
+    def watcher(self) -> Path:
+        return self.root / "watcher.json"
+
+    @property
+    def watch_log(self) -> Path:
+        return self.root / "watch.log"
+
+    @property
+    def cancelled(self) -> Path:
+        return self.root / "cancelled.json"
+
+    @property
+    def logs(self) -> Path:
+        """Submitit's folder: pickles, script and one log per rank."""
+        return self.root / "job"
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The config as YAML and JSON hold it: tuples are lists."""
+
+    def lists(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: lists(inner) for key, inner in value.items()}
+        return [lists(inner) for inner in value] if isinstance(value, tuple | list) else value
+
+    return lists(asdict(config))
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(plain(config), sort_keys=False)
+
+
+def read_config(path: Path) -> Config:
+    """What `to_yaml` wrote."""
+    return build(Config, yaml.safe_load(path.read_text()))
+
+
+def evaluations(run: RunFolder) -> Path:
+    """Folder of evaluation jobs, `<key>.<attempt>/`; each publishes a record beside it, in `evals/`."""
+    return run.evals / "jobs"
+
+
+def runs(root: Path) -> list[RunFolder]:
+    """Every run below a runs folder, by experiment and id."""
+    return [RunFolder(path.parent) for path in sorted(root.glob("*/*/run.json"))]
+
+
+def find(text: str, root: Path) -> RunFolder:
+    """The run that `text` names: its folder, its id or name, or the beginning of an id.
+
+    Raises:
+        UserError: no run, or several.
+    """
+    folder = Path(text)
+    if (folder / "run.json").is_file():
+        return RunFolder(folder.resolve())
+    known = runs(root.resolve())
+    matches = [run for run in known if run.root.name == text]
+    matches = matches or [run for run in known if run.root.name.startswith(text)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        several = ", ".join(f"{run.root.parent.name}/{run.root.name}" for run in matches)
+        raise UserError(
+            f"{text!r} means several runs: {several}; give more of the id, or the run's folder"
+        )
+    if not known:
+        raise UserError(
+            f"no run in {root}: start one with `python -m launcher.submit`, or give --runs FOLDER"
+        )
+    names = [run.root.name for run in known]
+    raise UserError(
+        f"no run {text!r} in {root}{nearest(text, names)}; `python -m launcher.runs --runs {root}` lists them"
+    )

@@ -1,0 +1,119 @@
+"""`python -m launcher.runs [RUN]`: a table of runs, or everything about one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from launcher import folder, status
+from launcher.follow import minutes
+from launcher.status import Status
+from selfguide.spec.run import RunFolder
+from shards import cli
+
+_COLOURS = {
+    "running": "green",
+    "evaluating": "green",
+    "finished": "bold",
+    "failed": "red",
+    "cancelled": "dim",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launcher.runs",
+        description="Lists runs with their state, progress and newest score; with RUN, tells all about that one.",
+        epilog="example: python -m launcher.runs --json | python -m json.tool",
+    )
+    parser.add_argument("run", nargs="?", help="id, beginning of an id, name, or folder of a run")
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
+    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    options = parser.parse_args(arguments)
+    if options.run:
+        return _one(folder.find(options.run, Path(options.runs)), options.json)
+    found = status.read_many(folder.runs(Path(options.runs).resolve()))
+    if options.json:
+        print(json.dumps([each.plain() for each in found], indent=1))
+    elif found:
+        _table(found)
+    else:
+        print(
+            f"no run in {options.runs}; start one: python -m launcher.submit experiment=digits_dit"
+        )
+    return 0
+
+
+def _table(found: list[Status]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for name in (
+        "run",
+        "experiment",
+        "state",
+        "images",
+        "images/s",
+        "ETA",
+        "score",
+        "attempts",
+        "job",
+    ):
+        table.add_column(
+            name, justify="right" if name in ("images", "images/s", "ETA", "score") else "left"
+        )
+    for each in found:
+        colour = _COLOURS.get(each.state, "")
+        table.add_row(
+            each.id,
+            each.experiment,
+            f"[{colour}]{each.state}[/]" if colour else each.state,
+            f"{each.images:,} / {each.of:,}",
+            f"{each.images_per_s:,.0f}" if each.images_per_s else "",
+            minutes(each.eta_s) if each.eta_s is not None else "",
+            f"{each.metric} {each.score:.3g}" if each.metric and each.score is not None else "",
+            str(each.attempts),
+            each.job or "",
+        )
+    cli.console().print(table)
+    for each in found:
+        if each.state in ("failed", "unknown"):
+            print(f"{each.id}: {each.message}")
+
+
+def _one(run: RunFolder, as_json: bool) -> int:
+    told: dict[str, Any] = status.read(run).plain()
+    told["evaluations"] = [
+        {
+            "snapshot": e.images,
+            "attempt": e.attempt,
+            "job": e.state,
+            "result": (e.record or {}).get("status"),
+        }
+        for e in status.evaluation_jobs(run)
+    ]
+    if as_json:
+        print(json.dumps(told, indent=1))
+        return 0
+    for key, value in told.items():
+        if key != "evaluations" and value not in (None, ""):
+            print(f"{key.replace('_', ' '):<20}{_text(value)}")
+    for each in told["evaluations"]:
+        outcome = each["result"] or each["job"]
+        print(
+            f"{'evaluation':<20}{each['snapshot']:,} images, attempt {each['attempt']}: {outcome}"
+        )
+    return 0
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    cli.run(main)

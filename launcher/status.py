@@ -1,0 +1,251 @@
+"""Where a run stands, derived from its folder and the cluster's answer each time anew; nothing is remembered."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from launcher import clusters
+from launcher.folder import Attempt, evaluations, read_config
+from selfguide.spec.records import job_key, records
+from selfguide.spec.run import RunFolder, read_record
+
+Word = Literal[
+    "new", "queued", "running", "evaluating", "finished", "failed", "cancelled", "unknown"
+]
+
+STARTING_S = 120.0  # a submission without a job this long was interrupted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One evaluation job: a folder in `evals/jobs`."""
+
+    folder: Path
+    key: str
+    images: int
+    attempt: int
+    state: clusters.State
+    record: dict[str, Any] | None  # what it published
+    exit: dict[str, Any] | None  # how its process ended
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """One row of `launcher.runs`."""
+
+    id: str
+    experiment: str
+    name: str | None
+    folder: str
+    state: Word
+    section: str | None  # of training: joining ranks, starting, train, done
+    images: int
+    of: int
+    images_per_s: float | None
+    eta_s: float | None
+    loss: float | None
+    attempts: int
+    job: str | None  # cluster and job id
+    snapshots: int
+    scored: int
+    failed_evaluations: int
+    score: float | None
+    metric: str | None
+    score_images: int | None
+    message: str
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_many(runs: Sequence[RunFolder]) -> list[Status]:
+    """The status of every run; each Slurm is asked once."""
+    newest = [Attempt.newest(run) for run in runs]
+    wanted = [path for at in newest if at for path in (at.job, at.watcher)]
+    found = {path: record for path in wanted if (record := read_record(path)) is not None}
+    states = dict(zip(found, clusters.states(list(found.values())), strict=True))
+    return [_status(run, at, states) for run, at in zip(runs, newest, strict=True)]
+
+
+def read(run: RunFolder) -> Status:
+    return read_many([run])[0]
+
+
+def training_state(at: Attempt) -> clusters.State:
+    """Of the attempt's job; one that is just being submitted counts as queued."""
+    record = read_record(at.job)
+    return clusters.state(record) if record else _without_job(at)
+
+
+def evaluation_jobs(run: RunFolder) -> list[Evaluation]:
+    """Every evaluation job that was ever started, oldest first."""
+    root = evaluations(run)
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    jobs = [read_record(folder / "job.json") for folder in folders]
+    there = [job for job in jobs if job is not None]
+    states = iter(clusters.states(there))
+    # states first: a job that ends after this look has its record in place by the next
+    found = [next(states) if job is not None else "gone" for job in jobs]
+    made = []
+    for folder, state in zip(folders, found, strict=True):
+        key, _, attempt = folder.name.rpartition(".")
+        record = read_record(run.evals / f"{folder.name}.json")
+        ended = read_record(folder / "exit-0.json")
+        images = int(key.split("-")[1])
+        made.append(
+            Evaluation(
+                folder=folder,
+                key=key,
+                images=images,
+                attempt=int(attempt),
+                state=state,
+                record=record,
+                exit=ended,
+            )
+        )
+    return made
+
+
+def failure(at: Attempt) -> str:
+    """Why the attempt failed: the first rank to fail speaks, peers that were ended for it do not; '' if none did."""
+    world = (read_record(at.submission) or {}).get("world", 0)
+    exits = {rank: read_record(at.root / f"exit-{rank}.json") for rank in range(world)}
+    spoke = {rank: record for rank, record in exits.items() if record}
+    unknown = read_record(at.root / "exit-unknown.json")
+    if unknown:
+        return f"a task ended before it knew its rank: {unknown['message']}"
+    failed = [
+        (r["time"], rank, r) for rank, r in spoke.items() if r["code"] and r["class"] != "signal"
+    ]
+    silent = sorted(set(exits) - set(spoke))
+    if silent and len(silent) < world:
+        first = f"rank {silent[0]} ended without a word (killed from outside, for example out of memory)"
+        return first + (
+            f"; then rank {min(failed)[1]}: {min(failed)[2]['message']}" if failed else ""
+        )
+    if failed:
+        _, rank, record = min(failed, key=lambda item: item[0])
+        return f"rank {rank}: {record['message']}"
+    ended = [(r["time"], rank, r) for rank, r in spoke.items() if r["code"]]
+    if ended:
+        return f"rank {min(ended)[1]} was {min(ended)[2]['message']}"
+    return "no rank left a word: see the logs" if silent else ""
+
+
+def _without_job(at: Attempt) -> clusters.State:
+    submission = read_record(at.submission)
+    if submission is None:  # the folder was made and nothing else yet, or never
+        return "queued" if time.time() - at.root.stat().st_mtime < STARTING_S else "gone"
+    return "queued" if time.time() - submission["time"] < STARTING_S else "gone"
+
+
+def _status(run: RunFolder, at: Attempt | None, states: dict[Path, clusters.State]) -> Status:
+    about = run.describe()
+    progress = (read_record(at.root / "progress.json") if at else None) or {}
+    published = run.published()
+    done = list(records(run))
+    training = states.get(at.job) or _without_job(at) if at else "gone"
+    word, message = _word(
+        run, at, training, states.get(at.watcher, "gone") if at else "gone", published, about
+    )
+    newest = max(
+        (r for r in done if r["status"] == "done"),
+        key=lambda r: (r["images"], r["time"]),
+        default=None,
+    )
+    metric = newest["protocol"]["metric"] if newest else None
+    job = read_record(at.job) if at else None
+    live = word == "running"
+    return Status(
+        id=about["id"],
+        experiment=about["experiment"],
+        name=about.get("name"),
+        folder=str(run.root),
+        state=word,
+        section=progress.get("section"),
+        images=max([progress.get("images") or 0, *published[-1:]]),
+        of=about["images"],
+        images_per_s=progress.get("images_per_s") if live else None,
+        eta_s=progress.get("eta_s") if live else None,
+        loss=progress.get("loss"),
+        attempts=len(run.attempt_numbers()),
+        job=f"{job['kind']} {job['id']}" if job else None,
+        snapshots=len(published),
+        scored=len({r["key"] for r in done if r["status"] == "done"}),
+        failed_evaluations=len({r["key"] for r in done if r["status"] == "failed"}),
+        score=newest["scores"].get(metric) if newest else None,
+        metric=metric,
+        score_images=newest["images"] if newest else None,
+        message=message,
+    )
+
+
+def _word(
+    run: RunFolder,
+    at: Attempt | None,
+    training: clusters.State,
+    watcher: clusters.State,
+    published: list[int],
+    about: dict[str, Any],
+) -> tuple[Word, str]:
+    """The state in one word, and why where it is not well."""
+    if at is None:
+        return "new", "no attempt yet"
+    if about["images"] in published:
+        waiting = unscored(run, at, published)
+        if waiting and watcher in ("running", "queued"):
+            return "evaluating", f"{len(waiting)} snapshots wait for their score"
+        return "finished", f"{len(waiting)} snapshots have no score" if waiting else ""
+    if training == "queued":
+        return "queued", _waits(at)
+    if training == "running":
+        return "running", ""
+    if at.cancelled.exists():
+        return "cancelled", ""
+    if training == "unknown":
+        return "unknown", "the cluster does not answer, or the job runs on another machine"
+    return "failed", failure(at) or "ended before its last snapshot"
+
+
+def unscored(run: RunFolder, at: Attempt, published: list[int]) -> list[int]:
+    """Published snapshots that the attempt's protocol has no record of, done or failed."""
+    config = read_config(at.config)
+    if config.evaluation.protocol == "none":
+        return []
+    keys = {record["key"] for record in records(run)}
+    return [images for images in published if job_key(config, images) not in keys]
+
+
+def _waits(at: Attempt) -> str:
+    job = read_record(at.job)
+    return (
+        "being submitted"
+        if job is None
+        else f"waits for {job['nodes']} x {job['tasks']} ranks on {job['kind']}"
+    )
+
+
+def tail(path: Path, lines: int = 20) -> str:
+    """The last lines of a log; '' where there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 64_000))
+        return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+
+
+def read_lines(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
+    """Complete JSON lines after a byte position, and the position behind them."""
+    if not path.is_file():
+        return [], position
+    with path.open("rb") as file:
+        file.seek(position)
+        whole = file.read().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.splitlines() if line], position + len(whole) + bool(
+        whole
+    )

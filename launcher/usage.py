@@ -1,0 +1,77 @@
+"""What `python -m launcher.submit --help` says, and its completion for bash; both read the YAML tree."""
+
+from __future__ import annotations
+
+from launcher import compose
+
+COMMON = (
+    ("cluster=local", "where: auto, local, slurm, devcluster, or a profile your site added"),
+    ("nodes=4", "machines; ranks are nodes x cluster.gpus_per_node"),
+    ("cluster.gpus_per_node=8", "ranks per node (processes where there are no GPUs)"),
+    (
+        "cluster.partition=gpu",
+        "Slurm's partition; also cluster.account, cluster.qos, cluster.timeout_min",
+    ),
+    ("train.images=512_000", "length of training, in images seen"),
+    ("train.batch=256", "global batch; train.micro_batch is what one rank takes at once"),
+    ("train.learning_rate=2e-4", "AdamW's"),
+    ("guidance=labels", "where groups come from"),
+    ("model=dit_b_2", "a row of the table of sizes; model.depth=2 changes one number of it"),
+    ("engine=torch", "who takes the optimiser step"),
+    ("data.root=s3://bucket/shards", "a folder or prefix of shards"),
+    ("evaluation=none", "which protocol scores the snapshots"),
+    ("seed=1", "another run: everything random follows from it"),
+    ("name=first-try", "a name instead of the hash as the run's id"),
+    ("runs=/shared/runs", "where run folders are, on a file system all nodes see"),
+    ("follow=true", "stay and show progress; Ctrl-C stops showing, not training"),
+    ("dry_run=true", "show config, batch script and memory; touch nothing"),
+)
+
+
+def text() -> str:
+    """The help page."""
+    lines = [
+        "usage: python -m launcher.submit experiment=NAME [key=value ...] [--json] [--help]",
+        "",
+        "Composes an experiment, checks everything, and submits its training and its evaluation to this machine",
+        "or to Slurm; returns at once. The same command again joins the run, or resumes it where it stopped.",
+        "",
+        "experiments:",
+        *(f"  experiment={name:<16} {line}" for name, line in compose.experiments().items()),
+        "",
+        "common settings, by example:",
+        *(f"  {example:<30} {line}" for example, line in COMMON),
+        "",
+        "choices:",
+        *(f"  {group:<11} {', '.join(compose.options(group))}" for group in compose.GROUPS[1:]),
+        "",
+        "options:",
+        "  --json                         one JSON object on stdout instead of text",
+        '  --completion bash              print a completion script: eval "$(python -m launcher.submit '
+        '--completion bash)"',
+        "  --help                         this page",
+        "",
+        "Any field of the configuration can be set; dry_run=true prints them all. Exit codes: 0 submitted, joined or",
+        "finished, 1 a followed run failed, 2 a mistake in the settings.",
+    ]
+    return "\n".join(lines)
+
+
+_BASH = """\
+_selfguide_submit() {{
+    local line="${{COMP_LINE:0:COMP_POINT}}"
+    [[ $line == *"-m launcher.submit "* ]] || return 0
+    local word="${{line##* }}"
+    COMPREPLY=($(compgen -W "{words}" -- "$word"))
+    # bash takes '=' for the end of a word, so only what follows it is completed
+    [[ $word != *=* ]] || COMPREPLY=("${{COMPREPLY[@]#"${{word%%=*}}="}}")
+}}
+complete -o default -o nospace -F _selfguide_submit python python3
+"""
+
+
+def completion() -> str:
+    """A bash function that completes groups with their choices and every key."""
+    words = [f"{group}={option}" for group in compose.GROUPS for option in compose.options(group)]
+    words += [f"{key}=" for key in compose.known_keys() if key not in compose.GROUPS]
+    return _BASH.format(words=" ".join(words))
