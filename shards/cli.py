@@ -29,6 +29,12 @@ def run(main: Callable[[], int | None]) -> None:
     except (UserError, DamagedError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
+    except PermissionError as error:
+        print(
+            f"error: {error}: you may not do this here, or the credentials do not hold",
+            file=sys.stderr,
+        )
+        code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

@@ -17,7 +17,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -81,66 +81,64 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Manifest:
-    """A data set. `blocks` is the index: a structured array, see `index_dtype`."""
+    """A data set; made by `of`. `blocks` is the index: a structured array, see `index_dtype`."""
 
+    hash: str  # hex sha256 of the canonical JSON of `plain`
+    plain: dict[str, Any] = field(repr=False)  # the manifest as its file holds it
     count: int
     block: int  # samples in a block
     fields: tuple[Field, ...]
-    shards: tuple[Shard, ...]
-    blocks: NDArray[np.void]
+    shards: tuple[Shard, ...] = field(repr=False)
+    blocks: NDArray[np.void] = field(repr=False)
     header: dict[str, Any]  # a `Header`, plain: kind, shift, scale, encoder, encoder_sha256
     channel_mean: tuple[float, ...]  # of stored values, float64
     channel_std: tuple[float, ...]
     minimum: float
     maximum: float
-    label_histogram: tuple[int, ...] | None  # samples per class; None without labels
+    label_histogram: tuple[int, ...] | None = field(
+        repr=False
+    )  # samples per class; None without labels
     source: dict[str, Any]  # name, fingerprint (sha256), count
     seed: int  # of the shuffle before writing
+    plan: str  # hash of all that decided these bytes; the same plan is the same data set
 
-    @property
-    def hash(self) -> str:
-        """Hex sha256 of the canonical JSON."""
-        return digest(self.plain())
+    @staticmethod
+    def of(plain: dict[str, Any], blocks: NDArray[np.void]) -> Manifest:
+        """From the manifest file's content; fields that a later writer added are kept in `plain`."""
+        statistics, histogram = plain["statistics"], plain["label_histogram"]
+        fields = [{**_known(Field, f), "shape": tuple(f["shape"])} for f in plain["fields"]]
+        return Manifest(
+            hash=digest(plain),
+            plain=plain,
+            count=plain["count"],
+            block=plain["block"],
+            fields=tuple(Field(**f) for f in fields),
+            shards=tuple(Shard(**_known(Shard, s)) for s in plain["shards"]),
+            blocks=blocks,
+            header=plain["header"],
+            channel_mean=tuple(statistics["mean"]),
+            channel_std=tuple(statistics["std"]),
+            minimum=statistics["minimum"],
+            maximum=statistics["maximum"],
+            label_histogram=None if histogram is None else tuple(histogram),
+            source=plain["source"],
+            seed=plain["seed"],
+            plan=plain["plan"],
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample's x: (C, H, W)."""
-        return self.field("x").shape
+        return self.fields[self.column("x")].shape
 
     @property
     def classes(self) -> int:
         """Number of classes; 0 without labels."""
         return len(self.label_histogram or ())
 
-    def field(self, name: str) -> Field:
-        return self.fields[self.position(name)]
-
-    def position(self, name: str) -> int:
-        """The column of a field in the index."""
+    def column(self, name: str) -> int:
+        """Where a field stands in `fields` and in the index."""
         return [f.name for f in self.fields].index(name)
-
-    def plain(self) -> dict[str, Any]:
-        """The manifest as its file holds it."""
-        data = index_bytes(self.blocks)
-        return {
-            "format": "selfguide-shards",
-            "version": VERSION,
-            "count": self.count,
-            "block": self.block,
-            "fields": [{**asdict(f), "shape": [*f.shape]} for f in self.fields],
-            "header": self.header,
-            "statistics": {
-                "mean": [*self.channel_mean],
-                "std": [*self.channel_std],
-                "minimum": self.minimum,
-                "maximum": self.maximum,
-            },
-            "label_histogram": None if self.label_histogram is None else [*self.label_histogram],
-            "source": self.source,
-            "seed": self.seed,
-            "index": {"blocks": len(self.blocks), "bytes": len(data), "sha256": _sha256(data)},
-            "shards": [asdict(s) for s in self.shards],
-        }
 
 
 def index_dtype(fields: int) -> np.dtype[np.void]:
@@ -166,15 +164,14 @@ def index_bytes(blocks: NDArray[np.void]) -> bytes:
 def digest(plain: Mapping[str, Any]) -> str:
     """Hex sha256 of the one canonical JSON text of a value."""
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return _sha256(text.encode())
+    return sha256_of(text.encode())
 
 
 def save(root: storage.Url, manifest: Manifest) -> None:
     """Publishes index, manifest and, last, the pointer that makes them current."""
-    plain, name = manifest.plain(), manifest.hash
-    index = storage.join(root, _index_name(plain["index"]["sha256"]))
-    storage.publish(index, index_bytes(manifest.blocks), replace=True)  # the same bytes if it exists
-    text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
+    index, name = index_bytes(manifest.blocks), manifest.hash
+    storage.publish(storage.join(root, _index_name(sha256_of(index))), index, replace=True)
+    text = json.dumps(manifest.plain, indent=1, allow_nan=False) + "\n"
     storage.publish(storage.join(root, manifest_name(name)), text.encode(), replace=True)
     storage.publish(storage.join(root, LATEST), f"{name}\n".encode(), replace=True)
 
@@ -201,8 +198,10 @@ def load(root: storage.Url, hash: str | None = None) -> Manifest:
             f"was written with, or {CURE.format(root='NEW_FOLDER')}"
         )
     if digest(plain) != name:
-        raise DamagedError(f"{url} hashes to {digest(plain)[:12]}: it was changed after it was written")
-    return _build(root, plain)
+        raise DamagedError(
+            f"{url} hashes to {digest(plain)[:12]}: it was changed after it was written"
+        )
+    return Manifest.of(plain, _index(root, plain["index"]))
 
 
 def manifest_name(hash: str) -> str:
@@ -232,28 +231,17 @@ def _pointer(root: storage.Url) -> str:
     return name
 
 
-def _build(root: storage.Url, plain: dict[str, Any]) -> Manifest:
-    statistics, histogram = plain["statistics"], plain["label_histogram"]
-    url = storage.join(root, _index_name(plain["index"]["sha256"]))
+def _index(root: storage.Url, promised: Mapping[str, Any]) -> NDArray[np.void]:
+    url = storage.join(root, _index_name(promised["sha256"]))
     data = storage.read_bytes(url)
-    if _sha256(data) != plain["index"]["sha256"]:
+    if sha256_of(data) != promised["sha256"]:
         raise DamagedError(f"{url} does not have the sha256 that its manifest promises")
-    return Manifest(
-        count=plain["count"],
-        block=plain["block"],
-        fields=tuple(Field(**{**f, "shape": tuple(f["shape"])}) for f in plain["fields"]),
-        shards=tuple(Shard(**s) for s in plain["shards"]),
-        blocks=np.lib.format.read_array(io.BytesIO(data), allow_pickle=False),
-        header=plain["header"],
-        channel_mean=tuple(statistics["mean"]),
-        channel_std=tuple(statistics["std"]),
-        minimum=statistics["minimum"],
-        maximum=statistics["maximum"],
-        label_histogram=None if histogram is None else tuple(histogram),
-        source=plain["source"],
-        seed=plain["seed"],
-    )
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
 
 
-def _sha256(data: bytes) -> str:
+def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    return {f.name: values[f.name] for f in fields(kind) if f.name in values}
+
+
+def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()

@@ -75,7 +75,9 @@ class Order:
         lack = blocks * self.block - self.count  # how many samples the short block is short of
         order = key(self.seed, epoch, _BLOCKS)
         short = int(unpermute(blocks - 1, blocks, order).item())
-        before = (short // self.window + 1) * window - lack  # samples up to the short block's window
+        before = (
+            short // self.window + 1
+        ) * window - lack  # samples up to the short block's window
 
         w = np.where(index < before, index, index + lack) // window
         start = w * window - np.where(w > short // self.window, lack, 0)

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -122,7 +123,9 @@ def publish_folder(folder: Url, *, extra: Mapping[str, Any], manifest: str = MAN
     store = _store(folder)
     names = [name for name in store.files(os.fspath(folder)) if name != manifest]
     if not names:
-        raise FileNotFoundError(errno.ENOENT, "nothing to publish in this folder", os.fspath(folder))
+        raise FileNotFoundError(
+            errno.ENOENT, "nothing to publish in this folder", os.fspath(folder)
+        )
     store.sync(os.fspath(folder), names)
     files = [
         {"name": name, "bytes": size(url), "sha256": sha256(url)}
@@ -131,7 +134,9 @@ def publish_folder(folder: Url, *, extra: Mapping[str, Any], manifest: str = MAN
     publish(join(folder, manifest), json.dumps({"files": files, **extra}, indent=1).encode())
 
 
-def read_complete(folder: Url, verify: Verify = "sizes", manifest: str = MANIFEST) -> dict[str, Any] | None:
+def read_complete(
+    folder: Url, verify: Verify = "sizes", manifest: str = MANIFEST
+) -> dict[str, Any] | None:
     """The manifest of a complete folder; None where it is missing, torn, or does not hold.
 
     `sizes` compares every part's size (milliseconds), `hashes` also its sha256 (reads everything).
@@ -180,9 +185,10 @@ class _Local:
         return Path(url).exists()
 
     def size(self, url: str) -> int:
-        if not Path(url).is_file():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
-        return Path(url).stat().st_size
+        status = Path(url).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "not a file", url)
+        return status.st_size
 
     def list(self, folder: str) -> Sequence[str]:
         return sorted(p.name for p in Path(folder).iterdir()) if Path(folder).is_dir() else []

@@ -1,0 +1,133 @@
+"""Whether a data set on disk or S3 still is what was written, and where it is not.
+
+Everything is read once. A tar whose sha256 holds is intact; where it does not hold, the hashes of the
+blocks say which samples are hit. The structure is walked with a reader that is not ours, and any
+difference from the index is an error, never an end: tar readers stop quietly at a bad header.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+
+from shards import manifest as manifests
+from shards import storage
+from shards.layout import SECTOR
+from shards.manifest import Manifest, Shard
+
+Watch = Callable[[Iterable[Shard], int], Iterable[Shard]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `verify` read, and every problem as one line; well when there is none."""
+
+    manifest: str
+    shards: int
+    samples: int
+    bytes: int
+    problems: tuple[str, ...]
+
+
+def verify(root: storage.Url, *, watch: Watch = lambda shards, total: shards) -> Report:
+    """Reads all of a data set: sizes, sha256, blocks, tar structure, sidecars.
+
+    Raises:
+        UserError: there is no data set at `root`.
+        DamagedError: its manifest or index is damaged, so that nothing else can be judged.
+    """
+    manifest = manifests.load(root)
+    problems, total, first = [], 0, 0
+    for shard in watch(manifest.shards, len(manifest.shards)):
+        try:
+            data = storage.read_bytes(storage.join(root, shard.name))
+        except FileNotFoundError:
+            problems.append(f"{shard.name} is missing")
+        else:
+            total += len(data)
+            problems += [f"{shard.name}: {p}" for p in _shard(manifest, shard, first, data)]
+        problems += _sidecar(root, manifest, shard, first)
+        first += shard.blocks
+    return Report(
+        manifest=manifest.hash,
+        shards=len(manifest.shards),
+        samples=manifest.count,
+        bytes=total,
+        problems=tuple(problems),
+    )
+
+
+def _shard(manifest: Manifest, shard: Shard, first: int, data: bytes) -> list[str]:
+    """`first` is the shard's first block."""
+    found = []
+    if len(data) != shard.bytes:
+        found.append(f"{len(data):,} bytes, the manifest promises {shard.bytes:,}")
+    if manifests.sha256_of(data) != shard.sha256:
+        found.append("the sha256 is not the manifest's")
+        found += _blocks(manifest, range(first, first + shard.blocks), data)
+    return found or _structure(manifest, range(first, first + shard.blocks), data)
+
+
+def _blocks(manifest: Manifest, blocks: range, data: bytes) -> list[str]:
+    view, found = memoryview(data), []
+    for block in blocks:
+        row = manifest.blocks[block]
+        for column, f in enumerate(manifest.fields):
+            start = int(row["offset"][column])
+            payload = view[start : start + int(row["bytes"][column])]
+            if xxhash.xxh3_128_digest(payload) != row["xxh3"][column].tobytes():
+                at = f"ordinals {block * manifest.block:,} to {block * manifest.block + row['rows'] - 1:,}"
+                found.append(f"{f.name} of block {block} is damaged ({at})")
+    return found or ["all blocks hold: the damage is in headers or padding"]
+
+
+def _structure(manifest: Manifest, blocks: range, data: bytes) -> list[str]:
+    """Members, their order, .npy headers and places, as the index and the fields promise them."""
+    expected = [(block, column) for block in blocks for column in range(len(manifest.fields))]
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        members = tar.getmembers()
+    if len(members) != len(expected):
+        return [f"{len(members)} members, {len(expected)} expected"]
+    found = []
+    for member, (block, column) in zip(members, expected, strict=True):
+        row, f = manifest.blocks[block], manifest.fields[column]
+        content = io.BytesIO(data[member.offset_data : member.offset_data + member.size])
+        array = np.lib.format.read_array(content, allow_pickle=False)
+        placed = member.offset_data + member.size - array.nbytes
+        if member.name != f"{block:08d}.{f.name}.npy":
+            found.append(f"member {member.name} stands where {f.name} of block {block} should")
+        elif (array.dtype.str, array.shape) != (f.dtype, (row["rows"], *f.shape)):
+            found.append(f"{member.name} is {array.dtype.str} {array.shape}, not as its field")
+        elif (placed, array.nbytes) != (row["offset"][column], row["bytes"][column]):
+            found.append(f"{member.name} lies at {placed:,}, not where the index says")
+    if data[-2 * SECTOR :] != bytes(2 * SECTOR):
+        found.append("it does not end in two zero sectors")
+    return found
+
+
+def _sidecar(root: storage.Url, manifest: Manifest, shard: Shard, first: int) -> list[str]:
+    name = shard.name.removesuffix(".tar") + ".json"
+    try:
+        found = json.loads(storage.read_bytes(storage.join(root, name)))
+    except FileNotFoundError:
+        return [f"{name} is missing"]
+    except ValueError:
+        return [f"{name} is not JSON"]
+    expected = {
+        "plan": manifest.plan,
+        "name": shard.name,
+        "bytes": shard.bytes,
+        "sha256": shard.sha256,
+        "count": shard.count,
+        "first": first * manifest.block,
+    }
+    wrong = [
+        n for n, value in expected.items() if not isinstance(found, dict) or found.get(n) != value
+    ]
+    return [f"{name} disagrees with the manifest: {', '.join(wrong)}"] if wrong else []

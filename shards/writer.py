@@ -1,0 +1,282 @@
+"""Samples -> WebDataset tars in blocks of 256, with the manifest that makes them one data set.
+
+The rows of the source are shuffled once, by the seed, before they are cut into blocks: then even one
+block is a fair draw of class-sorted input. Shard k is a pure function of (source, seed, k), byte for
+byte. A shard counts when its sidecar is there, the data set when LATEST names its manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards import manifest as manifests
+from shards import storage
+from shards.errors import UserError
+from shards.layout import TarBuilder
+from shards.manifest import Field, Header, Manifest
+from shards.moments import Moments
+from shards.order import BLOCK, key, permute
+from shards.source import Source
+
+SHARD_BYTES = (
+    128 << 20
+)  # 16,384 latents 4x32x32 in fp16; stores serve objects of 100 MB to 1 GB best
+_WRITE = 4  # purpose of the shuffle's key; reading uses 1 to 3
+
+Watch = Callable[[Iterable[int], int], Iterable[int]]  # sees the shards go by, with their number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that decides the bytes of a data set."""
+
+    source: Source
+    header: Header
+    fields: tuple[Field, ...]
+    seed: int
+    block: int
+    shard_blocks: int
+    fingerprint: str
+
+    @property
+    def count(self) -> int:
+        return len(self.source.keys)
+
+    @property
+    def shards(self) -> int:
+        return -(-self.count // (self.block * self.shard_blocks))
+
+    @property
+    def hash(self) -> str:
+        decided = [manifests.VERSION, self.count, self.seed, self.block, self.shard_blocks]
+        fields = [[f.name, f.dtype, [*f.shape], f.kind] for f in self.fields]
+        return manifests.digest(
+            {
+                "numbers": decided,
+                "fields": fields,
+                "header": asdict(self.header),
+                "source": self.origin,
+            }
+        )
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        return {"name": self.source.name, "count": self.count, "fingerprint": self.fingerprint}
+
+    def tar(self, k: int) -> str:
+        return f"shards/train-{k:05d}-of-{self.shards:05d}.tar"
+
+    def rows(self, block: int) -> NDArray[np.int64]:
+        """The source's rows that form a block."""
+        ordinals = np.arange(block * self.block, min((block + 1) * self.block, self.count))
+        return permute(ordinals, self.count, key(self.seed, _WRITE)).astype(np.int64)
+
+
+def write(
+    root: storage.Url,
+    source: Source,
+    *,
+    header: Header,
+    seed: int = 0,
+    shard_bytes: int = SHARD_BYTES,
+    watch: Watch = lambda shards, total: shards,
+) -> tuple[Manifest, bool]:
+    """Writes `source` below `root`, a folder or s3:// prefix; the manifest, and whether it is new.
+
+    Where the same data set lies already in full, nothing is written. `watch` may show progress.
+
+    Raises:
+        UserError: the source is empty, has several shapes, keys twice, labels out of range or values
+            that are not finite; or `root` holds another data set. Found before the first byte, except
+            for what only the images show.
+    """
+    plan = make_plan(source, header, seed, shard_bytes)
+    found = _existing(root, plan)
+    if found is not None:
+        return found, False
+    sidecars = []
+    for k in watch(range(plan.shards), plan.shards):
+        data, sidecar = build_shard(plan, k)
+        url = storage.join(root, plan.tar(k))
+        storage.publish(url, data, replace=True)
+        text = json.dumps(sidecar, indent=1, allow_nan=False) + "\n"
+        storage.publish(url.removesuffix(".tar") + ".json", text.encode(), replace=True)
+        sidecars.append(sidecar)
+    manifest = merge(plan, sidecars)
+    manifests.save(root, manifest)
+    return manifest, True
+
+
+def make_plan(source: Source, header: Header, seed: int, shard_bytes: int) -> Plan:
+    """Checks what can be checked without reading an image, and decides the cut into shards."""
+    count, shape, dtype = len(source.keys), source.shape, np.dtype(source.dtype)
+    if count == 0:
+        raise UserError(f"source {source.name!r} is empty: there is nothing to write")
+    if len(shape) != 3 or dtype.kind not in "uif" or not math.prod(shape):
+        raise UserError(f"samples are {shape} {dtype}: give (C, H, W) of whole or floating numbers")
+    if shard_bytes < 1:
+        raise UserError(
+            f"shard_bytes={shard_bytes}: give at least 1 byte; the default is {SHARD_BYTES}"
+        )
+    _check_keys(source)
+    _check_labels(source)
+    fields = [Field(name="x", dtype=dtype.newbyteorder("<").str, shape=shape, kind=header.kind)]
+    if source.labels is not None:
+        fields.append(Field(name="y", dtype="<i8", shape=(), kind="label"))
+    fields.append(Field(name="id", dtype=source.keys.dtype.str, shape=(), kind="key"))
+    return Plan(
+        source=source,
+        header=header,
+        fields=tuple(fields),
+        seed=seed,
+        block=BLOCK,
+        shard_blocks=max(1, shard_bytes // (BLOCK * sum(f.sample_bytes for f in fields))),
+        fingerprint=source.fingerprint,
+    )
+
+
+def _check_keys(source: Source) -> None:
+    unique, counts = np.unique(source.keys, return_counts=True)
+    if len(unique) < len(source.keys):
+        twice = unique[counts > 1]
+        raise UserError(
+            f"key {twice[0].decode()!r} occurs {counts[counts > 1][0]} times "
+            f"({len(twice)} such keys): give every sample its own"
+        )
+
+
+def _check_labels(source: Source) -> None:
+    if source.labels is None:
+        return
+    if source.classes < 1:
+        raise UserError(
+            f"classes={source.classes}, but there are labels: give the number of classes"
+        )
+    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= source.classes))
+    if wrong.size:
+        raise UserError(
+            f"label {source.labels[wrong[0]]} of sample {source.keys[wrong[0]].decode()!r} is out of "
+            f"range ({wrong.size} such): with classes={source.classes} they go from 0 to "
+            f"{source.classes - 1}"
+        )
+
+
+def _existing(root: storage.Url, plan: Plan) -> Manifest | None:
+    """The manifest at `root` if it is of this plan and its tars have their sizes."""
+    if not storage.is_remote(root) and Path(root).is_file():
+        raise UserError(f"{root} is a file: name a folder to write the shards to")
+    if not storage.exists(storage.join(root, manifests.LATEST)):
+        return None
+    found = manifests.load(root)
+    if found.plan != plan.hash:
+        raise UserError(
+            f"{root} holds another data set ({found.source['name']}, {found.count:,} samples, "
+            f"manifest {found.hash[:12]}): choose another folder, or delete it first"
+        )
+    urls = [(storage.join(root, s.name), s.bytes) for s in found.shards]
+    whole = all(storage.exists(url) and storage.size(url) == expected for url, expected in urls)
+    return found if whole else None
+
+
+def build_shard(plan: Plan, k: int) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of tar `k`, and its sidecar: sizes, hashes, block table, moments, labels."""
+    tar = TarBuilder()
+    table, moments, rows = [], [], []
+    last = min((k + 1) * plan.shard_blocks, -(-plan.count // plan.block))
+    for block in range(k * plan.shard_blocks, last):
+        here = plan.rows(block)
+        arrays = _block(plan, here)
+        placed = {f.name: tar.add(f"{block:08d}.{f.name}.npy", arrays[f.name]) for f in plan.fields}
+        table.append({"rows": len(here), "fields": {n: p.plain() for n, p in placed.items()}})
+        moments.append(Moments.of(arrays["x"]))
+        rows.append(here)
+    data, every = tar.finish(), np.concatenate(rows)
+    return data, {
+        "version": manifests.VERSION,
+        "plan": plan.hash,
+        "name": plan.tar(k),
+        "bytes": len(data),
+        "sha256": manifests.sha256_of(data),
+        "first": k * plan.shard_blocks * plan.block,  # ordinal of its first sample
+        "count": len(every),
+        "moments": reduce(Moments.merge, moments).plain(),
+        "label_histogram": _histogram(plan, every),
+        "blocks": table,
+    }
+
+
+def _block(plan: Plan, rows: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+    source, expected = plan.source, plan.fields[0]
+    x = source.images(rows)
+    if x.shape != (len(rows), *expected.shape) or x.dtype != np.dtype(source.dtype):
+        raise UserError(
+            f"samples of {source.name!r} are not all {expected.shape} {source.dtype}: among those of "
+            f"{source.keys[rows[0]].decode()!r} there are {x.shape[1:]} {x.dtype}; bring them to one shape"
+        )
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        row = rows[np.flatnonzero(~np.isfinite(x).all(axis=(1, 2, 3)))[0]]
+        raise UserError(
+            f"sample {source.keys[row].decode()!r} holds values that are not finite: leave it out"
+        )
+    arrays = {"x": x.astype(expected.dtype, copy=False), "id": source.keys[rows]}
+    return arrays if source.labels is None else {**arrays, "y": source.labels[rows].astype("<i8")}
+
+
+def _histogram(plan: Plan, rows: NDArray[np.int64]) -> list[int] | None:
+    if plan.source.labels is None:
+        return None
+    return np.bincount(plan.source.labels[rows], minlength=plan.source.classes).tolist()
+
+
+def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
+    """The manifest of all shards, from their sidecars in order."""
+    moments = reduce(Moments.merge, (Moments.from_plain(s["moments"]) for s in sidecars))
+    labelled = plan.source.labels is not None
+    blocks = _table(plan.fields, sidecars)
+    index = manifests.index_bytes(blocks)
+    plain = {
+        "format": "selfguide-shards",
+        "version": manifests.VERSION,
+        "plan": plan.hash,
+        "count": plan.count,
+        "block": plan.block,
+        "fields": [{**asdict(f), "shape": [*f.shape]} for f in plan.fields],
+        "header": asdict(plan.header),
+        "statistics": {
+            "mean": moments.mean.tolist(),
+            "std": moments.std.tolist(),
+            "minimum": moments.minimum,
+            "maximum": moments.maximum,
+        },
+        "label_histogram": (
+            np.sum([s["label_histogram"] for s in sidecars], axis=0).tolist() if labelled else None
+        ),
+        "source": plan.origin,
+        "seed": plan.seed,
+        "index": {"blocks": len(blocks), "bytes": len(index), "sha256": manifests.sha256_of(index)},
+        "shards": [
+            {**{n: s[n] for n in ("name", "bytes", "sha256", "count")}, "blocks": len(s["blocks"])}
+            for s in sidecars
+        ],
+    }
+    return Manifest.of(plain, blocks)
+
+
+def _table(fields: tuple[Field, ...], sidecars: list[dict[str, Any]]) -> NDArray[np.void]:
+    rows = []
+    for shard, sidecar in enumerate(sidecars):
+        for block in sidecar["blocks"]:
+            placed = [block["fields"][f.name] for f in fields]
+            hashes = [list(bytes.fromhex(p["xxh3"])) for p in placed]
+            offsets, sizes = [p["offset"] for p in placed], [p["bytes"] for p in placed]
+            rows.append((shard, block["rows"], offsets, sizes, hashes))
+    return np.array(rows, dtype=manifests.index_dtype(len(fields)))
