@@ -1,0 +1,383 @@
+"""Runs -> ranked tables; pure, so that the same files give the same board in any order.
+
+Three rules. Scores under different protocols never share a table. Runs that differ in their seed only
+are one row, compared at one image count. A gap that the standard errors do not support is a tie
+(training seeds move a Frechet distance more than sampling does: Karras et al. 2024, arXiv 2312.02696).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from launcher.board.read import Record, Run
+from selfguide.spec.config import nearest
+from selfguide.spec.run import digest
+from shards.errors import UserError
+
+HIGHER_IS_BETTER = frozenset({"confident", "classes", "nmi", "ari"})  # distances and copies: lower
+_ABSENT = object()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A score over seeds: its mean, its sample standard deviation (None for one seed), their number."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """A state in one or two words, and what there is to say about it."""
+
+    kind: str  # final | pending | training | failed
+    text: str
+    count: int | None = None  # of snapshots, or of the row's runs
+    detail: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.text if self.count is None else f"{self.count} {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """One run under one protocol: the record of each image count, ascending, and the one that ranks it."""
+
+    run: Run
+    history: tuple[Record, ...]
+    headline: Record | None  # at the row's image count; None while it has no score there
+    best: Record | None  # of all snapshots, by the table's metric; shown, never ranked
+
+    @property
+    def chips(self) -> tuple[Chip, ...]:
+        return chips(self.run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Runs that differ in their seed only, at one image count."""
+
+    experiment: str
+    variant: tuple[str, ...]  # the settings that tell it from other rows of its experiment
+    group: str  # digest of everything but the seed
+    label_free: bool
+    rank: int | None  # None without a score
+    tied: bool
+    score: Spread | None
+    error: float  # standard error of the score, 0 where nothing is known of it
+    scores: Mapping[str, Spread]
+    images: int
+    final: bool
+    nfe: float | None
+    seconds: float | None  # of one evaluation, mean over seeds
+    runs: tuple[Scored, ...]  # by seed, also those without a score
+    chips: tuple[Chip, ...]
+
+    @property
+    def seeds(self) -> int:
+        """Training seeds behind the score."""
+        return len({s.run.seed for s in self.runs if s.headline is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Every row scored under one protocol, best first."""
+
+    key: str
+    protocol: Mapping[str, Any]
+    differs: tuple[str, ...]  # the fields that tell this protocol from the board's others
+    metric: str
+    higher_is_better: bool
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    tables: tuple[Table, ...]
+    waiting: tuple[Run, ...]  # runs of rows that have no score under any protocol
+    heard: float | None  # seconds since 1970 of the newest fact
+    problems: tuple[str, ...]
+
+
+def collect(runs: Iterable[Run], problems: Iterable[str] = (), metric: str | None = None) -> Board:
+    """The board of these runs, ranked by `metric`, or by the metric that each protocol names.
+
+    Raises:
+        UserError: no record holds a score of that name.
+    """
+    ordered = sorted(runs, key=lambda r: (r.experiment, r.seed, r.id, str(r.root)))
+    _check(metric, ordered)
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in ordered:
+        groups[group_key(run)].append(run)
+    protocols = {r.protocol_key: r.protocol for run in ordered for r in run.records if r.done}
+    names = _variants(groups)
+    tables = []
+    for key in sorted(protocols):
+        by = metric or str(protocols[key].get("metric"))
+        rows = [
+            _row(group, names[group], members, key, by)
+            for group, members in groups.items()
+            if any(r.done and r.protocol_key == key for run in members for r in run.records)
+        ]
+        tables.append(_table(key, protocols, rows, by))
+    shown = {row.group for table in tables for row in table.rows}
+    return Board(
+        tables=tuple(sorted(tables, key=lambda t: (t.metric, -len(t.rows), t.key))),
+        waiting=tuple(r for g, members in groups.items() if g not in shown for r in members),
+        heard=max((r.heard for r in ordered), default=None),
+        problems=tuple(sorted(problems)),
+    )
+
+
+def _check(metric: str | None, runs: Sequence[Run]) -> None:
+    known = {
+        name for run in runs for r in run.records for name in r.scores if not name.endswith("_se")
+    }
+    if metric is not None and known and metric not in known:
+        raise UserError(
+            f"--metric {metric!r} is in no record{nearest(metric, known)}; known: {', '.join(sorted(known))}"
+        )
+
+
+# ---- rows: what counts as the same thing -------------------------------------------------------------
+
+
+def group_key(run: Run) -> str:
+    """Digest of the run's experiment and identity without the seed."""
+    rest = {k: v for k, v in run.identity.items() if k != "seed"}
+    return digest({"experiment": run.experiment, "identity": rest})
+
+
+def flatten(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"batch": 128}} -> {"train.batch": 128}."""
+    flat: dict[str, Any] = {}
+    for key, value in identity.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _variants(groups: Mapping[str, Sequence[Run]]) -> dict[str, tuple[str, ...]]:
+    """For each group, the settings in which groups of its experiment differ, as `key=value`."""
+    settings = {g: flatten(members[0].identity) for g, members in groups.items()}
+    named = {}
+    for group, members in groups.items():
+        siblings = [
+            settings[g] for g, m in groups.items() if m[0].experiment == members[0].experiment
+        ]
+        keys = sorted({k for s in siblings for k in s} - {"seed"})
+        mine = settings[group]
+        telling = [
+            k for k in keys if k in mine and any(s.get(k, _ABSENT) != mine[k] for s in siblings)
+        ]
+        named[group] = tuple(f"{k}={mine[k]}" for k in telling)
+    return named
+
+
+def history(run: Run, protocol: str) -> dict[int, Record]:
+    """The newest record that was scored under this protocol, for each image count."""
+    done = [r for r in run.records if r.done and r.protocol_key == protocol]
+    return {r.images: r for r in sorted(done, key=lambda r: (r.images, r.time, r.attempt, r.key))}
+
+
+def headline_images(histories: Sequence[Mapping[int, Record]]) -> int:
+    """The image count at which a row's seeds are compared.
+
+    That of the final snapshot once a seed has it, else the one that most seeds have, the later of equals:
+    a mean over different image counts would compare nothing.
+    """
+    final = [r.images for h in histories for r in h.values() if r.final]
+    counts = Counter(final or [images for h in histories for images in h])
+    return max(counts, key=lambda images: (counts[images], images))
+
+
+def _row(
+    group: str, variant: tuple[str, ...], runs: Sequence[Run], protocol: str, metric: str
+) -> Row:
+    histories = [history(run, protocol) for run in runs]
+    images = headline_images(histories)
+    scored = tuple(
+        Scored(
+            run=run,
+            history=tuple(h.values()),
+            headline=h.get(images),
+            best=_best(h.values(), metric),
+        )
+        for run, h in zip(runs, histories, strict=True)
+    )
+    taken = [(s.run.seed, s.headline) for s in scored if s.headline is not None]
+    names = sorted({name for _, r in taken for name in r.scores})
+    scores = {name: over_seeds([(seed, r.scores.get(name)) for seed, r in taken]) for name in names}
+    spreads = {name: spread for name, spread in scores.items() if spread is not None}
+    return Row(
+        experiment=runs[0].experiment,
+        variant=variant,
+        group=group,
+        label_free=all(run.label_free for run in runs),
+        rank=None,
+        tied=False,
+        score=spreads.get(metric),
+        error=standard_error(spreads.get(metric), [r.scores.get(f"{metric}_se") for _, r in taken]),
+        scores=spreads,
+        images=images,
+        final=any(r.final for _, r in taken),
+        nfe=_mean([r.nfe for _, r in taken]),
+        seconds=_mean([r.seconds for _, r in taken]),
+        runs=scored,
+        chips=_summary(runs),
+    )
+
+
+def _best(records: Iterable[Record], metric: str) -> Record | None:
+    sign = -1 if metric in HIGHER_IS_BETTER else 1
+    able = [r for r in records if metric in r.scores]
+    return min(able, key=lambda r: (sign * r.scores[metric], r.images), default=None)
+
+
+# ---- numbers -----------------------------------------------------------------------------------------
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    there = sorted(v for v in values if v is not None)
+    return math.fsum(there) / len(there) if there else None
+
+
+def over_seeds(values: Iterable[tuple[int, float | None]]) -> Spread | None:
+    """Mean and standard deviation over seeds; runs that repeat a seed count once, as their mean."""
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    for seed, value in values:
+        if value is not None and math.isfinite(value):
+            by_seed[seed].append(value)
+    means = sorted(math.fsum(sorted(v)) / len(v) for v in by_seed.values())
+    if not means:
+        return None
+    sd = statistics.stdev(means) if len(means) > 1 else None
+    return Spread(mean=math.fsum(means) / len(means), sd=sd, n=len(means))
+
+
+def standard_error(spread: Spread | None, errors: Iterable[float | None]) -> float:
+    """Of a mean over seeds: the larger of what the seeds scatter and what each measurement admits.
+
+    The scatter over seeds contains the error of measurement, so the two are not added.
+    """
+    if spread is None:
+        return 0.0
+    squares = _mean([e * e for e in errors if e is not None and math.isfinite(e)])
+    sampling = math.sqrt((squares or 0.0) / spread.n)
+    return max((spread.sd or 0.0) / math.sqrt(spread.n), sampling)
+
+
+def ranked(rows: Iterable[Row], higher_is_better: bool) -> tuple[Row, ...]:
+    """Best first, rows without a score last; a tier shares the rank of its first row.
+
+    A row joins the tier above while its gap to that tier's first row is within the standard error of
+    the difference, sqrt(e1^2 + e2^2); ranks are 1 + the number of rows in better tiers.
+    """
+    sign = -1 if higher_is_better else 1
+    names = sorted(rows, key=lambda r: (r.experiment, r.variant, r.group))
+    able = sorted((r for r in names if r.score is not None), key=lambda r: sign * _value(r))
+    tiers: list[list[Row]] = []
+    for row in able:
+        if tiers and _indistinct(tiers[-1][0], row):
+            tiers[-1].append(row)
+        else:
+            tiers.append([row])
+    placed, rank = [], 1
+    for tier in tiers:
+        placed += [replace(row, rank=rank, tied=len(tier) > 1) for row in tier]
+        rank += len(tier)
+    return (*placed, *(r for r in names if r.score is None))
+
+
+def _value(row: Row) -> float:
+    assert row.score is not None
+    return row.score.mean
+
+
+def _indistinct(first: Row, other: Row) -> bool:
+    return abs(_value(first) - _value(other)) <= math.hypot(first.error, other.error)
+
+
+def _table(
+    key: str, protocols: Mapping[str, Mapping[str, Any]], rows: list[Row], metric: str
+) -> Table:
+    protocol = protocols[key]
+    higher = metric in HIGHER_IS_BETTER
+    others = protocols.values()
+    return Table(
+        key=key,
+        protocol=protocol,
+        differs=tuple(k for k in protocol if any(o.get(k) != protocol[k] for o in others)),
+        metric=metric,
+        higher_is_better=higher,
+        rows=ranked(rows, higher),
+    )
+
+
+# ---- states ------------------------------------------------------------------------------------------
+
+
+def chips(run: Run) -> tuple[Chip, ...]:
+    """Where the run stands, then what its evaluations still owe."""
+    scored = {r.images for r in run.records if r.done}
+    failed = {r.images: r for r in unscored(run)}
+    pending = set(run.published) - scored - set(failed)
+    told = [_training(run, scored)]
+    if pending:
+        told.append(Chip(kind="pending", text="to score", count=len(pending), detail=_at(pending)))
+    if failed:
+        why = f"{_at(failed)}: {failed[max(failed)].message}"
+        told.append(Chip(kind="failed", text="not scored", count=len(failed), detail=why))
+    return tuple(told)
+
+
+def unscored(run: Run) -> tuple[Record, ...]:
+    """The failed evaluations of snapshots that no attempt could score."""
+    scored = {r.images for r in run.records if r.done}
+    return tuple(r for r in run.records if not r.done and r.images not in scored)
+
+
+def _at(images: Iterable[int]) -> str:
+    return "at " + ", ".join(f"{n:,}" for n in sorted(images)) + " images"
+
+
+def _training(run: Run, scored: set[int]) -> Chip:
+    share = f"{run.seen:,} of {run.images:,} images"
+    if run.images in scored:
+        return Chip(kind="final", text="final", detail=share)
+    if run.images in run.published:
+        return Chip(kind="training", text="trained", detail=f"{share}; no final score yet")
+    if run.failure:
+        return Chip(kind="failed", text="stopped", detail=f"{share}; {run.failure}")
+    if not run.attempts:
+        return Chip(kind="pending", text="not started", detail=share)
+    return Chip(kind="training", text="training", detail=share)
+
+
+def _summary(runs: Sequence[Run]) -> tuple[Chip, ...]:
+    """The chips of a row: those of its only run, else how many runs or snapshots are in each state."""
+    if len(runs) == 1:
+        return chips(runs[0])
+    told: dict[str, list[tuple[Run, Chip]]] = defaultdict(list)
+    for run in runs:
+        for chip in chips(run):
+            told[chip.text].append((run, chip))
+    return tuple(
+        Chip(
+            kind=of[0][1].kind,
+            text=text,
+            count=sum(chip.count or 1 for _, chip in of),
+            detail="; ".join(f"seed {run.seed}: {chip.detail}" for run, chip in of),
+        )
+        for text, of in told.items()
+    )

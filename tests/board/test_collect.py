@@ -1,0 +1,285 @@
+"""The laws of the ranking, on runs made in memory."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.board.collect import (
+    Row,
+    chips,
+    collect,
+    headline_images,
+    over_seeds,
+    standard_error,
+)
+from launcher.board.read import Record, Run
+from shards.errors import UserError
+
+A = {"metric": "fd_digits", "g": 1.0}
+B = {"metric": "fd_digits", "g": 1.5}
+
+
+def record(images: int, fd: float | None, *, se: float | None = None, **more: Any) -> Record:
+    scores = {"fd_digits": fd, "fd_digits_se": se, **more.pop("scores", {})}
+    made = Record(
+        key=f"img-{images}",
+        attempt=1,
+        done=True,
+        images=images,
+        final=images == 100,
+        protocol_key="a",
+        protocol=A,
+        scores={n: v for n, v in scores.items() if v is not None},
+        nfe=50,
+        label_free=True,
+        time=float(images),
+        seconds=1.0,
+        host="",
+        snapshot="",
+        message="",
+        log="",
+        grid=None,
+    )
+    return replace(made, **more)
+
+
+def run(
+    experiment: str = "e",
+    seed: int = 0,
+    *records: Record,
+    setting: Any = 0,
+    id: str = "",
+    **more: Any,
+) -> Run:
+    made = Run(
+        id=id or f"{experiment}-{setting}-{seed}",
+        experiment=experiment,
+        seed=seed,
+        images=100,
+        created=0.0,
+        identity={"train": {"setting": setting}, "seed": seed},
+        root=Path("runs", experiment, id or f"{setting}-{seed}"),
+        records=records,
+        published=tuple(r.images for r in records),
+        losses=(),
+        attempts=1,
+        seen=max([0, *(r.images for r in records)]),
+        heard=1.0,
+        failure="",
+    )
+    return replace(made, **more)
+
+
+def only_rows(*runs: Run, **how: Any) -> tuple[Row, ...]:
+    (table,) = collect(runs, **how).tables
+    return table.rows
+
+
+def ranks(rows: tuple[Row, ...]) -> dict[str, tuple[int | None, bool]]:
+    return {row.experiment: (row.rank, row.tied) for row in rows}
+
+
+scores = st.one_of(st.none(), st.floats(0, 1e6), st.integers(0, 3).map(float))
+some_runs = st.lists(
+    st.builds(
+        lambda e, seed, setting, points: run(
+            e,
+            seed,
+            *(record(n, fd, se=se) for n, (fd, se) in sorted(points.items())),
+            setting=setting,
+        ),
+        st.sampled_from(["p", "q", "r"]),
+        st.integers(0, 3),
+        st.integers(0, 1),
+        st.dictionaries(
+            st.sampled_from([25, 50, 100]), st.tuples(scores, st.none() | st.floats(0, 5))
+        ),
+    ),
+    max_size=12,
+    unique_by=lambda r: r.id,
+)
+
+
+@given(some_runs, st.randoms())
+def test_the_order_of_the_files_changes_nothing(runs: list[Run], random: Any) -> None:
+    shuffled = [replace(r, records=tuple(random.sample(r.records, len(r.records)))) for r in runs]
+    random.shuffle(shuffled)
+
+    def plain(board: Any) -> Any:
+        return [(t.key, [replace(row, runs=()) for row in t.rows]) for t in board.tables]
+
+    assert plain(collect(runs)) == plain(collect(shuffled))
+
+
+@given(some_runs)
+def test_ranks_follow_the_scores(runs: list[Run]) -> None:
+    board = collect(runs)
+    for table in board.tables:
+        able = [row for row in table.rows if row.score is not None]
+        assert list(table.rows[: len(able)]) == able, "rows without a score come last"
+        assert all(row.rank is None and not row.tied for row in table.rows[len(able) :])
+        means = [row.score.mean for row in able if row.score]
+        assert means == sorted(means)
+        if able:
+            assert able[0].rank == 1
+        for row in able:
+            mates = [other for other in able if other.rank == row.rank]
+            assert row.tied == (len(mates) > 1)
+            assert row.rank == 1 + sum(1 for other in able if (other.rank or 0) < (row.rank or 0))
+
+
+@given(some_runs)
+def test_every_run_is_shown_once_in_a_table_or_as_waiting(runs: list[Run]) -> None:
+    board = collect(runs)
+    shown = [s.run.id for table in board.tables for row in table.rows for s in row.runs]
+    assert sorted(shown + [r.id for r in board.waiting]) == sorted(r.id for r in runs)
+
+
+def test_protocols_never_share_a_table() -> None:
+    both = run(
+        "both", 0, record(100, 5.0), record(100, 3.0, protocol_key="b", protocol=B, key="other")
+    )
+    board = collect([both, run("one", 0, record(100, 4.0))])
+    found = {t.key: [(r.experiment, r.score.mean) for r in t.rows if r.score] for t in board.tables}
+    assert found == {"a": [("one", 4.0), ("both", 5.0)], "b": [("both", 3.0)]}
+    assert [t.differs for t in board.tables] == [("g",), ("g",)]
+
+
+def test_seeds_are_one_row_with_their_spread() -> None:
+    values = [7.0, 8.0, 9.5]
+    (row,) = only_rows(*(run("e", seed, record(100, fd)) for seed, fd in enumerate(values)))
+    assert row.score is not None and row.seeds == 3 and row.final
+    assert row.score.mean == pytest.approx(statistics.mean(values))
+    assert row.score.sd == pytest.approx(statistics.stdev(values))
+    assert row.error == pytest.approx(statistics.stdev(values) / math.sqrt(3))
+
+
+def test_other_settings_are_another_row_and_say_which() -> None:
+    rows = only_rows(run("e", 0, record(100, 7.0)), run("e", 0, record(100, 5.0), setting=1))
+    assert [row.variant for row in rows] == [("train.setting=1",), ("train.setting=0",)]
+
+
+def test_a_repeated_seed_counts_once() -> None:
+    twice = [run("e", 0, record(100, fd), id=f"n{fd}") for fd in (6.0, 8.0)]
+    (row,) = only_rows(*twice, run("e", 1, record(100, 9.0)))
+    assert row.score is not None and (row.score.n, row.score.mean) == (2, 8.0)
+    assert row.seeds == 2
+
+
+def test_seeds_are_compared_at_one_image_count() -> None:
+    half = run("e", 1, record(50, 20.0), images=100)
+    (row,) = only_rows(run("e", 0, record(50, 30.0), record(100, 7.0)), half)
+    assert (row.images, row.seeds, row.final) == (100, 1, True)
+    assert row.score is not None and row.score.mean == 7.0
+    (row,) = only_rows(run("e", 0, record(25, 60.0), record(50, 30.0)), half)
+    assert (row.images, row.seeds, row.final) == (50, 2, False)
+
+
+@given(st.lists(st.sets(st.sampled_from([25, 50, 75]), min_size=1), min_size=1, max_size=5))
+def test_headline_is_the_count_most_seeds_have_and_the_later_of_equals(
+    seen: list[set[int]],
+) -> None:
+    chosen = headline_images([{n: record(n, 1.0) for n in s} for s in seen])
+    votes = {n: sum(n in s for s in seen) for n in (25, 50, 75)}
+    assert votes[chosen] == max(votes.values())
+    assert all(votes[n] < votes[chosen] for n in votes if n > chosen)
+
+
+def test_gaps_within_the_combined_standard_error_are_ties() -> None:
+    rows = only_rows(
+        run("a", 0, record(100, 5.0, se=0.3)),
+        run("b", 0, record(100, 5.4, se=0.4)),  # 0.4 <= hypot(0.3, 0.4) = 0.5
+        run("c", 0, record(100, 5.6, se=0.4)),  # near b, but 0.6 from the tier's first
+        run("d", 0, record(100, 9.0, se=0.1)),
+    )
+    assert ranks(rows) == {"a": (1, True), "b": (1, True), "c": (3, False), "d": (4, False)}
+
+
+def test_missing_scores_come_last_and_have_no_rank() -> None:
+    rows = only_rows(run("a", 0, record(100, None)), run("b", 0, record(100, 5.0)))
+    assert ranks(rows) == {"b": (1, False), "a": (None, False)}
+
+
+def test_where_more_is_better_the_highest_is_first() -> None:
+    runs = [run(e, 0, record(100, 5.0, scores={"nmi": v})) for e, v in (("a", 0.2), ("b", 0.6))]
+    assert ranks(only_rows(*runs, metric="nmi")) == {"b": (1, False), "a": (2, False)}
+
+
+def test_an_unknown_metric_suggests_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"--metric 'fid_digits'.*did you mean 'fd_digits'"):
+        collect([run("a", 0, record(100, 5.0))], metric="fid_digits")
+
+
+def test_best_is_of_all_snapshots_but_does_not_rank() -> None:
+    (row,) = only_rows(run("e", 0, record(50, 4.0), record(100, 7.0)))
+    assert row.score is not None and row.score.mean == 7.0
+    assert row.runs[0].best is not None and row.runs[0].best.images == 50
+
+
+def test_the_newest_record_of_a_snapshot_counts() -> None:
+    again = record(100, 6.0, attempt=2, time=200.0)
+    (row,) = only_rows(run("e", 0, again, record(100, 7.0)))
+    assert row.score is not None and row.score.mean == 6.0
+
+
+def test_label_free_needs_every_record_to_say_so() -> None:
+    rows = only_rows(run("e", 0, record(100, 7.0)), run("f", 0, record(100, 7.0, label_free=False)))
+    assert {row.experiment: row.label_free for row in rows} == {"e": True, "f": False}
+
+
+def test_error_is_the_larger_of_seeds_and_measurement() -> None:
+    spread = over_seeds([(0, 1.0), (1, 3.0)])
+    assert spread is not None
+    assert standard_error(spread, [0.1, 0.1]) == pytest.approx(math.sqrt(2) / math.sqrt(2))
+    assert standard_error(spread, [3.0, 3.0]) == pytest.approx(3 / math.sqrt(2))
+    assert standard_error(None, [1.0]) == 0.0
+    assert over_seeds([(0, None), (1, math.nan)]) is None
+
+
+def failed(images: int) -> Record:
+    return record(images, None, done=False, protocol_key="", message="out of memory")
+
+
+STATES: list[tuple[Mapping[str, Any], tuple[Record, ...], list[str]]] = [
+    ({"attempts": 0}, (), ["not started"]),
+    ({"seen": 10}, (), ["training"]),
+    ({"published": (50,)}, (), ["training", "1 to score"]),
+    ({"published": (50, 100)}, (record(50, 9.0),), ["trained", "1 to score"]),
+    ({"published": (50, 100)}, (record(50, 9.0), record(100, 7.0)), ["final"]),
+    ({"published": (50, 100)}, (failed(50), record(100, 7.0)), ["final", "1 not scored"]),
+    ({"published": (50,)}, (failed(50), record(50, 7.0, attempt=2)), ["training"]),
+    ({"failure": "error: NaN loss"}, (), ["stopped"]),
+]
+
+
+@pytest.mark.parametrize(("changes", "records", "expected"), STATES)
+def test_chips_say_where_a_run_stands(
+    changes: Mapping[str, Any], records: tuple[Record, ...], expected: list[str]
+) -> None:
+    found = chips(run("e", 0, *records, **changes))
+    assert [chip.label for chip in found] == expected
+    for chip in found:
+        if chip.kind == "failed":
+            assert "out of memory" in chip.detail or "NaN loss" in chip.detail
+
+
+def test_the_chips_of_a_row_count_its_runs() -> None:
+    runs = [run("e", seed, record(100, 7.0)) for seed in (0, 1)]
+    runs.append(run("e", 2, record(50, 9.0), published=(25, 50)))
+    (row,) = only_rows(*runs)
+    assert [chip.label for chip in row.chips] == ["2 final", "1 training", "1 to score"]
+
+
+def test_a_run_without_scores_waits() -> None:
+    board = collect([run("e"), run("f", 0, failed(50)), run("g", 0, record(100, 7.0))])
+    assert [r.experiment for r in board.waiting] == ["e", "f"]
+    assert [row.experiment for table in board.tables for row in table.rows] == ["g"]

@@ -1,0 +1,136 @@
+"""`python -m launcher.board` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+import launcher.board.__main__ as command
+from tests.board import fakes
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    line = [sys.executable, "-m", "launcher.board", *arguments]
+    return subprocess.run(
+        line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_table_then_the_path_of_the_page(tmp_path: Path) -> None:
+    for seed, fd in ((0, 7.0), (1, 8.0)):
+        fakes.finished_run(tmp_path / "runs", "digits_dit", seed, fd)
+    fakes.finished_run(tmp_path / "runs", "digits_class", 0, 5.0)
+    done = call(cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "runs/board.html"
+    assert (tmp_path / "runs" / "board.html").is_file()
+    assert "7.50 ± 0.71" in done.stdout and "label" in done.stdout
+    rows = [
+        line for line in done.stdout.splitlines() if "digits_" in line and "protocol" not in line
+    ]
+    assert [line.split()[:2] for line in rows] == [["1", "digits_class"], ["2", "digits_dit"]]
+
+
+def test_json_is_one_object_of_finite_numbers(tmp_path: Path) -> None:
+    run = fakes.finished_run(tmp_path / "runs", "digits_dit", 0, 7.0)
+    fakes.add_record(run, 192_000, {"fd_digits": float("nan")})
+    done = call("--json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout, parse_constant=pytest.fail)
+    (table,) = told["tables"]
+    (row,) = table["rows"]
+    assert told["page"] == "runs/board.html"
+    assert (row["rank"], row["score"], row["images"]) == (
+        1,
+        {"mean": 7.0, "sd": None, "n": 1},
+        256_000,
+    )
+    assert row["runs"][0]["scores"]["fd_digits"] == 7.0
+
+
+def test_a_runs_folder_without_runs_says_what_to_run(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    done = call(cwd=tmp_path)
+    assert done.returncode == 0
+    assert "python -m launcher.submit experiment=digits_dit" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--runs", "nowhere"],
+            ["--runs 'nowhere'", "python -m launcher.submit experiment=digits_dit"],
+        ),
+        (["--metric", "fd_digit"], ["--metric 'fd_digit'", "did you mean 'fd_digits'"]),
+        (["--out", "runs"], ["--out 'runs'", "folder"]),
+    ],
+)
+def test_user_errors_are_one_line_with_the_cure(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    fakes.finished_run(tmp_path / "runs", "digits_dit", 0, 7.0)
+    done = call(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    for word in words:
+        assert word in done.stderr
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_no_torch(tmp_path: Path) -> None:
+    fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    code = (
+        "import sys; from launcher.board.__main__ import main; "
+        f"main(['--runs', {str(tmp_path)!r}]); assert 'torch' not in sys.modules"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, check=True, capture_output=True, timeout=60
+    )
+
+
+def test_a_narrow_terminal_gets_the_columns_that_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    from rich.console import Console
+
+    fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    board = command.collect(*command.read_runs(tmp_path))
+    for width in (70, 80, 120, 200):
+        screen = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+        monkeypatch.setattr(command.cli, "console", lambda screen=screen: screen)
+        command.show(board, tmp_path)
+        text = screen.file.getvalue()  # type: ignore[attr-defined]
+        assert all(len(line) <= width for line in text.splitlines())
+        for word in ("rank", "digits_dit", "fd_digits", "7.00", "final"):
+            assert word in text, (width, word)
+        assert ("a wider terminal also shows" in text) == (width < 200)
+
+
+def test_the_wheel_carries_what_the_page_is_made_of() -> None:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import pip._vendor.tomli as tomllib  # type: ignore[no-redef]
+
+    patterns = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]
+    here = Path(str(files("launcher")))
+    carried = {path for pattern in patterns["launcher"] for path in here.glob(pattern)}
+    needed = [
+        p for p in (here / "board").iterdir() if p.is_file() and p.suffix not in (".py", ".pyc")
+    ]
+    assert sorted(p.name for p in needed) == ["page.html", "script.js", "style.css"]
+    assert set(needed) <= carried

@@ -1,0 +1,171 @@
+"""The page holds everything, loads nothing, and lets no name of a user's become markup."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from launcher.board import page
+from launcher.board.collect import collect
+from launcher.board.read import read_runs
+from tests.board import fakes
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'`&lt;</script></title>"
+LOADING = {
+    "src",
+    "href",
+    "srcset",
+    "action",
+    "data",
+    "poster",
+    "background",
+    "formaction",
+    "xlink:href",
+}
+
+
+class Tags(HTMLParser):
+    """Every start tag with its attributes, and the text of the page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def render(root: Path) -> str:
+    return page.render(collect(*read_runs(root)), built=fakes.CLOCK)
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Path:
+    for experiment, fd in (("digits_dit", 7.2), ("digits_class", 5.3)):
+        for seed in (0, 1):
+            fakes.finished_run(tmp_path, experiment, seed, fd + seed / 10)
+    waiting = fakes.make_run(tmp_path, "digits_uncond")
+    fakes.add_snapshot(waiting, 64_000)
+    fakes.add_failure(waiting, 128_000, "out of memory", log="Killed process 4711")
+    return tmp_path
+
+
+def test_nothing_is_loaded_from_anywhere(board: Path) -> None:
+    run = fakes.make_run(board, "digits_dit", 9)
+    fakes.add_record(run, 256_000, {"fd_digits": 7.0}, grid=Image.new("L", (8, 8), 128))
+    text = render(board)
+    assert "http:" not in text and "https:" not in text
+    loaded = [(k, v) for _, a in Tags(text).tags for k, v in a.items() if k in LOADING]
+    assert loaded
+    for name, value in loaded:
+        assert value and (value.startswith(("data:", "#"))), (name, value)
+    assert "url(" not in text and "@import" not in text
+
+
+def test_the_policy_allows_exactly_the_two_blocks(board: Path) -> None:
+    text = render(board)
+    (policy,) = (a["content"] for t, a in Tags(text).tags if a.get("http-equiv"))
+    assert policy and "default-src 'none'" in policy and "unsafe" not in policy
+    for tag in ("style", "script"):
+        (block,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, flags=re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    attributes = {k for _, a in Tags(text).tags for k in a}
+    assert "style" not in attributes and not any(k.startswith("on") for k in attributes)
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    before = {tag for tag, _ in Tags(render(tmp_path)).tags}
+    before |= {"img", "ul", "li", "strong", "nav", "a", "pre"}  # of the parts that come with it
+    run = fakes.make_run(tmp_path, "digits_dit", 1, name=HOSTILE)
+    more = {"host": HOSTILE, "message": HOSTILE, "snapshot_sha256": HOSTILE}
+    fakes.add_record(run, 256_000, {"fd_digits": 7.0}, protocol={"resize": HOSTILE}, **more)
+    (run.evals / f"img-{HOSTILE.replace('/', '')}.json").write_text("{")
+    (tmp_path / HOSTILE.replace("/", "")).mkdir()
+    lost = fakes.make_run(tmp_path, HOSTILE.replace("/", ""), 2)
+    fakes.add_failure(lost, 64_000, HOSTILE, log=HOSTILE)
+    text = render(tmp_path)
+    parsed = Tags(text)
+    assert "onerror" not in {k for _, a in parsed.tags for k in a}
+    assert {tag for tag, _ in parsed.tags} <= before
+    assert [tag for tag, _ in parsed.tags].count("script") == 1
+    assert all(a.get("src") != "x" for _, a in parsed.tags)
+    assert HOSTILE in parsed.text, "the name is shown as it is"
+
+
+def test_every_cell_carries_what_it_sorts_by(board: Path) -> None:
+    parsed = Tags(render(board))
+    sorts = [a["data-sort"] for _, a in parsed.tags if "data-sort" in a]
+    assert sorts
+    for value in sorts:
+        assert value is not None and (value == "" or float(value) == float(value))
+    assert [a["aria-sort"] for _, a in parsed.tags if "aria-sort" in a].count("ascending") == 1
+
+
+def test_every_toggle_names_its_drawer(board: Path) -> None:
+    tags = Tags(render(board)).tags
+    ids = [a["id"] for _, a in tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    toggles = [a for _, a in tags if "aria-controls" in a]
+    assert len(toggles) == 2
+    assert all(a["aria-controls"] in ids for a in toggles)
+
+
+def test_charts_have_a_twin_in_numbers(board: Path) -> None:
+    text = render(board)
+    assert text.count("<svg") == text.count("the same numbers as a table") == 1 + 2 * 2
+    assert all(a.get("aria-label") for tag, a in Tags(text).tags if tag == "svg")
+
+
+def test_states_and_waiting_runs_are_shown(board: Path) -> None:
+    text = " ".join(Tags(render(board)).text.split())
+    for words in (
+        "2 final",
+        "No score yet",
+        "1 to score",
+        "1 not scored",
+        "out of memory",
+        "uses labels",
+    ):
+        assert words in text, words
+
+
+def test_grids_are_carried_losslessly_but_only_pngs_of_a_sane_size(tmp_path: Path) -> None:
+    run = fakes.make_run(tmp_path)
+    fakes.add_record(run, 256_000, {"fd_digits": 7.0}, grid=Image.effect_noise((64, 64), 50))
+    (path,) = run.evals.glob("*.png")
+    content = path.read_bytes()
+    assert base64.b64encode(content).decode() in render(tmp_path)
+    path.write_bytes(b"<svg onload=alert(1)>")
+    assert "data:image" not in render(tmp_path)
+    path.write_bytes(content + bytes(page.GRID_LIMIT))
+    text = render(tmp_path)
+    assert "data:image" not in text and path.name in text
+
+
+def test_the_same_files_give_the_same_page(board: Path) -> None:
+    assert render(board) == render(board)
+
+
+def test_a_page_is_replaced_whole(board: Path) -> None:
+    out = board / "pages" / "board.html"
+    for _ in range(2):
+        page.write(collect(*read_runs(board)), out, built=fakes.CLOCK)
+    assert out.read_text() == render(board)
+    assert [p.name for p in out.parent.iterdir()] == ["board.html"]
+
+
+def test_an_empty_board_says_what_to_run(tmp_path: Path) -> None:
+    assert "python -m launcher.submit" in render(tmp_path)

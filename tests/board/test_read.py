@@ -1,0 +1,125 @@
+"""What is on disk becomes facts; what cannot be read becomes a sentence and hides nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from launcher.board.read import read_runs
+from selfguide.spec.records import record_path
+from selfguide.spec.run import write_record
+from tests.board import fakes
+
+
+def test_a_finished_run(tmp_path: Path) -> None:
+    folder = fakes.finished_run(tmp_path, "digits_dit", 3, 7.0)
+    (run,), problems = read_runs(tmp_path)
+    assert problems == ()
+    assert (run.id, run.experiment, run.seed, run.images) == (
+        folder.root.name,
+        "digits_dit",
+        3,
+        256_000,
+    )
+    assert run.published == (128_000, 256_000) and run.seen == 256_000 and run.attempts == 1
+    assert [r.images for r in run.records] == [128_000, 256_000]
+    assert [r.final for r in run.records] == [False, True]
+    assert run.records[-1].scores["fd_digits"] == 7.0
+    assert run.label_free and run.failure == ""
+    assert run.heard == run.records[-1].time
+
+
+def test_scores_that_are_no_numbers_are_missing(tmp_path: Path) -> None:
+    run = fakes.make_run(tmp_path)
+    fakes.add_record(run, 64_000, {"fd_digits": float("nan"), "nmi": float("inf"), "ari": 0.5})
+    (found,), problems = read_runs(tmp_path)
+    assert problems == ()
+    scores = found.records[0].scores
+    assert scores["ari"] == 0.5 and "fd_digits" not in scores and "nmi" not in scores
+
+
+def test_unreadable_files_are_named_and_the_rest_is_kept(tmp_path: Path) -> None:
+    run = fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    (run.evals / "img-000000001-torn.1.json").write_text("{")
+    (run.evals / "img-000000002-list.1.json").write_text("[]")
+    fakes.add_record(run, 192_000, {"fd_digits": 8.0}, schema=2)
+    bad = tmp_path / "digits_dit" / "bad"
+    bad.mkdir()
+    (bad / "run.json").write_text(json.dumps({"id": "bad"}))
+    (run.metrics / "train-2.jsonl").write_text("not json\n")
+    runs, problems = read_runs(tmp_path)
+    assert [len(r.records) for r in runs] == [2] and runs[0].losses
+    assert len(problems) == 5
+    for name in ("torn", "list", "000192000", "bad/run.json", "train-2.jsonl"):
+        assert any(name in told for told in problems), name
+    assert any("schema is 2" in told for told in problems)
+    assert any("no 'identity'" in told for told in problems)
+
+
+def test_a_resumed_attempt_replaces_what_it_trained_again(tmp_path: Path) -> None:
+    run = fakes.make_run(tmp_path)
+    fakes.add_progress(run, 300, [(100, 3.0), (200, 2.0), (300, 1.0)])
+    fakes.add_progress(run, 250, [(150, 2.5), (250, 1.5)])
+    (found,), _ = read_runs(tmp_path)
+    assert found.losses == ((100, 3.0), (150, 2.5), (250, 1.5))
+    assert found.seen == 250 and found.attempts == 2
+
+
+def test_attempts_count_as_numbers(tmp_path: Path) -> None:
+    run = fakes.make_run(tmp_path)
+    for number in range(1, 12):
+        fakes.add_progress(run, 1000 * number, [(1000 * number, 1.0 / number)])
+    (found,), _ = read_runs(tmp_path)
+    assert [images for images, _ in found.losses] == [1000 * n for n in range(1, 12)]
+
+
+def test_a_line_that_is_being_written_waits(tmp_path: Path) -> None:
+    run = fakes.make_run(tmp_path)
+    fakes.add_progress(run, 100, [(100, 3.0)])
+    with (run.metrics / "train-1.jsonl").open("a") as file:
+        file.write('{"images": 200, "lo')
+    (found,), problems = read_runs(tmp_path)
+    assert found.losses == ((100, 3.0),) and problems == ()
+
+
+def test_the_first_rank_to_fail_speaks(tmp_path: Path) -> None:
+    run = fakes.make_run(tmp_path)
+    number = fakes.add_progress(run, 100)
+    for rank, at, said in ((0, 20.0, "lost its peer"), (1, 10.0, "NaN loss")):
+        record = {"time": at, "code": 1, "class": "error", "message": said}
+        write_record(run.attempt(number) / f"exit-{rank}.json", record)
+    (found,), _ = read_runs(tmp_path)
+    assert found.failure == "error: NaN loss"
+
+
+def test_labels_are_known_before_the_first_record(tmp_path: Path) -> None:
+    fakes.make_run(tmp_path, "digits_class")
+    fakes.make_run(tmp_path, "digits_dit")
+    runs, _ = read_runs(tmp_path)
+    assert {r.experiment: r.label_free for r in runs} == {"digits_class": False, "digits_dit": True}
+
+
+def test_a_torn_snapshot_is_not_published(tmp_path: Path) -> None:
+    run = fakes.make_run(tmp_path)
+    fakes.add_snapshot(run, 64_000)
+    fakes.add_snapshot(run, 128_000)
+    (run.snapshot(128_000) / "weights.safetensors").write_bytes(b"torn")
+    (found,), _ = read_runs(tmp_path)
+    assert found.published == (64_000,)
+
+
+@pytest.mark.parametrize("with_grid", [True, False])
+def test_the_grid_lies_beside_its_record(tmp_path: Path, with_grid: bool) -> None:
+    run = fakes.make_run(tmp_path)
+    fakes.add_record(
+        run, 64_000, {"fd_digits": 8.0}, grid=Image.new("L", (4, 4)) if with_grid else None
+    )
+    (found,), _ = read_runs(tmp_path)
+    record = found.records[0]
+    if with_grid:
+        assert record.grid == record_path(run, record.key, record.attempt).with_suffix(".png")
+    else:
+        assert record.grid is None
