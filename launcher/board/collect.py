@@ -1,8 +1,8 @@
 """Runs -> ranked tables; pure, so that the same files give the same board in any order.
 
 Three rules. Scores under different protocols never share a table. Runs that differ in their seed only
-are one row, compared at one image count. A gap that the standard errors do not support is a tie
-(training seeds move a Frechet distance more than sampling does: Karras et al. 2024, arXiv 2312.02696).
+are one row, compared at one image count. A gap that the standard errors do not support is a tie,
+whatever the decimals say.
 """
 
 from __future__ import annotations
