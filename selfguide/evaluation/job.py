@@ -40,10 +40,14 @@ def main(request: Path) -> None:
     config = build(Config, wanted["config"])
     print(f"evaluating {run.snapshot(wanted['images'])}", flush=True)
     snapshot = load(run.snapshot(wanted["images"]))
+    description = run.describe()
+    final = snapshot.images >= description["images"]
+    # training has ended by the time its final snapshot is scored: the cores it left are ours
+    cores = len(os.sched_getaffinity(0)) if final else int(os.environ.get("OMP_NUM_THREADS", "1"))
+    torch.set_num_threads(cores)
     protocol, scores, nfe, pixels = fd_digits(snapshot, config)
     key, attempt = wanted["key"], wanted["attempt"]
     write_grid(grid_path(run, key, attempt), pixels[:64], TOP)
-    description = run.describe()
     record = {
         "schema": VERSION,
         "status": "done",
@@ -51,7 +55,7 @@ def main(request: Path) -> None:
         "experiment": config.experiment,
         "seed": snapshot.config.seed,
         "images": snapshot.images,
-        "final": snapshot.images >= description["images"],
+        "final": final,
         "key": key,
         "attempt": attempt,
         "protocol": asdict(protocol),
@@ -78,7 +82,6 @@ def fd_digits(snapshot: Snapshot, config: Config) -> tuple[Protocol, dict[str, f
     net, sha256 = load_digitnet()
     normaliser = Normaliser.of(snapshot.data["header"])
     parts, nfe = [], 0
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     batches = generate(
         snapshot, sampler, seed=evaluation.seed, count=evaluation.samples, batch=evaluation.batch
     )

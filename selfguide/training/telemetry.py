@@ -55,7 +55,7 @@ class Telemetry:
         if self._place.rank == 0:
             with self._scalars.open("a") as file:  # one writer a file: the attempt's rank 0
                 file.write(json.dumps({"time": time.time(), **line}) + "\n")
-            self.say("train", images, **line)
+            self.say("train", **line)
             print(_sentence(line, self._total), flush=True)
         return line
 

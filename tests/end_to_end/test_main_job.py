@@ -1,0 +1,168 @@
+"""The main job through every room, as a user runs it: real processes, real digits, shortened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from launcher.cancel import cancel
+from selfguide.spec.records import records
+from selfguide.spec.run import RunFolder
+
+SHORT = ["train.images=25_600", "train.snapshot_every=5_120", "train.checkpoint_every=12_800"]
+FINAL = "img-000025600"
+
+
+def command(module: str, *words: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *words], capture_output=True, text=True, timeout=timeout
+    )
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Path]:
+    """A folder of runs; what still works in it afterwards is ended."""
+    folder = tmp_path / "runs"
+    yield folder
+    for path in folder.glob("*/*/run.json"):
+        cancel(RunFolder(path.parent))
+
+
+def submit(runs: Path, *words: str, timeout: float = 500) -> tuple[RunFolder, str]:
+    done = command("launcher.submit", f"runs={runs}", "cluster=local", "follow=true", *words, timeout=timeout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (description,) = runs.glob("*/*/run.json")
+    return RunFolder(description.parent), done.stdout
+
+
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    (file,) = (run.snapshots / FINAL).glob("ema-*.safetensors")
+    return load_file(file)
+
+
+@pytest.mark.slow
+def test_the_demo_scores_snapshots_while_training_goes_on(digits: Path, runs: Path) -> None:
+    run, said = submit(runs, "experiment=digits_dit", f"data.root={digits}", *SHORT, "evaluation.samples=400")
+    (exits,) = [list(run.attempt(1).glob("exit-*.json"))]
+    ended = min(json.loads(path.read_text())["time"] for path in exits)
+    trainers = {json.loads(path.read_text())["pid"] for path in exits}
+    found = list(records(run))
+    early = [r for r in found if r["started"] < ended]
+    assert len(early) >= 2 and len(exits) == 2
+    assert not trainers & {r["pid"] for r in found}
+    assert [r for r in found if r["final"] and r["status"] == "done"]
+    assert all((run.evals / f"{r['key']}.{r['attempt']}.png").stat().st_size > 1000 for r in found)
+    told = [r for r in found if r["final"]][0]
+    assert told["label_free"] and told["scores"]["nmi"] > 0.3 and told["protocol"]["reference"]
+    assert "images/s" in said and "left" in said, "a user sees the rate and when it ends"
+
+    board = command("launcher.board", "--runs", str(runs))
+    assert board.returncode == 0 and "digits_dit" in board.stdout
+    page = (runs / "board.html").read_text()
+    assert "data:image/png" in page and "digits_dit" in page
+
+    again = command("launcher.submit", f"runs={runs}", "cluster=local", "experiment=digits_dit",
+                    f"data.root={digits}", *SHORT, "evaluation.samples=400")  # fmt: skip
+    assert again.returncode == 0 and "finished" in again.stdout and len(run.attempt_numbers()) == 1
+
+
+class Killer(threading.Thread):
+    """Sends SIGKILL to every evaluation process of a runs folder until told to stop."""
+
+    def __init__(self, runs: Path) -> None:
+        super().__init__(daemon=True)
+        self.mark, self.stop, self.killed = str(runs), threading.Event(), 0
+
+    def run(self) -> None:
+        while not self.stop.wait(0.05):
+            for folder in Path("/proc").iterdir():
+                if not folder.name.isdigit() or not self._is_evaluation(folder):
+                    continue
+                try:
+                    os.kill(int(folder.name), signal.SIGKILL)
+                    self.killed += 1
+                except ProcessLookupError:
+                    continue
+
+    def _is_evaluation(self, folder: Path) -> bool:
+        try:
+            words = (folder / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:  # it ended between the look and the read
+            return False
+        return "submitit.core._submit" in words and f"{self.mark}" in words and "/evals/" in words
+
+
+@pytest.mark.slow
+def test_killing_every_evaluation_leaves_the_weights_bitwise_equal(digits: Path, tmp_path: Path) -> None:
+    ends: list[dict[str, Any]] = []
+    for murderous in (False, True):
+        runs = tmp_path / f"runs-{murderous}"
+        killer = Killer(runs)
+        if murderous:
+            killer.start()
+        run, _ = submit(runs, "experiment=digits_dit", f"data.root={digits}", *SHORT,
+                        "evaluation.samples=200", "evaluation.attempts=2")  # fmt: skip
+        killer.stop.set()
+        ends.append(weights(run))
+        if murderous:
+            states = [r["status"] for r in records(run)]
+            assert killer.killed >= 2 and states and set(states) == {"failed"}
+    assert ends[0].keys() == ends[1].keys()
+    for name, tensor in ends[0].items():
+        assert torch.equal(tensor, ends[1][name]), name
+
+
+@pytest.mark.slow
+def test_in1k_dit_trains_with_its_own_engine_loader_and_guidance(tmp_path: Path, runs: Path) -> None:
+    """Depth 2 and a batch of 4, all else as published: width 1152, bf16, ZeRO-1, [CLS], K = 5,000."""
+    root = tmp_path / "latents"
+    made = command("tools.shards", "make", "synthetic", "--out", str(root), "--count", "64",
+                   "--shape", "4", "32", "32", "--classes", "1000", "--dtype", "float16")  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    run, _ = submit(
+        runs, "experiment=in1k_dit", f"data.root={root}", "model.depth=2", "guidance.layer=1",
+        "guidance.teacher_refresh=4", "train.images=12", "train.batch=4", "train.log_every=4",
+        "train.snapshot_every=12", "train.checkpoint_every=12",
+    )  # fmt: skip
+    log = next(run.attempt(1).glob("job/*_0_log.out")).read_text()
+    lines = [json.loads(line) for line in (run.metrics / "train-0001.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines] == [4, 8, 12], log
+    assert all(line["loss"] > 0 and line["guidance_loss"] >= 0 for line in lines)
+    held = load_file(next((run.snapshots / "img-000000012").glob("ema-*.safetensors")))
+    assert held["head.prototypes"].shape == (5000, 1152) and held["backbone.cls"].shape == (1152,)
+    assert all(bool(torch.isfinite(t).all()) for t in held.values())
+
+
+def test_no_process_is_left_after_a_cancel(digits: Path, runs: Path) -> None:
+    done = command("launcher.submit", f"runs={runs}", "cluster=local", "experiment=digits_uncond",
+                   f"data.root={digits}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (description,) = runs.glob("*/*/run.json")
+    progress = description.parent / "attempts" / "0001" / "progress.json"
+    deadline = time.monotonic() + 120
+    while not progress.exists() or json.loads(progress.read_text())["images"] == 0:
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.2)
+    ended = command("launcher.cancel", str(description.parent))
+    assert ended.returncode == 0, ended.stderr
+    left = [p for p in Path("/proc").iterdir() if p.name.isdigit() and _mentions(p, str(runs))]
+    assert not left
+
+
+def _mentions(process: Path, text: str) -> bool:
+    try:
+        return text.encode() in (process / "cmdline").read_bytes()
+    except OSError:
+        return False
