@@ -142,7 +142,8 @@ def test_both_partitions_hold_every_node(devcluster: Cluster) -> None:
 
 
 def test_second_up_returns_the_cluster_and_refuses_another_shape(devcluster: Cluster) -> None:
-    before, said = recorded(devcluster.state), []
+    said: list[str] = []
+    before = recorded(devcluster.state)
     assert up(devcluster.state, say=said.append) == devcluster
     assert said == [f"already up in {devcluster.state}"]
     assert recorded(devcluster.state) == before
