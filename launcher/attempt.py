@@ -33,7 +33,7 @@ def train(attempt: str) -> None:
 
         job.main(folder, rank, local_rank, world)
 
-    _enter(folder, work)
+    run_rank(folder, work)
 
 
 def evaluate(request: str) -> None:
@@ -45,7 +45,7 @@ def evaluate(request: str) -> None:
 
         job.main(path)
 
-    _enter(path.parent, work)
+    run_rank(path.parent, work)
 
 
 def watch(run: str) -> None:
@@ -76,7 +76,7 @@ def place(environment: Mapping[str, str]) -> tuple[int, int, int]:
     return rank, local_rank, world
 
 
-def _enter(folder: Path, work: Callable[[int, int, int], None]) -> None:
+def run_rank(folder: Path, work: Callable[[int, int, int], None]) -> None:
     """Finds this rank's place, runs `work` and leaves an exit record; ends the process unless all is well."""
     names = _VARIABLES.get(os.environ.get("SUBMITIT_EXECUTOR", ""), ("",))
     exit_record = folder / f"exit-{os.environ.get(names[0], 'unknown')}.json"

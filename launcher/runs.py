@@ -78,7 +78,10 @@ def _table(found: list[Status]) -> None:
             str(each.attempts),
             each.job or "",
         )
-    cli.console().print(table)
+    console = cli.console()
+    if not console.is_terminal:
+        console.width = 160  # a pipe has no edge at which to break ids
+    console.print(table)
     for each in found:
         if each.state in ("failed", "unknown"):
             print(f"{each.id}: {each.message}")

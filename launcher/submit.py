@@ -165,7 +165,9 @@ def join(run: RunFolder, what: dict[str, Any]) -> dict[str, Any] | None:
             f"run {about['id']}: nobody can say whether attempt {stands.attempts} ({stands.job}) still works; "
             "try again when its cluster or machine answers"
         )
-    return told | {"state": stands.state} if stands.state in ("queued", "running") else None
+    # an attempt without a job: its submitter still holds the run's lock, which we take next, or it died
+    works = stands.state in ("queued", "running") and stands.job is not None
+    return told | {"state": stands.state} if works else None
 
 
 def difference(old: Any, new: Any, where: str = "") -> str:

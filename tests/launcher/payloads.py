@@ -1,0 +1,147 @@
+"""What test jobs do instead of training and evaluating; imported by the jobs' own processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import launcher
+from launcher.attempt import run_rank
+from launcher.folder import read_config
+from selfguide.spec.records import record_path
+from selfguide.spec.run import RunFolder, write_record
+from shards import storage
+from shards.errors import UserError
+
+
+def nap(folder: str) -> None:
+    """Sleeps until it is ended."""
+    run_rank(Path(folder), lambda rank, local_rank, world: time.sleep(600))
+
+
+def look_around(folder: str) -> None:
+    """Tells where it runs, and ends well."""
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        told = {
+            "rank": rank,
+            "local_rank": local_rank,
+            "world": world,
+            "cwd": str(Path.cwd()),
+            "launcher": launcher.__file__,
+            "python": sys.executable,
+            "environment": dict(os.environ),
+            "nice": os.nice(0),
+            "session": os.getsid(0),
+        }
+        (Path(folder) / f"place-{rank}.json").write_text(json.dumps(told))
+
+    run_rank(Path(folder), work)
+
+
+def fall(folder: str) -> None:
+    """Rank 1 raises, the others wait for it for ever."""
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        if rank == 1:
+            raise RuntimeError("rank one fell")
+        time.sleep(600)
+
+    run_rank(Path(folder), work)
+
+
+def vanish(folder: str) -> None:
+    """Rank 1 is killed as the kernel kills, the others wait for it for ever."""
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+
+    run_rank(Path(folder), work)
+
+
+def stubborn(folder: str) -> None:
+    """Ignores being asked to end."""
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (Path(folder) / f"ready-{rank}").touch()
+        time.sleep(600)
+
+    run_rank(Path(folder), work)
+
+
+def publish_all(folder: str) -> None:
+    """Publishes every snapshot of the run, as rank 0."""
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        config = read_config(Path(folder) / "config.yaml")
+        run = RunFolder(Path(folder).parent.parent)
+        every = config.train.snapshot_every
+        for images in range(every, config.train.images + 1, every) if rank == 0 else ():
+            publish(run, images)
+
+    run_rank(Path(folder), work)
+
+
+def publish(run: RunFolder, images: int) -> None:
+    """A complete snapshot folder with one part."""
+    run.snapshot(images).mkdir(parents=True)
+    (run.snapshot(images) / "weights").write_bytes(b"x" * 10)
+    storage.publish_folder(run.snapshot(images), extra={"images": images})
+
+
+def score(request: str) -> None:
+    """Publishes a record, as an evaluation does."""
+    run_rank(Path(request).parent, lambda rank, local_rank, world: _score(Path(request)))
+
+
+def score_second_time(request: str) -> None:
+    """Dies without a word at the first attempt of every snapshot."""
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        if json.loads(Path(request).read_text())["attempt"] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        _score(Path(request))
+
+    run_rank(Path(request).parent, work)
+
+
+def never_score(request: str) -> None:
+    """Fails every time."""
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        raise RuntimeError("no score today")
+
+    run_rank(Path(request).parent, work)
+
+
+def refuse(request: str) -> None:
+    """Fails in a way that trying again repeats."""
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        raise UserError("evaluation.protocol=x is unknown")
+
+    run_rank(Path(request).parent, work)
+
+
+def _score(request: Path) -> None:
+    wanted = json.loads(request.read_text())
+    record = {
+        "status": "done",
+        "key": wanted["key"],
+        "attempt": wanted["attempt"],
+        "images": wanted["images"],
+        "protocol": {"metric": "fd_digits"},
+        "scores": {"fd_digits": 7.0},
+        "seconds": 0.1,
+    }
+    write_record(
+        record_path(RunFolder(Path(wanted["run"])), wanted["key"], wanted["attempt"]), record
+    )

@@ -1,0 +1,230 @@
+"""runs, logs, cancel, follow, help and completion, as a user meets them."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import payloads
+import pytest
+from waiting import until
+
+from launcher import cancel, clusters, folder, follow, logs, status, submit, usage, watch
+from launcher import runs as runs_command
+from launcher.compose import experiments
+from launcher.folder import Attempt
+from selfguide.spec.run import RunFolder, read_record, write_record
+from shards.errors import UserError
+
+
+@pytest.fixture
+def napping(runs: Path, settings: list[str], payload: Callable[..., None]) -> RunFolder:
+    """A run whose two ranks do nothing until they are ended."""
+    payload(train=payloads.nap)
+    run = RunFolder(Path(submit.submit(submit.resolve([*settings, "name=first"]))["folder"]))
+    until(lambda: list(Attempt(run.attempt(1)).logs.glob("*_1_log.out")))
+    return run
+
+
+def test_runs_lists_state_and_progress(
+    napping: RunFolder, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = {
+        "images": 640,
+        "of": 1280,
+        "images_per_s": 64.0,
+        "eta_s": 10.0,
+        "loss": 0.5,
+        "section": "train",
+    }
+    write_record(napping.attempt(1) / "progress.json", progress)
+    assert runs_command.main(["--runs", str(runs)]) == 0
+    said = capsys.readouterr().out
+    for part in ("first", "digits_dit", "running", "640 / 1,280", "64", "0:10"):
+        assert part in said
+    assert runs_command.main(["--runs", str(runs), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["images"], told["of"], told["attempts"]) == (
+        "running",
+        640,
+        1280,
+        1,
+    )
+    assert runs_command.main(["first", "--runs", str(runs)]) == 0
+    assert "local" in capsys.readouterr().out
+
+
+def test_no_runs_says_how_to_start_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert runs_command.main(["--runs", str(tmp_path)]) == 0
+    assert "launcher.submit" in capsys.readouterr().out
+
+
+def test_a_run_is_found_by_folder_name_and_prefix(napping: RunFolder, runs: Path) -> None:
+    for text in (str(napping.root), "first", "fir"):
+        assert folder.find(text, runs).root == napping.root
+    with pytest.raises(UserError, match="did you mean 'first'"):
+        folder.find("frist", runs)
+    other = runs / "digits_dit" / "fire"
+    write_record(other / "run.json", {"id": "fire"})
+    with pytest.raises(UserError, match="several runs"):
+        folder.find("fir", runs)
+    with pytest.raises(UserError, match="--runs"):
+        folder.find("first", runs / "none")
+
+
+def test_logs_show_rank_0_and_who_failed(
+    runs: Path,
+    settings: list[str],
+    payload: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    payload(train=payloads.fall)
+    run = RunFolder(Path(submit.submit(submit.resolve(settings))["folder"]))
+    until(lambda: status.read(run).state == "failed")
+    capsys.readouterr()
+    assert logs.main([str(run.root)]) == 0
+    said = capsys.readouterr().out
+    assert "_0_log.out" in said and "_1_log.out" in said and "rank one fell" in said
+    assert logs.main([str(run.root), "--rank", "1", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert "rank one fell" in told["text"]
+    assert logs.main([str(run.root), "-f", "--rank", "1"]) == 0  # ends by itself: the job is over
+    assert "rank one fell" in capsys.readouterr().out
+    with pytest.raises(UserError, match="ranks 0 to 1"):
+        logs.main([str(run.root), "--rank", "7"])
+
+
+def test_logs_follow_until_the_job_ends(
+    napping: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = Attempt(napping.attempt(1))
+    stream = threading.Thread(target=logs.main, args=([str(napping.root), "-f"],))
+    stream.start()
+    (log,) = at.logs.glob("*_0_log.out")
+    with log.open("a") as file:
+        file.write("a line that came later\n")
+    assert stream.is_alive()
+    cancel.cancel(napping)
+    stream.join(timeout=30)
+    assert not stream.is_alive()
+    assert capsys.readouterr().out.count("a line that came later") == 1
+
+
+def test_cancel_says_what_it_ended(
+    napping: RunFolder, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cancel.main(["first", "--runs", str(runs)]) == 0
+    assert "cancelled training: local job" in capsys.readouterr().out
+    assert cancel.main(["first", "--runs", str(runs), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": "first", "cancelled": []}
+
+
+def test_cancel_ends_watcher_and_evaluation_too(
+    runs: Path, settings: list[str], payload: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watcher is the real one, in its own process; the evaluation a job that never ends."""
+    payload(train=payloads.nap)
+    run = RunFolder(
+        Path(submit.submit(submit.resolve([*settings, "evaluation=fd_digits"]))["folder"])
+    )
+    at = Attempt(run.attempt(1))
+    assert clusters.state(read_record(at.watcher)) == "running"
+    payload(evaluate=payloads.nap)
+    payloads.publish(run, 640)
+    until(
+        lambda: (
+            status.evaluation_jobs(run)
+            and (status.evaluation_jobs(run)[0].folder / "job.json").exists()
+        )
+    )
+    what = [each["what"] for each in cancel.cancel(run)]
+    assert what[:2] == ["watcher", "training"] and set(what[2:]) <= {"evaluation"}
+    there = [read_record(path) for path in run.root.rglob("job.json")] + [read_record(at.watcher)]
+    assert set(clusters.states(there)) == {"gone"}
+    assert status.read(run).state == "cancelled" and cancel.cancel(run) == []
+
+
+def test_follow_tells_the_story_and_ends_with_the_run(
+    runs: Path, settings: list[str], payload: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "launch", lambda at, config: {"kind": "local", "id": "none"})
+    monkeypatch.setitem(watch.POLL_S, "local", 0.05)
+    payload(train=payloads.publish_all, evaluate=payloads.score)
+    run = RunFolder(
+        Path(submit.submit(submit.resolve([*settings, "evaluation=fd_digits"]))["folder"])
+    )
+    watcher = threading.Thread(target=watch.watch, args=(run.root,))
+    watcher.start()
+    watcher.join(timeout=60)
+    out = io.StringIO()
+    assert follow.follow(run, out) == 0
+    for part in (
+        "snapshot at 640 images",
+        "evaluation of 1,280 images",
+        "1,280 images: fd_digits 7",
+        "finished",
+    ):
+        assert part in out.getvalue()
+
+
+def test_follow_exits_1_with_the_failing_ranks_message(
+    settings: list[str], payload: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    payload(train=payloads.fall)
+    assert submit.main([*settings, "follow=true"]) == 1
+    assert "failed: rank 1: RuntimeError: rank one fell" in capsys.readouterr().out
+
+
+def test_leaving_follow_leaves_the_run(napping: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(run: RunFolder) -> follow.Look:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(follow, "look", interrupt)
+    out = io.StringIO()
+    assert follow.follow(napping, out) == 130
+    assert "launcher.cancel" in out.getvalue()
+    assert status.read(napping).state == "running"
+
+
+def test_help_lists_every_experiment_with_its_line_and_an_example_each(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert submit.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    for name, line in experiments().items():
+        assert f"experiment={name}" in said and line and line in said
+    for example, _ in usage.COMMON:
+        assert example in said
+    assert max(map(len, said.splitlines())) <= 130
+
+
+@pytest.mark.parametrize("main", [runs_command.main, logs.main, cancel.main])
+def test_every_command_has_help(
+    main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0 and "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        ("experiment=digits_u", ["digits_uncond"]),
+        ("exper", [f"experiment={name}" for name in sorted(experiments())]),
+        ("train.micro", ["train.micro_batch="]),
+        ("cluster=dev", ["devcluster"]),
+    ],
+)
+def test_bash_completes(typed: str, wanted: list[str]) -> None:
+    line = f"python -m launcher.submit {typed}"
+    program = (
+        f"{usage.completion()}\nCOMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}; "
+        '_selfguide_submit; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == wanted

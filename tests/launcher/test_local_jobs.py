@@ -1,0 +1,203 @@
+"""Jobs on this machine: they outlive who submitted them, fail together, and end together."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import payloads
+import pytest
+from waiting import REPOSITORY, until
+
+from launcher import attempt, clusters, local, status
+from launcher.folder import Attempt
+from selfguide.spec.config import ClusterConfig
+from selfguide.spec.run import read_record, write_record
+from shards.errors import UserError
+
+LOCAL = ClusterConfig(kind="local", gpus_per_node=2)
+
+
+@pytest.fixture
+def at(runs: Path, payload: Callable[..., None]) -> Attempt:
+    """An attempt folder that expects two ranks."""
+    made = Attempt(runs / "digits_dit" / "abc" / "attempts" / "0001")
+    write_record(made.submission, {"world": 2})
+    return made
+
+
+def job(at: Attempt, function: Callable[[str], None], **more: object) -> clusters.Job:
+    wanted: dict = {"tasks": 2, "timeout_min": 5, "code": REPOSITORY} | more
+    return clusters.Job(
+        function=function,
+        argument=str(at.root),
+        folder=at.logs,
+        name="test",
+        comment=str(at.run.root),
+        **wanted,
+    )
+
+
+def started(at: Attempt, function: Callable[[str], None], **more: object) -> clusters.Record:
+    record = clusters.submit(job(at, function, **more), LOCAL)
+    write_record(at.job, record)
+    return record
+
+
+def test_ranks_know_their_place_and_their_surroundings(
+    at: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    record = started(at, payloads.look_around, threads=3, nice=7, environment={"COLOUR": "blue"})
+    until(lambda: clusters.state(record) == "gone")
+    told = [json.loads((at.root / f"place-{rank}.json").read_text()) for rank in range(2)]
+    assert [(t["rank"], t["local_rank"], t["world"]) for t in told] == [(0, 0, 2), (1, 1, 2)]
+    for each in told:
+        environment = each["environment"]
+        assert environment["OMP_NUM_THREADS"] == "3" and environment["COLOUR"] == "blue"
+        assert not {"SLURM_JOB_ID", "WORLD_SIZE"} & set(environment)
+        assert each["nice"] == 7 and each["python"] == sys.executable
+        assert each["session"] not in (os.getsid(0), 0)
+    assert {read_record(at.root / f"exit-{rank}.json")["class"] for rank in range(2)} == {"ok"}
+    assert status.failure(at) == ""
+
+
+def test_the_first_failure_ends_all_and_is_the_one_reported(at: Attempt) -> None:
+    record = started(at, payloads.fall)
+    until(lambda: clusters.state(record) == "gone")
+    assert status.failure(at) == "rank 1: RuntimeError: rank one fell"
+    assert read_record(at.root / "exit-0.json")["class"] == "signal"
+    assert "rank one fell" in read_record(at.root / "exit-1.json")["traceback"]
+
+
+def test_a_killed_rank_leaves_no_record_and_is_named_all_the_same(at: Attempt) -> None:
+    record = started(at, payloads.vanish)
+    until(lambda: clusters.state(record) == "gone")
+    assert status.failure(at).startswith("rank 1 ended without a word")
+
+
+def test_a_wrong_world_is_refused_by_every_rank(at: Attempt) -> None:
+    record = started(at, payloads.look_around, tasks=1)
+    until(lambda: clusters.state(record) == "gone")
+    ended = read_record(at.root / "exit-0.json")
+    assert (ended["class"], ended["code"]) == ("user", 2) and "1 ranks were started and 2" in ended[
+        "message"
+    ]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"SUBMITIT_EXECUTOR": "slurm"},
+        {"SUBMITIT_EXECUTOR": "slurm", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+        {
+            "SUBMITIT_EXECUTOR": "local",
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "0",
+            "SLURM_STEP_NUM_TASKS": "2",
+        },
+        {
+            "SUBMITIT_EXECUTOR": "slurm",
+            "SLURM_PROCID": "x",
+            "SLURM_LOCALID": "0",
+            "SLURM_STEP_NUM_TASKS": "2",
+        },
+    ],
+)
+def test_a_partial_environment_is_never_filled_by_a_guess(environment: dict[str, str]) -> None:
+    with pytest.raises(UserError):
+        attempt.place(environment)
+
+
+def test_cancel_ends_every_process_and_may_be_called_again(at: Attempt) -> None:
+    record = started(at, payloads.nap)
+    until(lambda: len(local._members(record)) >= 3)  # controller and two ranks
+    assert clusters.state(record) == "running"
+    assert clusters.cancel(record)
+    assert local._members(record) == [] and clusters.state(record) == "gone"
+    assert not clusters.cancel(record)
+
+
+def test_what_ignores_sigterm_is_killed_after_the_grace(at: Attempt) -> None:
+    record = started(at, payloads.stubborn)
+    until(lambda: all((at.root / f"ready-{rank}").exists() for rank in range(2)))
+    assert local.kill(record, grace_s=0.2)
+    assert local._members(record) == []
+
+
+def test_ranks_without_a_controller_still_count_as_running(at: Attempt) -> None:
+    record = started(at, payloads.nap)
+    until(lambda: len(local._members(record)) >= 3)
+    os.kill(record["pid"], signal.SIGKILL)
+    until(lambda: local._started(record["pid"]) is None)
+    assert clusters.state(record) == "running"
+    assert clusters.cancel(record) and clusters.state(record) == "gone"
+
+
+def test_a_reused_process_id_is_not_the_job(at: Attempt) -> None:
+    record = started(at, payloads.look_around)
+    until(lambda: clusters.state(record) == "gone")
+    mine = {**record, "pid": os.getpid(), "id": str(os.getpid())}
+    assert clusters.state(mine) == "gone" and not clusters.cancel(mine)
+
+
+def test_another_machines_job_is_unknown_and_another_boots_is_gone(at: Attempt) -> None:
+    record = started(at, payloads.nap)
+    elsewhere, before = {**record, "host": "elsewhere"}, {**record, "boot": "earlier"}
+    assert clusters.states([elsewhere, before, record]) == ["unknown", "gone", "running"]
+    with pytest.raises(UserError, match="elsewhere"):
+        clusters.cancel(elsewhere)
+
+
+def test_a_job_outlives_its_submitter_and_the_submitters_terminal(at: Attempt) -> None:
+    program = (
+        "import sys, payloads\n"
+        "from pathlib import Path\n"
+        "from launcher import clusters\n"
+        "from launcher.folder import Attempt\n"
+        "from selfguide.spec.config import ClusterConfig\n"
+        "from selfguide.spec.run import write_record\n"
+        "at = Attempt(Path(sys.argv[1]))\n"
+        f"job = clusters.Job(function=payloads.nap, argument=sys.argv[1], folder=at.logs, name='t',\n"
+        f"    comment='c', tasks=2, timeout_min=5, code=Path({str(REPOSITORY)!r}))\n"
+        "write_record(at.job, clusters.submit(job, ClusterConfig(kind='local')))\n"
+    )
+    shell = subprocess.Popen([sys.executable, "-c", program, str(at.root)], start_new_session=True)
+    assert shell.wait(timeout=30) == 0
+    record = read_record(at.job)
+    until(lambda: len(local._members(record)) >= 3)
+    with contextlib.suppress(ProcessLookupError):  # nobody is left in it, which is the point
+        os.killpg(shell.pid, signal.SIGINT)  # what Ctrl-C in that terminal would reach
+    assert clusters.state(record) == "running"
+    assert os.getsid(record["pid"]) == record["pid"]
+
+
+def test_gpus_are_the_device_files_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert local.gpus() == ["3", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local.gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert len(local.gpus()) == len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def test_clean_drops_an_outer_jobs_variables_and_keeps_which_slurm() -> None:
+    outer = {
+        "SLURM_CONF": "/c",
+        "SLURM_CPU_BIND": "x",
+        "SBATCH_EXPORT": "NONE",
+        "PMIX_RANK": "1",
+        "RANK": "3",
+    }
+    assert clusters.clean(outer | {"HOME": "/h", "SUBMITIT_EXECUTOR": "slurm"}) == {
+        "SLURM_CONF": "/c",
+        "HOME": "/h",
+    }

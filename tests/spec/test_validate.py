@@ -1,0 +1,145 @@
+"""What a user can type wrongly: one message that names the field, its value and the cure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.compose import compose, experiments, options
+from selfguide.spec.validate import validate
+from shards.errors import UserError
+
+SLURM = compose(["experiment=digits_uncond", "cluster=slurm"])
+DIGITS = ["experiment=digits_dit", "cluster=local"]
+
+BAD = [
+    # settings, field and value, a word of the cure
+    ("nodes=0", "nodes=0", "1 or more"),
+    ("nodes=-3", "nodes=-3", "1 or more"),
+    ("nodes=2", "nodes=2", "nodes=1"),
+    ("cluster.gpus_per_node=0", "cluster.gpus_per_node=0", "1 or more"),
+    ("cluster.gpus_per_node=3", "train.batch=128", "train.batch=126 or 129"),
+    ("train.micro_batch=48", "train.batch=128", "train.batch=96 or 192"),
+    ("train.micro_batch=0", "train.micro_batch=0", "1 or more"),
+    ("train.batch=127", "train.batch=127", "126 or 128"),
+    ("train.batch=1", "train.batch=1", "train.batch=2"),
+    ("train.batch=0", "train.batch=0", "1 or more"),
+    ("train.images=1000", "train.images=1000", "896 or 1024"),
+    ("train.images=0", "train.images=0", "1 or more"),
+    ("train.log_every=100", "train.log_every=100", "128"),
+    ("train.snapshot_every=1", "train.snapshot_every=1", "128"),
+    ("train.checkpoint_every=-128", "train.checkpoint_every=-128", "1 or more"),
+    ("train.warmup_images=300_000", "train.warmup_images=300000", "shorten"),
+    ("train.keep_checkpoints=0", "train.keep_checkpoints=0", "1 or more"),
+    ("train.learning_rate=0", "train.learning_rate=0.0", "positive"),
+    ("train.learning_rate=nan", "train.learning_rate=nan", "positive"),
+    ("train.learning_rate=inf", "train.learning_rate=inf", "positive"),
+    ("train.clip=-1", "train.clip=-1.0", "positive"),
+    ("train.weight_decay=-1", "train.weight_decay=-1.0", "in [0.0"),
+    ("train.betas=[0.9,1.0]", "train.betas[1]=1.0", "1.0)"),
+    ("train.ema_halflife=[]", "train.ema_halflife=[]", "at least one"),
+    ("train.ema_halflife=[0]", "train.ema_halflife[0]=0", "1 or more"),
+    ("train.ema_halflife=[5,5]", "train.ema_halflife=[5, 5]", "drop one"),
+    ("seed=-1", "seed=-1", "0 or more"),
+    ("engine.timeout_s=0", "engine.timeout_s=0", "1 or more"),
+    ("model.patch=3", "model.patch=3", "divisors"),
+    ("model.patch=0", "model.patch=0", "1 or more"),
+    ("model.heads=3", "model.heads=3", "model.width=64"),
+    ("model.size=16", "model.size=16", "set it to 8"),
+    ("model.channels=3", "model.channels=3", "set it to 1"),
+    ("data.shape=[1,8,4]", "data.shape=[1, 8, 4]", "H = W"),
+    ("data.shape=[3,16,16]", "evaluation.protocol=fd_digits", "evaluation=none"),
+    ("data.root=''", "data.root is empty", "data.root="),
+    ("runs=s3://bucket/runs", "runs='s3://bucket/runs'", "file system"),
+    ("name=a/b", "name='a/b'", "letters"),
+    ("name=..", "name='..'", "letters"),
+    ("name=''", "name=''", "letters"),
+    ("guidance.layer=5", "guidance.layer=5", "1 to 4"),
+    ("guidance.layer=0", "guidance.layer=0", "1 to 4"),
+    ("guidance.pooling=cls", "model.cls_token is false", "model.cls_token=true"),
+    ("guidance.switch=0", "guidance.switch=0.0", "between 0 and 1"),
+    ("guidance.switch=1", "guidance.switch=1.0", "between 0 and 1"),
+    ("guidance.mask=[0.3,0.2]", "guidance.mask=[0.3, 0.2]", "low <= high"),
+    ("guidance.noise_time=1.5", "guidance.noise_time=1.5", "[0.0, 1.0]"),
+    ("guidance.teacher_refresh=1000", "guidance.teacher_refresh=1000", "1024"),
+    ("guidance.groups=1", "guidance.groups=1", "2 or more"),
+    ("guidance.epsilon=0", "guidance.epsilon=0.0", "positive"),
+    ("guidance.drop=1", "guidance.drop=1.0", "1.0)"),
+    ("sampler.steps=0", "sampler.steps=0", "1 or more"),
+    ("sampler.interval=[-0.1,0.5]", "sampler.interval=[-0.1, 0.5]", "low <= high"),
+    ("sampler.g=-1", "sampler.g=-1.0", "[0.0"),
+    ("evaluation.samples=0", "evaluation.samples=0", "1 or more"),
+    ("evaluation.in_flight=0", "evaluation.in_flight=0", "1 or more"),
+    ("evaluation.attempts=0", "evaluation.attempts=0", "1 or more"),
+    ("cluster.mem_gb=0", "cluster.mem_gb=0.0", "positive"),
+    ("cluster.timeout_min=0", "cluster.timeout_min=0", "1 or more"),
+    ("guidance=labels data.classes=0", "data.classes > 0, not 0", "guidance=online"),
+]
+
+
+@pytest.mark.parametrize(("settings", "names", "cure"), BAD, ids=[row[0] for row in BAD])
+def test_a_broken_law_names_field_value_and_cure(settings: str, names: str, cure: str) -> None:
+    with pytest.raises(UserError) as raised:
+        validate(compose([*DIGITS, *settings.split(" ")]))
+    message = str(raised.value)
+    assert names in message and cure in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("experiment", sorted(experiments()))
+def test_every_experiment_holds_as_it_stands(experiment: str) -> None:
+    nodes = 4 if experiment.startswith("in1k") else 1
+    validate(compose([f"experiment={experiment}", "cluster=slurm", f"nodes={nodes}"]))
+
+
+@pytest.mark.parametrize("guidance", options("guidance"))
+@pytest.mark.parametrize("experiment", sorted(experiments()))
+def test_every_guidance_composes_with_every_experiment(experiment: str, guidance: str) -> None:
+    """Nothing that one choice leaves behind is an unknown key for the next."""
+    settings = [f"experiment={experiment}", "cluster=slurm", f"guidance={guidance}"]
+    if guidance.endswith("online"):
+        settings += ["guidance.pooling=flat", "guidance.layer=2"]
+    validate(compose(settings))
+
+
+def test_auto_must_be_decided_first() -> None:
+    with pytest.raises(UserError, match="cluster=auto"):
+        validate(compose(["experiment=digits_dit"]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    batch=st.integers(1, 10_000),
+    nodes=st.integers(1, 8),
+    gpus=st.integers(1, 8),
+    micro=st.integers(1, 64) | st.none(),
+)
+def test_the_batches_it_suggests_do_divide(
+    batch: int, nodes: int, gpus: int, micro: int | None
+) -> None:
+    unit = nodes * gpus * (micro or 1)
+
+    def attempt(size: int) -> str | None:
+        counts = ("images", "log_every", "snapshot_every", "checkpoint_every", "batch")
+        train = replace(
+            SLURM.train, micro_batch=micro, warmup_images=0, **dict.fromkeys(counts, size)
+        )
+        cluster = replace(SLURM.cluster, gpus_per_node=gpus)
+        try:
+            validate(replace(SLURM, nodes=nodes, cluster=cluster, train=train))
+        except UserError as error:
+            return str(error)
+        return None
+
+    message = attempt(batch)
+    assert (message is None) == (batch % unit == 0)
+    if message is not None:
+        suggested = re.search(r"take train\.batch=(\d+)(?: or (\d+))?$", message)
+        assert suggested is not None
+        for size in filter(None, suggested.groups()):
+            assert abs(int(size) - batch) < unit
+            assert attempt(int(size)) is None
