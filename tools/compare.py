@@ -44,7 +44,13 @@ def train(experiment: str, seed: int, runs: Path, overrides: list[str]) -> Resul
     """Submits the run, follows it to its last evaluation, and returns that record."""
     from launcher.compose import compose
 
-    given = [f"experiment={experiment}", f"seed={seed}", "cluster=local", f"runs={runs}", *overrides]
+    given = [
+        f"experiment={experiment}",
+        f"seed={seed}",
+        "cluster=local",
+        f"runs={runs}",
+        *overrides,
+    ]
     # only the end is compared: a cadence is no part of a run, and evaluations cost training its cores
     images = compose(given).train.images
     cadence = f"train.snapshot_every={images}"
@@ -52,7 +58,9 @@ def train(experiment: str, seed: int, runs: Path, overrides: list[str]) -> Resul
     command = [sys.executable, "-m", "launcher.submit", *given, cadence, "follow=true"]
     code = subprocess.run(command, check=False).returncode
     if code:
-        raise UserError(f"{experiment} with seed {seed} ended with exit code {code}; see its log above")
+        raise UserError(
+            f"{experiment} with seed {seed} ended with exit code {code}; see its log above"
+        )
     return result(experiment, seed, images, runs)
 
 
@@ -73,7 +81,8 @@ def result(experiment: str, seed: int, images: int, runs: Path) -> Result:
 def gap_closed(results: list[Result]) -> dict[str, Any]:
     """Mean and standard deviation over seeds, and the share of the way from floor to ceiling."""
     scores = {
-        e: [r.scores["fd_digits"] for r in results if r.experiment == e] for e in (FLOOR, OURS, CEILING)
+        e: [r.scores["fd_digits"] for r in results if r.experiment == e]
+        for e in (FLOOR, OURS, CEILING)
     }
     mean = {e: statistics.mean(s) for e, s in scores.items()}
     spread = {e: statistics.stdev(s) if len(s) > 1 else 0.0 for e, s in scores.items()}
@@ -109,7 +118,9 @@ def draw(results: list[Result], summary: dict[str, Any], path: Path) -> None:
     from PIL import Image
 
     order = (FLOOR, OURS, CEILING)
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), height_ratios=[3, 1.1], layout="constrained")
+    figure, axes = plt.subplots(
+        2, 3, figsize=(11, 5.6), height_ratios=[3, 1.1], layout="constrained"
+    )
     highest = max(max(s) for s in summary["fd_digits"].values())
     for column, experiment in enumerate(order):
         above, below = axes[0, column], axes[1, column]
@@ -122,11 +133,17 @@ def draw(results: list[Result], summary: dict[str, Any], path: Path) -> None:
         below.plot(own, [0] * len(own), "o", color="black", markersize=4)
         below.set(xlim=(0, highest * 1.25), ylim=(-0.6, 0.6), yticks=[])
         below.set_xlabel("Frechet distance in digit-net features (fd_digits)")
-        below.text(max(mean, *own) + highest * 0.02, 0, f"{mean:.1f} ± {summary['sd'][experiment]:.1f}", va="center")
+        below.text(
+            max(mean, *own) + highest * 0.02,
+            0,
+            f"{mean:.1f} ± {summary['sd'][experiment]:.1f}",
+            va="center",
+        )
         for side in ("top", "right", "left"):
             below.spines[side].set_visible(False)
     figure.suptitle(
-        f"Self-guidance closes {summary['gap_closed']:.0%} of the gap to human labels, seeing none of them", fontsize=14
+        f"Self-guidance closes {summary['gap_closed']:.0%} of the gap to human labels, seeing none of them",
+        fontsize=14,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -1,7 +1,7 @@
 """Imports every module of the project and says what fails: a first look at a host with other versions.
 
-    python -m tools.import_check            a line per failure, exit 1 if there is one
-    python -m tools.import_check --json
+python -m tools.import_check            a line per failure, exit 1 if there is one
+python -m tools.import_check --json
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from importlib.metadata import PackageNotFoundError, version
 from shards import cli
 
 PACKAGES = ("slurm", "shards", "selfguide", "launcher", "configs", "tools")
-TOLD = ("torch", "torchvision", "deepspeed", "numpy", "scipy", "submitit", "hydra-core", "webdataset")
+TOLD = (
+    "torch",
+    "torchvision",
+    "deepspeed",
+    "numpy",
+    "scipy",
+    "submitit",
+    "hydra-core",
+    "webdataset",
+)
 
 
 def modules() -> list[str]:

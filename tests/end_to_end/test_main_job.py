@@ -41,7 +41,9 @@ def runs(tmp_path: Path) -> Iterator[Path]:
 
 
 def submit(runs: Path, *words: str, timeout: float = 500) -> tuple[RunFolder, str]:
-    done = command("launcher.submit", f"runs={runs}", "cluster=local", "follow=true", *words, timeout=timeout)
+    done = command(
+        "launcher.submit", f"runs={runs}", "cluster=local", "follow=true", *words, timeout=timeout
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (description,) = runs.glob("*/*/run.json")
     return RunFolder(description.parent), done.stdout
@@ -54,7 +56,9 @@ def weights(run: RunFolder) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_the_demo_scores_snapshots_while_training_goes_on(digits: Path, runs: Path) -> None:
-    run, said = submit(runs, "experiment=digits_dit", f"data.root={digits}", *SHORT, "evaluation.samples=400")
+    run, said = submit(
+        runs, "experiment=digits_dit", f"data.root={digits}", *SHORT, "evaluation.samples=400"
+    )
     (exits,) = [list(run.attempt(1).glob("exit-*.json"))]
     ended = min(json.loads(path.read_text())["time"] for path in exits)
     trainers = {json.loads(path.read_text())["pid"] for path in exits}
@@ -64,7 +68,7 @@ def test_the_demo_scores_snapshots_while_training_goes_on(digits: Path, runs: Pa
     assert not trainers & {r["pid"] for r in found}
     assert [r for r in found if r["final"] and r["status"] == "done"]
     assert all((run.evals / f"{r['key']}.{r['attempt']}.png").stat().st_size > 1000 for r in found)
-    told = [r for r in found if r["final"]][0]
+    told = next(r for r in found if r["final"])
     assert told["label_free"] and told["scores"]["nmi"] > 0.3 and told["protocol"]["reference"]
     assert "images/s" in said and "left" in said, "a user sees the rate and when it ends"
 
@@ -105,7 +109,9 @@ class Killer(threading.Thread):
 
 
 @pytest.mark.slow
-def test_killing_every_evaluation_leaves_the_weights_bitwise_equal(digits: Path, tmp_path: Path) -> None:
+def test_killing_every_evaluation_leaves_the_weights_bitwise_equal(
+    digits: Path, tmp_path: Path
+) -> None:
     ends: list[dict[str, Any]] = []
     for murderous in (False, True):
         runs = tmp_path / f"runs-{murderous}"
@@ -125,7 +131,9 @@ def test_killing_every_evaluation_leaves_the_weights_bitwise_equal(digits: Path,
 
 
 @pytest.mark.slow
-def test_in1k_dit_trains_with_its_own_engine_loader_and_guidance(tmp_path: Path, runs: Path) -> None:
+def test_in1k_dit_trains_with_its_own_engine_loader_and_guidance(
+    tmp_path: Path, runs: Path
+) -> None:
     """Depth 2 and a batch of 4, all else as published: width 1152, bf16, ZeRO-1, [CLS], K = 5,000."""
     root = tmp_path / "latents"
     made = command("tools.shards", "make", "synthetic", "--out", str(root), "--count", "64",
@@ -137,7 +145,9 @@ def test_in1k_dit_trains_with_its_own_engine_loader_and_guidance(tmp_path: Path,
         "train.snapshot_every=12", "train.checkpoint_every=12",
     )  # fmt: skip
     log = next(run.attempt(1).glob("job/*_0_log.out")).read_text()
-    lines = [json.loads(line) for line in (run.metrics / "train-0001.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (run.metrics / "train-0001.jsonl").read_text().splitlines()
+    ]
     assert [line["images"] for line in lines] == [4, 8, 12], log
     assert all(line["loss"] > 0 and line["guidance_loss"] >= 0 for line in lines)
     held = load_file(next((run.snapshots / "img-000000012").glob("ema-*.safetensors")))

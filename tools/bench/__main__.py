@@ -1,8 +1,8 @@
 """Runs benchmark suites and prints medians, spread and ratios.
 
-    python -m tools.bench                     every suite
-    python -m tools.bench engine --repeats 40
-    python -m tools.bench engine --json
+python -m tools.bench                     every suite
+python -m tools.bench engine --repeats 40
+python -m tools.bench engine --json
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def machine() -> str:
     """The line that every published figure carries."""
     import torch
 
-    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
+    python = platform.python_version()
+    return f"{os.cpu_count()} cores, {platform.machine()}, Python {python}, torch {torch.__version__}"
 
 
 def table(title: str, rows: list[Row]) -> Table:

@@ -46,7 +46,9 @@ def _timed(place: Place, config: Config, repeats: int) -> list[Row]:
         ("DeepSpeed ZeRO-1", EngineConfig(zero_stage=1)),
         ("DeepSpeed ZeRO-2", EngineConfig(zero_stage=2)),
     ):
-        engine = build_engine(replace(config, engine=engine_config), build_student(config, 0), place)
+        engine = build_engine(
+            replace(config, engine=engine_config), build_student(config, 0), place
+        )
 
         def step(engine=engine) -> None:  # type: ignore[no-untyped-def]
             engine.backward(engine.forward(x, tau, condition, None).velocity.square().mean())

@@ -63,7 +63,8 @@ def measure(
 
 def _rows(seconds: dict[str, list[float]], base: str) -> list[Row]:
     ratios = {
-        name: [x / b for x, b in zip(taken, seconds[base], strict=True)] for name, taken in seconds.items()
+        name: [x / b for x, b in zip(taken, seconds[base], strict=True)]
+        for name, taken in seconds.items()
     }
     control = ratios[f"{base} again (A/A)"]
     low, _, high = statistics.quantiles(control, n=4)
