@@ -26,10 +26,12 @@ from shards.errors import UserError
 
 Mode = Literal["window", "global"]
 U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
 
 BLOCK = 256  # samples in a block
 WINDOW = 64  # blocks in a window: 16,384 samples, 128 MiB of 4x32x32 fp16 latents
 _ROUNDS = 8
+_LEAST = np.uint64(8)  # values in a half
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 _GLOBAL, _BLOCKS, _INSIDE = 1, 2, 3  # purposes of a key
@@ -52,45 +54,46 @@ class Order:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: give at least 1")
 
-    def ordinals(self, positions: ArrayLike) -> NDArray[np.int64]:
+    def ordinals(self, positions: ArrayLike) -> I64:
         """Sample ordinals in [0, count) at non-negative `positions` (any shape, int64)."""
         asked = np.asarray(positions, dtype=np.int64)
         if asked.size and asked.min() < 0:
             raise ValueError(f"positions start at 0, got {asked.min()}")
-        epochs, inside = np.divmod(asked, self.count)
-        found = np.empty_like(asked)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            found[here] = self._epoch(int(epoch), inside[here].astype(np.uint64))
-        return found
+        epochs, index = np.divmod(asked.ravel(), self.count)
+        found = (
+            self._global(epochs, index) if self.mode == "global" else self._windows(epochs, index)
+        )
+        return found.reshape(asked.shape)
 
-    def _epoch(self, epoch: int, index: U64) -> NDArray[np.int64]:
-        if self.mode == "global":
-            return permute(index, self.count, key(self.seed, epoch, _GLOBAL)).astype(np.int64)
-        return self._windows(epoch, index.astype(np.int64))
+    def _global(self, epochs: I64, index: I64) -> I64:
+        known, which = np.unique(epochs, return_inverse=True)
+        return permute(index, self.count, key(self.seed, known, _GLOBAL)[which]).astype(np.int64)
 
-    def _windows(self, epoch: int, index: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _windows(self, epochs: I64, index: I64) -> I64:
         """Blocks permuted over *slots*; the one short block, the data's last, lands in slot `short`."""
+        known, which = np.unique(epochs, return_inverse=True)
         blocks, window = -(-self.count // self.block), self.window * self.block
         lack = blocks * self.block - self.count  # how many samples the short block is short of
-        order = key(self.seed, epoch, _BLOCKS)
-        short = int(unpermute(blocks - 1, blocks, order).item())
-        before = (
-            short // self.window + 1
-        ) * window - lack  # samples up to the short block's window
+        order = key(self.seed, known, _BLOCKS)
+        short = unpermute(blocks - 1, blocks, order).astype(np.int64)[which]
+        w_short = short // self.window
+        before = (w_short + 1) * window - lack  # samples up to the end of the short block's window
 
         w = np.where(index < before, index, index + lack) // window
-        start = w * window - np.where(w > short // self.window, lack, 0)
+        start = w * window - np.where(w > w_short, lack, 0)
         slots = np.minimum(blocks - w * self.window, self.window)
-        held = slots * self.block - np.where(w == short // self.window, lack, 0)
-        inside_key = mix(np.uint64(key(self.seed, epoch, _INSIDE)) + w.astype(np.uint64))
-        k = permute((index - start).astype(np.uint64), held.astype(np.uint64), inside_key)
+        held = slots * self.block - np.where(w == w_short, lack, 0)
+        inside = mix(key(self.seed, known, _INSIDE)[which] + w.astype(np.uint64))
+        k = permute(index - start, held, inside).astype(np.int64) + w * window
 
         # number the samples of a window as if the short block were full, to divide by its size
-        k = k.astype(np.int64) + w * window
-        k += np.where((w == short // self.window) & (k >= (short + 1) * self.block - lack), lack, 0)
+        k += np.where((w == w_short) & (k >= (short + 1) * self.block - lack), lack, 0)
         slot, row = np.divmod(k, self.block)
-        return permute(slot.astype(np.uint64), blocks, order).astype(np.int64) * self.block + row
+        asked, back = np.unique(
+            which * blocks + slot, return_inverse=True
+        )  # few slots, many samples
+        epoch, slot = np.divmod(asked, blocks)
+        return permute(slot, blocks, order[epoch]).astype(np.int64)[back] * self.block + row
 
 
 def permute(index: ArrayLike, count: ArrayLike, key: ArrayLike) -> U64:
@@ -103,12 +106,15 @@ def unpermute(index: ArrayLike, count: ArrayLike, key: ArrayLike) -> U64:
     return _walk(index, count, key, _backward)
 
 
-def key(*parts: int) -> int:
-    """One 64-bit key from whole numbers (negative ones too), each of which changes it altogether."""
-    folded = 0
+def key(*parts: int | I64) -> U64:
+    """64-bit keys from whole numbers or arrays of them, each of which changes them altogether.
+
+    The parts broadcast; the result has at least one axis.
+    """
+    folded = np.zeros(1, dtype=np.uint64)
     for part in parts:
-        word = mix(np.array([part & _MASK], dtype=np.uint64)) ^ np.uint64(folded)
-        folded = int(mix(word)[0])
+        words = np.array(part & _MASK if isinstance(part, int) else part, dtype=np.uint64)
+        folded = mix(mix(np.atleast_1d(words)) ^ folded)
     return folded
 
 
@@ -123,18 +129,21 @@ def mix(z: U64) -> U64:
 def _walk(index: ArrayLike, count: ArrayLike, key: ArrayLike, step: Callable[..., U64]) -> U64:
     """Applies `step`, a bijection of [0, a b), until each result is below its count.
 
-    With a, b close to sqrt(count), a b exceeds count by about sqrt(count): few walk twice.
+    With a, b close to sqrt(count), a b exceeds count by about sqrt(count): few walk twice. Halves
+    of a few values mix badly (a count of 4 was 3 % uneven), so tiny counts walk in a larger square.
     """
-    words = (np.asarray(value, dtype=np.uint64) for value in (index, count, key))
-    x, n, keys = (np.atleast_1d(value) for value in np.broadcast_arrays(*words))
-    a = np.sqrt(n.astype(np.float64)).astype(np.uint64) + np.uint64(1)
-    b = n // a + np.uint64(1)
+    words = np.broadcast_arrays(
+        *(np.asarray(value, dtype=np.uint64) for value in (index, count, key))
+    )
+    x, n, keys = (value.ravel() for value in words)
+    a = np.maximum(np.sqrt(n.astype(np.float64)).astype(np.uint64) + np.uint64(1), _LEAST)
+    b = np.maximum(n // a + np.uint64(1), _LEAST)
     found = step(x, a, b, keys)
     outside = np.flatnonzero(found >= n)
     while outside.size:
         found[outside] = step(found[outside], a[outside], b[outside], keys[outside])
         outside = outside[found[outside] >= n[outside]]
-    return found.reshape(np.broadcast_shapes(*(np.shape(value) for value in (index, count, key))))
+    return found.reshape(words[0].shape)
 
 
 def _forward(x: U64, a: U64, b: U64, keys: U64) -> U64:

@@ -1,0 +1,197 @@
+"""Publishing is whole or not at all, once; a folder counts when its manifest holds."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards import storage
+from shards.errors import DamagedError
+from tests.shards.data import names
+
+RACER = """
+import sys
+from shards import storage
+me, urls = sys.argv[1], sys.argv[2:]
+print("ready", flush=True)
+sys.stdin.readline()
+for url in urls:
+    try:
+        storage.publish(url, me.encode() * 4096)
+        print(url, flush=True)
+    except FileExistsError:
+        pass
+"""
+
+
+def test_publish_shows_all_or_nothing_and_refuses_a_second(tmp_path: Path) -> None:
+    url = tmp_path / "new" / "record.json"
+    storage.publish(url, b"first")
+    with pytest.raises(FileExistsError):
+        storage.publish(url, b"second")
+    assert storage.read_bytes(url) == b"first"
+    storage.publish(url, b"third", replace=True)
+    assert storage.read_bytes(url) == b"third"
+    assert names(url.parent) == ["record.json"]
+
+
+def test_of_two_processes_that_publish_the_same_names_each_name_has_one_winner(
+    tmp_path: Path,
+) -> None:
+    urls = [str(tmp_path / f"{i}") for i in range(50)]
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, me, *urls],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for me in "ab"
+    ]
+    try:
+        for racer in racers:
+            assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        won = [racer.communicate(timeout=60)[0].split() for racer in racers]
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.wait()
+    assert [racer.returncode for racer in racers] == [0, 0]
+    assert sorted(won[0] + won[1]) == sorted(urls)
+    for me, mine in zip("ab", won, strict=True):
+        assert all(storage.read_bytes(url) == me.encode() * 4096 for url in mine)
+    assert names(tmp_path) == sorted(Path(url).name for url in urls)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_without_hard_links_a_rename_under_a_lock_takes_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    storage.publish(tmp_path / "a", b"first")
+    with pytest.raises(FileExistsError):
+        storage.publish(tmp_path / "a", b"second")
+    assert storage.read_bytes(tmp_path / "a") == b"first"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_link_that_took_effect_but_reports_failure_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def repeated(*paths: Path) -> None:  # what an NFS client sees when the first answer is lost
+        link(*paths)
+        link(*paths)
+
+    monkeypatch.setattr(os, "link", repeated)
+    storage.publish(tmp_path / "a", b"mine")
+    assert storage.read_bytes(tmp_path / "a") == b"mine"
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        storage.publish(tmp_path / "a", b"data")
+    assert names(tmp_path) == []
+
+
+def test_a_range_has_the_length_asked_for_or_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(range(100)))
+    assert storage.read_range(path, 10, 13) == bytes([10, 11, 12])
+    assert storage.read_range(path, 5, 5) == b""
+    with pytest.raises(DamagedError, match=r"\[90, 110\), got 10 of 20"):
+        storage.read_range(path, 90, 110)
+    with pytest.raises(FileNotFoundError):
+        storage.read_range(tmp_path / "b", 0, 1)
+    assert b"".join(storage.read_chunks(path, 7)) == path.read_bytes()
+
+
+def test_join_exists_list(tmp_path: Path) -> None:
+    assert storage.join("s3://bucket/x/", "a", "b") == "s3://bucket/x/a/b"
+    assert storage.join(tmp_path, "a", "b") == str(tmp_path / "a" / "b")
+    assert storage.list(tmp_path / "none") == []
+    (tmp_path / "b").touch()
+    (tmp_path / "a").mkdir()
+    assert storage.list(tmp_path) == ["a", "b"]
+    assert storage.exists(tmp_path / "a") and not storage.exists(tmp_path / "c")
+
+
+def _folder(path: Path, **extra: object) -> Path:
+    (path / "deep").mkdir(parents=True)
+    (path / "deep" / "part").write_bytes(b"12345")
+    (path / "weights").write_bytes(b"abc")
+    (path / ".weights.1.tmp").write_bytes(b"left by a killed publisher")
+    storage.publish_folder(path, extra=extra)
+    return path
+
+
+def test_a_folder_is_complete_while_its_parts_are_what_the_manifest_says(tmp_path: Path) -> None:
+    folder = tmp_path / "img-5"
+    assert storage.read_complete(folder) is None
+    _folder(folder, images=5)
+    found = storage.read_complete(folder, verify="hashes")
+    assert found is not None and found["images"] == 5
+    assert [(f["name"], f["bytes"]) for f in found["files"]] == [("deep/part", 5), ("weights", 3)]
+    with pytest.raises(FileExistsError):
+        storage.publish_folder(folder, extra={})
+
+    (folder / "weights").write_bytes(b"abd")  # same size
+    assert storage.read_complete(folder) is not None
+    assert storage.read_complete(folder, verify="hashes") is None
+    (folder / "weights").write_bytes(b"ab")
+    assert storage.read_complete(folder) is None
+    (folder / "weights").unlink()
+    assert storage.read_complete(folder) is None
+
+
+def test_an_empty_folder_and_a_torn_manifest_are_not_complete(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="nothing to publish"):
+        storage.publish_folder(tmp_path / "empty", extra={})
+    folder = _folder(tmp_path / "img-1")
+    text = (folder / storage.MANIFEST).read_text()
+    for torn in (text[: len(text) // 2], "", "[]", json.dumps({"files": [{"name": "weights"}]})):
+        (folder / storage.MANIFEST).write_text(torn)
+        assert storage.read_complete(folder) is None
+
+
+def test_newest_complete_walks_back_over_torn_folders_in_numeric_order(tmp_path: Path) -> None:
+    assert storage.newest_complete(tmp_path / "none") is None
+    for images in (900, 1000, 20_000):
+        _folder(tmp_path / f"img-{images}")
+    (tmp_path / "img-30000").mkdir()  # killed before its manifest
+    (tmp_path / "img-later").mkdir()
+    assert storage.newest_complete(tmp_path) == str(tmp_path / "img-20000")
+    (tmp_path / "img-20000" / "weights").write_bytes(b"")
+    assert storage.newest_complete(tmp_path) == str(tmp_path / "img-1000")
+    (tmp_path / "img-1000" / storage.MANIFEST).write_text("{")
+    assert storage.newest_complete(tmp_path) == str(tmp_path / "img-900")
+    assert storage.newest_complete(tmp_path, prefix="step-") is None
+
+
+def test_local_work_imports_neither_torch_nor_s3fs(tmp_path: Path) -> None:
+    code = (
+        "import sys, shards; from shards import storage, cli, manifest, stream, verify, writer\n"
+        f"storage.publish({str(tmp_path / 'a')!r}, b'x'); storage.read_bytes({str(tmp_path / 'a')!r})\n"
+        "print([m for m in ('torch', 's3fs', 'fsspec', 'rich', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
