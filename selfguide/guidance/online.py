@@ -64,7 +64,9 @@ class OnlineSource:
         if not telling:
             return Condition.unconditional(len(batch.x0), batch.x0.device)
         ids = assign(teacher, features)
-        self.counts += torch.bincount(ids, minlength=self.config.groups).cpu()
+        # stays on the device, and scatter needs no look at the values: no step waits for a copy
+        self.counts = self.counts.to(ids.device)
+        self.counts.scatter_add_(0, ids, torch.ones_like(ids))
         assert teacher.head is not None
         told = Condition.told(dense=teacher.head.rows()[ids].detach())
         return told.drop(dropped(self.seed, batch.position, self.config.drop))
@@ -104,7 +106,7 @@ class OnlineSource:
         self.counts.zero_()
 
     def counters(self) -> Tensor:
-        return sum_counts(self.counts)
+        return sum_counts(self.counts.cpu())
 
     def restore(self, counters: Tensor) -> None:
         """On rank 0 the sums of all ranks, elsewhere zeros: integers add up at any world size."""

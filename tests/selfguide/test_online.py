@@ -48,13 +48,13 @@ def online_config(**guidance: Any) -> Config:
 def make(
     config: Config, images: int, switch: int = 512
 ) -> tuple[Student, Teacher, OnlineSource, Batch]:
-    student = build_student(config, 0)
+    student, generator = build_student(config, 0), torch.Generator().manual_seed(1)
     for parameter in student.backbone.parameters():
-        nn.init.normal_(parameter, std=0.1)
+        nn.init.normal_(parameter, std=0.1, generator=generator)
     teacher = Teacher(build_student(config, 0))
     teacher.refresh(dict(student.named_parameters()), student)  # type: ignore[arg-type]
     source = OnlineSource(config.guidance, config.path, 0, switch)  # type: ignore[arg-type]
-    x0, eps = torch.randn(2, 64, 1, 8, 8)
+    x0, eps = torch.randn(2, 64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     tau = torch.linspace(0.01, 0.99, 64)
     batch = Batch(x0, eps, tau, (1 - tau.view(-1, 1, 1, 1)) * x0 + tau.view(-1, 1, 1, 1) * eps,
                   torch.arange(64), None, images)  # fmt: skip

@@ -1,0 +1,47 @@
+"""What leaves this checkout: the wheel works elsewhere, and every module imports."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.import_check import failures, modules
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_module_imports() -> None:
+    assert len(modules()) > 60 and not failures()
+
+
+def test_the_launcher_does_not_import_torch() -> None:
+    code = (
+        "import sys, launcher.submit, launcher.runs, launcher.logs, launcher.cancel, launcher.watch, "
+        "launcher.board.__main__, launcher.attempt, slurm.devcluster, shards.stream, tools.shards\n"
+        "assert not {'torch', 'deepspeed', 'timm'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
+
+
+def test_constraints_pin_what_pyproject_asks_for() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *extras["cpu"], *extras["dev"]]
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
+    names = {r.split(">")[0].split("<")[0].split("=")[0].strip().lower() for r in asked} - {
+        "setuptools"
+    }
+    assert names <= pinned, names - pinned
+
+
+@pytest.mark.slow
+def test_the_wheel_answers_a_dry_run_from_the_root_folder() -> None:
+    done = subprocess.run(
+        ["bash", "tools/wheel_check.sh"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
