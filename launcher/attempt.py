@@ -79,8 +79,12 @@ def place(environment: Mapping[str, str]) -> tuple[int, int, int]:
 def run_rank(folder: Path, work: Callable[[int, int, int], None]) -> None:
     """Finds this rank's place, runs `work` and leaves an exit record; ends the process unless all is well."""
     names = _VARIABLES.get(os.environ.get("SUBMITIT_EXECUTOR", ""), ("",))
-    exit_record = folder / f"exit-{os.environ.get(names[0], 'unknown')}.json"
+    who = os.environ.get(names[0], "unknown")
+    exit_record = folder / f"exit-{who}.json"
     _end_on_signals(exit_record)
+    _write_once(
+        folder / f"start-{who}.json", {}
+    )  # tells a rank that was killed from one that never came this far
     try:
         rank, local_rank, world = place(os.environ)
         submitted = (read_record(folder / "submission.json") or {}).get("world")
@@ -106,11 +110,14 @@ def _classify(error: Exception) -> tuple[int, str]:
 
 
 def _leave(path: Path, code: int, kind: str, message: str, trace: str = "") -> None:
-    record: dict[str, Any] = {"code": code, "class": kind, "message": message, "traceback": trace}
+    _write_once(path, {"code": code, "class": kind, "message": message, "traceback": trace})
+
+
+def _write_once(path: Path, record: dict[str, Any]) -> None:
     try:
         write_record(path, {**record, "host": os.uname().nodename, "pid": os.getpid()})
     except FileExistsError:
-        print(f"{path} has told an earlier end", flush=True)  # a signal that arrived while leaving
+        print(f"{path} stands already", flush=True)  # a signal that arrived while leaving
 
 
 def _end_on_signals(exit_record: Path | None) -> None:

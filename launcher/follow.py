@@ -16,7 +16,7 @@ from launcher.status import Status
 from selfguide.spec.run import RunFolder, read_record
 from shards import cli
 
-POLL_S = {"local": 0.5, "slurm": 3.0, "devcluster": 1.0}
+POLL_S = {"local": 0.5, "slurm": 5.0, "devcluster": 1.0}
 PLAIN_S = 5.0  # between progress lines where there is no terminal
 ENDED = ("finished", "failed", "cancelled")
 
@@ -77,17 +77,17 @@ def look(run: RunFolder) -> Look:
 def news(before: Look | None, now: Look) -> list[str]:
     """What happened between two looks, oldest first; pure."""
     lines = []
-    if before is None or before.status.state != now.status.state:
-        why = f": {now.status.message}" if now.status.message else ""
-        lines.append(f"{now.status.state}{why}")
     for images in sorted(now.published - (before.published if before else frozenset())):
-        lines.append(
-            f"snapshot at {images:,} images is published; its evaluation waits for a free slot"
-        )
+        waits = "; its evaluation waits for a free slot" if now.watching else ""
+        lines.append(f"snapshot at {images:,} images is published{waits}")
     for name in sorted(set(now.started) - set(before.started if before else ())):
         lines.append(f"evaluation of {now.started[name]:,} images has been submitted")
     for name in sorted(set(now.records) - set(before.records if before else ())):
         lines.append(_scored(now.records[name]))
+    changed = before is None or before.status.state != now.status.state
+    if changed and now.status.state not in ENDED:  # the end is told by `follow`, once all is told
+        why = f": {now.status.message}" if now.status.message else ""
+        lines.append(f"{now.status.state}{why}")
     return lines
 
 
@@ -116,7 +116,7 @@ def waits(now: Look) -> list[str]:
     behind = len(now.published - scored - working) if now.watching else 0
     return [
         *([f"{len(working)} evaluating"] if working and now.watching else []),
-        *([f"{behind} snapshots wait for evaluation"] if behind else []),
+        *([f"{status.counted(behind, 'snapshot')} waiting for evaluation"] if behind else []),
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -112,29 +111,32 @@ def evaluation_jobs(run: RunFolder) -> list[Evaluation]:
 
 
 def failure(at: Attempt) -> str:
-    """Why the attempt failed: the first rank to fail speaks, peers that were ended for it do not; '' if none did."""
+    """Why the attempt failed, '' where no rank did: the first to fail speaks, those that were ended for it do not."""
     world = (read_record(at.submission) or {}).get("world", 0)
-    exits = {rank: read_record(at.root / f"exit-{rank}.json") for rank in range(world)}
-    spoke = {rank: record for rank, record in exits.items() if record}
-    unknown = read_record(at.root / "exit-unknown.json")
-    if unknown:
-        return f"a task ended before it knew its rank: {unknown['message']}"
-    failed = [
-        (r["time"], rank, r) for rank, r in spoke.items() if r["code"] and r["class"] != "signal"
-    ]
-    silent = sorted(set(exits) - set(spoke))
-    if silent and len(silent) < world:
-        first = f"rank {silent[0]} ended without a word (killed from outside, for example out of memory)"
-        return first + (
-            f"; then rank {min(failed)[1]}: {min(failed)[2]['message']}" if failed else ""
-        )
-    if failed:
-        _, rank, record = min(failed, key=lambda item: item[0])
-        return f"rank {rank}: {record['message']}"
-    ended = [(r["time"], rank, r) for rank, r in spoke.items() if r["code"]]
-    if ended:
-        return f"rank {min(ended)[1]} was {min(ended)[2]['message']}"
-    return "no rank left a word: see the logs" if silent else ""
+    named = [*range(world), "unknown"]
+    starts = {rank for rank in named if (at.root / f"start-{rank}.json").exists()}
+    exits = {
+        rank: found
+        for rank in named
+        if (found := read_record(at.root / f"exit-{rank}.json")) is not None
+    }
+    killed = sorted(rank for rank in starts - set(exits) if rank != "unknown")
+    bad = sorted(
+        (r["time"], str(rank), r)
+        for rank, r in exits.items()
+        if r["code"] and r["class"] != "signal"
+    )
+    said = f"rank {bad[0][1]}: {bad[0][2]['message']}" if bad else ""
+    if killed:
+        silent = f"rank {killed[0]} ended without a word (killed from outside, for example out of memory)"
+        return f"{silent}; {said}" if said else silent
+    if said:
+        return said
+    if starts != set(range(world)):
+        absent = next(rank for rank in range(world) if rank not in starts)
+        return f"rank {absent} never started: see its log"
+    ended = sorted((r["time"], str(rank), r) for rank, r in exits.items() if r["code"])
+    return f"rank {ended[0][1]} was {ended[0][2]['message']}" if ended else ""
 
 
 def _without_job(at: Attempt) -> clusters.State:
@@ -199,8 +201,8 @@ def _word(
     if about["images"] in published:
         waiting = unscored(run, at, published)
         if waiting and watcher in ("running", "queued"):
-            return "evaluating", f"{len(waiting)} snapshots wait for their score"
-        return "finished", f"{len(waiting)} snapshots have no score" if waiting else ""
+            return "evaluating", f"{counted(len(waiting), 'snapshot')} waiting for a score"
+        return "finished", f"{counted(len(waiting), 'snapshot')} without a score" if waiting else ""
     if training == "queued":
         return "queued", _waits(at)
     if training == "running":
@@ -230,6 +232,11 @@ def _waits(at: Attempt) -> str:
     )
 
 
+def counted(number: int, what: str) -> str:
+    """'1 snapshot', '2 snapshots'."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def tail(path: Path, lines: int = 20) -> str:
     """The last lines of a log; '' where there is none."""
     if not path.is_file():
@@ -237,15 +244,3 @@ def tail(path: Path, lines: int = 20) -> str:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 64_000))
         return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
-
-
-def read_lines(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
-    """Complete JSON lines after a byte position, and the position behind them."""
-    if not path.is_file():
-        return [], position
-    with path.open("rb") as file:
-        file.seek(position)
-        whole = file.read().rpartition(b"\n")[0]
-    return [json.loads(line) for line in whole.splitlines() if line], position + len(whole) + bool(
-        whole
-    )

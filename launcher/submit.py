@@ -227,9 +227,20 @@ def _new_attempt(run: RunFolder, config: Config, new_run: bool) -> dict[str, Any
 
 @contextlib.contextmanager
 def _alone(run: RunFolder) -> Iterator[None]:
-    """Holds the run against other submissions."""
-    run.root.mkdir(parents=True, exist_ok=True)
-    with (run.root / "submit.lock").open("a") as file:
+    """Holds the run against other submissions.
+
+    Raises:
+        UserError: the runs folder cannot be written.
+    """
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+        lock = (run.root / "submit.lock").open("a")
+    except OSError as error:
+        where = run.root.parent.parent
+        raise UserError(
+            f"runs={where} cannot be written ({error.strerror}); give another runs=FOLDER"
+        ) from error
+    with lock as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -15,7 +15,7 @@ import payloads
 import pytest
 from waiting import REPOSITORY, until
 
-from launcher import attempt, clusters, local, status
+from launcher import attempt, clusters, jobs, local, status
 from launcher.folder import Attempt
 from selfguide.spec.config import ClusterConfig
 from selfguide.spec.run import read_record, write_record
@@ -81,6 +81,29 @@ def test_a_killed_rank_leaves_no_record_and_is_named_all_the_same(at: Attempt) -
     record = started(at, payloads.vanish)
     until(lambda: clusters.state(record) == "gone")
     assert status.failure(at).startswith("rank 1 ended without a word")
+
+
+def test_a_rank_that_was_ended_before_it_began_is_not_the_culprit(at: Attempt) -> None:
+    """Rank 1 may fall while rank 0 is still importing; and a node may kill a rank whose peers then complain."""
+    write_record(at.root / "start-1.json", {})
+    assert (
+        status.failure(at)
+        == "rank 1 ended without a word (killed from outside, for example out of memory)"
+    )
+    write_record(at.root / "exit-1.json", {"code": 1, "class": "error", "message": "it fell"})
+    assert status.failure(at) == "rank 1: it fell"
+    write_record(at.root / "start-0.json", {})
+    assert status.failure(at).startswith(
+        "rank 0 ended without a word"
+    ) and "rank 1: it fell" in status.failure(at)
+
+
+def test_a_rank_that_never_started_is_named(at: Attempt) -> None:
+    write_record(at.root / "start-0.json", {})
+    write_record(
+        at.root / "exit-0.json", {"code": 143, "class": "signal", "message": "ended by SIGTERM"}
+    )
+    assert status.failure(at) == "rank 1 never started: see its log"
 
 
 def test_a_wrong_world_is_refused_by_every_rank(at: Attempt) -> None:
@@ -187,6 +210,12 @@ def test_gpus_are_the_device_files_unless_the_user_chose(monkeypatch: pytest.Mon
     assert local.gpus() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert len(local.gpus()) == len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def test_training_takes_a_gpu_for_each_rank_or_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for visible, mine in {"": (), "0": (), "0,1": ("0", "1"), "4,5,6": ("4", "5")}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert jobs.training_devices(LOCAL) == mine
 
 
 def test_clean_drops_an_outer_jobs_variables_and_keeps_which_slurm() -> None:

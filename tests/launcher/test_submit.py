@@ -214,6 +214,12 @@ def test_a_submission_that_fails_leaves_nothing_behind(
     assert list(runs.glob("*/*")) == []
 
 
+def test_a_runs_folder_that_cannot_be_written_is_named(settings: list[str], runs: Path) -> None:
+    runs.write_text("a file")
+    with pytest.raises(UserError, match=r"runs=.*another runs=FOLDER"):
+        send(settings)
+
+
 def test_cancel_ends_all_and_the_run_can_go_on(
     payload: Callable[..., None], settings: list[str], runs: Path
 ) -> None:
