@@ -16,7 +16,9 @@ class RankFailed(RuntimeError):
     """A rank raised, or did not answer."""
 
 
-def _rank(rank: int, world: int, meeting: str, function: Callable, arguments: tuple, results: Any) -> None:
+def _rank(
+    rank: int, world: int, meeting: str, function: Callable, arguments: tuple, results: Any
+) -> None:
     import torch
 
     from selfguide.distributed import Place, join, leave
@@ -66,7 +68,9 @@ def _collect(results: Any, world: int, timeout: float) -> list[Any]:
             rank, good, value = results.get(timeout=timeout)
         except queue.Empty:
             missing = sorted(set(range(world)) - set(answers))
-            raise RankFailed(f"ranks {missing} of {world} did not answer within {timeout} s") from None
+            raise RankFailed(
+                f"ranks {missing} of {world} did not answer within {timeout} s"
+            ) from None
         if not good:
             raise RankFailed(f"rank {rank} of {world} failed:\n{value}")
         answers[rank] = value

@@ -44,7 +44,9 @@ def generate(
             sampler.g,
             sampler.interval,
         )
-        options: dict[str, Any] = {"rtol": sampler.rtol, "atol": sampler.atol} if sampler.name == "dopri5" else {}
+        options: dict[str, Any] = (
+            {"rtol": sampler.rtol, "atol": sampler.atol} if sampler.name == "dopri5" else {}
+        )
         yield (
             sample(sampler.name, denoiser, noise, steps=sampler.steps, **options),
             denoiser.evaluations,

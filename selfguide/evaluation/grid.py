@@ -14,7 +14,8 @@ def write_grid(path: Path, pixels: Tensor, top: int, *, columns: int = 16, zoom:
     images = pixels[:, 0].numpy().astype(np.float64) * (255 / top)
     count, height, width = images.shape
     rows = -(-count // columns)
-    sheet = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1))
+    # grey lines between images that are black at their edges
+    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), 70.0)
     for i, image in enumerate(images):
         y, x = (i // columns) * (height + 1), (i % columns) * (width + 1)
         sheet[y : y + height, x : x + width] = image

@@ -51,7 +51,9 @@ class OnlineSource:
     def __init__(self, config: OnlineGuidance, path: PathConfig, seed: int, switch: int) -> None:
         self.config, self.seed, self.switch = config, seed, switch
         self.path = build_path(path)
-        self.counts = torch.zeros(config.groups, dtype=torch.int64)  # of told ids, this rank's
+        # of told ids on this rank: in the window that is full, and in the one that fills
+        self.counts = torch.zeros(2, config.groups, dtype=torch.int64)
+        self._images = -1  # at the last step that told
 
     def condition(self, batch: Batch, teacher: Student | None) -> Condition:
         assert teacher is not None
@@ -66,7 +68,8 @@ class OnlineSource:
         ids = assign(teacher, features)
         # stays on the device, and scatter needs no look at the values: no step waits for a copy
         self.counts = self.counts.to(ids.device)
-        self.counts.scatter_add_(0, ids, torch.ones_like(ids))
+        self._turn_window(batch.images)
+        self.counts[1].scatter_add_(0, ids, torch.ones_like(ids))
         assert teacher.head is not None
         told = Condition.told(dense=teacher.head.rows()[ids].detach())
         return told.drop(dropped(self.seed, batch.position, self.config.drop))
@@ -91,8 +94,8 @@ class OnlineSource:
         return self.config.weight * min(batch.images / max(self.switch, 1), 1.0) * loss
 
     def state(self) -> dict[str, Any]:
-        """p(k) over the images told since `forget`."""
-        counts = self.counters().tolist()
+        """p(k) over the last one to two windows of told images, whatever the cadence of snapshots."""
+        counts = self.counters().sum(0).tolist()
         told = sum(counts) > 0
         return {
             "source": "online",
@@ -101,9 +104,11 @@ class OnlineSource:
             "label_free": True,
         }
 
-    def forget(self) -> None:
-        """Starts a new window of p(k)."""
-        self.counts.zero_()
+    def _turn_window(self, images: int) -> None:
+        """Windows begin at the switch and every `window` images after it; groups drift, so old counts go."""
+        if images != self._images and (images - self.switch) % self.config.window == 0:
+            self.counts = torch.stack((self.counts[1], torch.zeros_like(self.counts[1])))
+        self._images = images  # several micro-batches of a step come with one count
 
     def counters(self) -> Tensor:
         return sum_counts(self.counts.cpu())
@@ -114,7 +119,7 @@ class OnlineSource:
 
     def health(self) -> dict[str, float]:
         """Share of prototypes in use, and the perplexity of p(k) as a share of K."""
-        counts = self.counters().double()
+        counts = self.counters().sum(0).double()
         if counts.sum() == 0:
             return {}
         p = counts / counts.sum()

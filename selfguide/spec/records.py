@@ -44,7 +44,10 @@ class Protocol:
 
 def job_key(config: Config, images: int) -> str:
     """Names the evaluation of one snapshot under the configured protocol, before any job has run."""
-    wanted: dict[str, Any] = {"evaluation": config.evaluation.protocol, "samples": config.evaluation.samples}
+    wanted: dict[str, Any] = {
+        "evaluation": config.evaluation.protocol,
+        "samples": config.evaluation.samples,
+    }
     wanted |= {"seed": config.evaluation.seed, "sampler": asdict(config.sampler)}
     return f"{image_folder(images)}-{digest(wanted, 8)}"
 

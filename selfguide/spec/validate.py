@@ -97,6 +97,7 @@ def _clock(config: Config) -> None:
     }
     if isinstance(config.guidance, OnlineGuidance):
         counts["guidance.teacher_refresh"] = config.guidance.teacher_refresh
+        counts["guidance.window"] = config.guidance.window
     for field, images in counts.items():
         _at_least(field, images, 1)
         if images % train.batch:

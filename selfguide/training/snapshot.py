@@ -33,9 +33,6 @@ def publish(
     """All ranks call. `data` is the shards' manifest hash and header, which decoding needs."""
     lease.check()
     guidance = state.source.state()
-    forget = getattr(state.source, "forget", None)
-    if forget is not None:
-        forget()
     if storage.read_complete(folder, verify="sizes") is not None:
         return
     buffers = {n: b.detach().cpu().clone() for n, b in state.engine.module.named_buffers()}

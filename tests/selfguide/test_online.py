@@ -152,3 +152,22 @@ def summed(place: Place) -> float:
 
 def test_the_gradient_of_a_sum_over_ranks_is_summed_over_their_losses(ranks: Any) -> None:
     assert ranks(3, summed) == [6.0, 6.0, 6.0]
+
+
+def test_p_of_k_forgets_old_windows_and_resumes_exactly() -> None:
+    config = online_config(window=128)
+    _, teacher, source, batch = make(config, images=0)
+    totals = []
+    for images in range(512, 1024, 64):
+        batch.images = images
+        for _ in range(2):  # two micro-batches of a step
+            source.condition(batch, teacher.module)
+        totals.append(int(source.counters().sum()))
+    # 128 told images a step here: windows turn after two steps, and two windows are the most that is held
+    assert totals == [128, 256, 384, 512, 384, 512, 384, 512]
+    resumed = OnlineSource(config.guidance, config.path, 0, 512)  # type: ignore[arg-type]
+    resumed.restore(source.counters())
+    for each in (source, resumed):
+        batch.images = 1024
+        each.condition(batch, teacher.module)
+    assert torch.equal(source.counters(), resumed.counters())
