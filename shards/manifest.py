@@ -224,6 +224,8 @@ def _pointer(root: storage.Url) -> str:
             f"no shards at {root}: it holds {', '.join(held[:3])} but no {LATEST}, which is written "
             f"last; name another folder, or finish it: {CURE.format(root=root)}"
         ) from None
+    except PermissionError as error:
+        raise UserError(f"shards at {root} cannot be read: {error}") from None
     except NotADirectoryError:
         raise UserError(f"{root} is a file: name the folder that holds {LATEST}") from None
     if len(name) != 64 or set(name) - set("0123456789abcdef"):

@@ -31,12 +31,16 @@ FETCHED = 2 * WINDOW  # blocks from S3 kept in memory: the window being read, an
 class Reader:
     """Gathers samples of one manifest. Not thread-safe: one thread owns it."""
 
-    def __init__(self, root: storage.Url, manifest: Manifest) -> None:
+    def __init__(
+        self, root: storage.Url, manifest: Manifest, *, mapped: bool | None = None
+    ) -> None:
+        """`mapped`: map tars, or fetch blocks; None maps what is on a file system."""
         self._root, self._manifest = root, manifest
         self._starts = np.concatenate([[0], np.cumsum(manifest.blocks["rows"], dtype=np.int64)])
         self._verified = np.zeros(len(manifest.blocks), dtype=bool)
-        remote = storage.is_remote(root)
-        self._blocks = Recent(FETCHED, self._fetch) if remote else Recent(VIEWS, self._view)
+        if mapped is None:
+            mapped = not storage.is_remote(root)
+        self._blocks = Recent(VIEWS, self._view) if mapped else Recent(FETCHED, self._fetch)
         self._maps = Recent(MAPS, self._map)
 
     def gather(self, ordinals: NDArray[np.int64]) -> Arrays:
@@ -69,7 +73,11 @@ class Reader:
         """A block's payloads by one range read, from its first payload's start to its last's end."""
         row = self._manifest.blocks[block]
         start, stop = int(row["offset"].min()), int((row["offset"] + row["bytes"]).max())
-        data = storage.read_range(self._url(int(row["shard"])), start, stop)
+        url = self._url(int(row["shard"]))
+        try:
+            data = storage.read_range(url, start, stop)
+        except FileNotFoundError:
+            raise DamagedError(f"{url} is missing, but the manifest names it") from None
         return self._payloads(block, np.frombuffer(data, dtype=np.uint8), start)
 
     def _map(self, shard: int) -> NDArray[np.uint8]:

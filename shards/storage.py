@@ -1,7 +1,8 @@
 """The one place that touches folders and `s3://`: read ranges, and publish things whole or not at all.
 
 To publish is to make a name appear with its full content, or not. On a file system that is a
-temporary file, fsync and a hard link (which fails where the name exists); on S3 a conditional put.
+temporary file, fsync and a hard link (which fails where the name exists); on S3 a conditional put,
+as exclusive as the store makes it: AWS lets one of two simultaneous puts win, Swift may let both.
 A *folder* is published by writing its parts first and its manifest, with their sizes and hashes,
 last: it is complete when that manifest holds, and readers walk back to the newest that is.
 """
@@ -17,7 +18,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -272,30 +273,46 @@ class _S3:
         # Credentials and endpoint come from the environment (AWS_*), so that they can refresh.
         self._fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
 
+    def _ask(self, call: Callable[..., Any], url: str, **options: Any) -> Any:
+        """Calls s3fs; a refusal says which object it was about and what to look at."""
+        from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+
+        try:
+            return call(url, **options)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, "no such object", url) from error
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            reason = f"no credentials ({error}); set AWS_ACCESS_KEY_ID and its like, or a profile"
+            raise PermissionError(errno.EACCES, reason, url) from error
+        except PermissionError as error:
+            reason = f"the store refuses the credentials it was given ({error})"
+            raise PermissionError(errno.EACCES, reason, url) from error
+
     def exists(self, url: str) -> bool:
-        return bool(self._fs.exists(url))
+        return bool(self._ask(self._fs.exists, url))
 
     def size(self, url: str) -> int:
-        return int(self._fs.info(url)["size"])
+        return int(self._ask(self._fs.info, url)["size"])
 
     def list(self, folder: str) -> Sequence[str]:
         try:
-            found = self._fs.ls(folder, detail=False, refresh=True)
+            found = self._ask(self._fs.ls, folder, detail=False, refresh=True)
         except FileNotFoundError:
             return []
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found})
 
     def files(self, folder: str) -> Sequence[str]:
         root = folder.removeprefix("s3://").rstrip("/") + "/"
-        names = (name.removeprefix(root) for name in self._fs.find(folder))
+        names = (name.removeprefix(root) for name in self._ask(self._fs.find, folder))
         return sorted(n for n in names if n and not any(s.startswith(".") for s in n.split("/")))
 
     def read(self, url: str, start: int, stop: int) -> bytes:
-        return self._fs.cat_file(url, start=start, end=stop)
+        return self._ask(self._fs.cat_file, url, start=start, end=stop)
 
     def publish(self, url: str, data: bytes, replace: bool) -> None:
+        mode = "overwrite" if replace else "create"
         try:
-            self._fs.pipe_file(url, data, mode="overwrite" if replace else "create")
+            self._ask(self._fs.pipe_file, url, data=data, mode=mode)
         except OSError as error:
             # s3fs knows a failed If-None-Match only from servers that name the condition
             if not replace and "PreconditionFailed" in repr(error.__cause__ or error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.datasets import load_digits
 import shards
 from shards import cli
 from shards import manifest as manifests
+from shards.errors import UserError
 from shards.verify import verify
 from tests.shards.data import flip, names, write
 
@@ -75,6 +77,28 @@ def test_synthetic_latents_have_the_shape_asked_for_and_unit_variance_scaled(
     )
     assert manifest.header["kind"] == "latent" and manifest.label_histogram is None
     assert np.std(found["x"].astype(float) * manifest.header["scale"]) == pytest.approx(1, abs=0.01)
+
+
+def test_a_make_that_is_killed_leaves_no_data_set_and_the_next_one_finishes(tmp_path: Path) -> None:
+    shape = ("--count", "8000", "--shape", "4", "8", "8", "--shard-mb", "0.2")  # 32 shards
+    out, other = tmp_path / "killed", tmp_path / "whole"
+    making = subprocess.Popen(
+        [sys.executable, "-m", "tools.shards", "make", "synthetic", "--out", str(out), *shape]
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(out.glob("shards/*.tar"))) < 3:
+            assert making.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        making.kill()
+        making.wait()
+    with pytest.raises(UserError, match="no LATEST, which is written last"):
+        manifests.load(out)
+    for root in (out, other):
+        assert _run("make", "synthetic", "--out", str(root), *shape).returncode == 0
+    assert manifests.load(out).hash == manifests.load(other).hash
+    assert verify(out).problems == ()
 
 
 @pytest.mark.parametrize(

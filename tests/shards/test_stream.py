@@ -12,9 +12,11 @@ import pytest
 
 import shards
 from shards import manifest as manifests
+from shards import reader
 from shards.errors import DamagedError, UserError
 from shards.order import Order
 from shards.prefetch import Prefetch
+from shards.reader import Reader
 from tests.shards.data import flip, write
 
 G = 24
@@ -159,15 +161,33 @@ def test_a_flipped_bit_reaches_the_consumer_as_an_error(tmp_path: Path, field: s
         shards.read_all(tmp_path)
 
 
-def test_a_truncated_and_a_missing_tar_are_errors(tmp_path: Path) -> None:
-    manifest = write(tmp_path, 700)
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_truncated_and_a_missing_tar_are_errors(tmp_path: Path, mapped: bool) -> None:
+    manifest, everything = write(tmp_path, 700), np.arange(700)
     path = tmp_path / manifest.shards[-1].name
-    os.truncate(path, manifest.shards[-1].bytes - 4096)
-    with pytest.raises(DamagedError, match="its manifest promises"):
-        shards.read_all(tmp_path)
+    os.truncate(path, int(manifest.blocks[-1]["offset"][0]) + 100)
+    with pytest.raises(DamagedError, match=f"{path.name}.* bytes"):
+        Reader(tmp_path, manifest, mapped=mapped).gather(everything)
     path.unlink()
     with pytest.raises(DamagedError, match="is missing"):
-        shards.read_all(tmp_path)
+        Reader(tmp_path, manifest, mapped=mapped).gather(everything)
+
+
+def test_fetched_blocks_are_those_that_lie_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What S3 is read by, here against a folder; blocks are dropped and fetched again all the time."""
+    monkeypatch.setattr(reader, "FETCHED", 2)
+    manifest = write(tmp_path, 2000)
+    fetched, mapped = (Reader(tmp_path, manifest, mapped=m) for m in (False, True))
+    asked = np.random.default_rng(0).integers(0, 2000, (20, 50))
+    for ordinals in asked:
+        one, other = fetched.gather(ordinals), mapped.gather(ordinals)
+        assert all(np.array_equal(one[name], other[name]) for name in other)
+    path, at = _payload(tmp_path, 3, "x")
+    flip(path, at)
+    with pytest.raises(DamagedError, match="x of block 3"):
+        Reader(tmp_path, manifest, mapped=False).gather(np.arange(2000))
 
 
 def test_what_the_thread_raises_comes_after_what_it_made_and_again() -> None:
