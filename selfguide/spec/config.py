@@ -93,7 +93,7 @@ class OnlineGuidance:
     temperature: float = 0.1
     weight: float = 1.0  # lambda, reached linearly at the switch
     drop: float = 0.1
-    window: int = 64_000  # images over which p(k) is counted, one to two of them
+    window: int = 65_536  # images over which p(k) is counted, one to two of them
     teacher_refresh: int = 1024  # images between refreshes of the teacher from the EMA masters
 
 
