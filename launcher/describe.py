@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher import clusters, jobs
-from launcher.folder import Attempt, plain, to_yaml
+from launcher.folder import Attempt
 from selfguide.spec.config import Config
+from selfguide.spec.files import plain, to_yaml
 from selfguide.spec.sizes import architecture, footprint
 
 RUN_ID = "RUN-ID"  # a run is named by a hash that includes its data's, and a dry run reads no data

@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from selfguide.spec.config import Config, build, nearest
+from selfguide.spec.config import nearest
 from selfguide.spec.run import RunFolder
 from shards.errors import UserError
 
@@ -69,26 +66,6 @@ class Attempt:
     def logs(self) -> Path:
         """Submitit's folder: pickles, script and one log per rank."""
         return self.root / "job"
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """The config as YAML and JSON hold it: tuples are lists."""
-
-    def lists(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: lists(inner) for key, inner in value.items()}
-        return [lists(inner) for inner in value] if isinstance(value, tuple | list) else value
-
-    return lists(asdict(config))
-
-
-def to_yaml(config: Config) -> str:
-    return yaml.safe_dump(plain(config), sort_keys=False)
-
-
-def read_config(path: Path) -> Config:
-    """What `to_yaml` wrote."""
-    return build(Config, yaml.safe_load(path.read_text()))
 
 
 def evaluations(run: RunFolder) -> Path:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher import clusters
-from launcher.folder import Attempt, evaluations, read_config
+from launcher.folder import Attempt, evaluations
+from selfguide.spec.files import read_config
 from selfguide.spec.records import job_key, records
 from selfguide.spec.run import RunFolder, read_record
 

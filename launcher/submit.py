@@ -20,8 +20,9 @@ from typing import Any
 
 from launcher import clusters, jobs, status
 from launcher.compose import compose, without_group
-from launcher.folder import Attempt, to_yaml
+from launcher.folder import Attempt
 from selfguide.spec.config import Config, LabelGuidance, nearest
+from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.run import RunFolder, digest, identity, write_record
 from selfguide.spec.validate import validate
 from shards import cli, storage
@@ -155,7 +156,6 @@ def join(run: RunFolder, what: dict[str, Any]) -> dict[str, Any] | None:
         waiting = status.unscored(run, at, run.published()) if at else []
         if at and waiting and stands.state != "evaluating":
             from launcher import watch
-            from launcher.folder import read_config
 
             watch.launch(at, read_config(at.config))
             return told | {"state": "evaluating"}

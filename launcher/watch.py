@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import clusters, jobs, local, status
-from launcher.folder import Attempt, evaluations, plain, read_config
+from launcher.folder import Attempt, evaluations
 from selfguide.spec.config import Config
+from selfguide.spec.files import plain, read_config
 from selfguide.spec.records import VERSION, job_key, record_path, records
 from selfguide.spec.run import RunFolder, write_record
 from shards import cli

@@ -13,6 +13,7 @@ from selfguide.distributed import Place, join, leave
 from selfguide.guidance.build import build_source
 from selfguide.paths import build_path
 from selfguide.spec.config import Config, OnlineGuidance
+from selfguide.spec.files import read_config
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.student import build_student
 from selfguide.training import checkpoint
@@ -21,10 +22,11 @@ from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine, micro_batch
 from selfguide.training.engine.protocol import DTYPES, Engine, keep_buffers_wide
 from selfguide.training.loop import Training, switch_images, train
-from selfguide.training.snapshot import read_config
 from selfguide.training.teacher import Teacher
 from selfguide.training.telemetry import Telemetry
 from shards import manifest as manifests
+from shards.errors import UserError
+from shards.manifest import Manifest
 
 
 def main(attempt: Path, rank: int, local_rank: int, world: int) -> None:
@@ -46,7 +48,7 @@ def main(attempt: Path, rank: int, local_rank: int, world: int) -> None:
 
 def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> None:
     """Everything between joining the ranks and leaving them."""
-    manifest = manifests.load(config.data.root)
+    manifest = _load_manifest(config, lease.run)
     state = build_state(config, place, list(manifest.label_histogram or []))
     found = checkpoint.newest(lease.run.checkpoints)
     if found is not None:
@@ -71,6 +73,18 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
     finally:
         stream.close()
     telemetry.say("done", state.images)
+
+
+def _load_manifest(config: Config, run: RunFolder) -> Manifest:
+    """The shards' manifest, which must be the one that the run was named after."""
+    found = manifests.load(config.data.root)
+    promised = run.describe()["identity"]["data"]["manifest"]
+    if found.hash != promised:
+        raise UserError(
+            f"data.root={config.data.root} holds manifest {found.hash[:12]}, and this run was begun on "
+            f"{promised[:12]}; put those shards back, or submit a new run"
+        )
+    return found
 
 
 def build_state(config: Config, place: Place, histogram: list[int]) -> State:

@@ -5,16 +5,16 @@ A snapshot is all that sampling and evaluation need; it is small, immutable, and
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import yaml
 from safetensors.torch import load_file, save_file
 
 from selfguide.distributed import Place
-from selfguide.spec.config import Config, build
+from selfguide.spec.config import Config
+from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.run import Lease
 from selfguide.student import Student, build_student
 from selfguide.training.checkpoint import State
@@ -43,27 +43,12 @@ def publish(
             tensors = {n: t.detach().cpu().clone() for n, t in weights.items()} | buffers
             save_file(tensors, folder / ema_file(halflife))
     if place.rank == 0:
-        (folder / CONFIG).write_text(yaml.safe_dump(plain(config), sort_keys=False))
+        (folder / CONFIG).write_text(to_yaml(config))
         lease.check()
         storage.publish_folder(
             folder, extra={"images": state.images, "guidance": guidance, "data": data}
         )
     dist.barrier()
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """The config as YAML can hold it."""
-
-    def lists(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: lists(v) for k, v in value.items()}
-        return [lists(v) for v in value] if isinstance(value, tuple | list) else value
-
-    return lists(asdict(config))
-
-
-def read_config(path: Path) -> Config:
-    return build(Config, yaml.safe_load(path.read_text()))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from types import ModuleType
 import pytest
 
 from launcher import attempt, cancel, clusters, jobs, status, submit, watch
-from launcher.folder import Attempt, read_config
+from launcher.folder import Attempt
+from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder, read_record
 from shards.errors import UserError
 from slurm.devcluster import Cluster

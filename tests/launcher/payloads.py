@@ -11,7 +11,7 @@ from pathlib import Path
 
 import launcher
 from launcher.attempt import run_rank
-from launcher.folder import read_config
+from selfguide.spec.files import read_config
 from selfguide.spec.records import record_path
 from selfguide.spec.run import RunFolder, write_record
 from shards import storage

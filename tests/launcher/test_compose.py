@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from launcher.compose import compose, experiments, known_keys
-from launcher.folder import read_config, to_yaml
 from selfguide.spec.config import NoGuidance, OnlineGuidance
+from selfguide.spec.files import read_config, to_yaml
 from shards.errors import UserError
 
 BAD = [

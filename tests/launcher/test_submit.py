@@ -15,7 +15,8 @@ from waiting import REPOSITORY, until
 
 from launcher import cancel, clusters, status, submit
 from launcher.compose import compose
-from launcher.folder import Attempt, read_config
+from launcher.folder import Attempt
+from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder, digest, identity, read_record
 from shards.errors import UserError
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from waiting import until
 
 from launcher import clusters, status, submit, watch
-from launcher.folder import Attempt, read_config
+from launcher.folder import Attempt
 from launcher.watch import Facts, decide
+from selfguide.spec.files import read_config
 from selfguide.spec.records import records
 from selfguide.spec.run import RunFolder, read_record, write_record
 

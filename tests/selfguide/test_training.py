@@ -15,6 +15,8 @@ from selfguide.training import snapshot
 from selfguide.training.checkpoint import newest
 from selfguide.training.job import work
 from selfguide.training.telemetry import Telemetry
+from shards import manifest as manifests
+from shards.errors import UserError
 from tests.selfguide.test_online import online_config
 
 IMAGES = 512
@@ -40,7 +42,8 @@ def attempt(place: Place, cfg: Config, root: str) -> int:
     if place.rank == 0:
         number = run.open_attempt()
         if number == 1:
-            write_record(run.run_json, {"images": IMAGES})
+            data = {"manifest": manifests.load(cfg.data.root).hash}
+            write_record(run.run_json, {"images": IMAGES, "identity": {"data": data}})
     torch.distributed.barrier()
     lease = Lease(run, run.attempt_numbers()[-1])
     telemetry = Telemetry(run, lease.number, place, cfg.train.images)
@@ -114,9 +117,23 @@ def test_a_checkpoint_of_another_model_is_refused(ranks: Any, digits: Path, tmp_
     assert ranks(1, refused, other, str(tmp_path / "run"))[0].startswith("RuntimeError")
 
 
+def test_shards_that_changed_under_a_run_are_refused(
+    ranks: Any, digits: Path, tmp_path: Path
+) -> None:
+    from tools import shards as command
+
+    cfg, other = config(digits), tmp_path / "other"
+    ranks(1, attempt, cfg, str(tmp_path / "run"))
+    command.main(
+        ["make", "synthetic", "--out", str(other), "--count", "64", "--shape", "1", "8", "8"]
+    )
+    moved = replace(cfg, data=replace(cfg.data, root=str(other)))
+    assert "this run was begun on" in ranks(1, refused, moved, str(tmp_path / "run"))[0]
+
+
 def refused(place: Place, cfg: Config, root: str) -> str:
     try:
         attempt(place, cfg, root)
-    except RuntimeError as error:
-        return f"RuntimeError {error}"
+    except (RuntimeError, UserError) as error:
+        return f"{type(error).__name__} {error}"
     return "accepted"

@@ -27,7 +27,9 @@ def machine() -> str:
     import torch
 
     python = platform.python_version()
-    return f"{os.cpu_count()} cores, {platform.machine()}, Python {python}, torch {torch.__version__}"
+    return (
+        f"{os.cpu_count()} cores, {platform.machine()}, Python {python}, torch {torch.__version__}"
+    )
 
 
 def table(title: str, rows: list[Row]) -> Table:

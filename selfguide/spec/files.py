@@ -1,0 +1,31 @@
+"""A config as YAML and JSON hold it, and back: what submit writes, the trainer reads and a snapshot carries."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selfguide.spec.config import Config, build
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Nested mappings and lists; tuples are lists."""
+
+    def lists(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: lists(inner) for key, inner in value.items()}
+        return [lists(inner) for inner in value] if isinstance(value, tuple | list) else value
+
+    return lists(asdict(config))
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(plain(config), sort_keys=False)
+
+
+def read_config(path: Path) -> Config:
+    """What `to_yaml` wrote."""
+    return build(Config, yaml.safe_load(path.read_text()))
