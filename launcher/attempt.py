@@ -48,14 +48,6 @@ def evaluate(request: str) -> None:
     run_rank(path.parent, work)
 
 
-def watch(run: str) -> None:
-    """The run's watcher, where it is a Slurm job."""
-    from launcher import watch as watcher
-
-    _end_on_signals(None)
-    watcher.watch(Path(run))
-
-
 def place(environment: Mapping[str, str]) -> tuple[int, int, int]:
     """(rank, local rank, world) as Submitit's cluster states them.
 
@@ -81,7 +73,7 @@ def run_rank(folder: Path, work: Callable[[int, int, int], None]) -> None:
     names = _VARIABLES.get(os.environ.get("SUBMITIT_EXECUTOR", ""), ("",))
     who = os.environ.get(names[0], "unknown")
     exit_record = folder / f"exit-{who}.json"
-    _end_on_signals(exit_record)
+    end_on_signals(exit_record)
     _write_once(
         folder / f"start-{who}.json", {}
     )  # tells a rank that was killed from one that never came this far
@@ -120,7 +112,7 @@ def _write_once(path: Path, record: dict[str, Any]) -> None:
         print(f"{path} stands already", flush=True)  # a signal that arrived while leaving
 
 
-def _end_on_signals(exit_record: Path | None) -> None:
+def end_on_signals(exit_record: Path | None) -> None:
     """SIGTERM, SIGUSR2 and SIGINT end the process at once, with a record.
 
     Submitit's own handlers ignore the first and requeue on the second. A Python handler alone would wait for the

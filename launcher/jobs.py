@@ -6,6 +6,7 @@ Pure: a config and folders in, a `clusters.Job` out. A dry run shows the same jo
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from launcher import attempt, local
@@ -58,11 +59,11 @@ def evaluation(config: Config, at: Attempt, run_id: str, request: Path) -> Job:
     )
 
 
-def watcher(config: Config, at: Attempt, run_id: str) -> Job:
+def watcher(config: Config, at: Attempt, run_id: str, entry: Callable[[str], None]) -> Job:
     """One CPU for as long as training and its last evaluation may take; Slurm starts one at a time."""
     cluster = config.cluster
     return Job(
-        function=attempt.watch,
+        function=entry,
         argument=str(at.run.root),
         folder=at.root / "watch",
         code=at.code,

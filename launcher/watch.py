@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import clusters, jobs, local, status
+from launcher.attempt import end_on_signals
 from launcher.folder import Attempt, evaluations
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain, read_config
@@ -127,6 +128,12 @@ def watch(root: Path) -> None:
             time.sleep(REFUSED_S if refused else POLL_S[config.cluster.kind])
 
 
+def entry(run: str) -> None:
+    """What Submitit calls where the watcher is a Slurm job."""
+    end_on_signals(None)
+    watch(Path(run))
+
+
 def start(run: RunFolder, at: Attempt, config: Config, images: int) -> None:
     """Submits one more evaluation job of a snapshot."""
     key = job_key(config, images)
@@ -151,7 +158,7 @@ def start(run: RunFolder, at: Attempt, config: Config, images: int) -> None:
 
 def launch(at: Attempt, config: Config) -> clusters.Record:
     """Starts the watcher of the run that `at` belongs to: a detached process here, a small job on Slurm."""
-    job = jobs.watcher(config, at, at.run.root.name)
+    job = jobs.watcher(config, at, at.run.root.name, entry)
     if config.cluster.kind != "local":
         record = clusters.submit(job, config.cluster)
     else:
