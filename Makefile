@@ -45,7 +45,8 @@ lint: install-dev ## style, types, and the direction of imports
 
 compare: install ## digits_dit against digits_uncond and digits_class, three seeds each (about 35 minutes)
 	@python -m tools.shards make digits --out data/digits
-	@python -m tools.compare
+	@python -m tools.compare --figure runs/compare.png
+	@python -m launcher.board
 
 bench: install ## every benchmark suite, variants in turn
 	@python -m tools.bench
