@@ -55,7 +55,7 @@ cluster-up: install ## a real Slurm cluster of four nodes on this machine
 	@bash slurm/install.sh
 	@python -m slurm up
 
-cluster-down: ## and gone without trace
+cluster-down: install ## and gone without trace
 	@python -m slurm down
 
 wheel-check: install-dev ## the built wheel, installed elsewhere, answers a dry run from /

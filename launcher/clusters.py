@@ -63,6 +63,7 @@ class Job:
     threads: int = 1  # of each local task
     nice: int = 0  # local only
     singleton: bool = False  # Slurm starts one of a name at a time
+    after: str | None = None  # Slurm job that must have begun
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -261,7 +262,13 @@ def _parameters(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
         "gpus_per_node": job.gpus or None,
         "cpus_per_task": job.cpus_per_task,
         "mem": f"{int(job.mem_gb * 1024)}MB" if job.mem_gb else None,
-        "dependency": "singleton" if job.singleton else None,
+        "dependency": ",".join(
+            [
+                *(["singleton"] if job.singleton else []),
+                *([f"after:{job.after}"] if job.after else []),
+            ]
+        )
+        or None,
         "stderr_to_stdout": True,
         # a second start of one attempt is what the run folder forbids: a restart is a new attempt
         "additional_parameters": {"no-requeue": True},

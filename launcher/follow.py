@@ -49,7 +49,8 @@ def follow(run: RunFolder, out: TextIO) -> int:
             f", {told.metric} {told.score:.3g}" if told.metric and told.score is not None else ""
         )
         print(f"finished: {told.images:,} images{score}", file=out)
-        return 0
+        failed = [r for r in last.records.values() if r["status"] != "done" and r["final"]]
+        return 1 if failed and told.score is None else 0
     print(f"{told.state}: {told.message or 'stopped before its last snapshot'}", file=out)
     print(f"  python -m launcher.logs {run.root}", file=out)
     return 1

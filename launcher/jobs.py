@@ -48,8 +48,7 @@ def evaluation(config: Config, at: Attempt, run_id: str, request: Path) -> Job:
         code=at.code,
         name=f"sg-{run_id}-eval",
         comment=str(at.run.root),
-        gpus=1 if cluster.request_gpus else 0,
-        devices=tuple(local.gpus()[-1:]),
+        gpus=0,  # fd_digits runs on the CPU, and would wait for a card that training holds
         cpus_per_task=cluster.cpus_per_task,
         mem_gb=cluster.mem_gb / cluster.gpus_per_node if cluster.mem_gb else None,
         timeout_min=cluster.evaluation_timeout_min,
@@ -59,8 +58,14 @@ def evaluation(config: Config, at: Attempt, run_id: str, request: Path) -> Job:
     )
 
 
-def watcher(config: Config, at: Attempt, run_id: str, entry: Callable[[str], None]) -> Job:
-    """One CPU for as long as training and its last evaluation may take; Slurm starts one at a time."""
+def watcher(
+    config: Config, at: Attempt, run_id: str, entry: Callable[[str], None], after: str | None
+) -> Job:
+    """One CPU from the start of training, for as long as that may take; Slurm starts one at a time.
+
+    No longer than training's own limit, which is often all that a partition allows. What is unscored when it ends
+    is picked up by the next submission of the run.
+    """
     cluster = config.cluster
     return Job(
         function=entry,
@@ -71,8 +76,9 @@ def watcher(config: Config, at: Attempt, run_id: str, entry: Callable[[str], Non
         comment=str(at.run.root),
         cpus_per_task=1,
         mem_gb=1 if cluster.mem_gb else None,
-        timeout_min=cluster.timeout_min + cluster.evaluation_timeout_min,
+        timeout_min=cluster.timeout_min,
         singleton=True,
+        after=after,
         environment=cluster.environment,
     )
 

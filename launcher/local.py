@@ -118,7 +118,8 @@ def gpus() -> list[str]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [part for part in chosen.split(",") if part]
-    return sorted((p.name[6:] for p in Path("/dev").glob("nvidia[0-9]*")), key=int)
+    # CUDA counts what it sees from 0, whatever the device files of a container are called
+    return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def _start(command: list[str], environment: Mapping[str, str], cwd: Path, log: Path) -> int:

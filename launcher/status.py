@@ -217,6 +217,8 @@ def _word(
 
 def unscored(run: RunFolder, at: Attempt, published: list[int]) -> list[int]:
     """Published snapshots that the attempt's protocol has no record of, done or failed."""
+    if not at.config.exists():  # the attempt is being submitted
+        return []
     config = read_config(at.config)
     if config.evaluation.protocol == "none":
         return []

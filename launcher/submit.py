@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import shutil
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 from launcher import clusters, jobs, status
 from launcher.compose import compose, without_group
 from launcher.folder import Attempt
+from launcher.lock import held
 from selfguide.spec.config import Config, LabelGuidance, nearest
 from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.run import RunFolder, digest, identity, write_record
@@ -81,7 +81,7 @@ def submit(config: Config) -> dict[str, Any]:
     joined = join(run, what)
     if joined is not None:
         return joined
-    clusters.check(jobs.training(config, Attempt(run.attempt(1)), run.root.name), config.cluster)
+    _check_jobs(config, run)
     with _alone(run):
         # two shells at once: the second waited here and now finds the first one's attempt
         joined = join(run, what)
@@ -170,6 +170,19 @@ def join(run: RunFolder, what: dict[str, Any]) -> dict[str, Any] | None:
     return told | {"state": stands.state} if works else None
 
 
+def _check_jobs(config: Config, run: RunFolder) -> None:
+    """Asks the cluster about every job of the run before the first is queued."""
+    at, name = Attempt(run.attempt(1)), run.root.name
+    wanted = [jobs.training(config, at, name)]
+    if config.evaluation.protocol != "none":
+        from launcher import watch
+
+        wanted.append(jobs.evaluation(config, at, name, run.evals / "request.json"))
+        wanted.append(jobs.watcher(config, at, name, watch.entry, None))
+    for job in wanted:
+        clusters.check(job, config.cluster)
+
+
 def difference(old: Any, new: Any, where: str = "") -> str:
     """'key: old is a, this has b' for every leaf that differs, as both are in JSON."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -214,7 +227,11 @@ def _new_attempt(run: RunFolder, config: Config, new_run: bool) -> dict[str, Any
         shutil.rmtree(run.root if new_run else at.root)  # no job exists that could miss it
         raise
     write_record(at.job, record)
-    watcher = watch.launch(at, config) if config.evaluation.protocol != "none" else None
+    try:
+        watcher = watch.launch(at, config) if config.evaluation.protocol != "none" else None
+    except BaseException:
+        clusters.cancel(record)  # nothing is left queued of a submission that failed
+        raise
     return {
         "run": run.root.name,
         "folder": str(run.root),
@@ -234,14 +251,13 @@ def _alone(run: RunFolder) -> Iterator[None]:
     """
     try:
         run.root.mkdir(parents=True, exist_ok=True)
-        lock = (run.root / "submit.lock").open("a")
+        (run.root / "submit.lock").touch()
     except OSError as error:
         where = run.root.parent.parent
         raise UserError(
             f"runs={where} cannot be written ({error.strerror}); give another runs=FOLDER"
         ) from error
-    with lock as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with held(run.root / "submit.lock"):
         yield
 
 

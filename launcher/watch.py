@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
-import fcntl
 import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import clusters, jobs, local, status
 from launcher.attempt import end_on_signals
 from launcher.folder import Attempt, evaluations
+from launcher.lock import held
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain, read_config
 from selfguide.spec.records import VERSION, job_key, record_path, records
-from selfguide.spec.run import RunFolder, write_record
+from selfguide.spec.run import RunFolder, read_record, write_record
 from shards import cli
 from shards.errors import UserError
 
@@ -100,12 +99,15 @@ def observe(run: RunFolder, at: Attempt, config: Config) -> Facts:
 def watch(root: Path) -> None:
     """Watches until the run needs nothing more. A second watcher of a run waits here for the first to end."""
     run = RunFolder(root)
-    with _only_one(root / "watch.lock"):
+    with held(root / "watch.lock"):
         refused = 0
         while True:
             at = Attempt.newest(run)
             if at is None:
                 return
+            if not at.config.exists():  # a newer attempt is being submitted
+                time.sleep(1.0)
+                continue
             config = read_config(at.config)
             if config.evaluation.protocol == "none":
                 return
@@ -158,7 +160,10 @@ def start(run: RunFolder, at: Attempt, config: Config, images: int) -> None:
 
 def launch(at: Attempt, config: Config) -> clusters.Record:
     """Starts the watcher of the run that `at` belongs to: a detached process here, a small job on Slurm."""
-    job = jobs.watcher(config, at, at.run.root.name, entry)
+    training = read_record(at.job)
+    # its time must not run while training waits in the queue
+    after = training["id"] if training and training["kind"] != "local" else None
+    job = jobs.watcher(config, at, at.run.root.name, entry, after)
     if config.cluster.kind != "local":
         record = clusters.submit(job, config.cluster)
     else:
@@ -198,19 +203,6 @@ def _record_failure(run: RunFolder, config: Config, images: int, reason: str = "
     with contextlib.suppress(FileExistsError):  # it published its score after all
         write_record(record_path(run, key, attempt), record)
         _say(f"{images:,} images: gave up after {attempt} tries: {message}")
-
-
-@contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Holds the run's watch lock; the kernel lets go when the process ends, whatever ends it."""
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-                raise
-            _say("this file system has no locks; Slurm's singleton has to do")
-        yield
 
 
 def _say(text: str) -> None:

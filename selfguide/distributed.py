@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -50,9 +51,10 @@ def join(place: Place, meeting: Path, timeout_s: int = 600) -> None:
         store = dist.TCPStore(record["host"], record["port"], place.world, is_master=False)
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
-    # DeepSpeed reads these even when torch.distributed is already up
+    # DeepSpeed reads these even when torch.distributed is already up, and takes LOCAL_RANK for the device's index
+    device_index = place.device.index if place.device.type == "cuda" else place.local
     os.environ.update(
-        RANK=str(place.rank), LOCAL_RANK=str(place.local), WORLD_SIZE=str(place.world),
+        RANK=str(place.rank), LOCAL_RANK=str(device_index), WORLD_SIZE=str(place.world),
         MASTER_ADDR=_address(), MASTER_PORT="0",
     )  # fmt: skip
     # bookkeeping collectives of CPU tensors must not queue behind the GPU's
@@ -73,16 +75,29 @@ def leave() -> None:
 
 
 def _address() -> str:
-    """An address of this host that its peers reach: what its name resolves to, loopback only where it is all."""
+    """An address of this host that its peers reach: what its name resolves to, loopback only where it is all.
+
+    Debian maps a host's own name to 127.0.1.1, which every other node would take for itself.
+    """
     override = os.environ.get("SELFGUIDE_HOST")
     if override:
         return override
     try:
-        return socket.gethostbyname(socket.gethostname())
+        found = socket.gethostbyname(socket.gethostname())
     except OSError as error:
         raise RuntimeError(
             f"the name {socket.gethostname()!r} of this node does not resolve; set SELFGUIDE_HOST to its address"
         ) from error
+    if not found.startswith("127."):
+        return found
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(
+                ("192.0.2.1", 9)
+            )  # a documentation address: routes are looked up, nothing is sent
+            return probe.getsockname()[0]
+        except OSError:  # a machine without a network has peers on itself only
+            return found
 
 
 def _await_record(path: Path, timeout_s: int) -> dict:
@@ -98,6 +113,15 @@ def _await_record(path: Path, timeout_s: int) -> dict:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def decided_by_rank_0(value: Any) -> Any:
+    """What rank 0 found, on every rank: two ranks may see one folder differently while it changes."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -24,7 +24,7 @@ def sinkhorn(
 
     Args:
         scores: (B, K), this rank's part; B may be 0 and differ between ranks. fp64 stays, all else becomes fp32.
-        epsilon: entropy; exp(1 / epsilon) of cosine scores must be finite.
+        epsilon: entropy; of cosine scores at least 0.023, below which exp(-2 / epsilon) leaves fp32.
         group: a process group, None for the default one where initialised, or "local" for this process alone.
     """
     scores = scores if scores.dtype == torch.float64 else scores.float()

@@ -20,7 +20,9 @@ from typing import Any
 
 from rich.table import Table
 
-from selfguide.spec.records import grid_path, records
+from launcher.compose import compose
+from selfguide.spec.config import Config
+from selfguide.spec.records import grid_path, job_key, records
 from selfguide.spec.run import RunFolder
 from shards import cli
 from shards.errors import UserError
@@ -42,8 +44,6 @@ class Result:
 
 def train(experiment: str, seed: int, runs: Path, overrides: list[str]) -> Result:
     """Submits the run, follows it to its last evaluation, and returns that record."""
-    from launcher.compose import compose
-
     given = [
         f"experiment={experiment}",
         f"seed={seed}",
@@ -52,30 +52,27 @@ def train(experiment: str, seed: int, runs: Path, overrides: list[str]) -> Resul
         *overrides,
     ]
     # only the end is compared: a cadence is no part of a run, and evaluations cost training its cores
-    images = compose(given).train.images
-    cadence = f"train.snapshot_every={images}"
+    given.append(f"train.snapshot_every={compose(given).train.images}")
     print(f"== {experiment}, seed {seed}", flush=True)
-    command = [sys.executable, "-m", "launcher.submit", *given, cadence, "follow=true"]
-    code = subprocess.run(command, check=False).returncode
-    if code:
+    command = [sys.executable, "-m", "launcher.submit", *given, "follow=true", "--json"]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
         raise UserError(
-            f"{experiment} with seed {seed} ended with exit code {code}; see its log above"
+            f"{experiment} with seed {seed} ended with exit code {done.returncode}; see above"
         )
-    return result(experiment, seed, images, runs)
+    return result(RunFolder(Path(json.loads(done.stdout)["folder"])), compose(given))
 
 
-def result(experiment: str, seed: int, images: int, runs: Path) -> Result:
-    """The final record of the run of this seed and length."""
-    for path in sorted((runs / experiment).glob("*/run.json")):
-        run = RunFolder(path.parent)
-        description = run.describe()
-        if description["identity"]["seed"] != seed or description["images"] != images:
-            continue
-        for record in records(run):
-            if record["status"] == "done" and record["final"]:
-                grid = grid_path(run, record["key"], record["attempt"])
-                return Result(experiment, seed, record["run"], record["scores"], str(grid))
-    raise UserError(f"{experiment} with seed {seed} has no final record under {runs}")
+def result(run: RunFolder, config: Config) -> Result:
+    """The record of the run's final snapshot under the protocol of `config`."""
+    key = job_key(config, config.train.images)
+    for record in records(run):
+        if record["status"] == "done" and record["key"] == key:
+            grid = grid_path(run, key, record["attempt"])
+            return Result(
+                config.experiment, config.seed, record["run"], record["scores"], str(grid)
+            )
+    raise UserError(f"{run.root} has no score of its final snapshot; its evaluation failed")
 
 
 def gap_closed(results: list[Result]) -> dict[str, Any]:
@@ -92,7 +89,15 @@ def gap_closed(results: list[Result]) -> dict[str, Any]:
 
 def table(results: list[Result], summary: dict[str, Any]) -> Table:
     made = Table(title="equal images, fd_digits: lower is better", title_justify="left")
-    for name in ("experiment", "fd_digits", "each seed", "floor", "confident", "copies", "NMI"):
+    for name in (
+        "experiment",
+        "fd_digits",
+        "each seed",
+        "half vs half",
+        "confident",
+        "copies",
+        "NMI",
+    ):
         made.add_column(name, justify="left" if name == "experiment" else "right")
     for experiment in (FLOOR, OURS, CEILING):
         mine = [r.scores for r in results if r.experiment == experiment]
@@ -119,7 +124,7 @@ def draw(results: list[Result], summary: dict[str, Any], path: Path) -> None:
 
     order = (FLOOR, OURS, CEILING)
     figure, axes = plt.subplots(
-        2, 3, figsize=(11, 5.6), height_ratios=[3, 1.1], layout="constrained"
+        2, 3, figsize=(11, 3.2), height_ratios=[1.5, 1], layout="constrained"
     )
     highest = max(max(s) for s in summary["fd_digits"].values())
     for column, experiment in enumerate(order):

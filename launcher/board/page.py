@@ -158,7 +158,8 @@ def summary(protocol: Mapping[str, Any]) -> str:
     if "samples" in protocol:
         told.append(f"{protocol['samples']:,} samples")
     if "sampler" in protocol:
-        told.append(f"{protocol['sampler']}, {protocol.get('steps')} steps")
+        steps = protocol.get("steps")
+        told.append(protocol["sampler"] + (f", {steps} steps" if steps else ""))
     if "g" in protocol:
         told.append(f"guidance {protocol['g']:g}")
     return " · ".join(told)

@@ -1,4 +1,7 @@
-"""Sample sets in which image i is a pure function of (seed, i): the same whatever the batch or the machine."""
+"""Sample sets in which noise and group of image i are pure functions of (seed, i).
+
+With a fixed-step sampler the image is too, up to rounding; an adaptive one also depends on its batch.
+"""
 
 from __future__ import annotations
 

@@ -26,11 +26,9 @@ from selfguide.guidance.online import assign, extract
 from selfguide.paths import build_path
 from selfguide.randomness import normal
 from selfguide.spec.config import Config, OnlineGuidance, build
-from selfguide.spec.records import VERSION, Protocol, grid_path, record_path
+from selfguide.spec.records import METRICS, VERSION, Protocol, grid_path, record_path
 from selfguide.spec.run import RunFolder, write_record
 from selfguide.training.snapshot import Snapshot, load
-
-METRIC_VERSION = 1
 
 
 def main(request: Path) -> None:
@@ -42,8 +40,9 @@ def main(request: Path) -> None:
     snapshot = load(run.snapshot(wanted["images"]))
     description = run.describe()
     final = snapshot.images >= description["images"]
-    # training has ended by the time its final snapshot is scored: the cores it left are ours
-    cores = len(os.sched_getaffinity(0)) if final else int(os.environ.get("OMP_NUM_THREADS", "1"))
+    # on one machine training has ended by the time its final snapshot is scored: the cores it left are ours
+    alone = final and os.environ.get("SUBMITIT_EXECUTOR") == "local"
+    cores = len(os.sched_getaffinity(0)) if alone else int(os.environ.get("OMP_NUM_THREADS", "1"))
     torch.set_num_threads(cores)
     protocol, scores, nfe, pixels = fd_digits(snapshot, config)
     key, attempt = wanted["key"], wanted["attempt"]
@@ -93,9 +92,10 @@ def fd_digits(snapshot: Snapshot, config: Config) -> tuple[Protocol, dict[str, f
     scores = score(net, real, pixels)
     if isinstance(snapshot.config.guidance, OnlineGuidance) and "y" in data:
         scores |= agreement(snapshot, normaliser.encode(real), data["y"])
+    adaptive = sampler.name == "dopri5"
     protocol = Protocol(
         metric="fd_digits",
-        version=METRIC_VERSION,
+        version=METRICS["fd_digits"],
         feature_sha256=sha256,
         resize="none",
         quantisation=f"round to 0..{TOP}",
@@ -104,7 +104,9 @@ def fd_digits(snapshot: Snapshot, config: Config) -> tuple[Protocol, dict[str, f
         labels="empirical p(k)",
         seed=evaluation.seed,
         sampler=sampler.name,
-        steps=sampler.steps,
+        steps=None if adaptive else sampler.steps,
+        tolerance=(sampler.rtol, sampler.atol) if adaptive else None,
+        batch=evaluation.batch if adaptive else None,
         g=sampler.g,
         interval=sampler.interval,
         ema=snapshot.ema,

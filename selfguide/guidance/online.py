@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfguide.conditions import Condition
+from selfguide.distributed import world_size
 from selfguide.guidance.source import dropped, frequencies, sum_counts
 from selfguide.paths import Path, build_path
 from selfguide.randomness import normal
@@ -90,7 +91,7 @@ class OnlineSource:
         )
         entropy = -(codes * F.log_softmax(chosen.float() / self.config.temperature, dim=1)).sum(1)
         # an empty choice still hangs in the graph: every rank reduces the same gradients
-        loss = entropy.sum() / max(float(count), 1.0)
+        loss = entropy.sum() / max(float(count), 1.0 / world_size())
         return self.config.weight * min(batch.images / max(self.switch, 1), 1.0) * loss
 
     def state(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ class Source(Protocol):
         """JSON for the snapshot: how to draw conditions (`p`), and whether anything saw labels."""
 
 
+@runtime_checkable
 class Resumable(Protocol):
     """A source with state of its own that a resumed run must find again."""
 

@@ -1,7 +1,8 @@
 """Evaluation records: a score is a named protocol, not a number.
 
-One immutable JSON file per evaluation attempt, `evals/<key>.<attempt>.json`; the key hashes the snapshot and the
-protocol, so a score is never taken twice and two protocols never share a column.
+One immutable JSON file per evaluation attempt, `evals/<key>.<attempt>.json`. The file's key names the snapshot and
+what was asked for, so a score is never taken twice; the record's protocol key hashes all that the score depends on
+besides the weights, so two protocols never share a column.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 from selfguide.spec.config import Config
 from selfguide.spec.run import RunFolder, digest, image_folder, read_record
 
-VERSION = 1
+VERSION = 1  # of this schema
+METRICS = {"fd_digits": 1}  # version of each metric's code; a new one scores every snapshot again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,9 @@ class Protocol:
     labels: str  # how conditions are drawn: "empirical"
     seed: int
     sampler: str
-    steps: int
+    steps: int | None  # None for an adaptive sampler, which has the two below instead
+    tolerance: tuple[float, float] | None  # rtol, atol
+    batch: int | None  # its step control is global to the batch
     g: float
     interval: tuple[float, float]
     ema: int  # half-life in images
@@ -48,6 +52,7 @@ def job_key(config: Config, images: int) -> str:
         "evaluation": config.evaluation.protocol,
         "samples": config.evaluation.samples,
     }
+    wanted["version"] = METRICS.get(config.evaluation.protocol)
     wanted |= {"seed": config.evaluation.seed, "sampler": asdict(config.sampler)}
     return f"{image_folder(images)}-{digest(wanted, 8)}"
 

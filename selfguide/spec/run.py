@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from selfguide.spec.config import Config
+from selfguide.spec.config import Config, OnlineGuidance
 from shards import storage
 
 # not part of a run: where and how it works, how often it speaks
@@ -37,12 +37,16 @@ def digest(value: Any, length: int = 12) -> str:
 def identity(config: Config, manifest: str | None) -> dict[str, Any]:
     """What changes a run's result: data, model, path, guidance, optimisation, engine numerics, seed."""
     train = {k: v for k, v in asdict(config.train).items() if k not in _CADENCES}
+    guidance = asdict(config.guidance)
+    if isinstance(config.guidance, OnlineGuidance):
+        # what Sinkhorn and BatchNorm see at once: the batch, unless it is accumulated in pieces
+        guidance["statistics_over"] = config.ranks * config.micro_batch
     return {
         "experiment": config.experiment,
         "data": {"manifest": manifest, "mode": config.data.mode},
         "model": asdict(config.model),
         "path": asdict(config.path),
-        "guidance": asdict(config.guidance),
+        "guidance": guidance,
         "train": train,
         "engine": {k: v for k, v in asdict(config.engine).items() if k != "timeout_s"},
         "seed": config.seed,
@@ -126,7 +130,7 @@ class RunFolder:
 
 
 def image_folder(images: int) -> str:
-    """img-000256000: sorts as it counts."""
+    """img-000256000; names sort as they count up to a billion images, so sort by number."""
     return f"img-{images:09d}"
 
 

@@ -142,7 +142,7 @@ def head_parameters(guidance: OnlineGuidance, net: Architecture) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Bytes that one rank holds without activations, and what a checkpoint and a snapshot put on disk."""
+    """Bytes of one rank between steps, without activations and communication buffers; and on disk."""
 
     parameters: int
     weights: int

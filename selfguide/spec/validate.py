@@ -14,6 +14,7 @@ from selfguide.spec.sizes import Architecture, architecture
 from shards.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LEAST_EPSILON = 0.023  # exp(-2 / epsilon) must stay in fp32's range
 _DIGITS = (1, 8, 8)  # what fd_digits' feature net reads
 
 
@@ -189,7 +190,11 @@ def _guidance(config: Config, net: Architecture) -> None:
         raise UserError(
             f"guidance.switch={guidance.switch} is a share of training: take a value between 0 and 1, both excluded"
         )
-    _positive("guidance.epsilon", guidance.epsilon)
+    if not guidance.epsilon >= LEAST_EPSILON:
+        raise UserError(
+            f"guidance.epsilon={guidance.epsilon}: codes of cosine scores underflow in fp32; "
+            f"take {LEAST_EPSILON} or more"
+        )
     _positive("guidance.temperature", guidance.temperature)
     _within("guidance.weight", guidance.weight, 0.0, math.inf)
     _within("guidance.drop", guidance.drop, 0.0, 1.0, below_high=True)

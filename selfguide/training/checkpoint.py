@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from selfguide.distributed import Place
-from selfguide.guidance.source import Source
+from selfguide.distributed import Place, decided_by_rank_0
+from selfguide.guidance.source import Resumable, Source
 from selfguide.spec.run import Lease
 from selfguide.training.ema import Averages
 from selfguide.training.engine.protocol import Engine
@@ -41,7 +41,7 @@ class State:
 def save(folder: Path, state: State, place: Place, lease: Lease) -> None:
     """All ranks call; on return the checkpoint is complete on every rank's word."""
     lease.check()
-    if storage.read_complete(folder, verify="sizes") is not None:
+    if decided_by_rank_0(storage.read_complete(folder, verify="sizes") is not None):
         return  # an earlier attempt came as far, with the same numbers
     folder.mkdir(parents=True, exist_ok=True)
     engine = state.engine
@@ -81,7 +81,7 @@ def _owned(engine: Engine, place: Place) -> tuple[int, int]:
 
 
 def _counters(source: Source) -> Tensor | None:
-    return source.counters() if hasattr(source, "counters") else None
+    return source.counters() if isinstance(source, Resumable) else None
 
 
 def _replicated(state: State, counters: Tensor | None) -> dict[str, Tensor]:
@@ -97,8 +97,8 @@ def _replicated(state: State, counters: Tensor | None) -> dict[str, Tensor]:
 
 
 def newest(checkpoints: Path) -> Path | None:
-    """The newest checkpoint whose manifest holds."""
-    found = storage.newest_complete(checkpoints)
+    """The newest checkpoint whose manifest holds; all ranks call and get rank 0's."""
+    found = decided_by_rank_0(storage.newest_complete(checkpoints))
     return None if found is None else Path(found)
 
 
@@ -132,9 +132,9 @@ def load(folder: Path, state: State, place: Place) -> None:
         prefix = "teacher."
         own = {n.removeprefix(prefix): t for n, t in held.items() if n.startswith(prefix)}
         state.teacher.module.load_state_dict(own)
-    if "counters" in held:
+    if isinstance(state.source, Resumable):
         counters = held["counters"]
-        state.source.restore(counters if place.rank == 0 else torch.zeros_like(counters))  # type: ignore[attr-defined]
+        state.source.restore(counters if place.rank == 0 else torch.zeros_like(counters))
 
 
 def _names(state: State) -> list[str]:
@@ -156,9 +156,8 @@ def _read(folder: Path, manifest: dict[str, Any], name: str, engine: Engine) -> 
 
 def prune(checkpoints: Path, keep: int) -> None:
     """Removes all but the newest `keep` complete checkpoints; the manifest goes first."""
-    folders = sorted(
-        p for p in checkpoints.iterdir() if storage.read_complete(p, verify="sizes") is not None
-    )
+    complete = (p for p in checkpoints.iterdir() if storage.read_complete(p) is not None)
+    folders = sorted(complete, key=lambda p: int(p.name.removeprefix("img-")))
     for folder in folders[: max(0, len(folders) - keep)]:
         (folder / "MANIFEST.json").unlink()
         for part in folder.iterdir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import torch
@@ -38,12 +39,21 @@ def main(attempt: Path, rank: int, local_rank: int, world: int) -> None:
     if place.device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     telemetry = Telemetry(run, lease.number, place, config.train.images)
+    _check_device(config, place)
     telemetry.say("joining ranks", 0)
     join(place, attempt / "rendezvous.json", config.engine.timeout_s)
-    try:
-        work(config, place, lease, telemetry)
-    finally:
-        leave()
+    work(config, place, lease, telemetry)
+    leave()  # not after an error: it may wait for ranks that are gone, and the exit record would never come
+
+
+def _check_device(config: Config, place: Place) -> None:
+    """A node whose GPUs do not answer must not join the others on its CPU."""
+    wanted = config.cluster.kind == "slurm" and config.cluster.request_gpus
+    if wanted and place.device.type != "cuda":
+        raise UserError(
+            f"rank {place.rank} on {socket.gethostname()} sees no GPU; mend or exclude that node, or set "
+            "cluster.request_gpus=false to train on CPUs"
+        )
 
 
 def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> None:
@@ -54,6 +64,14 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
     if found is not None:
         checkpoint.load(found, state, place)
     telemetry.say("starting", state.images)
+    if place.rank == 0:
+        weights = next(state.engine.module.parameters())
+        print(
+            f"engine {state.engine.name}, {weights.dtype} weights on {weights.device}, {place.world} ranks, "
+            f"{state.engine.layout.total:,} parameters, "
+            f"{state.engine.stop - state.engine.start:,} of them stepped here",
+            flush=True,
+        )
     stream = shards.open(
         config.data.root,
         global_batch=config.train.batch,

@@ -129,14 +129,18 @@ def health(job: Training) -> dict[str, float]:
 
 
 def publish_what_is_due(job: Training) -> None:
-    """Snapshots and checkpoints; the final one of each is always written, the checkpoint first."""
+    """Snapshots and checkpoints; the final one of each is always written.
+
+    The snapshot goes first: an attempt that dies between the two resumes before it and comes by again, while one
+    that resumed behind an unpublished snapshot would never publish it.
+    """
     config, state, run = job.config, job.state, job.lease.run
     last = state.images >= config.train.images
+    if last or due(config.train.snapshot_every, state.images, config):
+        job.telemetry.say("snapshot", state.images)
+        snapshot.publish(run.snapshot(state.images), state, config, job.data, job.place, job.lease)
     if last or due(config.train.checkpoint_every, state.images, config):
         job.telemetry.say("checkpoint", state.images)
         checkpoint.save(run.checkpoint(state.images), state, job.place, job.lease)
         if job.place.rank == 0:
             checkpoint.prune(run.checkpoints, config.train.keep_checkpoints)
-    if last or due(config.train.snapshot_every, state.images, config):
-        job.telemetry.say("snapshot", state.images)
-        snapshot.publish(run.snapshot(state.images), state, config, job.data, job.place, job.lease)

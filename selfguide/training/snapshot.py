@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from selfguide.distributed import Place
+from selfguide.distributed import Place, decided_by_rank_0
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.run import Lease
@@ -33,9 +33,12 @@ def publish(
     """All ranks call. `data` is the shards' manifest hash and header, which decoding needs."""
     lease.check()
     guidance = state.source.state()
-    if storage.read_complete(folder, verify="sizes") is not None:
+    if decided_by_rank_0(storage.read_complete(folder, verify="sizes") is not None):
         return
-    buffers = {n: b.detach().cpu().clone() for n, b in state.engine.module.named_buffers()}
+    kept = state.engine.module.state_dict().keys()  # fixed tables, such as positions, are not
+    buffers = {
+        n: b.detach().cpu().clone() for n, b in state.engine.module.named_buffers() if n in kept
+    }
     for index, halflife in enumerate(state.averages.halflives):
         weights = state.averages.weights(index)
         if place.rank == 0:
@@ -76,7 +79,7 @@ def load(folder: Path, index: int = 0) -> Snapshot:
     config = read_config(folder / CONFIG)
     halflife = config.train.ema_halflife[index]
     student = build_student(config, config.seed)
-    student.load_state_dict(load_file(folder / ema_file(halflife)), strict=False)
+    student.load_state_dict(load_file(folder / ema_file(halflife)))
     sha256 = next(f["sha256"] for f in manifest["files"] if f["name"] == ema_file(halflife))
     student.eval().requires_grad_(False)
     return Snapshot(

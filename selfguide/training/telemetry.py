@@ -15,25 +15,26 @@ from selfguide.spec.run import RunFolder, write_record
 
 
 class Telemetry:
-    """Adds up scalars on the device and speaks once per `log_every` images, so no step waits for a copy."""
+    """Adds up scalars where they are and speaks once per `log_every` images."""
 
     def __init__(self, run: RunFolder, attempt: int, place: Place, total: int) -> None:
         self._place, self._total = place, total
         self._progress = run.attempt(attempt) / "progress.json"
         self._scalars = run.metrics / f"train-{attempt:04d}.jsonl"
         self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._counts: dict[str, int] = {}
+        self._rates: dict[str, Any] = {}  # of the last report, for those who wait for a checkpoint
         self._since = time.monotonic()
         self._images: int | None = None
         if place.rank == 0:
             run.metrics.mkdir(parents=True, exist_ok=True)
 
     def add(self, **scalars: Tensor | float) -> None:
-        """One step's scalars; means are taken over steps and ranks."""
-        self._steps += 1
+        """Scalars of a step or micro-batch; means are taken over calls and ranks."""
         for name, value in scalars.items():
             detached = torch.as_tensor(value, dtype=torch.float32).detach()
             self._sums[name] = self._sums[name] + detached if name in self._sums else detached
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def report(self, images: int, **extra: Any) -> dict[str, Any]:
         """All ranks call: reduces, writes the line, starts the next window."""
@@ -42,7 +43,7 @@ class Telemetry:
         if dist.is_initialized():
             dist.all_reduce(sums)
         means = {
-            n: (sums[i] / (self._steps * self._place.world)).item() for i, n in enumerate(names)
+            n: (sums[i] / (self._counts[n] * self._place.world)).item() for i, n in enumerate(names)
         }
         now = time.monotonic()
         rate = (
@@ -51,7 +52,8 @@ class Telemetry:
             else None
         )
         line = {"images": images, "images_per_s": rate, **means, **extra}
-        self._sums, self._steps, self._since, self._images = {}, 0, now, images
+        self._sums, self._counts, self._since, self._images = {}, {}, now, images
+        self._rates = {name: line[name] for name in ("images_per_s", "loss") if name in line}
         if self._place.rank == 0:
             with self._scalars.open("a") as file:  # one writer a file: the attempt's rank 0
                 file.write(json.dumps({"time": time.time(), **line}) + "\n")
@@ -63,9 +65,10 @@ class Telemetry:
         """What the run is doing now, for those who wait for it."""
         if self._place.rank:
             return
-        rate = extra.get("images_per_s")
+        facts = self._rates | extra
+        rate = facts.get("images_per_s")
         eta = (self._total - images) / rate if rate else None
-        record = {"section": section, "images": images, "of": self._total, "eta_s": eta, **extra}
+        record = {"section": section, "images": images, "of": self._total, "eta_s": eta, **facts}
         write_record(self._progress, record, replace=True)
 
     def restart(self, images: int) -> None:

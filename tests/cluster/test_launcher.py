@@ -119,7 +119,7 @@ def test_a_job_that_no_record_names_is_found_by_its_comment(
     monkeypatch.setattr(attempt, "train", payloads.nap)
     at = send(settings)
     config = read_config(at.config)
-    clusters.submit(jobs.watcher(config, at, "lost", watch.entry), config.cluster)
+    clusters.submit(jobs.watcher(config, at, "lost", watch.entry, None), config.cluster)
     assert [each["what"] for each in cancel.cancel(at.run)] == ["training", "unrecorded job"]
 
 
@@ -148,7 +148,7 @@ def test_two_watcher_jobs_of_a_run_never_run_together(
     at = send(settings)
     config = read_config(at.config)
     pair = [
-        clusters.submit(jobs.watcher(config, at, "one", watch.entry), config.cluster)
+        clusters.submit(jobs.watcher(config, at, "one", watch.entry, None), config.cluster)
         for _ in range(2)
     ]
     until(lambda: clusters.states(pair) == ["running", "queued"])

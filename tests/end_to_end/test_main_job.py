@@ -149,6 +149,7 @@ def test_in1k_dit_trains_with_its_own_engine_loader_and_guidance(
         json.loads(line) for line in (run.metrics / "train-0001.jsonl").read_text().splitlines()
     ]
     assert [line["images"] for line in lines] == [4, 8, 12], log
+    assert "engine DeepSpeed ZeRO-1, torch.bfloat16 weights" in log and "2 ranks" in log
     assert all(line["loss"] > 0 and line["guidance_loss"] >= 0 for line in lines)
     held = load_file(next((run.snapshots / "img-000000012").glob("ema-*.safetensors")))
     assert held["head.prototypes"].shape == (5000, 1152) and held["backbone.cls"].shape == (1152,)

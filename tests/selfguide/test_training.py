@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 
 from selfguide.distributed import Place
 from selfguide.spec.config import Config, EngineConfig, TrainConfig
-from selfguide.spec.run import Fenced, Lease, RunFolder, write_record
+from selfguide.spec.run import Fenced, Lease, RunFolder, image_folder, write_record
 from selfguide.training import snapshot
-from selfguide.training.checkpoint import newest
+from selfguide.training.checkpoint import newest, prune
 from selfguide.training.job import work
 from selfguide.training.telemetry import Telemetry
 from shards import manifest as manifests
+from shards import storage
 from shards.errors import UserError
 from tests.selfguide.test_online import online_config
 
@@ -99,6 +100,38 @@ def test_a_checkpoint_loads_at_other_world_sizes_and_engines(
         # a bias in front of a BatchNorm has no gradient but rounding, which Adam blows up to whole steps
         end.pop("head.hidden.bias"), end.pop("head.norm.running_mean")
     assert_same(*ends, tolerance=1e-3)
+
+
+def test_a_run_killed_between_its_last_two_publishes_finishes(
+    ranks: Any, digits: Path, tmp_path: Path
+) -> None:
+    """The snapshot is published first, so whatever checkpoint exists, no snapshot before it is missing."""
+    cfg, root = config(digits), tmp_path / "run"
+    ranks(1, attempt, cfg, str(root))
+    before = weights(root)
+    (root / "checkpoints" / f"img-{IMAGES:09d}" / "MANIFEST.json").unlink()
+    (root / "snapshots" / f"img-{IMAGES:09d}" / "MANIFEST.json").unlink()
+    ranks(1, attempt, cfg, str(root))
+    assert RunFolder(root).finished()
+    assert_same(weights(root), before)
+    times = [
+        (root / kind / f"img-{IMAGES:09d}" / "MANIFEST.json").stat().st_mtime_ns
+        for kind in ("snapshots", "checkpoints")
+    ]
+    assert times[0] < times[1]
+
+
+def test_only_the_oldest_checkpoints_are_pruned_whatever_the_length_of_their_names(
+    tmp_path: Path,
+) -> None:
+    for images in (999_999_999, 1_000_000_000, 2_000_000_000):
+        folder = tmp_path / image_folder(images)
+        folder.mkdir()
+        (folder / "part").write_text("weights")
+        storage.publish_folder(folder, extra={"images": images})
+    prune(tmp_path, keep=2)
+    left = sorted(int(p.name[4:]) for p in tmp_path.iterdir())
+    assert left == [1_000_000_000, 2_000_000_000]
 
 
 def test_an_overtaken_attempt_publishes_nothing(tmp_path: Path) -> None:

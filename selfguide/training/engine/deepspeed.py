@@ -84,6 +84,7 @@ class DeepSpeedEngine:
                 },
             },
         )
+        self.name = f"DeepSpeed ZeRO-{self.zero_stage}"
         self.module: Student = self.engine.module
         keep_buffers_wide(self.module)
         self._partition: Tensor = self._zero.single_partition_of_fp32_groups[0]

@@ -61,6 +61,7 @@ class Step:
 class Engine(Protocol):
     """One optimiser over one student."""
 
+    name: str  # as the live engine reports itself
     module: Student  # live weights in the compute dtype
     layout: Layout
     start: int

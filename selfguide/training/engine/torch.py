@@ -23,6 +23,7 @@ class TorchEngine:
     def __init__(
         self, student: Student, train: TrainConfig, *, dtype: torch.dtype, accumulation: int
     ) -> None:
+        self.name = "torch"
         self.layout = Layout.of(student)
         self.start, self.stop = 0, self.layout.total
         parameters = [p for p in student.parameters() if p.requires_grad]
