@@ -67,7 +67,7 @@ BAD = [
     ("guidance.noise_time=1.5", "guidance.noise_time=1.5", "[0.0, 1.0]"),
     ("guidance.teacher_refresh=1000", "guidance.teacher_refresh=1000", "1024"),
     ("guidance.groups=1", "guidance.groups=1", "2 or more"),
-    ("guidance.epsilon=0", "guidance.epsilon=0.0", "positive"),
+    ("guidance.epsilon=0.01", "guidance.epsilon=0.01", "0.023 or more"),
     ("guidance.drop=1", "guidance.drop=1.0", "1.0)"),
     ("sampler.steps=0", "sampler.steps=0", "1 or more"),
     ("sampler.interval=[-0.1,0.5]", "sampler.interval=[-0.1, 0.5]", "low <= high"),
