@@ -144,11 +144,10 @@ def test_two_watcher_jobs_of_a_run_never_run_together(
     payloads: ModuleType, settings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempt, "train", payloads.nap)
-    monkeypatch.setattr(attempt, "watch", payloads.nap)
     at = send(settings)
     config = read_config(at.config)
     pair = [
-        clusters.submit(jobs.watcher(config, at, "one", watch.entry, None), config.cluster)
+        clusters.submit(jobs.watcher(config, at, "one", payloads.nap, None), config.cluster)
         for _ in range(2)
     ]
     until(lambda: clusters.states(pair) == ["running", "queued"])
