@@ -30,9 +30,8 @@ def test_constraints_pin_what_pyproject_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     asked = [*project["dependencies"], *extras["cpu"], *extras["dev"]]
-    pinned = {
-        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()
-    }
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
     names = {r.split(">")[0].split("<")[0].split("=")[0].strip().lower() for r in asked} - {
         "setuptools"
     }
