@@ -78,7 +78,13 @@ def step(job: Training) -> bool:
         engine.backward(flow if guidance is None else flow + guidance)
         losses = {"loss": flow} if guidance is None else {"loss": flow, "guidance_loss": guidance}
         done = engine.step(learning_rate(config, job.state.images))
-        job.telemetry.add(**losses, **({"grad_norm": done.grad_norm} if done else {}))
+        job.telemetry.add(**losses)
+    if done.applied:
+        job.telemetry.add(grad_norm=done.grad_norm)
+    elif job.place.rank == 0:
+        print(
+            f"step at {job.state.images:,} images skipped: its gradients are not finite", flush=True
+        )
     return done.applied
 
 
