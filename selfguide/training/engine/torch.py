@@ -64,7 +64,8 @@ class TorchEngine:
             dist.all_reduce(self._gradient)
             self._gradient /= world_size()
         gradient = self._gradient.float()
-        norm = gradient.norm().item()
+        # in fp64: torch's fp32 sum over one long vector loses the fourth digit on CPU
+        norm = torch.linalg.vector_norm(gradient, dtype=torch.float64).item()
         applied = bool(torch.isfinite(gradient.sum()).item())
         if applied:
             if self._clip and norm + 1e-6 > self._clip:
