@@ -153,32 +153,24 @@ class DiT(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The prediction, and with `capture` also the tokens after that block (counted from 1)."""
         tokens, c = self._embed(x, tau, condition)
-        captured = None
-        for number, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, c)
-            if number == capture:
-                captured = tokens
+        captured = self._through(tokens, c, 0, capture or 0)
+        tokens = self._through(captured, c, capture or 0, self.net.depth)
         shift, scale = self.final_modulation(c)[:, None].chunk(2, dim=-1)
-        patches = self.final(
-            modulate(tokens[:, -self.net.tokens :], shift, scale)
-        )  # (B, T, p * p * C_out)
-        out = self._unpatchify(patches)
-        return out if capture is None else (out, self._captured(captured, capture))
+        tokens = modulate(tokens[:, -self.net.tokens :], shift, scale)
+        out = self._unpatchify(self.final(tokens))  # (B, T, p * p * C_out) -> (B, C_out, H, W)
+        return out if capture is None else (out, captured)
 
     def features(self, x: Tensor, tau: Tensor, condition: Condition, layer: int) -> Tensor:
         """Tokens after block `layer`, (B, T or 1 + T, D); the blocks behind it are not run."""
         tokens, c = self._embed(x, tau, condition)
-        captured = None
-        for number, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, c)
-            if number == layer:
-                captured = tokens
-                break
-        return self._captured(captured, layer)
+        return self._through(tokens, c, 0, layer)
 
-    def _captured(self, tokens: Tensor | None, layer: int) -> Tensor:
-        if tokens is None:
-            raise ValueError(f"layer {layer} is not one of 1..{self.net.depth}")
+    def _through(self, tokens: Tensor, c: Tensor, first: int, last: int) -> Tensor:
+        """The tokens after blocks first + 1 to last."""
+        if not 0 <= first <= last <= self.net.depth:
+            raise ValueError(f"layer {max(first, last)} is not one of 1..{self.net.depth}")
+        for block in self.blocks[first:last]:
+            tokens = block(tokens, c)
         return tokens
 
     def _embed(self, x: Tensor, tau: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
