@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from selfguide.spec.config import Config, build, nearest
+from selfguide.spec.config import Config, build
+from selfguide.spec.words import nearest
 from shards.errors import UserError
 
 GROUPS = (

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfguide.spec.config import nearest
 from selfguide.spec.run import RunFolder
+from selfguide.spec.words import nearest
 from shards.errors import UserError
 
 

@@ -21,10 +21,11 @@ from launcher import clusters, jobs, status
 from launcher.compose import compose, without_group
 from launcher.folder import Attempt
 from launcher.lock import held
-from selfguide.spec.config import Config, LabelGuidance, nearest
+from selfguide.spec.config import Config, LabelGuidance
 from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.run import RunFolder, digest, identity, write_record
 from selfguide.spec.validate import validate
+from selfguide.spec.words import nearest
 from shards import cli, storage
 from shards.errors import UserError
 

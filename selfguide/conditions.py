@@ -7,32 +7,59 @@ extracts features with the latter and trains guidance with the former.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+from selfguide.spec.architecture import Architecture
+from shards.errors import UserError
 
 TOLD, NULL, UNCONDITIONAL = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Condition:
-    """state (B,) of TOLD | NULL | UNCONDITIONAL; id (B,) int64; dense (B, P), a prototype or feature."""
+    """state (B,) of TOLD | NULL | UNCONDITIONAL, and what is told; several fields may be told at once.
+
+    id (B,) int64; multi_hot (B, K), non-negative; dense (B, P), a prototype or feature; spatial (B, M, H, W), masks at
+    the input's size; patch (B, L, P), one vector for each patch in row order.
+    """
 
     state: Tensor
     id: Tensor | None = None
+    multi_hot: Tensor | None = None
     dense: Tensor | None = None
+    spatial: Tensor | None = None
+    patch: Tensor | None = None
 
     @staticmethod
     def unconditional(count: int, device: torch.device | str = "cpu") -> Condition:
         return Condition(torch.full((count,), UNCONDITIONAL, device=device))
 
     @staticmethod
-    def told(*, id: Tensor | None = None, dense: Tensor | None = None) -> Condition:
-        given = id if id is not None else dense
-        if given is None:
-            raise ValueError("a told condition needs an id or a dense vector")
-        return Condition(torch.full((len(given),), TOLD, device=given.device), id, dense)
+    def told(
+        *,
+        id: Tensor | None = None,
+        multi_hot: Tensor | None = None,
+        dense: Tensor | None = None,
+        spatial: Tensor | None = None,
+        patch: Tensor | None = None,
+    ) -> Condition:
+        given = [t for t in (id, multi_hot, dense, spatial, patch) if t is not None]
+        if not given:
+            raise ValueError(
+                "a told condition needs an id, multi_hot, dense, spatial or patch: it has none"
+            )
+        state = torch.full((len(given[0]),), TOLD, device=given[0].device)
+        return Condition(state, id, multi_hot, dense, spatial, patch)
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """The fields that are told, by name."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "state"}
+        return {name: value for name, value in named.items() if value is not None}
 
     def drop(self, dropped: Tensor) -> Condition:
         """Told images where `dropped` (B,) bool become null; nothing else changes."""
@@ -42,5 +69,58 @@ class Condition:
         """The unguided half of classifier-free guidance: told becomes null, unconditional stays."""
         return self.drop(torch.ones_like(self.state, dtype=torch.bool))
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        """Every tensor through `change`: to a device, a slice, a repetition."""
+        return Condition(
+            change(self.state), **{name: change(value) for name, value in self.given.items()}
+        )
+
     def __len__(self) -> int:
         return len(self.state)
+
+
+def beside(first: Condition, second: Condition) -> Condition:
+    """The two batches as one, (2B, ...); both tell the same fields."""
+    if first.given.keys() != second.given.keys():
+        raise ValueError(f"one batch tells {sorted(first.given)}, the other {sorted(second.given)}")
+    joined = {name: torch.cat((value, second.given[name])) for name, value in first.given.items()}
+    return Condition(torch.cat((first.state, second.state)), **joined)
+
+
+def check_condition(condition: Condition, net: Architecture) -> None:
+    """Everything `net` must be able to take, values included; once before the first forward, since it reads them.
+
+    Raises:
+        UserError: a field the network was not built for, a wrong shape, or an id beyond its classes.
+    """
+    check_fields(condition, net)
+    ids = condition.id
+    if ids is not None and len(ids):
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= net.classes:
+            wrong = low if low < 0 else high
+            raise UserError(
+                f"id={wrong} is not one of this network's {net.classes} groups; take 0 to {net.classes - 1}"
+            )
+
+
+def check_fields(condition: Condition, net: Architecture) -> None:
+    """Fields and shapes, without looking at values: cheap enough for every forward."""
+    batch = len(condition)
+    shapes: dict[str, tuple[int, ...]] = {
+        "id": (batch,),
+        "multi_hot": (batch, net.classes),
+        "dense": (batch, net.dense),
+        "spatial": (batch, net.spatial, net.size, net.size),
+        "patch": (batch, -1, net.dense_patch),
+    }
+    for name, value in condition.given.items():
+        if name not in net.accepts:
+            takes = ", ".join(sorted(net.accepts)) or "no condition"
+            raise UserError(f"condition.{name} was given, and this network takes {takes}")
+        wanted, found = shapes[name], tuple(value.shape)
+        fits = len(wanted) == len(found) and all(
+            w in (-1, f) for w, f in zip(wanted, found, strict=True)
+        )
+        if not fits:
+            raise UserError(f"condition.{name} has shape {found}; this network takes {wanted}")

@@ -1,66 +1,240 @@
-"""Paths between data and noise: x = a(tau) x0 + b(tau) eps, tau = 0 data, tau = 1 noise, v = dx/dtau."""
+"""Paths between data and noise: x = a(tau) x0 + b(tau) eps, tau = 0 data, tau = 1 noise, v = dx/dtau.
+
+Every conversion between x0, eps, v and score follows from a, b and their derivatives. sigma = b / a is the noise
+level of x / a (Karras et al. 2022), the one quantity by which different paths can be compared.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from selfguide.randomness import normal, uniform
 from selfguide.spec.config import PathConfig
 
+Quantity = Literal["x0", "eps", "v", "score"]
 
-def _per_image(value: Tensor, like: Tensor) -> Tensor:
-    return value.view(-1, *[1] * (like.ndim - 1))
+
+class Estimate(NamedTuple):
+    """One prediction in every form, (B, C, H, W) each."""
+
+    x0: Tensor
+    eps: Tensor
+    v: Tensor
+
+
+def per_image(value: Tensor, like: Tensor) -> Tensor:
+    """(B,) or a scalar, in the dtype of `like` and broadcast against it."""
+    value = value.to(like.dtype)
+    return value.view(-1, *[1] * (like.ndim - 1)) if value.ndim else value
 
 
 class Path(ABC):
-    """a, b and their derivatives; every conversion follows from W = a b' - a' b."""
+    """a, b and their derivatives; where on it sampling goes."""
+
+    first = 1.0  # the noise-time at which sampling begins
+    last = 0.0  # and where an adaptive solver ends; a path that stops short of 0 keeps that little noise
 
     @abstractmethod
     def coefficients(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """a, b, a', b' at noise-times `tau`."""
+        """a, b, a', b' at noise-times `tau`, in its shape; fp64 inside where fp32 would cancel."""
+
+    @abstractmethod
+    def noise_time(self, sigma: Tensor) -> Tensor:
+        """The noise-time of noise level `sigma`: the inverse of `sigma`."""
+
+    def sigma(self, tau: Tensor) -> Tensor:
+        """Noise level b / a; infinite where nothing of the data is left."""
+        a, b, _, _ = self.coefficients(tau)
+        return b / a
+
+    def training_time(self, u: Tensor) -> Tensor:
+        """Uniform numbers in (0, 1) -> uniform noise-times on the path."""
+        return u
+
+    def grid(self, steps: int) -> Tensor:
+        """(steps + 1,) noise-times of a fixed-step sampler, fp64, falling."""
+        return torch.linspace(self.first, self.last, steps + 1, dtype=torch.float64)
+
+    def clock(self, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """The variable s in which Euler and Heun step, and ds/dtau."""
+        return tau, torch.ones_like(tau)
 
     def interpolate(self, x0: Tensor, eps: Tensor, tau: Tensor) -> Tensor:
-        """x_tau, (B, ...) from data, noise and (B,) noise-times."""
-        a, b, _, _ = self.coefficients(_per_image(tau, x0))
+        """x_tau, (B, ...), from data, noise and (B,) noise-times."""
+        a, b, _, _ = self._at(tau, x0)
         return a * x0 + b * eps
 
     def velocity(self, x0: Tensor, eps: Tensor, tau: Tensor) -> Tensor:
-        """v = a' x0 + b' eps, the target of velocity prediction."""
-        _, _, da, db = self.coefficients(_per_image(tau, x0))
+        """v = a' x0 + b' eps."""
+        _, _, da, db = self._at(tau, x0)
         return da * x0 + db * eps
 
-    def data_from_velocity(self, x: Tensor, v: Tensor, tau: Tensor) -> Tensor:
-        """x0_hat = (b' x - b v) / W."""
-        a, b, da, db = self.coefficients(_per_image(tau, x))
-        return (db * x - b * v) / (a * db - da * b)
+    def score(self, eps: Tensor, tau: Tensor) -> Tensor:
+        """grad log p(x) = -eps / b."""
+        _, b, _, _ = self._at(tau, eps)
+        return -eps / b
 
-    def noise_from_velocity(self, x: Tensor, v: Tensor, tau: Tensor) -> Tensor:
-        """eps_hat = (a v - a' x) / W."""
-        a, b, da, db = self.coefficients(_per_image(tau, x))
-        return (a * v - da * x) / (a * db - da * b)
+    def estimate(self, kind: Quantity, value: Tensor, x: Tensor, tau: Tensor) -> Estimate:
+        """`value`, a prediction of that kind for `x` at `tau`, in every form."""
+        a, b, da, db = self._at(tau, x)
+        if kind == "v":
+            w = a * db - da * b
+            return Estimate((db * x - b * value) / w, (a * value - da * x) / w, value)
+        if kind == "x0":
+            x0, eps = value, (x - a * value) / b
+        else:
+            eps = -b * value if kind == "score" else value
+            x0 = (x - b * eps) / a
+        return Estimate(x0, eps, da * x0 + db * eps)
+
+    def _at(self, tau: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        a, b, da, db = (per_image(c, like) for c in self.coefficients(tau))
+        return a, b, da, db
 
 
 class RectifiedFlow(Path):
-    """x = (1 - tau) x0 + tau eps (Liu et al. 2023); v = eps - x0."""
+    """x = (1 - tau) x0 + (tau + smin (1 - tau)) eps (Liu et al. 2023); smin = 1e-4 is SGFM's form, 0 the plain one."""
+
+    def __init__(self, sigma_min: float = 0.0) -> None:
+        self.sigma_min = sigma_min
 
     def coefficients(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         one = torch.ones_like(tau)
-        return 1 - tau, tau, -one, one
+        b = tau + self.sigma_min * (1 - tau)
+        return 1 - tau, b, -one, (1 - self.sigma_min) * one
+
+    def noise_time(self, sigma: Tensor) -> Tensor:
+        return (sigma - self.sigma_min) / (1 + sigma - self.sigma_min)
 
 
-PATHS = {"rectified_flow": RectifiedFlow}
+class VariancePreserving(Path):
+    """VP-SDE (Song et al. 2021): beta(tau) linear from 0.1 to 20; a = exp(-integral / 2), b = sqrt(1 - a^2)."""
+
+    last = 1e-3  # v is infinite at 0 (SiT ends there too)
+    least = 1e-5  # trained
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        self.beta_min, self.beta_max = beta_min, beta_max
+
+    def coefficients(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        t = tau.double()
+        slope = self.beta_max - self.beta_min
+        log_a = -(t * t) * slope / 4 - t * self.beta_min / 2
+        dlog_a = -t * slope / 2 - self.beta_min / 2
+        return _preserving(log_a, dlog_a, tau.dtype)
+
+    def noise_time(self, sigma: Tensor) -> Tensor:
+        slope = self.beta_max - self.beta_min
+        root = (self.beta_min**2 + 2 * slope * torch.log1p(sigma.double().square())).sqrt()
+        return ((root - self.beta_min) / slope).to(sigma.dtype)
+
+    def training_time(self, u: Tensor) -> Tensor:
+        return self.least + (1 - self.least) * u
+
+
+class DDPM(Path):
+    """Discrete VP (Ho et al. 2020): tau = t / T on one table abar_t = prod(1 - beta), with abar_0 = 1.
+
+    Between its entries log abar is linear, so that every sampler reads the same table as training does.
+    `linear` betas run from 1e-4 to 0.02; `scaled_linear`, Stable Diffusion's and U-ViT-H's, are linear in the root
+    from 0.00085 to 0.012.
+    """
+
+    def __init__(self, betas: str = "linear", steps: int = 1000) -> None:
+        if betas == "linear":
+            beta = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
+        else:
+            beta = torch.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=torch.float64).square()
+        zero = torch.zeros(1, dtype=torch.float64)
+        self.steps = steps
+        self.log_a = torch.cat((zero, torch.log1p(-beta).cumsum(0) / 2))  # (T + 1,)
+
+    def coefficients(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        table = self.log_a.to(tau.device)
+        # fp32 noise-times are a rounding away from their table entry: take the entry itself
+        t = (tau.double() * self.steps).clamp(0, self.steps)
+        near = t.round()
+        t = torch.where((t - near).abs() < 1e-4, near, t)
+        # a knot belongs to the interval on its left, whose slope is the one of its own beta
+        upper = t.ceil().clamp(1, self.steps).long()
+        low, high = table[upper - 1], table[upper]
+        log_a = low + (t - (upper - 1)) * (high - low)
+        return _preserving(log_a, (high - low) * self.steps, tau.dtype)
+
+    def noise_time(self, sigma: Tensor) -> Tensor:
+        wanted = -torch.log1p(sigma.double().square()) / 2  # log a
+        falling = -self.log_a.to(sigma.device)
+        upper = torch.searchsorted(falling, -wanted).clamp(1, self.steps)
+        low, high = falling[upper - 1], falling[upper]
+        t = upper - 1 + (-wanted - low) / (high - low)
+        return (t / self.steps).to(sigma.dtype)
+
+    def training_time(self, u: Tensor) -> Tensor:
+        return (u * self.steps).ceil().clamp(1, self.steps) / self.steps
+
+    def grid(self, steps: int) -> Tensor:
+        """Whole table entries, evenly spaced."""
+        return super().grid(steps).mul(self.steps).round() / self.steps
+
+
+def _preserving(
+    log_a: Tensor, dlog_a: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    a = log_a.exp()
+    b = (-torch.expm1(2 * log_a)).sqrt()
+    da = a * dlog_a
+    db = -a * da / b
+    return a.to(dtype), b.to(dtype), da.to(dtype), db.to(dtype)
+
+
+class VarianceExploding(Path):
+    """x = x0 + sigma eps with sigma = tau / (1 - tau), so that a noise-time means the same as on rectified flow.
+
+    EDM (Karras et al. 2022) samples from sigma 80 to 0.002 and VE (Song et al. 2021) from 100 to 0.02, along
+    Karras' grid of rho = 7, and step in sigma.
+    """
+
+    rho = 7.0
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.first, self.last = sigma_max / (1 + sigma_max), sigma_min / (1 + sigma_min)
+
+    def coefficients(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        one = torch.ones_like(tau)
+        return one, tau / (1 - tau), 0 * one, (1 - tau) ** -2
+
+    def noise_time(self, sigma: Tensor) -> Tensor:
+        return sigma / (1 + sigma)
+
+    def grid(self, steps: int) -> Tensor:
+        """N noise levels from sigma_max to sigma_min, and then 0 (EDM, eq. 5)."""
+        ends = (self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho))
+        sigma = torch.linspace(*ends, steps, dtype=torch.float64) ** self.rho
+        return torch.cat((self.noise_time(sigma), sigma.new_zeros(1)))
+
+    def clock(self, tau: Tensor) -> tuple[Tensor, Tensor]:
+        _, b, _, db = self.coefficients(tau)
+        return b, db
 
 
 def build_path(config: PathConfig) -> Path:
-    return PATHS[config.name]()
+    """The configured path."""
+    if config.name == "ddpm":
+        return DDPM(config.betas)
+    if config.name == "vp":
+        return VariancePreserving()
+    if config.name == "ve":
+        return VarianceExploding(0.02, 100.0)
+    if config.name == "edm":
+        return VarianceExploding()
+    return RectifiedFlow(config.sigma_min)
 
 
-def draw_times(config: PathConfig, seed: int, positions: Tensor) -> Tensor:
-    """(B,) training noise-times of these images: uniform, or sigmoid of a normal (SD3, LightningDiT)."""
-    if config.time_density == "uniform":
-        return uniform(seed, "noise-time", positions, 1)[:, 0]
-    n = normal(seed, "noise-time", positions, (1,))[:, 0]
-    return torch.sigmoid(config.logit_mean + config.logit_std * n)
+def log_uniform(u: Tensor, low: float, high: float) -> Tensor:
+    """u in (0, 1) -> numbers whose logarithm is uniform."""
+    return torch.exp(math.log(low) + u * (math.log(high) - math.log(low)))

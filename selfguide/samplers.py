@@ -11,7 +11,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from selfguide.denoiser import Denoiser
-from selfguide.spec.config import nearest
+from selfguide.spec.words import nearest
 from shards.errors import UserError
 
 Callback = Callable[[int, float, Tensor], None]  # step, noise-time, state

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from selfguide.conditions import Condition
 from selfguide.guidance.head import PrototypeHead
-from selfguide.models.dit import DiT, pool
+from selfguide.models import assemble
+from selfguide.models.backbone import Backbone, pool
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.sizes import architecture, feature_width
 
@@ -43,11 +44,17 @@ class Student(nn.Module):
     """Backbone and, with an online source, the head on its detached features."""
 
     def __init__(
-        self, backbone: DiT, head: PrototypeHead | None, *, layer: int = 0, pooling: str = "cls"
+        self,
+        backbone: Backbone,
+        head: PrototypeHead | None,
+        *,
+        layer: int = 0,
+        pooling: str = "cls",
     ) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
         self.layer, self.pooling = layer, pooling
+        self.extras = backbone.net.layers[layer - 1].extras if layer else 0
 
     def forward(
         self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None = None
@@ -58,7 +65,7 @@ class Student(nn.Module):
             out, tokens = self.backbone(x, tau, condition, capture=self.layer)
             # stop-gradient: L_SK trains the head and the prototypes only (SGFM, section 3.2)
             return Outputs(
-                self._cut(out), self.head(pool(tokens.detach(), self.pooling, self.backbone.net))
+                self._cut(out), self.head(pool(tokens.detach(), self.pooling, self.extras))
             )
         return Outputs(self.velocity(x, tau, condition), self.head(features))
 
@@ -69,7 +76,7 @@ class Student(nn.Module):
     def features(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
         """(B, F) pooled tokens of the head's layer; the rest of the backbone is not run."""
         tokens = self.backbone.features(x, tau, condition, self.layer)
-        return pool(tokens, self.pooling, self.backbone.net)
+        return pool(tokens, self.pooling, self.extras)
 
     def _cut(self, out: Tensor) -> Tensor:
         return out[:, : self.backbone.net.channels]
@@ -91,7 +98,7 @@ def build_student(config: Config, seed: int) -> Student:
     net = architecture(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = DiT(net)
+        backbone = assemble(net)
         guidance = config.guidance
         if not isinstance(guidance, OnlineGuidance):
             return Student(backbone, None)
@@ -99,5 +106,5 @@ def build_student(config: Config, seed: int) -> Student:
         head = PrototypeHead(
             features, guidance.head_width or features // 2, net.dense, guidance.groups
         )
-    layer = guidance.layer or (net.depth + 1) // 2
+    layer = guidance.layer or net.middle
     return Student(backbone, head, layer=layer, pooling=guidance.pooling)

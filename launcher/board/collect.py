@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher.board.read import Record, Run
-from selfguide.spec.config import nearest
 from selfguide.spec.run import digest
+from selfguide.spec.words import nearest
 from shards.errors import UserError
 
 HIGHER_IS_BETTER = frozenset({"confident", "classes", "nmi", "ari"})  # distances and copies: lower

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
+from selfguide.models.backbone import Backbone
 from selfguide.models.dit import DiT
-from selfguide.spec.sizes import row
+from selfguide.spec.architecture import Architecture
+from selfguide.spec.dit import DiTArchitecture
+from selfguide.spec.sizes import override
+
+FAMILIES: dict[type[Architecture], type[Backbone]] = {DiTArchitecture: DiT}
 
 
-def build(name: str, **overrides: Any) -> DiT:
-    """The backbone of that row of `selfguide.spec.sizes`; overrides are fields of `Architecture`."""
-    return DiT(replace(row(name), **overrides))
+def build(name: str, **overrides: Any) -> Backbone:
+    """The backbone of that row of `selfguide.spec.sizes`; overrides are fields of its architecture.
+
+    Raises:
+        UserError: an unknown name or field, or sizes that cannot be built.
+    """
+    return assemble(override(name, **overrides))
+
+
+def assemble(net: Architecture) -> Backbone:
+    """The backbone of that architecture, freshly initialised."""
+    return FAMILIES[type(net)](net)

@@ -1,137 +1,179 @@
-"""DiT: a transformer over latent patches with adaLN-Zero conditioning (Peebles & Xie 2023, section 3).
+"""DiT: a transformer over patches with adaLN-Zero conditioning (Peebles & Xie 2023, section 3).
 
-Called with noise-time in [0, 1] and a `Condition`; can hand out the tokens after any block, and stop there.
+LightningDiT's parts (Yao et al. 2025) are switches of its architecture: RMSNorm, SwiGLU, 2-d rotary positions,
+normalised queries and keys.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfguide.conditions import NULL, TOLD, UNCONDITIONAL, Condition
-from selfguide.spec.sizes import TIME_FREQUENCIES, Architecture
-
-
-def sinusoid(value: Tensor, width: int, period: float = 10_000.0) -> Tensor:
-    """(B,) -> (B, width), cosines first."""
-    rates = torch.exp(
-        -math.log(period) * torch.arange(width // 2, device=value.device) / (width // 2)
-    )
-    angles = value.float()[:, None] * rates[None]
-    return torch.cat((angles.cos(), angles.sin()), dim=1)
+from selfguide.conditions import Condition
+from selfguide.models.backbone import Backbone
+from selfguide.models.blocks import (
+    ConditionEmbedding,
+    PatchEmbedding,
+    attention,
+    sinusoid,
+    time_input,
+    unpatchify,
+    with_spatial,
+)
+from selfguide.spec.dit import TIME_FREQUENCIES, DiTArchitecture
 
 
 def grid_positions(edge: int, width: int) -> Tensor:
-    """Fixed 2-d sinusoid of a square grid, (edge * edge, width): half the width a row's, half a column's."""
+    """Fixed 2-d sinusoid of a square grid, (edge * edge, width): the column, then the row; sines first."""
     rows, columns = torch.meshgrid(torch.arange(edge), torch.arange(edge), indexing="ij")
-    return torch.cat(
-        (sinusoid(rows.flatten(), width // 2), sinusoid(columns.flatten(), width // 2)), dim=1
-    )
+    halves = [sinusoid(axis.flatten(), width // 2) for axis in (columns, rows)]
+    return torch.cat([half.roll(width // 4, dims=1) for half in halves], dim=1)
+
+
+def rotations(edge: int, head_width: int, theta: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, (edge * edge, head_width / 2) each: half of the pairs turn with the row, half by column."""
+    rates = theta ** (-torch.arange(0, head_width // 2, 2) / (head_width // 2))  # (d / 4,)
+    rows, columns = torch.meshgrid(torch.arange(edge), torch.arange(edge), indexing="ij")
+    angles = torch.cat((rows.flatten()[:, None] * rates, columns.flatten()[:, None] * rates), dim=1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Neighbouring pairs of x (B, heads, T, d) turned by their token's angles; cos and sin (T, d / 2)."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 class TimeEmbedding(nn.Module):
-    """Noise-time -> width. The sinusoid sees 1000 tau, the scale its periods were made for."""
+    """A time as its source feeds it (B,) -> (B, width)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(TIME_FREQUENCIES, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, tau: Tensor) -> Tensor:
-        frequencies = sinusoid(1000.0 * tau, TIME_FREQUENCIES).to(self.hidden.weight.dtype)
+    def forward(self, time: Tensor) -> Tensor:
+        frequencies = sinusoid(time, TIME_FREQUENCIES).to(self.hidden.weight.dtype)
         return self.out(F.silu(self.hidden(frequencies)))
 
 
-class ConditionEmbedding(nn.Module):
-    """Condition -> width: a row by id, a projection of a dense vector, or the null or unconditional row.
+class Modulated(nn.Module):
+    """A norm, then the embedding's shift and scale. LayerNorm has no affine part of its own, RMSNorm a scale."""
 
-    Every parameter enters every forward, masked by state: a rank whose batch happens to need only some of them
-    would otherwise reduce other gradients than its peers.
-    """
-
-    def __init__(self, width: int, classes: int, dense: int) -> None:
+    def __init__(self, net: DiTArchitecture) -> None:
         super().__init__()
-        self.null = nn.Parameter(torch.randn(width) * 0.02)
-        self.unconditional = nn.Parameter(torch.randn(width) * 0.02)
-        self.labels = nn.Embedding(classes, width) if classes else None
-        self.dense = nn.Linear(dense, width) if dense else None
+        self.weight = nn.Parameter(torch.ones(net.width)) if net.norm == "rms" else None
 
-    def forward(self, condition: Condition) -> Tensor:
-        self._check(condition)
-        state = condition.state[:, None]  # (B, 1)
-        embedded = (state == NULL) * self.null + (
-            state == UNCONDITIONAL
-        ) * self.unconditional  # (B, D)
-        if self.labels is not None:
-            ids = condition.id if condition.id is not None else torch.zeros_like(condition.state)
-            embedded = embedded + (state == TOLD) * self.labels(ids)
-        if self.dense is not None:
-            dense = condition.dense
-            if dense is None:
-                dense = self.null.new_zeros(len(condition), self.dense.in_features)
-            embedded = embedded + (state == TOLD) * self.dense(dense.to(self.null.dtype))
-        return embedded.to(self.null.dtype)
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        if self.weight is None:
+            normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+        else:
+            normed = F.rms_norm(x, x.shape[-1:], self.weight, eps=1e-6)
+        return normed * (1 + scale) + shift
 
-    def _check(self, condition: Condition) -> None:
-        if condition.id is not None and self.labels is None:
-            raise ValueError("this network was built with classes=0: it takes no ids")
-        if condition.dense is not None and self.dense is None:
-            raise ValueError("this network was built with dense=0: it takes no dense condition")
+
+class Attention(nn.Module):
+    """Self-attention over all tokens."""
+
+    def __init__(self, net: DiTArchitecture) -> None:
+        super().__init__()
+        self.heads = net.heads
+        self.qkv = nn.Linear(net.width, 3 * net.width)
+        self.project = nn.Linear(net.width, net.width)
+        norm = nn.RMSNorm if net.norm == "rms" else _ScaledLayerNorm
+        self.q_norm = norm(net.head_width, eps=1e-6) if net.qk_norm else None
+        self.k_norm = norm(net.head_width, eps=1e-6) if net.qk_norm else None
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, T, d) each
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if turn is not None:
+            q, k = rotate(q, *turn), rotate(k, *turn)
+        return self.project(attention(q, k, v))
+
+
+class _ScaledLayerNorm(nn.LayerNorm):
+    """A LayerNorm with a scale and no bias, so that either norm of q and k has as many parameters."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps=eps, bias=False)
+
+
+class GeluMLP(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)
 
 
 class Block(nn.Module):
     """Pre-norm attention and MLP, both shifted, scaled and gated by the embedding; zero at initialisation."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, net: DiTArchitecture) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.project = nn.Linear(width, width)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
-        self.modulation = nn.Linear(width, 6 * width)
+        self.norm1, self.norm2 = Modulated(net), Modulated(net)
+        self.attention = Attention(net)
+        self.mlp = (GeluMLP if net.mlp == "gelu" else SwiGLU)(net.width, net.hidden)
+        self.modulation = nn.Linear(net.width, 6 * net.width)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(
-            6, dim=-1
-        )  # (B, 1, D)
-        x = x + gate1 * self._attend(modulate(x, shift1, scale1))
-        h = self.down(F.gelu(self.up(modulate(x, shift2, scale2)), approximate="tanh"))
-        return x + gate2 * h
-
-    def _attend(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
-        q, k, v = (
-            self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        )  # (B, heads, T, d)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.project(mixed.transpose(1, 2).reshape(batch, tokens, width))
+    def forward(self, x: Tensor, c: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+        told = self.modulation(c)[:, None].chunk(6, dim=-1)  # (B, 1, D) each
+        shift1, scale1, gate1, shift2, scale2, gate2 = told
+        x = x + gate1 * self.attention(self.norm1(x, shift1, scale1), turn)
+        return x + gate2 * self.mlp(self.norm2(x, shift2, scale2))
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without affine, then the embedding's."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+class DiT(Backbone):
+    """Patches, [CLS] first where there is one, through blocks that time and condition modulate."""
 
+    net: DiTArchitecture
+    positions: Tensor
+    cos: Tensor
+    sin: Tensor
 
-class DiT(nn.Module):
-    """(B, C, H, W), (B,) noise-times, condition -> (B, C_out, H, W)."""
-
-    def __init__(self, net: Architecture) -> None:
-        super().__init__()
-        self.net = net
-        edge = net.size // net.patch
-        self.patchify = nn.Conv2d(net.channels, net.width, net.patch, stride=net.patch)
-        self.register_buffer("positions", grid_positions(edge, net.width), persistent=False)
+    def __init__(self, net: DiTArchitecture) -> None:
+        super().__init__(net)
+        inputs = net.channels + net.spatial
+        self.patchify = nn.Conv2d(inputs, net.width, net.patch, stride=net.patch)
+        self.register_buffer("positions", grid_positions(net.edge, net.width), persistent=False)
+        if net.rope:
+            self._register_rotations(net)
         self.cls = nn.Parameter(torch.randn(net.width) * 0.02) if net.cls_token else None
         self.time = TimeEmbedding(net.width)
         self.condition = ConditionEmbedding(net.width, net.classes, net.dense)
-        self.blocks = nn.ModuleList(Block(net.width, net.heads) for _ in range(net.depth))
+        self.patches = PatchEmbedding(net.width, net.dense_patch) if net.dense_patch else None
+        self.blocks = nn.ModuleList(Block(net) for _ in range(net.depth))
+        self.final_norm = Modulated(net)
         self.final_modulation = nn.Linear(net.width, 2 * net.width)
         self.final = nn.Linear(net.width, net.patch**2 * net.out_channels)
         self._initialise()
+
+    def _register_rotations(self, net: DiTArchitecture) -> None:
+        cos, sin = rotations(net.edge, net.head_width)
+        if net.cls_token:  # it has no place in the grid: it is not turned
+            cos = torch.cat((torch.ones_like(cos[:1]), cos))
+            sin = torch.cat((torch.zeros_like(sin[:1]), sin))
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -148,54 +190,32 @@ class DiT(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(
-        self, x: Tensor, tau: Tensor, condition: Condition, *, capture: int | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The prediction, and with `capture` also the tokens after that block (counted from 1)."""
-        tokens, c = self._embed(x, tau, condition)
-        captured = self._through(tokens, c, 0, capture or 0)
-        tokens = self._through(captured, c, capture or 0, self.net.depth)
+    def repeated(self) -> Iterable[nn.Module]:
+        return self.blocks
+
+    def _run(
+        self, x: Tensor, tau: Tensor, condition: Condition, layer: int | None, *, stop: bool
+    ) -> tuple[Any, Any]:
+        tokens = self._embed(x, condition)
+        c = F.silu(self.time(time_input(self.net.time, tau)) + self.condition(condition))
+        turn = (self.cos.to(x.dtype), self.sin.to(x.dtype)) if self.net.rope else None
+        captured = None
+        for number, block in enumerate(self.blocks, 1):
+            tokens = self._call(block, tokens, c, turn)
+            if number == layer:
+                captured = tokens
+                if stop:
+                    return None, captured
         shift, scale = self.final_modulation(c)[:, None].chunk(2, dim=-1)
-        tokens = modulate(tokens[:, -self.net.tokens :], shift, scale)
-        out = self._unpatchify(self.final(tokens))  # (B, T, p * p * C_out) -> (B, C_out, H, W)
-        return out if capture is None else (out, captured)
+        patches = self.final(self.final_norm(tokens[:, -self.net.tokens :], shift, scale))
+        return unpatchify(patches, self.net.edge, self.net.patch, self.net.out_channels), captured
 
-    def features(self, x: Tensor, tau: Tensor, condition: Condition, layer: int) -> Tensor:
-        """Tokens after block `layer`, (B, T or 1 + T, D); the blocks behind it are not run."""
-        tokens, c = self._embed(x, tau, condition)
-        return self._through(tokens, c, 0, layer)
-
-    def _through(self, tokens: Tensor, c: Tensor, first: int, last: int) -> Tensor:
-        """The tokens after blocks first + 1 to last."""
-        if not 0 <= first <= last <= self.net.depth:
-            raise ValueError(f"layer {max(first, last)} is not one of 1..{self.net.depth}")
-        for block in self.blocks[first:last]:
-            tokens = block(tokens, c)
-        return tokens
-
-    def _embed(self, x: Tensor, tau: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        expected = (self.net.channels, self.net.size, self.net.size)
-        if tuple(x.shape[1:]) != expected:
-            raise ValueError(f"expected images of shape {expected}, found {tuple(x.shape[1:])}")
+    def _embed(self, x: Tensor, condition: Condition) -> Tensor:
+        x = with_spatial(x, condition, self.net.spatial)
         tokens = self.patchify(x).flatten(2).transpose(1, 2)  # (B, T, D)
+        if self.patches is not None:
+            tokens = tokens + self.patches(condition, self.net.tokens)
         tokens = tokens + self.positions.to(tokens.dtype)
         if self.cls is not None:
             tokens = torch.cat((self.cls.expand(len(x), 1, -1), tokens), dim=1)  # (B, 1 + T, D)
-        return tokens, F.silu(self.time(tau) + self.condition(condition))
-
-    def _unpatchify(self, patches: Tensor) -> Tensor:
-        edge, p = self.net.size // self.net.patch, self.net.patch
-        image = patches.view(-1, edge, edge, p, p, self.net.out_channels)
-        return image.permute(0, 5, 1, 3, 2, 4).reshape(
-            len(patches), self.net.out_channels, edge * p, edge * p
-        )
-
-
-def pool(tokens: Tensor, pooling: str, net: Architecture) -> Tensor:
-    """(B, T or 1 + T, D) -> (B, F): the [CLS] token, the mean of the patches, or all of them side by side."""
-    if pooling == "cls":
-        if not net.cls_token:
-            raise ValueError("pooling 'cls' needs a network with cls_token=True")
-        return tokens[:, 0]
-    patches = tokens[:, -net.tokens :]
-    return patches.mean(1) if pooling == "mean" else patches.flatten(1)
+        return tokens

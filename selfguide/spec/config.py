@@ -7,54 +7,97 @@ the nearest name. Counts of images are the clock: every cadence, schedule and ho
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from selfguide.spec.architecture import TimeInput
+from selfguide.spec.words import nearest
 from shards.errors import UserError
 
 T = TypeVar("T")
 
 
+Prediction = Literal["v", "eps", "x0", "edm"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A row of `selfguide.spec.sizes` and what this experiment changes of it (None keeps the row's value)."""
+    """A row of `selfguide.spec.sizes` and what this experiment changes of it (None keeps the row's value).
+
+    Which of the fields a model has depends on its family; one that it does not have is an error.
+    """
 
     name: str
     size: int | None = None  # edge of the square input, in latent pixels
     channels: int | None = None
+    learn_sigma: bool | None = None
+    time: TimeInput | None = None
+    cls_token: bool | None = None  # a learned token that collects what the online guidance reads
+    # transformers
     patch: int | None = None
     width: int | None = None
     depth: int | None = None
     heads: int | None = None
-    learn_sigma: bool | None = None
-    cls_token: bool = False  # a learned token that collects what the online guidance reads
+    norm: Literal["layer", "rms"] | None = None
+    mlp: Literal["gelu", "swiglu"] | None = None
+    rope: bool | None = None
+    qk_norm: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathConfig:
-    """The road between data (noise-time 0) and noise (noise-time 1), and where along it training looks."""
+    """The road from data (noise-time 0) to noise (1), what is predicted there, and where on it training looks."""
 
-    name: Literal["rectified_flow"] = "rectified_flow"
-    time_density: Literal["uniform", "logit_normal"] = (
-        "uniform"  # SiT; logit-normal is LightningDiT's
+    name: Literal["rectified_flow", "ddpm", "vp", "ve", "edm"] = "rectified_flow"
+    sigma_min: float = 0.0  # rectified_flow only; 1e-4 is SGFM's form
+    betas: Literal["linear", "scaled_linear"] = "linear"  # ddpm only
+    prediction: Prediction = "v"
+    sigma_data: float = 0.5  # of the data as the model sees it; prediction=edm and weighting=edm
+    weighting: Literal["plain", "edm", "uncertainty"] = "plain"
+    cosine: float = 0.0  # weight of 1 - cos(v_hat, v); 1 in LightningDiT
+    time_density: Literal["uniform", "logit_normal", "log_normal", "log_uniform"] = (
+        "uniform"  # SiT; logit-normal is LightningDiT's, log-normal EDM's, log-uniform VE's (of sigma)
     )
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
+    time_mean: float = 0.0  # of the logit of tau, or of ln sigma (EDM: -1.2)
+    time_std: float = 1.0  # (EDM: 1.2)
+    uniform_after: float | None = None  # share of training after which times are drawn uniformly
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
     """How samples are drawn. `g` is the total guidance weight: 1 is none, 0 is unconditional."""
 
-    name: Literal["euler", "dopri5"] = "euler"
+    name: Literal["euler", "heun", "ddim", "dpm1", "dpm2", "dpmpp", "euler_maruyama", "dopri5"] = (
+        "euler"
+    )
     steps: int = 50
     g: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)  # noise-times in which `g` applies
+    guided_channels: int | None = (
+        None  # only the first so many; 3 is DiT's, SiT's and LightningDiT's
+    )
+    shift: float = (
+        1.0  # above 1 spends more steps at high noise; LightningDiT's 0.3 is 1 / 0.3 here
+    )
     rtol: float = 1e-5  # dopri5 only; SGFM's setting
     atol: float = 1e-5
+    eta: float = 0.0  # ddim: 0 deterministic, 1 ancestral
+    churn: float = 0.0  # heun: EDM's S_churn, with its span of sigmas and its noise scale
+    churn_sigma: tuple[float, float] = (0.0, 1e9)
+    churn_noise: float = 1.0
+    diffusion: Literal["sit", "repa", "sbdm"] = "sit"  # euler_maruyama: its diffusion coefficient
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """Where the weights begin."""
+
+    source: Literal["scratch", "snapshot", "official"] = "scratch"
+    path: str | None = None  # of a published snapshot's folder, or of a checkpoint's file
+    form: Literal["dit", "sit", "uvit"] | None = None  # official only: whose names the file has
+    labels: Literal["drop", "keep"] = "drop"  # the label table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +177,9 @@ class EngineConfig:
     backend: Literal["deepspeed", "torch"] = "deepspeed"
     zero_stage: Literal[1, 2] = 1
     dtype: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False  # torch.compile, block by block
+    recompute: bool = False  # activations inside blocks are computed again in backward: less memory, a third more work
+    channels_last: bool = False  # UNets on GPUs
     timeout_s: int = 600  # of one collective
 
 
@@ -180,6 +226,7 @@ class Config:
     engine: EngineConfig
     evaluation: EvaluationConfig
     cluster: ClusterConfig
+    init: InitConfig = InitConfig()
     nodes: int = 1
     seed: int = 0
     name: str | None = None
@@ -195,12 +242,6 @@ class Config:
     def micro_batch(self) -> int:
         """Images per rank and forward."""
         return self.train.micro_batch or self.train.batch // self.ranks
-
-
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """'; did you mean X?' for the known name closest to `word`, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def build(cls: type[T], values: Any, where: str = "") -> T:

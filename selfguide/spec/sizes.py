@@ -1,90 +1,57 @@
-"""How large things are, without building them: architectures, parameters, FLOPs, memory, checkpoint bytes.
+"""How large things are, without building them: one table of backbones, and memory and checkpoint bytes of a run.
 
-Sizes are those of Peebles & Xie (2023, table 1); a row states the input it was published for.
+A row states the input, classes and learned sigma that its published parameter count belongs to.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, nearest
+from selfguide.spec.architecture import Architecture
+from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance
+from selfguide.spec.dit import DiTArchitecture
+from selfguide.spec.words import nearest
 from shards.errors import UserError
 
-TIME_FREQUENCIES = 256  # width of DiT's sinusoid
 BYTES = {"fp32": 4, "bf16": 2}
 
+_DIT = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
 
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """A diffusion transformer to the last number: what `selfguide.models.build` builds."""
-
-    size: int  # edge of the square input
-    channels: int
-    patch: int
-    width: int
-    depth: int
-    heads: int
-    learn_sigma: bool = False
-    cls_token: bool = False
-    classes: int = 0  # rows of the label table, without null and unconditional
-    dense: int = 0  # width of a dense condition (a prototype), 0 for none
-
-    def __post_init__(self) -> None:
-        if self.size % self.patch:
-            raise UserError(
-                f"model.patch={self.patch} does not divide the input edge {self.size}; take one of its divisors"
-            )
-        if self.width % self.heads:
-            raise UserError(f"model.heads={self.heads} does not divide model.width={self.width}")
-        if self.width % 4:
-            raise UserError(
-                f"model.width={self.width} must be a multiple of 4 for the 2-d sinusoid of positions"
-            )
-
-    @property
-    def tokens(self) -> int:
-        """Patch tokens, without [CLS]."""
-        return (self.size // self.patch) ** 2
-
-    @property
-    def out_channels(self) -> int:
-        return self.channels * (2 if self.learn_sigma else 1)
-
-    def parameters(self) -> int:
-        """Trainable scalars of the backbone, exactly."""
-        d, p2 = self.width, self.patch**2
-        embed = p2 * self.channels * d + d
-        time = TIME_FREQUENCIES * d + d + d * d + d
-        condition = self.classes * d + 2 * d + (self.dense * d + d if self.dense else 0)
-        block = (
-            (3 * d * d + 3 * d)
-            + (d * d + d)
-            + (4 * d * d + 4 * d)
-            + (4 * d * d + d)
-            + (6 * d * d + 6 * d)
-        )
-        final = (2 * d * d + 2 * d) + (d * p2 * self.out_channels + p2 * self.out_channels)
-        return embed + time + condition + self.depth * block + final + (d if self.cls_token else 0)
-
-    def forward_macs(self) -> int:
-        """Multiply-adds of one image's forward; training costs three times that, a MAC is two FLOPs."""
-        d, n, p2 = self.width, self.tokens + int(self.cls_token), self.patch**2
-        block = 12 * n * d * d + 2 * n * n * d + 6 * d * d
-        ends = self.tokens * p2 * d * (self.channels + self.out_channels)
-        return self.depth * block + ends + 3 * d * d + TIME_FREQUENCIES * d + self.dense * d
-
-
-_WIDTHS = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
-
+# name -> the architecture as published: its input, classes and learned sigma belong to the count in its paper
 TABLE: dict[str, Architecture] = {
-    f"dit_{name}_{patch}": Architecture(
-        size=32, channels=4, patch=patch, width=w, depth=d, heads=h, learn_sigma=True, classes=1000
+    f"dit_{name}_{patch}": DiTArchitecture(
+        size=32,
+        channels=4,
+        patch=patch,
+        width=w,
+        depth=d,
+        heads=h,
+        learn_sigma=True,
+        classes=1000,
+        time="index",
     )
-    for name, (w, d, h) in _WIDTHS.items()
+    for name, (w, d, h) in _DIT.items()
     for patch in (1, 2, 4, 8)
 }
-TABLE["dit_digits"] = Architecture(
+TABLE |= {
+    f"lightningdit_{name}_1": DiTArchitecture(
+        size=16,
+        channels=32,
+        patch=1,
+        width=w,
+        depth=d,
+        heads=h,
+        classes=1000,
+        norm="rms",
+        mlp="swiglu",
+        rope=True,
+        time="data",
+    )
+    for name, (w, d, h) in _DIT.items()
+    if name in ("b", "xl")
+}
+TABLE["dit_digits"] = DiTArchitecture(
     size=8, channels=1, patch=2, width=64, depth=4, heads=4, classes=10
 )
 
@@ -98,39 +65,34 @@ def row(name: str) -> Architecture:
     return TABLE[name]
 
 
+def override(name: str, **changes: Any) -> Architecture:
+    """That row with some of its fields changed; a field its family does not have is an error."""
+    base = row(name)
+    known = [field.name for field in fields(base)]
+    for field in changes:
+        if field not in known:
+            raise UserError(
+                f"model.{field} is not a field of {name}{nearest(field, known)}; known: {', '.join(known)}"
+            )
+    return replace(base, **changes)
+
+
 def architecture(config: Config) -> Architecture:
     """The network this experiment trains: its table row, its overrides, its data's shape, its guidance's inputs."""
-    base, model, guidance = row(config.model.name), config.model, config.guidance
+    model, guidance = config.model, config.guidance
     channels, size, _ = config.data.shape
-
-    def given(name: str) -> Any:
-        return getattr(base if getattr(model, name) is None else model, name)
-
-    return replace(
-        base,
-        patch=given("patch"),
-        width=given("width"),
-        depth=given("depth"),
-        heads=given("heads"),
-        learn_sigma=given("learn_sigma"),
-        cls_token=model.cls_token,
-        size=model.size or size,
-        channels=model.channels or channels,
-        classes=config.data.classes if isinstance(guidance, LabelGuidance) else 0,
-        dense=prototype_width(guidance, model.width or base.width)
-        if isinstance(guidance, OnlineGuidance)
-        else 0,
-    )
-
-
-def prototype_width(guidance: OnlineGuidance, width: int) -> int:
-    """P; equal to the model's width unless asked otherwise (SGFM)."""
-    return guidance.prototype_width or width
+    asked = {k: v for k, v in asdict(model).items() if k != "name" and v is not None}
+    inputs = {"classes": config.data.classes if isinstance(guidance, LabelGuidance) else 0}
+    net = override(model.name, **({"size": size, "channels": channels} | inputs | asked))
+    if isinstance(guidance, OnlineGuidance):
+        net = replace(net, dense=guidance.prototype_width or net.layer_of(guidance.layer).width)
+    return net
 
 
 def feature_width(guidance: OnlineGuidance, net: Architecture) -> int:
     """Width of what the online head reads, after pooling."""
-    return net.tokens * net.width if guidance.pooling == "flat" else net.width
+    layer = net.layer_of(guidance.layer)
+    return layer.width * (layer.tokens - layer.extras if guidance.pooling == "flat" else 1)
 
 
 def head_parameters(guidance: OnlineGuidance, net: Architecture) -> int:

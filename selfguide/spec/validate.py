@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import re
 
+from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance
-from selfguide.spec.sizes import Architecture, architecture
+from selfguide.spec.sizes import architecture
 from shards.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -175,9 +176,9 @@ def _guidance(config: Config, net: Architecture) -> None:
             "guidance.pooling=cls reads a learned [CLS] token and model.cls_token is false; set "
             "model.cls_token=true, or guidance.pooling=flat (small nets) or mean"
         )
-    if guidance.layer is not None and not 1 <= guidance.layer <= net.depth:
+    if guidance.layer is not None and not 1 <= guidance.layer <= len(net.layers):
         raise UserError(
-            f"guidance.layer={guidance.layer} is not a block of this model; take 1 to {net.depth}"
+            f"guidance.layer={guidance.layer} is not a block of this model; take 1 to {len(net.layers)}"
         )
     _at_least("guidance.groups", guidance.groups, 2)
     _at_least("guidance.iterations", guidance.iterations, 1)
@@ -207,8 +208,8 @@ def _sampling(config: Config) -> None:
     _positive("sampler.atol", sampler.atol)
     _within("sampler.g", sampler.g, 0.0, math.inf)
     _interval("sampler.interval", sampler.interval)
-    _within("path.logit_mean", config.path.logit_mean, -math.inf, math.inf)
-    _positive("path.logit_std", config.path.logit_std)
+    _within("path.time_mean", config.path.time_mean, -math.inf, math.inf)
+    _positive("path.time_std", config.path.time_std)
 
 
 def _evaluation(config: Config) -> None:

@@ -11,8 +11,8 @@ import torch
 
 from selfguide.autoencoders import Normaliser
 from selfguide.distributed import Place
-from selfguide.objectives import flow_loss
-from selfguide.paths import Path, draw_times
+from selfguide.objectives import draw_times, flow_loss
+from selfguide.paths import Path
 from selfguide.randomness import normal
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.run import Lease
@@ -94,7 +94,7 @@ def prepare(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     position = torch.as_tensor(arrays["position"], device=device)
     x0 = job.normaliser.encode(torch.as_tensor(arrays["x"], device=device))
     eps = normal(config.seed, "noise", position, tuple(x0.shape[1:]))
-    tau = draw_times(config.path, config.seed, position)
+    tau = draw_times(config.path, job.path, config.seed, position)
     x = job.path.interpolate(x0, eps, tau).to(DTYPES[config.engine.dtype])
     label = torch.as_tensor(arrays["y"], device=device) if "y" in arrays else None
     return Batch(x0, eps, tau, x, position, label, job.state.images)

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfguide.paths import RectifiedFlow, draw_times
+from selfguide.objectives import draw_times
+from selfguide.paths import RectifiedFlow
 from selfguide.spec.config import PathConfig
 
 times = st.floats(0.01, 0.99)
@@ -27,8 +28,8 @@ def test_velocity_gives_back_data_and_noise(tau: float, seed: int) -> None:
     x0, eps = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64, generator=generator)
     path, t = RectifiedFlow(), torch.full((3,), tau, dtype=torch.float64)
     x, v = path.interpolate(x0, eps, t), path.velocity(x0, eps, t)
-    torch.testing.assert_close(path.data_from_velocity(x, v, t), x0)
-    torch.testing.assert_close(path.noise_from_velocity(x, v, t), eps)
+    torch.testing.assert_close(path.estimate("v", v, x, t).x0, x0)
+    torch.testing.assert_close(path.estimate("v", v, x, t).eps, eps)
 
 
 def test_noise_time_zero_is_data_and_one_is_noise() -> None:
@@ -39,6 +40,6 @@ def test_noise_time_zero_is_data_and_one_is_noise() -> None:
 
 
 def test_logit_normal_times_are_the_sigmoid_of_a_normal() -> None:
-    config = PathConfig(time_density="logit_normal", logit_mean=0.5, logit_std=0.8)
-    logits = torch.logit(draw_times(config, 0, torch.arange(20_000)).double())
+    config = PathConfig(time_density="logit_normal", time_mean=0.5, time_std=0.8)
+    logits = torch.logit(draw_times(config, RectifiedFlow(), 0, torch.arange(20_000)).double())
     assert abs(logits.mean() - 0.5) < 0.02 and abs(logits.std() - 0.8) < 0.02

@@ -1,0 +1,75 @@
+"""What all backbones share: checked inputs, features on request, recomputed activations, compiled blocks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from selfguide.conditions import Condition, check_fields
+from selfguide.spec.architecture import Architecture
+from shards.errors import UserError
+
+
+class Backbone(nn.Module, ABC):
+    """(B, C, H, W), (B,) noise-times in [0, 1], condition -> (B, C_out, H, W)."""
+
+    recompute = False  # forget activations inside blocks, compute them again in backward
+
+    def __init__(self, net: Architecture) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self, x: Tensor, tau: Tensor, condition: Condition, *, capture: int | str | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The prediction, and with `capture` also the tokens (B, T, D) of that layer, extras first."""
+        self._check(x, condition)
+        out, captured = self._run(x, tau, condition, self._number(capture), stop=False)
+        return out if capture is None else (out, captured)
+
+    def features(self, x: Tensor, tau: Tensor, condition: Condition, layer: int | str) -> Tensor:
+        """Tokens (B, T, D) of `layer`, counted from 1 or by name; what lies behind it is not run."""
+        self._check(x, condition)
+        _, captured = self._run(x, tau, condition, self._number(layer), stop=True)
+        return captured
+
+    @abstractmethod
+    def _run(
+        self, x: Tensor, tau: Tensor, condition: Condition, layer: int | None, *, stop: bool
+    ) -> tuple[Any, Any]:
+        """(prediction, tokens of `layer` or None); with `stop` the prediction is None and nothing runs after."""
+
+    @abstractmethod
+    def repeated(self) -> Iterable[nn.Module]:
+        """The blocks that make up the net: what is compiled, and recomputed, one by one."""
+
+    def _call(self, block: nn.Module, *inputs: Any) -> Any:
+        """One block's forward, recomputed in backward where asked."""
+        if self.recompute and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def _number(self, layer: int | str | None) -> int | None:
+        return None if layer is None else self.net.layer(layer)
+
+    def _check(self, x: Tensor, condition: Condition) -> None:
+        expected = (self.net.channels, self.net.size, self.net.size)
+        if tuple(x.shape[1:]) != expected:
+            raise UserError(
+                f"expected images of shape {expected}, found {tuple(x.shape[1:])}; give the model their size"
+            )
+        check_fields(condition, self.net)
+
+
+def pool(tokens: Tensor, pooling: str, extras: int) -> Tensor:
+    """(B, extras + T, D) -> (B, F): the first extra ([CLS]), the mean of the patches, or all of them side by side."""
+    if pooling == "cls":
+        if not extras:
+            raise UserError("pooling 'cls' needs a network with cls_token=true")
+        return tokens[:, 0]
+    patches = tokens[:, extras:]
+    return patches.mean(1) if pooling == "mean" else patches.flatten(1)

@@ -1,0 +1,115 @@
+"""Parts that more than one backbone is made of: time and condition embeddings, attention, patches."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfguide.conditions import NULL, TOLD, UNCONDITIONAL, Condition
+from selfguide.spec.architecture import TimeInput
+
+
+def time_input(kind: TimeInput, tau: Tensor) -> Tensor:
+    """The number a net is fed for noise-times `tau` (B,), fp32; see `TimeInput` for who feeds what."""
+    tau = tau.float()
+    if kind in ("log_sigma", "log_half_sigma"):
+        log_sigma = torch.logit(tau, eps=1e-6)  # sigma = tau / (1 - tau); finite at both ends
+        return log_sigma / 4 if kind == "log_sigma" else log_sigma - math.log(2)
+    if kind == "index":
+        return 1000 * tau - 1
+    if kind == "data":
+        return 1 - tau
+    return tau * {"noise": 1.0, "noise_999": 999.0, "noise_1000": 1000.0}[kind]
+
+
+def sinusoid(value: Tensor, width: int, period: float = 10_000.0) -> Tensor:
+    """(B,) -> (B, width), cosines first, periods from 2 pi to 2 pi `period` (exponent i / half)."""
+    rates = torch.exp(
+        -math.log(period) * torch.arange(width // 2, device=value.device) / (width // 2)
+    )
+    angles = value.float()[:, None] * rates[None]
+    return torch.cat((angles.cos(), angles.sin()), dim=1)
+
+
+class ConditionEmbedding(nn.Module):
+    """What is told in one vector, as a vector (B, width); else the null or the unconditional row.
+
+    A group's row by id, the mean of rows by multi-hot, a dense vector projected (or, with `project` off, as it is:
+    SGFM's token is the prototype itself). Every parameter enters every forward, masked by state: a rank whose batch
+    happens to need only some of them would otherwise reduce other gradients than its peers.
+    """
+
+    def __init__(self, width: int, classes: int, dense: int, *, project: bool = True) -> None:
+        super().__init__()
+        self.null = nn.Parameter(torch.randn(width) * 0.02)
+        self.unconditional = nn.Parameter(torch.randn(width) * 0.02)
+        self.labels = nn.Embedding(classes, width) if classes else None
+        self.dense = nn.Linear(dense, width) if dense and project else None
+
+    def forward(self, condition: Condition) -> Tensor:
+        told = (condition.state == TOLD)[:, None]  # (B, 1)
+        embedded = self._untold(condition.state)
+        if self.labels is not None:
+            ids = condition.id if condition.id is not None else torch.zeros_like(condition.state)
+            rows = self.labels(ids)
+            if condition.multi_hot is not None:
+                several = condition.multi_hot.to(rows.dtype)
+                share = several / several.sum(1, keepdim=True).clamp_min(1e-6)
+                rows = share @ self.labels.weight + (rows if condition.id is not None else 0 * rows)
+            embedded = embedded + told * rows
+        if self.dense is not None:
+            dense = condition.dense
+            if dense is None:
+                dense = self.null.new_zeros(len(condition), self.dense.in_features)
+            embedded = embedded + told * self.dense(dense.to(self.null.dtype))
+        elif condition.dense is not None:
+            embedded = embedded + told * condition.dense
+        return embedded.to(self.null.dtype)
+
+    def _untold(self, state: Tensor) -> Tensor:
+        state = state[:, None]
+        return (state == NULL) * self.null + (state == UNCONDITIONAL) * self.unconditional
+
+
+class PatchEmbedding(nn.Module):
+    """A vector for each patch -> (B, L, width), added to the patch tokens; with null and unconditional rows."""
+
+    def __init__(self, width: int, dense: int, *, project: bool = True) -> None:
+        super().__init__()
+        self.one = ConditionEmbedding(width, 0, dense, project=project)
+
+    def forward(self, condition: Condition, tokens: int) -> Tensor:
+        """(B, L, D); nothing told about patches is as good as null or unconditional."""
+        state = condition.state.repeat_interleave(tokens)  # (B L,)
+        dense = None if condition.patch is None else condition.patch.flatten(0, 1)
+        embedded = self.one(Condition(state, dense=dense))
+        return embedded.view(len(condition), tokens, -1)
+
+
+def with_spatial(x: Tensor, condition: Condition, channels: int) -> Tensor:
+    """The input with its masks beside it, (B, C + M, H, W); masks of images that are told nothing are zero (SGDM)."""
+    if not channels:
+        return x
+    if condition.spatial is None:
+        masks = x.new_zeros(len(x), channels, *x.shape[2:])
+    else:
+        told = (condition.state == TOLD).view(-1, 1, 1, 1)
+        masks = told * condition.spatial.to(x.dtype)
+    return torch.cat((x, masks), dim=1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(B, heads, T, d) each -> (B, T, heads * d)."""
+    mixed = F.scaled_dot_product_attention(q, k, v)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def unpatchify(patches: Tensor, edge: int, patch: int, channels: int) -> Tensor:
+    """(B, edge * edge, patch * patch * C) -> (B, C, H, W)."""
+    image = patches.view(len(patches), edge, edge, patch, patch, channels)
+    return image.permute(0, 5, 1, 3, 2, 4).reshape(
+        len(patches), channels, edge * patch, edge * patch
+    )

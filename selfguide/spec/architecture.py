@@ -1,0 +1,97 @@
+"""What every backbone states about itself, torch-free: its input, the conditions it takes, its layers, its cost."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from selfguide.spec.words import nearest
+from shards.errors import UserError
+
+# How noise-time tau reaches the net, by the source that feeds it so. Weights fit one of them only.
+TimeInput = Literal[
+    "noise",  # tau (DDAE, REPA)
+    "data",  # 1 - tau (SGFM, SiT, LightningDiT)
+    "index",  # 1000 tau - 1, the integer 0..999 of DDPM's table (DiT)
+    "noise_999",  # 999 tau (U-ViT)
+    "noise_1000",  # 1000 tau
+    "log_sigma",  # ln(sigma) / 4 with sigma = tau / (1 - tau) (EDM)
+    "log_half_sigma",  # ln(sigma / 2) (VE)
+]
+
+
+class Layer(NamedTuple):
+    """What `features` hands out there: `tokens` of `width` each, the first `extras` of them not of the image."""
+
+    name: str
+    tokens: int
+    width: int
+    extras: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture(ABC):
+    """A backbone to the last number: what `selfguide.models.build` builds."""
+
+    size: int  # edge of the square input
+    channels: int
+    learn_sigma: bool = (
+        False  # twice the output channels; the second half is cut off before the loss
+    )
+    classes: int = 0  # K of ids and multi-hots, without null and unconditional
+    dense: int = 0  # width of a dense condition (a feature or prototype), 0 for none
+    spatial: int = 0  # channels of a spatial condition: 1 for boxes, K for masks
+    dense_patch: int = 0  # width of a vector for each patch
+    time: TimeInput = "noise_1000"
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        """Names of the `Condition` fields that this network was built for."""
+        fields = {"id": self.classes, "multi_hot": self.classes, "dense": self.dense}
+        fields |= {"spatial": self.spatial, "patch": self.dense_patch}
+        return frozenset(name for name, width in fields.items() if width)
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[Layer, ...]:
+        """Everything `features` can return, in the order of the forward; counted from 1."""
+
+    @abstractmethod
+    def parameters(self) -> int:
+        """Trainable scalars, exactly."""
+
+    @abstractmethod
+    def forward_macs(self) -> int:
+        """Multiply-adds of one image's forward; training costs three times that, a MAC is two FLOPs."""
+
+    @property
+    def middle(self) -> int:
+        """The layer halfway, where U-shaped nets have their middle block."""
+        return (len(self.layers) + 1) // 2
+
+    def layer_of(self, which: int | str | None) -> Layer:
+        """That layer; None is the middle."""
+        return self.layers[(self.middle if which is None else self.layer(which)) - 1]
+
+    def layer(self, which: int | str) -> int:
+        """Number, from 1, of a layer given by number or name."""
+        names = [layer.name for layer in self.layers]
+        if isinstance(which, str) and which in names:
+            return names.index(which) + 1
+        if isinstance(which, int) and 1 <= which <= len(names):
+            return which
+        hint = nearest(which, names) if isinstance(which, str) else ""
+        raise UserError(
+            f"layer {which!r} is not one of this network's 1 to {len(names)} ({names[0]} to {names[-1]}){hint}"
+        )
+
+
+def require(holds: bool, field: str, value: Any, law: str) -> None:
+    """The one form of an impossible size: the field, its value, the law it breaks."""
+    if not holds:
+        raise UserError(f"model.{field}={value} {law}")

@@ -1,0 +1,102 @@
+"""DiT and LightningDiT in numbers (Peebles & Xie 2023, table 1; Yao et al. 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from selfguide.spec.architecture import Architecture, Layer, require
+
+TIME_FREQUENCIES = 256  # width of DiT's sinusoid
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTArchitecture(Architecture):
+    """A transformer over patches with adaLN-Zero; LightningDiT's parts are switches."""
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    cls_token: bool = False  # a learned token that collects what self-guidance reads
+    norm: Literal["layer", "rms"] = "layer"  # rms has a learned scale, layer none
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    rope: bool = False  # 2-d rotary positions on q and k, beside the fixed sinusoid
+    qk_norm: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            self.size % self.patch == 0,
+            "patch",
+            self.patch,
+            f"does not divide the input edge {self.size}; take one of its divisors",
+        )
+        require(
+            self.width % self.heads == 0,
+            "heads",
+            self.heads,
+            f"does not divide model.width={self.width}",
+        )
+        require(
+            self.width % 4 == 0,
+            "width",
+            self.width,
+            "must be a multiple of 4 for the 2-d sinusoid of positions",
+        )
+        require(
+            not self.rope or self.head_width % 4 == 0,
+            "rope",
+            self.rope,
+            f"turns pairs along two axes: a head's width, here {self.head_width}, must be a multiple of 4",
+        )
+
+    @property
+    def edge(self) -> int:
+        """Patches along one side."""
+        return self.size // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Patch tokens, without [CLS]."""
+        return self.edge**2
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Width inside the MLP; SwiGLU has three matrices, so two thirds of it."""
+        return 4 * self.width if self.mlp == "gelu" else int(2 / 3 * 4 * self.width)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        extras = int(self.cls_token)
+        return tuple(
+            Layer(f"block_{i}", self.tokens + extras, self.width, extras)
+            for i in range(1, self.depth + 1)
+        )
+
+    def parameters(self) -> int:
+        d, p2, norms = self.width, self.patch**2, self.norm == "rms"
+        embed = p2 * (self.channels + self.spatial) * d + d
+        time = TIME_FREQUENCIES * d + d + d * d + d
+        condition = self.classes * d + 2 * d + (self.dense * d + d if self.dense else 0)
+        patchwise = self.dense_patch * d + d + 2 * d if self.dense_patch else 0
+        attention = (3 * d * d + 3 * d) + (d * d + d) + 2 * self.head_width * self.qk_norm
+        if self.mlp == "gelu":
+            mlp = (d * self.hidden + self.hidden) + (self.hidden * d + d)
+        else:
+            mlp = 2 * (d * self.hidden + self.hidden) + (self.hidden * d + d)
+        block = attention + mlp + (6 * d * d + 6 * d) + 2 * d * norms
+        final = (2 * d * d + 2 * d) + (d * p2 * self.out_channels + p2 * self.out_channels)
+        ends = embed + time + condition + patchwise + final + d * norms
+        return ends + self.depth * block + (d if self.cls_token else 0)
+
+    def forward_macs(self) -> int:
+        d, n, p2 = self.width, self.tokens + int(self.cls_token), self.patch**2
+        mlp = (2 if self.mlp == "gelu" else 3) * n * d * self.hidden
+        block = 4 * n * d * d + mlp + 2 * n * n * d + 6 * d * d
+        ends = self.tokens * p2 * d * (self.channels + self.spatial + self.out_channels)
+        told = self.dense * d + self.tokens * self.dense_patch * d
+        return self.depth * block + ends + 3 * d * d + TIME_FREQUENCIES * d + told
