@@ -1,15 +1,18 @@
 """DiT: the published sizes, the closed formulas, and gradients into every parameter whatever the condition."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from selfguide.conditions import Condition
+from selfguide.conditions import Condition, check_condition
 from selfguide.models import build
 from selfguide.models.backbone import pool
-from selfguide.models.dit import DiT
+from selfguide.models.dit import DiT, grid_positions, rotate, rotations
 from selfguide.spec.dit import DiTArchitecture
-from selfguide.spec.sizes import TABLE, row
+from selfguide.spec.sizes import TABLE, override, row
 from shards.errors import UserError
 
 # Peebles & Xie 2023, table 1, millions; patch 2, 256 px latents, 1000 classes, learned sigma
@@ -25,32 +28,106 @@ def test_published_counts_hold(name: str) -> None:
     assert row(name).forward_macs() / 1e9 == pytest.approx(GMACS[name], rel=0.005)
 
 
-@pytest.mark.parametrize("name", sorted(TABLE))
+NAMES = sorted(n for n in TABLE if isinstance(TABLE[n], DiTArchitecture))
+MODERN: dict = {"norm": "rms", "mlp": "swiglu", "rope": True, "qk_norm": True}  # LightningDiT's
+
+
+def test_ddaes_and_lightnings_counts_hold() -> None:
+    # Xiang et al. 2025: unconditional DiT-B/1 on 16 x 16 x 32; Yao et al. 2025: XL/1 on the same
+    small = override("dit_b_1", size=16, channels=32, classes=0, learn_sigma=False)
+    assert small.parameters() / 1e6 == pytest.approx(129.8, rel=0.005)
+    assert override("lightningdit_b_1", classes=0).parameters() / 1e6 == pytest.approx(
+        129.8, rel=0.005
+    )
+    assert row("lightningdit_xl_1").parameters() / 1e6 == pytest.approx(675, rel=0.005)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_closed_formula_counts_what_is_built(name: str) -> None:
+    told = {"cls_token": True, "classes": 0, "dense": 96, "spatial": 3, "dense_patch": 8}
     with torch.device("meta"):
-        for overrides in (
-            {},
-            {"cls_token": True, "classes": 0, "dense": 96, "depth": 2, "learn_sigma": False},
-        ):
+        for overrides in ({}, {"depth": 2, "learn_sigma": False, **told}, {"depth": 2, **MODERN}):
             net = build(name, **overrides)
             assert sum(p.numel() for p in net.parameters()) == net.net.parameters()
 
 
-def test_flops_equal_torchs_counter() -> None:
-    net = build("dit_digits", dense=64, cls_token=True)
+@pytest.mark.parametrize(
+    "overrides", [{}, {"spatial": 2, "dense_patch": 8}, MODERN], ids=["plain", "told", "modern"]
+)
+def test_flops_equal_torchs_counter(overrides: dict) -> None:
+    net = build("dit_digits", dense=64, cls_token=True, **overrides)
+    told = {"dense": torch.randn(1, 64)}
+    if net.net.spatial:
+        told |= {"spatial": torch.rand(1, 2, 8, 8), "patch": torch.randn(1, 16, 8)}
     counter = FlopCounterMode(display=False)
     with (
         counter,
         torch.no_grad(),
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
     ):
-        net(torch.randn(1, 1, 8, 8), torch.rand(1), Condition.told(dense=torch.randn(1, 64)))
+        net(torch.randn(1, 1, 8, 8), torch.rand(1), Condition.told(**told))
     assert counter.get_total_flops() == 2 * net.net.forward_macs()
 
 
-def small(**overrides: int) -> DiT:
+def test_rotary_scores_depend_on_the_offset_only() -> None:
+    edge, width = 5, 16
+    turn = rotations(edge, width)
+    q, k = torch.randn(2, 1, 1, 1, width).expand(2, 1, 1, edge * edge, width)
+    scores = (rotate(q, *turn) @ rotate(k, *turn).mT)[0, 0].view(edge, edge, edge, edge)
+    # the same step, one row down and two columns right, wherever it starts
+    steps = [scores[i, j, i + 1, j + 2] for i in range(edge - 1) for j in range(edge - 2)]
+    torch.testing.assert_close(
+        torch.stack(steps), steps[0].expand(len(steps)), rtol=1e-4, atol=1e-4
+    )
+    assert (scores[0, 0, 0, 1] - scores[0, 0, 1, 0]).abs() > 1e-3  # rows and columns differ
+
+
+def test_positions_are_the_releases() -> None:
+    """Column before row, sines before cosines: weights trained on other positions would not fit."""
+    edge, width = 4, 16
+    table = grid_positions(edge, width).double()
+    for token in range(edge * edge):
+        for axis, at in enumerate((token % edge, token // edge)):
+            half = table[token, axis * 8 : axis * 8 + 8]
+            rates = [10_000 ** (-i / 4) for i in range(4)]
+            wanted = [math.sin(at * r) for r in rates] + [math.cos(at * r) for r in rates]
+            torch.testing.assert_close(
+                half, torch.tensor(wanted, dtype=torch.float64), atol=1e-6, rtol=0
+            )
+
+
+def test_normalised_queries_and_keys_bound_the_scores() -> None:
+    net = small(qk_norm=True, norm="rms", heads=4)
+    attention = net.blocks[0].attention
+    torch.nn.init.ones_(attention.q_norm.weight)
+    q = attention.q_norm(1e4 * torch.randn(2, 4, 17, 8))
+    torch.testing.assert_close(q.square().mean(-1), torch.ones(2, 4, 17), rtol=1e-4, atol=1e-4)
+
+
+def test_several_groups_are_told_as_the_mean_of_their_rows() -> None:
+    net, x, tau = small(classes=5), torch.randn(2, 2, 8, 8), torch.rand(2)
+    one = torch.nn.functional.one_hot(torch.tensor([3, 1]), 5)
+    torch.testing.assert_close(
+        net(x, tau, Condition.told(multi_hot=one)),
+        net(x, tau, Condition.told(id=torch.tensor([3, 1]))),
+    )
+    both = Condition.told(multi_hot=torch.tensor([[1, 0, 0, 1, 0]]))
+    rows = net.condition.labels.weight
+    torch.testing.assert_close(net.condition(both)[0], (rows[0] + rows[3]) / 2)
+
+
+def test_masks_and_patch_vectors_are_dropped_with_the_rest() -> None:
+    net, x, tau = small(spatial=1, dense_patch=6), torch.randn(2, 2, 8, 8), torch.rand(2)
+    told = Condition.told(spatial=torch.rand(2, 1, 8, 8), patch=torch.randn(2, 16, 6))
+    other = Condition.told(spatial=torch.rand(2, 1, 8, 8), patch=torch.randn(2, 16, 6))
+    assert not torch.allclose(net(x, tau, told), net(x, tau, other))
+    torch.testing.assert_close(net(x, tau, told.null()), net(x, tau, other.null()))
+
+
+def small(**overrides: Any) -> DiT:
     torch.manual_seed(0)
-    net = DiT(DiTArchitecture(size=8, channels=2, patch=2, width=32, depth=3, heads=4, **overrides))
+    shape = {"size": 8, "channels": 2, "patch": 2, "width": 32, "depth": 3, "heads": 4}
+    net = DiT(DiTArchitecture(**(shape | overrides)))
     for parameter in net.parameters():  # zero gates would hide what is behind them
         torch.nn.init.normal_(parameter, std=0.1)
     return net
@@ -59,8 +136,10 @@ def small(**overrides: int) -> DiT:
 @pytest.mark.parametrize("kind", ["told", "null", "unconditional"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_parameter_gets_a_gradient_in_every_state(kind: str, dtype: torch.dtype) -> None:
-    net = small(dense=8, cls_token=True).to(dtype)
-    told = Condition.told(dense=torch.randn(4, 8))
+    net = small(dense=8, cls_token=True, spatial=1, dense_patch=5, **MODERN).to(dtype)
+    told = Condition.told(
+        dense=torch.randn(4, 8), spatial=torch.rand(4, 1, 8, 8), patch=torch.randn(4, 16, 5)
+    )
     condition = {"told": told, "null": told.null(), "unconditional": Condition.unconditional(4)}[
         kind
     ]
@@ -106,6 +185,8 @@ def test_at_initialisation_the_network_predicts_zero() -> None:
     [
         ({"patch": 3}, "model.patch=3 does not divide"),
         ({"heads": 5}, "model.heads=5 does not divide"),
+        ({"heads": 32, "rope": True}, "model.rope=True turns pairs"),
+        ({"depht": 2}, "model.depht is not a field of dit_digits; did you mean 'depth'"),
     ],
 )
 def test_impossible_sizes_are_named(change: dict, words: str) -> None:
@@ -120,6 +201,10 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 
 def test_wrong_inputs_are_refused() -> None:
     net = small(classes=3)
+    with pytest.raises(UserError, match="layer 9 is not one of this network's 1 to 3"):
+        net.features(torch.randn(2, 2, 8, 8), torch.rand(2), Condition.unconditional(2), 9)
+    with pytest.raises(UserError, match="id=3 is not one of this network's 3 groups; take 0 to 2"):
+        check_condition(Condition.told(id=torch.tensor([0, 3])), net.net)
     with pytest.raises(ValueError, match="expected images of shape"):
         net(torch.randn(2, 1, 8, 8), torch.rand(2), Condition.unconditional(2))
     with pytest.raises(UserError, match=r"condition.dense was given, and this network takes id"):
