@@ -1,0 +1,78 @@
+"""Every backbone by name, at its real width and two layers deep: forward, backward, every condition, both dtypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from selfguide.conditions import Condition
+from selfguide.models import build
+from selfguide.models.backbone import Backbone
+from selfguide.spec.architecture import Architecture
+from selfguide.spec.sizes import TABLE
+
+SPATIAL, GROUPS = 2, 7
+
+
+def shallow(name: str) -> dict[str, Any]:
+    """Overrides that leave the width and make the net two layers deep, with every condition its family takes."""
+    net = TABLE[name]
+    inputs: dict[str, Any] = {"classes": GROUPS, "spatial": SPATIAL}
+    if hasattr(net, "patch"):  # a transformer; a few tokens are enough
+        few = {"size": 4 * net.patch, "depth": 2}
+        return inputs | few | {"dense": net.width, "dense_patch": net.width}
+    return inputs | {"size": 16, "blocks": 1, "dense": 24}
+
+
+def told(net: Architecture, what: tuple[str, ...], batch: int) -> Condition:
+    """A condition with these fields, in the shapes the net takes."""
+    values: dict[str, Tensor] = {
+        "id": torch.arange(batch) % GROUPS,
+        "multi_hot": (torch.rand(batch, GROUPS) < 0.5).float(),
+        "dense": torch.nn.functional.normalize(torch.randn(batch, max(net.dense, 1)), dim=1),
+        "spatial": torch.rand(batch, SPATIAL, net.size, net.size).round(),
+        "patch": torch.randn(batch, getattr(net, "tokens", 1), max(net.dense_patch, 1)),
+    }
+    return Condition.told(**{name: values[name] for name in what})
+
+
+def kinds(net: Architecture) -> list[tuple[str, ...]]:
+    """Each field alone, and all of them but the multi-hot, which says what the id says."""
+    alone = [(name,) for name in sorted(net.accepts)]
+    return [*alone, tuple(sorted(net.accepts - {"multi_hot"}))]
+
+
+def finite_step(model: Backbone, condition: Condition, dtype: torch.dtype) -> None:
+    net = model.net
+    x = torch.randn(len(condition), net.channels, net.size, net.size, dtype=dtype)
+    out = model(x, torch.rand(len(condition)), condition)
+    assert out.shape == (len(condition), net.out_channels, net.size, net.size)
+    assert out.dtype == dtype and out.isfinite().all()
+    model.zero_grad(set_to_none=True)
+    (out.float() - 1).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_forward_and_backward_at_real_width(name: str, dtype: torch.dtype) -> None:
+    """At the published input; the conditions' own test below uses a smaller one."""
+    torch.manual_seed(0)
+    changes = {"depth": 2} if hasattr(TABLE[name], "patch") else {"blocks": 1}
+    model = build(name, **changes).to(dtype)
+    finite_step(model, Condition.unconditional(1), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_every_condition_it_accepts(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = build(name, **shallow(name)).to(dtype)
+    for what in kinds(model.net):
+        condition = told(model.net, what, 3).drop(torch.tensor([False, True, False]))
+        finite_step(model, condition, dtype)
