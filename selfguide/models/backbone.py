@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +19,7 @@ class Backbone(nn.Module, ABC):
     """(B, C, H, W), (B,) noise-times in [0, 1], condition -> (B, C_out, H, W)."""
 
     recompute = False  # forget activations inside blocks, compute them again in backward
+    channels_last = False  # images with their channels side by side in memory: for convolutions on GPUs
 
     def __init__(self, net: Architecture) -> None:
         super().__init__()
@@ -55,6 +57,13 @@ class Backbone(nn.Module, ABC):
 
     def _number(self, layer: int | str | None) -> int | None:
         return None if layer is None else self.net.layer(layer)
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) as it is to lie in memory; convolutions hand the layout on, whatever their weights'.
+
+        To be asked of the first convolution's output: with a single channel both layouts are one.
+        """
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
     def _check(self, x: Tensor, condition: Condition) -> None:
         expected = (self.net.channels, self.net.size, self.net.size)

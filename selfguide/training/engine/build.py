@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from selfguide.distributed import Place
+from selfguide.models.execution import prepare
 from selfguide.spec.config import Config
 from selfguide.student import Student
 from selfguide.training.engine.deepspeed import DeepSpeedEngine
@@ -20,8 +21,13 @@ def micro_batch(config: Config, world: int) -> int:
 
 
 def build_engine(config: Config, student: Student, place: Place) -> Engine:
-    """An engine over `student`, which it takes over and moves to the rank's device."""
+    """An engine over `student`, which it takes over, moves to the rank's device and prepares to run as asked.
+
+    Raises:
+        UserError: engine.compile where nothing can be compiled.
+    """
     student = student.to(place.device)
+    prepare(student.backbone, config.engine, place.device)
     micro, accumulate = micro_batch(config, place.world), accumulation(config, place.world)
     if config.engine.backend == "torch":
         dtype = DTYPES[config.engine.dtype]

@@ -1,0 +1,57 @@
+"""How a backbone is run in training: compiled block by block, activations recomputed, images stored channels last.
+
+None of it changes what is computed, nor the names and shapes of the weights, so snapshots and checkpoints know
+nothing of it. Sampling and evaluation run the plain net: they build it from a snapshot and come with other batches.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from selfguide.models.backbone import Backbone
+from selfguide.spec.config import EngineConfig
+from shards.errors import UserError
+
+
+def prepare(backbone: Backbone, engine: EngineConfig, device: torch.device) -> None:
+    """Makes `backbone` run as `engine` asks, in place; before an engine takes it over.
+
+    A deep copy keeps recomputation and layout and is not compiled: prepare it again.
+
+    Raises:
+        UserError: engine.compile where nothing can be compiled for `device`.
+    """
+    backbone.recompute = engine.recompute
+    backbone.channels_last = engine.channels_last
+    if engine.compile:
+        _require_compiler(device)
+        _compile(backbone)
+
+
+def _compile(backbone: Backbone) -> None:
+    """Every block by itself: equal blocks share one graph, where the whole net would be one large one to compile.
+
+    Graphs are made for one batch size, that of the run. A block that cannot be one graph is an error, or part of it
+    would go on slowly and in silence.
+    """
+    blocks = list(backbone.repeated())
+    # torch counts the graphs of all blocks together and goes back to eager after eight: a UNet has more kinds of
+    # blocks than that, each with a graph for training and one for features
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 4 * len(blocks))
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 8 * len(blocks))
+    for block in blocks:
+        block.compile(fullgraph=True, dynamic=False)
+
+
+def _require_compiler(device: torch.device) -> None:
+    """Compiles one addition: a missing compiler is found now, not behind the first batch."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except RuntimeError as error:
+        needed = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler"
+        cause = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"engine.compile=true needs {needed} on every node, and torch could compile nothing for "
+            f"{device.type} ({cause}); install g++ or name one in CXX, or set engine.compile=false"
+        ) from error
