@@ -19,7 +19,7 @@ class Backbone(nn.Module, ABC):
     """(B, C, H, W), (B,) noise-times in [0, 1], condition -> (B, C_out, H, W)."""
 
     recompute = False  # forget activations inside blocks, compute them again in backward
-    channels_last = False  # images with their channels side by side in memory: for convolutions on GPUs
+    channels_last = False  # activations in that layout: for convolutions on GPUs
 
     def __init__(self, net: Architecture) -> None:
         super().__init__()
