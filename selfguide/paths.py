@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from selfguide.spec.config import PathConfig
+from selfguide.spec.conventions import DDPM_STEPS
+from shards.errors import UserError
 
 Quantity = Literal["x0", "eps", "v", "score"]
 
@@ -44,7 +46,7 @@ class Path(ABC):
 
     @abstractmethod
     def noise_time(self, sigma: Tensor) -> Tensor:
-        """The noise-time of noise level `sigma`: the inverse of `sigma`."""
+        """The noise-time of a noise level that the path has: the inverse of `sigma`."""
 
     def sigma(self, tau: Tensor) -> Tensor:
         """Noise level b / a; infinite where nothing of the data is left."""
@@ -52,7 +54,7 @@ class Path(ABC):
         return b / a
 
     def training_time(self, u: Tensor) -> Tensor:
-        """Uniform numbers in (0, 1) -> uniform noise-times on the path."""
+        """Numbers in (0, 1) -> noise-times that are trained; uniform ones stay uniform."""
         return u
 
     def grid(self, steps: int) -> Tensor:
@@ -108,7 +110,7 @@ class RectifiedFlow(Path):
         return 1 - tau, b, -one, (1 - self.sigma_min) * one
 
     def noise_time(self, sigma: Tensor) -> Tensor:
-        return (sigma - self.sigma_min) / (1 + sigma - self.sigma_min)
+        return _share(sigma - self.sigma_min)
 
 
 class VariancePreserving(Path):
@@ -144,17 +146,17 @@ class DDPM(Path):
     from 0.00085 to 0.012.
     """
 
-    def __init__(self, betas: str = "linear", steps: int = 1000) -> None:
+    def __init__(self, betas: str = "linear", steps: int = DDPM_STEPS) -> None:
         if betas == "linear":
             beta = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
         else:
             beta = torch.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=torch.float64).square()
         zero = torch.zeros(1, dtype=torch.float64)
-        self.steps = steps
+        self.steps, self.last = steps, 1 / steps  # v is infinite at 0
         self.log_a = torch.cat((zero, torch.log1p(-beta).cumsum(0) / 2))  # (T + 1,)
 
     def coefficients(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        table = self.log_a.to(tau.device)
+        table = self._table(tau.device)
         # fp32 noise-times are a rounding away from their table entry: take the entry itself
         t = (tau.double() * self.steps).clamp(0, self.steps)
         near = t.round()
@@ -166,19 +168,29 @@ class DDPM(Path):
         return _preserving(log_a, (high - low) * self.steps, tau.dtype)
 
     def noise_time(self, sigma: Tensor) -> Tensor:
-        wanted = -torch.log1p(sigma.double().square()) / 2  # log a
-        falling = -self.log_a.to(sigma.device)
-        upper = torch.searchsorted(falling, -wanted).clamp(1, self.steps)
-        low, high = falling[upper - 1], falling[upper]
-        t = upper - 1 + (-wanted - low) / (high - low)
+        wanted = torch.log1p(sigma.double().square()) / 2  # -log a
+        rising = -self._table(sigma.device)
+        upper = torch.searchsorted(rising, wanted).clamp(1, self.steps)
+        low, high = rising[upper - 1], rising[upper]
+        t = upper - 1 + (wanted - low) / (high - low)
         return (t / self.steps).to(sigma.dtype)
 
     def training_time(self, u: Tensor) -> Tensor:
         return (u * self.steps).ceil().clamp(1, self.steps) / self.steps
 
     def grid(self, steps: int) -> Tensor:
-        """Whole table entries, evenly spaced."""
-        return super().grid(steps).mul(self.steps).round() / self.steps
+        """Whole table entries, evenly spaced, and data at the end."""
+        if steps > self.steps:
+            raise UserError(
+                f"sampler.steps={steps}: this path has {self.steps} noise levels; take {self.steps} or fewer"
+            )
+        return torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round() / self.steps
+
+    def _table(self, device: torch.device) -> Tensor:
+        """The table on that device, where it then stays: no step waits for a copy of it."""
+        if self.log_a.device != device:
+            self.log_a = self.log_a.to(device)
+        return self.log_a
 
 
 def _preserving(
@@ -209,7 +221,7 @@ class VarianceExploding(Path):
         return one, tau / (1 - tau), 0 * one, (1 - tau) ** -2
 
     def noise_time(self, sigma: Tensor) -> Tensor:
-        return sigma / (1 + sigma)
+        return _share(sigma)
 
     def grid(self, steps: int) -> Tensor:
         """N noise levels from sigma_max to sigma_min, and then 0 (EDM, eq. 5)."""
@@ -220,6 +232,11 @@ class VarianceExploding(Path):
     def clock(self, tau: Tensor) -> tuple[Tensor, Tensor]:
         _, b, _, db = self.coefficients(tau)
         return b, db
+
+
+def _share(ratio: Tensor) -> Tensor:
+    """ratio / (1 + ratio), and 1 at infinity."""
+    return 1 / (1 + 1 / ratio)
 
 
 def build_path(config: PathConfig) -> Path:

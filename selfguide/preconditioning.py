@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from selfguide.paths import Estimate, Path, per_image
-from selfguide.spec.config import Prediction
+from selfguide.paths import Estimate, Path, build_path, per_image
+from selfguide.spec.config import PathConfig, Prediction
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,19 @@ class Preconditioning:
             self.path.first - 1e-3 if pure_noise and self.prediction == "eps" else self.path.first
         )
 
+    @property
+    def last(self) -> float:
+        """Where an adaptive solver ends: noise cannot be read off a data prediction where none is left."""
+        pure_data = self.path.coefficients(torch.tensor(self.path.last))[1] == 0
+        return self.path.last + 1e-3 if pure_data and self.prediction == "x0" else self.path.last
+
     def net_input(self, x: Tensor, tau: Tensor) -> Tensor:
         """What the network reads in place of `x`, with unit variance under EDM."""
         return x * self._edm(tau, x)[0] if self.prediction == "edm" else x
+
+    def noised(self, x0: Tensor, eps: Tensor, tau: Tensor) -> Tensor:
+        """What the network reads of images `x0` (B, C, H, W) at noise-times `tau` (B,)."""
+        return self.net_input(self.path.interpolate(x0, eps, tau), tau)
 
     def estimate(self, output: Tensor, x: Tensor, tau: Tensor) -> Estimate:
         """Raw output -> x0, eps and v, in the dtype of the state `x`."""
@@ -43,11 +53,11 @@ class Preconditioning:
         return self.path.estimate("x0", skip * x + out * output, x, tau)
 
     def target(self, x0: Tensor, eps: Tensor, tau: Tensor) -> Tensor:
-        """What the raw output should have been."""
+        """What the raw output should have been, (B, C, H, W)."""
         if self.prediction == "edm":
-            x = self.path.interpolate(x0, eps, tau)
-            _, skip, out = self._edm(tau, x)
-            return (x0 - skip * x) / out
+            # (x0 - c_skip x) / c_out, without its cancellation at small sigma
+            sigma, sd = per_image(self.path.sigma(tau), x0), self.sigma_data
+            return (sigma / sd * x0 - sd * eps) * (sigma * sigma + sd * sd).rsqrt()
         if self.prediction == "v":
             return self.path.velocity(x0, eps, tau)
         return x0 if self.prediction == "x0" else eps
@@ -66,3 +76,8 @@ class Preconditioning:
         sigma, sd = per_image(self.path.sigma(tau), like), self.sigma_data
         total = sigma * sigma + sd * sd
         return total.rsqrt(), sd * sd / total, sigma * sd * total.rsqrt()
+
+
+def build_preconditioning(config: PathConfig) -> Preconditioning:
+    """The configured path with what is predicted on it."""
+    return Preconditioning(build_path(config), config.prediction, config.sigma_data)

@@ -12,21 +12,27 @@ from selfguide.conditions import Condition
 from selfguide.guidance.head import PrototypeHead
 from selfguide.models import assemble
 from selfguide.models.backbone import Backbone, pool
+from selfguide.objectives import Uncertainty
+from selfguide.paths import build_path
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.sizes import architecture, feature_width
 
 
 class Outputs(NamedTuple):
-    """velocity (B, C, H, W); scores (B, K) of the guidance head, None without one."""
+    """The raw prediction (B, C, H, W), a learned sigma cut off; scores (B, K) of the guidance head, u (B,) of the
+    uncertainty, each None without its module.
+    """
 
-    velocity: Tensor
+    prediction: Tensor
     scores: Tensor | None
+    log_variance: Tensor | None
 
 
 @dataclass
 class Batch:
     """One micro-batch on its way through a step; tensors are on the rank's device.
 
+    `x` is what the network reads: preconditioned, in its dtype.
     `features` (B, F) is what the guidance head reads; None lets it read the training view.
     """
 
@@ -50,26 +56,27 @@ class Student(nn.Module):
         *,
         layer: int = 0,
         pooling: str = "cls",
+        uncertainty: Uncertainty | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head, self.uncertainty = backbone, head, uncertainty
         self.layer, self.pooling = layer, pooling
         self.extras = backbone.net.layers[layer - 1].extras if layer else 0
 
     def forward(
         self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None = None
     ) -> Outputs:
+        u = self.uncertainty(tau) if self.uncertainty is not None else None
         if self.head is None:
-            return Outputs(self.velocity(x, tau, condition), None)
+            return Outputs(self.predict(x, tau, condition), None, u)
         if features is None:
             out, tokens = self.backbone(x, tau, condition, capture=self.layer)
             # stop-gradient: L_SK trains the head and the prototypes only (SGFM, section 3.2)
-            return Outputs(
-                self._cut(out), self.head(pool(tokens.detach(), self.pooling, self.extras))
-            )
-        return Outputs(self.velocity(x, tau, condition), self.head(features))
+            scores = self.head(pool(tokens.detach(), self.pooling, self.extras))
+            return Outputs(self._cut(out), scores, u)
+        return Outputs(self.predict(x, tau, condition), self.head(features), u)
 
-    def velocity(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
+    def predict(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
         """(B, C, H, W); a learned sigma, where the architecture has one, is cut off."""
         return self._cut(self.backbone(x, tau, condition))
 
@@ -83,14 +90,14 @@ class Student(nn.Module):
 
 
 class Sampled(nn.Module):
-    """A student as the samplers see it: velocity only."""
+    """A student as the samplers see it: the prediction only."""
 
     def __init__(self, student: Student) -> None:
         super().__init__()
         self.student = student
 
     def forward(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
-        return self.student.velocity(x, tau, condition)
+        return self.student.predict(x, tau, condition)
 
 
 def build_student(config: Config, seed: int) -> Student:
@@ -99,12 +106,15 @@ def build_student(config: Config, seed: int) -> Student:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = assemble(net)
-        guidance = config.guidance
-        if not isinstance(guidance, OnlineGuidance):
-            return Student(backbone, None)
-        features = feature_width(guidance, net)
-        head = PrototypeHead(
-            features, guidance.head_width or features // 2, net.dense, guidance.groups
-        )
+        guidance, head = config.guidance, None
+        if isinstance(guidance, OnlineGuidance):
+            features = feature_width(guidance, net)
+            head = PrototypeHead(
+                features, guidance.head_width or features // 2, net.dense, guidance.groups
+            )
+        learned = config.path.weighting == "uncertainty"
+        uncertainty = Uncertainty(build_path(config.path)) if learned else None
+    if not isinstance(guidance, OnlineGuidance):
+        return Student(backbone, None, uncertainty=uncertainty)
     layer = guidance.layer or net.middle
-    return Student(backbone, head, layer=layer, pooling=guidance.pooling)
+    return Student(backbone, head, layer=layer, pooling=guidance.pooling, uncertainty=uncertainty)

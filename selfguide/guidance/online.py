@@ -22,7 +22,7 @@ from torch import Tensor
 from selfguide.conditions import Condition
 from selfguide.distributed import world_size
 from selfguide.guidance.source import dropped, frequencies, sum_counts
-from selfguide.paths import Path, build_path
+from selfguide.preconditioning import Preconditioning, build_preconditioning
 from selfguide.randomness import normal
 from selfguide.sinkhorn import sinkhorn
 from selfguide.spec.config import OnlineGuidance, PathConfig
@@ -31,11 +31,15 @@ from selfguide.student import Batch, Outputs, Student
 
 @torch.no_grad()
 def extract(
-    student: Student, path: Path, config: OnlineGuidance, x0: Tensor, eps: Tensor
+    student: Student,
+    preconditioning: Preconditioning,
+    config: OnlineGuidance,
+    x0: Tensor,
+    eps: Tensor,
 ) -> Tensor:
     """(B, F) features of images noised to `noise_time`, told nothing."""
     tau = x0.new_full((len(x0),), config.noise_time, dtype=torch.float32)
-    x = path.interpolate(x0, eps, tau).to(next(student.parameters()).dtype)
+    x = preconditioning.noised(x0, eps, tau).to(next(student.parameters()).dtype)
     return student.features(x, tau, Condition.unconditional(len(x0), x0.device))
 
 
@@ -51,7 +55,7 @@ class OnlineSource:
 
     def __init__(self, config: OnlineGuidance, path: PathConfig, seed: int, switch: int) -> None:
         self.config, self.seed, self.switch = config, seed, switch
-        self.path = build_path(path)
+        self.preconditioning = build_preconditioning(path)
         # of told ids on this rank: in the window that is full, and in the one that fills
         self.counts = torch.zeros(2, config.groups, dtype=torch.int64)
         self._images = -1  # at the last step that told
@@ -61,7 +65,9 @@ class OnlineSource:
         telling = batch.images >= self.switch
         if telling or self.config.view == "extraction":
             eps = normal(self.seed, "extraction-noise", batch.position, tuple(batch.x0.shape[1:]))
-            features = extract(teacher, self.path, self.config, batch.x0, eps.to(batch.x0.dtype))
+            features = extract(
+                teacher, self.preconditioning, self.config, batch.x0, eps.to(batch.x0.dtype)
+            )
             if self.config.view == "extraction":
                 batch.features = features
         if not telling:

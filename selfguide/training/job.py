@@ -12,7 +12,7 @@ import shards
 from selfguide.autoencoders import Normaliser
 from selfguide.distributed import Place, join, leave
 from selfguide.guidance.build import build_source
-from selfguide.paths import build_path
+from selfguide.objectives import build_objective
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.files import read_config
 from selfguide.spec.run import Lease, RunFolder
@@ -86,8 +86,8 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
     data = {"manifest": manifest.hash, "root": config.data.root, "header": header}
     try:
         normaliser = Normaliser.of(header)
-        path = build_path(config.path)
-        train(Training(config, place, state, stream, path, normaliser, data, telemetry, lease))
+        objective = build_objective(config.path)
+        train(Training(config, place, state, stream, objective, normaliser, data, telemetry, lease))
     finally:
         stream.close()
     telemetry.say("done", state.images)

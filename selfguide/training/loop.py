@@ -11,8 +11,7 @@ import torch
 
 from selfguide.autoencoders import Normaliser
 from selfguide.distributed import Place
-from selfguide.objectives import draw_times, flow_loss
-from selfguide.paths import Path
+from selfguide.objectives import Objective, draw_times
 from selfguide.randomness import normal
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.run import Lease
@@ -31,7 +30,7 @@ class Training:
     place: Place
     state: State
     stream: Iterator[dict[str, np.ndarray]]  # this rank's micro-batches
-    path: Path
+    objective: Objective
     normaliser: Normaliser
     data: dict[str, Any]  # manifest hash and header, for snapshots
     telemetry: Telemetry
@@ -72,8 +71,9 @@ def step(job: Training) -> bool:
         batch = prepare(job, next(job.stream))
         condition = source.condition(batch, teacher)
         outputs = engine.forward(batch.x, batch.tau, condition, batch.features)
-        target = job.path.velocity(batch.x0, batch.eps, batch.tau)
-        flow = flow_loss(outputs.velocity, target).mean()
+        flow = job.objective.losses(
+            outputs.prediction, batch.x0, batch.eps, batch.tau, outputs.log_variance
+        ).mean()
         guidance = source.loss(outputs, batch)
         engine.backward(flow if guidance is None else flow + guidance)
         losses = {"loss": flow} if guidance is None else {"loss": flow, "guidance_loss": guidance}
@@ -92,10 +92,11 @@ def prepare(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     """A micro-batch on the device: normalised images, and noise that is theirs wherever they are trained."""
     config, device = job.config, job.place.device
     position = torch.as_tensor(arrays["position"], device=device)
-    x0 = job.normaliser.encode(torch.as_tensor(arrays["x"], device=device))
+    x0 = job.normaliser.encode(torch.as_tensor(arrays["x"], device=device), config.seed, position)
     eps = normal(config.seed, "noise", position, tuple(x0.shape[1:]))
-    tau = draw_times(config.path, job.path, config.seed, position)
-    x = job.path.interpolate(x0, eps, tau).to(DTYPES[config.engine.dtype])
+    preconditioning, share = job.objective.preconditioning, job.state.images / config.train.images
+    tau = draw_times(config.path, preconditioning.path, config.seed, position, share)
+    x = preconditioning.noised(x0, eps, tau).to(DTYPES[config.engine.dtype])
     label = torch.as_tensor(arrays["y"], device=device) if "y" in arrays else None
     return Batch(x0, eps, tau, x, position, label, job.state.images)
 

@@ -67,7 +67,7 @@ def step(engine: Engine, place: Place, number: int, micro: int, poison: bool = F
             x[rows].to(dtype), tau[rows], Condition.unconditional(micro), features[rows].to(dtype)
         )
         assert outputs.scores is not None
-        loss = outputs.velocity.float().square().mean() + outputs.scores.square().mean()
+        loss = outputs.prediction.float().square().mean() + outputs.scores.square().mean()
         engine.backward(loss * float("nan") if poison and place.rank == 1 else loss)
         done, m = engine.step(1e-2), m + 1
     return done

@@ -9,7 +9,7 @@ from selfguide.conditions import TOLD, UNCONDITIONAL
 from selfguide.distributed import Place, sum_over_ranks
 from selfguide.guidance.head import GlobalBatchNorm
 from selfguide.guidance.online import OnlineSource
-from selfguide.objectives import flow_loss
+from selfguide.objectives import build_objective
 from selfguide.spec.config import (
     ClusterConfig,
     Config,
@@ -69,7 +69,11 @@ def test_each_loss_moves_its_own_parameters_only() -> None:
         outputs = student(batch.x, batch.tau, condition, batch.features)
         guidance = source.loss(outputs, batch)
         assert guidance is not None and student.head is not None
-        flow = flow_loss(outputs.velocity, batch.eps - batch.x0).mean()
+        flow = (
+            build_objective(config.path)
+            .losses(outputs.prediction, batch.x0, batch.eps, batch.tau)
+            .mean()
+        )
         backbone, head = list(student.backbone.parameters()), list(student.head.parameters())
         by_guidance = torch.autograd.grad(
             guidance, backbone + head, retain_graph=True, allow_unused=True

@@ -51,7 +51,7 @@ def _timed(place: Place, config: Config, repeats: int) -> list[Row]:
         )
 
         def step(engine=engine) -> None:  # type: ignore[no-untyped-def]
-            engine.backward(engine.forward(x, tau, condition, None).velocity.square().mean())
+            engine.backward(engine.forward(x, tau, condition, None).prediction.square().mean())
             engine.step(1e-3)
 
         variants.append(Variant(name, step))
