@@ -10,13 +10,23 @@ import math
 import re
 
 from selfguide.spec.architecture import Architecture
-from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance
+from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, PathConfig
 from selfguide.spec.sizes import architecture
 from shards.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LEAST_EPSILON = 0.023  # exp(-2 / epsilon) must stay in fp32's range
 _DIGITS = (1, 8, 8)  # what fd_digits' feature net reads
+_BY_NOISE_TIME, _BY_SIGMA = ("uniform", "logit_normal"), ("log_normal", "log_uniform")
+# path -> predictions and time densities. What is not here has no sane size there: v is (1 + sigma)^2 eps on ve and edm,
+# sigma of uniform noise-times has no mean, EDM's mixture needs a = 1. A log-normal sigma is a logit-normal noise-time.
+_ON_PATH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "rectified_flow": (("v", "eps", "x0"), _BY_NOISE_TIME),
+    "ddpm": (("eps", "x0", "v"), _BY_NOISE_TIME),
+    "vp": (("eps", "x0", "v"), _BY_NOISE_TIME),
+    "ve": (("eps", "x0", "edm"), _BY_SIGMA),
+    "edm": (("edm", "x0", "eps"), _BY_SIGMA),
+}
 
 
 def validate(config: Config) -> None:
@@ -34,6 +44,7 @@ def validate(config: Config) -> None:
     _clock(config)
     _optimiser(config)
     _model(config)
+    _path(config)
     _sampling(config)
     _evaluation(config)
 
@@ -201,6 +212,81 @@ def _guidance(config: Config, net: Architecture) -> None:
     _within("guidance.drop", guidance.drop, 0.0, 1.0, below_high=True)
 
 
+def _path(config: Config) -> None:
+    path = config.path
+    predictions, densities = _ON_PATH[path.name]
+    for field, known in (("prediction", predictions), ("time_density", densities)):
+        value = getattr(path, field)
+        if value not in known:
+            raise UserError(
+                f"path.{field}={value} does not go with path.name={path.name}; take path.{field}={' or '.join(known)}"
+            )
+    _within("path.sigma_min", path.sigma_min, 0.0, 1.0, below_high=True)
+    _positive("path.sigma_data", path.sigma_data)
+    _within("path.time_mean", path.time_mean, -math.inf, math.inf)
+    _positive("path.time_std", path.time_std)
+    _unread(path)
+    _weighting(path)
+    _cosine(path, config.data.shape[0])
+    guidance = config.guidance
+    if isinstance(guidance, OnlineGuidance) and densities == _BY_SIGMA and guidance.noise_time == 1:
+        raise UserError(
+            f"guidance.noise_time={guidance.noise_time} is a noise level without end on path.name={path.name}; "
+            "take a value below 1"
+        )
+
+
+def _unread(path: PathConfig) -> None:
+    """A setting that nothing reads would still make another run of the same training."""
+    normal = path.time_density in ("logit_normal", "log_normal")
+    readers = {
+        "sigma_min": (path.name == "rectified_flow", "path.name=rectified_flow"),
+        "betas": (path.name == "ddpm", "path.name=ddpm"),
+        "sigma_data": (
+            path.prediction == "edm" or path.weighting != "plain",
+            "path.prediction=edm, path.weighting=edm or uncertainty",
+        ),
+        "time_mean": (normal, "path.time_density=logit_normal or log_normal"),
+        "time_std": (normal, "path.time_density=logit_normal or log_normal"),
+        "uniform_after": (path.time_density == "logit_normal", "path.time_density=logit_normal"),
+    }
+    for field, (read, reader) in readers.items():
+        value = getattr(path, field)
+        if not read and value != getattr(PathConfig(), field):
+            raise UserError(
+                f"path.{field}={value} is read with {reader} only; drop it or take that"
+            )
+
+
+def _weighting(path: PathConfig) -> None:
+    """EDM's weight on a raw x0 or eps grows as 1 / tau^2 at an end that uniform noise-times reach: no finite mean."""
+    share = path.uniform_after
+    if share is not None and not 0 < share < 1:
+        raise UserError(
+            f"path.uniform_after={share} is a share of training: take a value between 0 and 1, both excluded"
+        )
+    uniform = path.time_density == "uniform" or share is not None
+    raw = path.name == "rectified_flow" and path.prediction in ("x0", "eps")
+    if path.weighting != "plain" and uniform and raw:
+        raise UserError(
+            f"path.weighting={path.weighting} has no finite mean over uniform noise-times with "
+            f"path.prediction={path.prediction}; take path.prediction=v, or path.weighting=plain"
+        )
+
+
+def _cosine(path: PathConfig, channels: int) -> None:
+    _within("path.cosine", path.cosine, 0.0, math.inf)
+    if path.cosine and path.prediction != "v":
+        raise UserError(
+            f"path.cosine={path.cosine} compares velocities, and path.prediction={path.prediction}; take "
+            "path.prediction=v or path.cosine=0"
+        )
+    if path.cosine and channels == 1:
+        raise UserError(
+            f"path.cosine={path.cosine} compares directions over channels, and the data has one; take path.cosine=0"
+        )
+
+
 def _sampling(config: Config) -> None:
     sampler = config.sampler
     _at_least("sampler.steps", sampler.steps, 1)
@@ -208,8 +294,6 @@ def _sampling(config: Config) -> None:
     _positive("sampler.atol", sampler.atol)
     _within("sampler.g", sampler.g, 0.0, math.inf)
     _interval("sampler.interval", sampler.interval)
-    _within("path.time_mean", config.path.time_mean, -math.inf, math.inf)
-    _positive("path.time_std", config.path.time_std)
 
 
 def _evaluation(config: Config) -> None:
