@@ -16,6 +16,7 @@ from selfguide.objectives import Uncertainty
 from selfguide.paths import build_path
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.sizes import architecture, feature_width
+from shards.errors import UserError
 
 
 class Outputs(NamedTuple):
@@ -62,6 +63,8 @@ class Student(nn.Module):
         self.backbone, self.head, self.uncertainty = backbone, head, uncertainty
         self.layer, self.pooling = layer, pooling
         self.extras = backbone.net.layers[layer - 1].extras if layer else 0
+        if head is not None and pooling == "cls" and not getattr(backbone.net, "cls_token", False):
+            raise UserError("guidance.pooling=cls needs a network with model.cls_token=true")
 
     def forward(
         self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None = None
@@ -95,6 +98,7 @@ class Sampled(nn.Module):
     def __init__(self, student: Student) -> None:
         super().__init__()
         self.student = student
+        self.net = student.backbone.net
 
     def forward(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
         return self.student.predict(x, tau, condition)

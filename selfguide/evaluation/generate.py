@@ -1,12 +1,11 @@
-"""Sample sets in which noise and group of image i are pure functions of (seed, i).
+"""Sample sets in which image i is a function of the weights and of seed + i: its noise, its group, its steps' noise.
 
-With a fixed-step sampler the image is too, up to rounding; an adaptive one also depends on its batch.
+With a fixed-step sampler this holds up to the rounding of batched kernels; an adaptive one also looks at its batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from selfguide.denoiser import Denoiser
 from selfguide.guidance.source import draw_groups, sampling_condition
 from selfguide.paths import build_path
 from selfguide.randomness import normal
-from selfguide.samplers import sample
+from selfguide.samplers import Callback, sample, settings
 from selfguide.spec.config import SamplerConfig
 from selfguide.student import Sampled
 from selfguide.training.snapshot import Snapshot
@@ -35,30 +34,65 @@ def generate(
 
     `groups` (count,) fixes each image's group; by default they are drawn from the snapshot's p(k).
     """
-    net = snapshot.student.backbone.net
+    told = snapshot.guidance["told"]
     for start in range(0, count, batch):
         index = torch.arange(start, min(start + batch, count))
-        noise = normal(seed, "sample-noise", index, (net.channels, net.size, net.size))
-        condition = _condition(snapshot, seed, index, groups)
-        denoiser = Denoiser(
-            Sampled(snapshot.student),
-            build_path(snapshot.config.path),
-            condition,
-            sampler.g,
-            sampler.interval,
-        )
-        options: dict[str, Any] = (
-            {"rtol": sampler.rtol, "atol": sampler.atol} if sampler.name == "dopri5" else {}
-        )
-        yield (
-            sample(sampler.name, denoiser, noise, steps=sampler.steps, **options),
-            denoiser.evaluations,
-        )
+        if groups is not None and told:
+            condition = sampling_condition(snapshot.guidance, snapshot.student, groups[index])
+        else:
+            condition = draw_condition(snapshot, seed + index)
+        yield _batch(snapshot, sampler, condition, seed + index, None)
 
 
-def _condition(snapshot: Snapshot, seed: int, index: Tensor, groups: Tensor | None) -> Condition:
+def draw_condition(snapshot: Snapshot, seeds: Tensor) -> Condition:
+    """What images of these seeds (N,) are told: groups drawn from p(k), or nothing if the student was told nothing."""
     state = snapshot.guidance
     if not state["told"]:
-        return Condition.unconditional(len(index))
-    ids = groups[index] if groups is not None else draw_groups(state["p"], seed, index)
-    return sampling_condition(state, snapshot.student, ids)
+        return Condition.unconditional(len(seeds))
+    return sampling_condition(state, snapshot.student, draw_groups(state["p"], 0, seeds))
+
+
+def draw(
+    snapshot: Snapshot,
+    sampler: SamplerConfig,
+    condition: Condition,
+    seeds: Tensor,
+    *,
+    batch: int,
+    callback: Callback | None = None,
+) -> Iterator[tuple[Tensor, int]]:
+    """One image for each of `seeds` (N,) int64 and of `condition` (N), in batches, with their network evaluations."""
+    for start in range(0, len(seeds), batch):
+        span = slice(start, start + batch)
+        part = condition.map(lambda tensor, span=span: tensor[span])  # type: ignore[misc]
+        yield _batch(snapshot, sampler, part, seeds[span], callback)
+
+
+def _batch(
+    snapshot: Snapshot,
+    sampler: SamplerConfig,
+    condition: Condition,
+    seeds: Tensor,
+    callback: Callback | None,
+) -> tuple[Tensor, int]:
+    net, denoiser = snapshot.student.backbone.net, build_denoiser(snapshot, condition, sampler)
+    noise = normal(0, "sample-noise", seeds, (net.channels, net.size, net.size))
+    made = sample(
+        denoiser=denoiser, noise=noise, seeds=seeds, callback=callback, **settings(sampler)
+    )
+    return made, denoiser.evaluations
+
+
+def build_denoiser(snapshot: Snapshot, condition: Condition, sampler: SamplerConfig) -> Denoiser:
+    """The snapshot's student on its path, guided as the sampler says."""
+    path = snapshot.config.path
+    return Denoiser(
+        Sampled(snapshot.student),
+        build_path(path),
+        condition,
+        sampler.g,
+        sampler.interval,
+        prediction=path.prediction,
+        sigma_data=path.sigma_data,
+        guided_channels=sampler.guided_channels,
+    )

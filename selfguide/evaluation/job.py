@@ -23,11 +23,12 @@ from selfguide.evaluation.generate import generate
 from selfguide.evaluation.grid import write_grid
 from selfguide.evaluation.neighbours import copy_rate
 from selfguide.guidance.online import assign, extract
-from selfguide.paths import build_path
+from selfguide.preconditioning import build_preconditioning
 from selfguide.randomness import normal
 from selfguide.spec.config import Config, OnlineGuidance, build
 from selfguide.spec.records import METRICS, VERSION, Protocol, grid_path, record_path
 from selfguide.spec.run import RunFolder, write_record
+from selfguide.spec.sampling import told_apart
 from selfguide.training.snapshot import Snapshot, load
 
 
@@ -111,6 +112,7 @@ def fd_digits(snapshot: Snapshot, config: Config) -> tuple[Protocol, dict[str, f
         interval=sampler.interval,
         ema=snapshot.ema,
         dtype="fp32",
+        settings=told_apart(sampler),
     )
     return protocol, scores, nfe, pixels
 
@@ -139,8 +141,10 @@ def agreement(snapshot: Snapshot, x0: Tensor, labels: np.ndarray) -> dict[str, f
     guidance = snapshot.config.guidance
     assert isinstance(guidance, OnlineGuidance)
     eps = normal(0, "extraction-noise", torch.arange(len(x0)), tuple(x0.shape[1:]))
-    path = build_path(snapshot.config.path)
-    groups = assign(snapshot.student, extract(snapshot.student, path, guidance, x0, eps)).numpy()
+    preconditioning = build_preconditioning(snapshot.config.path)
+    groups = assign(
+        snapshot.student, extract(snapshot.student, preconditioning, guidance, x0, eps)
+    ).numpy()
     counts: dict[str, Any] = {
         "nmi": normalized_mutual_info_score(labels, groups),
         "ari": adjusted_rand_score(labels, groups),

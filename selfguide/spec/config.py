@@ -84,6 +84,7 @@ class SamplerConfig:
     rtol: float = 1e-5  # dopri5 only; SGFM's setting
     atol: float = 1e-5
     eta: float = 0.0  # ddim: 0 deterministic, 1 ancestral
+    clip: float | None = None  # ddim: data stays within +-clip; 1 for pixels, never for latents
     churn: float = 0.0  # heun: EDM's S_churn, with its span of sigmas and its noise scale
     churn_sigma: tuple[float, float] = (0.0, 1e9)
     churn_noise: float = 1.0

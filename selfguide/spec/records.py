@@ -8,7 +8,7 @@ besides the weights, so two protocols never share a column.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,15 @@ class Protocol:
     interval: tuple[float, float]
     ema: int  # half-life in images
     dtype: str
+    settings: dict[str, Any] = field(default_factory=dict)  # `told_apart` of the sampler
 
     @property
     def key(self) -> str:
-        return digest(asdict(self))
+        """What a column of scores is headed by; no settings leave no trace, so plain samplers keep their column."""
+        said = asdict(self)
+        if not said["settings"]:
+            del said["settings"]
+        return digest(said)
 
 
 def job_key(config: Config, images: int) -> str:

@@ -11,6 +11,7 @@ import re
 
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, PathConfig
+from selfguide.spec.sampling import refuse_unread, validate_sampler
 from selfguide.spec.sizes import architecture
 from shards.errors import UserError
 
@@ -288,12 +289,14 @@ def _cosine(path: PathConfig, channels: int) -> None:
 
 
 def _sampling(config: Config) -> None:
-    sampler = config.sampler
-    _at_least("sampler.steps", sampler.steps, 1)
-    _positive("sampler.rtol", sampler.rtol)
-    _positive("sampler.atol", sampler.atol)
-    _within("sampler.g", sampler.g, 0.0, math.inf)
-    _interval("sampler.interval", sampler.interval)
+    validate_sampler(config.sampler, config.path)
+    refuse_unread(config.sampler)
+    guided, channels = config.sampler.guided_channels, config.data.shape[0]
+    if guided is not None and guided > channels:
+        raise UserError(
+            f"sampler.guided_channels={guided} and data.shape={list(config.data.shape)} has {channels} channels; "
+            f"take {channels} or fewer, or null to guide all"
+        )
 
 
 def _evaluation(config: Config) -> None:
