@@ -113,11 +113,11 @@ def check_data(config: Config) -> str:
         raise UserError(
             f"data.root={data.root} holds no sample; write shards into it, or give another data.root"
         )
-    if tuple(found.shape) != data.shape:
-        cure = ",".join(map(str, found.shape))
+    if found.model_shape != data.shape:
+        cure = ",".join(map(str, found.model_shape))
         raise UserError(
-            f"data.shape={list(data.shape)} and the shards in {data.root} hold {list(found.shape)}; "
-            f"set data.shape=[{cure}] or another data.root"
+            f"data.shape={list(data.shape)} and a model sees {list(found.model_shape)} of the shards in "
+            f"{data.root}; set data.shape=[{cure}] or another data.root"
         )
     if found.classes and found.classes != data.classes:
         raise UserError(

@@ -17,7 +17,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -31,6 +31,7 @@ LATEST = "LATEST"
 CURE = "write them with `python -m tools.shards make digits --out {root}`"
 
 Kind = Literal["image", "latent"]
+Content = Literal["sample", "moments"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +50,87 @@ class Field:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """How stored values become what a model sees, (x - shift) * scale, and who encoded them."""
+    """How stored values become what a model sees, (x - shift) * scale, and who encoded them.
+
+    A latent is stored as a sample (C, H, W), or as the moments (2C, H, W) of its Gaussian, means before
+    log-variances, to be sampled anew at every step. With `flips` a sample holds the image and its mirror
+    image, (2, C or 2C, H, W): an autoencoder is not equivariant to flips, so each is encoded by itself.
+    """
 
     kind: Kind
-    shift: float = 0.0
-    scale: float = 1.0
+    shift: float | tuple[float, ...] = 0.0  # one for all, or one a channel of the model's input
+    scale: float | tuple[float, ...] = 1.0
     encoder: str | None = None  # of latents: its name, and the sha256 of its weights
     encoder_sha256: str | None = None
+    content: Content = "sample"
+    flips: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise UserError(f"header kind={self.kind!r}: give 'image' or 'latent'")
-        if not (math.isfinite(self.scale) and self.scale > 0 and math.isfinite(self.shift)):
+        if self.content not in get_args(Content):
+            raise UserError(f"header content={self.content!r}: give 'sample' or 'moments'")
+        if self.kind == "image" and self.content == "moments":
+            raise UserError("header content='moments' of kind='image': only latents have moments")
+        shifts, scales = _each(self.shift), _each(self.scale)
+        if not (shifts and scales and all(map(math.isfinite, (*shifts, *scales)))) or (
+            min(scales) <= 0
+        ):
             raise UserError(
                 f"header scale={self.scale}, shift={self.shift}: a finite shift and scale > 0 are needed"
             )
+        if len(self.lengths) > 1:
+            raise UserError(
+                f"header scale has {len(scales)} values and shift {len(shifts)}: give one for each channel"
+            )
         if self.kind == "latent" and not self.encoder:
             raise UserError("header encoder=None: latents must say which encoder made them")
+
+    @staticmethod
+    def of(plain: Header | Mapping[str, Any]) -> Header:
+        """From what a manifest or snapshot holds; what older ones do not say has its default."""
+        if isinstance(plain, Header):
+            return plain
+        values = _known(Header, plain)
+        lists = {n: tuple(v) for n, v in values.items() if isinstance(v, list)}
+        return Header(**values | lists)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it; what data sets of before had no word for is left out where it says nothing new."""
+        values = {n: [*v] if isinstance(v, tuple) else v for n, v in asdict(self).items()}
+        silent = {"content": "sample", "flips": False}
+        return {n: v for n, v in values.items() if n not in silent or v != silent[n]}
+
+    @property
+    def lengths(self) -> set[int]:
+        """How many channels the per-channel lists are for; empty without lists."""
+        return {len(v) for v in (self.shift, self.scale) if isinstance(v, tuple)}
+
+    def model_shape(self, stored: tuple[int, ...]) -> tuple[int, int, int]:
+        """(C, H, W) that a model sees of samples stored in this shape.
+
+        Raises:
+            UserError: the header promises another form of samples.
+        """
+        if len(stored) != (4 if self.flips else 3) or (self.flips and stored[0] != 2):
+            form = "(2, C, H, W), the image and its mirror image" if self.flips else "(C, H, W)"
+            raise UserError(
+                f"samples are {stored}; a header with flips={self.flips} promises {form}"
+            )
+        channels, height, width = stored[-3:]
+        if self.content == "moments":
+            if channels % 2:
+                raise UserError(
+                    f"samples have {channels} channels; moments are a mean and a log-variance for each "
+                    "latent channel, so an even number"
+                )
+            channels //= 2
+        if self.lengths - {channels}:
+            raise UserError(
+                f"header scale and shift are for {self.lengths.pop()} channels; a model sees {channels} "
+                f"of samples stored as {stored}"
+            )
+        return channels, height, width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +155,8 @@ class Manifest:
     fields: tuple[Field, ...]
     shards: tuple[Shard, ...] = field(repr=False)
     blocks: NDArray[np.void] = field(repr=False)
-    header: dict[str, Any]  # a `Header`, plain: kind, shift, scale, encoder, encoder_sha256
-    channel_mean: tuple[float, ...]  # of stored values, float64
+    header: dict[str, Any]  # a `Header`, plain
+    channel_mean: tuple[float, ...]  # of stored channels, float64; over both mirror images
     channel_std: tuple[float, ...]
     minimum: float
     maximum: float
@@ -128,8 +193,13 @@ class Manifest:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample's x: (C, H, W)."""
+        """Of one sample's x as it is stored: (C, H, W), or what the header's content and flips make of it."""
         return self.fields[self.column("x")].shape
+
+    @property
+    def model_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample as a model sees it."""
+        return Header.of(self.header).model_shape(self.shape)
 
     @property
     def classes(self) -> int:
@@ -241,8 +311,12 @@ def _index(root: storage.Url, promised: Mapping[str, Any]) -> NDArray[np.void]:
     return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
 
 
-def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f.name: values[f.name] for f in fields(kind) if f.name in values}
+
+
+def _each(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def sha256_of(data: bytes) -> str:

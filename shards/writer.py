@@ -63,7 +63,7 @@ class Plan:
             {
                 "numbers": decided,
                 "fields": fields,
-                "header": asdict(self.header),
+                "header": self.header.plain(),
                 "source": self.origin,
             }
         )
@@ -121,8 +121,11 @@ def make_plan(source: Source, header: Header, seed: int, shard_bytes: int) -> Pl
     count, shape, dtype = len(source.keys), source.shape, np.dtype(source.dtype)
     if count == 0:
         raise UserError(f"source {source.name!r} is empty: there is nothing to write")
-    if len(shape) != 3 or dtype.kind not in "uif" or not math.prod(shape):
-        raise UserError(f"samples are {shape} {dtype}: give (C, H, W) of whole or floating numbers")
+    header.model_shape(shape)
+    if dtype.kind not in "uif" or not math.prod(shape):
+        raise UserError(
+            f"samples are {shape} {dtype}: give at least one whole or floating number each"
+        )
     if shard_bytes < 1:
         raise UserError(
             f"shard_bytes={shard_bytes}: give at least 1 byte; the default is {SHARD_BYTES}"
@@ -197,7 +200,7 @@ def build_shard(plan: Plan, k: int) -> tuple[bytes, dict[str, Any]]:
         arrays = _block(plan, here)
         placed = {f.name: tar.add(f"{block:08d}.{f.name}.npy", arrays[f.name]) for f in plan.fields}
         table.append({"rows": len(here), "fields": {n: p.plain() for n, p in placed.items()}})
-        moments.append(Moments.of(arrays["x"]))
+        moments.append(Moments.of(arrays["x"].reshape(-1, *plan.fields[0].shape[-3:])))
         rows.append(here)
     data, every = tar.finish(), np.concatenate(rows)
     return data, {
@@ -223,7 +226,7 @@ def _block(plan: Plan, rows: NDArray[np.int64]) -> dict[str, NDArray[np.generic]
             f"{source.keys[rows[0]].decode()!r} there are {x.shape[1:]} {x.dtype}; bring them to one shape"
         )
     if x.dtype.kind == "f" and not np.isfinite(x).all():
-        row = rows[np.flatnonzero(~np.isfinite(x).all(axis=(1, 2, 3)))[0]]
+        row = rows[np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0]]
         raise UserError(
             f"sample {source.keys[row].decode()!r} holds values that are not finite: leave it out"
         )
@@ -250,7 +253,7 @@ def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
         "count": plan.count,
         "block": plan.block,
         "fields": [{**asdict(f), "shape": [*f.shape]} for f in plan.fields],
-        "header": asdict(plan.header),
+        "header": plan.header.plain(),
         "statistics": {
             "mean": moments.mean.tolist(),
             "std": moments.std.tolist(),
