@@ -86,7 +86,7 @@ def fd_digits(snapshot: Snapshot, config: Config) -> tuple[Protocol, dict[str, f
         snapshot, sampler, seed=evaluation.seed, count=evaluation.samples, batch=evaluation.batch
     )
     for made, evaluations in batches:
-        parts.append(normaliser.pixels(made, TOP))
+        parts.append(normaliser.pixels(made))
         nfe = max(nfe, evaluations)
         print(f"{sum(map(len, parts)):,} / {evaluation.samples:,} samples", flush=True)
     pixels = torch.cat(parts)

@@ -1,0 +1,114 @@
+"""Files of weights: found without a download, read without running code, checked before a network takes them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from shards.errors import UserError
+
+# of a folder as diffusers saves it, the first that is there
+NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+def variable(name: str) -> str:
+    """The environment variable that may name the weights of autoencoder `name`."""
+    return f"SELFGUIDE_{name.upper()}"
+
+
+def locate(name: str, given: str | Path | None, hub: tuple[str, Sequence[str]]) -> Path:
+    """The file of weights: an explicit path, the environment variable, or the local hub cache.
+
+    `hub` is a repository and the files of it that would do. A folder is one that diffusers saved.
+
+    Raises:
+        UserError: no weights at any of them; says where they are looked for.
+    """
+    if given is not None:
+        return _file(Path(given).expanduser(), f"weights={given}")
+    if os.environ.get(variable(name)):
+        path = os.environ[variable(name)]
+        return _file(Path(path).expanduser(), f"{variable(name)}={path}")
+    repository, files = hub
+    for file in files:
+        cached = from_hub_cache(repository, file)
+        if cached is not None:
+            return cached
+    raise UserError(
+        f"no weights of {name}: give their file or folder, set {variable(name)}, or have {repository} in the local "
+        "hub cache; nothing is downloaded"
+    )
+
+
+def from_hub_cache(repository: str, file: str) -> Path | None:
+    """A file of that repository in the local cache of Hugging Face's hub; asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, file)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _file(path: Path, said: str) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{said}: no such file or folder")
+    for name in NAMES:
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{said}: the folder holds none of {', '.join(NAMES)}; name the file itself")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from safetensors, or from a torch file without running code; a `state_dict` is unwrapped.
+
+    Raises:
+        UserError: the file is not one of these, or holds something that only running code could restore.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as weights ({str(error).splitlines()[0]}): give a safetensors file, or a torch "
+            "file of tensors alone"
+        ) from error
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}, not tensors by name")
+    return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Puts `tensors` into `net`, all of it; fp32, eval mode, frozen.
+
+    Raises:
+        UserError: a name is missing or left over, a shape differs, or a value is not finite; says which.
+    """
+    own = net.state_dict()
+    missing, left = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or left:
+        lacks = f"lacks {missing[0]} and {len(missing) - 1} more" if missing else ""
+        extra = f"has {left[0]} and {len(left) - 1} more too many" if left else ""
+        raise UserError(
+            f"{path} is not of this autoencoder: it {' and '.join(filter(None, (lacks, extra)))}"
+        )
+    for name, expected in own.items():
+        if tensors[name].shape != expected.shape:
+            raise UserError(
+                f"{path}: {name} is {tuple(tensors[name].shape)}, and this autoencoder's is {tuple(expected.shape)}"
+            )
+        if not tensors[name].isfinite().all():
+            raise UserError(f"{path}: {name} holds values that are not finite; get the file again")
+    net.load_state_dict(tensors)
+    net.float().eval().requires_grad_(False)
