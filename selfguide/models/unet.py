@@ -1,0 +1,123 @@
+"""UNets, built from the one plan that `selfguide.spec.unet` states: DDPM's and DDPM++'s as in DDAE (Ho et al. 2020;
+Song et al. 2021; Xiang et al. 2023), EDM's (Karras et al. 2022) and self-guided diffusion's (Hu et al. 2023).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfguide.conditions import Condition
+from selfguide.models.backbone import Backbone
+from selfguide.models.blocks import time_input, with_spatial
+from selfguide.models.unet_blocks import (
+    Attention,
+    Block,
+    ContextTokens,
+    GroupNorm,
+    GuidanceMLP,
+    Resample,
+    ResidualBlock,
+    TimeEmbedding,
+    ToldLinear,
+)
+from selfguide.spec.unet import Stage, UNetArchitecture
+
+
+class UNet(Backbone):
+    """What is told enters as one vector, and as masks beside the input; null and unconditional are zeros of both."""
+
+    net: UNetArchitecture
+
+    def __init__(self, net: UNetArchitecture) -> None:
+        super().__init__(net)
+        self.time = TimeEmbedding(net)
+        self.told: nn.Module | None = None
+        if net.guidance == "early":
+            self.told = ToldLinear(net.classes, net.dense, net.base, bias=False)
+        elif net.guidance != "none":
+            self.told = GuidanceMLP(net)
+        self.context = ContextTokens(net) if net.tokens else None
+        self.stages = nn.ModuleList(_stage(net, stage) for stage in net.stages)
+        width = net.stages[-1].width
+        self.norm = GroupNorm(net, width)
+        self.out = nn.Conv2d(width, net.out_channels, 3, padding=1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier's (Ho et al., Karras et al.) or torch's own (Dhariwal & Nichol); residual paths begin at zero."""
+        if self.net.form != "sgdm":
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                elif isinstance(module, ToldLinear):
+                    module.xavier()
+        nearly = 1e-5 if self.net.form == "edm" else 0.0
+        for last in [self.out, *self._lasts()]:
+            nn.init.xavier_uniform_(last.weight, gain=nearly)
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        if self.net.form == "edm":
+            for module in self.modules():
+                if isinstance(module, Attention):
+                    nn.init.xavier_uniform_(module.qkv.weight, gain=math.sqrt(0.2))
+
+    def _lasts(self) -> Iterable[nn.Conv2d | nn.Linear]:
+        """The last map of every residual path."""
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                yield module.conv2
+            elif isinstance(module, Attention):
+                yield module.project
+
+    def repeated(self) -> Iterable[nn.Module]:
+        return [stage for stage in self.stages if isinstance(stage, Block)]
+
+    def _run(
+        self, x: Tensor, tau: Tensor, condition: Condition, layer: int | None, *, stop: bool
+    ) -> tuple[Any, Any]:
+        wanted = None if layer is None else self.net.layers[layer - 1].name
+        c = self._embed(tau, condition)
+        context = None if self.context is None else self.context(condition)
+        x = with_spatial(x, condition, self.net.spatial)
+        skips: list[Tensor] = []
+        captured = None
+        for plan, stage in zip(self.net.stages, self.stages, strict=True):
+            if plan.kind == "decode":
+                x = torch.cat((x, skips.pop()), dim=1)
+            x = self._call(stage, x, c, context) if isinstance(stage, Block) else stage(x)
+            if plan.kind == "stem":
+                x = self._laid_out(x)
+            x = self._laid_out(x) if plan.kind == "stem" else x
+            if plan.kind in ("stem", "encode", "down"):
+                skips.append(x)
+            if plan.name == wanted:
+                captured = x.flatten(2).transpose(1, 2)  # (B, H W, C)
+                if stop:
+                    return None, captured
+        return self.out(F.silu(self.norm(x))), captured
+
+    def _embed(self, tau: Tensor, condition: Condition) -> Tensor:
+        """Time and what is told in one vector, (B, embedding), activated once for all blocks."""
+        time = time_input(self.net.time, tau)
+        if isinstance(self.told, ToldLinear):
+            # EDM feeds one-hots of unit mean square
+            return F.silu(self.time(time, self.told(condition, math.sqrt(self.net.classes))))
+        c = self.time(time, None)
+        if self.told is not None:
+            told = self.told(condition)
+            c = torch.cat((c, told), dim=1) if self.net.guidance == "concat" else c + told
+        return F.silu(c)
+
+
+def _stage(net: UNetArchitecture, stage: Stage) -> nn.Module:
+    if stage.kind == "stem":
+        return nn.Conv2d(stage.inputs, stage.width, 3, padding=1)
+    if stage.kind in ("down", "up") and not net.residual:
+        return Resample(stage.width, stage.kind)
+    return Block(net, stage)

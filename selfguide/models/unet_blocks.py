@@ -1,0 +1,213 @@
+"""What the UNets are made of: embeddings of time and condition, residual blocks, attention, changes of grid.
+
+Residual block: Ho et al. 2020, appendix B; with a change of grid inside as in BigGAN (Brock et al. 2019, appendix B);
+with scale and shift as in Dhariwal & Nichol 2021, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfguide.conditions import TOLD, Condition
+from selfguide.models.blocks import attention, sinusoid
+from selfguide.spec.unet import CONTEXT_WIDTH, Stage, UNetArchitecture
+
+Change = Literal["down", "up"]
+
+
+def endpoint_sinusoid(value: Tensor, width: int, period: float = 10_000.0) -> Tensor:
+    """(B,) -> (B, width), sines first, periods from 2 pi to 2 pi `period` with both ends in (exponent i / (half - 1)).
+
+    DDPM's and DDAE's; EDM's too, which has its halves swapped.
+    """
+    exponents = torch.linspace(0, 1, width // 2, device=value.device)
+    angles = value.float()[:, None] * period**-exponents
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """A time as its source feeds it (B,) -> (B, time width), before the last activation; `early` joins the sinusoid."""
+
+    def __init__(self, net: UNetArchitecture) -> None:
+        super().__init__()
+        self.frequencies = net.base
+        self.wave = sinusoid if net.form == "sgdm" else endpoint_sinusoid
+        self.hidden = nn.Linear(net.base, net.time_width)
+        self.out = nn.Linear(net.time_width, net.time_width)
+
+    def forward(self, time: Tensor, early: Tensor | None) -> Tensor:
+        wave = self.wave(time, self.frequencies).to(self.hidden.weight.dtype)
+        return self.out(F.silu(self.hidden(wave if early is None else wave + early)))
+
+
+class ToldLinear(nn.Module):
+    """A linear map of [one-hot or multi-hot of K groups; dense] -> (B, width); who is told nothing has a zero vector.
+
+    A one-hot times the weight is a row of it, looked up, so that (B, K) is never made. Every parameter enters every
+    forward: a rank whose batch happens to tell nothing would otherwise reduce other gradients than its peers.
+    """
+
+    def __init__(self, classes: int, dense: int, width: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.inputs, self.width = classes + dense, width
+        self.rows = nn.Parameter(torch.empty(classes, width)) if classes else None
+        self.dense = nn.Parameter(torch.empty(dense, width)) if dense else None
+        self.bias = nn.Parameter(torch.empty(width)) if bias else None
+        bound = 1 / math.sqrt(self.inputs)  # nn.Linear's own
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, condition: Condition, gain: float = 1.0) -> Tensor:
+        """`gain` multiplies the one-hot and the multi-hot."""
+        told = (condition.state == TOLD)[:, None]  # (B, 1)
+        total = torch.zeros_like(told) if self.bias is None else self.bias.expand(len(told), -1)
+        if self.rows is not None:
+            total = total + told * (gain * self._groups(condition, self.rows))
+        if self.dense is not None:
+            dense = condition.dense
+            if dense is None:
+                dense = self.dense.new_zeros(len(told), len(self.dense))
+            total = total + told * (dense.to(self.dense.dtype) @ self.dense)
+        return total
+
+    @staticmethod
+    def _groups(condition: Condition, rows: Tensor) -> Tensor:
+        if condition.id is None and condition.multi_hot is None:
+            return 0 * rows[:1]
+        total = rows.new_zeros(1) if condition.id is None else F.embedding(condition.id, rows)
+        if condition.multi_hot is not None:
+            total = total + condition.multi_hot.to(rows.dtype) @ rows
+        return total
+
+    def xavier(self) -> None:
+        """Glorot's uniform weights for the whole map, and no bias."""
+        bound = math.sqrt(6 / (self.inputs + self.width))
+        for weight in (self.rows, self.dense):
+            if weight is not None:
+                nn.init.uniform_(weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class GuidanceMLP(nn.Module):
+    """What is told, through Linear, SiLU, Linear -> (B, width) (Hu et al. 2023, section 4.1)."""
+
+    def __init__(self, net: UNetArchitecture) -> None:
+        super().__init__()
+        self.hidden = ToldLinear(net.classes, net.dense, net.guidance_width)
+        self.out = nn.Linear(net.guidance_width, net.guidance_width)
+
+    def forward(self, condition: Condition) -> Tensor:
+        return self.out(F.silu(self.hidden(condition)))
+
+
+class ContextTokens(nn.Module):
+    """What is told, as tokens (B, S, 32) for attention to read."""
+
+    def __init__(self, net: UNetArchitecture) -> None:
+        super().__init__()
+        self.tokens = ToldLinear(net.classes, net.dense, net.tokens * CONTEXT_WIDTH)
+        self.norm = nn.LayerNorm(CONTEXT_WIDTH)
+
+    def forward(self, condition: Condition) -> Tensor:
+        return self.norm(self.tokens(condition).unflatten(1, (-1, CONTEXT_WIDTH)))
+
+
+class GroupNorm(nn.GroupNorm):
+    def __init__(self, net: UNetArchitecture, width: int) -> None:
+        super().__init__(net.groups, width, eps=1e-6 if net.form == "edm" else 1e-5)
+
+
+def change_grid(x: Tensor, change: Change | None) -> Tensor:
+    """(B, C, H, W) with each pixel doubled along both axes, or with 2 x 2 pixels averaged, or as it is."""
+    if change == "up":
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    return F.avg_pool2d(x, 2) if change == "down" else x
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, convolution, twice; between them the embedding shifts, or scales and shifts, each channel."""
+
+    def __init__(self, net: UNetArchitecture, stage: Stage) -> None:
+        super().__init__()
+        inputs, width = stage.inputs, stage.width
+        self.change: Change | None = stage.kind if stage.kind in ("down", "up") else None
+        self.scales, self.dropout = net.modulation == 2, net.dropout
+        self.keeps = math.sqrt(0.5) if net.form == "edm" else 1.0  # the sum keeps its variance
+        self.norm1 = GroupNorm(net, inputs)
+        self.conv1 = nn.Conv2d(inputs, width, 3, padding=1)
+        self.embedding = nn.Linear(net.embedding, net.modulation * width)
+        self.norm2 = GroupNorm(net, width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, width, 1) if net.projects(stage) else None
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B, inputs, H, W), c (B, embedding) already activated."""
+        h = self.conv1(change_grid(F.silu(self.norm1(x)), self.change))
+        told = self.embedding(c)[:, :, None, None]  # (B, width or 2 width, 1, 1)
+        if self.scales:
+            scale, shift = told.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + told)
+        h = self.conv2(F.dropout(F.silu(h), self.dropout, self.training))
+        x = change_grid(x, self.change)
+        return ((x if self.shortcut is None else self.shortcut(x)) + h) * self.keeps
+
+
+class Attention(nn.Module):
+    """Self-attention over the grid, on a residual path; context tokens give keys and values too."""
+
+    def __init__(self, net: UNetArchitecture, width: int) -> None:
+        super().__init__()
+        self.heads = net.heads
+        self.keeps = math.sqrt(0.5) if net.form == "edm" else 1.0
+        self.norm = GroupNorm(net, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.context = nn.Linear(CONTEXT_WIDTH, 2 * width) if net.tokens else None
+        self.project = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        batch, width, height, _ = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, T, C)
+        qkv = self.qkv(tokens).view(batch, -1, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, T, d) each
+        if self.context is not None and context is not None:
+            told = self.context(context).view(batch, -1, 2, self.heads, width // self.heads)
+            told_k, told_v = told.permute(2, 0, 3, 1, 4)
+            k, v = torch.cat((told_k, k), dim=2), torch.cat((told_v, v), dim=2)
+        mixed = self.project(attention(q, k, v))
+        return (x + mixed.transpose(1, 2).unflatten(2, (height, -1))) * self.keeps
+
+
+class Block(nn.Module):
+    """One stage: a residual block; attention where the stage has it; in the middle another residual block behind it."""
+
+    def __init__(self, net: UNetArchitecture, stage: Stage) -> None:
+        super().__init__()
+        self.first = ResidualBlock(net, stage)
+        self.attention = Attention(net, stage.width) if stage.attention else None
+        self.second = ResidualBlock(net, stage) if stage.kind == "middle" else None
+
+    def forward(self, x: Tensor, c: Tensor, context: Tensor | None) -> Tensor:
+        x = self.first(x, c)
+        if self.attention is not None:
+            x = self.attention(x, context)
+        return x if self.second is None else self.second(x, c)
+
+
+class Resample(nn.Module):
+    """A change of grid by one 3 x 3 convolution: in steps of two, or after each pixel was doubled."""
+
+    def __init__(self, width: int, change: Change) -> None:
+        super().__init__()
+        self.doubles = change == "up"
+        self.conv = nn.Conv2d(width, width, 3, padding=1, stride=1 if self.doubles else 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(change_grid(x, "up") if self.doubles else x)

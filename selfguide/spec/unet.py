@@ -1,0 +1,249 @@
+"""UNets in numbers: DDPM's and DDPM++'s, EDM's, and self-guided diffusion's, each as one plan of stages.
+
+ddpm: Ho et al. 2020, appendix B, and the two forms of it in Xiang et al. 2023 (DDAE). edm: Song et al. 2021's DDPM++ as
+Karras et al. 2022, table 1, train it. sgdm: Dhariwal & Nichol 2021's blocks in Hu et al. 2023 (self-guided diffusion).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from selfguide.spec.architecture import Architecture, Layer, require
+
+CONTEXT_WIDTH = 32  # of a context token (Hu et al. 2023)
+
+
+class Stage(NamedTuple):
+    """One step of the forward, on a grid of `edge` x `edge` (after a halving or doubling)."""
+
+    name: str  # "" where its output is no layer
+    kind: Literal["stem", "encode", "down", "middle", "decode", "up"]
+    inputs: int  # channels, those of the skip included
+    width: int  # channels that leave
+    edge: int
+    attention: bool = False
+
+
+class Linear(NamedTuple):
+    """A linear map, applied at `positions` places: a convolution has `taps` weights for each pair of channels."""
+
+    inputs: int
+    outputs: int
+    taps: int = 1
+    positions: int = 1
+    bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetArchitecture(Architecture):
+    """Residual blocks down a pyramid of grids and up again, every output of the way down concatenated on the way up.
+
+    `form` names whose conventions hold where the nets differ: how time and condition join, the norm they act on,
+    where the decoder attends, how blocks begin.
+    """
+
+    form: Literal["ddpm", "edm", "sgdm"]
+    mult: tuple[int, ...]  # width of each grid over `base`; the next grid has half the edge
+    blocks: int  # residual blocks for each grid on the way down; one more on the way up
+    attention: tuple[
+        int, ...
+    ]  # downsamplings, 1, 2, 4, ..., at which blocks attend; the middle always does
+    base: int = 128
+    heads: int = 1
+    groups: int = 32  # of every group norm
+    residual: bool = True  # down and up by BigGAN's residual blocks, not by one convolution
+    context: int = 0  # tokens of the condition that attention reads beside the image's
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        halvings = len(self.mult) - 1
+        scales = [2**level for level in range(len(self.mult))]
+        require(bool(self.mult), "mult", self.mult, "names no grid; give a width for each")
+        require(self.blocks >= 1, "blocks", self.blocks, "must be at least 1")
+        require(
+            self.size % scales[-1] == 0,
+            "size",
+            self.size,
+            f"is halved {halvings} times: it must be a multiple of {scales[-1]}",
+        )
+        require(
+            self.base % self.groups == 0,
+            "groups",
+            self.groups,
+            f"does not divide model.base={self.base}",
+        )
+        require(
+            self.base % 4 == 0,
+            "base",
+            self.base,
+            "must be a multiple of 4 for the sinusoid of time",
+        )
+        require(
+            set(self.attention) <= set(scales),
+            "attention",
+            self.attention,
+            f"is not among this network's downsamplings {', '.join(map(str, scales))}",
+        )
+        for stage in self.stages:
+            require(
+                not stage.attention or stage.width % self.heads == 0,
+                "heads",
+                self.heads,
+                f"does not divide the width {stage.width} of the grid of edge {stage.edge}",
+            )
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "is a share: take 0 to below 1")
+        require(
+            self.context == 0 or (self.context > 0 and self.form == "sgdm"),
+            "context",
+            self.context,
+            "is a number of tokens that only the form sgdm reads",
+        )
+        require(
+            not self.dense_patch,
+            "dense_patch",
+            self.dense_patch,
+            "needs a transformer: a UNet has no patches",
+        )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Everything from the first to the last residual block, in the order of the forward."""
+        return (*self._encoder(), self._middle(), *self._decoder())
+
+    def _encoder(self) -> list[Stage]:
+        made = [Stage("in_1", "stem", self.channels + self.spatial, self.base, self.size)]
+        for level, width in enumerate(self._widths):
+            edge, attend = self.size >> level, 2**level in self.attention
+            if level:
+                above = made[-1].width
+                made.append(Stage(f"in_{len(made) + 1}", "down", above, above, edge))
+            for _ in range(self.blocks):
+                name = f"in_{len(made) + 1}"
+                made.append(Stage(name, "encode", made[-1].width, width, edge, attend))
+        return made
+
+    def _middle(self) -> Stage:
+        width, edge = self._widths[-1], self.size >> (len(self.mult) - 1)
+        return Stage("mid", "middle", width, width, edge, True)
+
+    def _decoder(self) -> list[Stage]:
+        made: list[Stage] = []
+        skips = [stage.width for stage in self._encoder()]
+        below, number = self._widths[-1], 0
+        for level, width in reversed(list(enumerate(self._widths))):
+            edge = self.size >> level
+            for block in range(self.blocks + 1):
+                # EDM attends once for each grid on the way up, after its last block
+                attend = 2**level in self.attention and (self.form != "edm" or block == self.blocks)
+                number, below = number + 1, below + skips.pop()
+                made.append(Stage(f"out_{number}", "decode", below, width, edge, attend))
+                below = width
+            if level:
+                made.append(Stage("", "up", width, width, 2 * edge))
+        return made
+
+    @property
+    def _widths(self) -> list[int]:
+        return [self.base * mult for mult in self.mult]
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        named = (stage for stage in self.stages if stage.name)
+        return tuple(Layer(stage.name, stage.edge**2, stage.width) for stage in named)
+
+    @property
+    def time_width(self) -> int:
+        return 4 * self.base
+
+    @property
+    def guidance(self) -> Literal["early", "concat", "add", "none"]:
+        """How what is told in one vector meets the time: before the time's MLP, beside its output, or added to it."""
+        if not self.told:
+            return "none"
+        if self.form == "edm":
+            return "early"
+        return "concat" if self.form == "sgdm" and not self.context else "add"
+
+    @property
+    def guidance_width(self) -> int:
+        """Width of the embedded condition."""
+        return self.base * {"early": 1, "concat": 2, "add": 4, "none": 0}[self.guidance]
+
+    @property
+    def told(self) -> int:
+        """Width of what is told in one vector: groups and dense features."""
+        return self.classes + self.dense
+
+    @property
+    def tokens(self) -> int:
+        """Context tokens; a net that is never told anything has none."""
+        return self.context if self.told else 0
+
+    @property
+    def embedding(self) -> int:
+        """Width of time and condition together, as every residual block reads them."""
+        return self.time_width + (self.guidance_width if self.guidance == "concat" else 0)
+
+    @property
+    def modulation(self) -> int:
+        """What a block makes of the embedding, for each of its channels: a scale and a shift, or a shift."""
+        return 2 if self.form == "sgdm" else 1
+
+    def projects(self, stage: Stage) -> bool:
+        """Whether the shortcut of a residual block has weights: EDM's has them at every change of grid too."""
+        resampled = stage.kind in ("down", "up")
+        return stage.inputs != stage.width or (resampled and self.form == "edm")
+
+    def parameters(self) -> int:
+        maps = sum(m.taps * m.inputs * m.outputs + m.bias * m.outputs for m in self._maps())
+        return maps + 2 * sum(self._norms())
+
+    def forward_macs(self) -> int:
+        maps = sum(m.taps * m.inputs * m.outputs * m.positions for m in self._maps())
+        attended = ((s.edge**2, s.width) for s in self.stages if s.attention)
+        return maps + sum(2 * n * (n + self.tokens) * width for n, width in attended)
+
+    def _maps(self) -> Iterator[Linear]:
+        yield Linear(self.base, self.time_width)
+        yield Linear(self.time_width, self.time_width)
+        yield from self._told_maps()
+        for stage in self.stages:
+            yield from self._stage_maps(stage)
+        yield Linear(self._widths[0], self.out_channels, 9, self.size**2)
+
+    def _told_maps(self) -> Iterator[Linear]:
+        joined = [] if self.guidance == "none" else [self.guidance_width]
+        for width in joined + [self.tokens * CONTEXT_WIDTH] * bool(self.tokens):
+            yield Linear(self.classes, width, positions=0, bias=False)  # rows are looked up
+            yield Linear(self.dense, width, bias=self.guidance != "early")
+        if self.guidance in ("concat", "add"):
+            yield Linear(self.guidance_width, self.guidance_width)
+
+    def _stage_maps(self, stage: Stage) -> Iterator[Linear]:
+        places, width = stage.edge**2, stage.width
+        if stage.kind == "stem" or (stage.kind in ("down", "up") and not self.residual):
+            yield Linear(stage.inputs, width, 9, places)
+            return
+        for _ in range(2 if stage.kind == "middle" else 1):
+            yield Linear(stage.inputs, width, 9, places)
+            yield Linear(self.embedding, self.modulation * width)
+            yield Linear(width, width, 9, places)
+        if self.projects(stage):
+            yield Linear(stage.inputs, width, 1, places)
+        if stage.attention:
+            yield Linear(width, 3 * width, 1, places)
+            yield Linear(width, width, 1, places)
+            if self.tokens:
+                yield Linear(CONTEXT_WIDTH, 2 * width, 1, self.tokens)
+
+    def _norms(self) -> Iterator[int]:
+        """Channels of every norm; each has a scale and a bias."""
+        for stage in self.stages:
+            if stage.kind == "stem" or (stage.kind in ("down", "up") and not self.residual):
+                continue
+            yield (stage.inputs + stage.width) * (2 if stage.kind == "middle" else 1)
+            yield stage.width if stage.attention else 0
+        yield self._widths[0]
+        yield CONTEXT_WIDTH if self.tokens else 0
