@@ -98,8 +98,8 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     own = net.state_dict()
     missing, left = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or left:
-        lacks = f"lacks {missing[0]} and {len(missing) - 1} more" if missing else ""
-        extra = f"has {left[0]} and {len(left) - 1} more too many" if left else ""
+        lacks = f"lacks {_some(missing)}" if missing else ""
+        extra = f"has {_some(left)} too many" if left else ""
         raise UserError(
             f"{path} is not of this autoencoder: it {' and '.join(filter(None, (lacks, extra)))}"
         )
@@ -112,3 +112,9 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
             raise UserError(f"{path}: {name} holds values that are not finite; get the file again")
     net.load_state_dict(tensors)
     net.float().eval().requires_grad_(False)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first three, and how many more."""
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")

@@ -65,12 +65,14 @@ class Normaliser:
         if header.kind != "image":
             raise UserError("latents have no levels of brightness: decode them to images first")
         shift, scale = header.shift, header.scale
-        if isinstance(shift, tuple) or isinstance(scale, tuple) or abs(shift * scale - 1) > 1e-6:
-            raise UserError(
-                f"header shift={shift}, scale={scale}: no levels 0..top become [-1, 1] so; write the shards with "
-                "shift = top / 2 and scale = 2 / top"
-            )
-        return round(2 * shift)
+        if not isinstance(shift, tuple) and not isinstance(scale, tuple):
+            top = round(2 * shift)
+            if 1 <= top <= 255 and top == 2 * shift and abs(shift * scale - 1) < 1e-6:
+                return top
+        raise UserError(
+            f"header shift={shift}, scale={scale}: no levels 0..top become [-1, 1] so; write the shards with "
+            "shift = top / 2 and scale = 2 / top, where top is at most 255"
+        )
 
     def pixels(self, x: Tensor) -> Tensor:
         """Model output -> whole levels 0..top, uint8: the grid that the stored images lie on."""
