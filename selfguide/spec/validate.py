@@ -260,18 +260,21 @@ def _unread(path: PathConfig) -> None:
 
 
 def _weighting(path: PathConfig) -> None:
-    """EDM's weight on a raw x0 or eps grows as 1 / tau^2 at an end that uniform noise-times reach: no finite mean."""
+    """EDM's weight goes with v and edm, where an image counts up to a few times another one.
+
+    On a raw x0 it grows as 1 / sigma^2 and on a raw eps as sigma^2, ten thousandfold and more on every path: a few
+    images would make the whole loss.
+    """
     share = path.uniform_after
     if share is not None and not 0 < share < 1:
         raise UserError(
             f"path.uniform_after={share} is a share of training: take a value between 0 and 1, both excluded"
         )
-    uniform = path.time_density == "uniform" or share is not None
-    raw = path.name == "rectified_flow" and path.prediction in ("x0", "eps")
-    if path.weighting != "plain" and uniform and raw:
+    if path.weighting != "plain" and path.prediction in ("x0", "eps"):
+        bounded = "edm" if path.name in ("ve", "edm") else "v"
         raise UserError(
-            f"path.weighting={path.weighting} has no finite mean over uniform noise-times with "
-            f"path.prediction={path.prediction}; take path.prediction=v, or path.weighting=plain"
+            f"path.weighting={path.weighting} has no bound with path.prediction={path.prediction}; take "
+            f"path.prediction={bounded}, or path.weighting=plain"
         )
 
 
