@@ -1,11 +1,13 @@
 """Objectives: EDM's identities, weightings against what they weigh, densities against scipy, and a run with them."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path as Folder
+from types import SimpleNamespace
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +16,9 @@ from scipy import stats
 from torch import Tensor, nn
 
 from launcher.compose import compose
+from selfguide.autoencoders import Normaliser
 from selfguide.conditions import Condition
+from selfguide.distributed import Place
 from selfguide.guidance.online import extract
 from selfguide.objectives import Objective, Uncertainty, build_objective, draw_times
 from selfguide.paths import VarianceExploding, build_path
@@ -24,7 +28,9 @@ from selfguide.spec.sizes import footprint
 from selfguide.spec.validate import validate
 from selfguide.student import Sampled, Student, build_student
 from selfguide.training import snapshot
+from selfguide.training.loop import Training, prepare
 from shards.errors import UserError
+from shards.manifest import Header
 from tests.selfguide.test_online import online_config
 from tests.selfguide.test_training import IMAGES, attempt
 from tests.selfguide.test_training import config as training_config
@@ -432,6 +438,32 @@ def test_whatever_is_accepted_has_finite_inputs_and_a_loss_of_sane_size() -> Non
             losses = objective.losses(torch.zeros_like(x0), x0, eps, tau, torch.zeros(count))
             assert torch.isfinite(losses).all(), config
             assert losses.mean() < 5 and losses.max() < 2000, config
+
+
+def test_a_batch_holds_what_the_network_reads_at_the_times_of_its_clock() -> None:
+    turning = PathConfig(time_density="logit_normal", uniform_after=0.5)
+    for path, images in ((EDM2, 0), (turning, 0), (turning, 512)):
+        config = replace(online_config(), path=path)
+        job = Training(
+            config=config, place=Place(0, 0, 1), state=SimpleNamespace(images=images),  # type: ignore[arg-type]
+            stream=iter(()), objective=build_objective(path), normaliser=Normaliser.of(Header(kind="image")),
+            data={}, telemetry=None, lease=None,  # type: ignore[arg-type]
+        )  # fmt: skip
+        arrays = {
+            "position": np.arange(64),
+            "x": np.random.default_rng(0).normal(size=(64, 1, 8, 8)),
+        }
+        batch = prepare(job, arrays)
+        assert torch.equal(
+            batch.tau, drawn(images / 1024, torch.arange(64), config.seed, **asdict(path))
+        )
+        t = batch.tau.view(-1, 1, 1, 1)
+        if path is EDM2:
+            sigma = t / (1 - t)
+            read = (batch.x0 + sigma * batch.eps) / (sigma**2 + 0.5**2).sqrt()
+        else:
+            read = (1 - t) * batch.x0 + t * batch.eps
+        torch.testing.assert_close(batch.x, read, rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_with_edm2s_objective_trains_and_its_snapshot_loads(
