@@ -91,8 +91,6 @@ class UNet(Backbone):
             if plan.kind == "decode":
                 x = torch.cat((x, skips.pop()), dim=1)
             x = self._call(stage, x, c, context) if isinstance(stage, Block) else stage(x)
-            if plan.kind == "stem":
-                x = self._laid_out(x)
             x = self._laid_out(x) if plan.kind == "stem" else x
             if plan.kind in ("stem", "encode", "down"):
                 skips.append(x)

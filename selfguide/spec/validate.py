@@ -13,6 +13,7 @@ from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, PathConfig
 from selfguide.spec.sampling import refuse_unread, validate_sampler
 from selfguide.spec.sizes import architecture
+from selfguide.spec.unet import UNetArchitecture
 from shards.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -168,6 +169,11 @@ def _model(config: Config) -> None:
                 f"model.{field}={value} disagrees with data.shape={list(config.data.shape)}; "
                 f"drop model.{field} or set it to {shape}"
             )
+    if config.engine.channels_last and not isinstance(net, UNetArchitecture):
+        raise UserError(
+            f"engine.channels_last=true is a layout for convolutions and model.name={config.model.name!r} is a "
+            "transformer: set engine.channels_last=false, or take a UNet"
+        )
     _at_least("data.classes", config.data.classes, 0)
     _guidance(config, net)
 
