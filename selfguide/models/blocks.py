@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from selfguide.conditions import NULL, TOLD, UNCONDITIONAL, Condition
 from selfguide.spec.architecture import TimeInput
+from shards.errors import UserError
 
 
 def time_input(kind: TimeInput, tau: Tensor) -> Tensor:
@@ -55,10 +56,12 @@ class ConditionEmbedding(nn.Module):
         if self.labels is not None:
             ids = condition.id if condition.id is not None else torch.zeros_like(condition.state)
             rows = self.labels(ids)
+            if condition.id is None:
+                rows = 0 * rows
             if condition.multi_hot is not None:
                 several = condition.multi_hot.to(rows.dtype)
                 share = several / several.sum(1, keepdim=True).clamp_min(1e-6)
-                rows = share @ self.labels.weight + (rows if condition.id is not None else 0 * rows)
+                rows = rows + share @ self.labels.weight
             embedded = embedded + told * rows
         if self.dense is not None:
             dense = condition.dense
@@ -83,6 +86,11 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, condition: Condition, tokens: int) -> Tensor:
         """(B, L, D); nothing told about patches is as good as null or unconditional."""
+        if condition.patch is not None and condition.patch.shape[1] != tokens:
+            found = condition.patch.shape[1]
+            raise UserError(
+                f"condition.patch has {found} vectors; this network has {tokens} patches"
+            )
         state = condition.state.repeat_interleave(tokens)  # (B L,)
         dense = None if condition.patch is None else condition.patch.flatten(0, 1)
         embedded = self.one(Condition(state, dense=dense))
