@@ -6,11 +6,19 @@ from typing import Any
 
 from selfguide.models.backbone import Backbone
 from selfguide.models.dit import DiT
+from selfguide.models.unet import UNet
+from selfguide.models.uvit import UViT
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.dit import DiTArchitecture
 from selfguide.spec.sizes import override
+from selfguide.spec.unet import UNetArchitecture
+from selfguide.spec.uvit import UViTArchitecture
 
-FAMILIES: dict[type[Architecture], type[Backbone]] = {DiTArchitecture: DiT}
+FAMILIES: dict[type[Architecture], type[Backbone]] = {
+    DiTArchitecture: DiT,
+    UNetArchitecture: UNet,
+    UViTArchitecture: UViT,
+}
 
 
 def build(name: str, **overrides: Any) -> Backbone:

@@ -11,10 +11,13 @@ from typing import Any
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance
 from selfguide.spec.dit import DiTArchitecture
+from selfguide.spec.unet import UNetArchitecture
+from selfguide.spec.uvit import UViTArchitecture
 from selfguide.spec.words import nearest
 from shards.errors import UserError
 
 BYTES = {"fp32": 4, "bf16": 2}
+UNCERTAINTY_FEATURES = 128  # EDM2
 
 _DIT = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
 
@@ -54,6 +57,98 @@ TABLE |= {
 TABLE["dit_digits"] = DiTArchitecture(
     size=8, channels=1, patch=2, width=64, depth=4, heads=4, classes=10
 )
+
+_UVIT = {
+    "s": (512, 12, 8),
+    "s_deep": (512, 16, 8),
+    "m": (768, 16, 12),
+    "l": (1024, 20, 16),
+    "h": (1152, 28, 16),
+}
+
+
+def _uvit(size: str, patch: int, edge: int, channels: int, **rest: Any) -> UViTArchitecture:
+    width, depth, heads = _UVIT[size]
+    shape: dict[str, Any] = {"width": width, "depth": depth, "heads": heads, "time": "noise_999"}
+    return UViTArchitecture(size=edge, channels=channels, patch=patch, **(shape | rest))
+
+
+# Bao et al. 2023; the continuous VP nets read 999 tau, those on Stable Diffusion's 1000 betas the index 1..1000
+TABLE |= {
+    "uvit_s_2": _uvit("s", 2, 32, 3),  # CIFAR-10, unconditional
+    "uvit_s_4": _uvit("s", 4, 64, 3),  # CelebA 64, unconditional
+    # MS-COCO 256 in latents; its 77 text tokens and their projection, 0.4 M, are not here
+    "uvit_s_deep_2": _uvit("s_deep", 2, 32, 4, time="noise_1000"),
+    "uvit_m_4": _uvit("m", 4, 64, 3, classes=1000),  # ImageNet 64
+    "uvit_l_2": _uvit("l", 2, 32, 4, classes=1000),  # ImageNet 256 in latents
+    "uvit_l_4": _uvit("l", 4, 64, 4, classes=1000),  # ImageNet 512; ImageNet 64 is channels=3
+    "uvit_h_2": _uvit("h", 2, 32, 4, classes=1000, conv=False, time="noise_1000"),
+    "uvit_h_4": _uvit("h", 4, 64, 4, classes=1000, conv=False, time="noise_1000"),
+}
+
+_SGDM: dict[str, Any] = {
+    "form": "sgdm",
+    "mult": (1, 2, 4),
+    "blocks": 2,
+    "attention": (4,),
+    "heads": 8,
+    "channels": 3,
+    "time": "index",
+}
+# images in [-1, 1], no learned sigma; K of self-guided diffusion (Hu et al. 2023): 5000 clusters of ImageNet, 100 of VOC
+TABLE |= {
+    "unet_ddpm": UNetArchitecture(
+        form="ddpm",
+        size=32,
+        channels=3,
+        mult=(1, 2, 2, 2),
+        blocks=2,
+        attention=(2,),
+        residual=False,
+        dropout=0.1,
+        time="noise",
+    ),
+    "unet_ddpmpp": UNetArchitecture(
+        form="ddpm",
+        size=32,
+        channels=3,
+        mult=(2, 2, 2),
+        blocks=4,
+        attention=(2,),
+        dropout=0.1,
+        time="noise",
+    ),
+    "unet_edm_32": UNetArchitecture(
+        form="edm",
+        size=32,
+        channels=3,
+        mult=(2, 2, 2),
+        blocks=4,
+        attention=(2,),
+        dropout=0.13,  # CIFAR
+        time="log_sigma",
+    ),
+    "unet_edm_64": UNetArchitecture(
+        form="edm",
+        size=64,
+        channels=3,
+        mult=(1, 2, 2, 2),
+        blocks=4,
+        attention=(4,),
+        dropout=0.05,  # FFHQ
+        time="log_sigma",
+    ),
+    "unet_sgdm_32": UNetArchitecture(size=32, classes=5000, **_SGDM),
+    "unet_sgdm_64": UNetArchitecture(size=64, classes=5000, **_SGDM),
+    # boxes of VOC; masks of its segments take classes=21, spatial=21
+    "unet_sgdm_cross_64": UNetArchitecture(size=64, classes=100, spatial=1, context=8, **_SGDM),
+    # in SD-VAE's latents of 256 px
+    "unet_sgdm_256": UNetArchitecture(
+        size=32,
+        classes=5000,
+        **_SGDM | {"mult": (1, 2, 2, 3, 4), "attention": (4, 8), "channels": 4},
+    ),
+}
 
 
 def row(name: str) -> Architecture:
@@ -127,6 +222,7 @@ def footprint(config: Config) -> Footprint:
     n = net.parameters()
     if isinstance(config.guidance, OnlineGuidance):
         n += head_parameters(config.guidance, net)
+    n += UNCERTAINTY_FEATURES + 1 if config.path.weighting == "uncertainty" else 0
     word, horizons = BYTES[config.engine.dtype], len(config.train.ema_halflife)
     sharded = config.engine.backend == "deepspeed"
     share = -(-n // config.ranks) if sharded else n

@@ -1,0 +1,162 @@
+"""U-ViT: patches, time and condition are all tokens, and shallow blocks reach deep ones by long skips.
+
+Bao et al. 2023, section 3 (arXiv 2209.12152); the [CLS] token, and the null and unconditional tokens that differ, are
+SGFM's (Hu et al. 2023, arXiv 2312.08825).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfguide.conditions import Condition
+from selfguide.models.backbone import Backbone
+from selfguide.models.blocks import (
+    ConditionEmbedding,
+    PatchEmbedding,
+    attention,
+    sinusoid,
+    time_input,
+    unpatchify,
+    with_spatial,
+)
+from selfguide.spec.uvit import UViTArchitecture
+
+
+class Attention(nn.Module):
+    """Self-attention over all tokens; queries, keys and values have no bias."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, T, d) each
+        return self.project(attention(q, k, v))
+
+
+class MLP(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp = MLP(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class OutBlock(nn.Module):
+    """A block that first takes in the tokens of its in-block: concatenated, then projected back to the width."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.skip = nn.Linear(2 * width, width)
+        self.block = Block(width, heads)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.block(self.skip(torch.cat((x, skip), dim=-1)))
+
+
+def _condition(net: UViTArchitecture) -> ConditionEmbedding | None:
+    if not net.condition_token:
+        return None
+    return ConditionEmbedding(net.width, net.classes, net.dense, project=False)
+
+
+def _patches(net: UViTArchitecture) -> PatchEmbedding | None:
+    return PatchEmbedding(net.width, net.dense_patch, project=False) if net.dense_patch else None
+
+
+class UViT(Backbone):
+    """[CLS] where there is one, time, condition where one can be told, and patches, all through the same blocks."""
+
+    net: UViTArchitecture
+
+    def __init__(self, net: UViTArchitecture) -> None:
+        super().__init__(net)
+        width, half = net.width, net.depth // 2
+        self.patchify = nn.Conv2d(net.channels + net.spatial, width, net.patch, stride=net.patch)
+        self.positions = nn.Parameter(torch.empty(net.extras + net.tokens, width))
+        self.cls = nn.Parameter(torch.empty(width)) if net.cls_token else None
+        self.condition, self.patches = _condition(net), _patches(net)
+        self.blocks = nn.ModuleList(
+            [Block(width, net.heads) for _ in range(half + 1)]
+            + [OutBlock(width, net.heads) for _ in range(half)]
+        )
+        self.final_norm = nn.LayerNorm(width)
+        self.final = nn.Linear(width, net.patch**2 * net.out_channels)
+        self.smooth: nn.Module = nn.Identity()
+        if net.conv:
+            self.smooth = nn.Conv2d(net.out_channels, net.out_channels, 3, padding=1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Truncated normals of 0.02 and no bias; the two convolutions keep torch's own."""
+        tables: list[Tensor] = [self.positions]
+        if self.cls is not None:
+            tables.append(self.cls)
+        if self.condition is not None and self.condition.labels is not None:
+            tables.append(self.condition.labels.weight)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                tables.append(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for table in tables:
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def repeated(self) -> Iterable[nn.Module]:
+        return self.blocks
+
+    def _run(
+        self, x: Tensor, tau: Tensor, condition: Condition, layer: int | None, *, stop: bool
+    ) -> tuple[Any, Any]:
+        tokens = self._embed(x, tau, condition)
+        half, skips, captured = self.net.depth // 2, list[Tensor](), None
+        for number, block in enumerate(self.blocks, 1):
+            skip = (skips.pop(),) if number > half + 1 else ()  # the last one in is the first out
+            tokens = self._call(block, tokens, *skip)
+            if number <= half:
+                skips.append(tokens)
+            if number == layer:
+                captured = tokens
+                if stop:
+                    return None, captured
+        patches = self.final(self.final_norm(tokens[:, self.net.extras :]))  # (B, L, p p C)
+        image = unpatchify(patches, self.net.edge, self.net.patch, self.net.out_channels)
+        return self.smooth(image), captured
+
+    def _embed(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
+        """(B, extras + L, D): every input as a token at its learned position."""
+        x = with_spatial(x, condition, self.net.spatial)
+        patches = self.patchify(x).flatten(2).transpose(1, 2)  # (B, L, D)
+        if self.patches is not None:
+            patches = patches + self.patches(condition, self.net.tokens)
+        time = sinusoid(time_input(self.net.time, tau), self.net.width).to(patches.dtype)
+        tokens = [time[:, None], patches]
+        if self.condition is not None:
+            tokens.insert(1, self.condition(condition)[:, None])
+        if self.cls is not None:
+            tokens.insert(0, self.cls.expand(len(x), 1, -1))
+        return torch.cat(tokens, dim=1) + self.positions

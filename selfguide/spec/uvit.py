@@ -1,0 +1,108 @@
+"""U-ViT in numbers (Bao et al. 2023, "All are Worth Words", section 3 and its table of sizes)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from selfguide.spec.architecture import Architecture, Layer, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class UViTArchitecture(Architecture):
+    """A transformer to which time and condition are tokens, with long skips from its first blocks to its last.
+
+    `depth` counts as its authors do: the in-blocks and the out-blocks, as many of each, without the one between.
+    """
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    cls_token: bool = False  # a learned token that collects what self-guidance reads
+    conv: bool = True  # a 3x3 convolution over the output; the published H goes without
+
+    def __post_init__(self) -> None:
+        require(
+            self.size >= self.patch > 0 and self.size % self.patch == 0,
+            "patch",
+            self.patch,
+            f"does not divide the input edge {self.size}; take one of its divisors",
+        )
+        require(
+            self.heads > 0 and self.width % self.heads == 0,
+            "heads",
+            self.heads,
+            f"does not divide model.width={self.width}",
+        )
+        require(
+            self.width > 0 and self.width % 2 == 0,
+            "width",
+            self.width,
+            "must be even and positive for the sinusoid of time",
+        )
+        require(
+            self.depth > 0 and self.depth % 2 == 0,
+            "depth",
+            self.depth,
+            "must be even and positive: each in-block has an out-block, the middle one is not counted",
+        )
+        for field in ("dense", "dense_patch"):
+            require(
+                getattr(self, field) in (0, self.width),
+                field,
+                getattr(self, field),
+                f"must equal model.width={self.width}: U-ViT's tokens are the prototypes themselves; "
+                f"leave guidance.prototype_width out or set it to {self.width}",
+            )
+
+    @property
+    def edge(self) -> int:
+        """Patches along one side."""
+        return self.size // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Patch tokens, without the extras."""
+        return self.edge**2
+
+    @property
+    def condition_token(self) -> bool:
+        """Whether a token says what is told, or by a row of its own that it was dropped or never known.
+
+        The published unconditional nets have none, nor has SGFM's with prototypes for each patch, where the rows are
+        added to the patches. Masks alone do have one: their zeros could as well be an empty mask.
+        """
+        return bool(self.classes or self.dense or self.spatial)
+
+    @property
+    def extras(self) -> int:
+        """Tokens before the patches: [CLS], time, condition."""
+        return int(self.cls_token) + 1 + int(self.condition_token)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        half = range(1, self.depth // 2 + 1)
+        names = [*(f"in_{i}" for i in half), "mid", *(f"out_{i}" for i in half)]
+        tokens = self.extras + self.tokens
+        return tuple(Layer(name, tokens, self.width, self.extras) for name in names)
+
+    def parameters(self) -> int:
+        d, p2, out = self.width, self.patch**2, self.out_channels
+        embed = p2 * (self.channels + self.spatial) * d + d
+        positions = (self.extras + self.tokens) * d
+        condition = self.classes * d + 2 * d if self.condition_token else 0
+        patchwise = 2 * d if self.dense_patch else 0
+        attention = 3 * d * d + (d * d + d)
+        mlp = (4 * d * d + 4 * d) + (4 * d * d + d)
+        blocks = (self.depth + 1) * (attention + mlp + 4 * d)
+        skips = self.depth // 2 * (2 * d * d + d)
+        final = 2 * d + (d * p2 * out + p2 * out) + (9 * out * out + out if self.conv else 0)
+        cls = d if self.cls_token else 0
+        return embed + positions + cls + condition + patchwise + blocks + skips + final
+
+    def forward_macs(self) -> int:
+        d, n, p2, out = self.width, self.extras + self.tokens, self.patch**2, self.out_channels
+        blocks = (self.depth + 1) * (12 * n * d * d + 2 * n * n * d)
+        skips = self.depth // 2 * 2 * n * d * d
+        ends = self.tokens * p2 * d * (self.channels + self.spatial + out)
+        return blocks + skips + ends + (9 * out * out * self.size**2 if self.conv else 0)
