@@ -44,6 +44,14 @@ class ModelConfig:
     mlp: Literal["gelu", "swiglu"] | None = None
     rope: bool | None = None
     qk_norm: bool | None = None
+    conv: bool | None = None  # U-ViT's 3x3 convolution over the output
+    # UNets
+    base: int | None = None
+    mult: tuple[int, ...] | None = None  # width of each grid over `base`
+    blocks: int | None = None  # for each grid
+    attention: tuple[int, ...] | None = None  # downsamplings at which blocks attend
+    groups: int | None = None  # of every group norm
+    dropout: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
