@@ -110,11 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--check", action="store_true", help="only test the committed weights")
+    parser.add_argument("--check", action="store_true", help="only test weights")
     parser.add_argument(
         "--epochs", type=int, default=200, metavar="N", help="passes over the half (200)"
     )
-    parser.add_argument("--out", metavar="FILE", help="where the weights go (the package)")
+    parser.add_argument("--out", metavar="FILE", help="the file of weights (the package's)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     if options.epochs < 1:
@@ -126,13 +126,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures = images()
     with tempfile.TemporaryDirectory() as scratch:
         codec = (
-            load_autoencoder("tiny") if options.check else fitted(pictures, options.epochs, scratch)
+            load_autoencoder("tiny", options.out)
+            if options.check
+            else fitted(pictures, options.epochs, scratch)
         )
         found = test(codec, pictures)
         good = found["psnr"] >= LEAST
-        if not options.check and (
-            good or options.out
-        ):  # what is worse never replaces the package's
+        # what is worse than it should be never replaces the package's
+        if not options.check and (good or options.out):
             data = (Path(scratch) / WEIGHTS).read_bytes()
             storage.publish(str(out), data, replace=True)
     told = {**found, "least": LEAST, "sha256": codec.sha256, "file": str(out)}

@@ -221,6 +221,7 @@ def test_the_command_fits_from_nothing_and_keeps_what_is_good(
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["psnr"] > said["psnr_of_mean_image"] + 1 and said["file"] == str(out)
     assert load_autoencoder("tiny", out).sha256 == said["sha256"]
+    assert vae.main(["--check", "--out", str(out)]) == 1
     assert vae.main(["--check"]) == 0 and "dB on the other half" in capsys.readouterr().out
 
 
@@ -447,6 +448,7 @@ def attempt(place: Place, config: Config, root: str) -> None:
     work(config, place, lease, Telemetry(run, lease.number, place, config.train.images))
 
 
+@pytest.mark.slow
 def test_a_run_on_latents_publishes_what_becomes_images(
     latents: Path, ranks: Any, tmp_path: Path
 ) -> None:
