@@ -8,17 +8,21 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+LINE = 70  # grey between images, which may be black or white at their edges
 
-def write_grid(path: Path, pixels: Tensor, top: int, *, columns: int = 16, zoom: int = 4) -> None:
-    """A PNG of grey images (N, 1, H, W) with levels 0..top, `columns` wide, each pixel `zoom` wide."""
-    images = pixels[:, 0].numpy().astype(np.float64) * (255 / top)
-    count, height, width = images.shape
+
+def write_grid(path: Path, images: Tensor, *, columns: int = 16, zoom: int = 4) -> None:
+    """A PNG of uint8 images (N, 1 or 3, H, W), `columns` wide, each pixel `zoom` wide."""
+    stacked = images.permute(0, 2, 3, 1).numpy()  # (N, H, W, C)
+    count, height, width, channels = stacked.shape
+    columns = min(columns, count)
     rows = -(-count // columns)
-    # grey lines between images that are black at their edges
-    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), 70.0)
-    for i, image in enumerate(images):
+    sheet = np.full(
+        (rows * (height + 1) - 1, columns * (width + 1) - 1, channels), LINE, dtype=np.uint8
+    )
+    for i, image in enumerate(stacked):
         y, x = (i // columns) * (height + 1), (i % columns) * (width + 1)
         sheet[y : y + height, x : x + width] = image
-    grown = np.kron(sheet.round().astype(np.uint8), np.ones((zoom, zoom), dtype=np.uint8))
+    grown = sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grown).save(path, format="PNG")
+    Image.fromarray(grown[..., 0] if channels == 1 else grown).save(path, format="PNG")

@@ -47,7 +47,8 @@ def main(request: Path) -> None:
     torch.set_num_threads(cores)
     protocol, scores, nfe, pixels = fd_digits(snapshot, config)
     key, attempt = wanted["key"], wanted["attempt"]
-    write_grid(grid_path(run, key, attempt), pixels[:64], TOP)
+    shown = (pixels[:64].float() * (255 / TOP)).round().to(torch.uint8)
+    write_grid(grid_path(run, key, attempt), shown)
     record = {
         "schema": VERSION,
         "status": "done",

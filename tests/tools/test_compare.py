@@ -12,7 +12,7 @@ from tools.compare import CEILING, FLOOR, OURS, Result, draw, gap_closed, table
 
 def results(folder: Path) -> list[Result]:
     grid = folder / "grid.png"
-    write_grid(grid, torch.randint(0, 17, (64, 1, 8, 8), dtype=torch.uint8), 16)
+    write_grid(grid, torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8))
     scores = {FLOOR: (19.0, 21.0), OURS: (7.0, 9.0), CEILING: (4.0, 6.0)}
     return [
         Result(

@@ -1,0 +1,78 @@
+"""What a published student can be told when it draws: a group, the group of a query image, or the way between two."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selfguide.conditions import Condition
+from selfguide.guidance.online import assign, extract
+from selfguide.guidance.source import sampling_condition
+from selfguide.preconditioning import build_preconditioning
+from selfguide.randomness import normal
+from selfguide.spec.config import OnlineGuidance
+from selfguide.training.snapshot import Snapshot
+from shards.errors import UserError
+
+
+def groups(snapshot: Snapshot) -> int:
+    """How many groups or labels the student can be told.
+
+    Raises:
+        UserError: it is told nothing.
+    """
+    p = snapshot.guidance["p"]
+    if p is None:
+        why = "it was trained without guidance"
+        if snapshot.guidance["source"] == "online":
+            why = "its second stage, in which it is told its groups, had not begun"
+        raise UserError(
+            f"this snapshot at {snapshot.images:,} images cannot be told anything: {why}"
+        )
+    return len(p)
+
+
+def told(snapshot: Snapshot, ids: Tensor) -> Condition:
+    """The condition of groups or labels `ids` (B,)."""
+    known = groups(snapshot)
+    wrong = ids[(ids < 0) | (ids >= known)]
+    if len(wrong):
+        raise UserError(f"group {int(wrong[0])} is not one of 0 to {known - 1}")
+    return sampling_condition(snapshot.guidance, snapshot.student, ids)
+
+
+def nearest_groups(snapshot: Snapshot, x0: Tensor) -> Tensor:
+    """(B,) prototypes nearest to query images in model space (B, C, H, W): SGFM's image query."""
+    guidance = snapshot.config.guidance
+    if not isinstance(guidance, OnlineGuidance):
+        raise UserError(
+            f"guidance.source={guidance.source} has no prototypes to compare an image with; name a group instead"
+        )
+    eps = normal(0, "extraction-noise", torch.arange(len(x0)), tuple(x0.shape[1:]))
+    preconditioning = build_preconditioning(snapshot.config.path)
+    return assign(snapshot.student, extract(snapshot.student, preconditioning, guidance, x0, eps))
+
+
+def between(snapshot: Snapshot, first: int, second: int, count: int) -> Condition:
+    """`count` conditions from one group to another, ends included.
+
+    Prototypes lie on a sphere and are joined along its great circle. Labels have rows without a length of their own:
+    they are mixed in proportion.
+    """
+    ends = told(snapshot, torch.tensor([first, second]))
+    way = torch.linspace(0, 1, count)
+    if ends.dense is not None:
+        return Condition.told(dense=slerp(ends.dense[0], ends.dense[1], way))
+    shares = torch.zeros(count, groups(snapshot))
+    shares[:, first] += 1 - way
+    shares[:, second] += way
+    return Condition.told(multi_hot=shares)
+
+
+def slerp(first: Tensor, second: Tensor, way: Tensor) -> Tensor:
+    """Unit vectors (P,) joined along the great circle at the shares `way` (N,) of their angle, (N, P)."""
+    angle = torch.acos((first @ second).clamp(-1, 1))
+    if angle < 1e-4:  # the sines cancel, and the chord is the arc
+        return torch.lerp(first, second, way[:, None])
+    near, far = torch.sin((1 - way) * angle), torch.sin(way * angle)
+    return (near[:, None] * first + far[:, None] * second) / torch.sin(angle)

@@ -1,0 +1,311 @@
+"""`python -m tools.sample`: images from a published snapshot.
+
+Told groups drawn at their frequency by default; or one group or label, the group of a query image, the way between
+two groups; as a grid and as single lossless PNGs, with the way from noise to image on request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import shards
+from launcher.folder import find
+from selfguide.autoencoders import (
+    Autoencoder,
+    Normaliser,
+    from_images,
+    load_autoencoder,
+    to_images,
+)
+from selfguide.conditions import Condition
+from selfguide.evaluation.generate import draw, draw_condition
+from selfguide.evaluation.grid import write_grid
+from selfguide.guidance import telling
+from selfguide.spec.config import SamplerConfig, build
+from selfguide.spec.conventions import total_weight
+from selfguide.spec.sampling import READS, refuse_unread, validate_sampler
+from selfguide.training.snapshot import Snapshot, load
+from shards import cli
+from shards.errors import UserError
+
+EPILOG = """examples:
+  python -m tools.sample RUN                              64 images, groups at their frequency
+  python -m tools.sample RUN --group 3 7 --g 2            rows of two groups, guidance weight 2
+  python -m tools.sample RUN --g 0.4 --convention sgfm    the same weight as its paper writes it
+  python -m tools.sample RUN --like photo.png             the group nearest to an image
+  python -m tools.sample RUN --between 3 7 --count 8      from one prototype to another, one noise
+  python -m tools.sample RUN --chain --count 6            six images, noise to data
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    snapshot = load_snapshot(options)
+    sampler = sampler_of(snapshot, options)
+    codec = autoencoder_of(snapshot, options)
+    condition = condition_of(snapshot, codec, options)
+    seeds = options.seed + torch.arange(len(condition))
+    if options.between:
+        seeds = seeds[:1].expand(len(condition))  # one noise, so that only the condition changes
+    chain = Chain(sampler.steps, options.columns) if options.chain else None
+    drawn = draw(
+        snapshot, sampler, condition, seeds, batch=options.batch, callback=chain and chain.see
+    )
+    total = -(-len(condition) // options.batch)
+    made = list(cli.track(drawn, total, f"drawing {len(condition)} images"))
+    images = to_images(snapshot.data["header"], torch.cat([x for x, _ in made]), codec)
+    out = Path(options.out)
+    columns = options.columns if not options.between else len(condition)
+    if chain is not None:
+        states = chain.states()  # (N, columns, C, H, W)
+        sheet = to_images(snapshot.data["header"], states.flatten(0, 1), codec)
+        write_grid(out / "grid.png", sheet, columns=states.shape[1], zoom=zoom(sheet))
+    else:
+        write_grid(out / "grid.png", images, columns=columns, zoom=zoom(images))
+    write_images(out / "images", images)
+    said = {
+        "grid": str(out / "grid.png"),
+        "images": str(out / "images"),
+        "count": len(images),
+        "snapshot_images": snapshot.images,
+        "snapshot_sha256": snapshot.sha256,
+        "sampler": asdict(sampler),
+        "nfe": max(evaluations for _, evaluations in made),
+        "seed": options.seed,
+    }
+    (out / "sample.json").write_text(json.dumps(said, indent=1))
+    if options.json:
+        print(json.dumps(said))
+    else:
+        print(
+            f"{len(images)} images from {snapshot.images:,} images seen, {sampler.name}, "
+            f"{said['nfe']} evaluations, g={sampler.g:g}\n{out / 'grid.png'}"
+        )
+    return 0
+
+
+def load_snapshot(options: argparse.Namespace) -> Snapshot:
+    """The snapshot named on the command line: a run's newest, one of its image counts, or a folder."""
+    folder = Path(options.run)
+    if not (folder / "MANIFEST.json").is_file():
+        run = find(options.run, Path(options.runs))
+        published = run.published()
+        if not published:
+            raise UserError(f"run {run.root.name} has published no snapshot yet")
+        images = options.images or published[-1]
+        if images not in published:
+            known = ", ".join(f"{n}" for n in published)
+            raise UserError(f"--images {images}: this run has snapshots at {known}")
+        folder = run.snapshot(images)
+    return load(folder, options.ema)
+
+
+def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig:
+    """The run's own sampler with what the command line changes of it."""
+    asked = {name: getattr(options, f"sampler_{name}") for name in SAMPLER_HELP}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    own = asdict(snapshot.config.sampler)
+    if (
+        changes.get("name", own["name"]) != own["name"]
+    ):  # what only the old sampler read goes with it
+        own = {name: own[name] for name in own.keys() - set(READS[own["name"]])}
+    if options.convention:
+        if "g" not in changes:
+            raise UserError(f"--convention {options.convention} needs the weight: give --g")
+        changes["g"] = total_weight(options.convention, changes["g"])
+    sampler = build(SamplerConfig, own | changes, "sampler")
+    validate_sampler(sampler, snapshot.config.path)
+    refuse_unread(sampler)
+    return sampler
+
+
+def autoencoder_of(snapshot: Snapshot, options: argparse.Namespace) -> Autoencoder | None:
+    """What decodes this snapshot's latents; None for images."""
+    header = snapshot.data["header"]
+    if header["kind"] == "image":
+        return None
+    return load_autoencoder(options.autoencoder or header["encoder"], options.weights)
+
+
+def condition_of(
+    snapshot: Snapshot, codec: Autoencoder | None, options: argparse.Namespace
+) -> Condition:
+    """What each image is told: one condition an image."""
+    if options.between:
+        return telling.between(snapshot, *options.between, options.count)
+    if options.uncond:
+        return Condition.unconditional(options.count)
+    if options.label is not None:
+        if snapshot.guidance["source"] != "labels":
+            raise UserError(
+                f"--label: this snapshot's guidance is {snapshot.guidance['source']}, it knows groups; give --group"
+            )
+        ids = torch.tensor(options.label)
+    elif options.group is not None:
+        ids = torch.tensor(options.group)
+    elif options.like:
+        ids = telling.nearest_groups(snapshot, queries(snapshot, codec, options.like))
+        for text, group in zip(options.like, ids.tolist(), strict=True):
+            cli.console(stderr=True).print(f"{text} is nearest to group {group}")
+    else:
+        return draw_condition(snapshot, options.seed + torch.arange(options.count))
+    each = -(-options.count // len(ids))
+    return telling.told(snapshot, ids.repeat_interleave(each)[: options.count])
+
+
+def queries(snapshot: Snapshot, codec: Autoencoder | None, texts: list[str]) -> Tensor:
+    """Query images in model space: files, or ordinals of the data the snapshot was trained on."""
+    header, made = snapshot.data["header"], []
+    normaliser = Normaliser.of(header)
+    data: Any = None
+    for text in texts:
+        if text.isdigit():
+            data = shards.read_all(snapshot.data["root"]) if data is None else data
+            if int(text) >= len(data["x"]):
+                raise UserError(f"--like {text}: the data has ordinals 0 to {len(data['x']) - 1}")
+            ordinal = torch.tensor([int(text)])
+            made.append(normaliser.encode(torch.as_tensor(data["x"])[ordinal], 0, ordinal))
+        else:
+            made.append(from_file(Path(text), snapshot, codec))
+    return torch.cat(made)
+
+
+def from_file(path: Path, snapshot: Snapshot, codec: Autoencoder | None) -> Tensor:
+    """(1, C, H, W) in model space from an image file, cropped to a square and resized."""
+    if not path.is_file():
+        raise UserError(f"--like {path}: no such file, and not the ordinal of a training image")
+    net, header = snapshot.student.backbone.net, snapshot.data["header"]
+    factor = codec.factor if codec else 1
+    channels = codec.image_channels if codec else net.channels
+    picture = Image.open(path).convert("L" if channels == 1 else "RGB")
+    edge = min(picture.size)
+    left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
+    square = picture.crop((left, top, left + edge, top + edge))
+    size = net.size * factor
+    pixels = np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
+    images = torch.from_numpy(pixels.copy()).view(1, size, size, channels).permute(0, 3, 1, 2)
+    return from_images(header, images, codec)
+
+
+class Chain:
+    """The states a sampler passes, for a picture of the way: about `columns` of them, evenly over the steps."""
+
+    def __init__(self, steps: int, columns: int) -> None:
+        self.wanted = set(np.linspace(0, steps - 1, min(columns, steps)).round().astype(int))
+        self.last = steps - 1
+        self._batch: list[Tensor] = []
+        self._batches: list[Tensor] = []
+
+    def see(self, step: int, tau: float, state: Tensor) -> None:
+        if step in self.wanted:
+            self._batch.append(state.float())
+        if step == self.last:
+            self._batches.append(torch.stack(self._batch, dim=1))
+            self._batch = []
+
+    def states(self) -> Tensor:
+        """(N, columns, C, H, W), noise first."""
+        return torch.cat(self._batches)
+
+
+def zoom(images: Tensor) -> int:
+    """Small images are shown larger: at least 64 screen pixels each."""
+    return max(1, 64 // images.shape[-1])
+
+
+def write_images(folder: Path, images: Tensor) -> None:
+    """uint8 (N, C, H, W) as one lossless PNG each, named by its number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        plain = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+        Image.fromarray(plain.numpy()).save(folder / f"{number:06d}.png")
+
+
+SAMPLER_HELP = {
+    "name": "euler, heun, ddim, dpm1, dpm2, dpmpp, euler_maruyama or dopri5",
+    "steps": "of a fixed-step sampler",
+    "g": "total guidance weight: 1 is none, 0 unconditional",
+    "interval": "noise-times in which the weight applies",
+    "guided_channels": "guide only the first so many",
+    "shift": "above 1 spends more steps at high noise",
+    "rtol": "of dopri5",
+    "atol": "of dopri5",
+    "clip": "of ddim: data estimates are cut to this size, in model space",
+    "eta": "of ddim: 0 deterministic, 1 ancestral",
+    "churn": "of heun: EDM's S_churn",
+    "churn_sigma": "noise levels in which heun churns",
+    "churn_noise": "EDM's S_noise",
+    "diffusion": "of euler_maruyama: sit, repa or sbdm",
+}
+PAIRS = ("interval", "churn_sigma")
+WHOLE = ("steps", "guided_channels")
+WORDS = ("name", "diffusion")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.sample",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "run", metavar="RUN", help="id, name or folder of a run, or a snapshot's folder"
+    )
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="the snapshot at N images seen (newest)"
+    )
+    parser.add_argument(
+        "--ema", type=int, default=0, metavar="I", help="which average, counted from 0 (0)"
+    )
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
+    what = parser.add_argument_group("what is drawn").add_mutually_exclusive_group()
+    what.add_argument("--group", type=int, nargs="+", metavar="K", help="these groups, a row each")
+    what.add_argument("--label", type=int, nargs="+", metavar="K", help="these human labels")
+    what.add_argument(
+        "--like", nargs="+", metavar="IMAGE", help="the groups nearest to image files or ordinals"
+    )
+    what.add_argument(
+        "--between", type=int, nargs=2, metavar=("A", "B"), help="the way from one group to another"
+    )
+    what.add_argument("--uncond", action="store_true", help="told nothing")
+    parser.add_argument("--count", type=int, default=64, metavar="N", help="images (64)")
+    parser.add_argument(
+        "--chain", action="store_true", help="show each image's way from noise to data"
+    )
+    parser.add_argument("--columns", type=int, default=8, metavar="N", help="of the grid (8)")
+    parser.add_argument("--seed", type=int, default=0, help="image i is a function of seed + i (0)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at once (64)")
+    parser.add_argument("--out", default="samples", metavar="DIR", help="where files go (samples)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    decoding = parser.add_argument_group("decoding latents")
+    decoding.add_argument("--autoencoder", metavar="NAME", help="what decodes (the data's own)")
+    decoding.add_argument("--weights", metavar="PATH", help="its weights")
+    sampler = parser.add_argument_group("sampler (the run's own where not given)")
+    for name, text in SAMPLER_HELP.items():
+        flag = "--sampler" if name == "name" else f"--{name.replace('_', '-')}"
+        kind: Any = str if name in WORDS else int if name in WHOLE else float
+        extra: dict[str, Any] = {"nargs": 2, "metavar": ("LOW", "HIGH")} if name in PAIRS else {}
+        if name not in PAIRS:
+            extra["metavar"] = "NAME" if name in WORDS else "X"
+        sampler.add_argument(flag, type=kind, dest=f"sampler_{name}", help=text, **extra)
+    sampler.add_argument(
+        "--convention",
+        metavar="PAPER",
+        help="read --g as this paper writes it: sgfm, sgdm, dit, ...",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main)
