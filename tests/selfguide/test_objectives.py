@@ -23,7 +23,7 @@ from selfguide.guidance.online import extract
 from selfguide.objectives import Objective, Uncertainty, build_objective, draw_times
 from selfguide.paths import VarianceExploding, build_path
 from selfguide.preconditioning import Preconditioning, build_preconditioning
-from selfguide.spec.config import Config, PathConfig, Prediction
+from selfguide.spec.config import Config, NoGuidance, PathConfig, Prediction
 from selfguide.spec.sizes import footprint
 from selfguide.spec.validate import validate
 from selfguide.student import Sampled, Student, build_student
@@ -269,9 +269,7 @@ def test_uncertainty_is_finite_on_the_whole_path_and_fp32_in_bf16() -> None:
 def student_of(path: PathConfig, online: bool = True) -> tuple[Config, Student]:
     config = replace(online_config(), path=path)
     if not online:
-        config = replace(
-            config, guidance=compose(["experiment=digits_uncond", "cluster=local"]).guidance
-        )
+        config = replace(config, guidance=NoGuidance())
     student = build_student(config, 0)
     with torch.no_grad():
         for parameter in student.parameters():

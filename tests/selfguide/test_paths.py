@@ -216,11 +216,14 @@ def test_ddpm_is_one_table_of_cumulated_products(betas: str, last: float) -> Non
     for dtype in (torch.float64, torch.float32):
         # the noise-times of fp32 nets are a rounding away from t / T and must read the same entry
         tau = torch.arange(1001).to(dtype) / 1000
-        a, b, _, _ = path.coefficients(tau)
+        a, b, da, _ = path.coefficients(tau)
         assert a.dtype == dtype
         tolerance = 1e-9 if dtype == torch.float64 else 1e-6
         np.testing.assert_allclose(a.double().square(), kept, rtol=tolerance)
         np.testing.assert_allclose(b.double().square()[1:], 1 - kept[1:], rtol=tolerance)
+        # at an entry the slope is its own beta's, not its neighbour's
+        slope = 1000 * np.log1p(-np.array(beta)) / 2
+        np.testing.assert_allclose((da / a).double()[1:], slope, rtol=100 * tolerance)
 
 
 def test_ddpm_samples_whole_entries_and_no_more_than_it_has() -> None:
