@@ -33,6 +33,7 @@ from selfguide.evaluation.grid import write_grid
 from selfguide.guidance import telling
 from selfguide.spec.config import SamplerConfig, build
 from selfguide.spec.conventions import total_weight
+from selfguide.spec.files import read_config
 from selfguide.spec.sampling import READS, refuse_unread, validate_sampler
 from selfguide.training.snapshot import Snapshot, load
 from shards import cli
@@ -50,8 +51,15 @@ EPILOG = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
+    for name in ("count", "columns", "batch"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)}: take 1 or more")
     snapshot = load_snapshot(options)
     sampler = sampler_of(snapshot, options)
+    if options.chain and sampler.name == "dopri5":
+        raise UserError(
+            "--chain with dopri5: it takes steps of its own; give --sampler euler or heun"
+        )
     codec = autoencoder_of(snapshot, options)
     condition = condition_of(snapshot, codec, options)
     seeds = options.seed + torch.arange(len(condition))
@@ -107,6 +115,10 @@ def load_snapshot(options: argparse.Namespace) -> Snapshot:
             known = ", ".join(f"{n}" for n in published)
             raise UserError(f"--images {images}: this run has snapshots at {known}")
         folder = run.snapshot(images)
+    averages = read_config(folder / "config.yaml").train.ema_halflife
+    if not 0 <= options.ema < len(averages):
+        kept = ", ".join(f"{i}: half-life of {h:,} images" for i, h in enumerate(averages))
+        raise UserError(f"--ema {options.ema} is not one of this snapshot's averages ({kept})")
     return load(folder, options.ema)
 
 

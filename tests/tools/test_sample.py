@@ -1,0 +1,149 @@
+"""tools.sample on real snapshots: what it draws, that seeds decide it, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from selfguide.guidance.telling import slerp
+from selfguide.spec.config import LabelGuidance, SamplerConfig
+from selfguide.spec.conventions import total_weight
+from shards.errors import UserError
+from tests.selfguide.test_training import attempt, config
+from tools import sample
+from tools.ranks import run_ranks
+
+
+@pytest.fixture(scope="module")
+def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-guided run of 512 images, told its groups since 256."""
+    root = tmp_path_factory.mktemp("self-guided") / "digits" / "run"
+    run_ranks(1, attempt, config(digits), str(root))
+    return root
+
+
+@pytest.fixture(scope="module")
+def labelled(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, told human labels."""
+    root = tmp_path_factory.mktemp("labelled") / "digits" / "run"
+    cfg = config(digits)
+    told = replace(cfg, guidance=LabelGuidance(), data=replace(cfg.data, classes=10))
+    run_ranks(1, attempt, told, str(root))
+    return root
+
+
+def draw(run: Path, out: Path, *arguments: str) -> tuple[np.ndarray, dict]:
+    """The images (N, H, W) and what the command said of them."""
+    assert sample.main([str(run), "--out", str(out), "--steps", "4", *arguments]) == 0
+    said = json.loads((out / "sample.json").read_text())
+    files = sorted((out / "images").iterdir())
+    return np.stack([np.asarray(Image.open(f)) for f in files]), said
+
+
+def test_image_i_is_a_function_of_seed_plus_i(run: Path, tmp_path: Path) -> None:
+    first, said = draw(run, tmp_path / "a", "--count", "6", "--batch", "4")
+    later, _ = draw(run, tmp_path / "b", "--count", "4", "--seed", "2", "--batch", "3")
+    assert first.shape == (6, 8, 8) and said["nfe"] == 4 and said["count"] == 6
+    np.testing.assert_array_equal(first[2:], later)
+    assert not np.array_equal(first[0], first[1])
+
+
+def test_images_are_lossless_levels_of_the_data(run: Path, tmp_path: Path) -> None:
+    images, _ = draw(run, tmp_path, "--count", "4")
+    allowed = np.round(np.arange(17) * 255 / 16)
+    assert np.isin(images, allowed).all()
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    np.testing.assert_array_equal(grid[: 8 * 8 : 8, : 8 * 8 : 8], images[0])  # each pixel 8 wide
+
+
+def test_a_group_is_told_and_the_weight_is_read_as_its_paper_writes_it(
+    run: Path, tmp_path: Path
+) -> None:
+    group, _ = draw(run, tmp_path / "a", "--group", "3", "--count", "3", "--g", "1.4")
+    same, said = draw(
+        run, tmp_path / "b", "--group", "3", "--count", "3", "--g", "0.4", "--convention", "sgfm"
+    )
+    other, _ = draw(run, tmp_path / "c", "--group", "5", "--count", "3", "--g", "1.4")
+    assert said["sampler"]["g"] == pytest.approx(total_weight("sgfm", 0.4))
+    np.testing.assert_array_equal(group, same)
+    assert not np.array_equal(group, other)
+
+
+def test_a_query_image_is_its_nearest_group(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, _ = draw(run, tmp_path / "a", "--like", "7", "--count", "3")
+    group = capsys.readouterr().err.split("nearest to group ")[1].split()[0]
+    named, _ = draw(run, tmp_path / "b", "--group", group, "--count", "3")
+    np.testing.assert_array_equal(found, named)
+    Image.fromarray(found[0]).resize((40, 30)).save(tmp_path / "query.png")
+    draw(run, tmp_path / "c", "--like", str(tmp_path / "query.png"), "--count", "2")
+
+
+@pytest.mark.parametrize("kind", ["run", "labelled"])
+def test_the_way_between_two_groups_begins_and_ends_at_them(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    run = request.getfixturevalue(kind)
+    way, _ = draw(run, tmp_path / "a", "--between", "3", "7", "--count", "5")
+    for at, group in ((0, "3"), (4, "7")):
+        end, _ = draw(run, tmp_path / group, "--group", group, "--count", "1")
+        # the same noise and condition in a batch of another size: equal up to one level of grey
+        assert np.abs(way[at].astype(int) - end[0].astype(int)).max() <= 16
+
+
+def test_between_prototypes_lies_the_great_circle() -> None:
+    a, b = torch.nn.functional.normalize(torch.randn(2, 16, dtype=torch.float64), dim=1)
+    way = torch.linspace(0, 1, 9, dtype=torch.float64)
+    path = slerp(a, b, way)
+    torch.testing.assert_close(path.norm(dim=1), torch.ones(9, dtype=torch.float64))
+    steps = (path[1:] * path[:-1]).sum(1)  # equal angles
+    torch.testing.assert_close(steps, steps[0].expand(8))
+    torch.testing.assert_close(path[0], a), torch.testing.assert_close(path[-1], b)
+    torch.testing.assert_close(slerp(a, a, way), a.expand(9, -1))
+
+
+def test_a_chain_shows_the_way_from_noise_to_the_image(run: Path, tmp_path: Path) -> None:
+    images, _ = draw(run, tmp_path, "--chain", "--count", "2", "--columns", "4", "--batch", "1")
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    zoom, cell = 8, 9 * 8
+    rows = [grid[r * cell :: zoom, 3 * cell :: zoom][:8, :8] for r in range(2)]
+    np.testing.assert_array_equal(np.stack(rows), images)  # the last column is the image
+
+
+def test_every_setting_of_a_sampler_has_a_flag() -> None:
+    assert set(sample.SAMPLER_HELP) == {f.name for f in fields(SamplerConfig)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--group", "99"], "group 99 is not one of 0 to 11"),
+        (["--label", "3"], "it knows groups; give --group"),
+        (["--like", "99999"], "the data has ordinals 0 to 1796"),
+        (["--like", "absent.png"], "no such file"),
+        (["--sampler", "heum"], "did you mean 'heun'"),
+        (["--eta", "1"], "sampler.eta=1.0 is read by sampler.name=ddim"),
+        (["--convention", "sgfm"], "give --g"),
+        (["--g", "1", "--convention", "sgfmm"], "did you mean 'sgfm'"),
+        (["--images", "300"], "this run has snapshots at 256, 512"),
+        (["--ema", "1"], "--ema 1"),
+        (["--count", "0"], "--count 0"),
+        (["--chain", "--sampler", "dopri5"], "dopri5"),
+    ],
+)
+def test_mistakes_are_named(run: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        sample.main([str(run), "--out", str(tmp_path / "none"), *arguments])
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_untold_snapshot_cannot_be_told(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="its second stage"):
+        sample.main([str(run), "--images", "256", "--group", "1", "--out", str(tmp_path)])
