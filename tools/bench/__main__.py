@@ -2,6 +2,7 @@
 
 python -m tools.bench                     every suite
 python -m tools.bench engine --repeats 40
+python -m tools.bench models --sizes all  up to DiT-XL: hours on two cores, minutes on a GPU
 python -m tools.bench engine --json
 """
 
@@ -16,10 +17,11 @@ from dataclasses import asdict
 from rich.table import Table
 
 from shards import cli
-from tools.bench import engine
+from tools.bench import engine, models
 from tools.bench.harness import Row
 
-SUITES = {"engine": engine}
+SUITES = {"engine": engine, "models": models}
+TURNS = {"models": 7}  # a turn of whole networks takes seconds
 
 
 def machine() -> str:
@@ -27,8 +29,10 @@ def machine() -> str:
     import torch
 
     python = platform.python_version()
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     return (
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {python}, torch {torch.__version__}"
+        f"{gpu}{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}, "
+        f"Python {python}, torch {torch.__version__}"
     )
 
 
@@ -49,13 +53,20 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help=f"of: {', '.join(SUITES)}")
-    parser.add_argument("--repeats", type=int, default=15, help="turns after three of warm-up")
+    parser.add_argument(
+        "--repeats", type=int, help="turns after three of warm-up (default 15; models 7)"
+    )
+    parser.add_argument(
+        "--sizes", choices=models.SIZES, default="s", help="of the suite models (default s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     found = {}
     for name in options.suites or SUITES:
-        cli.console().print(f"running {name}, {options.repeats} turns ...", style="dim")
-        found[name] = SUITES[name].suite(options.repeats)
+        turns = options.repeats or TURNS.get(name, 15)
+        cli.console(stderr=True).print(f"running {name}, {turns} turns ...", style="dim")
+        sizes = {"sizes": options.sizes} if name == "models" else {}
+        found[name] = SUITES[name].suite(turns, **sizes)
         if not options.json:
             cli.console().print(table(SUITES[name].TITLE, found[name]))
     if options.json:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Variant:
-    """Something to time; `run` does one unit of the work."""
+    """Something to time."""
 
     name: str
     run: Callable[[], object]
@@ -37,13 +37,15 @@ def measure(
     *,
     repeats: int = 15,
     warmup: int = 3,
+    units: int = 1,
     fence: Callable[[], object] = lambda: None,
     progress: Callable[[int, int], object] = lambda done, of: None,
 ) -> list[Row]:
     """Times every variant once per turn; the first is the base, and is timed twice as the A/A control.
 
     Args:
-        fence: called before and after each unit, a barrier where several ranks time the same work.
+        units: of work in one run of a variant; rows state the seconds of one.
+        fence: called before and after each run, a barrier where several ranks time the same work.
     """
     base = variants[0]
     turn = [base, Variant(f"{base.name} again (A/A)", base.run), *variants[1:]]
@@ -56,7 +58,7 @@ def measure(
             variant.run()
             fence()
             if number >= warmup:
-                seconds[variant.name].append(time.perf_counter() - start)
+                seconds[variant.name].append((time.perf_counter() - start) / units)
         progress(number + 1, warmup + repeats)
     return _rows(seconds, base.name)
 

@@ -1,0 +1,106 @@
+"""What a backbone costs: ms per image forward, and forward and backward, ours eager and compiled, to a plain form."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from selfguide.conditions import Condition
+from selfguide.models import assemble
+from selfguide.models.backbone import Backbone
+from selfguide.models.dit import DiT
+from selfguide.models.execution import prepare
+from selfguide.models.unet import UNet
+from selfguide.models.uvit import UViT
+from selfguide.spec.architecture import Architecture
+from selfguide.spec.config import EngineConfig
+from selfguide.spec.sizes import override, row
+from shards import cli
+from tools.bench.harness import Row, Variant, measure
+from tools.bench.plain import PlainDiT, PlainUViT
+from tools.bench.plain_unet import PlainUNet
+
+TITLE = "models: ms per image, plain form against ours"
+
+PLAIN: dict[type[Backbone], type[nn.Module]] = {DiT: PlainDiT, UViT: PlainUViT, UNet: PlainUNet}
+
+# LightningDiT is published as B and XL: its parts at DiT-S's width stand in for an S
+SMALL: dict[str, Architecture] = {
+    "dit_s_2": row("dit_s_2"),
+    "lightningdit_s_1": override("lightningdit_b_1", width=384, depth=12, heads=6),
+    "uvit_s_2": row("uvit_s_2"),
+    "unet_ddpm": row("unet_ddpm"),
+}
+LARGER = (
+    "dit_b_2", "dit_l_2", "dit_xl_2", "lightningdit_b_1", "lightningdit_xl_1",
+    "uvit_m_4", "uvit_l_2", "uvit_h_2",
+    "unet_ddpmpp", "unet_edm_32", "unet_edm_64", "unet_sgdm_32", "unet_sgdm_64",
+)  # fmt: skip
+SIZES = {"s": SMALL, "all": SMALL | {name: row(name) for name in LARGER}}
+
+
+def suite(repeats: int, sizes: str = "s") -> list[Row]:
+    """fp32 on CPU, one image at a time; bf16 and 32 images on a GPU, where small batches time the launches."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    dtype, batch = (torch.bfloat16, 32) if cuda else (torch.float32, 1)
+    rows = []
+    for name, net in SIZES[sizes].items():
+        millions = net.parameters() / 1e6
+        cli.console(stderr=True).print(f"  {name}, {millions:.1f} M parameters ...", style="dim")
+        ours = awake(assemble(net)).to(device, dtype)
+        for what, variants in _variants(ours, batch):
+            named = [Variant(f"{name} {what}: {v.name}", v.run) for v in variants]
+            fence = torch.cuda.synchronize if cuda else lambda: None
+            rows += measure(named, repeats=repeats, fence=fence, units=batch)
+    return rows
+
+
+def awake(net: Backbone) -> Backbone:
+    """No weight at its initial zero, which would hide a wrong number behind it and slow nothing down."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        with torch.no_grad():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+def _variants(ours: Backbone, batch: int) -> Iterator[tuple[str, list[Variant]]]:
+    weight = next(ours.parameters())
+    net, device = ours.net, weight.device
+    x = torch.randn(batch, net.channels, net.size, net.size, device=device, dtype=weight.dtype)
+    tau = torch.rand(batch, device=device)
+    ids = torch.arange(batch, device=device) % net.classes if net.classes else None
+    told = Condition.unconditional(batch, device) if ids is None else Condition.told(id=ids)
+    by_hand = PLAIN[type(ours)](ours).to(device, weight.dtype)
+    compiled = copy.deepcopy(ours)
+    prepare(compiled, EngineConfig(compile=True), device)
+    forwards: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
+        "plain": (by_hand, lambda: by_hand(x, tau, ids)),
+        "ours": (ours, lambda: ours(x, tau, told)),
+        "ours, compiled": (compiled, lambda: compiled(x, tau, told)),
+    }
+    yield "forward", [Variant(n, _forward(f)) for n, (_, f) in forwards.items()]
+    yield (
+        "forward+backward",
+        [Variant(n, _backward(m, f)) for n, (m, f) in forwards.items()],
+    )
+
+
+def _forward(forward: Callable[[], Tensor]) -> Callable[[], object]:
+    def run() -> None:
+        with torch.no_grad():
+            forward()
+
+    return run
+
+
+def _backward(module: nn.Module, forward: Callable[[], Tensor]) -> Callable[[], object]:
+    def run() -> None:
+        module.zero_grad()
+        forward().square().mean().backward()
+
+    return run
