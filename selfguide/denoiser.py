@@ -20,6 +20,10 @@ from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import Prediction
 from shards.errors import UserError
 
+# one batch of 2B wins while a call's overhead counts, and loses once activations leave the caches: two cores cross
+# between 2,048 and 4,096 numbers of state (python -m tools.bench sampling); GPUs are not measured
+LITTLE = 2048
+
 
 @dataclass
 class Denoiser:
@@ -36,7 +40,7 @@ class Denoiser:
         prediction, sigma_data: what the net predicts on the path, and the data's deviation (prediction "edm").
         guided_channels: guide only the first so many, as DiT, SiT and LightningDiT do with 3; None is all.
         reference: takes the place of f_u (autoguidance), under its own condition and guidance.
-        batched: both halves in one batch of 2B, or in turn; None decides by what the benchmark showed.
+        batched: both halves in one batch of 2B, or in turn; None is one batch where it is small, for then it is faster.
 
     Raises:
         UserError: a condition that the net cannot take, or settings that contradict each other.
@@ -110,7 +114,7 @@ class Denoiser:
     def _together(self, x: Tensor) -> bool:
         if self.reference is not None:
             return False  # another network
-        return x.is_cuda if self.batched is None else self.batched
+        return x.numel() <= LITTLE if self.batched is None else self.batched
 
     def _unguided(self, x: Tensor, tau: float) -> Tensor:
         if self.reference is not None:
