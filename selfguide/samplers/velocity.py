@@ -73,7 +73,7 @@ def euler_maruyama(walk: Walk, *, diffusion: Literal["sit", "repa", "sbdm"] = "s
 
     w is 2 b (SiT's default), 2 tau (REPA, Yu et al. 2025), or 2 (b b' - b^2 a' / a) (`sbdm`, the diffusion of Song et
     al. 2021), which is infinite in pure noise and so begins 1e-3 before it. The last step is of size 0.04, as theirs.
-    Noise-times are even: rectified flow and VP, on which the last step leaves some noise.
+    Noise-times are even: for rectified flow, and VP, where a last step that long costs some variance.
     """
     denoiser, path = walk.denoiser, walk.denoiser.path
     weights = {"sit": _by_noise, "repa": _by_time, "sbdm": _by_diffusion}

@@ -79,15 +79,15 @@ def refuse_unread(config: SamplerConfig) -> None:
                 f"sampler.{name}={value} is read by sampler.name={owner} and not by {config.name}; "
                 "drop it or change the sampler"
             )
-    if config.name == "dopri5" and config.shift != 1:
-        raise UserError(
-            f"sampler.shift={config.shift} moves a grid of steps, and dopri5 chooses its own; drop it"
-        )
 
 
 def _on_path(config: SamplerConfig, path: PathConfig) -> None:
     sigmas = path.name in ("ve", "edm")
-    if path.name == "ddpm" and config.name != "dopri5" and config.steps > DDPM_STEPS:
+    if config.name == "dopri5" and config.shift != 1:
+        raise UserError(
+            f"sampler.shift={config.shift} moves a grid of steps, and dopri5 chooses its own; drop it"
+        )
+    if path.name == "ddpm" and config.steps > DDPM_STEPS:
         raise UserError(
             f"sampler.steps={config.steps} is more than the {DDPM_STEPS} noise levels of path.name=ddpm; "
             f"take {DDPM_STEPS} or fewer"

@@ -1,6 +1,10 @@
-"""Guidance and samplers against closed forms: on Gaussian data the exact velocity is known."""
+"""Sets of samples: who is told what, how often, and that image i is a function of seed + i."""
+
+from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,90 +13,108 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from selfguide.conditions import NULL, TOLD, UNCONDITIONAL, Condition
-from selfguide.denoiser import Denoiser
+from selfguide.evaluation.generate import build_denoiser, draw, draw_condition, generate
 from selfguide.guidance.source import draw_groups, dropped
-from selfguide.paths import RectifiedFlow
-from selfguide.samplers import sample
-from shards.errors import UserError
+from selfguide.randomness import normal
+from selfguide.spec.config import LabelGuidance, PathConfig, SamplerConfig
+from selfguide.student import build_student
+from selfguide.training.snapshot import Snapshot
+from tests.selfguide.test_online import online_config
 
-SD = 0.5  # of the Gaussian data, mean zero
-
-
-class ExactVelocity(nn.Module):
-    """E[v | x] for N(0, SD^2) data under rectified flow; a shift per condition id makes guidance visible."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.anchor = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    def forward(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
-        t = tau.double().view(-1, 1, 1, 1)
-        variance = (1 - t) ** 2 * SD**2 + t**2
-        told = (condition.state == TOLD).double().view(-1, 1, 1, 1)
-        return x * (t - (1 - t) * SD**2) / variance + told
+P = [0.0, 0.5, 0.2, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def gaussian(
-    g: float = 0.0, count: int = 4, interval: tuple[float, float] = (0.0, 1.0)
-) -> Denoiser:
-    condition = Condition.told(id=torch.zeros(count, dtype=torch.int64))
-    return Denoiser(ExactVelocity(), RectifiedFlow(), condition, g, interval)
-
-
-def error(name: str, steps: int) -> float:
-    noise = torch.randn(4, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return (
-        (sample(name, gaussian(), noise, steps=steps, rtol=1e-8, atol=1e-8) - SD * noise)
-        .abs()
-        .max()
-        .item()
+def snapshot(path: PathConfig | None = None, *, told: bool = True, still: bool = False) -> Snapshot:
+    """A student of labels with random weights, or `still`: as it is initialised, predicting zero."""
+    config = replace(online_config(), guidance=LabelGuidance(), path=path or PathConfig())
+    student, generator = build_student(config, 0), torch.Generator().manual_seed(1)
+    for parameter in student.parameters():
+        if not still:
+            nn.init.normal_(parameter, std=0.05, generator=generator)
+    student.eval().requires_grad_(False)
+    state = {"source": "labels" if told else "none", "told": told, "p": P if told else None}
+    return Snapshot(
+        student=student,
+        config=config,
+        images=0,
+        guidance=state,
+        data={},
+        sha256="",
+        ema=0,
+        saw_labels=told,
+        origin={},
     )
 
 
-def test_euler_converges_at_first_order_to_the_analytic_map() -> None:
-    orders = [math.log2(error("euler", n) / error("euler", 2 * n)) for n in (32, 64, 128)]
-    assert all(0.9 < order < 1.15 for order in orders), orders
+def made(source: Snapshot, sampler: SamplerConfig, **options: Any) -> Tensor:
+    return torch.cat([x for x, _ in generate(source, sampler, **options)])
 
 
-def test_dopri5_reaches_the_analytic_map() -> None:
-    assert error("dopri5", 0) < 1e-5  # noise-times reach the net in fp32
+SAMPLERS = [
+    (SamplerConfig(steps=3), PathConfig()),
+    (SamplerConfig(steps=3, g=2.0, shift=2.0, guided_channels=1), PathConfig()),
+    (SamplerConfig(name="ddim", steps=3, eta=1.0), PathConfig(name="ddpm", prediction="eps")),
+    (SamplerConfig(name="euler_maruyama", steps=3, diffusion="repa"), PathConfig()),
+    (SamplerConfig(name="heun", steps=3, churn=1.0), PathConfig(name="edm", prediction="edm")),
+]
 
 
-@pytest.mark.parametrize("steps", [1, 7, 50])
-def test_euler_takes_exactly_its_steps(steps: int) -> None:
-    denoiser = gaussian()
-    seen: list[float] = []
-    sample(
-        "euler",
-        denoiser,
-        torch.randn(4, 1, 2, 2),
-        steps=steps,
-        callback=lambda i, tau, x: seen.append(tau),
+@pytest.mark.parametrize(("sampler", "path"), SAMPLERS)
+def test_image_i_is_a_function_of_seed_plus_i(sampler: SamplerConfig, path: PathConfig) -> None:
+    source = snapshot(path)
+    whole = made(source, sampler, seed=0, count=7, batch=7)
+    pieces = made(source, sampler, seed=0, count=7, batch=3)
+    later = made(source, sampler, seed=4, count=3, batch=2)
+    assert len(torch.unique(whole.flatten(1), dim=0)) == 7 and whole.isfinite().all()
+    scale = whole.abs().max().item()
+    torch.testing.assert_close(pieces, whole, atol=1e-4 * scale, rtol=0)
+    torch.testing.assert_close(later, whole[4:], atol=1e-4 * scale, rtol=0)
+
+
+def test_noise_of_seed_zero_is_a_function_of_the_index_alone() -> None:
+    # a student as it is initialised predicts v = 0: what comes out is the noise that went in
+    found = made(snapshot(still=True), SamplerConfig(steps=2), seed=0, count=5, batch=2)
+    assert torch.equal(found, normal(0, "sample-noise", torch.arange(5), (1, 8, 8)))
+
+
+def test_groups_of_seed_zero_are_those_of_the_index_and_can_be_fixed() -> None:
+    source, seeds = snapshot(), torch.arange(64)
+    condition = draw_condition(source, seeds)
+    assert torch.equal(condition.given["id"], draw_groups(P, 0, seeds))
+    assert torch.equal(
+        draw_condition(source, seeds + 5).given["id"][:-5], condition.given["id"][5:]
     )
-    assert denoiser.evaluations == steps and len(seen) == steps and seen[-1] == 0
+    sampler, groups = SamplerConfig(steps=2), torch.tensor([4, 1, 1])
+    fixed = made(source, sampler, seed=0, count=3, batch=2, groups=groups)
+    drawn = torch.cat(
+        [x for x, _ in draw(source, sampler, Condition.told(id=groups), seeds[:3], batch=3)]
+    )
+    torch.testing.assert_close(fixed, drawn, atol=1e-5, rtol=0)
+    assert draw_condition(snapshot(told=False), seeds).state.unique().tolist() == [UNCONDITIONAL]
 
 
-@given(st.floats(-1, 4), st.floats(0, 1))
-def test_g_is_the_total_weight(g: float, tau: float) -> None:
-    x = torch.randn(4, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    told, null = gaussian(1.0).velocity(x, tau), gaussian(0.0).velocity(x, tau)
-    torch.testing.assert_close(gaussian(g).velocity(x, tau), null + g * (told - null))
+def test_the_denoiser_is_what_run_and_sampler_say() -> None:
+    path = PathConfig(name="edm", prediction="edm", sigma_data=0.7)
+    sampler = SamplerConfig(name="heun", g=1.5, interval=(0.1, 0.8), guided_channels=1)
+    denoiser = build_denoiser(snapshot(path), Condition.unconditional(2), sampler)
+    assert (denoiser.prediction, denoiser.sigma_data) == ("edm", 0.7)
+    assert (denoiser.g, denoiser.interval, denoiser.guided_channels) == (1.5, (0.1, 0.8), 1)
+    assert type(denoiser.path).__name__ == "VarianceExploding"
 
 
-def test_outside_the_interval_nothing_is_guided_and_the_other_half_is_not_run() -> None:
-    denoiser, runs = gaussian(3.0, interval=(0.2, 0.6)), []
-    denoiser.model.register_forward_hook(lambda *_: runs.append(1))
-    x = torch.randn(4, 1, 2, 2, dtype=torch.float64)
-    outside = denoiser.velocity(x, 0.9)
-    assert len(runs) == 1
-    torch.testing.assert_close(outside, gaussian(1.0).velocity(x, 0.9))
-    denoiser.velocity(x, 0.4)
-    assert len(runs) == 3
-
-
-def test_an_unknown_sampler_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="did you mean 'euler'"):
-        sample("eulr", gaussian(), torch.zeros(4, 1, 2, 2))
+def test_every_batch_tells_its_evaluations_and_shows_its_steps() -> None:
+    seen: list[int] = []
+    sampler = SamplerConfig(name="heun", steps=4)
+    batches = draw(
+        snapshot(),
+        sampler,
+        Condition.unconditional(5),
+        torch.arange(5),
+        batch=2,
+        callback=lambda step, tau, x: seen.append(len(x)),
+    )
+    assert [(len(x), count) for x, count in batches] == [(2, 7), (2, 7), (1, 7)]
+    assert seen == [2] * 8 + [1] * 4
 
 
 @given(st.floats(0.02, 0.5), st.integers(0, 5))
@@ -114,8 +136,7 @@ def test_dropping_touches_told_images_only() -> None:
 
 
 def test_groups_are_drawn_at_their_frequency() -> None:
-    p = [0.0, 0.5, 0.2, 0.0, 0.3]
-    counts = torch.bincount(draw_groups(p, 0, torch.arange(50_000)), minlength=5) / 50_000
+    counts = torch.bincount(draw_groups(P, 0, torch.arange(50_000)), minlength=len(P)) / 50_000
     torch.testing.assert_close(
-        counts.double(), torch.tensor(p, dtype=torch.float64), atol=0.01, rtol=0
+        counts.double(), torch.tensor(P, dtype=torch.float64), atol=0.01, rtol=0
     )

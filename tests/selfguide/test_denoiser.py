@@ -1,0 +1,227 @@
+"""The denoiser: guidance in all its forms, what the network is fed, and what it is never run for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from selfguide.conditions import NULL, TOLD, UNCONDITIONAL, Condition
+from selfguide.denoiser import Denoiser
+from selfguide.models import build
+from selfguide.paths import RectifiedFlow, VarianceExploding
+from selfguide.student import Sampled, Student
+from shards.errors import UserError
+from tests.selfguide.exact import PATHS, SD, exact, gaussian
+
+X = gaussian(4, 3, 2, 2)
+TOLD_MEAN = 1.5
+times = st.floats(0.01, 0.95)
+
+
+def guided(path: str = "rf", **settings: Any) -> Denoiser:
+    return exact(path, 4, told=TOLD_MEAN, **settings)
+
+
+def states(denoiser: Denoiser) -> list[list[int]]:
+    """What the network was told, call by call."""
+    return [condition.state.tolist() for _, _, condition in denoiser.model.seen]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@given(g=st.floats(-1, 6), tau=times)
+def test_g_is_the_total_weight_on_data_noise_and_velocity_alike(
+    path: str, g: float, tau: float
+) -> None:
+    told, null = guided(path).estimate(X, tau), guided(path, g=0.0).estimate(X, tau)
+    for found, c, u in zip(guided(path, g=g).estimate(X, tau), told, null, strict=True):
+        scale = c.abs().max()  # v of a noise level of 100 is 10,000
+        torch.testing.assert_close(found / scale, (u + g * (c - u)) / scale, rtol=1e-9, atol=1e-9)
+
+
+def test_g_of_one_is_the_plain_condition_to_the_bit_and_runs_nothing_else() -> None:
+    denoiser = guided(g=1.0, guided_channels=1)
+    plain = denoiser.model(X, torch.full((4,), 0.4), denoiser.condition)
+    assert torch.equal(denoiser.velocity(X, 0.4), plain)
+    assert states(denoiser) == [[TOLD] * 4] * 2 and denoiser.evaluations == 1
+
+
+def test_g_of_zero_runs_only_the_unconditional_half() -> None:
+    denoiser = guided(g=0.0)
+    denoiser.velocity(X, 0.4)
+    assert states(denoiser) == [[NULL] * 4] and denoiser.evaluations == 1
+
+
+def test_an_image_that_is_told_nothing_stays_unconditional_in_both_halves() -> None:
+    denoiser = exact("rf", 4, g=3.0, batched=False)
+    denoiser.velocity(X, 0.4)
+    assert states(denoiser) == [[UNCONDITIONAL] * 4] * 2
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_guidance_acts_in_its_interval_ends_included_and_costs_nothing_outside(
+    batched: bool,
+) -> None:
+    for tau, inside in ((0.2, True), (0.6, True), (0.19, False), (0.61, False), (0.4, True)):
+        denoiser = guided(g=3.0, interval=(0.2, 0.6), batched=batched)
+        found = denoiser.velocity(X, tau)
+        told, null = guided().velocity(X, tau), guided(g=0.0).velocity(X, tau)
+        torch.testing.assert_close(found, null + 3 * (told - null) if inside else told)
+        images = sum(len(state) for state in states(denoiser))
+        assert images == (8 if inside else 4) and denoiser.evaluations == 1
+
+
+@given(g=st.floats(-1, 4), channels=st.integers(1, 3), tau=times)
+def test_guided_channels_touches_the_first_so_many(g: float, channels: int, tau: float) -> None:
+    some = guided(g=g, guided_channels=channels).velocity(X, tau)
+    told, everywhere = guided().velocity(X, tau), guided(g=g).velocity(X, tau)
+    torch.testing.assert_close(some[:, :channels], everywhere[:, :channels])
+    torch.testing.assert_close(some[:, channels:], told[:, channels:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("path", ["rf", "edm", "ddpm"])
+def test_one_batch_or_in_turn_is_the_same(path: str) -> None:
+    together, in_turn = (guided(path, g=2.5, batched=batched) for batched in (True, False))
+    torch.testing.assert_close(
+        together.velocity(X, 0.5), in_turn.velocity(X, 0.5), rtol=1e-12, atol=0
+    )
+    assert states(together) == [[TOLD] * 4 + [NULL] * 4]
+    assert states(in_turn) == [[TOLD] * 4, [NULL] * 4]
+    assert together.evaluations == in_turn.evaluations == 1
+
+
+@pytest.mark.parametrize("field", ["id", "multi_hot", "dense", "spatial", "patch"])
+def test_one_batch_or_in_turn_is_the_same_on_a_network(field: str) -> None:
+    fields = {
+        "id": torch.tensor([0, 4, 9]),
+        "multi_hot": torch.eye(10)[:3],
+        "dense": torch.randn(3, 6),
+        "spatial": torch.randn(3, 2, 8, 8),
+        "patch": torch.randn(3, 16, 5),
+    }
+    net = build("dit_digits", classes=10, dense=6, spatial=2, dense_patch=5).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.1, generator=generator)
+    condition = Condition.told(**{field: fields[field]})
+    x = gaussian(3, 1, 8, 8).float()
+    with torch.no_grad():
+        together, in_turn, plain = (
+            Denoiser(net, RectifiedFlow(), condition, g, batched=batched).velocity(x, 0.3)
+            for g, batched in ((2.0, True), (2.0, False), (1.0, None))
+        )
+    torch.testing.assert_close(together, in_turn, rtol=1e-4, atol=1e-4)
+    assert (together - plain).abs().max() > 1e-3  # the condition is heard
+
+
+@pytest.mark.parametrize("path", ["rf", "edm"])
+def test_autoguidance_puts_the_reference_where_the_unguided_half_was(path: str) -> None:
+    weaker = exact(path, 4, told=0.7)
+    denoiser = guided(path, g=2.0, reference=weaker)
+    found = denoiser.estimate(X, 0.5)
+    ours, theirs = guided(path).estimate(X, 0.5), exact(path, 4, told=0.7).estimate(X, 0.5)
+    torch.testing.assert_close(found.x0, theirs.x0 + 2 * (ours.x0 - theirs.x0))
+    assert states(denoiser) == [[TOLD] * 4] == states(weaker)
+    assert denoiser.evaluations == 1 and weaker.evaluations == 0
+
+
+def test_a_reference_has_a_condition_and_guidance_of_its_own() -> None:
+    unconditional = exact("rf", 4, g=1.0)
+    guided(g=2.0, reference=unconditional).velocity(X, 0.5)
+    assert states(unconditional) == [[UNCONDITIONAL] * 4]
+    twice = guided(g=3.0)
+    found = guided(g=2.0, reference=twice).velocity(X, 0.5)
+    ours, theirs = guided().velocity(X, 0.5), guided(g=3.0).velocity(X, 0.5)
+    torch.testing.assert_close(found, theirs + 2 * (ours - theirs))
+
+
+def test_a_reference_is_not_run_where_it_would_not_count() -> None:
+    weaker = exact("rf", 4)
+    guided(g=1.0, reference=weaker).velocity(X, 0.5)
+    guided(g=2.0, interval=(0.0, 0.3), reference=weaker).velocity(X, 0.5)
+    assert not states(weaker)
+
+
+class Recorder(nn.Module):
+    """A network in bf16 that keeps what it was fed, and gives twice the channels: a learned sigma."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones((), dtype=dtype))
+        self.fed: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
+        self.fed = (x, tau)
+        return torch.cat((self.weight * x, 1e6 * x), dim=1)
+
+
+@pytest.mark.parametrize("state", [torch.float32, torch.float64])
+@pytest.mark.parametrize("net", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_net_gets_its_dtype_and_the_state_keeps_its_own(
+    net: torch.dtype, state: torch.dtype
+) -> None:
+    model = Recorder(net)
+    denoiser = Denoiser(model, RectifiedFlow(), Condition.unconditional(4), 2.0)
+    x = X.to(state)
+    v = denoiser.velocity(x, 0.3)
+    assert model.fed is not None
+    seen, tau = model.fed
+    assert seen.dtype == net and v.dtype == state and v.shape == x.shape
+    assert tau.dtype == torch.float32 and tau.tolist() == pytest.approx([0.3] * len(seen))
+    # guidance is added up in the state's dtype: both halves are equal here, so v is the rounded x, exactly
+    assert torch.equal(v, x.to(net).to(state))
+
+
+def test_edm_networks_read_unit_variance() -> None:
+    path, model = VarianceExploding(), Recorder(torch.float64)
+    condition = Condition.unconditional(4000)
+    x0, eps = SD * gaussian(4000, 1, 2, 2, seed=1), gaussian(4000, 1, 2, 2, seed=2)
+    for sigma in (0.002, 0.5, 80.0):
+        denoiser = Denoiser(model, path, condition, prediction="edm", sigma_data=SD)
+        denoiser.velocity(x0 + sigma * eps, sigma / (1 + sigma))
+        assert model.fed is not None
+        assert abs(model.fed[0].std() - 1) < 0.03
+
+
+def test_a_condition_that_the_network_cannot_take_is_refused_at_construction() -> None:
+    net = build("dit_digits", classes=10)
+    for model in (net, Sampled(Student(net, None))):
+        with pytest.raises(UserError, match="id=10 is not one of this network's 10 groups"):
+            Denoiser(model, RectifiedFlow(), Condition.told(id=torch.tensor([3, 10])))
+        with pytest.raises(UserError, match=r"condition\.dense was given"):
+            Denoiser(model, RectifiedFlow(), Condition.told(dense=torch.zeros(2, 4)))
+        with pytest.raises(UserError, match="guided_channels=2 is not one of 1 to 1"):
+            Denoiser(model, RectifiedFlow(), Condition.unconditional(2), guided_channels=2)
+
+
+BAD = [
+    ({"g": math.nan}, "g=nan must be a finite number"),
+    ({"g": math.inf}, "g=inf must be a finite number"),
+    ({"interval": (0.6, 0.2)}, r"interval=\[0.6, 0.2\].*lower one first"),
+    ({"interval": (math.nan, 0.2)}, "interval"),
+    ({"guided_channels": 0}, "guided_channels=0"),
+    ({"reference": exact("rf", 4), "batched": True}, "batched=True.*drop one"),
+    ({"reference": exact("rf_eps", 4)}, "'eps'.*RectifiedFlow.*'v'"),
+    ({"reference": exact("vp", 4)}, "VariancePreserving"),
+    ({"reference": exact("smin", 4)}, "one kind"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD)
+def test_settings_that_contradict_each_other_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        guided(**settings)
+
+
+def test_only_small_batches_go_together_by_default() -> None:
+    small, large = guided(g=2.0), guided(g=2.0)
+    small.velocity(gaussian(4, 8, 8, 8), 0.5)
+    large.velocity(gaussian(4, 8, 8, 9), 0.5)
+    assert (len(states(small)), len(states(large))) == (1, 2)

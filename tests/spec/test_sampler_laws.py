@@ -1,0 +1,158 @@
+"""What a sampler's settings may be, which of them it reads, and what of them a score's protocol names."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import configs
+from launcher.compose import compose
+from selfguide.conditions import Condition
+from selfguide.denoiser import Denoiser
+from selfguide.paths import build_path
+from selfguide.samplers import SAMPLERS, sample, settings
+from selfguide.spec.config import PathConfig, SamplerConfig, build
+from selfguide.spec.records import Protocol
+from selfguide.spec.sampling import READS, read, told_apart, validate_sampler
+from selfguide.spec.validate import validate
+from shards.errors import UserError
+from tests.board.fakes import PROTOCOL
+from tests.selfguide.exact import ExactGaussian, exact, gaussian
+
+PRESETS = sorted(path.stem for path in (Path(configs.__file__).parent / "sampler").glob("*.yaml"))
+BAD = [
+    # settings, field and value, a word of the cure
+    ("sampler.steps=0", "sampler.steps=0", "1 or more"),
+    ("sampler=dopri5 sampler.rtol=0", "sampler.rtol=0.0", "positive"),
+    ("sampler=dopri5 sampler.atol=nan", "sampler.atol=nan", "positive"),
+    ("sampler.shift=0", "sampler.shift=0.0", "positive"),
+    ("sampler.shift=inf", "sampler.shift=inf", "positive"),
+    ("sampler.g=inf", "sampler.g=inf", "[0.0"),
+    ("sampler.interval=[0.5,0.1]", "sampler.interval=[0.5, 0.1]", "low <= high"),
+    ("sampler.guided_channels=0", "sampler.guided_channels=0", "null guides all"),
+    ("sampler.guided_channels=3", "sampler.guided_channels=3", "1 channels"),
+    ("sampler=ddim sampler.eta=1.2", "sampler.eta=1.2", "[0.0, 1.0]"),
+    ("sampler=ddim sampler.clip=0", "sampler.clip=0.0", "null for none"),
+    ("sampler=heun_edm path=edm sampler.churn=-1", "sampler.churn=-1.0", "[0.0, inf)"),
+    ("sampler=heun_edm path=edm sampler.churn_noise=0", "sampler.churn_noise=0.0", "positive"),
+    (
+        "sampler=heun_edm path=edm sampler.churn_sigma=[2,1]",
+        "churn_sigma=[2.0, 1.0]",
+        "low <= high",
+    ),
+    # read by another
+    ("sampler.eta=0.5", "sampler.eta=0.5 is read by sampler.name=ddim", "drop it"),
+    ("sampler.rtol=1e-3", "sampler.rtol=0.001 is read by sampler.name=dopri5", "drop it"),
+    ("sampler=dopri5 sampler.churn=1", "sampler.churn=1.0 is read by sampler.name=heun", "drop it"),
+    ("sampler.diffusion=repa", "is read by sampler.name=euler_maruyama", "change the sampler"),
+    ("sampler=dopri5 sampler.shift=2", "sampler.shift=2.0", "drop it"),
+    # not on this path
+    ("path=ddpm sampler.steps=1001", "sampler.steps=1001", "1000 or fewer"),
+    ("path=edm sampler.shift=2", "sampler.shift=2.0", "drop it"),
+    ("sampler=heun_edm sampler.churn=1", "sampler.churn=1.0", "path=edm"),
+    ("path=edm sampler=euler_maruyama_repa", "name=euler_maruyama", "sampler.eta=1"),
+    ("path=ddpm sampler=euler_maruyama_repa", "name=euler_maruyama", "sampler.eta=1"),
+]
+
+
+@pytest.mark.parametrize(("text", "wrong", "cure"), BAD)
+def test_a_law_that_does_not_hold_names_field_value_and_cure(
+    text: str, wrong: str, cure: str
+) -> None:
+    config = compose(["experiment=digits_dit", "cluster=local", *text.split()])
+    with pytest.raises(UserError, match=re.escape(wrong)) as caught:
+        validate(config)
+    assert cure in str(caught.value)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid_on_the_path_it_is_for(preset: str) -> None:
+    path = "edm" if "edm" in preset else "rectified_flow"
+    config = compose(["experiment=in1k_dit", "cluster=slurm", f"path={path}", f"sampler={preset}"])
+    validate(config)
+
+
+def test_the_table_of_settings_is_what_the_samplers_take() -> None:
+    assert READS.keys() == SAMPLERS.keys()
+    for name, sampler in SAMPLERS.items():
+        assert tuple(inspect.signature(sampler).parameters)[1:] == READS[name], name
+    known = {f.name for f in fields(SamplerConfig)}
+    assert {setting for reads in READS.values() for setting in reads} <= known
+
+
+VALUES: dict[str, Any] = {
+    "eta": 0.5,
+    "clip": 3.0,
+    "churn": 2.0,
+    "churn_sigma": (0.1, 10.0),
+    "churn_noise": 1.01,
+    "diffusion": "sbdm",  # on rectified flow REPA's is SiT's
+    "rtol": 1e-4,
+    "atol": 1e-4,
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_config_reaches_its_sampler_with_every_setting(name: str) -> None:
+    shift = {} if name in ("dopri5", "heun") else {"shift": 2.0}
+    config = SamplerConfig(name=name, steps=4, **{s: VALUES[s] for s in READS[name]}, **shift)  # type: ignore[arg-type]
+    path = PathConfig(name="edm", prediction="edm") if name == "heun" else PathConfig()
+    validate_sampler(config, path)
+
+    def made(**call: Any) -> Tensor:
+        denoiser = exact("edm" if name == "heun" else "rf", 4)
+        return sample(denoiser=denoiser, noise=3 * gaussian(4), seeds=torch.arange(4), **call)
+
+    assert torch.equal(made(**settings(config)), made(name=name, steps=4, **read(config), **shift))
+    for setting in READS[name]:  # each of them changes the sample
+        plain = replace(config, **{setting: getattr(SamplerConfig(), setting)})
+        assert not torch.equal(made(**settings(config)), made(**settings(plain))), setting
+
+
+NAMES = ["rectified_flow", "ddpm", "vp", "ve", "edm"]
+
+
+@pytest.mark.parametrize("path", NAMES)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_validation_allows_exactly_what_the_sampler_can_walk(name: str, path: str) -> None:
+    prediction = {"rectified_flow": "v", "edm": "edm"}.get(path, "eps")
+    chosen = PathConfig(name=path, prediction=prediction)  # type: ignore[arg-type]
+    walked, condition = build_path(chosen), Condition.unconditional(2)
+    for changes in ({}, {"shift": 2.0}, {"churn": 1.0}, {"steps": 1001}):
+        if ("churn" in changes and name != "heun") or ("steps" in changes and path != "ddpm"):
+            continue
+        config = build(SamplerConfig, {"name": name, "steps": 2} | changes)
+        net = ExactGaussian(walked, prediction)
+        denoiser = Denoiser(net, walked, condition, prediction=prediction)  # type: ignore[arg-type]
+        call = settings(config) | {"denoiser": denoiser, "seeds": torch.arange(2)}
+        try:
+            validate_sampler(config, chosen)
+        except UserError:
+            with pytest.raises(UserError):
+                sample(noise=gaussian(2), **call)
+        else:
+            assert sample(noise=gaussian(2), **call).isfinite().all()
+
+
+def test_a_protocol_names_what_changes_a_sample_and_only_that() -> None:
+    assert told_apart(SamplerConfig()) == {} == told_apart(SamplerConfig(name="dopri5"))
+    assert told_apart(SamplerConfig(name="ddim", clip=1.0)) == {"eta": 0.0, "clip": 1.0}
+    shifted = SamplerConfig(shift=2.0, guided_channels=3)
+    assert told_apart(shifted) == {"shift": 2.0, "guided_channels": 3}
+
+
+def key(**settings: Any) -> str:
+    protocol: Protocol = replace(PROTOCOL, settings=settings)
+    return protocol.key
+
+
+def test_settings_part_columns_and_scores_without_any_keep_theirs() -> None:
+    assert key() == PROTOCOL.key == "dd50bceed276"  # as before there were settings
+    assert len({key(), key(eta=0.0), key(eta=1.0), key(shift=2.0)}) == 4
