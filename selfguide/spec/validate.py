@@ -298,8 +298,8 @@ def _cosine(path: PathConfig, channels: int) -> None:
 
 
 def _sampling(config: Config) -> None:
-    validate_sampler(config.sampler, config.path)
     refuse_unread(config.sampler)
+    validate_sampler(config.sampler, config.path)
     guided, channels = config.sampler.guided_channels, config.data.shape[0]
     if guided is not None and guided > channels:
         raise UserError(
