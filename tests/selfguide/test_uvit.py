@@ -30,7 +30,7 @@ EVERYTHING: dict[str, Any] = {"classes": 5, "dense": 16, "spatial": 3, "dense_pa
 EVERYTHING["cls_token"] = True
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name[-1].isdigit()])
 def test_published_counts_and_depths_hold(name: str) -> None:
     millions, blocks = PUBLISHED[name.removeprefix("uvit_")[:-2]]
     count = row(name).parameters() / 1e6
