@@ -68,6 +68,19 @@ def test_published_counts_hold(name: str, millions: float) -> None:
     assert row(name).parameters() / 1e6 == pytest.approx(millions, rel=0.002)
 
 
+def test_time_and_guidance_have_their_published_widths() -> None:
+    """Hu et al. 2023: 512 and 256 side by side; with context tokens added; EDM's before the time's MLP."""
+    for name, guidance, embedding in (
+        ("unet_sgdm_32", 256, 768),
+        ("unet_sgdm_cross_64", 512, 512),
+        ("unet_edm_32", 128, 512),
+        ("unet_ddpm", 512, 512),
+    ):
+        net = override(name, classes=10)
+        assert isinstance(net, UNetArchitecture)
+        assert (net.guidance_width, net.embedding) == (guidance, embedding), name
+
+
 def test_the_feature_layers_are_ddaes() -> None:
     assert [layer.name for layer in row("unet_ddpm").layers if layer.name[:3] == "out"][
         -1
@@ -427,13 +440,16 @@ def test_dropout_is_for_training_only() -> None:
     assert torch.equal(model.eval()(X, TAU, condition), model(X, TAU, condition))
 
 
+@pytest.mark.parametrize("asked", ["by the flag", "by the weights"])
 @pytest.mark.parametrize("kind", FORMS)
-def test_the_layout_in_memory_changes_nothing(kind: str) -> None:
+def test_the_layout_in_memory_changes_nothing(kind: str, asked: str) -> None:
     model, condition = tiny(kind, **TOLD), Condition.told(**everything())
     with torch.no_grad():
         wanted = model(X, TAU, condition)
-        model.to(memory_format=torch.channels_last)
-        model.channels_last = True
+        if asked == "by the flag":
+            model.channels_last = True
+        else:
+            model.to(memory_format=torch.channels_last)
         found = model(X, TAU, condition)
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
