@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,13 @@ from selfguide.autoencoders.tiny import WEIGHTS
 from selfguide.distributed import Place
 from selfguide.evaluation.digitnet import half
 from selfguide.evaluation.generate import generate
-from selfguide.randomness import normal
+from selfguide.objectives import build_objective
+from selfguide.randomness import normal, uniform
 from selfguide.spec.config import Config, ModelConfig, NoGuidance, TrainConfig
 from selfguide.spec.run import Lease, RunFolder, write_record
 from selfguide.training import snapshot
 from selfguide.training.job import work
+from selfguide.training.loop import Training, prepare
 from selfguide.training.telemetry import Telemetry
 from shards import manifest as manifests
 from shards import writer
@@ -438,6 +441,23 @@ def test_a_submission_compares_the_shape_that_a_model_sees(latents: Path) -> Non
     stored = replace(config, data=replace(config.data, shape=(4, 4, 4)))
     with pytest.raises(UserError, match=r"a model sees \[2, 4, 4\] .* set data.shape=\[2,4,4\]"):
         check_data(stored)
+
+
+def test_training_draws_latents_by_the_runs_seed_and_place(latents: Path) -> None:
+    config, header = replace(latent_config(latents), seed=11), manifests.load(latents).header
+    arrays = shards.read_all(latents) | {"position": 10_000 + np.arange(1797)}
+    job = Training(
+        config=config, place=Place(0, 0, 1), state=SimpleNamespace(images=0),  # type: ignore[arg-type]
+        stream=iter(()), objective=build_objective(config.path), normaliser=Normaliser.of(header),
+        data={}, telemetry=None, lease=None,  # type: ignore[arg-type]
+    )  # fmt: skip
+    x0 = prepare(job, arrays).x0.cpu()
+    mirrored = uniform(11, "flip", torch.as_tensor(arrays["position"]), 1)[:, 0] < 0.5
+    stored = torch.as_tensor(arrays["x"])[torch.arange(1797), mirrored.long()].float()
+    noise = normal(11, "latent-sample", torch.as_tensor(arrays["position"]), (2, 4, 4))
+    z = stored[:, :2] + torch.exp(stored[:, 2:] / 2) * noise
+    shift, scale = (torch.tensor(header[name])[:, None, None] for name in ("shift", "scale"))
+    torch.testing.assert_close(x0, (z - shift) * scale, atol=1e-5, rtol=1e-5)
 
 
 def attempt(place: Place, config: Config, root: str) -> None:
