@@ -28,6 +28,7 @@ GROUPS = (
     "data",
     "engine",
     "evaluation",
+    "init",
     "cluster",
 )
 

@@ -9,6 +9,7 @@ from launcher import clusters, jobs
 from launcher.folder import Attempt
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain, to_yaml
+from selfguide.spec.official import FORMS
 from selfguide.spec.sizes import architecture, footprint
 
 RUN_ID = "RUN-ID"  # a run is named by a hash that includes its data's, and a dry run reads no data
@@ -38,6 +39,7 @@ def facts(config: Config) -> dict[str, Any]:
         "bytes_per_rank": {name: getattr(size, name) for name in memory} | {"total": size.rank},
         "checkpoint_bytes": size.checkpoint,
         "snapshot_bytes": size.snapshot,
+        "init": {"source": config.init.source, "path": config.init.path, "checked": False},
         "data": {"root": config.data.root, "checked": False},
         "sbatch": clusters.sbatch_script(job, config.cluster)
         if config.cluster.kind != "local"
@@ -68,6 +70,7 @@ def text(config: Config) -> str:
         *((f"  {name}", human(size)) for name, size in memory.items() if name != "total"),
         ("checkpoint", human(found["checkpoint_bytes"])),
         ("snapshot", human(found["snapshot_bytes"])),
+        ("weights", _beginning(config)),
         ("data", f"{found['data']['root']} (not checked)"),
     ]
     parts = [f"# config\n{to_yaml(config)}"]
@@ -75,6 +78,15 @@ def text(config: Config) -> str:
         parts.append(f"# sbatch script\n{found['sbatch']}")
     parts.append("# what it takes\n" + "\n".join(f"{name:<17}{value}" for name, value in rows))
     return "\n".join([*parts, "\ndry run: nothing was written, asked or queued"])
+
+
+def _beginning(config: Config) -> str:
+    init = config.init
+    if init.source == "scratch":
+        return "fresh"
+    of = f"published {FORMS[init.form].title}" if init.form else "snapshot"
+    labels = "kept" if init.labels == "keep" else "dropped"
+    return f"{of} {init.path} (not checked), its label table {labels}"
 
 
 def human(size: float) -> str:

@@ -23,6 +23,7 @@ from launcher.folder import Attempt
 from launcher.lock import held
 from selfguide.spec.config import Config, LabelGuidance
 from selfguide.spec.files import read_config, to_yaml
+from selfguide.spec.origin import check_weights
 from selfguide.spec.run import RunFolder, digest, identity, write_record
 from selfguide.spec.validate import validate
 from selfguide.spec.words import nearest
@@ -77,7 +78,7 @@ def submit(config: Config) -> dict[str, Any]:
         UserError: something a user can mend is wrong. Nothing was queued, and nothing new is on disk.
     """
     config = absolute(config)
-    what = identity(config, check_data(config))
+    what = identity(config, check_data(config), check_weights(config))
     run = RunFolder(Path(config.runs) / config.experiment / (config.name or digest(what)))
     joined = join(run, what)
     if joined is not None:
@@ -97,10 +98,12 @@ def absolute(config: Config) -> Config:
     root = config.data.root
     if not storage.is_remote(root):
         root = str(Path(root).expanduser().resolve())
+    weights = config.init.path and str(Path(config.init.path).expanduser().resolve())
     return dataclasses.replace(
         config,
         runs=str(Path(config.runs).expanduser().resolve()),
         data=dataclasses.replace(config.data, root=root),
+        init=dataclasses.replace(config.init, path=weights),
     )
 
 

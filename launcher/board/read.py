@@ -66,7 +66,10 @@ class Run:
     def label_free(self) -> bool:
         """Nothing this run came from saw a human label."""
         told = [r.label_free for r in self.records if r.done]
-        return all(told) if told else self.identity.get("guidance", {}).get("source") != "labels"
+        if told:
+            return all(told)
+        scratch = self.identity.get("init", {}).get("source", "scratch") == "scratch"
+        return scratch and self.identity.get("guidance", {}).get("source") != "labels"
 
 
 def read_runs(root: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:

@@ -106,7 +106,9 @@ class InitConfig:
     source: Literal["scratch", "snapshot", "official"] = "scratch"
     path: str | None = None  # of a published snapshot's folder, or of a checkpoint's file
     form: Literal["dit", "sit", "uvit"] | None = None  # official only: whose names the file has
-    labels: Literal["drop", "keep"] = "drop"  # the label table
+    labels: Literal["drop", "keep"] = "drop"  # the label table, less its null row
+    # whether the net must be fed time as the weights were; SGFM feeds U-ViT another and lets it learn that anew
+    time: Literal["as_trained", "relearn"] = "as_trained"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from selfguide.spec.config import Config, OnlineGuidance
+from selfguide.spec.origin import init_identity
 from shards import storage
 
 # not part of a run: where and how it works, how often it speaks
@@ -34,8 +35,11 @@ def digest(value: Any, length: int = 12) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
-def identity(config: Config, manifest: str | None) -> dict[str, Any]:
-    """What changes a run's result: data, model, path, guidance, optimisation, engine numerics, seed."""
+def identity(config: Config, manifest: str | None, weights: str | None = None) -> dict[str, Any]:
+    """What changes a run's result: data, first weights, model, path, guidance, optimisation, engine numerics, seed.
+
+    `manifest` and `weights` are the hashes of the shards and of what `init` begins from.
+    """
     train = {k: v for k, v in asdict(config.train).items() if k not in _CADENCES}
     guidance = asdict(config.guidance)
     if isinstance(config.guidance, OnlineGuidance):
@@ -44,6 +48,7 @@ def identity(config: Config, manifest: str | None) -> dict[str, Any]:
     return {
         "experiment": config.experiment,
         "data": {"manifest": manifest, "mode": config.data.mode},
+        "init": init_identity(config.init, weights),
         "model": asdict(config.model),
         "path": asdict(config.path),
         "guidance": guidance,

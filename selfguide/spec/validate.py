@@ -11,6 +11,7 @@ import re
 
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, PathConfig
+from selfguide.spec.origin import validate_init
 from selfguide.spec.sampling import refuse_unread, validate_sampler
 from selfguide.spec.sizes import architecture
 from selfguide.spec.unet import UNetArchitecture
@@ -176,6 +177,7 @@ def _model(config: Config) -> None:
         )
     _at_least("data.classes", config.data.classes, 0)
     _guidance(config, net)
+    validate_init(config, net)
 
 
 def _guidance(config: Config, net: Architecture) -> None:

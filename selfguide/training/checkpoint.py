@@ -6,6 +6,7 @@ and data order are functions of the image count, so the count is all that has to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from selfguide.distributed import Place, decided_by_rank_0
 from selfguide.guidance.source import Resumable, Source
+from selfguide.spec.origin import SCRATCH
 from selfguide.spec.run import Lease
 from selfguide.training.ema import Averages
 from selfguide.training.engine.protocol import Engine
@@ -35,6 +37,7 @@ class State:
     averages: Averages
     source: Source
     teacher: Teacher | None
+    origin: Mapping[str, Any]  # of the weights, as `selfguide.initialise` records it
     images: int = 0
 
 
@@ -65,6 +68,7 @@ def save(folder: Path, state: State, place: Place, lease: Lease) -> None:
             "total": engine.layout.total,
             "names": list(engine.layout.names),
             "ranges": ranges,
+            "origin": dict(state.origin),
             "attempt": lease.number,
         }
         lease.check()
@@ -124,6 +128,7 @@ def load(folder: Path, state: State, place: Place) -> None:
         shard.copy_(read[f"ema-{i}"])
     state.averages.since = manifest["ema_since"]
     state.images = manifest["images"]
+    state.origin = manifest.get("origin", SCRATCH)  # those of before knew no other beginning
     held = load_file(folder / REPLICATED)
     with torch.no_grad():
         for name, buffer in engine.module.named_buffers():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,11 +14,13 @@ import shards
 from selfguide.autoencoders import Normaliser
 from selfguide.distributed import Place, join, leave
 from selfguide.guidance.build import build_source
+from selfguide.initialise import initialise
 from selfguide.objectives import build_objective
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.files import read_config
+from selfguide.spec.origin import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
-from selfguide.student import build_student
+from selfguide.student import Student, build_student
 from selfguide.training import checkpoint
 from selfguide.training.checkpoint import State
 from selfguide.training.ema import Averages
@@ -59,8 +63,11 @@ def _check_device(config: Config, place: Place) -> None:
 def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> None:
     """Everything between joining the ranks and leaving them."""
     manifest = _load_manifest(config, lease.run)
-    state = build_state(config, place, list(manifest.label_histogram or []))
     found = checkpoint.newest(lease.run.checkpoints)
+    student = build_student(config, config.seed)
+    # a checkpoint holds all that init gave, so a resumed run needs those weights no more
+    origin = SCRATCH if found else initialise(student, config, _promised_weights(lease.run))
+    state = build_state(config, place, student, list(manifest.label_histogram or []), origin)
     if found is not None:
         checkpoint.load(found, state, place)
     telemetry.say("starting", state.images)
@@ -105,12 +112,19 @@ def _load_manifest(config: Config, run: RunFolder) -> Manifest:
     return found
 
 
-def build_state(config: Config, place: Place, histogram: list[int]) -> State:
-    """Engine, averages, guidance source and teacher at image 0; the same weights on every rank."""
-    engine = build_engine(config, build_student(config, config.seed), place)
+def _promised_weights(run: RunFolder) -> str | None:
+    """sha256 of the weights that the run was submitted to begin from; None from scratch."""
+    return run.describe()["identity"].get("init", {}).get("sha256")
+
+
+def build_state(
+    config: Config, place: Place, student: Student, histogram: list[int], origin: Mapping[str, Any]
+) -> State:
+    """Engine, averages, guidance source and teacher around `student` at image 0; the same on every rank."""
+    engine = build_engine(config, student, place)
     averages = Averages(engine, config.train.ema_halflife, config.train.ema_ramp)
     source = build_source(config, histogram, switch_images(config))
-    return State(engine, averages, source, _teacher(config, place, engine, averages))
+    return State(engine, averages, source, _teacher(config, place, engine, averages), origin)
 
 
 def _teacher(config: Config, place: Place, engine: Engine, averages: Averages) -> Teacher | None:

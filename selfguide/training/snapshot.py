@@ -5,6 +5,7 @@ A snapshot is all that sampling and evaluation need; it is small, immutable, and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from selfguide.distributed import Place, decided_by_rank_0
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config, to_yaml
+from selfguide.spec.origin import SCRATCH
 from selfguide.spec.run import Lease
 from selfguide.student import Student, build_student
 from selfguide.training.checkpoint import State
+from selfguide.weights import put
 from shards import storage
 
 CONFIG = "config.yaml"
@@ -33,6 +36,7 @@ def publish(
     """All ranks call. `data` is the shards' manifest hash and header, which decoding needs."""
     lease.check()
     guidance = state.source.state()
+    saw_labels = state.origin["saw_labels"] or not guidance["label_free"]
     if decided_by_rank_0(storage.read_complete(folder, verify="sizes") is not None):
         return
     kept = state.engine.module.state_dict().keys()  # fixed tables, such as positions, are not
@@ -48,9 +52,14 @@ def publish(
     if place.rank == 0:
         (folder / CONFIG).write_text(to_yaml(config))
         lease.check()
-        storage.publish_folder(
-            folder, extra={"images": state.images, "guidance": guidance, "data": data}
-        )
+        extra = {
+            "images": state.images,
+            "guidance": guidance | {"label_free": not saw_labels},
+            "data": data,
+            "saw_labels": saw_labels,
+            "origin": dict(state.origin),
+        }
+        storage.publish_folder(folder, extra=extra)
     dist.barrier()
 
 
@@ -65,6 +74,8 @@ class Snapshot:
     data: dict[str, Any]
     sha256: str
     ema: int
+    saw_labels: bool  # the weights, or anything that they came from
+    origin: Mapping[str, Any]  # where training began; see `selfguide.initialise`
 
 
 def load(folder: Path, index: int = 0) -> Snapshot:
@@ -72,6 +83,7 @@ def load(folder: Path, index: int = 0) -> Snapshot:
 
     Raises:
         FileNotFoundError: the folder's manifest is missing or does not hold.
+        UserError: its weights are not those of its config, or not finite.
     """
     manifest = storage.read_complete(folder, verify="hashes")
     if manifest is None:
@@ -79,7 +91,7 @@ def load(folder: Path, index: int = 0) -> Snapshot:
     config = read_config(folder / CONFIG)
     halflife = config.train.ema_halflife[index]
     student = build_student(config, config.seed)
-    student.load_state_dict(load_file(folder / ema_file(halflife)))
+    put(student, load_file(folder / ema_file(halflife)), str(folder / ema_file(halflife)))
     sha256 = next(f["sha256"] for f in manifest["files"] if f["name"] == ema_file(halflife))
     student.eval().requires_grad_(False)
     return Snapshot(
@@ -90,4 +102,7 @@ def load(folder: Path, index: int = 0) -> Snapshot:
         manifest["data"],
         sha256,
         halflife,
+        # a snapshot of before `init` began from scratch
+        manifest.get("saw_labels", not manifest["guidance"]["label_free"]),
+        manifest.get("origin", SCRATCH),
     )

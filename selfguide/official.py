@@ -1,0 +1,92 @@
+"""Weights that others published, as ours: renamed, and where a convention differs, converted.
+
+`selfguide.spec.official` has the tables of names. What is more than a name:
+a learned sigma that our net does not have is cut from the output (patches are laid out pixel by pixel, channels last);
+SiT predicts data - noise, so its output changes sign (our v is the derivative by noise-time);
+the label table's last row, which it learned for dropped labels, becomes both `null` and `unconditional`;
+parts that only ours has ([CLS], prototypes, masks) keep their fresh initialisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from selfguide.models.backbone import Backbone
+from selfguide.spec.config import InitConfig
+from selfguide.spec.official import POSITIONS, Contents
+from selfguide.spec.origin import contents_of
+from selfguide.spec.uvit import UViTArchitecture
+from selfguide.weights import check_finite, place_tokens
+from shards.errors import UserError
+
+SAME_POSITIONS = 1e-2  # half precision rounds to 4e-3; another order of the halves differs by 1
+
+
+def adopt(backbone: Backbone, tensors: Mapping[str, Tensor], init: InitConfig) -> Contents:
+    """Puts the tensors of an official checkpoint into `backbone`; says what the file held.
+
+    Raises:
+        UserError: a tensor of another size, missing, unknown, or not finite; other positions than DiT's.
+    """
+    net, where = backbone.net, f"init.path={init.path}"
+    found = contents_of(init, {name: tuple(t.shape) for name, t in tensors.items()}, net)
+    check_finite(tensors, where)
+    made = dict(backbone.state_dict())
+    for theirs, ours in found.names.items():
+        made[ours] = _into(made[ours], _output(theirs, tensors[theirs], found, backbone))
+    made |= _positions(backbone, tensors[POSITIONS], found, where)
+    if found.rows:
+        made |= _told(made, tensors[found.form.table], init)
+    backbone.load_state_dict(made)
+    return found
+
+
+def _output(name: str, tensor: Tensor, found: Contents, backbone: Backbone) -> Tensor:
+    """Rows (p p 2C) of the last map cut to (p p C) where sigma is not ours, in our sign."""
+    if not name.startswith(f"{found.form.last}."):
+        return tensor
+    if found.sigma and not backbone.net.learn_sigma:
+        by_pixel = tensor.unflatten(0, (-1, 2 * backbone.net.channels))  # (p p, 2C, ...)
+        tensor = by_pixel[:, : backbone.net.channels].flatten(0, 1)
+    return found.form.sign * tensor
+
+
+def _into(own: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor`; where `own` reads masks beside the image, its channels for them stay."""
+    if own.shape == tensor.shape:
+        return tensor
+    return torch.cat((tensor, own[:, tensor.shape[1] :]), dim=1)
+
+
+def _positions(backbone: Backbone, given: Tensor, found: Contents, where: str) -> dict[str, Tensor]:
+    """U-ViT's learned table by token; DiT's is fixed and only compared."""
+    if isinstance(backbone.net, UViTArchitecture):
+        extras = (["condition"] if found.rows else []) + ["time"]
+        table = backbone.state_dict()["positions"]
+        return {"positions": place_tokens(table, token_names(backbone.net), given[0], extras)}
+    own = backbone.get_buffer("positions").cpu()
+    if (own - given[0]).abs().max() > SAME_POSITIONS:
+        raise UserError(
+            f"{where}: {POSITIONS} is not DiT's fixed sinusoid; these weights learned other positions; take others"
+        )
+    return {}
+
+
+def token_names(net: UViTArchitecture) -> list[str]:
+    """U-ViT's tokens before the patches, in order."""
+    return [
+        *(["cls"] if net.cls_token else []),
+        "time",
+        *(["condition"] if net.condition_token else []),
+    ]
+
+
+def _told(made: Mapping[str, Tensor], table: Tensor, init: InitConfig) -> dict[str, Tensor]:
+    """The label table's rows here; a U-ViT that is never told anything has none of them."""
+    told = {"condition.null": table[-1], "condition.unconditional": table[-1]}
+    if init.labels == "keep":
+        told["condition.labels.weight"] = table[:-1]
+    return {name: rows.clone() for name, rows in told.items() if name in made}

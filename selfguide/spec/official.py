@@ -1,0 +1,197 @@
+"""Checkpoints that others published: their names, their shapes, and what each tensor is called here. Torch-free.
+
+DiT (Peebles & Xie 2023) and SiT (Ma et al. 2024) share their names:
+  x_embedder.proj                      patchify
+  t_embedder.mlp.0, .2                 time.hidden, time.out
+  y_embedder.embedding_table           condition.labels; its last row is condition.null and condition.unconditional
+  pos_embed                            nothing: it is fixed, and must equal ours
+  blocks.i.attn.qkv, .attn.proj        blocks.i.attention.qkv, .attention.project
+  blocks.i.mlp.fc1, .fc2               blocks.i.mlp.up, .mlp.down
+  blocks.i.adaLN_modulation.1          blocks.i.modulation
+  final_layer.adaLN_modulation.1       final_modulation
+  final_layer.linear                   final
+U-ViT (Bao et al. 2023):
+  patch_embed.proj                     patchify
+  label_emb                            condition.labels; its last row as above
+  pos_embed ([label,] time, patches)   positions ([CLS,] time, [condition,] patches)
+  in_blocks.i, mid_block               blocks.i, blocks.half
+  out_blocks.i, .skip_linear           blocks.(half + 1 + i).block, .skip
+    norm1, norm2, attn.qkv (no bias)     norm1, norm2, attention.qkv
+    attn.proj, mlp.fc1, mlp.fc2          attention.project, mlp.up, mlp.down
+  norm, decoder_pred, final_layer      final_norm, final, smooth
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from selfguide.spec.architecture import Architecture, TimeInput
+from selfguide.spec.dit import TIME_FREQUENCIES, DiTArchitecture
+from selfguide.spec.uvit import UViTArchitecture
+from shards.errors import UserError
+
+Shape = tuple[int, ...]
+
+
+class Part(NamedTuple):
+    """A weight, and a bias as long as its first side: their name, ours, the weight's shape."""
+
+    theirs: str
+    ours: str
+    shape: Shape
+    bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What tells one publisher's files from another's."""
+
+    title: str
+    family: type[Architecture]
+    switches: Mapping[str, Any]  # the only values of these fields that its nets have
+    time: tuple[TimeInput, ...]  # what they were fed
+    table: str  # of labels
+    last: str  # the map to output patches
+    sign: int = 1  # of the output
+
+
+POSITIONS = "pos_embed"
+_DIT: dict[str, Any] = {
+    "family": DiTArchitecture,
+    "switches": {"norm": "layer", "mlp": "gelu", "rope": False, "qk_norm": False},
+    "table": "y_embedder.embedding_table.weight",
+    "last": "final_layer.linear",
+}
+FORMS: dict[str, Form] = {
+    "dit": Form(title="DiT", time=("index",), **_DIT),
+    # predicts data - noise, the derivative by its data-time; ours is by noise-time
+    "sit": Form(title="SiT", time=("data",), sign=-1, **_DIT),
+    "uvit": Form(
+        title="U-ViT",
+        family=UViTArchitecture,
+        switches={"learn_sigma": False},
+        time=("noise_999", "noise_1000"),  # the continuous VP nets, and those on 1000 betas
+        table="label_emb.weight",
+        last="decoder_pred",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a checkpoint that fits holds besides its weights."""
+
+    form: Form
+    sigma: bool  # its output has the channels of a learned sigma behind those of the prediction
+    rows: int  # of the label table, null last; 0 without a table
+    names: Mapping[str, str]  # theirs -> ours, all but the label table and the positions
+
+    @property
+    def saw_labels(self) -> bool:
+        return self.rows > 1
+
+
+def contents(found: Mapping[str, Shape], name: str, net: Architecture, where: str) -> Contents:
+    """What a file of form `name` holds for `net`, from the shapes found in it under their names.
+
+    Raises:
+        UserError: a shape of another size, a tensor that is missing, or one that nothing of ours stands for.
+    """
+    form = FORMS[name]
+    assert isinstance(net, DiTArchitecture | UViTArchitecture)  # `selfguide.spec.origin` checked it
+    rows = found.get(form.table, (0,))[0]
+    width = net.patch**2 * net.channels
+    sigma = form.family is DiTArchitecture and found.get(f"{form.last}.weight") == (
+        2 * width,
+        net.width,
+    )
+    if net.learn_sigma and not sigma and f"{form.last}.weight" in found:
+        raise UserError(
+            f"{where} predicts no sigma and model.learn_sigma=true; set model.learn_sigma=false"
+        )
+    parts = list(_dit(net, sigma) if isinstance(net, DiTArchitecture) else _uvit(net))
+    shapes = {f"{part.theirs}.weight": part.shape for part in parts}
+    shapes |= {f"{part.theirs}.bias": part.shape[:1] for part in parts if part.bias}
+    extras = 0 if form.family is DiTArchitecture else 1 + (rows > 0)
+    shapes[POSITIONS] = (1, extras + net.tokens, net.width)
+    if rows or form.family is DiTArchitecture:
+        shapes[form.table] = (rows, net.width)
+    _same(found, shapes, form.title, where)
+    ours = {part.theirs: part.ours for part in parts}
+    names = {
+        theirs: f"{ours[stem]}.{kind}"
+        for theirs in shapes
+        for stem, _, kind in [theirs.rpartition(".")]
+        if stem in ours
+    }
+    return Contents(form=form, sigma=sigma, rows=rows, names=names)
+
+
+def _same(
+    found: Mapping[str, Shape], expected: Mapping[str, Shape], title: str, where: str
+) -> None:
+    cure = "choose the model it was trained as (model=..., or its model.* numbers), or another init.form"
+    for name, shape in expected.items():
+        if found.get(name, shape) != shape:
+            raise UserError(
+                f"{where} is of another size: {name} is {found[name]} there, and this model takes {shape}; {cure}"
+            )
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise UserError(
+            f"{where} is no {title} of this model's form or depth: it lacks {_several(missing)}; {cure}"
+        )
+    unknown = [name for name in found if name not in expected]
+    if unknown:
+        raise UserError(
+            f"{where} holds {_several(unknown)}, for which a {title} of this model's form and depth has no "
+            f"place; {cure}"
+        )
+
+
+def _several(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more}"
+
+
+def _dit(net: DiTArchitecture, sigma: bool) -> Iterator[Part]:
+    d, p = net.width, net.patch
+    yield Part("x_embedder.proj", "patchify", (d, net.channels, p, p))
+    yield Part("t_embedder.mlp.0", "time.hidden", (d, TIME_FREQUENCIES))
+    yield Part("t_embedder.mlp.2", "time.out", (d, d))
+    for i in range(net.depth):
+        theirs, ours = f"blocks.{i}", f"blocks.{i}"
+        yield Part(f"{theirs}.attn.qkv", f"{ours}.attention.qkv", (3 * d, d))
+        yield Part(f"{theirs}.attn.proj", f"{ours}.attention.project", (d, d))
+        yield Part(f"{theirs}.mlp.fc1", f"{ours}.mlp.up", (4 * d, d))
+        yield Part(f"{theirs}.mlp.fc2", f"{ours}.mlp.down", (d, 4 * d))
+        yield Part(f"{theirs}.adaLN_modulation.1", f"{ours}.modulation", (6 * d, d))
+    yield Part("final_layer.adaLN_modulation.1", "final_modulation", (2 * d, d))
+    yield Part("final_layer.linear", "final", (p * p * net.channels * (1 + sigma), d))
+
+
+def _uvit(net: UViTArchitecture) -> Iterator[Part]:
+    d, p, c, half = net.width, net.patch, net.channels, net.depth // 2
+    yield Part("patch_embed.proj", "patchify", (d, c, p, p))
+    for i in range(half):
+        yield from _uvit_block(f"in_blocks.{i}", f"blocks.{i}", d)
+    yield from _uvit_block("mid_block", f"blocks.{half}", d)
+    for i in range(half):
+        theirs, ours = f"out_blocks.{i}", f"blocks.{half + 1 + i}"
+        yield Part(f"{theirs}.skip_linear", f"{ours}.skip", (d, 2 * d))
+        yield from _uvit_block(theirs, f"{ours}.block", d)
+    yield Part("norm", "final_norm", (d,))
+    yield Part("decoder_pred", "final", (p * p * c, d))
+    if net.conv:
+        yield Part("final_layer", "smooth", (c, c, 3, 3))
+
+
+def _uvit_block(theirs: str, ours: str, d: int) -> Iterator[Part]:
+    yield Part(f"{theirs}.norm1", f"{ours}.norm1", (d,))
+    yield Part(f"{theirs}.attn.qkv", f"{ours}.attention.qkv", (3 * d, d), bias=False)
+    yield Part(f"{theirs}.attn.proj", f"{ours}.attention.project", (d, d))
+    yield Part(f"{theirs}.norm2", f"{ours}.norm2", (d,))
+    yield Part(f"{theirs}.mlp.fc1", f"{ours}.mlp.up", (4 * d, d))
+    yield Part(f"{theirs}.mlp.fc2", f"{ours}.mlp.down", (d, 4 * d))

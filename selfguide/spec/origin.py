@@ -1,0 +1,194 @@
+"""Where a run's weights begin, as far as it can be told without torch: the laws of `init`, and the weights' hash.
+
+The hash, not the path, belongs to what a run is. A .pt file is a pickle, which only torch reads safely: of it only
+the hash is taken here, and its names and shapes are compared when training begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from selfguide.spec.architecture import Architecture
+from selfguide.spec.config import Config, InitConfig
+from selfguide.spec.files import read_config
+from selfguide.spec.official import FORMS, contents
+from selfguide.spec.sizes import architecture
+from shards import storage
+from shards.errors import UserError
+
+SCRATCH: Mapping[str, Any] = {"source": "scratch", "saw_labels": False}
+SAFE, PICKLED = ".safetensors", (".pt", ".pth", ".bin", ".ckpt")
+# what a net may have otherwise than the snapshot it begins from: what it is told, and by which tokens
+_FREE = ("classes", "dense", "dense_patch", "cls_token", "time", "dropout")
+
+
+def validate_init(config: Config, net: Architecture) -> None:
+    """The laws between `init` and the rest; reads no file.
+
+    Raises:
+        UserError: the first that does not hold, with its cure.
+    """
+    init = config.init
+    if init.source == "scratch":
+        for field in ("path", "form"):
+            if getattr(init, field) is not None:
+                raise UserError(
+                    f"init.{field}={getattr(init, field)} means nothing for init.source=scratch; drop it, or set "
+                    "init.source=snapshot or official"
+                )
+        return
+    if not (init.path or "").strip():
+        what = "a published snapshot's folder" if init.source == "snapshot" else "the file"
+        raise UserError(f"init.source={init.source} needs weights; give init.path={what}")
+    if storage.is_remote(str(init.path)):
+        raise UserError(
+            f"init.path={init.path}: weights are read from a file system that all nodes share; copy them there"
+        )
+    if init.labels == "keep" and not net.classes:
+        raise UserError(
+            "init.labels=keep, and this network is told no labels; set init.labels=drop, or guidance=labels"
+        )
+    if init.source == "official":
+        _official(config, net)
+    elif init.form is not None:
+        raise UserError(
+            f"init.form={init.form} means nothing for init.source=snapshot: a snapshot says what it is; drop it"
+        )
+
+
+def _official(config: Config, net: Architecture) -> None:
+    init = config.init
+    if init.form is None:
+        raise UserError(
+            f"init.source=official needs to know whose names the file has; give init.form={'|'.join(FORMS)}"
+        )
+    form = FORMS[init.form]
+    if Path(str(init.path)).suffix not in (SAFE, *PICKLED):
+        raise UserError(
+            f"init.path={init.path} is not one of {', '.join((SAFE, *PICKLED))}; give a checkpoint's file"
+        )
+    if not isinstance(net, form.family):
+        raise UserError(
+            f"init.form={init.form} holds the weights of a {form.title}, and model.name={config.model.name} is "
+            "another family; choose a model of that family"
+        )
+    for field, value in form.switches.items():
+        if getattr(net, field) != value:
+            raise UserError(
+                f"model.{field}={getattr(net, field)}, and a published {form.title} has {value}; set "
+                f"model.{field}={str(value).lower()}, or another model"
+            )
+    _same_time(form.time, net, init)
+
+
+def _same_time(trained: tuple[str, ...], net: Architecture, init: InitConfig) -> None:
+    if net.time not in trained and init.time == "as_trained":
+        raise UserError(
+            f"model.time={net.time}, and the weights of init.path={init.path} were fed {' or '.join(trained)}; set "
+            f"model.time={trained[0]}, or init.time=relearn to let training adapt them"
+        )
+
+
+def check_weights(config: Config) -> str | None:
+    """The sha256 of the weights that the run begins from, once they are known to fit; None from scratch.
+
+    Raises:
+        UserError: no such weights, or weights of another network.
+    """
+    init, net = config.init, architecture(config)
+    if init.source == "scratch":
+        return None
+    path, where = Path(str(init.path)), f"init.path={init.path}"
+    if init.source == "snapshot":
+        manifest, theirs = read_snapshot(path, verify="sizes")
+        agree(architecture(theirs), net, init)
+        return ema_sha256(manifest, theirs)
+    if not path.is_file():
+        raise UserError(f"{where} is not a file; give the checkpoint's path")
+    if path.suffix == SAFE:
+        contents_of(init, _header(path, where), net)
+    return storage.sha256(path)
+
+
+def contents_of(init: InitConfig, shapes: Mapping[str, tuple[int, ...]], net: Architecture) -> Any:
+    """What an official file with these shapes holds; its label table must fit where it is kept."""
+    where = f"init.path={init.path}"
+    found = contents(shapes, str(init.form), net, where)
+    if init.labels == "keep" and found.rows != net.classes + 1:
+        raise UserError(
+            f"{where} has {max(found.rows - 1, 0)} classes and a null row, this network {net.classes}; set "
+            "init.labels=drop, or train on its classes"
+        )
+    return found
+
+
+def _header(path: Path, where: str) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError, safe_open  # needs NumPy, and a dry run does not
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(
+            f"{where} is no whole safetensors file ({error}); fetch it again"
+        ) from error
+
+
+def read_snapshot(folder: Path, verify: storage.Verify) -> tuple[dict[str, Any], Config]:
+    """The manifest and the config of a published snapshot.
+
+    Raises:
+        UserError: the folder holds none, or not all of it.
+    """
+    manifest = storage.read_complete(folder, verify=verify)
+    if manifest is None or not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"init.path={folder} is not a complete snapshot; give a folder RUN/snapshots/img-<images>"
+        )
+    return manifest, read_config(folder / "config.yaml")
+
+
+def ema_sha256(manifest: Mapping[str, Any], config: Config) -> str:
+    """Of a snapshot's first average, which is what a run begins from."""
+    name = f"ema-{config.train.ema_halflife[0]}.safetensors"
+    return next(file["sha256"] for file in manifest["files"] if file["name"] == name)
+
+
+def agree(theirs: Architecture, ours: Architecture, init: InitConfig) -> None:
+    """A snapshot's network and ours differ in nothing but what they are told.
+
+    Raises:
+        UserError: they do; names the field and both values.
+    """
+    where = f"the snapshot in init.path={init.path}"
+    if type(theirs) is not type(ours):
+        raise UserError(
+            f"{where} is of another family of models; choose a model of its family, or another snapshot"
+        )
+    free = _FREE if init.labels == "drop" else _FREE[1:]
+    for field in (f.name for f in fields(ours) if f.name not in free):
+        mine, its = getattr(ours, field), getattr(theirs, field)
+        if field == "classes" and mine != its:
+            raise UserError(
+                f"{where} has a table of {its} labels and this network of {mine}; set init.labels=drop"
+            )
+        if mine != its:
+            raise UserError(
+                f"{where} has model.{field}={its}, and this run {mine}; make them agree"
+            )
+    _same_time((theirs.time,), ours, init)
+
+
+def init_identity(init: InitConfig, sha256: str | None) -> dict[str, Any]:
+    """What of `init` changes a run's result: the weights themselves, not where they lie."""
+    if init.source == "scratch":
+        return {"source": "scratch"}
+    return {
+        "source": init.source,
+        "form": init.form,
+        "labels": init.labels,
+        "sha256": sha256,
+    }

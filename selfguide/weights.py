@@ -1,0 +1,106 @@
+"""Tensors by name: read without running what a file says, and checked before they become anybody's weights."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from shards.errors import UserError
+
+CONTAINERS = (
+    "ema",
+    "model",
+    "state_dict",
+)  # what holds the weights in others' training checkpoints, best first
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file or a torch checkpoint, on the CPU, floating ones in fp32.
+
+    Raises:
+        UserError: it is neither, or holds more than tensors.
+    """
+    where = f"init.path={path}"
+    try:
+        found = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{where} cannot be read as tensors only ({reason}); fetch it again, or save its state dict alone"
+        ) from error
+    tensors = _unpacked(found)
+    if not tensors:
+        raise UserError(f"{where} holds no state dict; give a checkpoint's file")
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def _unpickle(path: Path) -> Any:
+    # DiT's and SiT's training keeps its command line beside the weights, which is plain data
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _unpacked(found: Any) -> dict[str, Tensor]:
+    if not isinstance(found, Mapping):
+        return {}
+    for name in CONTAINERS:
+        if isinstance(found.get(name), Mapping):
+            return _unpacked(found[name])
+    return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """
+    Raises:
+        UserError: the first tensor with a NaN or an infinity.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise UserError(
+                f"{where}: {name} has {bad} of {tensor.numel()} values that are NaN or infinite; take other weights"
+            )
+
+
+def put(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Loads `tensors` into `module`, which must have the same names and shapes.
+
+    Raises:
+        UserError: the first name or shape that differs, or a value that is not finite.
+    """
+    own = module.state_dict()
+    for name in own:
+        if name not in tensors:
+            raise UserError(f"{where} lacks {name}, which its config asks for; take other weights")
+    for name, tensor in tensors.items():
+        if name not in own:
+            raise UserError(
+                f"{where} holds {name}, which its config has no place for; take other weights"
+            )
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"{where}: {name} is {tuple(tensor.shape)}, and its config makes it {tuple(own[name].shape)}; "
+                "take other weights"
+            )
+    check_finite(tensors, where)
+    module.load_state_dict(dict(tensors))
+
+
+def place_tokens(
+    own: Tensor, own_extras: list[str], given: Tensor, given_extras: list[str]
+) -> Tensor:
+    """`own` (extras + L, D) with the rows of `given` wherever both have that token; patches are last in both."""
+    placed = own.clone()
+    placed[len(own_extras) :] = given[len(given_extras) :]
+    for row, token in enumerate(own_extras):
+        if token in given_extras:
+            placed[row] = given[given_extras.index(token)]
+    return placed
