@@ -270,6 +270,13 @@ def test_the_state_is_fp32_or_wider(sampler: str, noise: torch.dtype) -> None:
     assert {state.dtype for state in states} == {wide}
 
 
+def test_sampling_keeps_no_graph() -> None:
+    denoiser = exact("rf", 8, told=1.0)
+    denoiser.model.told = torch.ones((), dtype=torch.float64, requires_grad=True)
+    assert denoiser.velocity(NOISE, 0.5).requires_grad
+    assert not sample("euler", denoiser, NOISE, steps=2).requires_grad
+
+
 BAD = [
     ("eulr", "rf", {}, "did you mean 'euler'"),
     ("ddim", "rf", {"etta": 0.5}, "'eta'"),
