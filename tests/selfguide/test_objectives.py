@@ -341,6 +341,8 @@ def fits(values: Any, distribution: Any) -> None:
 def test_times_have_their_densities() -> None:
     fits(drawn().numpy(), stats.uniform())
     fits(drawn(name="vp", prediction="eps").numpy(), stats.uniform(1e-5, 1 - 1e-5))
+    ends = build_path(PathConfig(name="vp")).training_time(torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(ends, torch.tensor([1e-5, 1.0]), rtol=1e-6, atol=0)
     logits = torch.logit(drawn(time_density="logit_normal", time_mean=0.5, time_std=0.8).double())
     fits(logits.numpy(), stats.norm(0.5, 0.8))
     normal = {"name": "edm", "prediction": "edm", "time_density": "log_normal"}
