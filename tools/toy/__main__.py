@@ -1,0 +1,161 @@
+"""Trains a small network on points of the plane along each path and draws how it samples them.
+
+A column a path: how noise travels to data, what Euler's straight steps make of 5, 10 and 50 network evaluations, and
+how near several solvers come to the data for how many. The code is the one that trains and samples images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from shards import cli
+from shards.errors import UserError
+from tools.toy.data import DATA, Data
+from tools.toy.figure import draw
+from tools.toy.learn import BATCH, learn, preset
+from tools.toy.measure import (
+    EVALUATIONS,
+    SAMPLES,
+    SOLVERS,
+    TRAJECTORIES,
+    Measured,
+    Reference,
+    measure,
+)
+
+PATHS = ("rectified_flow", "ddpm", "vp", "ve", "edm")
+
+EPILOG = """examples:
+  python -m tools.toy                                    five paths on two data sets, about 10 minutes on one core
+  python -m tools.toy --data moons --paths vp edm        two columns, about 2 minutes
+  python -m tools.toy --paths rectified_flow sgfm lightning    any preset of configs/path
+  python -m tools.toy --images 200_000                   a glance; the networks are not done learning
+  python -m tools.toy --out docs/toy.png --json          checkerboard in docs/toy.png, moons in docs/toy-moons.png
+
+D is the energy distance between the samples and as many points of the data, 0 for equal distributions; "off" is the
+share of samples where no data is. The same arguments give the same numbers on the same machine.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    if options.images < BATCH:
+        raise UserError(f"--images {options.images} is not one batch; take {BATCH} or more")
+    if options.samples < TRAJECTORIES:
+        raise UserError(
+            f"--samples {options.samples} is too few to draw; take {TRAJECTORIES} or more"
+        )
+    presets = {name: preset(name) for name in options.paths}  # a wrong name ends here
+    torch.set_num_threads(1)  # the nets are too small for more, and sums keep their order
+    reports = []
+    for data in dict.fromkeys(options.data):
+        reference = Reference(data, options.seed, options.samples)
+        measured, seconds = {}, {}
+        for name, config in presets.items():
+            begun = time.monotonic()
+            doing = f"{name} on {data}"
+            learned = learn(
+                config, data, images=options.images, seed=options.seed, doing=f"{doing}: training"
+            )
+            seconds[name] = time.monotonic() - begun
+            measured[name] = measure(learned, reference, f"{doing}: sampling")
+        floor, figure = reference.floor(), _figure(options.out, data, options.data)
+        draw(measured, reference, floor, figure)
+        reports.append(_report(data, options, measured, seconds, floor, figure))
+        if not options.json:
+            cli.console().print(_table(data, measured, floor))
+            print(f"wrote {figure}")
+    if options.json:
+        print(json.dumps(reports))
+    return 0
+
+
+def _figure(out: Path, data: Data, asked: Sequence[Data]) -> Path:
+    """`out` for the first data set, its name with the data's for another."""
+    return out if data == asked[0] else out.with_name(f"{out.stem}-{data}{out.suffix}")
+
+
+def _report(
+    data: Data,
+    options: argparse.Namespace,
+    measured: dict[str, Measured],
+    seconds: dict[str, float],
+    floor: float,
+    figure: Path,
+) -> dict[str, Any]:
+    return {
+        "data": data,
+        "seed": options.seed,
+        "images": options.images,
+        "samples": options.samples,
+        "floor": floor,
+        "figure": str(figure),
+        "paths": {
+            name: {
+                "training_seconds": round(seconds[name], 1),
+                "scores": [asdict(score) for score in found.scores],
+            }
+            for name, found in measured.items()
+        },
+    }
+
+
+def _table(data: Data, measured: dict[str, Measured], floor: float) -> Table:
+    title = f"{data}: energy distance D and share off the data; even draws of the data itself {floor:.4f}"
+    made = Table(title=title, title_justify="left")
+    made.add_column("path")
+    made.add_column("solver")
+    for evaluations in EVALUATIONS:
+        made.add_column(f"{evaluations}", justify="right")
+    for name, found in measured.items():
+        for solver in SOLVERS:
+            own = [s for s in found.scores if s.solver == solver]
+            cells = [f"{s.distance:.3f} {s.off:4.0%}" for s in own]
+            if solver == "dopri5":  # chooses its own number of evaluations
+                cells = [f"{s.evaluations}: {cell}" for s, cell in zip(own, cells, strict=True)]
+            made.add_row(name, solver, *cells, end_section=solver == SOLVERS[-1])
+    return made
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.toy",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--paths", nargs="+", default=PATHS, metavar="PRESET", help=f"default: {' '.join(PATHS)}"
+    )
+    parser.add_argument("--data", nargs="+", choices=DATA, default=DATA, help="default: both")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=1_500_000,
+        help="points each network is trained on (default: 1,500,000, about half a minute)",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=SAMPLES,
+        help=f"how many are compared, best a power of two (default: {SAMPLES:,})",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights, data and noise")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/toy.png"), help="the picture (default: runs/toy.png)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON list at the end")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,138 @@
+"""The picture: a column a path, from how noise travels to how near samples come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tools.toy.data import off
+from tools.toy.measure import SHOWN, SOLVERS, Measured, Reference
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NAMES = {
+    "rectified_flow": "rectified flow",
+    "ddpm": "DDPM",
+    "vp": "VP",
+    "ve": "VE",
+    "edm": "EDM",
+    "sgfm": "SGFM",
+}
+COLOURS = {
+    "euler": "#8a919c",
+    "ddim": "#59a14f",
+    "heun": "#4c78a8",
+    "dpmpp": "#e1812c",
+    "dopri5": "#222222",
+}
+STYLES = {"euler": "o-", "ddim": "o--", "heun": "o-", "dpmpp": "o-", "dopri5": "D"}
+LABELS = {
+    "euler": "Euler",
+    "ddim": "DDIM",
+    "heun": "Heun",
+    "dpmpp": "DPM-Solver++(2M)",
+    "dopri5": "dopri5 (adaptive)",
+}
+EVEN = "#e4e7eb"
+INK, FAINT, LANDED, STRAY = "#222222", "#c9ced6", "#2f5d8c", "#d1495b"
+FRAME, WIDE = 1.1, 2.2  # half the edge of what is seen, of samples and of trajectories
+
+
+def draw(measured: dict[str, Measured], reference: Reference, floor: float, path: Path) -> None:
+    """Writes the PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = len(measured)
+    figure, axes = plt.subplots(
+        2 + len(SHOWN),
+        columns,
+        figsize=(1.2 + 2.15 * columns, 2.15 * (2 + len(SHOWN)) + 0.9),
+        layout="constrained",
+        squeeze=False,
+    )
+    for column, (name, found) in enumerate(measured.items()):
+        _trajectories(axes[0, column], found)
+        axes[0, column].set_title(NAMES.get(name, name), fontsize=12, color=INK)
+        for row, evaluations in enumerate(SHOWN, start=1):
+            _samples(axes[row, column], reference, found, evaluations)
+        _curves(axes[-1, column], found, floor)
+    highest = max(s.distance for found in measured.values() for s in found.scores)
+    for column, below in enumerate(axes[-1]):
+        below.set(ylim=(floor / 1.6, highest * 1.4))
+        if column:
+            below.set_yticklabels([])
+    rows = ["trajectories,\nnoise grey, data blue"]
+    rows += [f"Euler,\n{evaluations} evaluations" for evaluations in SHOWN]
+    for axis, words in zip(axes[:, 0], [*rows, "distance to the data"], strict=True):
+        axis.set_ylabel(words, fontsize=10, color=INK)
+    handles, labels = axes[-1, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.suptitle(
+        f"Five ways from noise to the {reference.data}"
+        if columns == 5
+        else f"From noise to the {reference.data}",
+        fontsize=14,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _trajectories(axis: Axes, found: Measured) -> None:
+    """Lines that darken towards the data."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import LinearSegmentedColormap
+
+    lines = found.trajectories.numpy()  # (T + 1, B, 2)
+    pieces = np.stack((lines[:-1], lines[1:]), axis=2).reshape(-1, 2, 2)
+    progress = np.repeat(np.linspace(0, 1, len(lines) - 1), lines.shape[1])
+    shades = LinearSegmentedColormap.from_list("noise to data", [FAINT, LANDED])
+    axis.add_collection(LineCollection(pieces, array=progress, cmap=shades, linewidths=0.9))
+    axis.scatter(*lines[0].T, s=5, color=FAINT, linewidths=0)
+    axis.scatter(*lines[-1].T, s=6, color=LANDED, linewidths=0, zorder=3)
+    _bare(axis, WIDE)
+
+
+def _samples(axis: Axes, reference: Reference, found: Measured, evaluations: int) -> None:
+    x = found.samples[evaluations]
+    stray = off(reference.data, x).numpy()
+    spots = x.flatten(1).numpy()
+    axis.scatter(*spots[~stray].T, s=1.2, color=LANDED, linewidths=0)
+    axis.scatter(*spots[stray].T, s=1.2, color=STRAY, linewidths=0)
+    axis.set_xlabel(f"{stray.mean():.0%} off the data", fontsize=9, color=INK, labelpad=2)
+    _bare(axis, FRAME)
+
+
+def _curves(axis: Axes, found: Measured, floor: float) -> None:
+    for solver in SOLVERS:
+        own = [s for s in found.scores if s.solver == solver]
+        axis.plot(
+            [s.evaluations for s in own],
+            [s.distance for s in own],
+            STYLES[solver],
+            markersize=3.5,
+            linewidth=1.4,
+            color=COLOURS[solver],
+            label=LABELS[solver],
+        )
+    axis.axhspan(0, floor, color=EVEN, linewidth=0, label="as near as the data to itself")
+    axis.set(xscale="log", yscale="log", box_aspect=1)
+    axis.set_xticks([5, 10, 50, 200], labels=["5", "10", "50", "200"])
+    axis.set_yticks([0.01, 0.1], labels=["0.01", "0.1"])
+    axis.minorticks_off()
+    axis.set_xlabel("network evaluations", fontsize=9, color=INK)
+    axis.tick_params(labelsize=8, colors=INK)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def _bare(axis: Axes, half: float) -> None:
+    axis.set(xlim=(-half, half), ylim=(-half, half), xticks=[], yticks=[], aspect="equal")
+    for side in axis.spines.values():
+        side.set_color(FAINT)
