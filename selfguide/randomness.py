@@ -54,6 +54,12 @@ def _words(seed: int, purpose: str, positions: Tensor, count: int) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :count]
 
 
+def stream_seed(seed: int, purpose: str, position: int) -> int:
+    """A seed for torch's own generator, where a layer such as dropout draws for itself."""
+    name = hashlib.blake2b(f"{seed}/{purpose}/{position}".encode(), digest_size=8).digest()
+    return int.from_bytes(name, "little")
+
+
 def uniform(seed: int, purpose: str, positions: Tensor, count: int) -> Tensor:
     """(B, count) float32 in the open interval (0, 1) for `positions` (B,)."""
     return ((_words(seed, purpose, positions, count) >> 9).float() + 0.5) * 2.0**-23

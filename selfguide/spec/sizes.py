@@ -95,7 +95,7 @@ _SGDM: dict[str, Any] = {
     "channels": 3,
     "time": "index",
 }
-# images in [-1, 1], no learned sigma; K of self-guided diffusion (Hu et al. 2023): 5000 clusters of ImageNet, 100 of VOC
+# images in [-1, 1], no learned sigma; K (Hu et al. 2023) is 5000 clusters of ImageNet, 100 of VOC
 TABLE |= {
     "unet_ddpm": UNetArchitecture(
         form="ddpm",
@@ -147,6 +147,24 @@ TABLE |= {
         size=32,
         classes=5000,
         **_SGDM | {"mult": (1, 2, 2, 3, 4), "attention": (4, 8), "channels": 4},
+    ),
+}
+# ours, for scikit-learn's 8 x 8 digits on CPUs
+TABLE |= {
+    "uvit_digits": UViTArchitecture(
+        size=8, channels=1, patch=2, width=64, depth=4, heads=4, classes=10, time="noise_999"
+    ),
+    "unet_digits": UNetArchitecture(
+        form="edm",
+        size=8,
+        channels=1,
+        base=32,
+        mult=(1, 2),
+        blocks=1,
+        attention=(2,),
+        groups=8,
+        classes=10,
+        time="log_sigma",
     ),
 }
 

@@ -12,7 +12,7 @@ import torch
 from selfguide.autoencoders import Normaliser
 from selfguide.distributed import Place
 from selfguide.objectives import Objective, draw_times
-from selfguide.randomness import normal
+from selfguide.randomness import normal, stream_seed
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.run import Lease
 from selfguide.student import Batch
@@ -91,6 +91,8 @@ def step(job: Training) -> bool:
 def prepare(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     """A micro-batch on the device: normalised images, and noise that is theirs wherever they are trained."""
     config, device = job.config, job.place.device
+    # dropout draws by the images it works on: a resumed attempt draws what an uninterrupted one would have
+    torch.manual_seed(stream_seed(config.seed, "dropout", int(arrays["position"][0])))
     position = torch.as_tensor(arrays["position"], device=device)
     x0 = job.normaliser.encode(torch.as_tensor(arrays["x"], device=device), config.seed, position)
     eps = normal(config.seed, "noise", position, tuple(x0.shape[1:]))

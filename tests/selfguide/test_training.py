@@ -9,7 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from selfguide.distributed import Place
-from selfguide.spec.config import Config, EngineConfig, TrainConfig
+from selfguide.spec.config import (
+    Config,
+    EngineConfig,
+    ModelConfig,
+    NoGuidance,
+    PathConfig,
+    TrainConfig,
+)
 from selfguide.spec.run import Fenced, Lease, RunFolder, image_folder, write_record
 from selfguide.training import snapshot
 from selfguide.training.checkpoint import newest, prune
@@ -83,6 +90,24 @@ def test_a_resumed_run_ends_with_the_same_bits(ranks: Any, digits: Path, tmp_pat
             snapshot.load(r / "snapshots" / f"img-{IMAGES:09d}").guidance for r in (whole, parts)
         ]
         assert ends[0] == ends[1] and ends[0]["told"] and ends[0]["label_free"]
+
+
+def test_dropout_is_resumed_too(ranks: Any, digits: Path, tmp_path: Path) -> None:
+    """On EDM's path and a UNet that drops; the snapshot at 256 is where the second attempt begins."""
+    cfg = replace(
+        config(digits),
+        model=ModelConfig(name="unet_digits", dropout=0.3),
+        path=PathConfig(name="edm", prediction="edm", weighting="edm", time_density="log_normal"),
+        guidance=NoGuidance(),
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for root in (whole, parts):
+        ranks(1, attempt, cfg, str(root))
+    for folder in [*(parts / "checkpoints").iterdir(), *(parts / "snapshots").iterdir()]:
+        if int(folder.name[4:]) > 256:
+            (folder / "MANIFEST.json").unlink()
+    assert ranks(1, attempt, cfg, str(parts)) == [2]
+    assert_same(weights(parts), weights(whole))
 
 
 def test_a_checkpoint_loads_at_other_world_sizes_and_engines(
