@@ -103,11 +103,9 @@ def contents(found: Mapping[str, Shape], name: str, net: Architecture, where: st
     assert isinstance(net, DiTArchitecture | UViTArchitecture)  # `selfguide.spec.origin` checked it
     rows = found.get(form.table, (0,))[0]
     width = net.patch**2 * net.channels
-    sigma = form.family is DiTArchitecture and found.get(f"{form.last}.weight") == (
-        2 * width,
-        net.width,
-    )
-    if net.learn_sigma and not sigma and f"{form.last}.weight" in found:
+    output = found.get(f"{form.last}.weight")
+    sigma = form.family is DiTArchitecture and output == (2 * width, net.width)
+    if net.learn_sigma and output == (width, net.width):
         raise UserError(
             f"{where} predicts no sigma and model.learn_sigma=true; set model.learn_sigma=false"
         )
