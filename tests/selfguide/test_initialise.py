@@ -1,0 +1,487 @@
+"""Runs that begin from weights: what is taken, what is refused before training, and what later snapshots remember."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from launcher.compose import compose
+from selfguide.distributed import Place
+from selfguide.initialise import initialise, transplant
+from selfguide.models import assemble
+from selfguide.spec.config import Config, InitConfig, LabelGuidance, NoGuidance, TrainConfig
+from selfguide.spec.files import to_yaml
+from selfguide.spec.origin import SCRATCH, check_weights, validate_init
+from selfguide.spec.run import Lease, RunFolder, digest, identity, write_record
+from selfguide.spec.sizes import architecture, override
+from selfguide.spec.validate import validate
+from selfguide.student import Student, build_student
+from selfguide.training import job, snapshot
+from selfguide.training.telemetry import Telemetry
+from shards import manifest as manifests
+from shards import storage
+from shards.errors import UserError
+from tests.selfguide import published
+from tests.selfguide.test_online import online_config
+
+IMAGES, SEEN = 256, 128
+# `dit_digits` in its publisher's words
+DIGITS: dict[str, Any] = {"size": 8, "channels": 1, "patch": 2, "width": 64, "depth": 4}
+
+
+def config(root: Path | str, init: InitConfig | None = None, **changes: Any) -> Config:
+    base = online_config(switch=0.5, teacher_refresh=64)
+    base = replace(
+        base,
+        data=replace(base.data, root=str(root), mode="global"),
+        train=TrainConfig(
+            images=IMAGES, batch=64, learning_rate=1e-3, ema_halflife=(500,), log_every=64,
+            snapshot_every=SEEN, checkpoint_every=SEEN, keep_checkpoints=8,
+        ),
+        engine=replace(base.engine, backend="torch"),
+    )  # fmt: skip
+    return replace(base, init=init or InitConfig(), **changes)
+
+
+def official_file(path: Path, seed: int = 0, **changes: Any) -> Path:
+    torch.manual_seed(seed)
+    sizes = DIGITS | {"rows": 11, "sigma": True} | changes
+    weights = published.dit_weights(**sizes)
+    save_file(weights, path) if path.suffix == ".safetensors" else torch.save(weights, path)
+    return path
+
+
+def official(path: Path, **changes: Any) -> InitConfig:
+    return InitConfig(
+        **{"source": "official", "form": "dit", "path": str(path), "time": "relearn"} | changes
+    )
+
+
+# --- whole runs --------------------------------------------------------------------------------
+
+
+def attempt(place: Place, cfg: Config, root: Path) -> None:
+    """One attempt of the run in `root`, submitted by rank 0 as the launcher does."""
+    run = RunFolder(root)
+    dist.barrier()
+    if place.rank == 0:
+        number = run.open_attempt()
+        if number == 1:
+            what = identity(cfg, manifests.load(cfg.data.root).hash, check_weights(cfg))
+            write_record(run.run_json, {"images": IMAGES, "identity": what})
+    dist.barrier()
+    lease = Lease(run, run.attempt_numbers()[-1])
+    job.work(cfg, place, lease, Telemetry(run, lease.number, place, cfg.train.images))
+
+
+def story(place: Place, digits: str, root: Path) -> list[str]:
+    """A run with labels; an online one from its snapshot; the same, interrupted, and the snapshot is gone by then."""
+    end = f"img-{IMAGES:09d}"
+    attempt(place, config(digits, guidance=LabelGuidance()), root / "labels")
+    begin = InitConfig(source="snapshot", path=str(root / "labels" / "snapshots" / end))
+    for name in ("whole", "parts"):
+        attempt(place, config(digits, begin), root / name)
+    dist.barrier()
+    if place.rank == 0:
+        for kind in ("checkpoints", "snapshots"):
+            shutil.rmtree(root / "parts" / kind / end)
+        (root / "labels").rename(root / "moved")
+    dist.barrier()
+    attempt(place, config(digits, begin), root / "parts")
+    path = root / "dit.pt"
+    if place.rank == 0:
+        official_file(path)
+    dist.barrier()
+    return [
+        alike(place, config(digits, official(path)), backend) for backend in ("torch", "deepspeed")
+    ]
+
+
+def alike(place: Place, cfg: Config, backend: str) -> str:
+    """The digest of all that this rank starts from: live weights, averages, the teacher's."""
+    cfg = replace(cfg, engine=replace(cfg.engine, backend=backend))
+    student = build_student(cfg, cfg.seed)
+    origin = initialise(student, cfg, check_weights(cfg))
+    wanted = {n: p.detach().clone() for n, p in student.named_parameters()}
+    state = job.build_state(cfg, place, student, [], origin)
+    assert state.teacher is not None
+    live = state.engine.layout.split(state.engine.gather(state.engine.master.detach()))
+    sums = hashlib.sha256()
+    for held in (live, state.averages.weights(), dict(state.teacher.module.named_parameters())):
+        for name, tensor in wanted.items():
+            assert torch.equal(held[name].detach().cpu(), tensor), (backend, name)
+            sums.update(tensor.numpy().tobytes())
+    return sums.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def told(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[str]]]:
+    from tools.ranks import run_ranks
+
+    root = tmp_path_factory.mktemp("story")
+    return root, run_ranks(2, story, str(digits), root, timeout=500)
+
+
+def last(run: Path) -> snapshot.Snapshot:
+    return snapshot.load(run / "snapshots" / f"img-{IMAGES:09d}")
+
+
+def test_resuming_needs_the_first_weights_no_more_and_ends_with_the_same_bits(told: Any) -> None:
+    root, _ = told
+    whole, parts = (last(root / name).student.state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert RunFolder(root / "parts").attempt_numbers() == [1, 2]
+    first, second = (
+        json.loads((root / name / "snapshots" / f"img-{IMAGES:09d}" / "MANIFEST.json").read_text())
+        for name in ("whole", "parts")
+    )
+    assert (
+        first["origin"] == second["origin"] and first["saw_labels"] is second["saw_labels"] is True
+    )
+
+
+def test_every_rank_and_engine_begins_from_the_same(told: Any) -> None:
+    _, digests = told
+    assert len({each for rank in digests for each in rank}) == 1
+
+
+def test_a_run_from_labels_is_not_label_free_however_it_goes_on(told: Any) -> None:
+    root, _ = told
+    before = last(root / "moved")
+    assert before.saw_labels and dict(before.origin) == dict(SCRATCH)
+    for images in (SEEN, IMAGES):
+        found = snapshot.load(root / "whole" / "snapshots" / f"img-{images:09d}")
+        assert found.saw_labels and not found.guidance["label_free"]
+        assert found.guidance["source"] == "online" and found.origin["sha256"] == before.sha256
+        assert found.origin["origin"] == dict(SCRATCH) and found.origin["parts"] == ["backbone"]
+
+
+# --- from snapshots ----------------------------------------------------------------------------
+
+
+def publish(folder: Path, cfg: Config, label_free: bool = True, **extra: Any) -> Student:
+    """A snapshot of a student whose every value is random, as the trainer leaves it."""
+    student = build_student(cfg, 0)
+    torch.manual_seed(3)
+    for tensor in student.state_dict().values():
+        tensor.copy_(torch.randn_like(tensor))
+    folder.mkdir(parents=True)
+    save_file(dict(student.state_dict()), folder / snapshot.ema_file(cfg.train.ema_halflife[0]))
+    (folder / "config.yaml").write_text(to_yaml(cfg))
+    guidance = {"source": "none", "told": False, "p": None, "label_free": label_free}
+    data = {"manifest": "", "root": "", "header": {}}
+    storage.publish_folder(folder, extra={"images": 7, "guidance": guidance, "data": data} | extra)
+    return student
+
+
+def begin(cfg: Config) -> tuple[Student, dict[str, Any], Student]:
+    """(initialised, record, fresh)"""
+    student = build_student(cfg, cfg.seed)
+    return student, initialise(student, cfg, check_weights(cfg)), build_student(cfg, cfg.seed)
+
+
+def from_snapshot(folder: Path, **changes: Any) -> InitConfig:
+    return InitConfig(source="snapshot", path=str(folder), **changes)
+
+
+def test_an_online_snapshot_is_taken_whole(tmp_path: Path) -> None:
+    theirs = publish(tmp_path / "s", config("d"))
+    ours, record, _ = begin(config("d", from_snapshot(tmp_path / "s")))
+    assert all(torch.equal(t, ours.state_dict()[n]) for n, t in theirs.state_dict().items())
+    assert record["parts"] == ["backbone", "head"] and not record["saw_labels"]
+    assert (record["source"], record["path"], record["images"]) == (
+        "snapshot",
+        str(tmp_path / "s"),
+        7,
+    )
+
+
+def test_a_head_of_other_shapes_stays_fresh(tmp_path: Path) -> None:
+    base = config("d")
+    theirs = publish(tmp_path / "s", base)
+    more = replace(base.guidance, groups=13)  # type: ignore[type-var]
+    ours, record, fresh = begin(config("d", from_snapshot(tmp_path / "s"), guidance=more))
+    assert record["parts"] == ["backbone"]
+    for name, tensor in ours.state_dict().items():
+        source = theirs if name.startswith("backbone.") else fresh
+        assert torch.equal(tensor, source.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("labels", ["drop", "keep"])
+def test_the_label_table_is_dropped_or_kept(labels: Any, tmp_path: Path) -> None:
+    labelled = config("d", guidance=LabelGuidance())
+    theirs = publish(tmp_path / "s", labelled, label_free=False)
+    ours, record, fresh = begin(
+        replace(labelled, init=from_snapshot(tmp_path / "s", labels=labels))
+    )
+    table = "backbone.condition.labels.weight"
+    for name, tensor in ours.state_dict().items():
+        source = fresh if name == table and labels == "drop" else theirs
+        assert torch.equal(tensor, source.state_dict()[name]), name
+    assert record["saw_labels"] and record["labels"] == labels
+
+
+def test_what_is_told_may_change_and_positions_go_by_token(tmp_path: Path) -> None:
+    """From an unconditional U-ViT to one with [CLS] and prototypes: only new tokens are fresh."""
+    model = {"name": "uvit_s_2", "size": 8, "channels": 1, "width": 32, "depth": 2, "heads": 4}
+    plain = replace(config("d").model, **model)
+    base = config("d", guidance=NoGuidance(), model=plain)
+    theirs = publish(tmp_path / "s", base).backbone
+    online = replace(config("d").guidance, prototype_width=32, pooling="cls", layer=None)  # type: ignore[type-var]
+    with_cls = replace(plain, cls_token=True)
+    cfg = config("d", from_snapshot(tmp_path / "s"), guidance=online, model=with_cls)
+    ours, _, fresh = begin(cfg)
+    table, old = ours.backbone.get_parameter("positions"), theirs.get_parameter("positions")
+    kept = fresh.backbone.get_parameter("positions")
+    assert torch.equal(table, torch.stack([kept[0], old[0], kept[2], *old[1:]]))
+    new = {"positions", "cls", "condition.null", "condition.unconditional"}
+    for name, tensor in ours.backbone.state_dict().items():
+        if name not in new:
+            assert torch.equal(tensor, theirs.state_dict()[name]), name
+
+
+def test_unets_keep_their_rows_apart() -> None:
+    sizes: dict[str, Any] = {"size": 8, "channels": 1, "base": 32, "mult": (1, 2), "blocks": 1}
+    nets = [
+        override("unet_sgdm_32", **sizes, classes=classes, attention=()) for classes in (4, 4, 7)
+    ]
+    torch.manual_seed(0)
+    theirs, same, other = (Student(assemble(net), None) for net in nets)
+    rows = [name for name in same.state_dict() if name.endswith(".rows")]
+    assert rows
+    fresh = {name: same.state_dict()[name].clone() for name in rows}
+    transplant(theirs, same, keep_labels=False)
+    assert all(torch.equal(same.state_dict()[name], fresh[name]) for name in rows)
+    transplant(theirs, same, keep_labels=True)
+    assert all(torch.equal(same.state_dict()[n], t) for n, t in theirs.state_dict().items())
+    transplant(theirs, other, keep_labels=False)
+
+
+DISAGREE = [
+    ({"width": 32}, "has model.width=64, and this run 32"),
+    ({"depth": 3}, "has model.depth=4, and this run 3"),
+    ({"time": "data"}, "model.time=data, and the weights .* were fed noise_1000"),
+    ({"name": "uvit_s_2", "size": 8, "channels": 1}, "another family"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "said"), DISAGREE)
+def test_a_snapshot_of_another_network_is_named_before_anything_is_queued(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    base = config("d", guidance=NoGuidance())
+    publish(tmp_path / "s", base)
+    other = replace(base, init=from_snapshot(tmp_path / "s"))
+    promised = check_weights(other)
+    other = replace(other, model=replace(other.model, **changes))
+    with pytest.raises(UserError, match=said):
+        check_weights(other)
+    with pytest.raises(UserError, match=said):
+        initialise(build_student(other, 0), other, promised)
+    relearn = replace(other, init=replace(other.init, time="relearn"))
+    if "time" in changes:
+        assert check_weights(relearn)
+
+
+def test_tables_of_other_labels_cannot_be_kept(tmp_path: Path) -> None:
+    labelled = config("d", guidance=LabelGuidance())
+    publish(tmp_path / "s", labelled, label_free=False)
+    fewer = replace(labelled, data=replace(labelled.data, classes=9))
+    kept = replace(fewer, init=from_snapshot(tmp_path / "s", labels="keep"))
+    with pytest.raises(
+        UserError, match=r"a table of 10 labels and this network of 9.*init\.labels=drop"
+    ):
+        check_weights(kept)
+    assert check_weights(replace(fewer, init=from_snapshot(tmp_path / "s")))
+
+
+def test_no_snapshot_or_half_of_one_is_named(tmp_path: Path) -> None:
+    publish(tmp_path / "s", config("d"))
+    cfg = config("d", from_snapshot(tmp_path / "nothing"))
+    with pytest.raises(UserError, match=r"nothing is not a complete snapshot; .*img-<images>"):
+        check_weights(cfg)
+    (tmp_path / "s" / "config.yaml").unlink()
+    with pytest.raises(UserError, match="is not a complete snapshot"):
+        check_weights(config("d", from_snapshot(tmp_path / "s")))
+
+
+# --- snapshots that are broken -----------------------------------------------------------------
+
+
+def spoiled(folder: Path, change: Any) -> Path:
+    """A snapshot whose weights were changed before it was published."""
+    publish(folder, config("d"))
+    path = folder / snapshot.ema_file(500)
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+    about = json.loads((folder / "MANIFEST.json").read_text())
+    (folder / "MANIFEST.json").unlink()
+    storage.publish_folder(folder, extra={k: v for k, v in about.items() if k != "files"})
+    return folder
+
+
+BROKEN = [
+    ("backbone.final.bias", torch.tensor([1.0, float("nan"), float("inf"), 2.0]),
+     r"backbone\.final\.bias has 2 of 4 values that are NaN or infinite"),
+    ("backbone.cls", torch.zeros(3), r"holds backbone\.cls, which its config has no place for"),
+    ("head.prototypes", torch.zeros(12, 31), r"head\.prototypes is \(12, 31\), .* makes it \(12, 32\)"),
+    ("backbone.patchify.weight", None, r"lacks backbone\.patchify\.weight"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"), BROKEN, ids=["nan", "extra", "shape", "lacking"]
+)
+def test_a_broken_snapshot_is_named_before_its_first_forward(
+    name: str, value: Tensor | None, said: str, tmp_path: Path
+) -> None:
+    def change(weights: dict[str, Tensor]) -> None:
+        weights.pop(name, None)
+        if value is not None:
+            weights[name] = value
+
+    folder = spoiled(tmp_path / "s", change)
+    with pytest.raises(UserError, match=said) as error:
+        snapshot.load(folder)
+    assert "ema-500.safetensors" in str(error.value)
+    with pytest.raises(UserError, match=said):
+        begin(config("d", from_snapshot(folder)))
+
+
+# --- from official files -----------------------------------------------------------------------
+
+
+def test_an_official_file_marks_every_later_snapshot(tmp_path: Path) -> None:
+    path = official_file(tmp_path / "dit.pt")
+    ours, record, fresh = begin(config("d", official(path)))
+    assert record["saw_labels"] and record["form"] == "dit" and record["labels"] == "drop"
+    assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    weights = torch.load(path, weights_only=True)
+    qkv = ours.backbone.get_parameter("blocks.3.attention.qkv.weight")
+    assert torch.equal(qkv, weights["blocks.3.attn.qkv.weight"])
+    assert torch.equal(ours.head.prototypes, fresh.head.prototypes)  # type: ignore[union-attr]
+    unlabelled = official_file(tmp_path / "null.pt", rows=1)
+    assert not begin(config("d", official(unlabelled)))[1]["saw_labels"]
+
+
+def test_other_weights_than_were_submitted_are_refused(tmp_path: Path) -> None:
+    path = official_file(tmp_path / "dit.pt")
+    cfg = config("d", official(path))
+    promised = check_weights(cfg)
+    official_file(path, seed=1)
+    with pytest.raises(UserError, match="this run was begun on"):
+        initialise(build_student(cfg, 0), cfg, promised)
+    path.unlink()
+    with pytest.raises(UserError, match="is not a file on this node"):
+        initialise(build_student(cfg, 0), cfg, promised)
+
+
+def test_a_run_is_its_weights_and_not_their_place(tmp_path: Path) -> None:
+    def hashed(cfg: Config) -> str:
+        return digest(identity(cfg, "data", check_weights(cfg)))
+
+    first, other = official_file(tmp_path / "a.pt"), official_file(tmp_path / "b.pt", seed=1)
+    moved = tmp_path / "elsewhere.pt"
+    shutil.copy(first, moved)
+    labelled = config("d", official(first), guidance=LabelGuidance())
+    assert hashed(replace(labelled, init=official(moved))) == hashed(labelled)
+    others = [InitConfig(), official(other), official(first, labels="keep")]
+    others += [official(first, form="sit")]
+    ids = {hashed(replace(labelled, init=each)) for each in others} | {hashed(labelled)}
+    assert len(ids) == 5
+
+
+def test_submission_names_a_file_that_does_not_fit_without_torch(tmp_path: Path) -> None:
+    fits = official_file(tmp_path / "fits.safetensors")
+    wide = official_file(tmp_path / "wide.safetensors", width=32)
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(fits.read_bytes()[:100])
+    (tmp_path / "cfg").mkdir()
+    names = {"fits": fits, "wide": wide, "torn": torn, "gone": tmp_path / "gone.pt"}
+    for name, path in names.items():
+        (tmp_path / "cfg" / name).write_text(to_yaml(config("d", official(path))))
+    publish(tmp_path / "s", config("d"))
+    (tmp_path / "cfg" / "snapshot").write_text(to_yaml(config("d", from_snapshot(tmp_path / "s"))))
+    program = (
+        "import sys, pathlib\n"
+        "from selfguide.spec.files import read_config\n"
+        "from selfguide.spec.origin import check_weights\n"
+        "for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
+        "    try: print(path.name, len(check_weights(read_config(path))))\n"
+        "    except ValueError as error: print(path.name, type(error).__name__, error)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    arguments = [sys.executable, "-c", program, str(tmp_path / "cfg")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    said = done.stdout.splitlines()
+    assert said[0] == "fits 64"
+    assert said[1].startswith("gone UserError") and "gone.pt is not a file" in said[1]
+    assert said[2] == "snapshot 64"
+    assert said[3].startswith("torn UserError") and "no whole safetensors file" in said[3]
+    assert (
+        "x_embedder.proj.weight is (32, 1, 2, 2) there, and this model takes (64, 1, 2, 2)"
+        in said[4]
+    )
+    assert said[5] == "False"
+
+
+# --- laws --------------------------------------------------------------------------------------
+
+BASE = ["experiment=digits_dit", "cluster=local"]
+LAWS = [
+    ("init.path=x", "init.path=x means nothing for init.source=scratch"),
+    ("init.form=dit", "init.form=dit means nothing for init.source=scratch"),
+    ("init=snapshot", "init.source=snapshot needs weights; give init.path="),
+    ("init=dit init.path=''", "init.source=official needs weights; give init.path="),
+    ("init=dit init.path=s3://b/dit.pt", "copy them there"),
+    ("init=snapshot init.path=x init.form=sit", "init.form=sit means nothing for init.source=snapshot"),
+    ("init.source=official init.path=x.pt", "give init.form=dit|sit|uvit"),
+    ("init=dit init.path=x.zip", "init.path=x.zip is not one of .safetensors"),
+    ("init=uvit init.path=x.pt", "holds the weights of a U-ViT, and model.name=dit_digits"),
+    ("init=dit init.path=x.pt", "model.time=noise_1000, and the weights of init.path=x.pt were fed index; set "
+     "model.time=index, or init.time=relearn"),
+    ("init=sit init.path=x.pt model.time=index", "were fed data; set model.time=data"),
+    ("init=dit init.path=x.pt model.time=index model.norm=rms", "model.norm=rms, and a published DiT has layer; "
+     "set model.norm=layer"),
+    ("init=dit init.path=x.pt model.time=index model.qk_norm=true", "set model.qk_norm=false"),
+    ("init=dit init.path=x.pt model.time=index init.labels=keep", "told no labels; set init.labels=drop, or "
+     "guidance=labels"),
+    ("init=keep", "init=keep does not exist"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "said"), LAWS)
+def test_a_broken_law_names_field_value_and_cure(typed: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        validate(compose([*BASE, *typed.split()]))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "",
+        "init=dit init.path=x.pt model.time=index",
+        "init=sit init.path=x.safetensors model.time=data",
+        "init=dit init.path=x.pt init.time=relearn model.time=data",
+        "init=dit init.path=x.pt model.time=index guidance=labels init.labels=keep",
+        "init=snapshot init.path=some/folder",
+    ],
+)
+def test_what_fits_is_let_through(typed: str) -> None:
+    cfg = compose([*BASE, *typed.split()])
+    validate(cfg)
+    validate_init(cfg, architecture(cfg))
