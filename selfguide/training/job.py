@@ -71,6 +71,9 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
     if found is not None:
         checkpoint.load(found, state, place)
     telemetry.say("starting", state.images)
+    if place.rank == 0 and origin["source"] != "scratch":
+        labels = "saw labels" if origin["saw_labels"] else "never saw a label"
+        print(f"begins from {origin['path']} ({origin['sha256'][:12]}), which {labels}", flush=True)
     if place.rank == 0:
         weights = next(state.engine.module.parameters())
         print(

@@ -102,6 +102,17 @@ def test_labels_are_known_before_the_first_record(tmp_path: Path) -> None:
     assert {r.experiment: r.label_free for r in runs} == {"digits_class": False, "digits_dit": True}
 
 
+def test_a_run_that_began_from_weights_is_label_free_only_by_a_record(tmp_path: Path) -> None:
+    """Whether those saw labels is known once they were read."""
+    run = fakes.make_run(tmp_path, "digits_dit")
+    said = run.describe()
+    for source, free in (("scratch", True), ("official", False), ("snapshot", False)):
+        begun = said | {"identity": said["identity"] | {"init": {"source": source}}}
+        run.run_json.write_text(json.dumps(begun))
+        (found,), _ = read_runs(tmp_path)
+        assert found.label_free is free
+
+
 def test_a_torn_snapshot_is_not_published(tmp_path: Path) -> None:
     run = fakes.make_run(tmp_path)
     fakes.add_snapshot(run, 64_000)
