@@ -1,4 +1,4 @@
-"""Objectives: EDM's identities, weightings against what they weigh, densities against scipy, and a run with them."""
+"""Objectives: weightings against what they weigh, densities against scipy, and a run with them."""
 
 import math
 from dataclasses import asdict, replace
@@ -20,9 +20,9 @@ from selfguide.autoencoders import Normaliser
 from selfguide.conditions import Condition
 from selfguide.distributed import Place
 from selfguide.guidance.online import extract
-from selfguide.objectives import Objective, Uncertainty, build_objective, draw_times
+from selfguide.objectives import Uncertainty, build_objective, draw_times
 from selfguide.paths import VarianceExploding, build_path
-from selfguide.preconditioning import Preconditioning, build_preconditioning
+from selfguide.preconditioning import build_preconditioning
 from selfguide.spec.config import Config, NoGuidance, PathConfig, Prediction
 from selfguide.spec.sizes import footprint
 from selfguide.spec.validate import validate
@@ -32,130 +32,23 @@ from selfguide.training.loop import Training, prepare
 from shards.errors import UserError
 from shards.manifest import Header
 from tests.selfguide.test_online import online_config
+from tests.selfguide.test_preconditioning import (
+    FORMS,
+    NAMES,
+    deviations,
+    edm,
+    every_form,
+    images,
+    inner,
+    made,
+)
 from tests.selfguide.test_training import IMAGES, attempt
 from tests.selfguide.test_training import config as training_config
 
-NAMES = ("rectified_flow", "ddpm", "vp", "ve", "edm")
-FORMS = [(name, prediction) for name in NAMES for prediction in ("v", "eps", "x0")]
-FORMS += [("ve", "edm"), ("edm", "edm")]
-every_form = pytest.mark.parametrize(("name", "prediction"), FORMS)
-sigmas = st.floats(0.002, 80.0)
-deviations = st.floats(0.1, 2.0)
 EDM2 = PathConfig(
     name="edm", prediction="edm", weighting="uncertainty", time_density="log_normal",
     time_mean=-0.4, time_std=1.0,
 )  # fmt: skip
-
-
-def edm(sd: float = 0.5) -> Preconditioning:
-    return Preconditioning(VarianceExploding(), "edm", sd)
-
-
-def made(name: str, prediction: str, **settings: Any) -> PathConfig:
-    return PathConfig(name=name, prediction=prediction, **settings)  # type: ignore[arg-type]
-
-
-def images(count: int, channels: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x0, eps = torch.randn(2, count, channels, 4, 4, dtype=torch.float64, generator=generator)
-    return x0, eps
-
-
-def inner(name: str, share: Tensor) -> Tensor:
-    """Noise-times of that path, off its ends."""
-    path = build_path(made(name, "eps"))
-    low, high = max(path.last, 0.01), min(path.first, 0.99)
-    return low + share * (high - low)
-
-
-# EDM
-
-
-@given(sigma=sigmas, sd=deviations)
-def test_edms_network_reads_and_predicts_unit_variance(sigma: float, sd: float) -> None:
-    tau = build_path(made("edm", "edm")).noise_time(torch.tensor([sigma], dtype=torch.float64))
-    one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1).double()
-    for form in (edm(sd).target, edm(sd).noised):
-        of_data, of_noise = form(one, zero, tau), form(zero, one, tau)  # linear in both
-        variance = (of_data * sd) ** 2 + of_noise**2
-        torch.testing.assert_close(variance, one, rtol=1e-9, atol=0)
-
-
-@given(sigma=sigmas, sd=deviations, seed=st.integers(0, 100))
-def test_edms_forms_are_its_table(sigma: float, sd: float, seed: int) -> None:
-    """Karras et al. 2022, table 1."""
-    skip, out = sd**2 / (sigma**2 + sd**2), sigma * sd / math.sqrt(sigma**2 + sd**2)
-    x0, eps = images(1, seed=seed)
-    tau = VarianceExploding().noise_time(torch.tensor([sigma], dtype=torch.float64))
-    x, output = x0 + sigma * eps, torch.randn_like(x0)
-    torch.testing.assert_close(edm(sd).net_input(x, tau), x / math.sqrt(sigma**2 + sd**2))
-    found = edm(sd).estimate(output, x, tau).x0
-    torch.testing.assert_close(found, skip * x + out * output, atol=1e-9, rtol=1e-9)
-    target = (x0 - skip * x) / out
-    torch.testing.assert_close(edm(sd).target(x0, eps, tau), target, atol=1e-6, rtol=1e-6)
-
-
-@given(sigma=sigmas, sd=deviations)
-def test_edms_own_output_counts_exactly_once(sigma: float, sd: float) -> None:
-    tau = VarianceExploding().noise_time(torch.tensor([sigma]))
-    assert Objective(edm(sd), "edm").factor(tau).item() == 1.0
-
-
-@every_form
-@given(share=st.floats(0, 1), seed=st.integers(0, 100))
-def test_the_target_is_the_output_that_gives_back_the_data(
-    name: str, prediction: str, share: float, seed: int
-) -> None:
-    form, (x0, eps) = build_preconditioning(made(name, prediction)), images(1, seed=seed)
-    tau = inner(name, torch.tensor([share], dtype=torch.float64))
-    x = form.path.interpolate(x0, eps, tau)
-    found = form.estimate(form.target(x0, eps, tau), x, tau)
-    torch.testing.assert_close(found.x0, x0, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found.eps, eps, atol=1e-6, rtol=0)
-
-
-@every_form
-@given(share=st.floats(0, 1), sd=deviations)
-def test_the_best_linear_output_is_the_posterior_mean(
-    name: str, prediction: str, share: float, sd: float
-) -> None:
-    """Least squares on the target, for N(0, sd^2) data, gives E[x0 | x] by Bayes, whatever is predicted."""
-    form = build_preconditioning(made(name, prediction, sigma_data=sd))
-    tau = inner(name, torch.tensor([share], dtype=torch.float64))
-    one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1).double()
-    a, b = form.path.interpolate(one, zero, tau), form.path.interpolate(zero, one, tau)
-    in_data, in_noise = form.target(one, zero, tau), form.target(zero, one, tau)
-    total = (a * sd) ** 2 + b**2
-    slope = (in_data * a * sd**2 + in_noise * b) / total
-    x = torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64)
-    found = form.estimate(slope * x, x, tau).x0
-    torch.testing.assert_close(found, a * sd**2 / total * x, atol=1e-7, rtol=1e-6)
-
-
-@every_form
-@given(share=st.floats(0, 1))
-def test_data_error_is_the_slope_of_x0(name: str, prediction: str, share: float) -> None:
-    form, (x, output) = build_preconditioning(made(name, prediction)), images(1, channels=1)
-    tau = inner(name, torch.tensor([share], dtype=torch.float64))
-    output.requires_grad_()
-    (slope,) = torch.autograd.grad(form.estimate(output, x, tau).x0.sum(), output)
-    torch.testing.assert_close(slope.abs().mean()[None], form.data_error(tau), rtol=1e-6, atol=1e-9)
-
-
-def test_sampling_stays_where_a_prediction_can_be_read() -> None:
-    flow = build_path(PathConfig())
-    for prediction, first, last in (("v", 1.0, 0.0), ("eps", 0.999, 0.0), ("x0", 1.0, 1e-3)):
-        form = Preconditioning(flow, prediction)  # type: ignore[arg-type]
-        assert (form.first, form.last) == (first, last)
-        x, output = images(1)
-        for end in (first, last):
-            found = form.estimate(output, x, torch.tensor(end, dtype=torch.float64))
-            assert all(torch.isfinite(each).all() for each in found)
-    for name in ("ddpm", "vp", "ve", "edm"):
-        form = build_preconditioning(made(name, "eps"))
-        assert (form.first, form.last) == (form.path.first, form.path.last)
-        found = form.estimate(output, x, torch.tensor(form.last, dtype=torch.float64))
-        assert all(torch.isfinite(each).all() for each in found)
 
 
 # weightings
@@ -442,10 +335,10 @@ def test_whatever_is_accepted_has_finite_inputs_and_a_loss_of_sane_size() -> Non
 
 def test_a_batch_holds_what_the_network_reads_at_the_times_of_its_clock() -> None:
     turning = PathConfig(time_density="logit_normal", uniform_after=0.5)
-    for path, images in ((EDM2, 0), (turning, 0), (turning, 512)):
+    for path, seen in ((EDM2, 0), (turning, 0), (turning, 512)):
         config = replace(online_config(), path=path)
         job = Training(
-            config=config, place=Place(0, 0, 1), state=SimpleNamespace(images=images),  # type: ignore[arg-type]
+            config=config, place=Place(0, 0, 1), state=SimpleNamespace(images=seen),  # type: ignore[arg-type]
             stream=iter(()), objective=build_objective(path), normaliser=Normaliser.of(Header(kind="image")),
             data={}, telemetry=None, lease=None,  # type: ignore[arg-type]
         )  # fmt: skip
@@ -455,7 +348,7 @@ def test_a_batch_holds_what_the_network_reads_at_the_times_of_its_clock() -> Non
         }
         batch = prepare(job, arrays)
         assert torch.equal(
-            batch.tau, drawn(images / 1024, torch.arange(64), config.seed, **asdict(path))
+            batch.tau, drawn(seen / 1024, torch.arange(64), config.seed, **asdict(path))
         )
         t = batch.tau.view(-1, 1, 1, 1)
         if path is EDM2:
