@@ -15,6 +15,7 @@ from selfguide.autoencoders import Normaliser
 from selfguide.distributed import Place, join, leave
 from selfguide.guidance.build import build_source
 from selfguide.initialise import initialise
+from selfguide.models.execution import prepare
 from selfguide.objectives import build_objective
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.files import read_config
@@ -136,5 +137,6 @@ def _teacher(config: Config, place: Place, engine: Engine, averages: Averages) -
     student = build_student(config, config.seed).to(place.device, DTYPES[config.engine.dtype])
     keep_buffers_wide(student)
     teacher = Teacher(student)
+    prepare(teacher.module.backbone, config.engine, place.device)
     teacher.refresh(averages.weights(), engine.module)
     return teacher
