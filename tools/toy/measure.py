@@ -79,9 +79,11 @@ class Score:
 class Measured:
     """All that is drawn of one path."""
 
+    path: str  # its name, not the preset's
     scores: list[Score]
     samples: dict[int, Tensor]  # Euler's by its evaluations, (B, 2, 1, 1)
     trajectories: Tensor  # (steps + 1, B, 2), noise first
+    noise_times: Tensor  # (steps + 1,), of the trajectories
 
 
 def measure(learned: Learned, reference: Reference, doing: str) -> Measured:
@@ -95,7 +97,9 @@ def measure(learned: Learned, reference: Reference, doing: str) -> Measured:
         scores.append(Score(solver, denoiser.evaluations, reference.distance(x), share))
         if solver == "euler" and denoiser.evaluations in SHOWN:
             shown[denoiser.evaluations] = x
-    return Measured(scores, shown, trajectories(learned, noise[:TRAJECTORIES]))
+    return Measured(
+        learned.config.name, scores, shown, *trajectories(learned, noise[:TRAJECTORIES])
+    )
 
 
 def _plan() -> list[tuple[str, dict[str, Any]]]:
@@ -109,14 +113,19 @@ def _plan() -> list[tuple[str, dict[str, Any]]]:
     return fixed + [("dopri5", {"rtol": t, "atol": t}) for t in TOLERANCES]
 
 
-def trajectories(learned: Learned, noise: Tensor, steps: int = 80) -> Tensor:
-    """(steps + 1, B, 2): from `noise` to data by fine Heun steps."""
-    path = build_path(learned.config)
-    _, b, _, _ = path.coefficients(torch.tensor(path.first, dtype=torch.float64))
-    states = [noise * b.float()]
+def trajectories(learned: Learned, noise: Tensor, steps: int = 80) -> tuple[Tensor, Tensor]:
+    """States (steps + 1, B, 2) from `noise` to data by fine Heun steps, and their noise-times (steps + 1,)."""
     denoiser = denoiser_of(learned, len(noise))
-    sample("heun", denoiser, noise, steps=steps, callback=lambda _, __, x: states.append(x))
-    return torch.stack(states).flatten(2)
+    first = denoiser.preconditioning.first
+    _, b, _, _ = denoiser.path.coefficients(torch.tensor(first, dtype=torch.float64))
+    states, times = [noise * b.float()], [first]
+
+    def keep(_: int, tau: float, x: Tensor) -> None:
+        states.append(x)
+        times.append(tau)
+
+    sample("heun", denoiser, noise, steps=steps, callback=keep)
+    return torch.stack(states).flatten(2), torch.tensor(times)
 
 
 def denoiser_of(learned: Learned, count: int) -> Denoiser:
