@@ -14,7 +14,7 @@ from typing import Any
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import Config, InitConfig
 from selfguide.spec.files import read_config
-from selfguide.spec.official import FORMS, contents
+from selfguide.spec.official import FORMS, Contents, contents
 from selfguide.spec.sizes import architecture
 from shards import storage
 from shards.errors import UserError
@@ -113,7 +113,9 @@ def check_weights(config: Config) -> str | None:
     return storage.sha256(path)
 
 
-def contents_of(init: InitConfig, shapes: Mapping[str, tuple[int, ...]], net: Architecture) -> Any:
+def contents_of(
+    init: InitConfig, shapes: Mapping[str, tuple[int, ...]], net: Architecture
+) -> Contents:
     """What an official file with these shapes holds; its label table must fit where it is kept."""
     where = f"init.path={init.path}"
     found = contents(shapes, str(init.form), net, where)
