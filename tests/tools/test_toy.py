@@ -103,7 +103,8 @@ def test_a_second_of_training_comes_nearer_to_the_data_on_every_path(name: str) 
         denoiser = denoiser_of(learned, reference.count)
         return reference.distance(sample("dpmpp", denoiser, reference.noise(), steps=30))
 
-    assert distance(IMAGES) < distance(0) / 3
+    near = distance(IMAGES)
+    assert near < distance(0) / 3 and near < 0.13  # a normal blob of the data's width has 0.164
 
 
 def test_every_preset_can_be_learnt() -> None:

@@ -100,9 +100,9 @@ def _trajectories(axis: Axes, found: Measured) -> None:
     data_time = 1 - found.noise_times.numpy()
     progress = np.repeat(data_time[1:], lines.shape[1])
     shades = LinearSegmentedColormap.from_list("noise to data", [FAINT, LANDED])
-    axis.add_collection(LineCollection(pieces, array=progress, cmap=shades, linewidths=0.9))
-    axis.scatter(*lines[0].T, s=5, color=FAINT, linewidths=0)
-    axis.scatter(*lines[-1].T, s=6, color=LANDED, linewidths=0, zorder=3)
+    axis.add_collection(LineCollection(list(pieces), array=progress, cmap=shades, linewidths=0.9))
+    axis.scatter(lines[0][:, 0], lines[0][:, 1], s=5, color=FAINT, linewidths=0)
+    axis.scatter(lines[-1][:, 0], lines[-1][:, 1], s=6, color=LANDED, linewidths=0, zorder=3)
     _bare(axis, WIDE)
 
 
@@ -110,8 +110,8 @@ def _samples(axis: Axes, reference: Reference, found: Measured, evaluations: int
     x = found.samples[evaluations]
     stray = off(reference.data, x).numpy()
     spots = x.flatten(1).numpy()
-    axis.scatter(*spots[~stray].T, s=1.2, color=LANDED, linewidths=0)
-    axis.scatter(*spots[stray].T, s=1.2, color=STRAY, linewidths=0)
+    axis.scatter(spots[~stray][:, 0], spots[~stray][:, 1], s=1.2, color=LANDED, linewidths=0)
+    axis.scatter(spots[stray][:, 0], spots[stray][:, 1], s=1.2, color=STRAY, linewidths=0)
     axis.set_xlabel(f"{stray.mean():.0%} off the data", fontsize=9, color=STRAY, labelpad=2)
     _bare(axis, FRAME)
 
