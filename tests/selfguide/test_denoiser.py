@@ -157,7 +157,8 @@ class Recorder(nn.Module):
 
     def forward(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
         self.fed = (x, tau)
-        return torch.cat((self.weight * x, 1e6 * x), dim=1)
+        told = (condition.state == TOLD).to(x.dtype).view(-1, 1, 1, 1)
+        return torch.cat((self.weight * x + told / 3, 1e6 * x), dim=1)
 
 
 @pytest.mark.parametrize("state", [torch.float32, torch.float64])
@@ -166,15 +167,16 @@ def test_the_net_gets_its_dtype_and_the_state_keeps_its_own(
     net: torch.dtype, state: torch.dtype
 ) -> None:
     model = Recorder(net)
-    denoiser = Denoiser(model, RectifiedFlow(), Condition.unconditional(4), 2.0)
+    condition = Condition.told(id=torch.zeros(4, dtype=torch.int64))
     x = X.to(state)
-    v = denoiser.velocity(x, 0.3)
+    v = Denoiser(model, RectifiedFlow(), condition, 1.7).velocity(x, 0.3)
     assert model.fed is not None
     seen, tau = model.fed
     assert seen.dtype == net and v.dtype == state and v.shape == x.shape
     assert tau.dtype == torch.float32 and tau.tolist() == pytest.approx([0.3] * len(seen))
-    # guidance is added up in the state's dtype: both halves are equal here, so v is the rounded x, exactly
-    assert torch.equal(v, x.to(net).to(state))
+    # halves are rounded by the net, and added up in the dtype of the state
+    null, told = x.to(net), x.to(net) + torch.ones((), dtype=net) / 3
+    assert torch.equal(v, null.to(state) + 1.7 * (told.to(state) - null.to(state)))
 
 
 def test_edm_networks_read_unit_variance() -> None:
