@@ -32,9 +32,10 @@ from selfguide.evaluation.generate import draw, draw_condition
 from selfguide.evaluation.grid import write_grid
 from selfguide.guidance import telling
 from selfguide.spec.config import SamplerConfig, build
-from selfguide.spec.conventions import total_weight
+from selfguide.spec.conventions import noise_shift, noise_time, total_weight
 from selfguide.spec.files import read_config
 from selfguide.spec.sampling import READS, refuse_unread, validate_sampler
+from selfguide.training.engine.protocol import DTYPES
 from selfguide.training.snapshot import Snapshot, load
 from shards import cli
 from shards.errors import UserError
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: take 1 or more")
     snapshot = load_snapshot(options)
+    snapshot.student.to(options.device, DTYPES[options.dtype])
     sampler = sampler_of(snapshot, options)
     if options.chain and sampler.name == "dopri5":
         raise UserError(
@@ -67,13 +69,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         seeds = seeds[:1].expand(len(condition))  # one noise, so that only the condition changes
     chain = Chain(sampler.steps, options.columns) if options.chain else None
     drawn = draw(
-        snapshot, sampler, condition, seeds, batch=options.batch, callback=chain and chain.see
+        snapshot,
+        sampler,
+        condition,
+        seeds,
+        batch=options.batch,
+        callback=chain.see if chain else None,
     )
     total = -(-len(condition) // options.batch)
     made = list(cli.track(drawn, total, f"drawing {len(condition)} images"))
     images = to_images(snapshot.data["header"], torch.cat([x for x, _ in made]), codec)
     out = Path(options.out)
-    columns = options.columns if not options.between else len(condition)
+    rows = options.group or options.label or options.like or []
+    columns = options.columns if len(rows) < 2 else len(condition) // len(rows)
+    columns = len(condition) if options.between else columns
     if chain is not None:
         states = chain.states()  # (N, columns, C, H, W)
         sheet = to_images(snapshot.data["header"], states.flatten(0, 1), codec)
@@ -105,12 +114,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def load_snapshot(options: argparse.Namespace) -> Snapshot:
     """The snapshot named on the command line: a run's newest, one of its image counts, or a folder."""
     folder = Path(options.run)
-    if not (folder / "MANIFEST.json").is_file():
+    if (folder / "MANIFEST.json").is_file():
+        if options.images is not None:
+            raise UserError(f"--images {options.images}: {folder} is one snapshot already; drop it")
+    else:
         run = find(options.run, Path(options.runs))
         published = run.published()
         if not published:
             raise UserError(f"run {run.root.name} has published no snapshot yet")
-        images = options.images or published[-1]
+        images = published[-1] if options.images is None else options.images
         if images not in published:
             known = ", ".join(f"{n}" for n in published)
             raise UserError(f"--images {images}: this run has snapshots at {known}")
@@ -119,7 +131,12 @@ def load_snapshot(options: argparse.Namespace) -> Snapshot:
     if not 0 <= options.ema < len(averages):
         kept = ", ".join(f"{i}: half-life of {h:,} images" for i, h in enumerate(averages))
         raise UserError(f"--ema {options.ema} is not one of this snapshot's averages ({kept})")
-    return load(folder, options.ema)
+    try:
+        return load(folder, options.ema)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error}: it was not published to its end, or was damaged since"
+        ) from error
 
 
 def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig:
@@ -132,13 +149,27 @@ def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig
     ):  # what only the old sampler read goes with it
         own = {name: own[name] for name in own.keys() - set(READS[own["name"]])}
     if options.convention:
-        if "g" not in changes:
-            raise UserError(f"--convention {options.convention} needs the weight: give --g")
-        changes["g"] = total_weight(options.convention, changes["g"])
+        changes |= converted(options.convention, changes)
     sampler = build(SamplerConfig, own | changes, "sampler")
     validate_sampler(sampler, snapshot.config.path)
     refuse_unread(sampler)
     return sampler
+
+
+def converted(source: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The weight, interval and shift among `changes` from a paper's numbers to ours."""
+    ours: dict[str, Any] = {}
+    if "g" in changes:
+        ours["g"] = total_weight(source, changes["g"])
+    if "interval" in changes:
+        ours["interval"] = tuple(sorted(noise_time(source, end) for end in changes["interval"]))
+    if "shift" in changes:
+        ours["shift"] = noise_shift(source, changes["shift"])
+    if not ours:
+        raise UserError(
+            f"--convention {source} has nothing to convert: give --g, --interval or --shift"
+        )
+    return ours
 
 
 def autoencoder_of(snapshot: Snapshot, options: argparse.Namespace) -> Autoencoder | None:
@@ -146,7 +177,9 @@ def autoencoder_of(snapshot: Snapshot, options: argparse.Namespace) -> Autoencod
     header = snapshot.data["header"]
     if header["kind"] == "image":
         return None
-    return load_autoencoder(options.autoencoder or header["encoder"], options.weights)
+    return load_autoencoder(
+        options.autoencoder or header["encoder"], options.weights, device=options.device
+    )
 
 
 def condition_of(
@@ -154,13 +187,15 @@ def condition_of(
 ) -> Condition:
     """What each image is told: one condition an image."""
     if options.between:
-        return telling.between(snapshot, *options.between, options.count)
+        first, second = options.between
+        return telling.between(snapshot, first, second, options.count)
     if options.uncond:
-        return Condition.unconditional(options.count)
+        return telling.untold(snapshot, options.count)
     if options.label is not None:
         if snapshot.guidance["source"] != "labels":
+            telling.groups(snapshot)  # it may know nothing at all
             raise UserError(
-                f"--label: this snapshot's guidance is {snapshot.guidance['source']}, it knows groups; give --group"
+                "--label: this snapshot knows groups that it found itself; give --group"
             )
         ids = torch.tensor(options.label)
     elif options.group is not None:
@@ -172,7 +207,7 @@ def condition_of(
     else:
         return draw_condition(snapshot, options.seed + torch.arange(options.count))
     each = -(-options.count // len(ids))
-    return telling.told(snapshot, ids.repeat_interleave(each)[: options.count])
+    return telling.told(snapshot, ids.repeat_interleave(each))
 
 
 def queries(snapshot: Snapshot, codec: Autoencoder | None, texts: list[str]) -> Tensor:
@@ -210,10 +245,10 @@ def from_file(path: Path, snapshot: Snapshot, codec: Autoencoder | None) -> Tens
 
 
 class Chain:
-    """The states a sampler passes, for a picture of the way: about `columns` of them, evenly over the steps."""
+    """The states after some of a sampler's steps, the last among them: about `columns`, evenly spread."""
 
     def __init__(self, steps: int, columns: int) -> None:
-        self.wanted = set(np.linspace(0, steps - 1, min(columns, steps)).round().astype(int))
+        self.wanted = set(np.linspace(steps - 1, 0, min(columns, steps)).round().astype(int))
         self.last = steps - 1
         self._batch: list[Tensor] = []
         self._batches: list[Tensor] = []
@@ -226,7 +261,7 @@ class Chain:
             self._batch = []
 
     def states(self) -> Tensor:
-        """(N, columns, C, H, W), noise first."""
+        """(N, columns, C, H, W), the noisiest first."""
         return torch.cat(self._batches)
 
 
@@ -236,8 +271,10 @@ def zoom(images: Tensor) -> int:
 
 
 def write_images(folder: Path, images: Tensor) -> None:
-    """uint8 (N, C, H, W) as one lossless PNG each, named by its number."""
+    """uint8 (N, C, H, W) as one lossless PNG each, named by its number; those of an earlier set go."""
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("[0-9]" * 6 + ".png"):
+        old.unlink()
     for number, image in enumerate(images):
         plain = image[0] if len(image) == 1 else image.permute(1, 2, 0)
         Image.fromarray(plain.numpy()).save(folder / f"{number:06d}.png")
@@ -282,7 +319,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
     what = parser.add_argument_group("what is drawn").add_mutually_exclusive_group()
-    what.add_argument("--group", type=int, nargs="+", metavar="K", help="these groups, a row each")
+    what.add_argument(
+        "--group", type=int, nargs="+", metavar="K", help="these groups, as many images of each"
+    )
     what.add_argument("--label", type=int, nargs="+", metavar="K", help="these human labels")
     what.add_argument(
         "--like", nargs="+", metavar="IMAGE", help="the groups nearest to image files or ordinals"
@@ -297,6 +336,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--columns", type=int, default=8, metavar="N", help="of the grid (8)")
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of seed + i (0)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help=f"where the network runs ({device})")
+    parser.add_argument(
+        "--dtype",
+        choices=list(DTYPES),
+        default="fp32",
+        help="of the network; the state is fp32 (fp32)",
+    )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at once (64)")
     parser.add_argument("--out", default="samples", metavar="DIR", help="where files go (samples)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -314,7 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     sampler.add_argument(
         "--convention",
         metavar="PAPER",
-        help="read --g as this paper writes it: sgfm, sgdm, dit, ...",
+        help="read --g, --interval and --shift as this paper writes them: sgfm, dit, lightningdit, ...",
     )
     return parser
 

@@ -61,7 +61,7 @@ def draw(
     batch: int,
     callback: Callback | None = None,
 ) -> Iterator[tuple[Tensor, int]]:
-    """One image for each of `seeds` (N,) int64 and of `condition` (N), in batches, with their network evaluations."""
+    """An image on the CPU for each of `seeds` (N,) and of `condition` (N), in batches, and network evaluations."""
     for start in range(0, len(seeds), batch):
         span = slice(start, start + batch)
         part = condition.map(lambda tensor, span=span: tensor[span])  # type: ignore[misc]
@@ -75,12 +75,14 @@ def _batch(
     seeds: Tensor,
     callback: Callback | None,
 ) -> tuple[Tensor, int]:
+    seeds = seeds.to(snapshot.device)
+    condition = condition.map(lambda tensor: tensor.to(snapshot.device))
     net, denoiser = snapshot.student.backbone.net, build_denoiser(snapshot, condition, sampler)
     noise = normal(0, "sample-noise", seeds, (net.channels, net.size, net.size))
     made = sample(
         denoiser=denoiser, noise=noise, seeds=seeds, callback=callback, **settings(sampler)
     )
-    return made, denoiser.evaluations
+    return made.cpu(), denoiser.evaluations
 
 
 def build_denoiser(snapshot: Snapshot, condition: Condition, sampler: SamplerConfig) -> Denoiser:

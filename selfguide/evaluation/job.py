@@ -39,6 +39,7 @@ def main(request: Path) -> None:
     config = build(Config, wanted["config"])
     print(f"evaluating {run.snapshot(wanted['images'])}", flush=True)
     snapshot = load(run.snapshot(wanted["images"]))
+    snapshot.student.to("cuda" if torch.cuda.is_available() else "cpu")
     description = run.describe()
     final = snapshot.images >= description["images"]
     # on one machine training has ended by the time its final snapshot is scored: the cores it left are ours
@@ -143,9 +144,9 @@ def agreement(snapshot: Snapshot, x0: Tensor, labels: np.ndarray) -> dict[str, f
     assert isinstance(guidance, OnlineGuidance)
     eps = normal(0, "extraction-noise", torch.arange(len(x0)), tuple(x0.shape[1:]))
     preconditioning = build_preconditioning(snapshot.config.path)
-    groups = assign(
-        snapshot.student, extract(snapshot.student, preconditioning, guidance, x0, eps)
-    ).numpy()
+    x0, eps = x0.to(snapshot.device), eps.to(snapshot.device)
+    features = extract(snapshot.student, preconditioning, guidance, x0, eps)
+    groups = assign(snapshot.student, features).cpu().numpy()
     counts: dict[str, Any] = {
         "nmi": normalized_mutual_info_score(labels, groups),
         "ari": adjusted_rand_score(labels, groups),

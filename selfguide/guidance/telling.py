@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from selfguide.conditions import Condition
+from selfguide.conditions import NULL, Condition
 from selfguide.guidance.online import assign, extract
 from selfguide.guidance.source import sampling_condition
 from selfguide.preconditioning import build_preconditioning
@@ -32,6 +34,16 @@ def groups(snapshot: Snapshot) -> int:
     return len(p)
 
 
+def untold(snapshot: Snapshot, count: int) -> Condition:
+    """What the student knows as being told nothing: its null row, or the unconditional one where it knew no other."""
+    nothing = Condition.unconditional(count)
+    return (
+        replace(nothing, state=torch.full_like(nothing.state, NULL))
+        if snapshot.guidance["told"]
+        else nothing
+    )
+
+
 def told(snapshot: Snapshot, ids: Tensor) -> Condition:
     """The condition of groups or labels `ids` (B,)."""
     known = groups(snapshot)
@@ -48,9 +60,12 @@ def nearest_groups(snapshot: Snapshot, x0: Tensor) -> Tensor:
         raise UserError(
             f"guidance.source={guidance.source} has no prototypes to compare an image with; name a group instead"
         )
-    eps = normal(0, "extraction-noise", torch.arange(len(x0)), tuple(x0.shape[1:]))
+    # one noise for every query, so that an answer does not depend on what else is asked
+    eps = normal(0, "extraction-noise", torch.zeros(1), tuple(x0.shape[1:])).expand_as(x0)
     preconditioning = build_preconditioning(snapshot.config.path)
-    return assign(snapshot.student, extract(snapshot.student, preconditioning, guidance, x0, eps))
+    x0, eps = x0.to(snapshot.device), eps.to(snapshot.device)
+    features = extract(snapshot.student, preconditioning, guidance, x0, eps)
+    return assign(snapshot.student, features).cpu()
 
 
 def between(snapshot: Snapshot, first: int, second: int, count: int) -> Condition:
@@ -72,6 +87,10 @@ def between(snapshot: Snapshot, first: int, second: int, count: int) -> Conditio
 def slerp(first: Tensor, second: Tensor, way: Tensor) -> Tensor:
     """Unit vectors (P,) joined along the great circle at the shares `way` (N,) of their angle, (N, P)."""
     angle = torch.acos((first @ second).clamp(-1, 1))
+    if angle > torch.pi - 1e-4:
+        raise UserError(
+            "these two prototypes are opposite: no great circle between them is the shortest"
+        )
     if angle < 1e-4:  # the sines cancel, and the chord is the arc
         return torch.lerp(first, second, way[:, None])
     near, far = torch.sin((1 - way) * angle), torch.sin(way * angle)

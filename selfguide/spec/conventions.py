@@ -129,17 +129,6 @@ def guidance_interval(source: str, end: float) -> tuple[float, float]:
     return 0.0, convert(end)
 
 
-def whole_weight(g: float, guided: int, channels: int) -> float:
-    """About the weight on all channels that acts like `g` on the first `guided` of them (DiT's 3 of 4).
-
-    Raises:
-        UserError: more guided channels than there are, or none.
-    """
-    if not 1 <= guided <= channels:
-        raise UserError(f"guided_channels={guided} of {channels} channels; take 1 to {channels}")
-    return 1 + guided / channels * (g - 1)
-
-
 def _known(what: str, source: str, table: Mapping[str, T], *others: str) -> T:
     if source not in table:
         names = [*table, *others]

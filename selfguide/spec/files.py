@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from selfguide.spec.config import Config, build
+from shards.errors import UserError
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -27,5 +28,14 @@ def to_yaml(config: Config) -> str:
 
 
 def read_config(path: Path) -> Config:
-    """What `to_yaml` wrote."""
-    return build(Config, yaml.safe_load(path.read_text()))
+    """What `to_yaml` wrote.
+
+    Raises:
+        UserError: another version wrote it, with other fields.
+    """
+    try:
+        return build(Config, yaml.safe_load(path.read_text()))
+    except UserError as error:
+        raise UserError(
+            f"{path} was written by another version: {error}; run the code copy that its attempt keeps, or train anew"
+        ) from error

@@ -21,6 +21,8 @@ from shards import storage
 # not part of a run: where and how it works, how often it speaks
 _CADENCES = ("micro_batch", "log_every", "snapshot_every", "checkpoint_every", "keep_checkpoints")
 
+_HOW = ("timeout_s", "recompute")  # of the engine: the result is the same to the last bit
+
 
 class Fenced(RuntimeError):
     """A newer attempt holds the run; this one must stop and may not publish."""
@@ -53,7 +55,7 @@ def identity(config: Config, manifest: str | None, weights: str | None = None) -
         "path": asdict(config.path),
         "guidance": guidance,
         "train": train,
-        "engine": {k: v for k, v in asdict(config.engine).items() if k != "timeout_s"},
+        "engine": {k: v for k, v in asdict(config.engine).items() if k not in _HOW},
         "seed": config.seed,
     }
 

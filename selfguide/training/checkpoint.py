@@ -19,7 +19,6 @@ from torch import Tensor
 
 from selfguide.distributed import Place, decided_by_rank_0
 from selfguide.guidance.source import Resumable, Source
-from selfguide.spec.origin import SCRATCH
 from selfguide.spec.run import Lease
 from selfguide.training.ema import Averages
 from selfguide.training.engine.protocol import Engine
@@ -128,7 +127,7 @@ def load(folder: Path, state: State, place: Place) -> None:
         shard.copy_(read[f"ema-{i}"])
     state.averages.since = manifest["ema_since"]
     state.images = manifest["images"]
-    state.origin = manifest.get("origin", SCRATCH)  # those of before knew no other beginning
+    state.origin = manifest["origin"]
     held = load_file(folder / REPLICATED)
     with torch.no_grad():
         for name, buffer in engine.module.named_buffers():

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from selfguide.distributed import Place, decided_by_rank_0
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config, to_yaml
-from selfguide.spec.origin import SCRATCH
 from selfguide.spec.run import Lease
 from selfguide.student import Student, build_student
 from selfguide.training.checkpoint import State
@@ -77,6 +77,11 @@ class Snapshot:
     saw_labels: bool  # the weights, or anything that they came from
     origin: Mapping[str, Any]  # where training began; see `selfguide.initialise`
 
+    @property
+    def device(self) -> torch.device:
+        """Where the student is: on the CPU until its user moves it."""
+        return next(self.student.parameters()).device
+
 
 def load(folder: Path, index: int = 0) -> Snapshot:
     """The snapshot with average `index`.
@@ -102,7 +107,6 @@ def load(folder: Path, index: int = 0) -> Snapshot:
         manifest["data"],
         sha256,
         halflife,
-        # a snapshot of before `init` began from scratch
-        manifest.get("saw_labels", not manifest["guidance"]["label_free"]),
-        manifest.get("origin", SCRATCH),
+        manifest["saw_labels"],
+        manifest["origin"],
     )

@@ -14,7 +14,6 @@ from selfguide.spec.conventions import (
     noise_shift,
     noise_time,
     total_weight,
-    whole_weight,
 )
 from shards.errors import UserError
 
@@ -96,16 +95,6 @@ def test_published_intervals() -> None:
 
 
 @pytest.mark.parametrize(
-    ("g", "guided", "channels", "whole"),
-    [(1.5, 3, 4, 1.375), (6.7, 3, 32, 1.534), (10.0, 3, 32, 1.844), (1.5, 4, 4, 1.5)],
-)
-def test_a_weight_on_some_channels_spreads_over_all(
-    g: float, guided: int, channels: int, whole: float
-) -> None:
-    assert whole_weight(g, guided, channels) == pytest.approx(whole, abs=1e-3)
-
-
-@pytest.mark.parametrize(
     ("call", "names"),
     [
         (lambda: total_weight("sgfn", 1.0), "'sgfn' is known; did you mean 'sgfm'"),
@@ -123,7 +112,6 @@ def test_a_weight_on_some_channels_spreads_over_all(
         (lambda: noise_shift("lightningdit", 0.0), "0 of lightningdit must be a positive"),
         (lambda: guidance_interval("repo", 0.5), "did you mean 'repa'"),
         (lambda: guidance_interval("repa", 1.5), "1.5 of repa"),
-        (lambda: whole_weight(1.5, 5, 4), "guided_channels=5 of 4"),
     ],
 )
 def test_what_no_paper_says_is_refused(call: Callable[[], float], names: str) -> None:

@@ -82,7 +82,7 @@ def optimiser_elements(engine: Engine) -> int:
 def trained(place: Place, cfg: Config, steps: int = 6) -> dict[str, Any]:
     engine = build_engine(cfg, perturbed(cfg), place)
     averages = Averages(engine, (64,), 0.0)
-    whole = torch.nn.utils.parameters_to_vector(engine.module.parameters()).float()
+    whole = engine.gather(engine.master.detach()).clone()
     norms = []
     micro = cfg.train.micro_batch or BATCH // place.world
     for number in range(steps):
@@ -161,6 +161,32 @@ def poisoned(place: Place, cfg: Config) -> tuple[list[bool], bool]:
     engine = build_engine(cfg, perturbed(cfg), place)
     applied = [step(engine, place, n, 8, poison=n == 1).applied for n in range(3)]
     return applied, all(bool(torch.isfinite(p).all()) for p in engine.module.parameters())
+
+
+def _begun(place: Place, backend: str) -> list[float]:
+    """Largest distance of masters, averages and buffers from the fp32 student an engine was given."""
+    cfg = config(backend, dtype="bf16")
+    given = perturbed(cfg)
+    for name, buffer in given.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.uniform_()
+    flat = torch.cat([p.detach().flatten() for p in given.parameters()])
+    buffers = {n: b.clone() for n, b in given.named_buffers()}
+    engine = build_engine(cfg, given, place)
+    average = Averages(engine, (1000,), 0.0)
+    live = torch.cat([p.detach().float().flatten() for p in engine.module.parameters()])
+    return [
+        (engine.gather(engine.master) - flat).abs().max().item(),
+        (engine.gather(average.shards[0]) - flat).abs().max().item(),
+        max((b - buffers[n]).abs().max().item() for n, b in engine.module.named_buffers()),
+        (live - flat.bfloat16().float()).abs().max().item(),
+    ]
+
+
+@pytest.mark.parametrize("backend", ["torch", "deepspeed"])
+def test_bf16_engines_begin_from_the_whole_fp32_weights(ranks: Any, backend: str) -> None:
+    """Weights that were read from a file keep their low bits in masters, averages and buffers."""
+    assert ranks(2, _begun, backend) == [[0.0] * 4] * 2
 
 
 def test_one_bad_rank_makes_all_skip_and_training_goes_on(ranks: Any) -> None:

@@ -11,10 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from selfguide.guidance.telling import slerp
+import shards
+from selfguide.autoencoders import Normaliser, load_autoencoder
+from selfguide.conditions import NULL, UNCONDITIONAL, Condition
+from selfguide.evaluation import generate
+from selfguide.guidance.telling import slerp, untold
+from selfguide.randomness import normal
 from selfguide.spec.config import LabelGuidance, SamplerConfig
 from selfguide.spec.conventions import total_weight
+from selfguide.spec.run import RunFolder
 from shards.errors import UserError
+from tests.selfguide.test_autoencoders import latent_config, latents  # noqa: F401
 from tests.selfguide.test_training import attempt, config
 from tools import sample
 from tools.ranks import run_ranks
@@ -78,12 +85,32 @@ def test_a_group_is_told_and_the_weight_is_read_as_its_paper_writes_it(
 def test_a_query_image_is_its_nearest_group(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, _ = draw(run, tmp_path / "a", "--like", "7", "--count", "3")
-    group = capsys.readouterr().err.split("nearest to group ")[1].split()[0]
-    named, _ = draw(run, tmp_path / "b", "--group", group, "--count", "3")
-    np.testing.assert_array_equal(found, named)
-    Image.fromarray(found[0]).resize((40, 30)).save(tmp_path / "query.png")
-    draw(run, tmp_path / "c", "--like", str(tmp_path / "query.png"), "--count", "2")
+    """The group re-derived by hand: noised at tau, told nothing, tokens of the layer, head, nearest row."""
+    snapshot = sample.load(run / "snapshots" / "img-000000512")
+    guidance, student = snapshot.config.guidance, snapshot.student
+    data = shards.read_all(snapshot.data["root"])["x"]
+    eps = normal(0, "extraction-noise", torch.zeros(1), (1, 8, 8))
+    groups = set()
+    for ordinal in (7, 20, 33):
+        x0 = torch.as_tensor(data[ordinal : ordinal + 1]).float() / 8 - 1
+        tau = guidance.noise_time
+        tokens = student.backbone.features(
+            (1 - tau) * x0 + tau * eps, torch.tensor([tau]), Condition.unconditional(1), 3
+        )
+        z = student.head.out(student.head.norm(student.head.hidden(tokens.flatten(1))).relu())
+        rows = student.head.prototypes
+        wanted = (z @ (rows / rows.norm(dim=1, keepdim=True)).T).argmax().item()
+        # the same image as a file: grey levels 0..16 stretched to 0..255, its rows still rows
+        picture = np.round(data[ordinal, 0] * (255 / 16)).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / "query.png")
+        asked = (str(ordinal), str(tmp_path / "query.png"))
+        found, _ = draw(run, tmp_path / "a", "--like", *asked, "--count", "4")
+        heard = capsys.readouterr().err.split("nearest to group ")[1:]
+        assert [int(words.split()[0]) for words in heard] == [wanted, wanted]
+        named, _ = draw(run, tmp_path / "b", "--group", str(wanted), "--count", "4")
+        np.testing.assert_array_equal(found, named)
+        groups.add(wanted)
+    assert len(groups) > 1
 
 
 @pytest.mark.parametrize("kind", ["run", "labelled"])
@@ -117,6 +144,51 @@ def test_a_chain_shows_the_way_from_noise_to_the_image(run: Path, tmp_path: Path
     np.testing.assert_array_equal(np.stack(rows), images)  # the last column is the image
 
 
+def test_told_nothing_is_the_null_row_of_a_told_student(labelled: Path, run: Path) -> None:
+    """Its unconditional row was never trained."""
+    told = sample.load(labelled / "snapshots" / "img-000000512")
+    before = sample.load(run / "snapshots" / "img-000000256")
+    assert untold(told, 2).state.tolist() == [NULL] * 2
+    assert untold(before, 2).state.tolist() == [UNCONDITIONAL] * 2
+
+
+def test_a_papers_numbers_become_ours(run: Path, tmp_path: Path) -> None:
+    lightning = ("--convention", "lightningdit", "--g", "6.7", "--shift", "0.3")
+    _, said = draw(run, tmp_path, "--count", "1", *lightning, "--interval", "0.11", "1")
+    sampler = said["sampler"]
+    assert sampler["g"] == 6.7 and sampler["shift"] == pytest.approx(1 / 0.3)
+    assert sampler["interval"] == pytest.approx([0, 0.89])
+
+
+def test_groups_get_as_many_images_each_and_old_ones_go(run: Path, tmp_path: Path) -> None:
+    assert len(draw(run, tmp_path, "--group", "1", "2", "3", "4", "--count", "5")[0]) == 8
+    assert len(draw(run, tmp_path, "--count", "3")[0]) == 3
+
+
+def test_latents_are_decoded(
+    latents: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """A run on the tiny autoencoder's latents: images of its decoder, whatever is asked of them."""
+    root = tmp_path / "digits" / "run"
+    run_ranks(1, attempt, latent_config(latents), str(root))
+    images, _ = draw(root, tmp_path / "a", "--count", "3")
+    assert images.shape == (3, 8, 8) and len(np.unique(images)) > 17  # not the data's 17 levels
+    snapshot = sample.load(RunFolder(root).snapshot(RunFolder(root).published()[-1]))
+    codec = load_autoencoder("tiny")
+    sampler = replace(snapshot.config.sampler, steps=4)
+    seeds = torch.arange(3)
+    drawn = list(
+        generate.draw(snapshot, sampler, generate.draw_condition(snapshot, seeds), seeds, batch=3)
+    )
+    header = snapshot.data["header"]
+    wanted = codec.decode(Normaliser.of(header).decode(drawn[0][0]))[:, 0].numpy()
+    np.testing.assert_array_equal(images, wanted)
+    draw(root, tmp_path / "b", "--count", "2", "--chain")
+    with pytest.raises(UserError, match="the data's encoder is tiny, not identity"):
+        draw(root, tmp_path / "c", "--autoencoder", "identity")
+
+
 def test_every_setting_of_a_sampler_has_a_flag() -> None:
     assert set(sample.SAMPLER_HELP) == {f.name for f in fields(SamplerConfig)}
 
@@ -125,12 +197,12 @@ def test_every_setting_of_a_sampler_has_a_flag() -> None:
     ("arguments", "words"),
     [
         (["--group", "99"], "group 99 is not one of 0 to 11"),
-        (["--label", "3"], "it knows groups; give --group"),
+        (["--label", "3"], "knows groups that it found itself; give --group"),
         (["--like", "99999"], "the data has ordinals 0 to 1796"),
         (["--like", "absent.png"], "no such file"),
         (["--sampler", "heum"], "did you mean 'heun'"),
         (["--eta", "1"], "sampler.eta=1.0 is read by sampler.name=ddim"),
-        (["--convention", "sgfm"], "give --g"),
+        (["--convention", "sgfm"], "has nothing to convert"),
         (["--g", "1", "--convention", "sgfmm"], "did you mean 'sgfm'"),
         (["--images", "300"], "this run has snapshots at 256, 512"),
         (["--ema", "1"], "--ema 1"),

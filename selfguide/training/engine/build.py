@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
 from selfguide.distributed import Place
 from selfguide.models.execution import prepare
 from selfguide.spec.config import Config
@@ -28,6 +33,31 @@ def build_engine(config: Config, student: Student, place: Place) -> Engine:
     """
     student = student.to(place.device)
     prepare(student.backbone, config.engine, place.device)
+    exact = {name: value.detach().clone() for name, value in _floats(student)}
+    engine = _engine(config, student, place)
+    if config.engine.dtype != "fp32":
+        _restore(engine, exact)
+    return engine
+
+
+def _floats(student: Student) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, then buffers, that a change of dtype rounds."""
+    yield from student.named_parameters()
+    yield from ((n, b) for n, b in student.named_buffers() if b.is_floating_point())
+
+
+def _restore(engine: Engine, exact: dict[str, Tensor]) -> None:
+    """Masters and buffers as they were before the weights became bf16, from which both engines cut their masters."""
+    flat = torch.cat([exact[name].flatten() for name in engine.layout.names])
+    with torch.no_grad():
+        engine.master.copy_(flat[engine.start : engine.stop])
+        for name, buffer in engine.module.named_buffers():
+            if name in exact:
+                buffer.copy_(exact[name])
+    engine.refresh()
+
+
+def _engine(config: Config, student: Student, place: Place) -> Engine:
     micro, accumulate = micro_batch(config, place.world), accumulation(config, place.world)
     if config.engine.backend == "torch":
         dtype = DTYPES[config.engine.dtype]
