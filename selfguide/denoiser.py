@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from selfguide.conditions import Condition, beside, check_condition
+from selfguide.conditions import TOLD, Condition, beside, check_condition
 from selfguide.paths import Estimate, Path
 from selfguide.preconditioning import Preconditioning
 from selfguide.spec.architecture import Architecture
@@ -23,14 +23,18 @@ from shards.errors import UserError
 # one batch of 2B wins while a call's overhead counts, and loses once activations leave the caches: two cores cross
 # between 2,048 and 4,096 numbers of state (python -m tools.bench sampling); GPUs are not measured
 LITTLE = 2048
+TOUCHING = (
+    1e-9  # a grid's noise-time and an interval's end that mean the same number are rounded apart
+)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Denoiser:
     """A network on a path, guided by f_u + g (f_c - f_u): `g` is the total weight, 1 is none, 0 unconditional.
 
     The form is taken on the raw prediction; at a fixed x and noise-time x0, eps and v are affine in it, so it is the
-    same on each. The state keeps its own dtype (fp32 or wider); the net gets its own, and noise-times in fp32.
+    same on each. Where no image is told anything f_u is f_c, and is not run. The state keeps its own dtype (fp32 or
+    wider); the net gets its own, and noise-times in fp32. Nothing but the count of evaluations changes afterwards.
 
     Args:
         model: model(x, tau, condition) -> (B, >= C, H, W), tau (B,); channels beyond C are a learned sigma.
@@ -81,7 +85,7 @@ class Denoiser:
 
     def estimate(self, x: Tensor, tau: float) -> Estimate:
         """The guided prediction for x (B, C, H, W) at `tau` as x0, eps and v; one evaluation, guided or not."""
-        self.evaluations += 1
+        object.__setattr__(self, "evaluations", self.evaluations + 1)
         return self.preconditioning.estimate(self._raw(x, tau), x, _time(tau))
 
     def velocity(self, x: Tensor, tau: float) -> Tensor:
@@ -94,7 +98,11 @@ class Denoiser:
 
     def _raw(self, x: Tensor, tau: float) -> Tensor:
         """The guided raw prediction, in the dtype of the state."""
-        if self.g == 1.0 or not self.interval[0] <= tau <= self.interval[1]:
+        if len(self.condition) != len(x):
+            raise UserError(
+                f"the condition tells {len(self.condition)} images and the state has {len(x)}; give one for each"
+            )
+        if not self._guided(tau):
             return self._net(x, tau, self.condition)
         if self.g == 0.0 and self.guided_channels is None:
             return self._unguided(x, tau)
@@ -103,6 +111,11 @@ class Denoiser:
         if self.guided_channels is None:
             return guided
         return torch.cat((guided[:, : self.guided_channels], told[:, self.guided_channels :]), 1)
+
+    def _guided(self, tau: float) -> bool:
+        low, high = self.interval
+        inside = low - TOUCHING <= tau <= high + TOUCHING
+        return inside and self.g != 1 and (self.reference is not None or self._tells)
 
     def _both(self, x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         """f_c and f_u."""
@@ -120,6 +133,11 @@ class Denoiser:
         if self.reference is not None:
             return self.reference._raw(x, tau)
         return self._net(x, tau, self._null)
+
+    @cached_property
+    def _tells(self) -> bool:
+        """Whether the two halves are told different things of any image; asked once, since a GPU waits for it."""
+        return bool((self.condition.state == TOLD).any())
 
     @cached_property
     def _null(self) -> Condition:

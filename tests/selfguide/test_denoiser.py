@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
@@ -58,9 +59,29 @@ def test_g_of_zero_runs_only_the_unconditional_half() -> None:
 
 
 def test_an_image_that_is_told_nothing_stays_unconditional_in_both_halves() -> None:
-    denoiser = exact("rf", 4, g=3.0, batched=False)
+    mixed = torch.tensor([TOLD, NULL, UNCONDITIONAL, TOLD])
+    told = guided(g=3.0, batched=False)
+    denoiser = replace(told, condition=replace(told.condition, state=mixed))
     denoiser.velocity(X, 0.4)
-    assert states(denoiser) == [[UNCONDITIONAL] * 4] * 2
+    assert states(denoiser) == [mixed.tolist(), [NULL, NULL, UNCONDITIONAL, NULL]]
+
+
+@pytest.mark.parametrize("g", [0.0, 3.0])
+@pytest.mark.parametrize("state", [NULL, UNCONDITIONAL])
+def test_where_nothing_is_told_the_halves_are_one_and_run_once(g: float, state: int) -> None:
+    condition = Condition(torch.full((4,), state), id=torch.zeros(4, dtype=torch.int64))
+    denoiser = replace(exact("rf", 4, g=g), condition=condition)
+    found = denoiser.velocity(X, 0.4)
+    assert torch.equal(found, guided(g=0.0).velocity(X, 0.4))
+    assert states(denoiser) == [[state] * 4] and denoiser.evaluations == 1
+
+
+def test_an_untold_batch_is_still_guided_by_a_reference() -> None:
+    weaker = exact("rf", 4, told=0.7)
+    found = exact("rf", 4, g=2.0, reference=weaker).velocity(X, 0.5)
+    ours, theirs = (exact("rf", 4, **told).velocity(X, 0.5) for told in ({}, {"told": 0.7}))
+    torch.testing.assert_close(found, theirs + 2 * (ours - theirs))
+    assert states(weaker) == [[TOLD] * 4]
 
 
 @pytest.mark.parametrize("batched", [True, False])
@@ -74,6 +95,17 @@ def test_guidance_acts_in_its_interval_ends_included_and_costs_nothing_outside(
         torch.testing.assert_close(found, null + 3 * (told - null) if inside else told)
         images = sum(len(state) for state in states(denoiser))
         assert images == (8 if inside else 4) and denoiser.evaluations == 1
+
+
+def test_an_end_of_the_interval_that_was_rounded_otherwise_is_still_in() -> None:
+    third = 0.1 + 0.2  # 0.30000000000000004
+    for interval, tau in (((0.0, 0.3), third), ((third, 1.0), 0.3)):
+        denoiser = guided(g=3.0, interval=interval)
+        denoiser.velocity(X, tau)
+        assert states(denoiser) == [[TOLD] * 4 + [NULL] * 4]
+    outside = guided(g=3.0, interval=(0.0, 0.3))
+    outside.velocity(X, 0.3 + 1e-6)
+    assert states(outside) == [[TOLD] * 4]
 
 
 @given(g=st.floats(-1, 4), channels=st.integers(1, 3), tau=times)
@@ -220,6 +252,28 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         guided(**settings)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_one_condition_for_each_image_of_the_state(batched: bool) -> None:
+    for denoiser in (guided(g=2.0, batched=batched), guided(), exact("rf", 4)):
+        with pytest.raises(UserError, match=r"tells 4 images and the state has 3.*one for each"):
+            denoiser.velocity(X[:3], 0.5)
+    with pytest.raises(UserError, match="tells 3 images and the state has 4"):
+        guided(g=2.0, reference=exact("rf", 3)).velocity(X, 0.5)
+
+
+def test_what_was_checked_at_construction_cannot_be_changed_behind_it() -> None:
+    denoiser = guided(g=2.0)
+    denoiser.velocity(X, 0.5)
+    others = {"condition": Condition.unconditional(4), "g": math.nan, "prediction": "eps"}
+    for name, value in (others | {"evaluations": 0}).items():
+        with pytest.raises(FrozenInstanceError):
+            setattr(denoiser, name, value)
+    changed = replace(denoiser, condition=others["condition"], prediction="eps")
+    assert changed.preconditioning.prediction == "eps" and changed.evaluations == 0
+    changed.velocity(X, 0.5)
+    assert states(changed)[-1] == [UNCONDITIONAL] * 4 and denoiser.evaluations == 1
 
 
 def test_only_small_batches_go_together_by_default() -> None:
