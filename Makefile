@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FAISS ?= cpu
+# what needs no service runs two files at a time; a cluster, a browser and whole runs have the machine to themselves
+PARALLEL := tests/selfguide tests/spec tests/shards tests/board
+SERIAL := tests/launcher tests/tools tests/cluster tests/browser tests/end_to_end tests/test_packaging.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help install install-dev demo test test-fast lint compare bench cluster-up cluster-down wheel-check clean
@@ -32,10 +35,11 @@ demo: install ## real digits as shards, self-guided training on two ranks, evalu
 test: install-dev lint ## everything, with a real Slurm and a real browser where this user may install them
 	@bash slurm/install.sh || test $$? -eq 3
 	@bash tests/browser/install.sh || test $$? -eq 3
-	@python -m pytest
+	@python -m pytest -n 2 --dist loadfile $(PARALLEL)
+	@python -m pytest $(SERIAL)
 
-test-fast: install-dev ## what needs no cluster, no browser and no minutes
-	@python -m pytest -m "not slow and not cluster" --ignore=tests/browser
+test-fast: install-dev ## what needs no service and no minutes
+	@python -m pytest -n 2 --dist loadfile -m "not slow" $(PARALLEL)
 
 lint: install-dev ## style, types, and the direction of imports
 	@ruff check .
