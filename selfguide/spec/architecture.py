@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import cache
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from selfguide.spec.words import nearest
 from shards.errors import UserError
@@ -19,6 +20,9 @@ TimeInput = Literal[
     "log_sigma",  # ln(sigma) / 4 with sigma = tau / (1 - tau) (EDM)
     "log_half_sigma",  # ln(sigma / 2) (VE)
 ]
+
+# sizes that may be 0: the net goes without
+_ABSENT = frozenset({"classes", "dense", "spatial", "dense_patch", "context"})
 
 
 class Layer(NamedTuple):
@@ -44,6 +48,15 @@ class Architecture(ABC):
     spatial: int = 0  # channels of a spatial condition: 1 for boxes, K for masks
     dense_patch: int = 0  # width of a vector for each patch
     time: TimeInput = "noise_1000"
+
+    def __post_init__(self) -> None:
+        """Each field by itself, by its type; a family calls this before its laws between fields, which divide by sizes.
+
+        Raises:
+            UserError: a size that is no size, a switch that is neither on nor off, a word that is not known.
+        """
+        for field, hint in _hints(type(self)).items():
+            _check(field, hint, getattr(self, field))
 
     @property
     def out_channels(self) -> int:
@@ -95,3 +108,34 @@ def require(holds: bool, field: str, value: Any, law: str) -> None:
     """The one form of an impossible size: the field, its value, the law it breaks."""
     if not holds:
         raise UserError(f"model.{field}={value} {law}")
+
+
+@cache
+def _hints(family: type[Architecture]) -> dict[str, Any]:
+    return get_type_hints(family)
+
+
+def _check(field: str, hint: Any, value: Any) -> None:
+    """One field alone."""
+    if get_origin(hint) is Literal:
+        known = get_args(hint)
+        if value not in known:
+            law = f"is not one of: {', '.join(known)}{nearest(str(value), known)}"
+            require(False, field, value, law)
+    elif get_origin(hint) is tuple:  # of sizes
+        require(isinstance(value, tuple | list), field, value, "must be a list of integers")
+        for i, size in enumerate(value):
+            _check_size(f"{field}[{i}]", size, 1)
+    elif hint is int:
+        _check_size(field, value, 0 if field in _ABSENT else 1)
+    elif hint is bool:
+        require(isinstance(value, bool), field, value, "must be true or false")
+    else:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        require(number, field, value, "must be a number")
+
+
+def _check_size(field: str, value: Any, low: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    require(whole, field, value, f"must be a whole number; take {low} or more")
+    require(value >= low, field, value, f"is too small; take {low} or more")

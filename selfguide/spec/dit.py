@@ -25,6 +25,7 @@ class DiTArchitecture(Architecture):
     qk_norm: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             self.size % self.patch == 0,
             "patch",

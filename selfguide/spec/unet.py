@@ -58,10 +58,10 @@ class UNetArchitecture(Architecture):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         halvings = len(self.mult) - 1
         scales = [2**level for level in range(len(self.mult))]
         require(bool(self.mult), "mult", self.mult, "names no grid; give a width for each")
-        require(self.blocks >= 1, "blocks", self.blocks, "must be at least 1")
         require(
             self.size % scales[-1] == 0,
             "size",
@@ -95,7 +95,7 @@ class UNetArchitecture(Architecture):
             )
         require(0 <= self.dropout < 1, "dropout", self.dropout, "is a share: take 0 to below 1")
         require(
-            self.context == 0 or (self.context > 0 and self.form == "sgdm"),
+            self.context == 0 or self.form == "sgdm",
             "context",
             self.context,
             "is a number of tokens that only the form sgdm reads",

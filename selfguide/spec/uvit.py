@@ -22,29 +22,30 @@ class UViTArchitecture(Architecture):
     conv: bool = True  # a 3x3 convolution over the output; the published H goes without
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
-            self.size >= self.patch > 0 and self.size % self.patch == 0,
+            self.size % self.patch == 0,
             "patch",
             self.patch,
             f"does not divide the input edge {self.size}; take one of its divisors",
         )
         require(
-            self.heads > 0 and self.width % self.heads == 0,
+            self.width % self.heads == 0,
             "heads",
             self.heads,
             f"does not divide model.width={self.width}",
         )
         require(
-            self.width > 0 and self.width % 2 == 0,
+            self.width % 2 == 0,
             "width",
             self.width,
-            "must be even and positive for the sinusoid of time",
+            "must be even for the sinusoid of time",
         )
         require(
-            self.depth > 0 and self.depth % 2 == 0,
+            self.depth % 2 == 0,
             "depth",
             self.depth,
-            "must be even and positive: each in-block has an out-block, the middle one is not counted",
+            "must be even: each in-block has an out-block, the middle one is not counted",
         )
         for field in ("dense", "dense_patch"):
             require(

@@ -301,7 +301,7 @@ def test_a_small_net_learns_64_digits_by_heart(kind: str) -> None:
         ({"base": 48}, "model.groups=32 does not divide model.base=48"),
         ({"base": 6, "groups": 2}, "model.base=6 must be a multiple of 4"),
         ({"attention": (3,)}, "is not among this network's downsamplings 1, 2, 4, 8"),
-        ({"blocks": 0}, "model.blocks=0 must be at least 1"),
+        ({"blocks": 0}, "model.blocks=0 is too small; take 1 or more"),
         ({"mult": ()}, "names no grid"),
         ({"dropout": 1.0}, "model.dropout=1.0 is a share"),
         ({"context": 8}, "model.context=8 is a number of tokens that only the form sgdm reads"),
