@@ -87,25 +87,47 @@ def beside(first: Condition, second: Condition) -> Condition:
     return Condition(torch.cat((first.state, second.state)), **joined)
 
 
+def only_told(value: Tensor, state: Tensor) -> Tensor:
+    """`value` (B, ...) with zeros for images that are told nothing: what was dropped may hold anything, NaN too."""
+    told = (state == TOLD).view(-1, *[1] * (value.dim() - 1))
+    return torch.where(told, value, value.new_zeros(()))
+
+
 def check_condition(condition: Condition, net: Architecture) -> None:
     """Everything `net` must be able to take, values included; once before the first forward, since it reads them.
 
+    Values of images that are told nothing are never used, and not looked at.
+
     Raises:
-        UserError: a field the network was not built for, a wrong shape, or an id beyond its classes.
+        UserError: a field the network was not built for, a wrong shape or type, an id beyond its classes, a value
+            that is not finite, a negative share of a group.
     """
     check_fields(condition, net)
-    ids = condition.id
-    if ids is not None and len(ids):
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= net.classes:
-            wrong = low if low < 0 else high
+    told = {name: value[condition.state == TOLD] for name, value in condition.given.items()}
+    for name, value in told.items():
+        if name == "id":
+            _check_ids(value, net.classes)
+        elif not value.isfinite().all():
+            wrong = float(value[~value.isfinite()][0])
             raise UserError(
-                f"id={wrong} is not one of this network's {net.classes} groups; take 0 to {net.classes - 1}"
+                f"condition.{name} holds {wrong}; give finite numbers, or drop the image"
+            )
+        elif name == "multi_hot" and (value < 0).any():
+            raise UserError(
+                f"condition.multi_hot holds {float(value.min())}, the share of a group; take 0 or more"
             )
 
 
+def _check_ids(ids: Tensor, classes: int) -> None:
+    outside = ids[(ids < 0) | (ids >= classes)]
+    if len(outside):
+        raise UserError(
+            f"id={int(outside[0])} is not one of this network's {classes} groups; take 0 to {classes - 1}"
+        )
+
+
 def check_fields(condition: Condition, net: Architecture) -> None:
-    """Fields and shapes, without looking at values: cheap enough for every forward."""
+    """Fields, shapes and the type of ids, without looking at values: cheap enough for every forward."""
     batch = len(condition)
     shapes: dict[str, tuple[int, ...]] = {
         "id": (batch,),
@@ -124,3 +146,7 @@ def check_fields(condition: Condition, net: Architecture) -> None:
         )
         if not fits:
             raise UserError(f"condition.{name} has shape {found}; this network takes {wanted}")
+    if condition.id is not None and condition.id.dtype not in (torch.int64, torch.int32):
+        raise UserError(
+            f"condition.id has type {condition.id.dtype}; give numbers of groups as int64"
+        )

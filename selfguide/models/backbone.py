@@ -29,13 +29,13 @@ class Backbone(nn.Module, ABC):
         self, x: Tensor, tau: Tensor, condition: Condition, *, capture: int | str | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The prediction, and with `capture` also the tokens (B, T, D) of that layer, extras first."""
-        self._check(x, condition)
+        self._check(x, tau, condition)
         out, captured = self._run(x, tau, condition, self._number(capture), stop=False)
         return out if capture is None else (out, captured)
 
     def features(self, x: Tensor, tau: Tensor, condition: Condition, layer: int | str) -> Tensor:
         """Tokens (B, T, D) of `layer`, counted from 1 or by name; what lies behind it is not run."""
-        self._check(x, condition)
+        self._check(x, tau, condition)
         _, captured = self._run(x, tau, condition, self._number(layer), stop=True)
         return captured
 
@@ -65,11 +65,21 @@ class Backbone(nn.Module, ABC):
         """
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
-    def _check(self, x: Tensor, condition: Condition) -> None:
+    def _check(self, x: Tensor, tau: Tensor, condition: Condition) -> None:
+        """Shapes only: a look at values would wait for the GPU."""
         expected = (self.net.channels, self.net.size, self.net.size)
         if tuple(x.shape[1:]) != expected:
             raise UserError(
                 f"expected images of shape {expected}, found {tuple(x.shape[1:])}; give the model their size"
+            )
+        if tuple(tau.shape) != (len(x),):
+            raise UserError(
+                f"tau has shape {tuple(tau.shape)} and there are {len(x)} images; "
+                f"give one noise-time for each, shape ({len(x)},)"
+            )
+        if len(condition) != len(x):
+            raise UserError(
+                f"condition tells {len(condition)} images and there are {len(x)}; give one state for each"
             )
         check_fields(condition, self.net)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfguide.conditions import NULL, TOLD, UNCONDITIONAL, Condition
+from selfguide.conditions import NULL, TOLD, UNCONDITIONAL, Condition, only_told
 from selfguide.spec.architecture import TimeInput
 from shards.errors import UserError
 
@@ -40,7 +40,8 @@ class ConditionEmbedding(nn.Module):
 
     A group's row by id, the mean of rows by multi-hot, a dense vector projected (or, with `project` off, as it is:
     SGFM's token is the prototype itself). Every parameter enters every forward, masked by state: a rank whose batch
-    happens to need only some of them would otherwise reduce other gradients than its peers.
+    happens to need only some of them would otherwise reduce other gradients than its peers. What images hold that are
+    told nothing is zeroed before it meets a weight, for zero times NaN is NaN.
     """
 
     def __init__(self, width: int, classes: int, dense: int, *, project: bool = True) -> None:
@@ -51,25 +52,27 @@ class ConditionEmbedding(nn.Module):
         self.dense = nn.Linear(dense, width) if dense and project else None
 
     def forward(self, condition: Condition) -> Tensor:
-        told = (condition.state == TOLD)[:, None]  # (B, 1)
-        embedded = self._untold(condition.state)
+        state = condition.state
+        told = (state == TOLD)[:, None]  # (B, 1)
+        embedded = self._untold(state)
         if self.labels is not None:
-            ids = condition.id if condition.id is not None else torch.zeros_like(condition.state)
-            rows = self.labels(ids)
+            ids = condition.id
+            rows = self.labels(torch.zeros_like(state) if ids is None else only_told(ids, state))
             if condition.id is None:
                 rows = 0 * rows
             if condition.multi_hot is not None:
-                several = condition.multi_hot.to(rows.dtype)
+                several = only_told(condition.multi_hot, state).to(rows.dtype)
                 share = several / several.sum(1, keepdim=True).clamp_min(1e-6)
                 rows = rows + share @ self.labels.weight
             embedded = embedded + told * rows
         if self.dense is not None:
-            dense = condition.dense
-            if dense is None:
+            if condition.dense is None:
                 dense = self.null.new_zeros(len(condition), self.dense.in_features)
-            embedded = embedded + told * self.dense(dense.to(self.null.dtype))
+            else:
+                dense = only_told(condition.dense, state).to(self.null.dtype)
+            embedded = embedded + told * self.dense(dense)
         elif condition.dense is not None:
-            embedded = embedded + told * condition.dense
+            embedded = embedded + only_told(condition.dense, state)
         return embedded.to(self.null.dtype)
 
     def _untold(self, state: Tensor) -> Tensor:
@@ -104,8 +107,7 @@ def with_spatial(x: Tensor, condition: Condition, channels: int) -> Tensor:
     if condition.spatial is None:
         masks = x.new_zeros(len(x), channels, *x.shape[2:])
     else:
-        told = (condition.state == TOLD).view(-1, 1, 1, 1)
-        masks = told * condition.spatial.to(x.dtype)
+        masks = only_told(condition.spatial, condition.state).to(x.dtype)
     return torch.cat((x, masks), dim=1)
 
 

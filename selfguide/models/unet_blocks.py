@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfguide.conditions import TOLD, Condition
+from selfguide.conditions import TOLD, Condition, only_told
 from selfguide.models.blocks import attention, sinusoid
 from selfguide.spec.unet import CONTEXT_WIDTH, Stage, UNetArchitecture
 
@@ -49,7 +49,8 @@ class ToldLinear(nn.Module):
     """A linear map of [one-hot or multi-hot of K groups; dense] -> (B, width); who is told nothing has a zero vector.
 
     A one-hot times the weight is a row of it, looked up, so that (B, K) is never made. Every parameter enters every
-    forward: a rank whose batch happens to tell nothing would otherwise reduce other gradients than its peers.
+    forward: a rank whose batch happens to tell nothing would otherwise reduce other gradients than its peers. What
+    images hold that are told nothing is zeroed before it meets a weight, for zero times NaN is NaN.
     """
 
     def __init__(self, classes: int, dense: int, width: int, *, bias: bool = True) -> None:
@@ -69,19 +70,22 @@ class ToldLinear(nn.Module):
         if self.rows is not None:
             total = total + told * (gain * self._groups(condition, self.rows))
         if self.dense is not None:
-            dense = condition.dense
-            if dense is None:
+            if condition.dense is None:
                 dense = self.dense.new_zeros(len(told), len(self.dense))
-            total = total + told * (dense.to(self.dense.dtype) @ self.dense)
+            else:
+                dense = only_told(condition.dense, condition.state).to(self.dense.dtype)
+            total = total + told * (dense @ self.dense)
         return total
 
     @staticmethod
     def _groups(condition: Condition, rows: Tensor) -> Tensor:
         if condition.id is None and condition.multi_hot is None:
             return 0 * rows[:1]
-        total = rows.new_zeros(1) if condition.id is None else F.embedding(condition.id, rows)
+        total, state = rows.new_zeros(1), condition.state
+        if condition.id is not None:
+            total = F.embedding(only_told(condition.id, state), rows)
         if condition.multi_hot is not None:
-            total = total + condition.multi_hot.to(rows.dtype) @ rows
+            total = total + only_told(condition.multi_hot, state).to(rows.dtype) @ rows
         return total
 
     def xavier(self) -> None:
