@@ -1,0 +1,18 @@
+"""What can be typed as model=... is what the table of sizes has."""
+
+from __future__ import annotations
+
+import pytest
+
+from launcher.compose import compose, options
+from selfguide.spec.sizes import TABLE
+
+
+def test_every_row_can_be_typed_and_nothing_else() -> None:
+    assert sorted(options("model")) == sorted(TABLE)
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_a_choice_is_the_row_of_its_name(name: str) -> None:
+    config = compose(["experiment=digits_dit", "cluster=local", f"model={name}"])
+    assert config.model.name == name
