@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfguide.conditions import Condition, check_condition
@@ -80,6 +81,25 @@ def test_rotary_scores_depend_on_the_offset_only() -> None:
         torch.stack(steps), steps[0].expand(len(steps)), rtol=1e-4, atol=1e-4
     )
     assert (scores[0, 0, 0, 1] - scores[0, 0, 1, 0]).abs() > 1e-3  # rows and columns differ
+
+
+def test_the_rotary_table_is_the_plain_formula() -> None:
+    """Pair i of an axis's half of a head turns by its place times theta^(-2 i / (d / 2)); rows, then columns."""
+    edge, width, theta = 5, 24, 1e4
+    rates = [theta ** (-2 * i / (width / 2)) for i in range(width // 4)]
+    angles = [
+        [at * rate for at in (row, column) for rate in rates]
+        for row in range(edge)
+        for column in range(edge)
+    ]
+    wanted = torch.tensor(angles, dtype=torch.float64)
+    cos, sin = rotations(edge, width)
+    torch.testing.assert_close(cos.double(), wanted.cos(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(sin.double(), wanted.sin(), atol=1e-6, rtol=0)
+    x = torch.randn(1, 1, edge * edge, width, dtype=torch.float64)
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.exp(1j * wanted)
+    turned = torch.view_as_real(pairs).flatten(-2)
+    torch.testing.assert_close(rotate(x, wanted.cos(), wanted.sin()), turned)
 
 
 def test_positions_are_the_releases() -> None:
@@ -178,6 +198,25 @@ def test_pooling_reads_what_it_says() -> None:
 def test_at_initialisation_the_network_predicts_zero() -> None:
     net = build("dit_digits", classes=0)
     assert net(torch.randn(2, 1, 8, 8), torch.rand(2), Condition.unconditional(2)).abs().max() == 0
+
+
+@pytest.mark.parametrize("overrides", [{}, MODERN], ids=["plain", "modern"])
+def test_overfits_64_digits(overrides: dict) -> None:
+    """Each with a noise and a time of its own: the loss falls to less than a twentieth."""
+    images = torch.tensor(load_digits().images[:64], dtype=torch.float32)[:, None] / 8 - 1
+    torch.manual_seed(0)
+    net = build("dit_digits", classes=64, **overrides)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=4e-3, betas=(0.9, 0.99))
+    eps, tau, losses = torch.randn_like(images), torch.rand(64), []
+    t, condition = tau.view(-1, 1, 1, 1), Condition.told(id=torch.arange(64))
+    for _ in range(140):
+        velocity = net((1 - t) * images + t * eps, tau, condition)
+        loss = (velocity - (eps - images)).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert sum(losses[-20:]) / 20 < 0.05 * losses[0]
 
 
 @pytest.mark.parametrize(
