@@ -78,7 +78,7 @@ def submit(config: Config) -> dict[str, Any]:
         UserError: something a user can mend is wrong. Nothing was queued, and nothing new is on disk.
     """
     config = absolute(config)
-    what = identity(config, check_data(config), check_weights(config))
+    what = identity(config, check_data(config), first_weights(config))
     run = RunFolder(Path(config.runs) / config.experiment / (config.name or digest(what)))
     joined = join(run, what)
     if joined is not None:
@@ -98,13 +98,35 @@ def absolute(config: Config) -> Config:
     root = config.data.root
     if not storage.is_remote(root):
         root = str(Path(root).expanduser().resolve())
-    weights = config.init.path and str(Path(config.init.path).expanduser().resolve())
+    # not resolved: a hub cache links names to blobs, and the name says what kind of file it is
+    weights = config.init.path and str(Path(config.init.path).expanduser().absolute())
     return dataclasses.replace(
         config,
         runs=str(Path(config.runs).expanduser().resolve()),
         data=dataclasses.replace(config.data, root=root),
         init=dataclasses.replace(config.init, path=weights),
     )
+
+
+def first_weights(config: Config) -> str | None:
+    """The sha256 of what the run begins from; None from scratch.
+
+    A run that has a checkpoint needs those weights no more: where they are gone and `name` is that run's, its own
+    record says what they were.
+
+    Raises:
+        UserError: no such weights, weights of another network, or weights gone that the run still needs.
+    """
+    path = Path(config.init.path or "")
+    run = RunFolder(Path(config.runs) / config.experiment / str(config.name))
+    if config.init.source == "scratch" or path.exists() or not run.run_json.exists():
+        return check_weights(config)
+    begun_on: str | None = run.describe()["identity"]["init"].get("sha256")
+    if begun_on is not None and storage.newest_complete(run.checkpoints) is None:
+        raise UserError(
+            f"init.path={path} is gone, and run {run.root.name} has no checkpoint yet; put the weights back"
+        )
+    return begun_on
 
 
 def check_data(config: Config) -> str:

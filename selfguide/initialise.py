@@ -14,8 +14,15 @@ from torch import Tensor
 
 from selfguide.official import adopt, token_names
 from selfguide.spec.config import Config, InitConfig
-from selfguide.spec.origin import SCRATCH, agree, ema_sha256, read_snapshot
-from selfguide.spec.sizes import architecture
+from selfguide.spec.official import Training
+from selfguide.spec.origin import (
+    SCRATCH,
+    agree,
+    ema_sha256,
+    official_training,
+    read_snapshot,
+    training_of,
+)
 from selfguide.spec.uvit import UViTArchitecture
 from selfguide.student import Student
 from selfguide.training import snapshot
@@ -49,20 +56,33 @@ def _from_official(student: Student, config: Config, promised: str | None) -> di
         )
     sha256 = storage.sha256(path)
     _check_promise(init, sha256, promised)
-    found = adopt(student.backbone, read_weights(path), init)
-    return _record(init, sha256, found.saw_labels)
+    found = adopt(student.backbone, read_weights(path, f"init.path={path}"), config)
+    trained = official_training(config, student.backbone.net)
+    # a table of which nobody knows whether its last row is a class leaves null and unconditional fresh
+    more = {"null": "taken" if found.null else "fresh"}
+    return _record(init, sha256, found.saw_labels, trained) | more
 
 
 def _from_snapshot(student: Student, config: Config, promised: str | None) -> dict[str, Any]:
     init, folder = config.init, Path(str(config.init.path))
-    manifest, their_config = read_snapshot(folder, verify="hashes")
-    sha256 = ema_sha256(manifest, their_config)
-    _check_promise(init, sha256, promised)
-    agree(architecture(their_config), architecture(config), init)
-    published = snapshot.load(folder)
+    manifest, their_config = read_snapshot(folder, verify="sizes")
+    _check_promise(init, ema_sha256(manifest, their_config), promised)
+    agree(their_config, config)
+    published = _load(folder)
+    _check_promise(init, published.sha256, promised)
     parts = transplant(published.student, student, keep_labels=init.labels == "keep")
     more = {"images": published.images, "parts": parts, "origin": published.origin}
-    return _record(init, sha256, published.saw_labels) | more
+    trained = training_of(published.config.path, published.student.backbone.net)
+    return _record(init, published.sha256, published.saw_labels, trained) | more
+
+
+def _load(folder: Path) -> snapshot.Snapshot:
+    try:
+        return snapshot.load(folder)  # hashes every file
+    except FileNotFoundError as error:
+        raise UserError(
+            f"init.path={folder} holds other bytes than its manifest says; copy the snapshot again"
+        ) from error
 
 
 def _check_promise(init: InitConfig, sha256: str, promised: str | None) -> None:
@@ -73,7 +93,7 @@ def _check_promise(init: InitConfig, sha256: str, promised: str | None) -> None:
         )
 
 
-def _record(init: InitConfig, sha256: str, saw_labels: bool) -> dict[str, Any]:
+def _record(init: InitConfig, sha256: str, saw_labels: bool, trained: Training) -> dict[str, Any]:
     return {
         "source": init.source,
         "form": init.form,
@@ -81,6 +101,7 @@ def _record(init: InitConfig, sha256: str, saw_labels: bool) -> dict[str, Any]:
         "path": init.path,
         "sha256": sha256,
         "saw_labels": saw_labels,
+        "trained": trained._asdict(),
     }
 
 

@@ -3,7 +3,7 @@
 `selfguide.spec.official` has the tables of names. What is more than a name:
 a learned sigma that our net does not have is cut from the output (patches are laid out pixel by pixel, channels last);
 SiT predicts data - noise, so its output changes sign (our v is the derivative by noise-time);
-the label table's last row, which it learned for dropped labels, becomes both `null` and `unconditional`;
+the label table's last row becomes both `null` and `unconditional` where dropped labels are known to have had it;
 parts that only ours has ([CLS], prototypes, masks) keep their fresh initialisation.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selfguide.models.backbone import Backbone
-from selfguide.spec.config import InitConfig
+from selfguide.spec.config import Config
 from selfguide.spec.official import POSITIONS, Contents
 from selfguide.spec.origin import contents_of
 from selfguide.spec.uvit import UViTArchitecture
@@ -25,21 +25,22 @@ from shards.errors import UserError
 SAME_POSITIONS = 1e-2  # half precision rounds to 4e-3; another order of the halves differs by 1
 
 
-def adopt(backbone: Backbone, tensors: Mapping[str, Tensor], init: InitConfig) -> Contents:
-    """Puts the tensors of an official checkpoint into `backbone`; says what the file held.
+def adopt(backbone: Backbone, tensors: Mapping[str, Tensor], config: Config) -> Contents:
+    """Puts the tensors of an official checkpoint into `backbone` as `config.init` says; says what the file held.
 
     Raises:
         UserError: a tensor of another size, missing, unknown, or not finite; other positions than DiT's.
     """
-    net, where = backbone.net, f"init.path={init.path}"
-    found = contents_of(init, {name: tuple(t.shape) for name, t in tensors.items()}, net)
+    net, where = backbone.net, f"init.path={config.init.path}"
+    found = contents_of(config, {name: tuple(t.shape) for name, t in tensors.items()}, net)
     check_finite(tensors, where)
     made = dict(backbone.state_dict())
     for theirs, ours in found.names.items():
         made[ours] = _into(made[ours], _output(theirs, tensors[theirs], found, backbone))
     made |= _positions(backbone, tensors[POSITIONS], found, where)
     if found.rows:
-        made |= _told(made, tensors[found.form.table], init)
+        keep = config.init.labels == "keep"
+        made |= _told(made, tensors[found.form.table], found, keep)
     backbone.load_state_dict(made)
     return found
 
@@ -84,9 +85,13 @@ def token_names(net: UViTArchitecture) -> list[str]:
     ]
 
 
-def _told(made: Mapping[str, Tensor], table: Tensor, init: InitConfig) -> dict[str, Tensor]:
+def _told(
+    made: Mapping[str, Tensor], table: Tensor, found: Contents, keep: bool
+) -> dict[str, Tensor]:
     """The label table's rows here; a U-ViT that is never told anything has none of them."""
-    told = {"condition.null": table[-1], "condition.unconditional": table[-1]}
-    if init.labels == "keep":
-        told["condition.labels.weight"] = table[:-1]
+    told: dict[str, Tensor] = {}
+    if found.null:
+        told |= {"condition.null": table[-1], "condition.unconditional": table[-1]}
+    if keep:
+        told["condition.labels.weight"] = table[: found.classes]
     return {name: rows.clone() for name, rows in told.items() if name in made}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -22,19 +20,22 @@ CONTAINERS = (
 )  # what holds the weights in others' training checkpoints, best first
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, where: str) -> dict[str, Tensor]:
     """Tensors of a safetensors file or a torch checkpoint, on the CPU, floating ones in fp32.
 
     Raises:
-        UserError: it is neither, or holds more than tensors.
+        UserError: it is neither, or holds more than tensors; begins with `where`.
     """
-    where = f"init.path={path}"
     try:
         found = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (
+        Exception
+    ) as error:  # bytes that are no weights end torch's reader in any exception there is
+        # torch's own message says how to run what the file says; nobody should do that on our word
+        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
         raise UserError(
-            f"{where} cannot be read as tensors only ({reason}); fetch it again, or save its state dict alone"
+            f"{where} cannot be read as tensors only ({reason}); it must be a safetensors file, or a torch file of "
+            "tensors and plain values: fetch it again, or save its state dict alone"
         ) from error
     tensors = _unpacked(found)
     if not tensors:

@@ -1,16 +1,11 @@
-"""Files of weights: found without a download, read without running code, checked before a network takes them."""
+"""Files of weights: found without a download, checked before a network takes them."""
 
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shards.errors import UserError
@@ -65,28 +60,6 @@ def _file(path: Path, said: str) -> Path:
         if (path / name).is_file():
             return path / name
     raise UserError(f"{said}: the folder holds none of {', '.join(NAMES)}; name the file itself")
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from safetensors, or from a torch file without running code; a `state_dict` is unwrapped.
-
-    Raises:
-        UserError: the file is not one of these, or holds something that only running code could restore.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as weights ({str(error).splitlines()[0]}): give a safetensors file, or a torch "
-            "file of tensors alone"
-        ) from error
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}, not tensors by name")
-    return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

@@ -13,6 +13,7 @@ from selfguide.autoencoders import files, kl
 from selfguide.autoencoders.autoencoder import Autoencoder, Identity, KLAutoencoder
 from selfguide.autoencoders.tiny import CHANNELS, FACTOR, WEIGHTS, TinyVAE
 from selfguide.spec.words import nearest
+from selfguide.weights import read_weights
 from shards import storage
 from shards.errors import UserError
 
@@ -71,7 +72,7 @@ def _published(
 ) -> Autoencoder:
     """SD-VAE or VA-VAE as diffusers runs it."""
     net, levels = kl.build(config), len(config["block_out_channels"])
-    files.fill(net, kl.in_diffusers_form(files.read_tensors(file), levels), file)
+    files.fill(net, kl.in_diffusers_form(read_weights(file, str(file)), levels), file)
     net.to(device)
     return KLAutoencoder(
         name=name,
@@ -91,7 +92,7 @@ def _statistics(weights: Path, config: dict[str, Any], given: str | Path | None)
     """(shift, scale) of each channel, z -> (z - mean) / std; None where nobody says."""
     file = Path(given).expanduser() if given is not None else weights.parent / STATISTICS
     if file.is_file():
-        found = files.read_tensors(file)
+        found = read_weights(file, str(file))
         if not {"mean", "std"} <= found.keys():
             raise UserError(f"{file} holds {', '.join(sorted(found))}: give a file of mean and std")
         mean, std = found["mean"].double().flatten(), found["std"].double().flatten()
@@ -116,7 +117,7 @@ def _tiny(weights: str | Path | None, device: torch.device) -> Autoencoder:
         if not file.is_file():
             raise UserError(f"weights={file}: no such file; fit it with `python -m tools.vae`")
         net = TinyVAE()
-        files.fill(net, files.read_tensors(file), file)
+        files.fill(net, read_weights(file, str(file)), file)
         sha256 = storage.sha256(str(file))
     shift, scale = normal_of(net.mean.double(), net.std.double())
     net.to(device)

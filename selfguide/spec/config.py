@@ -107,7 +107,7 @@ class InitConfig:
     path: str | None = None  # of a published snapshot's folder, or of a checkpoint's file
     form: Literal["dit", "sit", "uvit"] | None = None  # official only: whose names the file has
     labels: Literal["drop", "keep"] = "drop"  # the label table, less its null row
-    # whether the net must be fed time as the weights were; SGFM feeds U-ViT another and lets it learn that anew
+    # whether time, path and prediction must be those of the weights; SGFM gives U-ViT others and lets it learn anew
     time: Literal["as_trained", "relearn"] = "as_trained"
 
 

@@ -3,7 +3,8 @@
 DiT (Peebles & Xie 2023) and SiT (Ma et al. 2024) share their names:
   x_embedder.proj                      patchify
   t_embedder.mlp.0, .2                 time.hidden, time.out
-  y_embedder.embedding_table           condition.labels; its last row is condition.null and condition.unconditional
+  y_embedder.embedding_table           condition.labels; a row for dropped labels behind them, where it has one, is
+                                       condition.null and condition.unconditional
   pos_embed                            nothing: it is fixed, and must equal ours
   blocks.i.attn.qkv, .attn.proj        blocks.i.attention.qkv, .attention.project
   blocks.i.mlp.fc1, .fc2               blocks.i.mlp.up, .mlp.down
@@ -12,7 +13,7 @@ DiT (Peebles & Xie 2023) and SiT (Ma et al. 2024) share their names:
   final_layer.linear                   final
 U-ViT (Bao et al. 2023):
   patch_embed.proj                     patchify
-  label_emb                            condition.labels; its last row as above
+  label_emb                            condition.labels, and a last row as above
   pos_embed ([label,] time, patches)   positions ([CLS,] time, [condition,] patches)
   in_blocks.i, mid_block               blocks.i, blocks.half
   out_blocks.i, .skip_linear           blocks.(half + 1 + i).block, .skip
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from selfguide.spec.architecture import Architecture, TimeInput
+from selfguide.spec.config import Prediction
 from selfguide.spec.dit import TIME_FREQUENCIES, DiTArchitecture
 from selfguide.spec.uvit import UViTArchitecture
 from shards.errors import UserError
@@ -44,6 +46,21 @@ class Part(NamedTuple):
     bias: bool = True
 
 
+class Training(NamedTuple):
+    """What a net learned: how it was fed time, on which path, and what it predicts there."""
+
+    time: TimeInput
+    path: str
+    prediction: Prediction
+    betas: str = "linear"  # of path ddpm
+    sigma_data: float = 0.5  # of prediction edm
+
+    def __str__(self) -> str:
+        betas = f" path.betas={self.betas}" if self.path == "ddpm" else ""
+        scale = f" path.sigma_data={self.sigma_data}" if self.prediction == "edm" else ""
+        return f"path.name={self.path}{betas} path.prediction={self.prediction}{scale}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Form:
     """What tells one publisher's files from another's."""
@@ -51,7 +68,7 @@ class Form:
     title: str
     family: type[Architecture]
     switches: Mapping[str, Any]  # the only values of these fields that its nets have
-    time: tuple[TimeInput, ...]  # what they were fed
+    trained: tuple[Training, ...]  # as its nets were, the usual first
     table: str  # of labels
     last: str  # the map to output patches
     sign: int = 1  # of the output
@@ -65,14 +82,17 @@ _DIT: dict[str, Any] = {
     "last": "final_layer.linear",
 }
 FORMS: dict[str, Form] = {
-    "dit": Form(title="DiT", time=("index",), **_DIT),
+    "dit": Form(title="DiT", trained=(Training("index", "ddpm", "eps"),), **_DIT),
     # predicts data - noise, the derivative by its data-time; ours is by noise-time
-    "sit": Form(title="SiT", time=("data",), sign=-1, **_DIT),
+    "sit": Form(title="SiT", trained=(Training("data", "rectified_flow", "v"),), sign=-1, **_DIT),
     "uvit": Form(
         title="U-ViT",
         family=UViTArchitecture,
         switches={"learn_sigma": False},
-        time=("noise_999", "noise_1000"),  # the continuous VP nets, and those on 1000 betas
+        trained=(  # the continuous VP nets, and those on 1000 betas
+            Training("noise_999", "vp", "eps"),
+            Training("noise_1000", "ddpm", "eps", betas="scaled_linear"),
+        ),
         table="label_emb.weight",
         last="decoder_pred",
     ),
@@ -85,23 +105,48 @@ class Contents:
 
     form: Form
     sigma: bool  # its output has the channels of a learned sigma behind those of the prediction
-    rows: int  # of the label table, null last; 0 without a table
+    rows: int  # of the label table; 0 without a table
+    null: bool  # whether the last of them is known to be what dropped labels got
     names: Mapping[str, str]  # theirs -> ours, all but the label table and the positions
 
     @property
     def saw_labels(self) -> bool:
         return self.rows > 1
 
+    @property
+    def classes(self) -> int:
+        return self.rows - self.null
 
-def contents(found: Mapping[str, Shape], name: str, net: Architecture, where: str) -> Contents:
+
+def has_null(rows: int, classes: tuple[int, ...]) -> bool:
+    """Whether a table of so many rows ends with one for dropped labels; `classes` it may be of, the likeliest first.
+
+    Nets that were trained without dropping labels (U-ViT's ImageNet 64) have none, and nothing in the file says so.
+    """
+    if rows == 1:
+        return True  # all that this net was ever told
+    return next((rows == count + 1 for count in classes if rows in (count, count + 1)), False)
+
+
+def contents(
+    found: Mapping[str, Shape], name: str, net: Architecture, where: str, classes: tuple[int, ...]
+) -> Contents:
     """What a file of form `name` holds for `net`, from the shapes found in it under their names.
+
+    `classes` are those that it may have been trained with, the likeliest first.
 
     Raises:
         UserError: a shape of another size, a tensor that is missing, or one that nothing of ours stands for.
     """
     form = FORMS[name]
     assert isinstance(net, DiTArchitecture | UViTArchitecture)  # `selfguide.spec.origin` checked it
-    rows = found.get(form.table, (0,))[0]
+    table = found.get(form.table, (0, net.width))
+    if len(table) != 2:
+        raise UserError(
+            f"{where} has {form.table} of shape {table}, and a table of labels is (rows, {net.width}); take other "
+            "weights"
+        )
+    rows = table[0]
     width = net.patch**2 * net.channels
     output = found.get(f"{form.last}.weight")
     sigma = form.family is DiTArchitecture and output == (2 * width, net.width)
@@ -124,7 +169,7 @@ def contents(found: Mapping[str, Shape], name: str, net: Architecture, where: st
         for stem, _, kind in [theirs.rpartition(".")]
         if stem in ours
     }
-    return Contents(form=form, sigma=sigma, rows=rows, names=names)
+    return Contents(form=form, sigma=sigma, rows=rows, null=has_null(rows, classes), names=names)
 
 
 def _same(

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from selfguide.spec.architecture import Architecture
-from selfguide.spec.config import Config, InitConfig
+from selfguide.spec.config import Config, InitConfig, PathConfig
 from selfguide.spec.files import read_config
-from selfguide.spec.official import FORMS, Contents, contents
-from selfguide.spec.sizes import architecture
+from selfguide.spec.official import FORMS, Contents, Training, contents
+from selfguide.spec.sizes import TABLE, architecture
+from selfguide.spec.unet import UNetArchitecture
 from shards import storage
 from shards.errors import UserError
 
@@ -33,8 +34,9 @@ def validate_init(config: Config, net: Architecture) -> None:
     """
     init = config.init
     if init.source == "scratch":
-        for field in ("path", "form"):
-            if getattr(init, field) is not None:
+        fresh = InitConfig()
+        for field in ("path", "form", "labels", "time"):
+            if getattr(init, field) != getattr(fresh, field):
                 raise UserError(
                     f"init.{field}={getattr(init, field)} means nothing for init.source=scratch; drop it, or set "
                     "init.source=snapshot or official"
@@ -81,15 +83,41 @@ def _official(config: Config, net: Architecture) -> None:
                 f"model.{field}={getattr(net, field)}, and a published {form.title} has {value}; set "
                 f"model.{field}={str(value).lower()}, or another model"
             )
-    _same_time(form.time, net, init)
+    _same_training(form.trained, config, net)
 
 
-def _same_time(trained: tuple[str, ...], net: Architecture, init: InitConfig) -> None:
-    if net.time not in trained and init.time == "as_trained":
+def _same_training(trained: tuple[Training, ...], config: Config, net: Architecture) -> None:
+    """Time, path and prediction are those of the weights, unless they are to be learned anew."""
+    init, mine = config.init, training_of(config.path, net)
+    if init.time == "relearn":
+        return
+    fed = [each for each in trained if each.time == net.time]
+    if not fed:
+        names = " or ".join(each.time for each in trained)
         raise UserError(
-            f"model.time={net.time}, and the weights of init.path={init.path} were fed {' or '.join(trained)}; set "
-            f"model.time={trained[0]}, or init.time=relearn to let training adapt them"
+            f"model.time={net.time}, and the weights of init.path={init.path} were fed {names}; set "
+            f"model.time={trained[0].time}, or init.time=relearn to let training adapt them"
         )
+    if mine not in fed:
+        raise UserError(
+            f"{mine}, and the weights of init.path={init.path} learned {fed[0]}; set {fed[0]}, or init.time=relearn "
+            "to let training adapt them"
+        )
+
+
+def training_of(path: PathConfig, net: Architecture) -> Training:
+    """What a run on `path` teaches `net`; sigma_min moves what is learned by 1e-4 at most, so it may differ."""
+    made = Training(net.time, path.name, path.prediction)
+    if path.name == "ddpm":
+        made = made._replace(betas=path.betas)
+    return made._replace(sigma_data=path.sigma_data) if path.prediction == "edm" else made
+
+
+def official_training(config: Config, net: Architecture) -> Training:
+    """What the weights of an official file learned: as their net is fed time; where ours is fed anew, as published."""
+    trained = FORMS[str(config.init.form)].trained
+    time = TABLE[config.model.name].time if config.init.time == "relearn" else net.time
+    return next((each for each in trained if each.time == time), trained[0])
 
 
 def check_weights(config: Config) -> str | None:
@@ -104,25 +132,34 @@ def check_weights(config: Config) -> str | None:
     path, where = Path(str(init.path)), f"init.path={init.path}"
     if init.source == "snapshot":
         manifest, theirs = read_snapshot(path, verify="sizes")
-        agree(architecture(theirs), net, init)
+        agree(theirs, config)
         return ema_sha256(manifest, theirs)
     if not path.is_file():
-        raise UserError(f"{where} is not a file; give the checkpoint's path")
+        raise UserError(
+            f"{where} is not a file; give the checkpoint's path, or to go on with a run, name=RUN"
+        )
     if path.suffix == SAFE:
-        contents_of(init, _header(path, where), net)
+        contents_of(config, _header(path, where), net)
     return storage.sha256(path)
 
 
 def contents_of(
-    init: InitConfig, shapes: Mapping[str, tuple[int, ...]], net: Architecture
+    config: Config, shapes: Mapping[str, tuple[int, ...]], net: Architecture
 ) -> Contents:
-    """What an official file with these shapes holds; its label table must fit where it is kept."""
-    where = f"init.path={init.path}"
-    found = contents(shapes, str(init.form), net, where)
-    if init.labels == "keep" and found.rows != net.classes + 1:
+    """What an official file with these shapes holds; its label table must fit where it is kept.
+
+    As many classes as the model was published with are the likeliest; a table that is kept may be of this run's.
+    """
+    init, where = config.init, f"init.path={config.init.path}"
+    classes: tuple[int, ...] = (TABLE[config.model.name].classes,)
+    if init.labels == "keep":
+        classes = (*classes, net.classes)
+    found = contents(shapes, str(init.form), net, where, classes)
+    if init.labels == "keep" and found.classes != net.classes:
+        null = " and a null row" if found.null else ""
         raise UserError(
-            f"{where} has {max(found.rows - 1, 0)} classes and a null row, this network {net.classes}; set "
-            "init.labels=drop, or train on its classes"
+            f"{where} has {found.classes} classes{null}, this network {net.classes}; set init.labels=drop, or train "
+            "on its classes"
         )
     return found
 
@@ -148,7 +185,8 @@ def read_snapshot(folder: Path, verify: storage.Verify) -> tuple[dict[str, Any],
     manifest = storage.read_complete(folder, verify=verify)
     if manifest is None or not (folder / "config.yaml").is_file():
         raise UserError(
-            f"init.path={folder} is not a complete snapshot; give a folder RUN/snapshots/img-<images>"
+            f"init.path={folder} is not a complete snapshot; give a folder RUN/snapshots/img-<images>, or to go on "
+            "with a run, name=RUN"
         )
     return manifest, read_config(folder / "config.yaml")
 
@@ -159,12 +197,13 @@ def ema_sha256(manifest: Mapping[str, Any], config: Config) -> str:
     return next(file["sha256"] for file in manifest["files"] if file["name"] == name)
 
 
-def agree(theirs: Architecture, ours: Architecture, init: InitConfig) -> None:
-    """A snapshot's network and ours differ in nothing but what they are told.
+def agree(their_config: Config, config: Config) -> None:
+    """A snapshot's network and ours differ in nothing but what they are told, and learn the same.
 
     Raises:
-        UserError: they do; names the field and both values.
+        UserError: they do not; names the field and both values.
     """
+    init, theirs, ours = config.init, architecture(their_config), architecture(config)
     where = f"the snapshot in init.path={init.path}"
     if type(theirs) is not type(ours):
         raise UserError(
@@ -181,7 +220,24 @@ def agree(theirs: Architecture, ours: Architecture, init: InitConfig) -> None:
             raise UserError(
                 f"{where} has model.{field}={its}, and this run {mine}; make them agree"
             )
-    _same_time((theirs.time,), ours, init)
+    if isinstance(ours, UNetArchitecture) and isinstance(theirs, UNetArchitecture):
+        _same_embedding(theirs, ours, where)
+    _same_training((training_of(their_config.path, theirs),), config, ours)
+
+
+def _same_embedding(theirs: UNetArchitecture, ours: UNetArchitecture, where: str) -> None:
+    """Where the condition stands beside the time, every block is wider in a net that is told something."""
+    if theirs.embedding != ours.embedding:
+        was, now = ("a condition", "none") if theirs.told else ("no condition", "one")
+        raise UserError(
+            f"{where} was told {was}, and this run is told {now}: every block of its UNet reads {theirs.embedding} "
+            f"values of time and condition, and this one's {ours.embedding}; "
+            + (
+                "set guidance=labels or online"
+                if theirs.told
+                else "set guidance=none, or take a snapshot of a run with labels or online"
+            )
+        )
 
 
 def init_identity(init: InitConfig, sha256: str | None) -> dict[str, Any]:

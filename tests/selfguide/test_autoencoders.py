@@ -365,7 +365,7 @@ def test_weights_that_cannot_be_are_named(tmp_path: Path, change: Any, message: 
 def test_a_file_that_is_no_weights_is_named(tmp_path: Path) -> None:
     for name in ("x.safetensors", "x.pt"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
-        with pytest.raises(UserError, match=rf"{name} cannot be read as weights"):
+        with pytest.raises(UserError, match=rf"{name} cannot be read as tensors only"):
             load_autoencoder("tiny", tmp_path / name)
 
 
@@ -381,7 +381,7 @@ class Runs:
 
 def test_a_file_that_runs_code_is_refused_and_runs_none(tmp_path: Path) -> None:
     torch.save({"state_dict": Runs(tmp_path / "ran")}, tmp_path / "evil.pt")
-    with pytest.raises(UserError, match=r"evil.pt cannot be read as weights"):
+    with pytest.raises(UserError, match=r"evil.pt cannot be read as tensors only"):
         load_autoencoder("tiny", tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
 

@@ -17,13 +17,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from launcher import submit
 from launcher.compose import compose
 from selfguide.distributed import Place
 from selfguide.initialise import initialise, transplant
 from selfguide.models import assemble
 from selfguide.spec.config import Config, InitConfig, LabelGuidance, NoGuidance, TrainConfig
 from selfguide.spec.files import to_yaml
-from selfguide.spec.origin import SCRATCH, check_weights, validate_init
+from selfguide.spec.origin import SCRATCH, agree, check_weights, validate_init
 from selfguide.spec.run import Lease, RunFolder, digest, identity, write_record
 from selfguide.spec.sizes import architecture, override
 from selfguide.spec.validate import validate
@@ -182,7 +183,9 @@ def publish(folder: Path, cfg: Config, label_free: bool = True, **extra: Any) ->
     (folder / "config.yaml").write_text(to_yaml(cfg))
     guidance = {"source": "none", "told": False, "p": None, "label_free": label_free}
     data = {"manifest": "", "root": "", "header": {}}
-    storage.publish_folder(folder, extra={"images": 7, "guidance": guidance, "data": data} | extra)
+    about = {"images": 7, "guidance": guidance, "data": data}
+    about |= {"saw_labels": not label_free, "origin": dict(SCRATCH)}
+    storage.publish_folder(folder, extra=about | extra)
     return student
 
 
@@ -201,6 +204,7 @@ def test_an_online_snapshot_is_taken_whole(tmp_path: Path) -> None:
     ours, record, _ = begin(config("d", from_snapshot(tmp_path / "s")))
     assert all(torch.equal(t, ours.state_dict()[n]) for n, t in theirs.state_dict().items())
     assert record["parts"] == ["backbone", "head"] and not record["saw_labels"]
+    assert record["trained"]["path"] == "rectified_flow" and record["trained"]["prediction"] == "v"
     assert (record["source"], record["path"], record["images"]) == (
         "snapshot",
         str(tmp_path / "s"),
@@ -295,6 +299,88 @@ def test_a_snapshot_of_another_network_is_named_before_anything_is_queued(
         assert check_weights(relearn)
 
 
+PATHS = [
+    ({"name": "vp", "prediction": "eps"}, "path.name=vp path.prediction=eps, and the weights .* learned "
+     "path.name=rectified_flow path.prediction=v; set .*, or init.time=relearn"),
+    ({"prediction": "x0"}, "path.name=rectified_flow path.prediction=x0, and"),
+    ({"prediction": "edm"}, "path.prediction=edm path.sigma_data=0.5, and"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "said"), PATHS)
+def test_a_snapshot_that_learned_something_else_is_learned_anew_or_refused(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    publish(tmp_path / "s", config("d"))
+    cfg = config("d", from_snapshot(tmp_path / "s"))
+    assert check_weights(cfg)
+    other = replace(cfg, path=replace(cfg.path, **changes))
+    with pytest.raises(UserError, match=said):
+        check_weights(other)
+    relearn = replace(other, init=replace(other.init, time="relearn"))
+    _, record, _ = begin(relearn)
+    assert record["trained"]["path"] == "rectified_flow" and record["trained"]["prediction"] == "v"
+
+
+def test_a_scale_that_the_weights_were_preconditioned_by_is_compared(tmp_path: Path) -> None:
+    base = config("d")
+    edm = replace(base, path=replace(base.path, name="edm", prediction="edm", sigma_data=0.5))
+    publish(tmp_path / "s", edm)
+    same = replace(edm, init=from_snapshot(tmp_path / "s"))
+    assert check_weights(same)
+    with pytest.raises(UserError, match=r"sigma_data=0\.4, and .*learned .*sigma_data=0\.5; set"):
+        check_weights(replace(same, path=replace(same.path, sigma_data=0.4)))
+
+
+UNETS = ["unet_sgdm_32", "unet_sgdm_cross_64", "unet_digits", "unet_ddpmpp"]
+
+
+@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("told_first", [True, False])
+def test_unets_of_other_guidance_fit_or_are_refused_at_submission(
+    name: str, told_first: bool, tmp_path: Path
+) -> None:
+    """What `agree` lets through can be transplanted; blocks change width only where the condition is beside time."""
+    small: dict[str, Any] = {"base": 32, "mult": (1, 2), "blocks": 1, "attention": ()}
+    base = config("d")
+    base = replace(base, model=replace(base.model, name=name, **small))
+    none, labels = (replace(base, guidance=g()) for g in (NoGuidance, LabelGuidance))
+    theirs, ours = (labels, none) if told_first else (none, labels)
+    given, fresh = build_student(theirs, 0), build_student(ours, 1)
+    run = replace(ours, init=from_snapshot(tmp_path))
+    if name == "unet_sgdm_32":
+        with pytest.raises(UserError, match=r"was told .*; set guidance="):
+            agree(theirs, run)
+        with pytest.raises(UserError, match="take a snapshot of this model"):
+            transplant(given, fresh, keep_labels=False)
+    else:
+        agree(theirs, run)
+        assert transplant(given, fresh, keep_labels=False) == ["backbone"]
+
+
+def test_a_snapshot_is_hashed_once_and_other_bytes_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(tmp_path / "s", config("d"))
+    cfg = config("d", from_snapshot(tmp_path / "s"))
+    promised, student = check_weights(cfg), build_student(cfg, 0)
+    weights = tmp_path / "s" / snapshot.ema_file(500)
+    hashed, plain = [], storage.sha256
+
+    def counted(path: Any) -> str:
+        hashed.append(Path(path).name)
+        return plain(path)
+
+    monkeypatch.setattr(storage, "sha256", counted)
+    initialise(student, cfg, promised)
+    assert hashed.count(weights.name) == 1
+    held = bytearray(weights.read_bytes())
+    held[-1] ^= 1
+    weights.write_bytes(held)
+    with pytest.raises(UserError, match="holds other bytes than its manifest says"):
+        initialise(student, cfg, promised)
+
+
 def test_tables_of_other_labels_cannot_be_kept(tmp_path: Path) -> None:
     labelled = config("d", guidance=LabelGuidance())
     publish(tmp_path / "s", labelled, label_free=False)
@@ -368,11 +454,16 @@ def test_an_official_file_marks_every_later_snapshot(tmp_path: Path) -> None:
     path = official_file(tmp_path / "dit.pt")
     ours, record, fresh = begin(config("d", official(path)))
     assert record["saw_labels"] and record["form"] == "dit" and record["labels"] == "drop"
+    assert record["null"] == "taken"
+    trained = {k: record["trained"][k] for k in ("time", "path", "betas", "prediction")}
+    assert trained == {"time": "index", "path": "ddpm", "betas": "linear", "prediction": "eps"}
     assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     weights = torch.load(path, weights_only=True)
     qkv = ours.backbone.get_parameter("blocks.3.attention.qkv.weight")
     assert torch.equal(qkv, weights["blocks.3.attn.qkv.weight"])
     assert torch.equal(ours.head.prototypes, fresh.head.prototypes)  # type: ignore[union-attr]
+    never_dropped = official_file(tmp_path / "rows.pt", rows=10)
+    assert begin(config("d", official(never_dropped)))[1]["null"] == "fresh"
     unlabelled = official_file(tmp_path / "null.pt", rows=1)
     assert not begin(config("d", official(unlabelled)))[1]["saw_labels"]
 
@@ -438,12 +529,56 @@ def test_submission_names_a_file_that_does_not_fit_without_torch(tmp_path: Path)
     assert said[5] == "False"
 
 
+def test_a_name_in_a_hub_cache_is_kept_though_it_is_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = official_file(tmp_path / "wide.safetensors", width=32).rename(tmp_path / "abc123")
+    link = tmp_path / "model.safetensors"
+    link.symlink_to(wide)
+    monkeypatch.chdir(tmp_path)
+    found = submit.absolute(config("d", official(Path("model.safetensors"))))
+    assert found.init.path == str(link)
+    with pytest.raises(UserError, match="of another size"):  # its header was read
+        check_weights(found)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home = submit.absolute(config("d", official(Path("~/model.safetensors"))))
+    assert home.init.path == str(link)
+
+
+def test_a_run_that_has_a_checkpoint_is_resubmitted_without_its_first_weights(
+    tmp_path: Path,
+) -> None:
+    path = official_file(tmp_path / "dit.pt")
+    cfg = config("d", official(path), runs=str(tmp_path / "runs"))
+    sha256 = submit.first_weights(cfg)
+    what = identity(cfg, "data", sha256)
+    run = RunFolder(tmp_path / "runs" / cfg.experiment / digest(what))
+    run.root.mkdir(parents=True)
+    write_record(run.run_json, {"id": run.root.name, "identity": what})
+    named = replace(cfg, name=run.root.name)
+    path.unlink()
+    with pytest.raises(UserError, match=r"is not a file; .* to go on with a run, name=RUN"):
+        submit.first_weights(cfg)
+    with pytest.raises(UserError, match="has no checkpoint yet; put the weights back"):
+        submit.first_weights(named)
+    checkpoint = run.checkpoint(64)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state").write_bytes(b"held")
+    storage.publish_folder(checkpoint, extra={})
+    assert submit.first_weights(named) == sha256
+    # weights that are there are asked, whatever the run says
+    official_file(path, seed=1)
+    assert submit.first_weights(named) != sha256
+
+
 # --- laws --------------------------------------------------------------------------------------
 
 BASE = ["experiment=digits_dit", "cluster=local"]
 LAWS = [
     ("init.path=x", "init.path=x means nothing for init.source=scratch"),
     ("init.form=dit", "init.form=dit means nothing for init.source=scratch"),
+    ("init.labels=keep", "init.labels=keep means nothing for init.source=scratch"),
+    ("init.time=relearn", "init.time=relearn means nothing for init.source=scratch"),
     ("init=snapshot", "init.source=snapshot needs weights; give init.path="),
     ("init=dit init.path=''", "init.source=official needs weights; give init.path="),
     ("init=dit init.path=s3://b/dit.pt", "copy them there"),
@@ -459,6 +594,15 @@ LAWS = [
     ("init=dit init.path=x.pt model.time=index model.qk_norm=true", "set model.qk_norm=false"),
     ("init=dit init.path=x.pt model.time=index init.labels=keep", "told no labels; set init.labels=drop, or "
      "guidance=labels"),
+    ("init=dit init.path=x.pt model.time=index", "path.name=rectified_flow path.prediction=v, and the weights of "
+     "init.path=x.pt learned path.name=ddpm path.betas=linear path.prediction=eps; set path.name=ddpm "
+     "path.betas=linear path.prediction=eps, or init.time=relearn"),
+    ("init=dit init.path=x.pt model.time=index path=ddpm_scaled", "path.betas=scaled_linear path.prediction=eps, and"),
+    ("init=sit init.path=x.pt model.time=data path=vp", "learned path.name=rectified_flow path.prediction=v; set"),
+    ("init=uvit init.path=x.pt model=uvit_s_2 guidance=none path=ddpm_scaled",
+     "learned path.name=vp path.prediction=eps; set"),
+    ("init=uvit init.path=x.pt model=uvit_s_2 guidance=none model.time=noise_1000 path=vp",
+     "learned path.name=ddpm path.betas=scaled_linear path.prediction=eps; set"),
     ("init=keep", "init=keep does not exist"),
 ]  # fmt: skip
 
@@ -474,10 +618,13 @@ def test_a_broken_law_names_field_value_and_cure(typed: str, said: str) -> None:
     "typed",
     [
         "",
-        "init=dit init.path=x.pt model.time=index",
+        "init=dit init.path=x.pt model.time=index path=ddpm",
         "init=sit init.path=x.safetensors model.time=data",
+        "init=sit init.path=x.safetensors model.time=data path=sgfm",
+        "init=uvit init.path=x.pt model=uvit_s_2 guidance=none path=vp",
+        "init=uvit init.path=x.pt model=uvit_s_2 guidance=none model.time=noise_1000 path=ddpm_scaled",
         "init=dit init.path=x.pt init.time=relearn model.time=data",
-        "init=dit init.path=x.pt model.time=index guidance=labels init.labels=keep",
+        "init=dit init.path=x.pt model.time=index path=ddpm guidance=labels init.labels=keep",
         "init=snapshot init.path=some/folder",
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from selfguide.models import assemble
 from selfguide.models.backbone import Backbone
 from selfguide.models.blocks import time_input
 from selfguide.official import adopt
-from selfguide.spec.config import InitConfig
+from selfguide.spec.config import Config, InitConfig
 from selfguide.spec.dit import DiTArchitecture
 from selfguide.spec.official import FORMS, POSITIONS, contents
 from selfguide.spec.sizes import TABLE, override
@@ -27,13 +28,18 @@ from selfguide.weights import read_weights
 from shards.errors import UserError
 from tests.selfguide import published
 from tests.selfguide.published import Weights
+from tests.selfguide.test_online import online_config
 
-CLASSES, BATCH = 5, 6
+CLASSES, BATCH = 10, 6  # as many as the digits' models are published with
 SMALL: dict[str, Any] = {"size": 8, "channels": 3, "patch": 2, "width": 32, "depth": 4}
 
 
-def init(form: str = "dit", **more: Any) -> InitConfig:
-    return InitConfig(**{"source": "official", "path": "weights.pt", "form": form} | more)
+def init(form: str = "dit", **more: Any) -> Config:
+    """A run that begins from such a file; the name says how many classes its model is published with."""
+    base = online_config()
+    begin = InitConfig(**{"source": "official", "path": "weights.pt", "form": form} | more)
+    name = "uvit_digits" if form == "uvit" else "dit_digits"
+    return replace(base, init=begin, model=replace(base.model, name=name))
 
 
 def dit_weights(**changes: Any) -> Weights:
@@ -159,6 +165,56 @@ def test_a_dropped_table_leaves_its_null_row_and_its_memory() -> None:
     assert not alone.saw_labels
 
 
+def told(backbone: Backbone) -> dict[str, Tensor]:
+    return {n: t.clone() for n, t in backbone.state_dict().items() if n.startswith("condition.")}
+
+
+@pytest.mark.parametrize("form", ["dit", "uvit"])
+@pytest.mark.parametrize("labels", ["drop", "keep"])
+def test_without_a_null_row_no_class_becomes_null(form: str, labels: str) -> None:
+    """Trained without dropping labels: as many rows as classes."""
+    make, name = (dit_weights, "dit_s_2") if form == "dit" else (uvit_weights, "uvit_l_2")
+    weights, ours = make(rows=CLASSES), small(name)
+    fresh = told(ours)
+    found = adopt(ours, weights, init(form, labels=labels))
+    assert found.saw_labels and not found.null and found.classes == CLASSES
+    if labels == "keep":
+        fresh["condition.labels.weight"] = weights[found.form.table]
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in told(ours).items())
+
+
+def test_a_table_of_who_knows_how_many_classes() -> None:
+    """Of 7 rows nobody can say whether the last is a class; a run that keeps 6 or 7 classes can."""
+    weights = dit_weights(rows=7)
+    ours = small()
+    fresh = told(ours)
+    assert not adopt(ours, weights, init()).null
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in told(ours).items())
+    table = weights[FORMS["dit"].table]
+    for classes in (6, 7):
+        ours = small(classes=classes)
+        found = adopt(ours, weights, init(labels="keep"))
+        assert torch.equal(ours.get_parameter("condition.labels.weight"), table[:classes])
+        assert found.null is (classes == 6)
+    with pytest.raises(UserError, match=r"has 7 classes, this network 5; set init\.labels=drop"):
+        adopt(small(classes=5), weights, init(labels="keep"))
+    # the publisher's 10 classes and null are likelier than a run's 11
+    with pytest.raises(UserError, match="has 10 classes and a null row, this network 11"):
+        adopt(small(classes=11), dit_weights(), init(labels="keep"))
+
+
+@pytest.mark.parametrize("shape", [(), (32,), (1, 11, 32)])
+def test_a_label_table_that_is_no_table_is_named(shape: tuple[int, ...]) -> None:
+    for form, weights in (("dit", dit_weights()), ("uvit", uvit_weights())):
+        weights[FORMS[form].table] = torch.zeros(shape)
+        ours = small("uvit_l_2" if form == "uvit" else "dit_s_2")
+        with pytest.raises(UserError, match=r"of shape \(.*a table of labels is \(rows, 32\)"):
+            adopt(ours, weights, init(form))
+
+
+NEVER_DROPPED = ("uvit_m_4",)  # ImageNet 64: no null row (Bao et al. 2023)
+
+
 @pytest.mark.parametrize("name", [n for n in TABLE if n.startswith(("dit_", "uvit_"))])
 def test_every_published_size_has_a_place_for_every_tensor(name: str) -> None:
     """On the meta device: names and shapes of the tables are those of the modules, and nothing of ours is left out."""
@@ -169,9 +225,13 @@ def test_every_published_size_has_a_place_for_every_tensor(name: str) -> None:
         make = published.dit_weights if form == "dit" else published.uvit_weights
         flag = {"sigma": net.learn_sigma} if form == "dit" else {"conv": net.conv}  # type: ignore
         sizes = {k: getattr(net, k) for k in SMALL}
-        theirs = make(**sizes, rows=net.classes + 1 if net.classes else form == "dit", **flag)  # type: ignore[arg-type]
+        rows = net.classes + 1 if net.classes else int(form == "dit")
+        if name in NEVER_DROPPED:
+            rows = net.classes
+        theirs = make(**sizes, rows=rows, **flag)  # type: ignore[arg-type]
     shapes = {n: tuple(t.shape) for n, t in theirs.items()}
-    found = contents(shapes, form, net, "file")
+    found = contents(shapes, form, net, "file", (net.classes,))
+    assert found.classes == net.classes and found.null is (rows > net.classes)
     assert all(own[ours] == shapes[name] for name, ours in found.names.items())
     apart = {"positions", "condition.null", "condition.unconditional", "condition.labels.weight"}
     assert own.keys() - set(found.names.values()) <= apart
@@ -186,7 +246,7 @@ WRONG = [
     ("input", {}, {"size": 16}, "pos_embed is (1, 16, 32) there, and this model takes (1, 64, 32)"),
     ("deeper", {}, {"depth": 5}, "lacks blocks.4.attn.qkv.weight and 9 more"),
     ("shallower", {}, {"depth": 3}, "holds blocks.3.attn.qkv.weight and 9 more"),
-    ("classes", {}, {"classes": 4}, "has 5 classes and a null row, this network 4; set init.labels=drop"),
+    ("classes", {}, {"classes": 4}, "has 10 classes and a null row, this network 4; set init.labels=drop"),
     ("sigma", {"sigma": False}, {}, "predicts no sigma and model.learn_sigma=true"),
 ]  # fmt: skip
 
@@ -241,7 +301,7 @@ def test_files_of_every_kind_hold_the_same(kind: str, tmp_path: Path) -> None:
             "nested.pth": {"state_dict": {"model": weights}, "step": 7},
         }[kind]
         torch.save(held, path)
-    read = read_weights(path)
+    read = read_weights(path, "weights")
     assert read.keys() == weights.keys()
     tolerance = 2e-3 if kind == "file.safetensors" else 0.0
     for name, tensor in weights.items():
@@ -264,19 +324,28 @@ def test_a_file_that_would_run_something_is_only_refused(
     (tmp_path / "torn.pt").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "torn.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{")
-    for name in ("trap.pt", "trap.pth", "module.pt", "torn.pt", "empty.pt", "torn.safetensors"):
-        with pytest.raises(UserError, match="cannot be read as tensors only"):
-            read_weights(tmp_path / name)
+    names = ["trap.pt", "trap.pth", "module.pt", "torn.pt", "empty.pt", "torn.safetensors"]
+    # what the unpickler ends in: IndexError, KeyError, UnicodeDecodeError, ...
+    for i, held in enumerate((b"0", b"garbage", b"h\x07.", b"X\x02\0\0\0\xff\xfe.")):
+        (tmp_path / f"garbage_{i}.pt").write_bytes(held)
+        names.append(f"garbage_{i}.pt")
+    for name in names:
+        with pytest.raises(
+            UserError, match=r"^init\.path=X cannot be read as tensors only"
+        ) as error:
+            read_weights(tmp_path / name, "init.path=X")
+        assert "weights_only" not in str(error.value)
+        assert "must be a safetensors file, or a torch file of tensors" in str(error.value)
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match="holds no state dict"):
-        read_weights(tmp_path / "list.pt")
+        read_weights(tmp_path / "list.pt", "init.path=X")
     assert not (tmp_path / "sprung").exists()
 
 
 def test_what_a_published_net_was_fed_is_what_ours_is_fed() -> None:
     """The inputs that the forwards above were given: DiT's index, SiT's data-time, U-ViT's 999 t."""
     tau = torch.tensor([0.001, 0.5, 1.0])
-    fed = {form: time_input(FORMS[form].time[0], tau) for form in FORMS}
+    fed = {form: time_input(FORMS[form].trained[0].time, tau) for form in FORMS}
     torch.testing.assert_close(fed["dit"], torch.tensor([0.0, 499.0, 999.0]))
     torch.testing.assert_close(fed["sit"], torch.tensor([0.999, 0.5, 0.0]))
     torch.testing.assert_close(fed["uvit"], torch.tensor([0.999, 499.5, 999.0]))
