@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from selfguide.denoiser import Denoiser
-from selfguide.paths import Path, VarianceExploding
+from selfguide.paths import DDPM, Path, VarianceExploding
 from selfguide.preconditioning import Preconditioning
 from selfguide.randomness import normal
+from selfguide.spec.sampling import most_steps
 from shards.errors import UserError
 
 Callback = Callable[[int, float, Tensor], None]  # step, the noise-time it reached, the state there
@@ -80,19 +81,37 @@ class Walk:
 
 
 def noise_times(preconditioning: Preconditioning, steps: int, shift: float = 1.0) -> Tensor:
-    """(steps + 1,) falling noise-times, fp64: the path's grid, shifted, from where the prediction can be read."""
+    """(steps + 1,) falling noise-times, fp64: the path's grid, shifted, from where the prediction can be read.
+
+    A discrete table has its shifted noise-times at whole entries, and refuses as many steps as would meet at one.
+    """
+    path = preconditioning.path
     if steps < 1:
         raise UserError(f"steps={steps} is too small; take 1 or more")
-    if shift != 1 and isinstance(preconditioning.path, VarianceExploding):
+    if shift != 1 and isinstance(path, VarianceExploding):
         raise UserError(
             f"shift={shift} moves noise-times, and this path has a grid of noise levels; drop it"
         )
-    return begun_at(preconditioning.first, shifted(preconditioning.path.grid(steps), shift))
+    times = within(path.grid(steps), shift)
+    if shift != 1 and isinstance(path, DDPM):
+        if steps > most_steps(shift):
+            raise UserError(
+                f"steps={steps} with shift={shift} would stand still on this path's {path.steps} noise levels; "
+                f"take {most_steps(shift)} steps or fewer, or a shift nearer 1"
+            )
+        even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)  # not rounded twice
+        times = (shifted(even, shift) * path.steps).round() / path.steps
+    # squeezed, not clipped, since two equal times are a step of no length
+    return times * min(1.0, preconditioning.first / float(times[0]))
 
 
-def begun_at(first: float, times: Tensor) -> Tensor:
-    """`times` from no earlier than `first`; squeezed, not clipped, since two equal times are a step of no length."""
-    return times * min(1.0, first / float(times[0]))
+def within(times: Tensor, k: float) -> Tensor:
+    """Falling noise-times, shifted between their ends, which stay."""
+    if k == 1 or len(times) == 1:
+        return times
+    first, last = times[0], times[-1]
+    share = shifted((times - last) / (first - last), k)[1:-1]
+    return torch.cat((times[:1], last + (first - last) * share, times[-1:]))
 
 
 def shifted(times: Tensor, k: float) -> Tensor:

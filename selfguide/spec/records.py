@@ -46,6 +46,8 @@ class Protocol:
     def key(self) -> str:
         """What a column of scores is headed by; no settings leave no trace, so plain samplers keep their column."""
         said = asdict(self)
+        if self.g == 1:  # nothing is guided, wherever
+            said["interval"] = (0.0, 1.0)
         if not said["settings"]:
             del said["settings"]
         return digest(said)

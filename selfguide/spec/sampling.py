@@ -28,13 +28,21 @@ def read(config: SamplerConfig) -> dict[str, Any]:
 
 
 def told_apart(config: SamplerConfig) -> dict[str, Any]:
-    """What changes a sample beyond name, steps, tolerance, g and interval; empty where nothing does."""
+    """What changes a sample beyond name, steps, tolerance, g and interval; empty where nothing does.
+
+    Nothing is guided at g = 1, and so guided_channels change nothing there.
+    """
     settings = {k: v for k, v in read(config).items() if k not in ("rtol", "atol")}
     if config.shift != 1:
         settings["shift"] = config.shift
-    if config.guided_channels is not None:
+    if config.guided_channels is not None and config.g != 1:
         settings["guided_channels"] = config.guided_channels
     return settings
+
+
+def most_steps(shift: float) -> int:
+    """The most steps that `shift` keeps apart on a table of DDPM_STEPS: its least slope is k or 1 / k."""
+    return max(1, math.floor(DDPM_STEPS * min(shift, 1 / shift)))
 
 
 def validate_sampler(config: SamplerConfig, path: PathConfig) -> None:
@@ -91,6 +99,12 @@ def _on_path(config: SamplerConfig, path: PathConfig) -> None:
         raise UserError(
             f"sampler.steps={config.steps} is more than the {DDPM_STEPS} noise levels of path.name=ddpm; "
             f"take {DDPM_STEPS} or fewer"
+        )
+    if path.name == "ddpm" and config.shift != 1 and config.steps > most_steps(config.shift):
+        raise UserError(
+            f"sampler.steps={config.steps} with sampler.shift={config.shift} would stand still on the {DDPM_STEPS} "
+            f"noise levels of path.name=ddpm; take sampler.steps={most_steps(config.shift)} or fewer, or a shift "
+            "nearer 1"
         )
     if sigmas and config.shift != 1:
         raise UserError(

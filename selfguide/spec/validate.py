@@ -10,7 +10,7 @@ import math
 import re
 
 from selfguide.spec.architecture import Architecture
-from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, PathConfig
+from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, PathConfig, SamplerConfig
 from selfguide.spec.origin import validate_init
 from selfguide.spec.sampling import refuse_unread, validate_sampler
 from selfguide.spec.sizes import architecture
@@ -306,6 +306,11 @@ def _cosine(path: PathConfig, channels: int) -> None:
 
 def _sampling(config: Config) -> None:
     refuse_unread(config.sampler)
+    if config.sampler.name == "dopri5" and config.sampler.steps != SamplerConfig.steps:
+        raise UserError(
+            f"sampler.steps={config.sampler.steps} is a number that dopri5 chooses itself, by sampler.rtol and "
+            "sampler.atol; drop it or change the sampler"
+        )
     validate_sampler(config.sampler, config.path)
     if config.guidance.source == "none" and config.sampler.g != 1:
         raise UserError(

@@ -15,6 +15,7 @@ from selfguide.paths import DDPM, RectifiedFlow, VarianceExploding
 from selfguide.preconditioning import Preconditioning
 from selfguide.samplers import SAMPLERS, sample
 from selfguide.samplers.walk import Walk, noise_times, shifted
+from selfguide.spec.sampling import most_steps
 from shards.errors import UserError
 from tests.selfguide.exact import MEAN, PATHS, SD, exact, gaussian, on_the_ode
 
@@ -161,6 +162,7 @@ def test_euler_is_ddim_where_the_path_is_straight_in_its_clock(path: str) -> Non
         ("euler_maruyama", "rf", 250, {"diffusion": "sit"}),
         ("euler_maruyama", "rf", 250, {"diffusion": "repa"}),
         ("euler_maruyama", "rf", 250, {"diffusion": "sbdm"}),
+        ("euler_maruyama", "rf", 50, {"diffusion": "sbdm"}),
         ("ddim", "rf", 250, {"eta": 1.0}),
         ("ddim", "rf", 250, {"eta": 0.5}),
         ("ddim", "ddpm", 250, {"eta": 1.0}),
@@ -216,6 +218,60 @@ def test_sampling_walks_the_shifted_grid() -> None:
         callback=lambda i, tau, x: seen.append(tau),
     )
     assert seen == pytest.approx([2 * t / (1 + t) for t in (0.8, 0.6, 0.4, 0.2, 0.0)], abs=1e-15)
+
+
+@pytest.mark.parametrize("shift", [0.2, 0.5, 2.0, 1 / 0.3])
+@pytest.mark.parametrize("path", ["rf", "smin", "vp", "ddpm"])
+def test_shift_moves_the_inside_and_leaves_both_ends(path: str, shift: float) -> None:
+    form = Preconditioning(*PATHS[path])  # type: ignore[arg-type]
+    for steps in (1, 2, 30, 100):
+        plain, moved = noise_times(form, steps), noise_times(form, steps, shift)
+        assert moved[0] == plain[0] and moved[-1] == plain[-1] and (moved.diff() < 0).all()
+        inside = shift * plain / (1 + (shift - 1) * plain)
+        tolerance = {"vp": 5e-3, "ddpm": 3e-3}.get(
+            path, 1e-12
+        )  # where it ends early; whole entries
+        torch.testing.assert_close(moved[1:-1], inside[1:-1], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("shift", [0.1, 0.3, 0.7, 1.5, 1 / 0.3, 10.0])
+def test_a_shifted_table_stays_on_its_entries_up_to_the_most_steps_it_allows(shift: float) -> None:
+    form, most = Preconditioning(DDPM(), "eps"), most_steps(shift)
+    for steps in {1, 7, most // 2, most - 1, most}:
+        entries = noise_times(form, steps, shift) * 1000
+        torch.testing.assert_close(entries, entries.round(), atol=1e-9, rtol=0)
+        assert (entries.diff() < -0.5).all() and len(entries) == steps + 1
+    with pytest.raises(UserError, match=f"steps={most + 1} with shift.*take {most} steps or fewer"):
+        noise_times(form, most + 1, shift)
+
+
+@pytest.mark.parametrize("path", ["rf", "rf_eps", "vp"])
+def test_shift_leaves_the_last_step_of_euler_maruyama_alone(path: str) -> None:
+    seen: dict[float, list[float]] = {}
+    for shift in (1.0, 1 / 0.3):
+        times = seen[shift] = []
+        sample(
+            "euler_maruyama", exact(path, 8), NOISE, steps=6, shift=shift, seeds=SEEDS,
+            callback=lambda i, tau, x, times=times: times.append(tau),
+        )  # fmt: skip
+    assert [times[-2:] for times in seen.values()] == [[0.04, 0.0]] * 2
+    assert all(a < b for a, b in zip(seen[1.0][:4], seen[1 / 0.3], strict=False))
+
+
+@pytest.mark.parametrize("path", ["rf", "rf_eps", "vp"])
+@pytest.mark.parametrize("steps", [20, 50, 250])
+def test_sbdm_keeps_the_deviation_from_its_first_step_on(path: str, steps: int) -> None:
+    count, seen = 4000, []
+    denoiser = exact(path, count)
+    sample(
+        "euler_maruyama", denoiser, gaussian(count, 1, 1, 4), steps=steps, diffusion="sbdm",
+        seeds=torch.arange(count), callback=lambda i, tau, x: seen.append((tau, x.std().item())),
+    )  # fmt: skip
+    for number, (tau, found) in enumerate(seen):
+        a, b, _, _ = denoiser.path.coefficients(torch.tensor(tau, dtype=torch.float64))
+        wanted = math.sqrt((a * SD) ** 2 + b**2)
+        # c = 0.1 at each step: 1 + c^2 of the variance after one, 1 / (1 - c / 2) after many
+        assert abs(found / wanted - 1) < (0.025 if number == 0 else 0.08), (number, found, wanted)
 
 
 @pytest.mark.parametrize("steps", [10, 1500])
@@ -287,6 +343,7 @@ BAD = [
     ("euler", "edm", {"shift": 2.0}, "shift=2.0.*drop it"),
     ("dopri5", "rf", {"shift": 2.0}, "shift=2.0.*drop it"),
     ("euler", "ddpm", {"steps": 1001}, "1001.*1000 or fewer"),
+    ("ddim", "ddpm", {"steps": 501, "shift": 2.0}, "steps=501 with shift=2.0.*500 steps or fewer"),
     ("ddim", "rf", {"eta": 1.5}, r"eta=1.5.*\[0, 1\]"),
     ("ddim", "rf", {"eta": 0.5}, r"eta=0.5 draws noise.*seeds, int64 of shape \(8,\)"),
     ("heun", "edm", {"churn": 5.0}, "churn=5.0 draws noise.*seeds"),

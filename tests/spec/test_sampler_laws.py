@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from selfguide.denoiser import Denoiser
 from selfguide.paths import build_path
 from selfguide.samplers import SAMPLERS, sample, settings
 from selfguide.spec.config import PathConfig, SamplerConfig, build
+from selfguide.spec.conventions import guidance_interval, noise_shift, total_weight
 from selfguide.spec.records import Protocol
 from selfguide.spec.sampling import READS, read, told_apart, validate_sampler
 from selfguide.spec.validate import validate
@@ -26,6 +27,7 @@ from shards.errors import UserError
 from tests.board.fakes import PROTOCOL
 from tests.selfguide.exact import ExactGaussian, exact, gaussian
 
+SEEDS = torch.arange(2)
 PRESETS = sorted(path.stem for path in (Path(configs.__file__).parent / "sampler").glob("*.yaml"))
 BAD = [
     # settings, field and value, a word of the cure
@@ -53,8 +55,12 @@ BAD = [
     ("sampler=dopri5 sampler.churn=1", "sampler.churn=1.0 is read by sampler.name=heun", "drop it"),
     ("sampler.diffusion=repa", "is read by sampler.name=euler_maruyama", "change the sampler"),
     ("sampler=dopri5 sampler.shift=2", "sampler.shift=2.0", "drop it"),
+    ("sampler=dopri5 sampler.steps=20", "sampler.steps=20", "sampler.rtol"),
+    ("guidance=none sampler.g=1.5", "sampler.g=1.5", "take sampler.g=1"),
+    ("guidance=none sampler.g=0", "sampler.g=0.0", "guidance=online or labels"),
     # not on this path
     ("path=ddpm sampler.steps=1001", "sampler.steps=1001", "1000 or fewer"),
+    ("path=ddpm sampler.steps=501 sampler.shift=2", "sampler.steps=501", "sampler.steps=500 or"),
     ("path=edm sampler.shift=2", "sampler.shift=2.0", "drop it"),
     ("sampler=heun_edm sampler.churn=1", "sampler.churn=1.0", "path=edm"),
     ("path=edm sampler=euler_maruyama_repa", "name=euler_maruyama", "sampler.eta=1"),
@@ -77,6 +83,63 @@ def test_every_preset_is_valid_on_the_path_it_is_for(preset: str) -> None:
     path = "edm" if "edm" in preset else "rectified_flow"
     config = compose(["experiment=in1k_dit", "cluster=slurm", f"path={path}", f"sampler={preset}"])
     validate(config)
+
+
+def preset(name: str, path: str) -> SamplerConfig:
+    return compose(
+        ["experiment=in1k_dit", "cluster=slurm", f"path={path}", f"sampler={name}"]
+    ).sampler
+
+
+LATE, NEARLY = guidance_interval("repa", 0.7), guidance_interval("lightningdit", 0.11)
+SHIFT = noise_shift("lightningdit", 0.3)
+# preset -> path, network evaluations, and what its paper changes of a plain run; nothing else may differ
+PAPERS: dict[str, tuple[str, int | None, dict[str, Any]]] = {
+    "euler": ("rectified_flow", 50, {}),
+    "ddim": ("ddpm", 250, {"name": "ddim", "steps": 250}),
+    "dpm2": ("vp", 50, {"name": "dpm2", "steps": 25}),
+    "dpmpp": ("vp", 20, {"name": "dpmpp", "steps": 20}),
+    "dopri5": ("sgfm", None, {"name": "dopri5", "rtol": 1e-5, "atol": 1e-5}),
+    "dopri5_sit": ("rectified_flow", None, {"name": "dopri5", "rtol": 1e-3, "atol": 1e-6}),
+    "euler_maruyama_sit": ("rectified_flow", 250, {
+        "name": "euler_maruyama", "steps": 250, "diffusion": "sit",
+        "g": total_weight("sit", 1.5), "guided_channels": 3,
+    }),
+    "euler_maruyama_repa": ("rectified_flow", 250, {
+        "name": "euler_maruyama", "steps": 250, "diffusion": "repa",
+        "g": total_weight("repa", 1.8), "interval": LATE,
+    }),
+    "lightning": ("lightning", 250, {
+        "steps": 250, "shift": SHIFT, "g": total_weight("lightningdit", 10.0),
+        "interval": NEARLY, "guided_channels": 3,
+    }),
+    "ddae": ("rectified_flow_logit_normal", 250, {
+        "steps": 250, "shift": noise_shift("ddae++", 1 / 0.3), "g": total_weight("ddae++", 1.5),
+        "interval": guidance_interval("ddae++", 0.89),
+    }),
+    "heun_edm": ("edm", 35, {"name": "heun", "steps": 18}),
+    "heun_edm_64": ("edm", 79, {"name": "heun", "steps": 40}),
+    "heun_edm_churn": ("edm", 511, {
+        "name": "heun", "steps": 256, "churn": 40.0, "churn_sigma": (0.05, 50.0), "churn_noise": 1.003,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_what_its_paper_says(name: str) -> None:
+    path, evaluations, said = PAPERS[name]
+    found, wanted = asdict(preset(name, path)), asdict(SamplerConfig(**said))
+    for field, value in wanted.items():
+        if isinstance(value, str) or value is None:
+            assert found[field] == value, field
+        else:
+            assert found[field] == pytest.approx(value, rel=1e-12), field
+    if evaluations is not None:
+        config = compose(["experiment=in1k_dit", "cluster=slurm", f"path={path}"]).path
+        net = ExactGaussian(build_path(config), config.prediction)
+        denoiser = Denoiser(net, net.path, Condition.unconditional(2), prediction=config.prediction)
+        sample(denoiser=denoiser, noise=gaussian(2), seeds=SEEDS, **settings(preset(name, path)))
+        assert denoiser.evaluations == evaluations
 
 
 def test_the_table_of_settings_is_what_the_samplers_take() -> None:
@@ -125,7 +188,8 @@ def test_validation_allows_exactly_what_the_sampler_can_walk(name: str, path: st
     prediction = {"rectified_flow": "v", "edm": "edm"}.get(path, "eps")
     chosen = PathConfig(name=path, prediction=prediction)  # type: ignore[arg-type]
     walked, condition = build_path(chosen), Condition.unconditional(2)
-    for changes in ({}, {"shift": 2.0}, {"churn": 1.0}, {"steps": 1001}):
+    crowded = {"steps": 600, "shift": 2.0}
+    for changes in ({}, {"shift": 2.0}, {"churn": 1.0}, {"steps": 1001}, crowded):
         if ("churn" in changes and name != "heun") or ("steps" in changes and path != "ddpm"):
             continue
         config = build(SamplerConfig, {"name": name, "steps": 2} | changes)
@@ -145,12 +209,20 @@ def test_a_protocol_names_what_changes_a_sample_and_only_that() -> None:
     assert told_apart(SamplerConfig()) == {} == told_apart(SamplerConfig(name="dopri5"))
     assert told_apart(SamplerConfig(name="ddim", clip=1.0)) == {"eta": 0.0, "clip": 1.0}
     shifted = SamplerConfig(shift=2.0, guided_channels=3)
-    assert told_apart(shifted) == {"shift": 2.0, "guided_channels": 3}
+    assert told_apart(shifted) == {"shift": 2.0}  # g is 1
+    assert told_apart(replace(shifted, g=2.0)) == {"shift": 2.0, "guided_channels": 3}
+    assert told_apart(replace(shifted, g=0.0)) == {"shift": 2.0, "guided_channels": 3}
 
 
 def key(**settings: Any) -> str:
     protocol: Protocol = replace(PROTOCOL, settings=settings)
     return protocol.key
+
+
+def test_an_interval_parts_columns_where_something_is_guided_in_it() -> None:
+    half: Protocol = replace(PROTOCOL, interval=(0.0, 0.5))
+    assert PROTOCOL.g == 1 and half.key == PROTOCOL.key
+    assert replace(half, g=2.0).key != replace(PROTOCOL, g=2.0).key
 
 
 def test_settings_part_columns_and_scores_without_any_keep_theirs() -> None:
