@@ -28,10 +28,9 @@ def read_weights(path: Path, where: str) -> dict[str, Tensor]:
     """
     try:
         found = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except (
-        Exception
-    ) as error:  # bytes that are no weights end torch's reader in any exception there is
-        # torch's own message says how to run what the file says; nobody should do that on our word
+    except Exception as error:
+        # bytes that are no weights end torch's reader in any exception there is, and its message advises to run what
+        # the file says, which nobody should do on our word
         reason = error.strerror if isinstance(error, OSError) else type(error).__name__
         raise UserError(
             f"{where} cannot be read as tensors only ({reason}); it must be a safetensors file, or a torch file of "

@@ -165,12 +165,12 @@ def contents_of(
 
 
 def _header(path: Path, where: str) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open  # needs NumPy, and a dry run does not
+    from safetensors import safe_open  # needs NumPy, and a dry run does not
 
     try:
         with safe_open(path, framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except Exception as error:  # SafetensorError, or what the file system says
         raise UserError(
             f"{where} is no whole safetensors file ({error}); fetch it again"
         ) from error
