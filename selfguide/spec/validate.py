@@ -10,7 +10,14 @@ import math
 import re
 
 from selfguide.spec.architecture import Architecture
-from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, PathConfig, SamplerConfig
+from selfguide.spec.config import (
+    Config,
+    LabelGuidance,
+    OnlineGuidance,
+    PathConfig,
+    SamplerConfig,
+    TrainConfig,
+)
 from selfguide.spec.origin import validate_init
 from selfguide.spec.sampling import refuse_unread, validate_sampler
 from selfguide.spec.sizes import architecture
@@ -209,18 +216,7 @@ def _guidance(config: Config, net: Architecture) -> None:
             "take a value below 1"
         )
     _interval("guidance.mask", guidance.mask)
-    if not 0 < guidance.switch < 1:
-        raise UserError(
-            f"guidance.switch={guidance.switch} is a share of training: take a value between 0 and 1, both excluded"
-        )
-    steps = config.train.images // config.train.batch
-    if round(guidance.switch * steps) >= steps:
-        raise UserError(
-            f"guidance.switch={guidance.switch} of {steps} steps is their end: the model would never be told its "
-            f"prototypes; take {math.floor((1 - 1 / steps) * 1000) / 1000:g} or less"
-            if steps > 1
-            else f"train.images={config.train.images} is one step, which guidance.switch cannot divide; train longer"
-        )
+    _switch(guidance.switch, config.train)
     if not guidance.epsilon >= LEAST_EPSILON:
         raise UserError(
             f"guidance.epsilon={guidance.epsilon}: codes of cosine scores underflow in fp32; "
@@ -229,6 +225,26 @@ def _guidance(config: Config, net: Architecture) -> None:
     _positive("guidance.temperature", guidance.temperature)
     _within("guidance.weight", guidance.weight, 0.0, math.inf)
     _within("guidance.drop", guidance.drop, 0.0, 1.0, below_high=True)
+
+
+def _switch(switch: float, train: TrainConfig) -> None:
+    """Both stages have a step at least."""
+    if not 0 < switch < 1:
+        raise UserError(
+            f"guidance.switch={switch} is a share of training: take a value between 0 and 1, both excluded"
+        )
+    steps = train.images // train.batch
+    if steps == 1:
+        raise UserError(
+            f"train.images={train.images} is one step of train.batch={train.batch}, and guidance=online has two "
+            "stages; train for two batches or more"
+        )
+    if round(switch * steps) == steps:
+        latest = math.floor((1 - 1 / steps) * 1000) / 1000
+        raise UserError(
+            f"guidance.switch={switch} is the end of {steps} steps: the model would never be told its prototypes; "
+            f"take guidance.switch={latest:g} or less"
+        )
 
 
 def _path(config: Config) -> None:

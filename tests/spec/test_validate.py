@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from launcher.compose import compose, experiments, options
 from selfguide.spec.validate import validate
+from selfguide.training.loop import switch_images
 from shards.errors import UserError
 
 SLURM = compose(["experiment=digits_uncond", "cluster=slurm"])
 DIGITS = ["experiment=digits_dit", "cluster=local"]
+ONLINE = compose(DIGITS)
 
 BAD = [
     # settings, field and value, a word of the cure
@@ -77,8 +79,12 @@ BAD = [
     ("guidance.pooling=cls", "model.cls_token is false", "model.cls_token=true"),
     ("guidance.switch=0", "guidance.switch=0.0", "between 0 and 1"),
     ("guidance.switch=1", "guidance.switch=1.0", "between 0 and 1"),
+    ("guidance.switch=0.9999", "guidance.switch=0.9999", "guidance.switch=0.999 or less"),
     ("guidance.mask=[0.3,0.2]", "guidance.mask=[0.3, 0.2]", "low <= high"),
     ("guidance.noise_time=1.5", "guidance.noise_time=1.5", "[0.0, 1.0]"),
+    ("guidance.noise_time=1", "guidance.noise_time=1.0", "below 1"),
+    ("path=ddpm guidance.noise_time=1", "guidance.noise_time=1.0", "below 1"),
+    ("path=vp guidance.noise_time=1", "guidance.noise_time=1.0", "below 1"),
     ("guidance.teacher_refresh=1000", "guidance.teacher_refresh=1000", "1024"),
     ("guidance.groups=1", "guidance.groups=1", "2 or more"),
     ("guidance.epsilon=0.01", "guidance.epsilon=0.01", "0.023 or more"),
@@ -118,6 +124,24 @@ def test_every_guidance_composes_with_every_experiment(experiment: str, guidance
     if guidance.endswith("online"):
         settings += ["guidance.pooling=flat", "guidance.layer=2"]
     validate(compose(settings))
+
+
+@given(steps=st.integers(1, 3000), switch=st.floats(0.001, 0.9999))
+def test_both_stages_have_a_step_at_least(steps: int, switch: float) -> None:
+    base = ONLINE
+    images = steps * base.train.batch
+    cadence = dict.fromkeys(("images", "log_every", "snapshot_every", "checkpoint_every"), images)
+    train = replace(base.train, warmup_images=0, **cadence)
+    config = replace(base, train=train, guidance=replace(base.guidance, switch=switch))
+    if switch_images(config) < images:
+        validate(config)
+        return
+    with pytest.raises(UserError) as raised:
+        validate(config)
+    cure = re.search(r"take guidance\.switch=([\d.]+) or less$", str(raised.value))
+    assert (cure is None) == (steps == 1)
+    if cure is not None:
+        validate(replace(config, guidance=replace(config.guidance, switch=float(cure.group(1)))))
 
 
 def test_auto_must_be_decided_first() -> None:
