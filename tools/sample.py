@@ -153,6 +153,10 @@ def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig
     sampler = build(SamplerConfig, own | changes, "sampler")
     validate_sampler(sampler, snapshot.config.path)
     refuse_unread(sampler)
+    if "g" in changes and sampler.g != 1 and not snapshot.guidance["told"]:
+        raise UserError(
+            f"--g {sampler.g:g}: this snapshot is told nothing, so nothing can be guided; drop it"
+        )
     return sampler
 
 
