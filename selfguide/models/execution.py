@@ -52,7 +52,9 @@ def _require_compiler(device: torch.device) -> None:
         torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
     except RuntimeError as error:
         needed = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler"
-        cause = str(error).strip().splitlines()[0]
+        cause = " ".join(
+            str(error).strip().split("\n\n")[0].split()
+        )  # advice on debugging torch follows
         raise UserError(
             f"engine.compile=true needs {needed} on every node, and torch could compile nothing for "
             f"{device.type} ({cause}); install g++ or name one in CXX, or set engine.compile=false"
