@@ -73,7 +73,7 @@ def text(config: Config) -> str:
         ("weights", _beginning(config)),
         ("data", f"{found['data']['root']} (not checked)"),
     ]
-    parts = [f"# config\n{to_yaml(config)}"]
+    parts = [f"# config\n{to_yaml(config, unset=False)}"]
     if found["sbatch"]:
         parts.append(f"# sbatch script\n{found['sbatch']}")
     parts.append("# what it takes\n" + "\n".join(f"{name:<17}{value}" for name, value in rows))

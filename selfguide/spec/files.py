@@ -23,8 +23,16 @@ def plain(config: Config) -> dict[str, Any]:
     return lists(asdict(config))
 
 
-def to_yaml(config: Config) -> str:
-    return yaml.safe_dump(plain(config), sort_keys=False)
+def to_yaml(config: Config, *, unset: bool = True) -> str:
+    """YAML that `read_config` reads; without `unset` what is left open (null) is not shown."""
+    values = plain(config)
+    return yaml.safe_dump(values if unset else _set(values), sort_keys=False)
+
+
+def _set(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _set(inner) for key, inner in value.items() if inner is not None}
+    return value
 
 
 def read_config(path: Path) -> Config:
