@@ -8,7 +8,7 @@ PARALLEL := tests/selfguide tests/spec tests/shards tests/board
 SERIAL := tests/launcher tests/tools tests/cluster tests/browser tests/end_to_end tests/test_packaging.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install install-dev demo test test-fast lint compare bench cluster-up cluster-down wheel-check clean
+.PHONY: help install install-dev demo test test-slow test-fast lint compare bench cluster-up cluster-down wheel-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
@@ -32,11 +32,14 @@ demo: install ## real digits as shards, self-guided training on two ranks, evalu
 	@python -m launcher.submit experiment=digits_dit cluster=local follow=true
 	@python -m launcher.board
 
-test: install-dev lint ## everything, with a real Slurm and a real browser where this user may install them
+test: install-dev lint ## all but test-slow, with a real Slurm and a real browser where this user may install them
 	@bash slurm/install.sh || test $$? -eq 3
 	@bash tests/browser/install.sh || test $$? -eq 3
-	@python -m pytest -n 2 --dist loadfile $(PARALLEL)
+	@python -m pytest -n 2 --dist loadfile -m "not slow" $(PARALLEL)
 	@python -m pytest $(SERIAL)
+
+test-slow: install-dev ## engines that compile, which takes a C++ compiler minutes
+	@python -m pytest -m slow $(PARALLEL)
 
 test-fast: install-dev ## what needs no service and no minutes
 	@python -m pytest -n 2 --dist loadfile -m "not slow" $(PARALLEL)
