@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from launcher import compose
+
+WIDTH = 110  # of lines that are wrapped
 
 COMMON = (
     ("cluster=local", "where: auto, local, slurm, devcluster, or a profile your site added"),
@@ -43,7 +47,7 @@ def text() -> str:
         *(f"  {example:<30} {line}" for example, line in COMMON),
         "",
         "choices:",
-        *(f"  {group:<11} {', '.join(compose.options(group))}" for group in compose.GROUPS[1:]),
+        *(_choices(group) for group in compose.GROUPS[1:]),
         "",
         "options:",
         "  --json                         one JSON object on stdout instead of text",
@@ -68,6 +72,18 @@ _selfguide_submit() {{
 }}
 complete -o default -o nospace -F _selfguide_submit python python3
 """
+
+
+def _choices(group: str) -> str:
+    """A group and its choices, on as many lines as they need."""
+    listed = ", ".join(compose.options(group))
+    return textwrap.fill(
+        listed,
+        WIDTH,
+        initial_indent=f"  {group:<11} ",
+        subsequent_indent=" " * 14,
+        break_on_hyphens=False,
+    )
 
 
 def completion() -> str:

@@ -214,7 +214,7 @@ def test_every_command_has_help(
 @pytest.mark.parametrize(
     ("typed", "wanted"),
     [
-        ("experiment=digits_u", ["digits_uncond"]),
+        ("experiment=digits_u", ["digits_uncond", "digits_uvit"]),
         ("exper", [f"experiment={name}" for name in sorted(experiments())]),
         ("train.micro", ["train.micro_batch="]),
         ("cluster=dev", ["devcluster"]),
