@@ -34,7 +34,7 @@ class Batch:
     """One micro-batch on its way through a step; tensors are on the rank's device.
 
     `x` is what the network reads: preconditioned, in its dtype.
-    `features` (B, F) is what the guidance head reads; None lets it read the training view.
+    `ordinal` is the row of each image in the shards, and so in sidecars. `features` (B, F) is what the guidance head reads; None lets it read the training view.
     """
 
     x0: Tensor
@@ -42,6 +42,7 @@ class Batch:
     tau: Tensor
     x: Tensor
     position: Tensor
+    ordinal: Tensor
     label: Tensor | None
     images: int  # seen by the run before this step
     features: Tensor | None = None

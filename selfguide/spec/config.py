@@ -152,6 +152,24 @@ class OnlineGuidance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SidecarGuidance:
+    """What was found of each image beforehand, read from annotation sidecars; see `shards.sidecar`.
+
+    Any of them, together: SGDM tells a group and a box or mask.
+    """
+
+    source: Literal["sidecar"] = "sidecar"
+    ids: str | None = None  # folder of a sidecar of kind id or multi_hot
+    groups: int = 0  # K of `ids`
+    layout: str | None = None  # of kind box or mask
+    channels: int = 0  # of `layout`: 1 for boxes, the groups of a mask
+    dense: str | None = None  # of kind dense
+    width: int = 0  # P of `dense`
+    drop: float = 0.1  # one mask for all of them (SGDM)
+    shuffle: float = 0.0  # share of images told another image's row: a control
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """A folder or s3:// prefix of shards, and what the experiment expects to find there."""
 
@@ -231,7 +249,7 @@ class Config:
     model: ModelConfig
     path: PathConfig
     sampler: SamplerConfig
-    guidance: NoGuidance | LabelGuidance | OnlineGuidance
+    guidance: NoGuidance | LabelGuidance | OnlineGuidance | SidecarGuidance
     data: DataConfig
     train: TrainConfig
     engine: EngineConfig

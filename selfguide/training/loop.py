@@ -99,8 +99,9 @@ def prepare(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     preconditioning, share = job.objective.preconditioning, job.state.images / config.train.images
     tau = draw_times(config.path, preconditioning.path, config.seed, position, share)
     x = preconditioning.noised(x0, eps, tau).to(DTYPES[config.engine.dtype])
+    ordinal = torch.as_tensor(arrays["ordinal"], device=device)
     label = torch.as_tensor(arrays["y"], device=device) if "y" in arrays else None
-    return Batch(x0, eps, tau, x, position, label, job.state.images)
+    return Batch(x0, eps, tau, x, position, ordinal, label, job.state.images)
 
 
 def learning_rate(config: Config, images: int) -> float:

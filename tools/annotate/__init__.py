@@ -1,0 +1,1 @@
+"""`python -m tools.annotate VERB`: annotations without labels; one file a verb."""
