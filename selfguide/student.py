@@ -34,7 +34,8 @@ class Batch:
     """One micro-batch on its way through a step; tensors are on the rank's device.
 
     `x` is what the network reads: preconditioned, in its dtype.
-    `ordinal` is the row of each image in the shards, and so in sidecars. `features` (B, F) is what the guidance head reads; None lets it read the training view.
+    `ordinal` is each image's row in the shards, and so in sidecars.
+    `features` (B, F) is what the guidance head reads; None lets it read the training view.
     """
 
     x0: Tensor
