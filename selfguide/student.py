@@ -65,7 +65,8 @@ class Student(nn.Module):
         self.backbone, self.head, self.uncertainty = backbone, head, uncertainty
         self.layer, self.pooling = layer, pooling
         self.extras = backbone.net.layers[layer - 1].extras if layer else 0
-        if head is not None and pooling == "cls" and not getattr(backbone.net, "cls_token", False):
+        self.cls = bool(getattr(backbone.net, "cls_token", False))
+        if head is not None and pooling == "cls" and not self.cls:
             raise UserError("guidance.pooling=cls needs a network with model.cls_token=true")
 
     def forward(
@@ -77,7 +78,7 @@ class Student(nn.Module):
         if features is None:
             out, tokens = self.backbone(x, tau, condition, capture=self.layer)
             # stop-gradient: L_SK trains the head and the prototypes only (SGFM, section 3.2)
-            scores = self.head(pool(tokens.detach(), self.pooling, self.extras))
+            scores = self.head(pool(tokens.detach(), self.pooling, self.extras, cls=self.cls))
             return Outputs(self._cut(out), scores, u)
         return Outputs(self.predict(x, tau, condition), self.head(features), u)
 
@@ -88,7 +89,7 @@ class Student(nn.Module):
     def features(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
         """(B, F) pooled tokens of the head's layer; the rest of the backbone is not run."""
         tokens = self.backbone.features(x, tau, condition, self.layer)
-        return pool(tokens, self.pooling, self.extras)
+        return pool(tokens, self.pooling, self.extras, cls=self.cls)
 
     def _cut(self, out: Tensor) -> Tensor:
         return out[:, : self.backbone.net.channels]

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from selfguide.conditions import Condition, check_fields
 from selfguide.spec.architecture import Architecture
+from selfguide.spec.config import POOLINGS
+from selfguide.spec.words import nearest
 from shards.errors import UserError
 
 
@@ -84,11 +86,30 @@ class Backbone(nn.Module, ABC):
         check_fields(condition, self.net)
 
 
-def pool(tokens: Tensor, pooling: str, extras: int) -> Tensor:
-    """(B, extras + T, D) -> (B, F): the first extra ([CLS]), the mean of the patches, or all of them side by side."""
+def pool(tokens: Tensor, pooling: str, extras: int, *, cls: bool = True) -> Tensor:
+    """(B, extras + T, D) -> (B, F). `cls`: the first of the extras is a [CLS].
+
+    cls        that token
+    mean       the mean of the patches
+    flat       all patches side by side
+    attention  their mean weighted by softmax(<q, patch> / sqrt(D)), q being [CLS] or else their plain mean; our own,
+               without parameters: patches that look like the summary of the image count for more
+    """
     if pooling == "cls":
-        if not extras:
+        if not (extras and cls):
             raise UserError("pooling 'cls' needs a network with cls_token=true")
         return tokens[:, 0]
     patches = tokens[:, extras:]
-    return patches.mean(1) if pooling == "mean" else patches.flatten(1)
+    if pooling == "mean":
+        return patches.mean(1)
+    if pooling == "flat":
+        return patches.flatten(1)
+    if pooling != "attention":
+        raise UserError(
+            f"pooling={pooling!r} is unknown{nearest(pooling, POOLINGS)}; known: {', '.join(POOLINGS)}"
+        )
+    query = tokens[:, 0] if extras and cls else patches.mean(1)
+    scores = (patches.float() @ query.float()[:, :, None])[:, :, 0] / tokens.shape[
+        -1
+    ] ** 0.5  # (B, T)
+    return (scores.softmax(1)[:, :, None] * patches.float()).sum(1).to(tokens.dtype)

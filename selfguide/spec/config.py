@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 
 Prediction = Literal["v", "eps", "x0", "edm"]
+Pooling = Literal["cls", "mean", "flat", "attention"]  # see `selfguide.models.backbone.pool`
+POOLINGS = typing.get_args(Pooling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,7 @@ class OnlineGuidance:
     prototype_width: int | None = None  # P; None is the model's width, as in the paper
     head_width: int | None = None  # None is half the feature's width, as in the paper
     layer: int | None = None  # block whose output is read, counted from 1; None is the middle
-    pooling: Literal["cls", "mean", "flat"] = "cls"
+    pooling: Pooling = "cls"
     noise_time: float = 0.2  # at which ids are extracted
     view: Literal["extraction", "training"] = (
         "extraction"  # what the head learns from; "training" is the paper's

@@ -1,0 +1,268 @@
+"""Frozen vision transformers from timm: what others' self-supervised nets see in an image.
+
+SGDM (Hu et al. 2023, arXiv 2210.06462) reads its groups, boxes and masks from DINO. Weights resolve in one order:
+explicit file, folder of weights, local hub cache, download only where allowed. Their sha256 is always recorded, and compared
+where one is given.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import resolve_model_data_config
+from timm.models import get_pretrained_cfg
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import center_crop, resize
+
+from selfguide.models.backbone import pool
+from selfguide.spec.words import nearest
+from selfguide.weights import put, read_weights
+from shards import storage
+from shards.errors import UserError
+
+FOLDER = "SELFGUIDE_WEIGHTS_DIR"  # names a folder that holds <name>.safetensors, or .pth
+RANDOM = "random:"  # in place of a file: weights drawn from the seed behind it, for tests
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm publishes them
+SELF_SUPERVISED = ("dino", "mae", "moco", "ibot")  # words of names whose training saw no labels
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrozenViT:
+    """A ViT in eval mode, fp32; every method takes uint8 images (B, 1 or 3, H, W) of levels 0..255."""
+
+    net: VisionTransformer
+    name: str
+    sha256: str | None  # of the file of weights; None where they are random
+    seed: int | None  # of random weights
+    saw_labels: bool
+
+    @property
+    def patch(self) -> int:
+        return int(self.net.patch_embed.patch_size[0])
+
+    @property
+    def width(self) -> int:
+        return int(self.net.embed_dim)
+
+    @property
+    def device(self) -> torch.device:
+        return self.net.pos_embed.device
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a sidecar made from it says of it."""
+        weights = {"sha256": self.sha256} if self.sha256 else {"random_seed": self.seed}
+        return {"net": self.name, **weights, "saw_labels": self.saw_labels}
+
+    @torch.no_grad()
+    def pooled(self, images: Tensor, pooling: str = "cls") -> Tensor:
+        """(B, F) of images resized and cropped as timm evaluates the net; see `selfguide.models.backbone.pool`."""
+        if pooling == "cls" and self.net.cls_token is None:
+            raise UserError(f"pooling=cls: {self.name} has no [CLS]; take mean or attention")
+        tokens = self.net.forward_features(self._normal(self._resized(self._levels(images))))
+        extras = self.net.num_prefix_tokens
+        return pool(tokens, pooling, extras, cls=self.net.cls_token is not None)
+
+    @torch.no_grad()
+    def patches(self, images: Tensor) -> Tensor:
+        """(B, D, h, w) patch tokens of the last layer, of images in their own size.
+
+        The grid covers the image: it is padded with zeros on the right and at the bottom to whole patches.
+        """
+        x = self._padded(self._normal(self._levels(images)))
+        tokens = self.net.forward_features(x)[:, self.net.num_prefix_tokens :]
+        return self._grid(tokens, x)
+
+    @torch.no_grad()
+    def keys(self, images: Tensor) -> Tensor:
+        """(B, D, h, w) keys of the last attention, heads side by side, of images in their own size.
+
+        What LOST compares patches by (Simeoni et al. 2021, arXiv 2109.14279). Padded as `patches` does.
+        """
+        x = self._padded(self._normal(self._levels(images)))
+        with _kept(self.net.blocks[-1].attn.k_norm) as kept:  # where keys pass, normalised or not
+            self.net.forward_features(x)
+        keys = kept[0].transpose(1, 2).flatten(2)  # (B, heads, N, d) -> (B, N, heads d)
+        return self._grid(keys[:, self.net.num_prefix_tokens :], x)
+
+    def to(self, device: torch.device | str) -> FrozenViT:
+        self.net.to(device)
+        return self
+
+    def _levels(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 on the net's device."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise UserError(
+                f"images are {tuple(images.shape)} {images.dtype}: {self.name} takes uint8 (B, 1 or 3, H, W)"
+            )
+        return images.to(self.device).expand(-1, 3, -1, -1)
+
+    def _resized(self, images: Tensor) -> Tensor:
+        """The short edge to size / crop_pct, then the centre of the net's size; timm's evaluation transform."""
+        config = self._config
+        edge = config["input_size"][-1]
+        mode = InterpolationMode(config["interpolation"])
+        scaled = resize(images, [math.floor(edge / config["crop_pct"])], mode, antialias=True)
+        return center_crop(scaled, [edge, edge])
+
+    def _normal(self, images: Tensor) -> Tensor:
+        config = self._config
+        mean = torch.tensor(config["mean"], device=self.device)[:, None, None]
+        std = torch.tensor(config["std"], device=self.device)[:, None, None]
+        return (images.float() / 255 - mean) / std
+
+    def _padded(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        return F.pad(x, (0, -width % self.patch, 0, -height % self.patch))
+
+    def _grid(self, tokens: Tensor, x: Tensor) -> Tensor:
+        """(B, h w, D) -> (B, D, h, w)."""
+        height, width = x.shape[-2] // self.patch, x.shape[-1] // self.patch
+        return tokens.transpose(1, 2).unflatten(2, (height, width)).contiguous()
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        return resolve_model_data_config(self.net)
+
+
+@contextmanager
+def _kept(module: torch.nn.Module) -> Iterator[list[Tensor]]:
+    """What `module` hands on while the block runs."""
+    kept: list[Tensor] = []
+    hook = module.register_forward_hook(lambda *call: kept.append(call[-1]))
+    try:
+        yield kept
+    finally:
+        hook.remove()
+
+
+def load_vit(
+    name: str,
+    weights: str | Path | None = None,
+    *,
+    sha256: str | None = None,
+    download: bool = False,
+    saw_labels: bool | None = None,
+) -> FrozenViT:
+    """timm's ViT `name`, such as vit_base_patch16_224.dino.
+
+    Args:
+        weights: a safetensors file or a torch file of tensors. By default `<name>.safetensors` or `.pth` in the folder
+            that SELFGUIDE_WEIGHTS_DIR names, then the local hub cache. "random:SEED" draws them instead.
+        sha256: what the file must have.
+        download: whether the hub may be asked where no file is here.
+        saw_labels: of the weights' training; by default False only for names known to be self-supervised.
+
+    Raises:
+        UserError: an unknown name, no weights, another sha256, weights of another net or not finite.
+    """
+    full = _known(name)
+    given = str(weights) if weights is not None else None
+    seed = _seed(given)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        net = timm.create_model(full, pretrained=False, num_classes=0, dynamic_img_size=True)
+    found = None
+    if seed is None:
+        file = _locate(full, given, download)
+        found = storage.sha256(str(file))
+        if sha256 is not None and found != sha256.lower():
+            raise UserError(
+                f"{file} has sha256 {found}, and {sha256} was asked for: get the file again, or correct the sha256"
+            )
+        tensors = {n: t for n, t in read_weights(file, str(file)).items() if not _of_head(n)}
+        put(net, checkpoint_filter_fn(tensors, net), str(file))
+    elif sha256 is not None:
+        raise UserError(f"sha256={sha256}: random weights come from no file; leave it out")
+    if saw_labels is None:
+        saw_labels = seed is None and not self_supervised(full)
+    net.eval().requires_grad_(False)
+    return FrozenViT(net=net, name=full, sha256=found, seed=seed, saw_labels=saw_labels)
+
+
+def self_supervised(name: str) -> bool:
+    """Whether the name says that training saw no labels: a known method, and no fine-tuning."""
+    words = re.split(r"[._]", name.lower())
+    return "ft" not in words and any(w.startswith(SELF_SUPERVISED) for w in words)
+
+
+def _known(name: str) -> str:
+    """The architecture with its tag; timm names a default where the user names none."""
+    family = timm.list_models(module="vision_transformer")
+    architecture, _, tag = name.partition(".")
+    if architecture not in family:
+        raise UserError(
+            f"vit={name!r} is not a vision transformer of timm {timm.__version__}{nearest(architecture, family)}"
+        )
+    tags = [n for n in timm.list_pretrained(f"{architecture}.*") if n.split(".")[0] == architecture]
+    if tag and name not in tags:
+        raise UserError(
+            f"vit={name!r}: {architecture} has no weights {tag!r}{nearest(name, tags)}; "
+            f"known: {', '.join(tags) or 'none'}"
+        )
+    if tag or not tags:
+        return name
+    default = get_pretrained_cfg(name)
+    return f"{name}.{default.tag}" if default is not None and default.tag else name
+
+
+def _seed(given: str | None) -> int | None:
+    if given is None or not given.startswith(RANDOM):
+        return None
+    text = given.removeprefix(RANDOM)
+    if not text.isdigit():
+        raise UserError(f"weights={given}: give a whole number as the seed, such as {RANDOM}0")
+    return int(text)
+
+
+def _locate(name: str, given: str | None, download: bool) -> Path:
+    """The file of weights, in the one order of all weights that cannot be fetched everywhere."""
+    if given is not None:
+        file = Path(given).expanduser()
+        if not file.is_file():
+            raise UserError(f"weights={given}: no such file")
+        return file
+    folder = os.environ.get(FOLDER)
+    if folder:
+        for suffix in (".safetensors", ".pth"):
+            file = Path(folder).expanduser() / f"{name}{suffix}"
+            if file.is_file():
+                return file
+    published = get_pretrained_cfg(name)
+    repository = published.hf_hub_id if published is not None else None
+    cached = _from_hub(repository, download) if repository else None
+    if cached is not None:
+        return cached
+    where = (
+        f", have {repository} in the local hub cache, or allow the download" if repository else ""
+    )
+    raise UserError(
+        f"no weights of {name}: give their file, put {name}.safetensors into the folder that {FOLDER} names{where}"
+    )
+
+
+def _from_hub(repository: str, download: bool) -> Path | None:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    for file in HUB_FILES:
+        cached = try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    return Path(hf_hub_download(repository, HUB_FILES[0])) if download else None
+
+
+def _of_head(name: str) -> bool:
+    """Classifiers stay behind: features are read before them."""
+    return name.startswith(("head.", "head_dist."))
