@@ -25,6 +25,7 @@ from selfguide.spec.config import Config, LabelGuidance
 from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.origin import check_weights
 from selfguide.spec.run import RunFolder, digest, identity, write_record
+from selfguide.spec.shown import check_shown
 from selfguide.spec.validate import validate
 from selfguide.spec.words import nearest
 from shards import cli, storage
@@ -138,12 +139,7 @@ def check_data(config: Config) -> str:
         raise UserError(
             f"data.root={data.root} holds no sample; write shards into it, or give another data.root"
         )
-    if found.model_shape != data.shape:
-        cure = ",".join(map(str, found.model_shape))
-        raise UserError(
-            f"data.shape={list(data.shape)} and a model sees {list(found.model_shape)} of the shards in "
-            f"{data.root}; set data.shape=[{cure}] or another data.root"
-        )
+    check_shown(data, manifest.Header.of(found.header), found.model_shape)
     if found.classes and found.classes != data.classes:
         raise UserError(
             f"data.classes={data.classes} and the shards in {data.root} have {found.classes} classes; "

@@ -16,6 +16,7 @@ from selfguide.objectives import Uncertainty
 from selfguide.paths import build_path
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.sizes import architecture, feature_width
+from selfguide.transform import Placement
 from shards.errors import UserError
 
 
@@ -47,6 +48,7 @@ class Batch:
     label: Tensor | None
     images: int  # seen by the run before this step
     features: Tensor | None = None
+    placement: Placement | None = None  # how x0 lies on the stored image, and so on its layouts
 
 
 class Student(nn.Module):

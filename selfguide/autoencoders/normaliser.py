@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfguide.randomness import normal, uniform
+from selfguide.randomness import normal
+from selfguide.transform import mirrored
 from shards.errors import UserError
 from shards.manifest import Header
 
@@ -93,8 +94,8 @@ def draw(moments: Tensor, seed: int, position: Tensor) -> Tensor:
 
 def _pick(pairs: Tensor, seed: int, position: Tensor) -> Tensor:
     """One of both mirror images (B, 2, ...) of each image."""
-    mirrored = uniform(seed, "flip", position, 1)[:, 0] < 0.5
-    return pairs[torch.arange(len(pairs), device=pairs.device), mirrored.long()]
+    chosen = mirrored(seed, position).long()
+    return pairs[torch.arange(len(pairs), device=pairs.device), chosen]
 
 
 def _along(values: float | tuple[float, ...], like: Tensor) -> float | Tensor:

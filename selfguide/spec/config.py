@@ -179,6 +179,9 @@ class DataConfig:
     shape: tuple[int, int, int]  # (C, H, W)
     classes: int = 0
     mode: Literal["window", "global"] = "window"
+    # of images; a latent cannot be mirrored or cut, but shards may hold it with its mirror image's
+    flip: bool = False  # each visit shows the image or its mirror image
+    crop: bool = False  # each visit shows another window of `shape`, of stored images that are larger
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.origin import init_identity
+from selfguide.spec.shown import shown_identity
 from shards import storage
 
 # not part of a run: where and how it works, how often it speaks
@@ -49,7 +50,7 @@ def identity(config: Config, manifest: str | None, weights: str | None = None) -
         guidance["statistics_over"] = config.ranks * config.micro_batch
     return {
         "experiment": config.experiment,
-        "data": {"manifest": manifest, "mode": config.data.mode},
+        "data": {"manifest": manifest, "mode": config.data.mode, **shown_identity(config.data)},
         "init": init_identity(config.init, weights),
         "model": asdict(config.model),
         "path": asdict(config.path),

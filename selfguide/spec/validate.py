@@ -351,6 +351,11 @@ def _evaluation(config: Config) -> None:
             f"evaluation.protocol=fd_digits scores {list(_DIGITS)} digits, and data.shape is "
             f"{list(config.data.shape)}; set evaluation=none"
         )
+    if evaluation.protocol == "fd_digits" and config.data.crop:
+        raise UserError(
+            "data.crop=true makes a model of windows, and evaluation.protocol=fd_digits compares with whole images; "
+            "set data.crop=false or evaluation=none"
+        )
 
 
 def _at_least(field: str, value: int, low: int) -> None:

@@ -20,6 +20,8 @@ from selfguide.training import checkpoint, snapshot
 from selfguide.training.checkpoint import State
 from selfguide.training.engine.protocol import DTYPES
 from selfguide.training.telemetry import Telemetry
+from selfguide.transform import Placement, draw_placement
+from shards.manifest import Header
 
 
 @dataclass
@@ -95,13 +97,25 @@ def prepare(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     torch.manual_seed(stream_seed(config.seed, "dropout", int(arrays["position"][0])))
     position = torch.as_tensor(arrays["position"], device=device)
     x0 = job.normaliser.encode(torch.as_tensor(arrays["x"], device=device), config.seed, position)
+    x0, placement = place(x0, config, job.normaliser.header, position)
     eps = normal(config.seed, "noise", position, tuple(x0.shape[1:]))
     preconditioning, share = job.objective.preconditioning, job.state.images / config.train.images
     tau = draw_times(config.path, preconditioning.path, config.seed, position, share)
     x = preconditioning.noised(x0, eps, tau).to(DTYPES[config.engine.dtype])
     ordinal = torch.as_tensor(arrays["ordinal"], device=device)
     label = torch.as_tensor(arrays["y"], device=device) if "y" in arrays else None
-    return Batch(x0, eps, tau, x, position, ordinal, label, job.state.images)
+    return Batch(x0, eps, tau, x, position, ordinal, label, job.state.images, placement=placement)
+
+
+def place(
+    x0: torch.Tensor, config: Config, header: Header, position: torch.Tensor
+) -> tuple[torch.Tensor, Placement]:
+    """What is shown of whole images (B, C, H, W), and how it was placed; one of a stored pair is mirrored already."""
+    grid, data = (x0.shape[-2], x0.shape[-1]), config.data
+    window = data.shape[1:] if data.crop else None
+    flip = data.flip or header.flips
+    placement = draw_placement(config.seed, position, grid, flip=flip, window=window)
+    return placement.images(x0, mirrored=header.flips), placement
 
 
 def learning_rate(config: Config, images: int) -> float:
