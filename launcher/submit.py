@@ -21,6 +21,8 @@ from launcher import clusters, jobs, status
 from launcher.compose import compose, without_group
 from launcher.folder import Attempt
 from launcher.lock import held
+from selfguide.spec import annotations
+from selfguide.spec.annotations import check_annotations, promises
 from selfguide.spec.config import Config, LabelGuidance
 from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.origin import check_weights
@@ -79,7 +81,9 @@ def submit(config: Config) -> dict[str, Any]:
         UserError: something a user can mend is wrong. Nothing was queued, and nothing new is on disk.
     """
     config = absolute(config)
-    what = identity(config, check_data(config), first_weights(config))
+    manifest = check_data(config)
+    sidecars = check_annotations(config, manifest)
+    what = identity(config, manifest, first_weights(config), promises(sidecars))
     run = RunFolder(Path(config.runs) / config.experiment / (config.name or digest(what)))
     joined = join(run, what)
     if joined is not None:
@@ -106,6 +110,7 @@ def absolute(config: Config) -> Config:
         runs=str(Path(config.runs).expanduser().resolve()),
         data=dataclasses.replace(config.data, root=root),
         init=dataclasses.replace(config.init, path=weights),
+        guidance=annotations.absolute(config.guidance),
     )
 
 

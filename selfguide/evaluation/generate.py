@@ -12,7 +12,8 @@ from torch import Tensor
 
 from selfguide.conditions import Condition
 from selfguide.denoiser import Denoiser
-from selfguide.guidance.source import draw_groups, sampling_condition
+from selfguide.guidance.drawing import Prior, drawer
+from selfguide.guidance.source import sampling_condition
 from selfguide.paths import build_path
 from selfguide.randomness import normal
 from selfguide.samplers import Callback, sample, settings
@@ -29,27 +30,25 @@ def generate(
     count: int,
     batch: int,
     groups: Tensor | None = None,
+    prior: Prior = "empirical",
 ) -> Iterator[tuple[Tensor, int]]:
     """Batches of model-space samples (B, C, H, W) with the network evaluations they took.
 
-    `groups` (count,) fixes each image's group; by default they are drawn from the snapshot's p(k).
+    `groups` (count,) fixes each image's group; by default what they are told is drawn, groups by `prior`.
     """
-    told = snapshot.guidance["told"]
+    told, tell = snapshot.guidance["told"], drawer(snapshot, prior)
     for start in range(0, count, batch):
         index = torch.arange(start, min(start + batch, count))
         if groups is not None and told:
             condition = sampling_condition(snapshot.guidance, snapshot.student, groups[index])
         else:
-            condition = draw_condition(snapshot, seed + index)
+            condition = tell(seed + index)
         yield _batch(snapshot, sampler, condition, seed + index, None)
 
 
-def draw_condition(snapshot: Snapshot, seeds: Tensor) -> Condition:
-    """What images of these seeds (N,) are told: groups drawn from p(k), or nothing if the student was told nothing."""
-    state = snapshot.guidance
-    if not state["told"]:
-        return Condition.unconditional(len(seeds))
-    return sampling_condition(state, snapshot.student, draw_groups(state["p"], 0, seeds))
+def draw_condition(snapshot: Snapshot, seeds: Tensor, prior: Prior = "empirical") -> Condition:
+    """What images of these seeds (N,) are told: drawn as `selfguide.guidance.drawing` says, or nothing."""
+    return drawer(snapshot, prior)(seeds)
 
 
 def draw(

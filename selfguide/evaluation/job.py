@@ -22,6 +22,7 @@ from selfguide.evaluation.frechet import Moments, between, with_error
 from selfguide.evaluation.generate import generate
 from selfguide.evaluation.grid import write_grid
 from selfguide.evaluation.neighbours import copy_rate
+from selfguide.guidance.drawing import policy
 from selfguide.guidance.online import assign, extract
 from selfguide.preconditioning import build_preconditioning
 from selfguide.randomness import normal
@@ -85,7 +86,12 @@ def fd_digits(snapshot: Snapshot, config: Config) -> tuple[Protocol, dict[str, f
     normaliser = Normaliser.of(snapshot.data["header"])
     parts, nfe = [], 0
     batches = generate(
-        snapshot, sampler, seed=evaluation.seed, count=evaluation.samples, batch=evaluation.batch
+        snapshot,
+        sampler,
+        seed=evaluation.seed,
+        count=evaluation.samples,
+        batch=evaluation.batch,
+        prior=evaluation.prior,
     )
     for made, evaluations in batches:
         parts.append(normaliser.pixels(made))
@@ -104,7 +110,7 @@ def fd_digits(snapshot: Snapshot, config: Config) -> tuple[Protocol, dict[str, f
         quantisation=f"round to 0..{TOP}",
         reference=snapshot.data["manifest"],
         samples=evaluation.samples,
-        labels="empirical p(k)",
+        labels=policy(snapshot, evaluation.prior),
         seed=evaluation.seed,
         sampler=sampler.name,
         steps=None if adaptive else sampler.steps,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from selfguide.guidance.online import OnlineSource
+from selfguide.guidance.sidecar import SidecarSource
 from selfguide.guidance.source import LabelSource, NoSource, Source
-from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance
+from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, SidecarGuidance
 
 
 def build_source(config: Config, histogram: list[int], switch: int) -> Source:
@@ -14,4 +15,6 @@ def build_source(config: Config, histogram: list[int], switch: int) -> Source:
         return OnlineSource(guidance, config.path, config.seed, switch)
     if isinstance(guidance, LabelGuidance):
         return LabelSource(guidance, histogram, config.seed)
+    if isinstance(guidance, SidecarGuidance):
+        return SidecarSource(guidance, config.seed)
     return NoSource()

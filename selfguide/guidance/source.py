@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -31,10 +32,11 @@ class Source(Protocol):
 class Resumable(Protocol):
     """A source with state of its own that a resumed run must find again."""
 
-    def counters(self) -> Tensor:
-        """Integers that add up over ranks."""
+    def held(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, whole on rank 0; all ranks call."""
 
-    def restore(self, counters: Tensor) -> None: ...
+    def restore(self, held: Mapping[str, Tensor], rank: int) -> None:
+        """From what was held, this rank's part of it, whatever the world size then and now."""
 
 
 class NoSource:
@@ -77,7 +79,12 @@ class LabelSource:
 
 def dropped(seed: int, positions: Tensor, rate: float) -> Tensor:
     """(B,) bool: the one place where conditions are dropped for classifier-free guidance (Ho & Salimans 2022)."""
-    return uniform(seed, "condition-drop", positions, 1)[:, 0] < rate
+    return dropped_patches(seed, positions, rate, 1)[:, 0]
+
+
+def dropped_patches(seed: int, positions: Tensor, rate: float, patches: int) -> Tensor:
+    """(B, L) bool: each of an image's patches by itself, as SGFM drops them."""
+    return uniform(seed, "condition-drop", positions, patches) < rate
 
 
 def frequencies(counts: list[int]) -> list[float]:
@@ -102,7 +109,7 @@ def draw_groups(p: list[float], seed: int, positions: Tensor) -> Tensor:
 
 def sampling_condition(state: dict[str, Any], student: Student, ids: Tensor) -> Condition:
     """The condition that tells a published student to draw from groups `ids` (B,)."""
-    if state["source"] == "labels":
+    if state["source"] in ("labels", "sidecar"):
         return Condition.told(id=ids)
     assert student.head is not None
-    return Condition.told(dense=student.head.rows()[ids])
+    return Condition.told(dense=student.head.told_rows()[ids])

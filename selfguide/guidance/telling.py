@@ -1,4 +1,6 @@
-"""What a published student can be told when it draws: a group, the group of a query image, or the way between two."""
+"""What a published student can be told when it draws: a group, what a training image was told, the group of a query
+image, or the way between two groups.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from selfguide.conditions import NULL, Condition
+from selfguide.guidance.drawing import TrainingImages, by_rows, told_rows
 from selfguide.guidance.online import assign, extract
 from selfguide.guidance.source import sampling_condition
 from selfguide.preconditioning import build_preconditioning
@@ -21,8 +24,14 @@ def groups(snapshot: Snapshot) -> int:
     """How many groups or labels the student can be told.
 
     Raises:
-        UserError: it is told nothing.
+        UserError: it is told nothing, or more than one group.
     """
+    if by_rows(snapshot):
+        told = ", ".join(s["kind"] for s in snapshot.guidance["sidecars"].values())
+        raise UserError(
+            f"this snapshot is told {told} of an image, not one group alone; give --row ORDINAL, the number of a "
+            "training image whose annotations it is told"
+        )
     p = snapshot.guidance["p"]
     if p is None:
         why = "it was trained without guidance"
@@ -51,6 +60,17 @@ def told(snapshot: Snapshot, ids: Tensor) -> Condition:
     if len(wrong):
         raise UserError(f"group {int(wrong[0])} is not one of 0 to {known - 1}")
     return sampling_condition(snapshot.guidance, snapshot.student, ids)
+
+
+def rows(snapshot: Snapshot, ordinals: Tensor) -> Condition:
+    """What the training images at `ordinals` (B,) were told: their annotations, their labels, or their groups now."""
+    if snapshot.guidance["source"] == "sidecar":
+        return told_rows(snapshot)[1](ordinals)
+    groups(snapshot)  # it may know nothing at all
+    images = TrainingImages(snapshot)
+    if snapshot.guidance["source"] == "labels":
+        return told(snapshot, images.labels(ordinals))
+    return told(snapshot, nearest_groups(snapshot, images.x0(ordinals)))
 
 
 def nearest_groups(snapshot: Snapshot, x0: Tensor) -> Tensor:

@@ -134,22 +134,48 @@ class OnlineGuidance:
 
     source: Literal["online"] = "online"
     groups: int = 300  # K
+    level: Literal["image", "patch"] = "image"  # what is told its prototype: an image, or each patch
     prototype_width: int | None = None  # P; None is the model's width, as in the paper
     head_width: int | None = None  # None is half the feature's width, as in the paper
     layer: int | None = None  # block whose output is read, counted from 1; None is the middle
-    pooling: Pooling = "cls"
+    pooling: Pooling = "cls"  # of the tokens there; level "patch" reads each patch's
     noise_time: float = 0.2  # at which ids are extracted
     view: Literal["extraction", "training"] = (
         "extraction"  # what the head learns from; "training" is the paper's
     )
     mask: tuple[float, float] = (0.15, 0.25)  # noise-times whose L_SK counts, view "training" only
+    # where the published method can be read otherwise; configs/guidance/sgfm_paper and sgfm_code choose, and the
+    # defaults are the corrected forms. The first three are read with view "training" only.
+    view_told: Literal["nothing", "as_trained"] = (
+        "nothing"  # what the head's view is told: as at extraction, or what the step trains with (the code)
+    )
+    codes_over: Literal["counted", "all"] = (
+        "counted"  # the samples Sinkhorn shares out: those whose L_SK counts, or all (the code)
+    )
+    mean_over: Literal["counted", "all"] = (
+        "counted"  # what L_SK is a mean over; "all" (the code) weighs it by the mask's share
+    )
+    extraction_noise: Literal["own", "training"] = (
+        "own"  # in which ids are extracted; "training" is the step's (the code)
+    )
+    teacher_buffers: Literal["student", "frozen"] = (
+        "student"  # whose BatchNorm statistics name ids; "frozen" are those at the switch (the code)
+    )
+    told_rows: Literal["unit", "averaged"] = (
+        "unit"  # "averaged": the average of unit rows as it is, a little shorter than 1 (the code)
+    )
+    untold: Literal["embedding", "zero"] = (
+        "embedding"  # what stands for nothing: a learned row, as in the code, or zeros, as in the paper
+    )
     switch: float = 0.5  # share of training after which the model is told its prototypes
     epsilon: float = 0.05
     iterations: int = 3
+    queue: int = 0  # recent features of each rank that join Sinkhorn (SwAV); SGFM found that they give nothing
     temperature: float = 0.1
     weight: float = 1.0  # lambda, reached linearly at the switch
     drop: float = 0.1
     window: int = 65_536  # images over which p(k) is counted, one to two of them
+    revive: float = 0.0  # prototypes below this part of an even share of a window begin anew; 0 never
     teacher_refresh: int = 1024  # images between refreshes of the teacher from the EMA masters
 
 
@@ -157,12 +183,12 @@ class OnlineGuidance:
 class SidecarGuidance:
     """What was found of each image beforehand, read from annotation sidecars; see `shards.sidecar`.
 
-    Any of them, together: SGDM tells a group and a box or mask.
+    Any of them, together: SGDM (Hu et al. 2023, arXiv 2210.06462) tells a group and a box or mask.
     """
 
     source: Literal["sidecar"] = "sidecar"
     ids: str | None = None  # folder of a sidecar of kind id or multi_hot
-    groups: int = 0  # K of `ids`
+    groups: int = 0  # K of `ids`; without them, of a mask, whose groups are told as a multi-hot too
     layout: str | None = None  # of kind box or mask
     channels: int = 0  # of `layout`: 1 for boxes, the groups of a mask
     dense: str | None = None  # of kind dense
@@ -225,6 +251,9 @@ class EvaluationConfig:
     samples: int = 5000
     batch: int = 500
     seed: int = 0
+    prior: Literal["empirical", "uniform"] = (
+        "empirical"  # how often groups are drawn: as in training, or evenly, C-EDM's control
+    )
     in_flight: int = 1
     attempts: int = 3
 

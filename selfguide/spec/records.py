@@ -30,7 +30,7 @@ class Protocol:
     quantisation: str
     reference: str  # manifest hash of the reference images
     samples: int
-    labels: str  # how conditions are drawn: "empirical"
+    labels: str  # how conditions are drawn; "empirical p(k)", "uniform over groups" or "training rows"
     seed: int
     sampler: str
     steps: int | None  # None for an adaptive sampler, which has the two below instead
@@ -61,6 +61,8 @@ def job_key(config: Config, images: int) -> str:
     }
     wanted["version"] = METRICS.get(config.evaluation.protocol)
     wanted |= {"seed": config.evaluation.seed, "sampler": asdict(config.sampler)}
+    if config.evaluation.prior != "empirical":
+        wanted["prior"] = config.evaluation.prior
     return f"{image_folder(images)}-{digest(wanted, 8)}"
 
 

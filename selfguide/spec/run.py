@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from selfguide.spec.config import Config, OnlineGuidance
+from selfguide.spec.annotations import folders
+from selfguide.spec.config import Config, OnlineGuidance, SidecarGuidance
 from selfguide.spec.origin import init_identity
 from selfguide.spec.shown import shown_identity
 from shards import storage
@@ -38,16 +40,24 @@ def digest(value: Any, length: int = 12) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
-def identity(config: Config, manifest: str | None, weights: str | None = None) -> dict[str, Any]:
+def identity(
+    config: Config,
+    manifest: str | None,
+    weights: str | None = None,
+    annotations: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What changes a run's result: data, first weights, model, path, guidance, optimisation, engine numerics, seed.
 
-    `manifest` and `weights` are the hashes of the shards and of what `init` begins from.
+    `manifest` and `weights` are the hashes of the shards and of what `init` begins from, `annotations` what
+    `selfguide.spec.annotations.promises` says of the sidecars.
     """
     train = {k: v for k, v in asdict(config.train).items() if k not in _CADENCES}
     guidance = asdict(config.guidance)
     if isinstance(config.guidance, OnlineGuidance):
         # what Sinkhorn and BatchNorm see at once: the batch, unless it is accumulated in pieces
         guidance["statistics_over"] = config.ranks * config.micro_batch
+    if isinstance(config.guidance, SidecarGuidance):  # what they hold, not where they lie
+        guidance |= dict.fromkeys(folders(config.guidance)) | dict(annotations or {})
     return {
         "experiment": config.experiment,
         "data": {"manifest": manifest, "mode": config.data.mode, **shown_identity(config.data)},

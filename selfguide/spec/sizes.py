@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from selfguide.spec.architecture import Architecture
-from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance
+from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, SidecarGuidance
 from selfguide.spec.dit import DiTArchitecture
 from selfguide.spec.unet import UNetArchitecture
 from selfguide.spec.uvit import UViTArchitecture
@@ -196,21 +196,31 @@ def architecture(config: Config) -> Architecture:
     channels, size, _ = config.data.shape
     asked = {k: v for k, v in asdict(model).items() if k != "name" and v is not None}
     inputs = {"classes": config.data.classes if isinstance(guidance, LabelGuidance) else 0}
+    if isinstance(guidance, SidecarGuidance):
+        inputs = {"classes": guidance.groups, "dense": guidance.width}
+    inputs["spatial"] = guidance.channels if isinstance(guidance, SidecarGuidance) else 0
     net = override(model.name, **({"size": size, "channels": channels} | inputs | asked))
     if isinstance(guidance, OnlineGuidance):
-        net = replace(net, dense=guidance.prototype_width or net.layer_of(guidance.layer).width)
+        width = prototype_width(guidance, net)
+        told = {"dense_patch": width} if guidance.level == "patch" else {"dense": width}
+        net = replace(net, **told)
     return net
+
+
+def prototype_width(guidance: OnlineGuidance, net: Architecture) -> int:
+    """P: what was asked for, or the width of the layer that is read."""
+    return guidance.prototype_width or net.layer_of(guidance.layer).width
 
 
 def feature_width(guidance: OnlineGuidance, net: Architecture) -> int:
     """Width of what the online head reads, after pooling."""
-    layer = net.layer_of(guidance.layer)
-    return layer.width * (layer.tokens - layer.extras if guidance.pooling == "flat" else 1)
+    layer, flat = net.layer_of(guidance.layer), guidance.pooling == "flat"
+    return layer.width * (layer.tokens - layer.extras if flat and guidance.level == "image" else 1)
 
 
 def head_parameters(guidance: OnlineGuidance, net: Architecture) -> int:
     """Projection Linear-BatchNorm-ReLU-Linear and the K prototypes (SGFM)."""
-    features, p = feature_width(guidance, net), net.dense
+    features, p = feature_width(guidance, net), prototype_width(guidance, net)
     hidden = guidance.head_width or features // 2
     return (features * hidden + hidden) + 2 * hidden + (hidden * p + p) + guidance.groups * p
 

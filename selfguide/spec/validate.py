@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 
+from selfguide.spec.annotations import validate_annotations
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import (
     Config,
@@ -16,6 +17,7 @@ from selfguide.spec.config import (
     OnlineGuidance,
     PathConfig,
     SamplerConfig,
+    SidecarGuidance,
     TrainConfig,
 )
 from selfguide.spec.origin import validate_init
@@ -25,7 +27,6 @@ from selfguide.spec.unet import UNetArchitecture
 from shards.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-LEAST_EPSILON = 0.023  # exp(-2 / epsilon) must stay in fp32's range
 _DIGITS = (1, 8, 8)  # what fd_digits' feature net reads
 _BY_NOISE_TIME, _BY_SIGMA = ("uniform", "logit_normal"), ("log_normal", "log_uniform")
 # path -> predictions and time densities. What is not here has no sane size there: v is (1 + sigma)^2 eps on ve and edm,
@@ -169,6 +170,8 @@ def _model(config: Config) -> None:
     _at_least("data.classes", config.data.classes, 0)
     if isinstance(config.guidance, OnlineGuidance) and config.guidance.prototype_width is not None:
         _at_least("guidance.prototype_width", config.guidance.prototype_width, 1)
+    if isinstance(config.guidance, SidecarGuidance):
+        validate_annotations(config, config.guidance)
     net = architecture(config)
     for field, value, shape in (("size", net.size, height), ("channels", net.channels, channels)):
         if value != shape:
@@ -217,11 +220,7 @@ def _guidance(config: Config, net: Architecture) -> None:
         )
     _interval("guidance.mask", guidance.mask)
     _switch(guidance.switch, config.train)
-    if not guidance.epsilon >= LEAST_EPSILON:
-        raise UserError(
-            f"guidance.epsilon={guidance.epsilon}: codes of cosine scores underflow in fp32; "
-            f"take {LEAST_EPSILON} or more"
-        )
+    _positive("guidance.epsilon", guidance.epsilon)
     _positive("guidance.temperature", guidance.temperature)
     _within("guidance.weight", guidance.weight, 0.0, math.inf)
     _within("guidance.drop", guidance.drop, 0.0, 1.0, below_high=True)
@@ -331,7 +330,7 @@ def _sampling(config: Config) -> None:
     if config.guidance.source == "none" and config.sampler.g != 1:
         raise UserError(
             f"sampler.g={config.sampler.g} guides towards what the model is told, and with guidance.source=none it is "
-            "told nothing; take sampler.g=1, or guidance=online or labels"
+            "told nothing; take sampler.g=1, or guidance=online, labels or sidecar"
         )
     guided, channels = config.sampler.guided_channels, config.data.shape[0]
     if guided is not None and guided > channels:
@@ -346,6 +345,7 @@ def _evaluation(config: Config) -> None:
     for field in ("samples", "batch", "in_flight", "attempts"):
         _at_least(f"evaluation.{field}", getattr(evaluation, field), 1)
     _at_least("evaluation.seed", evaluation.seed, 0)
+    _prior(config)
     if evaluation.protocol == "fd_digits" and config.data.shape != _DIGITS:
         raise UserError(
             f"evaluation.protocol=fd_digits scores {list(_DIGITS)} digits, and data.shape is "
@@ -355,6 +355,22 @@ def _evaluation(config: Config) -> None:
         raise UserError(
             "data.crop=true makes a model of windows, and evaluation.protocol=fd_digits compares with whole images; "
             "set data.crop=false or evaluation=none"
+        )
+
+
+def _prior(config: Config) -> None:
+    """Evenly drawn are groups only: not layouts or features, of which there are as many as images."""
+    if config.evaluation.prior == "empirical":
+        return
+    guidance = config.guidance
+    rows = isinstance(guidance, SidecarGuidance) and (
+        guidance.ids is None or guidance.layout is not None or guidance.dense is not None
+    )
+    patches = isinstance(guidance, OnlineGuidance) and guidance.level == "patch"
+    if guidance.source == "none" or rows or patches:
+        raise UserError(
+            f"evaluation.prior={config.evaluation.prior} draws groups, and with these settings of "
+            f"guidance.source={guidance.source} an image is not told one group alone; take evaluation.prior=empirical"
         )
 
 

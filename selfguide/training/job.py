@@ -17,6 +17,7 @@ from selfguide.guidance.build import build_source
 from selfguide.initialise import initialise
 from selfguide.models.execution import prepare
 from selfguide.objectives import build_objective
+from selfguide.spec.annotations import check_annotations, check_promises
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.files import read_config
 from selfguide.spec.origin import SCRATCH
@@ -64,6 +65,7 @@ def _check_device(config: Config, place: Place) -> None:
 def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> None:
     """Everything between joining the ranks and leaving them."""
     manifest = _load_manifest(config, lease.run)
+    _check_annotations(config, manifest, lease.run, place)
     found = checkpoint.newest(lease.run.checkpoints)
     student = build_student(config, config.seed)
     # a checkpoint holds all that init gave, so a resumed run needs those weights no more
@@ -114,6 +116,13 @@ def _load_manifest(config: Config, run: RunFolder) -> Manifest:
             f"{promised[:12]}; put those shards back, or submit a new run"
         )
     return found
+
+
+def _check_annotations(config: Config, manifest: Manifest, run: RunFolder, place: Place) -> None:
+    """The sidecars must be those that the run was named after; one rank of each node reads them to their end."""
+    sidecars = check_annotations(config, manifest.hash)
+    promised = run.describe()["identity"].get("guidance", {})
+    check_promises(sidecars, promised, bytes_too=place.local == 0)
 
 
 def _promised_weights(run: RunFolder) -> str | None:

@@ -57,7 +57,7 @@ BAD = [
     ("sampler=dopri5 sampler.shift=2", "sampler.shift=2.0", "drop it"),
     ("sampler=dopri5 sampler.steps=20", "sampler.steps=20", "sampler.rtol"),
     ("guidance=none sampler.g=1.5", "sampler.g=1.5", "take sampler.g=1"),
-    ("guidance=none sampler.g=0", "sampler.g=0.0", "guidance=online or labels"),
+    ("guidance=none sampler.g=0", "sampler.g=0.0", "guidance=online, labels or sidecar"),
     # not on this path
     ("path=ddpm sampler.steps=1001", "sampler.steps=1001", "1000 or fewer"),
     ("path=ddpm sampler.steps=501 sampler.shift=2", "sampler.steps=501", "sampler.steps=500 or"),

@@ -87,7 +87,7 @@ BAD = [
     ("path=vp guidance.noise_time=1", "guidance.noise_time=1.0", "below 1"),
     ("guidance.teacher_refresh=1000", "guidance.teacher_refresh=1000", "1024"),
     ("guidance.groups=1", "guidance.groups=1", "2 or more"),
-    ("guidance.epsilon=0.01", "guidance.epsilon=0.01", "0.023 or more"),
+    ("guidance.epsilon=0", "guidance.epsilon=0.0", "positive number"),
     ("guidance.drop=1", "guidance.drop=1.0", "1.0)"),
     ("sampler.steps=0", "sampler.steps=0", "1 or more"),
     ("sampler.interval=[-0.1,0.5]", "sampler.interval=[-0.1, 0.5]", "low <= high"),
@@ -123,6 +123,8 @@ def test_every_guidance_composes_with_every_experiment(experiment: str, guidance
     settings = [f"experiment={experiment}", "cluster=slurm", f"guidance={guidance}"]
     if guidance.endswith("online"):
         settings += ["guidance.pooling=flat", "guidance.layer=2"]
+    if guidance == "sidecar":
+        settings += ["guidance.ids=notes", "guidance.groups=10"]
     validate(compose(settings))
 
 

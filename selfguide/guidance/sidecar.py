@@ -1,0 +1,142 @@
+"""What was found of each image beforehand, told: groups, boxes, masks and features from annotation sidecars.
+
+Self-guided diffusion (Hu et al. 2023, arXiv 2210.06462): a group as one-hot into the embedding, a box as one channel
+beside the image, a mask as one channel for each group, all dropped by one mask. Groups alone are C-EDM's condition
+(Adaloglou et al. 2024, arXiv 2403.00570). Whoever samples tells the row of a training image, all of it together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selfguide.conditions import Condition
+from selfguide.guidance.boxes import box_masks
+from selfguide.guidance.source import dropped, frequencies
+from selfguide.randomness import uniform
+from selfguide.spec.annotations import folders
+from selfguide.spec.config import SidecarGuidance
+from selfguide.student import Batch, Outputs, Student
+from selfguide.transform import Placement, Size
+from shards import sidecar
+from shards.sidecar import Sidecar
+
+
+class Annotations:
+    """The configured sidecars, memory-mapped; of their rows only those that are asked for are read."""
+
+    def __init__(self, guidance: SidecarGuidance, seed: int) -> None:
+        self.guidance = guidance
+        self.sidecars = {field: sidecar.read(at) for field, at in folders(guidance).items()}
+        self.rows = {field: found.rows() for field, found in self.sidecars.items()}
+        self.count = next(iter(self.sidecars.values())).count
+        self.shown = shuffled(self.count, guidance.shuffle, seed)
+
+    def image(self, otherwise: Size) -> Size:
+        """Height and width of the annotated images, on whose pixels boxes and masks lie."""
+        layout = self.sidecars.get("layout")
+        if layout is None:
+            return otherwise
+        height, width = (
+            layout.shape if layout.kind == "mask" else layout.provenance.get("image", otherwise)
+        )
+        return height, width
+
+    def condition(
+        self, ordinals: Tensor, placement: Placement, device: torch.device | str = "cpu"
+    ) -> Condition:
+        """What the images in these rows (B,), placed so, are told; made on `device`."""
+        asked = self.shown[ordinals.cpu().numpy()]
+        # a copy: the map itself is read-only, and torch warns of that
+        told = {f: torch.from_numpy(np.array(rows[asked])) for f, rows in self.rows.items()}
+        told = {field: values.to(device) for field, values in told.items()}
+        fields: dict[str, Tensor] = {}
+        if "ids" in told:
+            several = self.sidecars["ids"].kind == "multi_hot"
+            fields = {"multi_hot": told["ids"].float()} if several else {"id": told["ids"].long()}
+        if "layout" in told:
+            fields["spatial"] = self._spatial(told["layout"], placement)
+        if "layout" in told and "ids" not in told and self.guidance.groups:
+            fields["multi_hot"] = present(fields["spatial"])
+        if "dense" in told:
+            fields["dense"] = told["dense"].float()
+        return Condition.told(**fields)
+
+    def _spatial(self, layout: Tensor, placement: Placement) -> Tensor:
+        """(B, M, h, w) of boxes (B, 4) or masks (B, H, W), moved as their images were."""
+        if self.sidecars["layout"].kind == "box":
+            boxes = placement.boxes(layout, self.image(placement.grid))
+            return box_masks(boxes, placement.size)
+        groups = torch.arange(self.guidance.channels, device=layout.device)
+        return placement.spatial((layout[:, None] == groups.view(-1, 1, 1)).float())
+
+
+class SidecarSource:
+    """Meets the loop: each image is told its row, some of them another's where `shuffle` asks for that control."""
+
+    def __init__(self, guidance: SidecarGuidance, seed: int) -> None:
+        self.config, self.seed = guidance, seed
+        self.annotations = Annotations(guidance, seed)
+
+    def condition(self, batch: Batch, teacher: Student | None) -> Condition:
+        told = self.annotations.condition(
+            batch.ordinal, batch.placement or as_stored(batch.x0), batch.x0.device
+        )
+        return told.drop(dropped(self.seed, batch.position, self.config.drop))
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor | None:
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """What sampling needs without the sidecars: p(k); and which they were, for what needs them."""
+        found = self.annotations.sidecars
+        return {
+            "source": "sidecar",
+            "told": True,
+            "p": group_frequencies(self.annotations),
+            "label_free": not any(each.saw_labels for each in found.values()),
+            "sidecars": {
+                field: {"folder": str(each.folder), "kind": each.kind, "sha256": each.sha256}
+                for field, each in found.items()
+            },
+        }
+
+
+def group_frequencies(annotations: Annotations) -> list[float] | None:
+    """p(k) over all samples; None where an image is not told one group. A shuffle changes none of it."""
+    found = annotations.sidecars.get("ids")
+    if found is None or found.kind != "id":
+        return None
+    return frequencies(np.bincount(annotations.rows["ids"], minlength=found.groups or 0).tolist())
+
+
+def as_stored(x0: Tensor) -> Placement:
+    """Images (B, C, H, W) shown whole."""
+    size = (x0.shape[-2], x0.shape[-1])
+    return Placement(grid=size, size=size)
+
+
+def present(spatial: Tensor) -> Tensor:
+    """(B, K) of 0 and 1: which groups a mask (B, K, H, W) shows anywhere, SGDM's multi-hot by spatial maximum."""
+    return (spatial.amax((2, 3)) > 0).float()
+
+
+def shuffled(count: int, share: float, seed: int) -> NDArray[np.int64]:
+    """(count,) the row that each sample is told: its own, or for that share of samples another's among them.
+
+    Samples are chosen and brought into an order by their ordinals alone, and each is told the row of the next. So the
+    wrong rows are a permutation, p(k) stays as it is, and no chosen sample keeps its row, unless it is the only one.
+    """
+    told = np.arange(count)
+    if not share:
+        return told
+    u = uniform(seed, "shuffle", torch.arange(count), 3).double().numpy()
+    chosen = np.flatnonzero(u[:, 0] < share)
+    order = chosen[np.lexsort((u[chosen, 2], u[chosen, 1]))]
+    told[order] = np.roll(order, -1)
+    return told

@@ -1,0 +1,179 @@
+"""What a run is told from sidecars, as far as it can be said without torch: their laws, and that they fit.
+
+The annotations themselves, not where they lie, belong to what a run is: the sha256 of their rows is promised when a
+run is submitted, and asked for again when its job begins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from selfguide.spec.config import Config, SidecarGuidance
+from selfguide.spec.sizes import row
+from selfguide.spec.uvit import UViTArchitecture
+from shards import storage
+from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from shards.sidecar import Sidecar
+
+
+class Role(NamedTuple):
+    """What a field of `SidecarGuidance` is told from."""
+
+    kinds: tuple[str, ...]  # of sidecar
+    size: str  # the field that says how large the network's input for it is
+    made_by: str  # the verbs of tools.annotate
+
+
+ROLES = {
+    "ids": Role(("id", "multi_hot"), "groups", "kmeans or temi"),
+    "layout": Role(("box", "mask"), "channels", "lost or stego"),
+    "dense": Role(("dense",), "width", "features"),
+}
+
+
+def folders(guidance: SidecarGuidance) -> dict[str, str]:
+    """The configured sidecars by field."""
+    named = {field: getattr(guidance, field) for field in ROLES}
+    return {field: folder for field, folder in named.items() if folder is not None}
+
+
+def validate_annotations(config: Config, guidance: SidecarGuidance) -> None:
+    """The laws of the settings; reads no file.
+
+    Raises:
+        UserError: the first that does not hold, with its cure.
+    """
+    given = folders(guidance)
+    if not given:
+        raise UserError(
+            "guidance.source=sidecar is told nothing yet; give guidance.ids=FOLDER with guidance.groups=K, "
+            "guidance.layout=FOLDER with guidance.channels=M, or guidance.dense=FOLDER with guidance.width=P"
+        )
+    for field, folder in given.items():
+        if not folder.strip() or storage.is_remote(folder):
+            raise UserError(
+                f"guidance.{field}={folder!r}: rows are mapped into memory; give a folder on a file system that all "
+                "nodes share"
+            )
+    for field, role in ROLES.items():
+        _sized(guidance, field, role)
+    for field, top in (("drop", "1)"), ("shuffle", "1]")):
+        share = getattr(guidance, field)
+        if not (math.isfinite(share) and 0 <= share <= 1) or (field == "drop" and share == 1):
+            raise UserError(f"guidance.{field}={share} must be a number in [0, {top}")
+    _u_vit(config, guidance)
+
+
+def _sized(guidance: SidecarGuidance, field: str, role: Role) -> None:
+    folder, size = getattr(guidance, field), getattr(guidance, role.size)
+    if folder is not None and size < 1:
+        raise UserError(
+            f"guidance.{role.size}={size} is too small for guidance.{field}={folder}; give the number that its record "
+            "names, 1 or more"
+        )
+    if folder is None and size and not (field == "ids" and guidance.layout is not None):
+        raise UserError(
+            f"guidance.{role.size}={size} is read with guidance.{field} only; give guidance.{field}=FOLDER, or drop it"
+        )
+    if field == "ids" and folder is None and size not in (0, guidance.channels):
+        raise UserError(
+            f"guidance.groups={size} without guidance.ids are the groups that guidance.layout holds; take "
+            f"guidance.groups={guidance.channels}, or 0 to tell the layout alone"
+        )
+
+
+def _u_vit(config: Config, guidance: SidecarGuidance) -> None:
+    base = row(config.model.name)
+    if not isinstance(base, UViTArchitecture) or not guidance.width:
+        return
+    width = config.model.width or base.width
+    if guidance.width != width:
+        raise UserError(
+            f"guidance.width={guidance.width}, and model.name={config.model.name} takes a dense condition as a token "
+            f"of its own width, {width}; take features of that width, or a DiT or UNet, which project them"
+        )
+
+
+def check_annotations(config: Config, manifest: str) -> dict[str, Sidecar]:
+    """The configured sidecars by field, once they fit the settings and the shards whose manifest is `manifest`.
+
+    Raises:
+        UserError: no sidecar there, one of other shards or of another kind, or other sizes than configured.
+        DamagedError: one is not what was published.
+    """
+    from shards import sidecar  # needs NumPy, and a dry run does not
+
+    guidance = config.guidance
+    if not isinstance(guidance, SidecarGuidance):
+        return {}
+    found = {}
+    for field, folder in folders(guidance).items():
+        try:
+            found[field] = sidecar.read(folder, manifest=manifest)
+        except UserError as error:
+            raise UserError(f"guidance.{field}: {error}") from error
+        _check(guidance, field, found[field])
+    if config.evaluation.prior == "uniform" and found["ids"].kind != "id":
+        raise UserError(
+            f"evaluation.prior=uniform draws one group an image, and guidance.ids={guidance.ids} tells several; take "
+            "evaluation.prior=empirical"
+        )
+    return found
+
+
+def _check(guidance: SidecarGuidance, field: str, found: Sidecar) -> None:
+    role, folder = ROLES[field], getattr(guidance, field)
+    if found.kind not in role.kinds:
+        fits = next(name for name, other in ROLES.items() if found.kind in other.kinds)
+        raise UserError(
+            f"guidance.{field}={folder} is a sidecar of kind {found.kind}, not {' or '.join(role.kinds)}; give it as "
+            f"guidance.{fits}, or make one with `python -m tools.annotate {role.made_by}`"
+        )
+    sizes = {"box": 1, "dense": found.shape[0] if found.shape else 0}
+    size, configured = sizes.get(found.kind, found.groups), getattr(guidance, role.size)
+    if size != configured:
+        raise UserError(
+            f"guidance.{role.size}={configured} and guidance.{field}={folder} has {size}; set guidance.{role.size}={size}"
+        )
+    if found.kind == "box" and guidance.ids is None and guidance.groups:
+        raise UserError(
+            f"guidance.groups={guidance.groups} and boxes have no groups; give guidance.ids=FOLDER, or drop it"
+        )
+
+
+def promises(sidecars: dict[str, Sidecar]) -> dict[str, Any]:
+    """What a run's identity holds of its annotations."""
+    told: dict[str, Any] = {field: found.sha256 for field, found in sidecars.items()}
+    return told | {"saw_labels": any(found.saw_labels for found in sidecars.values())}
+
+
+def check_promises(
+    sidecars: dict[str, Sidecar], promised: dict[str, Any], *, bytes_too: bool
+) -> None:
+    """Annotations that changed since the run was submitted would make another run of it.
+
+    `bytes_too` reads every row; without it the sidecars' own records are believed.
+
+    Raises:
+        UserError: a sidecar is not the one that was promised.
+    """
+    for field, found in sidecars.items():
+        sha256 = storage.sha256(found.folder / "rows.npy") if bytes_too else found.sha256
+        if sha256 != promised[field]:
+            raise UserError(
+                f"guidance.{field}={found.folder} has sha256 {sha256[:12]}, and this run was begun with "
+                f"{str(promised[field])[:12]}; put those annotations back, or submit a new run"
+            )
+
+
+def absolute(guidance: Any) -> Any:
+    """Jobs run from their code copy, so paths must not depend on where they start."""
+    if not isinstance(guidance, SidecarGuidance):
+        return guidance
+    paths = {f: str(Path(p).expanduser().resolve()) for f, p in folders(guidance).items()}
+    return dataclasses.replace(guidance, **paths)
