@@ -21,8 +21,7 @@ from launcher import clusters, jobs, status
 from launcher.compose import compose, without_group
 from launcher.folder import Attempt
 from launcher.lock import held
-from selfguide.spec import annotations
-from selfguide.spec.annotations import check_annotations, promises
+from selfguide.spec.annotations import absolute_annotations, check_annotations, promises
 from selfguide.spec.config import Config, LabelGuidance
 from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.origin import check_weights
@@ -110,7 +109,7 @@ def absolute(config: Config) -> Config:
         runs=str(Path(config.runs).expanduser().resolve()),
         data=dataclasses.replace(config.data, root=root),
         init=dataclasses.replace(config.init, path=weights),
-        guidance=annotations.absolute(config.guidance),
+        guidance=absolute_annotations(config.guidance),
     )
 
 

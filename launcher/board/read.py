@@ -69,7 +69,8 @@ class Run:
         if told:
             return all(told)
         scratch = self.identity.get("init", {}).get("source", "scratch") == "scratch"
-        return scratch and self.identity.get("guidance", {}).get("source") != "labels"
+        guidance = self.identity.get("guidance", {})
+        return scratch and guidance.get("source") != "labels" and not guidance.get("saw_labels")
 
 
 def read_runs(root: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:

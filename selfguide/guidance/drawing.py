@@ -30,7 +30,7 @@ Tell = Callable[[Tensor], Condition]  # of seeds or ordinals (B,)
 
 
 def by_rows(snapshot: Snapshot) -> bool:
-    """Whether only a training image says what can be told: not one group alone, but layouts, features, several groups."""
+    """Whether only a training image says what can be told: layouts, features, several groups, not one group alone."""
     told = {f: s["kind"] for f, s in snapshot.guidance.get("sidecars", {}).items()}
     return bool(told) and told != {"ids": "id"}
 
@@ -96,8 +96,8 @@ def _published(snapshot: Snapshot) -> Annotations:
             found = sidecar.read(was["folder"], manifest=snapshot.data["manifest"])
         except UserError as error:
             raise UserError(
-                f"this snapshot is told the {was['kind']} of training images, and guidance.{field} is gone: {error}, or "
-                "put back what the run was trained with"
+                f"this snapshot is told the {was['kind']} of training images, and guidance.{field} is gone: {error}, "
+                "or put back what the run was trained with"
             ) from error
         if found.sha256 != was["sha256"]:
             raise UserError(

@@ -7,7 +7,6 @@ beside the image, a mask as one channel for each group, all dropped by one mask.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from selfguide.spec.config import SidecarGuidance
 from selfguide.student import Batch, Outputs, Student
 from selfguide.transform import Placement, Size
 from shards import sidecar
-from shards.sidecar import Sidecar
 
 
 class Annotations:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from selfguide.spec.config import Config, SidecarGuidance
 from selfguide.spec.sizes import row
@@ -19,6 +19,8 @@ from shards.errors import UserError
 
 if TYPE_CHECKING:
     from shards.sidecar import Sidecar
+
+G = TypeVar("G")
 
 
 class Role(NamedTuple):
@@ -138,7 +140,8 @@ def _check(guidance: SidecarGuidance, field: str, found: Sidecar) -> None:
     size, configured = sizes.get(found.kind, found.groups), getattr(guidance, role.size)
     if size != configured:
         raise UserError(
-            f"guidance.{role.size}={configured} and guidance.{field}={folder} has {size}; set guidance.{role.size}={size}"
+            f"guidance.{role.size}={configured}, and guidance.{field}={folder} has {size}; set "
+            f"guidance.{role.size}={size}"
         )
     if found.kind == "box" and guidance.ids is None and guidance.groups:
         raise UserError(
@@ -171,9 +174,12 @@ def check_promises(
             )
 
 
-def absolute(guidance: Any) -> Any:
+def absolute_annotations(guidance: G) -> G:
     """Jobs run from their code copy, so paths must not depend on where they start."""
     if not isinstance(guidance, SidecarGuidance):
         return guidance
-    paths = {f: str(Path(p).expanduser().resolve()) for f, p in folders(guidance).items()}
-    return dataclasses.replace(guidance, **paths)
+    ids, layout, dense = (
+        path and str(Path(path).expanduser().resolve())
+        for path in (guidance.ids, guidance.layout, guidance.dense)
+    )
+    return dataclasses.replace(guidance, ids=ids, layout=layout, dense=dense)
