@@ -1,7 +1,8 @@
 """`python -m tools.sample`: images from a published snapshot.
 
-Told groups drawn at their frequency by default; or one group or label, the group of a query image, the way between
-two groups; as a grid and as single lossless PNGs, with the way from noise to image on request.
+Told groups drawn at their frequency by default, or rows of training images where it knows layouts or features; or one
+group or label, what a training image was told, the group of a query image, the way between two groups; as a grid and
+as single lossless PNGs, with the way from noise to image on request.
 """
 
 from __future__ import annotations
@@ -11,18 +12,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-import shards
 from launcher.folder import find
 from selfguide.autoencoders import (
     Autoencoder,
-    Normaliser,
     from_images,
     load_autoencoder,
     to_images,
@@ -31,6 +30,7 @@ from selfguide.conditions import Condition
 from selfguide.evaluation.generate import draw, draw_condition
 from selfguide.evaluation.grid import write_grid
 from selfguide.guidance import telling
+from selfguide.guidance.drawing import Prior, TrainingImages
 from selfguide.spec.config import SamplerConfig, build
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
 from selfguide.spec.files import read_config
@@ -44,6 +44,8 @@ EPILOG = """examples:
   python -m tools.sample RUN                              64 images, groups at their frequency
   python -m tools.sample RUN --group 3 7 --g 2            rows of two groups, guidance weight 2
   python -m tools.sample RUN --g 0.4 --convention sgfm    the same weight as its paper writes it
+  python -m tools.sample RUN --prior uniform              every group as often as any other
+  python -m tools.sample RUN --row 17 42                  told what these two training images were told
   python -m tools.sample RUN --like photo.png             the group nearest to an image
   python -m tools.sample RUN --between 3 7 --count 8      from one prototype to another, one noise
   python -m tools.sample RUN --chain --count 6            six images, noise to data
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = list(cli.track(drawn, total, f"drawing {len(condition)} images"))
     images = to_images(snapshot.data["header"], torch.cat([x for x, _ in made]), codec)
     out = Path(options.out)
-    rows = options.group or options.label or options.like or []
+    rows = options.group or options.label or options.row or options.like or []
     columns = options.columns if len(rows) < 2 else len(condition) // len(rows)
     columns = len(condition) if options.between else columns
     if chain is not None:
@@ -190,6 +192,14 @@ def condition_of(
     snapshot: Snapshot, codec: Autoencoder | None, options: argparse.Namespace
 ) -> Condition:
     """What each image is told: one condition an image."""
+    named = [f"--{name}" for name in NAMED if getattr(options, name)]
+    if options.prior and named:
+        raise UserError(
+            f"--prior {options.prior} is how groups are drawn, and {named[0]} names what is told; drop one of them"
+        )
+    if options.row is not None:
+        each = -(-options.count // len(options.row))
+        return telling.rows(snapshot, torch.tensor(options.row).repeat_interleave(each))
     if options.between:
         first, second = options.between
         return telling.between(snapshot, first, second, options.count)
@@ -209,25 +219,21 @@ def condition_of(
         for text, group in zip(options.like, ids.tolist(), strict=True):
             cli.console(stderr=True).print(f"{text} is nearest to group {group}")
     else:
-        return draw_condition(snapshot, options.seed + torch.arange(options.count))
+        seeds = options.seed + torch.arange(options.count)
+        return draw_condition(snapshot, seeds, options.prior or "empirical")
     each = -(-options.count // len(ids))
     return telling.told(snapshot, ids.repeat_interleave(each))
 
 
 def queries(snapshot: Snapshot, codec: Autoencoder | None, texts: list[str]) -> Tensor:
     """Query images in model space: files, or ordinals of the data the snapshot was trained on."""
-    header, made = snapshot.data["header"], []
-    normaliser = Normaliser.of(header)
-    data: Any = None
-    for text in texts:
-        if text.isdigit():
-            data = shards.read_all(snapshot.data["root"]) if data is None else data
-            if int(text) >= len(data["x"]):
-                raise UserError(f"--like {text}: the data has ordinals 0 to {len(data['x']) - 1}")
-            ordinal = torch.tensor([int(text)])
-            made.append(normaliser.encode(torch.as_tensor(data["x"])[ordinal], 0, ordinal))
-        else:
-            made.append(from_file(Path(text), snapshot, codec))
+    images = TrainingImages(snapshot) if any(text.isdigit() for text in texts) else None
+    made = [
+        images.x0(torch.tensor([int(text)]))
+        if images and text.isdigit()
+        else from_file(Path(text), snapshot, codec)
+        for text in texts
+    ]
     return torch.cat(made)
 
 
@@ -284,6 +290,7 @@ def write_images(folder: Path, images: Tensor) -> None:
         Image.fromarray(plain.numpy()).save(folder / f"{number:06d}.png")
 
 
+NAMED = ("group", "label", "row", "like", "between", "uncond")  # what is told, rather than drawn
 SAMPLER_HELP = {
     "name": "euler, heun, ddim, dpm1, dpm2, dpmpp, euler_maruyama or dopri5",
     "steps": "of a fixed-step sampler",
@@ -328,12 +335,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--label", type=int, nargs="+", metavar="K", help="these human labels")
     what.add_argument(
+        "--row", type=int, nargs="+", metavar="ORDINAL", help="what these training images were told"
+    )
+    what.add_argument(
         "--like", nargs="+", metavar="IMAGE", help="the groups nearest to image files or ordinals"
     )
     what.add_argument(
         "--between", type=int, nargs=2, metavar=("A", "B"), help="the way from one group to another"
     )
     what.add_argument("--uncond", action="store_true", help="told nothing")
+    parser.add_argument(
+        "--prior",
+        choices=get_args(Prior),
+        help="how often groups are drawn: as in training, or evenly (empirical)",
+    )
     parser.add_argument("--count", type=int, default=64, metavar="N", help="images (64)")
     parser.add_argument(
         "--chain", action="store_true", help="show each image's way from noise to data"
