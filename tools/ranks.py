@@ -6,10 +6,14 @@ import multiprocessing
 import os
 import queue
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+
+DAY = 24 * 3600
 
 
 class RankFailed(RuntimeError):
@@ -17,7 +21,13 @@ class RankFailed(RuntimeError):
 
 
 def _rank(
-    rank: int, world: int, meeting: str, function: Callable, arguments: tuple, results: Any
+    rank: int,
+    world: int,
+    meeting: str,
+    timeout: float | None,
+    function: Callable,
+    arguments: tuple,
+    results: Any,
 ) -> None:
     import torch
 
@@ -27,7 +37,7 @@ def _rank(
     os.environ["SELFGUIDE_HOST"] = "127.0.0.1"
     place = Place(rank, rank, world)
     try:
-        join(place, Path(meeting), timeout_s=120)
+        join(place, Path(meeting), timeout_s=int(timeout or DAY))
         results.put((rank, True, function(place, *arguments)))
     except BaseException:  # noqa: BLE001 - the parent raises it, whatever it is
         results.put((rank, False, traceback.format_exc()))
@@ -35,43 +45,63 @@ def _rank(
         leave()
 
 
-def run_ranks(world: int, function: Callable, *arguments: Any, timeout: float = 240) -> list[Any]:
+def run_ranks(
+    world: int, function: Callable, *arguments: Any, timeout: float | None = 240
+) -> list[Any]:
     """[function(place, *arguments) of each of `world` ranks]; `function` is module-level, answers are pickled.
 
     Raises:
-        RankFailed: with the rank's traceback, or the ranks that did not answer within `timeout` seconds each.
+        RankFailed: with the rank's traceback; a rank that died without a word, or those that did not answer within
+            `timeout` seconds each (None waits as long as they live).
     """
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         meeting = str(Path(folder) / "rendezvous.json")
         processes = [
-            context.Process(target=_rank, args=(r, world, meeting, function, arguments, results))
+            context.Process(
+                target=_rank, args=(r, world, meeting, timeout, function, arguments, results)
+            )
             for r in range(world)
         ]
+        answered = False
         try:
             for process in processes:
                 process.start()
-            return _collect(results, world, timeout)
+            found = _collect(results, processes, timeout)
+            answered = True
+            return found
         finally:
             for process in processes:
-                process.join(timeout=5)
+                process.join(
+                    timeout=5 if answered else 0
+                )  # after a failure nobody waits for a collective
                 if process.is_alive():
                     process.kill()
                     process.join()
 
 
-def _collect(results: Any, world: int, timeout: float) -> list[Any]:
+def _collect(results: Any, processes: list[Any], timeout: float | None) -> list[Any]:
     answers: dict[int, Any] = {}
+    world, heard = len(processes), time.monotonic()
     while len(answers) < world:
+        missing = sorted(set(range(world)) - set(answers))
+        # asked before the queue is: what a rank put there before it ended is still read
+        ended = [r for r in missing if processes[r].exitcode is not None]
         try:
-            rank, good, value = results.get(timeout=timeout)
+            rank, good, value = results.get(timeout=1)
         except queue.Empty:
-            missing = sorted(set(range(world)) - set(answers))
-            raise RankFailed(
-                f"ranks {missing} of {world} did not answer within {timeout} s"
-            ) from None
+            if ended:
+                code = processes[ended[0]].exitcode
+                raise RankFailed(
+                    f"rank {ended[0]} of {world} died without an answer, exit code {code} (-9: often for want of memory)"
+                ) from None
+            if timeout is not None and time.monotonic() - heard > timeout:
+                raise RankFailed(
+                    f"ranks {missing} of {world} did not answer within {timeout} s"
+                ) from None
+            continue
         if not good:
             raise RankFailed(f"rank {rank} of {world} failed:\n{value}")
-        answers[rank] = value
+        answers[rank], heard = value, time.monotonic()
     return [answers[r] for r in range(world)]

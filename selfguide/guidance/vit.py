@@ -1,8 +1,8 @@
 """Frozen vision transformers from timm: what others' self-supervised nets see in an image.
 
 SGDM (Hu et al. 2023, arXiv 2210.06462) reads its groups, boxes and masks from DINO. Weights resolve in one order:
-explicit file, folder of weights, local hub cache, download only where allowed. Their sha256 is always recorded, and compared
-where one is given.
+explicit file, folder of weights, local hub cache, download only where allowed. Their sha256 is always recorded, and
+compared where one is given.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class FrozenViT:
 
     @property
     def device(self) -> torch.device:
-        return self.net.pos_embed.device
+        return next(self.net.parameters()).device
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -92,7 +92,8 @@ class FrozenViT:
         What LOST compares patches by (Simeoni et al. 2021, arXiv 2109.14279). Padded as `patches` does.
         """
         x = self._padded(self._normal(self._levels(images)))
-        with _kept(self.net.blocks[-1].attn.k_norm) as kept:  # where keys pass, normalised or not
+        attention: Any = self.net.blocks[-1].attn
+        with _kept(attention.k_norm) as kept:  # where keys pass, normalised or not
             self.net.forward_features(x)
         keys = kept[0].transpose(1, 2).flatten(2)  # (B, heads, N, d) -> (B, N, heads d)
         return self._grid(keys[:, self.net.num_prefix_tokens :], x)
@@ -173,7 +174,7 @@ def load_vit(
     seed = _seed(given)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
-        net = timm.create_model(full, pretrained=False, num_classes=0, dynamic_img_size=True)
+        net: Any = timm.create_model(full, num_classes=0, dynamic_img_size=True)
     found = None
     if seed is None:
         file = _locate(full, given, download)
