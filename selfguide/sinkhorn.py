@@ -89,32 +89,31 @@ def _plain(scores: Tensor, epsilon: float, iterations: int, group: Group) -> tup
     q = (scores - 1.0).div_(epsilon).exp_()  # (H, B, K)
     tiny = torch.finfo(q.dtype).tiny
     v = q.new_ones(q.shape[:2])  # (H, B)
-    dead: Tensor | None = None
+    masses: list[Tensor] = []  # (H, K)
     for _ in range(iterations):
-        mass = _reduced(_times(q.mT, v), dist.ReduceOp.SUM, group)  # (H, K)
+        mass = _reduced(_times(q.mT, v), dist.ReduceOp.SUM, group)
         # u and v are unique up to one factor, which grows as K / B with every iteration unless it is fixed
-        mass = mass / mass.amax(1, keepdim=True).clamp_min(tiny)
-        dead = mass < tiny if dead is None else dead
-        u = mass.clamp_min(tiny).reciprocal()
+        masses.append(mass / mass.amax(1, keepdim=True).clamp_min(tiny))
+        u = masses[-1].clamp_min(tiny).reciprocal()
         v = _times(q, u).clamp_min(tiny).reciprocal()
-    assert dead is not None
-    return q.mul_(u[:, None]).mul_(v[:, :, None]), dead
+    return q.mul_(u[:, None]).mul_(v[:, :, None]), masses[0] < tiny
 
 
 def _log_domain(
     scores: Tensor, epsilon: float, iterations: int, group: Group
 ) -> tuple[Tensor, Tensor]:
-    logits = scores / epsilon  # (H, B, K)
+    # beside the best score of its row an entry that matters is near 0, where fp32 is finest
+    top = scores.amax(2, keepdim=True)
+    logits = (scores - top).div_(epsilon)  # (H, B, K)
+    f = top / epsilon  # (H, B, 1) ln v
     tiny = torch.finfo(logits.dtype).tiny
-    f = logits.new_zeros((*logits.shape[:2], 1))  # ln v
-    dead: Tensor | None = None
+    masses: list[Tensor] = []  # (H, 1, K) -ln u
     for _ in range(iterations):
-        mass = _log_mass(logits + f, group)  # (H, 1, K)
-        mass = mass - mass.amax(2, keepdim=True)  # the factor, as above
-        dead = mass[:, 0].exp() < tiny if dead is None else dead
-        f = -torch.logsumexp(logits - mass, dim=2, keepdim=True)
-    assert dead is not None
-    return (logits - mass).add_(f).exp_(), dead
+        if masses:
+            f = -torch.logsumexp(logits - masses[-1], dim=2, keepdim=True)
+        mass = _log_mass(logits + f, group)
+        masses.append(mass - mass.amax(2, keepdim=True))  # the factor, as above
+    return torch.softmax(logits - masses[-1], dim=2), masses[0][:, 0].exp() < tiny
 
 
 def _log_mass(terms: Tensor, group: Group) -> Tensor:
