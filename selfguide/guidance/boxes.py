@@ -61,7 +61,7 @@ def _around(mask: np.ndarray, seed: tuple[int, int]) -> Box:
     if not mask[seed]:
         return row, column, row + 1, column + 1
     pieces, _ = ndimage.label(mask)  # 4-connected by default
-    rows, columns = ndimage.find_objects(pieces == pieces[seed])[0]
+    rows, columns = ndimage.find_objects(pieces)[pieces[seed] - 1]
     return rows.start, columns.start, rows.stop, columns.stop
 
 
