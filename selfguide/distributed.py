@@ -124,6 +124,15 @@ def decided_by_rank_0(value: Any) -> Any:
     return box[0]
 
 
+def said_by_any(message: str | None) -> str | None:
+    """The first rank's message that has one, on every rank: what stops one of them stops all with the same words."""
+    if world_size() == 1:
+        return message
+    said: list[str | None] = [None] * world_size()
+    dist.all_gather_object(said, message)
+    return next((each for each in said if each is not None), None)
+
+
 class _SumOverRanks(torch.autograd.Function):
     """Forward: the sum over ranks. Backward: every rank's loss depends on it, so gradients are summed too."""
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from selfguide.autoencoders import Normaliser
 from selfguide.conditions import Condition
+from selfguide.guidance.online import patch_layout
 from selfguide.guidance.sidecar import Annotations
 from selfguide.guidance.source import draw_groups, sampling_condition
 from selfguide.randomness import uniform
-from selfguide.spec.config import SidecarGuidance
+from selfguide.spec.config import OnlineGuidance, SidecarGuidance
 from selfguide.training.snapshot import Snapshot
 from selfguide.transform import Placement
 from shards import manifest as manifests
@@ -31,6 +32,9 @@ Tell = Callable[[Tensor], Condition]  # of seeds or ordinals (B,)
 
 def by_rows(snapshot: Snapshot) -> bool:
     """Whether only a training image says what can be told: layouts, features, several groups, not one group alone."""
+    guidance = snapshot.config.guidance
+    if isinstance(guidance, OnlineGuidance):
+        return guidance.level == "patch"
     told = {f: s["kind"] for f, s in snapshot.guidance.get("sidecars", {}).items()}
     return bool(told) and told != {"ids": "id"}
 
@@ -53,7 +57,7 @@ def drawer(snapshot: Snapshot, prior: Prior = "empirical") -> Tell:
     if by_rows(snapshot):
         if prior != "empirical":
             raise UserError(
-                f"prior={prior}: this snapshot is told whole rows of its sidecars, not one group alone; leave it out"
+                f"prior={prior}: this snapshot is told what training images were, not one group alone; leave it out"
             )
         count, tell = told_rows(snapshot)
         return lambda seeds: tell(draw_rows(count, seeds))
@@ -70,11 +74,14 @@ def draw_rows(count: int, seeds: Tensor) -> Tensor:
 
 
 def told_rows(snapshot: Snapshot) -> tuple[int, Tell]:
-    """How many training images there are, and what those at ordinals (B,) were told, as they lie in the shards.
+    """How many training images there are, and what those at ordinals (B,) are told, as they lie in the shards.
 
     Raises:
-        UserError: the sidecars are gone, or are not those of training.
+        UserError: the sidecars, or the images whose patches are to be named, are gone or are not those of training.
     """
+    if isinstance(snapshot.config.guidance, OnlineGuidance):
+        images = TrainingImages(snapshot)
+        return images.count, lambda ordinals: patch_layout(snapshot, images.x0(ordinals))
     annotations = _published(snapshot)
     edge = snapshot.student.backbone.net.size
     grid = annotations.image((edge, edge)) if snapshot.config.data.crop else (edge, edge)

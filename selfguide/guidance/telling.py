@@ -26,21 +26,21 @@ def groups(snapshot: Snapshot) -> int:
     Raises:
         UserError: it is told nothing, or more than one group.
     """
-    if by_rows(snapshot):
-        told = ", ".join(s["kind"] for s in snapshot.guidance["sidecars"].values())
-        raise UserError(
-            f"this snapshot is told {told} of an image, not one group alone; give --row ORDINAL, the number of a "
-            "training image whose annotations it is told"
-        )
-    p = snapshot.guidance["p"]
-    if p is None:
+    state = snapshot.guidance
+    if not state["told"]:
         why = "it was trained without guidance"
-        if snapshot.guidance["source"] == "online":
+        if state["source"] == "online":
             why = "its second stage, in which it is told its groups, had not begun"
         raise UserError(
             f"this snapshot at {snapshot.images:,} images cannot be told anything: {why}"
         )
-    return len(p)
+    if by_rows(snapshot):
+        kinds = ", ".join(s["kind"] for s in state.get("sidecars", {}).values())
+        raise UserError(
+            f"this snapshot is told {kinds or 'a group for each patch'} of an image, not one group alone; give "
+            "--row ORDINAL, the number of a training image, to tell what that was told"
+        )
+    return len(state["p"])
 
 
 def untold(snapshot: Snapshot, count: int) -> Condition:
@@ -64,7 +64,9 @@ def told(snapshot: Snapshot, ids: Tensor) -> Condition:
 
 def rows(snapshot: Snapshot, ordinals: Tensor) -> Condition:
     """What the training images at `ordinals` (B,) were told: their annotations, their labels, or their groups now."""
-    if snapshot.guidance["source"] == "sidecar":
+    if snapshot.guidance["told"] and (
+        by_rows(snapshot) or snapshot.guidance["source"] == "sidecar"
+    ):
         return told_rows(snapshot)[1](ordinals)
     groups(snapshot)  # it may know nothing at all
     images = TrainingImages(snapshot)

@@ -12,7 +12,7 @@ import torch
 
 import shards
 from selfguide.autoencoders import Normaliser
-from selfguide.distributed import Place, join, leave
+from selfguide.distributed import Place, join, leave, said_by_any
 from selfguide.guidance.build import build_source
 from selfguide.initialise import initialise
 from selfguide.models.execution import prepare
@@ -120,9 +120,17 @@ def _load_manifest(config: Config, run: RunFolder) -> Manifest:
 
 def _check_annotations(config: Config, manifest: Manifest, run: RunFolder, place: Place) -> None:
     """The sidecars must be those that the run was named after; one rank of each node reads them to their end."""
-    sidecars = check_annotations(config, manifest.hash)
     promised = run.describe()["identity"].get("guidance", {})
-    check_promises(sidecars, promised, bytes_too=place.local == 0)
+    problem = None
+    try:
+        check_promises(
+            check_annotations(config, manifest.hash), promised, bytes_too=place.local == 0
+        )
+    except UserError as error:
+        problem = str(error)
+    problem = said_by_any(problem)
+    if problem is not None:
+        raise UserError(problem)
 
 
 def _promised_weights(run: RunFolder) -> str | None:

@@ -98,6 +98,45 @@ BAD = [
     ("cluster.mem_gb=0", "cluster.mem_gb=0.0", "positive"),
     ("cluster.timeout_min=0", "cluster.timeout_min=0", "1 or more"),
     ("guidance=labels data.classes=0", "data.classes > 0, not 0", "guidance=online"),
+    ("guidance=sidecar", "guidance.source=sidecar", "guidance.ids=FOLDER"),
+    ("guidance=sidecar guidance.ids=a", "guidance.groups=0", "1 or more"),
+    ("guidance=sidecar guidance.ids='' guidance.groups=2", "guidance.ids=''", "file system"),
+    ("guidance=sidecar guidance.ids=s3://a/b guidance.groups=2", "s3://a/b", "file system"),
+    ("guidance=sidecar guidance.layout=a", "guidance.channels=0", "1 or more"),
+    ("guidance=sidecar guidance.dense=a guidance.width=-1", "guidance.width=-1", "1 or more"),
+    ("guidance=digits_kmeans guidance.channels=1", "guidance.channels=1", "drop it"),
+    ("guidance=digits_kmeans guidance.width=8", "guidance.width=8", "drop it"),
+    (
+        "guidance=sidecar guidance.dense=a guidance.width=3 guidance.groups=2",
+        "guidance.groups=2",
+        "guidance.ids=FOLDER",
+    ),
+    (
+        "guidance=sidecar guidance.layout=a guidance.channels=3 guidance.groups=2",
+        "guidance.groups=2",
+        "guidance.groups=3",
+    ),
+    ("guidance=digits_kmeans guidance.drop=1", "guidance.drop=1.0", "[0, 1)"),
+    ("guidance=digits_kmeans guidance.drop=nan", "guidance.drop=nan", "[0, 1)"),
+    ("guidance=digits_kmeans guidance.shuffle=1.5", "guidance.shuffle=1.5", "[0, 1]"),
+    ("guidance=digits_kmeans guidance.shuffle=-0.1", "guidance.shuffle=-0.1", "[0, 1]"),
+    (
+        "model=uvit_digits guidance=sidecar guidance.dense=a guidance.width=32",
+        "guidance.width=32",
+        "its own width, 64",
+    ),
+    ("guidance=none evaluation.prior=uniform", "prior=uniform", "prior=empirical"),
+    (
+        "guidance=digits_kmeans guidance.layout=a guidance.channels=1 evaluation.prior=uniform",
+        "prior=uniform",
+        "prior=empirical",
+    ),
+    (
+        "guidance=sidecar guidance.dense=a guidance.width=3 evaluation.prior=uniform",
+        "prior=uniform",
+        "prior=empirical",
+    ),
+    ("guidance=digits_patch evaluation.prior=uniform", "prior=uniform", "prior=empirical"),
 ]
 
 
