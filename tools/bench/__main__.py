@@ -17,10 +17,10 @@ from dataclasses import asdict
 from rich.table import Table
 
 from shards import cli
-from tools.bench import engine, models, sampling
+from tools.bench import engine, models, sampling, sinkhorn
 from tools.bench.harness import Row
 
-SUITES = {"engine": engine, "models": models, "sampling": sampling}
+SUITES = {"engine": engine, "models": models, "sampling": sampling, "sinkhorn": sinkhorn}
 TURNS = {"models": 7}  # a turn of whole networks takes seconds
 
 
