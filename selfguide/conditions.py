@@ -23,6 +23,7 @@ TOLD, NULL, UNCONDITIONAL = 0, 1, 2
 class Condition:
     """state (B,) of TOLD | NULL | UNCONDITIONAL, and what is told; several fields may be told at once.
 
+    Where patches are told and nothing else, state may be (B, L): SGFM drops them one by one.
     id (B,) int64; multi_hot (B, K), non-negative; dense (B, P), a prototype or feature; spatial (B, M, H, W), masks at
     the input's size; patch (B, L, P), one vector for each patch in row order.
     """
@@ -62,8 +63,13 @@ class Condition:
         return {name: value for name, value in named.items() if value is not None}
 
     def drop(self, dropped: Tensor) -> Condition:
-        """Told images where `dropped` (B,) bool become null; nothing else changes."""
-        return replace(self, state=torch.where(dropped & (self.state == TOLD), NULL, self.state))
+        """Told images where `dropped` (B,) bool become null, or their patches where it is (B, L); all else stays."""
+        state = self.state
+        if dropped.dim() > state.dim():
+            state = state[:, None]
+        elif dropped.dim() < state.dim():
+            dropped = dropped[:, None]
+        return replace(self, state=torch.where(dropped & (state == TOLD), NULL, state))
 
     def null(self) -> Condition:
         """The unguided half of classifier-free guidance: told becomes null, unconditional stays."""
@@ -89,7 +95,7 @@ def beside(first: Condition, second: Condition) -> Condition:
 
 def only_told(value: Tensor, state: Tensor) -> Tensor:
     """`value` (B, ...) with zeros for images that are told nothing: what was dropped may hold anything, NaN too."""
-    told = (state == TOLD).view(-1, *[1] * (value.dim() - 1))
+    told = (state == TOLD).view(*state.shape, *[1] * (value.dim() - state.dim()))
     return torch.where(told, value, value.new_zeros(()))
 
 
@@ -136,6 +142,12 @@ def check_fields(condition: Condition, net: Architecture) -> None:
         "spatial": (batch, net.spatial, net.size, net.size),
         "patch": (batch, -1, net.dense_patch),
     }
+    if condition.state.dim() > 1 and net.accepts != {"patch"}:
+        takes = ", ".join(sorted(net.accepts)) or "no condition"
+        raise UserError(
+            f"condition.state has shape {tuple(condition.state.shape)}, one for each patch, and this network takes "
+            f"{takes}; give ({batch},)"
+        )
     for name, value in condition.given.items():
         if name not in net.accepts:
             takes = ", ".join(sorted(net.accepts)) or "no condition"

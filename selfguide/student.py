@@ -12,22 +12,26 @@ from selfguide.conditions import Condition
 from selfguide.guidance.head import PrototypeHead
 from selfguide.models import assemble
 from selfguide.models.backbone import Backbone, pool
+from selfguide.models.blocks import ConditionEmbedding
 from selfguide.objectives import Uncertainty
 from selfguide.paths import build_path
 from selfguide.spec.config import Config, OnlineGuidance
-from selfguide.spec.sizes import architecture, feature_width
+from selfguide.spec.sizes import architecture, feature_width, prototype_width
 from selfguide.transform import Placement
 from shards.errors import UserError
 
 
 class Outputs(NamedTuple):
     """The raw prediction (B, C, H, W), a learned sigma cut off; scores (B, K) of the guidance head, u (B,) of the
-    uncertainty, each None without its module.
+    uncertainty, each None without its module. Rows of scores are images, or (level "patch") the patches of one image
+    after the other. `embedding` (rows, P) and `prototypes` (K, P) are the unit vectors that were compared, detached.
     """
 
     prediction: Tensor
     scores: Tensor | None
     log_variance: Tensor | None
+    embedding: Tensor | None = None
+    prototypes: Tensor | None = None
 
 
 @dataclass
@@ -35,8 +39,8 @@ class Batch:
     """One micro-batch on its way through a step; tensors are on the rank's device.
 
     `x` is what the network reads: preconditioned, in its dtype.
-    `ordinal` is each image's row in the shards, and so in sidecars.
-    `features` (B, F) is what the guidance head reads; None lets it read the training view.
+    `ordinal` is each image's row in the shards, and so in sidecars, which are read on the CPU: it stays there.
+    `features` (B, F), or (B L, F) of patches, is what the guidance head reads; None lets it read the training view.
     """
 
     x0: Tensor
@@ -80,17 +84,29 @@ class Student(nn.Module):
         if features is None:
             out, tokens = self.backbone(x, tau, condition, capture=self.layer)
             # stop-gradient: L_SK trains the head and the prototypes only (SGFM, section 3.2)
-            scores = self.head(pool(tokens.detach(), self.pooling, self.extras, cls=self.cls))
-            return Outputs(self._cut(out), scores, u)
-        return Outputs(self.predict(x, tau, condition), self.head(features), u)
+            return Outputs(
+                self._cut(out), *self._compare(self.head, self._read(tokens.detach()), u)
+            )
+        return Outputs(self.predict(x, tau, condition), *self._compare(self.head, features, u))
+
+    @staticmethod
+    def _compare(
+        head: PrototypeHead, features: Tensor, u: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        embedding, prototypes = head.embed(features), head.rows()
+        return embedding @ prototypes.T, u, embedding.detach(), prototypes.detach()
 
     def predict(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
         """(B, C, H, W); a learned sigma, where the architecture has one, is cut off."""
         return self._cut(self.backbone(x, tau, condition))
 
     def features(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
-        """(B, F) pooled tokens of the head's layer; the rest of the backbone is not run."""
-        tokens = self.backbone.features(x, tau, condition, self.layer)
+        """(B, F) pooled tokens of the head's layer, or (B L, F) of patches; the rest of the backbone is not run."""
+        return self._read(self.backbone.features(x, tau, condition, self.layer))
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        if self.pooling == "patch":
+            return tokens[:, self.extras :].flatten(0, 1)
         return pool(tokens, self.pooling, self.extras, cls=self.cls)
 
     def _cut(self, out: Tensor) -> Tensor:
@@ -117,13 +133,26 @@ def build_student(config: Config, seed: int) -> Student:
         backbone = assemble(net)
         guidance, head = config.guidance, None
         if isinstance(guidance, OnlineGuidance):
+            _nothing_as(backbone, guidance.untold)
             features = feature_width(guidance, net)
             head = PrototypeHead(
-                features, guidance.head_width or features // 2, net.dense, guidance.groups
+                features,
+                guidance.head_width or features // 2,
+                prototype_width(guidance, net),
+                guidance.groups,
+                told=guidance.told_rows,
             )
         learned = config.path.weighting == "uncertainty"
         uncertainty = Uncertainty(build_path(config.path)) if learned else None
     if not isinstance(guidance, OnlineGuidance):
         return Student(backbone, None, uncertainty=uncertainty)
     layer = guidance.layer or net.middle
-    return Student(backbone, head, layer=layer, pooling=guidance.pooling, uncertainty=uncertainty)
+    pooling = "patch" if guidance.level == "patch" else guidance.pooling
+    return Student(backbone, head, layer=layer, pooling=pooling, uncertainty=uncertainty)
+
+
+def _nothing_as(backbone: Backbone, untold: str) -> None:
+    """What a net is told while nothing is known. UNets are always told zeros."""
+    for module in backbone.modules():
+        if isinstance(module, ConditionEmbedding):
+            module.zero_untold = untold == "zero"

@@ -99,7 +99,8 @@ def fd_digits(snapshot: Snapshot, config: Config) -> tuple[Protocol, dict[str, f
         print(f"{sum(map(len, parts)):,} / {evaluation.samples:,} samples", flush=True)
     pixels = torch.cat(parts)
     scores = score(net, real, pixels)
-    if isinstance(snapshot.config.guidance, OnlineGuidance) and "y" in data:
+    guidance = snapshot.config.guidance
+    if isinstance(guidance, OnlineGuidance) and guidance.level == "image" and "y" in data:
         scores |= agreement(snapshot, normaliser.encode(real), data["y"])
     adaptive = sampler.name == "dopri5"
     protocol = Protocol(

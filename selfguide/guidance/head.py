@@ -59,8 +59,11 @@ class PrototypeHead(nn.Module):
     Never in place: ZeRO's masters would overwrite it.
     """
 
-    def __init__(self, features: int, hidden: int, width: int, groups: int) -> None:
+    def __init__(
+        self, features: int, hidden: int, width: int, groups: int, *, told: str = "unit"
+    ) -> None:
         super().__init__()
+        self._told = told
         self.hidden = nn.Linear(features, hidden)
         self.norm = GlobalBatchNorm(hidden)
         self.out = nn.Linear(hidden, width)
@@ -68,9 +71,17 @@ class PrototypeHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) -> scores (B, K) in [-1, 1], fp32."""
+        return self.embed(features) @ self.rows().T
+
+    def embed(self, features: Tensor) -> Tensor:
+        """(B, F) -> unit vectors (B, P), fp32."""
         z = self.out(F.relu(self.norm(self.hidden(features.to(self.hidden.weight.dtype)))))
-        return F.normalize(z.float(), dim=1) @ self.rows().T
+        return F.normalize(z.float(), dim=1)
 
     def rows(self) -> Tensor:
         """(K, P) unit prototypes, fp32."""
         return F.normalize(self.prototypes.float(), dim=1)
+
+    def told_rows(self) -> Tensor:
+        """(K, P) fp32: what a network is told of each prototype; see `OnlineGuidance.told_rows`."""
+        return self.rows() if self._told == "unit" else self.prototypes.float()

@@ -44,6 +44,8 @@ class ConditionEmbedding(nn.Module):
     told nothing is zeroed before it meets a weight, for zero times NaN is NaN.
     """
 
+    zero_untold = False  # nothing known is a vector of zeros (SGFM's paper); its row stays, and learns nothing
+
     def __init__(self, width: int, classes: int, dense: int, *, project: bool = True) -> None:
         super().__init__()
         self.null = nn.Parameter(torch.randn(width) * 0.02)
@@ -77,7 +79,8 @@ class ConditionEmbedding(nn.Module):
 
     def _untold(self, state: Tensor) -> Tensor:
         state = state[:, None]
-        return (state == NULL) * self.null + (state == UNCONDITIONAL) * self.unconditional
+        unconditional = 0 * self.unconditional if self.zero_untold else self.unconditional
+        return (state == NULL) * self.null + (state == UNCONDITIONAL) * unconditional
 
 
 class PatchEmbedding(nn.Module):
@@ -94,7 +97,8 @@ class PatchEmbedding(nn.Module):
             raise UserError(
                 f"condition.patch has {found} vectors; this network has {tokens} patches"
             )
-        state = condition.state.repeat_interleave(tokens)  # (B L,)
+        state = condition.state  # (B,), or (B, L) where patches were dropped one by one
+        state = (state if state.dim() > 1 else state[:, None]).expand(-1, tokens).flatten()
         dense = None if condition.patch is None else condition.patch.flatten(0, 1)
         embedded = self.one(Condition(state, dense=dense))
         return embedded.view(len(condition), tokens, -1)

@@ -159,7 +159,9 @@ class DiT(Backbone):
             self._register_rotations(net)
         self.cls = nn.Parameter(torch.randn(net.width) * 0.02) if net.cls_token else None
         self.time = TimeEmbedding(net.width)
-        self.condition = ConditionEmbedding(net.width, net.classes, net.dense)
+        self.condition = (
+            ConditionEmbedding(net.width, net.classes, net.dense) if net.condition_row else None
+        )
         self.patches = PatchEmbedding(net.width, net.dense_patch) if net.dense_patch else None
         self.blocks = nn.ModuleList(Block(net) for _ in range(net.depth))
         self.final_norm = Modulated(net)
@@ -184,7 +186,7 @@ class DiT(Backbone):
         nn.init.zeros_(self.patchify.bias)  # type: ignore[arg-type]
         for linear in (self.time.hidden, self.time.out):
             nn.init.normal_(linear.weight, std=0.02)
-        if self.condition.labels is not None:
+        if self.condition is not None and self.condition.labels is not None:
             nn.init.normal_(self.condition.labels.weight, std=0.02)
         for linear in [b.modulation for b in self.blocks] + [self.final_modulation, self.final]:  # type: ignore
             nn.init.zeros_(linear.weight)
@@ -197,7 +199,8 @@ class DiT(Backbone):
         self, x: Tensor, tau: Tensor, condition: Condition, layer: int | None, *, stop: bool
     ) -> tuple[Any, Any]:
         tokens = self._embed(x, condition)
-        c = F.silu(self.time(time_input(self.net.time, tau)) + self.condition(condition))
+        c = self.time(time_input(self.net.time, tau))  # (B, D)
+        c = F.silu(c if self.condition is None else c + self.condition(condition))
         turn = (self.cos.to(x.dtype), self.sin.to(x.dtype)) if self.net.rope else None
         captured = None
         for number, block in enumerate(self.blocks, 1):

@@ -71,6 +71,15 @@ class DiTArchitecture(Architecture):
         return 4 * self.width if self.mlp == "gelu" else int(2 / 3 * 4 * self.width)
 
     @property
+    def condition_row(self) -> bool:
+        """Whether a vector beside the time's says what is told, or that it is null or unconditional.
+
+        With prototypes for each patch and nothing else the patches have rows of their own, as in SGFM: one for the
+        image would be read when guidance drops all patches, and never be trained, since they are dropped one by one.
+        """
+        return bool(self.classes or self.dense or self.spatial or not self.dense_patch)
+
+    @property
     def layers(self) -> tuple[Layer, ...]:
         extras = int(self.cls_token)
         return tuple(
@@ -82,7 +91,8 @@ class DiTArchitecture(Architecture):
         d, p2, norms = self.width, self.patch**2, self.norm == "rms"
         embed = p2 * (self.channels + self.spatial) * d + d
         time = TIME_FREQUENCIES * d + d + d * d + d
-        condition = self.classes * d + 2 * d + (self.dense * d + d if self.dense else 0)
+        condition = self.classes * d + (self.dense * d + d if self.dense else 0)
+        condition += 2 * d if self.condition_row else 0
         patchwise = self.dense_patch * d + d + 2 * d if self.dense_patch else 0
         attention = (3 * d * d + 3 * d) + (d * d + d) + 2 * self.head_width * self.qk_norm
         if self.mlp == "gelu":

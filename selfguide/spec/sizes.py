@@ -202,8 +202,8 @@ def architecture(config: Config) -> Architecture:
     net = override(model.name, **({"size": size, "channels": channels} | inputs | asked))
     if isinstance(guidance, OnlineGuidance):
         width = prototype_width(guidance, net)
-        told = {"dense_patch": width} if guidance.level == "patch" else {"dense": width}
-        net = replace(net, **told)
+        patches = guidance.level == "patch"
+        net = replace(net, dense_patch=width) if patches else replace(net, dense=width)
     return net
 
 

@@ -20,6 +20,7 @@ from selfguide.spec.config import (
     SidecarGuidance,
     TrainConfig,
 )
+from selfguide.spec.online import validate_online
 from selfguide.spec.origin import validate_init
 from selfguide.spec.sampling import refuse_unread, validate_sampler
 from selfguide.spec.sizes import architecture
@@ -172,6 +173,8 @@ def _model(config: Config) -> None:
         _at_least("guidance.prototype_width", config.guidance.prototype_width, 1)
     if isinstance(config.guidance, SidecarGuidance):
         validate_annotations(config, config.guidance)
+    if isinstance(config.guidance, OnlineGuidance):
+        validate_online(config.guidance, config.model.name)
     net = architecture(config)
     for field, value, shape in (("size", net.size, height), ("channels", net.channels, channels)):
         if value != shape:
@@ -199,7 +202,7 @@ def _guidance(config: Config, net: Architecture) -> None:
             )
     if not isinstance(guidance, OnlineGuidance):
         return
-    if guidance.pooling == "cls" and not config.model.cls_token:
+    if guidance.level == "image" and guidance.pooling == "cls" and not config.model.cls_token:
         raise UserError(
             "guidance.pooling=cls reads a learned [CLS] token and model.cls_token is false; set "
             "model.cls_token=true, or guidance.pooling=flat (small nets) or mean"

@@ -54,11 +54,11 @@ def save(folder: Path, state: State, place: Place, lease: Lease) -> None:
     parts |= {f"ema-{i}": shard for i, shard in enumerate(state.averages.shards)}
     mine = {name: tensor.detach()[inside].cpu().clone() for name, tensor in parts.items()}
     save_file(mine, folder / f"rank-{place.rank:05d}.safetensors")
-    counters = _counters(state.source)
+    held = state.source.held() if isinstance(state.source, Resumable) else {}
     ranges: list[Any] = [None] * place.world
     dist.all_gather_object(ranges, (start, stop))  # also the barrier: every part is written
     if place.rank == 0:
-        save_file(_replicated(state, counters), folder / REPLICATED)
+        save_file(_replicated(state, held), folder / REPLICATED)
         extra = {
             "images": state.images,
             "steps": count,
@@ -83,20 +83,14 @@ def _owned(engine: Engine, place: Place) -> tuple[int, int]:
     return min(place.rank * share, engine.stop), min((place.rank + 1) * share, engine.stop)
 
 
-def _counters(source: Source) -> Tensor | None:
-    return source.counters() if isinstance(source, Resumable) else None
-
-
-def _replicated(state: State, counters: Tensor | None) -> dict[str, Tensor]:
+def _replicated(state: State, source: dict[str, Tensor]) -> dict[str, Tensor]:
     held = {f"buffer.{n}": b.detach().cpu().clone() for n, b in state.engine.module.named_buffers()}
     if state.teacher is not None:
         held |= {
             f"teacher.{n}": t.detach().cpu().clone()
             for n, t in state.teacher.module.state_dict().items()
         }
-    if counters is not None:
-        held["counters"] = counters.cpu()
-    return held
+    return held | {f"source.{n}": t.cpu() for n, t in source.items()}
 
 
 def newest(checkpoints: Path) -> Path | None:
@@ -133,12 +127,13 @@ def load(folder: Path, state: State, place: Place) -> None:
         for name, buffer in engine.module.named_buffers():
             buffer.copy_(held[f"buffer.{name}"])
     if state.teacher is not None:
-        prefix = "teacher."
-        own = {n.removeprefix(prefix): t for n, t in held.items() if n.startswith(prefix)}
-        state.teacher.module.load_state_dict(own)
+        state.teacher.module.load_state_dict(_under("teacher.", held))
     if isinstance(state.source, Resumable):
-        counters = held["counters"]
-        state.source.restore(counters if place.rank == 0 else torch.zeros_like(counters))
+        state.source.restore(_under("source.", held), place.rank)
+
+
+def _under(prefix: str, held: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in held.items() if n.startswith(prefix)}
 
 
 def _names(state: State) -> list[str]:

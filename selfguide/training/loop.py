@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from selfguide.randomness import normal, stream_seed
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.run import Lease
 from selfguide.student import Batch
-from selfguide.training import checkpoint, snapshot
+from selfguide.training import checkpoint, prototypes, snapshot
 from selfguide.training.checkpoint import State
 from selfguide.training.engine.protocol import DTYPES
+from selfguide.training.health import Health
 from selfguide.training.telemetry import Telemetry
 from selfguide.transform import Placement, draw_placement
 from shards.manifest import Header
@@ -37,6 +38,7 @@ class Training:
     data: dict[str, Any]  # manifest hash and header, for snapshots
     telemetry: Telemetry
     lease: Lease
+    health: Health = field(default_factory=Health)
 
 
 def switch_images(config: Config) -> int:
@@ -55,12 +57,14 @@ def train(job: Training) -> None:
         applied = step(job)
         seen = state.images + config.train.batch
         if applied:
+            keep_rows_unit(job)
             state.averages.update(config.train.batch, seen)
         state.images = seen
+        prototypes.revive(state, config)
         turn_stage(job)
         refresh_teacher(job)
         if due(config.train.log_every, seen, config) or seen >= total:
-            job.telemetry.report(seen, **health(job))
+            job.telemetry.report(seen, **job.health.measure(state, config))
         publish_what_is_due(job)
 
 
@@ -71,6 +75,7 @@ def step(job: Training) -> bool:
     done = None
     while done is None:
         batch = prepare(job, next(job.stream))
+        job.health.see(batch)
         condition = source.condition(batch, teacher)
         outputs = engine.forward(batch.x, batch.tau, condition, batch.features)
         flow = job.objective.losses(
@@ -102,7 +107,7 @@ def prepare(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     preconditioning, share = job.objective.preconditioning, job.state.images / config.train.images
     tau = draw_times(config.path, preconditioning.path, config.seed, position, share)
     x = preconditioning.noised(x0, eps, tau).to(DTYPES[config.engine.dtype])
-    ordinal = torch.as_tensor(arrays["ordinal"], device=device)
+    ordinal = torch.as_tensor(arrays["ordinal"])  # on the CPU, where sidecars are looked up
     label = torch.as_tensor(arrays["y"], device=device) if "y" in arrays else None
     return Batch(x0, eps, tau, x, position, ordinal, label, job.state.images, placement=placement)
 
@@ -144,12 +149,19 @@ def refresh_teacher(job: Training) -> None:
     if job.state.teacher is None or not isinstance(guidance, OnlineGuidance):
         return
     if due(guidance.teacher_refresh, job.state.images, job.config):
-        job.state.teacher.refresh(job.state.averages.weights(), job.state.engine.module)
+        follows = guidance.teacher_buffers == "student"
+        job.state.teacher.refresh(
+            job.state.averages.weights(),
+            job.state.engine.module,
+            buffers=follows or job.state.images <= switch_images(job.config),
+        )
 
 
-def health(job: Training) -> dict[str, float]:
-    measure = getattr(job.state.source, "health", None)
-    return measure() if measure else {}
+def keep_rows_unit(job: Training) -> None:
+    """Only where the average of unit rows is told as it is: else rows are normalised when they are read."""
+    guidance = job.config.guidance
+    if isinstance(guidance, OnlineGuidance) and guidance.told_rows == "averaged":
+        prototypes.normalise(job.state.engine)
 
 
 def publish_what_is_due(job: Training) -> None:

@@ -17,9 +17,12 @@ class Teacher:
         self.module = copy.deepcopy(student).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def refresh(self, weights: dict[str, Tensor], student: Student) -> None:
-        """Takes averaged `weights` (fp32, by name) and the buffers of `student`."""
+    def refresh(
+        self, weights: dict[str, Tensor], student: Student, *, buffers: bool = True
+    ) -> None:
+        """Takes averaged `weights` (fp32, by name) and, unless told otherwise, the buffers of `student`."""
         for name, parameter in self.module.named_parameters():
             parameter.copy_(weights[name])
-        for mine, theirs in zip(self.module.buffers(), student.buffers(), strict=True):
-            mine.copy_(theirs)
+        if buffers:
+            for mine, theirs in zip(self.module.buffers(), student.buffers(), strict=True):
+                mine.copy_(theirs)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from selfguide.distributed import Place
 from selfguide.spec.run import RunFolder, write_record
+from selfguide.training.health import Advisor
 
 
 class Telemetry:
@@ -28,6 +29,7 @@ class Telemetry:
         self._images: int | None = None
         if place.rank == 0:
             run.metrics.mkdir(parents=True, exist_ok=True)
+            self._advisor = Advisor(run.metrics, attempt)
 
     def add(self, **scalars: Tensor | float) -> None:
         """Scalars of a step or micro-batch; means are taken over calls and ranks."""
@@ -59,6 +61,7 @@ class Telemetry:
                 file.write(json.dumps({"time": time.time(), **line}) + "\n")
             self.say("train", **line)
             print(_sentence(line, self._total), flush=True)
+            self._advisor.hear(line)
         return line
 
     def say(self, section: str, images: int, **extra: Any) -> None:

@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfguide.conditions import TOLD, UNCONDITIONAL
+from selfguide import conditions
+from selfguide.conditions import UNCONDITIONAL
 from selfguide.distributed import Place, sum_over_ranks
 from selfguide.guidance.head import GlobalBatchNorm
 from selfguide.guidance.online import OnlineSource
+from selfguide.guidance.usage import TOLD
 from selfguide.objectives import build_objective
 from selfguide.spec.config import (
     ClusterConfig,
@@ -57,7 +59,7 @@ def make(
     x0, eps = torch.randn(2, 64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     tau = torch.linspace(0.01, 0.99, 64)
     batch = Batch(x0, eps, tau, (1 - tau.view(-1, 1, 1, 1)) * x0 + tau.view(-1, 1, 1, 1) * eps,
-                  torch.arange(64), None, images)  # fmt: skip
+                  torch.arange(64), torch.arange(64), None, images)  # fmt: skip
     return student, teacher, source, batch
 
 
@@ -91,7 +93,7 @@ def test_nothing_is_told_before_the_switch_and_all_but_the_dropped_after() -> No
     assert source.state()["told"] is False
     batch.images = 512
     told = source.condition(batch, teacher.module)
-    assert 0 < (told.state != TOLD).sum() < 32
+    assert 0 < (told.state != conditions.TOLD).sum() < 32
     state = source.state()
     assert state["told"] and state["label_free"] and abs(sum(state["p"]) - 1) < 1e-9
 
@@ -166,12 +168,12 @@ def test_p_of_k_forgets_old_windows_and_resumes_exactly() -> None:
         batch.images = images
         for _ in range(2):  # two micro-batches of a step
             source.condition(batch, teacher.module)
-        totals.append(int(source.counters().sum()))
+        totals.append(int(source.usage.totals()[TOLD].sum()))
     # 128 told images a step here: windows turn after two steps, and two windows are the most that is held
     assert totals == [128, 256, 384, 512, 384, 512, 384, 512]
     resumed = OnlineSource(config.guidance, config.path, 0, 512)  # type: ignore[arg-type]
-    resumed.restore(source.counters())
+    resumed.restore(source.held(), rank=0)
     for each in (source, resumed):
         batch.images = 1024
         each.condition(batch, teacher.module)
-    assert torch.equal(source.counters(), resumed.counters())
+    assert torch.equal(source.usage.totals(), resumed.usage.totals())

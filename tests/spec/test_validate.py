@@ -80,7 +80,7 @@ BAD = [
     ("guidance.switch=0", "guidance.switch=0.0", "between 0 and 1"),
     ("guidance.switch=1", "guidance.switch=1.0", "between 0 and 1"),
     ("guidance.switch=0.9999", "guidance.switch=0.9999", "guidance.switch=0.999 or less"),
-    ("guidance.mask=[0.3,0.2]", "guidance.mask=[0.3, 0.2]", "low <= high"),
+    ("guidance.view=training guidance.mask=[0.3,0.2]", "guidance.mask=[0.3, 0.2]", "low <= high"),
     ("guidance.noise_time=1.5", "guidance.noise_time=1.5", "[0.0, 1.0]"),
     ("guidance.noise_time=1", "guidance.noise_time=1.0", "below 1"),
     ("path=ddpm guidance.noise_time=1", "guidance.noise_time=1.0", "below 1"),
