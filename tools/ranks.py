@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
 DAY = 24 * 3600
 
 
@@ -94,7 +93,7 @@ def _collect(results: Any, processes: list[Any], timeout: float | None) -> list[
             if ended:
                 code = processes[ended[0]].exitcode
                 raise RankFailed(
-                    f"rank {ended[0]} of {world} died without an answer, exit code {code} (-9: often for want of memory)"
+                    f"rank {ended[0]} of {world} died without an answer, exit code {code} (-9: often no memory)"
                 ) from None
             if timeout is not None and time.monotonic() - heard > timeout:
                 raise RankFailed(

@@ -1,0 +1,148 @@
+"""Groups by k-means over features, one id a sample: the first and plainest of offline self-guidance.
+
+The sidecar holds the ids, each sample's squared distance from its centroid (column `distance`) and the centroids
+(`centroids.npy`, attached). Its record says how the groups are: inertia, share in use, the largest, and where the shards
+have labels how the groups agree with them; labels are compared, never used.
+
+One process fits with faiss, on GPUs where it has them. --processes N fits with Lloyd's iteration over N ranks of this
+machine that read features from disk piece by piece.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfguide.distributed import Place
+from selfguide.guidance.extraction import checked
+from selfguide.guidance.kmeans import Groups, beginning, check, kmeans, lloyd, prepared, report
+from shards import manifest as manifests
+from shards import sidecar
+from shards.cli import track
+from shards.manifest import Manifest
+from shards.reader import Reader
+from shards.sidecar import Sidecar
+from tools.annotate.features import add_source, features_of
+from tools.ranks import run_ranks
+
+HELP = "groups by k-means"
+CENTROIDS = "centroids.npy"
+COLUMNS = {"rows.npy", "distance.npy", CENTROIDS}
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_source(parser)
+    parser.add_argument("--groups", type=int, required=True, metavar="K", help="how many")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the sidecar's folder")
+    fit = parser.add_argument_group("the fit")
+    fit.add_argument("--seed", type=int, default=0, metavar="N", help="of where fits begin (0)")
+    fit.add_argument(
+        "--iterations", type=int, default=30, metavar="N", help="of a fit, at most (30)"
+    )
+    fit.add_argument(
+        "--restarts", type=int, default=3, metavar="N", help="the tightest is kept (3)"
+    )
+    fit.add_argument("--spherical", action="store_true", help="centroids of unit length")
+    fit.add_argument(
+        "--raw", action="store_true", help="features as they are; default each of unit length"
+    )
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    manifest, target = manifests.load(options.root), Path(options.out)
+    fit = settings(options)
+    check(manifest.count, options.groups, **fit)
+    sidecar.refuse_taken(target, COLUMNS)
+    features = features_of(options)
+    rows = checked(features.rows())
+    found = _over_ranks(features, options) if options.processes > 1 else _here(rows, options)
+    said = report(found, labels_of(options.root, manifest))
+    target.mkdir(parents=True, exist_ok=True)
+    np.save(target / CENTROIDS, found.centroids)
+    made = sidecar.write(
+        target,
+        found.ids,
+        manifest=manifest.hash,
+        kind="id",
+        groups=options.groups,
+        provenance={
+            "method": "kmeans",
+            "engine": "faiss" if options.processes == 1 else "lloyd",
+            "groups": options.groups,
+            "seed": options.seed,
+            **fit,
+            "report": said,
+            "features": {**features.provenance, "rows_sha256": features.sha256},
+            "saw_labels": features.saw_labels,
+        },
+        attached=(CENTROIDS,),
+        distance=found.distance,
+    )
+    facts = {"out": str(made.folder), "count": made.count, "groups": made.groups, **said}
+    lines = [f"{name} {value:.4g}" for name, value in said.items()]
+    return (
+        facts,
+        f"{made.count:,} samples in {made.groups} groups\n{', '.join(lines)}\n{made.folder}",
+    )
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """How a fit is made, by the names of `kmeans`."""
+    return {
+        "iterations": options.iterations,
+        "restarts": options.restarts,
+        "spherical": options.spherical,
+        "normalise": not options.raw,
+    }
+
+
+def labels_of(root: str, manifest: Manifest) -> NDArray[np.int64] | None:
+    """(N,) labels by ordinal, None where the shards have none."""
+    if not manifest.classes:
+        return None
+    reader, at_once = Reader(root, manifest), 8192
+    starts = range(0, manifest.count, at_once)
+    found = [
+        reader.gather(np.arange(s, min(s + at_once, manifest.count)))["y"]
+        for s in track(starts, len(starts), "reading labels")
+    ]
+    return np.concatenate(found).astype(np.int64)
+
+
+def _here(rows: NDArray[np.generic], options: argparse.Namespace) -> Groups:
+    return kmeans(rows, options.groups, seed=options.seed, **settings(options))
+
+
+def _over_ranks(features: Sidecar, options: argparse.Namespace) -> Groups:
+    shares = run_ranks(options.processes, _share, str(features.folder), options, timeout=None)
+    first: Groups = shares[0]
+    return Groups(
+        centroids=first.centroids,
+        ids=np.concatenate([s.ids for s in shares]),
+        distance=np.concatenate([s.distance for s in shares]),
+        sizes=first.sizes,
+        inertia=first.inertia,
+        iterations=first.iterations,
+    )
+
+
+def _share(place: Place, folder: str, options: argparse.Namespace) -> Groups:
+    """This rank's rows, in the order of ordinals, under the tightest of the fits that all ranks make together."""
+    rows = sidecar.read(folder).rows()
+    edges = np.linspace(0, len(rows), place.world + 1, dtype=np.int64)
+    mine = rows[edges[place.rank] : edges[place.rank + 1]]
+    fit, best = settings(options), None
+    restarts = range(fit.pop("restarts"))
+    shown = track(restarts, len(restarts), f"{len(restarts)} times k-means")
+    for restart in shown if place.rank == 0 else restarts:
+        chosen = beginning(len(rows), options.groups, options.seed, restart)
+        initial = prepared(rows[chosen], fit["normalise"])
+        found = lloyd(mine, initial, **fit, device=options.device or place.device)
+        if best is None or found.inertia < best.inertia:
+            best = found
+    assert best is not None
+    return best
