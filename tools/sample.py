@@ -30,7 +30,8 @@ from selfguide.conditions import Condition
 from selfguide.evaluation.generate import draw, draw_condition
 from selfguide.evaluation.grid import write_grid
 from selfguide.guidance import telling
-from selfguide.guidance.drawing import Prior, TrainingImages
+from selfguide.guidance.drawing import Prior, TrainingImages, by_patch
+from selfguide.guidance.online import patch_layout
 from selfguide.spec.config import SamplerConfig, build
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
 from selfguide.spec.files import read_config
@@ -215,7 +216,11 @@ def condition_of(
     elif options.group is not None:
         ids = torch.tensor(options.group)
     elif options.like:
-        ids = telling.nearest_groups(snapshot, queries(snapshot, codec, options.like))
+        images = queries(snapshot, codec, options.like)
+        if by_patch(snapshot) and snapshot.guidance["told"]:
+            each = -(-options.count // len(images))
+            return patch_layout(snapshot, images.repeat_interleave(each, 0))
+        ids = telling.nearest_groups(snapshot, images)
         for text, group in zip(options.like, ids.tolist(), strict=True):
             cli.console(stderr=True).print(f"{text} is nearest to group {group}")
     else:

@@ -30,13 +30,16 @@ Prior = Literal["empirical", "uniform"]
 Tell = Callable[[Tensor], Condition]  # of seeds or ordinals (B,)
 
 
+def by_patch(snapshot: Snapshot) -> bool:
+    """Whether each patch of an image is told a group of its own."""
+    guidance = snapshot.config.guidance
+    return isinstance(guidance, OnlineGuidance) and guidance.level == "patch"
+
+
 def by_rows(snapshot: Snapshot) -> bool:
     """Whether only a training image says what can be told: layouts, features, several groups, not one group alone."""
-    guidance = snapshot.config.guidance
-    if isinstance(guidance, OnlineGuidance):
-        return guidance.level == "patch"
     told = {f: s["kind"] for f, s in snapshot.guidance.get("sidecars", {}).items()}
-    return bool(told) and told != {"ids": "id"}
+    return by_patch(snapshot) or (bool(told) and told != {"ids": "id"})
 
 
 def policy(snapshot: Snapshot, prior: Prior) -> str:
@@ -79,7 +82,7 @@ def told_rows(snapshot: Snapshot) -> tuple[int, Tell]:
     Raises:
         UserError: the sidecars, or the images whose patches are to be named, are gone or are not those of training.
     """
-    if isinstance(snapshot.config.guidance, OnlineGuidance):
+    if by_patch(snapshot):
         images = TrainingImages(snapshot)
         return images.count, lambda ordinals: patch_layout(snapshot, images.x0(ordinals))
     annotations = _published(snapshot)

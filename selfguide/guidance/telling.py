@@ -82,6 +82,8 @@ def nearest_groups(snapshot: Snapshot, x0: Tensor) -> Tensor:
         raise UserError(
             f"guidance.source={guidance.source} has no prototypes to compare an image with; name a group instead"
         )
+    if guidance.level == "patch":
+        groups(snapshot)  # each patch has one of its own, where it has one
     # one noise for every query, so that an answer does not depend on what else is asked
     eps = normal(0, "extraction-noise", torch.zeros(1), tuple(x0.shape[1:])).expand_as(x0)
     preconditioning = build_preconditioning(snapshot.config.path)

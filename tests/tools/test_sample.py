@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,19 @@ from PIL import Image
 import shards
 from selfguide.autoencoders import Normaliser, load_autoencoder
 from selfguide.conditions import NULL, UNCONDITIONAL, Condition
+from selfguide.distributed import Place
 from selfguide.evaluation import generate
-from selfguide.guidance.telling import slerp, untold
+from selfguide.guidance.drawing import draw_rows
+from selfguide.guidance.telling import rows, slerp, untold
 from selfguide.randomness import normal
-from selfguide.spec.config import LabelGuidance, SamplerConfig
+from selfguide.spec.config import LabelGuidance, SamplerConfig, SidecarGuidance
 from selfguide.spec.conventions import total_weight
 from selfguide.spec.run import RunFolder
+from shards import manifest as manifests
+from shards import sidecar
 from shards.errors import UserError
 from tests.selfguide.test_autoencoders import latent_config, latents  # noqa: F401
+from tests.selfguide.test_sidecar_source import attempt as sidecar_attempt
 from tests.selfguide.test_training import attempt, config
 from tools import sample
 from tools.ranks import run_ranks
@@ -221,3 +227,101 @@ def test_an_untold_snapshot_cannot_be_told(run: Path, tmp_path: Path) -> None:
         sample.main([str(run), "--images", "256", "--group", "1", "--out", str(tmp_path)])
     with pytest.raises(UserError, match="nothing can be guided"):
         sample.main([str(run), "--images", "256", "--g", "2", "--out", str(tmp_path)])
+
+
+# --- told from sidecars, and by patches --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def annotated(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs in one folder, told from sidecars: `ids` a group, `boxes` a group and a box; `patches` finds its own."""
+    root, rng = tmp_path_factory.mktemp("annotated"), np.random.default_rng(0)
+    manifest, count = manifests.load(digits).hash, 1797
+    made = {
+        "ids": ("id", rng.choice(4, count, p=[0.7, 0.1, 0.1, 0.1]).astype("i4"), 4),
+        "boxes": ("box", np.tile(np.int32([0, 0, 4, 4]), (count, 1)), None),
+    }
+    for name, (kind, values, k) in made.items():
+        sidecar.write(
+            root / "notes" / name, values, manifest=manifest, kind=kind, groups=k,  # type: ignore[arg-type]
+            provenance={"saw_labels": False},
+        )  # fmt: skip
+    ids = SidecarGuidance(ids=str(root / "notes" / "ids"), groups=4)
+    boxes = replace(ids, layout=str(root / "notes" / "boxes"), channels=1)
+    online = config(digits).guidance
+    patches = replace(online, level="patch")  # type: ignore[type-var]
+    run_ranks(1, annotated_runs, digits, root, {"ids": ids, "boxes": boxes, "patches": patches})
+    return root / "runs" / "digits"
+
+
+def annotated_runs(place: Place, digits: Path, root: Path, guidances: dict[str, Any]) -> None:
+    base = config(digits)
+    short = replace(base.train, images=256, snapshot_every=256, checkpoint_every=256)
+    for name, guidance in guidances.items():
+        cfg = replace(base, train=short, guidance=guidance)
+        sidecar_attempt(place, cfg, root / "runs" / "digits" / name)
+
+
+def test_groups_of_a_sidecar_are_drawn_by_frequency_or_evenly(
+    annotated: Path, tmp_path: Path
+) -> None:
+    run = annotated / "ids"
+    often, _ = draw(run, tmp_path / "a", "--count", "6")
+    evenly, _ = draw(run, tmp_path / "b", "--count", "6", "--prior", "uniform")
+    assert not np.array_equal(often, evenly)
+    told = sample.load(run / "snapshots" / "img-000000256")
+    ids = generate.draw_condition(told, torch.arange(6), "uniform").given["id"]
+    assert ids.unique().numel() > 1
+    first, _ = draw(run, tmp_path / "c", "--group", str(int(ids[0])), "--count", "1")
+    assert np.abs(first[0].astype(int) - evenly[0].astype(int)).max() <= 16
+
+
+def test_a_row_is_told_again(annotated: Path, tmp_path: Path) -> None:
+    ids = np.load(annotated.parents[1] / "notes" / "ids" / "rows.npy")
+    ordinal = int(np.flatnonzero(ids == 2)[0])
+    by_row, _ = draw(annotated / "ids", tmp_path / "a", "--row", str(ordinal), "--count", "2")
+    by_group, _ = draw(annotated / "ids", tmp_path / "b", "--group", "2", "--count", "2")
+    np.testing.assert_array_equal(by_row, by_group)
+    both, said = draw(annotated / "boxes", tmp_path / "c", "--row", "3", "9", "--count", "4")
+    assert len(both) == 4 and said["count"] == 4
+    assert len(draw(annotated / "boxes", tmp_path / "d", "--count", "3")[0]) == 3
+
+
+def test_patches_are_told_the_layout_of_a_training_image_or_a_query(
+    annotated: Path, tmp_path: Path
+) -> None:
+    run = annotated / "patches"
+    row, _ = draw(run, tmp_path / "a", "--row", "7", "--count", "2")
+    like, _ = draw(run, tmp_path / "b", "--like", "7", "--count", "2")
+    np.testing.assert_array_equal(row, like)
+    made, seeds = sample.load(run / "snapshots" / "img-000000256"), torch.arange(20)
+    drawn = generate.draw_condition(made, seeds)
+    again = rows(made, draw_rows(1797, seeds))
+    assert drawn.given.keys() == {"patch"} and torch.equal(
+        drawn.given["patch"], again.given["patch"]
+    )
+    assert drawn.given["patch"].shape == (20, 16, 32)
+    assert len(drawn.given["patch"].flatten(1).unique(dim=0)) > 5
+    assert len(draw(run, tmp_path / "c", "--count", "2")[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("run", "arguments", "words"),
+    [
+        ("ids", ["--like", "4"], "guidance.source=sidecar has no prototypes"),
+        ("ids", ["--group", "4"], "group 4 is not one of 0 to 3"),
+        ("ids", ["--row", "1797"], "the data has ordinals 0 to 1796"),
+        ("ids", ["--group", "1", "--prior", "uniform"], "--group names what is told"),
+        ("ids", ["--label", "1"], "give --group"),
+        ("boxes", ["--group", "1"], "told id, box of an image.*--row ORDINAL"),
+        ("boxes", ["--prior", "uniform"], "not one group alone"),
+        ("patches", ["--group", "1"], "a group for each patch"),
+        ("patches", ["--between", "1", "2"], "a group for each patch"),
+    ],
+)
+def test_mistakes_with_annotations_are_named(
+    annotated: Path, tmp_path: Path, run: str, arguments: list[str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        sample.main([str(annotated / run), "--out", str(tmp_path / "none"), *arguments])
+    assert not (tmp_path / "none").exists()
