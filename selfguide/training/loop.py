@@ -54,18 +54,24 @@ def train(job: Training) -> None:
     config, state, total = job.config, job.state, job.config.train.images
     job.telemetry.restart(state.images)
     while state.images < total:
-        applied = step(job)
-        seen = state.images + config.train.batch
-        if applied:
-            keep_rows_unit(job)
-            state.averages.update(config.train.batch, seen)
-        state.images = seen
-        prototypes.revive(state, config)
-        turn_stage(job)
-        refresh_teacher(job)
-        if due(config.train.log_every, seen, config) or seen >= total:
-            job.telemetry.report(seen, **job.health.measure(state, config))
+        advance(job)
+        if due(config.train.log_every, state.images, config) or state.images >= total:
+            job.telemetry.report(state.images, **job.health.measure(state, config))
         publish_what_is_due(job)
+
+
+def advance(job: Training) -> None:
+    """One step, and all that follows from it for averages, prototypes and the teacher."""
+    config, state = job.config, job.state
+    applied = step(job)
+    seen = state.images + config.train.batch
+    if applied:
+        keep_rows_unit(job)
+        state.averages.update(config.train.batch, seen)
+    state.images = seen
+    prototypes.revive(state, config)
+    turn_stage(job)
+    refresh_teacher(job)
 
 
 def step(job: Training) -> bool:

@@ -11,7 +11,6 @@ from selfguide.distributed import Place, sum_over_ranks
 from selfguide.guidance.head import GlobalBatchNorm
 from selfguide.guidance.online import OnlineSource
 from selfguide.guidance.usage import TOLD
-from selfguide.objectives import build_objective
 from selfguide.spec.config import (
     ClusterConfig,
     Config,
@@ -61,29 +60,6 @@ def make(
     batch = Batch(x0, eps, tau, (1 - tau.view(-1, 1, 1, 1)) * x0 + tau.view(-1, 1, 1, 1) * eps,
                   torch.arange(64), torch.arange(64), None, images)  # fmt: skip
     return student, teacher, source, batch
-
-
-def test_each_loss_moves_its_own_parameters_only() -> None:
-    for view in ("extraction", "training"):
-        config = online_config(view=view)
-        student, teacher, source, batch = make(config, images=600)
-        condition = source.condition(batch, teacher.module)
-        outputs = student(batch.x, batch.tau, condition, batch.features)
-        guidance = source.loss(outputs, batch)
-        assert guidance is not None and student.head is not None
-        flow = (
-            build_objective(config.path)
-            .losses(outputs.prediction, batch.x0, batch.eps, batch.tau)
-            .mean()
-        )
-        backbone, head = list(student.backbone.parameters()), list(student.head.parameters())
-        by_guidance = torch.autograd.grad(
-            guidance, backbone + head, retain_graph=True, allow_unused=True
-        )
-        assert all(g is None or not g.any() for g in by_guidance[: len(backbone)])
-        assert all(g is not None and g.any() for g in by_guidance[len(backbone) :])
-        by_flow = torch.autograd.grad(flow, backbone + head, allow_unused=True)
-        assert all(g is None or not g.any() for g in by_flow[len(backbone) :])
 
 
 def test_nothing_is_told_before_the_switch_and_all_but_the_dropped_after() -> None:

@@ -1,0 +1,216 @@
+"""Whether a bootstrap finds groups: what is measured, what is said of it and when, and prototypes that begin anew."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from selfguide.distributed import Place
+from selfguide.guidance.build import build_source
+from selfguide.guidance.online import OnlineSource, assign
+from selfguide.guidance.usage import Usage
+from selfguide.spec.config import Config, TrainConfig
+from selfguide.spec.origin import SCRATCH
+from selfguide.student import build_student
+from selfguide.training import prototypes
+from selfguide.training.checkpoint import State
+from selfguide.training.health import SIGNS, Advisor, Health, advise, recorded
+from selfguide.training.job import build_state
+from tests.selfguide.test_online import make, online_config
+
+WELL: dict[str, Any] = {
+    "loss": 0.3, "groups": 30, "rows": 128, "counted": 60_000, "warm": 1.0, "used": 1.0, "perplexity": 0.9,
+    "largest": 0.06, "dead": 0.0, "code_loss": 0.6, "churn": 0.02,
+}  # fmt: skip
+
+
+def lines(count: int, **changes: Any) -> list[dict[str, Any]]:
+    return [WELL | changes | {"images": 1000 * (i + 1)} for i in range(count)]
+
+
+def alone(config: Config, images: int = 600) -> State:
+    """A real state on one process, whose head has met a batch."""
+    config = replace(
+        config,
+        engine=replace(config.engine, backend="torch"),
+        train=TrainConfig(images=1024, batch=64, ema_halflife=(500, 2000)),
+    )
+    state = build_state(config, Place(0, 0, 1), build_student(config, 0), [], SCRATCH)
+    state.images = images
+    return state
+
+
+# --- what is said
+
+
+def test_a_healthy_run_is_told_nothing() -> None:
+    assert advise(lines(50)) == []
+    assert advise([{"images": 1, "loss": 1.0}] * 9) == [], "nor is one without an online source"
+
+
+@pytest.mark.parametrize(
+    ("name", "sick", "words"),
+    [
+        ("few_rows", {"rows": 7}, "30 prototypes share about 7 rows"),
+        ("no_structure", {"code_loss": 0.99}, "99.0% of ln K"),
+        ("unused", {"used": 0.4}, "only 40% of 30"),
+        ("one_group", {"largest": 0.6}, "takes 60%"),
+        ("restless", {"churn": 0.5}, "50% of images"),
+    ],
+)
+def test_each_sign_is_named_once_it_has_lasted_and_says_what_to_do(
+    name: str, sick: dict[str, Any], words: str
+) -> None:
+    assert name in SIGNS
+    wait = SIGNS[name].reports
+    before = lines(3)
+    assert advise(before + lines(wait - 1, **sick)) == []
+    broken = [*lines(wait - 1, **sick), *lines(1), *lines(wait - 1, **sick)]
+    assert advise(broken) == [], "a sign that went away is none"
+    (said,) = advise(lines(wait + 4, **sick))
+    assert said.name == name and said.images == 1000 * wait
+    assert words in said.text and "guidance." in said.text + "guidance." * (name == "few_rows")
+
+
+def test_signs_of_a_beginning_are_none() -> None:
+    """Before its weight has grown, and before prototypes could have been met, a head knows nothing."""
+    sick = {"code_loss": 1.0, "used": 0.1, "largest": 0.9, "churn": 0.9}
+    assert advise(lines(9, warm=0.4, **sick)) == []
+    few = [a.name for a in advise(lines(9, counted=100, **sick))]
+    assert few == ["restless"]
+
+
+def test_advice_is_printed_and_recorded_once_in_a_run_whatever_the_attempt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for attempt in (1, 2):
+        advisor = Advisor(tmp_path, attempt)
+        for line in lines(12, used=0.3):
+            advisor.hear(line)
+    assert capsys.readouterr().out.count("only 30% of 30 prototypes") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["advice-0001.jsonl"]
+    assert [a.name for a in recorded(tmp_path)] == ["unused"]
+    said = json.loads((tmp_path / "advice-0001.jsonl").read_text())
+    assert said["images"] == 5000 and said["time"] > 0
+
+
+# --- what is measured
+
+
+def test_measures_are_those_of_a_plain_count() -> None:
+    state, health = alone(online_config()), Health()
+    source = state.source
+    assert isinstance(source, OnlineSource) and state.teacher is not None
+    _, _, _, batch = make(online_config(), images=600)
+    health.see(batch)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 5, (200,), generator=generator)
+    source.usage.turn(600)
+    source.usage.learned(ids[:150], torch.full((150,), 2.0), torch.tensor([True, False]))
+    source.usage.learned(ids[150:], torch.full((50,), 4.0), torch.tensor([False, False]))
+    found = health.measure(state, online_config())
+    counts = [int((ids == k).sum()) for k in range(12)]
+    p = [c / 200 for c in counts if c]
+    assert found["used"] == pytest.approx(len(p) / 12) and found["largest"] == max(p)
+    entropy = -sum(q * math.log(q) for q in p)
+    assert found["perplexity"] == pytest.approx(math.exp(entropy) / 12)
+    assert found["code_loss"] == pytest.approx((150 * 2 + 50 * 4) / 200 / math.log(12))
+    assert found["dead"] == 0.5 and found["counted"] == 200 and "churn" not in found
+    assert "code_loss" not in health.measure(state, online_config()), "a report begins anew"
+
+
+def test_churn_is_the_share_of_the_probe_whose_group_changed() -> None:
+    state, health = alone(online_config()), Health()
+    source = state.source
+    assert isinstance(source, OnlineSource) and state.teacher is not None
+    _, _, _, batch = make(online_config(), images=600)
+    health.see(batch)
+    health.measure(state, online_config())
+    assert health.measure(state, online_config())["churn"] == 0.0, "nothing was learned"
+    head = state.teacher.module.head
+    assert head is not None
+    before = assign(state.teacher.module, source.extract(batch, state.teacher.module))
+    head.prototypes.data = head.prototypes.data.roll(1, dims=0)
+    head.norm.running_var.mul_(0.01)
+    after = assign(state.teacher.module, source.extract(batch, state.teacher.module))
+    batch.x0.zero_()  # the probe is a copy
+    share = (before != after).float().mean().item()
+    assert health.measure(state, online_config())["churn"] == pytest.approx(share) and share > 0
+
+
+def test_windows_forget() -> None:
+    usage = Usage(4, window=128, switch=100)
+    seen = []
+    for images in range(0, 640, 64):
+        usage.turn(images)
+        usage.turn(images)  # the second micro-batch of a step
+        usage.learned(torch.tensor([1]), torch.ones(1), torch.zeros(4))
+        seen.append(int(usage.totals()[2:].sum()))
+    assert seen == [1, 2, 3, 4, 3, 4, 3, 4, 3, 4]
+
+
+# --- prototypes that begin anew
+
+
+def test_only_unused_prototypes_begin_anew_in_masters_averages_and_teacher() -> None:
+    config = online_config(revive=0.5, window=64)
+    state = alone(config, images=640)
+    source, engine, generator = state.source, state.engine, torch.Generator().manual_seed(3)
+    assert isinstance(source, OnlineSource) and state.teacher is not None
+    used = torch.arange(64) % 9  # of 12: three are met by nothing
+    source.usage.turn(600)
+    source.usage.learned(used, torch.ones(64), torch.zeros(12))
+    embedding = F.normalize(torch.randn(64, 32, generator=generator), dim=1)
+    source.recent = embedding, torch.arange(576, 640)
+    engine.load_moments(torch.ones_like(engine.master), torch.ones_like(engine.master), 5)
+    before = {n: t.clone() for n, t in engine.layout.split(engine.master).items()}
+    assert prototypes.revive(state, config) == 3
+    rows = engine.layout.split(engine.master)[prototypes.NAME]
+    for row in rows[9:]:
+        assert (embedding == row).all(1).any(), "a feature of the batch"
+    assert len(rows[9:].unique(dim=0)) == 3
+    assert torch.equal(rows[:9], before[prototypes.NAME][:9])
+    for name, value in engine.layout.split(engine.master).items():
+        assert name == prototypes.NAME or torch.equal(value, before[name])
+    for index in (0, 1):
+        averaged = state.averages.weights(index)[prototypes.NAME]
+        assert torch.equal(averaged[9:], rows[9:])
+    assert state.teacher.module.head is not None and engine.module.head is not None
+    assert torch.equal(state.teacher.module.head.prototypes[9:], rows[9:])
+    assert torch.equal(engine.module.head.prototypes[9:], rows[9:])
+    for moment in engine.moments()[:2]:
+        kept = engine.layout.split(moment)
+        assert not kept[prototypes.NAME][9:].any() and (kept[prototypes.NAME][:9] == 1).all()
+        assert sum(int((t == 0).sum()) for t in kept.values()) == 3 * 32
+
+
+def test_revival_waits_for_the_end_of_a_window_and_is_off_by_default() -> None:
+    for config, images in (
+        (online_config(window=64), 640),
+        (online_config(revive=0.5, window=128), 704),
+    ):
+        state = alone(config, images=images)
+        before = state.engine.master.clone()
+        assert prototypes.revive(state, config) == 0 and torch.equal(state.engine.master, before)
+
+
+def drawn(place: Place, world: int) -> list[list[float]]:
+    whole = torch.arange(48 * 2 * 3, dtype=torch.float32).view(96, 3)  # two patches of 48 images
+    share = 48 // world
+    config = online_config()
+    source = build_source(config, [], 0)
+    assert isinstance(source, OnlineSource)
+    mine = slice(place.rank * share * 2, (place.rank + 1) * share * 2)
+    source.recent = whole[mine], torch.arange(place.rank * share, (place.rank + 1) * share) + 7000
+    return prototypes._drawn(source, 10, seed=4).tolist()
+
+
+def test_features_for_revival_are_the_same_at_any_world_size(ranks: Any) -> None:
+    single = drawn(Place(0, 0, 1), 1)
+    assert ranks(3, drawn, 3) == [single] * 3
+    assert len({tuple(row) for row in single}) == 10
