@@ -1,0 +1,272 @@
+"""Masks of an image's groups, by STEGO (Hamilton et al. 2022) over a frozen ViT's patch features.
+
+Five crops of every image are compared with their nearest neighbours among all crops; a head and a probe learn on them,
+and the masks of whole images are published. Features of crops lie on disk meanwhile, or with --live are computed at
+every step. Shifts are those of COCO-Stuff or VOC; for other data heed what the command says of them and set --shifts. A
+picture, mask.png, shows 32 images with their masks: look at it. What is done is kept: a killed command goes on.
+
+--method kmeans is a stand-in without any of this, k-means over the patch features, and is called so wherever it is
+named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import five_crop, resize
+
+from selfguide.guidance.kmeans import check, kmeans
+from selfguide.guidance.masks import segment
+from selfguide.guidance.neighbours import neighbours
+from selfguide.guidance.stego import PRESETS, Fit, Maps, Pairs, StegoConfig
+from shards import cli, sidecar
+from shards.errors import UserError
+from tools.annotate import layouts
+from tools.annotate.layouts import Looked, Rows
+
+HELP = "masks of groups (STEGO)"
+TRAINED, MASKED = (
+    224,
+    320,
+)  # edges of a crop in training and of an image when it is masked, as published
+FITTED = 500_000  # patches that the stand-in's k-means is fitted to
+SAVED = 100  # steps between saved states
+STANDS_IN = "k-means over patch features, a stand-in: not STEGO"
+LEARNED = "segmenter.safetensors"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    layouts.add_net(parser, str(MASKED))
+    parser.add_argument(
+        "--method",
+        choices=("stego", "kmeans"),
+        default="stego",
+        help="kmeans is a stand-in (stego)",
+    )
+    fit = parser.add_argument_group("the fit")
+    fit.add_argument(
+        "--preset", choices=tuple(PRESETS), default="cocostuff27", help="settings (cocostuff27)"
+    )
+    fit.add_argument("--groups", type=int, metavar="K", help="how many; default the preset's")
+    fit.add_argument(
+        "--shifts", type=float, nargs=3, metavar=("OWN", "KNN", "RANDOM"),
+        help="b of an image with itself, with neighbours, with others; default the preset's",
+    )  # fmt: skip
+    fit.add_argument("--epochs", type=int, metavar="N", help="over all crops; default the preset's")
+    fit.add_argument(
+        "--crop",
+        type=int,
+        default=TRAINED,
+        metavar="N",
+        help=f"a crop's edge for the net ({TRAINED})",
+    )
+    fit.add_argument("--live", action="store_true", help="keep no features of crops on disk")
+    fit.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (0)")
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    target = Path(options.out)
+    sidecar.refuse_taken(target, {sidecar.ROWS, "mask.png", LEARNED})
+    config = settings(options)
+    looked = layouts.look(options, MASKED)
+    method: dict[str, Any] = {"method": "STEGO", **asdict(config), "crop": options.crop}
+    if options.method == "kmeans":
+        method = {"method": STANDS_IN, "groups": config.groups}
+    provenance = {**method, "seed": options.seed, **looked.provenance, "image": list(looked.size)}
+    work = layouts.work_folder(target, {"shards": looked.manifest.hash, **provenance})
+    fitted = stand_in if options.method == "kmeans" else learned
+    mask, tensors, facts, remarks = fitted(looked, config, work, options)
+    rows = layouts.fill(
+        work, "rows", looked.manifest.count, mask, np.uint8 if config.groups <= 256 else np.int32,
+        batch=options.batch, doing="masks",
+    )  # fmt: skip
+    facts |= usage(rows, config.groups)
+    target.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, target / LEARNED)
+    made = layouts.publish(
+        work, target, layouts.with_images(looked, painter(rows, config.groups)),
+        attached=(LEARNED,), manifest=looked.manifest.hash, kind="mask", groups=config.groups,
+        provenance=provenance | {"report": facts},
+    )  # fmt: skip
+    text = (
+        f"{made.count:,} masks of {made.groups} groups by {provenance['method']}; {facts['used']:.0%} of the groups "
+        f"are in use, {facts['shown']:.1f} in an image\n{made.folder / 'mask.png'} shows {layouts.PICTURED}"
+    )
+    named = {"out": str(made.folder), "count": made.count, "method": provenance["method"]}
+    return named | facts | {"warnings": remarks}, "\n".join((text, *remarks))
+
+
+def settings(options: argparse.Namespace) -> StegoConfig:
+    """The preset and what the flags change of it.
+
+    Raises:
+        UserError: a value out of range, or a flag that the stand-in does not read.
+    """
+    for name, least in {"groups": 2, "epochs": 1, "crop": 1, "seed": 0}.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: take {least} or more")
+    if options.method == "kmeans":
+        for name in ("shifts", "epochs", "live"):
+            if getattr(options, name) not in (None, False):
+                raise UserError(f"--{name} says nothing to --method kmeans; leave it out")
+    config = PRESETS[options.preset]
+    if options.shifts is not None:
+        own, knn, random = options.shifts
+        config = replace(config, shifts=Pairs(own=own, knn=knn, random=random))
+    return replace(
+        config, groups=options.groups or config.groups, epochs=options.epochs or config.epochs
+    )
+
+
+Fitted = tuple[
+    Callable[[NDArray[np.int64]], Tensor], dict[str, Tensor], dict[str, Any], list[str]
+]  # ordinals -> masks; what was learned; facts; remarks
+
+
+def learned(looked: Looked, config: StegoConfig, work: Path, options: argparse.Namespace) -> Fitted:
+    """STEGO, from crops to masks."""
+    count, device = looked.manifest.count, looked.vit.device
+    if 5 * count <= config.neighbours:
+        raise UserError(
+            f"{count} images have {5 * count} crops, and each needs {config.neighbours} others; give more images"
+        )
+
+    def crops(ordinals: NDArray[np.int64]) -> Tensor:
+        """(B, 5, D, h, w)."""
+        cut = torch.stack(five(looked.images(ordinals), options.crop), dim=1)  # (B, 5, C, h, w)
+        return looked.vit.patches(cut.flatten(0, 1)).unflatten(0, (-1, 5))
+
+    def live(indices: Tensor) -> Tensor:
+        cut = five(looked.images(indices.numpy() // 5), options.crop)
+        picked = torch.stack([cut[int(i) % 5][b] for b, i in enumerate(indices)])
+        return looked.vit.patches(picked)
+
+    doing = "features of crops"
+    if options.live:
+        pooled = layouts.fill(
+            work, "pooled", count, lambda o: crops(o).mean((3, 4)), np.float32,
+            batch=options.batch, doing=doing,
+        )  # fmt: skip
+        maps: Maps = live
+    else:
+        kept = layouts.fill(
+            work, "crops", count, crops, np.float16, batch=options.batch, doing=doing
+        )
+        means = [np.asarray(kept[i : i + 64], np.float32).mean((3, 4)) for i in range(0, count, 64)]
+        pooled = np.concatenate(means)
+        flat = kept.reshape(5 * count, *kept.shape[2:])
+        maps = lambda i: torch.from_numpy(flat[i.numpy()]).to(device).float()  # noqa: E731
+    near = torch.from_numpy(neighbours(pooled.reshape(5 * count, -1), config.neighbours)).long()
+    fit = Fit(maps, near, looked.vit.width, config, seed=options.seed, device=device)
+    train(fit, work / "state.pt")
+    net = fit.net.eval()
+
+    def mask(ordinals: NDArray[np.int64]) -> Tensor:
+        return net.masks(*fitting(looked, ordinals))
+
+    facts = {"knn_cosine": fit.watched.knn, "random_cosine": fit.watched.random}
+    return mask, net.state_dict(), facts, fit.watched.warnings(config.shifts)
+
+
+def train(fit: Fit, file: Path) -> None:
+    """To the end, from the saved state where there is one."""
+    if file.exists():
+        fit.load(torch.load(file, weights_only=True))
+    left = fit.steps - fit.step
+    for _ in cli.track(fit.run(), left, "STEGO"):
+        if fit.step % SAVED == 0 or fit.step == fit.steps:
+            new = file.with_suffix(".new")
+            torch.save(fit.state(), new)
+            new.replace(file)
+
+
+def stand_in(
+    looked: Looked, config: StegoConfig, work: Path, options: argparse.Namespace
+) -> Fitted:
+    """k-means over the patch features of as many images as make up to `FITTED` patches, drawn by the seed."""
+    count = looked.manifest.count
+    each = features(looked, np.arange(1))[0, 0].numel()
+    chosen = np.sort(
+        np.random.default_rng(options.seed).permutation(count)[: max(1, FITTED // each)]
+    )
+    check(len(chosen) * each, config.groups, 30, 3, True, True)
+    parts = [chosen[i : i + options.batch] for i in range(0, len(chosen), options.batch)]
+    rows = [
+        features(looked, part).movedim(1, -1).flatten(0, 2).cpu().numpy()
+        for part in cli.track(parts, len(parts), "features of patches")
+    ]
+    found = kmeans(np.concatenate(rows), config.groups, seed=options.seed, spherical=True)
+    centroids = torch.from_numpy(found.centroids).to(looked.vit.device)
+
+    def mask(ordinals: NDArray[np.int64]) -> Tensor:
+        maps, size = fitting(looked, ordinals)
+        return segment(F.normalize(maps, dim=1), centroids, size)
+
+    facts = {"fitted_images": len(chosen), "images": count, "inertia": found.inertia}
+    remarks = [f"these masks are {STANDS_IN}; fitted to {len(chosen):,} of {count:,} images"]
+    return mask, {"centroids": centroids}, facts, remarks
+
+
+def five(images: Tensor, edge: int) -> list[Tensor]:
+    """Corners and centre of uint8 images (B, C, H, W), half as high and wide, each (B, C, edge, edge)."""
+    half = [max(1, n // 2) for n in images.shape[-2:]]
+    return [
+        resize(crop, [edge, edge], InterpolationMode.BICUBIC, antialias=True)
+        for crop in five_crop(images, half)
+    ]
+
+
+def features(looked: Looked, ordinals: NDArray[np.int64]) -> Tensor:
+    """(B, D, h, w) of whole images."""
+    return looked.vit.patches(looked.seen(looked.images(ordinals)))
+
+
+def fitting(looked: Looked, ordinals: NDArray[np.int64]) -> tuple[Tensor, tuple[int, int]]:
+    """Patch features of what is seen without the patches that reach over its edge, and the images' own size."""
+    images = looked.images(ordinals)
+    seen, patch = looked.seen(images), looked.vit.patch
+    rows, columns = (max(1, n // patch) * patch for n in seen.shape[-2:])
+    # features must cover the image exactly, or masks would be shifted against it
+    whole = resize(seen, [rows, columns], InterpolationMode.BICUBIC, antialias=True)
+    return looked.vit.patches(whole), (images.shape[-2], images.shape[-1])
+
+
+def usage(rows: Rows, groups: int) -> dict[str, float]:
+    """Share of groups that any pixel has, the largest group's share of pixels, groups shown in an image on average."""
+    counts, shown = np.zeros(groups, dtype=np.int64), 0
+    for row in rows:
+        found = np.bincount(row.ravel(), minlength=groups)
+        counts += found
+        shown += int((found > 0).sum())
+    return {
+        "used": float((counts > 0).mean()),
+        "largest": float(counts.max() / counts.sum()),
+        "shown": shown / len(rows),
+    }
+
+
+def painter(rows: Rows, groups: int) -> Callable[[Tensor, NDArray[np.int64], Path], None]:
+    """Draws each image beside its mask, a colour for each group."""
+    # the golden ratio keeps neighbours in number apart in hue
+    hues = [(k * 0.618 % 1, 0.8, 0.6 + 0.3 * (k % 2)) for k in range(groups)]
+    colours = (255 * np.array([colorsys.hsv_to_rgb(*hue) for hue in hues])).astype(np.uint8)
+
+    def draw(images: Tensor, ordinals: NDArray[np.int64], file: Path) -> None:
+        painted = torch.from_numpy(colours[rows[ordinals]]).permute(0, 3, 1, 2)
+        pairs = torch.cat((images.expand(-1, 3, -1, -1), painted), dim=3)
+        layouts.sheet(layouts.tiles(pairs)[0], file, columns=4)
+
+    return draw
