@@ -152,6 +152,18 @@ def test_a_box_is_one_channel_with_ones_inside_moved_as_its_image_was(notes: Pat
         assert found.given.keys() == {"spatial"}
 
 
+def test_boxes_of_larger_images_fall_on_the_cells_of_latents(digits: Path, tmp_path: Path) -> None:
+    """Their pixels are those of the image that was annotated: a cell is inside where its centre is."""
+    manifest, boxes = manifests.load(digits).hash, np.tile(np.int32([5, 16, 33, 60]), (N, 1))
+    about = FREE | {"image": [64, 64]}
+    sidecar.write(tmp_path / "boxes", boxes, manifest=manifest, kind="box", provenance=about)
+    guidance = SidecarGuidance(layout=str(tmp_path / "boxes"), channels=1)
+    found = told(guidance, batch_of(ORDINALS)).given["spatial"]
+    centres = np.arange(8) * 8 + 4
+    inside = ((centres >= 5) & (centres < 33))[:, None] & ((centres >= 16) & (centres < 60))[None]
+    np.testing.assert_array_equal(found, np.tile(inside, (8, 1, 1, 1)))
+
+
 def test_a_mask_is_one_channel_a_group_and_shares_of_coarser_cells(notes: Path) -> None:
     masks = rows_of(notes, "masks")[ORDINALS]
     found = told(guided(notes, layout="masks"), batch_of(ORDINALS)).given["spatial"]
