@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from shards.errors import DamagedError, UserError
+from shards.errors import DamagedError, StoreError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +26,7 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
         sys.stdout.flush()
-    except (UserError, DamagedError) as error:
+    except (UserError, DamagedError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except PermissionError as error:

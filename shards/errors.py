@@ -2,7 +2,8 @@
 
 A `UserError` says in one line which field holds which value and what to do about it. Commands print
 it and leave with exit code 2; nothing retries it, because trying again changes nothing.
-A `DamagedError` says that stored bytes are not the bytes that were written.
+A `DamagedError` says that stored bytes are not the bytes that were written. A `StoreError` says that a
+store did not answer as one does, although it was asked often enough.
 """
 
 
@@ -14,5 +15,15 @@ class UserError(ValueError):
 
 class DamagedError(RuntimeError):
     """Stored bytes differ from what their manifest promises. The message names file and place."""
+
+    exit_code = 1
+
+
+class ChangedError(DamagedError):
+    """An object was replaced while it was read. The message names it."""
+
+
+class StoreError(OSError):
+    """A store is out of reach or out of order. The message names place, what was seen, and how often."""
 
     exit_code = 1

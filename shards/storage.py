@@ -9,6 +9,7 @@ last: it is complete when that manifest holds, and readers walk back to the newe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -16,20 +17,34 @@ import hashlib
 import json
 import os
 import re
-import stat
+import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from shards.errors import DamagedError
+from shards.errors import ChangedError, DamagedError, UserError
+
+if TYPE_CHECKING:
+    from shards.s3 import S3
 
 Url = str | os.PathLike[str]
 Verify = Literal["sizes", "hashes"]
 
 MANIFEST = "MANIFEST.json"
 CHUNK = 16 << 20  # bytes a read asks for at once; S3 likes ranges of 8 to 16 MiB
+_REREADS = 5  # of a small object that is replaced again and again
+_TEMPORARY = re.compile(
+    r"\..+\.[0-9a-f]{12}\.tmp"
+)  # what a publisher writes before the name appears
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+class Stat(NamedTuple):
+    """Bytes of a file or object, and on S3 the ETag of this version of it."""
+
+    size: int
+    etag: str | None
 
 
 def is_remote(url: Url) -> bool:
@@ -55,7 +70,16 @@ def size(url: Url) -> int:
     Raises:
         FileNotFoundError: there is none.
     """
-    return _store(url).size(os.fspath(url))
+    return stat(url).size
+
+
+def stat(url: Url) -> Stat:
+    """Size and version of a file or object; with the version, reads notice a replacement.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    return Stat(*_store(url).stat(os.fspath(url)))
 
 
 def list(folder: Url) -> Sequence[str]:
@@ -63,16 +87,17 @@ def list(folder: Url) -> Sequence[str]:
     return _store(folder).list(os.fspath(folder))
 
 
-def read_range(url: Url, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of a file or object.
+def read_range(url: Url, start: int, stop: int, *, etag: str | None = None) -> bytes:
+    """Bytes [start, stop) of a file or object; on S3, where `etag` is given, of that version only.
 
     Raises:
         FileNotFoundError: there is none.
-        DamagedError: it ends before `stop`, or the answer has another length.
+        DamagedError: it ends before `stop`; ChangedError: it is another version.
+        StoreError: a store did not give these bytes, though asked for them within its budget.
     """
     if not 0 <= start <= stop:
         raise ValueError(f"read_range of [{start}, {stop})")
-    data = _store(url).read(os.fspath(url), start, stop) if start < stop else b""
+    data = _store(url).read(os.fspath(url), start, stop, etag) if start < stop else b""
     if len(data) != stop - start:
         raise DamagedError(
             f"{os.fspath(url)}: asked for bytes [{start}, {stop}), got {len(data)} of {stop - start}"
@@ -81,14 +106,23 @@ def read_range(url: Url, start: int, stop: int) -> bytes:
 
 
 def read_chunks(url: Url, chunk: int = CHUNK) -> Iterator[bytes]:
-    """The whole of a file or object, in ranges whose lengths are checked."""
-    total = size(url)
+    """The whole of one version of a file or object, in ranges whose lengths are checked.
+
+    Raises:
+        ChangedError: an object was replaced meanwhile. And what `read_range` raises.
+    """
+    total, etag = stat(url)
     for start in range(0, total, chunk):
-        yield read_range(url, start, min(start + chunk, total))
+        yield read_range(url, start, min(start + chunk, total), etag=etag)
 
 
 def read_bytes(url: Url) -> bytes:
-    """The whole of a file or object."""
+    """The whole of a file or object; of one that is replaced meanwhile, a later version."""
+    for _ in range(_REREADS):
+        try:
+            return b"".join(read_chunks(url))
+        except ChangedError:
+            continue
     return b"".join(read_chunks(url))
 
 
@@ -103,10 +137,21 @@ def sha256(url: Url) -> str:
 def publish(url: Url, data: bytes, *, replace: bool = False) -> None:
     """Makes `url` appear with all of `data`, durable on return; nobody ever sees a part of it.
 
+    To S3, large data goes up in parts, verified as a whole afterwards; `sweep` ends what a kill left.
+
     Raises:
         FileExistsError: `url` exists and `replace` is false; of many callers at once, one wins.
     """
     _store(url).publish(os.fspath(url), data, replace)
+
+
+def sweep(folder: Url, *, older: float = 86_400.0) -> Sequence[str]:
+    """Ends what killed publishers left below `folder` at least `older` seconds ago; returns their names.
+
+    On S3 that is unfinished uploads, which nobody sees and everybody pays for; on a file system,
+    temporary files. A day keeps publishers safe that are still at work.
+    """
+    return _store(folder).sweep(os.fspath(folder), older)
 
 
 def publish_folder(folder: Url, *, extra: Mapping[str, Any], manifest: str = MANIFEST) -> None:
@@ -149,6 +194,8 @@ def read_complete(
         parts = [(join(folder, f["name"]), f["bytes"], f["sha256"]) for f in found["files"]]
         if any(size(url) != expected for url, expected, _ in parts):
             return None
+    except UserError:  # no such bucket, say: that is not for the reader of a manifest to pass over
+        raise
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
     if verify == "hashes" and any(sha256(url) != expected for url, _, expected in parts):
@@ -170,26 +217,29 @@ class _Store(Protocol):
     """What a kind of storage has to know; names inside are full paths or s3:// urls."""
 
     def exists(self, url: str) -> bool: ...
-    def size(self, url: str) -> int: ...
+    def stat(self, url: str) -> tuple[int, str | None]: ...
     def list(self, folder: str) -> Sequence[str]: ...
     def files(self, folder: str) -> Sequence[str]:
         """Sorted relative names of all visible files below `folder`."""
 
-    def read(self, url: str, start: int, stop: int) -> bytes: ...
+    def read(self, url: str, start: int, stop: int, etag: str | None) -> bytes: ...
     def publish(self, url: str, data: bytes, replace: bool) -> None: ...
     def sync(self, folder: str, names: Sequence[str]) -> None:
         """Makes files that somebody wrote durable."""
+
+    def sweep(self, folder: str, older: float) -> Sequence[str]: ...
 
 
 class _Local:
     def exists(self, url: str) -> bool:
         return Path(url).exists()
 
-    def size(self, url: str) -> int:
-        status = Path(url).stat()
-        if not stat.S_ISREG(status.st_mode):
+    def stat(self, url: str) -> tuple[int, None]:
+        path = Path(url)
+        found = path.stat()
+        if not path.is_file():
             raise FileNotFoundError(errno.ENOENT, "not a file", url)
-        return status.st_size
+        return found.st_size, None
 
     def list(self, folder: str) -> Sequence[str]:
         return sorted(p.name for p in Path(folder).iterdir()) if Path(folder).is_dir() else []
@@ -199,7 +249,7 @@ class _Local:
         names = (p.relative_to(root) for p in root.rglob("*") if p.is_file())
         return sorted(n.as_posix() for n in names if not any(s.startswith(".") for s in n.parts))
 
-    def read(self, url: str, start: int, stop: int) -> bytes:
+    def read(self, url: str, start: int, stop: int, etag: str | None) -> bytes:
         with Path(url).open("rb", buffering=0) as file:
             file.seek(start)
             parts = []
@@ -229,6 +279,16 @@ class _Local:
         paths = [Path(folder, name) for name in names]
         for path in [*paths, *sorted({p.parent for p in paths} | {Path(folder)})]:
             _fsync(path)
+
+    def sweep(self, folder: str, older: float) -> Sequence[str]:
+        before = time.time() - older
+        ended = []
+        for path in sorted(Path(folder).rglob(".*.tmp")):
+            with contextlib.suppress(FileNotFoundError):  # its publisher lives, and is done with it
+                if _TEMPORARY.fullmatch(path.name) and path.stat().st_mtime <= before:
+                    path.unlink()
+                    ended.append(str(path))
+        return ended
 
 
 def _link_new(temporary: Path, path: Path) -> None:
@@ -264,65 +324,6 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-class _S3:
-    """s3fs, kept to its sound calls: its whole-object reads fill short answers with zeros."""
-
-    def __init__(self) -> None:
-        import s3fs
-
-        # Credentials and endpoint come from the environment (AWS_*), so that they can refresh.
-        self._fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
-
-    def _ask(self, call: Callable[..., Any], url: str, **options: Any) -> Any:
-        """Calls s3fs; a refusal says which object it was about and what to look at."""
-        from botocore.exceptions import NoCredentialsError, PartialCredentialsError
-
-        try:
-            return call(url, **options)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(errno.ENOENT, "no such object", url) from error
-        except (NoCredentialsError, PartialCredentialsError) as error:
-            reason = f"no credentials ({error}); set AWS_ACCESS_KEY_ID and its like, or a profile"
-            raise PermissionError(errno.EACCES, reason, url) from error
-        except PermissionError as error:
-            reason = f"the store refuses the credentials it was given ({error})"
-            raise PermissionError(errno.EACCES, reason, url) from error
-
-    def exists(self, url: str) -> bool:
-        return bool(self._ask(self._fs.exists, url))
-
-    def size(self, url: str) -> int:
-        return int(self._ask(self._fs.info, url)["size"])
-
-    def list(self, folder: str) -> Sequence[str]:
-        try:
-            found = self._ask(self._fs.ls, folder, detail=False, refresh=True)
-        except FileNotFoundError:
-            return []
-        return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found})
-
-    def files(self, folder: str) -> Sequence[str]:
-        root = folder.removeprefix("s3://").rstrip("/") + "/"
-        names = (name.removeprefix(root) for name in self._ask(self._fs.find, folder))
-        return sorted(n for n in names if n and not any(s.startswith(".") for s in n.split("/")))
-
-    def read(self, url: str, start: int, stop: int) -> bytes:
-        return self._ask(self._fs.cat_file, url, start=start, end=stop)
-
-    def publish(self, url: str, data: bytes, replace: bool) -> None:
-        mode = "overwrite" if replace else "create"
-        try:
-            self._ask(self._fs.pipe_file, url, data=data, mode=mode)
-        except OSError as error:
-            # s3fs knows a failed If-None-Match only from servers that name the condition
-            if not replace and "PreconditionFailed" in repr(error.__cause__ or error):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url) from error
-            raise
-
-    def sync(self, folder: str, names: Sequence[str]) -> None:
-        """Nothing to do: an object that exists is durable."""
-
-
 _LOCAL = _Local()
 
 
@@ -331,5 +332,8 @@ def _store(url: Url) -> _Store:
 
 
 @functools.lru_cache(maxsize=1)
-def _s3(pid: int) -> _S3:
-    return _S3()  # one per process: an s3fs object carried over a fork refuses to work
+def _s3(pid: int) -> S3:
+    """One a process: connections that a fork carries over would be shared with the parent."""
+    from shards.s3 import S3
+
+    return S3()

@@ -134,6 +134,18 @@ def test_join_exists_list(tmp_path: Path) -> None:
     assert storage.exists(tmp_path / "a") and not storage.exists(tmp_path / "c")
 
 
+def test_a_sweep_ends_old_temporary_files_and_nothing_else(tmp_path: Path) -> None:
+    storage.publish(tmp_path / "deep" / "a", b"data")
+    left = tmp_path / "deep" / ".a.0123456789ab.tmp"
+    for path in (left, tmp_path / ".a.tmp", tmp_path / "a.0123456789ab.tmp"):
+        path.write_bytes(b"")
+    assert storage.sweep(tmp_path) == []
+    assert storage.sweep(tmp_path, older=0) == [str(left)]
+    assert names(tmp_path / "deep") == ["a"]
+    assert names(tmp_path) == [".a.tmp", "a.0123456789ab.tmp", "deep"]
+    assert storage.sweep(tmp_path / "none", older=0) == []
+
+
 def _folder(path: Path, **extra: object) -> Path:
     (path / "deep").mkdir(parents=True)
     (path / "deep" / "part").write_bytes(b"12345")
@@ -187,11 +199,11 @@ def test_newest_complete_walks_back_over_torn_folders_in_numeric_order(tmp_path:
     assert storage.newest_complete(tmp_path, prefix="step-") is None
 
 
-def test_local_work_imports_neither_torch_nor_s3fs(tmp_path: Path) -> None:
+def test_local_work_imports_neither_torch_nor_an_s3_client(tmp_path: Path) -> None:
     code = (
         "import sys, shards; from shards import storage, cli, manifest, stream, verify, writer\n"
         f"storage.publish({str(tmp_path / 'a')!r}, b'x'); storage.read_bytes({str(tmp_path / 'a')!r})\n"
-        "print([m for m in ('torch', 's3fs', 'fsspec', 'rich', 'sklearn') if m in sys.modules])"
+        "print([m for m in ('torch', 'botocore', 's3fs', 'rich', 'sklearn') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
