@@ -50,9 +50,10 @@ class Annotations:
     ) -> Condition:
         """What the images in these rows (B,), placed so, are told; made on `device`."""
         asked = self.shown[ordinals.cpu().numpy()]
-        # a copy: the map itself is read-only, and torch warns of that
-        told = {f: torch.from_numpy(np.array(rows[asked])) for f, rows in self.rows.items()}
-        told = {field: values.to(device) for field, values in told.items()}
+        told = {  # picking rows out of a map copies them, once
+            field: torch.from_numpy(np.asarray(rows[asked])).to(device)
+            for field, rows in self.rows.items()
+        }
         fields: dict[str, Tensor] = {}
         if "ids" in told:
             several = self.sidecars["ids"].kind == "multi_hot"
