@@ -1,0 +1,104 @@
+"""The most groups worth telling apart: TEMI with K doubled until too few are used, then a finer grid (C-EDM 3.3).
+
+  python -m tools.annotate bound data/digits --features notes/features --start 8 --out notes/bound
+
+Each fit stays in <out>/groups-<K>, an annotation as any other, so the one that serves a generative model best needs no
+other fit; a killed search goes on where it was. <out>/bound.png shows the share of groups used over K, and
+<out>/bound.json says the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from selfguide.guidance import bound
+from selfguide.guidance.temi import TemiConfig
+from shards import manifest as manifests
+from shards import sidecar, storage
+from shards.errors import UserError
+from shards.sidecar import Sidecar
+from tools.annotate.features import add_source, features_of
+from tools.annotate.temi import add_settings, annotate, config_of
+
+HELP = "the most groups worth telling apart, by TEMI"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_source(parser)
+    own = parser.add_argument_group("of the search")
+    own.add_argument(
+        "--alpha", type=float, default=0.96, help="share of groups in use that is enough (0.96)"
+    )
+    own.add_argument("--start", type=int, default=16, metavar="K", help="the first K (16)")
+    own.add_argument(
+        "--finer", type=int, default=3, metavar="N", help="K between the last two doublings (3)"
+    )
+    add_settings(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of fits and picture")
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    out, count = Path(options.out), manifests.load(options.root).count
+    bound.check(limit=count, alpha=options.alpha, start=options.start, finer=options.finer)
+    config_of(options, options.start).check(count)
+    features = features_of(options)
+    partial = out / ".partial"
+
+    def used(groups: int) -> int:
+        config = config_of(options, groups)
+        folder = out / f"groups-{groups:05d}"
+        found = _finished(folder, config, features)
+        found = found or annotate(features, config, folder, partial, options)
+        return int(found.provenance["used"])
+
+    search = bound.search(
+        used, limit=count, alpha=options.alpha, start=options.start, finer=options.finer
+    )
+    title = f"{search.bound} of {count:,} images' groups are told apart" if search.bound else ""
+    bound.draw(search, str(out / "bound.png"), title=title)
+    facts = {
+        "bound": search.bound,
+        "open": search.open,
+        "alpha": search.alpha,
+        "points": [{**asdict(p), "ratio": p.ratio} for p in search.points],
+        "out": str(out),
+    }
+    storage.publish(out / "bound.json", json.dumps(facts, indent=1).encode(), replace=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    return facts, _said(search, out)
+
+
+def _finished(folder: Path, config: TemiConfig, features: Sidecar) -> Sidecar | None:
+    """The fit that is in `folder` already.
+
+    Raises:
+        UserError: it has other settings, or other features.
+    """
+    if not (folder / storage.MANIFEST).exists():
+        return None
+    found = sidecar.read(folder, manifest=features.manifest)
+    if (
+        found.provenance.get("temi") != asdict(config)
+        or found.provenance["features_sha256"] != features.sha256
+    ):
+        raise UserError(
+            f"{folder} holds a fit with other settings or features; name another --out, or remove it"
+        )
+    return found
+
+
+def _said(search: bound.Search, out: Path) -> str:
+    lines = [f"{'groups':>7} {'used':>7} {'share':>7}"]
+    lines += [f"{p.groups:7} {p.used:7} {p.ratio:7.1%}" for p in search.points]
+    if search.bound is None:
+        lines.append(f"fewer than {search.start} groups are told apart: give a smaller --start")
+    elif search.open:
+        lines.append(f"bound: at least {search.bound}, which is as far as the images go")
+    else:
+        lines.append(f"bound: {search.bound} groups at alpha {search.alpha:g}")
+    return "\n".join([*lines, str(out / "bound.png")])

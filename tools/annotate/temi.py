@@ -1,0 +1,210 @@
+"""Groups by TEMI: small heads on frozen features, each to give an image its neighbours' group; the best one tells.
+
+  python -m tools.annotate temi data/digits --features notes/features --groups 10 --out notes/temi
+  python -m tools.annotate temi data/digits --pixels --groups 10 --out notes/temi --heads 8 --epochs 30 \\
+      --step-images 64 --learning-rate 2e-3
+
+Defaults are C-EDM's, made for 50,000 images and more. A thousand images make few steps of 512: the second line has
+more and larger ones, and takes about a minute. A killed fit goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import save
+
+from selfguide.distributed import Place
+from selfguide.guidance.neighbours import neighbours
+from selfguide.guidance.temi import TemiConfig
+from selfguide.guidance.temi_fit import ALONE, Fitted, fit
+from shards import manifest as manifests
+from shards import sidecar, storage
+from shards.reader import Reader
+from shards.sidecar import Sidecar
+from tools.annotate.features import add_source, features_of
+from tools.ranks import run_ranks
+
+HELP = "groups by TEMI's heads on features"
+HEADS = "heads.safetensors"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_source(parser)
+    parser.add_argument("--groups", type=int, required=True, metavar="K", help="how many to find")
+    add_settings(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="the sidecar's folder")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """What a fit is told beside the number of groups; `config_of` reads it."""
+    own = parser.add_argument_group("of the fit")
+    for flag, name, kind, text in (
+        ("--heads", "heads", int, "heads fitted side by side, of which the best one tells"),
+        ("--epochs", "epochs", int, "passes over all images"),
+        ("--step-images", "batch", int, "images a step, of all processes"),
+        ("--learning-rate", "learning_rate", float, "for 256 images a step, scaled linearly"),
+        ("--beta", "beta", float, "below 1 evens out the sizes of groups"),
+        ("--neighbours", "neighbours", int, "nearest images that one is paired with"),
+        ("--seed", "seed", int, "of weights, order and pairs"),
+    ):
+        default = getattr(TemiConfig, name)
+        own.add_argument(flag, type=kind, default=default, metavar="N", help=f"{text} ({default})")
+    own.add_argument(
+        "--standardise",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="take each feature to mean 0 and spread 1 first (yes)",
+    )
+
+
+def config_of(options: argparse.Namespace, groups: int) -> TemiConfig:
+    return TemiConfig(
+        groups=groups,
+        heads=options.heads,
+        epochs=options.epochs,
+        batch=options.step_images,
+        learning_rate=options.learning_rate,
+        beta=options.beta,
+        neighbours=options.neighbours,
+        standardise=options.standardise,
+        seed=options.seed,
+    )
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    out = Path(options.out)
+    config = config_of(options, options.groups)
+    config.check(manifests.load(options.root).count)
+    sidecar.refuse_taken(out, {"rows.npy", "confidence.npy", HEADS})
+    partial = out.parent / f".{out.name}.partial"
+    found = annotate(features_of(options), config, out, partial, options)
+    shutil.rmtree(partial)
+    facts = report(found, options.root)
+    return facts, "\n".join([*(f"{name:12} {value}" for name, value in facts.items())])
+
+
+def annotate(
+    features: Sidecar,
+    config: TemiConfig,
+    out: Path,
+    partial: Path,
+    options: argparse.Namespace,
+) -> Sidecar:
+    """Fits on `options.processes` ranks and publishes the best head's groups as an id sidecar in `out`.
+
+    `partial` keeps what a killed fit goes on from; fits to the same features share the neighbours in it.
+    """
+    near = _near(features, config.neighbours, partial)
+    share: tuple[Any, ...] = (features.folder, near, config, partial, options.device, out)
+    if options.processes == 1:
+        _fit_and_publish(ALONE, *share)
+    else:
+        run_ranks(options.processes, _fit_and_publish, *share, timeout=None)
+    return sidecar.read(out)
+
+
+def _fit_and_publish(
+    place: Place,
+    features: Path,
+    near: Path,
+    config: TemiConfig,
+    partial: Path,
+    device: str | None,
+    out: Path,
+) -> None:
+    """One rank's part; the first one writes."""
+    source = sidecar.read(features)
+    found = fit(
+        source.rows(),
+        np.load(near, mmap_mode="r"),
+        config,
+        place=place,
+        device=device,
+        partial=partial,
+        doing=f"TEMI, {config.groups} groups",
+    )
+    if place.rank == 0:
+        _publish(found, config, source, out)
+
+
+def _publish(found: Fitted, config: TemiConfig, source: Sidecar, out: Path) -> None:
+    weights = {name: tensor.cpu() for name, tensor in found.heads.state_dict().items()}
+    storage.publish(out / HEADS, save(weights), replace=True)
+    provenance = {
+        "method": "temi",
+        "temi": asdict(config),
+        "teacher_momentum": config.teacher_momentum(source.count),
+        "losses": found.losses,
+        "head": found.head,
+        "used": found.used,
+        "p": (found.counts / source.count).tolist(),
+        "features": dict(source.provenance),
+        "features_sha256": source.sha256,
+        "saw_labels": source.saw_labels,
+    }
+    sidecar.write(
+        out,
+        found.ids,
+        manifest=source.manifest,
+        kind="id",
+        groups=config.groups,
+        provenance=provenance,
+        attached=(HEADS,),
+        confidence=found.confidence,
+    )
+
+
+def _near(features: Sidecar, count: int, partial: Path) -> Path:
+    """The neighbours' file, looked up once for all fits to these features."""
+    path = partial / f"neighbours-{features.sha256[:12]}-{count}.npy"
+    if not path.exists():
+        buffer = io.BytesIO()
+        np.save(buffer, neighbours(features.rows(), count))
+        storage.publish(path, buffer.getvalue(), replace=True)
+    return path
+
+
+def report(found: Sidecar, root: str) -> dict[str, Any]:
+    """What a published fit came to. Labels, where the shards have any, are compared and nothing else."""
+    assert found.groups is not None
+    ids = np.asarray(found.rows())
+    facts: dict[str, Any] = {
+        "groups": found.groups,
+        "used": found.provenance["used"],
+        "largest": max(found.provenance["p"]),
+        "confidence": float(np.asarray(found.column("confidence"), dtype=np.float64).mean()),
+        "loss": min(found.provenance["losses"]),
+        "head": found.provenance["head"],
+    }
+    labels = _labels(root)
+    if labels is not None:
+        facts |= {name: float(score(labels, ids)) for name, score in _scores().items()}
+    return {**facts, "out": str(found.folder)}
+
+
+def _scores() -> dict[str, Callable]:
+    from sklearn import metrics
+
+    return {
+        "nmi": metrics.normalized_mutual_info_score,
+        "ari": metrics.adjusted_rand_score,
+        "ami": metrics.adjusted_mutual_info_score,
+    }
+
+
+def _labels(root: str) -> NDArray[np.int64] | None:
+    manifest = manifests.load(root)
+    if not manifest.classes:
+        return None
+    reader = Reader(root, manifest)
+    parts = np.array_split(np.arange(manifest.count), -(-manifest.count // 4096))
+    return np.concatenate([reader.gather(part)["y"] for part in parts])
