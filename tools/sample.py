@@ -2,7 +2,8 @@
 
 Told groups drawn at their frequency by default, or rows of training images where it knows layouts or features; or one
 group or label, what a training image was told, the group of a query image, the way between two groups; as a grid and
-as single lossless PNGs, with the way from noise to image on request.
+as single lossless PNGs, with the way from noise to image on request. Names and bans in the run's groups.yaml are
+honoured.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from selfguide.evaluation.generate import draw, draw_condition
 from selfguide.evaluation.grid import write_grid
 from selfguide.guidance import telling
 from selfguide.guidance.drawing import Prior, TrainingImages, by_patch
+from selfguide.guidance.naming import Naming, read_naming, without_banned
 from selfguide.guidance.online import patch_layout
 from selfguide.spec.config import SamplerConfig, build
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
@@ -47,6 +49,7 @@ EPILOG = """examples:
   python -m tools.sample RUN --g 0.4 --convention sgfm    the same weight as its paper writes it
   python -m tools.sample RUN --prior uniform              every group as often as any other
   python -m tools.sample RUN --row 17 42                  told what these two training images were told
+  python -m tools.sample RUN --group zeros                a group by its name in the run's groups.yaml
   python -m tools.sample RUN --like photo.png             the group nearest to an image
   python -m tools.sample RUN --between 3 7 --count 8      from one prototype to another, one noise
   python -m tools.sample RUN --chain --count 6            six images, noise to data
@@ -58,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("count", "columns", "batch"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: take 1 or more")
+    folder = snapshot_folder(options)
     snapshot = load_snapshot(options)
+    naming = naming_of(folder, snapshot)
     snapshot.student.to(options.device, DTYPES[options.dtype])
     sampler = sampler_of(snapshot, options)
     if options.chain and sampler.name == "dopri5":
@@ -66,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--chain with dopri5: it takes steps of its own; give --sampler euler or heun"
         )
     codec = autoencoder_of(snapshot, options)
-    condition = condition_of(snapshot, codec, options)
+    condition = condition_of(snapshot, naming, codec, options)
     seeds = options.seed + torch.arange(len(condition))
     if options.between:
         seeds = seeds[:1].expand(len(condition))  # one noise, so that only the condition changes
@@ -102,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sampler": asdict(sampler),
         "nfe": max(evaluations for _, evaluations in made),
         "seed": options.seed,
+        "banned": sorted(naming.banned),
     }
     (out / "sample.json").write_text(json.dumps(said, indent=1))
     if options.json:
@@ -109,12 +115,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(
             f"{len(images)} images from {snapshot.images:,} images seen, {sampler.name}, "
-            f"{said['nfe']} evaluations, g={sampler.g:g}\n{out / 'grid.png'}"
+            f"{said['nfe']} evaluations, g={sampler.g:g}{_bans(naming)}\n{out / 'grid.png'}"
         )
     return 0
 
 
-def load_snapshot(options: argparse.Namespace) -> Snapshot:
+def naming_of(folder: Path, snapshot: Snapshot) -> Naming:
+    """What the groups of this snapshot are called: `groups.yaml` lies in its run's folder."""
+    p = snapshot.guidance["p"]
+    if p is None:
+        return Naming(groups=0)
+    return read_naming(folder.resolve().parent.parent, len(p))
+
+
+def _bans(naming: Naming) -> str:
+    return (
+        f", without banned groups {', '.join(map(str, sorted(naming.banned)))}"
+        if naming.banned
+        else ""
+    )
+
+
+def snapshot_folder(options: argparse.Namespace) -> Path:
     """The snapshot named on the command line: a run's newest, one of its image counts, or a folder."""
     folder = Path(options.run)
     if (folder / "MANIFEST.json").is_file():
@@ -130,6 +152,12 @@ def load_snapshot(options: argparse.Namespace) -> Snapshot:
             known = ", ".join(f"{n}" for n in published)
             raise UserError(f"--images {images}: this run has snapshots at {known}")
         folder = run.snapshot(images)
+    return folder
+
+
+def load_snapshot(options: argparse.Namespace) -> Snapshot:
+    """That snapshot, with the average that was asked for."""
+    folder = snapshot_folder(options)
     averages = read_config(folder / "config.yaml").train.ema_halflife
     if not 0 <= options.ema < len(averages):
         kept = ", ".join(f"{i}: half-life of {h:,} images" for i, h in enumerate(averages))
@@ -190,7 +218,7 @@ def autoencoder_of(snapshot: Snapshot, options: argparse.Namespace) -> Autoencod
 
 
 def condition_of(
-    snapshot: Snapshot, codec: Autoencoder | None, options: argparse.Namespace
+    snapshot: Snapshot, naming: Naming, codec: Autoencoder | None, options: argparse.Namespace
 ) -> Condition:
     """What each image is told: one condition an image."""
     named = [f"--{name}" for name in NAMED if getattr(options, name)]
@@ -202,7 +230,8 @@ def condition_of(
         each = -(-options.count // len(options.row))
         return telling.rows(snapshot, torch.tensor(options.row).repeat_interleave(each))
     if options.between:
-        first, second = options.between
+        first, second = (naming.number(text) for text in options.between)
+        naming.refuse_banned((first, second))
         return telling.between(snapshot, first, second, options.count)
     if options.uncond:
         return telling.untold(snapshot, options.count)
@@ -214,7 +243,7 @@ def condition_of(
             )
         ids = torch.tensor(options.label)
     elif options.group is not None:
-        ids = torch.tensor(options.group)
+        ids = torch.tensor([naming.number(text) for text in options.group])
     elif options.like:
         images = queries(snapshot, codec, options.like)
         if by_patch(snapshot) and snapshot.guidance["told"]:
@@ -222,10 +251,12 @@ def condition_of(
             return patch_layout(snapshot, images.repeat_interleave(each, 0))
         ids = telling.nearest_groups(snapshot, images)
         for text, group in zip(options.like, ids.tolist(), strict=True):
-            cli.console(stderr=True).print(f"{text} is nearest to group {group}")
+            cli.console(stderr=True).print(f"{text} is nearest to group {naming.called(group)}")
     else:
         seeds = options.seed + torch.arange(options.count)
-        return draw_condition(snapshot, seeds, options.prior or "empirical")
+        allowed = without_banned(snapshot, naming)
+        return draw_condition(allowed, seeds, options.prior or "empirical")
+    naming.refuse_banned(ids.tolist())
     each = -(-options.count // len(ids))
     return telling.told(snapshot, ids.repeat_interleave(each))
 
@@ -336,7 +367,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
     what = parser.add_argument_group("what is drawn").add_mutually_exclusive_group()
     what.add_argument(
-        "--group", type=int, nargs="+", metavar="K", help="these groups, as many images of each"
+        "--group", nargs="+", metavar="K", help="these groups, as many images of each"
     )
     what.add_argument("--label", type=int, nargs="+", metavar="K", help="these human labels")
     what.add_argument(
@@ -346,7 +377,7 @@ def _parser() -> argparse.ArgumentParser:
         "--like", nargs="+", metavar="IMAGE", help="the groups nearest to image files or ordinals"
     )
     what.add_argument(
-        "--between", type=int, nargs=2, metavar=("A", "B"), help="the way from one group to another"
+        "--between", nargs=2, metavar=("A", "B"), help="the way from one group to another"
     )
     what.add_argument("--uncond", action="store_true", help="told nothing")
     parser.add_argument(
