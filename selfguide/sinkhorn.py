@@ -79,8 +79,12 @@ def solve(
     heads = heads if scores.dim() == 3 else heads[None]
     if log_domain is None:
         log_domain = epsilon < LEAST_EPSILON
-    with torch.autocast(scores.device.type, enabled=False):
-        codes, dead = (_log_domain if log_domain else _plain)(heads, epsilon, iterations, group)
+    solver = _log_domain if log_domain else _plain
+    if torch.is_autocast_enabled(scores.device.type):  # to switch off what is off costs a third of a small call
+        with torch.autocast(scores.device.type, enabled=False):
+            codes, dead = solver(heads, epsilon, iterations, group)
+    else:
+        codes, dead = solver(heads, epsilon, iterations, group)
     return Solution(codes, dead) if scores.dim() == 3 else Solution(codes[0], dead[0])
 
 
@@ -93,10 +97,10 @@ def _plain(scores: Tensor, epsilon: float, iterations: int, group: Group) -> tup
     for _ in range(iterations):
         mass = _reduced(_times(q.mT, v), dist.ReduceOp.SUM, group)
         # u and v are unique up to one factor, which grows as K / B with every iteration unless it is fixed
-        masses.append(mass / mass.amax(1, keepdim=True).clamp_min(tiny))
-        u = masses[-1].clamp_min(tiny).reciprocal()
-        v = _times(q, u).clamp_min(tiny).reciprocal()
-    return q.mul_(u[:, None]).mul_(v[:, :, None]), masses[0] < tiny
+        masses.append(mass.div_(mass.amax(1, keepdim=True).clamp_min_(tiny)).clamp_min_(tiny))
+        u = mass.reciprocal()
+        v = _times(q, u).clamp_min_(tiny).reciprocal_()
+    return q.mul_(u[:, None]).mul_(v[:, :, None]), masses[0] <= tiny
 
 
 def _log_domain(
