@@ -85,6 +85,14 @@ def test_boxes_are_losts_on_the_images_own_pixels(
     assert [p.name for p in tmp_path.iterdir()] == ["boxes"]  # nothing hidden stays
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer points and pairs."""
+    preset = replace(stego.PRESETS["cocostuff27"], points=4, randoms=1)
+    monkeypatch.setitem(stego.PRESETS, "cocostuff27", preset)
+
+
+@pytest.mark.usefixtures("quick")
 def test_masks_by_stego_are_published_with_all_that_made_them(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,13 +139,12 @@ def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch, doing: str) -> Non
     monkeypatch.setattr(cli, "track", dying)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("doing", "steps"), [("features of crops", 1), ("STEGO", 5), ("masks", 1)])
 def test_a_killed_command_goes_on_to_the_same_masks(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doing: str, steps: int
 ) -> None:
     monkeypatch.setattr(stego, "SAVED", 2)
-    quick = replace(stego.PRESETS["cocostuff27"], points=4, randoms=1)
-    monkeypatch.setitem(stego.PRESETS, "cocostuff27", quick)
     words = ["stego", str(pictures), *NET, "--groups", "3", "--epochs", "8", "--crop", "32"]
     words += ["--short", "64", "--out"]
     assert main([*words, str(tmp_path / "whole")]) == 0
