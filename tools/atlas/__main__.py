@@ -1,0 +1,280 @@
+"""The groups of a run or annotation as one HTML page: what is in them, what is drawn of them, which are alike.
+
+    python -m tools.atlas RUN                                   prototypes that a run found while it trained
+    python -m tools.atlas --sidecar notes/kmeans --shards data/digits
+    python -m tools.atlas RUN --sidecar notes/kmeans            with samples of a run that was told these groups
+
+The page is one file without scripts or references. Groups are named and banned in `groups.yaml` of the run's folder:
+
+    names: {3: zeros}
+    banned: [7]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selfguide.autoencoders import Autoencoder, Normaliser, load_autoencoder, to_images
+from selfguide.evaluation.generate import draw
+from selfguide.guidance import telling
+from selfguide.guidance.drawing import by_rows
+from selfguide.guidance.naming import Naming
+from selfguide.spec.config import OnlineGuidance
+from selfguide.spec.sampling import validate_sampler
+from selfguide.training.snapshot import Snapshot
+from shards import cli, sidecar, storage
+from shards import manifest as manifests
+from shards.errors import UserError
+from shards.manifest import Header, Manifest
+from shards.reader import Reader
+from tools.atlas.grouping import Grouping, of_sidecar, of_snapshot
+from tools.atlas.page import Atlas, render
+from tools.sample import load_snapshot, naming_of, snapshot_folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    for name in ("groups", "count"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)}: take 1 or more")
+    snapshot, folder = None, None
+    if options.run is not None:
+        folder, snapshot = snapshot_folder(options), load_snapshot(options)
+        snapshot.student.to(options.device)
+    found = annotation(snapshot, options)
+    root, manifest = data_of(snapshot, found, options)
+    naming = Naming(groups=0) if snapshot is None or folder is None else naming_of(folder, snapshot)
+    codec = codec_of(manifest, options)
+    grouping = grouping_of(snapshot, found, manifest, options)
+    shown = grouping.order[: options.groups]
+    pictures = Pictures(root, manifest, codec)
+    samples = samples_of(snapshot, codec, naming, shown, options)
+    labels = pictures.labels()
+    nmi = grouping.agreement(labels)
+    atlas = Atlas(
+        title=f"{folder.resolve().parent.parent.name}" if folder else str(options.sidecar),
+        source=_source(snapshot, found),
+        facts=_facts(snapshot, grouping, naming, nmi),
+        grouping=grouping,
+        naming=naming,
+        shown=shown,
+        images=pictures.of([int(o) for group in shown for o in grouping.nearest[group]]),
+        samples=samples,
+    )
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    page = render(atlas).encode()
+    storage.publish(str(out), page, replace=True)
+    said = {
+        "page": str(out),
+        "bytes": len(page),
+        "groups": len(grouping.p),
+        "used": len(np.unique(grouping.ids)),
+        "shown": len(shown),
+        "nmi": nmi,
+        "samples": samples is not None,
+        "banned": sorted(naming.banned),
+    }
+    print(json.dumps(said) if options.json else f"{len(shown)} of {len(grouping.p)} groups: {out}")
+    return 0
+
+
+def annotation(snapshot: Snapshot | None, options: argparse.Namespace) -> sidecar.Sidecar | None:
+    """The sidecar of ids that is asked for, or the one that the run was told."""
+    if snapshot is None:
+        if options.sidecar is None:
+            raise UserError("name a RUN, an annotation by --sidecar DIR, or both")
+        return sidecar.read(options.sidecar)
+    told = snapshot.guidance.get("sidecars", {}).get("ids")
+    if options.sidecar is None:
+        return None if told is None else sidecar.read(told["folder"])
+    found = sidecar.read(options.sidecar)
+    if told is None or told["sha256"] != found.sha256:
+        raise UserError(
+            f"--sidecar {options.sidecar}: this run was told {'other groups' if told else 'no annotation'}, so its "
+            "samples would be of other groups; leave out the run, or --sidecar"
+        )
+    return found
+
+
+def data_of(
+    snapshot: Snapshot | None, found: sidecar.Sidecar | None, options: argparse.Namespace
+) -> tuple[str, Manifest]:
+    """The shards whose images are shown."""
+    root = options.shards or (snapshot.data["root"] if snapshot else None)
+    if root is None:
+        raise UserError("--sidecar without a run: give the annotated shards by --shards DIR")
+    manifest = manifests.load(root)
+    wanted = found.manifest if found else snapshot.data["manifest"] if snapshot else manifest.hash
+    if manifest.hash != wanted:
+        raise UserError(
+            f"{root} holds manifest {manifest.hash[:12]}, and the groups are of {wanted[:12]}; give those shards by "
+            "--shards DIR"
+        )
+    return root, manifest
+
+
+def grouping_of(
+    snapshot: Snapshot | None,
+    found: sidecar.Sidecar | None,
+    manifest: Manifest,
+    options: argparse.Namespace,
+) -> Grouping:
+    features = None
+    if options.features is not None:
+        features = sidecar.read(options.features, manifest=manifest.hash)
+    if found is not None:
+        return of_sidecar(found, options.count, features)
+    if features is not None:
+        raise UserError("--features says where groups of a --sidecar lie; this run has prototypes")
+    assert snapshot is not None
+    return of_snapshot(snapshot, options.count)
+
+
+def codec_of(manifest: Manifest, options: argparse.Namespace) -> Autoencoder | None:
+    header = Header.of(manifest.header)
+    if header.kind == "image":
+        return None
+    name = options.autoencoder or str(header.encoder)
+    return load_autoencoder(name, options.weights, device=options.device)
+
+
+class Pictures:
+    """Images and labels of shards by ordinal, as people see them."""
+
+    def __init__(self, root: str, manifest: Manifest, codec: Autoencoder | None) -> None:
+        self.manifest, self.codec = manifest, codec
+        self._reader = Reader(root, manifest)
+
+    def of(self, ordinals: Sequence[int], batch: int = 64) -> dict[int, Tensor]:
+        """uint8 (C, H, W) of each ordinal."""
+        several, header = sorted(set(ordinals)), self.manifest.header
+        made: dict[int, Tensor] = {}
+        starts = range(0, len(several), batch)
+        for start in cli.track(starts, len(starts), "reading images"):
+            part = several[start : start + batch]
+            stored = torch.as_tensor(self._reader.gather(np.asarray(part, dtype=np.int64))["x"])
+            images = to_images(header, Normaliser.of(header).encode(stored), self.codec)
+            made |= dict(zip(part, images, strict=True))
+        return made
+
+    def labels(self) -> NDArray[np.generic] | None:
+        """(N,), or None where the shards have none."""
+        if "y" not in {field.name for field in self.manifest.fields}:
+            return None
+        starts = range(0, self.manifest.count, 8192)
+        return np.concatenate(
+            [
+                self._reader.gather(np.arange(s, min(s + 8192, self.manifest.count)))["y"]
+                for s in cli.track(starts, len(starts), "reading labels")
+            ]
+        )
+
+
+def samples_of(
+    snapshot: Snapshot | None,
+    codec: Autoencoder | None,
+    naming: Naming,
+    shown: Sequence[int],
+    options: argparse.Namespace,
+) -> dict[int, Tensor] | None:
+    """Images of each group that may be drawn, of the same noise for all; None where the run is told no groups."""
+    if snapshot is None or not snapshot.guidance["told"] or by_rows(snapshot):
+        return None
+    sampler = snapshot.config.sampler
+    if options.g is not None:
+        sampler = replace(sampler, g=options.g)
+        validate_sampler(sampler, snapshot.config.path)
+    allowed = [group for group in shown if group not in naming.banned]
+    condition = telling.told(snapshot, torch.tensor(allowed).repeat_interleave(options.count))
+    seeds = (options.seed + torch.arange(options.count)).repeat(len(allowed))
+    drawn = draw(snapshot, sampler, condition, seeds, batch=options.batch)
+    total = -(-len(seeds) // options.batch)
+    made = torch.cat([x for x, _ in cli.track(drawn, total, f"drawing {len(seeds)} images")])
+    images = to_images(snapshot.data["header"], made, codec)
+    return dict(zip(allowed, images.split(options.count), strict=True))
+
+
+def _source(snapshot: Snapshot | None, found: sidecar.Sidecar | None) -> str:
+    parts = []
+    if snapshot is not None:
+        parts.append(f"{snapshot.config.experiment}, {snapshot.images:,} images seen")
+    if found is not None:
+        parts.append(f"groups of {found.folder}")
+    return "; ".join(parts)
+
+
+def _facts(
+    snapshot: Snapshot | None, grouping: Grouping, naming: Naming, nmi: float | None
+) -> list[tuple[str, str]]:
+    used, groups = len(np.unique(grouping.ids)), len(grouping.p)
+    p = grouping.p[grouping.p > 0]
+    facts: list[tuple[str, Any]] = [
+        ("training images", f"{len(grouping.ids):,}"),
+        ("groups used", f"{used:,} of {groups:,}"),
+        ("perplexity", f"{np.exp(-(p * np.log(p)).sum()):.1f} of {groups:,}"),
+        ("NMI with labels", "no labels" if nmi is None else f"{nmi:.3f}"),
+    ]
+    if snapshot is not None:
+        facts.append(("saw labels", "yes" if snapshot.saw_labels else "no"))
+        if isinstance(snapshot.config.guidance, OnlineGuidance) and not snapshot.guidance["told"]:
+            facts.append(("samples", "none: the second stage had not begun"))
+    if naming.names or naming.banned:
+        facts.append(("named, banned", f"{len(naming.names)}, {len(naming.banned)}"))
+    return facts
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.atlas",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "run", nargs="?", metavar="RUN", help="id, name or folder of a run, or a snapshot's folder"
+    )
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="the snapshot at N images seen (newest)"
+    )
+    parser.add_argument("--ema", type=int, default=0, metavar="I", help="which average, from 0 (0)")
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
+    offline = parser.add_argument_group("groups of an annotation")
+    offline.add_argument("--sidecar", metavar="DIR", help="an annotation of kind id")
+    offline.add_argument("--shards", metavar="DIR", help="what it annotates (the run's own)")
+    offline.add_argument(
+        "--features", metavar="DIR", help="features, where it has neither confidence nor distance"
+    )
+    parser.add_argument(
+        "--groups", type=int, default=60, metavar="N", help="show the N largest (60)"
+    )
+    parser.add_argument(
+        "--count", type=int, default=8, metavar="N", help="images and samples of each (8)"
+    )
+    parser.add_argument(
+        "--g", type=float, metavar="X", help="guidance weight of samples (the run's)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (0)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at once (64)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help=f"where the network runs ({device})")
+    parser.add_argument(
+        "--autoencoder", metavar="NAME", help="what decodes latents (the data's own)"
+    )
+    parser.add_argument("--weights", metavar="PATH", help="its weights")
+    parser.add_argument("--out", default="atlas.html", metavar="FILE", help="the page (atlas.html)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main)
