@@ -30,7 +30,7 @@ class Protocol:
     quantisation: str
     reference: str  # manifest hash of the reference images
     samples: int
-    labels: str  # how conditions are drawn; "empirical p(k)", "uniform over groups" or "training rows"
+    labels: str  # how conditions are drawn: "empirical p(k)", or as it is otherwise
     seed: int
     sampler: str
     steps: int | None  # None for an adaptive sampler, which has the two below instead

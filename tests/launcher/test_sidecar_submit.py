@@ -140,7 +140,8 @@ def test_what_annotations_hold_names_the_run_and_not_where_they_lie(
 ) -> None:
     payload(train=payloads.nap)
     given = settings_of(settings, notes, "guidance.ids=@ids", "guidance.groups=6")
-    first = send(given)
+    monkeypatch.chdir(notes)
+    first = send([*given, "guidance.ids=ids"])
     run = RunFolder(Path(first["folder"]))
     told = run.describe()["identity"]["guidance"]
     assert told["ids"] == sidecar.read(notes / "ids").sha256 and told["saw_labels"] is False
