@@ -1,5 +1,6 @@
 """The engines: ZeRO against bare torch bit for bit, real stages and shards, averages where the masters are."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,14 +10,24 @@ from typing import Any
 import pytest
 import torch
 
+import shards
+from selfguide.autoencoders import Normaliser
 from selfguide.conditions import Condition
 from selfguide.distributed import Place
+from selfguide.objectives import build_objective
 from selfguide.spec.config import Config, EngineConfig, TrainConfig
+from selfguide.spec.origin import SCRATCH
+from selfguide.spec.run import Lease, RunFolder
 from selfguide.student import Student, build_student
+from selfguide.training.checkpoint import State
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine
 from selfguide.training.engine.deepspeed import DeepSpeedEngine
 from selfguide.training.engine.protocol import Engine, Layout
+from selfguide.training.job import build_state
+from selfguide.training.loop import Training, advance
+from selfguide.training.telemetry import Telemetry
+from shards import manifest as manifests
 from tests.selfguide.test_online import online_config
 
 BATCH = 16
@@ -192,6 +203,101 @@ def test_bf16_engines_begin_from_the_whole_fp32_weights(ranks: Any, backend: str
 def test_one_bad_rank_makes_all_skip_and_training_goes_on(ranks: Any) -> None:
     for backend in ("torch", "deepspeed"):
         assert ranks(2, poisoned, config(backend)) == [([True, False, True], True)] * 2
+
+
+def bootstrapped(place: Place, cases: list[Config], root: str, steps: int) -> list[dict[str, Any]]:
+    """Steps of the real loop on real digits, without its publishing."""
+    manifest = manifests.load(root)
+    answers = []
+    for index, cfg in enumerate(cases):
+        state = build_state(cfg, place, build_student(cfg, 0), [], SCRATCH)
+        stream = shards.open(
+            root, global_batch=cfg.train.batch, micro_batch=cfg.train.batch // place.world, rank=place.rank,
+            world=place.world, seed=0, position=0, mode="global",
+        )  # fmt: skip
+        run = RunFolder(Path(root).parent / f"run-{index}-{place.rank}-of-{place.world}")
+        job = Training(
+            cfg, place, state, stream, build_objective(cfg.path), Normaliser.of(manifest.header), {},
+            Telemetry(run, 1, place, cfg.train.images), Lease(run, 1),
+        )  # fmt: skip
+        seen = []
+        for _ in range(steps):
+            advance(job)
+            seen.append(_observed(state))
+        stream.close()
+        answers.append({"engine": state.engine.name, "steps": seen, "p": state.source.state()["p"]})
+    return answers
+
+
+def _bits(values: torch.Tensor) -> str:
+    return hashlib.sha256(values.detach().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _observed(state: State) -> dict[str, Any]:
+    assert state.teacher is not None
+    flat = state.engine.gather(state.engine.master.detach())
+    rows = state.engine.layout.split(flat)["head.prototypes"]
+    live, teacher = state.engine.module.named_buffers(), state.teacher.module.named_buffers()
+    return {
+        "images": state.images,
+        "masters": _bits(flat),
+        "average": _bits(state.engine.gather(state.averages.shards[0])),
+        "teacher": _bits(torch.cat([t.flatten() for t in state.teacher.module.parameters()])),
+        "lengths": rows.norm(dim=1).tolist(),
+        "buffers": [b.tolist() for n, b in live if "running" in n],
+        "taught": [b.tolist() for n, b in teacher if "running" in n],
+    }
+
+
+def bootstraps(backend: str) -> list[Config]:
+    """Images; and patches with all that writes to masters besides the optimiser."""
+    from dataclasses import replace
+
+    # a head of 20 makes each rank's slice whole vectors of 16: fused AdamW rounds what is left over differently
+    common = {"switch": 0.5, "teacher_refresh": 128, "window": 128, "head_width": 20}
+    written = {
+        "level": "patch", "pooling": "cls", "revive": 0.9, "told_rows": "averaged", "teacher_buffers": "frozen",
+        "queue": 100,
+    }  # fmt: skip
+    return [
+        replace(
+            online_config(**common, **more),
+            # the engines round a clipping factor differently
+            train=TrainConfig(
+                images=512, batch=64, learning_rate=3e-3, ema_halflife=(200,), clip=0.0
+            ),
+            engine=EngineConfig(backend=backend),  # type: ignore[arg-type]
+        )
+        for more in ({}, written)
+    ]
+
+
+def test_a_bootstrap_through_its_switch_is_the_same_bit_for_bit_in_both_engines(
+    ranks: Any, digits: Path
+) -> None:
+    cases = [*bootstraps("torch"), *bootstraps("deepspeed")]
+    assert all(Layout.of(build_student(case, 0)).total % 32 == 0 for case in cases)
+    answers = ranks(2, bootstrapped, cases, str(digits), 8)
+    for plain, written, zero, zero_written in answers:
+        assert (plain["engine"], zero["engine"]) == ("torch", "DeepSpeed ZeRO-1")
+        for reference, other in ((plain, zero), (written, zero_written)):
+            assert other["steps"] == reference["steps"] and other["p"] == reference["p"]
+            assert reference["p"] is not None
+    assert answers[0][0]["steps"][-1]["masters"] == answers[1][0]["steps"][-1]["masters"]
+    for case in answers[0]:
+        switched = next(s for s in case["steps"] if s["images"] == 256)
+        # the switch makes averages and teacher the live student, buffers included
+        assert switched["average"] == switched["masters"] == switched["teacher"]
+        assert switched["taught"] == switched["buffers"]
+        last = case["steps"][-1]
+        assert last["average"] != last["masters"] and last["buffers"] != switched["buffers"]
+    plain, written = answers[0][:2]
+    assert plain["steps"][-1]["taught"] == plain["steps"][-1]["buffers"], "refreshed at 512"
+    frozen = next(s for s in written["steps"] if s["images"] == 256)["taught"]
+    assert written["steps"][-1]["taught"] == frozen
+    for step_seen in written["steps"]:
+        assert step_seen["lengths"] == pytest.approx([1.0] * 12, abs=1e-6)
+    assert max(plain["steps"][-1]["lengths"]) > 1 + 1e-4, "rows are normalised when they are read"
 
 
 SCRIPT = """
