@@ -234,7 +234,7 @@ def _assign(
     ids = np.empty(len(features), dtype=np.int32)
     confidence = np.empty(len(features), dtype=np.float32)
     for start in range(0, len(features), ROWS):
-        rows = np.asarray(features[start : start + ROWS], dtype=np.float32)
+        rows = np.array(features[start : start + ROWS], dtype=np.float32)  # torch wants its own
         logits = heads(torch.from_numpy(rows).to(heads.mean.device), head)  # (B, K)
         best, group = logits.softmax(1).max(1)
         ids[start : start + len(rows)] = group.cpu().numpy()

@@ -84,7 +84,7 @@ def _finished(folder: Path, config: TemiConfig, features: Sidecar) -> Sidecar | 
     found = sidecar.read(folder, manifest=features.manifest)
     if (
         found.provenance.get("temi") != asdict(config)
-        or found.provenance["features_sha256"] != features.sha256
+        or found.provenance["features"]["rows_sha256"] != features.sha256
     ):
         raise UserError(
             f"{folder} holds a fit with other settings or features; name another --out, or remove it"

@@ -5,7 +5,7 @@
       --step-images 64 --learning-rate 2e-3
 
 Defaults are C-EDM's, made for 50,000 images and more. A thousand images make few steps of 512: the second line has
-more and larger ones, and takes about a minute. A killed fit goes on where it was.
+more and larger ones, and takes half a minute. A killed fit goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.torch import save
 
 from selfguide.distributed import Place
@@ -28,9 +27,10 @@ from selfguide.guidance.temi import TemiConfig
 from selfguide.guidance.temi_fit import ALONE, Fitted, fit
 from shards import manifest as manifests
 from shards import sidecar, storage
-from shards.reader import Reader
+from shards.errors import UserError
 from shards.sidecar import Sidecar
 from tools.annotate.features import add_source, features_of
+from tools.annotate.kmeans import labels_of
 from tools.ranks import run_ranks
 
 HELP = "groups by TEMI's heads on features"
@@ -67,6 +67,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def config_of(options: argparse.Namespace, groups: int) -> TemiConfig:
+    if options.processes < 1:
+        raise UserError(f"--processes {options.processes}: take 1 or more")
     return TemiConfig(
         groups=groups,
         heads=options.heads,
@@ -147,8 +149,7 @@ def _publish(found: Fitted, config: TemiConfig, source: Sidecar, out: Path) -> N
         "head": found.head,
         "used": found.used,
         "p": (found.counts / source.count).tolist(),
-        "features": dict(source.provenance),
-        "features_sha256": source.sha256,
+        "features": {**source.provenance, "rows_sha256": source.sha256},
         "saw_labels": source.saw_labels,
     }
     sidecar.write(
@@ -185,7 +186,7 @@ def report(found: Sidecar, root: str) -> dict[str, Any]:
         "loss": min(found.provenance["losses"]),
         "head": found.provenance["head"],
     }
-    labels = _labels(root)
+    labels = labels_of(root, manifests.load(root))
     if labels is not None:
         facts |= {name: float(score(labels, ids)) for name, score in _scores().items()}
     return {**facts, "out": str(found.folder)}
@@ -199,12 +200,3 @@ def _scores() -> dict[str, Callable]:
         "ari": metrics.adjusted_rand_score,
         "ami": metrics.adjusted_mutual_info_score,
     }
-
-
-def _labels(root: str) -> NDArray[np.int64] | None:
-    manifest = manifests.load(root)
-    if not manifest.classes:
-        return None
-    reader = Reader(root, manifest)
-    parts = np.array_split(np.arange(manifest.count), -(-manifest.count // 4096))
-    return np.concatenate([reader.gather(part)["y"] for part in parts])
