@@ -126,8 +126,7 @@ def _faiss(
         max_points_per_centroid=len(rows),  # all samples: faiss draws some where there are more
     )
     fit.train(rows, init_centroids=np.ascontiguousarray(centroids))
-    moved: NDArray[np.float32] = fit.centroids
-    return moved
+    return np.asarray(fit.centroids)
 
 
 def _assigned(rows: NDArray[np.float32], centroids: NDArray[np.float32]) -> Groups:
@@ -220,7 +219,7 @@ class _Lloyd:
         sums, counts = total[: groups * width].view(groups, width), total[groups * width : -2]
         ids, distance = torch.empty_like(before), torch.empty(len(before), dtype=torch.float64)
         for start in range(0, len(before), ROWS):
-            rows = self._rows(start)
+            rows = self._rows(start, ROWS)
             # |x|^2 is the same for all centroids
             here = (near.square().sum(1) - 2 * rows @ near.T).argmin(1)
             away = (rows.double() - centroids[here]).square().sum(1)
@@ -266,9 +265,9 @@ class _Lloyd:
         best = torch.argsort(mine[:, 0], descending=True, stable=True)[:count]
         return mine[best].to(self.device)
 
-    def _rows(self, start: int, count: int = ROWS) -> Tensor:
+    def _rows(self, start: int, count: int) -> Tensor:
         """A piece of the shard, as it is compared."""
-        piece = np.ascontiguousarray(self.shard[start : start + count])
+        piece = np.array(self.shard[start : start + count])  # torch wants arrays of its own
         rows = torch.from_numpy(piece).to(self.device, self.dtype)
         return torch.nn.functional.normalize(rows, dim=1) if self.normalise else rows
 

@@ -1,8 +1,8 @@
 """Groups by k-means over features, one id a sample: the first and plainest of offline self-guidance.
 
 The sidecar holds the ids, each sample's squared distance from its centroid (column `distance`) and the centroids
-(`centroids.npy`, attached). Its record says how the groups are: inertia, share in use, the largest, and where the shards
-have labels how the groups agree with them; labels are compared, never used.
+(`centroids.npy`, attached). Its record says how the groups are: inertia, share in use, the largest, and where the
+shards have labels how the groups agree with them; labels are compared, never used.
 
 One process fits with faiss, on GPUs where it has them. --processes N fits with Lloyd's iteration over N ranks of this
 machine that read features from disk piece by piece.

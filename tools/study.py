@@ -1,0 +1,237 @@
+"""Where in a diffusion model the groups are: NMI of k-means with labels, over layer, noise-time and pooling.
+
+    python -m tools.study data/digits RUN RUN RUN --figure docs/kmeans-layers.png
+    python -m tools.study data/digits RUN --poolings flat --noise-times 0.1 0.2 --json
+
+The figure is that of Hu et al. 2023 (arXiv 2312.08825, section 3.1); give it one experiment's snapshots of several
+seeds: a cell is the median over them. Labels are compared with, never used. Cells that are done are kept in --out, so
+a study that was ended goes on where it was, and another snapshot adds to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from selfguide.guidance.features import FeatureNet, PixelFeatures, SnapshotFeatures
+from selfguide.guidance.kmeans import check, kmeans, report
+from selfguide.spec.config import POOLINGS
+from selfguide.training.snapshot import Snapshot
+from shards import cli, read_all
+from shards import manifest as manifests
+from shards.errors import UserError
+from shards.manifest import Manifest, digest
+from tools.sample import load_snapshot
+
+NOISE_TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
+SCORES = ("nmi", "ari", "ami")
+Cell = tuple[str, float, str]  # layer, noise-time, pooling
+
+
+@dataclass(frozen=True)
+class Data:
+    """A small labelled set of shards, in memory."""
+
+    manifest: Manifest
+    stored: torch.Tensor
+    labels: NDArray[np.int64]
+
+    @staticmethod
+    def load(root: str) -> Data:
+        manifest = manifests.load(root)
+        if not manifest.classes:
+            raise UserError(f"{root} has no labels to compare groups with; give shards that have")
+        held = read_all(root)
+        return Data(manifest, torch.from_numpy(held["x"]), held["y"].astype(np.int64))
+
+    def features(self, net: FeatureNet, batch: int = 256) -> NDArray[np.float32]:
+        """(N, F) by ordinal."""
+        ordinals = torch.arange(len(self.stored)).split(batch)
+        return torch.cat([net(self.stored[part], part) for part in ordinals]).numpy()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    data = Data.load(options.root)
+    groups = options.groups or data.manifest.classes
+    fit = {"seed": options.seed, "restarts": options.restarts, "spherical": options.spherical}
+    check(len(data.labels), groups, 1, options.restarts, options.spherical, not options.raw)
+    fit |= {"normalise": not options.raw}
+    snapshots = [_load(run, options) for run in options.run]
+    layers = [layer.name for layer in snapshots[0].student.backbone.net.layers]
+    cells = [(name, t, p) for p in options.poolings for name in layers for t in options.noise_times]
+    for snapshot in snapshots:  # everything is checked before anything is measured
+        for layer, noise_time, pooling in cells:
+            _net(snapshot, data, layer, noise_time, pooling)
+    kept = Kept(Path(options.out), {"shards": data.manifest.hash, "groups": groups, **fit})
+    pixels = kept.score(PixelFeatures(data.manifest.header), data, groups, fit)
+    scores: dict[Cell, list[dict[str, float]]] = {cell: [] for cell in cells}
+    jobs = [(snapshot, cell) for snapshot in snapshots for cell in cells]
+    for snapshot, cell in cli.track(jobs, len(jobs), "groups of every layer and noise-time"):
+        scores[cell].append(kept.score(_net(snapshot, data, *cell), data, groups, fit))
+    said = summary(scores, pixels)
+    if options.figure:
+        draw(Path(options.figure), scores, pixels["nmi"], groups)
+    if options.json:
+        print(json.dumps(said))
+    else:
+        print("\n".join(lines(said, len(snapshots))))
+    return 0
+
+
+class Kept:
+    """Scores that were measured, one JSON line each, found again by all that decides them."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file, self.settings = folder / "cells.jsonl", settings
+        self.known: dict[str, dict[str, float]] = {}
+        if self.file.exists():
+            for text in self.file.read_text().splitlines():
+                row = json.loads(text)
+                self.known[row["key"]] = row["scores"]
+
+    def score(
+        self, net: FeatureNet, data: Data, groups: int, fit: dict[str, Any]
+    ) -> dict[str, float]:
+        what = {**self.settings, **net.provenance}
+        key = digest(what)
+        if key not in self.known:
+            found = report(kmeans(data.features(net), groups, **fit), data.labels)
+            self.known[key] = found
+            with self.file.open("a") as file:
+                file.write(json.dumps({"key": key, "what": what, "scores": found}) + "\n")
+        return self.known[key]
+
+
+def summary(scores: dict[Cell, list[dict[str, float]]], pixels: dict[str, float]) -> dict[str, Any]:
+    """Medians over snapshots of every cell, the best by NMI, and the best of each pooling."""
+    rows: list[dict[str, Any]] = [
+        {"layer": layer, "noise_time": noise_time, "pooling": pooling}
+        | {name: statistics.median(s[name] for s in found) for name in SCORES}
+        | {"each_nmi": [s["nmi"] for s in found]}
+        for (layer, noise_time, pooling), found in scores.items()
+    ]
+    ranked = sorted(rows, key=lambda row: -float(row["nmi"]))
+    poolings = dict.fromkeys(pooling for _, _, pooling in scores)
+    best = {p: next(row for row in ranked if row["pooling"] == p) for p in poolings}
+    return {"best": ranked[0], "best_of_pooling": best, "pixels": pixels, "cells": rows}
+
+
+def lines(said: dict[str, Any], snapshots: int) -> Iterator[str]:
+    yield f"NMI of k-means with the labels, medians over {snapshots} snapshots; pixels {said['pixels']['nmi']:.3f}"
+    for pooling, row in said["best_of_pooling"].items():
+        each = ", ".join(f"{score:.3f}" for score in row["each_nmi"])
+        yield f"{pooling:>9}: {row['nmi']:.3f} ({each}) at {row['layer']}, noise-time {row['noise_time']:g}"
+
+
+def draw(
+    file: Path, scores: dict[Cell, list[dict[str, float]]], pixels: float, groups: int
+) -> None:
+    """One heat map for each pooling: layers upwards, noise-time to the right, the best cell framed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    poolings = _distinct(pooling for _, _, pooling in scores)
+    layers = _distinct(layer for layer, _, _ in scores)
+    times = _distinct(noise_time for _, noise_time, _ in scores)
+    figure, axes = plt.subplots(
+        1,
+        len(poolings),
+        figsize=(1.6 + 3.9 * len(poolings), 1.4 + 0.5 * len(layers)),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    for axis, pooling in zip(axes[0], poolings, strict=True):
+        grid = np.array(
+            [
+                [statistics.median(s["nmi"] for s in scores[name, t, pooling]) for t in times]
+                for name in layers
+            ]
+        )
+        image = axis.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower")
+        for (row, column), value in np.ndenumerate(grid):
+            shade = "white" if value < 0.6 else "black"
+            axis.text(
+                column, row, f"{value:.2f}", ha="center", va="center", color=shade, fontsize=8
+            )
+        row, column = np.unravel_index(grid.argmax(), grid.shape)
+        frame = plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", lw=2)
+        axis.add_patch(frame)
+        axis.set_xticks(range(len(times)), [f"{t:g}" for t in times])
+        axis.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+        axis.set_xlabel("noise-time")
+        axis.set_title(f"{pooling}: {grid.max():.2f}", fontsize=10)
+    figure.suptitle(
+        f"NMI of k-means (K={groups}) with the labels; pixels {pixels:.2f}", fontsize=11
+    )
+    figure.colorbar(image, ax=axes[0])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _load(run: str, options: argparse.Namespace) -> Snapshot:
+    named = argparse.Namespace(run=run, images=None, runs=options.runs, ema=options.ema)
+    return load_snapshot(named)
+
+
+def _net(
+    snapshot: Snapshot, data: Data, layer: str, noise_time: float, pooling: str
+) -> SnapshotFeatures:
+    return SnapshotFeatures(
+        snapshot, data.manifest.header, layer=layer, noise_time=noise_time, pooling=pooling
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("root", metavar="SHARDS", help="a small labelled set of shards")
+    parser.add_argument(
+        "run", nargs="+", metavar="RUN", help="runs of one experiment, or snapshots"
+    )
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
+    parser.add_argument("--ema", type=int, default=0, metavar="I", help="which average (0)")
+    parser.add_argument(
+        "--noise-times", type=float, nargs="+", default=NOISE_TIMES, metavar="TAU", help="0 to 1"
+    )
+    parser.add_argument(
+        "--poolings", nargs="+", choices=POOLINGS, default=["mean", "flat", "attention"]
+    )
+    parser.add_argument("--groups", type=int, metavar="K", help="(as many as there are classes)")
+    parser.add_argument("--seed", type=int, default=0, help="of k-means (0)")
+    parser.add_argument("--restarts", type=int, default=3, help="of k-means (3)")
+    parser.add_argument("--spherical", action="store_true", help="centroids of unit length")
+    parser.add_argument(
+        "--raw", action="store_true", help="features as they are, not of unit length"
+    )
+    parser.add_argument(
+        "--out", default="study", metavar="DIR", help="where scores are kept (study)"
+    )
+    parser.add_argument("--figure", metavar="PNG", help="where to draw the heat maps")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main)
