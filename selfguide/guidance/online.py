@@ -143,9 +143,8 @@ class OnlineSource:
             return None
         low, high = self.config.mask
         inside = (batch.tau >= low) & (batch.tau <= high)
-        return inside.repeat_interleave(
-            rows // len(inside)
-        )  # rows are the patches of one image, then the next's
+        # rows are the patches of one image, then those of the next
+        return inside.repeat_interleave(rows // len(inside))
 
     @torch.no_grad()
     def _codes(self, outputs: Outputs, counted: Tensor | None) -> tuple[Tensor, Tensor]:
