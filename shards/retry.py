@@ -28,7 +28,7 @@ class Patience:
 
     attempts: int = 12
     seconds: float = 120.0  # from the first try to the start of the last
-    unknown: float = 10.0  # the same for a store that never answered: probably its address is wrong
+    unknown: float = 10.0  # the same while no connection has ever stood: its address may be wrong
     first: float = 0.1
     longest: float = 20.0
     connect: float = 5.0  # until a connection stands
@@ -59,7 +59,7 @@ def persist(
         except AgainError as error:
             seen[str(error)] += 1
             tries, spent = seen.total(), time.monotonic() - began
-            bound = min(patience.longest, patience.first * 2.0 ** (tries - 1))
+            bound = min(patience.longest, patience.first * 2.0 ** min(tries - 1, 60))
             pause = _jitter.uniform(0.0, bound)
             if tries >= patience.attempts or spent + pause > budget():
                 reasons = ", ".join(f"{n} x {reason}" for reason, n in seen.most_common())

@@ -26,7 +26,7 @@ from shards.s3_requests import ConditionError, Requests, split
 
 PART = 16 << 20  # bytes of a part; what is larger goes up in parts, and parts read well as ranges
 SENDERS = 4  # parts on their way at once
-_PIECE = 64 << 10  # bytes between two looks at the clock
+_PIECE = 16 << 10  # bytes between two looks at the clock
 _SLOWEST = 32 << 10  # bytes a second below which a connection is given up
 _PUBLISHER = "publisher"  # metadata that tells our own object from another's of the same name
 

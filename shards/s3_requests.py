@@ -40,7 +40,7 @@ class Requests:
         self.patience = patience or PATIENCE
         self._lock = threading.Lock()
         self._client, self._access = _connect(self.patience)
-        self._answered = False
+        self._reached = False
         self._buckets: set[str] = set()  # that are known to exist
 
     def send(self, url: str, request: Callable[[Any], T]) -> T:
@@ -65,8 +65,11 @@ class Requests:
             try:
                 found = request(client)
             except boto.ClientError as error:
-                self._answered = True
+                self._reached = True
                 raise self._verdict(error, url, client) from error
+            except AgainError:
+                self._reached = True
+                raise
             except boto.ParamValidationError as error:
                 raise UserError(
                     f"{url} is no name for S3: give s3://BUCKET/FOLDER, a bucket of 3 to 63 lower-case "
@@ -78,15 +81,17 @@ class Requests:
                 )
                 raise PermissionError(errno.EACCES, reason, url) from error
             except (
-                *(boto.HTTPClientError, boto.IncompleteReadError, ResponseParserError),
-                *(boto.CredentialRetrievalError, boto.MetadataRetrievalError),
+                *(boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError),
+                *(boto.CredentialRetrievalError, boto.MetadataRetrievalError, ResponseParserError),
             ) as error:
+                if not isinstance(error, boto.ConnectionError):  # a connection stood
+                    self._reached = True
                 raise AgainError(_plain(error)) from error
-            self._answered = True
+            self._reached = True
             return found
 
         def budget() -> float:
-            return self.patience.seconds if self._answered else self.patience.unknown
+            return self.patience.seconds if self._reached else self.patience.unknown
 
         return persist(attempt, f"{url} at {self._client.meta.endpoint_url}", self.patience, budget)
 
@@ -151,7 +156,7 @@ class Requests:
             if status in _PASSING:
                 raise AgainError(str(status)) from error
             return bool(status != 404)  # 403: there is one, which we may not look at
-        except boto.HTTPClientError as error:
+        except (boto.ConnectionError, boto.HTTPClientError) as error:
             raise AgainError(_plain(error)) from error
         return True
 

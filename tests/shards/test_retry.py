@@ -1,0 +1,94 @@
+"""Trying again: pauses with full jitter, a budget of tries and of seconds, and an error that says all."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards import retry
+from shards.errors import StoreError
+from shards.retry import AgainError, Patience, persist
+
+
+class _Clock:
+    """Time that passes only in pauses and tries."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.pauses = 0.0, list[float]()
+        monkeypatch.setattr(retry.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(retry.time, "sleep", self._pause)
+
+    def _pause(self, seconds: float) -> None:
+        self.now += seconds
+        self.pauses.append(seconds)
+
+
+def _failing(times: float, clock: _Clock, takes: float = 0.0) -> Callable[[], str]:
+    done = 0
+
+    def attempt() -> str:
+        nonlocal done
+        clock.now += takes
+        done += 1
+        if done <= times:
+            raise AgainError(f"reason {done % 2}")
+        return f"try {done}"
+
+    return attempt
+
+
+@given(failures=st.integers(0, 8), seconds=st.floats(1.0, 1e6))
+def test_what_passes_within_the_budget_is_never_seen(failures: int, seconds: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        clock, patience = _Clock(patch), Patience(attempts=9, first=0.001, longest=0.01)
+        found = persist(_failing(failures, clock), "it", patience, lambda: seconds)
+        assert found == f"try {failures + 1}"
+        assert len(clock.pauses) == failures
+        bounds = [min(0.01, 0.001 * 2**n) for n in range(failures)]
+        assert all(0 <= p <= bound for p, bound in zip(clock.pauses, bounds, strict=True))
+
+
+def test_pauses_are_spread_over_all_of_their_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uniform on [0, bound]: mean 1/2 and variance 1/12 of it, within five standard errors of 2000 draws."""
+    monkeypatch.setattr(retry, "_jitter", random.Random(0))
+    clock, patience = _Clock(monkeypatch), Patience(attempts=2001, first=1.0, longest=1.0)
+    persist(_failing(2000, clock), "it", patience, lambda: math.inf)
+    mean = sum(clock.pauses) / 2000
+    variance = sum((p - mean) ** 2 for p in clock.pauses) / 2000
+    assert abs(mean - 0.5) < 5 * (1 / 12 / 2000) ** 0.5
+    assert abs(variance - 1 / 12) < 5 * (1 / 180 / 2000) ** 0.5
+    assert len(set(clock.pauses)) == 2000
+
+
+def test_after_the_last_try_the_error_says_what_was_seen_and_how_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = _Clock(monkeypatch)
+    with pytest.raises(StoreError) as raised:
+        persist(_failing(99, clock), "s3://b/k", Patience(attempts=5), lambda: math.inf)
+    assert str(raised.value).startswith("s3://b/k: gave up after 5 tries in ")
+    assert str(raised.value).endswith("; seen: 3 x reason 1, 2 x reason 0")
+    assert len(clock.pauses) == 4
+
+
+def test_no_try_begins_after_the_budget_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Clock(monkeypatch)
+    with pytest.raises(StoreError, match="gave up after 4 tries"):
+        persist(_failing(99, clock, takes=3.0), "it", Patience(first=1e-6), lambda: 10.0)
+    assert 12.0 <= clock.now < 12.1
+
+
+def test_other_errors_pass_through_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Clock(monkeypatch)
+
+    def attempt() -> None:
+        raise FileNotFoundError("gone")
+
+    with pytest.raises(FileNotFoundError):
+        persist(attempt, "it", Patience(), lambda: math.inf)
+    assert clock.pauses == []
