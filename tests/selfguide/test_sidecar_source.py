@@ -444,7 +444,8 @@ def test_a_sidecar_that_saw_labels_makes_a_run_that_did(
     root, _, _ = trained
     made = snapshot.load(root / "labelled" / "snapshots" / "img-000000256")
     assert made.saw_labels and not made.guidance["label_free"]
-    keys = set()
+    made.student.backbone.condition.labels.weight.mul_(1e4)  # type: ignore[union-attr,operator]
+    keys, drawn = set(), []
     for prior, words in {"empirical": "empirical p(k)", "uniform": "uniform over groups"}.items():
         settings = {"samples": 64, "batch": 64, "prior": prior}
         config = replace(
@@ -452,10 +453,11 @@ def test_a_sidecar_that_saw_labels_makes_a_run_that_did(
             sampler=replace(made.config.sampler, steps=2),
             evaluation=replace(made.config.evaluation, **settings),
         )
-        protocol = evaluation.fd_digits(made, config)[0]
+        protocol, _, _, pixels = evaluation.fd_digits(made, config)
         assert protocol.labels == words
         keys.add(protocol.key)
-    assert len(keys) == 2
+        drawn.append(pixels)
+    assert len(keys) == 2 and not torch.equal(*drawn)
 
 
 def test_annotations_that_changed_since_the_run_was_submitted_stop_every_rank(
