@@ -10,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.compose import compose
 from selfguide.autoencoders import Normaliser
 from selfguide.guidance.boxes import box_masks
 from selfguide.randomness import uniform
 from selfguide.spec.config import DataConfig
 from selfguide.spec.run import identity
 from selfguide.spec.shown import check_shown
+from selfguide.spec.validate import validate
 from selfguide.training.loop import place
 from selfguide.transform import Placement, draw_placement, mirrored
 from shards.errors import UserError
@@ -211,3 +213,17 @@ def test_what_is_shown_names_a_run_only_where_it_changes_something() -> None:
     cropped = identity(replace(config, data=replace(config.data, crop=True)), "m")
     assert before["data"] == {"manifest": "m", "mode": config.data.mode}
     assert len({str(i["data"]) for i in (before, flipped, cropped)}) == 3
+
+
+def test_a_window_keeps_of_a_box_what_it_shows() -> None:
+    placement = Placement(grid=(8, 8), size=(4, 4), corner=torch.tensor([[2, 3]]).expand(3, 2))
+    boxes = torch.tensor([[0, 0, 8, 8], [3, 4, 8, 6], [0, 0, 2, 3]])
+    assert placement.boxes(boxes, (8, 8)).tolist() == [[0, 0, 4, 4], [1, 1, 4, 3], [0, 0, 0, 0]]
+
+
+def test_an_experiment_may_ask_for_both_by_name() -> None:
+    words = ["experiment=digits_uncond", "cluster=local", "data.flip=true"]
+    assert compose(words).data.flip and not compose(words).data.crop
+    validate(compose([*words, "data.crop=true", "evaluation=none"]))
+    with pytest.raises(UserError, match=r"data.crop=true .*fd_digits.* set data.crop=false"):
+        validate(compose([*words, "data.crop=true"]))
