@@ -28,7 +28,7 @@ def ranks() -> Callable[..., list[Any]]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real digits as shards, written once by the command a user runs."""
-    from tools import shards as command
+    from tools.shards import __main__ as command
 
     root = tmp_path_factory.mktemp("data") / "digits"
     assert command.main(["make", "digits", "--out", str(root)]) == 0

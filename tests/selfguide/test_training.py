@@ -178,7 +178,7 @@ def test_a_checkpoint_of_another_model_is_refused(ranks: Any, digits: Path, tmp_
 def test_shards_that_changed_under_a_run_are_refused(
     ranks: Any, digits: Path, tmp_path: Path
 ) -> None:
-    from tools import shards as command
+    from tools.shards import __main__ as command
 
     cfg, other = config(digits), tmp_path / "other"
     ranks(1, attempt, cfg, str(tmp_path / "run"))

@@ -1,0 +1,1 @@
+"""`python -m tools.shards VERB`: data sets as WebDataset shards; one file a verb."""

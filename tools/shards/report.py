@@ -1,0 +1,59 @@
+"""How the verbs speak of a data set: one line, one summary, one progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import numpy as np
+
+from shards import cli
+from shards.manifest import Manifest
+
+T = TypeVar("T")
+
+
+def summary(manifest: Manifest) -> dict[str, object]:
+    payload = int(manifest.blocks["bytes"].sum())
+    stored = sum(shard.bytes for shard in manifest.shards)
+    histogram = manifest.label_histogram
+    return {
+        "manifest": manifest.hash,
+        "samples": manifest.count,
+        "shape": [*manifest.shape],
+        "dtype": np.dtype(manifest.fields[0].dtype).name,
+        "shards": len(manifest.shards),
+        "bytes": stored,
+        "bytes_over_payload": round(stored / payload, 6),
+        "header": manifest.header,
+        "mean": [*manifest.channel_mean],
+        "std": [*manifest.channel_std],
+        "range": [manifest.minimum, manifest.maximum],
+        "classes": manifest.classes,
+        "samples_per_class": {"least": min(histogram), "most": max(histogram)}
+        if histogram
+        else None,
+        "source": manifest.source,
+        "seed": manifest.seed,
+    }
+
+
+def line(manifest: Manifest) -> str:
+    shape, stored = (
+        " x ".join(map(str, manifest.shape)),
+        sum(shard.bytes for shard in manifest.shards),
+    )
+    dtype, held = np.dtype(manifest.fields[0].dtype).name, tars(len(manifest.shards))
+    return f"{manifest.count:,} samples {shape} {dtype}, {held}, {size(stored)}"
+
+
+def tars(count: int) -> str:
+    return f"{count:,} shard{'' if count == 1 else 's'}"
+
+
+def size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+
+
+def watch(doing: str) -> Callable[[Iterable[T], int], Iterable[T]]:
+    return lambda items, total: cli.track(items, total, doing)
