@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 FAISS ?= cpu
 # what needs no service runs two files at a time; a cluster, a browser and whole runs have the machine to themselves
 PARALLEL := tests/selfguide tests/spec tests/shards tests/board
-SERIAL := tests/launcher tests/tools tests/cluster tests/browser tests/end_to_end tests/test_packaging.py
+SERIAL := tests/s3 tests/launcher tests/tools tests/cluster tests/browser tests/end_to_end tests/test_packaging.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install install-dev demo test test-slow test-fast lint compare bench cluster-up cluster-down wheel-check clean
+.PHONY: help install install-dev demo test test-slow test-fast lint compare bench cluster-up cluster-down s3-up s3-down wheel-check clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "== setting up $(VENV): about 5.5 GB, 2 to 5 minutes"
@@ -32,7 +32,7 @@ demo: install ## real digits as shards, self-guided training on two ranks, evalu
 	@python -m launcher.submit experiment=digits_dit cluster=local follow=true
 	@python -m launcher.board
 
-test: install-dev lint ## all but test-slow, with a real Slurm and a real browser where this user may install them
+test: install-dev lint ## all but test-slow, with a real Slurm, a real S3 store and a real browser where this user may install them
 	@bash slurm/install.sh || test $$? -eq 3
 	@bash tests/browser/install.sh || test $$? -eq 3
 	@python -m pytest -n 2 --dist loadfile -m "not slow" $(PARALLEL)
@@ -64,6 +64,12 @@ cluster-up: install ## a real Slurm cluster of four nodes on this machine
 
 cluster-down: install ## and gone without trace
 	@python -m slurm down
+
+s3-up: install ## a real S3 store on this machine (OpenStack Swift); prints what a shell needs to reach it
+	@python -m tools.s3 up
+
+s3-down: install ## and gone without trace, with all that it held
+	@python -m tools.s3 down
 
 wheel-check: install-dev ## the built wheel, installed elsewhere, answers a dry run from /
 	@bash tools/wheel_check.sh

@@ -26,7 +26,7 @@ from shards.s3_requests import ConditionError, Requests, split
 
 PART = 16 << 20  # bytes of a part; what is larger goes up in parts, and parts read well as ranges
 SENDERS = 4  # parts on their way at once
-_PIECE = 16 << 10  # bytes between two looks at the clock
+_PIECES = (4 << 10, 64 << 10)  # bytes between two looks at the clock, at first and at most
 _SLOWEST = 32 << 10  # bytes a second below which a connection is given up
 _PUBLISHER = "publisher"  # metadata that tells our own object from another's of the same name
 
@@ -244,7 +244,7 @@ def _check_range(url: str, answer: Any, start: int, stop: int) -> None:
 def _drain(body: Any, expected: int, grace: float) -> bytes:
     """The whole body, at no less than a crawl: a store that drips is a store that hangs."""
     began, got, pieces = time.monotonic(), 0, []
-    while piece := body.read(_PIECE):
+    while piece := body.read(min(max(got, _PIECES[0]), _PIECES[1])):
         pieces.append(piece)
         got += len(piece)
         if time.monotonic() - began > grace + got / _SLOWEST:

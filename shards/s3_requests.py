@@ -7,6 +7,7 @@ can be, and survives a fork as long as each process makes a client of its own; t
 from __future__ import annotations
 
 import errno
+import functools
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,7 @@ from shards.retry import AgainError, Patience, persist
 if TYPE_CHECKING:
     from botocore.credentials import ReadOnlyCredentials
     from botocore.exceptions import ClientError
+    from botocore.loaders import Loader
 
 T = TypeVar("T")
 
@@ -177,12 +179,21 @@ def _connect(patience: Patience) -> tuple[Any, ReadOnlyCredentials | None]:
         response_checksum_validation="when_required",
     )
     session = botocore.session.Session()
+    session.register_component("data_loader", _loader())
     try:
         client = session.create_client("s3", config=config)
         found = session.get_credentials()
         return client, found.get_frozen_credentials() if found else None
     except (BotoCoreError, ValueError) as error:  # a profile or an endpoint that cannot be
         raise UserError(f"S3 by the AWS_* variables and profile: {error}") from error
+
+
+@functools.cache
+def _loader() -> Loader:
+    """botocore's own description of S3, parsed once: it takes longer than the rest of a client."""
+    from botocore.loaders import create_loader
+
+    return create_loader()
 
 
 def split(url: str) -> tuple[str, str]:
