@@ -1,0 +1,42 @@
+"""Published snapshots without a training: weights drawn anew, none of them zero, in a folder as a run publishes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from launcher.compose import compose
+from selfguide.spec.files import to_yaml
+from selfguide.student import build_student
+from selfguide.training.snapshot import CONFIG, ema_file
+from shards import manifest as manifests
+from shards import storage
+
+
+def write_snapshot(
+    folder: Path, root: Path, *overrides: str, guidance: dict[str, Any] | None = None, **extra: Any
+) -> Path:
+    """A snapshot of digits_uncond, with the given settings, that says it was trained on the shards at `root`."""
+    config = compose(["experiment=digits_uncond", "cluster=local", *overrides])
+    student = build_student(config, 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for parameter in student.parameters():
+            parameter.data.normal_(0, 0.05 + 0.5 / parameter.shape[-1] ** 0.5)
+    folder.mkdir(parents=True)
+    halflife = config.train.ema_halflife[0]
+    save_file(student.state_dict(), folder / ema_file(halflife))
+    (folder / CONFIG).write_text(to_yaml(config))
+    told = {"source": "none", "told": False, "p": None, "label_free": True}
+    published = {
+        "images": 7,
+        "guidance": told | (guidance or {}),
+        "data": {"root": str(root), "header": manifests.load(root).header},
+        "saw_labels": False,
+        "origin": {"source": "scratch", "saw_labels": False},
+    }
+    storage.publish_folder(folder, extra=published | extra)
+    return folder
