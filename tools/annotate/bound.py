@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     search = bound.search(
         used, limit=count, alpha=options.alpha, start=options.start, finer=options.finer
     )
-    title = f"{search.bound} of {count:,} images' groups are told apart" if search.bound else ""
+    title = f"Groups that TEMI tells apart in {count:,} images"
     bound.draw(search, str(out / "bound.png"), title=title)
     facts = {
         "bound": search.bound,
