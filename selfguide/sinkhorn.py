@@ -75,64 +75,61 @@ def solve(
         raise ValueError(
             f"scores of shape {tuple(scores.shape)}, epsilon={epsilon}, iterations={iterations}"
         )
-    heads = scores if scores.dtype == torch.float64 else scores.float()
-    heads = heads if scores.dim() == 3 else heads[None]
+    scores = scores if scores.dtype == torch.float64 else scores.float()
     if log_domain is None:
         log_domain = epsilon < LEAST_EPSILON
     solver = _log_domain if log_domain else _plain
-    if torch.is_autocast_enabled(scores.device.type):  # to switch off what is off costs a third of a small call
+    if torch.is_autocast_enabled(
+        scores.device.type
+    ):  # to switch off what is off costs a small call dear
         with torch.autocast(scores.device.type, enabled=False):
-            codes, dead = solver(heads, epsilon, iterations, group)
-    else:
-        codes, dead = solver(heads, epsilon, iterations, group)
-    return Solution(codes, dead) if scores.dim() == 3 else Solution(codes[0], dead[0])
+            return solver(scores, epsilon, iterations, group)
+    return solver(scores, epsilon, iterations, group)
 
 
-def _plain(scores: Tensor, epsilon: float, iterations: int, group: Group) -> tuple[Tensor, Tensor]:
+def _plain(scores: Tensor, epsilon: float, iterations: int, group: Group) -> Solution:
     # cosine scores are at most 1: subtracting that bound needs no collective and changes nothing
-    q = (scores - 1.0).div_(epsilon).exp_()  # (H, B, K)
+    q = (scores - 1.0).div_(epsilon).exp_()  # (..., B, K)
     tiny = torch.finfo(q.dtype).tiny
-    v = q.new_ones(q.shape[:2])  # (H, B)
-    masses: list[Tensor] = []  # (H, K)
+    v = q.new_ones(q.shape[:-1])  # (..., B)
+    masses: list[Tensor] = []  # (..., K)
     for _ in range(iterations):
         mass = _reduced(_times(q.mT, v), dist.ReduceOp.SUM, group)
         # u and v are unique up to one factor, which grows as K / B with every iteration unless it is fixed
-        masses.append(mass.div_(mass.amax(1, keepdim=True).clamp_min_(tiny)).clamp_min_(tiny))
+        masses.append(mass.div_(mass.amax(-1, keepdim=True).clamp_min_(tiny)).clamp_min_(tiny))
         u = mass.reciprocal()
         v = _times(q, u).clamp_min_(tiny).reciprocal_()
-    return q.mul_(u[:, None]).mul_(v[:, :, None]), masses[0] <= tiny
+    return Solution(q.mul_(u.unsqueeze(-2)).mul_(v.unsqueeze(-1)), masses[0] <= tiny)
 
 
-def _log_domain(
-    scores: Tensor, epsilon: float, iterations: int, group: Group
-) -> tuple[Tensor, Tensor]:
+def _log_domain(scores: Tensor, epsilon: float, iterations: int, group: Group) -> Solution:
     # beside the best score of its row an entry that matters is near 0, where fp32 is finest
-    top = scores.amax(2, keepdim=True)
-    logits = (scores - top).div_(epsilon)  # (H, B, K)
-    f = top / epsilon  # (H, B, 1) ln v
-    tiny = torch.finfo(logits.dtype).tiny
-    masses: list[Tensor] = []  # (H, 1, K) -ln u
+    top = scores.amax(-1, keepdim=True)
+    logits = (scores - top).div_(epsilon)  # (..., B, K)
+    f = top / epsilon  # (..., B, 1) ln v
+    masses: list[Tensor] = []  # (..., K) -ln u
     for _ in range(iterations):
         if masses:
-            f = -torch.logsumexp(logits - masses[-1], dim=2, keepdim=True)
+            f = -torch.logsumexp(logits - masses[-1].unsqueeze(-2), dim=-1, keepdim=True)
         mass = _log_mass(logits + f, group)
-        masses.append(mass - mass.amax(2, keepdim=True))  # the factor, as above
-    return torch.softmax(logits - masses[-1], dim=2), masses[0][:, 0].exp() < tiny
+        masses.append(mass - mass.amax(-1, keepdim=True))  # the factor, as above
+    codes = torch.softmax(logits - masses[-1].unsqueeze(-2), dim=-1)
+    return Solution(codes, masses[0].exp() < torch.finfo(codes.dtype).tiny)
 
 
 def _log_mass(terms: Tensor, group: Group) -> Tensor:
-    """(H, B, K) -> (H, 1, K): ln of the global sums of exp(terms), by a maximum and a sum over ranks."""
-    heads, count, groups = terms.shape
-    top = terms.amax(1) if count else terms.new_full((heads, groups), -torch.inf)
+    """(..., B, K) -> (..., K): ln of the global sums of exp(terms), by a maximum and a sum over ranks."""
+    *heads, count, groups = terms.shape
+    top = terms.amax(-2) if count else terms.new_full((*heads, groups), -torch.inf)
     top = _reduced(top, dist.ReduceOp.MAX, group)
-    rest = _reduced(terms.sub_(top[:, None]).exp_().sum(1), dist.ReduceOp.SUM, group)
-    return (top + rest.log())[:, None]
+    rest = _reduced(terms.sub_(top.unsqueeze(-2)).exp_().sum(-2), dist.ReduceOp.SUM, group)
+    return top + rest.log()
 
 
 def _times(q: Tensor, x: Tensor) -> Tensor:
-    """(H, M, N) by (H, N) -> (H, M): one head after the other, since a batched product may run in TF32 on GPUs."""
-    if len(q) == 1:
-        return torch.mv(q[0], x[0])[None]
+    """(M, N) by (N,) -> (M,); stacked heads one after the other, since a batched product may run in TF32 on GPUs."""
+    if q.dim() == 2:
+        return torch.mv(q, x)
     return torch.stack([torch.mv(matrix, vector) for matrix, vector in zip(q, x, strict=True)])
 
 
