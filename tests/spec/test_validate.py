@@ -160,10 +160,12 @@ def test_every_experiment_holds_as_it_stands(experiment: str) -> None:
 def test_every_guidance_composes_with_every_experiment(experiment: str, guidance: str) -> None:
     """Nothing that one choice leaves behind is an unknown key for the next."""
     settings = [f"experiment={experiment}", "cluster=slurm", f"guidance={guidance}"]
-    if guidance.endswith("online"):
+    if guidance.endswith("online") or guidance.startswith("sgfm"):
         settings += ["guidance.pooling=flat", "guidance.layer=2"]
     if guidance == "sidecar":
         settings += ["guidance.ids=notes", "guidance.groups=10"]
+    if guidance == "digits_patch" and experiment == "digits_edm":
+        settings += ["model=uvit_digits"]  # a UNet has no patches
     validate(compose(settings))
 
 
