@@ -78,7 +78,7 @@ class S3:
             answer = client.get_object(**target)
             with closing(answer["Body"]) as body:
                 _check_range(url, answer, start, stop)
-                return _drain(body, stop - start, self._requests.patience.silence)
+                return _drain(body, self._requests.patience.silence)
 
         try:
             return self._requests.send(url, attempt)
@@ -228,7 +228,7 @@ class S3:
 def _check_range(url: str, answer: Any, start: int, stop: int) -> None:
     status = answer["ResponseMetadata"]["HTTPStatusCode"]
     found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.get("ContentRange", ""))
-    if status != 206 or not found:
+    if not found:
         raise AgainError(f"{status} without the range that was asked for")
     first, last, total = found.groups()
     if total != "*" and int(total) < stop:
@@ -237,11 +237,11 @@ def _check_range(url: str, answer: Any, start: int, stop: int) -> None:
         )
     if (int(first), int(last)) != (start, stop - 1):
         raise AgainError("another range than was asked for")
-    if answer["ContentLength"] != stop - start:
+    if answer.get("ContentLength") != stop - start:
         raise AgainError("an answer of another length than its range")
 
 
-def _drain(body: Any, expected: int, grace: float) -> bytes:
+def _drain(body: Any, grace: float) -> bytes:
     """The whole body, at no less than a crawl: a store that drips is a store that hangs."""
     began, got, pieces = time.monotonic(), 0, []
     while piece := body.read(min(max(got, _PIECES[0]), _PIECES[1])):
@@ -249,8 +249,6 @@ def _drain(body: Any, expected: int, grace: float) -> bytes:
         got += len(piece)
         if time.monotonic() - began > grace + got / _SLOWEST:
             raise AgainError(f"less than {_SLOWEST >> 10} KiB a second")
-    if got != expected:
-        raise AgainError("a body that ended early")
     return b"".join(pieces)
 
 

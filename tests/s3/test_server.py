@@ -1,0 +1,93 @@
+"""The store on this machine: up once, found by others, and gone without trace whatever happened to it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shards.errors import UserError
+from tools.s3 import __main__ as command
+from tools.s3 import server as servers
+from tools.s3.server import Server, down, find, up
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def state(server: Server, tmp_path: Path) -> Iterator[Path]:
+    """A folder for a second store; the first one shows that this machine can have one."""
+    yield tmp_path / "deep" / "store"
+    if (tmp_path / "deep" / "store" / servers.RECORD).exists():
+        down(tmp_path / "deep" / "store")
+
+
+def _alive(state: Path) -> int:
+    return len(servers._members(state))
+
+
+def test_up_twice_is_once_and_down_leaves_nothing(
+    state: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert find(state) is None
+    assert command.main(["env", "--state", str(state)]) == 3
+    first = up(state)
+    assert up(state) == first == find(state)
+    assert first.endpoint != server.endpoint
+    assert _alive(state) == len(servers.SERVERS)
+    assert (state / "proxy.conf").stat().st_mode & 0o077 == 0  # it holds the secrets
+    capsys.readouterr()
+    assert command.main(["env", "--state", str(state)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    exports = dict(line.removeprefix("export ").split("=") for line in lines if "export" in line)
+    assert exports == first.environment()
+    assert command.main(["env", "--json", "--state", str(state)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"bucket": "selfguide", **exports}
+
+    assert command.main(["down", "--state", str(state)]) == 0
+    assert not state.exists() and _alive(state) == 0
+    down(state)
+    assert find(server.state) == server
+
+
+def test_after_a_crash_up_begins_anew(state: Path) -> None:
+    first = up(state)
+    os.kill(servers._members(state)[0].pid, signal.SIGKILL)
+    while find(state):
+        pass
+    second = up(state)
+    assert second != first and _alive(state) == len(servers.SERVERS)
+
+
+def test_a_folder_with_other_things_and_one_without_attributes_are_refused(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.mkdir(parents=True)
+    (state / "thesis.tex").touch()
+    for call in (up, down):
+        with pytest.raises(UserError, match="holds other files"):
+            call(state)
+    assert [p.name for p in state.iterdir()] == ["thesis.tex"]
+    (state / "thesis.tex").unlink()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    with pytest.raises(UserError, match=r"keeps no extended attributes .* ext4 or xfs"):
+        up(state)
+    assert list(state.iterdir()) == []
+
+
+def test_a_start_that_fails_says_why_and_leaves_nothing(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "USERS", ("broken\n[app:proxy-server]\nuse = egg:none#none\n#",))
+    with pytest.raises(servers.StartError, match="proxy ended while it started"):
+        up(state)
+    assert list(state.iterdir()) == [] and _alive(state) == 0
