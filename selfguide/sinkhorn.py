@@ -79,9 +79,8 @@ def solve(
     if log_domain is None:
         log_domain = epsilon < LEAST_EPSILON
     solver = _log_domain if log_domain else _plain
-    if torch.is_autocast_enabled(
-        scores.device.type
-    ):  # to switch off what is off costs a small call dear
+    # to switch off what is off would cost a small call dear
+    if torch.is_autocast_enabled(scores.device.type):
         with torch.autocast(scores.device.type, enabled=False):
             return solver(scores, epsilon, iterations, group)
     return solver(scores, epsilon, iterations, group)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfguide import sinkhorn as module
 from selfguide.distributed import Place
 from selfguide.sinkhorn import LEAST_EPSILON, Queue, sinkhorn, solve
 from tools.ranks import run_ranks
@@ -233,12 +234,21 @@ def test_half_precision_is_widened_before_the_exponential(
 
 
 @pytest.mark.parametrize("log_domain", FORMS)
-def test_autocast_does_not_reach_it(log_domain: bool) -> None:
-    whole = scores(torch.float32)
+def test_autocast_does_not_reach_it(log_domain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CPUs cast to bf16 is less than what GPUs do, so the state inside is looked at, beside the result."""
+    whole, inside = scores(torch.float32), []
+    reduced = module._reduced
+
+    def seen(*arguments: Any) -> torch.Tensor:
+        inside.append(torch.is_autocast_enabled("cpu"))
+        return reduced(*arguments)
+
+    monkeypatch.setattr(module, "_reduced", seen)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (whole @ whole.T).dtype == torch.bfloat16  # autocast is on
-        inside = sinkhorn(whole, log_domain=log_domain)
-    assert torch.equal(inside, sinkhorn(whole, log_domain=log_domain))
+        codes = sinkhorn(whole, log_domain=log_domain)
+        assert torch.is_autocast_enabled("cpu")  # and on again after it
+    assert inside and not any(inside)
+    assert torch.equal(codes, sinkhorn(whole, log_domain=log_domain))
 
 
 def test_codes_carry_no_gradient_and_scores_stay() -> None:
@@ -259,6 +269,17 @@ def test_a_prototype_that_no_sample_is_near_is_counted_and_gives_no_nan(log_doma
     assert torch.isfinite(codes).all()
     torch.testing.assert_close(codes.sum(1), torch.ones(40))
     assert (codes[:, 3].max() == 0) == (not log_domain)
+
+
+@pytest.mark.parametrize("log_domain", FORMS)
+def test_iterations_bring_no_prototype_back(log_domain: bool) -> None:
+    """Its first mass decides, also for distances just around the smallest number of fp32."""
+    sweep = scores(torch.float32).repeat(61, 1, 1)
+    sweep[:, :, 3] = torch.linspace(-3.7, -3.1, 61)[:, None]
+    once, often = (
+        solve(sweep, iterations=n, log_domain=log_domain).dead[:, 3].tolist() for n in (1, 6)
+    )
+    assert once == often == sorted(once, reverse=True) and len(set(once)) == 2
 
 
 def test_an_empty_batch_has_no_codes() -> None:
