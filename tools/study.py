@@ -220,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--groups", type=int, metavar="K", help="(as many as there are classes)")
     parser.add_argument("--seed", type=int, default=0, help="of k-means (0)")
-    parser.add_argument("--restarts", type=int, default=3, help="of k-means (3)")
+    parser.add_argument("--restarts", type=int, default=10, help="of k-means (10)")
     parser.add_argument("--spherical", action="store_true", help="centroids of unit length")
     parser.add_argument(
         "--raw", action="store_true", help="features as they are, not of unit length"

@@ -1,0 +1,78 @@
+"""The study of layers and noise-times: what it measures, keeps and draws."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import normalized_mutual_info_score
+
+import shards
+from selfguide.guidance import kmeans as module
+from selfguide.guidance.features import SnapshotFeatures
+from selfguide.training.snapshot import load
+from shards.errors import UserError
+from tests.selfguide.snapshots import write_snapshot
+from tests.shards import data
+from tools import study
+from tools.study import main
+
+
+def test_a_cell_is_the_median_over_snapshots_and_is_measured_once(
+    digits: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = [
+        str(write_snapshot(tmp_path / f"s{n}", digits, f"train.ema_halflife=[{n}]")) for n in (1, 2)
+    ]
+    out, figure = tmp_path / "out", tmp_path / "figure.png"
+    settings = ["--noise-times", "0.1", "0.9", "--poolings", "mean", "--restarts", "1"]
+    flags = [str(digits), *runs, *settings, "--out", str(out), "--figure", str(figure), "--json"]
+    assert main(flags) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert len(said["cells"]) == 4 * 2
+    for row in said["cells"]:
+        assert row["nmi"] == statistics.median(row["each_nmi"]) and len(row["each_nmi"]) == 2
+    assert said["best"]["nmi"] == max(row["nmi"] for row in said["cells"])
+    assert 0.65 < said["pixels"]["nmi"] < 0.8
+
+    held = shards.read_all(digits)  # one cell again, by hand
+    header = load(Path(runs[0])).data["header"]
+    net = SnapshotFeatures(load(Path(runs[0])), header, layer=3, noise_time=0.1, pooling="mean")
+    rows = net(torch.from_numpy(held["x"]), torch.arange(1797)).numpy()
+    found = module.kmeans(rows, 10, restarts=1)
+    cell = next(r for r in said["cells"] if (r["layer"], r["noise_time"]) == ("block_3", 0.1))
+    assert cell["each_nmi"][0] == pytest.approx(normalized_mutual_info_score(held["y"], found.ids))
+
+    pixels = np.asarray(Image.open(figure).convert("RGB"))
+    assert pixels.shape[0] > 200 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(study, "kmeans", never)
+    assert main(flags) == 0
+    assert json.loads(capsys.readouterr().out) == said
+    with pytest.raises(AssertionError, match="measured again"):  # other settings are other scores
+        main([*flags, "--seed", "1"])
+
+
+def test_mistakes_are_named_before_anything_is_measured(digits: Path, tmp_path: Path) -> None:
+    run = str(write_snapshot(tmp_path / "s", digits))
+    data.write(tmp_path / "unlabelled", 100, labels=False)
+    for flags, words in {
+        (str(tmp_path / "unlabelled"), run): "has no labels",
+        (str(digits), run, "--groups", "1798"): "groups=1798",
+        (str(digits), run, "--noise-times", "0.1", "2"): "noise_time=2 is not on",
+        (str(digits), run, "--poolings", "cls"): "has no \\[CLS\\]",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            main([*flags, "--out", str(tmp_path / "out")])
+        assert not (tmp_path / "out").exists()
