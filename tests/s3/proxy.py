@@ -29,8 +29,8 @@ Kind = Literal[
     "unlabelled",  # the range as asked for, but under 200, as if it were the whole object
     "delay",  # the answer comes late
     "drip",  # the answer comes 32 bytes at a time
-    "flip",  # one bit of the answer's body is wrong
-    "flip_sent",  # one bit of the request's body is wrong
+    "flip",  # a bit in each 1000 bytes of the answer's body is wrong
+    "flip_sent",  # the same of the request's body
     "hook",  # something else happens first: `action`
     "expired",  # 403 ExpiredToken, the request never arrives
 ]
@@ -206,8 +206,10 @@ def _error(code: str) -> bytes:
 
 
 def _flipped(data: bytes) -> bytes:
-    middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :] if data else data
+    wrong = bytearray(data)
+    for at in range(len(data) // 2 % 1000, len(data), 1000):
+        wrong[at] ^= 1
+    return bytes(wrong)
 
 
 def _range(headers: dict[str, str], *, keep: int, shift: int) -> str:

@@ -165,6 +165,22 @@ def test_an_upload_takes_effect_once_and_whole(
         storage.publish(url, CONTENT)  # the same bytes, but not this publisher's
 
 
+def test_content_md5_finds_wrong_bits_where_no_signature_covers_the_body(
+    root: str, proxy: Proxy, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As over https, where bodies go unsigned."""
+    settings = tmp_path / "config"
+    settings.write_text("[default]\ns3 =\n  payload_signing_enabled = false\n")
+    environment.setenv("AWS_CONFIG_FILE", str(settings))
+    environment.setattr(s3, "PART", SMALL_PART)
+    storage._s3.cache_clear()
+    for name, content in (("small", CONTENT), ("large", CONTENT * 20)):
+        proxy.fail("flip_sent", times=2, method="PUT", path=name)
+        storage.publish(storage.join(root, name), content)
+        assert storage.read_bytes(storage.join(root, name)) == content
+    assert proxy.count("flip_sent") == 4
+
+
 @pytest.mark.parametrize("fault", ["unavailable", "reset", "lost", "flip_sent"])
 @pytest.mark.parametrize(
     ("method", "path"),
@@ -231,10 +247,10 @@ def test_a_stream_through_a_storm_equals_the_local_one(
     assert proxy.count("unavailable") > 10 and all(proxy.count(fault) for fault in FAULTS)
 
 
-def test_a_bit_that_turns_on_the_way_is_detected(root: str, proxy: Proxy) -> None:
+def test_bits_that_turn_on_the_way_are_detected(root: str, proxy: Proxy) -> None:
     data.write(root)  # type: ignore[arg-type]
-    proxy.fail("flip", method="GET", path=".tar")
-    with _stream(root) as stream, pytest.raises(DamagedError, match="does not have its xxh3"):
+    proxy.fail("flip", times=float("inf"), method="GET", path=".tar")
+    with _stream(root) as stream, pytest.raises(DamagedError, match="xxh3"):
         for _ in range(50):
             next(stream)
     for name in ("manifest-", "index-", "LATEST"):
@@ -250,7 +266,7 @@ def test_a_stream_whose_store_goes_away_ends_with_an_error_and_closes(
     data.write(root)  # type: ignore[arg-type]
     stream = _stream(root)
     proxy.fail("unavailable", times=float("inf"))
-    with pytest.raises(StoreError, match="6 x 503 SlowDown"):
+    with pytest.raises(StoreError, match="6 x 503"):
         for _ in range(50):
             next(stream)
     stream.close()
