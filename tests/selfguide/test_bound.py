@@ -96,3 +96,11 @@ def test_alpha_is_a_share(alpha: float) -> None:
 def test_a_start_that_no_fit_can_have(start: int) -> None:
     with pytest.raises(UserError, match=f"start={start} of 100 images"):
         search(lambda groups: groups, limit=100, start=start)
+
+
+def test_a_ratio_of_exactly_alpha_is_enough() -> None:
+    found = search(
+        {8: 8, 16: 12, 32: 20, 24: 18}.__getitem__, limit=64, alpha=0.75, start=8, finer=1
+    )
+    assert found.bound == 24
+    assert search(lambda groups: groups, limit=40, alpha=1.0, start=8).bound == 32
