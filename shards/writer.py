@@ -2,16 +2,17 @@
 
 The rows of the source are shuffled once, by the seed, before they are cut into blocks: then even one
 block is a fair draw of class-sorted input. Shard k is a pure function of (source, seed, k), byte for
-byte. A shard counts when its sidecar is there, the data set when LATEST names its manifest.
+byte, so any process on any node may build it. A shard counts when its sidecar is there and is then not
+built again; the data set counts when LATEST names its manifest.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from functools import reduce
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import manifest as manifests
-from shards import storage
+from shards import parallel, storage
 from shards.errors import UserError
 from shards.layout import TarBuilder
 from shards.manifest import Field, Header, Manifest
@@ -31,8 +32,24 @@ SHARD_BYTES = (
     128 << 20
 )  # 16,384 latents 4x32x32 in fp16; stores serve objects of 100 MB to 1 GB best
 _WRITE = 4  # purpose of the shuffle's key; reading uses 1 to 3
+_SIDECAR = frozenset(
+    [
+        "version",
+        "plan",
+        "name",
+        "bytes",
+        "sha256",
+        "first",
+        "count",
+        "moments",
+        "label_histogram",
+        "blocks",
+    ]
+)
 
-Watch = Callable[[Iterable[int], int], Iterable[int]]  # sees the shards go by, with their number
+Watch = Callable[
+    [Iterable[bool], int], Iterable[bool]
+]  # sees the shards to build go by, and their number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +63,8 @@ class Plan:
     block: int
     shard_blocks: int
     fingerprint: str
+    class_names: tuple[str, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -59,18 +78,23 @@ class Plan:
     def hash(self) -> str:
         decided = [manifests.VERSION, self.count, self.seed, self.block, self.shard_blocks]
         fields = [[f.name, f.dtype, [*f.shape], f.kind] for f in self.fields]
-        return manifests.digest(
-            {
-                "numbers": decided,
-                "fields": fields,
-                "header": self.header.plain(),
-                "source": self.origin,
-            }
-        )
+        plain = {
+            "numbers": decided,
+            "fields": fields,
+            "header": self.header.plain(),
+            "source": self.origin,
+        }
+        return manifests.digest(plain | self.named)
 
     @property
     def origin(self) -> dict[str, Any]:
-        return {"name": self.source.name, "count": self.count, "fingerprint": self.fingerprint}
+        told = {"name": self.source.name, "count": self.count, "fingerprint": self.fingerprint}
+        return {**told, **self.notes}
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Class names, where there are any: data sets without them keep the plans they had."""
+        return {"class_names": [*self.class_names]} if self.class_names else {}
 
     def tar(self, k: int) -> str:
         return f"shards/train-{k:05d}-of-{self.shards:05d}.tar"
@@ -88,35 +112,52 @@ def write(
     header: Header,
     seed: int = 0,
     shard_bytes: int = SHARD_BYTES,
+    class_names: tuple[str, ...] = (),
+    notes: Mapping[str, Any] | None = None,
+    workers: int = 1,
+    rank: int = 0,
+    world: int = 1,
     watch: Watch = lambda shards, total: shards,
 ) -> tuple[Manifest, bool]:
     """Writes `source` below `root`, a folder or s3:// prefix; the manifest, and whether it is new.
 
-    Where the same data set lies already in full, nothing is written. `watch` may show progress.
+    Where the same data set lies already in full, nothing is written; of one that was begun, what is
+    missing. `watch` may show progress.
+
+    Args:
+        class_names: of the labels, kept in the manifest.
+        notes: what else the manifest should say of the source, as JSON has it.
+        workers: processes here that build shards; above 1 the source must pickle.
+        rank, world: of as many calls like this one, on any nodes; each returns when all is written.
 
     Raises:
         UserError: the source is empty, has several shapes, keys twice, labels out of range or values
             that are not finite; or `root` holds another data set. Found before the first byte, except
             for what only the images show.
     """
-    plan = make_plan(source, header, seed, shard_bytes)
+    plan = make_plan(source, header, seed, shard_bytes, class_names, notes)
+    parallel.share([], rank, world)
     found = _existing(root, plan)
     if found is not None:
         return found, False
-    sidecars = []
-    for k in watch(range(plan.shards), plan.shards):
-        data, sidecar = build_shard(plan, k)
-        url = storage.join(root, plan.tar(k))
-        storage.publish(url, data, replace=True)
-        text = json.dumps(sidecar, indent=1, allow_nan=False) + "\n"
-        storage.publish(url.removesuffix(".tar") + ".json", text.encode(), replace=True)
-        sidecars.append(sidecar)
-    manifest = merge(plan, sidecars)
+    done = _committed(root, plan)
+    todo = parallel.share([k for k in range(plan.shards) if k not in done], rank, world)
+    for _ in watch(parallel.spread(partial(_commit, root, plan), todo, workers), len(todo)):
+        pass
+    done |= _committed(root, plan, known=frozenset(done))
+    manifest = merge(plan, [done[k] for k in range(plan.shards)])
     manifests.save(root, manifest)
     return manifest, True
 
 
-def make_plan(source: Source, header: Header, seed: int, shard_bytes: int) -> Plan:
+def make_plan(
+    source: Source,
+    header: Header,
+    seed: int,
+    shard_bytes: int,
+    class_names: tuple[str, ...] = (),
+    notes: Mapping[str, Any] | None = None,
+) -> Plan:
     """Checks what can be checked without reading an image, and decides the cut into shards."""
     count, shape, dtype = len(source.keys), source.shape, np.dtype(source.dtype)
     if count == 0:
@@ -130,8 +171,12 @@ def make_plan(source: Source, header: Header, seed: int, shard_bytes: int) -> Pl
         raise UserError(
             f"shard_bytes={shard_bytes}: give at least 1 byte; the default is {SHARD_BYTES}"
         )
-    _check_keys(source)
-    _check_labels(source)
+    check_keys(source.keys)
+    check_labels(source.keys, source.labels, source.classes)
+    if class_names and len(class_names) != source.classes:
+        raise UserError(
+            f"{len(class_names)} class names for classes={source.classes}: give one for each"
+        )
     fields = [Field(name="x", dtype=dtype.newbyteorder("<").str, shape=shape, kind=header.kind)]
     if source.labels is not None:
         fields.append(Field(name="y", dtype="<i8", shape=(), kind="label"))
@@ -144,12 +189,15 @@ def make_plan(source: Source, header: Header, seed: int, shard_bytes: int) -> Pl
         block=BLOCK,
         shard_blocks=max(1, shard_bytes // (BLOCK * sum(f.sample_bytes for f in fields))),
         fingerprint=source.fingerprint,
+        class_names=class_names,
+        notes=notes or {},
     )
 
 
-def _check_keys(source: Source) -> None:
-    unique, counts = np.unique(source.keys, return_counts=True)
-    if len(unique) < len(source.keys):
+def check_keys(keys: NDArray[np.bytes_]) -> None:
+    """Raises a UserError where a key occurs twice."""
+    unique, counts = np.unique(keys, return_counts=True)
+    if len(unique) < len(keys):
         twice = unique[counts > 1]
         raise UserError(
             f"key {twice[0].decode()!r} occurs {counts[counts > 1][0]} times "
@@ -157,19 +205,17 @@ def _check_keys(source: Source) -> None:
         )
 
 
-def _check_labels(source: Source) -> None:
-    if source.labels is None:
+def check_labels(keys: NDArray[np.bytes_], labels: NDArray[np.int64] | None, classes: int) -> None:
+    """Raises a UserError where a label is not in [0, classes)."""
+    if labels is None:
         return
-    if source.classes < 1:
-        raise UserError(
-            f"classes={source.classes}, but there are labels: give the number of classes"
-        )
-    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= source.classes))
+    if classes < 1:
+        raise UserError(f"classes={classes}, but there are labels: give the number of classes")
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
         raise UserError(
-            f"label {source.labels[wrong[0]]} of sample {source.keys[wrong[0]].decode()!r} is out of "
-            f"range ({wrong.size} such): with classes={source.classes} they go from 0 to "
-            f"{source.classes - 1}"
+            f"label {labels[wrong[0]]} of sample {keys[wrong[0]].decode()!r} is out of "
+            f"range ({wrong.size} such): with classes={classes} they go from 0 to {classes - 1}"
         )
 
 
@@ -186,8 +232,61 @@ def _existing(root: storage.Url, plan: Plan) -> Manifest | None:
             f"manifest {found.hash[:12]}): choose another folder, or delete it first"
         )
     urls = [(storage.join(root, s.name), s.bytes) for s in found.shards]
-    whole = all(storage.exists(url) and storage.size(url) == expected for url, expected in urls)
-    return found if whole else None
+    return found if all(_whole(url, expected) for url, expected in urls) else None
+
+
+def _committed(
+    root: storage.Url, plan: Plan, known: frozenset[int] = frozenset()
+) -> dict[int, dict[str, Any]]:
+    """The sidecars of finished shards, those `known` left out, by shard.
+
+    Raises:
+        UserError: a shard of another data set lies here.
+    """
+    numbers = {plan.tar(k): k for k in range(plan.shards)}
+    found = {}
+    for name in storage.list(storage.join(root, "shards")):
+        tar = f"shards/{name.removesuffix('.json')}.tar"
+        if not name.endswith(".json") or numbers.get(tar) in known:
+            continue
+        sidecar = _sidecar(storage.join(root, "shards", name))
+        if sidecar is None:
+            continue
+        if sidecar.get("plan") != plan.hash or tar not in numbers:
+            raise UserError(
+                f"{root} holds shards of another data set ({name}), begun but not finished: choose "
+                "another folder, or delete it first"
+            )
+        if _whole(storage.join(root, tar), sidecar["bytes"]):
+            found[numbers[tar]] = sidecar
+    return found
+
+
+def _sidecar(url: str) -> dict[str, Any] | None:
+    """None where there is none, or none that can be read: its shard is built again."""
+    try:
+        found = json.loads(storage.read_bytes(url))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= _SIDECAR else None
+
+
+def _whole(url: str, expected: int) -> bool:
+    return storage.exists(url) and storage.size(url) == expected
+
+
+def _commit(root: storage.Url, plan: Plan, k: int) -> bool:
+    """Builds and publishes shard `k`, its sidecar last, unless another process did; whether it was built."""
+    url = storage.join(root, plan.tar(k))
+    record = url.removesuffix(".tar") + ".json"
+    found = _sidecar(record)
+    if found is not None and found["plan"] == plan.hash and _whole(url, found["bytes"]):
+        return False
+    data, sidecar = build_shard(plan, k)
+    storage.publish(url, data, replace=True)
+    text = json.dumps(sidecar, indent=1, allow_nan=False) + "\n"
+    storage.publish(record, text.encode(), replace=True)
+    return True
 
 
 def build_shard(plan: Plan, k: int) -> tuple[bytes, dict[str, Any]]:
@@ -263,6 +362,7 @@ def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
         "label_histogram": (
             np.sum([s["label_histogram"] for s in sidecars], axis=0).tolist() if labelled else None
         ),
+        **plan.named,
         "source": plan.origin,
         "seed": plan.seed,
         "index": {"blocks": len(blocks), "bytes": len(index), "sha256": manifests.sha256_of(index)},

@@ -1,0 +1,102 @@
+"""One function over many tasks, here or in processes of their own, and over ranks that know nothing of each other.
+
+Processes are spawned: a fork would carry over the connections and locks of an S3 client. They end when
+their parent does, however it ends. Ranks need no barrier: each takes its own tasks first and then what
+the others have not done yet, so that one that dies costs time only. A task done twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from shards.errors import UserError
+
+R = TypeVar("R")
+
+_work: Callable[[int], Any]  # of this worker process
+_stopped = False
+
+
+def share(tasks: Sequence[int], rank: int, world: int) -> list[int]:
+    """`tasks` as `rank` takes them: its own in order, then those of others from their ends.
+
+    Raises:
+        UserError: no such rank.
+    """
+    if world < 1 or not 0 <= rank < world:
+        raise UserError(f"rank={rank} of world={world}: ranks go from 0 to world - 1")
+    others = [task for task in tasks if task % world != rank]
+    return [task for task in tasks if task % world == rank] + others[::-1]
+
+
+def spread(work: Callable[[int], R], tasks: Sequence[int], workers: int) -> Iterator[R]:
+    """`work(task)` of every task, in the order in which they finish; `work` must pickle for workers > 1.
+
+    What a task raises is raised here, and ends the other workers.
+
+    Raises:
+        UserError: workers below 1, or a worker died without a word.
+    """
+    if workers < 1:
+        raise UserError(f"workers={workers}: give at least 1")
+    if min(workers, len(tasks)) <= 1:
+        for task in tasks:
+            yield work(task)
+        return
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        min(workers, len(tasks)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(work,),
+    )
+    try:
+        for done in as_completed([pool.submit(_do, task) for task in tasks]):
+            yield done.result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"a worker process of workers={workers} died, most likely out of memory: give fewer workers "
+            "and run the same command again; what is finished is kept"
+        ) from None
+    except BaseException:  # an error, Ctrl-C, or a consumer that has enough
+        for child in set(multiprocessing.active_children()) - before:
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(work: Callable[[int], Any]) -> None:
+    """A worker's start. Ctrl-C reaches the whole terminal: the parent alone answers it."""
+    global _work
+    _work = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
+    threading.Thread(target=_outlive_nobody, daemon=True).start()
+
+
+def _do(task: int) -> Any:
+    if _stopped:  # the pool keeps a worker that a task's SystemExit left
+        raise SystemExit(143)
+    return _work(task)
+
+
+def _stop(*_: object) -> None:
+    """Unwinds the task at work, so that its temporary files go."""
+    global _stopped
+    _stopped = True
+    raise SystemExit(143)
+
+
+def _outlive_nobody() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
