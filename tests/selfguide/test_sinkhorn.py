@@ -328,6 +328,10 @@ def test_a_queue_goes_on_from_its_state() -> None:
     smaller = Queue(3, 2)
     smaller.restore(state)
     assert torch.equal(smaller.rows(), state[-3:])
+    held, kept = queue.state(), queue.rows().clone()
+    other.restore(held)
+    held.zero_()  # what a checkpoint does with it reaches neither queue
+    assert torch.equal(queue.rows(), kept) and torch.equal(other.rows(), kept)
     with pytest.raises(ValueError, match="rows of shape"):
         smaller.restore(torch.zeros(4, 3))
     with pytest.raises(ValueError, match="capacity=0"):
