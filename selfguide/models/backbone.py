@@ -109,7 +109,6 @@ def pool(tokens: Tensor, pooling: str, extras: int, *, cls: bool = True) -> Tens
             f"pooling={pooling!r} is unknown{nearest(pooling, POOLINGS)}; known: {', '.join(POOLINGS)}"
         )
     query = tokens[:, 0] if extras and cls else patches.mean(1)
-    scores = (patches.float() @ query.float()[:, :, None])[:, :, 0] / tokens.shape[
-        -1
-    ] ** 0.5  # (B, T)
+    scale = tokens.shape[-1] ** -0.5
+    scores = (patches.float() @ query.float()[:, :, None])[:, :, 0] * scale  # (B, T)
     return (scores.softmax(1)[:, :, None] * patches.float()).sum(1).to(tokens.dtype)
