@@ -65,12 +65,13 @@ def test_a_column_of_another_length_is_refused(tmp_path: Path) -> None:
         write(tmp_path / "s", "id", KINDS["id"][0], 3, more=np.zeros(3))
 
 
-def test_rows_that_lie_in_the_folder_stay_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [str, Path])
+def test_rows_that_lie_in_the_folder_stay_as_they_are(tmp_path: Path, name: Any) -> None:
     """Saved over themselves they would be emptied while they are mapped."""
     rows = KINDS["dense"][0]
     np.save(tmp_path / "rows.npy", rows)
     before = (tmp_path / "rows.npy").stat()
-    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r+")
+    mapped = np.load(name(tmp_path / "rows.npy"), mmap_mode="r+")
     write(tmp_path, "dense", mapped, None)
     after = (tmp_path / "rows.npy").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
