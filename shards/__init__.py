@@ -9,11 +9,12 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shards.blocks import Arrays
     from shards.order import Mode
-    from shards.reader import Arrays
-    from shards.stream import Stream
+    from shards.reader import OnDamage
+    from shards.stream import Scan, Stream
 
-__all__ = ["open", "read_all"]
+__all__ = ["open", "read_all", "scan"]
 
 
 def open(
@@ -27,6 +28,11 @@ def open(
     position: int = 0,
     mode: Mode = "window",
     window: int = 64,
+    threads: int = 4,
+    cache: str | os.PathLike[str] | None = None,
+    cache_bytes: int = 64 << 30,
+    on_damage: OnDamage = "fail",
+    damaged: float = 0.01,
 ) -> Stream:
     """An endless iterator over one rank's micro-batches; `close` it, or use it in a `with`.
 
@@ -38,10 +44,17 @@ def open(
         seed: of the order; with `mode` and `window` it fixes which sample stands at which position.
         position: where to begin, as `Stream.state()["position"]` said; any number of ranks may go on.
         mode: `window` permutes blocks and the samples of `window` blocks in a row, `global` everything.
+        threads: that read. They change nothing but the speed.
+        cache: a folder on a disk of this node, where all its processes keep blocks of remote shards, at
+            most `cache_bytes`; None keeps nothing. Local shards need none.
+        on_damage: `fail` ends reading at a damaged block; `substitute` puts the samples of a sound block
+            in its place, says so, counts them, and ends when more than the share `damaged` of all
+            samples would be substituted.
 
     Raises:
         UserError: no shards at `root`, numbers that do not divide, an unknown mode.
-        DamagedError: while iterating, a tar or block that is not what was written.
+        DamagedError: while iterating, a tar or block that is not what was written; or an epoch ended
+            of which not each sample was there once.
     """
     from shards.stream import open_stream
 
@@ -55,7 +68,23 @@ def open(
         position=position,
         mode=mode,
         window=window,
+        threads=threads,
+        cache=cache,
+        cache_bytes=cache_bytes,
+        on_damage=on_damage,
+        damaged=damaged,
     )
+
+
+def scan(root: str | os.PathLike[str], *, micro_batch: int, rank: int, world: int) -> Scan:
+    """One pass in the order of ordinals, for validation: batches as of `open`, with `mask` (b,) bool.
+
+    Every rank has `steps` batches; rows where the mask is false fill up the last ones, so that each
+    sample counts once over all ranks.
+    """
+    from shards.stream import scan
+
+    return scan(root, micro_batch=micro_batch, rank=rank, world=world)
 
 
 def read_all(root: str | os.PathLike[str]) -> Arrays:

@@ -34,7 +34,8 @@ _ROUNDS = 8
 _LEAST = np.uint64(8)  # values in a half
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
-_GLOBAL, _BLOCKS, _INSIDE = 1, 2, 3  # purposes of a key
+_GLOBAL, _BLOCKS, _INSIDE = 1, 2, 3  # purposes of a key; writers use 4
+_MIXED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,32 @@ class Order:
         )
         return found.reshape(asked.shape)
 
+    def next_need(self, blocks: ArrayLike, position: int) -> NDArray[np.float64]:
+        """The first position, from `position` on, whose window holds each of `blocks` (n,).
+
+        -inf where that is the window of `position` itself, and of every block in `global` mode, where
+        each is needed all the time. A cache gives up the greatest.
+        """
+        asked = np.asarray(blocks, dtype=np.int64)
+        if self.mode == "global":
+            return np.full(asked.shape, -np.inf)
+        epoch = position // self.count
+        start, stop = self._span(asked, epoch)
+        later, _ = self._span(asked, epoch + 1)
+        needed = np.where(stop > position, start, later).astype(np.float64)
+        return np.where((start <= position) & (stop > position), -np.inf, needed)
+
+    def _span(self, blocks: I64, epoch: int) -> tuple[I64, I64]:
+        """First and last-plus-one position of the window of an epoch that holds each block."""
+        total, window = -(-self.count // self.block), self.window * self.block
+        lack = total * self.block - self.count
+        order = key(self.seed, epoch, _BLOCKS)
+        w = unpermute(blocks, total, order).astype(np.int64) // self.window
+        short = int(unpermute(total - 1, total, order)[0]) // self.window
+        start = w * window - np.where(w > short, lack, 0)
+        stop = np.minimum((w + 1) * window - np.where(w >= short, lack, 0), self.count)
+        return epoch * self.count + start, epoch * self.count + stop
+
     def _global(self, epochs: I64, index: I64) -> I64:
         known, which = np.unique(epochs, return_inverse=True)
         return permute(index, self.count, key(self.seed, known, _GLOBAL)[which]).astype(np.int64)
@@ -94,6 +121,49 @@ class Order:
         )  # few slots, many samples
         epoch, slot = np.divmod(asked, blocks)
         return permute(slot, blocks, order[epoch]).astype(np.int64)[back] * self.block + row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Several data sets in one run: which of them a position takes from, and which of its own positions.
+
+    Of every `block` positions in a row each source has an exact quota, its weight's share, in an order of
+    that block's own. Any position costs the same, and each source's positions are used once and in turn, block
+    by block, so `Order` says which of its samples they are.
+    """
+
+    weights: tuple[float, ...]
+    seed: int
+    block: int = 1000
+
+    def __post_init__(self) -> None:
+        if not self.weights or not all(0 < w < np.inf for w in self.weights):
+            raise UserError(f"weights={self.weights}: give each source a positive weight")
+        if min(self.quotas) < 1:
+            raise UserError(
+                f"weights={self.weights}: in a block of {self.block} the least gets nothing; give a larger "
+                "block, or leave it out"
+            )
+
+    @property
+    def quotas(self) -> tuple[int, ...]:
+        """Positions of each source in a block; the largest remainders make them sum to it."""
+        exact = np.array(self.weights) / sum(self.weights) * self.block
+        quotas = np.floor(exact).astype(np.int64)
+        most = np.argsort(quotas - exact, kind="stable")[: self.block - quotas.sum()]
+        quotas[most] += 1
+        return tuple(quotas.tolist())
+
+    def at(self, positions: ArrayLike) -> tuple[I64, I64]:
+        """Source of each of `positions` (any shape, not negative), and the position within that source."""
+        blocks, within = np.divmod(np.asarray(positions, dtype=np.int64), self.block)
+        known, which = np.unique(blocks.ravel(), return_inverse=True)
+        keys = key(self.seed, known, _MIXED)[which.reshape(blocks.shape)]
+        drawn = permute(within, self.block, keys).astype(np.int64)
+        ends = np.cumsum(self.quotas)
+        source = np.searchsorted(ends, drawn, side="right")
+        quota = np.array(self.quotas)[source]
+        return source, blocks * quota + drawn - (ends[source] - quota)
 
 
 def permute(index: ArrayLike, count: ArrayLike, key: ArrayLike) -> U64:

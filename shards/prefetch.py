@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -52,12 +52,14 @@ class _Buffer(Generic[T]):
         self._changed = threading.Condition()
 
     def fill(self, items: Iterator[T]) -> None:
-        """The thread's whole work."""
+        """The thread's whole work. A generator is closed at its end, and with it what it holds."""
         error: BaseException = StopIteration()
         try:
             for item in items:
                 if not self._put(item):
-                    return
+                    break
+            if isinstance(items, Generator):
+                items.close()
         except BaseException as raised:  # noqa: BLE001 - the consumer raises it; else it would wait for ever
             error = raised
         with self._changed:

@@ -1,130 +1,206 @@
-"""Samples by ordinal, out of a folder's tars or from S3, every block verified once per process.
+"""Samples by ordinal: blocks are announced before they are needed, read by a few threads, and gathered by one.
 
-On a file system a tar is mapped: payloads lie on page boundaries, ranks of a node share the page
-cache, and one sample costs one page or two. From S3 a block is fetched by one range and kept in
-memory while it is recent, a window's worth. Either way its xxh3 is compared when first read.
+Who knows what comes announces it by `want`; the blocks are then on their way, neighbours in one range, while
+earlier ones are used. A block is at hand as long as an announced batch needs it. One that is damaged
+ends the reading, or is replaced by the next block that is sound, row by row: a rule that gives every rank and
+every restart the same sample in its place, since rows were shuffled before they were cut into blocks.
 """
 
 from __future__ import annotations
 
+import logging
+import resource
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, get_args
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from shards import storage
-from shards.errors import DamagedError
+from shards.blocks import Arrays, Blocks
+from shards.cache import Cache
+from shards.errors import DamagedError, UserError
 from shards.manifest import Manifest
 from shards.order import WINDOW
 
-Arrays = dict[str, NDArray[np.generic]]
-T = TypeVar("T")
+OnDamage = Literal["fail", "substitute"]
 
-MAPS = 1024  # tars mapped at once; a process may hold 65,530 mappings
+THREADS = 4  # that read; a store gives each stream a part of what the network can do
 VIEWS = 65_536  # blocks of mapped tars kept at hand; a view costs a hundred bytes or two
-FETCHED = 2 * WINDOW  # blocks from S3 kept in memory: the window being read, and the one before
+_KEPT = 128 << 20  # bytes of fetched blocks kept after use, for those who ask at random
+DAMAGED = 0.01  # share of all samples that may be substituted before reading ends after all
+
+_log = logging.getLogger("shards")
 
 
 class Reader:
-    """Gathers samples of one manifest. Not thread-safe: one thread owns it."""
+    """Gathers samples of one manifest. Not thread-safe: one thread owns it; `close` it."""
 
     def __init__(
-        self, root: storage.Url, manifest: Manifest, *, mapped: bool | None = None
+        self,
+        root: storage.Url,
+        manifest: Manifest,
+        *,
+        mapped: bool | None = None,
+        cache: Cache | None = None,
+        needed: Callable[[NDArray[np.int64], int], NDArray[np.float64]] | None = None,
+        threads: int = THREADS,
+        on_damage: OnDamage = "fail",
+        damaged: float = DAMAGED,
     ) -> None:
-        """`mapped`: map tars, or fetch blocks; None maps what is on a file system."""
-        self._root, self._manifest = root, manifest
-        self._starts = np.concatenate([[0], np.cumsum(manifest.blocks["rows"], dtype=np.int64)])
-        self._verified = np.zeros(len(manifest.blocks), dtype=bool)
+        """`mapped`: map tars, or fetch ranges; None maps what is on a file system, which no cache improves.
+        `needed`: `Order.next_need`, by which a cache makes room; without it the oldest goes first.
+        """
+        if on_damage not in get_args(OnDamage):
+            raise UserError(f"on_damage={on_damage!r}: give 'fail' or 'substitute'")
+        if threads < 1:
+            raise UserError(f"threads={threads}: give at least 1")
         if mapped is None:
             mapped = not storage.is_remote(root)
-        self._blocks = Recent(VIEWS, self._view) if mapped else Recent(FETCHED, self._fetch)
-        self._maps = Recent(MAPS, self._map)
+        self._manifest, self._on_damage, self._bound = manifest, on_damage, damaged
+        self.position = 0  # that is being gathered; its owner moves it on
+        at = (lambda blocks: needed(blocks, self.position)) if needed is not None else _unknown
+        self.blocks = Blocks(root, manifest, mapped=mapped, cache=cache, needed=at)
+        self._starts = np.concatenate([[0], np.cumsum(manifest.blocks["rows"], dtype=np.int64)])
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shards-io")
+        self._wanted: dict[int, int] = {}  # announced batches that need a block
+        self._coming: dict[int, Future[dict[int, Arrays | DamagedError]]] = {}
+        self._held: dict[int, Arrays | DamagedError] = {}
+        self._idle: OrderedDict[int, Arrays | DamagedError] = OrderedDict()
+        fetched = self.blocks_in(_KEPT, most=WINDOW)
+        self._idle_most = VIEWS if mapped else fetched if cache is None else _mappings()
+        self._instead: dict[int, tuple[int, Arrays]] = {}  # of damaged blocks: a sound one
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Ranges `fetched`, their `bytes`, blocks `cached`, and those asked for `again`."""
+        return {n: self.blocks.counts[n] for n in ("fetched", "bytes", "cached", "again")}
+
+    def blocks_in(self, size: int, *, most: int) -> int:
+        """How many blocks this many bytes hold, at least 1 and at most `most`."""
+        sample = sum(f.sample_bytes for f in self._manifest.fields)
+        return min(most, max(1, size // (sample * self._manifest.block)))
+
+    @property
+    def announced(self) -> int:
+        """Blocks that announced batches need."""
+        return len(self._wanted)
+
+    def want(self, *batches: NDArray[np.int64]) -> None:
+        """Announces the batches that `take` will be asked for next after those announced before."""
+        fresh = dict[int, None]()
+        for block in (b for ordinals in batches for b in self._unique(ordinals)):
+            self._wanted[block] = self._wanted.get(block, 0) + 1
+            if block in self._idle:
+                self._held[block] = self._idle.pop(block)
+            elif block not in self._held and block not in self._coming:
+                fresh[block] = None
+        for run in self.blocks.runs([*fresh]):
+            if self.blocks.known(run[0]):
+                self._held |= self.blocks.read(run)
+            else:
+                future = self._pool.submit(self.blocks.read, run)
+                self._coming |= dict.fromkeys(run, future)
 
     def gather(self, ordinals: NDArray[np.int64]) -> Arrays:
-        """Fields of the samples at `ordinals` (n,): `x` (n, C, H, W), `y` (n,) if any, `key` (n,) str.
+        """The samples at any `ordinals` (n,), announced or not: `take` for those who plan nothing."""
+        self.want(ordinals)
+        return self.take(ordinals)[0]
+
+    def take(self, ordinals: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.bool_]]:
+        """The samples of the batch announced first, and which of them stand in for damaged ones.
+
+        `x` (n, C, H, W), `y` (n,) if any, `key` (n,) str, `ordinal` (n,) int64: of the sample that is
+        there, which for a damaged one is another than was asked for.
 
         Raises:
-            DamagedError: a tar or a block is not what was written.
+            DamagedError: a tar or a block is not what was written, and this may not be, or no longer.
         """
         blocks = np.searchsorted(self._starts, ordinals, side="right") - 1
         rows = ordinals - self._starts[blocks]
-        found = {
+        found: dict[str, NDArray[Any]] = {
             f.name: np.empty((len(ordinals), *f.shape), dtype=f.dtype)
             for f in self._manifest.fields
         }
+        given, stands_in = ordinals.copy(), np.zeros(len(ordinals), dtype=bool)
         by_block = np.argsort(blocks, kind="stable")
         cuts = np.flatnonzero(np.diff(blocks[by_block])) + 1
         for here in np.split(by_block, cuts):
-            if here.size:
-                for name, values in self._blocks[int(blocks[here[0]])].items():
-                    found[name][here] = values[rows[here]]
+            if not here.size:
+                continue
+            block, row = int(blocks[here[0]]), rows[here]
+            arrays = self._block(block)
+            if isinstance(arrays, DamagedError):
+                other, arrays = self._substitute(block, arrays)
+                row = row % self._manifest.blocks["rows"][other]
+                given[here] = self._starts[other] + row
+                stands_in[here] = True
+            for name, values in arrays.items():
+                found[name][here] = values[row]
+        self._release(self._unique(ordinals))
         found["key"] = np.char.decode(found.pop("id"), "utf-8")
-        return found
+        return {**found, "ordinal": given}, stands_in
 
-    def _view(self, block: int) -> Arrays:
-        """A block's payloads where they lie in the mapped tar."""
-        row = self._manifest.blocks[block]
-        return self._payloads(block, self._maps[int(row["shard"])], 0)
+    def close(self) -> None:
+        """Ends the threads, at the latest when the reads they are in return."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _fetch(self, block: int) -> Arrays:
-        """A block's payloads by one range read, from its first payload's start to its last's end."""
-        row = self._manifest.blocks[block]
-        start, stop = int(row["offset"].min()), int((row["offset"] + row["bytes"]).max())
-        url = self._url(int(row["shard"]))
-        try:
-            data = storage.read_range(url, start, stop)
-        except FileNotFoundError:
-            raise DamagedError(f"{url} is missing, but the manifest names it") from None
-        return self._payloads(block, np.frombuffer(data, dtype=np.uint8), start)
+    def _unique(self, ordinals: NDArray[np.int64]) -> list[int]:
+        """Blocks in the order in which they are needed."""
+        blocks = np.searchsorted(self._starts, ordinals, side="right") - 1
+        return list(dict.fromkeys(blocks.tolist()))
 
-    def _map(self, shard: int) -> NDArray[np.uint8]:
-        url, expected = self._url(shard), self._manifest.shards[shard].bytes
-        try:
-            found = storage.size(url)
-        except FileNotFoundError:
-            raise DamagedError(f"{url} is missing, but the manifest names it") from None
-        if found != expected:  # a mapping that is longer than its file would end the process
-            raise DamagedError(f"{url} has {found:,} bytes, its manifest promises {expected:,}")
-        return np.memmap(url, dtype=np.uint8, mode="r")
+    def _block(self, block: int) -> Arrays | DamagedError:
+        if block in self._coming:
+            for number, value in self._coming[block].result().items():
+                self._coming.pop(number, None)
+                self._held[number] = value
+        return self._held[block]
 
-    def _payloads(self, block: int, data: NDArray[np.uint8], start: int) -> Arrays:
-        row, found = self._manifest.blocks[block], {}
-        for column, f in enumerate(self._manifest.fields):
-            first = int(row["offset"][column]) - start
-            payload = data[first : first + int(row["bytes"][column])]
-            if not self._verified[block]:
-                self._check(block, column, payload)
-            found[f.name] = payload.view(f.dtype).reshape(int(row["rows"]), *f.shape)
-        self._verified[block] = True
-        return found
+    def _release(self, blocks: list[int]) -> None:
+        for block in blocks:
+            self._wanted[block] -= 1
+            if not self._wanted[block]:
+                del self._wanted[block]
+                self._idle[block] = self._held.pop(block)
+        while len(self._idle) > self._idle_most:
+            self._idle.popitem(last=False)
 
-    def _check(self, block: int, column: int, payload: NDArray[np.uint8]) -> None:
-        row, field = self._manifest.blocks[block], self._manifest.fields[column]
-        if xxhash.xxh3_128_digest(payload.data) != row["xxh3"][column].tobytes():
+    def _substitute(self, block: int, error: DamagedError) -> tuple[int, Arrays]:
+        """The next sound block after a damaged one, and its payloads."""
+        if self._on_damage == "fail":
+            raise error
+        if block not in self._instead:
+            self._admit(block, error)
+            self._instead[block] = self._next_sound(block, error)
+        return self._instead[block]
+
+    def _admit(self, block: int, error: DamagedError) -> None:
+        rows = self._manifest.blocks["rows"]
+        lost = int(rows[[block, *self._instead]].sum())
+        if lost > self._bound * self._manifest.count:
             raise DamagedError(
-                f"{self._url(int(row['shard']))}: {field.name} of block {block}, "
-                f"{int(row['bytes'][column]):,} bytes at {int(row['offset'][column]):,}, does not have "
-                f"its xxh3: run `python -m tools.shards verify {self._root}`"
-            )
+                f"{error}; with it {lost:,} of {self._manifest.count:,} samples are damaged, more than the "
+                f"share of {self._bound:g} that may be substituted"
+            ) from error
+        _log.warning("%s; others stand in for its %d samples", error, rows[block])
 
-    def _url(self, shard: int) -> str:
-        return storage.join(self._root, self._manifest.shards[shard].name)
+    def _next_sound(self, block: int, error: DamagedError) -> tuple[int, Arrays]:
+        total = len(self._manifest.blocks)
+        for other in ((block + k) % total for k in range(1, total)):
+            found = self.blocks.read([other])[other]
+            if not isinstance(found, DamagedError):
+                return other, found
+        raise error
 
 
-class Recent(Generic[T]):
-    """The `capacity` values asked for last, by number; others are loaded again."""
+def _unknown(blocks: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.zeros(len(blocks))
 
-    def __init__(self, capacity: int, load: Callable[[int], T]) -> None:
-        self._capacity, self._load = capacity, load
-        self._held: OrderedDict[int, T] = OrderedDict()
 
-    def __getitem__(self, number: int) -> T:
-        if number not in self._held:
-            while len(self._held) >= self._capacity:
-                self._held.popitem(last=False)
-            self._held[number] = self._load(number)
-        self._held.move_to_end(number)
-        return self._held[number]
+def _mappings() -> int:
+    """Blocks of a cache mapped at once: each holds a file open, and the process needs others."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(64, min(soft // 4, 16_384))

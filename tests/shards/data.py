@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards import manifest as manifests
 from shards import writer
 from shards.manifest import Header, Manifest
 from shards.source import ArraySource
@@ -46,3 +47,10 @@ def flip(path: Path, at: int) -> None:
 def names(folder: Path) -> list[str]:
     """Sorted names in a folder, hidden ones included."""
     return sorted(p.name for p in folder.iterdir())
+
+
+def payload(root: Path, block: int, field: str) -> tuple[Path, int]:
+    """The tar that holds a field of a block, and at which byte."""
+    manifest = manifests.load(root)
+    row = manifest.blocks[block]
+    return root / manifest.shards[row["shard"]].name, int(row["offset"][manifest.column(field)])

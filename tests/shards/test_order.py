@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import UserError
-from shards.order import Order, key, mix, permute, unpermute
+from shards.order import Mixture, Order, key, mix, permute, unpermute
 
 MODES = st.sampled_from(["window", "global"])
 
 GOLDEN_KEY = 9812528628958509896
+GOLDEN_SOURCE = [0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 0, 0]
+GOLDEN_WITHIN = [4, 2, 0, 0, 3, 5, 1, 1, 6, 9, 2, 11, 7, 8, 3, 10, 4, 15, 13, 12, 5, 17, 14, 16]
 GOLDEN = {
     ("window", 1_797, 0): [1014, 91, 1169, 1738, 304, 1072],
     ("window", 1_797, 1_794): [1677, 395, 1010, 831, 407, 391],
@@ -99,6 +101,76 @@ def test_a_window_needs_only_its_blocks(count: int, seed: int, window: int) -> N
         assert not finished & set(held)
         finished |= set(held)
         start += size
+
+
+@settings(deadline=None)
+@given(
+    count=st.integers(1, 600),
+    seed=st.integers(0, 99),
+    window=st.integers(1, 5),
+    position=st.integers(0, 2000),
+)
+def test_next_need_is_the_next_window_that_holds_the_block(
+    count: int, seed: int, window: int, position: int
+) -> None:
+    order = Order(count=count, seed=seed, block=16, window=window)
+    blocks = -(-count // 16)
+    found = order.next_need(np.arange(blocks), position)
+    epoch = position // count
+    ahead = order.ordinals(np.arange(epoch * count, (epoch + 2) * count)) // 16
+    for block in range(blocks):
+        uses = epoch * count + np.flatnonzero(ahead == block)
+        inside = position < (epoch + 1) * count and found[block] == -np.inf
+        if inside:  # its window has begun and has not ended
+            assert uses.min() < position + window * 16 and uses[uses < (epoch + 1) * count].size
+        else:
+            later = uses[uses >= position]
+            assert position <= found[block] <= later.min() < found[block] + window * 16
+            assert not ((uses >= position) & (uses < found[block])).any()
+    assert (found == -np.inf).sum() <= window
+    assert np.isin(ahead[position - epoch * count], np.flatnonzero(found == -np.inf))
+
+
+def test_all_of_a_global_order_is_needed_all_the_time() -> None:
+    order = Order(count=1000, seed=0, mode="global", block=16)
+    assert (order.next_need(np.arange(5), 123) == -np.inf).all()
+
+
+@settings(deadline=None)
+@given(
+    weights=st.lists(st.floats(0.05, 50), min_size=1, max_size=6),
+    seed=st.integers(0, 2**63),
+    block=st.integers(0, 10**9),
+)
+def test_each_block_of_a_mixture_has_exact_quotas_and_uses_each_position_once(
+    weights: list[float], seed: int, block: int
+) -> None:
+    mixture = Mixture(weights=tuple(weights), seed=seed, block=5000)
+    assert sum(mixture.quotas) == 5000
+    exact = np.array(weights) / sum(weights) * 5000
+    assert (np.abs(np.array(mixture.quotas) - exact) < 1).all()
+    source, within = mixture.at(np.arange(block * 5000, (block + 1) * 5000))
+    for i, quota in enumerate(mixture.quotas):
+        assert np.sort(within[source == i]).tolist() == [*range(block * quota, (block + 1) * quota)]
+
+
+def test_a_mixture_is_the_same_however_it_is_asked_and_for_ever() -> None:
+    mixture = Mixture(weights=(3.0, 1.0), seed=20, block=8)
+    source, within = mixture.at(np.arange(24))
+    for p in (0, 7, 8, 23):
+        assert mixture.at(p) == (source[p], within[p])
+    assert mixture.quotas == (6, 2)
+    assert source.tolist() == GOLDEN_SOURCE and within.tolist() == GOLDEN_WITHIN
+    far = mixture.at(10**15 + np.arange(8))
+    assert np.bincount(far[0]).tolist() == [6, 2]
+
+
+@pytest.mark.parametrize("weights", [(), (1.0, 0.0), (1.0, -1.0), (1.0, float("nan"))])
+def test_bad_weights_are_named(weights: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match="weights="):
+        Mixture(weights=weights, seed=0)
+    with pytest.raises(UserError, match="gets nothing"):
+        Mixture(weights=(1.0, 1e-9), seed=0)
 
 
 def test_golden_values() -> None:

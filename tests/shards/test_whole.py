@@ -1,0 +1,199 @@
+"""Every epoch is proven whole, damage is stood in for alike everywhere, and a scan counts each sample once."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import shards
+from shards.account import Account, prove, whole
+from shards.errors import DamagedError, UserError
+from shards.order import Order
+from shards.reader import Reader
+from tests.shards.data import flip, payload, write
+
+G = 24
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole")
+    write(path, 700)
+    return path
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 24), (2, 4), (3, 8), (12, 1)])
+@pytest.mark.parametrize("start", [0, 1000, 1400])
+def test_each_epoch_ends_with_a_proof(root: Path, world: int, micro: int, start: int) -> None:
+    accounts: dict[int, list[Account]] = {}
+    for rank in range(world):
+        with shards.open(
+            root, global_batch=G, micro_batch=micro, rank=rank, world=world, seed=2, position=start
+        ) as stream:
+            while stream.account.epoch < start // 700 + 4:
+                next(stream)
+                if stream.ended is not None and stream.ended not in accounts.setdefault(rank, []):
+                    accounts[rank].append(stream.ended)
+    by_epoch = list(zip(*accounts.values(), strict=True))
+    assert len(by_epoch) == 4 and all(len({a.epoch for a in epoch}) == 1 for epoch in by_epoch)
+    assert sum(a.given for a in by_epoch[0]) == 700 - start % 700
+    for epoch in by_epoch[1:] if start % 700 else by_epoch:
+        total = prove(epoch, 700)
+        assert (total.seen, total.substituted) == (700, 0)
+        if world > 1:
+            with pytest.raises(DamagedError, match="not all of them once each"):
+                prove(epoch[1:], 700)
+
+
+@given(count=st.integers(2, 3000), data=st.data())
+def test_a_sample_in_anothers_place_is_found(count: int, data: st.DataObject) -> None:
+    ordinals = np.arange(count)
+    parts = np.array_split(ordinals, 3)
+    assert prove((Account(epoch=3).add(p, 0) for p in parts), count).given == count
+    wrong, other = data.draw(st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)))
+    ordinals[wrong] = other
+    account = Account(epoch=3).add(ordinals, 0)
+    if wrong != other:
+        with pytest.raises(DamagedError, match="epoch 3"):
+            prove([account], count)
+
+
+def test_closed_forms_hold_where_words_run_over() -> None:
+    count = 300_000
+    big = whole(0, count)
+    assert big.first == sum(range(count)) % 2**64
+    assert big.second == sum(n * n for n in range(count)) % 2**64
+    assert (
+        sum(n * n for n in range(4_000_000, 4_000_010)) % 2**64
+        == (whole(0, 4_000_010).second - whole(0, 4_000_000).second) % 2**64
+    )
+
+
+def test_a_stream_that_lost_samples_says_so_at_the_end_of_the_epoch(root: Path) -> None:
+    with shards.open(root, global_batch=G, micro_batch=12, rank=1, world=2, seed=2) as stream:
+        next(stream)
+        next(stream._ahead)  # a batch that nobody was given
+        with pytest.raises(
+            DamagedError, match=r"epoch 0: rank 1 was given 3\d\d samples, its share is"
+        ):
+            for _ in range(80):
+                next(stream)
+
+
+def test_substitutes_are_the_same_for_every_rank_and_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, 2000)  # 8 blocks, the last of 208
+    path, at = payload(tmp_path, 7, "x")
+    sound = shards.read_all(tmp_path)
+    flip(path, at)
+    path, at = payload(tmp_path, 0, "id")  # so that block 7's substitute is not its neighbour
+    flip(path, at)
+    order = Order(count=2000, seed=11)
+    options = {"global_batch": 100, "seed": 11, "on_damage": "substitute", "damaged": 0.25}
+    seen: dict[int, int] = {}
+    for world, micro, start in ((1, 100, 0), (2, 25, 700), (4, 5, 1900)):
+        for rank in range(world):
+            with shards.open(
+                tmp_path, micro_batch=micro, rank=rank, world=world, position=start, **options
+            ) as stream:
+                while stream.account.epoch < 2:
+                    batch = next(stream)
+                    for name in ("x", "y", "key"):
+                        assert np.array_equal(batch[name], sound[name][batch["ordinal"]])
+                    for p, o in zip(
+                        batch["position"].tolist(), batch["ordinal"].tolist(), strict=True
+                    ):
+                        assert seen.setdefault(p, o) == o
+                if world == 1:
+                    assert stream.ended is not None
+                    assert (stream.ended.seen, stream.ended.substituted) == (2000 - 464, 464)
+    asked = order.ordinals(np.arange(4000))
+    got = np.array([seen[p] for p in range(4000)])
+    hit = (asked // 256 == 7) | (asked // 256 == 0)
+    assert np.array_equal(got[~hit], asked[~hit])
+    assert np.array_equal(got[hit], 256 + asked[hit] % 256)  # the next sound block is 1 for both
+    assert "others stand in for its 208 samples" in caplog.text
+    assert "1,536 seen + 464 substituted = 2,000" in caplog.text
+
+
+def test_too_much_damage_ends_it_after_all(tmp_path: Path) -> None:
+    write(tmp_path, 2000)
+    for block in (2, 5):
+        flip(*payload(tmp_path, block, "y"))
+    options = {"global_batch": 100, "micro_batch": 100, "rank": 0, "world": 1, "seed": 0}
+    with (
+        shards.open(tmp_path, **options, on_damage="substitute", damaged=0.2) as stream,
+        pytest.raises(
+            DamagedError, match=r"512 of 2,000 samples are damaged, more than the share of 0.2"
+        ),
+    ):
+        for _ in range(20):
+            next(stream)
+    with pytest.raises(UserError, match="on_damage='ignore'"):
+        shards.open(tmp_path, **options, on_damage="ignore")
+    with pytest.raises(UserError, match="threads=0"):
+        shards.open(tmp_path, **options, threads=0)
+
+
+def test_a_missing_tar_can_be_stood_in_for(tmp_path: Path) -> None:
+    manifest = write(tmp_path, 2000)
+    (tmp_path / manifest.shards[1].name).unlink()
+    with shards.open(
+        tmp_path, global_batch=100, micro_batch=100, rank=0, world=1, seed=0,
+        on_damage="substitute", damaged=0.5,
+    ) as stream:  # fmt: skip
+        for _ in range(21):
+            next(stream)
+        assert stream.ended is not None and stream.ended.substituted == manifest.shards[1].count
+
+
+@pytest.mark.parametrize(
+    ("count", "micro", "world"), [(700, 8, 3), (700, 100, 7), (10, 64, 2), (96, 8, 4)]
+)
+def test_a_scan_has_the_same_steps_everywhere_and_each_sample_once(
+    tmp_path: Path, count: int, micro: int, world: int
+) -> None:
+    write(tmp_path, count)
+    everything, found, steps = shards.read_all(tmp_path), [], set()
+    for rank in range(world):
+        with shards.scan(tmp_path, micro_batch=micro, rank=rank, world=world) as scan:
+            batches = list(scan)
+        assert len(batches) == scan.steps
+        steps.add(scan.steps)
+        for batch in batches:
+            assert batch["x"].shape[0] == micro and batch["mask"].shape == (micro,)
+            assert np.array_equal(batch["key"], everything["key"][batch["ordinal"]])
+            found += batch["ordinal"][batch["mask"]].tolist()
+    assert steps == {-(-count // (micro * world))} and sorted(found) == list(range(count))
+
+
+def test_neighbours_come_by_one_range_and_no_byte_twice(tmp_path: Path) -> None:
+    manifest = write(tmp_path, 3000, shard_bytes=80_000)  # four blocks in a tar, twelve in all
+    with closing(Reader(tmp_path, manifest, mapped=False)) as reader:
+        reader.gather(np.arange(3000))
+        payload = int(manifest.blocks["bytes"].sum())
+        assert reader.counts["fetched"] == len(manifest.shards) == 3
+        assert payload < reader.counts["bytes"] < payload + 12 * 8192
+        reader.gather(np.arange(3000))  # still at hand
+        assert reader.counts["fetched"] == 3
+    with closing(Reader(tmp_path, manifest, mapped=False)) as reader:
+        reader.gather(np.array([10, 600, 700, 2999]))  # blocks 0, 2, 2 and 11
+        assert reader.counts["fetched"] == 3
+
+
+def test_one_damaged_block_of_a_range_does_not_spoil_its_neighbours(tmp_path: Path) -> None:
+    manifest = write(tmp_path, 1000, shard_bytes=80_000)
+    flip(*payload(tmp_path, 1, "x"))
+    with closing(
+        Reader(tmp_path, manifest, mapped=False, on_damage="substitute", damaged=0.3)
+    ) as r:
+        r.want(np.arange(1000))
+        batch, stands_in = r.take(np.arange(1000))
+    assert np.flatnonzero(stands_in).tolist() == [*range(256, 512)]
+    assert np.array_equal(batch["ordinal"][256:512], np.arange(512, 768))
