@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import json
@@ -250,6 +251,24 @@ def test_mistakes_are_named(
     with pytest.raises(UserError, match=words):
         atlas.main([*asked, "--out", str(notes / "none.html")])
     assert not (notes / "none.html").exists()
+
+
+def test_the_annotation_must_be_the_one_that_the_run_was_told(
+    run: Path,  # noqa: F811
+    notes: Path,
+) -> None:
+    told = sidecar.read(notes / "sure")
+    snapshot = sample.load(run / "snapshots" / "img-000000512")
+    ids = {"folder": str(told.folder), "kind": "id", "sha256": told.sha256}
+    snapshot = replace(snapshot, guidance={**snapshot.guidance, "sidecars": {"ids": ids}})
+    for asked in (None, str(told.folder)):
+        options = argparse.Namespace(sidecar=asked)
+        assert atlas.annotation(snapshot, options) == told
+    rows = np.zeros(1797, dtype=np.int32)
+    facts = {"manifest": told.manifest, "provenance": {"saw_labels": False}}
+    sidecar.write(notes / "zeros", rows, kind="id", groups=6, confidence=rows / 2, **facts)
+    with pytest.raises(UserError, match="was told other groups"):
+        atlas.annotation(snapshot, argparse.Namespace(sidecar=str(notes / "zeros")))
 
 
 def test_groups_of_patches_have_no_atlas(run: Path) -> None:  # noqa: F811
