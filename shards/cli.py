@@ -15,6 +15,7 @@ from shards.errors import DamagedError, StoreError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 T = TypeVar("T")
 
@@ -62,9 +63,7 @@ def track(items: Iterable[T], total: int, doing: str) -> Iterator[T]:
             yield item
             done += 1
             if progress is None and time.monotonic() - started > PATIENCE:
-                from rich.progress import Progress
-
-                progress = Progress(console=console(stderr=True), transient=True)
+                progress = _progress()
                 task = progress.add_task(doing, total=total)
                 progress.start()
             if progress is not None and task is not None:
@@ -72,3 +71,16 @@ def track(items: Iterable[T], total: int, doing: str) -> Iterator[T]:
     finally:
         if progress is not None:
             progress.stop()
+
+
+def _progress() -> Progress:
+    """A bar with what is done, how fast, and how long it will still take."""
+    from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.3g}/s")
+
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), Rate())
+    return Progress(*columns, console=console(stderr=True), transient=True)

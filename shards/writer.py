@@ -219,18 +219,34 @@ def check_labels(keys: NDArray[np.bytes_], labels: NDArray[np.int64] | None, cla
         )
 
 
-def _existing(root: storage.Url, plan: Plan) -> Manifest | None:
-    """The manifest at `root` if it is of this plan and its tars have their sizes."""
+def held(root: storage.Url) -> Manifest | None:
+    """The manifest of the data set that lies at `root`, if one does.
+
+    Raises:
+        UserError: `root` is a file.
+    """
     if not storage.is_remote(root) and Path(root).is_file():
         raise UserError(f"{root} is a file: name a folder to write the shards to")
     if not storage.exists(storage.join(root, manifests.LATEST)):
         return None
-    found = manifests.load(root)
+    return manifests.load(root)
+
+
+def another(root: storage.Url, found: Manifest) -> UserError:
+    """The refusal to write over a data set."""
+    return UserError(
+        f"{root} holds another data set ({found.source['name']}, {found.count:,} samples, "
+        f"manifest {found.hash[:12]}): choose another folder, or delete it first"
+    )
+
+
+def _existing(root: storage.Url, plan: Plan) -> Manifest | None:
+    """The manifest at `root` if it is of this plan and its tars have their sizes."""
+    found = held(root)
+    if found is None:
+        return None
     if found.plan != plan.hash:
-        raise UserError(
-            f"{root} holds another data set ({found.source['name']}, {found.count:,} samples, "
-            f"manifest {found.hash[:12]}): choose another folder, or delete it first"
-        )
+        raise another(root, found)
     urls = [(storage.join(root, s.name), s.bytes) for s in found.shards]
     return found if all(_whole(url, expected) for url, expected in urls) else None
 

@@ -15,7 +15,7 @@ from shards import writer
 from shards.errors import UserError
 from shards.manifest import Header
 from shards.source import ArraySource
-from tools.shards.make import digits_source
+from shards.sources.made import digits_source
 
 # what the first writer, which knew one shift and one scale only, put into manifests
 OF_BEFORE = {"kind": "image", "shift": 8.0, "scale": 0.125, "encoder": None, "encoder_sha256": None}

@@ -1,134 +1,309 @@
-"""Write a data set as WebDataset shards. Where the same one lies already in full, nothing is written."""
+"""Write a data set as WebDataset shards, from files of any usual kind.
+
+Every input is read and decoded once before the first shard, so that bad ones are known: they go to
+skipped.jsonl with their reason, and are an error beyond --max-skipped. Images are decoded by Pillow (RGB, alpha
+dropped, EXIF orientation not applied). --size N halves an image by a box filter while its short side is at least
+2N, brings it to N by a bicubic one and crops it about its centre (Dhariwal and Nichol 2021). Pixels are stored as
+uint8, and a model sees (x - 127.5) / 127.5.
+
+A killed make goes on when the same command is given again; where all is there, nothing is written.
+Many nodes may write one data set together, and need not wait for each other:
+  srun sh -c 'python -m tools.shards make ... --rank $SLURM_PROCID --world $SLURM_NTASKS'
+
+examples:
+  python -m tools.shards make folder imagenet/train --size 256 --workers 16 --out s3://data/in1k-256
+  python -m tools.shards make cifar cifar-10-python.tar.gz --out data/cifar10
+  python -m tools.shards make tars laion/ --size 64 --max-skipped 1% --dedupe --out data/laion64
+  python -m tools.shards make digits --out data/digits
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from shards import manifest as manifests
-from shards import writer
+from shards import cli, storage, writer
 from shards.errors import UserError
-from shards.manifest import Header
-from shards.source import ArraySource, Source, encode_keys
+from shards.manifest import Header, Manifest
+from shards.source import Source
+from shards.sources import arrays, folders, tables, tars
+from shards.sources.listing import Listing, Picture
+from shards.sources.made import LATENT_SCALE, SyntheticSource, digits_source
+from shards.sources.scan import SKIPPED, Seen, Threshold, scan
 from tools.shards import report
 
-LATENT_SCALE = 0.18215  # of the Stable Diffusion f8 autoencoder (Rombach et al. 2022)
+if TYPE_CHECKING:
+    from rich.table import Table
+
 HELP = "write a data set"
+PIXELS = Header(kind="image", shift=127.5, scale=1 / 127.5)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    target = argparse.ArgumentParser(add_help=False)
-    target.add_argument(
-        "--out", required=True, metavar="DIR", help="folder or s3:// prefix to write"
-    )
-    target.add_argument("--seed", type=int, default=0, help="of the shuffle before writing (0)")
-    target.add_argument("--shard-mb", type=float, default=128, help="MiB in a shard, about (128)")
-    target.add_argument("--json", action="store_true", help="print one JSON object")
-
-    sources = parser.add_subparsers(required=True, metavar="SOURCE")
-    digits = sources.add_parser(
-        "digits",
-        parents=[target],
-        help="scikit-learn's 1,797 scans of handwritten digits, 1 x 8 x 8",
-    )
-    digits.set_defaults(make=lambda args: _make(args, *digits_source()))
-    synthetic = sources.add_parser(
-        "synthetic", parents=[target], help="Gaussian noise in the shape of latents, for tests"
-    )
+    kinds = parser.add_subparsers(required=True, metavar="SOURCE", dest="kind")
+    _add_pictures(kinds)
+    _add_arrays(kinds)
+    _kind(kinds, "digits", "scikit-learn's 1,797 scans of handwritten digits, 1 x 8 x 8", _digits)
+    synthetic = _kind(kinds, "synthetic", "Gaussian noise in the shape of latents", _synthetic)
     synthetic.add_argument("--count", type=int, default=1024, help="samples (1024)")
     synthetic.add_argument(
         "--shape", type=int, nargs=3, default=(4, 32, 32), metavar=("C", "H", "W")
     )
-    synthetic.add_argument(
-        "--classes", type=int, default=1000, help="classes; 0 for no labels (1000)"
-    )
+    synthetic.add_argument("--classes", type=int, default=1000, help="0 for no labels (1000)")
     synthetic.add_argument("--dtype", choices=("float16", "float32"), default="float16")
-    synthetic.set_defaults(make=_make_synthetic)
+
+
+def _add_pictures(kinds: Any) -> None:
+    """Sources of encoded images."""
+    made = {
+        "folder": ("images in one folder a class (ImageFolder), or in one folder", _folder),
+        "tars": ("WebDataset tars, such as img2dataset's", _tars),
+        "parquet": ("parquet files with a column of images", _parquet),
+        "dataset": ("a data set that Hugging Face's save_to_disk wrote", _dataset),
+        "lsun": ("an LSUN category's LMDB", _lsun),
+        "voc": ("a year of Pascal VOC", _voc),
+        "coco": ("a COCO folder: annotations/ beside train2017/, val2017/", _coco),
+    }
+    parsers = {name: _kind(kinds, name, text, make) for name, (text, make) in made.items()}
+    for name, parser in parsers.items():
+        several = name in ("tars", "parquet")
+        parser.add_argument("paths" if several else "path", nargs="+" if several else None)
+        parser.add_argument(
+            "--size", type=int, help="pixels a side; without it images stay as they are"
+        )
+        parser.add_argument("--channels", type=int, default=3, help="3 RGB, 1 grey (3)")
+    for name in ("tars", "parquet", "dataset"):
+        field = "extension" if name == "tars" else "column"
+        parsers[name].add_argument("--image", help=f"{field} of the image, where it is not plain")
+        parsers[name].add_argument("--label", help=f"{field} of the label (cls, json:field, label)")
+    for name in ("parquet", "dataset"):
+        parsers[name].add_argument("--key", help="column of keys; without it they are row numbers")
+    parsers["tars"].add_argument(
+        "--prefix-keys", action="store_true", help="put each tar's name before its keys"
+    )
+    parsers["dataset"].add_argument("--split", help="of a saved DatasetDict")
+    parsers["voc"].add_argument("--split", default="trainval", help="(trainval)")
+    parsers["coco"].add_argument("--split", default="train2017", help="(train2017)")
+
+
+def _add_arrays(kinds: Any) -> None:
+    """Sources whose samples are arrays."""
+    archive = _kind(
+        kinds, "cifar", "CIFAR-10 or CIFAR-100, the published tar.gz for Python", _cifar
+    )
+    archive.add_argument("path")
+    archive.add_argument("--split", default="train", choices=("train", "test"), help="(train)")
+    numpy = _kind(
+        kinds, "numpy", "a .npy or .npz of images or latents, (N, C, H, W) or (N, H, W, C)", _numpy
+    )
+    numpy.add_argument("path")
+    numpy.add_argument("--x", help="array of a .npz; its first one")
+    numpy.add_argument("--y", help="array of labels of a .npz; none")
+    numpy.add_argument("--layout", choices=("nchw", "nhwc"), help="where uint8 leaves it open")
+    numpy.add_argument("--encoder", help="the values are latents, and this is what encoded them")
+    numpy.add_argument(
+        "--scale", type=float, default=1.0, help="of latents: (x - shift) * scale (1)"
+    )
+    numpy.add_argument("--shift", type=float, default=0.0, help="(0)")
+
+
+def _kind(
+    kinds: Any, name: str, text: str, make: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(name, help=text, description=text)
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder or s3:// prefix to write"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle before writing (0)")
+    parser.add_argument("--shard-mb", type=float, default=128, help="MiB in a shard, about (128)")
+    parser.add_argument("--workers", type=int, default=1, help="processes here (1)")
+    parser.add_argument("--rank", type=int, default=0, help="of this call among --world (0)")
+    parser.add_argument("--world", type=int, default=1, help="calls that write together (1)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    if name not in ("digits", "synthetic"):
+        parser.add_argument(
+            "--dedupe",
+            action="store_true",
+            help="leave out inputs of the same bytes as an earlier one",
+        )
+        parser.add_argument(
+            "--max-skipped", default="0", metavar="N|P%", help="bad inputs to put up with (0)"
+        )
+    parser.set_defaults(make=make)
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
+    if not options.shard_mb > 0:
+        raise UserError(f"--shard-mb {options.shard_mb}: give more than 0")
+    options.started = time.monotonic()
     return options.make(options)
 
 
-def digits_source() -> tuple[Source, Header]:
-    """The scans as uint8 grey levels 0 to 16; a model sees (x - 8) / 8, in [-1, 1]."""
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    x = found.images.astype(np.uint8)[:, None]
-    source = ArraySource.of("digits", x, labels=found.target, classes=10)
-    return source, Header(kind="image", shift=8.0, scale=0.125)
+def _picture(options: argparse.Namespace) -> Picture:
+    return Picture(size=options.size, channels=options.channels)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SyntheticSource:
-    """Latents that are Gaussian noise, each a function of (seed, row): any count, no memory."""
-
-    count: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    classes: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return "synthetic"
-
-    @property
-    def fingerprint(self) -> str:
-        return manifests.digest({**asdict(self), "dtype": self.dtype.str, "shape": [*self.shape]})
-
-    @property
-    def keys(self) -> NDArray[np.bytes_]:
-        return encode_keys([f"{row:08d}" for row in range(self.count)])
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        return np.arange(self.count) % self.classes if self.classes else None
-
-    def images(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
-        noise = [
-            np.random.Generator(np.random.Philox(key=[self.seed, row])).standard_normal(self.shape)
-            for row in rows.tolist()
-        ]
-        return (np.stack(noise) / LATENT_SCALE).astype(self.dtype)
+def _folder(options: argparse.Namespace) -> int:
+    return _list(options, folders.image_folder(options.path, _picture(options)))
 
 
-def _make_synthetic(args: argparse.Namespace) -> int:
-    for name, least in (("count", 1), ("classes", 0), ("seed", 0)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name} {getattr(args, name)}: give at least {least}")
-    if min(args.shape) < 1:
-        raise UserError(f"--shape {' '.join(map(str, args.shape))}: each must be at least 1")
-    source = SyntheticSource(
-        count=args.count,
-        shape=tuple(args.shape),
-        dtype=np.dtype(args.dtype),
-        classes=args.classes,
-        seed=args.seed,
+def _voc(options: argparse.Namespace) -> int:
+    return _list(options, folders.voc(options.path, options.split, _picture(options)))
+
+
+def _coco(options: argparse.Namespace) -> int:
+    return _list(options, folders.coco(options.path, options.split, _picture(options)))
+
+
+def _lsun(options: argparse.Namespace) -> int:
+    return _list(options, folders.lsun(options.path, _picture(options)))
+
+
+def _tars(options: argparse.Namespace) -> int:
+    told = {"image": options.image, "label": options.label, "prefix": options.prefix_keys}
+    return _list(options, tars.tars(options.paths, _picture(options), **told))
+
+
+def _parquet(options: argparse.Namespace) -> int:
+    told = {name: getattr(options, name) for name in ("image", "label", "key")}
+    return _list(options, tables.parquet(options.paths, _picture(options), **told))
+
+
+def _dataset(options: argparse.Namespace) -> int:
+    told = {name: getattr(options, name) for name in ("image", "label", "key", "split")}
+    return _list(options, tables.saved_dataset(options.path, _picture(options), **told))
+
+
+def _cifar(options: argparse.Namespace) -> int:
+    return _list(options, arrays.cifar(options.path, options.split))
+
+
+def _numpy(options: argparse.Namespace) -> int:
+    listing = arrays.numpy_file(
+        options.path,
+        x=options.x,
+        y=options.y,
+        channels_first=None if options.layout is None else options.layout == "nchw",
+        latents=options.encoder is not None,
     )
-    return _make(args, source, Header(kind="latent", scale=LATENT_SCALE, encoder="synthetic"))
+    if options.encoder is None:
+        return _list(options, listing)
+    header = Header(
+        kind="latent", shift=options.shift, scale=options.scale, encoder=options.encoder
+    )
+    return _list(options, listing, header)
 
 
-def _make(args: argparse.Namespace, source: Source, header: Header) -> int:
-    if not args.shard_mb > 0:
-        raise UserError(f"--shard-mb {args.shard_mb}: give more than 0")
+def _digits(options: argparse.Namespace) -> int:
+    source, header = digits_source()
+    return _write(options, source, header)
+
+
+def _synthetic(options: argparse.Namespace) -> int:
+    for name, least in (("count", 1), ("classes", 0), ("seed", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} {getattr(options, name)}: give at least {least}")
+    if min(options.shape) < 1:
+        raise UserError(f"--shape {' '.join(map(str, options.shape))}: each must be at least 1")
+    source = SyntheticSource(
+        count=options.count,
+        shape=tuple(options.shape),
+        dtype=np.dtype(options.dtype),
+        classes=options.classes,
+        seed=options.seed,
+    )
+    header = Header(kind="latent", scale=LATENT_SCALE, encoder="synthetic")
+    return _write(options, source, header)
+
+
+def _list(options: argparse.Namespace, listing: Listing, header: Header = PIXELS) -> int:
+    """Looks at what is listed, then writes what holds."""
+    source, seen = scan(
+        options.out,
+        listing,
+        dedupe=options.dedupe,
+        max_skipped=Threshold.of(options.max_skipped),
+        workers=options.workers,
+        rank=options.rank,
+        world=options.world,
+        watch=report.watch("looking at inputs"),
+    )
+    notes = {**asdict(seen), "rule": listing.decode.rule, "deduplicated": options.dedupe}
+    return _write(options, source, header, listing.class_names, notes, seen)
+
+
+def _write(
+    options: argparse.Namespace,
+    source: Source,
+    header: Header,
+    class_names: tuple[str, ...] = (),
+    notes: Mapping[str, Any] | None = None,
+    seen: Seen | None = None,
+) -> int:
+    built = _Counted()
     manifest, new = writer.write(
-        args.out,
+        options.out,
         source,
         header=header,
-        seed=args.seed,
-        shard_bytes=math.ceil(args.shard_mb * 2**20),
-        watch=report.watch("writing shards"),
+        seed=options.seed,
+        shard_bytes=math.ceil(options.shard_mb * 2**20),
+        class_names=class_names,
+        notes=notes,
+        workers=options.workers,
+        rank=options.rank,
+        world=options.world,
+        watch=built,
     )
-    if args.json:
-        print(json.dumps({"root": args.out, "written": new, **report.summary(manifest)}))
+    seconds = time.monotonic() - options.started
+    if options.json:
+        told = {"shards_built": built.count, "seconds": round(seconds, 3)}
+        inputs = {} if seen is None else {"inputs": asdict(seen)}
+        summary = report.summary(manifest)
+        print(json.dumps({"root": options.out, "written": new, **told, **inputs, **summary}))
         return 0
     said = "wrote" if new else "already there, nothing written:"
-    print(f"{said} {report.line(manifest)} in {args.out}, manifest {manifest.hash[:12]}")
+    print(f"{said} {report.line(manifest)} in {options.out}, manifest {manifest.hash[:12]}")
+    if seen is not None:
+        cli.console().print(_table(seen, manifest, built.count, seconds, options))
     return 0
+
+
+def _table(
+    seen: Seen, manifest: Manifest, built: int, seconds: float, options: argparse.Namespace
+) -> Table:
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    twins = "left out" if options.dedupe else "kept: --dedupe leaves them out"
+    where = f" (see {storage.join(options.out, SKIPPED)})" if seen.skipped else ""
+    table.add_row("inputs", f"{seen.listed:,}")
+    table.add_row("bad ones" + where, f"{seen.skipped:,}")
+    table.add_row(f"duplicates, {twins}", f"{seen.duplicates:,}")
+    table.add_row("samples", f"{manifest.count:,}")
+    if manifest.classes:
+        table.add_row("classes", f"{manifest.classes:,}")
+    table.add_row("shards built by this call", f"{built:,} of {len(manifest.shards):,}")
+    table.add_row("seconds", f"{seconds:,.1f}")
+    return table
+
+
+class _Counted:
+    """Shows shards go by, and counts those built here: others may have done some meanwhile."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, shards: Iterable[bool], total: int) -> Iterator[bool]:
+        for built in report.watch("writing shards")(shards, total):
+            self.count += built
+            yield built

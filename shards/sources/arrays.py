@@ -1,0 +1,234 @@
+"""Arrays that are samples already: .npy and .npz files, and the CIFAR archives."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import UserError
+from shards.sources.listing import Listing, Raw, file
+
+_SIDE = 32  # of a CIFAR image
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """Inputs that are rows of an array, (N, ...)."""
+
+    x: NDArray[np.generic]
+
+    def read(self, row: int) -> bytes:
+        return np.ascontiguousarray(self.x[row]).tobytes()
+
+
+@dataclass(eq=False)
+class MappedRows:
+    """The same of an array in a .npy file, or a member of a .npz; opened once a process."""
+
+    path: str
+    member: str | None
+
+    def __post_init__(self) -> None:
+        self._rows: Rows | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path, "member": self.member, "_rows": None}
+
+    def read(self, row: int) -> bytes:
+        return self.rows.read(row)
+
+    @property
+    def rows(self) -> Rows:
+        if self._rows is None:
+            self._rows = Rows(x=_array(self.path, self.member))
+        return self._rows
+
+
+def numpy_file(
+    path: str,
+    *,
+    x: str | None = None,
+    y: str | None = None,
+    channels_first: bool | None = None,
+    latents: bool = False,
+) -> Listing:
+    """Samples of a .npy, or of a .npz with `x` (default: its first array) and `y`, its labels if any.
+
+    `channels_first` tells (N, C, H, W) from (N, H, W, C); without it the axis of 1 or 3 values is taken
+    for channels of uint8, and the first one for other types.
+
+    Raises:
+        UserError: no such file or array, one that needs unpickling, not four axes, or images (not
+            `latents`) that are not uint8.
+    """
+    place = file(path, "array file")
+    if place.suffix == ".npy":
+        if x or y:
+            raise UserError(f"{path} is one array: --x and --y name arrays of a .npz")
+        member, labels = None, None
+    else:
+        names = _members(path)
+        member = x or names[0]
+        for given, asked in (("x", member), ("y", y)):
+            if asked is not None and asked not in names:
+                raise UserError(
+                    f"{given}={asked!r} is not in {path}: choose among {', '.join(names)}"
+                )
+        labels = None if y is None else _array(path, y)
+    store = MappedRows(path, member)
+    found = store.rows.x
+    if found.ndim != 4:
+        raise UserError(
+            f"{path} holds {found.shape}: samples need four axes, N and those of an image"
+        )
+    if not latents and found.dtype != np.uint8:
+        raise UserError(
+            f"{path} holds {found.dtype}: images are uint8; of latents say --encoder NAME"
+        )
+    last = _channels_last(found, path) if channels_first is None else not channels_first
+    if labels is not None and labels.ndim == 2:
+        labels = _from_one_hot(labels, path)
+    width = len(str(len(found)))
+    return Listing.of(
+        place.stem,
+        [f"{place.stem}-{row:0{width}d}" for row in range(len(found))],
+        store,
+        decode=Raw(shape=found.shape[1:], dtype=found.dtype.str, channels_last=last),
+        places=np.full(len(found), place.stat().st_size),
+        labels=labels,
+    )
+
+
+def cifar(path: str, split: str = "train") -> Listing:
+    """CIFAR-10 or -100 as published (Krizhevsky 2009): an archive of pickles, of which only arrays are let in.
+
+    Keys are `<batch>/<row>`; CIFAR-100 has its fine labels.
+
+    Raises:
+        UserError: no such archive, or not one of CIFAR's.
+    """
+    if split not in ("train", "test"):
+        raise UserError(f"split={split!r}: CIFAR has 'train' and 'test'")
+    place = file(path, "CIFAR archive")
+    try:
+        with tarfile.open(place) as archive:
+            batches = {
+                Path(member.name).name: _unpickle(archive.extractfile(member).read())  # type: ignore[union-attr]
+                for member in archive
+                if member.isfile() and _wanted(Path(member.name).name, split)
+            }
+        meta = next(batches.pop(n) for n in ("batches.meta", "meta") if n in batches)
+        names = meta["label_names"] if "label_names" in meta else meta["fine_label_names"]
+        field = "labels" if "label_names" in meta else "fine_labels"
+        ordered = sorted(batches)
+        x = np.concatenate([batches[name]["data"] for name in ordered])
+        labels = np.concatenate([batches[name][field] for name in ordered])
+        x = x.reshape(len(x), 3, _SIDE, _SIDE)
+    except (tarfile.TarError, EOFError, OSError, pickle.UnpicklingError, StopIteration) as error:
+        raise UserError(
+            f"{path} is no CIFAR archive for Python ({error}): download it again"
+        ) from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is no CIFAR archive for Python (lacks {error}): download it again"
+        ) from None
+    keys = [f"{n}/{row:05d}" for n in ordered for row in range(len(batches[n]["data"]))]
+    return Listing.of(
+        f"cifar{len(names)}-{split}",
+        keys,
+        Rows(x=x),
+        decode=Raw(shape=x.shape[1:], dtype=x.dtype.str),
+        places=np.full(len(x), place.stat().st_size),
+        labels=labels,
+        class_names=[name if isinstance(name, str) else name.decode() for name in names],
+    )
+
+
+def _wanted(name: str, split: str) -> bool:
+    if name in ("batches.meta", "meta"):
+        return True
+    return (
+        name in ("test_batch", "test")
+        if split == "test"
+        else name.startswith(("data_batch", "train"))
+    )
+
+
+class _Arrays(pickle.Unpickler):
+    """Lets in NumPy's arrays and nothing that runs: a pickle may otherwise call anything."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        made = np.empty(0).__reduce__()[0]  # NumPy 2 moved it
+        allowed = {
+            ("multiarray", "_reconstruct"): made,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            ("_codecs", "encode"): _encode_latin1,
+        }
+        found = allowed.get((module.rsplit(".", 1)[-1], name))
+        if found is None:
+            raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}, which is no array")
+        return found
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"its pickle encodes as {encoding}")
+    return text.encode("latin1")
+
+
+def _unpickle(data: bytes) -> Mapping[str, Any]:
+    # latin1: Python 2 wrote these, and its strings hold the bytes of arrays
+    found = _Arrays(io.BytesIO(data), encoding="latin1").load()
+    if not isinstance(found, dict):
+        raise pickle.UnpicklingError("its pickle is no dictionary")
+    return found
+
+
+def _members(path: str) -> list[str]:
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            names = list(found.files)
+    except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
+        raise UserError(f"{path} is no .npz file ({error}): write it with numpy.savez") from None
+    if not names:
+        raise UserError(f"{path} holds no array: write it with numpy.savez")
+    return names
+
+
+def _array(path: str, member: str | None) -> NDArray[np.generic]:
+    try:
+        if member is None:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.load(path, allow_pickle=False) as found:
+            return found[member]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as arrays of numbers ({error})") from None
+
+
+def _channels_last(x: NDArray[np.generic], path: str) -> bool:
+    if x.dtype != np.uint8:
+        return False
+    first, last = x.shape[1] in (1, 3), x.shape[-1] in (1, 3)
+    if first == last:
+        raise UserError(
+            f"{path} holds {x.shape}: say which axis is channels, --layout nchw or --layout nhwc"
+        )
+    return last
+
+
+def _from_one_hot(labels: NDArray[np.generic], path: str) -> NDArray[np.int64]:
+    if not ((labels == 0) | (labels == 1)).all() or not (labels.sum(axis=1) == 1).all():
+        raise UserError(
+            f"labels of {path} are {labels.shape}, but no one-hot rows: give one number each"
+        )
+    return labels.argmax(axis=1)

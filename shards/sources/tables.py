@@ -1,0 +1,230 @@
+"""Tables with a column of encoded images: parquet files, and data sets that `datasets` saved to disk.
+
+Both are read by pyarrow. An image is a binary value, or a struct with `bytes` as `datasets` writes it.
+Saved data sets are mapped. In parquet files the unit of reading is a row group, and shuffled rows want one
+each: files with small row groups (100 rows, as `datasets` writes images) or save_to_disk read faster.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import UserError
+from shards.sources.listing import BadInputError, Decode, Listing, expand, folder
+
+_GROUPS = 4  # row groups of a parquet file kept at hand
+
+
+class Saved:
+    """Rows of Arrow stream files, mapped; opened once a process."""
+
+    def __init__(self, paths: Sequence[str], column: str) -> None:
+        self._paths, self._column = tuple(paths), column
+        self._values: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_paths": self._paths, "_column": self._column, "_values": None}
+
+    def read(self, row: int) -> bytes:
+        if self._values is None:
+            self._values = _mapped(self._paths).column(self._column)
+        return _bytes(self._values[row].as_py())
+
+
+class Parquet:
+    """Rows of parquet files, by row group; opened once a process."""
+
+    def __init__(self, paths: Sequence[str], column: str) -> None:
+        self._paths, self._column = tuple(paths), column
+        self._files: list[Any] = []
+        self._groups: list[tuple[int, int]] = []  # (file, group) in order
+        self._starts = np.zeros(1, dtype=np.int64)
+        self._held: OrderedDict[int, Any] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Parquet, (self._paths, self._column)
+
+    def read(self, row: int) -> bytes:
+        if not self._files:
+            self._open()
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        if group not in self._held:
+            while len(self._held) >= _GROUPS:
+                self._held.popitem(last=False)
+            file, number = self._groups[group]
+            table = self._files[file].read_row_group(number, columns=[self._column])
+            self._held[group] = table.column(self._column)
+        self._held.move_to_end(group)
+        return _bytes(self._held[group][row - int(self._starts[group])].as_py())
+
+    def _open(self) -> None:
+        _, parquet = _pyarrow()
+        self._files = [parquet.ParquetFile(path) for path in self._paths]
+        rows = []
+        for number, file in enumerate(self._files):
+            for group in range(file.metadata.num_row_groups):
+                self._groups.append((number, group))
+                rows.append(file.metadata.row_group(group).num_rows)
+        self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+
+
+def parquet(
+    paths: Sequence[str],
+    decode: Decode,
+    *,
+    image: str | None = None,
+    label: str | None = None,
+    key: str | None = None,
+) -> Listing:
+    """Rows of parquet files, or of all in a folder; `image`, `label`, `key` name columns.
+
+    Defaults: the column `image`, or the only one of bytes; `label` if there is one; keys are row numbers.
+
+    Raises:
+        UserError: no such files or columns, or pyarrow is missing.
+    """
+    arrow, reader = _pyarrow()
+    files = expand(paths, ".parquet")
+    try:
+        schema = reader.read_schema(files[0])
+        wanted = _columns(schema, image, label, key)
+        others = [name for name in wanted[1:] if name]
+        tables = [reader.read_table(path, columns=others) for path in files]
+        sizes = [reader.read_metadata(path).num_rows for path in files]
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"{files[0]} and {len(files) - 1} more are no such parquet: {error}"
+        ) from None
+    held = arrow.concat_tables(tables) if others else None
+    return _listing(Path(files[0]).stem, files, sizes, schema, held, Parquet, decode, wanted)
+
+
+def saved_dataset(
+    path: str,
+    decode: Decode,
+    *,
+    split: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    key: str | None = None,
+) -> Listing:
+    """A data set, or a split of several, that Hugging Face's `save_to_disk` wrote.
+
+    Raises:
+        UserError: no such data set, split or columns, or pyarrow is missing.
+    """
+    arrow, _ = _pyarrow()
+    base = folder(path, "saved data set")
+    if (base / "dataset_dict.json").is_file():
+        splits = json.loads((base / "dataset_dict.json").read_text())["splits"]
+        if split not in splits:
+            raise UserError(f"split={split!r} is not in {path}: choose among {', '.join(splits)}")
+        base = base / str(split)
+    if not (base / "state.json").is_file():
+        raise UserError(
+            f"{path} holds no state.json: name a folder that datasets' save_to_disk wrote"
+        )
+    names = [f["filename"] for f in json.loads((base / "state.json").read_text())["_data_files"]]
+    files = [str(base / name) for name in names]
+    try:
+        table = _mapped(files)
+    except (arrow.ArrowException, OSError) as error:
+        raise UserError(f"{base} cannot be read: {error}") from None
+    wanted = _columns(table.schema, image, label, key)
+    return _listing(
+        base.resolve().name, files, [table.num_rows], table.schema, table, Saved, decode, wanted
+    )
+
+
+def _listing(
+    name: str,
+    files: Sequence[str],
+    sizes: Sequence[int],
+    schema: Any,
+    table: Any,
+    store: type[Saved] | type[Parquet],
+    decode: Decode,
+    wanted: tuple[str, str | None, str | None],
+) -> Listing:
+    image, label, key = wanted
+    rows = sum(sizes)
+    names = _class_names(schema, label) if label else ()
+    keys = (
+        [str(value) for value in table.column(key).to_pylist()]
+        if key
+        else [f"{name}-{row:0{len(str(rows))}d}" for row in range(rows)]
+    )
+    total = sum(Path(path).stat().st_size for path in files)
+    return Listing.of(
+        name,
+        keys,
+        store(files, image),
+        decode=decode,
+        places=np.full(rows, total),
+        labels=_labels(table, label) if label else None,
+        class_names=names,
+    )
+
+
+def _labels(table: Any, label: str) -> np.ndarray:
+    column = table.column(label)
+    if column.null_count:
+        raise UserError(f"label column {label!r} has {column.null_count:,} rows without a value")
+    return column.to_numpy()
+
+
+def _columns(
+    schema: Any, image: str | None, label: str | None, key: str | None
+) -> tuple[str, str | None, str | None]:
+    known = schema.names
+    for given, name in (("image", image), ("label", label), ("key", key)):
+        if name is not None and name not in known:
+            raise UserError(
+                f"{given} column {name!r} does not exist: choose among {', '.join(known)}"
+            )
+    if image is None:
+        binary = [f.name for f in schema if str(f.type) in ("binary", "large_binary")]
+        image = "image" if "image" in known else binary[0] if len(binary) == 1 else None
+    if image is None:
+        raise UserError(f"which column holds images? Give --image, one of {', '.join(known)}")
+    return image, label or ("label" if "label" in known else None), key
+
+
+def _class_names(schema: Any, label: str) -> Sequence[str]:
+    """Of a ClassLabel, where `datasets` left its features in the schema."""
+    told = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(told)["info"]["features"] if told else {}
+    return features.get(label, {}).get("names", ())
+
+
+def _bytes(value: Any) -> bytes:
+    found = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(found, bytes):
+        return found
+    where = (
+        f" but the path {value['path']!r}" if isinstance(value, dict) and value.get("path") else ""
+    )
+    raise BadInputError(f"the row holds no bytes{where}")
+
+
+def _mapped(paths: Sequence[str]) -> Any:
+    arrow, _ = _pyarrow()
+    streams = (arrow.ipc.open_stream(arrow.memory_map(path)) for path in paths)
+    return arrow.concat_tables([stream.read_all() for stream in streams])
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(
+            "tables need the package pyarrow: pip install 'selfguide[sources]'"
+        ) from None
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,287 @@
+"""Many hands, killed at any time: the bytes are those of one writer that nobody disturbed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shards
+from shards import manifest as manifests
+from shards import parallel, writer
+from shards.errors import UserError
+from shards.sources import folders
+from shards.sources.listing import Picture
+from shards.sources.scan import scan
+from shards.verify import verify
+from tests.shards import inputs
+from tests.shards.data import LATENT, source
+
+COUNT, SHARD = 2048, ("--shape", "4", "8", "8", "--shard-mb", "0.1")  # a block is a shard
+
+
+def _make(out: Path, *more: str, count: int = COUNT) -> list[str]:
+    command = [sys.executable, "-m", "tools.shards", "make", "synthetic", "--out", str(out)]
+    return [*command, "--count", str(count), *SHARD, *more]
+
+
+def _told(command: list[str]) -> dict:
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def _tree(root: Path) -> dict[str, bytes]:
+    """What a reader may see: hidden files are nobody's."""
+    paths = [p for p in sorted(root.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+    return {str(p.relative_to(root)): p.read_bytes() for p in paths}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one undisturbed process writes."""
+    root = tmp_path_factory.mktemp("whole")
+    assert _told(_make(root))["shards_built"] == COUNT // 256
+    return root
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid and fields[0] != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def _alive(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def _until(condition, what: str, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def _begun(out: Path, *more: str, count: int = COUNT) -> Iterator[subprocess.Popen[bytes]]:
+    """A writer that has finished a shard and is at work on others."""
+    making = subprocess.Popen(_make(out, *more, count=count), stderr=subprocess.PIPE)
+    try:
+        _until(lambda: list(out.glob("shards/*.json")) or making.poll() is not None, "no shard")
+        assert making.poll() is None
+        yield making
+    finally:
+        making.kill()
+        making.communicate()
+
+
+def test_killed_in_the_middle_it_goes_on_and_loses_one_shard_at_most(tmp_path: Path) -> None:
+    count = 8000
+    with _begun(tmp_path / "a", count=count) as making:
+        making.send_signal(signal.SIGKILL)
+        making.wait()
+    total = -(-count // 256)
+    tars, records = (sorted((tmp_path / "a/shards").glob(f"*.{kind}")) for kind in ("tar", "json"))
+    assert 0 < len(records) < total and len(tars) - len(records) in (0, 1)
+    kept = {path: path.stat().st_mtime_ns for path in records}
+    told = _told(_make(tmp_path / "a", count=count))
+    assert told["written"] and told["shards_built"] == total - len(records)
+    assert {path: path.stat().st_mtime_ns for path in records} == kept
+    _told(_make(tmp_path / "b", count=count))
+    assert _tree(tmp_path / "a") == _tree(tmp_path / "b")
+    assert verify(tmp_path / "a").problems == ()
+
+
+def test_workers_die_with_a_killed_parent_and_what_they_finished_counts(
+    tmp_path: Path, whole: Path
+) -> None:
+    with _begun(tmp_path, "--workers", "2") as making:
+        workers = _children(making.pid)
+        assert len(workers) >= 2
+        making.send_signal(signal.SIGKILL)
+        making.wait()
+        _until(lambda: not any(map(_alive, workers)), "workers outlived their parent", 30)
+    done = len(list(tmp_path.glob("shards/*.json")))
+    assert not (tmp_path / "LATEST").exists()
+    assert _told(_make(tmp_path))["shards_built"] == COUNT // 256 - done
+    assert _tree(tmp_path) == _tree(whole)
+
+
+def test_ctrl_c_ends_workers_and_leaves_no_temporary_file(tmp_path: Path, whole: Path) -> None:
+    with _begun(tmp_path, "--workers", "2") as making:
+        workers = _children(making.pid)
+        making.send_signal(signal.SIGINT)
+        _, said = making.communicate(timeout=60)
+    assert making.returncode == 130 and said.decode().strip() == "interrupted"
+    _until(lambda: not any(map(_alive, workers)), "workers outlived their parent", 30)
+    assert not list(tmp_path.rglob(".*.tmp")) and not (tmp_path / "LATEST").exists()
+    _told(_make(tmp_path))
+    assert _tree(tmp_path) == _tree(whole)
+
+
+def test_a_worker_that_is_killed_is_an_error_that_says_so(tmp_path: Path, whole: Path) -> None:
+    with _begun(tmp_path, "--workers", "2") as making:
+        mapped = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in _children(making.pid)}
+        worker = next(pid for pid, line in mapped.items() if b"spawn_main" in line)
+        os.kill(worker, signal.SIGKILL)
+        _, said = making.communicate(timeout=60)
+    assert making.returncode == 2 and b"a worker process of workers=2 died" in said
+    _told(_make(tmp_path))
+    assert _tree(tmp_path) == _tree(whole)
+
+
+def test_two_ranks_at_once_write_what_one_writes(tmp_path: Path, whole: Path) -> None:
+    ranks = [
+        subprocess.Popen(
+            [*_make(tmp_path, "--rank", str(rank), "--world", "2"), "--json"],
+            stdout=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    told = [json.loads(rank.communicate(timeout=120)[0]) for rank in ranks]
+    assert all(rank.returncode == 0 for rank in ranks)
+    assert sum(t["shards_built"] for t in told) >= COUNT // 256
+    assert told[0]["manifest"] == told[1]["manifest"]
+    assert _tree(tmp_path) == _tree(whole)
+
+
+def test_a_rank_alone_finishes_what_the_other_never_began(tmp_path: Path, whole: Path) -> None:
+    told = _told(_make(tmp_path, "--rank", "1", "--world", "3"))
+    assert told["shards_built"] == COUNT // 256 and _tree(tmp_path) == _tree(whole)
+
+
+def test_images_are_the_same_bytes_for_any_number_of_workers_and_ranks(tmp_path: Path) -> None:
+    inputs.image_folder(tmp_path / "in", inputs.pixels(600, 6))
+    (tmp_path / "in" / "a" / "bad.png").write_text("no image")
+    command = [sys.executable, "-m", "tools.shards", "make", "folder", str(tmp_path / "in")]
+    more = ["--size", "4", "--shard-mb", "0.02", "--max-skipped", "1"]
+    for name, how in (
+        ("one", []),
+        ("two", ["--workers", "2"]),
+        ("r", ["--rank", "1", "--world", "2"]),
+    ):
+        told = _told([*command, "--out", str(tmp_path / name), *more, *how])
+        assert told["samples"] == 600 and told["inputs"]["skipped"] == 1 and told["shards"] == 3
+    assert _tree(tmp_path / "one") == _tree(tmp_path / "two") == _tree(tmp_path / "r")
+
+
+@pytest.mark.parametrize("lost", ["tar", "json", "a byte of tar", "half of json", "fields of json"])
+def test_only_what_is_missing_is_built_again(tmp_path: Path, lost: str) -> None:
+    def write() -> int:
+        built: list[bool] = []
+
+        def watch(shards, total):
+            for one in shards:
+                built.append(one)
+                yield one
+
+        writer.write(tmp_path, source(), header=LATENT, seed=3, shard_bytes=1, watch=watch)
+        return sum(built)
+
+    assert write() == 4
+    tree = _tree(tmp_path)
+    (tmp_path / "LATEST").unlink()  # as after a kill
+    record = next(tmp_path.glob("shards/*-00002-*.json"))
+    tar = record.with_suffix(".tar")
+    if lost in ("tar", "json"):
+        (tar if lost == "tar" else record).unlink()
+    elif lost == "a byte of tar":
+        tar.write_bytes(tar.read_bytes()[:-1])
+    else:
+        record.write_text(record.read_text()[:100] if lost == "half of json" else '{"plan": "x"}')
+    assert write() == 1 and _tree(tmp_path) == tree
+
+
+def test_unfinished_shards_of_another_data_set_are_refused_and_left_alone(tmp_path: Path) -> None:
+    writer.write(tmp_path, source(), header=LATENT, shard_bytes=1)
+    (tmp_path / "LATEST").unlink()
+    tree = _tree(tmp_path)
+    with pytest.raises(
+        UserError, match=r"holds shards of another data set .*begun but not finished"
+    ):
+        writer.write(tmp_path, source(), header=LATENT, seed=1, shard_bytes=1)
+    assert _tree(tmp_path) == tree
+
+
+def test_another_data_set_is_refused_before_the_first_look(tmp_path: Path) -> None:
+    listing = folders.image_folder(
+        str(inputs.image_folder(tmp_path / "in", inputs.pixels(4))), Picture()
+    )
+    writer.write(tmp_path / "out", source(), header=LATENT)
+    tree = _tree(tmp_path / "out")
+    with pytest.raises(UserError, match=r"holds another data set \(test, 1,000 samples"):
+        scan(tmp_path / "out", listing)
+    assert _tree(tmp_path / "out") == tree
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file"):
+        scan(tmp_path / "file", listing)
+
+
+def test_a_scan_that_was_cut_goes_on_behind_its_last_part(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(3000 * 3, dtype=np.uint8).reshape(3000, 1, 1, 3))
+    from shards.sources.arrays import numpy_file
+
+    listing = numpy_file(str(tmp_path / "x.npy"), channels_first=False)
+    looked: list[bool] = []
+
+    def cut(parts, total):
+        for number, one in enumerate(parts):
+            looked.append(one)
+            if number == 1:
+                raise KeyboardInterrupt
+            yield one
+
+    with pytest.raises(KeyboardInterrupt):
+        scan(tmp_path / "out", listing, watch=cut)
+    source, _ = scan(
+        tmp_path / "out", listing, watch=lambda parts, total: looked.extend(parts) or []
+    )
+    assert looked == [True, True, True] and len(source.keys) == 3000
+    assert source.fingerprint == scan(tmp_path / "other", listing)[0].fingerprint
+
+
+def test_ranks_share_out_tasks_and_take_over_from_the_end() -> None:
+    assert parallel.share(range(7), 1, 3) == [1, 4, 6, 5, 3, 2, 0]
+    for world in (1, 2, 5, 9):
+        firsts = [parallel.share(range(7), rank, world) for rank in range(world)]
+        assert all(sorted(order) == [*range(7)] for order in firsts)
+    for rank, world in ((1, 1), (-1, 2), (0, 0)):
+        with pytest.raises(UserError, match=f"rank={rank} of world={world}"):
+            parallel.share([], rank, world)
+    with pytest.raises(UserError, match="workers=0"):
+        list(parallel.spread(abs, [1], 0))
+
+
+def _fail(task: int) -> int:
+    if task == 1:
+        raise UserError(f"task {task} is bad")
+    return task
+
+
+def test_an_error_in_a_worker_is_raised_here(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        with pytest.raises(UserError, match="task 1 is bad"):
+            list(parallel.spread(_fail, [0, 1, 2], workers))
+
+
+def test_class_names_must_be_as_many_as_classes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="2 class names for classes=5"):
+        writer.write(tmp_path, source(), header=LATENT, class_names=("a", "b"))
+    manifest, _ = writer.write(tmp_path, source(), header=LATENT, class_names=tuple("abcde"))
+    assert manifests.load(tmp_path).plain["class_names"] == [*"abcde"] and manifest.classes == 5
+    assert len(shards.read_all(tmp_path)["x"]) == 1000
