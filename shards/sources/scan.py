@@ -25,6 +25,10 @@ from shards.sources.listing import BadInputError, Listing
 PART = 1024
 SKIPPED = "skipped.jsonl"
 
+_BAD = -1  # the kind of an input that is none
+_UNREAD = "0" * 64  # in place of a sha256
+
+Kind = tuple[tuple[int, ...], str]  # shape and dtype of a sample
 Watch = Callable[[Iterable[bool], int], Iterable[bool]]
 
 
@@ -165,8 +169,7 @@ def scan(
     work = partial(_look_at_part, urls, listing)
     for _ in watch(parallel.spread(work, parallel.share(todo, rank, world), workers), len(todo)):
         pass
-    looked = [look for url in urls for look in json.loads(storage.read_bytes(url))]
-    return _judge(root, listing, looked, dedupe, max_skipped)
+    return _judge(root, listing, _load(urls), dedupe, max_skipped)
 
 
 def _urls(root: storage.Url, listing: Listing) -> list[str]:
@@ -186,89 +189,128 @@ def _look_at_part(urls: list[str], listing: Listing, part: int) -> bool:
     if storage.exists(urls[part]):
         return False
     rows = range(part * PART, min((part + 1) * PART, len(listing.keys)))
-    looked = [_look(listing, row) for row in rows]
-    storage.publish(urls[part], json.dumps(looked).encode(), replace=True)
+    looks = [_look(listing, row) for row in rows]
+    kinds = sorted({kind for _, kind, _ in looks if kind is not None})
+    told = {
+        "sha256": "".join(sha256 for sha256, _, _ in looks),
+        "kinds": kinds,
+        "kind": [_BAD if kind is None else kinds.index(kind) for _, kind, _ in looks],
+        "reasons": {row: look[2] for row, look in zip(rows, looks, strict=True) if look[2]},
+    }
+    storage.publish(urls[part], json.dumps(told).encode(), replace=True)
     return True
 
 
-def _look(listing: Listing, row: int) -> list[object]:
-    """[sha256 or None, shape or None, dtype or None, reason or None] of one input."""
-    sha256 = None
+def _look(listing: Listing, row: int) -> tuple[str, Kind | None, str]:
+    """Hex sha256 (zeros where nothing could be read), kind, and the reason where it has none."""
+    sha256 = _UNREAD
     try:
         data = listing.store.read(row)
         sha256 = hashlib.sha256(data).hexdigest()
         x = listing.decode(data)
     except BadInputError as error:
-        return [sha256, None, None, str(error)]
-    return [sha256, [*x.shape], x.dtype.str, None]
+        return sha256, None, str(error)
+    return sha256, (x.shape, x.dtype.str), ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Looks:
+    """What was found of all inputs; small arrays, for there may be many."""
+
+    hashes: NDArray[np.uint8]  # (N, 32)
+    kind: NDArray[np.int64]  # (N,) number in `kinds`, or _BAD
+    kinds: list[Kind]
+    reasons: dict[int, str]  # of the bad ones
+
+
+def _load(urls: list[str]) -> _Looks:
+    hashes, kind = [], []
+    reasons: dict[int, str] = {}
+    kinds: dict[Kind, int] = {}
+    for url in urls:
+        told = json.loads(storage.read_bytes(url))
+        hashes.append(np.frombuffer(bytes.fromhex(told["sha256"]), dtype=np.uint8).reshape(-1, 32))
+        numbers = [kinds.setdefault((tuple(k[0]), k[1]), len(kinds)) for k in told["kinds"]]
+        kind.append(np.array([*numbers, _BAD])[told["kind"]])  # _BAD is -1: the last
+        reasons |= {int(row): reason for row, reason in told["reasons"].items()}
+    return _Looks(
+        hashes=np.concatenate(hashes), kind=np.concatenate(kind), kinds=[*kinds], reasons=reasons
+    )
 
 
 def _judge(
-    root: storage.Url,
-    listing: Listing,
-    looked: list[list],
-    dedupe: bool,
-    max_skipped: Threshold,
+    root: storage.Url, listing: Listing, looks: _Looks, dedupe: bool, max_skipped: Threshold
 ) -> tuple[Scanned, Seen]:
-    first: dict[str, int] = {}
-    left_out, rows, duplicates = [], [], 0
-    for row, (sha256, _, _, reason) in enumerate(looked):
-        key = listing.keys[row].decode()
-        if reason is not None:
-            left_out.append({"key": key, "reason": reason, "sha256": sha256})
-            continue
-        twin = first.setdefault(sha256, row)
-        duplicates += twin != row
-        if twin == row or not dedupe:
-            rows.append(row)
-            continue
-        reason = f"duplicate of {listing.keys[twin].decode()}"
-        if listing.labels is not None and listing.labels[twin] != listing.labels[row]:
-            reason += f", label {listing.labels[row]} instead of {listing.labels[twin]}"
-        left_out.append({"key": key, "reason": reason, "sha256": sha256})
+    good = np.flatnonzero(looks.kind != _BAD)
+    content = np.ascontiguousarray(looks.hashes[good]).view("S32").ravel()
+    _, first, which = np.unique(content, return_index=True, return_inverse=True)
+    twins = good[first[which]] if len(good) else good  # the earliest input of the same bytes
+    own = twins == good
+    rows = good[own] if dedupe else good
+    reasons = dict(looks.reasons)
+    if dedupe:
+        pairs = zip(good[~own].tolist(), twins[~own].tolist(), strict=True)
+        reasons |= {row: _duplicate(listing, row, twin) for row, twin in pairs}
     seen = Seen(
-        listed=len(looked),
+        listed=len(looks.kind),
         kept=len(rows),
-        skipped=sum(look[3] is not None for look in looked),
-        duplicates=duplicates,
+        skipped=len(looks.reasons),
+        duplicates=int((~own).sum()),
     )
-    if left_out:
-        text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in left_out)
-        storage.publish(storage.join(root, SKIPPED), text.encode(), replace=True)
-    _check_skipped(root, seen, left_out, max_skipped)
-    shape, dtype = _one_shape(listing, looked, rows)
-    hashes = np.array([[*bytes.fromhex(looked[row][0])] for row in rows], dtype=np.uint8)
+    if reasons:
+        _record(root, listing, looks, reasons)
+    _check_skipped(root, listing, looks, seen, max_skipped)
+    shape, dtype = _one_kind(listing, looks, rows)
     found = Scanned(
-        listing=listing, rows=np.array(rows), hashes=hashes, shape=shape, dtype=np.dtype(dtype)
+        listing=listing,
+        rows=rows,
+        hashes=looks.hashes[rows],
+        shape=shape,
+        dtype=np.dtype(dtype),
     )
     return found, seen
 
 
+def _duplicate(listing: Listing, row: int, twin: int) -> str:
+    reason = f"duplicate of {listing.keys[twin].decode()}"
+    if listing.labels is not None and listing.labels[twin] != listing.labels[row]:
+        reason += f", label {listing.labels[row]} instead of {listing.labels[twin]}"
+    return reason
+
+
+def _record(root: storage.Url, listing: Listing, looks: _Looks, reasons: dict[int, str]) -> None:
+    lines = []
+    for row, reason in sorted(reasons.items()):
+        sha256 = looks.hashes[row].tobytes().hex()
+        entry = {"key": listing.keys[row].decode(), "reason": reason}
+        lines.append(entry if sha256 == _UNREAD else {**entry, "sha256": sha256})
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    storage.publish(storage.join(root, SKIPPED), text.encode(), replace=True)
+
+
 def _check_skipped(
-    root: storage.Url, seen: Seen, left_out: list[dict], max_skipped: Threshold
+    root: storage.Url, listing: Listing, looks: _Looks, seen: Seen, max_skipped: Threshold
 ) -> None:
     allowed = max_skipped.of_inputs(seen.listed)
     if seen.skipped > allowed:
-        bad = next(entry for entry in left_out if not entry["reason"].startswith("duplicate of "))
+        row, reason = min(looks.reasons.items())
         raise UserError(
             f"{seen.skipped:,} of {seen.listed:,} inputs cannot be used, max_skipped allows {allowed:,}: "
-            f"{bad['key']!r}: {bad['reason']}; all are in {storage.join(root, SKIPPED)}: mend them, or "
-            f"allow them with --max-skipped {seen.skipped}"
+            f"{listing.keys[row].decode()!r}: {reason}; all are in {storage.join(root, SKIPPED)}: mend "
+            f"them, or allow them with --max-skipped {seen.skipped}"
         )
     if not seen.kept:
         raise UserError(f"none of {seen.listed:,} inputs can be used: there is nothing to write")
 
 
-def _one_shape(
-    listing: Listing, looked: list[list], rows: list[int]
-) -> tuple[tuple[int, ...], str]:
-    kinds: dict[tuple[tuple[int, ...], str], int] = {}
-    for row in rows:
-        kinds.setdefault((tuple(looked[row][1]), looked[row][2]), row)
-    if len(kinds) > 1:
-        two = list(kinds.items())[:2]
-        said = " and ".join(f"{k[0]} {k[1]} ({listing.keys[row].decode()!r})" for k, row in two)
-        raise UserError(
-            f"samples of {len(kinds)} shapes, such as {said}: bring them to one with --size"
+def _one_kind(listing: Listing, looks: _Looks, rows: NDArray[np.int64]) -> Kind:
+    numbers, first = np.unique(looks.kind[rows], return_index=True)
+    if len(numbers) > 1:
+        said = " and ".join(
+            f"{looks.kinds[number][0]} {looks.kinds[number][1]} ({listing.keys[rows[at]].decode()!r})"
+            for number, at in zip(numbers[:2], first, strict=False)
         )
-    return next(iter(kinds))
+        raise UserError(
+            f"samples of {len(numbers)} shapes, such as {said}: bring them to one with --size"
+        )
+    return looks.kinds[int(numbers[0])]
