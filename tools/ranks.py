@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from shards.errors import DamagedError, StoreError, UserError
+
 DAY = 24 * 3600
 
 
@@ -38,10 +40,19 @@ def _rank(
     try:
         join(place, Path(meeting), timeout_s=int(timeout or DAY))
         results.put((rank, True, function(place, *arguments)))
+    except (UserError, DamagedError, StoreError) as error:
+        _fail(results, rank, error)
     except BaseException:  # noqa: BLE001 - the parent raises it, whatever it is
-        results.put((rank, False, traceback.format_exc()))
+        _fail(results, rank, traceback.format_exc())
     finally:
         leave()
+
+
+def _fail(results: Any, rank: int, why: Exception | str) -> None:
+    """Says it at once: when this rank leaves, those that wait for it fail too, and theirs is not the reason."""
+    results.put((rank, False, why))
+    results.close()
+    results.join_thread()
 
 
 def run_ranks(
@@ -50,6 +61,7 @@ def run_ranks(
     """[function(place, *arguments) of each of `world` ranks]; `function` is module-level, answers are pickled.
 
     Raises:
+        UserError, DamagedError, StoreError: a rank raised it.
         RankFailed: with the rank's traceback; a rank that died without a word, or those that did not answer within
             `timeout` seconds each (None waits as long as they live).
     """
@@ -101,6 +113,8 @@ def _collect(results: Any, processes: list[Any], timeout: float | None) -> list[
                 ) from None
             continue
         if not good:
+            if isinstance(value, Exception):
+                raise value
             raise RankFailed(f"rank {rank} of {world} failed:\n{value}")
         answers[rank], heard = value, time.monotonic()
     return [answers[r] for r in range(world)]

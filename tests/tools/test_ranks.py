@@ -8,7 +8,9 @@ import time
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
+from shards.errors import UserError
 from tools.ranks import RankFailed, run_ranks
 
 
@@ -34,3 +36,14 @@ def _dies(place: Any) -> None:
 def test_a_failing_rank_ends_all_without_a_timeout(function: Any, said: str) -> None:
     with pytest.raises(RankFailed, match=said):
         run_ranks(2, function, timeout=None)
+
+
+def _waits_for_a_mistaken_rank(place: Any) -> None:
+    if place.rank == 1:
+        raise UserError("beta=0: take more")
+    dist.barrier()
+
+
+def test_a_users_mistake_is_the_users_in_a_rank_too() -> None:
+    with pytest.raises(UserError, match="^beta=0: take more$"):
+        run_ranks(2, _waits_for_a_mistaken_rank, timeout=None)
