@@ -42,12 +42,13 @@ def lost_boxes(features: Tensor, grid: Size, *, k_patches: int = K_PATCHES) -> T
         raise ValueError(f"features {tuple(features.shape)} for a grid of {height} x {width}")
     alike = features.float() @ features.float().mT  # (B, n, n), of either sign
     positive = alike > 0
-    positive.diagonal(dim1=1, dim2=2).fill_(False)  # a patch is no neighbour of itself
+    # a patch is no neighbour of itself, which only rows of zeros would show in the order
+    degree = positive.sum(2) - positive.diagonal(dim1=1, dim2=2).long()  # (B, n)
     # stable: among equal degrees the first patch in row order, on every device
-    potential = positive.sum(2).argsort(dim=1, stable=True)[:, :k_patches]  # (B, k)
+    potential = degree.argsort(dim=1, stable=True)[:, :k_patches]  # (B, k)
     seed = potential[:, 0]
     rows = torch.arange(len(features), device=features.device)
-    joins = positive[rows[:, None], seed[:, None], potential]  # (B, k)
+    joins = positive[rows[:, None], seed[:, None], potential]  # (B, k), the seed among them
     companions = alike[rows[:, None], potential]  # (B, k, n)
     together = (companions * joins[:, :, None]).sum(1)  # (B, n)
     masks = (together > 0).view(-1, height, width).cpu().numpy()

@@ -20,7 +20,7 @@ def plain_lost(features: np.ndarray, grid: tuple[int, int], k: int) -> tuple[int
     degree = [sum(dot[p][q] > 0 for q in range(n) if q != p) for p in range(n)]
     lowest = sorted(range(n), key=lambda p: (degree[p], p))[:k]
     seed = lowest[0]
-    companions = [p for p in lowest if p != seed and dot[seed][p] > 0]
+    companions = [p for p in lowest if dot[seed][p] > 0]  # the seed resembles itself
     inside = {q for q in range(n) if sum(dot[p][q] for p in companions) > 0}
     if seed not in inside:
         inside = {seed}
@@ -92,6 +92,13 @@ def test_a_seed_that_resembles_nothing_is_boxed_alone() -> None:
     features[:, 0] += 1.0  # all resemble each other
     features[7] = -torch.ones(12)  # but one
     assert lost(features, (3, 4)) == (1, 3, 2, 4)
+
+
+def test_the_seed_is_one_of_those_that_its_box_resembles() -> None:
+    """What the seed resembles has a high degree and does not join it: its own likeness draws the box."""
+    seed, alike, other = (3.0, 0.0), (1.0, 2.0), (-1.0, 1.0)
+    features = torch.tensor([seed, alike, other, other, other])
+    assert lost(features, (1, 5), k_patches=2) == (0, 0, 1, 2)
 
 
 def test_all_alike_is_one_box() -> None:
