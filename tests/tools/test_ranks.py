@@ -45,5 +45,5 @@ def _waits_for_a_mistaken_rank(place: Any) -> None:
 
 
 def test_a_users_mistake_is_the_users_in_a_rank_too() -> None:
-    with pytest.raises(UserError, match="^beta=0: take more$"):
+    with pytest.raises(UserError, match=r"^beta=0: take more$"):
         run_ranks(2, _waits_for_a_mistaken_rank, timeout=None)
