@@ -19,7 +19,8 @@ from selfguide.spec.run import digest
 from selfguide.spec.words import nearest
 from shards.errors import UserError
 
-HIGHER_IS_BETTER = frozenset({"confident", "classes", "nmi", "ari"})  # distances and copies: lower
+# distances and copies: lower
+HIGHER_IS_BETTER = frozenset({"confident", "classes", "nmi", "ari", "ami"})
 _ABSENT = object()
 
 

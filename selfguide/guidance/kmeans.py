@@ -19,6 +19,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from selfguide.guidance.agreement import agreement
 from shards import cli
 from shards.errors import UserError
 
@@ -273,25 +274,11 @@ class _Lloyd:
 
 
 def report(found: Groups, labels: NDArray[np.integer] | None = None) -> dict[str, float]:
-    """How good groups are: how tight, how many in use and, where labels exist, how they agree with these.
-
-    Labels are compared and nothing else: groups that are reported so are no less label-free. NMI is normalised by the
-    mean of the entropies, as in scikit-learn; AMI and ARI are 0 for groups drawn at random.
-    """
+    """How good groups are: how tight, how many in use and, where labels exist, how they agree with these."""
     said = {
         "inertia": found.inertia,
         "utilisation": float((found.sizes > 0).mean()),
         "largest": float(found.sizes.max() / found.sizes.sum()),
         "smallest": float(found.sizes.min() / found.sizes.sum()),
     }
-    if labels is None:
-        return said
-    from sklearn import metrics
-
-    for name, score in {
-        "nmi": metrics.normalized_mutual_info_score,
-        "ari": metrics.adjusted_rand_score,
-        "ami": metrics.adjusted_mutual_info_score,
-    }.items():
-        said[name] = float(score(labels, found.ids))
-    return said
+    return said if labels is None else said | agreement(labels, found.ids)

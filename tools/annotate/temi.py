@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 from safetensors.torch import save
 
 from selfguide.distributed import Place
+from selfguide.guidance.agreement import agreement
 from selfguide.guidance.neighbours import neighbours
 from selfguide.guidance.temi import TemiConfig
 from selfguide.guidance.temi_fit import ALONE, Fitted, fit
@@ -188,15 +188,5 @@ def report(found: Sidecar, root: str) -> dict[str, Any]:
     }
     labels = labels_of(root, manifests.load(root))
     if labels is not None:
-        facts |= {name: float(score(labels, ids)) for name, score in _scores().items()}
+        facts |= agreement(labels, ids)
     return {**facts, "out": str(found.folder)}
-
-
-def _scores() -> dict[str, Callable]:
-    from sklearn import metrics
-
-    return {
-        "nmi": metrics.normalized_mutual_info_score,
-        "ari": metrics.adjusted_rand_score,
-        "ami": metrics.adjusted_mutual_info_score,
-    }

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
+from selfguide.guidance.agreement import agreement
 from selfguide.guidance.drawing import TrainingImages, by_patch
 from selfguide.guidance.online import extract
 from selfguide.preconditioning import build_preconditioning
@@ -45,7 +45,7 @@ class Grouping:
 
     def agreement(self, labels: NDArray[np.generic] | None) -> float | None:
         """Normalised mutual information with human labels, for the reader only."""
-        return None if labels is None else float(normalized_mutual_info_score(labels, self.ids))
+        return None if labels is None else agreement(labels, self.ids)["nmi"]
 
 
 def of_snapshot(snapshot: Snapshot, count: int, batch: int = 256) -> Grouping:
