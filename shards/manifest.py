@@ -253,7 +253,7 @@ def load(root: storage.Url, hash: str | None = None) -> Manifest:
         UserError: nothing there, nothing finished there, or another version of the format.
         DamagedError: manifest or index are not what was written.
     """
-    name = hash or _pointer(root)
+    name = hash or pointer(root)
     url = storage.join(root, manifest_name(name))
     try:
         plain = json.loads(storage.read_bytes(url))
@@ -262,6 +262,8 @@ def load(root: storage.Url, hash: str | None = None) -> Manifest:
     except ValueError as error:
         raise DamagedError(f"{url} is not JSON: {error}") from None
     version = plain.get("version") if isinstance(plain, dict) else None
+    if not isinstance(version, int):
+        raise DamagedError(f"{url} names no version: it was changed after it was written")
     if version != VERSION:
         raise UserError(
             f"{url} has format version {version}, this program reads {VERSION}: use the program it "
@@ -282,7 +284,8 @@ def _index_name(sha256: str) -> str:
     return f"index-{sha256[:12]}.npy"
 
 
-def _pointer(root: storage.Url) -> str:
+def pointer(root: storage.Url) -> str:
+    """Hex sha256 of the current manifest of a folder or s3:// prefix; raises as `load` does."""
     try:
         name = storage.read_bytes(storage.join(root, LATEST)).decode().strip()
     except FileNotFoundError:

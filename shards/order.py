@@ -76,12 +76,12 @@ class Order:
         if self.mode == "global":
             return np.full(asked.shape, -np.inf)
         epoch = position // self.count
-        start, stop = self._span(asked, epoch)
-        later, _ = self._span(asked, epoch + 1)
+        start, stop = self.span(asked, epoch)
+        later, _ = self.span(asked, epoch + 1)
         needed = np.where(stop > position, start, later).astype(np.float64)
         return np.where((start <= position) & (stop > position), -np.inf, needed)
 
-    def _span(self, blocks: I64, epoch: int) -> tuple[I64, I64]:
+    def span(self, blocks: I64, epoch: int) -> tuple[I64, I64]:
         """First and last-plus-one position of the window of an epoch that holds each block."""
         total, window = -(-self.count // self.block), self.window * self.block
         lack = total * self.block - self.count

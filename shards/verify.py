@@ -12,6 +12,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -45,14 +46,9 @@ def verify(root: storage.Url, *, watch: Watch = lambda shards, total: shards) ->
     manifest = manifests.load(root)
     problems, total, first = [], 0, 0
     for shard in watch(manifest.shards, len(manifest.shards)):
-        try:
-            data = storage.read_bytes(storage.join(root, shard.name))
-        except FileNotFoundError:
-            problems.append(f"{shard.name} is missing")
-        else:
-            total += len(data)
-            problems += [f"{shard.name}: {p}" for p in _shard(manifest, shard, first, data)]
-        problems += _sidecar(root, manifest, shard, first)
+        found = verify_shard(root, manifest, shard, first)
+        total += found.bytes
+        problems += found.problems
         first += shard.blocks
     return Report(
         manifest=manifest.hash,
@@ -61,6 +57,23 @@ def verify(root: storage.Url, *, watch: Watch = lambda shards, total: shards) ->
         bytes=total,
         problems=tuple(problems),
     )
+
+
+class Checked(NamedTuple):
+    """Bytes that were read of a tar, and what is wrong with it or its sidecar."""
+
+    bytes: int
+    problems: list[str]
+
+
+def verify_shard(root: storage.Url, manifest: Manifest, shard: Shard, first: int) -> Checked:
+    """Reads one tar and its sidecar; `first` is its first block."""
+    try:
+        data = storage.read_bytes(storage.join(root, shard.name))
+        problems = [f"{shard.name}: {p}" for p in _shard(manifest, shard, first, data)]
+    except FileNotFoundError:
+        data, problems = b"", [f"{shard.name} is missing"]
+    return Checked(len(data), problems + _sidecar(root, manifest, shard, first))
 
 
 def _shard(manifest: Manifest, shard: Shard, first: int, data: bytes) -> list[str]:

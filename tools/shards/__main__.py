@@ -5,6 +5,8 @@ examples:
   python -m tools.shards make synthetic --out data/latents --count 1024 --shape 4 32 32 --classes 1000
   python -m tools.shards verify data/digits
   python -m tools.shards stats data/digits --json
+  python -m tools.shards explain data/digits --images 40960 --batch 64
+  python -m tools.shards copy data/digits s3://bucket/digits
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from collections.abc import Sequence
 from shards import cli
 
 # each a module here: HELP, add(parser), run(options) -> exit code
-VERBS = ("make", "verify", "stats")
+VERBS = (
+    *("make", "copy", "verify", "repair", "diff"),
+    *("stats", "inspect", "explain", "simulate"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

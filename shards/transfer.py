@@ -1,0 +1,146 @@
+"""Whole data sets from place to place, and damaged ones made whole from a good copy.
+
+Every tar is read once and its sha256 compared before it is written; its sidecar, the record that it is
+there, follows it, and the pointer comes after all. So what was interrupted goes on where it stopped, and a half
+copied data set is none.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from shards import manifest as manifests
+from shards import storage
+from shards.errors import DamagedError, UserError
+from shards.manifest import Manifest, Shard
+from shards.verify import verify_shard
+
+Watch = Callable[[Iterable[Shard], int], Iterable[Shard]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """What `copy` or `repair` did."""
+
+    manifest: str
+    written: tuple[str, ...]  # tars that were written
+    kept: int  # tars that were there already
+    bytes: int  # written
+
+
+def copy(
+    source: storage.Url, target: storage.Url, *, watch: Watch = lambda shards, total: shards
+) -> Moved:
+    """Copies a data set to a folder or s3:// prefix; tars that an earlier copy finished stay.
+
+    Raises:
+        UserError: no data set at `source`, or another one at `target`.
+        DamagedError: a tar of `source` is not what was written; what was copied before it stays.
+    """
+    manifest = manifests.load(source)
+    if storage.exists(storage.join(target, manifests.LATEST)):
+        found = manifests.load(target)
+        if found.hash != manifest.hash:
+            raise UserError(
+                f"{target} holds another data set ({found.source['name']}, {found.count:,} samples, manifest "
+                f"{found.hash[:12]}): choose another place, or delete it first"
+            )
+    written = []
+    for shard in watch(manifest.shards, len(manifest.shards)):
+        record = _sound(source, shard)
+        if not _finished(target, shard, record):
+            _write(target, shard, _bytes(source, shard), record)
+            written.append(shard)
+    manifests.save(target, manifest)
+    return _moved(manifest, written)
+
+
+def repair(
+    root: storage.Url, good: storage.Url, *, watch: Watch = lambda shards, total: shards
+) -> Moved:
+    """Writes again, out of a good copy, every tar and sidecar of `root` that is not what was written.
+
+    A damaged manifest or index is written again too, if the pointer names the good copy's.
+
+    Raises:
+        UserError: `good` holds another data set.
+        DamagedError: a tar that is needed is damaged in the good copy as well.
+    """
+    manifest = manifests.load(good)
+    if manifests.pointer(root) != manifest.hash:
+        raise UserError(
+            f"{good} holds manifest {manifest.hash[:12]}, {root} names {manifests.pointer(root)[:12]}: "
+            "name a copy of the same data set"
+        )
+    written = []
+    firsts = itertools.accumulate((s.blocks for s in manifest.shards), initial=0)
+    for shard, first in zip(watch(manifest.shards, len(manifest.shards)), firsts, strict=False):
+        if verify_shard(root, manifest, shard, first).problems:
+            _write(root, shard, _bytes(good, shard), _sound(good, shard))
+            written.append(shard)
+    try:
+        manifests.load(root)
+    except DamagedError:
+        manifests.save(root, manifest)
+    return _moved(manifest, written)
+
+
+def _moved(manifest: Manifest, written: list[Shard]) -> Moved:
+    return Moved(
+        manifest=manifest.hash,
+        written=tuple(s.name for s in written),
+        kept=len(manifest.shards) - len(written),
+        bytes=sum(s.bytes for s in written),
+    )
+
+
+def _bytes(root: storage.Url, shard: Shard) -> bytes:
+    url = storage.join(root, shard.name)
+    try:
+        data = storage.read_bytes(url)
+    except FileNotFoundError:
+        raise DamagedError(f"{url} is missing, but the manifest names it") from None
+    if manifests.sha256_of(data) != shard.sha256:
+        raise DamagedError(
+            f"{url} does not have its sha256: it cannot be copied; run "
+            f"`python -m tools.shards verify {root}`"
+        )
+    return data
+
+
+def _sound(root: storage.Url, shard: Shard) -> bytes:
+    """The sidecar, which must be of this tar."""
+    url = storage.join(root, sidecar_name(shard))
+    try:
+        text = storage.read_bytes(url)
+        found = json.loads(text)
+    except (FileNotFoundError, ValueError):
+        raise DamagedError(
+            f"{url} is missing or no JSON: the tar beside it cannot be copied"
+        ) from None
+    if not isinstance(found, dict) or found.get("sha256") != shard.sha256:
+        raise DamagedError(f"{url} is of another tar than the manifest's")
+    return text
+
+
+def _finished(root: storage.Url, shard: Shard, record: bytes) -> bool:
+    """Whether tar and sidecar are there; the sidecar is written last."""
+    try:
+        return (
+            storage.read_bytes(storage.join(root, sidecar_name(shard))) == record
+            and storage.size(storage.join(root, shard.name)) == shard.bytes
+        )
+    except FileNotFoundError:
+        return False
+
+
+def _write(root: storage.Url, shard: Shard, data: bytes, record: bytes) -> None:
+    storage.publish(storage.join(root, shard.name), data, replace=True)
+    storage.publish(storage.join(root, sidecar_name(shard)), record, replace=True)
+
+
+def sidecar_name(shard: Shard) -> str:
+    return shard.name.removesuffix(".tar") + ".json"

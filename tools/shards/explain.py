@@ -1,0 +1,64 @@
+"""Which samples a run saw: those at the positions just before --images, computed from seed and order, not logged.
+
+A loss that jumps at image N of a run is explained by the samples of the batch that ends there.
+
+examples:
+  python -m tools.shards explain data/digits --images 40960 --batch 64 --seed 0
+  python -m tools.shards explain s3://bucket/latents --images 1e6 --batch 256 --png batch.png --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+
+from shards import cli
+from shards import manifest as manifests
+from shards.errors import UserError
+from tools.shards import ordering, picture
+
+HELP = "which samples a run saw, by images seen"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", metavar="ROOT", help="folder or s3:// prefix")
+    parser.add_argument(
+        "--images", type=float, required=True, metavar="N", help="images seen, as logs count them"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=16, metavar="B", help="the positions N - B to N - 1 (16)"
+    )
+    ordering.add_order(parser)
+    parser.add_argument("--png", metavar="FILE", help="write the samples as one picture, too")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    images, batch = options.images, options.batch
+    if not (images >= 1 and images == int(images)):
+        raise UserError(f"--images {images:g}: give a whole number of at least 1")
+    if batch < 1:
+        raise UserError(f"--batch {batch}: give at least 1")
+    path = ordering.png(options.png) if options.png else None
+    manifest = manifests.load(options.root)
+    order = ordering.order_of(options, manifest)
+    positions = np.arange(max(0, int(images) - batch), int(images))
+    found = ordering.read(options.root, manifest, order.ordinals(positions))
+    if path:
+        picture.save(path, picture.draw(manifest, found["x"]))
+    rows = ordering.described(found, positions)
+    first = {"epoch": int(positions[0]) // manifest.count, "manifest": manifest.hash}
+    if options.json:
+        print(json.dumps({"root": options.root, **first, "samples": rows}))
+        return 0
+    from rich.table import Table
+
+    table = Table(title=f"epoch {first['epoch']}, seed {options.seed}, {options.mode}")
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name in ("key", "shard") else "right")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    cli.console().print(table)
+    return 0

@@ -1,0 +1,120 @@
+"""One sample: where it lies, what it holds, and a picture of it.
+
+WHAT is a key, or `ordinal:N`, its row in the manifest's order, or `position:N`, its place in a run of --seed and
+--mode. Latents are drawn channel by channel, white and black at three standard deviations; with --weights
+they are decoded by the autoencoder that made them.
+
+examples:
+  python -m tools.shards inspect data/digits digits-0042 --png 42.png
+  python -m tools.shards inspect data/digits position:123456 --seed 1 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from selfguide.spec.words import nearest
+from shards import cli, storage
+from shards import manifest as manifests
+from shards.errors import DamagedError, UserError
+from shards.manifest import Manifest
+from tools.shards import ordering, picture
+
+HELP = "one sample, by key or position, with a picture"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", metavar="ROOT", help="folder or s3:// prefix")
+    parser.add_argument("what", metavar="WHAT", help="a key, ordinal:N or position:N")
+    ordering.add_order(parser)
+    parser.add_argument("--png", metavar="FILE", help="write a picture of it")
+    parser.add_argument(
+        "--autoencoder", metavar="NAME", help="default: the one that the header names"
+    )
+    parser.add_argument("--weights", metavar="PATH", help="decode latents by these weights of it")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    path = ordering.png(options.png) if options.png else None
+    if (options.weights or options.autoencoder) and not path:
+        raise UserError("--weights without --png: name the picture to write, --png FILE.png")
+    manifest = manifests.load(options.root)
+    ordinal = _ordinal(options, manifest)
+    found = ordering.read(options.root, manifest, np.array([ordinal]))
+    if path:
+        decoded = options.weights or options.autoencoder
+        images = (
+            picture.decode(manifest, found["x"], options.autoencoder, options.weights)
+            if decoded
+            else picture.draw(manifest, found["x"])
+        )
+        picture.save(path, images)
+    x = found["x"][0].astype(np.float64)
+    said: dict[str, Any] = {
+        **ordering.described(found, None)[0],
+        "block": ordinal // manifest.block,
+        "row": ordinal % manifest.block,
+        "shape": [*x.shape],
+        "dtype": found["x"].dtype.name,
+        "range": [float(x.min()), float(x.max())],
+        "mean": float(x.mean()),
+        "std": float(x.std()),
+        "png": options.png,
+    }
+    if options.json:
+        print(json.dumps({"root": options.root, **said}))
+        return 0
+    for name, value in said.items():
+        if value is not None:
+            print(f"{name:8} {value:.6g}" if isinstance(value, float) else f"{name:8} {value}")
+    return 0
+
+
+def _ordinal(options: argparse.Namespace, manifest: Manifest) -> int:
+    kind, colon, number = options.what.partition(":")
+    if not colon or kind not in ("ordinal", "position"):
+        return _find(options.root, manifest, options.what)
+    if not number.isdecimal():
+        raise UserError(f"{options.what}: give a whole number, such as {kind}:12")
+    if kind == "position":
+        return int(ordering.order_of(options, manifest).ordinals(int(number)))
+    if int(number) >= manifest.count:
+        raise UserError(f"{options.what}: there are {manifest.count:,} samples, from 0 on")
+    return int(number)
+
+
+def _find(root: str, manifest: Manifest, key: str) -> int:
+    """The ordinal of a key; only keys are read."""
+    seen: list[str] = []
+    for block, keys in enumerate(keys_of(root, manifest)):
+        at = np.flatnonzero(keys == key.encode())
+        if at.size:
+            return block * manifest.block + int(at[0])
+        if block < 8:
+            seen += [k.decode() for k in keys.tolist()]
+    raise UserError(
+        f"no sample has the key {key!r}{nearest(key, seen)}; keys look like {seen[0]!r}, and ordinal:N and "
+        "position:N name samples by number"
+    )
+
+
+def keys_of(root: str, manifest: Manifest) -> Iterator[NDArray[np.bytes_]]:
+    """The keys (rows,) of each block, with the payload's hash checked."""
+    column = manifest.column("id")
+    dtype = manifest.fields[column].dtype
+    rows = cli.track(manifest.blocks, len(manifest.blocks), "reading keys")
+    for row in rows:
+        start, size = int(row["offset"][column]), int(row["bytes"][column])
+        url = storage.join(root, manifest.shards[int(row["shard"])].name)
+        data = storage.read_range(url, start, start + size)
+        if xxhash.xxh3_128_digest(data) != row["xxh3"][column].tobytes():
+            raise DamagedError(f"{url}: keys at byte {start:,} do not have their xxh3")
+        yield np.frombuffer(data, dtype=dtype)

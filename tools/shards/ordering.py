@@ -1,0 +1,64 @@
+"""What the verbs that speak of an order share: its options, and the samples that stand at some positions."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.blocks import Arrays
+from shards.errors import UserError
+from shards.manifest import Manifest
+from shards.order import WINDOW, Order
+from shards.reader import Reader
+
+
+def add_order(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="the run's seed (0)")
+    parser.add_argument(
+        "--mode",
+        choices=("window", "global"),
+        default="window",
+        help="the run's data.mode (window)",
+    )
+    parser.add_argument("--window", type=int, default=WINDOW, help=f"blocks in a window ({WINDOW})")
+
+
+def order_of(options: argparse.Namespace, manifest: Manifest) -> Order:
+    return Order(
+        count=manifest.count,
+        seed=options.seed,
+        mode=options.mode,
+        block=manifest.block,
+        window=options.window,
+    )
+
+
+def read(root: str, manifest: Manifest, ordinals: NDArray[np.int64]) -> Arrays:
+    """The samples, and `shard` (n,): the names of the tars they lie in."""
+    with closing(Reader(root, manifest)) as reader:
+        found = reader.gather(ordinals)
+    shards = manifest.blocks["shard"][ordinals // manifest.block]
+    return {**found, "shard": np.array([manifest.shards[s].name for s in shards])}
+
+
+def described(found: Arrays, positions: NDArray[np.int64] | None) -> list[dict[str, object]]:
+    """One plain row a sample."""
+    names = [n for n in ("key", "ordinal", "shard", "y") if n in found]
+    columns: dict[str, list] = {n: found[n].tolist() for n in names}
+    if positions is not None:
+        columns = {"position": positions.tolist(), **columns}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def png(path: str) -> Path:
+    """A path that can be written to, before any work is done for it."""
+    found = Path(path)
+    if found.suffix.lower() != ".png":
+        raise UserError(f"--png {path}: give a name that ends in .png")
+    if not found.parent.is_dir():
+        raise UserError(f"--png {path}: there is no folder {found.parent}; make it first")
+    return found
