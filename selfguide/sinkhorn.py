@@ -153,8 +153,13 @@ class Queue:
         self._rows = torch.empty(0, width, device=device)
 
     def push(self, features: Tensor) -> None:
-        """(B, width) become the newest; the oldest beyond the capacity go."""
+        """(B, width) become the newest; the oldest beyond the capacity go.
+
+        Rows that are not finite are kept as zeros, which resemble all prototypes alike: as they are, they would make
+        all codes NaN, and with them every step, until they have gone.
+        """
         recent = features.detach().to(self._rows)
+        recent = torch.where(recent.isfinite().all(1, keepdim=True), recent, 0.0)
         self._rows = torch.cat((self._rows, recent))[-self.capacity :]
 
     def rows(self) -> Tensor:

@@ -46,11 +46,14 @@ class GlobalBatchNorm(nn.Module):
         offset = first / count
         var = (second / count - offset.square()).clamp_min(0)
         mean = offset + self.running_mean
-        with torch.no_grad():
-            unbiased = var * count / (count - 1).clamp_min(1)
-            self.running_mean.lerp_(mean.detach(), self.momentum)
-            self.running_var.lerp_(unbiased.detach(), self.momentum)
+        self._remember(self.running_mean, mean)
+        self._remember(self.running_var, var * count / (count - 1).clamp_min(1))
         return mean, var
+
+    @torch.no_grad()
+    def _remember(self, kept: Tensor, seen: Tensor) -> None:
+        # a step whose numbers are not finite is skipped, and must leave nothing that makes the next one so
+        kept.lerp_(torch.where(seen.isfinite(), seen, kept), self.momentum)
 
 
 class PrototypeHead(nn.Module):

@@ -69,7 +69,8 @@ def advance(job: Training) -> None:
         keep_rows_unit(job)
         state.averages.update(config.train.batch, seen)
     state.images = seen
-    prototypes.revive(state, config)
+    if applied:  # features of a skipped step may not be finite
+        prototypes.revive(state, config)
     turn_stage(job)
     refresh_teacher(job)
 

@@ -338,6 +338,13 @@ def test_a_queue_goes_on_from_its_state() -> None:
         Queue(0, 2)
 
 
+def test_a_row_that_is_not_finite_does_not_outlive_its_batch_in_a_queue() -> None:
+    queue, broken = Queue(4, 3), torch.ones(2, 3)
+    broken[1, 2] = torch.nan
+    queue.push(broken)
+    assert queue.rows().tolist() == [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+
+
 def test_queued_rows_share_the_prototypes_with_the_batch() -> None:
     """A batch of one group fills its own prototype only, once a queue holds the others."""
     eye = torch.eye(4)

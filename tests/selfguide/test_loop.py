@@ -1,0 +1,111 @@
+"""The loop where it turns: the switch, the end of a window, a step that is skipped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfguide.autoencoders import Normaliser
+from selfguide.distributed import Place
+from selfguide.objectives import build_objective
+from selfguide.spec.config import TrainConfig
+from selfguide.spec.origin import SCRATCH
+from selfguide.spec.run import Lease, RunFolder
+from selfguide.student import build_student
+from selfguide.training import prototypes
+from selfguide.training.job import build_state
+from selfguide.training.loop import Training, advance
+from selfguide.training.telemetry import Telemetry
+from shards.manifest import Header
+from tests.selfguide.test_online import online_config
+
+BATCH, SWITCH = 64, 512  # of 1,024 images
+
+
+def begun(folder: Path, images: int, broken: tuple[int, ...] = (), **guidance: Any) -> Training:
+    """The real loop on one process, about to take its step at `images`; batches at `broken` hold a NaN."""
+    config = online_config(**({"teacher_refresh": 1 << 20} | guidance))
+    config = replace(
+        config,
+        engine=replace(config.engine, backend="torch"),
+        train=TrainConfig(images=1024, batch=BATCH, learning_rate=3e-3, ema_halflife=(500,)),
+    )
+    state = build_state(config, Place(0, 0, 1), build_student(config, 0), [], SCRATCH)
+    state.images = images
+
+    def stream() -> Any:
+        for start in range(images, 1024, BATCH):
+            ordinal = np.arange(start, start + BATCH)
+            x = np.random.default_rng(start).uniform(0, 16, (BATCH, 1, 8, 8)).astype(np.float32)
+            if start in broken:
+                x[3, 0, 4, 4] = np.nan
+            yield {"x": x, "ordinal": ordinal, "position": ordinal}
+
+    run = RunFolder(folder)
+    return Training(
+        config, Place(0, 0, 1), state, stream(), build_objective(config.path),
+        Normaliser.of(Header(kind="image", shift=8.0, scale=0.125)), {},
+        Telemetry(run, 1, Place(0, 0, 1), 1024), Lease(run, 1),
+    )  # fmt: skip
+
+
+def taught(job: Training) -> dict[str, torch.Tensor]:
+    assert job.state.teacher is not None
+    return {n: t.clone() for n, t in job.state.teacher.module.state_dict().items()}
+
+
+def test_the_switch_alone_makes_teacher_and_averages_the_live_student_buffers_included(
+    tmp_path: Path,
+) -> None:
+    """No other refresh is due, so nothing else can have done it."""
+    job = begun(tmp_path, SWITCH - 2 * BATCH)
+    before = taught(job)
+    advance(job)
+    assert all(torch.equal(t, before[n]) for n, t in taught(job).items()), "not before the switch"
+    assert not torch.equal(job.state.averages.shards[0], job.state.engine.master)
+    advance(job)
+    assert job.state.images == SWITCH == job.state.averages.since
+    live = job.state.engine.module.state_dict()
+    assert {n for n in live if "running" in n} == {
+        "head.norm.running_mean",
+        "head.norm.running_var",
+    }
+    for name, tensor in taught(job).items():
+        assert torch.equal(tensor, live[name]), name
+    assert torch.equal(job.state.averages.shards[0], job.state.engine.master)
+    now = taught(job)
+    advance(job)
+    assert all(torch.equal(t, now[n]) for n, t in taught(job).items()), "nor after it"
+
+
+def test_a_skipped_step_leaves_nothing_that_breaks_the_next(tmp_path: Path) -> None:
+    """A NaN passes through the statistics of the head; they serve every later step, and name ids."""
+    for view in ({"queue": 100}, {"view": "training", "mask": (0.0, 1.0)}):
+        job = begun(tmp_path, 0, broken=(BATCH,), **view)
+        advance(job)
+        kept, buffers = (
+            job.state.engine.master.clone(),
+            dict(job.state.engine.module.named_buffers()),
+        )
+        advance(job)
+        assert torch.equal(job.state.engine.master, kept), "skipped"
+        assert all(b.isfinite().all() for b in buffers.values())
+        advance(job)
+        assert not torch.equal(job.state.engine.master, kept), "and training goes on"
+
+
+def test_prototypes_do_not_begin_anew_from_a_skipped_step(tmp_path: Path) -> None:
+    job = begun(tmp_path, 0, broken=(BATCH,), window=BATCH, revive=0.9)
+    advance(job)
+    rows = job.state.engine.layout.split(job.state.engine.master)[prototypes.NAME].clone()
+    advance(job)
+    assert torch.equal(
+        job.state.engine.layout.split(job.state.engine.master)[prototypes.NAME], rows
+    )
+    advance(job)
+    moved = job.state.engine.layout.split(job.state.engine.master)[prototypes.NAME]
+    assert moved.isfinite().all() and not torch.equal(moved, rows)
