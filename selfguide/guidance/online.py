@@ -138,13 +138,14 @@ class OnlineSource:
         return self.config.weight * min(batch.images / max(self.switch, 1), 1.0) * loss
 
     def _counted(self, batch: Batch, rows: int) -> Tensor | None:
-        """(rows,) bool: whose L_SK counts by the noise-time of their image; None for all."""
+        """(n,) which of so many rows have an L_SK that counts, by the noise-time of their image; None for all."""
         if self.config.view == "extraction":
             return None
         low, high = self.config.mask
         inside = (batch.tau >= low) & (batch.tau <= high)
-        # rows are the patches of one image, then those of the next
-        return inside.repeat_interleave(rows // len(inside))
+        # rows are the patches of one image, then those of the next; the host waits here for their number, once, where
+        # every pick by a mask would
+        return inside.repeat_interleave(rows // len(inside)).nonzero()[:, 0]
 
     @torch.no_grad()
     def _codes(self, outputs: Outputs, counted: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -173,7 +174,8 @@ class OnlineSource:
     def _divisor(self, counted: Tensor | None, rows: int) -> Tensor | float:
         if counted is None or self.config.mean_over == "all":
             return float(rows)
-        return _mean_over_ranks(counted.sum()).clamp_min(1.0 / world_size())
+        count = torch.full((), float(len(counted)), device=counted.device)
+        return _mean_over_ranks(count).clamp_min(1.0 / world_size())
 
     def state(self) -> dict[str, Any]:
         """p(k) over the last one to two windows of told rows, whatever the cadence of snapshots."""
@@ -213,7 +215,7 @@ def _gathered(mine: Tensor | None) -> list[Tensor | None]:
 
 def _mean_over_ranks(count: Tensor) -> Tensor:
     """Mean number of counted rows per rank: gradients are averaged over ranks, so this makes a global mean."""
-    total = count.float()
+    total = count.clone()
     if dist.is_initialized():
         dist.all_reduce(total)
     return total / world_size()

@@ -52,7 +52,8 @@ class Usage:
         """The nearest prototypes (N,) of what the head learned from, its entropy (N,), and who was dead (K,)."""
         self._add(LEARNED, ids)
         ones = entropy.new_ones(())
-        noted = torch.stack((entropy.detach().sum(), len(ids) * ones, dead.sum() * ones, ones))
+        some = min(len(ids), 1) * ones  # of a batch without a row Sinkhorn could reach nobody
+        noted = torch.stack((entropy.detach().sum(), len(ids) * ones, dead.sum() * some, some))
         self._learned = self._learned.to(noted.device) + noted
 
     def _add(self, rows: slice, ids: Tensor) -> None:

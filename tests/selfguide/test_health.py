@@ -122,6 +122,9 @@ def test_measures_are_those_of_a_plain_count() -> None:
     assert found["code_loss"] == pytest.approx((150 * 2 + 50 * 4) / 200 / math.log(12))
     assert found["dead"] == 0.5 and found["counted"] == 200 and "churn" not in found
     assert "code_loss" not in health.measure(state, online_config()), "a report begins anew"
+    source.usage.learned(ids[:5], torch.ones(5), torch.tensor([True, False]))
+    source.usage.learned(ids[:0], torch.ones(0), torch.tensor([True, True]))  # nobody to be near to
+    assert health.measure(state, online_config())["dead"] == 1.0
 
 
 def test_churn_is_the_share_of_the_probe_whose_group_changed() -> None:
