@@ -14,6 +14,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from itertools import accumulate
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -51,10 +52,8 @@ class Blocks:
         """`mapped`: map tars, or fetch ranges. `needed` tells a cache what it may give up."""
         self._root, self._manifest = root, manifest
         self._mapped, self._cache, self._needed = mapped, cache, needed
-        rows = manifest.blocks
-        self._first = rows["offset"].min(axis=1).astype(np.int64)
-        self._last = (rows["offset"] + rows["bytes"]).max(axis=1).astype(np.int64)
-        self._verified = np.zeros(len(rows), dtype=bool)
+        self._verified = np.zeros(len(manifest.blocks), dtype=bool)
+        self._starts: dict[str, dict[int, int]] = {}  # of tars in the cache: blocks by first byte
         self._maps = Recent(MAPS, self._map)
         self._versions = Recent(len(manifest.shards) + 1, self._version)
         self._counting = threading.Lock()
@@ -96,28 +95,45 @@ class Blocks:
     def piece(self, block: int) -> Piece:
         """What of its tar the block's payloads span."""
         shard = self._manifest.shards[int(self._manifest.blocks["shard"][block])]
-        return Piece(shard.sha256, int(self._first[block]), int(self._last[block]))
+        return Piece(shard.sha256, *self._span(block))
+
+    def _span(self, block: int) -> tuple[int, int]:
+        """Bytes of the tar, from the block's first payload to the end of its last."""
+        row = self._manifest.blocks[block]
+        return int(row["offset"].min()), int((row["offset"] + row["bytes"]).max())
 
     def _need(self, pieces: Sequence[Piece]) -> NDArray[np.float64]:
         """When each is needed next; another data set's pieces are not ours to judge, and go first."""
         found = np.full(len(pieces), FOREIGN)
-        blocks = np.array([self._number.get((p.tar, p.start), -1) for p in pieces], dtype=np.int64)
+        blocks = np.array([self._number(piece) for piece in pieces], dtype=np.int64)
         ours = blocks >= 0
         found[ours] = self._needed(blocks[ours])
         return found
 
+    def _number(self, piece: Piece) -> int:
+        """Which block a piece is; -1 of one that is none of ours."""
+        if piece.tar not in self._starts:
+            blocks = self._tars.get(piece.tar, range(0))
+            offsets = self._manifest.blocks["offset"][blocks.start : blocks.stop]
+            starts = offsets.min(axis=1).tolist() if blocks else []
+            self._starts[piece.tar] = dict(zip(starts, blocks, strict=True))
+        return self._starts[piece.tar].get(piece.start, -1)
+
     @cached_property
-    def _number(self) -> dict[tuple[str, int], int]:
-        tars = [s.sha256 for s in self._manifest.shards]
-        numbers = enumerate(zip(self._manifest.blocks["shard"], self._first, strict=True))
-        return {(tars[shard], int(first)): block for block, (shard, first) in numbers}
+    def _tars(self) -> dict[str, range]:
+        """The blocks of each tar, by its sha256."""
+        ends = accumulate(shard.blocks for shard in self._manifest.shards)
+        return {
+            s.sha256: range(e - s.blocks, e)
+            for s, e in zip(self._manifest.shards, ends, strict=True)
+        }
 
     def _joins(self, group: Sequence[int], block: int) -> bool:
         shard, last = self._manifest.blocks["shard"], group[-1]
         return bool(
             block == last + 1
             and shard[block] == shard[last]
-            and self._last[block] - self._first[group[0]] <= TOGETHER
+            and self._span(block)[1] - self._span(group[0])[0] <= TOGETHER
         )
 
     def _view(self, block: int) -> Arrays:
@@ -145,7 +161,7 @@ class Blocks:
         found: dict[int, Arrays | DamagedError] = {}
         for group in self.runs(run):
             try:
-                start, data = int(self._first[group[0]]), self._range(group)
+                start, data = self._span(group[0])[0], self._range(group)
             except DamagedError as error:
                 found |= dict.fromkeys(group, error)
                 continue
@@ -159,7 +175,7 @@ class Blocks:
         except DamagedError as error:
             _log.warning("%s; asked for again", error)
             self._count(again=1)
-            data, start = self._range([block]), int(self._first[block])
+            data, start = self._range([block]), self._span(block)[0]
             arrays = self._payloads(block, data, start)
         if self._cache is not None:
             piece = self.piece(block)
@@ -169,7 +185,7 @@ class Blocks:
     def _range(self, group: Sequence[int]) -> Raw:
         """From the first block's start to the last one's end, of one version of the object."""
         shard = int(self._manifest.blocks["shard"][group[0]])
-        start, stop = int(self._first[group[0]]), int(self._last[group[-1]])
+        start, stop = self._span(group[0])[0], self._span(group[-1])[1]
         url = self._url(shard)
         try:
             try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, get_args
@@ -63,8 +63,8 @@ class Reader:
         self.position = 0  # that is being gathered; its owner moves it on
         at = (lambda blocks: needed(blocks, self.position)) if needed is not None else _unknown
         self.blocks = Blocks(root, manifest, mapped=mapped, cache=cache, needed=at)
-        self._starts = np.concatenate([[0], np.cumsum(manifest.blocks["rows"], dtype=np.int64)])
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shards-io")
+        self._announced: deque[list[int]] = deque()  # blocks of each batch to come
         self._wanted: dict[int, int] = {}  # announced batches that need a block
         self._coming: dict[int, Future[dict[int, Arrays | DamagedError]]] = {}
         self._held: dict[int, Arrays | DamagedError] = {}
@@ -91,7 +91,9 @@ class Reader:
     def want(self, *batches: NDArray[np.int64]) -> None:
         """Announces the batches that `take` will be asked for next after those announced before."""
         fresh = dict[int, None]()
-        for block in (b for ordinals in batches for b in self._unique(ordinals)):
+        several = [list(dict.fromkeys((o // self._manifest.block).tolist())) for o in batches]
+        self._announced += several
+        for block in (b for blocks in several for b in blocks):
             self._wanted[block] = self._wanted.get(block, 0) + 1
             if block in self._idle:
                 self._held[block] = self._idle.pop(block)
@@ -105,7 +107,7 @@ class Reader:
                 self._coming |= dict.fromkeys(run, future)
 
     def gather(self, ordinals: NDArray[np.int64]) -> Arrays:
-        """The samples at any `ordinals` (n,), announced or not: `take` for those who plan nothing."""
+        """The samples at any `ordinals` (n,), where nothing is announced: `take` for those who plan nothing."""
         self.want(ordinals)
         return self.take(ordinals)[0]
 
@@ -118,8 +120,7 @@ class Reader:
         Raises:
             DamagedError: a tar or a block is not what was written, and this may not be, or no longer.
         """
-        blocks = np.searchsorted(self._starts, ordinals, side="right") - 1
-        rows = ordinals - self._starts[blocks]
+        blocks, rows = np.divmod(ordinals, self._manifest.block)
         found: dict[str, NDArray[Any]] = {
             f.name: np.empty((len(ordinals), *f.shape), dtype=f.dtype)
             for f in self._manifest.fields
@@ -135,22 +136,17 @@ class Reader:
             if isinstance(arrays, DamagedError):
                 other, arrays = self._substitute(block, arrays)
                 row = row % self._manifest.blocks["rows"][other]
-                given[here] = self._starts[other] + row
+                given[here] = other * self._manifest.block + row
                 stands_in[here] = True
             for name, values in arrays.items():
                 found[name][here] = values[row]
-        self._release(self._unique(ordinals))
+        self._release(self._announced.popleft())
         found["key"] = np.char.decode(found.pop("id"), "utf-8")
         return {**found, "ordinal": given}, stands_in
 
     def close(self) -> None:
         """Ends the threads, at the latest when the reads they are in return."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _unique(self, ordinals: NDArray[np.int64]) -> list[int]:
-        """Blocks in the order in which they are needed."""
-        blocks = np.searchsorted(self._starts, ordinals, side="right") - 1
-        return list(dict.fromkeys(blocks.tolist()))
 
     def _block(self, block: int) -> Arrays | DamagedError:
         if block in self._coming:
