@@ -69,10 +69,13 @@ def _around(mask: np.ndarray, seed: tuple[int, int]) -> Box:
 def in_pixels(boxes: Tensor, patch: float, image: Size) -> Tensor:
     """Boxes (B, 4) in patches of so many pixels -> in pixels of an image of this size, to which they are clipped.
 
-    Patches lie on the image from its top left corner, over its right and bottom edge where it does not divide.
+    Patches lie on the image from its top left corner, over its right and bottom edge where it does not divide. Where
+    they are smaller than pixels a box still has one.
     """
-    bounds = torch.tensor([*image, *image])
-    return (boxes * patch).round().long().minimum(bounds)
+    bounds = torch.tensor(image)
+    start, end = (boxes * patch).round().long().split(2, dim=1)  # (B, 2) each
+    start = start.minimum(bounds - 1)
+    return torch.cat((start, end.minimum(bounds).maximum(start + 1)), dim=1)
 
 
 def box_masks(boxes: Tensor, size: Size) -> Tensor:

@@ -118,6 +118,15 @@ def test_boxes_in_pixels_end_with_the_image() -> None:
     assert in_pixels(patches, 4.0, (10, 15)).tolist() == [[0, 0, 8, 12], [4, 8, 10, 15]]
 
 
+def test_a_box_of_patches_smaller_than_pixels_has_a_pixel() -> None:
+    """8 pixels shown at 224 are 14 patches of 0.57 pixels: every patch alone, and every pair of neighbours."""
+    starts = torch.cartesian_prod(torch.arange(14), torch.arange(14))
+    for more in (1, 2):
+        boxes = in_pixels(torch.cat((starts, starts + more), dim=1), 16 * 8 / 224, (8, 8))
+        assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= 8).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
 def test_box_masks_are_ones_inside() -> None:
     boxes = np.array([[0, 1, 2, 3], [2, 0, 4, 5], [3, 3, 3, 3]])
     expected = np.zeros((3, 1, 4, 5), dtype=np.float32)
