@@ -205,6 +205,18 @@ def test_only_what_is_missing_is_built_again(tmp_path: Path, lost: str) -> None:
     assert write() == 1 and _tree(tmp_path) == tree
 
 
+def test_what_another_finished_meanwhile_is_not_built_again(tmp_path: Path) -> None:
+    built: list[bool] = []
+
+    def watch(shards, total):
+        writer.write(tmp_path, source(), header=LATENT, shard_bytes=1)  # somebody else is quicker
+        built.extend(shards)
+        return []
+
+    writer.write(tmp_path, source(), header=LATENT, shard_bytes=1, watch=watch)
+    assert built == [False] * 4
+
+
 def test_unfinished_shards_of_another_data_set_are_refused_and_left_alone(tmp_path: Path) -> None:
     writer.write(tmp_path, source(), header=LATENT, shard_bytes=1)
     (tmp_path / "LATEST").unlink()

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +351,9 @@ def test_duplicates_are_kept_and_counted_or_left_out_and_recorded(tmp_path: Path
         ("c/twin.png", "duplicate of a/0001.png, label 2 instead of 0"),
     ]
     assert b"a/0001.png" in source.keys.tolist() and b"a/twin.png" not in source.keys.tolist()
+    _, manifest = made(tmp_path / "command", "folder", root, "--dedupe")
+    told = {name: manifest.source[name] for name in ("listed", "kept", "skipped", "duplicates")}
+    assert told == {"listed": 8, "kept": 6, "skipped": 0, "duplicates": 2} and manifest.count == 6
 
 
 def test_the_fingerprint_is_of_keys_labels_and_content_wherever_they_lie(tmp_path: Path) -> None:
@@ -370,6 +374,28 @@ def test_the_fingerprint_is_of_keys_labels_and_content_wherever_they_lie(tmp_pat
         changed("less", lambda r: (r / "a/0001.png").unlink()),
     ]
     assert len({first, *others}) == 5
+
+
+def test_labels_and_classes_alone_change_the_fingerprint(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", inputs.pixels(3))
+    plain = arrays.numpy_file(str(tmp_path / "x.npy"))
+    labelled = [
+        replace(plain, labels=np.array(labels), classes=classes)
+        for labels, classes in (([0, 1, 0], 2), ([0, 0, 1], 2), ([0, 1, 0], 3))
+    ]
+    found = [scan(tmp_path / "out", one)[0].fingerprint for one in (plain, *labelled)]
+    assert len(set(found)) == 4
+
+
+def test_another_rule_looks_again(tmp_path: Path) -> None:
+    root = str(inputs.image_folder(tmp_path / "in", inputs.pixels(4)))
+    for rule, shape in (
+        (Picture(), (3, 8, 8)),
+        (Picture(size=4), (3, 4, 4)),
+        (Picture(channels=1), (1, 8, 8)),
+    ):
+        source, _ = scan(tmp_path / "out", folders.image_folder(root, rule))
+        assert source.shape == shape and source.images(np.arange(4)).shape == (4, *shape)
 
 
 def test_an_input_that_changes_between_the_looks_is_an_error(tmp_path: Path) -> None:

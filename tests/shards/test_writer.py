@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from shards import writer
 from shards.errors import DamagedError, UserError
 from shards.layout import TarBuilder
 from shards.manifest import Header
+from shards.moments import Moments
 from shards.source import ArraySource
 from tests.shards.data import LATENT, flip, names, source, write
 
@@ -123,6 +125,19 @@ def test_statistics_are_those_of_all_samples(tmp_path: Path) -> None:
     )
     np.testing.assert_allclose(manifest.channel_std, x.std(axis=(0, 2, 3)), rtol=1e-12)
     assert (manifest.minimum, manifest.maximum) == (x.min(), x.max())
+
+
+def test_statistics_of_large_images_take_little_memory() -> None:
+    x = np.random.default_rng(0).integers(0, 256, (100, 3, 256, 256), dtype=np.uint8)
+    tracemalloc.start()
+    found = Moments.of(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * x.nbytes  # float64 of all would be as much, before the first square
+    values = x.transpose(1, 0, 2, 3).reshape(3, -1)
+    np.testing.assert_allclose(found.mean, values.mean(axis=1, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(found.std, values.std(axis=1, dtype=np.float64), rtol=1e-12)
+    assert (found.count, found.minimum, found.maximum) == (100 << 16, x.min(), x.max())
 
 
 def test_the_manifest_names_every_byte(tmp_path: Path) -> None:
