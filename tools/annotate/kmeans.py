@@ -104,7 +104,7 @@ def labels_of(root: str, manifest: Manifest) -> NDArray[np.int64] | None:
     """(N,) labels by ordinal, None where the shards have none."""
     if not manifest.classes:
         return None
-    reader, at_once = Reader(root, manifest), 8192
+    reader, at_once = Reader(root, manifest), 1024  # images come with them
     starts = range(0, manifest.count, at_once)
     found = [
         reader.gather(np.arange(s, min(s + at_once, manifest.count)))["y"]

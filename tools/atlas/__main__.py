@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from selfguide.autoencoders import Autoencoder, Normaliser, load_autoencoder, to_images
@@ -37,6 +36,7 @@ from shards import manifest as manifests
 from shards.errors import UserError
 from shards.manifest import Header, Manifest
 from shards.reader import Reader
+from tools.annotate.kmeans import labels_of
 from tools.atlas.grouping import Grouping, of_sidecar, of_snapshot
 from tools.atlas.page import Atlas, render
 from tools.sample import load_snapshot, naming_of, snapshot_folder
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = grouping.order[: options.groups]
     pictures = Pictures(root, manifest, codec)
     samples = samples_of(snapshot, codec, naming, shown, options)
-    labels = pictures.labels()
+    labels = labels_of(root, manifest)
     nmi = grouping.agreement(labels)
     atlas = Atlas(
         title=folder.resolve().parent.parent.name if folder else Path(options.sidecar).name,
@@ -150,7 +150,7 @@ def codec_of(manifest: Manifest, options: argparse.Namespace) -> Autoencoder | N
 
 
 class Pictures:
-    """Images and labels of shards by ordinal, as people see them."""
+    """Images of shards by ordinal, as people see them."""
 
     def __init__(self, root: str, manifest: Manifest, codec: Autoencoder | None) -> None:
         self.manifest, self.codec = manifest, codec
@@ -167,18 +167,6 @@ class Pictures:
             images = to_images(header, Normaliser.of(header).encode(stored), self.codec)
             made |= dict(zip(part, images, strict=True))
         return made
-
-    def labels(self) -> NDArray[np.generic] | None:
-        """(N,), or None where the shards have none."""
-        if "y" not in {field.name for field in self.manifest.fields}:
-            return None
-        starts = range(0, self.manifest.count, 8192)
-        return np.concatenate(
-            [
-                self._reader.gather(np.arange(s, min(s + 8192, self.manifest.count)))["y"]
-                for s in cli.track(starts, len(starts), "reading labels")
-            ]
-        )
 
 
 def samples_of(
