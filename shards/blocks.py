@@ -177,9 +177,12 @@ class Blocks:
             self._count(again=1)
             data, start = self._range([block]), self._span(block)[0]
             arrays = self._payloads(block, data, start)
-        if self._cache is not None:
-            piece = self.piece(block)
-            self._cache.put(piece, data[piece.start - start : piece.stop - start].data, self._need)
+        if self._cache is None:
+            return arrays
+        piece = self.piece(block)
+        if self._cache.put(piece, data[piece.start - start : piece.stop - start].data, self._need):
+            kept = self._cache.open(piece)  # pages that all processes share, not memory of our own
+            return arrays if kept is None else self._placed(block, kept, piece.start)
         return arrays
 
     def _range(self, group: Sequence[int]) -> Raw:
@@ -219,21 +222,25 @@ class Blocks:
         return found
 
     def _payloads(self, block: int, data: Raw, start: int) -> Arrays:
-        """`data` begins at byte `start` of the tar."""
+        """The fields of a block, compared with their hashes; `data` begins at byte `start` of the tar."""
+        found = self._placed(block, data, start)
+        if not (self._mapped and self._verified[block]):
+            for column, f in enumerate(self._manifest.fields):
+                self._check(block, column, found[f.name])
+            self._verified[block] = True
+        return found
+
+    def _placed(self, block: int, data: Raw, start: int) -> Arrays:
         row, found = self._manifest.blocks[block], {}
-        fresh = not (self._mapped and self._verified[block])
         for column, f in enumerate(self._manifest.fields):
             first = int(row["offset"][column]) - start
             payload = data[first : first + int(row["bytes"][column])]
-            if fresh:
-                self._check(block, column, payload)
             found[f.name] = payload.view(f.dtype).reshape(int(row["rows"]), *f.shape)
-        self._verified[block] = True
         return found
 
-    def _check(self, block: int, column: int, payload: Raw) -> None:
+    def _check(self, block: int, column: int, values: NDArray[np.generic]) -> None:
         row, field = self._manifest.blocks[block], self._manifest.fields[column]
-        if xxhash.xxh3_128_digest(payload.data) != row["xxh3"][column].tobytes():
+        if xxhash.xxh3_128_digest(values.view(np.uint8).data) != row["xxh3"][column].tobytes():
             raise DamagedError(
                 f"{self._url(int(row['shard']))}: {field.name} of block {block}, "
                 f"{int(row['bytes'][column]):,} bytes at {int(row['offset'][column]):,}, does not have "

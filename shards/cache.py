@@ -80,7 +80,7 @@ class Cache:
         Raises:
             UserError: the folder cannot be used, or holds what is not a cache.
         """
-        self._folder, self._budget = Path(folder), budget
+        self._folder, self.budget = Path(folder), budget
         self.refused = 0  # pieces that did not fit onto the disk
         if budget < 1:
             raise UserError(f"cache budget={budget}: give a number of bytes")
@@ -154,9 +154,9 @@ class Cache:
         low, and the next walk puts it right.
         """
         used = self._used()
-        if used + size > self._budget:
+        if used + size > self.budget:
             used = self._evict(size, need)
-        if used + size > self._budget:
+        if used + size > self.budget:
             return False
         self._count(used + size)
         return True
@@ -165,7 +165,7 @@ class Cache:
         """Deletes what is needed last until `size` bytes fit; the bytes that stay."""
         held = list(self._walk())
         used = sum(h.bytes for h in held)
-        target = self._budget - max(size, min(self._budget // _AT_ONCE, self._budget - size))
+        target = self.budget - max(size, min(self.budget // _AT_ONCE, self.budget - size))
         needs = need([h.piece for h in held])
         age = np.array([h.changed for h in held])
         for i in np.lexsort((age, -needs)):  # needed last first; of unknown ones the oldest

@@ -69,8 +69,8 @@ class Reader:
         self._coming: dict[int, Future[dict[int, Arrays | DamagedError]]] = {}
         self._held: dict[int, Arrays | DamagedError] = {}
         self._idle: OrderedDict[int, Arrays | DamagedError] = OrderedDict()
-        fetched = self.blocks_in(_KEPT, most=WINDOW)
-        self._idle_most = VIEWS if mapped else fetched if cache is None else _mappings()
+        self._cached = cache is not None
+        self._idle_most = VIEWS if mapped else self._kept(cache)
         self._instead: dict[int, tuple[int, Arrays]] = {}  # of damaged blocks: a sound one
 
     @property
@@ -160,9 +160,23 @@ class Reader:
             self._wanted[block] -= 1
             if not self._wanted[block]:
                 del self._wanted[block]
-                self._idle[block] = self._held.pop(block)
+                arrays = self._held.pop(block)
+                if self._keeps(arrays):
+                    self._idle[block] = arrays
         while len(self._idle) > self._idle_most:
             self._idle.popitem(last=False)
+
+    def _kept(self, cache: Cache | None) -> int:
+        """Fetched blocks kept after use. A file deleted to make room lives on while it is mapped, so where room is
+        made few stay mapped."""
+        if cache is not None and cache.budget >= sum(s.bytes for s in self._manifest.shards):
+            return _mappings()
+        return self.blocks_in(_KEPT, most=WINDOW)
+
+    def _keeps(self, arrays: Arrays | DamagedError) -> bool:
+        """Mappings cost next to nothing; of memory there is little beside a cache, from which all comes again."""
+        mapped = isinstance(arrays, dict) and isinstance(arrays["x"], np.memmap)
+        return mapped or not self._cached
 
     def _substitute(self, block: int, error: DamagedError) -> tuple[int, Arrays]:
         """The next sound block after a damaged one, and its payloads."""
