@@ -2,6 +2,7 @@
 
 examples:
   python -m tools.shards make digits --out data/digits
+  python -m tools.shards make folder imagenet/train --size 256 --workers 16 --out s3://bucket/in1k-256
   python -m tools.shards make synthetic --out data/latents --count 1024 --shape 4 32 32 --classes 1000
   python -m tools.shards verify data/digits
   python -m tools.shards stats data/digits --json

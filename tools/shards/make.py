@@ -76,7 +76,9 @@ def _add_pictures(kinds: Any) -> None:
         several = name in ("tars", "parquet")
         parser.add_argument("paths" if several else "path", nargs="+" if several else None)
         parser.add_argument(
-            "--size", type=int, help="pixels a side; without it images stay as they are"
+            "--size",
+            type=int,
+            help="pixels a side, by box, bicubic and centre crop; none: as they are",
         )
         parser.add_argument("--channels", type=int, default=3, help="3 RGB, 1 grey (3)")
     for name in ("tars", "parquet", "dataset"):
