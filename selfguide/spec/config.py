@@ -208,6 +208,9 @@ class DataConfig:
     # of images; a latent cannot be mirrored or cut, but shards may hold it with its mirror image's
     flip: bool = False  # each visit shows the image or its mirror image
     crop: bool = False  # each visit shows another window of `shape`, of stored images that are larger
+    # where a node keeps blocks of remote shards, and how many bytes; no part of what a run is
+    cache: str | None = None
+    cache_bytes: int = 64 << 30
 
 
 @dataclass(frozen=True, kw_only=True)

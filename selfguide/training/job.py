@@ -94,6 +94,8 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
         seed=config.seed,
         position=state.images,
         mode=config.data.mode,
+        cache=config.data.cache,
+        cache_bytes=config.data.cache_bytes,
     )
     header = manifest.header
     data = {"manifest": manifest.hash, "root": config.data.root, "header": header}
