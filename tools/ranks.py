@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 import tempfile
 import time
 import traceback
@@ -77,8 +78,7 @@ def run_ranks(
         ]
         answered = False
         try:
-            for process in processes:
-                process.start()
+            _start(processes)
             found = _collect(results, processes, timeout)
             answered = True
             return found
@@ -90,6 +90,16 @@ def run_ranks(
                 if process.is_alive():
                     process.kill()
                     process.join()
+
+
+def _start(processes: list[Any]) -> None:
+    """With Ctrl-C withheld from them: their parent answers it and ends them, and says so once."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # ranks inherit it
+    try:
+        for process in processes:
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _collect(results: Any, processes: list[Any], timeout: float | None) -> list[Any]:
