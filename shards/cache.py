@@ -96,12 +96,9 @@ class Cache:
 
     def open(self, piece: Piece) -> NDArray[np.uint8] | None:
         """The piece's bytes, mapped; None where the cache does not hold it whole."""
-        path = self._path(piece)
         try:
-            if path.stat().st_size != piece.bytes:
-                return None
-            return np.memmap(path, dtype=np.uint8, mode="r", shape=(piece.bytes,))
-        except (FileNotFoundError, ValueError):  # just now made room of
+            return np.memmap(self._path(piece), dtype=np.uint8, mode="r", shape=(piece.bytes,))
+        except (FileNotFoundError, ValueError):  # deleted to make room, perhaps just now; cut short
             return None
 
     @contextlib.contextmanager
