@@ -85,6 +85,13 @@ def test_boxes_are_losts_on_the_images_own_pixels(
     assert [p.name for p in tmp_path.iterdir()] == ["boxes"]  # nothing hidden stays
 
 
+def test_weights_that_saw_labels_are_said_to_have(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(capsys, "lost", pictures, *NET, "--saw-labels", "yes", "--out", tmp_path / "boxes")
+    assert sidecar.read(tmp_path / "boxes").saw_labels
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer points and pairs."""

@@ -43,6 +43,10 @@ def add_net(parser: argparse.ArgumentParser, short: str) -> None:
     )
     parser.add_argument("--weights", metavar="PATH", help="file of weights; random:SEED draws them")
     parser.add_argument("--sha256", metavar="HEX", help="what the file must have")
+    parser.add_argument("--download", action="store_true", help="the hub may be asked")
+    parser.add_argument(
+        "--saw-labels", choices=("yes", "no"), help="whether its training did (by its name)"
+    )
     parser.add_argument(
         "--vae-weights", metavar="PATH", help="of the autoencoder of stored latents"
     )
@@ -103,7 +107,13 @@ def look(options: argparse.Namespace, short: int | None) -> Looked:
             raise UserError(f"--{name} {value}: take 1 or more")
     manifest = manifests.load(options.root)
     header, device = Header.of(manifest.header), options.device or str(Place(0, 0, 1).device)
-    vit = load_vit(options.vit, options.weights, sha256=options.sha256).to(device)
+    vit = load_vit(
+        options.vit,
+        options.weights,
+        sha256=options.sha256,
+        download=options.download,
+        saw_labels=None if options.saw_labels is None else options.saw_labels == "yes",
+    ).to(device)
     codec = None
     if header.kind == "latent":
         codec = load_autoencoder(str(header.encoder), options.vae_weights, device=device)
