@@ -171,6 +171,22 @@ def test_pairs_are_weighed_by_kind() -> None:
     assert together == pytest.approx(expected, abs=1e-6)
 
 
+def test_features_and_codes_are_looked_at_in_the_same_places() -> None:
+    """Codes that are the features agree with them point by point: in an image with itself, and with its neighbour."""
+    maps = torch.randn(4, 5, 6, 6, generator=torch.Generator().manual_seed(3))
+    near, none = maps.roll(1, 0), Pairs(own=0.0, knn=0.0, random=0.0)
+    torch.manual_seed(7)
+    here, there = (2 * torch.rand(4, 11, 11, 2) - 1 for _ in range(2))  # as a step draws them
+    first = sample(maps, here)
+    for kind, second in (("own", first), ("knn", sample(near, there))):
+        config = StegoConfig(weights=replace(none, **{kind: 1.0}), shifts=none)
+        fit = Fit(lambda i: maps[i], torch.zeros(4, 1).long(), 5, config, seed=0)
+        torch.manual_seed(7)
+        found = float(fit.pair_loss(maps, near, 2 * maps, 3 * near))  # a length says nothing
+        cosines = correspondence(first, second)
+        assert found == pytest.approx(float(correspondence_loss(cosines, cosines, 0.0)), abs=1e-6)
+
+
 def planted(count: int, groups: int, edge: int, seed: int) -> tuple[Tensor, Tensor]:
     """Feature maps (N, 32, edge, edge) of a direction for each group and noise, and their masks (N, edge, edge).
 

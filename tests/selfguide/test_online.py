@@ -74,6 +74,16 @@ def test_nothing_is_told_before_the_switch_and_all_but_the_dropped_after() -> No
     assert state["told"] and state["label_free"] and abs(sum(state["p"]) - 1) < 1e-9
 
 
+def test_the_teacher_names_ids_in_eval_mode_and_learns_nothing_by_it() -> None:
+    _, teacher, source, batch = make(online_config(drop=0.0), images=600)
+    before = {n: t.clone() for n, t in teacher.module.state_dict().items()}
+    told = source.condition(batch, teacher.module)
+    assert not any(module.training for module in teacher.module.modules())
+    assert all(torch.equal(t, before[n]) for n, t in teacher.module.state_dict().items())
+    assert told.dense is not None and not told.dense.requires_grad
+    assert not any(p.requires_grad for p in teacher.module.parameters())
+
+
 def test_the_weight_rises_linearly_to_the_switch() -> None:
     config = online_config(weight=2.0)
     values = []
