@@ -87,11 +87,11 @@ class Architecture(ABC):
         """The layer halfway, where U-shaped nets have their middle block."""
         return (len(self.layers) + 1) // 2
 
-    def layer_of(self, which: int | str | None) -> Layer:
-        """That layer; None is the middle."""
-        return self.layers[(self.middle if which is None else self.layer(which)) - 1]
+    def layer_of(self, which: int | str | None, field: str = "layer") -> Layer:
+        """That layer; None is the middle. `field` is what an error calls it."""
+        return self.layers[(self.middle if which is None else self.layer(which, field)) - 1]
 
-    def layer(self, which: int | str) -> int:
+    def layer(self, which: int | str, field: str = "layer") -> int:
         """Number, from 1, of a layer given by number or name."""
         names = [layer.name for layer in self.layers]
         if isinstance(which, str) and which in names:
@@ -100,7 +100,7 @@ class Architecture(ABC):
             return which
         hint = nearest(which, names) if isinstance(which, str) else ""
         raise UserError(
-            f"layer {which!r} is not one of this network's 1 to {len(names)} ({names[0]} to {names[-1]}){hint}"
+            f"{field}={which!r} is not one of this network's 1 to {len(names)} ({names[0]} to {names[-1]}){hint}"
         )
 
 

@@ -134,7 +134,9 @@ class OnlineGuidance:
 
     source: Literal["online"] = "online"
     groups: int = 300  # K
-    level: Literal["image", "patch"] = "image"  # what is told its prototype: an image, or each patch
+    level: Literal["image", "patch"] = (
+        "image"  # what is told its prototype: an image, or each patch
+    )
     prototype_width: int | None = None  # P; None is the model's width, as in the paper
     head_width: int | None = None  # None is half the feature's width, as in the paper
     layer: int | None = None  # block whose output is read, counted from 1; None is the middle
@@ -175,7 +177,9 @@ class OnlineGuidance:
     weight: float = 1.0  # lambda, reached linearly at the switch
     drop: float = 0.1
     window: int = 65_536  # images over which p(k) is counted, one to two of them
-    revive: float = 0.0  # prototypes below this part of an even share of a window begin anew; 0 never
+    revive: float = (
+        0.0  # prototypes below this part of an even share of a window begin anew; 0 never
+    )
     teacher_refresh: int = 1024  # images between refreshes of the teacher from the EMA masters
 
 
@@ -207,7 +211,9 @@ class DataConfig:
     mode: Literal["window", "global"] = "window"
     # of images; a latent cannot be mirrored or cut, but shards may hold it with its mirror image's
     flip: bool = False  # each visit shows the image or its mirror image
-    crop: bool = False  # each visit shows another window of `shape`, of stored images that are larger
+    crop: bool = (
+        False  # each visit shows another window of `shape`, of stored images that are larger
+    )
     # where a node keeps blocks of remote shards, and how many bytes; no part of what a run is
     cache: str | None = None
     cache_bytes: int = 64 << 30

@@ -209,12 +209,12 @@ def architecture(config: Config) -> Architecture:
 
 def prototype_width(guidance: OnlineGuidance, net: Architecture) -> int:
     """P: what was asked for, or the width of the layer that is read."""
-    return guidance.prototype_width or net.layer_of(guidance.layer).width
+    return guidance.prototype_width or net.layer_of(guidance.layer, "guidance.layer").width
 
 
 def feature_width(guidance: OnlineGuidance, net: Architecture) -> int:
     """Width of what the online head reads, after pooling."""
-    layer, flat = net.layer_of(guidance.layer), guidance.pooling == "flat"
+    layer, flat = net.layer_of(guidance.layer, "guidance.layer"), guidance.pooling == "flat"
     return layer.width * (layer.tokens - layer.extras if flat and guidance.level == "image" else 1)
 
 

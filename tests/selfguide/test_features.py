@@ -120,7 +120,7 @@ def test_cls_is_the_default_where_there_is_one(
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"layer": 5}, "layer 5 is not one of this network's 1 to 4"),
+        ({"layer": 5}, "layer=5 is not one of this network's 1 to 4"),
         ({"layer": "block3"}, "did you mean 'block_3'"),
         ({"noise_time": 1.2}, "noise_time=1.2 is not on this snapshot's path; take 0 to 1"),
         ({"noise_time": -0.1}, "noise_time=-0.1"),

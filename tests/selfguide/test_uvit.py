@@ -378,9 +378,9 @@ def test_impossible_sizes_are_named(change: dict[str, Any], words: str) -> None:
 
 def test_wrong_inputs_are_refused() -> None:
     net, x, tau = small(classes=5), torch.randn(2, 2, 8, 8), torch.rand(2)
-    with pytest.raises(UserError, match=r"layer 6 is not one of this network's 1 to 5 \(in_1 to"):
+    with pytest.raises(UserError, match=r"layer=6 is not one of this network's 1 to 5 \(in_1 to"):
         net.features(x, tau, Condition.unconditional(2), 6)
-    with pytest.raises(UserError, match=r"layer 'midd' is not one .*; did you mean 'mid'"):
+    with pytest.raises(UserError, match=r"layer='midd' is not one .*; did you mean 'mid'"):
         net.features(x, tau, Condition.unconditional(2), "midd")
     with pytest.raises(UserError, match=r"expected images of shape \(2, 8, 8\)"):
         net(x[:, :1], tau, Condition.unconditional(2))

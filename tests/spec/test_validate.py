@@ -75,6 +75,7 @@ BAD = [
     ("name=..", "name='..'", "letters"),
     ("name=''", "name=''", "letters"),
     ("guidance.layer=5", "guidance.layer=5", "1 to 4"),
+    ("guidance.prototype_width=null guidance.layer=99", "guidance.layer=99", "1 to 4"),
     ("guidance.layer=0", "guidance.layer=0", "1 to 4"),
     ("guidance.pooling=cls", "model.cls_token is false", "model.cls_token=true"),
     ("guidance.switch=0", "guidance.switch=0.0", "between 0 and 1"),
