@@ -344,6 +344,7 @@ def test_a_batch_holds_what_the_network_reads_at_the_times_of_its_clock() -> Non
         )  # fmt: skip
         arrays = {
             "position": np.arange(64),
+            "ordinal": np.arange(64)[::-1].copy(),
             "x": np.random.default_rng(0).normal(size=(64, 1, 8, 8)),
         }
         batch = prepare(job, arrays)
@@ -357,6 +358,7 @@ def test_a_batch_holds_what_the_network_reads_at_the_times_of_its_clock() -> Non
         else:
             read = (1 - t) * batch.x0 + t * batch.eps
         torch.testing.assert_close(batch.x, read, rtol=1e-4, atol=1e-5)
+        assert batch.ordinal.tolist() == list(range(63, -1, -1))
 
 
 def test_a_run_with_edm2s_objective_trains_and_its_snapshot_loads(
