@@ -114,10 +114,10 @@ class S3:
         aborted: set[str] = set()
         while True:
             page = self._call(folder, "list_multipart_uploads", **place)
-            # ages by the store's own clock, which says whole seconds
+            # ages by the store's own clock: Date is cut to whole seconds, and Swift rounds Initiated up
             now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
             for upload in page.get("Uploads", ()):
-                if (now - upload["Initiated"].replace(microsecond=0)).total_seconds() >= older:
+                if (now - upload["Initiated"]).total_seconds() >= older - 1:
                     url = f"s3://{bucket}/{upload['Key']}"
                     self._abort(url, upload["UploadId"])
                     aborted.add(url)
