@@ -12,11 +12,10 @@ examples:
 
 from __future__ import annotations
 
-import argparse
-import importlib
 from collections.abc import Sequence
 
 from shards import cli
+from tools import verbs
 
 # each a module here: HELP, add(parser), run(options) -> exit code
 VERBS = (
@@ -26,23 +25,7 @@ VERBS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.shards",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name in VERBS:
-        module = importlib.import_module(f"tools.shards.{name}")
-        verb = verbs.add_parser(
-            name,
-            help=module.HELP,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add(verb)
-        verb.set_defaults(run=module.run)
-    options = parser.parse_args(argv)
+    options = verbs.parse("tools.shards", __doc__, VERBS, argv)
     return options.run(options)
 
 

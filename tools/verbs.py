@@ -1,0 +1,34 @@
+"""Commands of several verbs: each verb is a module with `HELP`, `add(parser)` and `run(options)`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable, Sequence
+
+
+def parse(
+    package: str,
+    about: str | None,
+    verbs: Sequence[str],
+    argv: Sequence[str] | None,
+    common: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> argparse.Namespace:
+    """What was typed after `python -m <package>`; its `run` is the verb's.
+
+    `about` introduces the help; `common` adds what every verb takes before its own.
+    """
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {package}", description=about, formatter_class=plain
+    )
+    parsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name in verbs:
+        module = importlib.import_module(f"{package}.{name}")
+        verb = parsers.add_parser(
+            name, help=module.HELP, description=module.__doc__, formatter_class=plain
+        )
+        common(verb)
+        module.add(verb)
+        verb.set_defaults(run=module.run)
+    return parser.parse_args(argv)
