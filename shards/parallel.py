@@ -20,8 +20,9 @@ from shards.errors import UserError
 
 R = TypeVar("R")
 
+UNWIND = 10  # seconds in which a worker that was told to end puts its things away
+
 _work: Callable[[int], Any]  # of this worker process
-_stopped = False
 
 
 def share(tasks: Sequence[int], rank: int, world: int) -> list[int]:
@@ -83,15 +84,15 @@ def _begin(work: Callable[[int], Any]) -> None:
 
 
 def _do(task: int) -> Any:
-    if _stopped:  # the pool keeps a worker that a task's SystemExit left
-        raise SystemExit(143)
-    return _work(task)
+    try:
+        return _work(task)
+    except SystemExit:  # back in the pool's loop it would wait for locks that a killed worker may hold
+        os._exit(143)
 
 
 def _stop(*_: object) -> None:
-    """Unwinds the task at work, so that its temporary files go."""
-    global _stopped
-    _stopped = True
+    """Unwinds the task at work, so that its temporary files go; what cannot be unwound ends all the same."""
+    signal.alarm(UNWIND)
     raise SystemExit(143)
 
 

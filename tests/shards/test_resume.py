@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -287,6 +289,30 @@ def test_an_error_in_a_worker_is_raised_here(tmp_path: Path) -> None:
     for workers in (1, 2):
         with pytest.raises(UserError, match="task 1 is bad"):
             list(parallel.spread(_fail, [0, 1, 2], workers))
+
+
+def _die_holding(queue: str, lock: str, task: int) -> int:
+    """Task 0 dies with a lock of the pool's in its hands, while the other worker is at a task of its own."""
+    if task == 0:
+        frame = sys._getframe()
+        while frame.f_code.co_name != "_process_worker":
+            assert frame.f_back is not None
+            frame = frame.f_back
+        time.sleep(0.5)
+        getattr(frame.f_locals[queue], lock).acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(2)
+    return task
+
+
+@pytest.mark.parametrize(("queue", "lock"), [("call_queue", "_rlock"), ("result_queue", "_wlock")])
+def test_a_worker_killed_with_a_lock_in_its_hands_hangs_nobody(queue: str, lock: str) -> None:
+    work = partial(_die_holding, queue, lock)
+    with pytest.raises(UserError, match="a worker process of workers=2 died"):
+        list(parallel.spread(work, range(6), 2))
+    assert not [
+        child for child in multiprocessing.active_children() if child.name.startswith("Spawn")
+    ]
 
 
 def test_class_names_must_be_as_many_as_classes(tmp_path: Path) -> None:
