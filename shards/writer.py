@@ -1,8 +1,8 @@
 """Samples -> WebDataset tars in blocks of 256, with the manifest that makes them one data set.
 
 The rows of the source are shuffled once, by the seed, before they are cut into blocks: then even one
-block is a fair draw of class-sorted input. Shard k is a pure function of (source, seed, k), byte for
-byte, so any process on any node may build it. A shard counts when its sidecar is there and is then not
+block is a fair draw of class-sorted input; only what is made of such a data set keeps its order.
+Shard k is a pure function of (source, seed, k), byte for byte, so any process on any node may build it. A shard counts when its sidecar is there and is then not
 built again; the data set counts when LATEST names its manifest.
 """
 
@@ -65,6 +65,7 @@ class Plan:
     fingerprint: str
     class_names: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+    shuffled: bool = True  # by the seed; else in the source's order, which `seed` shuffled before
 
     @property
     def count(self) -> int:
@@ -84,7 +85,7 @@ class Plan:
             "header": self.header.plain(),
             "source": self.origin,
         }
-        return manifests.digest(plain | self.named)
+        return manifests.digest(plain | self.named | self.ordered)
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -96,12 +97,19 @@ class Plan:
         """Class names, where there are any: data sets without them keep the plans they had."""
         return {"class_names": [*self.class_names]} if self.class_names else {}
 
+    @property
+    def ordered(self) -> dict[str, Any]:
+        """That the order is the source's, where it is: data sets that were shuffled keep the plans they had."""
+        return {} if self.shuffled else {"order": "source"}
+
     def tar(self, k: int) -> str:
         return f"shards/train-{k:05d}-of-{self.shards:05d}.tar"
 
     def rows(self, block: int) -> NDArray[np.int64]:
         """The source's rows that form a block."""
         ordinals = np.arange(block * self.block, min((block + 1) * self.block, self.count))
+        if not self.shuffled:
+            return ordinals
         return permute(ordinals, self.count, key(self.seed, _WRITE)).astype(np.int64)
 
 
@@ -114,6 +122,7 @@ def write(
     shard_bytes: int = SHARD_BYTES,
     class_names: tuple[str, ...] = (),
     notes: Mapping[str, Any] | None = None,
+    shuffle: bool = True,
     workers: int = 1,
     rank: int = 0,
     world: int = 1,
@@ -127,6 +136,8 @@ def write(
     Args:
         class_names: of the labels, kept in the manifest.
         notes: what else the manifest should say of the source, as JSON has it.
+        shuffle: False keeps the source's order, so that row i of it is ordinal i; `seed` is then the one that
+            shuffled the source when it was written.
         workers: processes here that build shards; above 1 the source must pickle.
         rank, world: of as many calls like this one, on any nodes; each returns when all is written.
 
@@ -135,7 +146,7 @@ def write(
             that are not finite; or `root` holds another data set. Found before the first byte, except
             for what only the images show.
     """
-    plan = make_plan(source, header, seed, shard_bytes, class_names, notes)
+    plan = make_plan(source, header, seed, shard_bytes, class_names, notes, shuffle)
     parallel.share([], rank, world)
     found = _existing(root, plan)
     if found is not None:
@@ -157,6 +168,7 @@ def make_plan(
     shard_bytes: int,
     class_names: tuple[str, ...] = (),
     notes: Mapping[str, Any] | None = None,
+    shuffle: bool = True,
 ) -> Plan:
     """Checks what can be checked without reading an image, and decides the cut into shards."""
     count, shape, dtype = len(source.keys), source.shape, np.dtype(source.dtype)
@@ -191,6 +203,7 @@ def make_plan(
         fingerprint=source.fingerprint,
         class_names=class_names,
         notes=notes or {},
+        shuffled=shuffle,
     )
 
 
@@ -379,6 +392,7 @@ def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
             np.sum([s["label_histogram"] for s in sidecars], axis=0).tolist() if labelled else None
         ),
         **plan.named,
+        **plan.ordered,
         "source": plan.origin,
         "seed": plan.seed,
         "index": {"blocks": len(blocks), "bytes": len(index), "sha256": manifests.sha256_of(index)},
