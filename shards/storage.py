@@ -38,6 +38,7 @@ _TEMPORARY = re.compile(
     r"\..+\.[0-9a-f]{12}\.tmp"
 )  # what a publisher writes before the name appears
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class Stat(NamedTuple):
@@ -141,6 +142,7 @@ def publish(url: Url, data: bytes, *, replace: bool = False) -> None:
 
     Raises:
         FileExistsError: `url` exists and `replace` is false; of many callers at once, one wins.
+        UserError: the disk is full, or may not be written.
     """
     _store(url).publish(os.fspath(url), data, replace)
 
@@ -259,7 +261,17 @@ class _Local:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def publish(self, url: str, data: bytes, replace: bool) -> None:
-        path = Path(url)
+        try:
+            self._publish(Path(url), data, replace)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise UserError(
+                f"{url}: its {len(data):,} bytes cannot be written ({error.strerror}): make room there, or "
+                "choose another disk; what is finished is kept, and the same command goes on behind it"
+            ) from error
+
+    def _publish(self, path: Path, data: bytes, replace: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
         try:

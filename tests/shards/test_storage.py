@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shards import storage
-from shards.errors import DamagedError
+from shards.errors import DamagedError, UserError
 from tests.shards.data import names
 
 RACER = """
@@ -107,7 +107,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match=r"4 bytes cannot be written \(No space .*make room"):
         storage.publish(tmp_path / "a", b"data")
     assert names(tmp_path) == []
 
