@@ -1,9 +1,10 @@
 """Samples -> WebDataset tars in blocks of 256, with the manifest that makes them one data set.
 
 The rows of the source are shuffled once, by the seed, before they are cut into blocks: then even one
-block is a fair draw of class-sorted input; only what is made of such a data set keeps its order.
-Shard k is a pure function of (source, seed, k), byte for byte, so any process on any node may build it. A shard counts when its sidecar is there and is then not
-built again; the data set counts when LATEST names its manifest.
+block is a fair draw of class-sorted input; only what is made of such a data set keeps its order. Shard k
+is a pure function of (source, seed, k), byte for byte, so any process on any node may build it. A shard
+counts when its sidecar is there and is then not built again; the data set counts when LATEST names its
+manifest.
 """
 
 from __future__ import annotations
