@@ -28,6 +28,7 @@ from shards.errors import DamagedError, UserError
 
 VERSION = 1
 LATEST = "LATEST"
+SEAL = "check"
 CURE = "write them with `python -m tools.shards make digits --out {root}`"
 
 Kind = Literal["image", "latent"]
@@ -235,6 +236,28 @@ def digest(plain: Mapping[str, Any]) -> str:
     """Hex sha256 of the one canonical JSON text of a value."""
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return sha256_of(text.encode())
+
+
+def seal(plain: Mapping[str, Any]) -> bytes:
+    """A record as JSON, with the digest of itself: nobody else knows yet what it should say."""
+    text = json.dumps({**plain, SEAL: digest(plain)}, indent=1, allow_nan=False)
+    return f"{text}\n".encode()
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """The record again.
+
+    Raises:
+        DamagedError: it is not what was sealed.
+    """
+    try:
+        found = json.loads(data)
+        holds = isinstance(found, dict) and found.pop(SEAL, None) == digest(found)
+    except ValueError as error:  # no JSON, or a number that JSON does not have
+        raise DamagedError(f"no record: {error}") from None
+    if not holds:
+        raise DamagedError("it is not what was written")
+    return dict(found)
 
 
 def save(root: storage.Url, manifest: Manifest) -> None:

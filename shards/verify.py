@@ -19,6 +19,7 @@ import xxhash
 
 from shards import manifest as manifests
 from shards import storage
+from shards.errors import DamagedError
 from shards.layout import SECTOR
 from shards.manifest import Manifest, Shard
 
@@ -127,7 +128,8 @@ def _structure(manifest: Manifest, blocks: range, data: bytes) -> list[str]:
 def _sidecar(root: storage.Url, manifest: Manifest, shard: Shard, first: int) -> list[str]:
     name = shard.name.removesuffix(".tar") + ".json"
     try:
-        found = json.loads(storage.read_bytes(storage.join(root, name)))
+        data = storage.read_bytes(storage.join(root, name))
+        found = json.loads(data)
     except FileNotFoundError:
         return [f"{name} is missing"]
     except ValueError:
@@ -140,7 +142,16 @@ def _sidecar(root: storage.Url, manifest: Manifest, shard: Shard, first: int) ->
         "count": shard.count,
         "first": first * manifest.block,
     }
-    wrong = [
-        n for n, value in expected.items() if not isinstance(found, dict) or found.get(n) != value
-    ]
-    return [f"{name} disagrees with the manifest: {', '.join(wrong)}"] if wrong else []
+    told = found if isinstance(found, dict) else {}
+    wrong = [n for n, value in expected.items() if told.get(n) != value]
+    if wrong:
+        return [f"{name} disagrees with the manifest: {', '.join(wrong)}"]
+    return [] if manifests.SEAL not in told or _holds(data) else [f"{name} is damaged"]
+
+
+def _holds(record: bytes) -> bool:
+    try:
+        manifests.unseal(record)
+    except DamagedError:
+        return False
+    return True

@@ -9,7 +9,6 @@ manifest.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from shards import manifest as manifests
 from shards import parallel, storage
-from shards.errors import UserError
+from shards.errors import DamagedError, UserError
 from shards.layout import TarBuilder
 from shards.manifest import Field, Header, Manifest
 from shards.moments import Moments
@@ -33,20 +32,6 @@ SHARD_BYTES = (
     128 << 20
 )  # 16,384 latents 4x32x32 in fp16; stores serve objects of 100 MB to 1 GB best
 _WRITE = 4  # purpose of the shuffle's key; reading uses 1 to 3
-_SIDECAR = frozenset(
-    [
-        "version",
-        "plan",
-        "name",
-        "bytes",
-        "sha256",
-        "first",
-        "count",
-        "moments",
-        "label_histogram",
-        "blocks",
-    ]
-)
 
 Watch = Callable[
     [Iterable[bool], int], Iterable[bool]
@@ -293,12 +278,11 @@ def _committed(
 
 
 def _sidecar(url: str) -> dict[str, Any] | None:
-    """None where there is none, or none that can be read: its shard is built again."""
+    """None where there is none, or none that is as it was written: its shard is built again."""
     try:
-        found = json.loads(storage.read_bytes(url))
-    except (FileNotFoundError, ValueError):
+        return manifests.unseal(storage.read_bytes(url))
+    except (FileNotFoundError, DamagedError):
         return None
-    return found if isinstance(found, dict) and found.keys() >= _SIDECAR else None
 
 
 def _whole(url: str, expected: int) -> bool:
@@ -314,8 +298,7 @@ def _commit(root: storage.Url, plan: Plan, k: int) -> bool:
         return False
     data, sidecar = build_shard(plan, k)
     storage.publish(url, data, replace=True)
-    text = json.dumps(sidecar, indent=1, allow_nan=False) + "\n"
-    storage.publish(record, text.encode(), replace=True)
+    storage.publish(record, manifests.seal(sidecar), replace=True)
     return True
 
 
