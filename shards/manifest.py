@@ -310,7 +310,7 @@ def _index_name(sha256: str) -> str:
 def pointer(root: storage.Url) -> str:
     """Hex sha256 of the current manifest of a folder or s3:// prefix; raises as `load` does."""
     try:
-        name = storage.read_bytes(storage.join(root, LATEST)).decode().strip()
+        name = storage.read_bytes(storage.join(root, LATEST)).decode(errors="replace").strip()
     except FileNotFoundError:
         held = storage.list(root)
         if not held:
