@@ -105,22 +105,25 @@ class Cache:
     def fetching(self, tar: str) -> Iterator[bool]:
         """Alone on this node in fetching from `tar`; False after a minute's wait, and then not alone."""
         folder = self._folder / tar
-        folder.mkdir(exist_ok=True)
-        with _locked(folder / _LOCK) as mine:
+        with contextlib.ExitStack() as stack:
+            try:
+                folder.mkdir(exist_ok=True)
+                mine = stack.enter_context(_locked(folder / _LOCK))
+            except OSError as error:  # a disk may be out of files before it is out of bytes
+                self._pass_over(error)
+                mine = False
             yield mine
 
     def put(self, piece: Piece, data: memoryview, need: Need) -> bool:
         """Keeps the piece for all; False where there is no room that `need` would give up, or no disk."""
-        with _locked(self._folder / _ROOM) as mine:
-            if not (mine and self._make_room(piece.bytes, need)):
-                return False
-            try:
+        try:
+            with _locked(self._folder / _ROOM) as mine:
+                if not (mine and self._make_room(piece.bytes, need)):
+                    return False
                 self._write(self._path(piece), data)
-            except OSError as error:
-                if error.errno not in _FULL:
-                    raise
-                self._refuse(error)
-                return False
+        except OSError as error:
+            self._pass_over(error)
+            return False
         return True
 
     def drop(self, piece: Piece) -> None:
@@ -218,7 +221,10 @@ class Cache:
     def _path(self, piece: Piece) -> Path:
         return self._folder / piece.tar / f"{piece.start}-{piece.stop}"
 
-    def _refuse(self, error: OSError) -> None:
+    def _pass_over(self, error: OSError) -> None:
+        """Says once that the disk is full; another error is raised."""
+        if error.errno not in _FULL:
+            raise error
         if not self.refused:
             _log.warning("cache %s: %s; reading goes on without it", self._folder, error.strerror)
         self.refused += 1
