@@ -9,6 +9,8 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shards.blocks import Arrays
     from shards.order import Mode
     from shards.reader import OnDamage
@@ -18,7 +20,7 @@ __all__ = ["open", "read_all", "scan"]
 
 
 def open(
-    root: str | os.PathLike[str],
+    root: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     global_batch: int,
     micro_batch: int,
@@ -28,6 +30,7 @@ def open(
     position: int = 0,
     mode: Mode = "window",
     window: int = 64,
+    weights: Sequence[float] | None = None,
     threads: int = 4,
     cache: str | os.PathLike[str] | None = None,
     cache_bytes: int = 64 << 30,
@@ -37,7 +40,9 @@ def open(
     """An endless iterator over one rank's micro-batches; `close` it, or use it in a `with`.
 
     Args:
-        root: a folder or s3:// prefix that `python -m tools.shards` wrote.
+        root: a folder or s3:// prefix that `python -m tools.shards` wrote; or several, of the same kind of
+            samples, to be mixed by `weights`, one each: of 1,000 positions in a row every source has exactly
+            its weight's share. Batches then say by `source` (b,) int64 whose `ordinal` is meant.
         global_batch: samples a step takes over all ranks; a multiple of micro_batch x world.
         micro_batch: samples in each item.
         rank, world: data-parallel ones, as plain numbers; nothing is read from the environment.
@@ -52,7 +57,7 @@ def open(
             samples would be substituted.
 
     Raises:
-        UserError: no shards at `root`, numbers that do not divide, an unknown mode.
+        UserError: no shards at `root`, numbers that do not divide, an unknown mode, roots that cannot be mixed.
         DamagedError: while iterating, a tar or block that is not what was written; or an epoch ended
             of which not each sample was there once.
     """
@@ -68,6 +73,7 @@ def open(
         position=position,
         mode=mode,
         window=window,
+        weights=weights,
         threads=threads,
         cache=cache,
         cache_bytes=cache_bytes,

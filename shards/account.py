@@ -1,15 +1,15 @@
-"""Proof that an epoch was read whole: every position counted once, and every sample of it, none twice, none missing.
+"""Proof that an epoch was read whole: every sample of it counted once, none twice, none missing.
 
-A rank counts what it was given; that must be what the arithmetic of its share says, for each epoch it ends.
-Which samples these were is summed up by the power sums of their ordinals, and over all ranks these must be
-those of 0 .. N-1, which have closed forms (Faulhaber): one sample in another's place always changes the sums,
-two do too, and more would have to conspire. All ranks together prove an epoch by adding four integers.
+A rank adds up what it was given: how many samples, and the power sums of their ordinals. Over all ranks these must
+be the sums of 0 .. N-1, which have closed forms (Faulhaber): one sample in another's place always changes them, two
+do too, and more would have to conspire. So all ranks together prove an epoch by adding four integers, and a run
+that is resumed in the middle of one proves it by carrying four.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,10 @@ _WORD = 1 << 64
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """Of one epoch, what one rank was given; or several, added up."""
+    """Of one epoch of one data set, what one rank was given; or several ranks, added up."""
 
     epoch: int
+    source: int = 0  # which data set of a mixture
     seen: int = 0  # samples that are the ones asked for
     substituted: int = 0  # samples that stand in for damaged ones
     first: int = 0  # sum of the ordinals asked for, modulo 2^64
@@ -33,27 +34,32 @@ class Account:
     def given(self) -> int:
         return self.seen + self.substituted
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """What it is an account of: accounts of one key add up."""
+        return self.source, self.epoch
+
+    @property
+    def sums(self) -> tuple[int, int, int, int]:
+        """Four words of 64 bits, to be added up modulo 2^64."""
+        return self.seen, self.substituted, self.first, self.second
+
+    def with_sums(self, sums: Iterable[int]) -> Account:
+        """An account of the same epoch whose `sums` are these."""
+        seen, substituted, first, second = sums
+        return replace(self, seen=seen, substituted=substituted, first=first, second=second)
+
     def add(self, ordinals: NDArray[np.int64], substituted: int) -> Account:
         """With one batch more; `ordinals` are those that were asked for."""
         words = ordinals.astype(np.uint64)
-        return self + Account(
-            epoch=self.epoch,
-            seen=len(ordinals) - substituted,
-            substituted=substituted,
-            first=int(words.sum(dtype=np.uint64)),
-            second=int((words * words).sum(dtype=np.uint64)),
-        )
+        first, second = words.sum(dtype=np.uint64), (words * words).sum(dtype=np.uint64)
+        seen = len(ordinals) - substituted
+        return self + self.with_sums((seen, substituted, int(first), int(second)))
 
     def __add__(self, other: Account) -> Account:
-        if other.epoch != self.epoch:
-            raise ValueError(f"accounts of epochs {self.epoch} and {other.epoch} do not add up")
-        return Account(
-            epoch=self.epoch,
-            seen=self.seen + other.seen,
-            substituted=self.substituted + other.substituted,
-            first=(self.first + other.first) % _WORD,
-            second=(self.second + other.second) % _WORD,
-        )
+        if other.key != self.key:
+            raise ValueError(f"accounts of {self.key} and {other.key} do not add up")
+        return self.with_sums((a + b) % _WORD for a, b in zip(self.sums, other.sums, strict=True))
 
 
 def whole(epoch: int, count: int) -> Account:
@@ -67,7 +73,7 @@ def whole(epoch: int, count: int) -> Account:
 
 
 def prove(accounts: Iterable[Account], count: int) -> Account:
-    """The sum of all ranks' accounts of an epoch that none of them began in the middle of.
+    """The sum of all accounts of an epoch, of every rank and of every attempt that worked on it.
 
     Raises:
         DamagedError: a sample is missing, or was read twice.
@@ -77,7 +83,12 @@ def prove(accounts: Iterable[Account], count: int) -> Account:
     expected = whole(total.epoch, count)
     if (total.given, total.first, total.second) != (count, expected.first, expected.second):
         raise DamagedError(
-            f"epoch {total.epoch}: {total.seen:,} samples seen and {total.substituted:,} substituted, of "
-            f"{count:,}; these are not all of them once each"
+            f"epoch {total.epoch}{of_source(total)}: {total.seen:,} samples seen and {total.substituted:,} "
+            f"substituted, of {count:,}; these are not all of them once each"
         )
     return total
+
+
+def of_source(account: Account) -> str:
+    """Words that say which data set of a mixture an account is of; none for the first, or the only one."""
+    return f" of source {account.source}" if account.source else ""

@@ -165,6 +165,11 @@ class Mixture:
         quota = np.array(self.quotas)[source]
         return source, blocks * quota + drawn - (ends[source] - quota)
 
+    def used(self, position: int) -> list[tuple[int, int]]:
+        """Of each source, before `position`: how many first positions are all used, and from where on none is."""
+        full, begun = position // self.block, -(-position // self.block)
+        return [(full * quota, begun * quota) for quota in self.quotas]
+
 
 def permute(index: ArrayLike, count: ArrayLike, key: ArrayLike) -> U64:
     """The images of `index` under the permutation of [0, count) that `key` names; all broadcast."""

@@ -2,30 +2,31 @@
 
 Global batch t is the positions [t G, (t+1) G) from where the stream was opened; its micro-batch m, b
 positions in a row, goes to rank m mod R. Batches run across the end of an epoch: none is short, none
-dropped, and every rank sees the same number of them. The whole state is one integer. At each epoch's end the
-rank proves what it was given; `scan` reads a data set once instead, padded and masked.
+dropped, and every rank sees the same number of them. The whole state is one integer. Each rank keeps accounts of
+the epochs, which all together prove; `scan` reads a data set once instead, padded and masked.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards import manifest as manifests
 from shards import storage
-from shards.account import Account, prove
+from shards.account import Account, of_source, prove
 from shards.blocks import Arrays
 from shards.cache import BUDGET, Cache
 from shards.errors import DamagedError, UserError
 from shards.manifest import Manifest
-from shards.order import WINDOW, Mode, Order
+from shards.mixing import Blend, Readers, check_alike, identity, make_blend, roots_of
+from shards.order import WINDOW, Mode
 from shards.prefetch import Prefetch
 from shards.reader import DAMAGED, THREADS, OnDamage, Reader
 
@@ -36,9 +37,15 @@ _PLANNED = (
 _ANNOUNCED = 256  # samples announced at a time, so that their blocks' neighbours are seen
 _BEYOND = 256 << 20  # bytes of blocks on their way beyond those of a window
 
-Planned = tuple[NDArray[np.int64], NDArray[np.int64]]  # positions of a micro-batch, their ordinals
-
 _log = logging.getLogger("shards")
+
+
+class Planned(NamedTuple):
+    """A micro-batch before it is read; each (micro_batch,) int64."""
+
+    positions: NDArray[np.int64]
+    samples: NDArray[np.int64]  # as `Blend` numbers them; of one data set its ordinals
+    epochs: NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,32 +89,42 @@ class Share:
             yield start + within
             start += step
 
-    def given(self, positions: int) -> int:
-        """How many of the first so many positions of a stream are this rank's."""
-        rounds, rest = divmod(positions, self.micro_batch * self.world)
-        part = min(max(rest - self.rank * self.micro_batch, 0), self.micro_batch)
-        return rounds * self.micro_batch + part
-
 
 class Stream:
     """Endless iterator over the micro-batches of one rank; made by `shards.open`.
 
     A batch is a dict: `x` (b, C, H, W) as stored, `y` (b,) int64 where there are labels, `key` (b,)
-    str, `ordinal` (b,) int64 row in the manifest's order, `position` (b,) int64 position in the run.
-    Stored values become a model's input by the manifest's header, (x - shift) * scale. Where a sample
-    stands in for a damaged one, key and ordinal are its own.
+    str, `ordinal` (b,) int64 row in the manifest's order, `position` (b,) int64 position in the run, and in a
+    mixture `source` (b,) int64, whose manifest that is. Stored values become a model's input by the
+    manifest's header, (x - shift) * scale. Where a sample stands in for a damaged one, key and ordinal are its own.
     """
 
     def __init__(
-        self, reader: Reader, manifest: Manifest, order: Order, share: Share, position: int
+        self,
+        reader: Reader | Readers,
+        manifests: Sequence[Manifest],
+        blend: Blend,
+        share: Share,
+        position: int,
     ) -> None:
-        self.manifest = manifest
-        self.ended: Account | None = None  # of the last epoch that this rank ended
-        self._reader, self._order, self._share, self._start = reader, order, share, position
+        self.manifests = tuple(manifests)
+        self.substituted = 0  # samples given so far that stand in for damaged ones
+        self.ended: list[
+            Account
+        ] = []  # of this rank; whoever adds them up over ranks takes them out
+        self._reader, self._blend, self._share, self._start = reader, blend, share, position
         self._delivered = 0
-        self._account = Account(epoch=position // order.count)
-        batches = _batches(reader, _plan(order, share, position), share, order.window)
+        self._under_way: dict[tuple[int, int], Account] = {}
+        self._begun_before = frozenset(blend.under_way(position))
+        self._epochs = blend.ended(position)  # of each source, how many have ended
+        window = max(order.window for order in blend.orders) * len(blend.orders)
+        batches = _batches(reader, _plan(blend, share, position), share, window)
         self._ahead = Prefetch(batches, AHEAD, f"shards-{share.rank}")
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of what is read; in a mixture, where all have its fields and header, of the first."""
+        return self.manifests[0]
 
     @property
     def waited(self) -> float:
@@ -115,68 +132,81 @@ class Stream:
         return self._ahead.waited
 
     @property
-    def account(self) -> Account:
-        """Of the epoch that the last batch ended in, so far."""
-        return self._account
+    def position(self) -> int:
+        """The first position of the global batch after the last that was delivered in full."""
+        return self._start + self._delivered // self._share.micro_batches * self._share.global_batch
 
     @property
     def counts(self) -> dict[str, int]:
         """What reading took: ranges `fetched`, their `bytes`, blocks `cached`, blocks asked for `again`."""
         return self._reader.counts
 
+    def under_way(self) -> list[Account]:
+        """This rank's accounts of the epochs that have begun and not ended, asked between two global batches.
+
+        All ranks have as many, in one order. Of an epoch that began before the stream did, what was since.
+        """
+        keys = self._blend.under_way(self.position)
+        return [self._under_way.get((s, e), Account(source=s, epoch=e)) for s, e in keys]
+
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> Arrays:
         batch, asked, stands_in = next(self._ahead)
+        self._check_turn(batch["position"])
         self._delivered += 1
-        epochs = batch["position"].astype(np.int64) // self._order.count
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            if epoch > self._account.epoch:
-                self._end(epoch)
-            here = epochs == epoch
-            self._account = self._account.add(asked[here], int(stands_in[here].sum()))
+        self._enter(asked, stands_in)
+        if self._delivered % self._share.micro_batches == 0:
+            self._end_epochs()
         return batch
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run opens with; the same on all ranks at the same step.
-
-        `position` is the first one of the global batch after the last that was delivered in full.
-        """
-        batches = self._delivered // self._share.micro_batches
+        """What a resumed run opens with; the same on all ranks at the same step."""
+        order = self._blend.orders[0]
         return {
-            "manifest": self.manifest.hash,
-            "seed": self._order.seed,
-            "mode": self._order.mode,
-            "window": self._order.window,
-            "position": self._start + batches * self._share.global_batch,
+            "manifest": identity(self.manifests, self._blend.mixture),
+            "seed": order.seed if self._blend.mixture is None else self._blend.mixture.seed,
+            "mode": order.mode,
+            "window": order.window,
+            "position": self.position,
         }
 
-    def _end(self, next_epoch: int) -> None:
-        """An epoch ends where a later one begins: what this rank was given is what its share promises."""
-        count, account = self._order.count, self._account
-        for epoch in range(
-            account.epoch, next_epoch
-        ):  # few positions of many ranks may skip an epoch
-            ended = account if epoch == account.epoch else Account(epoch=epoch)
-            before = self._share.given(max(epoch * count - self._start, 0))
-            expected = self._share.given((epoch + 1) * count - self._start) - before
-            if ended.given != expected:
-                raise DamagedError(
-                    f"epoch {epoch}: rank {self._share.rank} was given {ended.given:,} samples, its share is "
-                    f"{expected:,}"
-                )
-            if expected == count:  # all of it: then the sums are known, too
-                prove([ended], count)
-            level = logging.WARNING if ended.substituted else logging.INFO
-            _log.log(
-                level,
-                "epoch %d, rank %d: %s seen + %s substituted = %s",
-                *(epoch, self._share.rank, f"{ended.seen:,}", f"{ended.substituted:,}"),
-                f"{expected:,}",
+    def _check_turn(self, positions: NDArray[np.generic]) -> None:
+        """A batch is the one whose turn it is: else another was lost or came twice on its way here."""
+        b, world, rank = self._share.micro_batch, self._share.world, self._share.rank
+        due = self._start + (self._delivered * world + rank) * b
+        first, last = int(positions[0]), int(positions[-1])
+        if (first, last, len(positions)) != (due, due + b - 1, b):
+            raise DamagedError(
+                f"rank {rank} was given positions {first:,} to {last:,} where {due:,} to {due + b - 1:,} were due"
             )
-            self.ended = ended
-        self._account = Account(epoch=next_epoch)
+
+    def _enter(self, asked: Planned, stands_in: NDArray[np.bool_]) -> None:
+        """Into the accounts of the epochs that a batch is of, most often one."""
+        self.substituted += int(stands_in.sum())
+        sources, ordinals = self._blend.locate(asked.samples)
+        for key in {*zip(sources.tolist(), asked.epochs.tolist(), strict=True)}:
+            here = (sources == key[0]) & (asked.epochs == key[1])
+            account = self._under_way.get(key, Account(source=key[0], epoch=key[1]))
+            self._under_way[key] = account.add(ordinals[here], int(stands_in[here].sum()))
+
+    def _end_epochs(self) -> None:
+        """Those that no later batch adds to; a rank that reads alone from an epoch's start on proves it here."""
+        now = self._blend.ended(self.position)
+        for source, (before, after) in enumerate(zip(self._epochs, now, strict=True)):
+            for epoch in range(before, after):
+                account = self._under_way.pop((source, epoch), Account(source=source, epoch=epoch))
+                if self._share.world == 1 and account.key not in self._begun_before:
+                    prove([account], self.manifests[source].count)
+                _log.log(
+                    logging.WARNING if account.substituted else logging.INFO,
+                    "epoch %d%s, rank %d: %s seen + %s substituted = %s",
+                    *(epoch, of_source(account), self._share.rank),
+                    *(f"{n:,}" for n in (account.seen, account.substituted, account.given)),
+                )
+                self.ended.append(account)
+        self._epochs = now
 
     def close(self) -> None:
         """Ends the background threads. May be called twice."""
@@ -218,7 +248,7 @@ class Scan(Iterator[Arrays]):
 
 
 def open_stream(
-    root: storage.Url,
+    root: storage.Url | Sequence[storage.Url],
     *,
     global_batch: int,
     micro_batch: int,
@@ -228,6 +258,7 @@ def open_stream(
     position: int = 0,
     mode: Mode = "window",
     window: int = WINDOW,
+    weights: Sequence[float] | None = None,
     threads: int = THREADS,
     cache: storage.Url | None = None,
     cache_bytes: int = BUDGET,
@@ -240,18 +271,25 @@ def open_stream(
         raise UserError(f"position={position}: positions start at 0")
     if mode not in get_args(Mode):
         raise UserError(f"mode={mode!r} is no order of samples: give 'window' or 'global'")
-    manifest = manifests.load(root)
-    order = Order(count=manifest.count, seed=seed, mode=mode, block=manifest.block, window=window)
-    reader = Reader(
-        root,
-        manifest,
-        cache=None if cache is None else Cache(cache, cache_bytes),
-        needed=order.next_need,
-        threads=threads,
-        on_damage=on_damage,
-        damaged=damaged,
-    )
-    return Stream(reader, manifest, order, share, position)
+    roots = roots_of(root, weights)
+    found = [manifests.load(each) for each in roots]
+    check_alike(roots, found)
+    sources = make_blend(found, weights, seed=seed, mode=mode, window=window)
+    kept = None if cache is None else Cache(cache, cache_bytes)
+    readers = [
+        Reader(
+            each,
+            manifest,
+            cache=kept,
+            needed=order.next_need,
+            threads=threads,
+            on_damage=on_damage,
+            damaged=damaged,
+        )
+        for each, manifest, order in zip(roots, found, sources.orders, strict=True)
+    ]
+    reader = readers[0] if sources.mixture is None else Readers(readers, sources)
+    return Stream(reader, found, sources, share, position)
 
 
 def scan(root: storage.Url, *, micro_batch: int, rank: int, world: int) -> Scan:
@@ -273,24 +311,24 @@ def read_all(root: storage.Url) -> Arrays:
         reader.close()
 
 
-def _plan(order: Order, share: Share, start: int) -> Iterator[Planned]:
+def _plan(blend: Blend, share: Share, start: int) -> Iterator[Planned]:
     """This rank's positions from `start` on, without end, and the samples that stand there."""
     mine = share.positions(start)
     together = max(1, _PLANNED // share.micro_batch)
     while True:
         positions = np.stack([next(mine) for _ in range(together)])
-        yield from zip(positions, order.ordinals(positions), strict=True)
+        yield from map(Planned, positions, *blend.plan(positions))
 
 
 def _pass(count: int, share: Share, steps: int) -> Iterator[Planned]:
     """Every ordinal at its own position; what fills the last batches begins anew."""
     for positions in islice(share.positions(0), steps):
-        yield positions, positions % count
+        yield Planned(positions, positions % count, np.zeros_like(positions))
 
 
 def _batches(
-    reader: Reader, plan: Iterator[Planned], share: Share, window: int
-) -> Iterator[tuple[Arrays, NDArray[np.int64], NDArray[np.bool_]]]:
+    reader: Reader | Readers, plan: Iterator[Planned], share: Share, window: int
+) -> Iterator[tuple[Arrays, Planned, NDArray[np.bool_]]]:
     """Batches, what was asked for, what stands in. Blocks are announced a window and some more ahead."""
     coming: deque[Planned] = deque()
     together, farthest = (max(1, n // share.micro_batch) for n in (_ANNOUNCED, _PLANNED))
@@ -299,15 +337,15 @@ def _batches(
         while True:
             while not coming or (reader.announced < most and len(coming) < farthest):
                 fresh = [*islice(plan, together)]
-                reader.want(*(ordinals for _, ordinals in fresh))
+                reader.want(*(planned.samples for planned in fresh))
                 coming += fresh
                 if len(fresh) < together:
                     break
             if not coming:
                 return
-            positions, ordinals = coming.popleft()
-            reader.position = int(positions[0])
-            batch, stands_in = reader.take(ordinals)
-            yield {**batch, "position": positions}, ordinals, stands_in
+            asked = coming.popleft()
+            reader.position = int(asked.positions[0])
+            batch, stands_in = reader.take(asked.samples)
+            yield {**batch, "position": asked.positions}, asked, stands_in
     finally:
         reader.close()

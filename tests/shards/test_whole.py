@@ -29,25 +29,56 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("world", "micro"), [(1, 24), (2, 4), (3, 8), (12, 1)])
 @pytest.mark.parametrize("start", [0, 1000, 1400])
-def test_each_epoch_ends_with_a_proof(root: Path, world: int, micro: int, start: int) -> None:
-    accounts: dict[int, list[Account]] = {}
+def test_all_ranks_together_prove_each_epoch(
+    root: Path, world: int, micro: int, start: int
+) -> None:
+    """And an epoch that an earlier attempt began, with what that one carried over."""
+    first = start // 700
+    behind = Order(count=700, seed=2).ordinals(np.arange(first * 700, start))
+    carried = Account(epoch=first).add(behind, 0)
+    ended: list[list[Account]] = []
     for rank in range(world):
         with shards.open(
             root, global_batch=G, micro_batch=micro, rank=rank, world=world, seed=2, position=start
         ) as stream:
-            while stream.account.epoch < start // 700 + 4:
+            while stream.position < 700 * (first + 4):
                 next(stream)
-                if stream.ended is not None and stream.ended not in accounts.setdefault(rank, []):
-                    accounts[rank].append(stream.ended)
-    by_epoch = list(zip(*accounts.values(), strict=True))
-    assert len(by_epoch) == 4 and all(len({a.epoch for a in epoch}) == 1 for epoch in by_epoch)
-    assert sum(a.given for a in by_epoch[0]) == 700 - start % 700
-    for epoch in by_epoch[1:] if start % 700 else by_epoch:
-        total = prove(epoch, 700)
+            ended.append(stream.ended)
+            assert [a.key for a in stream.under_way()] == [(0, first + 4)]
+    for epoch, *accounts in zip(range(first, first + 4), *ended, strict=True):
+        assert {a.key for a in accounts} == {(0, epoch)}
+        total = prove([*accounts, carried] if epoch == first else accounts, 700)
         assert (total.seen, total.substituted) == (700, 0)
         if world > 1:
-            with pytest.raises(DamagedError, match="not all of them once each"):
-                prove(epoch[1:], 700)
+            with pytest.raises(DamagedError, match=f"epoch {epoch}: .* not all of them once each"):
+                prove(accounts[1:], 700)
+
+
+def test_an_epoch_ends_with_its_last_batch_not_with_the_next_one(root: Path) -> None:
+    with shards.open(root, global_batch=70, micro_batch=35, rank=0, world=1, seed=2) as stream:
+        for step in range(20):
+            assert stream.ended == [] and len(stream.under_way()) == (step > 1)
+            next(stream)
+        assert [a.given for a in stream.ended] == [700] and stream.under_way() == []
+
+
+def test_a_batch_may_end_several_epochs(tmp_path: Path) -> None:
+    write(tmp_path, 10)
+    ended = []
+    for rank in range(2):
+        with shards.open(
+            tmp_path, global_batch=64, micro_batch=16, rank=rank, world=2, seed=5
+        ) as stream:
+            next(stream)
+            assert stream.ended == []
+            next(stream)
+            assert [a.epoch for a in stream.ended] == [*range(6)]
+            ended.append([*stream.ended, *stream.under_way()])
+    for accounts in zip(*ended, strict=True):
+        if accounts[0].epoch < 6:
+            prove(accounts, 10)
+        else:
+            assert sum(a.given for a in accounts) == 4
 
 
 @given(count=st.integers(2, 3000), data=st.data())
@@ -74,15 +105,21 @@ def test_closed_forms_hold_where_words_run_over() -> None:
     )
 
 
-def test_a_stream_that_lost_samples_says_so_at_the_end_of_the_epoch(root: Path) -> None:
+def test_a_batch_that_is_lost_or_comes_twice_is_noticed_at_once(root: Path) -> None:
     with shards.open(root, global_batch=G, micro_batch=12, rank=1, world=2, seed=2) as stream:
         next(stream)
         next(stream._ahead)  # a batch that nobody was given
-        with pytest.raises(
-            DamagedError, match=r"epoch 0: rank 1 was given 3\d\d samples, its share is"
-        ):
-            for _ in range(80):
-                next(stream)
+        with pytest.raises(DamagedError, match="positions 60 to 71 where 36 to 47 were due"):
+            next(stream)
+
+
+def test_accounts_of_other_epochs_and_sources_do_not_add_up() -> None:
+    for other in (Account(epoch=2), Account(epoch=1, source=1)):
+        with pytest.raises(ValueError, match="do not add up"):
+            Account(epoch=1) + other
+    assert Account(epoch=1).with_sums((1, 2, 2**64 - 1, 5)) + Account(epoch=1).with_sums(
+        (1, 0, 3, 0)
+    ) == Account(epoch=1).with_sums((2, 2, 2, 5))
 
 
 def test_substitutes_are_the_same_for_every_rank_and_start(
@@ -102,7 +139,7 @@ def test_substitutes_are_the_same_for_every_rank_and_start(
             with shards.open(
                 tmp_path, micro_batch=micro, rank=rank, world=world, position=start, **options
             ) as stream:
-                while stream.account.epoch < 2:
+                while stream.position < 4000:
                     batch = next(stream)
                     for name in ("x", "y", "key"):
                         assert np.array_equal(batch[name], sound[name][batch["ordinal"]])
@@ -111,8 +148,8 @@ def test_substitutes_are_the_same_for_every_rank_and_start(
                     ):
                         assert seen.setdefault(p, o) == o
                 if world == 1:
-                    assert stream.ended is not None
-                    assert (stream.ended.seen, stream.ended.substituted) == (2000 - 464, 464)
+                    assert [(a.seen, a.substituted) for a in stream.ended] == [(1536, 464)] * 2
+                    assert stream.substituted == 2 * 464
     asked = order.ordinals(np.arange(4000))
     got = np.array([seen[p] for p in range(4000)])
     hit = (asked // 256 == 7) | (asked // 256 == 0)
@@ -148,9 +185,9 @@ def test_a_missing_tar_can_be_stood_in_for(tmp_path: Path) -> None:
         tmp_path, global_batch=100, micro_batch=100, rank=0, world=1, seed=0,
         on_damage="substitute", damaged=0.5,
     ) as stream:  # fmt: skip
-        for _ in range(21):
+        for _ in range(20):
             next(stream)
-        assert stream.ended is not None and stream.ended.substituted == manifest.shards[1].count
+        assert [a.substituted for a in stream.ended] == [manifest.shards[1].count]
 
 
 @pytest.mark.parametrize(
