@@ -1,4 +1,4 @@
-"""What a folder of shards holds: one small immutable manifest, its index of blocks, and a pointer.
+"""What a folder of shards holds: one small immutable manifest, its index, and a pointer.
 
     <root>/LATEST                    sha256 of the current manifest, written last
     <root>/manifest-<hash12>.json    counts, typed fields, header, statistics, shards with their sha256
@@ -8,6 +8,12 @@
 The manifest names the index's sha256 and is itself named by the sha256 of its canonical JSON, so one
 hash stands for every byte of a data set. A sample's *ordinal* is its row in the order of (shard, block,
 row); annotation sidecars have one row per ordinal. All blocks hold `block` samples except the last.
+
+There are two layouts. In `blocks` a member of a tar is one field of a whole block. In `samples` every sample has
+its own members, as WebDataset is usually written; the index then has one row per sample, whose single span is all
+of its members with their headers, and a block is `block` rows in a row, of one tar or of several. Tars that others
+wrote are indexed where they lie: their names may be absolute, and the records of what was found in them are
+in <root>/records.
 """
 
 from __future__ import annotations
@@ -33,11 +39,12 @@ CURE = "write them with `python -m tools.shards make digits --out {root}`"
 
 Kind = Literal["image", "latent"]
 Content = Literal["sample", "moments"]
+Layout = Literal["blocks", "samples"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """One member of every block. `shape` is of a sample, `dtype` NumPy's with its byte order."""
+    """What a reader gives of every sample. `shape` is of one, `dtype` NumPy's with its byte order."""
 
     name: str
     dtype: str
@@ -136,18 +143,18 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One tar, relative to the root."""
+    """One tar. `name` is relative to the root; of tars that were indexed elsewhere it may be absolute."""
 
     name: str
     bytes: int
     sha256: str
     count: int  # samples
-    blocks: int
+    blocks: int  # rows of the index
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Manifest:
-    """A data set; made by `of`. `blocks` is the index: a structured array, see `index_dtype`."""
+    """A data set; made by `of`. `blocks` is the index, see `index_dtype`: a row a block, or a row a sample."""
 
     hash: str  # hex sha256 of the canonical JSON of `plain`
     plain: dict[str, Any] = field(repr=False)  # the manifest as its file holds it
@@ -167,6 +174,9 @@ class Manifest:
     source: dict[str, Any]  # name, fingerprint (sha256), count
     seed: int  # of the shuffle before writing
     plan: str  # hash of all that decided these bytes; the same plan is the same data set
+    layout: Layout = "blocks"
+    decode: dict[str, Any] | None = None  # of samples: a `samples.Decode`, plain
+    indexed: bool = False  # the tars are others'; not ours to change
 
     @staticmethod
     def of(plain: dict[str, Any], blocks: NDArray[np.void]) -> Manifest:
@@ -190,6 +200,9 @@ class Manifest:
             source=plain["source"],
             seed=plain["seed"],
             plan=plain["plan"],
+            layout=_layout(plain.get("layout", "blocks")),
+            decode=plain.get("decode"),
+            indexed=plain.get("indexed", False),
         )
 
     @property
@@ -207,13 +220,46 @@ class Manifest:
         """Number of classes; 0 without labels."""
         return len(self.label_histogram or ())
 
+    @property
+    def block_count(self) -> int:
+        return -(-self.count // self.block)
+
+    @property
+    def row_samples(self) -> int:
+        """Samples of a row of the index, save the last."""
+        return 1 if self.layout == "samples" else self.block
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of a sample as it is stored, on average."""
+        return max(1, int(self.blocks["bytes"].sum()) // self.count)
+
+    def shards_of(self, ordinals: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of the tar that each sample lies in."""
+        return self.blocks["shard"][ordinals // self.row_samples].astype(np.int64)
+
+    def record_name(self, shard: Shard) -> str:
+        """Of the record that committed a tar, or said what was found in it."""
+        if not self.indexed:
+            return shard.name.removesuffix(".tar") + ".json"
+        return record_name(shard.name)
+
     def column(self, name: str) -> int:
         """Where a field stands in `fields` and in the index."""
         return [f.name for f in self.fields].index(name)
 
 
+def record_name(tar: str) -> str:
+    """Where the record of an indexed tar is kept: others may have a .json of their own beside it."""
+    stem = tar.rsplit("/", 1)[-1].removesuffix(".tar")
+    return f"records/{stem}-{sha256_of(tar.encode())[:12]}.json"
+
+
 def index_dtype(fields: int) -> np.dtype[np.void]:
-    """A row of the index. `offset` is where the payload starts in the tar, after tar and npy headers."""
+    """A row of the index. `offset` is where the payload starts in the tar, after tar and npy headers.
+
+    Of samples a row is of one, with one span for all its members, their headers included.
+    """
     return np.dtype(
         [
             ("shard", "<u4"),
@@ -335,6 +381,16 @@ def _index(root: storage.Url, promised: Mapping[str, Any]) -> NDArray[np.void]:
     if sha256_of(data) != promised["sha256"]:
         raise DamagedError(f"{url} does not have the sha256 that its manifest promises")
     return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+
+
+def _layout(name: str) -> Layout:
+    for known in get_args(Layout):
+        if name == known:
+            return known
+    raise UserError(
+        f"the manifest's layout={name!r} is none that this program reads ({', '.join(get_args(Layout))}): "
+        "use the program it was written with"
+    )
 
 
 def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _begin(work: Callable[[int], Any]) -> None:
     _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=_outlive_nobody, daemon=True).start()
+    threading.Thread(target=outlive_nobody, daemon=True).start()
 
 
 def _do(task: int) -> Any:
@@ -96,7 +96,7 @@ def _stop(*_: object) -> None:
     raise SystemExit(143)
 
 
-def _outlive_nobody() -> None:
+def outlive_nobody() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

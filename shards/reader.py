@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import resource
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, get_args
 
@@ -19,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import storage
-from shards.blocks import Arrays, Blocks
+from shards.blocks import Blocks
 from shards.cache import Cache
 from shards.errors import DamagedError, UserError
 from shards.manifest import Manifest
 from shards.order import WINDOW
+from shards.parts import Arrays, Picked, Tars
+from shards.samples import Samples
 
 OnDamage = Literal["fail", "substitute"]
 
@@ -49,29 +51,36 @@ class Reader:
         threads: int = THREADS,
         on_damage: OnDamage = "fail",
         damaged: float = DAMAGED,
+        decoders: int = 0,
     ) -> None:
         """`mapped`: map tars, or fetch ranges; None maps what is on a file system, which no cache improves.
         `needed`: `Order.next_need`, by which a cache makes room; without it the oldest goes first.
+        `decoders`: processes that decode pictures; 0 decodes in the gathering thread.
         """
         if on_damage not in get_args(OnDamage):
             raise UserError(f"on_damage={on_damage!r}: give 'fail' or 'substitute'")
         if threads < 1:
             raise UserError(f"threads={threads}: give at least 1")
         if mapped is None:
-            mapped = not storage.is_remote(root)
+            mapped = not storage.is_remote(storage.join(root, manifest.shards[0].name))
         self._manifest, self._on_damage, self._bound = manifest, on_damage, damaged
         self.position = 0  # that is being gathered; its owner moves it on
         at = (lambda blocks: needed(blocks, self.position)) if needed is not None else _unknown
-        self.blocks = Blocks(root, manifest, mapped=mapped, cache=cache, needed=at)
+        self.blocks: Tars[Any] = (
+            Samples(root, manifest, mapped=mapped, cache=cache, needed=at, decoders=decoders)
+            if manifest.layout == "samples"
+            else Blocks(root, manifest, mapped=mapped, cache=cache, needed=at)
+        )
+        self._names = tuple(f.name for f in manifest.fields)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shards-io")
         self._announced: deque[list[int]] = deque()  # blocks of each batch to come
         self._wanted: dict[int, int] = {}  # announced batches that need a block
-        self._coming: dict[int, Future[dict[int, Arrays | DamagedError]]] = {}
-        self._held: dict[int, Arrays | DamagedError] = {}
-        self._idle: OrderedDict[int, Arrays | DamagedError] = OrderedDict()
+        self._coming: dict[int, Future[dict[int, Any]]] = {}  # what the layout holds of a block,
+        self._held: dict[int, Any] = {}  # or the DamagedError it met
+        self._idle: OrderedDict[int, Any] = OrderedDict()
         self._cached = cache is not None
         self._idle_most = VIEWS if mapped else self._kept(cache)
-        self._instead: dict[int, tuple[int, Arrays]] = {}  # of damaged blocks: a sound one
+        self._instead: dict[int, tuple[int, Any]] = {}  # of damaged blocks: a sound one
 
     @property
     def counts(self) -> dict[str, int]:
@@ -80,8 +89,7 @@ class Reader:
 
     def blocks_in(self, size: int, *, most: int) -> int:
         """How many blocks this many bytes hold, at least 1 and at most `most`."""
-        sample = sum(f.sample_bytes for f in self._manifest.fields)
-        return min(most, max(1, size // (sample * self._manifest.block)))
+        return min(most, max(1, size // (self._manifest.sample_bytes * self._manifest.block)))
 
     @property
     def announced(self) -> int:
@@ -106,10 +114,31 @@ class Reader:
                 future = self._pool.submit(self.blocks.read, run)
                 self._coming |= dict.fromkeys(run, future)
 
-    def gather(self, ordinals: NDArray[np.int64]) -> Arrays:
-        """The samples at any `ordinals` (n,), where nothing is announced: `take` for those who plan nothing."""
-        self.want(ordinals)
-        return self.take(ordinals)[0]
+    def gather(self, ordinals: NDArray[np.int64], fields: Sequence[str] | None = None) -> Arrays:
+        """The samples at any `ordinals` (n,), where nothing is announced: `take` for those who plan nothing.
+
+        With `fields`, such as ("y",), those alone and `ordinal`. Where a block is arrays no others are read, and
+        where it is pictures none is decoded for them; what is damaged is then an error.
+
+        Raises:
+            UserError: no such field. And what `take` raises.
+        """
+        if fields is None:
+            self.want(ordinals)
+            return self.take(ordinals)[0]
+        names = ["id" if name == "key" else name for name in fields]
+        unknown = [f for f, name in zip(fields, names, strict=True) if name not in self._names]
+        if unknown:
+            known = ", ".join("key" if name == "id" else name for name in self._names)
+            raise UserError(f"field {unknown[0]!r} is not in these shards: choose among {known}")
+        blocks, rows = np.divmod(ordinals, self._manifest.block)
+        parts = _by_block(blocks)
+        held = self._pool.map(lambda at: self.blocks.choose(int(blocks[at[0]]), names), parts)
+        picked = [
+            Picked(at, int(blocks[at[0]]), rows[at], found)
+            for at, found in zip(parts, held, strict=True)
+        ]
+        return _named(self.blocks.gather(picked, len(ordinals), names)) | {"ordinal": ordinals}
 
     def take(self, ordinals: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.bool_]]:
         """The samples of the batch announced first, and which of them stand in for damaged ones.
@@ -121,34 +150,27 @@ class Reader:
             DamagedError: a tar or a block is not what was written, and this may not be, or no longer.
         """
         blocks, rows = np.divmod(ordinals, self._manifest.block)
-        found: dict[str, NDArray[Any]] = {
-            f.name: np.empty((len(ordinals), *f.shape), dtype=f.dtype)
-            for f in self._manifest.fields
-        }
         given, stands_in = ordinals.copy(), np.zeros(len(ordinals), dtype=bool)
-        by_block = np.argsort(blocks, kind="stable")
-        cuts = np.flatnonzero(np.diff(blocks[by_block])) + 1
-        for here in np.split(by_block, cuts):
-            if not here.size:
-                continue
+        picked = []
+        for here in _by_block(blocks):
             block, row = int(blocks[here[0]]), rows[here]
-            arrays = self._block(block)
-            if isinstance(arrays, DamagedError):
-                other, arrays = self._substitute(block, arrays)
-                row = row % self._manifest.blocks["rows"][other]
-                given[here] = other * self._manifest.block + row
+            held = self._block(block)
+            if isinstance(held, DamagedError):
+                block, held = self._substitute(block, held)
+                row = row % self._count_of(block)
+                given[here] = block * self._manifest.block + row
                 stands_in[here] = True
-            for name, values in arrays.items():
-                found[name][here] = values[row]
+            picked.append(Picked(here, block, row, held))
+        found = _named(self.blocks.gather(picked, len(ordinals), self._names))
         self._release(self._announced.popleft())
-        found["key"] = np.char.decode(found.pop("id"), "utf-8")
         return {**found, "ordinal": given}, stands_in
 
     def close(self) -> None:
         """Ends the threads, at the latest when the reads they are in return."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self.blocks.close()
 
-    def _block(self, block: int) -> Arrays | DamagedError:
+    def _block(self, block: int) -> Any:
         if block in self._coming:
             for number, value in self._coming[block].result().items():
                 self._coming.pop(number, None)
@@ -160,9 +182,9 @@ class Reader:
             self._wanted[block] -= 1
             if not self._wanted[block]:
                 del self._wanted[block]
-                arrays = self._held.pop(block)
-                if self._keeps(arrays):
-                    self._idle[block] = arrays
+                held = self._held.pop(block)
+                if self._keeps(held):
+                    self._idle[block] = held
         while len(self._idle) > self._idle_most:
             self._idle.popitem(last=False)
 
@@ -173,13 +195,17 @@ class Reader:
             return _mappings()
         return self.blocks_in(_KEPT, most=WINDOW)
 
-    def _keeps(self, arrays: Arrays | DamagedError) -> bool:
+    def _keeps(self, held: Any) -> bool:
         """Mappings cost next to nothing; of memory there is little beside a cache, from which all comes again."""
-        mapped = isinstance(arrays, dict) and isinstance(arrays["x"], np.memmap)
+        mapped = not isinstance(held, DamagedError) and self.blocks.is_mapped(held)
         return mapped or not self._cached
 
-    def _substitute(self, block: int, error: DamagedError) -> tuple[int, Arrays]:
-        """The next sound block after a damaged one, and its payloads."""
+    def _count_of(self, block: int) -> int:
+        """Samples of a block: all but the last are full."""
+        return min(self._manifest.block, self._manifest.count - block * self._manifest.block)
+
+    def _substitute(self, block: int, error: DamagedError) -> tuple[int, Any]:
+        """The next sound block after a damaged one, and what is held of it."""
         if self._on_damage == "fail":
             raise error
         if block not in self._instead:
@@ -188,22 +214,34 @@ class Reader:
         return self._instead[block]
 
     def _admit(self, block: int, error: DamagedError) -> None:
-        rows = self._manifest.blocks["rows"]
-        lost = int(rows[[block, *self._instead]].sum())
+        lost = sum(map(self._count_of, [block, *self._instead]))
         if lost > self._bound * self._manifest.count:
             raise DamagedError(
                 f"{error}; with it {lost:,} of {self._manifest.count:,} samples are damaged, more than the "
                 f"share of {self._bound:g} that may be substituted"
             ) from error
-        _log.warning("%s; others stand in for its %d samples", error, rows[block])
+        _log.warning("%s; others stand in for its %d samples", error, self._count_of(block))
 
-    def _next_sound(self, block: int, error: DamagedError) -> tuple[int, Arrays]:
-        total = len(self._manifest.blocks)
+    def _next_sound(self, block: int, error: DamagedError) -> tuple[int, Any]:
+        total = self._manifest.block_count
         for other in ((block + k) % total for k in range(1, total)):
             found = self.blocks.read([other])[other]
             if not isinstance(found, DamagedError):
                 return other, found
         raise error
+
+
+def _by_block(blocks: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Rows of a batch, those of one block together."""
+    order = np.argsort(blocks, kind="stable")
+    cuts = np.flatnonzero(np.diff(blocks[order])) + 1
+    return [rows for rows in np.split(order, cuts) if rows.size]
+
+
+def _named(found: Arrays) -> Arrays:
+    """Keys as text, under the name that batches have for them."""
+    ids: Any = found.pop("id", None)
+    return found if ids is None else {**found, "key": np.char.decode(ids, "utf-8")}
 
 
 def _unknown(blocks: NDArray[np.int64]) -> NDArray[np.float64]:

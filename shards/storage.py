@@ -54,7 +54,9 @@ def is_remote(url: Url) -> bool:
 
 
 def join(root: Url, *parts: str) -> str:
-    """`root/part/part`, for folders and s3:// alike."""
+    """`root/part/part`, for folders and s3:// alike; a last part that is absolute is that itself."""
+    if parts and (is_remote(parts[-1]) or parts[-1].startswith("/")):
+        return parts[-1]
     if is_remote(root):
         return "/".join([os.fspath(root).rstrip("/"), *parts])
     return str(Path(root, *parts))
