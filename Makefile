@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 FAISS ?= cpu
 # what needs no service runs two files at a time; a cluster, a browser and whole runs have the machine to themselves
-PARALLEL := tests/selfguide tests/spec tests/shards tests/board
-SERIAL := tests/s3 tests/launcher tests/tools tests/cluster tests/browser tests/end_to_end tests/test_packaging.py
+PARALLEL := tests/selfguide tests/spec tests/shards tests/board tests/tools
+SERIAL := tests/s3 tests/launcher tests/cluster tests/browser tests/end_to_end tests/test_packaging.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help install install-dev demo test test-slow test-fast lint compare bench cluster-up cluster-down s3-up s3-down wheel-check clean
@@ -38,7 +38,7 @@ test: install-dev lint ## all but test-slow, with a real Slurm, a real S3 store 
 	@python -m pytest -n 2 --dist loadfile -m "not slow" $(PARALLEL)
 	@python -m pytest $(SERIAL)
 
-test-slow: install-dev ## engines that compile, which takes a C++ compiler minutes
+test-slow: install-dev ## engines that compile, which takes a C++ compiler minutes, and whole benchmarks
 	@python -m pytest -m slow $(PARALLEL)
 
 test-fast: install-dev ## what needs no service and no minutes
