@@ -26,6 +26,7 @@ Kind = Literal[
     "short",  # half the range, under an honest Content-Length and Content-Range
     "understated",  # half the body under an honest Content-Length, but the whole Content-Range
     "shifted",  # as many bytes, from another place, honestly labelled
+    "garbled",  # a bit of the answer's Content-Range is wrong
     "unlabelled",  # the range as asked for, but under 200, as if it were the whole object
     "delay",  # the answer comes late
     "drip",  # the answer comes 32 bytes at a time
@@ -148,6 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[: len(body) // 2]
         if kind == "shifted":
             found["Content-Range"] = _range(found, keep=len(body), shift=1)
+        if kind == "garbled":
+            found["Content-Range"] = _garbled(found["Content-Range"])
         if kind == "unlabelled":
             status, _ = 200, found.pop("Content-Range", "")
         if kind == "flip":
@@ -210,6 +213,12 @@ def _flipped(data: bytes) -> bytes:
     for at in range(len(data) // 2 % 1000, len(data), 1000):
         wrong[at] ^= 1
     return bytes(wrong)
+
+
+def _garbled(text: str) -> str:
+    """The lowest bit of the first digit turned."""
+    at = next(i for i, letter in enumerate(text) if letter.isdigit())
+    return text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1 :]
 
 
 def _range(headers: dict[str, str], *, keep: int, shift: int) -> str:

@@ -35,6 +35,7 @@ FAULTS = {
     "short": "another range than was asked for",
     "understated": "an answer of another length than its range",
     "shifted": "another range than was asked for",
+    "garbled": "another range than was asked for",
     "unlabelled": "200 without the range that was asked for",
 }
 
