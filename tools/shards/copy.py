@@ -14,7 +14,7 @@ import json
 from dataclasses import asdict
 
 from shards import transfer
-from tools.shards import report
+from tools.shards import report, sweep
 
 HELP = "copy a data set between folders and S3, verified"
 
@@ -29,6 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     done = transfer.copy(options.source, options.target, watch=report.watch("copying shards"))
+    sweep.afterwards(options.target)
     if options.json:
         print(json.dumps({"from": options.source, "to": options.target, **asdict(done)}))
         return 0
