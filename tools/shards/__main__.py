@@ -20,7 +20,7 @@ from tools import verbs
 # each a module here: HELP, add(parser), run(options) -> exit code
 VERBS = (
     *("make", "copy", "verify", "repair", "diff"),
-    *("stats", "inspect", "explain", "simulate"),
+    *("stats", "inspect", "explain", "simulate", "sweep"),
 )
 
 
