@@ -264,6 +264,7 @@ def _write(
         world=options.world,
         watch=built,
     )
+    sweep.afterwards(options.out)
     seconds = time.monotonic() - options.started
     if options.json:
         told = {"shards_built": built.count, "seconds": round(seconds, 3)}
