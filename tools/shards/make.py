@@ -37,7 +37,7 @@ from shards.sources import arrays, folders, tables, tars
 from shards.sources.listing import Listing, Picture
 from shards.sources.made import LATENT_SCALE, SyntheticSource, digits_source
 from shards.sources.scan import SKIPPED, Seen, Threshold, scan
-from tools.shards import report
+from tools.shards import report, sweep
 
 if TYPE_CHECKING:
     from rich.table import Table
