@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -31,13 +31,20 @@ def command(module: str, *words: str, timeout: float = 500) -> subprocess.Comple
     )
 
 
+@contextlib.contextmanager
+def ended_after(folder: Path) -> Iterator[Path]:
+    """A folder of runs; what still works in it afterwards is ended."""
+    try:
+        yield folder
+    finally:
+        for path in folder.glob("*/*/run.json"):
+            cancel(RunFolder(path.parent))
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> Iterator[Path]:
-    """A folder of runs; what still works in it afterwards is ended."""
-    folder = tmp_path / "runs"
-    yield folder
-    for path in folder.glob("*/*/run.json"):
-        cancel(RunFolder(path.parent))
+    with ended_after(tmp_path / "runs") as folder:
+        yield folder
 
 
 def submit(runs: Path, *words: str, code: int = 0) -> tuple[RunFolder, str]:
@@ -53,11 +60,21 @@ def weights(run: RunFolder) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
+@pytest.fixture(scope="module")
+def demo(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunFolder, str]]:
+    """The shortened demo, with its evaluations; and what it said."""
+    with ended_after(tmp_path_factory.mktemp("demo") / "runs") as folder:
+        yield submit(
+            folder, "experiment=digits_dit", f"data.root={digits}", *SHORT, "evaluation.samples=400"
+        )
+
+
 @pytest.mark.slow
-def test_the_demo_scores_snapshots_while_training_goes_on(digits: Path, runs: Path) -> None:
-    run, said = submit(
-        runs, "experiment=digits_dit", f"data.root={digits}", *SHORT, "evaluation.samples=400"
-    )
+def test_the_demo_scores_snapshots_while_training_goes_on(
+    digits: Path, demo: tuple[RunFolder, str]
+) -> None:
+    run, said = demo
+    runs = run.root.parent.parent
     (exits,) = [list(run.attempt(1).glob("exit-*.json"))]
     ended = min(json.loads(path.read_text())["time"] for path in exits)
     trainers = {json.loads(path.read_text())["pid"] for path in exits}
@@ -109,25 +126,19 @@ class Killer(threading.Thread):
 
 @pytest.mark.slow
 def test_killing_every_evaluation_leaves_the_weights_bitwise_equal(
-    digits: Path, tmp_path: Path
+    digits: Path, demo: tuple[RunFolder, str], runs: Path
 ) -> None:
-    ends: list[dict[str, Any]] = []
-    for murderous in (False, True):
-        runs = tmp_path / f"runs-{murderous}"
-        killer = Killer(runs)
-        if murderous:
-            killer.start()
-        run, _ = submit(runs, "experiment=digits_dit", f"data.root={digits}", *SHORT,
-                        "evaluation.samples=200", "evaluation.attempts=2",
-                        code=1 if murderous else 0)  # fmt: skip  # no final score: not well
-        killer.stop.set()
-        ends.append(weights(run))
-        if murderous:
-            states = [r["status"] for r in records(run)]
-            assert killer.killed >= 2 and states and set(states) == {"failed"}
-    assert ends[0].keys() == ends[1].keys()
-    for name, tensor in ends[0].items():
-        assert torch.equal(tensor, ends[1][name]), name
+    killer = Killer(runs)
+    killer.start()
+    run, _ = submit(runs, "experiment=digits_dit", f"data.root={digits}", *SHORT,
+                    "evaluation.samples=200", "evaluation.attempts=2", code=1)  # fmt: skip  # no final score: not well
+    killer.stop.set()
+    states = [r["status"] for r in records(run)]
+    assert killer.killed >= 2 and states and set(states) == {"failed"}
+    undisturbed, found = weights(demo[0]), weights(run)
+    assert undisturbed.keys() == found.keys()
+    for name, tensor in undisturbed.items():
+        assert torch.equal(tensor, found[name]), name
 
 
 @pytest.mark.slow
