@@ -90,6 +90,11 @@ def list(folder: Url) -> Sequence[str]:
     return _store(folder).list(os.fspath(folder))
 
 
+def files(folder: Url) -> Sequence[str]:
+    """Sorted names, relative to `folder`, of all visible files below it; empty where there is no such folder."""
+    return _store(folder).files(os.fspath(folder))
+
+
 def read_range(url: Url, start: int, stop: int, *, etag: str | None = None) -> bytes:
     """Bytes [start, stop) of a file or object; on S3, where `etag` is given, of that version only.
 

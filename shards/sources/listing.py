@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shards.errors import UserError
+from shards.manifest import Header
 from shards.source import encode_keys
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+PIXELS = Header(kind="image", shift=127.5, scale=1 / 127.5)  # of uint8, to [-1, 1]
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 )

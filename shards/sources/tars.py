@@ -1,16 +1,15 @@
 """WebDataset tars of others, such as img2dataset's: members that share a name up to its first dot are a sample.
 
 A tar reader stops quietly at a damaged header, as at the end, and so may lose the rest of a tar. Here the
-end must be an end: two sectors of zeros behind the last member.
+end must be an end: two sectors of zeros behind the last member, and nothing but zeros behind them.
 """
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -18,13 +17,25 @@ from numpy.typing import NDArray
 
 from shards.errors import UserError
 from shards.layout import SECTOR
-from shards.sources.listing import SUFFIXES, BadInputError, Decode, Listing, expand
+from shards.samples import Decode, Members, split_name
+from shards.sources.listing import SUFFIXES, BadInputError, Listing, Picture, expand
 
-Sample = dict[str, tuple[int, int]]  # offset and bytes of each member, by what follows the key
+_REST = 1 << 20  # bytes behind the last member that are looked at together
+
+
+@dataclass(kw_only=True)
+class Found:
+    """A sample of a tar: offset and bytes of each member, by what follows the key."""
+
+    key: str
+    start: int  # of its first member's header
+    stop: int = 0  # where its last member's padding ends
+    whole: bool = True  # nobody else's members lie between its own
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Members:
+class TarMembers:
     """Inputs that are members of tars."""
 
     tars: tuple[str, ...]
@@ -41,7 +52,7 @@ class Members:
 
 def tars(
     paths: Sequence[str],
-    decode: Decode,
+    picture: Picture,
     *,
     image: str | None = None,
     label: str | None = None,
@@ -59,18 +70,19 @@ def tars(
         UserError: no such tars, a tar that ends where it should not, or samples without the label.
     """
     files = expand(paths, ".tar")
+    decode = Decode(picture=picture, image=image, label=label, prefix=prefix)
     keys: list[str] = []
     places: list[tuple[int, int, int]] = []
     labels: list[int] = []
     for number, path in enumerate(files):
         with Path(path).open("rb") as file:
-            for key, sample in _samples(file, path):
-                if label is None and not keys and "cls" in sample:
-                    label = "cls"
-                keys.append(f"{Path(path).stem}/{key}" if prefix else key)
+            for sample in walk(file, path):
+                if decode.label is None and not keys and "cls" in sample.members:
+                    decode = Decode(picture=picture, image=image, label="cls", prefix=prefix)
+                keys.append(decode.key_of(sample.key, {}, Path(path).stem))
                 places.append((number, *_image(sample, image)))
-                if label is not None:
-                    labels.append(_label(file, sample, label, f"{path}: {key}"))
+                if decode.label is not None:
+                    labels.append(_label(file, sample, decode, path))
     if not prefix and len(set(keys)) < len(keys):
         raise UserError(
             f"{len(keys) - len(set(keys)):,} keys of {files[0]} and the other tars occur twice: "
@@ -80,56 +92,73 @@ def tars(
     return Listing.of(
         Path(files[0]).parent.resolve().name,
         keys,
-        Members(tars=tuple(files), places=table),
-        decode=decode,
+        TarMembers(tars=tuple(files), places=table),
+        decode=picture,
         places=table,
-        labels=np.array(labels, dtype=np.int64) if label is not None else None,
+        labels=np.array(labels, dtype=np.int64) if decode.label is not None else None,
     )
 
 
-def _samples(file: BinaryIO, path: str) -> list[tuple[str, Sample]]:
-    """(key, members) in their order. A key is the member's path up to the first dot of its last part."""
-    found: dict[str, Sample] = {}
-    end = 0
+def walk(file: BinaryIO, path: str) -> list[Found]:
+    """The samples of a tar, in the order of their first members; `path` is what errors call it.
+
+    Raises:
+        UserError: it is no tar, is damaged or cut short, or holds a member twice.
+    """
+    found: dict[str, Found] = {}
+    end, last = 0, ""
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // SECTOR) * SECTOR
-                path_of = PurePosixPath(member.name)
-                stem, _, extension = path_of.name.partition(".")
-                if not member.isfile() or not stem or not extension:
+                split = split_name(member.name)
+                if not member.isfile() or split is None:
                     continue
-                sample = found.setdefault(str(path_of.parent / stem), {})
-                if extension.lower() in sample:
+                key, extension = split
+                sample = found.setdefault(key, Found(key=key, start=member.offset))
+                if extension in sample.members:
                     raise UserError(f"{path}: {member.name} occurs twice: write the tar again")
-                sample[extension.lower()] = (member.offset_data, member.size)
+                sample.whole &= not sample.members or last == key
+                sample.members[extension] = (member.offset_data, member.size)
+                sample.stop, last = end, key
     except tarfile.TarError as error:
         raise UserError(f"{path} is no whole tar ({error}): fetch or write it again") from None
+    _check_end(file, path, end, len(found))
+    return [*found.values()]
+
+
+def _check_end(file: BinaryIO, path: str, end: int, samples: int) -> None:
     file.seek(end)
-    if file.read(2 * SECTOR) != bytes(2 * SECTOR):
+    rest = file.read(2 * SECTOR)
+    if rest != bytes(2 * SECTOR):
         raise UserError(
-            f"{path} is damaged or cut short at byte {end:,}, behind {len(found):,} samples: fetch or "
+            f"{path} is damaged or cut short at byte {end:,}, behind {samples:,} samples: fetch or "
             "write it again"
         )
-    return list(found.items())
+    while rest:
+        rest = file.read(_REST)
+        if rest.strip(b"\0"):
+            raise UserError(
+                f"{path} goes on behind its end at byte {end:,}, where readers stop after {samples:,} samples: "
+                "it is damaged there, or several tars in one; write it again"
+            )
 
 
-def _image(sample: Sample, asked: str | None) -> tuple[int, int]:
+def _image(sample: Found, asked: str | None) -> tuple[int, int]:
     if asked is not None:
-        return sample.get(asked.lower().lstrip("."), (0, -1))
-    return next((place for name, place in sample.items() if f".{name}" in SUFFIXES), (0, -1))
+        return sample.members.get(asked.lower().lstrip("."), (0, -1))
+    images = (place for name, place in sample.members.items() if f".{name}" in SUFFIXES)
+    return next(images, (0, -1))
 
 
-def _label(file: BinaryIO, sample: Sample, label: str, where: str) -> int:
-    extension, _, field = label.partition(":")
-    if extension not in sample:
-        raise UserError(f"{where} has no member .{extension}, which should hold its label")
-    offset, size = sample[extension]
-    file.seek(offset)
-    text = file.read(size)
+def _label(file: BinaryIO, sample: Found, decode: Decode, path: str) -> int:
+    extension = (decode.label or "").partition(":")[0]
+    members: Members = {}
+    if extension in sample.members:
+        offset, size = sample.members[extension]
+        file.seek(offset)
+        members[extension] = file.read(size)
     try:
-        return int(json.loads(text)[field] if field else text)
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{where}.{extension} holds no whole number at {label!r}: {text[:60]!r}"
-        ) from None
+        return decode.label_of(members)
+    except BadInputError as error:
+        raise UserError(f"{path}: {sample.key}: {error}") from None
