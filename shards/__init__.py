@@ -32,6 +32,7 @@ def open(
     window: int = 64,
     weights: Sequence[float] | None = None,
     threads: int = 4,
+    decoders: int = 0,
     cache: str | os.PathLike[str] | None = None,
     cache_bytes: int = 64 << 30,
     on_damage: OnDamage = "fail",
@@ -50,6 +51,8 @@ def open(
         position: where to begin, as `Stream.state()["position"]` said; any number of ranks may go on.
         mode: `window` permutes blocks and the samples of `window` blocks in a row, `global` everything.
         threads: that read. They change nothing but the speed.
+        decoders: processes that decode the pictures of shards that hold one sample per key; 0 decodes in a
+            thread. A script that asks for some starts its work under `if __name__ == "__main__"`.
         cache: a folder on a disk of this node, where all its processes keep blocks of remote shards, at
             most `cache_bytes`; None keeps nothing. Local shards need none.
         on_damage: `fail` ends reading at a damaged block; `substitute` puts the samples of a sound block
@@ -75,6 +78,7 @@ def open(
         window=window,
         weights=weights,
         threads=threads,
+        decoders=decoders,
         cache=cache,
         cache_bytes=cache_bytes,
         on_damage=on_damage,

@@ -260,6 +260,7 @@ def open_stream(
     window: int = WINDOW,
     weights: Sequence[float] | None = None,
     threads: int = THREADS,
+    decoders: int = 0,
     cache: storage.Url | None = None,
     cache_bytes: int = BUDGET,
     on_damage: OnDamage = "fail",
@@ -283,6 +284,7 @@ def open_stream(
             cache=kept,
             needed=order.next_need,
             threads=threads,
+            decoders=decoders,
             on_damage=on_damage,
             damaged=damaged,
         )
