@@ -54,17 +54,24 @@ class Autoencoder(ABC):
             raise UserError(
                 f"images are {tuple(images.shape)} {images.dtype}: give uint8 (B, C, H, W)"
             )
-        height, width = images.shape[-2:]
-        if images.shape[1] != self.image_channels:
+        self.check(*images.shape[1:])
+        return self._encode(images.to(self.device))
+
+    def check(self, channels: int, height: int, width: int) -> None:
+        """Returns when it can encode images of this shape.
+
+        Raises:
+            UserError: another number of channels than it takes, or an indivisible size.
+        """
+        if channels != self.image_channels:
             raise UserError(
-                f"images have {images.shape[1]} channels; {self.name} encodes {self.image_channels}"
+                f"images have {channels} channels; {self.name} encodes {self.image_channels}"
             )
         if height % self.factor or width % self.factor:
             raise UserError(
                 f"images are {height} x {width}; {self.name} makes a latent pixel of {self.factor} x {self.factor}: "
                 "crop or resize them to a multiple"
             )
-        return self._encode(images.to(self.device))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

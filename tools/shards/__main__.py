@@ -19,7 +19,7 @@ from tools import verbs
 
 # each a module here: HELP, add(parser), run(options) -> exit code
 VERBS = (
-    *("make", "copy", "verify", "repair", "diff"),
+    *("make", "encode", "index", "copy", "verify", "repair", "diff"),
     *("stats", "inspect", "explain", "simulate", "sweep"),
 )
 

@@ -23,7 +23,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -250,7 +250,7 @@ def _write(
     notes: Mapping[str, Any] | None = None,
     seen: Seen | None = None,
 ) -> int:
-    built = _Counted()
+    built = report.Counted("writing shards")
     manifest, new = writer.write(
         options.out,
         source,
@@ -298,15 +298,3 @@ def _table(
     table.add_row("shards built by this call", f"{built:,} of {len(manifest.shards):,}")
     table.add_row("seconds", f"{seconds:,.1f}")
     return table
-
-
-class _Counted:
-    """Shows shards go by, and counts those built here: others may have done some meanwhile."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, shards: Iterable[bool], total: int) -> Iterator[bool]:
-        for built in report.watch("writing shards")(shards, total):
-            self.count += built
-            yield built

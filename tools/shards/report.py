@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -57,3 +57,15 @@ def size(count: int) -> str:
 
 def watch(doing: str) -> Callable[[Iterable[T], int], Iterable[T]]:
     return lambda items, total: cli.track(items, total, doing)
+
+
+class Counted:
+    """Shows shards go by, and counts those built here: others may have done some meanwhile."""
+
+    def __init__(self, doing: str) -> None:
+        self.count, self._doing = 0, doing
+
+    def __call__(self, shards: Iterable[bool], total: int) -> Iterator[bool]:
+        for built in watch(self._doing)(shards, total):
+            self.count += built
+            yield built

@@ -1,0 +1,304 @@
+"""A data set of images as the latents that an autoencoder makes of them: a source for the writer of shards.
+
+Of a variational autoencoder either both moments of an image are stored, to be sampled at every step (as Bao et al. 2023
+train on latents), or one sample of them, which every epoch then sees again, or their mean. Latents keep the order of
+their images, which were shuffled when they were written: ordinal i of one data set is ordinal i of the other, and a
+block of latents reads one block of images. What a block becomes depends on its images, the encoding and the kind of
+hardware, not on who else works: the network sees the same images together, and noise is keyed by the ordinal.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from selfguide.autoencoders.autoencoder import TOP, Autoencoder
+from selfguide.autoencoders.load import load_autoencoder
+from selfguide.autoencoders.normaliser import Normaliser, draw, mean
+from selfguide.spec.words import nearest
+from shards import manifest as manifests
+from shards.errors import UserError
+from shards.manifest import Header, Manifest
+from shards.order import BLOCK
+from shards.reader import Reader
+
+ENCODERS = ("sd_vae", "va_vae", "tiny")
+CONTENTS = ("moments", "sample", "mean")
+DTYPES = ("float16", "float32")
+_LISTED = 16 * BLOCK  # samples whose keys and labels are read at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """What is made of the images."""
+
+    encoder: str
+    weights: str | None = None
+    statistics: str | None = None  # of va_vae's latents
+    content: str = "moments"
+    flips: bool = False  # both mirror images, each encoded by itself
+    dtype: str = "float16"
+    batch: int = 32  # images that the network sees at once: convolutions may round by it
+    seed: int = 0  # of samples
+
+    def __post_init__(self) -> None:
+        known = {"encoder": ENCODERS, "content": CONTENTS, "dtype": DTYPES}
+        for name, values in known.items():
+            given = getattr(self, name)
+            if given not in values:
+                raise UserError(
+                    f"{name}={given!r} is unknown{nearest(given, values)}; known: {', '.join(values)}"
+                )
+        if self.batch < 1 or self.seed < 0:
+            raise UserError(
+                f"batch={self.batch}, seed={self.seed}: give at least 1 image, and a seed from 0"
+            )
+
+    def load(self, device: torch.device | str = "cpu") -> Autoencoder:
+        return load_autoencoder(
+            self.encoder, self.weights, statistics=self.statistics, device=device
+        )
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        """What of it decides bytes, as JSON; a seed only where something is drawn."""
+        told = {n: getattr(self, n) for n in ("encoder", "content", "flips", "dtype", "batch")}
+        return {**told, "posterior_seed": self.seed} if self.content == "sample" else told
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedSource:
+    """Latents of the images at `root`, made when they are asked for: a `shards.source.Source`; made by `of`.
+
+    It pickles without autoencoder and reader, which each process opens when it first needs them.
+    """
+
+    root: str
+    manifest: Manifest  # of the images
+    encoding: Encoding
+    header: Header  # of the latents
+    sha256: str | None  # of the weights
+    keys: NDArray[np.bytes_]
+    labels: NDArray[np.int64] | None
+    shape: tuple[int, ...]
+    device: str = (
+        "auto"  # a GPU where there is one; of several, each process of a pool takes its own
+    )
+
+    @staticmethod
+    def of(root: str, encoding: Encoding, device: str = "auto") -> EncodedSource:
+        """
+        Raises:
+            UserError: no images at `root`, images that the autoencoder cannot encode, or no weights.
+        """
+        manifest = manifests.load(root)
+        _check_images(root, manifest)
+        _device(device)
+        codec = encoding.load()
+        channels, height, width = manifest.model_shape
+        codec.check(channels, height, width)
+        moments = encoding.content == "moments"
+        stored = (codec.channels * (1 + moments), height // codec.factor, width // codec.factor)
+        keys, labels = _known(root, manifest)
+        return EncodedSource(
+            root=root,
+            manifest=manifest,
+            encoding=encoding,
+            header=replace(
+                codec.header(), content="moments" if moments else "sample", flips=encoding.flips
+            ),
+            sha256=codec.sha256,
+            keys=keys,
+            labels=labels,
+            shape=(2, *stored) if encoding.flips else stored,
+            device=device,
+        )
+
+    @property
+    def name(self) -> str:
+        return f"{self.manifest.source['name']}-{self.encoding.encoder}"
+
+    @property
+    def classes(self) -> int:
+        return self.manifest.classes
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.encoding.dtype)
+
+    @property
+    def fingerprint(self) -> str:
+        images = {"images": self.manifest.hash, "encoder_sha256": self.sha256}
+        return manifests.digest({**images, **self.encoding.decided})
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """Where the latents come from, for the manifest."""
+        images = {
+            "name": self.manifest.source["name"],
+            "manifest": self.manifest.hash,
+            "rule": self.manifest.source.get("rule"),  # how inputs were decoded and cropped
+        }
+        versions = _versions("torch" if self.encoding.encoder == "tiny" else "torch diffusers")
+        return {"images": images, "encoding": self.encoding.decided, "versions": versions}
+
+    def images(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
+        """Latents (len(rows), *shape) as they are stored.
+
+        Raises:
+            UserError: a latent that is not finite or too large for the dtype; other weights than at first.
+        """
+        stored = self._reader.gather(rows)["x"]
+        found = np.empty((len(rows), *self.shape), self.dtype)
+        with _repeatable():
+            for start in range(0, len(rows), self.encoding.batch):
+                part = slice(start, start + self.encoding.batch)
+                found[part] = self._encode(stored[part], rows[part])
+        return found
+
+    def close(self) -> None:
+        """Ends the reader's threads, if there are any."""
+        if "_reader" in self.__dict__:
+            self._reader.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader(self.root, self.manifest)
+
+    @cached_property
+    def _codec(self) -> Autoencoder:
+        codec = self.encoding.load(_device(self.device))
+        if codec.sha256 != self.sha256:
+            raise UserError(
+                f"the weights of {codec.name} changed while they were used: start again"
+            )
+        return codec
+
+    def _encode(self, stored: NDArray[np.generic], rows: NDArray[np.int64]) -> NDArray[np.generic]:
+        top = Normaliser.of(self.manifest.header).top
+        levels = (torch.from_numpy(stored).float() * (TOP / top)).round().to(torch.uint8)
+        forms = [levels, levels.flip(-1)] if self.encoding.flips else [levels]
+        made = [self._latents(form, rows + k * self.manifest.count) for k, form in enumerate(forms)]
+        values = (torch.stack(made, 1) if self.encoding.flips else made[0]).float().cpu().numpy()
+        self._check(values, rows)
+        return values.astype(self.dtype)
+
+    def _latents(self, levels: Tensor, places: NDArray[np.int64]) -> Tensor:
+        """What is stored of images (B, C, H, W); `places` (B,) key the noise, another for each mirror image."""
+        codec = self._codec
+        moments = codec.encode(levels)
+        if self.encoding.content == "moments":
+            return moments
+        if self.encoding.content == "mean":
+            return mean(moments)
+        return draw(moments, self.encoding.seed, torch.from_numpy(places).to(codec.device))
+
+    def _check(self, values: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+        most = np.abs(values).reshape(len(values), -1).max(axis=1)  # NaN where one is
+        bad = np.flatnonzero(~(most <= np.finfo(self.dtype).max))
+        if not bad.size:
+            return
+        key, value = self.keys[rows[bad[0]]].decode(), most[bad[0]]
+        if np.isfinite(value):
+            raise UserError(
+                f"latents of {key!r} reach {value:.3g}, and {self.dtype} holds {np.finfo(self.dtype).max:g} at most: "
+                "take --dtype float32"
+            )
+        raise UserError(
+            f"latents of {key!r} are not finite: the weights of {self.encoding.encoder} do not suit these images"
+        )
+
+
+def _check_images(root: str, manifest: Manifest) -> None:
+    header, stored = Header.of(manifest.header), manifest.fields[manifest.column("x")]
+    if header.kind != "image":
+        raise UserError(
+            f"{root} holds latents of {header.encoder} already: name the data set of their images"
+        )
+    if header.flips:
+        raise UserError(
+            f"{root} holds both mirror images of each image: name one that holds images once; flips encodes both"
+        )
+    if np.dtype(stored.dtype) != np.uint8:
+        raise UserError(
+            f"{root} holds images of {np.dtype(stored.dtype).name}: encoders take levels of brightness, uint8"
+        )
+    _ = Normaliser.of(header).top  # raises where nobody knows the levels
+
+
+def _known(root: str, manifest: Manifest) -> tuple[NDArray[np.bytes_], NDArray[np.int64] | None]:
+    """Keys (N,) and labels (N,) of all samples, by ordinal."""
+    reader = Reader(root, manifest)
+    dtype = manifest.fields[manifest.column("id")].dtype
+    keys, labels = np.empty(manifest.count, dtype), np.empty(manifest.count, np.int64)
+    try:
+        for start in range(0, manifest.count, _LISTED):
+            ordinals = np.arange(start, min(start + _LISTED, manifest.count))
+            found = reader.gather(ordinals, ("key", "y") if manifest.classes else ("key",))
+            keys[ordinals] = np.char.encode(found["key"].astype(str), "utf-8")
+            if manifest.classes:
+                labels[ordinals] = found["y"]
+    finally:
+        reader.close()
+    return keys, labels if manifest.classes else None
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """The same bits whoever computes them: one thread on a CPU, and of cuDNN neither TF32, which keeps fewer bits than
+    float16 stores, nor what adds up in any order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _device(name: str) -> torch.device:
+    """
+    Raises:
+        UserError: no such device here.
+    """
+    count = gpus(name)
+    if count:
+        return torch.device("cuda", _number() % count)
+    try:
+        device = torch.device("cpu" if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch without CUDA asserts
+        raise UserError(
+            f"device={name!r} is not here: give auto, cpu, cuda, or cuda:N below {torch.cuda.device_count()}"
+        ) from None
+    return device
+
+
+def gpus(device: str) -> int:
+    """How many GPUs there are to choose from."""
+    return torch.cuda.device_count() if device in ("auto", "cuda") else 0
+
+
+def _number() -> int:
+    """Of this process among those that its parent started; they are named in turn."""
+    last = multiprocessing.current_process().name.rpartition("-")[2].rpartition(":")[2]
+    return int(last) if last.isdigit() else 0
+
+
+def _versions(packages: str) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in packages.split()}

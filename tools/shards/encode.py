@@ -1,0 +1,171 @@
+"""Write the latents of a data set of images, by an autoencoder, as a data set of their own.
+
+SOURCE holds image shards, a folder or s3:// prefix that `make` or `index` wrote. Latents keep the order of their
+images: ordinal i is ordinal i. What is stored of each image, for SD-VAE (f8, 4 channels) at 256 pixels and float16:
+
+  --content moments  mean and log-variance, 16 KiB: every step samples anew, nothing is frozen (the default)
+  --content sample   one sample drawn by --seed and ordinal, 8 KiB: every epoch sees the same one
+  --content mean     the mean, 8 KiB: narrower than what a decoder was trained on
+  --flips            and the same of the mirror image, twice the bytes: a network that is shown mirrored images needs
+                     these, for the mirror image of a latent is not the latent of the mirror image
+
+Each process has the network once, on a GPU of its own where there are several; more --workers than GPUs overlap
+reading with encoding. On the CPU each process takes one core. A killed encode goes on when the same command is given
+again and loses a shard a process at most.
+
+With --tasks N the work becomes an array of N jobs that need not run at the same time, on Slurm or on this machine:
+--cluster NAME [KEY=VALUE ...] are the launcher's cluster=NAME and cluster.KEY=VALUE. A task that dies costs time only.
+
+examples:
+  python -m tools.shards encode data/digits --encoder tiny --out data/digits-latents
+  python -m tools.shards encode s3://data/in1k-256 --encoder sd_vae --workers 16 --out s3://data/in1k-sd
+  python -m tools.shards encode data/in1k-256 --encoder va_vae --flips --out /scratch/in1k-va --tasks 8 \\
+      --cluster slurm partition=gpu gpus_per_node=1 cpus_per_task=8
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from shards import cli
+from shards.errors import UserError
+from shards.manifest import Header, Manifest
+from tools.shards import report
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from selfguide.autoencoders.encode import Task
+    from selfguide.autoencoders.encoding import EncodedSource
+
+HELP = "write the latents of a data set of images"
+UNIT = (
+    0.5,
+    2.0,
+)  # standard deviations of what a model sees between which latents are as they should
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="folder or s3:// prefix of image shards")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder or s3:// prefix to write"
+    )
+    parser.add_argument(
+        "--encoder", required=True, metavar="NAME", help="sd_vae, va_vae, or tiny for digits"
+    )
+    parser.add_argument(
+        "--weights", metavar="PATH", help="of it: file or folder; else as load_autoencoder finds it"
+    )
+    parser.add_argument(
+        "--statistics", metavar="PATH", help="mean and std of va_vae's latents (beside its weights)"
+    )
+    parser.add_argument("--content", default="moments", help="moments, sample or mean (moments)")
+    parser.add_argument("--flips", action="store_true", help="also of the mirror image")
+    parser.add_argument("--dtype", default="float16", help="float16 or float32 (float16)")
+    parser.add_argument(
+        "--batch", type=int, default=32, help="images the network sees at once (32)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --content sample (0)")
+    parser.add_argument(
+        "--shard-mb",
+        type=float,
+        default=128,
+        help="MiB in a shard, about; progress goes by shards (128)",
+    )
+    parser.add_argument("--workers", type=int, help="processes here (one for each GPU, at least 1)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (a GPU if there is)")
+    parser.add_argument("--rank", type=int, default=0, help="of this call among --world (0)")
+    parser.add_argument("--world", type=int, default=1, help="calls that write together (1)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    started = time.monotonic()
+    # needs torch, for which the help of other verbs should not wait
+    from selfguide.autoencoders.encode import encode, plan
+    from selfguide.autoencoders.encoding import EncodedSource
+
+    task = _task(options)
+    source = EncodedSource.of(task.source, task.encoding, task.device)
+    plan(task, source)
+    built = report.Counted("encoding shards")
+    manifest, new = encode(task, source, watch=built)
+    _tell(options, source, manifest, new, built.count, time.monotonic() - started)
+    return 0
+
+
+def _task(options: argparse.Namespace) -> Task:
+    from selfguide.autoencoders.encode import Task
+    from selfguide.autoencoders.encoding import Encoding
+
+    if not options.shard_mb > 0:
+        raise UserError(f"--shard-mb {options.shard_mb}: give more than 0")
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers {options.workers}: give at least 1")
+    names = ("encoder", "weights", "statistics", "content", "flips", "dtype", "batch", "seed")
+    return Task(
+        source=options.source,
+        out=options.out,
+        encoding=Encoding(**{name: getattr(options, name) for name in names}),
+        shard_bytes=math.ceil(options.shard_mb * 2**20),
+        device=options.device,
+        workers=options.workers,
+        rank=options.rank,
+        world=options.world,
+    )
+
+
+def _tell(
+    options: argparse.Namespace,
+    source: EncodedSource,
+    manifest: Manifest,
+    new: bool,
+    built: int,
+    seconds: float,
+) -> None:
+    seen = deviations(manifest)
+    if options.json:
+        told: dict[str, Any] = {"root": options.out, "written": new, "shards_built": built}
+        told |= {"seconds": round(seconds, 3), "deviations_seen": seen}
+        print(json.dumps({**told, **report.summary(manifest)}))
+        return
+    said = "wrote" if new else "already there, nothing written:"
+    print(f"{said} {report.line(manifest)} in {options.out}, manifest {manifest.hash[:12]}")
+    cli.console().print(_table(source, manifest, seen, built, seconds))
+    if not UNIT[0] <= min(seen) <= max(seen) <= UNIT[1]:
+        print(
+            f"note: a model sees channels with standard deviations {min(seen):.3g} to {max(seen):.3g}, and near 1 is "
+            "as it should be: these weights or statistics may be of other images"
+        )
+
+
+def deviations(manifest: Manifest) -> list[float]:
+    """Standard deviation of each channel as a model sees it; of moments that of their means."""
+    scale, channels = Header.of(manifest.header).scale, manifest.model_shape[0]
+    scales = scale if isinstance(scale, tuple) else (scale,) * channels
+    return [s * std for s, std in zip(scales, manifest.channel_std[:channels], strict=True)]
+
+
+def _table(
+    source: EncodedSource, manifest: Manifest, seen: list[float], built: int, seconds: float
+) -> Table:
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    coded = source.encoding
+    forms = ", both mirror images" if coded.flips else ""
+    table.add_row("images", f"{source.root}, manifest {source.manifest.hash[:12]}")
+    table.add_row("encoder", f"{coded.encoder}, sha256 {str(source.sha256)[:12]}")
+    table.add_row("stored", f"{coded.content}{forms}, {coded.dtype}")
+    table.add_row("std a model sees", f"{min(seen):.3g} to {max(seen):.3g}")
+    table.add_row("shards built by this call", f"{built:,} of {len(manifest.shards):,}")
+    table.add_row("seconds", f"{seconds:,.1f}")
+    if built == len(manifest.shards):
+        table.add_row("images a second", f"{manifest.count / seconds:,.1f}")
+    return table
