@@ -1,4 +1,4 @@
-"""How arrays lie in a WebDataset tar: USTAR members, deterministic, large payloads on page boundaries.
+"""How samples lie in a WebDataset tar: USTAR members, deterministic, large arrays on page boundaries.
 
 A .npy header may be padded with spaces as far as one likes, so its length is chosen such that the
 payload behind it starts at a multiple of 4096 *in the tar*: any reader opens the member, and ours
@@ -9,6 +9,7 @@ pages for them would cost more than they hold. No time, no user and no PAX heade
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,6 +57,19 @@ class TarBuilder:
         self._append(payload)
         self._append(bytes(-self._offset % SECTOR))
         return placed
+
+    def add_members(self, members: Mapping[str, bytes]) -> Placed:
+        """Appends members as they are, one after the other; the span of them all, headers and padding too."""
+        first, start = len(self._parts), self._offset
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            self._append(member.tobuf(tarfile.USTAR_FORMAT))
+            self._append(data)
+            self._append(bytes(-len(data) % SECTOR))
+        span = b"".join(self._parts[first:])
+        self._parts[first:] = [span]
+        return Placed(offset=start, bytes=len(span), xxh3=xxhash.xxh3_128_hexdigest(span))
 
     def finish(self) -> bytes:
         """The whole tar, closed by two zero sectors."""

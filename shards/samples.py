@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import xxhash
@@ -29,7 +29,7 @@ from shards.manifest import Manifest
 from shards.parts import TOGETHER, Arrays, Needed, Part, Picked, Raw, Tars, cut
 from shards.sources.listing import SUFFIXES, BadInputError, Picture
 
-KEY = "id.txt"  # the member that holds a sample's own key, where its name is a number
+KEY: Final = "id.txt"  # the member that holds a sample's own key, where its name is a number
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _TEXT = 60  # characters of a wrong label that are shown
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,6 +40,24 @@ class Source(Protocol):
     def dtype(self) -> np.dtype: ...
     def images(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
         """Samples (len(rows), C, H, W) of `dtype`."""
+
+
+class Stored(NamedTuple):
+    """A picture as it is kept: encoded, and what it decodes to."""
+
+    extension: str
+    data: bytes
+    pixels: NDArray[np.uint8]  # (C, H, W)
+
+
+@runtime_checkable
+class PictureSource(Source, Protocol):
+    """A source of encoded pictures."""
+
+    @property
+    def channels(self) -> int: ...
+    def pictures(self, rows: NDArray[np.int64]) -> Sequence[Stored]:
+        """Of each row, what decodes to its sample without loss."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,4 +1,4 @@
-"""Samples -> WebDataset tars in blocks of 256, with the manifest that makes them one data set.
+"""Samples -> WebDataset tars, with the manifest that makes them one data set; `shards.building` makes the tars.
 
 The rows of the source are shuffled once, by the seed, before they are cut into blocks: then even one
 block is a fair draw of class-sorted input; only what is made of such a data set keeps its order. Shard k
@@ -21,16 +21,20 @@ from numpy.typing import NDArray
 
 from shards import manifest as manifests
 from shards import parallel, storage
+from shards.building import SAMPLE, build_shard
 from shards.errors import DamagedError, UserError
-from shards.layout import TarBuilder
-from shards.manifest import Field, Header, Manifest
+from shards.manifest import Field, Header, Layout, Manifest
 from shards.moments import Moments
 from shards.order import BLOCK, key, permute
-from shards.source import Source
+from shards.samples import KEY, Decode
+from shards.source import PictureSource, Source
+from shards.sources.listing import Picture
 
 SHARD_BYTES = (
     128 << 20
 )  # 16,384 latents 4x32x32 in fp16; stores serve objects of 100 MB to 1 GB best
+_PROBES = 32  # samples whose size stands for all when pictures are cut into shards
+_HEADERS = 3072  # bytes that the members of a sample take in a tar beside its picture, at most
 _WRITE = 4  # purpose of the shuffle's key; reading uses 1 to 3
 
 Watch = Callable[
@@ -51,6 +55,7 @@ class Plan:
     fingerprint: str
     class_names: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+    layout: Layout = "blocks"
     shuffled: bool = True  # by the seed; else in the source's order, which `seed` shuffled before
 
     @property
@@ -71,7 +76,7 @@ class Plan:
             "header": self.header.plain(),
             "source": self.origin,
         }
-        return manifests.digest(plain | self.named | self.ordered)
+        return manifests.digest(plain | self.named | self.ordered | self.laid)
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -87,6 +92,21 @@ class Plan:
     def ordered(self) -> dict[str, Any]:
         """That the order is the source's, where it is: data sets that were shuffled keep the plans they had."""
         return {} if self.shuffled else {"order": "source"}
+
+    @property
+    def laid(self) -> dict[str, Any]:
+        """The layout, where it is not blocks, and how its samples are decoded."""
+        if self.layout == "blocks":
+            return {}
+        assert isinstance(self.source, PictureSource)
+        label = None if self.source.labels is None else "cls"
+        decode = Decode(picture=Picture(channels=self.source.channels), label=label, key=KEY)
+        return {"layout": self.layout, "decode": decode.plain()}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the index: a span for each field of a block, or one for all of a sample."""
+        return (SAMPLE,) if self.layout == "samples" else tuple(f.name for f in self.fields)
 
     def tar(self, k: int) -> str:
         return f"shards/train-{k:05d}-of-{self.shards:05d}.tar"
@@ -108,6 +128,7 @@ def write(
     shard_bytes: int = SHARD_BYTES,
     class_names: tuple[str, ...] = (),
     notes: Mapping[str, Any] | None = None,
+    layout: Layout = "blocks",
     shuffle: bool = True,
     workers: int = 1,
     rank: int = 0,
@@ -122,6 +143,7 @@ def write(
     Args:
         class_names: of the labels, kept in the manifest.
         notes: what else the manifest should say of the source, as JSON has it.
+        layout: `samples` gives each its own members, of pictures as they are encoded.
         shuffle: False keeps the source's order, so that row i of it is ordinal i; `seed` is then the one that
             shuffled the source when it was written.
         workers: processes here that build shards; above 1 the source must pickle.
@@ -132,7 +154,7 @@ def write(
             that are not finite; or `root` holds another data set. Found before the first byte, except
             for what only the images show.
     """
-    plan = make_plan(source, header, seed, shard_bytes, class_names, notes, shuffle)
+    plan = make_plan(source, header, seed, shard_bytes, class_names, notes, shuffle, layout)
     parallel.share([], rank, world)
     found = _existing(root, plan)
     if found is not None:
@@ -155,6 +177,7 @@ def make_plan(
     class_names: tuple[str, ...] = (),
     notes: Mapping[str, Any] | None = None,
     shuffle: bool = True,
+    layout: Layout = "blocks",
 ) -> Plan:
     """Checks what can be checked without reading an image, and decides the cut into shards."""
     count, shape, dtype = len(source.keys), source.shape, np.dtype(source.dtype)
@@ -179,18 +202,33 @@ def make_plan(
     if source.labels is not None:
         fields.append(Field(name="y", dtype="<i8", shape=(), kind="label"))
     fields.append(Field(name="id", dtype=source.keys.dtype.str, shape=(), kind="key"))
+    sample_bytes = sum(f.sample_bytes for f in fields)
+    if layout == "samples":
+        if not isinstance(source, PictureSource):
+            raise UserError(
+                f"layout='samples': {source.name!r} holds arrays and no encoded pictures; give 'blocks'"
+            )
+        sample_bytes = _stored_bytes(source)
     return Plan(
         source=source,
         header=header,
         fields=tuple(fields),
         seed=seed,
         block=BLOCK,
-        shard_blocks=max(1, shard_bytes // (BLOCK * sum(f.sample_bytes for f in fields))),
+        shard_blocks=max(1, shard_bytes // (BLOCK * sample_bytes)),
         fingerprint=source.fingerprint,
         class_names=class_names,
         notes=notes or {},
         shuffled=shuffle,
+        layout=layout,
     )
+
+
+def _stored_bytes(source: PictureSource) -> int:
+    """Of a sample in its tar, by some that lie evenly in the source: how shards are cut must not need them all."""
+    rows = np.unique(np.linspace(0, len(source.keys) - 1, _PROBES).astype(np.int64))
+    sizes = [len(stored.data) for stored in source.pictures(rows)]
+    return sum(sizes) // len(sizes) + _HEADERS
 
 
 def check_keys(keys: NDArray[np.bytes_]) -> None:
@@ -302,61 +340,11 @@ def _commit(root: storage.Url, plan: Plan, k: int) -> bool:
     return True
 
 
-def build_shard(plan: Plan, k: int) -> tuple[bytes, dict[str, Any]]:
-    """The bytes of tar `k`, and its sidecar: sizes, hashes, block table, moments, labels."""
-    tar = TarBuilder()
-    table, moments, rows = [], [], []
-    last = min((k + 1) * plan.shard_blocks, -(-plan.count // plan.block))
-    for block in range(k * plan.shard_blocks, last):
-        here = plan.rows(block)
-        arrays = _block(plan, here)
-        placed = {f.name: tar.add(f"{block:08d}.{f.name}.npy", arrays[f.name]) for f in plan.fields}
-        table.append({"rows": len(here), "fields": {n: p.plain() for n, p in placed.items()}})
-        moments.append(Moments.of(arrays["x"].reshape(-1, *plan.fields[0].shape[-3:])))
-        rows.append(here)
-    data, every = tar.finish(), np.concatenate(rows)
-    return data, {
-        "version": manifests.VERSION,
-        "plan": plan.hash,
-        "name": plan.tar(k),
-        "bytes": len(data),
-        "sha256": manifests.sha256_of(data),
-        "first": k * plan.shard_blocks * plan.block,  # ordinal of its first sample
-        "count": len(every),
-        "moments": reduce(Moments.merge, moments).plain(),
-        "label_histogram": _histogram(plan, every),
-        "blocks": table,
-    }
-
-
-def _block(plan: Plan, rows: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
-    source, expected = plan.source, plan.fields[0]
-    x = source.images(rows)
-    if x.shape != (len(rows), *expected.shape) or x.dtype != np.dtype(source.dtype):
-        raise UserError(
-            f"samples of {source.name!r} are not all {expected.shape} {source.dtype}: among those of "
-            f"{source.keys[rows[0]].decode()!r} there are {x.shape[1:]} {x.dtype}; bring them to one shape"
-        )
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
-        row = rows[np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0]]
-        raise UserError(
-            f"sample {source.keys[row].decode()!r} holds values that are not finite: leave it out"
-        )
-    arrays = {"x": x.astype(expected.dtype, copy=False), "id": source.keys[rows]}
-    return arrays if source.labels is None else {**arrays, "y": source.labels[rows].astype("<i8")}
-
-
-def _histogram(plan: Plan, rows: NDArray[np.int64]) -> list[int] | None:
-    if plan.source.labels is None:
-        return None
-    return np.bincount(plan.source.labels[rows], minlength=plan.source.classes).tolist()
-
-
 def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
     """The manifest of all shards, from their sidecars in order."""
     moments = reduce(Moments.merge, (Moments.from_plain(s["moments"]) for s in sidecars))
     labelled = plan.source.labels is not None
-    blocks = _table(plan.fields, sidecars)
+    blocks = _table(plan.columns, sidecars)
     index = manifests.index_bytes(blocks)
     plain = {
         "format": "selfguide-shards",
@@ -377,6 +365,7 @@ def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
         ),
         **plan.named,
         **plan.ordered,
+        **plan.laid,
         "source": plan.origin,
         "seed": plan.seed,
         "index": {"blocks": len(blocks), "bytes": len(index), "sha256": manifests.sha256_of(index)},
@@ -388,12 +377,12 @@ def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
     return Manifest.of(plain, blocks)
 
 
-def _table(fields: tuple[Field, ...], sidecars: list[dict[str, Any]]) -> NDArray[np.void]:
+def _table(columns: tuple[str, ...], sidecars: list[dict[str, Any]]) -> NDArray[np.void]:
     rows = []
     for shard, sidecar in enumerate(sidecars):
         for block in sidecar["blocks"]:
-            placed = [block["fields"][f.name] for f in fields]
+            placed = [block["fields"][name] for name in columns]
             hashes = [list(bytes.fromhex(p["xxh3"])) for p in placed]
             offsets, sizes = [p["offset"] for p in placed], [p["bytes"] for p in placed]
             rows.append((shard, block["rows"], offsets, sizes, hashes))
-    return np.array(rows, dtype=manifests.index_dtype(len(fields)))
+    return np.array(rows, dtype=manifests.index_dtype(len(columns)))

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shards.errors import UserError
 from shards.manifest import Header
-from shards.source import encode_keys
+from shards.source import Stored, encode_keys
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -151,6 +151,35 @@ class Picture:
         return np.ascontiguousarray(
             pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
         )
+
+    def stored(self, data: bytes) -> Stored:
+        """The picture as shards keep it: its own bytes where it stays as it is, else a PNG of what it became.
+
+        A reader opens either with `size` None, to the same pixels.
+        """
+        pixels = self(data)
+        extension = _extension(data)
+        if self.size is None and f".{extension}" in SUFFIXES:
+            return Stored(extension, data, pixels)
+        return Stored("png", _png(pixels), pixels)
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    image = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    Image.fromarray(image).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _extension(data: bytes) -> str:
+    """What readers of WebDataset know the encoding by; MPO is JPEG to those who want its first frame."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        name = (image.format or "").lower()
+    return {"jpeg": "jpg", "mpo": "jpg"}.get(name, name)
 
 
 def _fit(image: Image, size: int) -> Image:

@@ -8,11 +8,13 @@ Their fingerprint is of their keys, labels and content, not of where they lie.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,8 @@ from numpy.typing import NDArray
 from shards import parallel, storage, writer
 from shards.errors import DamagedError, UserError
 from shards.manifest import digest
-from shards.sources.listing import BadInputError, Listing
+from shards.source import Stored
+from shards.sources.listing import BadInputError, Listing, Picture
 
 PART = 1024
 SKIPPED = "skipped.jsonl"
@@ -28,6 +31,7 @@ SKIPPED = "skipped.jsonl"
 _BAD = -1  # the kind of an input that is none
 _UNREAD = "0" * 64  # in place of a sha256
 
+T = TypeVar("T")
 Kind = tuple[tuple[int, ...], str]  # shape and dtype of a sample
 Watch = Callable[[Iterable[bool], int], Iterable[bool]]
 
@@ -118,21 +122,43 @@ class Scanned:
             DamagedError: an input is not what it was at the first look.
         """
         x = np.empty((len(rows), *self.shape), dtype=self.dtype)
-        for place in np.argsort(self.rows[rows], kind="stable"):
+        for place, made in self._decoded(rows, self.listing.decode):
+            x[place] = made
+        return x
+
+    def _decoded(
+        self, rows: NDArray[np.int64], decode: Callable[[bytes], T]
+    ) -> Iterator[tuple[int, T]]:
+        """Places in `rows`, and what `decode` makes of each input, which must be what it was."""
+        for place in np.argsort(self.rows[rows], kind="stable").tolist():
             row = int(self.rows[rows[place]])
-            try:
+            made = None
+            with contextlib.suppress(BadInputError):
                 data = self.listing.store.read(row)
-                same = hashlib.sha256(data).digest() == self.hashes[rows[place]].tobytes()
-                if same:
-                    x[place] = self.listing.decode(data)
-            except BadInputError:
-                same = False
-            if not same:
+                if hashlib.sha256(data).digest() == self.hashes[rows[place]].tobytes():
+                    made = decode(data)
+            if made is None:
                 raise DamagedError(
                     f"input {self.listing.keys[row].decode()!r} of {self.name!r} changed since it was first "
                     "read: write to a new folder"
                 )
-        return x
+            yield place, made
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pictures(Scanned):
+    """Those whose inputs are encoded pictures, which may be kept as they are: a `PictureSource`."""
+
+    picture: Picture
+
+    @property
+    def channels(self) -> int:
+        return self.picture.channels
+
+    def pictures(self, rows: NDArray[np.int64]) -> list[Stored]:
+        """Read in the order in which they lie; raises as `images` does."""
+        found = dict(self._decoded(rows, self.picture.stored))
+        return [found[place] for place in range(len(rows))]
 
 
 def scan(
@@ -261,14 +287,12 @@ def _judge(
         _record(root, listing, looks, reasons)
     _check_skipped(root, listing, looks, seen, max_skipped)
     shape, dtype = _one_kind(listing, looks, rows)
-    found = Scanned(
-        listing=listing,
-        rows=rows,
-        hashes=looks.hashes[rows],
-        shape=shape,
-        dtype=np.dtype(dtype),
-    )
-    return found, seen
+    hashes, kind = looks.hashes[rows], np.dtype(dtype)
+    told: dict[str, Any] = {"listing": listing, "rows": rows, "hashes": hashes}
+    told |= {"shape": shape, "dtype": kind}
+    if isinstance(listing.decode, Picture):
+        return Pictures(**told, picture=listing.decode), seen
+    return Scanned(**told), seen
 
 
 def _duplicate(listing: Listing, row: int, twin: int) -> str:

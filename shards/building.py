@@ -1,0 +1,104 @@
+"""The bytes of one shard, and the sidecar that commits it: a pure function of its plan and its number."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards import manifest as manifests
+from shards.errors import UserError
+from shards.layout import TarBuilder
+from shards.moments import Moments
+from shards.samples import KEY
+from shards.source import PictureSource
+
+if TYPE_CHECKING:
+    from shards.writer import Plan
+
+SAMPLE = "sample"  # the one span of a sample that has its own members
+
+Rows = NDArray[np.int64]  # of the source
+Table = list[dict[str, Any]]  # what becomes rows of the index
+
+
+def build_shard(plan: Plan, k: int) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of tar `k`, and its sidecar: sizes, hashes, table of what lies where, moments, labels."""
+    tar = TarBuilder()
+    table: Table = []
+    moments, rows = [], []
+    add = _add_samples if plan.layout == "samples" else _add_arrays
+    last = min((k + 1) * plan.shard_blocks, -(-plan.count // plan.block))
+    for block in range(k * plan.shard_blocks, last):
+        here = plan.rows(block)
+        entries, x = add(tar, plan, block, here)
+        table += entries
+        moments.append(Moments.of(x.reshape(-1, *plan.fields[0].shape[-3:])))
+        rows.append(here)
+    data, every = tar.finish(), np.concatenate(rows)
+    return data, {
+        "version": manifests.VERSION,
+        "plan": plan.hash,
+        "name": plan.tar(k),
+        "bytes": len(data),
+        "sha256": manifests.sha256_of(data),
+        "first": k * plan.shard_blocks * plan.block,  # ordinal of its first sample
+        "count": len(every),
+        "moments": reduce(Moments.merge, moments).plain(),
+        "label_histogram": _histogram(plan, every),
+        "blocks": table,
+    }
+
+
+def _add_arrays(
+    tar: TarBuilder, plan: Plan, block: int, rows: Rows
+) -> tuple[Table, NDArray[np.generic]]:
+    """One member a field, for all samples of the block."""
+    arrays = _block(plan, rows)
+    placed = {f.name: tar.add(f"{block:08d}.{f.name}.npy", arrays[f.name]) for f in plan.fields}
+    return [{"rows": len(rows), "fields": {n: p.plain() for n, p in placed.items()}}], arrays["x"]
+
+
+def _add_samples(
+    tar: TarBuilder, plan: Plan, block: int, rows: Rows
+) -> tuple[Table, NDArray[np.generic]]:
+    """Members of each sample's own: picture, label, key. Names are ordinals, for a key may hold dots."""
+    source, table = plan.source, []
+    assert isinstance(source, PictureSource)
+    x = np.empty((len(rows), *plan.fields[0].shape), dtype=plan.fields[0].dtype)
+    stored = source.pictures(rows)
+    for at, (row, picture) in enumerate(zip(rows.tolist(), stored, strict=True)):
+        name = f"{block * plan.block + at:09d}"
+        members = {picture.extension: picture.data}
+        if source.labels is not None:
+            members["cls"] = str(source.labels[row]).encode()
+        members[KEY] = source.keys[row]
+        placed = tar.add_members({f"{name}.{ext}": data for ext, data in members.items()})
+        table.append({"rows": 1, "fields": {SAMPLE: placed.plain()}})
+        x[at] = picture.pixels
+    return table, x
+
+
+def _block(plan: Plan, rows: Rows) -> dict[str, NDArray[np.generic]]:
+    source, expected = plan.source, plan.fields[0]
+    x = source.images(rows)
+    if x.shape != (len(rows), *expected.shape) or x.dtype != np.dtype(source.dtype):
+        raise UserError(
+            f"samples of {source.name!r} are not all {expected.shape} {source.dtype}: among those of "
+            f"{source.keys[rows[0]].decode()!r} there are {x.shape[1:]} {x.dtype}; bring them to one shape"
+        )
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        row = rows[np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0]]
+        raise UserError(
+            f"sample {source.keys[row].decode()!r} holds values that are not finite: leave it out"
+        )
+    arrays = {"x": x.astype(expected.dtype, copy=False), "id": source.keys[rows]}
+    return arrays if source.labels is None else {**arrays, "y": source.labels[rows].astype("<i8")}
+
+
+def _histogram(plan: Plan, rows: Rows) -> list[int] | None:
+    if plan.source.labels is None:
+        return None
+    return np.bincount(plan.source.labels[rows], minlength=plan.source.classes).tolist()
