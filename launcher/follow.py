@@ -18,6 +18,7 @@ from shards import cli
 
 POLL_S = {"local": 0.5, "slurm": 5.0, "devcluster": 1.0}
 PLAIN_S = 5.0  # between progress lines where there is no terminal
+SLOW_DATA = 0.1  # of the time, above which waiting for data is told
 ENDED = ("finished", "failed", "cancelled")
 
 
@@ -104,6 +105,8 @@ def progress(now: Look) -> str:
         parts.append(f"{minutes(told.eta_s)} left")
     if told.loss is not None:
         parts.append(f"loss {told.loss:.4g}")
+    if told.data_share is not None and told.data_share > SLOW_DATA:
+        parts.append(f"{told.data_share:.0%} waiting for data")
     return "  ".join([*parts, *waits(now)])
 
 

@@ -49,6 +49,7 @@ class Status:
     images_per_s: float | None
     eta_s: float | None
     loss: float | None
+    data_share: float | None  # of the time, what the slowest rank waited for data
     attempts: int
     job: str | None  # cluster and job id
     snapshots: int
@@ -176,6 +177,7 @@ def _status(run: RunFolder, at: Attempt | None, states: dict[Path, clusters.Stat
         images_per_s=progress.get("images_per_s") if live else None,
         eta_s=progress.get("eta_s") if live else None,
         loss=progress.get("loss"),
+        data_share=progress.get("data_share") if live else None,
         attempts=len(run.attempt_numbers()),
         job=f"{job['kind']} {job['id']}" if job else None,
         snapshots=len(published),

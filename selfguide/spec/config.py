@@ -214,7 +214,12 @@ class DataConfig:
     crop: bool = (
         False  # each visit shows another window of `shape`, of stored images that are larger
     )
-    # where a node keeps blocks of remote shards, and how many bytes; no part of what a run is
+    # at a block that is damaged: reading ends, or samples of a sound one stand in, up to a share of all samples
+    on_damage: Literal["fail", "substitute"] = "fail"
+    damaged: float = 0.01
+    # no part of what a run is: who reads, and where a node keeps blocks of remote shards, up to how many bytes
+    threads: int = 4  # of each rank
+    decoders: int = 0  # processes of each rank that decode pictures; 0 decodes in its thread
     cache: str | None = None
     cache_bytes: int = 64 << 30
 

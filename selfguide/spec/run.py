@@ -18,6 +18,7 @@ from typing import Any
 from selfguide.spec.annotations import folders
 from selfguide.spec.config import Config, OnlineGuidance, SidecarGuidance
 from selfguide.spec.origin import init_identity
+from selfguide.spec.reading import reading_identity
 from selfguide.spec.shown import shown_identity
 from shards import storage
 
@@ -51,6 +52,7 @@ def identity(
     `manifest` and `weights` are the hashes of the shards and of what `init` begins from, `annotations` what
     `selfguide.spec.annotations.promises` says of the sidecars.
     """
+    data = {"manifest": manifest, "mode": config.data.mode}
     train = {k: v for k, v in asdict(config.train).items() if k not in _CADENCES}
     guidance = asdict(config.guidance)
     if isinstance(config.guidance, OnlineGuidance):
@@ -60,7 +62,7 @@ def identity(
         guidance |= dict.fromkeys(folders(config.guidance)) | dict(annotations or {})
     return {
         "experiment": config.experiment,
-        "data": {"manifest": manifest, "mode": config.data.mode, **shown_identity(config.data)},
+        "data": data | shown_identity(config.data) | reading_identity(config.data),
         "init": init_identity(config.init, weights),
         "model": asdict(config.model),
         "path": asdict(config.path),

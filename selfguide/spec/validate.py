@@ -22,6 +22,7 @@ from selfguide.spec.config import (
 )
 from selfguide.spec.online import validate_online
 from selfguide.spec.origin import validate_init
+from selfguide.spec.reading import validate_reading
 from selfguide.spec.sampling import refuse_unread, validate_sampler
 from selfguide.spec.sizes import architecture
 from selfguide.spec.unet import UNetArchitecture
@@ -55,6 +56,7 @@ def validate(config: Config) -> None:
     _ranks(config)
     _clock(config)
     _optimiser(config)
+    validate_reading(config.data)
     _model(config)
     _path(config)
     _sampling(config)

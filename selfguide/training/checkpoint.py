@@ -38,6 +38,8 @@ class State:
     teacher: Teacher | None
     origin: Mapping[str, Any]  # of the weights, as `selfguide.initialise` records it
     images: int = 0
+    # of the epochs under way at the last checkpoint, see `training.epochs`; None where that checkpoint kept none
+    accounts: tuple[Mapping[str, int], ...] | None = ()
 
 
 def save(folder: Path, state: State, place: Place, lease: Lease) -> None:
@@ -68,6 +70,7 @@ def save(folder: Path, state: State, place: Place, lease: Lease) -> None:
             "names": list(engine.layout.names),
             "ranges": ranges,
             "origin": dict(state.origin),
+            "accounts": state.accounts,
             "attempt": lease.number,
         }
         lease.check()
@@ -122,6 +125,8 @@ def load(folder: Path, state: State, place: Place) -> None:
     state.averages.since = manifest["ema_since"]
     state.images = manifest["images"]
     state.origin = manifest["origin"]
+    kept = manifest.get("accounts")  # checkpoints of before had none
+    state.accounts = None if kept is None else tuple(kept)
     held = load_file(folder / REPLICATED)
     with torch.no_grad():
         for name, buffer in engine.module.named_buffers():

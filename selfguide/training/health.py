@@ -1,4 +1,4 @@
-"""Whether an online source finds groups: what is measured of it at every report, and what to do where it does not.
+"""Whether an online source finds groups and data comes in time: what is measured at every report, and what to do.
 
 A collapsed bootstrap trains on without a sign in the denoising loss. Its signs are those that users of SwAV (Caron et
 al. 2020, arXiv 2006.09882) report: a code loss that stays at ln K, prototypes that nothing is assigned to, one that
@@ -117,6 +117,7 @@ class Sign(NamedTuple):
     holds: Callable[[Line], bool]
     reports: int
     text: str
+    of: str = "groups"  # only lines that have this are asked
 
 
 def _late(line: Line) -> bool:
@@ -155,6 +156,21 @@ SIGNS = {
         "{churn:.0%} of images change their group from one report to the next while groups are told; lengthen "
         "train.ema_halflife, lower train.learning_rate, or switch later (guidance.switch)",
     ),
+    "data_wait": Sign(
+        lambda line: line["data_share"] > 0.1,
+        PATIENCE,
+        "{data_share:.0%} of the time goes into waiting for data ({data_wait_max:.3f} s a step); where shards are "
+        "remote name a folder on each node's disk as data.cache, raise data.threads, and data.decoders where pictures "
+        "are decoded",
+        of="data_share",
+    ),
+    "substituted": Sign(
+        lambda line: line["substituted"] > 0,
+        1,
+        "{substituted} images since the last report stood in for damaged ones; `python -m tools.shards verify` names "
+        "what is damaged, and metrics count what follows",
+        of="substituted",
+    ),
 }
 
 
@@ -163,14 +179,13 @@ def advise(history: Sequence[Line]) -> list[Advice]:
 
     `images` of an advice is the line with which its sign was complete for the first time.
     """
-    lines = [line for line in history if "groups" in line]
     found = []
     for name, sign in SIGNS.items():
         run = 0
-        for line in lines:
+        for line in (each for each in history if sign.of in each):
             run = run + 1 if sign.holds(line) else 0
             if run == sign.reports:
-                text = sign.text.format(**line, queue=4 * line["groups"])
+                text = sign.text.format(**line, queue=4 * line.get("groups", 0))
                 found.append(Advice(name=name, images=line["images"], text=text))
                 break
     return found

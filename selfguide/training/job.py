@@ -94,6 +94,10 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
         seed=config.seed,
         position=state.images,
         mode=config.data.mode,
+        threads=config.data.threads,
+        decoders=config.data.decoders,
+        on_damage=config.data.on_damage,
+        damaged=config.data.damaged,
         cache=config.data.cache,
         cache_bytes=config.data.cache_bytes,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +18,12 @@ from selfguide.student import Batch
 from selfguide.training import checkpoint, prototypes, snapshot
 from selfguide.training.checkpoint import State
 from selfguide.training.engine.protocol import DTYPES
+from selfguide.training.epochs import Epochs
 from selfguide.training.health import Health
 from selfguide.training.telemetry import Telemetry
 from selfguide.transform import Placement, draw_placement
 from shards.manifest import Header
+from shards.stream import Stream
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Training:
     config: Config
     place: Place
     state: State
-    stream: Iterator[dict[str, np.ndarray]]  # this rank's micro-batches
+    stream: Stream  # this rank's micro-batches
     objective: Objective
     normaliser: Normaliser
     data: dict[str, Any]  # manifest hash and header, for snapshots
@@ -52,18 +53,22 @@ def switch_images(config: Config) -> int:
 def train(job: Training) -> None:
     """Runs to `train.images`; publishes snapshots and checkpoints at their cadence and at the end."""
     config, state, total = job.config, job.state, job.config.train.images
+    epochs = Epochs(job.stream, job.place, state.accounts)
     job.telemetry.restart(state.images)
     while state.images < total:
         advance(job)
+        epochs.settle()
         if due(config.train.log_every, state.images, config) or state.images >= total:
             job.telemetry.report(state.images, **job.health.measure(state, config))
-        publish_what_is_due(job)
+        publish_what_is_due(job, epochs)
 
 
 def advance(job: Training) -> None:
     """One step, and all that follows from it for averages, prototypes and the teacher."""
     config, state = job.config, job.state
+    waited, substituted = job.stream.waited, job.stream.substituted
     applied = step(job)
+    job.telemetry.read(job.stream.waited - waited, job.stream.substituted - substituted)
     seen = state.images + config.train.batch
     if applied:
         keep_rows_unit(job)
@@ -171,7 +176,7 @@ def keep_rows_unit(job: Training) -> None:
         prototypes.normalise(job.state.engine)
 
 
-def publish_what_is_due(job: Training) -> None:
+def publish_what_is_due(job: Training, epochs: Epochs) -> None:
     """Snapshots and checkpoints; the final one of each is always written.
 
     The snapshot goes first: an attempt that dies between the two resumes before it and comes by again, while one
@@ -184,6 +189,7 @@ def publish_what_is_due(job: Training) -> None:
         snapshot.publish(run.snapshot(state.images), state, config, job.data, job.place, job.lease)
     if last or due(config.train.checkpoint_every, state.images, config):
         job.telemetry.say("checkpoint", state.images)
+        state.accounts = epochs.carried()
         checkpoint.save(run.checkpoint(state.images), state, job.place, job.lease)
         if job.place.rank == 0:
             checkpoint.prune(run.checkpoints, config.train.keep_checkpoints)

@@ -14,6 +14,8 @@ from selfguide.distributed import Place
 from selfguide.spec.run import RunFolder, write_record
 from selfguide.training.health import Advisor
 
+_KEPT = ("images_per_s", "loss", "data_share")  # while something else than training is done
+
 
 class Telemetry:
     """Adds up scalars where they are and speaks once per `log_every` images."""
@@ -24,6 +26,7 @@ class Telemetry:
         self._scalars = run.metrics / f"train-{attempt:04d}.jsonl"
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._waited, self._substituted, self._steps = 0.0, 0, 0  # of this rank's data
         self._rates: dict[str, Any] = {}  # of the last report, for those who wait for a checkpoint
         self._since = time.monotonic()
         self._images: int | None = None
@@ -38,6 +41,12 @@ class Telemetry:
             self._sums[name] = self._sums[name] + detached if name in self._sums else detached
             self._counts[name] = self._counts.get(name, 0) + 1
 
+    def read(self, waited: float, substituted: int) -> None:
+        """Of one step: seconds this rank waited for its data, and images that stood in for damaged ones."""
+        self._waited += waited
+        self._substituted += substituted
+        self._steps += 1
+
     def report(self, images: int, **extra: Any) -> dict[str, Any]:
         """All ranks call: reduces, writes the line, starts the next window."""
         names = sorted(self._sums)
@@ -48,6 +57,7 @@ class Telemetry:
             n: (sums[i] / (self._counts[n] * self._place.world)).item() for i, n in enumerate(names)
         }
         now = time.monotonic()
+        means |= self._data(now - self._since)
         rate = (
             (images - (self._images or 0)) / max(now - self._since, 1e-9)
             if self._images is not None
@@ -55,7 +65,7 @@ class Telemetry:
         )
         line = {"images": images, "images_per_s": rate, **means, **extra}
         self._sums, self._counts, self._since, self._images = {}, {}, now, images
-        self._rates = {name: line[name] for name in ("images_per_s", "loss") if name in line}
+        self._rates = {name: line[name] for name in _KEPT if name in line}
         if self._place.rank == 0:
             with self._scalars.open("a") as file:  # one writer a file: the attempt's rank 0
                 file.write(json.dumps({"time": time.time(), **line}) + "\n")
@@ -63,6 +73,30 @@ class Telemetry:
             print(_sentence(line, self._total), flush=True)
             self._advisor.hear(line)
         return line
+
+    def _data(self, elapsed: float) -> dict[str, float | int]:
+        """All ranks call: what reading cost since the last report.
+
+        data_wait     seconds a step waited for data, a mean over steps and ranks
+        data_wait_max the same of the rank that waited longest
+        data_share    of all time, what that rank waited: steps end together, so all ranks lose it
+        substituted   images of all ranks that stood in for damaged ones; left out where there is none
+        """
+        if not self._steps:
+            return {}
+        sums = torch.tensor([self._waited, self._substituted], dtype=torch.float64)
+        longest = torch.tensor(self._waited, dtype=torch.float64)
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+            dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+        waited, substituted = sums.tolist()
+        found: dict[str, float | int] = {
+            "data_wait": waited / (self._steps * self._place.world),
+            "data_wait_max": longest.item() / self._steps,
+            "data_share": longest.item() / max(elapsed, 1e-9),
+        }
+        self._waited, self._substituted, self._steps = 0.0, 0, 0
+        return found | ({"substituted": int(substituted)} if substituted else {})
 
     def say(self, section: str, images: int, **extra: Any) -> None:
         """What the run is doing now, for those who wait for it."""
@@ -85,6 +119,11 @@ def _sentence(line: dict[str, Any], total: int) -> str:
         parts.append(f"{line['images_per_s']:,.0f} images/s")
         parts.append(f"{(total - line['images']) / line['images_per_s']:,.0f} s left")
     for name, value in line.items():
-        if name not in ("images", "images_per_s") and isinstance(value, float):
+        told = name in ("images", "images_per_s") or name.startswith("data_")
+        if not told and isinstance(value, float):
             parts.append(f"{name} {value:.4g}")
+    if "data_share" in line:
+        parts.append(f"waited for data {line['data_share']:.1%}")
+    if "substituted" in line:
+        parts.append(f"{line['substituted']:,} images substituted")
     return "  ".join(parts)

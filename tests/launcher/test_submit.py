@@ -147,6 +147,9 @@ def test_only_what_changes_the_result_changes_the_id() -> None:
         "name=x",
         "evaluation=none",
         "data.root=/other/copy",
+        "data.threads=9",
+        "data.cache=/nvme/shards",
+        "data.damaged=0.5",
     ):
         assert name(same) == base, same
     others = [
@@ -154,6 +157,7 @@ def test_only_what_changes_the_result_changes_the_id() -> None:
         "model.depth=2",
         "train.batch=256",
         "guidance.groups=10",
+        "data.on_damage=substitute",  # an image may be another
         "guidance=none",
         "engine=torch",
         "train.micro_batch=8",  # half the batch at once: other statistics for Sinkhorn

@@ -1,0 +1,43 @@
+"""How shards are read: the laws of those fields of `data`, and which of them change a run's result."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from selfguide.spec.config import DataConfig
+from shards.errors import UserError
+
+
+def validate_reading(data: DataConfig) -> None:
+    """Returns when data can be read as asked; touches no file.
+
+    Raises:
+        UserError: the first law that does not hold, with its cure.
+    """
+    for field, least in (("threads", 1), ("decoders", 0), ("cache_bytes", 1)):
+        if getattr(data, field) < least:
+            raise UserError(
+                f"data.{field}={getattr(data, field)} is too small; take {least} or more"
+            )
+    if data.decoders < 0:
+        raise UserError(f"data.decoders={data.decoders} is too small; take 0 or more")
+    if not (math.isfinite(data.damaged) and 0 <= data.damaged <= 1):
+        raise UserError(
+            f"data.damaged={data.damaged} is a share of all samples: take a number in [0.0, 1.0]"
+        )
+    if data.on_damage == "fail" and data.damaged != DataConfig.damaged:
+        raise UserError(
+            f"data.damaged={data.damaged} is read with data.on_damage=substitute only; drop it or take that"
+        )
+    if data.cache is None and data.cache_bytes != DataConfig.cache_bytes:
+        raise UserError(
+            f"data.cache_bytes={data.cache_bytes} is read with data.cache=FOLDER only; drop it or name a folder"
+        )
+    if data.cache is not None and not data.cache.strip():
+        raise UserError("data.cache is empty: give data.cache=FOLDER on a disk of each node")
+
+
+def reading_identity(data: DataConfig) -> dict[str, Any]:
+    """What of it a run is named after. How much may be damaged decides when a run ends, not what it learns."""
+    return {} if data.on_damage == "fail" else {"on_damage": data.on_damage}

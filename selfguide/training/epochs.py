@@ -1,0 +1,70 @@
+"""The proof that all ranks together read each epoch whole, carried over restarts by what a checkpoint holds.
+
+Every rank's stream keeps accounts (`shards.account`). When an epoch ends is told by the image count alone, so all ranks
+come to it at once, and one all-reduce of four words adds theirs up; 64-bit integers wrap around, as these sums may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from selfguide.distributed import Place
+from shards.account import Account, of_source, prove
+from shards.stream import Stream
+
+Plain = Mapping[str, int]  # an account as a checkpoint's manifest holds it
+
+
+class Epochs:
+    """Of one attempt. `settle` and `carried` are for all ranks, between two global batches."""
+
+    def __init__(self, stream: Stream, place: Place, carried: Iterable[Plain] | None) -> None:
+        """`carried`: of the checkpoint that the attempt resumes; None of one that kept no accounts."""
+        self._stream, self._place = stream, place
+        self._before = {a.key: a for a in (Account(**plain) for plain in carried or ())}
+        # an epoch whose beginning nobody kept an account of cannot be proven; the next one can
+        unknown = {a.key for a in stream.under_way()} - self._before.keys()
+        self._unknown = unknown if carried is None else set()
+
+    def settle(self) -> list[Account]:
+        """Proves the epochs that ended with the last global batch; rank 0 says so. Often there is none.
+
+        Raises:
+            DamagedError: on all ranks, where a sample was missing or read twice.
+        """
+        ended = [*self._stream.ended]
+        self._stream.ended.clear()
+        totals = [a for a in self._with_before(ended) if a.key not in self._unknown]
+        for total in totals:
+            prove([total], self._stream.manifests[total.source].count)
+            if self._place.rank == 0:
+                print(
+                    f"epoch {total.epoch}{of_source(total)}: {total.seen:,} seen + {total.substituted:,} "
+                    f"substituted = {total.given:,}",
+                    flush=True,
+                )
+        return totals
+
+    def carried(self) -> tuple[Plain, ...] | None:
+        """For a checkpoint: of the epochs under way, what all attempts and ranks were given; None where unknown."""
+        under_way = self._with_before(self._stream.under_way())
+        if any(account.key in self._unknown for account in under_way):
+            return None
+        return tuple(asdict(account) for account in under_way)
+
+    def _with_before(self, accounts: list[Account]) -> list[Account]:
+        """Added up over the ranks, and over earlier attempts."""
+        if not accounts:
+            return []
+        words = np.array([account.sums for account in accounts], dtype=np.uint64)
+        if dist.is_initialized():
+            together = torch.from_numpy(words.view(np.int64).copy())
+            dist.all_reduce(together)
+            words = together.numpy().view(np.uint64)
+        totals = [a.with_sums(row) for a, row in zip(accounts, words.tolist(), strict=True)]
+        return [a + self._before[a.key] if a.key in self._before else a for a in totals]

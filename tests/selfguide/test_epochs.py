@@ -1,0 +1,198 @@
+"""All ranks prove each epoch together, whatever a restart or another world size does to it; and waiting is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import shards
+from selfguide.distributed import Place
+from selfguide.spec.config import NoGuidance
+from selfguide.spec.run import RunFolder
+from selfguide.training.epochs import Epochs
+from selfguide.training.health import SIGNS, advise
+from selfguide.training.telemetry import Telemetry
+from shards.account import Account
+from shards.errors import DamagedError
+from tests.selfguide.test_training import IMAGES, attempt, config
+from tests.shards.data import flip, payload, write
+from tools.shards import __main__ as command
+
+Step = tuple[int, list[dict[str, int]]]  # position, accounts proven after it
+
+
+@pytest.fixture
+def single() -> Iterator[Place]:
+    """This process as the only rank of a group."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield Place(0, 0, 1)
+    torch.distributed.destroy_process_group()
+
+
+def proven(
+    place: Place, root: str, batch: int, start: int, stop: int, carried: Any
+) -> tuple[list[Step], Any]:
+    """What was proven after each global batch of an attempt on [start, stop), and what it leaves behind."""
+    with shards.open(
+        root, global_batch=batch, micro_batch=batch // place.world // 2, rank=place.rank, world=place.world,
+        seed=2, position=start,
+    ) as stream:  # fmt: skip
+        epochs, steps = Epochs(stream, place, carried), []
+        while stream.position < stop:
+            next(stream), next(stream)
+            steps.append((stream.position, [asdict(a) for a in epochs.settle()]))
+        assert stream.ended == []
+        return steps, epochs.carried()
+
+
+def each(place: Place, cases: list[tuple[Any, ...]]) -> list[tuple[list[Step], Any]]:
+    return [proven(place, *case) for case in cases]
+
+
+def test_an_epoch_is_proven_over_restarts_and_world_sizes(ranks: Any, tmp_path: Path) -> None:
+    """The second attempt begins and the first ends in the middle of one; a batch may hold several."""
+    shapes = [
+        (str(tmp_path / str(count)), batch) for count, batch in ((100, 24), (10, 72), (700, 120))
+    ]
+    for root, _ in shapes:
+        write(Path(root), int(Path(root).name))
+    first = ranks(3, each, [(root, batch, 0, 17 * batch, ()) for root, batch in shapes])
+    then = [
+        (root, batch, 17 * batch, 41 * batch, carried)
+        for (root, batch), (_, carried) in zip(shapes, first[0], strict=True)
+    ]
+    again = each(Place(0, 0, 1), then)
+    assert all(a == first[0] for a in first)
+    for (root, batch), (before, _), (after, _) in zip(shapes, first[0], again, strict=True):
+        count, steps = int(Path(root).name), before + after
+        assert [position for position, _ in steps] == [batch * (i + 1) for i in range(41)]
+        for position, accounts in steps:
+            ended = range((position - batch) // count, position // count)
+            assert [a["epoch"] for a in accounts] == [*ended]
+            assert all((a["seen"], a["substituted"]) == (count, 0) for a in accounts)
+
+
+def alone(root: Path, start: int, carried: Any, capfd: pytest.CaptureFixture[str]) -> str:
+    proven(Place(0, 0, 1), str(root), 50, start, 300, carried)
+    return capfd.readouterr().out
+
+
+def test_what_is_carried_must_be_what_was_given(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, 100)
+    _, carried = proven(Place(0, 0, 1), str(tmp_path), 50, 0, 150, ())
+    ((account,)) = carried
+    assert account["epoch"] == 1 and account["seen"] == 50
+    capfd.readouterr()
+    json_round = json.loads(json.dumps(carried))
+    said = [f"epoch {e}: 100 seen + 0 substituted = 100\n" for e in range(3)]
+    assert alone(tmp_path, 0, (), capfd) == "".join(said)
+    assert alone(tmp_path, 150, json_round, capfd) == "".join(said[1:])
+    assert alone(tmp_path, 150, None, capfd) == said[2], "of an old checkpoint, from the next on"
+    for wrong in ((), ({**account, "seen": 49},), ({**account, "first": account["first"] + 1},)):
+        with pytest.raises(DamagedError, match=r"epoch 1: .* not all of them once each"):
+            alone(tmp_path, 150, wrong, capfd)
+
+
+def test_without_accounts_of_its_beginning_an_epoch_leaves_none(tmp_path: Path) -> None:
+    write(tmp_path, 100)
+    assert proven(Place(0, 0, 1), str(tmp_path), 10, 50, 90, None)[1] is None
+    _, carried = proven(Place(0, 0, 1), str(tmp_path), 10, 50, 110, None)
+    assert [a["epoch"] for a in carried] == [1]
+
+
+def test_a_resumed_training_proves_the_epoch_it_began_in(
+    ranks: Any, single: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The real job: interrupted at image 256 of epochs of 100, and gone on with on another number of ranks."""
+    root, run = tmp_path / "data", tmp_path / "run"
+    command.main(
+        ["make", "synthetic", "--out", str(root), "--count", "100", "--shape", "1", "8", "8"]
+    )
+    cfg = replace(config(root), guidance=NoGuidance())
+    ranks(2, attempt, cfg, str(run))
+    first = _epochs(capfd.readouterr().out)
+    for folder in [*(run / "checkpoints").iterdir(), *(run / "snapshots").iterdir()]:
+        if int(folder.name[4:]) > 256:
+            (folder / "MANIFEST.json").unlink()
+    attempt(single, cfg, str(run))
+    assert first == [*range(IMAGES // 100)] and _epochs(capfd.readouterr().out) == [2, 3, 4]
+    lines = (run / "metrics" / "train-0001.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        assert 0 <= line["data_wait"] <= line["data_wait_max"] and 0 <= line["data_share"] <= 1
+        assert "substituted" not in line
+
+
+def _epochs(said: str) -> list[int]:
+    """Those that were proven whole."""
+    lines = [line for line in said.splitlines() if line.startswith("epoch ")]
+    assert all(line.endswith(": 100 seen + 0 substituted = 100") for line in lines)
+    return [int(line.split()[1].rstrip(":")) for line in lines]
+
+
+def test_substitutes_are_counted_and_told_of(
+    single: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root, run = tmp_path / "data", tmp_path / "run"
+    command.main(
+        ["make", "synthetic", "--out", str(root), "--count", "512", "--shape", "1", "8", "8"]
+    )
+    flip(*payload(root, 1, "x"))
+    cfg = replace(config(root), guidance=NoGuidance())
+    cfg = replace(cfg, data=replace(cfg.data, on_damage="substitute", damaged=0.5))
+    attempt(single, cfg, str(run))
+    lines = [json.loads(each) for each in (run / "metrics" / "train-0001.jsonl").open()]
+    assert sum(line.get("substituted", 0) for line in lines) == 256
+    said = capfd.readouterr().out
+    assert "epoch 0: 256 seen + 256 substituted = 512" in said
+    assert said.count("stood in for damaged ones") == 1 and "images substituted" in said
+
+
+def told(place: Place, folder: str) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
+    """Two lines of telemetry, of steps in which rank r waits r + 1 seconds by its own word; and large sums."""
+    telemetry = Telemetry(RunFolder(Path(folder)), 1, place, 100)
+    telemetry.restart(0)
+    for _ in range(2):
+        telemetry.add(loss=1.0)
+        telemetry.read(place.rank + 1.0, place.rank)
+    first = telemetry.report(20)
+    telemetry.add(loss=1.0)
+    telemetry.read(0.0, 0)
+    large = Account(epoch=0, first=2**63 + 2**62, second=2**64 - 2)
+    stream = SimpleNamespace(ended=[], under_way=lambda: [large])
+    ((account),) = Epochs(stream, place, ()).carried()  # type: ignore[arg-type, misc]
+    return first, telemetry.report(40), [account["first"], account["second"]]
+
+
+def test_waiting_is_a_mean_and_a_maximum_over_ranks_and_sums_wrap_around(
+    ranks: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "attempts" / "0001").mkdir(parents=True)
+    for line, then, sums in ranks(2, told, str(tmp_path)):
+        assert line["data_wait"] == pytest.approx(1.5) and line["data_wait_max"] == 2.0
+        assert line["substituted"] == 2 and line["data_share"] > 0
+        assert then["data_wait_max"] == 0 and "substituted" not in then
+        assert sums == [(2**63 + 2**62) * 2 % 2**64, 2**64 - 4]
+
+
+def test_advice_comes_when_waiting_lasts() -> None:
+    def lines(count: int, share: float) -> list[dict[str, Any]]:
+        return [
+            {"images": i, "data_share": share, "data_wait_max": 0.2, "loss": 1.0}
+            for i in range(count)
+        ]
+
+    wait = SIGNS["data_wait"].reports
+    assert advise(lines(20, 0.1)) == [] and advise(lines(wait - 1, 0.4)) == []
+    (said,) = advise(lines(wait, 0.4))
+    assert said.name == "data_wait" and said.images == wait - 1
+    assert "40% of the time" in said.text and "data.cache" in said.text
