@@ -6,7 +6,6 @@ import itertools
 import os
 import threading
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ import pytest
 
 import shards
 from shards import manifest as manifests
-from shards import stream as stream_module
 from shards.blocks import Arrays
 from shards.errors import DamagedError, UserError
 from shards.manifest import Manifest
@@ -87,26 +85,6 @@ def test_resuming_anywhere_with_other_ranks_goes_on_as_if_nothing_happened(
         resumed |= part
         position += steps * G
     assert resumed == whole
-
-
-@pytest.mark.parametrize("threads", [1, 4])
-@pytest.mark.parametrize("mapped", [True, False])
-def test_kills_and_a_changing_world_leave_each_epoch_whole(
-    root: Path, threads: int, mapped: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every world size in turn, each ended in the middle of an epoch with batches read ahead and lost."""
-    if not mapped:  # ranges, as of S3
-        monkeypatch.setattr(stream_module, "Reader", partial(Reader, mapped=False))
-    expected = Order(count=700, seed=11).ordinals(np.arange(10_000))
-    rng, position = np.random.default_rng(threads), 0
-    for world in (1, 2, 3, 4, 6, 8, 12, 5, 1):
-        steps, batch = int(rng.integers(1, 9)), 120
-        found = _read(root, world, 120 // world // (1 + world % 2), steps, position=position,
-                      threads=threads, global_batch=batch)  # fmt: skip
-        assert found.keys() == set(range(position, position + steps * batch))
-        assert all(found[p] == expected[p] for p in found)
-        position += steps * batch
-    assert position > 1400
 
 
 def test_a_position_that_is_no_multiple_of_the_batch_is_as_good(root: Path) -> None:
