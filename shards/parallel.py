@@ -86,7 +86,8 @@ def _begin(work: Callable[[int], Any]) -> None:
 def _do(task: int) -> Any:
     try:
         return _work(task)
-    except SystemExit:  # back in the pool's loop it would wait for locks that a killed worker may hold
+    except SystemExit:
+        # back in the pool's loop it would wait for locks that a killed worker may hold
         os._exit(143)
 
 

@@ -24,7 +24,7 @@ from shards.cache import Cache
 from shards.errors import DamagedError, UserError
 from shards.manifest import Manifest
 from shards.order import WINDOW
-from shards.parts import Arrays, Picked, Tars
+from shards.parts import Arrays, Needed, Picked, Tars
 from shards.samples import Samples
 
 OnDamage = Literal["fail", "substitute"]
@@ -66,10 +66,8 @@ class Reader:
         self._manifest, self._on_damage, self._bound = manifest, on_damage, damaged
         self.position = 0  # that is being gathered; its owner moves it on
         at = (lambda blocks: needed(blocks, self.position)) if needed is not None else _unknown
-        self.blocks: Tars[Any] = (
-            Samples(root, manifest, mapped=mapped, cache=cache, needed=at, decoders=decoders)
-            if manifest.layout == "samples"
-            else Blocks(root, manifest, mapped=mapped, cache=cache, needed=at)
+        self.blocks = tars_of(
+            root, manifest, mapped=mapped, cache=cache, needed=at, decoders=decoders
         )
         self._names = tuple(f.name for f in manifest.fields)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shards-io")
@@ -229,6 +227,23 @@ class Reader:
             if not isinstance(found, DamagedError):
                 return other, found
         raise error
+
+
+def tars_of(
+    root: storage.Url,
+    manifest: Manifest,
+    *,
+    mapped: bool,
+    cache: Cache | None = None,
+    needed: Needed = lambda blocks: np.zeros(len(blocks)),
+    decoders: int = 0,
+) -> Tars[Any]:
+    """The blocks of a manifest, in the layout that it names."""
+    if manifest.layout == "samples":
+        return Samples(root, manifest, mapped=mapped, cache=cache, needed=needed, decoders=decoders)
+    if decoders:
+        _log.warning("decoders=%d decode nothing: %s holds arrays, not pictures", decoders, root)
+    return Blocks(root, manifest, mapped=mapped, cache=cache, needed=needed)
 
 
 def _by_block(blocks: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -53,9 +53,14 @@ def is_remote(url: Url) -> bool:
     return os.fspath(url).startswith("s3://")
 
 
+def is_absolute(name: str) -> bool:
+    """Whether a name says by itself where something is: a full path, or s3://."""
+    return is_remote(name) or name.startswith("/")
+
+
 def join(root: Url, *parts: str) -> str:
     """`root/part/part`, for folders and s3:// alike; a last part that is absolute is that itself."""
-    if parts and (is_remote(parts[-1]) or parts[-1].startswith("/")):
+    if parts and is_absolute(parts[-1]):
         return parts[-1]
     if is_remote(root):
         return "/".join([os.fspath(root).rstrip("/"), *parts])

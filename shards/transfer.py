@@ -41,6 +41,7 @@ def copy(
         DamagedError: a tar of `source` is not what was written; what was copied before it stays.
     """
     manifest = manifests.load(source)
+    _check_own(source, manifest)
     if storage.exists(storage.join(target, manifests.LATEST)):
         found = manifests.load(target)
         if found.hash != manifest.hash:
@@ -50,9 +51,10 @@ def copy(
             )
     written = []
     for shard in watch(manifest.shards, len(manifest.shards)):
-        record = _sound(source, shard)
-        if not _finished(target, shard, record):
-            _write(target, shard, _bytes(source, shard), record)
+        name = manifest.record_name(shard)
+        record = _sound(source, name, shard)
+        if not _finished(target, name, shard, record):
+            _write(target, name, shard, _bytes(source, shard), record)
             written.append(shard)
     manifests.save(target, manifest)
     return _moved(manifest, written)
@@ -70,6 +72,7 @@ def repair(
         DamagedError: a tar that is needed is damaged in the good copy as well.
     """
     manifest = manifests.load(good)
+    _check_own(good, manifest)
     if manifests.pointer(root) != manifest.hash:
         raise UserError(
             f"{good} holds manifest {manifest.hash[:12]}, {root} names {manifests.pointer(root)[:12]}: "
@@ -79,13 +82,24 @@ def repair(
     firsts = itertools.accumulate((s.blocks for s in manifest.shards), initial=0)
     for shard, first in zip(watch(manifest.shards, len(manifest.shards)), firsts, strict=False):
         if verify_shard(root, manifest, shard, first).problems:
-            _write(root, shard, _bytes(good, shard), _sound(good, shard))
+            name = manifest.record_name(shard)
+            _write(root, name, shard, _bytes(good, shard), _sound(good, name, shard))
             written.append(shard)
     try:
         manifests.load(root)
     except DamagedError:
         manifests.save(root, manifest)
     return _moved(manifest, written)
+
+
+def _check_own(root: storage.Url, manifest: Manifest) -> None:
+    """An index may name tars by full paths; a copy of it would name the same ones."""
+    elsewhere = [s.name for s in manifest.shards if storage.is_absolute(s.name)]
+    if elsewhere:
+        raise UserError(
+            f"{root} is an index of tars that lie elsewhere, such as {elsewhere[0]}: copy the tars, and index "
+            "the copy with `python -m tools.shards index`"
+        )
 
 
 def _moved(manifest: Manifest, written: list[Shard]) -> Moved:
@@ -111,9 +125,9 @@ def _bytes(root: storage.Url, shard: Shard) -> bytes:
     return data
 
 
-def _sound(root: storage.Url, shard: Shard) -> bytes:
-    """The sidecar, which must be of this tar."""
-    url = storage.join(root, sidecar_name(shard))
+def _sound(root: storage.Url, name: str, shard: Shard) -> bytes:
+    """The tar's record of that name, which must be of this tar."""
+    url = storage.join(root, name)
     try:
         text = storage.read_bytes(url)
         found = json.loads(text)
@@ -126,21 +140,17 @@ def _sound(root: storage.Url, shard: Shard) -> bytes:
     return text
 
 
-def _finished(root: storage.Url, shard: Shard, record: bytes) -> bool:
+def _finished(root: storage.Url, name: str, shard: Shard, record: bytes) -> bool:
     """Whether tar and sidecar are there; the sidecar is written last."""
     try:
         return (
-            storage.read_bytes(storage.join(root, sidecar_name(shard))) == record
+            storage.read_bytes(storage.join(root, name)) == record
             and storage.size(storage.join(root, shard.name)) == shard.bytes
         )
     except FileNotFoundError:
         return False
 
 
-def _write(root: storage.Url, shard: Shard, data: bytes, record: bytes) -> None:
+def _write(root: storage.Url, name: str, shard: Shard, data: bytes, record: bytes) -> None:
     storage.publish(storage.join(root, shard.name), data, replace=True)
-    storage.publish(storage.join(root, sidecar_name(shard)), record, replace=True)
-
-
-def sidecar_name(shard: Shard) -> str:
-    return shard.name.removesuffix(".tar") + ".json"
+    storage.publish(storage.join(root, name), record, replace=True)

@@ -19,9 +19,12 @@ import xxhash
 
 from shards import manifest as manifests
 from shards import storage
-from shards.errors import DamagedError
+from shards.errors import DamagedError, UserError
 from shards.layout import SECTOR
 from shards.manifest import Manifest, Shard
+from shards.samples import Decode, members_of
+from shards.sources.listing import BadInputError
+from shards.sources.tars import walk
 
 Watch = Callable[[Iterable[Shard], int], Iterable[Shard]]
 
@@ -68,7 +71,7 @@ class Checked(NamedTuple):
 
 
 def verify_shard(root: storage.Url, manifest: Manifest, shard: Shard, first: int) -> Checked:
-    """Reads one tar and its sidecar; `first` is its first block."""
+    """Reads one tar and its record; `first` is its first row of the index."""
     try:
         data = storage.read_bytes(storage.join(root, shard.name))
         problems = [f"{shard.name}: {p}" for p in _shard(manifest, shard, first, data)]
@@ -78,14 +81,14 @@ def verify_shard(root: storage.Url, manifest: Manifest, shard: Shard, first: int
 
 
 def _shard(manifest: Manifest, shard: Shard, first: int, data: bytes) -> list[str]:
-    """`first` is the shard's first block."""
-    found = []
+    samples = manifest.layout == "samples"
+    rows, found = range(first, first + shard.blocks), []
     if len(data) != shard.bytes:
         found.append(f"{len(data):,} bytes, the manifest promises {shard.bytes:,}")
     if manifests.sha256_of(data) != shard.sha256:
         found.append("the sha256 is not the manifest's")
-        found += _blocks(manifest, range(first, first + shard.blocks), data)
-    return found or _structure(manifest, range(first, first + shard.blocks), data)
+        found += (_spans if samples else _blocks)(manifest, rows, data)
+    return found or (_members if samples else _structure)(manifest, rows, data)
 
 
 def _blocks(manifest: Manifest, blocks: range, data: bytes) -> list[str]:
@@ -99,6 +102,43 @@ def _blocks(manifest: Manifest, blocks: range, data: bytes) -> list[str]:
                 at = f"ordinals {block * manifest.block:,} to {block * manifest.block + row['rows'] - 1:,}"
                 found.append(f"{f.name} of block {block} is damaged ({at})")
     return found or ["all blocks hold: the damage is in headers or padding"]
+
+
+def _spans(manifest: Manifest, rows: range, data: bytes) -> list[str]:
+    view, found = memoryview(data), []
+    for ordinal in rows:
+        row = manifest.blocks[ordinal]
+        start = int(row["offset"][0])
+        span = view[start : start + int(row["bytes"][0])]
+        if xxhash.xxh3_128_digest(span) != row["xxh3"][0].tobytes():
+            found.append(f"sample {ordinal:,}, at byte {start:,}, is damaged")
+    return found or ["all samples hold: the damage is beside them"]
+
+
+def _members(manifest: Manifest, rows: range, data: bytes) -> list[str]:
+    """Each row of the index is a sample of the tar, whole and with all that its fields need."""
+    try:
+        walked = {sample.start: sample for sample in walk(io.BytesIO(data), "it")}
+    except UserError as error:
+        return [str(error)]
+    decode, found = Decode.of(manifest.decode or {}), []
+    if not manifest.indexed and len(walked) != len(rows):
+        found.append(f"{len(walked)} samples, {len(rows)} expected")
+    for ordinal in rows:
+        start, size = (int(manifest.blocks[name][ordinal, 0]) for name in ("offset", "bytes"))
+        sample = walked.get(start)
+        if sample is None or not sample.whole or sample.stop != start + size:
+            found.append(f"at byte {start:,} there is no sample {ordinal:,} as the index says")
+            continue
+        try:
+            name, members = members_of(data[start : start + size])
+            decode.image_of(members)
+            decode.key_of(name, members, "")
+            if decode.label is not None:
+                decode.label_of(members)
+        except BadInputError as error:
+            found.append(f"sample {ordinal:,}, at byte {start:,}: {error}")
+    return found
 
 
 def _structure(manifest: Manifest, blocks: range, data: bytes) -> list[str]:
@@ -126,7 +166,7 @@ def _structure(manifest: Manifest, blocks: range, data: bytes) -> list[str]:
 
 
 def _sidecar(root: storage.Url, manifest: Manifest, shard: Shard, first: int) -> list[str]:
-    name = shard.name.removesuffix(".tar") + ".json"
+    name = manifest.record_name(shard)
     try:
         data = storage.read_bytes(storage.join(root, name))
         found = json.loads(data)
@@ -134,14 +174,14 @@ def _sidecar(root: storage.Url, manifest: Manifest, shard: Shard, first: int) ->
         return [f"{name} is missing"]
     except ValueError:
         return [f"{name} is not JSON"]
-    expected = {
-        "plan": manifest.plan,
+    expected: dict[str, object] = {
         "name": shard.name,
         "bytes": shard.bytes,
         "sha256": shard.sha256,
         "count": shard.count,
-        "first": first * manifest.block,
     }
+    if not manifest.indexed:  # a record of others' tars stands for itself
+        expected |= {"plan": manifest.plan, "first": first * manifest.row_samples}
     told = found if isinstance(found, dict) else {}
     wrong = [n for n, value in expected.items() if told.get(n) != value]
     if wrong:

@@ -146,7 +146,7 @@ class TrainingImages:
     def labels(self, ordinals: Tensor) -> Tensor:
         """(B,) int64."""
         _within(ordinals, self.count)
-        return torch.as_tensor(self._reader.gather(ordinals.numpy())["y"]).long()
+        return torch.as_tensor(self._reader.gather(ordinals.numpy(), fields=("y",))["y"]).long()
 
 
 def _within(ordinals: Tensor, count: int) -> None:

@@ -1,27 +1,35 @@
-"""How shards are read: the laws of those fields of `data`, and which of them change a run's result."""
+"""How shards are read, and by whose credentials: the laws of these fields, and which of them change a run's result."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from selfguide.spec.config import DataConfig
+from selfguide.spec.config import Config, DataConfig
 from shards.errors import UserError
 
 
-def validate_reading(data: DataConfig) -> None:
+_SECRET = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+def validate_reading(config: Config) -> None:
     """Returns when data can be read as asked; touches no file.
 
     Raises:
         UserError: the first law that does not hold, with its cure.
     """
+    data = config.data
+    for name in _SECRET:
+        if name in config.cluster.environment:
+            raise UserError(
+                f"cluster.environment.{name} would be written into the run's folder, where others read it; export "
+                f"{name} in the shell that submits, from which jobs inherit it, or keep a profile in ~/.aws on all nodes"
+            )
     for field, least in (("threads", 1), ("decoders", 0), ("cache_bytes", 1)):
         if getattr(data, field) < least:
             raise UserError(
                 f"data.{field}={getattr(data, field)} is too small; take {least} or more"
             )
-    if data.decoders < 0:
-        raise UserError(f"data.decoders={data.decoders} is too small; take 0 or more")
     if not (math.isfinite(data.damaged) and 0 <= data.damaged <= 1):
         raise UserError(
             f"data.damaged={data.damaged} is a share of all samples: take a number in [0.0, 1.0]"

@@ -11,6 +11,7 @@ machine that read features from disk piece by piece.
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,12 @@ def labels_of(root: str, manifest: Manifest) -> NDArray[np.int64] | None:
     """(N,) labels by ordinal, None where the shards have none."""
     if not manifest.classes:
         return None
-    reader, at_once = Reader(root, manifest), 1024  # images come with them
-    starts = range(0, manifest.count, at_once)
-    found = [
-        reader.gather(np.arange(s, min(s + at_once, manifest.count)))["y"]
-        for s in track(starts, len(starts), "reading labels")
-    ]
+    starts = range(0, manifest.count, 4096)
+    with closing(Reader(root, manifest)) as reader:
+        found = [
+            reader.gather(np.arange(s, min(s + starts.step, manifest.count)), fields=("y",))["y"]
+            for s in track(starts, len(starts), "reading labels")
+        ]
     return np.concatenate(found).astype(np.int64)
 
 

@@ -19,7 +19,18 @@ from shards.manifest import Manifest
 from tools.shards.inspect import keys_of
 
 HELP = "what differs between two data sets"
-FACTS = ("count", "block", "fields", "header", "statistics", "label_histogram", "source", "seed")
+FACTS = (
+    "count",
+    "layout",
+    "decode",
+    "block",
+    "fields",
+    "header",
+    "statistics",
+    "label_histogram",
+    "source",
+    "seed",
+)
 _SHOWN = 5
 
 
@@ -67,8 +78,8 @@ def _keys(a_root: str, a: Manifest, b_root: str, b: Manifest) -> dict[str, Any]:
         "only_a": len(only_a),
         "only_b": len(only_b),
         "same_order": bool(np.array_equal(ones, others)),
-        "some_only_a": [k.decode() for k in only_a[:_SHOWN].tolist()],
-        "some_only_b": [k.decode() for k in only_b[:_SHOWN].tolist()],
+        "some_only_a": only_a[:_SHOWN].tolist(),
+        "some_only_b": only_b[:_SHOWN].tolist(),
     }
 
 

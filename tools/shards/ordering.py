@@ -41,7 +41,7 @@ def read(root: str, manifest: Manifest, ordinals: NDArray[np.int64]) -> Arrays:
     """The samples, and `shard` (n,): the names of the tars they lie in."""
     with closing(Reader(root, manifest)) as reader:
         found = reader.gather(ordinals)
-    shards = manifest.blocks["shard"][ordinals // manifest.block]
+    shards = manifest.shards_of(ordinals)
     return {**found, "shard": np.array([manifest.shards[s].name for s in shards])}
 
 

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from shards import cli
 from shards import manifest as manifests
-from shards.blocks import Blocks
 from shards.cache import BUDGET
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.order import Order
+from shards.reader import tars_of
 from tools.shards import ordering, report
 
 HELP = "requests, bytes, cache and mixing, from the manifest alone"
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
 def simulate(manifest: Manifest, order: Order, batch: int, ranks: int, cache: int) -> dict:
     """All numbers of the report; bytes and requests of one node."""
-    blocks = Blocks("", manifest, mapped=False)
+    blocks = tars_of("", manifest, mapped=False)
     sizes = block_bytes(manifest)
     first, steady = fetched(manifest, order, cache, ranks)[:: EPOCHS - 1]
     window = np.sort(sizes)[-min(order.window, len(sizes)) :].sum()
@@ -109,8 +109,11 @@ def simulate(manifest: Manifest, order: Order, batch: int, ranks: int, cache: in
 
 
 def block_bytes(manifest: Manifest) -> NDArray[np.int64]:
-    """What fetching each block takes: from its first payload to the end of its last."""
+    """What fetching each block takes: from its first payload to the end of its last, or all its samples."""
     rows = manifest.blocks
+    if manifest.layout == "samples":
+        starts = np.arange(0, manifest.count, manifest.block)
+        return np.add.reduceat(rows["bytes"][:, 0], starts).astype(np.int64)
     last = (rows["offset"] + rows["bytes"]).max(axis=1)
     return (last - rows["offset"].min(axis=1)).astype(np.int64)
 
