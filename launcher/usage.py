@@ -22,7 +22,11 @@ COMMON = (
     ("guidance=labels", "where groups come from"),
     ("model=dit_b_2", "a row of the table of sizes; model.depth=2 changes one number of it"),
     ("engine=torch", "who takes the optimiser step"),
-    ("data.root=s3://bucket/shards", "a folder or prefix of shards"),
+    (
+        "data.root=s3://bucket/shards",
+        "shards; S3 by this shell's AWS_* variables, which jobs inherit, or a profile in ~/.aws",
+    ),
+    ("data.cache=/local/shards", "a folder on each node's disk that keeps what came from S3"),
     ("evaluation=none", "which protocol scores the snapshots"),
     ("seed=1", "another run: everything random follows from it"),
     ("name=first-try", "a name instead of the hash as the run's id"),

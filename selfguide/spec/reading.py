@@ -8,7 +8,6 @@ from typing import Any
 from selfguide.spec.config import Config, DataConfig
 from shards.errors import UserError
 
-
 _SECRET = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
@@ -23,7 +22,7 @@ def validate_reading(config: Config) -> None:
         if name in config.cluster.environment:
             raise UserError(
                 f"cluster.environment.{name} would be written into the run's folder, where others read it; export "
-                f"{name} in the shell that submits, from which jobs inherit it, or keep a profile in ~/.aws on all nodes"
+                f"{name} in the shell that submits, from which jobs inherit it, or keep a profile in ~/.aws"
             )
     for field, least in (("threads", 1), ("decoders", 0), ("cache_bytes", 1)):
         if getattr(data, field) < least:

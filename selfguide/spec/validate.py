@@ -56,7 +56,7 @@ def validate(config: Config) -> None:
     _ranks(config)
     _clock(config)
     _optimiser(config)
-    validate_reading(config.data)
+    validate_reading(config)
     _model(config)
     _path(config)
     _sampling(config)

@@ -12,6 +12,7 @@ import pytest
 
 from slurm import crew
 from slurm.devcluster import Cluster, down, up
+from tests.s3.conftest import server  # noqa: F401 - a fixture of these tests, too
 
 
 def _require() -> None:

@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
 
 from selfguide.spec.records import records
 from selfguide.spec.run import RunFolder
+from shards import storage
 from slurm.devcluster import Cluster
+from tools.s3.server import Server
+from tools.shards import __main__ as shards_command
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -47,6 +51,58 @@ def test_the_demo_on_two_nodes_with_evaluation_jobs(
     jobs = _accounted([training, watcher, *scorers], environment)
     assert jobs.pop(training) == ["COMPLETED", "2"] and len(scorers) == 3
     assert all(state == ["COMPLETED", "1"] for state in jobs.values()), jobs
+
+
+def test_it_learns_the_same_bits_from_s3_with_and_without_a_cache(
+    devcluster: Cluster,
+    server: Server,
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Credentials are those of the submitting shell, and are nowhere to be read afterwards."""
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    remote, cache = f"s3://{server.bucket}/main-job-{uuid.uuid4().hex[:8]}", tmp_path / "node"
+    assert shards_command.main(["copy", str(digits), remote]) == 0
+    sources = {
+        "local": [f"data.root={digits}"],
+        "s3": [f"data.root={remote}"],
+        "cache": [f"data.root={remote}", f"data.cache={cache}"],
+    }
+    environment = {**os.environ, **devcluster.environment()}
+    followed = {
+        name: subprocess.Popen(
+            [
+                sys.executable, "-m", "launcher.submit", "experiment=digits_dit", "cluster=devcluster",
+                "evaluation=none", "follow=true", f"runs={tmp_path / name}", "train.images=2_560", "train.batch=256",
+                "train.warmup_images=256", "train.log_every=1_280", "train.snapshot_every=2_560",
+                "train.checkpoint_every=2_560", "guidance.teacher_refresh=256", *words,
+            ],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for name, words in sources.items()
+    }  # fmt: skip
+    for name, process in followed.items():
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, f"{name}: {said}"
+    learned = {name: _learned(tmp_path / name) for name in sources}
+    assert len(learned["local"]) == 4 and learned["local"] == learned["s3"] == learned["cache"]
+    held = [path for path in cache.rglob("*-*") if path.is_file()]
+    assert sum(path.stat().st_size for path in held) > 1797 * 64
+    secret = server.environment()["AWS_SECRET_ACCESS_KEY"].encode()
+    files = [path for name in sources for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert len(files) > 50 and not [path for path in files if secret in path.read_bytes()]
+
+
+def _learned(runs: Path) -> dict[str, str]:
+    """sha256 of all weights in the last snapshot and checkpoint."""
+    (run,) = (path.parent for path in runs.glob("*/*/run.json"))
+    return {
+        f"{folder}/{path.name}": storage.sha256(path)
+        for folder in ("snapshots", "checkpoints")
+        for path in sorted((run / folder / "img-000002560").glob("*.safetensors"))
+    }
 
 
 def _accounted(jobs: list[str], environment: dict[str, str]) -> dict[str, list[str]]:

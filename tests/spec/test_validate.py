@@ -68,6 +68,11 @@ BAD = [
     ("model.size=16", "model.size=16", "set it to 8"),
     ("model.channels=3", "model.channels=3", "set it to 1"),
     ("data.shape=[1,8,4]", "data.shape=[1, 8, 4]", "H = W"),
+    (
+        "+cluster.environment.AWS_SECRET_ACCESS_KEY=x",
+        "cluster.environment.AWS_SECRET_ACCESS_KEY",
+        "export",
+    ),
     ("data.threads=0", "data.threads=0", "1 or more"),
     ("data.decoders=-1", "data.decoders=-1", "0 or more"),
     ("data.cache=/x data.cache_bytes=0", "data.cache_bytes=0", "1 or more"),
