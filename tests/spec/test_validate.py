@@ -69,7 +69,7 @@ BAD = [
     ("model.channels=3", "model.channels=3", "set it to 1"),
     ("data.shape=[1,8,4]", "data.shape=[1, 8, 4]", "H = W"),
     (
-        "+cluster.environment.AWS_SECRET_ACCESS_KEY=x",
+        "cluster.environment.AWS_SECRET_ACCESS_KEY=x",
         "cluster.environment.AWS_SECRET_ACCESS_KEY",
         "export",
     ),
