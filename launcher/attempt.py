@@ -48,6 +48,18 @@ def evaluate(request: str) -> None:
     run_rank(path.parent, work)
 
 
+def encode(task: str) -> None:
+    """One task of an array that encodes images; `task` is its folder."""
+    folder = Path(task)
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        from selfguide.autoencoders.encode import take_share
+
+        take_share(folder)
+
+    run_rank(folder, work)
+
+
 def place(environment: Mapping[str, str]) -> tuple[int, int, int]:
     """(rank, local rank, world) as Submitit's cluster states them.
 

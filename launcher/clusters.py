@@ -127,37 +127,54 @@ def submit(job: Job, cluster: ClusterConfig) -> Record:
     Raises:
         UserError: the cluster refused it.
     """
-    about: Record = {
-        "name": job.name,
-        "kind": cluster.kind,
-        "folder": str(job.folder),
-        "comment": job.comment,
-    }
-    about |= {"nodes": job.nodes, "tasks": job.tasks, "submitted": time.time()}
-    job.folder.mkdir(parents=True, exist_ok=True)
+    return submit_array([job], cluster)[0]
+
+
+def submit_array(jobs: Sequence[Job], cluster: ClusterConfig) -> list[Record]:
+    """Starts or queues jobs that are alike but for their arguments, and need not run together: a record each.
+
+    On Slurm they are one array. A job that fails leaves the others alone.
+
+    Raises:
+        UserError: the cluster refused them.
+    """
+    first = jobs[0]
+    first.folder.mkdir(parents=True, exist_ok=True)
     if cluster.kind == "local":
-        return about | local.submit(
-            job.function,
-            job.argument,
-            job.folder,
-            tasks=job.tasks,
-            timeout_min=job.timeout_min,
-            environment=local_environment(job) | {"CUDA_VISIBLE_DEVICES": ",".join(job.devices)},
-            cwd=job.code,
-            nice=job.nice,
-        )
+        return [_about(job, cluster) | _start(job) for job in jobs]
     from submitit.core.utils import FailedJobError
     from submitit.slurm.slurm import SlurmExecutor
 
     client = _client(cluster.kind)
     with _environment(client):
-        executor = SlurmExecutor(job.folder, max_num_timeout=0)
-        executor.update_parameters(**_parameters(job, cluster))
+        executor = SlurmExecutor(first.folder, max_num_timeout=0)
+        executor.update_parameters(**_parameters(first, cluster))
         try:
-            done = executor.submit(job.function, job.argument)
+            done = executor.map_array(first.function, [job.argument for job in jobs])
         except FailedJobError as error:
-            raise UserError(f"sbatch refused {job.name}: {error}") from error
-    return about | {"id": done.job_id, "conf": client.get("SLURM_CONF")}
+            raise UserError(f"sbatch refused {first.name}: {error}") from error
+    about = _about(first, cluster) | {"conf": client.get("SLURM_CONF")}
+    return [about | {"id": each.job_id} for each in done]
+
+
+def _about(job: Job, cluster: ClusterConfig) -> Record:
+    about: Record = {"name": job.name, "kind": cluster.kind, "folder": str(job.folder)}
+    about |= {"comment": job.comment, "nodes": job.nodes, "tasks": job.tasks}
+    return about | {"submitted": time.time()}
+
+
+def _start(job: Job) -> Record:
+    """A job on this machine."""
+    return local.submit(
+        job.function,
+        job.argument,
+        job.folder,
+        tasks=job.tasks,
+        timeout_min=job.timeout_min,
+        environment=local_environment(job) | {"CUDA_VISIBLE_DEVICES": ",".join(job.devices)},
+        cwd=job.code,
+        nice=job.nice,
+    )
 
 
 def states(records: Sequence[Record]) -> list[State]:
@@ -335,7 +352,8 @@ def _run(
 def _queue(conf: str | None) -> dict[str, tuple[str, str]] | None:
     """Job id -> (Slurm's state, comment) of this user's jobs; None when nobody answers."""
     try:
-        done = _run(["squeue", "--me", "--noheader", "--format=%i|%T|%k"], _conf(conf))
+        asked = ["squeue", "--me", "--array", "--noheader", "--format=%i|%T|%k"]  # a line a task
+        done = _run(asked, _conf(conf))
     except FileNotFoundError:
         return None
     if done is None or done.returncode:

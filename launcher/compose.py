@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from selfguide.spec.config import Config, build
+from selfguide.spec.config import ClusterConfig, Config, build
 from selfguide.spec.words import nearest
 from shards.errors import UserError
 
@@ -46,6 +46,21 @@ def compose(overrides: Sequence[str]) -> Config:
     values = _hydra([text for _, text in given])
     _belongs([key for key, _ in given], values)
     return build(Config, values)
+
+
+def compose_cluster(overrides: Sequence[str]) -> ClusterConfig:
+    """Where `cluster=NAME cluster.key=value ...` means, for work that is no experiment.
+
+    Raises:
+        UserError: another key than the cluster's, an unknown one, or a value that cannot be read.
+    """
+    for text in overrides:
+        if not re.match(r"cluster(\.\w+)*=", text):
+            raise UserError(f"{text!r} says nothing of a cluster: give KEY=VALUE of cluster.KEY")
+    given = [text for _, text in map(_known, overrides)]
+    # the frame asks for one, and none of them says anything of clusters
+    values = _hydra([f"experiment={options('experiment')[0]}", *given])
+    return build(ClusterConfig, values["cluster"], "cluster")
 
 
 def experiments() -> dict[str, str]:

@@ -145,3 +145,21 @@ def _score(request: Path) -> None:
     write_record(
         record_path(RunFolder(Path(wanted["run"])), wanted["key"], wanted["attempt"]), record
     )
+
+
+def share(folder: str) -> None:
+    """A task of an array: falls, naps, or leaves what its request asks for."""
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        asked = json.loads((Path(folder) / "request.json").read_text())
+        if asked["how"] == "fall":
+            raise RuntimeError(f"task {asked['rank']} fell")
+        if asked["how"] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if asked["how"] == "nap":
+            time.sleep(600)
+        time.sleep(0.5)  # after the others have fallen
+        told = {"cwd": str(Path.cwd()), "devices": os.environ["CUDA_VISIBLE_DEVICES"]}
+        (Path(asked["out"]) / f"{asked['rank']}.json").write_text(json.dumps(told))
+
+    run_rank(Path(folder), work)

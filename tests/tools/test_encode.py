@@ -272,8 +272,12 @@ def images_of(root: Path, shape: tuple[int, ...], header: Header = IMAGES) -> Pa
         ((1, 8, 8), IMAGES, ("--workers", "0"), "--workers 0: give at least 1"),
         ((1, 8, 8), IMAGES, ("--shard-mb", "0"), "--shard-mb 0.0"),
         ((1, 8, 8), IMAGES, ("--rank", "2", "--world", "2"), "rank=2 of world=2"),
-        ((1, 8, 8), IMAGES, ("--weights", "none.bin"), "weights=none.bin: no such file"),
+        ((1, 8, 8), IMAGES, ("--weights", "none.bin"), "none.bin: no such file"),
         ((1, 8, 8), IMAGES, ("--device", "gpu"), "device='gpu'"),
+        ((1, 8, 8), IMAGES, ("--tasks", "0"), "--tasks 0: give at least 1"),
+        ((1, 8, 8), IMAGES, ("--tasks", "2", "--world", "2"), "tasks are the ranks"),
+        ((1, 8, 8), IMAGES, ("--cluster", "slrum"), "cluster=slrum does not exist; did you mean 'slurm'"),
+        ((1, 8, 8), IMAGES, ("--cluster", "local", "partitoin=x"), "unknown key 'cluster.partitoin'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_encoded_is_named_before_anything_is_written(

@@ -29,12 +29,16 @@ import argparse
 import json
 import math
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards import cli
+from shards import cli, storage, writer
+from shards import manifest as manifests
 from shards.errors import UserError
 from shards.manifest import Header, Manifest
-from tools.shards import report
+from shards.writer import Plan
+from tools.shards import report, sweep
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,6 +84,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (a GPU if there is)")
     parser.add_argument("--rank", type=int, default=0, help="of this call among --world (0)")
     parser.add_argument("--world", type=int, default=1, help="calls that write together (1)")
+    array = parser.add_argument_group("as an array of jobs")
+    array.add_argument("--tasks", type=int, help="jobs that share the work; see above")
+    array.add_argument(
+        "--cluster",
+        nargs="+",
+        metavar=("NAME", "KEY=VALUE"),
+        help="slurm, devcluster, local or auto, and settings of it (auto)",
+    )
+    array.add_argument("--follow", action="store_true", help="go on until the jobs have ended")
+    array.add_argument("--runs", default="runs", metavar="DIR", help="where their logs go (runs)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -91,9 +105,12 @@ def run(options: argparse.Namespace) -> int:
 
     task = _task(options)
     source = EncodedSource.of(task.source, task.encoding, task.device)
-    plan(task, source)
+    planned = plan(task, source)
+    if options.tasks is not None or options.cluster:
+        return _submit(options, task, planned)
     built = report.Counted("encoding shards")
     manifest, new = encode(task, source, watch=built)
+    sweep.afterwards(options.out)
     _tell(options, source, manifest, new, built.count, time.monotonic() - started)
     return 0
 
@@ -106,17 +123,65 @@ def _task(options: argparse.Namespace) -> Task:
         raise UserError(f"--shard-mb {options.shard_mb}: give more than 0")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers {options.workers}: give at least 1")
-    names = ("encoder", "weights", "statistics", "content", "flips", "dtype", "batch", "seed")
+    names = ("encoder", "content", "flips", "dtype", "batch", "seed")
+    encoding = Encoding(
+        **{name: getattr(options, name) for name in names},
+        weights=_file(options.weights),
+        statistics=_file(options.statistics),
+    )
     return Task(
-        source=options.source,
-        out=options.out,
-        encoding=Encoding(**{name: getattr(options, name) for name in names}),
+        source=_absolute(options.source),
+        out=_absolute(options.out),
+        encoding=encoding,
         shard_bytes=math.ceil(options.shard_mb * 2**20),
         device=options.device,
         workers=options.workers,
         rank=options.rank,
         world=options.world,
     )
+
+
+def _submit(options: argparse.Namespace, task: Task, planned: Plan) -> int:
+    """The same by an array of jobs."""
+    from launcher import array, attempt
+
+    if options.rank or options.world > 1:
+        raise UserError("--rank and --world with --tasks: tasks are the ranks; leave them out")
+    if options.json and options.follow:
+        raise UserError("--json with --follow: a stream is no JSON object; drop one of them")
+    tasks = 1 if options.tasks is None else options.tasks
+    if tasks < 1:
+        raise UserError(f"--tasks {tasks}: give at least 1")
+    name, *settings = options.cluster or ["auto"]
+    cluster = array.cluster_of([f"cluster={name}", *(f"cluster.{text}" for text in settings)])
+    found = writer.held(task.out)
+    if found is not None:
+        print(f"already there, nothing submitted: {report.line(found)} in {task.out}")
+        return 0
+    work = array.Work(
+        kind="encode",
+        id=manifests.digest({"plan": planned.hash, "out": task.out})[:12],
+        function=attempt.encode,
+        requests=[replace(task, rank=rank, world=tasks).plain() for rank in range(tasks)],
+        counted=storage.join(task.out, "shards"),
+        of=planned.shards,
+    )
+    folder, new = array.submit(work, cluster, Path(options.runs))
+    if options.json:
+        print(json.dumps({"folder": str(folder), "submitted": new, **array.read(folder)}))
+        return 0
+    print(array.sentences(folder, new), flush=True)
+    return array.follow(folder) if options.follow else 0
+
+
+def _absolute(root: str) -> str:
+    """Jobs start elsewhere."""
+    return root if storage.is_remote(root) else str(Path(root).expanduser().absolute())
+
+
+def _file(path: str | None) -> str | None:
+    # not resolved: a hub cache links names to blobs, and the name says what kind of file it is
+    return path and str(Path(path).expanduser().absolute())
 
 
 def _tell(

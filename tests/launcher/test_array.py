@@ -1,0 +1,136 @@
+"""Arrays on this machine: tasks alone with their requests, joined, ended, and submitted again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import payloads
+import pytest
+from waiting import until
+
+from launcher import array, clusters
+from selfguide.spec.config import ClusterConfig
+from shards.errors import UserError
+
+LOCAL = ClusterConfig(kind="local", gpus_per_node=2)
+
+
+@pytest.fixture(autouse=True)
+def _payload(payload: Callable[..., None]) -> None:
+    payload()  # tasks find `payloads`
+
+
+def work(out: Path, *how: str) -> array.Work:
+    """A task each that does so."""
+    out.mkdir(exist_ok=True)
+    requests = [{"rank": rank, "how": each, "out": str(out)} for rank, each in enumerate(how)]
+    told = {"function": payloads.share, "requests": requests, "counted": str(out), "of": len(how)}
+    return array.Work(kind="share", id="abc", **told)
+
+
+def ended(folder: Path) -> bool:
+    return all(task.state in array.ENDED for task in array.tasks(folder))
+
+
+def test_a_task_that_fails_leaves_the_others_alone(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = work(tmp_path / "out", "do", "fall", "die")
+    folder, new = array.submit(wanted, LOCAL, runs)
+    assert new and folder == runs / "share" / "abc" / "1"
+    assert array.follow(folder) == 1
+    found = array.tasks(folder)
+    assert [task.state for task in found] == ["done", "failed", "lost"]
+    assert found[1].message == "RuntimeError: task 1 fell"
+    assert array.counted(folder) == (1, 3)
+    told = json.loads((tmp_path / "out" / "0.json").read_text())
+    assert told["cwd"] == str(folder / "code")
+    assert "Loading pickle" in Path(found[0].log).read_text()
+    said = capsys.readouterr().out
+    assert "2 of 3 are missing: give the command that submitted the array again" in said
+    assert "task 1 failed: RuntimeError: task 1 fell" in said and "task 2 lost: " in said
+
+    again, new = array.submit(wanted, LOCAL, runs)  # what has ended is not joined
+    assert new and again.name == "2"
+    array.cancel(again)
+    assert ended(again)
+
+
+def test_an_array_at_work_is_joined_and_ends_when_it_is_told(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = work(tmp_path / "out", "nap", "nap")
+    folder, _ = array.submit(wanted, LOCAL, runs)
+    assert array.submit(wanted, LOCAL, runs) == (folder, False)
+    assert f"python -m launcher.array {folder} --cancel" in array.sentences(folder, True)
+    until(lambda: len(list(folder.glob("tasks/*/start-0.json"))) == 2)
+    assert array.main([str(folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["done"], told["of"]) == (0, 2)
+    assert [task["state"] for task in told["tasks"]] == ["running", "running"]
+    assert array.main([str(folder), "--cancel"]) == 0
+    assert "ended 2 of 2 tasks" in capsys.readouterr().out
+    assert ended(folder) and array.cancel(folder) == 0
+
+
+def test_gpus_are_shared_out_among_local_tasks(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for gpus, expected in {
+        "": [(), (), ()],
+        "4": [("4",)] * 3,
+        "4,5,6,7": [("4", "7"), ("5",), ("6",)],
+    }.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+        made = array._jobs(work(tmp_path, "do", "do", "do"), LOCAL, runs / "1")
+        assert [job.devices for job in made] == expected
+    assert len({job.argument for job in made}) == 3 and {job.tasks for job in made} == {1}
+    slurm = ClusterConfig(kind="slurm", gpus_per_node=4, cpus_per_task=8, partition="gpu")
+    script = clusters.sbatch_script(array._jobs(work(tmp_path, "do"), slurm, runs / "1")[0], slurm)
+    for flag in ("--gpus-per-node=4", "--cpus-per-task=8", "--nodes=1", "--ntasks-per-node=1"):
+        assert flag in script
+
+
+def test_a_refused_submission_leaves_nothing(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(jobs: object, cluster: object) -> None:
+        raise UserError("sbatch refused")
+
+    monkeypatch.setattr(clusters, "submit_array", refuse)
+    with pytest.raises(UserError, match="sbatch refused"):
+        array.submit(work(tmp_path / "out", "do"), LOCAL, runs)
+    assert [path.name for path in runs.glob("share/abc/*")] == ["submit.lock"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cluster=slrum"], "cluster=slrum does not exist; did you mean 'slurm'"),
+        (["cluster=slurm", "cluster.partitoin=x"], "unknown key 'cluster.partitoin'"),
+        (["cluster=slurm", "cluster.gpus_per_node=none"], "cluster.gpus_per_node"),
+        (["cluster=slurm", "cluster.gpus_per_node=0"], "cluster.gpus_per_node=0: give at least 1"),
+        (["cluster=local", "nodes=2"], "'nodes=2' says nothing of a cluster"),
+        (["cluster=local", "cluster.x y"], "says nothing of a cluster"),
+    ],
+)
+def test_a_cluster_that_is_none_is_named(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        array.cluster_of(words)
+    assert message in str(raised.value)
+
+
+def test_settings_of_a_cluster_are_those_of_a_submission(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = array.cluster_of(["cluster=slurm", "cluster.partition=gpu", "cluster.environment.A=b"])
+    assert (made.kind, made.partition, made.environment) == ("slurm", "gpu", {"A": "b"})
+    assert made.gpus_per_node == 8 and made.cpus_per_task == 8  # the profile's
+    monkeypatch.setattr(os, "environ", {**os.environ, "PATH": "/nowhere"})
+    assert array.cluster_of(["cluster=auto"]).kind == "local"
+
+
+def test_a_folder_that_is_no_array_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no folder of an array"):
+        array.main([str(tmp_path)])
