@@ -8,7 +8,7 @@ PARALLEL := tests/selfguide tests/spec tests/shards tests/board tests/tools
 SERIAL := tests/s3 tests/launcher tests/cluster tests/browser tests/end_to_end tests/test_packaging.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install install-dev demo test test-slow test-fast lint compare bench cluster-up cluster-down s3-up s3-down wheel-check clean
+.PHONY: help install install-dev demo test test-slow test-s3-rgw test-fast lint compare bench cluster-up cluster-down s3-up s3-down wheel-check clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
@@ -40,6 +40,10 @@ test: install-dev lint ## all but test-slow, with a real Slurm, a real S3 store 
 
 test-slow: install-dev ## engines that compile, which takes a C++ compiler minutes, and whole benchmarks
 	@python -m pytest -m slow $(PARALLEL)
+
+test-s3-rgw: install-dev ## the tests of S3 against a second store, Ceph's gateway from Debian's packages
+	@bash tools/s3/install.sh
+	@SELFGUIDE_S3_STORE=rgw python -m pytest tests/s3
 
 test-fast: install-dev ## what needs no service and no minutes
 	@python -m pytest -n 2 --dist loadfile -m "not slow" $(PARALLEL)

@@ -1,4 +1,7 @@
-"""A real S3 store for the session, a place of one's own in it for each test, and a proxy that fails on demand."""
+"""A real S3 store for the session, a place of one's own in it for each test, and a proxy that fails on demand.
+
+SELFGUIDE_S3_STORE=rgw runs all tests of this folder against Ceph's gateway instead of Swift (`make test-s3-rgw`).
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ QUICK = Patience(
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Swift, ended whatever happens; skipped with the reason where it cannot be, an error with CI=true."""
+    """The store, ended whatever happens; skipped with the reason where it cannot be, an error with CI=true."""
     state = tmp_path_factory.mktemp("s3")
     try:
-        found = up(state)
+        found = up(state, store=os.environ.get("SELFGUIDE_S3_STORE", "swift"))
     except (UserError, InstallError) as error:
         if os.environ.get("CI", "").lower() in ("1", "true"):
             pytest.fail(f"CI must run the S3 tests. {error}")

@@ -22,7 +22,8 @@ examples:
   eval "$(python -m tools.s3 env)"            the same for another shell
   python -m tools.s3 down                     ends it and deletes all that it held
 
-OpenStack Swift is installed with pip into the user's cache, once. Root is not needed.
+OpenStack Swift is installed with pip into the user's cache, once. Root is not needed. Ceph's gateway (--store rgw), a
+second opinion, comes from Debian's packages, which root installs; it keeps all in memory.
 """
 
 
@@ -31,25 +32,26 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     state = Path(options.state) if options.state else None
     try:
-        return _run(options.command, state, options.json)
+        return _run(options.command, state, options.store, options.json)
     except (servers.StartError, InstallError, TimeoutError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _run(command: str, state: Path | None, as_json: bool) -> int:
+def _run(command: str, state: Path | None, store: str, as_json: bool) -> int:
     if command == "down":
         servers.down(state, say=_say)
         if as_json:
             print(json.dumps({"up": False}))
         return 0
-    server = servers.up(state, say=_say) if command == "up" else servers.find(state)
+    up = command == "up"
+    server = servers.up(state, store=store, say=_say) if up else servers.find(state)
     if server is None:
         print("error: no store is up: python -m tools.s3 up", file=sys.stderr)
         return 3
     variables = server.environment()
     if as_json:
-        print(json.dumps({"bucket": server.bucket, **variables}))
+        print(json.dumps({"store": server.store, "bucket": server.bucket, **variables}))
         return 0
     print("\n".join(f"export {name}={value}" for name, value in variables.items()))
     print(f"# an empty bucket: s3://{server.bucket}")
@@ -70,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("command", choices=("up", "down", "env"), help="start, end, print exports")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument(
+        "--store", default="swift", metavar="NAME", help="to start: swift or rgw (swift)"
+    )
     parser.add_argument(
         "--state",
         metavar="DIR",

@@ -1,8 +1,6 @@
-"""A real S3 store on this machine: Swift's four servers with one ring each, in one folder, without root.
+"""A real S3 store on this machine, OpenStack Swift or Ceph's gateway, as servers that run out of one folder.
 
 Nothing outside the folder is touched, so `down` leaves no trace, also after a crash half-way up.
-Swift checks signatures, conditions and Content-MD5 like the stores that runs train from, which
-mocks do not; it keeps what it knows of an object in extended attributes of its file.
 
     server = up()                       # some seconds; installs Swift first, once
     os.environ.update(server.environment())
@@ -17,31 +15,44 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from pathlib import Path
-from string import Template
+from typing import Protocol
 
 from shards.errors import UserError
 from slurm import processes
 from slurm.layout import boot_id, free_ports
-from tools.s3.install import install
+from tools.s3 import rgw, swift
+from tools.s3.place import BUCKET, PATIENCE, Place, Say, StartError, tail
 
 RECORD = "s3.json"
-SERVERS = ("object", "container", "account", "proxy")
 USERS = ("dev", "spare")  # two credentials of one account: what expires must have a successor
-BUCKET = "selfguide"
-PATIENCE = 60.0  # seconds until the servers answer; on an idle machine 3
-ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8"}
-Say = Callable[[str], None]
 
 
-class StartError(RuntimeError):
-    """A server did not come up; the message holds the end of its log."""
+class Store(Protocol):
+    """What a kind of store has to know; a module each."""
+
+    @property
+    def TITLE(self) -> str: ...
+    @property
+    def SERVERS(self) -> tuple[str, ...]: ...
+    @property
+    def PORTS(self) -> tuple[str, ...]: ...
+    @property
+    def FRONT(self) -> str:
+        """The port that clients speak to, among PORTS."""
+
+    def prepare(self, state: Path, say: Say) -> Path:
+        """Where its programs are, installed where they were not."""
+
+    def start(self, place: Place, programs: Path) -> None:
+        """Starts all servers."""
+
+
+STORES: dict[str, Store] = {"swift": swift, "rgw": rgw}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +60,7 @@ class Server:
     """A store and how to reach it. `secrets` maps the two access keys to their secrets."""
 
     state: Path
+    store: str
     endpoint: str
     secrets: dict[str, str] = field(repr=False)
     bucket: str = BUCKET
@@ -69,6 +81,7 @@ class _Record:
     """What s3.json holds; `servers` maps a name to [pid, start time in ticks]."""
 
     boot: str
+    store: str
     port: int
     secrets: dict[str, str]
     servers: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -84,7 +97,7 @@ class _Record:
         return (
             self.ready
             and self.boot == boot_id()
-            and len(self.servers) == len(SERVERS)
+            and len(self.servers) == len(STORES[self.store].SERVERS)
             and all(processes.alive(*at) for at in self.servers.values())
         )
 
@@ -104,24 +117,34 @@ def find(state: Path | None = None) -> Server | None:
     return _server(state, record) if record is not None and record.alive() else None
 
 
-def up(state: Path | None = None, *, say: Say = lambda line: None) -> Server:
+def up(state: Path | None = None, *, store: str = "swift", say: Say = lambda line: None) -> Server:
     """Starts a store with one empty bucket and returns when it answers; a live one is returned as it is.
 
+    Args:
+        store: `swift` or `rgw`.
+
     Raises:
-        UserError: the folder holds other things, or its file system has no extended attributes.
-        InstallError: pip could not install Swift.
+        UserError: the folder holds other things or another store, or its file system has no extended
+            attributes.
+        InstallError: pip could not install Swift, or apt-get the gateway.
         StartError: a server failed. Nothing of it is left behind.
     """
+    if store not in STORES:
+        raise UserError(f"store={store!r}: there are {' and '.join(STORES)}")
     state = default_state() if state is None else state.expanduser().resolve()
     with _locked(state):
         if server := find(state):
+            if server.store != store:
+                raise UserError(
+                    f"state={state}: {STORES[server.store].TITLE} is up there; take it down first, or name "
+                    "another folder with --state"
+                )
             say(f"already up in {state}")
             return server
         _clear(state)
-        _check_attributes(state)
-        python = install(say)
+        programs = STORES[store].prepare(state, say)
         try:
-            return _start(state, python, say)
+            return _start(state, store, programs, say)
         except BaseException:  # also Ctrl-C: half a store is of use to nobody
             _clear(state)
             raise
@@ -140,85 +163,47 @@ def down(state: Path | None = None, *, say: Say = lambda line: None) -> None:
 
 
 def _server(state: Path, record: _Record) -> Server:
-    return Server(state=state, endpoint=f"http://127.0.0.1:{record.port}", secrets=record.secrets)
+    return Server(
+        state=state,
+        store=record.store,
+        endpoint=f"http://127.0.0.1:{record.port}",
+        secrets=record.secrets,
+    )
 
 
 def _read(state: Path) -> _Record | None:
     try:
-        found = json.loads((state / RECORD).read_text())
+        return _Record(**json.loads((state / RECORD).read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"state={state}: {RECORD} is no record of ours ({error})") from error
-    return _Record(**found)
 
 
-def _start(state: Path, python: Path, say: Say) -> Server:
-    began = time.monotonic()
-    for name in ("log", "recon", "devices/disk"):
-        (state / name).mkdir(parents=True)
-    with free_ports(len(SERVERS)) as ports:
-        at = dict(zip(SERVERS, ports, strict=True))
+def _start(state: Path, store: str, programs: Path, say: Say) -> Server:
+    began, kind = time.monotonic(), STORES[store]
+    (state / "log").mkdir()
+    with free_ports(len(kind.PORTS)) as free:
+        ports = dict(zip(kind.PORTS, free, strict=True))
         known = {f"selfguide:{user}": secrets.token_hex(16) for user in USERS}
-        record = _Record(boot=boot_id(), port=at["proxy"], secrets=known)
+        record = _Record(boot=boot_id(), store=store, port=ports[kind.FRONT], secrets=known)
         record.write(state)
-        _write_config(state, at, known)
-        places = [str(at[name]) for name in ("account", "container", "object")]
-        rings = str(resources.files("tools.s3") / "rings.py")
-        _run_to_end(state, [str(python), rings, str(state), "disk", *places])
-        for name in SERVERS:
-            program = str(python.parent / f"swift-{name}-server")
-            command = [str(python), program, str(state / f"{name}.conf"), "-v"]
-            try:
-                found = processes.start(command, ENVIRONMENT, state / "log" / f"{name}.out")
-            except ChildProcessError as error:
-                raise StartError(f"{error}\n{_tail(state, name)}") from error
-            record.servers[name] = (found.pid, found.started)
+
+        def started(name: str, process: processes.Process) -> None:
+            record.servers[name] = (process.pid, process.started)
             record.write(state)
+
+        kind.start(Place(state=state, ports=ports, secrets=known, started=started), programs)
         server = _server(state, record)
         _make_bucket(server, record)
     record.ready = True
     record.write(state)
-    say(f"{time.monotonic() - began:.1f} s: Swift answers at {server.endpoint}")
+    say(f"{time.monotonic() - began:.1f} s: {kind.TITLE} answers at {server.endpoint}")
     return server
 
 
-def _write_config(state: Path, ports: dict[str, int], known: dict[str, str]) -> None:
-    # Its log goes to our files; the machine's syslog must not notice us, so its copy goes nowhere.
-    common = {
-        "swift_dir": state,
-        "devices": state / "devices",
-        "recon_cache_path": state / "recon",
-        "bind_ip": "127.0.0.1",
-        "workers": 0,
-        "mount_check": "false",
-        "fallocate_reserve": 0,
-        "log_level": "WARNING",
-        "log_udp_host": "127.0.0.1",
-        "log_udp_port": 9,
-    }
-    users = (f"user_{key.replace(':', '_')} = {secret} .admin" for key, secret in known.items())
-    values = {
-        "common": "\n".join(f"{name} = {value}" for name, value in common.items()),
-        "users": "\n".join(users),
-        **{f"{name}_port": str(port) for name, port in ports.items()},
-    }
-    templates = resources.files("tools.s3") / "templates"
-    for name in ("swift", *SERVERS):
-        path = state / f"{name}.conf"
-        path.touch(mode=0o600)  # the proxy's holds the secrets
-        path.write_text(Template((templates / path.name).read_text()).substitute(values))
-
-
-def _run_to_end(state: Path, command: list[str]) -> None:
-    with (state / "log" / "rings.out").open("w") as log:
-        done = subprocess.run(command, env=ENVIRONMENT, stdout=log, stderr=log, timeout=PATIENCE)
-    if done.returncode:
-        raise StartError(f"rings: left with {done.returncode}\n{_tail(state, 'rings')}")
-
-
 def _make_bucket(server: Server, record: _Record) -> None:
-    """Creates the bucket, which all four servers must answer for; until then they are starting."""
+    """Creates the bucket, which all servers must answer for; until then they are starting."""
     import botocore.session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
@@ -240,26 +225,12 @@ def _make_bucket(server: Server, record: _Record) -> None:
         except (BotoCoreError, ClientError) as error:
             for name, at in record.servers.items():
                 if not processes.alive(*at):
-                    reason = f"{name} ended while it started.\n{_tail(server.state, name)}"
+                    reason = f"{name} ended while it started.\n{tail(server.state, name)}"
                     raise StartError(reason) from error
             if time.monotonic() > deadline:
-                reason = f"not within {PATIENCE:.0f} s: {error}\n{_tail(server.state, 'proxy')}"
+                reason = f"not within {PATIENCE:.0f} s: {error}\n{tail(server.state, STORES[server.store].FRONT)}"
                 raise StartError(reason) from error
         time.sleep(0.05)
-
-
-def _check_attributes(state: Path) -> None:
-    probe = state / "probe"
-    probe.touch()
-    try:
-        os.setxattr(probe, "user.swift.probe", b"1" * 1024)
-    except OSError as error:
-        raise UserError(
-            f"state={state}: its file system keeps no extended attributes ({error.strerror}), which "
-            "Swift needs; name a folder on ext4 or xfs with --state or $SELFGUIDE_S3"
-        ) from error
-    finally:
-        probe.unlink()
 
 
 @contextmanager
@@ -307,8 +278,8 @@ def _clear(state: Path) -> None:
 
 
 def _members(state: Path) -> list[processes.Process]:
-    """Live servers of this folder: those whose command line names its configuration."""
-    configs = {os.fsencode(state / f"{name}.conf") for name in SERVERS}
+    """Live programs of this folder: those whose command line names a configuration in it."""
+    folder = os.fsencode(state) + b"/"
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -317,11 +288,7 @@ def _members(state: Path) -> list[processes.Process]:
             line = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:  # ended meanwhile, or another user's: either way not ours to end
             continue
-        if configs & set(line) and (process := processes.look(int(entry.name))):
+        ours = any(word.startswith(folder) and word.endswith(b".conf") for word in line)
+        if ours and (process := processes.look(int(entry.name))):
             found.append(process)
     return found
-
-
-def _tail(state: Path, name: str) -> str:
-    log = state / "log" / f"{name}.out"
-    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
