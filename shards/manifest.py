@@ -367,7 +367,7 @@ def pointer(root: storage.Url) -> str:
             f"last; name another folder, or finish it: {CURE.format(root=root)}"
         ) from None
     except PermissionError as error:
-        raise UserError(f"shards at {root} cannot be read: {error}") from None
+        raise UserError(f"shards at {root} cannot be read: {error.strerror}") from None
     except NotADirectoryError:
         raise UserError(f"{root} is a file: name the folder that holds {LATEST}") from None
     if len(name) != 64 or set(name) - set("0123456789abcdef"):
