@@ -133,7 +133,10 @@ class Requests:
             if expired
             else ("are refused")
         )
-        reason = f"the credentials (access key {key}) {state} ({error})"
+        reason = (
+            f"the credentials (access key {key}) {state} ({error}); look at AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or the profile, and at what they may do here"
+        )
         return PermissionError(errno.EACCES, reason, url)
 
     def _absent(self, url: str, code: str) -> Exception:
