@@ -3,6 +3,7 @@
 python -m tools.bench                     every suite
 python -m tools.bench engine --repeats 40
 python -m tools.bench models --sizes all  up to DiT-XL: hours on two cores, minutes on a GPU
+python -m tools.bench shards --without litdata,streaming
 python -m tools.bench engine --json
 """
 
@@ -13,15 +14,22 @@ import json
 import os
 import platform
 from dataclasses import asdict
+from typing import Any
 
 from rich.table import Table
 
 from shards import cli
-from tools.bench import engine, models, sampling, sinkhorn
+from tools.bench import engine, models, sampling, shards, sinkhorn
 from tools.bench.harness import Row
 
-SUITES = {"engine": engine, "models": models, "sampling": sampling, "sinkhorn": sinkhorn}
-TURNS = {"models": 7}  # a turn of whole networks takes seconds
+SUITES: dict[str, Any] = {
+    "engine": engine,
+    "models": models,
+    "sampling": sampling,
+    "shards": shards,
+    "sinkhorn": sinkhorn,
+}
+TURNS = {"models": 7, "shards": 5}  # a turn of whole networks or data sets takes seconds
 
 
 def machine() -> str:
@@ -46,6 +54,16 @@ def table(title: str, rows: list[Row]) -> Table:
     return made
 
 
+def _chosen(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The options that are a suite's own."""
+    if name == "models":
+        return {"sizes": options.sizes}
+    if name == "shards":
+        words = frozenset(word for word in options.without.split(",") if word)
+        return {"quick": options.quick, "without": words}
+    return {}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.bench",
@@ -54,10 +72,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help=f"of: {', '.join(SUITES)}")
     parser.add_argument(
-        "--repeats", type=int, help="turns after three of warm-up (default 15; models 7)"
+        "--repeats", type=int, help="turns after those of warm-up (default 15; models 7, shards 5)"
     )
     parser.add_argument(
         "--sizes", choices=models.SIZES, default="s", help="of the suite models (default s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="of the suite shards: a tenth of it")
+    parser.add_argument(
+        "--without",
+        default="",
+        metavar="WORDS",
+        help=f"of the suite shards, what to leave out: {', '.join((*shards.PARTS, *shards.RIVALS))}",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
@@ -65,10 +90,10 @@ def main(argv: list[str] | None = None) -> int:
     for name in options.suites or SUITES:
         turns = options.repeats or TURNS.get(name, 15)
         cli.console(stderr=True).print(f"running {name}, {turns} turns ...", style="dim")
-        sizes = {"sizes": options.sizes} if name == "models" else {}
-        found[name] = SUITES[name].suite(turns, **sizes)
+        found[name] = SUITES[name].suite(turns, **_chosen(name, options))
         if not options.json:
-            cli.console().print(table(SUITES[name].TITLE, found[name]))
+            drawn = getattr(SUITES[name], "table", table)  # a suite may have figures of its own
+            cli.console().print(drawn(SUITES[name].TITLE, found[name]))
     if options.json:
         rows = {name: [asdict(row) for row in rows] for name, rows in found.items()}
         print(json.dumps({"machine": machine(), "suites": rows}))

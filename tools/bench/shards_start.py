@@ -1,0 +1,68 @@
+"""Time to the first batch, at the beginning of an epoch and at 90 % of it, for more samples than there are.
+
+The manifest is real in form and size, one row of the index for every block; all its blocks lie in one small tar.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from shards import manifest as manifests
+from shards.manifest import Manifest
+from tools.bench.harness import Variant, measure
+from tools.bench.shards_data import BATCH, Figure, Latents, opened, write_ours
+
+LATE = 0.9  # of an epoch
+REAL = 2048  # samples that exist
+
+
+def starting(folder: Path, counts: tuple[int, ...], turns: int, goal: float) -> list[Figure]:
+    """One figure for each number of samples; each opens shards anew, index and all, and takes one batch."""
+    figures = []
+    for count in counts:
+        root = folder / f"start-{count}"
+        synthetic(root, count)
+        late = int(count * LATE) // BATCH * BATCH
+        variants = [
+            Variant("at 0", partial(first_batch, root, 0)),
+            Variant("at 90 %", partial(first_batch, root, late)),
+        ]
+        rows = {row.name: row for row in measure(variants, repeats=turns, warmup=1)}
+        then = rows["at 90 %"]
+        figures.append(
+            Figure(
+                name=f"first batch of {count:,} samples at 90 % of an epoch over at 0",
+                unit="ms",
+                ours=then.median * 1e3,
+                other=rows["at 0"].median * 1e3,
+                ratio=then.ratio,
+            ).judged(goal, most=True)
+        )
+        shutil.rmtree(root)
+    return figures
+
+
+def synthetic(root: Path, count: int) -> Manifest:
+    """A data set of `count` samples at `root`, whose blocks are `REAL` samples over and over."""
+    real = write_ours(Latents.draw(REAL), root)
+    blocks = -(-count // real.block)
+    index = real.blocks[np.arange(blocks) % len(real.blocks)]
+    index["rows"][-1] = count - (blocks - 1) * real.block
+    index["bytes"][-1] = [f.sample_bytes * int(index["rows"][-1]) for f in real.fields]
+    data = manifests.index_bytes(index)
+    told = {"blocks": blocks, "bytes": len(data), "sha256": manifests.sha256_of(data)}
+    shard = {**real.plain["shards"][0], "count": count, "blocks": blocks}
+    plain = {**real.plain, "count": count, "index": told, "shards": [shard]}
+    made = Manifest.of(plain, index)
+    manifests.save(root, made)
+    return made
+
+
+def first_batch(root: Path, position: int) -> np.ndarray:
+    """Ordinals of the first batch from `position` on."""
+    with opened(root, position=position) as stream:
+        return next(stream)["ordinal"]
