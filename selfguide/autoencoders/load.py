@@ -92,10 +92,7 @@ def _statistics(weights: Path, config: dict[str, Any], given: str | Path | None)
     """(shift, scale) of each channel, z -> (z - mean) / std; None where nobody says."""
     file = Path(given).expanduser() if given is not None else weights.parent / STATISTICS
     if file.is_file():
-        found = read_weights(file, str(file))
-        if not {"mean", "std"} <= found.keys():
-            raise UserError(f"{file} holds {', '.join(sorted(found))}: give a file of mean and std")
-        mean, std = found["mean"].double().flatten(), found["std"].double().flatten()
+        mean, std = read_statistics(file)
     elif given is not None:
         raise UserError(f"statistics={given}: no such file")
     elif config.get("latents_mean") and config.get("latents_std"):
@@ -109,6 +106,23 @@ def _statistics(weights: Path, config: dict[str, Any], given: str | Path | None)
             f"statistics of {weights.name} are for {len(mean)} and {len(std)} channels, not its {channels}"
         )
     return normal_of(mean, std)
+
+
+def read_statistics(file: Path) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) of latents, fp64, as published beside VA-VAE's weights.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold both.
+    """
+    found = read_weights(file, str(file))
+    if not {"mean", "std"} <= found.keys():
+        raise UserError(f"{file} holds {', '.join(sorted(found))}: give a file of mean and std")
+    mean, std = found["mean"].double().flatten(), found["std"].double().flatten()
+    if len(mean) != len(std) or not (std > 0).all():
+        raise UserError(
+            f"{file} holds {len(mean)} means and {len(std)} deviations: give a positive one each"
+        )
+    return mean, std
 
 
 def _tiny(weights: str | Path | None, device: torch.device) -> Autoencoder:

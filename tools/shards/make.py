@@ -19,6 +19,7 @@ examples:
   python -m tools.shards make folder imagenet/train --size 256 --workers 16 --out s3://data/in1k-256
   python -m tools.shards make cifar cifar-10-python.tar.gz --out data/cifar10
   python -m tools.shards make tars laion/ --size 64 --max-skipped 1% --dedupe --out data/laion64
+  python -m tools.shards make lightningdit extracted/ --weights vavae.pt --dtype float16 --out data/in1k-va
   python -m tools.shards make digits --out data/digits
 """
 
@@ -30,6 +31,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -39,7 +41,8 @@ from shards.errors import UserError
 from shards.manifest import Header, Layout, Manifest
 from shards.source import Source
 from shards.sources import arrays, folders, tables, tars
-from shards.sources.listing import PIXELS, Listing, Picture
+from shards.sources.lightningdit import lightningdit
+from shards.sources.listing import PIXELS, Listing, Picture, Raw, file
 from shards.sources.made import LATENT_SCALE, SyntheticSource, digits_source
 from shards.sources.scan import SKIPPED, Seen, Threshold, scan
 from tools.shards import report, sweep
@@ -125,6 +128,24 @@ def _add_arrays(kinds: Any) -> None:
         "--scale", type=float, default=1.0, help="of latents: (x - shift) * scale (1)"
     )
     numpy.add_argument("--shift", type=float, default=0.0, help="(0)")
+    latents = _kind(
+        kinds,
+        "lightningdit",
+        "latents that LightningDiT extracted: a folder of .safetensors",
+        _latents,
+    )
+    latents.add_argument("path")
+    latents.add_argument(
+        "--statistics", metavar="FILE", help="mean and std of the latents (PATH/latents_stats.pt)"
+    )
+    latents.add_argument("--encoder", default="va_vae", metavar="NAME", help="(va_vae)")
+    latents.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="of it, whose sha256 is kept: none others decode the latents",
+    )
+    latents.add_argument("--classes", type=int, help="number of them (the greatest label + 1)")
+    latents.add_argument("--dtype", choices=("float16", "float32"), help="(as they are)")
 
 
 def _kind(
@@ -212,6 +233,27 @@ def _numpy(options: argparse.Namespace) -> int:
     header = Header(
         kind="latent", shift=options.shift, scale=options.scale, encoder=options.encoder
     )
+    return _list(options, listing, header)
+
+
+def _latents(options: argparse.Namespace) -> int:
+    listing = lightningdit(options.path, classes=options.classes, dtype=options.dtype)
+    # torch wrote the statistics, and reads them
+    from selfguide.autoencoders.load import STATISTICS, normal_of, read_statistics
+
+    given = options.statistics or str(Path(options.path) / STATISTICS)
+    shift, scale = normal_of(*read_statistics(file(given, "file of statistics")))
+    weights = options.weights and storage.sha256(file(options.weights, "file of weights"))
+    header = Header(
+        kind="latent",
+        shift=shift,
+        scale=scale,
+        encoder=options.encoder,
+        encoder_sha256=weights,
+        flips=True,
+    )
+    assert isinstance(listing.decode, Raw)
+    header.model_shape(listing.decode.shape)  # statistics of other latents, before a long look
     return _list(options, listing, header)
 
 
