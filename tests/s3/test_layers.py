@@ -5,6 +5,10 @@ docs/faults.md says which test stands for which fault at which layer; tests/shar
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +29,7 @@ from shards.verify import verify
 from tests.s3.proxy import Proxy
 from tests.shards import data
 from tools.s3.server import Server
+from tools.shards.__main__ import main
 
 pytestmark = pytest.mark.timeout(120)
 SMALL_PART = 5 << 20  # the smallest that S3 takes
@@ -290,3 +295,58 @@ def test_a_token_that_expires_while_a_writer_works_is_renewed_or_named(
     proxy.expire(spare)
     with pytest.raises(PermissionError, match=f"access key {spare}"):
         _write(root)
+
+
+PUBLISHER = """
+import sys
+from shards import s3, transfer
+s3.PART, s3.SENDERS = 5 << 20, 1
+send = s3._md5_base64
+def slowly(data):
+    if len(data) > 100_000:
+        print("part", flush=True)
+        sys.stdin.readline()
+    return send(data)
+s3._md5_base64 = slowly
+transfer.copy(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_a_copy_killed_between_parts_is_no_data_set_and_sweep_ends_what_it_left(
+    root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = data.source(3000, shape=(4, 16, 16))
+    writer.write(tmp_path / "big", source, header=data.LATENT, shard_bytes=16 << 20)
+    tar = manifests.load(tmp_path / "big").shards[0]
+    assert tar.bytes > SMALL_PART
+    child = subprocess.Popen(
+        [sys.executable, "-c", PUBLISHER, str(tmp_path / "big"), root],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stdin and child.stdout and child.stdout.readline() == "part\n"
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "part\n"  # the first one is up
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+    with pytest.raises(UserError, match="no shards at"):
+        manifests.load(root)
+    assert main(["sweep", root]) == 0  # it could be alive
+    assert "nothing below" in capsys.readouterr().out
+    assert main(["sweep", root, "--older", "0", "--json"]) == 0
+    ended = [storage.join(root, tar.name)]
+    assert json.loads(capsys.readouterr().out) == {"root": root, "ended": ended}
+    assert main(["copy", str(tmp_path / "big"), root]) == 0 and verify(root).problems == ()
+
+
+def test_who_may_write_but_not_look_for_uploads_is_told_and_has_written(
+    root: str, local: Path, proxy: Proxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proxy.fail("expired", times=ALWAYS, method="GET", path="uploads")
+    assert main(["copy", str(local), root]) == 0
+    assert f"unfinished uploads below {root} were not looked for" in capsys.readouterr().err
+    assert proxy.count("expired") and verify(root).problems == ()

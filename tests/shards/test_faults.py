@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from shards.reader import Reader
 from shards.verify import verify
 from tests.shards.data import LATENT, names, source, write
 from tests.shards.disks import disk
+from tools.shards.__main__ import main
 
 pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +56,7 @@ def _tree(root: Path) -> dict[str, bytes]:
 
 
 def _temporary(root: Path) -> list[Path]:
-    return [p for p in root.rglob("*") if p.name.endswith(".tmp")]
+    return sorted(p for p in root.rglob("*") if p.name.endswith(".tmp"))
 
 
 def _outside(manifest: Manifest, shard: int) -> np.ndarray:
@@ -193,7 +196,7 @@ def test_a_killed_publisher_leaves_one_version_or_the_other(tmp_path: Path) -> N
             child.communicate()
         found = np.fromfile(url, dtype=np.uint8)
         assert len(found) == 4_000_000 and (found == found[0]).all()
-    left = sorted(str(p) for p in _temporary(tmp_path))
+    left = [str(p) for p in _temporary(tmp_path)]
     assert list(storage.sweep(tmp_path, older=0)) == left and names(tmp_path) == ["a"]
 
 
@@ -336,6 +339,29 @@ def test_a_writer_on_a_full_disk_says_so_and_goes_on_where_room_is_made(tmp_path
         small.resize(8 << 20)
         assert transfer.copy(tmp_path / "whole", root).kept > 0
         assert verify(root).problems == ()
+
+
+def test_sweep_and_a_writers_end_are_of_what_is_a_day_old(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    write(root, 300)
+    hours = {h: root / "shards" / f".a.{h:012x}.tmp" for h in (1, 23, 25, 50)}
+    for age, path in hours.items():
+        path.write_bytes(b"left by a writer that was killed")
+        then = time.time() - 3600 * age
+        os.utime(path, (then, then))
+    tree = {n: c for n, c in _tree(root).items() if not n.endswith(".tmp")}
+    assert main(["sweep", str(root), "--older", "30", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ended"] == [str(hours[50])]
+    assert (
+        main(["copy", str(root), str(root)]) == 0
+    )  # nothing to copy, but it ends as all writers do
+    assert f"more than a day ago: {hours[25]}\n" in capsys.readouterr().err
+    assert _temporary(root) == [hours[1], hours[23]]
+    assert {n: c for n, c in _tree(root).items() if not n.endswith(".tmp")} == tree
+    with pytest.raises(UserError, match="--older -1: give hours"):
+        main(["sweep", str(root), "--older", "-1"])
 
 
 def _rows() -> dict[str, list[list[str]]]:
