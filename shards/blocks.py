@@ -19,7 +19,7 @@ __all__ = ["Arrays", "Blocks"]
 
 
 class Blocks(Tars[Arrays]):
-    """Blocks as arrays by field, (rows, *shape) each."""
+    """Blocks as arrays by field, (rows,) each, of one item a sample."""
 
     def parts(self, block: int) -> list[Part]:
         """From the block's first payload to the end of its last."""
@@ -28,12 +28,13 @@ class Blocks(Tars[Arrays]):
         return [Part(int(row["shard"]), start, stop)]
 
     def open(self, block: int, data: Sequence[Raw]) -> Arrays:
-        row, found = self._manifest.blocks[block], {}
+        row = self._manifest.blocks[block]
+        found: Arrays = {}
         start = int(row["offset"].min())
         for column, f in enumerate(self._manifest.fields):
             first = int(row["offset"][column]) - start
             payload = data[0][first : first + int(row["bytes"][column])]
-            found[f.name] = _array(payload, f, int(row["rows"]))
+            found[f.name] = _array(payload, f)
         return found
 
     def check(self, block: int, held: Arrays) -> None:
@@ -41,32 +42,32 @@ class Blocks(Tars[Arrays]):
             self._compare(block, column, held[f.name])
 
     def gather(self, picked: Iterable[Picked[Arrays]], count: int, names: Sequence[str]) -> Arrays:
-        found = {
-            f.name: np.empty((count, *f.shape), dtype=f.dtype)
-            for f in self._manifest.fields
-            if f.name in names
-        }
+        fields = [f for f in self._manifest.fields if f.name in names]
+        found = {f.name: np.empty(count, dtype=_item(f)) for f in fields}
         for here, _, rows, held in picked:
             for name, values in found.items():
                 values[here] = held[name][rows]
-        return {**found}
+        plain = {f.name: found[f.name].view(f.dtype) for f in fields}
+        return {f.name: plain[f.name].reshape(count, *f.shape) for f in fields}
 
     def choose(self, block: int, names: Sequence[str]) -> Arrays:
         """Reads the spans of those fields alone, and compares their hashes."""
-        row, found = self._manifest.blocks[block], {}
+        row = self._manifest.blocks[block]
+        found: Arrays = {}
         for column, f in enumerate(self._manifest.fields):
             if f.name in names:
                 start = int(row["offset"][column])
                 part = Part(int(row["shard"]), start, start + int(row["bytes"][column]))
                 data = self._maps[part.shard][part.start : part.stop] if self._mapped else None
-                found[f.name] = _array(
-                    self._range(part) if data is None else data, f, int(row["rows"])
-                )
+                found[f.name] = _array(self._range(part) if data is None else data, f)
                 self._compare(block, column, found[f.name])
         return found
 
     def is_mapped(self, held: Arrays) -> bool:
-        return isinstance(held["x"], np.memmap)
+        values: object = held["x"]
+        while isinstance(values, np.ndarray) and not isinstance(values, np.memmap):
+            values = values.base
+        return isinstance(values, np.memmap)
 
     def _compare(self, block: int, column: int, values: NDArray[np.generic]) -> None:
         row, field = self._manifest.blocks[block], self._manifest.fields[column]
@@ -78,5 +79,13 @@ class Blocks(Tars[Arrays]):
             )
 
 
-def _array(payload: Raw, field: Field, rows: int) -> NDArray[np.generic]:
-    return payload.view(field.dtype).reshape(rows, *field.shape)
+def _array(payload: Raw, field: Field) -> NDArray[np.void]:
+    """One item a sample, whatever its shape: the fewest steps of Python and of NumPy to gather some.
+
+    A plain array on the same bytes: to index a `memmap` costs as much as to copy a latent.
+    """
+    return np.asarray(payload).view(_item(field))
+
+
+def _item(field: Field) -> np.dtype[np.void]:
+    return np.dtype((np.void, field.sample_bytes))
