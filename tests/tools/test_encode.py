@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
@@ -194,6 +195,52 @@ def test_a_pickled_source_carries_no_weights_and_notices_others(
         pickle.loads(data).images(rows)
     made.close()
     again.close()
+
+
+# --- looked at -----------------------------------------------------------------------------------
+
+
+def shown(png: Path, tile: int) -> np.ndarray:
+    """Pictures 8 x 8 side by side, magnified to `tile` pixels each, as (n, 8, 8)."""
+    pixels = np.asarray(Image.open(png))
+    zoom = tile // 8
+    count = round((pixels.shape[1] // zoom + 1) / 9)
+    return np.stack([pixels[:tile:zoom, 9 * i * zoom :: zoom][:, :8] for i in range(count)])
+
+
+def test_a_latent_is_shown_as_its_image(digits: Path, latents: Path, tmp_path: Path) -> None:
+    png, codec = tmp_path / "a.png", load_autoencoder("tiny")
+    key = shards.read_all(latents)["key"][7]
+    assert command.main(["inspect", str(latents), key, "--decode", "--png", str(png)]) == 0
+    image = levels(digits)[7:8]
+    expected = codec.decode(codec.encode(image)[:, :2])[0, 0].numpy().astype(int)
+    (found,) = shown(png, 256)
+    assert np.abs(found - expected).max() <= 2  # float16's rounding
+
+    encode(digits, tmp_path / "flips", "--flips")
+    words = ["inspect", str(tmp_path / "flips"), "position:3", "--png", str(png)]
+    assert command.main([*words, "--weights", str(OWN), "--seed", "5"]) == 0
+    found = shown(png, 120)  # the image and its mirror image
+    assert (
+        len(found) == 2
+        and vae.psnr(*(torch.tensor(f) for f in (found[0], found[1][:, ::-1].copy()))) > 20
+    )
+
+    words = ["explain", str(latents), "--images", "9", "--batch", "9", "--decode"]
+    assert command.main([*words, "--png", str(png)]) == 0
+    assert Image.open(png).size == (26 * 10, 26 * 10)
+
+
+def test_what_cannot_be_decoded_is_named(digits: Path, latents: Path, tmp_path: Path) -> None:
+    png, other = str(tmp_path / "a.png"), tmp_path / "other.safetensors"
+    save_file({n: 1.01 * t for n, t in load_file(OWN).items()}, other)
+    for root, more, message in (
+        (digits, ["--decode"], "these shards hold images"),
+        (latents, ["--weights", str(other)], "give the weights of tiny that made the data"),
+    ):
+        with pytest.raises(UserError, match=message):
+            command.main(["inspect", str(root), "ordinal:1", "--png", png, *more])
+    assert not Path(png).exists()
 
 
 # --- many hands -----------------------------------------------------------------------------------

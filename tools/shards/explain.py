@@ -31,7 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, default=16, metavar="B", help="the positions N - B to N - 1 (16)"
     )
     ordering.add_order(parser)
-    parser.add_argument("--png", metavar="FILE", help="write the samples as one picture, too")
+    picture.add(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -41,13 +41,13 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--images {images:g}: give a whole number of at least 1")
     if batch < 1:
         raise UserError(f"--batch {batch}: give at least 1")
-    path = ordering.png(options.png) if options.png else None
+    path = picture.place(options)
     manifest = manifests.load(options.root)
     order = ordering.order_of(options, manifest)
     positions = np.arange(max(0, int(images) - batch), int(images))
     found = ordering.read(options.root, manifest, order.ordinals(positions))
     if path:
-        picture.save(path, picture.draw(manifest, found["x"]))
+        picture.save(path, picture.asked_for(options, manifest, found["x"]))
     rows = ordering.described(found, positions)
     first = {"epoch": int(positions[0]) // manifest.count, "manifest": manifest.hash}
     if options.json:

@@ -1,12 +1,14 @@
 """One sample: where it lies, what it holds, and a picture of it.
 
 WHAT is a key, or `ordinal:N`, its row in the manifest's order, or `position:N`, its place in a run of --seed and
---mode. Latents are drawn channel by channel, white and black at three standard deviations; with --weights
-they are decoded by the autoencoder that made them.
+--mode. Latents are drawn channel by channel, white and black at three standard deviations; with --decode
+they become images by the autoencoder that made them, whose weights are found by --weights, its environment variable
+or the local hub cache (tiny has its own).
 
 examples:
   python -m tools.shards inspect data/digits digits-0042 --png 42.png
   python -m tools.shards inspect data/digits position:123456 --seed 1 --json
+  python -m tools.shards inspect data/in1k-sd ordinal:7 --png 7.png --weights sd-vae-ft-ema/
 """
 
 from __future__ import annotations
@@ -37,29 +39,17 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="ROOT", help="folder or s3:// prefix")
     parser.add_argument("what", metavar="WHAT", help="a key, ordinal:N or position:N")
     ordering.add_order(parser)
-    parser.add_argument("--png", metavar="FILE", help="write a picture of it")
-    parser.add_argument(
-        "--autoencoder", metavar="NAME", help="default: the one that the header names"
-    )
-    parser.add_argument("--weights", metavar="PATH", help="decode latents by these weights of it")
+    picture.add(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
-    path = ordering.png(options.png) if options.png else None
-    if (options.weights or options.autoencoder) and not path:
-        raise UserError("--weights without --png: name the picture to write, --png FILE.png")
+    path = picture.place(options)
     manifest = manifests.load(options.root)
     ordinal = _ordinal(options, manifest)
     found = ordering.read(options.root, manifest, np.array([ordinal]))
     if path:
-        decoded = options.weights or options.autoencoder
-        images = (
-            picture.decode(manifest, found["x"], options.autoencoder, options.weights)
-            if decoded
-            else picture.draw(manifest, found["x"])
-        )
-        picture.save(path, images)
+        picture.save(path, picture.asked_for(options, manifest, found["x"]))
     x = found["x"][0].astype(np.float64)
     said: dict[str, Any] = {
         **ordering.described(found, None)[0],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,42 @@ from numpy.typing import NDArray
 
 from shards.errors import UserError
 from shards.manifest import Header, Manifest
+from tools.shards import ordering
 
 Images = NDArray[np.uint8]  # (n, H, W, 1 or 3)
 
 LEAST = 256  # pixels along an edge; what is smaller is magnified
 _GREY = 70  # between pictures
 _WIDEST = 3.0  # standard deviations of a latent that black and white stand for
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--png", metavar="FILE", help="write a picture, too")
+    parser.add_argument(
+        "--decode", action="store_true", help="of latents, by the autoencoder that made them"
+    )
+    parser.add_argument("--weights", metavar="PATH", help="of it; implies --decode")
+
+
+def place(options: argparse.Namespace) -> Path | None:
+    """Where the picture goes, before any work is done for it; None where none is asked for.
+
+    Raises:
+        UserError: it cannot be written there, or is not asked for and should be decoded.
+    """
+    if options.png:
+        return ordering.png(options.png)
+    if options.decode or options.weights:
+        flag = "--weights" if options.weights else "--decode"
+        raise UserError(f"{flag} without --png: name the picture to write, --png FILE.png")
+    return None
+
+
+def asked_for(options: argparse.Namespace, manifest: Manifest, x: NDArray[np.generic]) -> Images:
+    """Stored samples as the flags of `add` want to see them."""
+    if options.decode or options.weights:
+        return decode(manifest, x, options.weights)
+    return draw(manifest, x)
 
 
 def draw(manifest: Manifest, x: NDArray[np.generic]) -> Images:
@@ -36,21 +68,27 @@ def draw(manifest: Manifest, x: NDArray[np.generic]) -> Images:
     return np.stack([sheet(several, zoom=1) for several in levels])
 
 
-def decode(
-    manifest: Manifest, x: NDArray[np.generic], autoencoder: str | None, weights: str | None
-) -> Images:
-    """Of stored latents, the images that their autoencoder makes of them."""
+def decode(manifest: Manifest, x: NDArray[np.generic], weights: str | None = None) -> Images:
+    """Of stored latents, the images that their autoencoder makes of them; of moments, of their means.
+
+    Raises:
+        UserError: no latents, no weights, or weights of another autoencoder than made them.
+    """
     header = Header.of(manifest.header)
     if header.kind == "image":
-        raise UserError("--weights: these shards hold images, which need no decoding; leave it out")
+        raise UserError("--decode: these shards hold images, which need no decoding; leave it out")
     import torch
 
     from selfguide.autoencoders import Normaliser, load_autoencoder, to_images
 
-    codec = load_autoencoder(autoencoder or header.encoder or "", weights)
+    codec = load_autoencoder(str(header.encoder), weights)
+    once = replace(header, flips=False)
+    forms = x if header.flips else x[:, None]  # (n, 1 or 2, C, H, W)
     with torch.inference_mode():
-        seen = Normaliser.of(header).encode(torch.from_numpy(np.ascontiguousarray(x)))
-        return to_images(header, seen, codec).permute(0, 2, 3, 1).numpy()
+        seen = Normaliser.of(once).encode(torch.from_numpy(forms.reshape(-1, *forms.shape[2:])))
+        tiles = to_images(once, seen, codec).permute(0, 2, 3, 1).numpy()
+    several = tiles.reshape(*forms.shape[:2], *tiles.shape[1:])  # (n, forms, H, W, C)
+    return np.stack([sheet(each, zoom=1) for each in several])
 
 
 def sheet(images: Images, *, columns: int | None = None, zoom: int) -> Images:
