@@ -118,11 +118,13 @@ class Readers:
         for i, reader in enumerate(self._readers):
             reader.want(*(ordinals[sources == i] for sources, ordinals in located))
 
-    def take(self, samples: I64) -> tuple[Arrays, NDArray[np.bool_]]:
+    def take(self, *batches: I64) -> tuple[Arrays, NDArray[np.bool_]]:
         """As of `Reader`, and `source` (n,) int64; `ordinal` counts within it."""
-        sources, ordinals = self._blend.locate(samples)
+        samples = np.concatenate(batches)
+        sources, _ = self._blend.locate(samples)
+        located = [self._blend.locate(batch) for batch in batches]
         parts = [
-            (np.flatnonzero(sources == i), *reader.take(ordinals[sources == i]))
+            (np.flatnonzero(sources == i), *reader.take(*(o[s == i] for s, o in located)))
             for i, reader in enumerate(self._readers)
         ]
         stands_in, found = np.zeros(len(samples), dtype=bool), dict[str, NDArray[Any]]()

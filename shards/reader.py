@@ -138,8 +138,8 @@ class Reader:
         ]
         return _named(self.blocks.gather(picked, len(ordinals), names)) | {"ordinal": ordinals}
 
-    def take(self, ordinals: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.bool_]]:
-        """The samples of the batch announced first, and which of them stand in for damaged ones.
+    def take(self, *batches: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.bool_]]:
+        """The samples of the batches announced first, end to end, and which of them stand in for damaged ones.
 
         `x` (n, C, H, W), `y` (n,) if any, `key` (n,) str, `ordinal` (n,) int64: of the sample that is
         there, which for a damaged one is another than was asked for.
@@ -147,6 +147,7 @@ class Reader:
         Raises:
             DamagedError: a tar or a block is not what was written, and this may not be, or no longer.
         """
+        ordinals = np.concatenate(batches)
         blocks, rows = np.divmod(ordinals, self._manifest.block)
         given, stands_in = ordinals.copy(), np.zeros(len(ordinals), dtype=bool)
         picked = []
@@ -160,7 +161,8 @@ class Reader:
                 stands_in[here] = True
             picked.append(Picked(here, block, row, held))
         found = _named(self.blocks.gather(picked, len(ordinals), self._names))
-        self._release(self._announced.popleft())
+        for _ in batches:
+            self._release(self._announced.popleft())
         return {**found, "ordinal": given}, stands_in
 
     def close(self) -> None:
@@ -256,7 +258,13 @@ def _by_block(blocks: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 def _named(found: Arrays) -> Arrays:
     """Keys as text, under the name that batches have for them."""
     ids: Any = found.pop("id", None)
-    return found if ids is None else {**found, "key": np.char.decode(ids, "utf-8")}
+    if ids is None:
+        return found
+    text = f"U{ids.dtype.itemsize}"
+    try:
+        return {**found, "key": ids.astype(text)}  # ASCII, in one go
+    except UnicodeDecodeError:
+        return {**found, "key": np.char.decode(ids, "utf-8").astype(text)}
 
 
 def _unknown(blocks: NDArray[np.int64]) -> NDArray[np.float64]:

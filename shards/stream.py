@@ -35,6 +35,7 @@ _PLANNED = (
     8192  # positions whose ordinals are computed at a time; small calls cost 30 times as much
 )
 _ANNOUNCED = 256  # samples announced at a time, so that their blocks' neighbours are seen
+_AT_ONCE = 8 << 20  # bytes gathered in one go: a block's samples for several batches by one copy
 _BEYOND = 256 << 20  # bytes of blocks on their way beyond those of a window
 
 _log = logging.getLogger("shards")
@@ -335,6 +336,7 @@ def _batches(
     coming: deque[Planned] = deque()
     together, farthest = (max(1, n // share.micro_batch) for n in (_ANNOUNCED, _PLANNED))
     most = window + reader.blocks_in(_BEYOND, most=window)
+    size = 1
     try:
         while True:
             while not coming or (reader.announced < most and len(coming) < farthest):
@@ -345,9 +347,14 @@ def _batches(
                     break
             if not coming:
                 return
-            asked = coming.popleft()
-            reader.position = int(asked.positions[0])
-            batch, stands_in = reader.take(asked.samples)
-            yield {**batch, "position": asked.positions}, asked, stands_in
+            some = [coming.popleft() for _ in range(min(size, len(coming)))]
+            reader.position = int(some[0].positions[0])
+            found, stands_in = reader.take(*(asked.samples for asked in some))
+            for i, asked in enumerate(some):
+                mine = slice(i * share.micro_batch, (i + 1) * share.micro_batch)
+                batch = {name: values[mine] for name, values in found.items()}
+                yield {**batch, "position": asked.positions}, asked, stands_in[mine]
+            one = sum(values.nbytes for values in found.values()) // len(some)
+            size = max(1, min(2 * size, _AT_ONCE // one))  # the first batch waits for no other
     finally:
         reader.close()
