@@ -243,6 +243,68 @@ def test_what_cannot_be_decoded_is_named(digits: Path, latents: Path, tmp_path: 
     assert not Path(png).exists()
 
 
+# --- encoded again ---------------------------------------------------------------------------------
+
+
+def verified(
+    capsys: pytest.CaptureFixture[str], root: Path, source: Path, *more: str
+) -> tuple[int, dict]:
+    capsys.readouterr()
+    words = ["verify", str(root), "--reencode", "200", "--source", str(source), "--json", *more]
+    code = command.main(words)
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("more", [(), ("--flips",), ("--content", "sample", "--seed", "3")])
+def test_latents_encoded_again_are_those_that_are_stored(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    encode(digits, tmp_path, *more)
+    code, told = verified(capsys, tmp_path, digits)
+    assert code == 0 and told["well"] and told["reencoded"]["samples"] == 200
+    assert told["reencoded"]["worst"] < 2e-3  # float16, and images meet in other batches
+
+
+def test_one_other_latent_among_many_is_named(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes that hold, of the wrong image: as after a mistake of whoever wrote them."""
+    encode(digits, tmp_path / "good")
+    good = manifests.load(tmp_path / "good")
+    found = shards.read_all(tmp_path / "good")
+    found["x"][[7, 8]] = found["x"][[8, 7]]
+    wrong = ArraySource.of(
+        "wrong", found["x"], labels=found["y"], classes=10, keys=found["key"].tolist()
+    )
+    notes = {n: v for n, v in good.source.items() if n not in ("name", "count", "fingerprint")}
+    told = {"notes": notes, "shuffle": False}
+    writer.write(tmp_path / "wrong", wrong, header=Header.of(good.header), **told)
+    code, said = verified(capsys, tmp_path / "wrong", digits, "--reencode", "1797")
+    assert code == 1 and not said["well"] and said["problems"] == []
+    assert said["reencoded"]["worst"] > 0.1 > said["reencoded"]["mean"]
+    assert said["reencoded"]["worst_key"] in found["key"][[7, 8]].tolist()
+
+
+def test_what_cannot_be_encoded_again_is_named(digits: Path, latents: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file({n: 1.01 * t for n, t in load_file(OWN).items()}, other)
+    images_of(tmp_path / "in", (1, 8, 8))
+    for root, more, message in (
+        (latents, ["--reencode", "5"], "without --source"),
+        (latents, ["--source", str(digits)], "say how many samples"),
+        (latents, ["--reencode", "0", "--source", str(digits)], "give at least 1 sample"),
+        (latents, ["--reencode", "5", "--source", str(tmp_path / "in")], "of images with manifest"),
+        (
+            latents,
+            ["--reencode", "5", "--source", str(digits), "--weights", str(other)],
+            "by weights",
+        ),
+        (digits, ["--reencode", "5", "--source", str(digits)], "does not say how it was encoded"),
+    ):
+        with pytest.raises(UserError, match=message):
+            command.main(["verify", str(root), *more])
+
+
 # --- many hands -----------------------------------------------------------------------------------
 
 

@@ -1,29 +1,71 @@
-"""Read all of a data set and compare every hash; says what is damaged, and which samples that hits."""
+"""Read all of a data set and compare every hash; says what is damaged, and which samples that hits.
+
+Of latents that `encode` wrote, --reencode N --source IMAGES also encodes N samples again and says how far the stored
+ones are from them.
+
+examples:
+  python -m tools.shards verify data/digits
+  python -m tools.shards verify data/digits-latents --reencode 64 --source data/digits
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
+from shards.errors import UserError
 from shards.verify import verify
 from tools.shards import report
+
+if TYPE_CHECKING:
+    from selfguide.autoencoders.reencode import Reencoded
 
 HELP = "read everything, compare every hash"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="ROOT", help="folder or s3:// prefix")
+    parser.add_argument(
+        "--reencode", type=int, metavar="N", help="of latents, also encode N samples again"
+    )
+    parser.add_argument("--source", metavar="DIR", help="the images that were encoded")
+    parser.add_argument("--weights", metavar="PATH", help="of the encoder; else as encode finds it")
+    parser.add_argument("--seed", type=int, default=0, help="draws the N samples (0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
+    again = _reencode(options)
     found = verify(options.root, watch=report.watch("reading shards"))
+    well = not found.problems and (again is None or again.well)
     if options.json:
-        print(json.dumps({"root": options.root, "well": not found.problems, **asdict(found)}))
+        told = {} if again is None else {"reencoded": {**asdict(again), "well": again.well}}
+        print(json.dumps({"root": options.root, "well": well, **asdict(found), **told}))
     else:
         for problem in found.problems:
             print(f"damaged: {problem}")
         read = f"{found.samples:,} samples in {report.tars(found.shards)}, {report.size(found.bytes)} read"
         print(f"{read}: {f'{len(found.problems)} problems' if found.problems else 'all well'}")
-    return 1 if found.problems else 0
+        if again is not None:
+            print(
+                f"{again.samples:,} encoded again: {again.mean:.2g} standard deviations off on average, at most "
+                f"{again.worst:.2g} ({again.worst_key}): {'all well' if again.well else 'other latents'}"
+            )
+    return 0 if well else 1
+
+
+def _reencode(options: argparse.Namespace) -> Reencoded | None:
+    if options.reencode is None:
+        if options.source or options.weights:
+            raise UserError("--source and --weights are for --reencode N: say how many samples")
+        return None
+    if options.source is None:
+        raise UserError(
+            f"--reencode {options.reencode} without --source: name the data set of images"
+        )
+    from selfguide.autoencoders.reencode import reencode
+
+    told = {"seed": options.seed, "weights": options.weights}
+    return reencode(options.root, options.source, options.reencode, **told)
