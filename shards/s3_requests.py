@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import re
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +29,7 @@ _PASSING_CODES = {
     *("SlowDown", "InternalError", "RequestTimeout", "OperationAborted"),
     *("ConditionalRequestConflict", "BadDigest", "XAmzContentSHA256Mismatch"),
 }
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _EXPIRED_CODES = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken", "RequestExpired"}
 
 
@@ -73,10 +75,7 @@ class Requests:
                 self._reached = True
                 raise
             except boto.ParamValidationError as error:
-                raise UserError(
-                    f"{url} is no name for S3: give s3://BUCKET/FOLDER, a bucket of 3 to 63 lower-case "
-                    "letters, digits, '.' and '-'"
-                ) from error
+                raise _no_name(url) from error
             except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
                 reason = (
                     f"no credentials ({error}); set AWS_ACCESS_KEY_ID and its like, or a profile"
@@ -113,6 +112,10 @@ class Requests:
             return ConditionError(seen)
         if status == 416:
             return DamagedError(f"{url}: the object ends before the range that was asked for")
+        if status == 400 and not _BUCKET.fullmatch(
+            split(url)[0]
+        ):  # old buckets may have such names
+            return _no_name(url)
         message = answer.get("Error", {}).get("Message", "")
         return StoreError(f"{url} at {client.meta.endpoint_url}: answered {seen}: {message}")
 
@@ -205,6 +208,13 @@ def split(url: str) -> tuple[str, str]:
     if not bucket:
         raise UserError(f"{url!r} names no bucket: give s3://BUCKET/FOLDER")
     return bucket, key
+
+
+def _no_name(url: str) -> UserError:
+    return UserError(
+        f"{url} is no name for S3: give s3://BUCKET/FOLDER, a bucket of 3 to 63 lower-case letters, "
+        "digits, '.' and '-'"
+    )
 
 
 def _plain(error: Exception) -> str:
