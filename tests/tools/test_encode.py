@@ -140,6 +140,21 @@ def test_the_manifest_says_where_latents_come_from(digits: Path, latents: Path) 
     assert manifest.seed == images.seed and manifest.label_histogram == images.label_histogram
 
 
+def test_pictures_one_a_key_give_the_latents_of_blocks(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (300, 8, 8), dtype=np.uint8)
+    for i, image in enumerate(x):
+        (tmp_path / "in" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "in" / "ab"[i % 2] / f"{i:03d}.png")
+    found = []
+    for layout in ("samples", "blocks"):
+        words = ["make", "folder", str(tmp_path / "in"), "--channels", "1", "--layout", layout]
+        assert command.main([*words, "--out", str(tmp_path / layout)]) == 0
+        manifest = encode(tmp_path / layout, tmp_path / f"{layout}-latents")
+        assert manifest.plain["class_names"] == ["a", "b"]
+        found.append([shard.sha256 for shard in manifest.shards])
+    assert found[0] == found[1] and len(found[0]) == 2
+
+
 def test_class_names_and_the_rule_of_decoding_go_over(tmp_path: Path) -> None:
     x = np.arange(300 * 64, dtype=np.uint8).reshape(300, 1, 8, 8)
     images = ArraySource.of("some", x, labels=np.arange(300) % 2, classes=2)
