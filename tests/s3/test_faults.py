@@ -72,9 +72,12 @@ def test_what_does_not_pass_is_a_named_error_within_seconds(
 
 
 @pytest.mark.parametrize("fault", ["delay", "drip"])
-def test_a_store_that_answers_too_slowly_is_asked_again(url: str, proxy: Proxy, fault: Any) -> None:
+def test_a_store_that_answers_too_slowly_is_asked_again(
+    url: str, proxy: Proxy, environment: pytest.MonkeyPatch, fault: Any
+) -> None:
     """One that is silent, and one that sends a little now and then, which no socket's timeout notices."""
-    proxy.fail(fault, seconds={"delay": 2 * QUICK.silence, "drip": 0.004}[fault])
+    environment.setattr(s3_requests, "PATIENCE", replace(QUICK, silence=1.0))
+    proxy.fail(fault, seconds={"delay": 2.0, "drip": 0.004}[fault])
     began = time.monotonic()
     assert storage.read_range(url, 0, 300_000) == CONTENT
     assert (proxy.count(fault), proxy.count("")) == (1, 1)

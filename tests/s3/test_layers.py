@@ -27,7 +27,7 @@ from shards.manifest import Manifest
 from shards.reader import Reader
 from shards.verify import verify
 from tests.s3.proxy import Proxy
-from tests.shards import data
+from tests.shards import data, inputs
 from tools.s3.server import Server
 from tools.shards.__main__ import main
 
@@ -195,6 +195,28 @@ def test_a_token_that_expires_while_a_cache_is_filled_is_named_and_what_is_kept_
         environment.setenv(name, server.environment(1)[name])
     found, counts = _all(root, manifest, tmp_path / "cache")
     assert _same(found, expected) and counts["cached"] >= 1
+
+
+def test_pictures_through_a_storm_are_those_that_lie_locally(
+    root: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    """One sample per key: members are found by the index and their bytes compared, headers included."""
+    inputs.image_folder(tmp_path / "in", inputs.pixels(600, 6))
+    pictures, make = tmp_path / "pictures", ["make", "folder", str(tmp_path / "in"), "--shard-mb"]
+    assert main([*make, "0.5", "--out", str(pictures)]) == 0
+    assert main(["copy", str(pictures), root]) == 0
+    expected, manifest = shards.read_all(pictures), manifests.load(pictures)
+    assert manifest.layout == "samples"
+    for number, fault in enumerate((*PASSING, "flip")):
+        proxy.fail(fault, times=3, every=2 + number, method="GET", path=".tar")  # type: ignore[arg-type]
+    for turn in range(3):
+        found, counts = _all(root, manifest, tmp_path / f"cache{turn}")
+        assert _same(found, expected) and counts["cached"] == 0
+    assert all(proxy.count(fault) for fault in (*PASSING, "flip"))
+    proxy.fail("flip", times=ALWAYS, method="GET", path=".tar")
+    with pytest.raises(DamagedError, match="xxh3"):
+        _all(root, manifest, tmp_path / "never")
+    assert _pieces(tmp_path / "never") == []
 
 
 def _write(root: object, stop_after: int | None = None) -> Manifest:

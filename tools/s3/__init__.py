@@ -1,1 +1,1 @@
-"""A real S3 server on this machine, for development and tests: OpenStack Swift with its s3api filter."""
+"""A real S3 store on this machine, for development and tests: OpenStack Swift, or Ceph's gateway."""
