@@ -113,7 +113,7 @@ class Proxy:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # a body would wait 40 ms for the client to acknowledge its header
+    disable_nagle_algorithm = True  # else a body waits 40 ms for word that its header came
 
     def log_message(self, format: str, *args: object) -> None:
         """Tests ask `seen` instead."""
