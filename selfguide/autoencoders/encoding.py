@@ -103,14 +103,14 @@ class EncodedSource:
         """
         manifest = manifests.load(root)
         _check_images(root, manifest)
-        _device(device)
+        here = _device(device).type == "cpu"
         codec = encoding.load()
         channels, height, width = manifest.model_shape
         codec.check(channels, height, width)
         moments = encoding.content == "moments"
         stored = (codec.channels * (1 + moments), height // codec.factor, width // codec.factor)
         keys, labels = _known(root, manifest)
-        return EncodedSource(
+        made = EncodedSource(
             root=root,
             manifest=manifest,
             encoding=encoding,
@@ -123,6 +123,9 @@ class EncodedSource:
             shape=(2, *stored) if encoding.flips else stored,
             device=device,
         )
+        if here:
+            made.__dict__["_codec"] = codec  # this process need not load it again
+        return made
 
     @property
     def name(self) -> str:
