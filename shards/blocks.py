@@ -17,6 +17,11 @@ from shards.parts import Arrays, Part, Picked, Raw, Tars
 
 __all__ = ["Arrays", "Blocks"]
 
+_LARGE = 1024  # bytes of a sample
+_SHARED = (
+    1 << 20
+)  # bytes from which on two threads copy; NumPy lets go of the interpreter meanwhile
+
 
 class Blocks(Tars[Arrays]):
     """Blocks as arrays by field, (rows,) each, of one item a sample."""
@@ -43,10 +48,10 @@ class Blocks(Tars[Arrays]):
 
     def gather(self, picked: Iterable[Picked[Arrays]], count: int, names: Sequence[str]) -> Arrays:
         fields = [f for f in self._manifest.fields if f.name in names]
-        found = {f.name: np.empty(count, dtype=_item(f)) for f in fields}
+        found: Arrays = {f.name: np.empty((count, *_row(f).shape), _row(f).base) for f in fields}
         for here, _, rows, held in picked:
             for name, values in found.items():
-                values[here] = held[name][rows]
+                values[here] = held[name].take(rows, axis=0)
         plain = {f.name: found[f.name].view(f.dtype) for f in fields}
         return {f.name: plain[f.name].reshape(count, *f.shape) for f in fields}
 
@@ -79,13 +84,17 @@ class Blocks(Tars[Arrays]):
             )
 
 
-def _array(payload: Raw, field: Field) -> NDArray[np.void]:
-    """One item a sample, whatever its shape: the fewest steps of Python and of NumPy to gather some.
+def _array(payload: Raw, field: Field) -> NDArray[np.generic]:
+    """The samples as rows of bytes or as items of so many bytes: the fewest steps of NumPy to gather some.
 
     A plain array on the same bytes: to index a `memmap` costs as much as to copy a latent.
     """
-    return np.asarray(payload).view(_item(field))
+    row = _row(field)
+    return np.asarray(payload).view(row.base).reshape(-1, *row.shape)
 
 
-def _item(field: Field) -> np.dtype[np.void]:
-    return np.dtype((np.void, field.sample_bytes))
+def _row(field: Field) -> np.dtype[np.generic]:
+    """What is copied for a sample: rows let other threads run meanwhile; items cost less where they are small."""
+    if field.sample_bytes < _LARGE:
+        return np.dtype((np.void, field.sample_bytes))
+    return np.dtype((np.uint8, (field.sample_bytes,)))
