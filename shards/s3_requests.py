@@ -147,6 +147,8 @@ class Requests:
         if code != "NoSuchBucket" and (bucket in self._buckets or self._has(bucket)):
             self._buckets.add(bucket)
             return FileNotFoundError(errno.ENOENT, "no such object", url)
+        if not _BUCKET.fullmatch(bucket):
+            return _no_name(url)
         return UserError(
             f"{url}: there is no bucket {bucket!r} at {self._client.meta.endpoint_url}; create it, or "
             "check its name and AWS_ENDPOINT_URL"

@@ -239,7 +239,7 @@ def test_what_is_wrong_with_an_address_is_named(
     with pytest.raises(UserError, match=r"no bucket 'nowhere' at http://127.0.0.1:\d+; create it"):
         call("s3://nowhere/a")
     for name in ("no!bucket", "Up_Per"):  # no client sends the first, no store has the second
-        with pytest.raises(UserError, match=r"no name for S3: give s3://BUCKET/FOLDER|no bucket"):
+        with pytest.raises(UserError, match="no name for S3: give s3://BUCKET/FOLDER"):
             call(f"s3://{name}/a")
     with pytest.raises(UserError, match="names no bucket"):
         call("s3:///a")
