@@ -135,13 +135,27 @@ def test_a_record_that_rots_while_a_writer_is_away_is_made_anew(
     rng = np.random.default_rng(1)
     size = record.stat().st_size
     for place in rng.integers(0, size, 30).tolist():
-        (tmp_path / "LATEST").unlink()
         if damage == "bit":
             _flip(record, 8 * place + int(rng.integers(8)))
         else:
             os.truncate(record, place)
+        assert len(verify(tmp_path).problems) == 1
+        (tmp_path / "LATEST").unlink()
         assert resume(tmp_path) == 1
         assert _tree(tmp_path) == tree
+
+
+def test_a_record_of_before_that_has_no_digest_is_sound_and_is_made_anew(tmp_path: Path) -> None:
+    write(tmp_path, 600)
+    record = next(tmp_path.glob("shards/*.json"))
+    sealed = record.read_bytes()
+    plain = json.loads(sealed)
+    del plain[manifests.SEAL]
+    record.write_text(json.dumps(plain))
+    assert verify(tmp_path).problems == ()
+    (tmp_path / "LATEST").unlink()
+    write(tmp_path, 600)
+    assert record.read_bytes() == sealed
 
 
 READ = """
