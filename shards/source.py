@@ -115,7 +115,7 @@ class ArraySource:
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.x.shape, self.x.dtype.str)).encode())
         for start in range(0, len(self.x), 1024):
-            digest.update(np.ascontiguousarray(self.x[start : start + 1024]).tobytes())
+            digest.update(np.ascontiguousarray(self.x[start : start + 1024]).data)
         digest.update(repr((self.keys.dtype.str, self.labels is not None, self.classes)).encode())
         digest.update(self.keys.tobytes())
         if self.labels is not None:
