@@ -47,6 +47,19 @@ def test_what_comes_back_is_what_went_in(tmp_path: Path, labels: bool) -> None:
     assert len(manifest.shards) == 2 and manifest.count == 1000 and manifest.shape == (2, 3, 4)
 
 
+def test_the_order_of_the_source_may_be_kept_and_is_another_data_set(tmp_path: Path) -> None:
+    given, told = source(), {"header": LATENT, "seed": 3, "shard_bytes": 40_000}
+    manifest, _ = writer.write(tmp_path, given, shuffle=False, **told)
+    found = shards.read_all(tmp_path)
+    assert (
+        np.array_equal(found["x"], given.x)
+        and found["key"].tolist() == given.keys.astype(str).tolist()
+    )
+    assert manifest.plain["order"] == "source" and manifest.seed == 3
+    with pytest.raises(UserError, match="holds another data set"):
+        writer.write(tmp_path, given, **told)
+
+
 def test_bytes_depend_on_nothing_but_the_source(tmp_path: Path) -> None:
     write(tmp_path / "a")
     write(tmp_path / "b")

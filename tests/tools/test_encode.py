@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import multiprocessing
 import pickle
 import signal
 import subprocess
@@ -21,10 +23,10 @@ from scipy import stats
 import shards
 from selfguide.autoencoders import Normaliser, load_autoencoder, to_images
 from selfguide.autoencoders import tiny as tiny_module
-from selfguide.autoencoders.encoding import EncodedSource, Encoding
+from selfguide.autoencoders.encoding import EncodedSource, Encoding, _device
 from selfguide.autoencoders.tiny import WEIGHTS, TinyVAE
 from shards import manifest as manifests
-from shards import writer
+from shards import sidecar, writer
 from shards.errors import DamagedError, UserError
 from shards.manifest import Header
 from shards.source import ArraySource
@@ -32,6 +34,7 @@ from shards.verify import verify
 from tests.shards.data import LATENT, flip, payload
 from tests.shards.data import source as latent_source
 from tools import vae
+from tools.annotate import adopt as adopting
 from tools.shards import __main__ as command
 
 IMAGES = Header(kind="image", shift=127.5, scale=1 / 127.5)
@@ -212,6 +215,44 @@ def test_a_pickled_source_carries_no_weights_and_notices_others(
     again.close()
 
 
+# --- annotations ---------------------------------------------------------------------------------
+
+
+def test_groups_found_in_images_are_the_latents_groups(
+    digits: Path, latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = manifests.load(digits)
+    (tmp_path / "of-images").mkdir()
+    (tmp_path / "of-images" / "note.txt").write_text("attached")
+    ids = np.random.default_rng(0).integers(0, 10, 1797).astype(np.int32)
+    told = {"kind": "id", "groups": 10, "provenance": {"saw_labels": False, "seed": 3}}
+    sidecar.write(
+        tmp_path / "of-images", ids, manifest=images.hash, confidence=ids / 10,
+        attached=["note.txt"], **told,
+    )  # fmt: skip
+
+    def adopt(root: Path, out: str, note: str = "of-images") -> int:
+        told = {"root": str(root), "annotation": str(tmp_path / note), "out": str(tmp_path / out)}
+        return adopting.run(argparse.Namespace(**told))[0]["count"]
+
+    assert adopt(latents, "of-latents") == 1797
+    found = sidecar.read(tmp_path / "of-latents", manifest=manifests.load(latents).hash)
+    assert np.array_equal(found.rows(), ids) and np.array_equal(
+        found.column("confidence"), ids / 10
+    )
+    assert found.file("note.txt").read_text() == "attached" and not found.saw_labels
+    assert found.provenance["seed"] == 3 and found.provenance["adopted_from"] == images.hash
+    for root, note, message in (
+        (digits, "of-images", "does not say which images it was encoded from"),
+        (latents, "of-latents", "was encoded from"),
+    ):
+        with pytest.raises(UserError, match=message):
+            adopt(root, "no", note)
+        assert not (tmp_path / "no").exists()
+    with pytest.raises(UserError, match="is taken already"):
+        adopt(latents, "of-latents")
+
+
 # --- looked at -----------------------------------------------------------------------------------
 
 
@@ -373,6 +414,18 @@ def test_a_second_encode_writes_nothing(
     assert tree(latents) == before
 
 
+def test_processes_of_a_pool_share_out_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(_device("auto")) == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    names = ["MainProcess", *(f"SpawnProcess-{i}" for i in range(1, 7)), "SpawnProcess-2:5"]
+    found = []
+    for name in names:
+        monkeypatch.setattr(multiprocessing.current_process(), "_name", name)
+        found.append(_device("auto").index)
+    assert found == [0, 1, 2, 0, 1, 2, 0, 2]
+    assert str(_device("cpu")) == "cpu"
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -438,18 +491,26 @@ def test_weights_are_looked_for_and_never_fetched(
 
 
 @pytest.mark.parametrize(
-    ("bias", "message"),
-    [(1e5, r"latents of 'digits-\d+' reach 1e\+05.*--dtype float32"), (3e38, "are not finite")],
+    ("filled", "message"),
+    [
+        (
+            {"moments.bias": 1e5},
+            r"reach 1e\+05, and float16 holds 65504 at most: take --dtype float32",
+        ),
+        ({"moments.weight": 3e38}, "are not finite: the weights"),
+        (
+            {"look.bias": 3e38, "down.weight": -10},
+            "are not finite: the weights",
+        ),  # NaN, by silu(-inf)
+    ],
 )
 def test_latents_that_do_not_fit_name_their_image(
-    digits: Path, tmp_path: Path, bias: float, message: str
+    digits: Path, tmp_path: Path, filled: dict[str, float], message: str
 ) -> None:
     tensors = load_file(OWN)
-    tensors["moments.bias"] = torch.full_like(tensors["moments.bias"], bias)
-    if bias > 1e38:
-        tensors["moments.weight"] = torch.full_like(tensors["moments.weight"], bias)
+    tensors |= {name: torch.full_like(tensors[name], value) for name, value in filled.items()}
     save_file(tensors, tmp_path / "far.safetensors")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf"latents of 'digits-\d+' {message}"):
         encode(digits, tmp_path / "out", "--weights", str(tmp_path / "far.safetensors"))
     assert not (tmp_path / "out").exists()
 

@@ -1,7 +1,8 @@
 """Write the latents of a data set of images, by an autoencoder, as a data set of their own.
 
 SOURCE holds image shards, a folder or s3:// prefix that `make` or `index` wrote. Latents keep the order of their
-images: ordinal i is ordinal i. What is stored of each image, for SD-VAE (f8, 4 channels) at 256 pixels and float16:
+images: ordinal i is ordinal i, and `tools.annotate adopt` takes over what was found in the images. What is stored of
+each image, for SD-VAE (f8, 4 channels) at 256 pixels and float16:
 
   --content moments  mean and log-variance, 16 KiB: every step samples anew, nothing is frozen (the default)
   --content sample   one sample drawn by --seed and ordinal, 8 KiB: every epoch sees the same one
@@ -10,8 +11,8 @@ images: ordinal i is ordinal i. What is stored of each image, for SD-VAE (f8, 4 
                      these, for the mirror image of a latent is not the latent of the mirror image
 
 Each process has the network once, on a GPU of its own where there are several; more --workers than GPUs overlap
-reading with encoding. On the CPU each process takes one core. A killed encode goes on when the same command is given
-again and loses a shard a process at most.
+reading, encoding and writing. On the CPU each process takes one core. A killed encode goes on when the same command
+is given again and loses a shard a process at most.
 
 With --tasks N the work becomes an array of N jobs that need not run at the same time, on Slurm or on this machine:
 --cluster NAME [KEY=VALUE ...] are the launcher's cluster=NAME and cluster.KEY=VALUE. A task that dies costs time only.
@@ -62,7 +63,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--encoder", required=True, metavar="NAME", help="sd_vae, va_vae, or tiny for digits"
     )
     parser.add_argument(
-        "--weights", metavar="PATH", help="of it: file or folder; else as load_autoencoder finds it"
+        "--weights",
+        metavar="PATH",
+        help="of it: file or folder; else SELFGUIDE_<NAME>, then the local hub cache",
     )
     parser.add_argument(
         "--statistics", metavar="PATH", help="mean and std of va_vae's latents (beside its weights)"
@@ -71,7 +74,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flips", action="store_true", help="also of the mirror image")
     parser.add_argument("--dtype", default="float16", help="float16 or float32 (float16)")
     parser.add_argument(
-        "--batch", type=int, default=32, help="images the network sees at once (32)"
+        "--batch",
+        type=int,
+        default=32,
+        help="images the network sees at once; bytes may depend on it (32)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of --content sample (0)")
     parser.add_argument(

@@ -1,0 +1,69 @@
+"""Take over an annotation of images for the latents that `tools.shards encode` made of them.
+
+Latents keep the order of their images, so row i of what was found in images is row i of their latents: groups, boxes
+and masks of a data set of images guide a model of its latents, and nothing is looked at twice.
+
+example:
+  python -m tools.annotate kmeans data/in1k-256 --vit NAME --groups 1000 --out notes/groups
+  python -m tools.annotate adopt data/in1k-sd --annotation notes/groups --out notes/groups-of-latents
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from shards import manifest as manifests
+from shards import sidecar
+from shards.errors import UserError
+from shards.manifest import Manifest
+from shards.sidecar import Sidecar
+
+HELP = "what was found in images, for the latents encoded from them"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--annotation", required=True, metavar="DIR", help="the sidecar of the images"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="the sidecar of the latents")
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    manifest, found = manifests.load(options.root), sidecar.read(options.annotation)
+    _check(options.root, manifest, found)
+    made = _copy(found, Path(options.out), manifest)
+    facts = {"out": str(made.folder), "kind": made.kind, "count": made.count, "sha256": made.sha256}
+    return facts, f"{made.count:,} rows of kind {made.kind} for {options.root}\n{made.folder}"
+
+
+def _check(root: str, manifest: Manifest, found: Sidecar) -> None:
+    images = manifest.source.get("images")
+    if manifest.plain.get("order") != "source" or not images:
+        raise UserError(
+            f"{root} does not say which images it was encoded from: only what `tools.shards encode` wrote does"
+        )
+    if found.manifest != images["manifest"]:
+        raise UserError(
+            f"{found.folder} annotates shards {found.manifest[:12]}, and {root} was encoded from "
+            f"{images['manifest'][:12]}: give an annotation of those images"
+        )
+
+
+def _copy(found: Sidecar, target: Path, manifest: Manifest) -> Sidecar:
+    sidecar.refuse_taken(target)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in found.attached:
+        shutil.copyfile(found.file(name), target / name)
+    return sidecar.write(
+        target,
+        found.rows(),
+        manifest=manifest.hash,
+        kind=found.kind,
+        groups=found.groups,
+        provenance={**found.provenance, "adopted_from": found.manifest},
+        attached=found.attached,
+        **{name: found.column(name) for name in found.more},
+    )
