@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FAISS ?= cpu
-# what needs no service runs two files at a time; a cluster, a browser and whole runs have the machine to themselves
-PARALLEL := tests/selfguide tests/spec tests/shards tests/board tests/tools
-SERIAL := tests/s3 tests/launcher tests/cluster tests/browser tests/end_to_end tests/test_packaging.py
+# what keeps to itself runs two files at a time; a cluster, a browser and whole runs have the machine to themselves
+PARALLEL := tests/selfguide tests/spec tests/shards tests/s3 tests/board tests/tools
+SERIAL := tests/launcher tests/cluster tests/browser tests/end_to_end tests/test_packaging.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help install install-dev demo test test-slow test-s3-rgw test-fast lint compare bench cluster-up cluster-down s3-up s3-down wheel-check clean
@@ -46,7 +46,7 @@ test-s3-rgw: install-dev ## the tests of S3 against a second store, Ceph's gatew
 	@SELFGUIDE_S3_STORE=rgw python -m pytest tests/s3
 
 test-fast: install-dev ## what needs no service and no minutes
-	@python -m pytest -n 2 --dist loadfile -m "not slow" $(PARALLEL)
+	@python -m pytest -n 2 --dist loadfile -m "not slow" $(filter-out tests/s3,$(PARALLEL))
 
 lint: install-dev ## style, types, and the direction of imports
 	@ruff check .
