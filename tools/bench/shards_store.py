@@ -14,6 +14,7 @@ import numpy as np
 from shards import manifest as manifests
 from shards import storage, transfer
 from shards.errors import DamagedError
+from shards.parts import Part
 from shards.reader import Reader
 from tools.bench.harness import Row, Variant, measure
 from tools.bench.shards_data import Figure, Latents, Say, our_epoch
@@ -31,11 +32,11 @@ def storing(
         transfer.copy(root, remote)
         manifest = manifests.load(remote)
         order = np.random.default_rng(0).permutation(manifest.block_count).tolist()
-        spans = [(b, p) for b in order for p in _reader(remote).blocks.parts(b)]
+        spans = [p for b in order for p in Reader(remote, manifest).blocks.parts(b)]
+        size = sum(part.stop - part.start for part in spans)
         client = _client()
 
-        def plain(span: tuple[int, Any]) -> int:
-            _, part = span
+        def plain(part: Part) -> int:
             asked = {"Range": f"bytes={part.start}-{part.stop - 1}"}
             key = f"latents/{manifest.shards[part.shard].name}"
             return len(client.get_object(Bucket=bucket, Key=key, **asked)["Body"].read())
@@ -43,11 +44,11 @@ def storing(
         def raw() -> None:
             with ThreadPoolExecutor(STREAMS) as pool:
                 total = sum(pool.map(plain, spans))
-            if total != sum(part.stop - part.start for _, part in spans):
+            if total != size:
                 raise RuntimeError(f"plain requests gave {total:,} bytes")
 
         def ours() -> None:
-            reader = _reader(remote)
+            reader = Reader(remote, manifest)  # a new one has hashed nothing and knows no ETag
             with ThreadPoolExecutor(STREAMS) as pool:
                 for found in pool.map(lambda b: reader.blocks.read([b]), order):
                     for value in found.values():
@@ -60,12 +61,11 @@ def storing(
 
         variants = [Variant("raw", raw), Variant("ours", ours), Variant("stream", stream)]
         rows = {r.name: r for r in measure(variants, repeats=turns, warmup=1)}
-    size = sum(part.stop - part.start for _, part in spans) / 1e6
     blocks = f"blocks at random from S3 over plain GETs, {STREAMS} at once"
     whole = f"the whole stream from S3 over the same, {STREAMS} threads"
     return [
-        _speed(blocks, size, rows["raw"], rows["ours"]).judged(goal),
-        _speed(whole, size, rows["raw"], rows["stream"]),
+        _speed(blocks, size / 1e6, rows["raw"], rows["ours"]).judged(goal),
+        _speed(whole, size / 1e6, rows["raw"], rows["stream"]),
     ]
 
 
@@ -77,11 +77,6 @@ def _speed(name: str, size: float, raw: Row, ours: Row) -> Figure:
         other=size / raw.median,
         ratio=1 / ours.ratio,
     )
-
-
-def _reader(remote: str) -> Reader:
-    """A new one has hashed nothing and knows no ETag."""
-    return Reader(remote, manifests.load(remote), threads=STREAMS)
 
 
 def _client() -> Any:
