@@ -61,8 +61,12 @@ class Rival:
 
 def python_of(name: str, say: Callable[[str], None]) -> Path:
     """Its Python, installed where it is not; raises environments.InstallError."""
-    wanted = (resources.files("tools.bench.rivals") / f"{name}.txt").read_text()
-    return environments.install(f"bench-{name}", wanted, say, beside=True)
+    return environments.install(f"bench-{name}", requirements(name), say, beside=True)
+
+
+def requirements(name: str) -> str:
+    """What it is installed from, pinned."""
+    return (resources.files("tools.bench.rivals") / f"{name}.txt").read_text()
 
 
 def write(name: str, python: Path, arrays: tuple[Path, Path], folder: Path) -> None:

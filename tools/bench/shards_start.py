@@ -13,11 +13,12 @@ import numpy as np
 
 from shards import manifest as manifests
 from shards.manifest import Manifest
+from shards.order import BLOCK
 from tools.bench.harness import Variant, measure
 from tools.bench.shards_data import BATCH, Figure, Latents, opened, write_ours
 
 LATE = 0.9  # of an epoch
-REAL = 2048  # samples that exist
+WHOLE = 8  # blocks that exist, beside the last
 
 
 def starting(folder: Path, counts: tuple[int, ...], turns: int, goal: float) -> list[Figure]:
@@ -47,12 +48,11 @@ def starting(folder: Path, counts: tuple[int, ...], turns: int, goal: float) -> 
 
 
 def synthetic(root: Path, count: int) -> Manifest:
-    """A data set of `count` samples at `root`, whose blocks are `REAL` samples over and over."""
-    real = write_ours(Latents.draw(REAL), root)
-    blocks = -(-count // real.block)
-    index = real.blocks[np.arange(blocks) % len(real.blocks)]
-    index["rows"][-1] = count - (blocks - 1) * real.block
-    index["bytes"][-1] = [f.sample_bytes * int(index["rows"][-1]) for f in real.fields]
+    """A data set of `count` samples at `root`, whose blocks are `WHOLE` over and over, and the last one short."""
+    blocks = -(-count // BLOCK)
+    last = count - (blocks - 1) * BLOCK
+    real = write_ours(Latents.draw(WHOLE * BLOCK + last), root)
+    index = real.blocks[np.append(np.arange(blocks - 1) % WHOLE, WHOLE)]
     data = manifests.index_bytes(index)
     told = {"blocks": blocks, "bytes": len(data), "sha256": manifests.sha256_of(data)}
     shard = {**real.plain["shards"][0], "count": count, "blocks": blocks}

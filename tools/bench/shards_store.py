@@ -14,6 +14,7 @@ import numpy as np
 from shards import manifest as manifests
 from shards import storage, transfer
 from shards.errors import DamagedError
+from shards.manifest import Manifest
 from shards.parts import Part
 from shards.reader import Reader
 from tools.bench.harness import Row, Variant, measure
@@ -32,7 +33,7 @@ def storing(
         transfer.copy(root, remote)
         manifest = manifests.load(remote)
         order = np.random.default_rng(0).permutation(manifest.block_count).tolist()
-        spans = [p for b in order for p in Reader(remote, manifest).blocks.parts(b)]
+        spans = _spans(remote, manifest, order)
         size = sum(part.stop - part.start for part in spans)
         client = _client()
 
@@ -67,6 +68,13 @@ def storing(
         _speed(blocks, size / 1e6, rows["raw"], rows["ours"]).judged(goal),
         _speed(whole, size / 1e6, rows["raw"], rows["stream"]),
     ]
+
+
+def _spans(remote: str, manifest: Manifest, order: list[int]) -> list[Part]:
+    """What our reader asks for, block by block."""
+    reader = Reader(remote, manifest)
+    reader.close()
+    return [part for block in order for part in reader.blocks.parts(block)]
 
 
 def _speed(name: str, size: float, raw: Row, ours: Row) -> Figure:
