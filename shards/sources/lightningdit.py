@@ -2,7 +2,8 @@
 
 Each holds `latents` (n, C, H, W), `latents_flip` of the mirror images, and `labels` (n,). Files are mapped, so that
 the rows that a block takes from anywhere cost what they hold. A row becomes both forms, (2, C, H, W), as our header's
-flips have them.
+flips have them. An extraction by several ranks repeats some images, so that each rank has as many; where latents were
+sampled, such copies are not the same bytes, and stay.
 """
 
 from __future__ import annotations

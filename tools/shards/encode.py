@@ -109,10 +109,11 @@ def run(options: argparse.Namespace) -> int:
     from selfguide.autoencoders.encode import encode, plan
     from selfguide.autoencoders.encoding import EncodedSource
 
-    task = _task(options)
-    source = EncodedSource.of(task.source, task.encoding, task.device)
+    task, array = _task(options), options.tasks is not None or options.cluster
+    # GPUs of jobs need not be here
+    source = EncodedSource.of(task.source, task.encoding, "cpu" if array else task.device)
     planned = plan(task, source)
-    if options.tasks is not None or options.cluster:
+    if array:
         return _submit(options, task, planned)
     built = report.Counted("encoding shards")
     manifest, new = encode(task, source, watch=built)
