@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from shards import manifest as manifests
 from shards import parallel, storage, writer
 from shards.errors import DamagedError, UserError
-from shards.manifest import digest
 from shards.source import Stored
 from shards.sources.listing import BadInputError, Listing, Picture
 
@@ -195,7 +195,7 @@ def scan(
     work = partial(_look_at_part, urls, listing)
     for _ in watch(parallel.spread(work, parallel.share(todo, rank, world), workers), len(todo)):
         pass
-    return _judge(root, listing, _load(urls), dedupe, max_skipped)
+    return _judge(root, listing, _load(urls, listing), dedupe, max_skipped)
 
 
 def _urls(root: storage.Url, listing: Listing) -> list[str]:
@@ -204,7 +204,8 @@ def _urls(root: storage.Url, listing: Listing) -> list[str]:
     content = hashlib.sha256(
         b"".join(a.tobytes() + a.dtype.str.encode() for a in places)
     ).hexdigest()
-    name = digest({"name": listing.name, "rule": listing.decode.rule, "listed": content})[:12]
+    decided = {"name": listing.name, "rule": listing.decode.rule, "listed": content}
+    name = manifests.digest(decided)[:12]
     parts = -(-len(listing.keys) // PART)
     return [
         storage.join(root, "source", f"{name}-{p:05d}-of-{parts:05d}.json") for p in range(parts)
@@ -214,17 +215,21 @@ def _urls(root: storage.Url, listing: Listing) -> list[str]:
 def _look_at_part(urls: list[str], listing: Listing, part: int) -> bool:
     if storage.exists(urls[part]):
         return False
+    storage.publish(urls[part], manifests.seal(_told(listing, part)), replace=True)
+    return True
+
+
+def _told(listing: Listing, part: int) -> dict[str, Any]:
+    """What is kept of a part's inputs."""
     rows = range(part * PART, min((part + 1) * PART, len(listing.keys)))
     looks = [_look(listing, row) for row in rows]
     kinds = sorted({kind for _, kind, _ in looks if kind is not None})
-    told = {
+    return {
         "sha256": "".join(sha256 for sha256, _, _ in looks),
         "kinds": kinds,
         "kind": [_BAD if kind is None else kinds.index(kind) for _, kind, _ in looks],
-        "reasons": {row: look[2] for row, look in zip(rows, looks, strict=True) if look[2]},
+        "reasons": {str(row): look[2] for row, look in zip(rows, looks, strict=True) if look[2]},
     }
-    storage.publish(urls[part], json.dumps(told).encode(), replace=True)
-    return True
 
 
 def _look(listing: Listing, row: int) -> tuple[str, Kind | None, str]:
@@ -249,12 +254,16 @@ class _Looks:
     reasons: dict[int, str]  # of the bad ones
 
 
-def _load(urls: list[str]) -> _Looks:
+def _load(urls: list[str], listing: Listing) -> _Looks:
     hashes, kind = [], []
     reasons: dict[int, str] = {}
     kinds: dict[Kind, int] = {}
-    for url in urls:
-        told = json.loads(storage.read_bytes(url))
+    for part, url in enumerate(urls):
+        try:
+            told = manifests.unseal(storage.read_bytes(url))
+        except DamagedError:  # it rotted since
+            told = _told(listing, part)
+            storage.publish(url, manifests.seal(told), replace=True)
         hashes.append(np.frombuffer(bytes.fromhex(told["sha256"]), dtype=np.uint8).reshape(-1, 32))
         numbers = [kinds.setdefault((tuple(k[0]), k[1]), len(kinds)) for k in told["kinds"]]
         kind.append(np.array([*numbers, _BAD])[told["kind"]])  # _BAD is -1: the last

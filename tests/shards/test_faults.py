@@ -1,11 +1,10 @@
 """What disks and kills do to a data set, a cache and a writer: always noticed, never believed, never a hang.
 
-docs/faults.md lists which test stands for which fault at which layer; the last test here keeps that list true.
+docs/faults.md says which test stands for which fault at which layer; tests/s3/test_layers.py has those of stores.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import json
 import logging
@@ -30,18 +29,12 @@ from shards.errors import DamagedError, UserError
 from shards.manifest import Manifest
 from shards.reader import Reader
 from shards.verify import verify
+from tests.shards import inputs
 from tests.shards.data import LATENT, names, source, write
 from tests.shards.disks import disk
 from tools.shards.__main__ import main
 
 pytestmark = pytest.mark.timeout(120)
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "faults.md"
-FAULTS = (
-    *("bit flip in header", "bit flip in payload", "truncation", "short 206", "early close"),
-    *("503 storm", "ETag change", "expired token", "SIGKILL", "full disk"),
-)
-LAYERS = ("format", "storage", "cache", "writer")
 
 
 def _flip(path: Path, bit: int) -> None:
@@ -156,6 +149,25 @@ def test_a_record_of_before_that_has_no_digest_is_sound_and_is_made_anew(tmp_pat
     (tmp_path / "LATEST").unlink()
     write(tmp_path, 600)
     assert record.read_bytes() == sealed
+
+
+def test_what_a_first_look_kept_is_looked_at_again_where_it_rotted(tmp_path: Path) -> None:
+    """A wrong digit in the sha256 of an input would make the input the liar."""
+    pictures = inputs.image_folder(tmp_path / "in", inputs.pixels(40))
+    (pictures / "a" / "bad.png").write_text("no picture")
+    command = ["make", "folder", str(pictures), "--max-skipped", "1", "--out"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    tree = _tree(tmp_path / "out")
+    part = next((tmp_path / "out" / "source").iterdir())
+    rng = np.random.default_rng(0)
+    for place in [*rng.integers(0, part.stat().st_size, 8).tolist(), None]:
+        (tmp_path / "out" / "LATEST").unlink()
+        if place is None:
+            os.truncate(part, 100)
+        else:
+            _flip(part, 8 * place + int(rng.integers(8)))
+        assert main([*command, str(tmp_path / "out")]) == 0
+        assert _tree(tmp_path / "out") == tree
 
 
 READ = """
@@ -376,34 +388,3 @@ def test_sweep_and_a_writers_end_are_of_what_is_a_day_old(
     assert {n: c for n, c in _tree(root).items() if not n.endswith(".tmp")} == tree
     with pytest.raises(UserError, match="--older -1: give hours"):
         main(["sweep", str(root), "--older", "-1"])
-
-
-def _rows() -> dict[str, list[list[str]]]:
-    """The table of the page: of each fault, the tests of each layer."""
-    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert [c.lower() for c in cells[0]] == ["fault", *LAYERS]
-    return {row[0]: [re.findall(r"`([^`]+)`", cell) for cell in row[1:]] for row in cells[2:]}
-
-
-def _tests(file: Path) -> tuple[set[str], set[str]]:
-    """Names of the tests in a file, and all its strings, among which a parameter's name must be."""
-    nodes = [*ast.walk(ast.parse(file.read_text()))]
-    functions = {n.name for n in nodes if isinstance(n, ast.FunctionDef)}
-    strings = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-    return {f for f in functions if f.startswith("test_")}, strings
-
-
-def test_each_fault_has_tests_at_each_layer() -> None:
-    rows = _rows()
-    assert [*rows] == [*FAULTS]
-    for fault, cells in rows.items():
-        assert len(cells) == len(LAYERS)
-        for layer, cell in zip(LAYERS, cells, strict=True):
-            assert cell, f"no test of {fault} at {layer}"
-            for name in cell:
-                file, _, test = name.partition("::")
-                test, _, parameter = test.rstrip("]").partition("[")
-                known, strings = _tests(ROOT / "tests" / file)
-                assert test in known, name
-                assert not parameter or parameter in strings, name
