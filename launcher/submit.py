@@ -22,11 +22,11 @@ from launcher.compose import compose, without_group
 from launcher.folder import Attempt
 from launcher.lock import held
 from selfguide.spec.annotations import absolute_annotations, check_annotations, promises
-from selfguide.spec.config import Config, LabelGuidance
+from selfguide.spec.config import Config
 from selfguide.spec.files import read_config, to_yaml
+from selfguide.spec.fitting import check_fit
 from selfguide.spec.origin import check_weights
 from selfguide.spec.run import RunFolder, digest, identity, write_record
-from selfguide.spec.shown import check_shown
 from selfguide.spec.validate import validate
 from selfguide.spec.words import nearest
 from shards import cli, storage
@@ -102,12 +102,14 @@ def absolute(config: Config) -> Config:
     root = config.data.root
     if not storage.is_remote(root):
         root = str(Path(root).expanduser().resolve())
+    # not resolved: each node has its own
+    cache = config.data.cache and str(Path(config.data.cache).expanduser().absolute())
     # not resolved: a hub cache links names to blobs, and the name says what kind of file it is
     weights = config.init.path and str(Path(config.init.path).expanduser().absolute())
     return dataclasses.replace(
         config,
         runs=str(Path(config.runs).expanduser().resolve()),
-        data=dataclasses.replace(config.data, root=root),
+        data=dataclasses.replace(config.data, root=root, cache=cache),
         init=dataclasses.replace(config.init, path=weights),
         guidance=absolute_annotations(config.guidance),
     )
@@ -138,21 +140,8 @@ def check_data(config: Config) -> str:
     """The hash of the shards' manifest, once it is known to be what the experiment expects."""
     from shards import manifest  # needs NumPy, and a dry run does not
 
-    found, data = manifest.load(config.data.root), config.data
-    if found.count < 1:
-        raise UserError(
-            f"data.root={data.root} holds no sample; write shards into it, or give another data.root"
-        )
-    check_shown(data, manifest.Header.of(found.header), found.model_shape)
-    if found.classes and found.classes != data.classes:
-        raise UserError(
-            f"data.classes={data.classes} and the shards in {data.root} have {found.classes} classes; "
-            f"set data.classes={found.classes}"
-        )
-    if isinstance(config.guidance, LabelGuidance) and not found.classes:
-        raise UserError(
-            f"guidance=labels, and the shards in {data.root} have no labels; take guidance=online"
-        )
+    found = manifest.load(config.data.root)
+    check_fit(config, found)
     return found.hash
 
 

@@ -137,15 +137,9 @@ class Cache:
     def _claim(self) -> None:
         marker = self._folder / MARKER
         self._folder.mkdir(parents=True, exist_ok=True)
-        if marker.exists():
-            return
-        others = sorted(p.name for p in self._folder.iterdir() if p.name != MARKER)
-        if others and not marker.exists():  # another process may have claimed it in between
-            raise UserError(
-                f"cache={self._folder} holds other things ({', '.join(others[:3])}): name an empty "
-                "or new folder, of which blocks are deleted to make room"
-            )
-        marker.touch()
+        if not marker.exists():
+            _refuse_others(self._folder)
+            marker.touch()
 
     def _make_room(self, size: int, need: Need) -> bool:
         """Counts `size` bytes in, of what is deleted if it must be; the caller holds the lock.
@@ -228,6 +222,36 @@ class Cache:
         if not self.refused:
             _log.warning("cache %s: %s; reading goes on without it", self._folder, error.strerror)
         self.refused += 1
+
+
+def check(folder: str | os.PathLike[str]) -> None:
+    """Returns when this machine could have a cache in `folder`, as far as that shows without a change to it.
+
+    Raises:
+        UserError: it holds other things, or cannot be made or written.
+    """
+    path = Path(folder)
+    try:
+        if path.is_dir():
+            _refuse_others(path)
+        there = next(p for p in (path, *path.parents) if p.exists())
+    except OSError as error:
+        raise UserError(
+            f"cache={folder}: {error.strerror}; name a folder on a disk of this node"
+        ) from error
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "cannot be written" if there.is_dir() else "is a file"
+        raise UserError(f"cache={folder}: {there} {reason}; name a folder on a disk of this node")
+
+
+def _refuse_others(folder: Path) -> None:
+    others = sorted(p.name for p in folder.iterdir() if p.name != MARKER)
+    # looked for last: another process may have claimed the folder in between
+    if others and not (folder / MARKER).exists():
+        raise UserError(
+            f"cache={folder} holds other things ({', '.join(others[:3])}): name an empty or new folder, of which "
+            "blocks are deleted to make room"
+        )
 
 
 @contextlib.contextmanager

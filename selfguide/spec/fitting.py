@@ -1,0 +1,134 @@
+"""Whether shards are what a run can learn from: shape, labels, and latents in the units that its first weights know.
+
+All of it is told by the shards' manifest before a job is queued.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfguide.spec.config import Config, LabelGuidance
+from selfguide.spec.origin import read_snapshot
+from selfguide.spec.shown import check_shown
+from shards import storage
+from shards.errors import UserError
+
+if TYPE_CHECKING:  # needs NumPy, and a dry run does not
+    from shards.manifest import Header, Manifest
+
+PUBLISHED_SCALE = 0.18215  # of the latents that DiT, SiT and U-ViT learned (Rombach et al. 2022)
+_OTHERS = ("va_vae", "tiny")  # encoders known here whose latents those are not
+_LATENTS_OF = (
+    "kind",
+    "encoder",
+    "encoder_sha256",
+    "shift",
+    "scale",
+)  # what tells two latent spaces apart
+
+
+def check_fit(config: Config, manifest: Manifest) -> None:
+    """Returns when these shards are what `config` expects.
+
+    Raises:
+        UserError: the first disagreement, with field, value and cure.
+    """
+    from shards.manifest import Header
+
+    data, header = config.data, Header.of(manifest.header)
+    if manifest.count < 1:
+        raise UserError(
+            f"data.root={data.root} holds no sample; write shards into it, or give another data.root"
+        )
+    check_shown(data, header, manifest.model_shape)
+    if manifest.classes and manifest.classes != data.classes:
+        raise UserError(
+            f"data.classes={data.classes} and the shards in {data.root} have {manifest.classes} classes; "
+            f"set data.classes={manifest.classes}"
+        )
+    if isinstance(config.guidance, LabelGuidance) and not manifest.classes:
+        raise UserError(
+            f"guidance=labels, and the shards in {data.root} have no labels; take guidance=online"
+        )
+    if config.evaluation.protocol == "fd_digits" and header.kind == "latent":
+        raise UserError(
+            f"evaluation.protocol=fd_digits compares images, and the shards in {data.root} hold latents of "
+            f"{header.encoder}; set evaluation=none"
+        )
+    _check_first_weights(config, header)
+    if data.cache is not None and storage.is_remote(data.root):
+        _check_cache(config, data.cache, manifest)
+
+
+def _check_first_weights(config: Config, header: Header) -> None:
+    """Weights go on learning in the units they know: of another encoder or scale every latent means something else."""
+    init = config.init
+    if (
+        init.source == "snapshot" and Path(str(init.path)).exists()
+    ):  # gone ones are the run's own record's to judge
+        held, _ = read_snapshot(Path(str(init.path)), verify="sizes")
+        _same_latents(held["data"]["header"], header, config)
+    elif init.source == "official" and header.kind == "latent":
+        if header.encoder in _OTHERS:
+            raise UserError(
+                f"init.path={init.path} holds weights that learned latents of sd_vae, and the shards in "
+                f"data.root={config.data.root} hold those of {header.encoder}; encode them anew, or take init=scratch"
+            )
+        pairs = {"shift": (0.0, header.shift), "scale": (PUBLISHED_SCALE, header.scale)}
+        for field, (theirs, ours) in pairs.items():
+            if not _close(theirs, ours):
+                raise UserError(
+                    f"init.path={init.path} holds weights that learned latents with {field}={theirs}, and the shards "
+                    f"in data.root={config.data.root} have header {field}={ours}; write them anew with that, or take "
+                    "init=scratch"
+                )
+
+
+def _same_latents(plain: Mapping[str, Any], header: Header, config: Config) -> None:
+    """Images are put on one scale by their own header, so of them only the kind is compared."""
+    from shards.manifest import Header
+
+    theirs = Header.of(plain)
+    for field in _LATENTS_OF if "latent" in (theirs.kind, header.kind) else ("kind",):
+        was, now = getattr(theirs, field), getattr(header, field)
+        same = _close(was, now) if field in ("shift", "scale") else was == now
+        if not same:
+            raise UserError(
+                f"the snapshot in init.path={config.init.path} learned from data with header {field}={was}, and the "
+                f"shards in data.root={config.data.root} have {field}={now}; write them anew as those, or take "
+                "another snapshot, or init=scratch"
+            )
+
+
+def _close(one: float | Sequence[float], other: float | Sequence[float]) -> bool:
+    """Equal, each channel, as far as numbers that went through files are."""
+    a, b = ([v] if isinstance(v, int | float) else [*v] for v in (one, other))
+    channels = max(len(a), len(b))
+    pairs = zip(a * (channels // len(a)), b * (channels // len(b)), strict=False)
+    return (
+        len(a) in (1, channels)
+        and len(b) in (1, channels)
+        and all(math.isclose(x, y, rel_tol=1e-5, abs_tol=1e-8) for x, y in pairs)
+    )
+
+
+def _check_cache(config: Config, folder: str, manifest: Manifest) -> None:
+    """A cache that cannot hold what is read at once deletes each block before its other samples are due."""
+    from shards import cache
+    from shards.order import WINDOW
+
+    data, blocks = config.data, -(-manifest.count // manifest.block)
+    at_once = blocks if data.mode == "global" else min(WINDOW, blocks)
+    needed = at_once * -(-sum(shard.bytes for shard in manifest.shards) // blocks)
+    if data.cache_bytes < needed:
+        what = "all of it" if at_once == blocks else f"a window of {at_once} blocks"
+        cure = ", or data.mode=window" if data.mode == "global" and blocks > WINDOW else ""
+        raise UserError(
+            f"data.cache_bytes={data.cache_bytes} is too small: data.mode={data.mode} reads from {what} at a time, "
+            f"{needed} bytes; give data.cache_bytes={needed} or more{cure}"
+        )
+    if config.cluster.kind == "local":  # a cluster's nodes have disks that cannot be seen from here
+        cache.check(folder)
