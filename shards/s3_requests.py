@@ -112,9 +112,8 @@ class Requests:
             return ConditionError(seen)
         if status == 416:
             return DamagedError(f"{url}: the object ends before the range that was asked for")
-        if status == 400 and not _BUCKET.fullmatch(
-            split(url)[0]
-        ):  # old buckets may have such names
+        # asked only now: buckets of long ago may have such names
+        if status == 400 and not _BUCKET.fullmatch(split(url)[0]):
             return _no_name(url)
         message = answer.get("Error", {}).get("Message", "")
         return StoreError(f"{url} at {client.meta.endpoint_url}: answered {seen}: {message}")
