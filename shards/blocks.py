@@ -18,9 +18,6 @@ from shards.parts import Arrays, Part, Picked, Raw, Tars
 __all__ = ["Arrays", "Blocks"]
 
 _LARGE = 1024  # bytes of a sample
-_SHARED = (
-    1 << 20
-)  # bytes from which on two threads copy; NumPy lets go of the interpreter meanwhile
 
 
 class Blocks(Tars[Arrays]):

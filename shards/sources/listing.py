@@ -29,6 +29,9 @@ SUFFIXES = frozenset(
 )
 
 
+_PNG_LEVEL = 2  # of photographs: a quarter of the default's time, an eighth more bytes
+
+
 class BadInputError(ValueError):
     """One input that cannot become a sample; the message says why."""
 
@@ -169,7 +172,7 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
     file = io.BytesIO()
     image = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
-    Image.fromarray(image).save(file, format="PNG")
+    Image.fromarray(image).save(file, format="PNG", compress_level=_PNG_LEVEL)
     return file.getvalue()
 
 

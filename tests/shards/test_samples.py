@@ -81,6 +81,38 @@ def test_another_process_reads_from_the_cache_alone(
             assert (reader.counts["fetched"] > 0) == (turn == 0)
 
 
+def test_a_small_cache_makes_room_by_the_order_though_a_block_lies_in_several_tars(
+    root: Path, expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """Room for two of three blocks: of the two that are there, the one needed last goes."""
+    manifest = manifests.load(root)
+    tars = tars_of(root, manifest, mapped=False)
+    assert [len(tars.pieces(block)) for block in range(3)] == [3, 4, 2]
+    needed = {0: 1.0, 1: 3.0, 2: 2.0}
+    asked: list[int] = []
+
+    def need(blocks: np.ndarray, position: int) -> np.ndarray:
+        asked.extend(blocks.tolist())
+        return np.array([needed[block] for block in blocks.tolist()])
+
+    room = int(manifest.blocks["bytes"].sum()) - 1
+    with closing(
+        Reader(root, manifest, mapped=False, cache=Cache(tmp_path, room), needed=need)
+    ) as reader:
+        for block in (0, 1, 2):
+            rows = np.arange(block * 256, min(block * 256 + 256, COUNT))
+            assert _alike(reader.gather(rows), expected, rows)
+    assert {*asked} >= {
+        0,
+        1,
+    }  # every piece was known as its block's, and none as another data set's
+    with closing(Reader(root, manifest, mapped=False, cache=Cache(tmp_path, room))) as reader:
+        for block, cached in ((0, 1), (2, 1), (1, 0)):
+            before = reader.counts["cached"]
+            reader.gather(np.array([block * 256]))
+            assert reader.counts["cached"] - before == cached
+
+
 def test_a_block_is_one_range_of_each_tar_that_it_lies_in(root: Path) -> None:
     manifest = manifests.load(root)
     with closing(Reader(root, manifest, mapped=False)) as reader:
@@ -166,8 +198,8 @@ def test_a_flipped_bit_ends_the_reading_or_others_stand_in(
     with closing(
         Reader(hurt, manifest, mapped=mapped, on_damage="substitute", damaged=0.5)
     ) as reader:
-        found = reader.gather(np.array([10, 256, 400, 699]))
-        assert found["ordinal"].tolist() == [10, 512, 512 + 144, 699]
+        found = reader.gather(np.array([10, 256, 400, 511, 699]))
+        assert found["ordinal"].tolist() == [10, 512, 512 + 144, 512 + 255 - 188, 699]
         assert _alike(found, expected, found["ordinal"])
     assert any("sample 300, at byte" in problem for problem in verify(hurt).problems)
 
@@ -331,21 +363,25 @@ def test_what_the_work_raises_is_raised_and_later_work_gets_its_own_answers(pool
 
 
 ORPHANS = """
-import os, signal, sys
+import os, signal, sys, threading, time
 from shards.decoding import Decoders
 if __name__ == "__main__":
     pool = Decoders(2)
     pool.map(abs, [1, 2, 3, 4])
     print(*[process.pid for process in pool._processes.values()], flush=True)
+    if sys.argv[1] == "busy":
+        threading.Thread(target=pool.map, args=(time.sleep, [3600] * 4), daemon=True).start()
+        time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 @pytest.mark.timeout(60)
-def test_the_processes_die_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["idle", "busy"])
+def test_the_processes_die_with_a_parent_that_was_killed(tmp_path: Path, state: str) -> None:
     (tmp_path / "orphans.py").write_text(ORPHANS)
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "orphans.py")],
+        [sys.executable, str(tmp_path / "orphans.py"), state],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
