@@ -6,16 +6,21 @@ other hardware rounds otherwise, so latents are compared by their distance, in s
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from selfguide.autoencoders.encoding import EncodedSource, Encoding
 from shards import manifest as manifests
 from shards.errors import UserError
 from shards.manifest import Manifest
 from shards.reader import Reader
+
+Rows = NDArray[np.int64]
+Watch = Callable[[Iterable[Rows], int], Iterable[Rows]]  # sees batches go by, and their number
 
 WELL = 0.02  # TF32 in place of float32 gives a tenth of it, another image about 1.4
 
@@ -43,6 +48,7 @@ def reencode(
     weights: str | None = None,
     statistics: str | None = None,
     device: str = "auto",
+    watch: Watch = lambda parts, total: parts,
 ) -> Reencoded:
     """Encodes `samples` of the latents at `root` again, drawn by `seed`, from the images at `source`.
 
@@ -58,7 +64,9 @@ def reencode(
     ordinals = np.sort(drawn.astype(np.int64))
     with closing(Reader(root, manifest)) as reader, closing(made):
         found = reader.gather(ordinals)
-        again = made.images(ordinals)
+        batch = made.encoding.batch
+        parts = [ordinals[i : i + batch] for i in range(0, len(ordinals), batch)]
+        again = np.concatenate([made.images(part) for part in watch(parts, len(parts))])
     far = _distances(manifest, found["x"], again)
     far[found["key"] != np.char.decode(made.keys[ordinals], "utf-8")] = np.inf
     worst = int(far.argmax())

@@ -32,6 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--source", metavar="DIR", help="the images that were encoded")
     parser.add_argument("--weights", metavar="PATH", help="of the encoder; else as encode finds it")
+    parser.add_argument("--statistics", metavar="PATH", help="of va_vae's latents, likewise")
     parser.add_argument("--seed", type=int, default=0, help="draws the N samples (0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -67,5 +68,12 @@ def _reencode(options: argparse.Namespace) -> Reencoded | None:
         )
     from selfguide.autoencoders.reencode import reencode
 
-    told = {"seed": options.seed, "weights": options.weights}
-    return reencode(options.root, options.source, options.reencode, **told)
+    return reencode(
+        options.root,
+        options.source,
+        options.reencode,
+        seed=options.seed,
+        weights=options.weights,
+        statistics=options.statistics,
+        watch=report.watch("encoding again"),
+    )
