@@ -39,12 +39,14 @@ class TarBuilder:
     """Builds one tar in memory (a shard is about 128 MiB)."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self._offset = 0
 
     def add(self, name: str, array: NDArray[np.generic]) -> Placed:
-        """Appends `array` as the .npy member `name`; C order, its own dtype."""
-        payload = np.ascontiguousarray(array).tobytes()
+        """Appends `array` as the .npy member `name`; C order, its own dtype. It must stay as it is until `finish`."""
+        payload = (
+            np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        )  # copied once, at the end
         alignment = PAGE if len(payload) >= PAGE else _SMALL
         header = npy_header(array.dtype, array.shape, self._offset + SECTOR, alignment)
         member = tarfile.TarInfo(name)  # mtime 0, uid and gid 0, no names
@@ -76,7 +78,7 @@ class TarBuilder:
         self._append(bytes(2 * SECTOR))
         return b"".join(self._parts)
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: bytes | memoryview) -> None:
         self._parts.append(data)
         self._offset += len(data)
 

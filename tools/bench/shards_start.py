@@ -18,6 +18,7 @@ from tools.bench.harness import Variant, measure
 from tools.bench.shards_data import BATCH, Figure, Latents, opened, write_ours
 
 LATE = 0.9  # of an epoch
+FEW = 10_000_000  # samples up to which a turn is over in no time
 WHOLE = 8  # blocks that exist, beside the last
 
 
@@ -32,7 +33,8 @@ def starting(folder: Path, counts: tuple[int, ...], turns: int, goal: float) -> 
             Variant("at 0", partial(first_batch, root, 0)),
             Variant("at 90 %", partial(first_batch, root, late)),
         ]
-        rows = {row.name: row for row in measure(variants, repeats=turns, warmup=1)}
+        many = turns if count > FEW else 5 * turns
+        rows = {row.name: row for row in measure(variants, repeats=many, warmup=1)}
         then = rows["at 90 %"]
         figures.append(
             Figure(
