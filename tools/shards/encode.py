@@ -10,6 +10,9 @@ each image, for SD-VAE (f8, 4 channels) at 256 pixels and float16:
   --flips            and the same of the mirror image, twice the bytes: a network that is shown mirrored images needs
                      these, for the mirror image of a latent is not the latent of the mirror image
 
+Tars that `index` found keep their own order, too: where they are sorted by class, so are their latents; `make tars`
+shuffles first.
+
 Each process has the network once, on a GPU of its own where there are several; more --workers than GPUs overlap
 reading, encoding and writing. On the CPU each process takes one core. A killed encode goes on when the same command
 is given again and loses a shard a process at most.
