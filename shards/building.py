@@ -1,7 +1,12 @@
-"""The bytes of one shard, and the sidecar that commits it: a pure function of its plan and its number."""
+"""The bytes of one shard, and the sidecar that commits it: a pure function of its plan and its number.
+
+What all sidecars together say is the greater part of a manifest.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +16,7 @@ from numpy.typing import NDArray
 from shards import manifest as manifests
 from shards.errors import UserError
 from shards.layout import TarBuilder
+from shards.manifest import Field
 from shards.moments import Moments
 from shards.samples import KEY
 from shards.source import PictureSource
@@ -105,6 +111,35 @@ def _finite(x: NDArray[np.generic]) -> bool:
     bits = np.dtype(f"u{x.dtype.itemsize}")
     every = np.array(np.inf, dtype=x.dtype).view(bits)
     return not np.any((x.view(bits) & every) == every)
+
+
+def described(
+    records: Sequence[Mapping[str, Any]], fields: Sequence[Field], blocks: NDArray[np.void]
+) -> dict[str, Any]:
+    """What every manifest says: format, fields, statistics, index and shards, from the tars' records in their order.
+
+    `blocks` is the index, in the order of the tars.
+    """
+    known = (Moments.from_plain(r["moments"]) for r in records if r["moments"])
+    moments = reduce(Moments.merge, known)
+    index = manifests.index_bytes(blocks)
+    rows = np.bincount(blocks["shard"], minlength=len(records)).tolist()
+    return {
+        "format": "selfguide-shards",
+        "version": manifests.VERSION,
+        "fields": [{**asdict(f), "shape": [*f.shape]} for f in fields],
+        "statistics": {
+            "mean": moments.mean.tolist(),
+            "std": moments.std.tolist(),
+            "minimum": moments.minimum,
+            "maximum": moments.maximum,
+        },
+        "index": {"blocks": len(blocks), "bytes": len(index), "sha256": manifests.sha256_of(index)},
+        "shards": [
+            {**{n: r[n] for n in ("name", "bytes", "sha256", "count")}, "blocks": number}
+            for r, number in zip(records, rows, strict=True)
+        ],
+    }
 
 
 def _histogram(plan: Plan, rows: Rows) -> list[int] | None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from shards import manifest as manifests
 from shards import parallel, storage, writer
+from shards.building import described
 from shards.errors import DamagedError, UserError
 from shards.manifest import Field, Manifest
 from shards.moments import Moments
@@ -286,11 +287,6 @@ def _merge(
     keys = encode_keys([key for record in records for key in record["keys"]])
     _check_keys(keys, decode)
     shape, dtype = _one_kind(tars, records)
-    moments = reduce(
-        Moments.merge, (Moments.from_plain(r["moments"]) for r in records if r["moments"])
-    )
-    blocks = _table(records)
-    index = manifests.index_bytes(blocks)
     hashes = [[tar.name, record["sha256"]] for tar, record in zip(tars, records, strict=True)]
     fields = [Field(name="x", dtype=dtype, shape=shape, kind="image")]
     histogram = None
@@ -298,23 +294,16 @@ def _merge(
         fields.append(Field(name="y", dtype="<i8", shape=(), kind="label"))
         histogram = np.bincount([y for r in records for y in r["labels"]]).tolist()
     fields.append(Field(name="id", dtype=keys.dtype.str, shape=(), kind="key"))
+    blocks = _table(records)
     plain = {
-        "format": "selfguide-shards",
-        "version": manifests.VERSION,
+        **described(records, fields, blocks),
         "layout": "samples",
         "indexed": True,
         "decode": decode.plain(),
         "plan": manifests.digest({"plan": _plan(decode), "tars": hashes}),
         "count": seen.kept,
         "block": BLOCK,
-        "fields": [{**asdict(f), "shape": [*f.shape]} for f in fields],
         "header": PIXELS.plain(),
-        "statistics": {
-            "mean": moments.mean.tolist(),
-            "std": moments.std.tolist(),
-            "minimum": moments.minimum,
-            "maximum": moments.maximum,
-        },
         "label_histogram": histogram,
         "source": {
             "name": PurePosixPath(tars[0].url).parent.name,
@@ -325,11 +314,6 @@ def _merge(
         },
         "seed": 0,  # nothing was shuffled
         "order": "source",
-        "index": {"blocks": len(blocks), "bytes": len(index), "sha256": manifests.sha256_of(index)},
-        "shards": [
-            {**{n: r[n] for n in ("name", "bytes", "sha256", "count")}, "blocks": r["count"]}
-            for r in records
-        ],
     }
     return Manifest.of(plain, blocks)
 

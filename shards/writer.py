@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial, reduce
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from shards import manifest as manifests
 from shards import parallel, storage
-from shards.building import SAMPLE, build_shard
+from shards.building import SAMPLE, build_shard, described
 from shards.errors import DamagedError, UserError
 from shards.manifest import Field, Header, Layout, Manifest
-from shards.moments import Moments
 from shards.order import BLOCK, key, permute
 from shards.samples import KEY, Decode
 from shards.source import PictureSource, Source
@@ -342,24 +341,14 @@ def _commit(root: storage.Url, plan: Plan, k: int) -> bool:
 
 def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
     """The manifest of all shards, from their sidecars in order."""
-    moments = reduce(Moments.merge, (Moments.from_plain(s["moments"]) for s in sidecars))
     labelled = plan.source.labels is not None
     blocks = _table(plan.columns, sidecars)
-    index = manifests.index_bytes(blocks)
     plain = {
-        "format": "selfguide-shards",
-        "version": manifests.VERSION,
+        **described(sidecars, plan.fields, blocks),
         "plan": plan.hash,
         "count": plan.count,
         "block": plan.block,
-        "fields": [{**asdict(f), "shape": [*f.shape]} for f in plan.fields],
         "header": plan.header.plain(),
-        "statistics": {
-            "mean": moments.mean.tolist(),
-            "std": moments.std.tolist(),
-            "minimum": moments.minimum,
-            "maximum": moments.maximum,
-        },
         "label_histogram": (
             np.sum([s["label_histogram"] for s in sidecars], axis=0).tolist() if labelled else None
         ),
@@ -368,11 +357,6 @@ def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
         **plan.laid,
         "source": plan.origin,
         "seed": plan.seed,
-        "index": {"blocks": len(blocks), "bytes": len(index), "sha256": manifests.sha256_of(index)},
-        "shards": [
-            {**{n: s[n] for n in ("name", "bytes", "sha256", "count")}, "blocks": len(s["blocks"])}
-            for s in sidecars
-        ],
     }
     return Manifest.of(plain, blocks)
 
