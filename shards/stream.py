@@ -187,8 +187,9 @@ class Stream:
         """Into the accounts of the epochs that a batch is of, most often one."""
         self.substituted += int(stands_in.sum())
         sources, ordinals = self._blend.locate(asked.samples)
-        for key in {*zip(sources.tolist(), asked.epochs.tolist(), strict=True)}:
-            here = (sources == key[0]) & (asked.epochs == key[1])
+        keys = {*zip(sources.tolist(), asked.epochs.tolist(), strict=True)}
+        for key in keys:
+            here = (sources == key[0]) & (asked.epochs == key[1]) if len(keys) > 1 else ...
             account = self._under_way.get(key, Account(source=key[0], epoch=key[1]))
             self._under_way[key] = account.add(ordinals[here], int(stands_in[here].sum()))
 

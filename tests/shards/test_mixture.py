@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shards
+from shards import manifest as manifests
 from shards import writer
 from shards.account import Account, prove
 from shards.errors import DamagedError, UserError
 from shards.manifest import Header
-from shards.mixing import Blend
+from shards.mixing import Blend, make_blend
 from shards.order import Mixture, Order
 from shards.source import ArraySource
 from tests.shards.data import LATENT, flip, payload, source, write
@@ -148,6 +149,18 @@ def test_what_stands_in_comes_from_the_same_source(tmp_path: Path) -> None:
     with shards.open(roots, weights=[1, 1], **options) as stream, pytest.raises(DamagedError):
         for _ in range(12):
             next(stream)
+
+
+def test_sources_of_one_size_have_orders_of_their_own(roots: list[Path]) -> None:
+    manifest = manifests.load(roots[0])
+    made = make_blend([manifest] * 2, [1, 1], seed=4, mode="global", window=1)
+    one, other = (order.ordinals(np.arange(700)) for order in made.orders)
+    assert (one == other).sum() < 20
+    alone = make_blend([manifest], None, seed=4, mode="global", window=1)
+    assert np.array_equal(
+        alone.plan(np.arange(900))[0],
+        Order(count=700, seed=4, mode="global").ordinals(np.arange(900)),
+    )
 
 
 def test_the_state_names_all_that_is_read(roots: list[Path]) -> None:

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike, NDArray
 
 import shards
+from shards import manifest as manifests
 from shards.account import Account, prove, whole
 from shards.errors import DamagedError, UserError
+from shards.mixing import Blend
 from shards.order import Order
 from shards.reader import Reader
+from shards.stream import Share, Stream
 from tests.shards.data import flip, payload, write
 
 G = 24
@@ -60,6 +64,28 @@ def test_an_epoch_ends_with_its_last_batch_not_with_the_next_one(root: Path) -> 
             assert stream.ended == [] and len(stream.under_way()) == (step > 1)
             next(stream)
         assert [a.given for a in stream.ended] == [700] and stream.under_way() == []
+
+
+class Faulty(Order):
+    """Sample 5 stands where another one should, once in an epoch."""
+
+    def ordinals(self, positions: ArrayLike) -> NDArray[np.int64]:
+        found = super().ordinals(positions)
+        return np.where(np.asarray(positions) % self.count == 123, 5, found)
+
+
+@pytest.mark.parametrize("start", [0, 720])
+def test_one_that_reads_alone_proves_its_epochs_itself(root: Path, start: int) -> None:
+    """Each that it read from its beginning on."""
+    manifest = manifests.load(root)
+    share = Share(global_batch=G, micro_batch=G, rank=0, world=1)
+    order = Faulty(count=700, seed=2)
+    with (
+        Stream(Reader(root, manifest), [manifest], Blend(orders=(order,)), share, start) as stream,
+        pytest.raises(DamagedError, match=f"epoch {2 * (start > 0)}: 700 samples seen and 0"),
+    ):
+        for _ in range(100):
+            next(stream)
 
 
 def test_a_batch_may_end_several_epochs(tmp_path: Path) -> None:
