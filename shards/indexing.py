@@ -64,9 +64,9 @@ def find(paths: Sequence[str], out: str | None = None) -> tuple[str, list[Tar]]:
     urls = [url for path in paths for url in _urls(path)]
     if len({storage.is_remote(url) for url in urls}) > 1:
         raise UserError("some tars are on S3 and some are files: index them apart, or copy some")
-    twice = {url for url in urls if urls.count(url) > 1} if len(set(urls)) < len(urls) else set()
-    if twice:
-        raise UserError(f"{min(twice)} is named twice: name each tar once")
+    if len(set(urls)) < len(urls):
+        twice = next(url for i, url in enumerate(urls) if url in urls[:i])
+        raise UserError(f"{twice} is named twice: name each tar once")
     root = out or _common(paths, urls)
     base = root if storage.is_remote(root) else str(Path(root).resolve())
     tars = []
@@ -142,6 +142,8 @@ def _urls(path: str) -> list[str]:
     if not storage.is_remote(path):
         return [str(Path(found).resolve()) for found in expand([path], ".tar")]
     if path.endswith(".tar"):
+        if not storage.exists(path):
+            raise UserError(f"{path} does not exist: name tars, or a prefix of them")
         return [path]
     found = [storage.join(path, n) for n in storage.files(path) if n.endswith(".tar")]
     if not found:

@@ -64,3 +64,5 @@ def test_a_tar_that_is_replaced_after_it_was_indexed_is_damage(
 def test_a_prefix_without_tars_is_named(root: str) -> None:
     with pytest.raises(UserError, match=r"holds no \.tar objects"):
         main(["index", root])
+    with pytest.raises(UserError, match=r"no\.tar does not exist"):
+        main(["index", f"{root}/no.tar"])

@@ -363,6 +363,12 @@ def test_tars_that_cannot_be_indexed_are_named(tmp_path: Path, spoil: object, sa
     assert not storage.exists(tmp_path / "LATEST")
 
 
+def test_a_tar_that_is_named_twice_is_named(tmp_path: Path) -> None:
+    foreign.laion(tmp_path, 3)
+    with pytest.raises(UserError, match=r"00000\.tar is named twice"):
+        main(["index", str(tmp_path / "00000.tar"), str(tmp_path)])
+
+
 def test_our_own_shards_are_not_indexed_over(tmp_path: Path) -> None:
     source = str(_folder(tmp_path / "in"))
     main(["make", "folder", source, "--out", str(tmp_path / "out")])

@@ -3,7 +3,8 @@
 Every tar is read once: its sha256, the xxh3 of each sample, a decode of each picture, labels, and the channels' exact
 mean and deviation. The index goes into the tars' own folder, or to --out, which then names the tars by their full
 paths. What is there is read as every data set, shuffled in windows, and checked as strictly. A tar that is
-damaged or cut short is an error; a sample that does not decode is left out and told in skipped.jsonl.
+damaged or cut short is an error; a sample that does not decode is left out and told in skipped.jsonl. What was
+interrupted goes on behind the tars that are done. A tar on S3 is held in memory by the process that reads it.
 
 Nothing is shuffled before: tars whose samples are sorted by class should be written anew with `make tars`.
 Pictures are decoded each time they are read; give training data.decoders processes for that.
