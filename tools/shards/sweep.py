@@ -1,4 +1,4 @@
-"""End what killed writers left: on S3 unfinished uploads, which nobody sees and everybody pays for; in a folder, temporary files.
+"""End what killed writers left: on S3 unfinished uploads, which are hidden and cost; in a folder, temporary files.
 
 Only what began more than --older hours ago is ended: a writer that is still at work loses nothing. `make`, `encode` and
 `copy` do the same at their end, below their own folder, for what is older than a day; several ranks may do so at
