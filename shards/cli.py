@@ -31,7 +31,8 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except PermissionError as error:
-        print(f"error: {error.filename}: you may not do this here: {error.strerror}", file=sys.stderr)
+        place = error.filename or "the system"
+        print(f"error: {place}: you may not do this here: {error.strerror}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
