@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 import shards
 from shards import manifest as manifests
@@ -243,6 +244,38 @@ def test_a_block_without_its_bytes_is_asked_for_again(
     with closing(Reader(root, manifest, mapped=False)) as reader:
         assert _alike(reader.gather(np.arange(COUNT)), expected, np.arange(COUNT))
         assert spoiled and reader.counts["again"] == 1
+
+
+def test_a_cache_that_rotted_is_fetched_again(
+    root: Path, expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    manifest, counts = manifests.load(root), []
+    for turn in range(3):
+        with closing(Reader(root, manifest, mapped=False, cache=Cache(tmp_path))) as reader:
+            assert _alike(reader.gather(np.arange(COUNT)), expected, np.arange(COUNT))
+            counts.append((reader.counts["fetched"], reader.counts["cached"]))
+        if turn == 0:
+            data.flip(sorted(tmp_path.glob("*/*-*"))[0], 2000)
+    assert counts[0] == (9, 0) and counts[1][1] == 2 and counts[2] == (0, 3)
+
+
+def test_an_index_that_joins_two_samples_is_no_index(root: Path, tmp_path: Path) -> None:
+    """Its hashes hold, its structure does not."""
+    wrong = _copy(root, tmp_path / "wrong")
+    manifest = manifests.load(wrong)
+    blocks, plain = manifest.blocks.copy(), {**manifest.plain}
+    blocks["bytes"][0, 0] += blocks["bytes"][1, 0]
+    span = (wrong / "00000.tar").read_bytes()[: int(blocks["bytes"][0, 0])]
+    blocks["xxh3"][0, 0] = np.frombuffer(xxhash.xxh3_128_digest(span), dtype=np.uint8)
+    index = manifests.index_bytes(blocks)
+    plain["index"] = {**plain["index"], "sha256": manifests.sha256_of(index)}
+    manifests.save(wrong, Manifest.of(plain, blocks))
+    assert "there is no sample 0 as the index says" in "".join(verify(wrong).problems)
+    with (
+        closing(Reader(wrong, manifests.load(wrong))) as reader,
+        pytest.raises(DamagedError, match=r"at byte 0 .*: members of 2 samples"),
+    ):
+        reader.gather(np.array([0]))
 
 
 @pytest.mark.parametrize(
