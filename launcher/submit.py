@@ -99,9 +99,7 @@ def submit(config: Config) -> dict[str, Any]:
 
 def absolute(config: Config) -> Config:
     """Jobs run from their code copy, so paths must not depend on where they start."""
-    root = config.data.root
-    if not storage.is_remote(root):
-        root = str(Path(root).expanduser().resolve())
+    root, *mix = map(_absolute_root, (config.data.root, *config.data.mix))
     # not resolved: each node has its own
     cache = config.data.cache and str(Path(config.data.cache).expanduser().absolute())
     # not resolved: a hub cache links names to blobs, and the name says what kind of file it is
@@ -109,10 +107,14 @@ def absolute(config: Config) -> Config:
     return dataclasses.replace(
         config,
         runs=str(Path(config.runs).expanduser().resolve()),
-        data=dataclasses.replace(config.data, root=root, cache=cache),
+        data=dataclasses.replace(config.data, root=root, mix=tuple(mix), cache=cache),
         init=dataclasses.replace(config.init, path=weights),
         guidance=absolute_annotations(config.guidance),
     )
+
+
+def _absolute_root(root: str) -> str:
+    return root if storage.is_remote(root) else str(Path(root).expanduser().resolve())
 
 
 def first_weights(config: Config) -> str | None:
@@ -137,12 +139,12 @@ def first_weights(config: Config) -> str | None:
 
 
 def check_data(config: Config) -> str:
-    """The hash of the shards' manifest, once it is known to be what the experiment expects."""
-    from shards import manifest  # needs NumPy, and a dry run does not
+    """The hash of the shards' manifest, or of all that are mixed, once they are what the experiment expects."""
+    from shards import mixing  # needs NumPy, and a dry run does not
 
-    found = manifest.load(config.data.root)
+    _, found = mixing.load_alike(config.data.roots, config.data.shares)
     check_fit(config, found)
-    return found.hash
+    return mixing.identity(found, config.data.shares)
 
 
 def join(run: RunFolder, what: dict[str, Any]) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from shards import storage
 from shards.blocks import Arrays
 from shards.errors import UserError
-from shards.manifest import Header, Manifest, digest
+from shards.manifest import Header, Manifest, digest, load
 from shards.order import Mixture, Mode, Order, key
 from shards.reader import Reader
 
@@ -163,11 +163,38 @@ def make_blend(
     return Blend(orders=orders, mixture=mixture)
 
 
-def identity(manifests: Sequence[Manifest], mixture: Mixture | None) -> str:
+def identity(manifests: Sequence[Manifest], weights: Sequence[float] | None) -> str:
     """One hash for all that is read: of the manifest, or of all manifests and the share each has."""
-    if mixture is None:
+    if weights is None:
         return manifests[0].hash
-    return digest({"mixture": [m.hash for m in manifests], "quotas": mixture.quotas})
+    quotas = Mixture(weights=tuple(weights), seed=0).quotas
+    return digest({"mixture": [m.hash for m in manifests], "quotas": quotas})
+
+
+def label_rates(manifests: Sequence[Manifest], weights: Sequence[float] | None) -> list[float]:
+    """How often each class is met, up to a factor; empty without labels."""
+    if weights is None:
+        return [*map(float, manifests[0].label_histogram or ())]
+    quotas = Mixture(weights=tuple(weights), seed=0).quotas
+    parts = [
+        np.array(m.label_histogram or ()) * (quota / m.count)
+        for m, quota in zip(manifests, quotas, strict=True)
+    ]
+    return [*map(float, sum(parts, start=np.zeros_like(parts[0])))]
+
+
+def load_alike(
+    root: storage.Url | Sequence[storage.Url], weights: Sequence[float] | None
+) -> tuple[list[storage.Url], list[Manifest]]:
+    """The roots and their manifests, once they are known to be of one kind.
+
+    Raises:
+        UserError: they are not; no shards there; no weight for each of several.
+    """
+    roots = roots_of(root, weights)
+    found = [load(each) for each in roots]
+    check_alike(roots, found)
+    return roots, found
 
 
 def roots_of(

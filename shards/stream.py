@@ -25,7 +25,7 @@ from shards.blocks import Arrays
 from shards.cache import BUDGET, Cache
 from shards.errors import DamagedError, UserError
 from shards.manifest import Manifest
-from shards.mixing import Blend, Readers, check_alike, identity, make_blend, roots_of
+from shards.mixing import Blend, Readers, identity, load_alike, make_blend
 from shards.order import WINDOW, Mode
 from shards.prefetch import Prefetch
 from shards.reader import DAMAGED, THREADS, OnDamage, Reader
@@ -164,10 +164,10 @@ class Stream:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run opens with; the same on all ranks at the same step."""
-        order = self._blend.orders[0]
+        order, mixture = self._blend.orders[0], self._blend.mixture
         return {
-            "manifest": identity(self.manifests, self._blend.mixture),
-            "seed": order.seed if self._blend.mixture is None else self._blend.mixture.seed,
+            "manifest": identity(self.manifests, mixture.weights if mixture else None),
+            "seed": mixture.seed if mixture else order.seed,
             "mode": order.mode,
             "window": order.window,
             "position": self.position,
@@ -274,9 +274,7 @@ def open_stream(
         raise UserError(f"position={position}: positions start at 0")
     if mode not in get_args(Mode):
         raise UserError(f"mode={mode!r} is no order of samples: give 'window' or 'global'")
-    roots = roots_of(root, weights)
-    found = [manifests.load(each) for each in roots]
-    check_alike(roots, found)
+    roots, found = load_alike(root, weights)
     sources = make_blend(found, weights, seed=seed, mode=mode, window=window)
     kept = None if cache is None else Cache(cache, cache_bytes)
     readers = [

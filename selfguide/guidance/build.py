@@ -8,7 +8,7 @@ from selfguide.guidance.source import LabelSource, NoSource, Source
 from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, SidecarGuidance
 
 
-def build_source(config: Config, histogram: list[int], switch: int) -> Source:
+def build_source(config: Config, histogram: list[float], switch: int) -> Source:
     """The configured source; `switch` is the image count from which an online source tells its groups."""
     guidance = config.guidance
     if isinstance(guidance, OnlineGuidance):

@@ -55,7 +55,7 @@ class NoSource:
 class LabelSource:
     """Human labels; the frequency of labels in the shards is what sampling draws from."""
 
-    def __init__(self, config: LabelGuidance, histogram: list[int], seed: int) -> None:
+    def __init__(self, config: LabelGuidance, histogram: list[float], seed: int) -> None:
         self.config, self.seed = config, seed
         self.histogram = histogram
 
@@ -87,7 +87,7 @@ def dropped_patches(seed: int, positions: Tensor, rate: float, patches: int) -> 
     return uniform(seed, "condition-drop", positions, patches) < rate
 
 
-def frequencies(counts: list[int]) -> list[float]:
+def frequencies(counts: list[float]) -> list[float]:
     total = sum(counts)
     return [count / total for count in counts]
 

@@ -207,6 +207,9 @@ class DataConfig:
 
     root: str
     shape: tuple[int, int, int]  # (C, H, W)
+    # further roots that are mixed with `root`, and weights of it and of each of them
+    mix: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
     classes: int = 0
     mode: Literal["window", "global"] = "window"
     # of images; a latent cannot be mirrored or cut, but shards may hold it with its mirror image's
@@ -222,6 +225,15 @@ class DataConfig:
     decoders: int = 0  # processes of each rank that decode pictures; 0 decodes in its thread
     cache: str | None = None
     cache_bytes: int = 64 << 30
+
+    @property
+    def roots(self) -> str | tuple[str, ...]:
+        """As `shards.open` takes it, beside `shares`."""
+        return (self.root, *self.mix) if self.mix else self.root
+
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        return self.weights if self.mix else None
 
 
 @dataclass(frozen=True, kw_only=True)

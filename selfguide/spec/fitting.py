@@ -30,19 +30,21 @@ _LATENTS_OF = (
 )  # what tells two latent spaces apart
 
 
-def check_fit(config: Config, manifest: Manifest) -> None:
-    """Returns when these shards are what `config` expects.
+def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
+    """Returns when these shards are what `config` expects; several are known to be alike.
 
     Raises:
         UserError: the first disagreement, with field, value and cure.
     """
     from shards.manifest import Header
 
-    data, header = config.data, Header.of(manifest.header)
-    if manifest.count < 1:
-        raise UserError(
-            f"data.root={data.root} holds no sample; write shards into it, or give another data.root"
-        )
+    data, manifest = config.data, manifests[0]
+    header = Header.of(manifest.header)
+    for root, each in zip((data.root, *data.mix), manifests, strict=True):
+        if each.count < 1:
+            raise UserError(
+                f"data.root={root} holds no sample; write shards into it, or give another data.root"
+            )
     check_shown(data, header, manifest.model_shape)
     if manifest.classes and manifest.classes != data.classes:
         raise UserError(
@@ -60,7 +62,7 @@ def check_fit(config: Config, manifest: Manifest) -> None:
         )
     _check_first_weights(config, header)
     if data.cache is not None and storage.is_remote(data.root):
-        _check_cache(config, data.cache, manifest)
+        _check_cache(config, data.cache, manifests)
 
 
 def _check_first_weights(config: Config, header: Header) -> None:
@@ -115,17 +117,20 @@ def _close(one: float | Sequence[float], other: float | Sequence[float]) -> bool
     )
 
 
-def _check_cache(config: Config, folder: str, manifest: Manifest) -> None:
+def _check_cache(config: Config, folder: str, manifests: Sequence[Manifest]) -> None:
     """A cache that cannot hold what is read at once deletes each block before its other samples are due."""
     from shards import cache
     from shards.order import WINDOW
 
-    data, blocks = config.data, -(-manifest.count // manifest.block)
-    at_once = blocks if data.mode == "global" else min(WINDOW, blocks)
-    needed = at_once * -(-sum(shard.bytes for shard in manifest.shards) // blocks)
+    data, needed, whole = config.data, 0, True
+    for manifest in manifests:
+        blocks = -(-manifest.count // manifest.block)
+        at_once = blocks if data.mode == "global" else min(WINDOW, blocks)
+        needed += at_once * -(-sum(shard.bytes for shard in manifest.shards) // blocks)
+        whole = whole and at_once == blocks
     if data.cache_bytes < needed:
-        what = "all of it" if at_once == blocks else f"a window of {at_once} blocks"
-        cure = ", or data.mode=window" if data.mode == "global" and blocks > WINDOW else ""
+        what = "all of it" if whole else f"a window of {WINDOW} blocks"
+        cure = ", or data.mode=window" if data.mode == "global" else ""
         raise UserError(
             f"data.cache_bytes={data.cache_bytes} is too small: data.mode={data.mode} reads from {what} at a time, "
             f"{needed} bytes; give data.cache_bytes={needed} or more{cure}"

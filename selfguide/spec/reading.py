@@ -18,6 +18,7 @@ def validate_reading(config: Config) -> None:
         UserError: the first law that does not hold, with its cure.
     """
     data = config.data
+    _mixture(config)
     for name in _SECRET:
         if name in config.cluster.environment:
             raise UserError(
@@ -43,6 +44,30 @@ def validate_reading(config: Config) -> None:
         )
     if data.cache is not None and not data.cache.strip():
         raise UserError("data.cache is empty: give data.cache=FOLDER on a disk of each node")
+
+
+def _mixture(config: Config) -> None:
+    """Rows of a sidecar, and a score's reference, are of one data set."""
+    data = config.data
+    if not data.mix and not data.weights:
+        return
+    if len(data.weights) != len(data.mix) + 1 or not data.mix:
+        raise UserError(
+            f"data.weights={list(data.weights)} with data.mix={list(data.mix)}: give a weight to data.root and one to "
+            "each of data.mix"
+        )
+    if not all(math.isfinite(weight) and weight > 0 for weight in data.weights):
+        raise UserError(f"data.weights={list(data.weights)} must be positive numbers")
+    if config.guidance.source == "sidecar":
+        raise UserError(
+            f"data.mix={list(data.mix)} with guidance.source=sidecar: the rows of a sidecar are one data set's; leave "
+            "data.mix out, or take guidance=online"
+        )
+    if config.evaluation.protocol != "none":
+        raise UserError(
+            f"data.mix={list(data.mix)} with evaluation.protocol={config.evaluation.protocol}: a score compares with "
+            "one data set; set evaluation=none"
+        )
 
 
 def reading_identity(data: DataConfig) -> dict[str, Any]:

@@ -31,9 +31,9 @@ from selfguide.training.engine.protocol import DTYPES, Engine, keep_buffers_wide
 from selfguide.training.loop import Training, switch_images, train
 from selfguide.training.teacher import Teacher
 from selfguide.training.telemetry import Telemetry
-from shards import manifest as manifests
 from shards.errors import UserError
 from shards.manifest import Manifest
+from shards.mixing import identity, label_rates, load_alike
 
 
 def main(attempt: Path, rank: int, local_rank: int, world: int) -> None:
@@ -64,13 +64,14 @@ def _check_device(config: Config, place: Place) -> None:
 
 def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> None:
     """Everything between joining the ranks and leaving them."""
-    manifest = _load_manifest(config, lease.run)
+    sources = _load_manifests(config, lease.run)
+    manifest = sources[0]  # of several, fields and header are alike
     _check_annotations(config, manifest, lease.run, place)
     found = checkpoint.newest(lease.run.checkpoints)
     student = build_student(config, config.seed)
     # a checkpoint holds all that init gave, so a resumed run needs those weights no more
     origin = SCRATCH if found else initialise(student, config, _promised_weights(lease.run))
-    state = build_state(config, place, student, list(manifest.label_histogram or []), origin)
+    state = build_state(config, place, student, label_rates(sources, config.data.shares), origin)
     if found is not None:
         checkpoint.load(found, state, place)
     telemetry.say("starting", state.images)
@@ -86,7 +87,8 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
             flush=True,
         )
     stream = shards.open(
-        config.data.root,
+        config.data.roots,
+        weights=config.data.shares,
         global_batch=config.train.batch,
         micro_batch=micro_batch(config, place.world),
         rank=place.rank,
@@ -102,7 +104,8 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
         cache_bytes=config.data.cache_bytes,
     )
     header = manifest.header
-    data = {"manifest": manifest.hash, "root": config.data.root, "header": header}
+    read = identity(sources, config.data.shares)
+    data = {"manifest": read, "root": config.data.root, "header": header}
     try:
         normaliser = Normaliser.of(header)
         objective = build_objective(config.path)
@@ -112,13 +115,15 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
     telemetry.say("done", state.images)
 
 
-def _load_manifest(config: Config, run: RunFolder) -> Manifest:
-    """The shards' manifest, which must be the one that the run was named after."""
-    found = manifests.load(config.data.root)
-    promised = run.describe()["identity"]["data"]["manifest"]
-    if found.hash != promised:
+def _load_manifests(config: Config, run: RunFolder) -> list[Manifest]:
+    """The manifests of the shards, which must be those that the run was named after."""
+    data = config.data
+    _, found = load_alike(data.roots, data.shares)
+    promised, read = run.describe()["identity"]["data"]["manifest"], identity(found, data.shares)
+    if read != promised:
+        mixed = f" mixed with {', '.join(data.mix)}" if data.mix else ""
         raise UserError(
-            f"data.root={config.data.root} holds manifest {found.hash[:12]}, and this run was begun on "
+            f"data.root={data.root}{mixed} holds manifest {read[:12]}, and this run was begun on "
             f"{promised[:12]}; put those shards back, or submit a new run"
         )
     return found
@@ -145,7 +150,11 @@ def _promised_weights(run: RunFolder) -> str | None:
 
 
 def build_state(
-    config: Config, place: Place, student: Student, histogram: list[int], origin: Mapping[str, Any]
+    config: Config,
+    place: Place,
+    student: Student,
+    histogram: list[float],
+    origin: Mapping[str, Any],
 ) -> State:
     """Engine, averages, guidance source and teacher around `student` at image 0; the same on every rank."""
     engine = build_engine(config, student, place)

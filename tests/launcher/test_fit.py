@@ -114,6 +114,29 @@ def test_published_weights_learned_the_latents_of_one_encoder(
         refused(tmp_path / "runs", words, "init.path=", part, "init=scratch")
 
 
+def test_a_mixture_is_of_one_kind_and_named_by_what_it_holds(
+    shards_of: dict[str, Path], tmp_path: Path
+) -> None:
+    more = tmp_path / "more"
+    x = np.ones((300, 4, 8, 8), dtype=np.float16)
+    writer.write(more, ArraySource.of("more", x), header=LATENT, seed=0)
+
+    def words(root: Path, other: Path, weights: str) -> list[str]:
+        return settings(root, f"data.mix=[{other}]", f"data.weights={weights}")
+
+    def name(*given: str) -> str:
+        return submit.check_data(submit.absolute(compose(given)))
+
+    latent = shards_of["latent"]
+    one = name(*words(latent, more, "[3,1]"))
+    assert one == name(*words(latent, more, "[6,2]"))
+    assert len({one, name(*words(latent, more, "[1,1]")), name(*settings(latent))}) == 3
+    refused(tmp_path / "runs", words(latent, shards_of["scaled"], "[1,1]"), "cannot be mixed", "scale")  # fmt: skip
+    refused(tmp_path / "runs", words(latent, tmp_path / "none", "[1,1]"), "no shards at")
+    mixed = submit.absolute(compose(words(latent, Path("beside"), "[1,1]")))
+    assert mixed.data.mix == (str(Path.cwd() / "beside"),)
+
+
 def test_digits_are_not_scored_by_latents(shards_of: dict[str, Path], tmp_path: Path) -> None:
     x = np.zeros((20, 1, 8, 8), dtype=np.float16)
     writer.write(tmp_path / "one", ArraySource.of("one", x), header=LATENT, seed=0)

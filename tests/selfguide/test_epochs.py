@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import shards
 from selfguide.distributed import Place
-from selfguide.spec.config import NoGuidance
-from selfguide.spec.run import RunFolder
+from selfguide.spec.config import LabelGuidance, NoGuidance
+from selfguide.spec.run import Lease, RunFolder, write_record
 from selfguide.training.epochs import Epochs
 from selfguide.training.health import SIGNS, advise
+from selfguide.training.job import work
 from selfguide.training.telemetry import Telemetry
+from shards import manifest as manifests
+from shards import mixing
 from shards.account import Account
-from shards.errors import DamagedError
+from shards.errors import DamagedError, UserError
 from tests.selfguide.test_training import IMAGES, attempt, config
 from tests.shards.data import flip, payload, write
 from tools.shards import __main__ as command
@@ -137,6 +142,45 @@ def _epochs(said: str) -> list[int]:
     lines = [line for line in said.splitlines() if line.startswith("epoch ")]
     assert all(line.endswith(": 100 seen + 0 substituted = 100") for line in lines)
     return [int(line.split()[1].rstrip(":")) for line in lines]
+
+
+def test_a_training_on_a_mixture_proves_the_epochs_of_each_source(
+    single: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """From the config to the snapshot, resumed once; labels are met as often as the mixture says."""
+    roots = [tmp_path / "a", tmp_path / "b"]
+    for count, root in zip(("100", "40"), roots, strict=True):
+        command.main(
+            ["make", "synthetic", "--out", str(root), "--count", count, "--shape", "1", "8", "8", "--classes", "3"]
+        )  # fmt: skip
+    cfg = replace(config(roots[0]), guidance=LabelGuidance())
+    data = replace(cfg.data, mix=(str(roots[1]),), weights=(3.0, 1.0), mode="window", classes=3)
+    train = replace(cfg.train, images=2560, snapshot_every=2560, checkpoint_every=1280)
+    cfg = replace(cfg, data=data, train=train)
+    found = [manifests.load(root) for root in roots]
+    identity = mixing.identity(found, data.weights)
+    run = RunFolder(tmp_path / "run")
+    write_record(run.run_json, {"images": 2560, "identity": {"data": {"manifest": identity}}})
+    said = []
+    for _ in range(2):
+        lease = Lease(run, run.open_attempt())
+        work(cfg, single, lease, Telemetry(run, lease.number, single, 2560))
+        said.append(re.findall(r"epoch (\d+)( of source 1)?: (\d+) seen", capfd.readouterr().out))
+        for folder in (run.checkpoint(2560), run.snapshot(2560)):
+            manifest = json.loads((folder / "MANIFEST.json").read_text())
+            (folder / "MANIFEST.json").unlink()
+    # 2,000 positions are in whole thousands: 1,500 of the first source and 500 of the second
+    assert {int(e) for e, other, n in said[0] if not other and n == "100"} == {*range(15)}
+    assert {int(e) for e, other, n in said[0] if other and n == "40"} == {*range(12)}
+    assert said[1] and {*said[1]} < {*said[0]} and len(said[0]) == 27
+    assert manifest["data"]["manifest"] == identity
+    rates = sum(
+        w * np.array(m.label_histogram) / m.count for w, m in zip((0.75, 0.25), found, strict=True)
+    )
+    assert manifest["guidance"]["p"] == pytest.approx(rates.tolist())
+    other = replace(cfg, data=replace(data, weights=(1.0, 1.0)))
+    with pytest.raises(UserError, match=r"mixed with .*this run was begun on"):
+        work(other, single, lease, Telemetry(run, lease.number, single, 2560))
 
 
 def test_substitutes_are_counted_and_told_of(
