@@ -26,7 +26,7 @@ from shards.s3_requests import ConditionError, Requests, split
 
 PART = 16 << 20  # bytes of a part; what is larger goes up in parts, and parts read well as ranges
 SENDERS = 4  # parts on their way at once
-_PIECES = (4 << 10, 64 << 10)  # bytes between two looks at the clock, at first and at most
+_PIECES = (4 << 10, 256 << 10)  # bytes between two looks at the clock, at first and at most
 _SLOWEST = 32 << 10  # bytes a second below which a connection is given up
 _PUBLISHER = "publisher"  # metadata that tells our own object from another's of the same name
 

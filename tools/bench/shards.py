@@ -170,8 +170,8 @@ def _rivals(
 
 
 def writing(latents: Latents, folder: Path, turns: int) -> list[Figure]:
-    """A quarter of the samples. Ours with sha256, xxh3, moments and fsync; ShardWriter has none of them."""
-    some = Latents.draw(max(1, len(latents.x) // 4))
+    """Half of the samples. Ours with sha256, xxh3, moments and fsync; ShardWriter has none of them."""
+    some = Latents.draw(max(1, len(latents.x) // 2))
     target = folder / "written"
     variants = [
         Variant("ours", lambda: write_ours(some, target)),
