@@ -135,7 +135,7 @@ def test_neighbours_come_together_up_to_a_bound(
 
     def fetched() -> int:
         with closing(Reader(tmp_path, manifest, mapped=False)) as reader:
-            reader.gather(np.arange(COUNT))
+            reader.gather(np.array([0, 256, 512]))  # one of each block
             return reader.counts["fetched"]
 
     assert fetched() == 1
@@ -193,7 +193,7 @@ def test_a_flipped_bit_ends_the_reading_or_others_stand_in(
     _flip(hurt, ordinal, at % size)
     manifest = manifests.load(hurt)
     with closing(Reader(hurt, manifest, mapped=mapped)) as reader:
-        whole = np.r_[0:256, 512:COUNT]
+        whole = np.r_[0:256:15, 512:COUNT:15]
         assert _alike(reader.gather(whole), expected, whole)
         with pytest.raises(DamagedError, match=r"00003\.tar: sample 300, .*tools.shards verify"):
             reader.gather(np.array([256]))  # a block is sound or not
