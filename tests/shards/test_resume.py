@@ -267,8 +267,23 @@ def test_a_scan_that_was_cut_goes_on_behind_its_last_part(tmp_path: Path) -> Non
     assert source.fingerprint == scan(tmp_path / "other", listing)[0].fingerprint
 
 
-def test_ranks_share_out_tasks_and_take_over_from_the_end() -> None:
-    assert parallel.share(range(7), 1, 3) == [1, 4, 6, 5, 3, 2, 0]
+@pytest.mark.parametrize(("world", "alive"), [(8, 8), (8, 7), (8, 4), (16, 4), (3, 1)])
+def test_what_absent_ranks_leave_is_done_once_by_the_others(world: int, alive: int) -> None:
+    """In step, each does the next of its tasks that was not done when it came to it: few are done twice."""
+    tasks, done, twice = 800, set(), 0
+    orders = [iter(parallel.share(range(tasks), rank, world)) for rank in range(alive)]
+    while len(done) < tasks:
+        taken = [next((task for task in order if task not in done), None) for order in orders]
+        own = [task for task in taken if task is not None]
+        twice += len(own) - len({*own} - done)
+        done |= {*own}
+    assert twice < 0.04 * tasks
+
+
+def test_ranks_share_out_tasks_and_take_over_all_others() -> None:
+    order = parallel.share(range(7), 1, 3)
+    assert order[:2] == [1, 4] and sorted(order[2:]) == [0, 2, 3, 5, 6]
+    assert order == parallel.share(range(7), 1, 3)  # the same whenever it is asked
     for world in (1, 2, 5, 9):
         firsts = [parallel.share(range(7), rank, world) for rank in range(world)]
         assert all(sorted(order) == [*range(7)] for order in firsts)
