@@ -1,20 +1,30 @@
 """What a writer writes from: samples by row, all keys and labels known before the first byte.
 
 Keys and labels are small, images are not: so a source holds the former whole, where they can be
-checked before anything is written, and gives images by rows, in whatever order they are asked for.
+checked before anything is written, and gives images by rows, in whatever order they are asked for. A source that
+is made of shards gives all by rows: theirs were checked when they were written.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shards.errors import UserError
+
+
+class Column(Protocol):
+    """Values (N,) by row: an array, or what reads them of shards where they lie."""
+
+    @property
+    def dtype(self) -> np.dtype: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> Any: ...
 
 
 class Source(Protocol):
@@ -27,9 +37,9 @@ class Source(Protocol):
         """Hex sha256 that changes when any sample does."""
 
     @property
-    def keys(self) -> NDArray[np.bytes_]: ...
+    def keys(self) -> Column: ...
     @property
-    def labels(self) -> NDArray[np.int64] | None: ...
+    def labels(self) -> Column | None: ...
     @property
     def classes(self) -> int: ...
     @property
@@ -58,6 +68,13 @@ class PictureSource(Source, Protocol):
     def channels(self) -> int: ...
     def pictures(self, rows: NDArray[np.int64]) -> Sequence[Stored]:
         """Of each row, what decodes to its sample without loss."""
+
+
+class Lazy:
+    """A dataclass whose cached properties stay in the process that made them: its pickle holds its fields."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.manifest import Header, digest
-from shards.source import ArraySource, Source, encode_keys
+from shards.source import ArraySource, Lazy, Source, encode_keys
 
 LATENT_SCALE = 0.18215  # of the Stable Diffusion f8 autoencoder (Rombach et al. 2022)
 
@@ -24,7 +25,7 @@ def digits_source() -> tuple[Source, Header]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyntheticSource:
+class SyntheticSource(Lazy):
     """Latents that are Gaussian noise, each a function of (seed, row): any count, no memory."""
 
     count: int
@@ -41,11 +42,11 @@ class SyntheticSource:
     def fingerprint(self) -> str:
         return digest({**asdict(self), "dtype": self.dtype.str, "shape": [*self.shape]})
 
-    @property
+    @cached_property
     def keys(self) -> NDArray[np.bytes_]:
         return encode_keys([f"{row:08d}" for row in range(self.count)])
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[np.int64] | None:
         return np.arange(self.count) % self.classes if self.classes else None
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from shards import manifest as manifests
 from shards import parallel, storage, writer
 from shards.errors import DamagedError, UserError
-from shards.source import Stored
+from shards.source import Lazy, Stored
 from shards.sources.listing import BadInputError, Listing, Picture
 
 PART = 1024
@@ -79,7 +79,7 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scanned:
+class Scanned(Lazy):
     """The samples of a listing that hold, as the writer takes them: a `Source`."""
 
     listing: Listing
@@ -92,11 +92,11 @@ class Scanned:
     def name(self) -> str:
         return self.listing.name
 
-    @property
+    @cached_property
     def keys(self) -> NDArray[np.bytes_]:
         return self.listing.keys[self.rows]
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[np.int64] | None:
         return None if self.listing.labels is None else self.listing.labels[self.rows]
 
@@ -104,7 +104,7 @@ class Scanned:
     def classes(self) -> int:
         return self.listing.classes
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         decided = hashlib.sha256(self.listing.decode.rule.encode())
         for key in self.keys.tolist():

@@ -22,6 +22,7 @@ from shards import manifest as manifests
 from shards.errors import DamagedError, UserError
 from shards.sources import arrays, folders, tables, tars
 from shards.sources.listing import BadInputError, Listing, Picture
+from shards.sources.made import SyntheticSource
 from shards.sources.scan import PART, Scanned, Threshold, scan
 from tests.shards import inputs
 from tests.shards.data import names
@@ -417,6 +418,20 @@ def test_a_second_look_reads_no_input_again(tmp_path: Path) -> None:
         (tmp_path / "in" / key.decode()).unlink()
     second, _ = scan(tmp_path / "out", listing)
     assert second.fingerprint == first.fingerprint
+
+
+def test_keys_and_labels_are_taken_once_and_stay_in_their_process(tmp_path: Path) -> None:
+    """Millions of them taken anew for each sample would cost more than its picture."""
+    inputs.image_folder(tmp_path / "in", inputs.pixels(20))
+    listing = folders.image_folder(str(tmp_path / "in"), Picture())
+    source, _ = scan(tmp_path / "out", listing)
+    made = SyntheticSource(count=9, shape=(1, 2, 2), dtype=np.dtype("f4"), classes=3, seed=0)
+    for one in (source, made):
+        before = len(pickle.dumps(one))
+        assert one.keys is one.keys and one.labels is one.labels
+        assert len(pickle.dumps(one)) == before
+        again = pickle.loads(pickle.dumps(one))
+        assert again.keys.tolist() == one.keys.tolist() and again.fingerprint == one.fingerprint
 
 
 def test_a_scan_of_several_parts_keeps_their_order(tmp_path: Path) -> None:
