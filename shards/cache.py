@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UserError
+from shards.retry import pause
 
 MARKER = "selfguide-cache"
 BUDGET = 64 << 30  # bytes; six times ImageNet's latents at 256 pixels
@@ -265,7 +266,7 @@ def _locked(path: Path) -> Iterator[bool]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 mine = True
             except BlockingIOError:
-                time.sleep(_LOOK)
+                pause(_LOOK)
         yield mine
     finally:
         os.close(file)

@@ -139,7 +139,12 @@ class Readers:
                 found[name][rows] = values
         return {**found, "source": sources}, stands_in
 
+    def end(self) -> None:
+        for reader in self._readers:
+            reader.end()
+
     def close(self) -> None:
+        self.end()  # of all before one is waited for
         for reader in self._readers:
             reader.close()
 

@@ -33,7 +33,7 @@ class Prefetch(Generic[T]):
             self.waited += time.perf_counter() - started
 
     def close(self) -> None:
-        """Ends the thread, at the latest when the read it is in returns. May be called twice."""
+        """Ends the thread, at the latest when the item it is at is made or fails. May be called twice."""
         self._buffer.stop()
         self._thread.join()
 

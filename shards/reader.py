@@ -13,6 +13,7 @@ import resource
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,6 +26,7 @@ from shards.errors import DamagedError, UserError
 from shards.manifest import Manifest
 from shards.order import WINDOW
 from shards.parts import Arrays, Needed, Picked, Tars
+from shards.retry import Effort
 from shards.samples import Samples
 
 OnDamage = Literal["fail", "substitute"]
@@ -71,6 +73,7 @@ class Reader:
         )
         self._names = tuple(f.name for f in manifest.fields)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shards-io")
+        self._effort = Effort()  # a store that is away is away for all blocks
         self._announced: deque[list[int]] = deque()  # blocks of each batch to come
         self._wanted: dict[int, int] = {}  # announced batches that need a block
         self._coming: dict[int, Future[dict[int, Any]]] = {}  # what the layout holds of a block,
@@ -109,7 +112,7 @@ class Reader:
             if self.blocks.known(run[0]):
                 self._held |= self.blocks.read(run)
             else:
-                future = self._pool.submit(self.blocks.read, run)
+                future = self._pool.submit(self._effort.do, partial(self.blocks.read, run))
                 self._coming |= dict.fromkeys(run, future)
 
     def gather(self, ordinals: NDArray[np.int64], fields: Sequence[str] | None = None) -> Arrays:
@@ -123,15 +126,21 @@ class Reader:
         """
         if fields is None:
             self.want(ordinals)
-            return self.take(ordinals)[0]
+            try:
+                return self.take(ordinals)[0]
+            except Exception:
+                self._effort = Effort()  # whoever asks again may find the store back
+                raise
         names = ["id" if name == "key" else name for name in fields]
         unknown = [f for f, name in zip(fields, names, strict=True) if name not in self._names]
         if unknown:
             known = ", ".join("key" if name == "id" else name for name in self._names)
             raise UserError(f"field {unknown[0]!r} is not in these shards: choose among {known}")
         blocks, rows = np.divmod(ordinals, self._manifest.block)
-        parts = _by_block(blocks)
-        held = self._pool.map(lambda at: self.blocks.choose(int(blocks[at[0]]), names), parts)
+        parts, effort = _by_block(blocks), Effort()
+        held = self._pool.map(
+            lambda at: effort.do(partial(self.blocks.choose, int(blocks[at[0]]), names)), parts
+        )
         picked = [
             Picked(at, int(blocks[at[0]]), rows[at], found)
             for at, found in zip(parts, held, strict=True)
@@ -147,7 +156,23 @@ class Reader:
         Raises:
             DamagedError: a tar or a block is not what was written, and this may not be, or no longer.
         """
-        ordinals = np.concatenate(batches)
+        try:
+            return self._take(np.concatenate(batches))
+        finally:
+            for _ in batches:
+                self._release(self._announced.popleft())
+
+    def end(self) -> None:
+        """Gives up what is announced, from any thread: whoever waits for it in `take` is told at once."""
+        self._effort.end(ValueError("this reader is closed"))
+
+    def close(self) -> None:
+        """Ends the threads, at the latest when requests that are under way are answered, or fall silent."""
+        self.end()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.blocks.close()
+
+    def _take(self, ordinals: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.bool_]]:
         blocks, rows = np.divmod(ordinals, self._manifest.block)
         given, stands_in = ordinals.copy(), np.zeros(len(ordinals), dtype=bool)
         picked = []
@@ -161,20 +186,13 @@ class Reader:
                 stands_in[here] = True
             picked.append(Picked(here, block, row, held))
         found = _named(self.blocks.gather(picked, len(ordinals), self._names))
-        for _ in batches:
-            self._release(self._announced.popleft())
         return {**found, "ordinal": given}, stands_in
-
-    def close(self) -> None:
-        """Ends the threads, at the latest when the reads they are in return."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self.blocks.close()
 
     def _block(self, block: int) -> Any:
         if block in self._coming:
             for number, value in self._coming[block].result().items():
-                self._coming.pop(number, None)
-                self._held[number] = value
+                if self._coming.pop(number, None) is not None:
+                    self._held[number] = value
         return self._held[block]
 
     def _release(self, blocks: list[int]) -> None:
@@ -182,8 +200,10 @@ class Reader:
             self._wanted[block] -= 1
             if not self._wanted[block]:
                 del self._wanted[block]
-                held = self._held.pop(block)
-                if self._keeps(held):
+                held = self._held.pop(block, None)
+                if held is None:  # the batch failed before it came to this block
+                    self._coming.pop(block, None)
+                elif self._keeps(held):
                     self._idle[block] = held
         while len(self._idle) > self._idle_most:
             self._idle.popitem(last=False)
@@ -225,7 +245,7 @@ class Reader:
     def _next_sound(self, block: int, error: DamagedError) -> tuple[int, Any]:
         total = self._manifest.block_count
         for other in ((block + k) % total for k in range(1, total)):
-            found = self.blocks.read([other])[other]
+            found = self._effort.do(partial(self.blocks.read, [other]))[other]
             if not isinstance(found, DamagedError):
                 return other, found
         raise error

@@ -2,15 +2,18 @@
 
 The pause before try n + 1 is uniform on [0, min(longest, first * 2^n)], the "full jitter" of M. Brooker,
 "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015): ranks that failed together do not come
-back together.
+back together. Work in several threads is an `Effort`: what one of them gave up, all give up, and whoever
+wants no more of it ends it; nobody sleeps through that.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -39,6 +42,50 @@ class AgainError(Exception):
     """One try failed in a way that the next one may not; the message says what was seen."""
 
 
+class Effort:
+    """Work in several threads that is given up together: with the first part that fails, or by `end`."""
+
+    def __init__(self) -> None:
+        self._error: Exception | None = None
+        self._over = threading.Event()
+
+    def end(self, error: Exception) -> None:
+        """Gives up what is under way, at its next pause, and what was not begun; the first `error` counts."""
+        self._error = self._error or error
+        self._over.set()
+
+    def do(self, work: Callable[[], T]) -> T:
+        """`work()`, unless the effort is over; then, as when `work` fails, raises why it is."""
+        token = _effort.set(self)
+        try:
+            self.pause(0.0)
+            return work()
+        except Exception as error:
+            self.end(error)
+            self.pause(0.0)
+            raise
+        finally:
+            _effort.reset(token)
+
+    def pause(self, seconds: float) -> None:
+        """Sleeps; raises why the effort is over as soon as it is."""
+        if self._over.wait(seconds):
+            assert self._error is not None
+            raise self._error
+
+
+_effort: ContextVar[Effort | None] = ContextVar("effort", default=None)
+
+
+def pause(seconds: float) -> None:
+    """Sleeps; as part of an `Effort` no longer than that lasts."""
+    effort = _effort.get()
+    if effort is None:
+        time.sleep(seconds)
+    else:
+        effort.pause(seconds)
+
+
 def persist(
     attempt: Callable[[], T], what: str, patience: Patience, budget: Callable[[], float]
 ) -> T:
@@ -50,6 +97,7 @@ def persist(
 
     Raises:
         StoreError: the budget is spent. It names `what`, what was seen, and how often.
+        Exception: the effort that this is part of is over; why it is.
     """
     seen: Counter[str] = Counter()
     began = time.monotonic()
@@ -60,10 +108,10 @@ def persist(
             seen[str(error)] += 1
             tries, spent = seen.total(), time.monotonic() - began
             bound = min(patience.longest, patience.first * 2.0 ** min(tries - 1, 60))
-            pause = _jitter.uniform(0.0, bound)
-            if tries >= patience.attempts or spent + pause > budget():
+            length = _jitter.uniform(0.0, bound)
+            if tries >= patience.attempts or spent + length > budget():
                 reasons = ", ".join(f"{n} x {reason}" for reason, n in seen.most_common())
                 raise StoreError(
                     f"{what}: gave up after {tries} tries in {spent:.1f} s; seen: {reasons}"
                 ) from error
-        time.sleep(pause)
+        pause(length)

@@ -211,7 +211,8 @@ class Stream:
         self._epochs = now
 
     def close(self) -> None:
-        """Ends the background threads. May be called twice."""
+        """Ends the background threads, and what they wait for. May be called twice."""
+        self._reader.end()
         self._ahead.close()
 
     def __enter__(self) -> Stream:
@@ -232,14 +233,16 @@ class Scan(Iterator[Arrays]):
         self.steps = -(-count // share.global_batch)
         plan = _pass(count, share, self.steps)
         batches = _batches(reader, plan, share, WINDOW)
-        self._count, self._ahead = count, Prefetch(batches, AHEAD, f"shards-{share.rank}")
+        self._count, self._reader = count, reader
+        self._ahead = Prefetch(batches, AHEAD, f"shards-{share.rank}")
 
     def __next__(self) -> Arrays:
         batch, _, _ = next(self._ahead)
         return {**batch, "mask": np.asarray(batch["position"], dtype=np.int64) < self._count}
 
     def close(self) -> None:
-        """Ends the background threads. May be called twice."""
+        """Ends the background threads, and what they wait for. May be called twice."""
+        self._reader.end()
         self._ahead.close()
 
     def __enter__(self) -> Scan:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 import shards
 from shards import s3, s3_requests, storage
 from shards.errors import ChangedError, DamagedError, StoreError
+from shards.reader import Reader
+from shards.retry import Patience
 from shards.stream import Stream
 from tests.s3.conftest import QUICK
 from tests.s3.proxy import Proxy
@@ -274,3 +277,39 @@ def test_a_stream_whose_store_goes_away_ends_with_an_error_and_closes(
         for _ in range(50):
             next(stream)
     stream.close()
+
+
+def test_a_store_that_goes_away_costs_one_patience_however_many_ranges_wait(
+    root: str, proxy: Proxy
+) -> None:
+    data.write(root, 8000, shard_bytes=1)  # type: ignore[arg-type]
+    proxy.fail("unavailable", times=float("inf"), path="shards/")
+    stream = _stream(root)  # 32 tars, a range each
+    with pytest.raises(StoreError, match="6 x 503"):
+        next(stream)
+    stream.close()
+    assert 6 <= proxy.count("unavailable") <= 4 * 6  # of four threads
+
+
+def test_closing_waits_for_no_pause(root: str, proxy: Proxy, environment: Any) -> None:
+    patience = Patience(attempts=99, seconds=1e6, first=1e4, longest=1e4)
+    environment.setattr(s3_requests, "PATIENCE", patience)
+    storage._s3.cache_clear()
+    data.write(root, 8000, shard_bytes=1)  # type: ignore[arg-type]
+    proxy.fail("unavailable", times=float("inf"), path="shards/")
+    with shards.scan(root, micro_batch=25, rank=0, world=1), _stream(root):
+        while proxy.count("unavailable") < 8:  # all threads of both are in pauses of hours
+            time.sleep(0.01)
+
+
+def test_a_reader_that_failed_reads_again_when_the_store_is_back(root: str, proxy: Proxy) -> None:
+    manifest = data.write(root, 2000, shard_bytes=1)  # type: ignore[arg-type]
+    ordinals = np.arange(0, 2000, 5)
+    with closing(Reader(root, manifest)) as reader:
+        proxy.fail("unavailable", times=float("inf"), path="shards/")
+        for fields in (None, ["y"]):
+            with pytest.raises(StoreError, match="6 x 503"):
+                reader.gather(ordinals, fields)
+        proxy.heal()
+        assert np.array_equal(reader.gather(ordinals)["ordinal"], ordinals)
+        assert len(reader.gather(ordinals, ["y"])["y"]) == 400

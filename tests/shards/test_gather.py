@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import shards
 from shards import manifest as manifests
 from shards import writer
 from shards.blocks import Blocks
+from shards.errors import DamagedError
 from shards.mixing import Readers, make_blend
 from shards.reader import Reader
 from shards.source import ArraySource
@@ -46,6 +48,19 @@ def test_batches_taken_together_are_those_taken_alone(root: Path, mapped: bool) 
     for name in first:
         together = np.concatenate([first[name], rest[name]])
         assert np.array_equal(together, np.concatenate([a[name] for a in alone])), name
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_after_a_batch_that_failed_the_next_is_answered(tmp_path: Path, mapped: bool) -> None:
+    manifest = data.write(tmp_path, COUNT, shard_bytes=1)  # a tar a block
+    row = manifest.blocks[1]
+    data.flip(tmp_path / manifest.shards[1].name, int(row["offset"][0]) + 5)
+    with closing(Reader(tmp_path, manifest, mapped=mapped)) as reader:
+        for good in (3, 700, 10):
+            with pytest.raises(DamagedError, match="x of block 1"):
+                reader.gather(np.array([20, 300, 600]))
+            assert reader.gather(np.array([good]))["ordinal"].tolist() == [good]
+            assert reader.announced == 0 and not (reader._announced or reader._held)
 
 
 def test_a_mixture_leaves_nothing_announced(root: Path, tmp_path: Path) -> None:

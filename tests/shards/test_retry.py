@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from shards import retry
 from shards.errors import StoreError
-from shards.retry import AgainError, Patience, persist
+from shards.retry import AgainError, Effort, Patience, persist
 
 
 class _Clock:
@@ -92,3 +94,45 @@ def test_other_errors_pass_through_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(FileNotFoundError):
         persist(attempt, "it", Patience(), lambda: math.inf)
     assert clock.pauses == []
+
+
+_LONG = Patience(attempts=99, seconds=1e9, first=1e6, longest=1e6)
+
+
+@pytest.mark.timeout(60)
+def test_what_one_thread_gave_up_all_give_up_and_nothing_is_begun_after() -> None:
+    effort, began, never = Effort(), threading.Semaphore(0), []
+
+    def away() -> None:
+        began.release()
+        raise AgainError("away")
+
+    with ThreadPoolExecutor(2) as pool:
+        asleep = [
+            pool.submit(effort.do, lambda: persist(away, "it", _LONG, lambda: math.inf))
+            for _ in range(2)
+        ]
+        for _ in asleep:
+            began.acquire()  # both have tried, and would try again in days
+        reason = PermissionError("refused")
+        with pytest.raises(PermissionError) as raised:
+            effort.do(lambda: (_ for _ in ()).throw(reason))
+        late = pool.submit(effort.do, lambda: never.append(1))
+        assert [future.exception() for future in [*asleep, late]] == [reason] * 3
+    assert raised.value is reason and never == []
+    assert Effort().do(lambda: 7) == 7  # another is none the worse
+
+
+@pytest.mark.timeout(60)
+def test_an_effort_ends_where_it_is_told_to_and_the_first_reason_stays() -> None:
+    effort = Effort()
+    threading.Timer(0.1, lambda: effort.end(ValueError("closed"))).start()
+    with pytest.raises(ValueError, match="closed"):
+        effort.do(lambda: persist(_always, "it", _LONG, lambda: math.inf))
+    effort.end(KeyError("later"))
+    with pytest.raises(ValueError, match="closed"):
+        effort.do(int)
+
+
+def _always() -> None:
+    raise AgainError("away")
