@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
@@ -207,7 +207,7 @@ def _bytes_of(tar: Tar) -> Iterator[tuple[BinaryIO, memoryview]]:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         view = memoryview(mapped)
         try:
-            yield cast(BinaryIO, mapped), view
+            yield file, view  # a map would refuse to seek behind a cut, which is to be named
         finally:
             with contextlib.suppress(
                 BufferError

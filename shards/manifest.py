@@ -371,13 +371,19 @@ def pointer(root: storage.Url) -> str:
     except NotADirectoryError:
         raise UserError(f"{root} is a file: name the folder that holds {LATEST}") from None
     if len(name) != 64 or set(name) - set("0123456789abcdef"):
-        raise DamagedError(f"{storage.join(root, LATEST)} holds no sha256: {name[:80]!r}")
+        raise DamagedError(
+            f"{storage.join(root, LATEST)} holds no sha256: {name[:80]!r}; with a good copy "
+            f"`python -m tools.shards repair {root} --from COPY` writes it again"
+        )
     return name
 
 
 def _index(root: storage.Url, promised: Mapping[str, Any]) -> NDArray[np.void]:
     url = storage.join(root, _index_name(promised["sha256"]))
-    data = storage.read_bytes(url)
+    try:
+        data = storage.read_bytes(url)
+    except FileNotFoundError:
+        raise DamagedError(f"{url} is missing, but its manifest names it") from None
     if sha256_of(data) != promised["sha256"]:
         raise DamagedError(f"{url} does not have the sha256 that its manifest promises")
     return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)

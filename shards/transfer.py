@@ -42,13 +42,12 @@ def copy(
     """
     manifest = manifests.load(source)
     _check_own(source, manifest)
-    if storage.exists(storage.join(target, manifests.LATEST)):
+    if storage.exists(storage.join(target, manifests.LATEST)) and not _is_of(target, manifest):
         found = manifests.load(target)
-        if found.hash != manifest.hash:
-            raise UserError(
-                f"{target} holds another data set ({found.source['name']}, {found.count:,} samples, manifest "
-                f"{found.hash[:12]}): choose another place, or delete it first"
-            )
+        raise UserError(
+            f"{target} holds another data set ({found.source['name']}, {found.count:,} samples, manifest "
+            f"{found.hash[:12]}): choose another place, or delete it first"
+        )
     written = []
     for shard in watch(manifest.shards, len(manifest.shards)):
         name = manifest.record_name(shard)
@@ -65,7 +64,8 @@ def repair(
 ) -> Moved:
     """Writes again, out of a good copy, every tar and sidecar of `root` that is not what was written.
 
-    A damaged manifest or index is written again too, if the pointer names the good copy's.
+    A damaged manifest, index or pointer is written again too. Where the pointer names no manifest that is there,
+    the records of the tars say whose data set it is.
 
     Raises:
         UserError: `good` holds another data set.
@@ -73,7 +73,7 @@ def repair(
     """
     manifest = manifests.load(good)
     _check_own(good, manifest)
-    if manifests.pointer(root) != manifest.hash:
+    if not _is_of(root, manifest):
         raise UserError(
             f"{good} holds manifest {manifest.hash[:12]}, {root} names {manifests.pointer(root)[:12]}: "
             "name a copy of the same data set"
@@ -100,6 +100,29 @@ def _check_own(root: storage.Url, manifest: Manifest) -> None:
             f"{root} is an index of tars that lie elsewhere, such as {elsewhere[0]}: copy the tars, and index "
             "the copy with `python -m tools.shards index`"
         )
+
+
+def _is_of(root: storage.Url, manifest: Manifest) -> bool:
+    """Whether `root` holds this data set or damaged parts of it: by its pointer, else by its tars' records."""
+    try:
+        name = manifests.pointer(root)
+        if name == manifest.hash or storage.exists(
+            storage.join(root, manifests.manifest_name(name))
+        ):
+            return name == manifest.hash
+    except DamagedError:
+        pass
+    told = [_told(root, manifest.record_name(shard)) == shard.sha256 for shard in manifest.shards]
+    return any(told)
+
+
+def _told(root: storage.Url, name: str) -> str | None:
+    """The sha256 of a tar by its record; None where there is no record that can be read."""
+    try:
+        found = json.loads(storage.read_bytes(storage.join(root, name)))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found.get("sha256") if isinstance(found, dict) else None
 
 
 def _moved(manifest: Manifest, written: list[Shard]) -> Moved:

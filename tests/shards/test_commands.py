@@ -165,7 +165,11 @@ DAMAGE: dict[str, Any] = {
     "no sidecar": lambda root: next((root / "shards").glob("*.json")).unlink(),
     "manifest": lambda root: flip(next(root.glob("manifest-*.json")), 40),
     "index": lambda root: flip(next(root.glob("index-*.npy")), 400),
+    "no index": lambda root: next(root.glob("index-*.npy")).unlink(),
+    "pointer": lambda root: (root / "LATEST").write_text("x"),
+    "pointer to nothing": lambda root: (root / "LATEST").write_text("0" * 64),
 }
+WHOLE_TARS = ("manifest", "index", "no index", "pointer", "pointer to nothing")
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -178,11 +182,28 @@ def test_repair_mends_every_kind_of_damage(
     try:
         assert verify(root).problems
     except DamagedError:
-        assert damage in ("manifest", "index")
+        assert damage in WHOLE_TARS
     found = _json(capsys, "repair", root, "--from", good)
-    assert len(found["written"]) == (damage not in ("manifest", "index"))
+    assert len(found["written"]) == (damage not in WHOLE_TARS)
     assert verify(root).problems == ()
     assert _json(capsys, "repair", root, "--from", good)["kept"] == 2
+
+
+@pytest.mark.parametrize("damage", ["no index", "pointer", "pointer to nothing"])
+def test_copy_writes_again_what_its_target_lost_and_nothing_over_others(
+    root: Path, tmp_path: Path, damage: str
+) -> None:
+    transfer.copy(root, tmp_path / "copy")
+    write(tmp_path / "other", 700)
+    for target in (tmp_path / "copy", tmp_path / "other"):
+        DAMAGE[damage](target)
+    assert transfer.copy(root, tmp_path / "copy").kept == 2
+    assert verify(tmp_path / "copy").problems == ()
+    with pytest.raises((UserError, DamagedError)):
+        transfer.copy(root, tmp_path / "other")
+    with pytest.raises((UserError, DamagedError)):
+        transfer.repair(tmp_path / "other", root)
+    assert len(names(tmp_path / "other" / "shards")) == 4
 
 
 def test_repair_takes_only_a_good_copy_of_the_same(root: Path, tmp_path: Path) -> None:

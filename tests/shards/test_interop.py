@@ -363,6 +363,17 @@ def test_tars_that_cannot_be_indexed_are_named(tmp_path: Path, spoil: object, sa
     assert not storage.exists(tmp_path / "LATEST")
 
 
+def test_a_tar_cut_anywhere_is_named(tmp_path: Path) -> None:
+    foreign.laion(tmp_path, 3)
+    path = tmp_path / "00000.tar"
+    whole = path.read_bytes()
+    ends = len(whole.rstrip(b"\0")) // 512 * 512
+    for cut in range(100, ends, 257):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=r"00000\.tar is (no whole tar|damaged or cut short)"):
+            main(["index", str(tmp_path)])
+
+
 def test_a_tar_that_is_named_twice_is_named(tmp_path: Path) -> None:
     foreign.laion(tmp_path, 3)
     with pytest.raises(UserError, match=r"00000\.tar is named twice"):
