@@ -23,7 +23,8 @@ def image_folder(root: str, decode: Decode) -> Listing:
     Images that lie in `root` itself, without subfolders, have no labels. Other files are passed over.
 
     Raises:
-        UserError: no folder, or images beside class folders.
+        UserError: no folder, images beside class folders, or a class folder without images: it would be a class,
+            and shift the labels of those behind it.
     """
     base = folder(root, "image folder")
     classes = sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -33,11 +34,15 @@ def image_folder(root: str, decode: Decode) -> Listing:
             f"{root} holds images ({here[0]}) beside folders ({classes[0]}): move them into the folder "
             "of their class, or the folders away"
         )
-    names, labels = here, []
-    for label, name in enumerate(classes):
-        found = sorted(_images(base, base / name))
-        names += found
-        labels += [label] * len(found)
+    found = {name: sorted(_images(base, base / name)) for name in classes}
+    empty = [name for name in classes if not found[name]]
+    if empty and len(empty) < len(classes):
+        raise UserError(
+            f"{len(empty):,} of the {len(classes):,} class folders in {root} hold no images, such as "
+            f"{empty[0]!r}: move them away, or put their images in"
+        )
+    names = here + [path for paths in found.values() for path in paths]
+    labels = [label for label, paths in enumerate(found.values()) for _ in paths]
     files = Files(root=str(base), names=tuple(names))
     return Listing.of(
         base.resolve().name,
@@ -147,10 +152,15 @@ def _environment(path: str) -> Any:
 
 
 def _images(base: Path, below: Path) -> list[str]:
-    """Images anywhere below a class's folder, relative to `base`; links to folders are followed."""
-    found = []
+    """Images anywhere below a class's folder, relative to `base`; links to folders are followed, each folder once."""
+    found: list[str] = []
+    known: set[str] = set()  # else a link to a folder above is followed without end
     for place, inner, names in os.walk(below, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
+        if (real := os.path.realpath(place)) in known:
+            inner.clear()
+            continue
+        known.add(real)
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
         found += [(Path(place, n)).relative_to(base).as_posix() for n in names if _is_image(n)]
     return found
 

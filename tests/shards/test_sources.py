@@ -63,6 +63,17 @@ def test_image_folder(tmp_path: Path) -> None:
     )
 
 
+def test_links_are_followed_and_never_in_circles(tmp_path: Path) -> None:
+    root = inputs.image_folder(tmp_path / "in", inputs.pixels(3))
+    inputs.image_folder(tmp_path / "far", inputs.pixels(1), classes=("x",))
+    (root / "a" / "far").symlink_to(tmp_path / "far")
+    (root / "a" / "loop").symlink_to(root / "a")
+    (tmp_path / "far" / "back").symlink_to(root / "a")
+    found, _ = made(tmp_path / "out", "folder", root)
+    assert found["key"].tolist() == ["a/0001.png", "a/far/x/0000.png", "b/0000.png", "c/0002.png"]
+    assert found["y"].tolist() == [0, 0, 1, 2]
+
+
 def test_a_flat_folder_has_no_labels_and_grey_is_one_channel(tmp_path: Path) -> None:
     grey = inputs.pixels(3)[..., 0]
     (tmp_path / "in").mkdir()
@@ -371,10 +382,9 @@ def test_the_fingerprint_is_of_keys_labels_and_content_wherever_they_lie(tmp_pat
             "pixel", lambda r: (r / "a/0001.png").write_bytes(inputs.png(inputs.pixels(1, 8, 9)[0]))
         ),
         changed("key", lambda r: (r / "a/0001.png").rename(r / "a/0001b.png")),
-        changed("class", lambda r: (r / "d").mkdir()),
         changed("less", lambda r: (r / "a/0001.png").unlink()),
     ]
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 4
 
 
 def test_labels_and_classes_alone_change_the_fingerprint(tmp_path: Path) -> None:
@@ -457,6 +467,18 @@ def _beside(root: Path) -> Listing:
     return folders.image_folder(str(root), AS_IS)
 
 
+def _unpacked(root: Path) -> Listing:
+    inputs.image_folder(root, inputs.pixels(3))
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX" / "readme").touch()
+    return folders.image_folder(str(root), AS_IS)
+
+
+def _into_itself(root: Path) -> int:
+    inputs.image_folder(root, inputs.pixels(3))
+    return main(["make", "folder", str(root), "--out", str(root / "a" / ".." / "out")])
+
+
 def _twice(root: Path) -> Scanned:
     listing = Listing.of("twice", ["a", "b", "a"], None, decode=AS_IS, places=[1, 2, 3])  # type: ignore[arg-type]
     return scan(root.parent / "out", listing)[0]
@@ -485,6 +507,8 @@ def _empty(root: Path) -> Scanned:
     [
         (_mixed, r"2 shapes, such as \(3, 8, 8\).*\(3, 9, 9\) \|u1 \('a/large.png'\).*--size"),
         (_beside, r"holds images \(x.png\) beside folders \(a\)"),
+        (_unpacked, r"1 of the 4 class folders in .*in hold no images, such as '__MACOSX'"),
+        (_into_itself, r"out lies in .*in, where a folder is a class"),
         (_twice, "key 'a' occurs 2 times"),
         (_outside, "label 2 of sample 'b' is out of range"),
         (_empty, "source 'in' is empty"),

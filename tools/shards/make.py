@@ -186,6 +186,11 @@ def _picture(options: argparse.Namespace) -> Picture:
 
 
 def _folder(options: argparse.Namespace) -> int:
+    inside = not storage.is_remote(options.out) and Path(options.out).resolve()
+    if inside and inside.is_relative_to(Path(options.path).resolve()):
+        raise UserError(
+            f"--out {options.out} lies in {options.path}, where a folder is a class: name a place beside it"
+        )
     return _list(options, folders.image_folder(options.path, _picture(options)))
 
 
