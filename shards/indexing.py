@@ -134,7 +134,7 @@ def index(
             f"--out, or delete {storage.join(root, manifests.LATEST)} first"
         )
     if held is None:
-        manifests.save(root, manifest)
+        manifests.save(root, manifest, new=True)
     return manifest, seen, held is None
 
 

@@ -306,13 +306,24 @@ def unseal(data: bytes) -> dict[str, Any]:
     return dict(found)
 
 
-def save(root: storage.Url, manifest: Manifest) -> None:
-    """Publishes index, manifest and, last, the pointer that makes them current."""
+def save(root: storage.Url, manifest: Manifest, *, new: bool = False) -> None:
+    """Publishes index, manifest and, last, the pointer that makes them current.
+
+    Raises:
+        UserError: with `new`, another manifest is current here.
+    """
     index, name = index_bytes(manifest.blocks), manifest.hash
     storage.publish(storage.join(root, _index_name(sha256_of(index))), index, replace=True)
     text = json.dumps(manifest.plain, indent=1, allow_nan=False) + "\n"
     storage.publish(storage.join(root, manifest_name(name)), text.encode(), replace=True)
-    storage.publish(storage.join(root, LATEST), f"{name}\n".encode(), replace=True)
+    try:
+        storage.publish(storage.join(root, LATEST), f"{name}\n".encode(), replace=not new)
+    except FileExistsError:
+        if pointer(root) != name:
+            raise UserError(
+                f"{root} holds another data set by now (manifest {pointer(root)[:12]}), published while this "
+                "one was written: choose another folder"
+            ) from None
 
 
 def load(root: storage.Url, hash: str | None = None) -> Manifest:

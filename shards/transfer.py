@@ -55,7 +55,7 @@ def copy(
         if not _finished(target, name, shard, record):
             _write(target, name, shard, _bytes(source, shard), record)
             written.append(shard)
-    manifests.save(target, manifest)
+    manifests.save(target, manifest, new=True)
     return _moved(manifest, written)
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from shards.errors import DamagedError, UserError
 from shards.manifest import Field, Header, Layout, Manifest
 from shards.order import BLOCK, key, permute
 from shards.samples import KEY, Decode
-from shards.source import PictureSource, Source
+from shards.source import Column, PictureSource, Source
 from shards.sources.listing import Picture
 
 SHARD_BYTES = (
@@ -34,6 +35,7 @@ SHARD_BYTES = (
 )  # 16,384 latents 4x32x32 in fp16; stores serve objects of 100 MB to 1 GB best
 _PROBES = 32  # samples whose size stands for all when pictures are cut into shards
 _HEADERS = 3072  # bytes that the members of a sample take in a tar beside its picture, at most
+_ASKING = 16  # questions to a store at once
 _WRITE = 4  # purpose of the shuffle's key; reading uses 1 to 3
 
 Watch = Callable[
@@ -65,7 +67,7 @@ class Plan:
     def shards(self) -> int:
         return -(-self.count // (self.block * self.shard_blocks))
 
-    @property
+    @cached_property
     def hash(self) -> str:
         decided = [manifests.VERSION, self.count, self.seed, self.block, self.shard_blocks]
         fields = [[f.name, f.dtype, [*f.shape], f.kind] for f in self.fields]
@@ -155,16 +157,18 @@ def write(
     """
     plan = make_plan(source, header, seed, shard_bytes, class_names, notes, shuffle, layout)
     parallel.share([], rank, world)
-    found = _existing(root, plan)
-    if found is not None:
-        return found, False
+    lies = _existing(root, plan)
+    if lies is not None and all(_whole(storage.join(root, s.name), s.bytes) for s in lies.shards):
+        return lies, False
     done = _committed(root, plan)
     todo = parallel.share([k for k in range(plan.shards) if k not in done], rank, world)
-    for _ in watch(parallel.spread(partial(_commit, root, plan), todo, workers), len(todo)):
-        pass
-    done |= _committed(root, plan, known=frozenset(done))
+    while todo:  # again only what another process left when it died between a tar and its sidecar
+        for _ in watch(parallel.spread(partial(_commit, root, plan), todo, workers), len(todo)):
+            pass
+        done |= _committed(root, plan, known=frozenset(done))
+        todo = [k for k in todo if k not in done]
     manifest = merge(plan, [done[k] for k in range(plan.shards)])
-    manifests.save(root, manifest)
+    manifests.save(root, manifest, new=lies is None)
     return manifest, True
 
 
@@ -191,8 +195,9 @@ def make_plan(
         raise UserError(
             f"shard_bytes={shard_bytes}: give at least 1 byte; the default is {SHARD_BYTES}"
         )
-    check_keys(source.keys)
-    check_labels(source.keys, source.labels, source.classes)
+    if isinstance(source.keys, np.ndarray):  # what lies in shards was checked when it was written
+        check_keys(source.keys)
+        check_labels(source.keys, source.labels, source.classes)
     if class_names and len(class_names) != source.classes:
         raise UserError(
             f"{len(class_names)} class names for classes={source.classes}: give one for each"
@@ -241,16 +246,17 @@ def check_keys(keys: NDArray[np.bytes_]) -> None:
         )
 
 
-def check_labels(keys: NDArray[np.bytes_], labels: NDArray[np.int64] | None, classes: int) -> None:
+def check_labels(keys: Column, labels: Column | None, classes: int) -> None:
     """Raises a UserError where a label is not in [0, classes)."""
     if labels is None:
         return
     if classes < 1:
         raise UserError(f"classes={classes}, but there are labels: give the number of classes")
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    every = np.asarray(labels)
+    wrong = np.flatnonzero((every < 0) | (every >= classes))
     if wrong.size:
         raise UserError(
-            f"label {labels[wrong[0]]} of sample {keys[wrong[0]].decode()!r} is out of "
+            f"label {every[wrong[0]]} of sample {keys[wrong[0]].decode()!r} is out of "
             f"range ({wrong.size} such): with classes={classes} they go from 0 to {classes - 1}"
         )
 
@@ -277,14 +283,11 @@ def another(root: storage.Url, found: Manifest) -> UserError:
 
 
 def _existing(root: storage.Url, plan: Plan) -> Manifest | None:
-    """The manifest at `root` if it is of this plan and its tars have their sizes."""
+    """The manifest at `root`, which must be of this plan."""
     found = held(root)
-    if found is None:
-        return None
-    if found.plan != plan.hash:
+    if found is not None and found.plan != plan.hash:
         raise another(root, found)
-    urls = [(storage.join(root, s.name), s.bytes) for s in found.shards]
-    return found if all(_whole(url, expected) for url, expected in urls) else None
+    return found
 
 
 def _committed(
@@ -295,48 +298,90 @@ def _committed(
     Raises:
         UserError: a shard of another data set lies here.
     """
-    numbers = {plan.tar(k): k for k in range(plan.shards)}
-    found = {}
-    for name in storage.list(storage.join(root, "shards")):
-        tar = f"shards/{name.removesuffix('.json')}.tar"
-        if not name.endswith(".json") or numbers.get(tar) in known:
-            continue
-        sidecar = _sidecar(storage.join(root, "shards", name))
-        if sidecar is None:
-            continue
-        if sidecar.get("plan") != plan.hash or tar not in numbers:
-            raise UserError(
-                f"{root} holds shards of another data set ({name}), begun but not finished: choose "
-                "another folder, or delete it first"
-            )
-        if _whole(storage.join(root, tar), sidecar["bytes"]):
-            found[numbers[tar]] = sidecar
-    return found
+    numbers = {_record(plan.tar(k)): k for k in range(plan.shards)}
+    listed = [f"shards/{name}" for name in storage.list(storage.join(root, "shards"))]
+    names = [n for n in listed if n.endswith(".json") and numbers.get(n) not in known]
+    strange = next((n for n in names if n not in numbers and _sidecar(root, n) is not None), None)
+    if strange is not None:
+        raise _begun(root, strange)
+    own = [numbers[name] for name in names if name in numbers]
+    with ThreadPoolExecutor(_ASKING) as pool:  # a store answers many as fast as one
+        found = zip(own, pool.map(partial(_finished, root, plan), own), strict=True)
+        return {k: sidecar for k, sidecar in found if sidecar is not None}
 
 
-def _sidecar(url: str) -> dict[str, Any] | None:
+def _finished(root: storage.Url, plan: Plan, k: int) -> dict[str, Any] | None:
+    """The sidecar of shard `k`, where its tar is there as well.
+
+    Raises:
+        UserError: a shard of another data set lies here.
+    """
+    tar = plan.tar(k)
+    found = _sidecar(root, _record(tar))
+    if found is None:
+        return None
+    if found.get("plan") != plan.hash:
+        raise _begun(root, _record(tar))
+    return found if _whole(storage.join(root, tar), found["bytes"]) else None
+
+
+def _begun(root: storage.Url, record: str) -> UserError:
+    return UserError(
+        f"{root} holds shards of another data set ({record}), begun but not finished: choose another folder, "
+        "or delete it first"
+    )
+
+
+def _record(tar: str) -> str:
+    return tar.removesuffix(".tar") + ".json"
+
+
+def _sidecar(root: storage.Url, name: str) -> dict[str, Any] | None:
     """None where there is none, or none that is as it was written: its shard is built again."""
     try:
-        return manifests.unseal(storage.read_bytes(url))
+        return manifests.unseal(storage.read_bytes(storage.join(root, name)))
     except (FileNotFoundError, DamagedError):
         return None
 
 
 def _whole(url: str, expected: int) -> bool:
-    return storage.exists(url) and storage.size(url) == expected
+    try:
+        return storage.size(url) == expected
+    except FileNotFoundError:
+        return False
 
 
 def _commit(root: storage.Url, plan: Plan, k: int) -> bool:
-    """Builds and publishes shard `k`, its sidecar last, unless another process did; whether it was built."""
-    url = storage.join(root, plan.tar(k))
-    record = url.removesuffix(".tar") + ".json"
-    found = _sidecar(record)
-    if found is not None and found["plan"] == plan.hash and _whole(url, found["bytes"]):
+    """Builds and publishes shard `k`, its sidecar last, unless another process did; whether it was built.
+
+    On other hardware the same shard may come to other bytes, and a tar must not get another's sidecar. So a name
+    that was free when building began is taken only while it is; who comes second leaves both to who came first.
+    """
+    if _finished(root, plan, k) is not None:
         return False
+    url, record = (storage.join(root, name) for name in (plan.tar(k), _record(plan.tar(k))))
+    tar_left, record_left = storage.exists(url), storage.exists(record)  # of what was killed
     data, sidecar = build_shard(plan, k)
-    storage.publish(url, data, replace=True)
-    storage.publish(record, manifests.seal(sidecar), replace=True)
-    return True
+    if _finished(root, plan, k) is not None:
+        return False
+    built = True
+    try:
+        storage.publish(url, data, replace=tar_left)
+        storage.publish(record, manifests.seal(sidecar), replace=record_left)
+    except FileExistsError:
+        built = False
+    if record_left or not built:
+        _check_pair(root, plan, k)
+    return built
+
+
+def _check_pair(root: storage.Url, plan: Plan, k: int) -> None:
+    found, url = _sidecar(root, _record(plan.tar(k))), storage.join(root, plan.tar(k))
+    if found is not None and found["sha256"] != storage.sha256(url):
+        raise DamagedError(
+            f"{url} is not what its .json says: two processes built it at once, to other bytes, as other "
+            "hardware may; delete both files, and run the same command again"
+        )
 
 
 def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +20,10 @@ import pytest
 
 import shards
 from shards import manifest as manifests
-from shards import parallel, writer
-from shards.errors import UserError
+from shards import parallel, storage, writer
+from shards.building import build_shard
+from shards.errors import DamagedError, UserError
+from shards.source import ArraySource
 from shards.sources import folders
 from shards.sources.listing import Picture
 from shards.sources.scan import scan
@@ -217,6 +220,81 @@ def test_what_another_finished_meanwhile_is_not_built_again(tmp_path: Path) -> N
 
     writer.write(tmp_path, source(), header=LATENT, shard_bytes=1, watch=watch)
     assert built == [False] * 4
+
+
+class Meeting(ArraySource):
+    """While its images are first read, something else happens."""
+
+    meanwhile: Callable[[], object]
+
+    @staticmethod
+    def with_(x: ArraySource, meanwhile: Callable[[], object]) -> Meeting:
+        made = Meeting(name=x.name, x=x.x, keys=x.keys, labels=x.labels, classes=x.classes)
+        made.__dict__["meanwhile"] = meanwhile
+        return made
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        self.__dict__.pop("meanwhile", lambda: None)()
+        return super().images(rows)
+
+
+def test_of_two_data_sets_begun_at_once_in_one_folder_the_first_to_finish_stays(
+    tmp_path: Path,
+) -> None:
+    other = replace(source(), x=source().x + 1)
+    slow = Meeting.with_(
+        source(), lambda: writer.write(tmp_path, other, header=LATENT, shard_bytes=1)
+    )
+    with pytest.raises(UserError, match="holds shards of another data set"):
+        writer.write(tmp_path, slow, header=LATENT, shard_bytes=1)
+    assert verify(tmp_path).problems == ()
+    assert shards.read_all(tmp_path)["x"].mean() > 0.5
+
+
+def test_a_pointer_is_not_moved_from_what_was_published_meanwhile(tmp_path: Path) -> None:
+    first, _ = writer.write(tmp_path, source(), header=LATENT)
+    other, _ = writer.write(tmp_path / "other", source(900), header=LATENT)
+    manifests.save(tmp_path, first, new=True)
+    with pytest.raises(UserError, match=f"holds another data set by now .*{first.hash[:12]}"):
+        manifests.save(tmp_path, other, new=True)
+    assert manifests.pointer(tmp_path) == first.hash
+
+
+@pytest.mark.parametrize("left", ["nothing", "tar", "half of json"])
+def test_ranks_on_hardware_that_rounds_otherwise_leave_pairs_of_tar_and_record(
+    tmp_path: Path, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second publishes a shard of its own bytes while the first is between building and publishing."""
+    plan, other = (
+        writer.make_plan(one, LATENT, 0, 1)
+        for one in (source(), replace(source(), x=source().x + np.float16(1)))
+    )
+    other = replace(other, fingerprint=plan.fingerprint)
+    url = tmp_path / plan.tar(0)
+    if left != "nothing":
+        url.parent.mkdir()
+        url.write_bytes(b"half a tar")
+    if left == "half of json":
+        url.with_suffix(".json").write_text("{")
+    publish, steps = storage.publish, []
+
+    def interleaved(where: storage.Url, data: bytes, *, replace: bool) -> None:
+        steps.append(where)
+        if len(steps) == 1:
+            publish(where, data, replace=replace)
+            writer._commit(tmp_path, other, 0)
+        else:
+            publish(where, data, replace=replace)
+
+    monkeypatch.setattr(storage, "publish", interleaved)
+    if left == "half of json":  # both took it for theirs to replace
+        with pytest.raises(DamagedError, match="two processes built it at once"):
+            writer._commit(tmp_path, plan, 0)
+        return
+    assert not writer._commit(tmp_path, plan, 0)
+    record = json.loads(url.with_suffix(".json").read_text())
+    assert record["sha256"] == storage.sha256(url)
+    assert record["sha256"] == build_shard(other, 0)[1]["sha256"]
 
 
 def test_unfinished_shards_of_another_data_set_are_refused_and_left_alone(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_another_data_set_in_the_folder_is_refused_and_left_alone(tmp_path: Path
 def test_a_writer_that_dies_leaves_no_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(manifests, "save", die)
