@@ -22,6 +22,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -35,6 +36,7 @@ from shards.errors import DamagedError, UserError
 VERSION = 1
 LATEST = "LATEST"
 SEAL = "check"
+_SHA256 = re.compile("[0-9a-f]{64}")
 CURE = "write them with `python -m tools.shards make digits --out {root}`"
 
 Kind = Literal["image", "latent"]
@@ -180,7 +182,12 @@ class Manifest:
 
     @staticmethod
     def of(plain: dict[str, Any], blocks: NDArray[np.void]) -> Manifest:
-        """From the manifest file's content; fields that a later writer added are kept in `plain`."""
+        """From the manifest file's content; fields that a later writer added are kept in `plain`.
+
+        Raises:
+            DamagedError: names that lead out of the data set's folder, which no writer gives.
+        """
+        _check_names(plain)
         statistics, histogram = plain["statistics"], plain["label_histogram"]
         fields = [{**_known(Field, f), "shape": tuple(f["shape"])} for f in plain["fields"]]
         return Manifest(
@@ -381,7 +388,7 @@ def pointer(root: storage.Url) -> str:
         raise UserError(f"shards at {root} cannot be read: {error.strerror}") from None
     except NotADirectoryError:
         raise UserError(f"{root} is a file: name the folder that holds {LATEST}") from None
-    if len(name) != 64 or set(name) - set("0123456789abcdef"):
+    if not _SHA256.fullmatch(name):
         raise DamagedError(
             f"{storage.join(root, LATEST)} holds no sha256: {name[:80]!r}; with a good copy "
             f"`python -m tools.shards repair {root} --from COPY` writes it again"
@@ -398,6 +405,19 @@ def _index(root: storage.Url, promised: Mapping[str, Any]) -> NDArray[np.void]:
     if sha256_of(data) != promised["sha256"]:
         raise DamagedError(f"{url} does not have the sha256 that its manifest promises")
     return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+
+
+def _check_names(plain: Mapping[str, Any]) -> None:
+    """Names and hashes become paths, here and in caches and copies: others' manifests must not choose where."""
+    for shard in plain["shards"]:
+        name, sha256 = shard["name"], shard["sha256"]
+        away = storage.is_absolute(name) and not plain.get("indexed", False)
+        if away or ".." in name.split("/") or not _SHA256.fullmatch(sha256):
+            raise DamagedError(
+                f"the manifest names the shard {name!r} of sha256 {sha256!r}: no writer does"
+            )
+    if not _SHA256.fullmatch(plain["index"]["sha256"]):
+        raise DamagedError(f"the manifest's index has the sha256 {plain['index']['sha256']!r}")
 
 
 def _layout(name: str) -> Layout:

@@ -16,6 +16,7 @@ from shards import manifest as manifests
 from shards import storage
 from shards.errors import DamagedError, UserError
 from shards.manifest import Manifest, Shard
+from shards.sources.scan import SKIPPED
 from shards.verify import verify_shard
 
 Watch = Callable[[Iterable[Shard], int], Iterable[Shard]]
@@ -42,7 +43,8 @@ def copy(
     """
     manifest = manifests.load(source)
     _check_own(source, manifest)
-    if storage.exists(storage.join(target, manifests.LATEST)) and not _is_of(target, manifest):
+    lies = storage.exists(storage.join(target, manifests.LATEST))
+    if lies and not _is_of(target, manifest):
         found = manifests.load(target)
         raise UserError(
             f"{target} holds another data set ({found.source['name']}, {found.count:,} samples, manifest "
@@ -55,7 +57,8 @@ def copy(
         if not _finished(target, name, shard, record):
             _write(target, name, shard, _bytes(source, shard), record)
             written.append(shard)
-    manifests.save(target, manifest, new=True)
+    _tell_skipped(source, target)
+    manifests.save(target, manifest, new=not lies)
     return _moved(manifest, written)
 
 
@@ -100,6 +103,15 @@ def _check_own(root: storage.Url, manifest: Manifest) -> None:
             f"{root} is an index of tars that lie elsewhere, such as {elsewhere[0]}: copy the tars, and index "
             "the copy with `python -m tools.shards index`"
         )
+
+
+def _tell_skipped(source: storage.Url, target: storage.Url) -> None:
+    """What the data set left out belongs to it, and what lay in the target before does not."""
+    told = storage.join(target, SKIPPED)
+    if storage.exists(storage.join(source, SKIPPED)):
+        storage.publish(told, storage.read_bytes(storage.join(source, SKIPPED)), replace=True)
+    elif storage.exists(told):
+        storage.publish(told, b"", replace=True)
 
 
 def _is_of(root: storage.Url, manifest: Manifest) -> bool:

@@ -182,6 +182,28 @@ def test_a_manifest_of_a_later_writer_keeps_its_hash(tmp_path: Path) -> None:
     assert manifests.load(tmp_path, old.hash).hash == old.hash
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "../victim/a.tar"},
+        {"name": "shards/../../a.tar"},
+        {"name": "/etc/a.tar"},
+        {"name": "s3://else/a.tar"},
+        {"sha256": "../../outside"},
+        {"sha256": "A" * 64},
+    ],
+)
+def test_names_that_lead_out_of_the_folder_are_refused(
+    tmp_path: Path, wrong: dict[str, str]
+) -> None:
+    manifest = write(tmp_path, 100)
+    plain = {**manifest.plain, "shards": [{**manifest.plain["shards"][0], **wrong}]}
+    with pytest.raises(DamagedError, match=f"shard .*{next(iter(wrong.values()))[:12]}.*no writer"):
+        manifests.Manifest.of(plain, manifest.blocks)
+    with pytest.raises(DamagedError, match="index has the sha256 'x'"):
+        manifests.Manifest.of({**manifest.plain, "index": {"sha256": "x"}}, manifest.blocks)
+
+
 def test_writing_again_writes_nothing_and_heals_what_is_missing(tmp_path: Path) -> None:
     manifest = write(tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
