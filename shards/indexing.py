@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import mmap
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +31,7 @@ from shards.order import BLOCK
 from shards.samples import Decode, Encoded, Unpack, split_name
 from shards.source import encode_keys
 from shards.sources.listing import PIXELS, BadInputError, expand
-from shards.sources.scan import SKIPPED, Seen, Threshold
+from shards.sources.scan import Seen, Threshold, tell_skipped
 from shards.sources.tars import Found, walk
 
 _FIRST = 16 << 20  # bytes of a tar in which its first sample is looked for
@@ -126,7 +125,7 @@ def index(
     if lost:
         raise UserError(f"{lost[0]} changed while it was read: index it when it is whole")
     whole = [record for record in records if record is not None]
-    seen = _judge(root, tars, whole, max_skipped)
+    seen = _judge(root, tars, whole, max_skipped, held)
     manifest = _merge(tars, whole, decode, seen)
     if held is not None and held.hash != manifest.hash:
         raise UserError(
@@ -264,19 +263,18 @@ def _judge(
     tars: Sequence[Tar],
     records: Sequence[dict[str, Any]],
     max_skipped: Threshold,
+    held: Manifest | None,
 ) -> Seen:
     skipped = [entry for record in records for entry in record["skipped"]]
     kept = sum(record["count"] for record in records)
     allowed = max_skipped.of_inputs(kept + len(skipped))
-    if skipped:
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped)
-        storage.publish(storage.join(root, SKIPPED), lines.encode(), replace=True)
+    told_where = tell_skipped(root, skipped, held)
     if len(skipped) > allowed:
         first = skipped[0]
         raise UserError(
             f"{len(skipped):,} of {kept + len(skipped):,} samples cannot be used, max_skipped allows "
-            f"{allowed:,}: {first['key']!r} of {first['tar']}: {first['reason']}; all are in "
-            f"{storage.join(root, SKIPPED)}: leave them out with --max-skipped {len(skipped)}"
+            f"{allowed:,}: {first['key']!r} of {first['tar']}: {first['reason']}{told_where}: leave them out with "
+            f"--max-skipped {len(skipped)}"
         )
     if not kept:
         raise UserError(f"{tars[0].url} and the other tars hold no sample: name WebDataset tars")

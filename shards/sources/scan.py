@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from shards import manifest as manifests
 from shards import parallel, storage, writer
 from shards.errors import DamagedError, UserError
+from shards.manifest import Manifest
 from shards.source import Lazy, Stored
 from shards.sources.listing import BadInputError, Listing, Picture
 
@@ -195,7 +196,7 @@ def scan(
     work = partial(_look_at_part, urls, listing)
     for _ in watch(parallel.spread(work, parallel.share(todo, rank, world), workers), len(todo)):
         pass
-    return _judge(root, listing, _load(urls, listing), dedupe, max_skipped)
+    return _judge(root, listing, _load(urls, listing), dedupe, max_skipped, lies)
 
 
 def _urls(root: storage.Url, listing: Listing) -> list[str]:
@@ -273,8 +274,24 @@ def _load(urls: list[str], listing: Listing) -> _Looks:
     )
 
 
+def tell_skipped(root: storage.Url, entries: list[dict[str, str]], lies: Manifest | None) -> str:
+    """Writes what is left out to <root>/skipped.jsonl, and says so for an error; not over a data set's own."""
+    if lies is not None:
+        return ""
+    url = storage.join(root, SKIPPED)
+    if entries or storage.exists(url):  # an earlier call may have told what is mended since
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        storage.publish(url, lines.encode(), replace=True)
+    return f"; all are in {url}"
+
+
 def _judge(
-    root: storage.Url, listing: Listing, looks: _Looks, dedupe: bool, max_skipped: Threshold
+    root: storage.Url,
+    listing: Listing,
+    looks: _Looks,
+    dedupe: bool,
+    max_skipped: Threshold,
+    lies: Manifest | None,
 ) -> tuple[Scanned, Seen]:
     good = np.flatnonzero(looks.kind != _BAD)
     content = np.ascontiguousarray(looks.hashes[good]).view("S32").ravel()
@@ -292,9 +309,8 @@ def _judge(
         skipped=len(looks.reasons),
         duplicates=int((~own).sum()),
     )
-    if reasons:
-        _record(root, listing, looks, reasons)
-    _check_skipped(root, listing, looks, seen, max_skipped)
+    told_where = tell_skipped(root, _entries(listing, looks, reasons), lies)
+    _check_skipped(listing, looks, seen, max_skipped, told_where)
     shape, dtype = _one_kind(listing, looks, rows)
     hashes, kind = looks.hashes[rows], np.dtype(dtype)
     told: dict[str, Any] = {"listing": listing, "rows": rows, "hashes": hashes}
@@ -311,26 +327,25 @@ def _duplicate(listing: Listing, row: int, twin: int) -> str:
     return reason
 
 
-def _record(root: storage.Url, listing: Listing, looks: _Looks, reasons: dict[int, str]) -> None:
-    lines = []
+def _entries(listing: Listing, looks: _Looks, reasons: dict[int, str]) -> list[dict[str, str]]:
+    entries = []
     for row, reason in sorted(reasons.items()):
         sha256 = looks.hashes[row].tobytes().hex()
         entry = {"key": listing.keys[row].decode(), "reason": reason}
-        lines.append(entry if sha256 == _UNREAD else {**entry, "sha256": sha256})
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    storage.publish(storage.join(root, SKIPPED), text.encode(), replace=True)
+        entries.append(entry if sha256 == _UNREAD else {**entry, "sha256": sha256})
+    return entries
 
 
 def _check_skipped(
-    root: storage.Url, listing: Listing, looks: _Looks, seen: Seen, max_skipped: Threshold
+    listing: Listing, looks: _Looks, seen: Seen, max_skipped: Threshold, told_where: str
 ) -> None:
     allowed = max_skipped.of_inputs(seen.listed)
     if seen.skipped > allowed:
         row, reason = min(looks.reasons.items())
         raise UserError(
             f"{seen.skipped:,} of {seen.listed:,} inputs cannot be used, max_skipped allows {allowed:,}: "
-            f"{listing.keys[row].decode()!r}: {reason}; all are in {storage.join(root, SKIPPED)}: mend "
-            f"them, or allow them with --max-skipped {seen.skipped}"
+            f"{listing.keys[row].decode()!r}: {reason}{told_where}: mend them, or allow them with "
+            f"--max-skipped {seen.skipped}"
         )
     if not seen.kept:
         raise UserError(f"none of {seen.listed:,} inputs can be used: there is nothing to write")

@@ -305,6 +305,13 @@ def test_bad_samples_are_left_out_told_and_never_read(tmp_path: Path) -> None:
     assert found["key"].tolist() == ["0", "2", "4"] and found["y"].tolist() == [2, 2, 2]
     assert verify(tmp_path).problems == ()
     assert manifests.load(tmp_path).source["skipped"] == 4
+    before = (tmp_path / "skipped.jsonl").read_bytes()
+    foreign.tar(
+        tmp_path / "u.tar", {"9.png": images[0], "9.cls": b"1", "bad.png": b"", "bad.cls": b"1"}
+    )
+    with pytest.raises(UserError, match="holds another index"):
+        main(["index", str(tmp_path), "--max-skipped", "5"])
+    assert (tmp_path / "skipped.jsonl").read_bytes() == before
 
 
 def _interleaved(root: Path) -> None:

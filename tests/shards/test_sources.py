@@ -19,6 +19,7 @@ from PIL import Image
 
 import shards
 from shards import manifest as manifests
+from shards import transfer
 from shards.errors import DamagedError, UserError
 from shards.sources import arrays, folders, tables, tars
 from shards.sources.listing import BadInputError, Listing, Picture
@@ -344,6 +345,27 @@ def test_bad_inputs_are_named_counted_and_an_error_beyond_the_threshold(tmp_path
         reasons["c/0005.png"] == "no image that Pillow knows" and "damaged" in reasons["b/0003.png"]
     )
     assert len(source.keys) == 9 and not set(reasons) & {k.decode() for k in source.keys.tolist()}
+
+
+def test_what_was_left_out_is_told_of_the_data_set_that_lies_there(tmp_path: Path) -> None:
+    root, out = inputs.image_folder(tmp_path / "in", inputs.pixels(3)), tmp_path / "out"
+    told, bad = out / "skipped.jsonl", root / "a" / "bad.png"
+    bad.touch()
+    make = ["make", "folder", str(root), "--out", str(out)]
+    with pytest.raises(UserError, match=r"1 of 4 inputs .*; all are in .*skipped\.jsonl: mend"):
+        main(make)
+    assert json.loads(told.read_text())["key"] == "a/bad.png"
+    bad.unlink()
+    assert main(make) == 0 and told.read_text() == ""
+    bad.touch()
+    with pytest.raises(UserError, match="1 of 4 inputs") as refused:
+        main(make)
+    assert "all are in" not in str(refused.value) and told.read_text() == ""
+    assert main([*make[:-1], str(tmp_path / "less"), "--max-skipped", "1"]) == 0
+    for source in (tmp_path / "less", out):
+        transfer.copy(source, tmp_path / f"copy of {source.name}")
+        copied = tmp_path / f"copy of {source.name}" / "skipped.jsonl"
+        assert copied.read_text() == (source / "skipped.jsonl").read_text()
 
 
 def test_duplicates_are_kept_and_counted_or_left_out_and_recorded(tmp_path: Path) -> None:
