@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UserError
+from shards.mapping import map_file
 from shards.retry import pause
 
 MARKER = "selfguide-cache"
@@ -98,7 +99,7 @@ class Cache:
     def open(self, piece: Piece) -> NDArray[np.uint8] | None:
         """The piece's bytes, mapped; None where the cache does not hold it whole."""
         try:
-            return np.memmap(self._path(piece), dtype=np.uint8, mode="r", shape=(piece.bytes,))
+            return map_file(self._path(piece), piece.bytes)
         except (FileNotFoundError, ValueError):  # deleted to make room, perhaps just now; cut short
             return None
 

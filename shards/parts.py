@@ -9,7 +9,6 @@ bytes is for the two layouts to say, `shards.blocks` and `shards.samples`. Any n
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
@@ -25,6 +24,7 @@ from shards import storage
 from shards.cache import FOREIGN, Cache, Piece
 from shards.errors import ChangedError, DamagedError
 from shards.manifest import Manifest
+from shards.mapping import map_file
 
 Arrays = dict[str, NDArray[np.generic]]
 Raw = NDArray[np.uint8]
@@ -32,7 +32,7 @@ Needed = Callable[[NDArray[np.int64]], NDArray[np.float64]]  # of blocks, as `ca
 T = TypeVar("T")
 H = TypeVar("H")
 
-MAPS = 1024  # tars mapped at once; a process may hold 65,530 mappings
+MAPS = 1024  # tars mapped at once beside those of blocks at hand
 TOGETHER = 16 << 20  # bytes of neighbours that one range takes; stores like 8 to 16 MiB
 
 _log = logging.getLogger("shards")
@@ -271,8 +271,8 @@ class Tars(ABC, Generic[H]):
         return self._stat(shard).etag
 
     def _map(self, shard: int) -> Raw:
-        self._stat(shard)  # a mapping that is longer than its file would end the process
-        return np.memmap(os.fspath(self.url(shard)), dtype=np.uint8, mode="r")
+        self._stat(shard)
+        return map_file(self.url(shard), self._manifest.shards[shard].bytes)
 
     def _stat(self, shard: int) -> storage.Stat:
         url, expected = self.url(shard), self._manifest.shards[shard].bytes

@@ -9,7 +9,6 @@ every restart the same sample in its place, since rows were shuffled before they
 from __future__ import annotations
 
 import logging
-import resource
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from shards.blocks import Blocks
 from shards.cache import Cache
 from shards.errors import DamagedError, UserError
 from shards.manifest import Manifest
+from shards.mapping import MOST
 from shards.order import WINDOW
 from shards.parts import Arrays, Needed, Picked, Tars
 from shards.retry import Effort
@@ -32,7 +32,6 @@ from shards.samples import Samples
 OnDamage = Literal["fail", "substitute"]
 
 THREADS = 4  # that read; a store gives each stream a part of what the network can do
-VIEWS = 65_536  # blocks of mapped tars kept at hand; a view costs a hundred bytes or two
 _KEPT = 128 << 20  # bytes of fetched blocks kept after use, for those who ask at random
 DAMAGED = 0.01  # share of all samples that may be substituted before reading ends after all
 
@@ -54,10 +53,12 @@ class Reader:
         on_damage: OnDamage = "fail",
         damaged: float = DAMAGED,
         decoders: int = 0,
+        beside: Sequence[Manifest] = (),
     ) -> None:
         """`mapped`: map tars, or fetch ranges; None maps what is on a file system, which no cache improves.
         `needed`: `Order.next_need`, by which a cache makes room; without it the oldest goes first.
         `decoders`: processes that decode pictures; 0 decodes in the gathering thread.
+        `beside`: other data sets of this process, that share the cache and what may be mapped.
         """
         if on_damage not in get_args(OnDamage):
             raise UserError(f"on_damage={on_damage!r}: give 'fail' or 'substitute'")
@@ -80,7 +81,7 @@ class Reader:
         self._held: dict[int, Any] = {}  # or the DamagedError it met
         self._idle: OrderedDict[int, Any] = OrderedDict()
         self._cached = cache is not None
-        self._idle_most = VIEWS if mapped else self._kept(cache)
+        self._idle_most = self._kept(mapped, cache, [manifest, *beside])
         self._instead: dict[int, tuple[int, Any]] = {}  # of damaged blocks: a sound one
 
     @property
@@ -208,12 +209,15 @@ class Reader:
         while len(self._idle) > self._idle_most:
             self._idle.popitem(last=False)
 
-    def _kept(self, cache: Cache | None) -> int:
-        """Fetched blocks kept after use. A file deleted to make room lives on while it is mapped, so where room is
-        made few stay mapped."""
-        if cache is not None and cache.budget >= sum(s.bytes for s in self._manifest.shards):
-            return _mappings()
-        return self.blocks_in(_KEPT, most=WINDOW)
+    def _kept(self, mapped: bool, cache: Cache | None, read: Sequence[Manifest]) -> int:
+        """Blocks kept after use. A file deleted to make room lives on while it is mapped, so where a cache has not
+        room for all that is `read`, few of its files stay mapped."""
+        total = sum(s.bytes for m in read for s in m.shards)
+        if mapped or (cache is not None and cache.budget >= total):
+            parts = len(self.blocks.parts(0)) + 1  # some blocks have one more than others
+            return MOST // (parts * len(read))
+        room = _KEPT if cache is None else min(_KEPT, cache.budget // 32)
+        return self.blocks_in(room // len(read), most=WINDOW)
 
     def _keeps(self, held: Any) -> bool:
         """Mappings cost next to nothing; of memory there is little beside a cache, from which all comes again."""
@@ -289,9 +293,3 @@ def _named(found: Arrays) -> Arrays:
 
 def _unknown(blocks: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.zeros(len(blocks))
-
-
-def _mappings() -> int:
-    """Blocks of a cache mapped at once: each holds a file open, and the process needs others."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(64, min(soft // 4, 16_384))

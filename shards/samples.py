@@ -26,6 +26,7 @@ from shards.cache import Cache
 from shards.decoding import Decoders
 from shards.errors import DamagedError
 from shards.manifest import Manifest
+from shards.mapping import is_mapped
 from shards.parts import TOGETHER, Arrays, Needed, Part, Picked, Raw, Tars, cut
 from shards.sources.listing import SUFFIXES, BadInputError, Picture
 
@@ -236,7 +237,7 @@ class Samples(Tars[Spans]):
         return found
 
     def is_mapped(self, held: Spans) -> bool:
-        return all(isinstance(data, np.memmap) for _, data in held.fetched)
+        return all(is_mapped(data) for _, data in held.fetched)
 
     def close(self) -> None:
         self._decoders.close()

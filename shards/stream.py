@@ -290,6 +290,7 @@ def open_stream(
             decoders=decoders,
             on_damage=on_damage,
             damaged=damaged,
+            beside=[other for other in found if other is not manifest],
         )
         for each, manifest, order in zip(roots, found, sources.orders, strict=True)
     ]

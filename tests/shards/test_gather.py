@@ -63,6 +63,18 @@ def test_after_a_batch_that_failed_the_next_is_answered(tmp_path: Path, mapped: 
             assert reader.announced == 0 and not (reader._announced or reader._held)
 
 
+def test_of_a_batch_that_failed_nothing_is_kept_for_those_after_it(tmp_path: Path) -> None:
+    manifest = data.write(tmp_path, COUNT)  # two blocks a tar: 2 and 3 come by one range
+    data.flip(tmp_path / manifest.shards[0].name, int(manifest.blocks[1]["offset"][0]) + 5)
+    failing, good = np.array([300, 600]), np.array([900])
+    with closing(Reader(tmp_path, manifest, mapped=False)) as reader:
+        reader.want(failing, good)
+        with pytest.raises(DamagedError, match="x of block 1"):
+            reader.take(failing)
+        assert reader.take(good)[0]["ordinal"].tolist() == [900]
+        assert reader.announced == 0 and not (reader._announced or reader._held)
+
+
 def test_a_mixture_leaves_nothing_announced(root: Path, tmp_path: Path) -> None:
     data.write(tmp_path / "other", 500)
     roots = [root, tmp_path / "other"]
