@@ -33,6 +33,8 @@ Verify = Literal["sizes", "hashes"]
 
 MANIFEST = "MANIFEST.json"
 CHUNK = 16 << 20  # bytes a read asks for at once; S3 likes ranges of 8 to 16 MiB
+_S3 = "s3://"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+")  # a path may have merged a URL's slashes
 _REREADS = 5  # of a small object that is replaced again and again
 _TEMPORARY = re.compile(
     r"\..+\.[0-9a-f]{12}\.tmp"
@@ -49,13 +51,24 @@ class Stat(NamedTuple):
 
 
 def is_remote(url: Url) -> bool:
-    """Whether `url` is on S3 rather than on a file system."""
-    return os.fspath(url).startswith("s3://")
+    """Whether `url` is on S3 rather than on a file system.
+
+    Raises:
+        UserError: it is neither: a folder called `gs:` is hardly what anybody means by gs://bucket.
+    """
+    text = os.fspath(url)
+    if text.startswith(_S3):
+        return True
+    if ":/" in text and (scheme := _SCHEME.match(text)):
+        raise UserError(
+            f"{text} begins with {scheme[0]}: give a folder (as ./{text} if it is called so), or s3://BUCKET/FOLDER"
+        )
+    return False
 
 
 def is_absolute(name: str) -> bool:
     """Whether a name says by itself where something is: a full path, or s3://."""
-    return is_remote(name) or name.startswith("/")
+    return name.startswith((_S3, "/"))
 
 
 def join(root: Url, *parts: str) -> str:

@@ -124,6 +124,19 @@ def test_a_range_has_the_length_asked_for_or_is_an_error(tmp_path: Path) -> None
     assert b"".join(storage.read_chunks(path, 7)) == path.read_bytes()
 
 
+@pytest.mark.parametrize("url", ["gs://b/x", "S3://b/x", "s3:/b/x", "https://h/x", "file:/x"])
+def test_what_is_no_folder_and_not_on_s3_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for refused in (lambda: storage.publish(url, b""), lambda: storage.join(url, "a")):
+        with pytest.raises(UserError, match=rf"{url} begins with .*give a folder .*or s3://BUCKET"):
+            refused()
+    assert storage.list(tmp_path) == []
+    storage.publish(f"./{url}", b"it is called so")
+    assert storage.read_bytes(tmp_path / url) == b"it is called so"
+
+
 def test_join_exists_list(tmp_path: Path) -> None:
     assert storage.join("s3://bucket/x/", "a", "b") == "s3://bucket/x/a/b"
     assert storage.join(tmp_path, "a", "b") == str(tmp_path / "a" / "b")
