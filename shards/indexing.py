@@ -225,8 +225,6 @@ def _look(file: BinaryIO, data: memoryview, tar: Tar, decode: Decode) -> dict[st
         span = data[sample.start : sample.stop]
         try:
             x, y, id_ = unpack.unpack(Encoded(_whole(sample, span, tar), stem))
-            if y is not None and y < 0:
-                raise BadInputError(f"label {y}: classes go from 0")
         except BadInputError as error:
             skipped.append({"key": sample.key, "tar": tar.name, "reason": str(error)})
             continue

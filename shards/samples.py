@@ -28,7 +28,8 @@ from shards.errors import DamagedError
 from shards.manifest import Manifest
 from shards.mapping import is_mapped
 from shards.parts import TOGETHER, Arrays, Needed, Part, Picked, Raw, Tars, cut
-from shards.sources.listing import SUFFIXES, BadInputError, Picture
+from shards.source import CLASSES
+from shards.sources.listing import SUFFIXES, BadInputError, Picture, spelled
 
 KEY: Final = "id.txt"  # the member that holds a sample's own key, where its name is a number
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
@@ -63,7 +64,7 @@ class Decode:
         if self.key == KEY:
             if KEY not in members:
                 raise BadInputError(f"no member .{KEY}")
-            return members[KEY].decode()
+            return _text(members[KEY])
         return f"{stem}/{name}" if self.prefix else name
 
     def label_of(self, members: Members) -> int:
@@ -79,11 +80,13 @@ class Decode:
         text = members[extension]
         try:
             found = json.loads(text)[field] if field else int(text)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             found = None
         if not isinstance(found, int):
             shown = text[:_TEXT].decode(errors="replace")
             raise BadInputError(f".{extension} holds no whole number at {self.label!r}: {shown!r}")
+        if not 0 <= found < CLASSES:
+            raise BadInputError(f"label {found}: classes go from 0 to {CLASSES - 1:,} at most")
         return int(found)
 
     def image_of(self, members: Members) -> bytes:
@@ -142,10 +145,20 @@ def split_name(path: str) -> tuple[str, str] | None:
 
     None of names without one, and of names in double underscores, which webdataset passes over.
     """
-    found = _NAME.fullmatch(path)
+    found = _NAME.fullmatch(spelled(path))
     if found is None or re.match(r"__[^/]*__($|/)", path):
         return None
     return found[1], found[2].lower()
+
+
+def _text(key: bytes) -> str:
+    try:
+        text = key.decode()
+    except UnicodeDecodeError:
+        raise BadInputError(f"its .{KEY} is not UTF-8: {key[:_TEXT]!r}") from None
+    if not text or "\0" in text:
+        raise BadInputError(f"its .{KEY} is empty or holds a NUL")
+    return text
 
 
 def members_of(span: bytes) -> tuple[str, Members]:

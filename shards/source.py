@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from shards.errors import UserError
 
+CLASSES = 1 << 20  # at most: every manifest counts the samples of each
+
 
 class Column(Protocol):
     """Values (N,) by row: an array, or what reads them of shards where they lie."""
@@ -154,7 +156,10 @@ def encode_keys(keys: Sequence[str]) -> NDArray[np.bytes_]:
         raise UserError(
             f"key {keys[bad[0]]!r} of row {bad[0]} is empty or holds a NUL: name the sample"
         )
-    return np.array([key.encode() for key in keys], dtype=np.bytes_)
+    try:
+        return np.array([key.encode() for key in keys], dtype=np.bytes_)
+    except UnicodeEncodeError as error:
+        raise UserError(f"key {error.object!r} is not UTF-8: name the sample otherwise") from None
 
 
 def _stack(samples: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:

@@ -27,7 +27,7 @@ from shards.errors import DamagedError, UserError
 from shards.manifest import Field, Header, Layout, Manifest
 from shards.order import BLOCK, key, permute
 from shards.samples import KEY, Decode
-from shards.source import Column, PictureSource, Source
+from shards.source import CLASSES, Column, PictureSource, Source
 from shards.sources.listing import Picture
 
 SHARD_BYTES = (
@@ -252,6 +252,10 @@ def check_labels(keys: Column, labels: Column | None, classes: int) -> None:
         return
     if classes < 1:
         raise UserError(f"classes={classes}, but there are labels: give the number of classes")
+    if classes > CLASSES:
+        raise UserError(
+            f"classes={classes:,}: at most {CLASSES:,} can be counted; number them from 0"
+        )
     every = np.asarray(labels)
     wrong = np.flatnonzero((every < 0) | (every >= classes))
     if wrong.size:

@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from shards.errors import UserError
-from shards.sources.listing import SUFFIXES, BadInputError, Decode, Files, Listing, file, folder
+from shards.sources.listing import (
+    SUFFIXES,
+    BadInputError,
+    Decode,
+    Files,
+    Listing,
+    file,
+    folder,
+    spelled,
+)
 
 
 def image_folder(root: str, decode: Decode) -> Listing:
@@ -45,13 +54,13 @@ def image_folder(root: str, decode: Decode) -> Listing:
     labels = [label for label, paths in enumerate(found.values()) for _ in paths]
     files = Files(root=str(base), names=tuple(names))
     return Listing.of(
-        base.resolve().name,
-        names,
+        spelled(base.resolve().name),
+        [spelled(name) for name in names],
         files,
         decode=decode,
         places=files.sizes(),
         labels=np.array(labels, dtype=np.int64) if classes else None,
-        class_names=classes,
+        class_names=[spelled(name) for name in classes],
     )
 
 

@@ -27,8 +27,8 @@ PIXELS = Header(kind="image", shift=127.5, scale=1 / 127.5)  # of uint8, to [-1,
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 )
-
-
+# read by Pillow itself; whatever an input is called, its bytes say which it is
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _PNG_LEVEL = 2  # of photographs: a quarter of the default's time, an eighth more bytes
 
 
@@ -131,13 +131,10 @@ class Picture:
         return f"{'rgb' if self.channels == 3 else 'grey'} {cut} pillow-{__version__}"
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
-        import struct
-        import zlib
-
         from PIL import Image, UnidentifiedImageError
 
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with _opened(data) as image:
                 if image.mode.startswith(("I", "F")):
                     raise BadInputError(
                         f"pixels of mode {image.mode} do not fit 8 bits: convert them"
@@ -145,11 +142,13 @@ class Picture:
                 image.load()
                 plain = image.convert("RGB" if self.channels == 3 else "L")
         except UnidentifiedImageError:
-            raise BadInputError("no image that Pillow knows") from None
+            raise BadInputError(f"no image: none of {', '.join(_FORMATS)}") from None
         except Image.DecompressionBombError as error:
             raise BadInputError(str(error)) from None
-        except (OSError, SyntaxError, EOFError, IndexError, struct.error, zlib.error) as error:
-            raise BadInputError(f"damaged image: {error}") from None
+        except (BadInputError, MemoryError):  # which says nothing of the image
+            raise
+        except Exception as error:  # noqa: BLE001 - of what an odd image makes Pillow raise there is no list
+            raise BadInputError(f"damaged image: {error or type(error).__name__}") from None
         pixels = np.asarray(plain if self.size is None else _fit(plain, self.size))
         return np.ascontiguousarray(
             pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
@@ -167,6 +166,13 @@ class Picture:
         return Stored("png", _png(pixels), pixels)
 
 
+def _opened(data: bytes) -> Image:
+    """By Pillow, if of a known format: of others some are given to programs of this machine, as EPS to Ghostscript."""
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
 def _png(pixels: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
@@ -178,9 +184,7 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 def _extension(data: bytes) -> str:
     """What readers of WebDataset know the encoding by; MPO is JPEG to those who want its first frame."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
+    with _opened(data) as image:
         name = (image.format or "").lower()
     return {"jpeg": "jpg", "mpo": "jpg"}.get(name, name)
 
@@ -233,6 +237,11 @@ class Files:
         """Bytes of each; -1 where a list names a file that is not there."""
         found = (Path(self.root, name) for name in self.names)
         return [path.stat().st_size if path.is_file() else -1 for path in found]
+
+
+def spelled(name: str) -> str:
+    """A file's or member's name as text; of bytes that are not UTF-8 as they are escaped, \\xff."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def folder(path: str, what: str) -> Path:

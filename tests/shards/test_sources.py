@@ -342,7 +342,8 @@ def test_bad_inputs_are_named_counted_and_an_error_beyond_the_threshold(tmp_path
     reasons = {entry["key"]: entry["reason"] for entry in entries}
     assert reasons.keys() == {"b/0003.png", "c/0005.png", "c/0008.png"}
     assert (
-        reasons["c/0005.png"] == "no image that Pillow knows" and "damaged" in reasons["b/0003.png"]
+        reasons["c/0005.png"].startswith("no image: none of BMP, GIF, ")
+        and "damaged" in reasons["b/0003.png"]
     )
     assert len(source.keys) == 9 and not set(reasons) & {k.decode() for k in source.keys.tolist()}
 
