@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shards.blocks import Arrays
+    from shards.manifest import Manifest
     from shards.order import Mode
     from shards.reader import OnDamage
     from shards.stream import Scan, Stream
@@ -37,6 +38,7 @@ def open(
     cache_bytes: int = 64 << 30,
     on_damage: OnDamage = "fail",
     damaged: float = 0.01,
+    loaded: Sequence[Manifest] | None = None,
 ) -> Stream:
     """An endless iterator over one rank's micro-batches; `close` it, or use it in a `with`.
 
@@ -58,6 +60,8 @@ def open(
         on_damage: `fail` ends reading at a damaged block; `substitute` puts the samples of a sound block
             in its place, says so, counts them, and ends when more than the share `damaged` of all
             samples would be substituted.
+        loaded: which data sets are meant, as `shards.manifest.load` returned them for each root; None asks the
+            roots for their current ones, which a writer may replace meanwhile.
 
     Raises:
         UserError: no shards at `root`, numbers that do not divide, an unknown mode, roots that cannot be mixed.
@@ -83,6 +87,7 @@ def open(
         cache_bytes=cache_bytes,
         on_damage=on_damage,
         damaged=damaged,
+        loaded=loaded,
     )
 
 

@@ -189,15 +189,17 @@ def label_rates(manifests: Sequence[Manifest], weights: Sequence[float] | None) 
 
 
 def load_alike(
-    root: storage.Url | Sequence[storage.Url], weights: Sequence[float] | None
+    root: storage.Url | Sequence[storage.Url],
+    weights: Sequence[float] | None,
+    loaded: Sequence[Manifest] | None = None,
 ) -> tuple[list[storage.Url], list[Manifest]]:
-    """The roots and their manifests, once they are known to be of one kind.
+    """The roots and their manifests, the current ones or those `loaded`, once they are known to be of one kind.
 
     Raises:
         UserError: they are not; no shards there; no weight for each of several.
     """
     roots = roots_of(root, weights)
-    found = [load(each) for each in roots]
+    found = [load(each) for each in roots] if loaded is None else [*loaded]
     check_alike(roots, found)
     return roots, found
 

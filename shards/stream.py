@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
+from numbers import Integral
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -30,6 +31,7 @@ from shards.order import WINDOW, Mode
 from shards.prefetch import Prefetch
 from shards.reader import DAMAGED, THREADS, OnDamage, Reader
 
+LAST = 1 << 60  # position that may be begun at: sums with it still fit 64 bits
 AHEAD = 4  # micro-batches ready before they are asked for
 _PLANNED = (
     8192  # positions whose ordinals are computed at a time; small calls cost 30 times as much
@@ -59,6 +61,7 @@ class Share:
     world: int
 
     def __post_init__(self) -> None:
+        _check_whole(**asdict(self))
         for name in ("global_batch", "micro_batch", "world"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: give at least 1")
@@ -270,14 +273,23 @@ def open_stream(
     cache_bytes: int = BUDGET,
     on_damage: OnDamage = "fail",
     damaged: float = DAMAGED,
+    loaded: Sequence[Manifest] | None = None,
 ) -> Stream:
     """`shards.open`; see there."""
     share = Share(global_batch=global_batch, micro_batch=micro_batch, rank=rank, world=world)
+    _check_whole(seed=seed, position=position, window=window, threads=threads)
+    _check_whole(decoders=decoders, cache_bytes=cache_bytes)
     if position < 0:
         raise UserError(f"position={position}: positions start at 0")
+    if position > LAST:
+        raise UserError(f"position={position}: give at most {LAST}, more than any run will see")
+    if cache_bytes < 1:
+        raise UserError(f"cache_bytes={cache_bytes}: give a number of bytes")
+    if not 0 <= damaged <= 1:
+        raise UserError(f"damaged={damaged}: give a share of all samples, from 0 to 1")
     if mode not in get_args(Mode):
         raise UserError(f"mode={mode!r} is no order of samples: give 'window' or 'global'")
-    roots, found = load_alike(root, weights)
+    roots, found = load_alike(root, weights, loaded)
     sources = make_blend(found, weights, seed=seed, mode=mode, window=window)
     kept = None if cache is None else Cache(cache, cache_bytes)
     readers = [
@@ -304,6 +316,12 @@ def scan(root: storage.Url, *, micro_batch: int, rank: int, world: int) -> Scan:
     share = Share(global_batch=whole, micro_batch=micro_batch, rank=rank, world=world)
     manifest = manifests.load(root)
     return Scan(Reader(root, manifest), manifest.count, share)
+
+
+def _check_whole(**given: object) -> None:
+    for name, value in given.items():
+        if not isinstance(value, Integral):
+            raise UserError(f"{name}={value!r}: give a whole number")
 
 
 def read_all(root: storage.Url) -> Arrays:

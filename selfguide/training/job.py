@@ -102,6 +102,7 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
         damaged=config.data.damaged,
         cache=config.data.cache,
         cache_bytes=config.data.cache_bytes,
+        loaded=sources,  # not what the folder may hold by now
     )
     header = manifest.header
     read = identity(sources, config.data.shares)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ import shards
 from selfguide.distributed import Place
 from selfguide.spec.config import LabelGuidance, NoGuidance
 from selfguide.spec.run import Lease, RunFolder, write_record
+from selfguide.training import job
+from selfguide.training.checkpoint import State
 from selfguide.training.epochs import Epochs
 from selfguide.training.health import SIGNS, advise
 from selfguide.training.job import work
@@ -135,6 +138,30 @@ def test_a_resumed_training_proves_the_epoch_it_began_in(
     for line in map(json.loads, lines):
         assert 0 <= line["data_wait"] <= line["data_wait_max"] and 0 <= line["data_share"] <= 1
         assert "substituted" not in line
+
+
+def test_a_job_trains_on_what_it_checked_though_the_folder_changes_meanwhile(
+    single: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Between the check and the first batch weights are built, which takes as long as a writer needs."""
+    root, build = tmp_path / "data", job.build_state
+    make = ["make", "synthetic", "--shape", "1", "8", "8", "--count"]
+    command.main([*make, "100", "--out", str(root)])
+    command.main([*make, "160", "--out", str(tmp_path / "other")])
+
+    def meanwhile(*given: Any) -> State:
+        for name in ("manifest-*.json", "index-*.npy", "LATEST"):
+            for path in (tmp_path / "other").glob(name):
+                shutil.copy(path, root)
+        return build(*given)
+
+    monkeypatch.setattr(job, "build_state", meanwhile)
+    attempt(single, replace(config(root), guidance=NoGuidance()), str(tmp_path / "run"))
+    assert manifests.load(root).count == 160
+    assert _epochs(capfd.readouterr().out) == [*range(IMAGES // 100)]
 
 
 def _epochs(said: str) -> list[int]:

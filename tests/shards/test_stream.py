@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -135,6 +136,11 @@ def test_a_batch_may_be_larger_than_the_data(tmp_path: Path) -> None:
         ({"rank": 2, "world": 2}, "rank=2 of world=2"),
         ({"position": -1}, "position=-1"),
         ({"mode": "random"}, "mode='random'"),
+        ({"position": 2**64}, "position=18446744073709551616: give at most"),
+        ({"global_batch": 16.0}, r"global_batch=16\.0: give a whole number"),
+        ({"seed": "a"}, "seed='a': give a whole number"),
+        ({"damaged": 2}, "damaged=2: give a share of all samples, from 0 to 1"),
+        ({"cache_bytes": -1}, "cache_bytes=-1: give a number of bytes"),
     ],
 )
 def test_what_cannot_be_opened_is_named(root: Path, wrong: dict[str, object], message: str) -> None:
@@ -261,3 +267,18 @@ def test_a_forgotten_stream_ends_its_thread(root: Path) -> None:
     del stream
     thread.join(timeout=30)
     assert not thread.is_alive()
+
+
+def test_what_was_loaded_is_read_whatever_the_folder_holds_by_now(tmp_path: Path) -> None:
+    meant = write(tmp_path / "data", 700)
+    write(tmp_path / "other", 900)
+    for name in ("LATEST", "manifest-*.json", "index-*.npy"):  # tars of before stay
+        for path in (tmp_path / "other").glob(name):
+            shutil.copy(path, tmp_path / "data")
+    given = {"global_batch": G, "micro_batch": G, "rank": 0, "world": 1, "seed": 0}
+    with shards.open(tmp_path / "data", loaded=[meant], **given) as stream:
+        assert stream.manifest is meant and stream.state()["manifest"] == meant.hash
+        found = np.concatenate([next(stream)["ordinal"] for _ in range(30)])
+    assert set(found.tolist()) == set(range(700))
+    with shards.open(tmp_path / "data", **given) as stream:
+        assert stream.manifest.count == 900
