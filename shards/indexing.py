@@ -340,9 +340,11 @@ def _one_kind(tars: Sequence[Tar], records: Sequence[dict[str, Any]]) -> Kind:
 
 
 def _table(records: Sequence[dict[str, Any]]) -> NDArray[np.void]:
-    rows = [
-        (shard, 1, [start], [size], [[*bytes.fromhex(xxh3)]])
-        for shard, record in enumerate(records)
-        for start, size, xxh3, _ in record["rows"]
-    ]
-    return np.array(rows, dtype=manifests.index_dtype(1))
+    counts = [len(record["rows"]) for record in records]
+    table = np.empty(sum(counts), dtype=manifests.index_dtype(1))
+    table["shard"], table["rows"] = np.repeat(np.arange(len(records)), counts), 1
+    for part, record in zip(np.split(table, np.cumsum(counts)[:-1]), records, strict=True):
+        part["offset"][:, 0] = [start for start, _, _, _ in record["rows"]]
+        part["bytes"][:, 0] = [size for _, size, _, _ in record["rows"]]
+        part["xxh3"][:, 0] = manifests.hashes(xxh3 for _, _, xxh3, _ in record["rows"])
+    return table

@@ -23,7 +23,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -276,6 +276,11 @@ def index_dtype(fields: int) -> np.dtype[np.void]:
             ("xxh3", "u1", (fields, 16)),  # xxh3_128 of the payload, big-endian as xxhash prints it
         ]
     )
+
+
+def hashes(hexadecimal: Iterable[str]) -> NDArray[np.uint8]:
+    """(n, 16) of an index, of xxh3_128 as xxhash prints it."""
+    return np.frombuffer(bytes.fromhex("".join(hexadecimal)), dtype=np.uint8).reshape(-1, 16)
 
 
 def index_bytes(blocks: NDArray[np.void]) -> bytes:

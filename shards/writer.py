@@ -411,11 +411,16 @@ def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
 
 
 def _table(columns: tuple[str, ...], sidecars: list[dict[str, Any]]) -> NDArray[np.void]:
-    rows = []
-    for shard, sidecar in enumerate(sidecars):
-        for block in sidecar["blocks"]:
-            placed = [block["fields"][name] for name in columns]
-            hashes = [list(bytes.fromhex(p["xxh3"])) for p in placed]
-            offsets, sizes = [p["offset"] for p in placed], [p["bytes"] for p in placed]
-            rows.append((shard, block["rows"], offsets, sizes, hashes))
-    return np.array(rows, dtype=manifests.index_dtype(len(columns)))
+    """The index. It is filled shard by shard: millions of samples as Python's numbers would take a gigabyte."""
+    counts = [len(sidecar["blocks"]) for sidecar in sidecars]
+    table = np.empty(sum(counts), dtype=manifests.index_dtype(len(columns)))
+    table["shard"] = np.repeat(np.arange(len(sidecars)), counts)
+    parts = np.split(table, np.cumsum(counts)[:-1])
+    for part, blocks in zip(parts, (s["blocks"] for s in sidecars), strict=True):
+        part["rows"] = [block["rows"] for block in blocks]
+        for column, name in enumerate(columns):
+            placed = [block["fields"][name] for block in blocks]
+            part["offset"][:, column] = [p["offset"] for p in placed]
+            part["bytes"][:, column] = [p["bytes"] for p in placed]
+            part["xxh3"][:, column] = manifests.hashes([p["xxh3"] for p in placed])
+    return table

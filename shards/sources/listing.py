@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shards import storage
 from shards.errors import UserError
 from shards.manifest import Header
 from shards.source import Stored, encode_keys
@@ -276,6 +277,11 @@ def expand(paths: Sequence[str], suffix: str) -> list[str]:
     """
     found = []
     for path in paths:
+        if storage.is_remote(path):
+            cure = ", or index it where it lies with `python -m tools.shards index`"
+            raise UserError(
+                f"{path} is on S3, and inputs are read from files: copy it here{cure if suffix == '.tar' else ''}"
+            )
         place = Path(path)
         inside = sorted(str(p) for p in place.rglob(f"*{suffix}")) if place.is_dir() else [path]
         missing = [p for p in inside if not Path(p).is_file()]

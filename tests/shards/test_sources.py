@@ -540,6 +540,10 @@ def _empty(root: Path) -> Scanned:
         (lambda root: arrays.numpy_file(str(root / "x.npz")), r"array file .* does not exist"),
         (lambda root: arrays.cifar(str(root)), "CIFAR archive .* does not exist"),
         (lambda root: tars.tars([str(root)], AS_IS), "in holds no .tar files"),
+        (
+            lambda root: tars.tars(["s3://a/b"], AS_IS),
+            r"s3://a/b is on S3.*`python -m tools.shards index`",
+        ),
         (lambda root: Picture(size=0), "size=0"),
         (lambda root: Picture(channels=4), "channels=4"),
         (lambda root: Threshold.of("-1"), "max_skipped='-1'"),
@@ -558,9 +562,10 @@ def test_object_arrays_and_other_files_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "o.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="cannot be read as arrays of numbers"):
         arrays.numpy_file(str(tmp_path / "o.npy"))
-    (tmp_path / "no.npz").write_text("text")
-    with pytest.raises(UserError, match=r"no\.npz is no \.npz file"):
-        arrays.numpy_file(str(tmp_path / "no.npz"))
+    for name, text in (("no.npz", "text"), ("no", "")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=rf"{name} is no \.npz file"):
+            arrays.numpy_file(str(tmp_path / name))
     inputs.archive(tmp_path / "other.tar.gz", {"readme": b"hello"})
     with pytest.raises(UserError, match="is no CIFAR archive"):
         arrays.cifar(str(tmp_path / "other.tar.gz"))
