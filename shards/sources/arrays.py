@@ -198,7 +198,7 @@ def _members(path: str) -> list[str]:
     try:
         with np.load(path, allow_pickle=False) as found:
             names = list(found.files)
-    except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise UserError(f"{path} is no .npz file ({error}): write it with numpy.savez") from None
     if not names:
         raise UserError(f"{path} holds no array: write it with numpy.savez")

@@ -18,6 +18,7 @@ from shards import manifest as manifests
 from shards.errors import UserError
 from shards.verify import verify
 from tests.shards.data import flip, names, write
+from tools.shards.__main__ import main
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -171,6 +172,23 @@ def test_exit_codes(raised: object, code: int) -> None:
     with pytest.raises(SystemExit) as left:
         cli.run(main)
     assert left.value.code == code
+
+
+def test_a_place_that_cannot_be_is_named_and_other_errors_keep_their_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as left:
+        cli.run(lambda: main(["make", "digits", "--out", str(tmp_path / "file" / "x")]))
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path}/file/x") and said.endswith(": Not a directory\n")
+
+    def broken() -> int:
+        raise OSError("of nobody's file")
+
+    with pytest.raises(OSError, match="of nobody's file"):
+        cli.run(broken)
 
 
 def test_a_reader_that_leaves_the_pipe_is_no_error(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from shards import cli
 from shards import manifest as manifests
 from shards.errors import UserError
+from shards.stream import LAST
 from tools.shards import ordering, picture
 
 HELP = "which samples a run saw, by images seen"
@@ -37,8 +38,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     images, batch = options.images, options.batch
-    if not (images >= 1 and images == int(images)):
-        raise UserError(f"--images {images:g}: give a whole number of at least 1")
+    if not (1 <= images <= LAST and images == int(images)):
+        raise UserError(f"--images {images:g}: give a whole number of at least 1, and at most 1e18")
     if batch < 1:
         raise UserError(f"--batch {batch}: give at least 1")
     path = picture.place(options)
