@@ -42,6 +42,7 @@ _NAME = re.compile(r"\d+-\d+(\.[0-9a-f]{12}\.tmp)?")
 _TAR = re.compile(r"[0-9a-f]{64}")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_ONCE = 32  # of the budget, this part is freed at a time: a walk over the folder is not free
+_UNASKED = 1023  # pieces that are refused at most between two walks in vain
 _PATIENCE = 60.0  # seconds to wait for a lock; a fetch within its own budget may take as long
 _LOOK = 0.005  # seconds between two looks at a lock
 
@@ -84,6 +85,8 @@ class Cache:
         """
         self._folder, self.budget = Path(folder), budget
         self.refused = 0  # pieces that did not fit onto the disk
+        self._in_vain = 0  # walks in a row that found nothing to give up
+        self._unasked = 0  # pieces to refuse before the next walk
         if budget < 1:
             raise UserError(f"cache budget={budget}: give a number of bytes")
         try:
@@ -147,13 +150,20 @@ class Cache:
         """Counts `size` bytes in, of what is deleted if it must be; the caller holds the lock.
 
         They are counted before they are written: a kill in between leaves the count too high, never too
-        low, and the next walk puts it right.
+        low, and the next walk puts it right. The longer all that is held must stay, the more rarely it
+        is asked whether it still must: each time costs a walk, for which all processes of the node wait.
         """
         used = self._used()
         if used + size > self.budget:
+            if self._unasked:
+                self._unasked -= 1
+                return False
             used = self._evict(size, need)
         if used + size > self.budget:
+            self._unasked = min(2**self._in_vain - 1, _UNASKED)
+            self._in_vain += 1
             return False
+        self._in_vain = self._unasked = 0
         self._count(used + size)
         return True
 

@@ -188,6 +188,33 @@ def test_what_must_stay_stays_and_strangers_go_before_all(tmp_path: Path) -> Non
     assert not cache.put(Piece(TAR, 4, 2004), memoryview(bytes(2000)), one_is_strange)
 
 
+def test_where_all_must_stay_it_is_rarely_asked_and_room_is_found_again(tmp_path: Path) -> None:
+    """In mode=global with more data than room, say; a walk over 32,768 files takes half a second."""
+    cache, data, walks = Cache(tmp_path, 1000), memoryview(bytes(100)), 0
+
+    def put(start: int, need: float = -np.inf) -> bool:
+        def asked(pieces: list[Piece]) -> np.ndarray:
+            nonlocal walks
+            walks += 1
+            return np.full(len(pieces), need)
+
+        return cache.put(Piece(TAR, start, start + 100), data, asked)
+
+    assert all(put(i) for i in range(10)) and walks == 0
+    for more in range(3):
+        walks = 0
+        assert not any(put(10) for _ in range(500))
+        assert walks == 9, "of the 1st, 2nd, 4th, .. and 256th"
+        # what was refused so often may wait as long
+        assert any(put(20 + more, need=1.0) for _ in range(501))
+    walks = 0
+    assert not any(put(10) for _ in range(20_000)) and 20 <= walks <= 31
+    for path in _pieces(tmp_path)[:5]:
+        path.unlink()
+    Cache(tmp_path, 1000)  # another process opens the folder, and counts what is there
+    assert put(10), "where there is room nobody is asked"
+
+
 def test_nothing_is_deleted_that_was_not_put(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("the only copy")
     with pytest.raises(UserError, match=r"holds other things \(thesis.tex\): name an empty"):
