@@ -91,7 +91,8 @@ class Decoders:
         while len(self._processes) < self._workers:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
+            with parallel.deaf_children():
+                process.start()
             theirs.close()  # else its death would not be an end of the pipe
             self._processes[ours] = process
         return [*self._processes]

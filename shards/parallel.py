@@ -7,6 +7,7 @@ the others have not done yet, so that one that dies costs time only. A task done
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -67,7 +68,9 @@ def spread(work: Callable[[int], R], tasks: Sequence[int], workers: int) -> Iter
         initargs=(work,),
     )
     try:
-        for done in as_completed([pool.submit(_do, task) for task in tasks]):
+        with deaf_children():
+            submitted = [pool.submit(_do, task) for task in tasks]
+        for done in as_completed(submitted):
             yield done.result()
     except BrokenProcessPool:
         raise UserError(
@@ -80,6 +83,16 @@ def spread(work: Callable[[int], R], tasks: Sequence[int], workers: int) -> Iter
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are started within do not hear Ctrl-C, from their first instruction on; here it waits."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(work: Callable[[int], Any]) -> None:

@@ -105,14 +105,25 @@ def _blocks(manifest: Manifest, blocks: range, data: bytes) -> list[str]:
 
 
 def _spans(manifest: Manifest, rows: range, data: bytes) -> list[str]:
-    view, found = memoryview(data), []
+    view = memoryview(data)
+    runs: list[range] = []  # of damaged samples side by side: a tar that is cut short loses many
     for ordinal in rows:
         row = manifest.blocks[ordinal]
         start = int(row["offset"][0])
         span = view[start : start + int(row["bytes"][0])]
         if xxhash.xxh3_128_digest(span) != row["xxh3"][0].tobytes():
-            found.append(f"sample {ordinal:,}, at byte {start:,}, is damaged")
+            goes_on = runs and runs[-1].stop == ordinal
+            run = range(runs.pop().start if goes_on else ordinal, ordinal + 1)
+            runs.append(run)
+    found = [_run(run, int(manifest.blocks["offset"][run.start, 0])) for run in runs]
     return found or ["all samples hold: the damage is beside them"]
+
+
+def _run(ordinals: range, start: int) -> str:
+    if len(ordinals) == 1:
+        return f"sample {ordinals[0]:,}, at byte {start:,}, is damaged"
+    run = f"{ordinals[0]:,} to {ordinals[-1]:,} ({len(ordinals):,})"
+    return f"samples {run}, from byte {start:,} on, are damaged"
 
 
 def _members(manifest: Manifest, rows: range, data: bytes) -> list[str]:

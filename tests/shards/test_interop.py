@@ -28,6 +28,7 @@ from shards.sources.scan import Threshold
 from shards.verify import verify
 from tests.shards import foreign, inputs
 from tests.shards.data import flip
+from tools.shards import report
 from tools.shards.__main__ import main
 
 LABELS = Decode(picture=Picture(), label="json:class")
@@ -379,6 +380,20 @@ def test_a_tar_cut_anywhere_is_named(tmp_path: Path) -> None:
         path.write_bytes(whole[:cut])
         with pytest.raises(UserError, match=r"00000\.tar is (no whole tar|damaged or cut short)"):
             main(["index", str(tmp_path)])
+
+
+def test_damaged_samples_side_by_side_are_one_line(tmp_path: Path) -> None:
+    foreign.laion(tmp_path, 10, in_a_tar=10)
+    assert main(["index", str(tmp_path)]) == 0
+    starts = manifests.load(tmp_path).blocks["offset"][:, 0]
+    flip(tmp_path / "00000.tar", int(starts[2]) + 600)
+    os.truncate(tmp_path / "00000.tar", int(starts[5]) + 600)
+    found = [problem.removeprefix("00000.tar: ") for problem in verify(tmp_path).problems]
+    assert found[2:] == [
+        f"sample 2, at byte {starts[2]:,}, is damaged",
+        f"samples 5 to 9 (5), from byte {starts[5]:,} on, are damaged",
+    ]
+    assert "bytes_over_payload" not in report.summary(manifests.load(tmp_path))
 
 
 def test_a_tar_that_is_named_twice_is_named(tmp_path: Path) -> None:

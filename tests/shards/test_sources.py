@@ -572,6 +572,8 @@ def test_object_arrays_and_other_files_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "open.npy", np.zeros((2, 3, 5, 3), dtype=np.uint8))
     with pytest.raises(UserError, match="which axis is channels, --layout nchw or --layout nhwc"):
         arrays.numpy_file(str(tmp_path / "open.npy"))
+    with pytest.raises(UserError, match=r"--scale 2 is of latents: name with --encoder"):
+        main(["make", "numpy", str(tmp_path / "open.npy"), "--scale", "2", "--out", "o"])
 
 
 def test_without_the_packages_the_cure_is_said(

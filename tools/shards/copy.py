@@ -1,6 +1,8 @@
 """Copy a data set between folders and S3; every tar's sha256 is compared on the way, the pointer comes last.
 
-What was interrupted goes on where it stopped, and a data set that is only half there is none to its readers.
+What was interrupted goes on where it stopped, and a data set that is only half there is none to its readers. Tars
+that lie in TO with their record and size are taken for finished and not read: `verify TO` reads them, and
+`repair TO --from FROM` mends what it finds.
 
 examples:
   python -m tools.shards copy data/digits s3://bucket/digits

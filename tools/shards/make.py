@@ -97,8 +97,9 @@ def _add_pictures(kinds: Any) -> None:
         )
     for name in ("tars", "parquet", "dataset"):
         field = "extension" if name == "tars" else "column"
+        known = "cls or json:FIELD; cls" if name == "tars" else "label"
         parsers[name].add_argument("--image", help=f"{field} of the image, where it is not plain")
-        parsers[name].add_argument("--label", help=f"{field} of the label (cls, json:field, label)")
+        parsers[name].add_argument("--label", help=f"{field} of the label ({known}, where it is)")
     for name in ("parquet", "dataset"):
         parsers[name].add_argument("--key", help="column of keys; without it they are row numbers")
     parsers["tars"].add_argument(
@@ -125,9 +126,9 @@ def _add_arrays(kinds: Any) -> None:
     numpy.add_argument("--layout", choices=("nchw", "nhwc"), help="where uint8 leaves it open")
     numpy.add_argument("--encoder", help="the values are latents, and this is what encoded them")
     numpy.add_argument(
-        "--scale", type=float, default=1.0, help="of latents: (x - shift) * scale (1)"
+        "--scale", type=float, help="of latents: (x - shift) * scale, with --encoder (1)"
     )
-    numpy.add_argument("--shift", type=float, default=0.0, help="(0)")
+    numpy.add_argument("--shift", type=float, help="(0)")
     latents = _kind(
         kinds,
         "lightningdit",
@@ -226,6 +227,11 @@ def _cifar(options: argparse.Namespace) -> int:
 
 
 def _numpy(options: argparse.Namespace) -> int:
+    given = {name: getattr(options, name) for name in ("shift", "scale")}
+    normal: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
+    if normal and options.encoder is None:
+        name, value = next(iter(normal.items()))
+        raise UserError(f"--{name} {value:g} is of latents: name with --encoder what made them")
     listing = arrays.numpy_file(
         options.path,
         x=options.x,
@@ -235,9 +241,7 @@ def _numpy(options: argparse.Namespace) -> int:
     )
     if options.encoder is None:
         return _list(options, listing)
-    header = Header(
-        kind="latent", shift=options.shift, scale=options.scale, encoder=options.encoder
-    )
+    header = Header(kind="latent", encoder=options.encoder, **normal)
     return _list(options, listing, header)
 
 

@@ -17,6 +17,8 @@ def summary(manifest: Manifest) -> dict[str, object]:
     payload = int(manifest.blocks["bytes"].sum())
     stored = sum(shard.bytes for shard in manifest.shards)
     histogram = manifest.label_histogram
+    # spans of single samples hold their headers: no payload to compare with
+    over = {"bytes_over_payload": round(stored / payload, 6)}
     return {
         "manifest": manifest.hash,
         "samples": manifest.count,
@@ -26,7 +28,7 @@ def summary(manifest: Manifest) -> dict[str, object]:
         "bytes_a_sample": manifest.sample_bytes,
         "shards": len(manifest.shards),
         "bytes": stored,
-        "bytes_over_payload": round(stored / payload, 6),
+        **(over if manifest.layout == "blocks" else {}),
         "header": manifest.header,
         "decode": manifest.decode,
         "mean": [*manifest.channel_mean],
