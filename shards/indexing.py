@@ -21,11 +21,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from shards import foreign, parallel, storage, writer
 from shards import manifest as manifests
-from shards import parallel, storage, writer
 from shards.building import described
 from shards.errors import DamagedError, UserError
-from shards.manifest import Field, Manifest
+from shards.manifest import Field, Header, Manifest
 from shards.moments import Moments
 from shards.order import BLOCK
 from shards.samples import Decode, Encoded, Unpack, split_name
@@ -102,15 +102,18 @@ def index(
     tars: Sequence[Tar],
     decode: Decode,
     *,
+    header: Header = PIXELS,
     max_skipped: Threshold = NONE,
     workers: int = 1,
     watch: Watch = lambda tars, total: tars,
 ) -> tuple[Manifest, Seen, bool]:
     """The manifest of the samples in `tars`, what was found, and whether the manifest is new; published at `root`.
 
+    `header` says what the numbers are where they are not pixels.
+
     Raises:
-        UserError: a tar that is damaged or has samples in pieces, keys twice, labels below 0, several shapes,
-            more bad samples than `max_skipped`, or another data set at `root`.
+        UserError: a tar that is damaged or has samples in pieces, keys twice, several shapes, arrays that are not
+            uint8 without a header, more bad samples than `max_skipped`, or another data set at `root`.
     """
     urls = [storage.join(root, manifests.record_name(tar.name)) for tar in tars]
     held = writer.held(root)
@@ -126,7 +129,7 @@ def index(
         raise UserError(f"{lost[0]} changed while it was read: index it when it is whole")
     whole = [record for record in records if record is not None]
     seen = _judge(root, tars, whole, max_skipped, held)
-    manifest = _merge(tars, whole, decode, seen)
+    manifest = _merge(tars, whole, decode, seen, header)
     if held is not None and held.hash != manifest.hash:
         raise UserError(
             f"{root} holds another index ({held.count:,} samples, manifest {held.hash[:12]}): give another "
@@ -174,7 +177,7 @@ def _record(url: str, tar: Tar, decode: Decode) -> dict[str, Any] | None:
 
 
 def _plan(decode: Decode) -> str:
-    return manifests.digest({"decode": decode.plain(), "rule": decode.picture.rule})
+    return manifests.digest({"decode": decode.plain(), "rule": decode.rule})
 
 
 def _index_tar(urls: Sequence[str], tars: Sequence[Tar], decode: Decode, number: int) -> bool:
@@ -280,13 +283,20 @@ def _judge(
 
 
 def _merge(
-    tars: Sequence[Tar], records: Sequence[dict[str, Any]], decode: Decode, seen: Seen
+    tars: Sequence[Tar],
+    records: Sequence[dict[str, Any]],
+    decode: Decode,
+    seen: Seen,
+    header: Header,
 ) -> Manifest:
     keys = encode_keys([key for record in records for key in record["keys"]])
     _check_keys(keys, decode)
-    shape, dtype = _one_kind(tars, records)
+    shape, dtype = _one_kind(tars, records, decode)
+    if header == PIXELS and dtype != "|u1":
+        raise UserError(f"samples are {dtype}, and pixels are uint8: of latents say --encoder NAME")
+    header.model_shape(shape)
     hashes = [[tar.name, record["sha256"]] for tar, record in zip(tars, records, strict=True)]
-    fields = [Field(name="x", dtype=dtype, shape=shape, kind="image")]
+    fields = [Field(name="x", dtype=dtype, shape=shape, kind=header.kind)]
     histogram = None
     if decode.label is not None:
         fields.append(Field(name="y", dtype="<i8", shape=(), kind="label"))
@@ -298,22 +308,26 @@ def _merge(
         "layout": "samples",
         "indexed": True,
         "decode": decode.plain(),
-        "plan": manifests.digest({"plan": _plan(decode), "tars": hashes}),
+        "plan": manifests.digest({"plan": _plan(decode), "tars": hashes} | _of(header)),
         "count": seen.kept,
         "block": BLOCK,
-        "header": PIXELS.plain(),
+        "header": header.plain(),
         "label_histogram": histogram,
         "source": {
             "name": PurePosixPath(tars[0].url).parent.name,
             "fingerprint": manifests.digest({"sha256": [sha for _, sha in hashes]}),
             "count": seen.kept,
             **asdict(seen),
-            "rule": decode.picture.rule,
+            "rule": decode.rule,
         },
         "seed": 0,  # nothing was shuffled
         "order": "source",
     }
     return Manifest.of(plain, blocks)
+
+
+def _of(header: Header) -> dict[str, Any]:
+    return {} if header == PIXELS else {"header": header.plain()}
 
 
 def _check_keys(keys: NDArray[np.bytes_], decode: Decode) -> None:
@@ -324,7 +338,7 @@ def _check_keys(keys: NDArray[np.bytes_], decode: Decode) -> None:
         raise UserError(f"{error}{cure}") from None
 
 
-def _one_kind(tars: Sequence[Tar], records: Sequence[dict[str, Any]]) -> Kind:
+def _one_kind(tars: Sequence[Tar], records: Sequence[dict[str, Any]], decode: Decode) -> Kind:
     """Shape and dtype that all samples have; else an error that names two of them."""
     first: dict[Kind, str] = {}
     for tar, record in zip(tars, records, strict=True):
@@ -333,9 +347,8 @@ def _one_kind(tars: Sequence[Tar], records: Sequence[dict[str, Any]]) -> Kind:
             first.setdefault((tuple(shape), dtype), f"{key!r} of {tar.name}")
     if len(first) > 1:
         said = " and ".join(f"{shape} ({where})" for (shape, _), where in [*first.items()][:2])
-        raise UserError(
-            f"samples of {len(first)} shapes, such as {said}: bring them to one with --size"
-        )
+        cure = "" if foreign.kind_of(decode.image) else " with --size"
+        raise UserError(f"samples of {len(first)} shapes, such as {said}: bring them to one{cure}")
     return next(iter(first))
 
 

@@ -3,7 +3,7 @@
 A row of the index spans all members of a sample, headers included, with the xxh3 of these bytes. So what is
 walked here is what was written, and Python's tarfile may do it. Pictures are decoded by `Picture`, whatever program
 packed them: it opens, loads and converts as webdataset's own image handler does, to the same pixels, and is at
-hand without `import webdataset`, which imports torch.
+hand without `import webdataset`, which imports torch. Arrays in tars of others are left to webdataset: `foreign`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from shards import storage
+from shards import foreign, storage
 from shards.cache import Cache
 from shards.decoding import Decoders
 from shards.errors import DamagedError
@@ -89,8 +89,19 @@ class Decode:
             raise BadInputError(f"label {found}: classes go from 0 to {CLASSES - 1:,} at most")
         return int(found)
 
+    @property
+    def rule(self) -> str:
+        """How x comes about; another one looks again."""
+        kind = foreign.kind_of(self.image)
+        return foreign.rule_of(kind) if kind else self.picture.rule
+
+    def x_of(self, members: Members) -> NDArray[np.generic]:
+        """The sample (C, H, W): a picture, or an array; raises BadInputError where it is none."""
+        kind, data = foreign.kind_of(self.image), self.image_of(members)
+        return foreign.array_of(kind, data) if kind else self.picture(data)
+
     def image_of(self, members: Members) -> bytes:
-        """The encoded picture among the members; raises BadInputError where there is none."""
+        """The encoded picture or array among the members; raises BadInputError where there is none."""
         if self.image is not None:
             found = members.get(self.image.lower().lstrip("."))
         else:
@@ -111,7 +122,7 @@ class Encoded(NamedTuple):
 class Sample(NamedTuple):
     """A sample decoded; None where the field was not asked for."""
 
-    x: NDArray[np.uint8] | None
+    x: NDArray[np.generic] | None
     y: int | None
     id: bytes | None
 
@@ -134,7 +145,7 @@ class Unpack:
         name, members = members_of(sample.span)
         names, decode = self.names, self.decode
         return Sample(
-            x=decode.picture(decode.image_of(members)) if "x" in names else None,
+            x=decode.x_of(members) if "x" in names else None,
             y=decode.label_of(members) if "y" in names else None,
             id=decode.key_of(name, members, sample.stem).encode() if "id" in names else None,
         )
@@ -268,7 +279,11 @@ class Samples(Tars[Spans]):
                 if isinstance(sample, BadInputError):
                     raise self._unlike(part, str(sample))
                 value = np.asarray(getattr(sample, f.name))
-                if value.shape != f.shape or value.dtype.itemsize > np.dtype(f.dtype).itemsize:
+                kind, size = np.dtype(f.dtype).kind, np.dtype(f.dtype).itemsize
+                if (value.shape, value.dtype.kind) != (
+                    f.shape,
+                    kind,
+                ) or value.dtype.itemsize > size:
                     raise self._unlike(part, f"{f.name} is {value.shape} {value.dtype}")
                 arrays[f.name][at] = value
         return {**arrays}

@@ -7,11 +7,13 @@ damaged or cut short is an error; a sample that does not decode is left out and 
 interrupted goes on behind the tars that are done. A tar on S3 is held in memory by the process that reads it.
 
 Nothing is shuffled before: tars whose samples are sorted by class should be written anew with `make tars`.
-Pictures are decoded each time they are read; give training data.decoders processes for that.
+Pictures are decoded each time they are read; give training data.decoders processes for that. Samples may be arrays
+(C, H, W) as well, --image npy, which webdataset's decoders read; pickles are not read, as they may run any code.
 
 examples:
   python -m tools.shards index laion/ --size 256 --workers 8
   python -m tools.shards index s3://bucket/cc12m --label json:class --prefix-keys --out data/cc12m --size 64
+  python -m tools.shards index latents/ --image npy --encoder sd_vae --scale 0.18215
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ import json
 import time
 from dataclasses import asdict
 
-from shards import indexing
+from shards import foreign, indexing
 from shards.errors import UserError
+from shards.manifest import Header
 from shards.samples import Decode
-from shards.sources.listing import Picture
+from shards.sources.listing import PIXELS, Picture
 from shards.sources.scan import Threshold
 from tools.shards import report
 
@@ -41,8 +44,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--channels", type=int, default=3, help="3 RGB, 1 grey (3)")
     parser.add_argument(
-        "--image", metavar="EXT", help="extension of the image; the first that is one"
+        "--image",
+        metavar="EXT",
+        help="extension of the image, the first that is one; or of arrays: npy, npz, ten, tb",
     )
+    parser.add_argument("--encoder", help="arrays are latents, and this is what encoded them")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of latents: (x - shift) * scale (1)"
+    )
+    parser.add_argument("--shift", type=float, default=0.0, help="(0)")
     parser.add_argument(
         "--label", metavar="EXT", help="cls or json:field; cls where the first sample has one"
     )
@@ -56,6 +66,24 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _header(options: argparse.Namespace) -> Header:
+    """What the numbers are; refuses options that say nothing of them."""
+    arrays = foreign.kind_of(options.image) is not None
+    if arrays and (options.size is not None or options.channels != 3):
+        raise UserError("--size and --channels are for pictures: arrays are taken as they are")
+    if options.encoder is not None:
+        if not arrays:
+            raise UserError(
+                f"--encoder {options.encoder}: name the arrays that hold latents, such as --image npy"
+            )
+        return Header(
+            kind="latent", shift=options.shift, scale=options.scale, encoder=options.encoder
+        )
+    if (options.scale, options.shift) != (1.0, 0.0):
+        raise UserError("--scale and --shift are for latents: give --encoder NAME")
+    return PIXELS
+
+
 def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     label = options.label
@@ -67,12 +95,14 @@ def run(options: argparse.Namespace) -> int:
         label=label,
         prefix=options.prefix_keys,
     )
+    header = _header(options)
     root, tars = indexing.find(options.tars, options.out)
     read = report.Counted("reading tars")
     manifest, seen, new = indexing.index(
         root,
         tars,
         indexing.with_label(decode, tars),
+        header=header,
         max_skipped=Threshold.of(options.max_skipped),
         workers=options.workers,
         watch=read,
