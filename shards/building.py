@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ def build_shard(plan: Plan, k: int) -> tuple[bytes, dict[str, Any]]:
     """The bytes of tar `k`, and its sidecar: sizes, hashes, table of what lies where, moments, labels."""
     tar = TarBuilder()
     table: Table = []
-    moments, rows = [], []
+    moments, histograms, count = [], [], 0
     add = _add_samples if plan.layout == "samples" else _add_arrays
     last = min((k + 1) * plan.shard_blocks, -(-plan.count // plan.block))
     for block in range(k * plan.shard_blocks, last):
@@ -42,8 +42,9 @@ def build_shard(plan: Plan, k: int) -> tuple[bytes, dict[str, Any]]:
         entries, x = add(tar, plan, block, here)
         table += entries
         moments.append(Moments.of(x.reshape(-1, *plan.fields[0].shape[-3:])))
-        rows.append(here)
-    data, every = tar.finish(), np.concatenate(rows)
+        histograms.append(_histogram(plan, here))
+        count += len(here)
+    data, labelled = tar.finish(), plan.source.labels is not None
     return data, {
         "version": manifests.VERSION,
         "plan": plan.hash,
@@ -51,9 +52,9 @@ def build_shard(plan: Plan, k: int) -> tuple[bytes, dict[str, Any]]:
         "bytes": len(data),
         "sha256": manifests.sha256_of(data),
         "first": k * plan.shard_blocks * plan.block,  # ordinal of its first sample
-        "count": len(every),
+        "count": count,
         "moments": reduce(Moments.merge, moments).plain(),
-        "label_histogram": _histogram(plan, every),
+        "label_histogram": np.sum(histograms, axis=0).tolist() if labelled else None,
         "blocks": table,
     }
 
@@ -71,16 +72,16 @@ def _add_samples(
     tar: TarBuilder, plan: Plan, block: int, rows: Rows
 ) -> tuple[Table, NDArray[np.generic]]:
     """Members of each sample's own: picture, label, key. Names are ordinals, for a key may hold dots."""
-    source, table = plan.source, []
-    assert isinstance(source, PictureSource)
+    source = cast(PictureSource, plan.source)  # looked at by make_plan: to ask costs a fingerprint
+    table: Table = []
     x = np.empty((len(rows), *plan.fields[0].shape), dtype=plan.fields[0].dtype)
-    stored = source.pictures(rows)
-    for at, (row, picture) in enumerate(zip(rows.tolist(), stored, strict=True)):
+    keys, labels = source.keys[rows], None if source.labels is None else source.labels[rows]
+    for at, picture in enumerate(source.pictures(rows)):
         name = f"{block * plan.block + at:09d}"
         members = {picture.extension: picture.data}
-        if source.labels is not None:
-            members["cls"] = str(source.labels[row]).encode()
-        members[KEY] = source.keys[row]
+        if labels is not None:
+            members["cls"] = str(labels[at]).encode()
+        members[KEY] = keys[at]
         placed = tar.add_members({f"{name}.{ext}": data for ext, data in members.items()})
         table.append({"rows": 1, "fields": {SAMPLE: placed.plain()}})
         x[at] = picture.pixels
@@ -142,7 +143,7 @@ def described(
     }
 
 
-def _histogram(plan: Plan, rows: Rows) -> list[int] | None:
-    if plan.source.labels is None:
-        return None
-    return np.bincount(plan.source.labels[rows], minlength=plan.source.classes).tolist()
+def _histogram(plan: Plan, rows: Rows) -> NDArray[np.int64]:
+    labels = plan.source.labels
+    here = np.empty(0, dtype=np.int64) if labels is None else labels[rows]
+    return np.bincount(here, minlength=plan.source.classes)

@@ -29,13 +29,13 @@ from selfguide.spec.words import nearest
 from shards import manifest as manifests
 from shards.errors import UserError
 from shards.manifest import Header, Manifest
-from shards.order import BLOCK
+from shards.parts import Arrays
 from shards.reader import Reader
+from shards.source import Column
 
 ENCODERS = ("sd_vae", "va_vae", "tiny")
 CONTENTS = ("moments", "sample", "mean")
 DTYPES = ("float16", "float32")
-_LISTED = 16 * BLOCK  # samples whose keys and labels are read at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,8 @@ class Encoding:
 class EncodedSource:
     """Latents of the images at `root`, made when they are asked for: a `shards.source.Source`; made by `of`.
 
-    It pickles without autoencoder and reader, which each process opens when it first needs them.
+    It pickles without autoencoder and reader, which each process opens when it first needs them. Keys and labels
+    are the images' own, and come with them, a block at a time.
     """
 
     root: str
@@ -88,8 +89,6 @@ class EncodedSource:
     encoding: Encoding
     header: Header  # of the latents
     sha256: str | None  # of the weights
-    keys: NDArray[np.bytes_]
-    labels: NDArray[np.int64] | None
     shape: tuple[int, ...]
     device: str = (
         "auto"  # a GPU where there is one; of several, each process of a pool takes its own
@@ -109,7 +108,6 @@ class EncodedSource:
         codec.check(channels, height, width)
         moments = encoding.content == "moments"
         stored = (codec.channels * (1 + moments), height // codec.factor, width // codec.factor)
-        keys, labels = _known(root, manifest)
         made = EncodedSource(
             root=root,
             manifest=manifest,
@@ -118,8 +116,6 @@ class EncodedSource:
                 codec.header(), content="moments" if moments else "sample", flips=encoding.flips
             ),
             sha256=codec.sha256,
-            keys=keys,
-            labels=labels,
             shape=(2, *stored) if encoding.flips else stored,
             device=device,
         )
@@ -130,6 +126,16 @@ class EncodedSource:
     @property
     def name(self) -> str:
         return f"{self.manifest.source['name']}-{self.encoding.encoder}"
+
+    @property
+    def keys(self) -> Column:
+        return _Column(
+            self, "key", np.dtype(self.manifest.fields[self.manifest.column("id")].dtype)
+        )
+
+    @property
+    def labels(self) -> Column | None:
+        return _Column(self, "y", np.dtype(np.int64)) if self.classes else None
 
     @property
     def classes(self) -> int:
@@ -161,7 +167,7 @@ class EncodedSource:
         Raises:
             UserError: a latent that is not finite or too large for the dtype; other weights than at first.
         """
-        stored = self._reader.gather(rows)["x"]
+        stored = self.stored(rows)["x"]
         found = np.empty((len(rows), *self.shape), self.dtype)
         with _repeatable():
             for start in range(0, len(rows), self.encoding.batch):
@@ -169,17 +175,21 @@ class EncodedSource:
                 found[part] = self._encode(stored[part], rows[part])
         return found
 
+    def stored(self, rows: NDArray[np.int64]) -> Arrays:
+        """Images, keys and labels as they lie in their shards; what was asked for last is at hand."""
+        return self._last.at(rows)
+
     def close(self) -> None:
         """Ends the reader's threads, if there are any."""
-        if "_reader" in self.__dict__:
-            self._reader.close()
+        if "_last" in self.__dict__:
+            self._last.reader.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @cached_property
-    def _reader(self) -> Reader:
-        return Reader(self.root, self.manifest)
+    def _last(self) -> _Last:
+        return _Last(Reader(self.root, self.manifest))
 
     @cached_property
     def _codec(self) -> Autoencoder:
@@ -225,6 +235,36 @@ class EncodedSource:
         )
 
 
+class _Last:
+    """Samples by their rows, those of the last call kept: a block's images, keys and labels are one read."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self._rows, self._found = np.empty(0, dtype=np.int64), Arrays()
+
+    def at(self, rows: NDArray[np.int64]) -> Arrays:
+        if not np.array_equal(rows, self._rows):
+            self._rows, self._found = rows, self.reader.gather(rows)
+        return self._found
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Keys or labels of the images, read where they are asked for."""
+
+    source: EncodedSource
+    name: str
+    dtype: np.dtype
+
+    def __len__(self) -> int:
+        return self.source.manifest.count
+
+    def __getitem__(self, rows: Any) -> Any:
+        found = self.source.stored(np.atleast_1d(rows))[self.name]
+        values = np.char.encode(found.astype(str), "utf-8") if self.name == "key" else found
+        return values.astype(self.dtype).reshape(np.shape(rows))[()]
+
+
 def _check_images(root: str, manifest: Manifest) -> None:
     header, stored = Header.of(manifest.header), manifest.fields[manifest.column("x")]
     if header.kind != "image":
@@ -240,23 +280,6 @@ def _check_images(root: str, manifest: Manifest) -> None:
             f"{root} holds images of {np.dtype(stored.dtype).name}: encoders take levels of brightness, uint8"
         )
     _ = Normaliser.of(header).top  # raises where nobody knows the levels
-
-
-def _known(root: str, manifest: Manifest) -> tuple[NDArray[np.bytes_], NDArray[np.int64] | None]:
-    """Keys (N,) and labels (N,) of all samples, by ordinal."""
-    reader = Reader(root, manifest)
-    dtype = manifest.fields[manifest.column("id")].dtype
-    keys, labels = np.empty(manifest.count, dtype), np.empty(manifest.count, np.int64)
-    try:
-        for start in range(0, manifest.count, _LISTED):
-            ordinals = np.arange(start, min(start + _LISTED, manifest.count))
-            found = reader.gather(ordinals, ("key", "y") if manifest.classes else ("key",))
-            keys[ordinals] = np.char.encode(found["key"].astype(str), "utf-8")
-            if manifest.classes:
-                labels[ordinals] = found["y"]
-    finally:
-        reader.close()
-    return keys, labels if manifest.classes else None
 
 
 @contextmanager

@@ -66,9 +66,10 @@ def reencode(
         found = reader.gather(ordinals)
         batch = made.encoding.batch
         parts = [ordinals[i : i + batch] for i in range(0, len(ordinals), batch)]
-        again = np.concatenate([made.images(part) for part in watch(parts, len(parts))])
+        pairs = [(made.images(part), made.keys[part]) for part in watch(parts, len(parts))]
+    again, keys = map(np.concatenate, zip(*pairs, strict=True))
     far = _distances(manifest, found["x"], again)
-    far[found["key"] != np.char.decode(made.keys[ordinals], "utf-8")] = np.inf
+    far[found["key"] != np.char.decode(keys, "utf-8")] = np.inf
     worst = int(far.argmax())
     return Reencoded(
         samples=len(ordinals),

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +21,15 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 
 import shards
-from selfguide.autoencoders import Normaliser, load_autoencoder, to_images
+from selfguide.autoencoders import Normaliser, encoding, load_autoencoder, to_images
+from selfguide.autoencoders.encode import Task, plan
+from selfguide.autoencoders.encode import encode as share
 from selfguide.autoencoders.encoding import EncodedSource, Encoding, _device
 from shards import manifest as manifests
 from shards import writer
 from shards.errors import DamagedError, UserError
 from shards.manifest import Header
+from shards.reader import Reader
 from shards.source import ArraySource
 from shards.verify import verify
 from tests.shards.data import LATENT, flip, payload
@@ -125,6 +129,37 @@ def test_pictures_one_a_key_give_the_latents_of_blocks(tmp_path: Path) -> None:
         assert manifest.plain["class_names"] == ["a", "b"]
         found.append([shard.sha256 for shard in manifest.shards])
     assert found[0] == found[1] and len(found[0]) == 2
+
+
+@pytest.mark.parametrize("layout", ["samples", "blocks"])
+def test_images_are_read_once_and_not_before_the_first_block(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their keys, some of them no ASCII, and labels come with them; a data set of 100 GB is not read for those."""
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (600, 8, 8), np.uint8)):
+        (tmp_path / "in" / "aü"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "in" / "aü"[i % 2] / f"{i}.png")
+    words = ["make", "folder", str(tmp_path / "in"), "--channels", "1", "--layout", layout]
+    assert command.main([*words, "--out", str(tmp_path / "images")]) == 0
+    opened: list[Reader] = []
+
+    def ranges(*of: Any) -> Reader:
+        opened.append(Reader(*of, mapped=False))  # counts what it fetches
+        return opened[-1]
+
+    monkeypatch.setattr(encoding, "Reader", ranges)
+    made = EncodedSource.of(str(tmp_path / "images"), Encoding(encoder="tiny"))
+    task = Task(source=made.root, out=str(tmp_path / "out"), encoding=made.encoding)
+    plan(task, made)
+    assert not opened
+    share(task, made)
+    (reader,) = opened
+    stored = manifests.load(made.root)
+    assert reader.counts["fetched"] == stored.block_count == 3
+    assert stored.blocks["bytes"].sum() <= reader.counts["bytes"] <= stored.shards[0].bytes
+    images, latents = (shards.read_all(tmp_path / name) for name in ("images", "out"))
+    assert latents["key"].tolist() == images["key"].tolist() and "ü/1.png" in latents["key"]
+    assert np.array_equal(latents["y"], images["y"])
 
 
 def test_class_names_and_the_rule_of_decoding_go_over(tmp_path: Path) -> None:
