@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import shards
+from shards import stream
 from shards.cache import Cache
 from shards.mapping import is_mapped, map_file
 from shards.reader import Reader
@@ -92,3 +95,21 @@ def test_a_cache_that_sources_share_keeps_few_files_that_are_gone(tmp_path: Path
                 assert _mappings(folder) == (1 if beside else len(manifest.blocks))
             del reader
             gc.collect()
+
+
+def test_a_mixture_larger_than_its_cache_leaves_no_deleted_file_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is deleted and mapped stays on the disk, beyond the budget."""
+    monkeypatch.setattr(stream, "Reader", functools.partial(Reader, mapped=False))  # as of S3
+    found = [write(tmp_path / name, count) for name, count in (("a", 4000), ("b", 3900))]
+    room = max(sum(s.bytes for s in manifest.shards) for manifest in found)
+    given = {"global_batch": 100, "micro_batch": 100, "rank": 0, "world": 1, "seed": 0, "window": 2}
+    with shards.open(
+        [tmp_path / "a", tmp_path / "b"], weights=[1, 1], cache=tmp_path / "cache", cache_bytes=room + 1, **given
+    ) as read:  # fmt: skip
+        most = 0
+        for _ in range(160):
+            next(read)
+            most = max(most, _mappings(tmp_path / "cache", "(deleted)"))
+        assert read.counts["fetched"] > 0 and most <= 4
