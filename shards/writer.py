@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,8 +21,9 @@ from numpy.typing import NDArray
 
 from shards import manifest as manifests
 from shards import parallel, storage
-from shards.building import SAMPLE, build_shard, described
-from shards.errors import DamagedError, UserError
+from shards.building import SAMPLE, described
+from shards.committing import commit, committed, whole
+from shards.errors import UserError
 from shards.manifest import Field, Header, Layout, Manifest
 from shards.order import BLOCK, key, permute
 from shards.samples import KEY, Decode
@@ -35,7 +35,6 @@ SHARD_BYTES = (
 )  # 16,384 latents 4x32x32 in fp16; stores serve objects of 100 MB to 1 GB best
 _PROBES = 32  # samples whose size stands for all when pictures are cut into shards
 _HEADERS = 3072  # bytes that the members of a sample take in a tar beside its picture, at most
-_ASKING = 16  # questions to a store at once
 _WRITE = 4  # purpose of the shuffle's key; reading uses 1 to 3
 
 Watch = Callable[
@@ -158,14 +157,14 @@ def write(
     plan = make_plan(source, header, seed, shard_bytes, class_names, notes, shuffle, layout)
     parallel.share([], rank, world)
     lies = _existing(root, plan)
-    if lies is not None and all(_whole(storage.join(root, s.name), s.bytes) for s in lies.shards):
+    if lies is not None and all(whole(storage.join(root, s.name), s.bytes) for s in lies.shards):
         return lies, False
-    done = _committed(root, plan)
+    done = committed(root, plan)
     todo = parallel.share([k for k in range(plan.shards) if k not in done], rank, world)
     while todo:  # again only what another process left when it died between a tar and its sidecar
-        for _ in watch(parallel.spread(partial(_commit, root, plan), todo, workers), len(todo)):
+        for _ in watch(parallel.spread(partial(commit, root, plan), todo, workers), len(todo)):
             pass
-        done |= _committed(root, plan, known=frozenset(done))
+        done |= committed(root, plan, known=frozenset(done))
         todo = [k for k in todo if k not in done]
     manifest = merge(plan, [done[k] for k in range(plan.shards)])
     manifests.save(root, manifest, new=lies is None)
@@ -292,100 +291,6 @@ def _existing(root: storage.Url, plan: Plan) -> Manifest | None:
     if found is not None and found.plan != plan.hash:
         raise another(root, found)
     return found
-
-
-def _committed(
-    root: storage.Url, plan: Plan, known: frozenset[int] = frozenset()
-) -> dict[int, dict[str, Any]]:
-    """The sidecars of finished shards, those `known` left out, by shard.
-
-    Raises:
-        UserError: a shard of another data set lies here.
-    """
-    numbers = {_record(plan.tar(k)): k for k in range(plan.shards)}
-    listed = [f"shards/{name}" for name in storage.list(storage.join(root, "shards"))]
-    names = [n for n in listed if n.endswith(".json") and numbers.get(n) not in known]
-    strange = next((n for n in names if n not in numbers and _sidecar(root, n) is not None), None)
-    if strange is not None:
-        raise _begun(root, strange)
-    own = [numbers[name] for name in names if name in numbers]
-    with ThreadPoolExecutor(_ASKING) as pool:  # a store answers many as fast as one
-        found = zip(own, pool.map(partial(_finished, root, plan), own), strict=True)
-        return {k: sidecar for k, sidecar in found if sidecar is not None}
-
-
-def _finished(root: storage.Url, plan: Plan, k: int) -> dict[str, Any] | None:
-    """The sidecar of shard `k`, where its tar is there as well.
-
-    Raises:
-        UserError: a shard of another data set lies here.
-    """
-    tar = plan.tar(k)
-    found = _sidecar(root, _record(tar))
-    if found is None:
-        return None
-    if found.get("plan") != plan.hash:
-        raise _begun(root, _record(tar))
-    return found if _whole(storage.join(root, tar), found["bytes"]) else None
-
-
-def _begun(root: storage.Url, record: str) -> UserError:
-    return UserError(
-        f"{root} holds shards of another data set ({record}), begun but not finished: choose another folder, "
-        "or delete it first"
-    )
-
-
-def _record(tar: str) -> str:
-    return tar.removesuffix(".tar") + ".json"
-
-
-def _sidecar(root: storage.Url, name: str) -> dict[str, Any] | None:
-    """None where there is none, or none that is as it was written: its shard is built again."""
-    try:
-        return manifests.unseal(storage.read_bytes(storage.join(root, name)))
-    except (FileNotFoundError, DamagedError):
-        return None
-
-
-def _whole(url: str, expected: int) -> bool:
-    try:
-        return storage.size(url) == expected
-    except FileNotFoundError:
-        return False
-
-
-def _commit(root: storage.Url, plan: Plan, k: int) -> bool:
-    """Builds and publishes shard `k`, its sidecar last, unless another process did; whether it was built.
-
-    On other hardware the same shard may come to other bytes, and a tar must not get another's sidecar. So a name
-    that was free when building began is taken only while it is; who comes second leaves both to who came first.
-    """
-    if _finished(root, plan, k) is not None:
-        return False
-    url, record = (storage.join(root, name) for name in (plan.tar(k), _record(plan.tar(k))))
-    tar_left, record_left = storage.exists(url), storage.exists(record)  # of what was killed
-    data, sidecar = build_shard(plan, k)
-    if _finished(root, plan, k) is not None:
-        return False
-    built = True
-    try:
-        storage.publish(url, data, replace=tar_left)
-        storage.publish(record, manifests.seal(sidecar), replace=record_left)
-    except FileExistsError:
-        built = False
-    if record_left or not built:
-        _check_pair(root, plan, k)
-    return built
-
-
-def _check_pair(root: storage.Url, plan: Plan, k: int) -> None:
-    found, url = _sidecar(root, _record(plan.tar(k))), storage.join(root, plan.tar(k))
-    if found is not None and found["sha256"] != storage.sha256(url):
-        raise DamagedError(
-            f"{url} is not what its .json says: two processes built it at once, to other bytes, as other "
-            "hardware may; delete both files, and run the same command again"
-        )
 
 
 def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:

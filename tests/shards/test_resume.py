@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import shards
+from shards import committing, parallel, storage, writer
 from shards import manifest as manifests
-from shards import parallel, storage, writer
 from shards.building import build_shard
 from shards.errors import DamagedError, UserError
 from shards.source import ArraySource
@@ -312,16 +312,16 @@ def test_ranks_on_hardware_that_rounds_otherwise_leave_pairs_of_tar_and_record(
         steps.append(where)
         if len(steps) == 1:
             publish(where, data, replace=replace)
-            writer._commit(tmp_path, other, 0)
+            committing.commit(tmp_path, other, 0)
         else:
             publish(where, data, replace=replace)
 
     monkeypatch.setattr(storage, "publish", interleaved)
     if left == "half of json":  # both took it for theirs to replace
         with pytest.raises(DamagedError, match="two processes built it at once"):
-            writer._commit(tmp_path, plan, 0)
+            committing.commit(tmp_path, plan, 0)
         return
-    assert not writer._commit(tmp_path, plan, 0)
+    assert not committing.commit(tmp_path, plan, 0)
     record = json.loads(url.with_suffix(".json").read_text())
     assert record["sha256"] == storage.sha256(url)
     assert record["sha256"] == build_shard(other, 0)[1]["sha256"]
