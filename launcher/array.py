@@ -119,7 +119,7 @@ def counted(folder: Path) -> tuple[int, int]:
 
 def cancel(folder: Path) -> int:
     """Ends all tasks; how many were there."""
-    return sum(clusters.cancel(record) for record in read(folder)["jobs"])
+    return clusters.cancel_all(read(folder)["jobs"])
 
 
 def follow(folder: Path) -> int:
@@ -209,7 +209,7 @@ def _check(work: Work, cluster: ClusterConfig, root: Path) -> None:
 
 
 def _new(work: Work, cluster: ClusterConfig, folder: Path) -> Path:
-    """Writes the folder of an array and submits it."""
+    """Writes the folder of an array and submits it. Once a job may run from it, it stays."""
     try:
         folder.mkdir()
         code_copy.copy(folder / "code")
@@ -217,9 +217,14 @@ def _new(work: Work, cluster: ClusterConfig, folder: Path) -> Path:
             at = _folder(folder, number)
             write_record(at / "submission.json", {"world": 1, "kind": cluster.kind})
             storage.publish(str(at / "request.json"), json.dumps(request, indent=1).encode())
-        records = clusters.submit_array(_jobs(work, cluster, folder), cluster)
+        jobs = _jobs(work, cluster, folder)
     except BaseException:
-        shutil.rmtree(folder)  # no job exists that could miss it
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    try:
+        records = clusters.submit_array(jobs, cluster)
+    except UserError:
+        shutil.rmtree(folder)
         raise
     about = {"work": work.kind, "kind": cluster.kind, "counted": work.counted, "of": work.of}
     write_record(folder / RECORD, {**about, "jobs": records})

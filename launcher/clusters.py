@@ -133,15 +133,16 @@ def submit(job: Job, cluster: ClusterConfig) -> Record:
 def submit_array(jobs: Sequence[Job], cluster: ClusterConfig) -> list[Record]:
     """Starts or queues jobs that are alike but for their arguments, and need not run together: a record each.
 
-    On Slurm they are one array. A job that fails leaves the others alone.
+    On Slurm they are one array. A job that fails leaves the others alone. Where not all of them come to be, those that
+    did are ended; a Slurm that does not answer may still have some.
 
     Raises:
-        UserError: the cluster refused them.
+        UserError: the cluster refused them; none is there.
     """
     first = jobs[0]
     first.folder.mkdir(parents=True, exist_ok=True)
     if cluster.kind == "local":
-        return [_about(job, cluster) | _start(job) for job in jobs]
+        return _start_all(jobs, cluster)
     from submitit.core.utils import FailedJobError
     from submitit.slurm.slurm import SlurmExecutor
 
@@ -149,12 +150,26 @@ def submit_array(jobs: Sequence[Job], cluster: ClusterConfig) -> list[Record]:
     with _environment(client):
         executor = SlurmExecutor(first.folder, max_num_timeout=0)
         executor.update_parameters(**_parameters(first, cluster))
+        about = _about(first, cluster) | {"conf": client.get("SLURM_CONF")}
         try:
             done = executor.map_array(first.function, [job.argument for job in jobs])
         except FailedJobError as error:
             raise UserError(f"sbatch refused {first.name}: {error}") from error
-    about = _about(first, cluster) | {"conf": client.get("SLURM_CONF")}
+        except BaseException:  # Ctrl-C, say, after Slurm took them and before it said so
+            cancel_all(stray(first.comment, about))
+            raise
     return [about | {"id": each.job_id} for each in done]
+
+
+def _start_all(jobs: Sequence[Job], cluster: ClusterConfig) -> list[Record]:
+    """Jobs on this machine: all of them, or none."""
+    started: list[Record] = []
+    try:
+        started.extend(_about(job, cluster) | _start(job) for job in jobs)
+    except BaseException:
+        cancel_all(started)
+        raise
+    return started
 
 
 def _about(job: Job, cluster: ClusterConfig) -> Record:
@@ -207,22 +222,38 @@ def cancel(record: Record) -> bool:
     Raises:
         UserError: it cannot be reached from here.
     """
-    before = state(record)
-    if before == "gone":
-        return False
-    if record["kind"] == "local":
-        if before == "unknown":
+    return bool(cancel_all([record]))
+
+
+def cancel_all(records: Sequence[Record]) -> int:
+    """`cancel` of many, by one `scancel` for each Slurm; how many were there."""
+    queues: dict[str | None, list[Record]] = {}
+    there = 0
+    for record, before in zip(records, states(records), strict=True):
+        if before == "gone":
+            continue
+        if record["kind"] != "local":
+            queues.setdefault(record["conf"], []).append(record)
+        elif before == "unknown":
             raise UserError(f"job {record['id']} runs on {record['host']}: cancel it there")
-        return local.kill(record)
-    client = _conf(record["conf"])
-    done = _run(["scancel", record["id"]], client)
+        else:
+            there += local.kill(record)
+    for conf, jobs in queues.items():
+        _scancel(conf, jobs)
+        there += len(jobs)
+    return there
+
+
+def _scancel(conf: str | None, jobs: Sequence[Record]) -> None:
+    """Ends jobs of one Slurm and waits for a minute until they are gone."""
+    ids = [job["id"] for job in jobs]
+    done = _run(["scancel", *ids], _conf(conf))
     if done is None or done.returncode:
         reason = done.stderr.strip() if done else "no answer"
-        raise UserError(f"Slurm did not cancel job {record['id']}: {reason}; try again")
+        raise UserError(f"Slurm did not cancel job {', '.join(ids)}: {reason}; try again")
     deadline = time.monotonic() + 60
-    while state(record) != "gone" and time.monotonic() < deadline:
+    while {*states(jobs)} != {"gone"} and time.monotonic() < deadline:
         time.sleep(0.2)
-    return True
 
 
 def stray(comment: str, record: Record) -> list[Record]:

@@ -106,6 +106,57 @@ def test_a_refused_submission_leaves_nothing(
     assert [path.name for path in runs.glob("share/abc/*")] == ["submit.lock"]
 
 
+def test_a_submission_that_breaks_off_ends_what_it_started(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = clusters._start, []
+
+    def third_fails(job: clusters.Job) -> clusters.Record:
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        started.append({"kind": "local", **start(job)})
+        return started[-1]
+
+    monkeypatch.setattr(clusters, "_start", third_fails)
+    wanted = work(tmp_path / "out", "nap", "nap", "nap")
+    with pytest.raises(KeyboardInterrupt):
+        array.submit(wanted, LOCAL, runs)
+    assert clusters.states(started) == ["gone", "gone"]
+    monkeypatch.undo()
+    payload = work(tmp_path / "out", "do")
+    assert array.submit(payload, LOCAL, runs) == (runs / "share" / "abc" / "2", True)
+    array.cancel(runs / "share" / "abc" / "2")
+
+
+def test_ctrl_c_while_slurm_answers_ends_its_jobs_and_keeps_their_code(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a queue that is a file and a Slurm of four scripts, of which sbatch is interrupted."""
+    bin, queue, calls = (tmp_path / name for name in ("bin", "queue", "calls"))
+    bin.mkdir()
+    scripts = {
+        "sbatch": f"""case "$*" in *test-only*) exit 0;; esac
+            comment=$(sed -n 's/^#SBATCH --comment=//p' "$1" | tr -d "'\\"")
+            for i in 0 1; do echo "7_$i|RUNNING|$comment"; done > {queue}
+            echo "8|RUNNING|another" >> {queue}; kill -INT $PPID; sleep 5""",
+        "squeue": f"echo squeue >> {calls}; cat {queue}",
+        "scancel": f'echo scancel "$@" >> {calls}; grep another {queue} > {queue}.new; mv {queue}.new {queue}',
+        "srun": "exit 1",
+    }
+    for name, text in scripts.items():
+        (bin / name).write_text(f"#!/bin/sh\n{text}\n")
+        (bin / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin}:{os.environ['PATH']}")
+    slurm = ClusterConfig(kind="slurm")
+    with pytest.raises(KeyboardInterrupt):
+        array.submit(work(tmp_path / "out", "nap", "nap"), slurm, runs)
+    assert queue.read_text() == "8|RUNNING|another\n"
+    said = calls.read_text().splitlines()
+    assert [line for line in said if "scancel" in line] == ["scancel 7_0 7_1"] and len(said) <= 4
+    folder = runs / "share" / "abc" / "1"
+    assert (folder / "code").is_dir() and len([*folder.glob("tasks/*/request.json")]) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
