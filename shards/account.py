@@ -1,9 +1,9 @@
 """Proof that an epoch was asked for whole: every sample of it counted once, none twice, none missing.
 
-A rank adds up, of the batches it was given, how many samples they hold and the power sums of their ordinals. Over all ranks these must
-be the sums of 0 .. N-1, which have closed forms (Faulhaber): one sample in another's place always changes them, two
-do too, and more would have to conspire. So all ranks together prove an epoch by adding four integers, and a run
-that is resumed in the middle of one proves it by carrying four.
+A rank adds up, of the batches it was given, how many samples they hold and the power sums of their ordinals. Over
+all ranks these must be the sums of 0 .. N-1, which have closed forms (Faulhaber): one sample in another's place always
+changes them, two do too, and more would have to conspire. So all ranks together prove an epoch by adding four
+integers, and a run that is resumed in the middle of one proves it by carrying four.
 
 What is proven is order, ranks and restarts: the ordinals are those of the plan, in batches that arrived. That the bytes
 of an ordinal are those that were written is for the xxh3 of its block to say, and both together say that an epoch
