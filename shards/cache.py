@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shards import storage
 from shards.errors import UserError
 from shards.mapping import map_file
 from shards.retry import pause
@@ -89,6 +90,8 @@ class Cache:
         self._unasked = 0  # pieces to refuse before the next walk
         if budget < 1:
             raise UserError(f"cache budget={budget}: give a number of bytes")
+        if storage.is_remote(folder):
+            raise UserError(f"cache={folder} is on S3: name a folder on a disk of this node")
         try:
             self._claim()
             with _locked(self._folder / _ROOM) as mine:

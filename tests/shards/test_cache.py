@@ -215,7 +215,9 @@ def test_where_all_must_stay_it_is_rarely_asked_and_room_is_found_again(tmp_path
     assert put(10), "where there is room nobody is asked"
 
 
-def test_nothing_is_deleted_that_was_not_put(tmp_path: Path) -> None:
+def test_nothing_is_deleted_that_was_not_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "thesis.tex").write_text("the only copy")
     with pytest.raises(UserError, match=r"holds other things \(thesis.tex\): name an empty"):
         Cache(tmp_path)
@@ -232,6 +234,11 @@ def test_nothing_is_deleted_that_was_not_put(tmp_path: Path) -> None:
     assert all(path.exists() for path in others) and cache.holds() == 400
     with pytest.raises(UserError, match="name a folder on a disk"):
         Cache(tmp_path / "thesis.tex")
+    monkeypatch.chdir(folder)
+    for url, said in (("s3://b/x", "cache=s3://b/x is on S3"), ("gs://b", "gs://b begins with")):
+        with pytest.raises(UserError, match=said):
+            Cache(url)
+    assert not [*folder.glob("*:")]
     with pytest.raises(UserError, match="budget=0"):
         Cache(folder, 0)
 
