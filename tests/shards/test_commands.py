@@ -91,6 +91,8 @@ def test_explain_names_the_batch_that_a_run_was_given(
     assert [s["shard"] for s in found["samples"]] == [manifest.shards[s].name for s in lies]
     assert main(["explain", str(root), "--images", "3", "--batch", "5"]) == 0
     assert "epoch 0, seed 0, window" in capsys.readouterr().out
+    assert main(["explain", str(root), "--images", "1001", "--batch", "2"]) == 0
+    assert "epochs 0 to 1, seed 0, window" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--images 1e\+30: .* at most 1e18"):
         main(["explain", str(root), "--images", "1e30"])
 

@@ -56,7 +56,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
     from rich.table import Table
 
-    table = Table(title=f"epoch {first['epoch']}, seed {options.seed}, {options.mode}")
+    last = int(positions[-1]) // manifest.count
+    epochs = f"epoch {last}" if last == first["epoch"] else f"epochs {first['epoch']} to {last}"
+    table = Table(title=f"{epochs}, seed {options.seed}, {options.mode}")
     for name in rows[0]:
         table.add_column(name, justify="left" if name in ("key", "shard") else "right")
     for row in rows:
