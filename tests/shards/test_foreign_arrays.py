@@ -76,6 +76,17 @@ def test_pixels_need_no_encoder_and_other_numbers_do(tmp_path: Path) -> None:
     assert manifests.load(tmp_path / "in").header["shift"] == 127.5
 
 
+def test_what_the_numbers_mean_is_part_of_what_they_are(tmp_path: Path) -> None:
+    _tar(tmp_path / "in", _x())
+    plans = set()
+    for scale in ("1", "2"):
+        out = tmp_path / scale
+        command = ["index", str(tmp_path / "in"), *LATENTS, "--scale", scale, "--out", str(out)]
+        assert main(command) == 0
+        plans.add(manifests.load(out).plan)
+    assert len(plans) == 2
+
+
 @pytest.mark.parametrize(
     ("x", "options", "message"),
     [

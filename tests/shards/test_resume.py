@@ -290,18 +290,18 @@ def test_a_pointer_is_not_moved_from_what_was_published_meanwhile(tmp_path: Path
     assert manifests.pointer(tmp_path) == first.hash
 
 
-@pytest.mark.parametrize("left", ["nothing", "tar", "half of json"])
+@pytest.mark.parametrize("left", ["nothing", "nothing, before", "tar", "half of json"])
 def test_ranks_on_hardware_that_rounds_otherwise_leave_pairs_of_tar_and_record(
     tmp_path: Path, left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second publishes a shard of its own bytes while the first is between building and publishing."""
+    """The second publishes a shard of its own bytes while the first is about to, or at it."""
     plan, other = (
         writer.make_plan(one, LATENT, 0, 1)
         for one in (source(), replace(source(), x=source().x + np.float16(1)))
     )
     other = replace(other, fingerprint=plan.fingerprint)
     url = tmp_path / plan.tar(0)
-    if left != "nothing":
+    if not left.startswith("nothing"):
         url.parent.mkdir()
         url.write_bytes(b"half a tar")
     if left == "half of json":
@@ -310,11 +310,12 @@ def test_ranks_on_hardware_that_rounds_otherwise_leave_pairs_of_tar_and_record(
 
     def interleaved(where: storage.Url, data: bytes, *, replace: bool) -> None:
         steps.append(where)
+        if len(steps) > 1 or left != "nothing, before":
+            publish(where, data, replace=replace)
         if len(steps) == 1:
-            publish(where, data, replace=replace)
             committing.commit(tmp_path, other, 0)
-        else:
-            publish(where, data, replace=replace)
+            if left == "nothing, before":
+                publish(where, data, replace=replace)
 
     monkeypatch.setattr(storage, "publish", interleaved)
     if left == "half of json":  # both took it for theirs to replace

@@ -182,6 +182,28 @@ def test_a_manifest_of_a_later_writer_keeps_its_hash(tmp_path: Path) -> None:
     assert manifests.load(tmp_path, old.hash).hash == old.hash
 
 
+def test_the_index_is_what_the_records_of_the_shards_say(tmp_path: Path) -> None:
+    manifest = write(tmp_path)
+    rows = []
+    for number, shard in enumerate(manifest.shards):
+        told = json.loads((tmp_path / shard.name).with_suffix(".json").read_text())
+        for block in told["blocks"]:
+            placed = [block["fields"][f.name] for f in manifest.fields]
+            hashes = [bytes.fromhex(p["xxh3"]) for p in placed]
+            offsets, sizes = [p["offset"] for p in placed], [p["bytes"] for p in placed]
+            rows.append([number, block["rows"], offsets, sizes, hashes])
+    found = [
+        [
+            *row.tolist()[:2],
+            row["offset"].tolist(),
+            row["bytes"].tolist(),
+            [*map(bytes, row["xxh3"])],
+        ]
+        for row in manifest.blocks
+    ]
+    assert found == rows and sum(row[1] for row in rows) == 1000
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
