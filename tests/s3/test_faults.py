@@ -282,9 +282,9 @@ def test_a_stream_whose_store_goes_away_ends_with_an_error_and_closes(
 def test_a_store_that_goes_away_costs_one_patience_however_many_ranges_wait(
     root: str, proxy: Proxy
 ) -> None:
-    data.write(root, 8000, shard_bytes=1)  # type: ignore[arg-type]
+    data.write(root, 4000, shard_bytes=1)  # type: ignore[arg-type]
     proxy.fail("unavailable", times=float("inf"), path="shards/")
-    stream = _stream(root)  # 32 tars, a range each
+    stream = _stream(root)  # 16 tars, a range each
     with pytest.raises(StoreError, match="6 x 503"):
         next(stream)
     stream.close()
@@ -295,7 +295,7 @@ def test_closing_waits_for_no_pause(root: str, proxy: Proxy, environment: Any) -
     patience = Patience(attempts=99, seconds=1e6, first=1e4, longest=1e4)
     environment.setattr(s3_requests, "PATIENCE", patience)
     storage._s3.cache_clear()
-    data.write(root, 8000, shard_bytes=1)  # type: ignore[arg-type]
+    data.write(root, 4000, shard_bytes=1)  # type: ignore[arg-type]
     proxy.fail("unavailable", times=float("inf"), path="shards/")
     with shards.scan(root, micro_batch=25, rank=0, world=1), _stream(root):
         while proxy.count("unavailable") < 8:  # all threads of both are in pauses of hours
