@@ -2,6 +2,8 @@
 
 Every rank's stream keeps accounts (`shards.account`). When an epoch ends is told by the image count alone, so all ranks
 come to it at once, and one all-reduce of four words adds theirs up; 64-bit integers wrap around, as these sums may.
+A rank meets few of all blocks and forgets them when it ends, so how much is damaged is judged here as well: by what
+stood in for it, of all ranks and attempts.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import torch.distributed as dist
 
 from selfguide.distributed import Place
 from shards.account import Account, of_source, prove
+from shards.errors import DamagedError
+from shards.reader import DAMAGED
 from shards.stream import Stream
 
 Plain = Mapping[str, int]  # an account as a checkpoint's manifest holds it
@@ -23,9 +27,17 @@ Plain = Mapping[str, int]  # an account as a checkpoint's manifest holds it
 class Epochs:
     """Of one attempt. `settle` and `carried` are for all ranks, between two global batches."""
 
-    def __init__(self, stream: Stream, place: Place, carried: Iterable[Plain] | None) -> None:
-        """`carried`: of the checkpoint that the attempt resumes; None of one that kept no accounts."""
-        self._stream, self._place = stream, place
+    def __init__(
+        self,
+        stream: Stream,
+        place: Place,
+        carried: Iterable[Plain] | None,
+        damaged: float = DAMAGED,
+    ) -> None:
+        """`carried`: of the checkpoint that the attempt resumes; None of one that kept no accounts.
+        `damaged`: share of a data set's samples that may be substituted in an epoch.
+        """
+        self._stream, self._place, self._bound = stream, place, damaged
         self._before = {a.key: a for a in (Account(**plain) for plain in carried or ())}
         # an epoch whose beginning nobody kept an account of cannot be proven; the next one can
         unknown = {a.key for a in stream.under_way()} - self._before.keys()
@@ -35,7 +47,7 @@ class Epochs:
         """Proves the epochs that ended with the last global batch; rank 0 says so. Often there is none.
 
         Raises:
-            DamagedError: on all ranks, where a sample was missing or read twice.
+            DamagedError: on all ranks, where a sample was missing or read twice, or too many were substituted.
         """
         ended = [*self._stream.ended]
         self._stream.ended.clear()
@@ -51,7 +63,11 @@ class Epochs:
         return totals
 
     def carried(self) -> tuple[Plain, ...] | None:
-        """For a checkpoint: of the epochs under way, what all attempts and ranks were given; None where unknown."""
+        """For a checkpoint: of the epochs under way, what all attempts and ranks were given; None where unknown.
+
+        Raises:
+            DamagedError: on all ranks, where too many samples were substituted.
+        """
         under_way = self._with_before(self._stream.under_way())
         if any(account.key in self._unknown for account in under_way):
             return None
@@ -67,4 +83,16 @@ class Epochs:
             dist.all_reduce(together)
             words = together.numpy().view(np.uint64)
         totals = [a.with_sums(row) for a, row in zip(accounts, words.tolist(), strict=True)]
-        return [a + self._before[a.key] if a.key in self._before else a for a in totals]
+        totals = [a + self._before[a.key] if a.key in self._before else a for a in totals]
+        self._judge(totals)
+        return totals
+
+    def _judge(self, totals: list[Account]) -> None:
+        for total in (a for a in totals if a.substituted):
+            count = self._stream.manifests[total.source].count
+            if total.substituted > self._bound * count:
+                raise DamagedError(
+                    f"epoch {total.epoch}{of_source(total)}: {total.substituted:,} of {count:,} samples were "
+                    f"substituted so far, more than the share data.damaged={self._bound:g} of them: mend the shards by "
+                    "`python -m tools.shards repair`, or allow more"
+                )

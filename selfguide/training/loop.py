@@ -53,7 +53,7 @@ def switch_images(config: Config) -> int:
 def train(job: Training) -> None:
     """Runs to `train.images`; publishes snapshots and checkpoints at their cadence and at the end."""
     config, state, total = job.config, job.state, job.config.train.images
-    epochs = Epochs(job.stream, job.place, state.accounts)
+    epochs = Epochs(job.stream, job.place, state.accounts, config.data.damaged)
     job.telemetry.restart(state.images)
     while state.images < total:
         advance(job)

@@ -228,6 +228,39 @@ def test_substitutes_are_counted_and_told_of(
     assert said.count("stood in for damaged ones") == 1 and "images substituted" in said
 
 
+def judged(place: Place, root: str, start: int, stop: int, carried: Any, bound: float) -> Any:
+    """Substitutes of an attempt by all that its ranks were told, or why it ended; no rank's own share is too much."""
+    with shards.open(
+        root, global_batch=64, micro_batch=64 // place.world, rank=place.rank, world=place.world,
+        seed=0, position=start, on_damage="substitute", damaged=0.5,
+    ) as stream:  # fmt: skip
+        epochs = Epochs(stream, place, carried, bound)
+        try:
+            while stream.position < stop:
+                next(stream)
+                epochs.settle()
+            return epochs.carried()
+        except DamagedError as error:
+            return str(error)
+
+
+def test_what_all_ranks_and_attempts_substituted_is_judged_together(
+    ranks: Any, tmp_path: Path
+) -> None:
+    """A half is damaged: two ranks have a quarter each, two attempts a part each, and 0.4 is too much."""
+    write(tmp_path, 512)
+    flip(*payload(tmp_path, 1, "x"))
+    for found in ranks(2, judged, str(tmp_path), 0, 512, (), 0.4):
+        assert found.startswith("epoch 0: 256 of 512 samples were substituted so far, more than")
+    alone = Place(0, 0, 1)
+    assert judged(alone, str(tmp_path), 0, 512, (), 0.5) == ()
+    (half,) = judged(alone, str(tmp_path), 0, 256, (), 0.4)
+    assert 0 < half["substituted"] < 0.4 * 512
+    (rest,) = judged(alone, str(tmp_path), 256, 448, (), 0.4)
+    assert 0 < rest["substituted"] < 0.4 * 512 < rest["substituted"] + half["substituted"]
+    assert "so far" in judged(alone, str(tmp_path), 256, 448, (half,), 0.4)
+
+
 def told(place: Place, folder: str) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
     """Two lines of telemetry, of steps in which rank r waits r + 1 seconds by its own word; and large sums."""
     telemetry = Telemetry(RunFolder(Path(folder)), 1, place, 100)
