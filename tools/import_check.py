@@ -17,6 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from shards import cli
 
 PACKAGES = ("slurm", "shards", "selfguide", "launcher", "configs", "tools")
+ELSEWHERE = (
+    "tools.bench.rivals.with_"  # programs of environments of their own, which have what they import
+)
 TOLD = (
     "torch",
     "torchvision",
@@ -30,13 +33,13 @@ TOLD = (
 
 
 def modules() -> list[str]:
-    """Every module below the packages; entry points that run on import are left out."""
+    """Every module below the packages; left out are entry points that run on import, and what runs elsewhere."""
     found = []
     for name in PACKAGES:
         package = importlib.import_module(name)
         found.append(name)
         for module in pkgutil.walk_packages(package.__path__, prefix=f"{name}."):
-            if not module.name.endswith("__main__"):
+            if not module.name.endswith("__main__") and not module.name.startswith(ELSEWHERE):
                 found.append(module.name)
     return found
 
