@@ -25,7 +25,8 @@ from shards import foreign, parallel, storage, writer
 from shards import manifest as manifests
 from shards.building import described
 from shards.errors import DamagedError, UserError
-from shards.manifest import Field, Header, Manifest
+from shards.header import Header
+from shards.manifest import Field, Manifest
 from shards.moments import Moments
 from shards.order import BLOCK
 from shards.samples import Decode, Encoded, Unpack, split_name

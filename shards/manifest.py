@@ -24,7 +24,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from shards import storage
 from shards.errors import DamagedError, UserError
+from shards.header import Header, known
 
 VERSION = 1
 LATEST = "LATEST"
@@ -39,8 +40,6 @@ SEAL = "check"
 _SHA256 = re.compile("[0-9a-f]{64}")
 CURE = "write them with `python -m tools.shards make digits --out {root}`"
 
-Kind = Literal["image", "latent"]
-Content = Literal["sample", "moments"]
 Layout = Literal["blocks", "samples"]
 
 
@@ -56,91 +55,6 @@ class Field:
     @property
     def sample_bytes(self) -> int:
         return int(np.dtype(self.dtype).itemsize * math.prod(self.shape))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """How stored values become what a model sees, (x - shift) * scale, and who encoded them.
-
-    A latent is stored as a sample (C, H, W), or as the moments (2C, H, W) of its Gaussian, means before
-    log-variances, to be sampled anew at every step. With `flips` a sample holds the image and its mirror
-    image, (2, C or 2C, H, W): an autoencoder is not equivariant to flips, so each is encoded by itself.
-    """
-
-    kind: Kind
-    shift: float | tuple[float, ...] = 0.0  # one for all, or one a channel of the model's input
-    scale: float | tuple[float, ...] = 1.0
-    encoder: str | None = None  # of latents: its name, and the sha256 of its weights
-    encoder_sha256: str | None = None
-    content: Content = "sample"
-    flips: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise UserError(f"header kind={self.kind!r}: give 'image' or 'latent'")
-        if self.content not in get_args(Content):
-            raise UserError(f"header content={self.content!r}: give 'sample' or 'moments'")
-        if self.kind == "image" and self.content == "moments":
-            raise UserError("header content='moments' of kind='image': only latents have moments")
-        shifts, scales = _each(self.shift), _each(self.scale)
-        if not (shifts and scales and all(map(math.isfinite, (*shifts, *scales)))) or (
-            min(scales) <= 0
-        ):
-            raise UserError(
-                f"header scale={self.scale}, shift={self.shift}: a finite shift and scale > 0 are needed"
-            )
-        if len(self.lengths) > 1:
-            raise UserError(
-                f"header scale has {len(scales)} values and shift {len(shifts)}: give one for each channel"
-            )
-        if self.kind == "latent" and not self.encoder:
-            raise UserError("header encoder=None: latents must say which encoder made them")
-
-    @staticmethod
-    def of(plain: Header | Mapping[str, Any]) -> Header:
-        """From what a manifest or snapshot holds; what older ones do not say has its default."""
-        if isinstance(plain, Header):
-            return plain
-        values = _known(Header, plain)
-        lists = {n: tuple(v) for n, v in values.items() if isinstance(v, list)}
-        return Header(**values | lists)
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON holds it; what data sets of before had no word for is left out where it says nothing new."""
-        values = {n: [*v] if isinstance(v, tuple) else v for n, v in asdict(self).items()}
-        silent = {"content": "sample", "flips": False}
-        return {n: v for n, v in values.items() if n not in silent or v != silent[n]}
-
-    @property
-    def lengths(self) -> set[int]:
-        """How many channels the per-channel lists are for; empty without lists."""
-        return {len(v) for v in (self.shift, self.scale) if isinstance(v, tuple)}
-
-    def model_shape(self, stored: tuple[int, ...]) -> tuple[int, int, int]:
-        """(C, H, W) that a model sees of samples stored in this shape.
-
-        Raises:
-            UserError: the header promises another form of samples.
-        """
-        if len(stored) != (4 if self.flips else 3) or (self.flips and stored[0] != 2):
-            form = "(2, C, H, W), the image and its mirror image" if self.flips else "(C, H, W)"
-            raise UserError(
-                f"samples are {stored}; a header with flips={self.flips} promises {form}"
-            )
-        channels, height, width = stored[-3:]
-        if self.content == "moments":
-            if channels % 2:
-                raise UserError(
-                    f"samples have {channels} channels; moments are a mean and a log-variance for each "
-                    "latent channel, so an even number"
-                )
-            channels //= 2
-        if self.lengths - {channels}:
-            raise UserError(
-                f"header scale and shift are for {self.lengths.pop()} channels; a model sees {channels} "
-                f"of samples stored as {stored}"
-            )
-        return channels, height, width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,14 +103,14 @@ class Manifest:
         """
         _check_names(plain)
         statistics, histogram = plain["statistics"], plain["label_histogram"]
-        fields = [{**_known(Field, f), "shape": tuple(f["shape"])} for f in plain["fields"]]
+        fields = [{**known(Field, f), "shape": tuple(f["shape"])} for f in plain["fields"]]
         return Manifest(
             hash=digest(plain),
             plain=plain,
             count=plain["count"],
             block=plain["block"],
             fields=tuple(Field(**f) for f in fields),
-            shards=tuple(Shard(**_known(Shard, s)) for s in plain["shards"]),
+            shards=tuple(Shard(**known(Shard, s)) for s in plain["shards"]),
             blocks=blocks,
             header=plain["header"],
             channel_mean=tuple(statistics["mean"]),
@@ -426,21 +340,13 @@ def _check_names(plain: Mapping[str, Any]) -> None:
 
 
 def _layout(name: str) -> Layout:
-    for known in get_args(Layout):
-        if name == known:
-            return known
+    for layout in get_args(Layout):
+        if name == layout:
+            return layout
     raise UserError(
         f"the manifest's layout={name!r} is none that this program reads ({', '.join(get_args(Layout))}): "
         "use the program it was written with"
     )
-
-
-def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f.name: values[f.name] for f in fields(kind) if f.name in values}
-
-
-def _each(value: float | tuple[float, ...]) -> tuple[float, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 def sha256_of(data: bytes) -> str:

@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from shards import storage
 from shards.blocks import Arrays
 from shards.errors import UserError
-from shards.manifest import Header, Manifest, digest, load
+from shards.header import Header
+from shards.manifest import Manifest, digest, load
 from shards.order import Mixture, Mode, Order, key
 from shards.reader import Reader
 

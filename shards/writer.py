@@ -24,7 +24,8 @@ from shards import parallel, storage
 from shards.building import SAMPLE, described
 from shards.committing import commit, committed, whole
 from shards.errors import UserError
-from shards.manifest import Field, Header, Layout, Manifest
+from shards.header import Header
+from shards.manifest import Field, Layout, Manifest
 from shards.order import BLOCK, key, permute
 from shards.samples import KEY, Decode
 from shards.source import CLASSES, Column, PictureSource, Source

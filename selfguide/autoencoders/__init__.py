@@ -1,6 +1,6 @@
 """Images to latents and back, behind one small class; and what a model sees of stored values.
 
-header   shards.manifest.Header: what lies in the shards, and whose latents they are
+header   shards.header.Header: what lies in the shards, and whose latents they are
 Normaliser                     stored values <-> what a model sees
 load_autoencoder               identity, sd_vae, va_vae or tiny; weights by path, never a silent download
 to_images, from_images         model space <-> uint8 images, once header and weights are known to agree

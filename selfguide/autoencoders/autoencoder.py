@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 
 TOP = 255
 

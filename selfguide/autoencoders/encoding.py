@@ -28,7 +28,8 @@ from selfguide.autoencoders.normaliser import Normaliser, draw, mean
 from selfguide.spec.words import nearest
 from shards import manifest as manifests
 from shards.errors import UserError
-from shards.manifest import Header, Manifest
+from shards.header import Header
+from shards.manifest import Manifest
 from shards.parts import Arrays
 from shards.reader import Reader
 from shards.source import Column

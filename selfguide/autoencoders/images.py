@@ -16,7 +16,7 @@ from torch import Tensor
 from selfguide.autoencoders.autoencoder import TOP, Autoencoder, KLAutoencoder
 from selfguide.autoencoders.normaliser import Normaliser, mean
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 
 Plain = Header | Mapping[str, Any]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from selfguide.randomness import normal
 from selfguide.transform import mirrored
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 
 LOG_VARIANCE = (-30.0, 20.0)  # beyond it a standard deviation leaves fp32 (Rombach et al. 2022)
 

@@ -23,7 +23,7 @@ from selfguide.spec.words import nearest
 from selfguide.training.snapshot import Snapshot
 from selfguide.transform import Placement
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 
 
 class FeatureNet(Protocol):

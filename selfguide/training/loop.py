@@ -22,7 +22,7 @@ from selfguide.training.epochs import Epochs
 from selfguide.training.health import Health
 from selfguide.training.telemetry import Telemetry
 from selfguide.transform import Placement, draw_placement
-from shards.manifest import Header
+from shards.header import Header
 from shards.stream import Stream
 
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shards import storage
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 from shards.source import Stored, encode_keys
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.manifest import Header, digest
+from shards.header import Header
+from shards.manifest import digest
 from shards.source import ArraySource, Lazy, Source, encode_keys
 
 LATENT_SCALE = 0.18215  # of the Stable Diffusion f8 autoencoder (Rombach et al. 2022)

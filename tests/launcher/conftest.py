@@ -13,7 +13,7 @@ import pytest
 from waiting import REPOSITORY, processes
 
 from launcher import attempt
-from shards.manifest import Header
+from shards.header import Header
 from shards.source import ArraySource
 from shards.writer import write
 

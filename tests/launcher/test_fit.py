@@ -14,7 +14,7 @@ from launcher.compose import compose
 from selfguide.spec.files import to_yaml
 from shards import cache, storage, writer
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 from shards.source import ArraySource
 
 LATENT = Header(kind="latent", scale=0.18215, encoder="sd_vae", encoder_sha256="a" * 64)

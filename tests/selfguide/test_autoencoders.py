@@ -44,7 +44,7 @@ from selfguide.training.telemetry import Telemetry
 from shards import manifest as manifests
 from shards import writer
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 from shards.source import ArraySource
 from tests.selfguide.test_online import online_config
 from tools import vae

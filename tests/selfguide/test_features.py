@@ -23,7 +23,7 @@ from selfguide.training.snapshot import Snapshot, load
 from shards import manifest as manifests
 from shards import sidecar
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 from tests.selfguide.snapshots import write_snapshot
 
 DIGITS = Header(kind="image", shift=8.0, scale=0.125)

@@ -21,7 +21,7 @@ from selfguide.training import prototypes
 from selfguide.training.job import build_state
 from selfguide.training.loop import Training, advance
 from selfguide.training.telemetry import Telemetry
-from shards.manifest import Header
+from shards.header import Header
 from tests.selfguide.test_online import online_config
 
 BATCH, SWITCH = 64, 512  # of 1,024 images

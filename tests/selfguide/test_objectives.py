@@ -30,7 +30,7 @@ from selfguide.student import Sampled, Student, build_student
 from selfguide.training import snapshot
 from selfguide.training.loop import Training, prepare
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 from tests.selfguide.test_online import online_config
 from tests.selfguide.test_preconditioning import (
     FORMS,

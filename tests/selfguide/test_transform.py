@@ -21,7 +21,7 @@ from selfguide.spec.validate import validate
 from selfguide.training.loop import place
 from selfguide.transform import Placement, draw_placement, mirrored
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 from tests.selfguide.test_online import online_config
 
 COUNT = 7

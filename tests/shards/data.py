@@ -8,7 +8,8 @@ import numpy as np
 
 from shards import manifest as manifests
 from shards import writer
-from shards.manifest import Header, Manifest
+from shards.header import Header
+from shards.manifest import Manifest
 from shards.source import ArraySource
 
 LATENT = Header(kind="latent", scale=0.5, encoder="test")

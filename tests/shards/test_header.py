@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shards import manifest as manifests
 from shards import writer
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 from shards.source import ArraySource
 from shards.sources.made import digits_source
 

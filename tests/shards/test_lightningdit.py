@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 import shards
 from shards import manifest as manifests
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 from shards.sources.lightningdit import lightningdit
 from shards.verify import verify
 from tests.shards.data import names

@@ -15,7 +15,7 @@ from shards import manifest as manifests
 from shards import writer
 from shards.account import Account, prove
 from shards.errors import DamagedError, UserError
-from shards.manifest import Header
+from shards.header import Header
 from shards.mixing import Blend, make_blend
 from shards.order import Mixture, Order
 from shards.source import ArraySource

@@ -18,8 +18,8 @@ import shards
 from shards import manifest as manifests
 from shards import writer
 from shards.errors import DamagedError, UserError
+from shards.header import Header
 from shards.layout import TarBuilder
-from shards.manifest import Header
 from shards.moments import Moments
 from shards.source import ArraySource
 from tests.shards.data import LATENT, flip, names, source, write

@@ -13,7 +13,7 @@ from selfguide.autoencoders import tiny as tiny_module
 from selfguide.autoencoders.tiny import WEIGHTS, TinyVAE
 from shards import manifest as manifests
 from shards import writer
-from shards.manifest import Header
+from shards.header import Header
 from shards.source import ArraySource
 from tools.shards import __main__ as command
 

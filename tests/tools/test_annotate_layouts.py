@@ -18,7 +18,7 @@ from selfguide.guidance.boxes import lost
 from selfguide.guidance.vit import load_vit
 from shards import cli, sidecar, writer
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 from shards.source import ArraySource
 from tests.selfguide.test_masks import mean_iou
 from tools.annotate import layouts, stego

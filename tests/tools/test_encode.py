@@ -28,7 +28,7 @@ from selfguide.autoencoders.encoding import EncodedSource, Encoding, _device
 from shards import manifest as manifests
 from shards import writer
 from shards.errors import DamagedError, UserError
-from shards.manifest import Header
+from shards.header import Header
 from shards.reader import Reader
 from shards.source import ArraySource
 from shards.verify import verify

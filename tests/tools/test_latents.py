@@ -16,7 +16,7 @@ from selfguide.autoencoders import load_autoencoder
 from shards import manifest as manifests
 from shards import sidecar, writer
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 from shards.source import ArraySource
 from tests.tools.latents import OWN, encode, images_of, levels, other_weights
 from tools import vae

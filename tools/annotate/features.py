@@ -24,7 +24,7 @@ from selfguide.spec.config import POOLINGS
 from shards import manifest as manifests
 from shards import sidecar
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 from shards.sidecar import Sidecar
 from tools.ranks import run_ranks
 from tools.sample import load_snapshot

@@ -27,7 +27,8 @@ from selfguide.transform import Size
 from shards import cli, sidecar, storage
 from shards import manifest as manifests
 from shards.errors import UserError
-from shards.manifest import Header, Manifest
+from shards.header import Header
+from shards.manifest import Manifest
 from shards.reader import Reader
 
 PICTURED = 32  # images in the picture beside a sidecar

@@ -34,7 +34,8 @@ from selfguide.training.snapshot import Snapshot
 from shards import cli, sidecar, storage
 from shards import manifest as manifests
 from shards.errors import UserError
-from shards.manifest import Header, Manifest
+from shards.header import Header
+from shards.manifest import Manifest
 from shards.reader import Reader
 from tools.annotate.kmeans import labels_of
 from tools.atlas.grouping import Grouping, of_sidecar, of_snapshot

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 import shards
 from shards import writer
-from shards.manifest import Header, Manifest
+from shards.header import Header
+from shards.manifest import Manifest
 from shards.source import ArraySource
 from shards.stream import Stream
 from tools.bench.harness import Row

@@ -40,7 +40,8 @@ from typing import TYPE_CHECKING, Any
 from shards import cli, storage, writer
 from shards import manifest as manifests
 from shards.errors import UserError
-from shards.manifest import Header, Manifest
+from shards.header import Header
+from shards.manifest import Manifest
 from shards.writer import Plan
 from tools.shards import report, sweep
 

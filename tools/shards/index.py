@@ -25,7 +25,7 @@ from dataclasses import asdict
 
 from shards import foreign, indexing
 from shards.errors import UserError
-from shards.manifest import Header
+from shards.header import Header
 from shards.samples import Decode
 from shards.sources.listing import PIXELS, Picture
 from shards.sources.scan import Threshold

@@ -38,7 +38,8 @@ import numpy as np
 
 from shards import cli, storage, writer
 from shards.errors import UserError
-from shards.manifest import Header, Layout, Manifest
+from shards.header import Header
+from shards.manifest import Layout, Manifest
 from shards.source import Source
 from shards.sources import arrays, folders, tables, tars
 from shards.sources.lightningdit import lightningdit

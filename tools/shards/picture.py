@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UserError
-from shards.manifest import Header, Manifest
+from shards.header import Header
+from shards.manifest import Manifest
 from tools.shards import ordering
 
 Images = NDArray[np.uint8]  # (n, H, W, 1 or 3)
