@@ -6,6 +6,7 @@ What all sidecars together say is the greater part of a manifest.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import reduce
 from typing import TYPE_CHECKING, Any, cast
@@ -37,26 +38,34 @@ def build_shard(plan: Plan, k: int) -> tuple[bytes, dict[str, Any]]:
     moments, histograms, count = [], [], 0
     add = _add_samples if plan.layout == "samples" else _add_arrays
     last = min((k + 1) * plan.shard_blocks, -(-plan.count // plan.block))
-    for block in range(k * plan.shard_blocks, last):
-        here = plan.rows(block)
-        entries, x = add(tar, plan, block, here)
-        table += entries
-        moments.append(Moments.of(x.reshape(-1, *plan.fields[0].shape[-3:])))
-        histograms.append(_histogram(plan, here))
-        count += len(here)
+    with ThreadPoolExecutor(1) as beside:  # sums and hashes leave Python's lock to the next block
+        for block in range(k * plan.shard_blocks, last):
+            here = plan.rows(block)
+            entries, x = add(tar, plan, block, here)
+            table += entries
+            values = x.reshape(-1, *plan.fields[0].shape[-3:])
+            moments.append(beside.submit(_moments, values, tar, tar.parts))
+            histograms.append(_histogram(plan, here))
+            count += len(here)
     data, labelled = tar.finish(), plan.source.labels is not None
     return data, {
         "version": manifests.VERSION,
         "plan": plan.hash,
         "name": plan.tar(k),
         "bytes": len(data),
-        "sha256": manifests.sha256_of(data),
+        "sha256": tar.sha256,
         "first": k * plan.shard_blocks * plan.block,  # ordinal of its first sample
         "count": count,
-        "moments": reduce(Moments.merge, moments).plain(),
+        "moments": reduce(Moments.merge, (each.result() for each in moments)).plain(),
         "label_histogram": np.sum(histograms, axis=0).tolist() if labelled else None,
         "blocks": table,
     }
+
+
+def _moments(values: NDArray[np.generic], tar: TarBuilder, parts: int) -> Moments:
+    """Of a block, whose pieces of the tar are hashed on the way."""
+    tar.hash(parts)
+    return Moments.of(values)
 
 
 def _add_arrays(

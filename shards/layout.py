@@ -8,6 +8,7 @@ pages for them would cost more than they hold. No time, no user and no PAX heade
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -41,6 +42,7 @@ class TarBuilder:
     def __init__(self) -> None:
         self._parts: list[bytes | memoryview] = []
         self._offset = 0
+        self._digest, self._hashed = hashlib.sha256(), 0
 
     def add(self, name: str, array: NDArray[np.generic]) -> Placed:
         """Appends `array` as the .npy member `name`; C order, its own dtype. It must stay as it is until `finish`."""
@@ -72,6 +74,23 @@ class TarBuilder:
         span = b"".join(self._parts[first:])
         self._parts[first:] = [span]
         return Placed(offset=start, bytes=len(span), xxh3=xxhash.xxh3_128_hexdigest(span))
+
+    @property
+    def parts(self) -> int:
+        """How many pieces there are so far; complete members never change."""
+        return len(self._parts)
+
+    def hash(self, parts: int) -> None:
+        """Hashes the first so many pieces, from where it was left; another thread may add more meanwhile."""
+        for part in self._parts[self._hashed : parts]:
+            self._digest.update(part)
+        self._hashed = parts
+
+    @property
+    def sha256(self) -> str:
+        """Hex sha256 of what is there; hashes what is not yet."""
+        self.hash(self.parts)
+        return self._digest.hexdigest()
 
     def finish(self) -> bytes:
         """The whole tar, closed by two zero sectors."""
