@@ -39,6 +39,7 @@ def measure(
     warmup: int = 3,
     units: int = 1,
     fence: Callable[[], object] = lambda: None,
+    rest: Callable[[], object] = lambda: None,
     progress: Callable[[int, int], object] = lambda done, of: None,
 ) -> list[Row]:
     """Times every variant once per turn; the first is the base, and is timed twice as the A/A control.
@@ -46,6 +47,7 @@ def measure(
     Args:
         units: of work in one run of a variant; rows state the seconds of one.
         fence: called before and after each run, a barrier where several ranks time the same work.
+        rest: called before each run, outside its time: ends what the run before left to be done.
     """
     base = variants[0]
     turn = [base, Variant(f"{base.name} again (A/A)", base.run), *variants[1:]]
@@ -53,6 +55,7 @@ def measure(
     for number in range(warmup + repeats):
         # the order rotates so that no variant always follows the same one
         for variant in turn[number % len(turn) :] + turn[: number % len(turn)]:
+            rest()
             fence()
             start = time.perf_counter()
             variant.run()
