@@ -116,16 +116,21 @@ def _tell_skipped(source: storage.Url, target: storage.Url) -> None:
 
 def _is_of(root: storage.Url, manifest: Manifest) -> bool:
     """Whether `root` holds this data set or damaged parts of it: by its pointer, else by its tars' records."""
-    try:
-        name = manifests.pointer(root)
-        if name == manifest.hash or storage.exists(
-            storage.join(root, manifests.manifest_name(name))
-        ):
-            return name == manifest.hash
-    except DamagedError:
-        pass
+    name = _named(root)
+    if name == manifest.hash:
+        return True
+    if name is not None and storage.exists(storage.join(root, manifests.manifest_name(name))):
+        return False
     told = [_told(root, manifest.record_name(shard)) == shard.sha256 for shard in manifest.shards]
     return any(told)
+
+
+def _named(root: storage.Url) -> str | None:
+    """The manifest that the pointer names; None of a pointer that is damaged."""
+    try:
+        return manifests.pointer(root)
+    except DamagedError:
+        return None
 
 
 def _told(root: storage.Url, name: str) -> str | None:
