@@ -53,7 +53,7 @@ def encode(task: str) -> None:
     folder = Path(task)
 
     def work(rank: int, local_rank: int, world: int) -> None:
-        from selfguide.autoencoders.encode import take_share
+        from selfguide.data.autoencoders.encode import take_share
 
         take_share(folder)
 

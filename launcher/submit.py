@@ -140,7 +140,7 @@ def first_weights(config: Config) -> str | None:
 
 def check_data(config: Config) -> str:
     """The hash of the shards' manifest, or of all that are mixed, once they are what the experiment expects."""
-    from shards import mixing  # needs NumPy, and a dry run does not
+    from shards.read import mixing  # needs NumPy, and a dry run does not
 
     _, found = mixing.load_alike(config.data.roots, config.data.shares)
     check_fit(config, found)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shards.blocks import Arrays
-    from shards.manifest import Manifest
-    from shards.order import Mode
-    from shards.reader import OnDamage
-    from shards.stream import Scan, Stream
+    from shards.format.manifest import Manifest
+    from shards.format.order import Mode
+    from shards.read.blocks import Arrays
+    from shards.read.reader import OnDamage
+    from shards.read.stream import Scan, Stream
 
 __all__ = ["open", "read_all", "scan"]
 
@@ -60,7 +60,7 @@ def open(
         on_damage: `fail` ends reading at a damaged block; `substitute` puts the samples of a sound block
             in its place, says so, counts them, and ends when more than the share `damaged` of all
             samples would be substituted.
-        loaded: which data sets are meant, as `shards.manifest.load` returned them for each root; None asks the
+        loaded: which data sets are meant, as `shards.format.manifest.load` returned them for each root; None asks the
             roots for their current ones, which a writer may replace meanwhile.
 
     Raises:
@@ -68,7 +68,7 @@ def open(
         DamagedError: while iterating, a tar or block that is not what was written; or an epoch ended
             of which not each sample was there once.
     """
-    from shards.stream import open_stream
+    from shards.read.stream import open_stream
 
     return open_stream(
         root,
@@ -97,13 +97,13 @@ def scan(root: str | os.PathLike[str], *, micro_batch: int, rank: int, world: in
     Every rank has `steps` batches; rows where the mask is false fill up the last ones, so that each
     sample counts once over all ranks.
     """
-    from shards.stream import scan
+    from shards.read.stream import scan
 
     return scan(root, micro_batch=micro_batch, rank=rank, world=world)
 
 
 def read_all(root: str | os.PathLike[str]) -> Arrays:
     """Every sample in the order of ordinals, as arrays: `x`, `y` if any, `key`, `ordinal`."""
-    from shards.stream import read_all
+    from shards.read.stream import read_all
 
     return read_all(root)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from shards.errors import UserError
-from shards.order import key, permute
+from shards.format.order import key, permute
 
 R = TypeVar("R")
 

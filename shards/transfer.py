@@ -12,10 +12,10 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from shards import manifest as manifests
 from shards import storage
 from shards.errors import DamagedError, UserError
-from shards.manifest import Manifest, Shard
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest, Shard
 from shards.sources.scan import SKIPPED
 from shards.verify import verify_shard
 

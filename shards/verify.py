@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from shards import manifest as manifests
 from shards import storage
 from shards.errors import DamagedError, UserError
-from shards.layout import SECTOR
-from shards.manifest import Manifest, Shard
-from shards.samples import Decode, members_of
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest, Shard
+from shards.format.tar import SECTOR
+from shards.read.samples import Decode, members_of
 from shards.sources.listing import BadInputError
 from shards.sources.tars import walk
 

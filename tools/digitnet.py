@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-import selfguide.evaluation.digitnet as digitnet
-from selfguide.evaluation.digitnet import WEIGHTS, DigitNet, half, load_digitnet
+import selfguide.evaluation.features.digitnet as digitnet
+from selfguide.evaluation.features.digitnet import WEIGHTS, DigitNet, half, load_digitnet
 from shards import cli
 
 LEAST = 0.97  # right on the half it has not seen

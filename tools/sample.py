@@ -21,25 +21,20 @@ from PIL import Image
 from torch import Tensor
 
 from launcher.folder import find
-from selfguide.autoencoders import (
-    Autoencoder,
-    from_images,
-    load_autoencoder,
-    to_images,
-)
-from selfguide.conditions import Condition
-from selfguide.evaluation.generate import draw, draw_condition
+from selfguide.data.autoencoders import Autoencoder, from_images, load_autoencoder, to_images
+from selfguide.diffusion.conditions import Condition
 from selfguide.evaluation.grid import write_grid
-from selfguide.guidance import telling
-from selfguide.guidance.drawing import Prior, TrainingImages, by_patch
-from selfguide.guidance.naming import Naming, read_naming, without_banned
 from selfguide.guidance.online import patch_layout
+from selfguide.sampling import queries as telling
+from selfguide.sampling.condition_sampler import Prior, TrainingImages, by_patch
+from selfguide.sampling.generate import draw, draw_condition
+from selfguide.sampling.group_names import Naming, read_naming, without_banned
+from selfguide.snapshot import Snapshot, load
 from selfguide.spec.config import SamplerConfig, build
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
 from selfguide.spec.files import read_config
 from selfguide.spec.sampling import READS, refuse_unread, validate_sampler
 from selfguide.training.engine.protocol import DTYPES
-from selfguide.training.snapshot import Snapshot, load
 from shards import cli
 from shards.errors import UserError
 

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from selfguide.guidance.features import FeatureNet, PixelFeatures, SnapshotFeatures
-from selfguide.guidance.kmeans import check, kmeans, report
+from selfguide.discovery.features import FeatureNet, PixelFeatures, SnapshotFeatures
+from selfguide.discovery.kmeans import check, kmeans, report
+from selfguide.snapshot import Snapshot
 from selfguide.spec.config import POOLINGS
-from selfguide.training.snapshot import Snapshot
 from shards import cli, read_all
-from shards import manifest as manifests
 from shards.errors import UserError
-from shards.manifest import Manifest, digest
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest, digest
 from tools.sample import load_snapshot
 
 NOISE_TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)

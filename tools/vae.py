@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import selfguide.autoencoders.tiny as tiny
-from selfguide.autoencoders import Autoencoder, load_autoencoder
-from selfguide.autoencoders.normaliser import mean
-from selfguide.autoencoders.tiny import WEIGHTS, TinyVAE
-from selfguide.evaluation.digitnet import half
+import selfguide.data.autoencoders.tiny as tiny
+from selfguide.data.autoencoders import Autoencoder, load_autoencoder
+from selfguide.data.autoencoders.tiny import WEIGHTS, TinyVAE
+from selfguide.data.normaliser import mean
+from selfguide.evaluation.features.digitnet import half
 from shards import cli, storage
 from shards.errors import UserError
 from tools.digitnet import digits

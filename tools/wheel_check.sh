@@ -18,6 +18,6 @@ answer=$("$scratch/venv/bin/python" -m launcher.submit experiment=in1k_dit nodes
 grep -q "32 = 4 nodes x 8" <<< "$answer"
 where=$("$scratch/venv/bin/python" -c 'import launcher; print(launcher.__file__)')
 case "$where" in "$scratch"/*) ;; *) echo "the dry run came from $where, not from the wheel"; exit 1 ;; esac
-"$scratch/venv/bin/python" -c 'from selfguide.evaluation.digitnet import load_digitnet; load_digitnet()'
-"$scratch/venv/bin/python" -c 'from selfguide.autoencoders import load_autoencoder; load_autoencoder("tiny")'
+"$scratch/venv/bin/python" -c 'from selfguide.evaluation.features.digitnet import load_digitnet; load_digitnet()'
+"$scratch/venv/bin/python" -c 'from selfguide.data.autoencoders import load_autoencoder; load_autoencoder("tiny")'
 echo "the wheel answers a dry run from / and carries its configs and weights"

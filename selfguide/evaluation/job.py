@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 
 import shards
-from selfguide.autoencoders import Normaliser
-from selfguide.evaluation.digitnet import TOP, DigitNet, embed, half, load_digitnet
-from selfguide.evaluation.frechet import Moments, between, with_error
-from selfguide.evaluation.generate import generate
+from selfguide.data.autoencoders import Normaliser
+from selfguide.diffusion.preconditioning import build_preconditioning
+from selfguide.discovery.agreement import agreement
+from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, half, load_digitnet
 from selfguide.evaluation.grid import write_grid
-from selfguide.evaluation.neighbours import copy_rate
-from selfguide.guidance.agreement import agreement
-from selfguide.guidance.drawing import policy
+from selfguide.evaluation.metrics.copies import copy_rate
+from selfguide.evaluation.metrics.frechet import Moments, between, with_error
 from selfguide.guidance.online import assign, extract
-from selfguide.preconditioning import build_preconditioning
 from selfguide.randomness import normal
+from selfguide.sampling.condition_sampler import policy
+from selfguide.sampling.generate import generate
+from selfguide.snapshot import Snapshot, load
 from selfguide.spec.config import Config, OnlineGuidance, build
 from selfguide.spec.records import METRICS, VERSION, Protocol, grid_path, record_path
 from selfguide.spec.run import RunFolder, write_record
 from selfguide.spec.sampling import told_apart
-from selfguide.training.snapshot import Snapshot, load
 
 
 def main(request: Path) -> None:

@@ -18,18 +18,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfguide.conditions import Condition
+from selfguide.diffusion.conditions import Condition
+from selfguide.diffusion.preconditioning import Preconditioning, build_preconditioning
 from selfguide.distributed import world_size
+from selfguide.guidance.prototype_counts import TOLD, Usage
 from selfguide.guidance.source import dropped, dropped_patches, frequencies
-from selfguide.guidance.usage import TOLD, Usage
-from selfguide.preconditioning import Preconditioning, build_preconditioning
+from selfguide.networks.student import Batch, Outputs, Student
 from selfguide.randomness import normal
 from selfguide.sinkhorn import Queue, solve
 from selfguide.spec.config import OnlineGuidance, PathConfig
-from selfguide.student import Batch, Outputs, Student
 
 if TYPE_CHECKING:
-    from selfguide.training.snapshot import Snapshot
+    from selfguide.snapshot import Snapshot
 
 
 @torch.no_grad()

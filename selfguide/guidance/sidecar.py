@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfguide.conditions import Condition
-from selfguide.guidance.boxes import box_masks
+from selfguide.data.crop_flip import Placement, Size
+from selfguide.diffusion.conditions import Condition
+from selfguide.discovery.lost import box_masks
 from selfguide.guidance.source import dropped, frequencies
+from selfguide.networks.student import Batch, Outputs, Student
 from selfguide.randomness import uniform
 from selfguide.spec.annotations import folders
 from selfguide.spec.config import SidecarGuidance
-from selfguide.student import Batch, Outputs, Student
-from selfguide.transform import Placement, Size
 from shards import sidecar
 
 

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selfguide.conditions import Condition
+from selfguide.diffusion.conditions import Condition
+from selfguide.networks.student import Batch, Outputs, Student
 from selfguide.randomness import uniform
 from selfguide.spec.config import LabelGuidance
-from selfguide.student import Batch, Outputs, Student
 
 
 class Source(Protocol):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from selfguide.conditions import Condition, check_fields
+from selfguide.diffusion.conditions import Condition, check_fields
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import POOLINGS
 from selfguide.spec.words import nearest

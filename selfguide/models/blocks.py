@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfguide.conditions import NULL, TOLD, UNCONDITIONAL, Condition, only_told
+from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition, only_told
 from selfguide.spec.architecture import TimeInput
 from shards.errors import UserError
 

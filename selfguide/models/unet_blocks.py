@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfguide.conditions import TOLD, Condition, only_told
+from selfguide.diffusion.conditions import TOLD, Condition, only_told
 from selfguide.models.blocks import attention, sinusoid
 from selfguide.spec.unet import CONTEXT_WIDTH, Stage, UNetArchitecture
 

@@ -17,8 +17,8 @@ from shards import storage
 from shards.errors import UserError
 
 if TYPE_CHECKING:  # needs NumPy, and a dry run does not
-    from shards.header import Header
-    from shards.manifest import Manifest
+    from shards.format.header import Header
+    from shards.format.manifest import Manifest
 
 PUBLISHED_SCALE = 0.18215  # of the latents that DiT, SiT and U-ViT learned (Rombach et al. 2022)
 _OTHERS = ("va_vae", "tiny")  # encoders known here whose latents those are not
@@ -37,7 +37,7 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
     Raises:
         UserError: the first disagreement, with field, value and cure.
     """
-    from shards.header import Header
+    from shards.format.header import Header
 
     data, manifest = config.data, manifests[0]
     header = Header.of(manifest.header)
@@ -92,7 +92,7 @@ def _check_first_weights(config: Config, header: Header) -> None:
 
 def _same_latents(plain: Mapping[str, Any], header: Header, config: Config) -> None:
     """Images are put on one scale by their own header, so of them only the kind is compared."""
-    from shards.header import Header
+    from shards.format.header import Header
 
     theirs = Header.of(plain)
     for field in _LATENTS_OF if "latent" in (theirs.kind, header.kind) else ("kind",):
@@ -120,8 +120,8 @@ def _close(one: float | Sequence[float], other: float | Sequence[float]) -> bool
 
 def _check_cache(config: Config, folder: str, manifests: Sequence[Manifest]) -> None:
     """A cache that cannot hold what is read at once deletes each block before its other samples are due."""
-    from shards import cache
-    from shards.order import WINDOW
+    from shards.format.order import WINDOW
+    from shards.read import cache
 
     data, needed, whole = config.data, 0, True
     for manifest in manifests:

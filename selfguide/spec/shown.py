@@ -8,7 +8,7 @@ from selfguide.spec.config import DataConfig
 from shards.errors import UserError
 
 if TYPE_CHECKING:  # needs NumPy, and a dry run does not
-    from shards.header import Header
+    from shards.format.header import Header
 
 
 def check_shown(data: DataConfig, header: Header, whole: tuple[int, int, int]) -> None:

@@ -6,8 +6,6 @@ and data order are functions of the image count, so the count is all that has to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selfguide.distributed import Place, decided_by_rank_0
-from selfguide.guidance.source import Resumable, Source
+from selfguide.guidance.source import Resumable
 from selfguide.spec.run import Lease
-from selfguide.training.ema import Averages
 from selfguide.training.engine.protocol import Engine
-from selfguide.training.teacher import Teacher
+from selfguide.training.state import State
 from shards import storage
 
 REPLICATED = "replicated.safetensors"  # what every rank holds alike: buffers, the teacher, the source's counters
-
-
-@dataclass
-class State:
-    """Everything that a step changes."""
-
-    engine: Engine
-    averages: Averages
-    source: Source
-    teacher: Teacher | None
-    origin: Mapping[str, Any]  # of the weights, as `selfguide.initialise` records it
-    images: int = 0
-    # of the epochs under way at the last checkpoint, see `training.epochs`; None where that checkpoint kept none
-    accounts: tuple[Mapping[str, int], ...] | None = ()
 
 
 def save(folder: Path, state: State, place: Place, lease: Lease) -> None:

@@ -1,6 +1,6 @@
 """The proof that all ranks together read each epoch whole, carried over restarts by what a checkpoint holds.
 
-Every rank's stream keeps accounts (`shards.account`). When an epoch ends is told by the image count alone, so all ranks
+Every rank's stream keeps accounts (`shards.read.audit`). The image count alone says when an epoch ends, so all ranks
 come to it at once, and one all-reduce of four words adds theirs up; 64-bit integers wrap around, as these sums may.
 A rank meets few of all blocks and forgets them when it ends, so how much is damaged is judged here as well: by what
 stood in for it, of all ranks and attempts.
@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 
 from selfguide.distributed import Place
-from shards.account import Account, of_source, prove
 from shards.errors import DamagedError
-from shards.reader import DAMAGED
-from shards.stream import Stream
+from shards.read.audit import Account, of_source, prove
+from shards.read.reader import DAMAGED
+from shards.read.stream import Stream
 
 Plain = Mapping[str, int]  # an account as a checkpoint's manifest holds it
 

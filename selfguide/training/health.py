@@ -21,10 +21,10 @@ from torch import Tensor
 
 from selfguide.distributed import world_size
 from selfguide.guidance.online import OnlineSource, assign
-from selfguide.guidance.usage import LEARNED
+from selfguide.guidance.prototype_counts import LEARNED
+from selfguide.networks.student import Batch, Student
 from selfguide.spec.config import Config
-from selfguide.student import Batch, Student
-from selfguide.training.checkpoint import State
+from selfguide.training.state import State
 
 PROBE = 256  # images of each rank whose groups are asked for again at every report
 PATIENCE = 5  # reports in a row that must say the same

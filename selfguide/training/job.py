@@ -11,29 +11,29 @@ from typing import Any
 import torch
 
 import shards
-from selfguide.autoencoders import Normaliser
+from selfguide.data.autoencoders import Normaliser
+from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import Place, join, leave, said_by_any
 from selfguide.guidance.build import build_source
-from selfguide.initialise import initialise
 from selfguide.models.execution import prepare
-from selfguide.objectives import build_objective
+from selfguide.networks.student import Student, build_student
 from selfguide.spec.annotations import check_annotations, check_promises
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.files import read_config
 from selfguide.spec.origin import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
-from selfguide.student import Student, build_student
 from selfguide.training import checkpoint
-from selfguide.training.checkpoint import State
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine, micro_batch
 from selfguide.training.engine.protocol import DTYPES, Engine, keep_buffers_wide
+from selfguide.training.initialise import initialise
 from selfguide.training.loop import Training, switch_images, train
+from selfguide.training.state import State
 from selfguide.training.teacher import Teacher
 from selfguide.training.telemetry import Telemetry
 from shards.errors import UserError
-from shards.manifest import Manifest
-from shards.mixing import identity, label_rates, load_alike
+from shards.format.manifest import Manifest
+from shards.read.mixing import identity, label_rates, load_alike
 
 
 def main(attempt: Path, rank: int, local_rank: int, world: int) -> None:

@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfguide.autoencoders import Normaliser
+from selfguide.data.autoencoders import Normaliser
+from selfguide.data.crop_flip import Placement, draw_placement
+from selfguide.diffusion.objectives import Objective, draw_times
 from selfguide.distributed import Place
-from selfguide.objectives import Objective, draw_times
+from selfguide.networks.student import Batch
 from selfguide.randomness import normal, stream_seed
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.run import Lease
-from selfguide.student import Batch
-from selfguide.training import checkpoint, prototypes, snapshot
-from selfguide.training.checkpoint import State
+from selfguide.training import checkpoint, prototypes, publish
 from selfguide.training.engine.protocol import DTYPES
 from selfguide.training.epochs import Epochs
 from selfguide.training.health import Health
+from selfguide.training.state import State
 from selfguide.training.telemetry import Telemetry
-from selfguide.transform import Placement, draw_placement
-from shards.header import Header
-from shards.stream import Stream
+from shards.format.header import Header
+from shards.read.stream import Stream
 
 
 @dataclass
@@ -186,7 +186,7 @@ def publish_what_is_due(job: Training, epochs: Epochs) -> None:
     last = state.images >= config.train.images
     if last or due(config.train.snapshot_every, state.images, config):
         job.telemetry.say("snapshot", state.images)
-        snapshot.publish(run.snapshot(state.images), state, config, job.data, job.place, job.lease)
+        publish.publish(run.snapshot(state.images), state, config, job.data, job.place, job.lease)
     if last or due(config.train.checkpoint_every, state.images, config):
         job.telemetry.say("checkpoint", state.images)
         state.accounts = epochs.carried()

@@ -12,8 +12,8 @@ from torch import Tensor
 from selfguide.guidance.online import OnlineSource
 from selfguide.randomness import stream_seed
 from selfguide.spec.config import Config, OnlineGuidance
-from selfguide.training.checkpoint import State
 from selfguide.training.engine.protocol import Engine
+from selfguide.training.state import State
 
 NAME = "head.prototypes"
 

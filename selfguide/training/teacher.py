@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from selfguide.student import Student
+from selfguide.networks.student import Student
 
 
 class Teacher:

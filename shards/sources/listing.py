@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from shards import storage
 from shards.errors import UserError
-from shards.header import Header
-from shards.source import Stored, encode_keys
+from shards.format.header import Header
+from shards.sources.source import Stored, encode_keys
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,9 +8,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.header import Header
-from shards.manifest import digest
-from shards.source import ArraySource, Lazy, Source, encode_keys
+from shards.format.header import Header
+from shards.format.manifest import digest
+from shards.sources.source import ArraySource, Lazy, Source, encode_keys
 
 LATENT_SCALE = 0.18215  # of the Stable Diffusion f8 autoencoder (Rombach et al. 2022)
 

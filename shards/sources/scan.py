@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import manifest as manifests
-from shards import parallel, storage, writer
+from shards import parallel, storage
 from shards.errors import DamagedError, UserError
-from shards.manifest import Manifest
-from shards.source import Lazy, Stored
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
 from shards.sources.listing import BadInputError, Listing, Picture
+from shards.sources.source import Lazy, Stored
+from shards.write import writer
 
 PART = 1024
 SKIPPED = "skipped.jsonl"

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UserError
-from shards.layout import SECTOR
-from shards.samples import Decode, Members, split_name
+from shards.format.tar import SECTOR
+from shards.read.samples import Decode, Members, split_name
 from shards.sources.listing import SUFFIXES, BadInputError, Listing, Picture, expand
 
 _REST = 1 << 20  # bytes behind the last member that are looked at together

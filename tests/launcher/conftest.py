@@ -13,9 +13,9 @@ import pytest
 from waiting import REPOSITORY, processes
 
 from launcher import attempt
-from shards.header import Header
-from shards.source import ArraySource
-from shards.writer import write
+from shards.format.header import Header
+from shards.sources.source import ArraySource
+from shards.write.writer import write
 
 
 @pytest.fixture

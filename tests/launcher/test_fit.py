@@ -12,10 +12,12 @@ import pytest
 from launcher import submit
 from launcher.compose import compose
 from selfguide.spec.files import to_yaml
-from shards import cache, storage, writer
+from shards import storage
 from shards.errors import UserError
-from shards.header import Header
-from shards.source import ArraySource
+from shards.format.header import Header
+from shards.read import cache
+from shards.sources.source import ArraySource
+from shards.write import writer
 
 LATENT = Header(kind="latent", scale=0.18215, encoder="sd_vae", encoder_sha256="a" * 64)
 IMAGE = Header(kind="image", shift=8.0, scale=0.125)

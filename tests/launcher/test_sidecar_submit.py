@@ -22,9 +22,9 @@ from launcher.describe import facts, text
 from launcher.folder import Attempt
 from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder
-from shards import manifest as manifests
 from shards import sidecar
 from shards.errors import DamagedError, UserError
+from shards.format import manifest as manifests
 
 N, K = 256, 6
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from shards import s3_requests, storage
+from shards import storage
 from shards.errors import UserError
-from shards.retry import Patience
+from shards.storage import s3_requests
+from shards.storage.retry import Patience
 from tests.s3.proxy import Proxy
 from tools.s3.install import InstallError
 from tools.s3.server import Server, down, up

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from shards import manifest as manifests
 from shards import storage, transfer
 from shards.errors import DamagedError
+from shards.format import manifest as manifests
 from shards.verify import verify
 from tests.shards.data import flip, payload
 from tools.shards import __main__ as command

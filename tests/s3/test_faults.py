@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 import shards
-from shards import s3, s3_requests, storage
+from shards import storage
 from shards.errors import ChangedError, DamagedError, StoreError
-from shards.reader import Reader
-from shards.retry import Patience
-from shards.stream import Stream
+from shards.read.reader import Reader
+from shards.read.stream import Stream
+from shards.storage import s3, s3_requests
+from shards.storage.retry import Patience
 from tests.s3.conftest import QUICK
 from tests.s3.proxy import Proxy
 from tests.shards import data

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import manifest as manifests
 from shards import storage
-from shards.cache import Cache
 from shards.errors import DamagedError, UserError
-from shards.reader import Reader
+from shards.format import manifest as manifests
+from shards.read.cache import Cache
+from shards.read.reader import Reader
 from shards.verify import verify
 from tests.shards import foreign
 from tools.shards.__main__ import main

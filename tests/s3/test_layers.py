@@ -18,14 +18,16 @@ import numpy as np
 import pytest
 
 import shards
-from shards import manifest as manifests
-from shards import s3, storage, transfer, writer
-from shards.blocks import Arrays
-from shards.cache import Cache
+from shards import storage, transfer
 from shards.errors import DamagedError, StoreError, UserError
-from shards.manifest import Manifest
-from shards.reader import Reader
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
+from shards.read.blocks import Arrays
+from shards.read.cache import Cache
+from shards.read.reader import Reader
+from shards.storage import s3
 from shards.verify import verify
+from shards.write import writer
 from tests.s3.proxy import Proxy
 from tests.shards import data, inputs
 from tools.s3.server import Server
@@ -321,7 +323,8 @@ def test_a_token_that_expires_while_a_writer_works_is_renewed_or_named(
 
 PUBLISHER = """
 import sys
-from shards import s3, transfer
+from shards import transfer
+from shards.storage import s3
 s3.PART, s3.SENDERS = 5 << 20, 1
 send = s3._md5_base64
 def slowly(data):

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import shards
-import shards.manifest
+import shards.format.manifest
 from shards import storage, transfer
-from shards.blocks import Arrays
-from shards.cache import Cache
 from shards.errors import UserError
+from shards.read.blocks import Arrays
+from shards.read.cache import Cache
 from shards.verify import verify
 from tests.s3.proxy import Proxy
 from tests.shards import data
@@ -72,7 +72,7 @@ def test_cache_on_and_off_are_local_bit_for_bit(
 READ = """
 import json, sys
 import shards
-import shards.manifest
+import shards.format.manifest
 with shards.open(sys.argv[1], global_batch=100, micro_batch=100, rank=0, world=1, seed=int(sys.argv[3]),
                  cache=sys.argv[2], window=4) as stream:
     print("open", flush=True)
@@ -89,7 +89,7 @@ def _reader(root: str, cache: Path, seed: int = 7) -> subprocess.Popen[str]:
 def test_processes_of_a_node_fetch_each_block_once(local: Path, root: str, tmp_path: Path) -> None:
     readers = [_reader(root, tmp_path / "cache", seed) for seed in (1, 2, 3)]
     said = [json.loads(r.communicate(timeout=100)[0].split("\n")[1]) for r in readers]
-    payload = sum(s.bytes for s in shards.manifest.load(local).shards)
+    payload = sum(s.bytes for s in shards.format.manifest.load(local).shards)
     assert 0 < sum(s["bytes"] for s in said) <= payload
     assert {s["sum"] for s in said} == {COUNT * (COUNT - 1) // 2}
 
@@ -118,7 +118,7 @@ def test_copy_and_repair_go_both_ways(
         assert (local / "shards" / name).read_bytes() == (
             tmp_path / "back/shards" / name
         ).read_bytes()
-    tar = shards.manifest.load(root).shards[2].name
+    tar = shards.format.manifest.load(root).shards[2].name
     storage.publish(storage.join(root, tar), b"not a tar", replace=True)
     assert verify(root).problems
     assert main(["repair", root, "--from", str(local)]) == 0

@@ -16,8 +16,9 @@ import pytest
 import s3fs
 
 import shards
-from shards import s3, storage
+from shards import storage
 from shards.errors import ChangedError, DamagedError, StoreError, UserError
+from shards.storage import s3
 from tests.shards import data
 from tools.s3.server import Server
 
@@ -155,7 +156,8 @@ def test_large_data_goes_up_in_parts_and_once(
 
 PUBLISHER = """
 import sys
-from shards import s3, storage
+from shards import storage
+from shards.storage import s3
 s3.PART, s3.SENDERS = 5 << 20, 1
 send = s3._md5_base64
 def slowly(data):

@@ -7,9 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfguide.conditions import TOLD, Condition
-from selfguide.denoiser import Denoiser
-from selfguide.paths import DDPM, Path, RectifiedFlow, VarianceExploding, VariancePreserving
+from selfguide.diffusion.conditions import TOLD, Condition
+from selfguide.diffusion.denoiser import Denoiser
+from selfguide.diffusion.paths import (
+    DDPM,
+    Path,
+    RectifiedFlow,
+    VarianceExploding,
+    VariancePreserving,
+)
 
 MEAN, SD = 0.3, 0.5  # of the data
 PATHS: dict[str, tuple[Path, str]] = {

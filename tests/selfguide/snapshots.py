@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from launcher.compose import compose
+from selfguide.networks.student import build_student
+from selfguide.snapshot import CONFIG, ema_file
 from selfguide.spec.files import to_yaml
-from selfguide.student import build_student
-from selfguide.training.snapshot import CONFIG, ema_file
-from shards import manifest as manifests
 from shards import storage
+from shards.format import manifest as manifests
 
 
 def write_snapshot(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import contingency
 
-from selfguide.guidance.agreement import agreement
+from selfguide.discovery.agreement import agreement
 
 
 def test_nmi_is_by_definition_and_names_say_nothing() -> None:

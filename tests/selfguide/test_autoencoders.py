@@ -20,32 +20,32 @@ from scipy import stats
 
 import shards
 from launcher.submit import check_data
-from selfguide.autoencoders import (
+from selfguide import snapshot
+from selfguide.data.autoencoders import (
     Normaliser,
     check_header,
     from_images,
     load_autoencoder,
     to_images,
 )
-from selfguide.autoencoders import tiny as tiny_module
-from selfguide.autoencoders.autoencoder import KLAutoencoder
-from selfguide.autoencoders.tiny import WEIGHTS
+from selfguide.data.autoencoders import tiny as tiny_module
+from selfguide.data.autoencoders.autoencoder import KLAutoencoder
+from selfguide.data.autoencoders.tiny import WEIGHTS
+from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import Place
-from selfguide.evaluation.digitnet import half
-from selfguide.evaluation.generate import generate
-from selfguide.objectives import build_objective
+from selfguide.evaluation.features.digitnet import half
 from selfguide.randomness import normal, uniform
+from selfguide.sampling.generate import generate
 from selfguide.spec.config import Config, ModelConfig, NoGuidance, TrainConfig
 from selfguide.spec.run import Lease, RunFolder, write_record
-from selfguide.training import snapshot
 from selfguide.training.job import work
 from selfguide.training.loop import Training, prepare
 from selfguide.training.telemetry import Telemetry
-from shards import manifest as manifests
-from shards import writer
 from shards.errors import UserError
-from shards.header import Header
-from shards.source import ArraySource
+from shards.format import manifest as manifests
+from shards.format.header import Header
+from shards.sources.source import ArraySource
+from shards.write import writer
 from tests.selfguide.test_online import online_config
 from tools import vae
 
@@ -190,7 +190,7 @@ def test_the_committed_autoencoder_shows_digits_it_never_saw() -> None:
 
 
 def test_the_committed_weights_are_small_and_named_by_their_hash() -> None:
-    data = (resources.files("selfguide.autoencoders") / "weights" / WEIGHTS).read_bytes()
+    data = (resources.files("selfguide.data.autoencoders") / "weights" / WEIGHTS).read_bytes()
     codec = load_autoencoder("tiny")
     assert len(data) < 300_000 and codec.sha256 == hashlib.sha256(data).hexdigest()
     header = codec.header()

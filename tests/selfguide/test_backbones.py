@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfguide.conditions import Condition
+from selfguide.diffusion.conditions import Condition
 from selfguide.models import build
 from selfguide.models.backbone import Backbone
 from selfguide.spec.architecture import Architecture

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfguide.guidance.bound import search
+from selfguide.discovery.bound import search
 from shards.errors import UserError
 
 # groups in use of those asked for, in the assignments that C-EDM's authors ship (arXiv 2403.00570)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfguide.guidance.boxes import box_masks, in_pixels, lost, lost_boxes
+from selfguide.discovery.lost import box_masks, in_pixels, lost, lost_boxes
 
 
 def plain_lost(features: np.ndarray, grid: tuple[int, int], k: int) -> tuple[int, int, int, int]:

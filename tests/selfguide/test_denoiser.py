@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from selfguide.conditions import NULL, TOLD, UNCONDITIONAL, Condition
-from selfguide.denoiser import Denoiser
+from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition
+from selfguide.diffusion.denoiser import Denoiser
+from selfguide.diffusion.paths import RectifiedFlow, VarianceExploding
 from selfguide.models import build
-from selfguide.paths import RectifiedFlow, VarianceExploding
-from selfguide.student import Sampled, Student
+from selfguide.networks.student import Sampled, Student
 from shards.errors import UserError
 from tests.selfguide.exact import PATHS, SD, exact, gaussian
 

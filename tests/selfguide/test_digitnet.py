@@ -4,7 +4,7 @@ from importlib import resources
 
 import torch
 
-from selfguide.evaluation.digitnet import WEIGHTS, embed, half, load_digitnet
+from selfguide.evaluation.features.digitnet import WEIGHTS, embed, half, load_digitnet
 from tools.digitnet import LEAST, accuracy, digits
 
 
@@ -17,7 +17,7 @@ def test_the_committed_weights_are_right_on_the_half_they_never_saw() -> None:
 
 
 def test_the_weights_are_small() -> None:
-    path = resources.files("selfguide.evaluation").joinpath("weights", WEIGHTS)
+    path = resources.files("selfguide.evaluation.features").joinpath("weights", WEIGHTS)
     assert len(path.read_bytes()) < 1_000_000
 
 

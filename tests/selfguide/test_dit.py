@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.utils.flop_counter import FlopCounterMode
 
-from selfguide.conditions import Condition, check_condition
+from selfguide.diffusion.conditions import Condition, check_condition
 from selfguide.models import build
 from selfguide.models.backbone import pool
 from selfguide.models.dit import DiT, grid_positions, rotate, rotations

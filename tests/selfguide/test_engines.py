@@ -11,23 +11,23 @@ import pytest
 import torch
 
 import shards
-from selfguide.autoencoders import Normaliser
-from selfguide.conditions import Condition
+from selfguide.data.autoencoders import Normaliser
+from selfguide.diffusion.conditions import Condition
+from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import Place
-from selfguide.objectives import build_objective
+from selfguide.networks.student import Student, build_student
 from selfguide.spec.config import Config, EngineConfig, TrainConfig
 from selfguide.spec.origin import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
-from selfguide.student import Student, build_student
-from selfguide.training.checkpoint import State
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine
 from selfguide.training.engine.deepspeed import DeepSpeedEngine
 from selfguide.training.engine.protocol import Engine, Layout
 from selfguide.training.job import build_state
 from selfguide.training.loop import Training, advance
+from selfguide.training.state import State
 from selfguide.training.telemetry import Telemetry
-from shards import manifest as manifests
+from shards.format import manifest as manifests
 from tests.selfguide.test_online import online_config
 
 BATCH = 16

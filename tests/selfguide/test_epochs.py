@@ -20,15 +20,15 @@ from selfguide.distributed import Place
 from selfguide.spec.config import LabelGuidance, NoGuidance
 from selfguide.spec.run import Lease, RunFolder, write_record
 from selfguide.training import job
-from selfguide.training.checkpoint import State
 from selfguide.training.epochs import Epochs
 from selfguide.training.health import SIGNS, advise
 from selfguide.training.job import work
+from selfguide.training.state import State
 from selfguide.training.telemetry import Telemetry
-from shards import manifest as manifests
-from shards import mixing
-from shards.account import Account
 from shards.errors import DamagedError, UserError
+from shards.format import manifest as manifests
+from shards.read import mixing
+from shards.read.audit import Account
 from tests.selfguide.test_training import IMAGES, attempt, config
 from tests.shards.data import flip, payload, write
 from tools.shards import __main__ as command

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from selfguide.conditions import Condition
+from selfguide.diffusion.conditions import Condition
 from selfguide.distributed import Place
 from selfguide.models import build
 from selfguide.models.backbone import Backbone
 from selfguide.models.execution import prepare
+from selfguide.networks.student import build_student
 from selfguide.spec.config import Config, EngineConfig, ModelConfig, NoGuidance
 from selfguide.spec.validate import validate
-from selfguide.student import build_student
 from selfguide.training.engine.build import build_engine
 from selfguide.training.teacher import Teacher
 from shards.errors import UserError

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 import shards
-from selfguide.autoencoders import load_autoencoder
-from selfguide.conditions import Condition
-from selfguide.guidance.extraction import extract
-from selfguide.guidance.features import PixelFeatures, SnapshotFeatures, ViTFeatures
-from selfguide.guidance.vit import load_vit
+from selfguide.data.autoencoders import load_autoencoder
+from selfguide.diffusion.conditions import Condition
+from selfguide.discovery.extraction import extract
+from selfguide.discovery.features import PixelFeatures, SnapshotFeatures, ViTFeatures
+from selfguide.discovery.vit import load_vit
 from selfguide.randomness import normal
-from selfguide.training.snapshot import Snapshot, load
-from shards import manifest as manifests
+from selfguide.snapshot import Snapshot, load
 from shards import sidecar
 from shards.errors import UserError
-from shards.header import Header
+from shards.format import manifest as manifests
+from shards.format.header import Header
 from tests.selfguide.snapshots import write_snapshot
 
 DIGITS = Header(kind="image", shift=8.0, scale=0.125)

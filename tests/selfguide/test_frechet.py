@@ -6,8 +6,8 @@ from cleanfid.fid import frechet_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfguide.evaluation.frechet import Moments, between, distance, with_error
-from selfguide.evaluation.neighbours import copy_rate
+from selfguide.evaluation.metrics.copies import copy_rate
+from selfguide.evaluation.metrics.frechet import Moments, between, distance, with_error
 
 
 def features(seed: int, count: int = 500, width: int = 6) -> np.ndarray:

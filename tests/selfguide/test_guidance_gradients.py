@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfguide.conditions import NULL, TOLD, UNCONDITIONAL, Condition
+from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition
+from selfguide.diffusion.objectives import build_objective
 from selfguide.guidance.online import OnlineSource, assign, patch_layout
-from selfguide.objectives import build_objective
+from selfguide.networks.student import Batch, Outputs, Student, build_student
 from selfguide.sinkhorn import sinkhorn
+from selfguide.snapshot import Snapshot
 from selfguide.spec.config import Config, ModelConfig, OnlineGuidance
 from selfguide.spec.sizes import architecture, head_parameters
-from selfguide.student import Batch, Outputs, Student, build_student
-from selfguide.training.snapshot import Snapshot
 from selfguide.training.teacher import Teacher
 from tests.selfguide.test_online import make, online_config
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from selfguide.guidance.neighbours import neighbours
+from selfguide.discovery.neighbours import neighbours
 from shards.errors import UserError
 
 

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from selfguide.distributed import Place
 from selfguide.guidance.build import build_source
 from selfguide.guidance.online import OnlineSource, assign
-from selfguide.guidance.usage import Usage
+from selfguide.guidance.prototype_counts import Usage
+from selfguide.networks.student import build_student
 from selfguide.spec.config import Config, TrainConfig
 from selfguide.spec.origin import SCRATCH
-from selfguide.student import build_student
 from selfguide.training import prototypes
-from selfguide.training.checkpoint import State
 from selfguide.training.health import SIGNS, Advisor, Health, advise, recorded
 from selfguide.training.job import build_state
+from selfguide.training.state import State
 from tests.selfguide.test_online import make, online_config
 
 WELL: dict[str, Any] = {

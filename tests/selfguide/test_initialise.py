@@ -19,21 +19,22 @@ from torch import Tensor
 
 from launcher import submit
 from launcher.compose import compose
+from selfguide import snapshot
 from selfguide.distributed import Place
-from selfguide.initialise import initialise, transplant
 from selfguide.models import assemble
+from selfguide.networks.student import Student, build_student
 from selfguide.spec.config import Config, InitConfig, LabelGuidance, NoGuidance, TrainConfig
 from selfguide.spec.files import to_yaml
 from selfguide.spec.origin import SCRATCH, agree, check_weights, validate_init
 from selfguide.spec.run import Lease, RunFolder, digest, identity, write_record
 from selfguide.spec.sizes import architecture, override
 from selfguide.spec.validate import validate
-from selfguide.student import Student, build_student
-from selfguide.training import job, snapshot
+from selfguide.training import job
+from selfguide.training.initialise import initialise, transplant
 from selfguide.training.telemetry import Telemetry
-from shards import manifest as manifests
 from shards import storage
 from shards.errors import UserError
+from shards.format import manifest as manifests
 from tests.selfguide import published
 from tests.selfguide.test_online import online_config
 

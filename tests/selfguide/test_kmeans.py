@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from selfguide.guidance import kmeans as module
-from selfguide.guidance.extraction import checked
-from selfguide.guidance.kmeans import Groups, beginning, kmeans, lloyd, prepared, report
+from selfguide.discovery import kmeans as module
+from selfguide.discovery.extraction import checked
+from selfguide.discovery.kmeans import Groups, beginning, kmeans, lloyd, prepared, report
 from shards.errors import UserError
 
 Rows = NDArray[Any]

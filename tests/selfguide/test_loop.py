@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfguide.autoencoders import Normaliser
+from selfguide.data.autoencoders import Normaliser
+from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import Place
-from selfguide.objectives import build_objective
+from selfguide.networks.student import build_student
 from selfguide.spec.config import TrainConfig
 from selfguide.spec.origin import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
-from selfguide.student import build_student
 from selfguide.training import prototypes
 from selfguide.training.job import build_state
 from selfguide.training.loop import Training, advance
 from selfguide.training.telemetry import Telemetry
-from shards.header import Header
+from shards.format.header import Header
 from tests.selfguide.test_online import online_config
 
 BATCH, SWITCH = 64, 512  # of 1,024 images

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from selfguide.guidance.masks import multi_hot, segment
-from selfguide.guidance.neighbours import neighbours
-from selfguide.guidance.stego import (
+from selfguide.discovery.masks import multi_hot, segment
+from selfguide.discovery.neighbours import neighbours
+from selfguide.discovery.stego import (
     PRESETS,
     Fit,
     Pairs,

@@ -16,21 +16,21 @@ from scipy import stats
 from torch import Tensor, nn
 
 from launcher.compose import compose
-from selfguide.autoencoders import Normaliser
-from selfguide.conditions import Condition
+from selfguide import snapshot
+from selfguide.data.autoencoders import Normaliser
+from selfguide.diffusion.conditions import Condition
+from selfguide.diffusion.objectives import Uncertainty, build_objective, draw_times
+from selfguide.diffusion.paths import VarianceExploding, build_path
+from selfguide.diffusion.preconditioning import build_preconditioning
 from selfguide.distributed import Place
 from selfguide.guidance.online import extract
-from selfguide.objectives import Uncertainty, build_objective, draw_times
-from selfguide.paths import VarianceExploding, build_path
-from selfguide.preconditioning import build_preconditioning
+from selfguide.networks.student import Sampled, Student, build_student
 from selfguide.spec.config import Config, NoGuidance, PathConfig, Prediction
 from selfguide.spec.sizes import footprint
 from selfguide.spec.validate import validate
-from selfguide.student import Sampled, Student, build_student
-from selfguide.training import snapshot
 from selfguide.training.loop import Training, prepare
 from shards.errors import UserError
-from shards.header import Header
+from shards.format.header import Header
 from tests.selfguide.test_online import online_config
 from tests.selfguide.test_preconditioning import (
     FORMS,

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from selfguide.conditions import Condition
+from selfguide.diffusion.conditions import Condition
 from selfguide.models import assemble
 from selfguide.models.backbone import Backbone
 from selfguide.models.blocks import time_input
-from selfguide.official import adopt
+from selfguide.networks.official import adopt
 from selfguide.spec.config import Config, InitConfig
 from selfguide.spec.dit import DiTArchitecture
 from selfguide.spec.official import FORMS, POSITIONS, contents

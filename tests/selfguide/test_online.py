@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfguide import conditions
-from selfguide.conditions import UNCONDITIONAL
+from selfguide.diffusion import conditions
+from selfguide.diffusion.conditions import UNCONDITIONAL
 from selfguide.distributed import Place, sum_over_ranks
-from selfguide.guidance.head import GlobalBatchNorm
 from selfguide.guidance.online import OnlineSource
-from selfguide.guidance.usage import TOLD
+from selfguide.guidance.prototype_counts import TOLD
+from selfguide.networks.head import GlobalBatchNorm
+from selfguide.networks.student import Batch, Student, build_student
 from selfguide.spec.config import (
     ClusterConfig,
     Config,
@@ -23,7 +24,6 @@ from selfguide.spec.config import (
     SamplerConfig,
     TrainConfig,
 )
-from selfguide.student import Batch, Student, build_student
 from selfguide.training.teacher import Teacher
 
 SIZES = (5, 0, 11)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import Tensor
 
-from selfguide.paths import (
+from selfguide.diffusion.paths import (
     DDPM,
     Path,
     Quantity,

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selfguide.objectives import Objective
-from selfguide.paths import VarianceExploding, build_path
-from selfguide.preconditioning import Preconditioning, build_preconditioning
+from selfguide.diffusion.objectives import Objective
+from selfguide.diffusion.paths import VarianceExploding, build_path
+from selfguide.diffusion.preconditioning import Preconditioning, build_preconditioning
 from selfguide.spec.config import PathConfig
 
 NAMES = ("rectified_flow", "ddpm", "vp", "ve", "edm")

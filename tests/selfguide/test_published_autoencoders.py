@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from selfguide.autoencoders import (
+from selfguide.data.autoencoders import (
     Normaliser,
     check_header,
     from_images,
@@ -349,7 +349,7 @@ def test_without_the_extra_the_cure_is_named(
 
 def test_diffusers_is_imported_only_by_who_needs_it() -> None:
     code = (
-        "import sys, selfguide.autoencoders as a\n"
+        "import sys, selfguide.data.autoencoders as a\n"
         "a.load_autoencoder('tiny'), a.load_autoencoder('identity')\n"
         "assert not {'diffusers', 'huggingface_hub'} & set(sys.modules)"
     )

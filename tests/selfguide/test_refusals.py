@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfguide.conditions import NULL, TOLD, UNCONDITIONAL, Condition, check_condition
+from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition, check_condition
 from selfguide.models import build
 from selfguide.models.backbone import Backbone
 from shards.errors import UserError

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfguide.paths import DDPM
+from selfguide.diffusion.paths import DDPM
+from selfguide.diffusion.samplers import sample
 from selfguide.randomness import normal
-from selfguide.samplers import sample
 from tests.selfguide.exact import MEAN, PATHS, SD, exact, gaussian
 
 NOISE = gaussian(8)

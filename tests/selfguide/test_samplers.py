@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfguide.paths import DDPM, RectifiedFlow, VarianceExploding
-from selfguide.preconditioning import Preconditioning
-from selfguide.samplers import SAMPLERS, sample
-from selfguide.samplers.walk import Walk, noise_times, shifted
+from selfguide.diffusion.paths import DDPM, RectifiedFlow, VarianceExploding
+from selfguide.diffusion.preconditioning import Preconditioning
+from selfguide.diffusion.samplers import SAMPLERS, sample
+from selfguide.diffusion.samplers.walk import Walk, noise_times, shifted
 from selfguide.spec.sampling import most_steps
 from shards.errors import UserError
 from tests.selfguide.exact import MEAN, PATHS, SD, exact, gaussian, on_the_ode

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from selfguide.conditions import NULL, TOLD, UNCONDITIONAL, Condition
-from selfguide.evaluation.generate import build_denoiser, draw, draw_condition, generate
+from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition
 from selfguide.guidance.source import draw_groups, dropped
+from selfguide.networks.student import build_student
 from selfguide.randomness import normal
+from selfguide.sampling.generate import build_denoiser, draw, draw_condition, generate
+from selfguide.snapshot import Snapshot
 from selfguide.spec.config import LabelGuidance, PathConfig, SamplerConfig
-from selfguide.student import build_student
-from selfguide.training.snapshot import Snapshot
 from tests.selfguide.test_online import online_config
 
 P = [0.0, 0.5, 0.2, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0]

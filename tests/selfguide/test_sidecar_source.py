@@ -17,26 +17,28 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_mutual_info_score
 
 import shards
-from selfguide.conditions import NULL, TOLD, Condition
+from selfguide import snapshot
+from selfguide.data.crop_flip import Placement, draw_placement
+from selfguide.diffusion.conditions import NULL, TOLD, Condition
 from selfguide.distributed import Place
 from selfguide.evaluation import job as evaluation
-from selfguide.evaluation.generate import draw_condition
-from selfguide.guidance import drawing, telling
 from selfguide.guidance.sidecar import SidecarSource, shuffled
 from selfguide.guidance.source import draw_groups, dropped
 from selfguide.models import assemble
+from selfguide.networks.student import Batch, build_student
+from selfguide.sampling import condition_sampler as drawing
+from selfguide.sampling import queries as telling
+from selfguide.sampling.generate import draw_condition
+from selfguide.snapshot import Snapshot
 from selfguide.spec.annotations import check_annotations, promises
 from selfguide.spec.config import Config, LabelGuidance, SidecarGuidance
 from selfguide.spec.run import Lease, RunFolder, identity, write_record
 from selfguide.spec.sizes import architecture, footprint
-from selfguide.student import Batch, build_student
-from selfguide.training import job, snapshot
-from selfguide.training.snapshot import Snapshot
+from selfguide.training import job
 from selfguide.training.telemetry import Telemetry
-from selfguide.transform import Placement, draw_placement
-from shards import manifest as manifests
 from shards import sidecar
 from shards.errors import UserError
+from shards.format import manifest as manifests
 from tests.selfguide.test_training import config as training_config
 from tools.ranks import run_ranks
 

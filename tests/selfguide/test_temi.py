@@ -12,11 +12,11 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import normalized_mutual_info_score
 from torch import nn
 
+from selfguide.discovery import temi_fit
+from selfguide.discovery.neighbours import neighbours
+from selfguide.discovery.temi import Heads, TemiConfig, pair_losses, temi_loss, update_marginal
+from selfguide.discovery.temi_fit import fit
 from selfguide.distributed import Place
-from selfguide.guidance import temi_fit
-from selfguide.guidance.neighbours import neighbours
-from selfguide.guidance.temi import Heads, TemiConfig, pair_losses, temi_loss, update_marginal
-from selfguide.guidance.temi_fit import fit
 from shards.errors import UserError
 
 SMALL = TemiConfig(

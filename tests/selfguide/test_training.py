@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from selfguide import snapshot
 from selfguide.distributed import Place
 from selfguide.spec.config import (
     Config,
@@ -18,13 +19,12 @@ from selfguide.spec.config import (
     TrainConfig,
 )
 from selfguide.spec.run import Fenced, Lease, RunFolder, image_folder, write_record
-from selfguide.training import snapshot
 from selfguide.training.checkpoint import newest, prune
 from selfguide.training.job import work
 from selfguide.training.telemetry import Telemetry
-from shards import manifest as manifests
 from shards import storage
 from shards.errors import UserError
+from shards.format import manifest as manifests
 from tests.selfguide.test_online import online_config
 
 IMAGES = 512

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.compose import compose
-from selfguide.autoencoders import Normaliser
-from selfguide.guidance.boxes import box_masks
+from selfguide.data.autoencoders import Normaliser
+from selfguide.data.crop_flip import Placement, draw_placement, mirrored
+from selfguide.discovery.lost import box_masks
 from selfguide.randomness import uniform
 from selfguide.spec.config import DataConfig
 from selfguide.spec.run import identity
 from selfguide.spec.shown import check_shown
 from selfguide.spec.validate import validate
 from selfguide.training.loop import place
-from selfguide.transform import Placement, draw_placement, mirrored
 from shards.errors import UserError
-from shards.header import Header
+from shards.format.header import Header
 from tests.selfguide.test_online import online_config
 
 COUNT = 7

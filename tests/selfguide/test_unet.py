@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from selfguide.conditions import Condition
+from selfguide.diffusion.conditions import Condition
 from selfguide.models import build
 from selfguide.models.unet import UNet
 from selfguide.models.unet_blocks import ToldLinear

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfguide.conditions import Condition
+from selfguide.diffusion.conditions import Condition
 from selfguide.models.unet_blocks import Attention, ResidualBlock, endpoint_sinusoid
 from tests.selfguide.test_unet import TAU, X, tiny
 

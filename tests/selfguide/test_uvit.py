@@ -12,15 +12,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from selfguide.conditions import NULL, TOLD, UNCONDITIONAL, Condition, check_condition
-from selfguide.guidance.head import PrototypeHead
+from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition, check_condition
 from selfguide.models import build
 from selfguide.models.execution import prepare
 from selfguide.models.uvit import UViT
+from selfguide.networks.head import PrototypeHead
+from selfguide.networks.student import Student
 from selfguide.spec.config import EngineConfig, OnlineGuidance
 from selfguide.spec.sizes import TABLE, feature_width, override, row
 from selfguide.spec.uvit import UViTArchitecture
-from selfguide.student import Student
 from shards.errors import UserError
 
 # Bao et al. 2023, table of sizes: millions, and blocks with the middle one

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
 
-from selfguide.guidance.vit import FOLDER, FrozenViT, load_vit, self_supervised
+from selfguide.discovery.vit import FOLDER, FrozenViT, load_vit, self_supervised
 from selfguide.models.backbone import pool
 from shards import storage
 from shards.errors import UserError

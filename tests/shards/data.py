@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from shards import manifest as manifests
-from shards import writer
-from shards.header import Header
-from shards.manifest import Manifest
-from shards.source import ArraySource
+from shards.format import manifest as manifests
+from shards.format.header import Header
+from shards.format.manifest import Manifest
+from shards.sources.source import ArraySource
+from shards.write import writer
 
 LATENT = Header(kind="latent", scale=0.5, encoder="test")
 

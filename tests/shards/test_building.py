@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shards.building import _finite
-from shards.moments import Moments
+from shards.format.moments import Moments
+from shards.write.building import _finite
 
 
 @pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4", "<f8", "g"])

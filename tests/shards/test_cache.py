@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import cache as caches
-from shards import manifest as manifests
-from shards.blocks import Blocks
-from shards.cache import FOREIGN, Cache, Piece
 from shards.errors import DamagedError, UserError
-from shards.order import Order
-from shards.reader import Reader
+from shards.format import manifest as manifests
+from shards.format.order import Order
+from shards.read import cache as caches
+from shards.read.blocks import Blocks
+from shards.read.cache import FOREIGN, Cache, Piece
+from shards.read.reader import Reader
 from tests.shards.data import flip, write
 
 COUNT = 4000  # 16 blocks of 14 to 18 kB, two in a tar
@@ -96,7 +96,7 @@ def test_contents_are_names_so_another_root_of_the_same_data_finds_them(
 
 def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom shards.cache import Cache\n"
+        "import sys, time\nfrom shards.read.cache import Cache\n"
         f"with Cache(sys.argv[1]).fetching({TAR!r}) as mine:\n"
         "    print(mine, flush=True)\n    time.sleep(600)"
     )
@@ -122,7 +122,7 @@ def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
 PUT = """
 import itertools, sys
 import numpy as np
-from shards.cache import Cache, Piece
+from shards.read.cache import Cache, Piece
 cache = Cache(sys.argv[1], 40_000_000)
 data = np.full(8_000_000, 1, dtype=np.uint8)
 print("ready", flush=True)

@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 
 import shards
 from shards import cli
-from shards import manifest as manifests
 from shards.errors import UserError
+from shards.format import manifest as manifests
 from shards.verify import verify
 from tests.shards.data import flip, names, write
 from tools.shards.__main__ import main

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 import shards
-from shards import manifest as manifests
 from shards import storage, transfer
 from shards.errors import DamagedError, UserError
-from shards.order import Order
+from shards.format import manifest as manifests
+from shards.format.order import Order
 from shards.verify import verify
 from tests.shards.data import LATENT, flip, names, payload, source, write
 from tools.shards.__main__ import main
@@ -102,7 +102,7 @@ def test_diff_says_what_differs(
 ) -> None:
     shutil.copytree(root, tmp_path / "same")
     assert _json(capsys, "diff", root, tmp_path / "same")["same"] is True
-    from shards import writer
+    from shards.write import writer
 
     given = source(1000)
     other = type(given).of(
@@ -242,8 +242,8 @@ def test_a_full_disk_leaves_no_data_set(root: Path, tmp_path: Path) -> None:
 
 def test_simulated_bytes_are_the_bytes_that_reading_takes(root: Path, tmp_path: Path) -> None:
     """Against a real reader and a real cache, epoch by epoch."""
-    from shards.cache import Cache
-    from shards.reader import Reader
+    from shards.read.cache import Cache
+    from shards.read.reader import Reader
 
     root = tmp_path / "more"
     manifest = write(root, 4000)

@@ -22,13 +22,14 @@ import numpy as np
 import pytest
 
 import shards
-from shards import manifest as manifests
-from shards import storage, transfer, writer
-from shards.cache import Cache
+from shards import storage, transfer
 from shards.errors import DamagedError, UserError
-from shards.manifest import Manifest
-from shards.reader import Reader
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
+from shards.read.cache import Cache
+from shards.read.reader import Reader
 from shards.verify import verify
+from shards.write import writer
 from tests.shards import inputs
 from tests.shards.data import LATENT, names, source, write
 from tests.shards.disks import disk

@@ -15,10 +15,10 @@ import webdataset
 from webdataset.tenbin import encode_buffer
 
 import shards
-from shards import foreign
-from shards import manifest as manifests
 from shards.errors import UserError
-from shards.reader import Reader
+from shards.format import foreign_arrays as foreign
+from shards.format import manifest as manifests
+from shards.read.reader import Reader
 from shards.sources.listing import BadInputError
 from shards.verify import verify
 from tests.shards import inputs
@@ -130,5 +130,7 @@ def test_an_object_array_is_not_unpickled() -> None:
 
 
 def test_pictures_are_read_without_torch() -> None:
-    code = "import sys, shards.samples, shards.indexing; assert 'torch' not in sys.modules"
+    code = (
+        "import sys, shards.read.samples, shards.write.indexing; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

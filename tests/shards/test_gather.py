@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import shards
-from shards import manifest as manifests
-from shards import writer
-from shards.blocks import Blocks
 from shards.errors import DamagedError
-from shards.mixing import Readers, make_blend
-from shards.reader import Reader
-from shards.source import ArraySource
+from shards.format import manifest as manifests
+from shards.read.blocks import Blocks
+from shards.read.mixing import Readers, make_blend
+from shards.read.reader import Reader
+from shards.sources.source import ArraySource
+from shards.write import writer
 from tests.shards import data
 
 COUNT = 1000

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards import manifest as manifests
-from shards import writer
 from shards.errors import UserError
-from shards.header import Header
-from shards.source import ArraySource
+from shards.format import manifest as manifests
+from shards.format.header import Header
 from shards.sources.made import digits_source
+from shards.sources.source import ArraySource
+from shards.write import writer
 
 # what the first writer, which knew one shift and one scale only, put into manifests
 OF_BEFORE = {"kind": "image", "shift": 8.0, "scale": 0.125, "encoder": None, "encoder_sha256": None}

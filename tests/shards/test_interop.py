@@ -18,14 +18,15 @@ from webdataset.autodecode import imagehandler
 from webdataset.tariterators import base_plus_ext
 
 import shards
-from shards import indexing, storage
-from shards import manifest as manifests
+from shards import storage
 from shards.errors import UserError
-from shards.reader import Reader
-from shards.samples import Decode, split_name
+from shards.format import manifest as manifests
+from shards.read.reader import Reader
+from shards.read.samples import Decode, split_name
 from shards.sources.listing import Picture
 from shards.sources.scan import Threshold
 from shards.verify import verify
+from shards.write import indexing
 from tests.shards import foreign, inputs
 from tests.shards.data import flip
 from tools.shards import report
@@ -153,7 +154,7 @@ def test_pictures_are_written_the_same_by_whoever_writes_them(tmp_path: Path) ->
 
 
 def test_arrays_have_no_pictures_to_keep(tmp_path: Path) -> None:
-    from shards import writer
+    from shards.write import writer
     from tests.shards.data import LATENT, source
 
     with pytest.raises(UserError, match="layout='samples': 'test' holds arrays"):

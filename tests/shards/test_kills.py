@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 import shards
-from shards import stream as stream_module
-from shards.order import Order
-from shards.reader import Reader
+from shards.format.order import Order
+from shards.read import stream as stream_module
+from shards.read.reader import Reader
 from tests.shards.data import write
 
 COUNT, BATCH = 700, 120
@@ -28,8 +28,8 @@ RANK = """
 import json, os, sys, time
 from functools import partial
 import shards
-from shards import stream as stream_module
-from shards.reader import Reader
+from shards.read import stream as stream_module
+from shards.read.reader import Reader
 
 root, into, rank, world, position, threads, mapped = sys.argv[1:8]
 stream_module.Reader = partial(Reader, mapped=mapped == "True")

@@ -12,9 +12,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import shards
-from shards import manifest as manifests
 from shards.errors import UserError
-from shards.header import Header
+from shards.format import manifest as manifests
+from shards.format.header import Header
 from shards.sources.lightningdit import lightningdit
 from shards.verify import verify
 from tests.shards.data import names

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import shards
-from shards import stream
-from shards.cache import Cache
-from shards.mapping import is_mapped, map_file
-from shards.reader import Reader
+from shards.read import stream
+from shards.read.cache import Cache
+from shards.read.mapped_files import is_mapped, map_file
+from shards.read.reader import Reader
 from tests.shards.data import write
 
 
@@ -59,8 +59,8 @@ def test_a_mapping_is_the_file_and_needs_no_descriptor(tmp_path: Path) -> None:
 FEW = """
 import resource, sys
 import numpy as np, shards
-from shards import stream
-from shards.reader import Reader
+from shards.read import stream
+from shards.read.reader import Reader
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 if sys.argv[2] == "cached":  # as of S3
     stream.Reader = lambda *given, **options: Reader(*given, mapped=False, **options)

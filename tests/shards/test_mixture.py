@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shards
-from shards import manifest as manifests
-from shards import writer
-from shards.account import Account, prove
 from shards.errors import DamagedError, UserError
-from shards.header import Header
-from shards.mixing import Blend, make_blend
-from shards.order import Mixture, Order
-from shards.source import ArraySource
+from shards.format import manifest as manifests
+from shards.format.header import Header
+from shards.format.order import Mixture, Order
+from shards.read.audit import Account, prove
+from shards.read.mixing import Blend, make_blend
+from shards.sources.source import ArraySource
+from shards.write import writer
 from tests.shards.data import LATENT, flip, payload, source, write
 
 COUNTS, WEIGHTS = (700, 300, 90), (5.0, 2.0, 1.0)

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 import shards
-from shards import indexing, writer
 from shards.errors import UserError
-from shards.samples import Decode, members_of
-from shards.source import CLASSES, ArraySource, encode_keys
+from shards.read.samples import Decode, members_of
 from shards.sources import folders
 from shards.sources.listing import BadInputError, Picture
 from shards.sources.scan import Threshold, scan
+from shards.sources.source import CLASSES, ArraySource, encode_keys
 from shards.verify import verify
+from shards.write import indexing, writer
 from tests.shards import inputs
 from tests.shards.data import LATENT
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import UserError
-from shards.order import Mixture, Order, key, mix, permute, unpermute
+from shards.format.order import Mixture, Order, key, mix, permute, unpermute
 
 MODES = st.sampled_from(["window", "global"])
 

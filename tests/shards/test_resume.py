@@ -19,15 +19,16 @@ import numpy as np
 import pytest
 
 import shards
-from shards import committing, parallel, storage, writer
-from shards import manifest as manifests
-from shards.building import build_shard
+from shards import parallel, storage
 from shards.errors import DamagedError, UserError
-from shards.source import ArraySource
+from shards.format import manifest as manifests
 from shards.sources import folders
 from shards.sources.listing import Picture
 from shards.sources.scan import scan
+from shards.sources.source import ArraySource
 from shards.verify import verify
+from shards.write import committing, writer
+from shards.write.building import build_shard
 from tests.shards import inputs
 from tests.shards.data import LATENT, source
 

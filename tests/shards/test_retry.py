@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards import retry
 from shards.errors import StoreError
-from shards.retry import AgainError, Effort, Patience, persist
+from shards.storage import retry
+from shards.storage.retry import AgainError, Effort, Patience, persist
 
 
 class _Clock:

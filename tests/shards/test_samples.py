@@ -17,14 +17,15 @@ import pytest
 import xxhash
 
 import shards
-from shards import manifest as manifests
-from shards import parts, samples
-from shards.account import prove
-from shards.cache import Cache
-from shards.decoding import Decoders
 from shards.errors import DamagedError, UserError
-from shards.manifest import Manifest
-from shards.reader import Reader, tars_of
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
+from shards.read import block_bytes as parts
+from shards.read import samples
+from shards.read.audit import prove
+from shards.read.cache import Cache
+from shards.read.decoding import Decoders
+from shards.read.reader import Reader, tars_of
 from shards.verify import verify
 from tests.shards import data, foreign
 from tools.shards.__main__ import main
@@ -398,7 +399,7 @@ def test_what_the_work_raises_is_raised_and_later_work_gets_its_own_answers(pool
 
 ORPHANS = """
 import os, signal, sys, threading, time
-from shards.decoding import Decoders
+from shards.read.decoding import Decoders
 if __name__ == "__main__":
     pool = Decoders(2)
     pool.map(abs, [1, 2, 3, 4])

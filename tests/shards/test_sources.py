@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import shards
-from shards import manifest as manifests
 from shards import transfer
 from shards.errors import DamagedError, UserError
+from shards.format import manifest as manifests
 from shards.sources import arrays, folders, tables, tars
 from shards.sources.listing import BadInputError, Listing, Picture
 from shards.sources.made import SyntheticSource

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import shards
-from shards import manifest as manifests
-from shards.blocks import Arrays
 from shards.errors import DamagedError, UserError
-from shards.manifest import Manifest
-from shards.order import Order
-from shards.prefetch import Prefetch
-from shards.reader import Reader
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
+from shards.format.order import Order
+from shards.read.blocks import Arrays
+from shards.read.prefetch import Prefetch
+from shards.read.reader import Reader
 from tests.shards.data import flip, payload, write
 
 G = 24

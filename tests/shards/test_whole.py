@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
 import shards
-from shards import manifest as manifests
-from shards.account import Account, prove, whole
 from shards.errors import DamagedError, UserError
-from shards.mixing import Blend
-from shards.order import Order
-from shards.reader import Reader
-from shards.stream import Share, Stream
+from shards.format import manifest as manifests
+from shards.format.order import Order
+from shards.read.audit import Account, prove, whole
+from shards.read.mixing import Blend
+from shards.read.reader import Reader
+from shards.read.stream import Share, Stream
 from tests.shards.data import flip, payload, write
 
 G = 24

@@ -15,13 +15,13 @@ import webdataset
 import xxhash
 
 import shards
-from shards import manifest as manifests
-from shards import writer
 from shards.errors import DamagedError, UserError
-from shards.header import Header
-from shards.layout import TarBuilder
-from shards.moments import Moments
-from shards.source import ArraySource
+from shards.format import manifest as manifests
+from shards.format.header import Header
+from shards.format.moments import Moments
+from shards.format.tar import TarBuilder
+from shards.sources.source import ArraySource
+from shards.write import writer
 from tests.shards.data import LATENT, flip, names, source, write
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 import configs
 from launcher.compose import compose
-from selfguide.conditions import Condition
-from selfguide.denoiser import Denoiser
-from selfguide.paths import build_path
-from selfguide.samplers import SAMPLERS, sample, settings
+from selfguide.diffusion.conditions import Condition
+from selfguide.diffusion.denoiser import Denoiser
+from selfguide.diffusion.paths import build_path
+from selfguide.diffusion.samplers import SAMPLERS, sample, settings
 from selfguide.spec.config import PathConfig, SamplerConfig, build
 from selfguide.spec.conventions import guidance_interval, noise_shift, total_weight
 from selfguide.spec.records import Protocol

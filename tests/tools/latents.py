@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import shards
-from selfguide.autoencoders import tiny as tiny_module
-from selfguide.autoencoders.tiny import WEIGHTS, TinyVAE
-from shards import manifest as manifests
-from shards import writer
-from shards.header import Header
-from shards.source import ArraySource
+from selfguide.data.autoencoders import tiny as tiny_module
+from selfguide.data.autoencoders.tiny import WEIGHTS, TinyVAE
+from shards.format import manifest as manifests
+from shards.format.header import Header
+from shards.sources.source import ArraySource
+from shards.write import writer
 from tools.shards import __main__ as command
 
 IMAGES = Header(kind="image", shift=127.5, scale=1 / 127.5)

@@ -13,9 +13,9 @@ import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
 import shards
-from shards import manifest as manifests
 from shards import sidecar
 from shards.errors import UserError
+from shards.format import manifest as manifests
 from tests.selfguide.snapshots import write_snapshot
 from tests.shards import data
 from tools.annotate.__main__ import main

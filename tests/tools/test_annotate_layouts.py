@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from selfguide.autoencoders import load_autoencoder
-from selfguide.guidance.boxes import lost
-from selfguide.guidance.vit import load_vit
-from shards import cli, sidecar, writer
+from selfguide.data.autoencoders import load_autoencoder
+from selfguide.discovery.lost import lost
+from selfguide.discovery.vit import load_vit
+from shards import cli, sidecar
 from shards.errors import UserError
-from shards.header import Header
-from shards.source import ArraySource
+from shards.format.header import Header
+from shards.sources.source import ArraySource
+from shards.write import writer
 from tests.selfguide.test_masks import mean_iou
 from tools.annotate import layouts, stego
 from tools.annotate.__main__ import main

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from selfguide.guidance import temi_fit
-from selfguide.guidance.temi import Heads, TemiConfig
-from shards import manifest as manifests
+from selfguide.discovery import temi_fit
+from selfguide.discovery.temi import Heads, TemiConfig
 from shards import sidecar
 from shards.errors import UserError
+from shards.format import manifest as manifests
 from tools.annotate.__main__ import main
 
 QUICK = ("--heads", "2", "--epochs", "3", "--step-images", "128", "--learning-rate", "4e-3")

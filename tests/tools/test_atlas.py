@@ -18,12 +18,13 @@ from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
 import shards
-from selfguide.guidance.drawing import TrainingImages
+from selfguide.diffusion.preconditioning import build_preconditioning
 from selfguide.guidance.online import extract
-from selfguide.preconditioning import build_preconditioning
 from selfguide.randomness import normal
-from shards import manifest, sidecar
+from selfguide.sampling.condition_sampler import TrainingImages
+from shards import sidecar
 from shards.errors import UserError
+from shards.format import manifest
 from tests.tools.test_sample import draw, labelled, run  # noqa: F401
 from tools import sample
 from tools.atlas import __main__ as atlas

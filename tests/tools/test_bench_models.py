@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from selfguide.conditions import Condition
+from selfguide.diffusion.conditions import Condition
 from selfguide.models import assemble
 from selfguide.spec.unet import UNetArchitecture
 from tools.bench import __main__ as command

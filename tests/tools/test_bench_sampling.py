@@ -1,4 +1,4 @@
-"""The suite that `selfguide.denoiser.LITTLE` follows times what it says it times."""
+"""The suite that `selfguide.diffusion.denoiser.LITTLE` follows times what it says it times."""
 
 from __future__ import annotations
 

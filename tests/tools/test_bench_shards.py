@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from shards import manifest as manifests
 from shards.errors import DamagedError, UserError
-from shards.order import Order
+from shards.format import manifest as manifests
+from shards.format.order import Order
 from tests.shards import data
 from tools import environments
 from tools.bench import __main__ as command

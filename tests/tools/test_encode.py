@@ -21,17 +21,17 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 
 import shards
-from selfguide.autoencoders import Normaliser, encoding, load_autoencoder, to_images
-from selfguide.autoencoders.encode import Task, plan
-from selfguide.autoencoders.encode import encode as share
-from selfguide.autoencoders.encoding import EncodedSource, Encoding, _device
-from shards import manifest as manifests
-from shards import writer
+from selfguide.data.autoencoders import Normaliser, encoding, load_autoencoder, to_images
+from selfguide.data.autoencoders.encode import Task, plan
+from selfguide.data.autoencoders.encode import encode as share
+from selfguide.data.autoencoders.encoding import EncodedSource, Encoding, _device
 from shards.errors import DamagedError, UserError
-from shards.header import Header
-from shards.reader import Reader
-from shards.source import ArraySource
+from shards.format import manifest as manifests
+from shards.format.header import Header
+from shards.read.reader import Reader
+from shards.sources.source import ArraySource
 from shards.verify import verify
+from shards.write import writer
 from tests.shards.data import LATENT, flip, payload
 from tests.shards.data import source as latent_source
 from tests.tools.latents import IMAGES, OWN, encode, images_of, levels, moments, other_weights, tree

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 import shards
-from selfguide.autoencoders import load_autoencoder
-from shards import manifest as manifests
-from shards import sidecar, writer
+from selfguide.data.autoencoders import load_autoencoder
+from shards import sidecar
 from shards.errors import UserError
-from shards.header import Header
-from shards.source import ArraySource
+from shards.format import manifest as manifests
+from shards.format.header import Header
+from shards.sources.source import ArraySource
+from shards.write import writer
 from tests.tools.latents import OWN, encode, images_of, levels, other_weights
 from tools import vae
 from tools.annotate import adopt as adopting

@@ -13,19 +13,19 @@ import torch
 from PIL import Image
 
 import shards
-from selfguide.autoencoders import Normaliser, load_autoencoder
-from selfguide.conditions import NULL, UNCONDITIONAL, Condition
+from selfguide.data.autoencoders import Normaliser, load_autoencoder
+from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
 from selfguide.distributed import Place
-from selfguide.evaluation import generate
-from selfguide.guidance.drawing import draw_rows
-from selfguide.guidance.telling import rows, slerp, untold
 from selfguide.randomness import normal
+from selfguide.sampling import generate
+from selfguide.sampling.condition_sampler import draw_rows
+from selfguide.sampling.queries import rows, slerp, untold
 from selfguide.spec.config import LabelGuidance, SamplerConfig, SidecarGuidance
 from selfguide.spec.conventions import total_weight
 from selfguide.spec.run import RunFolder
-from shards import manifest as manifests
 from shards import sidecar
 from shards.errors import UserError
+from shards.format import manifest as manifests
 from tests.selfguide.test_autoencoders import latent_config, latents  # noqa: F401
 from tests.selfguide.test_sidecar_source import attempt as sidecar_attempt
 from tests.selfguide.test_training import attempt, config

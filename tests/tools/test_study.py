@@ -13,9 +13,9 @@ from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
 import shards
-from selfguide.guidance import kmeans as module
-from selfguide.guidance.features import SnapshotFeatures
-from selfguide.training.snapshot import load
+from selfguide.discovery import kmeans as module
+from selfguide.discovery.features import SnapshotFeatures
+from selfguide.snapshot import load
 from shards.errors import UserError
 from tests.selfguide.snapshots import write_snapshot
 from tests.shards import data

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from scipy.stats import energy_distance, kstest
 
+from selfguide.diffusion.samplers import sample
 from selfguide.randomness import uniform
-from selfguide.samplers import sample
 from shards.errors import UserError
 from tools.toy.__main__ import PATHS, main
 from tools.toy.data import DATA, EDGE, MOON, STD, THICKNESS, Data, off, points

@@ -15,10 +15,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from shards import manifest as manifests
 from shards import sidecar
 from shards.errors import UserError
-from shards.manifest import Manifest
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
 from shards.sidecar import Sidecar
 
 HELP = "what was found in images, for the latents encoded from them"

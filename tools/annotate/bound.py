@@ -16,11 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from selfguide.guidance import bound
-from selfguide.guidance.temi import TemiConfig
-from shards import manifest as manifests
+from selfguide.discovery import bound
+from selfguide.discovery.temi import TemiConfig
 from shards import sidecar, storage
 from shards.errors import UserError
+from shards.format import manifest as manifests
 from shards.sidecar import Sidecar
 from tools.annotate.features import add_source, features_of
 from tools.annotate.temi import add_settings, annotate, config_of

@@ -15,16 +15,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from selfguide.autoencoders import load_autoencoder
+from selfguide.data.autoencoders import load_autoencoder
+from selfguide.discovery.extraction import extract
+from selfguide.discovery.features import FeatureNet, PixelFeatures, SnapshotFeatures, ViTFeatures
+from selfguide.discovery.vit import load_vit
 from selfguide.distributed import Place
-from selfguide.guidance.extraction import extract
-from selfguide.guidance.features import FeatureNet, PixelFeatures, SnapshotFeatures, ViTFeatures
-from selfguide.guidance.vit import load_vit
 from selfguide.spec.config import POOLINGS
-from shards import manifest as manifests
 from shards import sidecar
 from shards.errors import UserError
-from shards.header import Header
+from shards.format import manifest as manifests
+from shards.format.header import Header
 from shards.sidecar import Sidecar
 from tools.ranks import run_ranks
 from tools.sample import load_snapshot

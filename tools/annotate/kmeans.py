@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selfguide.discovery.extraction import checked
+from selfguide.discovery.kmeans import Groups, beginning, check, kmeans, lloyd, prepared, report
 from selfguide.distributed import Place
-from selfguide.guidance.extraction import checked
-from selfguide.guidance.kmeans import Groups, beginning, check, kmeans, lloyd, prepared, report
-from shards import manifest as manifests
 from shards import sidecar
 from shards.cli import track
-from shards.manifest import Manifest
-from shards.reader import Reader
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
+from shards.read.reader import Reader
 from shards.sidecar import Sidecar
 from tools.annotate.features import add_source, features_of
 from tools.ranks import run_ranks

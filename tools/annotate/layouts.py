@@ -20,16 +20,16 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from selfguide.autoencoders import Autoencoder, Normaliser, load_autoencoder, to_images
+from selfguide.data.autoencoders import Autoencoder, Normaliser, load_autoencoder, to_images
+from selfguide.data.crop_flip import Size
+from selfguide.discovery.vit import FrozenViT, load_vit
 from selfguide.distributed import Place
-from selfguide.guidance.vit import FrozenViT, load_vit
-from selfguide.transform import Size
 from shards import cli, sidecar, storage
-from shards import manifest as manifests
 from shards.errors import UserError
-from shards.header import Header
-from shards.manifest import Manifest
-from shards.reader import Reader
+from shards.format import manifest as manifests
+from shards.format.header import Header
+from shards.format.manifest import Manifest
+from shards.read.reader import Reader
 
 PICTURED = 32  # images in the picture beside a sidecar
 Rows = NDArray[np.generic]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import ImageDraw
 from torch import Tensor
 
-from selfguide.guidance.boxes import K_PATCHES, in_pixels, lost_boxes
+from selfguide.discovery.lost import K_PATCHES, in_pixels, lost_boxes
 from shards import sidecar
 from shards.errors import UserError
 from tools.annotate import layouts

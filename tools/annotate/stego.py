@@ -27,10 +27,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import five_crop, resize
 
-from selfguide.guidance.kmeans import check, kmeans
-from selfguide.guidance.masks import segment
-from selfguide.guidance.neighbours import neighbours
-from selfguide.guidance.stego import PRESETS, Fit, Maps, Pairs, StegoConfig
+from selfguide.discovery.kmeans import check, kmeans
+from selfguide.discovery.masks import segment
+from selfguide.discovery.neighbours import neighbours
+from selfguide.discovery.stego import PRESETS, Fit, Maps, Pairs, StegoConfig
 from shards import cli, sidecar
 from shards.errors import UserError
 from tools.annotate import layouts

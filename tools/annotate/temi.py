@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save
 
+from selfguide.discovery.agreement import agreement
+from selfguide.discovery.neighbours import neighbours
+from selfguide.discovery.temi import TemiConfig
+from selfguide.discovery.temi_fit import ALONE, Fitted, fit
 from selfguide.distributed import Place
-from selfguide.guidance.agreement import agreement
-from selfguide.guidance.neighbours import neighbours
-from selfguide.guidance.temi import TemiConfig
-from selfguide.guidance.temi_fit import ALONE, Fitted, fit
-from shards import manifest as manifests
 from shards import sidecar, storage
 from shards.errors import UserError
+from shards.format import manifest as manifests
 from shards.sidecar import Sidecar
 from tools.annotate.features import add_source, features_of
 from tools.annotate.kmeans import labels_of

@@ -23,20 +23,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfguide.autoencoders import Autoencoder, Normaliser, load_autoencoder, to_images
-from selfguide.evaluation.generate import draw
-from selfguide.guidance import telling
-from selfguide.guidance.drawing import by_rows
-from selfguide.guidance.naming import Naming
+from selfguide.data.autoencoders import Autoencoder, Normaliser, load_autoencoder, to_images
+from selfguide.sampling import queries as telling
+from selfguide.sampling.condition_sampler import by_rows
+from selfguide.sampling.generate import draw
+from selfguide.sampling.group_names import Naming
+from selfguide.snapshot import Snapshot
 from selfguide.spec.config import OnlineGuidance
 from selfguide.spec.sampling import validate_sampler
-from selfguide.training.snapshot import Snapshot
 from shards import cli, sidecar, storage
-from shards import manifest as manifests
 from shards.errors import UserError
-from shards.header import Header
-from shards.manifest import Manifest
-from shards.reader import Reader
+from shards.format import manifest as manifests
+from shards.format.header import Header
+from shards.format.manifest import Manifest
+from shards.read.reader import Reader
 from tools.annotate.kmeans import labels_of
 from tools.atlas.grouping import Grouping, of_sidecar, of_snapshot
 from tools.atlas.page import Atlas, render

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfguide.guidance.agreement import agreement
-from selfguide.guidance.drawing import TrainingImages, by_patch
+from selfguide.diffusion.preconditioning import build_preconditioning
+from selfguide.discovery.agreement import agreement
 from selfguide.guidance.online import extract
-from selfguide.preconditioning import build_preconditioning
 from selfguide.randomness import normal
+from selfguide.sampling.condition_sampler import TrainingImages, by_patch
+from selfguide.snapshot import Snapshot
 from selfguide.spec.config import OnlineGuidance
-from selfguide.training.snapshot import Snapshot
 from shards import sidecar
 from shards.cli import track
 from shards.errors import UserError

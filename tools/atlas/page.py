@@ -14,7 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from selfguide.guidance.naming import Naming
+from selfguide.sampling.group_names import Naming
 from tools.atlas.grouping import Grouping
 
 EDGE = 64  # screen pixels of a picture; larger images are shrunk before they are carried

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import nn
 
 from launcher.compose import compose
-from selfguide.conditions import Condition
+from selfguide.diffusion.conditions import Condition
 from selfguide.distributed import Place
+from selfguide.networks.student import build_student
 from selfguide.spec.config import Config, EngineConfig
-from selfguide.student import build_student
 from selfguide.training.engine.build import build_engine
 from tools.bench.harness import Row, Variant, measure
 from tools.ranks import run_ranks

@@ -1,6 +1,6 @@
 """What guidance costs: conditional and unconditional half of the denoiser in one batch of 2B, or in turn.
 
-`selfguide.denoiser.LITTLE` follows these numbers.
+`selfguide.diffusion.denoiser.LITTLE` follows these numbers.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import torch
 
-from selfguide.conditions import Condition
-from selfguide.denoiser import Denoiser
+from selfguide.diffusion.conditions import Condition
+from selfguide.diffusion.denoiser import Denoiser
+from selfguide.diffusion.paths import RectifiedFlow
 from selfguide.models import build
 from selfguide.models.backbone import Backbone
-from selfguide.paths import RectifiedFlow
 from tools.bench.harness import Row, Variant, measure
 
 TITLE = "guidance: one guided evaluation, halves in one batch against in turn (ratio to in turn)"

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import shards
-from shards import writer
-from shards.header import Header
-from shards.manifest import Manifest
-from shards.source import ArraySource
-from shards.stream import Stream
+from shards.format.header import Header
+from shards.format.manifest import Manifest
+from shards.read.stream import Stream
+from shards.sources.source import ArraySource
+from shards.write import writer
 from tools.bench.harness import Row
 from tools.bench.rivals.worker import touch
 

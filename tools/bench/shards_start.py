@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shards import manifest as manifests
-from shards.manifest import Manifest
-from shards.order import BLOCK
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
+from shards.format.order import BLOCK
 from tools.bench.harness import Variant, measure
 from tools.bench.shards_data import BATCH, Figure, Latents, opened, write_ours
 

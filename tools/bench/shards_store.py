@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from shards import manifest as manifests
 from shards import storage, transfer
 from shards.errors import DamagedError
-from shards.manifest import Manifest
-from shards.parts import Part
-from shards.reader import Reader
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
+from shards.read.block_bytes import Part
+from shards.read.reader import Reader
 from tools.bench.harness import Row, Variant, measure
 from tools.bench.shards_data import Figure, Latents, Say, our_epoch
 from tools.s3 import server as servers

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from shards import manifest as manifests
-from shards.manifest import Manifest
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
 from tools.shards.inspect import keys_of
 
 HELP = "what differs between two data sets"

@@ -37,19 +37,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards import cli, storage, writer
-from shards import manifest as manifests
+from shards import cli, storage
 from shards.errors import UserError
-from shards.header import Header
-from shards.manifest import Manifest
-from shards.writer import Plan
+from shards.format import manifest as manifests
+from shards.format.header import Header
+from shards.format.manifest import Manifest
+from shards.write import writer
+from shards.write.writer import Plan
 from tools.shards import report, sweep
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from selfguide.autoencoders.encode import Task
-    from selfguide.autoencoders.encoding import EncodedSource
+    from selfguide.data.autoencoders.encode import Task
+    from selfguide.data.autoencoders.encoding import EncodedSource
 
 HELP = "write the latents of a data set of images"
 UNIT = (
@@ -110,8 +111,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     # needs torch, for which the help of other verbs should not wait
-    from selfguide.autoencoders.encode import encode, plan
-    from selfguide.autoencoders.encoding import EncodedSource
+    from selfguide.data.autoencoders.encode import encode, plan
+    from selfguide.data.autoencoders.encoding import EncodedSource
 
     task, array = _task(options), options.tasks is not None or options.cluster
     # GPUs of jobs need not be here
@@ -127,8 +128,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _task(options: argparse.Namespace) -> Task:
-    from selfguide.autoencoders.encode import Task
-    from selfguide.autoencoders.encoding import Encoding
+    from selfguide.data.autoencoders.encode import Task
+    from selfguide.data.autoencoders.encoding import Encoding
 
     if not options.shard_mb > 0:
         raise UserError(f"--shard-mb {options.shard_mb}: give more than 0")

@@ -15,9 +15,9 @@ import json
 import numpy as np
 
 from shards import cli
-from shards import manifest as manifests
 from shards.errors import UserError
-from shards.stream import LAST
+from shards.format import manifest as manifests
+from shards.read.stream import LAST
 from tools.shards import ordering, picture
 
 HELP = "which samples a run saw, by images seen"

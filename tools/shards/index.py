@@ -23,12 +23,13 @@ import json
 import time
 from dataclasses import asdict
 
-from shards import foreign, indexing
 from shards.errors import UserError
-from shards.header import Header
-from shards.samples import Decode
+from shards.format import foreign_arrays as foreign
+from shards.format.header import Header
+from shards.read.samples import Decode
 from shards.sources.listing import PIXELS, Picture
 from shards.sources.scan import Threshold
+from shards.write import indexing
 from tools.shards import report
 
 HELP = "read other people's WebDataset tars where they lie"

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from selfguide.spec.words import nearest
 from shards import cli
-from shards import manifest as manifests
 from shards.errors import UserError
-from shards.manifest import Manifest
-from shards.reader import Reader
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
+from shards.read.reader import Reader
 from tools.shards import ordering, picture
 
 _TOGETHER = 8  # blocks whose keys are read at a time

@@ -36,16 +36,17 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from shards import cli, storage, writer
+from shards import cli, storage
 from shards.errors import UserError
-from shards.header import Header
-from shards.manifest import Layout, Manifest
-from shards.source import Source
+from shards.format.header import Header
+from shards.format.manifest import Layout, Manifest
 from shards.sources import arrays, folders, tables, tars
 from shards.sources.lightningdit import lightningdit
 from shards.sources.listing import PIXELS, Listing, Picture, Raw, file
 from shards.sources.made import LATENT_SCALE, SyntheticSource, digits_source
 from shards.sources.scan import SKIPPED, Seen, Threshold, scan
+from shards.sources.source import Source
+from shards.write import writer
 from tools.shards import report, sweep
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ def _numpy(options: argparse.Namespace) -> int:
 def _latents(options: argparse.Namespace) -> int:
     listing = lightningdit(options.path, classes=options.classes, dtype=options.dtype)
     # torch wrote the statistics, and reads them
-    from selfguide.autoencoders.load import STATISTICS, normal_of, read_statistics
+    from selfguide.data.autoencoders.load import STATISTICS, normal_of, read_statistics
 
     given = options.statistics or str(Path(options.path) / STATISTICS)
     shift, scale = normal_of(*read_statistics(file(given, "file of statistics")))

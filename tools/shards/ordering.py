@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.blocks import Arrays
 from shards.errors import UserError
-from shards.manifest import Manifest
-from shards.order import WINDOW, Order
-from shards.reader import Reader
+from shards.format.manifest import Manifest
+from shards.format.order import WINDOW, Order
+from shards.read.blocks import Arrays
+from shards.read.reader import Reader
 
 
 def add_order(parser: argparse.ArgumentParser) -> None:

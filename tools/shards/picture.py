@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UserError
-from shards.header import Header
-from shards.manifest import Manifest
+from shards.format.header import Header
+from shards.format.manifest import Manifest
 from tools.shards import ordering
 
 Images = NDArray[np.uint8]  # (n, H, W, 1 or 3)
@@ -80,7 +80,7 @@ def decode(manifest: Manifest, x: NDArray[np.generic], weights: str | None = Non
         raise UserError("--decode: these shards hold images, which need no decoding; leave it out")
     import torch
 
-    from selfguide.autoencoders import Normaliser, load_autoencoder, to_images
+    from selfguide.data.autoencoders import Normaliser, load_autoencoder, to_images
 
     codec = load_autoencoder(str(header.encoder), weights)
     once = replace(header, flips=False)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from shards import cli
-from shards.manifest import Manifest
+from shards.format.manifest import Manifest
 
 T = TypeVar("T")
 

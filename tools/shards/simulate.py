@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import cli
-from shards import manifest as manifests
-from shards.cache import BUDGET
 from shards.errors import UserError
-from shards.manifest import Manifest
-from shards.order import Order
-from shards.reader import tars_of
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
+from shards.format.order import Order
+from shards.read.cache import BUDGET
+from shards.read.reader import tars_of
 from tools.shards import ordering, report
 
 HELP = "requests, bytes, cache and mixing, from the manifest alone"

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from shards import cli
-from shards import manifest as manifests
+from shards.format import manifest as manifests
 from tools.shards import report
 
 HELP = "what the manifest says"

@@ -20,7 +20,7 @@ from shards.verify import verify
 from tools.shards import report
 
 if TYPE_CHECKING:
-    from selfguide.autoencoders.reencode import Reencoded
+    from selfguide.data.autoencoders.reencode import Reencoded
 
 HELP = "read everything, compare every hash"
 
@@ -66,7 +66,7 @@ def _reencode(options: argparse.Namespace) -> Reencoded | None:
         raise UserError(
             f"--reencode {options.reencode} without --source: name the data set of images"
         )
-    from selfguide.autoencoders.reencode import reencode
+    from selfguide.data.autoencoders.reencode import reencode
 
     return reencode(
         options.root,

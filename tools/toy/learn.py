@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from selfguide.conditions import Condition
+from selfguide.diffusion.conditions import Condition
+from selfguide.diffusion.objectives import Uncertainty, build_objective, draw_times
+from selfguide.diffusion.paths import build_path
+from selfguide.diffusion.preconditioning import build_preconditioning
 from selfguide.models.blocks import sinusoid, time_input
-from selfguide.objectives import Uncertainty, build_objective, draw_times
-from selfguide.paths import build_path
-from selfguide.preconditioning import build_preconditioning
 from selfguide.randomness import normal, uniform
 from selfguide.spec.architecture import TimeInput
 from selfguide.spec.config import PathConfig, build

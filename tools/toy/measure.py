@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from selfguide.conditions import Condition
-from selfguide.denoiser import Denoiser
-from selfguide.paths import build_path
-from selfguide.samplers import sample
+from selfguide.diffusion.conditions import Condition
+from selfguide.diffusion.denoiser import Denoiser
+from selfguide.diffusion.paths import build_path
+from selfguide.diffusion.samplers import sample
 from shards import cli
 from tools.toy.data import Data, off, points
 from tools.toy.learn import Learned

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from selfguide.distributed import Place
 from selfguide.models.execution import prepare
+from selfguide.networks.student import Student
 from selfguide.spec.config import Config
-from selfguide.student import Student
 from selfguide.training.engine.deepspeed import DeepSpeedEngine
 from selfguide.training.engine.protocol import DTYPES, Engine
 from selfguide.training.engine.torch import TorchEngine

@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from selfguide.conditions import Condition
-from selfguide.student import Outputs, Student
+from selfguide.diffusion.conditions import Condition
+from selfguide.networks.student import Outputs, Student
 
 
 @dataclass(frozen=True)

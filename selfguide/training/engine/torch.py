@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selfguide.conditions import Condition
+from selfguide.diffusion.conditions import Condition
 from selfguide.distributed import world_size
+from selfguide.networks.student import Outputs, Student
 from selfguide.spec.config import TrainConfig
-from selfguide.student import Outputs, Student
 from selfguide.training.engine.protocol import Layout, Step, keep_buffers_wide
 
 

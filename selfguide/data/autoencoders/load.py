@@ -1,0 +1,152 @@
+"""An autoencoder by name, its weights by path."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfguide.data.autoencoders import files, kl
+from selfguide.data.autoencoders.autoencoder import Autoencoder, Identity, KLAutoencoder
+from selfguide.data.autoencoders.tiny import CHANNELS, FACTOR, WEIGHTS, TinyVAE
+from selfguide.spec.words import nearest
+from selfguide.weights import read_weights
+from shards import storage
+from shards.errors import UserError
+
+KNOWN = ("identity", "sd_vae", "va_vae", "tiny")
+SCALE = 0.18215  # of SD-VAE's latents (Rombach et al. 2022)
+# the one whose decoder SGFM used; its encoder is that of every sd-vae
+SD_VAE_HUB = ("stabilityai/sd-vae-ft-ema", files.NAMES)
+VA_VAE_HUB = ("hustvl/vavae-imagenet256-f16d32-dinov2", ("vavae-imagenet256-f16d32-dinov2.pt",))
+STATISTICS = "latents_stats.pt"  # beside VA-VAE's weights: mean and std of ImageNet's latents
+
+
+def load_autoencoder(
+    name: str,
+    weights: str | Path | None = None,
+    *,
+    statistics: str | Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Autoencoder:
+    """The autoencoder `name`, in fp32 and frozen.
+
+    Args:
+        name: identity, sd_vae, va_vae or tiny.
+        weights: a file, or a folder that diffusers saved. By default what SELFGUIDE_<NAME> names, then the local hub
+            cache; tiny has its own. Nothing is downloaded. A config.json beside the file states the architecture.
+        statistics: a file with `mean` and `std` of va_vae's latents, a value for each channel. By default the
+            published one beside the weights; without it only data that carry their own can be decoded.
+
+    Raises:
+        UserError: unknown name, no weights, weights of another architecture or not finite, or no diffusers.
+    """
+    if name not in KNOWN:
+        raise UserError(
+            f"autoencoder={name!r} is unknown{nearest(name, KNOWN)}; known: {', '.join(KNOWN)}"
+        )
+    if name == "identity" and weights is not None:
+        raise UserError(f"weights={weights}: identity has none; leave them out")
+    if name != "va_vae" and statistics is not None:
+        raise UserError(f"statistics={statistics}: only va_vae takes them; leave them out")
+    at = torch.device(device)
+    if name == "identity":
+        return Identity(device=at)
+    if name == "tiny":
+        return _tiny(weights, at)
+    if name == "sd_vae":
+        file = files.locate(name, weights, SD_VAE_HUB)
+        config = kl.settings(file, kl.SD_VAE)
+        shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor", SCALE)
+        return _published(name, file, config, shift, scale, at)
+    file = files.locate(name, weights, VA_VAE_HUB)
+    config = kl.settings(file, kl.VA_VAE)
+    return _published(name, file, config, *_statistics(file, config, statistics), at)
+
+
+def _published(
+    name: str, file: Path, config: dict[str, Any], shift: Any, scale: Any, device: torch.device
+) -> Autoencoder:
+    """SD-VAE or VA-VAE as diffusers runs it."""
+    net, levels = kl.build(config), len(config["block_out_channels"])
+    files.fill(net, kl.in_diffusers_form(read_weights(file, str(file)), levels), file)
+    net.to(device)
+    return KLAutoencoder(
+        name=name,
+        sha256=storage.sha256(str(file)),
+        channels=config.get("latent_channels", 4),
+        factor=2 ** (levels - 1),
+        image_channels=config.get("in_channels", 3),
+        device=device,
+        to_moments=lambda x: net.encode(x).latent_dist.parameters,
+        to_images=lambda z: net.decode(z).sample,
+        shift=shift,
+        scale=scale,
+    )
+
+
+def _statistics(weights: Path, config: dict[str, Any], given: str | Path | None) -> tuple[Any, Any]:
+    """(shift, scale) of each channel, z -> (z - mean) / std; None where nobody says."""
+    file = Path(given).expanduser() if given is not None else weights.parent / STATISTICS
+    if file.is_file():
+        mean, std = read_statistics(file)
+    elif given is not None:
+        raise UserError(f"statistics={given}: no such file")
+    elif config.get("latents_mean") and config.get("latents_std"):
+        mean = torch.tensor(config["latents_mean"], dtype=torch.float64)
+        std = torch.tensor(config["latents_std"], dtype=torch.float64)
+    else:
+        return None, None
+    channels = config.get("latent_channels", 4)
+    if not len(mean) == len(std) == channels:
+        raise UserError(
+            f"statistics of {weights.name} are for {len(mean)} and {len(std)} channels, not its {channels}"
+        )
+    return normal_of(mean, std)
+
+
+def read_statistics(file: Path) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) of latents, fp64, as published beside VA-VAE's weights.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold both.
+    """
+    found = read_weights(file, str(file))
+    if not {"mean", "std"} <= found.keys():
+        raise UserError(f"{file} holds {', '.join(sorted(found))}: give a file of mean and std")
+    mean, std = found["mean"].double().flatten(), found["std"].double().flatten()
+    if not (std > 0).all():
+        raise UserError(f"{file} holds std {std.tolist()}: each must be more than 0")
+    return mean, std
+
+
+def _tiny(weights: str | Path | None, device: torch.device) -> Autoencoder:
+    with resources.as_file(resources.files("selfguide.data.autoencoders") / "weights" / WEIGHTS) as own:
+        file = Path(weights).expanduser() if weights is not None else own
+        if not file.is_file():
+            raise UserError(f"weights={file}: no such file; fit it with `python -m tools.vae`")
+        net = TinyVAE()
+        files.fill(net, read_weights(file, str(file)), file)
+        sha256 = storage.sha256(str(file))
+    shift, scale = normal_of(net.mean.double(), net.std.double())
+    net.to(device)
+    return KLAutoencoder(
+        name="tiny",
+        sha256=sha256,
+        channels=CHANNELS,
+        factor=FACTOR,
+        image_channels=1,
+        device=device,
+        to_moments=net.encode,
+        to_images=net.decode,
+        shift=shift,
+        scale=scale,
+    )
+
+
+def normal_of(mean: Tensor, std: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(shift, scale) that give channels of this mean and std zero mean and unit variance."""
+    return tuple(mean.tolist()), tuple((1 / std).tolist())

@@ -1,0 +1,1 @@
+"""The diffusion core: paths, preconditioning, objectives, conditions, the denoiser and its samplers."""

@@ -1,0 +1,174 @@
+"""What a frozen network sees in an image: one vector, pooled from one layer.
+
+Three nets: a snapshot of ours, read at one layer and one noise-time (Hu et al. 2023, arXiv 2312.08825, section 3.1); a
+ViT of timm (as Hu et al. 2023, arXiv 2210.06462, take DINO's); and the pixels themselves, the baseline to beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from selfguide.data.autoencoders import Autoencoder, Normaliser, to_images
+from selfguide.data.crop_flip import Placement
+from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
+from selfguide.diffusion.preconditioning import build_preconditioning
+from selfguide.discovery.vit import FrozenViT
+from selfguide.models.backbone import pool
+from selfguide.randomness import normal
+from selfguide.snapshot import Snapshot
+from selfguide.spec.config import POOLINGS
+from selfguide.spec.words import nearest
+from shards.errors import UserError
+from shards.format.header import Header
+
+
+class FeatureNet(Protocol):
+    """Stored samples to features; a pure function of what is stored and the ordinal."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """All that decides the features, `saw_labels` among it; JSON."""
+
+    def __call__(self, stored: Tensor, ordinals: Tensor) -> Tensor:
+        """Stored values (B, ...) of the samples `ordinals` (B,) -> fp32 features (B, F) on the CPU."""
+
+
+class SnapshotFeatures:
+    """Pooled tokens of one layer of a published student, told nothing, of images noised to one noise-time."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        header: Header | Mapping[str, Any],
+        *,
+        layer: int | str | None = None,
+        noise_time: float = 0.2,  # SGFM
+        pooling: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`header` is that of the shards to be read. By default the middle layer, and [CLS] where there is one, else
+        the mean.
+
+        Raises:
+            UserError: no such layer or pooling, a noise-time off the path, shards that the student was not made for.
+        """
+        net = snapshot.student.backbone.net
+        self.snapshot, self.seed, self.noise_time = snapshot, seed, noise_time
+        self.cls = bool(getattr(net, "cls_token", False))
+        self.pooling = pooling or ("cls" if self.cls else "mean")
+        self.number = net.middle if layer is None else net.layer(layer)
+        self.layer = net.layers[self.number - 1]
+        self.normaliser = Normaliser.of(header)
+        self.preconditioning = build_preconditioning(snapshot.config.path)
+        # an online student knows the row of nothing from its first stage; one that was always told knows its null row
+        source = snapshot.guidance["source"]
+        self.state = NULL if snapshot.guidance["told"] and source != "online" else UNCONDITIONAL
+        self._check()
+
+    def _check(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise UserError(
+                f"pooling={self.pooling!r} is unknown{nearest(self.pooling, POOLINGS)}; known: {', '.join(POOLINGS)}"
+            )
+        if self.pooling == "cls" and not self.cls:
+            raise UserError(
+                "pooling=cls: this network has no [CLS] (model.cls_token=false); take mean, flat or attention"
+            )
+        path = self.preconditioning.path
+        if not path.last <= self.noise_time <= path.first:
+            raise UserError(
+                f"noise_time={self.noise_time:g} is not on this snapshot's path; take {path.last:g} to {path.first:g}"
+            )
+        own, given = Header.of(self.snapshot.data["header"]), self.normaliser.header
+        for field in ("kind", "encoder", "encoder_sha256", "shift", "scale"):
+            expected, found = getattr(own, field), getattr(given, field)
+            if expected != found:
+                raise UserError(
+                    f"the shards' header has {field}={found}, and the snapshot was trained on {field}={expected}; "
+                    "give shards made as its own"
+                )
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        snapshot = self.snapshot
+        return {
+            "net": snapshot.config.model.name,
+            "experiment": snapshot.config.experiment,
+            "images": snapshot.images,
+            "ema_halflife": snapshot.ema,
+            "sha256": snapshot.sha256,
+            "layer": self.layer.name,
+            "noise_time": self.noise_time,
+            "pooling": self.pooling,
+            "told": "null" if self.state == NULL else "unconditional",
+            "noise_seed": self.seed,
+            "saw_labels": snapshot.saw_labels,
+        }
+
+    @torch.no_grad()
+    def __call__(self, stored: Tensor, ordinals: Tensor) -> Tensor:
+        device = self.snapshot.device
+        x0 = self._shown(self.normaliser.encode(stored))
+        eps = normal(self.seed, "extraction-noise", ordinals, tuple(x0.shape[1:]))
+        tau = torch.full((len(x0),), self.noise_time, device=device)
+        x = self.preconditioning.noised(x0.to(device), eps.to(device), tau)
+        x = x.to(next(self.snapshot.student.parameters()).dtype)
+        nothing = Condition(torch.full((len(x0),), self.state, device=device))
+        backbone = self.snapshot.student.backbone
+        tokens = backbone.features(x, tau, nothing, self.number)
+        return pool(tokens, self.pooling, self.layer.extras, cls=self.cls).float().cpu()
+
+    def _shown(self, x0: Tensor) -> Tensor:
+        """The middle of images that training saw windows of."""
+        edge, grid = self.snapshot.student.backbone.net.size, (x0.shape[-2], x0.shape[-1])
+        if not self.snapshot.config.data.crop or grid == (edge, edge):
+            return x0
+        return Placement.centred(len(x0), grid, (edge, edge)).images(x0)
+
+
+class ViTFeatures:
+    """A frozen ViT's pooled tokens; latents are decoded by the autoencoder that made them."""
+
+    def __init__(
+        self,
+        vit: FrozenViT,
+        header: Header | Mapping[str, Any],
+        *,
+        pooling: str = "cls",
+        autoencoder: Autoencoder | None = None,
+    ) -> None:
+        self.vit, self.pooling, self.autoencoder = vit, pooling, autoencoder
+        self.normaliser = Normaliser.of(header)
+        if self.normaliser.header.kind == "latent" and autoencoder is None:
+            raise UserError(
+                f"the shards hold latents of {self.normaliser.header.encoder}: a ViT needs its autoencoder"
+            )
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        said = {**self.vit.provenance, "pooling": self.pooling}
+        if self.autoencoder is not None:
+            said |= {"decoder": self.autoencoder.name, "decoder_sha256": self.autoencoder.sha256}
+        return said
+
+    def __call__(self, stored: Tensor, ordinals: Tensor) -> Tensor:
+        images = to_images(self.normaliser.header, self.normaliser.encode(stored), self.autoencoder)
+        return self.vit.pooled(images, self.pooling).float().cpu()
+
+
+class PixelFeatures:
+    """Images as a model sees them, side by side: what any feature has to beat."""
+
+    provenance: Mapping[str, Any] = {"net": "pixels", "saw_labels": False}
+
+    def __init__(self, header: Header | Mapping[str, Any]) -> None:
+        self.normaliser = Normaliser.of(header)
+        if self.normaliser.header.kind != "image":
+            raise UserError("pixels: the shards hold latents; give a snapshot or a ViT")
+
+    def __call__(self, stored: Tensor, ordinals: Tensor) -> Tensor:
+        return self.normaliser.encode(stored).flatten(1)

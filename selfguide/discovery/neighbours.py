@@ -1,0 +1,69 @@
+"""Each image's nearest others by the cosine of their features, exactly: what TEMI pairs an image with.
+
+Adaloglou et al. 2023 (TEMI, arXiv 2303.17896) take the 50 nearest. An image is told from its copies by its index, not
+by its distance: a copy is a neighbour like any other, the image itself is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from selfguide.discovery.extraction import checked
+from shards.cli import track
+from shards.errors import UserError
+
+CHUNK = 4096  # images looked up at once; features are normalised by as many
+
+
+def neighbours(
+    features: NDArray[np.generic], count: int, *, chunk: int = CHUNK
+) -> NDArray[np.int32]:
+    """(N, count) ordinals of the images nearest to each of `features` (N, F), nearest first, never its own.
+
+    Features may be memory-mapped and of any floating type; the index holds them as fp32, on the GPUs where faiss
+    has them.
+
+    Raises:
+        UserError: fewer than `count` other images, or features in which nothing can be found.
+    """
+    total = len(features)
+    if not 1 <= count < total:
+        raise UserError(
+            f"neighbours={count} of {total} images: each has {total - 1} others; give a number from 1 to that"
+        )
+    checked(features)
+    index: faiss.Index = faiss.IndexFlatIP(features.shape[1])
+    if faiss.get_num_gpus():
+        index = faiss.index_cpu_to_all_gpus(index)
+    for _, rows in _chunks(features, chunk):
+        index.add(_unit(rows))
+    found = np.empty((total, count), dtype=np.int32)
+    parts = -(-total // chunk)
+    for start, rows in track(_chunks(features, chunk), parts, "neighbours"):
+        _, near = index.search(_unit(rows), count + 1)
+        own = np.arange(start, start + len(rows))[:, None]  # (B, 1)
+        found[start : start + len(rows)] = _without(near, own)
+    return found
+
+
+def _chunks(features: NDArray[np.generic], chunk: int) -> Iterator[tuple[int, NDArray[np.generic]]]:
+    for start in range(0, len(features), chunk):
+        yield start, np.asarray(features[start : start + chunk])
+
+
+def _unit(rows: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Rows of length 1; a row of zeros stays and is as far from all others."""
+    wide = np.ascontiguousarray(rows, dtype=np.float32)
+    norm = np.linalg.norm(wide, axis=1, keepdims=True)
+    return wide / np.maximum(norm, np.finfo(np.float32).tiny)
+
+
+def _without(near: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(B, n) of `near` (B, n + 1), less each row's own index, or less the last where copies have crowded it out."""
+    drop = near == own
+    drop[~drop.any(1), -1] = True
+    return near[~drop].reshape(len(near), -1)

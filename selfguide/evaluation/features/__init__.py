@@ -1,0 +1,1 @@
+"""Feature nets that metrics are computed in."""

@@ -1,0 +1,158 @@
+"""The network in training: backbone and guidance head under one roof, so that one engine steps both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from selfguide.data.crop_flip import Placement
+from selfguide.diffusion.conditions import Condition
+from selfguide.diffusion.objectives import Uncertainty
+from selfguide.diffusion.paths import build_path
+from selfguide.models import assemble
+from selfguide.models.backbone import Backbone, pool
+from selfguide.models.blocks import ConditionEmbedding
+from selfguide.networks.head import PrototypeHead
+from selfguide.spec.config import Config, OnlineGuidance
+from selfguide.spec.sizes import architecture, feature_width, prototype_width
+from shards.errors import UserError
+
+
+class Outputs(NamedTuple):
+    """The raw prediction (B, C, H, W), a learned sigma cut off; scores (B, K) of the guidance head, u (B,) of the
+    uncertainty, each None without its module. Rows of scores are images, or (level "patch") the patches of one image
+    after the other. `embedding` (rows, P) and `prototypes` (K, P) are the unit vectors that were compared, detached.
+    """
+
+    prediction: Tensor
+    scores: Tensor | None
+    log_variance: Tensor | None
+    embedding: Tensor | None = None
+    prototypes: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """One micro-batch on its way through a step; tensors are on the rank's device.
+
+    `x` is what the network reads: preconditioned, in its dtype.
+    `ordinal` is each image's row in the shards, and so in sidecars, which are read on the CPU: it stays there.
+    `features` (B, F), or (B L, F) of patches, is what the guidance head reads; None lets it read the training view.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    tau: Tensor
+    x: Tensor
+    position: Tensor
+    ordinal: Tensor
+    label: Tensor | None
+    images: int  # seen by the run before this step
+    features: Tensor | None = None
+    placement: Placement | None = None  # how x0 lies on the stored image, and so on its layouts
+
+
+class Student(nn.Module):
+    """Backbone and, with an online source, the head on its detached features."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: PrototypeHead | None,
+        *,
+        layer: int = 0,
+        pooling: str = "cls",
+        uncertainty: Uncertainty | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.uncertainty = backbone, head, uncertainty
+        self.layer, self.pooling = layer, pooling
+        self.extras = backbone.net.layers[layer - 1].extras if layer else 0
+        self.cls = bool(getattr(backbone.net, "cls_token", False))
+        if head is not None and pooling == "cls" and not self.cls:
+            raise UserError("guidance.pooling=cls needs a network with model.cls_token=true")
+
+    def forward(
+        self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None = None
+    ) -> Outputs:
+        u = self.uncertainty(tau) if self.uncertainty is not None else None
+        if self.head is None:
+            return Outputs(self.predict(x, tau, condition), None, u)
+        if features is None:
+            out, tokens = self.backbone(x, tau, condition, capture=self.layer)
+            # stop-gradient: L_SK trains the head and the prototypes only (SGFM, section 3.2)
+            return Outputs(
+                self._cut(out), *self._compare(self.head, self._read(tokens.detach()), u)
+            )
+        return Outputs(self.predict(x, tau, condition), *self._compare(self.head, features, u))
+
+    @staticmethod
+    def _compare(
+        head: PrototypeHead, features: Tensor, u: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        embedding, prototypes = head.embed(features), head.rows()
+        return embedding @ prototypes.T, u, embedding.detach(), prototypes.detach()
+
+    def predict(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
+        """(B, C, H, W); a learned sigma, where the architecture has one, is cut off."""
+        return self._cut(self.backbone(x, tau, condition))
+
+    def features(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
+        """(B, F) pooled tokens of the head's layer, or (B L, F) of patches; the rest of the backbone is not run."""
+        return self._read(self.backbone.features(x, tau, condition, self.layer))
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        if self.pooling == "patch":
+            return tokens[:, self.extras :].flatten(0, 1)
+        return pool(tokens, self.pooling, self.extras, cls=self.cls)
+
+    def _cut(self, out: Tensor) -> Tensor:
+        return out[:, : self.backbone.net.channels]
+
+
+class Sampled(nn.Module):
+    """A student as the samplers see it: the prediction only."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+        self.net = student.backbone.net
+
+    def forward(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
+        return self.student.predict(x, tau, condition)
+
+
+def build_student(config: Config, seed: int) -> Student:
+    """The student this experiment trains; the same weights for the same seed on every rank."""
+    net = architecture(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = assemble(net)
+        guidance, head = config.guidance, None
+        if isinstance(guidance, OnlineGuidance):
+            _nothing_as(backbone, guidance.untold)
+            features = feature_width(guidance, net)
+            head = PrototypeHead(
+                features,
+                guidance.head_width or features // 2,
+                prototype_width(guidance, net),
+                guidance.groups,
+                told=guidance.told_rows,
+            )
+        learned = config.path.weighting == "uncertainty"
+        uncertainty = Uncertainty(build_path(config.path)) if learned else None
+    if not isinstance(guidance, OnlineGuidance):
+        return Student(backbone, None, uncertainty=uncertainty)
+    layer = guidance.layer or net.middle
+    pooling = "patch" if guidance.level == "patch" else guidance.pooling
+    return Student(backbone, head, layer=layer, pooling=pooling, uncertainty=uncertainty)
+
+
+def _nothing_as(backbone: Backbone, untold: str) -> None:
+    """What a net is told while nothing is known. UNets are always told zeros."""
+    for module in backbone.modules():
+        if isinstance(module, ConditionEmbedding):
+            module.zero_untold = untold == "zero"

@@ -1,0 +1,1 @@
+"""Sampling from a published snapshot: which conditions are drawn, queries, group names, sample sets."""

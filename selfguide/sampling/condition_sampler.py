@@ -1,0 +1,157 @@
+"""How often a published student is told what: groups as often as in training or evenly, or rows of training images.
+
+C-EDM (Adaloglou et al. 2024, arXiv 2403.00570, section 4) draws groups at their empirical frequency and compares with
+even draws; SGDM (Hu et al. 2023, arXiv 2210.06462) draws layouts, with their groups, from the training set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from selfguide.data.autoencoders import Normaliser
+from selfguide.data.crop_flip import Placement
+from selfguide.diffusion.conditions import Condition
+from selfguide.guidance.online import patch_layout
+from selfguide.guidance.sidecar import Annotations
+from selfguide.guidance.source import draw_groups, sampling_condition
+from selfguide.randomness import uniform
+from selfguide.snapshot import Snapshot
+from selfguide.spec.config import OnlineGuidance, SidecarGuidance
+from shards import sidecar
+from shards.errors import UserError
+from shards.format import manifest as manifests
+from shards.read.reader import Reader
+
+Prior = Literal["empirical", "uniform"]
+Tell = Callable[[Tensor], Condition]  # of seeds or ordinals (B,)
+
+
+def by_patch(snapshot: Snapshot) -> bool:
+    """Whether each patch of an image is told a group of its own."""
+    guidance = snapshot.config.guidance
+    return isinstance(guidance, OnlineGuidance) and guidance.level == "patch"
+
+
+def by_rows(snapshot: Snapshot) -> bool:
+    """Whether only a training image says what can be told: layouts, features, several groups, not one group alone."""
+    told = {f: s["kind"] for f, s in snapshot.guidance.get("sidecars", {}).items()}
+    return by_patch(snapshot) or (bool(told) and told != {"ids": "id"})
+
+
+def policy(snapshot: Snapshot, prior: Prior) -> str:
+    """The same in words, for a score's protocol: scores of other policies are other scores."""
+    if by_rows(snapshot):
+        return "training rows"
+    return "empirical p(k)" if prior == "empirical" else "uniform over groups"
+
+
+def drawer(snapshot: Snapshot, prior: Prior = "empirical") -> Tell:
+    """Tells images of seeds (N,): each a pure function of its seed; nothing, if the student was told nothing.
+
+    Evenly drawn are the groups that occur: of the others the student has never heard.
+    """
+    state = snapshot.guidance
+    if not state["told"]:
+        return lambda seeds: Condition.unconditional(len(seeds))
+    if by_rows(snapshot):
+        if prior != "empirical":
+            raise UserError(
+                f"prior={prior}: this snapshot is told what training images were, not one group alone; leave it out"
+            )
+        count, tell = told_rows(snapshot)
+        return lambda seeds: tell(draw_rows(count, seeds))
+    p = state["p"] if prior == "empirical" else [float(share > 0) for share in state["p"]]
+    return lambda seeds: sampling_condition(state, snapshot.student, draw_groups(p, 0, seeds))
+
+
+def draw_rows(count: int, seeds: Tensor) -> Tensor:
+    """(B,) ordinals of training images, each as likely as any other."""
+    u = uniform(
+        0, "row", seeds, 2
+    ).double()  # one word of 23 bits would leave out most of 10 million
+    return ((u[:, 0] + u[:, 1] * 2.0**-23).clamp_max(1 - 2.0**-53) * count).long()
+
+
+def told_rows(snapshot: Snapshot) -> tuple[int, Tell]:
+    """How many training images there are, and what those at ordinals (B,) are told, as they lie in the shards.
+
+    Raises:
+        UserError: the sidecars, or the images whose patches are to be named, are gone or are not those of training.
+    """
+    if by_patch(snapshot):
+        images = TrainingImages(snapshot)
+        return images.count, lambda ordinals: patch_layout(snapshot, images.x0(ordinals))
+    annotations = _published(snapshot)
+    edge = snapshot.student.backbone.net.size
+    grid = annotations.image((edge, edge)) if snapshot.config.data.crop else (edge, edge)
+
+    def tell(ordinals: Tensor) -> Condition:
+        _within(ordinals, annotations.count)
+        whole = Placement.centred(len(ordinals), grid, (edge, edge))
+        return annotations.condition(ordinals, whole)
+
+    return annotations.count, tell
+
+
+def _published(snapshot: Snapshot) -> Annotations:
+    """The sidecars of training, as the snapshot remembers them."""
+    guidance = snapshot.config.guidance
+    assert isinstance(guidance, SidecarGuidance)
+    for field, was in snapshot.guidance["sidecars"].items():
+        try:
+            found = sidecar.read(was["folder"], manifest=snapshot.data["manifest"])
+        except UserError as error:
+            raise UserError(
+                f"this snapshot is told the {was['kind']} of training images, and guidance.{field} is gone: {error}, "
+                "or put back what the run was trained with"
+            ) from error
+        if found.sha256 != was["sha256"]:
+            raise UserError(
+                f"this snapshot is told the {was['kind']} of training images, and {was['folder']} has changed since "
+                f"(sha256 {found.sha256[:12]}, then {was['sha256'][:12]}); put back what the run was trained with"
+            )
+    return Annotations(guidance, snapshot.config.seed)
+
+
+class TrainingImages:
+    """The shards that a snapshot was trained on, by ordinal.
+
+    Raises:
+        UserError: they are gone, or hold other data now.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        root, self.snapshot = snapshot.data["root"], snapshot
+        found = manifests.load(root)
+        if found.hash != snapshot.data["manifest"]:
+            raise UserError(
+                f"{root} holds manifest {found.hash[:12]}, and this snapshot was trained on "
+                f"{snapshot.data['manifest'][:12]}; put those shards back"
+            )
+        self.count, self._reader = found.count, Reader(root, found)
+
+    def x0(self, ordinals: Tensor) -> Tensor:
+        """(B, C, H, W) in model space, as they lie there; of larger images than the model's the middle."""
+        _within(ordinals, self.count)
+        stored = torch.as_tensor(self._reader.gather(ordinals.numpy())["x"])
+        x0 = Normaliser.of(self.snapshot.data["header"]).encode(stored)
+        edge = self.snapshot.student.backbone.net.size
+        shape = (x0.shape[-2], x0.shape[-1])
+        return Placement.centred(len(x0), shape, (edge, edge)).images(x0)
+
+    def labels(self, ordinals: Tensor) -> Tensor:
+        """(B,) int64."""
+        _within(ordinals, self.count)
+        return torch.as_tensor(self._reader.gather(ordinals.numpy(), fields=("y",))["y"]).long()
+
+
+def _within(ordinals: Tensor, count: int) -> None:
+    outside = ordinals[(ordinals < 0) | (ordinals >= count)]
+    if len(outside):
+        raise UserError(
+            f"no training image {int(outside[0])}: the data has ordinals 0 to {count - 1}"
+        )

@@ -1,0 +1,99 @@
+"""Sample sets in which image i is a function of the weights and of seed + i: its noise, its group, its steps' noise.
+
+With a fixed-step sampler this holds up to the rounding of batched kernels; an adaptive one also looks at its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from selfguide.diffusion.conditions import Condition
+from selfguide.diffusion.denoiser import Denoiser
+from selfguide.diffusion.paths import build_path
+from selfguide.diffusion.samplers import Callback, sample, settings
+from selfguide.guidance.source import sampling_condition
+from selfguide.networks.student import Sampled
+from selfguide.randomness import normal
+from selfguide.sampling.condition_sampler import Prior, drawer
+from selfguide.snapshot import Snapshot
+from selfguide.spec.config import SamplerConfig
+
+
+def generate(
+    snapshot: Snapshot,
+    sampler: SamplerConfig,
+    *,
+    seed: int,
+    count: int,
+    batch: int,
+    groups: Tensor | None = None,
+    prior: Prior = "empirical",
+) -> Iterator[tuple[Tensor, int]]:
+    """Batches of model-space samples (B, C, H, W) with the network evaluations they took.
+
+    `groups` (count,) fixes each image's group; by default what they are told is drawn, groups by `prior`.
+    """
+    told, tell = snapshot.guidance["told"], drawer(snapshot, prior)
+    for start in range(0, count, batch):
+        index = torch.arange(start, min(start + batch, count))
+        if groups is not None and told:
+            condition = sampling_condition(snapshot.guidance, snapshot.student, groups[index])
+        else:
+            condition = tell(seed + index)
+        yield _batch(snapshot, sampler, condition, seed + index, None)
+
+
+def draw_condition(snapshot: Snapshot, seeds: Tensor, prior: Prior = "empirical") -> Condition:
+    """What images of these seeds (N,) are told: drawn as `selfguide.sampling.condition_sampler` says, or nothing."""
+    return drawer(snapshot, prior)(seeds)
+
+
+def draw(
+    snapshot: Snapshot,
+    sampler: SamplerConfig,
+    condition: Condition,
+    seeds: Tensor,
+    *,
+    batch: int,
+    callback: Callback | None = None,
+) -> Iterator[tuple[Tensor, int]]:
+    """An image on the CPU for each of `seeds` (N,) and of `condition` (N), in batches, and network evaluations."""
+    for start in range(0, len(seeds), batch):
+        span = slice(start, start + batch)
+        part = condition.map(lambda tensor, span=span: tensor[span])  # type: ignore[misc]
+        yield _batch(snapshot, sampler, part, seeds[span], callback)
+
+
+def _batch(
+    snapshot: Snapshot,
+    sampler: SamplerConfig,
+    condition: Condition,
+    seeds: Tensor,
+    callback: Callback | None,
+) -> tuple[Tensor, int]:
+    seeds = seeds.to(snapshot.device)
+    condition = condition.map(lambda tensor: tensor.to(snapshot.device))
+    net, denoiser = snapshot.student.backbone.net, build_denoiser(snapshot, condition, sampler)
+    noise = normal(0, "sample-noise", seeds, (net.channels, net.size, net.size))
+    made = sample(
+        denoiser=denoiser, noise=noise, seeds=seeds, callback=callback, **settings(sampler)
+    )
+    return made.cpu(), denoiser.evaluations
+
+
+def build_denoiser(snapshot: Snapshot, condition: Condition, sampler: SamplerConfig) -> Denoiser:
+    """The snapshot's student on its path, guided as the sampler says."""
+    path = snapshot.config.path
+    return Denoiser(
+        Sampled(snapshot.student),
+        build_path(path),
+        condition,
+        sampler.g,
+        sampler.interval,
+        prediction=path.prediction,
+        sigma_data=path.sigma_data,
+        guided_channels=sampler.guided_channels,
+    )

@@ -1,0 +1,75 @@
+"""A published snapshot, read: averaged student and buffers, how to draw its conditions, and its config.
+
+A snapshot is all that sampling and evaluation need. `selfguide.training.publish` writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from selfguide.networks.student import Student, build_student
+from selfguide.spec.config import Config
+from selfguide.spec.files import read_config
+from selfguide.weights import put
+from shards import storage
+
+CONFIG = "config.yaml"
+
+
+def ema_file(halflife: int) -> str:
+    return f"ema-{halflife}.safetensors"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A published student in eval mode, fp32, and what its manifest says."""
+
+    student: Student
+    config: Config
+    images: int
+    guidance: dict[str, Any]
+    data: dict[str, Any]
+    sha256: str
+    ema: int
+    saw_labels: bool  # the weights, or anything that they came from
+    origin: Mapping[str, Any]  # where training began; see `selfguide.training.initialise`
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is: on the CPU until its user moves it."""
+        return next(self.student.parameters()).device
+
+
+def load(folder: Path, index: int = 0) -> Snapshot:
+    """The snapshot with average `index`.
+
+    Raises:
+        FileNotFoundError: the folder's manifest is missing or does not hold.
+        UserError: its weights are not those of its config, or not finite.
+    """
+    manifest = storage.read_complete(folder, verify="hashes")
+    if manifest is None:
+        raise FileNotFoundError(f"{folder} is not a complete snapshot")
+    config = read_config(folder / CONFIG)
+    halflife = config.train.ema_halflife[index]
+    student = build_student(config, config.seed)
+    put(student, load_file(folder / ema_file(halflife)), str(folder / ema_file(halflife)))
+    sha256 = next(f["sha256"] for f in manifest["files"] if f["name"] == ema_file(halflife))
+    student.eval().requires_grad_(False)
+    return Snapshot(
+        student,
+        config,
+        manifest["images"],
+        manifest["guidance"],
+        manifest["data"],
+        sha256,
+        halflife,
+        manifest["saw_labels"],
+        manifest["origin"],
+    )

@@ -1,0 +1,53 @@
+"""Publishes a snapshot: averaged student and buffers as safetensors, how to draw its conditions, and its config.
+
+A snapshot is small and immutable, and its manifest is written last. `selfguide.snapshot` reads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from selfguide.distributed import Place, decided_by_rank_0
+from selfguide.snapshot import CONFIG, ema_file
+from selfguide.spec.config import Config
+from selfguide.spec.files import to_yaml
+from selfguide.spec.run import Lease
+from selfguide.training.state import State
+from shards import storage
+
+
+def publish(
+    folder: Path, state: State, config: Config, data: dict[str, Any], place: Place, lease: Lease
+) -> None:
+    """All ranks call. `data` is the shards' manifest hash and header, which decoding needs."""
+    lease.check()
+    guidance = state.source.state()
+    saw_labels = state.origin["saw_labels"] or not guidance["label_free"]
+    if decided_by_rank_0(storage.read_complete(folder, verify="sizes") is not None):
+        return
+    kept = state.engine.module.state_dict().keys()  # fixed tables, such as positions, are not
+    buffers = {
+        n: b.detach().cpu().clone() for n, b in state.engine.module.named_buffers() if n in kept
+    }
+    for index, halflife in enumerate(state.averages.halflives):
+        weights = state.averages.weights(index)
+        if place.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            tensors = {n: t.detach().cpu().clone() for n, t in weights.items()} | buffers
+            save_file(tensors, folder / ema_file(halflife))
+    if place.rank == 0:
+        (folder / CONFIG).write_text(to_yaml(config))
+        lease.check()
+        extra = {
+            "images": state.images,
+            "guidance": guidance | {"label_free": not saw_labels},
+            "data": data,
+            "saw_labels": saw_labels,
+            "origin": dict(state.origin),
+        }
+        storage.publish_folder(folder, extra=extra)
+    dist.barrier()

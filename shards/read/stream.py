@@ -1,0 +1,381 @@
+"""The micro-batches of one rank, in an order that no rank, thread or restart can change.
+
+Global batch t is the positions [t G, (t+1) G) from where the stream was opened; its micro-batch m, b
+positions in a row, goes to rank m mod R. Batches run across the end of an epoch: none is short, none
+dropped, and every rank sees the same number of them. The whole state is one integer. Each rank keeps accounts of
+the epochs, which all together prove; `scan` reads a data set once instead, padded and masked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from numbers import Integral
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards import storage
+from shards.errors import DamagedError, UserError
+from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
+from shards.format.order import WINDOW, Mode
+from shards.read.audit import Account, of_source, prove
+from shards.read.blocks import Arrays
+from shards.read.cache import BUDGET, Cache
+from shards.read.mixing import Blend, Readers, identity, load_alike, make_blend
+from shards.read.prefetch import Prefetch
+from shards.read.reader import DAMAGED, THREADS, OnDamage, Reader
+
+LAST = 1 << 60  # position that may be begun at: sums with it still fit 64 bits
+AHEAD = 4  # micro-batches ready before they are asked for
+_PLANNED = (
+    8192  # positions whose ordinals are computed at a time; small calls cost 30 times as much
+)
+_ANNOUNCED = 256  # samples announced at a time, so that their blocks' neighbours are seen
+_AT_ONCE = 8 << 20  # bytes gathered in one go: a block's samples for several batches by one copy
+_BEYOND = 256 << 20  # bytes of blocks on their way beyond those of a window
+
+_log = logging.getLogger("shards")
+
+
+class Planned(NamedTuple):
+    """A micro-batch before it is read; each (micro_batch,) int64."""
+
+    positions: NDArray[np.int64]
+    samples: NDArray[np.int64]  # as `Blend` numbers them; of one data set its ordinals
+    epochs: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which positions a rank takes of each global batch."""
+
+    global_batch: int
+    micro_batch: int
+    rank: int
+    world: int
+
+    def __post_init__(self) -> None:
+        _check_whole(**asdict(self))
+        for name in ("global_batch", "micro_batch", "world"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: give at least 1")
+        if not 0 <= self.rank < self.world:
+            raise UserError(
+                f"rank={self.rank} of world={self.world}: ranks go from 0 to {self.world - 1}"
+            )
+        unit = self.micro_batch * self.world
+        if self.global_batch % unit:
+            below = self.global_batch // unit * unit
+            near = f"{below} or {below + unit}" if below else f"{unit}"
+            raise UserError(
+                f"global_batch={self.global_batch} is no multiple of micro_batch={self.micro_batch} x "
+                f"world={self.world} = {unit}: give global_batch={near}, or a smaller micro_batch"
+            )
+
+    @property
+    def micro_batches(self) -> int:
+        """Of this rank in one global batch."""
+        return self.global_batch // (self.micro_batch * self.world)
+
+    def positions(self, start: int) -> Iterator[NDArray[np.int64]]:
+        """This rank's micro-batches from position `start` on, without end; each (micro_batch,)."""
+        within = np.arange(self.micro_batch) + self.rank * self.micro_batch
+        step = (
+            self.micro_batch * self.world
+        )  # G is a multiple of it: batches need no other arithmetic
+        while True:
+            yield start + within
+            start += step
+
+
+class Stream:
+    """Endless iterator over the micro-batches of one rank; made by `shards.open`.
+
+    A batch is a dict: `x` (b, C, H, W) as stored, `y` (b,) int64 where there are labels, `key` (b,)
+    str, `ordinal` (b,) int64 row in the manifest's order, `position` (b,) int64 position in the run, and in a
+    mixture `source` (b,) int64, whose manifest that is. Stored values become a model's input by the
+    manifest's header, (x - shift) * scale. Where a sample stands in for a damaged one, key and ordinal are its own.
+    """
+
+    def __init__(
+        self,
+        reader: Reader | Readers,
+        manifests: Sequence[Manifest],
+        blend: Blend,
+        share: Share,
+        position: int,
+    ) -> None:
+        self.manifests = tuple(manifests)
+        self.substituted = 0  # samples given so far that stand in for damaged ones
+        self.ended: list[
+            Account
+        ] = []  # of this rank; whoever adds them up over ranks takes them out
+        self._reader, self._blend, self._share, self._start = reader, blend, share, position
+        self._delivered = 0
+        self._under_way: dict[tuple[int, int], Account] = {}
+        self._begun_before = frozenset(blend.under_way(position))
+        self._epochs = blend.ended(position)  # of each source, how many have ended
+        window = max(order.window for order in blend.orders) * len(blend.orders)
+        batches = _batches(reader, _plan(blend, share, position), share, window)
+        self._ahead = Prefetch(batches, AHEAD, f"shards-{share.rank}")
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of what is read; in a mixture, where all have its fields and header, of the first."""
+        return self.manifests[0]
+
+    @property
+    def waited(self) -> float:
+        """Seconds that `next` has spent waiting for data."""
+        return self._ahead.waited
+
+    @property
+    def position(self) -> int:
+        """The first position of the global batch after the last that was delivered in full."""
+        return self._start + self._delivered // self._share.micro_batches * self._share.global_batch
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What reading took: ranges `fetched`, their `bytes`, blocks `cached`, blocks asked for `again`."""
+        return self._reader.counts
+
+    def under_way(self) -> list[Account]:
+        """This rank's accounts of the epochs that have begun and not ended, asked between two global batches.
+
+        All ranks have as many, in one order. Of an epoch that began before the stream did, what was since.
+        """
+        keys = self._blend.under_way(self.position)
+        return [self._under_way.get((s, e), Account(source=s, epoch=e)) for s, e in keys]
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Arrays:
+        batch, asked, stands_in = next(self._ahead)
+        self._check_turn(batch["position"])
+        self._delivered += 1
+        self._enter(asked, stands_in)
+        if self._delivered % self._share.micro_batches == 0:
+            self._end_epochs()
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run opens with; the same on all ranks at the same step."""
+        order, mixture = self._blend.orders[0], self._blend.mixture
+        return {
+            "manifest": identity(self.manifests, mixture.weights if mixture else None),
+            "seed": mixture.seed if mixture else order.seed,
+            "mode": order.mode,
+            "window": order.window,
+            "position": self.position,
+        }
+
+    def _check_turn(self, positions: NDArray[np.generic]) -> None:
+        """A batch is the one whose turn it is: else another was lost or came twice on its way here."""
+        b, world, rank = self._share.micro_batch, self._share.world, self._share.rank
+        due = self._start + (self._delivered * world + rank) * b
+        first, last = int(positions[0]), int(positions[-1])
+        if (first, last, len(positions)) != (due, due + b - 1, b):
+            raise DamagedError(
+                f"rank {rank} was given positions {first:,} to {last:,} where {due:,} to {due + b - 1:,} were due"
+            )
+
+    def _enter(self, asked: Planned, stands_in: NDArray[np.bool_]) -> None:
+        """Into the accounts of the epochs that a batch is of, most often one."""
+        self.substituted += int(stands_in.sum())
+        sources, ordinals = self._blend.locate(asked.samples)
+        keys = {*zip(sources.tolist(), asked.epochs.tolist(), strict=True)}
+        for key in keys:
+            here = (sources == key[0]) & (asked.epochs == key[1]) if len(keys) > 1 else ...
+            account = self._under_way.get(key, Account(source=key[0], epoch=key[1]))
+            self._under_way[key] = account.add(ordinals[here], int(stands_in[here].sum()))
+
+    def _end_epochs(self) -> None:
+        """Those that no later batch adds to; a rank that reads alone from an epoch's start on proves it here."""
+        now = self._blend.ended(self.position)
+        for source, (before, after) in enumerate(zip(self._epochs, now, strict=True)):
+            for epoch in range(before, after):
+                account = self._under_way.pop((source, epoch), Account(source=source, epoch=epoch))
+                if self._share.world == 1 and account.key not in self._begun_before:
+                    prove([account], self.manifests[source].count)
+                _log.log(
+                    logging.WARNING if account.substituted else logging.INFO,
+                    "epoch %d%s, rank %d: %s seen + %s substituted = %s",
+                    *(epoch, of_source(account), self._share.rank),
+                    *(f"{n:,}" for n in (account.seen, account.substituted, account.given)),
+                )
+                self.ended.append(account)
+        self._epochs = now
+
+    def close(self) -> None:
+        """Ends the background threads, and what they wait for. May be called twice."""
+        self._reader.end()
+        self._ahead.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Scan(Iterator[Arrays]):
+    """One pass over a data set in the order of ordinals, for validation; made by `scan`.
+
+    Every rank has the same number of batches. They are a `Stream`'s, and `mask` (b,) bool is false where
+    a row only fills up the last ones, so that each sample counts once.
+    """
+
+    def __init__(self, reader: Reader, count: int, share: Share) -> None:
+        self.steps = -(-count // share.global_batch)
+        plan = _pass(count, share, self.steps)
+        batches = _batches(reader, plan, share, WINDOW)
+        self._count, self._reader = count, reader
+        self._ahead = Prefetch(batches, AHEAD, f"shards-{share.rank}")
+
+    def __next__(self) -> Arrays:
+        batch, _, _ = next(self._ahead)
+        return {**batch, "mask": np.asarray(batch["position"], dtype=np.int64) < self._count}
+
+    def close(self) -> None:
+        """Ends the background threads, and what they wait for. May be called twice."""
+        self._reader.end()
+        self._ahead.close()
+
+    def __enter__(self) -> Scan:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def open_stream(
+    root: storage.Url | Sequence[storage.Url],
+    *,
+    global_batch: int,
+    micro_batch: int,
+    rank: int,
+    world: int,
+    seed: int,
+    position: int = 0,
+    mode: Mode = "window",
+    window: int = WINDOW,
+    weights: Sequence[float] | None = None,
+    threads: int = THREADS,
+    decoders: int = 0,
+    cache: storage.Url | None = None,
+    cache_bytes: int = BUDGET,
+    on_damage: OnDamage = "fail",
+    damaged: float = DAMAGED,
+    loaded: Sequence[Manifest] | None = None,
+) -> Stream:
+    """`shards.open`; see there."""
+    share = Share(global_batch=global_batch, micro_batch=micro_batch, rank=rank, world=world)
+    _check_whole(seed=seed, position=position, window=window, threads=threads)
+    _check_whole(decoders=decoders, cache_bytes=cache_bytes)
+    if position < 0:
+        raise UserError(f"position={position}: positions start at 0")
+    if position > LAST:
+        raise UserError(f"position={position}: give at most {LAST}, more than any run will see")
+    if cache_bytes < 1:
+        raise UserError(f"cache_bytes={cache_bytes}: give a number of bytes")
+    if not 0 <= damaged <= 1:
+        raise UserError(f"damaged={damaged}: give a share of all samples, from 0 to 1")
+    if mode not in get_args(Mode):
+        raise UserError(f"mode={mode!r} is no order of samples: give 'window' or 'global'")
+    roots, found = load_alike(root, weights, loaded)
+    sources = make_blend(found, weights, seed=seed, mode=mode, window=window)
+    kept = None if cache is None else Cache(cache, cache_bytes)
+    readers = [
+        Reader(
+            each,
+            manifest,
+            cache=kept,
+            needed=order.next_need,
+            threads=threads,
+            decoders=decoders,
+            on_damage=on_damage,
+            damaged=damaged,
+            beside=[other for other in found if other is not manifest],
+        )
+        for each, manifest, order in zip(roots, found, sources.orders, strict=True)
+    ]
+    reader = readers[0] if sources.mixture is None else Readers(readers, sources)
+    return Stream(reader, found, sources, share, position)
+
+
+def scan(root: storage.Url, *, micro_batch: int, rank: int, world: int) -> Scan:
+    """`shards.scan`; see there."""
+    whole = micro_batch * world
+    share = Share(global_batch=whole, micro_batch=micro_batch, rank=rank, world=world)
+    manifest = manifests.load(root)
+    return Scan(Reader(root, manifest), manifest.count, share)
+
+
+def _check_whole(**given: object) -> None:
+    for name, value in given.items():
+        if not isinstance(value, Integral):
+            raise UserError(f"{name}={value!r}: give a whole number")
+
+
+def read_all(root: storage.Url) -> Arrays:
+    """Every sample in the order of ordinals: `x`, `y` if any, `key`, `ordinal`. For small data."""
+    manifest = manifests.load(root)
+    ordinals = np.arange(manifest.count)
+    reader = Reader(root, manifest)
+    try:
+        return reader.gather(ordinals)
+    finally:
+        reader.close()
+
+
+def _plan(blend: Blend, share: Share, start: int) -> Iterator[Planned]:
+    """This rank's positions from `start` on, without end, and the samples that stand there."""
+    mine = share.positions(start)
+    together = max(1, _PLANNED // share.micro_batch)
+    while True:
+        positions = np.stack([next(mine) for _ in range(together)])
+        yield from map(Planned, positions, *blend.plan(positions))
+
+
+def _pass(count: int, share: Share, steps: int) -> Iterator[Planned]:
+    """Every ordinal at its own position; what fills the last batches begins anew."""
+    for positions in islice(share.positions(0), steps):
+        yield Planned(positions, positions % count, np.zeros_like(positions))
+
+
+def _batches(
+    reader: Reader | Readers, plan: Iterator[Planned], share: Share, window: int
+) -> Iterator[tuple[Arrays, Planned, NDArray[np.bool_]]]:
+    """Batches, what was asked for, what stands in. Blocks are announced a window and some more ahead."""
+    coming: deque[Planned] = deque()
+    together, farthest = (max(1, n // share.micro_batch) for n in (_ANNOUNCED, _PLANNED))
+    most = window + reader.blocks_in(_BEYOND, most=window)
+    size = 1
+    try:
+        while True:
+            while not coming or (reader.announced < most and len(coming) < farthest):
+                fresh = [*islice(plan, together)]
+                reader.want(*(planned.samples for planned in fresh))
+                coming += fresh
+                if len(fresh) < together:
+                    break
+            if not coming:
+                return
+            some = [coming.popleft() for _ in range(min(size, len(coming)))]
+            reader.position = int(some[0].positions[0])
+            found, stands_in = reader.take(*(asked.samples for asked in some))
+            for i, asked in enumerate(some):
+                mine = slice(i * share.micro_batch, (i + 1) * share.micro_batch)
+                batch = {name: values[mine] for name, values in found.items()}
+                yield {**batch, "position": asked.positions}, asked, stands_in[mine]
+            one = sum(values.nbytes for values in found.values()) // len(some)
+            size = max(1, min(2 * size, _AT_ONCE // one))  # the first batch waits for no other
+    finally:
+        reader.close()

@@ -1,0 +1,1 @@
+"""Samples to shards: the plan, the bytes of each shard, the commit, and indexes of other people's tars."""

@@ -1,0 +1,116 @@
+"""Which shards of a data set are there, and how one gets there while others write at the same place.
+
+A shard is its tar and, published after it, its sidecar. Whoever writes, for the same data set or for another, takes
+names only while they are free, so that of two the first stays whole; nobody locks, nobody waits.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from shards import storage
+from shards.errors import DamagedError, UserError
+from shards.format import manifest as manifests
+from shards.write.building import build_shard
+
+if TYPE_CHECKING:
+    from shards.write.writer import Plan
+
+_ASKING = 16  # questions to a store at once
+
+
+def committed(
+    root: storage.Url, plan: Plan, known: frozenset[int] = frozenset()
+) -> dict[int, dict[str, Any]]:
+    """The sidecars of finished shards, those `known` left out, by shard.
+
+    Raises:
+        UserError: a shard of another data set lies here.
+    """
+    numbers = {_record(plan.tar(k)): k for k in range(plan.shards)}
+    listed = [f"shards/{name}" for name in storage.list(storage.join(root, "shards"))]
+    names = [n for n in listed if n.endswith(".json") and numbers.get(n) not in known]
+    strange = next((n for n in names if n not in numbers and _sidecar(root, n) is not None), None)
+    if strange is not None:
+        raise _begun(root, strange)
+    own = [numbers[name] for name in names if name in numbers]
+    with ThreadPoolExecutor(_ASKING) as pool:  # a store answers many as fast as one
+        found = zip(own, pool.map(partial(_finished, root, plan), own), strict=True)
+        return {k: sidecar for k, sidecar in found if sidecar is not None}
+
+
+def _finished(root: storage.Url, plan: Plan, k: int) -> dict[str, Any] | None:
+    """The sidecar of shard `k`, where its tar is there as well.
+
+    Raises:
+        UserError: a shard of another data set lies here.
+    """
+    tar = plan.tar(k)
+    found = _sidecar(root, _record(tar))
+    if found is None:
+        return None
+    if found.get("plan") != plan.hash:
+        raise _begun(root, _record(tar))
+    return found if whole(storage.join(root, tar), found["bytes"]) else None
+
+
+def _begun(root: storage.Url, record: str) -> UserError:
+    return UserError(
+        f"{root} holds shards of another data set ({record}), begun but not finished: choose another folder, "
+        "or delete it first"
+    )
+
+
+def _record(tar: str) -> str:
+    return tar.removesuffix(".tar") + ".json"
+
+
+def _sidecar(root: storage.Url, name: str) -> dict[str, Any] | None:
+    """None where there is none, or none that is as it was written: its shard is built again."""
+    try:
+        return manifests.unseal(storage.read_bytes(storage.join(root, name)))
+    except (FileNotFoundError, DamagedError):
+        return None
+
+
+def whole(url: str, expected: int) -> bool:
+    """Whether a tar is there, of the size it should have."""
+    try:
+        return storage.size(url) == expected
+    except FileNotFoundError:
+        return False
+
+
+def commit(root: storage.Url, plan: Plan, k: int) -> bool:
+    """Builds and publishes shard `k`, its sidecar last, unless another process did; whether it was built.
+
+    On other hardware the same shard may come to other bytes, and a tar must not get another's sidecar. So a name
+    that was free when building began is taken only while it is; who comes second leaves both to who came first.
+    """
+    if _finished(root, plan, k) is not None:
+        return False
+    url, record = (storage.join(root, name) for name in (plan.tar(k), _record(plan.tar(k))))
+    tar_left, record_left = storage.exists(url), storage.exists(record)  # of what was killed
+    data, sidecar = build_shard(plan, k)
+    if _finished(root, plan, k) is not None:
+        return False
+    built = True
+    try:
+        storage.publish(url, data, replace=tar_left)
+        storage.publish(record, manifests.seal(sidecar), replace=record_left)
+    except FileExistsError:
+        built = False
+    if record_left or not built:
+        _check_pair(root, plan, k)
+    return built
+
+
+def _check_pair(root: storage.Url, plan: Plan, k: int) -> None:
+    found, url = _sidecar(root, _record(plan.tar(k))), storage.join(root, plan.tar(k))
+    if found is not None and found["sha256"] != storage.sha256(url):
+        raise DamagedError(
+            f"{url} is not what its .json says: two processes built it at once, to other bytes, as other "
+            "hardware may; delete both files, and run the same command again"
+        )

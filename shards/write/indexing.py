@@ -1,0 +1,366 @@
+"""Tars that others wrote, read once where they lie: an index, a manifest, and no byte of them changed.
+
+Each tar has a record of what was found in it, kept as soon as it is done, so that what was interrupted goes on
+behind it; a tar that was replaced since is read again. Bad samples are in no index, and so are never read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import mmap
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial, reduce
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from shards import parallel, storage
+from shards.errors import DamagedError, UserError
+from shards.format import foreign_arrays as foreign
+from shards.format import manifest as manifests
+from shards.format.header import Header
+from shards.format.manifest import Field, Manifest
+from shards.format.moments import Moments
+from shards.format.order import BLOCK
+from shards.read.samples import Decode, Encoded, Unpack, split_name
+from shards.sources.listing import PIXELS, BadInputError, expand
+from shards.sources.scan import Seen, Threshold, tell_skipped
+from shards.sources.source import encode_keys
+from shards.sources.tars import Found, walk
+from shards.write import writer
+from shards.write.building import described
+
+_FIRST = 16 << 20  # bytes of a tar in which its first sample is looked for
+
+NONE = Threshold()  # no bad sample is put up with
+
+Watch = Callable[[Iterable[bool], int], Iterable[bool]]
+Kind = tuple[tuple[int, ...], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tar:
+    """A tar to index."""
+
+    url: str
+    name: str  # in the manifest: relative to its root, or absolute
+    bytes: int
+    stamp: str  # changes when the tar is replaced
+
+
+def find(paths: Sequence[str], out: str | None = None) -> tuple[str, list[Tar]]:
+    """Where the index goes, and the tars at `paths`: files, objects, and all below folders or s3:// prefixes.
+
+    Without `out` that is the folder that holds all of them.
+
+    Raises:
+        UserError: there are none at one of the paths, or the tars lie in several folders and `out` is None.
+    """
+    urls = [url for path in paths for url in _urls(path)]
+    if len({storage.is_remote(url) for url in urls}) > 1:
+        raise UserError("some tars are on S3 and some are files: index them apart, or copy some")
+    if len(set(urls)) < len(urls):
+        twice = next(url for i, url in enumerate(urls) if url in urls[:i])
+        raise UserError(f"{twice} is named twice: name each tar once")
+    root = out or _common(paths, urls)
+    base = root if storage.is_remote(root) else str(Path(root).resolve())
+    tars = []
+    for url in urls:
+        size, etag = storage.stat(url)
+        stamp = etag or str(Path(url).stat().st_mtime_ns)
+        inside = url.startswith(f"{base.rstrip('/')}/")
+        name = url.removeprefix(f"{base.rstrip('/')}/") if inside else url
+        tars.append(Tar(url=url, name=name, bytes=size, stamp=stamp))
+    return root, tars
+
+
+def with_label(decode: Decode, tars: Sequence[Tar]) -> Decode:
+    """The same with the label `cls`, where none was asked for and the first sample has such a member."""
+    if decode.label is not None or not tars:
+        return decode
+    head = io.BytesIO(storage.read_range(tars[0].url, 0, min(tars[0].bytes, _FIRST)))
+    first = None
+    with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=head, mode="r:") as tar:
+        for member in tar:
+            split = split_name(member.name)
+            if not member.isfile() or split is None:
+                continue
+            first = first or split[0]
+            if split[0] != first:
+                break
+            if split[1] == "cls":
+                return replace(decode, label="cls")
+    return decode
+
+
+def index(
+    root: storage.Url,
+    tars: Sequence[Tar],
+    decode: Decode,
+    *,
+    header: Header = PIXELS,
+    max_skipped: Threshold = NONE,
+    workers: int = 1,
+    watch: Watch = lambda tars, total: tars,
+) -> tuple[Manifest, Seen, bool]:
+    """The manifest of the samples in `tars`, what was found, and whether the manifest is new; published at `root`.
+
+    `header` says what the numbers are where they are not pixels.
+
+    Raises:
+        UserError: a tar that is damaged or has samples in pieces, keys twice, several shapes, arrays that are not
+            uint8 without a header, more bad samples than `max_skipped`, or another data set at `root`.
+    """
+    urls = [storage.join(root, manifests.record_name(tar.name)) for tar in tars]
+    held = writer.held(root)
+    if held is not None and not held.indexed:
+        raise writer.another(root, held)
+    todo = [k for k, tar in enumerate(tars) if _record(urls[k], tar, decode) is None]
+    work = partial(_index_tar, urls, tars, decode)
+    for _ in watch(parallel.spread(work, todo, workers), len(todo)):
+        pass
+    records = [_record(url, tar, decode) for url, tar in zip(urls, tars, strict=True)]
+    lost = [tar.url for tar, record in zip(tars, records, strict=True) if record is None]
+    if lost:
+        raise UserError(f"{lost[0]} changed while it was read: index it when it is whole")
+    whole = [record for record in records if record is not None]
+    seen = _judge(root, tars, whole, max_skipped, held)
+    manifest = _merge(tars, whole, decode, seen, header)
+    if held is not None and held.hash != manifest.hash:
+        raise UserError(
+            f"{root} holds another index ({held.count:,} samples, manifest {held.hash[:12]}): give another "
+            f"--out, or delete {storage.join(root, manifests.LATEST)} first"
+        )
+    if held is None:
+        manifests.save(root, manifest, new=True)
+    return manifest, seen, held is None
+
+
+def _urls(path: str) -> list[str]:
+    if not storage.is_remote(path):
+        return [str(Path(found).resolve()) for found in expand([path], ".tar")]
+    if path.endswith(".tar"):
+        if not storage.exists(path):
+            raise UserError(f"{path} does not exist: name tars, or a prefix of them")
+        return [path]
+    found = [storage.join(path, n) for n in storage.files(path) if n.endswith(".tar")]
+    if not found:
+        raise UserError(f"{path} holds no .tar objects: name tars, or a prefix of them")
+    return found
+
+
+def _common(paths: Sequence[str], urls: Sequence[str]) -> str:
+    """The folder that was named, or the one that all tars lie in."""
+    if len(paths) == 1 and not paths[0].endswith(".tar"):
+        return paths[0]
+    folders = {url.rpartition("/")[0] for url in urls}
+    if len(folders) > 1:
+        raise UserError(
+            f"the tars lie in {len(folders)} folders, such as {min(folders)} and {max(folders)}: say where the "
+            "index goes with --out, and they stay where they are"
+        )
+    return folders.pop()
+
+
+def _record(url: str, tar: Tar, decode: Decode) -> dict[str, Any] | None:
+    """What was found in a tar before; None where it is not known of this tar and this way to decode."""
+    try:
+        found = manifests.unseal(storage.read_bytes(url))
+    except (FileNotFoundError, DamagedError):
+        return None
+    same = (found["plan"], found["bytes"], found["stamp"]) == (_plan(decode), tar.bytes, tar.stamp)
+    return found if same else None
+
+
+def _plan(decode: Decode) -> str:
+    return manifests.digest({"decode": decode.plain(), "rule": decode.rule})
+
+
+def _index_tar(urls: Sequence[str], tars: Sequence[Tar], decode: Decode, number: int) -> bool:
+    tar = tars[number]
+    with _bytes_of(tar) as (file, data):
+        sha256 = hashlib.sha256(data).hexdigest()
+        found = _look(file, data, tar, decode)
+    told = {
+        "version": manifests.VERSION,
+        "plan": _plan(decode),
+        "name": tar.name,
+        "bytes": tar.bytes,
+        "stamp": tar.stamp,
+        "sha256": sha256,
+        **found,
+    }
+    storage.publish(urls[number], manifests.seal(told), replace=True)
+    return True
+
+
+@contextlib.contextmanager
+def _bytes_of(tar: Tar) -> Iterator[tuple[BinaryIO, memoryview]]:
+    """A tar as a file and as memory: mapped where it is a file, fetched once where it is an object."""
+    if storage.is_remote(tar.url) or not tar.bytes:
+        fetched = storage.read_bytes(tar.url)
+        yield io.BytesIO(fetched), memoryview(fetched)
+        return
+    with Path(tar.url).open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        view = memoryview(mapped)
+        try:
+            yield file, view  # a map would refuse to seek behind a cut, which is to be named
+        finally:
+            with contextlib.suppress(
+                BufferError
+            ):  # an error on its way may still hold a part of it
+                view.release()
+                mapped.close()
+
+
+def _look(file: BinaryIO, data: memoryview, tar: Tar, decode: Decode) -> dict[str, Any]:
+    """Every sample of a tar: where it lies, its hash, what it decodes to, or why it does not."""
+    names = ("x", "y", "id") if decode.label is not None else ("x", "id")
+    unpack, stem = Unpack(decode=decode, names=names), PurePosixPath(tar.name).stem
+    rows, keys, labels, skipped, moments = [], [], [], [], []
+    kinds: dict[Kind, int] = {}
+    for sample in walk(file, tar.url):
+        span = data[sample.start : sample.stop]
+        try:
+            x, y, id_ = unpack.unpack(Encoded(_whole(sample, span, tar), stem))
+        except BadInputError as error:
+            skipped.append({"key": sample.key, "tar": tar.name, "reason": str(error)})
+            continue
+        assert x is not None and id_ is not None
+        kind = kinds.setdefault((x.shape, x.dtype.str), len(kinds))
+        rows.append(
+            [sample.start, sample.stop - sample.start, xxhash.xxh3_128_hexdigest(span), kind]
+        )
+        keys.append(id_.decode())
+        labels.append(y)
+        moments.append(Moments.of(x[None]))
+    return {
+        "count": len(rows),
+        "rows": rows,
+        "keys": keys,
+        "labels": labels if decode.label is not None else None,
+        "kinds": [*kinds],
+        "skipped": skipped,
+        "moments": reduce(Moments.merge, moments).plain() if moments else None,
+    }
+
+
+def _whole(sample: Found, span: memoryview, tar: Tar) -> bytes:
+    if not sample.whole:
+        raise UserError(
+            f"{tar.url}: other samples lie between the members of {sample.key!r}, so that it is no range of the "
+            "tar: pack it again, each sample's members together, or write shards of it with `make tars`"
+        )
+    return bytes(span)
+
+
+def _judge(
+    root: storage.Url,
+    tars: Sequence[Tar],
+    records: Sequence[dict[str, Any]],
+    max_skipped: Threshold,
+    held: Manifest | None,
+) -> Seen:
+    skipped = [entry for record in records for entry in record["skipped"]]
+    kept = sum(record["count"] for record in records)
+    allowed = max_skipped.of_inputs(kept + len(skipped))
+    told_where = tell_skipped(root, skipped, held)
+    if len(skipped) > allowed:
+        first = skipped[0]
+        raise UserError(
+            f"{len(skipped):,} of {kept + len(skipped):,} samples cannot be used, max_skipped allows "
+            f"{allowed:,}: {first['key']!r} of {first['tar']}: {first['reason']}{told_where}: leave them out with "
+            f"--max-skipped {len(skipped)}"
+        )
+    if not kept:
+        raise UserError(f"{tars[0].url} and the other tars hold no sample: name WebDataset tars")
+    return Seen(listed=kept + len(skipped), kept=kept, skipped=len(skipped), duplicates=0)
+
+
+def _merge(
+    tars: Sequence[Tar],
+    records: Sequence[dict[str, Any]],
+    decode: Decode,
+    seen: Seen,
+    header: Header,
+) -> Manifest:
+    keys = encode_keys([key for record in records for key in record["keys"]])
+    _check_keys(keys, decode)
+    shape, dtype = _one_kind(tars, records, decode)
+    if header == PIXELS and dtype != "|u1":
+        raise UserError(f"samples are {dtype}, and pixels are uint8: of latents say --encoder NAME")
+    header.model_shape(shape)
+    hashes = [[tar.name, record["sha256"]] for tar, record in zip(tars, records, strict=True)]
+    fields = [Field(name="x", dtype=dtype, shape=shape, kind=header.kind)]
+    histogram = None
+    if decode.label is not None:
+        fields.append(Field(name="y", dtype="<i8", shape=(), kind="label"))
+        histogram = np.bincount([y for r in records for y in r["labels"]]).tolist()
+    fields.append(Field(name="id", dtype=keys.dtype.str, shape=(), kind="key"))
+    blocks = _table(records)
+    plain = {
+        **described(records, fields, blocks),
+        "layout": "samples",
+        "indexed": True,
+        "decode": decode.plain(),
+        "plan": manifests.digest({"plan": _plan(decode), "tars": hashes} | _of(header)),
+        "count": seen.kept,
+        "block": BLOCK,
+        "header": header.plain(),
+        "label_histogram": histogram,
+        "source": {
+            "name": PurePosixPath(tars[0].url).parent.name,
+            "fingerprint": manifests.digest({"sha256": [sha for _, sha in hashes]}),
+            "count": seen.kept,
+            **asdict(seen),
+            "rule": decode.rule,
+        },
+        "seed": 0,  # nothing was shuffled
+        "order": "source",
+    }
+    return Manifest.of(plain, blocks)
+
+
+def _of(header: Header) -> dict[str, Any]:
+    return {} if header == PIXELS else {"header": header.plain()}
+
+
+def _check_keys(keys: NDArray[np.bytes_], decode: Decode) -> None:
+    try:
+        writer.check_keys(keys)
+    except UserError as error:
+        cure = "" if decode.prefix else "; --prefix-keys puts the tar's name before them"
+        raise UserError(f"{error}{cure}") from None
+
+
+def _one_kind(tars: Sequence[Tar], records: Sequence[dict[str, Any]], decode: Decode) -> Kind:
+    """Shape and dtype that all samples have; else an error that names two of them."""
+    first: dict[Kind, str] = {}
+    for tar, record in zip(tars, records, strict=True):
+        for (_, _, _, number), key in zip(record["rows"], record["keys"], strict=True):
+            shape, dtype = record["kinds"][number]
+            first.setdefault((tuple(shape), dtype), f"{key!r} of {tar.name}")
+    if len(first) > 1:
+        said = " and ".join(f"{shape} ({where})" for (shape, _), where in [*first.items()][:2])
+        cure = "" if foreign.kind_of(decode.image) else " with --size"
+        raise UserError(f"samples of {len(first)} shapes, such as {said}: bring them to one{cure}")
+    return next(iter(first))
+
+
+def _table(records: Sequence[dict[str, Any]]) -> NDArray[np.void]:
+    counts = [len(record["rows"]) for record in records]
+    table = np.empty(sum(counts), dtype=manifests.index_dtype(1))
+    table["shard"], table["rows"] = np.repeat(np.arange(len(records)), counts), 1
+    for part, record in zip(np.split(table, np.cumsum(counts)[:-1]), records, strict=True):
+        part["offset"][:, 0] = [start for start, _, _, _ in record["rows"]]
+        part["bytes"][:, 0] = [size for _, size, _, _ in record["rows"]]
+        part["xxh3"][:, 0] = manifests.hashes(xxh3 for _, _, xxh3, _ in record["rows"])
+    return table
