@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher.board.read import Record, Run
-from selfguide.spec.run import digest
-from selfguide.spec.words import nearest
+from selfguide.spec.identity import digest
+from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
 # distances and copies: lower

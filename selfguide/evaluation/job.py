@@ -27,9 +27,9 @@ from selfguide.sampling.condition_sampler import policy
 from selfguide.sampling.generate import generate
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.config import Config, OnlineGuidance, build
+from selfguide.spec.config.sampler import protocol_settings
 from selfguide.spec.records import METRICS, VERSION, Protocol, grid_path, record_path
 from selfguide.spec.run import RunFolder, write_record
-from selfguide.spec.sampling import told_apart
 
 
 def main(request: Path) -> None:
@@ -121,7 +121,7 @@ def fd_digits(snapshot: Snapshot, config: Config) -> tuple[Protocol, dict[str, f
         interval=sampler.interval,
         ema=snapshot.ema,
         dtype="fp32",
-        settings=told_apart(sampler),
+        settings=protocol_settings(sampler),
     )
     return protocol, scores, nfe, pixels
 

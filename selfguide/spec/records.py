@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from selfguide.spec.config import Config
-from selfguide.spec.run import RunFolder, digest, image_folder, read_record
+from selfguide.spec.identity import digest
+from selfguide.spec.run import RunFolder, image_folder, read_record
 
 VERSION = 1  # of this schema
 METRICS = {"fd_digits": 1}  # version of each metric's code; a new one scores every snapshot again
@@ -40,7 +41,7 @@ class Protocol:
     interval: tuple[float, float]
     ema: int  # half-life in images
     dtype: str
-    settings: dict[str, Any] = field(default_factory=dict)  # `told_apart` of the sampler
+    settings: dict[str, Any] = field(default_factory=dict)  # `protocol_settings` of the sampler
 
     @property
     def key(self) -> str:

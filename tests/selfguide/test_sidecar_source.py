@@ -32,7 +32,8 @@ from selfguide.sampling.generate import draw_condition
 from selfguide.snapshot import Snapshot
 from selfguide.spec.annotations import check_annotations, promises
 from selfguide.spec.config import Config, LabelGuidance, SidecarGuidance
-from selfguide.spec.run import Lease, RunFolder, identity, write_record
+from selfguide.spec.identity import identity
+from selfguide.spec.run import Lease, RunFolder, write_record
 from selfguide.spec.sizes import architecture, footprint
 from selfguide.training import job
 from selfguide.training.telemetry import Telemetry
