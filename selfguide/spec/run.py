@@ -88,6 +88,12 @@ class RunFolder:
             int(p.name[4:]) for p in found if storage.read_complete(p, verify="sizes") is not None
         )
 
+    def snapshot_manifest(self, images: int) -> dict[str, Any]:
+        """What the complete snapshot at so many images says of itself: guidance, data, origin."""
+        manifest = storage.read_complete(self.snapshot(images), verify="sizes")
+        assert manifest is not None
+        return manifest
+
     def finished(self) -> bool:
         """The final snapshot is published."""
         return (
