@@ -3,7 +3,7 @@
 import configs
 from launcher.compose import compose, experiments, options
 from selfguide.spec.files import read_config
-from selfguide.spec.run import digest, identity
+from selfguide.spec.identity import digest, identity
 from shards import sidecar
 
 __all__ = [
