@@ -17,33 +17,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-import numpy as np
-
 from shards.errors import UserError
-from shards.format.order import key, permute
 
 R = TypeVar("R")
 
 UNWIND = 10  # seconds in which a worker that was told to end puts its things away
 
-_TAKE = 6  # purpose of the key of the order in which others' tasks are taken
 
 _work: Callable[[int], Any]  # of this worker process
-
-
-def share(tasks: Sequence[int], rank: int, world: int) -> list[int]:
-    """`tasks` as `rank` takes them: its own in order, then those of others in an order that no other rank has.
-
-    Ranks that are done early would else meet at the same task, again and again, and all do it.
-
-    Raises:
-        UserError: no such rank.
-    """
-    if world < 1 or not 0 <= rank < world:
-        raise UserError(f"rank={rank} of world={world}: ranks go from 0 to world - 1")
-    others = [task for task in tasks if task % world != rank]
-    drawn = permute(np.arange(len(others)), len(others), key(rank, _TAKE))
-    return [task for task in tasks if task % world == rank] + [others[i] for i in drawn.tolist()]
 
 
 def spread(work: Callable[[int], R], tasks: Sequence[int], workers: int) -> Iterator[R]:

@@ -16,8 +16,8 @@ from shards import storage
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest, Shard
-from shards.sources.scan import SKIPPED
 from shards.verify import verify_shard
+from shards.write.scan import SKIPPED
 
 Watch = Callable[[Iterable[Shard], int], Iterable[Shard]]
 

@@ -18,12 +18,11 @@ import numpy as np
 import xxhash
 
 from shards import storage
-from shards.errors import DamagedError, UserError
+from shards.errors import BadInputError, DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest, Shard
+from shards.format.members import Decode, members_of
 from shards.format.tar import SECTOR
-from shards.read.samples import Decode, members_of
-from shards.sources.listing import BadInputError
 from shards.sources.tars import walk
 
 Watch = Callable[[Iterable[Shard], int], Iterable[Shard]]

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import UserError
-from shards.sources.listing import BadInputError
+from shards.errors import BadInputError, UserError
 
 EXTENSIONS = ("npy", "npz", "ten", "tb")
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")

@@ -13,17 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import UserError
-from shards.sources.listing import (
-    SUFFIXES,
-    BadInputError,
-    Decode,
-    Files,
-    Listing,
-    file,
-    folder,
-    spelled,
-)
+from shards.errors import BadInputError, UserError
+from shards.format.members import spelled
+from shards.format.pictures import SUFFIXES
+from shards.sources.listing import Decode, Files, Listing, file, folder
 
 
 def image_folder(root: str, decode: Decode) -> Listing:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import UserError
-from shards.sources.listing import BadInputError, Decode, Listing, expand, folder
+from shards.errors import BadInputError, UserError
+from shards.sources.listing import Decode, Listing, expand, folder
 
 _GROUPS = 4  # row groups of a parquet file kept at hand
 

@@ -15,10 +15,11 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import UserError
+from shards.errors import BadInputError, UserError
+from shards.format.members import Decode, Members, split_name
+from shards.format.pictures import SUFFIXES, Picture
 from shards.format.tar import SECTOR
-from shards.read.samples import Decode, Members, split_name
-from shards.sources.listing import SUFFIXES, BadInputError, Listing, Picture, expand
+from shards.sources.listing import Listing, expand
 
 _REST = 1 << 20  # bytes behind the last member that are looked at together
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import reduce
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,11 @@ from numpy.typing import NDArray
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Field
+from shards.format.members import KEY
 from shards.format.moments import Moments
 from shards.format.tar import TarBuilder
-from shards.read.samples import KEY
 from shards.sources.source import PictureSource
-
-if TYPE_CHECKING:
-    from shards.write.writer import Plan
-
-SAMPLE = "sample"  # the one span of a sample that has its own members
+from shards.write.plan import SAMPLE, Plan
 
 Rows = NDArray[np.int64]  # of the source
 Table = list[dict[str, Any]]  # what becomes rows of the index

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shards import storage
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.write.building import build_shard
-
-if TYPE_CHECKING:
-    from shards.write.writer import Plan
+from shards.write.plan import Plan
 
 _ASKING = 16  # questions to a store at once
 

@@ -22,20 +22,22 @@ import xxhash
 from numpy.typing import NDArray
 
 from shards import parallel, storage
-from shards.errors import DamagedError, UserError
+from shards.errors import BadInputError, DamagedError, UserError
 from shards.format import foreign_arrays as foreign
 from shards.format import manifest as manifests
-from shards.format.header import Header
+from shards.format.header import PIXELS, Header
 from shards.format.manifest import Field, Manifest
+from shards.format.members import Decode, Encoded, Unpack, split_name
 from shards.format.moments import Moments
 from shards.format.order import BLOCK
-from shards.read.samples import Decode, Encoded, Unpack, split_name
-from shards.sources.listing import PIXELS, BadInputError, expand
-from shards.sources.scan import Seen, Threshold, tell_skipped
+from shards.sources.listing import expand
 from shards.sources.source import encode_keys
 from shards.sources.tars import Found, walk
-from shards.write import writer
 from shards.write.building import described
+from shards.write.existing import another
+from shards.write.existing import held as existing
+from shards.write.plan import check_keys
+from shards.write.scan import Seen, Threshold, tell_skipped
 
 _FIRST = 16 << 20  # bytes of a tar in which its first sample is looked for
 
@@ -119,9 +121,9 @@ def index(
             uint8 without a header, more bad samples than `max_skipped`, or another data set at `root`.
     """
     urls = [storage.join(root, manifests.record_name(tar.name)) for tar in tars]
-    held = writer.held(root)
+    held = existing(root)
     if held is not None and not held.indexed:
-        raise writer.another(root, held)
+        raise another(root, held)
     todo = [k for k, tar in enumerate(tars) if _record(urls[k], tar, decode) is None]
     work = partial(_index_tar, urls, tars, decode)
     for _ in watch(parallel.spread(work, todo, workers), len(todo)):
@@ -335,7 +337,7 @@ def _of(header: Header) -> dict[str, Any]:
 
 def _check_keys(keys: NDArray[np.bytes_], decode: Decode) -> None:
     try:
-        writer.check_keys(keys)
+        check_keys(keys)
     except UserError as error:
         cure = "" if decode.prefix else "; --prefix-keys puts the tar's name before them"
         raise UserError(f"{error}{cure}") from None

@@ -15,11 +15,10 @@ import webdataset
 from webdataset.tenbin import encode_buffer
 
 import shards
-from shards.errors import UserError
+from shards.errors import BadInputError, UserError
 from shards.format import foreign_arrays as foreign
 from shards.format import manifest as manifests
 from shards.read.reader import Reader
-from shards.sources.listing import BadInputError
 from shards.verify import verify
 from tests.shards import inputs
 from tools.shards.__main__ import main

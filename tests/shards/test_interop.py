@@ -21,12 +21,12 @@ import shards
 from shards import storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
+from shards.format.members import Decode, split_name
+from shards.format.pictures import Picture
 from shards.read.reader import Reader
-from shards.read.samples import Decode, split_name
-from shards.sources.listing import Picture
-from shards.sources.scan import Threshold
 from shards.verify import verify
 from shards.write import indexing
+from shards.write.scan import Threshold
 from tests.shards import foreign, inputs
 from tests.shards.data import flip
 from tools.shards import report

@@ -43,7 +43,7 @@ from shards.format import manifest as manifests
 from shards.format.header import Header
 from shards.format.manifest import Manifest
 from shards.write import writer
-from shards.write.writer import Plan
+from shards.write.plan import Plan
 from tools.shards import report, sweep
 
 if TYPE_CHECKING:

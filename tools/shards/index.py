@@ -25,11 +25,11 @@ from dataclasses import asdict
 
 from shards.errors import UserError
 from shards.format import foreign_arrays as foreign
-from shards.format.header import Header
-from shards.read.samples import Decode
-from shards.sources.listing import PIXELS, Picture
-from shards.sources.scan import Threshold
+from shards.format.header import PIXELS, Header
+from shards.format.members import Decode
+from shards.format.pictures import Picture
 from shards.write import indexing
+from shards.write.scan import Threshold
 from tools.shards import report
 
 HELP = "read other people's WebDataset tars where they lie"

@@ -38,15 +38,16 @@ import numpy as np
 
 from shards import cli, storage
 from shards.errors import UserError
-from shards.format.header import Header
+from shards.format.header import PIXELS, Header
 from shards.format.manifest import Layout, Manifest
+from shards.format.pictures import Picture
 from shards.sources import arrays, folders, tables, tars
 from shards.sources.lightningdit import lightningdit
-from shards.sources.listing import PIXELS, Listing, Picture, Raw, file
+from shards.sources.listing import Listing, Raw, file
 from shards.sources.made import LATENT_SCALE, SyntheticSource, digits_source
-from shards.sources.scan import SKIPPED, Seen, Threshold, scan
 from shards.sources.source import Source
 from shards.write import writer
+from shards.write.scan import SKIPPED, Seen, Threshold, scan
 from tools.shards import report, sweep
 
 if TYPE_CHECKING:

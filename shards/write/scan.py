@@ -20,12 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import parallel, storage
-from shards.errors import DamagedError, UserError
+from shards.errors import BadInputError, DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
-from shards.sources.listing import BadInputError, Listing, Picture
-from shards.sources.source import Lazy, Stored
-from shards.write import writer
+from shards.format.order import share
+from shards.format.pictures import Picture, Stored
+from shards.sources.listing import Listing
+from shards.sources.source import Lazy
+from shards.write.existing import another, held
+from shards.write.plan import check_keys, check_labels
 
 PART = 1024
 SKIPPED = "skipped.jsonl"
@@ -182,20 +185,20 @@ def scan(
         UserError: nothing listed, keys twice, labels out of range, more bad inputs than `max_skipped`,
             samples of several shapes, or another data set at `root`.
     """
-    parallel.share([], rank, world)
+    share([], rank, world)
     if not len(listing.keys):
         raise UserError(f"source {listing.name!r} is empty: there is nothing to write")
-    writer.check_keys(listing.keys)
-    writer.check_labels(listing.keys, listing.labels, listing.classes)
-    lies = writer.held(root)  # to be told so before a long look, and not after
+    check_keys(listing.keys)
+    check_labels(listing.keys, listing.labels, listing.classes)
+    lies = held(root)  # to be told so before a long look, and not after
     if lies is not None and (
         (lies.source["name"], lies.source.get("rule")) != (listing.name, listing.decode.rule)
     ):
-        raise writer.another(root, lies)
+        raise another(root, lies)
     urls = _urls(root, listing)
     todo = [p for p, url in enumerate(urls) if not storage.exists(url)]
     work = partial(_look_at_part, urls, listing)
-    for _ in watch(parallel.spread(work, parallel.share(todo, rank, world), workers), len(todo)):
+    for _ in watch(parallel.spread(work, share(todo, rank, world), workers), len(todo)):
         pass
     return _judge(root, listing, _load(urls, listing), dedupe, max_skipped, lies)
 
