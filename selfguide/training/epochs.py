@@ -18,7 +18,7 @@ import torch.distributed as dist
 from selfguide.distributed import Place
 from shards.errors import DamagedError
 from shards.read.audit import Account, of_source, prove
-from shards.read.reader import DAMAGED
+from shards.read.options import ReadOptions
 from shards.read.stream import Stream
 
 Plain = Mapping[str, int]  # an account as a checkpoint's manifest holds it
@@ -32,7 +32,7 @@ class Epochs:
         stream: Stream,
         place: Place,
         carried: Iterable[Plain] | None,
-        damaged: float = DAMAGED,
+        damaged: float = ReadOptions.damaged,
     ) -> None:
         """`carried`: of the checkpoint that the attempt resumes; None of one that kept no accounts.
         `damaged`: share of a data set's samples that may be substituted in an epoch.

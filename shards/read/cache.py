@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import re
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 
 from shards import storage
 from shards.errors import UserError
+from shards.lock import lock
 from shards.read.mapped_files import map_file
 from shards.storage.retry import pause
 
@@ -45,7 +45,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_ONCE = 32  # of the budget, this part is freed at a time: a walk over the folder is not free
 _UNASKED = 1023  # pieces that are refused at most between two walks in vain
 _PATIENCE = 60.0  # seconds to wait for a lock; a fetch within its own budget may take as long
-_LOOK = 0.005  # seconds between two looks at a lock
 
 _log = logging.getLogger("shards")
 
@@ -94,7 +93,7 @@ class Cache:
             raise UserError(f"cache={folder} is on S3: name a folder on a disk of this node")
         try:
             self._claim()
-            with _locked(self._folder / _ROOM) as mine:
+            with self._lock(self._folder / _ROOM) as mine:
                 if mine:
                     self._count(self._clean())
         except OSError as error:
@@ -116,7 +115,7 @@ class Cache:
         with contextlib.ExitStack() as stack:
             try:
                 folder.mkdir(exist_ok=True)
-                mine = stack.enter_context(_locked(folder / _LOCK))
+                mine = stack.enter_context(self._lock(folder / _LOCK))
             except OSError as error:  # a disk may be out of files before it is out of bytes
                 self._pass_over(error)
                 mine = False
@@ -125,7 +124,7 @@ class Cache:
     def put(self, piece: Piece, data: memoryview, need: Need) -> bool:
         """Keeps the piece for all; False where there is no room that `need` would give up, or no disk."""
         try:
-            with _locked(self._folder / _ROOM) as mine:
+            with self._lock(self._folder / _ROOM) as mine:
                 if not (mine and self._make_room(piece.bytes, need)):
                     return False
                 self._write(self._path(piece), data)
@@ -141,6 +140,9 @@ class Cache:
     def holds(self) -> int:
         """Bytes of the pieces in the folder, counted anew."""
         return sum(held.bytes for held in self._walk())
+
+    def _lock(self, path: Path) -> AbstractContextManager[bool]:
+        return lock(path, seconds=_PATIENCE, pause=pause)
 
     def _claim(self) -> None:
         marker = self._folder / MARKER
@@ -267,20 +269,3 @@ def _refuse_others(folder: Path) -> None:
             f"cache={folder} holds other things ({', '.join(others[:3])}): name an empty or new folder, of which "
             "blocks are deleted to make room"
         )
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Whether the kernel's lock of a file is ours; waited for patiently, but not for ever."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    deadline, mine = time.monotonic() + _PATIENCE, False
-    try:
-        while not mine and time.monotonic() < deadline:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                mine = True
-            except BlockingIOError:
-                pause(_LOOK)
-        yield mine
-    finally:
-        os.close(file)

@@ -21,8 +21,9 @@ from shards import storage
 from shards.errors import UserError
 from shards.format.header import Header
 from shards.format.manifest import Manifest, digest, load
-from shards.format.order import Mixture, Mode, Order, key
+from shards.format.order import Mixture, Order, key
 from shards.read.blocks import Arrays
+from shards.read.options import ReadOptions
 from shards.read.reader import Reader
 
 I64 = NDArray[np.int64]
@@ -152,20 +153,17 @@ class Readers:
 
 def make_blend(
     manifests: Sequence[Manifest],
-    weights: Sequence[float] | None,
-    *,
+    options: ReadOptions,
     seed: int,
-    mode: Mode,
-    window: int,
 ) -> Blend:
     """The orders of data sets that are read together; each has a seed of its own, drawn from `seed`."""
     several = len(manifests) > 1
     seeds = [int(key(seed, _SOURCE, i)[0]) if several else seed for i in range(len(manifests))]
     orders = tuple(
-        Order(count=m.count, seed=own, mode=mode, block=m.block, window=window)
+        Order(count=m.count, seed=own, mode=options.mode, block=m.block, window=options.window)
         for m, own in zip(manifests, seeds, strict=True)
     )
-    mixture = Mixture(weights=tuple(weights or ()), seed=seed) if several else None
+    mixture = Mixture(weights=tuple(options.weights or ()), seed=seed) if several else None
     return Blend(orders=orders, mixture=mixture)
 
 

@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +26,11 @@ from shards.read.block_bytes import Arrays, Needed, Picked, Tars
 from shards.read.blocks import Blocks
 from shards.read.cache import Cache
 from shards.read.mapped_files import MOST
+from shards.read.options import ReadOptions
 from shards.read.samples import Samples
 from shards.storage.retry import Effort
 
-OnDamage = Literal["fail", "substitute"]
-
-THREADS = 4  # that read; a store gives each stream a part of what the network can do
 _KEPT = 128 << 20  # bytes of fetched blocks kept after use, for those who ask at random
-DAMAGED = 0.01  # share of all samples that may be substituted before reading ends after all
 
 _log = logging.getLogger("shards")
 
@@ -45,35 +42,28 @@ class Reader:
         self,
         root: storage.Url,
         manifest: Manifest,
+        options: ReadOptions = ReadOptions(),  # noqa: B008 - it is frozen
         *,
         mapped: bool | None = None,
         cache: Cache | None = None,
         needed: Callable[[NDArray[np.int64], int], NDArray[np.float64]] | None = None,
-        threads: int = THREADS,
-        on_damage: OnDamage = "fail",
-        damaged: float = DAMAGED,
-        decoders: int = 0,
         beside: Sequence[Manifest] = (),
     ) -> None:
         """`mapped`: map tars, or fetch ranges; None maps what is on a file system, which no cache improves.
+        `cache`: opened already, since several readers may share one; `options.cache` is not looked at.
         `needed`: `Order.next_need`, by which a cache makes room; without it the oldest goes first.
-        `decoders`: processes that decode pictures; 0 decodes in the gathering thread.
         `beside`: other data sets of this process, that share the cache and what may be mapped.
         """
-        if on_damage not in get_args(OnDamage):
-            raise UserError(f"on_damage={on_damage!r}: give 'fail' or 'substitute'")
-        if threads < 1:
-            raise UserError(f"threads={threads}: give at least 1")
         if mapped is None:
             mapped = not storage.is_remote(storage.join(root, manifest.shards[0].name))
-        self._manifest, self._on_damage, self._bound = manifest, on_damage, damaged
+        self._manifest, self._options = manifest, options
         self.position = 0  # that is being gathered; its owner moves it on
         at = (lambda blocks: needed(blocks, self.position)) if needed is not None else _unknown
         self.blocks = tars_of(
-            root, manifest, mapped=mapped, cache=cache, needed=at, decoders=decoders
+            root, manifest, mapped=mapped, cache=cache, needed=at, decoders=options.decoders
         )
         self._names = tuple(f.name for f in manifest.fields)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shards-io")
+        self._pool = ThreadPoolExecutor(options.threads, thread_name_prefix="shards-io")
         self._effort = Effort()  # a store that is away is away for all blocks
         self._announced: deque[list[int]] = deque()  # blocks of each batch to come
         self._wanted: dict[int, int] = {}  # announced batches that need a block
@@ -230,7 +220,7 @@ class Reader:
 
     def _substitute(self, block: int, error: DamagedError) -> tuple[int, Any]:
         """The next sound block after a damaged one, and what is held of it."""
-        if self._on_damage == "fail":
+        if self._options.on_damage == "fail":
             raise error
         if block not in self._instead:
             self._admit(block, error)
@@ -239,10 +229,11 @@ class Reader:
 
     def _admit(self, block: int, error: DamagedError) -> None:
         lost = sum(map(self._count_of, [block, *self._instead]))
-        if lost > self._bound * self._manifest.count:
+        bound = self._options.damaged
+        if lost > bound * self._manifest.count:
             raise DamagedError(
                 f"{error}; with it {lost:,} of {self._manifest.count:,} samples are damaged, more than the "
-                f"share of {self._bound:g} that may be substituted"
+                f"share of {bound:g} that may be substituted"
             ) from error
         _log.warning("%s; others stand in for its %d samples", error, self._count_of(block))
 

@@ -13,8 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from numbers import Integral
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +22,14 @@ from shards import storage
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
-from shards.format.order import WINDOW, Mode
+from shards.format.order import WINDOW
 from shards.read.audit import Account, of_source, prove
 from shards.read.blocks import Arrays
-from shards.read.cache import BUDGET, Cache
+from shards.read.cache import Cache
 from shards.read.mixing import Blend, Readers, identity, load_alike, make_blend
+from shards.read.options import ReadOptions, check_whole
 from shards.read.prefetch import Prefetch
-from shards.read.reader import DAMAGED, THREADS, OnDamage, Reader
+from shards.read.reader import Reader
 
 LAST = 1 << 60  # position that may be begun at: sums with it still fit 64 bits
 AHEAD = 4  # micro-batches ready before they are asked for
@@ -61,7 +61,7 @@ class Share:
     world: int
 
     def __post_init__(self) -> None:
-        _check_whole(**asdict(self))
+        check_whole(**asdict(self))
         for name in ("global_batch", "micro_batch", "world"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: give at least 1")
@@ -257,51 +257,29 @@ class Scan(Iterator[Arrays]):
 
 def open_stream(
     root: storage.Url | Sequence[storage.Url],
+    share: Share,
     *,
-    global_batch: int,
-    micro_batch: int,
-    rank: int,
-    world: int,
     seed: int,
     position: int = 0,
-    mode: Mode = "window",
-    window: int = WINDOW,
-    weights: Sequence[float] | None = None,
-    threads: int = THREADS,
-    decoders: int = 0,
-    cache: storage.Url | None = None,
-    cache_bytes: int = BUDGET,
-    on_damage: OnDamage = "fail",
-    damaged: float = DAMAGED,
+    options: ReadOptions = ReadOptions(),  # noqa: B008 - it is frozen
     loaded: Sequence[Manifest] | None = None,
 ) -> Stream:
     """`shards.open`; see there."""
-    share = Share(global_batch=global_batch, micro_batch=micro_batch, rank=rank, world=world)
-    _check_whole(seed=seed, position=position, window=window, threads=threads)
-    _check_whole(decoders=decoders, cache_bytes=cache_bytes)
+    check_whole(seed=seed, position=position)
     if position < 0:
         raise UserError(f"position={position}: positions start at 0")
     if position > LAST:
         raise UserError(f"position={position}: give at most {LAST}, more than any run will see")
-    if cache_bytes < 1:
-        raise UserError(f"cache_bytes={cache_bytes}: give a number of bytes")
-    if not 0 <= damaged <= 1:
-        raise UserError(f"damaged={damaged}: give a share of all samples, from 0 to 1")
-    if mode not in get_args(Mode):
-        raise UserError(f"mode={mode!r} is no order of samples: give 'window' or 'global'")
-    roots, found = load_alike(root, weights, loaded)
-    sources = make_blend(found, weights, seed=seed, mode=mode, window=window)
-    kept = None if cache is None else Cache(cache, cache_bytes)
+    roots, found = load_alike(root, options.weights, loaded)
+    sources = make_blend(found, options, seed)
+    cache = None if options.cache is None else Cache(options.cache, options.cache_bytes)
     readers = [
         Reader(
             each,
             manifest,
-            cache=kept,
+            options,
+            cache=cache,
             needed=order.next_need,
-            threads=threads,
-            decoders=decoders,
-            on_damage=on_damage,
-            damaged=damaged,
             beside=[other for other in found if other is not manifest],
         )
         for each, manifest, order in zip(roots, found, sources.orders, strict=True)
@@ -316,12 +294,6 @@ def scan(root: storage.Url, *, micro_batch: int, rank: int, world: int) -> Scan:
     share = Share(global_batch=whole, micro_batch=micro_batch, rank=rank, world=world)
     manifest = manifests.load(root)
     return Scan(Reader(root, manifest), manifest.count, share)
-
-
-def _check_whole(**given: object) -> None:
-    for name, value in given.items():
-        if not isinstance(value, Integral):
-            raise UserError(f"{name}={value!r}: give a whole number")
 
 
 def read_all(root: storage.Url) -> Arrays:

@@ -13,6 +13,7 @@ from shards.errors import DamagedError
 from shards.format import manifest as manifests
 from shards.read.blocks import Blocks
 from shards.read.mixing import Readers, make_blend
+from shards.read.options import ReadOptions
 from shards.read.reader import Reader
 from shards.sources.source import ArraySource
 from shards.write import writer
@@ -79,7 +80,7 @@ def test_a_mixture_leaves_nothing_announced(root: Path, tmp_path: Path) -> None:
     data.write(tmp_path / "other", 500)
     roots = [root, tmp_path / "other"]
     found = [manifests.load(r) for r in roots]
-    blend = make_blend(found, [2.0, 1.0], seed=3, mode="window", window=2)
+    blend = make_blend(found, ReadOptions(weights=[2.0, 1.0], window=2), seed=3)
     readers = [Reader(r, m) for r, m in zip(roots, found, strict=True)]
     both = Readers(readers, blend)
     batches = [blend.plan(np.arange(i * 50, (i + 1) * 50))[0] for i in range(6)]

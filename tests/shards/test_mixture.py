@@ -17,6 +17,7 @@ from shards.format.header import Header
 from shards.format.order import Mixture, Order
 from shards.read.audit import Account, prove
 from shards.read.mixing import Blend, make_blend
+from shards.read.options import ReadOptions
 from shards.sources.source import ArraySource
 from shards.write import writer
 from tests.shards.data import LATENT, flip, payload, source, write
@@ -153,10 +154,10 @@ def test_what_stands_in_comes_from_the_same_source(tmp_path: Path) -> None:
 
 def test_sources_of_one_size_have_orders_of_their_own(roots: list[Path]) -> None:
     manifest = manifests.load(roots[0])
-    made = make_blend([manifest] * 2, [1, 1], seed=4, mode="global", window=1)
+    made = make_blend([manifest] * 2, ReadOptions(weights=[1, 1], mode="global", window=1), seed=4)
     one, other = (order.ordinals(np.arange(700)) for order in made.orders)
     assert (one == other).sum() < 20
-    alone = make_blend([manifest], None, seed=4, mode="global", window=1)
+    alone = make_blend([manifest], ReadOptions(mode="global", window=1), seed=4)
     assert np.array_equal(
         alone.plan(np.arange(900))[0],
         Order(count=700, seed=4, mode="global").ordinals(np.arange(900)),

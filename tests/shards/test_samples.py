@@ -25,6 +25,7 @@ from shards.read import samples
 from shards.read.audit import prove
 from shards.read.cache import Cache
 from shards.read.decoding import Decoders
+from shards.read.options import ReadOptions
 from shards.read.reader import Reader, tars_of
 from shards.verify import verify
 from tests.shards import data, foreign
@@ -61,7 +62,7 @@ def test_every_way_of_reading_gives_the_samples_that_are_there(
     cache = Cache(tmp_path) if way == "cached" else None
     manifest = manifests.load(root)
     with closing(
-        Reader(root, manifest, mapped=way == "mapped", cache=cache, decoders=decoders)
+        Reader(root, manifest, ReadOptions(decoders=decoders), mapped=way == "mapped", cache=cache)
     ) as reader:
         for seed in range(4):
             rows = np.random.default_rng(seed).integers(0, COUNT, 90)
@@ -199,7 +200,7 @@ def test_a_flipped_bit_ends_the_reading_or_others_stand_in(
         with pytest.raises(DamagedError, match=r"00003\.tar: sample 300, .*tools.shards verify"):
             reader.gather(np.array([256]))  # a block is sound or not
     with closing(
-        Reader(hurt, manifest, mapped=mapped, on_damage="substitute", damaged=0.5)
+        Reader(hurt, manifest, ReadOptions(on_damage="substitute", damaged=0.5), mapped=mapped)
     ) as reader:
         found = reader.gather(np.array([10, 256, 400, 511, 699]))
         assert found["ordinal"].tolist() == [10, 512, 512 + 144, 512 + 255 - 188, 699]
@@ -439,6 +440,6 @@ def test_arrays_need_no_decoders_and_a_setting_without_effect_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     manifest = data.write(tmp_path, 10)
-    with closing(Reader(tmp_path, manifest, decoders=2)) as reader:
+    with closing(Reader(tmp_path, manifest, ReadOptions(decoders=2))) as reader:
         assert len(reader.gather(np.arange(10))["x"]) == 10
     assert "decoders=2 decode nothing" in caplog.text

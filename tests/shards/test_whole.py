@@ -17,6 +17,7 @@ from shards.format import manifest as manifests
 from shards.format.order import Order
 from shards.read.audit import Account, prove, whole
 from shards.read.mixing import Blend
+from shards.read.options import ReadOptions
 from shards.read.reader import Reader
 from shards.read.stream import Share, Stream
 from tests.shards.data import flip, payload, write
@@ -254,7 +255,7 @@ def test_one_damaged_block_of_a_range_does_not_spoil_its_neighbours(tmp_path: Pa
     manifest = write(tmp_path, 1000, shard_bytes=80_000)
     flip(*payload(tmp_path, 1, "x"))
     with closing(
-        Reader(tmp_path, manifest, mapped=False, on_damage="substitute", damaged=0.3)
+        Reader(tmp_path, manifest, ReadOptions(on_damage="substitute", damaged=0.3), mapped=False)
     ) as r:
         r.want(np.arange(1000))
         batch, stands_in = r.take(np.arange(1000))
