@@ -49,7 +49,7 @@ def spread(work: Callable[[int], R], tasks: Sequence[int], workers: int) -> Iter
         initargs=(work,),
     )
     try:
-        with deaf_children():
+        with children_ignore_sigint():
             submitted = [pool.submit(_do, task) for task in tasks]
         for done in as_completed(submitted):
             yield done.result()
@@ -67,7 +67,7 @@ def spread(work: Callable[[int], R], tasks: Sequence[int], workers: int) -> Iter
 
 
 @contextlib.contextmanager
-def deaf_children() -> Iterator[None]:
+def children_ignore_sigint() -> Iterator[None]:
     """Processes that are started within do not hear Ctrl-C, from their first instruction on; here it waits."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -82,7 +82,7 @@ def _begin(work: Callable[[int], Any]) -> None:
     _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=outlive_nobody, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _do(task: int) -> Any:
@@ -99,7 +99,7 @@ def _stop(*_: object) -> None:
     raise SystemExit(143)
 
 
-def outlive_nobody() -> None:
+def exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

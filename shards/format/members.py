@@ -147,7 +147,7 @@ def split_name(path: str) -> tuple[str, str] | None:
 
     None of names without one, and of names in double underscores, which webdataset passes over.
     """
-    found = _NAME.fullmatch(spelled(path))
+    found = _NAME.fullmatch(printable(path))
     if found is None or re.match(r"__[^/]*__($|/)", path):
         return None
     return found[1], found[2].lower()
@@ -186,6 +186,6 @@ def members_of(span: bytes) -> tuple[str, Members]:
     return keys.pop(), found
 
 
-def spelled(name: str) -> str:
+def printable(name: str) -> str:
     """A file's or member's name as text; of bytes that are not UTF-8 as they are escaped, \\xff."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -110,9 +110,9 @@ class Order:
         w = np.where(index < before, index, index + lack) // window
         start = w * window - np.where(w > w_short, lack, 0)
         slots = np.minimum(blocks - w * self.window, self.window)
-        held = slots * self.block - np.where(w == w_short, lack, 0)
+        counts = slots * self.block - np.where(w == w_short, lack, 0)
         inside = mix(key(self.seed, known, _INSIDE)[which] + w.astype(np.uint64))
-        k = permute(index - start, held, inside).astype(np.int64) + w * window
+        k = permute(index - start, counts, inside).astype(np.int64) + w * window
 
         # number the samples of a window as if the short block were full, to divide by its size
         k += np.where((w == w_short) & (k >= (short + 1) * self.block - lack), lack, 0)

@@ -129,17 +129,17 @@ class Readers:
             (np.flatnonzero(sources == i), *reader.take(*(o[s == i] for s, o in located)))
             for i, reader in enumerate(self._readers)
         ]
-        stands_in, found = np.zeros(len(samples), dtype=bool), dict[str, NDArray[Any]]()
+        substituted, found = np.zeros(len(samples), dtype=bool), dict[str, NDArray[Any]]()
         for name, first in parts[0][1].items():
             dtype = np.result_type(
                 *(arrays[name].dtype for _, arrays, _ in parts)
             )  # keys: the longest
             found[name] = np.empty((len(samples), *first.shape[1:]), dtype=dtype)
-        for rows, arrays, instead in parts:
-            stands_in[rows] = instead
+        for rows, arrays, theirs in parts:
+            substituted[rows] = theirs
             for name, values in arrays.items():
                 found[name][rows] = values
-        return {**found, "source": sources}, stands_in
+        return {**found, "source": sources}, substituted
 
     def end(self) -> None:
         for reader in self._readers:

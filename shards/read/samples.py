@@ -20,7 +20,7 @@ from shards import storage
 from shards.errors import BadInputError, DamagedError
 from shards.format.manifest import Manifest
 from shards.format.members import Decode, Encoded, Sample, Unpack
-from shards.read.block_bytes import TOGETHER, Arrays, Needed, Part, Picked, Raw, Tars, cut
+from shards.read.block_bytes import TOGETHER, Arrays, ByteRange, Needed, Picked, Raw, Tars, cut
 from shards.read.cache import Cache
 from shards.read.decoding import Decoders
 from shards.read.mapped_files import is_mapped
@@ -29,7 +29,7 @@ from shards.read.mapped_files import is_mapped
 class Spans(NamedTuple):
     """A block as its parts, out of which samples are cut when they are asked for."""
 
-    fetched: list[tuple[Part, Raw]]
+    fetched: list[tuple[ByteRange, Raw]]
 
 
 class Samples(Tars[Spans]):
@@ -50,49 +50,49 @@ class Samples(Tars[Spans]):
         self._decoders = Decoders(decoders)
         self._stems = [PurePosixPath(s.name).stem for s in manifest.shards]
 
-    def parts(self, block: int) -> list[Part]:
+    def ranges(self, block: int) -> list[ByteRange]:
         """Neighbours together as long as a range may be; a sample that was left out lies between two others."""
-        found: list[Part] = []
+        found: list[ByteRange] = []
         for shard, start, stop in self._places(self._rows(block)):
             last = found[-1] if found else None
             if last is not None and last.shard == shard and stop - last.start <= TOGETHER:
-                found[-1] = Part(shard, last.start, stop)
+                found[-1] = ByteRange(shard, last.start, stop)
             else:
-                found.append(Part(shard, start, stop))
+                found.append(ByteRange(shard, start, stop))
         return found
 
     def open(self, block: int, data: Sequence[Raw]) -> Spans:
-        return Spans([*zip(self.parts(block), data, strict=True)])
+        return Spans([*zip(self.ranges(block), data, strict=True)])
 
-    def check(self, block: int, held: Spans) -> None:
+    def check(self, block: int, opened: Spans) -> None:
         rows = self._rows(block)
         hashes = self._manifest.blocks["xxh3"][rows.start : rows.stop, 0]
-        for ordinal, part, expected in zip(rows, self._places(rows), hashes, strict=True):
-            if xxhash.xxh3_128_digest(cut(part, held.fetched).data) != expected.tobytes():
+        for ordinal, piece, expected in zip(rows, self._places(rows), hashes, strict=True):
+            if xxhash.xxh3_128_digest(cut(piece, opened.fetched).data) != expected.tobytes():
                 raise DamagedError(
-                    f"{self.url(part.shard)}: sample {ordinal:,}, {part.stop - part.start:,} bytes at "
-                    f"{part.start:,}, does not have its xxh3: run `python -m tools.shards verify {self._root}`"
+                    f"{self.url(piece.shard)}: sample {ordinal:,}, {piece.stop - piece.start:,} bytes at "
+                    f"{piece.start:,}, does not have its xxh3: run `python -m tools.shards verify {self._root}`"
                 )
 
     def gather(self, picked: Iterable[Picked[Spans]], count: int, names: Sequence[str]) -> Arrays:
-        spans, places = [Encoded(b"", "")] * count, [Part(0, 0, 0)] * count
-        for here, block, rows, held in picked:
+        spans, places = [Encoded(b"", "")] * count, [ByteRange(0, 0, 0)] * count
+        for here, block, rows, opened in picked:
             found = self._places(rows + block * self._manifest.block)
-            for at, part in zip(here.tolist(), found, strict=True):
-                places[at] = part
-                spans[at] = Encoded(cut(part, held.fetched).tobytes(), self._stems[part.shard])
+            for at, piece in zip(here.tolist(), found, strict=True):
+                places[at] = piece
+                spans[at] = Encoded(cut(piece, opened.fetched).tobytes(), self._stems[piece.shard])
         samples = self._decoders.map(Unpack(decode=self._decode, names=tuple(names)), spans)
         return self._arrays(samples, places, names)
 
-    def choose(self, block: int, names: Sequence[str]) -> Spans:
+    def read_fields(self, block: int, names: Sequence[str]) -> Spans:
         """A span is checked as a whole, so it is read as a whole; its picture is not decoded."""
         found = self.read([block])[block]
         if isinstance(found, DamagedError):
             raise found
         return found
 
-    def is_mapped(self, held: Spans) -> bool:
-        return all(is_mapped(data) for _, data in held.fetched)
+    def is_mapped(self, opened: Spans) -> bool:
+        return all(is_mapped(data) for _, data in opened.fetched)
 
     def close(self) -> None:
         self._decoders.close()
@@ -100,29 +100,29 @@ class Samples(Tars[Spans]):
     def _arrays(
         self,
         samples: Sequence[Sample | BadInputError],
-        places: Sequence[Part],
+        places: Sequence[ByteRange],
         names: Sequence[str],
     ) -> Arrays:
         chosen = [f for f in self._manifest.fields if f.name in names]
         arrays = {f.name: np.empty((len(samples), *f.shape), dtype=f.dtype) for f in chosen}
-        for at, (sample, part) in enumerate(zip(samples, places, strict=True)):
+        for at, (sample, piece) in enumerate(zip(samples, places, strict=True)):
             for f in chosen:
                 if isinstance(sample, BadInputError):
-                    raise self._unlike(part, str(sample))
+                    raise self._unlike(piece, str(sample))
                 value = np.asarray(getattr(sample, f.name))
                 kind, size = np.dtype(f.dtype).kind, np.dtype(f.dtype).itemsize
                 if (value.shape, value.dtype.kind) != (
                     f.shape,
                     kind,
                 ) or value.dtype.itemsize > size:
-                    raise self._unlike(part, f"{f.name} is {value.shape} {value.dtype}")
+                    raise self._unlike(piece, f"{f.name} is {value.shape} {value.dtype}")
                 arrays[f.name][at] = value
         return {**arrays}
 
-    def _unlike(self, part: Part, reason: str) -> DamagedError:
+    def _unlike(self, piece: ByteRange, reason: str) -> DamagedError:
         """Bytes that hold, and yet are not what they were when they were indexed: another Pillow, say."""
         return DamagedError(
-            f"{self.url(part.shard)}: the sample at byte {part.start:,} does not decode as it did when it was "
+            f"{self.url(piece.shard)}: the sample at byte {piece.start:,} does not decode as it did when it was "
             f"indexed: {reason}"
         )
 
@@ -130,9 +130,9 @@ class Samples(Tars[Spans]):
         size = self._manifest.block
         return range(block * size, min((block + 1) * size, self._manifest.count))
 
-    def _places(self, ordinals: Sequence[int] | NDArray[np.int64]) -> list[Part]:
+    def _places(self, ordinals: Sequence[int] | NDArray[np.int64]) -> list[ByteRange]:
         rows = self._manifest.blocks[np.asarray(ordinals)]
         starts = rows["offset"][:, 0].astype(np.int64)
         stops = starts + rows["bytes"][:, 0].astype(np.int64)
         places = zip(rows["shard"].tolist(), starts.tolist(), stops.tolist(), strict=True)
-        return [Part(*place) for place in places]
+        return [ByteRange(*place) for place in places]

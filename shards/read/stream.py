@@ -23,7 +23,7 @@ from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
 from shards.format.order import WINDOW
-from shards.read.audit import Account, of_source, prove
+from shards.read.audit import EpochAudit, check_epoch, source_suffix
 from shards.read.blocks import Arrays
 from shards.read.cache import Cache
 from shards.read.mixing import Blend, Readers, identity, load_alike, make_blend
@@ -114,11 +114,11 @@ class Stream:
         self.manifests = tuple(manifests)
         self.substituted = 0  # samples given so far that stand in for damaged ones
         self.ended: list[
-            Account
+            EpochAudit
         ] = []  # of this rank; whoever adds them up over ranks takes them out
         self._reader, self._blend, self._share, self._start = reader, blend, share, position
         self._delivered = 0
-        self._under_way: dict[tuple[int, int], Account] = {}
+        self._under_way: dict[tuple[int, int], EpochAudit] = {}
         self._begun_before = frozenset(blend.under_way(position))
         self._epochs = blend.ended(position)  # of each source, how many have ended
         window = max(order.window for order in blend.orders) * len(blend.orders)
@@ -145,22 +145,22 @@ class Stream:
         """What reading took: ranges `fetched`, their `bytes`, blocks `cached`, blocks asked for `again`."""
         return self._reader.counts
 
-    def under_way(self) -> list[Account]:
+    def under_way(self) -> list[EpochAudit]:
         """This rank's accounts of the epochs that have begun and not ended, asked between two global batches.
 
         All ranks have as many, in one order. Of an epoch that began before the stream did, what was since.
         """
         keys = self._blend.under_way(self.position)
-        return [self._under_way.get((s, e), Account(source=s, epoch=e)) for s, e in keys]
+        return [self._under_way.get((s, e), EpochAudit(source=s, epoch=e)) for s, e in keys]
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> Arrays:
-        batch, asked, stands_in = next(self._ahead)
-        self._check_turn(batch["position"])
+        batch, planned, substituted = next(self._ahead)
+        self._check_positions(batch["position"])
         self._delivered += 1
-        self._enter(asked, stands_in)
+        self._audit_batch(planned, substituted)
         if self._delivered % self._share.micro_batches == 0:
             self._end_epochs()
         return batch
@@ -176,41 +176,41 @@ class Stream:
             "position": self.position,
         }
 
-    def _check_turn(self, positions: NDArray[np.generic]) -> None:
+    def _check_positions(self, positions: NDArray[np.generic]) -> None:
         """A batch is the one whose turn it is: else another was lost or came twice on its way here."""
         b, world, rank = self._share.micro_batch, self._share.world, self._share.rank
-        due = self._start + (self._delivered * world + rank) * b
+        expected = self._start + (self._delivered * world + rank) * b
         first, last = int(positions[0]), int(positions[-1])
-        if (first, last, len(positions)) != (due, due + b - 1, b):
+        if (first, last, len(positions)) != (expected, expected + b - 1, b):
             raise DamagedError(
-                f"rank {rank} was given positions {first:,} to {last:,} where {due:,} to {due + b - 1:,} were due"
+                f"rank {rank} was given positions {first:,} to {last:,} where {expected:,} to {expected + b - 1:,} were due"
             )
 
-    def _enter(self, asked: Planned, stands_in: NDArray[np.bool_]) -> None:
+    def _audit_batch(self, planned: Planned, substituted: NDArray[np.bool_]) -> None:
         """Into the accounts of the epochs that a batch is of, most often one."""
-        self.substituted += int(stands_in.sum())
-        sources, ordinals = self._blend.locate(asked.samples)
-        keys = {*zip(sources.tolist(), asked.epochs.tolist(), strict=True)}
+        self.substituted += int(substituted.sum())
+        sources, ordinals = self._blend.locate(planned.samples)
+        keys = {*zip(sources.tolist(), planned.epochs.tolist(), strict=True)}
         for key in keys:
-            here = (sources == key[0]) & (asked.epochs == key[1]) if len(keys) > 1 else ...
-            account = self._under_way.get(key, Account(source=key[0], epoch=key[1]))
-            self._under_way[key] = account.add(ordinals[here], int(stands_in[here].sum()))
+            here = (sources == key[0]) & (planned.epochs == key[1]) if len(keys) > 1 else ...
+            audit = self._under_way.get(key, EpochAudit(source=key[0], epoch=key[1]))
+            self._under_way[key] = audit.add(ordinals[here], int(substituted[here].sum()))
 
     def _end_epochs(self) -> None:
         """Those that no later batch adds to; a rank that reads alone from an epoch's start on proves it here."""
         now = self._blend.ended(self.position)
         for source, (before, after) in enumerate(zip(self._epochs, now, strict=True)):
             for epoch in range(before, after):
-                account = self._under_way.pop((source, epoch), Account(source=source, epoch=epoch))
-                if self._share.world == 1 and account.key not in self._begun_before:
-                    prove([account], self.manifests[source].count)
+                audit = self._under_way.pop((source, epoch), EpochAudit(source=source, epoch=epoch))
+                if self._share.world == 1 and audit.key not in self._begun_before:
+                    check_epoch([audit], self.manifests[source].count)
                 _log.log(
-                    logging.WARNING if account.substituted else logging.INFO,
+                    logging.WARNING if audit.substituted else logging.INFO,
                     "epoch %d%s, rank %d: %s seen + %s substituted = %s",
-                    *(epoch, of_source(account), self._share.rank),
-                    *(f"{n:,}" for n in (account.seen, account.substituted, account.given)),
+                    *(epoch, source_suffix(audit), self._share.rank),
+                    *(f"{n:,}" for n in (audit.seen, audit.substituted, audit.total)),
                 )
-                self.ended.append(account)
+                self.ended.append(audit)
         self._epochs = now
 
     def close(self) -> None:
@@ -342,11 +342,11 @@ def _batches(
                 return
             some = [coming.popleft() for _ in range(min(size, len(coming)))]
             reader.position = int(some[0].positions[0])
-            found, stands_in = reader.take(*(asked.samples for asked in some))
-            for i, asked in enumerate(some):
+            found, substituted = reader.take(*(planned.samples for planned in some))
+            for i, planned in enumerate(some):
                 mine = slice(i * share.micro_batch, (i + 1) * share.micro_batch)
                 batch = {name: values[mine] for name, values in found.items()}
-                yield {**batch, "position": asked.positions}, asked, stands_in[mine]
+                yield {**batch, "position": planned.positions}, planned, substituted[mine]
             one = sum(values.nbytes for values in found.values()) // len(some)
             size = max(1, min(2 * size, _AT_ONCE // one))  # the first batch waits for no other
     finally:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from shards.errors import BadInputError, UserError
-from shards.format.members import spelled
+from shards.format.members import printable
 from shards.format.pictures import SUFFIXES
 from shards.sources.listing import Decode, Files, Listing, file, folder
 
@@ -47,13 +47,13 @@ def image_folder(root: str, decode: Decode) -> Listing:
     labels = [label for label, paths in enumerate(found.values()) for _ in paths]
     files = Files(root=str(base), names=tuple(names))
     return Listing.of(
-        spelled(base.resolve().name),
-        [spelled(name) for name in names],
+        printable(base.resolve().name),
+        [printable(name) for name in names],
         files,
         decode=decode,
         places=files.sizes(),
         labels=np.array(labels, dtype=np.int64) if classes else None,
-        class_names=[spelled(name) for name in classes],
+        class_names=[printable(name) for name in classes],
     )
 
 

@@ -45,7 +45,7 @@ class Parquet:
         self._files: list[Any] = []
         self._groups: list[tuple[int, int]] = []  # (file, group) in order
         self._starts = np.zeros(1, dtype=np.int64)
-        self._held: OrderedDict[int, Any] = OrderedDict()
+        self._groups_read: OrderedDict[int, Any] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Parquet, (self._paths, self._column)
@@ -54,14 +54,14 @@ class Parquet:
         if not self._files:
             self._open()
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        if group not in self._held:
-            while len(self._held) >= _GROUPS:
-                self._held.popitem(last=False)
+        if group not in self._groups_read:
+            while len(self._groups_read) >= _GROUPS:
+                self._groups_read.popitem(last=False)
             file, number = self._groups[group]
             table = self._files[file].read_row_group(number, columns=[self._column])
-            self._held[group] = table.column(self._column)
-        self._held.move_to_end(group)
-        return _bytes(self._held[group][row - int(self._starts[group])].as_py())
+            self._groups_read[group] = table.column(self._column)
+        self._groups_read.move_to_end(group)
+        return _bytes(self._groups_read[group][row - int(self._starts[group])].as_py())
 
     def _open(self) -> None:
         _, parquet = _pyarrow()
@@ -101,8 +101,8 @@ def parquet(
         raise UserError(
             f"{files[0]} and {len(files) - 1} more are no such parquet: {error}"
         ) from None
-    held = arrow.concat_tables(tables) if others else None
-    return _listing(Path(files[0]).stem, files, sizes, schema, held, Parquet, decode, wanted)
+    table = arrow.concat_tables(tables) if others else None
+    return _listing(Path(files[0]).stem, files, sizes, schema, table, Parquet, decode, wanted)
 
 
 def saved_dataset(
@@ -198,8 +198,8 @@ def _columns(
 
 def _class_names(schema: Any, label: str) -> Sequence[str]:
     """Of a ClassLabel, where `datasets` left its features in the schema."""
-    told = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(told)["info"]["features"] if told else {}
+    text = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(text)["info"]["features"] if text else {}
     return features.get(label, {}).get("names", ())
 
 

@@ -40,7 +40,7 @@ def build_shard(plan: Plan, k: int) -> tuple[bytes, dict[str, Any]]:
             entries, x = add(tar, plan, block, here)
             table += entries
             values = x.reshape(-1, *plan.fields[0].shape[-3:])
-            moments.append(beside.submit(_moments, values, tar, tar.parts))
+            moments.append(beside.submit(_moments, values, tar, tar.pieces))
             histograms.append(_histogram(plan, here))
             count += len(here)
     data, labelled = tar.finish(), plan.source.labels is not None
@@ -58,9 +58,9 @@ def build_shard(plan: Plan, k: int) -> tuple[bytes, dict[str, Any]]:
     }
 
 
-def _moments(values: NDArray[np.generic], tar: TarBuilder, parts: int) -> Moments:
+def _moments(values: NDArray[np.generic], tar: TarBuilder, pieces: int) -> Moments:
     """Of a block, whose pieces of the tar are hashed on the way."""
-    tar.hash(parts)
+    tar.hash(pieces)
     return Moments.of(values)
 
 
@@ -69,8 +69,10 @@ def _add_arrays(
 ) -> tuple[Table, NDArray[np.generic]]:
     """One member a field, for all samples of the block."""
     arrays = _block(plan, rows)
-    placed = {f.name: tar.add(f"{block:08d}.{f.name}.npy", arrays[f.name]) for f in plan.fields}
-    return [{"rows": len(rows), "fields": {n: p.plain() for n, p in placed.items()}}], arrays["x"]
+    locations = {f.name: tar.add(f"{block:08d}.{f.name}.npy", arrays[f.name]) for f in plan.fields}
+    return [{"rows": len(rows), "fields": {n: p.plain() for n, p in locations.items()}}], arrays[
+        "x"
+    ]
 
 
 def _add_samples(
@@ -87,8 +89,8 @@ def _add_samples(
         if labels is not None:
             members["cls"] = str(labels[at]).encode()
         members[KEY] = keys[at]
-        placed = tar.add_members({f"{name}.{ext}": data for ext, data in members.items()})
-        table.append({"rows": 1, "fields": {SAMPLE: placed.plain()}})
+        locations = tar.add_members({f"{name}.{ext}": data for ext, data in members.items()})
+        table.append({"rows": 1, "fields": {SAMPLE: locations.plain()}})
         x[at] = picture.pixels
     return table, x
 
@@ -119,7 +121,7 @@ def _finite(x: NDArray[np.generic]) -> bool:
     return not np.any((x.view(bits) & every) == every)
 
 
-def described(
+def manifest_fields(
     records: Sequence[Mapping[str, Any]], fields: Sequence[Field], blocks: NDArray[np.void]
 ) -> dict[str, Any]:
     """What every manifest says: format, fields, statistics, index and shards, from the tars' records in their order.

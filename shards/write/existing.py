@@ -10,7 +10,7 @@ from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
 
 
-def held(root: storage.Url) -> Manifest | None:
+def find_existing(root: storage.Url) -> Manifest | None:
     """The manifest of the data set that lies at `root`, if one does.
 
     Raises:
@@ -23,7 +23,7 @@ def held(root: storage.Url) -> Manifest | None:
     return manifests.load(root)
 
 
-def another(root: storage.Url, found: Manifest) -> UserError:
+def other_data_set(root: storage.Url, found: Manifest) -> UserError:
     """The refusal to write over a data set."""
     return UserError(
         f"{root} holds another data set ({found.source['name']}, {found.count:,} samples, "

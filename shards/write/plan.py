@@ -61,27 +61,29 @@ class Plan:
             "numbers": decided,
             "fields": fields,
             "header": self.header.plain(),
-            "source": self.origin,
+            "source": self.source_record,
         }
-        return manifests.digest(plain | self.named | self.ordered | self.laid)
+        return manifests.digest(
+            plain | self.class_name_fields | self.order_fields | self.layout_fields
+        )
 
     @property
-    def origin(self) -> dict[str, Any]:
-        told = {"name": self.source.name, "count": self.count, "fingerprint": self.fingerprint}
-        return {**told, **self.notes}
+    def source_record(self) -> dict[str, Any]:
+        record = {"name": self.source.name, "count": self.count, "fingerprint": self.fingerprint}
+        return {**record, **self.notes}
 
     @property
-    def named(self) -> dict[str, Any]:
+    def class_name_fields(self) -> dict[str, Any]:
         """Class names, where there are any: data sets without them keep the plans they had."""
         return {"class_names": [*self.class_names]} if self.class_names else {}
 
     @property
-    def ordered(self) -> dict[str, Any]:
+    def order_fields(self) -> dict[str, Any]:
         """That the order is the source's, where it is: data sets that were shuffled keep the plans they had."""
         return {} if self.shuffled else {"order": "source"}
 
     @property
-    def laid(self) -> dict[str, Any]:
+    def layout_fields(self) -> dict[str, Any]:
         """The layout, where it is not blocks, and how its samples are decoded."""
         if self.layout == "blocks":
             return {}

@@ -22,9 +22,9 @@ from shards.format.header import Header
 from shards.format.manifest import Layout, Manifest
 from shards.format.order import share
 from shards.sources.source import Source
-from shards.write.building import described
-from shards.write.committing import commit, committed, whole
-from shards.write.existing import another, held
+from shards.write.building import manifest_fields
+from shards.write.committing import commit, committed, has_size
+from shards.write.existing import find_existing, other_data_set
 from shards.write.plan import SHARD_BYTES, Plan, make_plan
 
 Watch = Callable[
@@ -69,9 +69,11 @@ def write(
     """
     plan = make_plan(source, header, seed, shard_bytes, class_names, notes, shuffle, layout)
     share([], rank, world)
-    lies = _existing(root, plan)
-    if lies is not None and all(whole(storage.join(root, s.name), s.bytes) for s in lies.shards):
-        return lies, False
+    existing = _existing_of(root, plan)
+    if existing is not None and all(
+        has_size(storage.join(root, s.name), s.bytes) for s in existing.shards
+    ):
+        return existing, False
     done = committed(root, plan)
     todo = share([k for k in range(plan.shards) if k not in done], rank, world)
     while todo:  # again only what another process left when it died between a tar and its sidecar
@@ -80,15 +82,15 @@ def write(
         done |= committed(root, plan, known=frozenset(done))
         todo = [k for k in todo if k not in done]
     manifest = merge(plan, [done[k] for k in range(plan.shards)])
-    manifests.save(root, manifest, new=lies is None)
+    manifests.save(root, manifest, new=existing is None)
     return manifest, True
 
 
-def _existing(root: storage.Url, plan: Plan) -> Manifest | None:
+def _existing_of(root: storage.Url, plan: Plan) -> Manifest | None:
     """The manifest at `root`, which must be of this plan."""
-    found = held(root)
+    found = find_existing(root)
     if found is not None and found.plan != plan.hash:
-        raise another(root, found)
+        raise other_data_set(root, found)
     return found
 
 
@@ -97,7 +99,7 @@ def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
     labelled = plan.source.labels is not None
     blocks = _table(plan.columns, sidecars)
     plain = {
-        **described(sidecars, plan.fields, blocks),
+        **manifest_fields(sidecars, plan.fields, blocks),
         "plan": plan.hash,
         "count": plan.count,
         "block": plan.block,
@@ -105,10 +107,10 @@ def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
         "label_histogram": (
             np.sum([s["label_histogram"] for s in sidecars], axis=0).tolist() if labelled else None
         ),
-        **plan.named,
-        **plan.ordered,
-        **plan.laid,
-        "source": plan.origin,
+        **plan.class_name_fields,
+        **plan.order_fields,
+        **plan.layout_fields,
+        "source": plan.source_record,
         "seed": plan.seed,
     }
     return Manifest.of(plain, blocks)
@@ -119,12 +121,12 @@ def _table(columns: tuple[str, ...], sidecars: list[dict[str, Any]]) -> NDArray[
     counts = [len(sidecar["blocks"]) for sidecar in sidecars]
     table = np.empty(sum(counts), dtype=manifests.index_dtype(len(columns)))
     table["shard"] = np.repeat(np.arange(len(sidecars)), counts)
-    parts = np.split(table, np.cumsum(counts)[:-1])
-    for part, blocks in zip(parts, (s["blocks"] for s in sidecars), strict=True):
-        part["rows"] = [block["rows"] for block in blocks]
+    sections = np.split(table, np.cumsum(counts)[:-1])
+    for section, blocks in zip(sections, (s["blocks"] for s in sidecars), strict=True):
+        section["rows"] = [block["rows"] for block in blocks]
         for column, name in enumerate(columns):
             placed = [block["fields"][name] for block in blocks]
-            part["offset"][:, column] = [p["offset"] for p in placed]
-            part["bytes"][:, column] = [p["bytes"] for p in placed]
-            part["xxh3"][:, column] = manifests.hashes([p["xxh3"] for p in placed])
+            section["offset"][:, column] = [p["offset"] for p in placed]
+            section["bytes"][:, column] = [p["bytes"] for p in placed]
+            section["xxh3"][:, column] = manifests.hashes([p["xxh3"] for p in placed])
     return table

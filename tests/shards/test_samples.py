@@ -70,7 +70,7 @@ def test_every_way_of_reading_gives_the_samples_that_are_there(
             assert _alike(found, expected, rows) and np.array_equal(found["ordinal"], rows)
             assert found["x"].dtype == np.uint8 and found["y"].dtype == np.int64
         if way == "cached":
-            assert Cache(tmp_path).holds() == manifest.blocks["bytes"].sum()
+            assert Cache(tmp_path).used_bytes() == manifest.blocks["bytes"].sum()
             assert (reader.counts["fetched"], reader.counts["cached"]) == (9, 0)  # they stay mapped
 
 
@@ -145,7 +145,7 @@ def test_neighbours_come_together_up_to_a_bound(
         monkeypatch.setattr(samples, "TOGETHER", bound)
         monkeypatch.setattr(parts, "TOGETHER", bound)
         tars = tars_of(tmp_path, manifest, mapped=False)
-        every = [part for block in range(3) for part in tars.parts(block)]
+        every = [part for block in range(3) for part in tars.ranges(block)]
         assert all(p.stop - p.start <= max(bound, sizes.max()) for p in every)
         assert sum(p.stop - p.start for p in every) == sizes.sum()
         assert fetched() == len(every)

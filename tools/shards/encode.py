@@ -42,7 +42,7 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.header import Header
 from shards.format.manifest import Manifest
-from shards.write import writer
+from shards.write.existing import find_existing
 from shards.write.plan import Plan
 from tools.shards import report, sweep
 
@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
     built = report.Counted("encoding shards")
     manifest, new = encode(task, source, watch=built)
     sweep.afterwards(options.out)
-    _tell(options, source, manifest, new, built.count, time.monotonic() - started)
+    _print_report(options, source, manifest, new, built.count, time.monotonic() - started)
     return 0
 
 
@@ -166,7 +166,7 @@ def _submit(options: argparse.Namespace, task: Task, planned: Plan) -> int:
         raise UserError(f"--tasks {tasks}: give at least 1")
     name, *settings = options.cluster or ["auto"]
     cluster = array.cluster_of([f"cluster={name}", *(f"cluster.{text}" for text in settings)])
-    found = writer.held(task.out)
+    found = find_existing(task.out)
     if found is not None:
         print(f"already there, nothing submitted: {report.line(found)} in {task.out}")
         return 0
@@ -196,7 +196,7 @@ def _file(path: str | None) -> str | None:
     return path and str(Path(path).expanduser().absolute())
 
 
-def _tell(
+def _print_report(
     options: argparse.Namespace,
     source: EncodedSource,
     manifest: Manifest,
@@ -204,18 +204,18 @@ def _tell(
     built: int,
     seconds: float,
 ) -> None:
-    seen = deviations(manifest)
+    counts = deviations(manifest)
     if options.json:
-        told: dict[str, Any] = {"root": options.out, "written": new, "shards_built": built}
-        told |= {"seconds": round(seconds, 3), "deviations_seen": seen}
-        print(json.dumps({**told, **report.summary(manifest)}))
+        facts: dict[str, Any] = {"root": options.out, "written": new, "shards_built": built}
+        facts |= {"seconds": round(seconds, 3), "deviations_seen": counts}
+        print(json.dumps({**facts, **report.summary(manifest)}))
         return
-    said = "wrote" if new else "already there, nothing written:"
-    print(f"{said} {report.line(manifest)} in {options.out}, manifest {manifest.hash[:12]}")
-    cli.console().print(_table(source, manifest, seen, built, seconds))
-    if not UNIT[0] <= min(seen) <= max(seen) <= UNIT[1]:
+    status = "wrote" if new else "already there, nothing written:"
+    print(f"{status} {report.line(manifest)} in {options.out}, manifest {manifest.hash[:12]}")
+    cli.console().print(_table(source, manifest, counts, built, seconds))
+    if not UNIT[0] <= min(counts) <= max(counts) <= UNIT[1]:
         print(
-            f"note: a model sees channels with standard deviations {min(seen):.3g} to {max(seen):.3g}, and near 1 is "
+            f"note: a model sees channels with standard deviations {min(counts):.3g} to {max(counts):.3g}, and near 1 is "
             "as it should be: these weights or statistics may be of other images"
         )
 
@@ -228,7 +228,7 @@ def deviations(manifest: Manifest) -> list[float]:
 
 
 def _table(
-    source: EncodedSource, manifest: Manifest, seen: list[float], built: int, seconds: float
+    source: EncodedSource, manifest: Manifest, counts: list[float], built: int, seconds: float
 ) -> Table:
     from rich.table import Table
 
@@ -240,7 +240,7 @@ def _table(
     table.add_row("images", f"{source.root}, manifest {source.manifest.hash[:12]}")
     table.add_row("encoder", f"{coded.encoder}, sha256 {str(source.sha256)[:12]}")
     table.add_row("stored", f"{coded.content}{forms}, {coded.dtype}")
-    table.add_row("std a model sees", f"{min(seen):.3g} to {max(seen):.3g}")
+    table.add_row("std a model sees", f"{min(counts):.3g} to {max(counts):.3g}")
     table.add_row("shards built by this call", f"{built:,} of {len(manifest.shards):,}")
     table.add_row("seconds", f"{seconds:,.1f}")
     if built == len(manifest.shards):

@@ -42,14 +42,14 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--images {images:g}: give a whole number of at least 1, and at most 1e18")
     if batch < 1:
         raise UserError(f"--batch {batch}: give at least 1")
-    path = picture.place(options)
+    path = picture.target_path(options)
     manifest = manifests.load(options.root)
     order = ordering.order_of(options, manifest)
     positions = np.arange(max(0, int(images) - batch), int(images))
     found = ordering.read(options.root, manifest, order.ordinals(positions))
     if path:
-        picture.save(path, picture.asked_for(options, manifest, found["x"]))
-    rows = ordering.described(found, positions)
+        picture.save(path, picture.render(options, manifest, found["x"]))
+    rows = ordering.rows_of(found, positions)
     first = {"epoch": int(positions[0]) // manifest.count, "manifest": manifest.hash}
     if options.json:
         print(json.dumps({"root": options.root, **first, "samples": rows}))

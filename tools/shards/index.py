@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     header = _header(options)
     root, tars = indexing.find(options.tars, options.out)
     read = report.Counted("reading tars")
-    manifest, seen, new = indexing.index(
+    manifest, counts, new = indexing.index(
         root,
         tars,
         indexing.with_label(decode, tars),
@@ -110,13 +110,13 @@ def run(options: argparse.Namespace) -> int:
     )
     seconds = round(time.monotonic() - started, 3)
     if options.json:
-        told = {"root": root, "written": new, "tars_read": read.count, "seconds": seconds}
-        print(json.dumps({**told, "inputs": asdict(seen), **report.summary(manifest)}))
+        facts = {"root": root, "written": new, "tars_read": read.count, "seconds": seconds}
+        print(json.dumps({**facts, "inputs": asdict(counts), **report.summary(manifest)}))
         return 0
-    said = "indexed" if new else "already there, nothing written:"
-    left = f", {seen.skipped:,} left out (see skipped.jsonl)" if seen.skipped else ""
+    status = "indexed" if new else "already there, nothing written:"
+    left = f", {counts.skipped:,} left out (see skipped.jsonl)" if counts.skipped else ""
     print(
-        f"{said} {report.line(manifest)}{left}, in {root}, manifest {manifest.hash[:12]}; "
+        f"{status} {report.line(manifest)}{left}, in {root}, manifest {manifest.hash[:12]}; "
         f"{read.count:,} of {len(tars):,} tars read by this call in {seconds:,.1f} s"
     )
     return 0

@@ -44,15 +44,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    path = picture.place(options)
+    path = picture.target_path(options)
     manifest = manifests.load(options.root)
     ordinal = _ordinal(options, manifest)
     found = ordering.read(options.root, manifest, np.array([ordinal]))
     if path:
-        picture.save(path, picture.asked_for(options, manifest, found["x"]))
+        picture.save(path, picture.render(options, manifest, found["x"]))
     x = found["x"][0].astype(np.float64)
-    said: dict[str, Any] = {
-        **ordering.described(found, None)[0],
+    facts: dict[str, Any] = {
+        **ordering.rows_of(found, None)[0],
         "block": ordinal // manifest.block,
         "row": ordinal % manifest.block,
         "shape": [*x.shape],
@@ -63,9 +63,9 @@ def run(options: argparse.Namespace) -> int:
         "png": options.png,
     }
     if options.json:
-        print(json.dumps({"root": options.root, **said}))
+        print(json.dumps({"root": options.root, **facts}))
         return 0
-    for name, value in said.items():
+    for name, value in facts.items():
         if value is not None:
             print(f"{name:8} {value:.6g}" if isinstance(value, float) else f"{name:8} {value}")
     return 0
@@ -86,17 +86,17 @@ def _ordinal(options: argparse.Namespace, manifest: Manifest) -> int:
 
 def _find(root: str, manifest: Manifest, key: str) -> int:
     """The ordinal of a key; only keys are read."""
-    seen: list[str] = []
+    counts: list[str] = []
     first = 0
     for keys in keys_of(root, manifest):
         at = np.flatnonzero(keys == key)
         if at.size:
             return first + int(at[0])
-        if not seen:
-            seen = keys.tolist()
+        if not counts:
+            counts = keys.tolist()
         first += len(keys)
     raise UserError(
-        f"no sample has the key {key!r}{nearest(key, seen)}; keys look like {seen[0]!r}, and ordinal:N and "
+        f"no sample has the key {key!r}{nearest(key, counts)}; keys look like {counts[0]!r}, and ordinal:N and "
         "position:N name samples by number"
     )
 

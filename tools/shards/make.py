@@ -47,7 +47,7 @@ from shards.sources.listing import Listing, Raw, file
 from shards.sources.made import LATENT_SCALE, SyntheticSource, digits_source
 from shards.sources.source import Source
 from shards.write import writer
-from shards.write.scan import SKIPPED, Seen, Threshold, scan
+from shards.write.scan import SKIPPED, ScanCounts, Threshold, scan
 from tools.shards import report, sweep
 
 if TYPE_CHECKING:
@@ -211,18 +211,18 @@ def _lsun(options: argparse.Namespace) -> int:
 
 
 def _tars(options: argparse.Namespace) -> int:
-    told = {"image": options.image, "label": options.label, "prefix": options.prefix_keys}
-    return _list(options, tars.tars(options.paths, _picture(options), **told))
+    facts = {"image": options.image, "label": options.label, "prefix": options.prefix_keys}
+    return _list(options, tars.tars(options.paths, _picture(options), **facts))
 
 
 def _parquet(options: argparse.Namespace) -> int:
-    told = {name: getattr(options, name) for name in ("image", "label", "key")}
-    return _list(options, tables.parquet(options.paths, _picture(options), **told))
+    facts = {name: getattr(options, name) for name in ("image", "label", "key")}
+    return _list(options, tables.parquet(options.paths, _picture(options), **facts))
 
 
 def _dataset(options: argparse.Namespace) -> int:
-    told = {name: getattr(options, name) for name in ("image", "label", "key", "split")}
-    return _list(options, tables.saved_dataset(options.path, _picture(options), **told))
+    facts = {name: getattr(options, name) for name in ("image", "label", "key", "split")}
+    return _list(options, tables.saved_dataset(options.path, _picture(options), **facts))
 
 
 def _cifar(options: argparse.Namespace) -> int:
@@ -293,7 +293,7 @@ def _synthetic(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace, listing: Listing, header: Header = PIXELS) -> int:
     """Looks at what is listed, then writes what holds."""
-    source, seen = scan(
+    source, counts = scan(
         options.out,
         listing,
         dedupe=options.dedupe,
@@ -303,8 +303,8 @@ def _list(options: argparse.Namespace, listing: Listing, header: Header = PIXELS
         world=options.world,
         watch=report.watch("looking at inputs"),
     )
-    notes = {**asdict(seen), "rule": listing.decode.rule, "deduplicated": options.dedupe}
-    return _write(options, source, header, listing.class_names, notes, seen)
+    notes = {**asdict(counts), "rule": listing.decode.rule, "deduplicated": options.dedupe}
+    return _write(options, source, header, listing.class_names, notes, counts)
 
 
 def _write(
@@ -313,7 +313,7 @@ def _write(
     header: Header,
     class_names: tuple[str, ...] = (),
     notes: Mapping[str, Any] | None = None,
-    seen: Seen | None = None,
+    counts: ScanCounts | None = None,
 ) -> int:
     built = report.Counted("writing shards")
     manifest, new = writer.write(
@@ -333,20 +333,20 @@ def _write(
     sweep.afterwards(options.out)
     seconds = time.monotonic() - options.started
     if options.json:
-        told = {"shards_built": built.count, "seconds": round(seconds, 3)}
-        inputs = {} if seen is None else {"inputs": asdict(seen)}
+        facts = {"shards_built": built.count, "seconds": round(seconds, 3)}
+        inputs = {} if counts is None else {"inputs": asdict(counts)}
         summary = report.summary(manifest)
-        print(json.dumps({"root": options.out, "written": new, **told, **inputs, **summary}))
+        print(json.dumps({"root": options.out, "written": new, **facts, **inputs, **summary}))
         return 0
-    said = "wrote" if new else "already there, nothing written:"
-    print(f"{said} {report.line(manifest)} in {options.out}, manifest {manifest.hash[:12]}")
-    if seen is not None:
-        cli.console().print(_table(seen, manifest, built.count, seconds, options))
+    status = "wrote" if new else "already there, nothing written:"
+    print(f"{status} {report.line(manifest)} in {options.out}, manifest {manifest.hash[:12]}")
+    if counts is not None:
+        cli.console().print(_table(counts, manifest, built.count, seconds, options))
     return 0
 
 
 def _table(
-    seen: Seen, manifest: Manifest, built: int, seconds: float, options: argparse.Namespace
+    counts: ScanCounts, manifest: Manifest, built: int, seconds: float, options: argparse.Namespace
 ) -> Table:
     from rich.table import Table
 
@@ -354,10 +354,10 @@ def _table(
     table.add_column()
     table.add_column(justify="right")
     twins = "left out" if options.dedupe else "kept: --dedupe leaves them out"
-    where = f" (see {storage.join(options.out, SKIPPED)})" if seen.skipped else ""
-    table.add_row("inputs", f"{seen.listed:,}")
-    table.add_row("bad ones" + where, f"{seen.skipped:,}")
-    table.add_row(f"duplicates, {twins}", f"{seen.duplicates:,}")
+    where = f" (see {storage.join(options.out, SKIPPED)})" if counts.skipped else ""
+    table.add_row("inputs", f"{counts.listed:,}")
+    table.add_row("bad ones" + where, f"{counts.skipped:,}")
+    table.add_row(f"duplicates, {twins}", f"{counts.duplicates:,}")
     table.add_row("samples", f"{manifest.count:,}")
     if manifest.classes:
         table.add_row("classes", f"{manifest.classes:,}")

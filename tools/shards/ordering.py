@@ -45,7 +45,7 @@ def read(root: str, manifest: Manifest, ordinals: NDArray[np.int64]) -> Arrays:
     return {**found, "shard": np.array([manifest.shards[s].name for s in shards])}
 
 
-def described(found: Arrays, positions: NDArray[np.int64] | None) -> list[dict[str, object]]:
+def rows_of(found: Arrays, positions: NDArray[np.int64] | None) -> list[dict[str, object]]:
     """One plain row a sample."""
     names = [n for n in ("key", "ordinal", "shard", "y") if n in found]
     columns: dict[str, list] = {n: found[n].tolist() for n in names}

@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="PATH", help="of it; implies --decode")
 
 
-def place(options: argparse.Namespace) -> Path | None:
+def target_path(options: argparse.Namespace) -> Path | None:
     """Where the picture goes, before any work is done for it; None where none is asked for.
 
     Raises:
@@ -44,7 +44,7 @@ def place(options: argparse.Namespace) -> Path | None:
     return None
 
 
-def asked_for(options: argparse.Namespace, manifest: Manifest, x: NDArray[np.generic]) -> Images:
+def render(options: argparse.Namespace, manifest: Manifest, x: NDArray[np.generic]) -> Images:
     """Stored samples as the flags of `add` want to see them."""
     if options.decode or options.weights:
         return decode(manifest, x, options.weights)
@@ -57,14 +57,14 @@ def draw(manifest: Manifest, x: NDArray[np.generic]) -> Images:
     forms = x.reshape(len(x), -1, *x.shape[-3:]).astype(np.float64)  # (n, forms, C, H, W)
     if header.kind == "image" and forms.shape[2] in (1, 3):
         width = max(manifest.maximum - manifest.minimum, 1e-12)
-        shown = (forms - manifest.minimum) / width
-        tiles = shown.transpose(0, 1, 3, 4, 2)  # (n, forms, H, W, C)
+        scaled = (forms - manifest.minimum) / width
+        tiles = scaled.transpose(0, 1, 3, 4, 2)  # (n, forms, H, W, C)
     else:
         mean, std = (
             np.array(v)[:, None, None] for v in (manifest.channel_mean, manifest.channel_std)
         )
-        shown = 0.5 + (forms - mean) / np.maximum(std, 1e-12) / (2 * _WIDEST)
-        tiles = shown.reshape(len(x), -1, *x.shape[-2:], 1)  # (n, forms x C, H, W, 1)
+        scaled = 0.5 + (forms - mean) / np.maximum(std, 1e-12) / (2 * _WIDEST)
+        tiles = scaled.reshape(len(x), -1, *x.shape[-2:], 1)  # (n, forms x C, H, W, 1)
     levels = (tiles.clip(0, 1) * 255).round().astype(np.uint8)
     return np.stack([sheet(several, zoom=1) for several in levels])
 

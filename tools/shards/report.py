@@ -48,8 +48,8 @@ def line(manifest: Manifest) -> str:
         " x ".join(map(str, manifest.shape)),
         sum(shard.bytes for shard in manifest.shards),
     )
-    dtype, held = np.dtype(manifest.fields[0].dtype).name, tars(len(manifest.shards))
-    return f"{manifest.count:,} samples {shape} {dtype}, {held}, {size(stored)}"
+    dtype, shards = np.dtype(manifest.fields[0].dtype).name, tars(len(manifest.shards))
+    return f"{manifest.count:,} samples {shape} {dtype}, {shards}, {size(stored)}"
 
 
 def tars(count: int) -> str:

@@ -139,7 +139,7 @@ def fetched(manifest: Manifest, order: Order, cache: int, ranks: int) -> list[in
 def _windows(sizes: NDArray[np.int64], order: Order, cache: int) -> list[int]:
     """Belady's rule over windows: a heap holds what may go, the one needed last on top."""
     everything = np.arange(len(sizes))
-    held: set[int] = set()
+    cached: set[int] = set()
     heap: list[tuple[float, int]] = []
     room, found = cache, []
     for epoch in range(EPOCHS):
@@ -147,17 +147,17 @@ def _windows(sizes: NDArray[np.int64], order: Order, cache: int) -> list[int]:
         start = order.span(everything, epoch)[0]
         after = order.span(everything, epoch + 1)[0]
         for block in np.argsort(start, kind="stable").tolist():
-            if block not in held:
+            if block not in cached:
                 total += int(sizes[block])
                 while room < sizes[block] and heap:
                     _, other = heapq.heappop(heap)
-                    if other in held and order.next_need([other], int(start[block]))[0] > -np.inf:
-                        held.remove(other)
+                    if other in cached and order.next_need([other], int(start[block]))[0] > -np.inf:
+                        cached.remove(other)
                         room += int(sizes[other])
                 if room >= sizes[block]:
-                    held.add(block)
+                    cached.add(block)
                     room -= int(sizes[block])
-            if block in held:
+            if block in cached:
                 heapq.heappush(heap, (-float(after[block]), block))
         found.append(total)
     return found

@@ -42,8 +42,8 @@ def run(options: argparse.Namespace) -> int:
     found = verify(options.root, watch=report.watch("reading shards"))
     well = not found.problems and (again is None or again.well)
     if options.json:
-        told = {} if again is None else {"reencoded": {**asdict(again), "well": again.well}}
-        print(json.dumps({"root": options.root, "well": well, **asdict(found), **told}))
+        facts = {} if again is None else {"reencoded": {**asdict(again), "well": again.well}}
+        print(json.dumps({"root": options.root, "well": well, **asdict(found), **facts}))
     else:
         for problem in found.problems:
             print(f"damaged: {problem}")
