@@ -183,7 +183,7 @@ class Stream:
         first, last = int(positions[0]), int(positions[-1])
         if (first, last, len(positions)) != (expected, expected + b - 1, b):
             raise DamagedError(
-                f"rank {rank} was given positions {first:,} to {last:,} where {expected:,} to {expected + b - 1:,} were due"
+                f"rank {rank} was given positions {first:,} to {last:,} instead of {expected:,} to {expected + b - 1:,}"
             )
 
     def _audit_batch(self, planned: Planned, substituted: NDArray[np.bool_]) -> None:

@@ -34,8 +34,7 @@ from shards.sources.listing import expand
 from shards.sources.source import encode_keys
 from shards.sources.tars import TarSample, walk
 from shards.write.building import manifest_fields
-from shards.write.find_existing import existing as find_existing
-from shards.write.find_existing import other_data_set
+from shards.write.existing import find_existing, other_data_set
 from shards.write.plan import check_keys
 from shards.write.scan import ScanCounts, Threshold, write_skipped
 

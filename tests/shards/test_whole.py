@@ -136,7 +136,7 @@ def test_a_batch_that_is_lost_or_comes_twice_is_noticed_at_once(root: Path) -> N
     with shards.open(root, global_batch=G, micro_batch=12, rank=1, world=2, seed=2) as stream:
         next(stream)
         next(stream._ahead)  # a batch that nobody was given
-        with pytest.raises(DamagedError, match="positions 60 to 71 where 36 to 47 were due"):
+        with pytest.raises(DamagedError, match="positions 60 to 71 instead of 36 to 47"):
             next(stream)
 
 

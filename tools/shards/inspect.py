@@ -1,8 +1,8 @@
-"""One sample: where it lies, what it holds, and a picture of it.
+"""Print one sample: its shard, shape and statistics; optionally save it as a picture.
 
-WHAT is a key, or `ordinal:N`, its row in the manifest's order, or `position:N`, its place in a run of --seed and
---mode. Latents are drawn channel by channel, white and black at three standard deviations; with --decode
-they become images by the autoencoder that made them, whose weights are found by --weights, its environment variable
+WHAT is a key, or `ordinal:N`, the row in the manifest's order, or `position:N`, the position in a run with --seed and
+--mode. Latents are drawn channel by channel, with black and white at three standard deviations. With --decode
+the autoencoder that encoded them makes images of them; its weights come from --weights, its environment variable
 or the local hub cache (tiny has its own).
 
 examples:
@@ -28,19 +28,18 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
 from shards.read.reader import Reader
-from tools.shards import ordering, picture
+from tools.shards import ordering, picture, report
 
 _TOGETHER = 8  # blocks whose keys are read at a time
 
-HELP = "one sample, by key or position, with a picture"
+HELP = "print one sample, by key or position, and save a picture of it"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", metavar="ROOT", help="folder or s3:// prefix")
+    report.add_root(parser)
     parser.add_argument("what", metavar="WHAT", help="a key, ordinal:N or position:N")
     ordering.add_order(parser)
     picture.add(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Stored samples as pictures: images as they are, latents channel by channel, or decoded where weights are at hand."""
+"""Stored samples as pictures: images as they are, latents channel by channel or decoded by their autoencoder."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ _WIDEST = 3.0  # standard deviations of a latent that black and white stand for
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--png", metavar="FILE", help="write a picture, too")
+    parser.add_argument("--png", metavar="FILE", help="also write a picture")
     parser.add_argument(
-        "--decode", action="store_true", help="of latents, by the autoencoder that made them"
+        "--decode",
+        action="store_true",
+        help="decode latents with the autoencoder that encoded them",
     )
-    parser.add_argument("--weights", metavar="PATH", help="of it; implies --decode")
+    parser.add_argument(
+        "--weights", metavar="PATH", help="weights of the autoencoder; implies --decode"
+    )
 
 
 def target_path(options: argparse.Namespace) -> Path | None:

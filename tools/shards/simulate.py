@@ -30,25 +30,29 @@ from shards.read.cache import BUDGET
 from shards.read.reader import tars_of
 from tools.shards import ordering, report
 
-HELP = "requests, bytes, cache and mixing, from the manifest alone"
+HELP = "predict requests, bytes, cache hits and shuffling quality from the manifest alone"
 EPOCHS = 4  # simulated; the first fills the cache
 PROBES = 64  # batches whose mixing is measured
 STEPS = 9  # sizes of cache between nothing and all
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", metavar="ROOT", help="folder or s3:// prefix")
+    report.add_root(parser)
     parser.add_argument("--batch", type=int, required=True, metavar="G", help="global batch")
-    parser.add_argument("--world", type=int, default=1, metavar="R", help="ranks of the run (1)")
-    parser.add_argument("--ranks", type=int, help="ranks on a node (all)")
     parser.add_argument(
-        "--cache", type=float, default=BUDGET, help=f"bytes a node keeps ({BUDGET:.2g})"
+        "--world", type=int, default=1, metavar="R", help="ranks of the run (default 1)"
+    )
+    parser.add_argument("--ranks", type=int, help="ranks on a node (default all)")
+    parser.add_argument(
+        "--cache",
+        type=float,
+        default=BUDGET,
+        help=f"bytes of cache on a node (default {BUDGET:.2g})",
     )
     ordering.add_order(parser)
     parser.add_argument(
-        "--png", metavar="FILE", help="draw bytes an epoch over the size of the cache"
+        "--png", metavar="FILE", help="plot the bytes fetched per epoch over the size of the cache"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
