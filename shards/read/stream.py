@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ from shards.read.mixing import Blend, Readers, identity, load_alike, make_blend
 from shards.read.options import ReadOptions, check_whole
 from shards.read.prefetch import Prefetch
 from shards.read.reader import Reader
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LAST = 1 << 60  # position that may be begun at: sums with it still fit 64 bits
 AHEAD = 4  # micro-batches ready before they are asked for
@@ -94,7 +97,29 @@ class Share:
             start += step
 
 
-class Stream:
+class _Batches:
+    """What is read ahead by a thread of its own; a context manager that ends it."""
+
+    def __init__(
+        self, reader: Reader | Readers, plan: Iterator[Planned], share: Share, window: int
+    ) -> None:
+        self._reader, self._share = reader, share
+        batches = _batches(reader, plan, share, window)
+        self._ahead = Prefetch(batches, AHEAD, f"shards-{share.rank}")
+
+    def close(self) -> None:
+        """Ends the background threads, and what they wait for. May be called twice."""
+        self._reader.end()
+        self._ahead.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Stream(_Batches):
     """Endless iterator over the micro-batches of one rank; made by `shards.open`.
 
     A batch is a dict: `x` (b, C, H, W) as stored, `y` (b,) int64 where there are labels, `key` (b,)
@@ -116,14 +141,13 @@ class Stream:
         self.ended: list[
             EpochAudit
         ] = []  # of this rank; whoever adds them up over ranks takes them out
-        self._reader, self._blend, self._share, self._start = reader, blend, share, position
+        window = max(order.window for order in blend.orders) * len(blend.orders)
+        super().__init__(reader, _plan(blend, share, position), share, window)
+        self._blend, self._start = blend, position
         self._delivered = 0
         self._under_way: dict[tuple[int, int], EpochAudit] = {}
         self._begun_before = frozenset(blend.under_way(position))
         self._epochs = blend.ended(position)  # of each source, how many have ended
-        window = max(order.window for order in blend.orders) * len(blend.orders)
-        batches = _batches(reader, _plan(blend, share, position), share, window)
-        self._ahead = Prefetch(batches, AHEAD, f"shards-{share.rank}")
 
     @property
     def manifest(self) -> Manifest:
@@ -213,19 +237,8 @@ class Stream:
                 self.ended.append(audit)
         self._epochs = now
 
-    def close(self) -> None:
-        """Ends the background threads, and what they wait for. May be called twice."""
-        self._reader.end()
-        self._ahead.close()
 
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-class Scan(Iterator[Arrays]):
+class Scan(_Batches, Iterator[Arrays]):
     """One pass over a data set in the order of ordinals, for validation; made by `scan`.
 
     Every rank has the same number of batches. They are a `Stream`'s, and `mask` (b,) bool is false where
@@ -234,25 +247,12 @@ class Scan(Iterator[Arrays]):
 
     def __init__(self, reader: Reader, count: int, share: Share) -> None:
         self.steps = -(-count // share.global_batch)
-        plan = _pass(count, share, self.steps)
-        batches = _batches(reader, plan, share, WINDOW)
-        self._count, self._reader = count, reader
-        self._ahead = Prefetch(batches, AHEAD, f"shards-{share.rank}")
+        super().__init__(reader, _pass(count, share, self.steps), share, WINDOW)
+        self._count = count
 
     def __next__(self) -> Arrays:
         batch, _, _ = next(self._ahead)
         return {**batch, "mask": np.asarray(batch["position"], dtype=np.int64) < self._count}
-
-    def close(self) -> None:
-        """Ends the background threads, and what they wait for. May be called twice."""
-        self._reader.end()
-        self._ahead.close()
-
-    def __enter__(self) -> Scan:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def open_stream(

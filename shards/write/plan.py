@@ -63,34 +63,28 @@ class Plan:
             "header": self.header.plain(),
             "source": self.source_record,
         }
-        return manifests.digest(
-            plain | self.class_name_fields | self.order_fields | self.layout_fields
-        )
+        return manifests.digest(plain | self.optional_fields)
 
     @property
     def source_record(self) -> dict[str, Any]:
         record = {"name": self.source.name, "count": self.count, "fingerprint": self.fingerprint}
         return {**record, **self.notes}
 
-    @property
-    def class_name_fields(self) -> dict[str, Any]:
-        """Class names, where there are any: data sets without them keep the plans they had."""
-        return {"class_names": [*self.class_names]} if self.class_names else {}
+    @cached_property
+    def optional_fields(self) -> dict[str, Any]:
+        """Of the manifest: class names, an order that is the source's, and a layout of samples with their decoding.
 
-    @property
-    def order_fields(self) -> dict[str, Any]:
-        """That the order is the source's, where it is: data sets that were shuffled keep the plans they had."""
-        return {} if self.shuffled else {"order": "source"}
-
-    @property
-    def layout_fields(self) -> dict[str, Any]:
-        """The layout, where it is not blocks, and how its samples are decoded."""
-        if self.layout == "blocks":
-            return {}
-        assert isinstance(self.source, PictureSource)
-        label = None if self.source.labels is None else "cls"
-        decode = Decode(picture=Picture(channels=self.source.channels), label=label, key=KEY)
-        return {"layout": self.layout, "decode": decode.plain()}
+        They are left out where they say nothing, so that data sets of before keep their plans.
+        """
+        fields: dict[str, Any] = {"class_names": [*self.class_names]} if self.class_names else {}
+        if not self.shuffled:
+            fields["order"] = "source"
+        if self.layout != "blocks":
+            assert isinstance(self.source, PictureSource)
+            label = None if self.source.labels is None else "cls"
+            decode = Decode(picture=Picture(channels=self.source.channels), label=label, key=KEY)
+            fields |= {"layout": self.layout, "decode": decode.plain()}
+        return fields
 
     @property
     def columns(self) -> tuple[str, ...]:

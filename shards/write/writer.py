@@ -107,9 +107,7 @@ def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
         "label_histogram": (
             np.sum([s["label_histogram"] for s in sidecars], axis=0).tolist() if labelled else None
         ),
-        **plan.class_name_fields,
-        **plan.order_fields,
-        **plan.layout_fields,
+        **plan.optional_fields,
         "source": plan.source_record,
         "seed": plan.seed,
     }

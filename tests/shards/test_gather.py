@@ -43,7 +43,7 @@ def test_batches_taken_together_are_those_taken_alone(root: Path, mapped: bool) 
     several.want(*batches)
     first, instead = several.take(*batches[:4])
     rest, _ = several.take(*batches[4:])
-    assert several.announced == 0 and not several._announced and not several._held
+    assert several.announced == 0 and not several._announced and not several._ready
     several.close()
     assert instead.shape == (280,) and not instead.any()
     for name in first:
@@ -61,7 +61,7 @@ def test_after_a_batch_that_failed_the_next_is_answered(tmp_path: Path, mapped: 
             with pytest.raises(DamagedError, match="x of block 1"):
                 reader.gather(np.array([20, 300, 600]))
             assert reader.gather(np.array([good]))["ordinal"].tolist() == [good]
-            assert reader.announced == 0 and not (reader._announced or reader._held)
+            assert reader.announced == 0 and not (reader._announced or reader._ready)
 
 
 def test_of_a_batch_that_failed_nothing_is_kept_for_those_after_it(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_of_a_batch_that_failed_nothing_is_kept_for_those_after_it(tmp_path: Pat
         with pytest.raises(DamagedError, match="x of block 1"):
             reader.take(failing)
         assert reader.take(good)[0]["ordinal"].tolist() == [900]
-        assert reader.announced == 0 and not (reader._announced or reader._held)
+        assert reader.announced == 0 and not (reader._announced or reader._ready)
 
 
 def test_a_mixture_leaves_nothing_announced(root: Path, tmp_path: Path) -> None:

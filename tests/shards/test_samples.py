@@ -22,7 +22,7 @@ from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
 from shards.read import block_bytes as parts
 from shards.read import samples
-from shards.read.audit import prove
+from shards.read.audit import check_epoch
 from shards.read.cache import Cache
 from shards.read.decoding import Decoders
 from shards.read.options import ReadOptions
@@ -168,7 +168,7 @@ def test_ranks_see_every_sample_once_and_the_epoch_is_proven(
                 given += batch["ordinal"][here].tolist()
             ended += stream.ended
     assert sorted(given) == [*range(COUNT)]
-    assert prove(ended, COUNT).seen == COUNT
+    assert check_epoch(ended, COUNT).seen == COUNT
 
 
 # ---------------------------------------------------------------- damage

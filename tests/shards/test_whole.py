@@ -15,7 +15,7 @@ import shards
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.order import Order
-from shards.read.audit import EpochAudit, check_epoch, whole
+from shards.read.audit import EpochAudit, check_epoch, complete_epoch
 from shards.read.mixing import Blend
 from shards.read.options import ReadOptions
 from shards.read.reader import Reader
@@ -64,7 +64,7 @@ def test_an_epoch_ends_with_its_last_batch_not_with_the_next_one(root: Path) -> 
         for step in range(20):
             assert stream.ended == [] and len(stream.under_way()) == (step > 1)
             next(stream)
-        assert [a.given for a in stream.ended] == [700] and stream.under_way() == []
+        assert [a.total for a in stream.ended] == [700] and stream.under_way() == []
 
 
 class Faulty(Order):
@@ -105,14 +105,14 @@ def test_a_batch_may_end_several_epochs(tmp_path: Path) -> None:
         if accounts[0].epoch < 6:
             check_epoch(accounts, 10)
         else:
-            assert sum(a.given for a in accounts) == 4
+            assert sum(a.total for a in accounts) == 4
 
 
 @given(count=st.integers(2, 3000), data=st.data())
 def test_a_sample_in_anothers_place_is_found(count: int, data: st.DataObject) -> None:
     ordinals = np.arange(count)
     parts = np.array_split(ordinals, 3)
-    assert check_epoch((EpochAudit(epoch=3).add(p, 0) for p in parts), count).given == count
+    assert check_epoch((EpochAudit(epoch=3).add(p, 0) for p in parts), count).total == count
     wrong, other = data.draw(st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)))
     ordinals[wrong] = other
     account = EpochAudit(epoch=3).add(ordinals, 0)
@@ -123,12 +123,12 @@ def test_a_sample_in_anothers_place_is_found(count: int, data: st.DataObject) ->
 
 def test_closed_forms_hold_where_words_run_over() -> None:
     count = 300_000
-    big = whole(0, count)
+    big = complete_epoch(0, count)
     assert big.first == sum(range(count)) % 2**64
     assert big.second == sum(n * n for n in range(count)) % 2**64
     assert (
         sum(n * n for n in range(4_000_000, 4_000_010)) % 2**64
-        == (whole(0, 4_000_010).second - whole(0, 4_000_000).second) % 2**64
+        == (complete_epoch(0, 4_000_010).second - complete_epoch(0, 4_000_000).second) % 2**64
     )
 
 
