@@ -12,7 +12,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 
 from shards import transfer
@@ -32,8 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     done = transfer.copy(options.source, options.target, watch=report.watch("copying shards"))
     sweep.afterwards(options.target)
-    if options.json:
-        print(json.dumps({"from": options.source, "to": options.target, **asdict(done)}))
+    if report.as_json(options, {"from": options.source, "to": options.target, **asdict(done)}):
         return 0
     kept = f", {report.tars(done.kept)} already there" if done.kept else ""
     print(

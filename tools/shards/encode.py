@@ -173,8 +173,7 @@ def _submit(options: argparse.Namespace, task: Task, planned: Plan) -> int:
         of=planned.shards,
     )
     folder, new = array.submit(work, cluster, Path(options.runs))
-    if options.json:
-        print(json.dumps({"folder": str(folder), "submitted": new, **array.read(folder)}))
+    if report.as_json(options, {"folder": str(folder), "submitted": new, **array.read(folder)}):
         return 0
     print(array.sentences(folder, new), flush=True)
     return array.follow(folder) if options.follow else 0

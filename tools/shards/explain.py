@@ -10,7 +10,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 
 import numpy as np
 
@@ -54,8 +53,7 @@ def run(options: argparse.Namespace) -> int:
         picture.save(path, picture.render(options, manifest, found["x"]))
     rows = ordering.rows_of(found, positions)
     first = {"epoch": int(positions[0]) // manifest.count, "manifest": manifest.hash}
-    if options.json:
-        print(json.dumps({"root": options.root, **first, "samples": rows}))
+    if report.as_json(options, {"root": options.root, **first, "samples": rows}):
         return 0
     from rich.table import Table
 

@@ -14,7 +14,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -61,8 +60,7 @@ def run(options: argparse.Namespace) -> int:
         "std": float(x.std()),
         "png": options.png,
     }
-    if options.json:
-        print(json.dumps({"root": options.root, **facts}))
+    if report.as_json(options, {"root": options.root, **facts}):
         return 0
     for name, value in facts.items():
         if value is not None:

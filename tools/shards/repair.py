@@ -10,7 +10,6 @@ example:
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 
 from shards import transfer
@@ -35,8 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     done = transfer.repair(options.root, options.good, watch=report.watch("reading shards"))
-    if options.json:
-        print(json.dumps({"root": options.root, "from": options.good, **asdict(done)}))
+    if report.as_json(options, {"root": options.root, "from": options.good, **asdict(done)}):
         return 0
     for name in done.written:
         print(f"written again: {name}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +25,13 @@ def add_root(parser: argparse.ArgumentParser) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def as_json(options: argparse.Namespace, facts: Mapping[str, Any]) -> bool:
+    """Prints `facts` as one JSON object if --json asks for it; returns whether it does."""
+    if options.json:
+        print(json.dumps(facts))
+    return bool(options.json)
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +73,7 @@ def run(options: argparse.Namespace) -> int:
     if path:
         tracked = cli.track(sizes, len(sizes), "simulating")
         _draw(path, [(s, fetched(manifest, order, s, ranks)[-1]) for s in tracked], found)
-    if options.json:
-        print(json.dumps({"root": options.root, **found}))
+    if report.as_json(options, {"root": options.root, **found}):
         return 0
     for name, value in found.items():
         text = (

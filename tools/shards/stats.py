@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from shards.format import manifest as manifests
 from tools.shards import report
@@ -18,8 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     manifest = manifests.load(options.root)
     summary = {"root": options.root, **report.summary(manifest)}
-    if options.json:
-        print(json.dumps(summary))
+    if report.as_json(options, summary):
         return 0
     rows = {}
     for name, value in summary.items():

@@ -12,7 +12,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -43,8 +42,7 @@ def run(options: argparse.Namespace) -> int:
     if not storage.is_remote(options.root) and not Path(options.root).is_dir():
         raise UserError(f"no folder {options.root}: name one, or an s3:// prefix")
     ended = storage.sweep(options.root, older=3600 * options.older)
-    if options.json:
-        print(json.dumps({"root": options.root, "ended": [*ended]}))
+    if report.as_json(options, {"root": options.root, "ended": [*ended]}):
         return 0
     for name in ended:
         print(f"ended: {name}")
