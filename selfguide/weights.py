@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shards.errors import UserError
@@ -55,6 +55,13 @@ def _unpacked(found: Any) -> dict[str, Tensor]:
         if isinstance(found.get(name), Mapping):
             return _unpacked(found[name])
     return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def publish_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes `tensors` as a safetensors file, whole or not at all; a file that is there is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(held, path)
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:

@@ -38,7 +38,7 @@ class Protocol:
     batch: int | None  # its step control is global to the batch
     g: float
     interval: tuple[float, float]
-    ema: int  # half-life in images
+    ema: int | str  # `AverageSpec.plain`: a half-life in images, or the key of another average
     dtype: str
     settings: dict[str, Any] = field(default_factory=dict)  # `told_apart` of the sampler
 

@@ -16,13 +16,15 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import Place
 from selfguide.networks.student import Student, build_student
+from selfguide.spec.averages import AverageSpec
 from selfguide.spec.config import Config, EngineConfig, TrainConfig
 from selfguide.spec.origin import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine
 from selfguide.training.engine.deepspeed import DeepSpeedEngine
-from selfguide.training.engine.protocol import Engine, Layout
+from selfguide.training.engine.layout import Layout, length
+from selfguide.training.engine.protocol import Engine
 from selfguide.training.job import build_state
 from selfguide.training.loop import Training, advance
 from selfguide.training.state import State
@@ -92,27 +94,26 @@ def optimiser_elements(engine: Engine) -> int:
 
 def trained(place: Place, cfg: Config, steps: int = 6) -> dict[str, Any]:
     engine = build_engine(cfg, perturbed(cfg), place)
-    averages = Averages(engine, (64,), 0.0)
-    whole = engine.gather(engine.master.detach()).clone()
+    averages = Averages(engine, [AverageSpec(halflife=64)], 0.0)
+    whole = engine.gather(engine.masters).clone()
     norms = []
     micro = cfg.train.micro_batch or BATCH // place.world
     for number in range(steps):
         done = step(engine, place, number, micro)
-        norms.append(done.grad_norm)
-        averages.update(BATCH, (number + 1) * BATCH)
-        live = engine.gather(engine.master.detach())
+        norms.append(done.grad_norm.item())
+        averages.update(BATCH, (number + 1) * BATCH, done.applied)
+        live = engine.gather(engine.masters)
         whole = torch.lerp(whole, live, 1 - 0.5 ** (BATCH / 64))
     weights = torch.cat([p.detach().float().flatten() for p in engine.module.parameters()])
     return {
         "weights": weights.tolist(),
         "norms": norms,
-        "shard": engine.stop - engine.start,
+        "shard": length(engine.ranges),
         "total": engine.layout.total,
         "stage": getattr(engine, "zero_stage", 0),
-        "moment": engine.moments()[0].numel(),
         "optimiser": optimiser_elements(engine),
         "ema": torch.equal(engine.gather(averages.shards[0]), whole),
-        "masters": torch.equal(engine.gather(engine.master.detach()).to(weights.dtype), weights)
+        "masters": torch.equal(engine.gather(engine.masters).to(weights.dtype), weights)
         or cfg.engine.dtype == "bf16",
     }
 
@@ -170,7 +171,7 @@ def test_accumulation_clipping_and_bf16_agree_across_engines(ranks: Any) -> None
 
 def poisoned(place: Place, cfg: Config) -> tuple[list[bool], bool]:
     engine = build_engine(cfg, perturbed(cfg), place)
-    applied = [step(engine, place, n, 8, poison=n == 1).applied for n in range(3)]
+    applied = [bool(step(engine, place, n, 8, poison=n == 1).applied) for n in range(3)]
     return applied, all(bool(torch.isfinite(p).all()) for p in engine.module.parameters())
 
 
@@ -184,10 +185,10 @@ def _begun(place: Place, backend: str) -> list[float]:
     flat = torch.cat([p.detach().flatten() for p in given.parameters()])
     buffers = {n: b.clone() for n, b in given.named_buffers()}
     engine = build_engine(cfg, given, place)
-    average = Averages(engine, (1000,), 0.0)
+    average = Averages(engine, [AverageSpec(halflife=1000)], 0.0)
     live = torch.cat([p.detach().float().flatten() for p in engine.module.parameters()])
     return [
-        (engine.gather(engine.master) - flat).abs().max().item(),
+        (engine.gather(engine.masters) - flat).abs().max().item(),
         (engine.gather(average.shards[0]) - flat).abs().max().item(),
         max((b - buffers[n]).abs().max().item() for n, b in engine.module.named_buffers()),
         (live - flat.bfloat16().float()).abs().max().item(),
@@ -235,7 +236,7 @@ def _bits(values: torch.Tensor) -> str:
 
 def _observed(state: State) -> dict[str, Any]:
     assert state.teacher is not None
-    flat = state.engine.gather(state.engine.master.detach())
+    flat = state.engine.gather(state.engine.masters)
     rows = state.engine.layout.split(flat)["head.prototypes"]
     live, teacher = state.engine.module.named_buffers(), state.teacher.module.named_buffers()
     return {
@@ -313,7 +314,7 @@ if __name__ == "__main__":
         join(place, Path(folder) / "rendezvous.json", 60)
         cfg = config("deepspeed")
         engine = build_engine(cfg, perturbed(cfg), place)
-        print("applied", step(engine, place, 0, 16).applied)
+        print("applied", bool(step(engine, place, 0, 16).applied))
         leave()
 """
 

@@ -12,6 +12,7 @@ from selfguide.models.execution import prepare
 from selfguide.networks.student import Student
 from selfguide.spec.config import Config
 from selfguide.training.engine.deepspeed import DeepSpeedEngine
+from selfguide.training.engine.layout import Layout
 from selfguide.training.engine.protocol import DTYPES, Engine
 from selfguide.training.engine.torch import TorchEngine
 
@@ -48,9 +49,11 @@ def _floats(student: Student) -> Iterator[tuple[str, Tensor]]:
 
 def _restore(engine: Engine, exact: dict[str, Tensor]) -> None:
     """Masters and buffers as they were before the weights became bf16, from which both engines cut their masters."""
-    flat = torch.cat([exact[name].flatten() for name in engine.layout.names])
     with torch.no_grad():
-        engine.master.copy_(flat[engine.start : engine.stop])
+        for master, values in zip(
+            engine.masters, engine.cut(engine.layout.flatten(exact)), strict=True
+        ):
+            master.copy_(values)
         for name, buffer in engine.module.named_buffers():
             if name in exact:
                 buffer.copy_(exact[name])
@@ -58,10 +61,17 @@ def _restore(engine: Engine, exact: dict[str, Tensor]) -> None:
 
 
 def _engine(config: Config, student: Student, place: Place) -> Engine:
+    layout = Layout.of(student, lambda name, parameter: ("all", config.train.weight_decay))
     micro, accumulate = micro_batch(config, place.world), accumulation(config, place.world)
     if config.engine.backend == "torch":
         dtype = DTYPES[config.engine.dtype]
-        return TorchEngine(student, config.train, dtype=dtype, accumulation=accumulate)
+        return TorchEngine(student, layout, config.train, dtype=dtype, accumulation=accumulate)
     return DeepSpeedEngine(
-        student, config.train, config.engine, place, micro_batch=micro, accumulation=accumulate
+        student,
+        layout,
+        config.train,
+        config.engine,
+        place,
+        micro_batch=micro,
+        accumulation=accumulate,
     )
