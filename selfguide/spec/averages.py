@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from selfguide.spec.config import TrainConfig
 from shards.errors import UserError
 
+if TYPE_CHECKING:
+    from selfguide.spec.config import TrainConfig
+
 _POWER = "power-"
+WIDEST = 12**-0.5  # relative width of a power function with exponent 0, the plain mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,11 @@ class AverageSpec:
                 f"{text!r} names no average; give a half-life in images, or {_POWER}0.1"
             ) from None
 
+    def __str__(self) -> str:
+        if self.halflife is not None:
+            return f"half-life of {self.halflife:,} images"
+        return f"power function of relative width {self.width}"
+
     @property
     def file(self) -> str:
         """Its file in a snapshot."""
@@ -80,10 +89,8 @@ def gamma(width: float) -> float:
     Raises:
         ValueError: no exponent from 0 on has it.
     """
-    if not 0 < width <= relative_width(0.0):
-        raise ValueError(
-            f"relative width {width}: take more than 0, at most {relative_width(0.0):.4f}"
-        )
+    if not 0 < width <= WIDEST:
+        raise ValueError(f"relative width {width}: take more than 0, at most {WIDEST:.4f}")
     low, high = 0.0, 1 / width**2  # width < 1 / sqrt(gamma + 3)
     while low < (middle := (low + high) / 2) < high:
         low, high = (middle, high) if relative_width(middle) > width else (low, middle)
@@ -97,4 +104,7 @@ def relative_width(exponent: float) -> float:
 
 def averages_of(train: TrainConfig) -> tuple[AverageSpec, ...]:
     """Those that `train` asks for, the main one first."""
-    return tuple(AverageSpec(halflife=images) for images in train.ema_halflife)
+    return (
+        *(AverageSpec(halflife=images) for images in train.ema_halflife),
+        *(AverageSpec(width=width) for width in train.ema_width),
+    )
