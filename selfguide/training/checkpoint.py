@@ -35,15 +35,13 @@ def save(folder: Path, state: State, place: Place, lease: Lease) -> None:
     if decided_by_rank_0(storage.read_complete(folder, verify="sizes") is not None):
         return  # an earlier attempt came as far, with the same numbers
     engine, moments = state.engine, state.engine.moments()
-    vectors = _vectors(
-        engine, moments, state.averages, [f"ema-{s.key}" for s in state.averages.specs]
-    )
-    ranges = write_vectors(
-        folder, vectors, engine, place
-    )  # also the barrier: every part is written
+    names = [f"ema-{spec.key}" for spec in state.averages.specs]
+    vectors = _vectors(engine, moments, state.averages, names)
+    # also the barrier: every part is written
+    ranges = write_vectors(folder, vectors, engine, place, lease.fence(folder))
     held = state.source.held() if isinstance(state.source, Resumable) else {}
     if place.rank == 0:
-        publish_tensors(folder / REPLICATED, _replicated(state, held))
+        publish_tensors(folder / REPLICATED, _replicated(state, held), lease.fence(folder))
         extra = {
             "images": state.images,
             "steps": moments.count,
@@ -56,8 +54,7 @@ def save(folder: Path, state: State, place: Place, lease: Lease) -> None:
             "accounts": state.accounts,
             "attempt": lease.number,
         }
-        lease.check()
-        storage.publish_folder(folder, extra=extra)
+        lease.publish(folder, extra=extra)
     dist.barrier()
 
 
@@ -70,7 +67,11 @@ def _vectors(
 
 
 def write_vectors(
-    folder: Path, vectors: Mapping[str, Shard], space: ParameterSpace, place: Place
+    folder: Path,
+    vectors: Mapping[str, Shard],
+    space: ParameterSpace,
+    place: Place,
+    fence: storage.Fence,
 ) -> list[Any]:
     """Writes what this rank owns of `vectors`; all ranks call, and get which ranges the file of each rank holds.
 
@@ -88,7 +89,7 @@ def write_vectors(
         for mine, part, (low, high) in overlaps(space.ranges, ranges):
             start = space.ranges[mine][0]
             parts[part].copy_(shard[mine][low - start : high - start])
-    publish_tensors(folder / _part(place.rank), tensors)
+    publish_tensors(folder / _part(place.rank), tensors, fence)
     together: list[Any] = [None] * place.world
     dist.all_gather_object(together, ranges)
     return together
@@ -188,11 +189,8 @@ def _like(shard: Shard) -> Shard:
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Removes all but the newest `keep` complete checkpoints; the manifest goes first."""
-    complete = (p for p in checkpoints.iterdir() if storage.read_complete(p) is not None)
-    folders = sorted(complete, key=lambda p: int(p.name.removeprefix("img-")))
-    for folder in folders[: max(0, len(folders) - keep)]:
-        (folder / "MANIFEST.json").unlink()
-        for part in folder.iterdir():
-            part.unlink()
-        folder.rmdir()
+    """Deletes all but the newest `keep` complete checkpoints."""
+    names = [n for n in storage.list(checkpoints) if storage.read_complete(checkpoints / n)]
+    names.sort(key=lambda name: int(name.removeprefix("img-")))
+    for name in names[: max(0, len(names) - keep)]:
+        storage.delete(checkpoints / name)

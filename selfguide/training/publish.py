@@ -37,10 +37,10 @@ def publish(
         weights = state.averages.weights(index)
         if place.rank == 0:
             tensors = {n: t.detach().cpu().clone() for n, t in weights.items()} | buffers
-            publish_tensors(folder / spec.file, tensors)
+            publish_tensors(folder / spec.file, tensors, lease.fence(folder))
     if place.rank == 0:
-        storage.publish(folder / CONFIG, to_yaml(config).encode(), replace=True)
-        lease.check()
+        text = to_yaml(config).encode()
+        storage.publish(folder / CONFIG, text, replace=True, fence=lease.fence(folder))
         extra = {
             "images": state.images,
             "guidance": guidance | {"label_free": not saw_labels},
@@ -48,5 +48,5 @@ def publish(
             "saw_labels": saw_labels,
             "origin": dict(state.origin),
         }
-        storage.publish_folder(folder, extra=extra)
+        lease.publish(folder, extra=extra)
     dist.barrier()

@@ -105,11 +105,11 @@ def _store(state: Path, say: Say) -> Iterator[str]:
         for name in before:
             del os.environ[name]
         os.environ |= server.environment()
-        storage._s3.cache_clear()  # the environment says where to connect
+        storage.reconnect()  # the environment says where to connect
         yield server.bucket
     finally:
         for name in server.environment():
             os.environ.pop(name, None)
         os.environ |= before
-        storage._s3.cache_clear()  # the environment says where to connect
+        storage.reconnect()  # the environment says where to connect
         servers.down(state)
