@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,11 @@ def whole(layout: Layout, rank: int, world: int) -> list[Range]:
 SPLITS = {"zero_1": zero_1, "zero_3": zero_3, "whole": whole}
 
 
-def space_of(layout: Layout, ranges: list[Range], flat: Tensor) -> ParameterSpace:
-    return ParameterSpace(layout, [Owned(a, b, flat[a:b].clone()) for a, b in ranges])
+def space_of(
+    layout: Layout, ranges: list[Range], flat: Tensor, *, replicated: bool = False
+) -> ParameterSpace:
+    owned = [Owned(a, b, flat[a:b].clone()) for a, b in ranges]
+    return ParameterSpace(layout, owned, replicated=replicated)
 
 
 def test_a_layout_lays_groups_end_to_end_and_keeps_module_order_within_them() -> None:
@@ -115,7 +119,7 @@ def partitions(draw: st.DrawFn, total: int) -> list[list[Range]]:
     cuts = sorted(draw(st.sets(st.integers(1, total - 1), max_size=12))) if total > 1 else []
     ends = [0, *cuts, total]
     ranks: list[list[Range]] = [[] for _ in range(world)]
-    for piece in zip(ends[:-1], ends[1:], strict=True):
+    for piece in pairwise(ends):
         ranks[draw(st.integers(0, world - 1))].append(piece)
     return ranks
 
@@ -161,7 +165,9 @@ def trained(place: Place, split: str, folder: str) -> dict[str, Any]:
     """Averages over a history of masters, gathered, and written as a checkpoint does."""
     layout = Layout.of(module(), by_rank)
     begin, *later = history(layout)
-    space = space_of(layout, SPLITS[split](layout, place.rank, place.world), begin)
+    space = space_of(
+        layout, SPLITS[split](layout, place.rank, place.world), begin, replicated=split == "whole"
+    )
     averages = Averages(space, [AverageSpec(halflife=40), AverageSpec(width=0.2)], ramp=0.5)
     for number, flat in enumerate(later, start=1):
         for master, now in zip(space.masters, space.cut(flat), strict=True):
@@ -179,7 +185,10 @@ def trained(place: Place, split: str, folder: str) -> dict[str, Any]:
 def read(place: Place, split: str, folder: str, ranges: list[Any]) -> dict[str, Tensor]:
     layout = Layout.of(module(), by_rank)
     space = space_of(
-        layout, SPLITS[split](layout, place.rank, place.world), torch.zeros(layout.total)
+        layout,
+        SPLITS[split](layout, place.rank, place.world),
+        torch.zeros(layout.total),
+        replicated=split == "whole",
     )
     names = ("master", "ema-40", "ema-power")
     vectors = {name: tuple(torch.empty_like(m) for m in space.masters) for name in names}

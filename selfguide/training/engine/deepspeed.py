@@ -95,7 +95,7 @@ class DeepSpeedEngine(Engine):
         keep_buffers_wide(self.module)
         self._check(layout)
         self._partitions: list[Tensor] = self._zero.single_partition_of_fp32_groups
-        super().__init__(layout, self._own(layout))
+        super().__init__(layout, self._own(layout), replicated=False)
         self._accumulation, self._micro = accumulation, 0
 
     def _check(self, layout: Layout) -> None:

@@ -100,15 +100,15 @@ class Owned:
 
 
 class ParameterSpace:
-    """A layout, and which ranges of it each rank owns. All ranks build it together."""
+    """A layout, and which ranges of it each rank owns, ascending. All ranks build it together."""
 
-    def __init__(self, layout: Layout, owned: Sequence[Owned]) -> None:
+    def __init__(self, layout: Layout, owned: Sequence[Owned], *, replicated: bool) -> None:
+        """`replicated` says that every rank owns everything, as in bare torch; else each number has one owner."""
         self.layout, self.owned = layout, tuple(owned)
         self.ranges: tuple[Range, ...] = tuple((o.start, o.stop) for o in owned)
-        # in bare torch every rank owns everything
-        self.replicated = length(self.ranges) == layout.total
+        self.replicated = replicated
         everyones: list[tuple[Range, ...]] = [self.ranges] * world_size()
-        if not self.replicated:
+        if not replicated:
             dist.all_gather_object(everyones, self.ranges)
         self._everyones = everyones
 

@@ -40,9 +40,8 @@ class TorchEngine(Engine):
         for name in layout.names:
             trained[name].data, trained[name].grad = weights[name], gradients[name]
         self._flat = self._weights.float()  # the weights themselves in fp32
-        super().__init__(
-            layout, [Owned(g.start, g.stop, self._flat[g.start : g.stop]) for g in layout.groups]
-        )
+        owned = [Owned(g.start, g.stop, self._flat[g.start : g.stop]) for g in layout.groups]
+        super().__init__(layout, owned, replicated=True)
         self._stepped = [torch.nn.Parameter(master) for master in self.masters]
         self._optimiser = torch.optim.AdamW(
             [
