@@ -124,8 +124,11 @@ class Lease:
             Fenced: a newer attempt exists; the folder is not complete.
             FileExistsError: it was published before.
         """
-        fence = storage.Fence(str(folder.parent), self.number)
-        storage.publish_folder(folder, extra=extra, fence=fence)
+        storage.publish_folder(folder, extra=extra, fence=self.fence(folder))
+
+    def fence(self, folder: Path) -> storage.Fence:
+        """By which the files of a checkpoint or snapshot are published."""
+        return storage.Fence(str(folder.parent), self.number)
 
     def check(self) -> None:
         """Raises Fenced when a newer attempt exists: asked before the work of publishing, to spare it."""
