@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import launcher
-from launcher.attempt import run_rank
+from launcher.attempt.entry import run_rank
 from selfguide.spec.files import read_config
 from selfguide.spec.records import record_path
 from selfguide.spec.run import RunFolder, write_record
