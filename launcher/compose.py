@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import re
 import types
 import typing
@@ -16,7 +17,8 @@ from importlib import resources
 from typing import Any
 
 from selfguide.spec.config import ClusterConfig, Config, build
-from selfguide.spec.words import nearest
+from selfguide.spec.config.laws import Formerly, fields_of
+from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
 GROUPS = (
@@ -79,19 +81,27 @@ def options(group: str) -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
 
 
-def known_keys(cls: Any = Config, prefix: str = "") -> list[str]:
+def known_keys() -> list[str]:
     """Every dotted key of the schema; a union of configs contributes the keys of each."""
-    found = []
-    hints = typing.get_type_hints(cls)
-    for spec in dataclasses.fields(cls):
-        name, hint = prefix + spec.name, hints[spec.name]
-        args = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        nested = [a for a in args if dataclasses.is_dataclass(a)]
-        for each in nested:
-            found += [key for key in known_keys(each, f"{name}.") if key not in found]
-        if not nested:
-            found.append(name)
+    found = [
+        each.name
+        for each in fields_of(Config)
+        if each.name not in {name for name, _ in _sections()}
+    ]
+    for part, cls in _sections():
+        found += [key for each in fields_of(cls) if (key := f"{part}.{each.name}") not in found]
     return found
+
+
+def _sections() -> list[tuple[str, type]]:
+    """(group, config class), each source of a union by itself."""
+    found = []
+    for each in fields_of(Config):
+        options = (
+            typing.get_args(each.type) if isinstance(each.type, types.UnionType) else (each.type,)
+        )
+        found += [(each.name, option) for option in options if dataclasses.is_dataclass(option)]
+    return typing.cast("list[tuple[str, type]]", found)
 
 
 def without_group(overrides: Sequence[str], group: str) -> list[str]:
@@ -115,6 +125,8 @@ def _known(text: str) -> tuple[str, str]:
                 f"{key}={value} does not exist{nearest(value, choices)}; known: {', '.join(choices)}"
             )
         return key, text
+    key, value = _current(key, value)
+    text = f"{key}={value}"
     known = known_keys()
     mappings = [name for name in known if key.startswith(f"{name}.")]
     if key not in known and mappings != ["cluster.environment"]:
@@ -123,6 +135,20 @@ def _known(text: str) -> tuple[str, str]:
             raise UserError(f"{key!r} is a part, not a setting; it has: {', '.join(inside)}")
         raise UserError(f"unknown key {key!r}{_nearest_key(key, known)}")
     return key, f"++{text}"
+
+
+def _current(key: str, value: str) -> tuple[str, str]:
+    """Key and value as they are called today. Former names are taken for one release, with a warning."""
+    for part, cls in _sections():
+        for field in fields_of(cls):
+            former = field.law(Formerly)
+            if former is not None and key == f"{part}.{former.name}":
+                name, value = f"{part}.{field.name}", former.new(value)
+                logging.getLogger(__name__).warning(
+                    f"{key} is now {name}: write {name}={value}; the former name goes with the next release"
+                )
+                return name, value
+    return key, value
 
 
 def _nearest_key(key: str, known: list[str]) -> str:

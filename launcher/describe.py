@@ -7,8 +7,7 @@ from typing import Any
 
 from launcher import backends, jobs
 from launcher.folder import Attempt
-from selfguide.spec.annotations import folders
-from selfguide.spec.config import Config, SidecarGuidance
+from selfguide.spec.config import Config
 from selfguide.spec.files import plain, to_yaml
 from selfguide.spec.official import FORMS
 from selfguide.spec.sizes import architecture, footprint
@@ -42,7 +41,7 @@ def facts(config: Config) -> dict[str, Any]:
         "snapshot_bytes": size.snapshot,
         "init": {"source": config.init.source, "path": config.init.path, "checked": False},
         "data": {"root": config.data.root, "checked": False},
-        "annotations": _annotations(config),
+        "annotations": config.guidance.folders,
         "sbatch": backends.of(config.cluster).script(job),
     }
 
@@ -79,11 +78,6 @@ def text(config: Config) -> str:
         parts.append(f"# sbatch script\n{found['sbatch']}")
     parts.append("# what it takes\n" + "\n".join(f"{name:<17}{value}" for name, value in rows))
     return "\n".join([*parts, "\ndry run: nothing was written, asked or queued"])
-
-
-def _annotations(config: Config) -> dict[str, str]:
-    """Folders of the sidecars that the model is told from, by field."""
-    return folders(config.guidance) if isinstance(config.guidance, SidecarGuidance) else {}
 
 
 def _beginning(config: Config) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfguide.spec.run import RunFolder
-from selfguide.spec.words import nearest
+from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TextIO
 
 from launcher import clusters, status
 from launcher.folder import Attempt
 from launcher.status import Status
+from selfguide.spec.records import EvaluationRecord, read_record_file, record_files
 from selfguide.spec.run import RunFolder, read_record
 from shards import cli
 
@@ -29,7 +30,7 @@ class Look:
     status: Status
     published: frozenset[int]
     started: dict[str, int]  # evaluation job -> images
-    records: dict[str, dict[str, Any]]  # by file name, done or failed
+    records: dict[str, EvaluationRecord]  # by file name, done or failed
     watching: bool
     poll_s: float
 
@@ -50,7 +51,7 @@ def follow(run: RunFolder, out: TextIO) -> int:
             f", {told.metric} {told.score:.3g}" if told.metric and told.score is not None else ""
         )
         print(f"finished: {told.images:,} images{score}", file=out)
-        failed = [r for r in last.records.values() if r["status"] != "done" and r["final"]]
+        failed = [r for r in last.records.values() if not r.done and r.final]
         return 1 if failed and told.score is None else 0
     print(f"{told.state}: {told.message or 'stopped before its last snapshot'}", file=out)
     print(f"  python -m launcher.logs {run.root}", file=out)
@@ -65,12 +66,12 @@ def look(run: RunFolder) -> Look:
     # the watcher first: what it did before it ended is then in the files read below
     watching = watcher is not None and clusters.state(watcher) in ("queued", "running")
     evaluations = status.evaluation_jobs(run)
-    records = {path.stem: read_record(path) for path in sorted(run.evals.glob("img-*.json"))}
+    records = {path.stem: read_record_file(path) for path in record_files(run)}
     return Look(
         status=status.read(run),
         published=frozenset(run.published()),
         started={e.folder.name: e.images for e in evaluations},
-        records={name: record for name, record in records.items() if record},
+        records=records,
         watching=watching,
         poll_s=POLL_S[job["kind"] if job else "local"],
     )
@@ -112,11 +113,11 @@ def progress(now: Look) -> str:
 
 def waits(now: Look) -> list[str]:
     """How many evaluations work and how many snapshots wait behind them."""
-    ended = {record["key"] for record in now.records.values()}
+    ended = {record.key for record in now.records.values()}
     working = {
         images for name, images in now.started.items() if name.rpartition(".")[0] not in ended
     }
-    scored = {record["images"] for record in now.records.values()}
+    scored = {record.images for record in now.records.values()}
     behind = len(now.published - scored - working) if now.watching else 0
     return [
         *([f"{len(working)} evaluating"] if working and now.watching else []),
@@ -131,11 +132,10 @@ def minutes(seconds: float) -> str:
     return clock if whole < 3600 else f"{whole // 3600}:{clock.zfill(5)}"
 
 
-def _scored(record: dict[str, Any]) -> str:
-    if record["status"] != "done":
-        return f"evaluation of {record['images']:,} images failed: {record['message']}"
-    metric = record["protocol"]["metric"]
-    return f"{record['images']:,} images: {metric} {record['scores'][metric]:.4g} ({record['seconds']:.0f} s)"
+def _scored(record: EvaluationRecord) -> str:
+    if not record.done:
+        return f"evaluation of {record.images:,} images failed: {record.message}"
+    return f"{record.images:,} images: {record.metric} {record.score:.4g} ({record.seconds:.0f} s)"
 
 
 def _until_done(run: RunFolder, show: Callable[[Look, list[str]], None]) -> Look:

@@ -94,7 +94,7 @@ def _one(run: RunFolder, as_json: bool) -> int:
             "snapshot": e.images,
             "attempt": e.attempt,
             "job": e.state,
-            "result": (e.record or {}).get("status"),
+            "result": e.record.status if e.record else None,
         }
         for e in status.evaluation_jobs(run)
     ]

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from launcher import clusters
 from launcher.folder import Attempt, evaluations
+from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
-from selfguide.spec.records import job_key, records
+from selfguide.spec.records import EvaluationRecord, Protocol, read_record_file, record_key, records
 from selfguide.spec.run import RunFolder, read_record
 
 Word = Literal[
@@ -30,7 +31,7 @@ class Evaluation:
     images: int
     attempt: int
     state: clusters.State
-    record: dict[str, Any] | None  # what it published
+    record: EvaluationRecord | None  # what it published
     exit: dict[str, Any] | None  # how its process ended
 
 
@@ -95,7 +96,8 @@ def evaluation_jobs(run: RunFolder) -> list[Evaluation]:
     made = []
     for folder, state in zip(folders, found, strict=True):
         key, _, attempt = folder.name.rpartition(".")
-        record = read_record(run.evals / f"{folder.name}.json")
+        path = run.evals / f"{folder.name}.json"
+        record = read_record_file(path) if path.exists() else None
         ended = read_record(folder / "exit-0.json")
         images = int(key.split("-")[1])
         made.append(
@@ -158,11 +160,10 @@ def _status(run: RunFolder, at: Attempt | None, states: dict[Path, clusters.Stat
         run, at, training, states.get(at.watcher, "gone") if at else "gone", published, about
     )
     newest = max(
-        (r for r in done if r["status"] == "done"),
-        key=lambda r: (r["images"], r["time"]),
+        (r for r in done if r.done),
+        key=lambda r: (r.images, r.time),
         default=None,
     )
-    metric = newest["protocol"]["metric"] if newest else None
     job = read_record(at.job) if at else None
     live = word == "running"
     return Status(
@@ -181,11 +182,11 @@ def _status(run: RunFolder, at: Attempt | None, states: dict[Path, clusters.Stat
         attempts=len(run.attempt_numbers()),
         job=f"{job['kind']} {job['id']}" if job else None,
         snapshots=len(published),
-        scored=len({r["key"] for r in done if r["status"] == "done"}),
-        failed_evaluations=len({r["key"] for r in done if r["status"] == "failed"}),
-        score=newest["scores"].get(metric) if newest else None,
-        metric=metric,
-        score_images=newest["images"] if newest else None,
+        scored=len({r.key for r in done if r.done}),
+        failed_evaluations=len({r.key for r in done if not r.done}),
+        score=newest.score if newest else None,
+        metric=newest.metric if newest else None,
+        score_images=newest.images if newest else None,
         message=message,
     )
 
@@ -224,8 +225,23 @@ def unscored(run: RunFolder, at: Attempt, published: list[int]) -> list[int]:
     config = read_config(at.config)
     if config.evaluation.protocol == "none":
         return []
-    keys = {record["key"] for record in records(run)}
-    return [images for images in published if job_key(config, images) not in keys]
+    return unrecorded(run, config, published)
+
+
+def unrecorded(run: RunFolder, config: Config, published: list[int]) -> list[int]:
+    """Published snapshots without a record, done or failed, under the protocol of `config`."""
+    known = {(record.images, record.protocol_key) for record in records(run)}
+    return [i for i in published if (i, protocol_at(run, config, i).key) not in known]
+
+
+def protocol_at(run: RunFolder, config: Config, images: int) -> Protocol:
+    """How `config` scores the published snapshot at so many images."""
+    return Protocol.of(config, run.snapshot_manifest(images))
+
+
+def key_at(run: RunFolder, config: Config, images: int) -> str:
+    """The key of the snapshot's record under the protocol of `config`."""
+    return record_key(images, protocol_at(run, config, images))
 
 
 def _waits(at: Attempt) -> str:

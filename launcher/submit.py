@@ -23,12 +23,13 @@ from launcher.folder import Attempt
 from launcher.lock import held
 from selfguide.spec.annotations import absolute_annotations, check_annotations, promises
 from selfguide.spec.config import Config
+from selfguide.spec.data_fit import check_fit
 from selfguide.spec.files import read_config, to_yaml
-from selfguide.spec.fitting import check_fit
-from selfguide.spec.origin import check_weights
-from selfguide.spec.run import RunFolder, digest, identity, write_record
+from selfguide.spec.identity import digest, identity
+from selfguide.spec.initial_weights import check_weights
+from selfguide.spec.run import RunFolder, write_record
+from selfguide.spec.suggest import nearest
 from selfguide.spec.validate import validate
-from selfguide.spec.words import nearest
 from shards import cli, storage
 from shards.errors import UserError
 

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launcher import clusters, jobs, status
@@ -21,7 +21,7 @@ from launcher.folder import Attempt, evaluations
 from launcher.lock import held
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain, read_config
-from selfguide.spec.records import VERSION, job_key, record_path, records
+from selfguide.spec.records import EvaluationRecord, record_key
 from selfguide.spec.run import RunFolder, read_record, write_record
 from shards import cli
 from shards.errors import UserError
@@ -73,10 +73,10 @@ def decide(facts: Facts) -> Plan:
 def observe(run: RunFolder, at: Attempt, config: Config) -> Facts:
     """Reads the cluster before the files: what ended before the look has its files in place."""
     ended = status.training_state(at) == "gone"
-    started = [e for e in status.evaluation_jobs(run) if e.key == job_key(config, e.images)]
     published = run.published()
-    keys = {record["key"] for record in records(run)}
-    scored = frozenset(i for i in published if job_key(config, i) in keys)
+    keys = {status.key_at(run, config, images) for images in published}
+    started = [e for e in status.evaluation_jobs(run) if e.key in keys]
+    scored = frozenset(published) - set(status.unrecorded(run, config, published))
     return Facts(
         published=tuple(published),
         final=run.describe()["images"],
@@ -137,7 +137,7 @@ def entry(run: str) -> None:
 
 def start(run: RunFolder, at: Attempt, config: Config, images: int) -> None:
     """Submits one more evaluation job of a snapshot."""
-    key = job_key(config, images)
+    key = status.key_at(run, config, images)
     attempt = 1 + max((e.attempt for e in status.evaluation_jobs(run) if e.key == key), default=0)
     folder = evaluations(run) / f"{key}.{attempt}"
     request = folder / "request.json"
@@ -170,30 +170,31 @@ def launch(at: Attempt, config: Config) -> clusters.Record:
 
 def _record_failure(run: RunFolder, config: Config, images: int, reason: str = "") -> None:
     """The record of a snapshot that no attempt could score, so that nobody waits for it any longer."""
-    key = job_key(config, images)
+    protocol = status.protocol_at(run, config, images)
+    key = record_key(images, protocol)
     tried = [e for e in status.evaluation_jobs(run) if e.key == key]
     attempt = max((e.attempt for e in tried), default=1)
     last = tried[-1] if tried else None
     logs = sorted(last.folder.glob("*_log.out")) if last else []
     message = reason or (last.exit["message"] if last and last.exit else "ended without a record")
-    record = {
-        "schema": VERSION,
-        "status": "failed",
-        "run": run.describe()["id"],
-        "experiment": config.experiment,
-        "seed": config.seed,
-        "images": images,
-        "final": images >= run.describe()["images"],
-        "key": key,
-        "attempt": attempt,
-        "scores": {},
-        "message": message,
-        "log": status.tail(logs[-1]) if logs else "",
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-    }
+    record = EvaluationRecord(
+        status="failed",
+        run=run.describe()["id"],
+        experiment=config.experiment,
+        seed=config.seed,
+        images=images,
+        final=images >= run.describe()["images"],
+        key=key,
+        attempt=attempt,
+        protocol=asdict(protocol),
+        protocol_key=protocol.key,
+        message=message,
+        log=status.tail(logs[-1]) if logs else "",
+        host=socket.gethostname(),
+        pid=os.getpid(),
+    )
     with contextlib.suppress(FileExistsError):  # it published its score after all
-        write_record(record_path(run, key, attempt), record)
+        record.publish(run)
         _say(f"{images:,} images: gave up after {attempt} tries: {message}")
 
 

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from launcher.compose import compose
 from selfguide.spec.config import Config
-from selfguide.spec.records import grid_path, job_key, records
+from selfguide.spec.records import Protocol, grid_path, records
 from selfguide.spec.run import RunFolder
 from shards import cli
 from shards.errors import UserError
@@ -65,12 +65,13 @@ def train(experiment: str, seed: int, runs: Path, overrides: list[str]) -> Resul
 
 def result(run: RunFolder, config: Config) -> Result:
     """The record of the run's final snapshot under the protocol of `config`."""
-    key = job_key(config, config.train.images)
+    images = config.train.images
+    protocol = Protocol.of(config, run.snapshot_manifest(images))
     for record in records(run):
-        if record["status"] == "done" and record["key"] == key:
-            grid = grid_path(run, key, record["attempt"])
+        if record.done and (record.images, record.protocol_key) == (images, protocol.key):
+            grid = grid_path(run, record.key, record.attempt)
             return Result(
-                config.experiment, config.seed, record["run"], record["scores"], str(grid)
+                config.experiment, config.seed, record.run, dict(record.scores), str(grid)
             )
     raise UserError(f"{run.root} has no score of its final snapshot; its evaluation failed")
 

@@ -31,9 +31,9 @@ from selfguide.sampling.generate import draw, draw_condition
 from selfguide.sampling.group_names import Naming, read_naming, without_banned
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.config import SamplerConfig, build
+from selfguide.spec.config.sampler import check_sampler, settings_read
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
 from selfguide.spec.files import read_config
-from selfguide.spec.sampling import READS, refuse_unread, validate_sampler
 from selfguide.training.engine.protocol import DTYPES
 from shards import cli
 from shards.errors import UserError
@@ -173,12 +173,13 @@ def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig
     if (
         changes.get("name", own["name"]) != own["name"]
     ):  # what only the old sampler read goes with it
-        own = {name: own[name] for name in own.keys() - set(READS[own["name"]])}
+        own = {
+            name: own[name] for name in own.keys() - settings_read(snapshot.config.sampler).keys()
+        }
     if options.convention:
         changes |= converted(options.convention, changes)
     sampler = build(SamplerConfig, own | changes, "sampler")
-    validate_sampler(sampler, snapshot.config.path)
-    refuse_unread(sampler)
+    check_sampler(sampler, snapshot.config.path)
     if "g" in changes and sampler.g != 1 and not snapshot.guidance["told"]:
         raise UserError(
             f"--g {sampler.g:g}: this snapshot is told nothing, so nothing can be guided; drop it"

@@ -105,7 +105,7 @@ def _row_json(row: Row) -> dict[str, Any]:
                 "folder": str(s.run.root),
                 "images": s.headline.images if s.headline else None,
                 "scores": dict(s.headline.scores) if s.headline else {},
-                "snapshot_sha256": s.headline.snapshot if s.headline else None,
+                "snapshot_sha256": s.headline.snapshot_sha256 if s.headline else None,
             }
             for s in row.runs
         ],

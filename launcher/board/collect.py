@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from launcher.board.read import Record, Run
-from selfguide.spec.run import digest
-from selfguide.spec.words import nearest
+from launcher.board.read import Run
+from selfguide.spec.identity import digest
+from selfguide.spec.metrics import higher_is_better
+from selfguide.spec.records import EvaluationRecord
+from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
-# distances and copies: lower
-HIGHER_IS_BETTER = frozenset({"confident", "classes", "nmi", "ari", "ami"})
 _ABSENT = object()
 
 
@@ -52,9 +52,9 @@ class Scored:
     """One run under one protocol: the record of each image count, ascending, and the one that ranks it."""
 
     run: Run
-    history: tuple[Record, ...]
-    headline: Record | None  # at the row's image count; None while it has no score there
-    best: Record | None  # of all snapshots, by the table's metric; shown, never ranked
+    history: tuple[EvaluationRecord, ...]
+    headline: EvaluationRecord | None  # at the row's image count; None while it has no score there
+    best: EvaluationRecord | None  # of all snapshots, by the table's metric; shown, never ranked
 
     @property
     def chips(self) -> tuple[Chip, ...]:
@@ -185,13 +185,13 @@ def _variants(groups: Mapping[str, Sequence[Run]]) -> dict[str, tuple[str, ...]]
     return named
 
 
-def history(run: Run, protocol: str) -> dict[int, Record]:
+def history(run: Run, protocol: str) -> dict[int, EvaluationRecord]:
     """The newest record that was scored under this protocol, for each image count."""
     done = [r for r in run.records if r.done and r.protocol_key == protocol]
     return {r.images: r for r in sorted(done, key=lambda r: (r.images, r.time, r.attempt, r.key))}
 
 
-def headline_images(histories: Sequence[Mapping[int, Record]]) -> int:
+def headline_images(histories: Sequence[Mapping[int, EvaluationRecord]]) -> int:
     """The image count at which a row's seeds are compared.
 
     That of the final snapshot once a seed has it, else the one that most seeds have, the later of equals:
@@ -239,8 +239,8 @@ def _row(
     )
 
 
-def _best(records: Iterable[Record], metric: str) -> Record | None:
-    sign = -1 if metric in HIGHER_IS_BETTER else 1
+def _best(records: Iterable[EvaluationRecord], metric: str) -> EvaluationRecord | None:
+    sign = -1 if higher_is_better(metric) else 1
     able = [r for r in records if metric in r.scores]
     return min(able, key=lambda r: (sign * r.scores[metric], r.images), default=None)
 
@@ -278,13 +278,13 @@ def standard_error(spread: Spread | None, errors: Iterable[float | None]) -> flo
     return max((spread.sd or 0.0) / math.sqrt(spread.n), sampling)
 
 
-def ranked(rows: Iterable[Row], higher_is_better: bool) -> tuple[Row, ...]:
+def ranked(rows: Iterable[Row], higher: bool) -> tuple[Row, ...]:
     """Best first, rows without a score last; a tier shares the rank of its first row.
 
     A row joins the tier above while its gap to that tier's first row is within the standard error of
     the difference, sqrt(e1^2 + e2^2); ranks are 1 + the number of rows in better tiers.
     """
-    sign = -1 if higher_is_better else 1
+    sign = -1 if higher else 1
     names = sorted(rows, key=lambda r: (r.experiment, r.variant, r.group))
     able = sorted((r for r in names if r.score is not None), key=lambda r: sign * _value(r))
     tiers: list[list[Row]] = []
@@ -313,7 +313,7 @@ def _table(
     key: str, protocols: Mapping[str, Mapping[str, Any]], rows: list[Row], metric: str
 ) -> Table:
     protocol = protocols[key]
-    higher = metric in HIGHER_IS_BETTER
+    higher = higher_is_better(metric)
     others = protocols.values()
     return Table(
         key=key,
@@ -342,7 +342,7 @@ def chips(run: Run) -> tuple[Chip, ...]:
     return tuple(told)
 
 
-def unscored(run: Run) -> tuple[Record, ...]:
+def unscored(run: Run) -> tuple[EvaluationRecord, ...]:
     """The failed evaluations of snapshots that no attempt could score."""
     scored = {r.images for r in run.records if r.done}
     return tuple(r for r in run.records if not r.done and r.images not in scored)

@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from launcher.board.collect import HIGHER_IS_BETTER, Row, Spread, Table
+from launcher.board.collect import Row, Spread, Table
+from selfguide.spec.metrics import METRICS, Metric, higher_is_better
 
 NOTHING = "\N{EN DASH}"
-
-NOTES = {
-    "fd_digits": "Frechet distance to real digits in the features of a small digit net; lower is better",
-    "floor": "the same distance between the two halves of the real data: what a perfect model would reach",
-    "copy_rate": "share of samples nearer to a real image than 1 % of real images are; then that of real ones",
-    "nmi": "normalised mutual information of the groups found with the true labels",
-    "ari": "adjusted Rand index of the groups found with the true labels",
-    "confident": "share of samples with at least 0.9 on the digit net's top class",
-    "classes": "how many of the classes occur among the samples",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,44 +135,42 @@ def _seeds(row: Row) -> tuple[str, str]:
     return f"{row.seeds}", "" if row.seeds == all_of else f"of {all_of}"
 
 
-Shown = Callable[[Row], tuple[str, str]]
+def _others(ranking: str) -> list[Column]:
+    """The scores of the metric table, beside the one that ranks."""
+    return [_metric(name, metric) for name, metric in METRICS.items() if name != ranking]
 
 
-def _others(metric: str) -> list[Column]:
-    """The scores shown beside the ranking one."""
+def _metric(name: str, metric: Metric) -> Column:
+    form = _FORMS[metric.form]
 
-    def mean(name: str, form: Callable[[Spread | None], str]) -> Shown:
-        return lambda row: (form(row.scores.get(name)), "")
+    def text(row: Row) -> tuple[str, str]:
+        found = row.scores.get(name)
+        if metric.with_spread:
+            return spread(found)
+        real = row.scores.get(metric.beside) if metric.beside else None
+        return form(found), f"real {form(real)}" if real else ""
 
-    def over_seeds(name: str) -> Shown:
-        return lambda row: spread(row.scores.get(name))
-
-    def copies(row: Row) -> tuple[str, str]:
-        real = row.scores.get("copy_rate_real")
-        return percent(row.scores.get("copy_rate")), f"real {percent(real)}" if real else ""
-
-    beside = (
-        _score("fd_digits", "fd_digits", over_seeds("fd_digits")),
-        _score("floor", "floor", mean("floor", lambda s: number(s.mean if s else None))),
-        _score("copy_rate", "copies", copies),
-        _score("nmi", "NMI", over_seeds("nmi")),
-        _score("ari", "ARI", over_seeds("ari")),
-        _score("confident", "confident", mean("confident", percent)),
-        _score("classes", "classes", mean("classes", lambda s: f"{s.mean:g}" if s else NOTHING)),
-    )
-    return [column for column in beside if column.id != metric]
+    return _score(name, metric.heading, text)
 
 
-def _score(name: str, label: str, text: Shown) -> Column:
+def _score(name: str, label: str, text: Callable[[Row], tuple[str, str]]) -> Column:
     def value(row: Row) -> float | None:
         found = row.scores.get(name)
         return found.mean if found else None
 
+    known = METRICS.get(name)
     return Column(
         id=name,
         label=label,
-        note=NOTES.get(name, f"{name}, mean ± standard deviation over seeds"),
+        note=known.note if known else f"{name}, mean ± standard deviation over seeds",
         text=text,
         value=value,
-        best_high=name in HIGHER_IS_BETTER,
+        best_high=higher_is_better(name),
     )
+
+
+_FORMS: dict[str, Callable[[Spread | None], str]] = {
+    "number": lambda found: number(found.mean if found else None),
+    "percent": percent,
+    "count": lambda found: f"{found.mean:g}" if found else NOTHING,
+}

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from launcher.board.chart import COLOURS, Series, line_chart, thinned
 from launcher.board.collect import Board, Row, Scored, Table, chips, flatten, over_seeds, unscored
 from launcher.board.columns import Column, columns, duration, number
-from launcher.board.read import Record
+from selfguide.spec.records import EvaluationRecord
 from shards import storage
 
 GRID_LIMIT = 1 << 20  # bytes of one sample grid; a larger one is named, not carried
@@ -108,7 +108,7 @@ class _Card:
     """One run of a row."""
 
     scored: Scored
-    shown: Record | None  # the headline, or the newest score while there is none
+    shown: EvaluationRecord | None  # the headline, or the newest score while there is none
     grid: str  # data: address, or empty
 
 
@@ -193,7 +193,11 @@ def _cell(column: Column, row: Row) -> _Cell:
 
 def _card(scored: Scored) -> _Card:
     shown = scored.headline or (scored.history[-1] if scored.history else None)
-    return _Card(scored=scored, shown=shown, grid=data_address(shown))
+    return _Card(
+        scored=scored,
+        shown=shown,
+        grid=data_address(shown.grid(scored.run.folder) if shown else None),
+    )
 
 
 def _caption(card: _Card, metric: str) -> str:
@@ -202,11 +206,11 @@ def _caption(card: _Card, metric: str) -> str:
     return f"seed {card.scored.run.seed}, {card.shown.images:,} images, {metric} {score}"
 
 
-def data_address(record: Record | None) -> str:
-    """The record's sample grid as a data: address; empty where there is none, or none that belongs here."""
-    if record is None or record.grid is None or record.grid.stat().st_size > GRID_LIMIT:
+def data_address(grid: Path | None) -> str:
+    """A record's sample grid as a data: address; empty where there is none, or none that belongs here."""
+    if grid is None or grid.stat().st_size > GRID_LIMIT:
         return ""
-    content = record.grid.read_bytes()
+    content = grid.read_bytes()
     if not content.startswith(PNG):
         return ""
     return "data:image/png;base64," + base64.b64encode(content).decode()

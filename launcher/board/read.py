@@ -14,33 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfguide.spec.records import VERSION, grid_path
+from selfguide.spec.records import EvaluationRecord, read_record_file, record_files
 from selfguide.spec.run import RunFolder, read_record
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One evaluation attempt of one snapshot."""
-
-    key: str
-    attempt: int
-    done: bool
-    images: int  # seen when the snapshot was published
-    final: bool
-    protocol_key: str  # empty where a job failed before it knew
-    protocol: Mapping[str, Any]
-    scores: Mapping[
-        str, float
-    ]  # finite ones only: a missing score and NaN are the same to a reader
-    nfe: float | None
-    label_free: bool
-    time: float  # seconds since 1970, when the record was written
-    seconds: float | None  # that the evaluation took
-    host: str
-    snapshot: str  # sha256
-    message: str  # of a failed one
-    log: str  # its last lines
-    grid: Path | None  # PNG of sample images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +29,17 @@ class Run:
     created: float
     identity: Mapping[str, Any]
     root: Path
-    records: tuple[Record, ...]  # by images, key and attempt
+    records: tuple[EvaluationRecord, ...]  # by images, key and attempt
     published: tuple[int, ...]  # images of every complete snapshot
     losses: tuple[tuple[int, float], ...]  # (images, loss), as the newest attempt tells it
     attempts: int
     seen: int  # images trained on so far
     heard: float  # seconds since 1970 of the newest sign of life
     failure: str  # why the newest attempt ended badly, or empty
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.root)
 
     @property
     def label_free(self) -> bool:
@@ -117,43 +96,14 @@ def _run(folder: RunFolder, problems: list[str]) -> Run:
     )
 
 
-def _records(folder: RunFolder, problems: list[str]) -> tuple[Record, ...]:
+def _records(folder: RunFolder, problems: list[str]) -> tuple[EvaluationRecord, ...]:
     found = []
-    for path in sorted(folder.evals.glob("img-*.json")):
+    for path in record_files(folder):
         try:
-            said = json.loads(path.read_text())
-            if said["schema"] != VERSION:
-                raise ValueError(f"its schema is {said['schema']}, this board reads {VERSION}")
-            found.append(_record(folder, said))
+            found.append(read_record_file(path))
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(_problem(path, error))
     return tuple(sorted(found, key=lambda r: (r.images, r.key, r.attempt)))
-
-
-def _record(folder: RunFolder, said: Mapping[str, Any]) -> Record:
-    done = said["status"] == "done"
-    key, attempt = str(said["key"]), int(said["attempt"])
-    grid = grid_path(folder, key, attempt)
-    scores = said["scores"] if done else {}
-    return Record(
-        key=key,
-        attempt=attempt,
-        done=done,
-        images=int(said["images"]),
-        final=bool(said.get("final")),
-        protocol_key=str(said["protocol_key"]) if done else str(said.get("protocol_key") or ""),
-        protocol=said["protocol"] if done else said.get("protocol") or {},
-        scores={n: float(v) for n, v in scores.items() if v is not None and math.isfinite(v)},
-        nfe=said.get("nfe"),
-        label_free=bool(said.get("label_free", False)),
-        time=float(said.get("ended") or said["time"]),
-        seconds=said.get("seconds"),
-        host=str(said.get("host") or ""),
-        snapshot=str(said.get("snapshot_sha256") or ""),
-        message=str(said.get("message") or ""),
-        log=str(said.get("log") or ""),
-        grid=grid if grid.is_file() else None,
-    )
 
 
 def _newest_attempt(folder: RunFolder) -> Path | None:

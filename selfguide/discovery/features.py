@@ -21,7 +21,7 @@ from selfguide.models.backbone import pool
 from selfguide.randomness import normal
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import POOLINGS
-from selfguide.spec.words import nearest
+from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 from shards.format.header import Header
 

@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from selfguide.models.backbone import pool
-from selfguide.spec.words import nearest
+from selfguide.spec.suggest import nearest
 from selfguide.weights import put, read_weights
 from shards import storage
 from shards.errors import UserError

@@ -23,13 +23,12 @@ from selfguide.evaluation.metrics.copies import copy_rate
 from selfguide.evaluation.metrics.frechet import Moments, between, with_error
 from selfguide.guidance.online import assign, extract
 from selfguide.randomness import normal
-from selfguide.sampling.condition_sampler import policy
 from selfguide.sampling.generate import generate
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.config import Config, OnlineGuidance, build
-from selfguide.spec.records import METRICS, VERSION, Protocol, grid_path, record_path
-from selfguide.spec.run import RunFolder, write_record
-from selfguide.spec.sampling import told_apart
+from selfguide.spec.records import EvaluationRecord, Protocol, grid_path
+from selfguide.spec.run import RunFolder
+from shards.errors import UserError
 
 
 def main(request: Path) -> None:
@@ -46,42 +45,55 @@ def main(request: Path) -> None:
     alone = final and os.environ.get("SUBMITIT_EXECUTOR") == "local"
     cores = len(os.sched_getaffinity(0)) if alone else int(os.environ.get("OMP_NUM_THREADS", "1"))
     torch.set_num_threads(cores)
-    protocol, scores, nfe, pixels = fd_digits(snapshot, config)
+    protocol = Protocol.of(config, {"data": snapshot.data, "guidance": snapshot.guidance})
+    scores, nfe, pixels = fd_digits(snapshot, config, protocol)
     key, attempt = wanted["key"], wanted["attempt"]
     shown = (pixels[:64].float() * (255 / TOP)).round().to(torch.uint8)
     write_grid(grid_path(run, key, attempt), shown)
-    record = {
-        "schema": VERSION,
-        "status": "done",
-        "run": description["id"],
-        "experiment": config.experiment,
-        "seed": snapshot.config.seed,
-        "images": snapshot.images,
-        "final": final,
-        "key": key,
-        "attempt": attempt,
-        "protocol": asdict(protocol),
-        "protocol_key": protocol.key,
-        "scores": scores,
-        "nfe": nfe,
-        "label_free": snapshot.guidance["label_free"],
-        "snapshot_sha256": snapshot.sha256,
-        "started": started,
-        "ended": time.time(),
-        "seconds": time.time() - started,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-    }
-    write_record(record_path(run, key, attempt), record)
+    EvaluationRecord(
+        status="done",
+        run=description["id"],
+        experiment=config.experiment,
+        seed=snapshot.config.seed,
+        images=snapshot.images,
+        final=final,
+        key=key,
+        attempt=attempt,
+        protocol=asdict(protocol),
+        protocol_key=protocol.key,
+        scores=scores,
+        nfe=nfe,
+        label_free=snapshot.guidance["label_free"],
+        snapshot_sha256=snapshot.sha256,
+        started=started,
+        ended=time.time(),
+        seconds=time.time() - started,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+    ).publish(run)
     print(json.dumps(scores), flush=True)
 
 
-def fd_digits(snapshot: Snapshot, config: Config) -> tuple[Protocol, dict[str, float], int, Tensor]:
-    """Frechet distance in the committed digit net's features against all scans, and what it must be read with."""
+def fd_digits(
+    snapshot: Snapshot, config: Config, protocol: Protocol
+) -> tuple[dict[str, float], int, Tensor]:
+    """Frechet distance in the committed digit net's features against all scans.
+
+    Returns:
+        The scores, the network evaluations a sample took, and the samples as uint8 (N, 1, 8, 8).
+
+    Raises:
+        UserError: the digit net is not the one that the protocol names.
+    """
     sampler, evaluation = config.sampler, config.evaluation
     data = shards.read_all(snapshot.data["root"])
     real = torch.as_tensor(data["x"])
     net, sha256 = load_digitnet()
+    if sha256 != protocol.feature_sha256:
+        raise UserError(
+            f"the digit net has sha256 {sha256[:12]}, and evaluation.protocol=fd_digits is named after "
+            f"{protocol.feature_sha256[:12]}; put its weights back, or give them a row in selfguide.spec.metrics"
+        )
     normaliser = Normaliser.of(snapshot.data["header"])
     parts, nfe = [], 0
     batches = generate(
@@ -102,28 +114,7 @@ def fd_digits(snapshot: Snapshot, config: Config) -> tuple[Protocol, dict[str, f
     if isinstance(guidance, OnlineGuidance) and guidance.level == "image" and "y" in data:
         groups = groups_of(snapshot, normaliser.encode(real))
         scores |= agreement(data["y"], groups) | {"groups_used": float(len(np.unique(groups)))}
-    adaptive = sampler.name == "dopri5"
-    protocol = Protocol(
-        metric="fd_digits",
-        version=METRICS["fd_digits"],
-        feature_sha256=sha256,
-        resize="none",
-        quantisation=f"round to 0..{TOP}",
-        reference=snapshot.data["manifest"],
-        samples=evaluation.samples,
-        labels=policy(snapshot, evaluation.prior),
-        seed=evaluation.seed,
-        sampler=sampler.name,
-        steps=None if adaptive else sampler.steps,
-        tolerance=(sampler.rtol, sampler.atol) if adaptive else None,
-        batch=evaluation.batch if adaptive else None,
-        g=sampler.g,
-        interval=sampler.interval,
-        ema=snapshot.ema,
-        dtype="fp32",
-        settings=told_apart(sampler),
-    )
-    return protocol, scores, nfe, pixels
+    return scores, nfe, pixels
 
 
 def score(net: DigitNet, real: Tensor, pixels: Tensor) -> dict[str, float]:

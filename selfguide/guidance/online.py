@@ -100,7 +100,7 @@ class OnlineSource:
         extracted = self.extract(batch, teacher) if telling or extraction else None
         if extraction:
             batch.features = extracted
-        elif self.config.view_told == "nothing":
+        elif self.config.view_condition == "unconditional":
             batch.features = _untold(teacher, batch.x, batch.tau)
         if not telling:
             return Condition.unconditional(len(batch.x0), batch.x0.device)

@@ -20,7 +20,6 @@ from selfguide.discovery.lost import box_masks
 from selfguide.guidance.source import dropped, frequencies
 from selfguide.networks.student import Batch, Outputs, Student
 from selfguide.randomness import uniform
-from selfguide.spec.annotations import folders
 from selfguide.spec.config import SidecarGuidance
 from shards import sidecar
 
@@ -30,7 +29,7 @@ class Annotations:
 
     def __init__(self, guidance: SidecarGuidance, seed: int) -> None:
         self.guidance = guidance
-        self.sidecars = {field: sidecar.read(at) for field, at in folders(guidance).items()}
+        self.sidecars = {field: sidecar.read(at) for field, at in guidance.folders.items()}
         self.rows = {field: found.rows() for field, found in self.sidecars.items()}
         self.count = next(iter(self.sidecars.values())).count
         self.shown = shuffled(self.count, guidance.shuffle, seed)

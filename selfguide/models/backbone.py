@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from selfguide.diffusion.conditions import Condition, check_fields
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import POOLINGS
-from selfguide.spec.words import nearest
+from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
 

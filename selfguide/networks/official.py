@@ -16,8 +16,8 @@ from torch import Tensor
 
 from selfguide.models.backbone import Backbone
 from selfguide.spec.config import Config
+from selfguide.spec.initial_weights import contents_of
 from selfguide.spec.official import POSITIONS, Contents
-from selfguide.spec.origin import contents_of
 from selfguide.spec.uvit import UViTArchitecture
 from selfguide.weights import check_finite, place_tokens
 from shards.errors import UserError

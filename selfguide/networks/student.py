@@ -17,7 +17,7 @@ from selfguide.models.backbone import Backbone, pool
 from selfguide.models.blocks import ConditionEmbedding
 from selfguide.networks.head import PrototypeHead
 from selfguide.spec.config import Config, OnlineGuidance
-from selfguide.spec.sizes import architecture, feature_width, prototype_width
+from selfguide.spec.sizes import architecture
 from shards.errors import UserError
 
 
@@ -133,14 +133,14 @@ def build_student(config: Config, seed: int) -> Student:
         backbone = assemble(net)
         guidance, head = config.guidance, None
         if isinstance(guidance, OnlineGuidance):
-            _nothing_as(backbone, guidance.untold)
-            features = feature_width(guidance, net)
+            _nothing_as(backbone, guidance.unconditional)
+            features = guidance.feature_width(net)
             head = PrototypeHead(
                 features,
                 guidance.head_width or features // 2,
-                prototype_width(guidance, net),
+                guidance.condition_width(net),
                 guidance.groups,
-                told=guidance.told_rows,
+                told=guidance.condition_rows,
             )
         learned = config.path.weighting == "uncertainty"
         uncertainty = Uncertainty(build_path(config.path)) if learned else None

@@ -21,6 +21,7 @@ from selfguide.guidance.source import draw_groups, sampling_condition
 from selfguide.randomness import uniform
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import OnlineGuidance, SidecarGuidance
+from selfguide.spec.records import draws_rows
 from shards import sidecar
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -37,16 +38,8 @@ def by_patch(snapshot: Snapshot) -> bool:
 
 
 def by_rows(snapshot: Snapshot) -> bool:
-    """Whether only a training image says what can be told: layouts, features, several groups, not one group alone."""
-    told = {f: s["kind"] for f, s in snapshot.guidance.get("sidecars", {}).items()}
-    return by_patch(snapshot) or (bool(told) and told != {"ids": "id"})
-
-
-def policy(snapshot: Snapshot, prior: Prior) -> str:
-    """The same in words, for a score's protocol: scores of other policies are other scores."""
-    if by_rows(snapshot):
-        return "training rows"
-    return "empirical p(k)" if prior == "empirical" else "uniform over groups"
+    """Whether conditions are those of training images, rather than one group: layouts, features, several groups."""
+    return by_patch(snapshot) or draws_rows(snapshot.guidance)
 
 
 def drawer(snapshot: Snapshot, prior: Prior = "empirical") -> Tell:

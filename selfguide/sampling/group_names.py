@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from selfguide.snapshot import Snapshot
-from selfguide.spec.words import nearest
+from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
 FILE = "groups.yaml"

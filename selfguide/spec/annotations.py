@@ -7,13 +7,11 @@ run is submitted, and asked for again when its job begins.
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfguide.spec.config import Config, SidecarGuidance
-from selfguide.spec.sizes import row
-from selfguide.spec.uvit import UViTArchitecture
+from selfguide.spec.config.guidance import ROLES
 from shards import storage
 from shards.errors import UserError
 
@@ -21,84 +19,6 @@ if TYPE_CHECKING:
     from shards.sidecar import Sidecar
 
 G = TypeVar("G")
-
-
-class Role(NamedTuple):
-    """What a field of `SidecarGuidance` is told from."""
-
-    kinds: tuple[str, ...]  # of sidecar
-    size: str  # the field that says how large the network's input for it is
-    made_by: str  # the verbs of tools.annotate
-
-
-ROLES = {
-    "ids": Role(("id", "multi_hot"), "groups", "kmeans or temi"),
-    "layout": Role(("box", "mask"), "channels", "lost or stego"),
-    "dense": Role(("dense",), "width", "features"),
-}
-
-
-def folders(guidance: SidecarGuidance) -> dict[str, str]:
-    """The configured sidecars by field."""
-    named = {field: getattr(guidance, field) for field in ROLES}
-    return {field: folder for field, folder in named.items() if folder is not None}
-
-
-def validate_annotations(config: Config, guidance: SidecarGuidance) -> None:
-    """The laws of the settings; reads no file.
-
-    Raises:
-        UserError: the first that does not hold, with its cure.
-    """
-    given = folders(guidance)
-    if not given:
-        raise UserError(
-            "guidance.source=sidecar is told nothing yet; give guidance.ids=FOLDER with guidance.groups=K, "
-            "guidance.layout=FOLDER with guidance.channels=M, or guidance.dense=FOLDER with guidance.width=P"
-        )
-    for field, folder in given.items():
-        if not folder.strip() or storage.is_remote(folder):
-            raise UserError(
-                f"guidance.{field}={folder!r}: rows are mapped into memory; give a folder on a file system that all "
-                "nodes share"
-            )
-    for field, role in ROLES.items():
-        _sized(guidance, field, role)
-    for field, top in (("drop", "1)"), ("shuffle", "1]")):
-        share = getattr(guidance, field)
-        if not (math.isfinite(share) and 0 <= share <= 1) or (field == "drop" and share == 1):
-            raise UserError(f"guidance.{field}={share} must be a number in [0, {top}")
-    _u_vit(config, guidance)
-
-
-def _sized(guidance: SidecarGuidance, field: str, role: Role) -> None:
-    folder, size = getattr(guidance, field), getattr(guidance, role.size)
-    if folder is not None and size < 1:
-        raise UserError(
-            f"guidance.{role.size}={size} is too small for guidance.{field}={folder}; give the number that its record "
-            "names, 1 or more"
-        )
-    if folder is None and size and not (field == "ids" and guidance.layout is not None):
-        raise UserError(
-            f"guidance.{role.size}={size} is read with guidance.{field} only; give guidance.{field}=FOLDER, or drop it"
-        )
-    if field == "ids" and folder is None and size not in (0, guidance.channels):
-        raise UserError(
-            f"guidance.groups={size} without guidance.ids are the groups that guidance.layout holds; take "
-            f"guidance.groups={guidance.channels}, or 0 to tell the layout alone"
-        )
-
-
-def _u_vit(config: Config, guidance: SidecarGuidance) -> None:
-    base = row(config.model.name)
-    if not isinstance(base, UViTArchitecture) or not guidance.width:
-        return
-    width = config.model.width or base.width
-    if guidance.width != width:
-        raise UserError(
-            f"guidance.width={guidance.width}, and model.name={config.model.name} takes a dense condition as a token "
-            f"of its own width, {width}; take features of that width, or a DiT or UNet, which project them"
-        )
 
 
 def check_annotations(config: Config, manifest: str) -> dict[str, Sidecar]:
@@ -114,7 +34,7 @@ def check_annotations(config: Config, manifest: str) -> dict[str, Sidecar]:
     if not isinstance(guidance, SidecarGuidance):
         return {}
     found = {}
-    for field, folder in folders(guidance).items():
+    for field, folder in guidance.folders.items():
         try:
             found[field] = sidecar.read(folder, manifest=manifest)
         except UserError as error:

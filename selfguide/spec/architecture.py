@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from selfguide.spec.words import nearest
+from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
 # How noise-time tau reaches the net, by the source that feeds it so. Weights fit one of them only.

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from selfguide.spec.words import nearest
+from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
 T = TypeVar("T")

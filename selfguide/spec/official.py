@@ -139,7 +139,9 @@ def contents(
         UserError: a shape of another size, a tensor that is missing, or one that nothing of ours stands for.
     """
     form = FORMS[name]
-    assert isinstance(net, DiTArchitecture | UViTArchitecture)  # `selfguide.spec.origin` checked it
+    assert isinstance(
+        net, DiTArchitecture | UViTArchitecture
+    )  # `selfguide.spec.initial_weights` checked it
     table = found.get(form.table, (0, net.width))
     if len(table) != 2:
         raise UserError(

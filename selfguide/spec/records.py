@@ -1,69 +1,116 @@
 """Evaluation records: a score is a named protocol, not a number.
 
-One immutable JSON file per evaluation attempt, `evals/<key>.<attempt>.json`. The file's key names the snapshot and
-what was asked for, so a score is never taken twice; the record's protocol key hashes all that the score depends on
-besides the weights, so two protocols never share a column.
+One immutable JSON file per evaluation attempt, `evals/<key>.<attempt>.json`. The key names the snapshot and the
+protocol, which is known before the job from the run's config and the snapshot's manifest. So a score is never taken
+twice, and two protocols never share a column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selfguide.spec.config import Config
-from selfguide.spec.run import RunFolder, digest, image_folder, read_record
+from selfguide.spec.config.sampler import protocol_settings
+from selfguide.spec.identity import digest
+from selfguide.spec.metrics import FEATURES
+from selfguide.spec.run import RunFolder, image_folder, write_record
 
-VERSION = 1  # of this schema
-METRICS = {"fd_digits": 1}  # version of each metric's code; a new one scores every snapshot again
+# of the record
+SCHEMA = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """Everything a score depends on besides the weights."""
 
-    metric: str  # fd_digits
-    version: int  # of the metric's code
+    metric: str
+    # of the metric's code
+    version: int
     feature_sha256: str
     resize: str
     quantisation: str
-    reference: str  # manifest hash of the reference images
+    # manifest hash of the reference images
+    reference: str
     samples: int
-    labels: str  # how conditions are drawn: "empirical p(k)", or as it is otherwise
+    # how conditions are drawn: "empirical p(k)", or as it is otherwise
+    labels: str
     seed: int
     sampler: str
-    steps: int | None  # None for an adaptive sampler, which has the two below instead
-    tolerance: tuple[float, float] | None  # rtol, atol
-    batch: int | None  # its step control is global to the batch
+    # None for an adaptive sampler, which has the two below instead
+    steps: int | None
+    # rtol and atol
+    tolerance: tuple[float, float] | None
+    # of an adaptive sampler, whose step control is global to the batch
+    batch: int | None
     g: float
     interval: tuple[float, float]
-    ema: int  # half-life in images
+    # which average, by its key
+    ema: int | str
     dtype: str
-    settings: dict[str, Any] = field(default_factory=dict)  # `told_apart` of the sampler
+    # `protocol_settings` of the sampler
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(config: Config, snapshot: Mapping[str, Any]) -> Protocol:
+        """How `config` scores a snapshot with this manifest (its `data` and `guidance` are read)."""
+        evaluation, sampler = config.evaluation, config.sampler
+        features, adaptive = FEATURES[evaluation.protocol], sampler.name == "dopri5"
+        return Protocol(
+            metric=evaluation.protocol,
+            version=features.version,
+            feature_sha256=features.sha256,
+            resize=features.resize,
+            quantisation=features.quantisation,
+            reference=snapshot["data"]["manifest"],
+            samples=evaluation.samples,
+            labels=label_policy(snapshot["guidance"], evaluation.prior),
+            seed=evaluation.seed,
+            sampler=sampler.name,
+            steps=None if adaptive else sampler.steps,
+            tolerance=(sampler.rtol, sampler.atol) if adaptive else None,
+            batch=evaluation.batch if adaptive else None,
+            g=sampler.g,
+            interval=sampler.interval,
+            ema=config.train.ema_halflife[0],
+            dtype=features.dtype,
+            settings=protocol_settings(sampler),
+        )
 
     @property
     def key(self) -> str:
         """What a column of scores is headed by; no settings leave no trace, so plain samplers keep their column."""
-        said = asdict(self)
+        values = asdict(self)
         if self.g == 1:  # nothing is guided, wherever
-            said["interval"] = (0.0, 1.0)
-        if not said["settings"]:
-            del said["settings"]
-        return digest(said)
+            values["interval"] = (0.0, 1.0)
+        if not values["settings"]:
+            del values["settings"]
+        return digest(values)
 
 
-def job_key(config: Config, images: int) -> str:
-    """Names the evaluation of one snapshot under the configured protocol, before any job has run."""
-    wanted: dict[str, Any] = {
-        "evaluation": config.evaluation.protocol,
-        "samples": config.evaluation.samples,
-    }
-    wanted["version"] = METRICS.get(config.evaluation.protocol)
-    wanted |= {"seed": config.evaluation.seed, "sampler": asdict(config.sampler)}
-    if config.evaluation.prior != "empirical":
-        wanted["prior"] = config.evaluation.prior
-    return f"{image_folder(images)}-{digest(wanted, 8)}"
+def draws_rows(guidance: Mapping[str, Any]) -> bool:
+    """Whether conditions are those of training images, rather than one group: layouts, features, several groups.
+
+    `guidance` is what a snapshot's manifest holds of its guidance.
+    """
+    kinds = {field: about["kind"] for field, about in guidance.get("sidecars", {}).items()}
+    return guidance.get("level") == "patch" or (bool(kinds) and kinds != {"ids": "id"})
+
+
+def label_policy(guidance: Mapping[str, Any], prior: str) -> str:
+    """How conditions are drawn, in words: scores under different policies are different scores."""
+    if draws_rows(guidance):
+        return "training rows"
+    return "empirical p(k)" if prior == "empirical" else "uniform over groups"
+
+
+def record_key(images: int, protocol: Protocol) -> str:
+    """Names the score of one snapshot under one protocol."""
+    return f"{image_folder(images)}-{protocol.key}"
 
 
 def record_path(run: RunFolder, key: str, attempt: int) -> Path:
@@ -75,10 +122,109 @@ def grid_path(run: RunFolder, key: str, attempt: int) -> Path:
     return run.evals / f"{key}.{attempt}.png"
 
 
-def records(run: RunFolder) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """What one evaluation attempt of one snapshot came to; written once.
+
+    Records of before have no protocol where the job failed, and then an empty `protocol_key`.
+    """
+
+    status: Literal["done", "failed"]
+    key: str
+    attempt: int
+    # seen when the snapshot was published
+    images: int
+    # whether that is the run's last snapshot
+    final: bool = False
+    run: str = ""
+    experiment: str = ""
+    seed: int = 0
+    protocol_key: str = ""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    # finite ones only: a missing score and NaN are the same to a reader
+    scores: Mapping[str, float] = field(default_factory=dict)
+    # network evaluations a sample
+    nfe: float | None = None
+    label_free: bool = False
+    # sha256 of the weights
+    snapshot_sha256: str = ""
+    # seconds since 1970
+    started: float | None = None
+    ended: float | None = None
+    # that the evaluation took
+    seconds: float | None = None
+    host: str = ""
+    pid: int | None = None
+    # why it failed, and the last lines of its log
+    message: str = ""
+    log: str = ""
+    # seconds since 1970, when the record was written
+    time: float = 0.0
+
+    @property
+    def done(self) -> bool:
+        return self.status == "done"
+
+    @property
+    def metric(self) -> str | None:
+        """The score that the protocol is named after."""
+        return self.protocol.get("metric")
+
+    @property
+    def score(self) -> float | None:
+        return self.scores.get(self.metric) if self.metric else None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> EvaluationRecord:
+        """From a record's JSON.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is of another schema, or is no record.
+        """
+        if values["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {values['schema']}, this version reads {SCHEMA}")
+        known = {each.name for each in fields(cls)}
+        given = {k: v for k, v in values.items() if k in known and v is not None}
+        scores = given.get("scores", {}) if values["status"] == "done" else {}
+        finite = {n: float(v) for n, v in scores.items() if v is not None and math.isfinite(v)}
+        numbers = {"attempt": int(values["attempt"]), "images": int(values["images"])}
+        found = cls(**(given | numbers | {"scores": finite}))
+        if found.status not in ("done", "failed") or (found.done and not found.protocol_key):
+            raise ValueError(
+                f"a record with status {found.status!r} and protocol key {found.protocol_key!r}"
+            )
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it; what is unknown is left out."""
+        values = {k: v for k, v in asdict(self).items() if v not in (None, "") and k != "time"}
+        return {"schema": SCHEMA, **values}
+
+    def publish(self, run: RunFolder) -> None:
+        """Writes the record, once.
+
+        Raises:
+            FileExistsError: this attempt has one.
+        """
+        write_record(record_path(run, self.key, self.attempt), self.plain())
+
+    def grid(self, run: RunFolder) -> Path | None:
+        """The picture of its samples, where there is one."""
+        path = grid_path(run, self.key, self.attempt)
+        return path if path.is_file() else None
+
+
+def record_files(run: RunFolder) -> list[Path]:
     """Every evaluation record of the run, by name."""
-    if run.evals.is_dir():
-        for path in sorted(run.evals.glob("img-*.json")):
-            record = read_record(path)
-            if record is not None:
-                yield record
+    return sorted(run.evals.glob("img-*.json"))
+
+
+def read_record_file(path: Path) -> EvaluationRecord:
+    """One record. Raises OSError, or what `EvaluationRecord.of` raises."""
+    return EvaluationRecord.of(json.loads(path.read_text()))
+
+
+def records(run: RunFolder) -> Iterator[EvaluationRecord]:
+    """Every evaluation record of the run that this version can read, by name."""
+    for path in record_files(run):
+        yield read_record_file(path)

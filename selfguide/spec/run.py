@@ -7,70 +7,17 @@ nothing: `Lease.check` compares attempt numbers before every publish.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfguide.spec.annotations import folders
-from selfguide.spec.config import Config, OnlineGuidance, SidecarGuidance
-from selfguide.spec.origin import init_identity
-from selfguide.spec.reading import reading_identity
-from selfguide.spec.shown import shown_identity
 from shards import storage
-
-# not part of a run: where and how it works, how often it speaks
-_CADENCES = ("micro_batch", "log_every", "snapshot_every", "checkpoint_every", "keep_checkpoints")
-
-_HOW = ("timeout_s", "recompute")  # of the engine: the result is the same to the last bit
 
 
 class Fenced(RuntimeError):
     """A newer attempt holds the run; this one must stop and may not publish."""
-
-
-def canonical(value: Any) -> str:
-    """The one JSON text of a value; hashes are taken over it."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-
-
-def digest(value: Any, length: int = 12) -> str:
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
-
-
-def identity(
-    config: Config,
-    manifest: str | None,
-    weights: str | None = None,
-    annotations: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What changes a run's result: data, first weights, model, path, guidance, optimisation, engine numerics, seed.
-
-    `manifest` and `weights` are the hashes of the shards and of what `init` begins from, `annotations` what
-    `selfguide.spec.annotations.promises` says of the sidecars.
-    """
-    data = {"manifest": manifest, "mode": config.data.mode}
-    train = {k: v for k, v in asdict(config.train).items() if k not in _CADENCES}
-    guidance = asdict(config.guidance)
-    if isinstance(config.guidance, OnlineGuidance):
-        # what Sinkhorn and BatchNorm see at once: the batch, unless it is accumulated in pieces
-        guidance["statistics_over"] = config.ranks * config.micro_batch
-    if isinstance(config.guidance, SidecarGuidance):  # what they hold, not where they lie
-        guidance |= dict.fromkeys(folders(config.guidance)) | dict(annotations or {})
-    return {
-        "experiment": config.experiment,
-        "data": data | shown_identity(config.data) | reading_identity(config.data),
-        "init": init_identity(config.init, weights),
-        "model": asdict(config.model),
-        "path": asdict(config.path),
-        "guidance": guidance,
-        "train": train,
-        "engine": {k: v for k, v in asdict(config.engine).items() if k not in _HOW},
-        "seed": config.seed,
-    }
 
 
 @dataclass(frozen=True)
@@ -140,6 +87,12 @@ class RunFolder:
         return sorted(
             int(p.name[4:]) for p in found if storage.read_complete(p, verify="sizes") is not None
         )
+
+    def snapshot_manifest(self, images: int) -> dict[str, Any]:
+        """What the complete snapshot at so many images says of itself: guidance, data, origin."""
+        manifest = storage.read_complete(self.snapshot(images), verify="sizes")
+        assert manifest is not None
+        return manifest
 
     def finished(self) -> bool:
         """The final snapshot is published."""

@@ -6,15 +6,17 @@ A row states the input, classes and learned sigma that its published parameter c
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfguide.spec.architecture import Architecture
-from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, SidecarGuidance
 from selfguide.spec.dit import DiTArchitecture
+from selfguide.spec.suggest import nearest
 from selfguide.spec.unet import UNetArchitecture
 from selfguide.spec.uvit import UViTArchitecture
-from selfguide.spec.words import nearest
 from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from selfguide.spec.config import Config
 
 BYTES = {"fp32": 4, "bf16": 2}
 UNCERTAINTY_FEATURES = 128  # EDM2
@@ -192,37 +194,12 @@ def override(name: str, **changes: Any) -> Architecture:
 
 def architecture(config: Config) -> Architecture:
     """The network this experiment trains: its table row, its overrides, its data's shape, its guidance's inputs."""
-    model, guidance = config.model, config.guidance
     channels, size, _ = config.data.shape
-    asked = {k: v for k, v in asdict(model).items() if k != "name" and v is not None}
-    inputs = {"classes": config.data.classes if isinstance(guidance, LabelGuidance) else 0}
-    if isinstance(guidance, SidecarGuidance):
-        inputs = {"classes": guidance.groups, "dense": guidance.width}
-    inputs["spatial"] = guidance.channels if isinstance(guidance, SidecarGuidance) else 0
-    net = override(model.name, **({"size": size, "channels": channels} | inputs | asked))
-    if isinstance(guidance, OnlineGuidance):
-        width = prototype_width(guidance, net)
-        patches = guidance.level == "patch"
-        net = replace(net, dense_patch=width) if patches else replace(net, dense=width)
-    return net
-
-
-def prototype_width(guidance: OnlineGuidance, net: Architecture) -> int:
-    """P: what was asked for, or the width of the layer that is read."""
-    return guidance.prototype_width or net.layer_of(guidance.layer, "guidance.layer").width
-
-
-def feature_width(guidance: OnlineGuidance, net: Architecture) -> int:
-    """Width of what the online head reads, after pooling."""
-    layer, flat = net.layer_of(guidance.layer, "guidance.layer"), guidance.pooling == "flat"
-    return layer.width * (layer.tokens - layer.extras if flat and guidance.level == "image" else 1)
-
-
-def head_parameters(guidance: OnlineGuidance, net: Architecture) -> int:
-    """Projection Linear-BatchNorm-ReLU-Linear and the K prototypes (SGFM)."""
-    features, p = feature_width(guidance, net), prototype_width(guidance, net)
-    hidden = guidance.head_width or features // 2
-    return (features * hidden + hidden) + 2 * hidden + (hidden * p + p) + guidance.groups * p
+    asked = {k: v for k, v in asdict(config.model).items() if k != "name" and v is not None}
+    inputs = {"size": size, "channels": channels} | config.guidance.network_inputs(
+        config.data.classes
+    )
+    return config.guidance.fit(override(config.model.name, **(inputs | asked)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,16 +223,14 @@ class Footprint:
 def footprint(config: Config) -> Footprint:
     """Closed formulas for the configured engine; activations depend on the kernels and are not in it."""
     net = architecture(config)
-    online = isinstance(config.guidance, OnlineGuidance)
-    n = net.parameters()
-    if isinstance(config.guidance, OnlineGuidance):
-        n += head_parameters(config.guidance, net)
+    n = net.parameters() + config.guidance.head_parameters(net)
     n += UNCERTAINTY_FEATURES + 1 if config.path.weighting == "uncertainty" else 0
     word, horizons = BYTES[config.engine.dtype], len(config.train.ema_halflife)
     sharded = config.engine.backend == "deepspeed"
     share = -(-n // config.ranks) if sharded else n
     # fp32 torch keeps no second copy of the weights; ZeRO and bf16 step on fp32 masters
     masters = 4 * share if sharded or config.engine.dtype == "bf16" else 0
+    teacher = word * n if config.guidance.learns_online else 0
     gradient_share = share if sharded and config.engine.zero_stage >= 2 else n
     return Footprint(
         parameters=n,
@@ -263,7 +238,7 @@ def footprint(config: Config) -> Footprint:
         gradients=word * gradient_share,
         optimiser=masters + 8 * share,
         ema=4 * share * horizons,
-        teacher=word * n if online else 0,
-        checkpoint=4 * n * (3 + horizons) + (word * n if online else 0),
+        teacher=teacher,
+        checkpoint=4 * n * (3 + horizons) + teacher,
         snapshot=4 * n * horizons,
     )

@@ -16,8 +16,7 @@ from selfguide import snapshot
 from selfguide.networks.official import adopt, token_names
 from selfguide.networks.student import Student
 from selfguide.spec.config import Config, InitConfig
-from selfguide.spec.official import Training
-from selfguide.spec.origin import (
+from selfguide.spec.initial_weights import (
     SCRATCH,
     agree,
     ema_sha256,
@@ -25,6 +24,7 @@ from selfguide.spec.origin import (
     read_snapshot,
     training_of,
 )
+from selfguide.spec.official import Training
 from selfguide.spec.uvit import UViTArchitecture
 from selfguide.weights import place_tokens, read_weights
 from shards import storage

@@ -20,7 +20,7 @@ from selfguide.networks.student import Student, build_student
 from selfguide.spec.annotations import check_annotations, check_promises
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.files import read_config
-from selfguide.spec.origin import SCRATCH
+from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training import checkpoint
 from selfguide.training.ema import Averages

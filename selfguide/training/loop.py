@@ -172,7 +172,7 @@ def refresh_teacher(job: Training) -> None:
 def keep_rows_unit(job: Training) -> None:
     """Only where the average of unit rows is told as it is: else rows are normalised when they are read."""
     guidance = job.config.guidance
-    if isinstance(guidance, OnlineGuidance) and guidance.told_rows == "averaged":
+    if isinstance(guidance, OnlineGuidance) and guidance.condition_rows == "averaged":
         prototypes.normalise(job.state.engine)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from selfguide.spec.identity import digest
 from selfguide.spec.records import Protocol, grid_path, record_path
-from selfguide.spec.run import RunFolder, digest, image_folder, write_record
+from selfguide.spec.run import RunFolder, image_folder, write_record
 from shards import storage
 
 PROTOCOL = Protocol(

@@ -21,19 +21,22 @@ from launcher.board.collect import (
     over_seeds,
     standard_error,
 )
-from launcher.board.read import Record, Run
+from launcher.board.read import Run
+from selfguide.spec.records import EvaluationRecord
 from shards.errors import UserError
 
 A = {"metric": "fd_digits", "g": 1.0}
 B = {"metric": "fd_digits", "g": 1.5}
 
 
-def record(images: int, fd: float | None, *, se: float | None = None, **more: Any) -> Record:
+def record(
+    images: int, fd: float | None, *, se: float | None = None, **more: Any
+) -> EvaluationRecord:
     scores = {"fd_digits": fd, "fd_digits_se": se, **more.pop("scores", {})}
-    made = Record(
+    made = EvaluationRecord(
         key=f"img-{images}",
         attempt=1,
-        done=True,
+        status="done",
         images=images,
         final=images == 100,
         protocol_key="a",
@@ -43,11 +46,6 @@ def record(images: int, fd: float | None, *, se: float | None = None, **more: An
         label_free=True,
         time=float(images),
         seconds=1.0,
-        host="",
-        snapshot="",
-        message="",
-        log="",
-        grid=None,
     )
     return replace(made, **more)
 
@@ -55,7 +53,7 @@ def record(images: int, fd: float | None, *, se: float | None = None, **more: An
 def run(
     experiment: str = "e",
     seed: int = 0,
-    *records: Record,
+    *records: EvaluationRecord,
     setting: Any = 0,
     id: str = "",
     **more: Any,
@@ -245,11 +243,11 @@ def test_error_is_the_larger_of_seeds_and_measurement() -> None:
     assert over_seeds([(0, None), (1, math.nan)]) is None
 
 
-def failed(images: int) -> Record:
-    return record(images, None, done=False, protocol_key="", message="out of memory")
+def failed(images: int) -> EvaluationRecord:
+    return record(images, None, status="failed", protocol_key="", message="out of memory")
 
 
-STATES: list[tuple[Mapping[str, Any], tuple[Record, ...], list[str]]] = [
+STATES: list[tuple[Mapping[str, Any], tuple[EvaluationRecord, ...], list[str]]] = [
     ({"attempts": 0}, (), ["not started"]),
     ({"seen": 10}, (), ["training"]),
     ({"published": (50,)}, (), ["training", "1 to score"]),
@@ -263,7 +261,7 @@ STATES: list[tuple[Mapping[str, Any], tuple[Record, ...], list[str]]] = [
 
 @pytest.mark.parametrize(("changes", "records", "expected"), STATES)
 def test_chips_say_where_a_run_stands(
-    changes: Mapping[str, Any], records: tuple[Record, ...], expected: list[str]
+    changes: Mapping[str, Any], records: tuple[EvaluationRecord, ...], expected: list[str]
 ) -> None:
     found = chips(run("e", 0, *records, **changes))
     assert [chip.label for chip in found] == expected

@@ -131,6 +131,6 @@ def test_the_grid_lies_beside_its_record(tmp_path: Path, with_grid: bool) -> Non
     (found,), _ = read_runs(tmp_path)
     record = found.records[0]
     if with_grid:
-        assert record.grid == record_path(run, record.key, record.attempt).with_suffix(".png")
+        assert record.grid(run) == record_path(run, record.key, record.attempt).with_suffix(".png")
     else:
-        assert record.grid is None
+        assert record.grid(run) is None

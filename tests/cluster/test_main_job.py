@@ -41,8 +41,8 @@ def test_the_demo_on_two_nodes_with_evaluation_jobs(
     assert len(exits) == 4 and {e["class"] for e in exits} == {"ok"}
 
     found = list(records(run))
-    assert [r["images"] for r in found if r["status"] == "done"] == [12_800, 25_600, 38_400]
-    early = [r for r in found if r["started"] < min(e["time"] for e in exits)]
+    assert [r.images for r in found if r.done] == [12_800, 25_600, 38_400]
+    early = [r for r in found if r.started < min(e["time"] for e in exits)]
     assert early, "no snapshot was scored while training went on"
 
     training = json.loads((run.attempt(1) / "job.json").read_text())["id"]

@@ -79,13 +79,13 @@ def test_the_demo_scores_snapshots_while_training_goes_on(
     ended = min(json.loads(path.read_text())["time"] for path in exits)
     trainers = {json.loads(path.read_text())["pid"] for path in exits}
     found = list(records(run))
-    early = [r for r in found if r["started"] < ended]
+    early = [r for r in found if r.started < ended]
     assert len(early) >= 2 and len(exits) == 2
-    assert not trainers & {r["pid"] for r in found}
-    assert [r for r in found if r["final"] and r["status"] == "done"]
+    assert not trainers & {r.pid for r in found}
+    assert [r for r in found if r.final and r.done]
     assert all((run.evals / f"{r['key']}.{r['attempt']}.png").stat().st_size > 1000 for r in found)
-    told = next(r for r in found if r["final"])
-    assert told["label_free"] and told["scores"]["nmi"] > 0.3 and told["protocol"]["reference"]
+    told = next(r for r in found if r.final)
+    assert told.label_free and told.scores["nmi"] > 0.3 and told.protocol["reference"]
     assert "images/s" in said and "left" in said, "a user sees the rate and when it ends"
 
     board = command("launcher.board", "--runs", str(runs))
@@ -133,7 +133,7 @@ def test_killing_every_evaluation_leaves_the_weights_bitwise_equal(
     run, _ = submit(runs, "experiment=digits_dit", f"data.root={digits}", *SHORT,
                     "evaluation.samples=200", "evaluation.attempts=2", code=1)  # fmt: skip  # no final score: not well
     killer.stop.set()
-    states = [r["status"] for r in records(run)]
+    states = [r.status for r in records(run)]
     assert killer.killed >= 2 and states and set(states) == {"failed"}
     undisturbed, found = weights(demo[0]), weights(run)
     assert undisturbed.keys() == found.keys()

@@ -7,13 +7,15 @@ import os
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import launcher
 from launcher.attempt.entry import run_rank
+from selfguide.spec.config import Config, build
 from selfguide.spec.files import read_config
-from selfguide.spec.records import record_path
-from selfguide.spec.run import RunFolder, write_record
+from selfguide.spec.records import EvaluationRecord, Protocol
+from selfguide.spec.run import RunFolder
 from shards import storage
 from shards.errors import UserError
 
@@ -94,7 +96,8 @@ def publish(run: RunFolder, images: int) -> None:
     """A complete snapshot folder with one part."""
     run.snapshot(images).mkdir(parents=True)
     (run.snapshot(images) / "weights").write_bytes(b"x" * 10)
-    storage.publish_folder(run.snapshot(images), extra={"images": images})
+    extra = {"images": images, "data": {"manifest": "none"}, "guidance": {}}
+    storage.publish_folder(run.snapshot(images), extra=extra)
 
 
 def score(request: str) -> None:
@@ -133,18 +136,18 @@ def refuse(request: str) -> None:
 
 def _score(request: Path) -> None:
     wanted = json.loads(request.read_text())
-    record = {
-        "status": "done",
-        "key": wanted["key"],
-        "attempt": wanted["attempt"],
-        "images": wanted["images"],
-        "protocol": {"metric": "fd_digits"},
-        "scores": {"fd_digits": 7.0},
-        "seconds": 0.1,
-    }
-    write_record(
-        record_path(RunFolder(Path(wanted["run"])), wanted["key"], wanted["attempt"]), record
-    )
+    run = RunFolder(Path(wanted["run"]))
+    protocol = Protocol.of(build(Config, wanted["config"]), run.snapshot_manifest(wanted["images"]))
+    EvaluationRecord(
+        status="done",
+        key=wanted["key"],
+        attempt=wanted["attempt"],
+        images=wanted["images"],
+        protocol=asdict(protocol),
+        protocol_key=protocol.key,
+        scores={"fd_digits": 7.0},
+        seconds=0.1,
+    ).publish(run)
 
 
 def share(folder: str) -> None:

@@ -17,7 +17,8 @@ from launcher import cancel, clusters, status, submit
 from launcher.compose import compose
 from launcher.folder import Attempt
 from selfguide.spec.files import read_config
-from selfguide.spec.run import RunFolder, digest, identity, read_record
+from selfguide.spec.identity import digest, identity
+from selfguide.spec.run import RunFolder, read_record
 from shards.errors import UserError
 
 

@@ -123,7 +123,7 @@ def run(
 
 
 def outcome(run: RunFolder) -> list[tuple[int, str, int]]:
-    return sorted((r["images"], r["status"], r["attempt"]) for r in records(run))
+    return sorted((r.images, r.status, r.attempt) for r in records(run))
 
 
 def test_every_snapshot_is_scored_once_in_a_process_of_its_own(
@@ -154,7 +154,7 @@ def test_what_never_works_is_recorded_as_failed_with_the_log(
     watch.watch(run.root)
     assert outcome(run) == [(640, "failed", 3), (1280, "failed", 3)]
     record = next(records(run))
-    assert "no score today" in record["message"] and "Traceback" in record["log"]
+    assert "no score today" in record.message and "Traceback" in record.log
     assert status.read(run).failed_evaluations == 2
 
 

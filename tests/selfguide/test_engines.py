@@ -17,7 +17,7 @@ from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import Place
 from selfguide.networks.student import Student, build_student
 from selfguide.spec.config import Config, EngineConfig, TrainConfig
-from selfguide.spec.origin import SCRATCH
+from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine
@@ -256,7 +256,7 @@ def bootstraps(backend: str) -> list[Config]:
     # a head of 20 makes each rank's slice whole vectors of 16: fused AdamW rounds what is left over differently
     common = {"switch": 0.5, "teacher_refresh": 128, "window": 128, "head_width": 20}
     written = {
-        "level": "patch", "pooling": "cls", "revive": 0.9, "told_rows": "averaged", "teacher_buffers": "frozen",
+        "level": "patch", "pooling": "cls", "revive": 0.9, "condition_rows": "averaged", "teacher_buffers": "frozen",
         "queue": 100,
     }  # fmt: skip
     return [

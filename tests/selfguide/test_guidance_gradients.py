@@ -16,7 +16,7 @@ from selfguide.networks.student import Batch, Outputs, Student, build_student
 from selfguide.sinkhorn import sinkhorn
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import Config, ModelConfig, OnlineGuidance
-from selfguide.spec.sizes import architecture, head_parameters
+from selfguide.spec.sizes import architecture
 from selfguide.training.teacher import Teacher
 from tests.selfguide.test_online import make, online_config
 
@@ -36,12 +36,12 @@ def stepped(config: Config, images: int = 600) -> tuple[Student, Teacher, Online
 
 
 @BOTH
-@pytest.mark.parametrize("told", ["nothing", "as_trained"])
+@pytest.mark.parametrize("told", ["unconditional", "as_trained"])
 @pytest.mark.parametrize("view", ["extraction", "training"])
 def test_each_loss_moves_its_own_parameters_only(level: str, view: str, told: str) -> None:
     if view == "extraction" and told == "as_trained":
-        told = "nothing"  # read with view training only
-    config = leveled(level, view=view, view_told=told, mask=(0.2, 0.8))
+        told = "unconditional"  # read with view training only
+    config = leveled(level, view=view, view_condition=told, mask=(0.2, 0.8))
     student, _, source, batch, outputs = stepped(config)
     guidance = source.loss(outputs, batch)
     assert guidance is not None and student.head is not None
@@ -152,7 +152,7 @@ def test_the_parameters_of_patch_nets_are_those_of_their_formula() -> None:
         assert sum(p.numel() for p in student.backbone.parameters()) == net.parameters()
         assert student.head is not None and isinstance(config.guidance, OnlineGuidance)
         held = sum(p.numel() for p in student.head.parameters())
-        assert held == head_parameters(config.guidance, net)
+        assert held == config.guidance.head_parameters(net)
 
 
 @pytest.mark.parametrize("over", ["counted", "all"])
@@ -223,10 +223,10 @@ def test_codes_over_all_are_sinkhorns_of_every_noise_time() -> None:
 
 
 def test_the_heads_view_is_told_nothing_or_what_the_step_tells() -> None:
-    for told in ("nothing", "as_trained"):
-        config = online_config(view="training", view_told=told, drop=0.0)
+    for told in ("unconditional", "as_trained"):
+        config = online_config(view="training", view_condition=told, drop=0.0)
         student, teacher, _, batch, outputs = stepped(config)
-        if told == "nothing":
+        if told == "unconditional":
             nothing = Condition.unconditional(64)
             features = teacher.module.features(batch.x, batch.tau, nothing)
             assert torch.equal(batch.features, features)  # type: ignore[arg-type]
@@ -248,7 +248,7 @@ def test_ids_are_extracted_in_noise_of_their_own_or_the_steps() -> None:
 
 def test_what_stands_for_nothing_is_a_learned_row_or_zeros() -> None:
     for untold in ("embedding", "zero"):
-        student, _, _, _ = make(online_config(untold=untold), images=0)
+        student, _, _, _ = make(online_config(unconditional=untold), images=0)
         embedding = student.backbone.condition
         row = embedding(Condition.unconditional(1))  # type: ignore[operator]
         null = embedding(Condition.unconditional(1).drop(torch.ones(1, dtype=torch.bool)))  # type: ignore[operator]
@@ -263,7 +263,7 @@ def test_what_stands_for_nothing_is_a_learned_row_or_zeros() -> None:
 
 def test_told_rows_are_unit_or_the_average_as_it_is() -> None:
     for told in ("unit", "averaged"):
-        config = online_config(told_rows=told, drop=0.0)
+        config = online_config(condition_rows=told, drop=0.0)
         _, teacher, source, batch = make(config, images=600)
         assert teacher.module.head is not None
         teacher.module.head.prototypes.data.mul_(0.9)

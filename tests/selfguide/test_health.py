@@ -16,7 +16,7 @@ from selfguide.guidance.online import OnlineSource, assign
 from selfguide.guidance.prototype_counts import Usage
 from selfguide.networks.student import build_student
 from selfguide.spec.config import Config, TrainConfig
-from selfguide.spec.origin import SCRATCH
+from selfguide.spec.initial_weights import SCRATCH
 from selfguide.training import prototypes
 from selfguide.training.health import SIGNS, Advisor, Health, advise, recorded
 from selfguide.training.job import build_state

@@ -25,8 +25,9 @@ from selfguide.models import assemble
 from selfguide.networks.student import Student, build_student
 from selfguide.spec.config import Config, InitConfig, LabelGuidance, NoGuidance, TrainConfig
 from selfguide.spec.files import to_yaml
-from selfguide.spec.origin import SCRATCH, agree, check_weights, validate_init
-from selfguide.spec.run import Lease, RunFolder, digest, identity, write_record
+from selfguide.spec.identity import digest, identity
+from selfguide.spec.initial_weights import SCRATCH, agree, check_weights, validate_init
+from selfguide.spec.run import Lease, RunFolder, write_record
 from selfguide.spec.sizes import architecture, override
 from selfguide.spec.validate import validate
 from selfguide.training import job
@@ -510,7 +511,7 @@ def test_submission_names_a_file_that_does_not_fit_without_torch(tmp_path: Path)
     program = (
         "import sys, pathlib\n"
         "from selfguide.spec.files import read_config\n"
-        "from selfguide.spec.origin import check_weights\n"
+        "from selfguide.spec.initial_weights import check_weights\n"
         "for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
         "    try: print(path.name, len(check_weights(read_config(path))))\n"
         "    except ValueError as error: print(path.name, type(error).__name__, error)\n"

@@ -15,7 +15,7 @@ from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import Place
 from selfguide.networks.student import build_student
 from selfguide.spec.config import TrainConfig
-from selfguide.spec.origin import SCRATCH
+from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training import prototypes
 from selfguide.training.job import build_state

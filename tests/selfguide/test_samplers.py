@@ -15,7 +15,7 @@ from selfguide.diffusion.paths import DDPM, RectifiedFlow, VarianceExploding
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.diffusion.samplers import SAMPLERS, sample
 from selfguide.diffusion.samplers.walk import Walk, noise_times, shifted
-from selfguide.spec.sampling import most_steps
+from selfguide.spec.config.sampler import most_steps
 from shards.errors import UserError
 from tests.selfguide.exact import MEAN, PATHS, SD, exact, gaussian, on_the_ode
 

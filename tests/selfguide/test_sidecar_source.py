@@ -32,7 +32,9 @@ from selfguide.sampling.generate import draw_condition
 from selfguide.snapshot import Snapshot
 from selfguide.spec.annotations import check_annotations, promises
 from selfguide.spec.config import Config, LabelGuidance, SidecarGuidance
-from selfguide.spec.run import Lease, RunFolder, identity, write_record
+from selfguide.spec.identity import identity
+from selfguide.spec.records import Protocol, label_policy
+from selfguide.spec.run import Lease, RunFolder, write_record
 from selfguide.spec.sizes import architecture, footprint
 from selfguide.training import job
 from selfguide.training.telemetry import Telemetry
@@ -286,8 +288,8 @@ def test_groups_are_drawn_at_their_frequency_or_evenly_among_those_that_occur(
     assert even[2] == 0
     occurring = even[[0, 1, 3, 4, 5, 6]].double()
     assert (occurring - 4000 / 6).abs().max() < 5 * (4000 / 6) ** 0.5
-    assert drawing.policy(made, "empirical") == "empirical p(k)"
-    assert drawing.policy(made, "uniform") == "uniform over groups"
+    assert label_policy(made.guidance, "empirical") == "empirical p(k)"
+    assert label_policy(made.guidance, "uniform") == "uniform over groups"
 
 
 def test_layouts_and_their_groups_are_drawn_as_rows_of_training_images(
@@ -308,7 +310,7 @@ def test_layouts_and_their_groups_are_drawn_as_rows_of_training_images(
     np.testing.assert_array_equal(found.given["spatial"].sum((1, 2, 3)), areas)
     later = draw_condition(made, SEEDS[20:50])
     assert torch.equal(later.given["spatial"], found.given["spatial"][20:])
-    assert drawing.policy(made, "empirical") == "training rows"
+    assert label_policy(made.guidance, "empirical") == "training rows"
     with pytest.raises(UserError, match="not one group alone"):
         draw_condition(made, SEEDS, "uniform")
 
@@ -433,9 +435,10 @@ def test_the_oracle_of_dense_features_trains_and_is_drawn_from(
     config = replace(
         made.config,
         sampler=replace(made.config.sampler, steps=2),
-        evaluation=replace(made.config.evaluation, samples=64, batch=64),
+        evaluation=replace(made.config.evaluation, protocol="fd_digits", samples=64, batch=64),
     )
-    protocol, scores, _, pixels = evaluation.fd_digits(made, config)
+    protocol = Protocol.of(config, {"data": made.data, "guidance": made.guidance})
+    scores, _, pixels = evaluation.fd_digits(made, config, protocol)
     assert protocol.labels == "training rows" and len(pixels) == 64
     assert np.isfinite(scores["fd_digits"])
 
@@ -449,13 +452,14 @@ def test_a_sidecar_that_saw_labels_makes_a_run_that_did(
     made.student.backbone.condition.labels.weight.mul_(1e4)  # type: ignore[union-attr,operator]
     keys, drawn = set(), []
     for prior, words in {"empirical": "empirical p(k)", "uniform": "uniform over groups"}.items():
-        settings = {"samples": 64, "batch": 64, "prior": prior}
+        settings = {"protocol": "fd_digits", "samples": 64, "batch": 64, "prior": prior}
         config = replace(
             made.config,
             sampler=replace(made.config.sampler, steps=2),
             evaluation=replace(made.config.evaluation, **settings),
         )
-        protocol, _, _, pixels = evaluation.fd_digits(made, config)
+        protocol = Protocol.of(config, {"data": made.data, "guidance": made.guidance})
+        _, _, pixels = evaluation.fd_digits(made, config, protocol)
         assert protocol.labels == words
         keys.add(protocol.key)
         drawn.append(pixels)

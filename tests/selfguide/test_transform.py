@@ -16,8 +16,8 @@ from selfguide.data.crop_flip import Placement, draw_placement, mirrored
 from selfguide.discovery.lost import box_masks
 from selfguide.randomness import uniform
 from selfguide.spec.config import DataConfig
-from selfguide.spec.run import identity
-from selfguide.spec.shown import check_shown
+from selfguide.spec.config.data import check_stored
+from selfguide.spec.identity import identity
 from selfguide.spec.validate import validate
 from selfguide.training.loop import place
 from shards.errors import UserError
@@ -199,11 +199,11 @@ def test_shards_that_cannot_be_shown_so_are_refused(
 ) -> None:
     data = DataConfig(root="here", shape=(4, 8, 8), flip=flip, crop=crop)
     with pytest.raises(UserError) as raised:
-        check_shown(data, header, whole)
+        check_stored(data, header, whole)
     for part in parts:
         assert part in str(raised.value)
-    check_shown(replace(data, flip=False, crop=False), header, (4, 8, 8))
-    check_shown(DataConfig(root="here", shape=(4, 8, 8), flip=True, crop=True), HEADER, (4, 9, 12))
+    check_stored(replace(data, flip=False, crop=False), header, (4, 8, 8))
+    check_stored(DataConfig(root="here", shape=(4, 8, 8), flip=True, crop=True), HEADER, (4, 9, 12))
 
 
 def test_what_is_shown_names_a_run_only_where_it_changes_something() -> None:

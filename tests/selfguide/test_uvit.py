@@ -19,7 +19,7 @@ from selfguide.models.uvit import UViT
 from selfguide.networks.head import PrototypeHead
 from selfguide.networks.student import Student
 from selfguide.spec.config import EngineConfig, OnlineGuidance
-from selfguide.spec.sizes import TABLE, feature_width, override, row
+from selfguide.spec.sizes import TABLE, override, row
 from selfguide.spec.uvit import UViTArchitecture
 from shards.errors import UserError
 
@@ -252,7 +252,7 @@ def test_layers_have_names_and_extras() -> None:
     assert net.layer_of(None)[1:] == (259, 1024, 3)  # [CLS], time, condition before 256 patches
     assert override("uvit_l_2", classes=0).extras == 1
     assert override("uvit_l_2", classes=0, dense_patch=1024, cls_token=True).extras == 2
-    assert feature_width(OnlineGuidance(layer=3, pooling="flat"), net) == 256 * 1024
+    assert OnlineGuidance(layer=3, pooling="flat").feature_width(net) == 256 * 1024
 
 
 @pytest.mark.parametrize("kind", ["told", "null", "unconditional", "told nothing of it"])

@@ -11,13 +11,13 @@ from selfguide.spec.validate import validate
 from shards.errors import UserError
 
 PAPER = {
-    "view": "training", "view_told": "as_trained", "noise_time": 0.2, "mask": (0.15, 0.25), "untold": "zero",
-    "drop": 0.1,
+    "view": "training", "view_condition": "as_trained", "noise_time": 0.2, "mask": (0.15, 0.25),
+    "unconditional": "zero", "drop": 0.1,
 }  # fmt: skip
 CODE = {
-    "view": "training", "view_told": "as_trained", "noise_time": 0.15, "mask": (0.1, 0.2), "drop": 0.15,
+    "view": "training", "view_condition": "as_trained", "noise_time": 0.15, "mask": (0.1, 0.2), "drop": 0.15,
     "codes_over": "all", "mean_over": "all", "extraction_noise": "training", "teacher_buffers": "frozen",
-    "told_rows": "averaged", "untold": "embedding",
+    "condition_rows": "averaged", "unconditional": "embedding",
 }  # fmt: skip
 WITH_CLS = ["model.cls_token=true", "cluster=local"]
 
@@ -34,8 +34,8 @@ def test_presets_of_the_published_method_say_what_it_says_and_nothing_else(
 
 def test_every_default_is_the_corrected_form() -> None:
     corrected = {
-        "view": "extraction", "view_told": "nothing", "codes_over": "counted", "mean_over": "counted",
-        "extraction_noise": "own", "teacher_buffers": "student", "told_rows": "unit", "untold": "embedding",
+        "view": "extraction", "view_condition": "unconditional", "codes_over": "counted", "mean_over": "counted",
+        "extraction_noise": "own", "teacher_buffers": "student", "condition_rows": "unit", "unconditional": "embedding",
         "queue": 0, "revive": 0.0, "level": "image",
     }  # fmt: skip
     for name in ("online", "digits_online", "in1k_online"):
@@ -60,11 +60,15 @@ BAD = [
     ("guidance.mask=[0.1,0.2]", "guidance.mask=[0.1, 0.2]", "view=training only"),
     ("guidance.codes_over=all", "guidance.codes_over=all", "view=training only"),
     ("guidance.mean_over=all", "guidance.mean_over=all", "view=training only"),
-    ("guidance.view_told=as_trained", "guidance.view_told=as_trained", "view=training only"),
+    (
+        "guidance.view_condition=as_trained",
+        "guidance.view_condition=as_trained",
+        "view=training only",
+    ),
     ("guidance.queue=-1", "guidance.queue=-1", "0 or more"),
-    ("guidance.revive=1", "guidance.revive=1.0", "[0, 1)"),
-    ("guidance.revive=nan", "guidance.revive=nan", "[0, 1)"),
-    ("guidance.told_rows=unti", "'unti'", "did you mean 'unit'"),
+    ("guidance.revive=1", "guidance.revive=1.0", "[0.0, 1.0)"),
+    ("guidance.revive=nan", "guidance.revive=nan", "[0.0, 1.0)"),
+    ("guidance.condition_rows=unti", "'unti'", "did you mean 'unit'"),
 ]
 
 

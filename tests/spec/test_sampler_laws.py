@@ -6,7 +6,7 @@ import inspect
 import re
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -19,9 +19,9 @@ from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import build_path
 from selfguide.diffusion.samplers import SAMPLERS, sample, settings
 from selfguide.spec.config import PathConfig, SamplerConfig, build
+from selfguide.spec.config.sampler import check_sampler, protocol_settings, settings_read
 from selfguide.spec.conventions import guidance_interval, noise_shift, total_weight
 from selfguide.spec.records import Protocol
-from selfguide.spec.sampling import READS, read, told_apart, validate_sampler
 from selfguide.spec.validate import validate
 from shards.errors import UserError
 from tests.board.fakes import PROTOCOL
@@ -29,6 +29,7 @@ from tests.selfguide.exact import ExactGaussian, exact, gaussian
 
 SEEDS = torch.arange(2)
 PRESETS = sorted(path.stem for path in (Path(configs.__file__).parent / "sampler").glob("*.yaml"))
+READS = {name: tuple(settings_read(SamplerConfig(name=name))) for name in SAMPLERS}  # type: ignore[arg-type]
 BAD = [
     # settings, field and value, a word of the cure
     ("sampler.steps=0", "sampler.steps=0", "1 or more"),
@@ -50,10 +51,18 @@ BAD = [
         "low <= high",
     ),
     # read by another
-    ("sampler.eta=0.5", "sampler.eta=0.5 is read by sampler.name=ddim", "drop it"),
-    ("sampler.rtol=1e-3", "sampler.rtol=0.001 is read by sampler.name=dopri5", "drop it"),
-    ("sampler=dopri5 sampler.churn=1", "sampler.churn=1.0 is read by sampler.name=heun", "drop it"),
-    ("sampler.diffusion=repa", "is read by sampler.name=euler_maruyama", "change the sampler"),
+    ("sampler.eta=0.5", "sampler.eta=0.5 is read with sampler.name=ddim only", "drop it"),
+    ("sampler.rtol=1e-3", "sampler.rtol=0.001 is read with sampler.name=dopri5 only", "drop it"),
+    (
+        "sampler=dopri5 sampler.churn=1",
+        "sampler.churn=1.0 is read with sampler.name=heun only",
+        "drop it",
+    ),
+    (
+        "sampler.diffusion=repa",
+        "is read with sampler.name=euler_maruyama only",
+        "drop it or take that",
+    ),
     ("sampler=dopri5 sampler.shift=2", "sampler.shift=2.0", "drop it"),
     ("sampler=dopri5 sampler.steps=20", "sampler.steps=20", "sampler.rtol"),
     ("guidance=none sampler.g=1.5", "sampler.g=1.5", "take sampler.g=1"),
@@ -143,7 +152,7 @@ def test_a_preset_is_what_its_paper_says(name: str) -> None:
 
 
 def test_the_table_of_settings_is_what_the_samplers_take() -> None:
-    assert READS.keys() == SAMPLERS.keys()
+    assert set(SAMPLERS) == set(get_args(get_type_hints(SamplerConfig)["name"]))
     for name, sampler in SAMPLERS.items():
         assert tuple(inspect.signature(sampler).parameters)[1:] == READS[name], name
     known = {f.name for f in fields(SamplerConfig)}
@@ -167,13 +176,15 @@ def test_a_config_reaches_its_sampler_with_every_setting(name: str) -> None:
     shift = {} if name in ("dopri5", "heun") else {"shift": 2.0}
     config = SamplerConfig(name=name, steps=4, **{s: VALUES[s] for s in READS[name]}, **shift)  # type: ignore[arg-type]
     path = PathConfig(name="edm", prediction="edm") if name == "heun" else PathConfig()
-    validate_sampler(config, path)
+    check_sampler(config, path)
 
     def made(**call: Any) -> Tensor:
         denoiser = exact("edm" if name == "heun" else "rf", 4)
         return sample(denoiser=denoiser, noise=3 * gaussian(4), seeds=torch.arange(4), **call)
 
-    assert torch.equal(made(**settings(config)), made(name=name, steps=4, **read(config), **shift))
+    assert torch.equal(
+        made(**settings(config)), made(name=name, steps=4, **settings_read(config), **shift)
+    )
     for setting in READS[name]:  # each of them changes the sample
         plain = replace(config, **{setting: getattr(SamplerConfig(), setting)})
         assert not torch.equal(made(**settings(config)), made(**settings(plain))), setting
@@ -197,7 +208,7 @@ def test_validation_allows_exactly_what_the_sampler_can_walk(name: str, path: st
         denoiser = Denoiser(net, walked, condition, prediction=prediction)  # type: ignore[arg-type]
         call = settings(config) | {"denoiser": denoiser, "seeds": torch.arange(2)}
         try:
-            validate_sampler(config, chosen)
+            check_sampler(config, chosen)
         except UserError:
             with pytest.raises(UserError):
                 sample(noise=gaussian(2), **call)
@@ -206,12 +217,14 @@ def test_validation_allows_exactly_what_the_sampler_can_walk(name: str, path: st
 
 
 def test_a_protocol_names_what_changes_a_sample_and_only_that() -> None:
-    assert told_apart(SamplerConfig()) == {} == told_apart(SamplerConfig(name="dopri5"))
-    assert told_apart(SamplerConfig(name="ddim", clip=1.0)) == {"eta": 0.0, "clip": 1.0}
+    assert (
+        protocol_settings(SamplerConfig()) == {} == protocol_settings(SamplerConfig(name="dopri5"))
+    )
+    assert protocol_settings(SamplerConfig(name="ddim", clip=1.0)) == {"eta": 0.0, "clip": 1.0}
     shifted = SamplerConfig(shift=2.0, guided_channels=3)
-    assert told_apart(shifted) == {"shift": 2.0}  # g is 1
-    assert told_apart(replace(shifted, g=2.0)) == {"shift": 2.0, "guided_channels": 3}
-    assert told_apart(replace(shifted, g=0.0)) == {"shift": 2.0, "guided_channels": 3}
+    assert protocol_settings(shifted) == {"shift": 2.0}  # g is 1
+    assert protocol_settings(replace(shifted, g=2.0)) == {"shift": 2.0, "guided_channels": 3}
+    assert protocol_settings(replace(shifted, g=0.0)) == {"shift": 2.0, "guided_channels": 3}
 
 
 def key(**settings: Any) -> str:

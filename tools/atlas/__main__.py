@@ -30,7 +30,7 @@ from selfguide.sampling.generate import draw
 from selfguide.sampling.group_names import Naming
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import OnlineGuidance
-from selfguide.spec.sampling import validate_sampler
+from selfguide.spec.config.sampler import check_sampler
 from shards import cli, sidecar, storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -183,7 +183,7 @@ def samples_of(
     sampler = snapshot.config.sampler
     if options.g is not None:
         sampler = replace(sampler, g=options.g)
-        validate_sampler(sampler, snapshot.config.path)
+        check_sampler(sampler, snapshot.config.path)
     allowed = [group for group in shown if group not in naming.banned]
     condition = telling.told(snapshot, torch.tensor(allowed).repeat_interleave(options.count))
     seeds = (options.seed + torch.arange(options.count)).repeat(len(allowed))

@@ -62,7 +62,7 @@ def suite(
     Raises:
         UserError: an unknown word in `without`.
     """
-    from selfguide.spec.words import nearest
+    from selfguide.spec.suggest import nearest
 
     for word in sorted(without):
         if word not in (every := (*PARTS, *RIVALS)):

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selfguide.spec.words import nearest
+from selfguide.spec.suggest import nearest
 from shards import cli
 from shards.errors import UserError
 from shards.format import manifest as manifests

@@ -19,7 +19,7 @@ from selfguide.models.blocks import sinusoid, time_input
 from selfguide.randomness import normal, uniform
 from selfguide.spec.architecture import TimeInput
 from selfguide.spec.config import PathConfig, build
-from selfguide.spec.words import nearest
+from selfguide.spec.suggest import nearest
 from shards import cli
 from shards.errors import UserError
 from tools.toy.data import Data, points

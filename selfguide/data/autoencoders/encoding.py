@@ -25,7 +25,7 @@ from torch import Tensor
 from selfguide.data.autoencoders.autoencoder import TOP, Autoencoder
 from selfguide.data.autoencoders.load import load_autoencoder
 from selfguide.data.normaliser import Normaliser, draw, mean
-from selfguide.spec.words import nearest
+from selfguide.spec.suggest import nearest
 from shards.format import manifest as manifests
 from shards.errors import UserError
 from shards.format.header import Header

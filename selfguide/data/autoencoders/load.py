@@ -12,7 +12,7 @@ from torch import Tensor
 from selfguide.data.autoencoders import files, kl
 from selfguide.data.autoencoders.autoencoder import Autoencoder, Identity, KLAutoencoder
 from selfguide.data.autoencoders.tiny import CHANNELS, FACTOR, WEIGHTS, TinyVAE
-from selfguide.spec.words import nearest
+from selfguide.spec.suggest import nearest
 from selfguide.weights import read_weights
 from shards import storage
 from shards.errors import UserError

@@ -18,8 +18,8 @@ from selfguide.diffusion.samplers.exponential import ddim, dpm1, dpm2, dpmpp
 from selfguide.diffusion.samplers.velocity import dopri5, euler, euler_maruyama, heun
 from selfguide.diffusion.samplers.walk import Callback, Walk, noise_times
 from selfguide.spec.config import SamplerConfig
-from selfguide.spec.sampling import read
-from selfguide.spec.words import nearest
+from selfguide.spec.config.sampler import settings_read
+from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
@@ -71,4 +71,6 @@ def sample(
 
 def settings(config: SamplerConfig) -> dict[str, Any]:
     """What `sample` is called with for this config, besides denoiser, noise, seeds and callback."""
-    return {"name": config.name, "steps": config.steps, "shift": config.shift} | read(config)
+    return {"name": config.name, "steps": config.steps, "shift": config.shift} | settings_read(
+        config
+    )

@@ -12,7 +12,7 @@ from torchdiffeq import odeint
 
 from selfguide.diffusion.paths import Path, RectifiedFlow, VarianceExploding, VariancePreserving
 from selfguide.diffusion.samplers.walk import Walk, at_level, point, within
-from selfguide.spec.words import nearest
+from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
 LAST_STEP = 0.04  # euler_maruyama's, of drift only (SiT, REPA)

@@ -15,7 +15,7 @@ from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import DDPM, Path, VarianceExploding
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.randomness import normal
-from selfguide.spec.sampling import most_steps
+from selfguide.spec.config.sampler import most_steps
 from shards.errors import UserError
 
 Callback = Callable[[int, float, Tensor], None]  # step, the noise-time it reached, the state there

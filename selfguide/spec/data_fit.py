@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfguide.spec.config import Config, LabelGuidance
-from selfguide.spec.origin import read_snapshot
-from selfguide.spec.shown import check_shown
+from selfguide.spec.config.data import check_stored
+from selfguide.spec.initial_weights import read_snapshot
 from shards import storage
 from shards.errors import UserError
 
@@ -46,7 +46,7 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
             raise UserError(
                 f"data.root={root} holds no sample; write shards into it, or give another data.root"
             )
-    check_shown(data, header, manifest.model_shape)
+    check_stored(data, header, manifest.model_shape)
     if manifest.classes and manifest.classes != data.classes:
         raise UserError(
             f"data.classes={data.classes} and the shards in {data.root} have {manifest.classes} classes; "

@@ -238,15 +238,3 @@ def _same_embedding(theirs: UNetArchitecture, ours: UNetArchitecture, where: str
                 else "set guidance=none, or take a snapshot of a run with labels or online"
             )
         )
-
-
-def init_identity(init: InitConfig, sha256: str | None) -> dict[str, Any]:
-    """What of `init` changes a run's result: the weights themselves, not where they lie."""
-    if init.source == "scratch":
-        return {"source": "scratch"}
-    return {
-        "source": init.source,
-        "form": init.form,
-        "labels": init.labels,
-        "sha256": sha256,
-    }

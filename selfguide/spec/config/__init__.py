@@ -1,0 +1,67 @@
+"""What a user may set: frozen dataclasses, one file a group, each field with its laws beside its type.
+
+Hydra composes YAML into a mapping; `build` turns it into these classes and refuses what they do not know, with
+the nearest name. Counts of images are the clock: every cadence, schedule and horizon is in images seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from selfguide.spec.config.build import build
+from selfguide.spec.config.cluster import ClusterConfig
+from selfguide.spec.config.data import DataConfig
+from selfguide.spec.config.engine import EngineConfig
+from selfguide.spec.config.evaluation import EvaluationConfig
+from selfguide.spec.config.guidance import (
+    Guidance,
+    LabelGuidance,
+    NoGuidance,
+    OnlineGuidance,
+    SidecarGuidance,
+)
+from selfguide.spec.config.init import InitConfig
+from selfguide.spec.config.laws import AtLeast
+from selfguide.spec.config.model import POOLINGS, ModelConfig, Pooling
+from selfguide.spec.config.path import PathConfig, Prediction
+from selfguide.spec.config.sampler import SamplerConfig
+from selfguide.spec.config.train import TrainConfig
+
+__all__ = [
+    "POOLINGS", "ClusterConfig", "Config", "DataConfig", "EngineConfig", "EvaluationConfig", "Guidance", "InitConfig",
+    "LabelGuidance", "ModelConfig", "NoGuidance", "OnlineGuidance", "PathConfig", "Pooling", "Prediction",
+    "SamplerConfig", "SidecarGuidance", "TrainConfig", "build",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything one submission resolves to."""
+
+    experiment: str
+    model: ModelConfig
+    path: PathConfig
+    sampler: SamplerConfig
+    guidance: NoGuidance | LabelGuidance | OnlineGuidance | SidecarGuidance
+    data: DataConfig
+    train: TrainConfig
+    engine: EngineConfig
+    evaluation: EvaluationConfig
+    cluster: ClusterConfig
+    init: InitConfig = field(default_factory=InitConfig)
+    nodes: Annotated[int, AtLeast(1)] = 1
+    seed: Annotated[int, AtLeast(0)] = 0
+    name: str | None = None
+    runs: str = "runs"
+    follow: bool = False
+    dry_run: bool = False
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.cluster.gpus_per_node
+
+    @property
+    def micro_batch(self) -> int:
+        """Images per rank and forward."""
+        return self.train.micro_batch or self.train.batch // self.ranks

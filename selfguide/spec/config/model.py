@@ -1,0 +1,52 @@
+"""`model=`: which network, and what an experiment changes of its published form."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+from typing import Literal
+
+from selfguide.spec.architecture import TimeInput
+
+# how features of a layer's tokens become one vector; see `selfguide.models.backbone.pool`
+Pooling = Literal["cls", "mean", "flat", "attention"]
+POOLINGS = typing.get_args(Pooling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A row of `selfguide.spec.sizes` and what this experiment changes of it (None keeps the row's value).
+
+    Which of the fields a model has depends on its family; one that it does not have is an error.
+    """
+
+    name: str
+    # edge of the square input, in latent pixels
+    size: int | None = None
+    channels: int | None = None
+    learn_sigma: bool | None = None
+    time: TimeInput | None = None
+    # a learned token that collects what the online guidance reads
+    cls_token: bool | None = None
+    # transformers
+    patch: int | None = None
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    norm: Literal["layer", "rms"] | None = None
+    mlp: Literal["gelu", "swiglu"] | None = None
+    rope: bool | None = None
+    qk_norm: bool | None = None
+    # U-ViT's 3x3 convolution over the output
+    conv: bool | None = None
+    # UNets
+    base: int | None = None
+    # width of each grid over `base`
+    mult: tuple[int, ...] | None = None
+    # residual blocks of each grid
+    blocks: int | None = None
+    # downsamplings at which blocks attend
+    attention: tuple[int, ...] | None = None
+    # of every group norm
+    groups: int | None = None
+    dropout: float | None = None

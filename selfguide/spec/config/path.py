@@ -1,0 +1,90 @@
+"""`path=`: the road from data (noise-time 0) to noise (1), what is predicted there, and where on it training looks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from selfguide.spec.config.laws import Positive, ReadWith, Share, Within
+from shards.errors import UserError
+
+Prediction = Literal["v", "eps", "x0", "edm"]
+
+_BY_NOISE_TIME, _BY_SIGMA = ("uniform", "logit_normal"), ("log_normal", "log_uniform")
+# path -> predictions and time densities. What is not here has no sane size there: v is (1 + sigma)^2 eps on ve and edm,
+# sigma of uniform noise-times has no mean, EDM's mixture needs a = 1. A log-normal sigma is a logit-normal noise-time.
+_ON_PATH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "rectified_flow": (("v", "eps", "x0"), _BY_NOISE_TIME),
+    "ddpm": (("eps", "x0", "v"), _BY_NOISE_TIME),
+    "vp": (("eps", "x0", "v"), _BY_NOISE_TIME),
+    "ve": (("eps", "x0", "edm"), _BY_SIGMA),
+    "edm": (("edm", "x0", "eps"), _BY_SIGMA),
+}
+_NORMAL = ReadWith("time_density=logit_normal", "time_density=log_normal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathConfig:
+    """Path, prediction, weighting and time density of training."""
+
+    name: Literal["rectified_flow", "ddpm", "vp", "ve", "edm"] = "rectified_flow"
+    # 1e-4 is SGFM's form
+    sigma_min: Annotated[float, Within(0.0, 1.0, below=True), ReadWith("name=rectified_flow")] = 0.0
+    betas: Annotated[Literal["linear", "scaled_linear"], ReadWith("name=ddpm")] = "linear"
+    prediction: Prediction = "v"
+    # of the data as the model sees it
+    sigma_data: Annotated[
+        float,
+        Positive(),
+        ReadWith("prediction=edm", "weighting=edm", "weighting=uncertainty"),
+    ] = 0.5
+    weighting: Literal["plain", "edm", "uncertainty"] = "plain"
+    # weight of 1 - cos(v_hat, v); 1 in LightningDiT
+    cosine: Annotated[float, Within(0.0)] = 0.0
+    # uniform is SiT's, logit-normal LightningDiT's, log-normal EDM's, log-uniform VE's (of sigma)
+    time_density: Literal["uniform", "logit_normal", "log_normal", "log_uniform"] = "uniform"
+    # of the logit of tau, or of ln sigma (EDM: -1.2 and 1.2)
+    time_mean: Annotated[float, Within(), _NORMAL] = 0.0
+    time_std: Annotated[float, Positive(), _NORMAL] = 1.0
+    # share of training after which times are drawn uniformly
+    uniform_after: Annotated[float | None, Share(), ReadWith("time_density=logit_normal")] = None
+
+
+def check_path(path: PathConfig, channels: int) -> None:
+    """What prediction, density, weighting and loss mean for each other on this path and data of so many channels.
+
+    Raises:
+        UserError: the first law that does not hold, with its cure.
+    """
+    predictions, densities = _ON_PATH[path.name]
+    for field, known in (("prediction", predictions), ("time_density", densities)):
+        value = getattr(path, field)
+        if value not in known:
+            raise UserError(
+                f"path.{field}={value} does not go with path.name={path.name}; take path.{field}={' or '.join(known)}"
+            )
+    _check_weighting(path)
+    if path.cosine and path.prediction != "v":
+        raise UserError(
+            f"path.cosine={path.cosine} compares velocities, and path.prediction={path.prediction}; take "
+            "path.prediction=v or path.cosine=0"
+        )
+    if path.cosine and channels == 1:
+        raise UserError(
+            f"path.cosine={path.cosine} compares directions over channels, and the data has one; take path.cosine=0"
+        )
+
+
+def _check_weighting(path: PathConfig) -> None:
+    """EDM's weight goes with edm, where it is 1, and with v: from 0.8 to 4 on rectified flow at sigma_data = 0.5.
+
+    On VP and DDPM our v is dx/dtau, not Salimans & Ho's a eps - b x0, and the weight follows beta: near 2 for most
+    noise-times, above 900 in pure noise. On a raw x0 it grows as 1 / sigma^2 and on a raw eps as sigma^2, ten
+    thousandfold and more: a few images would make the whole loss.
+    """
+    if path.weighting != "plain" and path.prediction in ("x0", "eps"):
+        bounded = "edm" if path.name in ("ve", "edm") else "v"
+        raise UserError(
+            f"path.weighting={path.weighting} has no bound with path.prediction={path.prediction}; take "
+            f"path.prediction={bounded}, or path.weighting=plain"
+        )

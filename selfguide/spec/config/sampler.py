@@ -1,0 +1,122 @@
+"""`sampler=`: how samples are drawn, which settings each sampler reads, and which of them a score's protocol names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from selfguide.spec.config.laws import (
+    AtLeast,
+    Positive,
+    ReadWith,
+    Span,
+    Within,
+    check,
+    check_read,
+    fields_of,
+)
+from selfguide.spec.config.path import PathConfig
+from selfguide.spec.conventions import DDPM_STEPS
+from shards.errors import UserError
+
+_HEUN, _DOPRI5, _DDIM = ReadWith("name=heun"), ReadWith("name=dopri5"), ReadWith("name=ddim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """`g` is the total guidance weight: 1 is no guidance, 0 is unconditional."""
+
+    name: Literal["euler", "heun", "ddim", "dpm1", "dpm2", "dpmpp", "euler_maruyama", "dopri5"] = (
+        "euler"
+    )
+    steps: Annotated[int, AtLeast(1)] = 50
+    g: Annotated[float, Within(0.0)] = 1.0
+    # noise-times in which `g` applies
+    interval: Annotated[tuple[float, float], Span()] = (0.0, 1.0)
+    # only the first so many; 3 is DiT's, SiT's and LightningDiT's
+    guided_channels: Annotated[
+        int | None, AtLeast(1, "must be {low} or more; null guides all channels")
+    ] = None
+    # above 1 spends more steps at high noise; LightningDiT's 0.3 is 1 / 0.3 here
+    shift: Annotated[float, Positive()] = 1.0
+    # SGFM's tolerances
+    rtol: Annotated[float, Positive(), _DOPRI5] = 1e-5
+    atol: Annotated[float, Positive(), _DOPRI5] = 1e-5
+    # 0 is deterministic, 1 ancestral
+    eta: Annotated[float, Within(0.0, 1.0), _DDIM] = 0.0
+    # data stays within +-clip; 1 for pixels, never for latents
+    clip: Annotated[
+        float | None, Positive("must be a positive number, or null for none"), _DDIM
+    ] = None
+    # EDM's S_churn, with its span of sigmas and its noise scale
+    churn: Annotated[float, Within(0.0), _HEUN] = 0.0
+    churn_sigma: Annotated[tuple[float, float], Span("noise levels", math.inf), _HEUN] = (0.0, 1e9)
+    churn_noise: Annotated[float, Positive(), _HEUN] = 1.0
+    # whose diffusion coefficient the SDE has
+    diffusion: Annotated[Literal["sit", "repa", "sbdm"], ReadWith("name=euler_maruyama")] = "sit"
+
+
+def settings_read(config: SamplerConfig) -> dict[str, Any]:
+    """The settings that this sampler alone reads, by name."""
+    readers = ((each.name, each.law(ReadWith)) for each in fields_of(SamplerConfig))
+    return {name: getattr(config, name) for name, law in readers if law and law.holds(config)}
+
+
+def protocol_settings(config: SamplerConfig) -> dict[str, Any]:
+    """What changes a sample beyond name, steps, tolerance, g and interval; empty where nothing does.
+
+    Nothing is guided at g = 1, and so guided_channels change nothing there.
+    """
+    settings = {k: v for k, v in settings_read(config).items() if k not in ("rtol", "atol")}
+    if config.shift != 1:
+        settings["shift"] = config.shift
+    if config.guided_channels is not None and config.g != 1:
+        settings["guided_channels"] = config.guided_channels
+    return settings
+
+
+def most_steps(shift: float) -> int:
+    """The most steps that `shift` keeps apart on a table of DDPM_STEPS: its least slope is k or 1 / k."""
+    return max(1, math.floor(DDPM_STEPS * min(shift, 1 / shift)))
+
+
+def check_sampler(config: SamplerConfig, path: PathConfig) -> None:
+    """The laws of a sampler's settings, and those between it and the path.
+
+    Raises:
+        UserError: names the field, its value and the cure.
+    """
+    check(config, "sampler")
+    check_read(config, "sampler")
+    sigmas = path.name in ("ve", "edm")
+    if config.name == "dopri5" and config.shift != 1:
+        raise UserError(
+            f"sampler.shift={config.shift} moves a grid of steps, and dopri5 chooses its own; drop it"
+        )
+    if path.name == "ddpm" and config.steps > DDPM_STEPS:
+        raise UserError(
+            f"sampler.steps={config.steps} is more than the {DDPM_STEPS} noise levels of path.name=ddpm; "
+            f"take {DDPM_STEPS} or fewer"
+        )
+    if path.name == "ddpm" and config.shift != 1 and config.steps > most_steps(config.shift):
+        raise UserError(
+            f"sampler.steps={config.steps} with sampler.shift={config.shift} would stand still on the {DDPM_STEPS} "
+            f"noise levels of path.name=ddpm; take sampler.steps={most_steps(config.shift)} or fewer, or a shift "
+            "nearer 1"
+        )
+    if sigmas and config.shift != 1:
+        raise UserError(
+            f"sampler.shift={config.shift} moves noise-times, and path.name={path.name} has a grid of "
+            "noise levels of its own; drop it"
+        )
+    if config.churn and not sigmas:
+        raise UserError(
+            f"sampler.churn={config.churn} adds noise at a noise level, which path.name={path.name} does not step "
+            "in; take path=edm, or sampler.name=ddim with sampler.eta=1"
+        )
+    if config.name == "euler_maruyama" and path.name not in ("rectified_flow", "vp"):
+        raise UserError(
+            f"sampler.name=euler_maruyama steps in noise-time, which path.name={path.name} does not take evenly; "
+            "take sampler.name=ddim with sampler.eta=1"
+        )

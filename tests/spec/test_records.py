@@ -1,0 +1,143 @@
+"""Evaluation records and protocols: one key, known before the job; a record is read as it was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, replace
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.compose import compose
+from selfguide.spec.config import EvaluationConfig
+from selfguide.spec.metrics import FEATURES, METRICS
+from selfguide.spec.records import (
+    SCHEMA,
+    EvaluationRecord,
+    Protocol,
+    label_policy,
+    record_key,
+    record_path,
+    records,
+)
+from selfguide.spec.run import RunFolder
+from tests.board.fakes import PROTOCOL
+
+CONFIG = compose(["experiment=digits_dit", "cluster=local"])
+SNAPSHOT = {"data": {"manifest": "9a" * 6}, "guidance": {"source": "online", "level": "image"}}
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(
+    scores=st.dictionaries(st.sampled_from(sorted(METRICS)), NUMBERS, min_size=1),
+    images=st.integers(0, 10**9),
+    attempt=st.integers(1, 99),
+)
+def test_a_record_written_and_read_again_is_the_same(
+    scores: dict[str, float], images: int, attempt: int
+) -> None:
+    record = EvaluationRecord(
+        status="done", key=record_key(images, PROTOCOL), attempt=attempt, images=images, final=True,
+        protocol=asdict(PROTOCOL), protocol_key=PROTOCOL.key, scores=scores, nfe=50, label_free=True,
+    )  # fmt: skip
+    again = EvaluationRecord.of(json.loads(json.dumps(record.plain())))
+    assert replace(again, protocol={}) == replace(record, protocol={})
+    assert again.score == scores.get("fd_digits")
+
+
+def test_a_score_that_is_no_number_is_missing() -> None:
+    scores = {"fd_digits": math.nan, "nmi": math.inf, "ari": None, "classes": 10}
+    values = {"schema": SCHEMA, "status": "done", "key": "k", "attempt": 1, "images": 5}
+    found = EvaluationRecord.of(values | {"protocol_key": "p", "scores": scores})
+    assert found.scores == {"classes": 10.0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": 99},
+        {"status": "half"},
+        {"images": "many"},
+        {"protocol_key": ""},
+        {"attempt": None},
+    ],
+)
+def test_a_record_that_is_none_is_refused(change: dict[str, object]) -> None:
+    values = {"schema": SCHEMA, "status": "done", "key": "k", "attempt": 1, "images": 5}
+    values |= {"protocol_key": "p", "scores": {}}
+    EvaluationRecord.of(values)
+    with pytest.raises((ValueError, TypeError)):
+        EvaluationRecord.of(values | change)
+
+
+def test_a_failed_record_of_before_has_no_protocol_and_is_read(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    path = record_path(run, "img-000000005-abcdef01", 3)
+    path.parent.mkdir(parents=True)
+    said = {"schema": 1, "status": "failed", "images": 5, "key": "img-000000005-abcdef01"}
+    path.write_text(json.dumps(said | {"attempt": 3, "scores": {}, "message": "no memory"}))
+    (found,) = records(run)
+    assert (found.done, found.protocol_key, found.message) == (False, "", "no memory")
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["evaluation.samples=7", "evaluation.seed=1", "evaluation.prior=uniform", "sampler.steps=7",
+     "sampler.g=2", "sampler.shift=2", "sampler=ddim", "train.ema_halflife=[77]"],
+)  # fmt: skip
+def test_what_a_score_depends_on_is_another_key(change: str) -> None:
+    base = Protocol.of(CONFIG, SNAPSHOT)
+    other = Protocol.of(compose(["experiment=digits_dit", "cluster=local", change]), SNAPSHOT)
+    assert other.key != base.key and record_key(5, other) != record_key(5, base)
+
+
+@pytest.mark.parametrize("change", ["evaluation.in_flight=3", "evaluation.attempts=9", "runs=x"])
+def test_how_an_evaluation_is_run_is_no_other_key(change: str) -> None:
+    base = Protocol.of(CONFIG, SNAPSHOT)
+    assert (
+        Protocol.of(compose(["experiment=digits_dit", "cluster=local", change]), SNAPSHOT) == base
+    )
+
+
+def test_the_batch_matters_to_an_adaptive_sampler_only() -> None:
+    evaluation = replace(CONFIG.evaluation, batch=7)
+    assert Protocol.of(replace(CONFIG, evaluation=evaluation), SNAPSHOT) == Protocol.of(
+        CONFIG, SNAPSHOT
+    )
+    adaptive = replace(CONFIG, sampler=replace(CONFIG.sampler, name="dopri5"))
+    changed = replace(adaptive, evaluation=evaluation)
+    assert Protocol.of(changed, SNAPSHOT).key != Protocol.of(adaptive, SNAPSHOT).key
+
+
+@pytest.mark.parametrize(
+    ("guidance", "prior", "policy"),
+    [
+        ({"source": "none"}, "empirical", "empirical p(k)"),
+        ({"source": "online", "level": "image"}, "uniform", "uniform over groups"),
+        ({"source": "online", "level": "patch"}, "empirical", "training rows"),
+        ({"sidecars": {"ids": {"kind": "id"}}}, "empirical", "empirical p(k)"),
+        ({"sidecars": {"ids": {"kind": "multi_hot"}}}, "empirical", "training rows"),
+        ({"sidecars": {"ids": {"kind": "id"}, "layout": {"kind": "box"}}}, "empirical", "training rows"),
+    ],
+)  # fmt: skip
+def test_the_label_policy_follows_from_the_snapshot(
+    guidance: dict[str, object], prior: str, policy: str
+) -> None:
+    assert label_policy(guidance, prior) == policy
+
+
+def test_the_feature_net_that_a_protocol_names_is_the_one_that_lies_here() -> None:
+    data = resources.files("selfguide.evaluation.features") / "weights" / "digitnet.safetensors"
+    assert hashlib.sha256(data.read_bytes()).hexdigest() == FEATURES["fd_digits"].sha256
+
+
+def test_every_protocol_has_its_row_in_both_tables() -> None:
+    from typing import get_args, get_type_hints
+
+    known = set(get_args(get_type_hints(EvaluationConfig)["protocol"])) - {"none"}
+    assert known == set(FEATURES) and known <= set(METRICS)
