@@ -166,7 +166,7 @@ class Slurm:
             if job.comment == comment and name in (None, job.name)
         ]
 
-    def notes(self, job: Job) -> list[str]:
+    def notes(self, ranks: int) -> list[str]:
         return []
 
     def cancel_command(self, records: Sequence[Record]) -> str:
