@@ -7,20 +7,20 @@ new attempt where it stopped, and left alone once it has finished.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import backends, jobs, status
-from launcher.backends import Job
+from launcher import clusters, jobs, status
 from launcher.compose import compose, without_group
 from launcher.folder import Attempt
-from launcher.new_attempt import start, submitting
+from launcher.lock import held
 from selfguide.spec.annotations import absolute_annotations, check_annotations, promises
 from selfguide.spec.config import Config
 from selfguide.spec.data_fit import check_fit
@@ -70,7 +70,8 @@ def resolve(overrides: Sequence[str]) -> Config:
     config = compose(overrides)
     if config.cluster.kind != "auto":
         return config
-    return compose([*without_group(overrides, "cluster"), f"cluster={backends.automatic()}"])
+    kind = "slurm" if clusters.answers() else "local"
+    return compose([*without_group(overrides, "cluster"), f"cluster={kind}"])
 
 
 def submit(config: Config) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def submit(config: Config) -> dict[str, Any]:
     if joined is not None:
         return joined
     _check_jobs(config, run)
-    with submitting(run):
+    with _alone(run):
         # two shells at once: the second waited here and now finds the first one's attempt
         joined = join(run, what)
         if joined is not None:
@@ -197,7 +198,7 @@ def _check_jobs(config: Config, run: RunFolder) -> None:
         wanted.append(jobs.evaluation(config, at, name, run.evals / "request.json"))
         wanted.append(jobs.watcher(config, at, name, watch.entry, None))
     for job in wanted:
-        backends.of(config.cluster).check(job)
+        clusters.check(job, config.cluster)
 
 
 def difference(old: Any, new: Any, where: str = "") -> str:
@@ -230,26 +231,24 @@ def _write_run(run: RunFolder, config: Config, what: dict[str, Any]) -> bool:
 
 def _new_attempt(run: RunFolder, config: Config, new_run: bool) -> dict[str, Any]:
     """The next attempt's folder, its code copy, its job and the watcher."""
-    from launcher import watch
+    from launcher import code_copy, watch
 
-    def prepare(at: Attempt) -> list[Job]:
+    at = Attempt(run.attempt(run.open_attempt()))
+    try:
+        code_copy.copy(at.code)
         storage.publish(str(at.config), to_yaml(config).encode())
         job = jobs.training(config, at, run.root.name)
-        resources = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
-        write_record(at.submission, {**resources, "world": job.nodes * job.tasks})
-        return [job]
-
-    try:
-        at, (record,) = start(run, config.cluster, prepare)
+        asked = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
+        write_record(at.submission, {**asked, "world": job.nodes * job.tasks})
+        record = clusters.submit(job, config.cluster)
     except BaseException:
-        if new_run:
-            shutil.rmtree(run.root)
+        shutil.rmtree(run.root if new_run else at.root)  # no job exists that could miss it
         raise
     write_record(at.job, record)
     try:
         watcher = watch.launch(at, config) if config.evaluation.protocol != "none" else None
     except BaseException:
-        backends.cancel(record)  # nothing is left queued of a submission that failed
+        clusters.cancel(record)  # nothing is left queued of a submission that failed
         raise
     return {
         "run": run.root.name,
@@ -259,6 +258,25 @@ def _new_attempt(run: RunFolder, config: Config, new_run: bool) -> dict[str, Any
         "watcher": f"{watcher['kind']} {watcher['id']}" if watcher else None,
         "state": "submitted",
     }
+
+
+@contextlib.contextmanager
+def _alone(run: RunFolder) -> Iterator[None]:
+    """Holds the run against other submissions.
+
+    Raises:
+        UserError: the runs folder cannot be written.
+    """
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+        (run.root / "submit.lock").touch()
+    except OSError as error:
+        where = run.root.parent.parent
+        raise UserError(
+            f"runs={where} cannot be written ({error.strerror}); give another runs=FOLDER"
+        ) from error
+    with held(run.root / "submit.lock"):
+        yield
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
@@ -292,9 +310,8 @@ def _sentences(told: dict[str, Any], config: Config) -> str:
         f"folder  {told['folder']}",
         f"        {what[told['state']]}",
     ]
-    if told["state"] == "submitted":
-        notes = backends.of(config.cluster).notes(config.cluster.gpus_per_node)
-        lines += [f"        {note}" for note in notes]
+    if config.cluster.kind == "local" and told["state"] == "submitted":
+        lines += _gpu_note(config)
     return "\n".join(
         [
             *lines,
@@ -304,6 +321,18 @@ def _sentences(told: dict[str, Any], config: Config) -> str:
             f"  python -m launcher.cancel {told['run']}{where}     end it",
         ]
     )
+
+
+def _gpu_note(config: Config) -> list[str]:
+    """A setting that quietly changes where the work is done is said aloud."""
+    from launcher.backends.local import gpus
+
+    found = len(gpus())
+    if not 0 < found < config.cluster.gpus_per_node:
+        return []
+    return [
+        f"        {found} GPU for {config.ranks} ranks: training on CPU; cluster.gpus_per_node={found} uses it"
+    ]
 
 
 if __name__ == "__main__":
