@@ -325,9 +325,9 @@ def _sentences(told: dict[str, Any], config: Config) -> str:
 
 def _gpu_note(config: Config) -> list[str]:
     """A setting that quietly changes where the work is done is said aloud."""
-    from launcher import local
+    from launcher.backends.local import gpus
 
-    found = len(local.gpus())
+    found = len(gpus())
     if not 0 < found < config.cluster.gpus_per_node:
         return []
     return [

@@ -10,13 +10,12 @@ import argparse
 import contextlib
 import os
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher import clusters, jobs, local, status
+from launcher import clusters, jobs, status
 from launcher.attempt import end_on_signals
 from launcher.folder import Attempt, evaluations
 from launcher.lock import held
@@ -162,16 +161,9 @@ def launch(at: Attempt, config: Config) -> clusters.Record:
     """Starts the watcher of the run that `at` belongs to: a detached process here, a small job on Slurm."""
     training = read_record(at.job)
     # its time must not run while training waits in the queue
-    after = training["id"] if training and training["kind"] != "local" else None
+    after = training["id"] if training else None
     job = jobs.watcher(config, at, at.run.root.name, entry, after)
-    if config.cluster.kind != "local":
-        record = clusters.submit(job, config.cluster)
-    else:
-        command = [sys.executable, "-m", "launcher.watch", str(at.run.root)]
-        environment = clusters.local_environment(job)
-        process = local.spawn(command, environment=environment, cwd=at.code, log=at.watch_log)
-        about = {"name": job.name, "kind": "local", "folder": str(at.root), "comment": job.comment}
-        record = about | {"nodes": 1, "tasks": 1, "submitted": time.time()} | process
+    record = clusters.submit(job, config.cluster)
     write_record(at.watcher, record, replace=True)
     return record
 

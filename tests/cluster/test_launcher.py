@@ -13,7 +13,8 @@ from types import ModuleType
 
 import pytest
 
-from launcher import attempt, cancel, clusters, jobs, status, submit, watch
+from launcher import attempt, backends, cancel, jobs, status, submit, watch
+from launcher.backends import slurm
 from launcher.folder import Attempt
 from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder, read_record
@@ -119,7 +120,7 @@ def test_a_job_that_no_record_names_is_found_by_its_comment(
     monkeypatch.setattr(attempt, "train", payloads.nap)
     at = send(settings)
     config = read_config(at.config)
-    clusters.submit(jobs.watcher(config, at, "lost", watch.entry, None), config.cluster)
+    backends.of(config.cluster).submit(jobs.watcher(config, at, "lost", watch.entry, None))
     assert [each["what"] for each in cancel.cancel(at.run)] == ["training", "unrecorded job"]
 
 
@@ -147,12 +148,12 @@ def test_two_watcher_jobs_of_a_run_never_run_together(
     at = send(settings)
     config = read_config(at.config)
     pair = [
-        clusters.submit(jobs.watcher(config, at, "one", payloads.nap, None), config.cluster)
+        backends.of(config.cluster).submit(jobs.watcher(config, at, "one", payloads.nap, None))
         for _ in range(2)
     ]
-    until(lambda: clusters.states(pair) == ["running", "queued"])
-    clusters.cancel(pair[0])
-    until(lambda: clusters.states(pair)[0] == "gone")
+    until(lambda: backends.states(pair) == ["running", "queued"])
+    backends.cancel(pair[0])
+    until(lambda: backends.states(pair)[0] == "gone")
 
 
 def test_silence_is_unknown_and_another_clusters_number_is_not_our_job(
@@ -161,16 +162,16 @@ def test_silence_is_unknown_and_another_clusters_number_is_not_our_job(
     monkeypatch.setattr(attempt, "train", payloads.nap)
     at = send(settings)
     record = read_record(at.job)
-    assert clusters.state({**record, "comment": "/another/run"}) == "gone"
-    monkeypatch.setattr(clusters, "ANSWER_S", 2.0)
+    assert backends.state({**record, "comment": "/another/run"}) == "gone"
+    monkeypatch.setattr(slurm, "ANSWER_S", 2.0)
     silent = tmp_path / "slurm.conf"
     silent.write_text(
         "ClusterName=none\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=1\nMessageTimeout=1\n"
     )
-    assert clusters.state({**record, "conf": str(silent)}) == "unknown"
-    assert clusters.state({**record, "conf": str(tmp_path / "removed")}) == "gone"  # taken down
+    assert backends.state({**record, "conf": str(silent)}) == "unknown"
+    assert backends.state({**record, "conf": str(tmp_path / "removed")}) == "gone"  # taken down
     assert (
-        clusters.state({**record, "kind": "slurm", "conf": str(tmp_path / "removed")}) == "unknown"
+        backends.state({**record, "kind": "slurm", "conf": str(tmp_path / "removed")}) == "unknown"
     )
 
 

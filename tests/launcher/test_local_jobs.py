@@ -15,7 +15,10 @@ import payloads
 import pytest
 from waiting import REPOSITORY, until
 
-from launcher import attempt, clusters, jobs, local, status
+from launcher import backends, jobs, status
+from launcher.attempt.entry import rank_info
+from launcher.backends import local
+from launcher.backends.protocol import clean
 from launcher.folder import Attempt
 from selfguide.spec.config import ClusterConfig
 from selfguide.spec.run import read_record, write_record
@@ -32,9 +35,9 @@ def at(runs: Path, payload: Callable[..., None]) -> Attempt:
     return made
 
 
-def job(at: Attempt, function: Callable[[str], None], **more: object) -> clusters.Job:
+def job(at: Attempt, function: Callable[[str], None], **more: object) -> backends.Job:
     wanted: dict = {"tasks": 2, "timeout_min": 5, "code": REPOSITORY} | more
-    return clusters.Job(
+    return backends.Job(
         function=function,
         argument=str(at.root),
         folder=at.logs,
@@ -44,8 +47,8 @@ def job(at: Attempt, function: Callable[[str], None], **more: object) -> cluster
     )
 
 
-def started(at: Attempt, function: Callable[[str], None], **more: object) -> clusters.Record:
-    record = clusters.submit(job(at, function, **more), LOCAL)
+def started(at: Attempt, function: Callable[[str], None], **more: object) -> backends.Record:
+    record = backends.of(LOCAL).submit(job(at, function, **more))
     write_record(at.job, record)
     return record
 
@@ -56,7 +59,7 @@ def test_ranks_know_their_place_and_their_surroundings(
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("WORLD_SIZE", "64")
     record = started(at, payloads.look_around, threads=3, nice=7, environment={"COLOUR": "blue"})
-    until(lambda: clusters.state(record) == "gone")
+    until(lambda: backends.state(record) == "gone")
     told = [json.loads((at.root / f"place-{rank}.json").read_text()) for rank in range(2)]
     assert [(t["rank"], t["local_rank"], t["world"]) for t in told] == [(0, 0, 2), (1, 1, 2)]
     for each in told:
@@ -71,7 +74,7 @@ def test_ranks_know_their_place_and_their_surroundings(
 
 def test_the_first_failure_ends_all_and_is_the_one_reported(at: Attempt) -> None:
     record = started(at, payloads.fall)
-    until(lambda: clusters.state(record) == "gone")
+    until(lambda: backends.state(record) == "gone")
     assert status.failure(at) == "rank 1: RuntimeError: rank one fell"
     assert read_record(at.root / "exit-0.json")["class"] == "signal"
     assert "rank one fell" in read_record(at.root / "exit-1.json")["traceback"]
@@ -79,7 +82,7 @@ def test_the_first_failure_ends_all_and_is_the_one_reported(at: Attempt) -> None
 
 def test_a_killed_rank_leaves_no_record_and_is_named_all_the_same(at: Attempt) -> None:
     record = started(at, payloads.vanish)
-    until(lambda: clusters.state(record) == "gone")
+    until(lambda: backends.state(record) == "gone")
     assert status.failure(at).startswith("rank 1 ended without a word")
 
 
@@ -108,7 +111,7 @@ def test_a_rank_that_never_started_is_named(at: Attempt) -> None:
 
 def test_a_wrong_world_is_refused_by_every_rank(at: Attempt) -> None:
     record = started(at, payloads.look_around, tasks=1)
-    until(lambda: clusters.state(record) == "gone")
+    until(lambda: backends.state(record) == "gone")
     ended = read_record(at.root / "exit-0.json")
     assert (ended["class"], ended["code"]) == ("user", 2) and "1 ranks were started and 2" in ended[
         "message"
@@ -137,69 +140,69 @@ def test_a_wrong_world_is_refused_by_every_rank(at: Attempt) -> None:
 )
 def test_a_partial_environment_is_never_filled_by_a_guess(environment: dict[str, str]) -> None:
     with pytest.raises(UserError):
-        attempt.place(environment)
+        rank_info(environment)
 
 
 def test_cancel_ends_every_process_and_may_be_called_again(at: Attempt) -> None:
     record = started(at, payloads.nap)
-    until(lambda: len(local._members(record)) >= 3)  # controller and two ranks
-    assert clusters.state(record) == "running"
-    assert clusters.cancel(record)
-    assert local._members(record) == [] and clusters.state(record) == "gone"
-    assert not clusters.cancel(record)
+    until(lambda: len(local._members([record])) >= 3)  # controller and two ranks
+    assert backends.state(record) == "running"
+    assert backends.cancel(record)
+    assert local._members([record]) == [] and backends.state(record) == "gone"
+    assert not backends.cancel(record)
 
 
 def test_what_ignores_sigterm_is_killed_after_the_grace(at: Attempt) -> None:
     record = started(at, payloads.stubborn)
     until(lambda: all((at.root / f"ready-{rank}").exists() for rank in range(2)))
-    assert local.kill(record, grace_s=0.2)
-    assert local._members(record) == []
+    assert local.Local().cancel([record], grace_s=0.2) == 1
+    assert local._members([record]) == []
 
 
 def test_ranks_without_a_controller_still_count_as_running(at: Attempt) -> None:
     record = started(at, payloads.nap)
-    until(lambda: len(local._members(record)) >= 3)
+    until(lambda: len(local._members([record])) >= 3)
     os.kill(record["pid"], signal.SIGKILL)
     until(lambda: local._started(record["pid"]) is None)
-    assert clusters.state(record) == "running"
-    assert clusters.cancel(record) and clusters.state(record) == "gone"
+    assert backends.state(record) == "running"
+    assert backends.cancel(record) and backends.state(record) == "gone"
 
 
 def test_a_reused_process_id_is_not_the_job(at: Attempt) -> None:
     record = started(at, payloads.look_around)
-    until(lambda: clusters.state(record) == "gone")
+    until(lambda: backends.state(record) == "gone")
     mine = {**record, "pid": os.getpid(), "id": str(os.getpid())}
-    assert clusters.state(mine) == "gone" and not clusters.cancel(mine)
+    assert backends.state(mine) == "gone" and not backends.cancel(mine)
 
 
 def test_another_machines_job_is_unknown_and_another_boots_is_gone(at: Attempt) -> None:
     record = started(at, payloads.nap)
     elsewhere, before = {**record, "host": "elsewhere"}, {**record, "boot": "earlier"}
-    assert clusters.states([elsewhere, before, record]) == ["unknown", "gone", "running"]
+    assert backends.states([elsewhere, before, record]) == ["unknown", "gone", "running"]
     with pytest.raises(UserError, match="elsewhere"):
-        clusters.cancel(elsewhere)
+        backends.cancel(elsewhere)
 
 
 def test_a_job_outlives_its_submitter_and_the_submitters_terminal(at: Attempt) -> None:
     program = (
         "import sys, payloads\n"
         "from pathlib import Path\n"
-        "from launcher import clusters\n"
+        "from launcher import backends\n"
         "from launcher.folder import Attempt\n"
         "from selfguide.spec.config import ClusterConfig\n"
         "from selfguide.spec.run import write_record\n"
         "at = Attempt(Path(sys.argv[1]))\n"
-        f"job = clusters.Job(function=payloads.nap, argument=sys.argv[1], folder=at.logs, name='t',\n"
+        f"job = backends.Job(function=payloads.nap, argument=sys.argv[1], folder=at.logs, name='t',\n"
         f"    comment='c', tasks=2, timeout_min=5, code=Path({str(REPOSITORY)!r}))\n"
-        "write_record(at.job, clusters.submit(job, ClusterConfig(kind='local')))\n"
+        "write_record(at.job, backends.of(ClusterConfig(kind='local')).submit(job))\n"
     )
     shell = subprocess.Popen([sys.executable, "-c", program, str(at.root)], start_new_session=True)
     assert shell.wait(timeout=30) == 0
     record = read_record(at.job)
-    until(lambda: len(local._members(record)) >= 3)
+    until(lambda: len(local._members([record])) >= 3)
     with contextlib.suppress(ProcessLookupError):  # nobody is left in it, which is the point
         os.killpg(shell.pid, signal.SIGINT)  # what Ctrl-C in that terminal would reach
-    assert clusters.state(record) == "running"
+    assert backends.state(record) == "running"
     assert os.getsid(record["pid"]) == record["pid"]
 
 
@@ -226,7 +229,7 @@ def test_clean_drops_an_outer_jobs_variables_and_keeps_which_slurm() -> None:
         "PMIX_RANK": "1",
         "RANK": "3",
     }
-    assert clusters.clean(outer | {"HOME": "/h", "SUBMITIT_EXECUTOR": "slurm"}) == {
+    assert clean(outer | {"HOME": "/h", "SUBMITIT_EXECUTOR": "slurm"}) == {
         "SLURM_CONF": "/c",
         "HOME": "/h",
     }
