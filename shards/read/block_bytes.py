@@ -1,9 +1,9 @@
-"""Where the bytes of blocks come from: a mapped tar, the node's cache, or ranges of an object.
+"""Provides the bytes of blocks: from a mapped tar, the cache of the node, or range reads of an object.
 
-On a file system a tar is mapped: ranks of a node share the page cache, and one sample costs a page or two. From
-S3, what lies side by side comes by one range. Either way the hashes are compared when a process first reads a
-block, and what comes from afar is asked for a second time before it counts as damaged. What lies in those
-bytes is for the two layouts to say, `shards.read.blocks` and `shards.read.samples`. Any number of threads may read.
+Tars on a file system are mapped: the ranks of a node share the page cache, and one sample costs a page or two. From
+S3, neighbouring blocks are read by one range. In both cases hashes are compared when a process first reads a
+block, and a block from S3 is fetched a second time before it counts as damaged. The two layouts,
+`shards.read.blocks` and `shards.read.samples`, interpret the bytes. Any number of threads may read.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Tars(ABC, Generic[H]):
         cache: Cache | None = None,
         needed: Needed = lambda blocks: np.zeros(len(blocks)),
     ) -> None:
-        """`mapped`: map tars, or fetch ranges. `needed` tells a cache what it may give up."""
+        """`mapped`: map tars, or fetch ranges. By `needed` a cache decides what to delete."""
         self._root, self._manifest = root, manifest
         self._mapped, self._cache, self._needed = mapped, cache, needed
         self._verified = np.zeros(manifest.block_count, dtype=bool)
@@ -179,7 +179,7 @@ class Tars(ABC, Generic[H]):
         )
 
     def _view(self, block: int) -> H:
-        """A block where it lies in the mapped tars."""
+        """A block in the mapped tars."""
         opened = self.open(
             block, [self._maps[p.shard][p.start : p.stop] for p in self.ranges(block)]
         )
@@ -289,7 +289,7 @@ class Tars(ABC, Generic[H]):
         return found
 
     def url(self, shard: int) -> str:
-        """Where a tar lies."""
+        """Path or url of a tar."""
         return storage.join(self._root, self._manifest.shards[shard].name)
 
     def _count(self, **more: int) -> None:

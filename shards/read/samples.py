@@ -1,9 +1,7 @@
-"""The layout of samples: each has members of its own, image, label and more, as WebDataset tars mostly are.
+"""The layout of samples: each sample has its own members, image, label and more, as in most WebDataset tars.
 
 A row of the index spans all members of a sample, headers included, with the xxh3 of these bytes. So what is
-walked here is what was written, and Python's tarfile may do it. Pictures are decoded by `Picture`, whatever program
-packed them: it opens, loads and converts as webdataset's own image handler does, to the same pixels, and is at
-hand without `import webdataset`, which imports torch. Arrays in tars of others are left to webdataset: `foreign`.
+parsed here is what was written, and Python's tarfile may do it; `shards.format.members` decodes it.
 """
 
 from __future__ import annotations

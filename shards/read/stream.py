@@ -1,9 +1,9 @@
-"""The micro-batches of one rank, in an order that no rank, thread or restart can change.
+"""The micro-batches of one rank, in an order that does not depend on the number of ranks, threads or restarts.
 
-Global batch t is the positions [t G, (t+1) G) from where the stream was opened; its micro-batch m, b
-positions in a row, goes to rank m mod R. Batches run across the end of an epoch: none is short, none
-dropped, and every rank sees the same number of them. The whole state is one integer. Each rank keeps accounts of
-the epochs, which all together prove; `scan` reads a data set once instead, padded and masked.
+Global batch t is the positions [t G, (t+1) G) counted from where the stream was opened; its micro-batch m, b
+consecutive positions, goes to rank m mod R. Batches cross the ends of epochs: none is short, none is
+dropped, and every rank sees the same number. The whole state is one integer. Each rank keeps audits of
+its epochs, which are checked over all ranks; `scan` reads a data set once instead, padded and masked.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class Stream(_Batches):
         }
 
     def _check_positions(self, positions: NDArray[np.generic]) -> None:
-        """A batch is the one whose turn it is: else another was lost or came twice on its way here."""
+        """Raises a DamagedError unless the batch has the expected positions: then one was lost or came twice."""
         b, world, rank = self._share.micro_batch, self._share.world, self._share.rank
         expected = self._start + (self._delivered * world + rank) * b
         first, last = int(positions[0]), int(positions[-1])

@@ -1,9 +1,9 @@
-"""Trying again what may well work the next time: full jitter, within a budget, and then an error that says all.
+"""Retries with full jitter within a budget, then raises an error that lists what was seen.
 
 The pause before try n + 1 is uniform on [0, min(longest, first * 2^n)], the "full jitter" of M. Brooker,
-"Exponential Backoff And Jitter" (AWS Architecture Blog, 2015): ranks that failed together do not come
-back together. Work in several threads is an `Effort`: what one of them gave up, all give up, and whoever
-wants no more of it ends it; nobody sleeps through that.
+"Exponential Backoff And Jitter" (AWS Architecture Blog, 2015), so that ranks that failed together do not retry
+together. Threads that work on one thing share an `Effort`: when one of them gives up, or `end` is called, all stop, and
+none of them stays asleep.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One request to S3: what passes is tried again, the rest becomes an error that names place and cure.
+"""One request to S3: passing errors are retried, others become errors that name the place and a cure.
 
-Requests go through botocore, one blocking call a thread. It signs them, refreshes credentials that
-can be, and survives a fork as long as each process makes a client of its own; trying again is ours.
+Requests go through botocore, one blocking call per thread. It signs them, refreshes credentials where
+possible, and survives a fork as long as each process has its own client. Retries are ours.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which shards of a data set are there, and how one gets there while others write at the same place.
+"""Finds the finished shards of a data set, and publishes new ones while other processes write at the same place.
 
-A shard is its tar and, published after it, its sidecar. Whoever writes, for the same data set or for another, takes
-names only while they are free, so that of two the first stays whole; nobody locks, nobody waits.
+A shard is its tar and its record, which is published after it. Writers, of the same data set or of another one, take
+names only while they are free, so that the first of two stays intact; there are no locks, and nobody waits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def committed(
     """The sidecars of finished shards, those `known` left out, by shard.
 
     Raises:
-        UserError: a shard of another data set lies here.
+        UserError: there is a shard of another data set.
     """
     numbers = {_record(plan.tar(k)): k for k in range(plan.shards)}
     listed = [f"shards/{name}" for name in storage.list(storage.join(root, "shards"))]
@@ -43,7 +43,7 @@ def _finished(root: storage.Url, plan: Plan, k: int) -> dict[str, Any] | None:
     """The sidecar of shard `k`, where its tar is there as well.
 
     Raises:
-        UserError: a shard of another data set lies here.
+        UserError: there is a shard of another data set.
     """
     tar = plan.tar(k)
     found = _sidecar(root, _record(tar))
@@ -74,7 +74,7 @@ def _sidecar(root: storage.Url, name: str) -> dict[str, Any] | None:
 
 
 def has_size(url: str, expected: int) -> bool:
-    """Whether a tar is there, of the size it should have."""
+    """Whether a tar exists with the expected size."""
     try:
         return storage.size(url) == expected
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""One look at every input before the first shard: what it hashes to, what shape it has, or why it is left out.
+"""Reads and decodes every input once before the first shard is written: its hash, its shape, or why it is left out.
 
-What is left out changes how many samples there are, and so every sample's place. Therefore all inputs are
-read and decoded first, in parts of 1,024, each kept below <root>/source/ as soon as it is done: a
-second run, or another rank, goes on behind them. The samples that hold are then a source like any other.
-Their fingerprint is of their keys, labels and content, not of where they lie.
+Leaving out an input changes the number of samples, and so the position of every sample. Therefore all inputs are
+read first, in parts of 1,024; each part is recorded below <root>/source/ as soon as it is done, so that
+a second run or another rank continues from there. The remaining samples are then a source like any other.
+Their fingerprint covers keys, labels and content, not paths.
 """
 
 from __future__ import annotations
