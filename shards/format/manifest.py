@@ -232,6 +232,14 @@ def unseal(data: bytes) -> dict[str, Any]:
     return dict(found)
 
 
+def read_record(url: storage.Url) -> dict[str, Any] | None:
+    """The record that was sealed at `url`; None where there is none, or not as it was written."""
+    try:
+        return unseal(storage.read_bytes(url))
+    except (FileNotFoundError, DamagedError):
+        return None
+
+
 def save(root: storage.Url, manifest: Manifest, *, new: bool = False) -> None:
     """Publishes index, manifest and, last, the pointer that makes them current.
 

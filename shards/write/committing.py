@@ -30,9 +30,9 @@ def committed(
     numbers = {_record(plan.tar(k)): k for k in range(plan.shards)}
     listed = [f"shards/{name}" for name in storage.list(storage.join(root, "shards"))]
     names = [n for n in listed if n.endswith(".json") and numbers.get(n) not in known]
-    foreign = next((n for n in names if n not in numbers and _sidecar(root, n) is not None), None)
-    if foreign is not None:
-        raise _other_data_set(root, foreign)
+    for name in names:
+        if name not in numbers and manifests.read_record(storage.join(root, name)) is not None:
+            raise _other_data_set(root, name)
     own = [numbers[name] for name in names if name in numbers]
     with ThreadPoolExecutor(_ASKING) as pool:  # a store answers many as fast as one
         found = zip(own, pool.map(partial(_finished, root, plan), own), strict=True)
@@ -46,7 +46,7 @@ def _finished(root: storage.Url, plan: Plan, k: int) -> dict[str, Any] | None:
         UserError: there is a shard of another data set.
     """
     tar = plan.tar(k)
-    found = _sidecar(root, _record(tar))
+    found = manifests.read_record(storage.join(root, _record(tar)))
     if found is None:
         return None
     if found.get("plan") != plan.hash:
@@ -63,14 +63,6 @@ def _other_data_set(root: storage.Url, record: str) -> UserError:
 
 def _record(tar: str) -> str:
     return tar.removesuffix(".tar") + ".json"
-
-
-def _sidecar(root: storage.Url, name: str) -> dict[str, Any] | None:
-    """None where there is none, or none that is as it was written: its shard is built again."""
-    try:
-        return manifests.unseal(storage.read_bytes(storage.join(root, name)))
-    except (FileNotFoundError, DamagedError):
-        return None
 
 
 def has_size(url: str, expected: int) -> bool:
@@ -106,7 +98,8 @@ def commit(root: storage.Url, plan: Plan, k: int) -> bool:
 
 
 def _check_pair(root: storage.Url, plan: Plan, k: int) -> None:
-    found, url = _sidecar(root, _record(plan.tar(k))), storage.join(root, plan.tar(k))
+    url = storage.join(root, plan.tar(k))
+    found = manifests.read_record(_record(url))
     if found is not None and found["sha256"] != storage.sha256(url):
         raise DamagedError(
             f"{url} is not what its .json says: two processes built it at once, to other bytes, as other "

@@ -22,7 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from shards import parallel, storage
-from shards.errors import BadInputError, DamagedError, UserError
+from shards.errors import BadInputError, UserError
 from shards.format import foreign_arrays as foreign
 from shards.format import manifest as manifests
 from shards.format.header import PIXELS, Header
@@ -172,9 +172,8 @@ def _common(paths: Sequence[str], urls: Sequence[str]) -> str:
 
 def _record(url: str, tar: Tar, decode: Decode) -> dict[str, Any] | None:
     """What was found in a tar before; None where it is not known of this tar and this way to decode."""
-    try:
-        found = manifests.unseal(storage.read_bytes(url))
-    except (FileNotFoundError, DamagedError):
+    found = manifests.read_record(url)
+    if found is None:
         return None
     same = (found["plan"], found["bytes"], found["stamp"]) == (_plan(decode), tar.bytes, tar.stamp)
     return found if same else None

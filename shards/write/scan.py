@@ -267,9 +267,8 @@ def _load(urls: list[str], listing: Listing) -> _Inspected:
     reasons: dict[int, str] = {}
     kinds: dict[Kind, int] = {}
     for part, url in enumerate(urls):
-        try:
-            record = manifests.unseal(storage.read_bytes(url))
-        except DamagedError:  # it rotted since
+        record = manifests.read_record(url)
+        if record is None:  # it was damaged since
             record = _part_record(listing, part)
             storage.publish(url, manifests.seal(record), replace=True)
         hashes.append(
