@@ -130,8 +130,11 @@ class Lease:
             FileExistsError: it was published before.
         """
         self.check()
-        fence = storage.Fence(str(folder.parent), self.number)
-        storage.publish_folder(folder, extra=extra, fence=fence)
+        storage.publish_folder(folder, extra=extra, fence=self.fence(folder))
+
+    def fence(self, folder: Path) -> storage.Fence:
+        """The right to publish into this checkpoint or snapshot, for `storage.publish_file` of its files."""
+        return storage.Fence(str(folder.parent), self.number)
 
     def check(self) -> None:
         """Raises Fenced when a newer attempt exists: asked before the work of publishing, to spare it."""
