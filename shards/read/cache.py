@@ -46,7 +46,7 @@ _FREED_AT_ONCE = (
     32  # of the budget, this part is freed at a time: a walk over the folder is not free
 )
 _MOST_SKIPPED = 1023  # pieces that are refused at most between two walks in vain
-_PATIENCE = 60.0  # seconds to wait for a lock; a fetch within its own budget may take as long
+_LOCK_SECONDS = 60.0  # seconds to wait for a lock; a fetch within its own budget may take as long
 
 _log = logging.getLogger("shards")
 
@@ -144,7 +144,7 @@ class Cache:
         return sum(files.bytes for files in self._walk())
 
     def _lock(self, path: Path) -> AbstractContextManager[bool]:
-        return lock(path, seconds=_PATIENCE, pause=pause)
+        return lock(path, seconds=_LOCK_SECONDS, pause=pause)
 
     def _claim(self) -> None:
         marker = self._folder / MARKER
