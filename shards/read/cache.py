@@ -141,7 +141,7 @@ class Cache:
 
     def used_bytes(self) -> int:
         """Bytes of the pieces in the folder, counted anew."""
-        return sum(files.bytes for files in self._walk())
+        return sum(file.bytes for file in self._walk())
 
     def _lock(self, path: Path) -> AbstractContextManager[bool]:
         return lock(path, seconds=_LOCK_SECONDS, pause=pause)
@@ -177,10 +177,10 @@ class Cache:
     def _evict(self, size: int, need: Need) -> int:
         """Deletes what is needed last until `size` bytes fit; the bytes that stay."""
         files = list(self._walk())
-        used = sum(h.bytes for h in files)
+        used = sum(file.bytes for file in files)
         target = self.budget - max(size, min(self.budget // _FREED_AT_ONCE, self.budget - size))
-        needs = need([h.piece for h in files])
-        age = np.array([h.changed for h in files])
+        needs = need([file.piece for file in files])
+        age = np.array([file.changed for file in files])
         for i in np.lexsort((age, -needs)):  # needed last first; of unknown ones the oldest
             if used <= target or needs[i] == -np.inf:
                 break
