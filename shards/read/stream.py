@@ -170,7 +170,7 @@ class Stream(_Batches):
         return self._reader.counts
 
     def under_way(self) -> list[EpochAudit]:
-        """This rank's accounts of the epochs that have begun and not ended, asked between two global batches.
+        """This rank's audits of the epochs that have begun and not ended, asked between two global batches.
 
         All ranks have as many, in one order. Of an epoch that began before the stream did, what was since.
         """
@@ -211,7 +211,7 @@ class Stream(_Batches):
             )
 
     def _audit_batch(self, planned: Planned, substituted: NDArray[np.bool_]) -> None:
-        """Into the accounts of the epochs that a batch is of, most often one."""
+        """Adds a batch to the audits of its epochs, usually one."""
         self.substituted += int(substituted.sum())
         sources, ordinals = self._blend.locate(planned.samples)
         keys = {*zip(sources.tolist(), planned.epochs.tolist(), strict=True)}

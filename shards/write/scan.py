@@ -323,11 +323,11 @@ def _select(
     _check_skipped(listing, inspected, counts, max_skipped, where_listed)
     shape, dtype = _one_kind(listing, inspected, rows)
     hashes, kind = inspected.hashes[rows], np.dtype(dtype)
-    record: dict[str, Any] = {"listing": listing, "rows": rows, "hashes": hashes}
-    record |= {"shape": shape, "dtype": kind}
+    fields: dict[str, Any] = {"listing": listing, "rows": rows, "hashes": hashes}
+    fields |= {"shape": shape, "dtype": kind}
     if isinstance(listing.decode, Picture):
-        return Pictures(**record, picture=listing.decode), counts
-    return Scanned(**record), counts
+        return Pictures(**fields, picture=listing.decode), counts
+    return Scanned(**fields), counts
 
 
 def _duplicate(listing: Listing, row: int, original: int) -> str:
