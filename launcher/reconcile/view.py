@@ -235,9 +235,9 @@ class _Reader:
     def view(self) -> RunView:
         """The view, once `known` holds the states of the jobs. Raises where run.json cannot be read."""
         about = self.run.describe()
+        identity, images = about["identity"], int(about["images"])
         attempts = tuple(self._attempt(at) for at in self.attempts)
         snapshots = self._snapshots()
-        images = int(about["images"])
         return RunView(
             folder=self.run,
             time=time.time(),
@@ -245,7 +245,7 @@ class _Reader:
             experiment=str(about["experiment"]),
             name=about.get("name"),
             hash=str(about.get("hash", "")),
-            identity=about["identity"],
+            identity=identity,
             images=images,
             created=float(about["created"]),
             tries=self.tries,

@@ -132,7 +132,7 @@ def test_snapshots_are_scored_by_slurm_jobs_of_a_watcher_job(
     """The watcher here is this process; the real one, a job of its own, is in the test of the main job."""
     monkeypatch.setattr(attempt, "train", payloads.publish_all)
     monkeypatch.setattr(attempt, "evaluate", payloads.score)
-    monkeypatch.setattr(act, "launch_watcher", lambda *_: {"kind": "local", "id": "none"})
+    monkeypatch.setattr(act, "launch_watcher", lambda *_, **__: {"kind": "local", "id": "none"})
     monkeypatch.setattr(slurm.Slurm, "poll_s", 0.2)
     at = send(settings, "evaluation=fd_digits", "evaluation.in_flight=2")
     watch.watch(at.run.root)

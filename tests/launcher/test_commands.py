@@ -149,7 +149,7 @@ def test_cancel_ends_watcher_and_evaluation_too(
 def test_follow_tells_the_story_and_ends_with_the_run(
     runs: Path, settings: list[str], payload: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(act, "launch_watcher", lambda *_: {"kind": "local", "id": "none"})
+    monkeypatch.setattr(act, "launch_watcher", lambda *_, **__: {"kind": "local", "id": "none"})
     monkeypatch.setattr(Local, "poll_s", 0.05)
     payload(train=payloads.publish_all, evaluate=payloads.score)
     run = RunFolder(

@@ -21,7 +21,7 @@ from selfguide.spec.records import records
 from selfguide.spec.run import RunFolder, read_record, write_record
 
 
-def no_watcher(*_: object) -> dict:
+def no_watcher(*_: object, **__: object) -> dict:
     """In place of `act.launch_watcher`, where the test watches itself."""
     return {"kind": "local", "id": "none"}
 
