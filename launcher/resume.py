@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
     parser.add_argument("--json", action="store_true", help="JSON instead of sentences")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     run = find(options.run, Path(options.runs))
     config = resumed(run, options.settings)
     validate(config)

@@ -144,7 +144,7 @@ def _launch(
     target = decision.extends_to or (view.images if view else config.train.images)
     train = dataclasses.replace(config.train, images=target)
     config = dataclasses.replace(config, train=train)
-    extension = contextlib.nullcontext()
+    extension: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if decision.extends_to:
         extension = act.extended(run, decision.extends_to)
     shorter = None

@@ -162,7 +162,11 @@ def record_failure(view: RunView, config: Config, images: int, reason: str = "")
 def write_run(run: RunFolder, config: Config, identity: Mapping[str, Any]) -> None:
     """Writes what a new run is, and its first config."""
     storage.publish(str(run.root / "config.yaml"), to_yaml(config).encode(), replace=True)
-    about = {"id": run.root.name, "name": config.name, "experiment": config.experiment}
+    about: dict[str, Any] = {
+        "id": run.root.name,
+        "name": config.name,
+        "experiment": config.experiment,
+    }
     about |= {"hash": digest(identity), "identity": identity, "images": config.train.images}
     write_record(run.run_json, {**about, "created": time.time()})
 

@@ -313,12 +313,14 @@ def _extension(view: RunView, current: State, images: int) -> Submission:
             f"train.images={images} is less than the {view.images} of run {run}, and a run can only be extended; "
             "choose another name for a shorter one"
         )
-    if current.word == "unknown":
+    # also of a run that has finished: its job may be writing the last checkpoint
+    training = training_state(view) if view.newest and view.newest.job else "gone"
+    if training == "unknown" and current.word != "cancelled":
         return _refuse(f"run {view.id}: {_nobody_knows(view)}")
-    if current.word in ("queued", "running"):
+    if training in ("queued", "running"):
         return _refuse(
-            f"run {run} is {current.word} on its way to {view.images} images: extend it once it has finished, or end "
-            f"it first: python -m launcher.cancel {view.folder.root}"
+            f"run {run} is {training} on its way to {view.images} images: extend it once its job has ended, or end it "
+            f"first: python -m launcher.cancel {view.folder.root}"
         )
     if share := applied_share(view):
         return _refuse(
