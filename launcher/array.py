@@ -28,6 +28,8 @@ from launcher.backends.local import gpus
 from launcher.compose import compose_cluster, without_group
 from launcher.folder import Attempt, tail
 from selfguide.spec.config import ClusterConfig
+from selfguide.spec.config.cluster import check_cluster
+from selfguide.spec.config.laws import check
 from selfguide.spec.run import RunFolder, read_record, write_record
 from shards import cli, storage
 from shards.errors import UserError
@@ -69,15 +71,14 @@ def cluster_of(overrides: Sequence[str]) -> ClusterConfig:
     """Returns the cluster that `cluster=NAME cluster.key=value ...` means; `auto` is decided as in `launcher.submit`.
 
     Raises:
-        UserError: it cannot be read, or is for ranks of one job.
+        UserError: it cannot be read, or a value is out of range.
     """
     found = compose_cluster(overrides)
     if found.kind == "auto":
         kind = backends.automatic()
         found = compose_cluster([*without_group(overrides, "cluster"), f"cluster={kind}"])
-    for name in ("gpus_per_node", "timeout_min"):
-        if getattr(found, name) < 1:
-            raise UserError(f"cluster.{name}={getattr(found, name)}: give at least 1")
+    check(found, "cluster")
+    check_cluster(found, nodes=1)
     return found
 
 

@@ -1,9 +1,9 @@
-"""The former name of `shards.lock.locked`, until `launcher.submit` and `launcher.watch` use it."""
+"""The former name of `shards.lock.lock`, until `launcher.submit` and `launcher.watch` use it."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from shards.lock import locked
+from shards.lock import lock
 
-held = partial(locked, required=False)
+held = partial(lock, required=False)

@@ -12,7 +12,7 @@ from launcher.folder import Attempt
 from selfguide.spec.config import ClusterConfig
 from selfguide.spec.run import RunFolder
 from shards.errors import UserError
-from shards.lock import locked
+from shards.lock import lock
 
 
 @contextlib.contextmanager
@@ -22,15 +22,16 @@ def submitting(run: RunFolder) -> Iterator[None]:
     Raises:
         UserError: its folder cannot be written.
     """
-    lock = run.root / "submit.lock"
+    path = run.root / "submit.lock"
     try:
         run.root.mkdir(parents=True, exist_ok=True)
-        lock.touch()
+        path.touch()
     except OSError as error:
         raise UserError(
             f"runs={run.root.parent.parent} cannot be written ({error.strerror}); give another runs=FOLDER"
         ) from error
-    with locked(lock, required=False):
+    # where the file system has no locks, the attempt's number has to do
+    with lock(path, required=False):
         yield
 
 

@@ -23,7 +23,15 @@ class ChangedError(DamagedError):
     """An object was replaced while it was read. The message names it."""
 
 
+class FencedError(RuntimeError):
+    """A newer attempt has taken over; this one must stop and may not publish."""
+
+
 class StoreError(OSError):
     """A store is out of reach or out of order. The message names place, what was seen, and how often."""
 
     exit_code = 1
+
+
+class BadInputError(ValueError):
+    """One input that cannot become a sample; the message says why."""

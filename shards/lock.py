@@ -1,91 +1,68 @@
-"""One holder of a file or folder at a time, by the kernel's flock: it ends with its process, so none is ever stale."""
+"""One holder of a file or folder at a time; the kernel lets go when the process ends, whatever ends it."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
-import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from shards.wait import wait_until
-
-# what file systems without locks answer
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what mounts without locks answer
+_LOOK = 0.005  # seconds between two tries of a lock that is not waited for without end
 
 
 @contextlib.contextmanager
-def locked(
-    path: Path,
+def lock(
+    path: str | os.PathLike[str],
     *,
-    folder: bool = False,
-    patience_s: float = math.inf,
+    create: bool = True,
+    seconds: float | None = None,
     required: bool = True,
-    pause: Callable[[float], None] = time.sleep,
+    pause: Callable[[float], object] = time.sleep,
 ) -> Iterator[bool]:
-    """Holds the exclusive lock of `path`; yields whether it is held.
+    """Holds the kernel's exclusive lock (flock) of `path`; yields whether it does and `path` still is what it locked.
+
+    It yields False after `seconds` of trying, on a mount without locks unless one is `required`, and where somebody
+    removed or replaced `path` while this process waited.
 
     Args:
-        path: a file, which is created with its folder where it does not exist.
-        folder: locks an existing folder itself instead, which leaves no file.
-        patience_s: seconds to wait for another holder before yielding False.
-        required: False goes on without a lock, with a warning, where the file system has none.
-        pause: how to sleep between two tries where the patience is limited.
+        create: makes the file where there is none; False for a folder, or for a file that must exist.
+        seconds: None waits as long as it takes, 0 tries once.
+        pause: sleeps between two tries; it may raise to give up.
 
     Raises:
-        OSError: the path cannot be opened (FileNotFoundError where the folder to lock is gone, also when its last
-            holder removed it), or its file system has no locks and one is required.
+        OSError: `path` cannot be opened, or has no locks although one is `required`.
     """
-    while True:
-        handle = _open(path, folder)
-        try:
-            held = _acquire(handle, path, patience_s, required, pause)
-            # the last holder may have removed or replaced what it held: then its lock protects nothing
-            if not held or _names(path, handle):
-                yield held
-                return
-        finally:
-            os.close(handle)
-
-
-def _open(path: Path, folder: bool) -> int:
-    if folder:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY, 0o666)
+    try:
+        yield _acquire(handle, seconds, required, pause) and _is(path, handle)
+    finally:
+        os.close(handle)
 
 
 def _acquire(
-    handle: int, path: Path, patience_s: float, required: bool, pause: Callable[[float], None]
+    handle: int, seconds: float | None, required: bool, pause: Callable[[float], object]
 ) -> bool:
-    try:
-        if math.isinf(patience_s):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    deadline = None if seconds is None else time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if deadline is None else fcntl.LOCK_NB))
             return True
-        return wait_until(lambda: _try(handle), timeout_s=patience_s, pause=pause)
-    except OSError as error:
-        if required or error.errno not in _NO_LOCKS:
-            raise
-        logging.getLogger(__name__).warning(
-            "%s is on a file system without locks; going on without one", path.parent
-        )
-        return True
+        except BlockingIOError:
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            pause(_LOOK)
+        except OSError as error:
+            if required or error.errno not in _NO_LOCKS:
+                raise
+            return False
 
 
-def _try(handle: int) -> bool:
+def _is(path: str | os.PathLike[str], handle: int) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _names(path: Path, handle: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
+        return os.path.samestat(Path(path).stat(), os.fstat(handle))
     except FileNotFoundError:
         return False

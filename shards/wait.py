@@ -12,11 +12,11 @@ def wait_until(
     *,
     timeout_s: float = math.inf,
     poll_s: float = 0.05,
-    pause: Callable[[float], None] = time.sleep,
+    pause: Callable[[float], object] = time.sleep,
 ) -> bool:
     """Asks every `poll_s` seconds until `condition()` is true; returns whether it was within `timeout_s`.
 
-    It is asked at least once, and once more when the time is over.
+    It is asked at least once, and once more when the time is over. `pause` sleeps between two questions.
     """
     deadline = time.monotonic() + timeout_s
     while not condition():

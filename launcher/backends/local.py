@@ -89,9 +89,9 @@ class Local:
     def strays(self, comment: str) -> list[Record]:
         return []
 
-    def notes(self, job: Job) -> list[str]:
-        count, ranks = len(gpus()), job.nodes * job.tasks
-        if not 0 < count < job.tasks:
+    def notes(self, ranks: int) -> list[str]:
+        count = len(gpus())
+        if not 0 < count < ranks:
             return []
         return [
             f"{count} GPU for {ranks} ranks: training on CPU; cluster.gpus_per_node={count} uses it"

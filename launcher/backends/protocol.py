@@ -111,8 +111,8 @@ class Backend(Protocol):
     def strays(self, comment: str) -> list[Record]:
         """Returns the scheduler's jobs with this comment; a submitter may have died before it kept their records."""
 
-    def notes(self, job: Job) -> list[str]:
-        """Returns what a user should know about how `job` will run, as sentences."""
+    def notes(self, ranks: int) -> list[str]:
+        """Returns what a user should know of how so many ranks on a node will run, as sentences."""
 
     def cancel_command(self, records: Sequence[Record]) -> str | None:
         """Returns the scheduler's own command that ends these jobs; None where there is no scheduler."""

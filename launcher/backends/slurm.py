@@ -166,7 +166,7 @@ class Slurm:
             if job.comment == comment and name in (None, job.name)
         ]
 
-    def notes(self, job: Job) -> list[str]:
+    def notes(self, ranks: int) -> list[str]:
         return []
 
     def cancel_command(self, records: Sequence[Record]) -> str:
@@ -177,7 +177,7 @@ class Slurm:
         """The environment in which sbatch and its like speak to this Slurm."""
         environment = clean(os.environ)
         if self.cluster is not None:
-            return environment | self.profile.variables()
+            return {**environment, **self.profile.variables()}
         # the Slurm that the jobs were given to, whatever this shell means now
         environment.pop("SLURM_CONF", None)
         return environment | ({"SLURM_CONF": self.conf} if self.conf else {})

@@ -2,22 +2,20 @@
 
 A run is what is learned; an attempt is one job that works on it. State is in these files only, so every command
 can be asked from any machine that sees the folder. An older attempt that still lives may burn CPU but publishes
-nothing: `Lease.check` compares attempt numbers before every publish.
+nothing: `open_attempt` ends its right to, and `Lease.publish` asks for that right in the operation that publishes.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shards import storage
-
-
-class Fenced(RuntimeError):
-    """A newer attempt holds the run; this one must stop and may not publish."""
+from shards.errors import FencedError as Fenced
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,20 @@ class RunFolder:
         return sorted(int(p.name) for p in self.attempts.iterdir() if p.name.isdigit())
 
     def open_attempt(self) -> int:
-        """Takes the next attempt number by making its folder; two callers never get the same."""
+        """Takes the next attempt number by making its folder; two callers never get the same.
+
+        On return nothing that an older attempt publishes appears any more: what is complete now is what there is.
+        """
         self.attempts.mkdir(parents=True, exist_ok=True)
         while True:
             number = (self.attempt_numbers() or [0])[-1] + 1
             try:
                 self.attempt(number).mkdir()
-                return number
             except FileExistsError:
                 continue
+            for place in (self.checkpoints, self.snapshots) if number > 1 else ():
+                storage.end_attempts(place, number)
+            return number
 
     def snapshot(self, images: int) -> Path:
         return self.snapshots / image_folder(images)
@@ -127,8 +130,18 @@ class Lease:
     run: RunFolder
     number: int
 
+    def publish(self, folder: Path, *, extra: Mapping[str, Any]) -> None:
+        """Declares a checkpoint or snapshot complete (`storage.publish_folder`), while this attempt is the newest.
+
+        Raises:
+            Fenced: a newer attempt exists; the folder is not complete.
+            FileExistsError: it was published before.
+        """
+        fence = storage.Fence(str(folder.parent), self.number)
+        storage.publish_folder(folder, extra=extra, fence=fence)
+
     def check(self) -> None:
-        """Raises Fenced when a newer attempt exists."""
+        """Raises Fenced when a newer attempt exists: asked before the work of publishing, to spare it."""
         newest = self.run.attempt_numbers()[-1]
         if newest > self.number:
             raise Fenced(

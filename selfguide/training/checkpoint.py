@@ -56,8 +56,7 @@ def save(folder: Path, state: State, place: Place, lease: Lease) -> None:
             "accounts": state.accounts,
             "attempt": lease.number,
         }
-        lease.check()
-        storage.publish_folder(folder, extra=extra)
+        lease.publish(folder, extra=extra)
     dist.barrier()
 
 

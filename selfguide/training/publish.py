@@ -41,7 +41,6 @@ def publish(
             save_file(tensors, folder / ema_file(halflife))
     if place.rank == 0:
         (folder / CONFIG).write_text(to_yaml(config))
-        lease.check()
         extra = {
             "images": state.images,
             "guidance": guidance | {"label_free": not saw_labels},
@@ -49,5 +48,5 @@ def publish(
             "saw_labels": saw_labels,
             "origin": dict(state.origin),
         }
-        storage.publish_folder(folder, extra=extra)
+        lease.publish(folder, extra=extra)
     dist.barrier()

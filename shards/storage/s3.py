@@ -3,6 +3,10 @@
 A range counts when status, Content-Range and length agree with the request, and its version where the
 caller knows one. An upload counts when the store found its Content-MD5; of a large one also size and
 ETag are compared afterwards. Conditional requests are as exclusive as the store makes them.
+
+A fenced publisher uploads in parts even what is small: an unfinished upload is seen by nobody, and a newer attempt can
+end it. The publisher uploads, then looks for newer numbers, then completes; the newer attempt shows its number, then
+ends the uploads it finds. Whichever comes first, the older one finds the number or its upload gone.
 """
 
 from __future__ import annotations
@@ -10,17 +14,21 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
+import mmap
 import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 
-from shards.errors import ChangedError, DamagedError
+from shards.errors import ChangedError, DamagedError, FencedError
+from shards.storage.fence import LEASES, MANIFEST, Fence
 from shards.storage.retry import AgainError, Patience
 from shards.storage.s3_requests import ConditionError, Requests, split
 
@@ -85,12 +93,19 @@ class S3:
         except ConditionError as error:
             raise ChangedError(f"{url} is no longer the version {etag}, asked for") from error
 
-    def publish(self, url: str, data: bytes, replace: bool) -> None:
+    def publish(self, url: str, data: bytes, replace: bool, fence: Fence | None) -> None:
         bucket, key = split(url)
         token = uuid.uuid4().hex
         target = {"Bucket": bucket, "Key": key}
-        if len(data) > PART:
-            self._publish_parts(url, target, data, token, replace)
+        if len(data) > PART or fence is not None:
+            try:
+                self._publish_parts(url, target, data, token, replace, fence)
+            except FileNotFoundError:
+                if fence is None:
+                    raise
+                # a newer attempt has ended the upload; or, late, one that was overtaken itself: then once more
+                self._refuse_overtaken(url, fence)
+                self._publish_parts(url, target, data, token, replace, fence)
             return
         try:
             self._call(
@@ -105,19 +120,49 @@ class S3:
         except ConditionError as error:
             self._refuse_unless_ours(url, token, error)
 
+    def publish_file(self, url: str, path: str, replace: bool, fence: Fence | None) -> None:
+        with Path(path).open("rb") as file:
+            if os.fstat(file.fileno()).st_size <= PART:
+                self.publish(url, file.read(), replace, fence)
+                return
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                self.publish(url, data, replace, fence)  # type: ignore[arg-type]  # it has a length and slices
+
+    def delete(self, url: str) -> None:
+        bucket, key = split(url)
+        if not key.strip("/"):
+            raise ValueError(
+                f"delete({url!r}) is for objects and folders of a bucket, not all of it"
+            )
+        below = [c["Key"] for page, _ in self._pages(url) for c in page.get("Contents", ())]
+        manifest = key.rstrip("/") + "/" + MANIFEST
+        for name in (*(n for n in below if n == manifest), key, *below):
+            self._call(url, "delete_object", Bucket=bucket, Key=name)
+
+    def end_attempts(self, place: str, number: int) -> None:
+        # its number is seen before what others have prepared is removed: who prepares something later, looks later
+        self.publish(f"{place.rstrip('/')}/{LEASES}/{number:04d}", b"", True, None)
+        self._abort_uploads(place, lambda *_: True)
+
     def sync(self, folder: str, names: Sequence[str]) -> None:
         """Nothing to do: an object that exists is durable."""
 
     def sweep(self, folder: str, older: float) -> Sequence[str]:
+        return self._abort_uploads(
+            folder, lambda upload, now: (now - upload["Initiated"]).total_seconds() >= older - 1
+        )
+
+    def _abort_uploads(self, folder: str, wanted: Callable[[Any, datetime], bool]) -> Sequence[str]:
+        """Ends unfinished uploads below `folder`; `wanted` gets each with the time by the store's own clock."""
         bucket, key = split(folder)
         place = {"Bucket": bucket, "Prefix": key.rstrip("/") + "/" if key else ""}
         aborted: set[str] = set()
         while True:
             page = self._call(folder, "list_multipart_uploads", **place)
-            # ages by the store's own clock: Date is cut to whole seconds, and Swift rounds Initiated up
+            # Date is cut to whole seconds, and Swift rounds Initiated up
             now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
             for upload in page.get("Uploads", ()):
-                if (now - upload["Initiated"]).total_seconds() >= older - 1:
+                if wanted(upload, now):
                     url = f"s3://{bucket}/{upload['Key']}"
                     self._abort(url, upload["UploadId"])
                     aborted.add(url)
@@ -127,7 +172,13 @@ class S3:
             place["UploadIdMarker"] = page["NextUploadIdMarker"]
 
     def _publish_parts(
-        self, url: str, target: dict[str, str], data: bytes, token: str, replace: bool
+        self,
+        url: str,
+        target: dict[str, str],
+        data: bytes,
+        token: str,
+        replace: bool,
+        fence: Fence | None,
     ) -> None:
         upload = self._call(url, "create_multipart_upload", **target, Metadata={_PUBLISHER: token})[
             "UploadId"
@@ -142,6 +193,7 @@ class S3:
         pool = ThreadPoolExecutor(SENDERS, "s3-parts")
         try:
             parts = [*pool.map(send, range(1, -(-len(data) // PART) + 1))]
+            self._refuse_overtaken(url, fence)
             self._complete(url, {**target, "UploadId": upload}, parts, token, replace)
         except BaseException as error:
             pool.shutdown(cancel_futures=True)  # a part that lands after the abort would stay
@@ -153,6 +205,18 @@ class S3:
         finally:
             pool.shutdown()
         self._check_upload(url, data, parts, token)
+
+    def _refuse_overtaken(self, url: str, fence: Fence | None) -> None:
+        if fence is None:
+            return
+        newest = max(
+            (int(n) for n in self.list(f"{fence.place.rstrip('/')}/{LEASES}") if n.isdigit()),
+            default=0,
+        )
+        if newest > fence.number:
+            raise FencedError(
+                f"{url}: attempt {fence.number} was overtaken by attempt {newest} and may not publish"
+            )
 
     def _complete(
         self, url: str, upload: dict[str, str], parts: Sequence[Any], token: str, replace: bool

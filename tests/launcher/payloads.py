@@ -18,6 +18,7 @@ from selfguide.spec.records import EvaluationRecord, Protocol
 from selfguide.spec.run import RunFolder
 from shards import storage
 from shards.errors import UserError
+from shards.wait import wait_until
 
 
 def nap(folder: str) -> None:
@@ -50,6 +51,8 @@ def fall(folder: str) -> None:
 
     def work(rank: int, local_rank: int, world: int) -> None:
         if rank == 1:
+            # rank 0 handles signals from here on, and leaves a record of how it was ended
+            wait_until((Path(folder) / "start-0.json").exists, timeout_s=60)
             raise RuntimeError("rank one fell")
         time.sleep(600)
 

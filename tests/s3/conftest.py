@@ -54,9 +54,9 @@ def environment(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setattr(s3_requests, "PATIENCE", QUICK)
-    storage._s3.cache_clear()
+    storage.reconnect()
     yield monkeypatch
-    storage._s3.cache_clear()
+    storage.reconnect()
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def proxy(server: Server, environment: pytest.MonkeyPatch) -> Iterator[Proxy]:
     proxy = Proxy(server.endpoint)
     try:
         environment.setenv("AWS_ENDPOINT_URL", proxy.url)
-        storage._s3.cache_clear()
+        storage.reconnect()
         yield proxy
     finally:
         proxy.close()

@@ -139,7 +139,7 @@ def test_an_expired_token_is_renewed_from_the_profile_or_named(
     environment.delenv("AWS_SECRET_ACCESS_KEY")
     environment.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
     _profile(profile, server.environment(0))
-    storage._s3.cache_clear()
+    storage.reconnect()
     assert storage.read_bytes(url) == CONTENT
 
     proxy.expire(dev)
@@ -181,7 +181,7 @@ def test_content_md5_finds_wrong_bits_where_no_signature_covers_the_body(
     settings.write_text("[default]\ns3 =\n  payload_signing_enabled = false\n")
     environment.setenv("AWS_CONFIG_FILE", str(settings))
     environment.setattr(s3, "PART", SMALL_PART)
-    storage._s3.cache_clear()
+    storage.reconnect()
     for name, content in (("small", CONTENT), ("large", CONTENT * 20)):
         proxy.fail("flip_sent", times=2, method="PUT", path=name)
         storage.publish(storage.join(root, name), content)
@@ -295,7 +295,7 @@ def test_a_store_that_goes_away_costs_one_patience_however_many_ranges_wait(
 def test_closing_waits_for_no_pause(root: str, proxy: Proxy, environment: Any) -> None:
     patience = Patience(attempts=99, seconds=1e6, first=1e4, longest=1e4)
     environment.setattr(s3_requests, "PATIENCE", patience)
-    storage._s3.cache_clear()
+    storage.reconnect()
     data.write(root, 4000, shard_bytes=1)  # type: ignore[arg-type]
     proxy.fail("unavailable", times=float("inf"), path="shards/")
     with shards.scan(root, micro_batch=25, rank=0, world=1), _stream(root):

@@ -94,7 +94,7 @@ def test_a_mistake_is_one_line_and_exit_2_and_leaves_no_data_set(
     before = {p: p.stat().st_mtime_ns for p in given.rglob("*")}
     if told is REFUSED:
         environment.setenv("AWS_SECRET_ACCESS_KEY", "a wrong one")
-        storage._s3.cache_clear()
+        storage.reconnect()
     with pytest.raises(SystemExit) as left:
         cli.run(lambda: main(words.format(**places).split()))
     out, err = capsys.readouterr()

@@ -18,7 +18,7 @@ import s3fs
 import shards
 from shards import storage
 from shards.errors import ChangedError, DamagedError, StoreError, UserError
-from shards.storage import s3
+from shards.storage import objects, s3
 from tests.shards import data
 from tools.s3.server import Server
 
@@ -157,7 +157,7 @@ def test_large_data_goes_up_in_parts_and_once(
 PUBLISHER = """
 import sys
 from shards import storage
-from shards.storage import s3
+from shards.storage import objects, s3
 s3.PART, s3.SENDERS = 5 << 20, 1
 send = s3._md5_base64
 def slowly(data):
@@ -197,10 +197,10 @@ def test_a_killed_upload_is_never_seen_and_ends_with_a_sweep(root: str) -> None:
 def test_a_child_by_fork_has_connections_of_its_own(root: str) -> None:
     url = storage.join(root, "a")
     storage.publish(url, b"data")
-    ours = storage._store(url)
+    ours = objects.store(url)
     pid = os.fork()
     if not pid:
-        own = storage._store(url) is not ours
+        own = objects.store(url) is not ours
         os._exit(0 if own and storage.read_bytes(url) == b"data" else 1)
     assert storage.read_bytes(url) == b"data"
     assert os.waitpid(pid, 0)[1] == 0
@@ -209,7 +209,7 @@ def test_a_child_by_fork_has_connections_of_its_own(root: str) -> None:
 def test_the_store_checks_signatures(root: str, environment: pytest.MonkeyPatch) -> None:
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"):  # one wrong, then both
         environment.setenv(name, "selfguide:nobody")
-        storage._s3.cache_clear()
+        storage.reconnect()
         for call in (storage.read_bytes, storage.exists, storage.list, _publish):
             with pytest.raises(PermissionError, match=r"credentials .* are refused"):
                 call(storage.join(root, "a"))
@@ -248,7 +248,7 @@ def test_what_is_wrong_with_an_address_is_named(
 
     url = f"s3://{server.bucket}/a"
     environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_free_port()}")
-    storage._s3.cache_clear()
+    storage.reconnect()
     began = time.monotonic()
     with pytest.raises(StoreError, match=r"gave up after \d tries .* EndpointConnectionError"):
         call(url)
@@ -259,7 +259,7 @@ def test_what_is_wrong_with_an_address_is_named(
         ("AWS_PROFILE", "nobody", r"\(nobody\) could not be found"),
     ):
         environment.setenv(name, value)
-        storage._s3.cache_clear()
+        storage.reconnect()
         with pytest.raises(UserError, match=told):
             call(url)
         environment.delenv(name)
@@ -268,7 +268,7 @@ def test_what_is_wrong_with_an_address_is_named(
 def test_without_credentials_the_cure_is_named(root: str, environment: pytest.MonkeyPatch) -> None:
     environment.delenv("AWS_ACCESS_KEY_ID")
     environment.delenv("AWS_SECRET_ACCESS_KEY")
-    storage._s3.cache_clear()
+    storage.reconnect()
     with pytest.raises(PermissionError, match="set AWS_ACCESS_KEY_ID"):
         storage.read_bytes(root)
 

@@ -40,18 +40,18 @@ def test_a_store_that_cannot_be_read_is_named(
     assert "no shards at" in refused(runs, f"{remote}-not-here")
     assert "s3://BUCKET/FOLDER" in refused(runs, "s3://no bucket/digits")
     environment.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    storage._s3.cache_clear()
+    storage.reconnect()
     said = refused(runs, remote)
     key = server.environment()["AWS_ACCESS_KEY_ID"]
     assert remote in said and f"access key {key}) are refused" in said
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"):
         environment.delenv(name)
-    storage._s3.cache_clear()
+    storage.reconnect()
     said = refused(runs, remote)
     assert "no credentials" in said and "AWS_ACCESS_KEY_ID" in said
     for name, value in server.environment().items():
         environment.setenv(name, value)
-    storage._s3.cache_clear()
+    storage.reconnect()
     assert storage.list(remote) == before
 
 

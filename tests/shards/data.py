@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +57,8 @@ def payload(root: Path, block: int, field: str) -> tuple[Path, int]:
     manifest = manifests.load(root)
     row = manifest.blocks[block]
     return root / manifest.shards[row["shard"]].name, int(row["offset"][manifest.column(field)])
+
+
+def no_links(*_: object) -> None:
+    """`os.link` of a file system without hard links."""
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))

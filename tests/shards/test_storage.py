@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from shards import storage
 from shards.errors import DamagedError, UserError
-from tests.shards.data import names
+from tests.shards.data import names, no_links
 
 RACER = """
 import sys
@@ -212,9 +213,51 @@ def test_newest_complete_walks_back_over_torn_folders_in_numeric_order(tmp_path:
     assert storage.newest_complete(tmp_path, prefix="step-") is None
 
 
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_publish_file_gives_the_file_another_name_or_copies_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool
+) -> None:
+    source, url = tmp_path / "made", tmp_path / "new" / "part"
+    source.write_bytes(b"weights")
+    if not hard_links:
+        monkeypatch.setattr(os, "link", no_links)
+    storage.publish_file(url, source)
+    with pytest.raises(FileExistsError):
+        storage.publish_file(url, source)
+    source.unlink()
+    assert storage.read_bytes(url) == b"weights"
+    assert names(url.parent) == ["part"]
+    with pytest.raises(FileNotFoundError):
+        storage.publish_file(tmp_path / "other", source)
+
+
+def test_delete_of_a_folder_that_is_interrupted_leaves_it_incomplete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = _folder(tmp_path / "img-5")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        storage.delete(folder)
+    assert storage.read_complete(folder) is None
+    assert names(folder) == [".weights.1.tmp", "deep", "weights"]
+    storage.delete(folder)
+    assert names(tmp_path) == []
+
+
+def test_delete_of_what_is_not_there_does_nothing(tmp_path: Path) -> None:
+    storage.delete(tmp_path / "none")
+    storage.publish(tmp_path / "a", b"")
+    storage.delete(tmp_path / "a")
+    assert names(tmp_path) == []
+
+
 def test_local_work_imports_neither_torch_nor_an_s3_client(tmp_path: Path) -> None:
     code = (
-        "import sys, shards; from shards import storage, cli, manifest, stream, verify, writer\n"
+        "import sys, shards; from shards import cli, storage, verify\n"
+        "from shards.format import manifest; from shards.read import stream; from shards.write import writer\n"
         f"storage.publish({str(tmp_path / 'a')!r}, b'x'); storage.read_bytes({str(tmp_path / 'a')!r})\n"
         "print([m for m in ('torch', 'botocore', 's3fs', 'rich', 'sklearn') if m in sys.modules])"
     )

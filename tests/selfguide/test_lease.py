@@ -1,0 +1,51 @@
+"""Once `open_attempt` has returned, nothing that an older attempt publishes appears in the run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from selfguide.spec.run import Fenced, Lease, RunFolder
+from shards import storage
+
+
+def _folder(run: RunFolder, place: str, images: int) -> Path:
+    folder = run.checkpoint(images) if place == "checkpoints" else run.snapshot(images)
+    storage.publish(folder / "part", b"weights")
+    return folder
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "snapshots"])
+def test_publish_overtaken_between_look_and_appearance_publishes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    run = RunFolder(tmp_path)
+    old = Lease(run, run.open_attempt())
+    old.publish(_folder(run, place, 1), extra={"images": 1})
+    folder, link = _folder(run, place, 2), os.link
+    opened: list[int] = []
+
+    def overtaken(*paths: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        opened.append(run.open_attempt())
+        link(*paths)
+
+    old.check()
+    monkeypatch.setattr(os, "link", overtaken)
+    with pytest.raises(Fenced):
+        old.publish(folder, extra={"images": 2})
+    assert opened == [2]
+    assert storage.read_complete(folder) is None
+    Lease(run, 2).publish(folder, extra={"images": 2})
+    assert storage.newest_complete(folder.parent) == str(folder)
+
+
+def test_a_run_of_which_an_attempt_died_before_it_began_goes_on(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.attempt(1).mkdir(parents=True)  # it took its number and no more
+    lease = Lease(run, run.open_attempt())
+    lease.publish(_folder(run, "checkpoints", 5), extra={})
+    with pytest.raises(Fenced):
+        Lease(run, 1).publish(_folder(run, "checkpoints", 6), extra={})
