@@ -26,8 +26,7 @@ from launcher.attempt.exits import Exit
 from launcher.backends import Job, Record
 from launcher.backends.local import gpus
 from launcher.compose import compose_cluster, without_group
-from launcher.folder import Attempt
-from launcher.status import tail
+from launcher.folder import Attempt, tail
 from selfguide.spec.config import ClusterConfig
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.config.laws import check

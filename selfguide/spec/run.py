@@ -50,7 +50,7 @@ class RunFolder:
         return self.root / "evals"
 
     def describe(self) -> dict[str, Any]:
-        """run.json: id, name, experiment, hash, identity, images, created."""
+        """run.json: id, name, experiment, hash, identity, images (the current target), created, extensions."""
         return json.loads(self.run_json.read_text())
 
     def attempt(self, number: int) -> Path:
@@ -80,12 +80,15 @@ class RunFolder:
 
     def published(self) -> list[int]:
         """Images of every complete snapshot, ascending."""
-        if not self.snapshots.is_dir():
-            return []
-        found = [p for p in self.snapshots.iterdir() if p.name.startswith("img-")]
-        return sorted(
-            int(p.name[4:]) for p in found if storage.read_complete(p, verify="sizes") is not None
-        )
+        return _complete(self.snapshots)
+
+    def saved(self) -> list[int]:
+        """Images of every complete checkpoint, ascending."""
+        return _complete(self.checkpoints)
+
+    def snapshot_folders(self) -> list[int]:
+        """Images of every snapshot's folder, complete or not, ascending."""
+        return _numbered(self.snapshots)
 
     def snapshot_manifest(self, images: int) -> dict[str, Any]:
         """What the complete snapshot at so many images says of itself: guidance, data, origin."""
@@ -99,6 +102,16 @@ class RunFolder:
             storage.read_complete(self.snapshot(self.describe()["images"]), verify="sizes")
             is not None
         )
+
+
+def _numbered(parent: Path) -> list[int]:
+    names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
+    return sorted(int(name[4:]) for name in names if name.startswith("img-") and name[4:].isdigit())
+
+
+def _complete(parent: Path) -> list[int]:
+    folders = [(images, parent / image_folder(images)) for images in _numbered(parent)]
+    return [i for i, folder in folders if storage.read_complete(folder, verify="sizes") is not None]
 
 
 def image_folder(images: int) -> str:

@@ -13,9 +13,11 @@ from types import ModuleType
 
 import pytest
 
-from launcher import attempt, backends, cancel, jobs, status, submit, watch
+from launcher import attempt, backends, cancel, jobs, submit, watch
 from launcher.backends import slurm
 from launcher.folder import Attempt
+from launcher.reconcile import act, decide
+from launcher.reconcile.view import read
 from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder, read_record
 from shards.errors import UserError
@@ -70,7 +72,7 @@ def send(settings: list[str], *more: str) -> Attempt:
 
 
 def ended(at: Attempt) -> bool:
-    return status.training_state(at) == "gone"
+    return decide.training_state(read(at.run)) == "gone"
 
 
 def test_ranks_stand_on_their_nodes_and_run_the_code_copy(
@@ -97,8 +99,8 @@ def test_one_failed_rank_ends_the_others(
     monkeypatch.setattr(attempt, "train", payloads.fall)
     at = send(settings)
     until(lambda: ended(at))
-    assert status.failure(at) == "rank 1: RuntimeError: rank one fell"
-    assert status.read(at.run).state == "failed"
+    assert decide.failure(read(at.run)) == "rank 1: RuntimeError: rank one fell"
+    assert decide.state(read(at.run)).word == "failed"
     assert read_record(at.root / "exit-0.json")["class"] == "signal"
 
 
@@ -107,10 +109,10 @@ def test_joined_while_it_runs_cancelled_and_resumed(
 ) -> None:
     monkeypatch.setattr(attempt, "train", payloads.nap)
     at = send(settings)
-    until(lambda: status.read(at.run).state == "running")
+    until(lambda: decide.state(read(at.run)).word == "running")
     assert send(settings) == at
     assert [each["what"] for each in cancel.cancel(at.run)] == ["training"]
-    assert status.read(at.run).state == "cancelled" and cancel.cancel(at.run) == []
+    assert decide.state(read(at.run)).word == "cancelled" and cancel.cancel(at.run) == []
     assert send(settings).number == 2
 
 
@@ -130,15 +132,13 @@ def test_snapshots_are_scored_by_slurm_jobs_of_a_watcher_job(
     """The watcher here is this process; the real one, a job of its own, is in the test of the main job."""
     monkeypatch.setattr(attempt, "train", payloads.publish_all)
     monkeypatch.setattr(attempt, "evaluate", payloads.score)
-    monkeypatch.setattr(watch, "launch", lambda at, config: {"kind": "devcluster", "id": "none"})
-    monkeypatch.setitem(watch.POLL_S, "devcluster", 0.2)
+    monkeypatch.setattr(act, "launch_watcher", lambda *_, **__: {"kind": "local", "id": "none"})
+    monkeypatch.setattr(slurm.Slurm, "poll_s", 0.2)
     at = send(settings, "evaluation=fd_digits", "evaluation.in_flight=2")
     watch.watch(at.run.root)
-    told = status.read(at.run)
-    assert (told.state, told.scored, told.score) == ("finished", 2, 7.0)
-    assert {read_record(e.folder / "job.json")["kind"] for e in status.evaluation_jobs(at.run)} == {
-        "devcluster"
-    }
+    row = decide.summary(read(at.run))
+    assert (row.state, row.scored, row.score) == ("finished", 2, 7.0)
+    assert {e.job.record["kind"] for e in read(at.run).evaluations} == {"devcluster"}
 
 
 def test_two_watcher_jobs_of_a_run_never_run_together(

@@ -70,6 +70,11 @@ def vanish(folder: str) -> None:
     run_rank(Path(folder), work)
 
 
+def vanish_alone(folder: str) -> None:
+    """Is killed as the kernel kills, with nobody else to notice."""
+    run_rank(Path(folder), lambda rank, local_rank, world: os.kill(os.getpid(), signal.SIGKILL))
+
+
 def stubborn(folder: str) -> None:
     """Ignores being asked to end."""
 

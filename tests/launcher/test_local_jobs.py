@@ -15,11 +15,13 @@ import payloads
 import pytest
 from waiting import REPOSITORY, until
 
-from launcher import backends, jobs, status
+from launcher import backends, jobs
 from launcher.attempt.entry import rank_info
 from launcher.backends import local
 from launcher.backends.protocol import clean
 from launcher.folder import Attempt
+from launcher.reconcile import decide
+from launcher.reconcile.view import read
 from selfguide.spec.config import ClusterConfig
 from selfguide.spec.run import read_record, write_record
 from shards.errors import UserError
@@ -31,8 +33,14 @@ LOCAL = ClusterConfig(kind="local", gpus_per_node=2)
 def at(runs: Path, payload: Callable[..., None]) -> Attempt:
     """An attempt folder that expects two ranks."""
     made = Attempt(runs / "digits_dit" / "abc" / "attempts" / "0001")
+    about = {"id": "abc", "experiment": "digits_dit", "identity": {}, "images": 1280}
+    write_record(made.run.run_json, {**about, "created": 0.0})
     write_record(made.submission, {"world": 2})
     return made
+
+
+def failure(at: Attempt) -> str:
+    return decide.failure(read(at.run))
 
 
 def job(at: Attempt, function: Callable[[str], None], **more: object) -> backends.Job:
@@ -69,13 +77,13 @@ def test_ranks_know_their_place_and_their_surroundings(
         assert each["nice"] == 7 and each["python"] == sys.executable
         assert each["session"] not in (os.getsid(0), 0)
     assert {read_record(at.root / f"exit-{rank}.json")["class"] for rank in range(2)} == {"ok"}
-    assert status.failure(at) == ""
+    assert failure(at) == ""
 
 
 def test_the_first_failure_ends_all_and_is_the_one_reported(at: Attempt) -> None:
     record = started(at, payloads.fall)
     until(lambda: backends.state(record) == "gone")
-    assert status.failure(at) == "rank 1: RuntimeError: rank one fell"
+    assert failure(at) == "rank 1: RuntimeError: rank one fell"
     assert read_record(at.root / "exit-0.json")["class"] == "signal"
     assert "rank one fell" in read_record(at.root / "exit-1.json")["traceback"]
 
@@ -83,22 +91,19 @@ def test_the_first_failure_ends_all_and_is_the_one_reported(at: Attempt) -> None
 def test_a_killed_rank_leaves_no_record_and_is_named_all_the_same(at: Attempt) -> None:
     record = started(at, payloads.vanish)
     until(lambda: backends.state(record) == "gone")
-    assert status.failure(at).startswith("rank 1 ended without a word")
+    assert failure(at).startswith("rank 1 left no exit record")
 
 
 def test_a_rank_that_was_ended_before_it_began_is_not_the_culprit(at: Attempt) -> None:
     """Rank 1 may fall while rank 0 is still importing; and a node may kill a rank whose peers then complain."""
     write_record(at.root / "start-1.json", {})
     assert (
-        status.failure(at)
-        == "rank 1 ended without a word (killed from outside, for example out of memory)"
+        failure(at) == "rank 1 left no exit record (killed from outside, for example out of memory)"
     )
     write_record(at.root / "exit-1.json", {"code": 1, "class": "error", "message": "it fell"})
-    assert status.failure(at) == "rank 1: it fell"
+    assert failure(at) == "rank 1: it fell"
     write_record(at.root / "start-0.json", {})
-    assert status.failure(at).startswith(
-        "rank 0 ended without a word"
-    ) and "rank 1: it fell" in status.failure(at)
+    assert failure(at).startswith("rank 0 left no exit record") and "rank 1: it fell" in failure(at)
 
 
 def test_a_rank_that_never_started_is_named(at: Attempt) -> None:
@@ -106,7 +111,7 @@ def test_a_rank_that_never_started_is_named(at: Attempt) -> None:
     write_record(
         at.root / "exit-0.json", {"code": 143, "class": "signal", "message": "ended by SIGTERM"}
     )
-    assert status.failure(at) == "rank 1 never started: see its log"
+    assert failure(at) == "rank 1 never started: see its log"
 
 
 def test_a_wrong_world_is_refused_by_every_rank(at: Attempt) -> None:
