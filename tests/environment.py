@@ -26,8 +26,8 @@ _PREFIXES = (
 )  # fmt: skip
 _NAMES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "COLUMNS", "LINES",
-    "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "PY_COLORS", "CUDA_VISIBLE_DEVICES", "MKL_NUM_THREADS",
-    "PYTHONWARNINGS", "PYTHONSAFEPATH", "PYTHONOPTIMIZE", "SELFGUIDE_HOST", "LANGUAGE", "ENV", "BASH_ENV", "CDPATH",
+    "TERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "PY_COLORS", "CUDA_VISIBLE_DEVICES",
+    "MKL_NUM_THREADS", "PYTHONWARNINGS", "PYTHONSAFEPATH", "PYTHONOPTIMIZE", "SELFGUIDE_HOST", "LANGUAGE", "ENV", "BASH_ENV", "CDPATH",
 )  # fmt: skip
 _HERE = "127.0.0.1,localhost,::1"
 
@@ -46,7 +46,7 @@ def settle() -> None:
     for name in [n for n in os.environ if n.startswith(_PREFIXES) or n in _NAMES]:
         del os.environ[name]
     os.environ.setdefault("HOME", pwd.getpwuid(os.getuid()).pw_dir)
-    os.environ |= {"LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "TZ": "UTC", "TERM": "dumb"}
+    os.environ |= {"LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "TZ": "UTC"}
     # two cores, several ranks
     os.environ["OMP_NUM_THREADS"] = "1"
     # package indexes may be behind a proxy; servers that tests start never are
