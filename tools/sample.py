@@ -24,11 +24,11 @@ from launcher.folder import find
 from selfguide.data.autoencoders import Autoencoder, from_images, load_autoencoder, to_images
 from selfguide.diffusion.conditions import Condition
 from selfguide.evaluation.grid import write_grid
-from selfguide.guidance.online import patch_layout
 from selfguide.sampling import queries as telling
 from selfguide.sampling.condition_sampler import Prior, TrainingImages, by_patch
 from selfguide.sampling.generate import draw, draw_condition
 from selfguide.sampling.group_names import Naming, read_naming, without_banned
+from selfguide.sampling.groups import patch_layout
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import SamplerConfig, build

@@ -8,8 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selfguide.guidance.source import sum_counts
-
 TOLD, LEARNED = (
     slice(0, 2),
     slice(2, 4),
@@ -63,7 +61,10 @@ class Usage:
 
     def totals(self) -> Tensor:
         """(4, K) over all ranks, on the CPU; all ranks call."""
-        return sum_counts(self.counts.cpu())
+        total = self.counts.to("cpu", copy=True)
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        return total
 
     def restore(self, totals: Tensor, rank: int) -> None:
         """On rank 0 the sums of all ranks, elsewhere zeros."""

@@ -7,6 +7,7 @@ beside the image, a mask as one channel for each group, all dropped by one mask.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfguide.data.crop_flip import Placement, Size
+from selfguide.data.batch import Batch
+from selfguide.data.crop_flip import Placement, Size, box_masks
 from selfguide.diffusion.conditions import Condition
-from selfguide.discovery.lost import box_masks
-from selfguide.guidance.source import dropped, frequencies
-from selfguide.networks.student import Batch, Outputs, Student
+from selfguide.guidance.component import Component, Inputs
+from selfguide.guidance.labels import drop_images, frequencies
+from selfguide.networks.student import Student
 from selfguide.randomness import uniform
 from selfguide.spec.config import SidecarGuidance
 from shards import sidecar
@@ -74,23 +76,23 @@ class Annotations:
         return placement.spatial((layout[:, None] == groups.view(-1, 1, 1)).float())
 
 
-class SidecarSource:
-    """Meets the loop: each image is told its row, some of them another's where `shuffle` asks for that control."""
+class SidecarSource(Component):
+    """Conditions each image on its row, some of them on another's where `shuffle` asks for that control."""
+
+    name = "guidance"
 
     def __init__(self, guidance: SidecarGuidance, seed: int) -> None:
         self.config, self.seed = guidance, seed
         self.annotations = Annotations(guidance, seed)
 
-    def condition(self, batch: Batch, teacher: Student | None) -> Condition:
-        told = self.annotations.condition(
+    def condition(self, batch: Batch, teacher: Student | None, inputs: Inputs) -> Inputs:
+        rows = self.annotations.condition(
             batch.ordinal, batch.placement or as_stored(batch.x0), batch.x0.device
         )
-        return told.drop(dropped(self.seed, batch.position, self.config.drop))
+        dropped = drop_images(self.seed, batch.position, self.config.drop)
+        return replace(inputs, condition=rows.drop(dropped))
 
-    def loss(self, outputs: Outputs, batch: Batch) -> Tensor | None:
-        return None
-
-    def state(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What sampling needs without the sidecars: p(k); and which they were, for what needs them."""
         found = self.annotations.sidecars
         return {

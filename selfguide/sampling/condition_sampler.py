@@ -12,15 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from selfguide.data.autoencoders import Normaliser
 from selfguide.data.crop_flip import Placement
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import Condition
-from selfguide.guidance.online import patch_layout
 from selfguide.guidance.sidecar import Annotations
-from selfguide.guidance.source import draw_groups, sampling_condition
 from selfguide.randomness import uniform
+from selfguide.sampling.groups import draw_groups, patch_layout, sampling_condition
 from selfguide.snapshot import Snapshot
-from selfguide.spec.config import OnlineGuidance, SidecarGuidance
+from selfguide.spec.config import SidecarGuidance
 from selfguide.spec.records import draws_rows
 from shards import sidecar
 from shards.errors import UserError
@@ -33,8 +32,7 @@ Tell = Callable[[Tensor], Condition]  # of seeds or ordinals (B,)
 
 def by_patch(snapshot: Snapshot) -> bool:
     """Whether each patch of an image is told a group of its own."""
-    guidance = snapshot.config.guidance
-    return isinstance(guidance, OnlineGuidance) and guidance.level == "patch"
+    return snapshot.student.head is not None and snapshot.student.pooling == "patch"
 
 
 def by_rows(snapshot: Snapshot) -> bool:

@@ -14,10 +14,10 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import build_path
 from selfguide.diffusion.samplers import Callback, sample, settings
-from selfguide.guidance.source import sampling_condition
 from selfguide.networks.student import Sampled
 from selfguide.randomness import normal
 from selfguide.sampling.condition_sampler import Prior, drawer
+from selfguide.sampling.groups import sampling_condition
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SamplerConfig
 

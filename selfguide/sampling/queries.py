@@ -10,13 +10,9 @@ import torch
 from torch import Tensor
 
 from selfguide.diffusion.conditions import NULL, Condition
-from selfguide.diffusion.preconditioning import build_preconditioning
-from selfguide.guidance.online import assign, extract
-from selfguide.guidance.source import sampling_condition
-from selfguide.randomness import normal
 from selfguide.sampling.condition_sampler import TrainingImages, by_rows, told_rows
+from selfguide.sampling.groups import head_of, nearest_prototypes, sampling_condition
 from selfguide.snapshot import Snapshot
-from selfguide.spec.config import OnlineGuidance
 from shards.errors import UserError
 
 
@@ -77,19 +73,9 @@ def rows(snapshot: Snapshot, ordinals: Tensor) -> Condition:
 
 def nearest_groups(snapshot: Snapshot, x0: Tensor) -> Tensor:
     """(B,) prototypes nearest to query images in model space (B, C, H, W): SGFM's image query."""
-    guidance = snapshot.config.guidance
-    if not isinstance(guidance, OnlineGuidance):
-        raise UserError(
-            f"guidance.source={guidance.source} has no prototypes to compare an image with; name a group instead"
-        )
-    if guidance.level == "patch":
+    if head_of(snapshot).pooling == "patch":
         groups(snapshot)  # each patch has one of its own, where it has one
-    # one noise for every query, so that an answer does not depend on what else is asked
-    eps = normal(0, "extraction-noise", torch.zeros(1), tuple(x0.shape[1:])).expand_as(x0)
-    preconditioning = build_preconditioning(snapshot.config.path)
-    x0, eps = x0.to(snapshot.device), eps.to(snapshot.device)
-    features = extract(snapshot.student, preconditioning, guidance, x0, eps)
-    return assign(snapshot.student, features).cpu()
+    return nearest_prototypes(snapshot, x0).cpu()
 
 
 def between(snapshot: Snapshot, first: int, second: int, count: int) -> Condition:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from selfguide.distributed import Place
 from selfguide.spec.run import RunFolder, write_record
+from selfguide.training.advisor import Advisor
 from selfguide.training.engine.protocol import Step
-from selfguide.training.health import Advisor
 
 _KEPT = ("images_per_s", "loss", "data_share")  # while something else than training is done
 

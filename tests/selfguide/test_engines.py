@@ -226,7 +226,9 @@ def bootstrapped(place: Place, cases: list[Config], root: str, steps: int) -> li
             advance(job)
             seen.append(_observed(state))
         stream.close()
-        answers.append({"engine": state.engine.name, "steps": seen, "p": state.source.state()["p"]})
+        answers.append(
+            {"engine": state.engine.name, "steps": seen, "p": state.components.metadata()["p"]}
+        )
     return answers
 
 

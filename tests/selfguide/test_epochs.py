@@ -17,11 +17,11 @@ import torch
 
 import shards
 from selfguide.distributed import Place
+from selfguide.spec.advice import SIGNS, advise
 from selfguide.spec.config import LabelGuidance, NoGuidance
 from selfguide.spec.run import Lease, RunFolder, write_record
 from selfguide.training import job
 from selfguide.training.epochs import Epochs
-from selfguide.training.health import SIGNS, advise
 from selfguide.training.job import work
 from selfguide.training.state import State
 from selfguide.training.telemetry import Telemetry

@@ -18,17 +18,19 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 import shards
 from selfguide import snapshot
+from selfguide.data.batch import Batch
 from selfguide.data.crop_flip import Placement, draw_placement
 from selfguide.diffusion.conditions import NULL, TOLD, Condition
 from selfguide.distributed import Place
 from selfguide.evaluation import job as evaluation
+from selfguide.guidance.labels import drop_images
 from selfguide.guidance.sidecar import SidecarSource, shuffled
-from selfguide.guidance.source import draw_groups, dropped
 from selfguide.models import assemble
-from selfguide.networks.student import Batch, build_student
+from selfguide.networks.student import build_student
 from selfguide.sampling import condition_sampler as drawing
 from selfguide.sampling import queries as telling
 from selfguide.sampling.generate import draw_condition
+from selfguide.sampling.groups import draw_groups
 from selfguide.snapshot import Snapshot
 from selfguide.spec.annotations import check_annotations, promises
 from selfguide.spec.config import Config, LabelGuidance, SidecarGuidance
@@ -133,7 +135,7 @@ def test_one_mask_drops_all_of_it_and_no_other(notes: Path) -> None:
     ordinals = torch.arange(512)
     guidance = guided(notes, ids="ids", layout="masks", drop=0.3)
     found = told(guidance, batch_of(ordinals), seed=5)
-    wanted = dropped(5, torch.arange(1000, 1512), 0.3)
+    wanted = drop_images(5, torch.arange(1000, 1512), 0.3)
     assert 0.2 < wanted.double().mean() < 0.4
     assert torch.equal(found.state == NULL, wanted) and torch.equal(found.state == TOLD, ~wanted)
     source = SidecarSource(guidance, 5)

@@ -29,7 +29,6 @@ from selfguide.sampling.condition_sampler import by_rows
 from selfguide.sampling.generate import draw
 from selfguide.sampling.group_names import Naming
 from selfguide.snapshot import Snapshot
-from selfguide.spec.config import OnlineGuidance
 from selfguide.spec.config.sampler import check_sampler
 from shards import cli, sidecar, storage
 from shards.errors import UserError
@@ -216,7 +215,7 @@ def _facts(
     ]
     if snapshot is not None:
         facts.append(("saw labels", "yes" if snapshot.saw_labels else "no"))
-        if isinstance(snapshot.config.guidance, OnlineGuidance) and not snapshot.guidance["told"]:
+        if snapshot.config.guidance.learns_online and not snapshot.guidance["told"]:
             facts.append(("samples", "none: the second stage had not begun"))
     if naming.names or naming.banned:
         facts.append(("named, banned", f"{len(naming.names)}, {len(naming.banned)}"))

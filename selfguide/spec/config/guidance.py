@@ -27,9 +27,28 @@ from shards.errors import UserError
 if TYPE_CHECKING:
     from selfguide.spec.architecture import Architecture
     from selfguide.spec.config import Config
+    from selfguide.spec.config.train import TrainConfig
 
 _DROP = Within(0.0, 1.0, below=True)
 _TRAINING_VIEW = ReadWith("view=training")
+
+
+class HeadSettings(NamedTuple):
+    """A projection head with prototypes, and what it reads of the backbone."""
+
+    # widths of what it reads after pooling, of its hidden layer, and of a prototype; number of prototypes
+    features: int
+    hidden: int
+    width: int
+    groups: int
+    # block whose output is read, counted from 1; how its tokens are pooled, "patch" leaves each by itself
+    layer: int
+    pooling: str
+    # at which images are compared with prototypes
+    noise_time: float
+    # the fields of `OnlineGuidance`
+    condition_rows: str
+    unconditional: str
 
 
 class Guidance:
@@ -57,6 +76,14 @@ class Guidance:
     def fit(self, net: Architecture) -> Architecture:
         """`net` with the inputs whose size depends on the network itself."""
         return net
+
+    def switch_images(self, train: TrainConfig) -> int:
+        """The image count from which the network is conditioned; 0 is from the beginning."""
+        return 0
+
+    def head(self, net: Architecture) -> HeadSettings | None:
+        """The head beside the backbone `net`, if the source has one."""
+        return None
 
     def head_parameters(self, net: Architecture) -> int:
         """Trainable parameters of the source's own head."""
@@ -193,10 +220,27 @@ class OnlineGuidance(Guidance):
         flat = self.pooling == "flat" and self.level == "image"
         return layer.width * (layer.tokens - layer.extras if flat else 1)
 
+    def switch_images(self, train: TrainConfig) -> int:
+        """A whole number of batches."""
+        return max(1, round(self.switch * (train.images // train.batch))) * train.batch
+
+    def head(self, net: Architecture) -> HeadSettings:
+        features = self.feature_width(net)
+        return HeadSettings(
+            features=features,
+            hidden=self.head_width or features // 2,
+            width=self.condition_width(net),
+            groups=self.groups,
+            layer=self.layer or net.middle,
+            pooling="patch" if self.level == "patch" else self.pooling,
+            noise_time=self.noise_time,
+            condition_rows=self.condition_rows,
+            unconditional=self.unconditional,
+        )
+
     def head_parameters(self, net: Architecture) -> int:
         """Projection Linear-BatchNorm-ReLU-Linear and the K prototypes (SGFM)."""
-        features, p = self.feature_width(net), self.condition_width(net)
-        hidden = self.head_width or features // 2
+        features, hidden, p, *_ = self.head(net)
         return (features * hidden + hidden) + 2 * hidden + (hidden * p + p) + self.groups * p
 
     def check(self, config: Config) -> None:
