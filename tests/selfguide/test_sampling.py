@@ -19,6 +19,7 @@ from selfguide.randomness import normal
 from selfguide.sampling.generate import build_denoiser, draw, draw_condition, generate
 from selfguide.sampling.groups import draw_groups
 from selfguide.snapshot import Snapshot
+from selfguide.spec.averages import AverageSpec
 from selfguide.spec.config import LabelGuidance, PathConfig, SamplerConfig
 from tests.selfguide.test_online import online_config
 
@@ -41,7 +42,7 @@ def snapshot(path: PathConfig | None = None, *, told: bool = True, still: bool =
         guidance=state,
         data={},
         sha256="",
-        ema=0,
+        average=AverageSpec(halflife=1),
         saw_labels=told,
         origin={},
     )

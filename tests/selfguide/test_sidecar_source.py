@@ -33,12 +33,14 @@ from selfguide.sampling.generate import draw_condition
 from selfguide.sampling.groups import draw_groups
 from selfguide.snapshot import Snapshot
 from selfguide.spec.annotations import check_annotations, promises
+from selfguide.spec.averages import AverageSpec
 from selfguide.spec.config import Config, LabelGuidance, SidecarGuidance
 from selfguide.spec.identity import identity
 from selfguide.spec.records import Protocol, label_policy
 from selfguide.spec.run import Lease, RunFolder, write_record
 from selfguide.spec.sizes import architecture, footprint
 from selfguide.training import job
+from selfguide.training.components import Components
 from selfguide.training.telemetry import Telemetry
 from shards import sidecar
 from shards.errors import UserError
@@ -107,7 +109,7 @@ def batch_of(ordinals: torch.Tensor, placement: Placement | None = None) -> Batc
 
 
 def told(guidance: SidecarGuidance, batch: Batch, seed: int = 0) -> Condition:
-    return SidecarSource(guidance, seed).condition(batch, None)
+    return Components((SidecarSource(guidance, seed),)).inputs(batch, None).condition
 
 
 def rows_of(notes: Path, name: str) -> np.ndarray:
@@ -139,7 +141,7 @@ def test_one_mask_drops_all_of_it_and_no_other(notes: Path) -> None:
     assert 0.2 < wanted.double().mean() < 0.4
     assert torch.equal(found.state == NULL, wanted) and torch.equal(found.state == TOLD, ~wanted)
     source = SidecarSource(guidance, 5)
-    assert source.loss(None, batch_of(ordinals)) is None  # type: ignore[arg-type]
+    assert source.loss(None, batch_of(ordinals), None) is None  # type: ignore[arg-type]
 
 
 def test_a_box_is_one_channel_with_ones_inside_moved_as_its_image_was(notes: Path) -> None:
@@ -214,15 +216,15 @@ def test_the_network_takes_what_it_is_told(notes: Path, digits: Path) -> None:
 
 def test_the_state_holds_frequencies_and_whether_labels_were_seen(notes: Path) -> None:
     ids = rows_of(notes, "ids")
-    state = SidecarSource(guided(notes, ids="ids", layout="boxes"), 0).state()
+    state = SidecarSource(guided(notes, ids="ids", layout="boxes"), 0).metadata()
     assert state["told"] and state["label_free"] and state["source"] == "sidecar"
     assert state["p"] == [float((ids == k).mean()) for k in range(K)] and state["p"][2] == 0
     assert state["sidecars"]["ids"] == {
         "folder": str(notes / "ids"), "kind": "id", "sha256": sidecar.read(notes / "ids").sha256,
     }  # fmt: skip
-    assert not SidecarSource(guided(notes, ids="seen", layout="boxes"), 0).state()["label_free"]
+    assert not SidecarSource(guided(notes, ids="seen", layout="boxes"), 0).metadata()["label_free"]
     for fields in ({"ids": "several"}, {"layout": "masks"}, {"dense": "features"}):
-        assert SidecarSource(guided(notes, **fields), 0).state()["p"] is None
+        assert SidecarSource(guided(notes, **fields), 0).metadata()["p"] is None
 
 
 # --- the control: other images' rows -----------------------------------------------------------
@@ -269,9 +271,9 @@ def published(guidance: SidecarGuidance, digits: Path, **changes: Any) -> Snapsh
     manifest = manifests.load(digits)
     made = Snapshot(
         student=build_student(config, 0).eval(), config=config, images=0,
-        guidance=SidecarSource(guidance, config.seed).state(),
+        guidance=SidecarSource(guidance, config.seed).metadata(),
         data={"manifest": manifest.hash, "root": str(digits), "header": manifest.header},
-        sha256="", ema=0, saw_labels=False, origin={},
+        sha256="", average=AverageSpec(halflife=1), saw_labels=False, origin={},
     )  # fmt: skip
     return replace(made, **changes)
 
