@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Mapping
@@ -37,6 +38,8 @@ from selfguide.training.telemetry import Telemetry
 from shards.errors import UserError
 from shards.format.manifest import Manifest
 from shards.read.mixing import identity, label_rates, load_alike
+
+log = logging.getLogger(__name__)
 
 
 def main(attempt: Path, rank: int, local_rank: int, world: int) -> None:
@@ -78,17 +81,14 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
     if found is not None:
         checkpoint.load(found, state, place)
     telemetry.say("starting", state.images)
-    if place.rank == 0 and origin["source"] != "scratch":
+    if origin["source"] != "scratch":
         labels = "saw labels" if origin["saw_labels"] else "never saw a label"
-        print(f"begins from {origin['path']} ({origin['sha256'][:12]}), which {labels}", flush=True)
-    if place.rank == 0:
-        weights = next(state.engine.module.parameters())
-        print(
-            f"engine {state.engine.name}, {weights.dtype} weights on {weights.device}, {place.world} ranks, "
-            f"{state.engine.layout.total:,} parameters, "
-            f"{length(state.engine.ranges):,} of them stepped here",
-            flush=True,
-        )
+        log.info(f"begins from {origin['path']} ({origin['sha256'][:12]}), which {labels}")
+    weights = next(state.engine.module.parameters())
+    log.info(
+        f"engine {state.engine.name}, {weights.dtype} weights on {weights.device}, {place.world} ranks, "
+        f"{state.engine.layout.total:,} parameters, {length(state.engine.ranges):,} of them stepped here"
+    )
     stream = shards.open(
         config.data.roots,
         weights=config.data.shares,

@@ -46,7 +46,7 @@ class Training:
 def train(job: Training) -> None:
     """Runs to `train.images`; publishes snapshots and checkpoints at their cadence and at the end."""
     config, state, total = job.config, job.state, job.config.train.images
-    epochs = Epochs(job.stream, job.place, state.accounts, config.data.damaged)
+    epochs = Epochs(job.stream, state.accounts, config.data.damaged)
     job.telemetry.restart(state.images)
     while state.images < total:
         advance(job)

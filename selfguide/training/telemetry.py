@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import Any
 
@@ -14,6 +15,8 @@ from selfguide.distributed import Place
 from selfguide.spec.run import RunFolder, write_record
 from selfguide.training.advisor import Advisor
 from selfguide.training.engine.protocol import Step
+
+log = logging.getLogger(__name__)
 
 _KEPT = ("images_per_s", "loss", "data_share")  # while something else than training is done
 
@@ -75,7 +78,7 @@ class Telemetry:
             with self._scalars.open("a") as file:  # one writer a file: the attempt's rank 0
                 file.write(json.dumps({"time": time.time(), **line}) + "\n")
             self.say("train", **line)
-            print(_sentence(line, self._total), flush=True)
+            log.info(_sentence(line, self._total))
             self._advisor.hear(line)
         return line
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from selfguide.spec.config.laws import (
@@ -25,6 +26,8 @@ from shards import storage
 from shards.errors import UserError
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from selfguide.spec.architecture import Architecture
     from selfguide.spec.config import Config
     from selfguide.spec.config.train import TrainConfig
@@ -68,6 +71,10 @@ class Guidance:
     def folders(self) -> dict[str, str]:
         """The configured sidecars by field."""
         return {}
+
+    def absolute(self) -> Self:
+        """The same with absolute paths."""
+        return self
 
     def network_inputs(self, classes: int) -> dict[str, int]:
         """Sizes of the network's condition inputs, for data with so many `classes`, before the network is known."""
@@ -340,6 +347,13 @@ class SidecarGuidance(Guidance):
         """The configured sidecars by field."""
         named = {field: getattr(self, field) for field in ROLES}
         return {field: folder for field, folder in named.items() if folder is not None}
+
+    def absolute(self) -> Self:
+        ids, layout, dense = (
+            path and str(Path(path).expanduser().resolve())
+            for path in (self.ids, self.layout, self.dense)
+        )
+        return replace(self, ids=ids, layout=layout, dense=dense)
 
     def network_inputs(self, classes: int) -> dict[str, int]:
         return {"classes": self.groups, "dense": self.width, "spatial": self.channels}
