@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FAISS ?= cpu
 # what keeps to itself runs two files at a time; a cluster, a browser and whole runs have the machine to themselves
 PARALLEL := tests/selfguide tests/spec tests/shards tests/s3 tests/board tests/tools
-SERIAL := tests/launcher tests/cluster tests/browser tests/end_to_end tests/guard tests/test_packaging.py
+SERIAL := tests/launcher tests/cluster tests/browser tests/end_to_end tests/guard tests/test_packaging.py tests/test_environment.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help install install-dev demo test test-slow test-s3-rgw test-fast lint compare bench cluster-up cluster-down s3-up s3-down wheel-check clean

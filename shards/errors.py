@@ -31,3 +31,7 @@ class StoreError(OSError):
     """A store is out of reach or out of order. The message names place, what was seen, and how often."""
 
     exit_code = 1
+
+
+class BadInputError(ValueError):
+    """One input that cannot become a sample; the message says why."""

@@ -17,33 +17,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-import numpy as np
-
 from shards.errors import UserError
-from shards.format.order import key, permute
 
 R = TypeVar("R")
 
 UNWIND = 10  # seconds in which a worker that was told to end puts its things away
 
-_TAKE = 6  # purpose of the key of the order in which others' tasks are taken
 
 _work: Callable[[int], Any]  # of this worker process
-
-
-def share(tasks: Sequence[int], rank: int, world: int) -> list[int]:
-    """`tasks` as `rank` takes them: its own in order, then those of others in an order that no other rank has.
-
-    Ranks that are done early would else meet at the same task, again and again, and all do it.
-
-    Raises:
-        UserError: no such rank.
-    """
-    if world < 1 or not 0 <= rank < world:
-        raise UserError(f"rank={rank} of world={world}: ranks go from 0 to world - 1")
-    others = [task for task in tasks if task % world != rank]
-    drawn = permute(np.arange(len(others)), len(others), key(rank, _TAKE))
-    return [task for task in tasks if task % world == rank] + [others[i] for i in drawn.tolist()]
 
 
 def spread(work: Callable[[int], R], tasks: Sequence[int], workers: int) -> Iterator[R]:
@@ -68,7 +49,7 @@ def spread(work: Callable[[int], R], tasks: Sequence[int], workers: int) -> Iter
         initargs=(work,),
     )
     try:
-        with deaf_children():
+        with children_ignore_sigint():
             submitted = [pool.submit(_do, task) for task in tasks]
         for done in as_completed(submitted):
             yield done.result()
@@ -86,7 +67,7 @@ def spread(work: Callable[[int], R], tasks: Sequence[int], workers: int) -> Iter
 
 
 @contextlib.contextmanager
-def deaf_children() -> Iterator[None]:
+def children_ignore_sigint() -> Iterator[None]:
     """Processes that are started within do not hear Ctrl-C, from their first instruction on; here it waits."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -101,7 +82,7 @@ def _begin(work: Callable[[int], Any]) -> None:
     _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=outlive_nobody, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _do(task: int) -> Any:
@@ -118,7 +99,7 @@ def _stop(*_: object) -> None:
     raise SystemExit(143)
 
 
-def outlive_nobody() -> None:
+def exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -70,8 +70,8 @@ class Sidecar:
     def file(self, name: str) -> Path:
         """An attached file by name."""
         if name not in self.attached:
-            held = ", ".join(self.attached) or "none"
-            raise UserError(f"{self.folder} has no file {name!r} attached; it has {held}")
+            names = ", ".join(self.attached) or "none"
+            raise UserError(f"{self.folder} has no file {name!r} attached; it has {names}")
         return self.folder / name
 
 
@@ -103,7 +103,7 @@ def write(
     for name, column in columns.items():
         if len(column) != len(rows):
             raise ValueError(f"column {name} has {len(column)} rows of {len(rows)}")
-        if not _lies_at(column, target / f"{name}.npy"):
+        if not _is_mapped_from(column, target / f"{name}.npy"):
             np.save(target / f"{name}.npy", column)
     extra = {
         "annotates": manifest,
@@ -172,13 +172,13 @@ def refuse_taken(folder: Path, own: set[str] | frozenset[str] = frozenset()) -> 
             )
 
 
-def _lies_at(column: NDArray[np.generic], file: Path) -> bool:
+def _is_mapped_from(column: NDArray[np.generic], file: Path) -> bool:
     """Whether `column` is that file mapped: saving it over itself would empty it first."""
     mapped = getattr(column, "filename", None)
     if mapped is None or Path(mapped).resolve() != file.resolve():
         return False
-    whole = np.load(file, mmap_mode="r")
-    if whole.shape != column.shape or whole.dtype != column.dtype:
+    stored = np.load(file, mmap_mode="r")
+    if stored.shape != column.shape or stored.dtype != column.dtype:
         raise ValueError(f"a part of {file} cannot be written over it")
     return True
 

@@ -16,14 +16,14 @@ from shards import storage
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest, Shard
-from shards.sources.scan import SKIPPED
 from shards.verify import verify_shard
+from shards.write.scan import SKIPPED
 
 Watch = Callable[[Iterable[Shard], int], Iterable[Shard]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moved:
+class CopyReport:
     """What `copy` or `repair` did."""
 
     manifest: str
@@ -34,7 +34,7 @@ class Moved:
 
 def copy(
     source: storage.Url, target: storage.Url, *, watch: Watch = lambda shards, total: shards
-) -> Moved:
+) -> CopyReport:
     """Copies a data set to a folder or s3:// prefix; tars that an earlier copy finished stay.
 
     Raises:
@@ -42,9 +42,9 @@ def copy(
         DamagedError: a tar of `source` is not what was written; what was copied before it stays.
     """
     manifest = manifests.load(source)
-    _check_own(source, manifest)
-    lies = storage.exists(storage.join(target, manifests.LATEST))
-    if lies and not _is_of(target, manifest):
+    _refuse_index(source, manifest)
+    exists = storage.exists(storage.join(target, manifests.LATEST))
+    if exists and not _is_copy_of(target, manifest):
         found = manifests.load(target)
         raise UserError(
             f"{target} holds another data set ({found.source['name']}, {found.count:,} samples, manifest "
@@ -53,18 +53,18 @@ def copy(
     written = []
     for shard in watch(manifest.shards, len(manifest.shards)):
         name = manifest.record_name(shard)
-        record = _sound(source, name, shard)
+        record = _sound_record(source, name, shard)
         if not _finished(target, name, shard, record):
             _write(target, name, shard, _bytes(source, shard), record)
             written.append(shard)
-    _tell_skipped(source, target)
-    manifests.save(target, manifest, new=not lies)
-    return _moved(manifest, written)
+    _copy_skipped(source, target)
+    manifests.save(target, manifest, new=not exists)
+    return _report(manifest, written)
 
 
 def repair(
     root: storage.Url, good: storage.Url, *, watch: Watch = lambda shards, total: shards
-) -> Moved:
+) -> CopyReport:
     """Writes again, out of a good copy, every tar and sidecar of `root` that is not what was written.
 
     A damaged manifest, index or pointer is written again too. Where the pointer names no manifest that is there,
@@ -75,8 +75,8 @@ def repair(
         DamagedError: a tar that is needed is damaged in the good copy as well.
     """
     manifest = manifests.load(good)
-    _check_own(good, manifest)
-    if not _is_of(root, manifest):
+    _refuse_index(good, manifest)
+    if not _is_copy_of(root, manifest):
         raise UserError(
             f"{good} holds manifest {manifest.hash[:12]}, {root} names {manifests.pointer(root)[:12]}: "
             "name a copy of the same data set"
@@ -86,16 +86,16 @@ def repair(
     for shard, first in zip(watch(manifest.shards, len(manifest.shards)), firsts, strict=False):
         if verify_shard(root, manifest, shard, first).problems:
             name = manifest.record_name(shard)
-            _write(root, name, shard, _bytes(good, shard), _sound(good, name, shard))
+            _write(root, name, shard, _bytes(good, shard), _sound_record(good, name, shard))
             written.append(shard)
     try:
         manifests.load(root)
     except DamagedError:
         manifests.save(root, manifest)
-    return _moved(manifest, written)
+    return _report(manifest, written)
 
 
-def _check_own(root: storage.Url, manifest: Manifest) -> None:
+def _refuse_index(root: storage.Url, manifest: Manifest) -> None:
     """An index may name tars by full paths; a copy of it would name the same ones."""
     elsewhere = [s.name for s in manifest.shards if storage.is_absolute(s.name)]
     if elsewhere:
@@ -105,27 +105,29 @@ def _check_own(root: storage.Url, manifest: Manifest) -> None:
         )
 
 
-def _tell_skipped(source: storage.Url, target: storage.Url) -> None:
+def _copy_skipped(source: storage.Url, target: storage.Url) -> None:
     """What the data set left out belongs to it, and what lay in the target before does not."""
-    told = storage.join(target, SKIPPED)
+    url = storage.join(target, SKIPPED)
     if storage.exists(storage.join(source, SKIPPED)):
-        storage.publish(told, storage.read_bytes(storage.join(source, SKIPPED)), replace=True)
-    elif storage.exists(told):
-        storage.publish(told, b"", replace=True)
+        storage.publish(url, storage.read_bytes(storage.join(source, SKIPPED)), replace=True)
+    elif storage.exists(url):
+        storage.publish(url, b"", replace=True)
 
 
-def _is_of(root: storage.Url, manifest: Manifest) -> bool:
+def _is_copy_of(root: storage.Url, manifest: Manifest) -> bool:
     """Whether `root` holds this data set or damaged parts of it: by its pointer, else by its tars' records."""
-    name = _named(root)
+    name = _pointed_to(root)
     if name == manifest.hash:
         return True
     if name is not None and storage.exists(storage.join(root, manifests.manifest_name(name))):
         return False
-    told = [_told(root, manifest.record_name(shard)) == shard.sha256 for shard in manifest.shards]
-    return any(told)
+    return any(
+        _recorded_sha256(root, manifest.record_name(shard)) == shard.sha256
+        for shard in manifest.shards
+    )
 
 
-def _named(root: storage.Url) -> str | None:
+def _pointed_to(root: storage.Url) -> str | None:
     """The manifest that the pointer names; None of a pointer that is damaged."""
     try:
         return manifests.pointer(root)
@@ -133,7 +135,7 @@ def _named(root: storage.Url) -> str | None:
         return None
 
 
-def _told(root: storage.Url, name: str) -> str | None:
+def _recorded_sha256(root: storage.Url, name: str) -> str | None:
     """The sha256 of a tar by its record; None where there is no record that can be read."""
     try:
         found = json.loads(storage.read_bytes(storage.join(root, name)))
@@ -142,8 +144,8 @@ def _told(root: storage.Url, name: str) -> str | None:
     return found.get("sha256") if isinstance(found, dict) else None
 
 
-def _moved(manifest: Manifest, written: list[Shard]) -> Moved:
-    return Moved(
+def _report(manifest: Manifest, written: list[Shard]) -> CopyReport:
+    return CopyReport(
         manifest=manifest.hash,
         written=tuple(s.name for s in written),
         kept=len(manifest.shards) - len(written),
@@ -165,7 +167,7 @@ def _bytes(root: storage.Url, shard: Shard) -> bytes:
     return data
 
 
-def _sound(root: storage.Url, name: str, shard: Shard) -> bytes:
+def _sound_record(root: storage.Url, name: str, shard: Shard) -> bytes:
     """The tar's record of that name, which must be of this tar."""
     url = storage.join(root, name)
     try:

@@ -18,12 +18,11 @@ import numpy as np
 import xxhash
 
 from shards import storage
-from shards.errors import DamagedError, UserError
+from shards.errors import BadInputError, DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest, Shard
+from shards.format.members import Decode, members_of
 from shards.format.tar import SECTOR
-from shards.read.samples import Decode, members_of
-from shards.sources.listing import BadInputError
 from shards.sources.tars import walk
 
 Watch = Callable[[Iterable[Shard], int], Iterable[Shard]]
@@ -63,21 +62,21 @@ def verify(root: storage.Url, *, watch: Watch = lambda shards, total: shards) ->
     )
 
 
-class Checked(NamedTuple):
+class ShardCheck(NamedTuple):
     """Bytes that were read of a tar, and what is wrong with it or its sidecar."""
 
     bytes: int
     problems: list[str]
 
 
-def verify_shard(root: storage.Url, manifest: Manifest, shard: Shard, first: int) -> Checked:
+def verify_shard(root: storage.Url, manifest: Manifest, shard: Shard, first: int) -> ShardCheck:
     """Reads one tar and its record; `first` is its first row of the index."""
     try:
         data = storage.read_bytes(storage.join(root, shard.name))
         problems = [f"{shard.name}: {p}" for p in _shard(manifest, shard, first, data)]
     except FileNotFoundError:
         data, problems = b"", [f"{shard.name} is missing"]
-    return Checked(len(data), problems + _sidecar(root, manifest, shard, first))
+    return ShardCheck(len(data), problems + _sidecar(root, manifest, shard, first))
 
 
 def _shard(manifest: Manifest, shard: Shard, first: int, data: bytes) -> list[str]:
@@ -138,7 +137,7 @@ def _members(manifest: Manifest, rows: range, data: bytes) -> list[str]:
     for ordinal in rows:
         start, size = (int(manifest.blocks[name][ordinal, 0]) for name in ("offset", "bytes"))
         sample = walked.get(start)
-        if sample is None or not sample.whole or sample.stop != start + size:
+        if sample is None or not sample.contiguous or sample.stop != start + size:
             found.append(f"at byte {start:,} there is no sample {ordinal:,} as the index says")
             continue
         try:
@@ -164,13 +163,13 @@ def _structure(manifest: Manifest, blocks: range, data: bytes) -> list[str]:
         row, f = manifest.blocks[block], manifest.fields[column]
         content = io.BytesIO(data[member.offset_data : member.offset_data + member.size])
         array = np.lib.format.read_array(content, allow_pickle=False)
-        placed = member.offset_data + member.size - array.nbytes
+        start = member.offset_data + member.size - array.nbytes
         if member.name != f"{block:08d}.{f.name}.npy":
             found.append(f"member {member.name} stands where {f.name} of block {block} should")
         elif (array.dtype.str, array.shape) != (f.dtype, (row["rows"], *f.shape)):
             found.append(f"{member.name} is {array.dtype.str} {array.shape}, not as its field")
-        elif (placed, array.nbytes) != (row["offset"][column], row["bytes"][column]):
-            found.append(f"{member.name} lies at {placed:,}, not where the index says")
+        elif (start, array.nbytes) != (row["offset"][column], row["bytes"][column]):
+            found.append(f"{member.name} lies at {start:,}, not where the index says")
     if data[-2 * SECTOR :] != bytes(2 * SECTOR):
         found.append("it does not end in two zero sectors")
     return found
@@ -193,14 +192,14 @@ def _sidecar(root: storage.Url, manifest: Manifest, shard: Shard, first: int) ->
     }
     if not manifest.indexed:  # a record of others' tars stands for itself
         expected |= {"plan": manifest.plan, "first": first * manifest.row_samples}
-    told = found if isinstance(found, dict) else {}
-    wrong = [n for n, value in expected.items() if told.get(n) != value]
+    record = found if isinstance(found, dict) else {}
+    wrong = [n for n, value in expected.items() if record.get(n) != value]
     if wrong:
         return [f"{name} disagrees with the manifest: {', '.join(wrong)}"]
-    return [] if manifests.SEAL not in told or _holds(data) else [f"{name} is damaged"]
+    return [] if manifests.SEAL not in record or _is_sealed(data) else [f"{name} is damaged"]
 
 
-def _holds(record: bytes) -> bool:
+def _is_sealed(record: bytes) -> bool:
     try:
         manifests.unseal(record)
     except DamagedError:

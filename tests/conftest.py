@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores, several ranks
+from tests import environment
+
+environment.settle()
 
 # the first example of a test pays for imports; how long one takes is no law of the code
 settings.register_profile("laws", deadline=None)

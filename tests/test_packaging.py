@@ -1,14 +1,17 @@
 """What leaves this checkout: the wheel works elsewhere, and every module imports."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from launcher import code_copy
 from tools.import_check import failures, modules
 
 ROOT = Path(__file__).parent.parent
+DRY = ["experiment=in1k_dit", "nodes=4", "cluster=slurm", "dry_run=true"]
 
 
 def test_every_module_imports() -> None:
@@ -36,6 +39,56 @@ def test_constraints_pin_what_pyproject_asks_for() -> None:
         "setuptools"
     }
     assert names <= pinned, names - pinned
+
+
+@pytest.mark.parametrize("regular", [False, True], ids=["folders", "packages"])
+def test_a_working_directory_with_folders_of_our_names_changes_no_command(
+    regular: bool, tmp_path: Path
+) -> None:
+    """A user's own configs/, or shards/ of a data set, is not taken for ours; an installed package is meant."""
+    for name in ("configs", "shards", "selfguide", *(() if regular else ("launcher", "tools"))):
+        (tmp_path / name).mkdir()
+        if regular:
+            (tmp_path / name / "__init__.py").write_text("raise ImportError('not ours')")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    for command in (
+        ["launcher.submit", "--help"],
+        ["tools.shards", "--help"],
+        ["launcher.submit", *DRY],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_library_is_imported_from_where_it_is_installed_in_a_data_set_s_own_folder(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "shards").mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    code = "import shards; print(shards.open)"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+
+
+def test_a_code_copy_wins_over_what_is_installed(tmp_path: Path) -> None:
+    code_copy.copy(tmp_path / "code")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "code")}
+    code = "import launcher, shards, configs; print(launcher.__file__, shards.__file__, configs.__file__)"
+    for folder in (tmp_path, tmp_path / "code"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert all(path.startswith(str(tmp_path / "code")) for path in done.stdout.split())
 
 
 @pytest.mark.slow

@@ -18,6 +18,10 @@ answer=$("$scratch/venv/bin/python" -m launcher.submit experiment=in1k_dit nodes
 grep -q "32 = 4 nodes x 8" <<< "$answer"
 where=$("$scratch/venv/bin/python" -c 'import launcher; print(launcher.__file__)')
 case "$where" in "$scratch"/*) ;; *) echo "the dry run came from $where, not from the wheel"; exit 1 ;; esac
+mkdir -p "$scratch/elsewhere"/{configs,shards,tools,launcher,selfguide} && cd "$scratch/elsewhere"
+"$scratch/venv/bin/python" -m launcher.submit experiment=in1k_dit nodes=4 cluster=slurm dry_run=true > /dev/null
+"$scratch/venv/bin/python" -m tools.shards --help > /dev/null
+cd /
 "$scratch/venv/bin/python" -c 'from selfguide.evaluation.features.digitnet import load_digitnet; load_digitnet()'
 "$scratch/venv/bin/python" -c 'from selfguide.data.autoencoders import load_autoencoder; load_autoencoder("tiny")'
 echo "the wheel answers a dry run from / and carries its configs and weights"

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 
 from shards.errors import DamagedError
-from shards.read.audit import Account, of_source, prove
-from shards.read.reader import DAMAGED
+from shards.read.audit import EpochAudit, check_epoch, source_suffix
+from shards.read.options import ReadOptions
 from shards.read.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -33,19 +33,19 @@ class Epochs:
         self,
         stream: Stream,
         carried: Iterable[Plain] | None,
-        damaged: float = DAMAGED,
+        damaged: float = ReadOptions.damaged,
     ) -> None:
         """`carried`: of the checkpoint that the attempt resumes; None of one that kept no accounts.
         `damaged`: share of a data set's samples that may be substituted in an epoch.
         """
         self._stream, self._bound = stream, damaged
-        self._before = {a.key: a for a in (Account(**plain) for plain in carried or ())}
+        self._before = {a.key: a for a in (EpochAudit(**plain) for plain in carried or ())}
         # an epoch whose beginning nobody kept an account of cannot be proven; the next one can
         unknown = {a.key for a in stream.under_way()} - self._before.keys()
         self._unknown = unknown if carried is None else set()
 
-    def settle(self) -> list[Account]:
-        """Proves the epochs that ended with the last global batch; logged. Often there is none.
+    def settle(self) -> list[EpochAudit]:
+        """Proves the epochs that ended with the last global batch, and logs them. Often there is none.
 
         Raises:
             DamagedError: on all ranks, where a sample was missing or read twice, or too many were substituted.
@@ -54,10 +54,10 @@ class Epochs:
         self._stream.ended.clear()
         totals = [a for a in self._with_before(ended) if a.key not in self._unknown]
         for total in totals:
-            prove([total], self._stream.manifests[total.source].count)
+            check_epoch([total], self._stream.manifests[total.source].count)
             log.info(
-                f"epoch {total.epoch}{of_source(total)}: {total.seen:,} seen + {total.substituted:,} "
-                f"substituted = {total.given:,}"
+                f"epoch {total.epoch}{source_suffix(total)}: {total.seen:,} seen + {total.substituted:,} "
+                f"substituted = {total.total:,}"
             )
         return totals
 
@@ -72,7 +72,7 @@ class Epochs:
             return None
         return tuple(asdict(account) for account in under_way)
 
-    def _with_before(self, accounts: list[Account]) -> list[Account]:
+    def _with_before(self, accounts: list[EpochAudit]) -> list[EpochAudit]:
         """Added up over the ranks, and over earlier attempts."""
         if not accounts:
             return []
@@ -86,12 +86,12 @@ class Epochs:
         self._judge(totals)
         return totals
 
-    def _judge(self, totals: list[Account]) -> None:
+    def _judge(self, totals: list[EpochAudit]) -> None:
         for total in (a for a in totals if a.substituted):
             count = self._stream.manifests[total.source].count
             if total.substituted > self._bound * count:
                 raise DamagedError(
-                    f"epoch {total.epoch}{of_source(total)}: {total.substituted:,} of {count:,} samples were "
+                    f"epoch {total.epoch}{source_suffix(total)}: {total.substituted:,} of {count:,} samples were "
                     f"substituted so far, more than the share data.damaged={self._bound:g} of them: mend the shards by "
                     "`python -m tools.shards repair`, or allow more"
                 )

@@ -38,6 +38,7 @@ from selfguide.training.telemetry import Telemetry
 from shards.errors import UserError
 from shards.format.manifest import Manifest
 from shards.read.mixing import identity, label_rates, load_alike
+from shards.read.options import ReadOptions
 
 log = logging.getLogger(__name__)
 
@@ -91,20 +92,13 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
     )
     stream = shards.open(
         config.data.roots,
-        weights=config.data.shares,
         global_batch=config.train.batch,
         micro_batch=micro_batch(config, place.world),
         rank=place.rank,
         world=place.world,
         seed=config.seed,
         position=state.images,
-        mode=config.data.mode,
-        threads=config.data.threads,
-        decoders=config.data.decoders,
-        on_damage=config.data.on_damage,
-        damaged=config.data.damaged,
-        cache=config.data.cache,
-        cache_bytes=config.data.cache_bytes,
+        options=ReadOptions.of(config.data, weights=config.data.shares),
         loaded=sources,  # not what the folder may hold by now
     )
     header = manifest.header

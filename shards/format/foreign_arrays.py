@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import UserError
-from shards.sources.listing import BadInputError
+from shards.errors import BadInputError, UserError
 
 EXTENSIONS = ("npy", "npz", "ten", "tb")
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
@@ -53,16 +52,16 @@ def array_of(kind: str, data: bytes) -> NDArray[np.generic]:
         raise
     except Exception as error:  # noqa: BLE001 - of what an odd member makes decoders raise there is no list
         raise BadInputError(f"damaged .{kind}: {error or type(error).__name__}") from None
-    held = [*value.values()] if isinstance(value, Mapping) else value
-    if isinstance(held, list) and len(held) == 1:
-        held = held[0]
-    if not isinstance(held, np.ndarray):
-        count = f"{len(held)} arrays" if isinstance(held, list) else "no array"
+    array = [*value.values()] if isinstance(value, Mapping) else value
+    if isinstance(array, list) and len(array) == 1:
+        array = array[0]
+    if not isinstance(array, np.ndarray):
+        count = f"{len(array)} arrays" if isinstance(array, list) else "no array"
         raise BadInputError(f".{kind} holds {count}: one is wanted")
-    if held.ndim != 3 or held.dtype.kind not in "uif" or not held.size:
+    if array.ndim != 3 or array.dtype.kind not in "uif" or not array.size:
         raise BadInputError(
-            f".{kind} holds {held.shape} {held.dtype}: numbers (C, H, W) are wanted"
+            f".{kind} holds {array.shape} {array.dtype}: numbers (C, H, W) are wanted"
         )
-    if held.dtype.kind == "f" and not np.isfinite(held).all():
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise BadInputError(f".{kind} holds values that are not finite")
-    return np.ascontiguousarray(held, dtype=held.dtype.newbyteorder("<"))
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))

@@ -105,3 +105,6 @@ def known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _each(value: float | tuple[float, ...]) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
+
+
+PIXELS = Header(kind="image", shift=127.5, scale=1 / 127.5)  # of uint8, to [-1, 1]

@@ -295,12 +295,12 @@ def pointer(root: storage.Url) -> str:
     try:
         name = storage.read_bytes(storage.join(root, LATEST)).decode(errors="replace").strip()
     except FileNotFoundError:
-        held = storage.list(root)
-        if not held:
+        names = storage.list(root)
+        if not names:
             state = "the folder is empty" if storage.exists(root) else "no such folder"
             raise UserError(f"no shards at {root} ({state}): {CURE.format(root=root)}") from None
         raise UserError(
-            f"no shards at {root}: it holds {', '.join(held[:3])} but no {LATEST}, which is written "
+            f"no shards at {root}: it holds {', '.join(names[:3])} but no {LATEST}, which is written "
             f"last; name another folder, or finish it: {CURE.format(root=root)}"
         ) from None
     except PermissionError as error:

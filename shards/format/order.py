@@ -15,7 +15,7 @@ a test holds golden values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -36,6 +36,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 _GLOBAL, _BLOCKS, _INSIDE = 1, 2, 3  # purposes of a key; writers use 4
 _MIXED = 5
+_TAKE = 6  # purpose of the key of the order in which others' tasks are taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +110,9 @@ class Order:
         w = np.where(index < before, index, index + lack) // window
         start = w * window - np.where(w > w_short, lack, 0)
         slots = np.minimum(blocks - w * self.window, self.window)
-        held = slots * self.block - np.where(w == w_short, lack, 0)
+        counts = slots * self.block - np.where(w == w_short, lack, 0)
         inside = mix(key(self.seed, known, _INSIDE)[which] + w.astype(np.uint64))
-        k = permute(index - start, held, inside).astype(np.int64) + w * window
+        k = permute(index - start, counts, inside).astype(np.int64) + w * window
 
         # number the samples of a window as if the short block were full, to divide by its size
         k += np.where((w == w_short) & (k >= (short + 1) * self.block - lack), lack, 0)
@@ -239,3 +240,18 @@ def _backward(x: U64, a: U64, b: U64, keys: U64) -> U64:
 
 def _draw(half: U64, keys: U64, number: int) -> U64:
     return mix(half ^ mix(keys + np.uint64(number)))
+
+
+def share(tasks: Sequence[int], rank: int, world: int) -> list[int]:
+    """`tasks` as `rank` takes them: its own in order, then those of others in an order that no other rank has.
+
+    Ranks that are done early would else meet at the same task, again and again, and all do it.
+
+    Raises:
+        UserError: no such rank.
+    """
+    if world < 1 or not 0 <= rank < world:
+        raise UserError(f"rank={rank} of world={world}: ranks go from 0 to world - 1")
+    others = [task for task in tasks if task % world != rank]
+    drawn = permute(np.arange(len(others)), len(others), key(rank, _TAKE))
+    return [task for task in tasks if task % world == rank] + [others[i] for i in drawn.tolist()]

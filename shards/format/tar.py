@@ -25,7 +25,7 @@ _PREFIX = len(b"\x93NUMPY\x01\x00") + 2  # magic, version 1.0, header length in 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placed:
+class Location:
     """Where a payload lies in its tar, in bytes, and the xxh3_128 of it."""
 
     offset: int
@@ -40,11 +40,11 @@ class TarBuilder:
     """Builds one tar in memory (a shard is about 128 MiB)."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes | memoryview] = []
+        self._pieces: list[bytes | memoryview] = []
         self._offset = 0
         self._digest, self._hashed = hashlib.sha256(), 0
 
-    def add(self, name: str, array: NDArray[np.generic]) -> Placed:
+    def add(self, name: str, array: NDArray[np.generic]) -> Location:
         """Appends `array` as the .npy member `name`; C order, its own dtype. It must stay as it is until `finish`."""
         payload = (
             np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
@@ -55,50 +55,50 @@ class TarBuilder:
         member.size = len(header) + len(payload)
         self._append(member.tobuf(tarfile.USTAR_FORMAT))
         self._append(header)
-        placed = Placed(
+        location = Location(
             offset=self._offset, bytes=len(payload), xxh3=xxhash.xxh3_128_hexdigest(payload)
         )
         self._append(payload)
         self._append(bytes(-self._offset % SECTOR))
-        return placed
+        return location
 
-    def add_members(self, members: Mapping[str, bytes]) -> Placed:
+    def add_members(self, members: Mapping[str, bytes]) -> Location:
         """Appends members as they are, one after the other; the span of them all, headers and padding too."""
-        first, start = len(self._parts), self._offset
+        first, start = len(self._pieces), self._offset
         for name, data in members.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             self._append(member.tobuf(tarfile.USTAR_FORMAT))
             self._append(data)
             self._append(bytes(-len(data) % SECTOR))
-        span = b"".join(self._parts[first:])
-        self._parts[first:] = [span]
-        return Placed(offset=start, bytes=len(span), xxh3=xxhash.xxh3_128_hexdigest(span))
+        span = b"".join(self._pieces[first:])
+        self._pieces[first:] = [span]
+        return Location(offset=start, bytes=len(span), xxh3=xxhash.xxh3_128_hexdigest(span))
 
     @property
-    def parts(self) -> int:
+    def pieces(self) -> int:
         """How many pieces there are so far; complete members never change."""
-        return len(self._parts)
+        return len(self._pieces)
 
-    def hash(self, parts: int) -> None:
+    def hash(self, pieces: int) -> None:
         """Hashes the first so many pieces, from where it was left; another thread may add more meanwhile."""
-        for part in self._parts[self._hashed : parts]:
-            self._digest.update(part)
-        self._hashed = parts
+        for piece in self._pieces[self._hashed : pieces]:
+            self._digest.update(piece)
+        self._hashed = pieces
 
     @property
     def sha256(self) -> str:
         """Hex sha256 of what is there; hashes what is not yet."""
-        self.hash(self.parts)
+        self.hash(self.pieces)
         return self._digest.hexdigest()
 
     def finish(self) -> bytes:
         """The whole tar, closed by two zero sectors."""
         self._append(bytes(2 * SECTOR))
-        return b"".join(self._parts)
+        return b"".join(self._pieces)
 
     def _append(self, data: bytes | memoryview) -> None:
-        self._parts.append(data)
+        self._pieces.append(data)
         self._offset += len(data)
 
 

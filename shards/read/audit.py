@@ -24,7 +24,7 @@ _WORD = 1 << 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Account:
+class EpochAudit:
     """Of one epoch of one data set, what one rank was given; or several ranks, added up."""
 
     epoch: int
@@ -35,7 +35,7 @@ class Account:
     second: int = 0  # sum of their squares, modulo 2^64
 
     @property
-    def given(self) -> int:
+    def total(self) -> int:
         return self.seen + self.substituted
 
     @property
@@ -48,27 +48,27 @@ class Account:
         """Four words of 64 bits, to be added up modulo 2^64."""
         return self.seen, self.substituted, self.first, self.second
 
-    def with_sums(self, sums: Iterable[int]) -> Account:
+    def with_sums(self, sums: Iterable[int]) -> EpochAudit:
         """An account of the same epoch whose `sums` are these."""
         seen, substituted, first, second = sums
         return replace(self, seen=seen, substituted=substituted, first=first, second=second)
 
-    def add(self, ordinals: NDArray[np.int64], substituted: int) -> Account:
+    def add(self, ordinals: NDArray[np.int64], substituted: int) -> EpochAudit:
         """With one batch more; `ordinals` are those that were asked for."""
         words = ordinals.astype(np.uint64)
         first, second = words.sum(dtype=np.uint64), (words * words).sum(dtype=np.uint64)
         seen = len(ordinals) - substituted
         return self + self.with_sums((seen, substituted, int(first), int(second)))
 
-    def __add__(self, other: Account) -> Account:
+    def __add__(self, other: EpochAudit) -> EpochAudit:
         if other.key != self.key:
             raise ValueError(f"accounts of {self.key} and {other.key} do not add up")
         return self.with_sums((a + b) % _WORD for a, b in zip(self.sums, other.sums, strict=True))
 
 
-def whole(epoch: int, count: int) -> Account:
+def complete_epoch(epoch: int, count: int) -> EpochAudit:
     """What all ranks together must have seen of an epoch of `count` samples."""
-    return Account(
+    return EpochAudit(
         epoch=epoch,
         seen=count,
         first=count * (count - 1) // 2 % _WORD,
@@ -76,23 +76,23 @@ def whole(epoch: int, count: int) -> Account:
     )
 
 
-def prove(accounts: Iterable[Account], count: int) -> Account:
+def check_epoch(audits: Iterable[EpochAudit], count: int) -> EpochAudit:
     """The sum of all accounts of an epoch, of every rank and of every attempt that worked on it.
 
     Raises:
         DamagedError: a sample is missing, or was read twice.
     """
-    first, *others = accounts
+    first, *others = audits
     total = sum(others, start=first)
-    expected = whole(total.epoch, count)
-    if (total.given, total.first, total.second) != (count, expected.first, expected.second):
+    expected = complete_epoch(total.epoch, count)
+    if (total.total, total.first, total.second) != (count, expected.first, expected.second):
         raise DamagedError(
-            f"epoch {total.epoch}{of_source(total)}: {total.seen:,} samples seen and {total.substituted:,} "
+            f"epoch {total.epoch}{source_suffix(total)}: {total.seen:,} samples seen and {total.substituted:,} "
             f"substituted, of {count:,}; these are not all of them once each"
         )
     return total
 
 
-def of_source(account: Account) -> str:
+def source_suffix(audit: EpochAudit) -> str:
     """Words that say which data set of a mixture an account is of; none for the first, or the only one."""
-    return f" of source {account.source}" if account.source else ""
+    return f" of source {audit.source}" if audit.source else ""

@@ -38,7 +38,7 @@ TOGETHER = 16 << 20  # bytes of neighbours that one range takes; stores like 8 t
 _log = logging.getLogger("shards")
 
 
-class Part(NamedTuple):
+class ByteRange(NamedTuple):
     """Bytes [start, stop) of a tar, by its number in the manifest."""
 
     shard: int
@@ -52,7 +52,7 @@ class Picked(NamedTuple, Generic[H]):
     here: NDArray[np.int64]  # their rows in the batch
     block: int
     rows: NDArray[np.int64]  # their rows in the block
-    held: H
+    opened: H
 
 
 class Tars(ABC, Generic[H]):
@@ -78,7 +78,7 @@ class Tars(ABC, Generic[H]):
         self.counts: Counter[str] = Counter()  # fetched, bytes, cached, again
 
     @abstractmethod
-    def parts(self, block: int) -> list[Part]:
+    def ranges(self, block: int) -> list[ByteRange]:
         """What of the tars the block takes up, in order; no part is longer than a range should be."""
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Tars(ABC, Generic[H]):
         """The block in the bytes of its parts."""
 
     @abstractmethod
-    def check(self, block: int, held: H) -> None:
+    def check(self, block: int, opened: H) -> None:
         """Raises a DamagedError where the block's bytes do not have their hashes."""
 
     @abstractmethod
@@ -94,17 +94,17 @@ class Tars(ABC, Generic[H]):
         """The fields `names` of a batch of `count` samples."""
 
     @abstractmethod
-    def choose(self, block: int, names: Sequence[str]) -> H:
+    def read_fields(self, block: int, names: Sequence[str]) -> H:
         """What `gather` needs for the fields `names`, read anew; raises DamagedError."""
 
     @abstractmethod
-    def is_mapped(self, held: H) -> bool:
+    def is_mapped(self, opened: H) -> bool:
         """Whether its bytes are a file's, and not memory of our own."""
 
     def close(self) -> None:
         """Ends what a layout started."""
 
-    def known(self, block: int) -> bool:
+    def is_verified(self, block: int) -> bool:
         """Whether to read it costs no I/O worth a thread."""
         return self._mapped and bool(self._verified[block])
 
@@ -124,7 +124,7 @@ class Tars(ABC, Generic[H]):
     def read(self, run: Sequence[int]) -> dict[int, H | DamagedError]:
         """Each block, or what is wrong with it."""
         if self._mapped:
-            return {b: settled(partial(self._view, b)) for b in run}
+            return {b: damage_or(partial(self._view, b)) for b in run}
         found: dict[int, H | DamagedError] = self._from_cache(run)
         missing = [b for b in run if b not in found]
         if missing and self._cache is not None:
@@ -139,7 +139,7 @@ class Tars(ABC, Generic[H]):
     def pieces(self, block: int) -> list[Piece]:
         """The block's parts by the names that a cache gives them."""
         shards = self._manifest.shards
-        return [Piece(shards[p.shard].sha256, p.start, p.stop) for p in self.parts(block)]
+        return [Piece(shards[p.shard].sha256, p.start, p.stop) for p in self.ranges(block)]
 
     def _need(self, pieces: Sequence[Piece]) -> NDArray[np.float64]:
         """When each is needed next; another data set's pieces are not ours to judge, and go first."""
@@ -154,7 +154,7 @@ class Tars(ABC, Generic[H]):
         if piece.tar not in self._starts:
             shard, blocks = self._tars.get(piece.tar, (-1, range(0)))
             self._starts[piece.tar] = {
-                p.start: b for b in blocks for p in self.parts(b) if p.shard == shard
+                p.start: b for b in blocks for p in self.ranges(b) if p.shard == shard
             }
         return self._starts[piece.tar].get(piece.start, -1)
 
@@ -171,7 +171,7 @@ class Tars(ABC, Generic[H]):
     def _joins(self, group: Sequence[int], block: int) -> bool:
         if block != group[-1] + 1:
             return False
-        first, last, more = (self.parts(b) for b in (group[0], group[-1], block))
+        first, last, more = (self.ranges(b) for b in (group[0], group[-1], block))
         return (
             len(first) == len(last) == len(more) == 1
             and first[0].shard == more[0].shard
@@ -180,21 +180,23 @@ class Tars(ABC, Generic[H]):
 
     def _view(self, block: int) -> H:
         """A block where it lies in the mapped tars."""
-        held = self.open(block, [self._maps[p.shard][p.start : p.stop] for p in self.parts(block)])
+        opened = self.open(
+            block, [self._maps[p.shard][p.start : p.stop] for p in self.ranges(block)]
+        )
         if not self._verified[block]:
-            self.check(block, held)
+            self.check(block, opened)
             self._verified[block] = True
-        return held
+        return opened
 
     def _from_cache(self, run: Sequence[int]) -> dict[int, H | DamagedError]:
         found: dict[int, H | DamagedError] = {}
         for block in run if self._cache is not None else ():
-            held = self._cached(block)
-            if held is None:
+            opened = self._cached(block)
+            if opened is None:
                 continue
             try:
-                self.check(block, held)
-                found[block] = held
+                self.check(block, opened)
+                found[block] = opened
                 self._count(cached=1)
             except DamagedError:  # a disk's fault, which fetching again mends
                 _log.warning("the cache's copy of block %d is damaged; fetched again", block)
@@ -218,54 +220,54 @@ class Tars(ABC, Generic[H]):
         """Blocks by one range read each group of neighbours; what does not hold is read once more, alone."""
         found: dict[int, H | DamagedError] = {}
         for group in self.runs(run):
-            parts = [part for block in group for part in self.parts(block)]
-            ranges = parts if len(group) == 1 else [_whole(parts)]
+            ranges = [piece for block in group for piece in self.ranges(block)]
+            ranges = ranges if len(group) == 1 else [_whole(ranges)]
             try:
-                fetched = [(part, self._range(part)) for part in ranges]
+                fetched = [(piece, self._range(piece)) for piece in ranges]
             except DamagedError as error:
                 found |= dict.fromkeys(group, error)
                 continue
             for block in group:
-                data = [cut(part, fetched) for part in self.parts(block)]
-                found[block] = settled(partial(self._checked, block, data))
+                data = [cut(piece, fetched) for piece in self.ranges(block)]
+                found[block] = damage_or(partial(self._checked, block, data))
         return found
 
     def _checked(self, block: int, data: list[Raw]) -> H:
-        held = self.open(block, data)
+        opened = self.open(block, data)
         try:
-            self.check(block, held)
+            self.check(block, opened)
         except DamagedError as error:
             _log.warning("%s; asked for again", error)
             self._count(again=1)
-            data = [self._range(part) for part in self.parts(block)]
-            held = self.open(block, data)
-            self.check(block, held)
+            data = [self._range(piece) for piece in self.ranges(block)]
+            opened = self.open(block, data)
+            self.check(block, opened)
         if self._cache is None:
-            return held
-        for piece, part in zip(self.pieces(block), data, strict=True):
-            if not self._cache.put(piece, part.data, self._need):
-                return held
+            return opened
+        for piece, content in zip(self.pieces(block), data, strict=True):
+            if not self._cache.put(piece, content.data, self._need):
+                return opened
         kept = self._cached(block)  # pages that all processes share, not memory of our own
-        return held if kept is None else kept
+        return opened if kept is None else kept
 
-    def _range(self, part: Part) -> Raw:
+    def _range(self, piece: ByteRange) -> Raw:
         """The part's bytes, of one version of the object."""
-        url = self.url(part.shard)
+        url = self.url(piece.shard)
         try:
             try:
-                data = self._read(part)
+                data = self._read(piece)
             except ChangedError as error:  # written again, perhaps as it was: the hashes will tell
                 _log.warning("%s; asked for again", error)
-                self._versions.forget(part.shard)
-                data = self._read(part)
+                self._versions.forget(piece.shard)
+                data = self._read(piece)
         except FileNotFoundError:
             raise DamagedError(f"{url} is missing, but the manifest names it") from None
         self._count(fetched=1, bytes=len(data))
         return np.frombuffer(data, dtype=np.uint8)
 
-    def _read(self, part: Part) -> bytes:
-        etag = self._versions[part.shard]
-        return storage.read_range(self.url(part.shard), part.start, part.stop, etag=etag)
+    def _read(self, piece: ByteRange) -> bytes:
+        etag = self._versions[piece.shard]
+        return storage.read_range(self.url(piece.shard), piece.start, piece.stop, etag=etag)
 
     def _version(self, shard: int) -> str | None:
         return self._stat(shard).etag
@@ -295,17 +297,17 @@ class Tars(ABC, Generic[H]):
             self.counts.update(more)
 
 
-def cut(part: Part, fetched: Iterable[tuple[Part, Raw]]) -> Raw:
+def cut(piece: ByteRange, fetched: Iterable[tuple[ByteRange, Raw]]) -> Raw:
     """The part's bytes out of those that hold it."""
     whole, data = next(
         (w, d)
         for w, d in fetched
-        if w.shard == part.shard and w.start <= part.start and part.stop <= w.stop
+        if w.shard == piece.shard and w.start <= piece.start and piece.stop <= w.stop
     )
-    return data[part.start - whole.start : part.stop - whole.start]
+    return data[piece.start - whole.start : piece.stop - whole.start]
 
 
-def settled(read: Callable[[], H]) -> H | DamagedError:
+def damage_or(read: Callable[[], H]) -> H | DamagedError:
     """What `read` returns, or the damage it raises."""
     try:
         return read()
@@ -313,9 +315,9 @@ def settled(read: Callable[[], H]) -> H | DamagedError:
         return error
 
 
-def _whole(parts: Sequence[Part]) -> Part:
+def _whole(ranges: Sequence[ByteRange]) -> ByteRange:
     """From the first part's start to the last one's end, of one tar."""
-    return Part(parts[0].shard, parts[0].start, parts[-1].stop)
+    return ByteRange(ranges[0].shard, ranges[0].start, ranges[-1].stop)
 
 
 class Recent(Generic[T]):

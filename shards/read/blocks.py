@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shards.errors import DamagedError
 from shards.format.manifest import Field
-from shards.read.block_bytes import Arrays, Part, Picked, Raw, Tars
+from shards.read.block_bytes import Arrays, ByteRange, Picked, Raw, Tars
 from shards.read.mapped_files import is_mapped
 
 __all__ = ["Arrays", "Blocks"]
@@ -24,11 +24,11 @@ _LARGE = 1024  # bytes of a sample
 class Blocks(Tars[Arrays]):
     """Blocks as arrays by field, (rows,) each, of one item a sample."""
 
-    def parts(self, block: int) -> list[Part]:
+    def ranges(self, block: int) -> list[ByteRange]:
         """From the block's first payload to the end of its last."""
         row = self._manifest.blocks[block]
         start, stop = int(row["offset"].min()), int((row["offset"] + row["bytes"]).max())
-        return [Part(int(row["shard"]), start, stop)]
+        return [ByteRange(int(row["shard"]), start, stop)]
 
     def open(self, block: int, data: Sequence[Raw]) -> Arrays:
         row = self._manifest.blocks[block]
@@ -40,34 +40,34 @@ class Blocks(Tars[Arrays]):
             found[f.name] = _array(payload, f)
         return found
 
-    def check(self, block: int, held: Arrays) -> None:
+    def check(self, block: int, opened: Arrays) -> None:
         for column, f in enumerate(self._manifest.fields):
-            self._compare(block, column, held[f.name])
+            self._compare(block, column, opened[f.name])
 
     def gather(self, picked: Iterable[Picked[Arrays]], count: int, names: Sequence[str]) -> Arrays:
         fields = [f for f in self._manifest.fields if f.name in names]
         found: Arrays = {f.name: np.empty((count, *_row(f).shape), _row(f).base) for f in fields}
-        for here, _, rows, held in picked:
+        for here, _, rows, opened in picked:
             for name, values in found.items():
-                values[here] = held[name].take(rows, axis=0)
+                values[here] = opened[name].take(rows, axis=0)
         plain = {f.name: found[f.name].view(f.dtype) for f in fields}
         return {f.name: plain[f.name].reshape(count, *f.shape) for f in fields}
 
-    def choose(self, block: int, names: Sequence[str]) -> Arrays:
+    def read_fields(self, block: int, names: Sequence[str]) -> Arrays:
         """Reads the spans of those fields alone, and compares their hashes."""
         row = self._manifest.blocks[block]
         found: Arrays = {}
         for column, f in enumerate(self._manifest.fields):
             if f.name in names:
                 start = int(row["offset"][column])
-                part = Part(int(row["shard"]), start, start + int(row["bytes"][column]))
-                data = self._maps[part.shard][part.start : part.stop] if self._mapped else None
-                found[f.name] = _array(self._range(part) if data is None else data, f)
+                piece = ByteRange(int(row["shard"]), start, start + int(row["bytes"][column]))
+                data = self._maps[piece.shard][piece.start : piece.stop] if self._mapped else None
+                found[f.name] = _array(self._range(piece) if data is None else data, f)
                 self._compare(block, column, found[f.name])
         return found
 
-    def is_mapped(self, held: Arrays) -> bool:
-        return is_mapped(held["x"])
+    def is_mapped(self, opened: Arrays) -> bool:
+        return is_mapped(opened["x"])
 
     def _compare(self, block: int, column: int, values: NDArray[np.generic]) -> None:
         row, field = self._manifest.blocks[block], self._manifest.fields[column]

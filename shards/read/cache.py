@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import re
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 
 from shards import storage
 from shards.errors import UserError
+from shards.lock import lock
 from shards.read.mapped_files import map_file
 from shards.storage.retry import pause
 
@@ -42,10 +42,11 @@ _LOCK = "lock"
 _NAME = re.compile(r"\d+-\d+(\.[0-9a-f]{12}\.tmp)?")
 _TAR = re.compile(r"[0-9a-f]{64}")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_AT_ONCE = 32  # of the budget, this part is freed at a time: a walk over the folder is not free
-_UNASKED = 1023  # pieces that are refused at most between two walks in vain
+_FREED_AT_ONCE = (
+    32  # of the budget, this part is freed at a time: a walk over the folder is not free
+)
+_MOST_SKIPPED = 1023  # pieces that are refused at most between two walks in vain
 _PATIENCE = 60.0  # seconds to wait for a lock; a fetch within its own budget may take as long
-_LOOK = 0.005  # seconds between two looks at a lock
 
 _log = logging.getLogger("shards")
 
@@ -66,7 +67,7 @@ Need = Callable[[Sequence[Piece]], NDArray[np.float64]]
 """Of each piece, the position that needs it next; FOREIGN where unknown, -inf of what must stay."""
 
 
-class Held(NamedTuple):
+class CacheFile(NamedTuple):
     """A file of the cache."""
 
     path: Path
@@ -86,16 +87,16 @@ class Cache:
         """
         self._folder, self.budget = Path(folder), budget
         self.refused = 0  # pieces that did not fit onto the disk
-        self._in_vain = 0  # walks in a row that found nothing to give up
-        self._unasked = 0  # pieces to refuse before the next walk
+        self._walks_failed = 0  # walks in a row that found nothing to give up
+        self._walks_skipped = 0  # pieces to refuse before the next walk
         if budget < 1:
             raise UserError(f"cache budget={budget}: give a number of bytes")
         if storage.is_remote(folder):
             raise UserError(f"cache={folder} is on S3: name a folder on a disk of this node")
         try:
             self._claim()
-            with _locked(self._folder / _ROOM) as mine:
-                if mine:
+            with self._lock(self._folder / _ROOM) as locked:
+                if locked:
                     self._count(self._clean())
         except OSError as error:
             raise UserError(
@@ -116,21 +117,21 @@ class Cache:
         with contextlib.ExitStack() as stack:
             try:
                 folder.mkdir(exist_ok=True)
-                mine = stack.enter_context(_locked(folder / _LOCK))
+                locked = stack.enter_context(self._lock(folder / _LOCK))
             except OSError as error:  # a disk may be out of files before it is out of bytes
-                self._pass_over(error)
-                mine = False
-            yield mine
+                self._on_full_disk(error)
+                locked = False
+            yield locked
 
     def put(self, piece: Piece, data: memoryview, need: Need) -> bool:
         """Keeps the piece for all; False where there is no room that `need` would give up, or no disk."""
         try:
-            with _locked(self._folder / _ROOM) as mine:
-                if not (mine and self._make_room(piece.bytes, need)):
+            with self._lock(self._folder / _ROOM) as locked:
+                if not (locked and self._reserve(piece.bytes, need)):
                     return False
                 self._write(self._path(piece), data)
         except OSError as error:
-            self._pass_over(error)
+            self._on_full_disk(error)
             return False
         return True
 
@@ -138,9 +139,12 @@ class Cache:
         """Forgets a piece that turned out not to be what was put."""
         self._path(piece).unlink(missing_ok=True)
 
-    def holds(self) -> int:
+    def used_bytes(self) -> int:
         """Bytes of the pieces in the folder, counted anew."""
-        return sum(held.bytes for held in self._walk())
+        return sum(files.bytes for files in self._walk())
+
+    def _lock(self, path: Path) -> AbstractContextManager[bool]:
+        return lock(path, seconds=_PATIENCE, pause=pause)
 
     def _claim(self) -> None:
         marker = self._folder / MARKER
@@ -149,7 +153,7 @@ class Cache:
             _refuse_others(self._folder)
             marker.touch()
 
-    def _make_room(self, size: int, need: Need) -> bool:
+    def _reserve(self, size: int, need: Need) -> bool:
         """Counts `size` bytes in, of what is deleted if it must be; the caller holds the lock.
 
         They are counted before they are written: a kill in between leaves the count too high, never too
@@ -158,33 +162,33 @@ class Cache:
         """
         used = self._used()
         if used + size > self.budget:
-            if self._unasked:
-                self._unasked -= 1
+            if self._walks_skipped:
+                self._walks_skipped -= 1
                 return False
             used = self._evict(size, need)
         if used + size > self.budget:
-            self._unasked = min(2**self._in_vain - 1, _UNASKED)
-            self._in_vain += 1
+            self._walks_skipped = min(2**self._walks_failed - 1, _MOST_SKIPPED)
+            self._walks_failed += 1
             return False
-        self._in_vain = self._unasked = 0
+        self._walks_failed = self._walks_skipped = 0
         self._count(used + size)
         return True
 
     def _evict(self, size: int, need: Need) -> int:
         """Deletes what is needed last until `size` bytes fit; the bytes that stay."""
-        held = list(self._walk())
-        used = sum(h.bytes for h in held)
-        target = self.budget - max(size, min(self.budget // _AT_ONCE, self.budget - size))
-        needs = need([h.piece for h in held])
-        age = np.array([h.changed for h in held])
+        files = list(self._walk())
+        used = sum(h.bytes for h in files)
+        target = self.budget - max(size, min(self.budget // _FREED_AT_ONCE, self.budget - size))
+        needs = need([h.piece for h in files])
+        age = np.array([h.changed for h in files])
         for i in np.lexsort((age, -needs)):  # needed last first; of unknown ones the oldest
             if used <= target or needs[i] == -np.inf:
                 break
-            held[i].path.unlink(missing_ok=True)
-            used -= held[i].bytes
+            files[i].path.unlink(missing_ok=True)
+            used -= files[i].bytes
         return used
 
-    def _walk(self) -> Iterator[Held]:
+    def _walk(self) -> Iterator[CacheFile]:
         """All pieces that are whole."""
         for folder, entry in self._entries():
             if entry.name.endswith(".tmp"):
@@ -193,14 +197,14 @@ class Cache:
                 found = entry.stat()
                 start, stop = map(int, entry.name.split("-"))
                 piece = Piece(folder, start, stop)
-                yield Held(Path(entry.path), piece, found.st_size, found.st_mtime)
+                yield CacheFile(Path(entry.path), piece, found.st_size, found.st_mtime)
 
     def _clean(self) -> int:
         """Deletes what killed writers left, and counts the rest; the caller holds the lock, so no writer lives."""
         for _, entry in self._entries():
             if entry.name.endswith(".tmp"):
                 Path(entry.path).unlink(missing_ok=True)
-        return self.holds()
+        return self.used_bytes()
 
     def _entries(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
         for folder in self._folder.iterdir():
@@ -222,7 +226,7 @@ class Cache:
 
     def _used(self) -> int:
         text = (self._folder / _ROOM).read_text()
-        return int(text) if text.isdigit() else self.holds()
+        return int(text) if text.isdigit() else self.used_bytes()
 
     def _count(self, used: int) -> None:
         (self._folder / _ROOM).write_text(str(used))
@@ -230,7 +234,7 @@ class Cache:
     def _path(self, piece: Piece) -> Path:
         return self._folder / piece.tar / f"{piece.start}-{piece.stop}"
 
-    def _pass_over(self, error: OSError) -> None:
+    def _on_full_disk(self, error: OSError) -> None:
         """Says once that the disk is full; another error is raised."""
         if error.errno not in _FULL:
             raise error
@@ -267,20 +271,3 @@ def _refuse_others(folder: Path) -> None:
             f"cache={folder} holds other things ({', '.join(others[:3])}): name an empty or new folder, of which "
             "blocks are deleted to make room"
         )
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Whether the kernel's lock of a file is ours; waited for patiently, but not for ever."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    deadline, mine = time.monotonic() + _PATIENCE, False
-    try:
-        while not mine and time.monotonic() < deadline:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                mine = True
-            except BlockingIOError:
-                pause(_LOOK)
-        yield mine
-    finally:
-        os.close(file)

@@ -91,7 +91,7 @@ class Decoders:
         while len(self._processes) < self._workers:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            with parallel.deaf_children():
+            with parallel.children_ignore_sigint():
                 process.start()
             theirs.close()  # else its death would not be an end of the pipe
             self._processes[ours] = process
@@ -101,7 +101,7 @@ class Decoders:
 def _serve(connection: Connection) -> None:
     """A process's whole life. Ctrl-C reaches the whole terminal: the parent alone answers it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=parallel.outlive_nobody, daemon=True).start()
+    threading.Thread(target=parallel.exit_with_parent, daemon=True).start()
     while True:
         try:
             work, items = connection.recv()

@@ -21,8 +21,9 @@ from shards import storage
 from shards.errors import UserError
 from shards.format.header import Header
 from shards.format.manifest import Manifest, digest, load
-from shards.format.order import Mixture, Mode, Order, key
+from shards.format.order import Mixture, Order, key
 from shards.read.blocks import Arrays
+from shards.read.options import ReadOptions
 from shards.read.reader import Reader
 
 I64 = NDArray[np.int64]
@@ -128,17 +129,17 @@ class Readers:
             (np.flatnonzero(sources == i), *reader.take(*(o[s == i] for s, o in located)))
             for i, reader in enumerate(self._readers)
         ]
-        stands_in, found = np.zeros(len(samples), dtype=bool), dict[str, NDArray[Any]]()
+        substituted, found = np.zeros(len(samples), dtype=bool), dict[str, NDArray[Any]]()
         for name, first in parts[0][1].items():
             dtype = np.result_type(
                 *(arrays[name].dtype for _, arrays, _ in parts)
             )  # keys: the longest
             found[name] = np.empty((len(samples), *first.shape[1:]), dtype=dtype)
-        for rows, arrays, instead in parts:
-            stands_in[rows] = instead
+        for rows, arrays, theirs in parts:
+            substituted[rows] = theirs
             for name, values in arrays.items():
                 found[name][rows] = values
-        return {**found, "source": sources}, stands_in
+        return {**found, "source": sources}, substituted
 
     def end(self) -> None:
         for reader in self._readers:
@@ -152,20 +153,17 @@ class Readers:
 
 def make_blend(
     manifests: Sequence[Manifest],
-    weights: Sequence[float] | None,
-    *,
+    options: ReadOptions,
     seed: int,
-    mode: Mode,
-    window: int,
 ) -> Blend:
     """The orders of data sets that are read together; each has a seed of its own, drawn from `seed`."""
     several = len(manifests) > 1
     seeds = [int(key(seed, _SOURCE, i)[0]) if several else seed for i in range(len(manifests))]
     orders = tuple(
-        Order(count=m.count, seed=own, mode=mode, block=m.block, window=window)
+        Order(count=m.count, seed=own, mode=options.mode, block=m.block, window=options.window)
         for m, own in zip(manifests, seeds, strict=True)
     )
-    mixture = Mixture(weights=tuple(weights or ()), seed=seed) if several else None
+    mixture = Mixture(weights=tuple(options.weights or ()), seed=seed) if several else None
     return Blend(orders=orders, mixture=mixture)
 
 

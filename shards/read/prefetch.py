@@ -46,7 +46,7 @@ class _Buffer(Generic[T]):
 
     def __init__(self, depth: int) -> None:
         self._depth = depth
-        self._held: deque[T] = deque()
+        self._items: deque[T] = deque()
         self._error: BaseException | None = None
         self._stopped = False
         self._changed = threading.Condition()
@@ -68,25 +68,25 @@ class _Buffer(Generic[T]):
 
     def _put(self, item: T) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or len(self._held) < self._depth)
-            self._held.append(item)
+            self._changed.wait_for(lambda: self._stopped or len(self._items) < self._depth)
+            self._items.append(item)
             self._changed.notify_all()
             return not self._stopped
 
     def take(self) -> T:
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._held or self._error is not None)
+            self._changed.wait_for(lambda: self._stopped or self._items or self._error is not None)
             if self._stopped:
                 raise ValueError("this stream is closed")
-            if not self._held:
+            if not self._items:
                 assert self._error is not None
                 raise self._error
-            item = self._held.popleft()
+            item = self._items.popleft()
             self._changed.notify_all()
             return item
 
     def stop(self) -> None:
         with self._changed:
             self._stopped = True
-            self._held.clear()
+            self._items.clear()
             self._changed.notify_all()

@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +26,11 @@ from shards.read.block_bytes import Arrays, Needed, Picked, Tars
 from shards.read.blocks import Blocks
 from shards.read.cache import Cache
 from shards.read.mapped_files import MOST
+from shards.read.options import ReadOptions
 from shards.read.samples import Samples
 from shards.storage.retry import Effort
 
-OnDamage = Literal["fail", "substitute"]
-
-THREADS = 4  # that read; a store gives each stream a part of what the network can do
-_KEPT = 128 << 20  # bytes of fetched blocks kept after use, for those who ask at random
-DAMAGED = 0.01  # share of all samples that may be substituted before reading ends after all
+_IDLE_BYTES = 128 << 20  # bytes of fetched blocks kept after use, for those who ask at random
 
 _log = logging.getLogger("shards")
 
@@ -45,44 +42,37 @@ class Reader:
         self,
         root: storage.Url,
         manifest: Manifest,
+        options: ReadOptions = ReadOptions(),  # noqa: B008 - it is frozen
         *,
         mapped: bool | None = None,
         cache: Cache | None = None,
         needed: Callable[[NDArray[np.int64], int], NDArray[np.float64]] | None = None,
-        threads: int = THREADS,
-        on_damage: OnDamage = "fail",
-        damaged: float = DAMAGED,
-        decoders: int = 0,
         beside: Sequence[Manifest] = (),
     ) -> None:
         """`mapped`: map tars, or fetch ranges; None maps what is on a file system, which no cache improves.
+        `cache`: opened already, since several readers may share one; `options.cache` is not looked at.
         `needed`: `Order.next_need`, by which a cache makes room; without it the oldest goes first.
-        `decoders`: processes that decode pictures; 0 decodes in the gathering thread.
         `beside`: other data sets of this process, that share the cache and what may be mapped.
         """
-        if on_damage not in get_args(OnDamage):
-            raise UserError(f"on_damage={on_damage!r}: give 'fail' or 'substitute'")
-        if threads < 1:
-            raise UserError(f"threads={threads}: give at least 1")
         if mapped is None:
             mapped = not storage.is_remote(storage.join(root, manifest.shards[0].name))
-        self._manifest, self._on_damage, self._bound = manifest, on_damage, damaged
+        self._manifest, self._options = manifest, options
         self.position = 0  # that is being gathered; its owner moves it on
         at = (lambda blocks: needed(blocks, self.position)) if needed is not None else _unknown
         self.blocks = tars_of(
-            root, manifest, mapped=mapped, cache=cache, needed=at, decoders=decoders
+            root, manifest, mapped=mapped, cache=cache, needed=at, decoders=options.decoders
         )
         self._names = tuple(f.name for f in manifest.fields)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shards-io")
+        self._pool = ThreadPoolExecutor(options.threads, thread_name_prefix="shards-io")
         self._effort = Effort()  # a store that is away is away for all blocks
         self._announced: deque[list[int]] = deque()  # blocks of each batch to come
         self._wanted: dict[int, int] = {}  # announced batches that need a block
         self._coming: dict[int, Future[dict[int, Any]]] = {}  # what the layout holds of a block,
-        self._held: dict[int, Any] = {}  # or the DamagedError it met
+        self._ready: dict[int, Any] = {}  # or the DamagedError it met
         self._idle: OrderedDict[int, Any] = OrderedDict()
         self._cached = cache is not None
-        self._idle_most = self._kept(mapped, cache, [manifest, *beside])
-        self._instead: dict[int, tuple[int, Any]] = {}  # of damaged blocks: a sound one
+        self._idle_most = self._idle_capacity(mapped, cache, [manifest, *beside])
+        self._substitutes: dict[int, tuple[int, Any]] = {}  # of damaged blocks: a sound one
 
     @property
     def counts(self) -> dict[str, int]:
@@ -106,12 +96,12 @@ class Reader:
         for block in (b for blocks in several for b in blocks):
             self._wanted[block] = self._wanted.get(block, 0) + 1
             if block in self._idle:
-                self._held[block] = self._idle.pop(block)
-            elif block not in self._held and block not in self._coming:
+                self._ready[block] = self._idle.pop(block)
+            elif block not in self._ready and block not in self._coming:
                 fresh[block] = None
         for run in self.blocks.runs([*fresh]):
-            if self.blocks.known(run[0]):
-                self._held |= self.blocks.read(run)
+            if self.blocks.is_verified(run[0]):
+                self._ready |= self.blocks.read(run)
             else:
                 future = self._pool.submit(self._effort.do, partial(self.blocks.read, run))
                 self._coming |= dict.fromkeys(run, future)
@@ -135,16 +125,18 @@ class Reader:
         names = ["id" if name == "key" else name for name in fields]
         unknown = [f for f, name in zip(fields, names, strict=True) if name not in self._names]
         if unknown:
-            known = ", ".join("key" if name == "id" else name for name in self._names)
-            raise UserError(f"field {unknown[0]!r} is not in these shards: choose among {known}")
+            is_verified = ", ".join("key" if name == "id" else name for name in self._names)
+            raise UserError(
+                f"field {unknown[0]!r} is not in these shards: choose among {is_verified}"
+            )
         blocks, rows = np.divmod(ordinals, self._manifest.block)
         parts, effort = _by_block(blocks), Effort()
-        held = self._pool.map(
-            lambda at: effort.do(partial(self.blocks.choose, int(blocks[at[0]]), names)), parts
+        opened = self._pool.map(
+            lambda at: effort.do(partial(self.blocks.read_fields, int(blocks[at[0]]), names)), parts
         )
         picked = [
             Picked(at, int(blocks[at[0]]), rows[at], found)
-            for at, found in zip(parts, held, strict=True)
+            for at, found in zip(parts, opened, strict=True)
         ]
         return _named(self.blocks.gather(picked, len(ordinals), names)) | {"ordinal": ordinals}
 
@@ -175,53 +167,53 @@ class Reader:
 
     def _take(self, ordinals: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.bool_]]:
         blocks, rows = np.divmod(ordinals, self._manifest.block)
-        given, stands_in = ordinals.copy(), np.zeros(len(ordinals), dtype=bool)
+        ordinals_read, substituted = ordinals.copy(), np.zeros(len(ordinals), dtype=bool)
         picked = []
         for here in _by_block(blocks):
             block, row = int(blocks[here[0]]), rows[here]
-            held = self._block(block)
-            if isinstance(held, DamagedError):
-                block, held = self._substitute(block, held)
+            opened = self._block(block)
+            if isinstance(opened, DamagedError):
+                block, opened = self._substitute(block, opened)
                 row = row % self._count_of(block)
-                given[here] = block * self._manifest.block + row
-                stands_in[here] = True
-            picked.append(Picked(here, block, row, held))
+                ordinals_read[here] = block * self._manifest.block + row
+                substituted[here] = True
+            picked.append(Picked(here, block, row, opened))
         found = _named(self.blocks.gather(picked, len(ordinals), self._names))
-        return {**found, "ordinal": given}, stands_in
+        return {**found, "ordinal": ordinals_read}, substituted
 
     def _block(self, block: int) -> Any:
         if block in self._coming:
             for number, value in self._coming[block].result().items():
                 if self._coming.pop(number, None) is not None:
-                    self._held[number] = value
-        return self._held[block]
+                    self._ready[number] = value
+        return self._ready[block]
 
     def _release(self, blocks: list[int]) -> None:
         for block in blocks:
             self._wanted[block] -= 1
             if not self._wanted[block]:
                 del self._wanted[block]
-                held = self._held.pop(block, None)
-                if held is None:  # the batch failed before it came to this block
+                opened = self._ready.pop(block, None)
+                if opened is None:  # the batch failed before it came to this block
                     self._coming.pop(block, None)
-                elif self._keeps(held):
-                    self._idle[block] = held
+                elif self._keeps_idle(opened):
+                    self._idle[block] = opened
         while len(self._idle) > self._idle_most:
             self._idle.popitem(last=False)
 
-    def _kept(self, mapped: bool, cache: Cache | None, read: Sequence[Manifest]) -> int:
+    def _idle_capacity(self, mapped: bool, cache: Cache | None, read: Sequence[Manifest]) -> int:
         """Blocks kept after use. A file deleted to make room lives on while it is mapped, so where a cache has not
         room for all that is `read`, few of its files stay mapped."""
         total = sum(s.bytes for m in read for s in m.shards)
         if mapped or (cache is not None and cache.budget >= total):
-            parts = len(self.blocks.parts(0)) + 1  # some blocks have one more than others
+            parts = len(self.blocks.ranges(0)) + 1  # some blocks have one more than others
             return MOST // (parts * len(read))
-        room = _KEPT if cache is None else min(_KEPT, cache.budget // 32)
+        room = _IDLE_BYTES if cache is None else min(_IDLE_BYTES, cache.budget // 32)
         return self.blocks_in(room // len(read), most=WINDOW)
 
-    def _keeps(self, held: Any) -> bool:
+    def _keeps_idle(self, opened: Any) -> bool:
         """Mappings cost next to nothing; of memory there is little beside a cache, from which all comes again."""
-        mapped = not isinstance(held, DamagedError) and self.blocks.is_mapped(held)
+        mapped = not isinstance(opened, DamagedError) and self.blocks.is_mapped(opened)
         return mapped or not self._cached
 
     def _count_of(self, block: int) -> int:
@@ -230,19 +222,20 @@ class Reader:
 
     def _substitute(self, block: int, error: DamagedError) -> tuple[int, Any]:
         """The next sound block after a damaged one, and what is held of it."""
-        if self._on_damage == "fail":
+        if self._options.on_damage == "fail":
             raise error
-        if block not in self._instead:
-            self._admit(block, error)
-            self._instead[block] = self._next_sound(block, error)
-        return self._instead[block]
+        if block not in self._substitutes:
+            self._count_damage(block, error)
+            self._substitutes[block] = self._next_sound(block, error)
+        return self._substitutes[block]
 
-    def _admit(self, block: int, error: DamagedError) -> None:
-        lost = sum(map(self._count_of, [block, *self._instead]))
-        if lost > self._bound * self._manifest.count:
+    def _count_damage(self, block: int, error: DamagedError) -> None:
+        lost = sum(map(self._count_of, [block, *self._substitutes]))
+        bound = self._options.damaged
+        if lost > bound * self._manifest.count:
             raise DamagedError(
                 f"{error}; with it {lost:,} of {self._manifest.count:,} samples are damaged, more than the "
-                f"share of {self._bound:g} that may be substituted"
+                f"share of {bound:g} that may be substituted"
             ) from error
         _log.warning("%s; others stand in for its %d samples", error, self._count_of(block))
 

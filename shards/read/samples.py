@@ -8,198 +8,28 @@ hand without `import webdataset`, which imports torch. Arrays in tars of others 
 
 from __future__ import annotations
 
-import io
-import json
-import re
-import tarfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
-from typing import Any, Final, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from shards import storage
-from shards.errors import DamagedError
-from shards.format import foreign_arrays as foreign
+from shards.errors import BadInputError, DamagedError
 from shards.format.manifest import Manifest
-from shards.read.block_bytes import TOGETHER, Arrays, Needed, Part, Picked, Raw, Tars, cut
+from shards.format.members import Decode, Encoded, Sample, Unpack
+from shards.read.block_bytes import TOGETHER, Arrays, ByteRange, Needed, Picked, Raw, Tars, cut
 from shards.read.cache import Cache
 from shards.read.decoding import Decoders
 from shards.read.mapped_files import is_mapped
-from shards.sources.listing import SUFFIXES, BadInputError, Picture, spelled
-from shards.sources.source import CLASSES
-
-KEY: Final = "id.txt"  # the member that holds a sample's own key, where its name is a number
-_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
-_TEXT = 60  # characters of a wrong label that are shown
-
-Members = dict[str, bytes]  # by what follows the key, in lower case
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decode:
-    """How the members of a sample become its x, y and id."""
-
-    picture: Picture
-    image: str | None = None  # extension; without one the first that is an image's
-    label: str | None = None  # an extension whose member is a whole number, or `json:field`
-    key: Literal["name", "id.txt"] = "name"  # what the members' names share, or a member of its own
-    prefix: bool = False  # put the tar's name before the key
-
-    @staticmethod
-    def of(plain: Mapping[str, Any]) -> Decode:
-        picture = Picture(size=plain["size"], channels=plain["channels"])
-        names = ("image", "label", "key", "prefix")
-        return Decode(picture=picture, **{name: plain[name] for name in names})
-
-    def plain(self) -> dict[str, Any]:
-        """As a manifest holds it."""
-        values = asdict(self)
-        return {**values.pop("picture"), **values}
-
-    def key_of(self, name: str, members: Members, stem: str) -> str:
-        """A sample's key; `stem` is of its tar."""
-        if self.key == KEY:
-            if KEY not in members:
-                raise BadInputError(f"no member .{KEY}")
-            return _text(members[KEY])
-        return f"{stem}/{name}" if self.prefix else name
-
-    def label_of(self, members: Members) -> int:
-        """The sample's label, as webdataset reads it of `cls` and `json` members.
-
-        Raises:
-            BadInputError: no such member, or no whole number in it.
-        """
-        assert self.label is not None
-        extension, _, field = self.label.partition(":")
-        if extension not in members:
-            raise BadInputError(f"no member .{extension}, which should hold its label")
-        text = members[extension]
-        try:
-            found = json.loads(text)[field] if field else int(text)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            found = None
-        if not isinstance(found, int):
-            shown = text[:_TEXT].decode(errors="replace")
-            raise BadInputError(f".{extension} holds no whole number at {self.label!r}: {shown!r}")
-        if not 0 <= found < CLASSES:
-            raise BadInputError(f"label {found}: classes go from 0 to {CLASSES - 1:,} at most")
-        return int(found)
-
-    @property
-    def rule(self) -> str:
-        """How x comes about; another one looks again."""
-        kind = foreign.kind_of(self.image)
-        return foreign.rule_of(kind) if kind else self.picture.rule
-
-    def x_of(self, members: Members) -> NDArray[np.generic]:
-        """The sample (C, H, W): a picture, or an array; raises BadInputError where it is none."""
-        kind, data = foreign.kind_of(self.image), self.image_of(members)
-        return foreign.array_of(kind, data) if kind else self.picture(data)
-
-    def image_of(self, members: Members) -> bytes:
-        """The encoded picture or array among the members; raises BadInputError where there is none."""
-        if self.image is not None:
-            found = members.get(self.image.lower().lstrip("."))
-        else:
-            found = next((data for name, data in members.items() if f".{name}" in SUFFIXES), None)
-        if found is None:
-            wanted = f"no member .{self.image}" if self.image else "no image"
-            raise BadInputError(f"{wanted} among its members ({', '.join(members)})")
-        return found
-
-
-class Encoded(NamedTuple):
-    """A sample as it lies in its tar."""
-
-    span: bytes
-    stem: str  # of the tar's name
-
-
-class Sample(NamedTuple):
-    """A sample decoded; None where the field was not asked for."""
-
-    x: NDArray[np.generic] | None
-    y: int | None
-    id: bytes | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unpack:
-    """Samples to their fields `names`; pickles, so that any process may do it."""
-
-    decode: Decode
-    names: tuple[str, ...]
-
-    def __call__(self, sample: Encoded) -> Sample | BadInputError:
-        try:
-            return self.unpack(sample)
-        except BadInputError as error:
-            return error
-
-    def unpack(self, sample: Encoded) -> Sample:
-        """Raises BadInputError where the span is no sample."""
-        name, members = members_of(sample.span)
-        names, decode = self.names, self.decode
-        return Sample(
-            x=decode.x_of(members) if "x" in names else None,
-            y=decode.label_of(members) if "y" in names else None,
-            id=decode.key_of(name, members, sample.stem).encode() if "id" in names else None,
-        )
-
-
-def split_name(path: str) -> tuple[str, str] | None:
-    """Key and extension of a member, as webdataset splits them: at the first dot of the last part.
-
-    None of names without one, and of names in double underscores, which webdataset passes over.
-    """
-    found = _NAME.fullmatch(spelled(path))
-    if found is None or re.match(r"__[^/]*__($|/)", path):
-        return None
-    return found[1], found[2].lower()
-
-
-def _text(key: bytes) -> str:
-    try:
-        text = key.decode()
-    except UnicodeDecodeError:
-        raise BadInputError(f"its .{KEY} is not UTF-8: {key[:_TEXT]!r}") from None
-    if not text or "\0" in text:
-        raise BadInputError(f"its .{KEY} is empty or holds a NUL")
-    return text
-
-
-def members_of(span: bytes) -> tuple[str, Members]:
-    """The key that a sample's members share, and their contents.
-
-    Raises:
-        BadInputError: the span holds no members, or those of several samples.
-    """
-    found: Members = {}
-    keys = set()
-    try:
-        with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as tar:
-            for member in tar:
-                split = split_name(member.name)
-                if member.isfile() and split is not None:
-                    keys.add(split[0])
-                    start = member.offset_data
-                    found[split[1]] = span[start : start + member.size]
-    except tarfile.TarError as error:
-        raise BadInputError(f"no members of a tar: {error}") from None
-    if len(keys) != 1:
-        raise BadInputError(f"members of {len(keys)} samples")
-    return keys.pop(), found
 
 
 class Spans(NamedTuple):
     """A block as its parts, out of which samples are cut when they are asked for."""
 
-    fetched: list[tuple[Part, Raw]]
+    fetched: list[tuple[ByteRange, Raw]]
 
 
 class Samples(Tars[Spans]):
@@ -220,49 +50,49 @@ class Samples(Tars[Spans]):
         self._decoders = Decoders(decoders)
         self._stems = [PurePosixPath(s.name).stem for s in manifest.shards]
 
-    def parts(self, block: int) -> list[Part]:
+    def ranges(self, block: int) -> list[ByteRange]:
         """Neighbours together as long as a range may be; a sample that was left out lies between two others."""
-        found: list[Part] = []
+        found: list[ByteRange] = []
         for shard, start, stop in self._places(self._rows(block)):
             last = found[-1] if found else None
             if last is not None and last.shard == shard and stop - last.start <= TOGETHER:
-                found[-1] = Part(shard, last.start, stop)
+                found[-1] = ByteRange(shard, last.start, stop)
             else:
-                found.append(Part(shard, start, stop))
+                found.append(ByteRange(shard, start, stop))
         return found
 
     def open(self, block: int, data: Sequence[Raw]) -> Spans:
-        return Spans([*zip(self.parts(block), data, strict=True)])
+        return Spans([*zip(self.ranges(block), data, strict=True)])
 
-    def check(self, block: int, held: Spans) -> None:
+    def check(self, block: int, opened: Spans) -> None:
         rows = self._rows(block)
         hashes = self._manifest.blocks["xxh3"][rows.start : rows.stop, 0]
-        for ordinal, part, expected in zip(rows, self._places(rows), hashes, strict=True):
-            if xxhash.xxh3_128_digest(cut(part, held.fetched).data) != expected.tobytes():
+        for ordinal, piece, expected in zip(rows, self._places(rows), hashes, strict=True):
+            if xxhash.xxh3_128_digest(cut(piece, opened.fetched).data) != expected.tobytes():
                 raise DamagedError(
-                    f"{self.url(part.shard)}: sample {ordinal:,}, {part.stop - part.start:,} bytes at "
-                    f"{part.start:,}, does not have its xxh3: run `python -m tools.shards verify {self._root}`"
+                    f"{self.url(piece.shard)}: sample {ordinal:,}, {piece.stop - piece.start:,} bytes at "
+                    f"{piece.start:,}, does not have its xxh3: run `python -m tools.shards verify {self._root}`"
                 )
 
     def gather(self, picked: Iterable[Picked[Spans]], count: int, names: Sequence[str]) -> Arrays:
-        spans, places = [Encoded(b"", "")] * count, [Part(0, 0, 0)] * count
-        for here, block, rows, held in picked:
+        spans, places = [Encoded(b"", "")] * count, [ByteRange(0, 0, 0)] * count
+        for here, block, rows, opened in picked:
             found = self._places(rows + block * self._manifest.block)
-            for at, part in zip(here.tolist(), found, strict=True):
-                places[at] = part
-                spans[at] = Encoded(cut(part, held.fetched).tobytes(), self._stems[part.shard])
+            for at, piece in zip(here.tolist(), found, strict=True):
+                places[at] = piece
+                spans[at] = Encoded(cut(piece, opened.fetched).tobytes(), self._stems[piece.shard])
         samples = self._decoders.map(Unpack(decode=self._decode, names=tuple(names)), spans)
         return self._arrays(samples, places, names)
 
-    def choose(self, block: int, names: Sequence[str]) -> Spans:
+    def read_fields(self, block: int, names: Sequence[str]) -> Spans:
         """A span is checked as a whole, so it is read as a whole; its picture is not decoded."""
         found = self.read([block])[block]
         if isinstance(found, DamagedError):
             raise found
         return found
 
-    def is_mapped(self, held: Spans) -> bool:
-        return all(is_mapped(data) for _, data in held.fetched)
+    def is_mapped(self, opened: Spans) -> bool:
+        return all(is_mapped(data) for _, data in opened.fetched)
 
     def close(self) -> None:
         self._decoders.close()
@@ -270,29 +100,29 @@ class Samples(Tars[Spans]):
     def _arrays(
         self,
         samples: Sequence[Sample | BadInputError],
-        places: Sequence[Part],
+        places: Sequence[ByteRange],
         names: Sequence[str],
     ) -> Arrays:
         chosen = [f for f in self._manifest.fields if f.name in names]
         arrays = {f.name: np.empty((len(samples), *f.shape), dtype=f.dtype) for f in chosen}
-        for at, (sample, part) in enumerate(zip(samples, places, strict=True)):
+        for at, (sample, piece) in enumerate(zip(samples, places, strict=True)):
             for f in chosen:
                 if isinstance(sample, BadInputError):
-                    raise self._unlike(part, str(sample))
+                    raise self._unlike(piece, str(sample))
                 value = np.asarray(getattr(sample, f.name))
                 kind, size = np.dtype(f.dtype).kind, np.dtype(f.dtype).itemsize
                 if (value.shape, value.dtype.kind) != (
                     f.shape,
                     kind,
                 ) or value.dtype.itemsize > size:
-                    raise self._unlike(part, f"{f.name} is {value.shape} {value.dtype}")
+                    raise self._unlike(piece, f"{f.name} is {value.shape} {value.dtype}")
                 arrays[f.name][at] = value
         return {**arrays}
 
-    def _unlike(self, part: Part, reason: str) -> DamagedError:
+    def _unlike(self, piece: ByteRange, reason: str) -> DamagedError:
         """Bytes that hold, and yet are not what they were when they were indexed: another Pillow, say."""
         return DamagedError(
-            f"{self.url(part.shard)}: the sample at byte {part.start:,} does not decode as it did when it was "
+            f"{self.url(piece.shard)}: the sample at byte {piece.start:,} does not decode as it did when it was "
             f"indexed: {reason}"
         )
 
@@ -300,9 +130,9 @@ class Samples(Tars[Spans]):
         size = self._manifest.block
         return range(block * size, min((block + 1) * size, self._manifest.count))
 
-    def _places(self, ordinals: Sequence[int] | NDArray[np.int64]) -> list[Part]:
+    def _places(self, ordinals: Sequence[int] | NDArray[np.int64]) -> list[ByteRange]:
         rows = self._manifest.blocks[np.asarray(ordinals)]
         starts = rows["offset"][:, 0].astype(np.int64)
         stops = starts + rows["bytes"][:, 0].astype(np.int64)
         places = zip(rows["shard"].tolist(), starts.tolist(), stops.tolist(), strict=True)
-        return [Part(*place) for place in places]
+        return [ByteRange(*place) for place in places]

@@ -13,8 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from numbers import Integral
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +22,17 @@ from shards import storage
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
-from shards.format.order import WINDOW, Mode
-from shards.read.audit import Account, of_source, prove
+from shards.format.order import WINDOW
+from shards.read.audit import EpochAudit, check_epoch, source_suffix
 from shards.read.blocks import Arrays
-from shards.read.cache import BUDGET, Cache
+from shards.read.cache import Cache
 from shards.read.mixing import Blend, Readers, identity, load_alike, make_blend
+from shards.read.options import ReadOptions, check_whole
 from shards.read.prefetch import Prefetch
-from shards.read.reader import DAMAGED, THREADS, OnDamage, Reader
+from shards.read.reader import Reader
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LAST = 1 << 60  # position that may be begun at: sums with it still fit 64 bits
 AHEAD = 4  # micro-batches ready before they are asked for
@@ -61,7 +64,7 @@ class Share:
     world: int
 
     def __post_init__(self) -> None:
-        _check_whole(**asdict(self))
+        check_whole(**asdict(self))
         for name in ("global_batch", "micro_batch", "world"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: give at least 1")
@@ -94,7 +97,29 @@ class Share:
             start += step
 
 
-class Stream:
+class _Batches:
+    """What is read ahead by a thread of its own; a context manager that ends it."""
+
+    def __init__(
+        self, reader: Reader | Readers, plan: Iterator[Planned], share: Share, window: int
+    ) -> None:
+        self._reader, self._share = reader, share
+        batches = _batches(reader, plan, share, window)
+        self._ahead = Prefetch(batches, AHEAD, f"shards-{share.rank}")
+
+    def close(self) -> None:
+        """Ends the background threads, and what they wait for. May be called twice."""
+        self._reader.end()
+        self._ahead.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Stream(_Batches):
     """Endless iterator over the micro-batches of one rank; made by `shards.open`.
 
     A batch is a dict: `x` (b, C, H, W) as stored, `y` (b,) int64 where there are labels, `key` (b,)
@@ -114,16 +139,15 @@ class Stream:
         self.manifests = tuple(manifests)
         self.substituted = 0  # samples given so far that stand in for damaged ones
         self.ended: list[
-            Account
+            EpochAudit
         ] = []  # of this rank; whoever adds them up over ranks takes them out
-        self._reader, self._blend, self._share, self._start = reader, blend, share, position
+        window = max(order.window for order in blend.orders) * len(blend.orders)
+        super().__init__(reader, _plan(blend, share, position), share, window)
+        self._blend, self._start = blend, position
         self._delivered = 0
-        self._under_way: dict[tuple[int, int], Account] = {}
+        self._under_way: dict[tuple[int, int], EpochAudit] = {}
         self._begun_before = frozenset(blend.under_way(position))
         self._epochs = blend.ended(position)  # of each source, how many have ended
-        window = max(order.window for order in blend.orders) * len(blend.orders)
-        batches = _batches(reader, _plan(blend, share, position), share, window)
-        self._ahead = Prefetch(batches, AHEAD, f"shards-{share.rank}")
 
     @property
     def manifest(self) -> Manifest:
@@ -145,22 +169,22 @@ class Stream:
         """What reading took: ranges `fetched`, their `bytes`, blocks `cached`, blocks asked for `again`."""
         return self._reader.counts
 
-    def under_way(self) -> list[Account]:
+    def under_way(self) -> list[EpochAudit]:
         """This rank's accounts of the epochs that have begun and not ended, asked between two global batches.
 
         All ranks have as many, in one order. Of an epoch that began before the stream did, what was since.
         """
         keys = self._blend.under_way(self.position)
-        return [self._under_way.get((s, e), Account(source=s, epoch=e)) for s, e in keys]
+        return [self._under_way.get((s, e), EpochAudit(source=s, epoch=e)) for s, e in keys]
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> Arrays:
-        batch, asked, stands_in = next(self._ahead)
-        self._check_turn(batch["position"])
+        batch, planned, substituted = next(self._ahead)
+        self._check_positions(batch["position"])
         self._delivered += 1
-        self._enter(asked, stands_in)
+        self._audit_batch(planned, substituted)
         if self._delivered % self._share.micro_batches == 0:
             self._end_epochs()
         return batch
@@ -176,56 +200,45 @@ class Stream:
             "position": self.position,
         }
 
-    def _check_turn(self, positions: NDArray[np.generic]) -> None:
+    def _check_positions(self, positions: NDArray[np.generic]) -> None:
         """A batch is the one whose turn it is: else another was lost or came twice on its way here."""
         b, world, rank = self._share.micro_batch, self._share.world, self._share.rank
-        due = self._start + (self._delivered * world + rank) * b
+        expected = self._start + (self._delivered * world + rank) * b
         first, last = int(positions[0]), int(positions[-1])
-        if (first, last, len(positions)) != (due, due + b - 1, b):
+        if (first, last, len(positions)) != (expected, expected + b - 1, b):
             raise DamagedError(
-                f"rank {rank} was given positions {first:,} to {last:,} where {due:,} to {due + b - 1:,} were due"
+                f"rank {rank} was given positions {first:,} to {last:,} instead of {expected:,} to {expected + b - 1:,}"
             )
 
-    def _enter(self, asked: Planned, stands_in: NDArray[np.bool_]) -> None:
+    def _audit_batch(self, planned: Planned, substituted: NDArray[np.bool_]) -> None:
         """Into the accounts of the epochs that a batch is of, most often one."""
-        self.substituted += int(stands_in.sum())
-        sources, ordinals = self._blend.locate(asked.samples)
-        keys = {*zip(sources.tolist(), asked.epochs.tolist(), strict=True)}
+        self.substituted += int(substituted.sum())
+        sources, ordinals = self._blend.locate(planned.samples)
+        keys = {*zip(sources.tolist(), planned.epochs.tolist(), strict=True)}
         for key in keys:
-            here = (sources == key[0]) & (asked.epochs == key[1]) if len(keys) > 1 else ...
-            account = self._under_way.get(key, Account(source=key[0], epoch=key[1]))
-            self._under_way[key] = account.add(ordinals[here], int(stands_in[here].sum()))
+            here = (sources == key[0]) & (planned.epochs == key[1]) if len(keys) > 1 else ...
+            audit = self._under_way.get(key, EpochAudit(source=key[0], epoch=key[1]))
+            self._under_way[key] = audit.add(ordinals[here], int(substituted[here].sum()))
 
     def _end_epochs(self) -> None:
         """Those that no later batch adds to; a rank that reads alone from an epoch's start on proves it here."""
         now = self._blend.ended(self.position)
         for source, (before, after) in enumerate(zip(self._epochs, now, strict=True)):
             for epoch in range(before, after):
-                account = self._under_way.pop((source, epoch), Account(source=source, epoch=epoch))
-                if self._share.world == 1 and account.key not in self._begun_before:
-                    prove([account], self.manifests[source].count)
+                audit = self._under_way.pop((source, epoch), EpochAudit(source=source, epoch=epoch))
+                if self._share.world == 1 and audit.key not in self._begun_before:
+                    check_epoch([audit], self.manifests[source].count)
                 _log.log(
-                    logging.WARNING if account.substituted else logging.INFO,
+                    logging.WARNING if audit.substituted else logging.INFO,
                     "epoch %d%s, rank %d: %s seen + %s substituted = %s",
-                    *(epoch, of_source(account), self._share.rank),
-                    *(f"{n:,}" for n in (account.seen, account.substituted, account.given)),
+                    *(epoch, source_suffix(audit), self._share.rank),
+                    *(f"{n:,}" for n in (audit.seen, audit.substituted, audit.total)),
                 )
-                self.ended.append(account)
+                self.ended.append(audit)
         self._epochs = now
 
-    def close(self) -> None:
-        """Ends the background threads, and what they wait for. May be called twice."""
-        self._reader.end()
-        self._ahead.close()
 
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-class Scan(Iterator[Arrays]):
+class Scan(_Batches, Iterator[Arrays]):
     """One pass over a data set in the order of ordinals, for validation; made by `scan`.
 
     Every rank has the same number of batches. They are a `Stream`'s, and `mask` (b,) bool is false where
@@ -234,74 +247,39 @@ class Scan(Iterator[Arrays]):
 
     def __init__(self, reader: Reader, count: int, share: Share) -> None:
         self.steps = -(-count // share.global_batch)
-        plan = _pass(count, share, self.steps)
-        batches = _batches(reader, plan, share, WINDOW)
-        self._count, self._reader = count, reader
-        self._ahead = Prefetch(batches, AHEAD, f"shards-{share.rank}")
+        super().__init__(reader, _pass(count, share, self.steps), share, WINDOW)
+        self._count = count
 
     def __next__(self) -> Arrays:
         batch, _, _ = next(self._ahead)
         return {**batch, "mask": np.asarray(batch["position"], dtype=np.int64) < self._count}
 
-    def close(self) -> None:
-        """Ends the background threads, and what they wait for. May be called twice."""
-        self._reader.end()
-        self._ahead.close()
-
-    def __enter__(self) -> Scan:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
 
 def open_stream(
     root: storage.Url | Sequence[storage.Url],
+    share: Share,
     *,
-    global_batch: int,
-    micro_batch: int,
-    rank: int,
-    world: int,
     seed: int,
     position: int = 0,
-    mode: Mode = "window",
-    window: int = WINDOW,
-    weights: Sequence[float] | None = None,
-    threads: int = THREADS,
-    decoders: int = 0,
-    cache: storage.Url | None = None,
-    cache_bytes: int = BUDGET,
-    on_damage: OnDamage = "fail",
-    damaged: float = DAMAGED,
+    options: ReadOptions = ReadOptions(),  # noqa: B008 - it is frozen
     loaded: Sequence[Manifest] | None = None,
 ) -> Stream:
     """`shards.open`; see there."""
-    share = Share(global_batch=global_batch, micro_batch=micro_batch, rank=rank, world=world)
-    _check_whole(seed=seed, position=position, window=window, threads=threads)
-    _check_whole(decoders=decoders, cache_bytes=cache_bytes)
+    check_whole(seed=seed, position=position)
     if position < 0:
         raise UserError(f"position={position}: positions start at 0")
     if position > LAST:
         raise UserError(f"position={position}: give at most {LAST}, more than any run will see")
-    if cache_bytes < 1:
-        raise UserError(f"cache_bytes={cache_bytes}: give a number of bytes")
-    if not 0 <= damaged <= 1:
-        raise UserError(f"damaged={damaged}: give a share of all samples, from 0 to 1")
-    if mode not in get_args(Mode):
-        raise UserError(f"mode={mode!r} is no order of samples: give 'window' or 'global'")
-    roots, found = load_alike(root, weights, loaded)
-    sources = make_blend(found, weights, seed=seed, mode=mode, window=window)
-    kept = None if cache is None else Cache(cache, cache_bytes)
+    roots, found = load_alike(root, options.weights, loaded)
+    sources = make_blend(found, options, seed)
+    cache = None if options.cache is None else Cache(options.cache, options.cache_bytes)
     readers = [
         Reader(
             each,
             manifest,
-            cache=kept,
+            options,
+            cache=cache,
             needed=order.next_need,
-            threads=threads,
-            decoders=decoders,
-            on_damage=on_damage,
-            damaged=damaged,
             beside=[other for other in found if other is not manifest],
         )
         for each, manifest, order in zip(roots, found, sources.orders, strict=True)
@@ -316,12 +294,6 @@ def scan(root: storage.Url, *, micro_batch: int, rank: int, world: int) -> Scan:
     share = Share(global_batch=whole, micro_batch=micro_batch, rank=rank, world=world)
     manifest = manifests.load(root)
     return Scan(Reader(root, manifest), manifest.count, share)
-
-
-def _check_whole(**given: object) -> None:
-    for name, value in given.items():
-        if not isinstance(value, Integral):
-            raise UserError(f"{name}={value!r}: give a whole number")
 
 
 def read_all(root: storage.Url) -> Arrays:
@@ -370,11 +342,11 @@ def _batches(
                 return
             some = [coming.popleft() for _ in range(min(size, len(coming)))]
             reader.position = int(some[0].positions[0])
-            found, stands_in = reader.take(*(asked.samples for asked in some))
-            for i, asked in enumerate(some):
+            found, substituted = reader.take(*(planned.samples for planned in some))
+            for i, planned in enumerate(some):
                 mine = slice(i * share.micro_batch, (i + 1) * share.micro_batch)
                 batch = {name: values[mine] for name, values in found.items()}
-                yield {**batch, "position": asked.positions}, asked, stands_in[mine]
+                yield {**batch, "position": planned.positions}, planned, substituted[mine]
             one = sum(values.nbytes for values in found.values()) // len(some)
             size = max(1, min(2 * size, _AT_ONCE // one))  # the first batch waits for no other
     finally:

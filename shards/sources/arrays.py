@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from shards.errors import UserError
 from shards.sources.listing import Listing, Raw, file
+from shards.sources.source import Lazy
 
 _SIDE = 32  # of a CIFAR image
 
@@ -30,27 +32,19 @@ class Rows:
         return np.ascontiguousarray(self.x[row]).tobytes()
 
 
-@dataclass(eq=False)
-class MappedRows:
+@dataclass(frozen=True, eq=False)
+class MappedRows(Lazy):
     """The same of an array in a .npy file, or a member of a .npz; opened once a process."""
 
     path: str
     member: str | None
 
-    def __post_init__(self) -> None:
-        self._rows: Rows | None = None
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "member": self.member, "_rows": None}
+    @cached_property
+    def rows(self) -> Rows:
+        return Rows(x=_array(self.path, self.member))
 
     def read(self, row: int) -> bytes:
         return self.rows.read(row)
-
-    @property
-    def rows(self) -> Rows:
-        if self._rows is None:
-            self._rows = Rows(x=_array(self.path, self.member))
-        return self._rows
 
 
 def numpy_file(

@@ -8,22 +8,17 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shards.errors import UserError
-from shards.sources.listing import (
-    SUFFIXES,
-    BadInputError,
-    Decode,
-    Files,
-    Listing,
-    file,
-    folder,
-    spelled,
-)
+from shards.errors import BadInputError, UserError
+from shards.format.members import printable
+from shards.format.pictures import SUFFIXES
+from shards.sources.listing import Decode, Files, Listing, file, folder
+from shards.sources.source import Lazy
 
 
 def image_folder(root: str, decode: Decode) -> Listing:
@@ -54,13 +49,13 @@ def image_folder(root: str, decode: Decode) -> Listing:
     labels = [label for label, paths in enumerate(found.values()) for _ in paths]
     files = Files(root=str(base), names=tuple(names))
     return Listing.of(
-        spelled(base.resolve().name),
-        [spelled(name) for name in names],
+        printable(base.resolve().name),
+        [printable(name) for name in names],
         files,
         decode=decode,
         places=files.sizes(),
         labels=np.array(labels, dtype=np.int64) if classes else None,
-        class_names=[spelled(name) for name in classes],
+        class_names=[printable(name) for name in classes],
     )
 
 
@@ -107,23 +102,19 @@ def coco(root: str, split: str, decode: Decode) -> Listing:
     return Listing.of(f"coco-{split}", names, files, decode=decode, places=files.sizes())
 
 
-@dataclass(eq=False)
-class Lmdb:
+@dataclass(frozen=True, eq=False)
+class Lmdb(Lazy):
     """Values of an LMDB environment by key; opened read-only, once a process."""
 
     path: str
     keys: tuple[bytes, ...]
 
-    def __post_init__(self) -> None:
-        self._environment: Any = None
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "keys": self.keys, "_environment": None}
+    @cached_property
+    def environment(self) -> Any:
+        return _environment(self.path)
 
     def read(self, row: int) -> bytes:
-        if self._environment is None:
-            self._environment = _environment(self.path)
-        with self._environment.begin() as transaction:
+        with self.environment.begin() as transaction:
             found = transaction.get(self.keys[row])
         if found is None:
             raise BadInputError("no such key")

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shards.errors import UserError
-
-CLASSES = 1 << 20  # at most: every manifest counts the samples of each
+from shards.format.pictures import Stored
 
 
 class Column(Protocol):
@@ -52,14 +51,6 @@ class Source(Protocol):
     def dtype(self) -> np.dtype: ...
     def images(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
         """Samples (len(rows), C, H, W) of `dtype`."""
-
-
-class Stored(NamedTuple):
-    """A picture as it is kept: encoded, and what it decodes to."""
-
-    extension: str
-    data: bytes
-    pixels: NDArray[np.uint8]  # (C, H, W)
 
 
 @runtime_checkable

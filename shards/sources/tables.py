@@ -10,68 +10,67 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shards.errors import UserError
-from shards.sources.listing import BadInputError, Decode, Listing, expand, folder
+from shards.errors import BadInputError, UserError
+from shards.sources.listing import Decode, Listing, expand, folder
+from shards.sources.source import Lazy
 
 _GROUPS = 4  # row groups of a parquet file kept at hand
 
 
-class Saved:
+@dataclass(frozen=True, eq=False)
+class Saved(Lazy):
     """Rows of Arrow stream files, mapped; opened once a process."""
 
-    def __init__(self, paths: Sequence[str], column: str) -> None:
-        self._paths, self._column = tuple(paths), column
-        self._values: Any = None
+    paths: tuple[str, ...]
+    column: str
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_paths": self._paths, "_column": self._column, "_values": None}
+    @cached_property
+    def values(self) -> Any:
+        return _mapped(self.paths).column(self.column)
 
     def read(self, row: int) -> bytes:
-        if self._values is None:
-            self._values = _mapped(self._paths).column(self._column)
-        return _bytes(self._values[row].as_py())
+        return _bytes(self.values[row].as_py())
 
 
-class Parquet:
+@dataclass(frozen=True, eq=False)
+class Parquet(Lazy):
     """Rows of parquet files, by row group; opened once a process."""
 
-    def __init__(self, paths: Sequence[str], column: str) -> None:
-        self._paths, self._column = tuple(paths), column
-        self._files: list[Any] = []
-        self._groups: list[tuple[int, int]] = []  # (file, group) in order
-        self._starts = np.zeros(1, dtype=np.int64)
-        self._held: OrderedDict[int, Any] = OrderedDict()
+    paths: tuple[str, ...]
+    column: str
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Parquet, (self._paths, self._column)
+    @cached_property
+    def groups(self) -> tuple[list[tuple[Any, int]], NDArray[np.int64]]:
+        """(file, number of the group) in order, and the first row of each group, with the end of the last."""
+        _, parquet = _pyarrow()
+        files = [parquet.ParquetFile(path) for path in self.paths]
+        groups = [(file, n) for file in files for n in range(file.metadata.num_row_groups)]
+        rows = [file.metadata.row_group(n).num_rows for file, n in groups]
+        return groups, np.cumsum([0, *rows], dtype=np.int64)
+
+    @cached_property
+    def recent(self) -> OrderedDict[int, Any]:
+        return OrderedDict()
 
     def read(self, row: int) -> bytes:
-        if not self._files:
-            self._open()
-        group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        if group not in self._held:
-            while len(self._held) >= _GROUPS:
-                self._held.popitem(last=False)
-            file, number = self._groups[group]
-            table = self._files[file].read_row_group(number, columns=[self._column])
-            self._held[group] = table.column(self._column)
-        self._held.move_to_end(group)
-        return _bytes(self._held[group][row - int(self._starts[group])].as_py())
-
-    def _open(self) -> None:
-        _, parquet = _pyarrow()
-        self._files = [parquet.ParquetFile(path) for path in self._paths]
-        rows = []
-        for number, file in enumerate(self._files):
-            for group in range(file.metadata.num_row_groups):
-                self._groups.append((number, group))
-                rows.append(file.metadata.row_group(group).num_rows)
-        self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+        groups, starts = self.groups
+        group = int(np.searchsorted(starts, row, side="right")) - 1
+        if group not in self.recent:
+            while len(self.recent) >= _GROUPS:
+                self.recent.popitem(last=False)
+            file, number = groups[group]
+            table = file.read_row_group(number, columns=[self.column])
+            self.recent[group] = table.column(self.column)
+        self.recent.move_to_end(group)
+        return _bytes(self.recent[group][row - int(starts[group])].as_py())
 
 
 def parquet(
@@ -101,8 +100,8 @@ def parquet(
         raise UserError(
             f"{files[0]} and {len(files) - 1} more are no such parquet: {error}"
         ) from None
-    held = arrow.concat_tables(tables) if others else None
-    return _listing(Path(files[0]).stem, files, sizes, schema, held, Parquet, decode, wanted)
+    table = arrow.concat_tables(tables) if others else None
+    return _listing(Path(files[0]).stem, files, sizes, schema, table, Parquet, decode, wanted)
 
 
 def saved_dataset(
@@ -164,7 +163,7 @@ def _listing(
     return Listing.of(
         name,
         keys,
-        store(files, image),
+        store(tuple(files), image),
         decode=decode,
         places=np.full(rows, total),
         labels=_labels(table, label) if label else None,
@@ -198,8 +197,8 @@ def _columns(
 
 def _class_names(schema: Any, label: str) -> Sequence[str]:
     """Of a ClassLabel, where `datasets` left its features in the schema."""
-    told = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(told)["info"]["features"] if told else {}
+    text = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(text)["info"]["features"] if text else {}
     return features.get(label, {}).get("names", ())
 
 

@@ -15,22 +15,23 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import UserError
+from shards.errors import BadInputError, UserError
+from shards.format.members import Decode, Members, split_name
+from shards.format.pictures import SUFFIXES, Picture
 from shards.format.tar import SECTOR
-from shards.read.samples import Decode, Members, split_name
-from shards.sources.listing import SUFFIXES, BadInputError, Listing, Picture, expand
+from shards.sources.listing import Listing, expand
 
 _REST = 1 << 20  # bytes behind the last member that are looked at together
 
 
 @dataclass(kw_only=True)
-class Found:
+class TarSample:
     """A sample of a tar: offset and bytes of each member, by what follows the key."""
 
     key: str
     start: int  # of its first member's header
     stop: int = 0  # where its last member's padding ends
-    whole: bool = True  # nobody else's members lie between its own
+    contiguous: bool = True  # nobody else's members lie between its own
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -99,13 +100,13 @@ def tars(
     )
 
 
-def walk(file: BinaryIO, path: str) -> list[Found]:
+def walk(file: BinaryIO, path: str) -> list[TarSample]:
     """The samples of a tar, in the order of their first members; `path` is what errors call it.
 
     Raises:
         UserError: it is no tar, is damaged or cut short, or holds a member twice.
     """
-    found: dict[str, Found] = {}
+    found: dict[str, TarSample] = {}
     end, last = 0, ""
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -115,10 +116,10 @@ def walk(file: BinaryIO, path: str) -> list[Found]:
                 if not member.isfile() or split is None:
                     continue
                 key, extension = split
-                sample = found.setdefault(key, Found(key=key, start=member.offset))
+                sample = found.setdefault(key, TarSample(key=key, start=member.offset))
                 if extension in sample.members:
                     raise UserError(f"{path}: {member.name} occurs twice: write the tar again")
-                sample.whole &= not sample.members or last == key
+                sample.contiguous &= not sample.members or last == key
                 sample.members[extension] = (member.offset_data, member.size)
                 sample.stop, last = end, key
     except tarfile.TarError as error:
@@ -144,14 +145,14 @@ def _check_end(file: BinaryIO, path: str, end: int, samples: int) -> None:
             )
 
 
-def _image(sample: Found, asked: str | None) -> tuple[int, int]:
+def _image(sample: TarSample, asked: str | None) -> tuple[int, int]:
     if asked is not None:
         return sample.members.get(asked.lower().lstrip("."), (0, -1))
     images = (place for name, place in sample.members.items() if f".{name}" in SUFFIXES)
     return next(images, (0, -1))
 
 
-def _label(file: BinaryIO, sample: Found, decode: Decode, path: str) -> int:
+def _label(file: BinaryIO, sample: TarSample, decode: Decode, path: str) -> int:
     extension = (decode.label or "").partition(":")[0]
     members: Members = {}
     if extension in sample.members:

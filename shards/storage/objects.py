@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from shards.errors import ChangedError, DamagedError, UserError
 from shards.storage.fence import Fence
@@ -196,30 +196,10 @@ def sweep(folder: Url, *, older: float = 86_400.0) -> Sequence[str]:
     return store(folder).sweep(os.fspath(folder), older)
 
 
-class Store(Protocol):
-    """What a kind of storage has to know; names inside are full paths or s3:// urls."""
-
-    def exists(self, url: str) -> bool: ...
-    def stat(self, url: str) -> tuple[int, str | None]: ...
-    def list(self, folder: str) -> Sequence[str]: ...
-    def files(self, folder: str) -> Sequence[str]:
-        """Sorted relative names of all visible files below `folder`."""
-
-    def read(self, url: str, start: int, stop: int, etag: str | None) -> bytes: ...
-    def publish(self, url: str, data: bytes, replace: bool, fence: Fence | None) -> None: ...
-    def publish_file(self, url: str, path: str, replace: bool, fence: Fence | None) -> None: ...
-    def delete(self, url: str) -> None: ...
-    def end_attempts(self, place: str, number: int) -> None: ...
-    def sync(self, folder: str, names: Sequence[str]) -> None:
-        """Makes files that somebody wrote durable."""
-
-    def sweep(self, folder: str, older: float) -> Sequence[str]: ...
-
-
 _FOLDER = Folder()
 
 
-def store(url: Url) -> Store:
+def store(url: Url) -> Folder | S3:
     """Which kind of storage `url` is in."""
     return _s3(os.getpid()) if is_remote(url) else _FOLDER
 

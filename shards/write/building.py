@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import reduce
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,11 @@ from numpy.typing import NDArray
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Field
+from shards.format.members import KEY
 from shards.format.moments import Moments
 from shards.format.tar import TarBuilder
-from shards.read.samples import KEY
 from shards.sources.source import PictureSource
-
-if TYPE_CHECKING:
-    from shards.write.writer import Plan
-
-SAMPLE = "sample"  # the one span of a sample that has its own members
+from shards.write.plan import SAMPLE, Plan
 
 Rows = NDArray[np.int64]  # of the source
 Table = list[dict[str, Any]]  # what becomes rows of the index
@@ -44,7 +40,7 @@ def build_shard(plan: Plan, k: int) -> tuple[bytes, dict[str, Any]]:
             entries, x = add(tar, plan, block, here)
             table += entries
             values = x.reshape(-1, *plan.fields[0].shape[-3:])
-            moments.append(beside.submit(_moments, values, tar, tar.parts))
+            moments.append(beside.submit(_moments, values, tar, tar.pieces))
             histograms.append(_histogram(plan, here))
             count += len(here)
     data, labelled = tar.finish(), plan.source.labels is not None
@@ -62,9 +58,9 @@ def build_shard(plan: Plan, k: int) -> tuple[bytes, dict[str, Any]]:
     }
 
 
-def _moments(values: NDArray[np.generic], tar: TarBuilder, parts: int) -> Moments:
+def _moments(values: NDArray[np.generic], tar: TarBuilder, pieces: int) -> Moments:
     """Of a block, whose pieces of the tar are hashed on the way."""
-    tar.hash(parts)
+    tar.hash(pieces)
     return Moments.of(values)
 
 
@@ -73,8 +69,10 @@ def _add_arrays(
 ) -> tuple[Table, NDArray[np.generic]]:
     """One member a field, for all samples of the block."""
     arrays = _block(plan, rows)
-    placed = {f.name: tar.add(f"{block:08d}.{f.name}.npy", arrays[f.name]) for f in plan.fields}
-    return [{"rows": len(rows), "fields": {n: p.plain() for n, p in placed.items()}}], arrays["x"]
+    locations = {f.name: tar.add(f"{block:08d}.{f.name}.npy", arrays[f.name]) for f in plan.fields}
+    return [{"rows": len(rows), "fields": {n: p.plain() for n, p in locations.items()}}], arrays[
+        "x"
+    ]
 
 
 def _add_samples(
@@ -91,8 +89,8 @@ def _add_samples(
         if labels is not None:
             members["cls"] = str(labels[at]).encode()
         members[KEY] = keys[at]
-        placed = tar.add_members({f"{name}.{ext}": data for ext, data in members.items()})
-        table.append({"rows": 1, "fields": {SAMPLE: placed.plain()}})
+        locations = tar.add_members({f"{name}.{ext}": data for ext, data in members.items()})
+        table.append({"rows": 1, "fields": {SAMPLE: locations.plain()}})
         x[at] = picture.pixels
     return table, x
 
@@ -123,7 +121,7 @@ def _finite(x: NDArray[np.generic]) -> bool:
     return not np.any((x.view(bits) & every) == every)
 
 
-def described(
+def manifest_fields(
     records: Sequence[Mapping[str, Any]], fields: Sequence[Field], blocks: NDArray[np.void]
 ) -> dict[str, Any]:
     """What every manifest says: format, fields, statistics, index and shards, from the tars' records in their order.

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shards import storage
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.write.building import build_shard
-
-if TYPE_CHECKING:
-    from shards.write.writer import Plan
+from shards.write.plan import Plan
 
 _ASKING = 16  # questions to a store at once
 
@@ -32,9 +30,9 @@ def committed(
     numbers = {_record(plan.tar(k)): k for k in range(plan.shards)}
     listed = [f"shards/{name}" for name in storage.list(storage.join(root, "shards"))]
     names = [n for n in listed if n.endswith(".json") and numbers.get(n) not in known]
-    strange = next((n for n in names if n not in numbers and _sidecar(root, n) is not None), None)
-    if strange is not None:
-        raise _begun(root, strange)
+    foreign = next((n for n in names if n not in numbers and _sidecar(root, n) is not None), None)
+    if foreign is not None:
+        raise _other_data_set(root, foreign)
     own = [numbers[name] for name in names if name in numbers]
     with ThreadPoolExecutor(_ASKING) as pool:  # a store answers many as fast as one
         found = zip(own, pool.map(partial(_finished, root, plan), own), strict=True)
@@ -52,11 +50,11 @@ def _finished(root: storage.Url, plan: Plan, k: int) -> dict[str, Any] | None:
     if found is None:
         return None
     if found.get("plan") != plan.hash:
-        raise _begun(root, _record(tar))
-    return found if whole(storage.join(root, tar), found["bytes"]) else None
+        raise _other_data_set(root, _record(tar))
+    return found if has_size(storage.join(root, tar), found["bytes"]) else None
 
 
-def _begun(root: storage.Url, record: str) -> UserError:
+def _other_data_set(root: storage.Url, record: str) -> UserError:
     return UserError(
         f"{root} holds shards of another data set ({record}), begun but not finished: choose another folder, "
         "or delete it first"
@@ -75,7 +73,7 @@ def _sidecar(root: storage.Url, name: str) -> dict[str, Any] | None:
         return None
 
 
-def whole(url: str, expected: int) -> bool:
+def has_size(url: str, expected: int) -> bool:
     """Whether a tar is there, of the size it should have."""
     try:
         return storage.size(url) == expected

@@ -22,20 +22,21 @@ import xxhash
 from numpy.typing import NDArray
 
 from shards import parallel, storage
-from shards.errors import DamagedError, UserError
+from shards.errors import BadInputError, DamagedError, UserError
 from shards.format import foreign_arrays as foreign
 from shards.format import manifest as manifests
-from shards.format.header import Header
+from shards.format.header import PIXELS, Header
 from shards.format.manifest import Field, Manifest
+from shards.format.members import Decode, Encoded, Unpack, split_name
 from shards.format.moments import Moments
 from shards.format.order import BLOCK
-from shards.read.samples import Decode, Encoded, Unpack, split_name
-from shards.sources.listing import PIXELS, BadInputError, expand
-from shards.sources.scan import Seen, Threshold, tell_skipped
+from shards.sources.listing import expand
 from shards.sources.source import encode_keys
-from shards.sources.tars import Found, walk
-from shards.write import writer
-from shards.write.building import described
+from shards.sources.tars import TarSample, walk
+from shards.write.building import manifest_fields
+from shards.write.existing import find_existing, other_data_set
+from shards.write.plan import check_keys
+from shards.write.scan import ScanCounts, Threshold, write_skipped
 
 _FIRST = 16 << 20  # bytes of a tar in which its first sample is looked for
 
@@ -109,7 +110,7 @@ def index(
     max_skipped: Threshold = NONE,
     workers: int = 1,
     watch: Watch = lambda tars, total: tars,
-) -> tuple[Manifest, Seen, bool]:
+) -> tuple[Manifest, ScanCounts, bool]:
     """The manifest of the samples in `tars`, what was found, and whether the manifest is new; published at `root`.
 
     `header` says what the numbers are where they are not pixels.
@@ -119,9 +120,9 @@ def index(
             uint8 without a header, more bad samples than `max_skipped`, or another data set at `root`.
     """
     urls = [storage.join(root, manifests.record_name(tar.name)) for tar in tars]
-    held = writer.held(root)
-    if held is not None and not held.indexed:
-        raise writer.another(root, held)
+    existing = find_existing(root)
+    if existing is not None and not existing.indexed:
+        raise other_data_set(root, existing)
     todo = [k for k, tar in enumerate(tars) if _record(urls[k], tar, decode) is None]
     work = partial(_index_tar, urls, tars, decode)
     for _ in watch(parallel.spread(work, todo, workers), len(todo)):
@@ -130,17 +131,17 @@ def index(
     lost = [tar.url for tar, record in zip(tars, records, strict=True) if record is None]
     if lost:
         raise UserError(f"{lost[0]} changed while it was read: index it when it is whole")
-    whole = [record for record in records if record is not None]
-    seen = _judge(root, tars, whole, max_skipped, held)
-    manifest = _merge(tars, whole, decode, seen, header)
-    if held is not None and held.hash != manifest.hash:
+    complete = [record for record in records if record is not None]
+    counts = _count_skipped(root, tars, complete, max_skipped, existing)
+    manifest = _merge(tars, complete, decode, counts, header)
+    if existing is not None and existing.hash != manifest.hash:
         raise UserError(
-            f"{root} holds another index ({held.count:,} samples, manifest {held.hash[:12]}): give another "
+            f"{root} holds another index ({existing.count:,} samples, manifest {existing.hash[:12]}): give another "
             f"--out, or delete {storage.join(root, manifests.LATEST)} first"
         )
-    if held is None:
+    if existing is None:
         manifests.save(root, manifest, new=True)
-    return manifest, seen, held is None
+    return manifest, counts, existing is None
 
 
 def _urls(path: str) -> list[str]:
@@ -187,8 +188,8 @@ def _index_tar(urls: Sequence[str], tars: Sequence[Tar], decode: Decode, number:
     tar = tars[number]
     with _bytes_of(tar) as (file, data):
         sha256 = hashlib.sha256(data).hexdigest()
-        found = _look(file, data, tar, decode)
-    told = {
+        found = _read_samples(file, data, tar, decode)
+    record = {
         "version": manifests.VERSION,
         "plan": _plan(decode),
         "name": tar.name,
@@ -197,7 +198,7 @@ def _index_tar(urls: Sequence[str], tars: Sequence[Tar], decode: Decode, number:
         "sha256": sha256,
         **found,
     }
-    storage.publish(urls[number], manifests.seal(told), replace=True)
+    storage.publish(urls[number], manifests.seal(record), replace=True)
     return True
 
 
@@ -221,7 +222,7 @@ def _bytes_of(tar: Tar) -> Iterator[tuple[BinaryIO, memoryview]]:
                 mapped.close()
 
 
-def _look(file: BinaryIO, data: memoryview, tar: Tar, decode: Decode) -> dict[str, Any]:
+def _read_samples(file: BinaryIO, data: memoryview, tar: Tar, decode: Decode) -> dict[str, Any]:
     """Every sample of a tar: where it lies, its hash, what it decodes to, or why it does not."""
     names = ("x", "y", "id") if decode.label is not None else ("x", "id")
     unpack, stem = Unpack(decode=decode, names=names), PurePosixPath(tar.name).stem
@@ -230,7 +231,7 @@ def _look(file: BinaryIO, data: memoryview, tar: Tar, decode: Decode) -> dict[st
     for sample in walk(file, tar.url):
         span = data[sample.start : sample.stop]
         try:
-            x, y, id_ = unpack.unpack(Encoded(_whole(sample, span, tar), stem))
+            x, y, id_ = unpack.unpack(Encoded(_span_of(sample, span, tar), stem))
         except BadInputError as error:
             skipped.append({"key": sample.key, "tar": tar.name, "reason": str(error)})
             continue
@@ -253,8 +254,8 @@ def _look(file: BinaryIO, data: memoryview, tar: Tar, decode: Decode) -> dict[st
     }
 
 
-def _whole(sample: Found, span: memoryview, tar: Tar) -> bytes:
-    if not sample.whole:
+def _span_of(sample: TarSample, span: memoryview, tar: Tar) -> bytes:
+    if not sample.contiguous:
         raise UserError(
             f"{tar.url}: other samples lie between the members of {sample.key!r}, so that it is no range of the "
             "tar: pack it again, each sample's members together, or write shards of it with `make tars`"
@@ -262,34 +263,34 @@ def _whole(sample: Found, span: memoryview, tar: Tar) -> bytes:
     return bytes(span)
 
 
-def _judge(
+def _count_skipped(
     root: storage.Url,
     tars: Sequence[Tar],
     records: Sequence[dict[str, Any]],
     max_skipped: Threshold,
-    held: Manifest | None,
-) -> Seen:
+    existing: Manifest | None,
+) -> ScanCounts:
     skipped = [entry for record in records for entry in record["skipped"]]
     kept = sum(record["count"] for record in records)
     allowed = max_skipped.of_inputs(kept + len(skipped))
-    told_where = tell_skipped(root, skipped, held)
+    where_listed = write_skipped(root, skipped, existing)
     if len(skipped) > allowed:
         first = skipped[0]
         raise UserError(
             f"{len(skipped):,} of {kept + len(skipped):,} samples cannot be used, max_skipped allows "
-            f"{allowed:,}: {first['key']!r} of {first['tar']}: {first['reason']}{told_where}: leave them out with "
+            f"{allowed:,}: {first['key']!r} of {first['tar']}: {first['reason']}{where_listed}: leave them out with "
             f"--max-skipped {len(skipped)}"
         )
     if not kept:
         raise UserError(f"{tars[0].url} and the other tars hold no sample: name WebDataset tars")
-    return Seen(listed=kept + len(skipped), kept=kept, skipped=len(skipped), duplicates=0)
+    return ScanCounts(listed=kept + len(skipped), kept=kept, skipped=len(skipped), duplicates=0)
 
 
 def _merge(
     tars: Sequence[Tar],
     records: Sequence[dict[str, Any]],
     decode: Decode,
-    seen: Seen,
+    counts: ScanCounts,
     header: Header,
 ) -> Manifest:
     keys = encode_keys([key for record in records for key in record["keys"]])
@@ -307,20 +308,20 @@ def _merge(
     fields.append(Field(name="id", dtype=keys.dtype.str, shape=(), kind="key"))
     blocks = _table(records)
     plain = {
-        **described(records, fields, blocks),
+        **manifest_fields(records, fields, blocks),
         "layout": "samples",
         "indexed": True,
         "decode": decode.plain(),
         "plan": manifests.digest({"plan": _plan(decode), "tars": hashes} | _of(header)),
-        "count": seen.kept,
+        "count": counts.kept,
         "block": BLOCK,
         "header": header.plain(),
         "label_histogram": histogram,
         "source": {
             "name": PurePosixPath(tars[0].url).parent.name,
             "fingerprint": manifests.digest({"sha256": [sha for _, sha in hashes]}),
-            "count": seen.kept,
-            **asdict(seen),
+            "count": counts.kept,
+            **asdict(counts),
             "rule": decode.rule,
         },
         "seed": 0,  # nothing was shuffled
@@ -335,7 +336,7 @@ def _of(header: Header) -> dict[str, Any]:
 
 def _check_keys(keys: NDArray[np.bytes_], decode: Decode) -> None:
     try:
-        writer.check_keys(keys)
+        check_keys(keys)
     except UserError as error:
         cure = "" if decode.prefix else "; --prefix-keys puts the tar's name before them"
         raise UserError(f"{error}{cure}") from None
@@ -349,9 +350,9 @@ def _one_kind(tars: Sequence[Tar], records: Sequence[dict[str, Any]], decode: De
             shape, dtype = record["kinds"][number]
             first.setdefault((tuple(shape), dtype), f"{key!r} of {tar.name}")
     if len(first) > 1:
-        said = " and ".join(f"{shape} ({where})" for (shape, _), where in [*first.items()][:2])
+        two = " and ".join(f"{shape} ({where})" for (shape, _), where in [*first.items()][:2])
         cure = "" if foreign.kind_of(decode.image) else " with --size"
-        raise UserError(f"samples of {len(first)} shapes, such as {said}: bring them to one{cure}")
+        raise UserError(f"samples of {len(first)} shapes, such as {two}: bring them to one{cure}")
     return next(iter(first))
 
 

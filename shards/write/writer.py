@@ -9,115 +9,27 @@ manifest.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards import parallel, storage
-from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.header import Header
-from shards.format.manifest import Field, Layout, Manifest
-from shards.format.order import BLOCK, key, permute
-from shards.read.samples import KEY, Decode
-from shards.sources.listing import Picture
-from shards.sources.source import CLASSES, Column, PictureSource, Source
-from shards.write.building import SAMPLE, described
-from shards.write.committing import commit, committed, whole
-
-SHARD_BYTES = (
-    128 << 20
-)  # 16,384 latents 4x32x32 in fp16; stores serve objects of 100 MB to 1 GB best
-_PROBES = 32  # samples whose size stands for all when pictures are cut into shards
-_HEADERS = 3072  # bytes that the members of a sample take in a tar beside its picture, at most
-_WRITE = 4  # purpose of the shuffle's key; reading uses 1 to 3
+from shards.format.manifest import Layout, Manifest
+from shards.format.order import share
+from shards.sources.source import Source
+from shards.write.building import manifest_fields
+from shards.write.committing import commit, committed, has_size
+from shards.write.existing import find_existing, other_data_set
+from shards.write.plan import SHARD_BYTES, Plan, make_plan
 
 Watch = Callable[
     [Iterable[bool], int], Iterable[bool]
 ]  # sees the shards to build go by, and their number
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """All that decides the bytes of a data set."""
-
-    source: Source
-    header: Header
-    fields: tuple[Field, ...]
-    seed: int
-    block: int
-    shard_blocks: int
-    fingerprint: str
-    class_names: tuple[str, ...] = ()
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    layout: Layout = "blocks"
-    shuffled: bool = True  # by the seed; else in the source's order, which `seed` shuffled before
-
-    @property
-    def count(self) -> int:
-        return len(self.source.keys)
-
-    @property
-    def shards(self) -> int:
-        return -(-self.count // (self.block * self.shard_blocks))
-
-    @cached_property
-    def hash(self) -> str:
-        decided = [manifests.VERSION, self.count, self.seed, self.block, self.shard_blocks]
-        fields = [[f.name, f.dtype, [*f.shape], f.kind] for f in self.fields]
-        plain = {
-            "numbers": decided,
-            "fields": fields,
-            "header": self.header.plain(),
-            "source": self.origin,
-        }
-        return manifests.digest(plain | self.named | self.ordered | self.laid)
-
-    @property
-    def origin(self) -> dict[str, Any]:
-        told = {"name": self.source.name, "count": self.count, "fingerprint": self.fingerprint}
-        return {**told, **self.notes}
-
-    @property
-    def named(self) -> dict[str, Any]:
-        """Class names, where there are any: data sets without them keep the plans they had."""
-        return {"class_names": [*self.class_names]} if self.class_names else {}
-
-    @property
-    def ordered(self) -> dict[str, Any]:
-        """That the order is the source's, where it is: data sets that were shuffled keep the plans they had."""
-        return {} if self.shuffled else {"order": "source"}
-
-    @property
-    def laid(self) -> dict[str, Any]:
-        """The layout, where it is not blocks, and how its samples are decoded."""
-        if self.layout == "blocks":
-            return {}
-        assert isinstance(self.source, PictureSource)
-        label = None if self.source.labels is None else "cls"
-        decode = Decode(picture=Picture(channels=self.source.channels), label=label, key=KEY)
-        return {"layout": self.layout, "decode": decode.plain()}
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Of the index: a span for each field of a block, or one for all of a sample."""
-        return (SAMPLE,) if self.layout == "samples" else tuple(f.name for f in self.fields)
-
-    def tar(self, k: int) -> str:
-        return f"shards/train-{k:05d}-of-{self.shards:05d}.tar"
-
-    def rows(self, block: int) -> NDArray[np.int64]:
-        """The source's rows that form a block."""
-        ordinals = np.arange(block * self.block, min((block + 1) * self.block, self.count))
-        if not self.shuffled:
-            return ordinals
-        return permute(ordinals, self.count, key(self.seed, _WRITE)).astype(np.int64)
 
 
 def write(
@@ -156,141 +68,29 @@ def write(
             for what only the images show.
     """
     plan = make_plan(source, header, seed, shard_bytes, class_names, notes, shuffle, layout)
-    parallel.share([], rank, world)
-    lies = _existing(root, plan)
-    if lies is not None and all(whole(storage.join(root, s.name), s.bytes) for s in lies.shards):
-        return lies, False
+    share([], rank, world)
+    existing = _existing_of(root, plan)
+    if existing is not None and all(
+        has_size(storage.join(root, s.name), s.bytes) for s in existing.shards
+    ):
+        return existing, False
     done = committed(root, plan)
-    todo = parallel.share([k for k in range(plan.shards) if k not in done], rank, world)
+    todo = share([k for k in range(plan.shards) if k not in done], rank, world)
     while todo:  # again only what another process left when it died between a tar and its sidecar
         for _ in watch(parallel.spread(partial(commit, root, plan), todo, workers), len(todo)):
             pass
         done |= committed(root, plan, known=frozenset(done))
         todo = [k for k in todo if k not in done]
     manifest = merge(plan, [done[k] for k in range(plan.shards)])
-    manifests.save(root, manifest, new=lies is None)
+    manifests.save(root, manifest, new=existing is None)
     return manifest, True
 
 
-def make_plan(
-    source: Source,
-    header: Header,
-    seed: int,
-    shard_bytes: int,
-    class_names: tuple[str, ...] = (),
-    notes: Mapping[str, Any] | None = None,
-    shuffle: bool = True,
-    layout: Layout = "blocks",
-) -> Plan:
-    """Checks what can be checked without reading an image, and decides the cut into shards."""
-    count, shape, dtype = len(source.keys), source.shape, np.dtype(source.dtype)
-    if count == 0:
-        raise UserError(f"source {source.name!r} is empty: there is nothing to write")
-    header.model_shape(shape)
-    if dtype.kind not in "uif" or not math.prod(shape):
-        raise UserError(
-            f"samples are {shape} {dtype}: give at least one whole or floating number each"
-        )
-    if shard_bytes < 1:
-        raise UserError(
-            f"shard_bytes={shard_bytes}: give at least 1 byte; the default is {SHARD_BYTES}"
-        )
-    if isinstance(source.keys, np.ndarray):  # what lies in shards was checked when it was written
-        check_keys(source.keys)
-        check_labels(source.keys, source.labels, source.classes)
-    if class_names and len(class_names) != source.classes:
-        raise UserError(
-            f"{len(class_names)} class names for classes={source.classes}: give one for each"
-        )
-    fields = [Field(name="x", dtype=dtype.newbyteorder("<").str, shape=shape, kind=header.kind)]
-    if source.labels is not None:
-        fields.append(Field(name="y", dtype="<i8", shape=(), kind="label"))
-    fields.append(Field(name="id", dtype=source.keys.dtype.str, shape=(), kind="key"))
-    sample_bytes = sum(f.sample_bytes for f in fields)
-    if layout == "samples":
-        if not isinstance(source, PictureSource):
-            raise UserError(
-                f"layout='samples': {source.name!r} holds arrays and no encoded pictures; give 'blocks'"
-            )
-        sample_bytes = _stored_bytes(source)
-    return Plan(
-        source=source,
-        header=header,
-        fields=tuple(fields),
-        seed=seed,
-        block=BLOCK,
-        shard_blocks=max(1, shard_bytes // (BLOCK * sample_bytes)),
-        fingerprint=source.fingerprint,
-        class_names=class_names,
-        notes=notes or {},
-        shuffled=shuffle,
-        layout=layout,
-    )
-
-
-def _stored_bytes(source: PictureSource) -> int:
-    """Of a sample in its tar, by some that lie evenly in the source: how shards are cut must not need them all."""
-    rows = np.unique(np.linspace(0, len(source.keys) - 1, _PROBES).astype(np.int64))
-    sizes = [len(stored.data) for stored in source.pictures(rows)]
-    return sum(sizes) // len(sizes) + _HEADERS
-
-
-def check_keys(keys: NDArray[np.bytes_]) -> None:
-    """Raises a UserError where a key occurs twice."""
-    unique, counts = np.unique(keys, return_counts=True)
-    if len(unique) < len(keys):
-        twice = unique[counts > 1]
-        raise UserError(
-            f"key {twice[0].decode()!r} occurs {counts[counts > 1][0]} times "
-            f"({len(twice)} such keys): give every sample its own"
-        )
-
-
-def check_labels(keys: Column, labels: Column | None, classes: int) -> None:
-    """Raises a UserError where a label is not in [0, classes)."""
-    if labels is None:
-        return
-    if classes < 1:
-        raise UserError(f"classes={classes}, but there are labels: give the number of classes")
-    if classes > CLASSES:
-        raise UserError(
-            f"classes={classes:,}: at most {CLASSES:,} can be counted; number them from 0"
-        )
-    every = np.asarray(labels)
-    wrong = np.flatnonzero((every < 0) | (every >= classes))
-    if wrong.size:
-        raise UserError(
-            f"label {every[wrong[0]]} of sample {keys[wrong[0]].decode()!r} is out of "
-            f"range ({wrong.size} such): with classes={classes} they go from 0 to {classes - 1}"
-        )
-
-
-def held(root: storage.Url) -> Manifest | None:
-    """The manifest of the data set that lies at `root`, if one does.
-
-    Raises:
-        UserError: `root` is a file.
-    """
-    if not storage.is_remote(root) and Path(root).is_file():
-        raise UserError(f"{root} is a file: name a folder to write the shards to")
-    if not storage.exists(storage.join(root, manifests.LATEST)):
-        return None
-    return manifests.load(root)
-
-
-def another(root: storage.Url, found: Manifest) -> UserError:
-    """The refusal to write over a data set."""
-    return UserError(
-        f"{root} holds another data set ({found.source['name']}, {found.count:,} samples, "
-        f"manifest {found.hash[:12]}): choose another folder, or delete it first"
-    )
-
-
-def _existing(root: storage.Url, plan: Plan) -> Manifest | None:
+def _existing_of(root: storage.Url, plan: Plan) -> Manifest | None:
     """The manifest at `root`, which must be of this plan."""
-    found = held(root)
+    found = find_existing(root)
     if found is not None and found.plan != plan.hash:
-        raise another(root, found)
+        raise other_data_set(root, found)
     return found
 
 
@@ -299,7 +99,7 @@ def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
     labelled = plan.source.labels is not None
     blocks = _table(plan.columns, sidecars)
     plain = {
-        **described(sidecars, plan.fields, blocks),
+        **manifest_fields(sidecars, plan.fields, blocks),
         "plan": plan.hash,
         "count": plan.count,
         "block": plan.block,
@@ -307,10 +107,8 @@ def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
         "label_histogram": (
             np.sum([s["label_histogram"] for s in sidecars], axis=0).tolist() if labelled else None
         ),
-        **plan.named,
-        **plan.ordered,
-        **plan.laid,
-        "source": plan.origin,
+        **plan.optional_fields,
+        "source": plan.source_record,
         "seed": plan.seed,
     }
     return Manifest.of(plain, blocks)
@@ -321,12 +119,12 @@ def _table(columns: tuple[str, ...], sidecars: list[dict[str, Any]]) -> NDArray[
     counts = [len(sidecar["blocks"]) for sidecar in sidecars]
     table = np.empty(sum(counts), dtype=manifests.index_dtype(len(columns)))
     table["shard"] = np.repeat(np.arange(len(sidecars)), counts)
-    parts = np.split(table, np.cumsum(counts)[:-1])
-    for part, blocks in zip(parts, (s["blocks"] for s in sidecars), strict=True):
-        part["rows"] = [block["rows"] for block in blocks]
+    sections = np.split(table, np.cumsum(counts)[:-1])
+    for section, blocks in zip(sections, (s["blocks"] for s in sidecars), strict=True):
+        section["rows"] = [block["rows"] for block in blocks]
         for column, name in enumerate(columns):
             placed = [block["fields"][name] for block in blocks]
-            part["offset"][:, column] = [p["offset"] for p in placed]
-            part["bytes"][:, column] = [p["bytes"] for p in placed]
-            part["xxh3"][:, column] = manifests.hashes([p["xxh3"] for p in placed])
+            section["offset"][:, column] = [p["offset"] for p in placed]
+            section["bytes"][:, column] = [p["bytes"] for p in placed]
+            section["xxh3"][:, column] = manifests.hashes([p["xxh3"] for p in placed])
     return table

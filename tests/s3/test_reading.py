@@ -66,7 +66,7 @@ def test_cache_on_and_off_are_local_bit_for_bit(
     assert (second["fetched"], second["bytes"]) == (0, 0)
     small, counts = _batches(root, cache=tmp_path / "small", cache_bytes=100_000, **options)
     assert _same(expected, small) and counts["fetched"] >= first["fetched"]
-    assert Cache(tmp_path / "small", 100_000).holds() <= 100_000
+    assert Cache(tmp_path / "small", 100_000).used_bytes() <= 100_000
 
 
 READ = """

@@ -30,7 +30,7 @@ from selfguide.training.telemetry import Telemetry
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.read import mixing
-from shards.read.audit import Account
+from shards.read.audit import EpochAudit
 from tests.selfguide.test_training import IMAGES, attempt, config
 from tests.shards.data import flip, payload, write
 from tools.shards import __main__ as command
@@ -293,7 +293,7 @@ def told(place: Place, folder: str) -> tuple[dict[str, Any], dict[str, Any], lis
     first = telemetry.report(20)
     telemetry.add(loss=1.0)
     telemetry.read(0.0, 0)
-    large = Account(epoch=0, first=2**63 + 2**62, second=2**64 - 2)
+    large = EpochAudit(epoch=0, first=2**63 + 2**62, second=2**64 - 2)
     stream = SimpleNamespace(ended=[], under_way=lambda: [large])
     ((account),) = Epochs(stream, ()).carried()  # type: ignore[arg-type, misc]
     return first, telemetry.report(40), [account["first"], account["second"]]

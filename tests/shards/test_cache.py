@@ -153,7 +153,10 @@ def test_kill_9_leaves_whole_pieces_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / TAR / "7-8.0123456789ab.tmp").write_bytes(b"of a writer that was killed")
     cache = Cache(tmp_path, 40_000_000)
     assert not [p for p in _pieces(tmp_path) if p.name.endswith(".tmp")]
-    assert cache.holds() <= 40_000_000 and int((tmp_path / "room").read_text()) == cache.holds()
+    assert (
+        cache.used_bytes() <= 40_000_000
+        and int((tmp_path / "room").read_text()) == cache.used_bytes()
+    )
 
 
 def test_what_is_needed_last_goes_first(tmp_path: Path) -> None:
@@ -170,7 +173,7 @@ def test_what_is_needed_last_goes_first(tmp_path: Path) -> None:
             expected.remove(max(expected, key=lambda s: need[s]))
         expected.add(start)
         assert {int(p.name.split("-")[0]) for p in _pieces(tmp_path)} == expected
-        assert cache.holds() <= 1000
+        assert cache.used_bytes() <= 1000
 
 
 def test_what_must_stay_stays_and_strangers_go_before_all(tmp_path: Path) -> None:
@@ -231,7 +234,7 @@ def test_nothing_is_deleted_that_was_not_put(
         assert cache.put(
             Piece(TAR, start, start + 400), memoryview(bytes(400)), lambda p: np.zeros(len(p))
         )
-    assert all(path.exists() for path in others) and cache.holds() == 400
+    assert all(path.exists() for path in others) and cache.used_bytes() == 400
     with pytest.raises(UserError, match="name a folder on a disk"):
         Cache(tmp_path / "thesis.tex")
     monkeypatch.chdir(folder)
@@ -317,7 +320,7 @@ def test_a_small_cache_serves_what_the_order_lets_it(
             reader.position = start
             assert np.array_equal(reader.gather(ordinals)["x"], expected[ordinals])
             uses += list(dict.fromkeys((ordinals // 256).tolist()))
-            assert Cache(tmp_path, budget).holds() <= budget
+            assert Cache(tmp_path, budget).used_bytes() <= budget
     # fetches = uses - hits; ours knows windows, the oracle every single use
     least, ours = _belady(uses, blocks), len(uses) - reader.counts["cached"]
     assert least <= ours <= 1.2 * least

@@ -318,7 +318,7 @@ def test_a_bit_beside_the_samples_of_a_cache_is_no_sample(tmp_path: Path) -> Non
             return reader.counts
 
     read()
-    held, rng = Cache(folder).holds(), np.random.default_rng(0)
+    held, rng = Cache(folder).used_bytes(), np.random.default_rng(0)
     for piece in sorted(folder.glob("*/*-*")):
         tar, start = piece.parent.name, int(piece.name.split("-")[0])
         shard = [s.sha256 for s in manifest.shards].index(tar)

@@ -15,11 +15,11 @@ import webdataset
 from webdataset.tenbin import encode_buffer
 
 import shards
-from shards.errors import UserError
+from shards.errors import BadInputError, UserError
 from shards.format import foreign_arrays as foreign
 from shards.format import manifest as manifests
+from shards.read.options import ReadOptions
 from shards.read.reader import Reader
-from shards.sources.listing import BadInputError
 from shards.verify import verify
 from tests.shards import inputs
 from tools.shards.__main__ import main
@@ -65,7 +65,7 @@ def test_they_are_read_as_webdataset_reads_them(tmp_path: Path, kind: str, dtype
     wide = _x(dtype).astype(np.float64)
     np.testing.assert_allclose(manifest.channel_mean, wide.mean((0, 2, 3)), rtol=1e-12)
     decoders = 2 if (kind, dtype) == ("npy", "f2") else 0  # each imports torch
-    with closing(Reader(tmp_path / "in", manifest, decoders=decoders)) as reader:
+    with closing(Reader(tmp_path / "in", manifest, ReadOptions(decoders=decoders))) as reader:
         rows = np.array([7, 39, 0, 7])
         assert np.array_equal(reader.gather(rows)["x"], found["x"][rows])
 

@@ -13,6 +13,7 @@ from shards.errors import DamagedError
 from shards.format import manifest as manifests
 from shards.read.blocks import Blocks
 from shards.read.mixing import Readers, make_blend
+from shards.read.options import ReadOptions
 from shards.read.reader import Reader
 from shards.sources.source import ArraySource
 from shards.write import writer
@@ -42,7 +43,7 @@ def test_batches_taken_together_are_those_taken_alone(root: Path, mapped: bool) 
     several.want(*batches)
     first, instead = several.take(*batches[:4])
     rest, _ = several.take(*batches[4:])
-    assert several.announced == 0 and not several._announced and not several._held
+    assert several.announced == 0 and not several._announced and not several._ready
     several.close()
     assert instead.shape == (280,) and not instead.any()
     for name in first:
@@ -60,7 +61,7 @@ def test_after_a_batch_that_failed_the_next_is_answered(tmp_path: Path, mapped: 
             with pytest.raises(DamagedError, match="x of block 1"):
                 reader.gather(np.array([20, 300, 600]))
             assert reader.gather(np.array([good]))["ordinal"].tolist() == [good]
-            assert reader.announced == 0 and not (reader._announced or reader._held)
+            assert reader.announced == 0 and not (reader._announced or reader._ready)
 
 
 def test_of_a_batch_that_failed_nothing_is_kept_for_those_after_it(tmp_path: Path) -> None:
@@ -72,14 +73,14 @@ def test_of_a_batch_that_failed_nothing_is_kept_for_those_after_it(tmp_path: Pat
         with pytest.raises(DamagedError, match="x of block 1"):
             reader.take(failing)
         assert reader.take(good)[0]["ordinal"].tolist() == [900]
-        assert reader.announced == 0 and not (reader._announced or reader._held)
+        assert reader.announced == 0 and not (reader._announced or reader._ready)
 
 
 def test_a_mixture_leaves_nothing_announced(root: Path, tmp_path: Path) -> None:
     data.write(tmp_path / "other", 500)
     roots = [root, tmp_path / "other"]
     found = [manifests.load(r) for r in roots]
-    blend = make_blend(found, [2.0, 1.0], seed=3, mode="window", window=2)
+    blend = make_blend(found, ReadOptions(weights=[2.0, 1.0], window=2), seed=3)
     readers = [Reader(r, m) for r, m in zip(roots, found, strict=True)]
     both = Readers(readers, blend)
     batches = [blend.plan(np.arange(i * 50, (i + 1) * 50))[0] for i in range(6)]

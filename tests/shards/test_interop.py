@@ -21,12 +21,13 @@ import shards
 from shards import storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
+from shards.format.members import Decode, split_name
+from shards.format.pictures import Picture
+from shards.read.options import ReadOptions
 from shards.read.reader import Reader
-from shards.read.samples import Decode, split_name
-from shards.sources.listing import Picture
-from shards.sources.scan import Threshold
 from shards.verify import verify
 from shards.write import indexing
+from shards.write.scan import Threshold
 from tests.shards import foreign, inputs
 from tests.shards.data import flip
 from tools.shards import report
@@ -75,7 +76,7 @@ def test_what_webdataset_writes_is_read_as_it_reads_it(
         for n, (b, t) in before.items()
     )
     manifest = manifests.load(root)
-    with closing(Reader(root, manifest, decoders=decoders)) as reader:
+    with closing(Reader(root, manifest, ReadOptions(decoders=decoders))) as reader:
         found = reader.gather(np.arange(150))
     theirs = _theirs(root)
     assert found["key"].tolist() == [sample["__key__"] for sample in theirs]

@@ -15,8 +15,9 @@ from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.header import Header
 from shards.format.order import Mixture, Order
-from shards.read.audit import Account, prove
+from shards.read.audit import EpochAudit, check_epoch
 from shards.read.mixing import Blend, make_blend
+from shards.read.options import ReadOptions
 from shards.sources.source import ArraySource
 from shards.write import writer
 from tests.shards.data import LATENT, flip, payload, source, write
@@ -37,7 +38,7 @@ Found = dict[int, tuple[int, int, str]]  # position -> source, ordinal, key
 
 def _read(
     roots: list[Path], world: int, micro: int, start: int, stop: int, **options: Any
-) -> tuple[Found, list[list[Account]]]:
+) -> tuple[Found, list[list[EpochAudit]]]:
     """What every position in [start, stop) was, over all ranks; and each rank's accounts that ended."""
     found: Found = {}
     ended, states = [], []
@@ -123,14 +124,16 @@ def test_an_epoch_counts_as_ended_when_all_of_it_was_used(
 @pytest.mark.parametrize(("world", "micro"), [(1, 40), (4, 10)])
 def test_every_sources_epochs_are_proven(roots: list[Path], world: int, micro: int) -> None:
     _, ended = _read(roots, world, micro, 0, 6000)
-    totals = [prove(accounts, COUNTS[accounts[0].source]) for accounts in zip(*ended, strict=True)]
+    totals = [
+        check_epoch(accounts, COUNTS[accounts[0].source]) for accounts in zip(*ended, strict=True)
+    ]
     epochs = [[t.epoch for t in totals if t.source == s] for s in range(3)]
     assert epochs == [[*range(3750 // 700)], [*range(1500 // 300)], [*range(750 // 90)]]
-    twice = next(t for t in totals if t.key == (0, 0)) + Account(epoch=0, seen=1)
+    twice = next(t for t in totals if t.key == (0, 0)) + EpochAudit(epoch=0, seen=1)
     with pytest.raises(DamagedError, match="epoch 0: 701 samples seen"):
-        prove([twice], 700)
+        check_epoch([twice], 700)
     with pytest.raises(DamagedError, match="epoch 3 of source 2"):
-        prove([Account(source=2, epoch=3, seen=90)], 90)
+        check_epoch([EpochAudit(source=2, epoch=3, seen=90)], 90)
 
 
 def test_what_stands_in_comes_from_the_same_source(tmp_path: Path) -> None:
@@ -153,10 +156,10 @@ def test_what_stands_in_comes_from_the_same_source(tmp_path: Path) -> None:
 
 def test_sources_of_one_size_have_orders_of_their_own(roots: list[Path]) -> None:
     manifest = manifests.load(roots[0])
-    made = make_blend([manifest] * 2, [1, 1], seed=4, mode="global", window=1)
+    made = make_blend([manifest] * 2, ReadOptions(weights=[1, 1], mode="global", window=1), seed=4)
     one, other = (order.ordinals(np.arange(700)) for order in made.orders)
     assert (one == other).sum() < 20
-    alone = make_blend([manifest], None, seed=4, mode="global", window=1)
+    alone = make_blend([manifest], ReadOptions(mode="global", window=1), seed=4)
     assert np.array_equal(
         alone.plan(np.arange(900))[0],
         Order(count=700, seed=4, mode="global").ordinals(np.arange(900)),

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 import shards
-from shards.errors import UserError
-from shards.read.samples import Decode, members_of
+from shards.errors import BadInputError, UserError
+from shards.format.members import CLASSES, Decode, members_of
+from shards.format.pictures import Picture
 from shards.sources import folders
-from shards.sources.listing import BadInputError, Picture
-from shards.sources.scan import Threshold, scan
-from shards.sources.source import CLASSES, ArraySource, encode_keys
+from shards.sources.source import ArraySource, encode_keys
 from shards.verify import verify
 from shards.write import indexing, writer
+from shards.write.scan import Threshold, scan
 from tests.shards import inputs
 from tests.shards.data import LATENT
 

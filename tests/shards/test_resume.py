@@ -22,13 +22,14 @@ import shards
 from shards import parallel, storage
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
+from shards.format.order import share
+from shards.format.pictures import Picture
 from shards.sources import folders
-from shards.sources.listing import Picture
-from shards.sources.scan import scan
 from shards.sources.source import ArraySource
 from shards.verify import verify
 from shards.write import committing, writer
 from shards.write.building import build_shard
+from shards.write.scan import scan
 from tests.shards import inputs
 from tests.shards.data import LATENT, source
 
@@ -381,7 +382,7 @@ def test_a_scan_that_was_cut_goes_on_behind_its_last_part(tmp_path: Path) -> Non
 def test_what_absent_ranks_leave_is_done_once_by_the_others(world: int, alive: int) -> None:
     """In step, each does the next of its tasks that was not done when it came to it: few are done twice."""
     tasks, done, twice = 800, set(), 0
-    orders = [iter(parallel.share(range(tasks), rank, world)) for rank in range(alive)]
+    orders = [iter(share(range(tasks), rank, world)) for rank in range(alive)]
     while len(done) < tasks:
         taken = [next((task for task in order if task not in done), None) for order in orders]
         own = [task for task in taken if task is not None]
@@ -391,15 +392,15 @@ def test_what_absent_ranks_leave_is_done_once_by_the_others(world: int, alive: i
 
 
 def test_ranks_share_out_tasks_and_take_over_all_others() -> None:
-    order = parallel.share(range(7), 1, 3)
+    order = share(range(7), 1, 3)
     assert order[:2] == [1, 4] and sorted(order[2:]) == [0, 2, 3, 5, 6]
-    assert order == parallel.share(range(7), 1, 3)  # the same whenever it is asked
+    assert order == share(range(7), 1, 3)  # the same whenever it is asked
     for world in (1, 2, 5, 9):
-        firsts = [parallel.share(range(7), rank, world) for rank in range(world)]
+        firsts = [share(range(7), rank, world) for rank in range(world)]
         assert all(sorted(order) == [*range(7)] for order in firsts)
     for rank, world in ((1, 1), (-1, 2), (0, 0)):
         with pytest.raises(UserError, match=f"rank={rank} of world={world}"):
-            parallel.share([], rank, world)
+            share([], rank, world)
     with pytest.raises(UserError, match="workers=0"):
         list(parallel.spread(abs, [1], 0))
 

@@ -22,9 +22,10 @@ from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
 from shards.read import block_bytes as parts
 from shards.read import samples
-from shards.read.audit import prove
+from shards.read.audit import check_epoch
 from shards.read.cache import Cache
 from shards.read.decoding import Decoders
+from shards.read.options import ReadOptions
 from shards.read.reader import Reader, tars_of
 from shards.verify import verify
 from tests.shards import data, foreign
@@ -61,7 +62,7 @@ def test_every_way_of_reading_gives_the_samples_that_are_there(
     cache = Cache(tmp_path) if way == "cached" else None
     manifest = manifests.load(root)
     with closing(
-        Reader(root, manifest, mapped=way == "mapped", cache=cache, decoders=decoders)
+        Reader(root, manifest, ReadOptions(decoders=decoders), mapped=way == "mapped", cache=cache)
     ) as reader:
         for seed in range(4):
             rows = np.random.default_rng(seed).integers(0, COUNT, 90)
@@ -69,7 +70,7 @@ def test_every_way_of_reading_gives_the_samples_that_are_there(
             assert _alike(found, expected, rows) and np.array_equal(found["ordinal"], rows)
             assert found["x"].dtype == np.uint8 and found["y"].dtype == np.int64
         if way == "cached":
-            assert Cache(tmp_path).holds() == manifest.blocks["bytes"].sum()
+            assert Cache(tmp_path).used_bytes() == manifest.blocks["bytes"].sum()
             assert (reader.counts["fetched"], reader.counts["cached"]) == (9, 0)  # they stay mapped
 
 
@@ -144,7 +145,7 @@ def test_neighbours_come_together_up_to_a_bound(
         monkeypatch.setattr(samples, "TOGETHER", bound)
         monkeypatch.setattr(parts, "TOGETHER", bound)
         tars = tars_of(tmp_path, manifest, mapped=False)
-        every = [part for block in range(3) for part in tars.parts(block)]
+        every = [part for block in range(3) for part in tars.ranges(block)]
         assert all(p.stop - p.start <= max(bound, sizes.max()) for p in every)
         assert sum(p.stop - p.start for p in every) == sizes.sum()
         assert fetched() == len(every)
@@ -167,7 +168,7 @@ def test_ranks_see_every_sample_once_and_the_epoch_is_proven(
                 given += batch["ordinal"][here].tolist()
             ended += stream.ended
     assert sorted(given) == [*range(COUNT)]
-    assert prove(ended, COUNT).seen == COUNT
+    assert check_epoch(ended, COUNT).seen == COUNT
 
 
 # ---------------------------------------------------------------- damage
@@ -199,7 +200,7 @@ def test_a_flipped_bit_ends_the_reading_or_others_stand_in(
         with pytest.raises(DamagedError, match=r"00003\.tar: sample 300, .*tools.shards verify"):
             reader.gather(np.array([256]))  # a block is sound or not
     with closing(
-        Reader(hurt, manifest, mapped=mapped, on_damage="substitute", damaged=0.5)
+        Reader(hurt, manifest, ReadOptions(on_damage="substitute", damaged=0.5), mapped=mapped)
     ) as reader:
         found = reader.gather(np.array([10, 256, 400, 511, 699]))
         assert found["ordinal"].tolist() == [10, 512, 512 + 144, 512 + 255 - 188, 699]
@@ -439,6 +440,6 @@ def test_arrays_need_no_decoders_and_a_setting_without_effect_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     manifest = data.write(tmp_path, 10)
-    with closing(Reader(tmp_path, manifest, decoders=2)) as reader:
+    with closing(Reader(tmp_path, manifest, ReadOptions(decoders=2))) as reader:
         assert len(reader.gather(np.arange(10))["x"]) == 10
     assert "decoders=2 decode nothing" in caplog.text

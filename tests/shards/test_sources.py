@@ -19,12 +19,13 @@ from PIL import Image
 
 import shards
 from shards import transfer
-from shards.errors import DamagedError, UserError
+from shards.errors import BadInputError, DamagedError, UserError
 from shards.format import manifest as manifests
+from shards.format.pictures import Picture
 from shards.sources import arrays, folders, tables, tars
-from shards.sources.listing import BadInputError, Listing, Picture
+from shards.sources.listing import Listing
 from shards.sources.made import SyntheticSource
-from shards.sources.scan import PART, Scanned, Threshold, scan
+from shards.write.scan import PART, Scanned, Threshold, scan
 from tests.shards import inputs
 from tests.shards.data import names
 from tools.shards.__main__ import main

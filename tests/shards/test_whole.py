@@ -15,8 +15,9 @@ import shards
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.order import Order
-from shards.read.audit import Account, prove, whole
+from shards.read.audit import EpochAudit, check_epoch, complete_epoch
 from shards.read.mixing import Blend
+from shards.read.options import ReadOptions
 from shards.read.reader import Reader
 from shards.read.stream import Share, Stream
 from tests.shards.data import flip, payload, write
@@ -39,8 +40,8 @@ def test_all_ranks_together_prove_each_epoch(
     """And an epoch that an earlier attempt began, with what that one carried over."""
     first = start // 700
     behind = Order(count=700, seed=2).ordinals(np.arange(first * 700, start))
-    carried = Account(epoch=first).add(behind, 0)
-    ended: list[list[Account]] = []
+    carried = EpochAudit(epoch=first).add(behind, 0)
+    ended: list[list[EpochAudit]] = []
     for rank in range(world):
         with shards.open(
             root, global_batch=G, micro_batch=micro, rank=rank, world=world, seed=2, position=start
@@ -51,11 +52,11 @@ def test_all_ranks_together_prove_each_epoch(
             assert [a.key for a in stream.under_way()] == [(0, first + 4)]
     for epoch, *accounts in zip(range(first, first + 4), *ended, strict=True):
         assert {a.key for a in accounts} == {(0, epoch)}
-        total = prove([*accounts, carried] if epoch == first else accounts, 700)
+        total = check_epoch([*accounts, carried] if epoch == first else accounts, 700)
         assert (total.seen, total.substituted) == (700, 0)
         if world > 1:
             with pytest.raises(DamagedError, match=f"epoch {epoch}: .* not all of them once each"):
-                prove(accounts[1:], 700)
+                check_epoch(accounts[1:], 700)
 
 
 def test_an_epoch_ends_with_its_last_batch_not_with_the_next_one(root: Path) -> None:
@@ -63,7 +64,7 @@ def test_an_epoch_ends_with_its_last_batch_not_with_the_next_one(root: Path) -> 
         for step in range(20):
             assert stream.ended == [] and len(stream.under_way()) == (step > 1)
             next(stream)
-        assert [a.given for a in stream.ended] == [700] and stream.under_way() == []
+        assert [a.total for a in stream.ended] == [700] and stream.under_way() == []
 
 
 class Faulty(Order):
@@ -102,32 +103,32 @@ def test_a_batch_may_end_several_epochs(tmp_path: Path) -> None:
             ended.append([*stream.ended, *stream.under_way()])
     for accounts in zip(*ended, strict=True):
         if accounts[0].epoch < 6:
-            prove(accounts, 10)
+            check_epoch(accounts, 10)
         else:
-            assert sum(a.given for a in accounts) == 4
+            assert sum(a.total for a in accounts) == 4
 
 
 @given(count=st.integers(2, 3000), data=st.data())
 def test_a_sample_in_anothers_place_is_found(count: int, data: st.DataObject) -> None:
     ordinals = np.arange(count)
     parts = np.array_split(ordinals, 3)
-    assert prove((Account(epoch=3).add(p, 0) for p in parts), count).given == count
+    assert check_epoch((EpochAudit(epoch=3).add(p, 0) for p in parts), count).total == count
     wrong, other = data.draw(st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)))
     ordinals[wrong] = other
-    account = Account(epoch=3).add(ordinals, 0)
+    account = EpochAudit(epoch=3).add(ordinals, 0)
     if wrong != other:
         with pytest.raises(DamagedError, match="epoch 3"):
-            prove([account], count)
+            check_epoch([account], count)
 
 
 def test_closed_forms_hold_where_words_run_over() -> None:
     count = 300_000
-    big = whole(0, count)
+    big = complete_epoch(0, count)
     assert big.first == sum(range(count)) % 2**64
     assert big.second == sum(n * n for n in range(count)) % 2**64
     assert (
         sum(n * n for n in range(4_000_000, 4_000_010)) % 2**64
-        == (whole(0, 4_000_010).second - whole(0, 4_000_000).second) % 2**64
+        == (complete_epoch(0, 4_000_010).second - complete_epoch(0, 4_000_000).second) % 2**64
     )
 
 
@@ -135,17 +136,17 @@ def test_a_batch_that_is_lost_or_comes_twice_is_noticed_at_once(root: Path) -> N
     with shards.open(root, global_batch=G, micro_batch=12, rank=1, world=2, seed=2) as stream:
         next(stream)
         next(stream._ahead)  # a batch that nobody was given
-        with pytest.raises(DamagedError, match="positions 60 to 71 where 36 to 47 were due"):
+        with pytest.raises(DamagedError, match="positions 60 to 71 instead of 36 to 47"):
             next(stream)
 
 
 def test_accounts_of_other_epochs_and_sources_do_not_add_up() -> None:
-    for other in (Account(epoch=2), Account(epoch=1, source=1)):
+    for other in (EpochAudit(epoch=2), EpochAudit(epoch=1, source=1)):
         with pytest.raises(ValueError, match="do not add up"):
-            Account(epoch=1) + other
-    assert Account(epoch=1).with_sums((1, 2, 2**64 - 1, 5)) + Account(epoch=1).with_sums(
+            EpochAudit(epoch=1) + other
+    assert EpochAudit(epoch=1).with_sums((1, 2, 2**64 - 1, 5)) + EpochAudit(epoch=1).with_sums(
         (1, 0, 3, 0)
-    ) == Account(epoch=1).with_sums((2, 2, 2, 5))
+    ) == EpochAudit(epoch=1).with_sums((2, 2, 2, 5))
 
 
 def test_substitutes_are_the_same_for_every_rank_and_start(
@@ -254,7 +255,7 @@ def test_one_damaged_block_of_a_range_does_not_spoil_its_neighbours(tmp_path: Pa
     manifest = write(tmp_path, 1000, shard_bytes=80_000)
     flip(*payload(tmp_path, 1, "x"))
     with closing(
-        Reader(tmp_path, manifest, mapped=False, on_damage="substitute", damaged=0.3)
+        Reader(tmp_path, manifest, ReadOptions(on_damage="substitute", damaged=0.3), mapped=False)
     ) as r:
         r.want(np.arange(1000))
         batch, stands_in = r.take(np.arange(1000))

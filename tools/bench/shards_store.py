@@ -15,7 +15,7 @@ from shards import storage, transfer
 from shards.errors import DamagedError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
-from shards.read.block_bytes import Part
+from shards.read.block_bytes import ByteRange
 from shards.read.reader import Reader
 from tools.bench.harness import Row, Variant, measure
 from tools.bench.shards_data import Figure, Latents, Say, our_epoch
@@ -37,7 +37,7 @@ def storing(
         size = sum(part.stop - part.start for part in spans)
         client = _client()
 
-        def plain(part: Part) -> int:
+        def plain(part: ByteRange) -> int:
             asked = {"Range": f"bytes={part.start}-{part.stop - 1}"}
             key = f"latents/{manifest.shards[part.shard].name}"
             return len(client.get_object(Bucket=bucket, Key=key, **asked)["Body"].read())
@@ -70,11 +70,11 @@ def storing(
     ]
 
 
-def _spans(remote: str, manifest: Manifest, order: list[int]) -> list[Part]:
+def _spans(remote: str, manifest: Manifest, order: list[int]) -> list[ByteRange]:
     """What our reader asks for, block by block."""
     reader = Reader(remote, manifest)
     reader.close()
-    return [part for block in order for part in reader.blocks.parts(block)]
+    return [part for block in order for part in reader.blocks.ranges(block)]
 
 
 def _speed(name: str, size: float, raw: Row, ours: Row) -> Figure:

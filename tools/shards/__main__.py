@@ -1,4 +1,4 @@
-"""Write data sets as WebDataset shards, check them, look at them.
+"""Write, verify and inspect data sets of WebDataset shards.
 
 examples:
   python -m tools.shards make digits --out data/digits

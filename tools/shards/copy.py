@@ -1,8 +1,8 @@
-"""Copy a data set between folders and S3; every tar's sha256 is compared on the way, the pointer comes last.
+"""Copy a data set between folders and S3. Checksums are verified on the way; LATEST is written last.
 
-What was interrupted goes on where it stopped, and a data set that is only half there is none to its readers. Tars
-that lie in TO with their record and size are taken for finished and not read: `verify TO` reads them, and
-`repair TO --from FROM` mends what it finds.
+An interrupted copy continues where it stopped, and readers do not see a data set before it is complete. Tars that TO
+already has, with their record and the right size, are not read again: `verify TO` verifies their checksums, and
+`repair TO --from FROM` replaces damaged ones.
 
 examples:
   python -m tools.shards copy data/digits s3://bucket/digits
@@ -12,13 +12,12 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 
 from shards import transfer
 from tools.shards import report, sweep
 
-HELP = "copy a data set between folders and S3, verified"
+HELP = "copy a data set between folders and S3, verifying checksums"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -26,14 +25,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         "source", metavar="FROM", help="folder or s3:// prefix that holds the data set"
     )
     parser.add_argument("target", metavar="TO", help="folder or s3:// prefix to write")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    report.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     done = transfer.copy(options.source, options.target, watch=report.watch("copying shards"))
     sweep.afterwards(options.target)
-    if options.json:
-        print(json.dumps({"from": options.source, "to": options.target, **asdict(done)}))
+    if report.as_json(options, {"from": options.source, "to": options.target, **asdict(done)}):
         return 0
     kept = f", {report.tars(done.kept)} already there" if done.kept else ""
     print(

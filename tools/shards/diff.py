@@ -1,6 +1,6 @@
-"""What differs between two data sets: header, counts, statistics, shards by hash, and keys.
+"""Compare two data sets: header, counts, statistics, hashes of shards, and keys.
 
-Exit code 0 where they are the same bytes, 1 where anything differs.
+The exit code is 0 if they are the same bytes, and 1 if anything differs.
 
 example:
   python -m tools.shards diff data/digits s3://bucket/digits
@@ -16,9 +16,10 @@ import numpy as np
 
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
+from tools.shards import report
 from tools.shards.inspect import keys_of
 
-HELP = "what differs between two data sets"
+HELP = "compare two data sets"
 FACTS = (
     "count",
     "layout",
@@ -35,9 +36,9 @@ _SHOWN = 5
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", metavar="A", help="folder or s3:// prefix")
-    parser.add_argument("b", metavar="B", help="another")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("a", metavar="A", help="folder or s3:// prefix of one data set")
+    parser.add_argument("b", metavar="B", help="folder or s3:// prefix of the other")
+    report.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,24 +1,24 @@
-"""Write the latents of a data set of images, by an autoencoder, as a data set of their own.
+"""Encode a data set of images with an autoencoder, and write the latents as a data set of their own.
 
-SOURCE holds image shards, a folder or s3:// prefix that `make` or `index` wrote. Latents keep the order of their
-images: ordinal i is ordinal i, and `tools.annotate adopt` takes over what was found in the images. What is stored of
-each image, for SD-VAE (f8, 4 channels) at 256 pixels and float16:
+SOURCE is a folder or s3:// prefix of image shards that `make` or `index` wrote. Latents keep the order of their
+images: ordinal i stays ordinal i, and `tools.annotate adopt` takes over annotations of the images. What is stored for
+each image, with SD-VAE (f8, 4 channels) at 256 pixels and float16:
 
   --content moments  mean and log-variance, 16 KiB: every step samples anew, nothing is frozen (the default)
   --content sample   one sample drawn by --seed and ordinal, 8 KiB: every epoch sees the same one
   --content mean     the mean, 8 KiB: narrower than what a decoder was trained on
-  --flips            and the same of the mirror image, twice the bytes: a network that is shown mirrored images needs
-                     these, for the mirror image of a latent is not the latent of the mirror image
+  --flips            also the latents of the mirror image, twice the bytes: training with mirrored images needs
+                     them, because the mirror image of a latent is not the latent of the mirror image
 
-Tars that `index` found keep their own order, too: where they are sorted by class, so are their latents; `make tars`
+The order of tars that `index` found is kept as well: if they are sorted by class, so are their latents. `make tars`
 shuffles first.
 
-Each process has the network once, on a GPU of its own where there are several; more --workers than GPUs overlap
-reading, encoding and writing. On the CPU each process takes one core. A killed encode goes on when the same command
-is given again and loses a shard a process at most.
+Each worker process loads the network once, on a GPU of its own if there are several; more --workers than GPUs overlap
+reading, encoding and writing. On CPUs each process uses one core. A killed encode continues when the same command
+is run again, and loses at most one shard per process.
 
-With --tasks N the work becomes an array of N jobs that need not run at the same time, on Slurm or on this machine:
---cluster NAME [KEY=VALUE ...] are the launcher's cluster=NAME and cluster.KEY=VALUE. A task that dies costs time only.
+With --tasks N the work becomes an array of N jobs, on Slurm or on this machine, that need not run at the same time:
+--cluster NAME [KEY=VALUE ...] are the launcher's cluster=NAME and cluster.KEY=VALUE. A task that dies only costs time.
 
 examples:
   python -m tools.shards encode data/digits --encoder tiny --out data/digits-latents
@@ -31,81 +31,77 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards import cli, storage
+from shards import storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.header import Header
 from shards.format.manifest import Manifest
-from shards.write import writer
-from shards.write.writer import Plan
+from shards.write.existing import find_existing
+from shards.write.plan import Plan
 from tools.shards import report, sweep
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from selfguide.data.autoencoders.encode import Task
     from selfguide.data.autoencoders.encoding import EncodedSource
 
-HELP = "write the latents of a data set of images"
+HELP = "encode images to latents"
 UNIT = (
     0.5,
     2.0,
-)  # standard deviations of what a model sees between which latents are as they should
+)  # range of sound standard deviations of what a model sees
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="folder or s3:// prefix of image shards")
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder or s3:// prefix to write"
-    )
-    parser.add_argument(
-        "--encoder", required=True, metavar="NAME", help="sd_vae, va_vae, or tiny for digits"
+        "--encoder", required=True, metavar="NAME", help="sd_vae, va_vae, or tiny (for digits)"
     )
     parser.add_argument(
         "--weights",
         metavar="PATH",
-        help="of it: file or folder; else SELFGUIDE_<NAME>, then the local hub cache",
+        help="weights, a file or folder (default: SELFGUIDE_<NAME>, then the local hub cache)",
     )
     parser.add_argument(
-        "--statistics", metavar="PATH", help="mean and std of va_vae's latents (beside its weights)"
+        "--statistics",
+        metavar="PATH",
+        help="mean and std of va_vae's latents (default: beside its weights)",
     )
-    parser.add_argument("--content", default="moments", help="moments, sample or mean (moments)")
-    parser.add_argument("--flips", action="store_true", help="also of the mirror image")
-    parser.add_argument("--dtype", default="float16", help="float16 or float32 (float16)")
+    parser.add_argument(
+        "--content", default="moments", help="moments, sample or mean (default moments)"
+    )
+    parser.add_argument("--flips", action="store_true", help="also encode the mirror image")
+    parser.add_argument("--dtype", default="float16", help="float16 or float32 (default float16)")
     parser.add_argument(
         "--batch",
         type=int,
         default=32,
-        help="images the network sees at once; bytes may depend on it (32)",
+        help="images in a batch of the encoder; the last bits may depend on it (default 32)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of --content sample (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of --content sample (default 0)")
     parser.add_argument(
-        "--shard-mb",
-        type=float,
-        default=128,
-        help="MiB in a shard, about; progress goes by shards (128)",
+        "--workers", type=int, help="worker processes (default: one per GPU, at least 1)"
     )
-    parser.add_argument("--workers", type=int, help="processes here (one for each GPU, at least 1)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (a GPU if there is)")
-    parser.add_argument("--rank", type=int, default=0, help="of this call among --world (0)")
-    parser.add_argument("--world", type=int, default=1, help="calls that write together (1)")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
+    )
     array = parser.add_argument_group("as an array of jobs")
-    array.add_argument("--tasks", type=int, help="jobs that share the work; see above")
+    array.add_argument("--tasks", type=int, help="number of jobs that share the work; see above")
     array.add_argument(
         "--cluster",
         nargs="+",
         metavar=("NAME", "KEY=VALUE"),
-        help="slurm, devcluster, local or auto, and settings of it (auto)",
+        help="slurm, devcluster, local or auto, and its settings (default auto)",
     )
-    array.add_argument("--follow", action="store_true", help="go on until the jobs have ended")
-    array.add_argument("--runs", default="runs", metavar="DIR", help="where their logs go (runs)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    array.add_argument("--follow", action="store_true", help="wait until the jobs have ended")
+    array.add_argument(
+        "--runs", default="runs", metavar="DIR", help="folder of their logs (default runs)"
+    )
+    report.add_out(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -123,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
     built = report.Counted("encoding shards")
     manifest, new = encode(task, source, watch=built)
     sweep.afterwards(options.out)
-    _tell(options, source, manifest, new, built.count, time.monotonic() - started)
+    _print_report(options, source, manifest, new, built.count, time.monotonic() - started)
     return 0
 
 
@@ -131,8 +127,6 @@ def _task(options: argparse.Namespace) -> Task:
     from selfguide.data.autoencoders.encode import Task
     from selfguide.data.autoencoders.encoding import Encoding
 
-    if not options.shard_mb > 0:
-        raise UserError(f"--shard-mb {options.shard_mb}: give more than 0")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers {options.workers}: give at least 1")
     names = ("encoder", "content", "flips", "dtype", "batch", "seed")
@@ -145,7 +139,7 @@ def _task(options: argparse.Namespace) -> Task:
         source=_absolute(options.source),
         out=_absolute(options.out),
         encoding=encoding,
-        shard_bytes=math.ceil(options.shard_mb * 2**20),
+        shard_bytes=report.shard_bytes(options),
         device=options.device,
         workers=options.workers,
         rank=options.rank,
@@ -166,7 +160,7 @@ def _submit(options: argparse.Namespace, task: Task, planned: Plan) -> int:
         raise UserError(f"--tasks {tasks}: give at least 1")
     name, *settings = options.cluster or ["auto"]
     cluster = array.cluster_of([f"cluster={name}", *(f"cluster.{text}" for text in settings)])
-    found = writer.held(task.out)
+    found = find_existing(task.out)
     if found is not None:
         print(f"already there, nothing submitted: {report.line(found)} in {task.out}")
         return 0
@@ -179,8 +173,7 @@ def _submit(options: argparse.Namespace, task: Task, planned: Plan) -> int:
         of=planned.shards,
     )
     folder, new = array.submit(work, cluster, Path(options.runs))
-    if options.json:
-        print(json.dumps({"folder": str(folder), "submitted": new, **array.read(folder)}))
+    if report.as_json(options, {"folder": str(folder), "submitted": new, **array.read(folder)}):
         return 0
     print(array.sentences(folder, new), flush=True)
     return array.follow(folder) if options.follow else 0
@@ -196,7 +189,7 @@ def _file(path: str | None) -> str | None:
     return path and str(Path(path).expanduser().absolute())
 
 
-def _tell(
+def _print_report(
     options: argparse.Namespace,
     source: EncodedSource,
     manifest: Manifest,
@@ -204,19 +197,30 @@ def _tell(
     built: int,
     seconds: float,
 ) -> None:
-    seen = deviations(manifest)
+    stds = deviations(manifest)
     if options.json:
-        told: dict[str, Any] = {"root": options.out, "written": new, "shards_built": built}
-        told |= {"seconds": round(seconds, 3), "deviations_seen": seen}
-        print(json.dumps({**told, **report.summary(manifest)}))
+        facts: dict[str, Any] = {"root": options.out, "written": new, "shards_built": built}
+        facts |= {"seconds": round(seconds, 3), "deviations_seen": stds}
+        print(json.dumps({**facts, **report.summary(manifest)}))
         return
-    said = "wrote" if new else "already there, nothing written:"
-    print(f"{said} {report.line(manifest)} in {options.out}, manifest {manifest.hash[:12]}")
-    cli.console().print(_table(source, manifest, seen, built, seconds))
-    if not UNIT[0] <= min(seen) <= max(seen) <= UNIT[1]:
+    print(report.written(manifest, options.out, new))
+    coded = source.encoding
+    forms = ", both mirror images" if coded.flips else ""
+    rows = {
+        "images": f"{source.root}, manifest {source.manifest.hash[:12]}",
+        "encoder": f"{coded.encoder}, sha256 {str(source.sha256)[:12]}",
+        "stored": f"{coded.content}{forms}, {coded.dtype}",
+        "std a model sees": f"{min(stds):.3g} to {max(stds):.3g}",
+        "shards built by this call": f"{built:,} of {len(manifest.shards):,}",
+        "seconds": f"{seconds:,.1f}",
+    }
+    if built == len(manifest.shards):
+        rows["images a second"] = f"{manifest.count / seconds:,.1f}"
+    report.print_table(rows)
+    if not UNIT[0] <= min(stds) <= max(stds) <= UNIT[1]:
         print(
-            f"note: a model sees channels with standard deviations {min(seen):.3g} to {max(seen):.3g}, and near 1 is "
-            "as it should be: these weights or statistics may be of other images"
+            f"note: a model sees channels with standard deviations {min(stds):.3g} to {max(stds):.3g}, not about 1: "
+            "these weights or statistics may be of other images"
         )
 
 
@@ -225,24 +229,3 @@ def deviations(manifest: Manifest) -> list[float]:
     scale, channels = Header.of(manifest.header).scale, manifest.model_shape[0]
     scales = scale if isinstance(scale, tuple) else (scale,) * channels
     return [s * std for s, std in zip(scales, manifest.channel_std[:channels], strict=True)]
-
-
-def _table(
-    source: EncodedSource, manifest: Manifest, seen: list[float], built: int, seconds: float
-) -> Table:
-    from rich.table import Table
-
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    coded = source.encoding
-    forms = ", both mirror images" if coded.flips else ""
-    table.add_row("images", f"{source.root}, manifest {source.manifest.hash[:12]}")
-    table.add_row("encoder", f"{coded.encoder}, sha256 {str(source.sha256)[:12]}")
-    table.add_row("stored", f"{coded.content}{forms}, {coded.dtype}")
-    table.add_row("std a model sees", f"{min(seen):.3g} to {max(seen):.3g}")
-    table.add_row("shards built by this call", f"{built:,} of {len(manifest.shards):,}")
-    table.add_row("seconds", f"{seconds:,.1f}")
-    if built == len(manifest.shards):
-        table.add_row("images a second", f"{manifest.count / seconds:,.1f}")
-    return table

@@ -1,6 +1,6 @@
-"""Which samples a run saw: those at the positions just before --images, computed from seed and order, not logged.
+"""List the samples that a run saw just before --images; they are computed from seed and order, not logged.
 
-A loss that jumps at image N of a run is explained by the samples of the batch that ends there.
+If the loss of a run jumps at image N, this shows the samples of the batch that ends there.
 
 examples:
   python -m tools.shards explain data/digits --images 40960 --batch 64 --seed 0
@@ -10,7 +10,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 
 import numpy as np
 
@@ -18,22 +17,25 @@ from shards import cli
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.read.stream import LAST
-from tools.shards import ordering, picture
+from tools.shards import ordering, picture, report
 
-HELP = "which samples a run saw, by images seen"
+HELP = "list the samples of a batch, by images seen"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", metavar="ROOT", help="folder or s3:// prefix")
+    report.add_root(parser)
     parser.add_argument(
-        "--images", type=float, required=True, metavar="N", help="images seen, as logs count them"
+        "--images", type=float, required=True, metavar="N", help="images seen, as in the logs"
     )
     parser.add_argument(
-        "--batch", type=int, default=16, metavar="B", help="the positions N - B to N - 1 (16)"
+        "--batch",
+        type=int,
+        default=16,
+        metavar="B",
+        help="list positions N - B to N - 1 (default 16)",
     )
     ordering.add_order(parser)
     picture.add(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,17 +44,16 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--images {images:g}: give a whole number of at least 1, and at most 1e18")
     if batch < 1:
         raise UserError(f"--batch {batch}: give at least 1")
-    path = picture.place(options)
+    path = picture.target_path(options)
     manifest = manifests.load(options.root)
     order = ordering.order_of(options, manifest)
     positions = np.arange(max(0, int(images) - batch), int(images))
     found = ordering.read(options.root, manifest, order.ordinals(positions))
     if path:
-        picture.save(path, picture.asked_for(options, manifest, found["x"]))
-    rows = ordering.described(found, positions)
+        picture.save(path, picture.render(options, manifest, found["x"]))
+    rows = ordering.rows_of(found, positions)
     first = {"epoch": int(positions[0]) // manifest.count, "manifest": manifest.hash}
-    if options.json:
-        print(json.dumps({"root": options.root, **first, "samples": rows}))
+    if report.as_json(options, {"root": options.root, **first, "samples": rows}):
         return 0
     from rich.table import Table
 

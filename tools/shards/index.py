@@ -1,14 +1,14 @@
-"""Read WebDataset tars of others where they lie, such as img2dataset's: an index is written, the tars stay as they are.
+"""Index existing WebDataset tars, such as img2dataset's, so that they can be read in place; they are not changed.
 
-Every tar is read once: its sha256, the xxh3 of each sample, a decode of each picture, labels, and the channels' exact
-mean and deviation. The index goes into the tars' own folder, or to --out, which then names the tars by their full
-paths. What is there is read as every data set, shuffled in windows, and checked as strictly. A tar that is
-damaged or cut short is an error; a sample that does not decode is left out and told in skipped.jsonl. What was
-interrupted goes on behind the tars that are done. A tar on S3 is held in memory by the process that reads it.
+Every tar is read once, for its sha256, the xxh3 of each sample, labels, and the exact mean and standard deviation of
+the channels; every picture is decoded once. The index is written to the folder of the tars, or to --out with the full
+paths of the tars. It is then read like any data set, shuffled in windows, with the same checks. A tar that is
+damaged or truncated is an error; a sample that does not decode is left out and listed in skipped.jsonl. An
+interrupted index continues with the next tar. A tar on S3 is loaded into memory by the process that reads it.
 
-Nothing is shuffled before: tars whose samples are sorted by class should be written anew with `make tars`.
-Pictures are decoded each time they are read; give training data.decoders processes for that. Samples may be arrays
-(C, H, W) as well, --image npy, which webdataset's decoders read; pickles are not read, as they may run any code.
+Samples are not shuffled beforehand: rewrite tars that are sorted by class with `make tars`.
+Pictures are decoded each time they are read; use data.decoders processes for that in training. With --image npy,
+samples are arrays (C, H, W), which webdataset's decoders read; pickles are refused, because they can run any code.
 
 examples:
   python -m tools.shards index laion/ --size 256 --workers 8
@@ -25,46 +25,58 @@ from dataclasses import asdict
 
 from shards.errors import UserError
 from shards.format import foreign_arrays as foreign
-from shards.format.header import Header
-from shards.read.samples import Decode
-from shards.sources.listing import PIXELS, Picture
-from shards.sources.scan import Threshold
+from shards.format.header import PIXELS, Header
+from shards.format.members import Decode
+from shards.format.pictures import Picture
 from shards.write import indexing
+from shards.write.scan import Threshold
 from tools.shards import report
 
-HELP = "read other people's WebDataset tars where they lie"
+HELP = "index existing WebDataset tars to read them in place"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "tars", nargs="+", metavar="TARS", help="tars, folders or s3:// prefixes of them"
     )
-    parser.add_argument("--out", metavar="DIR", help="where the index goes (the tars' folder)")
     parser.add_argument(
-        "--size", type=int, help="pixels a side, by box, bicubic and centre crop; none: as they are"
+        "--out", metavar="DIR", help="folder of the index (default: the folder of the tars)"
     )
-    parser.add_argument("--channels", type=int, default=3, help="3 RGB, 1 grey (3)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        help="resize and centre-crop images to this many pixels a side (default: unchanged)",
+    )
+    parser.add_argument("--channels", type=int, default=3, help="3 for RGB, 1 for grey (default 3)")
     parser.add_argument(
         "--image",
         metavar="EXT",
-        help="extension of the image, the first that is one; or of arrays: npy, npz, ten, tb",
+        help="extension of the image (default: the first that is one), or of arrays: npy, npz, ten, tb",
     )
-    parser.add_argument("--encoder", help="arrays are latents, and this is what encoded them")
+    parser.add_argument("--encoder", help="the arrays are latents of this encoder")
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="of latents: (x - shift) * scale (1)"
+        "--scale",
+        type=float,
+        default=1.0,
+        help="normalise latents as (x - shift) * scale (default 1)",
     )
-    parser.add_argument("--shift", type=float, default=0.0, help="(0)")
+    parser.add_argument("--shift", type=float, default=0.0, help="see --scale (default 0)")
     parser.add_argument(
-        "--label", metavar="EXT", help="cls or json:field; cls where the first sample has one"
+        "--label",
+        metavar="EXT",
+        help="cls or json:field (default: cls if the first sample has one)",
     )
     parser.add_argument(
-        "--prefix-keys", action="store_true", help="put each tar's name before its keys"
+        "--prefix-keys", action="store_true", help="prefix keys with the name of their tar"
     )
     parser.add_argument(
-        "--max-skipped", default="0", metavar="N|P%", help="bad samples to put up with (0)"
+        "--max-skipped",
+        default="0",
+        metavar="N|P%",
+        help="number or share of bad samples that may be left out (default 0)",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes (1)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
+    report.add_json(parser)
 
 
 def _header(options: argparse.Namespace) -> Header:
@@ -99,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     header = _header(options)
     root, tars = indexing.find(options.tars, options.out)
     read = report.Counted("reading tars")
-    manifest, seen, new = indexing.index(
+    manifest, counts, new = indexing.index(
         root,
         tars,
         indexing.with_label(decode, tars),
@@ -110,13 +122,13 @@ def run(options: argparse.Namespace) -> int:
     )
     seconds = round(time.monotonic() - started, 3)
     if options.json:
-        told = {"root": root, "written": new, "tars_read": read.count, "seconds": seconds}
-        print(json.dumps({**told, "inputs": asdict(seen), **report.summary(manifest)}))
+        facts = {"root": root, "written": new, "tars_read": read.count, "seconds": seconds}
+        print(json.dumps({**facts, "inputs": asdict(counts), **report.summary(manifest)}))
         return 0
-    said = "indexed" if new else "already there, nothing written:"
-    left = f", {seen.skipped:,} left out (see skipped.jsonl)" if seen.skipped else ""
+    status = "indexed" if new else "already there, nothing written:"
+    left = f", {counts.skipped:,} left out (see skipped.jsonl)" if counts.skipped else ""
     print(
-        f"{said} {report.line(manifest)}{left}, in {root}, manifest {manifest.hash[:12]}; "
+        f"{status} {report.line(manifest)}{left}, in {root}, manifest {manifest.hash[:12]}; "
         f"{read.count:,} of {len(tars):,} tars read by this call in {seconds:,.1f} s"
     )
     return 0

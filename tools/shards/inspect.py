@@ -1,8 +1,8 @@
-"""One sample: where it lies, what it holds, and a picture of it.
+"""Print one sample: its shard, shape and statistics; optionally save it as a picture.
 
-WHAT is a key, or `ordinal:N`, its row in the manifest's order, or `position:N`, its place in a run of --seed and
---mode. Latents are drawn channel by channel, white and black at three standard deviations; with --decode
-they become images by the autoencoder that made them, whose weights are found by --weights, its environment variable
+WHAT is a key, or `ordinal:N`, the row in the manifest's order, or `position:N`, the position in a run with --seed and
+--mode. Latents are drawn channel by channel, with black and white at three standard deviations. With --decode
+the autoencoder that encoded them makes images of them; its weights come from --weights, its environment variable
 or the local hub cache (tiny has its own).
 
 examples:
@@ -14,7 +14,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -28,31 +27,30 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
 from shards.read.reader import Reader
-from tools.shards import ordering, picture
+from tools.shards import ordering, picture, report
 
 _TOGETHER = 8  # blocks whose keys are read at a time
 
-HELP = "one sample, by key or position, with a picture"
+HELP = "print one sample, by key or position, and save a picture of it"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", metavar="ROOT", help="folder or s3:// prefix")
+    report.add_root(parser)
     parser.add_argument("what", metavar="WHAT", help="a key, ordinal:N or position:N")
     ordering.add_order(parser)
     picture.add(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
-    path = picture.place(options)
+    path = picture.target_path(options)
     manifest = manifests.load(options.root)
     ordinal = _ordinal(options, manifest)
     found = ordering.read(options.root, manifest, np.array([ordinal]))
     if path:
-        picture.save(path, picture.asked_for(options, manifest, found["x"]))
+        picture.save(path, picture.render(options, manifest, found["x"]))
     x = found["x"][0].astype(np.float64)
-    said: dict[str, Any] = {
-        **ordering.described(found, None)[0],
+    facts: dict[str, Any] = {
+        **ordering.rows_of(found, None)[0],
         "block": ordinal // manifest.block,
         "row": ordinal % manifest.block,
         "shape": [*x.shape],
@@ -62,10 +60,9 @@ def run(options: argparse.Namespace) -> int:
         "std": float(x.std()),
         "png": options.png,
     }
-    if options.json:
-        print(json.dumps({"root": options.root, **said}))
+    if report.as_json(options, {"root": options.root, **facts}):
         return 0
-    for name, value in said.items():
+    for name, value in facts.items():
         if value is not None:
             print(f"{name:8} {value:.6g}" if isinstance(value, float) else f"{name:8} {value}")
     return 0
@@ -86,17 +83,17 @@ def _ordinal(options: argparse.Namespace, manifest: Manifest) -> int:
 
 def _find(root: str, manifest: Manifest, key: str) -> int:
     """The ordinal of a key; only keys are read."""
-    seen: list[str] = []
+    counts: list[str] = []
     first = 0
     for keys in keys_of(root, manifest):
         at = np.flatnonzero(keys == key)
         if at.size:
             return first + int(at[0])
-        if not seen:
-            seen = keys.tolist()
+        if not counts:
+            counts = keys.tolist()
         first += len(keys)
     raise UserError(
-        f"no sample has the key {key!r}{nearest(key, seen)}; keys look like {seen[0]!r}, and ordinal:N and "
+        f"no sample has the key {key!r}{nearest(key, counts)}; keys look like {counts[0]!r}, and ordinal:N and "
         "position:N name samples by number"
     )
 

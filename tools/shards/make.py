@@ -1,18 +1,18 @@
 """Write a data set as WebDataset shards, from files of any usual kind.
 
-Every input is read and decoded once before the first shard, so that bad ones are known: they go to
-skipped.jsonl with their reason, and are an error beyond --max-skipped. Images are decoded by Pillow (RGB, alpha
+Every input is read and decoded once before the first shard is written. Bad inputs are listed in skipped.jsonl with the
+reason, and are an error if there are more than --max-skipped. Images are decoded by Pillow (RGB, alpha
 dropped, EXIF orientation not applied). --size N halves an image by a box filter while its short side is at least
 2N, brings it to N by a bicubic one and crops it about its centre (Dhariwal and Nichol 2021). Pixels are uint8, and a
 model sees (x - 127.5) / 127.5.
 
-Pictures are kept one sample per key: what --size makes of them as a PNG, without --size the input's own bytes; beside
-it .cls, the label, and .id.txt, the key. They are decoded whenever they are read (data.decoders). --layout blocks
-keeps pixels instead, 256 samples a member: for small pictures, up to 64 pixels say, and where disks are large and
-processors busy, that reads many times faster. Arrays, cifar and numpy, are always kept in blocks.
+Pictures are stored one sample per key: a PNG with --size, otherwise the unchanged bytes of the input, with the label in
+.cls and the key in .id.txt. They are decoded every time they are read (data.decoders). --layout blocks
+stores decoded pixels instead, 256 samples in one member: it takes more space and reads many times faster, which suits
+pictures of up to about 64 pixels. Arrays (cifar, numpy) are always stored in blocks.
 
-A killed make goes on when the same command is given again; where all is there, nothing is written.
-Many nodes may write one data set together, and need not wait for each other:
+A killed make continues when the same command is run again; if everything is there, nothing is written.
+Several nodes may write one data set together without waiting for each other:
   srun sh -c 'python -m tools.shards make ... --rank $SLURM_PROCID --world $SLURM_NTASKS'
 
 examples:
@@ -27,30 +27,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 
-from shards import cli, storage
+from shards import storage
 from shards.errors import UserError
-from shards.format.header import Header
-from shards.format.manifest import Layout, Manifest
+from shards.format.header import PIXELS, Header
+from shards.format.manifest import Layout
+from shards.format.pictures import Picture
 from shards.sources import arrays, folders, tables, tars
 from shards.sources.lightningdit import lightningdit
-from shards.sources.listing import PIXELS, Listing, Picture, Raw, file
+from shards.sources.listing import Listing, Raw, file
 from shards.sources.made import LATENT_SCALE, SyntheticSource, digits_source
-from shards.sources.scan import SKIPPED, Seen, Threshold, scan
 from shards.sources.source import Source
 from shards.write import writer
+from shards.write.scan import SKIPPED, ScanCounts, Threshold, scan
 from tools.shards import report, sweep
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 HELP = "write a data set"
 
@@ -61,11 +58,18 @@ def add(parser: argparse.ArgumentParser) -> None:
     _add_arrays(kinds)
     _kind(kinds, "digits", "scikit-learn's 1,797 scans of handwritten digits, 1 x 8 x 8", _digits)
     synthetic = _kind(kinds, "synthetic", "Gaussian noise in the shape of latents", _synthetic)
-    synthetic.add_argument("--count", type=int, default=1024, help="samples (1024)")
+    synthetic.add_argument(
+        "--count", type=int, default=1024, help="number of samples (default 1024)"
+    )
     synthetic.add_argument(
         "--shape", type=int, nargs=3, default=(4, 32, 32), metavar=("C", "H", "W")
     )
-    synthetic.add_argument("--classes", type=int, default=1000, help="0 for no labels (1000)")
+    synthetic.add_argument(
+        "--classes",
+        type=int,
+        default=1000,
+        help="number of classes, 0 for no labels (default 1000)",
+    )
     synthetic.add_argument("--dtype", choices=("float16", "float32"), default="float16")
 
 
@@ -76,9 +80,15 @@ def _add_pictures(kinds: Any) -> None:
         "tars": ("WebDataset tars, such as img2dataset's", _tars),
         "parquet": ("parquet files with a column of images", _parquet),
         "dataset": ("a data set that Hugging Face's save_to_disk wrote", _dataset),
-        "lsun": ("an LSUN category's LMDB", _lsun),
-        "voc": ("a year of Pascal VOC", _voc),
-        "coco": ("a COCO folder: annotations/ beside train2017/, val2017/", _coco),
+        "lsun": ("an LSUN category's LMDB", lambda o: _list(o, folders.lsun(o.path, _picture(o)))),
+        "voc": (
+            "a year of Pascal VOC",
+            lambda o: _list(o, folders.voc(o.path, o.split, _picture(o))),
+        ),
+        "coco": (
+            "a COCO folder: annotations/ beside train2017/, val2017/",
+            lambda o: _list(o, folders.coco(o.path, o.split, _picture(o))),
+        ),
     }
     parsers = {name: _kind(kinds, name, text, make) for name, (text, make) in made.items()}
     for name, parser in parsers.items():
@@ -87,50 +97,65 @@ def _add_pictures(kinds: Any) -> None:
         parser.add_argument(
             "--size",
             type=int,
-            help="pixels a side, by box, bicubic and centre crop; none: as they are",
+            help="resize and centre-crop images to this many pixels a side (default: unchanged)",
         )
-        parser.add_argument("--channels", type=int, default=3, help="3 RGB, 1 grey (3)")
+        parser.add_argument(
+            "--channels", type=int, default=3, help="3 for RGB, 1 for grey (default 3)"
+        )
         parser.add_argument(
             "--layout",
             dest="kept",
             choices=get_args(Layout),
             default="samples",
-            help="one encoded picture per key, or arrays of pixels in blocks of 256 (samples)",
+            help="samples: one encoded picture per key; blocks: arrays of 256 decoded pictures (default samples)",
         )
     for name in ("tars", "parquet", "dataset"):
         field = "extension" if name == "tars" else "column"
         known = "cls or json:FIELD; cls" if name == "tars" else "label"
-        parsers[name].add_argument("--image", help=f"{field} of the image, where it is not plain")
-        parsers[name].add_argument("--label", help=f"{field} of the label ({known}, where it is)")
+        parsers[name].add_argument(
+            "--image", help=f"{field} of the image (default: the only one that can be)"
+        )
+        parsers[name].add_argument(
+            "--label", help=f"{field} of the label ({known} if there is one)"
+        )
     for name in ("parquet", "dataset"):
-        parsers[name].add_argument("--key", help="column of keys; without it they are row numbers")
+        parsers[name].add_argument("--key", help="column of keys (default: row numbers)")
     parsers["tars"].add_argument(
-        "--prefix-keys", action="store_true", help="put each tar's name before its keys"
+        "--prefix-keys", action="store_true", help="prefix keys with the name of their tar"
     )
-    parsers["dataset"].add_argument("--split", help="of a saved DatasetDict")
-    parsers["voc"].add_argument("--split", default="trainval", help="(trainval)")
-    parsers["coco"].add_argument("--split", default="train2017", help="(train2017)")
+    parsers["dataset"].add_argument("--split", help="split of a saved DatasetDict")
+    parsers["voc"].add_argument("--split", default="trainval", help="split (default trainval)")
+    parsers["coco"].add_argument("--split", default="train2017", help="split (default train2017)")
 
 
 def _add_arrays(kinds: Any) -> None:
     """Sources whose samples are arrays."""
     archive = _kind(
-        kinds, "cifar", "CIFAR-10 or CIFAR-100, the published tar.gz for Python", _cifar
+        kinds,
+        "cifar",
+        "CIFAR-10 or CIFAR-100, the published tar.gz for Python",
+        lambda o: _list(o, arrays.cifar(o.path, o.split)),
     )
     archive.add_argument("path")
-    archive.add_argument("--split", default="train", choices=("train", "test"), help="(train)")
+    archive.add_argument(
+        "--split", default="train", choices=("train", "test"), help="(default train)"
+    )
     numpy = _kind(
         kinds, "numpy", "a .npy or .npz of images or latents, (N, C, H, W) or (N, H, W, C)", _numpy
     )
     numpy.add_argument("path")
-    numpy.add_argument("--x", help="array of a .npz; its first one")
-    numpy.add_argument("--y", help="array of labels of a .npz; none")
-    numpy.add_argument("--layout", choices=("nchw", "nhwc"), help="where uint8 leaves it open")
-    numpy.add_argument("--encoder", help="the values are latents, and this is what encoded them")
+    numpy.add_argument("--x", help="array of a .npz that holds the samples (default: its first)")
+    numpy.add_argument("--y", help="array of a .npz that holds the labels (default: none)")
     numpy.add_argument(
-        "--scale", type=float, help="of latents: (x - shift) * scale, with --encoder (1)"
+        "--layout", choices=("nchw", "nhwc"), help="axes of the array, where its shape does not say"
     )
-    numpy.add_argument("--shift", type=float, help="(0)")
+    numpy.add_argument("--encoder", help="the values are latents of this encoder")
+    numpy.add_argument(
+        "--scale",
+        type=float,
+        help="normalise latents as (x - shift) * scale; needs --encoder (default 1)",
+    )
+    numpy.add_argument("--shift", type=float, help="see --scale (default 0)")
     latents = _kind(
         kinds,
         "lightningdit",
@@ -139,16 +164,27 @@ def _add_arrays(kinds: Any) -> None:
     )
     latents.add_argument("path")
     latents.add_argument(
-        "--statistics", metavar="FILE", help="mean and std of the latents (PATH/latents_stats.pt)"
+        "--statistics",
+        metavar="FILE",
+        help="mean and std of the latents (default PATH/latents_stats.pt)",
     )
-    latents.add_argument("--encoder", default="va_vae", metavar="NAME", help="(va_vae)")
+    latents.add_argument(
+        "--encoder",
+        default="va_vae",
+        metavar="NAME",
+        help="encoder of the latents (default va_vae)",
+    )
     latents.add_argument(
         "--weights",
         metavar="FILE",
-        help="of it, whose sha256 is kept: none others decode the latents",
+        help="weights of the encoder; their sha256 is recorded, and only they decode the latents",
     )
-    latents.add_argument("--classes", type=int, help="number of them (the greatest label + 1)")
-    latents.add_argument("--dtype", choices=("float16", "float32"), help="(as they are)")
+    latents.add_argument(
+        "--classes", type=int, help="number of classes (default: the greatest label + 1)"
+    )
+    latents.add_argument(
+        "--dtype", choices=("float16", "float32"), help="dtype to store (default: unchanged)"
+    )
 
 
 def _kind(
@@ -156,30 +192,28 @@ def _kind(
 ) -> argparse.ArgumentParser:
     parser = kinds.add_parser(name, help=text, description=text)
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder or s3:// prefix to write"
+        "--seed", type=int, default=0, help="seed of the shuffle before writing (default 0)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle before writing (0)")
-    parser.add_argument("--shard-mb", type=float, default=128, help="MiB in a shard, about (128)")
-    parser.add_argument("--workers", type=int, default=1, help="processes here (1)")
-    parser.add_argument("--rank", type=int, default=0, help="of this call among --world (0)")
-    parser.add_argument("--world", type=int, default=1, help="calls that write together (1)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
+    report.add_out(parser)
     if name not in ("digits", "synthetic"):
         parser.add_argument(
             "--dedupe",
             action="store_true",
-            help="leave out inputs of the same bytes as an earlier one",
+            help="leave out inputs with the same bytes as an earlier one",
         )
         parser.add_argument(
-            "--max-skipped", default="0", metavar="N|P%", help="bad inputs to put up with (0)"
+            "--max-skipped",
+            default="0",
+            metavar="N|P%",
+            help="number or share of bad inputs that may be left out (default 0)",
         )
     parser.set_defaults(make=make, kept="blocks")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    if not options.shard_mb > 0:
-        raise UserError(f"--shard-mb {options.shard_mb}: give more than 0")
+    report.shard_bytes(options)
     options.started = time.monotonic()
     return options.make(options)
 
@@ -197,35 +231,19 @@ def _folder(options: argparse.Namespace) -> int:
     return _list(options, folders.image_folder(options.path, _picture(options)))
 
 
-def _voc(options: argparse.Namespace) -> int:
-    return _list(options, folders.voc(options.path, options.split, _picture(options)))
-
-
-def _coco(options: argparse.Namespace) -> int:
-    return _list(options, folders.coco(options.path, options.split, _picture(options)))
-
-
-def _lsun(options: argparse.Namespace) -> int:
-    return _list(options, folders.lsun(options.path, _picture(options)))
-
-
 def _tars(options: argparse.Namespace) -> int:
-    told = {"image": options.image, "label": options.label, "prefix": options.prefix_keys}
-    return _list(options, tars.tars(options.paths, _picture(options), **told))
+    fields = {"image": options.image, "label": options.label, "prefix": options.prefix_keys}
+    return _list(options, tars.tars(options.paths, _picture(options), **fields))
 
 
 def _parquet(options: argparse.Namespace) -> int:
-    told = {name: getattr(options, name) for name in ("image", "label", "key")}
-    return _list(options, tables.parquet(options.paths, _picture(options), **told))
+    fields = {name: getattr(options, name) for name in ("image", "label", "key")}
+    return _list(options, tables.parquet(options.paths, _picture(options), **fields))
 
 
 def _dataset(options: argparse.Namespace) -> int:
-    told = {name: getattr(options, name) for name in ("image", "label", "key", "split")}
-    return _list(options, tables.saved_dataset(options.path, _picture(options), **told))
-
-
-def _cifar(options: argparse.Namespace) -> int:
-    return _list(options, arrays.cifar(options.path, options.split))
+    fields = {name: getattr(options, name) for name in ("image", "label", "key", "split")}
+    return _list(options, tables.saved_dataset(options.path, _picture(options), **fields))
 
 
 def _numpy(options: argparse.Namespace) -> int:
@@ -292,7 +310,7 @@ def _synthetic(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace, listing: Listing, header: Header = PIXELS) -> int:
     """Looks at what is listed, then writes what holds."""
-    source, seen = scan(
+    source, counts = scan(
         options.out,
         listing,
         dedupe=options.dedupe,
@@ -302,8 +320,8 @@ def _list(options: argparse.Namespace, listing: Listing, header: Header = PIXELS
         world=options.world,
         watch=report.watch("looking at inputs"),
     )
-    notes = {**asdict(seen), "rule": listing.decode.rule, "deduplicated": options.dedupe}
-    return _write(options, source, header, listing.class_names, notes, seen)
+    notes = {**asdict(counts), "rule": listing.decode.rule, "deduplicated": options.dedupe}
+    return _write(options, source, header, listing.class_names, notes, counts)
 
 
 def _write(
@@ -312,7 +330,7 @@ def _write(
     header: Header,
     class_names: tuple[str, ...] = (),
     notes: Mapping[str, Any] | None = None,
-    seen: Seen | None = None,
+    counts: ScanCounts | None = None,
 ) -> int:
     built = report.Counted("writing shards")
     manifest, new = writer.write(
@@ -320,7 +338,7 @@ def _write(
         source,
         header=header,
         seed=options.seed,
-        shard_bytes=math.ceil(options.shard_mb * 2**20),
+        shard_bytes=report.shard_bytes(options),
         class_names=class_names,
         notes=notes,
         layout=options.kept,
@@ -332,34 +350,23 @@ def _write(
     sweep.afterwards(options.out)
     seconds = time.monotonic() - options.started
     if options.json:
-        told = {"shards_built": built.count, "seconds": round(seconds, 3)}
-        inputs = {} if seen is None else {"inputs": asdict(seen)}
+        facts = {"shards_built": built.count, "seconds": round(seconds, 3)}
+        inputs = {} if counts is None else {"inputs": asdict(counts)}
         summary = report.summary(manifest)
-        print(json.dumps({"root": options.out, "written": new, **told, **inputs, **summary}))
+        print(json.dumps({"root": options.out, "written": new, **facts, **inputs, **summary}))
         return 0
-    said = "wrote" if new else "already there, nothing written:"
-    print(f"{said} {report.line(manifest)} in {options.out}, manifest {manifest.hash[:12]}")
-    if seen is not None:
-        cli.console().print(_table(seen, manifest, built.count, seconds, options))
+    print(report.written(manifest, options.out, new))
+    if counts is not None:
+        duplicates = "left out" if options.dedupe else "kept: --dedupe leaves them out"
+        where = f" (see {storage.join(options.out, SKIPPED)})" if counts.skipped else ""
+        rows = {
+            "inputs": f"{counts.listed:,}",
+            "bad ones" + where: f"{counts.skipped:,}",
+            f"duplicates, {duplicates}": f"{counts.duplicates:,}",
+            "samples": f"{manifest.count:,}",
+            "classes": f"{manifest.classes:,}",
+            "shards built by this call": f"{built.count:,} of {len(manifest.shards):,}",
+            "seconds": f"{seconds:,.1f}",
+        }
+        report.print_table({n: v for n, v in rows.items() if n != "classes" or manifest.classes})
     return 0
-
-
-def _table(
-    seen: Seen, manifest: Manifest, built: int, seconds: float, options: argparse.Namespace
-) -> Table:
-    from rich.table import Table
-
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    twins = "left out" if options.dedupe else "kept: --dedupe leaves them out"
-    where = f" (see {storage.join(options.out, SKIPPED)})" if seen.skipped else ""
-    table.add_row("inputs", f"{seen.listed:,}")
-    table.add_row("bad ones" + where, f"{seen.skipped:,}")
-    table.add_row(f"duplicates, {twins}", f"{seen.duplicates:,}")
-    table.add_row("samples", f"{manifest.count:,}")
-    if manifest.classes:
-        table.add_row("classes", f"{manifest.classes:,}")
-    table.add_row("shards built by this call", f"{built:,} of {len(manifest.shards):,}")
-    table.add_row("seconds", f"{seconds:,.1f}")
-    return table

@@ -1,4 +1,4 @@
-"""What the verbs that speak of an order share: its options, and the samples that stand at some positions."""
+"""What verbs share that depend on the order of samples: its options, and samples by position."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from shards.read.reader import Reader
 
 
 def add_order(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="the run's seed (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run (default 0)")
     parser.add_argument(
         "--mode",
         choices=("window", "global"),
         default="window",
-        help="the run's data.mode (window)",
+        help="data.mode of the run (default window)",
     )
-    parser.add_argument("--window", type=int, default=WINDOW, help=f"blocks in a window ({WINDOW})")
+    parser.add_argument(
+        "--window", type=int, default=WINDOW, help=f"blocks in a window (default {WINDOW})"
+    )
 
 
 def order_of(options: argparse.Namespace, manifest: Manifest) -> Order:
@@ -45,7 +47,7 @@ def read(root: str, manifest: Manifest, ordinals: NDArray[np.int64]) -> Arrays:
     return {**found, "shard": np.array([manifest.shards[s].name for s in shards])}
 
 
-def described(found: Arrays, positions: NDArray[np.int64] | None) -> list[dict[str, object]]:
+def rows_of(found: Arrays, positions: NDArray[np.int64] | None) -> list[dict[str, object]]:
     """One plain row a sample."""
     names = [n for n in ("key", "ordinal", "shard", "y") if n in found]
     columns: dict[str, list] = {n: found[n].tolist() for n in names}

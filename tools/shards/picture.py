@@ -1,4 +1,4 @@
-"""Stored samples as pictures: images as they are, latents channel by channel, or decoded where weights are at hand."""
+"""Stored samples as pictures: images as they are, latents channel by channel or decoded by their autoencoder."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ _WIDEST = 3.0  # standard deviations of a latent that black and white stand for
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--png", metavar="FILE", help="write a picture, too")
+    parser.add_argument("--png", metavar="FILE", help="also write a picture")
     parser.add_argument(
-        "--decode", action="store_true", help="of latents, by the autoencoder that made them"
+        "--decode",
+        action="store_true",
+        help="decode latents with the autoencoder that encoded them",
     )
-    parser.add_argument("--weights", metavar="PATH", help="of it; implies --decode")
+    parser.add_argument(
+        "--weights", metavar="PATH", help="weights of the autoencoder; implies --decode"
+    )
 
 
-def place(options: argparse.Namespace) -> Path | None:
+def target_path(options: argparse.Namespace) -> Path | None:
     """Where the picture goes, before any work is done for it; None where none is asked for.
 
     Raises:
@@ -44,7 +48,7 @@ def place(options: argparse.Namespace) -> Path | None:
     return None
 
 
-def asked_for(options: argparse.Namespace, manifest: Manifest, x: NDArray[np.generic]) -> Images:
+def render(options: argparse.Namespace, manifest: Manifest, x: NDArray[np.generic]) -> Images:
     """Stored samples as the flags of `add` want to see them."""
     if options.decode or options.weights:
         return decode(manifest, x, options.weights)
@@ -57,14 +61,14 @@ def draw(manifest: Manifest, x: NDArray[np.generic]) -> Images:
     forms = x.reshape(len(x), -1, *x.shape[-3:]).astype(np.float64)  # (n, forms, C, H, W)
     if header.kind == "image" and forms.shape[2] in (1, 3):
         width = max(manifest.maximum - manifest.minimum, 1e-12)
-        shown = (forms - manifest.minimum) / width
-        tiles = shown.transpose(0, 1, 3, 4, 2)  # (n, forms, H, W, C)
+        scaled = (forms - manifest.minimum) / width
+        tiles = scaled.transpose(0, 1, 3, 4, 2)  # (n, forms, H, W, C)
     else:
         mean, std = (
             np.array(v)[:, None, None] for v in (manifest.channel_mean, manifest.channel_std)
         )
-        shown = 0.5 + (forms - mean) / np.maximum(std, 1e-12) / (2 * _WIDEST)
-        tiles = shown.reshape(len(x), -1, *x.shape[-2:], 1)  # (n, forms x C, H, W, 1)
+        scaled = 0.5 + (forms - mean) / np.maximum(std, 1e-12) / (2 * _WIDEST)
+        tiles = scaled.reshape(len(x), -1, *x.shape[-2:], 1)  # (n, forms x C, H, W, 1)
     levels = (tiles.clip(0, 1) * 255).round().astype(np.uint8)
     return np.stack([sheet(several, zoom=1) for several in levels])
 

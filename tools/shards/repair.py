@@ -1,7 +1,7 @@
-"""Make a damaged data set whole out of a good copy of it: what `verify` finds is read there and written again.
+"""Replace the damaged shards of a data set, which `verify` finds, from an intact copy of it.
 
-Every tar's sha256 is compared before it is written. Without a copy, shards of a source that still is what it
-was are made again by `make` into an empty folder, byte for byte the same.
+The sha256 of every tar is verified before it is written. Without a copy, run `make` on the unchanged source into an
+empty folder: it writes the same shards, byte for byte.
 
 example:
   python -m tools.shards repair data/digits --from s3://bucket/digits
@@ -10,27 +10,31 @@ example:
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 
 from shards import transfer
 from tools.shards import report
 
-HELP = "replace damaged shards out of a good copy"
+HELP = "replace damaged shards from an intact copy"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", metavar="ROOT", help="folder or s3:// prefix that is damaged")
     parser.add_argument(
-        "--from", dest="good", required=True, metavar="COPY", help="a good copy of it"
+        "root", metavar="ROOT", help="folder or s3:// prefix of the damaged data set"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--from",
+        dest="good",
+        required=True,
+        metavar="COPY",
+        help="folder or s3:// prefix of an intact copy",
+    )
+    report.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     done = transfer.repair(options.root, options.good, watch=report.watch("reading shards"))
-    if options.json:
-        print(json.dumps({"root": options.root, "from": options.good, **asdict(done)}))
+    if report.as_json(options, {"root": options.root, "from": options.good, **asdict(done)}):
         return 0
     for name in done.written:
         print(f"written again: {name}")

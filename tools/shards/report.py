@@ -1,16 +1,80 @@
-"""How the verbs speak of a data set: one line, one summary, one progress bar."""
+"""What the verbs share: arguments, a summary of a data set, tables and progress bars."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from shards import cli
+from shards.errors import UserError
 from shards.format.manifest import Manifest
 
 T = TypeVar("T")
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a verb that reads one data set."""
+    parser.add_argument("root", metavar="ROOT", help="folder or s3:// prefix of the data set")
+    add_json(parser)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def as_json(options: argparse.Namespace, facts: Mapping[str, Any]) -> bool:
+    """Prints `facts` as one JSON object if --json asks for it; returns whether it does."""
+    if options.json:
+        print(json.dumps(facts))
+    return bool(options.json)
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a verb that writes shards, on one or several ranks."""
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder or s3:// prefix to write to"
+    )
+    parser.add_argument(
+        "--shard-mb",
+        type=float,
+        default=128,
+        help="approximate size of a shard in MiB, and the unit of progress (default 128)",
+    )
+    parser.add_argument("--rank", type=int, default=0, help="rank of this process (default 0)")
+    parser.add_argument(
+        "--world", type=int, default=1, help="number of ranks that write together (default 1)"
+    )
+    add_json(parser)
+
+
+def shard_bytes(options: argparse.Namespace) -> int:
+    """--shard-mb in bytes; raises UserError where it is not positive."""
+    if not options.shard_mb > 0:
+        raise UserError(f"--shard-mb {options.shard_mb}: give more than 0")
+    return math.ceil(options.shard_mb * 2**20)
+
+
+def print_table(rows: Mapping[str, str], title: str | None = None) -> None:
+    """Names and values in two columns."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold", justify="left" if title else "right")
+    for row in rows.items():
+        table.add_row(*row)
+    cli.console().print(table)
+
+
+def written(manifest: Manifest, root: str, new: bool, verb: str = "wrote") -> str:
+    """The line that says what a verb wrote, or that it was there already."""
+    status = verb if new else "already there, nothing written:"
+    return f"{status} {line(manifest)} in {root}, manifest {manifest.hash[:12]}"
 
 
 def summary(manifest: Manifest) -> dict[str, object]:
@@ -48,8 +112,8 @@ def line(manifest: Manifest) -> str:
         " x ".join(map(str, manifest.shape)),
         sum(shard.bytes for shard in manifest.shards),
     )
-    dtype, held = np.dtype(manifest.fields[0].dtype).name, tars(len(manifest.shards))
-    return f"{manifest.count:,} samples {shape} {dtype}, {held}, {size(stored)}"
+    dtype, shards = np.dtype(manifest.fields[0].dtype).name, tars(len(manifest.shards))
+    return f"{manifest.count:,} samples {shape} {dtype}, {shards}, {size(stored)}"
 
 
 def tars(count: int) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 from pathlib import Path
 
 import numpy as np
@@ -30,25 +29,29 @@ from shards.read.cache import BUDGET
 from shards.read.reader import tars_of
 from tools.shards import ordering, report
 
-HELP = "requests, bytes, cache and mixing, from the manifest alone"
+HELP = "predict requests, bytes, cache hits and shuffling quality from the manifest alone"
 EPOCHS = 4  # simulated; the first fills the cache
 PROBES = 64  # batches whose mixing is measured
 STEPS = 9  # sizes of cache between nothing and all
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", metavar="ROOT", help="folder or s3:// prefix")
+    report.add_root(parser)
     parser.add_argument("--batch", type=int, required=True, metavar="G", help="global batch")
-    parser.add_argument("--world", type=int, default=1, metavar="R", help="ranks of the run (1)")
-    parser.add_argument("--ranks", type=int, help="ranks on a node (all)")
     parser.add_argument(
-        "--cache", type=float, default=BUDGET, help=f"bytes a node keeps ({BUDGET:.2g})"
+        "--world", type=int, default=1, metavar="R", help="ranks of the run (default 1)"
+    )
+    parser.add_argument("--ranks", type=int, help="ranks on a node (default all)")
+    parser.add_argument(
+        "--cache",
+        type=float,
+        default=BUDGET,
+        help=f"bytes of cache on a node (default {BUDGET:.2g})",
     )
     ordering.add_order(parser)
     parser.add_argument(
-        "--png", metavar="FILE", help="draw bytes an epoch over the size of the cache"
+        "--png", metavar="FILE", help="plot the bytes fetched per epoch over the size of the cache"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,8 +73,7 @@ def run(options: argparse.Namespace) -> int:
     if path:
         tracked = cli.track(sizes, len(sizes), "simulating")
         _draw(path, [(s, fetched(manifest, order, s, ranks)[-1]) for s in tracked], found)
-    if options.json:
-        print(json.dumps({"root": options.root, **found}))
+    if report.as_json(options, {"root": options.root, **found}):
         return 0
     for name, value in found.items():
         text = (
@@ -139,7 +141,7 @@ def fetched(manifest: Manifest, order: Order, cache: int, ranks: int) -> list[in
 def _windows(sizes: NDArray[np.int64], order: Order, cache: int) -> list[int]:
     """Belady's rule over windows: a heap holds what may go, the one needed last on top."""
     everything = np.arange(len(sizes))
-    held: set[int] = set()
+    cached: set[int] = set()
     heap: list[tuple[float, int]] = []
     room, found = cache, []
     for epoch in range(EPOCHS):
@@ -147,17 +149,17 @@ def _windows(sizes: NDArray[np.int64], order: Order, cache: int) -> list[int]:
         start = order.span(everything, epoch)[0]
         after = order.span(everything, epoch + 1)[0]
         for block in np.argsort(start, kind="stable").tolist():
-            if block not in held:
+            if block not in cached:
                 total += int(sizes[block])
                 while room < sizes[block] and heap:
                     _, other = heapq.heappop(heap)
-                    if other in held and order.next_need([other], int(start[block]))[0] > -np.inf:
-                        held.remove(other)
+                    if other in cached and order.next_need([other], int(start[block]))[0] > -np.inf:
+                        cached.remove(other)
                         room += int(sizes[other])
                 if room >= sizes[block]:
-                    held.add(block)
+                    cached.add(block)
                     room -= int(sizes[block])
-            if block in held:
+            if block in cached:
                 heapq.heappush(heap, (-float(after[block]), block))
         found.append(total)
     return found

@@ -1,8 +1,8 @@
-"""End what killed writers left: on S3 unfinished uploads, which are hidden and cost; in a folder, temporary files.
+"""Remove what killed writers left: unfinished uploads on S3 (hidden, but billed), temporary files in folders.
 
-Only what began more than --older hours ago is ended: a writer that is still at work loses nothing. `make`, `encode` and
-`copy` do the same at their end, below their own folder, for what is older than a day; several ranks may do so at
-once. With --older 0 be sure that nobody writes there.
+Only what was started more than --older hours ago is removed, so that running writers lose nothing. `make`, `encode` and
+`copy` do the same in their own folder when they end, for what is older than a day; several ranks may do so at
+once. Use --older 0 only when nobody is writing there.
 
 examples:
   python -m tools.shards sweep s3://bucket/latents
@@ -12,22 +12,28 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from shards import storage
 from shards.errors import StoreError, UserError
+from tools.shards import report
 
-HELP = "end unfinished uploads that killed writers left"
+HELP = "remove unfinished uploads and temporary files of killed writers"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", metavar="ROOT", help="folder or s3:// prefix; all below it")
     parser.add_argument(
-        "--older", type=float, default=24.0, metavar="HOURS", help="that began so long ago (24)"
+        "root", metavar="ROOT", help="folder or s3:// prefix; everything below it is swept"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--older",
+        type=float,
+        default=24.0,
+        metavar="HOURS",
+        help="minimum age of what is removed (default 24)",
+    )
+    report.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,8 +42,7 @@ def run(options: argparse.Namespace) -> int:
     if not storage.is_remote(options.root) and not Path(options.root).is_dir():
         raise UserError(f"no folder {options.root}: name one, or an s3:// prefix")
     ended = storage.sweep(options.root, older=3600 * options.older)
-    if options.json:
-        print(json.dumps({"root": options.root, "ended": [*ended]}))
+    if report.as_json(options, {"root": options.root, "ended": [*ended]}):
         return 0
     for name in ended:
         print(f"ended: {name}")

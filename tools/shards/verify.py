@@ -1,7 +1,7 @@
-"""Read all of a data set and compare every hash; says what is damaged, and which samples that hits.
+"""Verify checksums: read the whole data set, compare every hash, and list what is damaged and which samples it affects.
 
-Of latents that `encode` wrote, --reencode N --source IMAGES also encodes N samples again and says how far the stored
-ones are from them.
+For latents that `encode` wrote, --reencode N --source IMAGES also encodes N samples again and prints how far the
+stored latents are from the new ones.
 
 examples:
   python -m tools.shards verify data/digits
@@ -22,19 +22,29 @@ from tools.shards import report
 if TYPE_CHECKING:
     from selfguide.data.autoencoders.reencode import Reencoded
 
-HELP = "read everything, compare every hash"
+HELP = "verify checksums"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", metavar="ROOT", help="folder or s3:// prefix")
+    report.add_root(parser)
     parser.add_argument(
-        "--reencode", type=int, metavar="N", help="of latents, also encode N samples again"
+        "--reencode",
+        type=int,
+        metavar="N",
+        help="also encode N samples of these latents again, and compare",
     )
-    parser.add_argument("--source", metavar="DIR", help="the images that were encoded")
-    parser.add_argument("--weights", metavar="PATH", help="of the encoder; else as encode finds it")
-    parser.add_argument("--statistics", metavar="PATH", help="of va_vae's latents, likewise")
-    parser.add_argument("--seed", type=int, default=0, help="draws the N samples (0)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--source", metavar="DIR", help="data set of the images that were encoded")
+    parser.add_argument(
+        "--weights", metavar="PATH", help="weights of the encoder (default: found as by encode)"
+    )
+    parser.add_argument(
+        "--statistics",
+        metavar="PATH",
+        help="statistics of va_vae's latents (default: found as by encode)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed that selects the N samples (default 0)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,8 +52,8 @@ def run(options: argparse.Namespace) -> int:
     found = verify(options.root, watch=report.watch("reading shards"))
     well = not found.problems and (again is None or again.well)
     if options.json:
-        told = {} if again is None else {"reencoded": {**asdict(again), "well": again.well}}
-        print(json.dumps({"root": options.root, "well": well, **asdict(found), **told}))
+        facts = {} if again is None else {"reencoded": {**asdict(again), "well": again.well}}
+        print(json.dumps({"root": options.root, "well": well, **asdict(found), **facts}))
     else:
         for problem in found.problems:
             print(f"damaged: {problem}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfguide.data.autoencoders.encoding import EncodedSource, Encoding, gpus
-from shards.write import writer
+from shards.write import existing, plan as plans, writer
 from shards.format.manifest import Manifest
 
 REQUEST = "request.json"
@@ -23,7 +23,7 @@ class Task:
     source: str
     out: str
     encoding: Encoding
-    shard_bytes: int = writer.SHARD_BYTES
+    shard_bytes: int = plans.SHARD_BYTES
     device: str = "auto"
     workers: int | None = None  # one for each GPU that is seen, at least one
     rank: int = 0
@@ -59,16 +59,16 @@ def encode(
         made.close()
 
 
-def plan(task: Task, source: EncodedSource) -> writer.Plan:
+def plan(task: Task, source: EncodedSource) -> plans.Plan:
     """What `encode` would write.
 
     Raises:
         UserError: it cannot be written, or `out` holds another data set.
     """
-    made = writer.make_plan(source, **_told(task, source))
-    found = writer.held(task.out)
+    made = plans.make_plan(source, **_told(task, source))
+    found = existing.find_existing(task.out)
     if found is not None and found.plan != made.hash:
-        raise writer.another(task.out, found)
+        raise existing.other_data_set(task.out, found)
     return made
 
 

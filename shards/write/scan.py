@@ -20,12 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import parallel, storage
-from shards.errors import DamagedError, UserError
+from shards.errors import BadInputError, DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
-from shards.sources.listing import BadInputError, Listing, Picture
-from shards.sources.source import Lazy, Stored
-from shards.write import writer
+from shards.format.order import share
+from shards.format.pictures import Picture, Stored
+from shards.sources.listing import Listing
+from shards.sources.source import Lazy
+from shards.write.existing import find_existing, other_data_set
+from shards.write.plan import check_keys, check_labels
 
 PART = 1024
 SKIPPED = "skipped.jsonl"
@@ -71,7 +74,7 @@ class Threshold:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class ScanCounts:
     """What the first look found."""
 
     listed: int
@@ -173,7 +176,7 @@ def scan(
     rank: int = 0,
     world: int = 1,
     watch: Watch = lambda parts, total: parts,
-) -> tuple[Scanned, Seen]:
+) -> tuple[Scanned, ScanCounts]:
     """The samples of `listing` that hold, and how many do; what is left out goes to <root>/skipped.jsonl.
 
     With `dedupe` an input of the same bytes as an earlier one is left out too.
@@ -182,22 +185,23 @@ def scan(
         UserError: nothing listed, keys twice, labels out of range, more bad inputs than `max_skipped`,
             samples of several shapes, or another data set at `root`.
     """
-    parallel.share([], rank, world)
+    share([], rank, world)
     if not len(listing.keys):
         raise UserError(f"source {listing.name!r} is empty: there is nothing to write")
-    writer.check_keys(listing.keys)
-    writer.check_labels(listing.keys, listing.labels, listing.classes)
-    lies = writer.held(root)  # to be told so before a long look, and not after
-    if lies is not None and (
-        (lies.source["name"], lies.source.get("rule")) != (listing.name, listing.decode.rule)
+    check_keys(listing.keys)
+    check_labels(listing.keys, listing.labels, listing.classes)
+    existing = find_existing(root)  # to be told so before a long look, and not after
+    if existing is not None and (
+        (existing.source["name"], existing.source.get("rule"))
+        != (listing.name, listing.decode.rule)
     ):
-        raise writer.another(root, lies)
+        raise other_data_set(root, existing)
     urls = _urls(root, listing)
     todo = [p for p, url in enumerate(urls) if not storage.exists(url)]
-    work = partial(_look_at_part, urls, listing)
-    for _ in watch(parallel.spread(work, parallel.share(todo, rank, world), workers), len(todo)):
+    work = partial(_inspect_part, urls, listing)
+    for _ in watch(parallel.spread(work, share(todo, rank, world), workers), len(todo)):
         pass
-    return _judge(root, listing, _load(urls, listing), dedupe, max_skipped, lies)
+    return _select(root, listing, _load(urls, listing), dedupe, max_skipped, existing)
 
 
 def _urls(root: storage.Url, listing: Listing) -> list[str]:
@@ -214,27 +218,29 @@ def _urls(root: storage.Url, listing: Listing) -> list[str]:
     ]
 
 
-def _look_at_part(urls: list[str], listing: Listing, part: int) -> bool:
+def _inspect_part(urls: list[str], listing: Listing, part: int) -> bool:
     if storage.exists(urls[part]):
         return False
-    storage.publish(urls[part], manifests.seal(_told(listing, part)), replace=True)
+    storage.publish(urls[part], manifests.seal(_part_record(listing, part)), replace=True)
     return True
 
 
-def _told(listing: Listing, part: int) -> dict[str, Any]:
+def _part_record(listing: Listing, part: int) -> dict[str, Any]:
     """What is kept of a part's inputs."""
     rows = range(part * PART, min((part + 1) * PART, len(listing.keys)))
-    looks = [_look(listing, row) for row in rows]
-    kinds = sorted({kind for _, kind, _ in looks if kind is not None})
+    inspected = [_inspect(listing, row) for row in rows]
+    kinds = sorted({kind for _, kind, _ in inspected if kind is not None})
     return {
-        "sha256": "".join(sha256 for sha256, _, _ in looks),
+        "sha256": "".join(sha256 for sha256, _, _ in inspected),
         "kinds": kinds,
-        "kind": [_BAD if kind is None else kinds.index(kind) for _, kind, _ in looks],
-        "reasons": {str(row): look[2] for row, look in zip(rows, looks, strict=True) if look[2]},
+        "kind": [_BAD if kind is None else kinds.index(kind) for _, kind, _ in inspected],
+        "reasons": {
+            str(row): look[2] for row, look in zip(rows, inspected, strict=True) if look[2]
+        },
     }
 
 
-def _look(listing: Listing, row: int) -> tuple[str, Kind | None, str]:
+def _inspect(listing: Listing, row: int) -> tuple[str, Kind | None, str]:
     """Hex sha256 (zeros where nothing could be read), kind, and the reason where it has none."""
     sha256 = _UNREAD
     try:
@@ -247,7 +253,7 @@ def _look(listing: Listing, row: int) -> tuple[str, Kind | None, str]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Looks:
+class _Inspected:
     """What was found of all inputs; small arrays, for there may be many."""
 
     hashes: NDArray[np.uint8]  # (N, 32)
@@ -256,28 +262,32 @@ class _Looks:
     reasons: dict[int, str]  # of the bad ones
 
 
-def _load(urls: list[str], listing: Listing) -> _Looks:
+def _load(urls: list[str], listing: Listing) -> _Inspected:
     hashes, kind = [], []
     reasons: dict[int, str] = {}
     kinds: dict[Kind, int] = {}
     for part, url in enumerate(urls):
         try:
-            told = manifests.unseal(storage.read_bytes(url))
+            record = manifests.unseal(storage.read_bytes(url))
         except DamagedError:  # it rotted since
-            told = _told(listing, part)
-            storage.publish(url, manifests.seal(told), replace=True)
-        hashes.append(np.frombuffer(bytes.fromhex(told["sha256"]), dtype=np.uint8).reshape(-1, 32))
-        numbers = [kinds.setdefault((tuple(k[0]), k[1]), len(kinds)) for k in told["kinds"]]
-        kind.append(np.array([*numbers, _BAD])[told["kind"]])  # _BAD is -1: the last
-        reasons |= {int(row): reason for row, reason in told["reasons"].items()}
-    return _Looks(
+            record = _part_record(listing, part)
+            storage.publish(url, manifests.seal(record), replace=True)
+        hashes.append(
+            np.frombuffer(bytes.fromhex(record["sha256"]), dtype=np.uint8).reshape(-1, 32)
+        )
+        numbers = [kinds.setdefault((tuple(k[0]), k[1]), len(kinds)) for k in record["kinds"]]
+        kind.append(np.array([*numbers, _BAD])[record["kind"]])  # _BAD is -1: the last
+        reasons |= {int(row): reason for row, reason in record["reasons"].items()}
+    return _Inspected(
         hashes=np.concatenate(hashes), kind=np.concatenate(kind), kinds=[*kinds], reasons=reasons
     )
 
 
-def tell_skipped(root: storage.Url, entries: list[dict[str, str]], lies: Manifest | None) -> str:
+def write_skipped(
+    root: storage.Url, entries: list[dict[str, str]], existing: Manifest | None
+) -> str:
     """Writes what is left out to <root>/skipped.jsonl, and says so for an error; not over a data set's own."""
-    if lies is not None:
+    if existing is not None:
         return ""
     url = storage.join(root, SKIPPED)
     if entries or storage.exists(url):  # an earlier call may have told what is mended since
@@ -286,80 +296,86 @@ def tell_skipped(root: storage.Url, entries: list[dict[str, str]], lies: Manifes
     return f"; all are in {url}"
 
 
-def _judge(
+def _select(
     root: storage.Url,
     listing: Listing,
-    looks: _Looks,
+    inspected: _Inspected,
     dedupe: bool,
     max_skipped: Threshold,
-    lies: Manifest | None,
-) -> tuple[Scanned, Seen]:
-    good = np.flatnonzero(looks.kind != _BAD)
-    content = np.ascontiguousarray(looks.hashes[good]).view("S32").ravel()
+    existing: Manifest | None,
+) -> tuple[Scanned, ScanCounts]:
+    good = np.flatnonzero(inspected.kind != _BAD)
+    content = np.ascontiguousarray(inspected.hashes[good]).view("S32").ravel()
     _, first, which = np.unique(content, return_index=True, return_inverse=True)
-    twins = good[first[which]] if len(good) else good  # the earliest input of the same bytes
-    own = twins == good
-    rows = good[own] if dedupe else good
-    reasons = dict(looks.reasons)
+    originals = good[first[which]] if len(good) else good  # the earliest input of the same bytes
+    unique = originals == good
+    rows = good[unique] if dedupe else good
+    reasons = dict(inspected.reasons)
     if dedupe:
-        pairs = zip(good[~own].tolist(), twins[~own].tolist(), strict=True)
-        reasons |= {row: _duplicate(listing, row, twin) for row, twin in pairs}
-    seen = Seen(
-        listed=len(looks.kind),
+        pairs = zip(good[~unique].tolist(), originals[~unique].tolist(), strict=True)
+        reasons |= {row: _duplicate(listing, row, original) for row, original in pairs}
+    counts = ScanCounts(
+        listed=len(inspected.kind),
         kept=len(rows),
-        skipped=len(looks.reasons),
-        duplicates=int((~own).sum()),
+        skipped=len(inspected.reasons),
+        duplicates=int((~unique).sum()),
     )
-    told_where = tell_skipped(root, _entries(listing, looks, reasons), lies)
-    _check_skipped(listing, looks, seen, max_skipped, told_where)
-    shape, dtype = _one_kind(listing, looks, rows)
-    hashes, kind = looks.hashes[rows], np.dtype(dtype)
-    told: dict[str, Any] = {"listing": listing, "rows": rows, "hashes": hashes}
-    told |= {"shape": shape, "dtype": kind}
+    where_listed = write_skipped(root, _entries(listing, inspected, reasons), existing)
+    _check_skipped(listing, inspected, counts, max_skipped, where_listed)
+    shape, dtype = _one_kind(listing, inspected, rows)
+    hashes, kind = inspected.hashes[rows], np.dtype(dtype)
+    record: dict[str, Any] = {"listing": listing, "rows": rows, "hashes": hashes}
+    record |= {"shape": shape, "dtype": kind}
     if isinstance(listing.decode, Picture):
-        return Pictures(**told, picture=listing.decode), seen
-    return Scanned(**told), seen
+        return Pictures(**record, picture=listing.decode), counts
+    return Scanned(**record), counts
 
 
-def _duplicate(listing: Listing, row: int, twin: int) -> str:
-    reason = f"duplicate of {listing.keys[twin].decode()}"
-    if listing.labels is not None and listing.labels[twin] != listing.labels[row]:
-        reason += f", label {listing.labels[row]} instead of {listing.labels[twin]}"
+def _duplicate(listing: Listing, row: int, original: int) -> str:
+    reason = f"duplicate of {listing.keys[original].decode()}"
+    if listing.labels is not None and listing.labels[original] != listing.labels[row]:
+        reason += f", label {listing.labels[row]} instead of {listing.labels[original]}"
     return reason
 
 
-def _entries(listing: Listing, looks: _Looks, reasons: dict[int, str]) -> list[dict[str, str]]:
+def _entries(
+    listing: Listing, inspected: _Inspected, reasons: dict[int, str]
+) -> list[dict[str, str]]:
     entries = []
     for row, reason in sorted(reasons.items()):
-        sha256 = looks.hashes[row].tobytes().hex()
+        sha256 = inspected.hashes[row].tobytes().hex()
         entry = {"key": listing.keys[row].decode(), "reason": reason}
         entries.append(entry if sha256 == _UNREAD else {**entry, "sha256": sha256})
     return entries
 
 
 def _check_skipped(
-    listing: Listing, looks: _Looks, seen: Seen, max_skipped: Threshold, told_where: str
+    listing: Listing,
+    inspected: _Inspected,
+    counts: ScanCounts,
+    max_skipped: Threshold,
+    where_listed: str,
 ) -> None:
-    allowed = max_skipped.of_inputs(seen.listed)
-    if seen.skipped > allowed:
-        row, reason = min(looks.reasons.items())
+    allowed = max_skipped.of_inputs(counts.listed)
+    if counts.skipped > allowed:
+        row, reason = min(inspected.reasons.items())
         raise UserError(
-            f"{seen.skipped:,} of {seen.listed:,} inputs cannot be used, max_skipped allows {allowed:,}: "
-            f"{listing.keys[row].decode()!r}: {reason}{told_where}: mend them, or allow them with "
-            f"--max-skipped {seen.skipped}"
+            f"{counts.skipped:,} of {counts.listed:,} inputs cannot be used, max_skipped allows {allowed:,}: "
+            f"{listing.keys[row].decode()!r}: {reason}{where_listed}: mend them, or allow them with "
+            f"--max-skipped {counts.skipped}"
         )
-    if not seen.kept:
-        raise UserError(f"none of {seen.listed:,} inputs can be used: there is nothing to write")
+    if not counts.kept:
+        raise UserError(f"none of {counts.listed:,} inputs can be used: there is nothing to write")
 
 
-def _one_kind(listing: Listing, looks: _Looks, rows: NDArray[np.int64]) -> Kind:
-    numbers, first = np.unique(looks.kind[rows], return_index=True)
+def _one_kind(listing: Listing, inspected: _Inspected, rows: NDArray[np.int64]) -> Kind:
+    numbers, first = np.unique(inspected.kind[rows], return_index=True)
     if len(numbers) > 1:
-        said = " and ".join(
-            f"{looks.kinds[number][0]} {looks.kinds[number][1]} ({listing.keys[rows[at]].decode()!r})"
+        two = " and ".join(
+            f"{inspected.kinds[number][0]} {inspected.kinds[number][1]} ({listing.keys[rows[at]].decode()!r})"
             for number, at in zip(numbers[:2], first, strict=False)
         )
         raise UserError(
-            f"samples of {len(numbers)} shapes, such as {said}: bring them to one with --size"
+            f"samples of {len(numbers)} shapes, such as {two}: bring them to one with --size"
         )
-    return looks.kinds[int(numbers[0])]
+    return inspected.kinds[int(numbers[0])]

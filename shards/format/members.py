@@ -1,0 +1,191 @@
+"""A sample as members of a tar: which they are, and how they become its x, y and id.
+
+Pictures are decoded by `Picture`, whatever program packed them: it opens, loads and converts as webdataset's own image
+handler does, to the same pixels, and is at hand without `import webdataset`, which imports torch. Arrays in tars of
+others are left to webdataset: `shards.format.foreign_arrays`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import BadInputError
+from shards.format import foreign_arrays as foreign
+from shards.format.pictures import SUFFIXES, Picture
+
+CLASSES = 1 << 20  # at most: every manifest counts the samples of each
+KEY: Final = "id.txt"  # the member that holds a sample's own key, where its name is a number
+_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+_TEXT = 60  # characters of a wrong label that are shown
+Members = dict[str, bytes]  # by what follows the key, in lower case
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decode:
+    """How the members of a sample become its x, y and id."""
+
+    picture: Picture
+    image: str | None = None  # extension; without one the first that is an image's
+    label: str | None = None  # an extension whose member is a whole number, or `json:field`
+    key: Literal["name", "id.txt"] = "name"  # what the members' names share, or a member of its own
+    prefix: bool = False  # put the tar's name before the key
+
+    @staticmethod
+    def of(plain: Mapping[str, Any]) -> Decode:
+        picture = Picture(size=plain["size"], channels=plain["channels"])
+        names = ("image", "label", "key", "prefix")
+        return Decode(picture=picture, **{name: plain[name] for name in names})
+
+    def plain(self) -> dict[str, Any]:
+        """As a manifest holds it."""
+        values = asdict(self)
+        return {**values.pop("picture"), **values}
+
+    def key_of(self, name: str, members: Members, stem: str) -> str:
+        """A sample's key; `stem` is of its tar."""
+        if self.key == KEY:
+            if KEY not in members:
+                raise BadInputError(f"no member .{KEY}")
+            return _text(members[KEY])
+        return f"{stem}/{name}" if self.prefix else name
+
+    def label_of(self, members: Members) -> int:
+        """The sample's label, as webdataset reads it of `cls` and `json` members.
+
+        Raises:
+            BadInputError: no such member, or no whole number in it.
+        """
+        assert self.label is not None
+        extension, _, field = self.label.partition(":")
+        if extension not in members:
+            raise BadInputError(f"no member .{extension}, which should hold its label")
+        text = members[extension]
+        try:
+            found = json.loads(text)[field] if field else int(text)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            found = None
+        if not isinstance(found, int):
+            shown = text[:_TEXT].decode(errors="replace")
+            raise BadInputError(f".{extension} holds no whole number at {self.label!r}: {shown!r}")
+        if not 0 <= found < CLASSES:
+            raise BadInputError(f"label {found}: classes go from 0 to {CLASSES - 1:,} at most")
+        return int(found)
+
+    @property
+    def rule(self) -> str:
+        """How x comes about; another one looks again."""
+        kind = foreign.kind_of(self.image)
+        return foreign.rule_of(kind) if kind else self.picture.rule
+
+    def x_of(self, members: Members) -> NDArray[np.generic]:
+        """The sample (C, H, W): a picture, or an array; raises BadInputError where it is none."""
+        kind, data = foreign.kind_of(self.image), self.image_of(members)
+        return foreign.array_of(kind, data) if kind else self.picture(data)
+
+    def image_of(self, members: Members) -> bytes:
+        """The encoded picture or array among the members; raises BadInputError where there is none."""
+        if self.image is not None:
+            found = members.get(self.image.lower().lstrip("."))
+        else:
+            found = next((data for name, data in members.items() if f".{name}" in SUFFIXES), None)
+        if found is None:
+            wanted = f"no member .{self.image}" if self.image else "no image"
+            raise BadInputError(f"{wanted} among its members ({', '.join(members)})")
+        return found
+
+
+class Encoded(NamedTuple):
+    """A sample as it lies in its tar."""
+
+    span: bytes
+    stem: str  # of the tar's name
+
+
+class Sample(NamedTuple):
+    """A sample decoded; None where the field was not asked for."""
+
+    x: NDArray[np.generic] | None
+    y: int | None
+    id: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unpack:
+    """Samples to their fields `names`; pickles, so that any process may do it."""
+
+    decode: Decode
+    names: tuple[str, ...]
+
+    def __call__(self, sample: Encoded) -> Sample | BadInputError:
+        try:
+            return self.unpack(sample)
+        except BadInputError as error:
+            return error
+
+    def unpack(self, sample: Encoded) -> Sample:
+        """Raises BadInputError where the span is no sample."""
+        name, members = members_of(sample.span)
+        names, decode = self.names, self.decode
+        return Sample(
+            x=decode.x_of(members) if "x" in names else None,
+            y=decode.label_of(members) if "y" in names else None,
+            id=decode.key_of(name, members, sample.stem).encode() if "id" in names else None,
+        )
+
+
+def split_name(path: str) -> tuple[str, str] | None:
+    """Key and extension of a member, as webdataset splits them: at the first dot of the last part.
+
+    None of names without one, and of names in double underscores, which webdataset passes over.
+    """
+    found = _NAME.fullmatch(printable(path))
+    if found is None or re.match(r"__[^/]*__($|/)", path):
+        return None
+    return found[1], found[2].lower()
+
+
+def _text(key: bytes) -> str:
+    try:
+        text = key.decode()
+    except UnicodeDecodeError:
+        raise BadInputError(f"its .{KEY} is not UTF-8: {key[:_TEXT]!r}") from None
+    if not text or "\0" in text:
+        raise BadInputError(f"its .{KEY} is empty or holds a NUL")
+    return text
+
+
+def members_of(span: bytes) -> tuple[str, Members]:
+    """The key that a sample's members share, and their contents.
+
+    Raises:
+        BadInputError: the span holds no members, or those of several samples.
+    """
+    found: Members = {}
+    keys = set()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as tar:
+            for member in tar:
+                split = split_name(member.name)
+                if member.isfile() and split is not None:
+                    keys.add(split[0])
+                    start = member.offset_data
+                    found[split[1]] = span[start : start + member.size]
+    except tarfile.TarError as error:
+        raise BadInputError(f"no members of a tar: {error}") from None
+    if len(keys) != 1:
+        raise BadInputError(f"members of {len(keys)} samples")
+    return keys.pop(), found
+
+
+def printable(name: str) -> str:
+    """A file's or member's name as text; of bytes that are not UTF-8 as they are escaped, \\xff."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,195 @@
+"""All that decides the bytes of a data set, checked before the first of them is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import UserError
+from shards.format import manifest as manifests
+from shards.format.header import Header
+from shards.format.manifest import Field, Layout
+from shards.format.members import CLASSES, KEY, Decode
+from shards.format.order import BLOCK, key, permute
+from shards.format.pictures import Picture
+from shards.sources.source import Column, PictureSource, Source
+
+SAMPLE = "sample"  # the one span of a sample that has its own members
+SHARD_BYTES = (
+    128 << 20
+)  # 16,384 latents 4x32x32 in fp16; stores serve objects of 100 MB to 1 GB best
+_PROBES = 32  # samples whose size stands for all when pictures are cut into shards
+_HEADERS = 3072  # bytes that the members of a sample take in a tar beside its picture, at most
+_WRITE = 4  # purpose of the shuffle's key; reading uses 1 to 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that decides the bytes of a data set."""
+
+    source: Source
+    header: Header
+    fields: tuple[Field, ...]
+    seed: int
+    block: int
+    shard_blocks: int
+    fingerprint: str
+    class_names: tuple[str, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    layout: Layout = "blocks"
+    shuffled: bool = True  # by the seed; else in the source's order, which `seed` shuffled before
+
+    @property
+    def count(self) -> int:
+        return len(self.source.keys)
+
+    @property
+    def shards(self) -> int:
+        return -(-self.count // (self.block * self.shard_blocks))
+
+    @cached_property
+    def hash(self) -> str:
+        decided = [manifests.VERSION, self.count, self.seed, self.block, self.shard_blocks]
+        fields = [[f.name, f.dtype, [*f.shape], f.kind] for f in self.fields]
+        plain = {
+            "numbers": decided,
+            "fields": fields,
+            "header": self.header.plain(),
+            "source": self.source_record,
+        }
+        return manifests.digest(plain | self.optional_fields)
+
+    @property
+    def source_record(self) -> dict[str, Any]:
+        record = {"name": self.source.name, "count": self.count, "fingerprint": self.fingerprint}
+        return {**record, **self.notes}
+
+    @cached_property
+    def optional_fields(self) -> dict[str, Any]:
+        """Of the manifest: class names, an order that is the source's, and a layout of samples with their decoding.
+
+        They are left out where they say nothing, so that data sets of before keep their plans.
+        """
+        fields: dict[str, Any] = {"class_names": [*self.class_names]} if self.class_names else {}
+        if not self.shuffled:
+            fields["order"] = "source"
+        if self.layout != "blocks":
+            assert isinstance(self.source, PictureSource)
+            label = None if self.source.labels is None else "cls"
+            decode = Decode(picture=Picture(channels=self.source.channels), label=label, key=KEY)
+            fields |= {"layout": self.layout, "decode": decode.plain()}
+        return fields
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the index: a span for each field of a block, or one for all of a sample."""
+        return (SAMPLE,) if self.layout == "samples" else tuple(f.name for f in self.fields)
+
+    def tar(self, k: int) -> str:
+        return f"shards/train-{k:05d}-of-{self.shards:05d}.tar"
+
+    def rows(self, block: int) -> NDArray[np.int64]:
+        """The source's rows that form a block."""
+        ordinals = np.arange(block * self.block, min((block + 1) * self.block, self.count))
+        if not self.shuffled:
+            return ordinals
+        return permute(ordinals, self.count, key(self.seed, _WRITE)).astype(np.int64)
+
+
+def make_plan(
+    source: Source,
+    header: Header,
+    seed: int,
+    shard_bytes: int,
+    class_names: tuple[str, ...] = (),
+    notes: Mapping[str, Any] | None = None,
+    shuffle: bool = True,
+    layout: Layout = "blocks",
+) -> Plan:
+    """Checks what can be checked without reading an image, and decides the cut into shards."""
+    count, shape, dtype = len(source.keys), source.shape, np.dtype(source.dtype)
+    if count == 0:
+        raise UserError(f"source {source.name!r} is empty: there is nothing to write")
+    header.model_shape(shape)
+    if dtype.kind not in "uif" or not math.prod(shape):
+        raise UserError(
+            f"samples are {shape} {dtype}: give at least one whole or floating number each"
+        )
+    if shard_bytes < 1:
+        raise UserError(
+            f"shard_bytes={shard_bytes}: give at least 1 byte; the default is {SHARD_BYTES}"
+        )
+    if isinstance(source.keys, np.ndarray):  # what lies in shards was checked when it was written
+        check_keys(source.keys)
+        check_labels(source.keys, source.labels, source.classes)
+    if class_names and len(class_names) != source.classes:
+        raise UserError(
+            f"{len(class_names)} class names for classes={source.classes}: give one for each"
+        )
+    fields = [Field(name="x", dtype=dtype.newbyteorder("<").str, shape=shape, kind=header.kind)]
+    if source.labels is not None:
+        fields.append(Field(name="y", dtype="<i8", shape=(), kind="label"))
+    fields.append(Field(name="id", dtype=source.keys.dtype.str, shape=(), kind="key"))
+    sample_bytes = sum(f.sample_bytes for f in fields)
+    if layout == "samples":
+        if not isinstance(source, PictureSource):
+            raise UserError(
+                f"layout='samples': {source.name!r} holds arrays and no encoded pictures; give 'blocks'"
+            )
+        sample_bytes = _stored_bytes(source)
+    return Plan(
+        source=source,
+        header=header,
+        fields=tuple(fields),
+        seed=seed,
+        block=BLOCK,
+        shard_blocks=max(1, shard_bytes // (BLOCK * sample_bytes)),
+        fingerprint=source.fingerprint,
+        class_names=class_names,
+        notes=notes or {},
+        shuffled=shuffle,
+        layout=layout,
+    )
+
+
+def _stored_bytes(source: PictureSource) -> int:
+    """Of a sample in its tar, by some that lie evenly in the source: how shards are cut must not need them all."""
+    rows = np.unique(np.linspace(0, len(source.keys) - 1, _PROBES).astype(np.int64))
+    sizes = [len(stored.data) for stored in source.pictures(rows)]
+    return sum(sizes) // len(sizes) + _HEADERS
+
+
+def check_keys(keys: NDArray[np.bytes_]) -> None:
+    """Raises a UserError where a key occurs twice."""
+    unique, counts = np.unique(keys, return_counts=True)
+    if len(unique) < len(keys):
+        twice = unique[counts > 1]
+        raise UserError(
+            f"key {twice[0].decode()!r} occurs {counts[counts > 1][0]} times "
+            f"({len(twice)} such keys): give every sample its own"
+        )
+
+
+def check_labels(keys: Column, labels: Column | None, classes: int) -> None:
+    """Raises a UserError where a label is not in [0, classes)."""
+    if labels is None:
+        return
+    if classes < 1:
+        raise UserError(f"classes={classes}, but there are labels: give the number of classes")
+    if classes > CLASSES:
+        raise UserError(
+            f"classes={classes:,}: at most {CLASSES:,} can be counted; number them from 0"
+        )
+    every = np.asarray(labels)
+    wrong = np.flatnonzero((every < 0) | (every >= classes))
+    if wrong.size:
+        raise UserError(
+            f"label {every[wrong[0]]} of sample {keys[wrong[0]].decode()!r} is out of "
+            f"range ({wrong.size} such): with classes={classes} they go from 0 to {classes - 1}"
+        )
