@@ -7,7 +7,6 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import shards
 from selfguide.distributed import Place
@@ -36,15 +34,6 @@ from tests.shards.data import flip, payload, write
 from tools.shards import __main__ as command
 
 Step = tuple[int, list[dict[str, int]]]  # position, accounts proven after it
-
-
-@pytest.fixture
-def single() -> Iterator[Place]:
-    """This process as the only rank of a group."""
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield Place(0, 0, 1)
-    torch.distributed.destroy_process_group()
 
 
 def proven(
