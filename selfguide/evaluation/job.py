@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import shards
-from selfguide.data.autoencoders import Normaliser
+from selfguide.data.normaliser import Normaliser
 from selfguide.discovery.agreement import agreement
 from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, half, load_digitnet
 from selfguide.evaluation.grid import write_grid

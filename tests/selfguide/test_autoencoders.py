@@ -22,7 +22,6 @@ import shards
 from launcher.submit import check_data
 from selfguide import snapshot
 from selfguide.data.autoencoders import (
-    Normaliser,
     check_header,
     from_images,
     load_autoencoder,
@@ -31,6 +30,7 @@ from selfguide.data.autoencoders import (
 from selfguide.data.autoencoders import tiny as tiny_module
 from selfguide.data.autoencoders.autoencoder import KLAutoencoder
 from selfguide.data.autoencoders.tiny import WEIGHTS
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import Place
 from selfguide.evaluation.features.digitnet import half

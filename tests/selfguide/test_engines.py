@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import shards
-from selfguide.data.autoencoders import Normaliser
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import Place

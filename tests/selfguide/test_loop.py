@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfguide.data.autoencoders import Normaliser
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import Place
 from selfguide.guidance.online import PROTOTYPES

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from launcher.compose import compose
 from selfguide import snapshot
-from selfguide.data.autoencoders import Normaliser
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.objectives import Uncertainty, build_objective, draw_times
 from selfguide.diffusion.paths import VarianceExploding, build_path

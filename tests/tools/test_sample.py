@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 import shards
-from selfguide.data.autoencoders import Normaliser, load_autoencoder
+from selfguide.data.autoencoders import load_autoencoder
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
 from selfguide.distributed import Place
 from selfguide.randomness import normal

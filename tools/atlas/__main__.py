@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfguide.data.autoencoders import Autoencoder, Normaliser, load_autoencoder, to_images
+from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
+from selfguide.data.normaliser import Normaliser
 from selfguide.sampling import queries as telling
 from selfguide.sampling.condition_sampler import by_rows
 from selfguide.sampling.generate import draw
