@@ -23,7 +23,7 @@ from selfguide.diffusion.objectives import Uncertainty, build_objective, draw_ti
 from selfguide.diffusion.paths import VarianceExploding, build_path
 from selfguide.diffusion.preconditioning import build_preconditioning
 from selfguide.distributed import Place
-from selfguide.guidance.online import extract
+from selfguide.guidance.prototypes import extract
 from selfguide.networks.student import Sampled, Student, build_student
 from selfguide.spec.config import Config, NoGuidance, PathConfig, Prediction
 from selfguide.spec.sizes import footprint
@@ -203,7 +203,7 @@ def test_features_are_extracted_from_what_the_network_reads() -> None:
     config, student = student_of(EDM2)
     x0, eps = torch.randn(2, 4, 1, 8, 8)
     assert config.guidance.source == "online"
-    found = extract(student, edm(), config.guidance, x0, eps)
+    found = extract(student, edm(), config.guidance.noise_time, x0, eps)
     sigma, tau = 0.25, torch.full((4,), 0.2)
     read = (x0 + sigma * eps) / math.sqrt(sigma**2 + 0.5**2)
     told = Condition.unconditional(4)
