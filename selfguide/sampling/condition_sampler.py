@@ -32,7 +32,8 @@ Tell = Callable[[Tensor], Condition]  # of seeds or ordinals (B,)
 
 def by_patch(snapshot: Snapshot) -> bool:
     """Whether each patch of an image is told a group of its own."""
-    return snapshot.student.head is not None and snapshot.student.pooling == "patch"
+    head = snapshot.config.guidance.head(snapshot.student.backbone.net)
+    return head is not None and head.pooling == "patch"
 
 
 def by_rows(snapshot: Snapshot) -> bool:
