@@ -25,7 +25,7 @@ from selfguide.distributed import world_size
 from selfguide.guidance.component import Component, Inputs, Stepped, Weights
 from selfguide.guidance.health import Health
 from selfguide.guidance.labels import drop_images, drop_patches, frequencies
-from selfguide.guidance.prototype_counts import TOLD, Usage
+from selfguide.guidance.prototype_counts import CONDITIONED, Usage
 from selfguide.guidance.prototypes import assign, condition_on, extract, unconditional_features
 from selfguide.networks.student import Outputs, Student
 from selfguide.randomness import normal, stream_seed
@@ -65,7 +65,7 @@ class OnlineSource(Component):
             return inputs
         assert extracted is not None
         ids = assign(teacher, extracted)
-        self.usage.told(ids)
+        self.usage.conditioned(ids)
         prototypes = condition_on(teacher, ids, len(batch.x0))
         dropped = self._dropped(batch, len(ids) // len(batch.x0))
         return replace(inputs, condition=prototypes.drop(dropped))
@@ -200,13 +200,13 @@ class OnlineSource(Component):
 
     def metadata(self) -> dict[str, Any]:
         """p(k) over the last one to two windows of rows conditioned on, whatever the cadence of snapshots."""
-        counts = self.usage.totals()[TOLD].sum(0).tolist()
-        told = sum(counts) > 0
+        counts = self.usage.totals()[CONDITIONED].sum(0).tolist()
+        conditioned = sum(counts) > 0
         return {
             "source": "online",
             "level": self.config.level,
-            "told": told,
-            "p": frequencies(counts) if told else None,
+            "told": conditioned,
+            "p": frequencies(counts) if conditioned else None,
             "label_free": True,
         }
 

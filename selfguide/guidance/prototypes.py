@@ -41,7 +41,7 @@ def assign(student: Student, features: Tensor) -> Tensor:
 def condition_on(student: Student, ids: Tensor, images: int) -> Condition:
     """The prototypes `ids` (rows,) of so many images: one each, or one for each of their patches."""
     assert student.head is not None
-    rows = student.head.told_rows()[ids]  # (rows, P)
+    rows = student.head.condition_rows()[ids]  # (rows, P)
     if student.pooling == "patch":
         return Condition.told(patch=rows.view(images, len(ids) // images, -1))
     return Condition.told(dense=rows)

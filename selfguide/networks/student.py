@@ -116,7 +116,7 @@ def build_student(config: Config, seed: int) -> Student:
                 settings.hidden,
                 settings.width,
                 settings.groups,
-                told=settings.condition_rows,
+                condition=settings.condition_rows,
             )
         learned = config.path.weighting == "uncertainty"
         uncertainty = Uncertainty(build_path(config.path)) if learned else None

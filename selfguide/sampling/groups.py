@@ -67,4 +67,4 @@ def sampling_condition(metadata: dict[str, Any], student: Student, ids: Tensor) 
     if metadata["source"] in ("labels", "sidecar"):
         return Condition.told(id=ids)
     assert student.head is not None
-    return Condition.told(dense=student.head.told_rows()[ids])
+    return Condition.told(dense=student.head.condition_rows()[ids])

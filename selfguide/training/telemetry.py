@@ -146,8 +146,8 @@ def _sentence(line: dict[str, Any], total: int) -> str:
         parts.append(f"{line['images_per_s']:,.0f} images/s")
         parts.append(f"{(total - line['images']) / line['images_per_s']:,.0f} s left")
     for name, value in line.items():
-        told = name in ("images", "images_per_s") or name.startswith("data_")
-        if not told and isinstance(value, float):
+        shown = name in ("images", "images_per_s") or name.startswith("data_")
+        if not shown and isinstance(value, float):
             parts.append(f"{name} {value:.4g}")
     if "skipped" in line:
         parts.append(f"{line['skipped']:,} steps skipped: their gradients are not finite")

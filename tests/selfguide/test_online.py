@@ -11,7 +11,7 @@ from selfguide.diffusion.conditions import UNCONDITIONAL
 from selfguide.distributed import Place, sum_over_ranks
 from selfguide.guidance.component import Component, Inputs
 from selfguide.guidance.online import OnlineSource
-from selfguide.guidance.prototype_counts import TOLD
+from selfguide.guidance.prototype_counts import CONDITIONED
 from selfguide.networks.head import GlobalBatchNorm
 from selfguide.networks.student import Student, build_student
 from selfguide.spec.config import (
@@ -160,7 +160,7 @@ def test_p_of_k_forgets_old_windows_and_resumes_exactly() -> None:
         batch.images = images
         for _ in range(2):  # two micro-batches of a step
             inputs(source, batch, teacher)
-        totals.append(int(source.usage.totals()[TOLD].sum()))
+        totals.append(int(source.usage.totals()[CONDITIONED].sum()))
     # 128 told images a step here: windows turn after two steps, and two windows are the most that is held
     assert totals == [128, 256, 384, 512, 384, 512, 384, 512]
     resumed = OnlineSource(config.guidance, config.path, 0, 512)  # type: ignore[arg-type]

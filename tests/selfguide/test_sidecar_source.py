@@ -28,7 +28,7 @@ from selfguide.guidance.sidecar import SidecarSource, shuffled
 from selfguide.models import assemble
 from selfguide.networks.student import build_student
 from selfguide.sampling import condition_sampler as drawing
-from selfguide.sampling import queries as telling
+from selfguide.sampling import queries
 from selfguide.sampling.generate import draw_condition
 from selfguide.sampling.groups import draw_groups
 from selfguide.snapshot import Snapshot
@@ -315,7 +315,7 @@ def test_layouts_and_their_groups_are_drawn_as_rows_of_training_images(
     later = draw_condition(made, SEEDS[20:50])
     assert torch.equal(later.given["spatial"], found.given["spatial"][20:])
     assert label_policy(made.guidance, "empirical") == "training rows"
-    with pytest.raises(UserError, match="not one group alone"):
+    with pytest.raises(UserError, match="not on one group alone"):
         draw_condition(made, SEEDS, "uniform")
 
 
@@ -324,13 +324,13 @@ def test_a_row_is_what_that_training_image_was_told_shuffled_or_not(
 ) -> None:
     guidance = guided(notes, ids="several", layout="masks", shuffle=1.0, drop=0.0)
     made = published(guidance, digits)
-    found, trained = telling.rows(made, ORDINALS), told(guidance, batch_of(ORDINALS))
+    found, trained = queries.rows(made, ORDINALS), told(guidance, batch_of(ORDINALS))
     for name, value in trained.given.items():
         assert torch.equal(found.given[name], value)
     with pytest.raises(UserError, match="no training image 1797: the data has ordinals 0 to 1796"):
-        telling.rows(made, torch.tensor([3, 1797]))
-    with pytest.raises(UserError, match=r"told multi_hot, mask of an image.*--row"):
-        telling.told(made, torch.tensor([3]))
+        queries.rows(made, torch.tensor([3, 1797]))
+    with pytest.raises(UserError, match=r"conditioned on multi_hot, mask of an image.*--row"):
+        queries.of_groups(made, torch.tensor([3]))
     labels = published(guided(notes, ids="ids"), digits)
     labelled = replace(
         labels,
@@ -338,7 +338,7 @@ def test_a_row_is_what_that_training_image_was_told_shuffled_or_not(
         guidance={"source": "labels", "told": True, "p": [0.1] * 10},
     )
     y = shards.read_all(digits)["y"]
-    np.testing.assert_array_equal(telling.rows(labelled, ORDINALS).given["id"], y[ORDINALS])
+    np.testing.assert_array_equal(queries.rows(labelled, ORDINALS).given["id"], y[ORDINALS])
 
 
 def test_groups_outlive_their_sidecar_and_layouts_say_what_is_missing(
@@ -350,8 +350,10 @@ def test_groups_outlive_their_sidecar_and_layouts_say_what_is_missing(
     by_row = published(guided(here, ids="ids", layout="boxes"), digits)
     changed = np.load(here / "boxes" / "rows.npy")
     shutil.rmtree(here / "boxes")
-    for tell in (lambda: draw_condition(by_row, SEEDS), lambda: telling.rows(by_row, ORDINALS)):
-        with pytest.raises(UserError, match=r"told the box of training images.*layout is gone"):
+    for tell in (lambda: draw_condition(by_row, SEEDS), lambda: queries.rows(by_row, ORDINALS)):
+        with pytest.raises(
+            UserError, match=r"conditioned on the box of training images.*layout is gone"
+        ):
             tell()
     changed[0, 2] += 1
     manifest = manifests.load(digits).hash
@@ -360,10 +362,10 @@ def test_groups_outlive_their_sidecar_and_layouts_say_what_is_missing(
         draw_condition(by_row, SEEDS)
     shutil.rmtree(here / "ids")
     assert len(draw_condition(by_group, SEEDS).given["id"]) == 4000
-    assert telling.told(by_group, torch.tensor([3])).given["id"].tolist() == [3]
-    assert telling.groups(by_group) == K
+    assert queries.of_groups(by_group, torch.tensor([3])).given["id"].tolist() == [3]
+    assert queries.groups(by_group) == K
     with pytest.raises(UserError, match="group 7 is not one of 0 to 6"):
-        telling.told(by_group, torch.tensor([K]))
+        queries.of_groups(by_group, torch.tensor([K]))
 
 
 # --- whole runs --------------------------------------------------------------------------------

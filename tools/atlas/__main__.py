@@ -25,7 +25,7 @@ from torch import Tensor
 
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.data.normaliser import Normaliser
-from selfguide.sampling import queries as telling
+from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import by_rows
 from selfguide.sampling.generate import draw
 from selfguide.sampling.group_names import Naming
@@ -185,7 +185,7 @@ def samples_of(
         sampler = replace(sampler, g=options.g)
         check_sampler(sampler, snapshot.config.path)
     allowed = [group for group in shown if group not in naming.banned]
-    condition = telling.told(snapshot, torch.tensor(allowed).repeat_interleave(options.count))
+    condition = queries.of_groups(snapshot, torch.tensor(allowed).repeat_interleave(options.count))
     seeds = (options.seed + torch.arange(options.count)).repeat(len(allowed))
     drawn = draw(snapshot, sampler, condition, seeds, batch=options.batch)
     total = -(-len(seeds) // options.batch)
