@@ -105,7 +105,8 @@ def _published(snapshot: Snapshot) -> Annotations:
         if found.sha256 != was["sha256"]:
             raise UserError(
                 f"this snapshot is conditioned on the {was['kind']} of training images, and {was['folder']} has "
-                f"changed since (sha256 {found.sha256[:12]}, then {was['sha256'][:12]}); put back what the run was trained with"
+                f"changed since (sha256 {found.sha256[:12]}, then {was['sha256'][:12]}); put back what the run was "
+                "trained with"
             )
     return Annotations(guidance, snapshot.config.seed)
 
