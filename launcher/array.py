@@ -1,8 +1,9 @@
-"""Arrays: jobs that share out one piece of work and need not run at the same time. `python -m launcher.array FOLDER`.
+"""Arrays: tasks that share out one piece of work and need not run at the same time. `python -m launcher.array FOLDER`.
 
-Every task has a folder with its request and what it left; the array's own says what was submitted and what to count:
+An array is an attempt at its work. It differs from an attempt of a run in that each task is a job of its own, with a
+folder for its request and its exit record:
 
-    <runs>/<kind>/<id>/<number>/array.json  code/  logs/  tasks/00000/{request,submission,start-0,exit-0}.json
+    <runs>/<kind>/<id>/attempts/0001/array.json  code/  job/  tasks/00000/{request,submission,start-0,exit-0}.json
 
 A task that dies leaves the others alone, for each ends by taking over what nobody has done. The same command again
 joins an array that is at work, and submits the next one where it is not.
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,73 +21,79 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import clusters, code_copy, local
-from launcher.clusters import Job, Record
+from launcher import backends, new_attempt
+from launcher.attempt.exits import Exit
+from launcher.backends import Job, Record
+from launcher.backends.local import gpus
 from launcher.compose import compose_cluster, without_group
-from launcher.lock import held
-from launcher.status import tail
+from launcher.folder import Attempt, tail
 from selfguide.spec.config import ClusterConfig
-from selfguide.spec.run import read_record, write_record
+from selfguide.spec.config.cluster import check_cluster
+from selfguide.spec.config.laws import check
+from selfguide.spec.run import RunFolder, read_record, write_record
 from shards import cli, storage
 from shards.errors import UserError
 
 RECORD = "array.json"
-POLL_S = {"local": 0.5, "slurm": 5.0, "devcluster": 1.0}
 ENDED = ("done", "failed", "lost")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is shared out: `function` is called in each task with the folder that holds its request."""
+    """What is shared out: each task calls `function` with the folder that holds its request."""
 
-    kind: str  # the verb, which names the folder and the jobs
-    id: str  # the same for the same work
+    # the verb, which names the folder and the jobs
+    kind: str
+    # the same for the same work
+    id: str
     function: Callable[[str], None]
-    requests: Sequence[Mapping[str, Any]]  # one a task, as JSON has them
-    counted: (
-        str  # a folder or s3:// prefix in which `of` records appear, *.json, as the work is done
-    )
+    # one per task, as JSON
+    requests: Sequence[Mapping[str, Any]]
+    # a folder or s3:// prefix in which `of` records appear, *.json, as the work is done
+    counted: str
     of: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Where one task stands."""
+    """The state of one task."""
 
     number: int
-    id: str  # of its job
-    state: str  # queued, running, unknown, done, failed, or lost: ended without a word
+    # of its job
+    id: str
+    # queued, running, unknown, done, failed, or lost: ended without an exit record
+    state: str
     message: str
     log: str
 
 
 def cluster_of(overrides: Sequence[str]) -> ClusterConfig:
-    """The cluster that `cluster=NAME cluster.key=value ...` means; `auto` is decided as `launcher.submit` does.
+    """Returns the cluster that `cluster=NAME cluster.key=value ...` means; `auto` is decided as in `launcher.submit`.
 
     Raises:
-        UserError: it cannot be read, or is for ranks of one job.
+        UserError: it cannot be read, or a value is out of range.
     """
     found = compose_cluster(overrides)
     if found.kind == "auto":
-        kind = "slurm" if clusters.answers() else "local"
+        kind = backends.automatic()
         found = compose_cluster([*without_group(overrides, "cluster"), f"cluster={kind}"])
-    for name in ("gpus_per_node", "timeout_min"):
-        if getattr(found, name) < 1:
-            raise UserError(f"cluster.{name}={getattr(found, name)}: give at least 1")
+    check(found, "cluster")
+    check_cluster(found, nodes=1)
     return found
 
 
 def submit(work: Work, cluster: ClusterConfig, runs: Path) -> tuple[Path, bool]:
-    """Submits or joins the array; its folder, and whether it is new.
+    """Submits or joins an array; returns its folder and whether it is new.
 
     Raises:
         UserError: the cluster refuses it, or nobody can say whether the last one works. Nothing was queued.
     """
-    root = runs.expanduser().resolve() / work.kind / work.id
-    _check(work, cluster, root)
-    root.mkdir(parents=True, exist_ok=True)
-    with held(root / "submit.lock"):
-        last = _newest(root)
+    run = RunFolder(runs.expanduser().resolve() / work.kind / work.id)
+    if not work.requests:
+        raise UserError("tasks=0: give at least 1")
+    backends.of(cluster).check(_jobs(work, cluster, Attempt(run.attempt(1)))[0])
+    with new_attempt.submitting(run):
+        last = _newest(run)
         states = {task.state for task in tasks(last)} if last else set()
         if last and "unknown" in states:
             raise UserError(
@@ -95,31 +101,29 @@ def submit(work: Work, cluster: ClusterConfig, runs: Path) -> tuple[Path, bool]:
             )
         if last and states - set(ENDED):
             return last, False
-        return _new(work, cluster, root / str(max(_numbers(root), default=0) + 1)), True
+        at, jobs = new_attempt.start(run, cluster, lambda at: _prepare(work, cluster, at))
+        about = {"work": work.kind, "kind": cluster.kind, "counted": work.counted, "of": work.of}
+        write_record(at.root / RECORD, {**about, "jobs": jobs})
+        return at.root, True
 
 
 def tasks(folder: Path) -> list[Task]:
-    """Where each task of an array stands."""
-    array = read(folder)
-    records: list[Record] = array["jobs"]
-    return [
-        _task(folder, number, record, state)
-        for number, (record, state) in enumerate(
-            zip(records, clusters.states(records), strict=True)
-        )
-    ]
+    """Returns the state of each task of an array."""
+    records: list[Record] = read(folder)["jobs"]
+    states = zip(records, backends.states(records), strict=True)
+    return [_task(folder, number, *each) for number, each in enumerate(states)]
 
 
 def counted(folder: Path) -> tuple[int, int]:
-    """(records of finished work that are there, how many there will be)."""
+    """Returns how many records of finished work exist, and how many there will be."""
     array = read(folder)
     names = storage.list(array["counted"])
     return min(sum(name.endswith(".json") for name in names), array["of"]), array["of"]
 
 
 def cancel(folder: Path) -> int:
-    """Ends all tasks; how many were there."""
-    return clusters.cancel_all(read(folder)["jobs"])
+    """Ends all tasks; returns how many were queued or at work."""
+    return backends.cancel_all(read(folder)["jobs"])
 
 
 def follow(folder: Path) -> int:
@@ -140,35 +144,36 @@ def follow(folder: Path) -> int:
 
 
 def _finished(folder: Path) -> Iterator[int]:
-    """Every finished piece as it appears, until no task is left; tells a log what a bar would show."""
-    pause, seen, said = POLL_S[read(folder)["kind"]], 0, ""
+    """Every finished piece as it appears, until no task is left; a log gets lines in place of a bar."""
+    poll_s = backends.of_record(read(folder)["jobs"][0]).poll_s
+    seen, shown = 0, ""
     while True:
         found = tasks(folder)  # before counting: what they finished until then is counted
         done, of = counted(folder)
         now = f"{done} of {of} finished, tasks: {_summary(found)}"
-        if now != said and not sys.stderr.isatty():
+        if now != shown and not sys.stderr.isatty():
             print(now, flush=True)
         yield from range(seen, done)
-        seen, said = max(seen, done), now
+        seen, shown = max(seen, done), now
         if all(task.state in ENDED for task in found):
             return
-        time.sleep(pause)
+        time.sleep(poll_s)
 
 
 def sentences(folder: Path, new: bool) -> str:
-    """What was submitted, and the commands to go on with."""
+    """Returns what was submitted, and the commands to go on with."""
     array = read(folder)
-    ids = [record["id"] for record in array["jobs"]]
-    many = f"{len(ids)} task{'s' if len(ids) > 1 else ''}"
+    jobs: list[Record] = array["jobs"]
+    many = f"{len(jobs)} task{'s' if len(jobs) > 1 else ''}"
+    end = backends.of_record(jobs[0]).cancel_command(jobs)
     lines = [
-        f"{'submitted' if new else 'at work already:'} {many}, {array['kind']} {_together(ids)}",
+        f"{'submitted' if new else 'at work already:'} {many}, {array['kind']} {_together(jobs)}",
         f"folder  {folder}",
         "",
-        f"  {_command(folder)}            how they stand",
-        f"  {_command(folder)} -f         and until they end",
-        f"  {_command(folder)} --cancel   end them"
-        + (f", or scancel {ids[0].partition('_')[0]}" if array["kind"] != "local" else ""),
-        f"  tail -f {folder / 'logs'}/*_log.out",
+        f"  {_command(folder)}            show the tasks",
+        f"  {_command(folder)} -f         and follow them until they end",
+        f"  {_command(folder)} --cancel   end them{f', or {end}' if end else ''}",
+        f"  tail -f {jobs[0]['folder']}/*_log.out",
     ]
     return "\n".join(lines)
 
@@ -178,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m launcher.array",
         description="Shows the tasks of an array, such as `tools.shards encode --tasks` submits.",
-        epilog="example: python -m launcher.array runs/encode/3f2a91c05d77/1 -f",
+        epilog="example: python -m launcher.array runs/encode/3f2a91c05d77/attempts/0001 -f",
     )
     parser.add_argument("folder", type=Path, help="of the array, as its submission printed it")
     what = parser.add_mutually_exclusive_group()
@@ -202,45 +207,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check(work: Work, cluster: ClusterConfig, root: Path) -> None:
-    if not work.requests:
-        raise UserError("tasks=0: give at least 1")
-    clusters.check(_jobs(work, cluster, root / "1")[0], cluster)
+def _prepare(work: Work, cluster: ClusterConfig, at: Attempt) -> list[Job]:
+    """Writes each task's request; returns the jobs."""
+    for number, request in enumerate(work.requests):
+        folder = _folder(at.root, number)
+        write_record(folder / "submission.json", {"world": 1, "kind": cluster.kind})
+        storage.publish(str(folder / "request.json"), json.dumps(request, indent=1).encode())
+    return _jobs(work, cluster, at)
 
 
-def _new(work: Work, cluster: ClusterConfig, folder: Path) -> Path:
-    """Writes the folder of an array and submits it. Once a job may run from it, it stays."""
-    try:
-        folder.mkdir()
-        code_copy.copy(folder / "code")
-        for number, request in enumerate(work.requests):
-            at = _folder(folder, number)
-            write_record(at / "submission.json", {"world": 1, "kind": cluster.kind})
-            storage.publish(str(at / "request.json"), json.dumps(request, indent=1).encode())
-        jobs = _jobs(work, cluster, folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    try:
-        records = clusters.submit_array(jobs, cluster)
-    except UserError:
-        shutil.rmtree(folder)
-        raise
-    about = {"work": work.kind, "kind": cluster.kind, "counted": work.counted, "of": work.of}
-    write_record(folder / RECORD, {**about, "jobs": records})
-    return folder
-
-
-def _jobs(work: Work, cluster: ClusterConfig, folder: Path) -> list[Job]:
-    """One a task. A Slurm task has a node's share to itself; local ones share out the GPUs."""
-    count, gpus = len(work.requests), local.gpus()
+def _jobs(work: Work, cluster: ClusterConfig, at: Attempt) -> list[Job]:
+    """One per task. A Slurm task has a node's share to itself; local ones share out the GPUs."""
+    count, found = len(work.requests), gpus()
     first = Job(
         function=work.function,
         argument="",
-        folder=folder / "logs",
-        code=folder / "code",
+        folder=at.logs,
+        code=at.code,
         name=f"sg-{work.kind}-{work.id}",
-        comment=str(folder),
+        comment=str(at.root),
         gpus=cluster.gpus_per_node if cluster.request_gpus else 0,
         cpus_per_task=cluster.cpus_per_task,
         mem_gb=cluster.mem_gb,
@@ -251,21 +236,24 @@ def _jobs(work: Work, cluster: ClusterConfig, folder: Path) -> list[Job]:
     return [
         replace(
             first,
-            argument=str(_folder(folder, number)),
-            devices=tuple(gpus[number::count] or gpus[number % len(gpus) :][:1] if gpus else ()),
+            argument=str(_folder(at.root, number)),
+            devices=tuple(
+                found[number::count] or found[number % len(found) :][:1] if found else ()
+            ),
         )
         for number in range(count)
     ]
 
 
 def _task(folder: Path, number: int, record: Record, state: str) -> Task:
-    left = read_record(_folder(folder, number) / "exit-0.json")
     log = Path(record["folder"]) / f"{record['id']}_0_log.out"
     message = ""
     if state == "gone":
-        state = "lost" if left is None else "done" if left["code"] == 0 else "failed"
-        lines = tail(log).splitlines() if state == "lost" and log.exists() else []
-        message = left["message"] if left else "".join(lines[-1:])
+        ended = Exit.read(_folder(folder, number))
+        if ended is None:
+            state, message = "lost", tail(log, lines=1)
+        else:
+            state, message = "failed" if ended.code else "done", ended.message
     return Task(number=number, id=record["id"], state=state, message=message, log=str(log))
 
 
@@ -274,8 +262,9 @@ def _summary(found: Sequence[Task]) -> str:
     return ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
 
 
-def _together(ids: Sequence[str]) -> str:
+def _together(jobs: Sequence[Record]) -> str:
     """12_[0-7] of the tasks of a Slurm array."""
+    ids = [job["id"] for job in jobs]
     array = {id.partition("_")[0] for id in ids}
     if len(array) == 1 and len(ids) > 1:
         return f"array {array.pop()}_[0-{len(ids) - 1}]"
@@ -286,21 +275,21 @@ def _folder(folder: Path, number: int) -> Path:
     return folder / "tasks" / f"{number:05d}"
 
 
-def _newest(root: Path) -> Path | None:
+def _newest(run: RunFolder) -> Path | None:
     """The last array that was submitted; a submission that died has no record."""
-    complete = [n for n in _numbers(root) if (root / str(n) / RECORD).exists()]
-    return root / str(max(complete)) if complete else None
-
-
-def _numbers(root: Path) -> list[int]:
-    return [int(path.name) for path in root.iterdir() if path.name.isdecimal()]
+    # arrays of earlier versions are numbered in the work's own folder
+    early = sorted(int(path.name) for path in run.root.iterdir() if path.name.isdecimal())
+    folders = [run.root / str(number) for number in early]
+    folders += [run.attempt(number) for number in run.attempt_numbers()]
+    complete = [folder for folder in folders if (folder / RECORD).exists()]
+    return complete[-1] if complete else None
 
 
 def read(folder: Path) -> Record:
-    """What an array's folder says of it.
+    """Returns the record of an array: its kind, its jobs, and what to count.
 
     Raises:
-        UserError: it is none.
+        UserError: the folder holds none.
     """
     found = read_record(folder / RECORD)
     if found is None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +46,45 @@ def location(package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+def current(kept: Path, copies: Path) -> Path:
+    """Returns a copy of the code that this process runs: `kept` where it is the same, else one below `copies`.
+
+    A run that is evaluated long after it was trained needs one, since jobs of today cannot run on older code.
+    """
+    here = location("launcher").parent
+    if here.with_suffix(".json").is_file():  # this process runs from a copy itself
+        return here
+    wanted = _hash({f"{name}/{path}": file for name in PACKAGES for path, file in _sources(name)})
+    about = kept.with_suffix(".json")
+    if about.is_file() and json.loads(about.read_text())["hash"] == wanted:
+        return kept
+    target = copies / wanted
+    if not target.is_dir():
+        copies.mkdir(exist_ok=True)
+        copy(target)
+    return target
+
+
+def _sources(package: str) -> Iterator[tuple[str, Path]]:
+    """(relative path, file) of all that `copy` takes of a package."""
+    for folder, folders, files in os.walk(location(package)):
+        skipped = _CACHES(folder, [*folders, *files])
+        folders[:] = [name for name in folders if name not in skipped]
+        for name in set(files) - skipped:
+            path = Path(folder, name)
+            yield path.relative_to(location(package)).as_posix(), path
+
+
 def content_hash(root: Path) -> str:
     """12 hex digits over names and bytes of every file below `root`, in a fixed order."""
+    return _hash({p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_file()})
+
+
+def _hash(files: Mapping[str, Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+    for name, path in sorted(files.items()):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+        digest.update(f"{name} {content}\n".encode())
     return digest.hexdigest()[:12]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from selfguide.spec.config import ClusterConfig, Config, build
 from selfguide.spec.config.laws import Formerly, fields_of
+from selfguide.spec.files import plain
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
@@ -63,6 +64,26 @@ def compose_cluster(overrides: Sequence[str]) -> ClusterConfig:
     # the frame asks for one, and none of them says anything of clusters
     values = _hydra([f"experiment={options('experiment')[0]}", *given])
     return build(ClusterConfig, values["cluster"], "cluster")
+
+
+def changed(config: Config, overrides: Sequence[str]) -> Config:
+    """Returns `config` with `key=value ...` in it; the choice of a group, such as cluster=local, replaces its part.
+
+    Raises:
+        UserError: an unknown option or key (with the nearest name), or a value that cannot be read.
+    """
+    given = [_known(text) for text in overrides]
+    base = config.experiment if config.experiment in options("experiment") else None
+    frame = f"experiment={base or options('experiment')[0]}"
+    composed, values = _hydra([frame, *(text for _, text in given)]), plain(config)
+    for key, _ in given:
+        *parts, last = key.split(".")
+        source, target = composed, values
+        for part in parts:
+            source, target = source[part], target[part]
+        target[last] = source[last]
+    _belongs([key for key, _ in given], values)
+    return build(Config, values)
 
 
 def experiments() -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launcher import clusters, jobs
+from launcher import backends, jobs
 from launcher.folder import Attempt
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain, to_yaml
@@ -42,9 +42,7 @@ def facts(config: Config) -> dict[str, Any]:
         "init": {"source": config.init.source, "path": config.init.path, "checked": False},
         "data": {"root": config.data.root, "checked": False},
         "annotations": config.guidance.folders,
-        "sbatch": clusters.sbatch_script(job, config.cluster)
-        if config.cluster.kind != "local"
-        else None,
+        "sbatch": backends.of(config.cluster).script(job),
     }
 
 

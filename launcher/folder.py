@@ -105,3 +105,12 @@ def find(text: str, root: Path) -> RunFolder:
     raise UserError(
         f"no run {text!r} in {root}{nearest(text, names)}; `python -m launcher.runs --runs {root}` lists them"
     )
+
+
+def tail(path: Path, lines: int = 20) -> str:
+    """Returns the last lines of a log; "" where there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 64_000))
+        return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])

@@ -1,16 +1,18 @@
 """The three jobs of a run: training on all ranks, the evaluation of one snapshot, the watcher that starts those.
 
-Pure: a config and folders in, a `clusters.Job` out. A dry run shows the same jobs that a submission queues.
+Pure: a config and folders in, a `Job` out. A dry run shows the same jobs that a submission queues.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher import attempt, local
-from launcher.clusters import Job
+from launcher import attempt
+from launcher.backends import Job
+from launcher.backends.local import gpus
 from launcher.folder import Attempt
 from selfguide.spec.config import ClusterConfig, Config
 
@@ -80,12 +82,13 @@ def watcher(
         singleton=True,
         after=after,
         environment=cluster.environment,
+        command=(sys.executable, "-m", "launcher.watch", str(at.run.root)),
     )
 
 
 def training_devices(cluster: ClusterConfig) -> tuple[str, ...]:
     """GPUs of this machine for a local training: one a rank, or none where they do not suffice."""
-    found = local.gpus()
+    found = gpus()
     return tuple(found[: cluster.gpus_per_node]) if len(found) >= cluster.gpus_per_node else ()
 
 

@@ -1,4 +1,4 @@
-"""`python -m launcher.logs RUN [-f]`: what the ranks of the newest attempt said, or its evaluations, or its watcher."""
+"""`python -m launcher.logs RUN [-f]`: logs of the newest attempt's ranks, of its evaluations, or of its watcher."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher import clusters, status
-from launcher.folder import Attempt, evaluations, find
+from launcher import backends
+from launcher.folder import Attempt, evaluations, find, tail
+from launcher.reconcile import decide
+from launcher.reconcile.view import read
 from selfguide.spec.run import RunFolder, read_record
 from shards import cli
 from shards.errors import UserError
@@ -38,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _of_ranks(at, options.rank)
 
     if options.json:
-        told = [{"path": str(path), "text": status.tail(path, options.lines)} for path in chosen()]
-        print(json.dumps(told, indent=1))
+        texts = [{"path": str(path), "text": tail(path, options.lines)} for path in chosen()]
+        print(json.dumps(texts, indent=1))
         return 0
     if options.follow:
         _stream(chosen, options.lines, lambda: _works(at))
@@ -47,16 +49,16 @@ def main(arguments: list[str] | None = None) -> int:
     found = chosen()
     for path in found:
         _heading(path, len(found))
-        print(status.tail(path, options.lines))
+        print(tail(path, options.lines))
     if not found:
-        print(f"no log yet: the run is {status.read(run).state}", file=sys.stderr)
+        print(f"no log yet: the run is {decide.state(read(run)).word}", file=sys.stderr)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launcher.logs",
-        description="Shows the end of a run's logs: of rank 0 and of any rank that failed, unless told otherwise.",
+        description="Shows the end of a run's logs: of rank 0 and of any rank that failed, by default.",
         epilog="example: python -m launcher.logs 3f2a -f",
     )
     parser.add_argument("run", help="id, beginning of an id, name, or folder of a run")
@@ -100,7 +102,7 @@ def _evaluations(run: RunFolder) -> list[Path]:
 def _works(at: Attempt) -> bool:
     """Whether training or the watcher may still write."""
     there = [record for path in (at.job, at.watcher) if (record := read_record(path)) is not None]
-    return any(state != "gone" for state in clusters.states(there))
+    return any(state != "gone" for state in backends.states(there))
 
 
 def _stream(chosen: Callable[[], list[Path]], lines: int, works: Callable[[], bool]) -> None:
@@ -112,9 +114,7 @@ def _stream(chosen: Callable[[], list[Path]], lines: int, works: Callable[[], bo
         found = chosen()
         for path in found:
             if path not in positions:
-                positions[path] = max(
-                    0, path.stat().st_size - len(status.tail(path, lines).encode()) - 1
-                )
+                positions[path] = max(0, path.stat().st_size - len(tail(path, lines).encode()) - 1)
             with path.open("rb") as file:
                 file.seek(positions[path])
                 new = file.read()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher import folder, status
+from launcher import folder
 from launcher.follow import minutes
-from launcher.status import Status
+from launcher.reconcile.decide import Summary, summary
+from launcher.reconcile.view import read, read_many
 from selfguide.spec.run import RunFolder
 from shards import cli
 
@@ -26,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m launcher.runs",
-        description="Lists runs with their state, progress and newest score; with RUN, tells all about that one.",
+        description="Lists runs with their state, progress and newest score; with RUN, shows all about that one.",
         epilog="example: python -m launcher.runs --json | python -m json.tool",
     )
     parser.add_argument("run", nargs="?", help="id, beginning of an id, name, or folder of a run")
@@ -35,9 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.run:
         return _one(folder.find(options.run, Path(options.runs)), options.json)
-    found = status.read_many(folder.runs(Path(options.runs).resolve()))
+    views, problems = read_many(folder.runs(Path(options.runs).resolve()))
+    found = [summary(view) for view in views]
+    for problem in [*problems, *(problem for view in views for problem in view.problems)]:
+        print(f"warning: {problem}", file=sys.stderr)
     if options.json:
-        print(json.dumps([each.plain() for each in found], indent=1))
+        print(json.dumps([asdict(each) for each in found], indent=1))
     elif found:
         _table(found)
     else:
@@ -47,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _table(found: list[Status]) -> None:
+def _table(found: list[Summary]) -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
@@ -83,28 +89,30 @@ def _table(found: list[Status]) -> None:
         console.width = 160  # a pipe has no edge at which to break ids
     console.print(table)
     for each in found:
-        if each.state in ("failed", "unknown"):
+        if each.message and each.state in ("failed", "unknown", "finished"):
             print(f"{each.id}: {each.message}")
 
 
 def _one(run: RunFolder, as_json: bool) -> int:
-    told: dict[str, Any] = status.read(run).plain()
-    told["evaluations"] = [
+    view = read(run)
+    row: dict[str, Any] = asdict(summary(view))
+    results = {(record.key, record.attempt): record.status for record in view.records}
+    evaluations = [
         {
-            "snapshot": e.images,
-            "attempt": e.attempt,
-            "job": e.state,
-            "result": e.record.status if e.record else None,
+            "snapshot": each.images,
+            "attempt": each.attempt,
+            "job": each.job.state if each.job else "gone",
+            "result": results.get((each.key, each.attempt)),
         }
-        for e in status.evaluation_jobs(run)
+        for each in view.evaluations
     ]
     if as_json:
-        print(json.dumps(told, indent=1))
+        print(json.dumps(row | {"evaluations": evaluations}, indent=1))
         return 0
-    for key, value in told.items():
-        if key != "evaluations" and value not in (None, ""):
+    for key, value in row.items():
+        if value not in (None, ""):
             print(f"{key.replace('_', ' '):<20}{_text(value)}")
-    for each in told["evaluations"]:
+    for each in evaluations:
         outcome = each["result"] or each["job"]
         print(
             f"{'evaluation':<20}{each['snapshot']:,} images, attempt {each['attempt']}: {outcome}"

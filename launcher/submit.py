@@ -1,8 +1,9 @@
-"""`python -m launcher.submit experiment=NAME key=value ...`: the story of a submission, top to bottom.
+"""`python -m launcher.submit experiment=NAME key=value ...`: a submission, top to bottom.
 
 Compose, choose the cluster, check everything, and only then write and queue: run folder, attempt, code copy, job,
 watcher. A run is what is learned, so the same settings again mean the same run: joined while it works, resumed by a
-new attempt where it stopped, and left alone once it has finished.
+new attempt where it stopped, extended where only `train.images` of a named run grew, and left alone once it has
+finished.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ import dataclasses
 import json
 import shutil
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import clusters, jobs, status
+from launcher import backends, watch
 from launcher.compose import compose, without_group
-from launcher.folder import Attempt
-from launcher.lock import held
+from launcher.new_attempt import submitting
+from launcher.reconcile import act, decide
+from launcher.reconcile.decide import Submission
+from launcher.reconcile.view import RunView, read
 from selfguide.spec.annotations import absolute_annotations, check_annotations, promises
 from selfguide.spec.config import Config
 from selfguide.spec.data_fit import check_fit
-from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.initial_weights import check_weights
-from selfguide.spec.run import RunFolder, write_record
+from selfguide.spec.run import RunFolder
 from selfguide.spec.suggest import nearest
 from selfguide.spec.validate import validate
 from shards import cli, storage
@@ -56,13 +57,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else describe.text(config)
         )
         return 0
-    told = submit(config)
-    print(json.dumps(told, indent=1) if "--json" in flags else _sentences(told, config), flush=True)
+    return carry_out(config, "--json" in flags)
+
+
+def carry_out(config: Config, as_json: bool, run: RunFolder | None = None) -> int:
+    """Submits, says what was done, and follows the run where the config says so; returns the exit code."""
+    done = submit(config, run)
+    print(json.dumps(done, indent=1) if as_json else _sentences(done, config), flush=True)
     if not config.follow:
         return 0
     from launcher.follow import follow
 
-    return follow(RunFolder(Path(told["folder"])), sys.stderr if "--json" in flags else sys.stdout)
+    return follow(RunFolder(Path(done["folder"])), sys.stderr if as_json else sys.stdout)
 
 
 def resolve(overrides: Sequence[str]) -> Config:
@@ -70,12 +76,15 @@ def resolve(overrides: Sequence[str]) -> Config:
     config = compose(overrides)
     if config.cluster.kind != "auto":
         return config
-    kind = "slurm" if clusters.answers() else "local"
-    return compose([*without_group(overrides, "cluster"), f"cluster={kind}"])
+    chosen = f"cluster={backends.automatic()}"
+    return compose([*without_group(overrides, "cluster"), chosen])
 
 
-def submit(config: Config) -> dict[str, Any]:
-    """Submits or joins the run that `config` describes; says what was done.
+def submit(config: Config, run: RunFolder | None = None) -> dict[str, Any]:
+    """Submits, joins, resumes or extends the run that `config` describes; returns what was done.
+
+    Args:
+        run: the run that is meant, where it is not the one that the config's name or hash says.
 
     Raises:
         UserError: something a user can mend is wrong. Nothing was queued, and nothing new is on disk.
@@ -83,19 +92,106 @@ def submit(config: Config) -> dict[str, Any]:
     config = absolute(config)
     manifest = check_data(config)
     sidecars = check_annotations(config, manifest)
-    what = identity(config, manifest, first_weights(config), promises(sidecars))
-    run = RunFolder(Path(config.runs) / config.experiment / (config.name or digest(what)))
-    joined = join(run, what)
-    if joined is not None:
-        return joined
-    _check_jobs(config, run)
-    with _alone(run):
-        # two shells at once: the second waited here and now finds the first one's attempt
-        joined = join(run, what)
-        if joined is not None:
-            return joined
-        new = _write_run(run, config, what)
-        return _new_attempt(run, config, new)
+    named = run or RunFolder(Path(config.runs) / config.experiment / str(config.name))
+    wanted = identity(config, manifest, first_weights(config, named), promises(sidecars))
+    if run is None and config.name is None:
+        run = RunFolder(named.root.with_name(digest(wanted)))
+    run = run or named
+    view, decision = _decide(run, wanted)
+    if decision.action != "join":
+        act.check_jobs(config, run, watch.entry)
+        with submitting(run):
+            # two shells at once: the second waited here and now finds the first one's attempt
+            view, decision = _decide(run, wanted)
+            if decision.action != "join":
+                return _launch(run, config, wanted, view, decision)
+    assert view is not None
+    return _joined(view, decision)
+
+
+def _decide(run: RunFolder, wanted: dict[str, Any]) -> tuple[RunView | None, Submission]:
+    view = read(run) if run.run_json.exists() else None
+    decision = decide.submission(view, wanted)
+    if decision.action == "refuse":
+        raise UserError(decision.reason)
+    return view, decision
+
+
+def _joined(view: RunView, decision: Submission) -> dict[str, Any]:
+    """What there is to say of a run that works or has finished; its watcher is started again where it is missing."""
+    at, state = view.newest, decide.state(view).word
+    if decision.evaluate and at is not None and view.config is not None:
+        act.launch_watcher(at.files, view.config, watch.entry)
+        state = "evaluating"
+    return {
+        "run": view.id,
+        "folder": str(view.folder.root),
+        "attempt": at.number if at else None,
+        "job": at.job.label if at and at.job else None,
+        "images": view.images,
+        "state": state,
+    }
+
+
+def _launch(
+    run: RunFolder,
+    config: Config,
+    wanted: dict[str, Any],
+    view: RunView | None,
+    decision: Submission,
+) -> dict[str, Any]:
+    """The next attempt of the run, which may be its first."""
+    target = decision.extends_to or (view.images if view else config.train.images)
+    train = dataclasses.replace(config.train, images=target)
+    config = dataclasses.replace(config, train=train)
+    extension: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if decision.extends_to:
+        extension = act.extended(run, decision.extends_to)
+    shorter = None
+    if view is None:
+        shorter = _shorter(run, config, wanted)
+        act.write_run(run, config, wanted)
+    try:
+        with extension:
+            at, record, watcher = act.launch_attempt(run, config, watch.entry)
+    except BaseException:
+        if view is None and not run.attempt_numbers():
+            shutil.rmtree(run.root)
+        raise
+    return {
+        "run": run.root.name,
+        "folder": str(run.root),
+        "attempt": at.number,
+        "job": f"{record['kind']} {record['id']}",
+        "watcher": f"{watcher['kind']} {watcher['id']}" if watcher else None,
+        "images": target,
+        "extended_from": view.images if view and decision.extends_to else None,
+        "shorter": shorter,
+        "state": "submitted",
+    }
+
+
+def _shorter(run: RunFolder, config: Config, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """The run of this experiment that differs in images only and could have been extended, with the command."""
+    siblings = [RunFolder(path.parent) for path in sorted(run.root.parent.glob("*/run.json"))]
+    same = [each for each in siblings if _same_but_images(each, wanted)]
+    found = decide.extendable([read(each) for each in same], wanted)
+    if found is None:
+        return None
+    name, images = found.folder.root.name, config.train.images
+    command = f"python -m launcher.resume {name} train.images={images}{_where(config)}"
+    return {"run": name, "images": found.images, "command": command}
+
+
+def _same_but_images(run: RunFolder, wanted: dict[str, Any]) -> bool:
+    try:
+        return decide.same_but_images(run.describe()["identity"], wanted)
+    except (OSError, ValueError, KeyError, TypeError):  # no run that could be extended
+        return False
+
+
+def _where(config: Config) -> str:
+    return "" if config.runs == "runs" else f" --runs {config.runs}"
 
 
 def absolute(config: Config) -> Config:
@@ -118,17 +214,16 @@ def _absolute_root(root: str) -> str:
     return root if storage.is_remote(root) else str(Path(root).expanduser().resolve())
 
 
-def first_weights(config: Config) -> str | None:
+def first_weights(config: Config, run: RunFolder) -> str | None:
     """The sha256 of what the run begins from; None from scratch.
 
-    A run that has a checkpoint needs those weights no more: where they are gone and `name` is that run's, its own
-    record says what they were.
+    A run that has a checkpoint needs those weights no more: where they are gone and `run` exists, its own record says
+    what they were.
 
     Raises:
         UserError: no such weights, weights of another network, or weights gone that the run still needs.
     """
     path = Path(config.init.path or "")
-    run = RunFolder(Path(config.runs) / config.experiment / str(config.name))
     if config.init.source == "scratch" or path.exists() or not run.run_json.exists():
         return check_weights(config)
     begun_on: str | None = run.describe()["identity"]["init"].get("sha256")
@@ -148,137 +243,6 @@ def check_data(config: Config) -> str:
     return mixing.identity(found, config.data.shares)
 
 
-def join(run: RunFolder, what: dict[str, Any]) -> dict[str, Any] | None:
-    """What to tell where this run is finished or works; None where it needs a new attempt.
-
-    Raises:
-        UserError: the folder holds another run, or nobody can say whether its last attempt lives.
-    """
-    if not run.run_json.exists():
-        return None
-    about = run.describe()
-    if about["hash"] != digest(what):
-        raise UserError(
-            f"name={run.root.name} is taken by a run with other settings: {difference(about['identity'], what)}; "
-            "choose another name, or set these back"
-        )
-    at = Attempt.newest(run)
-    stands = status.read(run)
-    told = {
-        "run": about["id"],
-        "folder": str(run.root),
-        "attempt": at.number if at else None,
-        "job": stands.job,
-    }
-    if run.finished():
-        waiting = status.unscored(run, at, run.published()) if at else []
-        if at and waiting and stands.state != "evaluating":
-            from launcher import watch
-
-            watch.launch(at, read_config(at.config))
-            return told | {"state": "evaluating"}
-        return told | {"state": stands.state}
-    if stands.state == "unknown":
-        raise UserError(
-            f"run {about['id']}: nobody can say whether attempt {stands.attempts} ({stands.job}) still works; "
-            "try again when its cluster or machine answers"
-        )
-    # an attempt without a job: its submitter still holds the run's lock, which we take next, or it died
-    works = stands.state in ("queued", "running") and stands.job is not None
-    return told | {"state": stands.state} if works else None
-
-
-def _check_jobs(config: Config, run: RunFolder) -> None:
-    """Asks the cluster about every job of the run before the first is queued."""
-    at, name = Attempt(run.attempt(1)), run.root.name
-    wanted = [jobs.training(config, at, name)]
-    if config.evaluation.protocol != "none":
-        from launcher import watch
-
-        wanted.append(jobs.evaluation(config, at, name, run.evals / "request.json"))
-        wanted.append(jobs.watcher(config, at, name, watch.entry, None))
-    for job in wanted:
-        clusters.check(job, config.cluster)
-
-
-def difference(old: Any, new: Any, where: str = "") -> str:
-    """'key: old is a, this has b' for every leaf that differs, as both are in JSON."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(set(old) | set(new))
-        parts = [difference(old.get(k), new.get(k), f"{where}.{k}" if where else k) for k in keys]
-        return ", ".join(part for part in parts if part)
-    before, now = (json.dumps(value, default=str) for value in (old, new))
-    return "" if before == now else f"{where} was {before} and is {now}"
-
-
-def _write_run(run: RunFolder, config: Config, what: dict[str, Any]) -> bool:
-    """run.json and the first config; whether they are new. Whoever comes second joins the first."""
-    if run.run_json.exists():
-        return False
-    storage.publish(str(run.root / "config.yaml"), to_yaml(config).encode(), replace=True)
-    about = {
-        "id": run.root.name,
-        "name": config.name,
-        "experiment": config.experiment,
-        "hash": digest(what),
-    }
-    write_record(
-        run.run_json,
-        {**about, "identity": what, "images": config.train.images, "created": time.time()},
-    )
-    return True
-
-
-def _new_attempt(run: RunFolder, config: Config, new_run: bool) -> dict[str, Any]:
-    """The next attempt's folder, its code copy, its job and the watcher."""
-    from launcher import code_copy, watch
-
-    at = Attempt(run.attempt(run.open_attempt()))
-    try:
-        code_copy.copy(at.code)
-        storage.publish(str(at.config), to_yaml(config).encode())
-        job = jobs.training(config, at, run.root.name)
-        asked = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
-        write_record(at.submission, {**asked, "world": job.nodes * job.tasks})
-        record = clusters.submit(job, config.cluster)
-    except BaseException:
-        shutil.rmtree(run.root if new_run else at.root)  # no job exists that could miss it
-        raise
-    write_record(at.job, record)
-    try:
-        watcher = watch.launch(at, config) if config.evaluation.protocol != "none" else None
-    except BaseException:
-        clusters.cancel(record)  # nothing is left queued of a submission that failed
-        raise
-    return {
-        "run": run.root.name,
-        "folder": str(run.root),
-        "attempt": at.number,
-        "job": f"{record['kind']} {record['id']}",
-        "watcher": f"{watcher['kind']} {watcher['id']}" if watcher else None,
-        "state": "submitted",
-    }
-
-
-@contextlib.contextmanager
-def _alone(run: RunFolder) -> Iterator[None]:
-    """Holds the run against other submissions.
-
-    Raises:
-        UserError: the runs folder cannot be written.
-    """
-    try:
-        run.root.mkdir(parents=True, exist_ok=True)
-        (run.root / "submit.lock").touch()
-    except OSError as error:
-        where = run.root.parent.parent
-        raise UserError(
-            f"runs={where} cannot be written ({error.strerror}); give another runs=FOLDER"
-        ) from error
-    with held(run.root / "submit.lock"):
-        yield
-
-
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
     """(flags, overrides)."""
     flags, overrides = [word for word in words if word.startswith("-")], []
@@ -295,44 +259,42 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def _sentences(told: dict[str, Any], config: Config) -> str:
+def _sentences(done: dict[str, Any], config: Config) -> str:
     """What was done, and the commands to go on with."""
+    attempt, job, state = done["attempt"], done["job"], done["state"]
     what = {
-        "submitted": f"submitted attempt {told['attempt']}: {config.ranks} ranks, job {told['job']}",
-        "queued": f"attempt {told['attempt']} is queued already, job {told['job']}; nothing new was submitted",
-        "running": f"attempt {told['attempt']} is running already, job {told['job']}; nothing new was submitted",
+        "submitted": f"submitted attempt {attempt}: {config.ranks} ranks, job {job}",
+        "queued": f"attempt {attempt} is queued already, job {job}; nothing new was submitted",
+        "running": f"attempt {attempt} is running already, job {job}; nothing new was submitted",
         "evaluating": "training has finished; its last snapshots are being scored",
         "finished": "the run has finished; nothing was submitted",
     }
-    where = "" if config.runs == "runs" else f" --runs {config.runs}"
-    lines = [
-        f"run     {told['run']}",
-        f"folder  {told['folder']}",
-        f"        {what[told['state']]}",
-    ]
-    if config.cluster.kind == "local" and told["state"] == "submitted":
-        lines += _gpu_note(config)
+    lines = [f"run     {done['run']}", f"folder  {done['folder']}", f"        {what[state]}"]
+    if done.get("extended_from"):
+        lines.append(
+            f"        extended from {done['extended_from']:,} to {done['images']:,} images"
+        )
+    elif done["images"] != config.train.images:
+        lines.append(f"        it was extended to {done['images']:,} images, and trains to those")
+    if shorter := done.get("shorter"):
+        lines += [
+            f"        run {shorter['run']} differs in its {shorter['images']:,} images only; in place of this new "
+            "run it can be trained on:",
+            f"        {shorter['command']}",
+        ]
+    if state == "submitted":
+        ranks = config.cluster.gpus_per_node
+        lines += [f"        {note}" for note in backends.of(config.cluster).notes(ranks)]
+    run = f"{done['run']}{_where(config)}"
     return "\n".join(
         [
             *lines,
             "",
-            f"  python -m launcher.runs {told['run']}{where}       how it stands",
-            f"  python -m launcher.logs {told['run']}{where} -f    what it says",
-            f"  python -m launcher.cancel {told['run']}{where}     end it",
+            f"  python -m launcher.runs {run}       its state",
+            f"  python -m launcher.logs {run} -f    its messages",
+            f"  python -m launcher.cancel {run}     end it",
         ]
     )
-
-
-def _gpu_note(config: Config) -> list[str]:
-    """A setting that quietly changes where the work is done is said aloud."""
-    from launcher import local
-
-    found = len(local.gpus())
-    if not 0 < found < config.cluster.gpus_per_node:
-        return []
-    return [
-        f"        {found} GPU for {config.ranks} ranks: training on CPU; cluster.gpus_per_node={found} uses it"
-    ]
 
 
 if __name__ == "__main__":

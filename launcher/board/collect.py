@@ -329,17 +329,16 @@ def _table(
 
 
 def chips(run: Run) -> tuple[Chip, ...]:
-    """Where the run stands, then what its evaluations still owe."""
+    """The state of the run, then what its evaluations still owe."""
     scored = {r.images for r in run.records if r.done}
     failed = {r.images: r for r in unscored(run)}
-    pending = set(run.published) - scored - set(failed)
-    told = [_training(run, scored)]
-    if pending:
-        told.append(Chip(kind="pending", text="to score", count=len(pending), detail=_at(pending)))
+    found = [_training(run, scored)]
+    if pending := set(run.unscored) - set(failed):
+        found.append(Chip(kind="pending", text="to score", count=len(pending), detail=_at(pending)))
     if failed:
         why = f"{_at(failed)}: {failed[max(failed)].message}"
-        told.append(Chip(kind="failed", text="not scored", count=len(failed), detail=why))
-    return tuple(told)
+        found.append(Chip(kind="failed", text="not scored", count=len(failed), detail=why))
+    return tuple(found)
 
 
 def unscored(run: Run) -> tuple[EvaluationRecord, ...]:
@@ -352,27 +351,36 @@ def _at(images: Iterable[int]) -> str:
     return "at " + ", ".join(f"{n:,}" for n in sorted(images)) + " images"
 
 
+# the chip of a state before the final snapshot
+_STATES = {
+    "new": ("pending", "not started"),
+    "queued": ("pending", "queued"),
+    "running": ("training", "training"),
+    "failed": ("failed", "failed"),
+    "cancelled": ("pending", "cancelled"),
+    "unknown": ("pending", "unknown"),
+}
+
+
 def _training(run: Run, scored: set[int]) -> Chip:
     share = f"{run.seen:,} of {run.images:,} images"
     if run.images in scored:
         return Chip(kind="final", text="final", detail=share)
     if run.images in run.published:
-        return Chip(kind="training", text="trained", detail=f"{share}; no final score yet")
-    if run.failure:
-        return Chip(kind="failed", text="stopped", detail=f"{share}; {run.failure}")
-    if not run.attempts:
-        return Chip(kind="pending", text="not started", detail=share)
-    return Chip(kind="training", text="training", detail=share)
+        missing = "; no final score yet" if run.images in run.unscored else ""
+        return Chip(kind="training", text="trained", detail=f"{share}{missing}")
+    kind, text = _STATES[run.state.word]
+    return Chip(kind=kind, text=text, detail="; ".join(filter(None, [share, run.state.reason])))
 
 
 def _summary(runs: Sequence[Run]) -> tuple[Chip, ...]:
     """The chips of a row: those of its only run, else how many runs or snapshots are in each state."""
     if len(runs) == 1:
         return chips(runs[0])
-    told: dict[str, list[tuple[Run, Chip]]] = defaultdict(list)
+    found: dict[str, list[tuple[Run, Chip]]] = defaultdict(list)
     for run in runs:
         for chip in chips(run):
-            told[chip.text].append((run, chip))
+            found[chip.text].append((run, chip))
     return tuple(
         Chip(
             kind=of[0][1].kind,
@@ -380,5 +388,5 @@ def _summary(runs: Sequence[Run]) -> tuple[Chip, ...]:
             count=sum(chip.count or 1 for _, chip in of),
             detail="; ".join(f"seed {run.seed}: {chip.detail}" for run, chip in of),
         )
-        for text, of in told.items()
+        for text, of in found.items()
     )

@@ -2,7 +2,8 @@
 
 A run is what is learned; an attempt is one job that works on it. State is in these files only, so every command
 can be asked from any machine that sees the folder. An older attempt that still lives may burn CPU but publishes
-nothing: `open_attempt` ends its right to, and `Lease.publish` asks for that right in the operation that publishes.
+nothing: a newer attempt ends its right when it begins, and `Lease.publish` asks for that right in the operation
+that publishes.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class RunFolder:
         return self.root / "evals"
 
     def describe(self) -> dict[str, Any]:
-        """run.json: id, name, experiment, hash, identity, images, created."""
+        """run.json: id, name, experiment, hash, identity, images (the current target), created, extensions."""
         return json.loads(self.run_json.read_text())
 
     def attempt(self, number: int) -> Path:
@@ -61,20 +62,15 @@ class RunFolder:
         return sorted(int(p.name) for p in self.attempts.iterdir() if p.name.isdigit())
 
     def open_attempt(self) -> int:
-        """Takes the next attempt number by making its folder; two callers never get the same.
-
-        On return nothing that an older attempt publishes appears any more: what is complete now is what there is.
-        """
+        """Takes the next attempt number by making its folder; two callers never get the same."""
         self.attempts.mkdir(parents=True, exist_ok=True)
         while True:
             number = (self.attempt_numbers() or [0])[-1] + 1
             try:
                 self.attempt(number).mkdir()
+                return number
             except FileExistsError:
                 continue
-            for place in (self.checkpoints, self.snapshots) if number > 1 else ():
-                storage.end_attempts(place, number)
-            return number
 
     def snapshot(self, images: int) -> Path:
         return self.snapshots / image_folder(images)
@@ -84,12 +80,15 @@ class RunFolder:
 
     def published(self) -> list[int]:
         """Images of every complete snapshot, ascending."""
-        if not self.snapshots.is_dir():
-            return []
-        found = [p for p in self.snapshots.iterdir() if p.name.startswith("img-")]
-        return sorted(
-            int(p.name[4:]) for p in found if storage.read_complete(p, verify="sizes") is not None
-        )
+        return _complete(self.snapshots)
+
+    def saved(self) -> list[int]:
+        """Images of every complete checkpoint, ascending."""
+        return _complete(self.checkpoints)
+
+    def snapshot_folders(self) -> list[int]:
+        """Images of every snapshot's folder, complete or not, ascending."""
+        return _numbered(self.snapshots)
 
     def snapshot_manifest(self, images: int) -> dict[str, Any]:
         """What the complete snapshot at so many images says of itself: guidance, data, origin."""
@@ -105,6 +104,16 @@ class RunFolder:
         )
 
 
+def _numbered(parent: Path) -> list[int]:
+    names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
+    return sorted(int(name[4:]) for name in names if name.startswith("img-") and name[4:].isdigit())
+
+
+def _complete(parent: Path) -> list[int]:
+    folders = [(images, parent / image_folder(images)) for images in _numbered(parent)]
+    return [i for i, folder in folders if storage.read_complete(folder, verify="sizes") is not None]
+
+
 def image_folder(images: int) -> str:
     """img-000256000; names sort as they count up to a billion images, so sort by number."""
     return f"img-{images:09d}"
@@ -117,6 +126,15 @@ class Lease:
     run: RunFolder
     number: int
 
+    def begin(self) -> None:
+        """Ends the right of all older attempts: what is complete when this returns is all they ever publish.
+
+        One rank calls it, before the attempt looks for a checkpoint. An attempt that was only submitted ends nobody's
+        right for good: its folder goes if no job could be queued.
+        """
+        for place in (self.run.checkpoints, self.run.snapshots) if self.number > 1 else ():
+            storage.end_attempts(place, self.number)
+
     def publish(self, folder: Path, *, extra: Mapping[str, Any]) -> None:
         """Declares a checkpoint or snapshot complete (`storage.publish_folder`), while this attempt is the newest.
 
@@ -124,10 +142,11 @@ class Lease:
             Fenced: a newer attempt exists; the folder is not complete.
             FileExistsError: it was published before.
         """
+        self.check()
         storage.publish_folder(folder, extra=extra, fence=self.fence(folder))
 
     def fence(self, folder: Path) -> storage.Fence:
-        """By which the files of a checkpoint or snapshot are published."""
+        """The right to publish into this checkpoint or snapshot, for `storage.publish_file` of its files."""
         return storage.Fence(str(folder.parent), self.number)
 
     def check(self) -> None:

@@ -78,6 +78,8 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
     sources = _load_manifests(config, lease.run)
     manifest = sources[0]  # of several, fields and header are alike
     _check_annotations(config, manifest, lease.run, place)
+    if place.rank == 0:
+        lease.begin()  # before the look: an older attempt must not publish behind it
     found = checkpoint.newest(lease.run.checkpoints)
     student = build_student(config, config.seed)
     # a checkpoint holds all that init gave, so a resumed run needs those weights no more

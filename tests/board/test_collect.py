@@ -22,6 +22,7 @@ from launcher.board.collect import (
     standard_error,
 )
 from launcher.board.read import Run
+from launcher.reconcile.decide import State
 from selfguide.spec.records import EvaluationRecord
 from shards.errors import UserError
 
@@ -72,7 +73,8 @@ def run(
         attempts=1,
         seen=max([0, *(r.images for r in records)]),
         heard=1.0,
-        failure="",
+        state=State("running"),
+        unscored=(),
     )
     return replace(made, **more)
 
@@ -248,14 +250,18 @@ def failed(images: int) -> EvaluationRecord:
 
 
 STATES: list[tuple[Mapping[str, Any], tuple[EvaluationRecord, ...], list[str]]] = [
-    ({"attempts": 0}, (), ["not started"]),
+    ({"attempts": 0, "state": State("new")}, (), ["not started"]),
     ({"seen": 10}, (), ["training"]),
-    ({"published": (50,)}, (), ["training", "1 to score"]),
-    ({"published": (50, 100)}, (record(50, 9.0),), ["trained", "1 to score"]),
+    ({"state": State("queued")}, (), ["queued"]),
+    ({"published": (50,), "unscored": (50,)}, (), ["training", "1 to score"]),
+    ({"published": (50, 100), "unscored": (100,)}, (record(50, 9.0),), ["trained", "1 to score"]),
+    ({"published": (50, 100)}, (), ["trained"]),
     ({"published": (50, 100)}, (record(50, 9.0), record(100, 7.0)), ["final"]),
     ({"published": (50, 100)}, (failed(50), record(100, 7.0)), ["final", "1 not scored"]),
     ({"published": (50,)}, (failed(50), record(50, 7.0, attempt=2)), ["training"]),
-    ({"failure": "error: NaN loss"}, (), ["stopped"]),
+    ({"state": State("failed", "rank 0: NaN loss")}, (), ["failed"]),
+    ({"state": State("cancelled")}, (), ["cancelled"]),
+    ({"state": State("unknown", "no answer")}, (), ["unknown"]),
 ]
 
 
@@ -272,7 +278,7 @@ def test_chips_say_where_a_run_stands(
 
 def test_the_chips_of_a_row_count_its_runs() -> None:
     runs = [run("e", seed, record(100, 7.0)) for seed in (0, 1)]
-    runs.append(run("e", 2, record(50, 9.0), published=(25, 50)))
+    runs.append(run("e", 2, record(50, 9.0), published=(25, 50), unscored=(25,)))
     (row,) = only_rows(*runs)
     assert [chip.label for chip in row.chips] == ["2 final", "1 training", "1 to score"]
 

@@ -92,7 +92,7 @@ def test_the_first_rank_to_fail_speaks(tmp_path: Path) -> None:
         record = {"time": at, "code": 1, "class": "error", "message": said}
         write_record(run.attempt(number) / f"exit-{rank}.json", record)
     (found,), _ = read_runs(tmp_path)
-    assert found.failure == "error: NaN loss"
+    assert found.failure == "rank 1: NaN loss" and found.state.word == "failed"
 
 
 def test_labels_are_known_before_the_first_record(tmp_path: Path) -> None:

@@ -35,14 +35,14 @@ def test_an_array_of_slurm_jobs_writes_what_one_process_writes(
 
     done = run(*words, "--follow")
     assert done.returncode == 0, done.stdout + done.stderr
-    (folder,) = tmp_path.glob("runs/encode/*/1")
+    (folder,) = tmp_path.glob("runs/encode/*/attempts/0001")
     ids = [record["id"] for record in json.loads((folder / array.RECORD).read_text())["jobs"]]
     job = ids[0].partition("_")[0]
     assert ids == [f"{job}_0", f"{job}_1"]
     assert f"array {job}_[0-1]" in done.stdout and f"scancel {job}" in done.stdout
     assert "all 8 are there" in done.stdout
     for id in ids:
-        assert "complete: 1,797 samples" in (folder / "logs" / f"{id}_0_log.out").read_text()
+        assert "complete: 1,797 samples" in (folder / "job" / f"{id}_0_log.out").read_text()
 
     assert run("--out", str(tmp_path / "one")).returncode == 0
     assert _tree(tmp_path / "array") == _tree(tmp_path / "one")

@@ -13,8 +13,11 @@ from types import ModuleType
 
 import pytest
 
-from launcher import attempt, cancel, clusters, jobs, status, submit, watch
+from launcher import attempt, backends, cancel, jobs, submit, watch
+from launcher.backends import slurm
 from launcher.folder import Attempt
+from launcher.reconcile import act, decide
+from launcher.reconcile.view import read
 from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder, read_record
 from shards.errors import UserError
@@ -69,7 +72,7 @@ def send(settings: list[str], *more: str) -> Attempt:
 
 
 def ended(at: Attempt) -> bool:
-    return status.training_state(at) == "gone"
+    return decide.training_state(read(at.run)) == "gone"
 
 
 def test_ranks_stand_on_their_nodes_and_run_the_code_copy(
@@ -96,8 +99,8 @@ def test_one_failed_rank_ends_the_others(
     monkeypatch.setattr(attempt, "train", payloads.fall)
     at = send(settings)
     until(lambda: ended(at))
-    assert status.failure(at) == "rank 1: RuntimeError: rank one fell"
-    assert status.read(at.run).state == "failed"
+    assert decide.failure(read(at.run)) == "rank 1: RuntimeError: rank one fell"
+    assert decide.state(read(at.run)).word == "failed"
     assert read_record(at.root / "exit-0.json")["class"] == "signal"
 
 
@@ -106,10 +109,10 @@ def test_joined_while_it_runs_cancelled_and_resumed(
 ) -> None:
     monkeypatch.setattr(attempt, "train", payloads.nap)
     at = send(settings)
-    until(lambda: status.read(at.run).state == "running")
+    until(lambda: decide.state(read(at.run)).word == "running")
     assert send(settings) == at
     assert [each["what"] for each in cancel.cancel(at.run)] == ["training"]
-    assert status.read(at.run).state == "cancelled" and cancel.cancel(at.run) == []
+    assert decide.state(read(at.run)).word == "cancelled" and cancel.cancel(at.run) == []
     assert send(settings).number == 2
 
 
@@ -119,7 +122,7 @@ def test_a_job_that_no_record_names_is_found_by_its_comment(
     monkeypatch.setattr(attempt, "train", payloads.nap)
     at = send(settings)
     config = read_config(at.config)
-    clusters.submit(jobs.watcher(config, at, "lost", watch.entry, None), config.cluster)
+    backends.of(config.cluster).submit(jobs.watcher(config, at, "lost", watch.entry, None))
     assert [each["what"] for each in cancel.cancel(at.run)] == ["training", "unrecorded job"]
 
 
@@ -129,15 +132,13 @@ def test_snapshots_are_scored_by_slurm_jobs_of_a_watcher_job(
     """The watcher here is this process; the real one, a job of its own, is in the test of the main job."""
     monkeypatch.setattr(attempt, "train", payloads.publish_all)
     monkeypatch.setattr(attempt, "evaluate", payloads.score)
-    monkeypatch.setattr(watch, "launch", lambda at, config: {"kind": "devcluster", "id": "none"})
-    monkeypatch.setitem(watch.POLL_S, "devcluster", 0.2)
+    monkeypatch.setattr(act, "launch_watcher", lambda *_, **__: {"kind": "local", "id": "none"})
+    monkeypatch.setattr(slurm.Slurm, "poll_s", 0.2)
     at = send(settings, "evaluation=fd_digits", "evaluation.in_flight=2")
     watch.watch(at.run.root)
-    told = status.read(at.run)
-    assert (told.state, told.scored, told.score) == ("finished", 2, 7.0)
-    assert {read_record(e.folder / "job.json")["kind"] for e in status.evaluation_jobs(at.run)} == {
-        "devcluster"
-    }
+    row = decide.summary(read(at.run))
+    assert (row.state, row.scored, row.score) == ("finished", 2, 7.0)
+    assert {e.job.record["kind"] for e in read(at.run).evaluations} == {"devcluster"}
 
 
 def test_two_watcher_jobs_of_a_run_never_run_together(
@@ -147,12 +148,12 @@ def test_two_watcher_jobs_of_a_run_never_run_together(
     at = send(settings)
     config = read_config(at.config)
     pair = [
-        clusters.submit(jobs.watcher(config, at, "one", payloads.nap, None), config.cluster)
+        backends.of(config.cluster).submit(jobs.watcher(config, at, "one", payloads.nap, None))
         for _ in range(2)
     ]
-    until(lambda: clusters.states(pair) == ["running", "queued"])
-    clusters.cancel(pair[0])
-    until(lambda: clusters.states(pair)[0] == "gone")
+    until(lambda: backends.states(pair) == ["running", "queued"])
+    backends.cancel(pair[0])
+    until(lambda: backends.states(pair)[0] == "gone")
 
 
 def test_silence_is_unknown_and_another_clusters_number_is_not_our_job(
@@ -161,16 +162,16 @@ def test_silence_is_unknown_and_another_clusters_number_is_not_our_job(
     monkeypatch.setattr(attempt, "train", payloads.nap)
     at = send(settings)
     record = read_record(at.job)
-    assert clusters.state({**record, "comment": "/another/run"}) == "gone"
-    monkeypatch.setattr(clusters, "ANSWER_S", 2.0)
+    assert backends.state({**record, "comment": "/another/run"}) == "gone"
+    monkeypatch.setattr(slurm, "ANSWER_S", 2.0)
     silent = tmp_path / "slurm.conf"
     silent.write_text(
         "ClusterName=none\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=1\nMessageTimeout=1\n"
     )
-    assert clusters.state({**record, "conf": str(silent)}) == "unknown"
-    assert clusters.state({**record, "conf": str(tmp_path / "removed")}) == "gone"  # taken down
+    assert backends.state({**record, "conf": str(silent)}) == "unknown"
+    assert backends.state({**record, "conf": str(tmp_path / "removed")}) == "gone"  # taken down
     assert (
-        clusters.state({**record, "kind": "slurm", "conf": str(tmp_path / "removed")}) == "unknown"
+        backends.state({**record, "kind": "slurm", "conf": str(tmp_path / "removed")}) == "unknown"
     )
 
 

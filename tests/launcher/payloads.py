@@ -11,13 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import launcher
-from launcher.attempt import run_rank
+from launcher.attempt.entry import run_rank
 from selfguide.spec.config import Config, build
 from selfguide.spec.files import read_config
 from selfguide.spec.records import EvaluationRecord, Protocol
 from selfguide.spec.run import RunFolder
 from shards import storage
 from shards.errors import UserError
+from shards.wait import wait_until
 
 
 def nap(folder: str) -> None:
@@ -50,6 +51,8 @@ def fall(folder: str) -> None:
 
     def work(rank: int, local_rank: int, world: int) -> None:
         if rank == 1:
+            # rank 0 handles signals from here on, and leaves a record of how it was ended
+            wait_until((Path(folder) / "start-0.json").exists, timeout_s=60)
             raise RuntimeError("rank one fell")
         time.sleep(600)
 
@@ -65,6 +68,11 @@ def vanish(folder: str) -> None:
         time.sleep(600)
 
     run_rank(Path(folder), work)
+
+
+def vanish_alone(folder: str) -> None:
+    """Is killed as the kernel kills, with nobody else to notice."""
+    run_rank(Path(folder), lambda rank, local_rank, world: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def stubborn(folder: str) -> None:

@@ -25,7 +25,7 @@ def test_it_holds_every_source_file_and_no_cache(tmp_path: Path) -> None:
         wanted = [p for p in there if p.suffix != ".pyc" and not p.name.startswith(".")]
         assert {p.relative_to(REPOSITORY).as_posix() for p in wanted} <= copied
     assert not [name for name in copied if "__pycache__" in name or name.endswith(".pyc")]
-    assert "configs/experiment/digits_dit.yaml" in copied and "launcher/attempt.py" in copied
+    assert "configs/experiment/digits_dit.yaml" in copied and "launcher/attempt/entry.py" in copied
     assert json.loads((tmp_path / "code.json").read_text()) == about
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
@@ -33,7 +33,7 @@ def test_it_holds_every_source_file_and_no_cache(tmp_path: Path) -> None:
 def test_its_hash_is_of_the_content(tmp_path: Path) -> None:
     one, two = code_copy.copy(tmp_path / "a" / "code"), code_copy.copy(tmp_path / "b" / "code")
     assert one["hash"] == two["hash"]
-    (tmp_path / "b" / "code" / "launcher" / "attempt.py").open("a").write("\n")
+    (tmp_path / "b" / "code" / "launcher" / "attempt" / "entry.py").open("a").write("\n")
     assert code_copy.content_hash(tmp_path / "b" / "code") != one["hash"]
 
 

@@ -13,10 +13,13 @@ import payloads
 import pytest
 from waiting import until
 
-from launcher import cancel, clusters, folder, follow, logs, status, submit, usage, watch
+from launcher import backends, cancel, folder, follow, logs, resume, submit, usage, watch
 from launcher import runs as runs_command
+from launcher.backends.local import Local
 from launcher.compose import experiments
 from launcher.folder import Attempt
+from launcher.reconcile import act, decide
+from launcher.reconcile.view import read
 from selfguide.spec.run import RunFolder, read_record, write_record
 from shards.errors import UserError
 
@@ -84,7 +87,7 @@ def test_logs_show_rank_0_and_who_failed(
 ) -> None:
     payload(train=payloads.fall)
     run = RunFolder(Path(submit.submit(submit.resolve(settings))["folder"]))
-    until(lambda: status.read(run).state == "failed")
+    until(lambda: decide.state(read(run)).word == "failed")
     capsys.readouterr()
     assert logs.main([str(run.root)]) == 0
     said = capsys.readouterr().out
@@ -132,27 +135,22 @@ def test_cancel_ends_watcher_and_evaluation_too(
         Path(submit.submit(submit.resolve([*settings, "evaluation=fd_digits"]))["folder"])
     )
     at = Attempt(run.attempt(1))
-    assert clusters.state(read_record(at.watcher)) == "running"
+    assert backends.state(read_record(at.watcher)) == "running"
     payload(evaluate=payloads.nap)
     payloads.publish(run, 640)
-    until(
-        lambda: (
-            status.evaluation_jobs(run)
-            and (status.evaluation_jobs(run)[0].folder / "job.json").exists()
-        )
-    )
+    until(lambda: (jobs := read(run).evaluations) and jobs[0].job)
     what = [each["what"] for each in cancel.cancel(run)]
     assert what[:2] == ["watcher", "training"] and set(what[2:]) <= {"evaluation"}
     there = [read_record(path) for path in run.root.rglob("job.json")] + [read_record(at.watcher)]
-    assert set(clusters.states(there)) == {"gone"}
-    assert status.read(run).state == "cancelled" and cancel.cancel(run) == []
+    assert set(backends.states(there)) == {"gone"}
+    assert decide.state(read(run)).word == "cancelled" and cancel.cancel(run) == []
 
 
 def test_follow_tells_the_story_and_ends_with_the_run(
     runs: Path, settings: list[str], payload: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "launch", lambda at, config: {"kind": "local", "id": "none"})
-    monkeypatch.setitem(watch.POLL_S, "local", 0.05)
+    monkeypatch.setattr(act, "launch_watcher", lambda *_, **__: {"kind": "local", "id": "none"})
+    monkeypatch.setattr(Local, "poll_s", 0.05)
     payload(train=payloads.publish_all, evaluate=payloads.score)
     run = RunFolder(
         Path(submit.submit(submit.resolve([*settings, "evaluation=fd_digits"]))["folder"])
@@ -180,14 +178,14 @@ def test_follow_exits_1_with_the_failing_ranks_message(
 
 
 def test_leaving_follow_leaves_the_run(napping: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(run: RunFolder) -> follow.Look:
+    def interrupt(run: RunFolder) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(follow, "look", interrupt)
+    monkeypatch.setattr(follow, "read", interrupt)
     out = io.StringIO()
     assert follow.follow(napping, out) == 130
     assert "launcher.cancel" in out.getvalue()
-    assert status.read(napping).state == "running"
+    assert decide.state(read(napping)).word == "running"
 
 
 def test_help_lists_every_experiment_with_its_line_and_an_example_each(
@@ -202,7 +200,7 @@ def test_help_lists_every_experiment_with_its_line_and_an_example_each(
     assert max(map(len, said.splitlines())) <= 130
 
 
-@pytest.mark.parametrize("main", [runs_command.main, logs.main, cancel.main])
+@pytest.mark.parametrize("main", [runs_command.main, logs.main, cancel.main, resume.main])
 def test_every_command_has_help(
     main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:

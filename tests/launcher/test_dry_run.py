@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from waiting import REPOSITORY
 
-from launcher import clusters, describe, submit
+from launcher import describe, submit
 from launcher.compose import compose
 from selfguide.spec.sizes import footprint
+from shards.errors import UserError
 
 IN1K = ["experiment=in1k_dit", "nodes=4", "cluster=slurm"]
 
@@ -177,6 +178,6 @@ def test_slurm_without_sbatch_is_said_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch, settings: list[str], runs: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(clusters.UserError, match="login node"):
+    with pytest.raises(UserError, match="login node"):
         submit.main([*settings, "cluster=slurm", "cluster.gpus_per_node=2"])
     assert not runs.exists()

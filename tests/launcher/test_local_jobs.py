@@ -15,8 +15,13 @@ import payloads
 import pytest
 from waiting import REPOSITORY, until
 
-from launcher import attempt, clusters, jobs, local, status
+from launcher import backends, jobs
+from launcher.attempt.entry import rank_info
+from launcher.backends import local
+from launcher.backends.protocol import clean
 from launcher.folder import Attempt
+from launcher.reconcile import decide
+from launcher.reconcile.view import read
 from selfguide.spec.config import ClusterConfig
 from selfguide.spec.run import read_record, write_record
 from shards.errors import UserError
@@ -28,13 +33,19 @@ LOCAL = ClusterConfig(kind="local", gpus_per_node=2)
 def at(runs: Path, payload: Callable[..., None]) -> Attempt:
     """An attempt folder that expects two ranks."""
     made = Attempt(runs / "digits_dit" / "abc" / "attempts" / "0001")
+    about = {"id": "abc", "experiment": "digits_dit", "identity": {}, "images": 1280}
+    write_record(made.run.run_json, {**about, "created": 0.0})
     write_record(made.submission, {"world": 2})
     return made
 
 
-def job(at: Attempt, function: Callable[[str], None], **more: object) -> clusters.Job:
+def failure(at: Attempt) -> str:
+    return decide.failure(read(at.run))
+
+
+def job(at: Attempt, function: Callable[[str], None], **more: object) -> backends.Job:
     wanted: dict = {"tasks": 2, "timeout_min": 5, "code": REPOSITORY} | more
-    return clusters.Job(
+    return backends.Job(
         function=function,
         argument=str(at.root),
         folder=at.logs,
@@ -44,8 +55,8 @@ def job(at: Attempt, function: Callable[[str], None], **more: object) -> cluster
     )
 
 
-def started(at: Attempt, function: Callable[[str], None], **more: object) -> clusters.Record:
-    record = clusters.submit(job(at, function, **more), LOCAL)
+def started(at: Attempt, function: Callable[[str], None], **more: object) -> backends.Record:
+    record = backends.of(LOCAL).submit(job(at, function, **more))
     write_record(at.job, record)
     return record
 
@@ -56,7 +67,7 @@ def test_ranks_know_their_place_and_their_surroundings(
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("WORLD_SIZE", "64")
     record = started(at, payloads.look_around, threads=3, nice=7, environment={"COLOUR": "blue"})
-    until(lambda: clusters.state(record) == "gone")
+    until(lambda: backends.state(record) == "gone")
     told = [json.loads((at.root / f"place-{rank}.json").read_text()) for rank in range(2)]
     assert [(t["rank"], t["local_rank"], t["world"]) for t in told] == [(0, 0, 2), (1, 1, 2)]
     for each in told:
@@ -66,36 +77,33 @@ def test_ranks_know_their_place_and_their_surroundings(
         assert each["nice"] == 7 and each["python"] == sys.executable
         assert each["session"] not in (os.getsid(0), 0)
     assert {read_record(at.root / f"exit-{rank}.json")["class"] for rank in range(2)} == {"ok"}
-    assert status.failure(at) == ""
+    assert failure(at) == ""
 
 
 def test_the_first_failure_ends_all_and_is_the_one_reported(at: Attempt) -> None:
     record = started(at, payloads.fall)
-    until(lambda: clusters.state(record) == "gone")
-    assert status.failure(at) == "rank 1: RuntimeError: rank one fell"
+    until(lambda: backends.state(record) == "gone")
+    assert failure(at) == "rank 1: RuntimeError: rank one fell"
     assert read_record(at.root / "exit-0.json")["class"] == "signal"
     assert "rank one fell" in read_record(at.root / "exit-1.json")["traceback"]
 
 
 def test_a_killed_rank_leaves_no_record_and_is_named_all_the_same(at: Attempt) -> None:
     record = started(at, payloads.vanish)
-    until(lambda: clusters.state(record) == "gone")
-    assert status.failure(at).startswith("rank 1 ended without a word")
+    until(lambda: backends.state(record) == "gone")
+    assert failure(at).startswith("rank 1 left no exit record")
 
 
 def test_a_rank_that_was_ended_before_it_began_is_not_the_culprit(at: Attempt) -> None:
     """Rank 1 may fall while rank 0 is still importing; and a node may kill a rank whose peers then complain."""
     write_record(at.root / "start-1.json", {})
     assert (
-        status.failure(at)
-        == "rank 1 ended without a word (killed from outside, for example out of memory)"
+        failure(at) == "rank 1 left no exit record (killed from outside, for example out of memory)"
     )
     write_record(at.root / "exit-1.json", {"code": 1, "class": "error", "message": "it fell"})
-    assert status.failure(at) == "rank 1: it fell"
+    assert failure(at) == "rank 1: it fell"
     write_record(at.root / "start-0.json", {})
-    assert status.failure(at).startswith(
-        "rank 0 ended without a word"
-    ) and "rank 1: it fell" in status.failure(at)
+    assert failure(at).startswith("rank 0 left no exit record") and "rank 1: it fell" in failure(at)
 
 
 def test_a_rank_that_never_started_is_named(at: Attempt) -> None:
@@ -103,12 +111,12 @@ def test_a_rank_that_never_started_is_named(at: Attempt) -> None:
     write_record(
         at.root / "exit-0.json", {"code": 143, "class": "signal", "message": "ended by SIGTERM"}
     )
-    assert status.failure(at) == "rank 1 never started: see its log"
+    assert failure(at) == "rank 1 never started: see its log"
 
 
 def test_a_wrong_world_is_refused_by_every_rank(at: Attempt) -> None:
     record = started(at, payloads.look_around, tasks=1)
-    until(lambda: clusters.state(record) == "gone")
+    until(lambda: backends.state(record) == "gone")
     ended = read_record(at.root / "exit-0.json")
     assert (ended["class"], ended["code"]) == ("user", 2) and "1 ranks were started and 2" in ended[
         "message"
@@ -137,69 +145,69 @@ def test_a_wrong_world_is_refused_by_every_rank(at: Attempt) -> None:
 )
 def test_a_partial_environment_is_never_filled_by_a_guess(environment: dict[str, str]) -> None:
     with pytest.raises(UserError):
-        attempt.place(environment)
+        rank_info(environment)
 
 
 def test_cancel_ends_every_process_and_may_be_called_again(at: Attempt) -> None:
     record = started(at, payloads.nap)
-    until(lambda: len(local._members(record)) >= 3)  # controller and two ranks
-    assert clusters.state(record) == "running"
-    assert clusters.cancel(record)
-    assert local._members(record) == [] and clusters.state(record) == "gone"
-    assert not clusters.cancel(record)
+    until(lambda: len(local._members([record])) >= 3)  # controller and two ranks
+    assert backends.state(record) == "running"
+    assert backends.cancel(record)
+    assert local._members([record]) == [] and backends.state(record) == "gone"
+    assert not backends.cancel(record)
 
 
 def test_what_ignores_sigterm_is_killed_after_the_grace(at: Attempt) -> None:
     record = started(at, payloads.stubborn)
     until(lambda: all((at.root / f"ready-{rank}").exists() for rank in range(2)))
-    assert local.kill(record, grace_s=0.2)
-    assert local._members(record) == []
+    assert local.Local().cancel([record], grace_s=0.2) == 1
+    assert local._members([record]) == []
 
 
 def test_ranks_without_a_controller_still_count_as_running(at: Attempt) -> None:
     record = started(at, payloads.nap)
-    until(lambda: len(local._members(record)) >= 3)
+    until(lambda: len(local._members([record])) >= 3)
     os.kill(record["pid"], signal.SIGKILL)
     until(lambda: local._started(record["pid"]) is None)
-    assert clusters.state(record) == "running"
-    assert clusters.cancel(record) and clusters.state(record) == "gone"
+    assert backends.state(record) == "running"
+    assert backends.cancel(record) and backends.state(record) == "gone"
 
 
 def test_a_reused_process_id_is_not_the_job(at: Attempt) -> None:
     record = started(at, payloads.look_around)
-    until(lambda: clusters.state(record) == "gone")
+    until(lambda: backends.state(record) == "gone")
     mine = {**record, "pid": os.getpid(), "id": str(os.getpid())}
-    assert clusters.state(mine) == "gone" and not clusters.cancel(mine)
+    assert backends.state(mine) == "gone" and not backends.cancel(mine)
 
 
 def test_another_machines_job_is_unknown_and_another_boots_is_gone(at: Attempt) -> None:
     record = started(at, payloads.nap)
     elsewhere, before = {**record, "host": "elsewhere"}, {**record, "boot": "earlier"}
-    assert clusters.states([elsewhere, before, record]) == ["unknown", "gone", "running"]
+    assert backends.states([elsewhere, before, record]) == ["unknown", "gone", "running"]
     with pytest.raises(UserError, match="elsewhere"):
-        clusters.cancel(elsewhere)
+        backends.cancel(elsewhere)
 
 
 def test_a_job_outlives_its_submitter_and_the_submitters_terminal(at: Attempt) -> None:
     program = (
         "import sys, payloads\n"
         "from pathlib import Path\n"
-        "from launcher import clusters\n"
+        "from launcher import backends\n"
         "from launcher.folder import Attempt\n"
         "from selfguide.spec.config import ClusterConfig\n"
         "from selfguide.spec.run import write_record\n"
         "at = Attempt(Path(sys.argv[1]))\n"
-        f"job = clusters.Job(function=payloads.nap, argument=sys.argv[1], folder=at.logs, name='t',\n"
+        f"job = backends.Job(function=payloads.nap, argument=sys.argv[1], folder=at.logs, name='t',\n"
         f"    comment='c', tasks=2, timeout_min=5, code=Path({str(REPOSITORY)!r}))\n"
-        "write_record(at.job, clusters.submit(job, ClusterConfig(kind='local')))\n"
+        "write_record(at.job, backends.of(ClusterConfig(kind='local')).submit(job))\n"
     )
     shell = subprocess.Popen([sys.executable, "-c", program, str(at.root)], start_new_session=True)
     assert shell.wait(timeout=30) == 0
     record = read_record(at.job)
-    until(lambda: len(local._members(record)) >= 3)
+    until(lambda: len(local._members([record])) >= 3)
     with contextlib.suppress(ProcessLookupError):  # nobody is left in it, which is the point
         os.killpg(shell.pid, signal.SIGINT)  # what Ctrl-C in that terminal would reach
-    assert clusters.state(record) == "running"
+    assert backends.state(record) == "running"
     assert os.getsid(record["pid"]) == record["pid"]
 
 
@@ -226,7 +234,7 @@ def test_clean_drops_an_outer_jobs_variables_and_keeps_which_slurm() -> None:
         "PMIX_RANK": "1",
         "RANK": "3",
     }
-    assert clusters.clean(outer | {"HOME": "/h", "SUBMITIT_EXECUTOR": "slurm"}) == {
+    assert clean(outer | {"HOME": "/h", "SUBMITIT_EXECUTOR": "slurm"}) == {
         "SLURM_CONF": "/c",
         "HOME": "/h",
     }

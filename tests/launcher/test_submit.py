@@ -13,9 +13,11 @@ import payloads
 import pytest
 from waiting import REPOSITORY, until
 
-from launcher import cancel, clusters, status, submit
+from launcher import backends, cancel, submit
 from launcher.compose import compose
 from launcher.folder import Attempt
+from launcher.reconcile import decide
+from launcher.reconcile.view import read
 from selfguide.spec.files import read_config
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.run import RunFolder, read_record
@@ -59,7 +61,7 @@ def test_a_submission_returns_at_once_with_a_whole_run_folder(
     config = read_config(at.config)
     assert config.data.root == str(data) and config.runs == str(runs)
     assert read_record(at.submission)["world"] == 2
-    until(lambda: clusters.state(read_record(at.job)) == "gone")
+    until(lambda: backends.state(read_record(at.job)) == "gone")
     for rank in range(2):
         told = json.loads((at.root / f"place-{rank}.json").read_text())
         assert told["launcher"] == str(at.code / "launcher" / "__init__.py")
@@ -109,7 +111,7 @@ def test_a_submitter_that_died_on_the_way_does_not_block_the_run(
     run = only_run(runs)
     cancel.cancel(run)
     Attempt(run.attempt(run.open_attempt())).code.mkdir()  # as far as it came
-    assert status.read(run).state == "queued"
+    assert decide.state(read(run)).word == "queued"
     assert send(settings)["attempt"] == 3
 
 
@@ -119,12 +121,12 @@ def test_a_run_that_stopped_gets_its_next_attempt(
     payload(train=payloads.fall)
     send(settings)
     run = only_run(runs)
-    until(lambda: status.read(run).state == "failed")
-    assert status.read(run).message == "rank 1: RuntimeError: rank one fell"
+    until(lambda: decide.state(read(run)).word == "failed")
+    assert decide.state(read(run)).reason == "rank 1: RuntimeError: rank one fell"
     payload(train=payloads.publish_all)
     told = send(settings, "cluster.gpus_per_node=1", "train.snapshot_every=1280")
     assert (told["state"], told["attempt"], told["run"]) == ("submitted", 2, run.root.name)
-    until(lambda: status.read(run).state == "finished")
+    until(lambda: decide.state(read(run)).word == "finished")
     assert run.published() == [1280]
     assert send(settings)["state"] == "finished"
     assert run.attempt_numbers() == [1, 2]
@@ -179,7 +181,7 @@ def test_a_name_that_holds_another_run_is_refused_with_the_difference(
         send(settings, "name=first", "seed=5", "guidance.groups=12")
     message = str(raised.value)
     for part in (
-        "name=first",
+        "run first",
         "seed was 0 and is 5",
         "guidance.groups was 30 and is 12",
         "another name",
@@ -235,6 +237,6 @@ def test_cancel_ends_all_and_the_run_can_go_on(
     run = only_run(runs)
     done = cancel.cancel(run)
     assert [each["what"] for each in done] == ["training"]
-    assert status.read(run).state == "cancelled"
+    assert decide.state(read(run)).word == "cancelled"
     assert cancel.cancel(run) == []
     assert send(settings)["attempt"] == 2

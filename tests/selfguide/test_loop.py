@@ -22,6 +22,7 @@ from selfguide.training.job import build_state
 from selfguide.training.loop import Training, advance
 from selfguide.training.telemetry import Telemetry
 from shards.format.header import Header
+from tests.selfguide.host_reads import HostReads
 from tests.selfguide.test_online import online_config
 
 BATCH, SWITCH = 64, 512  # of 1,024 images
@@ -115,6 +116,30 @@ def test_a_skipped_step_leaves_nothing_that_breaks_the_next(tmp_path: Path) -> N
         assert all(b.isfinite().all() for b in buffers.values())
         advance(job)
         assert not torch.equal(masters(job), kept), "and training goes on"
+
+
+def test_nothing_is_read_on_the_host_between_two_reports(tmp_path: Path) -> None:
+    for guidance in ({}, {"condition_rows": "averaged", "queue": 100}):
+        job = begun(tmp_path, SWITCH - 2 * BATCH, broken=(SWITCH,), **guidance)
+        advance(job)  # what is read once, to begin
+        with HostReads() as reads:
+            for _ in range(3):  # through the switch, and a step that is skipped
+                advance(job)
+        assert reads.total == 0, reads.seen
+
+
+def test_skipped_steps_are_counted_in_the_next_report(tmp_path: Path) -> None:
+    job = begun(tmp_path, 0, broken=(BATCH, 2 * BATCH))
+    advance(job)
+    line = job.telemetry.report(job.state.images)
+    assert "skipped" not in line and line["grad_norm"] > 0
+    advance(job)
+    advance(job)
+    line = job.telemetry.report(job.state.images)
+    assert line["skipped"] == 2 and "grad_norm" not in line, "nothing was applied"
+    advance(job)
+    assert "skipped" not in job.telemetry.report(job.state.images)
+    assert job.state.images == 4 * BATCH, "skipped images count as seen"
 
 
 def test_prototypes_do_not_begin_anew_from_a_skipped_step(tmp_path: Path) -> None:

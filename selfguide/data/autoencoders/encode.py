@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ from shards.write import existing, plan as plans, writer
 from shards.format.manifest import Manifest
 
 REQUEST = "request.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,23 +76,21 @@ def plan(task: Task, source: EncodedSource) -> plans.Plan:
 
 
 def take_share(folder: Path) -> None:
-    """What a task of an array does; `folder` holds its request. Says shard by shard how it goes."""
+    """What a task of an array does; `folder` holds its request. Logs its progress shard by shard."""
     task = Task.of(json.loads((folder / REQUEST).read_text()))
     source = EncodedSource.of(task.source, task.encoding, task.device)
 
-    def said(shards: Iterable[bool], total: int) -> Iterator[bool]:
+    def logged(shards: Iterable[bool], total: int) -> Iterator[bool]:
         started = time.monotonic()
-        print(f"task {task.rank} of {task.world}: {total} shards are missing", flush=True)
+        log.info("task %d of %d: %d shards are missing", task.rank, task.world, total)
         for done, built in enumerate(shards, start=1):
             yield built
             pace = (time.monotonic() - started) / done
-            print(
-                f"{done} of {total}, {pace:.1f} s each, at most {pace * (total - done):.0f} s to go",
-                flush=True,
-            )
+            left = pace * (total - done)
+            log.info("%d of %d, %.1f s each, at most %.0f s to go", done, total, pace, left)
 
-    manifest, _ = encode(task, source, watch=said)
-    print(f"complete: {manifest.count:,} samples, manifest {manifest.hash[:12]}", flush=True)
+    manifest, _ = encode(task, source, watch=logged)
+    log.info("complete: %s samples, manifest %s", f"{manifest.count:,}", manifest.hash[:12])
 
 
 def _told(task: Task, source: EncodedSource) -> dict[str, Any]:

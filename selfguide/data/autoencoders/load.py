@@ -124,7 +124,9 @@ def read_statistics(file: Path) -> tuple[Tensor, Tensor]:
 
 
 def _tiny(weights: str | Path | None, device: torch.device) -> Autoencoder:
-    with resources.as_file(resources.files("selfguide.data.autoencoders") / "weights" / WEIGHTS) as own:
+    with resources.as_file(
+        resources.files("selfguide.data.autoencoders") / "weights" / WEIGHTS
+    ) as own:
         file = Path(weights).expanduser() if weights is not None else own
         if not file.is_file():
             raise UserError(f"weights={file}: no such file; fit it with `python -m tools.vae`")

@@ -26,8 +26,12 @@ def micro_batch(config: Config, world: int) -> int:
     return config.train.micro_batch or config.train.batch // world
 
 
-def build_engine(config: Config, student: Student, place: Place) -> Engine:
+def build_engine(
+    config: Config, student: Student, place: Place, layout: Layout | None = None
+) -> Engine:
     """An engine over `student`, which it takes over, moves to the rank's device and prepares to run as asked.
+
+    `layout` groups its parameters; without one they are one group, decayed alike.
 
     Raises:
         UserError: engine.compile where nothing can be compiled.
@@ -35,7 +39,9 @@ def build_engine(config: Config, student: Student, place: Place) -> Engine:
     student = student.to(place.device)
     prepare(student.backbone, config.engine, place.device)
     exact = {name: value.detach().clone() for name, value in _floats(student)}
-    engine = _engine(config, student, place)
+    if layout is None:
+        layout = Layout.of(student, lambda name, parameter: ("all", config.train.weight_decay))
+    engine = _engine(config, student, layout, place)
     if config.engine.dtype != "fp32":
         _restore(engine, exact)
     return engine
@@ -60,8 +66,7 @@ def _restore(engine: Engine, exact: dict[str, Tensor]) -> None:
     engine.refresh()
 
 
-def _engine(config: Config, student: Student, place: Place) -> Engine:
-    layout = Layout.of(student, lambda name, parameter: ("all", config.train.weight_decay))
+def _engine(config: Config, student: Student, layout: Layout, place: Place) -> Engine:
     micro, accumulate = micro_batch(config, place.world), accumulation(config, place.world)
     if config.engine.backend == "torch":
         dtype = DTYPES[config.engine.dtype]

@@ -1,0 +1,133 @@
+"""What every place that runs jobs can do, and the job that it is given."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+State = Literal["queued", "running", "gone", "unknown"]
+
+# A submitted job as JSON in the run folder: all that later commands need, from any process. Every backend writes `id`,
+# `kind` (its name), `name`, `folder` (of the logs), `comment`, `nodes`, `tasks` and `submitted`.
+Record = dict[str, Any]
+
+# an outer job's variables, wrong for an inner one
+_LEAKS = re.compile(r"SLURM|SBATCH_|SRUN_|SLURMD_|PMI|SUBMITIT_")
+_RANKS = {
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NODE_RANK",
+    "GROUP_RANK",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One function of `launcher.attempt` with one string as its argument, and the resources it needs."""
+
+    function: Callable[[str], None]
+    argument: str
+    # of Submitit's files and the ranks' logs
+    folder: Path
+    # the code copy it runs from
+    code: Path
+    name: str
+    # the run folder: finds a run's jobs without any record
+    comment: str
+    nodes: int = 1
+    # ranks per node
+    tasks: int = 1
+    # per node, requested from Slurm
+    gpus: int = 0
+    # GPUs of this machine, local only
+    devices: tuple[str, ...] = ()
+    cpus_per_task: int | None = None
+    mem_gb: float | None = None
+    timeout_min: int
+    # CPU threads of each local task
+    threads: int = 1
+    # scheduling priority, local only
+    nice: int = 0
+    # Slurm starts one job of a name at a time
+    singleton: bool = False
+    # Slurm job that must have begun before this one
+    after: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    # local only: one detached process that runs this command and writes to `folder`.log, in place of Submitit's ranks
+    command: tuple[str, ...] = ()
+
+
+class Backend(Protocol):
+    """A place that runs jobs. No answer means `unknown`, never `gone`: a job thought dead gets a successor."""
+
+    @property
+    def poll_s(self) -> float:
+        """Seconds between two looks at a job, short where a look costs nothing."""
+
+    def script(self, job: Job) -> str | None:
+        """Returns the batch script of `job`, without asking any scheduler; None where there is no scheduler."""
+
+    def check(self, job: Job) -> None:
+        """Asks whether this job would be accepted; queues nothing.
+
+        Raises:
+            UserError: it would not, or nobody answers.
+        """
+
+    def submit(self, job: Job) -> Record:
+        """Starts or queues `job`.
+
+        Raises:
+            UserError: it was refused.
+        """
+
+    def submit_array(self, jobs: Sequence[Job]) -> list[Record]:
+        """Starts or queues jobs that differ only in argument and devices, and that need not run at the same time.
+
+        A job that fails leaves the others alone. Where the submission breaks off, the jobs that exist already are
+        ended; a Slurm that does not answer may still have some.
+
+        Raises:
+            UserError: they were refused; no job exists.
+        """
+
+    def states(self, records: Sequence[Record]) -> list[State]:
+        """Returns the state of each job, with one question however many they are."""
+
+    def cancel(self, records: Sequence[Record]) -> int:
+        """Ends jobs and returns once they are gone; returns how many existed. Safe to call again.
+
+        Raises:
+            UserError: a job cannot be reached from here.
+        """
+
+    def strays(self, comment: str) -> list[Record]:
+        """Returns the scheduler's jobs with this comment; a submitter may have died before it kept their records."""
+
+    def notes(self, ranks: int) -> list[str]:
+        """Returns what a user should know of how so many ranks on a node will run, as sentences."""
+
+    def cancel_command(self, records: Sequence[Record]) -> str | None:
+        """Returns the scheduler's own command that ends these jobs; None where there is no scheduler."""
+
+
+def new_record(kind: str, job: Job) -> Record:
+    """Returns the part of a job's record that is the same for every backend."""
+    record: Record = {"name": job.name, "kind": kind, "folder": str(job.folder)}
+    record |= {"comment": job.comment, "nodes": job.nodes, "tasks": job.tasks}
+    return record | {"submitted": time.time()}
+
+
+def clean(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables without those of an outer Slurm or Submitit job; SLURM_CONF, which names a Slurm, stays."""
+    kept = {k: v for k, v in environment.items() if not _LEAKS.match(k) and k not in _RANKS}
+    if "SLURM_CONF" in environment:
+        kept["SLURM_CONF"] = environment["SLURM_CONF"]
+    return kept

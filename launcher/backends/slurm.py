@@ -1,0 +1,303 @@
+"""Slurm as a backend: Submitit writes and hands in the batch scripts, `squeue` and `scancel` do the rest.
+
+Which Slurm is meant is a `Profile`: the one that this shell's commands reach, or the development cluster of this
+machine. A site's partition, account and limits are facts of its file in `configs/cluster/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.backends.protocol import Job, Record, State, clean, new_record
+from selfguide.spec.config import ClusterConfig
+from shards.errors import UserError
+from shards.wait import wait_until
+
+# a controller that needs longer is not the one to wait for
+PING_S = 2.0
+# patience with sbatch, squeue and scancel
+ANSWER_S = 20.0
+# until cancelled jobs have left the queue
+GONE_S = 60.0
+_QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One Slurm that submissions can mean."""
+
+    # how a submission reaches its controller: variables beside this shell's; UserError where there is none
+    variables: Callable[[], Mapping[str, str]]
+    # between two looks at a job; a site's controller serves many users
+    poll_s: float
+    # taken down with its configuration file and all its jobs
+    temporary: bool = False
+
+
+def _devcluster() -> Mapping[str, str]:
+    from slurm import devcluster
+
+    found = devcluster.find()
+    if found is None:
+        raise UserError(
+            "cluster=devcluster: no development cluster is up; start it with `make cluster-up`"
+        )
+    return found.environment()
+
+
+PROFILES = {
+    "slurm": Profile(variables=dict, poll_s=5.0),
+    "devcluster": Profile(variables=_devcluster, poll_s=1.0, temporary=True),
+}
+
+
+def answers() -> bool:
+    """Returns whether a Slurm controller answers from here within 2 s."""
+    if shutil.which("scontrol") is None:
+        return False
+    try:
+        done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=PING_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0 and " UP" in done.stdout
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """Implements `Backend` for one Slurm: to submit by `cluster`, or to ask after jobs given to the one of `conf`."""
+
+    kind: str
+    cluster: ClusterConfig | None
+    # the SLURM_CONF of the jobs' records; None where Slurm finds its configuration itself
+    conf: str | None = None
+
+    @property
+    def profile(self) -> Profile:
+        return PROFILES[self.kind]
+
+    @property
+    def poll_s(self) -> float:
+        return self.profile.poll_s
+
+    def script(self, job: Job) -> str:
+        from submitit.slurm import slurm
+
+        run = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(job.folder))}"
+        return slurm._make_sbatch_string(command=run, folder=job.folder, **self._parameters(job))
+
+    def check(self, job: Job) -> None:
+        client = self._client()
+        try:
+            done = _run(["sbatch", "--test-only"], client, stdin=self.script(job))
+        except FileNotFoundError:
+            raise UserError(
+                f"cluster={self.kind}: no sbatch on this machine; submit from a login node, or take cluster=local"
+            ) from None
+        if done is None:
+            raise UserError(
+                f"cluster={self.kind}: Slurm did not answer within {ANSWER_S:.0f} s; try again later"
+            )
+        if done.returncode:
+            reason = re.sub(r"(sbatch: |error: |allocation failure: )", "", done.stderr)
+            reason = reason.strip().replace("\n", "; ")
+            raise UserError(
+                f"Slurm would refuse this job ({self._requested(job)}): {reason}{_partitions(client)}"
+            )
+
+    def submit(self, job: Job) -> Record:
+        return self.submit_array([job])[0]
+
+    def submit_array(self, jobs: Sequence[Job]) -> list[Record]:
+        from submitit.core.utils import FailedJobError
+        from submitit.slurm.slurm import SlurmExecutor
+
+        first, client = jobs[0], self._client()
+        first.folder.mkdir(parents=True, exist_ok=True)
+        with _environment(client):
+            executor = SlurmExecutor(first.folder, max_num_timeout=0)
+            executor.update_parameters(**self._parameters(first))
+            conf = client.get("SLURM_CONF")
+            record = new_record(self.kind, first) | {"conf": conf}
+            try:
+                done = executor.map_array(first.function, [job.argument for job in jobs])
+            except FailedJobError as error:
+                raise UserError(f"sbatch refused {first.name}: {error}") from error
+            except BaseException:  # Ctrl-C, say, after Slurm took them and before it said so
+                given = dataclasses.replace(self, cluster=None, conf=conf)
+                given.cancel(given.strays(first.comment, first.name))
+                raise
+        return [record | {"id": each.job_id} for each in done]
+
+    def states(self, records: Sequence[Record]) -> list[State]:
+        if self.profile.temporary and not Path(self.conf or "").exists():
+            return ["gone"] * len(records)
+        queue = self._queue()
+        return [_state(record, queue) for record in records]
+
+    def cancel(self, records: Sequence[Record]) -> int:
+        states = zip(records, self.states(records), strict=True)
+        there = [record for record, state in states if state != "gone"]
+        if there:
+            ids = [record["id"] for record in there]
+            done = _run(["scancel", *ids], self._client())
+            if done is None or done.returncode:
+                reason = done.stderr.strip() if done else "no answer"
+                raise UserError(f"Slurm did not cancel job {', '.join(ids)}: {reason}; try again")
+            wait_until(lambda: {*self.states(there)} == {"gone"}, timeout_s=GONE_S, poll_s=0.2)
+        return len(there)
+
+    def strays(self, comment: str, name: str | None = None) -> list[Record]:
+        """Returns the jobs of this user with this comment, and with this name where one is given."""
+        record = {"kind": self.kind, "conf": self.conf, "comment": comment}
+        return [
+            {**record, "id": id, "name": job.name}
+            for id, job in (self._queue() or {}).items()
+            if job.comment == comment and name in (None, job.name)
+        ]
+
+    def notes(self, ranks: int) -> list[str]:
+        return []
+
+    def cancel_command(self, records: Sequence[Record]) -> str:
+        ids = {record["id"].partition("_")[0] for record in records}
+        return f"scancel {' '.join(sorted(ids))}"
+
+    def _client(self) -> dict[str, str]:
+        """The environment in which sbatch and its like speak to this Slurm."""
+        environment = clean(os.environ)
+        if self.cluster is not None:
+            return {**environment, **self.profile.variables()}
+        # the Slurm that the jobs were given to, whatever this shell means now
+        environment.pop("SLURM_CONF", None)
+        return environment | ({"SLURM_CONF": self.conf} if self.conf else {})
+
+    def _parameters(self, job: Job) -> dict[str, Any]:
+        """In sbatch's own names, as Submitit's generator takes them; what is None is not written."""
+        # a dead rank ends the others, which would wait for it
+        srun = ["--kill-on-bad-exit=1", "--wait=60"]
+        exports = {name: shlex.quote(value) for name, value in job.environment.items()}
+        exports["PYTHONPATH"] = f"{shlex.quote(str(job.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
+        if job.cpus_per_task:
+            # since 22.05 srun does not take the job's
+            srun.append(f"--cpus-per-task={job.cpus_per_task}")
+            exports.setdefault("OMP_NUM_THREADS", str(job.cpus_per_task))
+        singleton, after = job.singleton and "singleton", job.after and f"after:{job.after}"
+        parameters = {
+            "job_name": job.name,
+            "comment": job.comment,
+            **self._requirements(),
+            "time": job.timeout_min,
+            "nodes": job.nodes,
+            "ntasks_per_node": job.tasks,
+            "gpus_per_node": job.gpus or None,
+            "cpus_per_task": job.cpus_per_task,
+            "mem": f"{int(job.mem_gb * 1024)}MB" if job.mem_gb else None,
+            "dependency": ",".join(each for each in (singleton, after) if each) or None,
+            "stderr_to_stdout": True,
+            # a second start of one attempt is what the run folder forbids: a restart is a new attempt
+            "additional_parameters": {"no-requeue": True},
+            "setup": [f"export {name}={value}" for name, value in exports.items()]
+            + [f"cd {shlex.quote(str(job.code))}"],
+            "srun_args": srun,
+        }
+        given = {key: value for key, value in parameters.items() if value is not None}
+        return {**given, "wckey": None}  # Submitit's default is a key that a site may not know
+
+    def _requirements(self) -> dict[str, str | None]:
+        """What a site asks of every job."""
+        assert self.cluster is not None, "submitting needs a cluster config"
+        return {name: getattr(self.cluster, name) for name in ("partition", "account", "qos")}
+
+    def _requested(self, job: Job) -> str:
+        asked: dict[str, Any] = {f"cluster.{k}": v for k, v in self._requirements().items()}
+        asked |= {
+            "nodes": job.nodes,
+            "ranks per node": job.tasks,
+            "GPUs per node": job.gpus or None,
+        }
+        return ", ".join(f"{key}={value}" for key, value in asked.items() if value is not None)
+
+    def _queue(self) -> dict[str, _Queued] | None:
+        """This user's jobs by id; None when nobody answers."""
+        asked = ["squeue", "--me", "--array", "--noheader", "--format=%i|%T|%j|%k"]  # a line a task
+        try:
+            done = _run(asked, self._client())
+        except FileNotFoundError:
+            return None
+        if done is None or done.returncode:
+            return None
+        rows = (line.split("|", 3) for line in done.stdout.splitlines() if line.count("|") >= 3)
+        return {
+            id: _Queued(state=state, name=name, comment=comment.strip())
+            for id, state, name, comment in rows
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Queued:
+    """A line of squeue."""
+
+    state: str  # Slurm's own word
+    name: str
+    comment: str
+
+
+def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
+    if queue is None:
+        return "unknown"
+    job = queue.get(record["id"])
+    # a fresh Slurm counts its jobs from 1 again
+    if job is None or job.comment != record["comment"]:
+        return "gone"
+    return "queued" if job.state in _QUEUED else "running"
+
+
+@contextlib.contextmanager
+def _environment(environment: Mapping[str, str]) -> Iterator[None]:
+    """Submitit hands sbatch its own process's environment, so that is what changes."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _run(
+    command: list[str], environment: Mapping[str, str], stdin: str | None = None
+) -> subprocess.CompletedProcess[str] | None:
+    """None when it does not answer in time."""
+    try:
+        return subprocess.run(
+            command,
+            env=dict(environment),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_S,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _partitions(client: Mapping[str, str]) -> str:
+    """'; partitions here: a, b', which is what one needs most often."""
+    try:
+        done = _run(["sinfo", "--noheader", "--format=%R"], client)
+    except FileNotFoundError:
+        return ""
+    names = sorted(set(done.stdout.split())) if done and done.returncode == 0 else []
+    return f"; partitions here: {', '.join(names)}" if names else ""

@@ -1,0 +1,219 @@
+"""Everything that changes a run from outside: its attempts, watcher, evaluations, extensions, and its end.
+
+What to do is decided in `decide`; the commands call these functions and nothing else of the launcher writes into a
+run folder or speaks to a scheduler in order to change something.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from launcher import backends, code_copy, jobs, new_attempt
+from launcher.backends import Job, Record
+from launcher.folder import Attempt, evaluations, tail
+from launcher.reconcile import decide
+from launcher.reconcile.view import JobView, RunView, read
+from selfguide.spec.config import Config
+from selfguide.spec.files import plain, to_yaml
+from selfguide.spec.identity import digest
+from selfguide.spec.records import EvaluationRecord, record_key
+from selfguide.spec.run import RunFolder, write_record
+from shards import storage
+from shards.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# the function that a watcher's job calls, with the run's folder; of `launcher.watch`, which calls this module
+WatchEntry = Callable[[str], None]
+
+
+def check_jobs(config: Config, run: RunFolder, watch_entry: WatchEntry) -> None:
+    """Asks the cluster about every job of the run before the first is queued.
+
+    Raises:
+        UserError: it would refuse one.
+    """
+    at, name = Attempt(run.attempt(1)), run.root.name
+    wanted = [jobs.training(config, at, name)]
+    if config.evaluation.protocol != "none":
+        wanted.append(jobs.evaluation(config, at, name, run.evals / "request.json"))
+        wanted.append(jobs.watcher(config, at, name, watch_entry, None))
+    for job in wanted:
+        backends.of(config.cluster).check(job)
+
+
+def launch_attempt(
+    run: RunFolder, config: Config, watch_entry: WatchEntry
+) -> tuple[Attempt, Record, Record | None]:
+    """Opens the run's next attempt, and submits its training job and the run's watcher.
+
+    Returns:
+        The attempt, and the records of its job and of the watcher (None without evaluation).
+
+    Raises:
+        UserError: the cluster refused them. Then nothing is queued.
+    """
+
+    def prepare(at: Attempt) -> list[Job]:
+        storage.publish(str(at.config), to_yaml(config).encode())
+        job = jobs.training(config, at, run.root.name)
+        asked = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
+        write_record(at.submission, {**asked, "world": job.nodes * job.tasks})
+        return [job]
+
+    at, (record,) = new_attempt.start(run, config.cluster, prepare)
+    write_record(at.job, record)
+    if config.evaluation.protocol == "none":
+        return at, record, None
+    try:
+        return at, record, launch_watcher(at, config, watch_entry, after=record)
+    except BaseException:
+        backends.cancel(record)
+        raise
+
+
+def launch_watcher(
+    at: Attempt, config: Config, watch_entry: WatchEntry, after: Record | None = None
+) -> Record:
+    """Starts the watcher of the attempt's run: a detached process on this machine, a small job on Slurm.
+
+    Args:
+        after: the training job that must have begun, so that the watcher's time does not run while training is queued.
+
+    Raises:
+        UserError: the cluster refused it.
+    """
+    job = jobs.watcher(config, at, at.run.root.name, watch_entry, after["id"] if after else None)
+    record = backends.of(config.cluster).submit(replace(job, code=_current_code(at)))
+    write_record(at.watcher, record, replace=True)
+    return record
+
+
+def _current_code(at: Attempt) -> Path:
+    """A copy of the code that this process runs: the attempt's own where that is the same."""
+    return code_copy.current(at.code, at.run.root / "code")
+
+
+def start_evaluation(view: RunView, config: Config, images: int) -> None:
+    """Submits one more evaluation job of a published snapshot.
+
+    Raises:
+        UserError: the cluster refused it. The try does not count.
+    """
+    assert view.newest is not None
+    run, at = view.folder, view.newest.files
+    key = record_key(images, decide.protocol(view, config, images))
+    tries = decide.jobs_of(view, config, images)
+    attempt = 1 + max((each.attempt for each in tries), default=0)
+    folder = evaluations(run) / f"{key}.{attempt}"
+    request = folder / "request.json"
+    about = {"run": str(run.root), "images": images, "key": key, "attempt": attempt}
+    write_record(request, {**about, "config": plain(config)})
+    write_record(folder / "submission.json", {"world": 1, "kind": config.cluster.kind})
+    job = jobs.evaluation(config, at, run.root.name, request)
+    try:
+        record = backends.of(config.cluster).submit(replace(job, code=_current_code(at)))
+    except UserError:
+        shutil.rmtree(folder)
+        raise
+    write_record(folder / "job.json", record)
+    log.info(f"{images:,} images: evaluation {attempt} is {record['kind']} job {record['id']}")
+
+
+def record_failure(view: RunView, config: Config, images: int, reason: str = "") -> None:
+    """Writes the record of a snapshot that no evaluation could score, so that nobody waits for it any longer."""
+    protocol = decide.protocol(view, config, images)
+    tries = decide.jobs_of(view, config, images)
+    last = tries[-1] if tries else None
+    logs = sorted(last.folder.glob("*_log.out")) if last else []
+    message = reason or (last.exit["message"] if last and last.exit else "ended without a record")
+    attempt = last.attempt if last else 1
+    record = EvaluationRecord(
+        status="failed",
+        run=view.id,
+        experiment=config.experiment,
+        seed=config.seed,
+        images=images,
+        final=images >= view.images,
+        key=record_key(images, protocol),
+        attempt=attempt,
+        protocol=asdict(protocol),
+        protocol_key=protocol.key,
+        message=message,
+        log=tail(logs[-1]) if logs else "",
+        host=socket.gethostname(),
+        pid=os.getpid(),
+    )
+    with contextlib.suppress(FileExistsError):  # it published its score after all
+        record.publish(view.folder)
+        log.info(f"{images:,} images: gave up after {attempt} tries: {message}")
+
+
+def write_run(run: RunFolder, config: Config, identity: Mapping[str, Any]) -> None:
+    """Writes what a new run is, and its first config."""
+    storage.publish(str(run.root / "config.yaml"), to_yaml(config).encode(), replace=True)
+    about: dict[str, Any] = {
+        "id": run.root.name,
+        "name": config.name,
+        "experiment": config.experiment,
+    }
+    about |= {"hash": digest(identity), "identity": identity, "images": config.train.images}
+    write_record(run.run_json, {**about, "created": time.time()})
+
+
+@contextlib.contextmanager
+def extended(run: RunFolder, images: int) -> Iterator[None]:
+    """Makes `images` the run's target, and records who did so and when; takes it back where the block fails."""
+    before = run.describe()
+    extension = {"from": before["images"], "to": images, "time": time.time(), "by": _who()}
+    extensions = [*before.get("extensions", []), extension]
+    write_record(run.run_json, {**before, "images": images, "extensions": extensions}, replace=True)
+    try:
+        yield
+    except BaseException:
+        write_record(run.run_json, before, replace=True)
+        raise
+
+
+def cancel(run: RunFolder) -> list[dict[str, Any]]:
+    """Ends all jobs of the run, of every attempt; returns those that were there, as {"what", "kind", "id"}.
+
+    Raises:
+        UserError: one of them cannot be reached from here.
+    """
+    view = read(run)
+    at = view.newest
+    if at and not at.cancelled and decide.training_state(view) != "gone":
+        # first: the watcher then starts nothing more
+        write_record(at.files.cancelled, {"by": _who()}, replace=True)
+    done = _end("watcher", [each.watcher for each in view.attempts])
+    done += _end("training", [each.job for each in view.attempts])
+    # read again, now that the watcher can start no more of them
+    done += _end("evaluation", [each.job for each in read(run).evaluations])
+    if at and at.job:  # its submitter may have died before it wrote the record of a job
+        for stray in backends.strays(str(run.root), at.job.record):
+            done += _end("unrecorded job", [JobView(record=stray, state="running")])
+    return done
+
+
+def _end(what: str, found: Sequence[JobView | None]) -> list[dict[str, Any]]:
+    # one that cannot be seen from here is tried all the same: `cancel` says why it cannot be reached
+    return [
+        {"what": what, "kind": job.record["kind"], "id": job.record["id"]}
+        for job in found
+        if job is not None and job.state != "gone" and backends.cancel(job.record)
+    ]
+
+
+def _who() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"

@@ -1,0 +1,82 @@
+"""`python -m launcher.resume RUN [train.images=N] [key=value ...]`: trains a run on, by the config it keeps itself.
+
+Settings say how it runs from now on, such as cluster=slurm, nodes=2 or train.snapshot_every=64_000. Of those that
+make a run what it is, only `train.images` may change, and only upwards: that extends the run, which keeps its id.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from launcher import backends, submit
+from launcher.compose import changed, without_group
+from launcher.folder import find
+from launcher.reconcile.view import read
+from selfguide.spec.config import Config
+from selfguide.spec.run import RunFolder
+from selfguide.spec.validate import validate
+from shards import cli
+from shards.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launcher.resume",
+        description="Resumes a run that stopped, from its newest checkpoint and by its own config; joins it while it "
+        "works. train.images=N extends it, also when it has finished.",
+        epilog="example: python -m launcher.resume 3f2a train.images=1_024_000 cluster.partition=gpu",
+    )
+    parser.add_argument("run", help="id, beginning of an id, name, or folder of a run")
+    parser.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="how it runs from now on, or train.images"
+    )
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
+    parser.add_argument("--json", action="store_true", help="JSON instead of sentences")
+    options = parser.parse_intermixed_args(arguments)
+    run = find(options.run, Path(options.runs))
+    config = resumed(run, options.settings)
+    validate(config)
+    if config.dry_run:
+        from launcher import describe
+
+        facts = describe.facts(config)
+        print(json.dumps(facts, indent=1) if options.json else describe.text(config))
+        return 0
+    return submit.carry_out(config, options.json, run)
+
+
+def resumed(run: RunFolder, settings: Sequence[str]) -> Config:
+    """Returns the config of the run's next attempt: that of its newest one with these settings changed.
+
+    Raises:
+        UserError: a setting that is none, or the config is gone or of another version.
+    """
+    view = read(run)
+    if view.config is None:
+        problem = view.problems[0] if view.problems else f"run {view.id} has no attempt yet"
+        raise UserError(f"{problem}; submit it again by its own command")
+    for text in settings:
+        if text.partition("=")[0] in ("experiment", "name", "runs"):
+            raise UserError(f"{text!r}: a run keeps its experiment, name and folder; drop it")
+    kept = replace(
+        view.config,
+        name=view.name,
+        runs=str(run.root.parent.parent),
+        train=replace(view.config.train, images=view.images),
+        follow=False,
+        dry_run=False,
+    )
+    config = changed(kept, settings)
+    if config.cluster.kind != "auto":
+        return config
+    chosen = f"cluster={backends.automatic()}"
+    return changed(kept, [*without_group(settings, "cluster"), chosen])
+
+
+if __name__ == "__main__":
+    cli.run(main)
