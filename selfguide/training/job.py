@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,9 +45,6 @@ log = logging.getLogger(__name__)
 
 def main(attempt: Path, rank: int, local_rank: int, world: int) -> None:
     """Trains the run that `attempt` belongs to, from its newest checkpoint if there is one."""
-    # does nothing where the process that calls has set up handlers
-    logging.basicConfig(format="%(message)s", stream=sys.stdout)
-    logging.getLogger("selfguide").setLevel(logging.WARNING if rank else logging.INFO)
     config = read_config(attempt / "config.yaml")
     run = RunFolder(attempt.parent.parent)
     lease = Lease(run, int(attempt.name))
