@@ -63,6 +63,13 @@ class Component:
     name: ClassVar[str]  # in the names of its scalars and of its state
     wants_teacher: ClassVar[bool] = False  # a teacher exists where a component asks for one
 
+    def augment(self, x0: Tensor, position: Tensor) -> Tensor:
+        """What to train on instead of the images (B, C, H, W) at `position` (B,) of the run, before they are noised.
+
+        A pure function of both and of the seed, so that `condition` can say what was done.
+        """
+        return x0
+
     def condition(self, batch: Batch, teacher: Student | None, inputs: Inputs) -> Inputs:
         """The inputs of a step, made from those that the components before this one made; at first unconditional."""
         return inputs

@@ -41,7 +41,7 @@ class Health:
         perplexity  exp of the entropy of how often each was, as a share of K: 1 is even
         largest     share of the fullest one
         dead        prototypes that Sinkhorn could not reach, a mean over steps
-        code_loss   L_SK / ln K without weights: 1 is a head that tells nothing apart
+        code_loss   L_SK / ln K without weights: 1 is a head that sees no structure
         churn       share of the probe's rows that the teacher puts elsewhere than at the last report
         """
         groups, learned = self._config.groups, usage.report()

@@ -69,7 +69,7 @@ SIGNS = {
     "restless": Sign(
         lambda line: line["warm"] == 1 and line.get("churn", 0.0) > 0.3,
         PATIENCE,
-        "{churn:.0%} of images change their group from one report to the next while groups are told; lengthen "
+        "{churn:.0%} of images change their group from one report to the next while they are conditions; lengthen "
         "train.ema_halflife, lower train.learning_rate, or switch later (guidance.switch)",
     ),
     "data_wait": Sign(

@@ -23,6 +23,11 @@ class Components(tuple[Component, ...]):
     def want_teacher(self) -> bool:
         return any(component.wants_teacher for component in self)
 
+    def augment(self, x0: Tensor, position: Tensor) -> Tensor:
+        for component in self:
+            x0 = component.augment(x0, position)
+        return x0
+
     def inputs(self, batch: Batch, teacher: Student | None) -> Inputs:
         """What all of them together give the student to read."""
         inputs = Inputs(Condition.unconditional(len(batch.x0), batch.x0.device))

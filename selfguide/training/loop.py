@@ -97,6 +97,7 @@ def prepare(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     position = torch.as_tensor(arrays["position"], device=device)
     x0 = job.normaliser.encode(torch.as_tensor(arrays["x"], device=device), config.seed, position)
     x0, placement = place(x0, config, job.normaliser.header, position)
+    x0 = job.state.components.augment(x0, position)
     eps = normal(config.seed, "noise", position, tuple(x0.shape[1:]))
     preconditioning, share = job.objective.preconditioning, job.state.images / config.train.images
     tau = draw_times(config.path, preconditioning.path, config.seed, position, share)

@@ -38,6 +38,7 @@ from selfguide.randomness import normal, uniform
 from selfguide.sampling.generate import generate
 from selfguide.spec.config import Config, ModelConfig, NoGuidance, TrainConfig
 from selfguide.spec.run import Lease, RunFolder, write_record
+from selfguide.training.components import Components
 from selfguide.training.job import work
 from selfguide.training.loop import Training, prepare
 from selfguide.training.telemetry import Telemetry
@@ -447,7 +448,7 @@ def test_training_draws_latents_by_the_runs_seed_and_place(latents: Path) -> Non
     config, header = replace(latent_config(latents), seed=11), manifests.load(latents).header
     arrays = shards.read_all(latents) | {"position": 10_000 + np.arange(1797)}
     job = Training(
-        config=config, place=Place(0, 0, 1), state=SimpleNamespace(images=0),  # type: ignore[arg-type]
+        config=config, place=Place(0, 0, 1), state=SimpleNamespace(images=0, components=Components()),  # type: ignore[arg-type]
         stream=iter(()), objective=build_objective(config.path), normaliser=Normaliser.of(header),
         data={}, telemetry=None, lease=None,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -23,7 +23,7 @@ from selfguide.spec.run import Lease, RunFolder
 from selfguide.spec.schedules import due, learning_rate, switch_images
 from selfguide.training import checkpoint
 from selfguide.training.components import Components
-from selfguide.training.loop import advance
+from selfguide.training.loop import advance, prepare
 from tests.selfguide.test_health import alone
 from tests.selfguide.test_loop import BATCH, average, begun, masters, taught
 from tests.selfguide.test_online import make, online_config
@@ -84,6 +84,26 @@ def test_a_second_component_trains_beside_guidance_without_the_loop_knowing_it(
     metadata = job.state.components.metadata()
     assert metadata["source"] == "online" and metadata["nudge"] == 0.1
     assert metadata["label_free"] is False, "one component that saw labels is enough"
+
+
+class Darken(Component):
+    """Halves the images at even positions."""
+
+    name = "darken"
+
+    def augment(self, x0: Tensor, position: Tensor) -> Tensor:
+        return torch.where((position % 2 == 0)[:, None, None, None], 0.5 * x0, x0)
+
+
+def test_images_are_augmented_before_they_are_noised(tmp_path: Path) -> None:
+    plain, job = begun(tmp_path / "plain", 0), begun(tmp_path / "dark", 0)
+    job.state.components = Components((*job.state.components, Darken()))
+    whole, dark = (prepare(each, next(each.stream)) for each in (plain, job))
+    even = dark.position % 2 == 0
+    assert torch.equal(dark.x0[even], 0.5 * whole.x0[even])
+    assert torch.equal(dark.x0[~even], whole.x0[~even]) and torch.equal(dark.eps, whole.eps)
+    tau = dark.tau.view(-1, 1, 1, 1)
+    torch.testing.assert_close(dark.x, (1 - tau) * dark.x0 + tau * dark.eps)
 
 
 def test_inputs_pass_through_components_in_their_order() -> None:
@@ -166,6 +186,7 @@ def test_hooks_of_the_base_do_nothing() -> None:
     inputs = Inputs(Condition.unconditional(2))
     _, _, _, batch = make(online_config(), images=0)
     assert component.condition(batch, None, inputs) is inputs
+    assert component.augment(batch.x0, batch.position) is batch.x0
     assert component.loss(Outputs(batch.x0, None, None), batch, None) is None
     component.after_step(state, Stepped(torch.tensor(True), 64, 64))
     component.after_average(state, Stepped(torch.tensor(True), 64, 64))

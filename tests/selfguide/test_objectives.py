@@ -28,6 +28,7 @@ from selfguide.networks.student import Sampled, Student, build_student
 from selfguide.spec.config import Config, NoGuidance, PathConfig, Prediction
 from selfguide.spec.sizes import footprint
 from selfguide.spec.validate import validate
+from selfguide.training.components import Components
 from selfguide.training.loop import Training, prepare
 from shards.errors import UserError
 from shards.format.header import Header
@@ -338,7 +339,7 @@ def test_a_batch_holds_what_the_network_reads_at_the_times_of_its_clock() -> Non
     for path, seen in ((EDM2, 0), (turning, 0), (turning, 512)):
         config = replace(online_config(), path=path)
         job = Training(
-            config=config, place=Place(0, 0, 1), state=SimpleNamespace(images=seen),  # type: ignore[arg-type]
+            config=config, place=Place(0, 0, 1), state=SimpleNamespace(images=seen, components=Components()),  # type: ignore[arg-type]
             stream=iter(()), objective=build_objective(path), normaliser=Normaliser.of(Header(kind="image")),
             data={}, telemetry=None, lease=None,  # type: ignore[arg-type]
         )  # fmt: skip
