@@ -24,11 +24,11 @@ from launcher.folder import find
 from selfguide.data.autoencoders import Autoencoder, from_images, load_autoencoder, to_images
 from selfguide.diffusion.conditions import Condition
 from selfguide.evaluation.grid import write_grid
-from selfguide.guidance.online import patch_layout
-from selfguide.sampling import queries as telling
+from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import Prior, TrainingImages, by_patch
 from selfguide.sampling.generate import draw, draw_condition
 from selfguide.sampling.group_names import Naming, read_naming, without_banned
+from selfguide.sampling.groups import patch_layout
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import SamplerConfig, build
@@ -225,16 +225,16 @@ def condition_of(
         )
     if options.row is not None:
         each = -(-options.count // len(options.row))
-        return telling.rows(snapshot, torch.tensor(options.row).repeat_interleave(each))
+        return queries.rows(snapshot, torch.tensor(options.row).repeat_interleave(each))
     if options.between:
         first, second = (naming.number(text) for text in options.between)
         naming.refuse_banned((first, second))
-        return telling.between(snapshot, first, second, options.count)
+        return queries.between(snapshot, first, second, options.count)
     if options.uncond:
-        return telling.untold(snapshot, options.count)
+        return queries.without_condition(snapshot, options.count)
     if options.label is not None:
         if snapshot.guidance["source"] != "labels":
-            telling.groups(snapshot)  # it may know nothing at all
+            queries.groups(snapshot)  # it may know nothing at all
             raise UserError(
                 "--label: this snapshot knows groups that it found itself; give --group"
             )
@@ -242,11 +242,11 @@ def condition_of(
     elif options.group is not None:
         ids = torch.tensor([naming.number(text) for text in options.group])
     elif options.like:
-        images = queries(snapshot, codec, options.like)
+        images = query_images(snapshot, codec, options.like)
         if by_patch(snapshot) and snapshot.guidance["told"]:
             each = -(-options.count // len(images))
             return patch_layout(snapshot, images.repeat_interleave(each, 0))
-        ids = telling.nearest_groups(snapshot, images)
+        ids = queries.nearest_groups(snapshot, images)
         for text, group in zip(options.like, ids.tolist(), strict=True):
             cli.console(stderr=True).print(f"{text} is nearest to group {naming.called(group)}")
     else:
@@ -255,10 +255,10 @@ def condition_of(
         return draw_condition(allowed, seeds, options.prior or "empirical")
     naming.refuse_banned(ids.tolist())
     each = -(-options.count // len(ids))
-    return telling.told(snapshot, ids.repeat_interleave(each))
+    return queries.of_groups(snapshot, ids.repeat_interleave(each))
 
 
-def queries(snapshot: Snapshot, codec: Autoencoder | None, texts: list[str]) -> Tensor:
+def query_images(snapshot: Snapshot, codec: Autoencoder | None, texts: list[str]) -> Tensor:
     """Query images in model space: files, or ordinals of the data the snapshot was trained on."""
     images = TrainingImages(snapshot) if any(text.isdigit() for text in texts) else None
     made = [

@@ -110,6 +110,14 @@ def mirrored(seed: int, positions: Tensor) -> Tensor:
     return uniform(seed, "flip", positions, 1)[:, 0] < 0.5
 
 
+def box_masks(boxes: Tensor, size: Size) -> Tensor:
+    """(B, 4) boxes in pixels -> (B, 1, H, W) fp32, 1 inside."""
+    top, left, bottom, right = (boxes[:, i, None] for i in range(4))  # each (B, 1)
+    y, x = (torch.arange(n, device=boxes.device) for n in size)
+    rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)  # (B, H), (B, W)
+    return (rows[:, :, None] & columns[:, None, :])[:, None].float()
+
+
 def _corners(seed: int, positions: Tensor, grid: Size, size: Size) -> Tensor:
     """(B, 2) int64, every place of a window as likely as any other."""
     u = uniform(seed, "crop", positions, 2).double()  # a product in fp32 may round up to its bound

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from selfguide.data.autoencoders import Autoencoder, Normaliser, to_images
+from selfguide.data.autoencoders import Autoencoder, to_images
 from selfguide.data.crop_flip import Placement
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
 from selfguide.diffusion.preconditioning import build_preconditioning
 from selfguide.discovery.vit import FrozenViT

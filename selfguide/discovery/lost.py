@@ -76,11 +76,3 @@ def in_pixels(boxes: Tensor, patch: float, image: Size) -> Tensor:
     start, end = (boxes * patch).round().long().split(2, dim=1)  # (B, 2) each
     start = start.minimum(bounds - 1)
     return torch.cat((start, end.minimum(bounds).maximum(start + 1)), dim=1)
-
-
-def box_masks(boxes: Tensor, size: Size) -> Tensor:
-    """(B, 4) boxes in pixels -> (B, 1, H, W) fp32, 1 inside."""
-    top, left, bottom, right = (boxes[:, i, None] for i in range(4))  # each (B, 1)
-    y, x = (torch.arange(n, device=boxes.device) for n in size)
-    rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)  # (B, H), (B, W)
-    return (rows[:, :, None] & columns[:, None, :])[:, None].float()

@@ -14,18 +14,17 @@ import torch
 from torch import Tensor
 
 import shards
-from selfguide.data.autoencoders import Normaliser
-from selfguide.diffusion.preconditioning import build_preconditioning
+from selfguide.data.normaliser import Normaliser
 from selfguide.discovery.agreement import agreement
 from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, half, load_digitnet
 from selfguide.evaluation.grid import write_grid
 from selfguide.evaluation.metrics.copies import copy_rate
 from selfguide.evaluation.metrics.frechet import Moments, between, with_error
-from selfguide.guidance.online import assign, extract
-from selfguide.randomness import normal
+from selfguide.sampling.condition_sampler import by_patch
 from selfguide.sampling.generate import generate
+from selfguide.sampling.groups import nearest_prototypes
 from selfguide.snapshot import Snapshot, load
-from selfguide.spec.config import Config, OnlineGuidance, build
+from selfguide.spec.config import Config, build
 from selfguide.spec.records import EvaluationRecord, Protocol, grid_path
 from selfguide.spec.run import RunFolder
 from shards.errors import UserError
@@ -110,9 +109,9 @@ def fd_digits(
         print(f"{sum(map(len, parts)):,} / {evaluation.samples:,} samples", flush=True)
     pixels = torch.cat(parts)
     scores = score(net, real, pixels)
-    guidance = snapshot.config.guidance
-    if isinstance(guidance, OnlineGuidance) and guidance.level == "image" and "y" in data:
-        groups = groups_of(snapshot, normaliser.encode(real))
+    if snapshot.config.guidance.learns_online and not by_patch(snapshot) and "y" in data:
+        each = torch.arange(len(real))  # a noise for each scan
+        groups = nearest_prototypes(snapshot, normaliser.encode(real), each).cpu().numpy()
         scores |= agreement(data["y"], groups) | {"groups_used": float(len(np.unique(groups)))}
     return scores, nfe, pixels
 
@@ -134,14 +133,3 @@ def score(net: DigitNet, real: Tensor, pixels: Tensor) -> dict[str, float]:
         "confident": (top >= 0.9).float().mean().item(),
         "classes": float(len(classes.unique())),
     }
-
-
-def groups_of(snapshot: Snapshot, x0: Tensor) -> np.ndarray:
-    """(N,) the group that the student gives every scan, each in a noise of its own."""
-    guidance = snapshot.config.guidance
-    assert isinstance(guidance, OnlineGuidance)
-    eps = normal(0, "extraction-noise", torch.arange(len(x0)), tuple(x0.shape[1:]))
-    preconditioning = build_preconditioning(snapshot.config.path)
-    x0, eps = x0.to(snapshot.device), eps.to(snapshot.device)
-    features = extract(snapshot.student, preconditioning, guidance, x0, eps)
-    return assign(snapshot.student, features).cpu().numpy()

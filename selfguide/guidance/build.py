@@ -1,20 +1,43 @@
-"""From the configured source to the object the loop meets."""
+"""From `guidance=` to a training component. A new source registers its settings here."""
 
 from __future__ import annotations
 
+from functools import singledispatch
+
+from selfguide.guidance.component import Component
+from selfguide.guidance.labels import LabelSource
 from selfguide.guidance.online import OnlineSource
 from selfguide.guidance.sidecar import SidecarSource
-from selfguide.guidance.source import LabelSource, NoSource, Source
 from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, SidecarGuidance
+from selfguide.spec.config.guidance import Guidance
+from selfguide.spec.schedules import switch_images
 
 
-def build_source(config: Config, histogram: list[float], switch: int) -> Source:
-    """The configured source; `switch` is the image count from which an online source tells its groups."""
-    guidance = config.guidance
-    if isinstance(guidance, OnlineGuidance):
-        return OnlineSource(guidance, config.path, config.seed, switch)
-    if isinstance(guidance, LabelGuidance):
-        return LabelSource(guidance, histogram, config.seed)
-    if isinstance(guidance, SidecarGuidance):
-        return SidecarSource(guidance, config.seed)
-    return NoSource()
+def build_components(config: Config, histogram: list[float]) -> tuple[Component, ...]:
+    """The components of a run, in the order in which they make a step's inputs; none trains unconditionally.
+
+    `histogram` counts the labels of the shards, each data set by its weight.
+    """
+    guidance = build_source(config.guidance, config, histogram)
+    return () if guidance is None else (guidance,)
+
+
+@singledispatch
+def build_source(guidance: Guidance, config: Config, histogram: list[float]) -> Component | None:
+    """The component of these settings; None of those that condition on nothing."""
+    return None
+
+
+@build_source.register
+def _(guidance: OnlineGuidance, config: Config, histogram: list[float]) -> Component:
+    return OnlineSource(guidance, config.path, config.seed, switch_images(config))
+
+
+@build_source.register
+def _(guidance: LabelGuidance, config: Config, histogram: list[float]) -> Component:
+    return LabelSource(guidance, histogram, config.seed)
+
+
+@build_source.register
+def _(guidance: SidecarGuidance, config: Config, histogram: list[float]) -> Component:
+    return SidecarSource(guidance, config.seed)

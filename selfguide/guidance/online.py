@@ -1,8 +1,8 @@
 """Online Sinkhorn self-guidance (Hu et al. 2023, arXiv 2312.08825, section 3): the model finds its own groups.
 
 Stage 1 trains the denoiser unconditionally while the head learns prototypes; from the switch on, the teacher names
-each image's prototype, or each patch's, and the denoiser is told that row. The head learns from detached features, so
-L_SK moves the head and prototypes only, and the denoising loss moves no prototype.
+each image's prototype, or each patch's, and the denoiser is conditioned on that row. The head learns from detached
+features, so L_SK moves the head and prototypes only, and the denoising loss moves no prototype.
 
 Rows are what has a prototype: images, or (level "patch") the L patches of one image after the other. Where the
 published method can be read otherwise, `OnlineGuidance` has a switch, and its default is the corrected form.
@@ -11,104 +11,64 @@ published method can be read otherwise, `OnlineGuidance` has a switch, and its d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfguide.diffusion.conditions import Condition
-from selfguide.diffusion.preconditioning import Preconditioning, build_preconditioning
+from selfguide.data.batch import Batch
+from selfguide.diffusion.preconditioning import build_preconditioning
 from selfguide.distributed import world_size
-from selfguide.guidance.prototype_counts import TOLD, Usage
-from selfguide.guidance.source import dropped, dropped_patches, frequencies
-from selfguide.networks.student import Batch, Outputs, Student
-from selfguide.randomness import normal
+from selfguide.guidance.component import Component, Inputs, Stepped, Weights
+from selfguide.guidance.health import Health
+from selfguide.guidance.labels import drop_images, drop_patches, frequencies
+from selfguide.guidance.prototype_counts import CONDITIONED, Usage
+from selfguide.guidance.prototypes import assign, condition_on, extract, unconditional_features
+from selfguide.networks.student import Outputs, Student
+from selfguide.randomness import normal, stream_seed
 from selfguide.sinkhorn import Queue, solve
 from selfguide.spec.config import OnlineGuidance, PathConfig
+from selfguide.spec.schedules import due
 
-if TYPE_CHECKING:
-    from selfguide.snapshot import Snapshot
-
-
-@torch.no_grad()
-def extract(
-    student: Student,
-    preconditioning: Preconditioning,
-    config: OnlineGuidance,
-    x0: Tensor,
-    eps: Tensor,
-) -> Tensor:
-    """(rows, F) features of images noised to `noise_time`, told nothing."""
-    tau = x0.new_full((len(x0),), config.noise_time, dtype=torch.float32)
-    x = preconditioning.noised(x0, eps, tau).to(next(student.parameters()).dtype)
-    return _untold(student, x, tau)
+PROTOTYPES = "head.prototypes"  # the parameter (K, P) of the student
 
 
-@torch.no_grad()
-def _untold(student: Student, x: Tensor, tau: Tensor) -> Tensor:
-    return student.features(x, tau, Condition.unconditional(len(x), x.device))
-
-
-@torch.no_grad()
-def assign(student: Student, features: Tensor) -> Tensor:
-    """(rows,) nearest prototypes under a student in eval mode."""
-    assert student.head is not None
-    return student.head(features).argmax(1)
-
-
-@torch.no_grad()
-def tell(student: Student, ids: Tensor, images: int) -> Condition:
-    """The prototypes `ids` (rows,) of so many images: one each, or one for each of their patches."""
-    assert student.head is not None
-    rows = student.head.told_rows()[ids]  # (rows, P)
-    if student.pooling == "patch":
-        return Condition.told(patch=rows.view(images, len(ids) // images, -1))
-    return Condition.told(dense=rows)
-
-
-def patch_layout(snapshot: Snapshot, x0: Tensor) -> Condition:
-    """The prototype of each patch of images in model space (B, C, H, W): SGFM's patch-layout query.
-
-    Every image meets the same noise, so that a layout does not depend on what else is asked.
-    """
-    guidance = snapshot.config.guidance
-    assert isinstance(guidance, OnlineGuidance) and guidance.level == "patch"
-    eps = normal(0, "extraction-noise", torch.zeros(1), tuple(x0.shape[1:])).expand_as(x0)
-    x0, eps = x0.to(snapshot.device), eps.to(snapshot.device)
-    preconditioning = build_preconditioning(snapshot.config.path)
-    features = extract(snapshot.student, preconditioning, guidance, x0, eps)
-    return tell(snapshot.student, assign(snapshot.student, features), len(x0))
-
-
-class OnlineSource:
+class OnlineSource(Component):
     """Two-stage bootstrap; `switch` in images seen."""
+
+    name, wants_teacher = "guidance", True
 
     def __init__(self, config: OnlineGuidance, path: PathConfig, seed: int, switch: int) -> None:
         self.config, self.seed, self.switch = config, seed, switch
         self.preconditioning = build_preconditioning(path)
         self.usage = Usage(config.groups, config.window, switch)
+        self.health = Health(config, switch)
         self._queue: Queue | None = None  # from the first loss on, which knows its width and device
         self._queued: Tensor | None = None  # of a checkpoint, until then
         self.recent: tuple[Tensor, Tensor] | None = None  # embedding and positions, for revival
 
-    def condition(self, batch: Batch, teacher: Student | None) -> Condition:
+    def condition(self, batch: Batch, teacher: Student | None, inputs: Inputs) -> Inputs:
+        """Unconditional before the switch; with the features that the head reads, unless it reads the step's own."""
         assert teacher is not None
-        telling, extraction = batch.images >= self.switch, self.config.view == "extraction"
+        self.health.see(batch)
         self.usage.turn(batch.images)
-        extracted = self.extract(batch, teacher) if telling or extraction else None
+        second_stage, extraction = batch.images >= self.switch, self.config.view == "extraction"
+        extracted = self.extract(batch, teacher) if second_stage or extraction else None
         if extraction:
-            batch.features = extracted
+            inputs = replace(inputs, features=extracted)
         elif self.config.view_condition == "unconditional":
-            batch.features = _untold(teacher, batch.x, batch.tau)
-        if not telling:
-            return Condition.unconditional(len(batch.x0), batch.x0.device)
+            inputs = replace(inputs, features=unconditional_features(teacher, batch.x, batch.tau))
+        if not second_stage:
+            return inputs
         assert extracted is not None
         ids = assign(teacher, extracted)
-        self.usage.told(ids)
-        told = tell(teacher, ids, len(batch.x0))
-        return told.drop(self._dropped(batch, len(ids) // len(batch.x0)))
+        self.usage.conditioned(ids)
+        prototypes = condition_on(teacher, ids, len(batch.x0))
+        dropped = self._dropped(batch, len(ids) // len(batch.x0))
+        return replace(inputs, condition=prototypes.drop(dropped))
 
     def extract(self, batch: Batch, teacher: Student) -> Tensor:
         """(rows, F) of a batch, in noise of its own or in the step's."""
@@ -116,14 +76,15 @@ class OnlineSource:
             eps = batch.eps
         else:
             eps = normal(self.seed, "extraction-noise", batch.position, tuple(batch.x0.shape[1:]))
-        return extract(teacher, self.preconditioning, self.config, batch.x0, eps.to(batch.x0.dtype))
+        noise_time, eps = self.config.noise_time, eps.to(batch.x0.dtype)
+        return extract(teacher, self.preconditioning, noise_time, batch.x0, eps)
 
     def _dropped(self, batch: Batch, patches: int) -> Tensor:
         if self.config.level == "patch":
-            return dropped_patches(self.seed, batch.position, self.config.drop, patches)
-        return dropped(self.seed, batch.position, self.config.drop)
+            return drop_patches(self.seed, batch.position, self.config.drop, patches)
+        return drop_images(self.seed, batch.position, self.config.drop)
 
-    def loss(self, outputs: Outputs, batch: Batch) -> Tensor | None:
+    def loss(self, outputs: Outputs, batch: Batch, teacher: Student | None) -> Tensor:
         """lambda L_SK: cross-entropy of the softmax against the Sinkhorn code of the same view."""
         assert outputs.scores is not None and outputs.embedding is not None
         counted = self._counted(batch, len(outputs.scores))
@@ -177,31 +138,92 @@ class OnlineSource:
         count = torch.full((), float(len(counted)), device=counted.device)
         return _mean_over_ranks(count).clamp_min(1.0 / world_size())
 
-    def state(self) -> dict[str, Any]:
-        """p(k) over the last one to two windows of told rows, whatever the cadence of snapshots."""
-        counts = self.usage.totals()[TOLD].sum(0).tolist()
-        told = sum(counts) > 0
+    def after_step(self, weights: Weights, step: Stepped) -> None:
+        """Prototypes stay unit vectors where their average is read as it is: else they are normalised when read."""
+        if self.config.condition_rows == "averaged":
+            weights.normalise_rows(PROTOTYPES, step.applied)
+
+    def after_average(self, weights: Weights, step: Stepped) -> None:
+        """Revives prototypes at the end of a window; keeps the teacher; begins the second stage at the switch.
+
+        There the averages and the teacher become the live student, buffers included (SGFM).
+        """
+        self.revive(weights, step)
+        if step.images == self.switch:
+            weights.restart_averages(step.images)
+            weights.refresh_teacher(buffers=True)
+        if due(self.config.teacher_refresh, step.images, step.batch):
+            follows = self.config.teacher_buffers == "student"
+            weights.refresh_teacher(buffers=follows or step.images <= self.switch)
+
+    def revive(self, weights: Weights, step: Stepped) -> int:
+        """At the end of a window, prototypes with less than `revive` of an even share become features of a batch.
+
+        That of the last step. How many did; all ranks call.
+        """
+        if not self.config.revive or step.images % self.config.window:
+            return 0
+        if (
+            not step.applied
+        ):  # features of a skipped step may not be finite; read here only, once a window
+            return 0
+        learned = self.usage.totals()[-1]  # the window that ends here
+        share = self.config.revive * learned.sum() / self.config.groups
+        weak = (learned < share).nonzero()[:, 0]
+        found = self._draw_recent(len(weak), stream_seed(self.seed, "revival", step.images))
+        weak = weak[: len(found)]  # there may be fewer features than prototypes in need
+        if len(weak):
+            weights.replace_rows(PROTOTYPES, weak.to(found.device), found)
+        return len(weak)
+
+    def _draw_recent(self, count: int, seed: int) -> Tensor:
+        """(n <= count, P) unit features of the last micro-batch over all ranks, each once: alike at any world size."""
+        assert self.recent is not None
+        mine, positions = self.recent
+        each = len(mine) // len(positions)  # rows of an image
+        span = torch.stack((positions.min(), -positions.max())).cpu()
+        if dist.is_initialized():
+            dist.all_reduce(span, op=dist.ReduceOp.MIN)
+        first, total = int(span[0]), (int(-span[1]) - int(span[0]) + 1) * each
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
+        own = order.to(mine.device) - (int(positions.min()) - first) * each
+        here = (own >= 0) & (own < len(mine))
+        drawn = torch.where(here[:, None], mine[own.clamp(0, len(mine) - 1)], 0.0)
+        if dist.is_initialized():
+            dist.all_reduce(drawn)
+        return drawn
+
+    def report(self, images: int, teacher: Student | None) -> dict[str, float]:
+        assert teacher is not None and self.health.probe is not None
+        ids = assign(teacher, self.extract(self.health.probe, teacher))
+        return self.health.measure(self.usage, ids, images)
+
+    def metadata(self) -> dict[str, Any]:
+        """p(k) over the last one to two windows of rows conditioned on, whatever the cadence of snapshots."""
+        counts = self.usage.totals()[CONDITIONED].sum(0).tolist()
+        conditioned = sum(counts) > 0
         return {
             "source": "online",
             "level": self.config.level,
-            "told": told,
-            "p": frequencies(counts) if told else None,
+            "told": conditioned,
+            "p": frequencies(counts) if conditioned else None,
             "label_free": True,
         }
 
-    def held(self) -> dict[str, Tensor]:
-        held = {"counters": self.usage.totals()}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Counters and each rank's queue, on rank 0; all ranks call."""
+        state = {"counters": self.usage.totals()}
         if self.config.queue:
             mine = self._queued if self._queue is None else self._queue.state()
             for rank, queued in enumerate(_gathered(mine)):
                 if queued is not None:
-                    held[f"queue-{rank}"] = queued
-        return held
+                    state[f"queue-{rank}"] = queued
+        return state
 
-    def restore(self, held: Mapping[str, Tensor], rank: int) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor], rank: int) -> None:
         """Counts go on exactly at any world size. Queues are each rank's own: a new rank begins with an empty one."""
-        self.usage.restore(held["counters"], rank)
-        self._queued = held.get(f"queue-{rank}")
+        self.usage.restore(state["counters"], rank)
+        self._queued = state.get(f"queue-{rank}")
 
 
 def _gathered(mine: Tensor | None) -> list[Tensor | None]:

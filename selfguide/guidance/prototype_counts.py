@@ -1,4 +1,4 @@
-"""How prototypes are used: by what was told one, and by what the head learned from; in windows, since groups drift."""
+"""How prototypes are used: as conditions, and by what the head learned from; in windows, since groups drift."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selfguide.guidance.source import sum_counts
-
-TOLD, LEARNED = (
-    slice(0, 2),
-    slice(2, 4),
-)  # rows of the counts: the window that is full, and the one that fills
+# rows of the counts: of each, the window that is full and the one that fills
+CONDITIONED, LEARNED = slice(0, 2), slice(2, 4)
 
 
 class Learned(NamedTuple):
@@ -26,7 +22,7 @@ class Learned(NamedTuple):
 class Usage:
     """This rank's counts. They are integers, so they add up over ranks to the same at any world size.
 
-    Told windows begin at `switch` and every `window` images after it, those of the head at image 0.
+    Windows of conditions begin at `switch` and every `window` images after it, those of the head at image 0.
     """
 
     def __init__(self, groups: int, window: int, switch: int) -> None:
@@ -38,15 +34,16 @@ class Usage:
     def turn(self, images: int) -> None:
         """To be called at every step; several micro-batches of one come with one count of images."""
         if images != self._images:
-            for rows, start in ((TOLD, self.switch), (LEARNED, 0)):
+            for rows, start in ((CONDITIONED, self.switch), (LEARNED, 0)):
                 if images >= start and (images - start) % self.window == 0:
                     self.counts[rows] = torch.stack(
                         (self.counts[rows][1], torch.zeros_like(self.counts[0]))
                     )
         self._images = images
 
-    def told(self, ids: Tensor) -> None:
-        self._add(TOLD, ids)
+    def conditioned(self, ids: Tensor) -> None:
+        """The prototypes (N,) that the step is conditioned on."""
+        self._add(CONDITIONED, ids)
 
     def learned(self, ids: Tensor, entropy: Tensor, dead: Tensor) -> None:
         """The nearest prototypes (N,) of what the head learned from, its entropy (N,), and who was dead (K,)."""
@@ -63,7 +60,10 @@ class Usage:
 
     def totals(self) -> Tensor:
         """(4, K) over all ranks, on the CPU; all ranks call."""
-        return sum_counts(self.counts.cpu())
+        total = self.counts.to("cpu", copy=True)
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        return total
 
     def restore(self, totals: Tensor, rank: int) -> None:
         """On rank 0 the sums of all ranks, elsewhere zeros."""

@@ -1,12 +1,13 @@
-"""What was found of each image beforehand, told: groups, boxes, masks and features from annotation sidecars.
+"""Conditions on what was found of each image beforehand: groups, boxes, masks and features from annotation sidecars.
 
 Self-guided diffusion (Hu et al. 2023, arXiv 2210.06462): a group as one-hot into the embedding, a box as one channel
 beside the image, a mask as one channel for each group, all dropped by one mask. Groups alone are C-EDM's condition
-(Adaloglou et al. 2024, arXiv 2403.00570). Whoever samples tells the row of a training image, all of it together.
+(Adaloglou et al. 2024, arXiv 2403.00570). A sample is conditioned on the row of a training image, all of it together.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfguide.data.crop_flip import Placement, Size
+from selfguide.data.batch import Batch
+from selfguide.data.crop_flip import Placement, Size, box_masks
 from selfguide.diffusion.conditions import Condition
-from selfguide.discovery.lost import box_masks
-from selfguide.guidance.source import dropped, frequencies
-from selfguide.networks.student import Batch, Outputs, Student
+from selfguide.guidance.component import Component, Inputs
+from selfguide.guidance.labels import drop_images, frequencies
+from selfguide.networks.student import Student
 from selfguide.randomness import uniform
 from selfguide.spec.config import SidecarGuidance
 from shards import sidecar
@@ -47,22 +49,24 @@ class Annotations:
     def condition(
         self, ordinals: Tensor, placement: Placement, device: torch.device | str = "cpu"
     ) -> Condition:
-        """What the images in these rows (B,), placed so, are told; made on `device`."""
+        """The condition of the images in these rows (B,), placed so; made on `device`."""
         asked = self.shown[ordinals.cpu().numpy()]
-        told = {  # picking rows out of a map copies them, once
+        values = {  # picking rows out of a map copies them, once
             field: torch.from_numpy(np.asarray(rows[asked])).to(device)
             for field, rows in self.rows.items()
         }
         fields: dict[str, Tensor] = {}
-        if "ids" in told:
+        if "ids" in values:
             several = self.sidecars["ids"].kind == "multi_hot"
-            fields = {"multi_hot": told["ids"].float()} if several else {"id": told["ids"].long()}
-        if "layout" in told:
-            fields["spatial"] = self._spatial(told["layout"], placement)
-        if "layout" in told and "ids" not in told and self.guidance.groups:
+            fields = (
+                {"multi_hot": values["ids"].float()} if several else {"id": values["ids"].long()}
+            )
+        if "layout" in values:
+            fields["spatial"] = self._spatial(values["layout"], placement)
+        if "layout" in values and "ids" not in values and self.guidance.groups:
             fields["multi_hot"] = present(fields["spatial"])
-        if "dense" in told:
-            fields["dense"] = told["dense"].float()
+        if "dense" in values:
+            fields["dense"] = values["dense"].float()
         return Condition.told(**fields)
 
     def _spatial(self, layout: Tensor, placement: Placement) -> Tensor:
@@ -74,23 +78,23 @@ class Annotations:
         return placement.spatial((layout[:, None] == groups.view(-1, 1, 1)).float())
 
 
-class SidecarSource:
-    """Meets the loop: each image is told its row, some of them another's where `shuffle` asks for that control."""
+class SidecarSource(Component):
+    """Conditions each image on its row, some of them on another's where `shuffle` asks for that control."""
+
+    name = "guidance"
 
     def __init__(self, guidance: SidecarGuidance, seed: int) -> None:
         self.config, self.seed = guidance, seed
         self.annotations = Annotations(guidance, seed)
 
-    def condition(self, batch: Batch, teacher: Student | None) -> Condition:
-        told = self.annotations.condition(
+    def condition(self, batch: Batch, teacher: Student | None, inputs: Inputs) -> Inputs:
+        rows = self.annotations.condition(
             batch.ordinal, batch.placement or as_stored(batch.x0), batch.x0.device
         )
-        return told.drop(dropped(self.seed, batch.position, self.config.drop))
+        dropped = drop_images(self.seed, batch.position, self.config.drop)
+        return replace(inputs, condition=rows.drop(dropped))
 
-    def loss(self, outputs: Outputs, batch: Batch) -> Tensor | None:
-        return None
-
-    def state(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What sampling needs without the sidecars: p(k); and which they were, for what needs them."""
         found = self.annotations.sidecars
         return {
@@ -106,7 +110,7 @@ class SidecarSource:
 
 
 def group_frequencies(annotations: Annotations) -> list[float] | None:
-    """p(k) over all samples; None where an image is not told one group. A shuffle changes none of it."""
+    """p(k) over all samples; None where an image is not conditioned on one group. A shuffle changes none of it."""
     found = annotations.sidecars.get("ids")
     if found is None or found.kind != "id":
         return None
@@ -125,16 +129,16 @@ def present(spatial: Tensor) -> Tensor:
 
 
 def shuffled(count: int, share: float, seed: int) -> NDArray[np.int64]:
-    """(count,) the row that each sample is told: its own, or for that share of samples another's among them.
+    """(count,) the row that each sample is conditioned on: its own, or for that share of samples another's among them.
 
-    Samples are chosen and brought into an order by their ordinals alone, and each is told the row of the next. So the
+    Samples are chosen and brought into an order by their ordinals alone, and each takes the row of the next. So the
     wrong rows are a permutation, p(k) stays as it is, and no chosen sample keeps its row, unless it is the only one.
     """
-    told = np.arange(count)
+    rows = np.arange(count)
     if not share:
-        return told
+        return rows
     u = uniform(seed, "shuffle", torch.arange(count), 3).double().numpy()
     chosen = np.flatnonzero(u[:, 0] < share)
     order = chosen[np.lexsort((u[chosen, 2], u[chosen, 1]))]
-    told[order] = np.roll(order, -1)
-    return told
+    rows[order] = np.roll(order, -1)
+    return rows

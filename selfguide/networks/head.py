@@ -63,10 +63,10 @@ class PrototypeHead(nn.Module):
     """
 
     def __init__(
-        self, features: int, hidden: int, width: int, groups: int, *, told: str = "unit"
+        self, features: int, hidden: int, width: int, groups: int, *, condition: str = "unit"
     ) -> None:
         super().__init__()
-        self._told = told
+        self._condition = condition
         self.hidden = nn.Linear(features, hidden)
         self.norm = GlobalBatchNorm(hidden)
         self.out = nn.Linear(hidden, width)
@@ -85,6 +85,6 @@ class PrototypeHead(nn.Module):
         """(K, P) unit prototypes, fp32."""
         return F.normalize(self.prototypes.float(), dim=1)
 
-    def told_rows(self) -> Tensor:
-        """(K, P) fp32: what a network is told of each prototype; see `OnlineGuidance.told_rows`."""
-        return self.rows() if self._told == "unit" else self.prototypes.float()
+    def condition_rows(self) -> Tensor:
+        """(K, P) fp32: the condition that stands for each prototype; see `OnlineGuidance.condition_rows`."""
+        return self.rows() if self._condition == "unit" else self.prototypes.float()

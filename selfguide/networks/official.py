@@ -88,10 +88,10 @@ def token_names(net: UViTArchitecture) -> list[str]:
 def _told(
     made: Mapping[str, Tensor], table: Tensor, found: Contents, keep: bool
 ) -> dict[str, Tensor]:
-    """The label table's rows here; a U-ViT that is never told anything has none of them."""
-    told: dict[str, Tensor] = {}
+    """The label table's rows here; a U-ViT that is never conditioned has none of them."""
+    taken: dict[str, Tensor] = {}
     if found.null:
-        told |= {"condition.null": table[-1], "condition.unconditional": table[-1]}
+        taken |= {"condition.null": table[-1], "condition.unconditional": table[-1]}
     if keep:
-        told["condition.labels.weight"] = table[: found.classes]
-    return {name: rows.clone() for name, rows in told.items() if name in made}
+        taken["condition.labels.weight"] = table[: found.classes]
+    return {name: rows.clone() for name, rows in taken.items() if name in made}

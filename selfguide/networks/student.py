@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from selfguide.data.crop_flip import Placement
 from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.objectives import Uncertainty
 from selfguide.diffusion.paths import build_path
@@ -16,7 +14,7 @@ from selfguide.models import assemble
 from selfguide.models.backbone import Backbone, pool
 from selfguide.models.blocks import ConditionEmbedding
 from selfguide.networks.head import PrototypeHead
-from selfguide.spec.config import Config, OnlineGuidance
+from selfguide.spec.config import Config
 from selfguide.spec.sizes import architecture
 from shards.errors import UserError
 
@@ -32,27 +30,6 @@ class Outputs(NamedTuple):
     log_variance: Tensor | None
     embedding: Tensor | None = None
     prototypes: Tensor | None = None
-
-
-@dataclass
-class Batch:
-    """One micro-batch on its way through a step; tensors are on the rank's device.
-
-    `x` is what the network reads: preconditioned, in its dtype.
-    `ordinal` is each image's row in the shards, and so in sidecars, which are read on the CPU: it stays there.
-    `features` (B, F), or (B L, F) of patches, is what the guidance head reads; None lets it read the training view.
-    """
-
-    x0: Tensor
-    eps: Tensor
-    tau: Tensor
-    x: Tensor
-    position: Tensor
-    ordinal: Tensor
-    label: Tensor | None
-    images: int  # seen by the run before this step
-    features: Tensor | None = None
-    placement: Placement | None = None  # how x0 lies on the stored image, and so on its layouts
 
 
 class Student(nn.Module):
@@ -131,28 +108,27 @@ def build_student(config: Config, seed: int) -> Student:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = assemble(net)
-        guidance, head = config.guidance, None
-        if isinstance(guidance, OnlineGuidance):
-            _nothing_as(backbone, guidance.unconditional)
-            features = guidance.feature_width(net)
+        settings, head = config.guidance.head(net), None
+        if settings is not None:
+            _zero_unconditional(backbone, settings.unconditional == "zero")
             head = PrototypeHead(
-                features,
-                guidance.head_width or features // 2,
-                guidance.condition_width(net),
-                guidance.groups,
-                told=guidance.condition_rows,
+                settings.features,
+                settings.hidden,
+                settings.width,
+                settings.groups,
+                condition=settings.condition_rows,
             )
         learned = config.path.weighting == "uncertainty"
         uncertainty = Uncertainty(build_path(config.path)) if learned else None
-    if not isinstance(guidance, OnlineGuidance):
+    if settings is None:
         return Student(backbone, None, uncertainty=uncertainty)
-    layer = guidance.layer or net.middle
-    pooling = "patch" if guidance.level == "patch" else guidance.pooling
-    return Student(backbone, head, layer=layer, pooling=pooling, uncertainty=uncertainty)
+    return Student(
+        backbone, head, layer=settings.layer, pooling=settings.pooling, uncertainty=uncertainty
+    )
 
 
-def _nothing_as(backbone: Backbone, untold: str) -> None:
-    """What a net is told while nothing is known. UNets are always told zeros."""
+def _zero_unconditional(backbone: Backbone, zero: bool) -> None:
+    """Whether zeros stand for unconditional images, rather than a learned row. In UNets they always do."""
     for module in backbone.modules():
         if isinstance(module, ConditionEmbedding):
-            module.zero_untold = untold == "zero"
+            module.zero_untold = zero

@@ -1,4 +1,4 @@
-"""How often a published student is told what: groups as often as in training or evenly, or rows of training images.
+"""Which conditions a published student samples: groups as often as in training or evenly, or rows of training images.
 
 C-EDM (Adaloglou et al. 2024, arXiv 2403.00570, section 4) draws groups at their empirical frequency and compares with
 even draws; SGDM (Hu et al. 2023, arXiv 2210.06462) draws layouts, with their groups, from the training set.
@@ -12,15 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from selfguide.data.autoencoders import Normaliser
 from selfguide.data.crop_flip import Placement
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import Condition
-from selfguide.guidance.online import patch_layout
 from selfguide.guidance.sidecar import Annotations
-from selfguide.guidance.source import draw_groups, sampling_condition
 from selfguide.randomness import uniform
+from selfguide.sampling.groups import draw_groups, patch_layout, sampling_condition
 from selfguide.snapshot import Snapshot
-from selfguide.spec.config import OnlineGuidance, SidecarGuidance
+from selfguide.spec.config import SidecarGuidance
 from selfguide.spec.records import draws_rows
 from shards import sidecar
 from shards.errors import UserError
@@ -28,13 +27,13 @@ from shards.format import manifest as manifests
 from shards.read.reader import Reader
 
 Prior = Literal["empirical", "uniform"]
-Tell = Callable[[Tensor], Condition]  # of seeds or ordinals (B,)
+ConditionSampler = Callable[[Tensor], Condition]  # of seeds or ordinals (B,)
 
 
 def by_patch(snapshot: Snapshot) -> bool:
-    """Whether each patch of an image is told a group of its own."""
-    guidance = snapshot.config.guidance
-    return isinstance(guidance, OnlineGuidance) and guidance.level == "patch"
+    """Whether each patch of an image is conditioned on a group of its own."""
+    head = snapshot.config.guidance.head(snapshot.student.backbone.net)
+    return head is not None and head.pooling == "patch"
 
 
 def by_rows(snapshot: Snapshot) -> bool:
@@ -42,10 +41,10 @@ def by_rows(snapshot: Snapshot) -> bool:
     return by_patch(snapshot) or draws_rows(snapshot.guidance)
 
 
-def drawer(snapshot: Snapshot, prior: Prior = "empirical") -> Tell:
-    """Tells images of seeds (N,): each a pure function of its seed; nothing, if the student was told nothing.
+def condition_sampler(snapshot: Snapshot, prior: Prior = "empirical") -> ConditionSampler:
+    """Conditions of seeds (N,): each a pure function of its seed; unconditional ones, if the student knows no others.
 
-    Evenly drawn are the groups that occur: of the others the student has never heard.
+    Evenly drawn are the groups that occur: the student was never conditioned on others.
     """
     state = snapshot.guidance
     if not state["told"]:
@@ -53,10 +52,11 @@ def drawer(snapshot: Snapshot, prior: Prior = "empirical") -> Tell:
     if by_rows(snapshot):
         if prior != "empirical":
             raise UserError(
-                f"prior={prior}: this snapshot is told what training images were, not one group alone; leave it out"
+                f"prior={prior}: this snapshot is conditioned on rows of training images, not on one group alone; "
+                "leave it out"
             )
-        count, tell = told_rows(snapshot)
-        return lambda seeds: tell(draw_rows(count, seeds))
+        count, rows = training_rows(snapshot)
+        return lambda seeds: rows(draw_rows(count, seeds))
     p = state["p"] if prior == "empirical" else [float(share > 0) for share in state["p"]]
     return lambda seeds: sampling_condition(state, snapshot.student, draw_groups(p, 0, seeds))
 
@@ -69,8 +69,8 @@ def draw_rows(count: int, seeds: Tensor) -> Tensor:
     return ((u[:, 0] + u[:, 1] * 2.0**-23).clamp_max(1 - 2.0**-53) * count).long()
 
 
-def told_rows(snapshot: Snapshot) -> tuple[int, Tell]:
-    """How many training images there are, and what those at ordinals (B,) are told, as they lie in the shards.
+def training_rows(snapshot: Snapshot) -> tuple[int, ConditionSampler]:
+    """How many training images there are, and the conditions of those at ordinals (B,), as they lie in the shards.
 
     Raises:
         UserError: the sidecars, or the images whose patches are to be named, are gone or are not those of training.
@@ -82,12 +82,12 @@ def told_rows(snapshot: Snapshot) -> tuple[int, Tell]:
     edge = snapshot.student.backbone.net.size
     grid = annotations.image((edge, edge)) if snapshot.config.data.crop else (edge, edge)
 
-    def tell(ordinals: Tensor) -> Condition:
+    def rows(ordinals: Tensor) -> Condition:
         _within(ordinals, annotations.count)
         whole = Placement.centred(len(ordinals), grid, (edge, edge))
         return annotations.condition(ordinals, whole)
 
-    return annotations.count, tell
+    return annotations.count, rows
 
 
 def _published(snapshot: Snapshot) -> Annotations:
@@ -99,13 +99,14 @@ def _published(snapshot: Snapshot) -> Annotations:
             found = sidecar.read(was["folder"], manifest=snapshot.data["manifest"])
         except UserError as error:
             raise UserError(
-                f"this snapshot is told the {was['kind']} of training images, and guidance.{field} is gone: {error}, "
-                "or put back what the run was trained with"
+                f"this snapshot is conditioned on the {was['kind']} of training images, and guidance.{field} is gone: "
+                f"{error}, or put back what the run was trained with"
             ) from error
         if found.sha256 != was["sha256"]:
             raise UserError(
-                f"this snapshot is told the {was['kind']} of training images, and {was['folder']} has changed since "
-                f"(sha256 {found.sha256[:12]}, then {was['sha256'][:12]}); put back what the run was trained with"
+                f"this snapshot is conditioned on the {was['kind']} of training images, and {was['folder']} has "
+                f"changed since (sha256 {found.sha256[:12]}, then {was['sha256'][:12]}); put back what the run was "
+                "trained with"
             )
     return Annotations(guidance, snapshot.config.seed)
 

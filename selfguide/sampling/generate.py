@@ -14,10 +14,10 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import build_path
 from selfguide.diffusion.samplers import Callback, sample, settings
-from selfguide.guidance.source import sampling_condition
 from selfguide.networks.student import Sampled
 from selfguide.randomness import normal
-from selfguide.sampling.condition_sampler import Prior, drawer
+from selfguide.sampling.condition_sampler import Prior, condition_sampler
+from selfguide.sampling.groups import sampling_condition
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SamplerConfig
 
@@ -34,21 +34,21 @@ def generate(
 ) -> Iterator[tuple[Tensor, int]]:
     """Batches of model-space samples (B, C, H, W) with the network evaluations they took.
 
-    `groups` (count,) fixes each image's group; by default what they are told is drawn, groups by `prior`.
+    `groups` (count,) fixes each image's group; by default conditions are drawn, groups by `prior`.
     """
-    told, tell = snapshot.guidance["told"], drawer(snapshot, prior)
+    conditioned, drawn = snapshot.guidance["told"], condition_sampler(snapshot, prior)
     for start in range(0, count, batch):
         index = torch.arange(start, min(start + batch, count))
-        if groups is not None and told:
+        if groups is not None and conditioned:
             condition = sampling_condition(snapshot.guidance, snapshot.student, groups[index])
         else:
-            condition = tell(seed + index)
+            condition = drawn(seed + index)
         yield _batch(snapshot, sampler, condition, seed + index, None)
 
 
 def draw_condition(snapshot: Snapshot, seeds: Tensor, prior: Prior = "empirical") -> Condition:
-    """What images of these seeds (N,) are told: drawn as `selfguide.sampling.condition_sampler` says, or nothing."""
-    return drawer(snapshot, prior)(seeds)
+    """Conditions of images of these seeds (N,), drawn as `selfguide.sampling.condition_sampler` says."""
+    return condition_sampler(snapshot, prior)(seeds)
 
 
 def draw(

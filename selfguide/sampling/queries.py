@@ -1,5 +1,5 @@
-"""What a published student can be told when it draws: a group, what a training image was told, the group of a query
-image, or the way between two groups.
+"""Conditions that a user asks for: a group, that of a training image, the group of a query image, or the way between
+two groups.
 """
 
 from __future__ import annotations
@@ -10,41 +10,35 @@ import torch
 from torch import Tensor
 
 from selfguide.diffusion.conditions import NULL, Condition
-from selfguide.diffusion.preconditioning import build_preconditioning
-from selfguide.guidance.online import assign, extract
-from selfguide.guidance.source import sampling_condition
-from selfguide.randomness import normal
-from selfguide.sampling.condition_sampler import TrainingImages, by_rows, told_rows
+from selfguide.sampling.condition_sampler import TrainingImages, by_rows, training_rows
+from selfguide.sampling.groups import head_of, nearest_prototypes, sampling_condition
 from selfguide.snapshot import Snapshot
-from selfguide.spec.config import OnlineGuidance
 from shards.errors import UserError
 
 
 def groups(snapshot: Snapshot) -> int:
-    """How many groups or labels the student can be told.
+    """How many groups or labels the student can be conditioned on.
 
     Raises:
-        UserError: it is told nothing, or more than one group.
+        UserError: it is unconditional, or conditioned on more than one group.
     """
     state = snapshot.guidance
     if not state["told"]:
         why = "it was trained without guidance"
         if state["source"] == "online":
-            why = "its second stage, in which it is told its groups, had not begun"
-        raise UserError(
-            f"this snapshot at {snapshot.images:,} images cannot be told anything: {why}"
-        )
+            why = "its second stage, in which it is conditioned on its groups, had not begun"
+        raise UserError(f"this snapshot at {snapshot.images:,} images is unconditional: {why}")
     if by_rows(snapshot):
         kinds = ", ".join(s["kind"] for s in state.get("sidecars", {}).values())
         raise UserError(
-            f"this snapshot is told {kinds or 'a group for each patch'} of an image, not one group alone; give "
-            "--row ORDINAL, the number of a training image, to tell what that was told"
+            f"this snapshot is conditioned on {kinds or 'a group for each patch'} of an image, not on one group alone; "
+            "give --row ORDINAL, the number of a training image, to take the condition of that"
         )
     return len(state["p"])
 
 
-def untold(snapshot: Snapshot, count: int) -> Condition:
-    """What the student knows as being told nothing: its null row, or the unconditional one where it knew no other."""
+def without_condition(snapshot: Snapshot, count: int) -> Condition:
+    """The student's condition without information: its null row, or the unconditional one where it knew no other."""
     nothing = Condition.unconditional(count)
     return (
         replace(nothing, state=torch.full_like(nothing.state, NULL))
@@ -53,7 +47,7 @@ def untold(snapshot: Snapshot, count: int) -> Condition:
     )
 
 
-def told(snapshot: Snapshot, ids: Tensor) -> Condition:
+def of_groups(snapshot: Snapshot, ids: Tensor) -> Condition:
     """The condition of groups or labels `ids` (B,)."""
     known = groups(snapshot)
     wrong = ids[(ids < 0) | (ids >= known)]
@@ -63,33 +57,23 @@ def told(snapshot: Snapshot, ids: Tensor) -> Condition:
 
 
 def rows(snapshot: Snapshot, ordinals: Tensor) -> Condition:
-    """What the training images at `ordinals` (B,) were told: their annotations, their labels, or their groups now."""
+    """The conditions of training images at `ordinals` (B,): their annotations, their labels, or their groups now."""
     if snapshot.guidance["told"] and (
         by_rows(snapshot) or snapshot.guidance["source"] == "sidecar"
     ):
-        return told_rows(snapshot)[1](ordinals)
+        return training_rows(snapshot)[1](ordinals)
     groups(snapshot)  # it may know nothing at all
     images = TrainingImages(snapshot)
     if snapshot.guidance["source"] == "labels":
-        return told(snapshot, images.labels(ordinals))
-    return told(snapshot, nearest_groups(snapshot, images.x0(ordinals)))
+        return of_groups(snapshot, images.labels(ordinals))
+    return of_groups(snapshot, nearest_groups(snapshot, images.x0(ordinals)))
 
 
 def nearest_groups(snapshot: Snapshot, x0: Tensor) -> Tensor:
     """(B,) prototypes nearest to query images in model space (B, C, H, W): SGFM's image query."""
-    guidance = snapshot.config.guidance
-    if not isinstance(guidance, OnlineGuidance):
-        raise UserError(
-            f"guidance.source={guidance.source} has no prototypes to compare an image with; name a group instead"
-        )
-    if guidance.level == "patch":
+    if head_of(snapshot).pooling == "patch":
         groups(snapshot)  # each patch has one of its own, where it has one
-    # one noise for every query, so that an answer does not depend on what else is asked
-    eps = normal(0, "extraction-noise", torch.zeros(1), tuple(x0.shape[1:])).expand_as(x0)
-    preconditioning = build_preconditioning(snapshot.config.path)
-    x0, eps = x0.to(snapshot.device), eps.to(snapshot.device)
-    features = extract(snapshot.student, preconditioning, guidance, x0, eps)
-    return assign(snapshot.student, features).cpu()
+    return nearest_prototypes(snapshot, x0).cpu()
 
 
 def between(snapshot: Snapshot, first: int, second: int, count: int) -> Condition:
@@ -98,7 +82,7 @@ def between(snapshot: Snapshot, first: int, second: int, count: int) -> Conditio
     Prototypes lie on a sphere and are joined along its great circle. Labels have rows without a length of their own:
     they are mixed in proportion.
     """
-    ends = told(snapshot, torch.tensor([first, second]))
+    ends = of_groups(snapshot, torch.tensor([first, second]))
     way = torch.linspace(0, 1, count)
     if ends.dense is not None:
         return Condition.told(dense=slerp(ends.dense[0], ends.dense[1], way))

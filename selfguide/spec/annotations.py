@@ -6,19 +6,17 @@ run is submitted, and asked for again when its job begins.
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from selfguide.spec.config import Config, SidecarGuidance
-from selfguide.spec.config.guidance import ROLES
+from selfguide.spec.config import Config
+from selfguide.spec.config.guidance import ROLES, Guidance
 from shards import storage
 from shards.errors import UserError
 
 if TYPE_CHECKING:
     from shards.sidecar import Sidecar
 
-G = TypeVar("G")
+G = TypeVar("G", bound=Guidance)
 
 
 def check_annotations(config: Config, manifest: str) -> dict[str, Sidecar]:
@@ -31,8 +29,6 @@ def check_annotations(config: Config, manifest: str) -> dict[str, Sidecar]:
     from shards import sidecar  # needs NumPy, and a dry run does not
 
     guidance = config.guidance
-    if not isinstance(guidance, SidecarGuidance):
-        return {}
     found = {}
     for field, folder in guidance.folders.items():
         try:
@@ -40,15 +36,15 @@ def check_annotations(config: Config, manifest: str) -> dict[str, Sidecar]:
         except UserError as error:
             raise UserError(f"guidance.{field}: {error}") from error
         _check(guidance, field, found[field])
-    if config.evaluation.prior == "uniform" and found["ids"].kind != "id":
+    if config.evaluation.prior == "uniform" and "ids" in found and found["ids"].kind != "id":
         raise UserError(
-            f"evaluation.prior=uniform draws one group an image, and guidance.ids={guidance.ids} tells several; take "
-            "evaluation.prior=empirical"
+            "evaluation.prior=uniform draws one group an image, and "
+            f"guidance.ids={guidance.folders['ids']} tells several; take evaluation.prior=empirical"
         )
     return found
 
 
-def _check(guidance: SidecarGuidance, field: str, found: Sidecar) -> None:
+def _check(guidance: Guidance, field: str, found: Sidecar) -> None:
     role, folder = ROLES[field], getattr(guidance, field)
     if found.kind not in role.kinds:
         fits = next(name for name, other in ROLES.items() if found.kind in other.kinds)
@@ -63,9 +59,10 @@ def _check(guidance: SidecarGuidance, field: str, found: Sidecar) -> None:
             f"guidance.{role.size}={configured}, and guidance.{field}={folder} has {size}; set "
             f"guidance.{role.size}={size}"
         )
-    if found.kind == "box" and guidance.ids is None and guidance.groups:
+    groups = guidance.network_inputs(0)["classes"]
+    if found.kind == "box" and "ids" not in guidance.folders and groups:
         raise UserError(
-            f"guidance.groups={guidance.groups} and boxes have no groups; give guidance.ids=FOLDER, or drop it"
+            f"guidance.groups={groups} and boxes have no groups; give guidance.ids=FOLDER, or drop it"
         )
 
 
@@ -96,10 +93,4 @@ def check_promises(
 
 def absolute_annotations(guidance: G) -> G:
     """Jobs run from their code copy, so paths must not depend on where they start."""
-    if not isinstance(guidance, SidecarGuidance):
-        return guidance
-    ids, layout, dense = (
-        path and str(Path(path).expanduser().resolve())
-        for path in (guidance.ids, guidance.layout, guidance.dense)
-    )
-    return dataclasses.replace(guidance, ids=ids, layout=layout, dense=dense)
+    return guidance.absolute()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfguide.spec.config import Config, LabelGuidance
+from selfguide.spec.config import Config
 from selfguide.spec.config.data import check_stored
 from selfguide.spec.initial_weights import read_snapshot
 from shards import storage
@@ -52,7 +52,7 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
             f"data.classes={data.classes} and the shards in {data.root} have {manifest.classes} classes; "
             f"set data.classes={manifest.classes}"
         )
-    if isinstance(config.guidance, LabelGuidance) and not manifest.classes:
+    if config.guidance.uses_labels and not manifest.classes:
         raise UserError(
             f"guidance=labels, and the shards in {data.root} have no labels; take guidance=online"
         )

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from selfguide.distributed import Place, decided_by_rank_0
-from selfguide.guidance.source import Resumable
 from selfguide.spec.run import Lease
 from selfguide.training.ema import Averages
 from selfguide.training.engine.layout import ParameterSpace, Range, Shard, length, overlaps, pieces
@@ -26,7 +25,7 @@ from selfguide.training.state import State
 from selfguide.weights import publish_tensors
 from shards import storage
 
-REPLICATED = "replicated.safetensors"  # what every rank holds alike: buffers, the teacher, the source's counters
+REPLICATED = "replicated.safetensors"  # what every rank holds alike: buffers, the teacher, what components count
 
 
 def save(folder: Path, state: State, place: Place, lease: Lease) -> None:
@@ -39,7 +38,7 @@ def save(folder: Path, state: State, place: Place, lease: Lease) -> None:
     vectors = _vectors(engine, moments, state.averages, names)
     # also the barrier: every part is written
     ranges = write_vectors(folder, vectors, engine, place, lease.fence(folder))
-    held = state.source.held() if isinstance(state.source, Resumable) else {}
+    held = state.components.state_dict()
     if place.rank == 0:
         publish_tensors(folder / REPLICATED, _replicated(state, held), lease.fence(folder))
         extra = {
@@ -121,14 +120,14 @@ def _part(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
-def _replicated(state: State, source: dict[str, Tensor]) -> dict[str, Tensor]:
+def _replicated(state: State, components: dict[str, Tensor]) -> dict[str, Tensor]:
     held = {f"buffer.{n}": b.detach().cpu().clone() for n, b in state.engine.module.named_buffers()}
     if state.teacher is not None:
         held |= {
             f"teacher.{n}": t.detach().cpu().clone()
             for n, t in state.teacher.module.state_dict().items()
         }
-    return held | {f"source.{n}": t.cpu() for n, t in source.items()}
+    return held | {n: t.cpu() for n, t in components.items()}
 
 
 def newest(checkpoints: Path) -> Path | None:
@@ -176,8 +175,7 @@ def load(folder: Path, state: State, place: Place) -> None:
             buffer.copy_(held[f"buffer.{name}"])
     if state.teacher is not None:
         state.teacher.module.load_state_dict(_under("teacher.", held))
-    if isinstance(state.source, Resumable):
-        state.source.restore(_under("source.", held), place.rank)
+    state.components.load_state_dict(held, place.rank)
 
 
 def _under(prefix: str, held: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ stood in for it, of all ranks and attempts.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
@@ -15,11 +16,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from selfguide.distributed import Place
 from shards.errors import DamagedError
 from shards.read.audit import EpochAudit, check_epoch, source_suffix
 from shards.read.options import ReadOptions
 from shards.read.stream import Stream
+
+log = logging.getLogger(__name__)
 
 Plain = Mapping[str, int]  # an account as a checkpoint's manifest holds it
 
@@ -30,21 +32,20 @@ class Epochs:
     def __init__(
         self,
         stream: Stream,
-        place: Place,
         carried: Iterable[Plain] | None,
         damaged: float = ReadOptions.damaged,
     ) -> None:
         """`carried`: of the checkpoint that the attempt resumes; None of one that kept no accounts.
         `damaged`: share of a data set's samples that may be substituted in an epoch.
         """
-        self._stream, self._place, self._bound = stream, place, damaged
+        self._stream, self._bound = stream, damaged
         self._before = {a.key: a for a in (EpochAudit(**plain) for plain in carried or ())}
         # an epoch whose beginning nobody kept an account of cannot be proven; the next one can
         unknown = {a.key for a in stream.under_way()} - self._before.keys()
         self._unknown = unknown if carried is None else set()
 
     def settle(self) -> list[EpochAudit]:
-        """Proves the epochs that ended with the last global batch; rank 0 says so. Often there is none.
+        """Proves the epochs that ended with the last global batch, and logs them. Often there is none.
 
         Raises:
             DamagedError: on all ranks, where a sample was missing or read twice, or too many were substituted.
@@ -54,12 +55,10 @@ class Epochs:
         totals = [a for a in self._with_before(ended) if a.key not in self._unknown]
         for total in totals:
             check_epoch([total], self._stream.manifests[total.source].count)
-            if self._place.rank == 0:
-                print(
-                    f"epoch {total.epoch}{source_suffix(total)}: {total.seen:,} seen + {total.substituted:,} "
-                    f"substituted = {total.total:,}",
-                    flush=True,
-                )
+            log.info(
+                f"epoch {total.epoch}{source_suffix(total)}: {total.seen:,} seen + {total.substituted:,} "
+                f"substituted = {total.total:,}"
+            )
         return totals
 
     def carried(self) -> tuple[Plain, ...] | None:

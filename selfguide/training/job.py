@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Mapping
@@ -11,25 +12,26 @@ from typing import Any
 import torch
 
 import shards
-from selfguide.data.autoencoders import Normaliser
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import Place, join, leave, said_by_any
-from selfguide.guidance.build import build_source
+from selfguide.guidance.build import build_components
 from selfguide.models.execution import prepare
 from selfguide.networks.student import Student, build_student
 from selfguide.spec.annotations import check_annotations, check_promises
 from selfguide.spec.averages import averages_of
-from selfguide.spec.config import Config, OnlineGuidance
+from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
 from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training import checkpoint
+from selfguide.training.components import Components
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine, micro_batch
 from selfguide.training.engine.layout import length
-from selfguide.training.engine.protocol import DTYPES, Engine, keep_buffers_wide
+from selfguide.training.engine.protocol import DTYPES, keep_buffers_wide
 from selfguide.training.initialise import initialise
-from selfguide.training.loop import Training, switch_images, train
+from selfguide.training.loop import Training, train
 from selfguide.training.state import State
 from selfguide.training.teacher import Teacher
 from selfguide.training.telemetry import Telemetry
@@ -37,6 +39,8 @@ from shards.errors import UserError
 from shards.format.manifest import Manifest
 from shards.read.mixing import identity, label_rates, load_alike
 from shards.read.options import ReadOptions
+
+log = logging.getLogger(__name__)
 
 
 def main(attempt: Path, rank: int, local_rank: int, world: int) -> None:
@@ -80,17 +84,14 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
     if found is not None:
         checkpoint.load(found, state, place)
     telemetry.say("starting", state.images)
-    if place.rank == 0 and origin["source"] != "scratch":
+    if origin["source"] != "scratch":
         labels = "saw labels" if origin["saw_labels"] else "never saw a label"
-        print(f"begins from {origin['path']} ({origin['sha256'][:12]}), which {labels}", flush=True)
-    if place.rank == 0:
-        weights = next(state.engine.module.parameters())
-        print(
-            f"engine {state.engine.name}, {weights.dtype} weights on {weights.device}, {place.world} ranks, "
-            f"{state.engine.layout.total:,} parameters, "
-            f"{length(state.engine.ranges):,} of them stepped here",
-            flush=True,
-        )
+        log.info(f"begins from {origin['path']} ({origin['sha256'][:12]}), which {labels}")
+    weights = next(state.engine.module.parameters())
+    log.info(
+        f"engine {state.engine.name}, {weights.dtype} weights on {weights.device}, {place.world} ranks, "
+        f"{state.engine.layout.total:,} parameters, {length(state.engine.ranges):,} of them stepped here"
+    )
     stream = shards.open(
         config.data.roots,
         global_batch=config.train.batch,
@@ -155,19 +156,21 @@ def build_state(
     histogram: list[float],
     origin: Mapping[str, Any],
 ) -> State:
-    """Engine, averages, guidance source and teacher around `student` at image 0; the same on every rank."""
+    """Engine, averages, components and teacher around `student` at image 0; the same on every rank."""
     engine = build_engine(config, student, place)
     averages = Averages(engine, averages_of(config.train), config.train.ema_ramp)
-    source = build_source(config, histogram, switch_images(config))
-    return State(engine, averages, source, _teacher(config, place, engine, averages), origin)
+    components = Components(build_components(config, histogram))
+    teacher = build_teacher(config, place) if components.want_teacher else None
+    state = State(engine, averages, components, teacher, origin)
+    if teacher is not None:
+        state.refresh_teacher(buffers=True)
+    return state
 
 
-def _teacher(config: Config, place: Place, engine: Engine, averages: Averages) -> Teacher | None:
-    if not isinstance(config.guidance, OnlineGuidance):
-        return None
+def build_teacher(config: Config, place: Place) -> Teacher:
+    """A teacher in the compute dtype on the rank's device, whose weights are yet to come."""
     student = build_student(config, config.seed).to(place.device, DTYPES[config.engine.dtype])
     keep_buffers_wide(student)
     teacher = Teacher(student)
     prepare(teacher.module.backbone, config.engine, place.device)
-    teacher.refresh(averages.weights(), engine.module)
     return teacher

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from selfguide.data.autoencoders import Normaliser
+from selfguide.data.batch import Batch
 from selfguide.data.crop_flip import Placement, draw_placement
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import Objective, draw_times
 from selfguide.distributed import Place
-from selfguide.networks.student import Batch
+from selfguide.guidance.component import Stepped
 from selfguide.randomness import normal, stream_seed
-from selfguide.spec.config import Config, OnlineGuidance
+from selfguide.spec.config import Config
 from selfguide.spec.run import Lease
-from selfguide.training import checkpoint, prototypes, publish
-from selfguide.training.engine.protocol import DTYPES
+from selfguide.spec.schedules import due, learning_rate
+from selfguide.training import checkpoint, publish
+from selfguide.training.engine.protocol import DTYPES, Step
 from selfguide.training.epochs import Epochs
-from selfguide.training.health import Health
 from selfguide.training.state import State
 from selfguide.training.telemetry import Telemetry
 from shards.format.header import Header
@@ -39,65 +41,52 @@ class Training:
     data: dict[str, Any]  # manifest hash and header, for snapshots
     telemetry: Telemetry
     lease: Lease
-    health: Health = field(default_factory=Health)
-
-
-def switch_images(config: Config) -> int:
-    """The image count, a whole number of batches, from which an online source tells its groups."""
-    if not isinstance(config.guidance, OnlineGuidance):
-        return 0
-    steps = config.train.images // config.train.batch
-    return max(1, round(config.guidance.switch * steps)) * config.train.batch
 
 
 def train(job: Training) -> None:
     """Runs to `train.images`; publishes snapshots and checkpoints at their cadence and at the end."""
     config, state, total = job.config, job.state, job.config.train.images
-    epochs = Epochs(job.stream, job.place, state.accounts, config.data.damaged)
+    epochs = Epochs(job.stream, state.accounts, config.data.damaged)
     job.telemetry.restart(state.images)
     while state.images < total:
         advance(job)
         epochs.settle()
-        if due(config.train.log_every, state.images, config) or state.images >= total:
-            job.telemetry.report(state.images, **job.health.measure(state, config))
+        if state.images >= total or due(config.train.log_every, state.images, config.train.batch):
+            measured = state.components.report(state.images, state.teaching)
+            job.telemetry.report(state.images, **measured)
         publish_what_is_due(job, epochs)
 
 
 def advance(job: Training) -> None:
-    """One step, and all that follows from it for averages, prototypes and the teacher."""
-    config, state = job.config, job.state
+    """One step, and all that follows from it for averages, components and the teacher."""
+    state, batch = job.state, job.config.train.batch
     waited, substituted = job.stream.waited, job.stream.substituted
-    applied = step(job)
+    done = step(job)
+    job.telemetry.stepped(done)
     job.telemetry.read(job.stream.waited - waited, job.stream.substituted - substituted)
-    seen = state.images + config.train.batch
-    keep_rows_unit(job, applied)
-    state.averages.update(config.train.batch, seen, applied)
-    state.images = seen
-    prototypes.revive(state, config, applied)
-    turn_stage(job)
-    refresh_teacher(job)
+    stepped = Stepped(done.applied, state.images + batch, batch)
+    state.components.after_step(state, stepped)
+    state.averages.update(batch, stepped.images, done.applied)
+    state.images = stepped.images
+    state.components.after_average(state, stepped)
 
 
-def step(job: Training) -> torch.Tensor:
-    """One optimiser step over the global batch; a scalar on the device, false where gradients were not finite."""
-    config, engine, source = job.config, job.state.engine, job.state.source
-    teacher = job.state.teacher.module if job.state.teacher else None
+def step(job: Training) -> Step:
+    """One optimiser step over the global batch, in as many micro-batches as the engine asks for."""
+    state, engine, components = job.state, job.state.engine, job.state.components
     done = None
     while done is None:
         batch = prepare(job, next(job.stream))
-        job.health.see(batch)
-        condition = source.condition(batch, teacher)
-        outputs = engine.forward(batch.x, batch.tau, condition, batch.features)
+        inputs = components.inputs(batch, state.teaching)
+        outputs = engine.forward(batch.x, batch.tau, inputs.condition, inputs.features)
         flow = job.objective.losses(
             outputs.prediction, batch.x0, batch.eps, batch.tau, outputs.log_variance
         ).mean()
-        guidance = source.loss(outputs, batch)
-        engine.backward(flow if guidance is None else flow + guidance)
-        losses = {"loss": flow} if guidance is None else {"loss": flow, "guidance_loss": guidance}
-        done = engine.step(learning_rate(config, job.state.images))
-        job.telemetry.add(**losses)
-    job.telemetry.stepped(done)
-    return done.applied
+        losses = components.losses(outputs, batch, state.teaching)
+        engine.backward(sum(losses.values(), flow))
+        done = engine.step(learning_rate(job.config, state.images))
+        job.telemetry.add(loss=flow, **losses)
+    return done
 
 
 def prepare(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
@@ -108,6 +97,7 @@ def prepare(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     position = torch.as_tensor(arrays["position"], device=device)
     x0 = job.normaliser.encode(torch.as_tensor(arrays["x"], device=device), config.seed, position)
     x0, placement = place(x0, config, job.normaliser.header, position)
+    x0 = job.state.components.augment(x0, position)
     eps = normal(config.seed, "noise", position, tuple(x0.shape[1:]))
     preconditioning, share = job.objective.preconditioning, job.state.images / config.train.images
     tau = draw_times(config.path, preconditioning.path, config.seed, position, share)
@@ -117,56 +107,13 @@ def prepare(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     return Batch(x0, eps, tau, x, position, ordinal, label, job.state.images, placement=placement)
 
 
-def place(
-    x0: torch.Tensor, config: Config, header: Header, position: torch.Tensor
-) -> tuple[torch.Tensor, Placement]:
+def place(x0: Tensor, config: Config, header: Header, position: Tensor) -> tuple[Tensor, Placement]:
     """What is shown of whole images (B, C, H, W), and how it was placed; one of a stored pair is mirrored already."""
     grid, data = (x0.shape[-2], x0.shape[-1]), config.data
     window = data.shape[1:] if data.crop else None
     flip = data.flip or header.flips
     placement = draw_placement(config.seed, position, grid, flip=flip, window=window)
     return placement.images(x0, mirrored=header.flips), placement
-
-
-def learning_rate(config: Config, images: int) -> float:
-    """Linear warm-up, then constant: a pure function of the images seen, so a resumed run needs no scheduler."""
-    warm = config.train.warmup_images
-    return config.train.learning_rate * (
-        min(1.0, (images + config.train.batch) / warm) if warm else 1.0
-    )
-
-
-def due(every: int, images: int, config: Config) -> bool:
-    """A multiple of `every` was reached or passed by the step that ended at `images`."""
-    return images // every > (images - config.train.batch) // every
-
-
-def turn_stage(job: Training) -> None:
-    """At the switch the averages and the teacher become the live student, buffers included (SGFM)."""
-    if job.state.teacher is None or job.state.images != switch_images(job.config):
-        return
-    job.state.averages.reset(job.state.images)
-    job.state.teacher.refresh(job.state.averages.weights(), job.state.engine.module)
-
-
-def refresh_teacher(job: Training) -> None:
-    guidance = job.config.guidance
-    if job.state.teacher is None or not isinstance(guidance, OnlineGuidance):
-        return
-    if due(guidance.teacher_refresh, job.state.images, job.config):
-        follows = guidance.teacher_buffers == "student"
-        job.state.teacher.refresh(
-            job.state.averages.weights(),
-            job.state.engine.module,
-            buffers=follows or job.state.images <= switch_images(job.config),
-        )
-
-
-def keep_rows_unit(job: Training, applied: torch.Tensor) -> None:
-    """Only where the average of unit rows is told as it is: else rows are normalised when they are read."""
-    guidance = job.config.guidance
-    if isinstance(guidance, OnlineGuidance) and guidance.condition_rows == "averaged":
-        prototypes.normalise(job.state.engine, applied)
 
 
 def publish_what_is_due(job: Training, epochs: Epochs) -> None:
@@ -176,11 +123,11 @@ def publish_what_is_due(job: Training, epochs: Epochs) -> None:
     that resumed behind an unpublished snapshot would never publish it.
     """
     config, state, run = job.config, job.state, job.lease.run
-    last = state.images >= config.train.images
-    if last or due(config.train.snapshot_every, state.images, config):
+    batch, last = config.train.batch, state.images >= config.train.images
+    if last or due(config.train.snapshot_every, state.images, batch):
         job.telemetry.say("snapshot", state.images)
         publish.publish(run.snapshot(state.images), state, config, job.data, job.place, job.lease)
-    if last or due(config.train.checkpoint_every, state.images, config):
+    if last or due(config.train.checkpoint_every, state.images, batch):
         job.telemetry.say("checkpoint", state.images)
         state.accounts = epochs.carried()
         checkpoint.save(run.checkpoint(state.images), state, job.place, job.lease)

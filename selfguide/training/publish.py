@@ -25,7 +25,7 @@ def publish(
 ) -> None:
     """All ranks call. `data` is the shards' manifest hash and header, which decoding needs."""
     lease.check()
-    guidance = state.source.state()
+    guidance = state.components.metadata()
     saw_labels = state.origin["saw_labels"] or not guidance["label_free"]
     if decided_by_rank_0(storage.read_complete(folder, verify="sizes") is not None):
         return

@@ -20,7 +20,7 @@ class Teacher:
     def refresh(
         self, weights: dict[str, Tensor], student: Student, *, buffers: bool = True
     ) -> None:
-        """Takes averaged `weights` (fp32, by name) and, unless told otherwise, the buffers of `student`."""
+        """Takes averaged `weights` (fp32, by name) and, with `buffers`, those of `student`."""
         for name, parameter in self.module.named_parameters():
             parameter.copy_(weights[name])
         if buffers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from selfguide.distributed import Place
 from selfguide.spec.run import RunFolder, write_record
+from selfguide.training.advisor import Advisor
 from selfguide.training.engine.protocol import Step
-from selfguide.training.health import Advisor
+
+log = logging.getLogger(__name__)
 
 _KEPT = ("images_per_s", "loss", "data_share")  # while something else than training is done
 
@@ -75,7 +78,7 @@ class Telemetry:
             with self._scalars.open("a") as file:  # one writer a file: the attempt's rank 0
                 file.write(json.dumps({"time": time.time(), **line}) + "\n")
             self.say("train", **line)
-            print(_sentence(line, self._total), flush=True)
+            log.info(_sentence(line, self._total))
             self._advisor.hear(line)
         return line
 
@@ -143,8 +146,8 @@ def _sentence(line: dict[str, Any], total: int) -> str:
         parts.append(f"{line['images_per_s']:,.0f} images/s")
         parts.append(f"{(total - line['images']) / line['images_per_s']:,.0f} s left")
     for name, value in line.items():
-        told = name in ("images", "images_per_s") or name.startswith("data_")
-        if not told and isinstance(value, float):
+        shown = name in ("images", "images_per_s") or name.startswith("data_")
+        if not shown and isinstance(value, float):
             parts.append(f"{name} {value:.4g}")
     if "skipped" in line:
         parts.append(f"{line['skipped']:,} steps skipped: their gradients are not finite")

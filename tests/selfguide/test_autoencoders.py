@@ -22,7 +22,6 @@ import shards
 from launcher.submit import check_data
 from selfguide import snapshot
 from selfguide.data.autoencoders import (
-    Normaliser,
     check_header,
     from_images,
     load_autoencoder,
@@ -31,6 +30,7 @@ from selfguide.data.autoencoders import (
 from selfguide.data.autoencoders import tiny as tiny_module
 from selfguide.data.autoencoders.autoencoder import KLAutoencoder
 from selfguide.data.autoencoders.tiny import WEIGHTS
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import Place
 from selfguide.evaluation.features.digitnet import half
@@ -38,6 +38,7 @@ from selfguide.randomness import normal, uniform
 from selfguide.sampling.generate import generate
 from selfguide.spec.config import Config, ModelConfig, NoGuidance, TrainConfig
 from selfguide.spec.run import Lease, RunFolder, write_record
+from selfguide.training.components import Components
 from selfguide.training.job import work
 from selfguide.training.loop import Training, prepare
 from selfguide.training.telemetry import Telemetry
@@ -447,7 +448,7 @@ def test_training_draws_latents_by_the_runs_seed_and_place(latents: Path) -> Non
     config, header = replace(latent_config(latents), seed=11), manifests.load(latents).header
     arrays = shards.read_all(latents) | {"position": 10_000 + np.arange(1797)}
     job = Training(
-        config=config, place=Place(0, 0, 1), state=SimpleNamespace(images=0),  # type: ignore[arg-type]
+        config=config, place=Place(0, 0, 1), state=SimpleNamespace(images=0, components=Components()),  # type: ignore[arg-type]
         stream=iter(()), objective=build_objective(config.path), normaliser=Normaliser.of(header),
         data={}, telemetry=None, lease=None,  # type: ignore[arg-type]
     )  # fmt: skip

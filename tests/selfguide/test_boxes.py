@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfguide.discovery.lost import box_masks, in_pixels, lost, lost_boxes
+from selfguide.data.crop_flip import box_masks
+from selfguide.discovery.lost import in_pixels, lost, lost_boxes
 
 
 def plain_lost(features: np.ndarray, grid: tuple[int, int], k: int) -> tuple[int, int, int, int]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import shards
-from selfguide.data.autoencoders import Normaliser
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import Place
@@ -301,7 +301,9 @@ def bootstrapped(place: Place, cases: list[Config], root: str, steps: int) -> li
             advance(job)
             seen.append(_observed(state))
         stream.close()
-        answers.append({"engine": state.engine.name, "steps": seen, "p": state.source.state()["p"]})
+        answers.append(
+            {"engine": state.engine.name, "steps": seen, "p": state.components.metadata()["p"]}
+        )
     return answers
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
-from collections.abc import Iterator
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import shards
 from selfguide.distributed import Place
-from selfguide.spec.config import LabelGuidance, NoGuidance
+from selfguide.spec.advice import SIGNS, advise
+from selfguide.spec.config import Config, LabelGuidance, NoGuidance
 from selfguide.spec.run import Lease, RunFolder, write_record
 from selfguide.training import job
 from selfguide.training.epochs import Epochs
-from selfguide.training.health import SIGNS, advise
 from selfguide.training.job import work
 from selfguide.training.state import State
 from selfguide.training.telemetry import Telemetry
@@ -36,15 +36,6 @@ from tools.shards import __main__ as command
 Step = tuple[int, list[dict[str, int]]]  # position, accounts proven after it
 
 
-@pytest.fixture
-def single() -> Iterator[Place]:
-    """This process as the only rank of a group."""
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield Place(0, 0, 1)
-    torch.distributed.destroy_process_group()
-
-
 def proven(
     place: Place, root: str, batch: int, start: int, stop: int, carried: Any
 ) -> tuple[list[Step], Any]:
@@ -53,7 +44,7 @@ def proven(
         root, global_batch=batch, micro_batch=batch // place.world // 2, rank=place.rank, world=place.world,
         seed=2, position=start,
     ) as stream:  # fmt: skip
-        epochs, steps = Epochs(stream, place, carried), []
+        epochs, steps = Epochs(stream, carried), []
         while stream.position < stop:
             next(stream), next(stream)
             steps.append((stream.position, [asdict(a) for a in epochs.settle()]))
@@ -88,27 +79,42 @@ def test_an_epoch_is_proven_over_restarts_and_world_sizes(ranks: Any, tmp_path: 
             assert all((a["seen"], a["substituted"]) == (count, 0) for a in accounts)
 
 
-def alone(root: Path, start: int, carried: Any, capfd: pytest.CaptureFixture[str]) -> str:
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Messages of this process, as rank 0 logs them."""
+    caplog.set_level("INFO", "selfguide.training")
+    return caplog
+
+
+def logging_attempt(place: Place, cfg: Config, root: str) -> int:
+    """An attempt whose ranks log as the launcher has them do."""
+    ours = logging.getLogger("selfguide")
+    ours.addHandler(logging.StreamHandler(sys.stdout))
+    ours.setLevel(logging.INFO if place.rank == 0 else logging.WARNING)
+    return attempt(place, cfg, root)
+
+
+def alone(root: Path, start: int, carried: Any, log: pytest.LogCaptureFixture) -> list[str]:
+    log.clear()
     proven(Place(0, 0, 1), str(root), 50, start, 300, carried)
-    return capfd.readouterr().out
+    return log.messages
 
 
 def test_what_is_carried_must_be_what_was_given(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, 100)
     _, carried = proven(Place(0, 0, 1), str(tmp_path), 50, 0, 150, ())
     ((account,)) = carried
     assert account["epoch"] == 1 and account["seen"] == 50
-    capfd.readouterr()
     json_round = json.loads(json.dumps(carried))
-    said = [f"epoch {e}: 100 seen + 0 substituted = 100\n" for e in range(3)]
-    assert alone(tmp_path, 0, (), capfd) == "".join(said)
-    assert alone(tmp_path, 150, json_round, capfd) == "".join(said[1:])
-    assert alone(tmp_path, 150, None, capfd) == said[2], "of an old checkpoint, from the next on"
+    said = [f"epoch {e}: 100 seen + 0 substituted = 100" for e in range(3)]
+    assert alone(tmp_path, 0, (), log) == said
+    assert alone(tmp_path, 150, json_round, log) == said[1:]
+    assert alone(tmp_path, 150, None, log) == said[2:], "of an old checkpoint, from the next on"
     for wrong in ((), ({**account, "seen": 49},), ({**account, "first": account["first"] + 1},)):
         with pytest.raises(DamagedError, match=r"epoch 1: .* not all of them once each"):
-            alone(tmp_path, 150, wrong, capfd)
+            alone(tmp_path, 150, wrong, log)
 
 
 def test_without_accounts_of_its_beginning_an_epoch_leaves_none(tmp_path: Path) -> None:
@@ -119,7 +125,11 @@ def test_without_accounts_of_its_beginning_an_epoch_leaves_none(tmp_path: Path) 
 
 
 def test_a_resumed_training_proves_the_epoch_it_began_in(
-    ranks: Any, single: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ranks: Any,
+    single: Place,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    log: pytest.LogCaptureFixture,
 ) -> None:
     """The real job: interrupted at image 256 of epochs of 100, and gone on with on another number of ranks."""
     root, run = tmp_path / "data", tmp_path / "run"
@@ -127,13 +137,13 @@ def test_a_resumed_training_proves_the_epoch_it_began_in(
         ["make", "synthetic", "--out", str(root), "--count", "100", "--shape", "1", "8", "8"]
     )
     cfg = replace(config(root), guidance=NoGuidance())
-    ranks(2, attempt, cfg, str(run))
-    first = _epochs(capfd.readouterr().out)
+    ranks(2, logging_attempt, cfg, str(run))
+    first = _epochs(capfd.readouterr().out.splitlines())
     for folder in [*(run / "checkpoints").glob("img-*"), *(run / "snapshots").glob("img-*")]:
         if int(folder.name[4:]) > 256:
             (folder / "MANIFEST.json").unlink()
     attempt(single, cfg, str(run))
-    assert first == [*range(IMAGES // 100)] and _epochs(capfd.readouterr().out) == [2, 3, 4]
+    assert first == [*range(IMAGES // 100)] and _epochs(log.messages) == [2, 3, 4]
     lines = (run / "metrics" / "train-0001.jsonl").read_text().splitlines()
     for line in map(json.loads, lines):
         assert 0 <= line["data_wait"] <= line["data_wait_max"] and 0 <= line["data_share"] <= 1
@@ -144,7 +154,7 @@ def test_a_job_trains_on_what_it_checked_though_the_folder_changes_meanwhile(
     single: Place,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    log: pytest.LogCaptureFixture,
 ) -> None:
     """Between the check and the first batch weights are built, which takes as long as a writer needs."""
     root, build = tmp_path / "data", job.build_state
@@ -161,18 +171,18 @@ def test_a_job_trains_on_what_it_checked_though_the_folder_changes_meanwhile(
     monkeypatch.setattr(job, "build_state", meanwhile)
     attempt(single, replace(config(root), guidance=NoGuidance()), str(tmp_path / "run"))
     assert manifests.load(root).count == 160
-    assert _epochs(capfd.readouterr().out) == [*range(IMAGES // 100)]
+    assert _epochs(log.messages) == [*range(IMAGES // 100)]
 
 
-def _epochs(said: str) -> list[int]:
+def _epochs(messages: list[str]) -> list[int]:
     """Those that were proven whole."""
-    lines = [line for line in said.splitlines() if line.startswith("epoch ")]
+    lines = [line for line in messages if line.startswith("epoch ")]
     assert all(line.endswith(": 100 seen + 0 substituted = 100") for line in lines)
     return [int(line.split()[1].rstrip(":")) for line in lines]
 
 
 def test_a_training_on_a_mixture_proves_the_epochs_of_each_source(
-    single: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    single: Place, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     """From the config to the snapshot, resumed once; labels are met as often as the mixture says."""
     roots = [tmp_path / "a", tmp_path / "b"]
@@ -190,9 +200,10 @@ def test_a_training_on_a_mixture_proves_the_epochs_of_each_source(
     write_record(run.run_json, {"images": 2560, "identity": {"data": {"manifest": identity}}})
     said = []
     for _ in range(2):
+        log.clear()
         lease = Lease(run, run.open_attempt())
         work(cfg, single, lease, Telemetry(run, lease.number, single, 2560))
-        said.append(re.findall(r"epoch (\d+)( of source 1)?: (\d+) seen", capfd.readouterr().out))
+        said.append(re.findall(r"epoch (\d+)( of source 1)?: (\d+) seen", log.text))
         for folder in (run.checkpoint(2560), run.snapshot(2560)):
             manifest = json.loads((folder / "MANIFEST.json").read_text())
             (folder / "MANIFEST.json").unlink()
@@ -211,7 +222,7 @@ def test_a_training_on_a_mixture_proves_the_epochs_of_each_source(
 
 
 def test_substitutes_are_counted_and_told_of(
-    single: Place, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    single: Place, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     root, run = tmp_path / "data", tmp_path / "run"
     command.main(
@@ -223,7 +234,7 @@ def test_substitutes_are_counted_and_told_of(
     attempt(single, cfg, str(run))
     lines = [json.loads(each) for each in (run / "metrics" / "train-0001.jsonl").open()]
     assert sum(line.get("substituted", 0) for line in lines) == 256
-    said = capfd.readouterr().out
+    said = log.text
     assert "epoch 0: 256 seen + 256 substituted = 512" in said
     assert said.count("stood in for damaged ones") == 1 and "images substituted" in said
 
@@ -234,7 +245,7 @@ def judged(place: Place, root: str, start: int, stop: int, carried: Any, bound: 
         root, global_batch=64, micro_batch=64 // place.world, rank=place.rank, world=place.world,
         seed=0, position=start, on_damage="substitute", damaged=0.5,
     ) as stream:  # fmt: skip
-        epochs = Epochs(stream, place, carried, bound)
+        epochs = Epochs(stream, carried, bound)
         try:
             while stream.position < stop:
                 next(stream)
@@ -273,7 +284,7 @@ def told(place: Place, folder: str) -> tuple[dict[str, Any], dict[str, Any], lis
     telemetry.read(0.0, 0)
     large = EpochAudit(epoch=0, first=2**63 + 2**62, second=2**64 - 2)
     stream = SimpleNamespace(ended=[], under_way=lambda: [large])
-    ((account),) = Epochs(stream, place, ()).carried()  # type: ignore[arg-type, misc]
+    ((account),) = Epochs(stream, ()).carried()  # type: ignore[arg-type, misc]
     return first, telemetry.report(40), [account["first"], account["second"]]
 
 

@@ -9,16 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfguide.data.batch import Batch
 from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition
 from selfguide.diffusion.objectives import build_objective
-from selfguide.guidance.online import OnlineSource, assign, patch_layout
-from selfguide.networks.student import Batch, Outputs, Student, build_student
+from selfguide.guidance.component import Inputs
+from selfguide.guidance.online import OnlineSource
+from selfguide.guidance.prototypes import assign
+from selfguide.networks.student import Outputs, Student, build_student
+from selfguide.sampling.groups import patch_layout
 from selfguide.sinkhorn import sinkhorn
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import Config, ModelConfig, OnlineGuidance
 from selfguide.spec.sizes import architecture
 from selfguide.training.teacher import Teacher
-from tests.selfguide.test_online import make, online_config
+from tests.selfguide.test_online import inputs, make, online_config
 
 PATCHES = 16
 BOTH = pytest.mark.parametrize("level", ["image", "patch"])
@@ -31,8 +35,12 @@ def leveled(level: str, **guidance: Any) -> Config:
 
 def stepped(config: Config, images: int = 600) -> tuple[Student, Teacher, OnlineSource, Batch, Any]:
     student, teacher, source, batch = make(config, images)
-    condition = source.condition(batch, teacher.module)
-    return student, teacher, source, batch, student(batch.x, batch.tau, condition, batch.features)
+    outputs = forward(student, batch, inputs(source, batch, teacher))
+    return student, teacher, source, batch, outputs
+
+
+def forward(student: Student, batch: Batch, read: Inputs) -> Outputs:
+    return student(batch.x, batch.tau, read.condition, read.features)
 
 
 @BOTH
@@ -43,8 +51,8 @@ def test_each_loss_moves_its_own_parameters_only(level: str, view: str, told: st
         told = "unconditional"  # read with view training only
     config = leveled(level, view=view, view_condition=told, mask=(0.2, 0.8))
     student, _, source, batch, outputs = stepped(config)
-    guidance = source.loss(outputs, batch)
-    assert guidance is not None and student.head is not None
+    guidance = source.loss(outputs, batch, None)
+    assert student.head is not None
     flow = build_objective(config.path).losses(outputs.prediction, batch.x0, batch.eps, batch.tau)
     backbone, head = list(student.backbone.parameters()), list(student.head.parameters())
     by_guidance = torch.autograd.grad(
@@ -101,9 +109,9 @@ def test_the_prototypes_length_changes_no_score_and_no_score_changes_the_prototy
 def test_patches_are_told_their_own_rows_and_dropped_one_by_one() -> None:
     config = leveled("patch", drop=0.25)
     _, teacher, source, batch = make(config, images=448)
-    assert (source.condition(batch, teacher.module).state == UNCONDITIONAL).all()
+    assert (inputs(source, batch, teacher).condition.state == UNCONDITIONAL).all()
     batch.images = 600
-    told = source.condition(batch, teacher.module)
+    told = inputs(source, batch, teacher).condition
     assert told.patch is not None and told.patch.shape == (64, PATCHES, 32)
     ids = assign(teacher.module, source.extract(batch, teacher.module)).view(64, PATCHES)
     rows = teacher.module.head.rows()  # type: ignore[union-attr]
@@ -116,7 +124,7 @@ def test_patches_are_told_their_own_rows_and_dropped_one_by_one() -> None:
     assert abs(share - 0.25) < 4 * sigma
     mixed = nulls.any(1) & ~nulls.all(1)  # not by image
     assert mixed.sum() > 55
-    again = source.condition(batch, teacher.module)
+    again = inputs(source, batch, teacher).condition
     assert torch.equal(again.state, told.state), "the same images drop the same patches"
 
 
@@ -173,8 +181,8 @@ def test_the_patches_mask_repeats_each_images_time_and_is_not_tiled(over: str) -
     expected = 0.0
     for row, code in zip(inside, codes, strict=True):
         expected -= float((code * F.log_softmax(scores[row] / 0.1, dim=0)).sum())
-    loss = source.loss(outputs, batch)
-    assert loss is not None and loss.item() == pytest.approx(expected / len(inside), rel=1e-5)
+    loss = source.loss(outputs, batch, None)
+    assert loss.item() == pytest.approx(expected / len(inside), rel=1e-5)
 
 
 def test_a_layout_query_asks_each_image_alone_and_tells_every_patch() -> None:
@@ -197,8 +205,7 @@ def test_a_layout_query_asks_each_image_alone_and_tells_every_patch() -> None:
 def loss_of(changes: dict[str, Any]) -> tuple[float, Tensor, Batch, Outputs]:
     config = online_config(view="training", mask=(0.3, 0.6), **changes)
     _, _, source, batch, outputs = stepped(config)
-    loss = source.loss(outputs, batch)
-    assert loss is not None
+    loss = source.loss(outputs, batch, None)
     return loss.item(), outputs.scores.detach(), batch, outputs
 
 
@@ -225,13 +232,14 @@ def test_codes_over_all_are_sinkhorns_of_every_noise_time() -> None:
 def test_the_heads_view_is_told_nothing_or_what_the_step_tells() -> None:
     for told in ("unconditional", "as_trained"):
         config = online_config(view="training", view_condition=told, drop=0.0)
-        student, teacher, _, batch, outputs = stepped(config)
+        student, teacher, source, batch, outputs = stepped(config)
+        read = inputs(source, batch, teacher)
         if told == "unconditional":
             nothing = Condition.unconditional(64)
             features = teacher.module.features(batch.x, batch.tau, nothing)
-            assert torch.equal(batch.features, features)  # type: ignore[arg-type]
+            assert read.features is not None and torch.equal(read.features, features)
         else:
-            assert batch.features is None
+            assert read.features is None
             other = student(batch.x, batch.tau, Condition.unconditional(64), None)
             assert not torch.allclose(outputs.scores, other.scores, atol=1e-4)
 
@@ -267,7 +275,7 @@ def test_told_rows_are_unit_or_the_average_as_it_is() -> None:
         _, teacher, source, batch = make(config, images=600)
         assert teacher.module.head is not None
         teacher.module.head.prototypes.data.mul_(0.9)
-        lengths = source.condition(batch, teacher.module).dense.norm(dim=1)  # type: ignore[union-attr]
+        lengths = inputs(source, batch, teacher).condition.dense.norm(dim=1)  # type: ignore[union-attr]
         wanted = 1.0 if told == "unit" else teacher.module.head.prototypes.norm(dim=1).max().item()
         assert lengths.max().item() == pytest.approx(wanted, rel=1e-5)
     assert wanted != pytest.approx(1.0, abs=0.01)
@@ -276,24 +284,24 @@ def test_told_rows_are_unit_or_the_average_as_it_is() -> None:
 def test_a_queue_joins_sinkhorn_and_gets_no_loss() -> None:
     config = online_config(queue=48)
     student, teacher, source, batch, first = stepped(config)
-    losses = [source.loss(first, batch)]
+    losses = [source.loss(first, batch, None)]
     recent = first.embedding[-48:]
-    outputs = student(batch.x, batch.tau, source.condition(batch, teacher.module), batch.features)
-    losses.append(source.loss(outputs, batch))
+    outputs = forward(student, batch, inputs(source, batch, teacher))
+    losses.append(source.loss(outputs, batch, None))
     rows = torch.cat((outputs.scores.detach(), recent @ outputs.prototypes.T))
     codes = sinkhorn(rows)[:64]
     expected = -(codes * F.log_softmax(outputs.scores / 0.1, dim=1)).sum(1).mean()
-    assert losses[1] is not None and losses[1].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert losses[1].item() == pytest.approx(expected.item(), rel=1e-5)
     alone = -(sinkhorn(outputs.scores) * F.log_softmax(outputs.scores / 0.1, dim=1)).sum(1).mean()
     assert losses[1].item() != pytest.approx(alone.item(), rel=1e-5)
     resumed = OnlineSource(config.guidance, config.path, 0, 512)  # type: ignore[arg-type]
-    resumed.restore(source.held(), rank=0)
-    again = [s.loss(outputs, batch) for s in (source, resumed)]
+    resumed.load_state_dict(source.state_dict(), rank=0)
+    again = [s.loss(outputs, batch, None) for s in (source, resumed)]
     assert torch.equal(again[0], again[1])  # type: ignore[arg-type]
 
 
 def test_an_epsilon_below_fp32s_range_still_tells_prototypes_apart() -> None:
     config = online_config(epsilon=0.005)
     _, _, source, batch, outputs = stepped(config)
-    loss = source.loss(outputs, batch)
-    assert loss is not None and loss.isfinite() and loss > 0
+    loss = source.loss(outputs, batch, None)
+    assert loss.isfinite() and loss > 0

@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from selfguide.distributed import Place
-from selfguide.guidance.build import build_source
-from selfguide.guidance.online import OnlineSource, assign
+from selfguide.guidance.component import Stepped
+from selfguide.guidance.online import PROTOTYPES, OnlineSource
 from selfguide.guidance.prototype_counts import Usage
+from selfguide.guidance.prototypes import assign
 from selfguide.networks.student import build_student
+from selfguide.spec.advice import SIGNS, advise, recorded
 from selfguide.spec.config import Config, TrainConfig
 from selfguide.spec.initial_weights import SCRATCH
-from selfguide.training import prototypes
+from selfguide.training.advisor import Advisor
 from selfguide.training.engine.protocol import Moments
-from selfguide.training.health import SIGNS, Advisor, Health, advise, recorded
 from selfguide.training.job import build_state
 from selfguide.training.state import State
 from tests.selfguide.test_online import make, online_config
@@ -86,14 +87,15 @@ def test_signs_of_a_beginning_are_none() -> None:
     assert few == ["restless"]
 
 
-def test_advice_is_printed_and_recorded_once_in_a_run_whatever_the_attempt(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_advice_is_logged_and_recorded_once_in_a_run_whatever_the_attempt(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "selfguide.training")
     for attempt in (1, 2):
         advisor = Advisor(tmp_path, attempt)
         for line in lines(12, used=0.3):
             advisor.hear(line)
-    assert capsys.readouterr().out.count("only 30% of 30 prototypes") == 1
+    assert caplog.text.count("only 30% of 30 prototypes") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["advice-0001.jsonl"]
     assert [a.name for a in recorded(tmp_path)] == ["unused"]
     said = json.loads((tmp_path / "advice-0001.jsonl").read_text())
@@ -104,17 +106,17 @@ def test_advice_is_printed_and_recorded_once_in_a_run_whatever_the_attempt(
 
 
 def test_measures_are_those_of_a_plain_count() -> None:
-    state, health = alone(online_config()), Health()
-    source = state.source
+    state = alone(online_config())
+    (source,) = state.components
     assert isinstance(source, OnlineSource) and state.teacher is not None
     _, _, _, batch = make(online_config(), images=600)
-    health.see(batch)
+    source.health.see(batch)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 5, (200,), generator=generator)
     source.usage.turn(600)
     source.usage.learned(ids[:150], torch.full((150,), 2.0), torch.tensor([True, False]))
     source.usage.learned(ids[150:], torch.full((50,), 4.0), torch.tensor([False, False]))
-    found = health.measure(state, online_config())
+    found = source.report(state.images, state.teaching)
     counts = [int((ids == k).sum()) for k in range(12)]
     p = [c / 200 for c in counts if c]
     assert found["used"] == pytest.approx(len(p) / 12) and found["largest"] == max(p)
@@ -122,20 +124,20 @@ def test_measures_are_those_of_a_plain_count() -> None:
     assert found["perplexity"] == pytest.approx(math.exp(entropy) / 12)
     assert found["code_loss"] == pytest.approx((150 * 2 + 50 * 4) / 200 / math.log(12))
     assert found["dead"] == 0.5 and found["counted"] == 200 and "churn" not in found
-    assert "code_loss" not in health.measure(state, online_config()), "a report begins anew"
+    assert "code_loss" not in source.report(state.images, state.teaching), "a report begins anew"
     source.usage.learned(ids[:5], torch.ones(5), torch.tensor([True, False]))
     source.usage.learned(ids[:0], torch.ones(0), torch.tensor([True, True]))  # nobody to be near to
-    assert health.measure(state, online_config())["dead"] == 1.0
+    assert source.report(state.images, state.teaching)["dead"] == 1.0
 
 
 def test_churn_is_the_share_of_the_probe_whose_group_changed() -> None:
-    state, health = alone(online_config()), Health()
-    source = state.source
+    state = alone(online_config())
+    (source,) = state.components
     assert isinstance(source, OnlineSource) and state.teacher is not None
     _, _, _, batch = make(online_config(), images=600)
-    health.see(batch)
-    health.measure(state, online_config())
-    assert health.measure(state, online_config())["churn"] == 0.0, "nothing was learned"
+    source.health.see(batch)
+    source.report(state.images, state.teaching)
+    assert source.report(state.images, state.teaching)["churn"] == 0.0, "nothing was learned"
     head = state.teacher.module.head
     assert head is not None
     before = assign(state.teacher.module, source.extract(batch, state.teacher.module))
@@ -144,7 +146,9 @@ def test_churn_is_the_share_of_the_probe_whose_group_changed() -> None:
     after = assign(state.teacher.module, source.extract(batch, state.teacher.module))
     batch.x0.zero_()  # the probe is a copy
     share = (before != after).float().mean().item()
-    assert health.measure(state, online_config())["churn"] == pytest.approx(share) and share > 0
+    assert (
+        source.report(state.images, state.teaching)["churn"] == pytest.approx(share) and share > 0
+    )
 
 
 def test_windows_forget() -> None:
@@ -164,7 +168,8 @@ def test_windows_forget() -> None:
 def test_only_unused_prototypes_begin_anew_in_masters_averages_and_teacher() -> None:
     config = online_config(revive=0.5, window=64)
     state = alone(config, images=640)
-    source, engine, generator = state.source, state.engine, torch.Generator().manual_seed(3)
+    (source,), engine = state.components, state.engine
+    generator = torch.Generator().manual_seed(3)
     assert isinstance(source, OnlineSource) and state.teacher is not None
     used = torch.arange(64) % 9  # of 12: three are met by nothing
     source.usage.turn(600)
@@ -175,17 +180,17 @@ def test_only_unused_prototypes_begin_anew_in_masters_averages_and_teacher() -> 
     engine.load_moments(Moments(ones, tuple(one.clone() for one in ones), 5))
     flat = engine.gather(engine.masters)  # of one process: the masters themselves
     before = {n: t.clone() for n, t in engine.layout.split(flat).items()}
-    assert prototypes.revive(state, config, torch.tensor(False)) == 0
-    assert prototypes.revive(state, config, torch.tensor(True)) == 3
-    rows = engine.layout.split(flat)[prototypes.NAME]
+    assert source.revive(state, Stepped(torch.tensor(False), 640, 64)) == 0
+    assert source.revive(state, Stepped(torch.tensor(True), 640, 64)) == 3
+    rows = engine.layout.split(flat)[PROTOTYPES]
     for row in rows[9:]:
         assert (embedding == row).all(1).any(), "a feature of the batch"
     assert len(rows[9:].unique(dim=0)) == 3
-    assert torch.equal(rows[:9], before[prototypes.NAME][:9])
+    assert torch.equal(rows[:9], before[PROTOTYPES][:9])
     for name, value in engine.layout.split(flat).items():
-        assert name == prototypes.NAME or torch.equal(value, before[name])
+        assert name == PROTOTYPES or torch.equal(value, before[name])
     for index in (0, 1):
-        averaged = state.averages.weights(index)[prototypes.NAME]
+        averaged = state.averages.weights(index)[PROTOTYPES]
         assert torch.equal(averaged[9:], rows[9:])
     assert state.teacher.module.head is not None and engine.module.head is not None
     assert torch.equal(state.teacher.module.head.prototypes[9:], rows[9:])
@@ -193,7 +198,7 @@ def test_only_unused_prototypes_begin_anew_in_masters_averages_and_teacher() -> 
     moments = engine.moments()
     for moment in (moments.first, moments.second):
         kept = engine.layout.split(engine.gather(moment))
-        assert not kept[prototypes.NAME][9:].any() and (kept[prototypes.NAME][:9] == 1).all()
+        assert not kept[PROTOTYPES][9:].any() and (kept[PROTOTYPES][:9] == 1).all()
         assert sum(int((t == 0).sum()) for t in kept.values()) == 3 * 32
 
 
@@ -204,7 +209,9 @@ def test_revival_waits_for_the_end_of_a_window_and_is_off_by_default() -> None:
     ):
         state = alone(config, images=images)
         before = state.engine.gather(state.engine.masters).clone()
-        assert prototypes.revive(state, config, torch.tensor(True)) == 0
+        (source,) = state.components
+        assert isinstance(source, OnlineSource)
+        assert source.revive(state, Stepped(torch.tensor(True), images, 64)) == 0
         assert torch.equal(state.engine.gather(state.engine.masters), before)
 
 
@@ -212,11 +219,10 @@ def drawn(place: Place, world: int) -> list[list[float]]:
     whole = torch.arange(48 * 2 * 3, dtype=torch.float32).view(96, 3)  # two patches of 48 images
     share = 48 // world
     config = online_config()
-    source = build_source(config, [], 0)
-    assert isinstance(source, OnlineSource)
+    source = OnlineSource(config.guidance, config.path, 0, 512)  # type: ignore[arg-type]
     mine = slice(place.rank * share * 2, (place.rank + 1) * share * 2)
     source.recent = whole[mine], torch.arange(place.rank * share, (place.rank + 1) * share) + 7000
-    return prototypes._drawn(source, 10, seed=4).tolist()
+    return source._draw_recent(10, seed=4).tolist()
 
 
 def test_features_for_revival_are_the_same_at_any_world_size(ranks: Any) -> None:

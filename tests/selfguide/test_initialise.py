@@ -374,7 +374,7 @@ def test_a_snapshot_is_hashed_once_and_other_bytes_are_named(
         hashed.append(Path(path).name)
         return plain(path)
 
-    monkeypatch.setattr(storage, "sha256", counted)
+    monkeypatch.setattr("shards.storage.complete.sha256", counted)
     initialise(student, cfg, promised)
     assert hashed.count(weights.name) == 1
     held = bytearray(weights.read_bytes())

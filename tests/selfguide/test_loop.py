@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfguide.data.autoencoders import Normaliser
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import Place
+from selfguide.guidance.online import PROTOTYPES
 from selfguide.networks.student import build_student
 from selfguide.spec.config import TrainConfig
 from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
-from selfguide.training import prototypes
 from selfguide.training.job import build_state
 from selfguide.training.loop import Training, advance
 from selfguide.training.telemetry import Telemetry
@@ -145,9 +145,9 @@ def test_skipped_steps_are_counted_in_the_next_report(tmp_path: Path) -> None:
 def test_prototypes_do_not_begin_anew_from_a_skipped_step(tmp_path: Path) -> None:
     job = begun(tmp_path, 0, broken=(BATCH,), window=BATCH, revive=0.9)
     advance(job)
-    rows = job.state.engine.layout.split(masters(job))[prototypes.NAME].clone()
+    rows = job.state.engine.layout.split(masters(job))[PROTOTYPES].clone()
     advance(job)
-    assert torch.equal(job.state.engine.layout.split(masters(job))[prototypes.NAME], rows)
+    assert torch.equal(job.state.engine.layout.split(masters(job))[PROTOTYPES], rows)
     advance(job)
-    moved = job.state.engine.layout.split(masters(job))[prototypes.NAME]
+    moved = job.state.engine.layout.split(masters(job))[PROTOTYPES]
     assert moved.isfinite().all() and not torch.equal(moved, rows)

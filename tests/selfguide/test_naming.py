@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfguide.guidance.source import draw_groups
 from selfguide.sampling.group_names import FILE, Naming, read_naming
+from selfguide.sampling.groups import draw_groups
 from shards.errors import UserError
 
 

@@ -17,17 +17,18 @@ from torch import Tensor, nn
 
 from launcher.compose import compose
 from selfguide import snapshot
-from selfguide.data.autoencoders import Normaliser
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.objectives import Uncertainty, build_objective, draw_times
 from selfguide.diffusion.paths import VarianceExploding, build_path
 from selfguide.diffusion.preconditioning import build_preconditioning
 from selfguide.distributed import Place
-from selfguide.guidance.online import extract
+from selfguide.guidance.prototypes import extract
 from selfguide.networks.student import Sampled, Student, build_student
 from selfguide.spec.config import Config, NoGuidance, PathConfig, Prediction
 from selfguide.spec.sizes import footprint
 from selfguide.spec.validate import validate
+from selfguide.training.components import Components
 from selfguide.training.loop import Training, prepare
 from shards.errors import UserError
 from shards.format.header import Header
@@ -203,7 +204,7 @@ def test_features_are_extracted_from_what_the_network_reads() -> None:
     config, student = student_of(EDM2)
     x0, eps = torch.randn(2, 4, 1, 8, 8)
     assert config.guidance.source == "online"
-    found = extract(student, edm(), config.guidance, x0, eps)
+    found = extract(student, edm(), config.guidance.noise_time, x0, eps)
     sigma, tau = 0.25, torch.full((4,), 0.2)
     read = (x0 + sigma * eps) / math.sqrt(sigma**2 + 0.5**2)
     told = Condition.unconditional(4)
@@ -338,7 +339,7 @@ def test_a_batch_holds_what_the_network_reads_at_the_times_of_its_clock() -> Non
     for path, seen in ((EDM2, 0), (turning, 0), (turning, 512)):
         config = replace(online_config(), path=path)
         job = Training(
-            config=config, place=Place(0, 0, 1), state=SimpleNamespace(images=seen),  # type: ignore[arg-type]
+            config=config, place=Place(0, 0, 1), state=SimpleNamespace(images=seen, components=Components()),  # type: ignore[arg-type]
             stream=iter(()), objective=build_objective(path), normaliser=Normaliser.of(Header(kind="image")),
             data={}, telemetry=None, lease=None,  # type: ignore[arg-type]
         )  # fmt: skip

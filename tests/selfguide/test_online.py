@@ -5,13 +5,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from selfguide.data.batch import Batch
 from selfguide.diffusion import conditions
 from selfguide.diffusion.conditions import UNCONDITIONAL
 from selfguide.distributed import Place, sum_over_ranks
+from selfguide.guidance.component import Component, Inputs
 from selfguide.guidance.online import OnlineSource
-from selfguide.guidance.prototype_counts import TOLD
+from selfguide.guidance.prototype_counts import CONDITIONED
 from selfguide.networks.head import GlobalBatchNorm
-from selfguide.networks.student import Batch, Student, build_student
+from selfguide.networks.student import Student, build_student
 from selfguide.spec.config import (
     ClusterConfig,
     Config,
@@ -24,6 +26,7 @@ from selfguide.spec.config import (
     SamplerConfig,
     TrainConfig,
 )
+from selfguide.training.components import Components
 from selfguide.training.teacher import Teacher
 
 SIZES = (5, 0, 11)
@@ -62,22 +65,27 @@ def make(
     return student, teacher, source, batch
 
 
+def inputs(source: Component, batch: Batch, teacher: Teacher) -> Inputs:
+    """What a step reads with `source` as its only component."""
+    return Components((source,)).inputs(batch, teacher.module)
+
+
 def test_nothing_is_told_before_the_switch_and_all_but_the_dropped_after() -> None:
     config = online_config(drop=0.25)
     _, teacher, source, batch = make(config, images=448)
-    assert (source.condition(batch, teacher.module).state == UNCONDITIONAL).all()
-    assert source.state()["told"] is False
+    assert (inputs(source, batch, teacher).condition.state == UNCONDITIONAL).all()
+    assert source.metadata()["told"] is False
     batch.images = 512
-    told = source.condition(batch, teacher.module)
+    told = inputs(source, batch, teacher).condition
     assert 0 < (told.state != conditions.TOLD).sum() < 32
-    state = source.state()
+    state = source.metadata()
     assert state["told"] and state["label_free"] and abs(sum(state["p"]) - 1) < 1e-9
 
 
 def test_the_teacher_names_ids_in_eval_mode_and_learns_nothing_by_it() -> None:
     _, teacher, source, batch = make(online_config(drop=0.0), images=600)
     before = {n: t.clone() for n, t in teacher.module.state_dict().items()}
-    told = source.condition(batch, teacher.module)
+    told = inputs(source, batch, teacher).condition
     assert not any(module.training for module in teacher.module.modules())
     assert all(torch.equal(t, before[n]) for n, t in teacher.module.state_dict().items())
     assert told.dense is not None and not told.dense.requires_grad
@@ -89,13 +97,10 @@ def test_the_weight_rises_linearly_to_the_switch() -> None:
     values = []
     for images in (128, 256, 512, 1024):
         student, teacher, source, batch = make(config, images=256)
-        source.condition(batch, teacher.module)
-        outputs = student(
-            batch.x, batch.tau, source.condition(batch, teacher.module), batch.features
-        )
+        read = inputs(source, batch, teacher)
+        outputs = student(batch.x, batch.tau, read.condition, read.features)
         batch.images = images
-        loss = source.loss(outputs, batch)
-        assert loss is not None
+        loss = source.loss(outputs, batch, None)
         values.append(loss.item())
     assert [round(v / values[2], 6) for v in values] == [0.25, 0.5, 1.0, 1.0]
 
@@ -103,10 +108,11 @@ def test_the_weight_rises_linearly_to_the_switch() -> None:
 def test_the_paper_view_counts_only_the_masked_noise_times() -> None:
     config = online_config(view="training", mask=(0.4, 0.6))
     student, teacher, source, batch = make(config, images=512)
-    outputs = student(batch.x, batch.tau, source.condition(batch, teacher.module), batch.features)
+    read = inputs(source, batch, teacher)
+    outputs = student(batch.x, batch.tau, read.condition, read.features)
     assert outputs.scores is not None
     outputs.scores.retain_grad()
-    source.loss(outputs, batch).backward()  # type: ignore[union-attr]
+    source.loss(outputs, batch, None).backward()
     moved = outputs.scores.grad.abs().sum(1) > 0  # type: ignore[union-attr]
     assert torch.equal(moved, (batch.tau >= 0.4) & (batch.tau <= 0.6))
 
@@ -153,13 +159,13 @@ def test_p_of_k_forgets_old_windows_and_resumes_exactly() -> None:
     for images in range(512, 1024, 64):
         batch.images = images
         for _ in range(2):  # two micro-batches of a step
-            source.condition(batch, teacher.module)
-        totals.append(int(source.usage.totals()[TOLD].sum()))
+            inputs(source, batch, teacher)
+        totals.append(int(source.usage.totals()[CONDITIONED].sum()))
     # 128 told images a step here: windows turn after two steps, and two windows are the most that is held
     assert totals == [128, 256, 384, 512, 384, 512, 384, 512]
     resumed = OnlineSource(config.guidance, config.path, 0, 512)  # type: ignore[arg-type]
-    resumed.restore(source.held(), rank=0)
+    resumed.load_state_dict(source.state_dict(), rank=0)
     for each in (source, resumed):
         batch.images = 1024
-        each.condition(batch, teacher.module)
+        inputs(each, batch, teacher)
     assert torch.equal(source.usage.totals(), resumed.usage.totals())

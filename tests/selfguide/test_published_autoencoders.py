@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selfguide.data.autoencoders import (
-    Normaliser,
     check_header,
     from_images,
     kl,
     load_autoencoder,
     to_images,
 )
+from selfguide.data.normaliser import Normaliser
 from shards.errors import UserError
 
 GROUPS, EDGE = 4, 16

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition
-from selfguide.guidance.source import draw_groups, dropped
+from selfguide.guidance.labels import drop_images
 from selfguide.networks.student import build_student
 from selfguide.randomness import normal
 from selfguide.sampling.generate import build_denoiser, draw, draw_condition, generate
+from selfguide.sampling.groups import draw_groups
 from selfguide.snapshot import Snapshot
+from selfguide.spec.averages import AverageSpec
 from selfguide.spec.config import LabelGuidance, PathConfig, SamplerConfig
 from tests.selfguide.test_online import online_config
 
@@ -40,7 +42,7 @@ def snapshot(path: PathConfig | None = None, *, told: bool = True, still: bool =
         guidance=state,
         data={},
         sha256="",
-        ema=0,
+        average=AverageSpec(halflife=1),
         saw_labels=told,
         origin={},
     )
@@ -120,7 +122,7 @@ def test_every_batch_tells_its_evaluations_and_shows_its_steps() -> None:
 @given(st.floats(0.02, 0.5), st.integers(0, 5))
 def test_conditions_are_dropped_at_their_rate(rate: float, seed: int) -> None:
     n = 20_000
-    share = dropped(seed, torch.arange(n), rate).double().mean().item()
+    share = drop_images(seed, torch.arange(n), rate).double().mean().item()
     assert abs(share - rate) < 4 * math.sqrt(rate * (1 - rate) / n)
 
 

@@ -18,25 +18,29 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 import shards
 from selfguide import snapshot
+from selfguide.data.batch import Batch
 from selfguide.data.crop_flip import Placement, draw_placement
 from selfguide.diffusion.conditions import NULL, TOLD, Condition
 from selfguide.distributed import Place
 from selfguide.evaluation import job as evaluation
+from selfguide.guidance.labels import drop_images
 from selfguide.guidance.sidecar import SidecarSource, shuffled
-from selfguide.guidance.source import draw_groups, dropped
 from selfguide.models import assemble
-from selfguide.networks.student import Batch, build_student
+from selfguide.networks.student import build_student
 from selfguide.sampling import condition_sampler as drawing
-from selfguide.sampling import queries as telling
+from selfguide.sampling import queries
 from selfguide.sampling.generate import draw_condition
+from selfguide.sampling.groups import draw_groups
 from selfguide.snapshot import Snapshot
 from selfguide.spec.annotations import check_annotations, promises
+from selfguide.spec.averages import AverageSpec
 from selfguide.spec.config import Config, LabelGuidance, SidecarGuidance
 from selfguide.spec.identity import identity
 from selfguide.spec.records import Protocol, label_policy
 from selfguide.spec.run import Lease, RunFolder, write_record
 from selfguide.spec.sizes import architecture, footprint
 from selfguide.training import job
+from selfguide.training.components import Components
 from selfguide.training.telemetry import Telemetry
 from shards import sidecar
 from shards.errors import UserError
@@ -105,7 +109,7 @@ def batch_of(ordinals: torch.Tensor, placement: Placement | None = None) -> Batc
 
 
 def told(guidance: SidecarGuidance, batch: Batch, seed: int = 0) -> Condition:
-    return SidecarSource(guidance, seed).condition(batch, None)
+    return Components((SidecarSource(guidance, seed),)).inputs(batch, None).condition
 
 
 def rows_of(notes: Path, name: str) -> np.ndarray:
@@ -133,11 +137,11 @@ def test_one_mask_drops_all_of_it_and_no_other(notes: Path) -> None:
     ordinals = torch.arange(512)
     guidance = guided(notes, ids="ids", layout="masks", drop=0.3)
     found = told(guidance, batch_of(ordinals), seed=5)
-    wanted = dropped(5, torch.arange(1000, 1512), 0.3)
+    wanted = drop_images(5, torch.arange(1000, 1512), 0.3)
     assert 0.2 < wanted.double().mean() < 0.4
     assert torch.equal(found.state == NULL, wanted) and torch.equal(found.state == TOLD, ~wanted)
     source = SidecarSource(guidance, 5)
-    assert source.loss(None, batch_of(ordinals)) is None  # type: ignore[arg-type]
+    assert source.loss(None, batch_of(ordinals), None) is None  # type: ignore[arg-type]
 
 
 def test_a_box_is_one_channel_with_ones_inside_moved_as_its_image_was(notes: Path) -> None:
@@ -212,15 +216,15 @@ def test_the_network_takes_what_it_is_told(notes: Path, digits: Path) -> None:
 
 def test_the_state_holds_frequencies_and_whether_labels_were_seen(notes: Path) -> None:
     ids = rows_of(notes, "ids")
-    state = SidecarSource(guided(notes, ids="ids", layout="boxes"), 0).state()
+    state = SidecarSource(guided(notes, ids="ids", layout="boxes"), 0).metadata()
     assert state["told"] and state["label_free"] and state["source"] == "sidecar"
     assert state["p"] == [float((ids == k).mean()) for k in range(K)] and state["p"][2] == 0
     assert state["sidecars"]["ids"] == {
         "folder": str(notes / "ids"), "kind": "id", "sha256": sidecar.read(notes / "ids").sha256,
     }  # fmt: skip
-    assert not SidecarSource(guided(notes, ids="seen", layout="boxes"), 0).state()["label_free"]
+    assert not SidecarSource(guided(notes, ids="seen", layout="boxes"), 0).metadata()["label_free"]
     for fields in ({"ids": "several"}, {"layout": "masks"}, {"dense": "features"}):
-        assert SidecarSource(guided(notes, **fields), 0).state()["p"] is None
+        assert SidecarSource(guided(notes, **fields), 0).metadata()["p"] is None
 
 
 # --- the control: other images' rows -----------------------------------------------------------
@@ -267,9 +271,9 @@ def published(guidance: SidecarGuidance, digits: Path, **changes: Any) -> Snapsh
     manifest = manifests.load(digits)
     made = Snapshot(
         student=build_student(config, 0).eval(), config=config, images=0,
-        guidance=SidecarSource(guidance, config.seed).state(),
+        guidance=SidecarSource(guidance, config.seed).metadata(),
         data={"manifest": manifest.hash, "root": str(digits), "header": manifest.header},
-        sha256="", ema=0, saw_labels=False, origin={},
+        sha256="", average=AverageSpec(halflife=1), saw_labels=False, origin={},
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -311,7 +315,7 @@ def test_layouts_and_their_groups_are_drawn_as_rows_of_training_images(
     later = draw_condition(made, SEEDS[20:50])
     assert torch.equal(later.given["spatial"], found.given["spatial"][20:])
     assert label_policy(made.guidance, "empirical") == "training rows"
-    with pytest.raises(UserError, match="not one group alone"):
+    with pytest.raises(UserError, match="not on one group alone"):
         draw_condition(made, SEEDS, "uniform")
 
 
@@ -320,13 +324,13 @@ def test_a_row_is_what_that_training_image_was_told_shuffled_or_not(
 ) -> None:
     guidance = guided(notes, ids="several", layout="masks", shuffle=1.0, drop=0.0)
     made = published(guidance, digits)
-    found, trained = telling.rows(made, ORDINALS), told(guidance, batch_of(ORDINALS))
+    found, trained = queries.rows(made, ORDINALS), told(guidance, batch_of(ORDINALS))
     for name, value in trained.given.items():
         assert torch.equal(found.given[name], value)
     with pytest.raises(UserError, match="no training image 1797: the data has ordinals 0 to 1796"):
-        telling.rows(made, torch.tensor([3, 1797]))
-    with pytest.raises(UserError, match=r"told multi_hot, mask of an image.*--row"):
-        telling.told(made, torch.tensor([3]))
+        queries.rows(made, torch.tensor([3, 1797]))
+    with pytest.raises(UserError, match=r"conditioned on multi_hot, mask of an image.*--row"):
+        queries.of_groups(made, torch.tensor([3]))
     labels = published(guided(notes, ids="ids"), digits)
     labelled = replace(
         labels,
@@ -334,7 +338,7 @@ def test_a_row_is_what_that_training_image_was_told_shuffled_or_not(
         guidance={"source": "labels", "told": True, "p": [0.1] * 10},
     )
     y = shards.read_all(digits)["y"]
-    np.testing.assert_array_equal(telling.rows(labelled, ORDINALS).given["id"], y[ORDINALS])
+    np.testing.assert_array_equal(queries.rows(labelled, ORDINALS).given["id"], y[ORDINALS])
 
 
 def test_groups_outlive_their_sidecar_and_layouts_say_what_is_missing(
@@ -346,8 +350,10 @@ def test_groups_outlive_their_sidecar_and_layouts_say_what_is_missing(
     by_row = published(guided(here, ids="ids", layout="boxes"), digits)
     changed = np.load(here / "boxes" / "rows.npy")
     shutil.rmtree(here / "boxes")
-    for tell in (lambda: draw_condition(by_row, SEEDS), lambda: telling.rows(by_row, ORDINALS)):
-        with pytest.raises(UserError, match=r"told the box of training images.*layout is gone"):
+    for tell in (lambda: draw_condition(by_row, SEEDS), lambda: queries.rows(by_row, ORDINALS)):
+        with pytest.raises(
+            UserError, match=r"conditioned on the box of training images.*layout is gone"
+        ):
             tell()
     changed[0, 2] += 1
     manifest = manifests.load(digits).hash
@@ -356,10 +362,10 @@ def test_groups_outlive_their_sidecar_and_layouts_say_what_is_missing(
         draw_condition(by_row, SEEDS)
     shutil.rmtree(here / "ids")
     assert len(draw_condition(by_group, SEEDS).given["id"]) == 4000
-    assert telling.told(by_group, torch.tensor([3])).given["id"].tolist() == [3]
-    assert telling.groups(by_group) == K
+    assert queries.of_groups(by_group, torch.tensor([3])).given["id"].tolist() == [3]
+    assert queries.groups(by_group) == K
     with pytest.raises(UserError, match="group 7 is not one of 0 to 6"):
-        telling.told(by_group, torch.tensor([K]))
+        queries.of_groups(by_group, torch.tensor([K]))
 
 
 # --- whole runs --------------------------------------------------------------------------------

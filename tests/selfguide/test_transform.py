@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.compose import compose
-from selfguide.data.autoencoders import Normaliser
-from selfguide.data.crop_flip import Placement, draw_placement, mirrored
-from selfguide.discovery.lost import box_masks
+from selfguide.data.crop_flip import Placement, box_masks, draw_placement, mirrored
+from selfguide.data.normaliser import Normaliser
 from selfguide.randomness import uniform
 from selfguide.spec.config import DataConfig
 from selfguide.spec.config.data import check_stored

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.compose import compose, experiments, options
+from selfguide.spec.schedules import switch_images
 from selfguide.spec.validate import validate
-from selfguide.training.loop import switch_images
 from shards.errors import UserError
 
 SLURM = compose(["experiment=digits_uncond", "cluster=slurm"])

@@ -19,7 +19,7 @@ from sklearn.metrics import normalized_mutual_info_score
 
 import shards
 from selfguide.diffusion.preconditioning import build_preconditioning
-from selfguide.guidance.online import extract
+from selfguide.guidance.prototypes import extract
 from selfguide.randomness import normal
 from selfguide.sampling.condition_sampler import TrainingImages
 from shards import sidecar
@@ -81,7 +81,7 @@ def cosines(run: Path) -> torch.Tensor:  # noqa: F811
     features = extract(
         snapshot.student,
         build_preconditioning(snapshot.config.path),
-        snapshot.config.guidance,
+        snapshot.config.guidance.noise_time,
         x0,
         eps,
     )

@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 
 import shards
-from selfguide.data.autoencoders import Normaliser, encoding, load_autoencoder, to_images
+from selfguide.data.autoencoders import encoding, load_autoencoder, to_images
 from selfguide.data.autoencoders.encode import Task, plan
 from selfguide.data.autoencoders.encode import encode as share
 from selfguide.data.autoencoders.encoding import EncodedSource, Encoding, _device
+from selfguide.data.normaliser import Normaliser
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.header import Header

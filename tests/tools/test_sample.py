@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 import shards
-from selfguide.data.autoencoders import Normaliser, load_autoencoder
+from selfguide.data.autoencoders import load_autoencoder
+from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
 from selfguide.distributed import Place
 from selfguide.randomness import normal
 from selfguide.sampling import generate
 from selfguide.sampling.condition_sampler import draw_rows
-from selfguide.sampling.queries import rows, slerp, untold
+from selfguide.sampling.queries import rows, slerp, without_condition
 from selfguide.spec.config import LabelGuidance, SamplerConfig, SidecarGuidance
 from selfguide.spec.conventions import total_weight
 from selfguide.spec.run import RunFolder
@@ -150,12 +151,12 @@ def test_a_chain_shows_the_way_from_noise_to_the_image(run: Path, tmp_path: Path
     np.testing.assert_array_equal(np.stack(rows), images)  # the last column is the image
 
 
-def test_told_nothing_is_the_null_row_of_a_told_student(labelled: Path, run: Path) -> None:
+def test_no_condition_is_the_null_row_of_a_conditioned_student(labelled: Path, run: Path) -> None:
     """Its unconditional row was never trained."""
     told = sample.load(labelled / "snapshots" / "img-000000512")
     before = sample.load(run / "snapshots" / "img-000000256")
-    assert untold(told, 2).state.tolist() == [NULL] * 2
-    assert untold(before, 2).state.tolist() == [UNCONDITIONAL] * 2
+    assert without_condition(told, 2).state.tolist() == [NULL] * 2
+    assert without_condition(before, 2).state.tolist() == [UNCONDITIONAL] * 2
 
 
 def test_a_papers_numbers_become_ours(run: Path, tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_every_setting_of_a_sampler_has_a_flag() -> None:
         (["--like", "99999"], "the data has ordinals 0 to 1796"),
         (["--like", "absent.png"], "no such file"),
         (["--sampler", "heum"], "did you mean 'heun'"),
-        (["--eta", "1"], "sampler.eta=1.0 is read by sampler.name=ddim"),
+        (["--eta", "1"], "sampler.eta=1.0 is read with sampler.name=ddim"),
         (["--convention", "sgfm"], "has nothing to convert"),
         (["--g", "1", "--convention", "sgfmm"], "did you mean 'sgfm'"),
         (["--images", "300"], "this run has snapshots at 256, 512"),
@@ -222,7 +223,7 @@ def test_mistakes_are_named(run: Path, tmp_path: Path, arguments: list[str], wor
     assert not (tmp_path / "none").exists()
 
 
-def test_an_untold_snapshot_cannot_be_told(run: Path, tmp_path: Path) -> None:
+def test_an_unconditional_snapshot_refuses_conditions(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="its second stage"):
         sample.main([str(run), "--images", "256", "--group", "1", "--out", str(tmp_path)])
     with pytest.raises(UserError, match="nothing can be guided"):
@@ -313,8 +314,8 @@ def test_patches_are_told_the_layout_of_a_training_image_or_a_query(
         ("ids", ["--row", "1797"], "the data has ordinals 0 to 1796"),
         ("ids", ["--group", "1", "--prior", "uniform"], "--group names what is told"),
         ("ids", ["--label", "1"], "give --group"),
-        ("boxes", ["--group", "1"], "told id, box of an image.*--row ORDINAL"),
-        ("boxes", ["--prior", "uniform"], "not one group alone"),
+        ("boxes", ["--group", "1"], "conditioned on id, box of an image.*--row ORDINAL"),
+        ("boxes", ["--prior", "uniform"], "not on one group alone"),
         ("patches", ["--group", "1"], "a group for each patch"),
         ("patches", ["--between", "1", "2"], "a group for each patch"),
     ],

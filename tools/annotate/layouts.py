@@ -20,8 +20,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from selfguide.data.autoencoders import Autoencoder, Normaliser, load_autoencoder, to_images
+from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.data.crop_flip import Size
+from selfguide.data.normaliser import Normaliser
 from selfguide.discovery.vit import FrozenViT, load_vit
 from selfguide.distributed import Place
 from shards import cli, sidecar, storage

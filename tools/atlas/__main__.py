@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfguide.data.autoencoders import Autoencoder, Normaliser, load_autoencoder, to_images
-from selfguide.sampling import queries as telling
+from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
+from selfguide.data.normaliser import Normaliser
+from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import by_rows
 from selfguide.sampling.generate import draw
 from selfguide.sampling.group_names import Naming
 from selfguide.snapshot import Snapshot
-from selfguide.spec.config import OnlineGuidance
 from selfguide.spec.config.sampler import check_sampler
 from shards import cli, sidecar, storage
 from shards.errors import UserError
@@ -185,7 +185,7 @@ def samples_of(
         sampler = replace(sampler, g=options.g)
         check_sampler(sampler, snapshot.config.path)
     allowed = [group for group in shown if group not in naming.banned]
-    condition = telling.told(snapshot, torch.tensor(allowed).repeat_interleave(options.count))
+    condition = queries.of_groups(snapshot, torch.tensor(allowed).repeat_interleave(options.count))
     seeds = (options.seed + torch.arange(options.count)).repeat(len(allowed))
     drawn = draw(snapshot, sampler, condition, seeds, batch=options.batch)
     total = -(-len(seeds) // options.batch)
@@ -216,7 +216,7 @@ def _facts(
     ]
     if snapshot is not None:
         facts.append(("saw labels", "yes" if snapshot.saw_labels else "no"))
-        if isinstance(snapshot.config.guidance, OnlineGuidance) and not snapshot.guidance["told"]:
+        if snapshot.config.guidance.learns_online and not snapshot.guidance["told"]:
             facts.append(("samples", "none: the second stage had not begun"))
     if naming.names or naming.banned:
         facts.append(("named, banned", f"{len(naming.names)}, {len(naming.banned)}"))

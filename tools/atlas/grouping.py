@@ -11,13 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfguide.diffusion.preconditioning import build_preconditioning
 from selfguide.discovery.agreement import agreement
-from selfguide.guidance.online import extract
-from selfguide.randomness import normal
 from selfguide.sampling.condition_sampler import TrainingImages, by_patch
+from selfguide.sampling.groups import features_of
 from selfguide.snapshot import Snapshot
-from selfguide.spec.config import OnlineGuidance
 from shards import sidecar
 from shards.cli import track
 from shards.errors import UserError
@@ -55,7 +52,7 @@ def of_snapshot(snapshot: Snapshot, count: int, batch: int = 256) -> Grouping:
         UserError: the snapshot has no prototypes, or one for each patch.
     """
     guidance, head = snapshot.config.guidance, snapshot.student.head
-    if not isinstance(guidance, OnlineGuidance) or head is None:
+    if head is None:
         raise UserError(
             f"guidance.source={guidance.source} found no groups; name a run with guidance=online, or an annotation of "
             "kind id by --sidecar DIR"
@@ -65,18 +62,19 @@ def of_snapshot(snapshot: Snapshot, count: int, batch: int = 256) -> Grouping:
             "guidance.level=patch: this run's groups are of patches, and have no images of their own; an atlas needs a "
             "run with guidance.level=image"
         )
-    best = torch.full((0, guidance.groups), -torch.inf)
-    ordinals = torch.zeros(0, guidance.groups, dtype=torch.int64)
+    known = len(head.prototypes)
+    best = torch.full((0, known), -torch.inf)
+    ordinals = torch.zeros(0, known, dtype=torch.int64)
     ids = []
-    for index, scores in _scores(snapshot, guidance, batch):
+    for index, scores in _scores(snapshot, batch):
         ids.append(scores.argmax(1))
         both = torch.cat((best, scores))
         best, at = both.topk(min(count, len(both)), dim=0)
-        ordinals = torch.cat((ordinals, index[:, None].expand(-1, guidance.groups))).gather(0, at)
+        ordinals = torch.cat((ordinals, index[:, None].expand(-1, known))).gather(0, at)
     groups = torch.cat(ids).numpy()
     rows = head.rows().cpu()
     p = snapshot.guidance["p"]
-    counts = np.bincount(groups, minlength=guidance.groups)
+    counts = np.bincount(groups, minlength=known)
     return Grouping(
         p=counts / counts.sum() if p is None else np.asarray(p),
         ids=groups,
@@ -87,20 +85,15 @@ def of_snapshot(snapshot: Snapshot, count: int, batch: int = 256) -> Grouping:
     )
 
 
-def _scores(
-    snapshot: Snapshot, guidance: OnlineGuidance, batch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _scores(snapshot: Snapshot, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Ordinals (B,) and scores (B, K) of every training image, each in noise that depends on its ordinal only."""
-    images, preconditioning = TrainingImages(snapshot), build_preconditioning(snapshot.config.path)
-    head = snapshot.student.head
+    images, head = TrainingImages(snapshot), snapshot.student.head
     assert head is not None
     starts = range(0, images.count, batch)
     for start in track(starts, len(starts), "comparing images with prototypes"):
         index = torch.arange(start, min(start + batch, images.count))
-        x0 = images.x0(index).to(snapshot.device)
-        eps = normal(0, "extraction-noise", index, tuple(x0.shape[1:])).to(snapshot.device)
         with torch.no_grad():
-            yield index, head(extract(snapshot.student, preconditioning, guidance, x0, eps)).cpu()
+            yield index, head(features_of(snapshot, images.x0(index), index)).cpu()
 
 
 def of_sidecar(

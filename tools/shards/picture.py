@@ -84,7 +84,8 @@ def decode(manifest: Manifest, x: NDArray[np.generic], weights: str | None = Non
         raise UserError("--decode: these shards hold images, which need no decoding; leave it out")
     import torch
 
-    from selfguide.data.autoencoders import Normaliser, load_autoencoder, to_images
+    from selfguide.data.autoencoders import load_autoencoder, to_images
+    from selfguide.data.normaliser import Normaliser
 
     codec = load_autoencoder(str(header.encoder), weights)
     once = replace(header, flips=False)

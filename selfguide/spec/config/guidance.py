@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from selfguide.spec.config.laws import (
@@ -25,11 +26,32 @@ from shards import storage
 from shards.errors import UserError
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from selfguide.spec.architecture import Architecture
     from selfguide.spec.config import Config
+    from selfguide.spec.config.train import TrainConfig
 
 _DROP = Within(0.0, 1.0, below=True)
 _TRAINING_VIEW = ReadWith("view=training")
+
+
+class HeadSettings(NamedTuple):
+    """A projection head with prototypes, and what it reads of the backbone."""
+
+    # widths of what it reads after pooling, of its hidden layer, and of a prototype; number of prototypes
+    features: int
+    hidden: int
+    width: int
+    groups: int
+    # block whose output is read, counted from 1; how its tokens are pooled, "patch" leaves each by itself
+    layer: int
+    pooling: str
+    # at which images are compared with prototypes
+    noise_time: float
+    # the fields of `OnlineGuidance`
+    condition_rows: str
+    unconditional: str
 
 
 class Guidance:
@@ -50,6 +72,10 @@ class Guidance:
         """The configured sidecars by field."""
         return {}
 
+    def absolute(self) -> Self:
+        """The same with absolute paths."""
+        return self
+
     def network_inputs(self, classes: int) -> dict[str, int]:
         """Sizes of the network's condition inputs, for data with so many `classes`, before the network is known."""
         return {"classes": 0, "spatial": 0}
@@ -57,6 +83,14 @@ class Guidance:
     def fit(self, net: Architecture) -> Architecture:
         """`net` with the inputs whose size depends on the network itself."""
         return net
+
+    def switch_images(self, train: TrainConfig) -> int:
+        """The image count from which the network is conditioned; 0 is from the beginning."""
+        return 0
+
+    def head(self, net: Architecture) -> HeadSettings | None:
+        """The head beside the backbone `net`, if the source has one."""
+        return None
 
     def head_parameters(self, net: Architecture) -> int:
         """Trainable parameters of the source's own head."""
@@ -193,10 +227,27 @@ class OnlineGuidance(Guidance):
         flat = self.pooling == "flat" and self.level == "image"
         return layer.width * (layer.tokens - layer.extras if flat else 1)
 
+    def switch_images(self, train: TrainConfig) -> int:
+        """A whole number of batches."""
+        return max(1, round(self.switch * (train.images // train.batch))) * train.batch
+
+    def head(self, net: Architecture) -> HeadSettings:
+        features = self.feature_width(net)
+        return HeadSettings(
+            features=features,
+            hidden=self.head_width or features // 2,
+            width=self.condition_width(net),
+            groups=self.groups,
+            layer=self.layer or net.middle,
+            pooling="patch" if self.level == "patch" else self.pooling,
+            noise_time=self.noise_time,
+            condition_rows=self.condition_rows,
+            unconditional=self.unconditional,
+        )
+
     def head_parameters(self, net: Architecture) -> int:
         """Projection Linear-BatchNorm-ReLU-Linear and the K prototypes (SGFM)."""
-        features, p = self.feature_width(net), self.condition_width(net)
-        hidden = self.head_width or features // 2
+        features, hidden, p, *_ = self.head(net)
         return (features * hidden + hidden) + 2 * hidden + (hidden * p + p) + self.groups * p
 
     def check(self, config: Config) -> None:
@@ -296,6 +347,13 @@ class SidecarGuidance(Guidance):
         """The configured sidecars by field."""
         named = {field: getattr(self, field) for field in ROLES}
         return {field: folder for field, folder in named.items() if folder is not None}
+
+    def absolute(self) -> Self:
+        ids, layout, dense = (
+            path and str(Path(path).expanduser().resolve())
+            for path in (self.ids, self.layout, self.dense)
+        )
+        return replace(self, ids=ids, layout=layout, dense=dense)
 
     def network_inputs(self, classes: int) -> dict[str, int]:
         return {"classes": self.groups, "dense": self.width, "spatial": self.channels}

@@ -1,0 +1,84 @@
+"""What is measured of an online bootstrap at every report; `selfguide.spec.advice` judges it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from selfguide.data.batch import Batch
+from selfguide.distributed import world_size
+from selfguide.guidance.prototype_counts import LEARNED, Usage
+from selfguide.spec.config import OnlineGuidance
+
+PROBE = 256  # images of each rank whose prototypes are asked for again at every report
+
+
+class Health:
+    """Keeps the first images of the attempt: between two reports their prototypes change by learning alone."""
+
+    def __init__(self, config: OnlineGuidance, switch: int) -> None:
+        self._config, self._switch = config, switch
+        self.probe: Batch | None = None
+        self._micro = 0  # images of a micro-batch
+        self._ids: Tensor | None = None
+
+    def see(self, batch: Batch) -> None:
+        """To be called with every batch; the first is remembered."""
+        if self.probe is None:
+            few = {n: getattr(batch, n)[:PROBE].clone() for n in ("x0", "eps", "tau", "x")}
+            few |= {n: getattr(batch, n)[:PROBE].clone() for n in ("position", "ordinal")}
+            self.probe = replace(batch, **few, label=None, placement=None)
+            self._micro = len(batch.x0)
+
+    def measure(self, usage: Usage, ids: Tensor, images: int) -> dict[str, float]:
+        """For the line of a report at so many images; `ids` (rows,) are the probe's prototypes now. All ranks call.
+
+        used        share of prototypes that were nearest to something in the last one to two windows
+        perplexity  exp of the entropy of how often each was, as a share of K: 1 is even
+        largest     share of the fullest one
+        dead        prototypes that Sinkhorn could not reach, a mean over steps
+        code_loss   L_SK / ln K without weights: 1 is a head that sees no structure
+        churn       share of the probe's rows that the teacher puts elsewhere than at the last report
+        """
+        groups, learned = self._config.groups, usage.report()
+        counts = usage.totals()[LEARNED].sum(0).double()
+        found: dict[str, float] = {"dead": learned.dead}
+        if counts.sum() > 0:
+            p = counts / counts.sum()
+            entropy = -torch.special.xlogy(p, p).sum().item()
+            found |= {
+                "used": (counts > 0).double().mean().item(),
+                "perplexity": math.exp(entropy) / groups,
+                "largest": p.max().item(),
+                "code_loss": learned.entropy / math.log(groups),
+            }
+        if self._ids is not None:
+            found["churn"] = _share_moved(self._ids, ids)
+        self._ids = ids
+        facts = {
+            "groups": groups,
+            "counted": int(counts.sum()),
+            "rows": self._rows(ids),
+            "warm": min(images / max(self._switch, 1), 1.0),
+        }
+        return {name: v for name, v in found.items() if math.isfinite(v)} | facts
+
+    def _rows(self, ids: Tensor) -> int:
+        """What Sinkhorn shares out at once over all ranks, a queue aside."""
+        assert self.probe is not None
+        each = len(ids) // len(self.probe.x0)
+        low, high = self._config.mask
+        partial = self._config.view == "training" and self._config.codes_over == "counted"
+        share = high - low if partial else 1.0
+        return round(self._micro * world_size() * each * share)
+
+
+def _share_moved(before: Tensor, now: Tensor) -> float:
+    moved = torch.stack(((before != now).sum(), before.new_tensor(len(before)))).cpu()
+    if dist.is_initialized():
+        dist.all_reduce(moved)
+    return (moved[0] / moved[1]).item()

@@ -1,0 +1,25 @@
+"""What happens when, as functions of the images seen, so that a resumed run needs no scheduler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from selfguide.spec.config import Config
+
+
+def switch_images(config: Config) -> int:
+    """The image count, a whole number of batches, from which the network is conditioned; 0 is from the beginning."""
+    return config.guidance.switch_images(config.train)
+
+
+def learning_rate(config: Config, images: int) -> float:
+    """Of the step that begins at `images`: linear warm-up, then constant."""
+    train = config.train
+    warm = min(1.0, (images + train.batch) / train.warmup_images) if train.warmup_images else 1.0
+    return train.learning_rate * warm
+
+
+def due(every: int, images: int, batch: int) -> bool:
+    """Whether the step of `batch` images that ended at `images` reached or passed a multiple of `every`."""
+    return images // every > (images - batch) // every

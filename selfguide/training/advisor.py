@@ -1,0 +1,32 @@
+"""Gives advice while a run trains: once a run, in the log and beside the telemetry."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from selfguide.spec.advice import PATIENCE, Line, advise, recorded
+
+log = logging.getLogger(__name__)
+
+
+class Advisor:
+    """Gives each advice once in a run; rank 0 only."""
+
+    def __init__(self, metrics: Path, attempt: int) -> None:
+        self._given = {advice.name for advice in recorded(metrics)}
+        self._file = metrics / f"advice-{attempt:04d}.jsonl"
+        self._history: list[Line] = []
+
+    def hear(self, line: Line) -> None:
+        """Judges the run with one more line of its telemetry."""
+        self._history = [*self._history, line][-PATIENCE:]  # no sign takes more
+        for advice in advise(self._history):
+            if advice.name not in self._given:
+                self._given.add(advice.name)
+                log.info("advice at %s images: %s", f"{advice.images:,}", advice.text)
+                with self._file.open("a") as file:  # one writer a file: the attempt's rank 0
+                    file.write(json.dumps({"time": time.time(), **asdict(advice)}) + "\n")
