@@ -19,7 +19,7 @@ from launcher.reconcile.view import read
 from selfguide.spec.run import RunFolder
 from shards import cli
 from shards.errors import UserError
-from shards.lock import locked
+from shards.lock import lock
 
 REFUSED_S = 30.0  # before asking again a cluster that refused an evaluation
 REFUSALS = 60  # half an hour of them, and the evaluation counts as failed
@@ -34,7 +34,7 @@ def watch(root: Path) -> None:
         UserError: the run's files are of another version.
     """
     run = RunFolder(root)
-    with locked(root / "watch.lock", required=False):
+    with lock(root / "watch.lock", required=False):
         refused = 0
         while True:
             view = read(run)

@@ -10,9 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.attempt.entry import run_rank
-from launcher.attempt.signals import (
-    end_on_signals as end_on_signals,
-)  # until launcher.watch asks there
 
 __all__ = ["encode", "evaluate", "train"]
 
