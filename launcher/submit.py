@@ -282,8 +282,9 @@ def _sentences(done: dict[str, Any], config: Config) -> str:
             "run it can be trained on:",
             f"        {shorter['command']}",
         ]
-    if config.cluster.kind == "local" and state == "submitted":
-        lines += _gpu_note(config)
+    if state == "submitted":
+        ranks = config.cluster.gpus_per_node
+        lines += [f"        {note}" for note in backends.of(config.cluster).notes(ranks)]
     run = f"{done['run']}{_where(config)}"
     return "\n".join(
         [
@@ -294,18 +295,6 @@ def _sentences(done: dict[str, Any], config: Config) -> str:
             f"  python -m launcher.cancel {run}     end it",
         ]
     )
-
-
-def _gpu_note(config: Config) -> list[str]:
-    """A setting that quietly changes where the work is done is said aloud."""
-    from launcher.backends.local import gpus
-
-    found = len(gpus())
-    if not 0 < found < config.cluster.gpus_per_node:
-        return []
-    return [
-        f"        {found} GPU for {config.ranks} ranks: training on CPU; cluster.gpus_per_node={found} uses it"
-    ]
 
 
 if __name__ == "__main__":

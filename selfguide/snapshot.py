@@ -14,16 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from selfguide.networks.student import Student, build_student
+from selfguide.spec.averages import AverageSpec, averages_of
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
 from selfguide.weights import put
 from shards import storage
 
 CONFIG = "config.yaml"
-
-
-def ema_file(halflife: int) -> str:
-    return f"ema-{halflife}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -36,9 +33,14 @@ class Snapshot:
     guidance: dict[str, Any]
     data: dict[str, Any]
     sha256: str
-    ema: int
+    average: AverageSpec
     saw_labels: bool  # the weights, or anything that they came from
     origin: Mapping[str, Any]  # where training began; see `selfguide.training.initialise`
+
+    @property
+    def ema(self) -> int | str:
+        """The average as records name it."""
+        return self.average.plain
 
     @property
     def device(self) -> torch.device:
@@ -57,10 +59,10 @@ def load(folder: Path, index: int = 0) -> Snapshot:
     if manifest is None:
         raise FileNotFoundError(f"{folder} is not a complete snapshot")
     config = read_config(folder / CONFIG)
-    halflife = config.train.ema_halflife[index]
+    average = averages_of(config.train)[index]
     student = build_student(config, config.seed)
-    put(student, load_file(folder / ema_file(halflife)), str(folder / ema_file(halflife)))
-    sha256 = next(f["sha256"] for f in manifest["files"] if f["name"] == ema_file(halflife))
+    put(student, load_file(folder / average.file), str(folder / average.file))
+    sha256 = next(f["sha256"] for f in manifest["files"] if f["name"] == average.file)
     student.eval().requires_grad_(False)
     return Snapshot(
         student,
@@ -69,7 +71,7 @@ def load(folder: Path, index: int = 0) -> Snapshot:
         manifest["guidance"],
         manifest["data"],
         sha256,
-        halflife,
+        average,
         manifest["saw_labels"],
         manifest["origin"],
     )

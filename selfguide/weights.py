@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from shards import storage
 from shards.errors import UserError
 
 CONTAINERS = (
@@ -55,6 +57,24 @@ def _unpacked(found: Any) -> dict[str, Tensor]:
         if isinstance(found.get(name), Mapping):
             return _unpacked(found[name])
     return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def publish_tensors(path: Path, tensors: Mapping[str, Tensor], fence: storage.Fence) -> None:
+    """Publishes `tensors` as a safetensors file by the right of `fence`; a file that is there is replaced.
+
+    No two tensors may share memory.
+
+    Raises:
+        FencedError: a newer attempt has ended that right.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # hidden and named as storage's own, so that `storage.sweep` deletes what a kill leaves
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, draft)
+        storage.publish_file(path, draft, replace=True, fence=fence)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:

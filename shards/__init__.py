@@ -1,6 +1,6 @@
-"""Data at rest and in flight: WebDataset shards with a manifest, read in an order that survives all.
+"""WebDataset shards with a manifest: written once, verified by checksums, read in an order that is a formula.
 
-No torch anywhere in here, and nothing heavy until a function is called.
+No torch anywhere in here, and nothing heavy is imported until a function is called.
 """
 
 from __future__ import annotations

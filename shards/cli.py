@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE = 2.0  # seconds before a command shows that it is busy
+SHOW_AFTER = 2.0  # seconds before a command shows that it is busy
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -65,7 +65,7 @@ def track(items: Iterable[T], total: int, doing: str) -> Iterator[T]:
         for item in items:
             yield item
             done += 1
-            if progress is None and time.monotonic() - started > PATIENCE:
+            if progress is None and time.monotonic() - started > SHOW_AFTER:
                 progress = _progress()
                 task = progress.add_task(doing, total=total)
                 progress.start()

@@ -1,9 +1,8 @@
-"""What can be wrong with what a user gave us, or with what lies on disk; the bottom of every import.
+"""The errors of this package, and the exit codes of commands that end with them; the bottom of every import.
 
-A `UserError` says in one line which field holds which value and what to do about it. Commands print
-it and leave with exit code 2; nothing retries it, because trying again changes nothing.
-A `DamagedError` says that stored bytes are not the bytes that were written. A `StoreError` says that a
-store did not answer as one does, although it was asked often enough.
+A `UserError` names in one line the field, its value and a cure. Commands print it and exit with code 2; nothing
+retries it. A `DamagedError` means that stored bytes are not the bytes that were written, a `StoreError` that a
+store did not answer properly although it was asked often enough.
 """
 
 

@@ -1,8 +1,7 @@
-"""One function over many tasks, here or in processes of their own, and over ranks that know nothing of each other.
+"""Runs one function over many tasks, in this process or in worker processes.
 
-Processes are spawned: a fork would carry over the connections and locks of an S3 client. They end when
-their parent does, however it ends. Ranks need no barrier: each takes its own tasks first and then what
-the others have not done yet, so that one that dies costs time only. A task done twice gives the same bytes.
+Workers are spawned: a fork would carry over the connections and locks of an S3 client. They end when their
+parent does, however it ends. A task that is done twice gives the same bytes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Whole data sets from place to place, and damaged ones made whole from a good copy.
+"""Copies data sets between folders and S3, and repairs damaged ones from an intact copy.
 
-Every tar is read once and its sha256 compared before it is written; its sidecar, the record that it is
-there, follows it, and the pointer comes after all. So what was interrupted goes on where it stopped, and a half
-copied data set is none.
+Every tar is read once, and its sha256 is verified before it is written. Its record is written after it, and the pointer
+after everything else. So an interrupted copy continues where it stopped, and readers never see half a data set.
 """
 
 from __future__ import annotations

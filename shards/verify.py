@@ -1,8 +1,8 @@
-"""Whether a data set on disk or S3 still is what was written, and where it is not.
+"""Verifies the checksums and the structure of a data set on disk or S3.
 
-Everything is read once. A tar whose sha256 holds is intact; where it does not hold, the hashes of the
-blocks say which samples are hit. The structure is walked with a reader that is not ours, and any
-difference from the index is an error, never an end: tar readers stop quietly at a bad header.
+Everything is read once. A tar whose sha256 matches is intact; for any other tar, the hashes of its blocks show which
+samples are damaged. The structure is walked with Python's tarfile rather than with our reader, and any difference from
+the index is an error: tar readers stop silently at a damaged header.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from selfguide.sampling.condition_sampler import Prior, TrainingImages, by_patch
 from selfguide.sampling.generate import draw, draw_condition
 from selfguide.sampling.group_names import Naming, read_naming, without_banned
 from selfguide.snapshot import Snapshot, load
+from selfguide.spec.averages import averages_of
 from selfguide.spec.config import SamplerConfig, build
 from selfguide.spec.config.sampler import check_sampler, settings_read
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
@@ -153,9 +154,9 @@ def snapshot_folder(options: argparse.Namespace) -> Path:
 def load_snapshot(options: argparse.Namespace) -> Snapshot:
     """That snapshot, with the average that was asked for."""
     folder = snapshot_folder(options)
-    averages = read_config(folder / "config.yaml").train.ema_halflife
+    averages = averages_of(read_config(folder / "config.yaml").train)
     if not 0 <= options.ema < len(averages):
-        kept = ", ".join(f"{i}: half-life of {h:,} images" for i, h in enumerate(averages))
+        kept = ", ".join(f"{i}: {average}" for i, average in enumerate(averages))
         raise UserError(f"--ema {options.ema} is not one of this snapshot's averages ({kept})")
     try:
         return load(folder, options.ema)

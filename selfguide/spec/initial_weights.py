@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfguide.spec.architecture import Architecture
+from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config, InitConfig, PathConfig
 from selfguide.spec.files import read_config
 from selfguide.spec.official import FORMS, Contents, Training, contents
@@ -193,7 +194,7 @@ def read_snapshot(folder: Path, verify: storage.Verify) -> tuple[dict[str, Any],
 
 def ema_sha256(manifest: Mapping[str, Any], config: Config) -> str:
     """Of a snapshot's first average, which is what a run begins from."""
-    name = f"ema-{config.train.ema_halflife[0]}.safetensors"
+    name = averages_of(config.train)[0].file
     return next(file["sha256"] for file in manifest["files"] if file["name"] == name)
 
 

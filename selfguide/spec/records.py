@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config
 from selfguide.spec.config.sampler import protocol_settings
 from selfguide.spec.identity import digest
@@ -76,7 +77,7 @@ class Protocol:
             batch=evaluation.batch if adaptive else None,
             g=sampler.g,
             interval=sampler.interval,
-            ema=config.train.ema_halflife[0],
+            ema=averages_of(config.train)[0].plain,
             dtype=features.dtype,
             settings=protocol_settings(sampler),
         )

@@ -2,7 +2,8 @@
 
 A run is what is learned; an attempt is one job that works on it. State is in these files only, so every command
 can be asked from any machine that sees the folder. An older attempt that still lives may burn CPU but publishes
-nothing: `open_attempt` ends its right to, and `Lease.publish` asks for that right in the operation that publishes.
+nothing: a newer attempt ends its right when it begins, and `Lease.publish` asks for that right in the operation
+that publishes.
 """
 
 from __future__ import annotations
@@ -61,20 +62,15 @@ class RunFolder:
         return sorted(int(p.name) for p in self.attempts.iterdir() if p.name.isdigit())
 
     def open_attempt(self) -> int:
-        """Takes the next attempt number by making its folder; two callers never get the same.
-
-        On return nothing that an older attempt publishes appears any more: what is complete now is what there is.
-        """
+        """Takes the next attempt number by making its folder; two callers never get the same."""
         self.attempts.mkdir(parents=True, exist_ok=True)
         while True:
             number = (self.attempt_numbers() or [0])[-1] + 1
             try:
                 self.attempt(number).mkdir()
+                return number
             except FileExistsError:
                 continue
-            for place in (self.checkpoints, self.snapshots) if number > 1 else ():
-                storage.end_attempts(place, number)
-            return number
 
     def snapshot(self, images: int) -> Path:
         return self.snapshots / image_folder(images)
@@ -130,6 +126,15 @@ class Lease:
     run: RunFolder
     number: int
 
+    def begin(self) -> None:
+        """Ends the right of all older attempts: what is complete when this returns is all they ever publish.
+
+        One rank calls it, before the attempt looks for a checkpoint. An attempt that was only submitted ends nobody's
+        right for good: its folder goes if no job could be queued.
+        """
+        for place in (self.run.checkpoints, self.run.snapshots) if self.number > 1 else ():
+            storage.end_attempts(place, self.number)
+
     def publish(self, folder: Path, *, extra: Mapping[str, Any]) -> None:
         """Declares a checkpoint or snapshot complete (`storage.publish_folder`), while this attempt is the newest.
 
@@ -137,8 +142,12 @@ class Lease:
             Fenced: a newer attempt exists; the folder is not complete.
             FileExistsError: it was published before.
         """
-        fence = storage.Fence(str(folder.parent), self.number)
-        storage.publish_folder(folder, extra=extra, fence=fence)
+        self.check()
+        storage.publish_folder(folder, extra=extra, fence=self.fence(folder))
+
+    def fence(self, folder: Path) -> storage.Fence:
+        """The right to publish into this checkpoint or snapshot, for `storage.publish_file` of its files."""
+        return storage.Fence(str(folder.parent), self.number)
 
     def check(self) -> None:
         """Raises Fenced when a newer attempt exists: asked before the work of publishing, to spare it."""

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from selfguide.spec.architecture import Architecture
+from selfguide.spec.averages import averages_of
 from selfguide.spec.dit import DiTArchitecture
 from selfguide.spec.suggest import nearest
 from selfguide.spec.unet import UNetArchitecture
@@ -225,7 +226,7 @@ def footprint(config: Config) -> Footprint:
     net = architecture(config)
     n = net.parameters() + config.guidance.head_parameters(net)
     n += UNCERTAINTY_FEATURES + 1 if config.path.weighting == "uncertainty" else 0
-    word, horizons = BYTES[config.engine.dtype], len(config.train.ema_halflife)
+    word, horizons = BYTES[config.engine.dtype], len(averages_of(config.train))
     sharded = config.engine.backend == "deepspeed"
     share = -(-n // config.ranks) if sharded else n
     # fp32 torch keeps no second copy of the weights; ZeRO and bf16 step on fp32 masters

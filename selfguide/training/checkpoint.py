@@ -1,25 +1,29 @@
-"""Resume state in our own format: one file per rank with its slice of the flat space, the manifest last.
+"""Resume state in our own format: one file per rank with its ranges of the parameter space, the manifest last.
 
-Because slices are ranges of one space, a checkpoint loads at any world size and into either engine. Random numbers
+Because files hold ranges of one space, a checkpoint loads at any world size and into either engine. Random numbers
 and data order are functions of the image count, so the count is all that has to be remembered of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from selfguide.distributed import Place, decided_by_rank_0
 from selfguide.guidance.source import Resumable
 from selfguide.spec.run import Lease
-from selfguide.training.engine.protocol import Engine
+from selfguide.training.ema import Averages
+from selfguide.training.engine.layout import ParameterSpace, Range, Shard, length, overlaps, pieces
+from selfguide.training.engine.protocol import Engine, Moments
 from selfguide.training.state import State
+from selfguide.weights import publish_tensors
 from shards import storage
 
 REPLICATED = "replicated.safetensors"  # what every rank holds alike: buffers, the teacher, the source's counters
@@ -30,25 +34,19 @@ def save(folder: Path, state: State, place: Place, lease: Lease) -> None:
     lease.check()
     if decided_by_rank_0(storage.read_complete(folder, verify="sizes") is not None):
         return  # an earlier attempt came as far, with the same numbers
-    folder.mkdir(parents=True, exist_ok=True)
-    engine = state.engine
-    start, stop = _owned(engine, place)
-    inside = slice(start - engine.start, stop - engine.start)
-    first, second, count = engine.moments()
-    parts = {"master": engine.master, "first": first, "second": second}
-    parts |= {f"ema-{i}": shard for i, shard in enumerate(state.averages.shards)}
-    mine = {name: tensor.detach()[inside].cpu().clone() for name, tensor in parts.items()}
-    save_file(mine, folder / f"rank-{place.rank:05d}.safetensors")
+    engine, moments = state.engine, state.engine.moments()
+    names = [f"ema-{spec.key}" for spec in state.averages.specs]
+    vectors = _vectors(engine, moments, state.averages, names)
+    # also the barrier: every part is written
+    ranges = write_vectors(folder, vectors, engine, place, lease.fence(folder))
     held = state.source.held() if isinstance(state.source, Resumable) else {}
-    ranges: list[Any] = [None] * place.world
-    dist.all_gather_object(ranges, (start, stop))  # also the barrier: every part is written
     if place.rank == 0:
-        save_file(_replicated(state, held), folder / REPLICATED)
+        publish_tensors(folder / REPLICATED, _replicated(state, held), lease.fence(folder))
         extra = {
             "images": state.images,
-            "steps": count,
+            "steps": moments.count,
             "ema_since": state.averages.since,
-            "ema_halflives": list(state.averages.halflives),
+            "averages": [spec.key for spec in state.averages.specs],
             "total": engine.layout.total,
             "names": list(engine.layout.names),
             "ranges": ranges,
@@ -60,12 +58,67 @@ def save(folder: Path, state: State, place: Place, lease: Lease) -> None:
     dist.barrier()
 
 
-def _owned(engine: Engine, place: Place) -> tuple[int, int]:
-    """The slice this rank writes: its own under ZeRO, an even share where every rank holds all."""
-    if (engine.start, engine.stop) != (0, engine.layout.total) or place.world == 1:
-        return engine.start, engine.stop
-    share = -(-engine.layout.total // place.world)
-    return min(place.rank * share, engine.stop), min((place.rank + 1) * share, engine.stop)
+def _vectors(
+    engine: Engine, moments: Moments, averages: Averages, names: Sequence[str]
+) -> dict[str, Shard]:
+    """All that is kept of the parameter space, by its name in the files; averages go by `names`."""
+    held = {"master": engine.masters, "first": moments.first, "second": moments.second}
+    return held | dict(zip(names, averages.shards, strict=True))
+
+
+def write_vectors(
+    folder: Path,
+    vectors: Mapping[str, Shard],
+    space: ParameterSpace,
+    place: Place,
+    fence: storage.Fence,
+) -> list[Any]:
+    """Writes what this rank owns of `vectors`; all ranks call, and get which ranges the file of each rank holds.
+
+    Each number is written once: where every rank owns all, each writes an even share.
+    """
+    ranges = space.ranges
+    if space.replicated:
+        share = -(-space.layout.total // place.world)
+        window = (place.rank * share, (place.rank + 1) * share)
+        ranges = tuple(both for _, _, both in overlaps(space.ranges, (window,)))
+    tensors = {}
+    for name, shard in vectors.items():
+        tensors[name] = torch.empty(length(ranges), dtype=torch.float32)
+        parts = pieces(tensors[name], ranges)
+        for mine, part, (low, high) in overlaps(space.ranges, ranges):
+            start = space.ranges[mine][0]
+            parts[part].copy_(shard[mine][low - start : high - start])
+    publish_tensors(folder / _part(place.rank), tensors, fence)
+    together: list[Any] = [None] * place.world
+    dist.all_gather_object(together, ranges)
+    return together
+
+
+@torch.no_grad()
+def read_vectors(
+    folder: Path,
+    ranges: Sequence[Sequence[Range]],
+    vectors: Mapping[str, Shard],
+    space: ParameterSpace,
+) -> None:
+    """Fills what this rank owns of `vectors` from the files of the ranks that wrote, which hold `ranges`."""
+    for rank, theirs in enumerate(ranges):
+        parts = list(overlaps(space.ranges, theirs))
+        if not parts:
+            continue
+        starts = [length(theirs[:index]) - theirs[index][0] for index in range(len(theirs))]
+        with safe_open(folder / _part(rank), framework="pt") as file:
+            for name, shard in vectors.items():
+                written = file.get_slice(name)
+                for mine, their, (low, high) in parts:
+                    start = space.ranges[mine][0]
+                    found = written[starts[their] + low : starts[their] + high]
+                    shard[mine][low - start : high - start] = found
+
+
+def _part(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
 
 
 def _replicated(state: State, source: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -98,12 +151,20 @@ def load(folder: Path, state: State, place: Place) -> None:
         raise RuntimeError(
             f"{folder} was written by another model: its parameters have other names or sizes"
         )
-    read = {name: _read(folder, manifest, name, engine) for name in _names(state)}
-    engine.master.data.copy_(read["master"])
-    engine.load_moments(read["first"], read["second"], manifest["steps"])
+    keys = manifest.get("averages")
+    if keys is None:  # a checkpoint of before numbered the averages, and a rank had one range
+        keys = [str(halflife) for halflife in manifest["ema_halflives"]]
+        names = [f"ema-{index}" for index in range(len(keys))]
+        ranges = [[tuple(each)] for each in manifest["ranges"]]
+    else:
+        names = [f"ema-{key}" for key in keys]
+        ranges = [[tuple(each) for each in held] for held in manifest["ranges"]]
+    if keys != [spec.key for spec in state.averages.specs]:
+        raise RuntimeError(f"{folder} was written with other averages: {', '.join(keys)}")
+    moments = Moments(_like(engine.masters), _like(engine.masters), manifest["steps"])
+    read_vectors(folder, ranges, _vectors(engine, moments, state.averages, names), engine)
+    engine.load_moments(moments)
     engine.refresh()
-    for i, shard in enumerate(state.averages.shards):
-        shard.copy_(read[f"ema-{i}"])
     state.averages.since = manifest["ema_since"]
     state.images = manifest["images"]
     state.origin = manifest["origin"]
@@ -123,29 +184,13 @@ def _under(prefix: str, held: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in held.items() if n.startswith(prefix)}
 
 
-def _names(state: State) -> list[str]:
-    return ["master", "first", "second", *(f"ema-{i}" for i in range(len(state.averages.shards)))]
-
-
-def _read(folder: Path, manifest: dict[str, Any], name: str, engine: Engine) -> Tensor:
-    """This rank's slice of one flat vector, pieced together from the files that overlap it."""
-    out = torch.empty(engine.stop - engine.start, dtype=torch.float32)
-    for rank, (start, stop) in enumerate(manifest["ranges"]):
-        low, high = max(start, engine.start), min(stop, engine.stop)
-        if low < high:
-            with safe_open(folder / f"rank-{rank:05d}.safetensors", framework="pt") as file:
-                out[low - engine.start : high - engine.start] = file.get_slice(name)[
-                    low - start : high - start
-                ]
-    return out.to(engine.master.device)
+def _like(shard: Shard) -> Shard:
+    return tuple(torch.empty_like(part) for part in shard)
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Removes all but the newest `keep` complete checkpoints; the manifest goes first."""
-    complete = (p for p in checkpoints.iterdir() if storage.read_complete(p) is not None)
-    folders = sorted(complete, key=lambda p: int(p.name.removeprefix("img-")))
-    for folder in folders[: max(0, len(folders) - keep)]:
-        (folder / "MANIFEST.json").unlink()
-        for part in folder.iterdir():
-            part.unlink()
-        folder.rmdir()
+    """Deletes all but the newest `keep` complete checkpoints."""
+    names = [n for n in storage.list(checkpoints) if storage.read_complete(checkpoints / n)]
+    names.sort(key=lambda name: int(name.removeprefix("img-")))
+    for name in names[: max(0, len(names) - keep)]:
+        storage.delete(checkpoints / name)

@@ -1,37 +1,40 @@
-"""Exponential averages of the fp32 masters, kept where the masters are: one lerp on this rank's slice."""
+"""Averages of the fp32 masters, kept where the masters are: one lerp on what this rank owns."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from selfguide.training.engine.protocol import Engine
+from selfguide.spec.averages import AverageSpec
+from selfguide.training.engine.layout import ParameterSpace, Shard
 
 
 class Averages:
-    """One average per horizon. A horizon is a half-life in images, so it survives a change of batch."""
+    """One average per spec. Horizons are counted in images, so they survive a change of batch."""
 
-    def __init__(self, engine: Engine, halflives: tuple[int, ...], ramp: float) -> None:
-        self._engine, self.halflives, self._ramp = engine, halflives, ramp
-        self.shards: list[Tensor] = [engine.master.detach().clone() for _ in halflives]
+    def __init__(self, space: ParameterSpace, specs: Sequence[AverageSpec], ramp: float) -> None:
+        self._space, self.specs, self._ramp = space, tuple(specs), ramp
+        self.shards: list[Shard] = [tuple(m.clone() for m in space.masters) for _ in specs]
         self.since = 0  # images at the last reset
 
-    def update(self, batch: int, images: int) -> None:
-        """After an applied step of `batch` images that brought the run to `images`.
+    def update(self, batch: int, images: int, applied: Tensor) -> None:
+        """After a step of `batch` images that brought the run to `images`; one that was not applied moves nothing.
 
-        decay = 0.5 ** (batch / halflife), the half-life never above `ramp` of what was seen (EDM, Karras 2022).
+        `applied` is the step's scalar on the device, and is not read on the host.
         """
-        for shard, halflife in zip(self.shards, self.halflives, strict=True):
-            horizon = min(halflife, self._ramp * (images - self.since)) if self._ramp else halflife
-            decay = 0.5 ** (batch / max(horizon, 1e-8))
-            torch.lerp(shard, self._engine.master.detach(), 1 - decay, out=shard)
+        for spec, shard in zip(self.specs, self.shards, strict=True):
+            weight = applied * (1 - spec.decay(batch, images - self.since, self._ramp))
+            for average, master in zip(shard, self._space.masters, strict=True):
+                average.lerp_(master, weight)
 
     def reset(self, images: int) -> None:
         """Every average becomes the live weights: a stage switch starts a new history."""
         for shard in self.shards:
-            shard.copy_(self._engine.master)
+            for average, master in zip(shard, self._space.masters, strict=True):
+                average.copy_(master)
         self.since = images
 
     def weights(self, index: int = 0) -> dict[str, Tensor]:
         """Full fp32 weights of one average by name, on every rank; all ranks call."""
-        return self._engine.layout.split(self._engine.gather(self.shards[index]))
+        return self._space.layout.split(self._space.gather(self.shards[index]))

@@ -18,6 +18,7 @@ from selfguide.guidance.build import build_source
 from selfguide.models.execution import prepare
 from selfguide.networks.student import Student, build_student
 from selfguide.spec.annotations import check_annotations, check_promises
+from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config, OnlineGuidance
 from selfguide.spec.files import read_config
 from selfguide.spec.initial_weights import SCRATCH
@@ -25,6 +26,7 @@ from selfguide.spec.run import Lease, RunFolder
 from selfguide.training import checkpoint
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine, micro_batch
+from selfguide.training.engine.layout import length
 from selfguide.training.engine.protocol import DTYPES, Engine, keep_buffers_wide
 from selfguide.training.initialise import initialise
 from selfguide.training.loop import Training, switch_images, train
@@ -68,6 +70,8 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
     sources = _load_manifests(config, lease.run)
     manifest = sources[0]  # of several, fields and header are alike
     _check_annotations(config, manifest, lease.run, place)
+    if place.rank == 0:
+        lease.begin()  # before the look: an older attempt must not publish behind it
     found = checkpoint.newest(lease.run.checkpoints)
     student = build_student(config, config.seed)
     # a checkpoint holds all that init gave, so a resumed run needs those weights no more
@@ -84,7 +88,7 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
         print(
             f"engine {state.engine.name}, {weights.dtype} weights on {weights.device}, {place.world} ranks, "
             f"{state.engine.layout.total:,} parameters, "
-            f"{state.engine.stop - state.engine.start:,} of them stepped here",
+            f"{length(state.engine.ranges):,} of them stepped here",
             flush=True,
         )
     stream = shards.open(
@@ -153,7 +157,7 @@ def build_state(
 ) -> State:
     """Engine, averages, guidance source and teacher around `student` at image 0; the same on every rank."""
     engine = build_engine(config, student, place)
-    averages = Averages(engine, config.train.ema_halflife, config.train.ema_ramp)
+    averages = Averages(engine, averages_of(config.train), config.train.ema_ramp)
     source = build_source(config, histogram, switch_images(config))
     return State(engine, averages, source, _teacher(config, place, engine, averages), origin)
 

@@ -70,18 +70,16 @@ def advance(job: Training) -> None:
     applied = step(job)
     job.telemetry.read(job.stream.waited - waited, job.stream.substituted - substituted)
     seen = state.images + config.train.batch
-    if applied:
-        keep_rows_unit(job)
-        state.averages.update(config.train.batch, seen)
+    keep_rows_unit(job, applied)
+    state.averages.update(config.train.batch, seen, applied)
     state.images = seen
-    if applied:  # features of a skipped step may not be finite
-        prototypes.revive(state, config)
+    prototypes.revive(state, config, applied)
     turn_stage(job)
     refresh_teacher(job)
 
 
-def step(job: Training) -> bool:
-    """One optimiser step over the global batch; False where non-finite gradients were skipped."""
+def step(job: Training) -> torch.Tensor:
+    """One optimiser step over the global batch; a scalar on the device, false where gradients were not finite."""
     config, engine, source = job.config, job.state.engine, job.state.source
     teacher = job.state.teacher.module if job.state.teacher else None
     done = None
@@ -98,12 +96,7 @@ def step(job: Training) -> bool:
         losses = {"loss": flow} if guidance is None else {"loss": flow, "guidance_loss": guidance}
         done = engine.step(learning_rate(config, job.state.images))
         job.telemetry.add(**losses)
-    if done.applied:
-        job.telemetry.add(grad_norm=done.grad_norm)
-    elif job.place.rank == 0:
-        print(
-            f"step at {job.state.images:,} images skipped: its gradients are not finite", flush=True
-        )
+    job.telemetry.stepped(done)
     return done.applied
 
 
@@ -169,11 +162,11 @@ def refresh_teacher(job: Training) -> None:
         )
 
 
-def keep_rows_unit(job: Training) -> None:
+def keep_rows_unit(job: Training, applied: torch.Tensor) -> None:
     """Only where the average of unit rows is told as it is: else rows are normalised when they are read."""
     guidance = job.config.guidance
     if isinstance(guidance, OnlineGuidance) and guidance.condition_rows == "averaged":
-        prototypes.normalise(job.state.engine)
+        prototypes.normalise(job.state.engine, applied)
 
 
 def publish_what_is_due(job: Training, epochs: Epochs) -> None:

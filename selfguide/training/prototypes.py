@@ -18,32 +18,30 @@ from selfguide.training.state import State
 NAME = "head.prototypes"
 
 
-def _places(engine: Engine) -> tuple[slice, Tensor, int, int]:
-    """Where this rank's slice holds prototypes, the place (n,) of each number in the flat K x P, and K and P."""
-    index = engine.layout.names.index(NAME)
-    first, (groups, width) = engine.layout.offsets[index], engine.layout.shapes[index]
-    start, stop = max(first, engine.start), min(first + groups * width, engine.stop)
-    held = slice(start - engine.start, max(start, stop) - engine.start)
-    numbers = torch.arange(start, max(start, stop), device=engine.master.device)
-    return held, numbers - first, groups, width
-
-
 @torch.no_grad()
-def normalise(engine: Engine) -> None:
-    """Rows become unit vectors after a step, as in SGFM's published code; all ranks call."""
-    held, places, groups, width = _places(engine)
-    mine, rows = engine.master[held], places // width
+def normalise(engine: Engine, applied: Tensor) -> None:
+    """Rows become unit vectors after a step that was applied, as in SGFM's published code; all ranks call."""
+    groups, width = engine.layout.shapes[engine.layout.names.index(NAME)]
     # in fp64, so that a row that two ranks share has one length in every engine
-    squares = torch.zeros(groups, dtype=torch.float64, device=mine.device)
-    squares.index_add_(0, rows, mine.double().square())
-    if engine.stop - engine.start < engine.layout.total:
+    squares = torch.zeros(groups, dtype=torch.float64, device=applied.device)
+    held = [
+        (
+            engine.masters[index][inside],
+            torch.arange(at.start, at.stop, device=applied.device) // width,
+        )
+        for index, inside, at in engine.parts_of(NAME)
+    ]
+    for mine, rows in held:
+        squares.index_add_(0, rows, mine.double().square())
+    if not engine.replicated:
         dist.all_reduce(squares)
-    length = squares.sqrt().clamp_min(1e-12)
-    mine.copy_((mine.double() / length[rows]).float())
+    length = torch.where(applied, squares.sqrt().clamp_min(1e-12), 1.0)
+    for mine, rows in held:
+        mine.copy_((mine.double() / length[rows]).float())
     engine.refresh()
 
 
-def revive(state: State, config: Config) -> int:
+def revive(state: State, config: Config, applied: Tensor) -> int:
     """At the end of a window, prototypes with less than `revive` of an even share become features of the last batch.
 
     Masters, averages and the teacher take the new row, the optimiser forgets the old one. How many; all ranks call.
@@ -52,6 +50,8 @@ def revive(state: State, config: Config) -> int:
     if not isinstance(guidance, OnlineGuidance) or not isinstance(source, OnlineSource):
         return 0
     if not guidance.revive or state.images % guidance.window:
+        return 0
+    if not applied:  # features of a skipped step may not be finite; read here only, once a window
         return 0
     learned = source.usage.totals()[-1]  # the window that ends here
     weak = (learned < guidance.revive * learned.sum() / guidance.groups).nonzero()[:, 0]
@@ -84,16 +84,17 @@ def _drawn(source: OnlineSource, count: int, seed: int) -> Tensor:
 @torch.no_grad()
 def _write(state: State, rows: Tensor, values: Tensor) -> None:
     engine = state.engine
-    held, places, groups, width = _places(engine)
+    groups, width = engine.layout.shapes[engine.layout.names.index(NAME)]
     fresh = torch.zeros(groups, width, device=values.device)
     fresh[rows] = values
-    new = torch.isin(places // width, rows)
-    for vector in (engine.master, *state.averages.shards):
-        vector[held][new] = fresh.flatten()[places[new]]
-    first, second, count = engine.moments()
-    if count:
-        for moment in (first, second):
-            moment[held][new] = 0.0
+    moments = engine.moments()
+    for index, inside, at in engine.parts_of(NAME):
+        numbers = torch.arange(at.start, at.stop, device=values.device)
+        new = torch.isin(numbers // width, rows)
+        for shard in (engine.masters, *state.averages.shards):
+            shard[index][inside][new] = fresh.flatten()[numbers[new]]
+        for moment in (moments.first, moments.second):  # mere zeros before the first step
+            moment[index][inside][new] = 0.0
     engine.refresh()
     assert state.teacher is not None and state.teacher.module.head is not None
     prototypes = state.teacher.module.head.prototypes

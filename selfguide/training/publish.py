@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors.torch import save_file
 
 from selfguide.distributed import Place, decided_by_rank_0
-from selfguide.snapshot import CONFIG, ema_file
+from selfguide.snapshot import CONFIG
 from selfguide.spec.config import Config
 from selfguide.spec.files import to_yaml
 from selfguide.spec.run import Lease
 from selfguide.training.state import State
+from selfguide.weights import publish_tensors
 from shards import storage
 
 
@@ -33,14 +33,14 @@ def publish(
     buffers = {
         n: b.detach().cpu().clone() for n, b in state.engine.module.named_buffers() if n in kept
     }
-    for index, halflife in enumerate(state.averages.halflives):
+    for index, spec in enumerate(state.averages.specs):
         weights = state.averages.weights(index)
         if place.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
             tensors = {n: t.detach().cpu().clone() for n, t in weights.items()} | buffers
-            save_file(tensors, folder / ema_file(halflife))
+            publish_tensors(folder / spec.file, tensors, lease.fence(folder))
     if place.rank == 0:
-        (folder / CONFIG).write_text(to_yaml(config))
+        text = to_yaml(config).encode()
+        storage.publish(folder / CONFIG, text, replace=True, fence=lease.fence(folder))
         extra = {
             "images": state.images,
             "guidance": guidance | {"label_free": not saw_labels},

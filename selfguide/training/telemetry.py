@@ -12,6 +12,7 @@ from torch import Tensor
 
 from selfguide.distributed import Place
 from selfguide.spec.run import RunFolder, write_record
+from selfguide.training.engine.protocol import Step
 from selfguide.training.health import Advisor
 
 _KEPT = ("images_per_s", "loss", "data_share")  # while something else than training is done
@@ -25,7 +26,8 @@ class Telemetry:
         self._progress = run.attempt(attempt) / "progress.json"
         self._scalars = run.metrics / f"train-{attempt:04d}.jsonl"
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, Tensor | int] = {}
+        self._stepped = 0
         self._waited, self._substituted, self._steps = 0.0, 0, 0  # of this rank's data
         self._rates: dict[str, Any] = {}  # of the last report, for those who wait for a checkpoint
         self._since = time.monotonic()
@@ -37,9 +39,17 @@ class Telemetry:
     def add(self, **scalars: Tensor | float) -> None:
         """Scalars of a step or micro-batch; means are taken over calls and ranks."""
         for name, value in scalars.items():
-            detached = torch.as_tensor(value, dtype=torch.float32).detach()
-            self._sums[name] = self._sums[name] + detached if name in self._sums else detached
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self._add(name, torch.as_tensor(value, dtype=torch.float32).detach(), 1)
+
+    def _add(self, name: str, value: Tensor, count: Tensor | int) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._counts[name] = self._counts[name] + count if name in self._counts else count
+
+    def stepped(self, step: Step) -> None:
+        """Of an optimiser step, unread: its norm counts where it was applied."""
+        norm = torch.where(step.applied, step.grad_norm, 0.0)
+        self._add("grad_norm", norm.float(), step.applied.long())
+        self._stepped += 1
 
     def read(self, waited: float, substituted: int) -> None:
         """Of one step: seconds this rank waited for its data, and images that stood in for damaged ones."""
@@ -49,13 +59,7 @@ class Telemetry:
 
     def report(self, images: int, **extra: Any) -> dict[str, Any]:
         """All ranks call: reduces, writes the line, starts the next window."""
-        names = sorted(self._sums)
-        sums = torch.stack([self._sums[n].cpu() for n in names])
-        if dist.is_initialized():
-            dist.all_reduce(sums)
-        means = {
-            n: (sums[i] / (self._counts[n] * self._place.world)).item() for i, n in enumerate(names)
-        }
+        means: dict[str, Any] = self._means()
         now = time.monotonic()
         means |= self._data(now - self._since)
         rate = (
@@ -64,7 +68,8 @@ class Telemetry:
             else None
         )
         line = {"images": images, "images_per_s": rate, **means, **extra}
-        self._sums, self._counts, self._since, self._images = {}, {}, now, images
+        self._sums, self._counts, self._stepped = {}, {}, 0
+        self._since, self._images = now, images
         self._rates = {name: line[name] for name in _KEPT if name in line}
         if self._place.rank == 0:
             with self._scalars.open("a") as file:  # one writer a file: the attempt's rank 0
@@ -73,6 +78,25 @@ class Telemetry:
             print(_sentence(line, self._total), flush=True)
             self._advisor.hear(line)
         return line
+
+    def _means(self) -> dict[str, float | int]:
+        """All ranks call: means over what was added since the last report, each device read once.
+
+        skipped  steps whose gradients were not finite; left out where there is none, as is a mean over nothing
+        """
+        names, device = sorted(self._sums), self._place.device
+        sums = torch.stack([self._sums[n].to(device) for n in names]).cpu()
+        counts = torch.stack(
+            [torch.as_tensor(self._counts[n], dtype=torch.float32, device=device) for n in names]
+        ).cpu()
+        applied = dict(zip(names, counts.tolist(), strict=True)).get("grad_norm", 0)
+        skipped = self._stepped - int(applied)
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+            dist.all_reduce(counts)
+        means = (sums / counts).tolist()
+        found = {n: m for n, m, c in zip(names, means, counts.tolist(), strict=True) if c}
+        return found | ({"skipped": skipped} if skipped else {})
 
     def _data(self, elapsed: float) -> dict[str, float | int]:
         """All ranks call: what reading cost since the last report.
@@ -122,6 +146,8 @@ def _sentence(line: dict[str, Any], total: int) -> str:
         told = name in ("images", "images_per_s") or name.startswith("data_")
         if not told and isinstance(value, float):
             parts.append(f"{name} {value:.4g}")
+    if "skipped" in line:
+        parts.append(f"{line['skipped']:,} steps skipped: their gradients are not finite")
     if "data_share" in line:
         parts.append(f"waited for data {line['data_share']:.1%}")
     if "substituted" in line:

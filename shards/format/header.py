@@ -1,4 +1,4 @@
-"""How stored values become what a model sees, and who encoded them."""
+"""How stored values are normalised for a model, and which autoencoder made them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Header:
         return Header(**values | lists)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it; what data sets of before had no word for is left out where it says nothing new."""
+        """As JSON; fields that older data sets do not have are left out at their defaults."""
         values = {n: [*v] if isinstance(v, tuple) else v for n, v in asdict(self).items()}
         silent = {"content": "sample", "flips": False}
         return {n: v for n, v in values.items() if n not in silent or v != silent[n]}

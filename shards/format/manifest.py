@@ -1,4 +1,4 @@
-"""What a folder of shards holds: one small immutable manifest, its index, and a pointer.
+"""The files of a data set: a small immutable manifest, its index, and a pointer to the current manifest.
 
     <root>/LATEST                    sha256 of the current manifest, written last
     <root>/manifest-<hash12>.json    counts, typed fields, header, statistics, shards with their sha256
@@ -12,7 +12,7 @@ row); annotation sidecars have one row per ordinal. All blocks hold `block` samp
 There are two layouts. In `blocks` a member of a tar is one field of a whole block. In `samples` every sample has
 its own members, as WebDataset is usually written; the index then has one row per sample, whose single span is all
 of its members with their headers, and a block is `block` rows in a row, of one tar or of several. Tars that others
-wrote are indexed where they lie: their names may be absolute, and the records of what was found in them are
+wrote are indexed in place: their names may be absolute, and the records of what was found in them are
 in <root>/records.
 """
 
@@ -156,11 +156,11 @@ class Manifest:
         return max(1, int(self.blocks["bytes"].sum()) // self.count)
 
     def shards_of(self, ordinals: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Number of the tar that each sample lies in."""
+        """Number of the tar of each sample."""
         return self.blocks["shard"][ordinals // self.row_samples].astype(np.int64)
 
     def record_name(self, shard: Shard) -> str:
-        """Of the record that committed a tar, or said what was found in it."""
+        """Name of the record that committed a tar, or that lists what was found in it."""
         if not self.indexed:
             return shard.name.removesuffix(".tar") + ".json"
         return record_name(shard.name)
@@ -211,7 +211,7 @@ def digest(plain: Mapping[str, Any]) -> str:
 
 
 def seal(plain: Mapping[str, Any]) -> bytes:
-    """A record as JSON, with the digest of itself: nobody else knows yet what it should say."""
+    """A record as JSON that includes its own digest."""
     text = json.dumps({**plain, SEAL: digest(plain)}, indent=1, allow_nan=False)
     return f"{text}\n".encode()
 
@@ -230,6 +230,14 @@ def unseal(data: bytes) -> dict[str, Any]:
     if not holds:
         raise DamagedError("it is not what was written")
     return dict(found)
+
+
+def read_record(url: storage.Url) -> dict[str, Any] | None:
+    """The record that was sealed at `url`; None where there is none, or not as it was written."""
+    try:
+        return unseal(storage.read_bytes(url))
+    except (FileNotFoundError, DamagedError):
+        return None
 
 
 def save(root: storage.Url, manifest: Manifest, *, new: bool = False) -> None:

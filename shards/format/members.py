@@ -104,7 +104,7 @@ class Decode:
 
 
 class Encoded(NamedTuple):
-    """A sample as it lies in its tar."""
+    """The bytes of a sample in its tar."""
 
     span: bytes
     stem: str  # of the tar's name

@@ -1,4 +1,4 @@
-"""How samples lie in a WebDataset tar: USTAR members, deterministic, large arrays on page boundaries.
+"""Builds WebDataset tars: deterministic USTAR members, with large arrays on page boundaries.
 
 A .npy header may be padded with spaces as far as one likes, so its length is chosen such that the
 payload behind it starts at a multiple of 4096 *in the tar*: any reader opens the member, and ours
@@ -26,7 +26,7 @@ _PREFIX = len(b"\x93NUMPY\x01\x00") + 2  # magic, version 1.0, header length in 
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """Where a payload lies in its tar, in bytes, and the xxh3_128 of it."""
+    """The offset and length of a payload in its tar, in bytes, and its xxh3_128."""
 
     offset: int
     bytes: int

@@ -1,13 +1,13 @@
-"""Proof that an epoch was asked for whole: every sample of it counted once, none twice, none missing.
+"""Audits an epoch: every sample must have been requested exactly once over all ranks and attempts.
 
-A rank adds up, of the batches it was given, how many samples they hold and the power sums of their ordinals. Over
-all ranks these must be the sums of 0 .. N-1, which have closed forms (Faulhaber): one sample in another's place always
-changes them, two do too, and more would have to conspire. So all ranks together prove an epoch by adding four
-integers, and a run that is resumed in the middle of one proves it by carrying four.
+For its batches, a rank counts samples and adds up the ordinals and their squares. Over all
+ranks these must equal the sums over 0 .. N-1, which have closed forms (Faulhaber): one wrong ordinal always
+changes them, two do as well, and more would have to conspire. So all ranks check an epoch together by adding four
+integers, and a run that resumes within an epoch carries four integers.
 
-What is proven is order, ranks and restarts: the ordinals are those of the plan, in batches that arrived. That the bytes
-of an ordinal are those that were written is for the xxh3 of its block to say, and both together say that an epoch
-was read; neither would see a batch whose rows were cut out of a sound block at the wrong place.
+This checks order, ranks and restarts: the ordinals are those of the plan, in batches that arrived. That the bytes
+of an ordinal are those that were written is checked by the xxh3 of its block. Neither check would notice a batch whose
+rows were cut out of an intact block at the wrong place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WORD = 1 << 64
 
 @dataclass(frozen=True, kw_only=True)
 class EpochAudit:
-    """Of one epoch of one data set, what one rank was given; or several ranks, added up."""
+    """What one rank, or several ranks added up, read of one epoch of one data set."""
 
     epoch: int
     source: int = 0  # which data set of a mixture
@@ -40,7 +40,7 @@ class EpochAudit:
 
     @property
     def key(self) -> tuple[int, int]:
-        """What it is an account of: accounts of one key add up."""
+        """Source and epoch: audits with the same key add up."""
         return self.source, self.epoch
 
     @property
@@ -49,7 +49,7 @@ class EpochAudit:
         return self.seen, self.substituted, self.first, self.second
 
     def with_sums(self, sums: Iterable[int]) -> EpochAudit:
-        """An account of the same epoch whose `sums` are these."""
+        """An audit of the same epoch with these `sums`."""
         seen, substituted, first, second = sums
         return replace(self, seen=seen, substituted=substituted, first=first, second=second)
 
@@ -62,12 +62,12 @@ class EpochAudit:
 
     def __add__(self, other: EpochAudit) -> EpochAudit:
         if other.key != self.key:
-            raise ValueError(f"accounts of {self.key} and {other.key} do not add up")
+            raise ValueError(f"audits of {self.key} and {other.key} do not add up")
         return self.with_sums((a + b) % _WORD for a, b in zip(self.sums, other.sums, strict=True))
 
 
 def complete_epoch(epoch: int, count: int) -> EpochAudit:
-    """What all ranks together must have seen of an epoch of `count` samples."""
+    """The audit of a complete epoch of `count` samples, over all ranks."""
     return EpochAudit(
         epoch=epoch,
         seen=count,
@@ -77,7 +77,7 @@ def complete_epoch(epoch: int, count: int) -> EpochAudit:
 
 
 def check_epoch(audits: Iterable[EpochAudit], count: int) -> EpochAudit:
-    """The sum of all accounts of an epoch, of every rank and of every attempt that worked on it.
+    """The sum of all audits of an epoch, over every rank and attempt that worked on it.
 
     Raises:
         DamagedError: a sample is missing, or was read twice.
@@ -94,5 +94,5 @@ def check_epoch(audits: Iterable[EpochAudit], count: int) -> EpochAudit:
 
 
 def source_suffix(audit: EpochAudit) -> str:
-    """Words that say which data set of a mixture an account is of; none for the first, or the only one."""
+    """Text that names the source of an audit in a mixture; empty for the first, or only, source."""
     return f" of source {audit.source}" if audit.source else ""

@@ -1,9 +1,9 @@
-"""Where the bytes of blocks come from: a mapped tar, the node's cache, or ranges of an object.
+"""Provides the bytes of blocks: from a mapped tar, the cache of the node, or range reads of an object.
 
-On a file system a tar is mapped: ranks of a node share the page cache, and one sample costs a page or two. From
-S3, what lies side by side comes by one range. Either way the hashes are compared when a process first reads a
-block, and what comes from afar is asked for a second time before it counts as damaged. What lies in those
-bytes is for the two layouts to say, `shards.read.blocks` and `shards.read.samples`. Any number of threads may read.
+Tars on a file system are mapped: the ranks of a node share the page cache, and one sample costs a page or two. From
+S3, neighbouring blocks are read by one range. In both cases hashes are compared when a process first reads a
+block, and a block from S3 is fetched a second time before it counts as damaged. The two layouts,
+`shards.read.blocks` and `shards.read.samples`, interpret the bytes. Any number of threads may read.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Tars(ABC, Generic[H]):
         cache: Cache | None = None,
         needed: Needed = lambda blocks: np.zeros(len(blocks)),
     ) -> None:
-        """`mapped`: map tars, or fetch ranges. `needed` tells a cache what it may give up."""
+        """`mapped`: map tars, or fetch ranges. By `needed` a cache decides what to delete."""
         self._root, self._manifest = root, manifest
         self._mapped, self._cache, self._needed = mapped, cache, needed
         self._verified = np.zeros(manifest.block_count, dtype=bool)
@@ -179,7 +179,7 @@ class Tars(ABC, Generic[H]):
         )
 
     def _view(self, block: int) -> H:
-        """A block where it lies in the mapped tars."""
+        """A block in the mapped tars."""
         opened = self.open(
             block, [self._maps[p.shard][p.start : p.stop] for p in self.ranges(block)]
         )
@@ -220,15 +220,16 @@ class Tars(ABC, Generic[H]):
         """Blocks by one range read each group of neighbours; what does not hold is read once more, alone."""
         found: dict[int, H | DamagedError] = {}
         for group in self.runs(run):
-            ranges = [piece for block in group for piece in self.ranges(block)]
-            ranges = ranges if len(group) == 1 else [_whole(ranges)]
+            ranges = [span for block in group for span in self.ranges(block)]
+            if len(group) > 1:
+                ranges = [_whole(ranges)]
             try:
-                fetched = [(piece, self._range(piece)) for piece in ranges]
+                fetched = [(span, self._range(span)) for span in ranges]
             except DamagedError as error:
                 found |= dict.fromkeys(group, error)
                 continue
             for block in group:
-                data = [cut(piece, fetched) for piece in self.ranges(block)]
+                data = [cut(span, fetched) for span in self.ranges(block)]
                 found[block] = damage_or(partial(self._checked, block, data))
         return found
 
@@ -239,7 +240,7 @@ class Tars(ABC, Generic[H]):
         except DamagedError as error:
             _log.warning("%s; asked for again", error)
             self._count(again=1)
-            data = [self._range(piece) for piece in self.ranges(block)]
+            data = [self._range(span) for span in self.ranges(block)]
             opened = self.open(block, data)
             self.check(block, opened)
         if self._cache is None:
@@ -250,24 +251,24 @@ class Tars(ABC, Generic[H]):
         kept = self._cached(block)  # pages that all processes share, not memory of our own
         return opened if kept is None else kept
 
-    def _range(self, piece: ByteRange) -> Raw:
+    def _range(self, span: ByteRange) -> Raw:
         """The part's bytes, of one version of the object."""
-        url = self.url(piece.shard)
+        url = self.url(span.shard)
         try:
             try:
-                data = self._read(piece)
+                data = self._read(span)
             except ChangedError as error:  # written again, perhaps as it was: the hashes will tell
                 _log.warning("%s; asked for again", error)
-                self._versions.forget(piece.shard)
-                data = self._read(piece)
+                self._versions.forget(span.shard)
+                data = self._read(span)
         except FileNotFoundError:
             raise DamagedError(f"{url} is missing, but the manifest names it") from None
         self._count(fetched=1, bytes=len(data))
         return np.frombuffer(data, dtype=np.uint8)
 
-    def _read(self, piece: ByteRange) -> bytes:
-        etag = self._versions[piece.shard]
-        return storage.read_range(self.url(piece.shard), piece.start, piece.stop, etag=etag)
+    def _read(self, span: ByteRange) -> bytes:
+        etag = self._versions[span.shard]
+        return storage.read_range(self.url(span.shard), span.start, span.stop, etag=etag)
 
     def _version(self, shard: int) -> str | None:
         return self._stat(shard).etag
@@ -289,7 +290,7 @@ class Tars(ABC, Generic[H]):
         return found
 
     def url(self, shard: int) -> str:
-        """Where a tar lies."""
+        """Path or url of a tar."""
         return storage.join(self._root, self._manifest.shards[shard].name)
 
     def _count(self, **more: int) -> None:
@@ -297,14 +298,14 @@ class Tars(ABC, Generic[H]):
             self.counts.update(more)
 
 
-def cut(piece: ByteRange, fetched: Iterable[tuple[ByteRange, Raw]]) -> Raw:
+def cut(span: ByteRange, fetched: Iterable[tuple[ByteRange, Raw]]) -> Raw:
     """The part's bytes out of those that hold it."""
     whole, data = next(
         (w, d)
         for w, d in fetched
-        if w.shard == piece.shard and w.start <= piece.start and piece.stop <= w.stop
+        if w.shard == span.shard and w.start <= span.start and span.stop <= w.stop
     )
-    return data[piece.start - whole.start : piece.stop - whole.start]
+    return data[span.start - whole.start : span.stop - whole.start]
 
 
 def damage_or(read: Callable[[], H]) -> H | DamagedError:

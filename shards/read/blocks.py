@@ -1,6 +1,6 @@
-"""The layout of arrays: a block of samples is one member a field, hashed as a whole, and its payloads are arrays.
+"""The layout of blocks: one member holds one field of a whole block, is hashed as one, and its payload is an array.
 
-Payloads lie on page boundaries of their tar, so that a mapped block is its arrays without a copy.
+Payloads start on page boundaries of their tar, so that a mapped block is its arrays without a copy.
 """
 
 from __future__ import annotations

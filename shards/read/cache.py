@@ -46,7 +46,7 @@ _FREED_AT_ONCE = (
     32  # of the budget, this part is freed at a time: a walk over the folder is not free
 )
 _MOST_SKIPPED = 1023  # pieces that are refused at most between two walks in vain
-_PATIENCE = 60.0  # seconds to wait for a lock; a fetch within its own budget may take as long
+_LOCK_SECONDS = 60.0  # seconds to wait for a lock; a fetch within its own budget may take as long
 
 _log = logging.getLogger("shards")
 
@@ -141,10 +141,10 @@ class Cache:
 
     def used_bytes(self) -> int:
         """Bytes of the pieces in the folder, counted anew."""
-        return sum(files.bytes for files in self._walk())
+        return sum(file.bytes for file in self._walk())
 
     def _lock(self, path: Path) -> AbstractContextManager[bool]:
-        return lock(path, seconds=_PATIENCE, pause=pause)
+        return lock(path, seconds=_LOCK_SECONDS, pause=pause)
 
     def _claim(self) -> None:
         marker = self._folder / MARKER
@@ -177,10 +177,10 @@ class Cache:
     def _evict(self, size: int, need: Need) -> int:
         """Deletes what is needed last until `size` bytes fit; the bytes that stay."""
         files = list(self._walk())
-        used = sum(h.bytes for h in files)
+        used = sum(file.bytes for file in files)
         target = self.budget - max(size, min(self.budget // _FREED_AT_ONCE, self.budget - size))
-        needs = need([h.piece for h in files])
-        age = np.array([h.changed for h in files])
+        needs = need([file.piece for file in files])
+        age = np.array([file.changed for file in files])
         for i in np.lexsort((age, -needs)):  # needed last first; of unknown ones the oldest
             if used <= target or needs[i] == -np.inf:
                 break

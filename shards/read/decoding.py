@@ -1,8 +1,8 @@
-"""Work shared out over processes that stay: decoding pictures, which holds Python's lock for too long.
+"""Worker processes that decode pictures: in threads, decoding would hold Python's lock for too long.
 
-They are spawned: a fork would carry over the connections and locks of an S3 client. Each has a pipe of its own and
-shares nothing with the others, so one that is killed, even within a word, is an end of its pipe and not a lock that
-nobody frees. They end with their parent, however it ends. Which process does what changes no result.
+They are spawned: a fork would carry over the connections and locks of an S3 client. Each has its own pipe and
+shares nothing with the others, so that a killed worker is seen as the end of its pipe rather than as a lock that
+is never released. They end with their parent, however it ends. Which worker decodes what does not change any result.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Decoders:
 
 
 def _serve(connection: Connection) -> None:
-    """A process's whole life. Ctrl-C reaches the whole terminal: the parent alone answers it."""
+    """What a process runs. Ctrl-C reaches all processes of a terminal: only the parent reacts to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=parallel.exit_with_parent, daemon=True).start()
     while True:

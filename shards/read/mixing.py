@@ -1,8 +1,8 @@
-"""Several data sets read as one: which of them a position takes from, which of its samples, and when its epochs end.
+"""Several data sets read as one: which of them a position takes from, which sample, and when its epochs end.
 
 The samples of all sources are numbered one source after the other, so that plans and announcements are arrays of
-one kind of number; `Blend.locate` says whose sample it is. A source goes through its own epochs at the pace that its
-weight sets (`shards.format.order.Mixture`), and each of them is proven like that of a data set read alone.
+one kind of number; `Blend.locate` returns source and ordinal. Each source goes through its epochs at the pace of its
+weight (`shards.format.order.Mixture`), and each epoch is audited as if its source were read alone.
 """
 
 from __future__ import annotations

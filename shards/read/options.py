@@ -1,4 +1,4 @@
-"""How data sets are read: the order of their samples, what reading may use, and what it does about damage."""
+"""Options of reading: the order of samples, the resources that reading may use, and what happens on damage."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""One background thread that stays a few items ahead of the consumer, and always ends.
+"""A background thread that stays a few items ahead of the consumer, and always ends.
 
-What the producer raises is raised again where the items are consumed, after those made before it.
+An error of the producer is raised to the consumer, after the items that were made before it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Buffer(Generic[T]):
         self._changed = threading.Condition()
 
     def fill(self, items: Iterator[T]) -> None:
-        """The thread's whole work. A generator is closed at its end, and with it what it holds."""
+        """What the thread runs. A generator is closed at the end, and with it what it holds."""
         error: BaseException = StopIteration()
         try:
             for item in items:

@@ -1,9 +1,9 @@
-"""Samples by ordinal: blocks are announced before they are needed, read by a few threads, and gathered by one.
+"""Reads samples by ordinal: batches are announced, their blocks are read by a few threads, and one thread gathers them.
 
-Who knows what comes announces it by `want`; the blocks are then on their way, neighbours in one range, while
-earlier ones are used. A block is at hand as long as an announced batch needs it. One that is damaged
-ends the reading, or is replaced by the next block that is sound, row by row: a rule that gives every rank and
-every restart the same sample in its place, since rows were shuffled before they were cut into blocks.
+`want` announces the next batches, so that their blocks are on their way, neighbours in one range read, while
+earlier ones are used. A block stays in memory as long as an announced batch needs it. A damaged block
+ends the reading, or is replaced by the next intact block, row by row: this rule gives every rank and
+every restart the same substitute, since rows were shuffled before they were cut into blocks.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class Reader:
         return self.blocks_in(room // len(read), most=WINDOW)
 
     def _keeps_idle(self, opened: Any) -> bool:
-        """Mappings cost next to nothing; of memory there is little beside a cache, from which all comes again."""
+        """Whether to keep a block after use: mappings cost next to nothing, and a cache replaces memory."""
         mapped = not isinstance(opened, DamagedError) and self.blocks.is_mapped(opened)
         return mapped or not self._cached
 

@@ -1,9 +1,7 @@
-"""The layout of samples: each has members of its own, image, label and more, as WebDataset tars mostly are.
+"""The layout of samples: each sample has its own members, image, label and more, as in most WebDataset tars.
 
 A row of the index spans all members of a sample, headers included, with the xxh3 of these bytes. So what is
-walked here is what was written, and Python's tarfile may do it. Pictures are decoded by `Picture`, whatever program
-packed them: it opens, loads and converts as webdataset's own image handler does, to the same pixels, and is at
-hand without `import webdataset`, which imports torch. Arrays in tars of others are left to webdataset: `foreign`.
+parsed here is what was written, and Python's tarfile may do it; `shards.format.members` decodes it.
 """
 
 from __future__ import annotations
@@ -67,20 +65,20 @@ class Samples(Tars[Spans]):
     def check(self, block: int, opened: Spans) -> None:
         rows = self._rows(block)
         hashes = self._manifest.blocks["xxh3"][rows.start : rows.stop, 0]
-        for ordinal, piece, expected in zip(rows, self._places(rows), hashes, strict=True):
-            if xxhash.xxh3_128_digest(cut(piece, opened.fetched).data) != expected.tobytes():
+        for ordinal, span, expected in zip(rows, self._places(rows), hashes, strict=True):
+            if xxhash.xxh3_128_digest(cut(span, opened.fetched).data) != expected.tobytes():
                 raise DamagedError(
-                    f"{self.url(piece.shard)}: sample {ordinal:,}, {piece.stop - piece.start:,} bytes at "
-                    f"{piece.start:,}, does not have its xxh3: run `python -m tools.shards verify {self._root}`"
+                    f"{self.url(span.shard)}: sample {ordinal:,}, {span.stop - span.start:,} bytes at "
+                    f"{span.start:,}, does not have its xxh3: run `python -m tools.shards verify {self._root}`"
                 )
 
     def gather(self, picked: Iterable[Picked[Spans]], count: int, names: Sequence[str]) -> Arrays:
         spans, places = [Encoded(b"", "")] * count, [ByteRange(0, 0, 0)] * count
         for here, block, rows, opened in picked:
             found = self._places(rows + block * self._manifest.block)
-            for at, piece in zip(here.tolist(), found, strict=True):
-                places[at] = piece
-                spans[at] = Encoded(cut(piece, opened.fetched).tobytes(), self._stems[piece.shard])
+            for at, span in zip(here.tolist(), found, strict=True):
+                places[at] = span
+                spans[at] = Encoded(cut(span, opened.fetched).tobytes(), self._stems[span.shard])
         samples = self._decoders.map(Unpack(decode=self._decode, names=tuple(names)), spans)
         return self._arrays(samples, places, names)
 
@@ -105,24 +103,24 @@ class Samples(Tars[Spans]):
     ) -> Arrays:
         chosen = [f for f in self._manifest.fields if f.name in names]
         arrays = {f.name: np.empty((len(samples), *f.shape), dtype=f.dtype) for f in chosen}
-        for at, (sample, piece) in enumerate(zip(samples, places, strict=True)):
+        for at, (sample, span) in enumerate(zip(samples, places, strict=True)):
             for f in chosen:
                 if isinstance(sample, BadInputError):
-                    raise self._unlike(piece, str(sample))
+                    raise self._unlike(span, str(sample))
                 value = np.asarray(getattr(sample, f.name))
                 kind, size = np.dtype(f.dtype).kind, np.dtype(f.dtype).itemsize
                 if (value.shape, value.dtype.kind) != (
                     f.shape,
                     kind,
                 ) or value.dtype.itemsize > size:
-                    raise self._unlike(piece, f"{f.name} is {value.shape} {value.dtype}")
+                    raise self._unlike(span, f"{f.name} is {value.shape} {value.dtype}")
                 arrays[f.name][at] = value
         return {**arrays}
 
-    def _unlike(self, piece: ByteRange, reason: str) -> DamagedError:
+    def _unlike(self, span: ByteRange, reason: str) -> DamagedError:
         """Bytes that hold, and yet are not what they were when they were indexed: another Pillow, say."""
         return DamagedError(
-            f"{self.url(piece.shard)}: the sample at byte {piece.start:,} does not decode as it did when it was "
+            f"{self.url(span.shard)}: the sample at byte {span.start:,} does not decode as it did when it was "
             f"indexed: {reason}"
         )
 

@@ -1,9 +1,9 @@
-"""The micro-batches of one rank, in an order that no rank, thread or restart can change.
+"""The micro-batches of one rank, in an order that does not depend on the number of ranks, threads or restarts.
 
-Global batch t is the positions [t G, (t+1) G) from where the stream was opened; its micro-batch m, b
-positions in a row, goes to rank m mod R. Batches run across the end of an epoch: none is short, none
-dropped, and every rank sees the same number of them. The whole state is one integer. Each rank keeps accounts of
-the epochs, which all together prove; `scan` reads a data set once instead, padded and masked.
+Global batch t is the positions [t G, (t+1) G) counted from where the stream was opened; its micro-batch m, b
+consecutive positions, goes to rank m mod R. Batches cross the ends of epochs: none is short, none is
+dropped, and every rank sees the same number. The whole state is one integer. Each rank keeps audits of
+its epochs, which are checked over all ranks; `scan` reads a data set once instead, padded and masked.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Stream(_Batches):
         return self._reader.counts
 
     def under_way(self) -> list[EpochAudit]:
-        """This rank's accounts of the epochs that have begun and not ended, asked between two global batches.
+        """This rank's audits of the epochs that have begun and not ended, asked between two global batches.
 
         All ranks have as many, in one order. Of an epoch that began before the stream did, what was since.
         """
@@ -201,7 +201,7 @@ class Stream(_Batches):
         }
 
     def _check_positions(self, positions: NDArray[np.generic]) -> None:
-        """A batch is the one whose turn it is: else another was lost or came twice on its way here."""
+        """Raises a DamagedError unless the batch has the expected positions: then one was lost or came twice."""
         b, world, rank = self._share.micro_batch, self._share.world, self._share.rank
         expected = self._start + (self._delivered * world + rank) * b
         first, last = int(positions[0]), int(positions[-1])
@@ -211,7 +211,7 @@ class Stream(_Batches):
             )
 
     def _audit_batch(self, planned: Planned, substituted: NDArray[np.bool_]) -> None:
-        """Into the accounts of the epochs that a batch is of, most often one."""
+        """Adds a batch to the audits of its epochs, usually one."""
         self.substituted += int(substituted.sum())
         sources, ordinals = self._blend.locate(planned.samples)
         keys = {*zip(sources.tolist(), planned.epochs.tolist(), strict=True)}

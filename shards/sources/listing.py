@@ -1,8 +1,8 @@
-"""What a source holds before anybody has looked at it, and how bytes of it become samples.
+"""Lists the inputs of a source before any is read, with what turns their bytes into samples.
 
-A `Listing` is cheap: names, labels and places. Its `store` gives the bytes of one input, its `decode`
-makes them a sample. Both pickle, and open what they read when they first read it: so a listing goes to
-any process, and an input is the same bytes wherever it is read.
+A `Listing` is cheap: names, labels and places. Its `store` returns the bytes of one input, its `decode`
+makes a sample of them. Both pickle, and open what they read when they first read it: so a listing can go to
+any process, and an input gives the same bytes everywhere.
 """
 
 from __future__ import annotations

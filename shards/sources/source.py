@@ -1,8 +1,8 @@
-"""What a writer writes from: samples by row, all keys and labels known before the first byte.
+"""The interface of what can be written: samples by row, with all keys and labels known beforehand.
 
-Keys and labels are small, images are not: so a source holds the former whole, where they can be
-checked before anything is written, and gives images by rows, in whatever order they are asked for. A source that
-is made of shards gives all by rows: theirs were checked when they were written.
+Keys and labels are small, images are not: so a source holds all keys and labels, which are
+checked before anything is written, and returns images by rows in any order. A source that
+is made of shards returns everything by rows, since its keys and labels were checked when the shards were written.
 """
 
 from __future__ import annotations

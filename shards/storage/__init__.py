@@ -1,10 +1,10 @@
-"""The one place that touches folders and `s3://`: read ranges, and publish things whole or not at all.
+"""Reads and publishes files and objects, in folders and on S3; nothing else in the code base touches either.
 
-To publish is to make a name appear with its full content, or not. On a file system that is a
-temporary file, fsync and a hard link (which fails where the name exists); on S3 a conditional put,
+To publish is to make a name appear with all of its content, or not at all. On a file system that is a
+temporary file, fsync and a hard link (which fails if the name exists); on S3 a conditional put,
 as exclusive as the store makes it: AWS lets one of two simultaneous puts win, Swift may let both.
-A *folder* is published by writing its parts first and its manifest, with their sizes and hashes,
-last: it is complete when that manifest holds, and readers walk back to the newest that is. A `Fence` keeps an
+A *folder* is published by writing its files first and its manifest, with their sizes and hashes,
+last: it is complete when that manifest matches, and readers walk back to the newest complete one. A `Fence` keeps an
 attempt from publishing once a newer one has begun.
 """
 

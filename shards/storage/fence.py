@@ -1,9 +1,9 @@
-"""Which attempt may publish below a place, when several of them work there one after the other.
+"""Which attempt may publish below a place, when several attempts work there one after the other.
 
-Attempts have rising numbers. `end_attempts(place, n)` ends the right of every attempt below `n`; when it returns,
-nothing of theirs appears any more. The look at who is newest and the publishing are one operation of the
-store: what is published is first prepared where nobody sees it, the newer attempt removes what older ones
-have prepared, and only what is still there can appear. `folder` and `s3` each say how.
+Attempts have rising numbers. `end_attempts(place, n)` ends the right of every attempt below `n`; once it has returned,
+nothing that they publish appears. Checking the number and publishing are one operation of the store: an attempt
+prepares what it publishes where nobody sees it, a newer attempt removes what older ones have prepared, and only
+what is still prepared can appear. `folder` and `s3` describe how each does it.
 """
 
 from __future__ import annotations

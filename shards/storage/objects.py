@@ -49,7 +49,7 @@ def is_remote(url: Url) -> bool:
 
 
 def is_absolute(name: str) -> bool:
-    """Whether a name says by itself where something is: a full path, or s3://."""
+    """Whether a name is a full path or an s3:// url."""
     return name.startswith((_S3, "/"))
 
 
@@ -114,7 +114,7 @@ def read_range(url: Url, start: int, stop: int, *, etag: str | None = None) -> b
 
 
 def read_chunks(url: Url, chunk: int = CHUNK) -> Iterator[bytes]:
-    """The whole of one version of a file or object, in ranges whose lengths are checked.
+    """All bytes of one version of a file or object, in ranges whose lengths are checked.
 
     Raises:
         ChangedError: an object was replaced meanwhile. And what `read_range` raises.
@@ -125,7 +125,7 @@ def read_chunks(url: Url, chunk: int = CHUNK) -> Iterator[bytes]:
 
 
 def read_bytes(url: Url) -> bytes:
-    """The whole of a file or object; of one that is replaced meanwhile, a later version."""
+    """All bytes of a file or object; if it is replaced meanwhile, of a later version."""
     for _ in range(_REREADS):
         try:
             return b"".join(read_chunks(url))
@@ -178,12 +178,12 @@ def publish_file(
 
 
 def delete(url: Url) -> None:
-    """Deletes a file or object, or a folder with all below it, its manifest first; what is not there stays so."""
+    """Deletes a file or object, or a folder with everything below it, its manifest first. It may be absent."""
     store(url).delete(os.fspath(url))
 
 
 def end_attempts(place: Url, number: int) -> None:
-    """Ends the right of all attempts below `number` to publish below `place`: on return nothing of theirs appears."""
+    """Ends the right of attempts below `number` to publish below `place`; then nothing of theirs appears any more."""
     store(place).end_attempts(os.fspath(place), number)
 
 
@@ -205,7 +205,7 @@ def store(url: Url) -> Folder | S3:
 
 
 def reconnect() -> None:
-    """Forgets the connections to S3: the next call makes new ones by what the environment then says."""
+    """Closes nothing, but forgets the S3 client: the next call makes one from the environment as it then is."""
     _s3.cache_clear()
 
 

@@ -1,9 +1,9 @@
-"""Trying again what may well work the next time: full jitter, within a budget, and then an error that says all.
+"""Retries with full jitter within a budget, then raises an error that lists what was seen.
 
 The pause before try n + 1 is uniform on [0, min(longest, first * 2^n)], the "full jitter" of M. Brooker,
-"Exponential Backoff And Jitter" (AWS Architecture Blog, 2015): ranks that failed together do not come
-back together. Work in several threads is an `Effort`: what one of them gave up, all give up, and whoever
-wants no more of it ends it; nobody sleeps through that.
+"Exponential Backoff And Jitter" (AWS Architecture Blog, 2015), so that ranks that failed together do not retry
+together. Threads that work on one thing share an `Effort`: when one of them gives up, or `end` is called, all stop, and
+none of them stays asleep.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _jitter = random.SystemRandom()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """How long one request is worth trying. Seconds, but for `attempts`."""
 
     attempts: int = 12
@@ -38,7 +38,7 @@ class Patience:
     silence: float = 20.0  # between two bytes of an answer
 
 
-class AgainError(Exception):
+class TransientError(Exception):
     """One try failed in a way that the next one may not; the message says what was seen."""
 
 
@@ -86,10 +86,10 @@ def pause(seconds: float) -> None:
         effort.pause(seconds)
 
 
-def persist(
-    attempt: Callable[[], T], what: str, patience: Patience, budget: Callable[[], float]
+def with_retries(
+    attempt: Callable[[], T], what: str, policy: RetryPolicy, budget: Callable[[], float]
 ) -> T:
-    """`attempt()`, tried again while it raises AgainError; other errors pass through at once.
+    """`attempt()`, tried again while it raises TransientError; other errors pass through at once.
 
     Args:
         what: the object or place this is about, for the error.
@@ -104,12 +104,12 @@ def persist(
     while True:
         try:
             return attempt()
-        except AgainError as error:
+        except TransientError as error:
             seen[str(error)] += 1
             tries, spent = seen.total(), time.monotonic() - began
-            bound = min(patience.longest, patience.first * 2.0 ** min(tries - 1, 60))
+            bound = min(policy.longest, policy.first * 2.0 ** min(tries - 1, 60))
             length = _jitter.uniform(0.0, bound)
-            if tries >= patience.attempts or spent + length > budget():
+            if tries >= policy.attempts or spent + length > budget():
                 reasons = ", ".join(f"{n} x {reason}" for reason, n in seen.most_common())
                 raise StoreError(
                     f"{what}: gave up after {tries} tries in {spent:.1f} s; seen: {reasons}"

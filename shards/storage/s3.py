@@ -29,7 +29,7 @@ from typing import Any
 
 from shards.errors import ChangedError, DamagedError, FencedError
 from shards.storage.fence import LEASES, MANIFEST, Fence
-from shards.storage.retry import AgainError, Patience
+from shards.storage.retry import RetryPolicy, TransientError
 from shards.storage.s3_requests import ConditionError, Requests, split
 
 PART = 16 << 20  # bytes of a part; what is larger goes up in parts, and parts read well as ranges
@@ -42,8 +42,8 @@ _PUBLISHER = "publisher"  # metadata that tells our own object from another's of
 class S3:
     """Objects under s3:// urls; what its methods raise is what `Requests.send` raises, and FileExistsError."""
 
-    def __init__(self, patience: Patience | None = None) -> None:
-        self._requests = Requests(patience)
+    def __init__(self, policy: RetryPolicy | None = None) -> None:
+        self._requests = Requests(policy)
 
     def exists(self, url: str) -> bool:
         bucket, key = split(url)
@@ -86,7 +86,7 @@ class S3:
             answer = client.get_object(**target)
             with closing(answer["Body"]) as body:
                 _check_range(url, answer, start, stop)
-                return _drain(body, self._requests.patience.silence)
+                return _drain(body, self._requests.policy.silence)
 
         try:
             return self._requests.send(url, attempt)
@@ -293,16 +293,16 @@ def _check_range(url: str, answer: Any, start: int, stop: int) -> None:
     status = answer["ResponseMetadata"]["HTTPStatusCode"]
     found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.get("ContentRange", ""))
     if not found:
-        raise AgainError(f"{status} without the range that was asked for")
+        raise TransientError(f"{status} without the range that was asked for")
     first, last, total = found.groups()
     if total != "*" and int(total) < stop:
         raise DamagedError(
             f"{url}: asked for bytes [{start}, {stop}), but the object has {int(total):,}"
         )
     if (int(first), int(last)) != (start, stop - 1):
-        raise AgainError("another range than was asked for")
+        raise TransientError("another range than was asked for")
     if answer.get("ContentLength") != stop - start:
-        raise AgainError("an answer of another length than its range")
+        raise TransientError("an answer of another length than its range")
 
 
 def _drain(body: Any, grace: float) -> bytes:
@@ -312,7 +312,7 @@ def _drain(body: Any, grace: float) -> bytes:
         pieces.append(piece)
         got += len(piece)
         if time.monotonic() - began > grace + got / _SLOWEST:
-            raise AgainError(f"less than {_SLOWEST >> 10} KiB a second")
+            raise TransientError(f"less than {_SLOWEST >> 10} KiB a second")
     return b"".join(pieces)
 
 

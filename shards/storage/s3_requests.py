@@ -1,7 +1,7 @@
-"""One request to S3: what passes is tried again, the rest becomes an error that names place and cure.
+"""One request to S3: passing errors are retried, others become errors that name the place and a cure.
 
-Requests go through botocore, one blocking call a thread. It signs them, refreshes credentials that
-can be, and survives a fork as long as each process makes a client of its own; trying again is ours.
+Requests go through botocore, one blocking call per thread. It signs them, refreshes credentials where
+possible, and survives a fork as long as each process has its own client. Retries are ours.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shards.errors import DamagedError, StoreError, UserError
-from shards.storage.retry import AgainError, Patience, persist
+from shards.storage.retry import RetryPolicy, TransientError, with_retries
 
 if TYPE_CHECKING:
     from botocore.credentials import ReadOnlyCredentials
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE = Patience()
-_PASSING = {429, 500, 502, 503, 504}
-_PASSING_CODES = {
+POLICY = RetryPolicy()
+_TRANSIENT = {429, 500, 502, 503, 504}
+_TRANSIENT_CODES = {
     *("SlowDown", "InternalError", "RequestTimeout", "OperationAborted"),
     *("ConditionalRequestConflict", "BadDigest", "XAmzContentSHA256Mismatch"),
 }
@@ -40,10 +40,10 @@ class ConditionError(Exception):
 class Requests:
     """Sends requests by the credentials and the endpoint of the environment (AWS_*)."""
 
-    def __init__(self, patience: Patience | None = None) -> None:
-        self.patience = patience or PATIENCE
+    def __init__(self, policy: RetryPolicy | None = None) -> None:
+        self.policy = policy or POLICY
         self._lock = threading.Lock()
-        self._client, self._access = _connect(self.patience)
+        self._client, self._access = _connect(self.policy)
         self._reached = False
         self._buckets: set[str] = set()  # that are known to exist
 
@@ -70,8 +70,8 @@ class Requests:
                 found = request(client)
             except boto.ClientError as error:
                 self._reached = True
-                raise self._verdict(error, url, client) from error
-            except AgainError:
+                raise self._translate(error, url, client) from error
+            except TransientError:
                 self._reached = True
                 raise
             except boto.ParamValidationError as error:
@@ -87,23 +87,25 @@ class Requests:
             ) as error:
                 if not isinstance(error, boto.ConnectionError):  # a connection stood
                     self._reached = True
-                raise AgainError(_plain(error)) from error
+                raise TransientError(_plain(error)) from error
             self._reached = True
             return found
 
         def budget() -> float:
-            return self.patience.seconds if self._reached else self.patience.unknown
+            return self.policy.seconds if self._reached else self.policy.unknown
 
-        return persist(attempt, f"{url} at {self._client.meta.endpoint_url}", self.patience, budget)
+        return with_retries(
+            attempt, f"{url} at {self._client.meta.endpoint_url}", self.policy, budget
+        )
 
-    def _verdict(self, error: ClientError, url: str, client: Any) -> Exception:
+    def _translate(self, error: ClientError, url: str, client: Any) -> Exception:
         """What a refusal means."""
         answer: Any = error.response
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = str(answer.get("Error", {}).get("Code", ""))
         seen = " ".join(dict.fromkeys((str(status), code)))  # an answer without a body has no code
-        if status in _PASSING or code in _PASSING_CODES:
-            return AgainError(seen)
+        if status in _TRANSIENT or code in _TRANSIENT_CODES:
+            return TransientError(seen)
         if status in (401, 403) or code in _EXPIRED_CODES:
             return self._refused(error, url, client, seen, expired=code in _EXPIRED_CODES)
         if status == 404:
@@ -124,11 +126,11 @@ class Requests:
         """Credentials are read anew, from environment and profile; only other ones are tried."""
         with self._lock:
             if self._client is not client:
-                return AgainError(f"{seen}, credentials renewed")
-            fresh, access = _connect(self.patience)
+                return TransientError(f"{seen}, credentials renewed")
+            fresh, access = _connect(self.policy)
             if access != self._access:
                 self._client, self._access = fresh, access
-                return AgainError(f"{seen}, credentials renewed")
+                return TransientError(f"{seen}, credentials renewed")
         key = access.access_key if access else "none"
         state = (
             "have expired, and environment and profile hold no newer ones"
@@ -162,24 +164,24 @@ class Requests:
         except boto.ClientError as error:
             answer: Any = error.response
             status = answer["ResponseMetadata"]["HTTPStatusCode"]
-            if status in _PASSING:
-                raise AgainError(str(status)) from error
+            if status in _TRANSIENT:
+                raise TransientError(str(status)) from error
             return bool(status != 404)  # 403: there is one, which we may not look at
         except (boto.ConnectionError, boto.HTTPClientError) as error:
-            raise AgainError(_plain(error)) from error
+            raise TransientError(_plain(error)) from error
         return True
 
 
-def _connect(patience: Patience) -> tuple[Any, ReadOnlyCredentials | None]:
+def _connect(policy: RetryPolicy) -> tuple[Any, ReadOnlyCredentials | None]:
     """A client by what environment and profile say now, and the credentials it has."""
     import botocore.session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
     config = Config(
-        connect_timeout=patience.connect,
-        read_timeout=patience.silence,
-        retries={"total_max_attempts": 1},  # `persist` tries again, with jitter and a budget
+        connect_timeout=policy.connect,
+        read_timeout=policy.silence,
+        retries={"total_max_attempts": 1},  # `with_retries` tries again, with jitter and a budget
         max_pool_connections=32,
         # checksums of AWS's own that other stores may not know; ours is Content-MD5
         request_checksum_calculation="when_required",

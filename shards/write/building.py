@@ -1,6 +1,6 @@
-"""The bytes of one shard, and the sidecar that commits it: a pure function of its plan and its number.
+"""Builds the bytes of one shard, and the record that commits it, from the plan and the number of the shard alone.
 
-What all sidecars together say is the greater part of a manifest.
+The records of all shards together make the greater part of a manifest.
 """
 
 from __future__ import annotations

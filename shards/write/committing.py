@@ -1,7 +1,7 @@
-"""Which shards of a data set are there, and how one gets there while others write at the same place.
+"""Finds the finished shards of a data set, and publishes new ones while other processes write at the same place.
 
-A shard is its tar and, published after it, its sidecar. Whoever writes, for the same data set or for another, takes
-names only while they are free, so that of two the first stays whole; nobody locks, nobody waits.
+A shard is its tar and its record, which is published after it. Writers, of the same data set or of another one, take
+names only while they are free, so that the first of two stays intact; there are no locks, and nobody waits.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def committed(
     """The sidecars of finished shards, those `known` left out, by shard.
 
     Raises:
-        UserError: a shard of another data set lies here.
+        UserError: there is a shard of another data set.
     """
     numbers = {_record(plan.tar(k)): k for k in range(plan.shards)}
     listed = [f"shards/{name}" for name in storage.list(storage.join(root, "shards"))]
     names = [n for n in listed if n.endswith(".json") and numbers.get(n) not in known]
-    foreign = next((n for n in names if n not in numbers and _sidecar(root, n) is not None), None)
-    if foreign is not None:
-        raise _other_data_set(root, foreign)
+    for name in names:
+        if name not in numbers and manifests.read_record(storage.join(root, name)) is not None:
+            raise _other_data_set(root, name)
     own = [numbers[name] for name in names if name in numbers]
     with ThreadPoolExecutor(_ASKING) as pool:  # a store answers many as fast as one
         found = zip(own, pool.map(partial(_finished, root, plan), own), strict=True)
@@ -43,10 +43,10 @@ def _finished(root: storage.Url, plan: Plan, k: int) -> dict[str, Any] | None:
     """The sidecar of shard `k`, where its tar is there as well.
 
     Raises:
-        UserError: a shard of another data set lies here.
+        UserError: there is a shard of another data set.
     """
     tar = plan.tar(k)
-    found = _sidecar(root, _record(tar))
+    found = manifests.read_record(storage.join(root, _record(tar)))
     if found is None:
         return None
     if found.get("plan") != plan.hash:
@@ -65,16 +65,8 @@ def _record(tar: str) -> str:
     return tar.removesuffix(".tar") + ".json"
 
 
-def _sidecar(root: storage.Url, name: str) -> dict[str, Any] | None:
-    """None where there is none, or none that is as it was written: its shard is built again."""
-    try:
-        return manifests.unseal(storage.read_bytes(storage.join(root, name)))
-    except (FileNotFoundError, DamagedError):
-        return None
-
-
 def has_size(url: str, expected: int) -> bool:
-    """Whether a tar is there, of the size it should have."""
+    """Whether a tar exists with the expected size."""
     try:
         return storage.size(url) == expected
     except FileNotFoundError:
@@ -106,7 +98,8 @@ def commit(root: storage.Url, plan: Plan, k: int) -> bool:
 
 
 def _check_pair(root: storage.Url, plan: Plan, k: int) -> None:
-    found, url = _sidecar(root, _record(plan.tar(k))), storage.join(root, plan.tar(k))
+    url = storage.join(root, plan.tar(k))
+    found = manifests.read_record(_record(url))
     if found is not None and found["sha256"] != storage.sha256(url):
         raise DamagedError(
             f"{url} is not what its .json says: two processes built it at once, to other bytes, as other "

@@ -1,4 +1,4 @@
-"""Whether a data set is at a place already, which nothing is written over."""
+"""Finds the data set that a place already holds; none is ever overwritten."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shards.format.manifest import Manifest
 
 
 def find_existing(root: storage.Url) -> Manifest | None:
-    """The manifest of the data set that lies at `root`, if one does.
+    """The manifest of the data set at `root`, or None.
 
     Raises:
         UserError: `root` is a file.

@@ -1,7 +1,7 @@
-"""Tars that others wrote, read once where they lie: an index, a manifest, and no byte of them changed.
+"""Indexes existing tars of others in place: writes an index and a manifest, and changes no byte of the tars.
 
-Each tar has a record of what was found in it, kept as soon as it is done, so that what was interrupted goes on
-behind it; a tar that was replaced since is read again. Bad samples are in no index, and so are never read.
+What was found in each tar is recorded as soon as it is done, so that an interrupted run continues with the next
+tar; a tar that was replaced since is read again. Bad samples are not indexed, and so never read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from shards import parallel, storage
-from shards.errors import BadInputError, DamagedError, UserError
+from shards.errors import BadInputError, UserError
 from shards.format import foreign_arrays as foreign
 from shards.format import manifest as manifests
 from shards.format.header import PIXELS, Header
@@ -40,7 +40,7 @@ from shards.write.scan import ScanCounts, Threshold, write_skipped
 
 _FIRST = 16 << 20  # bytes of a tar in which its first sample is looked for
 
-NONE = Threshold()  # no bad sample is put up with
+NONE = Threshold()  # no bad sample is allowed
 
 Watch = Callable[[Iterable[bool], int], Iterable[bool]]
 Kind = tuple[tuple[int, ...], str]
@@ -158,7 +158,7 @@ def _urls(path: str) -> list[str]:
 
 
 def _common(paths: Sequence[str], urls: Sequence[str]) -> str:
-    """The folder that was named, or the one that all tars lie in."""
+    """The folder that was named, or the one that holds all tars."""
     if len(paths) == 1 and not paths[0].endswith(".tar"):
         return paths[0]
     folders = {url.rpartition("/")[0] for url in urls}
@@ -172,9 +172,8 @@ def _common(paths: Sequence[str], urls: Sequence[str]) -> str:
 
 def _record(url: str, tar: Tar, decode: Decode) -> dict[str, Any] | None:
     """What was found in a tar before; None where it is not known of this tar and this way to decode."""
-    try:
-        found = manifests.unseal(storage.read_bytes(url))
-    except (FileNotFoundError, DamagedError):
+    found = manifests.read_record(url)
+    if found is None:
         return None
     same = (found["plan"], found["bytes"], found["stamp"]) == (_plan(decode), tar.bytes, tar.stamp)
     return found if same else None
@@ -223,7 +222,7 @@ def _bytes_of(tar: Tar) -> Iterator[tuple[BinaryIO, memoryview]]:
 
 
 def _read_samples(file: BinaryIO, data: memoryview, tar: Tar, decode: Decode) -> dict[str, Any]:
-    """Every sample of a tar: where it lies, its hash, what it decodes to, or why it does not."""
+    """Every sample of a tar: its place, its hash, what it decodes to, or why it does not."""
     names = ("x", "y", "id") if decode.label is not None else ("x", "id")
     unpack, stem = Unpack(decode=decode, names=names), PurePosixPath(tar.name).stem
     rows, keys, labels, skipped, moments = [], [], [], [], []

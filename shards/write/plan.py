@@ -1,4 +1,4 @@
-"""All that decides the bytes of a data set, checked before the first of them is written."""
+"""Everything that decides the bytes of a data set, checked before the first of them is written."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Plan:
     def optional_fields(self) -> dict[str, Any]:
         """Of the manifest: class names, an order that is the source's, and a layout of samples with their decoding.
 
-        They are left out where they say nothing, so that data sets of before keep their plans.
+        They are left out at their defaults, so that older data sets keep their plans.
         """
         fields: dict[str, Any] = {"class_names": [*self.class_names]} if self.class_names else {}
         if not self.shuffled:

@@ -1,9 +1,9 @@
-"""One look at every input before the first shard: what it hashes to, what shape it has, or why it is left out.
+"""Reads and decodes every input once before the first shard is written: its hash, its shape, or why it is left out.
 
-What is left out changes how many samples there are, and so every sample's place. Therefore all inputs are
-read and decoded first, in parts of 1,024, each kept below <root>/source/ as soon as it is done: a
-second run, or another rank, goes on behind them. The samples that hold are then a source like any other.
-Their fingerprint is of their keys, labels and content, not of where they lie.
+Leaving out an input changes the number of samples, and so the position of every sample. Therefore all inputs are
+read first, in parts of 1,024; each part is recorded below <root>/source/ as soon as it is done, so that
+a second run or another rank continues from there. The remaining samples are then a source like any other.
+Their fingerprint covers keys, labels and content, not paths.
 """
 
 from __future__ import annotations
@@ -267,9 +267,8 @@ def _load(urls: list[str], listing: Listing) -> _Inspected:
     reasons: dict[int, str] = {}
     kinds: dict[Kind, int] = {}
     for part, url in enumerate(urls):
-        try:
-            record = manifests.unseal(storage.read_bytes(url))
-        except DamagedError:  # it rotted since
+        record = manifests.read_record(url)
+        if record is None:  # it was damaged since
             record = _part_record(listing, part)
             storage.publish(url, manifests.seal(record), replace=True)
         hashes.append(
@@ -324,11 +323,11 @@ def _select(
     _check_skipped(listing, inspected, counts, max_skipped, where_listed)
     shape, dtype = _one_kind(listing, inspected, rows)
     hashes, kind = inspected.hashes[rows], np.dtype(dtype)
-    record: dict[str, Any] = {"listing": listing, "rows": rows, "hashes": hashes}
-    record |= {"shape": shape, "dtype": kind}
+    fields: dict[str, Any] = {"listing": listing, "rows": rows, "hashes": hashes}
+    fields |= {"shape": shape, "dtype": kind}
     if isinstance(listing.decode, Picture):
-        return Pictures(**record, picture=listing.decode), counts
-    return Scanned(**record), counts
+        return Pictures(**fields, picture=listing.decode), counts
+    return Scanned(**fields), counts
 
 
 def _duplicate(listing: Listing, row: int, original: int) -> str:

@@ -1,10 +1,9 @@
-"""Samples -> WebDataset tars, with the manifest that makes them one data set; `shards.write.building` makes the tars.
+"""Writes samples as WebDataset tars with a manifest; `shards.write.building` makes the bytes of each tar.
 
-The rows of the source are shuffled once, by the seed, before they are cut into blocks: then even one
-block is a fair draw of class-sorted input; only what is made of such a data set keeps its order. Shard k
-is a pure function of (source, seed, k), byte for byte, so any process on any node may build it. A shard
-counts when its sidecar is there and is then not built again; the data set counts when LATEST names its
-manifest.
+The rows of the source are shuffled once, by the seed, before they are cut into blocks, so that even one
+block is a fair draw from class-sorted input; only a data set derived from another one keeps its order. Shard k
+is a function of (source, seed, k), byte for byte, so any process on any node can build it. A finished shard has a
+record and is not built again; the data set is complete when LATEST names its manifest.
 """
 
 from __future__ import annotations
@@ -50,17 +49,17 @@ def write(
 ) -> tuple[Manifest, bool]:
     """Writes `source` below `root`, a folder or s3:// prefix; the manifest, and whether it is new.
 
-    Where the same data set lies already in full, nothing is written; of one that was begun, what is
+    If the same data set is there already, nothing is written; if it was begun, only what is
     missing. `watch` may show progress.
 
     Args:
-        class_names: of the labels, kept in the manifest.
-        notes: what else the manifest should say of the source, as JSON has it.
-        layout: `samples` gives each its own members, of pictures as they are encoded.
+        class_names: names of the labels, for the manifest.
+        notes: further JSON values for the manifest's `source`.
+        layout: `samples` stores each encoded picture in members of its own.
         shuffle: False keeps the source's order, so that row i of it is ordinal i; `seed` is then the one that
             shuffled the source when it was written.
-        workers: processes here that build shards; above 1 the source must pickle.
-        rank, world: of as many calls like this one, on any nodes; each returns when all is written.
+        workers: processes that build shards; with more than 1 the source must pickle.
+        rank, world: rank of this process and number of ranks, on any nodes; each returns when all is written.
 
     Raises:
         UserError: the source is empty, has several shapes, keys twice, labels out of range or values

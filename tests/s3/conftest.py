@@ -15,12 +15,12 @@ import pytest
 from shards import storage
 from shards.errors import UserError
 from shards.storage import s3_requests
-from shards.storage.retry import Patience
+from shards.storage.retry import RetryPolicy
 from tests.s3.proxy import Proxy
 from tools.s3.install import InstallError
 from tools.s3.server import Server, down, up
 
-QUICK = Patience(
+QUICK = RetryPolicy(
     attempts=6, seconds=15.0, unknown=1.0, first=0.01, longest=0.1, connect=2.0, silence=2.0
 )
 
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def environment(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[pytest.MonkeyPatch]:
-    """Only the store's own AWS_* variables, whatever the machine has; and little patience."""
+    """Only the store's own AWS_* variables, whatever the machine has; and few retries."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     none = str(tmp_path / "no-such-file")
@@ -53,7 +53,7 @@ def environment(
     for name, value in {**server.environment(), **outside}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(s3_requests, "PATIENCE", QUICK)
+    monkeypatch.setattr(s3_requests, "POLICY", QUICK)
     storage.reconnect()
     yield monkeypatch
     storage.reconnect()

@@ -20,7 +20,7 @@ from shards.errors import ChangedError, DamagedError, StoreError
 from shards.read.reader import Reader
 from shards.read.stream import Stream
 from shards.storage import s3, s3_requests
-from shards.storage.retry import Patience
+from shards.storage.retry import RetryPolicy
 from tests.s3.conftest import QUICK
 from tests.s3.proxy import Proxy
 from tests.shards import data
@@ -80,7 +80,7 @@ def test_a_store_that_answers_too_slowly_is_asked_again(
     url: str, proxy: Proxy, environment: pytest.MonkeyPatch, fault: Any
 ) -> None:
     """One that is silent, and one that sends a little now and then, which no socket's timeout notices."""
-    environment.setattr(s3_requests, "PATIENCE", replace(QUICK, silence=1.0))
+    environment.setattr(s3_requests, "POLICY", replace(QUICK, silence=1.0))
     proxy.fail(fault, seconds={"delay": 2.0, "drip": 0.004}[fault])
     began = time.monotonic()
     assert storage.read_range(url, 0, 300_000) == CONTENT
@@ -239,7 +239,7 @@ def test_a_stream_through_a_storm_equals_the_local_one(
     root: str, proxy: Proxy, environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Every fault in turn, on about half of all requests, from several positions on."""
-    environment.setattr(s3_requests, "PATIENCE", replace(QUICK, attempts=30))
+    environment.setattr(s3_requests, "POLICY", replace(QUICK, attempts=30))
     data.write(tmp_path, 4000)
     data.write(root, 4000)  # type: ignore[arg-type]
     for number, fault in enumerate(FAULTS):
@@ -293,8 +293,8 @@ def test_a_store_that_goes_away_costs_one_patience_however_many_ranges_wait(
 
 
 def test_closing_waits_for_no_pause(root: str, proxy: Proxy, environment: Any) -> None:
-    patience = Patience(attempts=99, seconds=1e6, first=1e4, longest=1e4)
-    environment.setattr(s3_requests, "PATIENCE", patience)
+    policy = RetryPolicy(attempts=99, seconds=1e6, first=1e4, longest=1e4)
+    environment.setattr(s3_requests, "POLICY", policy)
     storage.reconnect()
     data.write(root, 4000, shard_bytes=1)  # type: ignore[arg-type]
     proxy.fail("unavailable", times=float("inf"), path="shards/")

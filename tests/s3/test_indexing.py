@@ -12,6 +12,7 @@ from shards import storage
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.read.cache import Cache
+from shards.read.options import ReadOptions
 from shards.read.reader import Reader
 from shards.verify import verify
 from tests.shards import foreign
@@ -40,7 +41,9 @@ def test_tars_on_a_store_are_indexed_there_or_from_a_folder(
     manifest = manifests.load(out)
     assert [storage.is_remote(s.name) for s in manifest.shards] == [elsewhere] * 3
     for _ in range(2):
-        with closing(Reader(out, manifest, cache=Cache(tmp_path / "cache"), decoders=1)) as reader:
+        with closing(
+            Reader(out, manifest, ReadOptions(decoders=1), cache=Cache(tmp_path / "cache"))
+        ) as reader:
             found = reader.gather(np.arange(COUNT))
             assert np.array_equal(found["x"].transpose(0, 2, 3, 1), images)
             assert found["y"].tolist() == [i % 7 for i in range(COUNT)]

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from launcher.compose import compose
 from selfguide.networks.student import build_student
-from selfguide.snapshot import CONFIG, ema_file
+from selfguide.snapshot import CONFIG
+from selfguide.spec.averages import averages_of
 from selfguide.spec.files import to_yaml
 from shards import storage
 from shards.format import manifest as manifests
@@ -27,8 +28,7 @@ def write_snapshot(
         for parameter in student.parameters():
             parameter.data.normal_(0, 0.05 + 0.5 / parameter.shape[-1] ** 0.5)
     folder.mkdir(parents=True)
-    halflife = config.train.ema_halflife[0]
-    save_file(student.state_dict(), folder / ema_file(halflife))
+    save_file(student.state_dict(), folder / averages_of(config.train)[0].file)
     (folder / CONFIG).write_text(to_yaml(config))
     told = {"source": "none", "told": False, "p": None, "label_free": True}
     published = {

@@ -18,6 +18,7 @@ from selfguide.networks.student import build_student
 from selfguide.spec.config import Config, TrainConfig
 from selfguide.spec.initial_weights import SCRATCH
 from selfguide.training import prototypes
+from selfguide.training.engine.protocol import Moments
 from selfguide.training.health import SIGNS, Advisor, Health, advise, recorded
 from selfguide.training.job import build_state
 from selfguide.training.state import State
@@ -170,15 +171,18 @@ def test_only_unused_prototypes_begin_anew_in_masters_averages_and_teacher() -> 
     source.usage.learned(used, torch.ones(64), torch.zeros(12))
     embedding = F.normalize(torch.randn(64, 32, generator=generator), dim=1)
     source.recent = embedding, torch.arange(576, 640)
-    engine.load_moments(torch.ones_like(engine.master), torch.ones_like(engine.master), 5)
-    before = {n: t.clone() for n, t in engine.layout.split(engine.master).items()}
-    assert prototypes.revive(state, config) == 3
-    rows = engine.layout.split(engine.master)[prototypes.NAME]
+    ones = tuple(torch.ones_like(master) for master in engine.masters)
+    engine.load_moments(Moments(ones, tuple(one.clone() for one in ones), 5))
+    flat = engine.gather(engine.masters)  # of one process: the masters themselves
+    before = {n: t.clone() for n, t in engine.layout.split(flat).items()}
+    assert prototypes.revive(state, config, torch.tensor(False)) == 0
+    assert prototypes.revive(state, config, torch.tensor(True)) == 3
+    rows = engine.layout.split(flat)[prototypes.NAME]
     for row in rows[9:]:
         assert (embedding == row).all(1).any(), "a feature of the batch"
     assert len(rows[9:].unique(dim=0)) == 3
     assert torch.equal(rows[:9], before[prototypes.NAME][:9])
-    for name, value in engine.layout.split(engine.master).items():
+    for name, value in engine.layout.split(flat).items():
         assert name == prototypes.NAME or torch.equal(value, before[name])
     for index in (0, 1):
         averaged = state.averages.weights(index)[prototypes.NAME]
@@ -186,8 +190,9 @@ def test_only_unused_prototypes_begin_anew_in_masters_averages_and_teacher() -> 
     assert state.teacher.module.head is not None and engine.module.head is not None
     assert torch.equal(state.teacher.module.head.prototypes[9:], rows[9:])
     assert torch.equal(engine.module.head.prototypes[9:], rows[9:])
-    for moment in engine.moments()[:2]:
-        kept = engine.layout.split(moment)
+    moments = engine.moments()
+    for moment in (moments.first, moments.second):
+        kept = engine.layout.split(engine.gather(moment))
         assert not kept[prototypes.NAME][9:].any() and (kept[prototypes.NAME][:9] == 1).all()
         assert sum(int((t == 0).sum()) for t in kept.values()) == 3 * 32
 
@@ -198,8 +203,9 @@ def test_revival_waits_for_the_end_of_a_window_and_is_off_by_default() -> None:
         (online_config(revive=0.5, window=128), 704),
     ):
         state = alone(config, images=images)
-        before = state.engine.master.clone()
-        assert prototypes.revive(state, config) == 0 and torch.equal(state.engine.master, before)
+        before = state.engine.gather(state.engine.masters).clone()
+        assert prototypes.revive(state, config, torch.tensor(True)) == 0
+        assert torch.equal(state.engine.gather(state.engine.masters), before)
 
 
 def drawn(place: Place, world: int) -> list[list[float]]:

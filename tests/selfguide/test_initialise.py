@@ -23,6 +23,7 @@ from selfguide import snapshot
 from selfguide.distributed import Place
 from selfguide.models import assemble
 from selfguide.networks.student import Student, build_student
+from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config, InitConfig, LabelGuidance, NoGuidance, TrainConfig
 from selfguide.spec.files import to_yaml
 from selfguide.spec.identity import digest, identity
@@ -120,7 +121,7 @@ def alike(place: Place, cfg: Config, backend: str) -> str:
     wanted = {n: p.detach().clone() for n, p in student.named_parameters()}
     state = job.build_state(cfg, place, student, [], origin)
     assert state.teacher is not None
-    live = state.engine.layout.split(state.engine.gather(state.engine.master.detach()))
+    live = state.engine.layout.split(state.engine.gather(state.engine.masters))
     sums = hashlib.sha256()
     for held in (live, state.averages.weights(), dict(state.teacher.module.named_parameters())):
         for name, tensor in wanted.items():
@@ -181,7 +182,7 @@ def publish(folder: Path, cfg: Config, label_free: bool = True, **extra: Any) ->
     for tensor in student.state_dict().values():
         tensor.copy_(torch.randn_like(tensor))
     folder.mkdir(parents=True)
-    save_file(dict(student.state_dict()), folder / snapshot.ema_file(cfg.train.ema_halflife[0]))
+    save_file(dict(student.state_dict()), folder / averages_of(cfg.train)[0].file)
     (folder / "config.yaml").write_text(to_yaml(cfg))
     guidance = {"source": "none", "told": False, "p": None, "label_free": label_free}
     data = {"manifest": "", "root": "", "header": {}}
@@ -366,7 +367,7 @@ def test_a_snapshot_is_hashed_once_and_other_bytes_are_named(
     publish(tmp_path / "s", config("d"))
     cfg = config("d", from_snapshot(tmp_path / "s"))
     promised, student = check_weights(cfg), build_student(cfg, 0)
-    weights = tmp_path / "s" / snapshot.ema_file(500)
+    weights = tmp_path / "s" / "ema-500.safetensors"
     hashed, plain = [], storage.sha256
 
     def counted(path: Any) -> str:
@@ -411,7 +412,7 @@ def test_no_snapshot_or_half_of_one_is_named(tmp_path: Path) -> None:
 def spoiled(folder: Path, change: Any) -> Path:
     """A snapshot whose weights were changed before it was published."""
     publish(folder, config("d"))
-    path = folder / snapshot.ema_file(500)
+    path = folder / "ema-500.safetensors"
     weights = load_file(path)
     change(weights)
     save_file(weights, path)

@@ -1,4 +1,4 @@
-"""Once `open_attempt` has returned, nothing that an older attempt publishes appears in the run."""
+"""Once an attempt has begun, nothing that an older one publishes appears in the run."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def test_publish_overtaken_between_look_and_appearance_publishes_nothing(
     def overtaken(*paths: Path) -> None:
         monkeypatch.setattr(os, "link", link)
         opened.append(run.open_attempt())
+        Lease(run, opened[0]).begin()
         link(*paths)
 
     old.check()
@@ -46,6 +47,18 @@ def test_a_run_of_which_an_attempt_died_before_it_began_goes_on(tmp_path: Path) 
     run = RunFolder(tmp_path)
     run.attempt(1).mkdir(parents=True)  # it took its number and no more
     lease = Lease(run, run.open_attempt())
+    lease.begin()
     lease.publish(_folder(run, "checkpoints", 5), extra={})
     with pytest.raises(Fenced):
         Lease(run, 1).publish(_folder(run, "checkpoints", 6), extra={})
+
+
+def test_an_attempt_whose_submission_failed_ends_no_right(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    old = Lease(run, run.open_attempt())
+    failed, folder = run.attempt(run.open_attempt()), _folder(run, "checkpoints", 5)
+    with pytest.raises(Fenced):
+        old.publish(folder, extra={})
+    failed.rmdir()
+    old.publish(folder, extra={})
+    assert storage.read_complete(folder) is not None

@@ -22,6 +22,7 @@ from selfguide.training.job import build_state
 from selfguide.training.loop import Training, advance
 from selfguide.training.telemetry import Telemetry
 from shards.format.header import Header
+from tests.selfguide.host_reads import HostReads
 from tests.selfguide.test_online import online_config
 
 BATCH, SWITCH = 64, 512  # of 1,024 images
@@ -64,6 +65,14 @@ def begun(folder: Path, images: int, broken: tuple[int, ...] = (), **guidance: A
     )  # fmt: skip
 
 
+def masters(job: Training) -> torch.Tensor:
+    return job.state.engine.gather(job.state.engine.masters)
+
+
+def average(job: Training) -> torch.Tensor:
+    return job.state.engine.gather(job.state.averages.shards[0])
+
+
 def taught(job: Training) -> dict[str, torch.Tensor]:
     assert job.state.teacher is not None
     return {n: t.clone() for n, t in job.state.teacher.module.state_dict().items()}
@@ -77,7 +86,7 @@ def test_the_switch_alone_makes_teacher_and_averages_the_live_student_buffers_in
     before = taught(job)
     advance(job)
     assert all(torch.equal(t, before[n]) for n, t in taught(job).items()), "not before the switch"
-    assert not torch.equal(job.state.averages.shards[0], job.state.engine.master)
+    assert not torch.equal(average(job), masters(job))
     advance(job)
     assert job.state.images == SWITCH == job.state.averages.since
     live = job.state.engine.module.state_dict()
@@ -87,7 +96,7 @@ def test_the_switch_alone_makes_teacher_and_averages_the_live_student_buffers_in
     }
     for name, tensor in taught(job).items():
         assert torch.equal(tensor, live[name]), name
-    assert torch.equal(job.state.averages.shards[0], job.state.engine.master)
+    assert torch.equal(average(job), masters(job))
     now = taught(job)
     advance(job)
     assert all(torch.equal(t, now[n]) for n, t in taught(job).items()), "nor after it"
@@ -99,24 +108,46 @@ def test_a_skipped_step_leaves_nothing_that_breaks_the_next(tmp_path: Path) -> N
         job = begun(tmp_path, 0, broken=(BATCH,), **view)
         advance(job)
         kept, buffers = (
-            job.state.engine.master.clone(),
+            masters(job).clone(),
             dict(job.state.engine.module.named_buffers()),
         )
         advance(job)
-        assert torch.equal(job.state.engine.master, kept), "skipped"
+        assert torch.equal(masters(job), kept), "skipped"
         assert all(b.isfinite().all() for b in buffers.values())
         advance(job)
-        assert not torch.equal(job.state.engine.master, kept), "and training goes on"
+        assert not torch.equal(masters(job), kept), "and training goes on"
+
+
+def test_nothing_is_read_on_the_host_between_two_reports(tmp_path: Path) -> None:
+    for guidance in ({}, {"condition_rows": "averaged", "queue": 100}):
+        job = begun(tmp_path, SWITCH - 2 * BATCH, broken=(SWITCH,), **guidance)
+        advance(job)  # what is read once, to begin
+        with HostReads() as reads:
+            for _ in range(3):  # through the switch, and a step that is skipped
+                advance(job)
+        assert reads.total == 0, reads.seen
+
+
+def test_skipped_steps_are_counted_in_the_next_report(tmp_path: Path) -> None:
+    job = begun(tmp_path, 0, broken=(BATCH, 2 * BATCH))
+    advance(job)
+    line = job.telemetry.report(job.state.images)
+    assert "skipped" not in line and line["grad_norm"] > 0
+    advance(job)
+    advance(job)
+    line = job.telemetry.report(job.state.images)
+    assert line["skipped"] == 2 and "grad_norm" not in line, "nothing was applied"
+    advance(job)
+    assert "skipped" not in job.telemetry.report(job.state.images)
+    assert job.state.images == 4 * BATCH, "skipped images count as seen"
 
 
 def test_prototypes_do_not_begin_anew_from_a_skipped_step(tmp_path: Path) -> None:
     job = begun(tmp_path, 0, broken=(BATCH,), window=BATCH, revive=0.9)
     advance(job)
-    rows = job.state.engine.layout.split(job.state.engine.master)[prototypes.NAME].clone()
+    rows = job.state.engine.layout.split(masters(job))[prototypes.NAME].clone()
     advance(job)
-    assert torch.equal(
-        job.state.engine.layout.split(job.state.engine.master)[prototypes.NAME], rows
-    )
+    assert torch.equal(job.state.engine.layout.split(masters(job))[prototypes.NAME], rows)
     advance(job)
-    moved = job.state.engine.layout.split(job.state.engine.master)[prototypes.NAME]
+    moved = job.state.engine.layout.split(masters(job))[prototypes.NAME]
     assert moved.isfinite().all() and not torch.equal(moved, rows)

@@ -107,7 +107,7 @@ def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
         assert holder.stdout is not None and holder.stdout.readline() == "True\n"
         cache = Cache(tmp_path)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(caches, "_PATIENCE", 0.05)
+            patch.setattr(caches, "_LOCK_SECONDS", 0.05)
             with cache.fetching(TAR) as mine:
                 assert not mine  # waits for it, but not for ever
         os.kill(holder.pid, signal.SIGKILL)

@@ -8,6 +8,7 @@ import shutil
 import threading
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
 from shards.format.order import Order
 from shards.read.blocks import Arrays
+from shards.read.options import ReadOptions
 from shards.read.prefetch import Prefetch
 from shards.read.reader import Reader
 from tests.shards.data import flip, payload, write
@@ -282,3 +284,26 @@ def test_what_was_loaded_is_read_whatever_the_folder_holds_by_now(tmp_path: Path
     assert set(found.tolist()) == set(range(700))
     with shards.open(tmp_path / "data", **given) as stream:
         assert stream.manifest.count == 900
+
+
+def test_options_and_keywords_of_the_same_values_open_the_same_stream(root: Path) -> None:
+    given = {"global_batch": 16, "micro_batch": 16, "rank": 0, "world": 1, "seed": 5}
+    options = ReadOptions(mode="global", threads=2)
+    with (
+        shards.open(root, options=options, **given) as one,
+        shards.open(root, mode="global", threads=2, **given) as other,
+        shards.open(root, options=options, mode="window", **given) as third,
+    ):
+        ordinals = [next(stream)["ordinal"].tolist() for stream in (one, other, third)]
+    assert ordinals[0] == ordinals[1] != ordinals[2]
+    with pytest.raises(TypeError, match="treads"):
+        shards.open(root, treads=2, **given)
+
+
+def test_options_of_a_config_are_its_attributes_of_the_same_names() -> None:
+    config = SimpleNamespace(mode="global", cache="/local", root="data")
+    assert ReadOptions.of(config, weights=[1, 2]) == ReadOptions(
+        mode="global", cache="/local", weights=[1, 2]
+    )
+    with pytest.raises(UserError, match="threads=0"):
+        ReadOptions(threads=0)

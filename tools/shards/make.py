@@ -30,6 +30,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -56,7 +57,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(required=True, metavar="SOURCE", dest="kind")
     _add_pictures(kinds)
     _add_arrays(kinds)
-    _kind(kinds, "digits", "scikit-learn's 1,797 scans of handwritten digits, 1 x 8 x 8", _digits)
+    _kind(
+        kinds,
+        "digits",
+        "scikit-learn's 1,797 scans of handwritten digits, 1 x 8 x 8",
+        lambda o: _write(o, *digits_source()),
+    )
     synthetic = _kind(kinds, "synthetic", "Gaussian noise in the shape of latents", _synthetic)
     synthetic.add_argument(
         "--count", type=int, default=1024, help="number of samples (default 1024)"
@@ -75,22 +81,37 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def _add_pictures(kinds: Any) -> None:
     """Sources of encoded images."""
-    made = {
+    made: dict[str, tuple[str, Callable[[argparse.Namespace, Picture], Listing]]] = {
         "folder": ("images in one folder a class (ImageFolder), or in one folder", _folder),
-        "tars": ("WebDataset tars, such as img2dataset's", _tars),
-        "parquet": ("parquet files with a column of images", _parquet),
-        "dataset": ("a data set that Hugging Face's save_to_disk wrote", _dataset),
-        "lsun": ("an LSUN category's LMDB", lambda o: _list(o, folders.lsun(o.path, _picture(o)))),
-        "voc": (
-            "a year of Pascal VOC",
-            lambda o: _list(o, folders.voc(o.path, o.split, _picture(o))),
+        "tars": (
+            "WebDataset tars, such as img2dataset's",
+            lambda o, picture: tars.tars(
+                o.paths, picture, image=o.image, label=o.label, prefix=o.prefix_keys
+            ),
         ),
+        "parquet": (
+            "parquet files with a column of images",
+            lambda o, picture: tables.parquet(
+                o.paths, picture, image=o.image, label=o.label, key=o.key
+            ),
+        ),
+        "dataset": (
+            "a data set that Hugging Face's save_to_disk wrote",
+            lambda o, picture: tables.saved_dataset(
+                o.path, picture, image=o.image, label=o.label, key=o.key, split=o.split
+            ),
+        ),
+        "lsun": ("an LSUN category's LMDB", lambda o, picture: folders.lsun(o.path, picture)),
+        "voc": ("a year of Pascal VOC", lambda o, picture: folders.voc(o.path, o.split, picture)),
         "coco": (
             "a COCO folder: annotations/ beside train2017/, val2017/",
-            lambda o: _list(o, folders.coco(o.path, o.split, _picture(o))),
+            lambda o, picture: folders.coco(o.path, o.split, picture),
         ),
     }
-    parsers = {name: _kind(kinds, name, text, make) for name, (text, make) in made.items()}
+    parsers = {
+        name: _kind(kinds, name, text, partial(_list_pictures, make))
+        for name, (text, make) in made.items()
+    }
     for name, parser in parsers.items():
         several = name in ("tars", "parquet")
         parser.add_argument("paths" if several else "path", nargs="+" if several else None)
@@ -218,32 +239,19 @@ def run(options: argparse.Namespace) -> int:
     return options.make(options)
 
 
-def _picture(options: argparse.Namespace) -> Picture:
-    return Picture(size=options.size, channels=options.channels)
+def _list_pictures(
+    make: Callable[[argparse.Namespace, Picture], Listing], options: argparse.Namespace
+) -> int:
+    return _list(options, make(options, Picture(size=options.size, channels=options.channels)))
 
 
-def _folder(options: argparse.Namespace) -> int:
+def _folder(options: argparse.Namespace, picture: Picture) -> Listing:
     inside = not storage.is_remote(options.out) and Path(options.out).resolve()
     if inside and inside.is_relative_to(Path(options.path).resolve()):
         raise UserError(
             f"--out {options.out} lies in {options.path}, where a folder is a class: name a place beside it"
         )
-    return _list(options, folders.image_folder(options.path, _picture(options)))
-
-
-def _tars(options: argparse.Namespace) -> int:
-    fields = {"image": options.image, "label": options.label, "prefix": options.prefix_keys}
-    return _list(options, tars.tars(options.paths, _picture(options), **fields))
-
-
-def _parquet(options: argparse.Namespace) -> int:
-    fields = {name: getattr(options, name) for name in ("image", "label", "key")}
-    return _list(options, tables.parquet(options.paths, _picture(options), **fields))
-
-
-def _dataset(options: argparse.Namespace) -> int:
-    fields = {name: getattr(options, name) for name in ("image", "label", "key", "split")}
-    return _list(options, tables.saved_dataset(options.path, _picture(options), **fields))
+    return folders.image_folder(options.path, picture)
 
 
 def _numpy(options: argparse.Namespace) -> int:
@@ -284,11 +292,6 @@ def _latents(options: argparse.Namespace) -> int:
     assert isinstance(listing.decode, Raw)
     header.model_shape(listing.decode.shape)  # statistics of other latents, before a long look
     return _list(options, listing, header)
-
-
-def _digits(options: argparse.Namespace) -> int:
-    source, header = digits_source()
-    return _write(options, source, header)
 
 
 def _synthetic(options: argparse.Namespace) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from selfguide.spec.config.laws import AtLeast, Images, NotIdentity, Positive, Within
+from selfguide.spec.averages import WIDEST
+from selfguide.spec.config.laws import AtLeast, Images, Neutral, NotIdentity, Positive, Within
 from shards.errors import UserError
 
 
@@ -25,6 +26,8 @@ class TrainConfig:
     clip: Annotated[float, Positive()] = 1.0
     # in images; 0.9999 a step at batch 1024
     ema_halflife: Annotated[tuple[int, ...], AtLeast(1)] = (7_100_000,)
+    # averages by EDM2's power function, each by its relative width, after those with a half-life
+    ema_width: Annotated[tuple[float, ...], Within(0.0, WIDEST), Neutral(())] = ()
     # a half-life is never longer than this share of the images seen (EDM)
     ema_ramp: Annotated[float, Positive()] = 0.05
     log_every: Annotated[int, Images(), NotIdentity()] = 10_000
@@ -39,11 +42,13 @@ def check_train(train: TrainConfig) -> None:
         raise UserError(
             f"train.warmup_images={train.warmup_images} is longer than train.images={train.images}; shorten it"
         )
-    if not train.ema_halflife:
+    if not train.ema_halflife and not train.ema_width:
         raise UserError(
             "train.ema_halflife=[] is empty: snapshots are EMA weights, give at least one half-life"
         )
-    if len(set(train.ema_halflife)) != len(train.ema_halflife):
-        raise UserError(
-            f"train.ema_halflife={list(train.ema_halflife)} names one half-life twice; drop one"
-        )
+    if 0.0 in train.ema_width:
+        raise UserError("train.ema_width=[0] is the live weights; take more than 0")
+    for name in ("ema_halflife", "ema_width"):
+        values = list(getattr(train, name))
+        if len(set(values)) != len(values):
+            raise UserError(f"train.{name}={values} names one average twice; drop one")

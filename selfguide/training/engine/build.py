@@ -12,6 +12,7 @@ from selfguide.models.execution import prepare
 from selfguide.networks.student import Student
 from selfguide.spec.config import Config
 from selfguide.training.engine.deepspeed import DeepSpeedEngine
+from selfguide.training.engine.layout import Layout
 from selfguide.training.engine.protocol import DTYPES, Engine
 from selfguide.training.engine.torch import TorchEngine
 
@@ -25,8 +26,12 @@ def micro_batch(config: Config, world: int) -> int:
     return config.train.micro_batch or config.train.batch // world
 
 
-def build_engine(config: Config, student: Student, place: Place) -> Engine:
+def build_engine(
+    config: Config, student: Student, place: Place, layout: Layout | None = None
+) -> Engine:
     """An engine over `student`, which it takes over, moves to the rank's device and prepares to run as asked.
+
+    `layout` groups its parameters; without one they are one group, decayed alike.
 
     Raises:
         UserError: engine.compile where nothing can be compiled.
@@ -34,7 +39,9 @@ def build_engine(config: Config, student: Student, place: Place) -> Engine:
     student = student.to(place.device)
     prepare(student.backbone, config.engine, place.device)
     exact = {name: value.detach().clone() for name, value in _floats(student)}
-    engine = _engine(config, student, place)
+    if layout is None:
+        layout = Layout.of(student, lambda name, parameter: ("all", config.train.weight_decay))
+    engine = _engine(config, student, layout, place)
     if config.engine.dtype != "fp32":
         _restore(engine, exact)
     return engine
@@ -48,20 +55,28 @@ def _floats(student: Student) -> Iterator[tuple[str, Tensor]]:
 
 def _restore(engine: Engine, exact: dict[str, Tensor]) -> None:
     """Masters and buffers as they were before the weights became bf16, from which both engines cut their masters."""
-    flat = torch.cat([exact[name].flatten() for name in engine.layout.names])
     with torch.no_grad():
-        engine.master.copy_(flat[engine.start : engine.stop])
+        for master, values in zip(
+            engine.masters, engine.cut(engine.layout.flatten(exact)), strict=True
+        ):
+            master.copy_(values)
         for name, buffer in engine.module.named_buffers():
             if name in exact:
                 buffer.copy_(exact[name])
     engine.refresh()
 
 
-def _engine(config: Config, student: Student, place: Place) -> Engine:
+def _engine(config: Config, student: Student, layout: Layout, place: Place) -> Engine:
     micro, accumulate = micro_batch(config, place.world), accumulation(config, place.world)
     if config.engine.backend == "torch":
         dtype = DTYPES[config.engine.dtype]
-        return TorchEngine(student, config.train, dtype=dtype, accumulation=accumulate)
+        return TorchEngine(student, layout, config.train, dtype=dtype, accumulation=accumulate)
     return DeepSpeedEngine(
-        student, config.train, config.engine, place, micro_batch=micro, accumulation=accumulate
+        student,
+        layout,
+        config.train,
+        config.engine,
+        place,
+        micro_batch=micro,
+        accumulation=accumulate,
     )

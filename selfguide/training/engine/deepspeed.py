@@ -1,7 +1,7 @@
 """The DeepSpeed engine: ZeRO stage 1 or 2 over our own fused AdamW, started without DeepSpeed's launcher.
 
 Rajbhandari et al. 2020, "ZeRO". Schedules, averages and checkpoints stay ours: DeepSpeed owns the partition of the
-optimiser and the reduction of gradients, nothing else.
+optimiser and the reduction of gradients, nothing else. Its step reads its own overflow flag and norm on the host.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.distributed import Place
 from selfguide.networks.student import Outputs, Student
 from selfguide.spec.config import EngineConfig, TrainConfig
-from selfguide.training.engine.protocol import Layout, Step, keep_buffers_wide
+from selfguide.training.engine.layout import Layout, Owned, Shard
+from selfguide.training.engine.protocol import Engine, Moments, Step, keep_buffers_wide
 
 
 def _prepare(place: Place, timeout_s: int) -> None:
@@ -43,12 +44,13 @@ def _prepare(place: Place, timeout_s: int) -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
-class DeepSpeedEngine:
-    """ZeRO over one parameter group; the slice is this rank's partition without its padding."""
+class DeepSpeedEngine(Engine):
+    """ZeRO over the layout's groups; of each, a rank owns its partition without the padding."""
 
     def __init__(
         self,
         student: Student,
+        layout: Layout,
         train: TrainConfig,
         config: EngineConfig,
         place: Place,
@@ -59,14 +61,18 @@ class DeepSpeedEngine:
         _prepare(place, config.timeout_s)
         import deepspeed
 
-        self.layout = Layout.of(student)
-        parameters = [p for p in student.parameters() if p.requires_grad]
+        trained = dict(student.named_parameters())
         # given as an object: the optimiser named in DeepSpeed's config would compile a C++ operator
         optimiser = torch.optim.AdamW(
-            parameters,
+            [
+                {
+                    "params": [trained[n] for n in layout.names_of(g)],
+                    "weight_decay": g.weight_decay,
+                }
+                for g in layout.groups
+            ],
             lr=train.learning_rate,
             betas=train.betas,
-            weight_decay=train.weight_decay,
             fused=True,
         )
         self.engine, self._zero, _, _ = deepspeed.initialize(
@@ -80,31 +86,37 @@ class DeepSpeedEngine:
                 "zero_optimization": {
                     "stage": config.zero_stage,
                     "overlap_comm": False,  # a record of races in stages 1 and 2
-                    "round_robin_gradients": False,  # the flat order must stay the module's
+                    "round_robin_gradients": False,  # the flat order must stay the layout's
                 },
             },
         )
         self.name = f"DeepSpeed ZeRO-{self.zero_stage}"
-        self.module: Student = self.engine.module
+        self.module = self.engine.module
         keep_buffers_wide(self.module)
-        self._partition: Tensor = self._zero.single_partition_of_fp32_groups[0]
+        self._check(layout)
+        self._partitions: list[Tensor] = self._zero.single_partition_of_fp32_groups
+        super().__init__(layout, self._own(layout), replicated=False)
         self._accumulation, self._micro = accumulation, 0
-        rank = dist.get_rank()
-        size = self._partition.numel()
-        self.start = min(rank * size, self.layout.total)
-        self.stop = min((rank + 1) * size, self.layout.total)
-        self.master = self._partition.detach()[: self.stop - self.start]
-        self._check_layout()
 
-    def _check_layout(self) -> None:
-        """The slice must hold what the layout says, or averages and checkpoints would be scrambled."""
+    def _check(self, layout: Layout) -> None:
+        """ZeRO's groups must hold what the layout says, or averages and checkpoints would be scrambled."""
         names = {id(p): n for n, p in self.module.named_parameters()}
-        held = tuple(names[id(p)] for p in self._zero.bit16_groups[0])
+        held = [tuple(names[id(p)] for p in group) for group in self._zero.bit16_groups]
         padded = any(any(p) for p in self._zero.round_robin_bit16_padding)
-        if held != self.layout.names or padded or len(self._zero.bit16_groups) != 1:
+        if held != [layout.names_of(group) for group in layout.groups] or padded:
             raise RuntimeError(
                 "this DeepSpeed lays parameters out in another order; pin the version of constraints.txt"
             )
+
+    def _own(self, layout: Layout) -> list[Owned]:
+        """Of each group, this rank's partition; all are equally long, so the last may hold padding."""
+        owned, rank = [], dist.get_rank()
+        for group, partition in zip(layout.groups, self._partitions, strict=True):
+            size = partition.numel()
+            start = min(group.start + rank * size, group.stop)
+            stop = min(start + size, group.stop)
+            owned.append(Owned(start, stop, partition.detach()[: stop - start]))
+        return owned
 
     @property
     def zero_stage(self) -> int:
@@ -126,34 +138,39 @@ class DeepSpeedEngine:
         self._micro = (self._micro + 1) % self._accumulation
         if self._micro:
             return None
-        return Step(bool(self.engine.was_step_applied()), float(self.engine.get_global_grad_norm()))
+        # written by a kernel: a copy from the host would wait for the device
+        applied, norm = self.engine.was_step_applied(), self.engine.get_global_grad_norm()
+        device = self._partitions[0].device
+        return Step(
+            torch.full((), applied, dtype=torch.bool, device=device),
+            norm if isinstance(norm, Tensor) else torch.full((), norm, device=device),
+        )
 
     def refresh(self) -> None:
         self._zero.update_lp_params()
 
-    def gather(self, shard: Tensor) -> Tensor:
-        size = self._partition.numel()
-        mine = torch.zeros(size, dtype=torch.float32, device=shard.device)
-        mine[: len(shard)] = shard
-        full = torch.empty(size * dist.get_world_size(), dtype=torch.float32, device=shard.device)
-        dist.all_gather_into_tensor(full, mine)
-        return full[: self.layout.total]
+    def moments(self) -> Moments:
+        states = [self._zero.optimizer.state.get(partition) for partition in self._partitions]
+        held = [state for state in states if state]
+        if not held:
+            zeros = [tuple(torch.zeros_like(m) for m in self.masters) for _ in range(2)]
+            return Moments(zeros[0], zeros[1], 0)
 
-    def moments(self) -> tuple[Tensor, Tensor, int]:
-        state = self._zero.optimizer.state.get(self._partition)
-        if not state:
-            empty = torch.zeros_like(self.master)
-            return empty, empty.clone(), 0
-        held = self.stop - self.start
-        return state["exp_avg"][:held], state["exp_avg_sq"][:held], int(state["step"])
+        def own(name: str) -> Shard:
+            return tuple(s[name][: len(m)] for s, m in zip(held, self.masters, strict=True))
 
-    def load_moments(self, first: Tensor, second: Tensor, count: int) -> None:
-        def padded(values: Tensor) -> Tensor:
-            full = torch.zeros_like(self._partition)
+        return Moments(own("exp_avg"), own("exp_avg_sq"), int(held[0]["step"]))
+
+    def load_moments(self, moments: Moments) -> None:
+        def padded(values: Tensor, partition: Tensor) -> Tensor:
+            full = torch.zeros_like(partition)
             full[: len(values)] = values
             return full
 
-        step = torch.tensor(float(count), device=self._partition.device)
-        self._zero.optimizer.state[self._partition] = {
-            "step": step, "exp_avg": padded(first), "exp_avg_sq": padded(second)
-        }  # fmt: skip
+        loaded = zip(self._partitions, moments.first, moments.second, strict=True)
+        for partition, first, second in loaded:
+            self._zero.optimizer.state[partition] = {
+                "step": torch.tensor(float(moments.count), device=partition.device),
+                "exp_avg": padded(first, partition),
+                "exp_avg_sq": padded(second, partition),
+            }

@@ -1,7 +1,7 @@
 """The reference engine: bare torch, or data-parallel by one all-reduce of the flat gradient.
 
-Parameters are views into one flat tensor, so AdamW steps a single tensor and the state needs no gathering. It is
-what ZeRO is compared with, bit for bit and in time.
+Parameters are views into one flat tensor, so AdamW steps one tensor a group and the state needs no gathering. It is
+what ZeRO is compared with, bit for bit and in time. A step reads nothing on the host.
 """
 
 from __future__ import annotations
@@ -14,38 +14,45 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.distributed import world_size
 from selfguide.networks.student import Outputs, Student
 from selfguide.spec.config import TrainConfig
-from selfguide.training.engine.protocol import Layout, Step, keep_buffers_wide
+from selfguide.training.engine.layout import Layout, Owned
+from selfguide.training.engine.protocol import Engine, Moments, Step, keep_buffers_wide
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """fp32, or bf16 weights with fp32 masters."""
 
     def __init__(
-        self, student: Student, train: TrainConfig, *, dtype: torch.dtype, accumulation: int
+        self,
+        student: Student,
+        layout: Layout,
+        train: TrainConfig,
+        *,
+        dtype: torch.dtype,
+        accumulation: int,
     ) -> None:
         self.name = "torch"
-        self.layout = Layout.of(student)
-        self.start, self.stop = 0, self.layout.total
-        parameters = [p for p in student.parameters() if p.requires_grad]
         self.module = student.to(dtype)
         keep_buffers_wide(self.module)
-        self._weights = torch.cat([p.detach().flatten() for p in parameters])
+        trained = dict(self.module.named_parameters())
+        self._weights = layout.flatten({n: trained[n].detach() for n in layout.names})
         self._gradient = torch.zeros_like(self._weights)
-        weights, gradients = self.layout.split(self._weights), self.layout.split(self._gradient)
-        for name, parameter in self.module.named_parameters():
-            parameter.data, parameter.grad = weights[name], gradients[name]
-        self.master: Tensor = torch.nn.Parameter(
-            self._weights.float() if dtype != torch.float32 else self._weights
-        )
+        weights, gradients = layout.split(self._weights), layout.split(self._gradient)
+        for name in layout.names:
+            trained[name].data, trained[name].grad = weights[name], gradients[name]
+        self._flat = self._weights.float()  # the weights themselves in fp32
+        owned = [Owned(g.start, g.stop, self._flat[g.start : g.stop]) for g in layout.groups]
+        super().__init__(layout, owned, replicated=True)
+        self._stepped = [torch.nn.Parameter(master) for master in self.masters]
         self._optimiser = torch.optim.AdamW(
-            [self.master],
+            [
+                {"params": [stepped], "weight_decay": group.weight_decay}
+                for stepped, group in zip(self._stepped, layout.groups, strict=True)
+            ],
             lr=train.learning_rate,
             betas=train.betas,
-            weight_decay=train.weight_decay,
             fused=True,
         )
         self._clip, self._accumulation, self._micro = train.clip, accumulation, 0
-        self.master.requires_grad_(False)
 
     def forward(
         self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None
@@ -65,31 +72,36 @@ class TorchEngine:
             self._gradient /= world_size()
         gradient = self._gradient.float()
         # in fp64: torch's fp32 sum over one long vector loses the fourth digit on CPU
-        norm = torch.linalg.vector_norm(gradient, dtype=torch.float64).item()
-        applied = bool(torch.isfinite(gradient.sum()).item())
-        if applied:
-            if self._clip and norm + 1e-6 > self._clip:
-                gradient = gradient * (self._clip / (norm + 1e-6))
-            self._optimiser.param_groups[0]["lr"] = learning_rate
-            self.master.grad = gradient
-            self._optimiser.step()
-            self.refresh()
+        norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+        applied = torch.isfinite(gradient.sum())
+        if self._clip:
+            gradient *= (self._clip / (norm + 1e-6)).clamp(max=1.0)
+        for stepped, mine in zip(self._stepped, self.cut(gradient), strict=True):
+            stepped.grad = mine
+        for group in self._optimiser.param_groups:
+            group["lr"] = learning_rate
+        # how torch's GradScaler tells a fused optimiser on the device to leave everything as it is
+        self._optimiser.found_inf = (~applied).float()  # type: ignore[attr-defined]
+        self._optimiser.step()
+        self.refresh()
         self._gradient.zero_()
         return Step(applied, norm)
 
     def refresh(self) -> None:
-        if self.master.data_ptr() != self._weights.data_ptr():
-            self._weights.copy_(self.master)
+        if self._flat.data_ptr() != self._weights.data_ptr():
+            self._weights.copy_(self._flat)
 
-    def gather(self, shard: Tensor) -> Tensor:
-        return shard
+    def moments(self) -> Moments:
+        states = [self._optimiser.state.get(stepped) for stepped in self._stepped]
+        held = [state for state in states if state]
+        if not held:
+            zeros = [tuple(torch.zeros_like(m) for m in self.masters) for _ in range(2)]
+            return Moments(zeros[0], zeros[1], 0)
+        first, second = (tuple(s[name] for s in held) for name in ("exp_avg", "exp_avg_sq"))
+        return Moments(first, second, int(held[0]["step"]))
 
-    def moments(self) -> tuple[Tensor, Tensor, int]:
-        state = self._optimiser.state.get(self.master)
-        if not state:
-            return torch.zeros_like(self.master), torch.zeros_like(self.master), 0
-        return state["exp_avg"], state["exp_avg_sq"], int(state["step"])
-
-    def load_moments(self, first: Tensor, second: Tensor, count: int) -> None:
-        step = torch.tensor(float(count), device=self.master.device)
-        self._optimiser.state[self.master] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
+    def load_moments(self, moments: Moments) -> None:
+        loaded = zip(self._stepped, moments.first, moments.second, strict=True)
+        for stepped, first, second in loaded:
+            step = torch.tensor(float(moments.count), device=stepped.device)
+            self._optimiser.state[stepped] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
