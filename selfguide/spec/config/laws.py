@@ -7,6 +7,7 @@ its fields, `identity_of` makes the group's part of the identity, and neither ne
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Iterator, Mapping
@@ -162,6 +163,7 @@ class Field:
         return next((law for law in self.laws if isinstance(law, kind)), None)
 
 
+@functools.cache
 def fields_of(cls: type[Any]) -> tuple[Field, ...]:
     """The fields of a config class in order."""
     hints = typing.get_type_hints(cls, include_extras=True)
