@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,9 +163,13 @@ class Field:
         return next((law for law in self.laws if isinstance(law, kind)), None)
 
 
-@functools.cache
 def fields_of(cls: type[Any]) -> tuple[Field, ...]:
     """The fields of a config class in order."""
+    return _fields_of(typing.cast(Hashable, cls))
+
+
+@functools.cache
+def _fields_of(cls: Any) -> tuple[Field, ...]:
     hints = typing.get_type_hints(cls, include_extras=True)
     found = []
     for each in dataclasses.fields(cls):
