@@ -20,7 +20,7 @@ _PREFIXES = (
     "AWS_", "SELFGUIDE_JOB", "NCCL_", "TORCH_", "HYDRA_", "LC_", "CLICOLOR", "GIT_CONFIG",
 )  # fmt: skip
 _NAMES = (
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "COLUMNS", "LINES",
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "COLUMNS", "LINES", "TERM",
     "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "COLORTERM", "CUDA_VISIBLE_DEVICES", "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS", "PYTHONWARNINGS", "PYTHONSAFEPATH", "PYTHONOPTIMIZE", "PYTHONUNBUFFERED",
     "PYTEST_ADDOPTS", "SELFGUIDE_HOST", "SELFGUIDE_DEVCLUSTER", "SELFGUIDE_S3", "LANGUAGE", "ENV", "BASH_ENV", "CDPATH",
@@ -45,7 +45,7 @@ def settle() -> None:
     for name in [n for n in os.environ if n.startswith(_PREFIXES) or n in _NAMES]:
         del os.environ[name]
     os.environ.setdefault("HOME", pwd.getpwuid(os.getuid()).pw_dir)
-    os.environ |= {"LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "TZ": "UTC", "TERM": "dumb"}
+    os.environ |= {"LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "TZ": "UTC"}
     # two cores, several ranks
     os.environ["OMP_NUM_THREADS"] = "1"
     # package indexes may be behind a proxy; servers that tests start never are
