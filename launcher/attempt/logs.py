@@ -21,5 +21,7 @@ def configure(rank: int | None) -> None:
         logging.Formatter(f"%(asctime)s {name}%(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    # it has a handler of its own, before ours exists
+    logging.getLogger("submitit").propagate = False
     for package in OURS:
         logging.getLogger(package).setLevel(logging.INFO if rank in (None, 0) else logging.WARNING)

@@ -89,7 +89,7 @@ def _run(view: RunView, problems: list[str]) -> Run:
         seed=int(view.identity["seed"]),
         images=view.images,
         created=view.created,
-        identity=view.identity,
+        identity=_current(view),
         root=view.folder.root,
         records=view.records,
         published=view.published,
@@ -100,6 +100,14 @@ def _run(view: RunView, problems: list[str]) -> Run:
         state=decide.state(view),
         unscored=decide.unscored(view),
     )
+
+
+def _current(view: RunView) -> Mapping[str, Any]:
+    """The identity with the images that the run was extended to: it is what a run as long from the start is."""
+    train = view.identity.get("train", {})
+    if train.get("images") in (None, view.images):
+        return view.identity
+    return {**view.identity, "train": {**train, "images": view.images}}
 
 
 def _losses(folder: RunFolder, problems: list[str]) -> tuple[tuple[int, float], ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from launcher.board.collect import group_key
 from launcher.board.read import read_runs
 from selfguide.spec.records import record_path
 from selfguide.spec.run import write_record
@@ -134,3 +135,14 @@ def test_the_grid_lies_beside_its_record(tmp_path: Path, with_grid: bool) -> Non
         assert record.grid(run) == record_path(run, record.key, record.attempt).with_suffix(".png")
     else:
         assert record.grid(run) is None
+
+
+def test_a_run_that_was_extended_is_in_the_row_of_one_as_long_from_the_start(
+    tmp_path: Path,
+) -> None:
+    short, long = fakes.make_run(tmp_path, images=128_000), fakes.make_run(tmp_path, images=256_000)
+    about = json.loads(short.run_json.read_text())
+    write_record(short.run_json, about | {"images": 256_000}, replace=True)
+    runs, _ = read_runs(tmp_path)
+    assert {run.root for run in runs} == {short.root, long.root}
+    assert len({group_key(run) for run in runs}) == 1
