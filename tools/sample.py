@@ -26,7 +26,7 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.evaluation.grid import write_grid
 from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import Prior, TrainingImages, by_patch
-from selfguide.sampling.generate import draw, draw_condition
+from selfguide.sampling.generate import generate_each, sample_condition
 from selfguide.sampling.group_names import Naming, read_naming, without_banned
 from selfguide.sampling.groups import patch_layout
 from selfguide.snapshot import Snapshot, load
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.between:
         seeds = seeds[:1].expand(len(condition))  # one noise, so that only the condition changes
     chain = Chain(sampler.steps, options.columns) if options.chain else None
-    drawn = draw(
+    drawn = generate_each(
         snapshot,
         sampler,
         condition,
@@ -252,7 +252,7 @@ def condition_of(
     else:
         seeds = options.seed + torch.arange(options.count)
         allowed = without_banned(snapshot, naming)
-        return draw_condition(allowed, seeds, options.prior or "empirical")
+        return sample_condition(allowed, seeds, options.prior or "empirical")
     naming.refuse_banned(ids.tolist())
     each = -(-options.count // len(ids))
     return queries.of_groups(snapshot, ids.repeat_interleave(each))

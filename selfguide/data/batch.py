@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from selfguide.data.crop_flip import Placement
+from selfguide.data.crop_flip import CropFlip
 
 
 @dataclass
@@ -29,4 +29,4 @@ class Batch:
     ordinal: Tensor
     label: Tensor | None
     images: int
-    placement: Placement | None = None
+    crop_flip: CropFlip | None = None

@@ -1,7 +1,7 @@
 """One transform for an image and all that is known of its places: mirrored, then a window cut out.
 
 A box, a mask and the image they describe must be moved together (Hu et al. 2023, arXiv 2210.06462, section 3.3), so
-what is drawn is a `Placement` rather than a moved image. Layouts lie on the pixels of the image that was annotated,
+what is drawn is a `CropFlip` rather than a moved image. Layouts lie on the pixels of the image that was annotated,
 and a model sees a grid that may be coarser: latents. They are brought to that grid first, boxes by the value at each
 cell's centre, shares of segments by their mean over the cell; mirror and window then move whole cells, exactly.
 """
@@ -21,7 +21,7 @@ Size = tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
+class CropFlip:
     """What of each image of a batch is shown; the default is all of it as it is."""
 
     grid: Size  # of the stored image as a model would see it whole
@@ -32,11 +32,11 @@ class Placement:
     @staticmethod
     def centred(
         count: int, grid: Size, size: Size, device: torch.device | str = "cpu"
-    ) -> Placement:
+    ) -> CropFlip:
         """The middle of each image, never mirrored: for what is looked at once, such as a query."""
         middle = [(whole - shown) // 2 for whole, shown in zip(grid, size, strict=True)]
         corner = torch.tensor([middle], device=device).expand(count, 2)
-        return Placement(grid=grid, size=size, corner=corner if size != grid else None)
+        return CropFlip(grid=grid, size=size, corner=corner if size != grid else None)
 
     def images(self, x: Tensor, *, mirrored: bool = False) -> Tensor:
         """(B, C, *grid) -> (B, C, *size); `mirrored` says that x is mirrored where it should be already."""
@@ -89,15 +89,15 @@ class Placement:
         return x.take_along_dim(columns[:, None, None, :], dim=3)  # (B, C, h, w)
 
 
-def draw_placement(
+def sample_crop_flip(
     seed: int, positions: Tensor, grid: Size, *, flip: bool, window: Size | None = None
-) -> Placement:
+) -> CropFlip:
     """How the images at `positions` (B,) of a run are shown.
 
     `flip` mirrors each with probability 1/2; of images larger than `window` one is cut at any of its places.
     """
     size = window or grid
-    return Placement(
+    return CropFlip(
         grid=grid,
         size=size,
         mirrored=mirrored(seed, positions) if flip else None,

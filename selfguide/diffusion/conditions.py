@@ -16,7 +16,7 @@ from torch import Tensor
 from selfguide.spec.architecture import Architecture
 from shards.errors import UserError
 
-TOLD, NULL, UNCONDITIONAL = 0, 1, 2
+CONDITIONED, NULL, UNCONDITIONAL = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Condition:
         return Condition(torch.full((count,), UNCONDITIONAL, device=device))
 
     @staticmethod
-    def told(
+    def of(
         *,
         id: Tensor | None = None,
         multi_hot: Tensor | None = None,
@@ -53,7 +53,7 @@ class Condition:
             raise ValueError(
                 "a told condition needs an id, multi_hot, dense, spatial or patch: it has none"
             )
-        state = torch.full((len(given[0]),), TOLD, device=given[0].device)
+        state = torch.full((len(given[0]),), CONDITIONED, device=given[0].device)
         return Condition(state, id, multi_hot, dense, spatial, patch)
 
     @property
@@ -69,7 +69,7 @@ class Condition:
             state = state[:, None]
         elif dropped.dim() < state.dim():
             dropped = dropped[:, None]
-        return replace(self, state=torch.where(dropped & (state == TOLD), NULL, state))
+        return replace(self, state=torch.where(dropped & (state == CONDITIONED), NULL, state))
 
     def null(self) -> Condition:
         """The unguided half of classifier-free guidance: told becomes null, unconditional stays."""
@@ -85,7 +85,7 @@ class Condition:
         return len(self.state)
 
 
-def beside(first: Condition, second: Condition) -> Condition:
+def concatenate(first: Condition, second: Condition) -> Condition:
     """The two batches as one, (2B, ...); both tell the same fields."""
     if first.given.keys() != second.given.keys():
         raise ValueError(f"one batch tells {sorted(first.given)}, the other {sorted(second.given)}")
@@ -93,10 +93,10 @@ def beside(first: Condition, second: Condition) -> Condition:
     return Condition(torch.cat((first.state, second.state)), **joined)
 
 
-def only_told(value: Tensor, state: Tensor) -> Tensor:
+def zero_unconditioned(value: Tensor, state: Tensor) -> Tensor:
     """`value` (B, ...) with zeros for images that are told nothing: what was dropped may hold anything, NaN too."""
-    told = (state == TOLD).view(*state.shape, *[1] * (value.dim() - state.dim()))
-    return torch.where(told, value, value.new_zeros(()))
+    conditioned = (state == CONDITIONED).view(*state.shape, *[1] * (value.dim() - state.dim()))
+    return torch.where(conditioned, value, value.new_zeros(()))
 
 
 def check_condition(condition: Condition, net: Architecture) -> None:
@@ -109,8 +109,10 @@ def check_condition(condition: Condition, net: Architecture) -> None:
             that is not finite, a negative share of a group.
     """
     check_fields(condition, net)
-    told = {name: value[condition.state == TOLD] for name, value in condition.given.items()}
-    for name, value in told.items():
+    conditioned = {
+        name: value[condition.state == CONDITIONED] for name, value in condition.given.items()
+    }
+    for name, value in conditioned.items():
         if name == "id":
             _check_ids(value, net.classes)
         elif not value.isfinite().all():

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from selfguide.diffusion.conditions import TOLD, Condition, beside, check_condition
+from selfguide.diffusion.conditions import CONDITIONED, Condition, check_condition, concatenate
 from selfguide.diffusion.paths import Estimate, Path
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.spec.architecture import Architecture
@@ -22,8 +22,8 @@ from shards.errors import UserError
 
 # one batch of 2B wins while a call's overhead counts, and loses once activations leave the caches: two cores cross
 # between 2,048 and 4,096 numbers of state (python -m tools.bench sampling); GPUs are not measured
-LITTLE = 2048
-TOUCHING = (
+JOINT_NUMEL = 2048
+TAU_TOLERANCE = (
     1e-9  # a grid's noise-time and an interval's end that mean the same number are rounded apart
 )
 
@@ -106,28 +106,30 @@ class Denoiser:
             return self._net(x, tau, self.condition)
         if self.g == 0.0 and self.guided_channels is None:
             return self._unguided(x, tau)
-        told, unguided = self._both(x, tau)
-        guided = unguided + self.g * (told - unguided)
+        conditional, unguided = self._both(x, tau)
+        guided = unguided + self.g * (conditional - unguided)
         if self.guided_channels is None:
             return guided
-        return torch.cat((guided[:, : self.guided_channels], told[:, self.guided_channels :]), 1)
+        return torch.cat(
+            (guided[:, : self.guided_channels], conditional[:, self.guided_channels :]), 1
+        )
 
     def _guided(self, tau: float) -> bool:
         low, high = self.interval
-        inside = low - TOUCHING <= tau <= high + TOUCHING
-        return inside and self.g != 1 and (self.reference is not None or self._tells)
+        inside = low - TAU_TOLERANCE <= tau <= high + TAU_TOLERANCE
+        return inside and self.g != 1 and (self.reference is not None or self._conditioned)
 
     def _both(self, x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         """f_c and f_u."""
         if self._together(x):
-            told, unguided = self._net(torch.cat((x, x)), tau, self._pair).chunk(2)
-            return told, unguided
+            conditional, unguided = self._net(torch.cat((x, x)), tau, self._pair).chunk(2)
+            return conditional, unguided
         return self._net(x, tau, self.condition), self._unguided(x, tau)
 
     def _together(self, x: Tensor) -> bool:
         if self.reference is not None:
             return False  # another network
-        return x.numel() <= LITTLE if self.batched is None else self.batched
+        return x.numel() <= JOINT_NUMEL if self.batched is None else self.batched
 
     def _unguided(self, x: Tensor, tau: float) -> Tensor:
         if self.reference is not None:
@@ -135,9 +137,9 @@ class Denoiser:
         return self._net(x, tau, self._null)
 
     @cached_property
-    def _tells(self) -> bool:
+    def _conditioned(self) -> bool:
         """Whether the two halves are told different things of any image; asked once, since a GPU waits for it."""
-        return bool((self.condition.state == TOLD).any())
+        return bool((self.condition.state == CONDITIONED).any())
 
     @cached_property
     def _null(self) -> Condition:
@@ -145,7 +147,7 @@ class Denoiser:
 
     @cached_property
     def _pair(self) -> Condition:
-        return beside(self.condition, self._null)
+        return concatenate(self.condition, self._null)
 
     def _net(self, x: Tensor, tau: float, condition: Condition) -> Tensor:
         dtype = next((p.dtype for p in self.model.parameters()), x.dtype)

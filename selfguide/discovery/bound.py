@@ -97,7 +97,7 @@ def check(*, limit: int, alpha: float, start: int, finer: int) -> None:
         raise UserError(f"finer={finer}: give 0 or more")
 
 
-def draw(found: Search, path: str, *, title: str) -> None:
+def plot(found: Search, path: str, *, title: str) -> None:
     """The ratio over K with the threshold and the bound, as a picture at `path`."""
     import matplotlib
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfguide.data.autoencoders import Autoencoder, to_images
-from selfguide.data.crop_flip import Placement
+from selfguide.data.crop_flip import CropFlip
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
 from selfguide.diffusion.preconditioning import build_preconditioning
@@ -128,7 +128,7 @@ class SnapshotFeatures:
         edge, grid = self.snapshot.student.backbone.net.size, (x0.shape[-2], x0.shape[-1])
         if not self.snapshot.config.data.crop or grid == (edge, edge):
             return x0
-        return Placement.centred(len(x0), grid, (edge, edge)).images(x0)
+        return CropFlip.centred(len(x0), grid, (edge, edge)).images(x0)
 
 
 class ViTFeatures:

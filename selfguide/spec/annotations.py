@@ -68,8 +68,8 @@ def _check(guidance: Guidance, field: str, found: Sidecar) -> None:
 
 def promises(sidecars: dict[str, Sidecar]) -> dict[str, Any]:
     """What a run's identity holds of its annotations."""
-    told: dict[str, Any] = {field: found.sha256 for field, found in sidecars.items()}
-    return told | {"saw_labels": any(found.saw_labels for found in sidecars.values())}
+    hashes: dict[str, Any] = {field: found.sha256 for field, found in sidecars.items()}
+    return hashes | {"saw_labels": any(found.saw_labels for found in sidecars.values())}
 
 
 def check_promises(

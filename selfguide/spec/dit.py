@@ -109,5 +109,5 @@ class DiTArchitecture(Architecture):
         mlp = (2 if self.mlp == "gelu" else 3) * n * d * self.hidden
         block = 4 * n * d * d + mlp + 2 * n * n * d + 6 * d * d
         ends = self.tokens * p2 * d * (self.channels + self.spatial + self.out_channels)
-        told = self.dense * d + self.tokens * self.dense_patch * d
-        return self.depth * block + ends + 3 * d * d + TIME_FREQUENCIES * d + told
+        condition = self.dense * d + self.tokens * self.dense_patch * d
+        return self.depth * block + ends + 3 * d * d + TIME_FREQUENCIES * d + condition

@@ -229,13 +229,13 @@ def agree(their_config: Config, config: Config) -> None:
 def _same_embedding(theirs: UNetArchitecture, ours: UNetArchitecture, where: str) -> None:
     """Where the condition stands beside the time, every block is wider in a net that is told something."""
     if theirs.embedding != ours.embedding:
-        was, now = ("a condition", "none") if theirs.told else ("no condition", "one")
+        was, now = ("a condition", "none") if theirs.condition_width else ("no condition", "one")
         raise UserError(
             f"{where} was told {was}, and this run is told {now}: every block of its UNet reads {theirs.embedding} "
             f"values of time and condition, and this one's {ours.embedding}; "
             + (
                 "set guidance=labels or online"
-                if theirs.told
+                if theirs.condition_width
                 else "set guidance=none, or take a snapshot of a run with labels or online"
             )
         )

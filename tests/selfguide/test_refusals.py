@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition, check_condition
+from selfguide.diffusion.conditions import (
+    CONDITIONED,
+    NULL,
+    UNCONDITIONAL,
+    Condition,
+    check_condition,
+)
 from selfguide.models import build
 from selfguide.models.backbone import Backbone
 from shards.errors import UserError
@@ -92,7 +98,7 @@ NETS: dict[str, dict[str, Any]] = {
     | {"dense_patch": 0},
 }
 FAMILIES = pytest.mark.parametrize("name", NETS)
-STATES = torch.tensor([TOLD, NULL, UNCONDITIONAL, TOLD])
+STATES = torch.tensor([CONDITIONED, NULL, UNCONDITIONAL, CONDITIONED])
 
 
 def tiny(name: str) -> Backbone:
@@ -109,22 +115,22 @@ def inputs(net: Backbone, batch: int = 4) -> tuple[Tensor, Tensor]:
 
 def everything(net: Backbone) -> Condition:
     arch = net.net
-    told = {
+    inputs = {
         "id": torch.arange(4),
         "multi_hot": torch.rand(4, 5),
         "dense": torch.randn(4, arch.dense),
         "spatial": torch.rand(4, 1, 8, 8),
         "patch": torch.randn(4, 16, arch.dense_patch),
     }
-    return Condition(STATES, **{name: told[name] for name in sorted(arch.accepts)})
+    return Condition(STATES, **{name: inputs[name] for name in sorted(arch.accepts)})
 
 
 def spoilt(condition: Condition, bad: float) -> Condition:
     """Nonsense where nothing is told."""
-    untold = condition.state != TOLD
+    unconditioned = condition.state != CONDITIONED
     changed = {name: value.clone() for name, value in condition.given.items()}
     for name, value in changed.items():
-        value[untold] = (-1 if bad < 0 else 10**6) if name == "id" else bad
+        value[unconditioned] = (-1 if bad < 0 else 10**6) if name == "id" else bad
     return replace(condition, **changed)
 
 
@@ -185,7 +191,7 @@ def test_bad_values_of_told_images_are_named(field: str, at: int, bad: float, wo
 def test_ids_must_be_whole_numbers(dtype: torch.dtype) -> None:
     net = tiny("dit_digits")
     x, tau = inputs(net)
-    condition = Condition.told(id=torch.zeros(4, dtype=dtype))
+    condition = Condition.of(id=torch.zeros(4, dtype=dtype))
     with pytest.raises(UserError, match=rf"condition.id has type {dtype}; .* int64"):
         check_condition(condition, net.net)
     with pytest.raises(UserError, match=r"condition\.id has type"):

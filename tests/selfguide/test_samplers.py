@@ -327,8 +327,8 @@ def test_the_state_is_fp32_or_wider(sampler: str, noise: torch.dtype) -> None:
 
 
 def test_sampling_keeps_no_graph() -> None:
-    denoiser = exact("rf", 8, told=1.0)
-    denoiser.model.told = torch.ones((), dtype=torch.float64, requires_grad=True)
+    denoiser = exact("rf", 8, shift=1.0)
+    denoiser.model.shift = torch.ones((), dtype=torch.float64, requires_grad=True)
     assert denoiser.velocity(NOISE, 0.5).requires_grad
     assert not sample("euler", denoiser, NOISE, steps=2).requires_grad
 
@@ -369,6 +369,6 @@ def test_what_cannot_be_walked_is_said_before_the_first_evaluation(
 
 def test_dopri5_says_when_the_network_gives_out() -> None:
     denoiser = exact("rf", 8)
-    denoiser.model.told = math.nan  # type: ignore[assignment]
+    denoiser.model.shift = math.nan  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"dopri5's step shrank.*not finite"):
         sample("dopri5", denoiser, NOISE)

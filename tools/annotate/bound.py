@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         used, limit=count, alpha=options.alpha, start=options.start, finer=options.finer
     )
     title = f"Groups that TEMI tells apart in {count:,} images"
-    bound.draw(search, str(out / "bound.png"), title=title)
+    bound.plot(search, str(out / "bound.png"), title=title)
     facts = {
         "bound": search.bound,
         "open": search.open,

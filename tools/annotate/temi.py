@@ -24,7 +24,7 @@ from selfguide.discovery.agreement import agreement
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.temi import TemiConfig
 from selfguide.discovery.temi_fit import ALONE, Fitted, fit
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from shards import sidecar, storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -115,7 +115,7 @@ def annotate(
 
 
 def _fit_and_publish(
-    place: Place,
+    rank_info: RankInfo,
     features: Path,
     near: Path,
     config: TemiConfig,
@@ -129,12 +129,12 @@ def _fit_and_publish(
         source.rows(),
         np.load(near, mmap_mode="r"),
         config,
-        place=place,
+        rank_info=rank_info,
         device=device,
         partial=partial,
         doing=f"TEMI, {config.groups} groups",
     )
-    if place.rank == 0:
+    if rank_info.rank == 0:
         _publish(found, config, source, out)
 
 

@@ -64,20 +64,20 @@ class Latents:
 
     x: NDArray[np.float16]
     y: NDArray[np.int64]
-    told: dict[str, int]
+    sums: dict[str, int]
 
     @staticmethod
-    def draw(count: int) -> Latents:
+    def random(count: int) -> Latents:
         generator = np.random.default_rng(0)
         x = generator.standard_normal((count, *SHAPE), dtype=np.float32).astype(np.float16)
         y = generator.integers(0, CLASSES, count)
-        return Latents(x=x, y=y, told=touch(iter([(x, y)])))
+        return Latents(x=x, y=y, sums=touch(iter([(x, y)])))
 
-    def check(self, told: dict[str, int], name: str) -> None:
+    def check(self, sums: dict[str, int], name: str) -> None:
         """What a reader gave is every sample once."""
-        if told != self.told:
+        if sums != self.sums:
             raise RuntimeError(
-                f"{name} delivered {told}, written were {self.told}: nothing to compare"
+                f"{name} delivered {sums}, written were {self.sums}: nothing to compare"
             )
 
     def source(self) -> ArraySource:

@@ -56,6 +56,6 @@ def touch(batches: Batches) -> dict[str, int]:
     return {"count": count, "labels": labels, "x": checked}
 
 
-def _say(told: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(told) + "\n")
+def _say(record: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(record) + "\n")
     sys.stdout.flush()

@@ -24,7 +24,7 @@ class StartError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class StoreFolder:
     """A store's folder while it is being filled. `secrets` maps access keys to their secrets."""
 
     state: Path
