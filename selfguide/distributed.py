@@ -1,4 +1,4 @@
-"""This process among its ranks: rendezvous, and the collectives that gradients pass through."""
+"""Process group of one attempt: rank info, rendezvous, and the collectives that gradients pass through."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from selfguide.spec.run import read_record, write_record
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Where a rank stands; `local` is its index on its node."""
+    """This process's rank, its rank on its node, and the number of ranks."""
 
     rank: int
     local_rank: int
@@ -118,7 +118,7 @@ def world_size() -> int:
 
 
 def broadcast_from_rank_0(value: Any) -> Any:
-    """What rank 0 found, on every rank: two ranks may see one folder differently while it changes."""
+    """Broadcasts rank 0's `value`: two ranks may see one folder differently while it changes."""
     if world_size() == 1:
         return value
     box = [value]
@@ -127,7 +127,7 @@ def broadcast_from_rank_0(value: Any) -> Any:
 
 
 def any_rank_error(message: str | None) -> str | None:
-    """The first rank's message that has one, on every rank: what stops one of them stops all with the same words."""
+    """Gathers `message` from all ranks and returns the first that is not None: an error on one stops all alike."""
     if world_size() == 1:
         return message
     errors: list[str | None] = [None] * world_size()

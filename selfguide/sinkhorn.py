@@ -167,11 +167,11 @@ class Queue:
         return self._rows
 
     def saved_rows(self) -> Tensor:
-        """What `restore` needs to go on as if nothing had happened."""
+        """A copy on the CPU, which `load_rows` takes to go on as if nothing had happened."""
         return self._rows.cpu().clone()
 
     def load_rows(self, rows: Tensor) -> None:
-        """From `state`; of a larger queue only the newest rows."""
+        """Takes the `saved_rows` of another queue; of a larger one only the newest."""
         if rows.dim() != 2 or rows.shape[1] != self._rows.shape[1]:
             raise ValueError(f"rows of shape {tuple(rows.shape)}, not (n, {self._rows.shape[1]})")
         self._rows = rows[-self.capacity :].to(self._rows, copy=True)

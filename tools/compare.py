@@ -28,7 +28,7 @@ from shards import cli
 from shards.errors import UserError
 
 FLOOR, OURS, CEILING = "digits_uncond", "digits_dit", "digits_class"
-CONDITIONS = {FLOOR: "told nothing", OURS: "told its own groups", CEILING: "told human labels"}
+CONDITIONS = {FLOOR: "unconditional", OURS: "its own groups", CEILING: "human labels"}
 
 
 @dataclass(frozen=True)

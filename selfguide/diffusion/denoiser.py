@@ -1,7 +1,7 @@
 """The network as a sampler sees it: time convention, preconditioning, dtype and guidance in one place.
 
 Classifier-free guidance (Ho & Salimans 2022), within an interval of noise (Kynkaanniemi et al. 2024), and
-autoguidance (Karras et al. 2024), which puts a weaker network in the place of the unguided half.
+autoguidance (Karras et al. 2024), which takes a weaker network for the unguided half.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import Prediction
 from shards.errors import UserError
 
-# one batch of 2B wins while a call's overhead counts, and loses once activations leave the caches: two cores cross
-# between 2,048 and 4,096 numbers of state (python -m tools.bench sampling); GPUs are not measured
+# elements of the state up to which both halves run as one batch of 2B: that wins while a call's overhead counts, and
+# loses once activations leave the caches. Two cores cross between 2,048 and 4,096 (python -m tools.bench sampling);
+# GPUs are not measured
 JOINT_NUMEL = 2048
-TAU_TOLERANCE = (
-    1e-9  # a grid's noise-time and an interval's end that mean the same number are rounded apart
-)
+# a grid's noise-time and an interval's end that mean the same number are rounded differently
+TAU_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +33,12 @@ class Denoiser:
     """A network on a path, guided by f_u + g (f_c - f_u): `g` is the total weight, 1 is none, 0 unconditional.
 
     The form is taken on the raw prediction; at a fixed x and noise-time x0, eps and v are affine in it, so it is the
-    same on each. Where no image is told anything f_u is f_c, and is not run. The state keeps its own dtype (fp32 or
+    same on each. Where no image is conditioned f_u is f_c, and is not run. The state keeps its own dtype (fp32 or
     wider); the net gets its own, and noise-times in fp32. Nothing but the count of evaluations changes afterwards.
 
     Args:
         model: model(x, tau, condition) -> (B, >= C, H, W), tau (B,); channels beyond C are a learned sigma.
-        condition: what each image of the batch is told.
+        condition: of each image of the batch.
         interval: noise-times, both ends in, where `g` holds. Outside, the plain conditional form is taken and the
             other half is not computed.
         prediction, sigma_data: what the net predicts on the path, and the data's deviation (prediction "edm").
@@ -88,6 +88,9 @@ class Denoiser:
         object.__setattr__(self, "evaluations", self.evaluations + 1)
         return self.preconditioning.estimate(self._raw(x, tau), x, _time(tau))
 
+    def __call__(self, x: Tensor, tau: float) -> Estimate:
+        return self.estimate(x, tau)
+
     def velocity(self, x: Tensor, tau: float) -> Tensor:
         """dx/dtau of the probability-flow ODE, (B, C, H, W)."""
         return self.estimate(x, tau).v
@@ -100,7 +103,7 @@ class Denoiser:
         """The guided raw prediction, in the dtype of the state."""
         if len(self.condition) != len(x):
             raise UserError(
-                f"the condition tells {len(self.condition)} images and the state has {len(x)}; give one for each"
+                f"the condition is of {len(self.condition)} images and the state has {len(x)}; give one for each"
             )
         if not self._guided(tau):
             return self._net(x, tau, self.condition)
@@ -138,7 +141,7 @@ class Denoiser:
 
     @cached_property
     def _conditioned(self) -> bool:
-        """Whether the two halves are told different things of any image; asked once, since a GPU waits for it."""
+        """Whether any image is conditioned, so that the halves differ; read once, since a GPU waits for it."""
         return bool((self.condition.state == CONDITIONED).any())
 
     @cached_property

@@ -39,7 +39,7 @@ class FeatureNet(Protocol):
 
 
 class SnapshotFeatures:
-    """Pooled tokens of one layer of a published student, told nothing, of images noised to one noise-time."""
+    """Pooled tokens of one layer of a published student, without a condition, of images noised to one noise-time."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class SnapshotFeatures:
         self.layer = net.layers[self.number - 1]
         self.normaliser = Normaliser.of(header)
         self.preconditioning = build_preconditioning(snapshot.config.path)
-        # an online student knows the row of nothing from its first stage; one that was always told knows its null row
+        # an online student has trained its unconditional row, one that was conditioned from the start its null row
         source = snapshot.guidance["source"]
         self.state = NULL if snapshot.guidance["told"] and source != "online" else UNCONDITIONAL
         self._check()

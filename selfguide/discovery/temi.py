@@ -69,7 +69,7 @@ class TemiConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: give at least 1")
         if self.groups < 2:
-            raise UserError("groups=1 tells nothing apart: give at least 2")
+            raise UserError("groups=1 separates nothing: give at least 2")
         if self.groups > count:
             raise UserError(
                 f"groups={self.groups} of {count} images: some would be empty by necessity; give at most {count}"

@@ -245,7 +245,7 @@ def _assign(
 def _fingerprint(
     features: NDArray[np.generic], near: NDArray[np.integer], config: TemiConfig
 ) -> str:
-    """Tells fits apart by their settings and a sample of what they read."""
+    """Identifies a fit by its settings and a sample of what it read."""
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
     digest.update(repr((features.shape, near.shape)).encode())
     for row in np.linspace(0, len(features) - 1, 64, dtype=np.int64):

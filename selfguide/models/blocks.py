@@ -42,12 +42,12 @@ def sinusoid(value: Tensor, width: int, period: float = 10_000.0) -> Tensor:
 
 
 class ConditionEmbedding(nn.Module):
-    """What is told in one vector, as a vector (B, width); else the null or the unconditional row.
+    """Embeds id, multi-hot or dense in one vector (B, width); else the null or the unconditional row.
 
     A group's row by id, the mean of rows by multi-hot, a dense vector projected (or, with `project` off, as it is:
     SGFM's token is the prototype itself). Every parameter enters every forward, masked by state: a rank whose batch
     happens to need only some of them would otherwise reduce other gradients than its peers. What images hold that are
-    told nothing is zeroed before it meets a weight, for zero times NaN is NaN.
+    not conditioned is zeroed before it meets a weight, for zero times NaN is NaN.
     """
 
     zero_unconditional = False  # nothing known is a vector of zeros (SGFM's paper); its row stays, and learns nothing
@@ -99,7 +99,7 @@ class PatchEmbedding(nn.Module):
         self.one = ConditionEmbedding(width, 0, dense, project=project)
 
     def forward(self, condition: Condition, tokens: int) -> Tensor:
-        """(B, L, D); nothing told about patches is as good as null or unconditional."""
+        """(B, L, D); without patch vectors it is the null or unconditional row."""
         if condition.patch is not None and condition.patch.shape[1] != tokens:
             found = condition.patch.shape[1]
             raise UserError(
@@ -113,7 +113,7 @@ class PatchEmbedding(nn.Module):
 
 
 def with_spatial(x: Tensor, condition: Condition, channels: int) -> Tensor:
-    """The input with its masks beside it, (B, C + M, H, W); masks of images that are told nothing are zero (SGDM)."""
+    """The input with its masks beside it, (B, C + M, H, W); masks of images not conditioned are zero (SGDM)."""
     if not channels:
         return x
     if condition.spatial is None:

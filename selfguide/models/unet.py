@@ -30,13 +30,14 @@ from selfguide.spec.unet import Stage, UNetArchitecture
 
 
 class UNet(Backbone):
-    """What is told enters as one vector, and as masks beside the input; null and unconditional are zeros of both."""
+    """The condition enters as one vector and as masks beside the input; null and unconditional are zeros of both."""
 
     net: UNetArchitecture
 
     def __init__(self, net: UNetArchitecture) -> None:
         super().__init__(net)
         self.time = TimeEmbedding(net)
+        # the module's name is that of its tensors in snapshots and checkpoints
         self.told: nn.Module | None = None
         if net.guidance == "early":
             self.told = ConditionLinear(net.classes, net.dense, net.base, bias=False)
@@ -101,7 +102,7 @@ class UNet(Backbone):
         return self.out(F.silu(self.norm(x))), captured
 
     def _embed(self, tau: Tensor, condition: Condition) -> Tensor:
-        """Time and what is told in one vector, (B, embedding), activated once for all blocks."""
+        """Embeds time and condition in one vector, (B, embedding), activated once for all blocks."""
         time = time_input(self.net.time, tau)
         if isinstance(self.told, ConditionLinear):
             # EDM feeds one-hots of unit mean square

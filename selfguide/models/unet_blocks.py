@@ -46,11 +46,11 @@ class TimeEmbedding(nn.Module):
 
 
 class ConditionLinear(nn.Module):
-    """A linear map of [one-hot or multi-hot of K groups; dense] -> (B, width); who is told nothing has a zero vector.
+    """A linear map of [one-hot or multi-hot of K groups; dense] -> (B, width); zeros for images not conditioned.
 
     A one-hot times the weight is a row of it, looked up, so that (B, K) is never made. Every parameter enters every
-    forward: a rank whose batch happens to tell nothing would otherwise reduce other gradients than its peers. What
-    images hold that are told nothing is zeroed before it meets a weight, for zero times NaN is NaN.
+    forward: a rank whose batch happens to be unconditional would otherwise reduce other gradients than its peers.
+    What images hold that are not conditioned is zeroed before it meets a weight, for zero times NaN is NaN.
     """
 
     def __init__(self, classes: int, dense: int, width: int, *, bias: bool = True) -> None:
@@ -103,7 +103,7 @@ class ConditionLinear(nn.Module):
 
 
 class GuidanceMLP(nn.Module):
-    """What is told, through Linear, SiLU, Linear -> (B, width) (Hu et al. 2023, section 4.1)."""
+    """The condition through Linear, SiLU, Linear -> (B, width) (Hu et al. 2023, section 4.1)."""
 
     def __init__(self, net: UNetArchitecture) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class GuidanceMLP(nn.Module):
 
 
 class ContextTokens(nn.Module):
-    """What is told, as tokens (B, S, 32) for attention to read."""
+    """The condition as tokens (B, S, 32) for attention to read."""
 
     def __init__(self, net: UNetArchitecture) -> None:
         super().__init__()

@@ -72,7 +72,7 @@ class DiTArchitecture(Architecture):
 
     @property
     def condition_row(self) -> bool:
-        """Whether a vector beside the time's says what is told, or that it is null or unconditional.
+        """Whether a vector beside the time's holds the condition, or that it is null or unconditional.
 
         With prototypes for each patch and nothing else the patches have rows of their own, as in SGFM: one for the
         image would be read when guidance drops all patches, and never be trained, since they are dropped one by one.

@@ -159,7 +159,7 @@ class UNetArchitecture(Architecture):
 
     @property
     def guidance(self) -> Literal["early", "concat", "add", "none"]:
-        """How what is told in one vector meets the time: before the time's MLP, beside its output, or added to it."""
+        """How the condition vector meets the time: before the time's MLP, beside its output, or added to it."""
         if not self.condition_width:
             return "none"
         if self.form == "edm":
@@ -173,12 +173,12 @@ class UNetArchitecture(Architecture):
 
     @property
     def condition_width(self) -> int:
-        """Width of what is told in one vector: groups and dense features."""
+        """Width of the condition vector: groups and dense features."""
         return self.classes + self.dense
 
     @property
     def tokens(self) -> int:
-        """Context tokens; a net that is never told anything has none."""
+        """Context tokens; a net without conditions has none."""
         return self.context if self.condition_width else 0
 
     @property

@@ -31,7 +31,7 @@ PATHS: dict[str, tuple[Path, str]] = {
 
 
 class ExactGaussian(nn.Module):
-    """E[x0 | x] for N(MEAN, SD^2) data as a raw prediction of any kind; told images' mean is `told` higher."""
+    """E[x0 | x] for N(MEAN, SD^2) data as a raw prediction of any kind; conditioned images' mean is `shift` higher."""
 
     def __init__(self, path: Path, prediction: str, shift: float = 0.0) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class ExactGaussian(nn.Module):
 
 
 def exact(name: str, count: int = 4, shift: float = 0.0, **settings: Any) -> Denoiser:
-    """A denoiser that knows the data, on one of PATHS; images are told id 0 if `told` says what that means."""
+    """A denoiser that knows the data, on one of PATHS; images are conditioned on id 0 where `shift` is not 0."""
     path, prediction = PATHS[name]
     condition = Condition.unconditional(count)
     if shift:

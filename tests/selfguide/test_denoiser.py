@@ -30,7 +30,7 @@ def guided(path: str = "rf", **settings: Any) -> Denoiser:
 
 
 def states(denoiser: Denoiser) -> list[list[int]]:
-    """What the network was told, call by call."""
+    """States of the conditions that the network got, call by call."""
     return [condition.state.tolist() for _, _, condition in denoiser.model.seen]  # type: ignore[union-attr]
 
 
@@ -58,7 +58,7 @@ def test_g_of_zero_runs_only_the_unconditional_half() -> None:
     assert states(denoiser) == [[NULL] * 4] and denoiser.evaluations == 1
 
 
-def test_an_image_that_is_told_nothing_stays_unconditional_in_both_halves() -> None:
+def test_an_unconditional_image_stays_unconditional_in_both_halves() -> None:
     mixed = torch.tensor([CONDITIONED, NULL, UNCONDITIONAL, CONDITIONED])
     conditional = guided(g=3.0, batched=False)
     denoiser = replace(conditional, condition=replace(conditional.condition, state=mixed))
@@ -68,7 +68,7 @@ def test_an_image_that_is_told_nothing_stays_unconditional_in_both_halves() -> N
 
 @pytest.mark.parametrize("g", [0.0, 3.0])
 @pytest.mark.parametrize("state", [NULL, UNCONDITIONAL])
-def test_where_nothing_is_told_the_halves_are_one_and_run_once(g: float, state: int) -> None:
+def test_without_conditioned_images_the_halves_are_one_and_run_once(g: float, state: int) -> None:
     condition = Condition(torch.full((4,), state), id=torch.zeros(4, dtype=torch.int64))
     denoiser = replace(exact("rf", 4, g=g), condition=condition)
     found = denoiser.velocity(X, 0.4)
@@ -76,7 +76,7 @@ def test_where_nothing_is_told_the_halves_are_one_and_run_once(g: float, state: 
     assert states(denoiser) == [[state] * 4] and denoiser.evaluations == 1
 
 
-def test_an_untold_batch_is_still_guided_by_a_reference() -> None:
+def test_an_unconditional_batch_is_still_guided_by_a_reference() -> None:
     weaker = exact("rf", 4, shift=0.7)
     found = exact("rf", 4, g=2.0, reference=weaker).velocity(X, 0.5)
     ours, theirs = (
@@ -261,9 +261,9 @@ def test_settings_that_contradict_each_other_are_refused(
 @pytest.mark.parametrize("batched", [True, False])
 def test_one_condition_for_each_image_of_the_state(batched: bool) -> None:
     for denoiser in (guided(g=2.0, batched=batched), guided(), exact("rf", 4)):
-        with pytest.raises(UserError, match=r"tells 4 images and the state has 3.*one for each"):
+        with pytest.raises(UserError, match=r"is of 4 images and the state has 3.*one for each"):
             denoiser.velocity(X[:3], 0.5)
-    with pytest.raises(UserError, match="tells 3 images and the state has 4"):
+    with pytest.raises(UserError, match="is of 3 images and the state has 4"):
         guided(g=2.0, reference=exact("rf", 3)).velocity(X, 0.5)
 
 

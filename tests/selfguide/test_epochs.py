@@ -1,4 +1,4 @@
-"""All ranks prove each epoch together, whatever a restart or another world size does to it; and waiting is told."""
+"""All ranks prove each epoch together, whatever a restart or another world size does to it; and waiting is reported."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_a_training_on_a_mixture_proves_the_epochs_of_each_source(
         work(other, single, lease, Telemetry(run, lease.number, single, 2560))
 
 
-def test_substitutes_are_counted_and_told_of(
+def test_substitutes_are_counted_and_reported(
     single: RankInfo, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     root, run = tmp_path / "data", tmp_path / "run"
@@ -242,7 +242,7 @@ def test_substitutes_are_counted_and_told_of(
 def judged(
     rank_info: RankInfo, root: str, start: int, stop: int, carried: Any, bound: float
 ) -> Any:
-    """Substitutes of an attempt by all that its ranks were told, or why it ended; no rank's own share is too much."""
+    """Substitutes of an attempt by all that its ranks were given, or why it ended; no rank's own share is too much."""
     with shards.open(
         root, global_batch=64, micro_batch=64 // rank_info.world, rank=rank_info.rank, world=rank_info.world,
         seed=0, position=start, on_damage="substitute", damaged=0.5,

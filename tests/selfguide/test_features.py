@@ -81,7 +81,7 @@ def test_noise_is_a_function_of_the_ordinal_alone(snapshot: Snapshot, stored: Te
     assert not torch.allclose(other_seed(stored[:8], ordinals), together)
 
 
-def test_nothing_is_told_in_the_way_the_student_knows(
+def test_features_use_the_unconditional_row_that_the_student_knows(
     digits: Path, tmp_path: Path, stored: Tensor
 ) -> None:
     """A student of labels learned its null row, never the row of the unconditional."""

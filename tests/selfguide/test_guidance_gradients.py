@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfguide.data.batch import Batch
-from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition
+from selfguide.diffusion.conditions import CONDITIONED, NULL, UNCONDITIONAL, Condition
 from selfguide.diffusion.objectives import build_objective
 from selfguide.guidance.component import Inputs
 from selfguide.guidance.online import OnlineSource
@@ -106,7 +106,7 @@ def test_the_prototypes_length_changes_no_score_and_no_score_changes_the_prototy
 # --- patches
 
 
-def test_patches_are_told_their_own_rows_and_dropped_one_by_one() -> None:
+def test_patches_are_conditioned_on_their_own_rows_and_dropped_one_by_one() -> None:
     config = leveled("patch", drop=0.25)
     _, teacher, source, batch = make(config, images=448)
     assert (inputs(source, batch, teacher).condition.state == UNCONDITIONAL).all()
@@ -129,7 +129,7 @@ def test_patches_are_told_their_own_rows_and_dropped_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["dit_digits", "uvit_digits"])
-def test_a_dropped_patch_is_told_the_null_row_whatever_it_held(name: str) -> None:
+def test_a_dropped_patch_gets_the_null_row_whatever_it_held(name: str) -> None:
     config = replace(leveled("patch", prototype_width=None), model=ModelConfig(name=name))
     student = build_student(config, 0)
     patches = student.backbone.patches
@@ -141,7 +141,7 @@ def test_a_dropped_patch_is_told_the_null_row_whatever_it_held(name: str) -> Non
     assert torch.equal(embedded[0, 3], patches.one.null)  # type: ignore[union-attr]
     assert torch.equal(embedded[1, 7], patches.one.unconditional)  # type: ignore[union-attr]
     condition = patches(Condition.of(patch=values), PATCHES)  # type: ignore[operator]
-    kept = state == TOLD
+    kept = state == CONDITIONED
     assert torch.equal(embedded[kept], condition[kept]) and embedded.isfinite().all()
     # all patches dropped is what guidance compares with, and has no row that training never saw
     whole = Condition.of(patch=values).drop(torch.ones(2, dtype=torch.bool))
@@ -185,7 +185,7 @@ def test_the_patches_mask_repeats_each_images_time_and_is_not_tiled(over: str) -
     assert loss.item() == pytest.approx(expected / len(inside), rel=1e-5)
 
 
-def test_a_layout_query_asks_each_image_alone_and_tells_every_patch() -> None:
+def test_a_layout_query_asks_each_image_alone_and_conditions_every_patch() -> None:
     config = leveled("patch")
     student, _, _, _ = make(config, images=0)
     student.eval()
@@ -193,7 +193,7 @@ def test_a_layout_query_asks_each_image_alone_and_tells_every_patch() -> None:
     x0 = torch.randn(3, 1, 8, 8)
     layout = patch_layout(snapshot, x0)
     assert layout.patch is not None and layout.patch.shape == (3, PATCHES, 32)
-    assert layout.state.shape == (3,) and (layout.state == TOLD).all()
+    assert layout.state.shape == (3,) and (layout.state == CONDITIONED).all()
     alone = patch_layout(snapshot, x0[1:2])
     torch.testing.assert_close(alone.patch, layout.patch[1:2])
     assert len(layout.patch.flatten(0, 1).unique(dim=0)) > 1
@@ -229,7 +229,7 @@ def test_codes_over_all_are_sinkhorns_of_every_noise_time() -> None:
         assert loss == pytest.approx(-(codes * logs).sum(1).mean().item(), rel=1e-5)
 
 
-def test_the_heads_view_is_told_nothing_or_what_the_step_tells() -> None:
+def test_the_heads_view_is_unconditional_or_as_trained() -> None:
     for setting in ("unconditional", "as_trained"):
         config = online_config(view="training", view_condition=setting, drop=0.0)
         student, teacher, source, batch, outputs = stepped(config)
@@ -269,7 +269,7 @@ def test_what_stands_for_nothing_is_a_learned_row_or_zeros() -> None:
         assert bool(moved) == (unconditional == "embedding")
 
 
-def test_told_rows_are_unit_or_the_average_as_it_is() -> None:
+def test_condition_rows_are_unit_or_the_average_as_it_is() -> None:
     for setting in ("unit", "averaged"):
         config = online_config(condition_rows=setting, drop=0.0)
         _, teacher, source, batch = make(config, images=600)
@@ -302,7 +302,7 @@ def test_a_queue_joins_sinkhorn_and_gets_no_loss() -> None:
     assert torch.equal(again[0], again[1])  # type: ignore[arg-type]
 
 
-def test_an_epsilon_below_fp32s_range_still_tells_prototypes_apart() -> None:
+def test_an_epsilon_below_fp32s_range_still_separates_prototypes() -> None:
     config = online_config(epsilon=0.005)
     _, _, source, batch, outputs = stepped(config)
     loss = source.loss(outputs, batch, None)

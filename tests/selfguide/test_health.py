@@ -50,7 +50,7 @@ def alone(config: Config, images: int = 600) -> State:
 # --- what is said
 
 
-def test_a_healthy_run_is_told_nothing() -> None:
+def test_a_healthy_run_gets_no_advice() -> None:
     assert advise(lines(50)) == []
     assert advise([{"images": 1, "loss": 1.0}] * 9) == [], "nor is one without an online source"
 

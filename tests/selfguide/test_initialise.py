@@ -241,7 +241,7 @@ def test_the_label_table_is_dropped_or_kept(labels: Any, tmp_path: Path) -> None
     assert record["saw_labels"] and record["labels"] == labels
 
 
-def test_what_is_told_may_change_and_positions_go_by_token(tmp_path: Path) -> None:
+def test_the_condition_may_change_and_positions_go_by_token(tmp_path: Path) -> None:
     """From an unconditional U-ViT to one with [CLS] and prototypes: only new tokens are fresh."""
     model = {"name": "uvit_s_2", "size": 8, "channels": 1, "width": 32, "depth": 2, "heads": 4}
     plain = replace(config("d").model, **model)
@@ -353,7 +353,7 @@ def test_unets_of_other_guidance_fit_or_are_refused_at_submission(
     given, fresh = build_student(theirs, 0), build_student(ours, 1)
     run = replace(ours, init=from_snapshot(tmp_path))
     if name == "unet_sgdm_32":
-        with pytest.raises(UserError, match=r"was told .*; set guidance="):
+        with pytest.raises(UserError, match=r"was trained with .*; set guidance="):
             agree(theirs, run)
         with pytest.raises(UserError, match="take a snapshot of this model"):
             transplant(given, fresh, keep_labels=False)
@@ -484,7 +484,7 @@ def test_other_weights_than_were_submitted_are_refused(tmp_path: Path) -> None:
         initialise(build_student(cfg, 0), cfg, promised)
 
 
-def test_a_run_is_its_weights_and_not_their_place(tmp_path: Path) -> None:
+def test_a_run_is_its_weights_and_not_their_path(tmp_path: Path) -> None:
     def hashed(cfg: Config) -> str:
         return digest(identity(cfg, "data", check_weights(cfg)))
 
@@ -596,7 +596,7 @@ LAWS = [
     ("init=dit init.path=x.pt model.time=index model.norm=rms", "model.norm=rms, and a published DiT has layer; "
      "set model.norm=layer"),
     ("init=dit init.path=x.pt model.time=index model.qk_norm=true", "set model.qk_norm=false"),
-    ("init=dit init.path=x.pt model.time=index init.labels=keep", "told no labels; set init.labels=drop, or "
+    ("init=dit init.path=x.pt model.time=index init.labels=keep", "not conditioned on labels; set init.labels=drop, or "
      "guidance=labels"),
     ("init=dit init.path=x.pt model.time=index", "path.name=rectified_flow path.prediction=v, and the weights of "
      "init.path=x.pt learned path.name=ddpm path.betas=linear path.prediction=eps; set path.name=ddpm "

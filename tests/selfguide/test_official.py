@@ -135,7 +135,7 @@ def test_new_tokens_are_fresh_and_the_others_keep_their_place() -> None:
     assert torch.equal(table[0], fresh["positions"][0])
     assert torch.equal(table[1:], torch.cat((theirs[1:2], theirs[0:1], theirs[2:])))
     assert torch.equal(ours.get_parameter("cls"), fresh["cls"])
-    # a net without labels is told by the token that the label had
+    # a net without labels is conditioned by the token that the label had
     null = weights["label_emb.weight"][-1]
     assert torch.equal(ours.get_parameter("condition.null"), null)
     assert torch.equal(ours.get_parameter("condition.unconditional"), null)

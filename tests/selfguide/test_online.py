@@ -70,7 +70,7 @@ def inputs(source: Component, batch: Batch, teacher: Teacher) -> Inputs:
     return Components((source,)).inputs(batch, teacher.module)
 
 
-def test_nothing_is_told_before_the_switch_and_all_but_the_dropped_after() -> None:
+def test_conditions_begin_at_the_switch_for_all_but_the_dropped() -> None:
     config = online_config(drop=0.25)
     _, teacher, source, batch = make(config, images=448)
     assert (inputs(source, batch, teacher).condition.state == UNCONDITIONAL).all()
@@ -161,7 +161,7 @@ def test_p_of_k_forgets_old_windows_and_resumes_exactly() -> None:
         for _ in range(2):  # two micro-batches of a step
             inputs(source, batch, teacher)
         totals.append(int(source.prototype_counts.totals()[CONDITIONED].sum()))
-    # 128 told images a step here: windows turn after two steps, and two windows are the most that is held
+    # 128 conditioned images a step here: windows turn after two steps, and two windows are the most that is held
     assert totals == [128, 256, 384, 512, 384, 512, 384, 512]
     resumed = OnlineSource(config.guidance, config.path, 0, 512)  # type: ignore[arg-type]
     resumed.load_state_dict(source.state_dict(), rank=0)

@@ -1,4 +1,4 @@
-"""What no backbone can be or be told is refused by name; what a dropped image holds never matters."""
+"""Architectures and conditions that no backbone can take are refused; what dropped images hold never matters."""
 
 from __future__ import annotations
 
@@ -84,16 +84,16 @@ def test_impossible_sizes_are_named(name: str, change: dict[str, Any], words: st
     assert words in str(raised.value)
 
 
-# --- what a net is told
+# --- conditions
 
 
 DIT_NET = {"classes": 5, "dense": 8, "spatial": 1, "dense_patch": 6}
 NETS: dict[str, dict[str, Any]] = {
     "dit_digits": {"depth": 2, "width": 16} | DIT_NET,
     "uvit_digits": {"depth": 2, "width": 16} | DIT_NET | {"dense": 16, "dense_patch": 16},
-    "unet_digits": {"base": 16} | DIT_NET | {"dense_patch": 0},  # told before the time's MLP
+    "unet_digits": {"base": 16} | DIT_NET | {"dense_patch": 0},  # conditioned before the time's MLP
     "unet_sgdm_32": {"size": 8, "base": 16, "mult": (1, 2), "attention": (2,), "blocks": 1}
-    | {"groups": 4, "heads": 2, "context": 2, "channels": 1}  # told by an MLP and by tokens
+    | {"groups": 4, "heads": 2, "context": 2, "channels": 1}  # conditioned by an MLP and by tokens
     | DIT_NET
     | {"dense_patch": 0},
 }
@@ -126,7 +126,7 @@ def everything(net: Backbone) -> Condition:
 
 
 def spoilt(condition: Condition, bad: float) -> Condition:
-    """Nonsense where nothing is told."""
+    """Nonsense where images are not conditioned."""
     unconditioned = condition.state != CONDITIONED
     changed = {name: value.clone() for name, value in condition.given.items()}
     for name, value in changed.items():
@@ -177,7 +177,9 @@ def test_dropped_images_send_no_gradient_into_what_they_hold(name: str) -> None:
         ("patch", 3, float("nan"), "condition.patch holds nan; give finite numbers"),
     ],
 )
-def test_bad_values_of_told_images_are_named(field: str, at: int, bad: float, words: str) -> None:
+def test_bad_values_of_conditioned_images_are_named(
+    field: str, at: int, bad: float, words: str
+) -> None:
     net = tiny("dit_digits")
     condition = everything(net)
     check_condition(condition, net.net)
@@ -204,7 +206,7 @@ def test_images_times_and_conditions_are_as_many(name: str) -> None:
     net = tiny(name)
     x, tau = inputs(net)
     for few in (1, 3):
-        with pytest.raises(UserError, match=rf"condition tells {few} images and there are 4"):
+        with pytest.raises(UserError, match=rf"condition is of {few} images and there are 4"):
             net(x, tau, Condition.unconditional(few))
         with pytest.raises(UserError, match=rf"tau has shape \({few},\) and there are 4 images"):
             net.features(x, tau[:few], Condition.unconditional(4), 1)

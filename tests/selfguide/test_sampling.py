@@ -1,4 +1,4 @@
-"""Sets of samples: who is told what, how often, and that image i is a function of seed + i."""
+"""Sets of samples: conditions, their frequency, and that image i is a function of seed + i."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_denoiser_is_what_run_and_sampler_say() -> None:
     assert type(denoiser.path).__name__ == "VarianceExploding"
 
 
-def test_every_batch_tells_its_evaluations_and_shows_its_steps() -> None:
+def test_every_batch_has_its_evaluations_and_calls_back_its_steps() -> None:
     seen: list[int] = []
     sampler = SamplerConfig(name="heun", steps=4)
     batches = generate_each(
@@ -134,7 +134,7 @@ def test_conditions_are_dropped_at_their_rate(rate: float, seed: int) -> None:
     assert abs(share - rate) < 4 * math.sqrt(rate * (1 - rate) / n)
 
 
-def test_dropping_touches_told_images_only() -> None:
+def test_dropping_changes_conditioned_images_only() -> None:
     condition = Condition(torch.tensor([CONDITIONED, NULL, UNCONDITIONAL, CONDITIONED]))
     assert condition.drop(torch.tensor([True, True, True, False])).state.tolist() == [
         NULL,

@@ -1,4 +1,4 @@
-"""Sidecars as guidance: what each image is told in training, what is drawn in sampling, and the controls."""
+"""Sidecars as guidance: conditions in training and in sampling, and the controls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import shards
 from selfguide import snapshot
 from selfguide.data.batch import Batch
 from selfguide.data.crop_flip import CropFlip, sample_crop_flip
-from selfguide.diffusion.conditions import NULL, TOLD, Condition
+from selfguide.diffusion.conditions import CONDITIONED, NULL, Condition
 from selfguide.distributed import RankInfo
 from selfguide.evaluation import job as evaluation
 from selfguide.guidance.labels import drop_images
@@ -119,13 +119,13 @@ def rows_of(notes: Path, name: str) -> np.ndarray:
 ORDINALS = torch.tensor([1796, 0, 17, 17, 4, 900, 33, 1200])
 
 
-# --- what an image is told ---------------------------------------------------------------------
+# --- the condition of an image ---------------------------------------------------------------------
 
 
-def test_each_image_is_told_the_rows_of_its_ordinal(notes: Path) -> None:
+def test_each_image_is_conditioned_on_the_rows_of_its_ordinal(notes: Path) -> None:
     guidance = guided(notes, ids="ids", dense="features", layout="boxes", drop=0.0)
     found = condition_of(guidance, batch_of(ORDINALS))
-    assert (found.state == TOLD).all() and found.given.keys() == {"id", "dense", "spatial"}
+    assert (found.state == CONDITIONED).all() and found.given.keys() == {"id", "dense", "spatial"}
     assert found.id is not None and found.id.dtype == torch.int64
     np.testing.assert_array_equal(found.id, rows_of(notes, "ids")[ORDINALS])
     np.testing.assert_array_equal(found.given["dense"], rows_of(notes, "features")[ORDINALS])
@@ -139,7 +139,9 @@ def test_one_mask_drops_all_of_it_and_no_other(notes: Path) -> None:
     found = condition_of(guidance, batch_of(ordinals), seed=5)
     wanted = drop_images(5, torch.arange(1000, 1512), 0.3)
     assert 0.2 < wanted.double().mean() < 0.4
-    assert torch.equal(found.state == NULL, wanted) and torch.equal(found.state == TOLD, ~wanted)
+    assert torch.equal(found.state == NULL, wanted) and torch.equal(
+        found.state == CONDITIONED, ~wanted
+    )
     source = SidecarSource(guidance, 5)
     assert source.loss(None, batch_of(ordinals), None) is None  # type: ignore[arg-type]
 
@@ -189,8 +191,8 @@ def test_a_mask_is_one_channel_a_group_and_shares_of_coarser_cells(notes: Path) 
                     assert shares[i, k, y, x] == (cell == k).mean()
 
 
-def test_a_mask_tells_its_groups_as_a_multi_hot_where_asked(notes: Path) -> None:
-    """SGDM: the image-level condition is the spatial maximum of the mask; ids that are given are told instead."""
+def test_a_mask_gives_its_groups_as_a_multi_hot_where_asked(notes: Path) -> None:
+    """SGDM: the image-level condition is the spatial maximum of the mask; ids that are given go first."""
     masks = rows_of(notes, "masks")[ORDINALS]
     found = condition_of(guided(notes, layout="masks", groups=M), batch_of(ORDINALS))
     wanted = [[k in mask for k in range(M)] for mask in masks]
@@ -200,7 +202,7 @@ def test_a_mask_tells_its_groups_as_a_multi_hot_where_asked(notes: Path) -> None
     assert both.given.keys() == {"id", "spatial"}
 
 
-def test_the_network_takes_what_it_is_told(notes: Path, digits: Path) -> None:
+def test_the_network_takes_the_condition(notes: Path, digits: Path) -> None:
     everything = guided(notes, ids="ids", layout="masks", dense="features")
     for name in ("dit_digits", "unet_digits", "uvit_digits"):
         guidance = replace(everything, dense=None, width=0) if name == "uvit_digits" else everything
@@ -265,7 +267,7 @@ def test_shuffled_rows_stay_together_and_fixed_through_the_run(notes: Path) -> N
     assert torch.equal(again.given["id"].flip(0), found.given["id"])
 
 
-# --- what a published student is told ----------------------------------------------------------
+# --- conditions of a published student ----------------------------------------------------------
 
 
 def published(guidance: SidecarGuidance, digits: Path, **changes: Any) -> Snapshot:
@@ -321,9 +323,7 @@ def test_layouts_and_their_groups_are_drawn_as_rows_of_training_images(
         sample_condition(made, SEEDS, "uniform")
 
 
-def test_a_row_is_what_that_training_image_was_told_shuffled_or_not(
-    notes: Path, digits: Path
-) -> None:
+def test_a_row_is_that_training_images_condition_shuffled_or_not(notes: Path, digits: Path) -> None:
     guidance = guided(notes, ids="several", layout="masks", shuffle=1.0, drop=0.0)
     made = published(guidance, digits)
     found, trained = queries.rows(made, ORDINALS), condition_of(guidance, batch_of(ORDINALS))

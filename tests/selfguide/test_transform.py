@@ -28,7 +28,7 @@ COUNT = 7
 
 @st.composite
 def crop_flips(draw: st.DrawFn, *, coarse: bool = False) -> tuple[CropFlip, tuple[int, int]]:
-    """A drawn placement, and the size of the annotated image: any, or that of the grid itself."""
+    """A random crop and flip, and the size of the annotated image: any, or that of the grid itself."""
     grid = (draw(st.integers(1, 12)), draw(st.integers(1, 12)))
     window = (draw(st.integers(1, grid[0])), draw(st.integers(1, grid[1])))
     image = (draw(st.integers(grid[0], 40)), draw(st.integers(grid[1], 40))) if coarse else grid
@@ -141,8 +141,8 @@ def test_the_middle_is_shown_where_nothing_is_drawn() -> None:
     assert CropFlip.centred(2, (7, 6), (7, 6)).images(x) is x
 
 
-def test_a_placement_refuses_images_of_another_size() -> None:
-    with pytest.raises(ValueError, match=r"images of \(4, 4\) for a placement on \(8, 8\)"):
+def test_a_crop_refuses_images_of_another_size() -> None:
+    with pytest.raises(ValueError, match=r"images of \(4, 4\) for a crop of \(8, 8\)"):
         sample_crop_flip(0, torch.arange(2), (8, 8), flip=True).images(torch.zeros(2, 1, 4, 4))
 
 
@@ -169,7 +169,7 @@ def test_an_experiment_that_flips_and_crops_shows_such_images() -> None:
 
 
 def test_layouts_follow_the_picked_one_of_a_stored_pair() -> None:
-    """Shards that hold both mirror images: the placement knows which one the normaliser picked."""
+    """Shards that hold both mirror images: the crop and flip knows which one the normaliser picked."""
     header = replace(LATENT, flips=True)
     plain = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     stored, position = torch.stack((plain, plain.flip(-1)), dim=1), torch.arange(64) + 5

@@ -161,7 +161,7 @@ def test_rows_begin_as_a_linear_map_of_the_one_hot_would() -> None:
 
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("field", ["id", "multi_hot", "dense", "spatial"])
-def test_what_is_told_matters_and_what_is_dropped_does_not(kind: str, field: str) -> None:
+def test_a_condition_changes_the_output_and_a_dropped_one_does_not(kind: str, field: str) -> None:
     model, value = tiny(kind, **CONDITION_INPUTS), everything()[field]
     other = value.flip(0) if field != "multi_hot" else 1 - value
     mask = torch.tensor([False, True, False, True])

@@ -263,7 +263,7 @@ def test_layers_have_names_and_extras() -> None:
     assert OnlineGuidance(layer=3, pooling="flat").feature_width(net) == 256 * 1024
 
 
-@pytest.mark.parametrize("kind", ["told", "null", "unconditional", "told nothing of it"])
+@pytest.mark.parametrize("kind", ["conditioned", "null", "unconditional", "field not set"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("takes", [*sorted(EVERYTHING), "all", "none"])
 def test_every_parameter_gets_a_gradient_in_every_state(
@@ -273,7 +273,7 @@ def test_every_parameter_gets_a_gradient_in_every_state(
     net = small(**changes).to(dtype)
     fields = net.net.accepts - {"multi_hot"}
     condition = condition_of(net, fields, 3) if fields else Condition.unconditional(3)
-    if kind == "told nothing of it":
+    if kind == "field not set":
         condition = Condition(torch.full((3,), CONDITIONED))
     unconditioned = {"null": condition.null(), "unconditional": Condition.unconditional(3)}
     condition = unconditioned.get(kind, condition)
@@ -284,7 +284,7 @@ def test_every_parameter_gets_a_gradient_in_every_state(
 
 
 @pytest.mark.parametrize("what", ["id", "dense", "spatial", "patch"])
-def test_null_and_unconditional_differ_and_both_ignore_what_is_told(what: str) -> None:
+def test_null_and_unconditional_differ_and_both_ignore_the_fields(what: str) -> None:
     net, x, tau = small(**EVERYTHING), torch.randn(4, 2, 8, 8), torch.rand(4)
     first, second = (
         condition_of(net, (what,), 4),

@@ -36,7 +36,7 @@ from tools.ranks import run_ranks
 
 @pytest.fixture(scope="module")
 def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-guided run of 512 images, told its groups since 256."""
+    """A self-guided run of 512 images, conditioned on its groups since 256."""
     root = tmp_path_factory.mktemp("self-guided") / "digits" / "run"
     run_ranks(1, attempt, config(digits), str(root))
     return root
@@ -44,7 +44,7 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def labelled(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, told human labels."""
+    """The same, conditioned on human labels."""
     root = tmp_path_factory.mktemp("labelled") / "digits" / "run"
     cfg = config(digits)
     labelled_run = replace(cfg, guidance=LabelGuidance(), data=replace(cfg.data, classes=10))
@@ -76,9 +76,7 @@ def test_images_are_lossless_levels_of_the_data(run: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(grid[: 8 * 8 : 8, : 8 * 8 : 8], images[0])  # each pixel 8 wide
 
 
-def test_a_group_is_told_and_the_weight_is_read_as_its_paper_writes_it(
-    run: Path, tmp_path: Path
-) -> None:
+def test_group_option_with_a_papers_convention_equals_our_weight(run: Path, tmp_path: Path) -> None:
     group, _ = sampled(run, tmp_path / "a", "--group", "3", "--count", "3", "--g", "1.4")
     same, said = sampled(
         run, tmp_path / "b", "--group", "3", "--count", "3", "--g", "0.4", "--convention", "sgfm"
@@ -92,7 +90,7 @@ def test_a_group_is_told_and_the_weight_is_read_as_its_paper_writes_it(
 def test_a_query_image_is_its_nearest_group(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The group re-derived by hand: noised at tau, told nothing, tokens of the layer, head, nearest row."""
+    """The group re-derived by hand: noised at tau, without a condition, tokens of the layer, head, nearest row."""
     snapshot = sample.load(run / "snapshots" / "img-000000512")
     guidance, student = snapshot.config.guidance, snapshot.student
     data = shards.read_all(snapshot.data["root"])["x"]
@@ -232,12 +230,12 @@ def test_an_unconditional_snapshot_refuses_conditions(run: Path, tmp_path: Path)
         sample.main([str(run), "--images", "256", "--g", "2", "--out", str(tmp_path)])
 
 
-# --- told from sidecars, and by patches --------------------------------------------------------
+# --- conditions from sidecars, and by patches ----------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def annotated(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs in one folder, told from sidecars: `ids` a group, `boxes` a group and a box; `patches` finds its own."""
+    """Runs in one folder, conditioned on sidecars: `ids` groups, `boxes` groups and boxes; `patches` finds its own."""
     root, rng = tmp_path_factory.mktemp("annotated"), np.random.default_rng(0)
     manifest, count = manifests.load(digits).hash, 1797
     made = {
@@ -281,7 +279,7 @@ def test_groups_of_a_sidecar_are_drawn_by_frequency_or_evenly(
     assert np.abs(first[0].astype(int) - evenly[0].astype(int)).max() <= 16
 
 
-def test_a_row_is_told_again(annotated: Path, tmp_path: Path) -> None:
+def test_row_option_gives_that_images_condition(annotated: Path, tmp_path: Path) -> None:
     ids = np.load(annotated.parents[1] / "notes" / "ids" / "rows.npy")
     ordinal = int(np.flatnonzero(ids == 2)[0])
     by_row, _ = sampled(annotated / "ids", tmp_path / "a", "--row", str(ordinal), "--count", "2")
@@ -292,7 +290,7 @@ def test_a_row_is_told_again(annotated: Path, tmp_path: Path) -> None:
     assert len(sampled(annotated / "boxes", tmp_path / "d", "--count", "3")[0]) == 3
 
 
-def test_patches_are_told_the_layout_of_a_training_image_or_a_query(
+def test_patch_level_samples_a_layout_of_a_training_image_or_a_query(
     annotated: Path, tmp_path: Path
 ) -> None:
     run = annotated / "patches"
@@ -316,7 +314,7 @@ def test_patches_are_told_the_layout_of_a_training_image_or_a_query(
         ("ids", ["--like", "4"], "guidance.source=sidecar has no prototypes"),
         ("ids", ["--group", "4"], "group 4 is not one of 0 to 3"),
         ("ids", ["--row", "1797"], "the data has ordinals 0 to 1796"),
-        ("ids", ["--group", "1", "--prior", "uniform"], "--group names what is told"),
+        ("ids", ["--group", "1", "--prior", "uniform"], "--group names the condition"),
         ("ids", ["--label", "1"], "give --group"),
         ("boxes", ["--group", "1"], "conditioned on id, box of an image.*--row ORDINAL"),
         ("boxes", ["--prior", "uniform"], "not on one group alone"),

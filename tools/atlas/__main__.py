@@ -102,8 +102,9 @@ def annotation(snapshot: Snapshot | None, options: argparse.Namespace) -> sideca
     found = sidecar.read(options.sidecar)
     if trained_on is None or trained_on["sha256"] != found.sha256:
         raise UserError(
-            f"--sidecar {options.sidecar}: this run was trained on {'other groups' if trained_on else 'no annotation'}, "
-            "so its samples would be of other groups; leave out the run, or --sidecar"
+            f"--sidecar {options.sidecar}: this run was trained on "
+            f"{'other groups' if trained_on else 'no annotation'}, so its "
+            "samples would be of other groups; leave out the run, or --sidecar"
         )
     return found
 
@@ -177,7 +178,7 @@ def samples_of(
     shown: Sequence[int],
     options: argparse.Namespace,
 ) -> dict[int, Tensor] | None:
-    """Images of each group that may be drawn, of the same noise for all; None where the run is conditioned on no groups."""
+    """Images of each group that may be drawn, of the same noise for all; None of an unconditional run."""
     if snapshot is None or not snapshot.guidance["told"] or by_rows(snapshot):
         return None
     sampler = snapshot.config.sampler

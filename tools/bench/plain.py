@@ -114,7 +114,7 @@ class PlainDiTBlock(nn.Module):
 
 
 class PlainDiT(nn.Module):
-    """DiT and LightningDiT; the last row of the label table says that nothing is told."""
+    """DiT and LightningDiT; the last row of the label table is the unconditional one."""
 
     positions: Tensor
 
@@ -125,7 +125,7 @@ class PlainDiT(nn.Module):
         self.patchify.load_state_dict(ours.patchify.state_dict())
         self.register_buffer("positions", ours.positions)
         self.time = two_matrices(ours.time.hidden, nn.SiLU(), ours.time.out)
-        assert ours.condition is not None  # the plain form tells no patches
+        assert ours.condition is not None  # the plain form has no patch conditions
         self.labels = label_table(ours.condition.labels, ours.condition.unconditional)
         self.blocks = nn.ModuleList(PlainDiTBlock(block) for block in ours.blocks)  # type: ignore[arg-type]
         self.modulation = nn.Sequential(nn.SiLU(), same(ours.final_modulation))

@@ -125,7 +125,7 @@ class PlainUNet(nn.Module):
 
 
 def one_hot_map(ours: nn.Module | None) -> nn.Module | None:
-    """One-hot (B, K) -> what is told, (B, width)."""
+    """One-hot (B, K) -> its embedding (B, width)."""
     if isinstance(ours, ConditionLinear) and ours.rows is not None:
         return linear(ours.rows.detach().T, ours.bias)
     if isinstance(ours, GuidanceMLP):

@@ -37,7 +37,7 @@ class Figure:
     ours: float
     other: float
     ratio: float
-    goal: float | None = None  # None: only told
+    goal: float | None = None  # None: reported only
     most: bool = False  # the ratio should be at most the goal, not at least
     reached: bool | None = None
 
@@ -60,7 +60,7 @@ def times(name: str, ours: Row, other: Row) -> Figure:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Latents:
-    """Standard normal latents and labels that are not sorted; `told` is what `touch` says of a whole epoch."""
+    """Standard normal latents and labels that are not sorted; `sums` is what `touch` returns of a whole epoch."""
 
     x: NDArray[np.float16]
     y: NDArray[np.int64]

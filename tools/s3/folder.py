@@ -30,7 +30,7 @@ class StoreFolder:
     state: Path
     ports: Mapping[str, int]
     secrets: Mapping[str, str] = field(repr=False)
-    started: Callable[[str, processes.Process], None]  # told of each server
+    started: Callable[[str, processes.Process], None]  # called with each server
 
     def fill(self, template: str, **values: object) -> Path:
         """Writes templates/<template> into the folder, for its owner's eyes only."""

@@ -63,7 +63,7 @@ def preset(name: str) -> PathConfig:
 class PointNet(nn.Module):
     """An MLP that is called as a backbone is: points (B, 2, 1, 1), noise-times (B,), condition -> (B, 2, 1, 1).
 
-    It is told nothing, so the condition is not read. Waves of the coordinates let it draw sharp edges; the time
+    It is unconditional, so the condition is not read. Waves of the coordinates let it draw sharp edges; the time
     scales and shifts what enters each layer.
     """
 

@@ -1,4 +1,4 @@
-"""A walk from noise to data: its noise-times, the points of the path there, and the noise of each step."""
+"""What samplers share: schedules of noise-times on a path, estimates of any denoiser, the noise of each step."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from selfguide.diffusion.denoiser import Denoiser
-from selfguide.diffusion.paths import DDPM, Path, VarianceExploding
+from selfguide.diffusion.paths import DDPM, Estimate, Path, VarianceExploding
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.randomness import normal
 from selfguide.spec.config.sampler import most_steps
 from shards.errors import UserError
 
-Callback = Callable[[int, float, Tensor], None]  # step, the noise-time it reached, the state there
+# (x, tau) -> the denoised x0, or `Estimate` with all its forms; x (B, C, H, W), tau one noise-time for the whole batch
+Denoise = Callable[[Tensor, float], Tensor | Estimate]
+# of (step, noise-time that it reached, state there)
+Callback = Callable[[int, float, Tensor], None]
 
 
 class Point(NamedTuple):
-    """A place on the path: noise-time and the coefficients a and b there."""
+    """A noise-time and the path's coefficients a and b there."""
 
     tau: float
     a: float
@@ -30,6 +32,8 @@ class Point(NamedTuple):
 
 
 class Step(NamedTuple):
+    """From one point of a schedule to the next."""
+
     number: int
     now: Point
     then: Point
@@ -37,47 +41,78 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Walk:
-    """What every sampler is given: where from, along which noise-times, with whose noise, watched by whom."""
+class Schedule:
+    """Noise-times (N + 1,) on a path, fp64, falling: N steps.
 
-    denoiser: Denoiser
-    noise: Tensor  # (B, C, H, W), standard normal, fp32 or fp64
-    times: Tensor  # (N + 1,) falling, fp64
-    shift: float  # already in `times`; for a sampler that has a grid of its own
-    seeds: Tensor | None  # (B,) int64
-    callback: Callback | None
+    `last` is where an adaptive solver ends, which may not read v where the path has none; by default at the last time.
+    """
 
-    def start(self) -> Tensor:
-        """The state at the first noise-time."""
-        return self.noise * point(self.denoiser.path, float(self.times[0])).b
+    path: Path
+    times: Tensor
+    last: float | None = None
+
+    @staticmethod
+    def of_sigmas(sigmas: Tensor) -> Schedule:
+        """Falling noise levels (N + 1,), the last of which may be 0, as k-diffusion's schedules give them.
+
+        A model that reads sigma is called as `lambda x, tau: model(x, tau / (1 - tau))`.
+        """
+        sigmas = sigmas.double().cpu()
+        least = float(sigmas[sigmas > 0].min())
+        path = VarianceExploding(least, float(sigmas[0]))
+        return Schedule(path, path.noise_time(sigmas), path.last)
+
+    @property
+    def points(self) -> list[Point]:
+        return [point(self.path, tau) for tau in self.times.tolist()]
+
+    def start(self, noise: Tensor) -> Tensor:
+        """The state at the first noise-time of standard normal `noise` (B, C, H, W)."""
+        return noise * point(self.path, float(self.times[0])).b
 
     def steps(self) -> Iterator[Step]:
-        points = [point(self.denoiser.path, tau) for tau in self.times.tolist()]
+        points = self.points
         for number, (now, then) in enumerate(pairwise(points)):
             yield Step(number, now, then, number == len(points) - 2)
 
-    def stochastic(self, what: str) -> None:
-        """Called before the first step by a sampler that will ask for `fresh` noise."""
-        count = len(self.noise)
-        if self.seeds is None:
+
+def estimator(denoiser: Denoise, path: Path) -> Callable[[Tensor, float], Estimate]:
+    """`denoiser` with its answer in every form."""
+
+    def estimate(x: Tensor, tau: float) -> Estimate:
+        found = denoiser(x, tau)
+        if isinstance(found, Estimate):
+            return found
+        return path.estimate("x0", found, x, torch.tensor(tau, dtype=torch.float64))
+
+    return estimate
+
+
+class StepNoise:
+    """Standard normal noise of each step: of image i a pure function of (seeds[i], step).
+
+    Raises:
+        UserError: `seeds` are missing, or are not int64 of (B,); `what` asks for them.
+    """
+
+    def __init__(self, what: str, seeds: Tensor | None, x: Tensor) -> None:
+        count = len(x)
+        if seeds is None:
             raise UserError(
                 f"{what} draws noise at every step: give seeds, int64 of shape ({count},)"
             )
-        if tuple(self.seeds.shape) != (count,) or self.seeds.dtype != torch.int64:
+        if tuple(seeds.shape) != (count,) or seeds.dtype != torch.int64:
             raise UserError(
-                f"seeds are {self.seeds.dtype} of shape {tuple(self.seeds.shape)}; {what} takes int64 of ({count},)"
+                f"seeds are {seeds.dtype} of shape {tuple(seeds.shape)}; {what} takes int64 of ({count},)"
             )
+        self._seeds, self._shape, self._dtype = seeds.to(x.device), tuple(x.shape[1:]), x.dtype
 
-    def fresh(self, number: int) -> Tensor:
-        """Standard normal noise of a step: of image i a pure function of (seeds[i], number)."""
-        assert self.seeds is not None
-        seeds = self.seeds.to(self.noise.device)
-        z = normal(0, f"sampler-step-{number}", seeds, tuple(self.noise.shape[1:]))
-        return z.to(self.noise.dtype)
+    def __call__(self, step: int) -> Tensor:
+        return normal(0, f"sampler-step-{step}", self._seeds, self._shape).to(self._dtype)
 
-    def reached(self, number: int, tau: float, x: Tensor) -> None:
-        if self.callback:
-            self.callback(number, tau, x)
+
+def ignore(step: int, tau: float, x: Tensor) -> None:
+    """The callback of those who want none."""
 
 
 def noise_times(preconditioning: Preconditioning, steps: int, shift: float = 1.0) -> Tensor:
