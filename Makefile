@@ -5,10 +5,14 @@ BIN := $(VENV)/bin
 FAISS ?= cpu
 # what keeps to itself runs two files at a time; a cluster, a browser and whole runs have the machine to themselves
 PARALLEL := tests/selfguide tests/spec tests/shards tests/s3 tests/board tests/tools
-SERIAL := tests/launcher tests/cluster tests/browser tests/end_to_end tests/guard tests/test_packaging.py tests/test_environment.py
+SERIAL := tests/launcher tests/cluster tests/browser tests/end_to_end tests/guard $(wildcard tests/test_*.py)
+# what the tests take, and the minutes that they may take on two idle cores
+NOTES := .pytest_cache/notes
+NOTED := python -m pytest -p tests.slowest --notes $(NOTES)
+BUDGET ?= 20
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install install-dev demo test test-slow test-s3-rgw test-fast lint compare bench cluster-up cluster-down s3-up s3-down wheel-check clean
+.PHONY: help install install-dev demo test test-slow test-faults test-s3-rgw test-fast lint compare bench cluster-up cluster-down s3-up s3-down wheel-check clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
@@ -35,8 +39,13 @@ demo: install ## real digits as shards, self-guided training on two ranks, evalu
 test: install-dev lint ## all but test-slow, with a real Slurm, a real S3 store and a real browser where this user may install them
 	@bash slurm/install.sh || test $$? -eq 3
 	@bash tests/browser/install.sh || test $$? -eq 3
-	@python -m pytest -n 2 --dist loadfile -m "not slow" $(PARALLEL)
-	@python -m pytest $(SERIAL)
+	@rm -rf $(NOTES)
+	@$(NOTED)/parallel.json -n 2 --dist loadfile -m "not slow and not faults" $(PARALLEL)
+	@$(NOTED)/serial.json -m "not faults" $(SERIAL)
+	@python -m tests.slowest $(NOTES) --minutes $(BUDGET)
+
+test-faults: install-dev ## long tables of faults, each cell a run of its own
+	@python -m pytest -m faults $(PARALLEL) $(SERIAL) || test $$? -eq 5
 
 test-slow: install-dev ## engines that compile, which takes a C++ compiler minutes, and whole benchmarks
 	@python -m pytest -m slow $(PARALLEL)
@@ -46,7 +55,7 @@ test-s3-rgw: install-dev ## the tests of S3 against a second store, Ceph's gatew
 	@SELFGUIDE_S3_STORE=rgw python -m pytest tests/s3
 
 test-fast: install-dev ## what needs no service and no minutes
-	@python -m pytest -n 2 --dist loadfile -m "not slow" $(filter-out tests/s3,$(PARALLEL))
+	@python -m pytest -n 2 --dist loadfile -m "not slow and not faults" $(filter-out tests/s3,$(PARALLEL))
 
 lint: install-dev ## style, types, and the direction of imports
 	@ruff check .

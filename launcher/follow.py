@@ -111,7 +111,9 @@ def _until_done(run: RunFolder, show: Callable[[RunView, list[str]], None]) -> R
     while True:
         now = read(run)
         show(now, news(before, now))
-        if decide.state(now).word in decide.ENDED and not decide.watched(now):
+        # a run has finished with its last snapshot, and its job a moment later with its last checkpoint
+        works = decide.watched(now) or decide.training_state(now) in ("queued", "running")
+        if decide.state(now).word in decide.ENDED and not works:
             return now
         before = now
         job = now.newest.job if now.newest else None

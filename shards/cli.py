@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the answer is "not well", 2 the user's mistake in one line
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,8 @@ SHOW_AFTER = 2.0  # seconds before a command shows that it is busy
 
 def run(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and leaves the process with its exit code."""
+    # a parent that ignores it hands that down, and then every program that we call seems to succeed
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         code = main() or 0
         sys.stdout.flush()

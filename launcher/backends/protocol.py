@@ -15,8 +15,9 @@ State = Literal["queued", "running", "gone", "unknown"]
 # `kind` (its name), `name`, `folder` (of the logs), `comment`, `nodes`, `tasks` and `submitted`.
 Record = dict[str, Any]
 
-# an outer job's variables, wrong for an inner one
-_LEAKS = re.compile(r"SLURM|SBATCH_|SRUN_|SLURMD_|PMI|SUBMITIT_")
+# an outer job's variables, wrong for an inner one, and defaults of Slurm's commands that change what they answer:
+# SQUEUE_STATES hides jobs, and SCANCEL_INTERACTIVE waits for a yes
+_LEAKS = re.compile(r"SLURM|S(ALLOC|BATCH|RUN|QUEUE|CANCEL|ACCT|INFO)_|PMI|SUBMITIT_")
 _RANKS = {
     "RANK",
     "WORLD_SIZE",

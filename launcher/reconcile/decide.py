@@ -339,8 +339,12 @@ def applied_share(view: RunView) -> str:
     batch, guidance = view.identity["train"]["batch"], view.identity["guidance"]
     if guidance["source"] == "online":
         steps = max(1, round(guidance["switch"] * (view.images // batch)))
+        share = f"guidance.switch={guidance['switch']:g} of {view.images} images"
         if reached >= steps * batch:
-            return f"guidance.switch={guidance['switch']:g} of {view.images} images was passed at {steps * batch}"
+            return f"{share} was passed at {steps * batch}"
+        # the weight of L_SK grows linearly from 0 at the first step to the switch
+        if reached > batch and guidance["weight"]:
+            return f"{share} has set the weight of L_SK since the second step"
     late = view.identity.get("path", {}).get("uniform_after")
     # the last step began one batch before
     if late is not None and (reached - batch) / view.images >= late:

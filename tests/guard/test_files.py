@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from tests.guard.make import COUNT, SCRIPTS, identity_of, manifest_hash, sampled, script
-from tests.guard.names import digest, experiments, read_config, sidecar
+from tests.guard.names import compose, digest, experiments, identity, read_config, sidecar
+from tests.guard.runs import FIXTURES, command, where
 
-FIXTURES = Path(__file__).parent / "fixtures"
+CONFIGS = json.loads((FIXTURES / "configs.json").read_text())
+MADE_HERE = where() == json.loads((FIXTURES / "hashes.json").read_text())["where"]
 IDS = json.loads((FIXTURES / "ids.json").read_text())
 
 
@@ -31,14 +33,23 @@ def test_every_experiment_is_in_the_table_of_ids() -> None:
     assert not missing, f"run `python -m tests.guard.make` or add {missing} to ids.json"
 
 
-@pytest.mark.parametrize("path", sorted(FIXTURES.glob("*/**/config.yaml")), ids=str)
-def test_a_config_of_before_is_read(path: Path) -> None:
-    assert read_config(path).experiment == "digits_dit"
+@pytest.mark.parametrize("number", range(len(CONFIGS)))
+def test_a_config_of_before_is_read_as_the_settings_it_was_made_of(number: int) -> None:
+    was = read_config(FIXTURES / "configs" / f"{number:02d}.yaml")
+    assert was == compose(CONFIGS[number].split())
+
+
+@pytest.mark.parametrize(
+    "path", sorted(FIXTURES.glob("*/**/config.yaml")), ids=lambda p: str(p.relative_to(FIXTURES))
+)
+def test_the_config_of_a_run_of_before_is_the_run_that_its_record_names(path: Path) -> None:
+    said = json.loads((FIXTURES / path.relative_to(FIXTURES).parts[0] / "run.json").read_text())
+    what = identity(read_config(path), said["identity"]["data"]["manifest"])
+    assert json.loads(json.dumps(what, default=str)) == said["identity"]
 
 
 def test_a_manifest_of_before_is_read_and_verifies() -> None:
-    command = [sys.executable, "-m", "tools.shards", "verify", str(FIXTURES / "digits")]
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    command([sys.executable, "-m", "tools.shards", "verify", str(FIXTURES / "digits")])
 
 
 def test_a_sidecar_of_before_is_read() -> None:
@@ -48,12 +59,15 @@ def test_a_sidecar_of_before_is_read() -> None:
 
 
 def test_a_snapshot_of_before_draws_the_same_samples(tmp_path: Path) -> None:
-    """To one grey level, which rounding on another CPU may change."""
+    """Bit for bit on the kind of machine that made them; elsewhere to what rounding may move, and that is said."""
     was, now = (
         np.asarray(Image.open(p), dtype=int)
         for p in (FIXTURES / "samples.png", sampled(FIXTURES / "zero1_online", tmp_path / "made"))
     )
-    assert was.shape == now.shape and abs(was - now).max() <= 16
+    assert was.shape == now.shape
+    if not MADE_HERE:
+        warnings.warn(f"compared to 2 grey levels, not bit for bit, on {where()}", stacklevel=1)
+    assert abs(was - now).max() <= (0 if MADE_HERE else 2)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -64,6 +64,8 @@ def vanish(folder: str) -> None:
 
     def work(rank: int, local_rank: int, world: int) -> None:
         if rank == 1:
+            # rank 0 handles signals from here on, and leaves a record of how it was ended
+            wait_until((Path(folder) / "start-0.json").exists, timeout_s=60)
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
 

@@ -276,12 +276,24 @@ def test_finished_run_with_failed_evaluations_says_so() -> None:
     assert str(state(replace(view, config=NEVER))) == "finished, 1 evaluation failed"
 
 
-def test_extension_before_the_switch_is_taken_and_after_it_refused() -> None:
+def test_extension_of_online_guidance_is_refused_once_the_switch_has_set_a_weight() -> None:
+    """The weight of L_SK is the images seen over those at the switch: 0 at the first step, and then another."""
     assert IDENTITY["guidance"]["source"] == "online" and IDENTITY["guidance"]["switch"] == 0.5
-    before, after = a_view(GONE, checkpoints=(512,)), a_view(GONE, checkpoints=(640,))
-    assert submission(before, LONGER) == decide.Submission(action="resume", extends_to=2560)
-    found = submission(after, LONGER)
-    assert found.action == "refuse" and "guidance.switch=0.5" in found.reason
+    for reached in ((), (IDENTITY["train"]["batch"],)):
+        found = submission(a_view(GONE, checkpoints=reached), LONGER)
+        assert found == decide.Submission(action="resume", extends_to=2560)
+    for reached in ((512,), (640,)):
+        found = submission(a_view(GONE, checkpoints=reached), LONGER)
+        assert found.action == "refuse" and "guidance.switch=0.5" in found.reason
+
+
+def test_extension_of_online_guidance_without_a_loss_is_taken_until_the_switch() -> None:
+    mine = IDENTITY | {"guidance": IDENTITY["guidance"] | {"weight": 0.0}}
+    longer = mine | {"train": mine["train"] | {"images": 2560}}
+    for reached, action in ((512, "resume"), (640, "refuse")):
+        assert (
+            submission(a_view(GONE, checkpoints=(reached,), identity=mine), longer).action == action
+        )
 
 
 def test_extension_past_uniform_after_is_refused() -> None:

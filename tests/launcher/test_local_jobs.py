@@ -231,6 +231,8 @@ def test_clean_drops_an_outer_jobs_variables_and_keeps_which_slurm() -> None:
         "SLURM_CONF": "/c",
         "SLURM_CPU_BIND": "x",
         "SBATCH_EXPORT": "NONE",
+        "SQUEUE_STATES": "COMPLETED",
+        "SCANCEL_INTERACTIVE": "true",
         "PMIX_RANK": "1",
         "RANK": "3",
     }

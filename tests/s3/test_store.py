@@ -101,7 +101,7 @@ def test_a_range_of_a_known_version_is_of_no_other(root: str) -> None:
     size, etag = storage.stat(url)
     assert (size, storage.read_range(url, 0, 5, etag=etag)) == (5, b"first")
     storage.publish(url, b"other", replace=True)
-    with pytest.raises(ChangedError, match="no longer the version"):
+    with pytest.raises(ChangedError):
         storage.read_range(url, 0, 5, etag=etag)
 
 

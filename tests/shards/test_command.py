@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -100,6 +101,15 @@ def test_a_make_that_is_killed_leaves_no_data_set_and_the_next_one_finishes(tmp_
         assert _run("make", "synthetic", "--out", str(root), *shape).returncode == 0
     assert manifests.load(out).hash == manifests.load(other).hash
     assert verify(out).problems == ()
+
+
+def test_a_command_whose_parent_ignores_sigchld_sees_that_a_program_failed() -> None:
+    code = "import subprocess; from shards import cli; cli.run(lambda: subprocess.run(['false']).returncode)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+    )
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize(

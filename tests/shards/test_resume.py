@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -85,9 +85,9 @@ def _until(condition, what: str, seconds: float = 90) -> None:
 
 
 @contextlib.contextmanager
-def _begun(out: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+def _begun(out: Path, *more: str, through: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
     """A writer that has finished a shard and is at work on others."""
-    making = subprocess.Popen(_make(out, *more), stderr=subprocess.PIPE)
+    making = subprocess.Popen([*through, *_make(out, *more)], stderr=subprocess.PIPE)
     try:
         _until(lambda: list(out.glob("shards/*.json")) or making.poll() is not None, "no shard")
         assert making.poll() is None
@@ -166,6 +166,17 @@ def test_ctrl_c_ends_workers_and_leaves_no_temporary_file(tmp_path: Path, whole:
     _until(lambda: not any(map(_alive, workers)), "workers outlived their parent", 30)
     assert not list(tmp_path.rglob(".*.tmp")) and not (tmp_path / "LATEST").exists()
     _told(_make(tmp_path))
+    assert _tree(tmp_path) == _tree(whole)
+
+
+def test_a_writer_that_ignores_ctrl_c_as_under_nohup_goes_on_to_the_end(
+    tmp_path: Path, whole: Path
+) -> None:
+    nohup = ("bash", "-c", "trap '' INT; exec \"$@\"", "bash")
+    with _begun(tmp_path, "--workers", "2", through=nohup) as making:
+        for pid in (making.pid, *_children(making.pid)):
+            os.kill(pid, signal.SIGINT)
+        assert making.wait(timeout=60) == 0
     assert _tree(tmp_path) == _tree(whole)
 
 

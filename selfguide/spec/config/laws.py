@@ -7,9 +7,10 @@ its fields, `identity_of` makes the group's part of the identity, and neither ne
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,6 +165,11 @@ class Field:
 
 def fields_of(cls: type[Any]) -> tuple[Field, ...]:
     """The fields of a config class in order."""
+    return _fields_of(typing.cast(Hashable, cls))
+
+
+@functools.cache
+def _fields_of(cls: Any) -> tuple[Field, ...]:
     hints = typing.get_type_hints(cls, include_extras=True)
     found = []
     for each in dataclasses.fields(cls):

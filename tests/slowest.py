@@ -1,0 +1,137 @@
+"""Where the minutes of the tests go: a plugin of pytest that notes them, and a command that holds the budget.
+
+    python -m pytest -p tests.slowest --notes .pytest_cache/notes/a.json tests/shards
+    python -m tests.slowest .pytest_cache/notes          the slowest tests and the total; exit 1 above the budget
+
+`make test` does both; `make lint` and installing are not counted. The budget is one of an idle machine: where
+neighbours take the cores it grows by what they take, which a fixed piece of work measures before and after, up to
+twice the minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards import cli
+
+BUDGET = 20.0  # minutes on two idle cores
+SHOWN = 20
+MOST = 2.0  # times the budget, whatever the neighbours do
+CORES = 2
+WORK = 0.3  # seconds of a core
+_SPIN = f"""
+import time
+begun = time.perf_counter()
+while time.process_time() < {WORK}:
+    pass
+print((time.perf_counter() - begun) / {WORK})
+"""
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What one session of pytest took."""
+
+    seconds: float
+    contention: float
+    tests: dict[str, float]
+
+
+def contention() -> float:
+    """How much longer a core takes than alone: 1 on an idle machine, about 2 beside as many busy processes."""
+    command = [sys.executable, "-c", _SPIN]
+    spinning = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(CORES)]
+    return max(1.0, sum(float(each.communicate()[0]) for each in spinning) / CORES)
+
+
+class Recorder:
+    """Adds up set-up, call and tear-down of each test, of all workers, and writes them when the session ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.before, self.begun = path, contention(), time.monotonic()
+        self.tests: dict[str, float] = defaultdict(float)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.tests[report.nodeid] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        seconds = time.monotonic() - self.begun
+        notes = Notes(seconds, (self.before + contention()) / 2, dict(self.tests))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(asdict(notes)))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--notes", type=Path, help="write what each test took to this file, as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--notes")
+    # a worker of pytest-xdist reports to the session that started it
+    if path is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder(path.absolute()), "recorder")
+
+
+def read(folder: Path) -> list[Notes]:
+    return [Notes(**json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+
+
+def judge(sessions: list[Notes], minutes: float) -> dict[str, Any]:
+    """The slowest tests, the total and what it may be, in seconds; `contention` is the sessions' mean over time."""
+    total = sum(each.seconds for each in sessions)
+    tests = {name: seconds for each in sessions for name, seconds in each.tests.items()}
+    weighed = sum(each.seconds * each.contention for each in sessions)
+    shared = weighed / total if total else 1.0
+    limit = 60 * minutes * min(MOST, shared)
+    slowest = sorted(tests.items(), key=lambda item: -item[1])[:SHOWN]
+    return {
+        "total": total,
+        "limit": limit,
+        "contention": shared,
+        "tests": len(tests),
+        "within": total <= limit,
+        "slowest": dict(slowest),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the slowest tests and the total; 1 where the budget is exceeded, 2 where nothing was noted."""
+    parser = argparse.ArgumentParser(prog="python -m tests.slowest", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("folder", type=Path, help="holds the files that --notes wrote")
+    parser.add_argument(
+        "--minutes", type=float, default=BUDGET, help="the budget on two idle cores (%(default)g)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    sessions = read(options.folder)
+    if not sessions:
+        parser.error(f"{options.folder} holds no notes; `make test` writes them")
+    found = judge(sessions, options.minutes)
+    print(json.dumps(found, indent=1) if options.json else _table(found))
+    return 0 if found["within"] else 1
+
+
+def _table(found: dict[str, Any]) -> str:
+    rows = [f"{seconds:7.1f} s  {name}" for name, seconds in found["slowest"].items()]
+    taken, limit = found["total"] / 60, found["limit"] / 60
+    verdict = "within" if found["within"] else "ABOVE"
+    last = (
+        f"{found['tests']} tests in {taken:.1f} minutes, {verdict} the budget of {limit:.1f} "
+        f"(cores shared {found['contention']:.2f} times)"
+    )
+    return "\n".join([f"slowest {len(rows)} tests", *rows, last])
+
+
+if __name__ == "__main__":
+    cli.run(main)
