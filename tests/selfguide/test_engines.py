@@ -383,17 +383,17 @@ def test_a_bootstrap_through_its_switch_is_the_same_bit_for_bit_in_both_engines(
 SCRIPT = """
 import os, tempfile
 from pathlib import Path
-from selfguide.distributed import Place, join, leave
+from selfguide.distributed import RankInfo, join, leave
 from selfguide.training.engine.build import build_engine
 from tests.selfguide.test_engines import config, perturbed, step
 if __name__ == "__main__":
-    place = Place(0, 0, 1)
+    rank_info = RankInfo(0, 0, 1)
     os.environ["SELFGUIDE_HOST"] = "127.0.0.1"
     with tempfile.TemporaryDirectory() as folder:
-        join(place, Path(folder) / "rendezvous.json", 60)
+        join(rank_info, Path(folder) / "rendezvous.json", 60)
         cfg = config("deepspeed")
-        engine = build_engine(cfg, perturbed(cfg), place)
-        print("applied", bool(step(engine, place, 0, 16).applied))
+        engine = build_engine(cfg, perturbed(cfg), rank_info)
+        print("applied", bool(step(engine, rank_info, 0, 16).applied))
         leave()
 """
 

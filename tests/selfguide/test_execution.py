@@ -205,14 +205,14 @@ def test_a_snapshot_is_sampled_from_a_plain_net() -> None:
 
 
 SCRIPT = """
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.spec.config import EngineConfig
 from selfguide.training.engine.build import build_engine
 from tests.selfguide.test_engines import config, perturbed
 from dataclasses import replace
 from functools import partial
 cfg = replace(config("torch"), engine=EngineConfig(backend="torch", compile=True))
-build_engine(cfg, perturbed(cfg), Place(0, 0, 1))
+build_engine(cfg, perturbed(cfg), RankInfo(0, 0, 1))
 """
 
 

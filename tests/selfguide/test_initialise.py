@@ -340,7 +340,7 @@ UNETS = ["unet_sgdm_32", "unet_sgdm_cross_64", "unet_digits", "unet_ddpmpp"]
 
 
 @pytest.mark.parametrize("name", UNETS)
-@pytest.mark.parametrize("told_first", [True, False])
+@pytest.mark.parametrize("labelled_first", [True, False])
 def test_unets_of_other_guidance_fit_or_are_refused_at_submission(
     name: str, labelled_first: bool, tmp_path: Path
 ) -> None:
