@@ -88,9 +88,6 @@ class Denoiser:
         object.__setattr__(self, "evaluations", self.evaluations + 1)
         return self.preconditioning.estimate(self._raw(x, tau), x, _time(tau))
 
-    def __call__(self, x: Tensor, tau: float) -> Estimate:
-        return self.estimate(x, tau)
-
     def velocity(self, x: Tensor, tau: float) -> Tensor:
         """dx/dtau of the probability-flow ODE, (B, C, H, W)."""
         return self.estimate(x, tau).v

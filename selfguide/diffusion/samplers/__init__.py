@@ -1,23 +1,32 @@
 """Samplers: free functions of one signature, `euler(denoiser, x, schedule, *, seeds, callback, ...)`, as k-diffusion's.
 
-A denoiser is any callable of (x, tau), see `schedule.Denoise`; a schedule is any falling noise-times on a path. x
-(B, C, H, W) is the state at the first of them, fp32 or fp64 whatever the net's dtype, and coefficients are fp64
-numbers. `seeds` (B,) are read by samplers that draw noise. A paper's N is the number of steps; each sampler states its
-network evaluations exactly, N of them where it says nothing. `sample` builds the schedule of a `Denoiser` by name.
+A denoiser is a `Denoiser`, or any function of x (B, C, H, W) and noise-times (B,) that estimates x0; a schedule is any
+falling noise-times on a path. x is the state at the first of them, fp32 or fp64 whatever the net's dtype;
+coefficients are fp64 numbers. `seeds` (B,) are read by samplers that draw noise. A paper's N is the number of steps;
+each sampler states its network evaluations exactly, N of them where it says nothing. `sample` picks a sampler by name
+and builds its schedule.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from selfguide.diffusion.denoiser import Denoiser
+from selfguide.diffusion.paths import Path
+from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.diffusion.samplers.exponential import ddim, dpm1, dpm2, dpmpp
-from selfguide.diffusion.samplers.schedule import Callback, Denoise, Schedule, ignore, noise_times
+from selfguide.diffusion.samplers.schedule import (
+    Callback,
+    DataEstimate,
+    Schedule,
+    ignore,
+    noise_times,
+)
 from selfguide.diffusion.samplers.velocity import dopri5, euler, euler_maruyama, even_times, heun
 from selfguide.spec.config import SamplerConfig
 from selfguide.spec.config.sampler import settings_read
@@ -34,10 +43,11 @@ COMMON = ("denoiser", "x", "schedule", "seeds", "callback")
 
 def sample(
     name: str,
-    denoiser: Denoise,
+    denoiser: Denoiser | DataEstimate,
     noise: Tensor,
     *,
-    schedule: Schedule | None = None,
+    path: Path | None = None,
+    times: Sequence[float] | Tensor | None = None,
     steps: int = 50,
     shift: float = 1.0,
     seeds: Tensor | None = None,
@@ -47,9 +57,10 @@ def sample(
     """Samples (B, C, H, W) in fp32, or fp64 if `noise` is; a `Denoiser` counts its evaluations.
 
     Args:
-        denoiser: a `Denoiser`, or with a `schedule` any callable of (x, tau).
+        denoiser: a `Denoiser`, or any function of x (B, C, H, W) and noise-times (B,) in fp32 that estimates x0.
         noise: standard normal; it is scaled to the first noise-time.
-        schedule: any; by default the path's grid of `steps`, shifted, from where the net's prediction can be read.
+        path: the path that a function's x lies on; a `Denoiser` has its own.
+        times: the schedule, falling noise-times (N + 1,), in place of `steps` and `shift`.
         steps: N; dopri5 takes what it needs.
         shift: k of `shifted`, for paths in noise-time.
         seeds: (B,) int64, for samplers that draw noise: that of image i at step k is a pure function of (seeds[i], k).
@@ -57,7 +68,8 @@ def sample(
         options: the sampler's own, such as `eta` or `churn`.
 
     Raises:
-        UserError: an unknown sampler or option, one that does not fit the path, or no schedule.
+        UserError: an unknown sampler or option, one that does not fit the path, a schedule that does not
+            fall, or a function without a path.
     """
     if name not in SAMPLERS:
         raise UserError(
@@ -70,27 +82,40 @@ def sample(
             raise UserError(
                 f"{option}={options[option]!r} is no option of {name}{nearest(option, known)}; it takes: {takes}"
             )
-    if schedule is None:
-        if not isinstance(denoiser, Denoiser):
-            raise UserError(
-                "a denoiser that is a plain callable has no path: give schedule=Schedule(path, times)"
-            )
-        schedule = default_schedule(name, denoiser, steps, shift)
-    state = noise if noise.dtype == torch.float64 else noise.float()
-    x = schedule.start(state)
+    preconditioning = _preconditioning(denoiser, path)
+    if times is None:
+        schedule = default_schedule(name, preconditioning, steps, shift)
+    else:
+        given = torch.as_tensor(times, dtype=torch.float64).cpu()
+        schedule = Schedule(preconditioning.path, given, preconditioning.last)
+    x = schedule.start(noise if noise.dtype == torch.float64 else noise.float())
     return SAMPLERS[name](
         denoiser, x, schedule, seeds=seeds, callback=callback or ignore, **options
     )
 
 
-def default_schedule(name: str, denoiser: Denoiser, steps: int, shift: float) -> Schedule:
-    """The schedule of a sampler on the denoiser's path."""
-    times = noise_times(denoiser.preconditioning, steps, shift)
+def _preconditioning(denoiser: Denoiser | DataEstimate, path: Path | None) -> Preconditioning:
+    if isinstance(denoiser, Denoiser):
+        if path is not None:
+            raise UserError(
+                "path= goes with a function as denoiser; a Denoiser has a path; drop it"
+            )
+        return denoiser.preconditioning
+    if path is None:
+        raise UserError("a function as denoiser needs path=, the path that its x lies on")
+    return Preconditioning(path, "x0")
+
+
+def default_schedule(
+    name: str, preconditioning: Preconditioning, steps: int, shift: float
+) -> Schedule:
+    """A sampler's own: the path's grid, shifted, from where the prediction can be read; `even_times` of some."""
+    times = noise_times(preconditioning, steps, shift)
     if name == "dopri5" and shift != 1:
         raise UserError(f"shift={shift} moves a grid of steps, and dopri5 chooses its own; drop it")
     if name == "euler_maruyama":
         times = even_times(times, shift)
-    return Schedule(denoiser.path, times, denoiser.preconditioning.last)
+    return Schedule(preconditioning.path, times, preconditioning.last)
 
 
 def settings(config: SamplerConfig) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import math
 import torch
 from torch import Tensor
 
+from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.samplers.schedule import (
     Callback,
-    Denoise,
+    DataEstimate,
     Point,
     Schedule,
     StepNoise,
@@ -25,7 +26,7 @@ from shards.errors import UserError
 
 @torch.no_grad()
 def ddim(
-    denoiser: Denoise,
+    denoiser: Denoiser | DataEstimate,
     x: Tensor,
     schedule: Schedule,
     *,
@@ -59,7 +60,7 @@ def ddim(
 
 @torch.no_grad()
 def dpm1(
-    denoiser: Denoise,
+    denoiser: Denoiser | DataEstimate,
     x: Tensor,
     schedule: Schedule,
     *,
@@ -77,7 +78,7 @@ def dpm1(
 
 @torch.no_grad()
 def dpm2(
-    denoiser: Denoise,
+    denoiser: Denoiser | DataEstimate,
     x: Tensor,
     schedule: Schedule,
     *,
@@ -106,7 +107,7 @@ def dpm2(
 
 @torch.no_grad()
 def dpmpp(
-    denoiser: Denoise,
+    denoiser: Denoiser | DataEstimate,
     x: Tensor,
     schedule: Schedule,
     *,

@@ -11,14 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import DDPM, Estimate, Path, VarianceExploding
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.randomness import normal
 from selfguide.spec.config.sampler import most_steps
 from shards.errors import UserError
 
-# (x, tau) -> the denoised x0, or `Estimate` with all its forms; x (B, C, H, W), tau one noise-time for the whole batch
-Denoise = Callable[[Tensor, float], Tensor | Estimate]
+# x (B, C, H, W) on the path and noise-times (B,) in fp32 -> the estimate of x0 (B, C, H, W); any guidance is inside
+DataEstimate = Callable[[Tensor, Tensor], Tensor]
 # of (step, noise-time that it reached, state there)
 Callback = Callable[[int, float, Tensor], None]
 
@@ -44,22 +45,32 @@ class Step(NamedTuple):
 class Schedule:
     """Noise-times (N + 1,) on a path, fp64, falling: N steps.
 
-    `last` is where an adaptive solver ends, which may not read v where the path has none; by default at the last time.
+    `last` is where an adaptive solver ends, which may not read v where the path has none; by default the last time.
+
+    Raises:
+        UserError: the times do not fall from one to the next within [0, 1].
     """
 
     path: Path
     times: Tensor
     last: float | None = None
 
+    def __post_init__(self) -> None:
+        times = self.times
+        falling = times.ndim == 1 and len(times) > 1 and bool((times[:-1] > times[1:]).all())
+        if not falling or not (float(times[-1]) >= 0 and float(times[0]) <= 1):
+            raise UserError(
+                f"times={times.tolist()} must fall from noise-time 1 or less to 0 or more"
+            )
+
     @staticmethod
     def of_sigmas(sigmas: Tensor) -> Schedule:
-        """Falling noise levels (N + 1,), the last of which may be 0, as k-diffusion's schedules give them.
+        """From falling noise levels (N + 1,), the last of which may be 0, as k-diffusion's schedules give them.
 
-        A model that reads sigma is called as `lambda x, tau: model(x, tau / (1 - tau))`.
+        A model that reads sigma is called as `lambda x, times: model(x, times / (1 - times))`.
         """
         sigmas = sigmas.double().cpu()
-        least = float(sigmas[sigmas > 0].min())
-        path = VarianceExploding(least, float(sigmas[0]))
+        path = VarianceExploding(float(sigmas[sigmas > 0].min()), float(sigmas[0]))
         return Schedule(path, path.noise_time(sigmas), path.last)
 
     @property
@@ -76,14 +87,15 @@ class Schedule:
             yield Step(number, now, then, number == len(points) - 2)
 
 
-def estimator(denoiser: Denoise, path: Path) -> Callable[[Tensor, float], Estimate]:
-    """`denoiser` with its answer in every form."""
+def estimator(denoiser: Denoiser | DataEstimate, path: Path) -> Callable[[Tensor, float], Estimate]:
+    """x (B, C, H, W) and one noise-time -> the denoiser's x0, eps and v."""
+    if isinstance(denoiser, Denoiser):
+        return denoiser.estimate
 
     def estimate(x: Tensor, tau: float) -> Estimate:
-        found = denoiser(x, tau)
-        if isinstance(found, Estimate):
-            return found
-        return path.estimate("x0", found, x, torch.tensor(tau, dtype=torch.float64))
+        times = torch.full((len(x),), tau, device=x.device, dtype=torch.float32)
+        x0 = denoiser(x, times).to(x.dtype)
+        return path.estimate("x0", x0, x, torch.tensor(tau, dtype=torch.float64))
 
     return estimate
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import Path, RectifiedFlow, VarianceExploding, VariancePreserving
 from selfguide.diffusion.samplers.schedule import (
     Callback,
-    Denoise,
+    DataEstimate,
     Schedule,
     StepNoise,
     at_level,
@@ -30,7 +31,7 @@ RENEWED = 0.1  # share of the noise that one step of `sbdm` exchanges at most
 
 @torch.no_grad()
 def euler(
-    denoiser: Denoise,
+    denoiser: Denoiser | DataEstimate,
     x: Tensor,
     schedule: Schedule,
     *,
@@ -49,7 +50,7 @@ def euler(
 
 @torch.no_grad()
 def heun(
-    denoiser: Denoise,
+    denoiser: Denoiser | DataEstimate,
     x: Tensor,
     schedule: Schedule,
     *,
@@ -91,7 +92,7 @@ def heun(
 
 @torch.no_grad()
 def euler_maruyama(
-    denoiser: Denoise,
+    denoiser: Denoiser | DataEstimate,
     x: Tensor,
     schedule: Schedule,
     *,
@@ -133,7 +134,7 @@ def euler_maruyama(
 
 @torch.no_grad()
 def dopri5(
-    denoiser: Denoise,
+    denoiser: Denoiser | DataEstimate,
     x: Tensor,
     schedule: Schedule,
     *,
