@@ -1,4 +1,4 @@
-"""This process among its ranks: rendezvous, and the collectives that gradients pass through."""
+"""Process group of one attempt: rank info, rendezvous, and the collectives that gradients pass through."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from selfguide.spec.run import read_record, write_record
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a rank stands; `local` is its index on its node."""
+class RankInfo:
+    """This process's rank, its rank on its node, and the number of ranks."""
 
     rank: int
-    local: int
+    local_rank: int
     world: int
 
     @property
@@ -30,40 +30,42 @@ class Place:
         if not torch.cuda.is_available():
             return torch.device("cpu")
         # with one visible GPU per task the index is 0 whatever the local rank
-        return torch.device("cuda", self.local if torch.cuda.device_count() > 1 else 0)
+        return torch.device("cuda", self.local_rank if torch.cuda.device_count() > 1 else 0)
 
 
-def join(place: Place, meeting: Path, timeout_s: int = 600) -> None:
+def join(rank_info: RankInfo, rendezvous: Path, timeout_s: int = 600) -> None:
     """Joins the ranks of one attempt. Rank 0 binds a free port and publishes it as the file `meeting`.
 
     A fixed port collides on shared nodes, and a silent fall-back to localhost trains N worlds of one.
     """
-    if place.rank == 0:
+    if rank_info.rank == 0:
         host = _address()
-        store = dist.TCPStore(host, 0, place.world, is_master=True, wait_for_workers=False)
-        write_record(meeting, {"host": host, "port": store.port, "world": place.world})
+        store = dist.TCPStore(host, 0, rank_info.world, is_master=True, wait_for_workers=False)
+        write_record(rendezvous, {"host": host, "port": store.port, "world": rank_info.world})
     else:
-        record = _await_record(meeting, timeout_s)
-        if record["world"] != place.world:
+        record = _await_record(rendezvous, timeout_s)
+        if record["world"] != rank_info.world:
             raise RuntimeError(
-                f"rank {place.rank} was started for {place.world} ranks, rank 0 for {record['world']}"
+                f"rank {rank_info.rank} was started for {rank_info.world} ranks, rank 0 for {record['world']}"
             )
-        store = dist.TCPStore(record["host"], record["port"], place.world, is_master=False)
-    if place.device.type == "cuda":
-        torch.cuda.set_device(place.device)
+        store = dist.TCPStore(record["host"], record["port"], rank_info.world, is_master=False)
+    if rank_info.device.type == "cuda":
+        torch.cuda.set_device(rank_info.device)
     # DeepSpeed reads these even when torch.distributed is already up, and takes LOCAL_RANK for the device's index
-    device_index = place.device.index if place.device.type == "cuda" else place.local
+    device_index = (
+        rank_info.device.index if rank_info.device.type == "cuda" else rank_info.local_rank
+    )
     os.environ.update(
-        RANK=str(place.rank), LOCAL_RANK=str(device_index), WORLD_SIZE=str(place.world),
+        RANK=str(rank_info.rank), LOCAL_RANK=str(device_index), WORLD_SIZE=str(rank_info.world),
         MASTER_ADDR=_address(), MASTER_PORT="0",
     )  # fmt: skip
     # bookkeeping collectives of CPU tensors must not queue behind the GPU's
-    backend = "cpu:gloo,cuda:nccl" if place.device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if rank_info.device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
         store=store,
-        rank=place.rank,
-        world_size=place.world,
+        rank=rank_info.rank,
+        world_size=rank_info.world,
         timeout=timedelta(seconds=timeout_s),
     )
 
@@ -115,8 +117,8 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def decided_by_rank_0(value: Any) -> Any:
-    """What rank 0 found, on every rank: two ranks may see one folder differently while it changes."""
+def broadcast_from_rank_0(value: Any) -> Any:
+    """Broadcasts rank 0's `value`: two ranks may see one folder differently while it changes."""
     if world_size() == 1:
         return value
     box = [value]
@@ -124,13 +126,13 @@ def decided_by_rank_0(value: Any) -> Any:
     return box[0]
 
 
-def said_by_any(message: str | None) -> str | None:
-    """The first rank's message that has one, on every rank: what stops one of them stops all with the same words."""
+def any_rank_error(message: str | None) -> str | None:
+    """Gathers `message` from all ranks and returns the first that is not None: an error on one stops all alike."""
     if world_size() == 1:
         return message
-    said: list[str | None] = [None] * world_size()
-    dist.all_gather_object(said, message)
-    return next((each for each in said if each is not None), None)
+    errors: list[str | None] = [None] * world_size()
+    dist.all_gather_object(errors, message)
+    return next((each for each in errors if each is not None), None)
 
 
 class _SumOverRanks(torch.autograd.Function):

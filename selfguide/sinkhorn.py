@@ -166,12 +166,12 @@ class Queue:
         """(at most `capacity`, width) fp32, the oldest first."""
         return self._rows
 
-    def state(self) -> Tensor:
-        """What `restore` needs to go on as if nothing had happened."""
+    def saved_rows(self) -> Tensor:
+        """A copy on the CPU, which `load_rows` takes to go on as if nothing had happened."""
         return self._rows.cpu().clone()
 
-    def restore(self, state: Tensor) -> None:
-        """From `state`; of a larger queue only the newest rows."""
-        if state.dim() != 2 or state.shape[1] != self._rows.shape[1]:
-            raise ValueError(f"rows of shape {tuple(state.shape)}, not (n, {self._rows.shape[1]})")
-        self._rows = state[-self.capacity :].to(self._rows, copy=True)
+    def load_rows(self, rows: Tensor) -> None:
+        """Takes the `saved_rows` of another queue; of a larger one only the newest."""
+        if rows.dim() != 2 or rows.shape[1] != self._rows.shape[1]:
+            raise ValueError(f"rows of shape {tuple(rows.shape)}, not (n, {self._rows.shape[1]})")
+        self._rows = rows[-self.capacity :].to(self._rows, copy=True)

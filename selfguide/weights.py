@@ -114,7 +114,7 @@ def put(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     module.load_state_dict(dict(tensors))
 
 
-def place_tokens(
+def copy_token_rows(
     own: Tensor, own_extras: list[str], given: Tensor, given_extras: list[str]
 ) -> Tensor:
     """`own` (extras + L, D) with the rows of `given` wherever both have that token; patches are last in both."""

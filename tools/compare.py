@@ -28,7 +28,7 @@ from shards import cli
 from shards.errors import UserError
 
 FLOOR, OURS, CEILING = "digits_uncond", "digits_dit", "digits_class"
-TOLD = {FLOOR: "told nothing", OURS: "told its own groups", CEILING: "told human labels"}
+CONDITIONS = {FLOOR: "unconditional", OURS: "its own groups", CEILING: "human labels"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def table(results: list[Result], summary: dict[str, Any]) -> Table:
     return made
 
 
-def draw(results: list[Result], summary: dict[str, Any], path: Path) -> None:
+def plot(results: list[Result], summary: dict[str, Any], path: Path) -> None:
     """Samples of each experiment's first seed over a bar of its distance, every seed a dot."""
     import matplotlib
 
@@ -132,7 +132,7 @@ def draw(results: list[Result], summary: dict[str, Any], path: Path) -> None:
         above, below = axes[0, column], axes[1, column]
         first = next(r for r in results if r.experiment == experiment)
         above.imshow(Image.open(first.grid), cmap="gray", interpolation="nearest")
-        above.set_title(f"{experiment}: {TOLD[experiment]}", fontsize=12)
+        above.set_title(f"{experiment}: {CONDITIONS[experiment]}", fontsize=12)
         above.axis("off")
         mean, own = summary["mean"][experiment], summary["fd_digits"][experiment]
         below.barh([0], [mean], color="#4c78a8" if experiment == OURS else "#b0b7c0", height=0.5)
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
         cli.console().print(table(results, summary))
         cli.console().print(f"gap closed from {FLOOR} to {CEILING}: {summary['gap_closed']:.0%}")
     if options.figure:
-        draw(results, summary, options.figure)
+        plot(results, summary, options.figure)
     return 0
 
 

@@ -20,7 +20,7 @@ PACKAGES = ("slurm", "shards", "selfguide", "launcher", "configs", "tools")
 ELSEWHERE = (
     "tools.bench.rivals.with_"  # programs of environments of their own, which have what they import
 )
-TOLD = (
+REPORTED = (
     "torch",
     "torchvision",
     "deepspeed",
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     wrong = failures()
-    versions = {"python": platform.python_version()} | {name: installed(name) for name in TOLD}
+    versions = {"python": platform.python_version()} | {name: installed(name) for name in REPORTED}
     if options.json:
         print(json.dumps({"versions": versions, "modules": len(modules()), "failures": wrong}))
     else:

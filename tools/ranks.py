@@ -33,14 +33,14 @@ def _rank(
 ) -> None:
     import torch
 
-    from selfguide.distributed import Place, join, leave
+    from selfguide.distributed import RankInfo, join, leave
 
     torch.set_num_threads(1)
     os.environ["SELFGUIDE_HOST"] = "127.0.0.1"
-    place = Place(rank, rank, world)
+    rank_info = RankInfo(rank, rank, world)
     try:
-        join(place, Path(meeting), timeout_s=int(timeout or DAY))
-        results.put((rank, True, function(place, *arguments)))
+        join(rank_info, Path(meeting), timeout_s=int(timeout or DAY))
+        results.put((rank, True, function(rank_info, *arguments)))
     except (UserError, DamagedError, StoreError) as error:
         _fail(results, rank, error)
     except BaseException:  # noqa: BLE001 - the parent raises it, whatever it is

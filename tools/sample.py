@@ -1,9 +1,9 @@
 """`python -m tools.sample`: images from a published snapshot.
 
-Told groups drawn at their frequency by default, or rows of training images where it knows layouts or features; or one
-group or label, what a training image was told, the group of a query image, the way between two groups; as a grid and
-as single lossless PNGs, with the way from noise to image on request. Names and bans in the run's groups.yaml are
-honoured.
+By default conditioned on groups at their frequency in training, or on rows of training images where the model takes
+layouts or features; or on given groups or labels, on the condition of a training image, on the group of a query image,
+or on an interpolation of two groups. Writes a grid and single lossless PNGs, and with --chain the intermediate states
+from noise to image. Names and bans in the run's groups.yaml are honoured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.evaluation.grid import write_grid
 from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import Prior, TrainingImages, by_patch
-from selfguide.sampling.generate import draw, draw_condition
+from selfguide.sampling.generate import generate_each, sample_condition
 from selfguide.sampling.group_names import Naming, read_naming, without_banned
 from selfguide.sampling.groups import patch_layout
 from selfguide.snapshot import Snapshot, load
@@ -44,10 +44,10 @@ EPILOG = """examples:
   python -m tools.sample RUN --group 3 7 --g 2            rows of two groups, guidance weight 2
   python -m tools.sample RUN --g 0.4 --convention sgfm    the same weight as its paper writes it
   python -m tools.sample RUN --prior uniform              every group as often as any other
-  python -m tools.sample RUN --row 17 42                  told what these two training images were told
+  python -m tools.sample RUN --row 17 42                  the conditions of these two training images
   python -m tools.sample RUN --group zeros                a group by its name in the run's groups.yaml
   python -m tools.sample RUN --like photo.png             the group nearest to an image
-  python -m tools.sample RUN --between 3 7 --count 8      from one prototype to another, one noise
+  python -m tools.sample RUN --between 3 7 --count 8      interpolates two prototypes, one noise
   python -m tools.sample RUN --chain --count 6            six images, noise to data
 """
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.between:
         seeds = seeds[:1].expand(len(condition))  # one noise, so that only the condition changes
     chain = Chain(sampler.steps, options.columns) if options.chain else None
-    drawn = draw(
+    drawn = generate_each(
         snapshot,
         sampler,
         condition,
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         callback=chain.see if chain else None,
     )
     total = -(-len(condition) // options.batch)
-    made = list(cli.track(drawn, total, f"drawing {len(condition)} images"))
+    made = list(cli.track(drawn, total, f"sampling {len(condition)} images"))
     images = to_images(snapshot.data["header"], torch.cat([x for x, _ in made]), codec)
     out = Path(options.out)
     rows = options.group or options.label or options.row or options.like or []
@@ -183,7 +183,7 @@ def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig
     check_sampler(sampler, snapshot.config.path)
     if "g" in changes and sampler.g != 1 and not snapshot.guidance["told"]:
         raise UserError(
-            f"--g {sampler.g:g}: this snapshot is told nothing, so nothing can be guided; drop it"
+            f"--g {sampler.g:g}: this snapshot is unconditional, so there is nothing to guide; drop it"
         )
     return sampler
 
@@ -205,7 +205,7 @@ def converted(source: str, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def autoencoder_of(snapshot: Snapshot, options: argparse.Namespace) -> Autoencoder | None:
-    """What decodes this snapshot's latents; None for images."""
+    """The autoencoder of this snapshot's latents; None for images."""
     header = snapshot.data["header"]
     if header["kind"] == "image":
         return None
@@ -217,11 +217,11 @@ def autoencoder_of(snapshot: Snapshot, options: argparse.Namespace) -> Autoencod
 def condition_of(
     snapshot: Snapshot, naming: Naming, codec: Autoencoder | None, options: argparse.Namespace
 ) -> Condition:
-    """What each image is told: one condition an image."""
+    """The condition that the command line asks for, one an image."""
     named = [f"--{name}" for name in NAMED if getattr(options, name)]
     if options.prior and named:
         raise UserError(
-            f"--prior {options.prior} is how groups are drawn, and {named[0]} names what is told; drop one of them"
+            f"--prior {options.prior} sets how groups are sampled, and {named[0]} names the condition; drop one of them"
         )
     if options.row is not None:
         each = -(-options.count // len(options.row))
@@ -252,7 +252,7 @@ def condition_of(
     else:
         seeds = options.seed + torch.arange(options.count)
         allowed = without_banned(snapshot, naming)
-        return draw_condition(allowed, seeds, options.prior or "empirical")
+        return sample_condition(allowed, seeds, options.prior or "empirical")
     naming.refuse_banned(ids.tolist())
     each = -(-options.count // len(ids))
     return queries.of_groups(snapshot, ids.repeat_interleave(each))
@@ -323,17 +323,24 @@ def write_images(folder: Path, images: Tensor) -> None:
         Image.fromarray(plain.numpy()).save(folder / f"{number:06d}.png")
 
 
-NAMED = ("group", "label", "row", "like", "between", "uncond")  # what is told, rather than drawn
+NAMED = (
+    "group",
+    "label",
+    "row",
+    "like",
+    "between",
+    "uncond",
+)  # conditions that are named, rather than sampled
 SAMPLER_HELP = {
     "name": "euler, heun, ddim, dpm1, dpm2, dpmpp, euler_maruyama or dopri5",
-    "steps": "of a fixed-step sampler",
+    "steps": "number of steps, of a fixed-step sampler",
     "g": "total guidance weight: 1 is none, 0 unconditional",
     "interval": "noise-times in which the weight applies",
     "guided_channels": "guide only the first so many",
-    "shift": "above 1 spends more steps at high noise",
+    "shift": "of the schedule; above 1 spends more steps at high noise",
     "rtol": "of dopri5",
     "atol": "of dopri5",
-    "clip": "of ddim: data estimates are cut to this size, in model space",
+    "clip": "of ddim: clamp x0 estimates to +-X, in model space",
     "eta": "of ddim: 0 deterministic, 1 ancestral",
     "churn": "of heun: EDM's S_churn",
     "churn_sigma": "noise levels in which heun churns",
@@ -356,37 +363,48 @@ def _parser() -> argparse.ArgumentParser:
         "run", metavar="RUN", help="id, name or folder of a run, or a snapshot's folder"
     )
     parser.add_argument(
-        "--images", type=int, metavar="N", help="the snapshot at N images seen (newest)"
+        "--images",
+        type=int,
+        metavar="N",
+        help="the snapshot at N images seen (default: the newest)",
     )
     parser.add_argument(
-        "--ema", type=int, default=0, metavar="I", help="which average, counted from 0 (0)"
+        "--ema", type=int, default=0, metavar="I", help="index of the average, from 0 (0)"
     )
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
-    what = parser.add_argument_group("what is drawn").add_mutually_exclusive_group()
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of runs (runs)")
+    what = parser.add_argument_group("condition").add_mutually_exclusive_group()
     what.add_argument(
         "--group", nargs="+", metavar="K", help="these groups, as many images of each"
     )
     what.add_argument("--label", type=int, nargs="+", metavar="K", help="these human labels")
     what.add_argument(
-        "--row", type=int, nargs="+", metavar="ORDINAL", help="what these training images were told"
+        "--row",
+        type=int,
+        nargs="+",
+        metavar="ORDINAL",
+        help="the conditions of these training images",
     )
     what.add_argument(
         "--like", nargs="+", metavar="IMAGE", help="the groups nearest to image files or ordinals"
     )
     what.add_argument(
-        "--between", nargs=2, metavar=("A", "B"), help="the way from one group to another"
+        "--between", nargs=2, metavar=("A", "B"), help="interpolate from one group to another"
     )
-    what.add_argument("--uncond", action="store_true", help="told nothing")
+    what.add_argument("--uncond", action="store_true", help="unconditional")
     parser.add_argument(
         "--prior",
         choices=get_args(Prior),
-        help="how often groups are drawn: as in training, or evenly (empirical)",
+        help="sample groups at their frequency in training, or uniformly (empirical)",
     )
-    parser.add_argument("--count", type=int, default=64, metavar="N", help="images (64)")
+    parser.add_argument("--count", type=int, default=64, metavar="N", help="number of images (64)")
     parser.add_argument(
-        "--chain", action="store_true", help="show each image's way from noise to data"
+        "--chain",
+        action="store_true",
+        help="show intermediate states of each image from noise to data",
     )
-    parser.add_argument("--columns", type=int, default=8, metavar="N", help="of the grid (8)")
+    parser.add_argument(
+        "--columns", type=int, default=8, metavar="N", help="columns of the grid (8)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of seed + i (0)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help=f"where the network runs ({device})")
@@ -394,13 +412,13 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=list(DTYPES),
         default="fp32",
-        help="of the network; the state is fp32 (fp32)",
+        help="of the network; the sampler's state is fp32 (fp32)",
     )
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at once (64)")
-    parser.add_argument("--out", default="samples", metavar="DIR", help="where files go (samples)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="batch size (64)")
+    parser.add_argument("--out", default="samples", metavar="DIR", help="output folder (samples)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     decoding = parser.add_argument_group("decoding latents")
-    decoding.add_argument("--autoencoder", metavar="NAME", help="what decodes (the data's own)")
+    decoding.add_argument("--autoencoder", metavar="NAME", help="autoencoder (the one of the data)")
     decoding.add_argument("--weights", metavar="PATH", help="its weights")
     sampler = parser.add_argument_group("sampler (the run's own where not given)")
     for name, text in SAMPLER_HELP.items():

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scores[cell].append(kept.score(_net(snapshot, data, *cell), data, groups, fit))
     said = summary(scores, pixels)
     if options.figure:
-        draw(Path(options.figure), scores, pixels["nmi"], groups)
+        plot(Path(options.figure), scores, pixels["nmi"], groups)
     if options.json:
         print(json.dumps(said))
     else:
@@ -134,7 +134,7 @@ def lines(said: dict[str, Any], snapshots: int) -> Iterator[str]:
         yield f"{pooling:>9}: {row['nmi']:.3f} ({each}) at {row['layer']}, noise-time {row['noise_time']:g}"
 
 
-def draw(
+def plot(
     file: Path, scores: dict[Cell, list[dict[str, float]]], pixels: float, groups: int
 ) -> None:
     """One heat map for each pooling: layers upwards, noise-time to the right, the best cell framed."""

@@ -21,7 +21,7 @@ from torch import Tensor
 import selfguide.data.autoencoders.tiny as tiny
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder
 from selfguide.data.autoencoders.tiny import WEIGHTS, TinyVAE
-from selfguide.data.normaliser import mean
+from selfguide.data.normaliser import posterior_mean
 from selfguide.evaluation.features.digitnet import half
 from shards import cli, storage
 from shards.errors import UserError
@@ -91,7 +91,7 @@ def test(codec: Autoencoder, pictures: Tensor) -> dict[str, float]:
     unseen = pictures[odd]
     blind = pictures[even].float().mean(0, keepdim=True).expand(len(odd), -1, -1, -1)
     return {
-        "psnr": psnr(codec.decode(mean(codec.encode(unseen))), unseen),
+        "psnr": psnr(codec.decode(posterior_mean(codec.encode(unseen))), unseen),
         "psnr_of_mean_image": psnr(blind.round(), unseen),
     }
 
@@ -136,9 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.check and (good or options.out):
             data = (Path(scratch) / WEIGHTS).read_bytes()
             storage.publish(str(out), data, replace=True)
-    told = {**found, "least": LEAST, "sha256": codec.sha256, "file": str(out)}
+    report = {**found, "least": LEAST, "sha256": codec.sha256, "file": str(out)}
     print(
-        json.dumps(told)
+        json.dumps(report)
         if options.json
         else f"{found['psnr']:.1f} dB on the other half (its mean image: {found['psnr_of_mean_image']:.1f} dB; "
         f"at least {LEAST} dB are needed), sha256 {codec.sha256}\n{out}"

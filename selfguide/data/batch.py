@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from selfguide.data.crop_flip import Placement
+from selfguide.data.crop_flip import CropFlip
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Batch:
     `position` (B,) are the images' places in the run, of which every random number is a function.
     `ordinal` (B,) is each image's row in the shards, and so in sidecars, which are read on the CPU: it stays there.
     `images` is the number of images that the run has seen before this step.
-    `placement` says how x0 lies on the stored image, and so on its layouts.
+    `crop_flip` says how x0 was cut from the stored image, and so from its layouts.
     """
 
     x0: Tensor
@@ -29,4 +29,4 @@ class Batch:
     ordinal: Tensor
     label: Tensor | None
     images: int
-    placement: Placement | None = None
+    crop_flip: CropFlip | None = None

@@ -1,7 +1,7 @@
-"""One transform for an image and all that is known of its places: mirrored, then a window cut out.
+"""Crop and flip of an image together with its boxes and masks: mirrored, then a window cut out.
 
 A box, a mask and the image they describe must be moved together (Hu et al. 2023, arXiv 2210.06462, section 3.3), so
-what is drawn is a `Placement` rather than a moved image. Layouts lie on the pixels of the image that was annotated,
+what is sampled is a `CropFlip` rather than a moved image. Layouts lie on the pixels of the image that was annotated,
 and a model sees a grid that may be coarser: latents. They are brought to that grid first, boxes by the value at each
 cell's centre, shares of segments by their mean over the cell; mirror and window then move whole cells, exactly.
 """
@@ -21,31 +21,31 @@ Size = tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
-    """What of each image of a batch is shown; the default is all of it as it is."""
+class CropFlip:
+    """The window of each image of a batch and whether it is mirrored; by default all of it as it is."""
 
-    grid: Size  # of the stored image as a model would see it whole
-    size: Size  # of what is shown
+    grid: Size  # of the stored image
+    size: Size  # of the window
     mirrored: Tensor | None = None  # (B,) bool; None mirrors no image
     corner: Tensor | None = None  # (B, 2) top and left of each window, in the mirrored image
 
     @staticmethod
     def centred(
         count: int, grid: Size, size: Size, device: torch.device | str = "cpu"
-    ) -> Placement:
-        """The middle of each image, never mirrored: for what is looked at once, such as a query."""
+    ) -> CropFlip:
+        """A centre crop of each image, never mirrored: for images that are read once, such as queries."""
         middle = [(whole - shown) // 2 for whole, shown in zip(grid, size, strict=True)]
         corner = torch.tensor([middle], device=device).expand(count, 2)
-        return Placement(grid=grid, size=size, corner=corner if size != grid else None)
+        return CropFlip(grid=grid, size=size, corner=corner if size != grid else None)
 
     def images(self, x: Tensor, *, mirrored: bool = False) -> Tensor:
-        """(B, C, *grid) -> (B, C, *size); `mirrored` says that x is mirrored where it should be already."""
+        """Crops and flips x (B, C, *grid) -> (B, C, *size); with `mirrored`, x is mirrored already where it should be."""
         if x.shape[-2:] != self.grid:
-            raise ValueError(f"images of {tuple(x.shape[-2:])} for a placement on {self.grid}")
+            raise ValueError(f"images of {tuple(x.shape[-2:])} for a crop of {self.grid}")
         return self._move(x, None if mirrored else self.mirrored)
 
     def spatial(self, masks: Tensor, *, how: Literal["mean", "nearest"] = "mean") -> Tensor:
-        """Masks (B, M, H, W) on the annotated image's pixels -> (B, M, *size) on what is shown of it.
+        """Masks (B, M, H, W) on the annotated image's pixels -> (B, M, *size) on its window.
 
         `mean` gives fp32 shares of the cell, for the channels of a one-hot segmentation; `nearest` takes the value at
         the cell's centre and keeps the type, for boxes and for numbers of groups.
@@ -57,9 +57,9 @@ class Placement:
         return self._move(masks, self.mirrored)
 
     def boxes(self, boxes: Tensor, image: Size) -> Tensor:
-        """Boxes (B, 4) of top, left, bottom, right in pixels of an `image` of this size -> in cells of what is shown.
+        """Boxes (B, 4) of top, left, bottom, right in pixels of an `image` of this size -> in cells of the window.
 
-        Ends are excluded. Of a box that lies outside what is shown nothing is left: bottom <= top, or right <= left.
+        Ends are excluded. Of a box outside the window nothing is left: bottom <= top, or right <= left.
         """
         top, left, bottom, right = (boxes[:, i].long() for i in range(4))
         # a cell belongs to the box where its centre does: as `spatial` decides by `nearest`
@@ -89,15 +89,15 @@ class Placement:
         return x.take_along_dim(columns[:, None, None, :], dim=3)  # (B, C, h, w)
 
 
-def draw_placement(
+def sample_crop_flip(
     seed: int, positions: Tensor, grid: Size, *, flip: bool, window: Size | None = None
-) -> Placement:
-    """How the images at `positions` (B,) of a run are shown.
+) -> CropFlip:
+    """Samples the crop and flip of the images at `positions` (B,) of a run.
 
     `flip` mirrors each with probability 1/2; of images larger than `window` one is cut at any of its places.
     """
     size = window or grid
-    return Placement(
+    return CropFlip(
         grid=grid,
         size=size,
         mirrored=mirrored(seed, positions) if flip else None,
@@ -106,7 +106,7 @@ def draw_placement(
 
 
 def mirrored(seed: int, positions: Tensor) -> Tensor:
-    """(B,) bool: which images are shown as their mirror images."""
+    """(B,) bool: which images are mirrored."""
     return uniform(seed, "flip", positions, 1)[:, 0] < 0.5
 
 

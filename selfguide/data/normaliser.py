@@ -42,7 +42,7 @@ class Normaliser:
         if self.header.flips:
             stored = stored[:, 0] if position is None else _pick(stored, seed, position)
         if self.header.content == "moments":
-            stored = mean(stored) if position is None else draw(stored, seed, position)
+            stored = posterior_mean(stored) if position is None else sample_posterior(stored, seed, position)
         return self.normalise(stored)
 
     def normalise(self, values: Tensor) -> Tensor:
@@ -80,12 +80,12 @@ class Normaliser:
         return self.decode(x).round().clamp(0, self.top).to(torch.uint8)
 
 
-def mean(moments: Tensor) -> Tensor:
+def posterior_mean(moments: Tensor) -> Tensor:
     """(B, 2C, H, W) means and log-variances -> (B, C, H, W)."""
     return moments.chunk(2, dim=1)[0]
 
 
-def draw(moments: Tensor, seed: int, position: Tensor) -> Tensor:
+def sample_posterior(moments: Tensor, seed: int, position: Tensor) -> Tensor:
     """A latent for each image (B, C, H, W), fp32, from its moments (B, 2C, H, W)."""
     centre, log_variance = moments.float().chunk(2, dim=1)
     noise = normal(seed, "latent-sample", position, tuple(centre.shape[1:]))

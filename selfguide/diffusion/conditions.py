@@ -1,6 +1,6 @@
-"""What the network is told about each image, held together so that one mask drops all of it.
+"""The condition of a batch: every field of it in one object, so that one mask drops all of them.
 
-An image is in one of three states: told, null (its condition was dropped, for classifier-free guidance), or
+An image is in one of three states: conditioned, null (its condition was dropped, for classifier-free guidance), or
 unconditional (nothing is known yet, or never will be). Null and unconditional have embeddings of their own: SGFM
 extracts features with the latter and trains guidance with the former.
 """
@@ -16,14 +16,14 @@ from torch import Tensor
 from selfguide.spec.architecture import Architecture
 from shards.errors import UserError
 
-TOLD, NULL, UNCONDITIONAL = 0, 1, 2
+CONDITIONED, NULL, UNCONDITIONAL = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Condition:
-    """state (B,) of TOLD | NULL | UNCONDITIONAL, and what is told; several fields may be told at once.
+    """state (B,) of CONDITIONED | NULL | UNCONDITIONAL, and the fields to condition on, one or several.
 
-    Where patches are told and nothing else, state may be (B, L): SGFM drops them one by one.
+    Where only patches are conditioned, state may be (B, L): SGFM drops them one by one.
     id (B,) int64; multi_hot (B, K), non-negative; dense (B, P), a prototype or feature; spatial (B, M, H, W), masks at
     the input's size; patch (B, L, P), one vector for each patch in row order.
     """
@@ -40,7 +40,7 @@ class Condition:
         return Condition(torch.full((count,), UNCONDITIONAL, device=device))
 
     @staticmethod
-    def told(
+    def of(
         *,
         id: Tensor | None = None,
         multi_hot: Tensor | None = None,
@@ -51,32 +51,32 @@ class Condition:
         given = [t for t in (id, multi_hot, dense, spatial, patch) if t is not None]
         if not given:
             raise ValueError(
-                "a told condition needs an id, multi_hot, dense, spatial or patch: it has none"
+                "a condition needs an id, multi_hot, dense, spatial or patch: it has none"
             )
-        state = torch.full((len(given[0]),), TOLD, device=given[0].device)
+        state = torch.full((len(given[0]),), CONDITIONED, device=given[0].device)
         return Condition(state, id, multi_hot, dense, spatial, patch)
 
     @property
     def given(self) -> dict[str, Tensor]:
-        """The fields that are told, by name."""
+        """The fields that are set, by name."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "state"}
         return {name: value for name, value in named.items() if value is not None}
 
     def drop(self, dropped: Tensor) -> Condition:
-        """Told images where `dropped` (B,) bool become null, or their patches where it is (B, L); all else stays."""
+        """Sets conditioned images to null where `dropped` (B,) bool says so, or their patches where it is (B, L)."""
         state = self.state
         if dropped.dim() > state.dim():
             state = state[:, None]
         elif dropped.dim() < state.dim():
             dropped = dropped[:, None]
-        return replace(self, state=torch.where(dropped & (state == TOLD), NULL, state))
+        return replace(self, state=torch.where(dropped & (state == CONDITIONED), NULL, state))
 
     def null(self) -> Condition:
-        """The unguided half of classifier-free guidance: told becomes null, unconditional stays."""
+        """The unguided half of classifier-free guidance: conditioned becomes null, unconditional stays."""
         return self.drop(torch.ones_like(self.state, dtype=torch.bool))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        """Every tensor through `change`: to a device, a slice, a repetition."""
+        """Applies `change` to every tensor: to a device, a slice, a repetition."""
         return Condition(
             change(self.state), **{name: change(value) for name, value in self.given.items()}
         )
@@ -85,32 +85,36 @@ class Condition:
         return len(self.state)
 
 
-def beside(first: Condition, second: Condition) -> Condition:
-    """The two batches as one, (2B, ...); both tell the same fields."""
+def concatenate(first: Condition, second: Condition) -> Condition:
+    """Concatenates two batches to (2B, ...); both have the same fields."""
     if first.given.keys() != second.given.keys():
-        raise ValueError(f"one batch tells {sorted(first.given)}, the other {sorted(second.given)}")
+        raise ValueError(
+            f"one batch has the fields {sorted(first.given)}, the other {sorted(second.given)}"
+        )
     joined = {name: torch.cat((value, second.given[name])) for name, value in first.given.items()}
     return Condition(torch.cat((first.state, second.state)), **joined)
 
 
-def only_told(value: Tensor, state: Tensor) -> Tensor:
-    """`value` (B, ...) with zeros for images that are told nothing: what was dropped may hold anything, NaN too."""
-    told = (state == TOLD).view(*state.shape, *[1] * (value.dim() - state.dim()))
-    return torch.where(told, value, value.new_zeros(()))
+def zero_unconditioned(value: Tensor, state: Tensor) -> Tensor:
+    """`value` (B, ...) with zeros for images that are not conditioned: what was dropped may hold anything, NaN too."""
+    conditioned = (state == CONDITIONED).view(*state.shape, *[1] * (value.dim() - state.dim()))
+    return torch.where(conditioned, value, value.new_zeros(()))
 
 
 def check_condition(condition: Condition, net: Architecture) -> None:
-    """Everything `net` must be able to take, values included; once before the first forward, since it reads them.
+    """Checks that `net` can take the condition, values included; once before the first forward, since it reads them.
 
-    Values of images that are told nothing are never used, and not looked at.
+    Values of images that are not conditioned are never used, and not checked.
 
     Raises:
         UserError: a field the network was not built for, a wrong shape or type, an id beyond its classes, a value
             that is not finite, a negative share of a group.
     """
     check_fields(condition, net)
-    told = {name: value[condition.state == TOLD] for name, value in condition.given.items()}
-    for name, value in told.items():
+    conditioned = {
+        name: value[condition.state == CONDITIONED] for name, value in condition.given.items()
+    }
+    for name, value in conditioned.items():
         if name == "id":
             _check_ids(value, net.classes)
         elif not value.isfinite().all():
@@ -133,7 +137,7 @@ def _check_ids(ids: Tensor, classes: int) -> None:
 
 
 def check_fields(condition: Condition, net: Architecture) -> None:
-    """Fields, shapes and the type of ids, without looking at values: cheap enough for every forward."""
+    """Checks fields, shapes and the type of ids, without reading values: cheap enough for every forward."""
     batch = len(condition)
     shapes: dict[str, tuple[int, ...]] = {
         "id": (batch,),

@@ -1,32 +1,31 @@
 """The network as a sampler sees it: time convention, preconditioning, dtype and guidance in one place.
 
 Classifier-free guidance (Ho & Salimans 2022), within an interval of noise (Kynkaanniemi et al. 2024), and
-autoguidance (Karras et al. 2024), which puts a weaker network in the place of the unguided half.
+autoguidance (Karras et al. 2024), which takes a weaker network for the unguided half.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from selfguide.diffusion.conditions import TOLD, Condition, beside, check_condition
+from selfguide.diffusion.conditions import CONDITIONED, Condition, check_condition, concatenate
 from selfguide.diffusion.paths import Estimate, Path
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import Prediction
 from shards.errors import UserError
 
-# one batch of 2B wins while a call's overhead counts, and loses once activations leave the caches: two cores cross
-# between 2,048 and 4,096 numbers of state (python -m tools.bench sampling); GPUs are not measured
-LITTLE = 2048
-TOUCHING = (
-    1e-9  # a grid's noise-time and an interval's end that mean the same number are rounded apart
-)
+# elements of the state up to which both halves run as one batch of 2B: that wins while a call's overhead counts, and
+# loses once activations leave the caches. Two cores cross between 2,048 and 4,096 (python -m tools.bench sampling);
+# GPUs are not measured
+JOINT_NUMEL = 2048
+# a grid's noise-time and an interval's end that mean the same number are rounded differently
+TAU_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +33,12 @@ class Denoiser:
     """A network on a path, guided by f_u + g (f_c - f_u): `g` is the total weight, 1 is none, 0 unconditional.
 
     The form is taken on the raw prediction; at a fixed x and noise-time x0, eps and v are affine in it, so it is the
-    same on each. Where no image is told anything f_u is f_c, and is not run. The state keeps its own dtype (fp32 or
+    same on each. Where no image is conditioned f_u is f_c, and is not run. The state keeps its own dtype (fp32 or
     wider); the net gets its own, and noise-times in fp32. Nothing but the count of evaluations changes afterwards.
 
     Args:
         model: model(x, tau, condition) -> (B, >= C, H, W), tau (B,); channels beyond C are a learned sigma.
-        condition: what each image of the batch is told.
+        condition: of each image of the batch.
         interval: noise-times, both ends in, where `g` holds. Outside, the plain conditional form is taken and the
             other half is not computed.
         prediction, sigma_data: what the net predicts on the path, and the data's deviation (prediction "edm").
@@ -101,34 +100,36 @@ class Denoiser:
         """The guided raw prediction, in the dtype of the state."""
         if len(self.condition) != len(x):
             raise UserError(
-                f"the condition tells {len(self.condition)} images and the state has {len(x)}; give one for each"
+                f"the condition is of {len(self.condition)} images and the state has {len(x)}; give one for each"
             )
         if not self._guided(tau):
             return self._net(x, tau, self.condition)
         if self.g == 0.0 and self.guided_channels is None:
             return self._unguided(x, tau)
-        told, unguided = self._both(x, tau)
-        guided = unguided + self.g * (told - unguided)
+        conditional, unguided = self._both(x, tau)
+        guided = unguided + self.g * (conditional - unguided)
         if self.guided_channels is None:
             return guided
-        return torch.cat((guided[:, : self.guided_channels], told[:, self.guided_channels :]), 1)
+        return torch.cat(
+            (guided[:, : self.guided_channels], conditional[:, self.guided_channels :]), 1
+        )
 
     def _guided(self, tau: float) -> bool:
         low, high = self.interval
-        inside = low - TOUCHING <= tau <= high + TOUCHING
-        return inside and self.g != 1 and (self.reference is not None or self._tells)
+        inside = low - TAU_TOLERANCE <= tau <= high + TAU_TOLERANCE
+        return inside and self.g != 1 and (self.reference is not None or self._conditioned)
 
     def _both(self, x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         """f_c and f_u."""
         if self._together(x):
-            told, unguided = self._net(torch.cat((x, x)), tau, self._pair).chunk(2)
-            return told, unguided
+            conditional, unguided = self._net(torch.cat((x, x)), tau, self._pair).chunk(2)
+            return conditional, unguided
         return self._net(x, tau, self.condition), self._unguided(x, tau)
 
     def _together(self, x: Tensor) -> bool:
         if self.reference is not None:
             return False  # another network
-        return x.numel() <= LITTLE if self.batched is None else self.batched
+        return x.numel() <= JOINT_NUMEL if self.batched is None else self.batched
 
     def _unguided(self, x: Tensor, tau: float) -> Tensor:
         if self.reference is not None:
@@ -136,9 +137,9 @@ class Denoiser:
         return self._net(x, tau, self._null)
 
     @cached_property
-    def _tells(self) -> bool:
-        """Whether the two halves are told different things of any image; asked once, since a GPU waits for it."""
-        return bool((self.condition.state == TOLD).any())
+    def _conditioned(self) -> bool:
+        """Whether any image is conditioned, so that the halves differ; read once, since a GPU waits for it."""
+        return bool((self.condition.state == CONDITIONED).any())
 
     @cached_property
     def _null(self) -> Condition:
@@ -146,7 +147,7 @@ class Denoiser:
 
     @cached_property
     def _pair(self) -> Condition:
-        return beside(self.condition, self._null)
+        return concatenate(self.condition, self._null)
 
     def _net(self, x: Tensor, tau: float, condition: Condition) -> Tensor:
         dtype = next((p.dtype for p in self.model.parameters()), x.dtype)
@@ -166,37 +167,6 @@ class Denoiser:
                 f"the reference predicts {theirs} on {type(other.path).__name__}, this network {ours} on "
                 f"{type(self.path).__name__}; raw predictions of one kind can be compared only"
             )
-
-
-DataEstimate = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(eq=False)
-class FunctionDenoiser:
-    """Any function that estimates the data, as samplers see it; whatever guides it is inside.
-
-    Args:
-        function: x (B, C, H, W) on the path and noise-times (B,) in fp32 -> the estimate of x0 (B, C, H, W).
-        path: the path that the function's x lies on.
-    """
-
-    function: DataEstimate
-    path: Path
-    evaluations: int = 0
-
-    @cached_property
-    def preconditioning(self) -> Preconditioning:
-        return Preconditioning(self.path, "x0", 0.5)
-
-    def estimate(self, x: Tensor, tau: float) -> Estimate:
-        """x0, eps and v for x (B, C, H, W) at `tau`; one evaluation."""
-        self.evaluations += 1
-        times = torch.full((len(x),), tau, device=x.device, dtype=torch.float32)
-        return self.preconditioning.estimate(self.function(x, times).to(x.dtype), x, _time(tau))
-
-    def velocity(self, x: Tensor, tau: float) -> Tensor:
-        """dx/dtau of the probability-flow ODE, (B, C, H, W)."""
-        return self.estimate(x, tau).v
 
 
 def _time(tau: float) -> Tensor:

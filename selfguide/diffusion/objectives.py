@@ -23,7 +23,7 @@ from selfguide.spec.sizes import UNCERTAINTY_FEATURES
 _BELOW_ONE = 1 - 2.0**-24  # the largest fp32 below 1, where x is all noise
 
 
-def draw_times(
+def sample_times(
     config: PathConfig, path: Path, seed: int, positions: Tensor, share: float
 ) -> Tensor:
     """(B,) training noise-times of these images, fp32; `share` of the training is behind.

@@ -1,7 +1,7 @@
-"""The most groups worth telling apart: the largest K of which TEMI still uses nearly all.
+"""The most groups worth separating: the largest K of which TEMI still uses nearly all.
 
 Adaloglou et al. 2024 (C-EDM, arXiv 2403.00570, section 3.3): the utilisation ratio r_K = used groups / K falls once K
-exceeds what the features tell apart. K is doubled until r_K < alpha, then a finer grid lies between the last two; the
+exceeds what the features separate. K is doubled until r_K < alpha, then a finer grid lies between the last two; the
 bound is max {K : r_K >= alpha}, and experiments with the generative model need look no higher.
 """
 
@@ -97,7 +97,7 @@ def check(*, limit: int, alpha: float, start: int, finer: int) -> None:
         raise UserError(f"finer={finer}: give 0 or more")
 
 
-def draw(found: Search, path: str, *, title: str) -> None:
+def plot(found: Search, path: str, *, title: str) -> None:
     """The ratio over K with the threshold and the bound, as a picture at `path`."""
     import matplotlib
 

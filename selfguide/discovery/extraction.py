@@ -206,7 +206,7 @@ def checked(features: Rows) -> Rows:
 def refuse_constant(pieces: Sequence[Rows]) -> None:
     """
     Raises:
-        UserError: all rows are the same: nothing tells one sample from another.
+        UserError: all rows are the same: nothing distinguishes one sample from another.
     """
     first = pieces[0][:1]
     if all((piece == first).all() for piece in pieces):

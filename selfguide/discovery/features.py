@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfguide.data.autoencoders import Autoencoder, to_images
-from selfguide.data.crop_flip import Placement
+from selfguide.data.crop_flip import CropFlip
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
 from selfguide.diffusion.preconditioning import build_preconditioning
@@ -39,7 +39,7 @@ class FeatureNet(Protocol):
 
 
 class SnapshotFeatures:
-    """Pooled tokens of one layer of a published student, told nothing, of images noised to one noise-time."""
+    """Pooled tokens of one layer of a published student, without a condition, of images noised to one noise-time."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class SnapshotFeatures:
         self.layer = net.layers[self.number - 1]
         self.normaliser = Normaliser.of(header)
         self.preconditioning = build_preconditioning(snapshot.config.path)
-        # an online student knows the row of nothing from its first stage; one that was always told knows its null row
+        # an online student has trained its unconditional row, one that was conditioned from the start its null row
         source = snapshot.guidance["source"]
         self.state = NULL if snapshot.guidance["told"] and source != "online" else UNCONDITIONAL
         self._check()
@@ -128,7 +128,7 @@ class SnapshotFeatures:
         edge, grid = self.snapshot.student.backbone.net.size, (x0.shape[-2], x0.shape[-1])
         if not self.snapshot.config.data.crop or grid == (edge, edge):
             return x0
-        return Placement.centred(len(x0), grid, (edge, edge)).images(x0)
+        return CropFlip.centred(len(x0), grid, (edge, edge)).images(x0)
 
 
 class ViTFeatures:

@@ -161,7 +161,7 @@ def lloyd(
 
     All ranks begin at the same `initial` (K, F). An iteration is one all-reduce of K (F + 1) + 2 sums in fp64, so the
     result is one process's up to rounding. Empty groups move to the samples farthest from their centroids, as
-    scikit-learn's do; only then ranks tell each other single samples. Rows may be memory-mapped: they are read piece by
+    scikit-learn's do; only then ranks exchange single samples. Rows may be memory-mapped: they are read piece by
     piece, in fp64 if they are fp64.
     """
     wide = shard.dtype == np.float64

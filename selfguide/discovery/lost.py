@@ -2,8 +2,8 @@
 
 Patches of an object resemble few others, those of the background many. So the patch with the fewest positive
 correlations is the seed, patches of low degree that resemble it join it, and the box is drawn around the connected
-patches that resemble all of these together (section 3). SGDM (Hu et al. 2023, arXiv 2210.06462) tells a model the
-filled box as one more input channel.
+patches that resemble all of these together (section 3). SGDM (Hu et al. 2023, arXiv 2210.06462) conditions a model on
+the filled box as one more input channel.
 """
 
 from __future__ import annotations

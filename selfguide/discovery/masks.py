@@ -2,8 +2,8 @@
 
 A patch belongs to the centroid with the largest cosine. Where codes are STEGO's (`selfguide.discovery.stego`) this is
 its cluster probe; where they are a frozen net's own features, and centroids come of k-means, it is a plain stand-in
-that must be called by its name. SGDM (Hu et al. 2023, arXiv 2210.06462) tells a model the one-hot mask, and its maximum
-over all pixels as a multi-hot.
+that must be called by its name. SGDM (Hu et al. 2023, arXiv 2210.06462) conditions a model on the one-hot mask, and on
+its maximum over all pixels as a multi-hot.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Each image's nearest others by the cosine of their features, exactly: what TEMI pairs an image with.
 
-Adaloglou et al. 2023 (TEMI, arXiv 2303.17896) take the 50 nearest. An image is told from its copies by its index, not
-by its distance: a copy is a neighbour like any other, the image itself is none.
+Adaloglou et al. 2023 (TEMI, arXiv 2303.17896) take the 50 nearest. Its index, not its distance, sets an
+image apart from its copies: a copy is a neighbour like any other, the image itself is none.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class TemiConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: give at least 1")
         if self.groups < 2:
-            raise UserError("groups=1 tells nothing apart: give at least 2")
+            raise UserError("groups=1 separates nothing: give at least 2")
         if self.groups > count:
             raise UserError(
                 f"groups={self.groups} of {count} images: some would be empty by necessity; give at most {count}"
@@ -165,12 +165,12 @@ def pair_losses(student: Pair, teacher: Pair, marginal: Tensor, *, beta: float) 
     """(H, B) of `temi_loss` before its means: B may be 0, and parts of a batch on several ranks add up."""
     own, near = (s.log_softmax(2) for s in student)
     with torch.no_grad():
-        told, told_near = (t.log_softmax(2) for t in teacher)
-        weight = (told + told_near).exp().sum(2).mean(0)  # (B,)
+        log_p, log_p_near = (t.log_softmax(2) for t in teacher)
+        weight = (log_p + log_p_near).exp().sum(2).mean(0)  # (B,)
         # a group that no image has had for hundreds of steps has underflown
         log_marginal = marginal.clamp_min(torch.finfo(marginal.dtype).tiny).log()[:, None]
-    forth = (beta * (own + told_near) - log_marginal).logsumexp(2)
-    back = (beta * (near + told) - log_marginal).logsumexp(2)
+    forth = (beta * (own + log_p_near) - log_marginal).logsumexp(2)
+    back = (beta * (near + log_p) - log_marginal).logsumexp(2)
     return -weight * (forth + back) / 2
 
 

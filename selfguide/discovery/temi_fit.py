@@ -21,13 +21,13 @@ from torch import Tensor
 
 from selfguide.discovery.extraction import checked
 from selfguide.discovery.temi import Heads, TemiConfig, pair_losses, update_marginal
-from selfguide.distributed import Place, world_size
+from selfguide.distributed import RankInfo, world_size
 from selfguide.randomness import stream_seed, uniform
 from shards import storage
 from shards.cli import track
 from shards.errors import UserError
 
-ALONE = Place(0, 0, 1)
+ALONE = RankInfo(0, 0, 1)
 ROWS = 8192  # features read at once
 SAVE_EVERY = 5  # epochs between savings
 
@@ -75,7 +75,7 @@ def fit(
     near: NDArray[np.integer],
     config: TemiConfig,
     *,
-    place: Place = ALONE,
+    rank_info: RankInfo = ALONE,
     device: torch.device | str | None = None,
     partial: Path | None = None,
     doing: str = "TEMI",
@@ -91,7 +91,7 @@ def fit(
     """
     config.check(len(features))
     checked(features)
-    state = _begin(features.shape[1], config, torch.device(device or place.device))
+    state = _begin(features.shape[1], config, torch.device(device or rank_info.device))
     if config.standardise:
         mean, spread = _moments(features)
         for heads in (state.student, state.teacher):
@@ -101,11 +101,11 @@ def fit(
         saved = partial / f"temi-{_fingerprint(features, near, config)}.pt"
         _restore(state, saved)
     remaining = range(state.epoch, config.epochs)
-    shown = track(remaining, len(remaining), doing) if place.rank == 0 else remaining
+    shown = track(remaining, len(remaining), doing) if rank_info.rank == 0 else remaining
     for epoch in shown:
-        _epoch(state, features, near, config, place, epoch)
+        _epoch(state, features, near, config, rank_info, epoch)
         last = epoch + 1 == config.epochs
-        if saved is not None and place.rank == 0 and (last or (epoch + 1) % SAVE_EVERY == 0):
+        if saved is not None and rank_info.rank == 0 and (last or (epoch + 1) % SAVE_EVERY == 0):
             _save(state, saved)
     losses = tuple(state.losses.tolist())
     ids, confidence = _assign(state.teacher, int(np.argmin(losses)), features)
@@ -150,7 +150,7 @@ def _epoch(
     features: NDArray[np.generic],
     near: NDArray[np.integer],
     config: TemiConfig,
-    place: Place,
+    rank_info: RankInfo,
     epoch: int,
 ) -> None:
     """One pass over all images, in batches as equal as can be."""
@@ -164,7 +164,7 @@ def _epoch(
     for step, batch in enumerate(np.array_split(pairs, steps), start=epoch * steps + 1):
         for group in state.optimiser.param_groups:
             group["lr"] = highest * min(1.0, step / warm)
-        mine = np.array_split(batch, place.world)[place.rank]  # (b, 2); b may be 0
+        mine = np.array_split(batch, rank_info.world)[rank_info.rank]  # (b, 2); b may be 0
         both = np.asarray(features[mine.T.reshape(-1)], dtype=np.float32)  # (2b, F)
         x = torch.from_numpy(both).to(state.marginal.device)
         total += _step(state, x, len(batch), config, frozen=epoch < config.frozen)
@@ -184,8 +184,8 @@ def _pairs(near: NDArray[np.integer], config: TemiConfig, epoch: int) -> NDArray
     shuffle = torch.Generator().manual_seed(stream_seed(config.seed, "temi-order", epoch))
     order = torch.randperm(count, generator=shuffle)
     positions = epoch * count + torch.arange(count)
-    draw = uniform(config.seed, "temi-neighbour", positions, 1)[:, 0] * config.neighbours
-    chosen = np.asarray(near)[order.numpy(), draw.long().numpy()]
+    u = uniform(config.seed, "temi-neighbour", positions, 1)[:, 0] * config.neighbours
+    chosen = np.asarray(near)[order.numpy(), u.long().numpy()]
     return np.stack((order.numpy(), chosen.astype(np.int64)), axis=1)
 
 
@@ -245,7 +245,7 @@ def _assign(
 def _fingerprint(
     features: NDArray[np.generic], near: NDArray[np.integer], config: TemiConfig
 ) -> str:
-    """Tells fits apart by their settings and a sample of what they read."""
+    """Identifies a fit by its settings and a sample of what it read."""
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
     digest.update(repr((features.shape, near.shape)).encode())
     for row in np.linspace(0, len(features) - 1, 64, dtype=np.int64):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from selfguide.data.batch import Batch
 from selfguide.distributed import world_size
-from selfguide.guidance.prototype_counts import LEARNED, Usage
+from selfguide.guidance.prototype_counts import LEARNED, PrototypeCounts
 from selfguide.spec.config import OnlineGuidance
 
 PROBE = 256  # images of each rank whose prototypes are asked for again at every report
@@ -31,10 +31,12 @@ class Health:
         if self.probe is None:
             few = {n: getattr(batch, n)[:PROBE].clone() for n in ("x0", "eps", "tau", "x")}
             few |= {n: getattr(batch, n)[:PROBE].clone() for n in ("position", "ordinal")}
-            self.probe = replace(batch, **few, label=None, placement=None)
+            self.probe = replace(batch, **few, label=None, crop_flip=None)
             self._micro = len(batch.x0)
 
-    def measure(self, usage: Usage, ids: Tensor, images: int) -> dict[str, float]:
+    def measure(
+        self, prototype_counts: PrototypeCounts, ids: Tensor, images: int
+    ) -> dict[str, float]:
         """For the line of a report at so many images; `ids` (rows,) are the probe's prototypes now. All ranks call.
 
         used        share of prototypes that were nearest to something in the last one to two windows
@@ -44,8 +46,8 @@ class Health:
         code_loss   L_SK / ln K without weights: 1 is a head that sees no structure
         churn       share of the probe's rows that the teacher puts elsewhere than at the last report
         """
-        groups, learned = self._config.groups, usage.report()
-        counts = usage.totals()[LEARNED].sum(0).double()
+        groups, learned = self._config.groups, prototype_counts.report()
+        counts = prototype_counts.totals()[LEARNED].sum(0).double()
         found: dict[str, float] = {"dead": learned.dead}
         if counts.sum() > 0:
             p = counts / counts.sum()

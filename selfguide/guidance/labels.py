@@ -26,7 +26,7 @@ class LabelSource(Component):
 
     def condition(self, batch: Batch, teacher: Student | None, inputs: Inputs) -> Inputs:
         assert batch.label is not None  # submit checked that the shards carry labels
-        labels = Condition.told(id=batch.label)
+        labels = Condition.of(id=batch.label)
         dropped = drop_images(self.seed, batch.position, self.config.drop)
         return replace(inputs, condition=labels.drop(dropped))
 

@@ -25,7 +25,7 @@ from selfguide.distributed import world_size
 from selfguide.guidance.component import Component, Inputs, Stepped, Weights
 from selfguide.guidance.health import Health
 from selfguide.guidance.labels import drop_images, drop_patches, frequencies
-from selfguide.guidance.prototype_counts import CONDITIONED, Usage
+from selfguide.guidance.prototype_counts import CONDITIONED, PrototypeCounts
 from selfguide.guidance.prototypes import assign, condition_on, extract, unconditional_features
 from selfguide.networks.student import Outputs, Student
 from selfguide.randomness import normal, stream_seed
@@ -44,7 +44,7 @@ class OnlineSource(Component):
     def __init__(self, config: OnlineGuidance, path: PathConfig, seed: int, switch: int) -> None:
         self.config, self.seed, self.switch = config, seed, switch
         self.preconditioning = build_preconditioning(path)
-        self.usage = Usage(config.groups, config.window, switch)
+        self.prototype_counts = PrototypeCounts(config.groups, config.window, switch)
         self.health = Health(config, switch)
         self._queue: Queue | None = None  # from the first loss on, which knows its width and device
         self._queued: Tensor | None = None  # of a checkpoint, until then
@@ -54,7 +54,7 @@ class OnlineSource(Component):
         """Unconditional before the switch; with the features that the head reads, unless it reads the step's own."""
         assert teacher is not None
         self.health.see(batch)
-        self.usage.turn(batch.images)
+        self.prototype_counts.begin_step(batch.images)
         second_stage, extraction = batch.images >= self.switch, self.config.view == "extraction"
         extracted = self.extract(batch, teacher) if second_stage or extraction else None
         if extraction:
@@ -65,7 +65,7 @@ class OnlineSource(Component):
             return inputs
         assert extracted is not None
         ids = assign(teacher, extracted)
-        self.usage.conditioned(ids)
+        self.prototype_counts.count_conditions(ids)
         prototypes = condition_on(teacher, ids, len(batch.x0))
         dropped = self._dropped(batch, len(ids) // len(batch.x0))
         return replace(inputs, condition=prototypes.drop(dropped))
@@ -91,7 +91,7 @@ class OnlineSource(Component):
         codes, dead = self._codes(outputs, counted)
         chosen = outputs.scores if counted is None else outputs.scores[counted]
         entropy = -(codes * F.log_softmax(chosen.float() / self.config.temperature, dim=1)).sum(1)
-        self.usage.learned(chosen.detach().argmax(1), entropy, dead)
+        self.prototype_counts.count_learned(chosen.detach().argmax(1), entropy, dead)
         if self.config.revive:
             self.recent = outputs.embedding, batch.position
         # an empty choice still hangs in the graph: every rank reduces the same gradients
@@ -129,7 +129,7 @@ class OnlineSource(Component):
         if self._queue is None:
             self._queue = Queue(self.config.queue, like.shape[1], like.device)
             if self._queued is not None:
-                self._queue.restore(self._queued)
+                self._queue.load_rows(self._queued)
         return self._queue
 
     def _divisor(self, counted: Tensor | None, rows: int) -> Tensor | float:
@@ -167,7 +167,7 @@ class OnlineSource(Component):
             not step.applied
         ):  # features of a skipped step may not be finite; read here only, once a window
             return 0
-        learned = self.usage.totals()[-1]  # the window that ends here
+        learned = self.prototype_counts.totals()[-1]  # the window that ends here
         share = self.config.revive * learned.sum() / self.config.groups
         weak = (learned < share).nonzero()[:, 0]
         found = self._draw_recent(len(weak), stream_seed(self.seed, "revival", step.images))
@@ -196,11 +196,11 @@ class OnlineSource(Component):
     def report(self, images: int, teacher: Student | None) -> dict[str, float]:
         assert teacher is not None and self.health.probe is not None
         ids = assign(teacher, self.extract(self.health.probe, teacher))
-        return self.health.measure(self.usage, ids, images)
+        return self.health.measure(self.prototype_counts, ids, images)
 
     def metadata(self) -> dict[str, Any]:
         """p(k) over the last one to two windows of rows conditioned on, whatever the cadence of snapshots."""
-        counts = self.usage.totals()[CONDITIONED].sum(0).tolist()
+        counts = self.prototype_counts.totals()[CONDITIONED].sum(0).tolist()
         conditioned = sum(counts) > 0
         return {
             "source": "online",
@@ -212,9 +212,9 @@ class OnlineSource(Component):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Counters and each rank's queue, on rank 0; all ranks call."""
-        state = {"counters": self.usage.totals()}
+        state = {"counters": self.prototype_counts.totals()}
         if self.config.queue:
-            mine = self._queued if self._queue is None else self._queue.state()
+            mine = self._queued if self._queue is None else self._queue.saved_rows()
             for rank, queued in enumerate(_gathered(mine)):
                 if queued is not None:
                     state[f"queue-{rank}"] = queued
@@ -222,7 +222,7 @@ class OnlineSource(Component):
 
     def load_state_dict(self, state: Mapping[str, Tensor], rank: int) -> None:
         """Counts go on exactly at any world size. Queues are each rank's own: a new rank begins with an empty one."""
-        self.usage.restore(state["counters"], rank)
+        self.prototype_counts.load_totals(state["counters"], rank)
         self._queued = state.get(f"queue-{rank}")
 
 

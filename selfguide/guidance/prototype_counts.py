@@ -19,7 +19,7 @@ class Learned(NamedTuple):
     dead: float  # mean number of prototypes that Sinkhorn could not reach
 
 
-class Usage:
+class PrototypeCounts:
     """This rank's counts. They are integers, so they add up over ranks to the same at any world size.
 
     Windows of conditions begin at `switch` and every `window` images after it, those of the head at image 0.
@@ -31,7 +31,7 @@ class Usage:
         self._images = -1  # at the last step
         self._learned = torch.zeros(4, dtype=torch.float64)  # entropy, rows, dead, steps
 
-    def turn(self, images: int) -> None:
+    def begin_step(self, images: int) -> None:
         """To be called at every step; several micro-batches of one come with one count of images."""
         if images != self._images:
             for rows, start in ((CONDITIONED, self.switch), (LEARNED, 0)):
@@ -41,11 +41,11 @@ class Usage:
                     )
         self._images = images
 
-    def conditioned(self, ids: Tensor) -> None:
+    def count_conditions(self, ids: Tensor) -> None:
         """The prototypes (N,) that the step is conditioned on."""
         self._add(CONDITIONED, ids)
 
-    def learned(self, ids: Tensor, entropy: Tensor, dead: Tensor) -> None:
+    def count_learned(self, ids: Tensor, entropy: Tensor, dead: Tensor) -> None:
         """The nearest prototypes (N,) of what the head learned from, its entropy (N,), and who was dead (K,)."""
         self._add(LEARNED, ids)
         ones = entropy.new_ones(())
@@ -65,7 +65,7 @@ class Usage:
             dist.all_reduce(total)
         return total
 
-    def restore(self, totals: Tensor, rank: int) -> None:
+    def load_totals(self, totals: Tensor, rank: int) -> None:
         """On rank 0 the sums of all ranks, elsewhere zeros."""
         self.counts = totals.clone() if rank == 0 else torch.zeros_like(totals)
 

@@ -43,5 +43,5 @@ def condition_on(student: Student, ids: Tensor, images: int) -> Condition:
     assert student.head is not None
     rows = student.head.condition_rows()[ids]  # (rows, P)
     if student.pooling == "patch":
-        return Condition.told(patch=rows.view(images, len(ids) // images, -1))
-    return Condition.told(dense=rows)
+        return Condition.of(patch=rows.view(images, len(ids) // images, -1))
+    return Condition.of(dense=rows)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfguide.data.batch import Batch
-from selfguide.data.crop_flip import Placement, Size, box_masks
+from selfguide.data.crop_flip import CropFlip, Size, box_masks
 from selfguide.diffusion.conditions import Condition
 from selfguide.guidance.component import Component, Inputs
 from selfguide.guidance.labels import drop_images, frequencies
@@ -47,7 +47,7 @@ class Annotations:
         return height, width
 
     def condition(
-        self, ordinals: Tensor, placement: Placement, device: torch.device | str = "cpu"
+        self, ordinals: Tensor, crop_flip: CropFlip, device: torch.device | str = "cpu"
     ) -> Condition:
         """The condition of the images in these rows (B,), placed so; made on `device`."""
         asked = self.shown[ordinals.cpu().numpy()]
@@ -62,20 +62,20 @@ class Annotations:
                 {"multi_hot": values["ids"].float()} if several else {"id": values["ids"].long()}
             )
         if "layout" in values:
-            fields["spatial"] = self._spatial(values["layout"], placement)
+            fields["spatial"] = self._spatial(values["layout"], crop_flip)
         if "layout" in values and "ids" not in values and self.guidance.groups:
             fields["multi_hot"] = present(fields["spatial"])
         if "dense" in values:
             fields["dense"] = values["dense"].float()
-        return Condition.told(**fields)
+        return Condition.of(**fields)
 
-    def _spatial(self, layout: Tensor, placement: Placement) -> Tensor:
+    def _spatial(self, layout: Tensor, crop_flip: CropFlip) -> Tensor:
         """(B, M, h, w) of boxes (B, 4) or masks (B, H, W), moved as their images were."""
         if self.sidecars["layout"].kind == "box":
-            boxes = placement.boxes(layout, self.image(placement.grid))
-            return box_masks(boxes, placement.size)
+            boxes = crop_flip.boxes(layout, self.image(crop_flip.grid))
+            return box_masks(boxes, crop_flip.size)
         groups = torch.arange(self.guidance.channels, device=layout.device)
-        return placement.spatial((layout[:, None] == groups.view(-1, 1, 1)).float())
+        return crop_flip.spatial((layout[:, None] == groups.view(-1, 1, 1)).float())
 
 
 class SidecarSource(Component):
@@ -89,7 +89,7 @@ class SidecarSource(Component):
 
     def condition(self, batch: Batch, teacher: Student | None, inputs: Inputs) -> Inputs:
         rows = self.annotations.condition(
-            batch.ordinal, batch.placement or as_stored(batch.x0), batch.x0.device
+            batch.ordinal, batch.crop_flip or as_stored(batch.x0), batch.x0.device
         )
         dropped = drop_images(self.seed, batch.position, self.config.drop)
         return replace(inputs, condition=rows.drop(dropped))
@@ -117,10 +117,10 @@ def group_frequencies(annotations: Annotations) -> list[float] | None:
     return frequencies(np.bincount(annotations.rows["ids"], minlength=found.groups or 0).tolist())
 
 
-def as_stored(x0: Tensor) -> Placement:
+def as_stored(x0: Tensor) -> CropFlip:
     """Images (B, C, H, W) shown whole."""
     size = (x0.shape[-2], x0.shape[-1])
-    return Placement(grid=size, size=size)
+    return CropFlip(grid=size, size=size)
 
 
 def present(spatial: Tensor) -> Tensor:

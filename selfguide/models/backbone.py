@@ -81,7 +81,7 @@ class Backbone(nn.Module, ABC):
             )
         if len(condition) != len(x):
             raise UserError(
-                f"condition tells {len(condition)} images and there are {len(x)}; give one state for each"
+                f"condition is of {len(condition)} images and there are {len(x)}; give one state for each"
             )
         check_fields(condition, self.net)
 

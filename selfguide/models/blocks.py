@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition, only_told
+from selfguide.diffusion.conditions import (
+    CONDITIONED,
+    NULL,
+    UNCONDITIONAL,
+    Condition,
+    zero_unconditioned,
+)
 from selfguide.spec.architecture import TimeInput
 from shards.errors import UserError
 
@@ -36,15 +42,15 @@ def sinusoid(value: Tensor, width: int, period: float = 10_000.0) -> Tensor:
 
 
 class ConditionEmbedding(nn.Module):
-    """What is told in one vector, as a vector (B, width); else the null or the unconditional row.
+    """Embeds id, multi-hot or dense in one vector (B, width); else the null or the unconditional row.
 
     A group's row by id, the mean of rows by multi-hot, a dense vector projected (or, with `project` off, as it is:
     SGFM's token is the prototype itself). Every parameter enters every forward, masked by state: a rank whose batch
     happens to need only some of them would otherwise reduce other gradients than its peers. What images hold that are
-    told nothing is zeroed before it meets a weight, for zero times NaN is NaN.
+    not conditioned is zeroed before it meets a weight, for zero times NaN is NaN.
     """
 
-    zero_untold = False  # nothing known is a vector of zeros (SGFM's paper); its row stays, and learns nothing
+    zero_unconditional = False  # nothing known is a vector of zeros (SGFM's paper); its row stays, and learns nothing
 
     def __init__(self, width: int, classes: int, dense: int, *, project: bool = True) -> None:
         super().__init__()
@@ -55,31 +61,33 @@ class ConditionEmbedding(nn.Module):
 
     def forward(self, condition: Condition) -> Tensor:
         state = condition.state
-        told = (state == TOLD)[:, None]  # (B, 1)
-        embedded = self._untold(state)
+        conditioned = (state == CONDITIONED)[:, None]  # (B, 1)
+        embedded = self._null_rows(state)
         if self.labels is not None:
             ids = condition.id
-            rows = self.labels(torch.zeros_like(state) if ids is None else only_told(ids, state))
+            rows = self.labels(
+                torch.zeros_like(state) if ids is None else zero_unconditioned(ids, state)
+            )
             if condition.id is None:
                 rows = 0 * rows
             if condition.multi_hot is not None:
-                several = only_told(condition.multi_hot, state).to(rows.dtype)
+                several = zero_unconditioned(condition.multi_hot, state).to(rows.dtype)
                 share = several / several.sum(1, keepdim=True).clamp_min(1e-6)
                 rows = rows + share @ self.labels.weight
-            embedded = embedded + told * rows
+            embedded = embedded + conditioned * rows
         if self.dense is not None:
             if condition.dense is None:
                 dense = self.null.new_zeros(len(condition), self.dense.in_features)
             else:
-                dense = only_told(condition.dense, state).to(self.null.dtype)
-            embedded = embedded + told * self.dense(dense)
+                dense = zero_unconditioned(condition.dense, state).to(self.null.dtype)
+            embedded = embedded + conditioned * self.dense(dense)
         elif condition.dense is not None:
-            embedded = embedded + only_told(condition.dense, state)
+            embedded = embedded + zero_unconditioned(condition.dense, state)
         return embedded.to(self.null.dtype)
 
-    def _untold(self, state: Tensor) -> Tensor:
+    def _null_rows(self, state: Tensor) -> Tensor:
         state = state[:, None]
-        unconditional = 0 * self.unconditional if self.zero_untold else self.unconditional
+        unconditional = 0 * self.unconditional if self.zero_unconditional else self.unconditional
         return (state == NULL) * self.null + (state == UNCONDITIONAL) * unconditional
 
 
@@ -91,7 +99,7 @@ class PatchEmbedding(nn.Module):
         self.one = ConditionEmbedding(width, 0, dense, project=project)
 
     def forward(self, condition: Condition, tokens: int) -> Tensor:
-        """(B, L, D); nothing told about patches is as good as null or unconditional."""
+        """(B, L, D); without patch vectors it is the null or unconditional row."""
         if condition.patch is not None and condition.patch.shape[1] != tokens:
             found = condition.patch.shape[1]
             raise UserError(
@@ -105,13 +113,13 @@ class PatchEmbedding(nn.Module):
 
 
 def with_spatial(x: Tensor, condition: Condition, channels: int) -> Tensor:
-    """The input with its masks beside it, (B, C + M, H, W); masks of images that are told nothing are zero (SGDM)."""
+    """The input with its masks beside it, (B, C + M, H, W); masks of images not conditioned are zero (SGDM)."""
     if not channels:
         return x
     if condition.spatial is None:
         masks = x.new_zeros(len(x), channels, *x.shape[2:])
     else:
-        masks = only_told(condition.spatial, condition.state).to(x.dtype)
+        masks = zero_unconditioned(condition.spatial, condition.state).to(x.dtype)
     return torch.cat((x, masks), dim=1)
 
 

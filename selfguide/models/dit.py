@@ -136,8 +136,8 @@ class Block(nn.Module):
         self.modulation = nn.Linear(net.width, 6 * net.width)
 
     def forward(self, x: Tensor, c: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
-        told = self.modulation(c)[:, None].chunk(6, dim=-1)  # (B, 1, D) each
-        shift1, scale1, gate1, shift2, scale2, gate2 = told
+        modulation = self.modulation(c)[:, None].chunk(6, dim=-1)  # (B, 1, D) each
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         x = x + gate1 * self.attention(self.norm1(x, shift1, scale1), turn)
         return x + gate2 * self.mlp(self.norm2(x, shift2, scale2))
 

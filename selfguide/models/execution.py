@@ -13,10 +13,10 @@ from selfguide.spec.config import EngineConfig
 from shards.errors import UserError
 
 
-def prepare(backbone: Backbone, engine: EngineConfig, device: torch.device) -> None:
+def configure_execution(backbone: Backbone, engine: EngineConfig, device: torch.device) -> None:
     """Makes `backbone` run as `engine` asks, in place; before an engine takes it over.
 
-    A deep copy keeps recomputation and layout and is not compiled: prepare it again.
+    A deep copy keeps recomputation and layout and is not compiled: configure it again.
 
     Raises:
         UserError: engine.compile where nothing can be compiled for `device`.

@@ -18,28 +18,29 @@ from selfguide.models.blocks import time_input, with_spatial
 from selfguide.models.unet_blocks import (
     Attention,
     Block,
+    ConditionLinear,
     ContextTokens,
     GroupNorm,
     GuidanceMLP,
     Resample,
     ResidualBlock,
     TimeEmbedding,
-    ToldLinear,
 )
 from selfguide.spec.unet import Stage, UNetArchitecture
 
 
 class UNet(Backbone):
-    """What is told enters as one vector, and as masks beside the input; null and unconditional are zeros of both."""
+    """The condition enters as one vector and as masks beside the input; null and unconditional are zeros of both."""
 
     net: UNetArchitecture
 
     def __init__(self, net: UNetArchitecture) -> None:
         super().__init__(net)
         self.time = TimeEmbedding(net)
+        # the module's name is that of its tensors in snapshots and checkpoints
         self.told: nn.Module | None = None
         if net.guidance == "early":
-            self.told = ToldLinear(net.classes, net.dense, net.base, bias=False)
+            self.told = ConditionLinear(net.classes, net.dense, net.base, bias=False)
         elif net.guidance != "none":
             self.told = GuidanceMLP(net)
         self.context = ContextTokens(net) if net.tokens else None
@@ -56,7 +57,7 @@ class UNet(Backbone):
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     nn.init.xavier_uniform_(module.weight)
                     nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-                elif isinstance(module, ToldLinear):
+                elif isinstance(module, ConditionLinear):
                     module.xavier()
         nearly = 1e-5 if self.net.form == "edm" else 0.0
         for last in [self.out, *self._lasts()]:
@@ -101,15 +102,15 @@ class UNet(Backbone):
         return self.out(F.silu(self.norm(x))), captured
 
     def _embed(self, tau: Tensor, condition: Condition) -> Tensor:
-        """Time and what is told in one vector, (B, embedding), activated once for all blocks."""
+        """Embeds time and condition in one vector, (B, embedding), activated once for all blocks."""
         time = time_input(self.net.time, tau)
-        if isinstance(self.told, ToldLinear):
+        if isinstance(self.told, ConditionLinear):
             # EDM feeds one-hots of unit mean square
             return F.silu(self.time(time, self.told(condition, math.sqrt(self.net.classes))))
         c = self.time(time, None)
         if self.told is not None:
-            told = self.told(condition)
-            c = torch.cat((c, told), dim=1) if self.net.guidance == "concat" else c + told
+            embedded = self.told(condition)
+            c = torch.cat((c, embedded), dim=1) if self.net.guidance == "concat" else c + embedded
         return F.silu(c)
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfguide.diffusion.conditions import TOLD, Condition, only_told
+from selfguide.diffusion.conditions import CONDITIONED, Condition, zero_unconditioned
 from selfguide.models.blocks import attention, sinusoid
 from selfguide.spec.unet import CONTEXT_WIDTH, Stage, UNetArchitecture
 
@@ -45,12 +45,12 @@ class TimeEmbedding(nn.Module):
         return self.out(F.silu(self.hidden(wave if early is None else wave + early)))
 
 
-class ToldLinear(nn.Module):
-    """A linear map of [one-hot or multi-hot of K groups; dense] -> (B, width); who is told nothing has a zero vector.
+class ConditionLinear(nn.Module):
+    """A linear map of [one-hot or multi-hot of K groups; dense] -> (B, width); zeros for images not conditioned.
 
     A one-hot times the weight is a row of it, looked up, so that (B, K) is never made. Every parameter enters every
-    forward: a rank whose batch happens to tell nothing would otherwise reduce other gradients than its peers. What
-    images hold that are told nothing is zeroed before it meets a weight, for zero times NaN is NaN.
+    forward: a rank whose batch happens to be unconditional would otherwise reduce other gradients than its peers.
+    What images hold that are not conditioned is zeroed before it meets a weight, for zero times NaN is NaN.
     """
 
     def __init__(self, classes: int, dense: int, width: int, *, bias: bool = True) -> None:
@@ -65,16 +65,20 @@ class ToldLinear(nn.Module):
 
     def forward(self, condition: Condition, gain: float = 1.0) -> Tensor:
         """`gain` multiplies the one-hot and the multi-hot."""
-        told = (condition.state == TOLD)[:, None]  # (B, 1)
-        total = torch.zeros_like(told) if self.bias is None else self.bias.expand(len(told), -1)
+        conditioned = (condition.state == CONDITIONED)[:, None]  # (B, 1)
+        total = (
+            torch.zeros_like(conditioned)
+            if self.bias is None
+            else self.bias.expand(len(conditioned), -1)
+        )
         if self.rows is not None:
-            total = total + told * (gain * self._groups(condition, self.rows))
+            total = total + conditioned * (gain * self._groups(condition, self.rows))
         if self.dense is not None:
             if condition.dense is None:
-                dense = self.dense.new_zeros(len(told), len(self.dense))
+                dense = self.dense.new_zeros(len(conditioned), len(self.dense))
             else:
-                dense = only_told(condition.dense, condition.state).to(self.dense.dtype)
-            total = total + told * (dense @ self.dense)
+                dense = zero_unconditioned(condition.dense, condition.state).to(self.dense.dtype)
+            total = total + conditioned * (dense @ self.dense)
         return total
 
     @staticmethod
@@ -83,9 +87,9 @@ class ToldLinear(nn.Module):
             return 0 * rows[:1]
         total, state = rows.new_zeros(1), condition.state
         if condition.id is not None:
-            total = F.embedding(only_told(condition.id, state), rows)
+            total = F.embedding(zero_unconditioned(condition.id, state), rows)
         if condition.multi_hot is not None:
-            total = total + only_told(condition.multi_hot, state).to(rows.dtype) @ rows
+            total = total + zero_unconditioned(condition.multi_hot, state).to(rows.dtype) @ rows
         return total
 
     def xavier(self) -> None:
@@ -99,11 +103,11 @@ class ToldLinear(nn.Module):
 
 
 class GuidanceMLP(nn.Module):
-    """What is told, through Linear, SiLU, Linear -> (B, width) (Hu et al. 2023, section 4.1)."""
+    """The condition through Linear, SiLU, Linear -> (B, width) (Hu et al. 2023, section 4.1)."""
 
     def __init__(self, net: UNetArchitecture) -> None:
         super().__init__()
-        self.hidden = ToldLinear(net.classes, net.dense, net.guidance_width)
+        self.hidden = ConditionLinear(net.classes, net.dense, net.guidance_width)
         self.out = nn.Linear(net.guidance_width, net.guidance_width)
 
     def forward(self, condition: Condition) -> Tensor:
@@ -111,11 +115,11 @@ class GuidanceMLP(nn.Module):
 
 
 class ContextTokens(nn.Module):
-    """What is told, as tokens (B, S, 32) for attention to read."""
+    """The condition as tokens (B, S, 32) for attention to read."""
 
     def __init__(self, net: UNetArchitecture) -> None:
         super().__init__()
-        self.tokens = ToldLinear(net.classes, net.dense, net.tokens * CONTEXT_WIDTH)
+        self.tokens = ConditionLinear(net.classes, net.dense, net.tokens * CONTEXT_WIDTH)
         self.norm = nn.LayerNorm(CONTEXT_WIDTH)
 
     def forward(self, condition: Condition) -> Tensor:
@@ -153,12 +157,12 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, inputs, H, W), c (B, embedding) already activated."""
         h = self.conv1(change_grid(F.silu(self.norm1(x)), self.change))
-        told = self.embedding(c)[:, :, None, None]  # (B, width or 2 width, 1, 1)
+        embedded = self.embedding(c)[:, :, None, None]  # (B, width or 2 width, 1, 1)
         if self.scales:
-            scale, shift = told.chunk(2, dim=1)
+            scale, shift = embedded.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
-            h = self.norm2(h + told)
+            h = self.norm2(h + embedded)
         h = self.conv2(F.dropout(F.silu(h), self.dropout, self.training))
         x = change_grid(x, self.change)
         return ((x if self.shortcut is None else self.shortcut(x)) + h) * self.keeps
@@ -182,9 +186,9 @@ class Attention(nn.Module):
         qkv = self.qkv(tokens).view(batch, -1, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, T, d) each
         if self.context is not None and context is not None:
-            told = self.context(context).view(batch, -1, 2, self.heads, width // self.heads)
-            told_k, told_v = told.permute(2, 0, 3, 1, 4)
-            k, v = torch.cat((told_k, k), dim=2), torch.cat((told_v, v), dim=2)
+            keys_values = self.context(context).view(batch, -1, 2, self.heads, width // self.heads)
+            condition_k, condition_v = keys_values.permute(2, 0, 3, 1, 4)
+            k, v = torch.cat((condition_k, k), dim=2), torch.cat((condition_v, v), dim=2)
         mixed = self.project(attention(q, k, v))
         return (x + mixed.transpose(1, 2).unflatten(2, (height, -1))) * self.keeps
 

@@ -89,7 +89,7 @@ def _patches(net: UViTArchitecture) -> PatchEmbedding | None:
 
 
 class UViT(Backbone):
-    """[CLS] where there is one, time, condition where one can be told, and patches, all through the same blocks."""
+    """[CLS] where there is one, time, condition where the net takes one, and patches, all through the same blocks."""
 
     net: UViTArchitecture
 

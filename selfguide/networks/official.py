@@ -19,7 +19,7 @@ from selfguide.spec.config import Config
 from selfguide.spec.initial_weights import contents_of
 from selfguide.spec.official import POSITIONS, Contents
 from selfguide.spec.uvit import UViTArchitecture
-from selfguide.weights import check_finite, place_tokens
+from selfguide.weights import check_finite, copy_token_rows
 from shards.errors import UserError
 
 SAME_POSITIONS = 1e-2  # half precision rounds to 4e-3; another order of the halves differs by 1
@@ -40,7 +40,7 @@ def adopt(backbone: Backbone, tensors: Mapping[str, Tensor], config: Config) -> 
     made |= _positions(backbone, tensors[POSITIONS], found, where)
     if found.rows:
         keep = config.init.labels == "keep"
-        made |= _told(made, tensors[found.form.table], found, keep)
+        made |= _label_rows(made, tensors[found.form.table], found, keep)
     backbone.load_state_dict(made)
     return found
 
@@ -67,7 +67,7 @@ def _positions(backbone: Backbone, given: Tensor, found: Contents, where: str) -
     if isinstance(backbone.net, UViTArchitecture):
         extras = (["condition"] if found.rows else []) + ["time"]
         table = backbone.state_dict()["positions"]
-        return {"positions": place_tokens(table, token_names(backbone.net), given[0], extras)}
+        return {"positions": copy_token_rows(table, token_names(backbone.net), given[0], extras)}
     own = backbone.get_buffer("positions").cpu()
     if (own - given[0]).abs().max() > SAME_POSITIONS:
         raise UserError(
@@ -85,7 +85,7 @@ def token_names(net: UViTArchitecture) -> list[str]:
     ]
 
 
-def _told(
+def _label_rows(
     made: Mapping[str, Tensor], table: Tensor, found: Contents, keep: bool
 ) -> dict[str, Tensor]:
     """The label table's rows here; a U-ViT that is never conditioned has none of them."""

@@ -131,4 +131,4 @@ def _zero_unconditional(backbone: Backbone, zero: bool) -> None:
     """Whether zeros stand for unconditional images, rather than a learned row. In UNets they always do."""
     for module in backbone.modules():
         if isinstance(module, ConditionEmbedding):
-            module.zero_untold = zero
+            module.zero_unconditional = zero

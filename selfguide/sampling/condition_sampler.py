@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from selfguide.data.crop_flip import Placement
+from selfguide.data.crop_flip import CropFlip
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import Condition
 from selfguide.guidance.sidecar import Annotations
 from selfguide.randomness import uniform
-from selfguide.sampling.groups import draw_groups, patch_layout, sampling_condition
+from selfguide.sampling.groups import patch_layout, sample_group_ids, sampling_condition
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SidecarGuidance
 from selfguide.spec.records import draws_rows
@@ -56,12 +56,12 @@ def condition_sampler(snapshot: Snapshot, prior: Prior = "empirical") -> Conditi
                 "leave it out"
             )
         count, rows = training_rows(snapshot)
-        return lambda seeds: rows(draw_rows(count, seeds))
+        return lambda seeds: rows(sample_ordinals(count, seeds))
     p = state["p"] if prior == "empirical" else [float(share > 0) for share in state["p"]]
-    return lambda seeds: sampling_condition(state, snapshot.student, draw_groups(p, 0, seeds))
+    return lambda seeds: sampling_condition(state, snapshot.student, sample_group_ids(p, 0, seeds))
 
 
-def draw_rows(count: int, seeds: Tensor) -> Tensor:
+def sample_ordinals(count: int, seeds: Tensor) -> Tensor:
     """(B,) ordinals of training images, each as likely as any other."""
     u = uniform(
         0, "row", seeds, 2
@@ -84,7 +84,7 @@ def training_rows(snapshot: Snapshot) -> tuple[int, ConditionSampler]:
 
     def rows(ordinals: Tensor) -> Condition:
         _within(ordinals, annotations.count)
-        whole = Placement.centred(len(ordinals), grid, (edge, edge))
+        whole = CropFlip.centred(len(ordinals), grid, (edge, edge))
         return annotations.condition(ordinals, whole)
 
     return annotations.count, rows
@@ -135,7 +135,7 @@ class TrainingImages:
         x0 = Normaliser.of(self.snapshot.data["header"]).encode(stored)
         edge = self.snapshot.student.backbone.net.size
         shape = (x0.shape[-2], x0.shape[-1])
-        return Placement.centred(len(x0), shape, (edge, edge)).images(x0)
+        return CropFlip.centred(len(x0), shape, (edge, edge)).images(x0)
 
     def labels(self, ordinals: Tensor) -> Tensor:
         """(B,) int64."""

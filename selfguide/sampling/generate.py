@@ -46,12 +46,12 @@ def generate(
         yield _batch(snapshot, sampler, condition, seed + index, None)
 
 
-def draw_condition(snapshot: Snapshot, seeds: Tensor, prior: Prior = "empirical") -> Condition:
+def sample_condition(snapshot: Snapshot, seeds: Tensor, prior: Prior = "empirical") -> Condition:
     """Conditions of images of these seeds (N,), drawn as `selfguide.sampling.condition_sampler` says."""
     return condition_sampler(snapshot, prior)(seeds)
 
 
-def draw(
+def generate_each(
     snapshot: Snapshot,
     sampler: SamplerConfig,
     condition: Condition,

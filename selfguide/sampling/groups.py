@@ -55,7 +55,7 @@ def patch_layout(snapshot: Snapshot, x0: Tensor) -> Condition:
     return condition_on(snapshot.student, nearest_prototypes(snapshot, x0), len(x0))
 
 
-def draw_groups(p: list[float], seed: int, positions: Tensor) -> Tensor:
+def sample_group_ids(p: list[float], seed: int, positions: Tensor) -> Tensor:
     """(B,) ids drawn from p(k) by inverse transform: a pure function of (seed, position)."""
     edges = torch.tensor(p, dtype=torch.float64, device=positions.device).cumsum(0)
     u = uniform(seed, "condition", positions, 1)[:, 0].double() * edges[-1]
@@ -65,6 +65,6 @@ def draw_groups(p: list[float], seed: int, positions: Tensor) -> Tensor:
 def sampling_condition(metadata: dict[str, Any], student: Student, ids: Tensor) -> Condition:
     """The condition under which a published student samples from groups `ids` (B,)."""
     if metadata["source"] in ("labels", "sidecar"):
-        return Condition.told(id=ids)
+        return Condition.of(id=ids)
     assert student.head is not None
-    return Condition.told(dense=student.head.condition_rows()[ids])
+    return Condition.of(dense=student.head.condition_rows()[ids])

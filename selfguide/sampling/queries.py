@@ -85,11 +85,11 @@ def between(snapshot: Snapshot, first: int, second: int, count: int) -> Conditio
     ends = of_groups(snapshot, torch.tensor([first, second]))
     way = torch.linspace(0, 1, count)
     if ends.dense is not None:
-        return Condition.told(dense=slerp(ends.dense[0], ends.dense[1], way))
+        return Condition.of(dense=slerp(ends.dense[0], ends.dense[1], way))
     shares = torch.zeros(count, groups(snapshot))
     shares[:, first] += 1 - way
     shares[:, second] += way
-    return Condition.told(multi_hot=shares)
+    return Condition.of(multi_hot=shares)
 
 
 def slerp(first: Tensor, second: Tensor, way: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a run is told from sidecars, as far as it can be said without torch: their laws, and that they fit.
+"""What a run is conditioned on from sidecars, checked without torch: each by itself, and that it fits the run.
 
 The annotations themselves, not where they lie, belong to what a run is: the sha256 of their rows is promised when a
 run is submitted, and asked for again when its job begins.
@@ -39,7 +39,7 @@ def check_annotations(config: Config, manifest: str) -> dict[str, Sidecar]:
     if config.evaluation.prior == "uniform" and "ids" in found and found["ids"].kind != "id":
         raise UserError(
             "evaluation.prior=uniform draws one group an image, and "
-            f"guidance.ids={guidance.folders['ids']} tells several; take evaluation.prior=empirical"
+            f"guidance.ids={guidance.folders['ids']} holds several; take evaluation.prior=empirical"
         )
     return found
 
@@ -68,8 +68,8 @@ def _check(guidance: Guidance, field: str, found: Sidecar) -> None:
 
 def promises(sidecars: dict[str, Sidecar]) -> dict[str, Any]:
     """What a run's identity holds of its annotations."""
-    told: dict[str, Any] = {field: found.sha256 for field, found in sidecars.items()}
-    return told | {"saw_labels": any(found.saw_labels for found in sidecars.values())}
+    hashes: dict[str, Any] = {field: found.sha256 for field, found in sidecars.items()}
+    return hashes | {"saw_labels": any(found.saw_labels for found in sidecars.values())}
 
 
 def check_promises(

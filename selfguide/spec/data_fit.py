@@ -1,6 +1,6 @@
 """Whether shards are what a run can learn from: shape, labels, and latents in the units that its first weights know.
 
-All of it is told by the shards' manifest before a job is queued.
+All of it is read from the shards' manifest before a job is queued.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LATENTS_OF = (
     "encoder_sha256",
     "shift",
     "scale",
-)  # what tells two latent spaces apart
+)  # of which two latent spaces differ in one
 
 
 def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:

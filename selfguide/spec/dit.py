@@ -72,7 +72,7 @@ class DiTArchitecture(Architecture):
 
     @property
     def condition_row(self) -> bool:
-        """Whether a vector beside the time's says what is told, or that it is null or unconditional.
+        """Whether a vector beside the time's holds the condition, or that it is null or unconditional.
 
         With prototypes for each patch and nothing else the patches have rows of their own, as in SGFM: one for the
         image would be read when guidance drops all patches, and never be trained, since they are dropped one by one.
@@ -109,5 +109,5 @@ class DiTArchitecture(Architecture):
         mlp = (2 if self.mlp == "gelu" else 3) * n * d * self.hidden
         block = 4 * n * d * d + mlp + 2 * n * n * d + 6 * d * d
         ends = self.tokens * p2 * d * (self.channels + self.spatial + self.out_channels)
-        told = self.dense * d + self.tokens * self.dense_patch * d
-        return self.depth * block + ends + 3 * d * d + TIME_FREQUENCIES * d + told
+        condition = self.dense * d + self.tokens * self.dense_patch * d
+        return self.depth * block + ends + 3 * d * d + TIME_FREQUENCIES * d + condition

@@ -1,4 +1,4 @@
-"""Where a run's weights begin, as far as it can be told without torch: the laws of `init`, and the weights' hash.
+"""Where a run's weights begin, as far as it can be checked without torch: the laws of `init`, and the weights' hash.
 
 The hash, not the path, belongs to what a run is. A .pt file is a pickle, which only torch reads safely: of it only
 the hash is taken here, and its names and shapes are compared when training begins.
@@ -23,7 +23,7 @@ from shards.errors import UserError
 
 SCRATCH: Mapping[str, Any] = {"source": "scratch", "saw_labels": False}
 SAFE, PICKLED = ".safetensors", (".pt", ".pth", ".bin", ".ckpt")
-# what a net may have otherwise than the snapshot it begins from: what it is told, and by which tokens
+# what a net may have otherwise than the snapshot it begins from: its condition, and its tokens
 _FREE = ("classes", "dense", "dense_patch", "cls_token", "time", "dropout")
 
 
@@ -52,7 +52,7 @@ def validate_init(config: Config, net: Architecture) -> None:
         )
     if init.labels == "keep" and not net.classes:
         raise UserError(
-            "init.labels=keep, and this network is told no labels; set init.labels=drop, or guidance=labels"
+            "init.labels=keep, and this network is not conditioned on labels; set init.labels=drop, or guidance=labels"
         )
     if init.source == "official":
         _official(config, net)
@@ -199,7 +199,7 @@ def ema_sha256(manifest: Mapping[str, Any], config: Config) -> str:
 
 
 def agree(their_config: Config, config: Config) -> None:
-    """A snapshot's network and ours differ in nothing but what they are told, and learn the same.
+    """A snapshot's network and ours differ in nothing but their condition, and learn the same.
 
     Raises:
         UserError: they do not; names the field and both values.
@@ -227,15 +227,15 @@ def agree(their_config: Config, config: Config) -> None:
 
 
 def _same_embedding(theirs: UNetArchitecture, ours: UNetArchitecture, where: str) -> None:
-    """Where the condition stands beside the time, every block is wider in a net that is told something."""
+    """Where the condition stands beside the time, every block is wider in a net with a condition."""
     if theirs.embedding != ours.embedding:
-        was, now = ("a condition", "none") if theirs.told else ("no condition", "one")
+        was, now = ("a condition", "none") if theirs.condition_width else ("no condition", "one")
         raise UserError(
-            f"{where} was told {was}, and this run is told {now}: every block of its UNet reads {theirs.embedding} "
-            f"values of time and condition, and this one's {ours.embedding}; "
+            f"{where} was trained with {was}, and this run with {now}: every block of its UNet reads "
+            f"{theirs.embedding} values of time and condition, and this one's {ours.embedding}; "
             + (
                 "set guidance=labels or online"
-                if theirs.told
+                if theirs.condition_width
                 else "set guidance=none, or take a snapshot of a run with labels or online"
             )
         )

@@ -63,7 +63,7 @@ class Training(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """What tells one publisher's files from another's."""
+    """What distinguishes one publisher's files from another's."""
 
     title: str
     family: type[Architecture]
@@ -124,7 +124,7 @@ def has_null(rows: int, classes: tuple[int, ...]) -> bool:
     Nets that were trained without dropping labels (U-ViT's ImageNet 64) have none, and nothing in the file says so.
     """
     if rows == 1:
-        return True  # all that this net was ever told
+        return True  # all that this net was ever conditioned on
     return next((rows == count + 1 for count in classes if rows in (count, count + 1)), False)
 
 

@@ -159,8 +159,8 @@ class UNetArchitecture(Architecture):
 
     @property
     def guidance(self) -> Literal["early", "concat", "add", "none"]:
-        """How what is told in one vector meets the time: before the time's MLP, beside its output, or added to it."""
-        if not self.told:
+        """How the condition vector meets the time: before the time's MLP, beside its output, or added to it."""
+        if not self.condition_width:
             return "none"
         if self.form == "edm":
             return "early"
@@ -172,14 +172,14 @@ class UNetArchitecture(Architecture):
         return self.base * {"early": 1, "concat": 2, "add": 4, "none": 0}[self.guidance]
 
     @property
-    def told(self) -> int:
-        """Width of what is told in one vector: groups and dense features."""
+    def condition_width(self) -> int:
+        """Width of the condition vector: groups and dense features."""
         return self.classes + self.dense
 
     @property
     def tokens(self) -> int:
-        """Context tokens; a net that is never told anything has none."""
-        return self.context if self.told else 0
+        """Context tokens; a net without conditions has none."""
+        return self.context if self.condition_width else 0
 
     @property
     def embedding(self) -> int:
@@ -208,12 +208,12 @@ class UNetArchitecture(Architecture):
     def _maps(self) -> Iterator[Linear]:
         yield Linear(self.base, self.time_width)
         yield Linear(self.time_width, self.time_width)
-        yield from self._told_maps()
+        yield from self._condition_maps()
         for stage in self.stages:
             yield from self._stage_maps(stage)
         yield Linear(self._widths[0], self.out_channels, 9, self.size**2)
 
-    def _told_maps(self) -> Iterator[Linear]:
+    def _condition_maps(self) -> Iterator[Linear]:
         joined = [] if self.guidance == "none" else [self.guidance_width]
         for width in joined + [self.tokens * CONTEXT_WIDTH] * bool(self.tokens):
             yield Linear(self.classes, width, positions=0, bias=False)  # rows are looked up

@@ -68,7 +68,7 @@ class UViTArchitecture(Architecture):
 
     @property
     def condition_token(self) -> bool:
-        """Whether a token says what is told, or by a row of its own that it was dropped or never known.
+        """Whether a token holds the condition, or by a row of its own that it was dropped or never known.
 
         The published unconditional nets have none, nor has SGFM's with prototypes for each patch, where the rows are
         added to the patches. Masks alone do have one: their zeros could as well be an empty mask.

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from selfguide.distributed import Place, decided_by_rank_0
+from selfguide.distributed import RankInfo, broadcast_from_rank_0
 from selfguide.spec.run import Lease
 from selfguide.training.ema import Averages
 from selfguide.training.engine.layout import ParameterSpace, Range, Shard, length, overlaps, pieces
@@ -28,18 +28,18 @@ from shards import storage
 REPLICATED = "replicated.safetensors"  # what every rank holds alike: buffers, the teacher, what components count
 
 
-def save(folder: Path, state: State, place: Place, lease: Lease) -> None:
+def save(folder: Path, state: State, rank_info: RankInfo, lease: Lease) -> None:
     """All ranks call; on return the checkpoint is complete on every rank's word."""
     lease.check()
-    if decided_by_rank_0(storage.read_complete(folder, verify="sizes") is not None):
+    if broadcast_from_rank_0(storage.read_complete(folder, verify="sizes") is not None):
         return  # an earlier attempt came as far, with the same numbers
     engine, moments = state.engine, state.engine.moments()
     names = [f"ema-{spec.key}" for spec in state.averages.specs]
     vectors = _vectors(engine, moments, state.averages, names)
     # also the barrier: every part is written
-    ranges = write_vectors(folder, vectors, engine, place, lease.fence(folder))
+    ranges = write_vectors(folder, vectors, engine, rank_info, lease.fence(folder))
     held = state.components.state_dict()
-    if place.rank == 0:
+    if rank_info.rank == 0:
         publish_tensors(folder / REPLICATED, _replicated(state, held), lease.fence(folder))
         extra = {
             "images": state.images,
@@ -69,7 +69,7 @@ def write_vectors(
     folder: Path,
     vectors: Mapping[str, Shard],
     space: ParameterSpace,
-    place: Place,
+    rank_info: RankInfo,
     fence: storage.Fence,
 ) -> list[Any]:
     """Writes what this rank owns of `vectors`; all ranks call, and get which ranges the file of each rank holds.
@@ -78,8 +78,8 @@ def write_vectors(
     """
     ranges = space.ranges
     if space.replicated:
-        share = -(-space.layout.total // place.world)
-        window = (place.rank * share, (place.rank + 1) * share)
+        share = -(-space.layout.total // rank_info.world)
+        window = (rank_info.rank * share, (rank_info.rank + 1) * share)
         ranges = tuple(both for _, _, both in overlaps(space.ranges, (window,)))
     tensors = {}
     for name, shard in vectors.items():
@@ -88,8 +88,8 @@ def write_vectors(
         for mine, part, (low, high) in overlaps(space.ranges, ranges):
             start = space.ranges[mine][0]
             parts[part].copy_(shard[mine][low - start : high - start])
-    publish_tensors(folder / _part(place.rank), tensors, fence)
-    together: list[Any] = [None] * place.world
+    publish_tensors(folder / _part(rank_info.rank), tensors, fence)
+    together: list[Any] = [None] * rank_info.world
     dist.all_gather_object(together, ranges)
     return together
 
@@ -132,11 +132,11 @@ def _replicated(state: State, components: dict[str, Tensor]) -> dict[str, Tensor
 
 def newest(checkpoints: Path) -> Path | None:
     """The newest checkpoint whose manifest holds; all ranks call and get rank 0's."""
-    found = decided_by_rank_0(storage.newest_complete(checkpoints))
+    found = broadcast_from_rank_0(storage.newest_complete(checkpoints))
     return None if found is None else Path(found)
 
 
-def load(folder: Path, state: State, place: Place) -> None:
+def load(folder: Path, state: State, rank_info: RankInfo) -> None:
     """Brings `state` to where `folder` was written, whatever the world size or engine then and now.
 
     Raises:
@@ -175,7 +175,7 @@ def load(folder: Path, state: State, place: Place) -> None:
             buffer.copy_(held[f"buffer.{name}"])
     if state.teacher is not None:
         state.teacher.module.load_state_dict(_under("teacher.", held))
-    state.components.load_state_dict(held, place.rank)
+    state.components.load_state_dict(held, rank_info.rank)
 
 
 def _under(prefix: str, held: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from selfguide.spec.initial_weights import (
 )
 from selfguide.spec.official import Training
 from selfguide.spec.uvit import UViTArchitecture
-from selfguide.weights import place_tokens, read_weights
+from selfguide.weights import copy_token_rows, read_weights
 from shards import storage
 from shards.errors import UserError
 
@@ -137,7 +137,7 @@ def _backbone(theirs: Student, ours: Student, *, keep_labels: bool) -> dict[str,
         tensor, mine, its = given[name], ours.backbone.net, theirs.backbone.net
         if isinstance(mine, UViTArchitecture) and name == "backbone.positions":
             assert isinstance(its, UViTArchitecture)  # `agree` compared the families
-            tensor = place_tokens(own[name], token_names(mine), tensor, token_names(its))
+            tensor = copy_token_rows(own[name], token_names(mine), tensor, token_names(its))
         if _is_projection(name) and tensor.shape != own[name].shape:
             continue  # of prototypes or features of another width
         if tensor.shape != own[name].shape:

@@ -14,9 +14,9 @@ import torch
 import shards
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
-from selfguide.distributed import Place, join, leave, said_by_any
+from selfguide.distributed import RankInfo, any_rank_error, join, leave
 from selfguide.guidance.build import build_components
-from selfguide.models.execution import prepare
+from selfguide.models.execution import configure_execution
 from selfguide.networks.student import Student, build_student
 from selfguide.spec.annotations import check_annotations, check_promises
 from selfguide.spec.averages import averages_of
@@ -29,7 +29,7 @@ from selfguide.training.components import Components
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine, micro_batch
 from selfguide.training.engine.layout import length
-from selfguide.training.engine.protocol import DTYPES, keep_buffers_wide
+from selfguide.training.engine.protocol import DTYPES, keep_buffers_fp32
 from selfguide.training.initialise import initialise
 from selfguide.training.loop import Training, train
 from selfguide.training.state import State
@@ -48,56 +48,58 @@ def main(attempt: Path, rank: int, local_rank: int, world: int) -> None:
     config = read_config(attempt / "config.yaml")
     run = RunFolder(attempt.parent.parent)
     lease = Lease(run, int(attempt.name))
-    place = Place(rank, local_rank, world)
-    if place.device.type == "cpu":
+    rank_info = RankInfo(rank, local_rank, world)
+    if rank_info.device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    telemetry = Telemetry(run, lease.number, place, config.train.images)
-    _check_device(config, place)
+    telemetry = Telemetry(run, lease.number, rank_info, config.train.images)
+    _check_device(config, rank_info)
     telemetry.say("joining ranks", 0)
-    join(place, attempt / "rendezvous.json", config.engine.timeout_s)
-    work(config, place, lease, telemetry)
+    join(rank_info, attempt / "rendezvous.json", config.engine.timeout_s)
+    work(config, rank_info, lease, telemetry)
     leave()  # not after an error: it may wait for ranks that are gone, and the exit record would never come
 
 
-def _check_device(config: Config, place: Place) -> None:
+def _check_device(config: Config, rank_info: RankInfo) -> None:
     """A node whose GPUs do not answer must not join the others on its CPU."""
     wanted = config.cluster.kind == "slurm" and config.cluster.request_gpus
-    if wanted and place.device.type != "cuda":
+    if wanted and rank_info.device.type != "cuda":
         raise UserError(
-            f"rank {place.rank} on {socket.gethostname()} sees no GPU; mend or exclude that node, or set "
+            f"rank {rank_info.rank} on {socket.gethostname()} sees no GPU; mend or exclude that node, or set "
             "cluster.request_gpus=false to train on CPUs"
         )
 
 
-def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> None:
+def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry) -> None:
     """Everything between joining the ranks and leaving them."""
     sources = _load_manifests(config, lease.run)
     manifest = sources[0]  # of several, fields and header are alike
-    _check_annotations(config, manifest, lease.run, place)
-    if place.rank == 0:
+    _check_annotations(config, manifest, lease.run, rank_info)
+    if rank_info.rank == 0:
         lease.begin()  # before the look: an older attempt must not publish behind it
     found = checkpoint.newest(lease.run.checkpoints)
     student = build_student(config, config.seed)
     # a checkpoint holds all that init gave, so a resumed run needs those weights no more
     origin = SCRATCH if found else initialise(student, config, _promised_weights(lease.run))
-    state = build_state(config, place, student, label_rates(sources, config.data.shares), origin)
+    state = build_state(
+        config, rank_info, student, label_rates(sources, config.data.shares), origin
+    )
     if found is not None:
-        checkpoint.load(found, state, place)
+        checkpoint.load(found, state, rank_info)
     telemetry.say("starting", state.images)
     if origin["source"] != "scratch":
         labels = "saw labels" if origin["saw_labels"] else "never saw a label"
         log.info(f"begins from {origin['path']} ({origin['sha256'][:12]}), which {labels}")
     weights = next(state.engine.module.parameters())
     log.info(
-        f"engine {state.engine.name}, {weights.dtype} weights on {weights.device}, {place.world} ranks, "
+        f"engine {state.engine.name}, {weights.dtype} weights on {weights.device}, {rank_info.world} ranks, "
         f"{state.engine.layout.total:,} parameters, {length(state.engine.ranges):,} of them stepped here"
     )
     stream = shards.open(
         config.data.roots,
         global_batch=config.train.batch,
-        micro_batch=micro_batch(config, place.world),
-        rank=place.rank,
-        world=place.world,
+        micro_batch=micro_batch(config, rank_info.world),
+        rank=rank_info.rank,
+        world=rank_info.world,
         seed=config.seed,
         position=state.images,
         options=ReadOptions.of(config.data, weights=config.data.shares),
@@ -109,7 +111,11 @@ def work(config: Config, place: Place, lease: Lease, telemetry: Telemetry) -> No
     try:
         normaliser = Normaliser.of(header)
         objective = build_objective(config.path)
-        train(Training(config, place, state, stream, objective, normaliser, data, telemetry, lease))
+        train(
+            Training(
+                config, rank_info, state, stream, objective, normaliser, data, telemetry, lease
+            )
+        )
     finally:
         stream.close()
     telemetry.say("done", state.images)
@@ -129,17 +135,19 @@ def _load_manifests(config: Config, run: RunFolder) -> list[Manifest]:
     return found
 
 
-def _check_annotations(config: Config, manifest: Manifest, run: RunFolder, place: Place) -> None:
+def _check_annotations(
+    config: Config, manifest: Manifest, run: RunFolder, rank_info: RankInfo
+) -> None:
     """The sidecars must be those that the run was named after; one rank of each node reads them to their end."""
     promised = run.describe()["identity"].get("guidance", {})
     problem = None
     try:
         check_promises(
-            check_annotations(config, manifest.hash), promised, bytes_too=place.local == 0
+            check_annotations(config, manifest.hash), promised, bytes_too=rank_info.local_rank == 0
         )
     except UserError as error:
         problem = str(error)
-    problem = said_by_any(problem)
+    problem = any_rank_error(problem)
     if problem is not None:
         raise UserError(problem)
 
@@ -151,26 +159,26 @@ def _promised_weights(run: RunFolder) -> str | None:
 
 def build_state(
     config: Config,
-    place: Place,
+    rank_info: RankInfo,
     student: Student,
     histogram: list[float],
     origin: Mapping[str, Any],
 ) -> State:
     """Engine, averages, components and teacher around `student` at image 0; the same on every rank."""
-    engine = build_engine(config, student, place)
+    engine = build_engine(config, student, rank_info)
     averages = Averages(engine, averages_of(config.train), config.train.ema_ramp)
     components = Components(build_components(config, histogram))
-    teacher = build_teacher(config, place) if components.want_teacher else None
+    teacher = build_teacher(config, rank_info) if components.want_teacher else None
     state = State(engine, averages, components, teacher, origin)
     if teacher is not None:
         state.refresh_teacher(buffers=True)
     return state
 
 
-def build_teacher(config: Config, place: Place) -> Teacher:
+def build_teacher(config: Config, rank_info: RankInfo) -> Teacher:
     """A teacher in the compute dtype on the rank's device, whose weights are yet to come."""
-    student = build_student(config, config.seed).to(place.device, DTYPES[config.engine.dtype])
-    keep_buffers_wide(student)
+    student = build_student(config, config.seed).to(rank_info.device, DTYPES[config.engine.dtype])
+    keep_buffers_fp32(student)
     teacher = Teacher(student)
-    prepare(teacher.module.backbone, config.engine, place.device)
+    configure_execution(teacher.module.backbone, config.engine, rank_info.device)
     return teacher

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from selfguide.data.batch import Batch
-from selfguide.data.crop_flip import Placement, draw_placement
+from selfguide.data.crop_flip import CropFlip, sample_crop_flip
 from selfguide.data.normaliser import Normaliser
-from selfguide.diffusion.objectives import Objective, draw_times
-from selfguide.distributed import Place
+from selfguide.diffusion.objectives import Objective, sample_times
+from selfguide.distributed import RankInfo
 from selfguide.guidance.component import Stepped
 from selfguide.randomness import normal, stream_seed
 from selfguide.spec.config import Config
@@ -33,7 +33,7 @@ class Training:
     """All that the loop works with."""
 
     config: Config
-    place: Place
+    rank_info: RankInfo
     state: State
     stream: Stream  # this rank's micro-batches
     objective: Objective
@@ -76,7 +76,7 @@ def step(job: Training) -> Step:
     state, engine, components = job.state, job.state.engine, job.state.components
     done = None
     while done is None:
-        batch = prepare(job, next(job.stream))
+        batch = prepare_batch(job, next(job.stream))
         inputs = components.inputs(batch, state.teaching)
         outputs = engine.forward(batch.x, batch.tau, inputs.condition, inputs.features)
         flow = job.objective.losses(
@@ -89,31 +89,33 @@ def step(job: Training) -> Step:
     return done
 
 
-def prepare(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
+def prepare_batch(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     """A micro-batch on the device: normalised images, and noise that is theirs wherever they are trained."""
-    config, device = job.config, job.place.device
+    config, device = job.config, job.rank_info.device
     # dropout draws by the images it works on: a resumed attempt draws what an uninterrupted one would have
     torch.manual_seed(stream_seed(config.seed, "dropout", int(arrays["position"][0])))
     position = torch.as_tensor(arrays["position"], device=device)
     x0 = job.normaliser.encode(torch.as_tensor(arrays["x"], device=device), config.seed, position)
-    x0, placement = place(x0, config, job.normaliser.header, position)
+    x0, crop_flip = crop_and_flip(x0, config, job.normaliser.header, position)
     x0 = job.state.components.augment(x0, position)
     eps = normal(config.seed, "noise", position, tuple(x0.shape[1:]))
     preconditioning, share = job.objective.preconditioning, job.state.images / config.train.images
-    tau = draw_times(config.path, preconditioning.path, config.seed, position, share)
+    tau = sample_times(config.path, preconditioning.path, config.seed, position, share)
     x = preconditioning.noised(x0, eps, tau).to(DTYPES[config.engine.dtype])
     ordinal = torch.as_tensor(arrays["ordinal"])  # on the CPU, where sidecars are looked up
     label = torch.as_tensor(arrays["y"], device=device) if "y" in arrays else None
-    return Batch(x0, eps, tau, x, position, ordinal, label, job.state.images, placement=placement)
+    return Batch(x0, eps, tau, x, position, ordinal, label, job.state.images, crop_flip=crop_flip)
 
 
-def place(x0: Tensor, config: Config, header: Header, position: Tensor) -> tuple[Tensor, Placement]:
+def crop_and_flip(
+    x0: Tensor, config: Config, header: Header, position: Tensor
+) -> tuple[Tensor, CropFlip]:
     """What is shown of whole images (B, C, H, W), and how it was placed; one of a stored pair is mirrored already."""
     grid, data = (x0.shape[-2], x0.shape[-1]), config.data
     window = data.shape[1:] if data.crop else None
     flip = data.flip or header.flips
-    placement = draw_placement(config.seed, position, grid, flip=flip, window=window)
-    return placement.images(x0, mirrored=header.flips), placement
+    crop_flip = sample_crop_flip(config.seed, position, grid, flip=flip, window=window)
+    return crop_flip.images(x0, mirrored=header.flips), crop_flip
 
 
 def publish_what_is_due(job: Training, epochs: Epochs) -> None:
@@ -126,10 +128,12 @@ def publish_what_is_due(job: Training, epochs: Epochs) -> None:
     batch, last = config.train.batch, state.images >= config.train.images
     if last or due(config.train.snapshot_every, state.images, batch):
         job.telemetry.say("snapshot", state.images)
-        publish.publish(run.snapshot(state.images), state, config, job.data, job.place, job.lease)
+        publish.publish(
+            run.snapshot(state.images), state, config, job.data, job.rank_info, job.lease
+        )
     if last or due(config.train.checkpoint_every, state.images, batch):
         job.telemetry.say("checkpoint", state.images)
         state.accounts = epochs.carried()
-        checkpoint.save(run.checkpoint(state.images), state, job.place, job.lease)
-        if job.place.rank == 0:
+        checkpoint.save(run.checkpoint(state.images), state, job.rank_info, job.lease)
+        if job.rank_info.rank == 0:
             checkpoint.prune(run.checkpoints, config.train.keep_checkpoints)

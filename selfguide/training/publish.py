@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from selfguide.distributed import Place, decided_by_rank_0
+from selfguide.distributed import RankInfo, broadcast_from_rank_0
 from selfguide.snapshot import CONFIG
 from selfguide.spec.config import Config
 from selfguide.spec.files import to_yaml
@@ -21,13 +21,18 @@ from shards import storage
 
 
 def publish(
-    folder: Path, state: State, config: Config, data: dict[str, Any], place: Place, lease: Lease
+    folder: Path,
+    state: State,
+    config: Config,
+    data: dict[str, Any],
+    rank_info: RankInfo,
+    lease: Lease,
 ) -> None:
     """All ranks call. `data` is the shards' manifest hash and header, which decoding needs."""
     lease.check()
     guidance = state.components.metadata()
     saw_labels = state.origin["saw_labels"] or not guidance["label_free"]
-    if decided_by_rank_0(storage.read_complete(folder, verify="sizes") is not None):
+    if broadcast_from_rank_0(storage.read_complete(folder, verify="sizes") is not None):
         return
     kept = state.engine.module.state_dict().keys()  # fixed tables, such as positions, are not
     buffers = {
@@ -35,10 +40,10 @@ def publish(
     }
     for index, spec in enumerate(state.averages.specs):
         weights = state.averages.weights(index)
-        if place.rank == 0:
+        if rank_info.rank == 0:
             tensors = {n: t.detach().cpu().clone() for n, t in weights.items()} | buffers
             publish_tensors(folder / spec.file, tensors, lease.fence(folder))
-    if place.rank == 0:
+    if rank_info.rank == 0:
         text = to_yaml(config).encode()
         storage.publish(folder / CONFIG, text, replace=True, fence=lease.fence(folder))
         extra = {

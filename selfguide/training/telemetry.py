@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.spec.run import RunFolder, write_record
 from selfguide.training.advisor import Advisor
 from selfguide.training.engine.protocol import Step
@@ -24,8 +24,8 @@ _KEPT = ("images_per_s", "loss", "data_share")  # while something else than trai
 class Telemetry:
     """Adds up scalars where they are and speaks once per `log_every` images."""
 
-    def __init__(self, run: RunFolder, attempt: int, place: Place, total: int) -> None:
-        self._place, self._total = place, total
+    def __init__(self, run: RunFolder, attempt: int, rank_info: RankInfo, total: int) -> None:
+        self._rank_info, self._total = rank_info, total
         self._progress = run.attempt(attempt) / "progress.json"
         self._scalars = run.metrics / f"train-{attempt:04d}.jsonl"
         self._sums: dict[str, Tensor] = {}
@@ -35,7 +35,7 @@ class Telemetry:
         self._rates: dict[str, Any] = {}  # of the last report, for those who wait for a checkpoint
         self._since = time.monotonic()
         self._images: int | None = None
-        if place.rank == 0:
+        if rank_info.rank == 0:
             run.metrics.mkdir(parents=True, exist_ok=True)
             self._advisor = Advisor(run.metrics, attempt)
 
@@ -74,7 +74,7 @@ class Telemetry:
         self._sums, self._counts, self._stepped = {}, {}, 0
         self._since, self._images = now, images
         self._rates = {name: line[name] for name in _KEPT if name in line}
-        if self._place.rank == 0:
+        if self._rank_info.rank == 0:
             with self._scalars.open("a") as file:  # one writer a file: the attempt's rank 0
                 file.write(json.dumps({"time": time.time(), **line}) + "\n")
             self.say("train", **line)
@@ -87,7 +87,7 @@ class Telemetry:
 
         skipped  steps whose gradients were not finite; left out where there is none, as is a mean over nothing
         """
-        names, device = sorted(self._sums), self._place.device
+        names, device = sorted(self._sums), self._rank_info.device
         sums = torch.stack([self._sums[n].to(device) for n in names]).cpu()
         counts = torch.stack(
             [torch.as_tensor(self._counts[n], dtype=torch.float32, device=device) for n in names]
@@ -118,7 +118,7 @@ class Telemetry:
             dist.all_reduce(longest, op=dist.ReduceOp.MAX)
         waited, substituted = sums.tolist()
         found: dict[str, float | int] = {
-            "data_wait": waited / (self._steps * self._place.world),
+            "data_wait": waited / (self._steps * self._rank_info.world),
             "data_wait_max": longest.item() / self._steps,
             "data_share": longest.item() / max(elapsed, 1e-9),
         }
@@ -127,7 +127,7 @@ class Telemetry:
 
     def say(self, section: str, images: int, **extra: Any) -> None:
         """What the run is doing now, for those who wait for it."""
-        if self._place.rank:
+        if self._rank_info.rank:
             return
         facts = self._rates | extra
         rate = facts.get("images_per_s")

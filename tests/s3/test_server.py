@@ -15,7 +15,7 @@ from shards.errors import UserError
 from tools.s3 import __main__ as command
 from tools.s3 import rgw
 from tools.s3 import server as servers
-from tools.s3.place import StartError
+from tools.s3.folder import StartError
 from tools.s3.server import Server, down, find, up
 
 pytestmark = pytest.mark.timeout(180)

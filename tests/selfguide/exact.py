@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfguide.diffusion.conditions import TOLD, Condition
+from selfguide.diffusion.conditions import CONDITIONED, Condition
 from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import (
     DDPM,
@@ -31,11 +31,11 @@ PATHS: dict[str, tuple[Path, str]] = {
 
 
 class ExactGaussian(nn.Module):
-    """E[x0 | x] for N(MEAN, SD^2) data as a raw prediction of any kind; told images' mean is `told` higher."""
+    """E[x0 | x] for N(MEAN, SD^2) data as a raw prediction of any kind; conditioned images' mean is `shift` higher."""
 
-    def __init__(self, path: Path, prediction: str, told: float = 0.0) -> None:
+    def __init__(self, path: Path, prediction: str, shift: float = 0.0) -> None:
         super().__init__()
-        self.path, self.prediction, self.told = path, prediction, told
+        self.path, self.prediction, self.shift = path, prediction, shift
         self.seen: list[tuple[Tensor, Tensor, Condition]] = []  # every call
 
     def forward(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
@@ -43,7 +43,7 @@ class ExactGaussian(nn.Module):
         a, b, da, db = self.path.coefficients(tau.double().view(-1, 1, 1, 1))
         if self.prediction == "edm":  # it was given c_in x
             x = x * (b**2 + SD**2).sqrt()
-        mean = MEAN + self.told * (condition.state == TOLD).double().view(-1, 1, 1, 1)
+        mean = MEAN + self.shift * (condition.state == CONDITIONED).double().view(-1, 1, 1, 1)
         centred = (x - a * mean) / (a**2 * SD**2 + b**2)
         x0, eps = mean + a * SD**2 * centred, b * centred
         if self.prediction == "edm":  # D = c_skip x + c_out F
@@ -51,13 +51,13 @@ class ExactGaussian(nn.Module):
         return {"x0": x0, "eps": eps, "v": da * x0 + db * eps}[self.prediction]
 
 
-def exact(name: str, count: int = 4, told: float = 0.0, **settings: Any) -> Denoiser:
-    """A denoiser that knows the data, on one of PATHS; images are told id 0 if `told` says what that means."""
+def exact(name: str, count: int = 4, shift: float = 0.0, **settings: Any) -> Denoiser:
+    """A denoiser that knows the data, on one of PATHS; images are conditioned on id 0 where `shift` is not 0."""
     path, prediction = PATHS[name]
     condition = Condition.unconditional(count)
-    if told:
-        condition = Condition.told(id=torch.zeros(count, dtype=torch.int64))
-    net = ExactGaussian(path, prediction, told)
+    if shift:
+        condition = Condition.of(id=torch.zeros(count, dtype=torch.int64))
+    net = ExactGaussian(path, prediction, shift)
     return Denoiser(net, path, condition, prediction=prediction, **settings)  # type: ignore[arg-type]
 
 

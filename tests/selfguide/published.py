@@ -67,8 +67,8 @@ def dit(w: Weights, x: Tensor, t: Tensor, y: Tensor, *, patch: int, heads: int) 
     c = F.silu(c + w["y_embedder.embedding_table.weight"][y])
     for i in range(_count(w, "blocks")):
         name = f"blocks.{i}"
-        told = _linear(w, f"{name}.adaLN_modulation.1", c)[:, None]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = told.chunk(6, dim=2)
+        modulation_input = _linear(w, f"{name}.adaLN_modulation.1", c)[:, None]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation_input.chunk(6, dim=2)
         seen = _plain_norm(tokens) * (1 + scale_a) + shift_a
         tokens = tokens + gate_a * _attend(w, f"{name}.attn", seen, heads)
         seen = _plain_norm(tokens) * (1 + scale_m) + shift_m

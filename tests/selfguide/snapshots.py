@@ -30,10 +30,10 @@ def write_snapshot(
     folder.mkdir(parents=True)
     save_file(student.state_dict(), folder / averages_of(config.train)[0].file)
     (folder / CONFIG).write_text(to_yaml(config))
-    told = {"source": "none", "told": False, "p": None, "label_free": True}
+    unconditional = {"source": "none", "told": False, "p": None, "label_free": True}
     published = {
         "images": 7,
-        "guidance": told | (guidance or {}),
+        "guidance": unconditional | (guidance or {}),
         "data": {"root": str(root), "header": manifests.load(root).header},
         "saw_labels": False,
         "origin": {"source": "scratch", "saw_labels": False},

@@ -32,7 +32,7 @@ from selfguide.data.autoencoders.autoencoder import KLAutoencoder
 from selfguide.data.autoencoders.tiny import WEIGHTS
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.evaluation.features.digitnet import half
 from selfguide.randomness import normal, uniform
 from selfguide.sampling.generate import generate
@@ -40,7 +40,7 @@ from selfguide.spec.config import Config, ModelConfig, NoGuidance, TrainConfig
 from selfguide.spec.run import Lease, RunFolder, write_record
 from selfguide.training.components import Components
 from selfguide.training.job import work
-from selfguide.training.loop import Training, prepare
+from selfguide.training.loop import Training, prepare_batch
 from selfguide.training.telemetry import Telemetry
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -448,11 +448,11 @@ def test_training_draws_latents_by_the_runs_seed_and_place(latents: Path) -> Non
     config, header = replace(latent_config(latents), seed=11), manifests.load(latents).header
     arrays = shards.read_all(latents) | {"position": 10_000 + np.arange(1797)}
     job = Training(
-        config=config, place=Place(0, 0, 1), state=SimpleNamespace(images=0, components=Components()),  # type: ignore[arg-type]
+        config=config, rank_info=RankInfo(0, 0, 1), state=SimpleNamespace(images=0, components=Components()),  # type: ignore[arg-type]
         stream=iter(()), objective=build_objective(config.path), normaliser=Normaliser.of(header),
         data={}, telemetry=None, lease=None,  # type: ignore[arg-type]
     )  # fmt: skip
-    x0 = prepare(job, arrays).x0.cpu()
+    x0 = prepare_batch(job, arrays).x0.cpu()
     mirrored = uniform(11, "flip", torch.as_tensor(arrays["position"]), 1)[:, 0] < 0.5
     stored = torch.as_tensor(arrays["x"])[torch.arange(1797), mirrored.long()].float()
     noise = normal(11, "latent-sample", torch.as_tensor(arrays["position"]), (2, 4, 4))
@@ -461,12 +461,12 @@ def test_training_draws_latents_by_the_runs_seed_and_place(latents: Path) -> Non
     torch.testing.assert_close(x0, (z - shift) * scale, atol=1e-5, rtol=1e-5)
 
 
-def attempt(place: Place, config: Config, root: str) -> None:
+def attempt(rank_info: RankInfo, config: Config, root: str) -> None:
     run = RunFolder(Path(root))
     data = {"manifest": manifests.load(config.data.root).hash}
     write_record(run.run_json, {"images": config.train.images, "identity": {"data": data}})
     lease = Lease(run, run.open_attempt())
-    work(config, place, lease, Telemetry(run, lease.number, place, config.train.images))
+    work(config, rank_info, lease, Telemetry(run, lease.number, rank_info, config.train.images))
 
 
 @pytest.mark.slow

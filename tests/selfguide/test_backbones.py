@@ -27,7 +27,7 @@ def shallow(name: str) -> dict[str, Any]:
     return inputs | {"size": 16, "blocks": 1, "dense": 24}
 
 
-def told(net: Architecture, what: tuple[str, ...], batch: int) -> Condition:
+def condition_of(net: Architecture, what: tuple[str, ...], batch: int) -> Condition:
     """A condition with these fields, in the shapes the net takes."""
     values: dict[str, Tensor] = {
         "id": torch.arange(batch) % GROUPS,
@@ -36,7 +36,7 @@ def told(net: Architecture, what: tuple[str, ...], batch: int) -> Condition:
         "spatial": torch.rand(batch, SPATIAL, net.size, net.size).round(),
         "patch": torch.randn(batch, getattr(net, "tokens", 1), max(net.dense_patch, 1)),
     }
-    return Condition.told(**{name: values[name] for name in what})
+    return Condition.of(**{name: values[name] for name in what})
 
 
 def kinds(net: Architecture) -> list[tuple[str, ...]]:
@@ -74,5 +74,5 @@ def test_every_condition_it_accepts(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = build(name, **shallow(name)).to(dtype)
     for what in kinds(model.net):
-        condition = told(model.net, what, 3).drop(torch.tensor([False, True, False]))
+        condition = condition_of(model.net, what, 3).drop(torch.tensor([False, True, False]))
         finite_step(model, condition, dtype)

@@ -38,7 +38,7 @@ def test_the_published_assignments_give_the_published_bounds(data: str, bound: i
     finer=st.integers(0, 7),
     data=st.data(),
 )
-def test_the_bound_of_features_that_tell_so_many_groups_apart(
+def test_the_bound_of_features_that_separate_so_many_groups(
     limit: int, capacity: int, alpha: float, finer: int, data: st.DataObject
 ) -> None:
     start = data.draw(st.integers(2, limit))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selfguide.data.batch import Batch
 from selfguide.diffusion.conditions import UNCONDITIONAL, Condition
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.guidance.build import build_components
 from selfguide.guidance.component import Component, Inputs, Stepped, Weights
 from selfguide.guidance.online import PROTOTYPES, OnlineSource
@@ -23,7 +23,7 @@ from selfguide.spec.run import Lease, RunFolder
 from selfguide.spec.schedules import due, learning_rate, switch_images
 from selfguide.training import checkpoint
 from selfguide.training.components import Components
-from selfguide.training.loop import advance, prepare
+from selfguide.training.loop import advance, prepare_batch
 from tests.selfguide.test_health import alone
 from tests.selfguide.test_loop import BATCH, average, begun, masters, taught
 from tests.selfguide.test_online import make, online_config
@@ -98,7 +98,7 @@ class Darken(Component):
 def test_images_are_augmented_before_they_are_noised(tmp_path: Path) -> None:
     plain, job = begun(tmp_path / "plain", 0), begun(tmp_path / "dark", 0)
     job.state.components = Components((*job.state.components, Darken()))
-    whole, dark = (prepare(each, next(each.stream)) for each in (plain, job))
+    whole, dark = (prepare_batch(each, next(each.stream)) for each in (plain, job))
     even = dark.position % 2 == 0
     assert torch.equal(dark.x0[even], 0.5 * whole.x0[even])
     assert torch.equal(dark.x0[~even], whole.x0[~even]) and torch.equal(dark.eps, whole.eps)
@@ -135,7 +135,9 @@ def test_a_teacher_exists_where_a_component_asks_for_one() -> None:
     assert alone(labels).teaching is None and alone(labels).teacher is None
 
 
-def test_every_component_finds_its_own_state_in_a_checkpoint(single: Place, tmp_path: Path) -> None:
+def test_every_component_finds_its_own_state_in_a_checkpoint(
+    single: RankInfo, tmp_path: Path
+) -> None:
     """Guidance under the prefix that it has had since the first checkpoint."""
     job = begun(tmp_path, 0)
     job.state.components = Components((*job.state.components, Nudge()))

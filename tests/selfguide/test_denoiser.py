@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition
+from selfguide.diffusion.conditions import CONDITIONED, NULL, UNCONDITIONAL, Condition
 from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import RectifiedFlow, VarianceExploding
 from selfguide.models import build
@@ -21,16 +21,16 @@ from shards.errors import UserError
 from tests.selfguide.exact import PATHS, SD, exact, gaussian
 
 X = gaussian(4, 3, 2, 2)
-TOLD_MEAN = 1.5
+CONDITIONED_MEAN = 1.5
 times = st.floats(0.01, 0.95)
 
 
 def guided(path: str = "rf", **settings: Any) -> Denoiser:
-    return exact(path, 4, told=TOLD_MEAN, **settings)
+    return exact(path, 4, shift=CONDITIONED_MEAN, **settings)
 
 
 def states(denoiser: Denoiser) -> list[list[int]]:
-    """What the network was told, call by call."""
+    """States of the conditions that the network got, call by call."""
     return [condition.state.tolist() for _, _, condition in denoiser.model.seen]  # type: ignore[union-attr]
 
 
@@ -39,8 +39,8 @@ def states(denoiser: Denoiser) -> list[list[int]]:
 def test_g_is_the_total_weight_on_data_noise_and_velocity_alike(
     path: str, g: float, tau: float
 ) -> None:
-    told, null = guided(path).estimate(X, tau), guided(path, g=0.0).estimate(X, tau)
-    for found, c, u in zip(guided(path, g=g).estimate(X, tau), told, null, strict=True):
+    conditional, null = guided(path).estimate(X, tau), guided(path, g=0.0).estimate(X, tau)
+    for found, c, u in zip(guided(path, g=g).estimate(X, tau), conditional, null, strict=True):
         scale = c.abs().max()  # v of a noise level of 100 is 10,000
         torch.testing.assert_close(found / scale, (u + g * (c - u)) / scale, rtol=1e-9, atol=1e-9)
 
@@ -49,7 +49,7 @@ def test_g_of_one_is_the_plain_condition_to_the_bit_and_runs_nothing_else() -> N
     denoiser = guided(g=1.0, guided_channels=1)
     plain = denoiser.model(X, torch.full((4,), 0.4), denoiser.condition)
     assert torch.equal(denoiser.velocity(X, 0.4), plain)
-    assert states(denoiser) == [[TOLD] * 4] * 2 and denoiser.evaluations == 1
+    assert states(denoiser) == [[CONDITIONED] * 4] * 2 and denoiser.evaluations == 1
 
 
 def test_g_of_zero_runs_only_the_unconditional_half() -> None:
@@ -58,17 +58,17 @@ def test_g_of_zero_runs_only_the_unconditional_half() -> None:
     assert states(denoiser) == [[NULL] * 4] and denoiser.evaluations == 1
 
 
-def test_an_image_that_is_told_nothing_stays_unconditional_in_both_halves() -> None:
-    mixed = torch.tensor([TOLD, NULL, UNCONDITIONAL, TOLD])
-    told = guided(g=3.0, batched=False)
-    denoiser = replace(told, condition=replace(told.condition, state=mixed))
+def test_an_unconditional_image_stays_unconditional_in_both_halves() -> None:
+    mixed = torch.tensor([CONDITIONED, NULL, UNCONDITIONAL, CONDITIONED])
+    conditional = guided(g=3.0, batched=False)
+    denoiser = replace(conditional, condition=replace(conditional.condition, state=mixed))
     denoiser.velocity(X, 0.4)
     assert states(denoiser) == [mixed.tolist(), [NULL, NULL, UNCONDITIONAL, NULL]]
 
 
 @pytest.mark.parametrize("g", [0.0, 3.0])
 @pytest.mark.parametrize("state", [NULL, UNCONDITIONAL])
-def test_where_nothing_is_told_the_halves_are_one_and_run_once(g: float, state: int) -> None:
+def test_without_conditioned_images_the_halves_are_one_and_run_once(g: float, state: int) -> None:
     condition = Condition(torch.full((4,), state), id=torch.zeros(4, dtype=torch.int64))
     denoiser = replace(exact("rf", 4, g=g), condition=condition)
     found = denoiser.velocity(X, 0.4)
@@ -76,12 +76,14 @@ def test_where_nothing_is_told_the_halves_are_one_and_run_once(g: float, state: 
     assert states(denoiser) == [[state] * 4] and denoiser.evaluations == 1
 
 
-def test_an_untold_batch_is_still_guided_by_a_reference() -> None:
-    weaker = exact("rf", 4, told=0.7)
+def test_an_unconditional_batch_is_still_guided_by_a_reference() -> None:
+    weaker = exact("rf", 4, shift=0.7)
     found = exact("rf", 4, g=2.0, reference=weaker).velocity(X, 0.5)
-    ours, theirs = (exact("rf", 4, **told).velocity(X, 0.5) for told in ({}, {"told": 0.7}))
+    ours, theirs = (
+        exact("rf", 4, **conditional).velocity(X, 0.5) for conditional in ({}, {"shift": 0.7})
+    )
     torch.testing.assert_close(found, theirs + 2 * (ours - theirs))
-    assert states(weaker) == [[TOLD] * 4]
+    assert states(weaker) == [[CONDITIONED] * 4]
 
 
 @pytest.mark.parametrize("batched", [True, False])
@@ -91,8 +93,10 @@ def test_guidance_acts_in_its_interval_ends_included_and_costs_nothing_outside(
     for tau, inside in ((0.2, True), (0.6, True), (0.19, False), (0.61, False), (0.4, True)):
         denoiser = guided(g=3.0, interval=(0.2, 0.6), batched=batched)
         found = denoiser.velocity(X, tau)
-        told, null = guided().velocity(X, tau), guided(g=0.0).velocity(X, tau)
-        torch.testing.assert_close(found, null + 3 * (told - null) if inside else told)
+        conditional, null = guided().velocity(X, tau), guided(g=0.0).velocity(X, tau)
+        torch.testing.assert_close(
+            found, null + 3 * (conditional - null) if inside else conditional
+        )
         images = sum(len(state) for state in states(denoiser))
         assert images == (8 if inside else 4) and denoiser.evaluations == 1
 
@@ -102,18 +106,18 @@ def test_an_end_of_the_interval_that_was_rounded_otherwise_is_still_in() -> None
     for interval, tau in (((0.0, 0.3), third), ((third, 1.0), 0.3)):
         denoiser = guided(g=3.0, interval=interval)
         denoiser.velocity(X, tau)
-        assert states(denoiser) == [[TOLD] * 4 + [NULL] * 4]
+        assert states(denoiser) == [[CONDITIONED] * 4 + [NULL] * 4]
     outside = guided(g=3.0, interval=(0.0, 0.3))
     outside.velocity(X, 0.3 + 1e-6)
-    assert states(outside) == [[TOLD] * 4]
+    assert states(outside) == [[CONDITIONED] * 4]
 
 
 @given(g=st.floats(-1, 4), channels=st.integers(1, 3), tau=times)
 def test_guided_channels_touches_the_first_so_many(g: float, channels: int, tau: float) -> None:
     some = guided(g=g, guided_channels=channels).velocity(X, tau)
-    told, everywhere = guided().velocity(X, tau), guided(g=g).velocity(X, tau)
+    conditional, everywhere = guided().velocity(X, tau), guided(g=g).velocity(X, tau)
     torch.testing.assert_close(some[:, :channels], everywhere[:, :channels])
-    torch.testing.assert_close(some[:, channels:], told[:, channels:], rtol=0, atol=0)
+    torch.testing.assert_close(some[:, channels:], conditional[:, channels:], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("path", ["rf", "edm", "ddpm"])
@@ -122,8 +126,8 @@ def test_one_batch_or_in_turn_is_the_same(path: str) -> None:
     torch.testing.assert_close(
         together.velocity(X, 0.5), in_turn.velocity(X, 0.5), rtol=1e-12, atol=0
     )
-    assert states(together) == [[TOLD] * 4 + [NULL] * 4]
-    assert states(in_turn) == [[TOLD] * 4, [NULL] * 4]
+    assert states(together) == [[CONDITIONED] * 4 + [NULL] * 4]
+    assert states(in_turn) == [[CONDITIONED] * 4, [NULL] * 4]
     assert together.evaluations == in_turn.evaluations == 1
 
 
@@ -140,7 +144,7 @@ def test_one_batch_or_in_turn_is_the_same_on_a_network(field: str) -> None:
     generator = torch.Generator().manual_seed(0)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.1, generator=generator)
-    condition = Condition.told(**{field: fields[field]})
+    condition = Condition.of(**{field: fields[field]})
     x = gaussian(3, 1, 8, 8).float()
     with torch.no_grad():
         together, in_turn, plain = (
@@ -153,12 +157,12 @@ def test_one_batch_or_in_turn_is_the_same_on_a_network(field: str) -> None:
 
 @pytest.mark.parametrize("path", ["rf", "edm"])
 def test_autoguidance_puts_the_reference_where_the_unguided_half_was(path: str) -> None:
-    weaker = exact(path, 4, told=0.7)
+    weaker = exact(path, 4, shift=0.7)
     denoiser = guided(path, g=2.0, reference=weaker)
     found = denoiser.estimate(X, 0.5)
-    ours, theirs = guided(path).estimate(X, 0.5), exact(path, 4, told=0.7).estimate(X, 0.5)
+    ours, theirs = guided(path).estimate(X, 0.5), exact(path, 4, shift=0.7).estimate(X, 0.5)
     torch.testing.assert_close(found.x0, theirs.x0 + 2 * (ours.x0 - theirs.x0))
-    assert states(denoiser) == [[TOLD] * 4] == states(weaker)
+    assert states(denoiser) == [[CONDITIONED] * 4] == states(weaker)
     assert denoiser.evaluations == 1 and weaker.evaluations == 0
 
 
@@ -189,8 +193,8 @@ class Recorder(nn.Module):
 
     def forward(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
         self.fed = (x, tau)
-        told = (condition.state == TOLD).to(x.dtype).view(-1, 1, 1, 1)
-        return torch.cat((self.weight * x + told / 3, 1e6 * x), dim=1)
+        conditional = (condition.state == CONDITIONED).to(x.dtype).view(-1, 1, 1, 1)
+        return torch.cat((self.weight * x + conditional / 3, 1e6 * x), dim=1)
 
 
 @pytest.mark.parametrize("state", [torch.float32, torch.float64])
@@ -199,7 +203,7 @@ def test_the_net_gets_its_dtype_and_the_state_keeps_its_own(
     net: torch.dtype, state: torch.dtype
 ) -> None:
     model = Recorder(net)
-    condition = Condition.told(id=torch.zeros(4, dtype=torch.int64))
+    condition = Condition.of(id=torch.zeros(4, dtype=torch.int64))
     x = X.to(state)
     v = Denoiser(model, RectifiedFlow(), condition, 1.7).velocity(x, 0.3)
     assert model.fed is not None
@@ -207,8 +211,8 @@ def test_the_net_gets_its_dtype_and_the_state_keeps_its_own(
     assert seen.dtype == net and v.dtype == state and v.shape == x.shape
     assert tau.dtype == torch.float32 and tau.tolist() == pytest.approx([0.3] * len(seen))
     # halves are rounded by the net, and added up in the dtype of the state
-    null, told = x.to(net), x.to(net) + torch.ones((), dtype=net) / 3
-    assert torch.equal(v, null.to(state) + 1.7 * (told.to(state) - null.to(state)))
+    null, conditional = x.to(net), x.to(net) + torch.ones((), dtype=net) / 3
+    assert torch.equal(v, null.to(state) + 1.7 * (conditional.to(state) - null.to(state)))
 
 
 def test_edm_networks_read_unit_variance() -> None:
@@ -226,9 +230,9 @@ def test_a_condition_that_the_network_cannot_take_is_refused_at_construction() -
     net = build("dit_digits", classes=10)
     for model in (net, Sampled(Student(net, None))):
         with pytest.raises(UserError, match="id=10 is not one of this network's 10 groups"):
-            Denoiser(model, RectifiedFlow(), Condition.told(id=torch.tensor([3, 10])))
+            Denoiser(model, RectifiedFlow(), Condition.of(id=torch.tensor([3, 10])))
         with pytest.raises(UserError, match=r"condition\.dense was given"):
-            Denoiser(model, RectifiedFlow(), Condition.told(dense=torch.zeros(2, 4)))
+            Denoiser(model, RectifiedFlow(), Condition.of(dense=torch.zeros(2, 4)))
         with pytest.raises(UserError, match="guided_channels=2 is not one of 1 to 1"):
             Denoiser(model, RectifiedFlow(), Condition.unconditional(2), guided_channels=2)
 
@@ -257,9 +261,9 @@ def test_settings_that_contradict_each_other_are_refused(
 @pytest.mark.parametrize("batched", [True, False])
 def test_one_condition_for_each_image_of_the_state(batched: bool) -> None:
     for denoiser in (guided(g=2.0, batched=batched), guided(), exact("rf", 4)):
-        with pytest.raises(UserError, match=r"tells 4 images and the state has 3.*one for each"):
+        with pytest.raises(UserError, match=r"is of 4 images and the state has 3.*one for each"):
             denoiser.velocity(X[:3], 0.5)
-    with pytest.raises(UserError, match="tells 3 images and the state has 4"):
+    with pytest.raises(UserError, match="is of 3 images and the state has 4"):
         guided(g=2.0, reference=exact("rf", 3)).velocity(X, 0.5)
 
 

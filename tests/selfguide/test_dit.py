@@ -45,28 +45,34 @@ def test_ddaes_and_lightnings_counts_hold() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_closed_formula_counts_what_is_built(name: str) -> None:
-    told = {"cls_token": True, "classes": 0, "dense": 96, "spatial": 3, "dense_patch": 8}
+    conditioned = {"cls_token": True, "classes": 0, "dense": 96, "spatial": 3, "dense_patch": 8}
     with torch.device("meta"):
-        for overrides in ({}, {"depth": 2, "learn_sigma": False, **told}, {"depth": 2, **MODERN}):
+        for overrides in (
+            {},
+            {"depth": 2, "learn_sigma": False, **conditioned},
+            {"depth": 2, **MODERN},
+        ):
             net = build(name, **overrides)
             assert sum(p.numel() for p in net.parameters()) == net.net.parameters()
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, {"spatial": 2, "dense_patch": 8}, MODERN], ids=["plain", "told", "modern"]
+    "overrides",
+    [{}, {"spatial": 2, "dense_patch": 8}, MODERN],
+    ids=["plain", "conditioned", "modern"],
 )
 def test_flops_equal_torchs_counter(overrides: dict) -> None:
     net = build("dit_digits", dense=64, cls_token=True, **overrides)
-    told = {"dense": torch.randn(1, 64)}
+    conditioned = {"dense": torch.randn(1, 64)}
     if net.net.spatial:
-        told |= {"spatial": torch.rand(1, 2, 8, 8), "patch": torch.randn(1, 16, 8)}
+        conditioned |= {"spatial": torch.rand(1, 2, 8, 8), "patch": torch.randn(1, 16, 8)}
     counter = FlopCounterMode(display=False)
     with (
         counter,
         torch.no_grad(),
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
     ):
-        net(torch.randn(1, 1, 8, 8), torch.rand(1), Condition.told(**told))
+        net(torch.randn(1, 1, 8, 8), torch.rand(1), Condition.of(**conditioned))
     assert counter.get_total_flops() == 2 * net.net.forward_macs()
 
 
@@ -124,24 +130,24 @@ def test_normalised_queries_and_keys_bound_the_scores() -> None:
     torch.testing.assert_close(q.square().mean(-1), torch.ones(2, 4, 17), rtol=1e-4, atol=1e-4)
 
 
-def test_several_groups_are_told_as_the_mean_of_their_rows() -> None:
+def test_a_multi_hot_is_the_mean_of_its_rows() -> None:
     net, x, tau = small(classes=5), torch.randn(2, 2, 8, 8), torch.rand(2)
     one = torch.nn.functional.one_hot(torch.tensor([3, 1]), 5)
     torch.testing.assert_close(
-        net(x, tau, Condition.told(multi_hot=one)),
-        net(x, tau, Condition.told(id=torch.tensor([3, 1]))),
+        net(x, tau, Condition.of(multi_hot=one)),
+        net(x, tau, Condition.of(id=torch.tensor([3, 1]))),
     )
-    both = Condition.told(multi_hot=torch.tensor([[1, 0, 0, 1, 0]]))
+    both = Condition.of(multi_hot=torch.tensor([[1, 0, 0, 1, 0]]))
     rows = net.condition.labels.weight
     torch.testing.assert_close(net.condition(both)[0], (rows[0] + rows[3]) / 2)
 
 
 def test_masks_and_patch_vectors_are_dropped_with_the_rest() -> None:
     net, x, tau = small(spatial=1, dense_patch=6), torch.randn(2, 2, 8, 8), torch.rand(2)
-    told = Condition.told(spatial=torch.rand(2, 1, 8, 8), patch=torch.randn(2, 16, 6))
-    other = Condition.told(spatial=torch.rand(2, 1, 8, 8), patch=torch.randn(2, 16, 6))
-    assert not torch.allclose(net(x, tau, told), net(x, tau, other))
-    torch.testing.assert_close(net(x, tau, told.null()), net(x, tau, other.null()))
+    conditioned = Condition.of(spatial=torch.rand(2, 1, 8, 8), patch=torch.randn(2, 16, 6))
+    other = Condition.of(spatial=torch.rand(2, 1, 8, 8), patch=torch.randn(2, 16, 6))
+    assert not torch.allclose(net(x, tau, conditioned), net(x, tau, other))
+    torch.testing.assert_close(net(x, tau, conditioned.null()), net(x, tau, other.null()))
 
 
 def small(**overrides: Any) -> DiT:
@@ -153,16 +159,18 @@ def small(**overrides: Any) -> DiT:
     return net
 
 
-@pytest.mark.parametrize("kind", ["told", "null", "unconditional"])
+@pytest.mark.parametrize("kind", ["conditioned", "null", "unconditional"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_parameter_gets_a_gradient_in_every_state(kind: str, dtype: torch.dtype) -> None:
     net = small(dense=8, cls_token=True, spatial=1, dense_patch=5, **MODERN).to(dtype)
-    told = Condition.told(
+    conditioned = Condition.of(
         dense=torch.randn(4, 8), spatial=torch.rand(4, 1, 8, 8), patch=torch.randn(4, 16, 5)
     )
-    condition = {"told": told, "null": told.null(), "unconditional": Condition.unconditional(4)}[
-        kind
-    ]
+    condition = {
+        "conditioned": conditioned,
+        "null": conditioned.null(),
+        "unconditional": Condition.unconditional(4),
+    }[kind]
     out = net(torch.randn(4, 2, 8, 8, dtype=dtype), torch.rand(4), condition)
     out.float().square().mean().backward()
     assert out.dtype == dtype and all(p.grad is not None for p in net.parameters())
@@ -170,7 +178,7 @@ def test_every_parameter_gets_a_gradient_in_every_state(kind: str, dtype: torch.
 
 def test_features_are_the_captured_tokens_and_stop_there() -> None:
     net, x, tau = small(classes=3), torch.randn(4, 2, 8, 8), torch.rand(4)
-    condition = Condition.told(id=torch.tensor([0, 1, 2, 0]))
+    condition = Condition.of(id=torch.tensor([0, 1, 2, 0]))
     _, captured = net(x, tau, condition, capture=2)
     ran: list[int] = []
     net.blocks[2].register_forward_hook(lambda *_: ran.append(1))
@@ -180,10 +188,10 @@ def test_features_are_the_captured_tokens_and_stop_there() -> None:
 
 def test_null_and_unconditional_differ_and_null_ignores_the_id() -> None:
     net, x, tau = small(classes=3), torch.randn(4, 2, 8, 8), torch.rand(4)
-    told = Condition.told(id=torch.tensor([0, 1, 2, 0]))
-    null = net(x, tau, told.null())
+    conditioned = Condition.of(id=torch.tensor([0, 1, 2, 0]))
+    null = net(x, tau, conditioned.null())
     torch.testing.assert_close(
-        null, net(x, tau, Condition.told(id=torch.zeros(4, dtype=torch.int64)).null())
+        null, net(x, tau, Condition.of(id=torch.zeros(4, dtype=torch.int64)).null())
     )
     assert not torch.allclose(null, net(x, tau, Condition.unconditional(4)))
 
@@ -208,7 +216,7 @@ def test_overfits_64_digits(overrides: dict) -> None:
     net = build("dit_digits", classes=64, **overrides)
     optimiser = torch.optim.AdamW(net.parameters(), lr=4e-3, betas=(0.9, 0.99))
     eps, tau, losses = torch.randn_like(images), torch.rand(64), []
-    t, condition = tau.view(-1, 1, 1, 1), Condition.told(id=torch.arange(64))
+    t, condition = tau.view(-1, 1, 1, 1), Condition.of(id=torch.arange(64))
     for _ in range(140):
         velocity = net((1 - t) * images + t * eps, tau, condition)
         loss = (velocity - (eps - images)).square().mean()
@@ -243,8 +251,8 @@ def test_wrong_inputs_are_refused() -> None:
     with pytest.raises(UserError, match="layer=9 is not one of this network's 1 to 3"):
         net.features(torch.randn(2, 2, 8, 8), torch.rand(2), Condition.unconditional(2), 9)
     with pytest.raises(UserError, match="id=3 is not one of this network's 3 groups; take 0 to 2"):
-        check_condition(Condition.told(id=torch.tensor([0, 3])), net.net)
+        check_condition(Condition.of(id=torch.tensor([0, 3])), net.net)
     with pytest.raises(ValueError, match="expected images of shape"):
         net(torch.randn(2, 1, 8, 8), torch.rand(2), Condition.unconditional(2))
     with pytest.raises(UserError, match=r"condition.dense was given, and this network takes id"):
-        net(torch.randn(2, 2, 8, 8), torch.rand(2), Condition.told(dense=torch.randn(2, 5)))
+        net(torch.randn(2, 2, 8, 8), torch.rand(2), Condition.of(dense=torch.randn(2, 5)))

@@ -14,7 +14,7 @@ import shards
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.objectives import build_objective
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.networks.student import Student, build_student
 from selfguide.spec.averages import AverageSpec
 from selfguide.spec.config import Config, EngineConfig, TrainConfig
@@ -66,7 +66,7 @@ def perturbed(cfg: Config) -> Student:
     return student
 
 
-def step(engine: Engine, place: Place, number: int, micro: int, poison: bool = False) -> Any:
+def step(engine: Engine, rank_info: RankInfo, number: int, micro: int, poison: bool = False) -> Any:
     generator = torch.Generator().manual_seed(number)
     x = torch.randn(BATCH, 1, 8, 8, generator=generator)
     tau, features = (
@@ -75,14 +75,14 @@ def step(engine: Engine, place: Place, number: int, micro: int, poison: bool = F
     )
     dtype, done, m = next(engine.module.parameters()).dtype, None, 0
     while done is None:
-        first = (m * place.world + place.rank) * micro
+        first = (m * rank_info.world + rank_info.rank) * micro
         rows = slice(first, first + micro)
         outputs = engine.forward(
             x[rows].to(dtype), tau[rows], Condition.unconditional(micro), features[rows].to(dtype)
         )
         assert outputs.scores is not None
         loss = outputs.prediction.float().square().mean() + outputs.scores.square().mean()
-        engine.backward(loss * float("nan") if poison and place.rank == 1 else loss)
+        engine.backward(loss * float("nan") if poison and rank_info.rank == 1 else loss)
         done, m = engine.step(1e-2), m + 1
     return done
 
@@ -93,14 +93,14 @@ def optimiser_elements(engine: Engine) -> int:
     return sum(t.numel() for state in optimiser.state.values() for t in state.values() if t.ndim)
 
 
-def trained(place: Place, cfg: Config, steps: int = 6) -> dict[str, Any]:
-    engine = build_engine(cfg, perturbed(cfg), place)
+def trained(rank_info: RankInfo, cfg: Config, steps: int = 6) -> dict[str, Any]:
+    engine = build_engine(cfg, perturbed(cfg), rank_info)
     averages = Averages(engine, [AverageSpec(halflife=64)], 0.0)
     whole = engine.gather(engine.masters).clone()
     norms = []
-    micro = cfg.train.micro_batch or BATCH // place.world
+    micro = cfg.train.micro_batch or BATCH // rank_info.world
     for number in range(steps):
-        done = step(engine, place, number, micro)
+        done = step(engine, rank_info, number, micro)
         norms.append(done.grad_norm.item())
         averages.update(BATCH, (number + 1) * BATCH, done.applied)
         live = engine.gather(engine.masters)
@@ -119,9 +119,9 @@ def trained(place: Place, cfg: Config, steps: int = 6) -> dict[str, Any]:
     }
 
 
-def each(place: Place, configs: list[Config]) -> list[dict[str, Any]]:
+def each(rank_info: RankInfo, configs: list[Config]) -> list[dict[str, Any]]:
     """One process for several engines: stages 1 and 2 leave nothing behind in it."""
-    return [trained(place, cfg) for cfg in configs]
+    return [trained(rank_info, cfg) for cfg in configs]
 
 
 def test_zero_partitions_the_optimiser_and_equals_torch_bit_for_bit(ranks: Any) -> None:
@@ -170,10 +170,10 @@ def test_accumulation_clipping_and_bf16_agree_across_engines(ranks: Any) -> None
     torch.testing.assert_close(pieces, whole, atol=2e-3, rtol=0)
 
 
-def reads(place: Place, cfg: Config) -> tuple[int, int]:
+def reads(rank_info: RankInfo, cfg: Config) -> tuple[int, int]:
     """Host reads of a step, and those of them that DeepSpeed's own step makes."""
-    engine, theirs = build_engine(cfg, perturbed(cfg), place), 0
-    step(engine, place, 0, BATCH // place.world)
+    engine, theirs = build_engine(cfg, perturbed(cfg), rank_info), 0
+    step(engine, rank_info, 0, BATCH // rank_info.world)
     if isinstance(engine, DeepSpeedEngine):
         own = engine.engine.step
 
@@ -186,7 +186,7 @@ def reads(place: Place, cfg: Config) -> tuple[int, int]:
         engine.engine.step = counted
     averages = Averages(engine, [AverageSpec(halflife=64)], 0.05)
     with HostReads() as seen:
-        done = step(engine, place, 1, BATCH // place.world)
+        done = step(engine, rank_info, 1, BATCH // rank_info.world)
         averages.update(BATCH, BATCH, done.applied)
     return seen.total, theirs
 
@@ -199,7 +199,7 @@ def test_a_step_reads_nothing_on_the_host_besides_what_deepspeed_itself_does(ran
             assert seen == theirs > 0
 
 
-def grouped(place: Place, backends: list[tuple[str, int]]) -> list[dict[str, Any]]:
+def grouped(rank_info: RankInfo, backends: list[tuple[str, int]]) -> list[dict[str, Any]]:
     """The engines over two groups, of which the first is decayed strongly."""
     answers = []
     for backend, stage in backends:
@@ -207,14 +207,14 @@ def grouped(place: Place, backends: list[tuple[str, int]]) -> list[dict[str, Any
         student = perturbed(cfg)
         layout = Layout.of(student, lambda n, p: ("matrices", 5.0) if p.ndim > 1 else ("rest", 0.0))
         begun = layout.flatten({n: p.detach().clone() for n, p in student.named_parameters()})
-        engine = build_engine(cfg, student, place, layout)
+        engine = build_engine(cfg, student, rank_info, layout)
         averages = Averages(engine, [AverageSpec(halflife=64)], 0.0)
         for number in range(4):
-            done = step(engine, place, number, BATCH // place.world)
+            done = step(engine, rank_info, number, BATCH // rank_info.world)
             averages.update(BATCH, BATCH * (number + 1), done.applied)
         engine.load_moments(engine.moments())
         engine.refresh()
-        step(engine, place, 4, BATCH // place.world)
+        step(engine, rank_info, 4, BATCH // rank_info.world)
         moments = engine.moments()
         trained, flat = dict(engine.module.named_parameters()), engine.gather(engine.masters)
         answers.append({
@@ -244,13 +244,13 @@ def test_groups_of_parameters_decay_by_their_own_weight_in_every_engine(ranks: A
     assert [r[0] for r in answers[1][1]["ranges"]] > [r[0] for r in answers[0][1]["ranges"]]
 
 
-def poisoned(place: Place, cfg: Config) -> tuple[list[bool], bool]:
-    engine = build_engine(cfg, perturbed(cfg), place)
-    applied = [bool(step(engine, place, n, 8, poison=n == 1).applied) for n in range(3)]
+def poisoned(rank_info: RankInfo, cfg: Config) -> tuple[list[bool], bool]:
+    engine = build_engine(cfg, perturbed(cfg), rank_info)
+    applied = [bool(step(engine, rank_info, n, 8, poison=n == 1).applied) for n in range(3)]
     return applied, all(bool(torch.isfinite(p).all()) for p in engine.module.parameters())
 
 
-def _begun(place: Place, backend: str) -> list[float]:
+def _begun(rank_info: RankInfo, backend: str) -> list[float]:
     """Largest distance of masters, averages and buffers from the fp32 student an engine was given."""
     cfg = config(backend, dtype="bf16")
     given = perturbed(cfg)
@@ -259,7 +259,7 @@ def _begun(place: Place, backend: str) -> list[float]:
             buffer.uniform_()
     flat = torch.cat([p.detach().flatten() for p in given.parameters()])
     buffers = {n: b.clone() for n, b in given.named_buffers()}
-    engine = build_engine(cfg, given, place)
+    engine = build_engine(cfg, given, rank_info)
     average = Averages(engine, [AverageSpec(halflife=1000)], 0.0)
     live = torch.cat([p.detach().float().flatten() for p in engine.module.parameters()])
     return [
@@ -281,20 +281,22 @@ def test_one_bad_rank_makes_all_skip_and_training_goes_on(ranks: Any) -> None:
         assert ranks(2, poisoned, config(backend)) == [([True, False, True], True)] * 2
 
 
-def bootstrapped(place: Place, cases: list[Config], root: str, steps: int) -> list[dict[str, Any]]:
+def bootstrapped(
+    rank_info: RankInfo, cases: list[Config], root: str, steps: int
+) -> list[dict[str, Any]]:
     """Steps of the real loop on real digits, without its publishing."""
     manifest = manifests.load(root)
     answers = []
     for index, cfg in enumerate(cases):
-        state = build_state(cfg, place, build_student(cfg, 0), [], SCRATCH)
+        state = build_state(cfg, rank_info, build_student(cfg, 0), [], SCRATCH)
         stream = shards.open(
-            root, global_batch=cfg.train.batch, micro_batch=cfg.train.batch // place.world, rank=place.rank,
-            world=place.world, seed=0, position=0, mode="global",
+            root, global_batch=cfg.train.batch, micro_batch=cfg.train.batch // rank_info.world, rank=rank_info.rank,
+            world=rank_info.world, seed=0, position=0, mode="global",
         )  # fmt: skip
-        run = RunFolder(Path(root).parent / f"run-{index}-{place.rank}-of-{place.world}")
+        run = RunFolder(Path(root).parent / f"run-{index}-{rank_info.rank}-of-{rank_info.world}")
         job = Training(
-            cfg, place, state, stream, build_objective(cfg.path), Normaliser.of(manifest.header), {},
-            Telemetry(run, 1, place, cfg.train.images), Lease(run, 1),
+            cfg, rank_info, state, stream, build_objective(cfg.path), Normaliser.of(manifest.header), {},
+            Telemetry(run, 1, rank_info, cfg.train.images), Lease(run, 1),
         )  # fmt: skip
         seen = []
         for _ in range(steps):
@@ -381,17 +383,17 @@ def test_a_bootstrap_through_its_switch_is_the_same_bit_for_bit_in_both_engines(
 SCRIPT = """
 import os, tempfile
 from pathlib import Path
-from selfguide.distributed import Place, join, leave
+from selfguide.distributed import RankInfo, join, leave
 from selfguide.training.engine.build import build_engine
 from tests.selfguide.test_engines import config, perturbed, step
 if __name__ == "__main__":
-    place = Place(0, 0, 1)
+    rank_info = RankInfo(0, 0, 1)
     os.environ["SELFGUIDE_HOST"] = "127.0.0.1"
     with tempfile.TemporaryDirectory() as folder:
-        join(place, Path(folder) / "rendezvous.json", 60)
+        join(rank_info, Path(folder) / "rendezvous.json", 60)
         cfg = config("deepspeed")
-        engine = build_engine(cfg, perturbed(cfg), place)
-        print("applied", bool(step(engine, place, 0, 16).applied))
+        engine = build_engine(cfg, perturbed(cfg), rank_info)
+        print("applied", bool(step(engine, rank_info, 0, 16).applied))
         leave()
 """
 

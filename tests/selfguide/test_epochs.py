@@ -1,4 +1,4 @@
-"""All ranks prove each epoch together, whatever a restart or another world size does to it; and waiting is told."""
+"""All ranks prove each epoch together, whatever a restart or another world size does to it; and waiting is reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import shards
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.spec.advice import SIGNS, advise
 from selfguide.spec.config import Config, LabelGuidance, NoGuidance
 from selfguide.spec.run import Lease, RunFolder, write_record
@@ -37,11 +37,11 @@ Step = tuple[int, list[dict[str, int]]]  # position, accounts proven after it
 
 
 def proven(
-    place: Place, root: str, batch: int, start: int, stop: int, carried: Any
+    rank_info: RankInfo, root: str, batch: int, start: int, stop: int, carried: Any
 ) -> tuple[list[Step], Any]:
     """What was proven after each global batch of an attempt on [start, stop), and what it leaves behind."""
     with shards.open(
-        root, global_batch=batch, micro_batch=batch // place.world // 2, rank=place.rank, world=place.world,
+        root, global_batch=batch, micro_batch=batch // rank_info.world // 2, rank=rank_info.rank, world=rank_info.world,
         seed=2, position=start,
     ) as stream:  # fmt: skip
         epochs, steps = Epochs(stream, carried), []
@@ -52,8 +52,8 @@ def proven(
         return steps, epochs.carried()
 
 
-def each(place: Place, cases: list[tuple[Any, ...]]) -> list[tuple[list[Step], Any]]:
-    return [proven(place, *case) for case in cases]
+def each(rank_info: RankInfo, cases: list[tuple[Any, ...]]) -> list[tuple[list[Step], Any]]:
+    return [proven(rank_info, *case) for case in cases]
 
 
 def test_an_epoch_is_proven_over_restarts_and_world_sizes(ranks: Any, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_an_epoch_is_proven_over_restarts_and_world_sizes(ranks: Any, tmp_path: 
         (root, batch, 17 * batch, 41 * batch, carried)
         for (root, batch), (_, carried) in zip(shapes, first[0], strict=True)
     ]
-    again = each(Place(0, 0, 1), then)
+    again = each(RankInfo(0, 0, 1), then)
     assert all(a == first[0] for a in first)
     for (root, batch), (before, _), (after, _) in zip(shapes, first[0], again, strict=True):
         count, steps = int(Path(root).name), before + after
@@ -86,17 +86,17 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def logging_attempt(place: Place, cfg: Config, root: str) -> int:
+def logging_attempt(rank_info: RankInfo, cfg: Config, root: str) -> int:
     """An attempt whose ranks log as the launcher has them do."""
     ours = logging.getLogger("selfguide")
     ours.addHandler(logging.StreamHandler(sys.stdout))
-    ours.setLevel(logging.INFO if place.rank == 0 else logging.WARNING)
-    return attempt(place, cfg, root)
+    ours.setLevel(logging.INFO if rank_info.rank == 0 else logging.WARNING)
+    return attempt(rank_info, cfg, root)
 
 
 def alone(root: Path, start: int, carried: Any, log: pytest.LogCaptureFixture) -> list[str]:
     log.clear()
-    proven(Place(0, 0, 1), str(root), 50, start, 300, carried)
+    proven(RankInfo(0, 0, 1), str(root), 50, start, 300, carried)
     return log.messages
 
 
@@ -104,7 +104,7 @@ def test_what_is_carried_must_be_what_was_given(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, 100)
-    _, carried = proven(Place(0, 0, 1), str(tmp_path), 50, 0, 150, ())
+    _, carried = proven(RankInfo(0, 0, 1), str(tmp_path), 50, 0, 150, ())
     ((account,)) = carried
     assert account["epoch"] == 1 and account["seen"] == 50
     json_round = json.loads(json.dumps(carried))
@@ -119,14 +119,14 @@ def test_what_is_carried_must_be_what_was_given(
 
 def test_without_accounts_of_its_beginning_an_epoch_leaves_none(tmp_path: Path) -> None:
     write(tmp_path, 100)
-    assert proven(Place(0, 0, 1), str(tmp_path), 10, 50, 90, None)[1] is None
-    _, carried = proven(Place(0, 0, 1), str(tmp_path), 10, 50, 110, None)
+    assert proven(RankInfo(0, 0, 1), str(tmp_path), 10, 50, 90, None)[1] is None
+    _, carried = proven(RankInfo(0, 0, 1), str(tmp_path), 10, 50, 110, None)
     assert [a["epoch"] for a in carried] == [1]
 
 
 def test_a_resumed_training_proves_the_epoch_it_began_in(
     ranks: Any,
-    single: Place,
+    single: RankInfo,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     log: pytest.LogCaptureFixture,
@@ -151,7 +151,7 @@ def test_a_resumed_training_proves_the_epoch_it_began_in(
 
 
 def test_a_job_trains_on_what_it_checked_though_the_folder_changes_meanwhile(
-    single: Place,
+    single: RankInfo,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     log: pytest.LogCaptureFixture,
@@ -182,7 +182,7 @@ def _epochs(messages: list[str]) -> list[int]:
 
 
 def test_a_training_on_a_mixture_proves_the_epochs_of_each_source(
-    single: Place, tmp_path: Path, log: pytest.LogCaptureFixture
+    single: RankInfo, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     """From the config to the snapshot, resumed once; labels are met as often as the mixture says."""
     roots = [tmp_path / "a", tmp_path / "b"]
@@ -221,8 +221,8 @@ def test_a_training_on_a_mixture_proves_the_epochs_of_each_source(
         work(other, single, lease, Telemetry(run, lease.number, single, 2560))
 
 
-def test_substitutes_are_counted_and_told_of(
-    single: Place, tmp_path: Path, log: pytest.LogCaptureFixture
+def test_substitutes_are_counted_and_reported(
+    single: RankInfo, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     root, run = tmp_path / "data", tmp_path / "run"
     command.main(
@@ -239,10 +239,12 @@ def test_substitutes_are_counted_and_told_of(
     assert said.count("stood in for damaged ones") == 1 and "images substituted" in said
 
 
-def judged(place: Place, root: str, start: int, stop: int, carried: Any, bound: float) -> Any:
-    """Substitutes of an attempt by all that its ranks were told, or why it ended; no rank's own share is too much."""
+def judged(
+    rank_info: RankInfo, root: str, start: int, stop: int, carried: Any, bound: float
+) -> Any:
+    """Substitutes of an attempt by all that its ranks were given, or why it ended; no rank's own share is too much."""
     with shards.open(
-        root, global_batch=64, micro_batch=64 // place.world, rank=place.rank, world=place.world,
+        root, global_batch=64, micro_batch=64 // rank_info.world, rank=rank_info.rank, world=rank_info.world,
         seed=0, position=start, on_damage="substitute", damaged=0.5,
     ) as stream:  # fmt: skip
         epochs = Epochs(stream, carried, bound)
@@ -263,7 +265,7 @@ def test_what_all_ranks_and_attempts_substituted_is_judged_together(
     flip(*payload(tmp_path, 1, "x"))
     for found in ranks(2, judged, str(tmp_path), 0, 512, (), 0.4):
         assert found.startswith("epoch 0: 256 of 512 samples were substituted so far, more than")
-    alone = Place(0, 0, 1)
+    alone = RankInfo(0, 0, 1)
     assert judged(alone, str(tmp_path), 0, 512, (), 0.5) == ()
     (half,) = judged(alone, str(tmp_path), 0, 256, (), 0.4)
     assert 0 < half["substituted"] < 0.4 * 512
@@ -272,13 +274,13 @@ def test_what_all_ranks_and_attempts_substituted_is_judged_together(
     assert "so far" in judged(alone, str(tmp_path), 256, 448, (half,), 0.4)
 
 
-def told(place: Place, folder: str) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
+def reported(rank_info: RankInfo, folder: str) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
     """Two lines of telemetry, of steps in which rank r waits r + 1 seconds by its own word; and large sums."""
-    telemetry = Telemetry(RunFolder(Path(folder)), 1, place, 100)
+    telemetry = Telemetry(RunFolder(Path(folder)), 1, rank_info, 100)
     telemetry.restart(0)
     for _ in range(2):
         telemetry.add(loss=1.0)
-        telemetry.read(place.rank + 1.0, place.rank)
+        telemetry.read(rank_info.rank + 1.0, rank_info.rank)
     first = telemetry.report(20)
     telemetry.add(loss=1.0)
     telemetry.read(0.0, 0)
@@ -292,7 +294,7 @@ def test_waiting_is_a_mean_and_a_maximum_over_ranks_and_sums_wrap_around(
     ranks: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "attempts" / "0001").mkdir(parents=True)
-    for line, then, sums in ranks(2, told, str(tmp_path)):
+    for line, then, sums in ranks(2, reported, str(tmp_path)):
         assert line["data_wait"] == pytest.approx(1.5) and line["data_wait_max"] == 2.0
         assert line["substituted"] == 2 and line["data_share"] > 0
         assert then["data_wait_max"] == 0 and "substituted" not in then

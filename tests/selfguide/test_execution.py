@@ -15,10 +15,10 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from selfguide.diffusion.conditions import Condition
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.models import build
 from selfguide.models.backbone import Backbone
-from selfguide.models.execution import prepare
+from selfguide.models.execution import configure_execution
 from selfguide.networks.student import build_student
 from selfguide.spec.config import Config, EngineConfig, ModelConfig, NoGuidance
 from selfguide.spec.validate import validate
@@ -58,8 +58,8 @@ def inputs(of: Backbone, batch: int = 4) -> tuple[Tensor, Tensor, Condition]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, of.net.channels, of.net.size, of.net.size, generator=generator)
     tau = torch.linspace(0.1, 0.9, batch)
-    told = Condition.told(id=torch.arange(batch)).drop(torch.arange(batch) == 1)
-    return x.to(next(of.parameters()).dtype), tau, told
+    condition = Condition.of(id=torch.arange(batch)).drop(torch.arange(batch) == 1)
+    return x.to(next(of.parameters()).dtype), tau, condition
 
 
 def trained(of: Backbone, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
@@ -93,7 +93,7 @@ def test_recomputed_activations_give_the_same_bits_for_less_memory(
     name: str, dtype: torch.dtype
 ) -> None:
     kept, again = net(name, dtype), net(name, dtype)
-    prepare(again, EngineConfig(recompute=True), CPU)
+    configure_execution(again, EngineConfig(recompute=True), CPU)
     (out, gradients), (out_again, gradients_again) = trained(kept), trained(again)
     assert torch.equal(out, out_again)
     assert_same(gradients, gradients_again)
@@ -102,7 +102,7 @@ def test_recomputed_activations_give_the_same_bits_for_less_memory(
 
 def test_nothing_is_recomputed_where_nothing_is_trained() -> None:
     again = net("dit_digits")
-    prepare(again, EngineConfig(recompute=True), CPU)
+    configure_execution(again, EngineConfig(recompute=True), CPU)
     ran: list[int] = []
     next(iter(again.repeated())).register_forward_pre_hook(lambda *_: ran.append(1))
     trained(again)
@@ -114,7 +114,7 @@ def test_nothing_is_recomputed_where_nothing_is_trained() -> None:
 
 def compiled(name: str, **changes: Any) -> Backbone:
     made = net(name, **changes)
-    prepare(made, EngineConfig(compile=True), CPU)
+    configure_execution(made, EngineConfig(compile=True), CPU)
     return made
 
 
@@ -176,7 +176,7 @@ def test_compiled_blocks_equal_eager_ones_and_share_graphs(
 def test_a_teacher_copied_from_a_compiled_student_stands_alone() -> None:
     config = online_config()
     student = build_student(config, 0)
-    prepare(student.backbone, EngineConfig(compile=True, recompute=True), CPU)
+    configure_execution(student.backbone, EngineConfig(compile=True, recompute=True), CPU)
     x, tau = torch.randn(4, 1, 8, 8), torch.rand(4)
     unconditional = Condition.unconditional(4)
     student(x, tau, unconditional, torch.randn(4, 1024)).prediction.sum().backward()
@@ -205,14 +205,14 @@ def test_a_snapshot_is_sampled_from_a_plain_net() -> None:
 
 
 SCRIPT = """
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.spec.config import EngineConfig
 from selfguide.training.engine.build import build_engine
 from tests.selfguide.test_engines import config, perturbed
 from dataclasses import replace
 from functools import partial
 cfg = replace(config("torch"), engine=EngineConfig(backend="torch", compile=True))
-build_engine(cfg, perturbed(cfg), Place(0, 0, 1))
+build_engine(cfg, perturbed(cfg), RankInfo(0, 0, 1))
 """
 
 
@@ -228,13 +228,13 @@ def test_compile_without_a_compiler_is_named_before_the_first_batch(tmp_path: Pa
     assert "No working C++ compiler" in last and "engine.compile=false" in last
 
 
-def run_of(place: Place, configs: list[Config]) -> list[list[float]]:
+def run_of(rank_info: RankInfo, configs: list[Config]) -> list[list[float]]:
     """The weights after four steps with each of the configs."""
     ends = []
     for cfg in configs:
-        engine = build_engine(cfg, perturbed(cfg), place)
+        engine = build_engine(cfg, perturbed(cfg), rank_info)
         for number in range(4):
-            step(engine, place, number, BATCH // place.world)
+            step(engine, rank_info, number, BATCH // rank_info.world)
         flat = [p.detach().flatten() for p in engine.module.parameters()]
         ends.append(torch.cat(flat).tolist())
     return ends
@@ -281,7 +281,7 @@ def test_a_compiled_run_resumes_with_the_same_bits(
 def test_images_lie_channels_last_from_the_first_block_to_the_last(name: str) -> None:
     """Under an engine, whose flat weights are in torch's own layout."""
     usual, made = net(name).eval(), net(name).eval()  # dropout would draw in another order
-    prepare(made, EngineConfig(channels_last=True), CPU)
+    configure_execution(made, EngineConfig(channels_last=True), CPU)
     wrong: list[str] = []
     for path, module in made.named_modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.GroupNorm) and path != "stages.0":

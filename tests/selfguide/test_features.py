@@ -39,13 +39,13 @@ def stored(digits: Path) -> Tensor:
     return torch.from_numpy(shards.read_all(digits)["x"])
 
 
-def hooked(snapshot: Snapshot, block: int, x: Tensor, tau: Tensor, told: Condition) -> Tensor:
+def hooked(snapshot: Snapshot, block: int, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
     """Tokens behind a block of the full forward."""
     seen: list[Tensor] = []
     blocks = list(snapshot.student.backbone.repeated())
     hook = blocks[block - 1].register_forward_hook(lambda m, i, o: seen.append(o))
     with torch.no_grad():
-        snapshot.student.predict(x, tau, told)
+        snapshot.student.predict(x, tau, condition)
     hook.remove()
     return seen[0]
 
@@ -81,7 +81,7 @@ def test_noise_is_a_function_of_the_ordinal_alone(snapshot: Snapshot, stored: Te
     assert not torch.allclose(other_seed(stored[:8], ordinals), together)
 
 
-def test_nothing_is_told_in_the_way_the_student_knows(
+def test_features_use_the_unconditional_row_that_the_student_knows(
     digits: Path, tmp_path: Path, stored: Tensor
 ) -> None:
     """A student of labels learned its null row, never the row of the unconditional."""
@@ -94,10 +94,10 @@ def test_nothing_is_told_in_the_way_the_student_knows(
     x = 0.8 * (stored[:4].float() - 8) / 8
     x += 0.2 * normal(0, "extraction-noise", ordinals, (1, 8, 8))
     nothing = Condition.unconditional(4)
-    null = Condition.told(id=torch.zeros(4, dtype=torch.int64)).null()
-    for snapshot, told, state in ((known, null, "null"), (online, nothing, "unconditional")):
+    null = Condition.of(id=torch.zeros(4, dtype=torch.int64)).null()
+    for snapshot, condition, state in ((known, null, "null"), (online, nothing, "unconditional")):
         net = SnapshotFeatures(snapshot, DIGITS, layer=2, pooling="mean")
-        expected = hooked(snapshot, 2, x, torch.full((4,), 0.2), told).mean(1)
+        expected = hooked(snapshot, 2, x, torch.full((4,), 0.2), condition).mean(1)
         torch.testing.assert_close(net(stored[:4], ordinals), expected)
         assert net.provenance["told"] == state
 

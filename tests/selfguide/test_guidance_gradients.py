@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfguide.data.batch import Batch
-from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition
+from selfguide.diffusion.conditions import CONDITIONED, NULL, UNCONDITIONAL, Condition
 from selfguide.diffusion.objectives import build_objective
 from selfguide.guidance.component import Inputs
 from selfguide.guidance.online import OnlineSource
@@ -44,12 +44,12 @@ def forward(student: Student, batch: Batch, read: Inputs) -> Outputs:
 
 
 @BOTH
-@pytest.mark.parametrize("told", ["unconditional", "as_trained"])
+@pytest.mark.parametrize("setting", ["unconditional", "as_trained"])
 @pytest.mark.parametrize("view", ["extraction", "training"])
-def test_each_loss_moves_its_own_parameters_only(level: str, view: str, told: str) -> None:
-    if view == "extraction" and told == "as_trained":
-        told = "unconditional"  # read with view training only
-    config = leveled(level, view=view, view_condition=told, mask=(0.2, 0.8))
+def test_each_loss_moves_its_own_parameters_only(level: str, view: str, setting: str) -> None:
+    if view == "extraction" and setting == "as_trained":
+        setting = "unconditional"  # read with view training only
+    config = leveled(level, view=view, view_condition=setting, mask=(0.2, 0.8))
     student, _, source, batch, outputs = stepped(config)
     guidance = source.loss(outputs, batch, None)
     assert student.head is not None
@@ -106,30 +106,30 @@ def test_the_prototypes_length_changes_no_score_and_no_score_changes_the_prototy
 # --- patches
 
 
-def test_patches_are_told_their_own_rows_and_dropped_one_by_one() -> None:
+def test_patches_are_conditioned_on_their_own_rows_and_dropped_one_by_one() -> None:
     config = leveled("patch", drop=0.25)
     _, teacher, source, batch = make(config, images=448)
     assert (inputs(source, batch, teacher).condition.state == UNCONDITIONAL).all()
     batch.images = 600
-    told = inputs(source, batch, teacher).condition
-    assert told.patch is not None and told.patch.shape == (64, PATCHES, 32)
+    condition = inputs(source, batch, teacher).condition
+    assert condition.patch is not None and condition.patch.shape == (64, PATCHES, 32)
     ids = assign(teacher.module, source.extract(batch, teacher.module)).view(64, PATCHES)
     rows = teacher.module.head.rows()  # type: ignore[union-attr]
     for image in (0, 17, 63):
         for patch in (0, 5, 15):
-            assert torch.equal(told.patch[image, patch], rows[ids[image, patch]])
-    assert told.state.shape == (64, PATCHES)
-    nulls = told.state == NULL
+            assert torch.equal(condition.patch[image, patch], rows[ids[image, patch]])
+    assert condition.state.shape == (64, PATCHES)
+    nulls = condition.state == NULL
     share, sigma = nulls.float().mean().item(), math.sqrt(0.25 * 0.75 / nulls.numel())
     assert abs(share - 0.25) < 4 * sigma
     mixed = nulls.any(1) & ~nulls.all(1)  # not by image
     assert mixed.sum() > 55
     again = inputs(source, batch, teacher).condition
-    assert torch.equal(again.state, told.state), "the same images drop the same patches"
+    assert torch.equal(again.state, condition.state), "the same images drop the same patches"
 
 
 @pytest.mark.parametrize("name", ["dit_digits", "uvit_digits"])
-def test_a_dropped_patch_is_told_the_null_row_whatever_it_held(name: str) -> None:
+def test_a_dropped_patch_gets_the_null_row_whatever_it_held(name: str) -> None:
     config = replace(leveled("patch", prototype_width=None), model=ModelConfig(name=name))
     student = build_student(config, 0)
     patches = student.backbone.patches
@@ -140,12 +140,12 @@ def test_a_dropped_patch_is_told_the_null_row_whatever_it_held(name: str) -> Non
     embedded = patches(Condition(state, patch=values), PATCHES)  # type: ignore[operator]
     assert torch.equal(embedded[0, 3], patches.one.null)  # type: ignore[union-attr]
     assert torch.equal(embedded[1, 7], patches.one.unconditional)  # type: ignore[union-attr]
-    told = patches(Condition.told(patch=values), PATCHES)  # type: ignore[operator]
-    kept = state == TOLD
-    assert torch.equal(embedded[kept], told[kept]) and embedded.isfinite().all()
+    condition = patches(Condition.of(patch=values), PATCHES)  # type: ignore[operator]
+    kept = state == CONDITIONED
+    assert torch.equal(embedded[kept], condition[kept]) and embedded.isfinite().all()
     # all patches dropped is what guidance compares with, and has no row that training never saw
-    whole = Condition.told(patch=values).drop(torch.ones(2, dtype=torch.bool))
-    single = Condition.told(patch=values).drop(torch.ones(2, PATCHES, dtype=torch.bool))
+    whole = Condition.of(patch=values).drop(torch.ones(2, dtype=torch.bool))
+    single = Condition.of(patch=values).drop(torch.ones(2, PATCHES, dtype=torch.bool))
     x, tau = torch.randn(2, 1, 8, 8), torch.rand(2)
     with torch.no_grad():
         for parameter in student.parameters():
@@ -185,7 +185,7 @@ def test_the_patches_mask_repeats_each_images_time_and_is_not_tiled(over: str) -
     assert loss.item() == pytest.approx(expected / len(inside), rel=1e-5)
 
 
-def test_a_layout_query_asks_each_image_alone_and_tells_every_patch() -> None:
+def test_a_layout_query_asks_each_image_alone_and_conditions_every_patch() -> None:
     config = leveled("patch")
     student, _, _, _ = make(config, images=0)
     student.eval()
@@ -193,7 +193,7 @@ def test_a_layout_query_asks_each_image_alone_and_tells_every_patch() -> None:
     x0 = torch.randn(3, 1, 8, 8)
     layout = patch_layout(snapshot, x0)
     assert layout.patch is not None and layout.patch.shape == (3, PATCHES, 32)
-    assert layout.state.shape == (3,) and (layout.state == TOLD).all()
+    assert layout.state.shape == (3,) and (layout.state == CONDITIONED).all()
     alone = patch_layout(snapshot, x0[1:2])
     torch.testing.assert_close(alone.patch, layout.patch[1:2])
     assert len(layout.patch.flatten(0, 1).unique(dim=0)) > 1
@@ -229,12 +229,12 @@ def test_codes_over_all_are_sinkhorns_of_every_noise_time() -> None:
         assert loss == pytest.approx(-(codes * logs).sum(1).mean().item(), rel=1e-5)
 
 
-def test_the_heads_view_is_told_nothing_or_what_the_step_tells() -> None:
-    for told in ("unconditional", "as_trained"):
-        config = online_config(view="training", view_condition=told, drop=0.0)
+def test_the_heads_view_is_unconditional_or_as_trained() -> None:
+    for setting in ("unconditional", "as_trained"):
+        config = online_config(view="training", view_condition=setting, drop=0.0)
         student, teacher, source, batch, outputs = stepped(config)
         read = inputs(source, batch, teacher)
-        if told == "unconditional":
+        if setting == "unconditional":
             nothing = Condition.unconditional(64)
             features = teacher.module.features(batch.x, batch.tau, nothing)
             assert read.features is not None and torch.equal(read.features, features)
@@ -255,28 +255,30 @@ def test_ids_are_extracted_in_noise_of_their_own_or_the_steps() -> None:
 
 
 def test_what_stands_for_nothing_is_a_learned_row_or_zeros() -> None:
-    for untold in ("embedding", "zero"):
-        student, _, _, _ = make(online_config(unconditional=untold), images=0)
+    for unconditional in ("embedding", "zero"):
+        student, _, _, _ = make(online_config(unconditional=unconditional), images=0)
         embedding = student.backbone.condition
         row = embedding(Condition.unconditional(1))  # type: ignore[operator]
         null = embedding(Condition.unconditional(1).drop(torch.ones(1, dtype=torch.bool)))  # type: ignore[operator]
         assert torch.equal(row, null), "unconditional images are never dropped"
-        assert bool(row.any()) == (untold == "embedding")
+        assert bool(row.any()) == (unconditional == "embedding")
         nulled = embedding(Condition(torch.tensor([NULL])))  # type: ignore[operator]
         assert torch.equal(nulled[0], embedding.null)  # type: ignore[union-attr]
         row.sum().backward()
         moved = embedding.unconditional.grad.any()  # type: ignore[union-attr]
-        assert bool(moved) == (untold == "embedding")
+        assert bool(moved) == (unconditional == "embedding")
 
 
-def test_told_rows_are_unit_or_the_average_as_it_is() -> None:
-    for told in ("unit", "averaged"):
-        config = online_config(condition_rows=told, drop=0.0)
+def test_condition_rows_are_unit_or_the_average_as_it_is() -> None:
+    for setting in ("unit", "averaged"):
+        config = online_config(condition_rows=setting, drop=0.0)
         _, teacher, source, batch = make(config, images=600)
         assert teacher.module.head is not None
         teacher.module.head.prototypes.data.mul_(0.9)
         lengths = inputs(source, batch, teacher).condition.dense.norm(dim=1)  # type: ignore[union-attr]
-        wanted = 1.0 if told == "unit" else teacher.module.head.prototypes.norm(dim=1).max().item()
+        wanted = (
+            1.0 if setting == "unit" else teacher.module.head.prototypes.norm(dim=1).max().item()
+        )
         assert lengths.max().item() == pytest.approx(wanted, rel=1e-5)
     assert wanted != pytest.approx(1.0, abs=0.01)
 
@@ -300,7 +302,7 @@ def test_a_queue_joins_sinkhorn_and_gets_no_loss() -> None:
     assert torch.equal(again[0], again[1])  # type: ignore[arg-type]
 
 
-def test_an_epsilon_below_fp32s_range_still_tells_prototypes_apart() -> None:
+def test_an_epsilon_below_fp32s_range_still_separates_prototypes() -> None:
     config = online_config(epsilon=0.005)
     _, _, source, batch, outputs = stepped(config)
     loss = source.loss(outputs, batch, None)

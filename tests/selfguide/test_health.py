@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.guidance.component import Stepped
 from selfguide.guidance.online import PROTOTYPES, OnlineSource
-from selfguide.guidance.prototype_counts import Usage
+from selfguide.guidance.prototype_counts import PrototypeCounts
 from selfguide.guidance.prototypes import assign
 from selfguide.networks.student import build_student
 from selfguide.spec.advice import SIGNS, advise, recorded
@@ -42,7 +42,7 @@ def alone(config: Config, images: int = 600) -> State:
         engine=replace(config.engine, backend="torch"),
         train=TrainConfig(images=1024, batch=64, ema_halflife=(500, 2000)),
     )
-    state = build_state(config, Place(0, 0, 1), build_student(config, 0), [], SCRATCH)
+    state = build_state(config, RankInfo(0, 0, 1), build_student(config, 0), [], SCRATCH)
     state.images = images
     return state
 
@@ -50,7 +50,7 @@ def alone(config: Config, images: int = 600) -> State:
 # --- what is said
 
 
-def test_a_healthy_run_is_told_nothing() -> None:
+def test_a_healthy_run_gets_no_advice() -> None:
     assert advise(lines(50)) == []
     assert advise([{"images": 1, "loss": 1.0}] * 9) == [], "nor is one without an online source"
 
@@ -113,9 +113,13 @@ def test_measures_are_those_of_a_plain_count() -> None:
     source.health.see(batch)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 5, (200,), generator=generator)
-    source.usage.turn(600)
-    source.usage.learned(ids[:150], torch.full((150,), 2.0), torch.tensor([True, False]))
-    source.usage.learned(ids[150:], torch.full((50,), 4.0), torch.tensor([False, False]))
+    source.prototype_counts.begin_step(600)
+    source.prototype_counts.count_learned(
+        ids[:150], torch.full((150,), 2.0), torch.tensor([True, False])
+    )
+    source.prototype_counts.count_learned(
+        ids[150:], torch.full((50,), 4.0), torch.tensor([False, False])
+    )
     found = source.report(state.images, state.teaching)
     counts = [int((ids == k).sum()) for k in range(12)]
     p = [c / 200 for c in counts if c]
@@ -125,8 +129,10 @@ def test_measures_are_those_of_a_plain_count() -> None:
     assert found["code_loss"] == pytest.approx((150 * 2 + 50 * 4) / 200 / math.log(12))
     assert found["dead"] == 0.5 and found["counted"] == 200 and "churn" not in found
     assert "code_loss" not in source.report(state.images, state.teaching), "a report begins anew"
-    source.usage.learned(ids[:5], torch.ones(5), torch.tensor([True, False]))
-    source.usage.learned(ids[:0], torch.ones(0), torch.tensor([True, True]))  # nobody to be near to
+    source.prototype_counts.count_learned(ids[:5], torch.ones(5), torch.tensor([True, False]))
+    source.prototype_counts.count_learned(
+        ids[:0], torch.ones(0), torch.tensor([True, True])
+    )  # nobody to be near to
     assert source.report(state.images, state.teaching)["dead"] == 1.0
 
 
@@ -152,13 +158,13 @@ def test_churn_is_the_share_of_the_probe_whose_group_changed() -> None:
 
 
 def test_windows_forget() -> None:
-    usage = Usage(4, window=128, switch=100)
+    prototype_counts = PrototypeCounts(4, window=128, switch=100)
     seen = []
     for images in range(0, 640, 64):
-        usage.turn(images)
-        usage.turn(images)  # the second micro-batch of a step
-        usage.learned(torch.tensor([1]), torch.ones(1), torch.zeros(4))
-        seen.append(int(usage.totals()[2:].sum()))
+        prototype_counts.begin_step(images)
+        prototype_counts.begin_step(images)  # the second micro-batch of a step
+        prototype_counts.count_learned(torch.tensor([1]), torch.ones(1), torch.zeros(4))
+        seen.append(int(prototype_counts.totals()[2:].sum()))
     assert seen == [1, 2, 3, 4, 3, 4, 3, 4, 3, 4]
 
 
@@ -172,8 +178,8 @@ def test_only_unused_prototypes_begin_anew_in_masters_averages_and_teacher() -> 
     generator = torch.Generator().manual_seed(3)
     assert isinstance(source, OnlineSource) and state.teacher is not None
     used = torch.arange(64) % 9  # of 12: three are met by nothing
-    source.usage.turn(600)
-    source.usage.learned(used, torch.ones(64), torch.zeros(12))
+    source.prototype_counts.begin_step(600)
+    source.prototype_counts.count_learned(used, torch.ones(64), torch.zeros(12))
     embedding = F.normalize(torch.randn(64, 32, generator=generator), dim=1)
     source.recent = embedding, torch.arange(576, 640)
     ones = tuple(torch.ones_like(master) for master in engine.masters)
@@ -215,17 +221,20 @@ def test_revival_waits_for_the_end_of_a_window_and_is_off_by_default() -> None:
         assert torch.equal(state.engine.gather(state.engine.masters), before)
 
 
-def drawn(place: Place, world: int) -> list[list[float]]:
+def drawn(rank_info: RankInfo, world: int) -> list[list[float]]:
     whole = torch.arange(48 * 2 * 3, dtype=torch.float32).view(96, 3)  # two patches of 48 images
     share = 48 // world
     config = online_config()
     source = OnlineSource(config.guidance, config.path, 0, 512)  # type: ignore[arg-type]
-    mine = slice(place.rank * share * 2, (place.rank + 1) * share * 2)
-    source.recent = whole[mine], torch.arange(place.rank * share, (place.rank + 1) * share) + 7000
+    mine = slice(rank_info.rank * share * 2, (rank_info.rank + 1) * share * 2)
+    source.recent = (
+        whole[mine],
+        torch.arange(rank_info.rank * share, (rank_info.rank + 1) * share) + 7000,
+    )
     return source._draw_recent(10, seed=4).tolist()
 
 
 def test_features_for_revival_are_the_same_at_any_world_size(ranks: Any) -> None:
-    single = drawn(Place(0, 0, 1), 1)
+    single = drawn(RankInfo(0, 0, 1), 1)
     assert ranks(3, drawn, 3) == [single] * 3
     assert len({tuple(row) for row in single}) == 10

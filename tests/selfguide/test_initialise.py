@@ -20,7 +20,7 @@ from torch import Tensor
 from launcher import submit
 from launcher.compose import compose
 from selfguide import snapshot
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.models import assemble
 from selfguide.networks.student import Student, build_student
 from selfguide.spec.averages import averages_of
@@ -76,50 +76,51 @@ def official(path: Path, **changes: Any) -> InitConfig:
 # --- whole runs --------------------------------------------------------------------------------
 
 
-def attempt(place: Place, cfg: Config, root: Path) -> None:
+def attempt(rank_info: RankInfo, cfg: Config, root: Path) -> None:
     """One attempt of the run in `root`, submitted by rank 0 as the launcher does."""
     run = RunFolder(root)
     dist.barrier()
-    if place.rank == 0:
+    if rank_info.rank == 0:
         number = run.open_attempt()
         if number == 1:
             what = identity(cfg, manifests.load(cfg.data.root).hash, check_weights(cfg))
             write_record(run.run_json, {"images": IMAGES, "identity": what})
     dist.barrier()
     lease = Lease(run, run.attempt_numbers()[-1])
-    job.work(cfg, place, lease, Telemetry(run, lease.number, place, cfg.train.images))
+    job.work(cfg, rank_info, lease, Telemetry(run, lease.number, rank_info, cfg.train.images))
 
 
-def story(place: Place, digits: str, root: Path) -> list[str]:
+def story(rank_info: RankInfo, digits: str, root: Path) -> list[str]:
     """A run with labels; an online one from its snapshot; the same, interrupted, and the snapshot is gone by then."""
     end = f"img-{IMAGES:09d}"
-    attempt(place, config(digits, guidance=LabelGuidance()), root / "labels")
+    attempt(rank_info, config(digits, guidance=LabelGuidance()), root / "labels")
     begin = InitConfig(source="snapshot", path=str(root / "labels" / "snapshots" / end))
     for name in ("whole", "parts"):
-        attempt(place, config(digits, begin), root / name)
+        attempt(rank_info, config(digits, begin), root / name)
     dist.barrier()
-    if place.rank == 0:
+    if rank_info.rank == 0:
         for kind in ("checkpoints", "snapshots"):
             shutil.rmtree(root / "parts" / kind / end)
         (root / "labels").rename(root / "moved")
     dist.barrier()
-    attempt(place, config(digits, begin), root / "parts")
+    attempt(rank_info, config(digits, begin), root / "parts")
     path = root / "dit.pt"
-    if place.rank == 0:
+    if rank_info.rank == 0:
         official_file(path)
     dist.barrier()
     return [
-        alike(place, config(digits, official(path)), backend) for backend in ("torch", "deepspeed")
+        alike(rank_info, config(digits, official(path)), backend)
+        for backend in ("torch", "deepspeed")
     ]
 
 
-def alike(place: Place, cfg: Config, backend: str) -> str:
+def alike(rank_info: RankInfo, cfg: Config, backend: str) -> str:
     """The digest of all that this rank starts from: live weights, averages, the teacher's."""
     cfg = replace(cfg, engine=replace(cfg.engine, backend=backend))
     student = build_student(cfg, cfg.seed)
     origin = initialise(student, cfg, check_weights(cfg))
     wanted = {n: p.detach().clone() for n, p in student.named_parameters()}
-    state = job.build_state(cfg, place, student, [], origin)
+    state = job.build_state(cfg, rank_info, student, [], origin)
     assert state.teacher is not None
     live = state.engine.layout.split(state.engine.gather(state.engine.masters))
     sums = hashlib.sha256()
@@ -131,7 +132,7 @@ def alike(place: Place, cfg: Config, backend: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def told(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[str]]]:
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[str]]]:
     from tools.ranks import run_ranks
 
     root = tmp_path_factory.mktemp("story")
@@ -142,8 +143,8 @@ def last(run: Path) -> snapshot.Snapshot:
     return snapshot.load(run / "snapshots" / f"img-{IMAGES:09d}")
 
 
-def test_resuming_needs_the_first_weights_no_more_and_ends_with_the_same_bits(told: Any) -> None:
-    root, _ = told
+def test_resuming_needs_the_first_weights_no_more_and_ends_with_the_same_bits(trained: Any) -> None:
+    root, _ = trained
     whole, parts = (last(root / name).student.state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert RunFolder(root / "parts").attempt_numbers() == [1, 2]
@@ -156,13 +157,13 @@ def test_resuming_needs_the_first_weights_no_more_and_ends_with_the_same_bits(to
     )
 
 
-def test_every_rank_and_engine_begins_from_the_same(told: Any) -> None:
-    _, digests = told
+def test_every_rank_and_engine_begins_from_the_same(trained: Any) -> None:
+    _, digests = trained
     assert len({each for rank in digests for each in rank}) == 1
 
 
-def test_a_run_from_labels_is_not_label_free_however_it_goes_on(told: Any) -> None:
-    root, _ = told
+def test_a_run_from_labels_is_not_label_free_however_it_goes_on(trained: Any) -> None:
+    root, _ = trained
     before = last(root / "moved")
     assert before.saw_labels and dict(before.origin) == dict(SCRATCH)
     for images in (SEEN, IMAGES):
@@ -240,7 +241,7 @@ def test_the_label_table_is_dropped_or_kept(labels: Any, tmp_path: Path) -> None
     assert record["saw_labels"] and record["labels"] == labels
 
 
-def test_what_is_told_may_change_and_positions_go_by_token(tmp_path: Path) -> None:
+def test_the_condition_may_change_and_positions_go_by_token(tmp_path: Path) -> None:
     """From an unconditional U-ViT to one with [CLS] and prototypes: only new tokens are fresh."""
     model = {"name": "uvit_s_2", "size": 8, "channels": 1, "width": 32, "depth": 2, "heads": 4}
     plain = replace(config("d").model, **model)
@@ -339,20 +340,20 @@ UNETS = ["unet_sgdm_32", "unet_sgdm_cross_64", "unet_digits", "unet_ddpmpp"]
 
 
 @pytest.mark.parametrize("name", UNETS)
-@pytest.mark.parametrize("told_first", [True, False])
+@pytest.mark.parametrize("labelled_first", [True, False])
 def test_unets_of_other_guidance_fit_or_are_refused_at_submission(
-    name: str, told_first: bool, tmp_path: Path
+    name: str, labelled_first: bool, tmp_path: Path
 ) -> None:
     """What `agree` lets through can be transplanted; blocks change width only where the condition is beside time."""
     small: dict[str, Any] = {"base": 32, "mult": (1, 2), "blocks": 1, "attention": ()}
     base = config("d")
     base = replace(base, model=replace(base.model, name=name, **small))
     none, labels = (replace(base, guidance=g()) for g in (NoGuidance, LabelGuidance))
-    theirs, ours = (labels, none) if told_first else (none, labels)
+    theirs, ours = (labels, none) if labelled_first else (none, labels)
     given, fresh = build_student(theirs, 0), build_student(ours, 1)
     run = replace(ours, init=from_snapshot(tmp_path))
     if name == "unet_sgdm_32":
-        with pytest.raises(UserError, match=r"was told .*; set guidance="):
+        with pytest.raises(UserError, match=r"was trained with .*; set guidance="):
             agree(theirs, run)
         with pytest.raises(UserError, match="take a snapshot of this model"):
             transplant(given, fresh, keep_labels=False)
@@ -483,7 +484,7 @@ def test_other_weights_than_were_submitted_are_refused(tmp_path: Path) -> None:
         initialise(build_student(cfg, 0), cfg, promised)
 
 
-def test_a_run_is_its_weights_and_not_their_place(tmp_path: Path) -> None:
+def test_a_run_is_its_weights_and_not_their_path(tmp_path: Path) -> None:
     def hashed(cfg: Config) -> str:
         return digest(identity(cfg, "data", check_weights(cfg)))
 
@@ -595,7 +596,7 @@ LAWS = [
     ("init=dit init.path=x.pt model.time=index model.norm=rms", "model.norm=rms, and a published DiT has layer; "
      "set model.norm=layer"),
     ("init=dit init.path=x.pt model.time=index model.qk_norm=true", "set model.qk_norm=false"),
-    ("init=dit init.path=x.pt model.time=index init.labels=keep", "told no labels; set init.labels=drop, or "
+    ("init=dit init.path=x.pt model.time=index init.labels=keep", "not conditioned on labels; set init.labels=drop, or "
      "guidance=labels"),
     ("init=dit init.path=x.pt model.time=index", "path.name=rectified_flow path.prediction=v, and the weights of "
      "init.path=x.pt learned path.name=ddpm path.betas=linear path.prediction=eps; set path.name=ddpm "

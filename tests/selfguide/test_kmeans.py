@@ -84,14 +84,16 @@ def test_more_groups_than_different_samples_leave_some_empty() -> None:
 SPLITS = {1: [200], 2: [150, 50], 3: [90, 0, 110], 4: [0, 1, 199, 0]}
 
 
-def _lloyd_rank(place: Any, features: Rows, initials: list[Rows]) -> dict[tuple[int, int], Groups]:
+def _lloyd_rank(
+    rank_info: Any, features: Rows, initials: list[Rows]
+) -> dict[tuple[int, int], Groups]:
     """What this rank finds among the first `world` ranks, for each world it belongs to and each beginning."""
     found = {}
     for world, sizes in SPLITS.items():
         group = dist.new_group(list(range(world)))  # all ranks call
-        if place.rank < world:
-            start = sum(sizes[: place.rank])
-            shard = features[start : start + sizes[place.rank]]
+        if rank_info.rank < world:
+            start = sum(sizes[: rank_info.rank])
+            shard = features[start : start + sizes[rank_info.rank]]
             for number, initial in enumerate(initials):
                 found[world, number] = lloyd(shard, initial, iterations=100, group=group)
     return found

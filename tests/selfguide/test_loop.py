@@ -12,7 +12,7 @@ import torch
 
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.guidance.online import PROTOTYPES
 from selfguide.networks.student import build_student
 from selfguide.spec.config import TrainConfig
@@ -46,7 +46,7 @@ def begun(folder: Path, images: int, broken: tuple[int, ...] = (), **guidance: A
         engine=replace(config.engine, backend="torch"),
         train=TrainConfig(images=1024, batch=BATCH, learning_rate=3e-3, ema_halflife=(500,)),
     )
-    state = build_state(config, Place(0, 0, 1), build_student(config, 0), [], SCRATCH)
+    state = build_state(config, RankInfo(0, 0, 1), build_student(config, 0), [], SCRATCH)
     state.images = images
 
     def stream() -> Any:
@@ -59,9 +59,9 @@ def begun(folder: Path, images: int, broken: tuple[int, ...] = (), **guidance: A
 
     run = RunFolder(folder)
     return Training(
-        config, Place(0, 0, 1), state, Given(stream()), build_objective(config.path),
+        config, RankInfo(0, 0, 1), state, Given(stream()), build_objective(config.path),
         Normaliser.of(Header(kind="image", shift=8.0, scale=0.125)), {},
-        Telemetry(run, 1, Place(0, 0, 1), 1024), Lease(run, 1),
+        Telemetry(run, 1, RankInfo(0, 0, 1), 1024), Lease(run, 1),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfguide.sampling.group_names import FILE, Naming, read_naming
-from selfguide.sampling.groups import draw_groups
+from selfguide.sampling.groups import sample_group_ids
 from shards.errors import UserError
 
 
@@ -50,7 +50,7 @@ def test_banned_groups_are_never_drawn_and_the_others_keep_their_proportions(
     kept = [k for k in range(len(p)) if k not in banned]
     for k in kept:
         assert allowed[k] / allowed[kept[0]] == pytest.approx(p[k] / p[kept[0]])
-    drawn = draw_groups(allowed, 0, torch.arange(500))
+    drawn = sample_group_ids(allowed, 0, torch.arange(500))
     assert not banned & set(drawn.tolist())
 
 

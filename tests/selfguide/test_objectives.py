@@ -19,17 +19,17 @@ from launcher.compose import compose
 from selfguide import snapshot
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import Condition
-from selfguide.diffusion.objectives import Uncertainty, build_objective, draw_times
+from selfguide.diffusion.objectives import Uncertainty, build_objective, sample_times
 from selfguide.diffusion.paths import VarianceExploding, build_path
 from selfguide.diffusion.preconditioning import build_preconditioning
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.guidance.prototypes import extract
 from selfguide.networks.student import Sampled, Student, build_student
 from selfguide.spec.config import Config, NoGuidance, PathConfig, Prediction
 from selfguide.spec.sizes import footprint
 from selfguide.spec.validate import validate
 from selfguide.training.components import Components
-from selfguide.training.loop import Training, prepare
+from selfguide.training.loop import Training, prepare_batch
 from shards.errors import UserError
 from shards.format.header import Header
 from tests.selfguide.test_online import online_config
@@ -177,17 +177,17 @@ def student_of(path: PathConfig, online: bool = True) -> tuple[Config, Student]:
 def test_the_uncertainty_trains_in_the_student_and_never_samples(online: bool) -> None:
     config, student = student_of(EDM2, online)
     x0, eps = (each.float() for each in torch.randn(2, 4, 1, 8, 8))
-    tau, told = torch.tensor([0.1, 0.4, 0.6, 0.9]), Condition.unconditional(4)
+    tau, condition = torch.tensor([0.1, 0.4, 0.6, 0.9]), Condition.unconditional(4)
     features = torch.randn(4, 1024) if online else None
     objective = build_objective(config.path)
     x = objective.preconditioning.noised(x0, eps, tau)
-    outputs = student(x, tau, told, features)
+    outputs = student(x, tau, condition, features)
     objective.losses(outputs.prediction, x0, eps, tau, outputs.log_variance).mean().backward()
     assert student.uncertainty is not None
     assert all(p.grad is not None and p.grad.any() for p in student.uncertainty.parameters())
-    before = Sampled(student)(x, tau, told)
+    before = Sampled(student)(x, tau, condition)
     nn.init.normal_(student.uncertainty.linear.weight)
-    assert torch.equal(Sampled(student)(x, tau, told), before)
+    assert torch.equal(Sampled(student)(x, tau, condition), before)
     assert footprint(config).parameters == sum(p.numel() for p in student.parameters())
 
 
@@ -207,9 +207,9 @@ def test_features_are_extracted_from_what_the_network_reads() -> None:
     found = extract(student, edm(), config.guidance.noise_time, x0, eps)
     sigma, tau = 0.25, torch.full((4,), 0.2)
     read = (x0 + sigma * eps) / math.sqrt(sigma**2 + 0.5**2)
-    told = Condition.unconditional(4)
-    torch.testing.assert_close(found, student.features(read, tau, told), atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(found, student.features(x0 + sigma * eps, tau, told), atol=1e-2)
+    condition = Condition.unconditional(4)
+    torch.testing.assert_close(found, student.features(read, tau, condition), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, student.features(x0 + sigma * eps, tau, condition), atol=1e-2)
 
 
 # time densities
@@ -219,7 +219,7 @@ MANY = torch.arange(20_000)
 
 def drawn(share: float = 0.0, positions: Tensor = MANY, seed: int = 0, **settings: Any) -> Tensor:
     config = PathConfig(**settings)
-    return draw_times(config, build_path(config), seed, positions, share)
+    return sample_times(config, build_path(config), seed, positions, share)
 
 
 def sigma_of(tau: Tensor) -> Any:
@@ -327,7 +327,7 @@ def test_whatever_is_accepted_has_finite_inputs_and_a_loss_of_sane_size() -> Non
     for config in accepted:
         objective = build_objective(config)
         for share in (0.0, 1.0):
-            tau = draw_times(config, objective.preconditioning.path, 0, MANY, share)
+            tau = sample_times(config, objective.preconditioning.path, 0, MANY, share)
             assert torch.isfinite(objective.preconditioning.noised(x0, eps, tau)).all(), config
             losses = objective.losses(torch.zeros_like(x0), x0, eps, tau, torch.zeros(count))
             assert torch.isfinite(losses).all(), config
@@ -339,7 +339,7 @@ def test_a_batch_holds_what_the_network_reads_at_the_times_of_its_clock() -> Non
     for path, seen in ((EDM2, 0), (turning, 0), (turning, 512)):
         config = replace(online_config(), path=path)
         job = Training(
-            config=config, place=Place(0, 0, 1), state=SimpleNamespace(images=seen, components=Components()),  # type: ignore[arg-type]
+            config=config, rank_info=RankInfo(0, 0, 1), state=SimpleNamespace(images=seen, components=Components()),  # type: ignore[arg-type]
             stream=iter(()), objective=build_objective(path), normaliser=Normaliser.of(Header(kind="image")),
             data={}, telemetry=None, lease=None,  # type: ignore[arg-type]
         )  # fmt: skip
@@ -348,7 +348,7 @@ def test_a_batch_holds_what_the_network_reads_at_the_times_of_its_clock() -> Non
             "ordinal": np.arange(64)[::-1].copy(),
             "x": np.random.default_rng(0).normal(size=(64, 1, 8, 8)),
         }
-        batch = prepare(job, arrays)
+        batch = prepare_batch(job, arrays)
         assert torch.equal(
             batch.tau, drawn(seen / 1024, torch.arange(64), config.seed, **asdict(path))
         )

@@ -67,8 +67,8 @@ def images(channels: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     return x, torch.linspace(0.01, 0.99, BATCH), torch.tensor([0, 1, 2, 3, 4, 0])
 
 
-def untold() -> tuple[Condition, Condition]:
-    return Condition.told(id=torch.zeros(BATCH, dtype=torch.int64)).null(), Condition.unconditional(
+def unconditioned() -> tuple[Condition, Condition]:
+    return Condition.of(id=torch.zeros(BATCH, dtype=torch.int64)).null(), Condition.unconditional(
         BATCH
     )
 
@@ -85,7 +85,7 @@ def test_dit_is_dit(sigma: bool) -> None:
     found = adopt(ours, weights, init(labels="keep"))
     assert found.saw_labels and found.sigma
     null = torch.full_like(y, CLASSES)
-    pairs = [(Condition.told(id=y), y), *((condition, null) for condition in untold())]
+    pairs = [(Condition.of(id=y), y), *((condition, null) for condition in unconditioned())]
     with torch.no_grad():
         for condition, rows in pairs:
             expected = published.dit(weights, x, 1000 * tau - 1, rows, patch=2, heads=4)
@@ -100,7 +100,7 @@ def test_sit_predicts_the_derivative_by_its_data_time(sigma: bool) -> None:
     adopt(ours, weights, init("sit", labels="keep"))
     with torch.no_grad():
         theirs = published.dit(weights, x, 1 - tau, y, patch=2, heads=4)[:, :3]
-        close(ours(x, tau, Condition.told(id=y)), -theirs)
+        close(ours(x, tau, Condition.of(id=y)), -theirs)
 
 
 @pytest.mark.parametrize("conv", [True, False])
@@ -109,7 +109,7 @@ def test_uvit_is_uvit(conv: bool) -> None:
     ours = small("uvit_l_2", conv=conv)
     adopt(ours, weights, init("uvit", labels="keep"))
     null = torch.full_like(y, CLASSES)
-    pairs = [(Condition.told(id=y), y), *((condition, null) for condition in untold())]
+    pairs = [(Condition.of(id=y), y), *((condition, null) for condition in unconditioned())]
     with torch.no_grad():
         for condition, rows in pairs:
             expected = published.uvit(weights, x, 999 * tau, rows, patch=2, heads=4)
@@ -135,7 +135,7 @@ def test_new_tokens_are_fresh_and_the_others_keep_their_place() -> None:
     assert torch.equal(table[0], fresh["positions"][0])
     assert torch.equal(table[1:], torch.cat((theirs[1:2], theirs[0:1], theirs[2:])))
     assert torch.equal(ours.get_parameter("cls"), fresh["cls"])
-    # a net without labels is told by the token that the label had
+    # a net without labels is conditioned by the token that the label had
     null = weights["label_emb.weight"][-1]
     assert torch.equal(ours.get_parameter("condition.null"), null)
     assert torch.equal(ours.get_parameter("condition.unconditional"), null)
@@ -165,7 +165,7 @@ def test_a_dropped_table_leaves_its_null_row_and_its_memory() -> None:
     assert not alone.saw_labels
 
 
-def told(backbone: Backbone) -> dict[str, Tensor]:
+def condition_rows(backbone: Backbone) -> dict[str, Tensor]:
     return {n: t.clone() for n, t in backbone.state_dict().items() if n.startswith("condition.")}
 
 
@@ -175,21 +175,21 @@ def test_without_a_null_row_no_class_becomes_null(form: str, labels: str) -> Non
     """Trained without dropping labels: as many rows as classes."""
     make, name = (dit_weights, "dit_s_2") if form == "dit" else (uvit_weights, "uvit_l_2")
     weights, ours = make(rows=CLASSES), small(name)
-    fresh = told(ours)
+    fresh = condition_rows(ours)
     found = adopt(ours, weights, init(form, labels=labels))
     assert found.saw_labels and not found.null and found.classes == CLASSES
     if labels == "keep":
         fresh["condition.labels.weight"] = weights[found.form.table]
-    assert all(torch.equal(tensor, fresh[name]) for name, tensor in told(ours).items())
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in condition_rows(ours).items())
 
 
 def test_a_table_of_who_knows_how_many_classes() -> None:
     """Of 7 rows nobody can say whether the last is a class; a run that keeps 6 or 7 classes can."""
     weights = dit_weights(rows=7)
     ours = small()
-    fresh = told(ours)
+    fresh = condition_rows(ours)
     assert not adopt(ours, weights, init()).null
-    assert all(torch.equal(tensor, fresh[name]) for name, tensor in told(ours).items())
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in condition_rows(ours).items())
     table = weights[FORMS["dit"].table]
     for classes in (6, 7):
         ours = small(classes=classes)

@@ -8,7 +8,7 @@ from torch import nn
 from selfguide.data.batch import Batch
 from selfguide.diffusion import conditions
 from selfguide.diffusion.conditions import UNCONDITIONAL
-from selfguide.distributed import Place, sum_over_ranks
+from selfguide.distributed import RankInfo, sum_over_ranks
 from selfguide.guidance.component import Component, Inputs
 from selfguide.guidance.online import OnlineSource
 from selfguide.guidance.prototype_counts import CONDITIONED
@@ -70,14 +70,14 @@ def inputs(source: Component, batch: Batch, teacher: Teacher) -> Inputs:
     return Components((source,)).inputs(batch, teacher.module)
 
 
-def test_nothing_is_told_before_the_switch_and_all_but_the_dropped_after() -> None:
+def test_conditions_begin_at_the_switch_for_all_but_the_dropped() -> None:
     config = online_config(drop=0.25)
     _, teacher, source, batch = make(config, images=448)
     assert (inputs(source, batch, teacher).condition.state == UNCONDITIONAL).all()
     assert source.metadata()["told"] is False
     batch.images = 512
-    told = inputs(source, batch, teacher).condition
-    assert 0 < (told.state != conditions.TOLD).sum() < 32
+    condition = inputs(source, batch, teacher).condition
+    assert 0 < (condition.state != conditions.CONDITIONED).sum() < 32
     state = source.metadata()
     assert state["told"] and state["label_free"] and abs(sum(state["p"]) - 1) < 1e-9
 
@@ -85,10 +85,10 @@ def test_nothing_is_told_before_the_switch_and_all_but_the_dropped_after() -> No
 def test_the_teacher_names_ids_in_eval_mode_and_learns_nothing_by_it() -> None:
     _, teacher, source, batch = make(online_config(drop=0.0), images=600)
     before = {n: t.clone() for n, t in teacher.module.state_dict().items()}
-    told = inputs(source, batch, teacher).condition
+    condition = inputs(source, batch, teacher).condition
     assert not any(module.training for module in teacher.module.modules())
     assert all(torch.equal(t, before[n]) for n, t in teacher.module.state_dict().items())
-    assert told.dense is not None and not told.dense.requires_grad
+    assert condition.dense is not None and not condition.dense.requires_grad
     assert not any(p.requires_grad for p in teacher.module.parameters())
 
 
@@ -117,11 +117,11 @@ def test_the_paper_view_counts_only_the_masked_noise_times() -> None:
     assert torch.equal(moved, (batch.tau >= 0.4) & (batch.tau <= 0.6))
 
 
-def normed(place: Place, sizes: tuple[int, ...]) -> tuple[list, list, list]:
+def normed(rank_info: RankInfo, sizes: tuple[int, ...]) -> tuple[list, list, list]:
     torch.manual_seed(0)
     norm = GlobalBatchNorm(6)
     whole = torch.randn(sum(sizes), 6) * 3 + 5
-    x = whole.split(sizes)[place.rank].clone().requires_grad_()
+    x = whole.split(sizes)[rank_info.rank].clone().requires_grad_()
     loss = (norm(x) ** 3).sum()
     loss.backward()
     assert x.grad is not None
@@ -141,9 +141,9 @@ def test_batch_norm_is_torchs_over_the_global_batch_gradients_included(ranks: An
         torch.testing.assert_close(torch.tensor(var), oracle.running_var)
 
 
-def summed(place: Place) -> float:
-    x = torch.tensor(float(place.rank + 1), requires_grad=True)
-    (sum_over_ranks(x) * (place.rank + 1)).backward()
+def summed(rank_info: RankInfo) -> float:
+    x = torch.tensor(float(rank_info.rank + 1), requires_grad=True)
+    (sum_over_ranks(x) * (rank_info.rank + 1)).backward()
     assert x.grad is not None
     return x.grad.item()
 
@@ -160,12 +160,12 @@ def test_p_of_k_forgets_old_windows_and_resumes_exactly() -> None:
         batch.images = images
         for _ in range(2):  # two micro-batches of a step
             inputs(source, batch, teacher)
-        totals.append(int(source.usage.totals()[CONDITIONED].sum()))
-    # 128 told images a step here: windows turn after two steps, and two windows are the most that is held
+        totals.append(int(source.prototype_counts.totals()[CONDITIONED].sum()))
+    # 128 conditioned images a step here: windows turn after two steps, and two windows are the most that is held
     assert totals == [128, 256, 384, 512, 384, 512, 384, 512]
     resumed = OnlineSource(config.guidance, config.path, 0, 512)  # type: ignore[arg-type]
     resumed.load_state_dict(source.state_dict(), rank=0)
     for each in (source, resumed):
         batch.images = 1024
         inputs(each, batch, teacher)
-    assert torch.equal(source.usage.totals(), resumed.usage.totals())
+    assert torch.equal(source.prototype_counts.totals(), resumed.prototype_counts.totals())

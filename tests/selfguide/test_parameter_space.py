@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.spec.averages import AverageSpec
 from selfguide.training.checkpoint import read_vectors, write_vectors
 from selfguide.training.ema import Averages
@@ -141,9 +141,9 @@ def test_what_any_ranks_wrote_any_other_ranks_read(
     with tempfile.TemporaryDirectory() as folder:
         path, written = Path(folder) / "img-1", []
         for rank, ranges in enumerate(writers):
-            space, place = space_of(layout, ranges, flat), Place(rank, 0, len(writers))
+            space, rank_info = space_of(layout, ranges, flat), RankInfo(rank, 0, len(writers))
             held = {"master": space.masters, "first": tuple(2 * m for m in space.masters)}
-            written += write_vectors(path, held, space, place, Fence(folder, 1))[:1]
+            written += write_vectors(path, held, space, rank_info, Fence(folder, 1))[:1]
         for ranges in readers:
             space = space_of(layout, ranges, torch.full_like(flat, torch.nan))
             into = {n: tuple(m.clone() for m in space.masters) for n in ("master", "first")}
@@ -161,12 +161,15 @@ def history(layout: Layout, steps: int = 6) -> list[Tensor]:
     return [torch.randn(layout.total, generator=generator) for _ in range(steps)]
 
 
-def trained(place: Place, split: str, folder: str) -> dict[str, Any]:
+def trained(rank_info: RankInfo, split: str, folder: str) -> dict[str, Any]:
     """Averages over a history of masters, gathered, and written as a checkpoint does."""
     layout = Layout.of(module(), by_rank)
     begin, *later = history(layout)
     space = space_of(
-        layout, SPLITS[split](layout, place.rank, place.world), begin, replicated=split == "whole"
+        layout,
+        SPLITS[split](layout, rank_info.rank, rank_info.world),
+        begin,
+        replicated=split == "whole",
     )
     averages = Averages(space, [AverageSpec(halflife=40), AverageSpec(width=0.2)], ramp=0.5)
     for number, flat in enumerate(later, start=1):
@@ -178,15 +181,15 @@ def trained(place: Place, split: str, folder: str) -> dict[str, Any]:
         "ema-40": averages.shards[0],
         "ema-power": averages.shards[1],
     }
-    ranges = write_vectors(Path(folder) / "img-1", vectors, space, place, Fence(folder, 1))
+    ranges = write_vectors(Path(folder) / "img-1", vectors, space, rank_info, Fence(folder, 1))
     return {"ranges": ranges, **{n: space.gather(shard).tolist() for n, shard in vectors.items()}}
 
 
-def read(place: Place, split: str, folder: str, ranges: list[Any]) -> dict[str, list[float]]:
+def read(rank_info: RankInfo, split: str, folder: str, ranges: list[Any]) -> dict[str, list[float]]:
     layout = Layout.of(module(), by_rank)
     space = space_of(
         layout,
-        SPLITS[split](layout, place.rank, place.world),
+        SPLITS[split](layout, rank_info.rank, rank_info.world),
         torch.zeros(layout.total),
         replicated=split == "whole",
     )

@@ -1,4 +1,4 @@
-"""What no backbone can be or be told is refused by name; what a dropped image holds never matters."""
+"""Architectures and conditions that no backbone can take are refused; what dropped images hold never matters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition, check_condition
+from selfguide.diffusion.conditions import (
+    CONDITIONED,
+    NULL,
+    UNCONDITIONAL,
+    Condition,
+    check_condition,
+)
 from selfguide.models import build
 from selfguide.models.backbone import Backbone
 from shards.errors import UserError
@@ -78,21 +84,21 @@ def test_impossible_sizes_are_named(name: str, change: dict[str, Any], words: st
     assert words in str(raised.value)
 
 
-# --- what a net is told
+# --- conditions
 
 
 DIT_NET = {"classes": 5, "dense": 8, "spatial": 1, "dense_patch": 6}
 NETS: dict[str, dict[str, Any]] = {
     "dit_digits": {"depth": 2, "width": 16} | DIT_NET,
     "uvit_digits": {"depth": 2, "width": 16} | DIT_NET | {"dense": 16, "dense_patch": 16},
-    "unet_digits": {"base": 16} | DIT_NET | {"dense_patch": 0},  # told before the time's MLP
+    "unet_digits": {"base": 16} | DIT_NET | {"dense_patch": 0},  # conditioned before the time's MLP
     "unet_sgdm_32": {"size": 8, "base": 16, "mult": (1, 2), "attention": (2,), "blocks": 1}
-    | {"groups": 4, "heads": 2, "context": 2, "channels": 1}  # told by an MLP and by tokens
+    | {"groups": 4, "heads": 2, "context": 2, "channels": 1}  # conditioned by an MLP and by tokens
     | DIT_NET
     | {"dense_patch": 0},
 }
 FAMILIES = pytest.mark.parametrize("name", NETS)
-STATES = torch.tensor([TOLD, NULL, UNCONDITIONAL, TOLD])
+STATES = torch.tensor([CONDITIONED, NULL, UNCONDITIONAL, CONDITIONED])
 
 
 def tiny(name: str) -> Backbone:
@@ -109,22 +115,22 @@ def inputs(net: Backbone, batch: int = 4) -> tuple[Tensor, Tensor]:
 
 def everything(net: Backbone) -> Condition:
     arch = net.net
-    told = {
+    inputs = {
         "id": torch.arange(4),
         "multi_hot": torch.rand(4, 5),
         "dense": torch.randn(4, arch.dense),
         "spatial": torch.rand(4, 1, 8, 8),
         "patch": torch.randn(4, 16, arch.dense_patch),
     }
-    return Condition(STATES, **{name: told[name] for name in sorted(arch.accepts)})
+    return Condition(STATES, **{name: inputs[name] for name in sorted(arch.accepts)})
 
 
 def spoilt(condition: Condition, bad: float) -> Condition:
-    """Nonsense where nothing is told."""
-    untold = condition.state != TOLD
+    """Nonsense where images are not conditioned."""
+    unconditioned = condition.state != CONDITIONED
     changed = {name: value.clone() for name, value in condition.given.items()}
     for name, value in changed.items():
-        value[untold] = (-1 if bad < 0 else 10**6) if name == "id" else bad
+        value[unconditioned] = (-1 if bad < 0 else 10**6) if name == "id" else bad
     return replace(condition, **changed)
 
 
@@ -171,7 +177,9 @@ def test_dropped_images_send_no_gradient_into_what_they_hold(name: str) -> None:
         ("patch", 3, float("nan"), "condition.patch holds nan; give finite numbers"),
     ],
 )
-def test_bad_values_of_told_images_are_named(field: str, at: int, bad: float, words: str) -> None:
+def test_bad_values_of_conditioned_images_are_named(
+    field: str, at: int, bad: float, words: str
+) -> None:
     net = tiny("dit_digits")
     condition = everything(net)
     check_condition(condition, net.net)
@@ -185,7 +193,7 @@ def test_bad_values_of_told_images_are_named(field: str, at: int, bad: float, wo
 def test_ids_must_be_whole_numbers(dtype: torch.dtype) -> None:
     net = tiny("dit_digits")
     x, tau = inputs(net)
-    condition = Condition.told(id=torch.zeros(4, dtype=dtype))
+    condition = Condition.of(id=torch.zeros(4, dtype=dtype))
     with pytest.raises(UserError, match=rf"condition.id has type {dtype}; .* int64"):
         check_condition(condition, net.net)
     with pytest.raises(UserError, match=r"condition\.id has type"):
@@ -198,7 +206,7 @@ def test_images_times_and_conditions_are_as_many(name: str) -> None:
     net = tiny(name)
     x, tau = inputs(net)
     for few in (1, 3):
-        with pytest.raises(UserError, match=rf"condition tells {few} images and there are 4"):
+        with pytest.raises(UserError, match=rf"condition is of {few} images and there are 4"):
             net(x, tau, Condition.unconditional(few))
         with pytest.raises(UserError, match=rf"tau has shape \({few},\) and there are 4 images"):
             net.features(x, tau[:few], Condition.unconditional(4), 1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from selfguide.diffusion.paths import Path, RectifiedFlow
 from selfguide.diffusion.samplers import SAMPLERS, sample
-from selfguide.diffusion.samplers.walk import noise_times
+from selfguide.diffusion.samplers.schedule import noise_times
 from shards.errors import UserError
 from tests.selfguide.exact import MEAN, PATHS, SD, exact, gaussian
 

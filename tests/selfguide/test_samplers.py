@@ -14,7 +14,7 @@ from torch import Tensor
 from selfguide.diffusion.paths import DDPM, RectifiedFlow, VarianceExploding
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.diffusion.samplers import SAMPLERS, sample
-from selfguide.diffusion.samplers.walk import Walk, noise_times, shifted
+from selfguide.diffusion.samplers.schedule import Schedule, StepNoise, noise_times, shifted
 from selfguide.spec.config.sampler import most_steps
 from shards.errors import UserError
 from tests.selfguide.exact import MEAN, PATHS, SD, exact, gaussian, on_the_ode
@@ -33,7 +33,8 @@ def inside(sampler: str, path: str, steps: int) -> float:
     """Error between noise-times 0.9 and 0.1, in steps that are even in the logarithm of tau / (1 - tau)."""
     logits = torch.linspace(math.log(9), -math.log(9), steps + 1, dtype=torch.float64)
     times = logits.sigmoid()
-    x = SAMPLERS[sampler](Walk(exact(path, 8), NOISE, times, 1.0, None, None))
+    schedule = Schedule(PATHS[path][0], times)
+    x = SAMPLERS[sampler](exact(path, 8), schedule.start(NOISE), schedule)
     goal = on_the_ode(PATHS[path][0], start(path, 0.9), 0.9, 0.1)
     return (x - goal).square().mean().sqrt().item()
 
@@ -303,11 +304,11 @@ def test_an_image_does_not_depend_on_its_batch(sampler: str) -> None:
 
 def test_every_step_and_seed_has_noise_of_its_own() -> None:
     seen: list[Tensor] = []
-    walk = Walk(exact("rf", 8), NOISE, torch.ones(2), 1.0, SEEDS, lambda i, tau, x: None)
-    seen = [walk.fresh(k) for k in range(3)]
+    noise = StepNoise("a test", SEEDS, NOISE)
+    seen = [noise(k) for k in range(3)]
     flat = torch.cat(seen).flatten(1)  # (24, 4)
     assert len(torch.unique(flat, dim=0)) == 24 and seen[0].dtype == torch.float64
-    assert torch.equal(walk.fresh(1), seen[1])
+    assert torch.equal(noise(1), seen[1])
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -327,10 +328,19 @@ def test_the_state_is_fp32_or_wider(sampler: str, noise: torch.dtype) -> None:
 
 
 def test_sampling_keeps_no_graph() -> None:
-    denoiser = exact("rf", 8, told=1.0)
-    denoiser.model.told = torch.ones((), dtype=torch.float64, requires_grad=True)
+    denoiser = exact("rf", 8, shift=1.0)
+    denoiser.model.shift = torch.ones((), dtype=torch.float64, requires_grad=True)
     assert denoiser.velocity(NOISE, 0.5).requires_grad
     assert not sample("euler", denoiser, NOISE, steps=2).requires_grad
+
+
+def test_sigmas_of_others_give_the_karras_schedule() -> None:
+    ours = exact("edm", 8)
+    times = noise_times(ours.preconditioning, 18)
+    schedule = Schedule.of_sigmas(ours.path.sigma(times))
+    torch.testing.assert_close(schedule.times, times, rtol=1e-12, atol=0)
+    found = SAMPLERS["heun"](ours, schedule.start(NOISE), schedule)
+    torch.testing.assert_close(found, sample("heun", ours, NOISE, steps=18), rtol=1e-9, atol=1e-12)
 
 
 BAD = [
@@ -369,6 +379,6 @@ def test_what_cannot_be_walked_is_said_before_the_first_evaluation(
 
 def test_dopri5_says_when_the_network_gives_out() -> None:
     denoiser = exact("rf", 8)
-    denoiser.model.told = math.nan  # type: ignore[assignment]
+    denoiser.model.shift = math.nan  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"dopri5's step shrank.*not finite"):
         sample("dopri5", denoiser, NOISE)

@@ -1,4 +1,4 @@
-"""Sets of samples: who is told what, how often, and that image i is a function of seed + i."""
+"""Sets of samples: conditions, their frequency, and that image i is a function of seed + i."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition
+from selfguide.diffusion.conditions import CONDITIONED, NULL, UNCONDITIONAL, Condition
 from selfguide.guidance.labels import drop_images
 from selfguide.networks.student import build_student
 from selfguide.randomness import normal
-from selfguide.sampling.generate import build_denoiser, draw, draw_condition, generate
-from selfguide.sampling.groups import draw_groups
+from selfguide.sampling.generate import build_denoiser, generate, generate_each, sample_condition
+from selfguide.sampling.groups import sample_group_ids
 from selfguide.snapshot import Snapshot
 from selfguide.spec.averages import AverageSpec
 from selfguide.spec.config import LabelGuidance, PathConfig, SamplerConfig
@@ -26,7 +26,9 @@ from tests.selfguide.test_online import online_config
 P = [0.0, 0.5, 0.2, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def snapshot(path: PathConfig | None = None, *, told: bool = True, still: bool = False) -> Snapshot:
+def snapshot(
+    path: PathConfig | None = None, *, conditioned: bool = True, still: bool = False
+) -> Snapshot:
     """A student of labels with random weights, or `still`: as it is initialised, predicting zero."""
     config = replace(online_config(), guidance=LabelGuidance(), path=path or PathConfig())
     student, generator = build_student(config, 0), torch.Generator().manual_seed(1)
@@ -34,7 +36,11 @@ def snapshot(path: PathConfig | None = None, *, told: bool = True, still: bool =
         if not still:
             nn.init.normal_(parameter, std=0.05, generator=generator)
     student.eval().requires_grad_(False)
-    state = {"source": "labels" if told else "none", "told": told, "p": P if told else None}
+    state = {
+        "source": "labels" if conditioned else "none",
+        "told": conditioned,
+        "p": P if conditioned else None,
+    }
     return Snapshot(
         student=student,
         config=config,
@@ -43,7 +49,7 @@ def snapshot(path: PathConfig | None = None, *, told: bool = True, still: bool =
         data={},
         sha256="",
         average=AverageSpec(halflife=1),
-        saw_labels=told,
+        saw_labels=conditioned,
         origin={},
     )
 
@@ -81,18 +87,20 @@ def test_noise_of_seed_zero_is_a_function_of_the_index_alone() -> None:
 
 def test_groups_of_seed_zero_are_those_of_the_index_and_can_be_fixed() -> None:
     source, seeds = snapshot(), torch.arange(64)
-    condition = draw_condition(source, seeds)
-    assert torch.equal(condition.given["id"], draw_groups(P, 0, seeds))
+    condition = sample_condition(source, seeds)
+    assert torch.equal(condition.given["id"], sample_group_ids(P, 0, seeds))
     assert torch.equal(
-        draw_condition(source, seeds + 5).given["id"][:-5], condition.given["id"][5:]
+        sample_condition(source, seeds + 5).given["id"][:-5], condition.given["id"][5:]
     )
     sampler, groups = SamplerConfig(steps=2), torch.tensor([4, 1, 1])
     fixed = made(source, sampler, seed=0, count=3, batch=2, groups=groups)
     drawn = torch.cat(
-        [x for x, _ in draw(source, sampler, Condition.told(id=groups), seeds[:3], batch=3)]
+        [x for x, _ in generate_each(source, sampler, Condition.of(id=groups), seeds[:3], batch=3)]
     )
     torch.testing.assert_close(fixed, drawn, atol=1e-5, rtol=0)
-    assert draw_condition(snapshot(told=False), seeds).state.unique().tolist() == [UNCONDITIONAL]
+    assert sample_condition(snapshot(conditioned=False), seeds).state.unique().tolist() == [
+        UNCONDITIONAL
+    ]
 
 
 def test_the_denoiser_is_what_run_and_sampler_say() -> None:
@@ -104,10 +112,10 @@ def test_the_denoiser_is_what_run_and_sampler_say() -> None:
     assert type(denoiser.path).__name__ == "VarianceExploding"
 
 
-def test_every_batch_tells_its_evaluations_and_shows_its_steps() -> None:
+def test_every_batch_has_its_evaluations_and_calls_back_its_steps() -> None:
     seen: list[int] = []
     sampler = SamplerConfig(name="heun", steps=4)
-    batches = draw(
+    batches = generate_each(
         snapshot(),
         sampler,
         Condition.unconditional(5),
@@ -126,19 +134,19 @@ def test_conditions_are_dropped_at_their_rate(rate: float, seed: int) -> None:
     assert abs(share - rate) < 4 * math.sqrt(rate * (1 - rate) / n)
 
 
-def test_dropping_touches_told_images_only() -> None:
-    condition = Condition(torch.tensor([TOLD, NULL, UNCONDITIONAL, TOLD]))
+def test_dropping_changes_conditioned_images_only() -> None:
+    condition = Condition(torch.tensor([CONDITIONED, NULL, UNCONDITIONAL, CONDITIONED]))
     assert condition.drop(torch.tensor([True, True, True, False])).state.tolist() == [
         NULL,
         NULL,
         UNCONDITIONAL,
-        TOLD,
+        CONDITIONED,
     ]
     assert condition.null().state.tolist() == [NULL, NULL, UNCONDITIONAL, NULL]
 
 
 def test_groups_are_drawn_at_their_frequency() -> None:
-    counts = torch.bincount(draw_groups(P, 0, torch.arange(50_000)), minlength=len(P)) / 50_000
+    counts = torch.bincount(sample_group_ids(P, 0, torch.arange(50_000)), minlength=len(P)) / 50_000
     torch.testing.assert_close(
         counts.double(), torch.tensor(P, dtype=torch.float64), atol=0.01, rtol=0
     )

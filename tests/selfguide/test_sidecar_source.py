@@ -1,4 +1,4 @@
-"""Sidecars as guidance: what each image is told in training, what is drawn in sampling, and the controls."""
+"""Sidecars as guidance: conditions in training and in sampling, and the controls."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from sklearn.metrics import adjusted_mutual_info_score
 import shards
 from selfguide import snapshot
 from selfguide.data.batch import Batch
-from selfguide.data.crop_flip import Placement, draw_placement
-from selfguide.diffusion.conditions import NULL, TOLD, Condition
-from selfguide.distributed import Place
+from selfguide.data.crop_flip import CropFlip, sample_crop_flip
+from selfguide.diffusion.conditions import CONDITIONED, NULL, Condition
+from selfguide.distributed import RankInfo
 from selfguide.evaluation import job as evaluation
 from selfguide.guidance.labels import drop_images
 from selfguide.guidance.sidecar import SidecarSource, shuffled
 from selfguide.models import assemble
 from selfguide.networks.student import build_student
-from selfguide.sampling import condition_sampler as drawing
+from selfguide.sampling import condition_sampler as condition_sampler
 from selfguide.sampling import queries
-from selfguide.sampling.generate import draw_condition
-from selfguide.sampling.groups import draw_groups
+from selfguide.sampling.generate import sample_condition
+from selfguide.sampling.groups import sample_group_ids
 from selfguide.snapshot import Snapshot
 from selfguide.spec.annotations import check_annotations, promises
 from selfguide.spec.averages import AverageSpec
@@ -102,13 +102,13 @@ def guided(notes: Path, **fields: Any) -> SidecarGuidance:
     return SidecarGuidance(**fields)
 
 
-def batch_of(ordinals: torch.Tensor, placement: Placement | None = None) -> Batch:
+def batch_of(ordinals: torch.Tensor, crop_flip: CropFlip | None = None) -> Batch:
     x = torch.zeros(len(ordinals), 1, 8, 8)
     position = torch.arange(1000, 1000 + len(ordinals))
-    return Batch(x, x, torch.zeros(len(x)), x, position, ordinals, None, 0, placement=placement)
+    return Batch(x, x, torch.zeros(len(x)), x, position, ordinals, None, 0, crop_flip=crop_flip)
 
 
-def told(guidance: SidecarGuidance, batch: Batch, seed: int = 0) -> Condition:
+def condition_of(guidance: SidecarGuidance, batch: Batch, seed: int = 0) -> Condition:
     return Components((SidecarSource(guidance, seed),)).inputs(batch, None).condition
 
 
@@ -119,37 +119,39 @@ def rows_of(notes: Path, name: str) -> np.ndarray:
 ORDINALS = torch.tensor([1796, 0, 17, 17, 4, 900, 33, 1200])
 
 
-# --- what an image is told ---------------------------------------------------------------------
+# --- the condition of an image ---------------------------------------------------------------------
 
 
-def test_each_image_is_told_the_rows_of_its_ordinal(notes: Path) -> None:
+def test_each_image_is_conditioned_on_the_rows_of_its_ordinal(notes: Path) -> None:
     guidance = guided(notes, ids="ids", dense="features", layout="boxes", drop=0.0)
-    found = told(guidance, batch_of(ORDINALS))
-    assert (found.state == TOLD).all() and found.given.keys() == {"id", "dense", "spatial"}
+    found = condition_of(guidance, batch_of(ORDINALS))
+    assert (found.state == CONDITIONED).all() and found.given.keys() == {"id", "dense", "spatial"}
     assert found.id is not None and found.id.dtype == torch.int64
     np.testing.assert_array_equal(found.id, rows_of(notes, "ids")[ORDINALS])
     np.testing.assert_array_equal(found.given["dense"], rows_of(notes, "features")[ORDINALS])
-    several = told(guided(notes, ids="several"), batch_of(ORDINALS))
+    several = condition_of(guided(notes, ids="several"), batch_of(ORDINALS))
     np.testing.assert_array_equal(several.given["multi_hot"], rows_of(notes, "several")[ORDINALS])
 
 
 def test_one_mask_drops_all_of_it_and_no_other(notes: Path) -> None:
     ordinals = torch.arange(512)
     guidance = guided(notes, ids="ids", layout="masks", drop=0.3)
-    found = told(guidance, batch_of(ordinals), seed=5)
+    found = condition_of(guidance, batch_of(ordinals), seed=5)
     wanted = drop_images(5, torch.arange(1000, 1512), 0.3)
     assert 0.2 < wanted.double().mean() < 0.4
-    assert torch.equal(found.state == NULL, wanted) and torch.equal(found.state == TOLD, ~wanted)
+    assert torch.equal(found.state == NULL, wanted) and torch.equal(
+        found.state == CONDITIONED, ~wanted
+    )
     source = SidecarSource(guidance, 5)
     assert source.loss(None, batch_of(ordinals), None) is None  # type: ignore[arg-type]
 
 
 def test_a_box_is_one_channel_with_ones_inside_moved_as_its_image_was(notes: Path) -> None:
     positions = torch.arange(8)
-    for placement in (None, draw_placement(0, positions, (8, 8), flip=True)):
-        found = told(guided(notes, layout="boxes"), batch_of(ORDINALS, placement))
-        flips = placement.mirrored if placement else torch.zeros(8, dtype=torch.bool)
-        assert placement is None or (flips.any() and not flips.all())
+    for crop_flip in (None, sample_crop_flip(0, positions, (8, 8), flip=True)):
+        found = condition_of(guided(notes, layout="boxes"), batch_of(ORDINALS, crop_flip))
+        flips = crop_flip.mirrored if crop_flip else torch.zeros(8, dtype=torch.bool)
+        assert crop_flip is None or (flips.any() and not flips.all())
         wanted = np.zeros((8, 1, 8, 8))
         for i, (ordinal, flip) in enumerate(zip(ORDINALS, flips, strict=True)):
             top, left, bottom, right = rows_of(notes, "boxes")[ordinal]
@@ -166,7 +168,7 @@ def test_boxes_of_larger_images_fall_on_the_cells_of_latents(digits: Path, tmp_p
     about = FREE | {"image": [64, 64]}
     sidecar.write(tmp_path / "boxes", boxes, manifest=manifest, kind="box", provenance=about)
     guidance = SidecarGuidance(layout=str(tmp_path / "boxes"), channels=1)
-    found = told(guidance, batch_of(ORDINALS)).given["spatial"]
+    found = condition_of(guidance, batch_of(ORDINALS)).given["spatial"]
     centres = np.arange(8) * 8 + 4
     inside = ((centres >= 5) & (centres < 33))[:, None] & ((centres >= 16) & (centres < 60))[None]
     np.testing.assert_array_equal(found, np.tile(inside, (8, 1, 1, 1)))
@@ -174,10 +176,12 @@ def test_boxes_of_larger_images_fall_on_the_cells_of_latents(digits: Path, tmp_p
 
 def test_a_mask_is_one_channel_a_group_and_shares_of_coarser_cells(notes: Path) -> None:
     masks = rows_of(notes, "masks")[ORDINALS]
-    found = told(guided(notes, layout="masks"), batch_of(ORDINALS)).given["spatial"]
+    found = condition_of(guided(notes, layout="masks"), batch_of(ORDINALS)).given["spatial"]
     np.testing.assert_array_equal(found, np.stack([masks == k for k in range(M)], 1))
-    coarse = Placement(grid=(4, 4), size=(4, 4))
-    shares = told(guided(notes, layout="masks"), batch_of(ORDINALS, coarse)).given["spatial"]
+    coarse = CropFlip(grid=(4, 4), size=(4, 4))
+    shares = condition_of(guided(notes, layout="masks"), batch_of(ORDINALS, coarse)).given[
+        "spatial"
+    ]
     assert shares.shape == (8, M, 4, 4)
     for i in range(8):
         for k in range(M):
@@ -187,18 +191,18 @@ def test_a_mask_is_one_channel_a_group_and_shares_of_coarser_cells(notes: Path) 
                     assert shares[i, k, y, x] == (cell == k).mean()
 
 
-def test_a_mask_tells_its_groups_as_a_multi_hot_where_asked(notes: Path) -> None:
-    """SGDM: the image-level condition is the spatial maximum of the mask; ids that are given are told instead."""
+def test_a_mask_gives_its_groups_as_a_multi_hot_where_asked(notes: Path) -> None:
+    """SGDM: the image-level condition is the spatial maximum of the mask; ids that are given go first."""
     masks = rows_of(notes, "masks")[ORDINALS]
-    found = told(guided(notes, layout="masks", groups=M), batch_of(ORDINALS))
+    found = condition_of(guided(notes, layout="masks", groups=M), batch_of(ORDINALS))
     wanted = [[k in mask for k in range(M)] for mask in masks]
     np.testing.assert_array_equal(found.given["multi_hot"], np.array(wanted))
     assert not np.array(wanted).all()
-    both = told(guided(notes, layout="masks", ids="ids"), batch_of(ORDINALS))
+    both = condition_of(guided(notes, layout="masks", ids="ids"), batch_of(ORDINALS))
     assert both.given.keys() == {"id", "spatial"}
 
 
-def test_the_network_takes_what_it_is_told(notes: Path, digits: Path) -> None:
+def test_the_network_takes_the_condition(notes: Path, digits: Path) -> None:
     everything = guided(notes, ids="ids", layout="masks", dense="features")
     for name in ("dit_digits", "unet_digits", "uvit_digits"):
         guidance = replace(everything, dense=None, width=0) if name == "uvit_digits" else everything
@@ -210,7 +214,7 @@ def test_the_network_takes_what_it_is_told(notes: Path, digits: Path) -> None:
         count = sum(p.numel() for p in model.parameters())
         assert net.parameters() == footprint(config).parameters == count
         batch = batch_of(ORDINALS)
-        out = model(batch.x, batch.tau, told(guidance, batch))
+        out = model(batch.x, batch.tau, condition_of(guidance, batch))
         assert out.shape == batch.x.shape
 
 
@@ -244,7 +248,7 @@ def test_a_full_shuffle_leaves_nothing_of_the_groups_and_none_leaves_all(notes: 
     ids, ordinals = rows_of(notes, "ids"), torch.arange(N)
     information = {}
     for share in (0.0, 0.5, 1.0):
-        found = told(guided(notes, ids="ids", shuffle=share, drop=0.0), batch_of(ordinals))
+        found = condition_of(guided(notes, ids="ids", shuffle=share, drop=0.0), batch_of(ordinals))
         assert np.bincount(found.id, minlength=K).tolist() == np.bincount(ids, minlength=K).tolist()
         information[share] = adjusted_mutual_info_score(ids, found.id)
     assert information[0.0] == pytest.approx(1)
@@ -255,15 +259,15 @@ def test_a_full_shuffle_leaves_nothing_of_the_groups_and_none_leaves_all(notes: 
 
 def test_shuffled_rows_stay_together_and_fixed_through_the_run(notes: Path) -> None:
     guidance = guided(notes, ids="ids", dense="features", shuffle=0.5, drop=0.0)
-    found = told(guidance, batch_of(ORDINALS), seed=3)
+    found = condition_of(guidance, batch_of(ORDINALS), seed=3)
     source = shuffled(N, 0.5, 3)[ORDINALS]
     np.testing.assert_array_equal(found.id, rows_of(notes, "ids")[source])
     np.testing.assert_array_equal(found.given["dense"], rows_of(notes, "features")[source])
-    again = told(guidance, batch_of(ORDINALS.flip(0)), seed=3)
+    again = condition_of(guidance, batch_of(ORDINALS.flip(0)), seed=3)
     assert torch.equal(again.given["id"].flip(0), found.given["id"])
 
 
-# --- what a published student is told ----------------------------------------------------------
+# --- conditions of a published student ----------------------------------------------------------
 
 
 def published(guidance: SidecarGuidance, digits: Path, **changes: Any) -> Snapshot:
@@ -286,9 +290,9 @@ def test_groups_are_drawn_at_their_frequency_or_evenly_among_those_that_occur(
 ) -> None:
     made = published(guided(notes, ids="ids"), digits)
     p = made.guidance["p"]
-    found = draw_condition(made, SEEDS).given["id"]
-    assert torch.equal(found, draw_groups(p, 0, SEEDS))
-    even = torch.bincount(draw_condition(made, SEEDS, "uniform").given["id"], minlength=K)
+    found = sample_condition(made, SEEDS).given["id"]
+    assert torch.equal(found, sample_group_ids(p, 0, SEEDS))
+    even = torch.bincount(sample_condition(made, SEEDS, "uniform").given["id"], minlength=K)
     assert even[2] == 0
     occurring = even[[0, 1, 3, 4, 5, 6]].double()
     assert (occurring - 4000 / 6).abs().max() < 5 * (4000 / 6) ** 0.5
@@ -300,31 +304,29 @@ def test_layouts_and_their_groups_are_drawn_as_rows_of_training_images(
     notes: Path, digits: Path
 ) -> None:
     made = published(guided(notes, ids="ids", layout="boxes", dense="features"), digits)
-    ordinals = drawing.draw_rows(N, SEEDS)
+    ordinals = condition_sampler.sample_ordinals(N, SEEDS)
     counts = torch.bincount(ordinals // 180, minlength=10).double() / torch.tensor(
         [180] * 9 + [177]
     )
     assert ordinals.min() >= 0 and ordinals.max() < N and len(ordinals.unique()) > 0.8 * N
     assert (counts / counts.mean() - 1).abs().max() < 0.25
-    found = draw_condition(made, SEEDS[:50])
+    found = sample_condition(made, SEEDS[:50])
     np.testing.assert_array_equal(found.id, rows_of(notes, "ids")[ordinals[:50]])
     np.testing.assert_array_equal(found.given["dense"], rows_of(notes, "features")[ordinals[:50]])
     areas = rows_of(notes, "boxes")[ordinals[:50]]
     areas = (areas[:, 2] - areas[:, 0]) * (areas[:, 3] - areas[:, 1])
     np.testing.assert_array_equal(found.given["spatial"].sum((1, 2, 3)), areas)
-    later = draw_condition(made, SEEDS[20:50])
+    later = sample_condition(made, SEEDS[20:50])
     assert torch.equal(later.given["spatial"], found.given["spatial"][20:])
     assert label_policy(made.guidance, "empirical") == "training rows"
     with pytest.raises(UserError, match="not on one group alone"):
-        draw_condition(made, SEEDS, "uniform")
+        sample_condition(made, SEEDS, "uniform")
 
 
-def test_a_row_is_what_that_training_image_was_told_shuffled_or_not(
-    notes: Path, digits: Path
-) -> None:
+def test_a_row_is_that_training_images_condition_shuffled_or_not(notes: Path, digits: Path) -> None:
     guidance = guided(notes, ids="several", layout="masks", shuffle=1.0, drop=0.0)
     made = published(guidance, digits)
-    found, trained = queries.rows(made, ORDINALS), told(guidance, batch_of(ORDINALS))
+    found, trained = queries.rows(made, ORDINALS), condition_of(guidance, batch_of(ORDINALS))
     for name, value in trained.given.items():
         assert torch.equal(found.given[name], value)
     with pytest.raises(UserError, match="no training image 1797: the data has ordinals 0 to 1796"):
@@ -350,18 +352,18 @@ def test_groups_outlive_their_sidecar_and_layouts_say_what_is_missing(
     by_row = published(guided(here, ids="ids", layout="boxes"), digits)
     changed = np.load(here / "boxes" / "rows.npy")
     shutil.rmtree(here / "boxes")
-    for tell in (lambda: draw_condition(by_row, SEEDS), lambda: queries.rows(by_row, ORDINALS)):
+    for ask in (lambda: sample_condition(by_row, SEEDS), lambda: queries.rows(by_row, ORDINALS)):
         with pytest.raises(
             UserError, match=r"conditioned on the box of training images.*layout is gone"
         ):
-            tell()
+            ask()
     changed[0, 2] += 1
     manifest = manifests.load(digits).hash
     sidecar.write(here / "boxes", changed, manifest=manifest, kind="box", provenance=FREE)
     with pytest.raises(UserError, match="has changed since"):
-        draw_condition(by_row, SEEDS)
+        sample_condition(by_row, SEEDS)
     shutil.rmtree(here / "ids")
-    assert len(draw_condition(by_group, SEEDS).given["id"]) == 4000
+    assert len(sample_condition(by_group, SEEDS).given["id"]) == 4000
     assert queries.of_groups(by_group, torch.tensor([3])).given["id"].tolist() == [3]
     assert queries.groups(by_group) == K
     with pytest.raises(UserError, match="group 7 is not one of 0 to 6"):
@@ -371,31 +373,31 @@ def test_groups_outlive_their_sidecar_and_layouts_say_what_is_missing(
 # --- whole runs --------------------------------------------------------------------------------
 
 
-def attempt(place: Place, config: Config, root: Path) -> None:
+def attempt(rank_info: RankInfo, config: Config, root: Path) -> None:
     """One attempt of the run in `root`, submitted by rank 0 as the launcher does."""
     run = RunFolder(root)
-    if place.rank == 0 and run.open_attempt() == 1:
+    if rank_info.rank == 0 and run.open_attempt() == 1:
         manifest = manifests.load(config.data.root).hash
         what = identity(config, manifest, None, promises(check_annotations(config, manifest)))
         write_record(run.run_json, {"images": config.train.images, "identity": what})
     dist.barrier()
     lease = Lease(run, run.attempt_numbers()[-1])
-    job.work(config, place, lease, Telemetry(run, lease.number, place, config.train.images))
+    job.work(config, rank_info, lease, Telemetry(run, lease.number, rank_info, config.train.images))
 
 
-def story(place: Place, notes: Path, config: Config, root: Path) -> list[str]:
+def story(rank_info: RankInfo, notes: Path, config: Config, root: Path) -> list[str]:
     """Features as the condition, the oracle, with a box; then attempts of runs whose annotations changed."""
-    attempt(place, config, root / "oracle")
+    attempt(rank_info, config, root / "oracle")
     labelled = replace(config, guidance=guided(notes, ids="seen"))
-    attempt(place, labelled, root / "labelled")
+    attempt(rank_info, labelled, root / "labelled")
     said = []
     for change in (bytes_changed, made_anew):
         dist.barrier()
-        if place.rank == 0:
+        if rank_info.rank == 0:
             change(notes / "seen")
         dist.barrier()
         try:
-            attempt(place, labelled, root / "labelled")
+            attempt(rank_info, labelled, root / "labelled")
         except UserError as error:
             said.append(str(error))
     return said

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfguide import sinkhorn as module
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.sinkhorn import LEAST_EPSILON, Queue, sinkhorn, solve
 from tools.ranks import run_ranks
 
@@ -40,7 +40,7 @@ def heads(dtype: torch.dtype) -> torch.Tensor:
 WORLDS = ((40,), (18, 22), (0, 40, 0), SIZES)  # rows of each rank
 
 
-def on_a_rank(place: Place) -> list[list[tuple[np.ndarray, np.ndarray, list]]]:
+def on_a_rank(rank_info: RankInfo) -> list[list[tuple[np.ndarray, np.ndarray, list]]]:
     """For each of WORLDS this rank is in: codes, dead prototypes and collectives of every form."""
     calls: list[Any] = []
     reduce = dist.all_reduce
@@ -56,9 +56,9 @@ def on_a_rank(place: Place) -> list[list[tuple[np.ndarray, np.ndarray, list]]]:
     answers = []
     for sizes, group in zip(WORLDS, [*groups, None], strict=True):  # None: the default group
         answers.append([])
-        for whole, log_domain in CASES if place.rank < len(sizes) else ():
+        for whole, log_domain in CASES if rank_info.rank < len(sizes) else ():
             calls.clear()
-            mine = whole().split(sizes, dim=-2)[place.rank]
+            mine = whole().split(sizes, dim=-2)[rank_info.rank]
             codes, dead = solve(mine, iterations=3, log_domain=log_domain, group=group)
             answers[-1].append((codes.numpy(), dead.numpy(), list(calls)))
     return answers
@@ -318,22 +318,22 @@ def test_a_queue_holds_the_newest_rows_in_order(pushes: list[int], capacity: int
 def test_a_queue_goes_on_from_its_state() -> None:
     queue, other = Queue(5, 2), Queue(5, 2)
     queue.push(torch.rand(4, 2))
-    state = queue.state()
+    state = queue.saved_rows()
     other.push(torch.rand(5, 2))
-    other.restore(state)
+    other.load_rows(state)
     for rows in (torch.rand(2, 2), torch.rand(0, 2), torch.rand(9, 2)):
         queue.push(rows), other.push(rows)
         assert torch.equal(queue.rows(), other.rows())
     assert len(state) == 4  # a copy: pushing did not change it
     smaller = Queue(3, 2)
-    smaller.restore(state)
+    smaller.load_rows(state)
     assert torch.equal(smaller.rows(), state[-3:])
-    held, kept = queue.state(), queue.rows().clone()
-    other.restore(held)
+    held, kept = queue.saved_rows(), queue.rows().clone()
+    other.load_rows(held)
     held.zero_()  # what a checkpoint does with it reaches neither queue
     assert torch.equal(queue.rows(), kept) and torch.equal(other.rows(), kept)
     with pytest.raises(ValueError, match="rows of shape"):
-        smaller.restore(torch.zeros(4, 3))
+        smaller.load_rows(torch.zeros(4, 3))
     with pytest.raises(ValueError, match="capacity=0"):
         Queue(0, 2)
 

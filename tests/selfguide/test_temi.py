@@ -16,7 +16,7 @@ from selfguide.discovery import temi_fit
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.temi import Heads, TemiConfig, pair_losses, temi_loss, update_marginal
 from selfguide.discovery.temi_fit import fit
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from shards.errors import UserError
 
 SMALL = TemiConfig(
@@ -212,13 +212,13 @@ def test_standardised_features_know_no_unit() -> None:
     np.testing.assert_allclose(a.losses, b.losses, atol=1e-3)
 
 
-def part(place: Place, sizes: tuple[int, ...]) -> tuple[Any, ...]:
+def part(rank_info: RankInfo, sizes: tuple[int, ...]) -> tuple[Any, ...]:
     """A rank's marginal after its share of a batch, and its end of a fit."""
     _, teacher, marginal = drawn(count=sum(sizes))
-    first, second = (t.split(sizes, dim=1)[place.rank] for t in teacher)
+    first, second = (t.split(sizes, dim=1)[rank_info.rank] for t in teacher)
     after = update_marginal(marginal, (first, second), 0.9)
     x, _ = blobs()
-    found = fit(x, neighbours(x, 10), SMALL, place=place)
+    found = fit(x, neighbours(x, 10), SMALL, rank_info=rank_info)
     return after.tolist(), found.ids.tolist(), found.losses, found.heads.outer.tolist()
 
 
@@ -227,7 +227,7 @@ def test_the_number_of_ranks_and_their_shares_change_rounding_only(ranks: Any) -
     _, teacher, marginal = drawn(count=sum(sizes))
     said = torch.cat([t.softmax(2) for t in teacher], dim=1)
     expected = (0.9 * marginal + 0.1 * said.mean(1)).tolist()
-    _, ids, losses, weights = part(Place(0, 0, 1), (sum(sizes),))
+    _, ids, losses, weights = part(RankInfo(0, 0, 1), (sum(sizes),))
     for its_marginal, its_ids, its_losses, its_weights in ranks(3, part, sizes):
         np.testing.assert_allclose(its_marginal, expected, atol=1e-12, rtol=0)
         assert np.mean(np.array(its_ids) == ids) > 0.99

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from selfguide import snapshot
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.spec.config import (
     Config,
     EngineConfig,
@@ -43,19 +43,19 @@ def config(root: Path, backend: str = "torch", dtype: str = "fp32") -> Config:
     )  # fmt: skip
 
 
-def attempt(place: Place, cfg: Config, root: str) -> int:
+def attempt(rank_info: RankInfo, cfg: Config, root: str) -> int:
     """One attempt of the run in `root`."""
     run = RunFolder(Path(root))
     torch.distributed.barrier()
-    if place.rank == 0:
+    if rank_info.rank == 0:
         number = run.open_attempt()
         if number == 1:
             data = {"manifest": manifests.load(cfg.data.root).hash}
             write_record(run.run_json, {"images": IMAGES, "identity": {"data": data}})
     torch.distributed.barrier()
     lease = Lease(run, run.attempt_numbers()[-1])
-    telemetry = Telemetry(run, lease.number, place, cfg.train.images)
-    work(cfg, place, lease, telemetry)
+    telemetry = Telemetry(run, lease.number, rank_info, cfg.train.images)
+    work(cfg, rank_info, lease, telemetry)
     return lease.number
 
 
@@ -192,9 +192,9 @@ def test_shards_that_changed_under_a_run_are_refused(
     assert "this run was begun on" in ranks(1, refused, moved, str(tmp_path / "run"))[0]
 
 
-def refused(place: Place, cfg: Config, root: str) -> str:
+def refused(rank_info: RankInfo, cfg: Config, root: str) -> str:
     try:
-        attempt(place, cfg, root)
+        attempt(rank_info, cfg, root)
     except (RuntimeError, UserError) as error:
         return f"{type(error).__name__} {error}"
     return "accepted"

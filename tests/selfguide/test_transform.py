@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.compose import compose
-from selfguide.data.crop_flip import Placement, box_masks, draw_placement, mirrored
+from selfguide.data.crop_flip import CropFlip, box_masks, mirrored, sample_crop_flip
 from selfguide.data.normaliser import Normaliser
 from selfguide.randomness import uniform
 from selfguide.spec.config import DataConfig
 from selfguide.spec.config.data import check_stored
 from selfguide.spec.identity import identity
 from selfguide.spec.validate import validate
-from selfguide.training.loop import place
+from selfguide.training.loop import crop_and_flip
 from shards.errors import UserError
 from shards.format.header import Header
 from tests.selfguide.test_online import online_config
@@ -27,17 +27,17 @@ COUNT = 7
 
 
 @st.composite
-def placements(draw: st.DrawFn, *, coarse: bool = False) -> tuple[Placement, tuple[int, int]]:
-    """A drawn placement, and the size of the annotated image: any, or that of the grid itself."""
+def crop_flips(draw: st.DrawFn, *, coarse: bool = False) -> tuple[CropFlip, tuple[int, int]]:
+    """A random crop and flip, and the size of the annotated image: any, or that of the grid itself."""
     grid = (draw(st.integers(1, 12)), draw(st.integers(1, 12)))
     window = (draw(st.integers(1, grid[0])), draw(st.integers(1, grid[1])))
     image = (draw(st.integers(grid[0], 40)), draw(st.integers(grid[1], 40))) if coarse else grid
     start = draw(st.integers(0, 2**40))
-    placement = draw_placement(
+    crop_flip = sample_crop_flip(
         draw(st.integers(0, 9)), start + torch.arange(COUNT), grid, flip=draw(st.booleans()),
         window=draw(st.sampled_from([None, window])),
     )  # fmt: skip
-    return placement, image
+    return crop_flip, image
 
 
 @st.composite
@@ -55,73 +55,74 @@ def boxes_in(draw: st.DrawFn, image: tuple[int, int]) -> torch.Tensor:
 @given(st.data())
 def test_a_box_may_be_drawn_before_or_after_it_is_moved(data: st.DataObject) -> None:
     """On the image's own pixels and on a coarser grid of any ratio."""
-    placement, image = data.draw(placements(coarse=True))
+    crop_flip, image = data.draw(crop_flips(coarse=True))
     boxes = data.draw(boxes_in(image))
-    before = placement.spatial(box_masks(boxes, image), how="nearest")
-    after = box_masks(placement.boxes(boxes, image), placement.size)
-    assert before.shape == (COUNT, 1, *placement.size)
+    before = crop_flip.spatial(box_masks(boxes, image), how="nearest")
+    after = box_masks(crop_flip.boxes(boxes, image), crop_flip.size)
+    assert before.shape == (COUNT, 1, *crop_flip.size)
     assert torch.equal(before, after)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_mask_made_of_the_image_moves_as_the_image(data: st.DataObject) -> None:
-    placement, _ = data.draw(placements())
-    image = uniform(3, "picture", torch.arange(COUNT), 2 * int(np.prod(placement.grid)))
-    image = image.view(COUNT, 2, *placement.grid)
-    moved = placement.images(image)
-    assert moved.shape == (COUNT, 2, *placement.size)
-    assert torch.equal(placement.spatial(image > 0.5), (moved > 0.5).float())
-    assert torch.equal(placement.spatial(image > 0.5, how="nearest"), moved > 0.5)
+    crop_flip, _ = data.draw(crop_flips())
+    image = uniform(3, "picture", torch.arange(COUNT), 2 * int(np.prod(crop_flip.grid)))
+    image = image.view(COUNT, 2, *crop_flip.grid)
+    moved = crop_flip.images(image)
+    assert moved.shape == (COUNT, 2, *crop_flip.size)
+    assert torch.equal(crop_flip.spatial(image > 0.5), (moved > 0.5).float())
+    assert torch.equal(crop_flip.spatial(image > 0.5, how="nearest"), moved > 0.5)
     # and both are what a plain loop does: mirror, then cut
     for i in range(COUNT):
         plain = image[i]
-        if placement.mirrored is not None and placement.mirrored[i]:
+        if crop_flip.mirrored is not None and crop_flip.mirrored[i]:
             plain = plain.flip(-1)
-        top, left = (0, 0) if placement.corner is None else placement.corner[i].tolist()
-        plain = plain[:, top : top + placement.size[0], left : left + placement.size[1]]
+        top, left = (0, 0) if crop_flip.corner is None else crop_flip.corner[i].tolist()
+        plain = plain[:, top : top + crop_flip.size[0], left : left + crop_flip.size[1]]
         assert torch.equal(moved[i], plain)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_segments_on_a_coarser_grid_are_shares_of_its_cells(data: st.DataObject) -> None:
-    placement, _ = data.draw(placements())
+    crop_flip, _ = data.draw(crop_flips())
     scale = data.draw(st.integers(1, 4))
-    height, width = (scale * n for n in placement.grid)
+    height, width = (scale * n for n in crop_flip.grid)
     ids = (uniform(5, "segments", torch.arange(COUNT), height * width) * 4).long()
     channels = torch.nn.functional.one_hot(ids.view(COUNT, height, width), 4).permute(0, 3, 1, 2)
-    shares = placement.spatial(channels)
-    assert shares.dtype == torch.float32 and shares.shape == (COUNT, 4, *placement.size)
-    torch.testing.assert_close(shares.sum(1), torch.ones(COUNT, *placement.size))
-    cells = channels.float().view(COUNT, 4, placement.grid[0], scale, placement.grid[1], scale)
-    torch.testing.assert_close(shares, placement.images(cells.mean((3, 5))))
+    shares = crop_flip.spatial(channels)
+    assert shares.dtype == torch.float32 and shares.shape == (COUNT, 4, *crop_flip.size)
+    torch.testing.assert_close(shares.sum(1), torch.ones(COUNT, *crop_flip.size))
+    cells = channels.float().view(COUNT, 4, crop_flip.grid[0], scale, crop_flip.grid[1], scale)
+    torch.testing.assert_close(shares, crop_flip.images(cells.mean((3, 5))))
     # the mask of groups, at cell centres, keeps its numbers
-    at = placement.spatial(ids.view(COUNT, 1, height, width), how="nearest")
+    at = crop_flip.spatial(ids.view(COUNT, 1, height, width), how="nearest")
     picked = ids.view(COUNT, 1, height, width)[..., scale // 2 :: scale, scale // 2 :: scale]
-    assert at.dtype == torch.int64 and torch.equal(at, placement.images(picked))
+    assert at.dtype == torch.int64 and torch.equal(at, crop_flip.images(picked))
 
 
 def test_mirrored_twice_is_the_image_itself() -> None:
     x = torch.rand(64, 3, 5, 7, generator=torch.Generator().manual_seed(0))
-    placement = draw_placement(0, torch.arange(64), (5, 7), flip=True)
-    assert placement.mirrored is not None and 16 < int(placement.mirrored.sum()) < 48
-    once = placement.images(x)
-    assert torch.equal(placement.images(once), x) and not torch.equal(once, x)
-    assert torch.equal(placement.images(x, mirrored=True), x)
+    crop_flip = sample_crop_flip(0, torch.arange(64), (5, 7), flip=True)
+    assert crop_flip.mirrored is not None and 16 < int(crop_flip.mirrored.sum()) < 48
+    once = crop_flip.images(x)
+    assert torch.equal(crop_flip.images(once), x) and not torch.equal(once, x)
+    assert torch.equal(crop_flip.images(x, mirrored=True), x)
     boxes = torch.tensor([[1, 2, 4, 7]]).expand(64, 4)
-    assert torch.equal(placement.boxes(placement.boxes(boxes, (5, 7)), (5, 7)), boxes)
+    assert torch.equal(crop_flip.boxes(crop_flip.boxes(boxes, (5, 7)), (5, 7)), boxes)
 
 
 def test_draws_belong_to_positions_not_to_batches() -> None:
     positions = torch.arange(4096) + 2**33
-    whole = draw_placement(7, positions, (6, 9), flip=True, window=(4, 4))
+    whole = sample_crop_flip(7, positions, (6, 9), flip=True, window=(4, 4))
     parts = [
-        draw_placement(7, p, (6, 9), flip=True, window=(4, 4)) for p in positions.split([100, 3996])
+        sample_crop_flip(7, p, (6, 9), flip=True, window=(4, 4))
+        for p in positions.split([100, 3996])
     ]
     for field in ("mirrored", "corner"):
         assert torch.equal(getattr(whole, field), torch.cat([getattr(p, field) for p in parts]))
-    other = draw_placement(8, positions, (6, 9), flip=True, window=(4, 4))
+    other = sample_crop_flip(8, positions, (6, 9), flip=True, window=(4, 4))
     assert not torch.equal(other.corner, whole.corner)
     assert not torch.equal(other.mirrored, whole.mirrored)
     # every window is as likely as any other, to 5 standard deviations: 3 x 6 of them
@@ -135,14 +136,14 @@ def test_draws_belong_to_positions_not_to_batches() -> None:
 
 def test_the_middle_is_shown_where_nothing_is_drawn() -> None:
     x = torch.arange(2 * 7 * 6.0).view(2, 1, 7, 6)
-    shown = Placement.centred(2, (7, 6), (3, 4)).images(x)
+    shown = CropFlip.centred(2, (7, 6), (3, 4)).images(x)
     assert torch.equal(shown, x[:, :, 2:5, 1:5])
-    assert Placement.centred(2, (7, 6), (7, 6)).images(x) is x
+    assert CropFlip.centred(2, (7, 6), (7, 6)).images(x) is x
 
 
-def test_a_placement_refuses_images_of_another_size() -> None:
-    with pytest.raises(ValueError, match=r"images of \(4, 4\) for a placement on \(8, 8\)"):
-        draw_placement(0, torch.arange(2), (8, 8), flip=True).images(torch.zeros(2, 1, 4, 4))
+def test_a_crop_refuses_images_of_another_size() -> None:
+    with pytest.raises(ValueError, match=r"images of \(4, 4\) for a crop of \(8, 8\)"):
+        sample_crop_flip(0, torch.arange(2), (8, 8), flip=True).images(torch.zeros(2, 1, 4, 4))
 
 
 HEADER = Header(kind="image", shift=8.0, scale=0.125)
@@ -151,35 +152,35 @@ LATENT = Header(kind="latent", encoder="tiny", encoder_sha256="0" * 64)
 
 def test_nothing_asked_changes_no_bit_and_draws_nothing() -> None:
     x0 = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    shown, placement = place(x0, online_config(switch=0.5), HEADER, torch.arange(3))
-    assert shown is x0 and placement.mirrored is None and placement.corner is None
+    shown, crop_flip = crop_and_flip(x0, online_config(switch=0.5), HEADER, torch.arange(3))
+    assert shown is x0 and crop_flip.mirrored is None and crop_flip.corner is None
     masks = torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(placement.spatial(masks), masks)
+    assert torch.equal(crop_flip.spatial(masks), masks)
 
 
 def test_an_experiment_that_flips_and_crops_shows_such_images() -> None:
     config = online_config(switch=0.5)
     config = replace(config, data=replace(config.data, flip=True, crop=True))
     x0 = torch.rand(99, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    shown, placement = place(x0, config, HEADER, torch.arange(99))
-    drawn = draw_placement(config.seed, torch.arange(99), (12, 12), flip=True, window=(8, 8))
+    shown, crop_flip = crop_and_flip(x0, config, HEADER, torch.arange(99))
+    drawn = sample_crop_flip(config.seed, torch.arange(99), (12, 12), flip=True, window=(8, 8))
     assert torch.equal(shown, drawn.images(x0)) and shown.shape == (99, 1, 8, 8)
-    assert torch.equal(placement.images(x0), shown)
+    assert torch.equal(crop_flip.images(x0), shown)
 
 
 def test_layouts_follow_the_picked_one_of_a_stored_pair() -> None:
-    """Shards that hold both mirror images: the placement knows which one the normaliser picked."""
+    """Shards that hold both mirror images: the crop and flip knows which one the normaliser picked."""
     header = replace(LATENT, flips=True)
     plain = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     stored, position = torch.stack((plain, plain.flip(-1)), dim=1), torch.arange(64) + 5
     seed = 11
     x0 = Normaliser.of(header).encode(stored, seed, position)
     config = replace(online_config(switch=0.5), seed=seed)
-    shown, placement = place(x0, config, header, position)
+    shown, crop_flip = crop_and_flip(x0, config, header, position)
     assert shown is x0
-    assert torch.equal(placement.spatial(plain), x0)  # a layout of the image as it was annotated
-    assert placement.mirrored is not None and placement.mirrored.any()
-    assert torch.equal(placement.mirrored, mirrored(seed, position))
+    assert torch.equal(crop_flip.spatial(plain), x0)  # a layout of the image as it was annotated
+    assert crop_flip.mirrored is not None and crop_flip.mirrored.any()
+    assert torch.equal(crop_flip.mirrored, mirrored(seed, position))
 
 
 @pytest.mark.parametrize(
@@ -215,9 +216,9 @@ def test_what_is_shown_names_a_run_only_where_it_changes_something() -> None:
 
 
 def test_a_window_keeps_of_a_box_what_it_shows() -> None:
-    placement = Placement(grid=(8, 8), size=(4, 4), corner=torch.tensor([[2, 3]]).expand(3, 2))
+    crop_flip = CropFlip(grid=(8, 8), size=(4, 4), corner=torch.tensor([[2, 3]]).expand(3, 2))
     boxes = torch.tensor([[0, 0, 8, 8], [3, 4, 8, 6], [0, 0, 2, 3]])
-    assert placement.boxes(boxes, (8, 8)).tolist() == [[0, 0, 4, 4], [1, 1, 4, 3], [0, 0, 0, 0]]
+    assert crop_flip.boxes(boxes, (8, 8)).tolist() == [[0, 0, 4, 4], [1, 1, 4, 3], [0, 0, 0, 0]]
 
 
 def test_an_experiment_may_ask_for_both_by_name() -> None:

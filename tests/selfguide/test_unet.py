@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from selfguide.diffusion.conditions import Condition
 from selfguide.models import build
 from selfguide.models.unet import UNet
-from selfguide.models.unet_blocks import ToldLinear
+from selfguide.models.unet_blocks import ConditionLinear
 from selfguide.spec.config import ModelConfig
 from selfguide.spec.config import build as read
 from selfguide.spec.sizes import TABLE, override, row
@@ -50,7 +50,7 @@ def everything(batch: int = 4) -> dict[str, Tensor]:
     }
 
 
-TOLD = {"classes": 5, "dense": 6, "spatial": 1}
+CONDITION_INPUTS = {"classes": 5, "dense": 6, "spatial": 1}
 INPUT = torch.Generator().manual_seed(2)
 X, TAU = torch.randn(4, 2, 8, 8, generator=INPUT), torch.rand(4, generator=INPUT)
 
@@ -91,8 +91,8 @@ def test_the_feature_layers_are_ddaes() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_closed_formula_counts_what_is_built(name: str) -> None:
-    told = {"classes": 7, "dense": 12, "spatial": 3, "learn_sigma": True}
-    changes = [{}, {"classes": 0}, told, told | {"classes": 0, "blocks": 1, "base": 64}]
+    inputs = {"classes": 7, "dense": 12, "spatial": 3, "learn_sigma": True}
+    changes = [{}, {"classes": 0}, inputs, inputs | {"classes": 0, "blocks": 1, "base": 64}]
     with torch.device("meta"):
         for overrides in changes:
             net = build(name, **overrides)
@@ -104,14 +104,14 @@ def test_flops_equal_torchs_counter(name: str) -> None:
     with torch.device("meta"):
         model = build(name, dense=6, spatial=1)
         net = model.net
-        told = {"dense": torch.empty(1, 6), "spatial": torch.empty(1, 1, net.size, net.size)}
+        inputs = {"dense": torch.empty(1, 6), "spatial": torch.empty(1, 1, net.size, net.size)}
         if net.classes:
-            told["id"] = torch.empty(1, dtype=torch.int64)
+            inputs["id"] = torch.empty(1, dtype=torch.int64)
         counter = FlopCounterMode(display=False)
         math_only = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
         with counter, torch.no_grad(), math_only:
             x = torch.empty(1, net.channels, net.size, net.size)
-            model(x, torch.empty(1), Condition.told(**told))
+            model(x, torch.empty(1), Condition.of(**inputs))
     assert counter.get_total_flops() == 2 * net.forward_macs()
 
 
@@ -128,7 +128,7 @@ def test_layers_have_the_shapes_they_state(kind: str) -> None:
 
 def test_a_looked_up_row_is_the_one_hot_times_the_weight() -> None:
     torch.manual_seed(0)
-    ours, told = ToldLinear(5, 6, 8), everything()
+    ours, inputs = ConditionLinear(5, 6, 8), everything()
     plain = nn.Linear(5 + 6, 8)
     ours.load_state_dict(
         {
@@ -137,21 +137,21 @@ def test_a_looked_up_row_is_the_one_hot_times_the_weight() -> None:
             "bias": plain.bias.clone(),
         }
     )
-    condition = Condition.told(id=told["id"], dense=told["dense"])
-    wanted = plain(torch.cat((F.one_hot(told["id"], 5).float(), told["dense"]), dim=1))
+    condition = Condition.of(id=inputs["id"], dense=inputs["dense"])
+    wanted = plain(torch.cat((F.one_hot(inputs["id"], 5).float(), inputs["dense"]), dim=1))
     torch.testing.assert_close(ours(condition), wanted)
-    several = Condition.told(multi_hot=told["multi_hot"])
-    vector = torch.cat((told["multi_hot"], torch.zeros(4, 6)), dim=1)
+    several = Condition.of(multi_hot=inputs["multi_hot"])
+    vector = torch.cat((inputs["multi_hot"], torch.zeros(4, 6)), dim=1)
     torch.testing.assert_close(ours(several), plain(vector))
-    alone = Condition.told(dense=told["dense"])
-    vector = torch.cat((torch.zeros(4, 5), told["dense"]), dim=1)
+    alone = Condition.of(dense=inputs["dense"])
+    vector = torch.cat((torch.zeros(4, 5), inputs["dense"]), dim=1)
     torch.testing.assert_close(ours(alone), plain(vector))
     torch.testing.assert_close(ours(condition.null()), plain.bias.expand(4, 8))
 
 
 def test_rows_begin_as_a_linear_map_of_the_one_hot_would() -> None:
     torch.manual_seed(0)
-    ours, plain = ToldLinear(400, 0, 64), nn.Linear(400, 64)
+    ours, plain = ConditionLinear(400, 0, 64), nn.Linear(400, 64)
     assert ours.rows is not None
     assert ours.rows.std().item() == pytest.approx(plain.weight.std().item(), rel=0.03)
     ours.xavier()
@@ -161,25 +161,27 @@ def test_rows_begin_as_a_linear_map_of_the_one_hot_would() -> None:
 
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("field", ["id", "multi_hot", "dense", "spatial"])
-def test_what_is_told_matters_and_what_is_dropped_does_not(kind: str, field: str) -> None:
-    model, value = tiny(kind, **TOLD), everything()[field]
+def test_a_condition_changes_the_output_and_a_dropped_one_does_not(kind: str, field: str) -> None:
+    model, value = tiny(kind, **CONDITION_INPUTS), everything()[field]
     other = value.flip(0) if field != "multi_hot" else 1 - value
     mask = torch.tensor([False, True, False, True])
     with torch.no_grad():
-        one, two = (model(X, TAU, Condition.told(**{field: v}).drop(mask)) for v in (value, other))
-        untold = model(X, TAU, Condition.unconditional(4))
+        one, two = (model(X, TAU, Condition.of(**{field: v}).drop(mask)) for v in (value, other))
+        unconditioned = model(X, TAU, Condition.unconditional(4))
     for image in range(4):
         same = torch.equal(one[image], two[image])
         assert same == bool(mask[image]), image
-    torch.testing.assert_close(one[mask], untold[mask])  # null and unconditional are both zeros
+    torch.testing.assert_close(
+        one[mask], unconditioned[mask]
+    )  # null and unconditional are both zeros
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("kind", FORMS)
 def test_every_parameter_gets_a_gradient_in_every_state(kind: str, dtype: torch.dtype) -> None:
-    model, told = tiny(kind, **TOLD).to(dtype), everything()
-    every = Condition.told(**told)
-    masked = Condition.told(spatial=told["spatial"])
+    model, inputs = tiny(kind, **CONDITION_INPUTS).to(dtype), everything()
+    every = Condition.of(**inputs)
+    masked = Condition.of(spatial=inputs["spatial"])
     for condition in (every, masked, every.null(), Condition.unconditional(4)):
         model.zero_grad(set_to_none=True)
         out = model(X.to(dtype), TAU, condition)
@@ -194,7 +196,7 @@ def test_patch_vectors_are_no_condition_of_a_unet() -> None:
     model = tiny("sgdm", classes=5)
     assert model.net.accepts == {"id", "multi_hot"}
     with pytest.raises(UserError, match=r"condition.patch was given, and this network takes id"):
-        model(X, TAU, Condition.told(patch=torch.randn(4, 16, 6)))
+        model(X, TAU, Condition.of(patch=torch.randn(4, 16, 6)))
 
 
 # --- how it runs
@@ -202,7 +204,7 @@ def test_patch_vectors_are_no_condition_of_a_unet() -> None:
 
 @pytest.mark.parametrize("kind", FORMS)
 def test_features_are_the_captured_tokens_and_stop_there(kind: str) -> None:
-    model, condition = tiny(kind, classes=5), Condition.told(id=torch.arange(4))
+    model, condition = tiny(kind, classes=5), Condition.of(id=torch.arange(4))
     for layer in ("in_1", "mid", "out_2"):
         _, captured = model(X, TAU, condition, capture=layer)
         ran: list[int] = []
@@ -215,7 +217,10 @@ def test_features_are_the_captured_tokens_and_stop_there(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", FORMS)
 def test_recomputed_gradients_are_the_same_bits(kind: str) -> None:
-    model, condition = tiny(kind, dropout=0.2, **TOLD).train(), Condition.told(**everything())
+    model, condition = (
+        tiny(kind, dropout=0.2, **CONDITION_INPUTS).train(),
+        Condition.of(**everything()),
+    )
     found = []
     for recompute in (False, True):
         model.recompute = recompute
@@ -235,7 +240,7 @@ def test_dropout_is_for_training_only() -> None:
 @pytest.mark.parametrize("asked", ["by the flag", "by the weights"])
 @pytest.mark.parametrize("kind", FORMS)
 def test_the_layout_in_memory_changes_nothing(kind: str, asked: str) -> None:
-    model, condition = tiny(kind, **TOLD), Condition.told(**everything())
+    model, condition = tiny(kind, **CONDITION_INPUTS), Condition.of(**everything())
     with torch.no_grad():
         wanted = model(X, TAU, condition)
         if asked == "by the flag":
@@ -249,7 +254,7 @@ def test_the_layout_in_memory_changes_nothing(kind: str, asked: str) -> None:
 
 @pytest.mark.parametrize("kind", ["ddpm", "cross"])
 def test_every_block_is_one_graph(kind: str) -> None:
-    model, condition = tiny(kind, **TOLD), Condition.told(**everything())
+    model, condition = tiny(kind, **CONDITION_INPUTS), Condition.of(**everything())
     wanted = model(X, TAU, condition)
     torch.compiler.reset()
     for block in model.repeated():
@@ -260,8 +265,8 @@ def test_every_block_is_one_graph(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", FORMS)
 def test_a_fresh_net_predicts_nothing_and_its_blocks_pass_on_their_input(kind: str) -> None:
-    model = tiny(kind, random=False, **TOLD)
-    condition, edm = Condition.told(**everything()), kind == "edm"
+    model = tiny(kind, random=False, **CONDITION_INPUTS)
+    condition, edm = Condition.of(**everything()), kind == "edm"
     out = model(X, TAU, condition).abs().max()
     assert 0 < out < 1e-3 if edm else out == 0  # EDM's residual paths begin near zero
     block, x = model.stages[4], torch.randn(4, 32, 4, 4)
@@ -275,7 +280,7 @@ def test_a_fresh_net_predicts_nothing_and_its_blocks_pass_on_their_input(kind: s
 def test_a_small_net_learns_64_digits_by_heart(kind: str) -> None:
     digits = load_digits()
     x0 = torch.tensor(digits.images[:64, None] / 8 - 1, dtype=torch.float32)
-    condition = Condition.told(id=torch.tensor(digits.target[:64]))
+    condition = Condition.of(id=torch.tensor(digits.target[:64]))
     model = tiny(kind, random=False, channels=1, classes=10)
     eps, tau = torch.randn_like(x0), torch.linspace(0.05, 0.95, 64)
     x = torch.lerp(x0, eps, tau[:, None, None, None])

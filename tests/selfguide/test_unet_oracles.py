@@ -161,7 +161,7 @@ def plain_edm_attention(block: Any, x: Tensor) -> Tensor:
 
 def test_a_whole_net_equals_a_plain_edm() -> None:
     """Two grids and one block each, stage by stage, after Karras et al. 2022, table 7 and section C.2."""
-    model, condition = tiny("edm", classes=5), Condition.told(id=torch.tensor([4, 0, 2, 2]))
+    model, condition = tiny("edm", classes=5), Condition.of(id=torch.tensor([4, 0, 2, 2]))
     (stem, in_2, in_3, in_4, mid, out_1, out_2, up, out_3, out_4), residual = (
         model.stages,
         plain_edm_residual,
@@ -192,19 +192,19 @@ def test_a_whole_net_equals_a_plain_edm() -> None:
 
 def test_attention_reads_the_context_beside_the_grid() -> None:
     model = tiny("cross", classes=5)
-    block, told = model.stages[4].attention, torch.randn(4, 3, 32)  # type: ignore[union-attr]
+    block, context = model.stages[4].attention, torch.randn(4, 3, 32)  # type: ignore[union-attr]
     x = torch.randn(4, 32, 4, 4)
     grid = plain_norm(block.norm, x, 1e-5).flatten(2).transpose(1, 2)
     q, k, v = block.qkv(grid).chunk(3, dim=2)
-    told_k, told_v = block.context(told).chunk(2, dim=2)
-    k, v = torch.cat((told_k, k), dim=1), torch.cat((told_v, v), dim=1)  # (B, 3 + 16, C)
+    condition_k, condition_v = block.context(context).chunk(2, dim=2)
+    k, v = torch.cat((condition_k, k), dim=1), torch.cat((condition_v, v), dim=1)  # (B, 3 + 16, C)
     heads = []
     for h in (slice(0, 16), slice(16, 32)):
         scores = q[:, :, h] @ k[:, :, h].mT / math.sqrt(16)
         heads.append(scores.softmax(dim=2) @ v[:, :, h])
     mixed = block.project(torch.cat(heads, dim=2))
     wanted = x + mixed.transpose(1, 2).reshape(4, 32, 4, 4)
-    torch.testing.assert_close(block(x, told), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(block(x, context), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_the_sinusoid_takes_in_both_ends() -> None:

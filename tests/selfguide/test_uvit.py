@@ -12,9 +12,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from selfguide.diffusion.conditions import NULL, TOLD, UNCONDITIONAL, Condition, check_condition
+from selfguide.diffusion.conditions import (
+    CONDITIONED,
+    NULL,
+    UNCONDITIONAL,
+    Condition,
+    check_condition,
+)
 from selfguide.models import build
-from selfguide.models.execution import prepare
+from selfguide.models.execution import configure_execution
 from selfguide.models.uvit import UViT
 from selfguide.networks.head import PrototypeHead
 from selfguide.networks.student import Student
@@ -61,7 +67,9 @@ def test_the_closed_formula_counts_what_is_built(name: str) -> None:
 )
 def test_flops_equal_torchs_counter(change: dict[str, Any]) -> None:
     net = small(cls_token=True, **change)
-    condition = told(net, net.net.accepts, 1) if net.net.accepts else Condition.unconditional(1)
+    condition = (
+        condition_of(net, net.net.accepts, 1) if net.net.accepts else Condition.unconditional(1)
+    )
     kernel = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad(), kernel:
@@ -79,7 +87,7 @@ def small(*, std: float | None = 0.1, **changes: Any) -> UViT:
     return net
 
 
-def told(net: UViT, what: Any, batch: int, dtype: torch.dtype = torch.float32) -> Condition:
+def condition_of(net: UViT, what: Any, batch: int, dtype: torch.dtype = torch.float32) -> Condition:
     values: dict[str, Tensor] = {
         "id": torch.arange(batch) % 5,
         "multi_hot": (torch.arange(5)[None] <= torch.arange(batch)[:, None] % 5).to(dtype),
@@ -87,7 +95,7 @@ def told(net: UViT, what: Any, batch: int, dtype: torch.dtype = torch.float32) -
         "spatial": torch.rand(batch, 3, net.net.size, net.net.size, dtype=dtype),
         "patch": torch.randn(batch, net.net.tokens, net.net.width, dtype=dtype),
     }
-    return Condition.told(**{name: values[name] for name in what})
+    return Condition.of(**{name: values[name] for name in what})
 
 
 def norm(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
@@ -115,7 +123,7 @@ def block_by_hand(x: Tensor, w: dict[str, Tensor], name: str, heads: int) -> Ten
 
 def condition_by_hand(w: dict[str, Tensor], condition: Condition, i: int) -> Tensor:
     """The token of image i (D,)."""
-    if condition.state[i] != TOLD:
+    if condition.state[i] != CONDITIONED:
         return w[f"condition.{'null' if condition.state[i] == NULL else 'unconditional'}"]
     token = torch.zeros_like(w["condition.null"])
     if condition.id is not None:
@@ -131,10 +139,10 @@ def tokens_by_hand(
     net: UViTArchitecture, w: dict[str, Tensor], x: Tensor, tau: float, condition: Condition, i: int
 ) -> Tensor:
     """[CLS], time, condition, patches of image i, (T, D)."""
-    image, p, is_told = x[i], net.patch, condition.state[i] == TOLD
+    image, p, conditioned = x[i], net.patch, condition.state[i] == CONDITIONED
     if net.spatial:
         masks = x.new_zeros(net.spatial, net.size, net.size)
-        masks = condition.spatial[i] if condition.spatial is not None and is_told else masks
+        masks = condition.spatial[i] if condition.spatial is not None and conditioned else masks
         image = torch.cat((image, masks))
     patches = []
     for r in range(0, net.size, p):
@@ -144,7 +152,7 @@ def tokens_by_hand(
     if net.dense_patch:
         state = "null" if condition.state[i] == NULL else "unconditional"
         rows = w[f"patches.one.{state}"]
-        if is_told:
+        if conditioned:
             rows = x.new_zeros(()) if condition.patch is None else condition.patch[i]
         patches = list(torch.stack(patches) + rows)
     half = net.width // 2
@@ -196,7 +204,7 @@ def image_by_hand(arch: UViTArchitecture, w: dict[str, Tensor], tokens: Tensor) 
     return out + w["smooth.bias"][:, None, None]
 
 
-STATES = torch.tensor([TOLD, NULL, UNCONDITIONAL, TOLD])
+STATES = torch.tensor([CONDITIONED, NULL, UNCONDITIONAL, CONDITIONED])
 
 
 @pytest.mark.parametrize(
@@ -220,7 +228,7 @@ def test_the_forward_is_the_one_of_the_paper(change: dict[str, Any], what: Any) 
     tau = torch.tensor([0.0, 0.0005, 0.001, 0.002])  # where fp32 angles are exact enough
     condition = Condition.unconditional(4)
     if what:
-        condition = replace(told(net, what, 4, torch.float64), state=STATES)
+        condition = replace(condition_of(net, what, 4, torch.float64), state=STATES)
     wanted, layers = by_hand(net, x, tau, condition)
     torch.testing.assert_close(net(x, tau, condition), wanted, rtol=1e-5, atol=1e-6)
     for number, layer in enumerate(net.net.layers, 1):
@@ -232,7 +240,7 @@ def test_the_forward_is_the_one_of_the_paper(change: dict[str, Any], what: Any) 
 
 def test_the_forward_in_fp32_at_any_time() -> None:
     net, x, tau = small(classes=5), torch.randn(4, 2, 8, 8), torch.rand(4)
-    condition = told(net, ("id",), 4)
+    condition = condition_of(net, ("id",), 4)
     wanted = by_hand(net, x, tau, condition)[0]
     torch.testing.assert_close(net(x, tau, condition), wanted, rtol=2e-3, atol=2e-4)
 
@@ -255,7 +263,7 @@ def test_layers_have_names_and_extras() -> None:
     assert OnlineGuidance(layer=3, pooling="flat").feature_width(net) == 256 * 1024
 
 
-@pytest.mark.parametrize("kind", ["told", "null", "unconditional", "told nothing of it"])
+@pytest.mark.parametrize("kind", ["conditioned", "null", "unconditional", "field not set"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("takes", [*sorted(EVERYTHING), "all", "none"])
 def test_every_parameter_gets_a_gradient_in_every_state(
@@ -264,11 +272,11 @@ def test_every_parameter_gets_a_gradient_in_every_state(
     changes = {k: v for k, v in EVERYTHING.items() if takes in (k, "all")}
     net = small(**changes).to(dtype)
     fields = net.net.accepts - {"multi_hot"}
-    condition = told(net, fields, 3) if fields else Condition.unconditional(3)
-    if kind == "told nothing of it":
-        condition = Condition(torch.full((3,), TOLD))
-    untold = {"null": condition.null(), "unconditional": Condition.unconditional(3)}
-    condition = untold.get(kind, condition)
+    condition = condition_of(net, fields, 3) if fields else Condition.unconditional(3)
+    if kind == "field not set":
+        condition = Condition(torch.full((3,), CONDITIONED))
+    unconditioned = {"null": condition.null(), "unconditional": Condition.unconditional(3)}
+    condition = unconditioned.get(kind, condition)
     out = net(torch.randn(3, 2, 8, 8, dtype=dtype), torch.rand(3), condition)
     out.float().square().mean().backward()
     assert out.dtype == dtype and out.isfinite().all()
@@ -276,9 +284,12 @@ def test_every_parameter_gets_a_gradient_in_every_state(
 
 
 @pytest.mark.parametrize("what", ["id", "dense", "spatial", "patch"])
-def test_null_and_unconditional_differ_and_both_ignore_what_is_told(what: str) -> None:
+def test_null_and_unconditional_differ_and_both_ignore_the_fields(what: str) -> None:
     net, x, tau = small(**EVERYTHING), torch.randn(4, 2, 8, 8), torch.rand(4)
-    first, second = told(net, (what,), 4), told(net, (what,), 4).map(lambda t: t.flip(0))
+    first, second = (
+        condition_of(net, (what,), 4),
+        condition_of(net, (what,), 4).map(lambda t: t.flip(0)),
+    )
     assert not torch.allclose(net(x, tau, first), net(x, tau, second))
     assert torch.equal(net(x, tau, first.null()), net(x, tau, second.null()))
     known = replace(first, state=torch.full((4,), UNCONDITIONAL))
@@ -288,7 +299,7 @@ def test_null_and_unconditional_differ_and_both_ignore_what_is_told(what: str) -
 
 def test_images_of_a_batch_do_not_mix() -> None:
     net, x, tau = small(**EVERYTHING), torch.randn(4, 2, 8, 8), torch.rand(4)
-    condition = replace(told(net, ("id", "dense", "spatial", "patch"), 4), state=STATES)
+    condition = replace(condition_of(net, ("id", "dense", "spatial", "patch"), 4), state=STATES)
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(
         net(x[order], tau[order], condition.map(lambda t: t[order])), net(x, tau, condition)[order]
@@ -303,7 +314,7 @@ def gradients(net: UViT, x: Tensor, tau: Tensor, condition: Condition) -> list[T
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
     net, x, tau = small(**EVERYTHING), torch.randn(4, 2, 8, 8), torch.rand(4)
-    condition = replace(told(net, ("id", "dense", "patch"), 4), state=STATES)
+    condition = replace(condition_of(net, ("id", "dense", "patch"), 4), state=STATES)
     kept = gradients(net, x, tau, condition)
     calls: list[int] = []
     net.blocks[-1].register_forward_pre_hook(lambda *_: calls.append(1))
@@ -317,9 +328,9 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same_gradients() -> None:
     net, x, tau = small(depth=2, **EVERYTHING), torch.randn(4, 2, 8, 8), torch.rand(4)
-    condition = told(net, ("id",), 4)
+    condition = condition_of(net, ("id",), 4)
     plain = gradients(net, x, tau, condition)
-    prepare(net, EngineConfig(backend="torch", compile=True), torch.device("cpu"))
+    configure_execution(net, EngineConfig(backend="torch", compile=True), torch.device("cpu"))
     compiled = gradients(net, x, tau, condition)
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
 
@@ -345,7 +356,7 @@ def test_overfits_64_digits() -> None:
     net = build("uvit_s_2", classes=64, **small_net)
     optimiser = torch.optim.AdamW(net.parameters(), lr=4e-3, betas=(0.9, 0.99))
     eps, tau, losses = torch.randn_like(images), torch.rand(64), []
-    t, condition = tau.view(-1, 1, 1, 1), Condition.told(id=torch.arange(64))
+    t, condition = tau.view(-1, 1, 1, 1), Condition.of(id=torch.arange(64))
     for _ in range(200):
         velocity = net((1 - t) * images + t * eps, tau, condition)
         loss = (velocity - (eps - images)).square().mean()
@@ -385,12 +396,12 @@ def test_wrong_inputs_are_refused() -> None:
     with pytest.raises(UserError, match=r"expected images of shape \(2, 8, 8\)"):
         net(x[:, :1], tau, Condition.unconditional(2))
     with pytest.raises(UserError, match=r"condition.dense was given, and this network takes id"):
-        net(x, tau, Condition.told(dense=torch.randn(2, 16)))
+        net(x, tau, Condition.of(dense=torch.randn(2, 16)))
     with pytest.raises(UserError, match="id=5 is not one of this network's 5 groups"):
-        check_condition(Condition.told(id=torch.tensor([0, 5])), net.net)
+        check_condition(Condition.of(id=torch.tensor([0, 5])), net.net)
     patched = small(dense_patch=16)
     with pytest.raises(UserError, match=r"condition.patch has 4 vectors; this network has 16"):
-        patched(x, tau, Condition.told(patch=torch.randn(2, 4, 16)))
+        patched(x, tau, Condition.of(patch=torch.randn(2, 4, 16)))
 
 
 def test_the_first_extra_is_not_taken_for_a_cls_token() -> None:

@@ -45,7 +45,7 @@ def test_every_default_is_the_corrected_form() -> None:
 
 
 @pytest.mark.parametrize("model", ["dit_digits", "uvit_digits"])
-def test_patches_are_told_where_the_network_takes_them(model: str) -> None:
+def test_patches_are_conditioned_where_the_network_takes_them(model: str) -> None:
     config = compose(
         ["experiment=digits_dit", f"model={model}", "guidance=digits_patch", "cluster=local"]
     )

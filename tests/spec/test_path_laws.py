@@ -63,7 +63,7 @@ def test_a_direction_over_one_channel_is_refused() -> None:
         validate(compose(["experiment=digits_dit", "cluster=local", "path=lightning"]))
 
 
-def test_presets_are_told_apart_by_what_their_papers_say() -> None:
+def test_presets_differ_by_what_their_papers_say() -> None:
     def path(name: str):  # type: ignore[no-untyped-def]
         return compose([*LATENTS, f"path={name}"]).path
 

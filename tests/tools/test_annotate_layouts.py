@@ -58,7 +58,7 @@ def stored(root: Path) -> np.ndarray:
     return shards.read_all(root)["x"]
 
 
-def told(capsys: pytest.CaptureFixture[str], *words: Any) -> dict[str, Any]:
+def report(capsys: pytest.CaptureFixture[str], *words: Any) -> dict[str, Any]:
     assert main([*map(str, words), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -66,7 +66,7 @@ def told(capsys: pytest.CaptureFixture[str], *words: Any) -> dict[str, Any]:
 def test_boxes_are_losts_on_the_images_own_pixels(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    facts = told(capsys, "lost", pictures, *NET, "--short", 96, "--out", tmp_path / "boxes")
+    facts = report(capsys, "lost", pictures, *NET, "--short", 96, "--out", tmp_path / "boxes")
     found = sidecar.read(tmp_path / "boxes")
     vit = load_vit("test_vit", "random:0")
     images = layouts.scaled(torch.from_numpy(stored(pictures)), 96)
@@ -89,7 +89,7 @@ def test_boxes_are_losts_on_the_images_own_pixels(
 def test_weights_that_saw_labels_are_said_to_have(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told(capsys, "lost", pictures, *NET, "--saw-labels", "yes", "--out", tmp_path / "boxes")
+    report(capsys, "lost", pictures, *NET, "--saw-labels", "yes", "--out", tmp_path / "boxes")
     assert sidecar.read(tmp_path / "boxes").saw_labels
 
 
@@ -105,7 +105,7 @@ def test_masks_by_stego_are_published_with_all_that_made_them(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*NET, "--groups", 3, "--epochs", 2, "--crop", 32, "--short", 64]
-    facts = told(capsys, "stego", pictures, *words, "--out", tmp_path / "masks")
+    facts = report(capsys, "stego", pictures, *words, "--out", tmp_path / "masks")
     found = sidecar.read(tmp_path / "masks")
     assert (found.kind, found.groups, found.shape) == ("mask", 3, (64, 64))
     assert found.provenance["method"] == facts["method"] == "STEGO"
@@ -115,7 +115,7 @@ def test_masks_by_stego_are_published_with_all_that_made_them(
     assert facts["largest"] == pytest.approx(shares.max())
     assert facts["used"] == pytest.approx((shares > 0).mean())
     # nothing kept on disk: the same path without fp16 in between
-    live = told(capsys, "stego", pictures, *words, "--live", "--out", tmp_path / "live")
+    live = report(capsys, "stego", pictures, *words, "--live", "--out", tmp_path / "live")
     assert live["knn_cosine"] == pytest.approx(facts["knn_cosine"], abs=0.05)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["live", "masks"]
 
@@ -200,7 +200,7 @@ def test_latents_are_decoded_before_a_net_sees_them(
     images = torch.randint(0, 256, (6, 1, edge, edge), generator=torch.Generator().manual_seed(0))
     moments = codec.encode(images.byte()).numpy()
     writer.write(tmp_path / "latents", ArraySource.of("l", moments), header=codec.header(), seed=0)
-    told(capsys, "lost", tmp_path / "latents", *NET, "--short", 64, "--out", tmp_path / "boxes")
+    report(capsys, "lost", tmp_path / "latents", *NET, "--short", 64, "--out", tmp_path / "boxes")
     found = sidecar.read(tmp_path / "boxes")
     assert found.provenance["decoder"] == "tiny" and found.provenance["image"] == [edge, edge]
     assert int(found.rows().max()) <= edge and int(found.rows().max()) > 8

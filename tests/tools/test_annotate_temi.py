@@ -31,7 +31,7 @@ def annotate(verb: str, root: Path, features: Path, out: Path, *more: str) -> No
     assert main([verb, str(root), *flags]) == 0
 
 
-def test_what_is_published_tells_the_groups_and_how_they_came_about(
+def test_published_groups_record_how_they_were_found(
     digits: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "temi"

@@ -25,7 +25,7 @@ from selfguide.sampling.condition_sampler import TrainingImages
 from shards import sidecar
 from shards.errors import UserError
 from shards.format import manifest
-from tests.tools.test_sample import draw, labelled, run  # noqa: F401
+from tests.tools.test_sample import labelled, run, sampled  # noqa: F401
 from tools import sample
 from tools.atlas import __main__ as atlas
 from tools.atlas.grouping import of_sidecar, of_snapshot
@@ -141,7 +141,7 @@ def test_its_pictures_are_the_images_and_samples_of_the_group(
             scan = np.round(scans[int(ordinal[1]), 0] * (255 / 16)).astype(np.uint8)
             np.testing.assert_array_equal(pixels(picture), scan)
     steps = str(sample.load(named / "snapshots" / "img-000000512").config.sampler.steps)
-    drawn, _ = draw(
+    drawn, _ = sampled(
         named, tmp_path / "s", "--group", "3", "--count", "2", "--g", "1.5", "--steps", steps
     )
     shown = [pixels(p) for p in page.pictures if str(p["alt"]).endswith("of group 3")]
@@ -234,7 +234,7 @@ def test_an_annotation_alone_makes_a_page(
             ["--sidecar", "plain", "--shards", "DIGITS", "--features", "sure"],
             "give 1797 of kind dense",
         ),
-        (["--sidecar", "sure", "RUN"], "was told no annotation"),
+        (["--sidecar", "sure", "RUN"], "was trained on no annotation"),
         (["LABELLED"], "guidance.source=labels found no groups"),
         (["RUN", "--features", "features"], "this run has prototypes"),
         (["RUN", "--count", "0"], "--count 0"),
@@ -254,21 +254,21 @@ def test_mistakes_are_named(
     assert not (notes / "none.html").exists()
 
 
-def test_the_annotation_must_be_the_one_that_the_run_was_told(
+def test_the_annotation_must_be_the_one_that_the_run_was_trained_on(
     run: Path,  # noqa: F811
     notes: Path,
 ) -> None:
-    told = sidecar.read(notes / "sure")
+    trained_on = sidecar.read(notes / "sure")
     snapshot = sample.load(run / "snapshots" / "img-000000512")
-    ids = {"folder": str(told.folder), "kind": "id", "sha256": told.sha256}
+    ids = {"folder": str(trained_on.folder), "kind": "id", "sha256": trained_on.sha256}
     snapshot = replace(snapshot, guidance={**snapshot.guidance, "sidecars": {"ids": ids}})
-    for asked in (None, str(told.folder)):
+    for asked in (None, str(trained_on.folder)):
         options = argparse.Namespace(sidecar=asked)
-        assert atlas.annotation(snapshot, options) == told
+        assert atlas.annotation(snapshot, options) == trained_on
     rows = np.zeros(1797, dtype=np.int32)
-    facts = {"manifest": told.manifest, "provenance": {"saw_labels": False}}
+    facts = {"manifest": trained_on.manifest, "provenance": {"saw_labels": False}}
     sidecar.write(notes / "zeros", rows, kind="id", groups=6, confidence=rows / 2, **facts)
-    with pytest.raises(UserError, match="was told other groups"):
+    with pytest.raises(UserError, match="was trained on other groups"):
         atlas.annotation(snapshot, argparse.Namespace(sidecar=str(notes / "zeros")))
 
 
@@ -283,11 +283,11 @@ def test_groups_of_patches_have_no_atlas(run: Path) -> None:  # noqa: F811
 def test_sampling_honours_names_and_bans(
     named: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    by_name, said = draw(named, tmp_path / "a", "--group", "zeros & <b>ohs</b>", "--count", "2")
-    by_number, _ = draw(named, tmp_path / "b", "--group", "3", "--count", "2")
+    by_name, said = sampled(named, tmp_path / "a", "--group", "zeros & <b>ohs</b>", "--count", "2")
+    by_number, _ = sampled(named, tmp_path / "b", "--group", "3", "--count", "2")
     np.testing.assert_array_equal(by_name, by_number)
     assert said["banned"] == [7]
-    way, _ = draw(named, tmp_path / "c", "--between", "zeros & <b>ohs</b>", "5", "--count", "2")
+    way, _ = sampled(named, tmp_path / "c", "--between", "zeros & <b>ohs</b>", "5", "--count", "2")
     assert np.abs(way[0].astype(int) - by_number[0]).max() <= 16
     capsys.readouterr()
     for asked in (["--group", "7"], ["--group", "1", "7"], ["--between", "1", "7"]):
@@ -303,14 +303,14 @@ def test_banned_groups_are_not_drawn_at_their_frequency(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With all but one banned, what is drawn is that one; images whose own group stays are not touched."""
-    free, _ = draw(run, tmp_path / "free", "--count", "3")
+    free, _ = sampled(run, tmp_path / "free", "--count", "3")
     kept = int(np.argmax(sample.load(run / "snapshots" / "img-000000512").guidance["p"]))
     file = run / "groups.yaml"
     file.write_text(f"names: {{{kept}: kept}}\nbanned: {[k for k in range(12) if k != kept]}\n")
     try:
         for prior in ("empirical", "uniform"):
-            drawn, _ = draw(run, tmp_path / prior, "--count", "3", "--prior", prior)
-            wanted, _ = draw(run, tmp_path / "wanted", "--group", "kept", "--count", "3")
+            drawn, _ = sampled(run, tmp_path / prior, "--count", "3", "--prior", prior)
+            wanted, _ = sampled(run, tmp_path / "wanted", "--group", "kept", "--count", "3")
             np.testing.assert_array_equal(drawn, wanted)
         ordinals = [str(o) for o in range(40)]
         with pytest.raises(UserError, match="is banned"):
@@ -318,5 +318,5 @@ def test_banned_groups_are_not_drawn_at_their_frequency(
         assert f"is nearest to group {kept} (kept)" in capsys.readouterr().err
     finally:
         file.unlink()
-    again, _ = draw(run, tmp_path / "again", "--count", "3")
+    again, _ = sampled(run, tmp_path / "again", "--count", "3")
     np.testing.assert_array_equal(free, again)

@@ -38,8 +38,8 @@ def test_plain_and_ours_give_the_same_numbers_and_gradients(name: str) -> None:
     plain = PLAIN[type(ours)](ours)
     x = torch.randn(3, net.channels, net.size, net.size, requires_grad=True)
     tau, ids = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 4, 2]) if net.classes else None
-    told = Condition.unconditional(3) if ids is None else Condition.told(id=ids)
-    for given, condition in ((ids, told), (None, Condition.unconditional(3))):
+    conditioned = Condition.unconditional(3) if ids is None else Condition.of(id=ids)
+    for given, condition in ((ids, conditioned), (None, Condition.unconditional(3))):
         expected, found = plain(x, tau, given), ours(x, tau, condition)
         assert expected.abs().mean() > 1e-3
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -30,7 +30,7 @@ COUNT = 600  # two whole blocks and a part
 
 @pytest.fixture(scope="module")
 def latents() -> Latents:
-    return Latents.draw(COUNT)
+    return Latents.random(COUNT)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def test_every_reader_delivers_every_sample_once(
     tars = _tars(ours)
     for options in ({}, {"mtime": 0}):
         urls = shards_data.write_theirs(latents, tmp_path / "theirs", **options)
-        assert shards_data.their_epoch(urls) == latents.told
-    assert shards_data.their_epoch_of_blocks(tars) == latents.told
-    assert shards_data.our_epoch(ours, COUNT) == latents.told
+        assert shards_data.their_epoch(urls) == latents.sums
+    assert shards_data.their_epoch_of_blocks(tars) == latents.sums
+    assert shards_data.our_epoch(ours, COUNT) == latents.sums
     assert shards_data.raw_epoch([Path(tar) for tar in tars]) == sum(
         Path(tar).stat().st_size for tar in tars
     )
@@ -79,7 +79,7 @@ def test_a_sample_left_out_or_given_twice_is_no_epoch(latents: Latents) -> None:
 def test_each_turn_hashes_every_block_anew(latents: Latents, ours: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(ours, root)
-    assert shards_data.our_epoch(root, COUNT) == latents.told
+    assert shards_data.our_epoch(root, COUNT) == latents.sums
     data.flip(*data.payload(root, 1, "x"))
     for _ in range(2):
         with pytest.raises(DamagedError, match="block 1"):
@@ -111,8 +111,8 @@ def test_a_rival_reads_what_it_wrote(name: str, latents: Latents, tmp_path: Path
     np.save(arrays[1], latents.y)
     shards_rivals.write(name, python, arrays, tmp_path / name)
     with shards_rivals.Rival(name, python, tmp_path / name, 256) as rival:
-        assert rival.epoch() == latents.told
-        assert rival.epoch() == latents.told  # an epoch is all, each time
+        assert rival.epoch() == latents.sums
+        assert rival.epoch() == latents.sums  # an epoch is all, each time
 
 
 def test_a_rival_that_dies_says_why(tmp_path: Path) -> None:

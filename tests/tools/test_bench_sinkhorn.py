@@ -5,15 +5,17 @@ import json
 import pytest
 import torch
 
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.sinkhorn import sinkhorn
 from tools.bench import __main__ as command
 from tools.bench.sinkhorn import FORMS, cosines
 from tools.ranks import run_ranks
 
 
-def codes(place: Place) -> dict[str, list]:
-    return {name: form(cosines(8, 20, seed=place.rank)).tolist() for name, form in FORMS.items()}
+def codes(rank_info: RankInfo) -> dict[str, list]:
+    return {
+        name: form(cosines(8, 20, seed=rank_info.rank)).tolist() for name, form in FORMS.items()
+    }
 
 
 def test_every_form_gives_the_codes_of_one_process() -> None:

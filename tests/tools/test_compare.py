@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from selfguide.evaluation.grid import write_grid
-from tools.compare import CEILING, FLOOR, OURS, Result, draw, gap_closed, table
+from tools.compare import CEILING, FLOOR, OURS, Result, gap_closed, plot, table
 
 
 def results(folder: Path) -> list[Result]:
@@ -36,5 +36,5 @@ def test_the_gap_is_the_share_of_the_way_from_floor_to_ceiling(tmp_path: Path) -
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     made = results(tmp_path)
-    draw(made, gap_closed(made), tmp_path / "out" / "compare.png")
+    plot(made, gap_closed(made), tmp_path / "out" / "compare.png")
     assert Image.open(tmp_path / "out" / "compare.png").size[0] > 900

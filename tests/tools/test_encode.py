@@ -106,11 +106,11 @@ def test_the_mean_is_the_first_half_of_the_moments(
 
 def test_the_manifest_says_where_latents_come_from(digits: Path, latents: Path) -> None:
     manifest, images = manifests.load(latents), manifests.load(digits)
-    told = manifest.source
-    assert told["name"] == "digits-tiny" and manifest.plain["order"] == "source"
-    assert told["images"] == {"name": "digits", "manifest": images.hash, "rule": None}
-    assert told["encoding"]["content"] == "moments" and "posterior_seed" not in told["encoding"]
-    assert told["versions"]["torch"] == torch.__version__.partition("+")[0]
+    report = manifest.source
+    assert report["name"] == "digits-tiny" and manifest.plain["order"] == "source"
+    assert report["images"] == {"name": "digits", "manifest": images.hash, "rule": None}
+    assert report["encoding"]["content"] == "moments" and "posterior_seed" not in report["encoding"]
+    assert report["versions"]["torch"] == torch.__version__.partition("+")[0]
     header = Header.of(manifest.header)
     assert (header.encoder, header.content) == ("tiny", "moments")
     assert header.encoder_sha256 == load_autoencoder("tiny").sha256
@@ -166,8 +166,8 @@ def test_images_are_read_once_and_not_before_the_first_block(
 def test_class_names_and_the_rule_of_decoding_go_over(tmp_path: Path) -> None:
     x = np.arange(300 * 64, dtype=np.uint8).reshape(300, 1, 8, 8)
     images = ArraySource.of("some", x, labels=np.arange(300) % 2, classes=2)
-    told = {"class_names": ("cat", "dog"), "notes": {"rule": "grey centre"}, "seed": 5}
-    writer.write(tmp_path / "in", images, header=IMAGES, **told)
+    report = {"class_names": ("cat", "dog"), "notes": {"rule": "grey centre"}, "seed": 5}
+    writer.write(tmp_path / "in", images, header=IMAGES, **report)
     manifest = encode(tmp_path / "in", tmp_path / "out")
     assert manifest.plain["class_names"] == ["cat", "dog"] and manifest.seed == 5
     assert manifest.source["images"]["rule"] == "grey centre"
@@ -256,8 +256,8 @@ def test_workers_ranks_and_a_kill_leave_the_bytes_of_one_process(
     tars, records = (len(list(killed.glob(f"shards/*.{kind}"))) for kind in ("tar", "json"))
     assert 0 < records < 15 and tars - records in (0, 1) and not (killed / "LATEST").exists()
     process = begin(many, killed, "--workers", "2")
-    told = json.loads(process.communicate(timeout=120)[0])
-    assert told["written"] and told["shards_built"] == 15 - records
+    report = json.loads(process.communicate(timeout=120)[0])
+    assert report["written"] and report["shards_built"] == 15 - records
     assert tree(killed) == expected
 
     encode(many, tmp_path / "rank", "--batch", "4", "--rank", "1", "--world", "3")

@@ -43,15 +43,15 @@ def test_groups_found_in_images_are_the_latents_groups(
     (tmp_path / "of-images").mkdir()
     (tmp_path / "of-images" / "note.txt").write_text("attached")
     ids = np.random.default_rng(0).integers(0, 10, 1797).astype(np.int32)
-    told = {"kind": "id", "groups": 10, "provenance": {"saw_labels": False, "seed": 3}}
+    report = {"kind": "id", "groups": 10, "provenance": {"saw_labels": False, "seed": 3}}
     sidecar.write(
         tmp_path / "of-images", ids, manifest=images.hash, confidence=ids / 10,
-        attached=["note.txt"], **told,
+        attached=["note.txt"], **report,
     )  # fmt: skip
 
     def adopt(root: Path, out: str, note: str = "of-images") -> int:
-        told = {"root": str(root), "annotation": str(tmp_path / note), "out": str(tmp_path / out)}
-        return adopting.run(argparse.Namespace(**told))[0]["count"]
+        report = {"root": str(root), "annotation": str(tmp_path / note), "out": str(tmp_path / out)}
+        return adopting.run(argparse.Namespace(**report))[0]["count"]
 
     assert adopt(latents, "of-latents") == 1797
     found = sidecar.read(tmp_path / "of-latents", manifest=manifests.load(latents).hash)
@@ -134,9 +134,9 @@ def test_latents_encoded_again_are_those_that_are_stored(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
 ) -> None:
     encode(digits, tmp_path, *more)
-    code, told = verified(capsys, tmp_path, digits)
-    assert code == 0 and told["well"] and told["reencoded"]["samples"] == 200
-    assert told["reencoded"]["worst"] < 2e-3  # float16, and images meet in other batches
+    code, report = verified(capsys, tmp_path, digits)
+    assert code == 0 and report["well"] and report["reencoded"]["samples"] == 200
+    assert report["reencoded"]["worst"] < 2e-3  # float16, and images meet in other batches
 
 
 def test_one_other_latent_among_many_is_named(
@@ -151,8 +151,8 @@ def test_one_other_latent_among_many_is_named(
         "wrong", found["x"], labels=found["y"], classes=10, keys=found["key"].tolist()
     )
     notes = {n: v for n, v in good.source.items() if n not in ("name", "count", "fingerprint")}
-    told = {"notes": notes, "shuffle": False}
-    writer.write(tmp_path / "wrong", wrong, header=Header.of(good.header), **told)
+    report = {"notes": notes, "shuffle": False}
+    writer.write(tmp_path / "wrong", wrong, header=Header.of(good.header), **report)
     code, said = verified(capsys, tmp_path / "wrong", digits, "--reencode", "1797")
     assert code == 1 and not said["well"] and said["problems"] == []
     assert said["reencoded"]["worst"] > 0.1 > said["reencoded"]["mean"]

@@ -17,14 +17,14 @@ from shards.errors import UserError
 from tools.ranks import RankFailed, run_ranks
 
 
-def _raises(place: Any) -> None:
-    if place.rank == 1:
+def _raises(rank_info: Any) -> None:
+    if rank_info.rank == 1:
         raise ValueError("the words of rank 1")
     time.sleep(600)
 
 
-def _dies(place: Any) -> None:
-    if place.rank == 1:
+def _dies(rank_info: Any) -> None:
+    if rank_info.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(600)
 
@@ -41,8 +41,8 @@ def test_a_failing_rank_ends_all_without_a_timeout(function: Any, said: str) -> 
         run_ranks(2, function, timeout=None)
 
 
-def _waits_for_a_mistaken_rank(place: Any) -> None:
-    if place.rank == 1:
+def _waits_for_a_mistaken_rank(rank_info: Any) -> None:
+    if rank_info.rank == 1:
         raise UserError("beta=0: take more")
     dist.barrier()
 
@@ -61,9 +61,9 @@ cli.run(lambda: run_ranks(2, _is_there, sys.argv[1], timeout=None))
 """
 
 
-def _is_there(place: Any, folder: str) -> None:
-    (Path(folder) / f"{place.rank}.new").write_text(str(os.getpid()))
-    (Path(folder) / f"{place.rank}.new").rename(Path(folder) / f"{place.rank}.pid")
+def _is_there(rank_info: Any, folder: str) -> None:
+    (Path(folder) / f"{rank_info.rank}.new").write_text(str(os.getpid()))
+    (Path(folder) / f"{rank_info.rank}.new").rename(Path(folder) / f"{rank_info.rank}.pid")
     time.sleep(600)
 
 

@@ -16,10 +16,10 @@ import shards
 from selfguide.data.autoencoders import load_autoencoder
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.randomness import normal
 from selfguide.sampling import generate
-from selfguide.sampling.condition_sampler import draw_rows
+from selfguide.sampling.condition_sampler import sample_ordinals
 from selfguide.sampling.queries import rows, slerp, without_condition
 from selfguide.spec.config import LabelGuidance, SamplerConfig, SidecarGuidance
 from selfguide.spec.conventions import total_weight
@@ -36,7 +36,7 @@ from tools.ranks import run_ranks
 
 @pytest.fixture(scope="module")
 def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-guided run of 512 images, told its groups since 256."""
+    """A self-guided run of 512 images, conditioned on its groups since 256."""
     root = tmp_path_factory.mktemp("self-guided") / "digits" / "run"
     run_ranks(1, attempt, config(digits), str(root))
     return root
@@ -44,15 +44,15 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def labelled(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, told human labels."""
+    """The same, conditioned on human labels."""
     root = tmp_path_factory.mktemp("labelled") / "digits" / "run"
     cfg = config(digits)
-    told = replace(cfg, guidance=LabelGuidance(), data=replace(cfg.data, classes=10))
-    run_ranks(1, attempt, told, str(root))
+    labelled_run = replace(cfg, guidance=LabelGuidance(), data=replace(cfg.data, classes=10))
+    run_ranks(1, attempt, labelled_run, str(root))
     return root
 
 
-def draw(run: Path, out: Path, *arguments: str) -> tuple[np.ndarray, dict]:
+def sampled(run: Path, out: Path, *arguments: str) -> tuple[np.ndarray, dict]:
     """The images (N, H, W) and what the command said of them."""
     assert sample.main([str(run), "--out", str(out), "--steps", "4", *arguments]) == 0
     said = json.loads((out / "sample.json").read_text())
@@ -61,29 +61,27 @@ def draw(run: Path, out: Path, *arguments: str) -> tuple[np.ndarray, dict]:
 
 
 def test_image_i_is_a_function_of_seed_plus_i(run: Path, tmp_path: Path) -> None:
-    first, said = draw(run, tmp_path / "a", "--count", "6", "--batch", "4")
-    later, _ = draw(run, tmp_path / "b", "--count", "4", "--seed", "2", "--batch", "3")
+    first, said = sampled(run, tmp_path / "a", "--count", "6", "--batch", "4")
+    later, _ = sampled(run, tmp_path / "b", "--count", "4", "--seed", "2", "--batch", "3")
     assert first.shape == (6, 8, 8) and said["nfe"] == 4 and said["count"] == 6
     np.testing.assert_array_equal(first[2:], later)
     assert not np.array_equal(first[0], first[1])
 
 
 def test_images_are_lossless_levels_of_the_data(run: Path, tmp_path: Path) -> None:
-    images, _ = draw(run, tmp_path, "--count", "4")
+    images, _ = sampled(run, tmp_path, "--count", "4")
     allowed = np.round(np.arange(17) * 255 / 16)
     assert np.isin(images, allowed).all()
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
     np.testing.assert_array_equal(grid[: 8 * 8 : 8, : 8 * 8 : 8], images[0])  # each pixel 8 wide
 
 
-def test_a_group_is_told_and_the_weight_is_read_as_its_paper_writes_it(
-    run: Path, tmp_path: Path
-) -> None:
-    group, _ = draw(run, tmp_path / "a", "--group", "3", "--count", "3", "--g", "1.4")
-    same, said = draw(
+def test_group_option_with_a_papers_convention_equals_our_weight(run: Path, tmp_path: Path) -> None:
+    group, _ = sampled(run, tmp_path / "a", "--group", "3", "--count", "3", "--g", "1.4")
+    same, said = sampled(
         run, tmp_path / "b", "--group", "3", "--count", "3", "--g", "0.4", "--convention", "sgfm"
     )
-    other, _ = draw(run, tmp_path / "c", "--group", "5", "--count", "3", "--g", "1.4")
+    other, _ = sampled(run, tmp_path / "c", "--group", "5", "--count", "3", "--g", "1.4")
     assert said["sampler"]["g"] == pytest.approx(total_weight("sgfm", 0.4))
     np.testing.assert_array_equal(group, same)
     assert not np.array_equal(group, other)
@@ -92,7 +90,7 @@ def test_a_group_is_told_and_the_weight_is_read_as_its_paper_writes_it(
 def test_a_query_image_is_its_nearest_group(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The group re-derived by hand: noised at tau, told nothing, tokens of the layer, head, nearest row."""
+    """The group re-derived by hand: noised at tau, without a condition, tokens of the layer, head, nearest row."""
     snapshot = sample.load(run / "snapshots" / "img-000000512")
     guidance, student = snapshot.config.guidance, snapshot.student
     data = shards.read_all(snapshot.data["root"])["x"]
@@ -111,10 +109,10 @@ def test_a_query_image_is_its_nearest_group(
         picture = np.round(data[ordinal, 0] * (255 / 16)).astype(np.uint8)
         Image.fromarray(picture).save(tmp_path / "query.png")
         asked = (str(ordinal), str(tmp_path / "query.png"))
-        found, _ = draw(run, tmp_path / "a", "--like", *asked, "--count", "4")
+        found, _ = sampled(run, tmp_path / "a", "--like", *asked, "--count", "4")
         heard = capsys.readouterr().err.split("nearest to group ")[1:]
         assert [int(words.split()[0]) for words in heard] == [wanted, wanted]
-        named, _ = draw(run, tmp_path / "b", "--group", str(wanted), "--count", "4")
+        named, _ = sampled(run, tmp_path / "b", "--group", str(wanted), "--count", "4")
         np.testing.assert_array_equal(found, named)
         groups.add(wanted)
     assert len(groups) > 1
@@ -125,9 +123,9 @@ def test_the_way_between_two_groups_begins_and_ends_at_them(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     run = request.getfixturevalue(kind)
-    way, _ = draw(run, tmp_path / "a", "--between", "3", "7", "--count", "5")
+    way, _ = sampled(run, tmp_path / "a", "--between", "3", "7", "--count", "5")
     for at, group in ((0, "3"), (4, "7")):
-        end, _ = draw(run, tmp_path / group, "--group", group, "--count", "1")
+        end, _ = sampled(run, tmp_path / group, "--group", group, "--count", "1")
         # the same noise and condition in a batch of another size: equal up to one level of grey
         assert np.abs(way[at].astype(int) - end[0].astype(int)).max() <= 16
 
@@ -144,7 +142,7 @@ def test_between_prototypes_lies_the_great_circle() -> None:
 
 
 def test_a_chain_shows_the_way_from_noise_to_the_image(run: Path, tmp_path: Path) -> None:
-    images, _ = draw(run, tmp_path, "--chain", "--count", "2", "--columns", "4", "--batch", "1")
+    images, _ = sampled(run, tmp_path, "--chain", "--count", "2", "--columns", "4", "--batch", "1")
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
     zoom, cell = 8, 9 * 8
     rows = [grid[r * cell :: zoom, 3 * cell :: zoom][:8, :8] for r in range(2)]
@@ -153,23 +151,23 @@ def test_a_chain_shows_the_way_from_noise_to_the_image(run: Path, tmp_path: Path
 
 def test_no_condition_is_the_null_row_of_a_conditioned_student(labelled: Path, run: Path) -> None:
     """Its unconditional row was never trained."""
-    told = sample.load(labelled / "snapshots" / "img-000000512")
+    labelled_run = sample.load(labelled / "snapshots" / "img-000000512")
     before = sample.load(run / "snapshots" / "img-000000256")
-    assert without_condition(told, 2).state.tolist() == [NULL] * 2
+    assert without_condition(labelled_run, 2).state.tolist() == [NULL] * 2
     assert without_condition(before, 2).state.tolist() == [UNCONDITIONAL] * 2
 
 
 def test_a_papers_numbers_become_ours(run: Path, tmp_path: Path) -> None:
     lightning = ("--convention", "lightningdit", "--g", "6.7", "--shift", "0.3")
-    _, said = draw(run, tmp_path, "--count", "1", *lightning, "--interval", "0.11", "1")
+    _, said = sampled(run, tmp_path, "--count", "1", *lightning, "--interval", "0.11", "1")
     sampler = said["sampler"]
     assert sampler["g"] == 6.7 and sampler["shift"] == pytest.approx(1 / 0.3)
     assert sampler["interval"] == pytest.approx([0, 0.89])
 
 
 def test_groups_get_as_many_images_each_and_old_ones_go(run: Path, tmp_path: Path) -> None:
-    assert len(draw(run, tmp_path, "--group", "1", "2", "3", "4", "--count", "5")[0]) == 8
-    assert len(draw(run, tmp_path, "--count", "3")[0]) == 3
+    assert len(sampled(run, tmp_path, "--group", "1", "2", "3", "4", "--count", "5")[0]) == 8
+    assert len(sampled(run, tmp_path, "--count", "3")[0]) == 3
 
 
 def test_latents_are_decoded(
@@ -179,21 +177,23 @@ def test_latents_are_decoded(
     """A run on the tiny autoencoder's latents: images of its decoder, whatever is asked of them."""
     root = tmp_path / "digits" / "run"
     run_ranks(1, attempt, latent_config(latents), str(root))
-    images, _ = draw(root, tmp_path / "a", "--count", "3")
+    images, _ = sampled(root, tmp_path / "a", "--count", "3")
     assert images.shape == (3, 8, 8) and len(np.unique(images)) > 17  # not the data's 17 levels
     snapshot = sample.load(RunFolder(root).snapshot(RunFolder(root).published()[-1]))
     codec = load_autoencoder("tiny")
     sampler = replace(snapshot.config.sampler, steps=4)
     seeds = torch.arange(3)
     drawn = list(
-        generate.draw(snapshot, sampler, generate.draw_condition(snapshot, seeds), seeds, batch=3)
+        generate.generate_each(
+            snapshot, sampler, generate.sample_condition(snapshot, seeds), seeds, batch=3
+        )
     )
     header = snapshot.data["header"]
     wanted = codec.decode(Normaliser.of(header).decode(drawn[0][0]))[:, 0].numpy()
     np.testing.assert_array_equal(images, wanted)
-    draw(root, tmp_path / "b", "--count", "2", "--chain")
+    sampled(root, tmp_path / "b", "--count", "2", "--chain")
     with pytest.raises(UserError, match="the data's encoder is tiny, not identity"):
-        draw(root, tmp_path / "c", "--autoencoder", "identity")
+        sampled(root, tmp_path / "c", "--autoencoder", "identity")
 
 
 def test_every_setting_of_a_sampler_has_a_flag() -> None:
@@ -230,12 +230,12 @@ def test_an_unconditional_snapshot_refuses_conditions(run: Path, tmp_path: Path)
         sample.main([str(run), "--images", "256", "--g", "2", "--out", str(tmp_path)])
 
 
-# --- told from sidecars, and by patches --------------------------------------------------------
+# --- conditions from sidecars, and by patches ----------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def annotated(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs in one folder, told from sidecars: `ids` a group, `boxes` a group and a box; `patches` finds its own."""
+    """Runs in one folder, conditioned on sidecars: `ids` groups, `boxes` groups and boxes; `patches` finds its own."""
     root, rng = tmp_path_factory.mktemp("annotated"), np.random.default_rng(0)
     manifest, count = manifests.load(digits).hash, 1797
     made = {
@@ -255,55 +255,57 @@ def annotated(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "runs" / "digits"
 
 
-def annotated_runs(place: Place, digits: Path, root: Path, guidances: dict[str, Any]) -> None:
+def annotated_runs(
+    rank_info: RankInfo, digits: Path, root: Path, guidances: dict[str, Any]
+) -> None:
     base = config(digits)
     short = replace(base.train, images=256, snapshot_every=256, checkpoint_every=256)
     for name, guidance in guidances.items():
         cfg = replace(base, train=short, guidance=guidance)
-        sidecar_attempt(place, cfg, root / "runs" / "digits" / name)
+        sidecar_attempt(rank_info, cfg, root / "runs" / "digits" / name)
 
 
 def test_groups_of_a_sidecar_are_drawn_by_frequency_or_evenly(
     annotated: Path, tmp_path: Path
 ) -> None:
     run = annotated / "ids"
-    often, _ = draw(run, tmp_path / "a", "--count", "6")
-    evenly, _ = draw(run, tmp_path / "b", "--count", "6", "--prior", "uniform")
+    often, _ = sampled(run, tmp_path / "a", "--count", "6")
+    evenly, _ = sampled(run, tmp_path / "b", "--count", "6", "--prior", "uniform")
     assert not np.array_equal(often, evenly)
-    told = sample.load(run / "snapshots" / "img-000000256")
-    ids = generate.draw_condition(told, torch.arange(6), "uniform").given["id"]
+    labelled_run = sample.load(run / "snapshots" / "img-000000256")
+    ids = generate.sample_condition(labelled_run, torch.arange(6), "uniform").given["id"]
     assert ids.unique().numel() > 1
-    first, _ = draw(run, tmp_path / "c", "--group", str(int(ids[0])), "--count", "1")
+    first, _ = sampled(run, tmp_path / "c", "--group", str(int(ids[0])), "--count", "1")
     assert np.abs(first[0].astype(int) - evenly[0].astype(int)).max() <= 16
 
 
-def test_a_row_is_told_again(annotated: Path, tmp_path: Path) -> None:
+def test_row_option_gives_that_images_condition(annotated: Path, tmp_path: Path) -> None:
     ids = np.load(annotated.parents[1] / "notes" / "ids" / "rows.npy")
     ordinal = int(np.flatnonzero(ids == 2)[0])
-    by_row, _ = draw(annotated / "ids", tmp_path / "a", "--row", str(ordinal), "--count", "2")
-    by_group, _ = draw(annotated / "ids", tmp_path / "b", "--group", "2", "--count", "2")
+    by_row, _ = sampled(annotated / "ids", tmp_path / "a", "--row", str(ordinal), "--count", "2")
+    by_group, _ = sampled(annotated / "ids", tmp_path / "b", "--group", "2", "--count", "2")
     np.testing.assert_array_equal(by_row, by_group)
-    both, said = draw(annotated / "boxes", tmp_path / "c", "--row", "3", "9", "--count", "4")
+    both, said = sampled(annotated / "boxes", tmp_path / "c", "--row", "3", "9", "--count", "4")
     assert len(both) == 4 and said["count"] == 4
-    assert len(draw(annotated / "boxes", tmp_path / "d", "--count", "3")[0]) == 3
+    assert len(sampled(annotated / "boxes", tmp_path / "d", "--count", "3")[0]) == 3
 
 
-def test_patches_are_told_the_layout_of_a_training_image_or_a_query(
+def test_patch_level_samples_a_layout_of_a_training_image_or_a_query(
     annotated: Path, tmp_path: Path
 ) -> None:
     run = annotated / "patches"
-    row, _ = draw(run, tmp_path / "a", "--row", "7", "--count", "2")
-    like, _ = draw(run, tmp_path / "b", "--like", "7", "--count", "2")
+    row, _ = sampled(run, tmp_path / "a", "--row", "7", "--count", "2")
+    like, _ = sampled(run, tmp_path / "b", "--like", "7", "--count", "2")
     np.testing.assert_array_equal(row, like)
     made, seeds = sample.load(run / "snapshots" / "img-000000256"), torch.arange(20)
-    drawn = generate.draw_condition(made, seeds)
-    again = rows(made, draw_rows(1797, seeds))
+    drawn = generate.sample_condition(made, seeds)
+    again = rows(made, sample_ordinals(1797, seeds))
     assert drawn.given.keys() == {"patch"} and torch.equal(
         drawn.given["patch"], again.given["patch"]
     )
     assert drawn.given["patch"].shape == (20, 16, 32)
     assert len(drawn.given["patch"].flatten(1).unique(dim=0)) > 5
-    assert len(draw(run, tmp_path / "c", "--count", "2")[0]) == 2
+    assert len(sampled(run, tmp_path / "c", "--count", "2")[0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -312,7 +314,7 @@ def test_patches_are_told_the_layout_of_a_training_image_or_a_query(
         ("ids", ["--like", "4"], "guidance.source=sidecar has no prototypes"),
         ("ids", ["--group", "4"], "group 4 is not one of 0 to 3"),
         ("ids", ["--row", "1797"], "the data has ordinals 0 to 1796"),
-        ("ids", ["--group", "1", "--prior", "uniform"], "--group names what is told"),
+        ("ids", ["--group", "1", "--prior", "uniform"], "--group names the condition"),
         ("ids", ["--label", "1"], "give --group"),
         ("boxes", ["--group", "1"], "conditioned on id, box of an image.*--row ORDINAL"),
         ("boxes", ["--prior", "uniform"], "not on one group alone"),

@@ -1,4 +1,4 @@
-"""The most groups worth telling apart: TEMI with K doubled until too few are used, then a finer grid (C-EDM 3.3).
+"""The most groups worth separating: TEMI with K doubled until too few are used, then a finer grid (C-EDM 3.3).
 
   python -m tools.annotate bound data/digits --features notes/features --start 8 --out notes/bound
 
@@ -25,7 +25,7 @@ from shards.sidecar import Sidecar
 from tools.annotate.features import add_source, features_of
 from tools.annotate.temi import add_settings, annotate, config_of
 
-HELP = "the most groups worth telling apart, by TEMI"
+HELP = "the most groups worth separating, by TEMI"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +59,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     search = bound.search(
         used, limit=count, alpha=options.alpha, start=options.start, finer=options.finer
     )
-    title = f"Groups that TEMI tells apart in {count:,} images"
-    bound.draw(search, str(out / "bound.png"), title=title)
+    title = f"Groups that TEMI separates in {count:,} images"
+    bound.plot(search, str(out / "bound.png"), title=title)
     facts = {
         "bound": search.bound,
         "open": search.open,
@@ -96,7 +96,7 @@ def _said(search: bound.Search, out: Path) -> str:
     lines = [f"{'groups':>7} {'used':>7} {'share':>7}"]
     lines += [f"{p.groups:7} {p.used:7} {p.ratio:7.1%}" for p in search.points]
     if search.bound is None:
-        lines.append(f"fewer than {search.start} groups are told apart: give a smaller --start")
+        lines.append(f"fewer than {search.start} groups are separated: give a smaller --start")
     elif search.open:
         lines.append(f"bound: at least {search.bound}, which is as far as the images go")
     else:

@@ -19,7 +19,7 @@ from selfguide.data.autoencoders import load_autoencoder
 from selfguide.discovery.extraction import extract
 from selfguide.discovery.features import FeatureNet, PixelFeatures, SnapshotFeatures, ViTFeatures
 from selfguide.discovery.vit import load_vit
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.spec.config import POOLINGS
 from shards import sidecar
 from shards.errors import UserError
@@ -109,16 +109,18 @@ def _extract(options: argparse.Namespace, out: Path) -> Sidecar | None:
     return next(made for made in found if made is not None)
 
 
-def _share(place: Place, options: argparse.Namespace, out: Path) -> Sidecar | None:
-    options.device = options.device or str(place.device)
+def _share(rank_info: RankInfo, options: argparse.Namespace, out: Path) -> Sidecar | None:
+    options.device = options.device or str(rank_info.device)
     net = build_net(options)
-    return extract(options.root, net, out, rank=place.rank, world=place.world, batch=options.batch)
+    return extract(
+        options.root, net, out, rank=rank_info.rank, world=rank_info.world, batch=options.batch
+    )
 
 
 def build_net(options: argparse.Namespace) -> FeatureNet:
     """The network that the flags name, on its device."""
     header = Header.of(manifests.load(options.root).header)
-    device = options.device or str(Place(0, 0, 1).device)
+    device = options.device or str(RankInfo(0, 0, 1).device)
     _refuse_unread(options)
     if options.pixels:
         return PixelFeatures(header)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from selfguide.discovery.extraction import checked
 from selfguide.discovery.kmeans import Groups, beginning, check, kmeans, lloyd, prepared, report
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from shards import sidecar
 from shards.cli import track
 from shards.format import manifest as manifests
@@ -131,18 +131,18 @@ def _over_ranks(features: Sidecar, options: argparse.Namespace) -> Groups:
     )
 
 
-def _share(place: Place, folder: str, options: argparse.Namespace) -> Groups:
+def _share(rank_info: RankInfo, folder: str, options: argparse.Namespace) -> Groups:
     """This rank's rows, in the order of ordinals, under the tightest of the fits that all ranks make together."""
     rows = sidecar.read(folder).rows()
-    edges = np.linspace(0, len(rows), place.world + 1, dtype=np.int64)
-    mine = rows[edges[place.rank] : edges[place.rank + 1]]
+    edges = np.linspace(0, len(rows), rank_info.world + 1, dtype=np.int64)
+    mine = rows[edges[rank_info.rank] : edges[rank_info.rank + 1]]
     fit, best = settings(options), None
     restarts = range(fit.pop("restarts"))
     shown = track(restarts, len(restarts), f"{len(restarts)} times k-means")
-    for restart in shown if place.rank == 0 else restarts:
+    for restart in shown if rank_info.rank == 0 else restarts:
         chosen = beginning(len(rows), options.groups, options.seed, restart)
         initial = prepared(rows[chosen], fit["normalise"])
-        found = lloyd(mine, initial, **fit, device=options.device or place.device)
+        found = lloyd(mine, initial, **fit, device=options.device or rank_info.device)
         if best is None or found.inertia < best.inertia:
             best = found
     assert best is not None

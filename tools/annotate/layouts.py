@@ -24,7 +24,7 @@ from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.data.crop_flip import Size
 from selfguide.data.normaliser import Normaliser
 from selfguide.discovery.vit import FrozenViT, load_vit
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from shards import cli, sidecar, storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -108,7 +108,7 @@ def look(options: argparse.Namespace, short: int | None) -> Looked:
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: take 1 or more")
     manifest = manifests.load(options.root)
-    header, device = Header.of(manifest.header), options.device or str(Place(0, 0, 1).device)
+    header, device = Header.of(manifest.header), options.device or str(RankInfo(0, 0, 1).device)
     vit = load_vit(
         options.vit,
         options.weights,

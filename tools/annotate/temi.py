@@ -1,4 +1,4 @@
-"""Groups by TEMI: small heads on frozen features, each to give an image its neighbours' group; the best one tells.
+"""Groups by TEMI: small heads on frozen features, each to give an image its neighbours' group; the best are published.
 
   python -m tools.annotate temi data/digits --features notes/features --groups 10 --out notes/temi
   python -m tools.annotate temi data/digits --pixels --groups 10 --out notes/temi --heads 8 --epochs 30 \\
@@ -24,7 +24,7 @@ from selfguide.discovery.agreement import agreement
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.temi import TemiConfig
 from selfguide.discovery.temi_fit import ALONE, Fitted, fit
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from shards import sidecar, storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -45,10 +45,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """What a fit is told beside the number of groups; `config_of` reads it."""
+    """Settings of a fit beside the number of groups; `config_of` reads them."""
     own = parser.add_argument_group("of the fit")
     for flag, name, kind, text in (
-        ("--heads", "heads", int, "heads fitted side by side, of which the best one tells"),
+        ("--heads", "heads", int, "heads fitted side by side, of which the best one is published"),
         ("--epochs", "epochs", int, "passes over all images"),
         ("--step-images", "batch", int, "images a step, of all processes"),
         ("--learning-rate", "learning_rate", float, "for 256 images a step, scaled linearly"),
@@ -115,7 +115,7 @@ def annotate(
 
 
 def _fit_and_publish(
-    place: Place,
+    rank_info: RankInfo,
     features: Path,
     near: Path,
     config: TemiConfig,
@@ -129,12 +129,12 @@ def _fit_and_publish(
         source.rows(),
         np.load(near, mmap_mode="r"),
         config,
-        place=place,
+        rank_info=rank_info,
         device=device,
         partial=partial,
         doing=f"TEMI, {config.groups} groups",
     )
-    if place.rank == 0:
+    if rank_info.rank == 0:
         _publish(found, config, source, out)
 
 

@@ -2,7 +2,7 @@
 
     python -m tools.atlas RUN                                   prototypes that a run found while it trained
     python -m tools.atlas --sidecar notes/kmeans --shards data/digits
-    python -m tools.atlas RUN --sidecar notes/kmeans            with samples of a run that was told these groups
+    python -m tools.atlas RUN --sidecar notes/kmeans            with samples of a run that was trained on these groups
 
 The page is one file without scripts or references. Groups are named and banned in `groups.yaml` of the run's folder:
 
@@ -27,7 +27,7 @@ from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.data.normaliser import Normaliser
 from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import by_rows
-from selfguide.sampling.generate import draw
+from selfguide.sampling.generate import generate_each
 from selfguide.sampling.group_names import Naming
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config.sampler import check_sampler
@@ -91,18 +91,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def annotation(snapshot: Snapshot | None, options: argparse.Namespace) -> sidecar.Sidecar | None:
-    """The sidecar of ids that is asked for, or the one that the run was told."""
+    """The sidecar of ids that is asked for, or the one that the run was trained on."""
     if snapshot is None:
         if options.sidecar is None:
             raise UserError("name a RUN, an annotation by --sidecar DIR, or both")
         return sidecar.read(options.sidecar)
-    told = snapshot.guidance.get("sidecars", {}).get("ids")
+    trained_on = snapshot.guidance.get("sidecars", {}).get("ids")
     if options.sidecar is None:
-        return None if told is None else sidecar.read(told["folder"])
+        return None if trained_on is None else sidecar.read(trained_on["folder"])
     found = sidecar.read(options.sidecar)
-    if told is None or told["sha256"] != found.sha256:
+    if trained_on is None or trained_on["sha256"] != found.sha256:
         raise UserError(
-            f"--sidecar {options.sidecar}: this run was told {'other groups' if told else 'no annotation'}, so its "
+            f"--sidecar {options.sidecar}: this run was trained on "
+            f"{'other groups' if trained_on else 'no annotation'}, so its "
             "samples would be of other groups; leave out the run, or --sidecar"
         )
     return found
@@ -177,7 +178,7 @@ def samples_of(
     shown: Sequence[int],
     options: argparse.Namespace,
 ) -> dict[int, Tensor] | None:
-    """Images of each group that may be drawn, of the same noise for all; None where the run is told no groups."""
+    """Images of each group that may be drawn, of the same noise for all; None of an unconditional run."""
     if snapshot is None or not snapshot.guidance["told"] or by_rows(snapshot):
         return None
     sampler = snapshot.config.sampler
@@ -187,7 +188,7 @@ def samples_of(
     allowed = [group for group in shown if group not in naming.banned]
     condition = queries.of_groups(snapshot, torch.tensor(allowed).repeat_interleave(options.count))
     seeds = (options.seed + torch.arange(options.count)).repeat(len(allowed))
-    drawn = draw(snapshot, sampler, condition, seeds, batch=options.batch)
+    drawn = generate_each(snapshot, sampler, condition, seeds, batch=options.batch)
     total = -(-len(seeds) // options.batch)
     made = torch.cat([x for x, _ in cli.track(drawn, total, f"drawing {len(seeds)} images")])
     images = to_images(snapshot.data["header"], made, codec)

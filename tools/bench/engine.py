@@ -10,7 +10,7 @@ from torch import nn
 
 from launcher.compose import compose
 from selfguide.diffusion.conditions import Condition
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.networks.student import build_student
 from selfguide.spec.config import Config, EngineConfig
 from selfguide.training.engine.build import build_engine
@@ -26,7 +26,7 @@ def suite(repeats: int) -> list[Row]:
     return run_ranks(WORLD, _timed, config, repeats)[0]
 
 
-def _timed(place: Place, config: Config, repeats: int) -> list[Row]:
+def _timed(rank_info: RankInfo, config: Config, repeats: int) -> list[Row]:
     micro = BATCH // WORLD
     x, tau = torch.randn(micro, 1, 8, 8), torch.rand(micro)
     condition = Condition.unconditional(micro)
@@ -47,7 +47,7 @@ def _timed(place: Place, config: Config, repeats: int) -> list[Row]:
         ("DeepSpeed ZeRO-2", EngineConfig(zero_stage=2)),
     ):
         engine = build_engine(
-            replace(config, engine=engine_config), build_student(config, 0), place
+            replace(config, engine=engine_config), build_student(config, 0), rank_info
         )
 
         def step(engine=engine) -> None:  # type: ignore[no-untyped-def]

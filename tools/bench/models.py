@@ -12,7 +12,7 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.models import assemble
 from selfguide.models.backbone import Backbone
 from selfguide.models.dit import DiT
-from selfguide.models.execution import prepare
+from selfguide.models.execution import configure_execution
 from selfguide.models.unet import UNet
 from selfguide.models.uvit import UViT
 from selfguide.spec.architecture import Architecture
@@ -74,14 +74,14 @@ def _variants(ours: Backbone, batch: int) -> Iterator[tuple[str, list[Variant]]]
     x = torch.randn(batch, net.channels, net.size, net.size, device=device, dtype=weight.dtype)
     tau = torch.rand(batch, device=device)
     ids = torch.arange(batch, device=device) % net.classes if net.classes else None
-    told = Condition.unconditional(batch, device) if ids is None else Condition.told(id=ids)
+    condition = Condition.unconditional(batch, device) if ids is None else Condition.of(id=ids)
     by_hand = PLAIN[type(ours)](ours).to(device, weight.dtype)
     compiled = copy.deepcopy(ours)
-    prepare(compiled, EngineConfig(compile=True), device)
+    configure_execution(compiled, EngineConfig(compile=True), device)
     forwards: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
         "plain": (by_hand, lambda: by_hand(x, tau, ids)),
-        "ours": (ours, lambda: ours(x, tau, told)),
-        "ours, compiled": (compiled, lambda: compiled(x, tau, told)),
+        "ours": (ours, lambda: ours(x, tau, condition)),
+        "ours, compiled": (compiled, lambda: compiled(x, tau, condition)),
     }
     yield "forward", [Variant(n, _forward(f)) for n, (_, f) in forwards.items()]
     yield (

@@ -114,7 +114,7 @@ class PlainDiTBlock(nn.Module):
 
 
 class PlainDiT(nn.Module):
-    """DiT and LightningDiT; the last row of the label table says that nothing is told."""
+    """DiT and LightningDiT; the last row of the label table is the unconditional one."""
 
     positions: Tensor
 
@@ -125,7 +125,7 @@ class PlainDiT(nn.Module):
         self.patchify.load_state_dict(ours.patchify.state_dict())
         self.register_buffer("positions", ours.positions)
         self.time = two_matrices(ours.time.hidden, nn.SiLU(), ours.time.out)
-        assert ours.condition is not None  # the plain form tells no patches
+        assert ours.condition is not None  # the plain form has no patch conditions
         self.labels = label_table(ours.condition.labels, ours.condition.unconditional)
         self.blocks = nn.ModuleList(PlainDiTBlock(block) for block in ours.blocks)  # type: ignore[arg-type]
         self.modulation = nn.Sequential(nn.SiLU(), same(ours.final_modulation))
@@ -138,7 +138,7 @@ class PlainDiT(nn.Module):
     def forward(self, x: Tensor, tau: Tensor, ids: Tensor | None) -> Tensor:
         net = self.net
         c = self.time(sinusoid(time_input(net.time, tau), 256).to(x.dtype))
-        c = c + told_row(self.labels, ids, len(x))
+        c = c + condition_row(self.labels, ids, len(x))
         tokens = self.patchify(x).flatten(2).transpose(1, 2) + self.positions
         turn = (self.cos, self.sin) if net.rope else None
         for block in self.blocks:
@@ -187,7 +187,9 @@ class PlainUViT(nn.Module):
         net = self.net
         tokens = self.patchify(x).flatten(2).transpose(1, 2)
         if self.labels is not None:
-            tokens = torch.cat([told_row(self.labels, ids, len(x)).unsqueeze(1), tokens], dim=1)
+            tokens = torch.cat(
+                [condition_row(self.labels, ids, len(x)).unsqueeze(1), tokens], dim=1
+            )
         time = sinusoid(time_input(net.time, tau), net.width).to(x.dtype)
         tokens = torch.cat([time.unsqueeze(1), tokens], dim=1) + self.positions
         skips = []
@@ -208,7 +210,7 @@ def label_table(labels: nn.Embedding | None, unconditional: Tensor) -> nn.Embedd
     return nn.Embedding.from_pretrained(torch.cat(rows), freeze=False)
 
 
-def told_row(table: nn.Embedding, ids: Tensor | None, batch: int) -> Tensor:
+def condition_row(table: nn.Embedding, ids: Tensor | None, batch: int) -> Tensor:
     if ids is None:
         ids = torch.full((batch,), table.num_embeddings - 1, device=table.weight.device)
     return table(ids)

@@ -14,10 +14,10 @@ from selfguide.models.unet import UNet
 from selfguide.models.unet_blocks import (
     Attention,
     Block,
+    ConditionLinear,
     GuidanceMLP,
     Resample,
     ResidualBlock,
-    ToldLinear,
 )
 from tools.bench.plain import linear, same, split, two_matrices
 
@@ -65,12 +65,12 @@ class PlainResidual(nn.Module):
         self.shortcut = nn.Sequential(change, shortcut)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        h, told = self.first(x), self.embedding(c)[:, :, None, None]
+        h, embedded = self.first(x), self.embedding(c)[:, :, None, None]
         if self.scales:
-            scale, shift = told.chunk(2, dim=1)
+            scale, shift = embedded.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
-            h = self.norm2(h + told)
+            h = self.norm2(h + embedded)
         return (self.shortcut(x) + self.second(h)) * self.keeps
 
 
@@ -118,15 +118,15 @@ class PlainUNet(nn.Module):
             groups = F.one_hot(ids, net.classes).to(x.dtype)
         if net.guidance == "early":
             return self.time(wave + self.told(groups * math.sqrt(net.classes)))
-        told = self.told(groups)
+        embedded = self.told(groups)
         if net.guidance == "add":
-            return self.time(wave) + told
-        return torch.cat((self.time(wave), told), dim=1)
+            return self.time(wave) + embedded
+        return torch.cat((self.time(wave), embedded), dim=1)
 
 
 def one_hot_map(ours: nn.Module | None) -> nn.Module | None:
-    """One-hot (B, K) -> what is told, (B, width)."""
-    if isinstance(ours, ToldLinear) and ours.rows is not None:
+    """One-hot (B, K) -> its embedding (B, width)."""
+    if isinstance(ours, ConditionLinear) and ours.rows is not None:
         return linear(ours.rows.detach().T, ours.bias)
     if isinstance(ours, GuidanceMLP):
         hidden = one_hot_map(ours.hidden)

@@ -48,7 +48,7 @@ def suite(repeats: int) -> list[Row]:
 
 def _evaluation(net: Backbone, images: int, batched: bool) -> Callable[[], object]:
     device = next(net.parameters()).device
-    condition = Condition.told(id=torch.zeros(images, dtype=torch.int64, device=device))
+    condition = Condition.of(id=torch.zeros(images, dtype=torch.int64, device=device))
     denoiser = Denoiser(net, RectifiedFlow(), condition, 1.5, batched=batched)
     x = torch.randn(images, net.net.channels, net.net.size, net.net.size, device=device)
 

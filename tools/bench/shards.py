@@ -78,7 +78,7 @@ def suite(
     with tempfile.TemporaryDirectory(prefix="bench-shards-") as name:
         folder = Path(name)
         say(f"writing what will be read, into {folder}")
-        latents = Latents.draw(QUICK if quick else COUNT)
+        latents = Latents.random(QUICK if quick else COUNT)
         write_ours(latents, folder / "ours")
         figures += sizes(latents, folder / "ours")
         parts: dict[str, Callable[[], list[Figure]]] = {
@@ -175,15 +175,15 @@ def writing(latents: Latents, folder: Path, turns: int) -> list[Figure]:
 
     The disk rests before each: else our fsync would wait for what ShardWriter left for later.
     """
-    some = Latents.draw(max(1, len(latents.x) // 2))
+    some = Latents.random(max(1, len(latents.x) // 2))
     target = folder / "written"
     variants = [
         Variant("ours", lambda: write_ours(some, target)),
         Variant("ShardWriter", lambda: write_theirs(some, target)),
         Variant("ShardWriter, mtime=0", lambda: write_theirs(some, target, mtime=0)),
     ]
-    told = measure(variants, repeats=turns, warmup=1, units=len(some.x), rest=os.sync)
-    rows = {r.name: r for r in told}
+    measured = measure(variants, repeats=turns, warmup=1, units=len(some.x), rest=os.sync)
+    rows = {r.name: r for r in measured}
     base = rows["ours"]
     return [
         times("writing by webdataset's ShardWriter", base, rows["ShardWriter"]).judged(

@@ -37,7 +37,7 @@ class Figure:
     ours: float
     other: float
     ratio: float
-    goal: float | None = None  # None: only told
+    goal: float | None = None  # None: reported only
     most: bool = False  # the ratio should be at most the goal, not at least
     reached: bool | None = None
 
@@ -60,24 +60,24 @@ def times(name: str, ours: Row, other: Row) -> Figure:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Latents:
-    """Standard normal latents and labels that are not sorted; `told` is what `touch` says of a whole epoch."""
+    """Standard normal latents and labels that are not sorted; `sums` is what `touch` returns of a whole epoch."""
 
     x: NDArray[np.float16]
     y: NDArray[np.int64]
-    told: dict[str, int]
+    sums: dict[str, int]
 
     @staticmethod
-    def draw(count: int) -> Latents:
+    def random(count: int) -> Latents:
         generator = np.random.default_rng(0)
         x = generator.standard_normal((count, *SHAPE), dtype=np.float32).astype(np.float16)
         y = generator.integers(0, CLASSES, count)
-        return Latents(x=x, y=y, told=touch(iter([(x, y)])))
+        return Latents(x=x, y=y, sums=touch(iter([(x, y)])))
 
-    def check(self, told: dict[str, int], name: str) -> None:
+    def check(self, sums: dict[str, int], name: str) -> None:
         """What a reader gave is every sample once."""
-        if told != self.told:
+        if sums != self.sums:
             raise RuntimeError(
-                f"{name} delivered {told}, written were {self.told}: nothing to compare"
+                f"{name} delivered {sums}, written were {self.sums}: nothing to compare"
             )
 
     def source(self) -> ArraySource:

@@ -1,4 +1,4 @@
-"""litdata and MosaicML streaming, each with a Python of its own that stays and reads an epoch when told to."""
+"""litdata and MosaicML streaming, each with a Python of its own that stays and reads an epoch on request."""
 
 from __future__ import annotations
 

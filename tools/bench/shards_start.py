@@ -53,12 +53,12 @@ def synthetic(root: Path, count: int) -> Manifest:
     """A data set of `count` samples at `root`, whose blocks are `WHOLE` over and over, and the last one short."""
     blocks = -(-count // BLOCK)
     last = count - (blocks - 1) * BLOCK
-    real = write_ours(Latents.draw(WHOLE * BLOCK + last), root)
+    real = write_ours(Latents.random(WHOLE * BLOCK + last), root)
     index = real.blocks[np.append(np.arange(blocks - 1) % WHOLE, WHOLE)]
     data = manifests.index_bytes(index)
-    told = {"blocks": blocks, "bytes": len(data), "sha256": manifests.sha256_of(data)}
+    record = {"blocks": blocks, "bytes": len(data), "sha256": manifests.sha256_of(data)}
     shard = {**real.plain["shards"][0], "count": count, "blocks": blocks}
-    plain = {**real.plain, "count": count, "index": told, "shards": [shard]}
+    plain = {**real.plain, "count": count, "index": record, "shards": [shard]}
     made = Manifest.of(plain, index)
     manifests.save(root, made)
     return made

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.sinkhorn import sinkhorn
 from tools.bench.harness import Row, Variant, measure
 from tools.ranks import run_ranks
@@ -70,11 +70,11 @@ def suite(repeats: int) -> list[Row]:
     return [row for world in WORLDS for row in run_ranks(world, _timed, repeats)[0]]
 
 
-def _timed(place: Place, repeats: int) -> list[Row]:
+def _timed(rank_info: RankInfo, repeats: int) -> list[Row]:
     rows = []
     for batch, groups in itertools.product(BATCHES, GROUPS):
-        scores = cosines(batch // place.world, groups, seed=place.rank)
-        where = f"B={batch} K={groups} W={place.world}"
+        scores = cosines(batch // rank_info.world, groups, seed=rank_info.rank)
+        where = f"B={batch} K={groups} W={rank_info.world}"
         units = max(1, 4_000_000 // (batch * groups))  # small problems take less than a clock sees
         variants = [
             Variant(f"{where}: {name}", partial(_repeat, form, scores, units))

@@ -11,8 +11,8 @@ import uuid
 from importlib import resources
 from pathlib import Path
 
+from tools.s3.folder import Say, StoreFolder
 from tools.s3.install import InstallError
-from tools.s3.place import Place, Say
 
 TITLE = "Ceph's gateway"
 SERVERS = ("mon", "osd", "rgw")
@@ -33,15 +33,15 @@ def prepare(state: Path, say: Say) -> Path:
     return _BIN
 
 
-def start(place: Place, programs: Path) -> None:
+def start(folder: StoreFolder, programs: Path) -> None:
     """Starts monitor, OSD and gateway, and makes one user with all keys."""
     for name in ("mon", "osd", "run"):
-        (place.state / name).mkdir()
-    keyring = place.state / "keyring"
+        (folder.state / name).mkdir()
+    keyring = folder.state / "keyring"
     keyring.touch(mode=0o600)
     cluster, disk = str(uuid.uuid4()), str(uuid.uuid4())
-    values = {f"{name}_port": port for name, port in place.ports.items()}
-    config = place.fill("ceph.conf", state=place.state, cluster=cluster, **values)
+    values = {f"{name}_port": port for name, port in folder.ports.items()}
+    config = folder.fill("ceph.conf", state=folder.state, cluster=cluster, **values)
 
     def command(program: str, *arguments: str) -> list[str]:
         return [str(programs / program), "-c", str(config), *arguments]
@@ -49,22 +49,22 @@ def start(place: Place, programs: Path) -> None:
     for name, caps in _ENTITIES.items():
         allowed = [word for daemon in caps for word in ("--cap", daemon, "allow *")]
         tool = [str(programs / "ceph-authtool"), str(keyring), "--gen-key", "-n", name, *allowed]
-        place.run("keys", tool)
-    monmap = str(place.state / "monmap")
-    at = f"[v1:127.0.0.1:{place.ports['mon']}]"
+        folder.run("keys", tool)
+    monmap = str(folder.state / "monmap")
+    at = f"[v1:127.0.0.1:{folder.ports['mon']}]"
     new = [str(programs / "monmaptool"), "--create", "--fsid", cluster, "--addv", "a", at, monmap]
-    place.run("monmap", new)
-    place.run(
+    folder.run("monmap", new)
+    folder.run(
         "mon-mkfs",
         command("ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap, "--keyring", str(keyring)),
     )
-    place.serve("mon", command("ceph-mon", "-i", "a", "--foreground"))
-    place.run("osd-new", command("ceph", "osd", "new", disk))
-    place.run("osd-mkfs", command("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", disk))
-    place.serve("osd", command("ceph-osd", "-i", "0", "--foreground"))
+    folder.serve("mon", command("ceph-mon", "-i", "a", "--foreground"))
+    folder.run("osd-new", command("ceph", "osd", "new", disk))
+    folder.run("osd-mkfs", command("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", disk))
+    folder.serve("osd", command("ceph-osd", "-i", "0", "--foreground"))
     admin = command("radosgw-admin", "--uid=dev")
-    for number, (key, secret) in enumerate(place.secrets.items()):
+    for number, (key, secret) in enumerate(folder.secrets.items()):
         what = ("key", "create") if number else ("user", "create", "--display-name=dev")
         # an argument, for it has no other way in: these keys open a folder that is gone tomorrow
-        place.run("user", [*admin, *what, f"--access-key={key}", f"--secret-key={secret}"])
-    place.serve("rgw", command("radosgw", "-n", "client.admin", "--foreground"))
+        folder.run("user", [*admin, *what, f"--access-key={key}", f"--secret-key={secret}"])
+    folder.serve("rgw", command("radosgw", "-n", "client.admin", "--foreground"))

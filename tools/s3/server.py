@@ -26,7 +26,7 @@ from shards.errors import UserError
 from slurm import processes
 from slurm.layout import boot_id, free_ports
 from tools.s3 import rgw, swift
-from tools.s3.place import BUCKET, PATIENCE, Place, Say, StartError, tail
+from tools.s3.folder import BUCKET, PATIENCE, Say, StartError, StoreFolder, tail
 
 RECORD = "s3.json"
 USERS = ("dev", "spare")  # two credentials of one account: what expires must have a successor
@@ -48,7 +48,7 @@ class Store(Protocol):
     def prepare(self, state: Path, say: Say) -> Path:
         """Where its programs are, installed where they were not."""
 
-    def start(self, place: Place, programs: Path) -> None:
+    def start(self, folder: StoreFolder, programs: Path) -> None:
         """Starts all servers."""
 
 
@@ -193,7 +193,7 @@ def _start(state: Path, store: str, programs: Path, say: Say) -> Server:
             record.servers[name] = (process.pid, process.started)
             record.write(state)
 
-        kind.start(Place(state=state, ports=ports, secrets=known, started=started), programs)
+        kind.start(StoreFolder(state=state, ports=ports, secrets=known, started=started), programs)
         server = _server(state, record)
         _make_bucket(server, record)
     record.ready = True

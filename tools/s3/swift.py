@@ -11,8 +11,8 @@ from importlib import resources
 from pathlib import Path
 
 from shards.errors import UserError
+from tools.s3.folder import Say, StoreFolder
 from tools.s3.install import install
-from tools.s3.place import Place, Say
 
 TITLE = "Swift"
 SERVERS = ("object", "container", "account", "proxy")
@@ -36,26 +36,26 @@ def prepare(state: Path, say: Say) -> Path:
     return install(say)
 
 
-def start(place: Place, python: Path) -> None:
+def start(folder: StoreFolder, python: Path) -> None:
     """Starts the servers; they answer a little later."""
     for name in ("recon", "devices/disk"):
-        (place.state / name).mkdir(parents=True)
-    _write_config(place)
-    ports = [str(place.ports[name]) for name in ("account", "container", "object")]
+        (folder.state / name).mkdir(parents=True)
+    _write_config(folder)
+    ports = [str(folder.ports[name]) for name in ("account", "container", "object")]
     rings = str(resources.files("tools.s3") / "rings.py")
     # -I: beside the program lies this module, which has the name of the package that it imports
-    place.run("rings", [str(python), "-I", rings, str(place.state), "disk", *ports])
+    folder.run("rings", [str(python), "-I", rings, str(folder.state), "disk", *ports])
     for name in SERVERS:
         program = str(python.parent / f"swift-{name}-server")
-        place.serve(name, [str(python), program, str(place.state / f"{name}.conf"), "-v"])
+        folder.serve(name, [str(python), program, str(folder.state / f"{name}.conf"), "-v"])
 
 
-def _write_config(place: Place) -> None:
+def _write_config(folder: StoreFolder) -> None:
     # Its log goes to our files; the machine's syslog must not notice us, so its copy goes nowhere.
     common = {
-        "swift_dir": place.state,
-        "devices": place.state / "devices",
-        "recon_cache_path": place.state / "recon",
+        "swift_dir": folder.state,
+        "devices": folder.state / "devices",
+        "recon_cache_path": folder.state / "recon",
         "bind_ip": "127.0.0.1",
         "workers": 0,
         "mount_check": "false",
@@ -64,11 +64,13 @@ def _write_config(place: Place) -> None:
         "log_udp_host": "127.0.0.1",
         "log_udp_port": 9,
     }
-    users = (f"user_{k.replace(':', '_')} = {secret} .admin" for k, secret in place.secrets.items())
+    users = (
+        f"user_{k.replace(':', '_')} = {secret} .admin" for k, secret in folder.secrets.items()
+    )
     values = {
         "common": "\n".join(f"{name} = {value}" for name, value in common.items()),
         "users": "\n".join(users),
-        **{f"{name}_port": str(port) for name, port in place.ports.items()},
+        **{f"{name}_port": str(port) for name, port in folder.ports.items()},
     }
     for name in ("swift", *SERVERS):
-        place.fill(f"{name}.conf", **values)
+        folder.fill(f"{name}.conf", **values)

@@ -20,7 +20,7 @@ from rich.table import Table
 from shards import cli
 from shards.errors import UserError
 from tools.toy.data import DATA, Data
-from tools.toy.figure import draw
+from tools.toy.figure import plot
 from tools.toy.learn import BATCH, learn, preset
 from tools.toy.measure import (
     EVALUATIONS,
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seconds[name] = time.monotonic() - begun
             measured[name] = measure(learned, reference, f"{doing}: sampling")
         floor, figure = reference.floor(), _figure(options.out, data, options.data)
-        draw(measured, reference, floor, figure)
+        plot(measured, reference, floor, figure)
         reports.append(_report(data, options, measured, seconds, floor, figure))
         if not options.json:
             cli.console().print(_table(data, measured, floor))

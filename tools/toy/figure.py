@@ -48,7 +48,7 @@ INK, FAINT, LANDED, STRAY = "#222222", "#c9ced6", "#2f5d8c", "#d1495b"
 FRAME, WIDE = 1.2, 2.2  # half the edge of what is seen, of samples and of trajectories
 
 
-def draw(measured: dict[str, Measured], reference: Reference, floor: float, path: Path) -> None:
+def plot(measured: dict[str, Measured], reference: Reference, floor: float, path: Path) -> None:
     """Writes the PNG."""
     import matplotlib
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from selfguide.diffusion.conditions import Condition
-from selfguide.diffusion.objectives import Uncertainty, build_objective, draw_times
+from selfguide.diffusion.objectives import Uncertainty, build_objective, sample_times
 from selfguide.diffusion.paths import build_path
 from selfguide.diffusion.preconditioning import build_preconditioning
 from selfguide.models.blocks import sinusoid, time_input
@@ -63,7 +63,7 @@ def preset(name: str) -> PathConfig:
 class PointNet(nn.Module):
     """An MLP that is called as a backbone is: points (B, 2, 1, 1), noise-times (B,), condition -> (B, 2, 1, 1).
 
-    It is told nothing, so the condition is not read. Waves of the coordinates let it draw sharp edges; the time
+    It is unconditional, so the condition is not read. Waves of the coordinates let it draw sharp edges; the time
     scales and shifts what enters each layer.
     """
 
@@ -80,12 +80,14 @@ class PointNet(nn.Module):
         self.leave = nn.Linear(width, 2)
 
     def forward(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
-        told = F.silu(self.embed(sinusoid(time_input(self.time, tau), self.width)))  # (B, D)
+        modulation_input = F.silu(
+            self.embed(sinusoid(time_input(self.time, tau), self.width))
+        )  # (B, D)
         x = x.flatten(1)
         angles = (x[:, :, None] * self.waves).flatten(1)  # (B, 2 W)
         h = self.enter(torch.cat((x, angles.sin(), angles.cos()), dim=1))
         for modulation, layer in zip(self.modulations, self.layers, strict=True):
-            scale, shift = modulation(told).chunk(2, dim=1)
+            scale, shift = modulation(modulation_input).chunk(2, dim=1)
             h = layer(F.silu(h * (1 + scale) + shift))
         return self.leave(F.silu(h))[:, :, None, None]
 
@@ -113,7 +115,7 @@ def learn(config: PathConfig, data: Data, *, images: int, seed: int, doing: str)
         position = torch.arange(step * BATCH, (step + 1) * BATCH)
         x0 = points(data, uniform(seed, "toy-points", position, 5))
         eps = normal(seed, "noise", position, (2, 1, 1))
-        tau = draw_times(config, path, seed, position, step / steps)
+        tau = sample_times(config, path, seed, position, step / steps)
         raw = net(preconditioning.noised(x0, eps, tau), tau, Condition.unconditional(BATCH))
         hardness = None if uncertainty is None else uncertainty(tau)
         loss = objective.losses(raw, x0, eps, tau, hardness).mean()

@@ -45,7 +45,7 @@ class Reference:
         return math.sqrt(max(0.0, 2 * across - within - self.within))
 
     def floor(self) -> float:
-        """D of another even draw of the data: nothing below it can be told from the data."""
+        """D of another even draw of the data: a distance below it cannot be distinguished from the data."""
         return self.distance(points(self.data, spread(self.count, 5, self.seed + 1)))
 
     def noise(self) -> Tensor:

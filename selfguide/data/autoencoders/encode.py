@@ -52,7 +52,7 @@ def encode(
         return writer.write(
             task.out,
             made,
-            **_told(task, made),
+            **_plan_options(task, made),
             workers=task.workers or max(1, gpus(task.device)),
             rank=task.rank,
             world=task.world,
@@ -68,7 +68,7 @@ def plan(task: Task, source: EncodedSource) -> plans.Plan:
     Raises:
         UserError: it cannot be written, or `out` holds another data set.
     """
-    made = plans.make_plan(source, **_told(task, source))
+    made = plans.make_plan(source, **_plan_options(task, source))
     found = existing.find_existing(task.out)
     if found is not None and found.plan != made.hash:
         raise existing.other_data_set(task.out, found)
@@ -93,7 +93,7 @@ def take_share(folder: Path) -> None:
     log.info("complete: %s samples, manifest %s", f"{manifest.count:,}", manifest.hash[:12])
 
 
-def _told(task: Task, source: EncodedSource) -> dict[str, Any]:
+def _plan_options(task: Task, source: EncodedSource) -> dict[str, Any]:
     return {
         "header": source.header,
         "seed": source.manifest.seed,

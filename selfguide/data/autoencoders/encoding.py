@@ -24,7 +24,7 @@ from torch import Tensor
 
 from selfguide.data.autoencoders.autoencoder import TOP, Autoencoder
 from selfguide.data.autoencoders.load import load_autoencoder
-from selfguide.data.normaliser import Normaliser, draw, mean
+from selfguide.data.normaliser import Normaliser, sample_posterior, posterior_mean
 from selfguide.spec.suggest import nearest
 from shards.format import manifest as manifests
 from shards.errors import UserError
@@ -73,8 +73,8 @@ class Encoding:
     @property
     def decided(self) -> dict[str, Any]:
         """What of it decides bytes, as JSON; a seed only where something is drawn."""
-        told = {n: getattr(self, n) for n in ("encoder", "content", "flips", "dtype", "batch")}
-        return {**told, "posterior_seed": self.seed} if self.content == "sample" else told
+        settings = {n: getattr(self, n) for n in ("encoder", "content", "flips", "dtype", "batch")}
+        return {**settings, "posterior_seed": self.seed} if self.content == "sample" else settings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -217,8 +217,8 @@ class EncodedSource:
         if self.encoding.content == "moments":
             return moments
         if self.encoding.content == "mean":
-            return mean(moments)
-        return draw(moments, self.encoding.seed, torch.from_numpy(places).to(codec.device))
+            return posterior_mean(moments)
+        return sample_posterior(moments, self.encoding.seed, torch.from_numpy(places).to(codec.device))
 
     def _check(self, values: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
         most = np.abs(values).reshape(len(values), -1).max(axis=1)  # NaN where one is

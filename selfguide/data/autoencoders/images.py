@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from selfguide.data.autoencoders.autoencoder import TOP, Autoencoder, KLAutoencoder
-from selfguide.data.normaliser import Normaliser, mean
+from selfguide.data.normaliser import Normaliser, posterior_mean
 from shards.errors import UserError
 from shards.format.header import Header
 
@@ -52,7 +52,7 @@ def from_images(header: Plain, images: Tensor, autoencoder: Autoencoder | None =
         return normaliser.normalise((images.float() * (normaliser.top / TOP)).round())
     codec = _known(header, autoencoder)
     found = codec.encode(images)
-    return normaliser.normalise(mean(found) if codec.moments else found)
+    return normaliser.normalise(posterior_mean(found) if codec.moments else found)
 
 
 def check_header(autoencoder: Autoencoder, header: Plain) -> None:

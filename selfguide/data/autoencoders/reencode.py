@@ -90,12 +90,12 @@ def _distances(manifest: Manifest, x: np.ndarray, again: np.ndarray) -> np.ndarr
 def _encoding(
     root: str, manifest: Manifest, weights: str | None, statistics: str | None
 ) -> Encoding:
-    told = manifest.source.get("encoding")
-    if not isinstance(told, dict):
+    settings = manifest.source.get("encoding")
+    if not isinstance(settings, dict):
         raise UserError(
             f"{root} does not say how it was encoded: `tools.shards encode` did not write it, so nothing can repeat it"
         )
-    plain = {("seed" if name == "posterior_seed" else name): value for name, value in told.items()}
+    plain = {("seed" if name == "posterior_seed" else name): value for name, value in settings.items()}
     return Encoding(**plain, weights=weights, statistics=statistics)
 
 

@@ -1,7 +1,10 @@
-"""Samplers: free functions of one signature that walk a denoiser from noise to data.
+"""Samplers: free functions of one signature, `euler(denoiser, x, schedule, *, seeds, callback, ...)`, as k-diffusion's.
 
-The state is fp32 or fp64 whatever the net's dtype, and coefficients are fp64 numbers. A paper's N is our `steps`; each
-sampler states its network evaluations exactly, N of them where it says nothing.
+A denoiser is a `Denoiser`, or any function of x (B, C, H, W) and noise-times (B,) that estimates x0; a schedule is any
+falling noise-times on a path. x is the state at the first of them, fp32 or fp64 whatever the net's dtype;
+coefficients are fp64 numbers. `seeds` (B,) are read by samplers that draw noise. A paper's N is the number of steps;
+each sampler states its network evaluations exactly, N of them where it says nothing. `sample` picks a sampler by name
+and builds its schedule.
 """
 
 from __future__ import annotations
@@ -13,11 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfguide.diffusion.denoiser import DataEstimate, Denoiser, FunctionDenoiser
+from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import Path
+from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.diffusion.samplers.exponential import ddim, dpm1, dpm2, dpmpp
-from selfguide.diffusion.samplers.velocity import dopri5, euler, euler_maruyama, heun
-from selfguide.diffusion.samplers.walk import Callback, Walk, noise_times
+from selfguide.diffusion.samplers.schedule import (
+    Callback,
+    DataEstimate,
+    Schedule,
+    ignore,
+    noise_times,
+)
+from selfguide.diffusion.samplers.velocity import dopri5, euler, euler_maruyama, even_times, heun
 from selfguide.spec.config import SamplerConfig
 from selfguide.spec.config.sampler import settings_read
 from selfguide.spec.suggest import nearest
@@ -28,8 +38,9 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     for sampler in (euler, heun, ddim, dpm1, dpm2, dpmpp, euler_maruyama, dopri5)
 }
 
+COMMON = ("denoiser", "x", "schedule", "seeds", "callback")
 
-@torch.no_grad()
+
 def sample(
     name: str,
     denoiser: Denoiser | DataEstimate,
@@ -43,13 +54,13 @@ def sample(
     callback: Callback | None = None,
     **options: Any,
 ) -> Tensor:
-    """Samples (B, C, H, W) in fp32, or fp64 if `noise` is; `denoiser.evaluations` goes up by the network evaluations.
+    """Samples (B, C, H, W) in fp32, or fp64 if `noise` is; a `Denoiser` counts its evaluations.
 
     Args:
-        denoiser: a `Denoiser`, or any function of x (B, C, H, W) and noise-times (B,) that estimates x0; then `path`
-            says which path its x lies on.
+        denoiser: a `Denoiser`, or any function of x (B, C, H, W) and noise-times (B,) in fp32 that estimates x0.
+        noise: standard normal; it is scaled to the first noise-time.
+        path: the path that a function's x lies on; a `Denoiser` has its own.
         times: the schedule, falling noise-times (N + 1,), in place of `steps` and `shift`.
-        noise: standard normal; it is scaled to where the path begins here.
         steps: N; dopri5 takes what it needs.
         shift: k of `shifted`, for paths in noise-time.
         seeds: (B,) int64, for samplers that draw noise: that of image i at step k is a pure function of (seeds[i], k).
@@ -57,50 +68,54 @@ def sample(
         options: the sampler's own, such as `eta` or `churn`.
 
     Raises:
-        UserError: an unknown sampler or option, or one that this path cannot be walked with.
+        UserError: an unknown sampler or option, one that does not fit the path, a schedule that does not
+            fall, or a function without a path.
     """
     if name not in SAMPLERS:
         raise UserError(
             f"sampler={name!r} is unknown{nearest(name, SAMPLERS)}; known: {', '.join(SAMPLERS)}"
         )
-    known = list(inspect.signature(SAMPLERS[name]).parameters)[1:]
+    known = [o for o in inspect.signature(SAMPLERS[name]).parameters if o not in COMMON]
     for option in options:
         if option not in known:
             takes = ", ".join(known) or "none"
             raise UserError(
                 f"{option}={options[option]!r} is no option of {name}{nearest(option, known)}; it takes: {takes}"
             )
-    estimator = _estimator(denoiser, path)
+    preconditioning = _preconditioning(denoiser, path)
     if times is None:
-        schedule = noise_times(estimator.preconditioning, steps, shift)
+        schedule = default_schedule(name, preconditioning, steps, shift)
     else:
-        schedule = _checked(torch.as_tensor(times, dtype=torch.float64).cpu())
-    state = noise if noise.dtype == torch.float64 else noise.float()
-    return SAMPLERS[name](Walk(estimator, state, schedule, shift, seeds, callback), **options)
+        given = torch.as_tensor(times, dtype=torch.float64).cpu()
+        schedule = Schedule(preconditioning.path, given, preconditioning.last)
+    x = schedule.start(noise if noise.dtype == torch.float64 else noise.float())
+    return SAMPLERS[name](
+        denoiser, x, schedule, seeds=seeds, callback=callback or ignore, **options
+    )
 
 
-def _estimator(denoiser: Denoiser | DataEstimate, path: Path | None) -> Denoiser | FunctionDenoiser:
+def _preconditioning(denoiser: Denoiser | DataEstimate, path: Path | None) -> Preconditioning:
     if isinstance(denoiser, Denoiser):
         if path is not None:
             raise UserError(
                 "path= goes with a function as denoiser; a Denoiser has a path; drop it"
             )
-        return denoiser
+        return denoiser.preconditioning
     if path is None:
         raise UserError("a function as denoiser needs path=, the path that its x lies on")
-    return FunctionDenoiser(denoiser, path)
+    return Preconditioning(path, "x0")
 
 
-def _checked(times: Tensor) -> Tensor:
-    """A schedule of a user's own.
-
-    Raises:
-        UserError: it does not fall from one noise-time to another within [0, 1].
-    """
-    falling = times.ndim == 1 and len(times) > 1 and bool((times[:-1] > times[1:]).all())
-    if not falling or not (float(times[-1]) >= 0 and float(times[0]) <= 1):
-        raise UserError(f"times={times.tolist()} must fall from noise-time 1 or less to 0 or more")
-    return times
+def default_schedule(
+    name: str, preconditioning: Preconditioning, steps: int, shift: float
+) -> Schedule:
+    """A sampler's own: the path's grid, shifted, from where the prediction can be read; `even_times` of some."""
+    times = noise_times(preconditioning, steps, shift)
+    if name == "dopri5" and shift != 1:
+        raise UserError(f"shift={shift} moves a grid of steps, and dopri5 chooses its own; drop it")
+    if name == "euler_maruyama":
+        times = even_times(times, shift)
+    return Schedule(preconditioning.path, times, preconditioning.last)
 
 
 def settings(config: SamplerConfig) -> dict[str, Any]:

@@ -7,76 +7,119 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
-from selfguide.diffusion.samplers.walk import Point, Walk, at_level
+from selfguide.diffusion.denoiser import Denoiser
+from selfguide.diffusion.samplers.schedule import (
+    Callback,
+    DataEstimate,
+    Point,
+    Schedule,
+    StepNoise,
+    at_level,
+    estimator,
+    ignore,
+)
 from shards.errors import UserError
 
 
-def ddim(walk: Walk, *, eta: float = 0.0, clip: float | None = None) -> Tensor:
+@torch.no_grad()
+def ddim(
+    denoiser: Denoiser | DataEstimate,
+    x: Tensor,
+    schedule: Schedule,
+    *,
+    seeds: Tensor | None = None,
+    callback: Callback = ignore,
+    eta: float = 0.0,
+    clip: float | None = None,
+) -> Tensor:
     """x_s = a_s x0 + sqrt(b_s^2 - up^2) eps + up z, up = eta b_s sqrt(1 - (sigma_s / sigma_t)^2) (Song et al. 2021).
 
     On a variance-preserving path `up` is the sigma of the paper's eq. 16; eta = 1 is ancestral sampling. `clip` keeps
     the data estimate within +-clip and reads the noise off it again.
     """
-    denoiser, x = walk.denoiser, walk.start()
     if not 0 <= eta <= 1:
         raise UserError(f"eta={eta} must be in [0, 1]: 0 deterministic, 1 ancestral")
-    if eta:
-        walk.stochastic(f"ddim with eta={eta}")
-    for step in walk.steps():
+    noise = StepNoise(f"ddim with eta={eta}", seeds, x) if eta else None
+    estimate = estimator(denoiser, schedule.path)
+    for step in schedule.steps():
         now, then = step.now, step.then
-        x0, eps, _ = denoiser.estimate(x, now.tau)
+        x0, eps, _ = estimate(x, now.tau)
         if clip is not None:
             x0 = x0.clamp(-clip, clip)
             eps = (x - now.a * x0) / now.b
         renewed = eta**2 * (1 - _ratio(now, then) ** 2)  # the share of the noise's variance
         x = then.a * x0 + then.b * math.sqrt(1 - renewed) * eps
-        if renewed:
-            x = x + then.b * math.sqrt(renewed) * walk.fresh(step.number)
-        walk.reached(step.number, then.tau, x)
+        if noise is not None and renewed:
+            x = x + then.b * math.sqrt(renewed) * noise(step.number)
+        callback(step.number, then.tau, x)
     return x
 
 
-def dpm1(walk: Walk) -> Tensor:
+@torch.no_grad()
+def dpm1(
+    denoiser: Denoiser | DataEstimate,
+    x: Tensor,
+    schedule: Schedule,
+    *,
+    seeds: Tensor | None = None,
+    callback: Callback = ignore,
+) -> Tensor:
     """DPM-Solver-1 (Lu et al. 2022, eq. 3.7), which is DDIM: (a_t / a_s) x - b_t (e^h - 1) eps = a_t x0 + b_t eps."""
-    x = walk.start()
-    for step in walk.steps():
-        x0, eps, _ = walk.denoiser.estimate(x, step.now.tau)
+    estimate = estimator(denoiser, schedule.path)
+    for step in schedule.steps():
+        x0, eps, _ = estimate(x, step.now.tau)
         x = step.then.a * x0 + step.then.b * eps
-        walk.reached(step.number, step.then.tau, x)
+        callback(step.number, step.then.tau, x)
     return x
 
 
-def dpm2(walk: Walk) -> Tensor:
+@torch.no_grad()
+def dpm2(
+    denoiser: Denoiser | DataEstimate,
+    x: Tensor,
+    schedule: Schedule,
+    *,
+    seeds: Tensor | None = None,
+    callback: Callback = ignore,
+) -> Tensor:
     """DPM-Solver-2 (Lu et al. 2022, algorithm 1), its midpoint halfway in lambda = ln(a / b).
 
     2N evaluations, one fewer for each end of the path where lambda is infinite (data, pure noise): a step from or to
     there has no midpoint and is of order 1.
     """
-    denoiser, x = walk.denoiser, walk.start()
-    path = denoiser.path
-    for step in walk.steps():
+    estimate = estimator(denoiser, schedule.path)
+    for step in schedule.steps():
         now, then = step.now, step.then
-        x0, eps, _ = denoiser.estimate(x, now.tau)
+        x0, eps, _ = estimate(x, now.tau)
         if now.a and then.b:
             sigma = now.b / now.a
-            middle = at_level(path, math.sqrt(sigma * then.b / then.a))
-            _, eps, _ = denoiser.estimate(middle.a * x0 + middle.b * eps, middle.tau)
+            middle = at_level(schedule.path, math.sqrt(sigma * then.b / then.a))
+            _, eps, _ = estimate(middle.a * x0 + middle.b * eps, middle.tau)
             x = then.a / now.a * x + (then.b - then.a * sigma) * eps
         else:
             x = then.a * x0 + then.b * eps
-        walk.reached(step.number, then.tau, x)
+        callback(step.number, then.tau, x)
     return x
 
 
-def dpmpp(walk: Walk) -> Tensor:
+@torch.no_grad()
+def dpmpp(
+    denoiser: Denoiser | DataEstimate,
+    x: Tensor,
+    schedule: Schedule,
+    *,
+    seeds: Tensor | None = None,
+    callback: Callback = ignore,
+) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2) on the data estimate; first and last step are of order 1."""
-    denoiser, x = walk.denoiser, walk.start()
+    estimate = estimator(denoiser, schedule.path)
     before: tuple[Tensor, float] | None = None  # the previous estimate, and the previous h
-    for step in walk.steps():
+    for step in schedule.steps():
         now, then = step.now, step.then
-        x0 = denoiser.estimate(x, now.tau).x0
+        x0 = estimate(x, now.tau).x0
         ratio = _ratio(now, then)  # e^-h
         h = -math.log(ratio) if ratio else math.inf
         data = x0
@@ -86,7 +129,7 @@ def dpmpp(walk: Walk) -> Tensor:
             data = x0 + h / (2 * h_before) * (x0 - previous)
         x = then.b / now.b * x + then.a * (1 - ratio) * data
         before = x0, h
-        walk.reached(step.number, then.tau, x)
+        callback(step.number, then.tau, x)
     return x
 
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import Path, RectifiedFlow, VarianceExploding, VariancePreserving
-from selfguide.diffusion.samplers.walk import Walk, at_level, point, within
+from selfguide.diffusion.samplers.schedule import (
+    Callback,
+    DataEstimate,
+    Schedule,
+    StepNoise,
+    at_level,
+    estimator,
+    ignore,
+    point,
+    within,
+)
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
@@ -19,20 +29,33 @@ LAST_STEP = 0.04  # euler_maruyama's, of drift only (SiT, REPA)
 RENEWED = 0.1  # share of the noise that one step of `sbdm` exchanges at most
 
 
-def euler(walk: Walk) -> Tensor:
+@torch.no_grad()
+def euler(
+    denoiser: Denoiser | DataEstimate,
+    x: Tensor,
+    schedule: Schedule,
+    *,
+    seeds: Tensor | None = None,
+    callback: Callback = ignore,
+) -> Tensor:
     """x += (s' - s) dx/ds in the path's clock s: noise-time, or sigma on VE and EDM."""
-    denoiser, x = walk.denoiser, walk.start()
-    for step in walk.steps():
-        s, ds = _clock(denoiser.path, step.now.tau)
-        following, _ = _clock(denoiser.path, step.then.tau)
-        x = x + (following - s) / ds * denoiser.velocity(x, step.now.tau)
-        walk.reached(step.number, step.then.tau, x)
+    path, estimate = schedule.path, estimator(denoiser, schedule.path)
+    for step in schedule.steps():
+        s, ds = _clock(path, step.now.tau)
+        following, _ = _clock(path, step.then.tau)
+        x = x + (following - s) / ds * estimate(x, step.now.tau).v
+        callback(step.number, step.then.tau, x)
     return x
 
 
+@torch.no_grad()
 def heun(
-    walk: Walk,
+    denoiser: Denoiser | DataEstimate,
+    x: Tensor,
+    schedule: Schedule,
     *,
+    seeds: Tensor | None = None,
+    callback: Callback = ignore,
     churn: float = 0.0,
     churn_sigma: tuple[float, float] = (0.0, math.inf),
     churn_noise: float = 1.0,
@@ -41,45 +64,50 @@ def heun(
 
     `churn` raises the noise level before each step inside `churn_sigma`; it is defined where that is the clock.
     """
-    denoiser, x = walk.denoiser, walk.start()
-    path = denoiser.path
-    if churn:
-        if not isinstance(path, VarianceExploding):
-            raise UserError(
-                f"churn={churn} raises the noise level, which {type(path).__name__} does not step in; "
-                "take an EDM or VE path, or ddim with eta=1"
-            )
-        walk.stochastic(f"heun with churn={churn}")
-    for step in walk.steps():
+    path, estimate = schedule.path, estimator(denoiser, schedule.path)
+    if churn and not isinstance(path, VarianceExploding):
+        raise UserError(
+            f"churn={churn} raises the noise level, which {type(path).__name__} does not step in; "
+            "take an EDM or VE path, or ddim with eta=1"
+        )
+    noise = StepNoise(f"heun with churn={churn}", seeds, x) if churn else None
+    for step in schedule.steps():
         tau, sigma = step.now.tau, step.now.b
-        if churn and churn_sigma[0] <= sigma <= churn_sigma[1]:
-            raised = sigma * (1 + min(churn / (len(walk.times) - 1), math.sqrt(2) - 1))
+        if noise is not None and churn_sigma[0] <= sigma <= churn_sigma[1]:
+            raised = sigma * (1 + min(churn / (len(schedule.times) - 1), math.sqrt(2) - 1))
             spread = math.sqrt(raised**2 - sigma**2) * churn_noise
-            x = x + spread * walk.fresh(step.number)
+            x = x + spread * noise(step.number)
             tau = at_level(path, raised).tau
         s, ds = _clock(path, tau)
         following, ds_following = _clock(path, step.then.tau)
-        slope = denoiser.velocity(x, tau) / ds
+        slope = estimate(x, tau).v / ds
         ahead = x + (following - s) * slope
         if not step.last:
-            slope = (slope + denoiser.velocity(ahead, step.then.tau) / ds_following) / 2
+            slope = (slope + estimate(ahead, step.then.tau).v / ds_following) / 2
             ahead = x + (following - s) * slope
         x = ahead
-        walk.reached(step.number, step.then.tau, x)
+        callback(step.number, step.then.tau, x)
     return x
 
 
-def euler_maruyama(walk: Walk, *, diffusion: Literal["sit", "repa", "sbdm"] = "sit") -> Tensor:
+@torch.no_grad()
+def euler_maruyama(
+    denoiser: Denoiser | DataEstimate,
+    x: Tensor,
+    schedule: Schedule,
+    *,
+    seeds: Tensor | None = None,
+    callback: Callback = ignore,
+    diffusion: Literal["sit", "repa", "sbdm"] = "sit",
+) -> Tensor:
     """dx = (v - w score / 2) dtau + sqrt(w) dW backwards (Ma et al. 2024, eq. 4): N - 1 steps, then one of drift only.
 
     w is 2 b (SiT's default), 2 tau (REPA, Yu et al. 2025), or 2 (b b' - b^2 a' / a) (`sbdm`, the diffusion of Song et
     al. 2021). That one grows without end towards pure noise: a step of width h multiplies the noise by 1 - c and adds
     2 c b^2 of variance, c = w h / (2 b^2), which is 3.9 of rectified flow's noise at tau = 0.999 and 250 steps. Every
-    w >= 0 has the same marginals, so where c would pass 0.1 a smaller w is taken. The last step is of size 0.04, as
-    theirs, and `shift` leaves it alone. Noise-times are even: for rectified flow, and VP, where a last step that long
-    costs some variance.
+    w >= 0 has the same marginals, so where c would pass 0.1 a smaller w is taken. `even_times` is their schedule.
     """
-    denoiser, path = walk.denoiser, walk.denoiser.path
+    path, estimate = schedule.path, estimator(denoiser, schedule.path)
     weights = {"sit": _by_noise, "repa": _by_time, "sbdm": _by_diffusion}
     if diffusion not in weights:
         raise UserError(
@@ -90,46 +118,48 @@ def euler_maruyama(walk: Walk, *, diffusion: Literal["sit", "repa", "sbdm"] = "s
             f"euler_maruyama steps evenly in noise-time, which {type(path).__name__} does not take; "
             "take ddim with eta=1"
         )
-    walk.stochastic("euler_maruyama")
-    even = torch.linspace(float(walk.times[0]), LAST_STEP, len(walk.times) - 1, dtype=torch.float64)
-    times = torch.cat((within(even, walk.shift), even.new_zeros(1)))
-    walk = replace(walk, times=times)
-    x = walk.start()
-    for step in walk.steps():
+    noise = StepNoise("euler_maruyama", seeds, x)
+    for step in schedule.steps():
         tau, width = step.now.tau, step.now.tau - step.then.tau
         w = weights[diffusion](path, tau)
         if diffusion == "sbdm":
             w = min(w, RENEWED * 2 * step.now.b**2 / width)
-        _, eps, v = denoiser.estimate(x, tau)
+        _, eps, v = estimate(x, tau)
         x = x - width * (v + w / (2 * step.now.b) * eps)  # score = -eps / b
         if not step.last:
-            x = x + math.sqrt(w * width) * walk.fresh(step.number)
-        walk.reached(step.number, step.then.tau, x)
+            x = x + math.sqrt(w * width) * noise(step.number)
+        callback(step.number, step.then.tau, x)
     return x
 
 
-def dopri5(walk: Walk, *, rtol: float = 1e-5, atol: float = 1e-5) -> Tensor:
-    """Adaptive Runge-Kutta 4(5) of torchdiffeq from the first noise-time to the last at which v is finite.
+@torch.no_grad()
+def dopri5(
+    denoiser: Denoiser | DataEstimate,
+    x: Tensor,
+    schedule: Schedule,
+    *,
+    seeds: Tensor | None = None,
+    callback: Callback = ignore,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> Tensor:
+    """Adaptive Runge-Kutta 4(5) of torchdiffeq from the first noise-time to `schedule.last`, in steps of its own.
 
-    `denoiser.evaluations` is its count. The step control looks at the whole batch: fix the batch's make-up where
+    It takes no noise, so `seeds` are not read. The step control looks at the whole batch: fix the batch's make-up where
     results must be found again. Unlike the plain call, no step looks beyond the end, where a path may not exist.
     """
-    denoiser, x = walk.denoiser, walk.start()
-    if walk.shift != 1:
-        raise UserError(
-            f"shift={walk.shift} moves a grid of steps, and dopri5 chooses its own; drop it"
-        )
-    first, last = float(walk.times[0]), denoiser.preconditioning.last
+    estimate, first = estimator(denoiser, schedule.path), float(schedule.times[0])
+    last = float(schedule.times[-1]) if schedule.last is None else schedule.last
     ends = torch.tensor([first, last], dtype=torch.float64, device=x.device)
     accepted: list[float] = []
 
     def slope(tau: Tensor, state: Tensor) -> Tensor:
-        return denoiser.velocity(state, float(tau))
+        return estimate(state, float(tau)).v
 
     def accept(tau: Tensor, state: Tensor, _: Tensor) -> None:
-        # torchdiffeq tells where an accepted step began: that is where the one before it ended
+        # torchdiffeq reports where an accepted step began: there the one before it ended
         if accepted:
-            walk.reached(len(accepted) - 1, float(tau), state)
+            callback(len(accepted) - 1, float(tau), state)
         accepted.append(float(tau))
 
     slope.callback_accept_step = accept  # type: ignore[attr-defined]
@@ -144,8 +174,17 @@ def dopri5(walk: Walk, *, rtol: float = 1e-5, atol: float = 1e-5) -> Tensor:
             f"dopri5's step shrank to nothing behind noise-time {where:.4g}: the network's output is not finite, or "
             f"rougher than rtol={rtol:g}, atol={atol:g} resolve; loosen them or run the network in fp32"
         ) from error
-    walk.reached(len(accepted) - 1, last, x)
+    callback(len(accepted) - 1, last, x)
     return x
+
+
+def even_times(times: Tensor, shift: float) -> Tensor:
+    """(N + 1,) even noise-times from where `times` begin, shifted, for `euler_maruyama`; its last step is of size 0.04.
+
+    So SiT and REPA have it, for rectified flow; on VP a last step that long costs some variance.
+    """
+    even = torch.linspace(float(times[0]), LAST_STEP, len(times) - 1, dtype=torch.float64)
+    return torch.cat((within(even, shift), even.new_zeros(1)))
 
 
 def _clock(path: Path, tau: float) -> tuple[float, float]:

@@ -73,7 +73,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         options = [a for a in args if a is not type(None)]
-        if len(options) > 1:  # a union of configs is told apart by its `source`
+        if len(options) > 1:  # a union of configs is discriminated by its `source`
             return build(_by_source(options, value, where), value, where)
         return _convert(options[0], value, where)
     if origin is tuple:

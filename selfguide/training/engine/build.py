@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from selfguide.distributed import Place
-from selfguide.models.execution import prepare
+from selfguide.distributed import RankInfo
+from selfguide.models.execution import configure_execution
 from selfguide.networks.student import Student
 from selfguide.spec.config import Config
 from selfguide.training.engine.deepspeed import DeepSpeedEngine
@@ -27,7 +27,7 @@ def micro_batch(config: Config, world: int) -> int:
 
 
 def build_engine(
-    config: Config, student: Student, place: Place, layout: Layout | None = None
+    config: Config, student: Student, rank_info: RankInfo, layout: Layout | None = None
 ) -> Engine:
     """An engine over `student`, which it takes over, moves to the rank's device and prepares to run as asked.
 
@@ -36,12 +36,12 @@ def build_engine(
     Raises:
         UserError: engine.compile where nothing can be compiled.
     """
-    student = student.to(place.device)
-    prepare(student.backbone, config.engine, place.device)
+    student = student.to(rank_info.device)
+    configure_execution(student.backbone, config.engine, rank_info.device)
     exact = {name: value.detach().clone() for name, value in _floats(student)}
     if layout is None:
         layout = Layout.of(student, lambda name, parameter: ("all", config.train.weight_decay))
-    engine = _engine(config, student, layout, place)
+    engine = _engine(config, student, layout, rank_info)
     if config.engine.dtype != "fp32":
         _restore(engine, exact)
     return engine
@@ -66,8 +66,8 @@ def _restore(engine: Engine, exact: dict[str, Tensor]) -> None:
     engine.refresh()
 
 
-def _engine(config: Config, student: Student, layout: Layout, place: Place) -> Engine:
-    micro, accumulate = micro_batch(config, place.world), accumulation(config, place.world)
+def _engine(config: Config, student: Student, layout: Layout, rank_info: RankInfo) -> Engine:
+    micro, accumulate = micro_batch(config, rank_info.world), accumulation(config, rank_info.world)
     if config.engine.backend == "torch":
         dtype = DTYPES[config.engine.dtype]
         return TorchEngine(student, layout, config.train, dtype=dtype, accumulation=accumulate)
@@ -76,7 +76,7 @@ def _engine(config: Config, student: Student, layout: Layout, place: Place) -> E
         layout,
         config.train,
         config.engine,
-        place,
+        rank_info,
         micro_batch=micro,
         accumulation=accumulate,
     )

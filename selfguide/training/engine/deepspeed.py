@@ -15,16 +15,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from selfguide.diffusion.conditions import Condition
-from selfguide.distributed import Place
+from selfguide.distributed import RankInfo
 from selfguide.networks.student import Outputs, Student
 from selfguide.spec.config import EngineConfig, TrainConfig
 from selfguide.training.engine.layout import Layout, Owned, Shard
-from selfguide.training.engine.protocol import Engine, Moments, Step, keep_buffers_wide
+from selfguide.training.engine.protocol import Engine, Moments, Step, keep_buffers_fp32
 
 
-def _prepare(place: Place, timeout_s: int) -> None:
+def _start_deepspeed(rank_info: RankInfo, timeout_s: int) -> None:
     """Brings DeepSpeed up on the process group that is already there."""
-    if place.device.type == "cpu":
+    if rank_info.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("DEEPSPEED_TIMEOUT", str(max(1, timeout_s // 60)))
     # torch renamed the collectives that DeepSpeed still calls
@@ -34,13 +34,13 @@ def _prepare(place: Place, timeout_s: int) -> None:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    if place.device.type == "cpu":
+    if rank_info.device.type == "cpu":
         # On CPU DeepSpeed would compile a shared-memory collective at start: 30 s, and no start at all without a
         # C++ compiler. Its own table of what can be built is the only way to say no; a test watches this name.
         import deepspeed.ops
 
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-    backend = "nccl" if place.device.type == "cuda" else "gloo"
+    backend = "nccl" if rank_info.device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
@@ -53,12 +53,12 @@ class DeepSpeedEngine(Engine):
         layout: Layout,
         train: TrainConfig,
         config: EngineConfig,
-        place: Place,
+        rank_info: RankInfo,
         *,
         micro_batch: int,
         accumulation: int,
     ) -> None:
-        _prepare(place, config.timeout_s)
+        _start_deepspeed(rank_info, config.timeout_s)
         import deepspeed
 
         trained = dict(student.named_parameters())
@@ -92,7 +92,7 @@ class DeepSpeedEngine(Engine):
         )
         self.name = f"DeepSpeed ZeRO-{self.zero_stage}"
         self.module = self.engine.module
-        keep_buffers_wide(self.module)
+        keep_buffers_fp32(self.module)
         self._check(layout)
         self._partitions: list[Tensor] = self._zero.single_partition_of_fp32_groups
         super().__init__(layout, self._own(layout), replicated=False)

@@ -61,7 +61,7 @@ class Engine(ParameterSpace):
     def load_moments(self, moments: Moments) -> None: ...
 
 
-def keep_buffers_wide(module: nn.Module) -> None:
+def keep_buffers_fp32(module: nn.Module) -> None:
     """Running statistics stay fp32 in a bf16 module: an update there is often below one ulp."""
     for buffer in module.buffers():
         if buffer.is_floating_point():

@@ -15,7 +15,7 @@ from selfguide.distributed import world_size
 from selfguide.networks.student import Outputs, Student
 from selfguide.spec.config import TrainConfig
 from selfguide.training.engine.layout import Layout, Owned
-from selfguide.training.engine.protocol import Engine, Moments, Step, keep_buffers_wide
+from selfguide.training.engine.protocol import Engine, Moments, Step, keep_buffers_fp32
 
 
 class TorchEngine(Engine):
@@ -32,7 +32,7 @@ class TorchEngine(Engine):
     ) -> None:
         self.name = "torch"
         self.module = student.to(dtype)
-        keep_buffers_wide(self.module)
+        keep_buffers_fp32(self.module)
         trained = dict(self.module.named_parameters())
         self._weights = layout.flatten({n: trained[n].detach() for n in layout.names})
         self._gradient = torch.zeros_like(self._weights)

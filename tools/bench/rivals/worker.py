@@ -44,7 +44,7 @@ def stacked(samples: Iterable[Mapping[str, Any]], batch: int) -> Batches:
 
 
 def touch(batches: Batches) -> dict[str, int]:
-    """What every reader is asked for: whole arrays of samples and labels. The sums tell that all were there."""
+    """What every reader is asked for: whole arrays of samples and labels. The sums show that all were there."""
     count = labels = checked = 0
     for x, y in batches:
         x, y = np.asarray(x), np.asarray(y)
@@ -56,6 +56,6 @@ def touch(batches: Batches) -> dict[str, int]:
     return {"count": count, "labels": labels, "x": checked}
 
 
-def _say(told: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(told) + "\n")
+def _say(record: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(record) + "\n")
     sys.stdout.flush()

@@ -24,13 +24,13 @@ class StartError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class StoreFolder:
     """A store's folder while it is being filled. `secrets` maps access keys to their secrets."""
 
     state: Path
     ports: Mapping[str, int]
     secrets: Mapping[str, str] = field(repr=False)
-    started: Callable[[str, processes.Process], None]  # told of each server
+    started: Callable[[str, processes.Process], None]  # called with each server
 
     def fill(self, template: str, **values: object) -> Path:
         """Writes templates/<template> into the folder, for its owner's eyes only."""
