@@ -7,6 +7,7 @@ autoguidance (Karras et al. 2024), which puts a weaker network in the place of t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 
@@ -165,6 +166,37 @@ class Denoiser:
                 f"the reference predicts {theirs} on {type(other.path).__name__}, this network {ours} on "
                 f"{type(self.path).__name__}; raw predictions of one kind can be compared only"
             )
+
+
+DataEstimate = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(eq=False)
+class FunctionDenoiser:
+    """Any function that estimates the data, as samplers see it; whatever guides it is inside.
+
+    Args:
+        function: x (B, C, H, W) on the path and noise-times (B,) in fp32 -> the estimate of x0 (B, C, H, W).
+        path: the path that the function's x lies on.
+    """
+
+    function: DataEstimate
+    path: Path
+    evaluations: int = 0
+
+    @cached_property
+    def preconditioning(self) -> Preconditioning:
+        return Preconditioning(self.path, "x0", 0.5)
+
+    def estimate(self, x: Tensor, tau: float) -> Estimate:
+        """x0, eps and v for x (B, C, H, W) at `tau`; one evaluation."""
+        self.evaluations += 1
+        times = torch.full((len(x),), tau, device=x.device, dtype=torch.float32)
+        return self.preconditioning.estimate(self.function(x, times).to(x.dtype), x, _time(tau))
+
+    def velocity(self, x: Tensor, tau: float) -> Tensor:
+        """dx/dtau of the probability-flow ODE, (B, C, H, W)."""
+        return self.estimate(x, tau).v
 
 
 def _time(tau: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -29,13 +30,15 @@ from selfguide.spec.records import EvaluationRecord, Protocol, grid_path
 from selfguide.spec.run import RunFolder
 from shards.errors import UserError
 
+log = logging.getLogger(__name__)
+
 
 def main(request: Path) -> None:
     """Scores the snapshot that `request` names and publishes evals/<key>.<attempt>.json beside its grid."""
     wanted = json.loads(request.read_text())
     run, started = RunFolder(Path(wanted["run"])), time.time()
     config = build(Config, wanted["config"])
-    print(f"evaluating {run.snapshot(wanted['images'])}", flush=True)
+    log.info(f"evaluating {run.snapshot(wanted['images'])}")
     snapshot = load(run.snapshot(wanted["images"]))
     snapshot.student.to("cuda" if torch.cuda.is_available() else "cpu")
     description = run.describe()
@@ -70,7 +73,7 @@ def main(request: Path) -> None:
         host=socket.gethostname(),
         pid=os.getpid(),
     ).publish(run)
-    print(json.dumps(scores), flush=True)
+    log.info(json.dumps(scores))
 
 
 def fd_digits(
@@ -106,7 +109,7 @@ def fd_digits(
     for made, evaluations in batches:
         parts.append(normaliser.pixels(made))
         nfe = max(nfe, evaluations)
-        print(f"{sum(map(len, parts)):,} / {evaluation.samples:,} samples", flush=True)
+        log.info(f"{sum(map(len, parts)):,} / {evaluation.samples:,} samples")
     pixels = torch.cat(parts)
     scores = score(net, real, pixels)
     if snapshot.config.guidance.learns_online and not by_patch(snapshot) and "y" in data:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from selfguide.diffusion.denoiser import Denoiser
+from selfguide.diffusion.denoiser import Denoiser, FunctionDenoiser
 from selfguide.diffusion.paths import DDPM, Path, VarianceExploding
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.randomness import normal
@@ -40,7 +40,7 @@ class Step(NamedTuple):
 class Walk:
     """What every sampler is given: where from, along which noise-times, with whose noise, watched by whom."""
 
-    denoiser: Denoiser
+    denoiser: Denoiser | FunctionDenoiser
     noise: Tensor  # (B, C, H, W), standard normal, fp32 or fp64
     times: Tensor  # (N + 1,) falling, fp64
     shift: float  # already in `times`; for a sampler that has a grid of its own
