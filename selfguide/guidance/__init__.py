@@ -1,1 +1,1 @@
-"""Guidance sources: where the condition comes from. One file a source; `source.py` says what a source is."""
+"""Guidance sources: training components that give the condition. One file a source; `component` is their protocol."""
