@@ -554,7 +554,8 @@ def test_a_run_that_has_a_checkpoint_is_resubmitted_without_its_first_weights(
 ) -> None:
     path = official_file(tmp_path / "dit.pt")
     cfg = config("d", official(path), runs=str(tmp_path / "runs"))
-    sha256 = submit.first_weights(cfg)
+    new = RunFolder(tmp_path / "runs" / cfg.experiment / "new")
+    sha256 = submit.first_weights(cfg, new)
     what = identity(cfg, "data", sha256)
     run = RunFolder(tmp_path / "runs" / cfg.experiment / digest(what))
     run.root.mkdir(parents=True)
@@ -562,17 +563,17 @@ def test_a_run_that_has_a_checkpoint_is_resubmitted_without_its_first_weights(
     named = replace(cfg, name=run.root.name)
     path.unlink()
     with pytest.raises(UserError, match=r"is not a file; .* to go on with a run, name=RUN"):
-        submit.first_weights(cfg)
+        submit.first_weights(cfg, new)
     with pytest.raises(UserError, match="has no checkpoint yet; put the weights back"):
-        submit.first_weights(named)
+        submit.first_weights(named, run)
     checkpoint = run.checkpoint(64)
     checkpoint.mkdir(parents=True)
     (checkpoint / "state").write_bytes(b"held")
     storage.publish_folder(checkpoint, extra={})
-    assert submit.first_weights(named) == sha256
+    assert submit.first_weights(named, run) == sha256
     # weights that are there are asked, whatever the run says
     official_file(path, seed=1)
-    assert submit.first_weights(named) != sha256
+    assert submit.first_weights(named, run) != sha256
 
 
 # --- laws --------------------------------------------------------------------------------------
