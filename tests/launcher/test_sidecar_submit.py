@@ -103,7 +103,7 @@ def test_several_groups_of_an_image_cannot_be_drawn_evenly(
     settings: list[str], notes: Path, runs: Path
 ) -> None:
     given = ["guidance.ids=@several", "guidance.groups=6", "evaluation.prior=uniform"]
-    with pytest.raises(UserError, match=r"evaluation.prior=uniform.*tells several"):
+    with pytest.raises(UserError, match=r"evaluation.prior=uniform.*empirical"):
         send(settings_of(settings, notes, *given))
     assert not runs.exists()
 
