@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from launcher import code_copy
 from tools.import_check import failures, modules
 
 ROOT = Path(__file__).parent.parent
@@ -73,22 +72,6 @@ def test_a_library_is_imported_from_where_it_is_installed_in_a_data_set_s_own_fo
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     code = "import shards; print(shards.open)"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
-
-
-def test_a_code_copy_wins_over_what_is_installed(tmp_path: Path) -> None:
-    code_copy.copy(tmp_path / "code")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "code")}
-    code = "import launcher, shards, configs; print(launcher.__file__, shards.__file__, configs.__file__)"
-    for folder in (tmp_path, tmp_path / "code"):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert all(path.startswith(str(tmp_path / "code")) for path in done.stdout.split())
 
 
 @pytest.mark.slow
