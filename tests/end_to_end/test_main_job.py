@@ -83,7 +83,7 @@ def test_the_demo_scores_snapshots_while_training_goes_on(
     assert len(early) >= 2 and len(exits) == 2
     assert not trainers & {r.pid for r in found}
     assert [r for r in found if r.final and r.done]
-    assert all((run.evals / f"{r['key']}.{r['attempt']}.png").stat().st_size > 1000 for r in found)
+    assert all((run.evals / f"{r.key}.{r.attempt}.png").stat().st_size > 1000 for r in found)
     told = next(r for r in found if r.final)
     assert told.label_free and told.scores["nmi"] > 0.3 and told.protocol["reference"]
     assert "images/s" in said and "left" in said, "a user sees the rate and when it ends"
