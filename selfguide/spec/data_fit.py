@@ -136,5 +136,5 @@ def _check_cache(config: Config, folder: str, manifests: Sequence[Manifest]) -> 
             f"data.cache_bytes={data.cache_bytes} is too small: data.mode={data.mode} reads from {what} at a time, "
             f"{needed} bytes; give data.cache_bytes={needed} or more{cure}"
         )
-    if config.cluster.kind == "local":  # a cluster's nodes have disks that cannot be seen from here
+    if config.cluster.one_machine:
         cache.check(folder)

@@ -28,6 +28,16 @@ class ClusterConfig:
     evaluation_timeout_min: Annotated[int, AtLeast(1)] = 120
     environment: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def one_machine(self) -> bool:
+        """Whether jobs run here, on disks that this process sees; the nodes of a cluster have disks of their own."""
+        return self.kind == "local"
+
+    @property
+    def promises_gpus(self) -> bool:
+        """Whether every rank has a GPU for itself. The development cluster's may be made up."""
+        return self.kind == "slurm" and self.request_gpus
+
 
 def check_cluster(cluster: ClusterConfig, nodes: int) -> None:
     """Raises UserError where this cluster has no such nodes, or a secret would be written into the run folder."""
@@ -35,7 +45,7 @@ def check_cluster(cluster: ClusterConfig, nodes: int) -> None:
         raise UserError(
             "cluster=auto must be resolved first; choose cluster=local or cluster=slurm"
         )
-    if cluster.kind == "local" and nodes > 1:
+    if cluster.one_machine and nodes > 1:
         raise UserError(
             f"nodes={nodes} with cluster=local: this is one machine; take cluster=slurm, or nodes=1"
         )
