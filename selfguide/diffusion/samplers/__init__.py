@@ -38,7 +38,8 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     for sampler in (euler, heun, ddim, dpm1, dpm2, dpmpp, euler_maruyama, dopri5)
 }
 
-COMMON = ("denoiser", "x", "schedule", "seeds", "callback")
+# the other parameters of a sampler or of its walk are its options
+COMMON = ("denoiser", "estimate", "x", "schedule", "seeds", "callback")
 
 
 def sample(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from shards.errors import UserError
 
 # x (B, C, H, W) on the path and noise-times (B,) in fp32 -> the estimate of x0 (B, C, H, W); any guidance is inside
 DataEstimate = Callable[[Tensor, Tensor], Tensor]
+# x (B, C, H, W) and one noise-time -> x0, eps and v
+Estimator = Callable[[Tensor, float], Estimate]
 # of (step, noise-time that it reached, state there)
 Callback = Callable[[int, float, Tensor], None]
 
@@ -87,7 +90,7 @@ class Schedule:
             yield Step(number, now, then, number == len(points) - 2)
 
 
-def estimator(denoiser: Denoiser | DataEstimate, path: Path) -> Callable[[Tensor, float], Estimate]:
+def estimator(denoiser: Denoiser | DataEstimate, path: Path) -> Estimator:
     """x (B, C, H, W) and one noise-time -> the denoiser's x0, eps and v."""
     if isinstance(denoiser, Denoiser):
         return denoiser.estimate
@@ -125,6 +128,28 @@ class StepNoise:
 
 def ignore(step: int, tau: float, x: Tensor) -> None:
     """The callback of those who want none."""
+
+
+def fixed_steps(walk: Callable[..., Iterator[Tensor]]) -> Callable[..., Tensor]:
+    """A sampler from `walk(estimate, x, schedule, seeds, **options)`, which yields the state after each step."""
+
+    @functools.wraps(walk)
+    @torch.no_grad()
+    def sampler(
+        denoiser: Denoiser | DataEstimate,
+        x: Tensor,
+        schedule: Schedule,
+        *,
+        seeds: Tensor | None = None,
+        callback: Callback = ignore,
+        **options: Any,
+    ) -> Tensor:
+        states = walk(estimator(denoiser, schedule.path), x, schedule, seeds, **options)
+        for step, x in zip(schedule.steps(), states, strict=True):
+            callback(step.number, step.then.tau, x)
+        return x
+
+    return sampler
 
 
 def noise_times(preconditioning: Preconditioning, steps: int, shift: float = 1.0) -> Tensor:
