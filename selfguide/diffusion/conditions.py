@@ -116,7 +116,7 @@ def check_condition(condition: Condition, net: Architecture) -> None:
     }
     for name, value in conditioned.items():
         if name == "id":
-            _check_ids(value, net.classes)
+            check_numbers("group", value, net.classes)
         elif not value.isfinite().all():
             wrong = float(value[~value.isfinite()][0])
             raise UserError(
@@ -128,12 +128,11 @@ def check_condition(condition: Condition, net: Architecture) -> None:
             )
 
 
-def _check_ids(ids: Tensor, classes: int) -> None:
-    outside = ids[(ids < 0) | (ids >= classes)]
+def check_numbers(what: str, numbers: Tensor, count: int) -> None:
+    """Raises UserError where one of `numbers` (N,), each of a `what`, is not one of 0 to `count` - 1."""
+    outside = numbers[(numbers < 0) | (numbers >= count)]
     if len(outside):
-        raise UserError(
-            f"id={int(outside[0])} is not one of this network's {classes} groups; take 0 to {classes - 1}"
-        )
+        raise UserError(f"{what} {int(outside[0])} is not one of 0 to {count - 1}")
 
 
 def check_fields(condition: Condition, net: Architecture) -> None:

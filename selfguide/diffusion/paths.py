@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfguide.spec.config import PathConfig
 from selfguide.spec.conventions import DDPM_STEPS
-from shards.errors import UserError
+from shards.errors import refuse_if
 
 Quantity = Literal["x0", "eps", "v", "score"]
 
@@ -180,10 +180,10 @@ class DDPM(Path):
 
     def grid(self, steps: int) -> Tensor:
         """Whole table entries, evenly spaced, and data at the end."""
-        if steps > self.steps:
-            raise UserError(
-                f"sampler.steps={steps}: this path has {self.steps} noise levels; take {self.steps} or fewer"
-            )
+        refuse_if(
+            steps > self.steps,
+            f"sampler.steps={steps}: this path has {self.steps} noise levels; take {self.steps} or fewer",
+        )
         return torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round() / self.steps
 
     def _table(self, device: torch.device) -> Tensor:

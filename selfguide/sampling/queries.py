@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from selfguide.diffusion.conditions import NULL, Condition
+from selfguide.diffusion.conditions import NULL, Condition, check_numbers
 from selfguide.sampling.condition_sampler import TrainingImages, by_rows, training_rows
 from selfguide.sampling.groups import head_of, nearest_prototypes, sampling_condition
 from selfguide.snapshot import Snapshot
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 
 
 def groups(snapshot: Snapshot) -> int:
@@ -49,10 +49,7 @@ def without_condition(snapshot: Snapshot, count: int) -> Condition:
 
 def of_groups(snapshot: Snapshot, ids: Tensor) -> Condition:
     """The condition of groups or labels `ids` (B,)."""
-    known = groups(snapshot)
-    wrong = ids[(ids < 0) | (ids >= known)]
-    if len(wrong):
-        raise UserError(f"group {int(wrong[0])} is not one of 0 to {known - 1}")
+    check_numbers("group", ids, groups(snapshot))
     return sampling_condition(snapshot.guidance, snapshot.student, ids)
 
 
@@ -95,10 +92,10 @@ def between(snapshot: Snapshot, first: int, second: int, count: int) -> Conditio
 def slerp(first: Tensor, second: Tensor, way: Tensor) -> Tensor:
     """Unit vectors (P,) joined along the great circle at the shares `way` (N,) of their angle, (N, P)."""
     angle = torch.acos((first @ second).clamp(-1, 1))
-    if angle > torch.pi - 1e-4:
-        raise UserError(
-            "these two prototypes are opposite: no great circle between them is the shortest"
-        )
+    refuse_if(
+        angle > torch.pi - 1e-4,
+        "these two prototypes are opposite: no great circle between them is the shortest",
+    )
     if angle < 1e-4:  # the sines cancel, and the chord is the arc
         return torch.lerp(first, second, way[:, None])
     near, far = torch.sin((1 - way) * angle), torch.sin(way * angle)

@@ -229,7 +229,7 @@ def test_edm_networks_read_unit_variance() -> None:
 def test_a_condition_that_the_network_cannot_take_is_refused_at_construction() -> None:
     net = build("dit_digits", classes=10)
     for model in (net, Sampled(Student(net, None))):
-        with pytest.raises(UserError, match="id=10 is not one of this network's 10 groups"):
+        with pytest.raises(UserError, match="group 10 is not one of 0 to 9"):
             Denoiser(model, RectifiedFlow(), Condition.of(id=torch.tensor([3, 10])))
         with pytest.raises(UserError, match=r"condition\.dense was given"):
             Denoiser(model, RectifiedFlow(), Condition.of(dense=torch.zeros(2, 4)))

@@ -329,7 +329,7 @@ def test_a_row_is_that_training_images_condition_shuffled_or_not(notes: Path, di
     found, trained = queries.rows(made, ORDINALS), condition_of(guidance, batch_of(ORDINALS))
     for name, value in trained.given.items():
         assert torch.equal(found.given[name], value)
-    with pytest.raises(UserError, match="no training image 1797: the data has ordinals 0 to 1796"):
+    with pytest.raises(UserError, match="training image 1797 is not one of 0 to 1796"):
         queries.rows(made, torch.tensor([3, 1797]))
     with pytest.raises(UserError, match=r"conditioned on multi_hot, mask of an image.*--row"):
         queries.of_groups(made, torch.tensor([3]))

@@ -397,7 +397,7 @@ def test_wrong_inputs_are_refused() -> None:
         net(x[:, :1], tau, Condition.unconditional(2))
     with pytest.raises(UserError, match=r"condition.dense was given, and this network takes id"):
         net(x, tau, Condition.of(dense=torch.randn(2, 16)))
-    with pytest.raises(UserError, match="id=5 is not one of this network's 5 groups"):
+    with pytest.raises(UserError, match="group 5 is not one of 0 to 4"):
         check_condition(Condition.of(id=torch.tensor([0, 5])), net.net)
     patched = small(dense_patch=16)
     with pytest.raises(UserError, match=r"condition.patch has 4 vectors; this network has 16"):

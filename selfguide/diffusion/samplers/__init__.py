@@ -30,8 +30,8 @@ from selfguide.diffusion.samplers.schedule import (
 from selfguide.diffusion.samplers.velocity import dopri5, euler, euler_maruyama, even_times, heun
 from selfguide.spec.config import SamplerConfig
 from selfguide.spec.config.sampler import settings_read
-from selfguide.spec.suggest import nearest
-from shards.errors import UserError
+from selfguide.spec.suggest import check_known, nearest
+from shards.errors import UserError, refuse_if
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
     sampler.__name__: sampler
@@ -72,10 +72,7 @@ def sample(
         UserError: an unknown sampler or option, one that does not fit the path, a schedule that does not
             fall, or a function without a path.
     """
-    if name not in SAMPLERS:
-        raise UserError(
-            f"sampler={name!r} is unknown{nearest(name, SAMPLERS)}; known: {', '.join(SAMPLERS)}"
-        )
+    check_known("sampler", name, SAMPLERS)
     known = [o for o in inspect.signature(SAMPLERS[name]).parameters if o not in COMMON]
     for option in options:
         if option not in known:
@@ -97,10 +94,10 @@ def sample(
 
 def _preconditioning(denoiser: Denoiser | DataEstimate, path: Path | None) -> Preconditioning:
     if isinstance(denoiser, Denoiser):
-        if path is not None:
-            raise UserError(
-                "path= goes with a function as denoiser; a Denoiser has a path; drop it"
-            )
+        refuse_if(
+            path is not None,
+            "path= goes with a function as denoiser; a Denoiser has a path; drop it",
+        )
         return denoiser.preconditioning
     if path is None:
         raise UserError("a function as denoiser needs path=, the path that its x lies on")
@@ -112,8 +109,10 @@ def default_schedule(
 ) -> Schedule:
     """A sampler's own: the path's grid, shifted, from where the prediction can be read; `even_times` of some."""
     times = noise_times(preconditioning, steps, shift)
-    if name == "dopri5" and shift != 1:
-        raise UserError(f"shift={shift} moves a grid of steps, and dopri5 chooses its own; drop it")
+    refuse_if(
+        name == "dopri5" and shift != 1,
+        f"shift={shift} moves a grid of steps, and dopri5 chooses its own; drop it",
+    )
     if name == "euler_maruyama":
         times = even_times(times, shift)
     return Schedule(preconditioning.path, times, preconditioning.last)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from selfguide.spec.config.laws import Positive, ReadWith, Share, Within
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 
 Prediction = Literal["v", "eps", "x0", "edm"]
 
@@ -59,20 +59,20 @@ def check_path(path: PathConfig, channels: int) -> None:
     predictions, densities = _ON_PATH[path.name]
     for field, known in (("prediction", predictions), ("time_density", densities)):
         value = getattr(path, field)
-        if value not in known:
-            raise UserError(
-                f"path.{field}={value} does not go with path.name={path.name}; take path.{field}={' or '.join(known)}"
-            )
+        refuse_if(
+            value not in known,
+            f"path.{field}={value} does not go with path.name={path.name}; take path.{field}={' or '.join(known)}",
+        )
     _check_weighting(path)
-    if path.cosine and path.prediction != "v":
-        raise UserError(
-            f"path.cosine={path.cosine} compares velocities, and path.prediction={path.prediction}; take "
-            "path.prediction=v or path.cosine=0"
-        )
-    if path.cosine and channels == 1:
-        raise UserError(
-            f"path.cosine={path.cosine} compares directions over channels, and the data has one; take path.cosine=0"
-        )
+    refuse_if(
+        path.cosine and path.prediction != "v",
+        f"path.cosine={path.cosine} compares velocities, and path.prediction={path.prediction}; take "
+        "path.prediction=v or path.cosine=0",
+    )
+    refuse_if(
+        path.cosine and channels == 1,
+        f"path.cosine={path.cosine} compares directions over channels, and the data has one; take path.cosine=0",
+    )
 
 
 def _check_weighting(path: PathConfig) -> None:
