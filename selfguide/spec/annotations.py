@@ -6,7 +6,7 @@ run is submitted, and asked for again when its job begins.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from selfguide.spec.config import Config
 from selfguide.spec.config.guidance import ROLES, Guidance
@@ -15,8 +15,6 @@ from shards.errors import UserError, refuse_if
 
 if TYPE_CHECKING:
     from shards.sidecar import Sidecar
-
-G = TypeVar("G", bound=Guidance)
 
 
 def check_annotations(config: Config, manifest: str) -> dict[str, Sidecar]:
@@ -89,8 +87,3 @@ def check_promises(
             f"guidance.{field}={found.folder} has sha256 {sha256[:12]}, and this run was begun with "
             f"{str(promised[field])[:12]}; put those annotations back, or submit a new run",
         )
-
-
-def absolute_annotations(guidance: G) -> G:
-    """Jobs run from their code copy, so paths must not depend on where they start."""
-    return guidance.absolute()

@@ -104,6 +104,42 @@ class Architecture(ABC):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PatchTransformer(Architecture):
+    """A transformer over the square patches of its input."""
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    cls_token: bool = False  # a learned token that collects what self-guidance reads
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.size % self.patch == 0,
+            "patch",
+            self.patch,
+            f"does not divide the input edge {self.size}; take one of its divisors",
+        )
+        require(
+            self.width % self.heads == 0,
+            "heads",
+            self.heads,
+            f"does not divide model.width={self.width}",
+        )
+
+    @property
+    def edge(self) -> int:
+        """Patches along one side."""
+        return self.size // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Patch tokens, without those before them."""
+        return self.edge**2
+
+
 def require(holds: bool, field: str, value: Any, law: str) -> None:
     """The one form of an impossible size: the field, its value, the law it breaks."""
     if not holds:

@@ -73,7 +73,7 @@ class Guidance:
         return {}
 
     def absolute(self) -> Self:
-        """The same with absolute paths."""
+        """The same with absolute paths: jobs run from their code copy, wherever that lies."""
         return self
 
     def network_inputs(self, classes: int) -> dict[str, int]:
