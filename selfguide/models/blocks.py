@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -123,10 +124,27 @@ def with_spatial(x: Tensor, condition: Condition, channels: int) -> Tensor:
     return torch.cat((x, masks), dim=1)
 
 
+def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:
+    """(B, T, parts * heads * d) -> (parts, B, heads, T, d): queries, keys and values of one linear map."""
+    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(B, heads, T, d) each -> (B, T, heads * d)."""
     mixed = F.scaled_dot_product_attention(q, k, v)
     return mixed.transpose(1, 2).flatten(2)
+
+
+class MLP(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, width: int, hidden: int, *, approximate: Literal["none", "tanh"]) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate=self.approximate))
 
 
 def unpatchify(patches: Tensor, edge: int, patch: int, channels: int) -> Tensor:

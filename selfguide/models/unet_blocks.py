@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfguide.diffusion.conditions import CONDITIONED, Condition, zero_unconditioned
-from selfguide.models.blocks import attention, sinusoid
+from selfguide.models.blocks import attention, sinusoid, split_heads
 from selfguide.spec.unet import CONTEXT_WIDTH, Stage, UNetArchitecture
 
 Change = Literal["down", "up"]
@@ -181,16 +181,13 @@ class Attention(nn.Module):
         self.project = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        batch, width, height, _ = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, T, C)
-        qkv = self.qkv(tokens).view(batch, -1, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, T, d) each
+        q, k, v = split_heads(self.qkv(tokens), 3, self.heads)  # (B, heads, T, d) each
         if self.context is not None and context is not None:
-            keys_values = self.context(context).view(batch, -1, 2, self.heads, width // self.heads)
-            condition_k, condition_v = keys_values.permute(2, 0, 3, 1, 4)
+            condition_k, condition_v = split_heads(self.context(context), 2, self.heads)
             k, v = torch.cat((condition_k, k), dim=2), torch.cat((condition_v, v), dim=2)
         mixed = self.project(attention(q, k, v))
-        return (x + mixed.transpose(1, 2).unflatten(2, (height, -1))) * self.keeps
+        return (x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])) * self.keeps
 
 
 class Block(nn.Module):
