@@ -40,21 +40,10 @@ class Condition:
         return Condition(torch.full((count,), UNCONDITIONAL, device=device))
 
     @staticmethod
-    def of(
-        *,
-        id: Tensor | None = None,
-        multi_hot: Tensor | None = None,
-        dense: Tensor | None = None,
-        spatial: Tensor | None = None,
-        patch: Tensor | None = None,
-    ) -> Condition:
-        given = [t for t in (id, multi_hot, dense, spatial, patch) if t is not None]
-        if not given:
-            raise ValueError(
-                "a condition needs an id, multi_hot, dense, spatial or patch: it has none"
-            )
-        state = torch.full((len(given[0]),), CONDITIONED, device=given[0].device)
-        return Condition(state, id, multi_hot, dense, spatial, patch)
+    def of(**fields: Tensor) -> Condition:
+        """Every image conditioned on these fields, each a tensor as above; one at least."""
+        first = next(iter(fields.values()))
+        return Condition(torch.full((len(first),), CONDITIONED, device=first.device), **fields)
 
     @property
     def given(self) -> dict[str, Tensor]:

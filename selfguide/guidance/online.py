@@ -21,7 +21,7 @@ from torch import Tensor
 
 from selfguide.data.batch import Batch
 from selfguide.diffusion.preconditioning import build_preconditioning
-from selfguide.distributed import world_size
+from selfguide.distributed import sum_over_ranks, world_size
 from selfguide.guidance.component import Component, Inputs, Stepped, Weights
 from selfguide.guidance.health import Health
 from selfguide.guidance.labels import drop_images, drop_patches, frequencies
@@ -136,7 +136,8 @@ class OnlineSource(Component):
         if counted is None or self.config.mean_over == "all":
             return float(rows)
         count = torch.full((), float(len(counted)), device=counted.device)
-        return _mean_over_ranks(count).clamp_min(1.0 / world_size())
+        # a mean over ranks: gradients are averaged over them, so this makes a global mean
+        return (sum_over_ranks(count) / world_size()).clamp_min(1.0 / world_size())
 
     def after_step(self, weights: Weights, step: Stepped) -> None:
         """Prototypes stay unit vectors where their average is read as it is: else they are normalised when read."""
@@ -188,10 +189,7 @@ class OnlineSource(Component):
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
         own = order.to(mine.device) - (int(positions.min()) - first) * each
         here = (own >= 0) & (own < len(mine))
-        drawn = torch.where(here[:, None], mine[own.clamp(0, len(mine) - 1)], 0.0)
-        if dist.is_initialized():
-            dist.all_reduce(drawn)
-        return drawn
+        return sum_over_ranks(torch.where(here[:, None], mine[own.clamp(0, len(mine) - 1)], 0.0))
 
     def report(self, images: int, teacher: Student | None) -> dict[str, float]:
         assert teacher is not None and self.health.probe is not None
@@ -233,11 +231,3 @@ def _gathered(mine: Tensor | None) -> list[Tensor | None]:
     parts: list[Any] | None = [None] * world_size() if dist.get_rank() == 0 else None
     dist.gather_object(mine, parts)
     return parts or []
-
-
-def _mean_over_ranks(count: Tensor) -> Tensor:
-    """Mean number of counted rows per rank: gradients are averaged over ranks, so this makes a global mean."""
-    total = count.clone()
-    if dist.is_initialized():
-        dist.all_reduce(total)
-    return total / world_size()

@@ -20,7 +20,7 @@ from selfguide.randomness import uniform
 from selfguide.sampling.groups import patch_layout, sample_group_ids, sampling_condition
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SidecarGuidance
-from selfguide.spec.records import draws_rows
+from selfguide.spec.records import from_training_rows
 from shards import sidecar
 from shards.errors import UserError, refuse_if
 from shards.format import manifest as manifests
@@ -30,15 +30,15 @@ Prior = Literal["empirical", "uniform"]
 ConditionSampler = Callable[[Tensor], Condition]  # of seeds or ordinals (B,)
 
 
-def by_patch(snapshot: Snapshot) -> bool:
+def conditions_each_patch(snapshot: Snapshot) -> bool:
     """Whether each patch of an image is conditioned on a group of its own."""
     head = snapshot.config.guidance.head(snapshot.student.backbone.net)
     return head is not None and head.pooling == "patch"
 
 
-def by_rows(snapshot: Snapshot) -> bool:
+def samples_training_rows(snapshot: Snapshot) -> bool:
     """Whether conditions are those of training images, rather than one group: layouts, features, several groups."""
-    return by_patch(snapshot) or draws_rows(snapshot.guidance)
+    return conditions_each_patch(snapshot) or from_training_rows(snapshot.guidance)
 
 
 def condition_sampler(snapshot: Snapshot, prior: Prior = "empirical") -> ConditionSampler:
@@ -49,7 +49,7 @@ def condition_sampler(snapshot: Snapshot, prior: Prior = "empirical") -> Conditi
     state = snapshot.guidance
     if not state["told"]:
         return lambda seeds: Condition.unconditional(len(seeds))
-    if by_rows(snapshot):
+    if samples_training_rows(snapshot):
         refuse_if(
             prior != "empirical",
             f"prior={prior}: this snapshot is conditioned on rows of training images, not on one group alone; "
@@ -75,7 +75,7 @@ def training_rows(snapshot: Snapshot) -> tuple[int, ConditionSampler]:
     Raises:
         UserError: the sidecars, or the images whose patches are to be named, are gone or are not those of training.
     """
-    if by_patch(snapshot):
+    if conditions_each_patch(snapshot):
         images = TrainingImages(snapshot)
         return images.count, lambda ordinals: patch_layout(snapshot, images.x0(ordinals))
     annotations = _published(snapshot)

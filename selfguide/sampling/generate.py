@@ -46,11 +46,6 @@ def generate(
         yield _batch(snapshot, sampler, condition, seed + index, None)
 
 
-def sample_condition(snapshot: Snapshot, seeds: Tensor, prior: Prior = "empirical") -> Condition:
-    """Conditions of images of these seeds (N,), drawn as `selfguide.sampling.condition_sampler` says."""
-    return condition_sampler(snapshot, prior)(seeds)
-
-
 def generate_each(
     snapshot: Snapshot,
     sampler: SamplerConfig,

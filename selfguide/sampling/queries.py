@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from selfguide.diffusion.conditions import NULL, Condition, check_numbers
-from selfguide.sampling.condition_sampler import TrainingImages, by_rows, training_rows
+from selfguide.sampling.condition_sampler import (
+    TrainingImages,
+    samples_training_rows,
+    training_rows,
+)
 from selfguide.sampling.groups import head_of, nearest_prototypes, sampling_condition
 from selfguide.snapshot import Snapshot
 from shards.errors import UserError, refuse_if
@@ -28,7 +32,7 @@ def groups(snapshot: Snapshot) -> int:
         if state["source"] == "online":
             why = "its second stage, in which it is conditioned on its groups, had not begun"
         raise UserError(f"this snapshot at {snapshot.images:,} images is unconditional: {why}")
-    if by_rows(snapshot):
+    if samples_training_rows(snapshot):
         kinds = ", ".join(s["kind"] for s in state.get("sidecars", {}).values())
         raise UserError(
             f"this snapshot is conditioned on {kinds or 'a group for each patch'} of an image, not on one group alone; "
@@ -56,7 +60,7 @@ def of_groups(snapshot: Snapshot, ids: Tensor) -> Condition:
 def rows(snapshot: Snapshot, ordinals: Tensor) -> Condition:
     """The conditions of training images at `ordinals` (B,): their annotations, their labels, or their groups now."""
     if snapshot.guidance["told"] and (
-        by_rows(snapshot) or snapshot.guidance["source"] == "sidecar"
+        samples_training_rows(snapshot) or snapshot.guidance["source"] == "sidecar"
     ):
         return training_rows(snapshot)[1](ordinals)
     groups(snapshot)  # it may know nothing at all
