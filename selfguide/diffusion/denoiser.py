@@ -123,15 +123,11 @@ class Denoiser:
 
     def _both(self, x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         """f_c and f_u."""
-        if self._together(x):
+        joint = x.numel() <= JOINT_NUMEL if self.batched is None else self.batched
+        if joint and self.reference is None:
             conditional, unguided = self._net(torch.cat((x, x)), tau, self._pair).chunk(2)
             return conditional, unguided
         return self._net(x, tau, self.condition), self._unguided(x, tau)
-
-    def _together(self, x: Tensor) -> bool:
-        if self.reference is not None:
-            return False  # another network
-        return x.numel() <= JOINT_NUMEL if self.batched is None else self.batched
 
     def _unguided(self, x: Tensor, tau: float) -> Tensor:
         if self.reference is not None:

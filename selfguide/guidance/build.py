@@ -7,7 +7,6 @@ from selfguide.guidance.labels import LabelSource
 from selfguide.guidance.online import OnlineSource
 from selfguide.guidance.sidecar import SidecarSource
 from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, SidecarGuidance
-from selfguide.spec.schedules import switch_images
 
 
 def build_components(config: Config, histogram: list[float]) -> tuple[Component, ...]:
@@ -17,7 +16,9 @@ def build_components(config: Config, histogram: list[float]) -> tuple[Component,
     """
     match config.guidance:
         case OnlineGuidance() as online:
-            return (OnlineSource(online, config.path, config.seed, switch_images(config)),)
+            return (
+                OnlineSource(online, config.path, config.seed, online.switch_images(config.train)),
+            )
         case LabelGuidance() as labels:
             return (LabelSource(labels, histogram, config.seed),)
         case SidecarGuidance() as sidecar:

@@ -121,16 +121,12 @@ def read_naming(run: Path, groups: int) -> Naming:
         f"{path}: banned={banned!r} must be a list such as [7]",
     )
     for group in (*names, *banned):
-        _check_group(path, group, groups)
+        refuse_if(
+            not isinstance(group, int) or isinstance(group, bool) or not 0 <= group < groups,
+            f"{path}: group {group!r} is not one of 0 to {groups - 1}",
+        )
     _check_names(path, names)
     return Naming(groups=groups, names=names, banned=frozenset(banned), path=path)
-
-
-def _check_group(path: Path, group: Any, groups: int) -> None:
-    refuse_if(
-        not isinstance(group, int) or isinstance(group, bool) or not 0 <= group < groups,
-        f"{path}: group {group!r} is not one of 0 to {groups - 1}",
-    )
 
 
 def _check_names(path: Path, names: Mapping[int, Any]) -> None:

@@ -205,13 +205,14 @@ class UNetArchitecture(Architecture):
         attended = ((s.edge**2, s.width) for s in self.stages if s.attention)
         return maps + sum(2 * n * (n + self.tokens) * width for n, width in attended)
 
-    def _maps(self) -> Iterator[Linear]:
-        yield Linear(self.base, self.time_width)
-        yield Linear(self.time_width, self.time_width)
-        yield from self._condition_maps()
-        for stage in self.stages:
-            yield from self._stage_maps(stage)
-        yield Linear(self._widths[0], self.out_channels, 9, self.size**2)
+    def _maps(self) -> list[Linear]:
+        return [
+            Linear(self.base, self.time_width),
+            Linear(self.time_width, self.time_width),
+            *self._condition_maps(),
+            *(linear for stage in self.stages for linear in self._stage_maps(stage)),
+            Linear(self._widths[0], self.out_channels, 9, self.size**2),
+        ]
 
     def _condition_maps(self) -> Iterator[Linear]:
         joined = [] if self.guidance == "none" else [self.guidance_width]

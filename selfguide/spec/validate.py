@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 
-from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import Config, SamplerConfig
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.config.data import check_data
@@ -118,17 +117,13 @@ def _check_network(config: Config) -> None:
             f"model.{field}={value} disagrees with data.shape={list(config.data.shape)}; "
             f"drop model.{field} or set it to {shape}",
         )
-    _check_layout(config, net)
-    config.guidance.check_network(config, net)
-    validate_init(config, net)
-
-
-def _check_layout(config: Config, net: Architecture) -> None:
     refuse_if(
         config.engine.channels_last and not isinstance(net, UNetArchitecture),
         f"engine.channels_last=true is a layout for convolutions and model.name={config.model.name!r} is a "
         "transformer: set engine.channels_last=false, or take a UNet",
     )
+    config.guidance.head(net)  # reads a layer that the network has
+    validate_init(config, net)
 
 
 def _check_sampling(config: Config) -> None:

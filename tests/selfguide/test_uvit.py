@@ -260,7 +260,7 @@ def test_layers_have_names_and_extras() -> None:
     assert net.layer_of(None)[1:] == (259, 1024, 3)  # [CLS], time, condition before 256 patches
     assert override("uvit_l_2", classes=0).extras == 1
     assert override("uvit_l_2", classes=0, dense_patch=1024, cls_token=True).extras == 2
-    assert OnlineGuidance(layer=3, pooling="flat").feature_width(net) == 256 * 1024
+    assert OnlineGuidance(layer=3, pooling="flat").head(net).features == 256 * 1024
 
 
 @pytest.mark.parametrize("kind", ["conditioned", "null", "unconditional", "field not set"])

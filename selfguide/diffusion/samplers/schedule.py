@@ -76,16 +76,12 @@ class Schedule:
         path = VarianceExploding(float(sigmas[sigmas > 0].min()), float(sigmas[0]))
         return Schedule(path, path.noise_time(sigmas), path.last)
 
-    @property
-    def points(self) -> list[Point]:
-        return [point(self.path, tau) for tau in self.times.tolist()]
-
     def start(self, noise: Tensor) -> Tensor:
         """The state at the first noise-time of standard normal `noise` (B, C, H, W)."""
         return noise * point(self.path, float(self.times[0])).b
 
     def steps(self) -> Iterator[Step]:
-        points = self.points
+        points = [point(self.path, tau) for tau in self.times.tolist()]
         for number, (now, then) in enumerate(pairwise(points)):
             yield Step(number, now, then, number == len(points) - 2)
 

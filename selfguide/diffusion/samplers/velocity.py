@@ -16,13 +16,13 @@ from selfguide.diffusion.samplers.schedule import (
     Callback,
     DataEstimate,
     Estimator,
+    Point,
     Schedule,
     StepNoise,
     at_level,
     estimator,
     fixed_steps,
     ignore,
-    point,
     within,
 )
 from selfguide.spec.suggest import check_known
@@ -102,8 +102,7 @@ def euler_maruyama(
     w >= 0 has the same marginals, so where c would pass 0.1 a smaller w is taken. `even_times` is their schedule.
     """
     path = schedule.path
-    weights = {"sit": _by_noise, "repa": _by_time, "sbdm": _by_diffusion}
-    check_known("diffusion", diffusion, weights)
+    check_known("diffusion", diffusion, ("sit", "repa", "sbdm"))
     refuse_if(
         not isinstance(path, RectifiedFlow | VariancePreserving),
         f"euler_maruyama steps evenly in noise-time, which {type(path).__name__} does not take; "
@@ -112,9 +111,7 @@ def euler_maruyama(
     noise = StepNoise("euler_maruyama", seeds, x)
     for step in schedule.steps():
         tau, width = step.now.tau, step.now.tau - step.then.tau
-        w = weights[diffusion](path, tau)
-        if diffusion == "sbdm":
-            w = min(w, RENEWED * 2 * step.now.b**2 / width)
+        w = _noise_weight(diffusion, path, step.now, width)
         _, eps, v = estimate(x, tau)
         x = x - width * (v + w / (2 * step.now.b) * eps)  # score = -eps / b
         if not step.last:
@@ -182,14 +179,11 @@ def _clock(path: Path, tau: float) -> tuple[float, float]:
     return float(s), float(ds)
 
 
-def _by_noise(path: Path, tau: float) -> float:
-    return 2 * point(path, tau).b
-
-
-def _by_time(path: Path, tau: float) -> float:
-    return 2 * tau
-
-
-def _by_diffusion(path: Path, tau: float) -> float:
-    a, b, da, db = path.coefficients(torch.tensor(tau, dtype=torch.float64))
-    return float(2 * (b * db - b * b * da / a))
+def _noise_weight(diffusion: str, path: Path, now: Point, width: float) -> float:
+    """w of `euler_maruyama` for a step of that width."""
+    if diffusion == "sit":
+        return 2 * now.b
+    if diffusion == "repa":
+        return 2 * now.tau
+    a, b, da, db = path.coefficients(torch.tensor(now.tau, dtype=torch.float64))
+    return min(float(2 * (b * db - b * b * da / a)), RENEWED * 2 * now.b**2 / width)

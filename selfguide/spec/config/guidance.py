@@ -89,7 +89,11 @@ class Guidance:
         return 0
 
     def head(self, net: Architecture) -> HeadSettings | None:
-        """The head beside the backbone `net`, if the source has one."""
+        """The head beside the backbone `net`, if the source has one.
+
+        Raises:
+            UserError: it would read a layer that `net` does not have.
+        """
         return None
 
     def head_parameters(self, net: Architecture) -> int:
@@ -102,9 +106,6 @@ class Guidance:
         Raises:
             UserError: the first that does not hold, with its cure.
         """
-
-    def check_network(self, config: Config, net: Architecture) -> None:
-        """Laws between the source and the network `net`. Raises UserError."""
 
     def identity(self, config: Config, promises: Mapping[str, Any]) -> dict[str, Any]:
         """What changes a run's result beside the fields; `promises` are the hashes of the sidecars' rows."""
@@ -221,18 +222,14 @@ class OnlineGuidance(Guidance):
         """P: what was asked for, or the width of the layer that is read."""
         return self.prototype_width or net.layer_of(self.layer, "guidance.layer").width
 
-    def feature_width(self, net: Architecture) -> int:
-        """Width of what the online head reads, after pooling."""
-        layer = net.layer_of(self.layer, "guidance.layer")
-        flat = self.pooling == "flat" and self.level == "image"
-        return layer.width * (layer.tokens - layer.extras if flat else 1)
-
     def switch_images(self, train: TrainConfig) -> int:
         """A whole number of batches."""
         return max(1, round(self.switch * (train.images // train.batch))) * train.batch
 
     def head(self, net: Architecture) -> HeadSettings:
-        features = self.feature_width(net)
+        layer = net.layer_of(self.layer, "guidance.layer")
+        flat = self.pooling == "flat" and self.level == "image"
+        features = layer.width * (layer.tokens - layer.extras if flat else 1)
         return HeadSettings(
             features=features,
             hidden=self.head_width or features // 2,
@@ -282,12 +279,6 @@ class OnlineGuidance(Guidance):
                 f"guidance.switch={self.switch} is the end of {steps} steps: the model would never be conditioned on "
                 f"its prototypes; take guidance.switch={latest:g} or less"
             )
-
-    def check_network(self, config: Config, net: Architecture) -> None:
-        refuse_if(
-            self.layer is not None and not 1 <= self.layer <= len(net.layers),
-            f"guidance.layer={self.layer} is not a block of this model; take 1 to {len(net.layers)}",
-        )
 
     def identity(self, config: Config, promises: Mapping[str, Any]) -> dict[str, Any]:
         """What Sinkhorn and BatchNorm see at once: the batch, unless it is accumulated in pieces."""
@@ -349,11 +340,11 @@ class SidecarGuidance(Guidance):
         return {field: folder for field, folder in named.items() if folder is not None}
 
     def absolute(self) -> Self:
-        ids, layout, dense = (
-            path and str(Path(path).expanduser().resolve())
-            for path in (self.ids, self.layout, self.dense)
-        )
-        return replace(self, ids=ids, layout=layout, dense=dense)
+        resolved = {
+            field: str(Path(folder).expanduser().resolve())
+            for field, folder in self.folders.items()
+        }
+        return replace(self, **resolved)
 
     def network_inputs(self, classes: int) -> dict[str, int]:
         return {"classes": self.groups, "dense": self.width, "spatial": self.channels}

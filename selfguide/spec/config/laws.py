@@ -86,11 +86,10 @@ class Span(Range):
 
 
 @dataclass(frozen=True)
-class Images(Range):
+class Images(AtLeast):
     """A count of images, which must be a multiple of the global batch."""
 
-    def broken(self, value: Any) -> str | None:
-        return AtLeast(1).broken(value)
+    low: int = 1
 
 
 @dataclass(frozen=True)
