@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -40,6 +41,27 @@ def sinusoid(value: Tensor, width: int, period: float = 10_000.0) -> Tensor:
     )
     angles = value.float()[:, None] * rates[None]
     return torch.cat((angles.cos(), angles.sin()), dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """A time as its source feeds it (B,) -> (B, width), before the last activation.
+
+    Args:
+        frequencies: width of the sinusoid that `wave` makes of the time.
+    """
+
+    def __init__(
+        self, frequencies: int, width: int, wave: Callable[[Tensor, int], Tensor] = sinusoid
+    ) -> None:
+        super().__init__()
+        self.frequencies, self.wave = frequencies, wave
+        self.hidden = nn.Linear(frequencies, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, time: Tensor, early: Tensor | None = None) -> Tensor:
+        """`early` (B, frequencies), where there is one, joins the sinusoid."""
+        wave = self.wave(time, self.frequencies).to(self.hidden.weight.dtype)
+        return self.out(F.silu(self.hidden(wave if early is None else wave + early)))
 
 
 class ConditionEmbedding(nn.Module):

@@ -19,6 +19,7 @@ from selfguide.models.blocks import (
     MLP,
     ConditionEmbedding,
     PatchEmbedding,
+    TimeEmbedding,
     attention,
     sinusoid,
     split_heads,
@@ -48,19 +49,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Neighbouring pairs of x (B, heads, T, d) turned by their token's angles; cos and sin (T, d / 2)."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
-
-
-class TimeEmbedding(nn.Module):
-    """A time as its source feeds it (B,) -> (B, width)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(TIME_FREQUENCIES, width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, time: Tensor) -> Tensor:
-        frequencies = sinusoid(time, TIME_FREQUENCIES).to(self.hidden.weight.dtype)
-        return self.out(F.silu(self.hidden(frequencies)))
 
 
 class Modulated(nn.Module):
@@ -153,7 +141,7 @@ class DiT(Backbone):
         if net.rope:
             self._register_rotations(net)
         self.cls = nn.Parameter(torch.randn(net.width) * 0.02) if net.cls_token else None
-        self.time = TimeEmbedding(net.width)
+        self.time = TimeEmbedding(TIME_FREQUENCIES, net.width)
         self.condition = (
             ConditionEmbedding(net.width, net.classes, net.dense) if net.condition_row else None
         )

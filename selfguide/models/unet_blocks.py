@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfguide.diffusion.conditions import CONDITIONED, Condition, zero_unconditioned
-from selfguide.models.blocks import attention, sinusoid, split_heads
+from selfguide.models.blocks import attention, split_heads
 from selfguide.spec.unet import CONTEXT_WIDTH, Stage, UNetArchitecture
 
 Change = Literal["down", "up"]
@@ -28,21 +28,6 @@ def endpoint_sinusoid(value: Tensor, width: int, period: float = 10_000.0) -> Te
     exponents = torch.linspace(0, 1, width // 2, device=value.device)
     angles = value.float()[:, None] * period**-exponents
     return torch.cat((angles.sin(), angles.cos()), dim=1)
-
-
-class TimeEmbedding(nn.Module):
-    """A time as its source feeds it (B,) -> (B, time width), before the last activation; `early` joins the sinusoid."""
-
-    def __init__(self, net: UNetArchitecture) -> None:
-        super().__init__()
-        self.frequencies = net.base
-        self.wave = sinusoid if net.form == "sgdm" else endpoint_sinusoid
-        self.hidden = nn.Linear(net.base, net.time_width)
-        self.out = nn.Linear(net.time_width, net.time_width)
-
-    def forward(self, time: Tensor, early: Tensor | None) -> Tensor:
-        wave = self.wave(time, self.frequencies).to(self.hidden.weight.dtype)
-        return self.out(F.silu(self.hidden(wave if early is None else wave + early)))
 
 
 class ConditionLinear(nn.Module):
