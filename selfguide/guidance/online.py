@@ -67,7 +67,11 @@ class OnlineSource(Component):
         ids = assign(teacher, extracted)
         self.prototype_counts.count_conditions(ids)
         prototypes = condition_on(teacher, ids, len(batch.x0))
-        dropped = self._dropped(batch, len(ids) // len(batch.x0))
+        rate, patches = self.config.drop, len(ids) // len(batch.x0)
+        if self.config.level == "patch":
+            dropped = drop_patches(self.seed, batch.position, rate, patches)
+        else:
+            dropped = drop_images(self.seed, batch.position, rate)
         return replace(inputs, condition=prototypes.drop(dropped))
 
     def extract(self, batch: Batch, teacher: Student) -> Tensor:
@@ -78,11 +82,6 @@ class OnlineSource(Component):
             eps = normal(self.seed, "extraction-noise", batch.position, tuple(batch.x0.shape[1:]))
         noise_time, eps = self.config.noise_time, eps.to(batch.x0.dtype)
         return extract(teacher, self.preconditioning, noise_time, batch.x0, eps)
-
-    def _dropped(self, batch: Batch, patches: int) -> Tensor:
-        if self.config.level == "patch":
-            return drop_patches(self.seed, batch.position, self.config.drop, patches)
-        return drop_images(self.seed, batch.position, self.config.drop)
 
     def loss(self, outputs: Outputs, batch: Batch, teacher: Student | None) -> Tensor:
         """lambda L_SK: cross-entropy of the softmax against the Sinkhorn code of the same view."""

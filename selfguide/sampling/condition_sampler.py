@@ -47,7 +47,7 @@ def condition_sampler(snapshot: Snapshot, prior: Prior = "empirical") -> Conditi
     Evenly drawn are the groups that occur: the student was never conditioned on others.
     """
     state = snapshot.guidance
-    if not state["told"]:
+    if not snapshot.conditioned:
         return lambda seeds: Condition.unconditional(len(seeds))
     if samples_training_rows(snapshot):
         refuse_if(

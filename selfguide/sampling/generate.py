@@ -36,10 +36,10 @@ def generate(
 
     `groups` (count,) fixes each image's group; by default conditions are drawn, groups by `prior`.
     """
-    conditioned, drawn = snapshot.guidance["told"], condition_sampler(snapshot, prior)
+    drawn = condition_sampler(snapshot, prior)
     for start in range(0, count, batch):
         index = torch.arange(start, min(start + batch, count))
-        if groups is not None and conditioned:
+        if groups is not None and snapshot.conditioned:
             condition = sampling_condition(snapshot.guidance, snapshot.student, groups[index])
         else:
             condition = drawn(seed + index)

@@ -27,7 +27,7 @@ def groups(snapshot: Snapshot) -> int:
         UserError: it is unconditional, or conditioned on more than one group.
     """
     state = snapshot.guidance
-    if not state["told"]:
+    if not snapshot.conditioned:
         why = "it was trained without guidance"
         if state["source"] == "online":
             why = "its second stage, in which it is conditioned on its groups, had not begun"
@@ -46,7 +46,7 @@ def without_condition(snapshot: Snapshot, count: int) -> Condition:
     nothing = Condition.unconditional(count)
     return (
         replace(nothing, state=torch.full_like(nothing.state, NULL))
-        if snapshot.guidance["told"]
+        if snapshot.conditioned
         else nothing
     )
 
@@ -59,7 +59,7 @@ def of_groups(snapshot: Snapshot, ids: Tensor) -> Condition:
 
 def rows(snapshot: Snapshot, ordinals: Tensor) -> Condition:
     """The conditions of training images at `ordinals` (B,): their annotations, their labels, or their groups now."""
-    if snapshot.guidance["told"] and (
+    if snapshot.conditioned and (
         samples_training_rows(snapshot) or snapshot.guidance["source"] == "sidecar"
     ):
         return training_rows(snapshot)[1](ordinals)

@@ -146,9 +146,7 @@ def require(holds: bool, field: str, value: Any, law: str) -> None:
         raise UserError(f"model.{field}={value} {law}")
 
 
-@cache
-def _hints(family: type[Architecture]) -> dict[str, Any]:
-    return get_type_hints(family)
+_hints = cache(get_type_hints)
 
 
 def _check(field: str, hint: Any, value: Any) -> None:

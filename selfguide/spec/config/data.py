@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from selfguide.spec.config.laws import AtLeast, Neutral, NotIdentity, ReadWith, Within
 from shards.errors import UserError, refuse_if
@@ -116,8 +116,3 @@ def check_stored(data: DataConfig, header: Header, whole: tuple[int, int, int]) 
             f"data.shape={list(data.shape)} and a model sees {list(whole)} of the shards in "
             f"{data.root}; set data.shape=[{cure}]{smaller} or another data.root"
         )
-
-
-def crop_identity(data: DataConfig) -> dict[str, Any]:
-    """The size of windows belongs to a run's identity where there are any."""
-    return {"crop": list(data.shape)} if data.crop else {}

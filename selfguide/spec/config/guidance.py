@@ -263,15 +263,12 @@ class OnlineGuidance(Guidance):
             f"guidance.noise_time={self.noise_time} is pure noise, of which no groups can be made; "
             "take a value below 1",
         )
-        self._check_stages(config.train.images, config.train.batch)
-
-    def _check_stages(self, images: int, batch: int) -> None:
-        """Both stages have a step at least."""
-        steps = images // batch
+        # both stages have a step at least
+        steps = config.train.images // config.train.batch
         refuse_if(
             steps == 1,
-            f"train.images={images} is one step of train.batch={batch}, and guidance=online has two "
-            "stages; train for two batches or more",
+            f"train.images={config.train.images} is one step of train.batch={config.train.batch}, and "
+            "guidance=online has two stages; train for two batches or more",
         )
         if round(self.switch * steps) == steps:
             latest = math.floor((1 - 1 / steps) * 1000) / 1000
