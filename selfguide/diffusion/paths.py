@@ -118,9 +118,7 @@ class VariancePreserving(Path):
 
     last = 1e-3  # v is infinite at 0 (SiT ends there too)
     least = 1e-5  # trained
-
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        self.beta_min, self.beta_max = beta_min, beta_max
+    beta_min, beta_max = 0.1, 20.0
 
     def coefficients(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         t = tau.double()
@@ -146,13 +144,16 @@ class DDPM(Path):
     from 0.00085 to 0.012.
     """
 
-    def __init__(self, betas: str = "linear", steps: int = DDPM_STEPS) -> None:
+    steps = DDPM_STEPS
+    last = 1 / DDPM_STEPS  # v is infinite at 0
+
+    def __init__(self, betas: str = "linear") -> None:
         if betas == "linear":
-            beta = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
+            beta = torch.linspace(1e-4, 0.02, self.steps, dtype=torch.float64)
         else:
-            beta = torch.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=torch.float64).square()
+            ends = (0.00085**0.5, 0.012**0.5)
+            beta = torch.linspace(*ends, self.steps, dtype=torch.float64).square()
         zero = torch.zeros(1, dtype=torch.float64)
-        self.steps, self.last = steps, 1 / steps  # v is infinite at 0
         self.log_a = torch.cat((zero, torch.log1p(-beta).cumsum(0) / 2))  # (T + 1,)
 
     def coefficients(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -197,8 +197,7 @@ class UNetArchitecture(Architecture):
         return stage.inputs != stage.width or (resampled and self.form == "edm")
 
     def parameters(self) -> int:
-        maps = sum(m.taps * m.inputs * m.outputs + m.bias * m.outputs for m in self._maps())
-        return maps + 2 * sum(self._norms())
+        return sum(m.taps * m.inputs * m.outputs + m.bias * m.outputs for m in self._maps())
 
     def forward_macs(self) -> int:
         maps = sum(m.taps * m.inputs * m.outputs * m.positions for m in self._maps())
@@ -211,40 +210,40 @@ class UNetArchitecture(Architecture):
             Linear(self.time_width, self.time_width),
             *self._condition_maps(),
             *(linear for stage in self.stages for linear in self._stage_maps(stage)),
+            _norm(self._widths[0]),
             Linear(self._widths[0], self.out_channels, 9, self.size**2),
         ]
 
     def _condition_maps(self) -> Iterator[Linear]:
         joined = [] if self.guidance == "none" else [self.guidance_width]
-        for width in joined + [self.tokens * CONTEXT_WIDTH] * bool(self.tokens):
+        if self.tokens:
+            joined.append(self.tokens * CONTEXT_WIDTH)
+            yield _norm(CONTEXT_WIDTH)
+        for width in joined:
             yield Linear(self.classes, width, positions=0, bias=False)  # rows are looked up
             yield Linear(self.dense, width, bias=self.guidance != "early")
         if self.guidance in ("concat", "add"):
             yield Linear(self.guidance_width, self.guidance_width)
 
-    def _stage_maps(self, stage: Stage) -> Iterator[Linear]:
+    def _stage_maps(self, stage: Stage) -> list[Linear]:
         places, width = stage.edge**2, stage.width
+        first = Linear(stage.inputs, width, 9, places)
         if stage.kind == "stem" or (stage.kind in ("down", "up") and not self.residual):
-            yield Linear(stage.inputs, width, 9, places)
-            return
-        for _ in range(2 if stage.kind == "middle" else 1):
-            yield Linear(stage.inputs, width, 9, places)
-            yield Linear(self.embedding, self.modulation * width)
-            yield Linear(width, width, 9, places)
+            return [first]
+        embedded = Linear(self.embedding, self.modulation * width)
+        second = Linear(width, width, 9, places)
+        block = [_norm(stage.inputs), first, embedded, _norm(width), second]
+        maps = block * 2 if stage.kind == "middle" else block
         if self.projects(stage):
-            yield Linear(stage.inputs, width, 1, places)
+            maps.append(Linear(stage.inputs, width, 1, places))
         if stage.attention:
-            yield Linear(width, 3 * width, 1, places)
-            yield Linear(width, width, 1, places)
-            if self.tokens:
-                yield Linear(CONTEXT_WIDTH, 2 * width, 1, self.tokens)
+            qkv, project = Linear(width, 3 * width, 1, places), Linear(width, width, 1, places)
+            maps += [_norm(width), qkv, project]
+        if stage.attention and self.tokens:
+            maps.append(Linear(CONTEXT_WIDTH, 2 * width, 1, self.tokens))
+        return maps
 
-    def _norms(self) -> Iterator[int]:
-        """Channels of every norm; each has a scale and a bias."""
-        for stage in self.stages:
-            if stage.kind == "stem" or (stage.kind in ("down", "up") and not self.residual):
-                continue
-            yield (stage.inputs + stage.width) * (2 if stage.kind == "middle" else 1)
-            yield stage.width if stage.attention else 0
-        yield self._widths[0]
-        yield CONTEXT_WIDTH if self.tokens else 0
+
+def _norm(width: int) -> Linear:
+    """The scale and the bias of a norm, whose multiply-adds are not counted."""
+    return Linear(1, width, positions=0)

@@ -82,10 +82,9 @@ def sample(
             )
     preconditioning = _preconditioning(denoiser, path)
     if times is None:
-        schedule = default_schedule(name, preconditioning, steps, shift)
-    else:
-        given = torch.as_tensor(times, dtype=torch.float64).cpu()
-        schedule = Schedule(preconditioning.path, given, preconditioning.last)
+        times = default_times(name, preconditioning, steps, shift)
+    times = torch.as_tensor(times, dtype=torch.float64).cpu()
+    schedule = Schedule(preconditioning.path, times, preconditioning.last)
     x = schedule.start(noise if noise.dtype == torch.float64 else noise.float())
     return SAMPLERS[name](
         denoiser, x, schedule, seeds=seeds, callback=callback or ignore, **options
@@ -104,18 +103,14 @@ def _preconditioning(denoiser: Denoiser | DataEstimate, path: Path | None) -> Pr
     return Preconditioning(path, "x0")
 
 
-def default_schedule(
-    name: str, preconditioning: Preconditioning, steps: int, shift: float
-) -> Schedule:
+def default_times(name: str, preconditioning: Preconditioning, steps: int, shift: float) -> Tensor:
     """A sampler's own: the path's grid, shifted, from where the prediction can be read; `even_times` of some."""
     times = noise_times(preconditioning, steps, shift)
     refuse_if(
         name == "dopri5" and shift != 1,
         f"shift={shift} moves a grid of steps, and dopri5 chooses its own; drop it",
     )
-    if name == "euler_maruyama":
-        times = even_times(times, shift)
-    return Schedule(preconditioning.path, times, preconditioning.last)
+    return even_times(times, shift) if name == "euler_maruyama" else times
 
 
 def settings(config: SamplerConfig) -> dict[str, Any]:
