@@ -161,11 +161,8 @@ class OnlineSource(Component):
 
         That of the last step. How many did; all ranks call.
         """
-        if not self.config.revive or step.images % self.config.window:
-            return 0
-        if (
-            not step.applied
-        ):  # features of a skipped step may not be finite; read here only, once a window
+        # features of a skipped step may not be finite; that is read last, once a window, since it waits for the device
+        if not self.config.revive or step.images % self.config.window or not step.applied:
             return 0
         learned = self.prototype_counts.totals()[-1]  # the window that ends here
         share = self.config.revive * learned.sum() / self.config.groups

@@ -226,18 +226,21 @@ class UNetArchitecture(Architecture):
             yield Linear(self.guidance_width, self.guidance_width)
 
     def _stage_maps(self, stage: Stage) -> list[Linear]:
-        places, width = stage.edge**2, stage.width
-        first = Linear(stage.inputs, width, 9, places)
+        positions, width = stage.edge**2, stage.width
+        first = Linear(stage.inputs, width, 9, positions)
         if stage.kind == "stem" or (stage.kind in ("down", "up") and not self.residual):
             return [first]
         embedded = Linear(self.embedding, self.modulation * width)
-        second = Linear(width, width, 9, places)
+        second = Linear(width, width, 9, positions)
         block = [_norm(stage.inputs), first, embedded, _norm(width), second]
         maps = block * 2 if stage.kind == "middle" else block
         if self.projects(stage):
-            maps.append(Linear(stage.inputs, width, 1, places))
+            maps.append(Linear(stage.inputs, width, 1, positions))
         if stage.attention:
-            qkv, project = Linear(width, 3 * width, 1, places), Linear(width, width, 1, places)
+            qkv, project = (
+                Linear(width, 3 * width, 1, positions),
+                Linear(width, width, 1, positions),
+            )
             maps += [_norm(width), qkv, project]
         if stage.attention and self.tokens:
             maps.append(Linear(CONTEXT_WIDTH, 2 * width, 1, self.tokens))
