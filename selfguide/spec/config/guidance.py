@@ -337,7 +337,7 @@ class SidecarGuidance(Guidance):
         return {field: folder for field, folder in named.items() if folder is not None}
 
     def absolute(self) -> Self:
-        resolved = {
+        resolved: dict[str, Any] = {
             field: str(Path(folder).expanduser().resolve())
             for field, folder in self.folders.items()
         }
