@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -240,17 +241,18 @@ def _share(ratio: Tensor) -> Tensor:
     return 1 / (1 + 1 / ratio)
 
 
+_PATHS: dict[str, Callable[[PathConfig], Path]] = {
+    "rectified_flow": lambda config: RectifiedFlow(config.sigma_min),
+    "ddpm": lambda config: DDPM(config.betas),
+    "vp": lambda config: VariancePreserving(),
+    "ve": lambda config: VarianceExploding(0.02, 100.0),
+    "edm": lambda config: VarianceExploding(),
+}
+
+
 def build_path(config: PathConfig) -> Path:
     """The configured path."""
-    if config.name == "ddpm":
-        return DDPM(config.betas)
-    if config.name == "vp":
-        return VariancePreserving()
-    if config.name == "ve":
-        return VarianceExploding(0.02, 100.0)
-    if config.name == "edm":
-        return VarianceExploding()
-    return RectifiedFlow(config.sigma_min)
+    return _PATHS[config.name](config)
 
 
 def log_uniform(u: Tensor, low: float, high: float) -> Tensor:

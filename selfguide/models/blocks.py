@@ -20,18 +20,22 @@ from selfguide.diffusion.conditions import (
 from selfguide.spec.architecture import TimeInput
 from shards.errors import UserError
 
+# the number a net is fed for noise-times (B,) in fp32; see `TimeInput` for who feeds what. sigma = tau / (1 - tau) is
+# kept finite at both ends
+_TIME_INPUTS: dict[TimeInput, Callable[[Tensor], Tensor]] = {
+    "noise": lambda tau: tau,
+    "data": lambda tau: 1 - tau,
+    "index": lambda tau: 1000 * tau - 1,
+    "noise_999": lambda tau: 999 * tau,
+    "noise_1000": lambda tau: 1000 * tau,
+    "log_sigma": lambda tau: torch.logit(tau, eps=1e-6) / 4,
+    "log_half_sigma": lambda tau: torch.logit(tau, eps=1e-6) - math.log(2),
+}
+
 
 def time_input(kind: TimeInput, tau: Tensor) -> Tensor:
-    """The number a net is fed for noise-times `tau` (B,), fp32; see `TimeInput` for who feeds what."""
-    tau = tau.float()
-    if kind in ("log_sigma", "log_half_sigma"):
-        log_sigma = torch.logit(tau, eps=1e-6)  # sigma = tau / (1 - tau); finite at both ends
-        return log_sigma / 4 if kind == "log_sigma" else log_sigma - math.log(2)
-    if kind == "index":
-        return 1000 * tau - 1
-    if kind == "data":
-        return 1 - tau
-    return tau * {"noise": 1.0, "noise_999": 999.0, "noise_1000": 1000.0}[kind]
+    """The number a net is fed for noise-times `tau` (B,), fp32."""
+    return _TIME_INPUTS[kind](tau.float())
 
 
 def sinusoid(value: Tensor, width: int, period: float = 10_000.0) -> Tensor:
@@ -85,7 +89,9 @@ class ConditionEmbedding(nn.Module):
     def forward(self, condition: Condition) -> Tensor:
         state = condition.state
         conditioned = (state == CONDITIONED)[:, None]  # (B, 1)
-        embedded = self._null_rows(state)
+        unconditional = 0 * self.unconditional if self.zero_unconditional else self.unconditional
+        embedded = (state == NULL)[:, None] * self.null
+        embedded = embedded + (state == UNCONDITIONAL)[:, None] * unconditional
         if self.labels is not None:
             ids = condition.id
             rows = self.labels(
@@ -107,11 +113,6 @@ class ConditionEmbedding(nn.Module):
         elif condition.dense is not None:
             embedded = embedded + zero_unconditioned(condition.dense, state)
         return embedded.to(self.null.dtype)
-
-    def _null_rows(self, state: Tensor) -> Tensor:
-        state = state[:, None]
-        unconditional = 0 * self.unconditional if self.zero_unconditional else self.unconditional
-        return (state == NULL) * self.null + (state == UNCONDITIONAL) * unconditional
 
 
 class PatchEmbedding(nn.Module):

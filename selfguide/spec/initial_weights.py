@@ -13,7 +13,7 @@ from typing import Any
 
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.averages import averages_of
-from selfguide.spec.config import Config, InitConfig, PathConfig
+from selfguide.spec.config import Config, PathConfig
 from selfguide.spec.files import read_config
 from selfguide.spec.official import FORMS, Contents, Training, contents
 from selfguide.spec.sizes import TABLE, architecture
@@ -35,13 +35,6 @@ def validate_init(config: Config, net: Architecture) -> None:
     """
     init = config.init
     if init.source == "scratch":
-        fresh = InitConfig()
-        for field in ("path", "form", "labels", "time"):
-            refuse_if(
-                getattr(init, field) != getattr(fresh, field),
-                f"init.{field}={getattr(init, field)} means nothing for init.source=scratch; drop it, or set "
-                "init.source=snapshot or official",
-            )
         return
     if not (init.path or "").strip():
         what = "a published snapshot's folder" if init.source == "snapshot" else "the file"
@@ -56,10 +49,6 @@ def validate_init(config: Config, net: Architecture) -> None:
     )
     if init.source == "official":
         _official(config, net)
-    elif init.form is not None:
-        raise UserError(
-            f"init.form={init.form} means nothing for init.source=snapshot: a snapshot says what it is; drop it"
-        )
 
 
 def _official(config: Config, net: Architecture) -> None:
