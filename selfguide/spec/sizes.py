@@ -221,7 +221,8 @@ class Footprint:
 def footprint(config: Config) -> Footprint:
     """Closed formulas for the configured engine; activations depend on the kernels and are not in it."""
     net = architecture(config)
-    n = net.parameters() + config.guidance.head_parameters(net)
+    head = config.guidance.head(net)
+    n = net.parameters() + (head.parameters if head else 0)
     n += UNCERTAINTY_FEATURES + 1 if config.path.weighting == "uncertainty" else 0
     word, horizons = BYTES[config.engine.dtype], len(averages_of(config.train))
     sharded = config.engine.backend == "deepspeed"

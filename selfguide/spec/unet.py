@@ -110,9 +110,6 @@ class UNetArchitecture(Architecture):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Everything from the first to the last residual block, in the order of the forward."""
-        return (*self._encoder(), self._middle(), *self._decoder())
-
-    def _encoder(self) -> list[Stage]:
         made = [Stage("in_1", "stem", self.channels + self.spatial, self.base, self.size)]
         for level, width in enumerate(self._widths):
             edge, attend = self.size >> level, 2**level in self.attention
@@ -122,27 +119,19 @@ class UNetArchitecture(Architecture):
             for _ in range(self.blocks):
                 name = f"in_{len(made) + 1}"
                 made.append(Stage(name, "encode", made[-1].width, width, edge, attend))
-        return made
-
-    def _middle(self) -> Stage:
-        width, edge = self._widths[-1], self.size >> (len(self.mult) - 1)
-        return Stage("mid", "middle", width, width, edge, True)
-
-    def _decoder(self) -> list[Stage]:
-        made: list[Stage] = []
-        skips = [stage.width for stage in self._encoder()]
-        below, number = self._widths[-1], 0
+        skips, below, number = [stage.width for stage in made], self._widths[-1], 0
+        made.append(Stage("mid", "middle", below, below, made[-1].edge, True))
         for level, width in reversed(list(enumerate(self._widths))):
             edge = self.size >> level
             for block in range(self.blocks + 1):
                 # EDM attends once for each grid on the way up, after its last block
                 attend = 2**level in self.attention and (self.form != "edm" or block == self.blocks)
-                number, below = number + 1, below + skips.pop()
-                made.append(Stage(f"out_{number}", "decode", below, width, edge, attend))
+                number, inputs = number + 1, below + skips.pop()
+                made.append(Stage(f"out_{number}", "decode", inputs, width, edge, attend))
                 below = width
             if level:
                 made.append(Stage("", "up", width, width, 2 * edge))
-        return made
+        return tuple(made)
 
     @property
     def _widths(self) -> list[int]:

@@ -53,6 +53,12 @@ class HeadSettings(NamedTuple):
     condition_rows: str
     unconditional: str
 
+    @property
+    def parameters(self) -> int:
+        """Trainable ones: the projection Linear-BatchNorm-ReLU-Linear and the K prototypes (SGFM)."""
+        features, hidden, p = self.features, self.hidden, self.width
+        return (features * hidden + hidden) + 2 * hidden + (hidden * p + p) + self.groups * p
+
 
 class Guidance:
     """What the rest of the project asks of a guidance source's settings."""
@@ -95,10 +101,6 @@ class Guidance:
             UserError: it would read a layer that `net` does not have.
         """
         return None
-
-    def head_parameters(self, net: Architecture) -> int:
-        """Trainable parameters of the source's own head."""
-        return 0
 
     def check(self, config: Config) -> None:
         """Laws between the source and the rest, as far as the network's sizes are not needed.
@@ -241,11 +243,6 @@ class OnlineGuidance(Guidance):
             condition_rows=self.condition_rows,
             unconditional=self.unconditional,
         )
-
-    def head_parameters(self, net: Architecture) -> int:
-        """Projection Linear-BatchNorm-ReLU-Linear and the K prototypes (SGFM)."""
-        features, hidden, p, *_ = self.head(net)
-        return (features * hidden + hidden) + 2 * hidden + (hidden * p + p) + self.groups * p
 
     def check(self, config: Config) -> None:
         refuse_if(
