@@ -70,6 +70,13 @@ class Condition:
             change(self.state), **{name: change(value) for name, value in self.given.items()}
         )
 
+    def values(self, name: str, like: Tensor, *shape: int) -> Tensor:
+        """Field `name` (B, *shape) in the type of `like`, with zeros for images that are not conditioned on it."""
+        value = getattr(self, name)
+        if value is None:
+            return like.new_zeros(len(self), *shape)
+        return zero_unconditioned(value, self.state).to(like.dtype)
+
     def __len__(self) -> int:
         return len(self.state)
 

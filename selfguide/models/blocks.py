@@ -93,10 +93,7 @@ class ConditionEmbedding(nn.Module):
         embedded = (state == NULL)[:, None] * self.null
         embedded = embedded + (state == UNCONDITIONAL)[:, None] * unconditional
         if self.labels is not None:
-            ids = condition.id
-            rows = self.labels(
-                torch.zeros_like(state) if ids is None else zero_unconditioned(ids, state)
-            )
+            rows = self.labels(condition.values("id", state))
             if condition.id is None:
                 rows = 0 * rows
             if condition.multi_hot is not None:
@@ -105,10 +102,7 @@ class ConditionEmbedding(nn.Module):
                 rows = rows + share @ self.labels.weight
             embedded = embedded + conditioned * rows
         if self.dense is not None:
-            if condition.dense is None:
-                dense = self.null.new_zeros(len(condition), self.dense.in_features)
-            else:
-                dense = zero_unconditioned(condition.dense, state).to(self.null.dtype)
+            dense = condition.values("dense", self.null, self.dense.in_features)
             embedded = embedded + conditioned * self.dense(dense)
         elif condition.dense is not None:
             embedded = embedded + zero_unconditioned(condition.dense, state)
@@ -140,11 +134,7 @@ def with_spatial(x: Tensor, condition: Condition, channels: int) -> Tensor:
     """The input with its masks beside it, (B, C + M, H, W); masks of images not conditioned are zero (SGDM)."""
     if not channels:
         return x
-    if condition.spatial is None:
-        masks = x.new_zeros(len(x), channels, *x.shape[2:])
-    else:
-        masks = zero_unconditioned(condition.spatial, condition.state).to(x.dtype)
-    return torch.cat((x, masks), dim=1)
+    return torch.cat((x, condition.values("spatial", x, channels, *x.shape[2:])), dim=1)
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:

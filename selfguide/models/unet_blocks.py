@@ -59,10 +59,7 @@ class ConditionLinear(nn.Module):
         if self.rows is not None:
             total = total + conditioned * (gain * self._groups(condition, self.rows))
         if self.dense is not None:
-            if condition.dense is None:
-                dense = self.dense.new_zeros(len(conditioned), len(self.dense))
-            else:
-                dense = zero_unconditioned(condition.dense, condition.state).to(self.dense.dtype)
+            dense = condition.values("dense", self.dense, len(self.dense))
             total = total + conditioned * (dense @ self.dense)
         return total
 
