@@ -92,18 +92,6 @@ class Student(nn.Module):
         return out[:, : self.backbone.net.channels]
 
 
-class Sampled(nn.Module):
-    """A student as the samplers see it: the prediction only."""
-
-    def __init__(self, student: Student) -> None:
-        super().__init__()
-        self.student = student
-        self.net = student.backbone.net
-
-    def forward(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
-        return self.student.predict(x, tau, condition)
-
-
 def build_student(config: Config, seed: int) -> Student:
     """The student this experiment trains; the same weights for the same seed on every rank."""
     net = architecture(config)

@@ -14,7 +14,6 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import build_path
 from selfguide.diffusion.samplers import Callback, sample, settings
-from selfguide.networks.student import Sampled
 from selfguide.randomness import normal
 from selfguide.sampling.condition_sampler import Prior, condition_sampler
 from selfguide.sampling.groups import sampling_condition
@@ -83,7 +82,7 @@ def build_denoiser(snapshot: Snapshot, condition: Condition, sampler: SamplerCon
     """The snapshot's student on its path, guided as the sampler says."""
     path = snapshot.config.path
     return Denoiser(
-        Sampled(snapshot.student),
+        snapshot.student.backbone,
         build_path(path),
         condition,
         sampler.g,
