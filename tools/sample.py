@@ -186,7 +186,7 @@ def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig
         changes |= converted(options.convention, changes)
     sampler = build(SamplerConfig, own | changes, "sampler")
     check_sampler(sampler, snapshot.config.path)
-    if "g" in changes and sampler.g != 1 and not snapshot.conditioned:
+    if "g" in changes and sampler.g != 1 and not snapshot.guidance["told"]:
         raise UserError(
             f"--g {sampler.g:g}: this snapshot is unconditional, so there is nothing to guide; drop it"
         )
@@ -248,7 +248,7 @@ def condition_of(
         ids = torch.tensor([naming.number(text) for text in options.group])
     elif options.like:
         images = query_images(snapshot, codec, options.like)
-        if conditions_each_patch(snapshot) and snapshot.conditioned:
+        if conditions_each_patch(snapshot) and snapshot.guidance["told"]:
             each = -(-options.count // len(images))
             return patch_layout(snapshot, images.repeat_interleave(each, 0))
         ids = queries.nearest_groups(snapshot, images)
