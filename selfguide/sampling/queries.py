@@ -4,12 +4,10 @@ two groups.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from selfguide.diffusion.conditions import NULL, Condition, check_numbers
+from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition, check_numbers
 from selfguide.sampling.condition_sampler import (
     TrainingImages,
     samples_training_rows,
@@ -43,12 +41,7 @@ def groups(snapshot: Snapshot) -> int:
 
 def without_condition(snapshot: Snapshot, count: int) -> Condition:
     """The student's condition without information: its null row, or the unconditional one where it knew no other."""
-    nothing = Condition.unconditional(count)
-    return (
-        replace(nothing, state=torch.full_like(nothing.state, NULL))
-        if snapshot.conditioned
-        else nothing
-    )
+    return Condition(torch.full((count,), NULL if snapshot.conditioned else UNCONDITIONAL))
 
 
 def of_groups(snapshot: Snapshot, ids: Tensor) -> Condition:
