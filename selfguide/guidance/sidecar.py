@@ -34,7 +34,7 @@ class Annotations:
         self.sidecars = {field: sidecar.read(at) for field, at in guidance.folders.items()}
         self.rows = {field: found.rows() for field, found in self.sidecars.items()}
         self.count = next(iter(self.sidecars.values())).count
-        self.shown = shuffled(self.count, guidance.shuffle, seed)
+        self.row_of = shuffled(self.count, guidance.shuffle, seed)
 
     def image(self, otherwise: Size) -> Size:
         """Height and width of the annotated images, on whose pixels boxes and masks lie."""
@@ -49,8 +49,8 @@ class Annotations:
     def condition(
         self, ordinals: Tensor, crop_flip: CropFlip, device: torch.device | str = "cpu"
     ) -> Condition:
-        """The condition of the images in these rows (B,), placed so; made on `device`."""
-        asked = self.shown[ordinals.cpu().numpy()]
+        """The condition of the images at `ordinals` (B,), moved as `crop_flip` moved them, on `device`."""
+        asked = self.row_of[ordinals.cpu().numpy()]
         values = {  # picking rows out of a map copies them, once
             field: torch.from_numpy(np.asarray(rows[asked])).to(device)
             for field, rows in self.rows.items()

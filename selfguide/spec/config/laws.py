@@ -198,7 +198,7 @@ def check(group: Any, where: str) -> None:
         for name, part in parts:
             why = limits.broken(part)
             if why is not None:
-                raise UserError(f"{name}={shown(part)} {why}")
+                raise UserError(f"{name}={as_typed(part)} {why}")
 
 
 def check_read(group: Any, where: str) -> None:
@@ -212,11 +212,11 @@ def check_read(group: Any, where: str) -> None:
         if reader is not None and value != each.default and not reader.holds(group):
             wanted = " or ".join(f"{where}.{condition}" for condition in reader.conditions)
             raise UserError(
-                f"{where}.{each.name}={shown(value)} is read with {wanted} only; drop it or take that"
+                f"{where}.{each.name}={as_typed(value)} is read with {wanted} only; drop it or take that"
             )
 
 
-def shown(value: Any) -> Any:
+def as_typed(value: Any) -> Any:
     """A value as a user types it."""
     return list(value) if isinstance(value, tuple) else value
 
