@@ -205,7 +205,7 @@ def test_every_setting_of_a_sampler_has_a_flag() -> None:
     [
         (["--group", "99"], "group 99 is not one of 0 to 11"),
         (["--label", "3"], "knows groups that it found itself; give --group"),
-        (["--like", "99999"], "the data has ordinals 0 to 1796"),
+        (["--like", "99999"], "training image .* is not one of 0 to 1796"),
         (["--like", "absent.png"], "no such file"),
         (["--sampler", "heum"], "did you mean 'heun'"),
         (["--eta", "1"], "sampler.eta=1.0 is read with sampler.name=ddim"),
@@ -313,7 +313,7 @@ def test_patch_level_samples_a_layout_of_a_training_image_or_a_query(
     [
         ("ids", ["--like", "4"], "guidance.source=sidecar has no prototypes"),
         ("ids", ["--group", "4"], "group 4 is not one of 0 to 3"),
-        ("ids", ["--row", "1797"], "the data has ordinals 0 to 1796"),
+        ("ids", ["--row", "1797"], "training image .* is not one of 0 to 1796"),
         ("ids", ["--group", "1", "--prior", "uniform"], "--group names the condition"),
         ("ids", ["--label", "1"], "give --group"),
         ("boxes", ["--group", "1"], "conditioned on id, box of an image.*--row ORDINAL"),
