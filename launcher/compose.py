@@ -1,5 +1,7 @@
 """From what a user types to a `Config`: Hydra composes the YAML tree, our schema decides what is a key.
 
+The group `model` needs no YAML: each row of `selfguide.spec.sizes.TABLE` is a choice.
+
 Hydra only knows the keys that the YAML of the chosen groups happens to spell out; the dataclasses know them all.
 So every `key=value` is checked against the dataclasses first and then forced into the composition.
 """
@@ -19,6 +21,7 @@ from typing import Any
 from selfguide.spec.config import ClusterConfig, Config, build
 from selfguide.spec.config.laws import Formerly, fields_of
 from selfguide.spec.files import plain
+from selfguide.spec.sizes import TABLE
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
@@ -97,9 +100,11 @@ def experiments() -> dict[str, str]:
 
 
 def options(group: str) -> list[str]:
-    """The choices of a group: the names of its YAML files."""
-    files = (resources.files("configs") / group).iterdir()
-    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+    """The choices of a group: the names of its YAML files, and for `model` the rows of the table of sizes."""
+    folder = resources.files("configs") / group
+    files = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    named = {name.removesuffix(".yaml") for name in files if name.endswith(".yaml")}
+    return sorted(named | set(TABLE)) if group == "model" else sorted(named)
 
 
 def known_keys() -> list[str]:
@@ -192,10 +197,13 @@ def _hydra(overrides: list[str]) -> dict[str, Any]:
     # here, because most commands of the launcher compose nothing and Hydra costs a tenth of a second
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
+    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    for name in TABLE:
+        ConfigStore.instance().store(group="model", name=name, node={"name": name})
     try:
         with initialize_config_module(config_module="configs", version_base=None):
             composed = hydra_compose("config", overrides=overrides)

@@ -23,7 +23,7 @@ from launcher.new_attempt import submitting
 from launcher.reconcile import act, decide
 from launcher.reconcile.decide import Submission
 from launcher.reconcile.view import RunView, read
-from selfguide.spec.annotations import absolute_annotations, check_annotations, promises
+from selfguide.spec.annotations import check_annotations, promises
 from selfguide.spec.config import Config
 from selfguide.spec.data_fit import check_fit
 from selfguide.spec.identity import digest, identity
@@ -206,7 +206,7 @@ def absolute(config: Config) -> Config:
         runs=str(Path(config.runs).expanduser().resolve()),
         data=dataclasses.replace(config.data, root=root, mix=tuple(mix), cache=cache),
         init=dataclasses.replace(config.init, path=weights),
-        guidance=absolute_annotations(config.guidance),
+        guidance=config.guidance.absolute(),
     )
 
 

@@ -43,6 +43,11 @@ class Snapshot:
         return self.average.plain
 
     @property
+    def conditioned(self) -> bool:
+        """Whether the student was conditioned on anything yet; manifests call it so since the first version."""
+        return self.guidance["told"]
+
+    @property
     def device(self) -> torch.device:
         """Where the student is: on the CPU until its user moves it."""
         return next(self.student.parameters()).device

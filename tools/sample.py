@@ -25,8 +25,13 @@ from selfguide.data.autoencoders import Autoencoder, from_images, load_autoencod
 from selfguide.diffusion.conditions import Condition
 from selfguide.evaluation.grid import write_grid
 from selfguide.sampling import queries
-from selfguide.sampling.condition_sampler import Prior, TrainingImages, by_patch
-from selfguide.sampling.generate import generate_each, sample_condition
+from selfguide.sampling.condition_sampler import (
+    Prior,
+    TrainingImages,
+    condition_sampler,
+    conditions_each_patch,
+)
+from selfguide.sampling.generate import generate_each
 from selfguide.sampling.group_names import Naming, read_naming, without_banned
 from selfguide.sampling.groups import patch_layout
 from selfguide.snapshot import Snapshot, load
@@ -243,7 +248,7 @@ def condition_of(
         ids = torch.tensor([naming.number(text) for text in options.group])
     elif options.like:
         images = query_images(snapshot, codec, options.like)
-        if by_patch(snapshot) and snapshot.guidance["told"]:
+        if conditions_each_patch(snapshot) and snapshot.guidance["told"]:
             each = -(-options.count // len(images))
             return patch_layout(snapshot, images.repeat_interleave(each, 0))
         ids = queries.nearest_groups(snapshot, images)
@@ -252,7 +257,7 @@ def condition_of(
     else:
         seeds = options.seed + torch.arange(options.count)
         allowed = without_banned(snapshot, naming)
-        return sample_condition(allowed, seeds, options.prior or "empirical")
+        return condition_sampler(allowed, options.prior or "empirical")(seeds)
     naming.refuse_banned(ids.tolist())
     each = -(-options.count // len(ids))
     return queries.of_groups(snapshot, ids.repeat_interleave(each))

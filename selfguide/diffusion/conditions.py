@@ -40,21 +40,10 @@ class Condition:
         return Condition(torch.full((count,), UNCONDITIONAL, device=device))
 
     @staticmethod
-    def of(
-        *,
-        id: Tensor | None = None,
-        multi_hot: Tensor | None = None,
-        dense: Tensor | None = None,
-        spatial: Tensor | None = None,
-        patch: Tensor | None = None,
-    ) -> Condition:
-        given = [t for t in (id, multi_hot, dense, spatial, patch) if t is not None]
-        if not given:
-            raise ValueError(
-                "a condition needs an id, multi_hot, dense, spatial or patch: it has none"
-            )
-        state = torch.full((len(given[0]),), CONDITIONED, device=given[0].device)
-        return Condition(state, id, multi_hot, dense, spatial, patch)
+    def of(**fields: Tensor) -> Condition:
+        """Every image conditioned on these fields, each a tensor as above; one at least."""
+        first = next(iter(fields.values()))
+        return Condition(torch.full((len(first),), CONDITIONED, device=first.device), **fields)
 
     @property
     def given(self) -> dict[str, Tensor]:
@@ -80,6 +69,13 @@ class Condition:
         return Condition(
             change(self.state), **{name: change(value) for name, value in self.given.items()}
         )
+
+    def values(self, name: str, like: Tensor, *shape: int) -> Tensor:
+        """Field `name` (B, *shape) in the type of `like`, with zeros for images that are not conditioned on it."""
+        value = getattr(self, name)
+        if value is None:
+            return like.new_zeros(len(self), *shape)
+        return zero_unconditioned(value, self.state).to(like.dtype)
 
     def __len__(self) -> int:
         return len(self.state)
@@ -116,7 +112,7 @@ def check_condition(condition: Condition, net: Architecture) -> None:
     }
     for name, value in conditioned.items():
         if name == "id":
-            _check_ids(value, net.classes)
+            check_numbers("group", value, net.classes)
         elif not value.isfinite().all():
             wrong = float(value[~value.isfinite()][0])
             raise UserError(
@@ -128,12 +124,11 @@ def check_condition(condition: Condition, net: Architecture) -> None:
             )
 
 
-def _check_ids(ids: Tensor, classes: int) -> None:
-    outside = ids[(ids < 0) | (ids >= classes)]
+def check_numbers(what: str, numbers: Tensor, count: int) -> None:
+    """Raises UserError where one of `numbers` (N,), each of a `what`, is not one of 0 to `count` - 1."""
+    outside = numbers[(numbers < 0) | (numbers >= count)]
     if len(outside):
-        raise UserError(
-            f"id={int(outside[0])} is not one of this network's {classes} groups; take 0 to {classes - 1}"
-        )
+        raise UserError(f"{what} {int(outside[0])} is not one of 0 to {count - 1}")
 
 
 def check_fields(condition: Condition, net: Architecture) -> None:

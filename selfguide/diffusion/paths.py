@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from selfguide.spec.config import PathConfig
 from selfguide.spec.conventions import DDPM_STEPS
-from shards.errors import UserError
+from shards.errors import refuse_if
 
 Quantity = Literal["x0", "eps", "v", "score"]
 
@@ -118,9 +119,7 @@ class VariancePreserving(Path):
 
     last = 1e-3  # v is infinite at 0 (SiT ends there too)
     least = 1e-5  # trained
-
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        self.beta_min, self.beta_max = beta_min, beta_max
+    beta_min, beta_max = 0.1, 20.0
 
     def coefficients(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         t = tau.double()
@@ -146,13 +145,16 @@ class DDPM(Path):
     from 0.00085 to 0.012.
     """
 
-    def __init__(self, betas: str = "linear", steps: int = DDPM_STEPS) -> None:
+    steps = DDPM_STEPS
+    last = 1 / DDPM_STEPS  # v is infinite at 0
+
+    def __init__(self, betas: str = "linear") -> None:
         if betas == "linear":
-            beta = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
+            beta = torch.linspace(1e-4, 0.02, self.steps, dtype=torch.float64)
         else:
-            beta = torch.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=torch.float64).square()
+            ends = (0.00085**0.5, 0.012**0.5)
+            beta = torch.linspace(*ends, self.steps, dtype=torch.float64).square()
         zero = torch.zeros(1, dtype=torch.float64)
-        self.steps, self.last = steps, 1 / steps  # v is infinite at 0
         self.log_a = torch.cat((zero, torch.log1p(-beta).cumsum(0) / 2))  # (T + 1,)
 
     def coefficients(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -180,10 +182,10 @@ class DDPM(Path):
 
     def grid(self, steps: int) -> Tensor:
         """Whole table entries, evenly spaced, and data at the end."""
-        if steps > self.steps:
-            raise UserError(
-                f"sampler.steps={steps}: this path has {self.steps} noise levels; take {self.steps} or fewer"
-            )
+        refuse_if(
+            steps > self.steps,
+            f"sampler.steps={steps}: this path has {self.steps} noise levels; take {self.steps} or fewer",
+        )
         return torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round() / self.steps
 
     def _table(self, device: torch.device) -> Tensor:
@@ -239,17 +241,18 @@ def _share(ratio: Tensor) -> Tensor:
     return 1 / (1 + 1 / ratio)
 
 
+_PATHS: dict[str, Callable[[PathConfig], Path]] = {
+    "rectified_flow": lambda config: RectifiedFlow(config.sigma_min),
+    "ddpm": lambda config: DDPM(config.betas),
+    "vp": lambda config: VariancePreserving(),
+    "ve": lambda config: VarianceExploding(0.02, 100.0),
+    "edm": lambda config: VarianceExploding(),
+}
+
+
 def build_path(config: PathConfig) -> Path:
     """The configured path."""
-    if config.name == "ddpm":
-        return DDPM(config.betas)
-    if config.name == "vp":
-        return VariancePreserving()
-    if config.name == "ve":
-        return VarianceExploding(0.02, 100.0)
-    if config.name == "edm":
-        return VarianceExploding()
-    return RectifiedFlow(config.sigma_min)
+    return _PATHS[config.name](config)
 
 
 def log_uniform(u: Tensor, low: float, high: float) -> Tensor:

@@ -67,7 +67,7 @@ class SnapshotFeatures:
         self.preconditioning = build_preconditioning(snapshot.config.path)
         # an online student has trained its unconditional row, one that was conditioned from the start its null row
         source = snapshot.guidance["source"]
-        self.state = NULL if snapshot.guidance["told"] and source != "online" else UNCONDITIONAL
+        self.state = NULL if snapshot.conditioned and source != "online" else UNCONDITIONAL
         self._check()
 
     def _check(self) -> None:

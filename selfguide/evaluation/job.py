@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, half, l
 from selfguide.evaluation.grid import write_grid
 from selfguide.evaluation.metrics.copies import copy_rate
 from selfguide.evaluation.metrics.frechet import Moments, between, with_error
-from selfguide.sampling.condition_sampler import by_patch
+from selfguide.sampling.condition_sampler import conditions_each_patch
 from selfguide.sampling.generate import generate
 from selfguide.sampling.groups import nearest_prototypes
 from selfguide.snapshot import Snapshot, load
@@ -48,10 +49,9 @@ def main(request: Path) -> None:
     cores = len(os.sched_getaffinity(0)) if alone else int(os.environ.get("OMP_NUM_THREADS", "1"))
     torch.set_num_threads(cores)
     protocol = Protocol.of(config, {"data": snapshot.data, "guidance": snapshot.guidance})
-    scores, nfe, pixels = fd_digits(snapshot, config, protocol)
+    scores, nfe, images = SCORED_BY[config.evaluation.protocol](snapshot, config, protocol)
     key, attempt = wanted["key"], wanted["attempt"]
-    shown = (pixels[:64].float() * (255 / TOP)).round().to(torch.uint8)
-    write_grid(grid_path(run, key, attempt), shown)
+    write_grid(grid_path(run, key, attempt), images[:64])
     EvaluationRecord(
         status="done",
         run=description["id"],
@@ -82,7 +82,7 @@ def fd_digits(
     """Frechet distance in the committed digit net's features against all scans.
 
     Returns:
-        The scores, the network evaluations a sample took, and the samples as uint8 (N, 1, 8, 8).
+        The scores, the network evaluations a sample took, and the samples as uint8 (N, 1, 8, 8) with levels 0..255.
 
     Raises:
         UserError: the digit net is not the one that the protocol names.
@@ -112,11 +112,21 @@ def fd_digits(
         log.info(f"{sum(map(len, parts)):,} / {evaluation.samples:,} samples")
     pixels = torch.cat(parts)
     scores = score(net, real, pixels)
-    if snapshot.config.guidance.learns_online and not by_patch(snapshot) and "y" in data:
+    if (
+        snapshot.config.guidance.learns_online
+        and not conditions_each_patch(snapshot)
+        and "y" in data
+    ):
         each = torch.arange(len(real))  # a noise for each scan
         groups = nearest_prototypes(snapshot, normaliser.encode(real), each).cpu().numpy()
         scores |= agreement(data["y"], groups) | {"groups_used": float(len(np.unique(groups)))}
-    return scores, nfe, pixels
+    return scores, nfe, (pixels.float() * (255 / TOP)).round().to(torch.uint8)
+
+
+# protocol of `evaluation=` -> what scores a snapshot by it, as `fd_digits` does
+SCORED_BY: dict[
+    str, Callable[[Snapshot, Config, Protocol], tuple[dict[str, float], int, Tensor]]
+] = {"fd_digits": fd_digits}
 
 
 def score(net: DigitNet, real: Tensor, pixels: Tensor) -> dict[str, float]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from functools import singledispatch
-
 from selfguide.guidance.component import Component
 from selfguide.guidance.labels import LabelSource
 from selfguide.guidance.online import OnlineSource
 from selfguide.guidance.sidecar import SidecarSource
 from selfguide.spec.config import Config, LabelGuidance, OnlineGuidance, SidecarGuidance
-from selfguide.spec.config.guidance import Guidance
-from selfguide.spec.schedules import switch_images
 
 
 def build_components(config: Config, histogram: list[float]) -> tuple[Component, ...]:
@@ -18,26 +14,13 @@ def build_components(config: Config, histogram: list[float]) -> tuple[Component,
 
     `histogram` counts the labels of the shards, each data set by its weight.
     """
-    guidance = build_source(config.guidance, config, histogram)
-    return () if guidance is None else (guidance,)
-
-
-@singledispatch
-def build_source(guidance: Guidance, config: Config, histogram: list[float]) -> Component | None:
-    """The component of these settings; None of those that condition on nothing."""
-    return None
-
-
-@build_source.register
-def _(guidance: OnlineGuidance, config: Config, histogram: list[float]) -> Component:
-    return OnlineSource(guidance, config.path, config.seed, switch_images(config))
-
-
-@build_source.register
-def _(guidance: LabelGuidance, config: Config, histogram: list[float]) -> Component:
-    return LabelSource(guidance, histogram, config.seed)
-
-
-@build_source.register
-def _(guidance: SidecarGuidance, config: Config, histogram: list[float]) -> Component:
-    return SidecarSource(guidance, config.seed)
+    match config.guidance:
+        case OnlineGuidance() as online:
+            return (
+                OnlineSource(online, config.path, config.seed, online.switch_images(config.train)),
+            )
+        case LabelGuidance() as labels:
+            return (LabelSource(labels, histogram, config.seed),)
+        case SidecarGuidance() as sidecar:
+            return (SidecarSource(sidecar, config.seed),)
+    return ()

@@ -6,11 +6,10 @@ import math
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from selfguide.data.batch import Batch
-from selfguide.distributed import world_size
+from selfguide.distributed import sum_over_ranks, world_size
 from selfguide.guidance.prototype_counts import LEARNED, PrototypeCounts
 from selfguide.spec.config import OnlineGuidance
 
@@ -29,8 +28,8 @@ class Health:
     def see(self, batch: Batch) -> None:
         """To be called with every batch; the first is remembered."""
         if self.probe is None:
-            few = {n: getattr(batch, n)[:PROBE].clone() for n in ("x0", "eps", "tau", "x")}
-            few |= {n: getattr(batch, n)[:PROBE].clone() for n in ("position", "ordinal")}
+            kept = ("x0", "eps", "tau", "x", "position", "ordinal")
+            few = {name: getattr(batch, name)[:PROBE].clone() for name in kept}
             self.probe = replace(batch, **few, label=None, crop_flip=None)
             self._micro = len(batch.x0)
 
@@ -80,7 +79,6 @@ class Health:
 
 
 def _share_moved(before: Tensor, now: Tensor) -> float:
-    moved = torch.stack(((before != now).sum(), before.new_tensor(len(before)))).cpu()
-    if dist.is_initialized():
-        dist.all_reduce(moved)
+    counts = torch.stack(((before != now).sum(), before.new_tensor(len(before)))).cpu()
+    moved = sum_over_ranks(counts)
     return (moved[0] / moved[1]).item()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from selfguide.data.batch import Batch
 from selfguide.diffusion.preconditioning import build_preconditioning
-from selfguide.distributed import world_size
+from selfguide.distributed import sum_over_ranks, world_size
 from selfguide.guidance.component import Component, Inputs, Stepped, Weights
 from selfguide.guidance.health import Health
 from selfguide.guidance.labels import drop_images, drop_patches, frequencies
@@ -67,7 +67,11 @@ class OnlineSource(Component):
         ids = assign(teacher, extracted)
         self.prototype_counts.count_conditions(ids)
         prototypes = condition_on(teacher, ids, len(batch.x0))
-        dropped = self._dropped(batch, len(ids) // len(batch.x0))
+        rate, patches = self.config.drop, len(ids) // len(batch.x0)
+        if self.config.level == "patch":
+            dropped = drop_patches(self.seed, batch.position, rate, patches)
+        else:
+            dropped = drop_images(self.seed, batch.position, rate)
         return replace(inputs, condition=prototypes.drop(dropped))
 
     def extract(self, batch: Batch, teacher: Student) -> Tensor:
@@ -78,11 +82,6 @@ class OnlineSource(Component):
             eps = normal(self.seed, "extraction-noise", batch.position, tuple(batch.x0.shape[1:]))
         noise_time, eps = self.config.noise_time, eps.to(batch.x0.dtype)
         return extract(teacher, self.preconditioning, noise_time, batch.x0, eps)
-
-    def _dropped(self, batch: Batch, patches: int) -> Tensor:
-        if self.config.level == "patch":
-            return drop_patches(self.seed, batch.position, self.config.drop, patches)
-        return drop_images(self.seed, batch.position, self.config.drop)
 
     def loss(self, outputs: Outputs, batch: Batch, teacher: Student | None) -> Tensor:
         """lambda L_SK: cross-entropy of the softmax against the Sinkhorn code of the same view."""
@@ -136,7 +135,8 @@ class OnlineSource(Component):
         if counted is None or self.config.mean_over == "all":
             return float(rows)
         count = torch.full((), float(len(counted)), device=counted.device)
-        return _mean_over_ranks(count).clamp_min(1.0 / world_size())
+        # a mean over ranks: gradients are averaged over them, so this makes a global mean
+        return (sum_over_ranks(count) / world_size()).clamp_min(1.0 / world_size())
 
     def after_step(self, weights: Weights, step: Stepped) -> None:
         """Prototypes stay unit vectors where their average is read as it is: else they are normalised when read."""
@@ -161,11 +161,8 @@ class OnlineSource(Component):
 
         That of the last step. How many did; all ranks call.
         """
-        if not self.config.revive or step.images % self.config.window:
-            return 0
-        if (
-            not step.applied
-        ):  # features of a skipped step may not be finite; read here only, once a window
+        # features of a skipped step may not be finite; that is read last, once a window, since it waits for the device
+        if not self.config.revive or step.images % self.config.window or not step.applied:
             return 0
         learned = self.prototype_counts.totals()[-1]  # the window that ends here
         share = self.config.revive * learned.sum() / self.config.groups
@@ -188,10 +185,7 @@ class OnlineSource(Component):
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
         own = order.to(mine.device) - (int(positions.min()) - first) * each
         here = (own >= 0) & (own < len(mine))
-        drawn = torch.where(here[:, None], mine[own.clamp(0, len(mine) - 1)], 0.0)
-        if dist.is_initialized():
-            dist.all_reduce(drawn)
-        return drawn
+        return sum_over_ranks(torch.where(here[:, None], mine[own.clamp(0, len(mine) - 1)], 0.0))
 
     def report(self, images: int, teacher: Student | None) -> dict[str, float]:
         assert teacher is not None and self.health.probe is not None
@@ -233,11 +227,3 @@ def _gathered(mine: Tensor | None) -> list[Tensor | None]:
     parts: list[Any] | None = [None] * world_size() if dist.get_rank() == 0 else None
     dist.gather_object(mine, parts)
     return parts or []
-
-
-def _mean_over_ranks(count: Tensor) -> Tensor:
-    """Mean number of counted rows per rank: gradients are averaged over ranks, so this makes a global mean."""
-    total = count.clone()
-    if dist.is_initialized():
-        dist.all_reduce(total)
-    return total / world_size()

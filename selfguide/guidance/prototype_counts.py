@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from selfguide.distributed import sum_over_ranks
 
 # rows of the counts: of each, the window that is full and the one that fills
 CONDITIONED, LEARNED = slice(0, 2), slice(2, 4)
@@ -60,10 +61,7 @@ class PrototypeCounts:
 
     def totals(self) -> Tensor:
         """(4, K) over all ranks, on the CPU; all ranks call."""
-        total = self.counts.to("cpu", copy=True)
-        if dist.is_initialized():
-            dist.all_reduce(total)
-        return total
+        return sum_over_ranks(self.counts.to("cpu", copy=True))
 
     def load_totals(self, totals: Tensor, rank: int) -> None:
         """On rank 0 the sums of all ranks, elsewhere zeros."""
@@ -71,9 +69,6 @@ class PrototypeCounts:
 
     def report(self) -> Learned:
         """All ranks call; the next report begins here."""
-        total = self._learned.cpu()
-        if dist.is_initialized():
-            dist.all_reduce(total)
+        entropy, rows, dead, steps = sum_over_ranks(self._learned.cpu()).tolist()
         self._learned = torch.zeros_like(self._learned)
-        entropy, rows, dead, steps = total.tolist()
         return Learned(entropy / rows if rows else float("nan"), dead / max(steps, 1.0))

@@ -34,7 +34,7 @@ class Annotations:
         self.sidecars = {field: sidecar.read(at) for field, at in guidance.folders.items()}
         self.rows = {field: found.rows() for field, found in self.sidecars.items()}
         self.count = next(iter(self.sidecars.values())).count
-        self.shown = shuffled(self.count, guidance.shuffle, seed)
+        self.row_of = shuffled(self.count, guidance.shuffle, seed)
 
     def image(self, otherwise: Size) -> Size:
         """Height and width of the annotated images, on whose pixels boxes and masks lie."""
@@ -49,8 +49,8 @@ class Annotations:
     def condition(
         self, ordinals: Tensor, crop_flip: CropFlip, device: torch.device | str = "cpu"
     ) -> Condition:
-        """The condition of the images in these rows (B,), placed so; made on `device`."""
-        asked = self.shown[ordinals.cpu().numpy()]
+        """The condition of the images at `ordinals` (B,), moved as `crop_flip` moved them, on `device`."""
+        asked = self.row_of[ordinals.cpu().numpy()]
         values = {  # picking rows out of a map copies them, once
             field: torch.from_numpy(np.asarray(rows[asked])).to(device)
             for field, rows in self.rows.items()
@@ -88,9 +88,9 @@ class SidecarSource(Component):
         self.annotations = Annotations(guidance, seed)
 
     def condition(self, batch: Batch, teacher: Student | None, inputs: Inputs) -> Inputs:
-        rows = self.annotations.condition(
-            batch.ordinal, batch.crop_flip or as_stored(batch.x0), batch.x0.device
-        )
+        size = (batch.x0.shape[-2], batch.x0.shape[-1])
+        crop_flip = batch.crop_flip or CropFlip(grid=size, size=size)  # or shown whole
+        rows = self.annotations.condition(batch.ordinal, crop_flip, batch.x0.device)
         dropped = drop_images(self.seed, batch.position, self.config.drop)
         return replace(inputs, condition=rows.drop(dropped))
 
@@ -115,12 +115,6 @@ def group_frequencies(annotations: Annotations) -> list[float] | None:
     if found is None or found.kind != "id":
         return None
     return frequencies(np.bincount(annotations.rows["ids"], minlength=found.groups or 0).tolist())
-
-
-def as_stored(x0: Tensor) -> CropFlip:
-    """Images (B, C, H, W) shown whole."""
-    size = (x0.shape[-2], x0.shape[-1])
-    return CropFlip(grid=size, size=size)
 
 
 def present(spatial: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from selfguide.diffusion.conditions import Condition, check_fields
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import POOLINGS
-from selfguide.spec.suggest import nearest
-from shards.errors import UserError
+from selfguide.spec.suggest import check_known
+from shards.errors import UserError, refuse_if
 
 
 class Backbone(nn.Module, ABC):
@@ -96,18 +96,17 @@ def pool(tokens: Tensor, pooling: str, extras: int, *, cls: bool = True) -> Tens
                without parameters: patches that look like the summary of the image count for more
     """
     if pooling == "cls":
-        if not (extras and cls):
-            raise UserError("pooling 'cls' needs a network with cls_token=true")
+        refuse_if(
+            not (extras and cls),
+            "pooling 'cls' needs a network with cls_token=true",
+        )
         return tokens[:, 0]
     patches = tokens[:, extras:]
     if pooling == "mean":
         return patches.mean(1)
     if pooling == "flat":
         return patches.flatten(1)
-    if pooling != "attention":
-        raise UserError(
-            f"pooling={pooling!r} is unknown{nearest(pooling, POOLINGS)}; known: {', '.join(POOLINGS)}"
-        )
+    check_known("pooling", pooling, POOLINGS)
     query = tokens[:, 0] if extras and cls else patches.mean(1)
     scale = tokens.shape[-1] ** -0.5
     scores = (patches.float() @ query.float()[:, :, None])[:, :, 0] * scale  # (B, T)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +20,22 @@ from selfguide.diffusion.conditions import (
 from selfguide.spec.architecture import TimeInput
 from shards.errors import UserError
 
+# the number a net is fed for noise-times (B,) in fp32; see `TimeInput` for who feeds what. sigma = tau / (1 - tau) is
+# kept finite at both ends
+_TIME_INPUTS: dict[TimeInput, Callable[[Tensor], Tensor]] = {
+    "noise": lambda tau: tau,
+    "data": lambda tau: 1 - tau,
+    "index": lambda tau: 1000 * tau - 1,
+    "noise_999": lambda tau: 999 * tau,
+    "noise_1000": lambda tau: 1000 * tau,
+    "log_sigma": lambda tau: torch.logit(tau, eps=1e-6) / 4,
+    "log_half_sigma": lambda tau: torch.logit(tau, eps=1e-6) - math.log(2),
+}
+
 
 def time_input(kind: TimeInput, tau: Tensor) -> Tensor:
-    """The number a net is fed for noise-times `tau` (B,), fp32; see `TimeInput` for who feeds what."""
-    tau = tau.float()
-    if kind in ("log_sigma", "log_half_sigma"):
-        log_sigma = torch.logit(tau, eps=1e-6)  # sigma = tau / (1 - tau); finite at both ends
-        return log_sigma / 4 if kind == "log_sigma" else log_sigma - math.log(2)
-    if kind == "index":
-        return 1000 * tau - 1
-    if kind == "data":
-        return 1 - tau
-    return tau * {"noise": 1.0, "noise_999": 999.0, "noise_1000": 1000.0}[kind]
+    """The number a net is fed for noise-times `tau` (B,), fp32."""
+    return _TIME_INPUTS[kind](tau.float())
 
 
 def sinusoid(value: Tensor, width: int, period: float = 10_000.0) -> Tensor:
@@ -39,6 +45,27 @@ def sinusoid(value: Tensor, width: int, period: float = 10_000.0) -> Tensor:
     )
     angles = value.float()[:, None] * rates[None]
     return torch.cat((angles.cos(), angles.sin()), dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """A time as its source feeds it (B,) -> (B, width), before the last activation.
+
+    Args:
+        frequencies: width of the sinusoid that `wave` makes of the time.
+    """
+
+    def __init__(
+        self, frequencies: int, width: int, wave: Callable[[Tensor, int], Tensor] = sinusoid
+    ) -> None:
+        super().__init__()
+        self.frequencies, self.wave = frequencies, wave
+        self.hidden = nn.Linear(frequencies, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, time: Tensor, early: Tensor | None = None) -> Tensor:
+        """`early` (B, frequencies), where there is one, joins the sinusoid."""
+        wave = self.wave(time, self.frequencies).to(self.hidden.weight.dtype)
+        return self.out(F.silu(self.hidden(wave if early is None else wave + early)))
 
 
 class ConditionEmbedding(nn.Module):
@@ -62,12 +89,11 @@ class ConditionEmbedding(nn.Module):
     def forward(self, condition: Condition) -> Tensor:
         state = condition.state
         conditioned = (state == CONDITIONED)[:, None]  # (B, 1)
-        embedded = self._null_rows(state)
+        unconditional = 0 * self.unconditional if self.zero_unconditional else self.unconditional
+        embedded = (state == NULL)[:, None] * self.null
+        embedded = embedded + (state == UNCONDITIONAL)[:, None] * unconditional
         if self.labels is not None:
-            ids = condition.id
-            rows = self.labels(
-                torch.zeros_like(state) if ids is None else zero_unconditioned(ids, state)
-            )
+            rows = self.labels(condition.values("id", state))
             if condition.id is None:
                 rows = 0 * rows
             if condition.multi_hot is not None:
@@ -76,19 +102,11 @@ class ConditionEmbedding(nn.Module):
                 rows = rows + share @ self.labels.weight
             embedded = embedded + conditioned * rows
         if self.dense is not None:
-            if condition.dense is None:
-                dense = self.null.new_zeros(len(condition), self.dense.in_features)
-            else:
-                dense = zero_unconditioned(condition.dense, state).to(self.null.dtype)
+            dense = condition.values("dense", self.null, self.dense.in_features)
             embedded = embedded + conditioned * self.dense(dense)
         elif condition.dense is not None:
             embedded = embedded + zero_unconditioned(condition.dense, state)
         return embedded.to(self.null.dtype)
-
-    def _null_rows(self, state: Tensor) -> Tensor:
-        state = state[:, None]
-        unconditional = 0 * self.unconditional if self.zero_unconditional else self.unconditional
-        return (state == NULL) * self.null + (state == UNCONDITIONAL) * unconditional
 
 
 class PatchEmbedding(nn.Module):
@@ -116,17 +134,30 @@ def with_spatial(x: Tensor, condition: Condition, channels: int) -> Tensor:
     """The input with its masks beside it, (B, C + M, H, W); masks of images not conditioned are zero (SGDM)."""
     if not channels:
         return x
-    if condition.spatial is None:
-        masks = x.new_zeros(len(x), channels, *x.shape[2:])
-    else:
-        masks = zero_unconditioned(condition.spatial, condition.state).to(x.dtype)
-    return torch.cat((x, masks), dim=1)
+    return torch.cat((x, condition.values("spatial", x, channels, *x.shape[2:])), dim=1)
+
+
+def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:
+    """(B, T, parts * heads * d) -> (parts, B, heads, T, d): queries, keys and values of one linear map."""
+    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(B, heads, T, d) each -> (B, T, heads * d)."""
     mixed = F.scaled_dot_product_attention(q, k, v)
     return mixed.transpose(1, 2).flatten(2)
+
+
+class MLP(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, width: int, hidden: int, *, approximate: Literal["none", "tanh"]) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate=self.approximate))
 
 
 def unpatchify(patches: Tensor, edge: int, patch: int, channels: int) -> Tensor:

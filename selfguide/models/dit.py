@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from selfguide.diffusion.conditions import Condition
 from selfguide.models.backbone import Backbone
 from selfguide.models.blocks import (
+    MLP,
     ConditionEmbedding,
     PatchEmbedding,
+    TimeEmbedding,
     attention,
     sinusoid,
+    split_heads,
     time_input,
     unpatchify,
     with_spatial,
@@ -46,19 +49,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Neighbouring pairs of x (B, heads, T, d) turned by their token's angles; cos and sin (T, d / 2)."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
-
-
-class TimeEmbedding(nn.Module):
-    """A time as its source feeds it (B,) -> (B, width)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(TIME_FREQUENCIES, width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, time: Tensor) -> Tensor:
-        frequencies = sinusoid(time, TIME_FREQUENCIES).to(self.hidden.weight.dtype)
-        return self.out(F.silu(self.hidden(frequencies)))
 
 
 class Modulated(nn.Module):
@@ -89,9 +79,7 @@ class Attention(nn.Module):
         self.k_norm = norm(net.head_width, eps=1e-6) if net.qk_norm else None
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, T, d) each
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)  # (B, heads, T, d) each
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if turn is not None:
@@ -104,15 +92,6 @@ class _ScaledLayerNorm(nn.LayerNorm):
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__(width, eps=eps, bias=False)
-
-
-class GeluMLP(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
 
 
 class SwiGLU(nn.Module):
@@ -132,7 +111,11 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = Modulated(net), Modulated(net)
         self.attention = Attention(net)
-        self.mlp = (GeluMLP if net.mlp == "gelu" else SwiGLU)(net.width, net.hidden)
+        self.mlp = (
+            MLP(net.width, net.hidden, approximate="tanh")
+            if net.mlp == "gelu"
+            else SwiGLU(net.width, net.hidden)
+        )
         self.modulation = nn.Linear(net.width, 6 * net.width)
 
     def forward(self, x: Tensor, c: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -158,7 +141,7 @@ class DiT(Backbone):
         if net.rope:
             self._register_rotations(net)
         self.cls = nn.Parameter(torch.randn(net.width) * 0.02) if net.cls_token else None
-        self.time = TimeEmbedding(net.width)
+        self.time = TimeEmbedding(TIME_FREQUENCIES, net.width)
         self.condition = (
             ConditionEmbedding(net.width, net.classes, net.dense) if net.condition_row else None
         )

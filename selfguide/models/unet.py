@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from selfguide.diffusion.conditions import Condition
 from selfguide.models.backbone import Backbone
-from selfguide.models.blocks import time_input, with_spatial
+from selfguide.models.blocks import TimeEmbedding, sinusoid, time_input, with_spatial
 from selfguide.models.unet_blocks import (
     Attention,
     Block,
@@ -24,7 +24,7 @@ from selfguide.models.unet_blocks import (
     GuidanceMLP,
     Resample,
     ResidualBlock,
-    TimeEmbedding,
+    endpoint_sinusoid,
 )
 from selfguide.spec.unet import Stage, UNetArchitecture
 
@@ -36,7 +36,8 @@ class UNet(Backbone):
 
     def __init__(self, net: UNetArchitecture) -> None:
         super().__init__(net)
-        self.time = TimeEmbedding(net)
+        wave = sinusoid if net.form == "sgdm" else endpoint_sinusoid
+        self.time = TimeEmbedding(net.base, net.time_width, wave)
         # the module's name is that of its tensors in snapshots and checkpoints
         self.told: nn.Module | None = None
         if net.guidance == "early":
@@ -107,7 +108,7 @@ class UNet(Backbone):
         if isinstance(self.told, ConditionLinear):
             # EDM feeds one-hots of unit mean square
             return F.silu(self.time(time, self.told(condition, math.sqrt(self.net.classes))))
-        c = self.time(time, None)
+        c = self.time(time)
         if self.told is not None:
             embedded = self.told(condition)
             c = torch.cat((c, embedded), dim=1) if self.net.guidance == "concat" else c + embedded

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfguide.diffusion.conditions import CONDITIONED, Condition, zero_unconditioned
-from selfguide.models.blocks import attention, sinusoid
+from selfguide.models.blocks import attention, split_heads
 from selfguide.spec.unet import CONTEXT_WIDTH, Stage, UNetArchitecture
 
 Change = Literal["down", "up"]
@@ -28,21 +28,6 @@ def endpoint_sinusoid(value: Tensor, width: int, period: float = 10_000.0) -> Te
     exponents = torch.linspace(0, 1, width // 2, device=value.device)
     angles = value.float()[:, None] * period**-exponents
     return torch.cat((angles.sin(), angles.cos()), dim=1)
-
-
-class TimeEmbedding(nn.Module):
-    """A time as its source feeds it (B,) -> (B, time width), before the last activation; `early` joins the sinusoid."""
-
-    def __init__(self, net: UNetArchitecture) -> None:
-        super().__init__()
-        self.frequencies = net.base
-        self.wave = sinusoid if net.form == "sgdm" else endpoint_sinusoid
-        self.hidden = nn.Linear(net.base, net.time_width)
-        self.out = nn.Linear(net.time_width, net.time_width)
-
-    def forward(self, time: Tensor, early: Tensor | None) -> Tensor:
-        wave = self.wave(time, self.frequencies).to(self.hidden.weight.dtype)
-        return self.out(F.silu(self.hidden(wave if early is None else wave + early)))
 
 
 class ConditionLinear(nn.Module):
@@ -74,10 +59,7 @@ class ConditionLinear(nn.Module):
         if self.rows is not None:
             total = total + conditioned * (gain * self._groups(condition, self.rows))
         if self.dense is not None:
-            if condition.dense is None:
-                dense = self.dense.new_zeros(len(conditioned), len(self.dense))
-            else:
-                dense = zero_unconditioned(condition.dense, condition.state).to(self.dense.dtype)
+            dense = condition.values("dense", self.dense, len(self.dense))
             total = total + conditioned * (dense @ self.dense)
         return total
 
@@ -181,16 +163,13 @@ class Attention(nn.Module):
         self.project = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        batch, width, height, _ = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, T, C)
-        qkv = self.qkv(tokens).view(batch, -1, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, T, d) each
+        q, k, v = split_heads(self.qkv(tokens), 3, self.heads)  # (B, heads, T, d) each
         if self.context is not None and context is not None:
-            keys_values = self.context(context).view(batch, -1, 2, self.heads, width // self.heads)
-            condition_k, condition_v = keys_values.permute(2, 0, 3, 1, 4)
+            condition_k, condition_v = split_heads(self.context(context), 2, self.heads)
             k, v = torch.cat((condition_k, k), dim=2), torch.cat((condition_v, v), dim=2)
         mixed = self.project(attention(q, k, v))
-        return (x + mixed.transpose(1, 2).unflatten(2, (height, -1))) * self.keeps
+        return (x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])) * self.keeps
 
 
 class Block(nn.Module):

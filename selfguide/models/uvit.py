@@ -10,16 +10,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfguide.diffusion.conditions import Condition
 from selfguide.models.backbone import Backbone
 from selfguide.models.blocks import (
+    MLP,
     ConditionEmbedding,
     PatchEmbedding,
     attention,
     sinusoid,
+    split_heads,
     time_input,
     unpatchify,
     with_spatial,
@@ -37,19 +38,8 @@ class Attention(nn.Module):
         self.project = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, T, d) each
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)  # (B, heads, T, d) each
         return self.project(attention(q, k, v))
-
-
-class MLP(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x)))
 
 
 class Block(nn.Module):
@@ -59,7 +49,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = Attention(width, heads)
-        self.mlp = MLP(width)
+        self.mlp = MLP(width, 4 * width, approximate="none")
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
@@ -78,16 +68,6 @@ class OutBlock(nn.Module):
         return self.block(self.skip(torch.cat((x, skip), dim=-1)))
 
 
-def _condition(net: UViTArchitecture) -> ConditionEmbedding | None:
-    if not net.condition_token:
-        return None
-    return ConditionEmbedding(net.width, net.classes, net.dense, project=False)
-
-
-def _patches(net: UViTArchitecture) -> PatchEmbedding | None:
-    return PatchEmbedding(net.width, net.dense_patch, project=False) if net.dense_patch else None
-
-
 class UViT(Backbone):
     """[CLS] where there is one, time, condition where the net takes one, and patches, all through the same blocks."""
 
@@ -99,7 +79,14 @@ class UViT(Backbone):
         self.patchify = nn.Conv2d(net.channels + net.spatial, width, net.patch, stride=net.patch)
         self.positions = nn.Parameter(torch.empty(net.extras + net.tokens, width))
         self.cls = nn.Parameter(torch.empty(width)) if net.cls_token else None
-        self.condition, self.patches = _condition(net), _patches(net)
+        self.condition = (
+            ConditionEmbedding(width, net.classes, net.dense, project=False)
+            if net.condition_token
+            else None
+        )
+        self.patches = (
+            PatchEmbedding(width, net.dense_patch, project=False) if net.dense_patch else None
+        )
         self.blocks = nn.ModuleList(
             [Block(width, net.heads) for _ in range(half + 1)]
             + [OutBlock(width, net.heads) for _ in range(half)]

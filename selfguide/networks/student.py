@@ -16,7 +16,7 @@ from selfguide.models.blocks import ConditionEmbedding
 from selfguide.networks.head import PrototypeHead
 from selfguide.spec.config import Config
 from selfguide.spec.sizes import architecture
-from shards.errors import UserError
+from shards.errors import refuse_if
 
 
 class Outputs(NamedTuple):
@@ -49,8 +49,10 @@ class Student(nn.Module):
         self.layer, self.pooling = layer, pooling
         self.extras = backbone.net.layers[layer - 1].extras if layer else 0
         self.cls = bool(getattr(backbone.net, "cls_token", False))
-        if head is not None and pooling == "cls" and not self.cls:
-            raise UserError("guidance.pooling=cls needs a network with model.cls_token=true")
+        refuse_if(
+            head is not None and pooling == "cls" and not self.cls,
+            "guidance.pooling=cls needs a network with model.cls_token=true",
+        )
 
     def forward(
         self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None = None
@@ -88,18 +90,6 @@ class Student(nn.Module):
 
     def _cut(self, out: Tensor) -> Tensor:
         return out[:, : self.backbone.net.channels]
-
-
-class Sampled(nn.Module):
-    """A student as the samplers see it: the prediction only."""
-
-    def __init__(self, student: Student) -> None:
-        super().__init__()
-        self.student = student
-        self.net = student.backbone.net
-
-    def forward(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
-        return self.student.predict(x, tau, condition)
 
 
 def build_student(config: Config, seed: int) -> Student:

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from selfguide.data.crop_flip import CropFlip
 from selfguide.data.normaliser import Normaliser
-from selfguide.diffusion.conditions import Condition
+from selfguide.diffusion.conditions import Condition, check_numbers
 from selfguide.guidance.sidecar import Annotations
 from selfguide.randomness import uniform
 from selfguide.sampling.groups import patch_layout, sample_group_ids, sampling_condition
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SidecarGuidance
-from selfguide.spec.records import draws_rows
+from selfguide.spec.records import from_training_rows
 from shards import sidecar
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 from shards.format import manifest as manifests
 from shards.read.reader import Reader
 
@@ -30,15 +30,15 @@ Prior = Literal["empirical", "uniform"]
 ConditionSampler = Callable[[Tensor], Condition]  # of seeds or ordinals (B,)
 
 
-def by_patch(snapshot: Snapshot) -> bool:
+def conditions_each_patch(snapshot: Snapshot) -> bool:
     """Whether each patch of an image is conditioned on a group of its own."""
     head = snapshot.config.guidance.head(snapshot.student.backbone.net)
     return head is not None and head.pooling == "patch"
 
 
-def by_rows(snapshot: Snapshot) -> bool:
+def samples_training_rows(snapshot: Snapshot) -> bool:
     """Whether conditions are those of training images, rather than one group: layouts, features, several groups."""
-    return by_patch(snapshot) or draws_rows(snapshot.guidance)
+    return conditions_each_patch(snapshot) or from_training_rows(snapshot.guidance)
 
 
 def condition_sampler(snapshot: Snapshot, prior: Prior = "empirical") -> ConditionSampler:
@@ -47,14 +47,14 @@ def condition_sampler(snapshot: Snapshot, prior: Prior = "empirical") -> Conditi
     Evenly drawn are the groups that occur: the student was never conditioned on others.
     """
     state = snapshot.guidance
-    if not state["told"]:
+    if not snapshot.conditioned:
         return lambda seeds: Condition.unconditional(len(seeds))
-    if by_rows(snapshot):
-        if prior != "empirical":
-            raise UserError(
-                f"prior={prior}: this snapshot is conditioned on rows of training images, not on one group alone; "
-                "leave it out"
-            )
+    if samples_training_rows(snapshot):
+        refuse_if(
+            prior != "empirical",
+            f"prior={prior}: this snapshot is conditioned on rows of training images, not on one group alone; "
+            "leave it out",
+        )
         count, rows = training_rows(snapshot)
         return lambda seeds: rows(sample_ordinals(count, seeds))
     p = state["p"] if prior == "empirical" else [float(share > 0) for share in state["p"]]
@@ -75,7 +75,7 @@ def training_rows(snapshot: Snapshot) -> tuple[int, ConditionSampler]:
     Raises:
         UserError: the sidecars, or the images whose patches are to be named, are gone or are not those of training.
     """
-    if by_patch(snapshot):
+    if conditions_each_patch(snapshot):
         images = TrainingImages(snapshot)
         return images.count, lambda ordinals: patch_layout(snapshot, images.x0(ordinals))
     annotations = _published(snapshot)
@@ -83,7 +83,7 @@ def training_rows(snapshot: Snapshot) -> tuple[int, ConditionSampler]:
     grid = annotations.image((edge, edge)) if snapshot.config.data.crop else (edge, edge)
 
     def rows(ordinals: Tensor) -> Condition:
-        _within(ordinals, annotations.count)
+        check_numbers("training image", ordinals, annotations.count)
         whole = CropFlip.centred(len(ordinals), grid, (edge, edge))
         return annotations.condition(ordinals, whole)
 
@@ -102,12 +102,12 @@ def _published(snapshot: Snapshot) -> Annotations:
                 f"this snapshot is conditioned on the {was['kind']} of training images, and guidance.{field} is gone: "
                 f"{error}, or put back what the run was trained with"
             ) from error
-        if found.sha256 != was["sha256"]:
-            raise UserError(
-                f"this snapshot is conditioned on the {was['kind']} of training images, and {was['folder']} has "
-                f"changed since (sha256 {found.sha256[:12]}, then {was['sha256'][:12]}); put back what the run was "
-                "trained with"
-            )
+        refuse_if(
+            found.sha256 != was["sha256"],
+            f"this snapshot is conditioned on the {was['kind']} of training images, and {was['folder']} has "
+            f"changed since (sha256 {found.sha256[:12]}, then {was['sha256'][:12]}); put back what the run was "
+            "trained with",
+        )
     return Annotations(guidance, snapshot.config.seed)
 
 
@@ -121,16 +121,16 @@ class TrainingImages:
     def __init__(self, snapshot: Snapshot) -> None:
         root, self.snapshot = snapshot.data["root"], snapshot
         found = manifests.load(root)
-        if found.hash != snapshot.data["manifest"]:
-            raise UserError(
-                f"{root} holds manifest {found.hash[:12]}, and this snapshot was trained on "
-                f"{snapshot.data['manifest'][:12]}; put those shards back"
-            )
+        refuse_if(
+            found.hash != snapshot.data["manifest"],
+            f"{root} holds manifest {found.hash[:12]}, and this snapshot was trained on "
+            f"{snapshot.data['manifest'][:12]}; put those shards back",
+        )
         self.count, self._reader = found.count, Reader(root, found)
 
     def x0(self, ordinals: Tensor) -> Tensor:
         """(B, C, H, W) in model space, as they lie there; of larger images than the model's the middle."""
-        _within(ordinals, self.count)
+        check_numbers("training image", ordinals, self.count)
         stored = torch.as_tensor(self._reader.gather(ordinals.numpy())["x"])
         x0 = Normaliser.of(self.snapshot.data["header"]).encode(stored)
         edge = self.snapshot.student.backbone.net.size
@@ -139,13 +139,5 @@ class TrainingImages:
 
     def labels(self, ordinals: Tensor) -> Tensor:
         """(B,) int64."""
-        _within(ordinals, self.count)
+        check_numbers("training image", ordinals, self.count)
         return torch.as_tensor(self._reader.gather(ordinals.numpy(), fields=("y",))["y"]).long()
-
-
-def _within(ordinals: Tensor, count: int) -> None:
-    outside = ordinals[(ordinals < 0) | (ordinals >= count)]
-    if len(outside):
-        raise UserError(
-            f"no training image {int(outside[0])}: the data has ordinals 0 to {count - 1}"
-        )

@@ -14,7 +14,6 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import build_path
 from selfguide.diffusion.samplers import Callback, sample, settings
-from selfguide.networks.student import Sampled
 from selfguide.randomness import normal
 from selfguide.sampling.condition_sampler import Prior, condition_sampler
 from selfguide.sampling.groups import sampling_condition
@@ -36,19 +35,14 @@ def generate(
 
     `groups` (count,) fixes each image's group; by default conditions are drawn, groups by `prior`.
     """
-    conditioned, drawn = snapshot.guidance["told"], condition_sampler(snapshot, prior)
+    drawn = condition_sampler(snapshot, prior)
     for start in range(0, count, batch):
         index = torch.arange(start, min(start + batch, count))
-        if groups is not None and conditioned:
+        if groups is not None and snapshot.conditioned:
             condition = sampling_condition(snapshot.guidance, snapshot.student, groups[index])
         else:
             condition = drawn(seed + index)
         yield _batch(snapshot, sampler, condition, seed + index, None)
-
-
-def sample_condition(snapshot: Snapshot, seeds: Tensor, prior: Prior = "empirical") -> Condition:
-    """Conditions of images of these seeds (N,), drawn as `selfguide.sampling.condition_sampler` says."""
-    return condition_sampler(snapshot, prior)(seeds)
 
 
 def generate_each(
@@ -88,7 +82,7 @@ def build_denoiser(snapshot: Snapshot, condition: Condition, sampler: SamplerCon
     """The snapshot's student on its path, guided as the sampler says."""
     path = snapshot.config.path
     return Denoiser(
-        Sampled(snapshot.student),
+        snapshot.student.backbone,
         build_path(path),
         condition,
         sampler.g,

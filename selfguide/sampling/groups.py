@@ -66,5 +66,4 @@ def sampling_condition(metadata: dict[str, Any], student: Student, ids: Tensor) 
     """The condition under which a published student samples from groups `ids` (B,)."""
     if metadata["source"] in ("labels", "sidecar"):
         return Condition.of(id=ids)
-    assert student.head is not None
-    return Condition.of(dense=student.head.condition_rows()[ids])
+    return condition_on(student, ids, len(ids))

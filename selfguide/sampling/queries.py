@@ -4,16 +4,18 @@ two groups.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from selfguide.diffusion.conditions import NULL, Condition
-from selfguide.sampling.condition_sampler import TrainingImages, by_rows, training_rows
+from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition, check_numbers
+from selfguide.sampling.condition_sampler import (
+    TrainingImages,
+    samples_training_rows,
+    training_rows,
+)
 from selfguide.sampling.groups import head_of, nearest_prototypes, sampling_condition
 from selfguide.snapshot import Snapshot
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 
 
 def groups(snapshot: Snapshot) -> int:
@@ -23,12 +25,12 @@ def groups(snapshot: Snapshot) -> int:
         UserError: it is unconditional, or conditioned on more than one group.
     """
     state = snapshot.guidance
-    if not state["told"]:
+    if not snapshot.conditioned:
         why = "it was trained without guidance"
         if state["source"] == "online":
             why = "its second stage, in which it is conditioned on its groups, had not begun"
         raise UserError(f"this snapshot at {snapshot.images:,} images is unconditional: {why}")
-    if by_rows(snapshot):
+    if samples_training_rows(snapshot):
         kinds = ", ".join(s["kind"] for s in state.get("sidecars", {}).values())
         raise UserError(
             f"this snapshot is conditioned on {kinds or 'a group for each patch'} of an image, not on one group alone; "
@@ -39,27 +41,19 @@ def groups(snapshot: Snapshot) -> int:
 
 def without_condition(snapshot: Snapshot, count: int) -> Condition:
     """The student's condition without information: its null row, or the unconditional one where it knew no other."""
-    nothing = Condition.unconditional(count)
-    return (
-        replace(nothing, state=torch.full_like(nothing.state, NULL))
-        if snapshot.guidance["told"]
-        else nothing
-    )
+    return Condition(torch.full((count,), NULL if snapshot.conditioned else UNCONDITIONAL))
 
 
 def of_groups(snapshot: Snapshot, ids: Tensor) -> Condition:
     """The condition of groups or labels `ids` (B,)."""
-    known = groups(snapshot)
-    wrong = ids[(ids < 0) | (ids >= known)]
-    if len(wrong):
-        raise UserError(f"group {int(wrong[0])} is not one of 0 to {known - 1}")
+    check_numbers("group", ids, groups(snapshot))
     return sampling_condition(snapshot.guidance, snapshot.student, ids)
 
 
 def rows(snapshot: Snapshot, ordinals: Tensor) -> Condition:
     """The conditions of training images at `ordinals` (B,): their annotations, their labels, or their groups now."""
-    if snapshot.guidance["told"] and (
-        by_rows(snapshot) or snapshot.guidance["source"] == "sidecar"
+    if snapshot.conditioned and (
+        samples_training_rows(snapshot) or snapshot.guidance["source"] == "sidecar"
     ):
         return training_rows(snapshot)[1](ordinals)
     groups(snapshot)  # it may know nothing at all
@@ -95,10 +89,10 @@ def between(snapshot: Snapshot, first: int, second: int, count: int) -> Conditio
 def slerp(first: Tensor, second: Tensor, way: Tensor) -> Tensor:
     """Unit vectors (P,) joined along the great circle at the shares `way` (N,) of their angle, (N, P)."""
     angle = torch.acos((first @ second).clamp(-1, 1))
-    if angle > torch.pi - 1e-4:
-        raise UserError(
-            "these two prototypes are opposite: no great circle between them is the shortest"
-        )
+    refuse_if(
+        angle > torch.pi - 1e-4,
+        "these two prototypes are opposite: no great circle between them is the shortest",
+    )
     if angle < 1e-4:  # the sines cancel, and the chord is the arc
         return torch.lerp(first, second, way[:, None])
     near, far = torch.sin((1 - way) * angle), torch.sin(way * angle)

@@ -6,17 +6,15 @@ run is submitted, and asked for again when its job begins.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from selfguide.spec.config import Config
 from selfguide.spec.config.guidance import ROLES, Guidance
 from shards import storage
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 
 if TYPE_CHECKING:
     from shards.sidecar import Sidecar
-
-G = TypeVar("G", bound=Guidance)
 
 
 def check_annotations(config: Config, manifest: str) -> dict[str, Sidecar]:
@@ -36,11 +34,11 @@ def check_annotations(config: Config, manifest: str) -> dict[str, Sidecar]:
         except UserError as error:
             raise UserError(f"guidance.{field}: {error}") from error
         _check(guidance, field, found[field])
-    if config.evaluation.prior == "uniform" and "ids" in found and found["ids"].kind != "id":
-        raise UserError(
-            "evaluation.prior=uniform draws one group an image, and "
-            f"guidance.ids={guidance.folders['ids']} holds several; take evaluation.prior=empirical"
-        )
+    refuse_if(
+        config.evaluation.prior == "uniform" and "ids" in found and found["ids"].kind != "id",
+        "evaluation.prior=uniform draws one group an image, and "
+        f"guidance.ids={guidance.folders.get('ids')} holds several; take evaluation.prior=empirical",
+    )
     return found
 
 
@@ -54,16 +52,16 @@ def _check(guidance: Guidance, field: str, found: Sidecar) -> None:
         )
     sizes = {"box": 1, "dense": found.shape[0] if found.shape else 0}
     size, configured = sizes.get(found.kind, found.groups), getattr(guidance, role.size)
-    if size != configured:
-        raise UserError(
-            f"guidance.{role.size}={configured}, and guidance.{field}={folder} has {size}; set "
-            f"guidance.{role.size}={size}"
-        )
+    refuse_if(
+        size != configured,
+        f"guidance.{role.size}={configured}, and guidance.{field}={folder} has {size}; set "
+        f"guidance.{role.size}={size}",
+    )
     groups = guidance.network_inputs(0)["classes"]
-    if found.kind == "box" and "ids" not in guidance.folders and groups:
-        raise UserError(
-            f"guidance.groups={groups} and boxes have no groups; give guidance.ids=FOLDER, or drop it"
-        )
+    refuse_if(
+        found.kind == "box" and "ids" not in guidance.folders and groups,
+        f"guidance.groups={groups} and boxes have no groups; give guidance.ids=FOLDER, or drop it",
+    )
 
 
 def promises(sidecars: dict[str, Sidecar]) -> dict[str, Any]:
@@ -84,13 +82,8 @@ def check_promises(
     """
     for field, found in sidecars.items():
         sha256 = storage.sha256(found.folder / "rows.npy") if bytes_too else found.sha256
-        if sha256 != promised[field]:
-            raise UserError(
-                f"guidance.{field}={found.folder} has sha256 {sha256[:12]}, and this run was begun with "
-                f"{str(promised[field])[:12]}; put those annotations back, or submit a new run"
-            )
-
-
-def absolute_annotations(guidance: G) -> G:
-    """Jobs run from their code copy, so paths must not depend on where they start."""
-    return guidance.absolute()
+        refuse_if(
+            sha256 != promised[field],
+            f"guidance.{field}={found.folder} has sha256 {sha256[:12]}, and this run was begun with "
+            f"{str(promised[field])[:12]}; put those annotations back, or submit a new run",
+        )

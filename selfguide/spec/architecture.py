@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from selfguide.spec.suggest import nearest
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 
 # How noise-time tau reaches the net, by the source that feeds it so. Weights fit one of them only.
 TimeInput = Literal[
@@ -104,15 +104,48 @@ class Architecture(ABC):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PatchTransformer(Architecture):
+    """A transformer over the square patches of its input."""
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    cls_token: bool = False  # a learned token that collects what self-guidance reads
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.size % self.patch == 0,
+            "patch",
+            self.patch,
+            f"does not divide the input edge {self.size}; take one of its divisors",
+        )
+        require(
+            self.width % self.heads == 0,
+            "heads",
+            self.heads,
+            f"does not divide model.width={self.width}",
+        )
+
+    @property
+    def edge(self) -> int:
+        """Patches along one side."""
+        return self.size // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Patch tokens, without those before them."""
+        return self.edge**2
+
+
 def require(holds: bool, field: str, value: Any, law: str) -> None:
     """The one form of an impossible size: the field, its value, the law it breaks."""
-    if not holds:
-        raise UserError(f"model.{field}={value} {law}")
+    refuse_if(not holds, f"model.{field}={value} {law}")
 
 
-@cache
-def _hints(family: type[Architecture]) -> dict[str, Any]:
-    return get_type_hints(family)
+_hints = cache(get_type_hints)
 
 
 def _check(field: str, hint: Any, value: Any) -> None:

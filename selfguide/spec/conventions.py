@@ -24,26 +24,22 @@ def _same(value: float) -> float:
     return value
 
 
-def _one_more(value: float) -> float:
-    return 1 + value
-
-
 def _reversed(value: float) -> float:
     return 1 - value
 
 
-# name -> the paper's weight as g
-_WEIGHTS: dict[str, Map] = {
-    "ho_salimans": _one_more,  # (1 + w) f_c - w f_u (Ho & Salimans 2022)
-    "sgdm": _same,  # (1 - w) f_u + w f_c (Hu et al. 2023, eq. 4)
-    "sgfm": _one_more,  # f_c + s (f_c - f_u); its 0.4 is 1.4 here
-    "uvit": _one_more,  # as SGFM (Bao et al. 2023)
-    "dit": _same,  # f_u + s (f_c - f_u), on the first 3 channels in code
-    "sit": _same,
-    "repa": _same,
-    "lightningdit": _same,
-    "ddae++": _same,  # on all channels
-    "edm2": _same,  # D_ref + s (D - D_ref), autoguidance
+# name -> g less the paper's weight
+_WEIGHTS: dict[str, int] = {
+    "ho_salimans": 1,  # (1 + w) f_c - w f_u (Ho & Salimans 2022)
+    "sgdm": 0,  # (1 - w) f_u + w f_c (Hu et al. 2023, eq. 4)
+    "sgfm": 1,  # f_c + s (f_c - f_u); its 0.4 is 1.4 here
+    "uvit": 1,  # as SGFM (Bao et al. 2023)
+    "dit": 0,  # f_u + s (f_c - f_u), on the first 3 channels in code
+    "sit": 0,
+    "repa": 0,
+    "lightningdit": 0,
+    "ddae++": 0,  # on all channels
+    "edm2": 0,  # D_ref + s (D - D_ref), autoguidance
 }
 
 # name -> the paper's time as tau; its ends in the paper
@@ -87,10 +83,10 @@ def total_weight(source: str, weight: float | None) -> float:
                 f"guidance weight {weight:g} of cedm: it samples without guidance; give no weight"
             )
         return 1.0
-    convert = _known("guidance weight", source, _WEIGHTS, "cedm")
+    offset = _known("guidance weight", source, _WEIGHTS, "cedm")
     if weight is None or not math.isfinite(weight):
         raise UserError(f"guidance weight {weight} of {source} must be a finite number")
-    return convert(weight)
+    return offset + weight
 
 
 def noise_time(source: str, time: float) -> float:

@@ -5,20 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from selfguide.spec.architecture import Architecture, Layer, require
+from selfguide.spec.architecture import Layer, PatchTransformer, require
 
 TIME_FREQUENCIES = 256  # width of DiT's sinusoid
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTArchitecture(Architecture):
+class DiTArchitecture(PatchTransformer):
     """A transformer over patches with adaLN-Zero; LightningDiT's parts are switches."""
 
-    patch: int
-    width: int
-    depth: int
-    heads: int
-    cls_token: bool = False  # a learned token that collects what self-guidance reads
     norm: Literal["layer", "rms"] = "layer"  # rms has a learned scale, layer none
     mlp: Literal["gelu", "swiglu"] = "gelu"
     rope: bool = False  # 2-d rotary positions on q and k, beside the fixed sinusoid
@@ -26,18 +21,6 @@ class DiTArchitecture(Architecture):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.size % self.patch == 0,
-            "patch",
-            self.patch,
-            f"does not divide the input edge {self.size}; take one of its divisors",
-        )
-        require(
-            self.width % self.heads == 0,
-            "heads",
-            self.heads,
-            f"does not divide model.width={self.width}",
-        )
         require(
             self.width % 4 == 0,
             "width",
@@ -50,16 +33,6 @@ class DiTArchitecture(Architecture):
             self.rope,
             f"turns pairs along two axes: a head's width, here {self.head_width}, must be a multiple of 4",
         )
-
-    @property
-    def edge(self) -> int:
-        """Patches along one side."""
-        return self.size // self.patch
-
-    @property
-    def tokens(self) -> int:
-        """Patch tokens, without [CLS]."""
-        return self.edge**2
 
     @property
     def head_width(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,8 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """Nested mappings and lists; tuples are lists."""
-
-    def lists(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: lists(inner) for key, inner in value.items()}
-        return [lists(inner) for inner in value] if isinstance(value, tuple | list) else value
-
-    return lists(asdict(config))
+    """As JSON holds it: nested mappings and lists, tuples are lists."""
+    return json.loads(json.dumps(asdict(config)))
 
 
 def to_yaml(config: Config, *, unset: bool = True) -> str:

@@ -12,8 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from selfguide.spec.config import Config, InitConfig
-from selfguide.spec.config.data import crop_identity
+from selfguide.spec.config import Config
 from selfguide.spec.config.laws import identity_of
 
 
@@ -38,11 +37,15 @@ def identity(
     `manifest` and `weights` are the hashes of the shards and of what `init` begins from, `annotations` what
     `selfguide.spec.annotations.promises` says of the sidecars.
     """
-    guidance = config.guidance
+    guidance, data, init = config.guidance, config.data, config.init
+    # the size of windows, where there are any
+    crop = {"crop": list(data.shape)} if data.crop else {}
+    # the weights themselves, not where they lie
+    begins = {} if init.source == "scratch" else identity_of(init) | {"sha256": weights}
     return {
         "experiment": config.experiment,
-        "data": {"manifest": manifest} | identity_of(config.data) | crop_identity(config.data),
-        "init": _init_identity(config.init, weights),
+        "data": {"manifest": manifest} | identity_of(data) | crop,
+        "init": {"source": init.source} | begins,
         "model": identity_of(config.model),
         "path": identity_of(config.path),
         "guidance": identity_of(guidance) | guidance.identity(config, annotations or {}),
@@ -50,10 +53,3 @@ def identity(
         "engine": identity_of(config.engine),
         "seed": config.seed,
     }
-
-
-def _init_identity(init: InitConfig, sha256: str | None) -> dict[str, Any]:
-    """The weights themselves, not where they lie; from scratch there is nothing else to say."""
-    if init.source == "scratch":
-        return {"source": "scratch"}
-    return identity_of(init) | {"sha256": sha256}

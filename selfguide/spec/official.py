@@ -24,7 +24,7 @@ U-ViT (Bao et al. 2023):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from selfguide.spec.architecture import Architecture, TimeInput
 from selfguide.spec.config import Prediction
 from selfguide.spec.dit import TIME_FREQUENCIES, DiTArchitecture
 from selfguide.spec.uvit import UViTArchitecture
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 
 Shape = tuple[int, ...]
 
@@ -143,20 +143,20 @@ def contents(
         net, DiTArchitecture | UViTArchitecture
     )  # `selfguide.spec.initial_weights` checked it
     table = found.get(form.table, (0, net.width))
-    if len(table) != 2:
-        raise UserError(
-            f"{where} has {form.table} of shape {table}, and a table of labels is (rows, {net.width}); take other "
-            "weights"
-        )
+    refuse_if(
+        len(table) != 2,
+        f"{where} has {form.table} of shape {table}, and a table of labels is (rows, {net.width}); take other "
+        "weights",
+    )
     rows = table[0]
     width = net.patch**2 * net.channels
     output = found.get(f"{form.last}.weight")
     sigma = form.family is DiTArchitecture and output == (2 * width, net.width)
-    if net.learn_sigma and output == (width, net.width):
-        raise UserError(
-            f"{where} predicts no sigma and model.learn_sigma=true; set model.learn_sigma=false"
-        )
-    parts = list(_dit(net, sigma) if isinstance(net, DiTArchitecture) else _uvit(net))
+    refuse_if(
+        net.learn_sigma and output == (width, net.width),
+        f"{where} predicts no sigma and model.learn_sigma=true; set model.learn_sigma=false",
+    )
+    parts = _dit(net, sigma) if isinstance(net, DiTArchitecture) else _uvit(net)
     shapes = {f"{part.theirs}.weight": part.shape for part in parts}
     shapes |= {f"{part.theirs}.bias": part.shape[:1] for part in parts if part.bias}
     extras = 0 if form.family is DiTArchitecture else 1 + (rows > 0)
@@ -179,10 +179,10 @@ def _same(
 ) -> None:
     cure = "choose the model it was trained as (model=..., or its model.* numbers), or another init.form"
     for name, shape in expected.items():
-        if found.get(name, shape) != shape:
-            raise UserError(
-                f"{where} is of another size: {name} is {found[name]} there, and this model takes {shape}; {cure}"
-            )
+        refuse_if(
+            found.get(name, shape) != shape,
+            f"{where} is of another size: {name} is {found.get(name)} there, and this model takes {shape}; {cure}",
+        )
     missing = [name for name in expected if name not in found]
     if missing:
         raise UserError(
@@ -201,42 +201,52 @@ def _several(names: list[str]) -> str:
     return f"{names[0]}{more}"
 
 
-def _dit(net: DiTArchitecture, sigma: bool) -> Iterator[Part]:
+def _dit(net: DiTArchitecture, sigma: bool) -> list[Part]:
     d, p = net.width, net.patch
-    yield Part("x_embedder.proj", "patchify", (d, net.channels, p, p))
-    yield Part("t_embedder.mlp.0", "time.hidden", (d, TIME_FREQUENCIES))
-    yield Part("t_embedder.mlp.2", "time.out", (d, d))
-    for i in range(net.depth):
-        theirs, ours = f"blocks.{i}", f"blocks.{i}"
-        yield Part(f"{theirs}.attn.qkv", f"{ours}.attention.qkv", (3 * d, d))
-        yield Part(f"{theirs}.attn.proj", f"{ours}.attention.project", (d, d))
-        yield Part(f"{theirs}.mlp.fc1", f"{ours}.mlp.up", (4 * d, d))
-        yield Part(f"{theirs}.mlp.fc2", f"{ours}.mlp.down", (d, 4 * d))
-        yield Part(f"{theirs}.adaLN_modulation.1", f"{ours}.modulation", (6 * d, d))
-    yield Part("final_layer.adaLN_modulation.1", "final_modulation", (2 * d, d))
-    yield Part("final_layer.linear", "final", (p * p * net.channels * (1 + sigma), d))
+    return [
+        Part("x_embedder.proj", "patchify", (d, net.channels, p, p)),
+        Part("t_embedder.mlp.0", "time.hidden", (d, TIME_FREQUENCIES)),
+        Part("t_embedder.mlp.2", "time.out", (d, d)),
+        *(part for i in range(net.depth) for part in _dit_block(f"blocks.{i}", d)),
+        Part("final_layer.adaLN_modulation.1", "final_modulation", (2 * d, d)),
+        Part("final_layer.linear", "final", (p * p * net.channels * (1 + sigma), d)),
+    ]
 
 
-def _uvit(net: UViTArchitecture) -> Iterator[Part]:
+def _dit_block(name: str, d: int) -> list[Part]:
+    return [
+        Part(f"{name}.attn.qkv", f"{name}.attention.qkv", (3 * d, d)),
+        Part(f"{name}.attn.proj", f"{name}.attention.project", (d, d)),
+        Part(f"{name}.mlp.fc1", f"{name}.mlp.up", (4 * d, d)),
+        Part(f"{name}.mlp.fc2", f"{name}.mlp.down", (d, 4 * d)),
+        Part(f"{name}.adaLN_modulation.1", f"{name}.modulation", (6 * d, d)),
+    ]
+
+
+def _uvit(net: UViTArchitecture) -> list[Part]:
     d, p, c, half = net.width, net.patch, net.channels, net.depth // 2
-    yield Part("patch_embed.proj", "patchify", (d, c, p, p))
+    parts = [Part("patch_embed.proj", "patchify", (d, c, p, p))]
     for i in range(half):
-        yield from _uvit_block(f"in_blocks.{i}", f"blocks.{i}", d)
-    yield from _uvit_block("mid_block", f"blocks.{half}", d)
+        parts += _uvit_block(f"in_blocks.{i}", f"blocks.{i}", d)
+    parts += _uvit_block("mid_block", f"blocks.{half}", d)
     for i in range(half):
         theirs, ours = f"out_blocks.{i}", f"blocks.{half + 1 + i}"
-        yield Part(f"{theirs}.skip_linear", f"{ours}.skip", (d, 2 * d))
-        yield from _uvit_block(theirs, f"{ours}.block", d)
-    yield Part("norm", "final_norm", (d,))
-    yield Part("decoder_pred", "final", (p * p * c, d))
-    if net.conv:
-        yield Part("final_layer", "smooth", (c, c, 3, 3))
+        parts.append(Part(f"{theirs}.skip_linear", f"{ours}.skip", (d, 2 * d)))
+        parts += _uvit_block(theirs, f"{ours}.block", d)
+    ends = [
+        Part("norm", "final_norm", (d,)),
+        Part("decoder_pred", "final", (p * p * c, d)),
+        Part("final_layer", "smooth", (c, c, 3, 3)),
+    ]
+    return parts + (ends if net.conv else ends[:-1])
 
 
-def _uvit_block(theirs: str, ours: str, d: int) -> Iterator[Part]:
-    yield Part(f"{theirs}.norm1", f"{ours}.norm1", (d,))
-    yield Part(f"{theirs}.attn.qkv", f"{ours}.attention.qkv", (3 * d, d), bias=False)
-    yield Part(f"{theirs}.attn.proj", f"{ours}.attention.project", (d, d))
-    yield Part(f"{theirs}.norm2", f"{ours}.norm2", (d,))
-    yield Part(f"{theirs}.mlp.fc1", f"{ours}.mlp.up", (4 * d, d))
-    yield Part(f"{theirs}.mlp.fc2", f"{ours}.mlp.down", (d, 4 * d))
+def _uvit_block(theirs: str, ours: str, d: int) -> list[Part]:
+    return [
+        Part(f"{theirs}.norm1", f"{ours}.norm1", (d,)),
+        Part(f"{theirs}.attn.qkv", f"{ours}.attention.qkv", (3 * d, d), bias=False),
+        Part(f"{theirs}.attn.proj", f"{ours}.attention.project", (d, d)),
+        Part(f"{theirs}.norm2", f"{ours}.norm2", (d,)),
+        Part(f"{theirs}.mlp.fc1", f"{ours}.mlp.up", (4 * d, d)),
+        Part(f"{theirs}.mlp.fc2", f"{ours}.mlp.down", (d, 4 * d)),
+    ]

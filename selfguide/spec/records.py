@@ -93,7 +93,7 @@ class Protocol:
         return digest(values)
 
 
-def draws_rows(guidance: Mapping[str, Any]) -> bool:
+def from_training_rows(guidance: Mapping[str, Any]) -> bool:
     """Whether conditions are those of training images, rather than one group: layouts, features, several groups.
 
     `guidance` is what a snapshot's manifest holds of its guidance.
@@ -104,7 +104,7 @@ def draws_rows(guidance: Mapping[str, Any]) -> bool:
 
 def label_policy(guidance: Mapping[str, Any], prior: str) -> str:
     """How conditions are drawn, in words: scores under different policies are different scores."""
-    if draws_rows(guidance):
+    if from_training_rows(guidance):
         return "training rows"
     return "empirical p(k)" if prior == "empirical" else "uniform over groups"
 

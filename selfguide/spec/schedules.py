@@ -8,11 +8,6 @@ if TYPE_CHECKING:
     from selfguide.spec.config import Config
 
 
-def switch_images(config: Config) -> int:
-    """The image count, a whole number of batches, from which the network is conditioned; 0 is from the beginning."""
-    return config.guidance.switch_images(config.train)
-
-
 def learning_rate(config: Config, images: int) -> float:
     """Of the step that begins at `images`: linear warm-up, then constant."""
     train = config.train

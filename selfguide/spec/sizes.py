@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.averages import averages_of
 from selfguide.spec.dit import DiTArchitecture
-from selfguide.spec.suggest import nearest
+from selfguide.spec.suggest import check_known, nearest
 from selfguide.spec.unet import UNetArchitecture
 from selfguide.spec.uvit import UViTArchitecture
 from shards.errors import UserError
@@ -174,10 +174,7 @@ TABLE |= {
 
 def row(name: str) -> Architecture:
     """The published architecture of that name."""
-    if name not in TABLE:
-        raise UserError(
-            f"model.name={name!r} is unknown{nearest(name, TABLE)}; known: {', '.join(TABLE)}"
-        )
+    check_known("model.name", name, TABLE)
     return TABLE[name]
 
 
@@ -224,7 +221,8 @@ class Footprint:
 def footprint(config: Config) -> Footprint:
     """Closed formulas for the configured engine; activations depend on the kernels and are not in it."""
     net = architecture(config)
-    n = net.parameters() + config.guidance.head_parameters(net)
+    head = config.guidance.head(net)
+    n = net.parameters() + (head.parameters if head else 0)
     n += UNCERTAINTY_FEATURES + 1 if config.path.weighting == "uncertainty" else 0
     word, horizons = BYTES[config.engine.dtype], len(averages_of(config.train))
     sharded = config.engine.backend == "deepspeed"

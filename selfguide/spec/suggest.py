@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+
+from shards.errors import UserError
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """'; did you mean X?' for the known name closest to `word`, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def check_known(what: str, word: str, known: Collection[str]) -> None:
+    """Raises UserError with the nearest name where `word`, given as `what`, is not one of the `known` names."""
+    if word not in known:
+        raise UserError(
+            f"{what}={word!r} is unknown{nearest(word, known)}; known: {', '.join(known)}"
+        )

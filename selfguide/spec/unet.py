@@ -110,9 +110,6 @@ class UNetArchitecture(Architecture):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Everything from the first to the last residual block, in the order of the forward."""
-        return (*self._encoder(), self._middle(), *self._decoder())
-
-    def _encoder(self) -> list[Stage]:
         made = [Stage("in_1", "stem", self.channels + self.spatial, self.base, self.size)]
         for level, width in enumerate(self._widths):
             edge, attend = self.size >> level, 2**level in self.attention
@@ -122,27 +119,19 @@ class UNetArchitecture(Architecture):
             for _ in range(self.blocks):
                 name = f"in_{len(made) + 1}"
                 made.append(Stage(name, "encode", made[-1].width, width, edge, attend))
-        return made
-
-    def _middle(self) -> Stage:
-        width, edge = self._widths[-1], self.size >> (len(self.mult) - 1)
-        return Stage("mid", "middle", width, width, edge, True)
-
-    def _decoder(self) -> list[Stage]:
-        made: list[Stage] = []
-        skips = [stage.width for stage in self._encoder()]
-        below, number = self._widths[-1], 0
+        skips, below, number = [stage.width for stage in made], self._widths[-1], 0
+        made.append(Stage("mid", "middle", below, below, made[-1].edge, True))
         for level, width in reversed(list(enumerate(self._widths))):
             edge = self.size >> level
             for block in range(self.blocks + 1):
                 # EDM attends once for each grid on the way up, after its last block
                 attend = 2**level in self.attention and (self.form != "edm" or block == self.blocks)
-                number, below = number + 1, below + skips.pop()
-                made.append(Stage(f"out_{number}", "decode", below, width, edge, attend))
+                number, inputs = number + 1, below + skips.pop()
+                made.append(Stage(f"out_{number}", "decode", inputs, width, edge, attend))
                 below = width
             if level:
                 made.append(Stage("", "up", width, width, 2 * edge))
-        return made
+        return tuple(made)
 
     @property
     def _widths(self) -> list[int]:
@@ -197,53 +186,56 @@ class UNetArchitecture(Architecture):
         return stage.inputs != stage.width or (resampled and self.form == "edm")
 
     def parameters(self) -> int:
-        maps = sum(m.taps * m.inputs * m.outputs + m.bias * m.outputs for m in self._maps())
-        return maps + 2 * sum(self._norms())
+        return sum(m.taps * m.inputs * m.outputs + m.bias * m.outputs for m in self._maps())
 
     def forward_macs(self) -> int:
         maps = sum(m.taps * m.inputs * m.outputs * m.positions for m in self._maps())
         attended = ((s.edge**2, s.width) for s in self.stages if s.attention)
         return maps + sum(2 * n * (n + self.tokens) * width for n, width in attended)
 
-    def _maps(self) -> Iterator[Linear]:
-        yield Linear(self.base, self.time_width)
-        yield Linear(self.time_width, self.time_width)
-        yield from self._condition_maps()
-        for stage in self.stages:
-            yield from self._stage_maps(stage)
-        yield Linear(self._widths[0], self.out_channels, 9, self.size**2)
+    def _maps(self) -> list[Linear]:
+        return [
+            Linear(self.base, self.time_width),
+            Linear(self.time_width, self.time_width),
+            *self._condition_maps(),
+            *(linear for stage in self.stages for linear in self._stage_maps(stage)),
+            _norm(self._widths[0]),
+            Linear(self._widths[0], self.out_channels, 9, self.size**2),
+        ]
 
     def _condition_maps(self) -> Iterator[Linear]:
         joined = [] if self.guidance == "none" else [self.guidance_width]
-        for width in joined + [self.tokens * CONTEXT_WIDTH] * bool(self.tokens):
+        if self.tokens:
+            joined.append(self.tokens * CONTEXT_WIDTH)
+            yield _norm(CONTEXT_WIDTH)
+        for width in joined:
             yield Linear(self.classes, width, positions=0, bias=False)  # rows are looked up
             yield Linear(self.dense, width, bias=self.guidance != "early")
         if self.guidance in ("concat", "add"):
             yield Linear(self.guidance_width, self.guidance_width)
 
-    def _stage_maps(self, stage: Stage) -> Iterator[Linear]:
-        places, width = stage.edge**2, stage.width
+    def _stage_maps(self, stage: Stage) -> list[Linear]:
+        positions, width = stage.edge**2, stage.width
+        first = Linear(stage.inputs, width, 9, positions)
         if stage.kind == "stem" or (stage.kind in ("down", "up") and not self.residual):
-            yield Linear(stage.inputs, width, 9, places)
-            return
-        for _ in range(2 if stage.kind == "middle" else 1):
-            yield Linear(stage.inputs, width, 9, places)
-            yield Linear(self.embedding, self.modulation * width)
-            yield Linear(width, width, 9, places)
+            return [first]
+        embedded = Linear(self.embedding, self.modulation * width)
+        second = Linear(width, width, 9, positions)
+        block = [_norm(stage.inputs), first, embedded, _norm(width), second]
+        maps = block * 2 if stage.kind == "middle" else block
         if self.projects(stage):
-            yield Linear(stage.inputs, width, 1, places)
+            maps.append(Linear(stage.inputs, width, 1, positions))
         if stage.attention:
-            yield Linear(width, 3 * width, 1, places)
-            yield Linear(width, width, 1, places)
-            if self.tokens:
-                yield Linear(CONTEXT_WIDTH, 2 * width, 1, self.tokens)
+            qkv, project = (
+                Linear(width, 3 * width, 1, positions),
+                Linear(width, width, 1, positions),
+            )
+            maps += [_norm(width), qkv, project]
+        if stage.attention and self.tokens:
+            maps.append(Linear(CONTEXT_WIDTH, 2 * width, 1, self.tokens))
+        return maps
 
-    def _norms(self) -> Iterator[int]:
-        """Channels of every norm; each has a scale and a bias."""
-        for stage in self.stages:
-            if stage.kind == "stem" or (stage.kind in ("down", "up") and not self.residual):
-                continue
-            yield (stage.inputs + stage.width) * (2 if stage.kind == "middle" else 1)
-            yield stage.width if stage.attention else 0
-        yield self._widths[0]
-        yield CONTEXT_WIDTH if self.tokens else 0
+
+def _norm(width: int) -> Linear:
+    """The scale and the bias of a norm, whose multiply-adds are not counted."""
+    return Linear(1, width, positions=0)

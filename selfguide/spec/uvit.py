@@ -4,37 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from selfguide.spec.architecture import Architecture, Layer, require
+from selfguide.spec.architecture import Layer, PatchTransformer, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class UViTArchitecture(Architecture):
+class UViTArchitecture(PatchTransformer):
     """A transformer to which time and condition are tokens, with long skips from its first blocks to its last.
 
     `depth` counts as its authors do: the in-blocks and the out-blocks, as many of each, without the one between.
     """
 
-    patch: int
-    width: int
-    depth: int
-    heads: int
-    cls_token: bool = False  # a learned token that collects what self-guidance reads
     conv: bool = True  # a 3x3 convolution over the output; the published H goes without
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.size % self.patch == 0,
-            "patch",
-            self.patch,
-            f"does not divide the input edge {self.size}; take one of its divisors",
-        )
-        require(
-            self.width % self.heads == 0,
-            "heads",
-            self.heads,
-            f"does not divide model.width={self.width}",
-        )
         require(
             self.width % 2 == 0,
             "width",
@@ -55,16 +38,6 @@ class UViTArchitecture(Architecture):
                 f"must equal model.width={self.width}: U-ViT's tokens are the prototypes themselves; "
                 f"leave guidance.prototype_width out or set it to {self.width}",
             )
-
-    @property
-    def edge(self) -> int:
-        """Patches along one side."""
-        return self.size // self.patch
-
-    @property
-    def tokens(self) -> int:
-        """Patch tokens, without the extras."""
-        return self.edge**2
 
     @property
     def condition_token(self) -> bool:

@@ -61,8 +61,7 @@ def main(attempt: Path, rank: int, local_rank: int, world: int) -> None:
 
 def _check_device(config: Config, rank_info: RankInfo) -> None:
     """A node whose GPUs do not answer must not join the others on its CPU."""
-    wanted = config.cluster.kind == "slurm" and config.cluster.request_gpus
-    if wanted and rank_info.device.type != "cuda":
+    if config.cluster.promises_gpus and rank_info.device.type != "cuda":
         raise UserError(
             f"rank {rank_info.rank} on {socket.gethostname()} sees no GPU; mend or exclude that node, or set "
             "cluster.request_gpus=false to train on CPUs"

@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from selfguide.models.blocks import sinusoid, time_input
+from selfguide.models.blocks import MLP, sinusoid, time_input
 from selfguide.models.dit import Block as DiTBlock
-from selfguide.models.dit import DiT, GeluMLP, SwiGLU
+from selfguide.models.dit import DiT, SwiGLU
 from selfguide.models.uvit import Block as UViTBlock
 from selfguide.models.uvit import OutBlock, UViT
 
@@ -99,7 +99,7 @@ class PlainDiTBlock(nn.Module):
         self.attention = PlainAttention(
             ours.attention.qkv, ours.attention.project, ours.attention.heads
         )
-        if isinstance(ours.mlp, GeluMLP):
+        if isinstance(ours.mlp, MLP):
             self.mlp: nn.Module = two_matrices(ours.mlp.up, nn.GELU("tanh"), ours.mlp.down)
         else:
             self.mlp = PlainSwiGLU(ours.mlp)

@@ -20,7 +20,7 @@ from selfguide.guidance.online import PROTOTYPES, OnlineSource
 from selfguide.networks.student import Outputs, Student
 from selfguide.spec.config import LabelGuidance, NoGuidance, OnlineGuidance
 from selfguide.spec.run import Lease, RunFolder
-from selfguide.spec.schedules import due, learning_rate, switch_images
+from selfguide.spec.schedules import due, learning_rate
 from selfguide.training import checkpoint
 from selfguide.training.components import Components
 from selfguide.training.loop import advance, prepare_batch
@@ -199,8 +199,11 @@ def test_hooks_of_the_base_do_nothing() -> None:
 
 def test_schedules_are_functions_of_the_images_seen() -> None:
     config = online_config(switch=0.5)
-    assert isinstance(config.guidance, OnlineGuidance) and switch_images(config) == 512
-    assert switch_images(replace(config, guidance=LabelGuidance())) == 0
+    assert (
+        isinstance(config.guidance, OnlineGuidance)
+        and config.guidance.switch_images(config.train) == 512
+    )
+    assert LabelGuidance().switch_images(config.train) == 0
     warm = replace(config, train=replace(config.train, warmup_images=256, learning_rate=1.0))
     assert [learning_rate(warm, n) for n in (0, 64, 192, 256)] == [0.25, 0.5, 1.0, 1.0]
     assert [due(100, images, 64) for images in (64, 128, 192, 256)] == [False, True, False, True]

@@ -16,7 +16,6 @@ from selfguide.diffusion.conditions import CONDITIONED, NULL, UNCONDITIONAL, Con
 from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import RectifiedFlow, VarianceExploding
 from selfguide.models import build
-from selfguide.networks.student import Sampled, Student
 from shards.errors import UserError
 from tests.selfguide.exact import PATHS, SD, exact, gaussian
 
@@ -228,13 +227,12 @@ def test_edm_networks_read_unit_variance() -> None:
 
 def test_a_condition_that_the_network_cannot_take_is_refused_at_construction() -> None:
     net = build("dit_digits", classes=10)
-    for model in (net, Sampled(Student(net, None))):
-        with pytest.raises(UserError, match="id=10 is not one of this network's 10 groups"):
-            Denoiser(model, RectifiedFlow(), Condition.of(id=torch.tensor([3, 10])))
-        with pytest.raises(UserError, match=r"condition\.dense was given"):
-            Denoiser(model, RectifiedFlow(), Condition.of(dense=torch.zeros(2, 4)))
-        with pytest.raises(UserError, match="guided_channels=2 is not one of 1 to 1"):
-            Denoiser(model, RectifiedFlow(), Condition.unconditional(2), guided_channels=2)
+    with pytest.raises(UserError, match="group 10 is not one of 0 to 9"):
+        Denoiser(net, RectifiedFlow(), Condition.of(id=torch.tensor([3, 10])))
+    with pytest.raises(UserError, match=r"condition\.dense was given"):
+        Denoiser(net, RectifiedFlow(), Condition.of(dense=torch.zeros(2, 4)))
+    with pytest.raises(UserError, match="guided_channels=2 is not one of 1 to 1"):
+        Denoiser(net, RectifiedFlow(), Condition.unconditional(2), guided_channels=2)
 
 
 BAD = [

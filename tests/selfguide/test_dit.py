@@ -250,7 +250,7 @@ def test_wrong_inputs_are_refused() -> None:
     net = small(classes=3)
     with pytest.raises(UserError, match="layer=9 is not one of this network's 1 to 3"):
         net.features(torch.randn(2, 2, 8, 8), torch.rand(2), Condition.unconditional(2), 9)
-    with pytest.raises(UserError, match="id=3 is not one of this network's 3 groups; take 0 to 2"):
+    with pytest.raises(UserError, match="group 3 is not one of 0 to 2"):
         check_condition(Condition.of(id=torch.tensor([0, 3])), net.net)
     with pytest.raises(ValueError, match="expected images of shape"):
         net(torch.randn(2, 1, 8, 8), torch.rand(2), Condition.unconditional(2))

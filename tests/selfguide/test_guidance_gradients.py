@@ -160,7 +160,7 @@ def test_the_parameters_of_patch_nets_are_those_of_their_formula() -> None:
         assert sum(p.numel() for p in student.backbone.parameters()) == net.parameters()
         assert student.head is not None and isinstance(config.guidance, OnlineGuidance)
         held = sum(p.numel() for p in student.head.parameters())
-        assert held == config.guidance.head_parameters(net)
+        assert held == config.guidance.head(net).parameters
 
 
 @pytest.mark.parametrize("over", ["counted", "all"])

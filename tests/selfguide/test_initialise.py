@@ -580,14 +580,14 @@ def test_a_run_that_has_a_checkpoint_is_resubmitted_without_its_first_weights(
 
 BASE = ["experiment=digits_dit", "cluster=local"]
 LAWS = [
-    ("init.path=x", "init.path=x means nothing for init.source=scratch"),
-    ("init.form=dit", "init.form=dit means nothing for init.source=scratch"),
-    ("init.labels=keep", "init.labels=keep means nothing for init.source=scratch"),
-    ("init.time=relearn", "init.time=relearn means nothing for init.source=scratch"),
+    ("init.path=x", "init.path=x is read with init.source=snapshot or init.source=official only"),
+    ("init.form=dit", "init.form=dit is read with init.source=official only"),
+    ("init.labels=keep", "init.labels=keep is read with init.source=snapshot or init.source=official only"),
+    ("init.time=relearn", "init.time=relearn is read with init.source=snapshot or init.source=official only"),
     ("init=snapshot", "init.source=snapshot needs weights; give init.path="),
     ("init=dit init.path=''", "init.source=official needs weights; give init.path="),
     ("init=dit init.path=s3://b/dit.pt", "copy them there"),
-    ("init=snapshot init.path=x init.form=sit", "init.form=sit means nothing for init.source=snapshot"),
+    ("init=snapshot init.path=x init.form=sit", "init.form=sit is read with init.source=official only"),
     ("init.source=official init.path=x.pt", "give init.form=dit|sit|uvit"),
     ("init=dit init.path=x.zip", "init.path=x.zip is not one of .safetensors"),
     ("init=uvit init.path=x.pt", "holds the weights of a U-ViT, and model.name=dit_digits"),

@@ -24,7 +24,7 @@ from selfguide.diffusion.paths import VarianceExploding, build_path
 from selfguide.diffusion.preconditioning import build_preconditioning
 from selfguide.distributed import RankInfo
 from selfguide.guidance.prototypes import extract
-from selfguide.networks.student import Sampled, Student, build_student
+from selfguide.networks.student import Student, build_student
 from selfguide.spec.config import Config, NoGuidance, PathConfig, Prediction
 from selfguide.spec.sizes import footprint
 from selfguide.spec.validate import validate
@@ -185,9 +185,9 @@ def test_the_uncertainty_trains_in_the_student_and_never_samples(online: bool) -
     objective.losses(outputs.prediction, x0, eps, tau, outputs.log_variance).mean().backward()
     assert student.uncertainty is not None
     assert all(p.grad is not None and p.grad.any() for p in student.uncertainty.parameters())
-    before = Sampled(student)(x, tau, condition)
+    before = student.predict(x, tau, condition)
     nn.init.normal_(student.uncertainty.linear.weight)
-    assert torch.equal(Sampled(student)(x, tau, condition), before)
+    assert torch.equal(student.predict(x, tau, condition), before)
     assert footprint(config).parameters == sum(p.numel() for p in student.parameters())
 
 

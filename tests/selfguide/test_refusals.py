@@ -168,8 +168,8 @@ def test_dropped_images_send_no_gradient_into_what_they_hold(name: str) -> None:
 @pytest.mark.parametrize(
     ("field", "at", "bad", "words"),
     [
-        ("id", 3, -1, "id=-1 is not one of this network's 5 groups; take 0 to 4"),
-        ("id", 0, 5, "id=5 is not one of this network's 5 groups; take 0 to 4"),
+        ("id", 3, -1, "group -1 is not one of 0 to 4"),
+        ("id", 0, 5, "group 5 is not one of 0 to 4"),
         ("multi_hot", 3, float("nan"), "condition.multi_hot holds nan; give finite numbers"),
         ("multi_hot", 3, -0.5, "condition.multi_hot holds -0.5, the share of a group; take 0"),
         ("dense", 0, float("inf"), "condition.dense holds inf; give finite numbers"),

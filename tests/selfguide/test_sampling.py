@@ -16,7 +16,8 @@ from selfguide.diffusion.conditions import CONDITIONED, NULL, UNCONDITIONAL, Con
 from selfguide.guidance.labels import drop_images
 from selfguide.networks.student import build_student
 from selfguide.randomness import normal
-from selfguide.sampling.generate import build_denoiser, generate, generate_each, sample_condition
+from selfguide.sampling.condition_sampler import condition_sampler
+from selfguide.sampling.generate import build_denoiser, generate, generate_each
 from selfguide.sampling.groups import sample_group_ids
 from selfguide.snapshot import Snapshot
 from selfguide.spec.averages import AverageSpec
@@ -87,10 +88,10 @@ def test_noise_of_seed_zero_is_a_function_of_the_index_alone() -> None:
 
 def test_groups_of_seed_zero_are_those_of_the_index_and_can_be_fixed() -> None:
     source, seeds = snapshot(), torch.arange(64)
-    condition = sample_condition(source, seeds)
+    condition = condition_sampler(source)(seeds)
     assert torch.equal(condition.given["id"], sample_group_ids(P, 0, seeds))
     assert torch.equal(
-        sample_condition(source, seeds + 5).given["id"][:-5], condition.given["id"][5:]
+        condition_sampler(source)(seeds + 5).given["id"][:-5], condition.given["id"][5:]
     )
     sampler, groups = SamplerConfig(steps=2), torch.tensor([4, 1, 1])
     fixed = made(source, sampler, seed=0, count=3, batch=2, groups=groups)
@@ -98,7 +99,7 @@ def test_groups_of_seed_zero_are_those_of_the_index_and_can_be_fixed() -> None:
         [x for x, _ in generate_each(source, sampler, Condition.of(id=groups), seeds[:3], batch=3)]
     )
     torch.testing.assert_close(fixed, drawn, atol=1e-5, rtol=0)
-    assert sample_condition(snapshot(conditioned=False), seeds).state.unique().tolist() == [
+    assert condition_sampler(snapshot(conditioned=False))(seeds).state.unique().tolist() == [
         UNCONDITIONAL
     ]
 

@@ -27,9 +27,8 @@ from selfguide.guidance.labels import drop_images
 from selfguide.guidance.sidecar import SidecarSource, shuffled
 from selfguide.models import assemble
 from selfguide.networks.student import build_student
-from selfguide.sampling import condition_sampler as condition_sampler
 from selfguide.sampling import queries
-from selfguide.sampling.generate import sample_condition
+from selfguide.sampling.condition_sampler import condition_sampler, sample_ordinals
 from selfguide.sampling.groups import sample_group_ids
 from selfguide.snapshot import Snapshot
 from selfguide.spec.annotations import check_annotations, promises
@@ -290,9 +289,9 @@ def test_groups_are_drawn_at_their_frequency_or_evenly_among_those_that_occur(
 ) -> None:
     made = published(guided(notes, ids="ids"), digits)
     p = made.guidance["p"]
-    found = sample_condition(made, SEEDS).given["id"]
+    found = condition_sampler(made)(SEEDS).given["id"]
     assert torch.equal(found, sample_group_ids(p, 0, SEEDS))
-    even = torch.bincount(sample_condition(made, SEEDS, "uniform").given["id"], minlength=K)
+    even = torch.bincount(condition_sampler(made, "uniform")(SEEDS).given["id"], minlength=K)
     assert even[2] == 0
     occurring = even[[0, 1, 3, 4, 5, 6]].double()
     assert (occurring - 4000 / 6).abs().max() < 5 * (4000 / 6) ** 0.5
@@ -304,23 +303,23 @@ def test_layouts_and_their_groups_are_drawn_as_rows_of_training_images(
     notes: Path, digits: Path
 ) -> None:
     made = published(guided(notes, ids="ids", layout="boxes", dense="features"), digits)
-    ordinals = condition_sampler.sample_ordinals(N, SEEDS)
+    ordinals = sample_ordinals(N, SEEDS)
     counts = torch.bincount(ordinals // 180, minlength=10).double() / torch.tensor(
         [180] * 9 + [177]
     )
     assert ordinals.min() >= 0 and ordinals.max() < N and len(ordinals.unique()) > 0.8 * N
     assert (counts / counts.mean() - 1).abs().max() < 0.25
-    found = sample_condition(made, SEEDS[:50])
+    found = condition_sampler(made)(SEEDS[:50])
     np.testing.assert_array_equal(found.id, rows_of(notes, "ids")[ordinals[:50]])
     np.testing.assert_array_equal(found.given["dense"], rows_of(notes, "features")[ordinals[:50]])
     areas = rows_of(notes, "boxes")[ordinals[:50]]
     areas = (areas[:, 2] - areas[:, 0]) * (areas[:, 3] - areas[:, 1])
     np.testing.assert_array_equal(found.given["spatial"].sum((1, 2, 3)), areas)
-    later = sample_condition(made, SEEDS[20:50])
+    later = condition_sampler(made)(SEEDS[20:50])
     assert torch.equal(later.given["spatial"], found.given["spatial"][20:])
     assert label_policy(made.guidance, "empirical") == "training rows"
     with pytest.raises(UserError, match="not on one group alone"):
-        sample_condition(made, SEEDS, "uniform")
+        condition_sampler(made, "uniform")(SEEDS)
 
 
 def test_a_row_is_that_training_images_condition_shuffled_or_not(notes: Path, digits: Path) -> None:
@@ -329,7 +328,7 @@ def test_a_row_is_that_training_images_condition_shuffled_or_not(notes: Path, di
     found, trained = queries.rows(made, ORDINALS), condition_of(guidance, batch_of(ORDINALS))
     for name, value in trained.given.items():
         assert torch.equal(found.given[name], value)
-    with pytest.raises(UserError, match="no training image 1797: the data has ordinals 0 to 1796"):
+    with pytest.raises(UserError, match="training image 1797 is not one of 0 to 1796"):
         queries.rows(made, torch.tensor([3, 1797]))
     with pytest.raises(UserError, match=r"conditioned on multi_hot, mask of an image.*--row"):
         queries.of_groups(made, torch.tensor([3]))
@@ -352,7 +351,7 @@ def test_groups_outlive_their_sidecar_and_layouts_say_what_is_missing(
     by_row = published(guided(here, ids="ids", layout="boxes"), digits)
     changed = np.load(here / "boxes" / "rows.npy")
     shutil.rmtree(here / "boxes")
-    for ask in (lambda: sample_condition(by_row, SEEDS), lambda: queries.rows(by_row, ORDINALS)):
+    for ask in (lambda: condition_sampler(by_row)(SEEDS), lambda: queries.rows(by_row, ORDINALS)):
         with pytest.raises(
             UserError, match=r"conditioned on the box of training images.*layout is gone"
         ):
@@ -361,9 +360,9 @@ def test_groups_outlive_their_sidecar_and_layouts_say_what_is_missing(
     manifest = manifests.load(digits).hash
     sidecar.write(here / "boxes", changed, manifest=manifest, kind="box", provenance=FREE)
     with pytest.raises(UserError, match="has changed since"):
-        sample_condition(by_row, SEEDS)
+        condition_sampler(by_row)(SEEDS)
     shutil.rmtree(here / "ids")
-    assert len(sample_condition(by_group, SEEDS).given["id"]) == 4000
+    assert len(condition_sampler(by_group)(SEEDS).given["id"]) == 4000
     assert queries.of_groups(by_group, torch.tensor([3])).given["id"].tolist() == [3]
     assert queries.groups(by_group) == K
     with pytest.raises(UserError, match="group 7 is not one of 0 to 6"):

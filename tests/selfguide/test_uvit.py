@@ -260,7 +260,7 @@ def test_layers_have_names_and_extras() -> None:
     assert net.layer_of(None)[1:] == (259, 1024, 3)  # [CLS], time, condition before 256 patches
     assert override("uvit_l_2", classes=0).extras == 1
     assert override("uvit_l_2", classes=0, dense_patch=1024, cls_token=True).extras == 2
-    assert OnlineGuidance(layer=3, pooling="flat").feature_width(net) == 256 * 1024
+    assert OnlineGuidance(layer=3, pooling="flat").head(net).features == 256 * 1024
 
 
 @pytest.mark.parametrize("kind", ["conditioned", "null", "unconditional", "field not set"])
@@ -397,7 +397,7 @@ def test_wrong_inputs_are_refused() -> None:
         net(x[:, :1], tau, Condition.unconditional(2))
     with pytest.raises(UserError, match=r"condition.dense was given, and this network takes id"):
         net(x, tau, Condition.of(dense=torch.randn(2, 16)))
-    with pytest.raises(UserError, match="id=5 is not one of this network's 5 groups"):
+    with pytest.raises(UserError, match="group 5 is not one of 0 to 4"):
         check_condition(Condition.of(id=torch.tensor([0, 5])), net.net)
     patched = small(dense_patch=16)
     with pytest.raises(UserError, match=r"condition.patch has 4 vectors; this network has 16"):

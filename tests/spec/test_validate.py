@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.compose import compose, experiments, options
-from selfguide.spec.schedules import switch_images
 from selfguide.spec.validate import validate
 from shards.errors import UserError
 
@@ -200,7 +199,7 @@ def test_both_stages_have_a_step_at_least(steps: int, switch: float) -> None:
     cadence = dict.fromkeys(("images", "log_every", "snapshot_every", "checkpoint_every"), images)
     train = replace(base.train, warmup_images=0, **cadence)
     config = replace(base, train=train, guidance=replace(base.guidance, switch=switch))
-    if switch_images(config) < images:
+    if config.guidance.switch_images(config.train) < images:
         validate(config)
         return
     with pytest.raises(UserError) as raised:

@@ -19,7 +19,7 @@ from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
 from selfguide.distributed import RankInfo
 from selfguide.randomness import normal
 from selfguide.sampling import generate
-from selfguide.sampling.condition_sampler import sample_ordinals
+from selfguide.sampling.condition_sampler import condition_sampler, sample_ordinals
 from selfguide.sampling.queries import rows, slerp, without_condition
 from selfguide.spec.config import LabelGuidance, SamplerConfig, SidecarGuidance
 from selfguide.spec.conventions import total_weight
@@ -185,7 +185,7 @@ def test_latents_are_decoded(
     seeds = torch.arange(3)
     drawn = list(
         generate.generate_each(
-            snapshot, sampler, generate.sample_condition(snapshot, seeds), seeds, batch=3
+            snapshot, sampler, condition_sampler(snapshot)(seeds), seeds, batch=3
         )
     )
     header = snapshot.data["header"]
@@ -205,7 +205,7 @@ def test_every_setting_of_a_sampler_has_a_flag() -> None:
     [
         (["--group", "99"], "group 99 is not one of 0 to 11"),
         (["--label", "3"], "knows groups that it found itself; give --group"),
-        (["--like", "99999"], "the data has ordinals 0 to 1796"),
+        (["--like", "99999"], "training image .* is not one of 0 to 1796"),
         (["--like", "absent.png"], "no such file"),
         (["--sampler", "heum"], "did you mean 'heun'"),
         (["--eta", "1"], "sampler.eta=1.0 is read with sampler.name=ddim"),
@@ -273,7 +273,7 @@ def test_groups_of_a_sidecar_are_drawn_by_frequency_or_evenly(
     evenly, _ = sampled(run, tmp_path / "b", "--count", "6", "--prior", "uniform")
     assert not np.array_equal(often, evenly)
     labelled_run = sample.load(run / "snapshots" / "img-000000256")
-    ids = generate.sample_condition(labelled_run, torch.arange(6), "uniform").given["id"]
+    ids = condition_sampler(labelled_run, "uniform")(torch.arange(6)).given["id"]
     assert ids.unique().numel() > 1
     first, _ = sampled(run, tmp_path / "c", "--group", str(int(ids[0])), "--count", "1")
     assert np.abs(first[0].astype(int) - evenly[0].astype(int)).max() <= 16
@@ -298,7 +298,7 @@ def test_patch_level_samples_a_layout_of_a_training_image_or_a_query(
     like, _ = sampled(run, tmp_path / "b", "--like", "7", "--count", "2")
     np.testing.assert_array_equal(row, like)
     made, seeds = sample.load(run / "snapshots" / "img-000000256"), torch.arange(20)
-    drawn = generate.sample_condition(made, seeds)
+    drawn = condition_sampler(made)(seeds)
     again = rows(made, sample_ordinals(1797, seeds))
     assert drawn.given.keys() == {"patch"} and torch.equal(
         drawn.given["patch"], again.given["patch"]
@@ -313,7 +313,7 @@ def test_patch_level_samples_a_layout_of_a_training_image_or_a_query(
     [
         ("ids", ["--like", "4"], "guidance.source=sidecar has no prototypes"),
         ("ids", ["--group", "4"], "group 4 is not one of 0 to 3"),
-        ("ids", ["--row", "1797"], "the data has ordinals 0 to 1796"),
+        ("ids", ["--row", "1797"], "training image .* is not one of 0 to 1796"),
         ("ids", ["--group", "1", "--prior", "uniform"], "--group names the condition"),
         ("ids", ["--label", "1"], "give --group"),
         ("boxes", ["--group", "1"], "conditioned on id, box of an image.*--row ORDINAL"),

@@ -26,7 +26,7 @@ from torch import Tensor
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.data.normaliser import Normaliser
 from selfguide.sampling import queries
-from selfguide.sampling.condition_sampler import by_rows
+from selfguide.sampling.condition_sampler import samples_training_rows
 from selfguide.sampling.generate import generate_each
 from selfguide.sampling.group_names import Naming
 from selfguide.snapshot import Snapshot
@@ -179,7 +179,7 @@ def samples_of(
     options: argparse.Namespace,
 ) -> dict[int, Tensor] | None:
     """Images of each group that may be drawn, of the same noise for all; None of an unconditional run."""
-    if snapshot is None or not snapshot.guidance["told"] or by_rows(snapshot):
+    if snapshot is None or not snapshot.guidance["told"] or samples_training_rows(snapshot):
         return None
     sampler = snapshot.config.sampler
     if options.g is not None:

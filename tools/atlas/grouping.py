@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfguide.discovery.agreement import agreement
-from selfguide.sampling.condition_sampler import TrainingImages, by_patch
+from selfguide.sampling.condition_sampler import TrainingImages, conditions_each_patch
 from selfguide.sampling.groups import features_of
 from selfguide.snapshot import Snapshot
 from shards import sidecar
@@ -57,7 +57,7 @@ def of_snapshot(snapshot: Snapshot, count: int, batch: int = 256) -> Grouping:
             f"guidance.source={guidance.source} found no groups; name a run with guidance=online, or an annotation of "
             "kind id by --sidecar DIR"
         )
-    if by_patch(snapshot):
+    if conditions_each_patch(snapshot):
         raise UserError(
             "guidance.level=patch: this run's groups are of patches, and have no images of their own; an atlas needs a "
             "run with guidance.level=image"

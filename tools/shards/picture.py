@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from selfguide.evaluation.grid import sheet, write_png
 from shards.errors import UserError
 from shards.format.header import Header
 from shards.format.manifest import Manifest
@@ -18,7 +19,6 @@ from tools.shards import ordering
 Images = NDArray[np.uint8]  # (n, H, W, 1 or 3)
 
 LEAST = 256  # pixels along an edge; what is smaller is magnified
-_GREY = 70  # between pictures
 _WIDEST = 3.0  # standard deviations of a latent that black and white stand for
 
 
@@ -97,24 +97,7 @@ def decode(manifest: Manifest, x: NDArray[np.generic], weights: str | None = Non
     return np.stack([sheet(each, zoom=1) for each in several])
 
 
-def sheet(images: Images, *, columns: int | None = None, zoom: int) -> Images:
-    """(n, H, W, C) -> one picture (H', W', C) of them, in rows of about as many as rows there are."""
-    n, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(n))
-    rows = -(-n // columns)
-    found = np.full(
-        (rows * (height + 1) - 1, columns * (width + 1) - 1, channels), _GREY, dtype=np.uint8
-    )
-    for i, image in enumerate(images):
-        y, x = i // columns * (height + 1), i % columns * (width + 1)
-        found[y : y + height, x : x + width] = image
-    return found.repeat(zoom, axis=0).repeat(zoom, axis=1)
-
-
 def save(path: Path, images: Images) -> None:
     """One PNG of all `images`, magnified by whole numbers where they are small."""
-    from PIL import Image
-
     across = math.ceil(math.sqrt(len(images))) * max(images.shape[1:3])
-    found = sheet(images, zoom=max(1, LEAST // across))
-    Image.fromarray(found[..., 0] if found.shape[-1] == 1 else found).save(path)
+    write_png(path, sheet(images, zoom=max(1, LEAST // across)))

@@ -30,15 +30,16 @@ from selfguide.diffusion.samplers.schedule import (
 from selfguide.diffusion.samplers.velocity import dopri5, euler, euler_maruyama, even_times, heun
 from selfguide.spec.config import SamplerConfig
 from selfguide.spec.config.sampler import settings_read
-from selfguide.spec.suggest import nearest
-from shards.errors import UserError
+from selfguide.spec.suggest import check_known, nearest
+from shards.errors import UserError, refuse_if
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
     sampler.__name__: sampler
     for sampler in (euler, heun, ddim, dpm1, dpm2, dpmpp, euler_maruyama, dopri5)
 }
 
-COMMON = ("denoiser", "x", "schedule", "seeds", "callback")
+# the other parameters of a sampler or of its walk are its options
+COMMON = ("denoiser", "estimate", "x", "schedule", "seeds", "callback")
 
 
 def sample(
@@ -71,10 +72,7 @@ def sample(
         UserError: an unknown sampler or option, one that does not fit the path, a schedule that does not
             fall, or a function without a path.
     """
-    if name not in SAMPLERS:
-        raise UserError(
-            f"sampler={name!r} is unknown{nearest(name, SAMPLERS)}; known: {', '.join(SAMPLERS)}"
-        )
+    check_known("sampler", name, SAMPLERS)
     known = [o for o in inspect.signature(SAMPLERS[name]).parameters if o not in COMMON]
     for option in options:
         if option not in known:
@@ -84,10 +82,9 @@ def sample(
             )
     preconditioning = _preconditioning(denoiser, path)
     if times is None:
-        schedule = default_schedule(name, preconditioning, steps, shift)
-    else:
-        given = torch.as_tensor(times, dtype=torch.float64).cpu()
-        schedule = Schedule(preconditioning.path, given, preconditioning.last)
+        times = default_times(name, preconditioning, steps, shift)
+    times = torch.as_tensor(times, dtype=torch.float64).cpu()
+    schedule = Schedule(preconditioning.path, times, preconditioning.last)
     x = schedule.start(noise if noise.dtype == torch.float64 else noise.float())
     return SAMPLERS[name](
         denoiser, x, schedule, seeds=seeds, callback=callback or ignore, **options
@@ -96,26 +93,24 @@ def sample(
 
 def _preconditioning(denoiser: Denoiser | DataEstimate, path: Path | None) -> Preconditioning:
     if isinstance(denoiser, Denoiser):
-        if path is not None:
-            raise UserError(
-                "path= goes with a function as denoiser; a Denoiser has a path; drop it"
-            )
+        refuse_if(
+            path is not None,
+            "path= goes with a function as denoiser; a Denoiser has a path; drop it",
+        )
         return denoiser.preconditioning
     if path is None:
         raise UserError("a function as denoiser needs path=, the path that its x lies on")
     return Preconditioning(path, "x0")
 
 
-def default_schedule(
-    name: str, preconditioning: Preconditioning, steps: int, shift: float
-) -> Schedule:
+def default_times(name: str, preconditioning: Preconditioning, steps: int, shift: float) -> Tensor:
     """A sampler's own: the path's grid, shifted, from where the prediction can be read; `even_times` of some."""
     times = noise_times(preconditioning, steps, shift)
-    if name == "dopri5" and shift != 1:
-        raise UserError(f"shift={shift} moves a grid of steps, and dopri5 chooses its own; drop it")
-    if name == "euler_maruyama":
-        times = even_times(times, shift)
-    return Schedule(preconditioning.path, times, preconditioning.last)
+    refuse_if(
+        name == "dopri5" and shift != 1,
+        f"shift={shift} moves a grid of steps, and dopri5 chooses its own; drop it",
+    )
+    return even_times(times, shift) if name == "euler_maruyama" else times
 
 
 def settings(config: SamplerConfig) -> dict[str, Any]:

@@ -6,44 +6,41 @@ sigma = b / a is infinite in pure noise and its logarithm in data: the formulas 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
-from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.samplers.schedule import (
-    Callback,
-    DataEstimate,
+    Estimator,
     Point,
     Schedule,
     StepNoise,
     at_level,
-    estimator,
-    ignore,
+    fixed_steps,
 )
-from shards.errors import UserError
+from shards.errors import refuse_if
 
 
-@torch.no_grad()
+@fixed_steps
 def ddim(
-    denoiser: Denoiser | DataEstimate,
+    estimate: Estimator,
     x: Tensor,
     schedule: Schedule,
+    seeds: Tensor | None,
     *,
-    seeds: Tensor | None = None,
-    callback: Callback = ignore,
     eta: float = 0.0,
     clip: float | None = None,
-) -> Tensor:
+) -> Iterator[Tensor]:
     """x_s = a_s x0 + sqrt(b_s^2 - up^2) eps + up z, up = eta b_s sqrt(1 - (sigma_s / sigma_t)^2) (Song et al. 2021).
 
     On a variance-preserving path `up` is the sigma of the paper's eq. 16; eta = 1 is ancestral sampling. `clip` keeps
     the data estimate within +-clip and reads the noise off it again.
     """
-    if not 0 <= eta <= 1:
-        raise UserError(f"eta={eta} must be in [0, 1]: 0 deterministic, 1 ancestral")
+    refuse_if(
+        not 0 <= eta <= 1,
+        f"eta={eta} must be in [0, 1]: 0 deterministic, 1 ancestral",
+    )
     noise = StepNoise(f"ddim with eta={eta}", seeds, x) if eta else None
-    estimate = estimator(denoiser, schedule.path)
     for step in schedule.steps():
         now, then = step.now, step.then
         x0, eps, _ = estimate(x, now.tau)
@@ -54,43 +51,29 @@ def ddim(
         x = then.a * x0 + then.b * math.sqrt(1 - renewed) * eps
         if noise is not None and renewed:
             x = x + then.b * math.sqrt(renewed) * noise(step.number)
-        callback(step.number, then.tau, x)
-    return x
+        yield x
 
 
-@torch.no_grad()
+@fixed_steps
 def dpm1(
-    denoiser: Denoiser | DataEstimate,
-    x: Tensor,
-    schedule: Schedule,
-    *,
-    seeds: Tensor | None = None,
-    callback: Callback = ignore,
-) -> Tensor:
+    estimate: Estimator, x: Tensor, schedule: Schedule, seeds: Tensor | None
+) -> Iterator[Tensor]:
     """DPM-Solver-1 (Lu et al. 2022, eq. 3.7), which is DDIM: (a_t / a_s) x - b_t (e^h - 1) eps = a_t x0 + b_t eps."""
-    estimate = estimator(denoiser, schedule.path)
     for step in schedule.steps():
         x0, eps, _ = estimate(x, step.now.tau)
         x = step.then.a * x0 + step.then.b * eps
-        callback(step.number, step.then.tau, x)
-    return x
+        yield x
 
 
-@torch.no_grad()
+@fixed_steps
 def dpm2(
-    denoiser: Denoiser | DataEstimate,
-    x: Tensor,
-    schedule: Schedule,
-    *,
-    seeds: Tensor | None = None,
-    callback: Callback = ignore,
-) -> Tensor:
+    estimate: Estimator, x: Tensor, schedule: Schedule, seeds: Tensor | None
+) -> Iterator[Tensor]:
     """DPM-Solver-2 (Lu et al. 2022, algorithm 1), its midpoint halfway in lambda = ln(a / b).
 
     2N evaluations, one fewer for each end of the path where lambda is infinite (data, pure noise): a step from or to
     there has no midpoint and is of order 1.
     """
-    estimate = estimator(denoiser, schedule.path)
     for step in schedule.steps():
         now, then = step.now, step.then
         x0, eps, _ = estimate(x, now.tau)
@@ -101,21 +84,14 @@ def dpm2(
             x = then.a / now.a * x + (then.b - then.a * sigma) * eps
         else:
             x = then.a * x0 + then.b * eps
-        callback(step.number, then.tau, x)
-    return x
+        yield x
 
 
-@torch.no_grad()
+@fixed_steps
 def dpmpp(
-    denoiser: Denoiser | DataEstimate,
-    x: Tensor,
-    schedule: Schedule,
-    *,
-    seeds: Tensor | None = None,
-    callback: Callback = ignore,
-) -> Tensor:
+    estimate: Estimator, x: Tensor, schedule: Schedule, seeds: Tensor | None
+) -> Iterator[Tensor]:
     """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2) on the data estimate; first and last step are of order 1."""
-    estimate = estimator(denoiser, schedule.path)
     before: tuple[Tensor, float] | None = None  # the previous estimate, and the previous h
     for step in schedule.steps():
         now, then = step.now, step.then
@@ -129,8 +105,7 @@ def dpmpp(
             data = x0 + h / (2 * h_before) * (x0 - previous)
         x = then.b / now.b * x + then.a * (1 - ratio) * data
         before = x0, h
-        callback(step.number, then.tau, x)
-    return x
+        yield x
 
 
 def _ratio(now: Point, then: Point) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +17,12 @@ from selfguide.diffusion.paths import DDPM, Estimate, Path, VarianceExploding
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.randomness import normal
 from selfguide.spec.config.sampler import most_steps
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 
 # x (B, C, H, W) on the path and noise-times (B,) in fp32 -> the estimate of x0 (B, C, H, W); any guidance is inside
 DataEstimate = Callable[[Tensor, Tensor], Tensor]
+# x (B, C, H, W) and one noise-time -> x0, eps and v
+Estimator = Callable[[Tensor, float], Estimate]
 # of (step, noise-time that it reached, state there)
 Callback = Callable[[int, float, Tensor], None]
 
@@ -58,10 +61,10 @@ class Schedule:
     def __post_init__(self) -> None:
         times = self.times
         falling = times.ndim == 1 and len(times) > 1 and bool((times[:-1] > times[1:]).all())
-        if not falling or not (float(times[-1]) >= 0 and float(times[0]) <= 1):
-            raise UserError(
-                f"times={times.tolist()} must fall from noise-time 1 or less to 0 or more"
-            )
+        refuse_if(
+            not falling or not (float(times[-1]) >= 0 and float(times[0]) <= 1),
+            f"times={times.tolist()} must fall from noise-time 1 or less to 0 or more",
+        )
 
     @staticmethod
     def of_sigmas(sigmas: Tensor) -> Schedule:
@@ -73,21 +76,17 @@ class Schedule:
         path = VarianceExploding(float(sigmas[sigmas > 0].min()), float(sigmas[0]))
         return Schedule(path, path.noise_time(sigmas), path.last)
 
-    @property
-    def points(self) -> list[Point]:
-        return [point(self.path, tau) for tau in self.times.tolist()]
-
     def start(self, noise: Tensor) -> Tensor:
         """The state at the first noise-time of standard normal `noise` (B, C, H, W)."""
         return noise * point(self.path, float(self.times[0])).b
 
     def steps(self) -> Iterator[Step]:
-        points = self.points
+        points = [point(self.path, tau) for tau in self.times.tolist()]
         for number, (now, then) in enumerate(pairwise(points)):
             yield Step(number, now, then, number == len(points) - 2)
 
 
-def estimator(denoiser: Denoiser | DataEstimate, path: Path) -> Callable[[Tensor, float], Estimate]:
+def estimator(denoiser: Denoiser | DataEstimate, path: Path) -> Estimator:
     """x (B, C, H, W) and one noise-time -> the denoiser's x0, eps and v."""
     if isinstance(denoiser, Denoiser):
         return denoiser.estimate
@@ -113,10 +112,10 @@ class StepNoise:
             raise UserError(
                 f"{what} draws noise at every step: give seeds, int64 of shape ({count},)"
             )
-        if tuple(seeds.shape) != (count,) or seeds.dtype != torch.int64:
-            raise UserError(
-                f"seeds are {seeds.dtype} of shape {tuple(seeds.shape)}; {what} takes int64 of ({count},)"
-            )
+        refuse_if(
+            tuple(seeds.shape) != (count,) or seeds.dtype != torch.int64,
+            f"seeds are {seeds.dtype} of shape {tuple(seeds.shape)}; {what} takes int64 of ({count},)",
+        )
         self._seeds, self._shape, self._dtype = seeds.to(x.device), tuple(x.shape[1:]), x.dtype
 
     def __call__(self, step: int) -> Tensor:
@@ -127,25 +126,49 @@ def ignore(step: int, tau: float, x: Tensor) -> None:
     """The callback of those who want none."""
 
 
+def fixed_steps(walk: Callable[..., Iterator[Tensor]]) -> Callable[..., Tensor]:
+    """A sampler from `walk(estimate, x, schedule, seeds, **options)`, which yields the state after each step."""
+
+    @functools.wraps(walk)
+    @torch.no_grad()
+    def sampler(
+        denoiser: Denoiser | DataEstimate,
+        x: Tensor,
+        schedule: Schedule,
+        *,
+        seeds: Tensor | None = None,
+        callback: Callback = ignore,
+        **options: Any,
+    ) -> Tensor:
+        states = walk(estimator(denoiser, schedule.path), x, schedule, seeds, **options)
+        for step, x in zip(schedule.steps(), states, strict=True):
+            callback(step.number, step.then.tau, x)
+        return x
+
+    return sampler
+
+
 def noise_times(preconditioning: Preconditioning, steps: int, shift: float = 1.0) -> Tensor:
     """(steps + 1,) falling noise-times, fp64: the path's grid, shifted, from where the prediction can be read.
 
     A discrete table has its shifted noise-times at whole entries, and refuses as many steps as would meet at one.
     """
     path = preconditioning.path
-    if steps < 1:
-        raise UserError(f"steps={steps} is too small; take 1 or more")
-    if shift != 1 and isinstance(path, VarianceExploding):
-        raise UserError(
-            f"shift={shift} moves noise-times, and this path has a grid of noise levels; drop it"
-        )
+    refuse_if(
+        steps < 1,
+        f"steps={steps} is too small; take 1 or more",
+    )
+    refuse_if(
+        shift != 1 and isinstance(path, VarianceExploding),
+        f"shift={shift} moves noise-times, and this path has a grid of noise levels; drop it",
+    )
     times = within(path.grid(steps), shift)
     if shift != 1 and isinstance(path, DDPM):
-        if steps > most_steps(shift):
-            raise UserError(
-                f"steps={steps} with shift={shift} would stand still on this path's {path.steps} noise levels; "
-                f"take {most_steps(shift)} steps or fewer, or a shift nearer 1"
-            )
+        refuse_if(
+            steps > most_steps(shift),
+            f"steps={steps} with shift={shift} would stand still on this path's {path.steps} noise levels; "
+            f"take {most_steps(shift)} steps or fewer, or a shift nearer 1",
+        )
         even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)  # not rounded twice
         times = (shifted(even, shift) * path.steps).round() / path.steps
     # squeezed, not clipped, since two equal times are a step of no length
@@ -166,8 +189,10 @@ def shifted(times: Tensor, k: float) -> Tensor:
 
     A shift s of data-time, as LightningDiT's 0.3, is k = 1 / s.
     """
-    if not (math.isfinite(k) and k > 0):
-        raise UserError(f"shift={k} must be a positive number")
+    refuse_if(
+        not (math.isfinite(k) and k > 0),
+        f"shift={k} must be a positive number",
+    )
     return k * times / (1 + (k - 1) * times)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -14,62 +15,57 @@ from selfguide.diffusion.paths import Path, RectifiedFlow, VarianceExploding, Va
 from selfguide.diffusion.samplers.schedule import (
     Callback,
     DataEstimate,
+    Estimator,
+    Point,
     Schedule,
     StepNoise,
     at_level,
     estimator,
+    fixed_steps,
     ignore,
-    point,
     within,
 )
-from selfguide.spec.suggest import nearest
-from shards.errors import UserError
+from selfguide.spec.suggest import check_known
+from shards.errors import UserError, refuse_if
 
 LAST_STEP = 0.04  # euler_maruyama's, of drift only (SiT, REPA)
 RENEWED = 0.1  # share of the noise that one step of `sbdm` exchanges at most
 
 
-@torch.no_grad()
+@fixed_steps
 def euler(
-    denoiser: Denoiser | DataEstimate,
-    x: Tensor,
-    schedule: Schedule,
-    *,
-    seeds: Tensor | None = None,
-    callback: Callback = ignore,
-) -> Tensor:
+    estimate: Estimator, x: Tensor, schedule: Schedule, seeds: Tensor | None
+) -> Iterator[Tensor]:
     """x += (s' - s) dx/ds in the path's clock s: noise-time, or sigma on VE and EDM."""
-    path, estimate = schedule.path, estimator(denoiser, schedule.path)
+    path = schedule.path
     for step in schedule.steps():
         s, ds = _clock(path, step.now.tau)
         following, _ = _clock(path, step.then.tau)
         x = x + (following - s) / ds * estimate(x, step.now.tau).v
-        callback(step.number, step.then.tau, x)
-    return x
+        yield x
 
 
-@torch.no_grad()
+@fixed_steps
 def heun(
-    denoiser: Denoiser | DataEstimate,
+    estimate: Estimator,
     x: Tensor,
     schedule: Schedule,
+    seeds: Tensor | None,
     *,
-    seeds: Tensor | None = None,
-    callback: Callback = ignore,
     churn: float = 0.0,
     churn_sigma: tuple[float, float] = (0.0, math.inf),
     churn_noise: float = 1.0,
-) -> Tensor:
+) -> Iterator[Tensor]:
     """EDM's algorithm 2 (Karras et al. 2022) in the path's clock: 2N - 1 evaluations, the last step is Euler's.
 
     `churn` raises the noise level before each step inside `churn_sigma`; it is defined where that is the clock.
     """
-    path, estimate = schedule.path, estimator(denoiser, schedule.path)
-    if churn and not isinstance(path, VarianceExploding):
-        raise UserError(
-            f"churn={churn} raises the noise level, which {type(path).__name__} does not step in; "
-            "take an EDM or VE path, or ddim with eta=1"
-        )
+    path = schedule.path
+    refuse_if(
+        churn and not isinstance(path, VarianceExploding),
+        f"churn={churn} raises the noise level, which {type(path).__name__} does not step in; "
+        "take an EDM or VE path, or ddim with eta=1",
+    )
     noise = StepNoise(f"heun with churn={churn}", seeds, x) if churn else None
     for step in schedule.steps():
         tau, sigma = step.now.tau, step.now.b
@@ -86,20 +82,18 @@ def heun(
             slope = (slope + estimate(ahead, step.then.tau).v / ds_following) / 2
             ahead = x + (following - s) * slope
         x = ahead
-        callback(step.number, step.then.tau, x)
-    return x
+        yield x
 
 
-@torch.no_grad()
+@fixed_steps
 def euler_maruyama(
-    denoiser: Denoiser | DataEstimate,
+    estimate: Estimator,
     x: Tensor,
     schedule: Schedule,
+    seeds: Tensor | None,
     *,
-    seeds: Tensor | None = None,
-    callback: Callback = ignore,
     diffusion: Literal["sit", "repa", "sbdm"] = "sit",
-) -> Tensor:
+) -> Iterator[Tensor]:
     """dx = (v - w score / 2) dtau + sqrt(w) dW backwards (Ma et al. 2024, eq. 4): N - 1 steps, then one of drift only.
 
     w is 2 b (SiT's default), 2 tau (REPA, Yu et al. 2025), or 2 (b b' - b^2 a' / a) (`sbdm`, the diffusion of Song et
@@ -107,29 +101,22 @@ def euler_maruyama(
     2 c b^2 of variance, c = w h / (2 b^2), which is 3.9 of rectified flow's noise at tau = 0.999 and 250 steps. Every
     w >= 0 has the same marginals, so where c would pass 0.1 a smaller w is taken. `even_times` is their schedule.
     """
-    path, estimate = schedule.path, estimator(denoiser, schedule.path)
-    weights = {"sit": _by_noise, "repa": _by_time, "sbdm": _by_diffusion}
-    if diffusion not in weights:
-        raise UserError(
-            f"diffusion={diffusion!r} is unknown{nearest(diffusion, weights)}; known: {', '.join(weights)}"
-        )
-    if not isinstance(path, RectifiedFlow | VariancePreserving):
-        raise UserError(
-            f"euler_maruyama steps evenly in noise-time, which {type(path).__name__} does not take; "
-            "take ddim with eta=1"
-        )
+    path = schedule.path
+    check_known("diffusion", diffusion, ("sit", "repa", "sbdm"))
+    refuse_if(
+        not isinstance(path, RectifiedFlow | VariancePreserving),
+        f"euler_maruyama steps evenly in noise-time, which {type(path).__name__} does not take; "
+        "take ddim with eta=1",
+    )
     noise = StepNoise("euler_maruyama", seeds, x)
     for step in schedule.steps():
         tau, width = step.now.tau, step.now.tau - step.then.tau
-        w = weights[diffusion](path, tau)
-        if diffusion == "sbdm":
-            w = min(w, RENEWED * 2 * step.now.b**2 / width)
+        w = _noise_weight(diffusion, path, step.now, width)
         _, eps, v = estimate(x, tau)
         x = x - width * (v + w / (2 * step.now.b) * eps)  # score = -eps / b
         if not step.last:
             x = x + math.sqrt(w * width) * noise(step.number)
-        callback(step.number, step.then.tau, x)
-    return x
+        yield x
 
 
 @torch.no_grad()
@@ -192,14 +179,11 @@ def _clock(path: Path, tau: float) -> tuple[float, float]:
     return float(s), float(ds)
 
 
-def _by_noise(path: Path, tau: float) -> float:
-    return 2 * point(path, tau).b
-
-
-def _by_time(path: Path, tau: float) -> float:
-    return 2 * tau
-
-
-def _by_diffusion(path: Path, tau: float) -> float:
-    a, b, da, db = path.coefficients(torch.tensor(tau, dtype=torch.float64))
-    return float(2 * (b * db - b * b * da / a))
+def _noise_weight(diffusion: str, path: Path, now: Point, width: float) -> float:
+    """w of `euler_maruyama` for a step of that width."""
+    if diffusion == "sit":
+        return 2 * now.b
+    if diffusion == "repa":
+        return 2 * now.tau
+    a, b, da, db = path.coefficients(torch.tensor(now.tau, dtype=torch.float64))
+    return min(float(2 * (b * db - b * b * da / a)), RENEWED * 2 * now.b**2 / width)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from selfguide.spec.config.laws import AtLeast, Positive
-from shards.errors import UserError
+from shards.errors import refuse_if
 
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
@@ -28,20 +28,30 @@ class ClusterConfig:
     evaluation_timeout_min: Annotated[int, AtLeast(1)] = 120
     environment: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def one_machine(self) -> bool:
+        """Whether jobs run here, on disks that this process sees; the nodes of a cluster have disks of their own."""
+        return self.kind == "local"
+
+    @property
+    def promises_gpus(self) -> bool:
+        """Whether every rank has a GPU for itself. The development cluster's may be made up."""
+        return self.kind == "slurm" and self.request_gpus
+
 
 def check_cluster(cluster: ClusterConfig, nodes: int) -> None:
     """Raises UserError where this cluster has no such nodes, or a secret would be written into the run folder."""
-    if cluster.kind == "auto":
-        raise UserError(
-            "cluster=auto must be resolved first; choose cluster=local or cluster=slurm"
-        )
-    if cluster.kind == "local" and nodes > 1:
-        raise UserError(
-            f"nodes={nodes} with cluster=local: this is one machine; take cluster=slurm, or nodes=1"
-        )
+    refuse_if(
+        cluster.kind == "auto",
+        "cluster=auto must be resolved first; choose cluster=local or cluster=slurm",
+    )
+    refuse_if(
+        cluster.one_machine and nodes > 1,
+        f"nodes={nodes} with cluster=local: this is one machine; take cluster=slurm, or nodes=1",
+    )
     for name in _SECRETS:
-        if name in cluster.environment:
-            raise UserError(
-                f"cluster.environment.{name} would be written into the run's folder, where others read it; export "
-                f"{name} in the shell that submits, from which jobs inherit it, or keep a profile in ~/.aws"
-            )
+        refuse_if(
+            name in cluster.environment,
+            f"cluster.environment.{name} would be written into the run's folder, where others read it; export "
+            f"{name} in the shell that submits, from which jobs inherit it, or keep a profile in ~/.aws",
+        )

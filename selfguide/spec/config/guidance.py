@@ -23,7 +23,7 @@ from selfguide.spec.sizes import row
 from selfguide.spec.unet import UNetArchitecture
 from selfguide.spec.uvit import UViTArchitecture
 from shards import storage
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,6 +53,12 @@ class HeadSettings(NamedTuple):
     condition_rows: str
     unconditional: str
 
+    @property
+    def parameters(self) -> int:
+        """Trainable ones: the projection Linear-BatchNorm-ReLU-Linear and the K prototypes (SGFM)."""
+        features, hidden, p = self.features, self.hidden, self.width
+        return (features * hidden + hidden) + 2 * hidden + (hidden * p + p) + self.groups * p
+
 
 class Guidance:
     """What the rest of the project asks of a guidance source's settings."""
@@ -73,7 +79,7 @@ class Guidance:
         return {}
 
     def absolute(self) -> Self:
-        """The same with absolute paths."""
+        """The same with absolute paths: jobs run from their code copy, wherever that lies."""
         return self
 
     def network_inputs(self, classes: int) -> dict[str, int]:
@@ -89,12 +95,12 @@ class Guidance:
         return 0
 
     def head(self, net: Architecture) -> HeadSettings | None:
-        """The head beside the backbone `net`, if the source has one."""
-        return None
+        """The head beside the backbone `net`, if the source has one.
 
-    def head_parameters(self, net: Architecture) -> int:
-        """Trainable parameters of the source's own head."""
-        return 0
+        Raises:
+            UserError: it would read a layer that `net` does not have.
+        """
+        return None
 
     def check(self, config: Config) -> None:
         """Laws between the source and the rest, as far as the network's sizes are not needed.
@@ -102,9 +108,6 @@ class Guidance:
         Raises:
             UserError: the first that does not hold, with its cure.
         """
-
-    def check_network(self, config: Config, net: Architecture) -> None:
-        """Laws between the source and the network `net`. Raises UserError."""
 
     def identity(self, config: Config, promises: Mapping[str, Any]) -> dict[str, Any]:
         """What changes a run's result beside the fields; `promises` are the hashes of the sidecars' rows."""
@@ -136,11 +139,11 @@ class LabelGuidance(Guidance):
         return {"classes": classes, "spatial": 0}
 
     def check(self, config: Config) -> None:
-        if config.data.classes < 1:
-            raise UserError(
-                f"guidance.source=labels needs data.classes > 0, not {config.data.classes}; give data.classes=... "
-                "if the shards have labels, else guidance=online"
-            )
+        refuse_if(
+            config.data.classes < 1,
+            f"guidance.source=labels needs data.classes > 0, not {config.data.classes}; give data.classes=... "
+            "if the shards have labels, else guidance=online",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,18 +224,14 @@ class OnlineGuidance(Guidance):
         """P: what was asked for, or the width of the layer that is read."""
         return self.prototype_width or net.layer_of(self.layer, "guidance.layer").width
 
-    def feature_width(self, net: Architecture) -> int:
-        """Width of what the online head reads, after pooling."""
-        layer = net.layer_of(self.layer, "guidance.layer")
-        flat = self.pooling == "flat" and self.level == "image"
-        return layer.width * (layer.tokens - layer.extras if flat else 1)
-
     def switch_images(self, train: TrainConfig) -> int:
         """A whole number of batches."""
         return max(1, round(self.switch * (train.images // train.batch))) * train.batch
 
     def head(self, net: Architecture) -> HeadSettings:
-        features = self.feature_width(net)
+        layer = net.layer_of(self.layer, "guidance.layer")
+        flat = self.pooling == "flat" and self.level == "image"
+        features = layer.width * (layer.tokens - layer.extras if flat else 1)
         return HeadSettings(
             features=features,
             hidden=self.head_width or features // 2,
@@ -245,48 +244,34 @@ class OnlineGuidance(Guidance):
             unconditional=self.unconditional,
         )
 
-    def head_parameters(self, net: Architecture) -> int:
-        """Projection Linear-BatchNorm-ReLU-Linear and the K prototypes (SGFM)."""
-        features, hidden, p, *_ = self.head(net)
-        return (features * hidden + hidden) + 2 * hidden + (hidden * p + p) + self.groups * p
-
     def check(self, config: Config) -> None:
-        if self.level == "patch" and isinstance(row(config.model.name), UNetArchitecture):
-            raise UserError(
-                f"guidance.level=patch conditions each patch of a transformer, and model.name={config.model.name!r} is "
-                "a UNet; take guidance.level=image, or a DiT or U-ViT"
-            )
-        if self.level == "image" and self.pooling == "cls" and not config.model.cls_token:
-            raise UserError(
-                "guidance.pooling=cls reads a learned [CLS] token and model.cls_token is false; set "
-                "model.cls_token=true, or guidance.pooling=flat (small nets) or mean"
-            )
-        if self.noise_time == 1:
-            raise UserError(
-                f"guidance.noise_time={self.noise_time} is pure noise, of which no groups can be made; "
-                "take a value below 1"
-            )
-        self._check_stages(config.train.images, config.train.batch)
-
-    def _check_stages(self, images: int, batch: int) -> None:
-        """Both stages have a step at least."""
-        steps = images // batch
-        if steps == 1:
-            raise UserError(
-                f"train.images={images} is one step of train.batch={batch}, and guidance=online has two "
-                "stages; train for two batches or more"
-            )
+        refuse_if(
+            self.level == "patch" and isinstance(row(config.model.name), UNetArchitecture),
+            f"guidance.level=patch conditions each patch of a transformer, and model.name={config.model.name!r} is "
+            "a UNet; take guidance.level=image, or a DiT or U-ViT",
+        )
+        refuse_if(
+            self.level == "image" and self.pooling == "cls" and not config.model.cls_token,
+            "guidance.pooling=cls reads a learned [CLS] token and model.cls_token is false; set "
+            "model.cls_token=true, or guidance.pooling=flat (small nets) or mean",
+        )
+        refuse_if(
+            self.noise_time == 1,
+            f"guidance.noise_time={self.noise_time} is pure noise, of which no groups can be made; "
+            "take a value below 1",
+        )
+        # both stages have a step at least
+        steps = config.train.images // config.train.batch
+        refuse_if(
+            steps == 1,
+            f"train.images={config.train.images} is one step of train.batch={config.train.batch}, and "
+            "guidance=online has two stages; train for two batches or more",
+        )
         if round(self.switch * steps) == steps:
             latest = math.floor((1 - 1 / steps) * 1000) / 1000
             raise UserError(
                 f"guidance.switch={self.switch} is the end of {steps} steps: the model would never be conditioned on "
                 f"its prototypes; take guidance.switch={latest:g} or less"
-            )
-
-    def check_network(self, config: Config, net: Architecture) -> None:
-        if self.layer is not None and not 1 <= self.layer <= len(net.layers):
-            raise UserError(
-                f"guidance.layer={self.layer} is not a block of this model; take 1 to {len(net.layers)}"
             )
 
     def identity(self, config: Config, promises: Mapping[str, Any]) -> dict[str, Any]:
@@ -349,54 +334,54 @@ class SidecarGuidance(Guidance):
         return {field: folder for field, folder in named.items() if folder is not None}
 
     def absolute(self) -> Self:
-        ids, layout, dense = (
-            path and str(Path(path).expanduser().resolve())
-            for path in (self.ids, self.layout, self.dense)
-        )
-        return replace(self, ids=ids, layout=layout, dense=dense)
+        resolved: dict[str, Any] = {
+            field: str(Path(folder).expanduser().resolve())
+            for field, folder in self.folders.items()
+        }
+        return replace(self, **resolved)
 
     def network_inputs(self, classes: int) -> dict[str, int]:
         return {"classes": self.groups, "dense": self.width, "spatial": self.channels}
 
     def check(self, config: Config) -> None:
-        if not self.folders:
-            raise UserError(
-                "guidance.source=sidecar has no condition yet; give guidance.ids=FOLDER with guidance.groups=K, "
-                "guidance.layout=FOLDER with guidance.channels=M, or guidance.dense=FOLDER with guidance.width=P"
-            )
+        refuse_if(
+            not self.folders,
+            "guidance.source=sidecar has no condition yet; give guidance.ids=FOLDER with guidance.groups=K, "
+            "guidance.layout=FOLDER with guidance.channels=M, or guidance.dense=FOLDER with guidance.width=P",
+        )
         for field, folder in self.folders.items():
-            if not folder.strip() or storage.is_remote(folder):
-                raise UserError(
-                    f"guidance.{field}={folder!r}: rows are mapped into memory; give a folder on a file system that "
-                    "all nodes share"
-                )
+            refuse_if(
+                not folder.strip() or storage.is_remote(folder),
+                f"guidance.{field}={folder!r}: rows are mapped into memory; give a folder on a file system that "
+                "all nodes share",
+            )
         for field, role in ROLES.items():
             self._check_size(field, role)
         base = row(config.model.name)
         width = config.model.width or getattr(base, "width", 0)
-        if isinstance(base, UViTArchitecture) and self.width not in (0, width):
-            raise UserError(
-                f"guidance.width={self.width}, and model.name={config.model.name} takes a dense condition as a token "
-                f"of its own width, {width}; take features of that width, or a DiT or UNet, which project them"
-            )
+        refuse_if(
+            isinstance(base, UViTArchitecture) and self.width not in (0, width),
+            f"guidance.width={self.width}, and model.name={config.model.name} takes a dense condition as a token "
+            f"of its own width, {width}; take features of that width, or a DiT or UNet, which project them",
+        )
 
     def _check_size(self, field: str, role: Role) -> None:
         folder, size = getattr(self, field), getattr(self, role.size)
-        if folder is not None and size < 1:
-            raise UserError(
-                f"guidance.{role.size}={size} is too small for guidance.{field}={folder}; give the number that its "
-                "record names, 1 or more"
-            )
-        if folder is None and size and not (field == "ids" and self.layout is not None):
-            raise UserError(
-                f"guidance.{role.size}={size} is read with guidance.{field} only; give guidance.{field}=FOLDER, or "
-                "drop it"
-            )
-        if field == "ids" and folder is None and size not in (0, self.channels):
-            raise UserError(
-                f"guidance.groups={size} without guidance.ids are the groups that guidance.layout holds; take "
-                f"guidance.groups={self.channels}, or 0 to condition on the layout alone"
-            )
+        refuse_if(
+            folder is not None and size < 1,
+            f"guidance.{role.size}={size} is too small for guidance.{field}={folder}; give the number that its "
+            "record names, 1 or more",
+        )
+        refuse_if(
+            folder is None and size and not (field == "ids" and self.layout is not None),
+            f"guidance.{role.size}={size} is read with guidance.{field} only; give guidance.{field}=FOLDER, or "
+            "drop it",
+        )
+        refuse_if(
+            field == "ids" and folder is None and size not in (0, self.channels),
+            f"guidance.groups={size} without guidance.ids are the groups that guidance.layout holds; take "
+            f"guidance.groups={self.channels}, or 0 to condition on the layout alone",
+        )
 
     def identity(self, config: Config, promises: Mapping[str, Any]) -> dict[str, Any]:
         """What the sidecars hold, not where they lie."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from selfguide.spec.config.laws import NotIdentity
+from selfguide.spec.config.laws import NotIdentity, ReadWith
+
+_WEIGHTS = ReadWith("source=snapshot", "source=official")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +19,10 @@ class InitConfig:
 
     source: Literal["scratch", "snapshot", "official"] = "scratch"
     # of a published snapshot's folder, or of a checkpoint's file
-    path: Annotated[str | None, NotIdentity()] = None
-    # official only: whose names the file has
-    form: Literal["dit", "sit", "uvit"] | None = None
+    path: Annotated[str | None, _WEIGHTS, NotIdentity()] = None
+    # whose names the file has; a snapshot says what it is
+    form: Annotated[Literal["dit", "sit", "uvit"] | None, ReadWith("source=official")] = None
     # the label table, less its null row
-    labels: Literal["drop", "keep"] = "drop"
+    labels: Annotated[Literal["drop", "keep"], _WEIGHTS] = "drop"
     # whether time, path and prediction must be those of the weights; SGFM gives U-ViT others and lets it learn anew
-    time: Annotated[Literal["as_trained", "relearn"], NotIdentity()] = "as_trained"
+    time: Annotated[Literal["as_trained", "relearn"], _WEIGHTS, NotIdentity()] = "as_trained"

@@ -86,11 +86,10 @@ class Span(Range):
 
 
 @dataclass(frozen=True)
-class Images(Range):
+class Images(AtLeast):
     """A count of images, which must be a multiple of the global batch."""
 
-    def broken(self, value: Any) -> str | None:
-        return AtLeast(1).broken(value)
+    low: int = 1
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def check(group: Any, where: str) -> None:
         for name, part in parts:
             why = limits.broken(part)
             if why is not None:
-                raise UserError(f"{name}={shown(part)} {why}")
+                raise UserError(f"{name}={as_typed(part)} {why}")
 
 
 def check_read(group: Any, where: str) -> None:
@@ -213,11 +212,11 @@ def check_read(group: Any, where: str) -> None:
         if reader is not None and value != each.default and not reader.holds(group):
             wanted = " or ".join(f"{where}.{condition}" for condition in reader.conditions)
             raise UserError(
-                f"{where}.{each.name}={shown(value)} is read with {wanted} only; drop it or take that"
+                f"{where}.{each.name}={as_typed(value)} is read with {wanted} only; drop it or take that"
             )
 
 
-def shown(value: Any) -> Any:
+def as_typed(value: Any) -> Any:
     """A value as a user types it."""
     return list(value) if isinstance(value, tuple) else value
 
