@@ -18,7 +18,7 @@ from selfguide.diffusion.paths import Estimate, Path
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import Prediction
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 # elements of the state up to which both halves run as one batch of 2B: that wins while a call's overhead counts, and
 # loses once activations leave the caches. Two cores cross between 2,048 and 4,096 (python -m tools.bench sampling);
@@ -64,24 +64,22 @@ class Denoiser:
     evaluations: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        refuse_if(
-            not math.isfinite(self.g),
-            f"g={self.g} must be a finite number; 1 is no guidance",
-        )
+        if not math.isfinite(self.g):
+            raise UserError(f"g={self.g} must be a finite number; 1 is no guidance")
         low, high = self.interval
-        refuse_if(
-            not low <= high,
-            f"interval={list(self.interval)} is a span of noise-times: give the lower one first",
-        )
+        if not low <= high:
+            raise UserError(
+                f"interval={list(self.interval)} is a span of noise-times: give the lower one first"
+            )
         net = getattr(self.model, "net", None)
         most = math.inf
         if isinstance(net, Architecture):
             check_condition(self.condition, net)
             most = net.channels
-        refuse_if(
-            self.guided_channels is not None and not 1 <= self.guided_channels <= most,
-            f"guided_channels={self.guided_channels} is not one of 1 to {most}; None guides all channels",
-        )
+        if self.guided_channels is not None and not 1 <= self.guided_channels <= most:
+            raise UserError(
+                f"guided_channels={self.guided_channels} is not one of 1 to {most}; None guides all channels"
+            )
         if self.reference is not None:
             self._check_reference(self.reference)
 
@@ -154,17 +152,17 @@ class Denoiser:
         return self.model(seen, times, condition)[:, : x.shape[1]].to(x.dtype)
 
     def _check_reference(self, other: Denoiser) -> None:
-        refuse_if(
-            self.batched,
-            "batched=True joins two halves of one network, and a reference is another; drop one",
-        )
+        if self.batched:
+            raise UserError(
+                "batched=True joins two halves of one network, and a reference is another; drop one"
+            )
         ours, theirs = (self.prediction, self.sigma_data), (other.prediction, other.sigma_data)
         middle = torch.tensor(0.5, dtype=torch.float64)
-        refuse_if(
-            ours != theirs or self.path.coefficients(middle) != other.path.coefficients(middle),
-            f"the reference predicts {theirs} on {type(other.path).__name__}, this network {ours} on "
-            f"{type(self.path).__name__}; raw predictions of one kind can be compared only",
-        )
+        if ours != theirs or self.path.coefficients(middle) != other.path.coefficients(middle):
+            raise UserError(
+                f"the reference predicts {theirs} on {type(other.path).__name__}, this network {ours} on "
+                f"{type(self.path).__name__}; raw predictions of one kind can be compared only"
+            )
 
 
 def _time(tau: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from selfguide.spec.config import PathConfig
 from selfguide.spec.conventions import DDPM_STEPS
-from shards.errors import refuse_if
+from shards.errors import UserError
 
 Quantity = Literal["x0", "eps", "v", "score"]
 
@@ -182,10 +182,10 @@ class DDPM(Path):
 
     def grid(self, steps: int) -> Tensor:
         """Whole table entries, evenly spaced, and data at the end."""
-        refuse_if(
-            steps > self.steps,
-            f"sampler.steps={steps}: this path has {self.steps} noise levels; take {self.steps} or fewer",
-        )
+        if steps > self.steps:
+            raise UserError(
+                f"sampler.steps={steps}: this path has {self.steps} noise levels; take {self.steps} or fewer"
+            )
         return torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round() / self.steps
 
     def _table(self, device: torch.device) -> Tensor:

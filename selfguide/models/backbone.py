@@ -14,7 +14,7 @@ from selfguide.diffusion.conditions import Condition, check_fields
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import POOLINGS
 from selfguide.spec.suggest import check_known
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 
 class Backbone(nn.Module, ABC):
@@ -96,10 +96,8 @@ def pool(tokens: Tensor, pooling: str, extras: int, *, cls: bool = True) -> Tens
                without parameters: patches that look like the summary of the image count for more
     """
     if pooling == "cls":
-        refuse_if(
-            not (extras and cls),
-            "pooling 'cls' needs a network with cls_token=true",
-        )
+        if not (extras and cls):
+            raise UserError("pooling 'cls' needs a network with cls_token=true")
         return tokens[:, 0]
     patches = tokens[:, extras:]
     if pooling == "mean":

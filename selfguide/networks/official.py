@@ -20,7 +20,7 @@ from selfguide.spec.initial_weights import contents_of
 from selfguide.spec.official import POSITIONS, Contents
 from selfguide.spec.uvit import UViTArchitecture
 from selfguide.weights import check_finite, copy_token_rows
-from shards.errors import refuse_if
+from shards.errors import UserError
 
 SAME_POSITIONS = 1e-2  # half precision rounds to 4e-3; another order of the halves differs by 1
 
@@ -69,10 +69,10 @@ def _positions(backbone: Backbone, given: Tensor, found: Contents, where: str) -
         table = backbone.state_dict()["positions"]
         return {"positions": copy_token_rows(table, token_names(backbone.net), given[0], extras)}
     own = backbone.get_buffer("positions").cpu()
-    refuse_if(
-        (own - given[0]).abs().max() > SAME_POSITIONS,
-        f"{where}: {POSITIONS} is not DiT's fixed sinusoid; these weights learned other positions; take others",
-    )
+    if (own - given[0]).abs().max() > SAME_POSITIONS:
+        raise UserError(
+            f"{where}: {POSITIONS} is not DiT's fixed sinusoid; these weights learned other positions; take others"
+        )
     return {}
 
 

@@ -16,7 +16,7 @@ from selfguide.models.blocks import ConditionEmbedding
 from selfguide.networks.head import PrototypeHead
 from selfguide.spec.config import Config
 from selfguide.spec.sizes import architecture
-from shards.errors import refuse_if
+from shards.errors import UserError
 
 
 class Outputs(NamedTuple):
@@ -49,10 +49,8 @@ class Student(nn.Module):
         self.layer, self.pooling = layer, pooling
         self.extras = backbone.net.layers[layer - 1].extras if layer else 0
         self.cls = bool(getattr(backbone.net, "cls_token", False))
-        refuse_if(
-            head is not None and pooling == "cls" and not self.cls,
-            "guidance.pooling=cls needs a network with model.cls_token=true",
-        )
+        if head is not None and pooling == "cls" and not self.cls:
+            raise UserError("guidance.pooling=cls needs a network with model.cls_token=true")
 
     def forward(
         self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None = None

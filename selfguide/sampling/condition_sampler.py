@@ -22,7 +22,7 @@ from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SidecarGuidance
 from selfguide.spec.records import from_training_rows
 from shards import sidecar
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.read.reader import Reader
 
@@ -50,11 +50,11 @@ def condition_sampler(snapshot: Snapshot, prior: Prior = "empirical") -> Conditi
     if not snapshot.conditioned:
         return lambda seeds: Condition.unconditional(len(seeds))
     if samples_training_rows(snapshot):
-        refuse_if(
-            prior != "empirical",
-            f"prior={prior}: this snapshot is conditioned on rows of training images, not on one group alone; "
-            "leave it out",
-        )
+        if prior != "empirical":
+            raise UserError(
+                f"prior={prior}: this snapshot is conditioned on rows of training images, not on one group alone; "
+                "leave it out"
+            )
         count, rows = training_rows(snapshot)
         return lambda seeds: rows(sample_ordinals(count, seeds))
     p = state["p"] if prior == "empirical" else [float(share > 0) for share in state["p"]]
@@ -102,12 +102,12 @@ def _published(snapshot: Snapshot) -> Annotations:
                 f"this snapshot is conditioned on the {was['kind']} of training images, and guidance.{field} is gone: "
                 f"{error}, or put back what the run was trained with"
             ) from error
-        refuse_if(
-            found.sha256 != was["sha256"],
-            f"this snapshot is conditioned on the {was['kind']} of training images, and {was['folder']} has "
-            f"changed since (sha256 {found.sha256[:12]}, then {was['sha256'][:12]}); put back what the run was "
-            "trained with",
-        )
+        if found.sha256 != was["sha256"]:
+            raise UserError(
+                f"this snapshot is conditioned on the {was['kind']} of training images, and {was['folder']} has "
+                f"changed since (sha256 {found.sha256[:12]}, then {was['sha256'][:12]}); put back what the run was "
+                "trained with"
+            )
     return Annotations(guidance, snapshot.config.seed)
 
 
@@ -121,11 +121,11 @@ class TrainingImages:
     def __init__(self, snapshot: Snapshot) -> None:
         root, self.snapshot = snapshot.data["root"], snapshot
         found = manifests.load(root)
-        refuse_if(
-            found.hash != snapshot.data["manifest"],
-            f"{root} holds manifest {found.hash[:12]}, and this snapshot was trained on "
-            f"{snapshot.data['manifest'][:12]}; put those shards back",
-        )
+        if found.hash != snapshot.data["manifest"]:
+            raise UserError(
+                f"{root} holds manifest {found.hash[:12]}, and this snapshot was trained on "
+                f"{snapshot.data['manifest'][:12]}; put those shards back"
+            )
         self.count, self._reader = found.count, Reader(root, found)
 
     def x0(self, ordinals: Tensor) -> Tensor:

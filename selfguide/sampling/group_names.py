@@ -19,7 +19,7 @@ import yaml
 
 from selfguide.snapshot import Snapshot
 from selfguide.spec.suggest import nearest
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 FILE = "groups.yaml"
 
@@ -61,10 +61,10 @@ class Naming:
             UserError: one of them is banned.
         """
         for group in groups:
-            refuse_if(
-                group in self.banned,
-                f"group {self.called(group)} is banned in {self.path}; ask for another, or take it off `banned`",
-            )
+            if group in self.banned:
+                raise UserError(
+                    f"group {self.called(group)} is banned in {self.path}; ask for another, or take it off `banned`"
+                )
 
     def allowed(self, p: Sequence[float]) -> list[float]:
         """p(k) of the groups that are not banned, summing to 1.
@@ -73,10 +73,10 @@ class Naming:
             UserError: nothing is left.
         """
         kept = [0.0 if k in self.banned else share for k, share in enumerate(p)]
-        refuse_if(
-            not sum(kept) > 0,
-            f"every group that occurs is banned in {self.path}; take one off `banned`",
-        )
+        if not sum(kept) > 0:
+            raise UserError(
+                f"every group that occurs is banned in {self.path}; take one off `banned`"
+            )
         return [share / sum(kept) for share in kept]
 
 
@@ -102,29 +102,19 @@ def read_naming(run: Path, groups: int) -> Naming:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     found = {} if found is None else found
-    refuse_if(
-        not isinstance(found, dict),
-        f"{path} holds {found!r}; give `names:` and `banned:`",
-    )
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds {found!r}; give `names:` and `banned:`")
     for key in found:
-        refuse_if(
-            key not in ("names", "banned"),
-            f"{path}: unknown key {key!r}{nearest(str(key), ('names', 'banned'))}",
-        )
+        if key not in ("names", "banned"):
+            raise UserError(f"{path}: unknown key {key!r}{nearest(str(key), ('names', 'banned'))}")
     names, banned = found.get("names") or {}, found.get("banned") or []
-    refuse_if(
-        not isinstance(names, dict),
-        f"{path}: names={names!r} must be a mapping such as {{3: zeros}}",
-    )
-    refuse_if(
-        not isinstance(banned, list),
-        f"{path}: banned={banned!r} must be a list such as [7]",
-    )
+    if not isinstance(names, dict):
+        raise UserError(f"{path}: names={names!r} must be a mapping such as {{3: zeros}}")
+    if not isinstance(banned, list):
+        raise UserError(f"{path}: banned={banned!r} must be a list such as [7]")
     for group in (*names, *banned):
-        refuse_if(
-            not isinstance(group, int) or isinstance(group, bool) or not 0 <= group < groups,
-            f"{path}: group {group!r} is not one of 0 to {groups - 1}",
-        )
+        if not isinstance(group, int) or isinstance(group, bool) or not 0 <= group < groups:
+            raise UserError(f"{path}: group {group!r} is not one of 0 to {groups - 1}")
     _check_names(path, names)
     return Naming(groups=groups, names=names, banned=frozenset(banned), path=path)
 
@@ -132,13 +122,13 @@ def read_naming(run: Path, groups: int) -> Naming:
 def _check_names(path: Path, names: Mapping[int, Any]) -> None:
     owners: dict[str, int] = {}
     for group, name in names.items():
-        refuse_if(
-            not isinstance(name, str) or not name.strip() or name.lstrip("-").isdigit(),
-            f"{path}: the name {name!r} of group {group} must be a word, so that it is no number; put quotes "
-            "around words such as yes and no",
-        )
-        refuse_if(
-            name in owners,
-            f"{path}: groups {owners.get(name)} and {group} are both called {name!r}; give each its own name",
-        )
+        if not isinstance(name, str) or not name.strip() or name.lstrip("-").isdigit():
+            raise UserError(
+                f"{path}: the name {name!r} of group {group} must be a word, so that it is no number; put quotes "
+                "around words such as yes and no"
+            )
+        if name in owners:
+            raise UserError(
+                f"{path}: groups {owners.get(name)} and {group} are both called {name!r}; give each its own name"
+            )
         owners[name] = group

@@ -15,7 +15,7 @@ from selfguide.sampling.condition_sampler import (
 )
 from selfguide.sampling.groups import head_of, nearest_prototypes, sampling_condition
 from selfguide.snapshot import Snapshot
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 
 def groups(snapshot: Snapshot) -> int:
@@ -89,10 +89,10 @@ def between(snapshot: Snapshot, first: int, second: int, count: int) -> Conditio
 def slerp(first: Tensor, second: Tensor, way: Tensor) -> Tensor:
     """Unit vectors (P,) joined along the great circle at the shares `way` (N,) of their angle, (N, P)."""
     angle = torch.acos((first @ second).clamp(-1, 1))
-    refuse_if(
-        angle > torch.pi - 1e-4,
-        "these two prototypes are opposite: no great circle between them is the shortest",
-    )
+    if angle > torch.pi - 1e-4:
+        raise UserError(
+            "these two prototypes are opposite: no great circle between them is the shortest"
+        )
     if angle < 1e-4:  # the sines cancel, and the chord is the arc
         return torch.lerp(first, second, way[:, None])
     near, far = torch.sin((1 - way) * angle), torch.sin(way * angle)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from selfguide.spec.config import Config
 from selfguide.spec.config.guidance import ROLES, Guidance
 from shards import storage
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 if TYPE_CHECKING:
     from shards.sidecar import Sidecar
@@ -34,11 +34,11 @@ def check_annotations(config: Config, manifest: str) -> dict[str, Sidecar]:
         except UserError as error:
             raise UserError(f"guidance.{field}: {error}") from error
         _check(guidance, field, found[field])
-    refuse_if(
-        config.evaluation.prior == "uniform" and "ids" in found and found["ids"].kind != "id",
-        "evaluation.prior=uniform draws one group an image, and "
-        f"guidance.ids={guidance.folders.get('ids')} holds several; take evaluation.prior=empirical",
-    )
+    if config.evaluation.prior == "uniform" and "ids" in found and found["ids"].kind != "id":
+        raise UserError(
+            "evaluation.prior=uniform draws one group an image, and "
+            f"guidance.ids={guidance.folders.get('ids')} holds several; take evaluation.prior=empirical"
+        )
     return found
 
 
@@ -52,16 +52,16 @@ def _check(guidance: Guidance, field: str, found: Sidecar) -> None:
         )
     sizes = {"box": 1, "dense": found.shape[0] if found.shape else 0}
     size, configured = sizes.get(found.kind, found.groups), getattr(guidance, role.size)
-    refuse_if(
-        size != configured,
-        f"guidance.{role.size}={configured}, and guidance.{field}={folder} has {size}; set "
-        f"guidance.{role.size}={size}",
-    )
+    if size != configured:
+        raise UserError(
+            f"guidance.{role.size}={configured}, and guidance.{field}={folder} has {size}; set "
+            f"guidance.{role.size}={size}"
+        )
     groups = guidance.network_inputs(0)["classes"]
-    refuse_if(
-        found.kind == "box" and "ids" not in guidance.folders and groups,
-        f"guidance.groups={groups} and boxes have no groups; give guidance.ids=FOLDER, or drop it",
-    )
+    if found.kind == "box" and "ids" not in guidance.folders and groups:
+        raise UserError(
+            f"guidance.groups={groups} and boxes have no groups; give guidance.ids=FOLDER, or drop it"
+        )
 
 
 def promises(sidecars: dict[str, Sidecar]) -> dict[str, Any]:
@@ -82,8 +82,8 @@ def check_promises(
     """
     for field, found in sidecars.items():
         sha256 = storage.sha256(found.folder / "rows.npy") if bytes_too else found.sha256
-        refuse_if(
-            sha256 != promised[field],
-            f"guidance.{field}={found.folder} has sha256 {sha256[:12]}, and this run was begun with "
-            f"{str(promised[field])[:12]}; put those annotations back, or submit a new run",
-        )
+        if sha256 != promised[field]:
+            raise UserError(
+                f"guidance.{field}={found.folder} has sha256 {sha256[:12]}, and this run was begun with "
+                f"{str(promised[field])[:12]}; put those annotations back, or submit a new run"
+            )

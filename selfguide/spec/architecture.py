@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from selfguide.spec.suggest import nearest
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 # How noise-time tau reaches the net, by the source that feeds it so. Weights fit one of them only.
 TimeInput = Literal[
@@ -142,7 +142,8 @@ class PatchTransformer(Architecture):
 
 def require(holds: bool, field: str, value: Any, law: str) -> None:
     """The one form of an impossible size: the field, its value, the law it breaks."""
-    refuse_if(not holds, f"model.{field}={value} {law}")
+    if not holds:
+        raise UserError(f"model.{field}={value} {law}")
 
 
 _hints = cache(get_type_hints)

@@ -14,7 +14,7 @@ from selfguide.spec.config import Config
 from selfguide.spec.config.data import check_stored
 from selfguide.spec.initial_weights import read_snapshot
 from shards import storage
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 if TYPE_CHECKING:  # needs NumPy, and a dry run does not
     from shards.format.header import Header
@@ -42,25 +42,25 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
     data, manifest = config.data, manifests[0]
     header = Header.of(manifest.header)
     for root, each in zip((data.root, *data.mix), manifests, strict=True):
-        refuse_if(
-            each.count < 1,
-            f"data.root={root} holds no sample; write shards into it, or give another data.root",
-        )
+        if each.count < 1:
+            raise UserError(
+                f"data.root={root} holds no sample; write shards into it, or give another data.root"
+            )
     check_stored(data, header, manifest.model_shape)
-    refuse_if(
-        manifest.classes and manifest.classes != data.classes,
-        f"data.classes={data.classes} and the shards in {data.root} have {manifest.classes} classes; "
-        f"set data.classes={manifest.classes}",
-    )
-    refuse_if(
-        config.guidance.uses_labels and not manifest.classes,
-        f"guidance=labels, and the shards in {data.root} have no labels; take guidance=online",
-    )
-    refuse_if(
-        config.evaluation.protocol == "fd_digits" and header.kind == "latent",
-        f"evaluation.protocol=fd_digits compares images, and the shards in {data.root} hold latents of "
-        f"{header.encoder}; set evaluation=none",
-    )
+    if manifest.classes and manifest.classes != data.classes:
+        raise UserError(
+            f"data.classes={data.classes} and the shards in {data.root} have {manifest.classes} classes; "
+            f"set data.classes={manifest.classes}"
+        )
+    if config.guidance.uses_labels and not manifest.classes:
+        raise UserError(
+            f"guidance=labels, and the shards in {data.root} have no labels; take guidance=online"
+        )
+    if config.evaluation.protocol == "fd_digits" and header.kind == "latent":
+        raise UserError(
+            f"evaluation.protocol=fd_digits compares images, and the shards in {data.root} hold latents of "
+            f"{header.encoder}; set evaluation=none"
+        )
     _check_first_weights(config, header)
     if data.cache is not None and storage.is_remote(data.root):
         _check_cache(config, data.cache, manifests)
@@ -75,19 +75,19 @@ def _check_first_weights(config: Config, header: Header) -> None:
         held, _ = read_snapshot(Path(str(init.path)), verify="sizes")
         _same_latents(held["data"]["header"], header, config)
     elif init.source == "official" and header.kind == "latent":
-        refuse_if(
-            header.encoder in _OTHERS,
-            f"init.path={init.path} holds weights that learned latents of sd_vae, and the shards in "
-            f"data.root={config.data.root} hold those of {header.encoder}; encode them anew, or take init=scratch",
-        )
+        if header.encoder in _OTHERS:
+            raise UserError(
+                f"init.path={init.path} holds weights that learned latents of sd_vae, and the shards in "
+                f"data.root={config.data.root} hold those of {header.encoder}; encode them anew, or take init=scratch"
+            )
         pairs = {"shift": (0.0, header.shift), "scale": (PUBLISHED_SCALE, header.scale)}
         for field, (theirs, ours) in pairs.items():
-            refuse_if(
-                not _close(theirs, ours),
-                f"init.path={init.path} holds weights that learned latents with {field}={theirs}, and the shards "
-                f"in data.root={config.data.root} have header {field}={ours}; write them anew with that, or take "
-                "init=scratch",
-            )
+            if not _close(theirs, ours):
+                raise UserError(
+                    f"init.path={init.path} holds weights that learned latents with {field}={theirs}, and the shards "
+                    f"in data.root={config.data.root} have header {field}={ours}; write them anew with that, or take "
+                    "init=scratch"
+                )
 
 
 def _same_latents(plain: Mapping[str, Any], header: Header, config: Config) -> None:
@@ -98,12 +98,12 @@ def _same_latents(plain: Mapping[str, Any], header: Header, config: Config) -> N
     for field in _LATENTS_OF if "latent" in (theirs.kind, header.kind) else ("kind",):
         was, now = getattr(theirs, field), getattr(header, field)
         same = _close(was, now) if field in ("shift", "scale") else was == now
-        refuse_if(
-            not same,
-            f"the snapshot in init.path={config.init.path} learned from data with header {field}={was}, and the "
-            f"shards in data.root={config.data.root} have {field}={now}; write them anew as those, or take "
-            "another snapshot, or init=scratch",
-        )
+        if not same:
+            raise UserError(
+                f"the snapshot in init.path={config.init.path} learned from data with header {field}={was}, and the "
+                f"shards in data.root={config.data.root} have {field}={now}; write them anew as those, or take "
+                "another snapshot, or init=scratch"
+            )
 
 
 def _close(one: float | Sequence[float], other: float | Sequence[float]) -> bool:

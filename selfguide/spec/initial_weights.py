@@ -19,7 +19,7 @@ from selfguide.spec.official import FORMS, Contents, Training, contents
 from selfguide.spec.sizes import TABLE, architecture
 from selfguide.spec.unet import UNetArchitecture
 from shards import storage
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 SCRATCH: Mapping[str, Any] = {"source": "scratch", "saw_labels": False}
 SAFE, PICKLED = ".safetensors", (".pt", ".pth", ".bin", ".ckpt")
@@ -39,14 +39,14 @@ def validate_init(config: Config, net: Architecture) -> None:
     if not (init.path or "").strip():
         what = "a published snapshot's folder" if init.source == "snapshot" else "the file"
         raise UserError(f"init.source={init.source} needs weights; give init.path={what}")
-    refuse_if(
-        storage.is_remote(str(init.path)),
-        f"init.path={init.path}: weights are read from a file system that all nodes share; copy them there",
-    )
-    refuse_if(
-        init.labels == "keep" and not net.classes,
-        "init.labels=keep, and this network is not conditioned on labels; set init.labels=drop, or guidance=labels",
-    )
+    if storage.is_remote(str(init.path)):
+        raise UserError(
+            f"init.path={init.path}: weights are read from a file system that all nodes share; copy them there"
+        )
+    if init.labels == "keep" and not net.classes:
+        raise UserError(
+            "init.labels=keep, and this network is not conditioned on labels; set init.labels=drop, or guidance=labels"
+        )
     if init.source == "official":
         _official(config, net)
 
@@ -58,21 +58,21 @@ def _official(config: Config, net: Architecture) -> None:
             f"init.source=official needs to know whose names the file has; give init.form={'|'.join(FORMS)}"
         )
     form = FORMS[init.form]
-    refuse_if(
-        Path(str(init.path)).suffix not in (SAFE, *PICKLED),
-        f"init.path={init.path} is not one of {', '.join((SAFE, *PICKLED))}; give a checkpoint's file",
-    )
-    refuse_if(
-        not isinstance(net, form.family),
-        f"init.form={init.form} holds the weights of a {form.title}, and model.name={config.model.name} is "
-        "another family; choose a model of that family",
-    )
-    for field, value in form.switches.items():
-        refuse_if(
-            getattr(net, field) != value,
-            f"model.{field}={getattr(net, field)}, and a published {form.title} has {value}; set "
-            f"model.{field}={str(value).lower()}, or another model",
+    if Path(str(init.path)).suffix not in (SAFE, *PICKLED):
+        raise UserError(
+            f"init.path={init.path} is not one of {', '.join((SAFE, *PICKLED))}; give a checkpoint's file"
         )
+    if not isinstance(net, form.family):
+        raise UserError(
+            f"init.form={init.form} holds the weights of a {form.title}, and model.name={config.model.name} is "
+            "another family; choose a model of that family"
+        )
+    for field, value in form.switches.items():
+        if getattr(net, field) != value:
+            raise UserError(
+                f"model.{field}={getattr(net, field)}, and a published {form.title} has {value}; set "
+                f"model.{field}={str(value).lower()}, or another model"
+            )
     _same_training(form.trained, config, net)
 
 
@@ -88,11 +88,11 @@ def _same_training(trained: tuple[Training, ...], config: Config, net: Architect
             f"model.time={net.time}, and the weights of init.path={init.path} were fed {names}; set "
             f"model.time={trained[0].time}, or init.time=relearn to let training adapt them"
         )
-    refuse_if(
-        mine not in fed,
-        f"{mine}, and the weights of init.path={init.path} learned {fed[0]}; set {fed[0]}, or init.time=relearn "
-        "to let training adapt them",
-    )
+    if mine not in fed:
+        raise UserError(
+            f"{mine}, and the weights of init.path={init.path} learned {fed[0]}; set {fed[0]}, or init.time=relearn "
+            "to let training adapt them"
+        )
 
 
 def training_of(path: PathConfig, net: Architecture) -> Training:
@@ -124,10 +124,10 @@ def check_weights(config: Config) -> str | None:
         manifest, theirs = read_snapshot(path, verify="sizes")
         agree(theirs, config)
         return ema_sha256(manifest, theirs)
-    refuse_if(
-        not path.is_file(),
-        f"{where} is not a file; give the checkpoint's path, or to go on with a run, name=RUN",
-    )
+    if not path.is_file():
+        raise UserError(
+            f"{where} is not a file; give the checkpoint's path, or to go on with a run, name=RUN"
+        )
     if path.suffix == SAFE:
         contents_of(config, _header(path, where), net)
     return storage.sha256(path)
@@ -195,21 +195,21 @@ def agree(their_config: Config, config: Config) -> None:
     """
     init, theirs, ours = config.init, architecture(their_config), architecture(config)
     where = f"the snapshot in init.path={init.path}"
-    refuse_if(
-        type(theirs) is not type(ours),
-        f"{where} is of another family of models; choose a model of its family, or another snapshot",
-    )
+    if type(theirs) is not type(ours):
+        raise UserError(
+            f"{where} is of another family of models; choose a model of its family, or another snapshot"
+        )
     free = _FREE if init.labels == "drop" else _FREE[1:]
     for field in (f.name for f in fields(ours) if f.name not in free):
         mine, its = getattr(ours, field), getattr(theirs, field)
-        refuse_if(
-            field == "classes" and mine != its,
-            f"{where} has a table of {its} labels and this network of {mine}; set init.labels=drop",
-        )
-        refuse_if(
-            mine != its,
-            f"{where} has model.{field}={its}, and this run {mine}; make them agree",
-        )
+        if field == "classes" and mine != its:
+            raise UserError(
+                f"{where} has a table of {its} labels and this network of {mine}; set init.labels=drop"
+            )
+        if mine != its:
+            raise UserError(
+                f"{where} has model.{field}={its}, and this run {mine}; make them agree"
+            )
     if isinstance(ours, UNetArchitecture) and isinstance(theirs, UNetArchitecture):
         _same_embedding(theirs, ours, where)
     _same_training((training_of(their_config.path, theirs),), config, ours)

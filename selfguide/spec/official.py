@@ -32,7 +32,7 @@ from selfguide.spec.architecture import Architecture, TimeInput
 from selfguide.spec.config import Prediction
 from selfguide.spec.dit import TIME_FREQUENCIES, DiTArchitecture
 from selfguide.spec.uvit import UViTArchitecture
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 Shape = tuple[int, ...]
 
@@ -143,19 +143,19 @@ def contents(
         net, DiTArchitecture | UViTArchitecture
     )  # `selfguide.spec.initial_weights` checked it
     table = found.get(form.table, (0, net.width))
-    refuse_if(
-        len(table) != 2,
-        f"{where} has {form.table} of shape {table}, and a table of labels is (rows, {net.width}); take other "
-        "weights",
-    )
+    if len(table) != 2:
+        raise UserError(
+            f"{where} has {form.table} of shape {table}, and a table of labels is (rows, {net.width}); take other "
+            "weights"
+        )
     rows = table[0]
     width = net.patch**2 * net.channels
     output = found.get(f"{form.last}.weight")
     sigma = form.family is DiTArchitecture and output == (2 * width, net.width)
-    refuse_if(
-        net.learn_sigma and output == (width, net.width),
-        f"{where} predicts no sigma and model.learn_sigma=true; set model.learn_sigma=false",
-    )
+    if net.learn_sigma and output == (width, net.width):
+        raise UserError(
+            f"{where} predicts no sigma and model.learn_sigma=true; set model.learn_sigma=false"
+        )
     parts = _dit(net, sigma) if isinstance(net, DiTArchitecture) else _uvit(net)
     shapes = {f"{part.theirs}.weight": part.shape for part in parts}
     shapes |= {f"{part.theirs}.bias": part.shape[:1] for part in parts if part.bias}
@@ -179,10 +179,10 @@ def _same(
 ) -> None:
     cure = "choose the model it was trained as (model=..., or its model.* numbers), or another init.form"
     for name, shape in expected.items():
-        refuse_if(
-            found.get(name, shape) != shape,
-            f"{where} is of another size: {name} is {found.get(name)} there, and this model takes {shape}; {cure}",
-        )
+        if found.get(name, shape) != shape:
+            raise UserError(
+                f"{where} is of another size: {name} is {found.get(name)} there, and this model takes {shape}; {cure}"
+            )
     missing = [name for name in expected if name not in found]
     if missing:
         raise UserError(

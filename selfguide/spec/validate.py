@@ -18,7 +18,7 @@ from selfguide.spec.config.train import check_train
 from selfguide.spec.initial_weights import validate_init
 from selfguide.spec.sizes import architecture
 from selfguide.spec.unet import UNetArchitecture
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # what the feature net of fd_digits reads
@@ -64,19 +64,17 @@ def validate(config: Config) -> None:
 
 def _check_names(config: Config) -> None:
     for field, value in (("name", config.name), ("experiment", config.experiment)):
-        refuse_if(
-            value is not None and not _NAME.fullmatch(value),
-            f"{field}={value!r} names a folder: use letters, digits, '.', '_' and '-', beginning with "
-            "a letter or digit, at most 100 characters",
+        if value is not None and not _NAME.fullmatch(value):
+            raise UserError(
+                f"{field}={value!r} names a folder: use letters, digits, '.', '_' and '-', beginning with "
+                "a letter or digit, at most 100 characters"
+            )
+    if not config.runs.strip():
+        raise UserError("runs is empty: give runs=FOLDER")
+    if config.runs.startswith("s3://"):
+        raise UserError(
+            f"runs={config.runs!r}: the run folder lives on a file system all nodes share, not on S3"
         )
-    refuse_if(
-        not config.runs.strip(),
-        "runs is empty: give runs=FOLDER",
-    )
-    refuse_if(
-        config.runs.startswith("s3://"),
-        f"runs={config.runs!r}: the run folder lives on a file system all nodes share, not on S3",
-    )
 
 
 def _check_batch(config: Config) -> None:
@@ -112,57 +110,57 @@ def _check_network(config: Config) -> None:
     channels, size, _ = config.data.shape
     net = architecture(config)
     for field, value, shape in (("size", net.size, size), ("channels", net.channels, channels)):
-        refuse_if(
-            value != shape,
-            f"model.{field}={value} disagrees with data.shape={list(config.data.shape)}; "
-            f"drop model.{field} or set it to {shape}",
+        if value != shape:
+            raise UserError(
+                f"model.{field}={value} disagrees with data.shape={list(config.data.shape)}; "
+                f"drop model.{field} or set it to {shape}"
+            )
+    if config.engine.channels_last and not isinstance(net, UNetArchitecture):
+        raise UserError(
+            f"engine.channels_last=true is a layout for convolutions and model.name={config.model.name!r} is a "
+            "transformer: set engine.channels_last=false, or take a UNet"
         )
-    refuse_if(
-        config.engine.channels_last and not isinstance(net, UNetArchitecture),
-        f"engine.channels_last=true is a layout for convolutions and model.name={config.model.name!r} is a "
-        "transformer: set engine.channels_last=false, or take a UNet",
-    )
     config.guidance.head(net)  # reads a layer that the network has
     validate_init(config, net)
 
 
 def _check_sampling(config: Config) -> None:
-    refuse_if(
-        config.sampler.name == "dopri5" and config.sampler.steps != SamplerConfig.steps,
-        f"sampler.steps={config.sampler.steps} is a number that dopri5 chooses itself, by sampler.rtol and "
-        "sampler.atol; drop it or change the sampler",
-    )
-    refuse_if(
-        config.guidance.source == "none" and config.sampler.g != 1,
-        f"sampler.g={config.sampler.g} guides towards a condition, and with guidance.source=none there is none; "
-        "take sampler.g=1, or guidance=online, labels or sidecar",
-    )
+    if config.sampler.name == "dopri5" and config.sampler.steps != SamplerConfig.steps:
+        raise UserError(
+            f"sampler.steps={config.sampler.steps} is a number that dopri5 chooses itself, by sampler.rtol and "
+            "sampler.atol; drop it or change the sampler"
+        )
+    if config.guidance.source == "none" and config.sampler.g != 1:
+        raise UserError(
+            f"sampler.g={config.sampler.g} guides towards a condition, and with guidance.source=none there is none; "
+            "take sampler.g=1, or guidance=online, labels or sidecar"
+        )
     guided, channels = config.sampler.guided_channels, config.data.shape[0]
-    refuse_if(
-        guided is not None and guided > channels,
-        f"sampler.guided_channels={guided} and data.shape={list(config.data.shape)} has {channels} channels; "
-        f"take {channels} or fewer, or null to guide all",
-    )
+    if guided is not None and guided > channels:
+        raise UserError(
+            f"sampler.guided_channels={guided} and data.shape={list(config.data.shape)} has {channels} channels; "
+            f"take {channels} or fewer, or null to guide all"
+        )
 
 
 def _check_evaluation(config: Config) -> None:
     evaluation = config.evaluation
-    refuse_if(
-        evaluation.prior != "empirical" and not config.guidance.one_group,
-        f"evaluation.prior={evaluation.prior} draws groups, and with these settings of "
-        f"guidance.source={config.guidance.source} an image is not conditioned on one group alone; take "
-        "evaluation.prior=empirical",
-    )
-    refuse_if(
-        evaluation.protocol == "fd_digits" and config.data.shape != _DIGITS,
-        f"evaluation.protocol=fd_digits scores {list(_DIGITS)} digits, and data.shape is "
-        f"{list(config.data.shape)}; set evaluation=none",
-    )
-    refuse_if(
-        evaluation.protocol == "fd_digits" and config.data.crop,
-        "data.crop=true makes a model of windows, and evaluation.protocol=fd_digits compares with whole images; "
-        "set data.crop=false or evaluation=none",
-    )
+    if evaluation.prior != "empirical" and not config.guidance.one_group:
+        raise UserError(
+            f"evaluation.prior={evaluation.prior} draws groups, and with these settings of "
+            f"guidance.source={config.guidance.source} an image is not conditioned on one group alone; take "
+            "evaluation.prior=empirical"
+        )
+    if evaluation.protocol == "fd_digits" and config.data.shape != _DIGITS:
+        raise UserError(
+            f"evaluation.protocol=fd_digits scores {list(_DIGITS)} digits, and data.shape is "
+            f"{list(config.data.shape)}; set evaluation=none"
+        )
+    if evaluation.protocol == "fd_digits" and config.data.crop:
+        raise UserError(
+            "data.crop=true makes a model of windows, and evaluation.protocol=fd_digits compares with whole images; "
+            "set data.crop=false or evaluation=none"
+        )
 
 
 def _check_mixture(config: Config) -> None:
@@ -170,13 +168,13 @@ def _check_mixture(config: Config) -> None:
     data = config.data
     if not data.mix:
         return
-    refuse_if(
-        config.guidance.source == "sidecar",
-        f"data.mix={list(data.mix)} with guidance.source=sidecar: the rows of a sidecar are one data set's; leave "
-        "data.mix out, or take guidance=online",
-    )
-    refuse_if(
-        config.evaluation.protocol != "none",
-        f"data.mix={list(data.mix)} with evaluation.protocol={config.evaluation.protocol}: a score compares with "
-        "one data set; set evaluation=none",
-    )
+    if config.guidance.source == "sidecar":
+        raise UserError(
+            f"data.mix={list(data.mix)} with guidance.source=sidecar: the rows of a sidecar are one data set's; leave "
+            "data.mix out, or take guidance=online"
+        )
+    if config.evaluation.protocol != "none":
+        raise UserError(
+            f"data.mix={list(data.mix)} with evaluation.protocol={config.evaluation.protocol}: a score compares with "
+            "one data set; set evaluation=none"
+        )

@@ -31,7 +31,7 @@ from selfguide.diffusion.samplers.velocity import dopri5, euler, euler_maruyama,
 from selfguide.spec.config import SamplerConfig
 from selfguide.spec.config.sampler import settings_read
 from selfguide.spec.suggest import check_known, nearest
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
     sampler.__name__: sampler
@@ -93,10 +93,10 @@ def sample(
 
 def _preconditioning(denoiser: Denoiser | DataEstimate, path: Path | None) -> Preconditioning:
     if isinstance(denoiser, Denoiser):
-        refuse_if(
-            path is not None,
-            "path= goes with a function as denoiser; a Denoiser has a path; drop it",
-        )
+        if path is not None:
+            raise UserError(
+                "path= goes with a function as denoiser; a Denoiser has a path; drop it"
+            )
         return denoiser.preconditioning
     if path is None:
         raise UserError("a function as denoiser needs path=, the path that its x lies on")
@@ -106,10 +106,8 @@ def _preconditioning(denoiser: Denoiser | DataEstimate, path: Path | None) -> Pr
 def default_times(name: str, preconditioning: Preconditioning, steps: int, shift: float) -> Tensor:
     """A sampler's own: the path's grid, shifted, from where the prediction can be read; `even_times` of some."""
     times = noise_times(preconditioning, steps, shift)
-    refuse_if(
-        name == "dopri5" and shift != 1,
-        f"shift={shift} moves a grid of steps, and dopri5 chooses its own; drop it",
-    )
+    if name == "dopri5" and shift != 1:
+        raise UserError(f"shift={shift} moves a grid of steps, and dopri5 chooses its own; drop it")
     return even_times(times, shift) if name == "euler_maruyama" else times
 
 

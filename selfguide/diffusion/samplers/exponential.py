@@ -18,7 +18,7 @@ from selfguide.diffusion.samplers.schedule import (
     at_level,
     fixed_steps,
 )
-from shards.errors import refuse_if
+from shards.errors import UserError
 
 
 @fixed_steps
@@ -36,10 +36,8 @@ def ddim(
     On a variance-preserving path `up` is the sigma of the paper's eq. 16; eta = 1 is ancestral sampling. `clip` keeps
     the data estimate within +-clip and reads the noise off it again.
     """
-    refuse_if(
-        not 0 <= eta <= 1,
-        f"eta={eta} must be in [0, 1]: 0 deterministic, 1 ancestral",
-    )
+    if not 0 <= eta <= 1:
+        raise UserError(f"eta={eta} must be in [0, 1]: 0 deterministic, 1 ancestral")
     noise = StepNoise(f"ddim with eta={eta}", seeds, x) if eta else None
     for step in schedule.steps():
         now, then = step.now, step.then

@@ -17,7 +17,7 @@ from selfguide.diffusion.paths import DDPM, Estimate, Path, VarianceExploding
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.randomness import normal
 from selfguide.spec.config.sampler import most_steps
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 # x (B, C, H, W) on the path and noise-times (B,) in fp32 -> the estimate of x0 (B, C, H, W); any guidance is inside
 DataEstimate = Callable[[Tensor, Tensor], Tensor]
@@ -61,10 +61,10 @@ class Schedule:
     def __post_init__(self) -> None:
         times = self.times
         falling = times.ndim == 1 and len(times) > 1 and bool((times[:-1] > times[1:]).all())
-        refuse_if(
-            not falling or not (float(times[-1]) >= 0 and float(times[0]) <= 1),
-            f"times={times.tolist()} must fall from noise-time 1 or less to 0 or more",
-        )
+        if not falling or not (float(times[-1]) >= 0 and float(times[0]) <= 1):
+            raise UserError(
+                f"times={times.tolist()} must fall from noise-time 1 or less to 0 or more"
+            )
 
     @staticmethod
     def of_sigmas(sigmas: Tensor) -> Schedule:
@@ -112,10 +112,10 @@ class StepNoise:
             raise UserError(
                 f"{what} draws noise at every step: give seeds, int64 of shape ({count},)"
             )
-        refuse_if(
-            tuple(seeds.shape) != (count,) or seeds.dtype != torch.int64,
-            f"seeds are {seeds.dtype} of shape {tuple(seeds.shape)}; {what} takes int64 of ({count},)",
-        )
+        if tuple(seeds.shape) != (count,) or seeds.dtype != torch.int64:
+            raise UserError(
+                f"seeds are {seeds.dtype} of shape {tuple(seeds.shape)}; {what} takes int64 of ({count},)"
+            )
         self._seeds, self._shape, self._dtype = seeds.to(x.device), tuple(x.shape[1:]), x.dtype
 
     def __call__(self, step: int) -> Tensor:
@@ -154,21 +154,19 @@ def noise_times(preconditioning: Preconditioning, steps: int, shift: float = 1.0
     A discrete table has its shifted noise-times at whole entries, and refuses as many steps as would meet at one.
     """
     path = preconditioning.path
-    refuse_if(
-        steps < 1,
-        f"steps={steps} is too small; take 1 or more",
-    )
-    refuse_if(
-        shift != 1 and isinstance(path, VarianceExploding),
-        f"shift={shift} moves noise-times, and this path has a grid of noise levels; drop it",
-    )
+    if steps < 1:
+        raise UserError(f"steps={steps} is too small; take 1 or more")
+    if shift != 1 and isinstance(path, VarianceExploding):
+        raise UserError(
+            f"shift={shift} moves noise-times, and this path has a grid of noise levels; drop it"
+        )
     times = within(path.grid(steps), shift)
     if shift != 1 and isinstance(path, DDPM):
-        refuse_if(
-            steps > most_steps(shift),
-            f"steps={steps} with shift={shift} would stand still on this path's {path.steps} noise levels; "
-            f"take {most_steps(shift)} steps or fewer, or a shift nearer 1",
-        )
+        if steps > most_steps(shift):
+            raise UserError(
+                f"steps={steps} with shift={shift} would stand still on this path's {path.steps} noise levels; "
+                f"take {most_steps(shift)} steps or fewer, or a shift nearer 1"
+            )
         even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)  # not rounded twice
         times = (shifted(even, shift) * path.steps).round() / path.steps
     # squeezed, not clipped, since two equal times are a step of no length
@@ -189,10 +187,8 @@ def shifted(times: Tensor, k: float) -> Tensor:
 
     A shift s of data-time, as LightningDiT's 0.3, is k = 1 / s.
     """
-    refuse_if(
-        not (math.isfinite(k) and k > 0),
-        f"shift={k} must be a positive number",
-    )
+    if not (math.isfinite(k) and k > 0):
+        raise UserError(f"shift={k} must be a positive number")
     return k * times / (1 + (k - 1) * times)
 
 

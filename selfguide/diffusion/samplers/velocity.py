@@ -26,7 +26,7 @@ from selfguide.diffusion.samplers.schedule import (
     within,
 )
 from selfguide.spec.suggest import check_known
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 LAST_STEP = 0.04  # euler_maruyama's, of drift only (SiT, REPA)
 RENEWED = 0.1  # share of the noise that one step of `sbdm` exchanges at most
@@ -61,11 +61,11 @@ def heun(
     `churn` raises the noise level before each step inside `churn_sigma`; it is defined where that is the clock.
     """
     path = schedule.path
-    refuse_if(
-        churn and not isinstance(path, VarianceExploding),
-        f"churn={churn} raises the noise level, which {type(path).__name__} does not step in; "
-        "take an EDM or VE path, or ddim with eta=1",
-    )
+    if churn and not isinstance(path, VarianceExploding):
+        raise UserError(
+            f"churn={churn} raises the noise level, which {type(path).__name__} does not step in; "
+            "take an EDM or VE path, or ddim with eta=1"
+        )
     noise = StepNoise(f"heun with churn={churn}", seeds, x) if churn else None
     for step in schedule.steps():
         tau, sigma = step.now.tau, step.now.b
@@ -103,11 +103,11 @@ def euler_maruyama(
     """
     path = schedule.path
     check_known("diffusion", diffusion, ("sit", "repa", "sbdm"))
-    refuse_if(
-        not isinstance(path, RectifiedFlow | VariancePreserving),
-        f"euler_maruyama steps evenly in noise-time, which {type(path).__name__} does not take; "
-        "take ddim with eta=1",
-    )
+    if not isinstance(path, RectifiedFlow | VariancePreserving):
+        raise UserError(
+            f"euler_maruyama steps evenly in noise-time, which {type(path).__name__} does not take; "
+            "take ddim with eta=1"
+        )
     noise = StepNoise("euler_maruyama", seeds, x)
     for step in schedule.steps():
         tau, width = step.now.tau, step.now.tau - step.then.tau

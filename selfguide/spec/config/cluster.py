@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from selfguide.spec.config.laws import AtLeast, Positive
-from shards.errors import refuse_if
+from shards.errors import UserError
 
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
@@ -41,17 +41,17 @@ class ClusterConfig:
 
 def check_cluster(cluster: ClusterConfig, nodes: int) -> None:
     """Raises UserError where this cluster has no such nodes, or a secret would be written into the run folder."""
-    refuse_if(
-        cluster.kind == "auto",
-        "cluster=auto must be resolved first; choose cluster=local or cluster=slurm",
-    )
-    refuse_if(
-        cluster.one_machine and nodes > 1,
-        f"nodes={nodes} with cluster=local: this is one machine; take cluster=slurm, or nodes=1",
-    )
-    for name in _SECRETS:
-        refuse_if(
-            name in cluster.environment,
-            f"cluster.environment.{name} would be written into the run's folder, where others read it; export "
-            f"{name} in the shell that submits, from which jobs inherit it, or keep a profile in ~/.aws",
+    if cluster.kind == "auto":
+        raise UserError(
+            "cluster=auto must be resolved first; choose cluster=local or cluster=slurm"
         )
+    if cluster.one_machine and nodes > 1:
+        raise UserError(
+            f"nodes={nodes} with cluster=local: this is one machine; take cluster=slurm, or nodes=1"
+        )
+    for name in _SECRETS:
+        if name in cluster.environment:
+            raise UserError(
+                f"cluster.environment.{name} would be written into the run's folder, where others read it; export "
+                f"{name} in the shell that submits, from which jobs inherit it, or keep a profile in ~/.aws"
+            )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from selfguide.spec.config.laws import AtLeast, Neutral, NotIdentity, ReadWith, Within
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 if TYPE_CHECKING:  # needs NumPy, and a dry run does not
     from shards.format.header import Header
@@ -59,30 +59,22 @@ def check_data(data: DataConfig) -> None:
     Raises:
         UserError: the first that does not hold, with its cure.
     """
-    refuse_if(
-        not data.root.strip(),
-        "data.root is empty: give data.root=FOLDER",
-    )
+    if not data.root.strip():
+        raise UserError("data.root is empty: give data.root=FOLDER")
     channels, height, width = data.shape
-    refuse_if(
-        height != width or min(channels, height) < 1,
-        f"data.shape={list(data.shape)} must be (C, H, W), positive, with H = W",
-    )
-    refuse_if(
-        data.cache is not None and not data.cache.strip(),
-        "data.cache is empty: give data.cache=FOLDER on a disk of each node",
-    )
+    if height != width or min(channels, height) < 1:
+        raise UserError(f"data.shape={list(data.shape)} must be (C, H, W), positive, with H = W")
+    if data.cache is not None and not data.cache.strip():
+        raise UserError("data.cache is empty: give data.cache=FOLDER on a disk of each node")
     if not data.mix and not data.weights:
         return
-    refuse_if(
-        len(data.weights) != len(data.mix) + 1 or not data.mix,
-        f"data.weights={list(data.weights)} with data.mix={list(data.mix)}: give a weight to data.root and one to "
-        "each of data.mix",
-    )
-    refuse_if(
-        not all(math.isfinite(weight) and weight > 0 for weight in data.weights),
-        f"data.weights={list(data.weights)} must be positive numbers",
-    )
+    if len(data.weights) != len(data.mix) + 1 or not data.mix:
+        raise UserError(
+            f"data.weights={list(data.weights)} with data.mix={list(data.mix)}: give a weight to data.root and one to "
+            "each of data.mix"
+        )
+    if not all(math.isfinite(weight) and weight > 0 for weight in data.weights):
+        raise UserError(f"data.weights={list(data.weights)} must be positive numbers")
 
 
 def check_stored(data: DataConfig, header: Header, whole: tuple[int, int, int]) -> None:
@@ -91,21 +83,21 @@ def check_stored(data: DataConfig, header: Header, whole: tuple[int, int, int]) 
     Raises:
         UserError: another shape, or a flip or crop that these shards do not allow.
     """
-    refuse_if(
-        header.kind == "latent" and data.flip,
-        f"data.flip=true, and the shards in {data.root} hold latents: a mirrored latent is not the latent of the "
-        "mirror image; set data.flip=false, or write shards that hold both (header flips=True)",
-    )
-    refuse_if(
-        header.kind == "latent" and data.crop,
-        f"data.crop=true, and the shards in {data.root} hold latents: a piece of a latent is not the latent of a "
-        "piece; set data.crop=false, or crop the images before they are encoded",
-    )
-    refuse_if(
-        header.flips and data.flip,
-        f"data.flip=true, and the shards in {data.root} hold every image with its mirror image, one of which is "
-        "picked at each visit already; set data.flip=false",
-    )
+    if header.kind == "latent" and data.flip:
+        raise UserError(
+            f"data.flip=true, and the shards in {data.root} hold latents: a mirrored latent is not the latent of the "
+            "mirror image; set data.flip=false, or write shards that hold both (header flips=True)"
+        )
+    if header.kind == "latent" and data.crop:
+        raise UserError(
+            f"data.crop=true, and the shards in {data.root} hold latents: a piece of a latent is not the latent of a "
+            "piece; set data.crop=false, or crop the images before they are encoded"
+        )
+    if header.flips and data.flip:
+        raise UserError(
+            f"data.flip=true, and the shards in {data.root} hold every image with its mirror image, one of which is "
+            "picked at each visit already; set data.flip=false"
+        )
     fits = whole == data.shape
     if data.crop:
         fits = whole[0] == data.shape[0] and min(whole[1:]) >= data.shape[1]

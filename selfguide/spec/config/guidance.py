@@ -23,7 +23,7 @@ from selfguide.spec.sizes import row
 from selfguide.spec.unet import UNetArchitecture
 from selfguide.spec.uvit import UViTArchitecture
 from shards import storage
-from shards.errors import UserError, refuse_if
+from shards.errors import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -139,11 +139,11 @@ class LabelGuidance(Guidance):
         return {"classes": classes, "spatial": 0}
 
     def check(self, config: Config) -> None:
-        refuse_if(
-            config.data.classes < 1,
-            f"guidance.source=labels needs data.classes > 0, not {config.data.classes}; give data.classes=... "
-            "if the shards have labels, else guidance=online",
-        )
+        if config.data.classes < 1:
+            raise UserError(
+                f"guidance.source=labels needs data.classes > 0, not {config.data.classes}; give data.classes=... "
+                "if the shards have labels, else guidance=online"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,28 +245,28 @@ class OnlineGuidance(Guidance):
         )
 
     def check(self, config: Config) -> None:
-        refuse_if(
-            self.level == "patch" and isinstance(row(config.model.name), UNetArchitecture),
-            f"guidance.level=patch conditions each patch of a transformer, and model.name={config.model.name!r} is "
-            "a UNet; take guidance.level=image, or a DiT or U-ViT",
-        )
-        refuse_if(
-            self.level == "image" and self.pooling == "cls" and not config.model.cls_token,
-            "guidance.pooling=cls reads a learned [CLS] token and model.cls_token is false; set "
-            "model.cls_token=true, or guidance.pooling=flat (small nets) or mean",
-        )
-        refuse_if(
-            self.noise_time == 1,
-            f"guidance.noise_time={self.noise_time} is pure noise, of which no groups can be made; "
-            "take a value below 1",
-        )
+        if self.level == "patch" and isinstance(row(config.model.name), UNetArchitecture):
+            raise UserError(
+                f"guidance.level=patch conditions each patch of a transformer, and model.name={config.model.name!r} is "
+                "a UNet; take guidance.level=image, or a DiT or U-ViT"
+            )
+        if self.level == "image" and self.pooling == "cls" and not config.model.cls_token:
+            raise UserError(
+                "guidance.pooling=cls reads a learned [CLS] token and model.cls_token is false; set "
+                "model.cls_token=true, or guidance.pooling=flat (small nets) or mean"
+            )
+        if self.noise_time == 1:
+            raise UserError(
+                f"guidance.noise_time={self.noise_time} is pure noise, of which no groups can be made; "
+                "take a value below 1"
+            )
         # both stages have a step at least
         steps = config.train.images // config.train.batch
-        refuse_if(
-            steps == 1,
-            f"train.images={config.train.images} is one step of train.batch={config.train.batch}, and "
-            "guidance=online has two stages; train for two batches or more",
-        )
+        if steps == 1:
+            raise UserError(
+                f"train.images={config.train.images} is one step of train.batch={config.train.batch}, and "
+                "guidance=online has two stages; train for two batches or more"
+            )
         if round(self.switch * steps) == steps:
             latest = math.floor((1 - 1 / steps) * 1000) / 1000
             raise UserError(
@@ -344,44 +344,44 @@ class SidecarGuidance(Guidance):
         return {"classes": self.groups, "dense": self.width, "spatial": self.channels}
 
     def check(self, config: Config) -> None:
-        refuse_if(
-            not self.folders,
-            "guidance.source=sidecar has no condition yet; give guidance.ids=FOLDER with guidance.groups=K, "
-            "guidance.layout=FOLDER with guidance.channels=M, or guidance.dense=FOLDER with guidance.width=P",
-        )
-        for field, folder in self.folders.items():
-            refuse_if(
-                not folder.strip() or storage.is_remote(folder),
-                f"guidance.{field}={folder!r}: rows are mapped into memory; give a folder on a file system that "
-                "all nodes share",
+        if not self.folders:
+            raise UserError(
+                "guidance.source=sidecar has no condition yet; give guidance.ids=FOLDER with guidance.groups=K, "
+                "guidance.layout=FOLDER with guidance.channels=M, or guidance.dense=FOLDER with guidance.width=P"
             )
+        for field, folder in self.folders.items():
+            if not folder.strip() or storage.is_remote(folder):
+                raise UserError(
+                    f"guidance.{field}={folder!r}: rows are mapped into memory; give a folder on a file system that "
+                    "all nodes share"
+                )
         for field, role in ROLES.items():
             self._check_size(field, role)
         base = row(config.model.name)
         width = config.model.width or getattr(base, "width", 0)
-        refuse_if(
-            isinstance(base, UViTArchitecture) and self.width not in (0, width),
-            f"guidance.width={self.width}, and model.name={config.model.name} takes a dense condition as a token "
-            f"of its own width, {width}; take features of that width, or a DiT or UNet, which project them",
-        )
+        if isinstance(base, UViTArchitecture) and self.width not in (0, width):
+            raise UserError(
+                f"guidance.width={self.width}, and model.name={config.model.name} takes a dense condition as a token "
+                f"of its own width, {width}; take features of that width, or a DiT or UNet, which project them"
+            )
 
     def _check_size(self, field: str, role: Role) -> None:
         folder, size = getattr(self, field), getattr(self, role.size)
-        refuse_if(
-            folder is not None and size < 1,
-            f"guidance.{role.size}={size} is too small for guidance.{field}={folder}; give the number that its "
-            "record names, 1 or more",
-        )
-        refuse_if(
-            folder is None and size and not (field == "ids" and self.layout is not None),
-            f"guidance.{role.size}={size} is read with guidance.{field} only; give guidance.{field}=FOLDER, or "
-            "drop it",
-        )
-        refuse_if(
-            field == "ids" and folder is None and size not in (0, self.channels),
-            f"guidance.groups={size} without guidance.ids are the groups that guidance.layout holds; take "
-            f"guidance.groups={self.channels}, or 0 to condition on the layout alone",
-        )
+        if folder is not None and size < 1:
+            raise UserError(
+                f"guidance.{role.size}={size} is too small for guidance.{field}={folder}; give the number that its "
+                "record names, 1 or more"
+            )
+        if folder is None and size and not (field == "ids" and self.layout is not None):
+            raise UserError(
+                f"guidance.{role.size}={size} is read with guidance.{field} only; give guidance.{field}=FOLDER, or "
+                "drop it"
+            )
+        if field == "ids" and folder is None and size not in (0, self.channels):
+            raise UserError(
+                f"guidance.groups={size} without guidance.ids are the groups that guidance.layout holds; take "
+                f"guidance.groups={self.channels}, or 0 to condition on the layout alone"
+            )
 
     def identity(self, config: Config, promises: Mapping[str, Any]) -> dict[str, Any]:
         """What the sidecars hold, not where they lie."""

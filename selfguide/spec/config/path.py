@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from selfguide.spec.config.laws import Positive, ReadWith, Share, Within
-from shards.errors import refuse_if
+from shards.errors import UserError
 
 Prediction = Literal["v", "eps", "x0", "edm"]
 
@@ -59,26 +59,26 @@ def check_path(path: PathConfig, channels: int) -> None:
     predictions, densities = _ON_PATH[path.name]
     for field, known in (("prediction", predictions), ("time_density", densities)):
         value = getattr(path, field)
-        refuse_if(
-            value not in known,
-            f"path.{field}={value} does not go with path.name={path.name}; take path.{field}={' or '.join(known)}",
-        )
+        if value not in known:
+            raise UserError(
+                f"path.{field}={value} does not go with path.name={path.name}; take path.{field}={' or '.join(known)}"
+            )
     # EDM's weight goes with edm, where it is 1, and with v: from 0.8 to 4 on rectified flow at sigma_data = 0.5. On VP
     # and DDPM our v is dx/dtau, not Salimans & Ho's a eps - b x0, and the weight follows beta: near 2 for most
     # noise-times, above 900 in pure noise. On a raw x0 it grows as 1 / sigma^2 and on a raw eps as sigma^2, ten
     # thousandfold and more: a few images would make the whole loss
     bounded = "edm" if path.name in ("ve", "edm") else "v"
-    refuse_if(
-        path.weighting != "plain" and path.prediction in ("x0", "eps"),
-        f"path.weighting={path.weighting} has no bound with path.prediction={path.prediction}; take "
-        f"path.prediction={bounded}, or path.weighting=plain",
-    )
-    refuse_if(
-        path.cosine and path.prediction != "v",
-        f"path.cosine={path.cosine} compares velocities, and path.prediction={path.prediction}; take "
-        "path.prediction=v or path.cosine=0",
-    )
-    refuse_if(
-        path.cosine and channels == 1,
-        f"path.cosine={path.cosine} compares directions over channels, and the data has one; take path.cosine=0",
-    )
+    if path.weighting != "plain" and path.prediction in ("x0", "eps"):
+        raise UserError(
+            f"path.weighting={path.weighting} has no bound with path.prediction={path.prediction}; take "
+            f"path.prediction={bounded}, or path.weighting=plain"
+        )
+    if path.cosine and path.prediction != "v":
+        raise UserError(
+            f"path.cosine={path.cosine} compares velocities, and path.prediction={path.prediction}; take "
+            "path.prediction=v or path.cosine=0"
+        )
+    if path.cosine and channels == 1:
+        raise UserError(
+            f"path.cosine={path.cosine} compares directions over channels, and the data has one; take path.cosine=0"
+        )

@@ -18,7 +18,7 @@ from selfguide.spec.config.laws import (
 )
 from selfguide.spec.config.path import PathConfig
 from selfguide.spec.conventions import DDPM_STEPS
-from shards.errors import refuse_if
+from shards.errors import UserError
 
 _HEUN, _DOPRI5, _DDIM = ReadWith("name=heun"), ReadWith("name=dopri5"), ReadWith("name=ddim")
 
@@ -90,33 +90,33 @@ def check_sampler(config: SamplerConfig, path: PathConfig) -> None:
     check(config, "sampler")
     check_read(config, "sampler")
     sigmas = path.name in ("ve", "edm")
-    refuse_if(
-        config.name == "dopri5" and config.shift != 1,
-        f"sampler.shift={config.shift} moves a grid of steps, and dopri5 chooses its own; drop it",
-    )
-    refuse_if(
-        path.name == "ddpm" and config.steps > DDPM_STEPS,
-        f"sampler.steps={config.steps} is more than the {DDPM_STEPS} noise levels of path.name=ddpm; "
-        f"take {DDPM_STEPS} or fewer",
-    )
-    refuse_if(
-        path.name == "ddpm" and config.shift != 1 and config.steps > most_steps(config.shift),
-        f"sampler.steps={config.steps} with sampler.shift={config.shift} would stand still on the {DDPM_STEPS} "
-        f"noise levels of path.name=ddpm; take sampler.steps={most_steps(config.shift)} or fewer, or a shift "
-        "nearer 1",
-    )
-    refuse_if(
-        sigmas and config.shift != 1,
-        f"sampler.shift={config.shift} moves noise-times, and path.name={path.name} has a grid of "
-        "noise levels of its own; drop it",
-    )
-    refuse_if(
-        config.churn and not sigmas,
-        f"sampler.churn={config.churn} adds noise at a noise level, which path.name={path.name} does not step "
-        "in; take path=edm, or sampler.name=ddim with sampler.eta=1",
-    )
-    refuse_if(
-        config.name == "euler_maruyama" and path.name not in ("rectified_flow", "vp"),
-        f"sampler.name=euler_maruyama steps in noise-time, which path.name={path.name} does not take evenly; "
-        "take sampler.name=ddim with sampler.eta=1",
-    )
+    if config.name == "dopri5" and config.shift != 1:
+        raise UserError(
+            f"sampler.shift={config.shift} moves a grid of steps, and dopri5 chooses its own; drop it"
+        )
+    if path.name == "ddpm" and config.steps > DDPM_STEPS:
+        raise UserError(
+            f"sampler.steps={config.steps} is more than the {DDPM_STEPS} noise levels of path.name=ddpm; "
+            f"take {DDPM_STEPS} or fewer"
+        )
+    if path.name == "ddpm" and config.shift != 1 and config.steps > most_steps(config.shift):
+        raise UserError(
+            f"sampler.steps={config.steps} with sampler.shift={config.shift} would stand still on the {DDPM_STEPS} "
+            f"noise levels of path.name=ddpm; take sampler.steps={most_steps(config.shift)} or fewer, or a shift "
+            "nearer 1"
+        )
+    if sigmas and config.shift != 1:
+        raise UserError(
+            f"sampler.shift={config.shift} moves noise-times, and path.name={path.name} has a grid of "
+            "noise levels of its own; drop it"
+        )
+    if config.churn and not sigmas:
+        raise UserError(
+            f"sampler.churn={config.churn} adds noise at a noise level, which path.name={path.name} does not step "
+            "in; take path=edm, or sampler.name=ddim with sampler.eta=1"
+        )
+    if config.name == "euler_maruyama" and path.name not in ("rectified_flow", "vp"):
+        raise UserError(
+            f"sampler.name=euler_maruyama steps in noise-time, which path.name={path.name} does not take evenly; "
+            "take sampler.name=ddim with sampler.eta=1"
+        )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from selfguide.spec.averages import WIDEST
 from selfguide.spec.config.laws import AtLeast, Images, Neutral, NotIdentity, Positive, Within
-from shards.errors import refuse_if
+from shards.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +38,17 @@ class TrainConfig:
 
 def check_train(train: TrainConfig) -> None:
     """Raises UserError where warm-up is longer than training, or averages are missing or named twice."""
-    refuse_if(
-        train.warmup_images > train.images,
-        f"train.warmup_images={train.warmup_images} is longer than train.images={train.images}; shorten it",
-    )
-    refuse_if(
-        not train.ema_halflife and not train.ema_width,
-        "train.ema_halflife=[] is empty: snapshots are EMA weights, give at least one half-life",
-    )
-    refuse_if(
-        0.0 in train.ema_width,
-        "train.ema_width=[0] is the live weights; take more than 0",
-    )
+    if train.warmup_images > train.images:
+        raise UserError(
+            f"train.warmup_images={train.warmup_images} is longer than train.images={train.images}; shorten it"
+        )
+    if not train.ema_halflife and not train.ema_width:
+        raise UserError(
+            "train.ema_halflife=[] is empty: snapshots are EMA weights, give at least one half-life"
+        )
+    if 0.0 in train.ema_width:
+        raise UserError("train.ema_width=[0] is the live weights; take more than 0")
     for name in ("ema_halflife", "ema_width"):
         values = list(getattr(train, name))
-        refuse_if(
-            len(set(values)) != len(values),
-            f"train.{name}={values} names one average twice; drop one",
-        )
+        if len(set(values)) != len(values):
+            raise UserError(f"train.{name}={values} names one average twice; drop one")
