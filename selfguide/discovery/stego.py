@@ -12,7 +12,7 @@ form are left out: its linear probe, which needs labels, and the conditional ran
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,7 +223,7 @@ class Fit:
             self.step += 1
             yield loss
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "net": self.net.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -231,7 +231,7 @@ class Fit:
             "watched": vars(self.watched),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.watched = state["step"], Watched(**state["watched"])

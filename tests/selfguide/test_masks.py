@@ -255,10 +255,10 @@ def test_a_resumed_fit_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert len(losses) == whole.steps == 6  # two batches of 16 in 40 crops, three times
     run = first.run()
     begun = [next(run) for _ in range(2)]
-    torch.save(first.state(), tmp_path / "state.pt")
+    torch.save(first.state_dict(), tmp_path / "state.pt")
     torch.randn(7)  # whatever else draws in between
     resumed = fit_planted(config, maps)
-    resumed.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert begun + list(resumed.run()) == losses
     for name, value in whole.net.state_dict().items():
         assert torch.equal(resumed.net.state_dict()[name], value)

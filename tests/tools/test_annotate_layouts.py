@@ -15,6 +15,7 @@ from torch import Tensor
 
 from selfguide.data.autoencoders import load_autoencoder
 from selfguide.discovery.lost import lost
+from selfguide.discovery.resumable import Work
 from selfguide.discovery.vit import load_vit
 from shards import cli, sidecar
 from shards.errors import UserError
@@ -182,7 +183,9 @@ def test_rows_that_are_filled_are_not_made_again(tmp_path: Path) -> None:
         return torch.from_numpy(ordinals)[:, None] ** 2
 
     def fill() -> np.ndarray:
-        return layouts.fill(tmp_path, "rows", 10, make, np.int32, batch=3, doing="squares")
+        work = Work(tmp_path / "out", "0" * 64, {"what": "squares"})
+        rows = layouts.fill(work, "rows", 10, make, np.int32, batch=3, doing="squares")
+        return np.concatenate(list(rows))
 
     with pytest.raises(KeyboardInterrupt):
         fill()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +20,19 @@ from torchvision.transforms.v2.functional import resize
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.data.crop_flip import Size
 from selfguide.data.normaliser import Normaliser
+from selfguide.discovery.resumable import Array, Make, Rows, Work, gather
 from selfguide.discovery.vit import FrozenViT, load_vit
 from selfguide.distributed import RankInfo
-from shards import cli, sidecar, storage
+from shards import sidecar, storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.header import Header
 from shards.format.manifest import Manifest
 from shards.read.reader import Reader
+from shards.sidecar import Sidecar
 
 PICTURED = 32  # images in the picture beside a sidecar
-Rows = NDArray[np.generic]
+PARTS = 512  # of which rows are made, at most
 
 
 def add_net(parser: argparse.ArgumentParser, short: str) -> None:
@@ -134,69 +133,55 @@ def scaled(images: Tensor, short: int) -> Tensor:
     return resize(images, [short], InterpolationMode.BICUBIC, antialias=True)
 
 
-def work_folder(target: Path, decided: Mapping[str, Any]) -> Path:
-    """Hidden beside the target, made; another content has another name, so parts are never mixed."""
-    folder = target.parent / f".{target.name}.{manifests.digest(decided)[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def fill(
-    work: Path,
+    work: Work,
     name: str,
     count: int,
-    make: Callable[[NDArray[np.int64]], Tensor],
+    make: Make,
     dtype: DTypeLike,
     *,
     batch: int,
     doing: str,
 ) -> Rows:
-    """(count, ...) rows by ordinal, memory-mapped in `work`; goes on behind what is there already.
+    """(count, ...) rows by ordinal, made `batch` at a time where they are not there yet.
 
     Raises:
         UserError: rows that are not finite.
     """
-    file, log = work / f"{name}.npy", work / f"{name}.json"
-    done = json.loads(log.read_text())["done"] if log.exists() else 0
-    rows = np.load(file, mmap_mode="r+") if done else None
-    starts = range(done, count, batch)
-    for start in cli.track(starts, len(starts), doing):
-        here = np.arange(start, min(start + batch, count))
-        made = make(here)
-        bad = ~made.isfinite().flatten(1).all(1)
-        if bad.any():
-            raise UserError(
-                f"sample {int(here[int(bad.int().argmax())])}: its features are NaN or infinite; take other weights"
-            )
-        if rows is None:
-            rows = np.lib.format.open_memmap(file, "w+", np.dtype(dtype), (count, *made.shape[1:]))
-        rows[here] = made.cpu().numpy().astype(dtype)
-        rows.flush()
-        storage.publish(log, json.dumps({"done": start + len(here)}).encode(), replace=True)
-    assert rows is not None  # shards hold a sample at least
+    # whole batches, in which a net's rounding may differ, and few enough parts to have them all open
+    chunk = batch * -(-count // (batch * PARTS))
+    rows = Rows(
+        folder=work.folder, prefix=f"{name}-{chunk}-", count=count, chunk=chunk, dtype=dtype
+    )
+    rows.fill(make, batch=batch, doing=doing)
     return rows
 
 
 def publish(
-    work: Path,
-    target: Path,
-    picture: Callable[[Path], None],
+    looked: Looked,
+    work: Work,
+    rows: Rows,
+    draw: Callable[[Tensor, Array, Path], None],
+    kind: sidecar.Kind,
+    attached: Mapping[str, bytes],
     **said: Any,
-) -> sidecar.Sidecar:
-    """The sidecar of rows that were filled in `work`, which goes; with its picture."""
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(work / sidecar.ROWS, target / sidecar.ROWS)
-    name = f"{said['kind']}.png"
-    picture(target / name)
-    here = np.load(target / sidecar.ROWS, mmap_mode="r+")
-    made = sidecar.write(target, here, attached=(name, *said.pop("attached", ())), **said)
-    shutil.rmtree(work)
+) -> Sidecar:
+    """The sidecar of `rows` with files attached: those given, and `<kind>.png` of some images.
+
+    `draw` makes that picture of images (B, C, H, W), their rows, and a file; `said` goes to `Work.publish`.
+    """
+
+    def attach() -> tuple[str, ...]:
+        work.target.mkdir(parents=True, exist_ok=True)
+        for name, data in attached.items():
+            storage.publish(work.target / name, data, replace=True)
+        chosen = np.unique(np.linspace(0, rows.count - 1, PICTURED, dtype=np.int64))
+        draw(looked.images(chosen), gather(list(rows), chosen), work.target / f"{kind}.png")
+        return (f"{kind}.png", *attached)
+
+    made = work.publish(rows, kind=kind, attach=attach, **said)
+    assert made is not None  # all parts were ours
     return made
-
-
-def pictured(looked: Looked) -> NDArray[np.int64]:
-    """Ordinals of a picture's images: evenly spread."""
-    return np.unique(np.linspace(0, looked.manifest.count - 1, PICTURED, dtype=np.int64))
 
 
 def tiles(images: Tensor, least: int = 96) -> tuple[list[Image.Image], int]:
@@ -215,11 +200,3 @@ def sheet(pictures: list[Image.Image], file: Path, columns: int = 8, gap: int = 
     for i, one in enumerate(pictures):
         whole.paste(one, (i % columns * (width + gap), i // columns * (height + gap)))
     whole.save(file)
-
-
-def with_images(
-    looked: Looked, draw: Callable[[Tensor, NDArray[np.int64], Path], None]
-) -> Callable[[Path], None]:
-    """A picture that is drawn of the chosen images, their ordinals and a file."""
-    chosen = pictured(looked)
-    return partial(draw, looked.images(chosen), chosen)

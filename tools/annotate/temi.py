@@ -11,7 +11,6 @@ more and larger ones, and takes half a minute. A killed fit goes on where it was
 from __future__ import annotations
 
 import argparse
-import io
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save
 
+from selfguide.discovery import resumable
 from selfguide.discovery.agreement import agreement
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.temi import TemiConfig
@@ -105,7 +105,9 @@ def annotate(
 
     `partial` keeps what a killed fit goes on from; fits to the same features share the neighbours in it.
     """
-    near = _near(features, config.neighbours, partial)
+    # looked up once for all fits to these features
+    near = partial / f"neighbours-{features.sha256[:12]}-{config.neighbours}.npy"
+    resumable.array(near, lambda: neighbours(features.rows(), config.neighbours))
     share: tuple[Any, ...] = (features.folder, near, config, partial, options.device, out)
     if options.processes == 1:
         _fit_and_publish(ALONE, *share)
@@ -162,16 +164,6 @@ def _publish(found: Fitted, config: TemiConfig, source: Sidecar, out: Path) -> N
         attached=(HEADS,),
         confidence=found.confidence,
     )
-
-
-def _near(features: Sidecar, count: int, partial: Path) -> Path:
-    """The neighbours' file, looked up once for all fits to these features."""
-    path = partial / f"neighbours-{features.sha256[:12]}-{count}.npy"
-    if not path.exists():
-        buffer = io.BytesIO()
-        np.save(buffer, neighbours(features.rows(), count))
-        storage.publish(path, buffer.getvalue(), replace=True)
-    return path
 
 
 def report(found: Sidecar, root: str) -> dict[str, Any]:
