@@ -21,7 +21,7 @@ from PIL import Image
 
 from shards import cli
 from tools import drawing
-from tools.grid import Result, run_all, table, train
+from tools.grid import Result, run_all, train
 
 FLOOR, OURS, CEILING = "digits_uncond", "digits_dit", "digits_class"
 CONDITIONS = {FLOOR: "unconditional", OURS: "its own groups", CEILING: "human labels"}
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps({**summary, "runs": runs}))
     else:
         rows = [row(e, several, summary) for e, several in results.items()]
-        cli.console().print(table("equal images, fd_digits: lower is better", rows))
+        cli.console().print(drawing.table("equal images, fd_digits: lower is better", rows))
         cli.console().print(f"gap closed from {FLOOR} to {CEILING}: {summary['gap_closed']:.0%}")
     if options.figure:
         plot(results, summary, options.figure)

@@ -1,8 +1,8 @@
-"""Pictures for reports: what every figure needs around what it draws."""
+"""Tables and pictures of reports: what each of them needs around what it shows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
+    from rich.table import Table
 
 
 @contextmanager
@@ -29,3 +30,15 @@ def figure(
 def open_frame(axis: Axes, *sides: str) -> None:
     """Hides the frame's sides, by default top and right."""
     axis.spines[list(sides or ("top", "right"))].set_visible(False)
+
+
+def table(title: str, rows: Sequence[Mapping[str, str]], names: int = 1) -> Table:
+    """Rows of the same columns, by their headings; the first `names` columns say what a row is of."""
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left")
+    for number, name in enumerate(rows[0]):
+        made.add_column(name, justify="left" if number < names else "right")
+    for row in rows:
+        made.add_row(*row.values())
+    return made

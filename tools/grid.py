@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from launcher.compose import compose
 from selfguide.spec.config import Config
@@ -19,9 +19,6 @@ from selfguide.spec.records import Protocol, grid_path, records
 from selfguide.spec.run import RunFolder
 from shards import cli
 from shards.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 C = TypeVar("C")
 S = TypeVar("S")
@@ -88,15 +85,3 @@ def final_result(run: RunFolder, config: Config) -> Result:
             grid = str(grid_path(run, record.key, record.attempt))
             return Result(config.experiment, config.seed, record.run, dict(record.scores), grid)
     raise UserError(f"{run.root} has no score of its final snapshot; its evaluation failed")
-
-
-def table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
-    """Rows of the same columns, by their headings; the first column names a row."""
-    from rich.table import Table
-
-    made = Table(title=title, title_justify="left")
-    for number, name in enumerate(rows[0]):
-        made.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        made.add_row(*row.values())
-    return made

@@ -33,7 +33,7 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest, digest
 from tools import drawing
-from tools.grid import run_all, table
+from tools.grid import run_all
 from tools.sample import load_snapshot
 
 NOISE_TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         of = f"medians over {len(snapshots)} snapshots; pixels {pixels['nmi']:.3f}"
         rows = [row(best) for best in said["best_of_pooling"].values()]
-        cli.console().print(table(f"NMI of k-means with the labels, {of}", rows))
+        cli.console().print(drawing.table(f"NMI of k-means with the labels, {of}", rows))
     return 0
 
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from selfguide.evaluation.grid import write_grid
 from tools.compare import CEILING, FLOOR, OURS, Results, gap_closed, plot, row
-from tools.grid import Result, run_all, table
+from tools.drawing import table
+from tools.grid import Result, run_all
 
 
 def results(folder: Path) -> Results:

@@ -22,6 +22,7 @@ from shards import sidecar, storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.sidecar import Sidecar
+from tools import drawing
 from tools.annotate.features import add_source, features_of
 from tools.annotate.temi import add_settings, annotate, config_of
 
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         used, limit=count, alpha=options.alpha, start=options.start, finer=options.finer
     )
     title = f"Groups that TEMI separates in {count:,} images"
-    bound.plot(search, str(out / "bound.png"), title=title)
+    plot(search, out / "bound.png", title)
     facts = {
         "bound": search.bound,
         "open": search.open,
@@ -102,3 +103,29 @@ def _said(search: bound.Search, out: Path) -> str:
     else:
         lines.append(f"bound: {search.bound} groups at alpha {search.alpha:g}")
     return "\n".join([*lines, str(out / "bound.png")])
+
+
+def plot(found: bound.Search, file: Path, title: str) -> None:
+    """The ratio over K with the threshold and the bound."""
+    from matplotlib.ticker import NullLocator, PercentFormatter
+
+    groups = [p.groups for p in found.points]
+    with drawing.figure(file, 1, 1, size=(7, 3.6)) as (_, [[axes]]):
+        axes.plot(groups, [p.ratio for p in found.points], "o-", color="#4c78a8", markersize=5)
+        axes.axhline(found.alpha, color="#888888", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"alpha = {found.alpha:g}", (groups[0], found.alpha), (0, -12), textcoords="offset points",
+            color="#666666", fontsize=9,
+        )  # fmt: skip
+        if found.bound is not None:
+            axes.axvline(found.bound, color="#e45756", linewidth=1)
+            axes.annotate(
+                f"bound {'at least ' if found.open else ''}{found.bound}", (found.bound, 0), (-4, 6),
+                xycoords=("data", "axes fraction"), textcoords="offset points", color="#e45756", ha="right",
+            )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(groups, [str(g) for g in groups], rotation=45, fontsize=8)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set(xlabel="groups K", ylabel="share of groups used, r", title=title)
+        drawing.open_frame(axes)

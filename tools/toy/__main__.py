@@ -9,16 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from shards import cli
 from shards.errors import UserError
+from tools import drawing
 from tools.toy.data import DATA, Data
 from tools.toy.figure import plot
 from tools.toy.learn import BATCH, learn, preset
@@ -59,20 +60,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     reports = []
     for data in dict.fromkeys(options.data):
         reference = Reference(data, options.seed, options.samples)
-        measured, seconds = {}, {}
+        measured: dict[str, Measured] = {}
+        paths: dict[str, dict[str, Any]] = {}
         for name, config in presets.items():
             begun = time.monotonic()
             doing = f"{name} on {data}"
-            learned = learn(
-                config, data, images=options.images, seed=options.seed, doing=f"{doing}: training"
-            )
-            seconds[name] = time.monotonic() - begun
-            measured[name] = measure(learned, reference, f"{doing}: sampling")
+            training = {"images": options.images, "seed": options.seed}
+            learned = learn(config, data, **training, doing=f"{doing}: training")
+            seconds = round(time.monotonic() - begun, 1)
+            found = measured[name] = measure(learned, reference, f"{doing}: sampling")
+            scores = [asdict(score) for score in found.scores]
+            paths[name] = {"training_seconds": seconds, "scores": scores}
         floor, figure = reference.floor(), _figure(options.out, data, options.data)
         plot(measured, reference, floor, figure)
-        reports.append(_report(data, options, measured, seconds, floor, figure))
+        reports.append(
+            {
+                "data": data,
+                "seed": options.seed,
+                "images": options.images,
+                "samples": options.samples,
+                "floor": floor,
+                "figure": str(figure),
+                "paths": paths,
+            }
+        )
         if not options.json:
-            cli.console().print(_table(data, measured, floor))
+            title = f"{data}: energy distance D and share off the data; even draws of the data itself {floor:.4f}"
+            cli.console().print(drawing.table(title, list(_rows(measured)), names=2))
             print(f"wrote {figure}")
     if options.json:
         print(json.dumps(reports))
@@ -84,46 +98,16 @@ def _figure(out: Path, data: Data, asked: Sequence[Data]) -> Path:
     return out if data == asked[0] else out.with_name(f"{out.stem}-{data}{out.suffix}")
 
 
-def _report(
-    data: Data,
-    options: argparse.Namespace,
-    measured: dict[str, Measured],
-    seconds: dict[str, float],
-    floor: float,
-    figure: Path,
-) -> dict[str, Any]:
-    return {
-        "data": data,
-        "seed": options.seed,
-        "images": options.images,
-        "samples": options.samples,
-        "floor": floor,
-        "figure": str(figure),
-        "paths": {
-            name: {
-                "training_seconds": round(seconds[name], 1),
-                "scores": [asdict(score) for score in found.scores],
-            }
-            for name, found in measured.items()
-        },
-    }
-
-
-def _table(data: Data, measured: dict[str, Measured], floor: float) -> Table:
-    title = f"{data}: energy distance D and share off the data; even draws of the data itself {floor:.4f}"
-    made = Table(title=title, title_justify="left")
-    made.add_column("path")
-    made.add_column("solver")
-    for evaluations in EVALUATIONS:
-        made.add_column(f"{evaluations}", justify="right")
+def _rows(measured: dict[str, Measured]) -> Iterator[dict[str, str]]:
+    """A row of the table for each path and solver, a column for each number of evaluations."""
     for name, found in measured.items():
         for solver in SOLVERS:
             own = [s for s in found.scores if s.solver == solver]
             cells = [f"{s.distance:.3f} {s.off:4.0%}" for s in own]
             if solver == "dopri5":  # chooses its own number of evaluations
                 cells = [f"{s.evaluations}: {cell}" for s, cell in zip(own, cells, strict=True)]
-            made.add_row(name, solver, *cells, end_section=solver == SOLVERS[-1])
-    return made
+            heads = map(str, EVALUATIONS)
+            yield {"path": name, "solver": solver, **dict(zip_longest(heads, cells, fillvalue=""))}
 
 
 def _parser() -> argparse.ArgumentParser:
