@@ -34,3 +34,9 @@ class StoreError(OSError):
 
 class BadInputError(ValueError):
     """One input that cannot become a sample; the message says why."""
+
+
+def refuse_if(broken: object, message: str) -> None:
+    """One law of what a user gives: raises `UserError` with `message` where it is broken."""
+    if broken:
+        raise UserError(message)

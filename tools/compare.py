@@ -9,7 +9,6 @@ Runs that are finished are not trained again, so an interrupted comparison goes 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from shards import cli
-from tools import drawing
+from tools import drawing, flags
 from tools.grid import Result, run_all, train
 
 FLOOR, OURS, CEILING = "digits_uncond", "digits_dit", "digits_class"
@@ -79,16 +78,15 @@ def plot(results: Results, summary: dict[str, Any], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = flags.command(
+        "tools.compare",
+        __doc__,
+        ("--runs", Path, Path("runs"), "where runs are (runs)"),
+        ("--figure", Path, None, "write the picture here"),
+        ("--json", bool, False, "print one JSON object at the end"),
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every submission")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--figure", type=Path, help="write the picture here")
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     options = parser.parse_args(argv)
     results = run_all(
         (FLOOR, OURS, CEILING),

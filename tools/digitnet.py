@@ -6,7 +6,6 @@ python -m tools.digitnet --check         only test the committed weights
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 import selfguide.evaluation.features.digitnet as digitnet
 from selfguide.evaluation.features.digitnet import WEIGHTS, DigitNet, half, load_digitnet
 from shards import cli
+from tools import flags
 
 LEAST = 0.97  # right on the half it has not seen
 
@@ -55,13 +55,12 @@ def accuracy(net: DigitNet, images: Tensor, labels: Tensor) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.digitnet",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = flags.command(
+        "tools.digitnet",
+        __doc__,
+        ("--check", bool, False, "only test the committed weights"),
+        flags.JSON,
     )
-    parser.add_argument("--check", action="store_true", help="only test the committed weights")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     images, labels = digits()
     even, odd = half(len(images))

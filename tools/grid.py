@@ -18,7 +18,7 @@ from selfguide.spec.config import Config
 from selfguide.spec.records import Protocol, grid_path, records
 from selfguide.spec.run import RunFolder
 from shards import cli
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 
 C = TypeVar("C")
 S = TypeVar("S")
@@ -65,10 +65,10 @@ def train(overrides: Sequence[str], seed: int, runs: Path) -> Result:
     print(f"== {config.experiment}, seed {seed}", flush=True)
     command = [sys.executable, "-m", "launcher.submit", *given, "follow=true", "--json"]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UserError(
-            f"{config.experiment} with seed {seed} ended with exit code {done.returncode}; see above"
-        )
+    refuse_if(
+        done.returncode,
+        f"{config.experiment} with seed {seed} ended with exit code {done.returncode}; see above",
+    )
     return final_result(RunFolder(Path(json.loads(done.stdout)["folder"])), config)
 
 

@@ -37,7 +37,8 @@ from selfguide.spec.conventions import noise_shift, noise_time, total_weight
 from selfguide.spec.files import read_config
 from selfguide.training.engine.protocol import DTYPES
 from shards import cli
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
+from tools import flags
 
 EPILOG = """examples:
   python -m tools.sample RUN                              64 images, groups at their frequency
@@ -54,18 +55,16 @@ EPILOG = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    for name in ("count", "columns", "batch"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)}: take 1 or more")
+    flags.check_least(options, 1, "count", "columns", "batch")
     folder = snapshot_folder(options)
     snapshot = load_snapshot(options)
     naming = naming_of(folder, snapshot)
     snapshot.student.to(options.device, DTYPES[options.dtype])
     sampler = sampler_of(snapshot, options)
-    if options.chain and sampler.name == "dopri5":
-        raise UserError(
-            "--chain with dopri5: it takes steps of its own; give --sampler euler or heun"
-        )
+    refuse_if(
+        options.chain and sampler.name == "dopri5",
+        "--chain with dopri5: it takes steps of its own; give --sampler euler or heun",
+    )
     codec = autoencoder_of(snapshot, options)
     condition = condition_of(snapshot, naming, codec, options)
     seeds = options.seed + torch.arange(len(condition))
@@ -136,13 +135,14 @@ def snapshot_folder(options: argparse.Namespace) -> Path:
     """The snapshot named on the command line: a run's newest, one of its image counts, or a folder."""
     folder = Path(options.run)
     if (folder / "MANIFEST.json").is_file():
-        if options.images is not None:
-            raise UserError(f"--images {options.images}: {folder} is one snapshot already; drop it")
+        refuse_if(
+            options.images is not None,
+            f"--images {options.images}: {folder} is one snapshot already; drop it",
+        )
     else:
         run = find(options.run, Path(options.runs))
         published = run.published()
-        if not published:
-            raise UserError(f"run {run.root.name} has published no snapshot yet")
+        refuse_if(not published, f"run {run.root.name} has published no snapshot yet")
         images = published[-1] if options.images is None else options.images
         if images not in published:
             known = ", ".join(f"{n}" for n in published)
@@ -181,10 +181,10 @@ def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig
         changes |= converted(options.convention, changes)
     sampler = build(SamplerConfig, own | changes, "sampler")
     check_sampler(sampler, snapshot.config.path)
-    if "g" in changes and sampler.g != 1 and not snapshot.guidance["told"]:
-        raise UserError(
-            f"--g {sampler.g:g}: this snapshot is unconditional, so there is nothing to guide; drop it"
-        )
+    refuse_if(
+        "g" in changes and sampler.g != 1 and not snapshot.guidance["told"],
+        f"--g {sampler.g:g}: this snapshot is unconditional, so there is nothing to guide; drop it",
+    )
     return sampler
 
 
@@ -197,10 +197,9 @@ def converted(source: str, changes: dict[str, Any]) -> dict[str, Any]:
         ours["interval"] = tuple(sorted(noise_time(source, end) for end in changes["interval"]))
     if "shift" in changes:
         ours["shift"] = noise_shift(source, changes["shift"])
-    if not ours:
-        raise UserError(
-            f"--convention {source} has nothing to convert: give --g, --interval or --shift"
-        )
+    refuse_if(
+        not ours, f"--convention {source} has nothing to convert: give --g, --interval or --shift"
+    )
     return ours
 
 
@@ -272,8 +271,9 @@ def query_images(snapshot: Snapshot, codec: Autoencoder | None, texts: list[str]
 
 def from_file(path: Path, snapshot: Snapshot, codec: Autoencoder | None) -> Tensor:
     """(1, C, H, W) in model space from an image file, cropped to a square and resized."""
-    if not path.is_file():
-        raise UserError(f"--like {path}: no such file, and not the ordinal of a training image")
+    refuse_if(
+        not path.is_file(), f"--like {path}: no such file, and not the ordinal of a training image"
+    )
     net, header = snapshot.student.backbone.net, snapshot.data["header"]
     factor = codec.factor if codec else 1
     channels = codec.image_channels if codec else net.channels
@@ -353,73 +353,47 @@ WORDS = ("name", "diffusion")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.sample",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser = flags.command("tools.sample", __doc__, epilog=EPILOG)
     parser.add_argument(
         "run", metavar="RUN", help="id, name or folder of a run, or a snapshot's folder"
     )
-    parser.add_argument(
-        "--images",
-        type=int,
-        metavar="N",
-        help="the snapshot at N images seen (default: the newest)",
+    flags.add(
+        parser,
+        ("--images N", int, None, "the snapshot at N images seen (default: the newest)"),
+        ("--ema I", int, 0, "index of the average, from 0 (0)"),
+        ("--runs DIR", str, "runs", "folder of runs (runs)"),
     )
-    parser.add_argument(
-        "--ema", type=int, default=0, metavar="I", help="index of the average, from 0 (0)"
+    flags.add(
+        parser.add_argument_group("condition").add_mutually_exclusive_group(),
+        ("--group K+", str, None, "these groups, as many images of each"),
+        ("--label K+", int, None, "these human labels"),
+        ("--row ORDINAL+", int, None, "the conditions of these training images"),
+        ("--like IMAGE+", str, None, "the groups nearest to image files or ordinals"),
+        ("--between A B", str, None, "interpolate from one group to another"),
+        ("--uncond", bool, False, "unconditional"),
     )
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of runs (runs)")
-    what = parser.add_argument_group("condition").add_mutually_exclusive_group()
-    what.add_argument(
-        "--group", nargs="+", metavar="K", help="these groups, as many images of each"
+    prior = "sample groups at their frequency in training, or uniformly (empirical)"
+    chain = "show intermediate states of each image from noise to data"
+    dtypes = "of the network; the sampler's state is fp32 (fp32)"
+    flags.add(
+        parser,
+        ("--prior", get_args(Prior), None, prior),
+        ("--count N", int, 64, "number of images (64)"),
+        ("--chain", bool, False, chain),
+        ("--columns N", int, 8, "columns of the grid (8)"),
+        ("--seed", int, 0, "image i is a function of seed + i (0)"),
+        ("--device", str, device, f"where the network runs ({device})"),
+        ("--dtype", tuple(DTYPES), "fp32", dtypes),
+        ("--batch N", int, 64, "batch size (64)"),
+        ("--out DIR", str, "samples", "output folder (samples)"),
+        flags.JSON,
     )
-    what.add_argument("--label", type=int, nargs="+", metavar="K", help="these human labels")
-    what.add_argument(
-        "--row",
-        type=int,
-        nargs="+",
-        metavar="ORDINAL",
-        help="the conditions of these training images",
+    flags.add(
+        parser.add_argument_group("decoding latents"),
+        ("--autoencoder NAME", str, None, "autoencoder (the one of the data)"),
+        ("--weights PATH", str, None, "its weights"),
     )
-    what.add_argument(
-        "--like", nargs="+", metavar="IMAGE", help="the groups nearest to image files or ordinals"
-    )
-    what.add_argument(
-        "--between", nargs=2, metavar=("A", "B"), help="interpolate from one group to another"
-    )
-    what.add_argument("--uncond", action="store_true", help="unconditional")
-    parser.add_argument(
-        "--prior",
-        choices=get_args(Prior),
-        help="sample groups at their frequency in training, or uniformly (empirical)",
-    )
-    parser.add_argument("--count", type=int, default=64, metavar="N", help="number of images (64)")
-    parser.add_argument(
-        "--chain",
-        action="store_true",
-        help="show intermediate states of each image from noise to data",
-    )
-    parser.add_argument(
-        "--columns", type=int, default=8, metavar="N", help="columns of the grid (8)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="image i is a function of seed + i (0)")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"where the network runs ({device})")
-    parser.add_argument(
-        "--dtype",
-        choices=list(DTYPES),
-        default="fp32",
-        help="of the network; the sampler's state is fp32 (fp32)",
-    )
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="batch size (64)")
-    parser.add_argument("--out", default="samples", metavar="DIR", help="output folder (samples)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    decoding = parser.add_argument_group("decoding latents")
-    decoding.add_argument("--autoencoder", metavar="NAME", help="autoencoder (the one of the data)")
-    decoding.add_argument("--weights", metavar="PATH", help="its weights")
     sampler = parser.add_argument_group("sampler (the run's own where not given)")
     for name, text in SAMPLER_HELP.items():
         flag = "--sampler" if name == "name" else f"--{name.replace('_', '-')}"
@@ -428,11 +402,10 @@ def _parser() -> argparse.ArgumentParser:
         if name not in PAIRS:
             extra["metavar"] = "NAME" if name in WORDS else "X"
         sampler.add_argument(flag, type=kind, dest=f"sampler_{name}", help=text, **extra)
-    sampler.add_argument(
-        "--convention",
-        metavar="PAPER",
-        help="read --g, --interval and --shift as this paper writes them: sgfm, dit, lightningdit, ...",
+    convention = (
+        "read --g, --interval and --shift as this paper writes them: sgfm, dit, lightningdit, ..."
     )
+    flags.add(sampler, ("--convention PAPER", str, None, convention))
     return parser
 
 

@@ -29,10 +29,10 @@ from selfguide.discovery.resumable import record
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import POOLINGS
 from shards import cli, read_all
-from shards.errors import UserError
+from shards.errors import refuse_if
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest, digest
-from tools import drawing
+from tools import drawing, flags
 from tools.grid import run_all
 from tools.sample import load_snapshot
 
@@ -52,8 +52,10 @@ class Data:
     @staticmethod
     def load(root: str) -> Data:
         manifest = manifests.load(root)
-        if not manifest.classes:
-            raise UserError(f"{root} has no labels to compare groups with; give shards that have")
+        refuse_if(
+            not manifest.classes,
+            f"{root} has no labels to compare groups with; give shards that have",
+        )
         held = read_all(root)
         return Data(manifest, torch.from_numpy(held["x"]), held["y"].astype(np.int64))
 
@@ -198,35 +200,28 @@ def _net(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.study",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = flags.command(
+        "tools.study",
+        __doc__,
+        flags.RUNS,
+        ("--ema I", int, 0, "which average (0)"),
+        ("--noise-times TAU+", float, NOISE_TIMES, "0 to 1"),
+        ("--groups K", int, None, "(as many as there are classes)"),
+        ("--seed", int, 0, "of k-means (0)"),
+        ("--restarts", int, 10, "of k-means (10)"),
+        ("--spherical", bool, False, "centroids of unit length"),
+        ("--raw", bool, False, "features as they are, not of unit length"),
+        ("--out DIR", str, "study", "where scores are kept (study)"),
+        ("--figure PNG", str, None, "where to draw the heat maps"),
+        flags.JSON,
     )
     parser.add_argument("root", metavar="SHARDS", help="a small labelled set of shards")
     parser.add_argument(
         "run", nargs="+", metavar="RUN", help="runs of one experiment, or snapshots"
     )
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
-    parser.add_argument("--ema", type=int, default=0, metavar="I", help="which average (0)")
-    parser.add_argument(
-        "--noise-times", type=float, nargs="+", default=NOISE_TIMES, metavar="TAU", help="0 to 1"
-    )
     parser.add_argument(
         "--poolings", nargs="+", choices=POOLINGS, default=["mean", "flat", "attention"]
     )
-    parser.add_argument("--groups", type=int, metavar="K", help="(as many as there are classes)")
-    parser.add_argument("--seed", type=int, default=0, help="of k-means (0)")
-    parser.add_argument("--restarts", type=int, default=10, help="of k-means (10)")
-    parser.add_argument("--spherical", action="store_true", help="centroids of unit length")
-    parser.add_argument(
-        "--raw", action="store_true", help="features as they are, not of unit length"
-    )
-    parser.add_argument(
-        "--out", default="study", metavar="DIR", help="where scores are kept (study)"
-    )
-    parser.add_argument("--figure", metavar="PNG", help="where to draw the heat maps")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 

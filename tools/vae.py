@@ -7,7 +7,6 @@ python -m tools.vae --check              only test the committed weights
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import tempfile
@@ -24,7 +23,8 @@ from selfguide.data.autoencoders.tiny import WEIGHTS, TinyVAE
 from selfguide.data.normaliser import posterior_mean
 from selfguide.evaluation.features.digitnet import half
 from shards import cli, storage
-from shards.errors import UserError
+from shards.errors import refuse_if
+from tools import flags
 from tools.digitnet import digits
 
 LEAST = 26.0  # dB on the half it has not seen
@@ -105,22 +105,20 @@ def fitted(pictures: Tensor, epochs: int, folder: str) -> Autoencoder:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.vae",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = flags.command(
+        "tools.vae",
+        __doc__,
+        ("--check", bool, False, "only test weights"),
+        ("--epochs N", int, 200, "passes over the half (200)"),
+        ("--out FILE", str, None, "the file of weights (the package's)"),
+        flags.JSON,
     )
-    parser.add_argument("--check", action="store_true", help="only test weights")
-    parser.add_argument(
-        "--epochs", type=int, default=200, metavar="N", help="passes over the half (200)"
-    )
-    parser.add_argument("--out", metavar="FILE", help="the file of weights (the package's)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
-    if options.epochs < 1:
-        raise UserError(f"--epochs {options.epochs}: give at least 1")
-    if options.out is not None and not options.out.endswith(".safetensors"):
-        raise UserError(f"--out {options.out}: the file's name must end in .safetensors")
+    flags.check_least(options, 1, "epochs")
+    refuse_if(
+        options.out is not None and not options.out.endswith(".safetensors"),
+        f"--out {options.out}: the file's name must end in .safetensors",
+    )
     package = Path(tiny.__file__).parent / "weights" / WEIGHTS
     out = package if options.out is None else Path(options.out)
     pictures = images()

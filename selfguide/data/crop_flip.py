@@ -30,9 +30,7 @@ class CropFlip:
     corner: Tensor | None = None  # (B, 2) top and left of each window, in the mirrored image
 
     @staticmethod
-    def centred(
-        count: int, grid: Size, size: Size, device: torch.device | str = "cpu"
-    ) -> CropFlip:
+    def centred(count: int, grid: Size, size: Size, device: torch.device | str = "cpu") -> CropFlip:
         """A centre crop of each image, never mirrored: for images that are read once, such as queries."""
         middle = [(whole - shown) // 2 for whole, shown in zip(grid, size, strict=True)]
         corner = torch.tensor([middle], device=device).expand(count, 2)

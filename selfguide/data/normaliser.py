@@ -16,7 +16,7 @@ from torch import Tensor
 
 from selfguide.randomness import normal
 from selfguide.data.crop_flip import mirrored
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 from shards.format.header import Header
 
 LOG_VARIANCE = (-30.0, 20.0)  # beyond it a standard deviation leaves fp32 (Rombach et al. 2022)
@@ -42,7 +42,11 @@ class Normaliser:
         if self.header.flips:
             stored = stored[:, 0] if position is None else _pick(stored, seed, position)
         if self.header.content == "moments":
-            stored = posterior_mean(stored) if position is None else sample_posterior(stored, seed, position)
+            stored = (
+                posterior_mean(stored)
+                if position is None
+                else sample_posterior(stored, seed, position)
+            )
         return self.normalise(stored)
 
     def normalise(self, values: Tensor) -> Tensor:
@@ -63,8 +67,10 @@ class Normaliser:
             UserError: these are latents, or a model sees their levels in another range.
         """
         header = self.header
-        if header.kind != "image":
-            raise UserError("latents have no levels of brightness: decode them to images first")
+        refuse_if(
+            header.kind != "image",
+            "latents have no levels of brightness: decode them to images first",
+        )
         shift, scale = header.shift, header.scale
         if not isinstance(shift, tuple) and not isinstance(scale, tuple):
             top = round(2 * shift)

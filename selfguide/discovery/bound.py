@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shards.errors import UserError
+from shards.errors import refuse_if
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +87,11 @@ def check(*, limit: int, alpha: float, start: int, finer: int) -> None:
     Raises:
         UserError: what `search` refuses.
     """
-    if not 0 < alpha <= 1:
-        raise UserError(
-            f"alpha={alpha}: a share of groups is above 0 and at most 1; C-EDM's is 0.96"
-        )
-    if not 2 <= start <= limit:
-        raise UserError(f"start={start} of {limit} images: give a K from 2 to {limit}")
-    if finer < 0:
-        raise UserError(f"finer={finer}: give 0 or more")
+    refuse_if(
+        not 0 < alpha <= 1,
+        f"alpha={alpha}: a share of groups is above 0 and at most 1; C-EDM's is 0.96",
+    )
+    refuse_if(
+        not 2 <= start <= limit, f"start={start} of {limit} images: give a K from 2 to {limit}"
+    )
+    refuse_if(finer < 0, f"finer={finer}: give 0 or more")

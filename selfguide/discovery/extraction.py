@@ -19,7 +19,7 @@ from torch import Tensor
 from selfguide.discovery.features import FeatureNet
 from selfguide.discovery.resumable import Array, Rows, Work
 from shards import sidecar, storage
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 from shards.format import manifest as manifests
 from shards.read.reader import Reader
 from shards.sidecar import Sidecar
@@ -45,10 +45,10 @@ def extract(
     Raises:
         UserError: features that are not finite or all the same, a folder that holds something else.
     """
-    if not 0 <= rank < world:
-        raise UserError(f"rank={rank} of world={world}: ranks go from 0 to {world - 1}")
-    if batch < 1 or chunk < 1:
-        raise UserError(f"batch={batch}, chunk={chunk}: give at least 1 sample")
+    refuse_if(
+        not 0 <= rank < world, f"rank={rank} of world={world}: ranks go from 0 to {world - 1}"
+    )
+    refuse_if(batch < 1 or chunk < 1, f"batch={batch}, chunk={chunk}: give at least 1 sample")
     manifest = manifests.load(root)
     work = Work(Path(out), manifest.hash, net.provenance, {"chunk": chunk})
     done = work.published()
@@ -76,8 +76,10 @@ def checked(features: Array) -> Array:
     Raises:
         UserError: no rows, a value that is not finite, or rows that are all the same.
     """
-    if features.ndim != 2 or not features.size:
-        raise UserError(f"features are {features.shape}: give (N, F), one row a sample")
+    refuse_if(
+        features.ndim != 2 or not features.size,
+        f"features are {features.shape}: give (N, F), one row a sample",
+    )
     pieces = [features[s : s + ROWS] for s in range(0, len(features), ROWS)]
     for number, piece in enumerate(pieces):
         bad = ~np.isfinite(piece).all(axis=1)
@@ -96,8 +98,8 @@ def refuse_constant(pieces: Collection[Array]) -> None:
         UserError: all rows are the same: nothing distinguishes one sample from another.
     """
     first = next(iter(pieces))[:1]
-    if all((piece == first).all() for piece in pieces):
-        raise UserError(
-            f"the features of all {sum(map(len, pieces)):,} samples are the same, so no groups are in them; take "
-            "another layer, noise-time, pooling or net"
-        )
+    refuse_if(
+        all((piece == first).all() for piece in pieces),
+        f"the features of all {sum(map(len, pieces)):,} samples are the same, so no groups are in them; take "
+        "another layer, noise-time, pooling or net",
+    )

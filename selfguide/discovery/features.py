@@ -23,7 +23,7 @@ from selfguide.randomness import normal
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import POOLINGS
 from selfguide.spec.suggest import nearest
-from shards.errors import UserError
+from shards.errors import refuse_if
 from shards.format.header import Header
 
 
@@ -71,27 +71,27 @@ class SnapshotFeatures:
         self._check()
 
     def _check(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise UserError(
-                f"pooling={self.pooling!r} is unknown{nearest(self.pooling, POOLINGS)}; known: {', '.join(POOLINGS)}"
-            )
-        if self.pooling == "cls" and not self.cls:
-            raise UserError(
-                "pooling=cls: this network has no [CLS] (model.cls_token=false); take mean, flat or attention"
-            )
+        refuse_if(
+            self.pooling not in POOLINGS,
+            f"pooling={self.pooling!r} is unknown{nearest(self.pooling, POOLINGS)}; known: {', '.join(POOLINGS)}",
+        )
+        refuse_if(
+            self.pooling == "cls" and not self.cls,
+            "pooling=cls: this network has no [CLS] (model.cls_token=false); take mean, flat or attention",
+        )
         path = self.preconditioning.path
-        if not path.last <= self.noise_time <= path.first:
-            raise UserError(
-                f"noise_time={self.noise_time:g} is not on this snapshot's path; take {path.last:g} to {path.first:g}"
-            )
+        refuse_if(
+            not path.last <= self.noise_time <= path.first,
+            f"noise_time={self.noise_time:g} is not on this snapshot's path; take {path.last:g} to {path.first:g}",
+        )
         own, given = Header.of(self.snapshot.data["header"]), self.normaliser.header
         for field in ("kind", "encoder", "encoder_sha256", "shift", "scale"):
             expected, found = getattr(own, field), getattr(given, field)
-            if expected != found:
-                raise UserError(
-                    f"the shards' header has {field}={found}, and the snapshot was trained on {field}={expected}; "
-                    "give shards made as its own"
-                )
+            refuse_if(
+                expected != found,
+                f"the shards' header has {field}={found}, and the snapshot was trained on {field}={expected}; "
+                "give shards made as its own",
+            )
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -144,10 +144,10 @@ class ViTFeatures:
     ) -> None:
         self.vit, self.pooling, self.autoencoder = vit, pooling, autoencoder
         self.normaliser = Normaliser.of(header)
-        if self.normaliser.header.kind == "latent" and autoencoder is None:
-            raise UserError(
-                f"the shards hold latents of {self.normaliser.header.encoder}: a ViT needs its autoencoder"
-            )
+        refuse_if(
+            self.normaliser.header.kind == "latent" and autoencoder is None,
+            f"the shards hold latents of {self.normaliser.header.encoder}: a ViT needs its autoencoder",
+        )
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -168,8 +168,10 @@ class PixelFeatures:
 
     def __init__(self, header: Header | Mapping[str, Any]) -> None:
         self.normaliser = Normaliser.of(header)
-        if self.normaliser.header.kind != "image":
-            raise UserError("pixels: the shards hold latents; give a snapshot or a ViT")
+        refuse_if(
+            self.normaliser.header.kind != "image",
+            "pixels: the shards hold latents; give a snapshot or a ViT",
+        )
 
     def __call__(self, stored: Tensor, ordinals: Tensor) -> Tensor:
         return self.normaliser.encode(stored).flatten(1)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from selfguide.discovery.agreement import agreement
 from shards import cli
-from shards.errors import UserError
+from shards.errors import refuse_if
 
 ROWS = 8192  # assigned at once
 TOGETHER = 5  # iterations of faiss between looks at whether anything still moves
@@ -85,15 +85,15 @@ def check(
     Raises:
         UserError: settings that no fit has; names the setting, its value and the cure.
     """
-    if not 1 <= groups <= samples:
-        raise UserError(f"groups={groups} of {samples:,} samples: take 1 to {samples}")
+    refuse_if(
+        not 1 <= groups <= samples, f"groups={groups} of {samples:,} samples: take 1 to {samples}"
+    )
     for name, value in {"iterations": iterations, "restarts": restarts}.items():
-        if value < 1:
-            raise UserError(f"{name}={value}: take 1 or more")
-    if spherical and not normalise:
-        raise UserError(
-            "spherical groups lie on the unit sphere, and these features do not: normalise them"
-        )
+        refuse_if(value < 1, f"{name}={value}: take 1 or more")
+    refuse_if(
+        spherical and not normalise,
+        "spherical groups lie on the unit sphere, and these features do not: normalise them",
+    )
 
 
 def beginning(samples: int, groups: int, seed: int, restart: int) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from selfguide.discovery.extraction import checked
 from shards.cli import track
-from shards.errors import UserError
+from shards.errors import refuse_if
 
 CHUNK = 4096  # images looked up at once; features are normalised by as many
 
@@ -31,10 +31,10 @@ def neighbours(
         UserError: fewer than `count` other images, or features in which nothing can be found.
     """
     total = len(features)
-    if not 1 <= count < total:
-        raise UserError(
-            f"neighbours={count} of {total} images: each has {total - 1} others; give a number from 1 to that"
-        )
+    refuse_if(
+        not 1 <= count < total,
+        f"neighbours={count} of {total} images: each has {total - 1} others; give a number from 1 to that",
+    )
     checked(features)
     index: faiss.Index = faiss.IndexFlatIP(features.shape[1])
     if faiss.get_num_gpus():

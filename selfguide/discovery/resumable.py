@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from shards import cli, sidecar, storage
-from shards.errors import UserError
+from shards.errors import refuse_if
 from shards.format import manifest as manifests
 from shards.lock import lock
 from shards.sidecar import Sidecar
@@ -112,11 +112,11 @@ class Rows:
             here = ordinals[start : start + batch]
             rows = make(here).cpu().numpy()
             bad = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
-            if bad.any():
-                raise UserError(
-                    f"the features of sample {here[bad.argmax()]} are NaN or infinite; take other weights, or of a "
-                    "snapshot another layer or noise-time"
-                )
+            refuse_if(
+                bad.any(),
+                f"the features of sample {here[bad.argmax()]} are NaN or infinite; take other weights, or of a "
+                "snapshot another layer or noise-time",
+            )
             made.append(rows.astype(self.dtype, copy=False))
         return np.concatenate(made)
 
@@ -156,11 +156,11 @@ class Work:
         found = sidecar.read(self.target, manifest=self.manifest)
         for key in sorted((found.provenance.keys() | self.provenance.keys()) - {REPORT}):
             theirs, ours = found.provenance.get(key), self.provenance.get(key)
-            if theirs != ours:
-                raise UserError(
-                    f"{self.target} holds rows with {key}={theirs}, and these have {key}={ours}; name another folder, "
-                    "or remove it"
-                )
+            refuse_if(
+                theirs != ours,
+                f"{self.target} holds rows with {key}={theirs}, and these have {key}={ours}; name another folder, "
+                "or remove it",
+            )
         return found
 
     def publish(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from selfguide.data.crop_flip import Size
 from selfguide.discovery.masks import segment
 from selfguide.randomness import stream_seed
-from shards.errors import UserError
+from shards.errors import refuse_if
 
 Maps = Callable[[Tensor], Tensor]  # indices (B,) of crops -> their features (B, D, h, w), fp32
 
@@ -255,10 +255,10 @@ class Fit:
         self.optimiser.step()
         self.net.revive(codes, cosines, self.config.revive)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise UserError(
-                f"STEGO's loss is {value} at step {self.step}: features are not finite, or the rates too large"
-            )
+        refuse_if(
+            not math.isfinite(value),
+            f"STEGO's loss is {value} at step {self.step}: features are not finite, or the rates too large",
+        )
         return value
 
     def pair_loss(self, f: Tensor, f_near: Tensor, s: Tensor, s_near: Tensor) -> Tensor:

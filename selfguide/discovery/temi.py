@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from selfguide.distributed import sum_over_ranks
 from selfguide.randomness import stream_seed
-from shards.errors import UserError
+from shards.errors import refuse_if
 
 Pair = tuple[Tensor, Tensor]  # (H, B, K) of the images, and of their neighbours
 
@@ -66,21 +66,21 @@ class TemiConfig:
             UserError: settings that `count` images cannot be fitted with.
         """
         for name in ("groups", "heads", "epochs", "batch", "neighbours"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: give at least 1")
-        if self.groups < 2:
-            raise UserError("groups=1 separates nothing: give at least 2")
-        if self.groups > count:
-            raise UserError(
-                f"groups={self.groups} of {count} images: some would be empty by necessity; give at most {count}"
-            )
-        if self.neighbours >= count:
-            raise UserError(
-                f"neighbours={self.neighbours} of {count} images: each has {count - 1} others; give fewer"
-            )
+            refuse_if(getattr(self, name) < 1, f"{name}={getattr(self, name)}: give at least 1")
+        refuse_if(self.groups < 2, "groups=1 separates nothing: give at least 2")
+        refuse_if(
+            self.groups > count,
+            f"groups={self.groups} of {count} images: some would be empty by necessity; give at most {count}",
+        )
+        refuse_if(
+            self.neighbours >= count,
+            f"neighbours={self.neighbours} of {count} images: each has {count - 1} others; give fewer",
+        )
         for name in ("learning_rate", "beta"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name}={getattr(self, name)}: give a finite number above 0")
+            refuse_if(
+                not 0 < getattr(self, name) < math.inf,
+                f"{name}={getattr(self, name)}: give a finite number above 0",
+            )
 
 
 class Heads(nn.Module):

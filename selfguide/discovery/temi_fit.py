@@ -26,7 +26,7 @@ from selfguide.discovery.temi import Heads, TemiConfig, pair_losses, update_marg
 from selfguide.distributed import RankInfo, world_size
 from selfguide.randomness import stream_seed, uniform
 from shards.cli import track
-from shards.errors import UserError
+from shards.errors import refuse_if
 
 ALONE = RankInfo(0, 0, 1)
 ROWS = 8192  # features read at once
@@ -187,11 +187,11 @@ def _epoch(
         _follow(state, keep)
     state.losses = total / count
     state.epoch = epoch + 1
-    if not torch.isfinite(state.losses).all():
-        raise UserError(
-            f"TEMI's loss is not finite in epoch {epoch + 1} with learning_rate={config.learning_rate}: "
-            "give a lower one, or standardise the features"
-        )
+    refuse_if(
+        not torch.isfinite(state.losses).all(),
+        f"TEMI's loss is not finite in epoch {epoch + 1} with learning_rate={config.learning_rate}: "
+        "give a lower one, or standardise the features",
+    )
 
 
 def _pairs(near: NDArray[np.integer], config: TemiConfig, epoch: int) -> NDArray[np.int64]:

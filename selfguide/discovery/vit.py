@@ -30,7 +30,7 @@ from selfguide.models.backbone import pool
 from selfguide.spec.suggest import nearest
 from selfguide.weights import put, read_weights
 from shards import storage
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 
 FOLDER = "SELFGUIDE_WEIGHTS_DIR"  # names a folder that holds <name>.safetensors, or .pth
 RANDOM = "random:"  # in place of a file: weights drawn from the seed behind it, for tests
@@ -69,8 +69,10 @@ class FrozenViT:
     @torch.no_grad()
     def pooled(self, images: Tensor, pooling: str = "cls") -> Tensor:
         """(B, F) of images resized and cropped as timm evaluates the net; see `selfguide.models.backbone.pool`."""
-        if pooling == "cls" and self.net.cls_token is None:
-            raise UserError(f"pooling=cls: {self.name} has no [CLS]; take mean or attention")
+        refuse_if(
+            pooling == "cls" and self.net.cls_token is None,
+            f"pooling=cls: {self.name} has no [CLS]; take mean or attention",
+        )
         tokens = self.net.forward_features(self._normal(self._resized(self._levels(images))))
         extras = self.net.num_prefix_tokens
         return pool(tokens, pooling, extras, cls=self.net.cls_token is not None)
@@ -104,10 +106,10 @@ class FrozenViT:
 
     def _levels(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 on the net's device."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise UserError(
-                f"images are {tuple(images.shape)} {images.dtype}: {self.name} takes uint8 (B, 1 or 3, H, W)"
-            )
+        refuse_if(
+            images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3),
+            f"images are {tuple(images.shape)} {images.dtype}: {self.name} takes uint8 (B, 1 or 3, H, W)",
+        )
         return images.to(self.device).expand(-1, 3, -1, -1)
 
     def _resized(self, images: Tensor) -> Tensor:
@@ -179,10 +181,10 @@ def load_vit(
     if seed is None:
         file = _locate(full, given, download)
         found = storage.sha256(str(file))
-        if sha256 is not None and found != sha256.lower():
-            raise UserError(
-                f"{file} has sha256 {found}, and {sha256} was asked for: get the file again, or correct the sha256"
-            )
+        refuse_if(
+            sha256 is not None and found != sha256.lower(),
+            f"{file} has sha256 {found}, and {sha256} was asked for: get the file again, or correct the sha256",
+        )
         tensors = {n: t for n, t in read_weights(file, str(file)).items() if not _of_head(n)}
         put(net, checkpoint_filter_fn(tensors, net), str(file))
     elif sha256 is not None:
@@ -208,11 +210,11 @@ def _known(name: str) -> str:
             f"vit={name!r} is not a vision transformer of timm {timm.__version__}{nearest(architecture, family)}"
         )
     tags = [n for n in timm.list_pretrained(f"{architecture}.*") if n.split(".")[0] == architecture]
-    if tag and name not in tags:
-        raise UserError(
-            f"vit={name!r}: {architecture} has no weights {tag!r}{nearest(name, tags)}; "
-            f"known: {', '.join(tags) or 'none'}"
-        )
+    refuse_if(
+        tag and name not in tags,
+        f"vit={name!r}: {architecture} has no weights {tag!r}{nearest(name, tags)}; "
+        f"known: {', '.join(tags) or 'none'}",
+    )
     if tag or not tags:
         return name
     default = get_pretrained_cfg(name)
@@ -223,8 +225,9 @@ def _seed(given: str | None) -> int | None:
     if given is None or not given.startswith(RANDOM):
         return None
     text = given.removeprefix(RANDOM)
-    if not text.isdigit():
-        raise UserError(f"weights={given}: give a whole number as the seed, such as {RANDOM}0")
+    refuse_if(
+        not text.isdigit(), f"weights={given}: give a whole number as the seed, such as {RANDOM}0"
+    )
     return int(text)
 
 
@@ -232,8 +235,7 @@ def _locate(name: str, given: str | None, download: bool) -> Path:
     """The file of weights, in the one order of all weights that cannot be fetched everywhere."""
     if given is not None:
         file = Path(given).expanduser()
-        if not file.is_file():
-            raise UserError(f"weights={given}: no such file")
+        refuse_if(not file.is_file(), f"weights={given}: no such file")
         return file
     folder = os.environ.get(FOLDER)
     if folder:

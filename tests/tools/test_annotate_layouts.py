@@ -23,7 +23,7 @@ from shards.format.header import Header
 from shards.sources.source import ArraySource
 from shards.write import writer
 from tests.selfguide.test_masks import mean_iou
-from tools.annotate import layouts, stego
+from tools.annotate import features, layouts, stego
 from tools.annotate.__main__ import main
 
 NET = ["--vit", "test_vit", "--weights", "random:0", "--batch", "5", "--device", "cpu"]
@@ -239,7 +239,7 @@ def test_weights_that_are_not_finite_are_named(
 ) -> None:
     vit = load_vit("test_vit", "random:0")
     vit.net.blocks[-1].attn.qkv.bias.data.fill_(torch.nan)
-    monkeypatch.setattr(layouts, "load_vit", lambda *_, **__: vit)
+    monkeypatch.setattr(features, "load_vit", lambda *_, **__: vit)
     for verb in ("lost", "stego"):
         with pytest.raises(UserError, match="NaN or infinite"):
             main([verb, str(pictures), *NET, "--out", str(tmp_path / verb)])

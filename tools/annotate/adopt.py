@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shards import sidecar
-from shards.errors import UserError
+from shards.errors import refuse_if
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
 from shards.sidecar import Sidecar
@@ -41,15 +41,15 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def _check(root: str, manifest: Manifest, found: Sidecar) -> None:
     images = manifest.source.get("images")
-    if manifest.plain.get("order") != "source" or not images:
-        raise UserError(
-            f"{root} does not say which images it was encoded from: only what `tools.shards encode` wrote does"
-        )
-    if found.manifest != images["manifest"]:
-        raise UserError(
-            f"{found.folder} annotates shards {found.manifest[:12]}, and {root} was encoded from "
-            f"{images['manifest'][:12]}: give an annotation of those images"
-        )
+    refuse_if(
+        manifest.plain.get("order") != "source" or not images,
+        f"{root} does not say which images it was encoded from: only what `tools.shards encode` wrote does",
+    )
+    refuse_if(
+        found.manifest != images["manifest"],
+        f"{found.folder} annotates shards {found.manifest[:12]}, and {root} was encoded from "
+        f"{images['manifest'][:12]}: give an annotation of those images",
+    )
 
 
 def _copy(found: Sidecar, target: Path, manifest: Manifest) -> Sidecar:

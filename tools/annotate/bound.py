@@ -19,10 +19,10 @@ from typing import Any
 from selfguide.discovery import bound
 from selfguide.discovery.temi import TemiConfig
 from shards import sidecar, storage
-from shards.errors import UserError
+from shards.errors import refuse_if
 from shards.format import manifest as manifests
 from shards.sidecar import Sidecar
-from tools import drawing
+from tools import drawing, flags
 from tools.annotate.features import add_source, features_of
 from tools.annotate.temi import add_settings, annotate, config_of
 
@@ -31,13 +31,11 @@ HELP = "the most groups worth separating, by TEMI"
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
-    own = parser.add_argument_group("of the search")
-    own.add_argument(
-        "--alpha", type=float, default=0.96, help="share of groups in use that is enough (0.96)"
-    )
-    own.add_argument("--start", type=int, default=16, metavar="K", help="the first K (16)")
-    own.add_argument(
-        "--finer", type=int, default=3, metavar="N", help="K between the last two doublings (3)"
+    flags.add(
+        parser.add_argument_group("of the search"),
+        ("--alpha", float, 0.96, "share of groups in use that is enough (0.96)"),
+        ("--start K", int, 16, "the first K (16)"),
+        ("--finer N", int, 3, "K between the last two doublings (3)"),
     )
     add_settings(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of fits and picture")
@@ -83,13 +81,11 @@ def _finished(folder: Path, config: TemiConfig, features: Sidecar) -> Sidecar | 
     if not (folder / storage.MANIFEST).exists():
         return None
     found = sidecar.read(folder, manifest=features.manifest)
-    if (
+    refuse_if(
         found.provenance.get("temi") != asdict(config)
-        or found.provenance["features"]["rows_sha256"] != features.sha256
-    ):
-        raise UserError(
-            f"{folder} holds a fit with other settings or features; name another --out, or remove it"
-        )
+        or found.provenance["features"]["rows_sha256"] != features.sha256,
+        f"{folder} holds a fit with other settings or features; name another --out, or remove it",
+    )
     return found
 
 

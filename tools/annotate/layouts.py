@@ -17,19 +17,19 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
+from selfguide.data.autoencoders import Autoencoder, to_images
 from selfguide.data.crop_flip import Size
 from selfguide.data.normaliser import Normaliser
 from selfguide.discovery.resumable import Array, Make, Rows, Work, gather
-from selfguide.discovery.vit import FrozenViT, load_vit
-from selfguide.distributed import RankInfo
+from selfguide.discovery.vit import FrozenViT
 from shards import sidecar, storage
-from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.header import Header
 from shards.format.manifest import Manifest
 from shards.read.reader import Reader
 from shards.sidecar import Sidecar
+from tools import flags
+from tools.annotate.features import DEVICE, OF_VIT, vit_of
 
 PICTURED = 32  # images in the picture beside a sidecar
 PARTS = 512  # of which rows are made, at most
@@ -42,24 +42,14 @@ def add_net(parser: argparse.ArgumentParser, short: str) -> None:
         metavar="NAME",
         help="timm's name, such as vit_small_patch16_224.dino",
     )
-    parser.add_argument("--weights", metavar="PATH", help="file of weights; random:SEED draws them")
-    parser.add_argument("--sha256", metavar="HEX", help="what the file must have")
-    parser.add_argument("--download", action="store_true", help="the hub may be asked")
-    parser.add_argument(
-        "--saw-labels", choices=("yes", "no"), help="whether its training did (by its name)"
-    )
-    parser.add_argument(
-        "--vae-weights", metavar="PATH", help="of the autoencoder of stored latents"
-    )
-    parser.add_argument(
-        "--short",
-        type=int,
-        metavar="N",
-        help=f"short edge at which the net sees an image ({short})",
+    flags.add(
+        parser,
+        *OF_VIT,
+        ("--short N", int, None, f"short edge at which the net sees an image ({short})"),
+        ("--batch N", int, 32, "images at once (32)"),
+        DEVICE,
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the sidecar's folder")
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="images at once (32)")
-    parser.add_argument("--device", help="where networks run; default a GPU where there is one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,22 +92,10 @@ def look(options: argparse.Namespace, short: int | None) -> Looked:
     Raises:
         UserError: flags out of range, no such shards or weights.
     """
-    for name in ("short", "batch"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: take 1 or more")
+    flags.check_least(options, 1, "short", "batch")
     manifest = manifests.load(options.root)
-    header, device = Header.of(manifest.header), options.device or str(RankInfo(0, 0, 1).device)
-    vit = load_vit(
-        options.vit,
-        options.weights,
-        sha256=options.sha256,
-        download=options.download,
-        saw_labels=None if options.saw_labels is None else options.saw_labels == "yes",
-    ).to(device)
-    codec = None
-    if header.kind == "latent":
-        codec = load_autoencoder(str(header.encoder), options.vae_weights, device=device)
+    header = Header.of(manifest.header)
+    vit, codec = vit_of(options, header)
     return Looked(
         manifest=manifest,
         reader=Reader(options.root, manifest),

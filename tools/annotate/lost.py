@@ -19,7 +19,8 @@ from torch import Tensor
 from selfguide.discovery.lost import K_PATCHES, in_pixels, lost_boxes
 from selfguide.discovery.resumable import Work
 from shards import sidecar
-from shards.errors import UserError
+from shards.errors import refuse_if
+from tools import flags
 from tools.annotate import layouts
 
 HELP = "boxes around objects (LOST)"
@@ -28,17 +29,14 @@ DEGENERATE = 0.5  # share of boxes that say nothing above which the command spea
 
 def add(parser: argparse.ArgumentParser) -> None:
     layouts.add_net(parser, "its own")
-    parser.add_argument(
-        "--k-patches", type=int, default=K_PATCHES, metavar="N",
-        help=f"patches of the lowest degree that may join the seed ({K_PATCHES})",
-    )  # fmt: skip
+    text = f"patches of the lowest degree that may join the seed ({K_PATCHES})"
+    flags.add(parser, ("--k-patches N", int, K_PATCHES, text))
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     target = Path(options.out)
     sidecar.refuse_taken(target, {sidecar.ROWS, "box.png"})
-    if options.k_patches < 1:
-        raise UserError(f"--k-patches {options.k_patches}: take 1 or more")
+    flags.check_least(options, 1, "k_patches")
     looked = layouts.look(options, None)
     size = looked.size
     seen = looked.seen(looked.images(np.arange(1))).shape[-2:]
@@ -53,10 +51,10 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     def boxes(ordinals: NDArray[np.int64]) -> Tensor:
         keys = looked.vit.keys(looked.seen(looked.images(ordinals)))  # (B, D, h, w)
-        if not keys.isfinite().all():
-            raise UserError(
-                f"{options.vit} gives keys that are NaN or infinite; take other weights"
-            )
+        refuse_if(
+            not keys.isfinite().all(),
+            f"{options.vit} gives keys that are NaN or infinite; take other weights",
+        )
         grid = (keys.shape[-2], keys.shape[-1])
         found = lost_boxes(keys.flatten(2).mT, grid, k_patches=options.k_patches)
         return in_pixels(found, patch, size)

@@ -35,7 +35,8 @@ from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.resumable import Array, Rows, Work, gather
 from selfguide.discovery.stego import PRESETS, Fit, Pairs, StegoConfig
 from shards import cli, sidecar
-from shards.errors import UserError
+from shards.errors import refuse_if
+from tools import flags
 from tools.annotate import layouts
 from tools.annotate.layouts import Looked
 
@@ -52,31 +53,18 @@ LEARNED = "segmenter.safetensors"
 
 def add(parser: argparse.ArgumentParser) -> None:
     layouts.add_net(parser, str(MASKED))
-    parser.add_argument(
-        "--method",
-        choices=("stego", "kmeans"),
-        default="stego",
-        help="kmeans is a stand-in (stego)",
+    shifts = "b of an image with itself, with neighbours, with others; default the preset's"
+    flags.add(parser, ("--method", ("stego", "kmeans"), "stego", "kmeans is a stand-in (stego)"))
+    flags.add(
+        parser.add_argument_group("the fit"),
+        ("--preset", tuple(PRESETS), "cocostuff27", "settings (cocostuff27)"),
+        ("--groups K", int, None, "how many; default the preset's"),
+        ("--shifts OWN KNN RANDOM", float, None, shifts),
+        ("--epochs N", int, None, "over all crops; default the preset's"),
+        ("--crop N", int, TRAINED, f"a crop's edge for the net ({TRAINED})"),
+        ("--live", bool, False, "keep no features of crops on disk"),
+        ("--seed N", int, 0, "of all that is drawn (0)"),
     )
-    fit = parser.add_argument_group("the fit")
-    fit.add_argument(
-        "--preset", choices=tuple(PRESETS), default="cocostuff27", help="settings (cocostuff27)"
-    )
-    fit.add_argument("--groups", type=int, metavar="K", help="how many; default the preset's")
-    fit.add_argument(
-        "--shifts", type=float, nargs=3, metavar=("OWN", "KNN", "RANDOM"),
-        help="b of an image with itself, with neighbours, with others; default the preset's",
-    )  # fmt: skip
-    fit.add_argument("--epochs", type=int, metavar="N", help="over all crops; default the preset's")
-    fit.add_argument(
-        "--crop",
-        type=int,
-        default=TRAINED,
-        metavar="N",
-        help=f"a crop's edge for the net ({TRAINED})",
-    )
-    fit.add_argument("--live", action="store_true", help="keep no features of crops on disk")
-    fit.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (0)")
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -122,14 +110,15 @@ def settings(options: argparse.Namespace) -> StegoConfig:
     Raises:
         UserError: a value out of range, or a flag that the stand-in does not read.
     """
-    for name, least in {"groups": 2, "epochs": 1, "crop": 1, "seed": 0}.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: take {least} or more")
+    flags.check_least(options, 2, "groups")
+    flags.check_least(options, 1, "epochs", "crop")
+    flags.check_least(options, 0, "seed")
     if options.method == "kmeans":
         for name in ("shifts", "epochs", "live"):
-            if getattr(options, name) not in (None, False):
-                raise UserError(f"--{name} says nothing to --method kmeans; leave it out")
+            refuse_if(
+                getattr(options, name) not in (None, False),
+                f"--{name} says nothing to --method kmeans; leave it out",
+            )
     config = PRESETS[options.preset]
     if options.shifts is not None:
         own, knn, random = options.shifts
@@ -147,10 +136,10 @@ Fitted = tuple[
 def learned(looked: Looked, config: StegoConfig, work: Work, options: argparse.Namespace) -> Fitted:
     """STEGO, from crops to masks."""
     count, device = looked.manifest.count, looked.vit.device
-    if 5 * count <= config.neighbours:
-        raise UserError(
-            f"{count} images have {5 * count} crops, and each needs {config.neighbours} others; give more images"
-        )
+    refuse_if(
+        5 * count <= config.neighbours,
+        f"{count} images have {5 * count} crops, and each needs {config.neighbours} others; give more images",
+    )
 
     def crops(ordinals: NDArray[np.int64]) -> Tensor:
         """(B, 5, D, h, w)."""

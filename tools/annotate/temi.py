@@ -26,9 +26,9 @@ from selfguide.discovery.temi import TemiConfig
 from selfguide.discovery.temi_fit import ALONE, Fitted, fit
 from selfguide.distributed import RankInfo
 from shards import sidecar, storage
-from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.sidecar import Sidecar
+from tools import flags
 from tools.annotate.features import add_source, features_of
 from tools.annotate.kmeans import labels_of
 from tools.ranks import run_ranks
@@ -46,18 +46,18 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Settings of a fit beside the number of groups; `config_of` reads them."""
-    own = parser.add_argument_group("of the fit")
-    for flag, name, kind, text in (
-        ("--heads", "heads", int, "heads fitted side by side, of which the best one is published"),
-        ("--epochs", "epochs", int, "passes over all images"),
-        ("--step-images", "batch", int, "images a step, of all processes"),
-        ("--learning-rate", "learning_rate", float, "for 256 images a step, scaled linearly"),
-        ("--beta", "beta", float, "below 1 evens out the sizes of groups"),
-        ("--neighbours", "neighbours", int, "nearest images that one is paired with"),
-        ("--seed", "seed", int, "of weights, order and pairs"),
+    own, default = parser.add_argument_group("of the fit"), TemiConfig(groups=2)
+    for flag, name, text in (
+        ("--heads", "heads", "heads fitted side by side, of which the best one is published"),
+        ("--epochs", "epochs", "passes over all images"),
+        ("--step-images", "batch", "images a step, of all processes"),
+        ("--learning-rate", "learning_rate", "for 256 images a step, scaled linearly"),
+        ("--beta", "beta", "below 1 evens out the sizes of groups"),
+        ("--neighbours", "neighbours", "nearest images that one is paired with"),
+        ("--seed", "seed", "of weights, order and pairs"),
     ):
-        default = getattr(TemiConfig, name)
-        own.add_argument(flag, type=kind, default=default, metavar="N", help=f"{text} ({default})")
+        value = getattr(default, name)
+        flags.add(own, (f"{flag} N", type(value), value, f"{text} ({value})"))
     own.add_argument(
         "--standardise",
         action=argparse.BooleanOptionalAction,
@@ -67,8 +67,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def config_of(options: argparse.Namespace, groups: int) -> TemiConfig:
-    if options.processes < 1:
-        raise UserError(f"--processes {options.processes}: take 1 or more")
+    flags.check_least(options, 1, "processes")
     return TemiConfig(
         groups=groups,
         heads=options.heads,

@@ -32,11 +32,12 @@ from selfguide.sampling.group_names import Naming
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config.sampler import check_sampler
 from shards import cli, sidecar, storage
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 from shards.format import manifest as manifests
 from shards.format.header import Header
 from shards.format.manifest import Manifest
 from shards.read.reader import Reader
+from tools import flags
 from tools.annotate.kmeans import labels_of
 from tools.atlas.grouping import Grouping, of_sidecar, of_snapshot
 from tools.atlas.page import Atlas, render
@@ -45,9 +46,7 @@ from tools.sample import load_snapshot, naming_of, snapshot_folder
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    for name in ("groups", "count"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)}: take 1 or more")
+    flags.check_least(options, 1, "groups", "count")
     snapshot, folder = None, None
     if options.run is not None:
         folder, snapshot = snapshot_folder(options), load_snapshot(options)
@@ -93,19 +92,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def annotation(snapshot: Snapshot | None, options: argparse.Namespace) -> sidecar.Sidecar | None:
     """The sidecar of ids that is asked for, or the one that the run was trained on."""
     if snapshot is None:
-        if options.sidecar is None:
-            raise UserError("name a RUN, an annotation by --sidecar DIR, or both")
+        refuse_if(options.sidecar is None, "name a RUN, an annotation by --sidecar DIR, or both")
         return sidecar.read(options.sidecar)
     trained_on = snapshot.guidance.get("sidecars", {}).get("ids")
     if options.sidecar is None:
         return None if trained_on is None else sidecar.read(trained_on["folder"])
     found = sidecar.read(options.sidecar)
-    if trained_on is None or trained_on["sha256"] != found.sha256:
-        raise UserError(
-            f"--sidecar {options.sidecar}: this run was trained on "
-            f"{'other groups' if trained_on else 'no annotation'}, so its "
-            "samples would be of other groups; leave out the run, or --sidecar"
-        )
+    refuse_if(
+        trained_on is None or trained_on["sha256"] != found.sha256,
+        f"--sidecar {options.sidecar}: this run was trained on "
+        f"{'other groups' if trained_on else 'no annotation'}, so its "
+        "samples would be of other groups; leave out the run, or --sidecar",
+    )
     return found
 
 
@@ -118,11 +116,11 @@ def data_of(
         raise UserError("--sidecar without a run: give the annotated shards by --shards DIR")
     manifest = manifests.load(root)
     wanted = found.manifest if found else snapshot.data["manifest"] if snapshot else manifest.hash
-    if manifest.hash != wanted:
-        raise UserError(
-            f"{root} holds manifest {manifest.hash[:12]}, and the groups are of {wanted[:12]}; give those shards by "
-            "--shards DIR"
-        )
+    refuse_if(
+        manifest.hash != wanted,
+        f"{root} holds manifest {manifest.hash[:12]}, and the groups are of {wanted[:12]}; give those shards by "
+        "--shards DIR",
+    )
     return root, manifest
 
 
@@ -137,8 +135,10 @@ def grouping_of(
         features = sidecar.read(options.features, manifest=manifest.hash)
     if found is not None:
         return of_sidecar(found, options.count, features)
-    if features is not None:
-        raise UserError("--features says where groups of a --sidecar lie; this run has prototypes")
+    refuse_if(
+        features is not None,
+        "--features says where groups of a --sidecar lie; this run has prototypes",
+    )
     assert snapshot is not None
     return of_snapshot(snapshot, options.count)
 
@@ -225,44 +225,37 @@ def _facts(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.atlas",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser = flags.command("tools.atlas", __doc__)
     parser.add_argument(
         "run", nargs="?", metavar="RUN", help="id, name or folder of a run, or a snapshot's folder"
     )
-    parser.add_argument(
-        "--images", type=int, metavar="N", help="the snapshot at N images seen (newest)"
+    flags.add(
+        parser,
+        ("--images N", int, None, "the snapshot at N images seen (newest)"),
+        ("--ema I", int, 0, "which average, from 0 (0)"),
+        flags.RUNS,
     )
-    parser.add_argument("--ema", type=int, default=0, metavar="I", help="which average, from 0 (0)")
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
-    offline = parser.add_argument_group("groups of an annotation")
-    offline.add_argument("--sidecar", metavar="DIR", help="an annotation of kind id")
-    offline.add_argument("--shards", metavar="DIR", help="what it annotates (the run's own)")
-    offline.add_argument(
-        "--features", metavar="DIR", help="features, where it has neither confidence nor distance"
+    features = "features, where it has neither confidence nor distance"
+    flags.add(
+        parser.add_argument_group("groups of an annotation"),
+        ("--sidecar DIR", str, None, "an annotation of kind id"),
+        ("--shards DIR", str, None, "what it annotates (the run's own)"),
+        ("--features DIR", str, None, features),
     )
-    parser.add_argument(
-        "--groups", type=int, default=60, metavar="N", help="show the N largest (60)"
+    flags.add(
+        parser,
+        ("--groups N", int, 60, "show the N largest (60)"),
+        ("--count N", int, 8, "images and samples of each (8)"),
+        ("--g X", float, None, "guidance weight of samples (the run's)"),
+        ("--seed N", int, 0, "of the samples (0)"),
+        ("--batch N", int, 64, "images at once (64)"),
+        ("--device", str, device, f"where the network runs ({device})"),
+        ("--autoencoder NAME", str, None, "what decodes latents (the data's own)"),
+        ("--weights PATH", str, None, "its weights"),
+        ("--out FILE", str, "atlas.html", "the page (atlas.html)"),
+        flags.JSON,
     )
-    parser.add_argument(
-        "--count", type=int, default=8, metavar="N", help="images and samples of each (8)"
-    )
-    parser.add_argument(
-        "--g", type=float, metavar="X", help="guidance weight of samples (the run's)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (0)")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at once (64)")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"where the network runs ({device})")
-    parser.add_argument(
-        "--autoencoder", metavar="NAME", help="what decodes latents (the data's own)"
-    )
-    parser.add_argument("--weights", metavar="PATH", help="its weights")
-    parser.add_argument("--out", default="atlas.html", metavar="FILE", help="the page (atlas.html)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 

@@ -17,7 +17,7 @@ from selfguide.sampling.groups import features_of
 from selfguide.snapshot import Snapshot
 from shards import sidecar
 from shards.cli import track
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 
 NEIGHBOURS = 3
 
@@ -57,11 +57,11 @@ def of_snapshot(snapshot: Snapshot, count: int, batch: int = 256) -> Grouping:
             f"guidance.source={guidance.source} found no groups; name a run with guidance=online, or an annotation of "
             "kind id by --sidecar DIR"
         )
-    if by_patch(snapshot):
-        raise UserError(
-            "guidance.level=patch: this run's groups are of patches, and have no images of their own; an atlas needs a "
-            "run with guidance.level=image"
-        )
+    refuse_if(
+        by_patch(snapshot),
+        "guidance.level=patch: this run's groups are of patches, and have no images of their own; an atlas needs a "
+        "run with guidance.level=image",
+    )
     known = len(head.prototypes)
     best = torch.full((0, known), -torch.inf)
     ordinals = torch.zeros(0, known, dtype=torch.int64)
@@ -104,8 +104,9 @@ def of_sidecar(
     Raises:
         UserError: another kind of annotation, or nothing says which image stands for its group.
     """
-    if found.kind != "id":
-        raise UserError(f"{found.folder} holds {found.kind}; an atlas shows groups of kind id")
+    refuse_if(
+        found.kind != "id", f"{found.folder} holds {found.kind}; an atlas shows groups of kind id"
+    )
     ids, groups = np.asarray(found.rows()).astype(np.int64), int(found.groups or 0)
     means = None if features is None else _means(features, ids, groups)
     if "confidence" in found.more:
@@ -142,10 +143,10 @@ def _chunks(features: sidecar.Sidecar) -> Iterator[tuple[slice, NDArray[np.float
 
 def _means(features: sidecar.Sidecar, ids: NDArray[np.int64], groups: int) -> NDArray[Any]:
     """(K, P); zeros of an empty group."""
-    if features.kind != "dense" or features.count != len(ids):
-        raise UserError(
-            f"{features.folder} holds {features.count} rows of kind {features.kind}; give {len(ids)} of kind dense"
-        )
+    refuse_if(
+        features.kind != "dense" or features.count != len(ids),
+        f"{features.folder} holds {features.count} rows of kind {features.kind}; give {len(ids)} of kind dense",
+    )
     sums = np.zeros((groups, features.shape[0]))
     for part, rows in _chunks(features):
         np.add.at(sums, ids[part], rows)

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from shards import cli
-from shards.errors import UserError
-from tools import drawing
+from shards.errors import refuse_if
+from tools import drawing, flags
 from tools.toy.data import DATA, Data
 from tools.toy.figure import plot
 from tools.toy.learn import BATCH, learn, preset
@@ -49,12 +49,13 @@ share of samples where no data is. The same arguments give the same numbers on t
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    if options.images < BATCH:
-        raise UserError(f"--images {options.images} is not one batch; take {BATCH} or more")
-    if options.samples < TRAJECTORIES:
-        raise UserError(
-            f"--samples {options.samples} is too few to draw; take {TRAJECTORIES} or more"
-        )
+    refuse_if(
+        options.images < BATCH, f"--images {options.images} is not one batch; take {BATCH} or more"
+    )
+    refuse_if(
+        options.samples < TRAJECTORIES,
+        f"--samples {options.samples} is too few to draw; take {TRAJECTORIES} or more",
+    )
     presets = {name: preset(name) for name in options.paths}  # a wrong name ends here
     torch.set_num_threads(1)  # the nets are too small for more, and sums keep their order
     reports = []
@@ -111,33 +112,20 @@ def _rows(measured: dict[str, Measured]) -> Iterator[dict[str, str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.toy",
-        description=__doc__,
+    images = "points each network is trained on (default: 1,500,000, about half a minute)"
+    samples = f"how many are compared, best a power of two (default: {SAMPLES:,})"
+    parser = flags.command(
+        "tools.toy",
+        __doc__,
+        ("--paths PRESET+", str, PATHS, f"default: {' '.join(PATHS)}"),
+        ("--images", int, 1_500_000, images),
+        ("--samples", int, SAMPLES, samples),
+        ("--seed", int, 0, "of weights, data and noise"),
+        ("--out", Path, Path("runs/toy.png"), "the picture (default: runs/toy.png)"),
+        ("--json", bool, False, "print one JSON list at the end"),
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--paths", nargs="+", default=PATHS, metavar="PRESET", help=f"default: {' '.join(PATHS)}"
     )
     parser.add_argument("--data", nargs="+", choices=DATA, default=DATA, help="default: both")
-    parser.add_argument(
-        "--images",
-        type=int,
-        default=1_500_000,
-        help="points each network is trained on (default: 1,500,000, about half a minute)",
-    )
-    parser.add_argument(
-        "--samples",
-        type=int,
-        default=SAMPLES,
-        help=f"how many are compared, best a power of two (default: {SAMPLES:,})",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, data and noise")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/toy.png"), help="the picture (default: runs/toy.png)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON list at the end")
     return parser
 
 

@@ -21,7 +21,7 @@ from selfguide.spec.architecture import TimeInput
 from selfguide.spec.config import PathConfig, build
 from selfguide.spec.suggest import nearest
 from shards import cli
-from shards.errors import UserError
+from shards.errors import refuse_if
 from tools.toy.data import Data, points
 
 BATCH = 1024
@@ -53,10 +53,10 @@ def preset(name: str) -> PathConfig:
         UserError: none has this name; the nearest one is suggested.
     """
     known = presets()
-    if name not in known:
-        raise UserError(
-            f"--paths {name!r} is no preset{nearest(name, known)}; known: {', '.join(known)}"
-        )
+    refuse_if(
+        name not in known,
+        f"--paths {name!r} is no preset{nearest(name, known)}; known: {', '.join(known)}",
+    )
     return known[name]
 
 

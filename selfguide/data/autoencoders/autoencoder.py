@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 from shards.format.header import Header
 
 TOP = 255
@@ -50,10 +50,10 @@ class Autoencoder(ABC):
         Raises:
             UserError: images of another type, number of channels or indivisible size.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise UserError(
-                f"images are {tuple(images.shape)} {images.dtype}: give uint8 (B, C, H, W)"
-            )
+        refuse_if(
+            images.dtype != torch.uint8 or images.ndim != 4,
+            f"images are {tuple(images.shape)} {images.dtype}: give uint8 (B, C, H, W)",
+        )
         self.check(*images.shape[1:])
         return self._encode(images.to(self.device))
 
@@ -63,15 +63,15 @@ class Autoencoder(ABC):
         Raises:
             UserError: another number of channels than it takes, or an indivisible size.
         """
-        if channels != self.image_channels:
-            raise UserError(
-                f"images have {channels} channels; {self.name} encodes {self.image_channels}"
-            )
-        if height % self.factor or width % self.factor:
-            raise UserError(
-                f"images are {height} x {width}; {self.name} makes a latent pixel of {self.factor} x {self.factor}: "
-                "crop or resize them to a multiple"
-            )
+        refuse_if(
+            channels != self.image_channels,
+            f"images have {channels} channels; {self.name} encodes {self.image_channels}",
+        )
+        refuse_if(
+            height % self.factor or width % self.factor,
+            f"images are {height} x {width}; {self.name} makes a latent pixel of {self.factor} x {self.factor}: "
+            "crop or resize them to a multiple",
+        )
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -80,10 +80,10 @@ class Autoencoder(ABC):
         Raises:
             UserError: another number of channels; twice as many are moments, to be sampled first.
         """
-        if latents.ndim != 4 or latents.shape[1] != self.channels:
-            raise UserError(
-                f"latents are {tuple(latents.shape)}; {self.name} decodes (B, {self.channels}, h, w)"
-            )
+        refuse_if(
+            latents.ndim != 4 or latents.shape[1] != self.channels,
+            f"latents are {tuple(latents.shape)}; {self.name} decodes (B, {self.channels}, h, w)",
+        )
         return self._decode(latents.to(self.device).float())
 
 

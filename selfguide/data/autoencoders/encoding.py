@@ -27,7 +27,7 @@ from selfguide.data.autoencoders.load import load_autoencoder
 from selfguide.data.normaliser import Normaliser, sample_posterior, posterior_mean
 from selfguide.spec.suggest import nearest
 from shards.format import manifest as manifests
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 from shards.format.header import Header
 from shards.format.manifest import Manifest
 from shards.read.block_bytes import Arrays
@@ -56,14 +56,14 @@ class Encoding:
         known = {"encoder": ENCODERS, "content": CONTENTS, "dtype": DTYPES}
         for name, values in known.items():
             given = getattr(self, name)
-            if given not in values:
-                raise UserError(
-                    f"{name}={given!r} is unknown{nearest(given, values)}; known: {', '.join(values)}"
-                )
-        if self.batch < 1 or self.seed < 0:
-            raise UserError(
-                f"batch={self.batch}, seed={self.seed}: give at least 1 image, and a seed from 0"
+            refuse_if(
+                given not in values,
+                f"{name}={given!r} is unknown{nearest(given, values)}; known: {', '.join(values)}",
             )
+        refuse_if(
+            self.batch < 1 or self.seed < 0,
+            f"batch={self.batch}, seed={self.seed}: give at least 1 image, and a seed from 0",
+        )
 
     def load(self, device: torch.device | str = "cpu") -> Autoencoder:
         return load_autoencoder(
@@ -195,10 +195,10 @@ class EncodedSource:
     @cached_property
     def _codec(self) -> Autoencoder:
         codec = self.encoding.load(_device(self.device))
-        if codec.sha256 != self.sha256:
-            raise UserError(
-                f"the weights of {codec.name} changed while they were used: start again"
-            )
+        refuse_if(
+            codec.sha256 != self.sha256,
+            f"the weights of {codec.name} changed while they were used: start again",
+        )
         return codec
 
     def _encode(self, stored: NDArray[np.generic], rows: NDArray[np.int64]) -> NDArray[np.generic]:
@@ -218,7 +218,9 @@ class EncodedSource:
             return moments
         if self.encoding.content == "mean":
             return posterior_mean(moments)
-        return sample_posterior(moments, self.encoding.seed, torch.from_numpy(places).to(codec.device))
+        return sample_posterior(
+            moments, self.encoding.seed, torch.from_numpy(places).to(codec.device)
+        )
 
     def _check(self, values: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
         most = np.abs(values).reshape(len(values), -1).max(axis=1)  # NaN where one is
@@ -268,18 +270,18 @@ class _Column:
 
 def _check_images(root: str, manifest: Manifest) -> None:
     header, stored = Header.of(manifest.header), manifest.fields[manifest.column("x")]
-    if header.kind != "image":
-        raise UserError(
-            f"{root} holds latents of {header.encoder} already: name the data set of their images"
-        )
-    if header.flips:
-        raise UserError(
-            f"{root} holds both mirror images of each image: name one that holds images once; flips encodes both"
-        )
-    if np.dtype(stored.dtype) != np.uint8:
-        raise UserError(
-            f"{root} holds images of {np.dtype(stored.dtype).name}: encoders take levels of brightness, uint8"
-        )
+    refuse_if(
+        header.kind != "image",
+        f"{root} holds latents of {header.encoder} already: name the data set of their images",
+    )
+    refuse_if(
+        header.flips,
+        f"{root} holds both mirror images of each image: name one that holds images once; flips encodes both",
+    )
+    refuse_if(
+        np.dtype(stored.dtype) != np.uint8,
+        f"{root} holds images of {np.dtype(stored.dtype).name}: encoders take levels of brightness, uint8",
+    )
     _ = Normaliser.of(header).top  # raises where nobody knows the levels
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfguide.data.autoencoders.autoencoder import TOP, Autoencoder, KLAutoencoder
 from selfguide.data.normaliser import Normaliser, posterior_mean
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 from shards.format.header import Header
 
 Plain = Header | Mapping[str, Any]
@@ -64,17 +64,21 @@ def check_header(autoencoder: Autoencoder, header: Plain) -> None:
     header = Header.of(header)
     name = "identity" if header.kind == "image" else header.encoder
     weights = f"give the weights of {name} that made the data"
-    if autoencoder.name != name:
-        raise UserError(f"the data's encoder is {name}, not {autoencoder.name}: load that one")
+    refuse_if(
+        autoencoder.name != name,
+        f"the data's encoder is {name}, not {autoencoder.name}: load that one",
+    )
     if header.kind == "image":
         return
-    if autoencoder.sha256 != header.encoder_sha256:
-        raise UserError(
-            f"header encoder_sha256={_short(header.encoder_sha256)}, and the weights of {autoencoder.name} have "
-            f"{_short(autoencoder.sha256)}: {weights}"
-        )
-    if header.content == "moments" and not autoencoder.moments:
-        raise UserError(f"header content='moments', and {name} encodes to samples: {weights}")
+    refuse_if(
+        autoencoder.sha256 != header.encoder_sha256,
+        f"header encoder_sha256={_short(header.encoder_sha256)}, and the weights of {autoencoder.name} have "
+        f"{_short(autoencoder.sha256)}: {weights}",
+    )
+    refuse_if(
+        header.content == "moments" and not autoencoder.moments,
+        f"header content='moments', and {name} encodes to samples: {weights}",
+    )
     if header.lengths - {autoencoder.channels}:
         raise UserError(
             f"header scale and shift are for {header.lengths.pop()} channels, and latents of {name} have "
@@ -89,11 +93,11 @@ def _check_statistics(own: Header, header: Header) -> None:
     for field in ("shift", "scale"):
         expected, found = getattr(own, field), getattr(header, field)
         pairs = zip(_each(expected, channels), _each(found, channels), strict=True)
-        if not all(math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-8) for a, b in pairs):
-            raise UserError(
-                f"header {field}={found}, and latents of {own.encoder} have {field}={expected}: they were not written "
-                "for this autoencoder; write the shards again with its header"
-            )
+        refuse_if(
+            not all(math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-8) for a, b in pairs),
+            f"header {field}={found}, and latents of {own.encoder} have {field}={expected}: they were not written "
+            "for this autoencoder; write the shards again with its header",
+        )
 
 
 def _known(header: Plain, autoencoder: Autoencoder | None) -> Autoencoder:

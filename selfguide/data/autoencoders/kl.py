@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 
 SD_VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
@@ -85,8 +85,10 @@ def settings(file: Path, published: dict[str, Any]) -> dict[str, Any]:
         found = json.loads(beside.read_text())
     except ValueError as error:
         raise UserError(f"{beside} is not JSON: {error}") from error
-    if not isinstance(found, dict) or "block_out_channels" not in found:
-        raise UserError(f"{beside} does not describe an AutoencoderKL")
+    refuse_if(
+        not isinstance(found, dict) or "block_out_channels" not in found,
+        f"{beside} does not describe an AutoencoderKL",
+    )
     return found
 
 

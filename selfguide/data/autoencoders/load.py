@@ -15,7 +15,7 @@ from selfguide.data.autoencoders.tiny import CHANNELS, FACTOR, WEIGHTS, TinyVAE
 from selfguide.spec.suggest import nearest
 from selfguide.weights import read_weights
 from shards import storage
-from shards.errors import UserError
+from shards.errors import UserError, refuse_if
 
 KNOWN = ("identity", "sd_vae", "va_vae", "tiny")
 SCALE = 0.18215  # of SD-VAE's latents (Rombach et al. 2022)
@@ -44,14 +44,18 @@ def load_autoencoder(
     Raises:
         UserError: unknown name, no weights, weights of another architecture or not finite, or no diffusers.
     """
-    if name not in KNOWN:
-        raise UserError(
-            f"autoencoder={name!r} is unknown{nearest(name, KNOWN)}; known: {', '.join(KNOWN)}"
-        )
-    if name == "identity" and weights is not None:
-        raise UserError(f"weights={weights}: identity has none; leave them out")
-    if name != "va_vae" and statistics is not None:
-        raise UserError(f"statistics={statistics}: only va_vae takes them; leave them out")
+    refuse_if(
+        name not in KNOWN,
+        f"autoencoder={name!r} is unknown{nearest(name, KNOWN)}; known: {', '.join(KNOWN)}",
+    )
+    refuse_if(
+        name == "identity" and weights is not None,
+        f"weights={weights}: identity has none; leave them out",
+    )
+    refuse_if(
+        name != "va_vae" and statistics is not None,
+        f"statistics={statistics}: only va_vae takes them; leave them out",
+    )
     at = torch.device(device)
     if name == "identity":
         return Identity(device=at)
@@ -101,10 +105,10 @@ def _statistics(weights: Path, config: dict[str, Any], given: str | Path | None)
     else:
         return None, None
     channels = config.get("latent_channels", 4)
-    if not len(mean) == len(std) == channels:
-        raise UserError(
-            f"statistics of {weights.name} are for {len(mean)} and {len(std)} channels, not its {channels}"
-        )
+    refuse_if(
+        not len(mean) == len(std) == channels,
+        f"statistics of {weights.name} are for {len(mean)} and {len(std)} channels, not its {channels}",
+    )
     return normal_of(mean, std)
 
 
@@ -115,11 +119,12 @@ def read_statistics(file: Path) -> tuple[Tensor, Tensor]:
         UserError: the file cannot be read, or does not hold both.
     """
     found = read_weights(file, str(file))
-    if not {"mean", "std"} <= found.keys():
-        raise UserError(f"{file} holds {', '.join(sorted(found))}: give a file of mean and std")
+    refuse_if(
+        not {"mean", "std"} <= found.keys(),
+        f"{file} holds {', '.join(sorted(found))}: give a file of mean and std",
+    )
     mean, std = found["mean"].double().flatten(), found["std"].double().flatten()
-    if not (std > 0).all():
-        raise UserError(f"{file} holds std {std.tolist()}: each must be more than 0")
+    refuse_if(not (std > 0).all(), f"{file} holds std {std.tolist()}: each must be more than 0")
     return mean, std
 
 
@@ -128,8 +133,9 @@ def _tiny(weights: str | Path | None, device: torch.device) -> Autoencoder:
         resources.files("selfguide.data.autoencoders") / "weights" / WEIGHTS
     ) as own:
         file = Path(weights).expanduser() if weights is not None else own
-        if not file.is_file():
-            raise UserError(f"weights={file}: no such file; fit it with `python -m tools.vae`")
+        refuse_if(
+            not file.is_file(), f"weights={file}: no such file; fit it with `python -m tools.vae`"
+        )
         net = TinyVAE()
         files.fill(net, read_weights(file, str(file)), file)
         sha256 = storage.sha256(str(file))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from selfguide.data.autoencoders.encoding import EncodedSource, Encoding
 from shards.format import manifest as manifests
-from shards.errors import UserError
+from shards.errors import refuse_if
 from shards.format.manifest import Manifest
 from shards.read.reader import Reader
 
@@ -55,8 +55,7 @@ def reencode(
     Raises:
         UserError: latents that do not say how they were encoded, or other images or weights than they name.
     """
-    if samples < 1:
-        raise UserError(f"reencode={samples}: give at least 1 sample")
+    refuse_if(samples < 1, f"reencode={samples}: give at least 1 sample")
     manifest = manifests.load(root)
     made = EncodedSource.of(source, _encoding(root, manifest, weights, statistics), device)
     _belongs(root, manifest, made)
@@ -91,11 +90,13 @@ def _encoding(
     root: str, manifest: Manifest, weights: str | None, statistics: str | None
 ) -> Encoding:
     settings = manifest.source.get("encoding")
-    if not isinstance(settings, dict):
-        raise UserError(
-            f"{root} does not say how it was encoded: `tools.shards encode` did not write it, so nothing can repeat it"
-        )
-    plain = {("seed" if name == "posterior_seed" else name): value for name, value in settings.items()}
+    refuse_if(
+        not isinstance(settings, dict),
+        f"{root} does not say how it was encoded: `tools.shards encode` did not write it, so nothing can repeat it",
+    )
+    plain = {
+        ("seed" if name == "posterior_seed" else name): value for name, value in settings.items()
+    }
     return Encoding(**plain, weights=weights, statistics=statistics)
 
 
@@ -105,7 +106,7 @@ def _belongs(root: str, manifest: Manifest, made: EncodedSource) -> None:
         ("of images with manifest", images["manifest"], made.manifest.hash),
         (f"by weights of {made.encoding.encoder} with sha256", weights, made.sha256),
     ):
-        if promised != given:
-            raise UserError(
-                f"{root} was encoded {what} {str(promised)[:12]}, and these have {str(given)[:12]}: give those"
-            )
+        refuse_if(
+            promised != given,
+            f"{root} was encoded {what} {str(promised)[:12]}, and these have {str(given)[:12]}: give those",
+        )
