@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,6 +39,7 @@ from selfguide.spec.files import read_config
 from selfguide.training.engine.protocol import DTYPES
 from shards import cli
 from shards.errors import UserError, refuse_if
+from shards.format.header import Header
 from tools import flags
 
 EPILOG = """examples:
@@ -65,33 +67,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.chain and sampler.name == "dopri5",
         "--chain with dopri5: it takes steps of its own; give --sampler euler or heun",
     )
-    codec = autoencoder_of(snapshot, options)
+    codec = autoencoder_of(snapshot.data["header"], options)
     condition = condition_of(snapshot, naming, codec, options)
     seeds = options.seed + torch.arange(len(condition))
     if options.between:
         seeds = seeds[:1].expand(len(condition))  # one noise, so that only the condition changes
     chain = Chain(sampler.steps, options.columns) if options.chain else None
-    drawn = generate_each(
-        snapshot,
-        sampler,
-        condition,
-        seeds,
-        batch=options.batch,
-        callback=chain.see if chain else None,
+    x, evaluations = draw(
+        snapshot, sampler, condition, seeds, options.batch, chain.see if chain else None
     )
-    total = -(-len(condition) // options.batch)
-    made = list(cli.track(drawn, total, f"sampling {len(condition)} images"))
-    images = to_images(snapshot.data["header"], torch.cat([x for x, _ in made]), codec)
-    out = Path(options.out)
+    out, images = Path(options.out), to_images(snapshot.data["header"], x, codec)
     rows = options.group or options.label or options.row or options.like or []
     columns = options.columns if len(rows) < 2 else len(condition) // len(rows)
-    columns = len(condition) if options.between else columns
+    sheet, columns = images, len(condition) if options.between else columns
     if chain is not None:
         states = chain.states()  # (N, columns, C, H, W)
         sheet = to_images(snapshot.data["header"], states.flatten(0, 1), codec)
-        write_grid(out / "grid.png", sheet, columns=states.shape[1], zoom=zoom(sheet))
-    else:
-        write_grid(out / "grid.png", images, columns=columns, zoom=zoom(images))
+        columns = states.shape[1]
+    # small images are shown larger: at least 64 screen pixels each
+    write_grid(out / "grid.png", sheet, columns=columns, zoom=max(1, 64 // sheet.shape[-1]))
     write_images(out / "images", images)
     said = {
         "grid": str(out / "grid.png"),
@@ -100,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "snapshot_images": snapshot.images,
         "snapshot_sha256": snapshot.sha256,
         "sampler": asdict(sampler),
-        "nfe": max(evaluations for _, evaluations in made),
+        "nfe": evaluations,
         "seed": options.seed,
         "banned": sorted(naming.banned),
     }
@@ -108,11 +102,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(said))
     else:
+        bans = f", without banned groups {', '.join(map(str, said['banned']))}"
         print(
-            f"{len(images)} images from {snapshot.images:,} images seen, {sampler.name}, "
-            f"{said['nfe']} evaluations, g={sampler.g:g}{_bans(naming)}\n{out / 'grid.png'}"
+            f"{len(images)} images from {snapshot.images:,} images seen, {sampler.name}, {evaluations} evaluations, "
+            f"g={sampler.g:g}{bans if naming.banned else ''}\n{out / 'grid.png'}"
         )
     return 0
+
+
+def draw(
+    snapshot: Snapshot,
+    sampler: SamplerConfig,
+    condition: Condition,
+    seeds: Tensor,
+    batch: int,
+    callback: Callable[[int, float, Tensor], None] | None = None,
+) -> tuple[Tensor, int]:
+    """Model-space samples (N, C, H, W) of conditions and seeds, and the most evaluations that a batch took."""
+    drawn = generate_each(snapshot, sampler, condition, seeds, batch=batch, callback=callback)
+    total = -(-len(seeds) // batch)
+    made = list(cli.track(drawn, total, f"sampling {len(seeds)} images"))
+    return torch.cat([x for x, _ in made]), max(evaluations for _, evaluations in made)
 
 
 def naming_of(folder: Path, snapshot: Snapshot) -> Naming:
@@ -121,14 +131,6 @@ def naming_of(folder: Path, snapshot: Snapshot) -> Naming:
     if p is None:
         return Naming(groups=0)
     return read_naming(folder.resolve().parent.parent, len(p))
-
-
-def _bans(naming: Naming) -> str:
-    return (
-        f", without banned groups {', '.join(map(str, sorted(naming.banned)))}"
-        if naming.banned
-        else ""
-    )
 
 
 def snapshot_folder(options: argparse.Namespace) -> Path:
@@ -168,15 +170,14 @@ def load_snapshot(options: argparse.Namespace) -> Snapshot:
 
 def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig:
     """The run's own sampler with what the command line changes of it."""
-    asked = {name: getattr(options, f"sampler_{name}") for name in SAMPLER_HELP}
+    flag_of = {f.name: f.name for f in fields(SamplerConfig)} | {"name": "sampler"}
+    asked = {name: getattr(options, flag) for name, flag in flag_of.items()}
     changes = {name: value for name, value in asked.items() if value is not None}
     own = asdict(snapshot.config.sampler)
-    if (
-        changes.get("name", own["name"]) != own["name"]
-    ):  # what only the old sampler read goes with it
-        own = {
-            name: own[name] for name in own.keys() - settings_read(snapshot.config.sampler).keys()
-        }
+    if changes.get("name", own["name"]) != own["name"]:
+        # what only the old sampler read goes with it
+        kept = own.keys() - settings_read(snapshot.config.sampler).keys()
+        own = {name: own[name] for name in kept}
     if options.convention:
         changes |= converted(options.convention, changes)
     sampler = build(SamplerConfig, own | changes, "sampler")
@@ -203,14 +204,15 @@ def converted(source: str, changes: dict[str, Any]) -> dict[str, Any]:
     return ours
 
 
-def autoencoder_of(snapshot: Snapshot, options: argparse.Namespace) -> Autoencoder | None:
-    """The autoencoder of this snapshot's latents; None for images."""
-    header = snapshot.data["header"]
-    if header["kind"] == "image":
+def autoencoder_of(
+    header: Header | Mapping[str, Any], options: argparse.Namespace
+) -> Autoencoder | None:
+    """What decodes data of this header, or the autoencoder that was asked for; None for images."""
+    header = Header.of(header)
+    if header.kind == "image":
         return None
-    return load_autoencoder(
-        options.autoencoder or header["encoder"], options.weights, device=options.device
-    )
+    name = options.autoencoder or str(header.encoder)
+    return load_autoencoder(name, options.weights, device=options.device)
 
 
 def condition_of(
@@ -292,25 +294,15 @@ class Chain:
 
     def __init__(self, steps: int, columns: int) -> None:
         self.wanted = set(np.linspace(steps - 1, 0, min(columns, steps)).round().astype(int))
-        self.last = steps - 1
-        self._batch: list[Tensor] = []
-        self._batches: list[Tensor] = []
+        self._batches: dict[int, list[Tensor]] = defaultdict(list)  # by step
 
     def see(self, step: int, tau: float, state: Tensor) -> None:
         if step in self.wanted:
-            self._batch.append(state.float())
-        if step == self.last:
-            self._batches.append(torch.stack(self._batch, dim=1))
-            self._batch = []
+            self._batches[step].append(state.float())
 
     def states(self) -> Tensor:
         """(N, columns, C, H, W), the noisiest first."""
-        return torch.cat(self._batches)
-
-
-def zoom(images: Tensor) -> int:
-    """Small images are shown larger: at least 64 screen pixels each."""
-    return max(1, 64 // images.shape[-1])
+        return torch.stack([torch.cat(self._batches[s]) for s in sorted(self._batches)], dim=1)
 
 
 def write_images(folder: Path, images: Tensor) -> None:
@@ -323,33 +315,8 @@ def write_images(folder: Path, images: Tensor) -> None:
         Image.fromarray(plain.numpy()).save(folder / f"{number:06d}.png")
 
 
-NAMED = (
-    "group",
-    "label",
-    "row",
-    "like",
-    "between",
-    "uncond",
-)  # conditions that are named, rather than sampled
-SAMPLER_HELP = {
-    "name": "euler, heun, ddim, dpm1, dpm2, dpmpp, euler_maruyama or dopri5",
-    "steps": "number of steps, of a fixed-step sampler",
-    "g": "total guidance weight: 1 is none, 0 unconditional",
-    "interval": "noise-times in which the weight applies",
-    "guided_channels": "guide only the first so many",
-    "shift": "of the schedule; above 1 spends more steps at high noise",
-    "rtol": "of dopri5",
-    "atol": "of dopri5",
-    "clip": "of ddim: clamp x0 estimates to +-X, in model space",
-    "eta": "of ddim: 0 deterministic, 1 ancestral",
-    "churn": "of heun: EDM's S_churn",
-    "churn_sigma": "noise levels in which heun churns",
-    "churn_noise": "EDM's S_noise",
-    "diffusion": "of euler_maruyama: sit, repa or sbdm",
-}
-PAIRS = ("interval", "churn_sigma")
-WHOLE = ("steps", "guided_channels")
-WORDS = ("name", "diffusion")
+# conditions that are named, rather than sampled
+NAMED = ("group", "label", "row", "like", "between", "uncond")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -394,18 +361,28 @@ def _parser() -> argparse.ArgumentParser:
         ("--autoencoder NAME", str, None, "autoencoder (the one of the data)"),
         ("--weights PATH", str, None, "its weights"),
     )
-    sampler = parser.add_argument_group("sampler (the run's own where not given)")
-    for name, text in SAMPLER_HELP.items():
-        flag = "--sampler" if name == "name" else f"--{name.replace('_', '-')}"
-        kind: Any = str if name in WORDS else int if name in WHOLE else float
-        extra: dict[str, Any] = {"nargs": 2, "metavar": ("LOW", "HIGH")} if name in PAIRS else {}
-        if name not in PAIRS:
-            extra["metavar"] = "NAME" if name in WORDS else "X"
-        sampler.add_argument(flag, type=kind, dest=f"sampler_{name}", help=text, **extra)
     convention = (
         "read --g, --interval and --shift as this paper writes them: sgfm, dit, lightningdit, ..."
     )
-    flags.add(sampler, ("--convention PAPER", str, None, convention))
+    names = "euler, heun, ddim, dpm1, dpm2, dpmpp, euler_maruyama or dopri5"
+    flags.add(
+        parser.add_argument_group("sampler (the run's own where not given)"),
+        ("--sampler NAME", str, None, names),
+        ("--steps X", int, None, "number of steps, of a fixed-step sampler"),
+        ("--g X", float, None, "total guidance weight: 1 is none, 0 unconditional"),
+        ("--interval LOW HIGH", float, None, "noise-times in which the weight applies"),
+        ("--guided-channels X", int, None, "guide only the first so many"),
+        ("--shift X", float, None, "of the schedule; above 1 spends more steps at high noise"),
+        ("--rtol X", float, None, "of dopri5"),
+        ("--atol X", float, None, "of dopri5"),
+        ("--clip X", float, None, "of ddim: clamp x0 estimates to +-X, in model space"),
+        ("--eta X", float, None, "of ddim: 0 deterministic, 1 ancestral"),
+        ("--churn X", float, None, "of heun: EDM's S_churn"),
+        ("--churn-sigma LOW HIGH", float, None, "noise levels in which heun churns"),
+        ("--churn-noise X", float, None, "EDM's S_noise"),
+        ("--diffusion NAME", str, None, "of euler_maruyama: sit, repa or sbdm"),
+        ("--convention PAPER", str, None, convention),
+    )
     return parser
 
 

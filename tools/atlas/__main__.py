@@ -23,25 +23,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
+from selfguide.data.autoencoders import Autoencoder, to_images
 from selfguide.data.normaliser import Normaliser
 from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import by_rows
-from selfguide.sampling.generate import generate_each
 from selfguide.sampling.group_names import Naming
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config.sampler import check_sampler
 from shards import cli, sidecar, storage
 from shards.errors import UserError, refuse_if
 from shards.format import manifest as manifests
-from shards.format.header import Header
 from shards.format.manifest import Manifest
 from shards.read.reader import Reader
 from tools import flags
 from tools.annotate.kmeans import labels_of
 from tools.atlas.grouping import Grouping, of_sidecar, of_snapshot
 from tools.atlas.page import Atlas, render
-from tools.sample import load_snapshot, naming_of, snapshot_folder
+from tools.sample import autoencoder_of, draw, load_snapshot, naming_of, snapshot_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = annotation(snapshot, options)
     root, manifest = data_of(snapshot, found, options)
     naming = Naming(groups=0) if snapshot is None or folder is None else naming_of(folder, snapshot)
-    codec = codec_of(manifest, options)
+    codec = autoencoder_of(manifest.header, options)
     grouping = grouping_of(snapshot, found, manifest, options)
     shown = grouping.order[: options.groups]
     pictures = Pictures(root, manifest, codec)
@@ -143,14 +141,6 @@ def grouping_of(
     return of_snapshot(snapshot, options.count)
 
 
-def codec_of(manifest: Manifest, options: argparse.Namespace) -> Autoencoder | None:
-    header = Header.of(manifest.header)
-    if header.kind == "image":
-        return None
-    name = options.autoencoder or str(header.encoder)
-    return load_autoencoder(name, options.weights, device=options.device)
-
-
 class Pictures:
     """Images of shards by ordinal, as people see them."""
 
@@ -188,9 +178,7 @@ def samples_of(
     allowed = [group for group in shown if group not in naming.banned]
     condition = queries.of_groups(snapshot, torch.tensor(allowed).repeat_interleave(options.count))
     seeds = (options.seed + torch.arange(options.count)).repeat(len(allowed))
-    drawn = generate_each(snapshot, sampler, condition, seeds, batch=options.batch)
-    total = -(-len(seeds) // options.batch)
-    made = torch.cat([x for x, _ in cli.track(drawn, total, f"drawing {len(seeds)} images")])
+    made, _ = draw(snapshot, sampler, condition, seeds, options.batch)
     images = to_images(snapshot.data["header"], made, codec)
     return dict(zip(allowed, images.split(options.count), strict=True))
 
