@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,13 +25,11 @@ from selfguide.evaluation.features.digitnet import half
 from shards import cli, storage
 from shards.errors import refuse_if
 from tools import flags
-from tools.digitnet import digits
+from tools.digitnet import digits, one_cycle
 
 LEAST = 26.0  # dB on the half it has not seen
 KL_WEIGHT = 1e-2  # of a latent value's divergence against a pixel's squared error
 RATE = 4e-3
-
-Watch = Callable[[Iterable[int], int], Iterable[int]]
 
 
 def images() -> Tensor:
@@ -40,24 +38,19 @@ def images() -> Tensor:
     return (found.float() * (255 / 16)).round().to(torch.uint8)
 
 
-def fit(pictures: Tensor, epochs: int, watch: Watch = lambda epochs, total: epochs) -> TinyVAE:
-    """Adam with one cycle on the evidence's lower bound (Kingma & Welling 2014); fixed seed, one thread."""
+def fit(pictures: Tensor, epochs: int) -> TinyVAE:
+    """Fits the evidence's lower bound (Kingma & Welling 2014); fixed seed, one thread."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    net, batch = TinyVAE(), 64
-    x = pictures.float() * (2 / 255) - 1
-    optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=1e-4)
-    steps = len(x) // batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=RATE, total_steps=epochs * steps
+    net, x = TinyVAE(), pictures.float() * (2 / 255) - 1
+    one_cycle(
+        net,
+        lambda chosen: bound(net, x[chosen]),
+        count=len(x),
+        epochs=range(epochs),
+        rate=RATE,
+        weight_decay=1e-4,
     )
-    for _ in watch(range(epochs), epochs):
-        for chosen in torch.randperm(len(x)).split(batch)[:steps]:
-            loss = bound(net, x[chosen])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
     measure(net, x)
     return net.eval()
 
@@ -99,7 +92,7 @@ def test(codec: Autoencoder, pictures: Tensor) -> dict[str, float]:
 def fitted(pictures: Tensor, epochs: int, folder: str) -> Autoencoder:
     """Fits on the even half; its weights lie in `folder`."""
     even, _ = half(len(pictures))
-    net = fit(pictures[even], epochs, lambda items, total: cli.track(items, total, "fitting"))
+    net = fit(pictures[even], epochs)
     save_file(dict(net.state_dict()), Path(folder) / WEIGHTS)
     return load_autoencoder("tiny", Path(folder) / WEIGHTS)
 

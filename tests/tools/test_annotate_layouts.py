@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from selfguide.data.autoencoders import load_autoencoder
-from selfguide.discovery.lost import lost
+from selfguide.discovery.lost import lost_boxes
 from selfguide.discovery.resumable import Work
 from selfguide.discovery.vit import load_vit
 from shards import cli, sidecar
@@ -72,7 +72,7 @@ def test_boxes_are_losts_on_the_images_own_pixels(
     vit = load_vit("test_vit", "random:0")
     images = layouts.scaled(torch.from_numpy(stored(pictures)), 96)
     for keys, row in zip(vit.keys(images), found.rows(), strict=True):
-        patches = lost(keys.flatten(1).T, (6, 6))
+        patches = lost_boxes(keys.flatten(1).T[None], (6, 6))[0].tolist()
         expected = [round(edge * 16 * 64 / 96) for edge in patches]  # 96 pixels stand for 64
         assert row.tolist() == expected
     assert found.kind == "box" and found.rows().dtype == np.int32 and not found.saw_labels

@@ -30,10 +30,9 @@ from torchvision.transforms.v2.functional import five_crop, resize
 
 from selfguide.discovery import resumable
 from selfguide.discovery.kmeans import check, kmeans
-from selfguide.discovery.masks import segment
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.resumable import Array, Rows, Work, gather
-from selfguide.discovery.stego import PRESETS, Fit, Pairs, StegoConfig
+from selfguide.discovery.stego import PRESETS, Fit, Pairs, StegoConfig, segment
 from shards import cli, sidecar
 from shards.errors import refuse_if
 from tools import flags
