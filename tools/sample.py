@@ -58,8 +58,7 @@ EPILOG = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     flags.check_least(options, 1, "count", "columns", "batch")
-    folder = snapshot_folder(options)
-    snapshot = load_snapshot(options)
+    snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
     naming = naming_of(folder, snapshot)
     snapshot.student.to(options.device, DTYPES[options.dtype])
     sampler = sampler_of(snapshot, options)
@@ -128,40 +127,40 @@ def draw(
 def naming_of(folder: Path, snapshot: Snapshot) -> Naming:
     """What the groups of this snapshot are called: `groups.yaml` lies in its run's folder."""
     p = snapshot.guidance["p"]
-    if p is None:
-        return Naming(groups=0)
-    return read_naming(folder.resolve().parent.parent, len(p))
+    return Naming(groups=0) if p is None else read_naming(folder.resolve().parents[1], len(p))
 
 
-def snapshot_folder(options: argparse.Namespace) -> Path:
-    """The snapshot named on the command line: a run's newest, one of its image counts, or a folder."""
-    folder = Path(options.run)
+def load_snapshot(
+    name: str, runs: str, images: int | None = None, ema: int = 0
+) -> tuple[Snapshot, Path]:
+    """The snapshot named on the command line, with one of its averages, and its folder.
+
+    `name` is a snapshot's folder, or a run, of which the newest is taken, or the one at so many images seen.
+
+    Raises:
+        UserError: there is no such run, snapshot or average, or the snapshot is damaged.
+    """
+    folder = Path(name)
     if (folder / "MANIFEST.json").is_file():
         refuse_if(
-            options.images is not None,
-            f"--images {options.images}: {folder} is one snapshot already; drop it",
+            images is not None, f"--images {images}: {folder} is one snapshot already; drop it"
         )
     else:
-        run = find(options.run, Path(options.runs))
+        run = find(name, Path(runs))
         published = run.published()
         refuse_if(not published, f"run {run.root.name} has published no snapshot yet")
-        images = published[-1] if options.images is None else options.images
-        if images not in published:
-            known = ", ".join(f"{n}" for n in published)
-            raise UserError(f"--images {images}: this run has snapshots at {known}")
+        images = published[-1] if images is None else images
+        known = ", ".join(f"{n}" for n in published)
+        refuse_if(images not in published, f"--images {images}: this run has snapshots at {known}")
         folder = run.snapshot(images)
-    return folder
-
-
-def load_snapshot(options: argparse.Namespace) -> Snapshot:
-    """That snapshot, with the average that was asked for."""
-    folder = snapshot_folder(options)
     averages = averages_of(read_config(folder / "config.yaml").train)
-    if not 0 <= options.ema < len(averages):
-        kept = ", ".join(f"{i}: {average}" for i, average in enumerate(averages))
-        raise UserError(f"--ema {options.ema} is not one of this snapshot's averages ({kept})")
+    kept = ", ".join(f"{i}: {average}" for i, average in enumerate(averages))
+    refuse_if(
+        not 0 <= ema < len(averages),
+        f"--ema {ema} is not one of this snapshot's averages ({kept})",
+    )
     try:
-        return load(folder, options.ema)
+        return load(folder, ema), folder
     except FileNotFoundError as error:
         raise UserError(
             f"{error}: it was not published to its end, or was damaged since"

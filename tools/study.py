@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fit = {"seed": options.seed, "restarts": options.restarts, "spherical": options.spherical}
     check(len(data.labels), groups, 1, options.restarts, options.spherical, not options.raw)
     fit |= {"normalise": not options.raw}
-    snapshots = [_load(run, options) for run in options.run]
+    snapshots = [load_snapshot(run, options.runs, ema=options.ema)[0] for run in options.run]
     layers = [layer.name for layer in snapshots[0].student.backbone.net.layers]
     cells = [(name, t, p) for p in options.poolings for name in layers for t in options.noise_times]
     for snapshot in snapshots:  # everything is checked before anything is measured
@@ -184,11 +184,6 @@ def plot(
         title = f"NMI of k-means (K={groups}) with the labels; pixels {pixels:.2f}"
         figure.suptitle(title, fontsize=11)
         figure.colorbar(image, ax=axes[0])
-
-
-def _load(run: str, options: argparse.Namespace) -> Snapshot:
-    named = argparse.Namespace(run=run, images=None, runs=options.runs, ema=options.ema)
-    return load_snapshot(named)
 
 
 def _net(

@@ -184,7 +184,11 @@ def _epoch(
         both = np.asarray(features[mine.T.reshape(-1)], dtype=np.float32)  # (2b, F)
         x = torch.from_numpy(both).to(state.marginal.device)
         total += _step(state, x, len(batch), config, frozen=epoch < config.frozen)
-        _follow(state, keep)
+        with (
+            torch.no_grad()
+        ):  # the teacher keeps so much of itself and takes the rest from the student
+            mine, its = list(state.teacher.parameters()), list(state.student.parameters())
+            torch._foreach_lerp_(mine, its, 1 - keep)
     state.losses = total / count
     state.epoch = epoch + 1
     refuse_if(
@@ -223,14 +227,6 @@ def _step(state: _State, x: Tensor, count: int, config: TemiConfig, *, frozen: b
             parameter.grad = None  # AdamW then leaves it alone, decay included
     state.optimiser.step()
     return losses
-
-
-@torch.no_grad()
-def _follow(state: _State, keep: float) -> None:
-    """The teacher keeps so much of itself and takes the rest from the student."""
-    mine: list[Tensor] = list(state.teacher.parameters())
-    its: list[Tensor] = list(state.student.parameters())
-    torch._foreach_lerp_(mine, its, 1 - keep)
 
 
 def _sum_over_ranks(gradients: list[Tensor], losses: Tensor) -> None:

@@ -129,10 +129,7 @@ def build_net(options: argparse.Namespace) -> FeatureNet:
     if options.vit:
         vit, codec = vit_of(options, header)
         return ViTFeatures(vit, header, pooling=options.pooling or "cls", autoencoder=codec)
-    named = argparse.Namespace(
-        run=options.snapshot, images=options.images, runs=options.runs, ema=options.ema or 0
-    )
-    snapshot = load_snapshot(named)
+    snapshot, _ = load_snapshot(options.snapshot, options.runs, options.images, options.ema or 0)
     snapshot.student.to(_device(options))
     return SnapshotFeatures(
         snapshot,

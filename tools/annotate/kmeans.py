@@ -124,14 +124,14 @@ def _share(rank_info: RankInfo, folder: str, options: argparse.Namespace) -> Gro
     rows = sidecar.read(folder).rows()
     edges = np.linspace(0, len(rows), rank_info.world + 1, dtype=np.int64)
     mine = rows[edges[rank_info.rank] : edges[rank_info.rank + 1]]
-    fit, best = settings(options), None
+    fit = settings(options)
     restarts = range(fit.pop("restarts"))
-    shown = track(restarts, len(restarts), f"{len(restarts)} times k-means")
-    for restart in shown if rank_info.rank == 0 else restarts:
+
+    def one(restart: int) -> Groups:
         chosen = beginning(len(rows), options.groups, options.seed, restart)
         initial = prepared(rows[chosen], fit["normalise"])
-        found = lloyd(mine, initial, **fit, device=options.device or rank_info.device)
-        if best is None or found.inertia < best.inertia:
-            best = found
-    assert best is not None
-    return best
+        return lloyd(mine, initial, **fit, device=options.device or rank_info.device)
+
+    shown = track(restarts, len(restarts), f"{len(restarts)} times k-means")
+    fits = map(one, shown if rank_info.rank == 0 else restarts)
+    return min(fits, key=lambda found: found.inertia)

@@ -38,8 +38,8 @@ from shards.read.reader import Reader
 from tools import flags
 from tools.annotate.kmeans import labels_of
 from tools.atlas.grouping import Grouping, of_sidecar, of_snapshot
-from tools.atlas.page import Atlas, render
-from tools.sample import autoencoder_of, draw, load_snapshot, naming_of, snapshot_folder
+from tools.atlas.page import render
+from tools.sample import autoencoder_of, draw, load_snapshot, naming_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.check_least(options, 1, "groups", "count")
     snapshot, folder = None, None
     if options.run is not None:
-        folder, snapshot = snapshot_folder(options), load_snapshot(options)
+        snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
         snapshot.student.to(options.device)
     found = annotation(snapshot, options)
     root, manifest = data_of(snapshot, found, options)
@@ -55,27 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     codec = autoencoder_of(manifest.header, options)
     grouping = grouping_of(snapshot, found, manifest, options)
     shown = grouping.order[: options.groups]
-    pictures = Pictures(root, manifest, codec)
     samples = samples_of(snapshot, codec, naming, shown, options)
-    labels = labels_of(root, manifest)
-    nmi = grouping.agreement(labels)
-    atlas = Atlas(
+    nmi = grouping.agreement(labels_of(root, manifest))
+    sources = [f"{snapshot.config.experiment}, {snapshot.images:,} images seen"] if snapshot else []
+    sources += [f"groups of {found.folder}"] if found else []
+    ordinals = [int(o) for group in shown for o in grouping.nearest[group]]
+    page = render(
         title=folder.resolve().parent.parent.name if folder else Path(options.sidecar).name,
-        source=_source(snapshot, found),
+        source="; ".join(sources),
         facts=_facts(snapshot, grouping, naming, nmi),
         grouping=grouping,
         naming=naming,
         shown=shown,
-        images=pictures.of([int(o) for group in shown for o in grouping.nearest[group]]),
+        images=pictures_of(root, manifest, codec, ordinals),
         samples=samples,
     )
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    page = render(atlas).encode()
-    storage.publish(str(out), page, replace=True)
+    storage.publish(options.out, page.encode(), replace=True)
     said = {
-        "page": str(out),
-        "bytes": len(page),
+        "page": options.out,
+        "bytes": len(page.encode()),
         "groups": len(grouping.p),
         "used": len(np.unique(grouping.ids)),
         "shown": len(shown),
@@ -83,7 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "samples": samples is not None,
         "banned": sorted(naming.banned),
     }
-    print(json.dumps(said) if options.json else f"{len(shown)} of {len(grouping.p)} groups: {out}")
+    print(
+        json.dumps(said)
+        if options.json
+        else f"{len(shown)} of {len(grouping.p)} groups: {options.out}"
+    )
     return 0
 
 
@@ -141,24 +143,23 @@ def grouping_of(
     return of_snapshot(snapshot, options.count)
 
 
-class Pictures:
-    """Images of shards by ordinal, as people see them."""
-
-    def __init__(self, root: str, manifest: Manifest, codec: Autoencoder | None) -> None:
-        self.manifest, self.codec = manifest, codec
-        self._reader = Reader(root, manifest)
-
-    def of(self, ordinals: Sequence[int], batch: int = 64) -> dict[int, Tensor]:
-        """uint8 (C, H, W) of each ordinal."""
-        several, header = sorted(set(ordinals)), self.manifest.header
-        made: dict[int, Tensor] = {}
-        starts = range(0, len(several), batch)
-        for start in cli.track(starts, len(starts), "reading images"):
-            part = several[start : start + batch]
-            stored = torch.as_tensor(self._reader.gather(np.asarray(part, dtype=np.int64))["x"])
-            images = to_images(header, Normaliser.of(header).encode(stored), self.codec)
-            made |= dict(zip(part, images, strict=True))
-        return made
+def pictures_of(
+    root: str,
+    manifest: Manifest,
+    codec: Autoencoder | None,
+    ordinals: Sequence[int],
+    batch: int = 64,
+) -> dict[int, Tensor]:
+    """Images of shards as people see them, uint8 (C, H, W), by ordinal."""
+    several, header, reader = sorted(set(ordinals)), manifest.header, Reader(root, manifest)
+    made: dict[int, Tensor] = {}
+    starts = range(0, len(several), batch)
+    for start in cli.track(starts, len(starts), "reading images"):
+        part = several[start : start + batch]
+        stored = torch.as_tensor(reader.gather(np.asarray(part, dtype=np.int64))["x"])
+        images = to_images(header, Normaliser.of(header).encode(stored), codec)
+        made |= dict(zip(part, images, strict=True))
+    return made
 
 
 def samples_of(
@@ -181,15 +182,6 @@ def samples_of(
     made, _ = draw(snapshot, sampler, condition, seeds, options.batch)
     images = to_images(snapshot.data["header"], made, codec)
     return dict(zip(allowed, images.split(options.count), strict=True))
-
-
-def _source(snapshot: Snapshot | None, found: sidecar.Sidecar | None) -> str:
-    parts = []
-    if snapshot is not None:
-        parts.append(f"{snapshot.config.experiment}, {snapshot.images:,} images seen")
-    if found is not None:
-        parts.append(f"groups of {found.folder}")
-    return "; ".join(parts)
 
 
 def _facts(
