@@ -22,7 +22,6 @@ from shards import sidecar, storage
 from shards.errors import UserError, refuse_if
 from shards.format import manifest as manifests
 from shards.read.reader import Reader
-from shards.sidecar import Sidecar
 
 CHUNK = 1024  # samples of a part
 ROWS = 8192  # looked at together
@@ -37,7 +36,7 @@ def extract(
     world: int = 1,
     batch: int = 256,
     chunk: int = CHUNK,
-) -> Sidecar | None:
+) -> sidecar.Sidecar | None:
     """The features of every sample at `root` as a sidecar in `out`; None where other ranks' chunks are still missing.
 
     Ranks share the folder and nothing else: no collective is called. An extraction that is published is returned.

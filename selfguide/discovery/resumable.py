@@ -25,7 +25,6 @@ from shards import cli, sidecar, storage
 from shards.errors import refuse_if
 from shards.format import manifest as manifests
 from shards.lock import lock
-from shards.sidecar import Sidecar
 
 REPORT = "report"  # in a provenance: says how rows are, and decides nothing
 Array = NDArray[np.generic]
@@ -145,7 +144,7 @@ class Work:
         decided = {"shards": self.manifest, **self.more, **self.provenance}
         return self.target.parent / f".{self.target.name}.{manifests.digest(decided)[:16]}"
 
-    def published(self) -> Sidecar | None:
+    def published(self) -> sidecar.Sidecar | None:
         """The sidecar in the target, if there is one.
 
         Raises:
@@ -171,7 +170,7 @@ class Work:
         groups: int | None = None,
         report: Mapping[str, Any] | None = None,
         attach: Callable[[], Sequence[str]] = tuple,
-    ) -> Sidecar | None:
+    ) -> sidecar.Sidecar | None:
         """The sidecar of `rows` in the target once all parts are there, which go; None where some are missing.
 
         `report` becomes a part of its provenance. `attach` is called before parts are joined: it may refuse them, or

@@ -21,7 +21,6 @@ from selfguide.discovery.temi import TemiConfig
 from shards import sidecar, storage
 from shards.errors import refuse_if
 from shards.format import manifest as manifests
-from shards.sidecar import Sidecar
 from tools import drawing, flags
 from tools.annotate.features import add_source, features_of
 from tools.annotate.temi import add_settings, annotate, config_of
@@ -43,7 +42,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     out, count = Path(options.out), manifests.load(options.root).count
-    bound.check(limit=count, alpha=options.alpha, start=options.start, finer=options.finer)
+    settings = {n: getattr(options, n) for n in ("alpha", "start", "finer")} | {"limit": count}
+    bound.check(**settings)
     config_of(options, options.start).check(count)
     features = features_of(options)
     partial = out / ".partial"
@@ -55,11 +55,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         found = found or annotate(features, config, folder, partial, options)
         return int(found.provenance["used"])
 
-    search = bound.search(
-        used, limit=count, alpha=options.alpha, start=options.start, finer=options.finer
-    )
-    title = f"Groups that TEMI separates in {count:,} images"
-    plot(search, out / "bound.png", title)
+    search = bound.search(used, **settings)
+    plot(search, out / "bound.png", f"Groups that TEMI separates in {count:,} images")
     facts = {
         "bound": search.bound,
         "open": search.open,
@@ -69,10 +66,20 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     }
     storage.publish(out / "bound.json", json.dumps(facts, indent=1).encode(), replace=True)
     shutil.rmtree(partial, ignore_errors=True)
-    return facts, _said(search, out)
+    lines = [f"{'groups':>7} {'used':>7} {'share':>7}"]
+    lines += [f"{p.groups:7} {p.used:7} {p.ratio:7.1%}" for p in search.points]
+    if search.bound is None:
+        lines.append(f"fewer than {search.start} groups are separated: give a smaller --start")
+    elif search.open:
+        lines.append(f"bound: at least {search.bound}, which is as far as the images go")
+    else:
+        lines.append(f"bound: {search.bound} groups at alpha {search.alpha:g}")
+    return facts, "\n".join([*lines, str(out / "bound.png")])
 
 
-def _finished(folder: Path, config: TemiConfig, features: Sidecar) -> Sidecar | None:
+def _finished(
+    folder: Path, config: TemiConfig, features: sidecar.Sidecar
+) -> sidecar.Sidecar | None:
     """The fit that is in `folder` already.
 
     Raises:
@@ -87,18 +94,6 @@ def _finished(folder: Path, config: TemiConfig, features: Sidecar) -> Sidecar | 
         f"{folder} holds a fit with other settings or features; name another --out, or remove it",
     )
     return found
-
-
-def _said(search: bound.Search, out: Path) -> str:
-    lines = [f"{'groups':>7} {'used':>7} {'share':>7}"]
-    lines += [f"{p.groups:7} {p.used:7} {p.ratio:7.1%}" for p in search.points]
-    if search.bound is None:
-        lines.append(f"fewer than {search.start} groups are separated: give a smaller --start")
-    elif search.open:
-        lines.append(f"bound: at least {search.bound}, which is as far as the images go")
-    else:
-        lines.append(f"bound: {search.bound} groups at alpha {search.alpha:g}")
-    return "\n".join([*lines, str(out / "bound.png")])
 
 
 def plot(found: bound.Search, file: Path, title: str) -> None:

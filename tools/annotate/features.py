@@ -25,7 +25,6 @@ from shards import sidecar
 from shards.errors import refuse_if
 from shards.format import manifest as manifests
 from shards.format.header import Header
-from shards.sidecar import Sidecar
 from tools import flags
 from tools.flags import Flag
 from tools.ranks import run_ranks
@@ -54,7 +53,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     _add_nets(parser, what)
 
 
-def features_of(options: argparse.Namespace) -> Sidecar:
+def features_of(options: argparse.Namespace) -> sidecar.Sidecar:
     """The dense sidecar that `add_source`'s flags name, extracted into `<out>.features` first if need be.
 
     Raises:
@@ -99,7 +98,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     )
 
 
-def _extract(options: argparse.Namespace, out: Path) -> Sidecar | None:
+def _extract(options: argparse.Namespace, out: Path) -> sidecar.Sidecar | None:
     flags.check_least(options, 1, "processes", "batch")
     net = build_net(options)  # here too: what is wrong with it is said before a process starts
     rank, world = (
@@ -112,7 +111,7 @@ def _extract(options: argparse.Namespace, out: Path) -> Sidecar | None:
     return next(made for made in found if made is not None)
 
 
-def _share(rank_info: RankInfo, options: argparse.Namespace, out: Path) -> Sidecar | None:
+def _share(rank_info: RankInfo, options: argparse.Namespace, out: Path) -> sidecar.Sidecar | None:
     options.device = options.device or str(rank_info.device)
     net = build_net(options)
     return extract(

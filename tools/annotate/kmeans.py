@@ -25,7 +25,6 @@ from selfguide.distributed import RankInfo
 from shards import sidecar
 from shards.cli import track
 from shards.format import manifest as manifests
-from shards.format.manifest import Manifest
 from shards.read.reader import Reader
 from tools import flags
 from tools.annotate.features import add_source, features_of
@@ -106,7 +105,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def labels_of(root: str, manifest: Manifest) -> NDArray[np.int64] | None:
+def labels_of(root: str, manifest: manifests.Manifest) -> NDArray[np.int64] | None:
     """(N,) labels by ordinal, None where the shards have none."""
     if not manifest.classes:
         return None

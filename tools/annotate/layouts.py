@@ -25,9 +25,7 @@ from selfguide.discovery.vit import FrozenViT
 from shards import sidecar, storage
 from shards.format import manifest as manifests
 from shards.format.header import Header
-from shards.format.manifest import Manifest
 from shards.read.reader import Reader
-from shards.sidecar import Sidecar
 from tools import flags
 from tools.annotate.features import DEVICE, OF_VIT, vit_of
 
@@ -56,7 +54,7 @@ def add_net(parser: argparse.ArgumentParser, short: str) -> None:
 class Looked:
     """Shards, and the net that looks at their images."""
 
-    manifest: Manifest
+    manifest: manifests.Manifest
     reader: Reader
     normaliser: Normaliser
     codec: Autoencoder | None
@@ -143,7 +141,7 @@ def publish(
     kind: sidecar.Kind,
     attached: Mapping[str, bytes],
     **said: Any,
-) -> Sidecar:
+) -> sidecar.Sidecar:
     """The sidecar of `rows` with files attached: those given, and `<kind>.png` of some images.
 
     `draw` makes that picture of images (B, C, H, W), their rows, and a file; `said` goes to `Work.publish`.

@@ -23,11 +23,10 @@ from selfguide.discovery import resumable
 from selfguide.discovery.agreement import agreement
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.temi import TemiConfig
-from selfguide.discovery.temi_fit import ALONE, Fitted, fit
+from selfguide.discovery.temi_fit import ALONE, fit
 from selfguide.distributed import RankInfo
 from shards import sidecar, storage
 from shards.format import manifest as manifests
-from shards.sidecar import Sidecar
 from tools import flags
 from tools.annotate.features import add_source, features_of
 from tools.annotate.kmeans import labels_of
@@ -94,12 +93,12 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def annotate(
-    features: Sidecar,
+    features: sidecar.Sidecar,
     config: TemiConfig,
     out: Path,
     partial: Path,
     options: argparse.Namespace,
-) -> Sidecar:
+) -> sidecar.Sidecar:
     """Fits on `options.processes` ranks and publishes the best head's groups as an id sidecar in `out`.
 
     `partial` keeps what a killed fit goes on from; fits to the same features share the neighbours in it.
@@ -135,11 +134,8 @@ def _fit_and_publish(
         partial=partial,
         doing=f"TEMI, {config.groups} groups",
     )
-    if rank_info.rank == 0:
-        _publish(found, config, source, out)
-
-
-def _publish(found: Fitted, config: TemiConfig, source: Sidecar, out: Path) -> None:
+    if rank_info.rank > 0:
+        return
     weights = {name: tensor.cpu() for name, tensor in found.heads.state_dict().items()}
     storage.publish(out / HEADS, save(weights), replace=True)
     provenance = {
@@ -165,7 +161,7 @@ def _publish(found: Fitted, config: TemiConfig, source: Sidecar, out: Path) -> N
     )
 
 
-def report(found: Sidecar, root: str) -> dict[str, Any]:
+def report(found: sidecar.Sidecar, root: str) -> dict[str, Any]:
     """What a published fit came to. Labels, where the shards have any, are compared and nothing else."""
     assert found.groups is not None
     ids = np.asarray(found.rows())

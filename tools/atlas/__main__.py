@@ -33,7 +33,6 @@ from selfguide.spec.config.sampler import check_sampler
 from shards import cli, sidecar, storage
 from shards.errors import UserError, refuse_if
 from shards.format import manifest as manifests
-from shards.format.manifest import Manifest
 from shards.read.reader import Reader
 from tools import flags
 from tools.annotate.kmeans import labels_of
@@ -109,7 +108,7 @@ def annotation(snapshot: Snapshot | None, options: argparse.Namespace) -> sideca
 
 def data_of(
     snapshot: Snapshot | None, found: sidecar.Sidecar | None, options: argparse.Namespace
-) -> tuple[str, Manifest]:
+) -> tuple[str, manifests.Manifest]:
     """The shards whose images are shown."""
     root = options.shards or (snapshot.data["root"] if snapshot else None)
     if root is None:
@@ -127,7 +126,7 @@ def data_of(
 def grouping_of(
     snapshot: Snapshot | None,
     found: sidecar.Sidecar | None,
-    manifest: Manifest,
+    manifest: manifests.Manifest,
     options: argparse.Namespace,
 ) -> Grouping:
     features = None
@@ -145,7 +144,7 @@ def grouping_of(
 
 def pictures_of(
     root: str,
-    manifest: Manifest,
+    manifest: manifests.Manifest,
     codec: Autoencoder | None,
     ordinals: Sequence[int],
     batch: int = 64,

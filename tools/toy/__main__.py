@@ -20,7 +20,7 @@ import torch
 from shards import cli
 from shards.errors import refuse_if
 from tools import drawing, flags
-from tools.toy.data import DATA, Data
+from tools.toy.data import DATA
 from tools.toy.figure import plot
 from tools.toy.learn import BATCH, learn, preset
 from tools.toy.measure import (
@@ -72,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = measured[name] = measure(learned, reference, f"{doing}: sampling")
             scores = [asdict(score) for score in found.scores]
             paths[name] = {"training_seconds": seconds, "scores": scores}
-        floor, figure = reference.floor(), _figure(options.out, data, options.data)
+        floor, figure = reference.floor(), options.out
+        if data != options.data[0]:  # the name of another picture has its data's name in it
+            figure = figure.with_name(f"{figure.stem}-{data}{figure.suffix}")
         plot(measured, reference, floor, figure)
         reports.append(
             {
@@ -92,11 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(reports))
     return 0
-
-
-def _figure(out: Path, data: Data, asked: Sequence[Data]) -> Path:
-    """`out` for the first data set, its name with the data's for another."""
-    return out if data == asked[0] else out.with_name(f"{out.stem}-{data}{out.suffix}")
 
 
 def _rows(measured: dict[str, Measured]) -> Iterator[dict[str, str]]:

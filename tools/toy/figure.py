@@ -29,20 +29,12 @@ FORMS = {  # of the path, whatever the preset
     "ve": r"$x = x_0 + \sigma\, \epsilon,\; \sigma \leq 100$",
     "edm": r"$x = x_0 + \sigma\, \epsilon,\; \sigma \leq 80$",
 }
-COLOURS = {
-    "euler": "#8a919c",
-    "ddim": "#59a14f",
-    "heun": "#4c78a8",
-    "dpmpp": "#e1812c",
-    "dopri5": "#222222",
-}
-STYLES = {"euler": "o-", "ddim": "o--", "heun": "o-", "dpmpp": "o-", "dopri5": "D"}
-LABELS = {
-    "euler": "Euler",
-    "ddim": "DDIM",
-    "heun": "Heun",
-    "dpmpp": "DPM-Solver++(2M)",
-    "dopri5": "dopri5 (adaptive)",
+LOOKS = {  # of a solver's curve: name, style, colour
+    "euler": ("Euler", "o-", "#8a919c"),
+    "ddim": ("DDIM", "o--", "#59a14f"),
+    "heun": ("Heun", "o-", "#4c78a8"),
+    "dpmpp": ("DPM-Solver++(2M)", "o-", "#e1812c"),
+    "dopri5": ("dopri5 (adaptive)", "D", "#222222"),
 }
 EVEN = "#e4e7eb"
 INK, FAINT, LANDED, STRAY = "#222222", "#c9ced6", "#2f5d8c", "#d1495b"
@@ -107,14 +99,15 @@ def _samples(axis: Axes, reference: Reference, found: Measured, evaluations: int
 def _curves(axis: Axes, found: Measured, floor: float) -> None:
     for solver in SOLVERS:
         own = [s for s in found.scores if s.solver == solver]
+        label, style, colour = LOOKS[solver]
         axis.plot(
             [s.evaluations for s in own],
             [s.distance for s in own],
-            STYLES[solver],
+            style,
             markersize=3.5,
             linewidth=3.2 if solver == "euler" else 1.4,  # seen below DDIM, where the two are one
-            color=COLOURS[solver],
-            label=LABELS[solver],
+            color=colour,
+            label=label,
         )
     axis.axhspan(0, floor, color=EVEN, linewidth=0, label="as near as the data to itself")
     axis.set(xscale="log", yscale="log", box_aspect=1, xlim=(4, 500))

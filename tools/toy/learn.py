@@ -119,7 +119,8 @@ def learn(config: PathConfig, data: Data, *, images: int, seed: int, doing: str)
         raw = net(preconditioning.noised(x0, eps, tau), tau, Condition.unconditional(BATCH))
         hardness = None if uncertainty is None else uncertainty(tau)
         loss = objective.losses(raw, x0, eps, tau, hardness).mean()
-        optimiser.param_groups[0]["lr"] = LEARNING_RATE * _schedule(step, steps)
+        warm, cosine = min(1.0, (step + 1) / (WARMUP * steps)), 1 + math.cos(math.pi * step / steps)
+        optimiser.param_groups[0]["lr"] = LEARNING_RATE * (warm * cosine / 2)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
@@ -127,8 +128,3 @@ def learn(config: PathConfig, data: Data, *, images: int, seed: int, doing: str)
         losses.append(loss.item())
     late = losses[-max(1, steps // 10) :]
     return Learned(net.eval(), config, sum(late) / len(late) if late else math.nan)
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to 0."""
-    return min(1.0, (step + 1) / (WARMUP * steps)) * (1 + math.cos(math.pi * step / steps)) / 2

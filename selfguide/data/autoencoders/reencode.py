@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from selfguide.data.autoencoders.encoding import EncodedSource, Encoding
 from shards.format import manifest as manifests
 from shards.errors import refuse_if
-from shards.format.manifest import Manifest
 from shards.read.reader import Reader
 
 Rows = NDArray[np.int64]
@@ -78,7 +77,7 @@ def reencode(
     )
 
 
-def _distances(manifest: Manifest, x: np.ndarray, again: np.ndarray) -> np.ndarray:
+def _distances(manifest: manifests.Manifest, x: np.ndarray, again: np.ndarray) -> np.ndarray:
     """(n,) of stored latents (n, ..., C, H, W), NaN counted as far."""
     std = np.maximum(np.array(manifest.channel_std), 1e-12)[:, None, None]
     apart = (x.astype(np.float64) - again.astype(np.float64)) / std
@@ -87,7 +86,7 @@ def _distances(manifest: Manifest, x: np.ndarray, again: np.ndarray) -> np.ndarr
 
 
 def _encoding(
-    root: str, manifest: Manifest, weights: str | None, statistics: str | None
+    root: str, manifest: manifests.Manifest, weights: str | None, statistics: str | None
 ) -> Encoding:
     settings = manifest.source.get("encoding")
     refuse_if(
@@ -100,7 +99,7 @@ def _encoding(
     return Encoding(**plain, weights=weights, statistics=statistics)
 
 
-def _belongs(root: str, manifest: Manifest, made: EncodedSource) -> None:
+def _belongs(root: str, manifest: manifests.Manifest, made: EncodedSource) -> None:
     images, weights = manifest.source["images"], manifest.header["encoder_sha256"]
     for what, promised, given in (
         ("of images with manifest", images["manifest"], made.manifest.hash),
