@@ -8,7 +8,7 @@ all chunks there joins them.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,7 @@ def checked(features: Array) -> Array:
     return features
 
 
-def refuse_constant(pieces: Collection[Array]) -> None:
+def refuse_constant(pieces: Rows | Sequence[Array]) -> None:
     """
     Raises:
         UserError: all rows are the same: nothing distinguishes one sample from another.

@@ -187,8 +187,8 @@ def _epoch(
         with (
             torch.no_grad()
         ):  # the teacher keeps so much of itself and takes the rest from the student
-            mine, its = list(state.teacher.parameters()), list(state.student.parameters())
-            torch._foreach_lerp_(mine, its, 1 - keep)
+            averages: list[Tensor] = list(state.teacher.parameters())
+            torch._foreach_lerp_(averages, list(state.student.parameters()), 1 - keep)
     state.losses = total / count
     state.epoch = epoch + 1
     refuse_if(

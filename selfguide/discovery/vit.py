@@ -175,7 +175,14 @@ def load_vit(
     """
     full = _known(name)
     given = str(weights) if weights is not None else None
-    seed = _seed(given)
+    seed = None
+    if given is not None and given.startswith(RANDOM):
+        text = given.removeprefix(RANDOM)
+        refuse_if(
+            not text.isdigit(),
+            f"weights={given}: give a whole number as the seed, such as {RANDOM}0",
+        )
+        seed = int(text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
         net: Any = timm.create_model(full, num_classes=0, dynamic_img_size=True)
@@ -223,16 +230,6 @@ def _known(name: str) -> str:
         return name
     default = get_pretrained_cfg(name)
     return f"{name}.{default.tag}" if default is not None and default.tag else name
-
-
-def _seed(given: str | None) -> int | None:
-    if given is None or not given.startswith(RANDOM):
-        return None
-    text = given.removeprefix(RANDOM)
-    refuse_if(
-        not text.isdigit(), f"weights={given}: give a whole number as the seed, such as {RANDOM}0"
-    )
-    return int(text)
 
 
 def _locate(name: str, given: str | None, download: bool) -> Path:

@@ -32,7 +32,7 @@ from selfguide.discovery import resumable
 from selfguide.discovery.kmeans import check, kmeans
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.resumable import Array, Rows, Work, gather
-from selfguide.discovery.stego import PRESETS, Fit, Pairs, StegoConfig, segment
+from selfguide.discovery.stego import PRESETS, Fit, Maps, Pairs, StegoConfig, segment
 from shards import cli, sidecar
 from shards.errors import refuse_if
 from tools import flags
@@ -151,12 +151,13 @@ def learned(looked: Looked, config: StegoConfig, work: Work, options: argparse.N
         return looked.vit.patches(picked)
 
     doing = "features of crops"
+    maps: Maps = live
     if options.live:
         pooled = layouts.fill(
             work, "pooled", count, lambda o: crops(o).mean((3, 4)), np.float32,
             batch=options.batch, doing=doing,
         )  # fmt: skip
-        means, maps = list(pooled), live
+        means = list(pooled)
     else:
         kept = layouts.fill(
             work, "crops", count, crops, np.float16, batch=options.batch, doing=doing

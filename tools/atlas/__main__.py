@@ -25,6 +25,7 @@ from torch import Tensor
 
 from selfguide.data.autoencoders import Autoencoder, to_images
 from selfguide.data.normaliser import Normaliser
+from selfguide.discovery.agreement import agreement
 from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import by_rows
 from selfguide.sampling.group_names import Naming
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     grouping = grouping_of(snapshot, found, manifest, options)
     shown = grouping.order[: options.groups]
     samples = samples_of(snapshot, codec, naming, shown, options)
-    nmi = grouping.agreement(labels_of(root, manifest))
+    labels = labels_of(root, manifest)
+    nmi = None if labels is None else agreement(labels, grouping.ids)["nmi"]
     sources = [f"{snapshot.config.experiment}, {snapshot.images:,} images seen"] if snapshot else []
     sources += [f"groups of {found.folder}"] if found else []
     ordinals = [int(o) for group in shown for o in grouping.nearest[group]]

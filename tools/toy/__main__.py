@@ -20,9 +20,8 @@ import torch
 from shards import cli
 from shards.errors import refuse_if
 from tools import drawing, flags
-from tools.toy.data import DATA
 from tools.toy.figure import plot
-from tools.toy.learn import BATCH, learn, preset
+from tools.toy.learn import BATCH, DATA, learn, preset
 from tools.toy.measure import (
     EVALUATIONS,
     SAMPLES,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tools import drawing
-from tools.toy.data import off
+from tools.toy.learn import off
 from tools.toy.measure import SHOWN, SOLVERS, Measured, Reference
 
 if TYPE_CHECKING:

@@ -228,14 +228,9 @@ class EncodedSource:
         if not bad.size:
             return
         key, value = self.keys[rows[bad[0]]].decode(), most[bad[0]]
-        if np.isfinite(value):
-            raise UserError(
-                f"latents of {key!r} reach {value:.3g}, and {self.dtype} holds {np.finfo(self.dtype).max:g} at most: "
-                "take --dtype float32"
-            )
-        raise UserError(
-            f"latents of {key!r} are not finite: the weights of {self.encoding.encoder} do not suit these images"
-        )
+        limit = f"reach {value:.3g}, and {self.dtype} holds {np.finfo(self.dtype).max:g} at most: take --dtype float32"
+        wrong = f"are not finite: the weights of {self.encoding.encoder} do not suit these images"
+        raise UserError(f"latents of {key!r} {limit if np.isfinite(value) else wrong}")
 
 
 class _Last:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from selfguide.data.autoencoders.encoding import EncodedSource, Encoding
 from shards.format import manifest as manifests
-from shards.errors import refuse_if
+from shards.errors import UserError, refuse_if
 from shards.read.reader import Reader
 
 Rows = NDArray[np.int64]
@@ -89,10 +89,10 @@ def _encoding(
     root: str, manifest: manifests.Manifest, weights: str | None, statistics: str | None
 ) -> Encoding:
     settings = manifest.source.get("encoding")
-    refuse_if(
-        not isinstance(settings, dict),
-        f"{root} does not say how it was encoded: `tools.shards encode` did not write it, so nothing can repeat it",
-    )
+    if not isinstance(settings, dict):
+        raise UserError(
+            f"{root} does not say how it was encoded: `tools.shards encode` did not write it, so nothing can repeat it"
+        )
     plain = {
         ("seed" if name == "posterior_seed" else name): value for name, value in settings.items()
     }
