@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,11 +63,11 @@ def extract(
 
     rows.fill(features, batch=batch, doing="extracting features", rank=rank, world=world)
 
-    def check() -> tuple[str, ...]:
+    def check() -> tuple[tuple[str, ...], dict[str, Any]]:
         refuse_constant(rows)
-        return ()
+        return (), {}
 
-    return work.publish(rows, kind="dense", attach=check)
+    return work.publish(rows, kind="dense", finish=check)
 
 
 def checked(features: Array) -> Array:

@@ -168,13 +168,12 @@ class Work:
         *,
         kind: sidecar.Kind,
         groups: int | None = None,
-        report: Mapping[str, Any] | None = None,
-        attach: Callable[[], Sequence[str]] = tuple,
+        finish: Callable[[], tuple[Sequence[str], Mapping[str, Any]]] = lambda: ((), {}),
     ) -> sidecar.Sidecar | None:
         """The sidecar of `rows` in the target once all parts are there, which go; None where some are missing.
 
-        `report` becomes a part of its provenance. `attach` is called before parts are joined: it may refuse them, or
-        write files into the target and return their names.
+        `finish` is called before parts are joined. It may refuse them; it returns names of files that it wrote into the
+        target, and a report on the rows, which becomes a part of their provenance.
 
         Raises:
             UserError: the target holds something else.
@@ -187,7 +186,7 @@ class Work:
                 there = stack.enter_context(lock(self.folder, create=False))
             made = self.published()
             if made is None and there and rows.complete:
-                names = attach()
+                attached, report = finish()
                 self.target.mkdir(parents=True, exist_ok=True)
                 made = sidecar.write(
                     self.target,
@@ -195,8 +194,8 @@ class Work:
                     manifest=self.manifest,
                     kind=kind,
                     groups=groups,
-                    provenance={**self.provenance, **({REPORT: report} if report else {})},
-                    attached=names,
+                    provenance={**self.provenance, **({REPORT: dict(report)} if report else {})},
+                    attached=attached,
                 )
             if made is not None:
                 shutil.rmtree(self.folder, ignore_errors=True)

@@ -147,7 +147,7 @@ def test_a_report_decides_nothing(tmp_path: Path) -> None:
     work = work_in(tmp_path)
     rows = rows_of(work)
     rows.fill(squares, batch=2, doing="squares")
-    made = work.publish(rows, kind="dense", report={"mean": 1.0})
+    made = work.publish(rows, kind="dense", finish=lambda: ((), {"mean": 1.0}))
     assert made is not None and made.provenance["report"] == {"mean": 1.0}
     assert work.published() == made
 

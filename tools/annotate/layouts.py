@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -138,25 +139,27 @@ def publish(
     work: Work,
     rows: Rows,
     draw: Callable[[Tensor, Array, Path], None],
+    report: Callable[[Rows], Mapping[str, Any]],
+    *,
     kind: sidecar.Kind,
-    attached: Mapping[str, bytes],
-    **said: Any,
+    groups: int | None = None,
+    attached: Mapping[str, bytes] = MappingProxyType({}),
 ) -> sidecar.Sidecar:
-    """The sidecar of `rows` with files attached: those given, and `<kind>.png` of some images.
+    """The sidecar of `rows` with a report on them, and with files attached: those given, and `<kind>.png`.
 
-    `draw` makes that picture of images (B, C, H, W), their rows, and a file; `said` goes to `Work.publish`.
+    `draw` makes that picture of some images (B, C, H, W), their rows, and a file.
     """
 
-    def attach() -> tuple[str, ...]:
+    def finish() -> tuple[tuple[str, ...], Mapping[str, Any]]:
         work.target.mkdir(parents=True, exist_ok=True)
         for name, data in attached.items():
             storage.publish(work.target / name, data, replace=True)
         chosen = np.unique(np.linspace(0, rows.count - 1, PICTURED, dtype=np.int64))
         draw(looked.images(chosen), gather(list(rows), chosen), work.target / f"{kind}.png")
-        return (f"{kind}.png", *attached)
+        return (f"{kind}.png", *attached), report(rows)
 
-    made = work.publish(rows, kind=kind, attach=attach, **said)
-    assert made is not None  # all parts were ours
+    made = work.publish(rows, kind=kind, groups=groups, finish=finish)
+    assert made is not None  # all parts were ours, or somebody else has published them
     return made
 
 

@@ -7,6 +7,7 @@ picture, box.png, shows 32 images with their boxes: look at it. What is done is 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL import ImageDraw
 from torch import Tensor
 
 from selfguide.discovery.lost import K_PATCHES, in_pixels, lost_boxes
-from selfguide.discovery.resumable import Work
+from selfguide.discovery.resumable import REPORT, Rows, Work
 from shards import sidecar
 from shards.errors import refuse_if
 from tools import flags
@@ -62,8 +63,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     rows = layouts.fill(
         work, "rows", looked.manifest.count, boxes, np.int32, batch=options.batch, doing="boxes"
     )
-    facts = report(np.concatenate(list(rows)), patch, size)
-    made = layouts.publish(looked, work, rows, draw, "box", {}, report=facts)
+    made = layouts.publish(looked, work, rows, draw, partial(report, patch, size), kind="box")
+    facts = made.provenance[REPORT]
     text = (
         f"{made.count:,} boxes; mean area {facts['mean_area']:.1%} of the image, {facts['one_patch']:.1%} are one "
         f"patch, {facts['whole']:.1%} the whole image\n{made.folder / 'box.png'} shows {layouts.PICTURED}"
@@ -84,9 +85,9 @@ def draw(images: Tensor, boxes: NDArray[np.generic], file: Path) -> None:
     layouts.sheet(pictures, file)
 
 
-def report(rows: NDArray[np.int32], patch: float, size: tuple[int, int]) -> dict[str, float]:
+def report(patch: float, size: tuple[int, int], rows: Rows) -> dict[str, float]:
     """Shares of boxes that say nothing, and the mean area as a share of the image."""
-    boxes = torch.from_numpy(rows).long()
+    boxes = torch.from_numpy(np.concatenate(list(rows))).long()
     heights, widths = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     one = (heights <= np.ceil(patch)) & (widths <= np.ceil(patch))
     whole = (heights == size[0]) & (widths == size[1])

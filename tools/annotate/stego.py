@@ -31,7 +31,7 @@ from torchvision.transforms.v2.functional import five_crop, resize
 from selfguide.discovery import resumable
 from selfguide.discovery.kmeans import check, kmeans
 from selfguide.discovery.neighbours import neighbours
-from selfguide.discovery.resumable import Array, Rows, Work, gather
+from selfguide.discovery.resumable import REPORT, Array, Rows, Work, gather
 from selfguide.discovery.stego import PRESETS, Fit, Maps, Pairs, StegoConfig, segment
 from shards import cli, sidecar
 from shards.errors import refuse_if
@@ -77,24 +77,23 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     provenance = {**method, "seed": options.seed, **looked.provenance, "image": list(looked.size)}
     work = Work(target, looked.manifest.hash, provenance)
     fitted = stand_in if options.method == "kmeans" else learned
-    mask, tensors, facts, remarks = fitted(looked, config, work, options)
+    mask, tensors, learned_facts, remarks = fitted(looked, config, work, options)
     rows = layouts.fill(
         work, "rows", looked.manifest.count, mask, np.uint8 if config.groups <= 256 else np.int32,
         batch=options.batch, doing="masks",
     )  # fmt: skip
-    facts |= usage(rows, config.groups)
     weights = {name: t.contiguous().cpu() for name, t in tensors.items()}
-    picture = partial(draw, config.groups)
     made = layouts.publish(
         looked,
         work,
         rows,
-        picture,
-        "mask",
-        {LEARNED: save(weights)},
+        partial(draw, config.groups),
+        lambda rows: learned_facts | usage(rows, config.groups),
+        kind="mask",
         groups=config.groups,
-        report=facts,
+        attached={LEARNED: save(weights)},
     )
+    facts = made.provenance[REPORT]
     text = (
         f"{made.count:,} masks of {made.groups} groups by {provenance['method']}; {facts['used']:.0%} of the groups "
         f"are in use, {facts['shown']:.1f} in an image\n{made.folder / 'mask.png'} shows {layouts.PICTURED}"
