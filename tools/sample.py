@@ -190,13 +190,12 @@ def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig
 
 def converted(source: str, changes: dict[str, Any]) -> dict[str, Any]:
     """The weight, interval and shift among `changes` from a paper's numbers to ours."""
-    ours: dict[str, Any] = {}
-    if "g" in changes:
-        ours["g"] = total_weight(source, changes["g"])
-    if "interval" in changes:
-        ours["interval"] = tuple(sorted(noise_time(source, end) for end in changes["interval"]))
-    if "shift" in changes:
-        ours["shift"] = noise_shift(source, changes["shift"])
+    converters: dict[str, Callable[[str, Any], Any]] = {
+        "g": total_weight,
+        "interval": lambda source, ends: tuple(sorted(noise_time(source, end) for end in ends)),
+        "shift": noise_shift,
+    }
+    ours = {n: convert(source, changes[n]) for n, convert in converters.items() if n in changes}
     refuse_if(
         not ours, f"--convention {source} has nothing to convert: give --g, --interval or --shift"
     )

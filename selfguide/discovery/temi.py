@@ -120,10 +120,6 @@ class Heads(nn.Module):
         self.mean.copy_(torch.from_numpy(mean))
         self.scale.copy_(torch.from_numpy(1 / np.where(spread > 0, spread, 1)))
 
-    @property
-    def last_layer(self) -> tuple[nn.Parameter, nn.Parameter]:
-        return self.directions, self.gain
-
     def forward(self, x: Tensor, head: int | slice = slice(None)) -> Tensor:
         """(B, F) features -> (H, B, K) logits, the temperature applied; of one `head` (B, K)."""
         one = isinstance(head, int)

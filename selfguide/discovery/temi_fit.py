@@ -223,7 +223,7 @@ def _step(state: _State, x: Tensor, count: int, config: TemiConfig, *, frozen: b
     if world_size() > 1:
         _sum_over_ranks([p.grad for p in state.student.parameters() if p.grad is not None], losses)
     if frozen:
-        for parameter in state.student.last_layer:
+        for parameter in (state.student.directions, state.student.gain):  # the last layer
             parameter.grad = None  # AdamW then leaves it alone, decay included
     state.optimiser.step()
     return losses
