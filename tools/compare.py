@@ -81,12 +81,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = flags.command(
         "tools.compare",
         __doc__,
+        ("overrides key=value*", str, None, "for every submission"),
+        ("--seeds +", int, [0, 1, 2], "of each experiment (0 1 2)"),
         ("--runs", Path, Path("runs"), "where runs are (runs)"),
         ("--figure", Path, None, "write the picture here"),
         ("--json", bool, False, "print one JSON object at the end"),
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every submission")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args(argv)
     results = run_all(
         (FLOOR, OURS, CEILING),

@@ -8,8 +8,11 @@ from typing import Any
 from shards.errors import refuse_if
 
 Flag = tuple[str, Any, Any, str]  # as it is typed, its type, default and help
+REQUIRED = object()
 JSON: Flag = ("--json", bool, False, "print one JSON object")
 RUNS: Flag = ("--runs DIR", str, "runs", "where runs are (runs)")
+OUT: Flag = ("--out DIR", str, REQUIRED, "the sidecar's folder")
+RUN = "id, name or folder of a run, or a snapshot's folder"
 
 
 def command(
@@ -27,26 +30,29 @@ def command(
 
 
 def add(to: argparse._ActionsContainer, *flags: Flag) -> None:
-    """Adds flags to a parser or to a group of one.
+    """Adds flags and arguments to a parser or to a group of one.
 
-    `--count N` takes a value, `--size A B` two, `--seeds N+` one or more. The type bool takes none, and a tuple lists
-    the values there are.
+    `--count N` takes a value, `--size A B` two; `run RUN` is an argument without a flag. At the end of a value, `+`
+    stands for one or more, `*` for any number, `?` for one or none. The type bool takes no value, and a tuple lists the
+    values there are. What has the default `REQUIRED` must be given.
     """
     for typed, kind, default, text in flags:
         name, *values = typed.split()
-        settings: dict[str, Any] = {"default": default, "help": text}
+        settings: dict[str, Any] = {"help": text}
+        if default is REQUIRED:
+            settings["required"] = True
+        else:
+            settings["default"] = default
         if kind is bool:
             settings["action"] = "store_true"
-        elif isinstance(kind, tuple):
-            settings["choices"] = kind
         else:
-            settings["type"] = kind
+            settings["choices" if isinstance(kind, tuple) else "type"] = kind
         if len(values) > 1:
             settings |= {"nargs": len(values), "metavar": tuple(values)}
         elif values:
-            settings["metavar"] = values[0].removesuffix("+")
-        if values and values[0].endswith("+"):
-            settings["nargs"] = "+"
+            shown = values[0].rstrip("+*?")
+            settings |= {"metavar": shown} if shown else {}
+            settings |= {"nargs": values[0][-1]} if values[0] != shown else {}
         to.add_argument(name, **settings)
 
 

@@ -320,11 +320,9 @@ NAMED = ("group", "label", "row", "like", "between", "uncond")
 def _parser() -> argparse.ArgumentParser:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = flags.command("tools.sample", __doc__, epilog=EPILOG)
-    parser.add_argument(
-        "run", metavar="RUN", help="id, name or folder of a run, or a snapshot's folder"
-    )
     flags.add(
         parser,
+        ("run RUN", str, None, flags.RUN),
         ("--images N", int, None, "the snapshot at N images seen (default: the newest)"),
         ("--ema I", int, 0, "index of the average, from 0 (0)"),
         ("--runs DIR", str, "runs", "folder of runs (runs)"),

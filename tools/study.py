@@ -195,12 +195,15 @@ def _net(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = flags.command(
+    return flags.command(
         "tools.study",
         __doc__,
+        ("root SHARDS", str, None, "a small labelled set of shards"),
+        ("run RUN+", str, None, "runs of one experiment, or snapshots"),
         flags.RUNS,
         ("--ema I", int, 0, "which average (0)"),
         ("--noise-times TAU+", float, NOISE_TIMES, "0 to 1"),
+        ("--poolings +", POOLINGS, ["mean", "flat", "attention"], "(mean flat attention)"),
         ("--groups K", int, None, "(as many as there are classes)"),
         ("--seed", int, 0, "of k-means (0)"),
         ("--restarts", int, 10, "of k-means (10)"),
@@ -210,14 +213,6 @@ def _parser() -> argparse.ArgumentParser:
         ("--figure PNG", str, None, "where to draw the heat maps"),
         flags.JSON,
     )
-    parser.add_argument("root", metavar="SHARDS", help="a small labelled set of shards")
-    parser.add_argument(
-        "run", nargs="+", metavar="RUN", help="runs of one experiment, or snapshots"
-    )
-    parser.add_argument(
-        "--poolings", nargs="+", choices=POOLINGS, default=["mean", "flat", "attention"]
-    )
-    return parser
 
 
 if __name__ == "__main__":

@@ -18,15 +18,17 @@ from typing import Any
 from shards import sidecar
 from shards.errors import UserError, refuse_if
 from shards.format import manifest as manifests
+from tools import flags
 
 HELP = "what was found in images, for the latents encoded from them"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--annotation", required=True, metavar="DIR", help="the sidecar of the images"
+    flags.add(
+        parser,
+        ("--annotation DIR", str, flags.REQUIRED, "the sidecar of the images"),
+        ("--out DIR", str, flags.REQUIRED, "the sidecar of the latents"),
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="the sidecar of the latents")
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -37,7 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("--finer N", int, 3, "K between the last two doublings (3)"),
     )
     add_settings(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of fits and picture")
+    flags.add(parser, ("--out DIR", str, flags.REQUIRED, "folder of fits and picture"))
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

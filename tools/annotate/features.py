@@ -35,9 +35,9 @@ HELP = "one vector a sample, from a snapshot, a ViT or the pixels"
 
 def add(parser: argparse.ArgumentParser) -> None:
     _add_nets(parser, parser.add_mutually_exclusive_group(required=True))
-    parser.add_argument("--out", required=True, metavar="DIR", help="the sidecar's folder")
     flags.add(
         parser,
+        flags.OUT,
         ("--rank R", int, None, "of this task, with --world"),
         ("--world W", int, None, "tasks that extract together"),
     )

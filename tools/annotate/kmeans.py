@@ -37,8 +37,7 @@ COLUMNS = {"rows.npy", "distance.npy", CENTROIDS}
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
-    parser.add_argument("--groups", type=int, required=True, metavar="K", help="how many")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the sidecar's folder")
+    flags.add(parser, ("--groups K", int, flags.REQUIRED, "how many"), flags.OUT)
     flags.add(
         parser.add_argument_group("the fit"),
         ("--seed N", int, 0, "of where fits begin (0)"),

@@ -35,20 +35,16 @@ PARTS = 512  # of which rows are made, at most
 
 
 def add_net(parser: argparse.ArgumentParser, short: str) -> None:
-    parser.add_argument(
-        "--vit",
-        required=True,
-        metavar="NAME",
-        help="timm's name, such as vit_small_patch16_224.dino",
-    )
+    name = "timm's name, such as vit_small_patch16_224.dino"
     flags.add(
         parser,
+        ("--vit NAME", str, flags.REQUIRED, name),
         *OF_VIT,
         ("--short N", int, None, f"short edge at which the net sees an image ({short})"),
+        flags.OUT,
         ("--batch N", int, 32, "images at once (32)"),
         DEVICE,
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="the sidecar's folder")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,9 +38,8 @@ HEADS = "heads.safetensors"
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
-    parser.add_argument("--groups", type=int, required=True, metavar="K", help="how many to find")
+    flags.add(parser, ("--groups K", int, flags.REQUIRED, "how many to find"), flags.OUT)
     add_settings(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="the sidecar's folder")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

@@ -208,11 +208,9 @@ def _facts(
 def _parser() -> argparse.ArgumentParser:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = flags.command("tools.atlas", __doc__)
-    parser.add_argument(
-        "run", nargs="?", metavar="RUN", help="id, name or folder of a run, or a snapshot's folder"
-    )
     flags.add(
         parser,
+        ("run RUN?", str, None, flags.RUN),
         ("--images N", int, None, "the snapshot at N images seen (newest)"),
         ("--ema I", int, 0, "which average, from 0 (0)"),
         flags.RUNS,

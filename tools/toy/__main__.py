@@ -110,10 +110,11 @@ def _rows(measured: dict[str, Measured]) -> Iterator[dict[str, str]]:
 def _parser() -> argparse.ArgumentParser:
     images = "points each network is trained on (default: 1,500,000, about half a minute)"
     samples = f"how many are compared, best a power of two (default: {SAMPLES:,})"
-    parser = flags.command(
+    return flags.command(
         "tools.toy",
         __doc__,
         ("--paths PRESET+", str, PATHS, f"default: {' '.join(PATHS)}"),
+        ("--data +", DATA, DATA, "default: both"),
         ("--images", int, 1_500_000, images),
         ("--samples", int, SAMPLES, samples),
         ("--seed", int, 0, "of weights, data and noise"),
@@ -121,8 +122,6 @@ def _parser() -> argparse.ArgumentParser:
         ("--json", bool, False, "print one JSON list at the end"),
         epilog=EPILOG,
     )
-    parser.add_argument("--data", nargs="+", choices=DATA, default=DATA, help="default: both")
-    return parser
 
 
 if __name__ == "__main__":
