@@ -6,19 +6,20 @@ python -m tools.digitnet --check         only test the committed weights
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 import selfguide.evaluation.features.digitnet as digitnet
 from selfguide.evaluation.features.digitnet import WEIGHTS, DigitNet, half, load_digitnet
 from shards import cli
+from tools import flags
 
 LEAST = 0.97  # right on the half it has not seen
 
@@ -32,21 +33,43 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def fit(images: Tensor, labels: Tensor, epochs: int = 60) -> DigitNet:
-    """Adam with one cycle over the even half; fixed seed, one thread: the same bits."""
+    """Fits the net to the even half by cross-entropy; fixed seed, one thread: the same bits."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    net, batch = DigitNet(), 64
-    optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
-    steps = epochs * (len(images) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=steps)
-    for _ in range(epochs):
-        for chosen in torch.randperm(len(images)).split(batch)[: len(images) // batch]:
-            loss = F.cross_entropy(net(images[chosen]), labels[chosen])
+    net = DigitNet()
+    one_cycle(
+        net,
+        lambda chosen: F.cross_entropy(net(images[chosen]), labels[chosen]),
+        count=len(images),
+        epochs=range(epochs),
+        rate=3e-3,
+        weight_decay=1e-2,
+    )
+    return net.eval()
+
+
+def one_cycle(
+    net: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    count: int,
+    epochs: Collection[int],
+    rate: float,
+    weight_decay: float,
+    batch: int = 64,
+) -> None:
+    """AdamW with one cycle of its rate over `epochs`, each in batches of a random order of `count` samples."""
+    steps = count // batch
+    optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=rate, total_steps=len(epochs) * steps
+    )
+    for _ in cli.track(epochs, len(epochs), "fitting"):
+        for chosen in torch.randperm(count).split(batch)[:steps]:
             optimiser.zero_grad()
-            loss.backward()
+            loss(chosen).backward()
             optimiser.step()
             schedule.step()
-    return net.eval()
 
 
 @torch.no_grad()
@@ -55,13 +78,12 @@ def accuracy(net: DigitNet, images: Tensor, labels: Tensor) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.digitnet",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = flags.command(
+        "tools.digitnet",
+        __doc__,
+        ("--check", bool, False, "only test the committed weights"),
+        flags.JSON,
     )
-    parser.add_argument("--check", action="store_true", help="only test the committed weights")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     images, labels = digits()
     even, odd = half(len(images))

@@ -6,7 +6,6 @@ python -m tools.import_check --json
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import pkgutil
@@ -15,6 +14,7 @@ import traceback
 from importlib.metadata import PackageNotFoundError, version
 
 from shards import cli
+from tools import flags
 
 PACKAGES = ("slurm", "shards", "selfguide", "launcher", "configs", "tools")
 ELSEWHERE = (
@@ -63,12 +63,11 @@ def installed(name: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.import_check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = flags.command(
+        "tools.import_check",
+        __doc__,
+        flags.JSON,
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     wrong = failures()
     versions = {"python": platform.python_version()} | {name: installed(name) for name in REPORTED}

@@ -78,7 +78,13 @@ def run_ranks(
         ]
         answered = False
         try:
-            _start(processes)
+            # Ctrl-C is withheld from them: their parent answers it and ends them, and says so once
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # ranks inherit it
+            try:
+                for process in processes:
+                    process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             found = _collect(results, processes, timeout)
             answered = True
             return found
@@ -90,16 +96,6 @@ def run_ranks(
                 if process.is_alive():
                     process.kill()
                     process.join()
-
-
-def _start(processes: list[Any]) -> None:
-    """With Ctrl-C withheld from them: their parent answers it and ends them, and says so once."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # ranks inherit it
-    try:
-        for process in processes:
-            process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _collect(results: Any, processes: list[Any], timeout: float | None) -> list[Any]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -43,6 +44,8 @@ from selfguide.spec.files import read_config
 from selfguide.training.engine.protocol import DTYPES
 from shards import cli
 from shards.errors import UserError
+from shards.format.header import Header
+from tools import flags
 
 EPILOG = """examples:
   python -m tools.sample RUN                              64 images, groups at their frequency
@@ -59,11 +62,8 @@ EPILOG = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    for name in ("count", "columns", "batch"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)}: take 1 or more")
-    folder = snapshot_folder(options)
-    snapshot = load_snapshot(options)
+    flags.check_least(options, 1, "count", "columns", "batch")
+    snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
     naming = naming_of(folder, snapshot)
     snapshot.student.to(options.device, DTYPES[options.dtype])
     sampler = sampler_of(snapshot, options)
@@ -71,33 +71,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(
             "--chain with dopri5: it takes steps of its own; give --sampler euler or heun"
         )
-    codec = autoencoder_of(snapshot, options)
+    codec = autoencoder_of(snapshot.data["header"], options)
     condition = condition_of(snapshot, naming, codec, options)
     seeds = options.seed + torch.arange(len(condition))
     if options.between:
         seeds = seeds[:1].expand(len(condition))  # one noise, so that only the condition changes
     chain = Chain(sampler.steps, options.columns) if options.chain else None
-    drawn = generate_each(
-        snapshot,
-        sampler,
-        condition,
-        seeds,
-        batch=options.batch,
-        callback=chain.see if chain else None,
+    x, evaluations = draw(
+        snapshot, sampler, condition, seeds, options.batch, chain.see if chain else None
     )
-    total = -(-len(condition) // options.batch)
-    made = list(cli.track(drawn, total, f"sampling {len(condition)} images"))
-    images = to_images(snapshot.data["header"], torch.cat([x for x, _ in made]), codec)
-    out = Path(options.out)
+    out, images = Path(options.out), to_images(snapshot.data["header"], x, codec)
     rows = options.group or options.label or options.row or options.like or []
     columns = options.columns if len(rows) < 2 else len(condition) // len(rows)
-    columns = len(condition) if options.between else columns
+    sheet, columns = images, len(condition) if options.between else columns
     if chain is not None:
         states = chain.states()  # (N, columns, C, H, W)
         sheet = to_images(snapshot.data["header"], states.flatten(0, 1), codec)
-        write_grid(out / "grid.png", sheet, columns=states.shape[1], zoom=zoom(sheet))
-    else:
-        write_grid(out / "grid.png", images, columns=columns, zoom=zoom(images))
+        columns = states.shape[1]
+    # small images are shown larger: at least 64 screen pixels each
+    write_grid(out / "grid.png", sheet, columns=columns, zoom=max(1, 64 // sheet.shape[-1]))
     write_images(out / "images", images)
     said = {
         "grid": str(out / "grid.png"),
@@ -106,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "snapshot_images": snapshot.images,
         "snapshot_sha256": snapshot.sha256,
         "sampler": asdict(sampler),
-        "nfe": max(evaluations for _, evaluations in made),
+        "nfe": evaluations,
         "seed": options.seed,
         "banned": sorted(naming.banned),
     }
@@ -114,57 +106,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(said))
     else:
+        bans = f", without banned groups {', '.join(map(str, said['banned']))}"
         print(
-            f"{len(images)} images from {snapshot.images:,} images seen, {sampler.name}, "
-            f"{said['nfe']} evaluations, g={sampler.g:g}{_bans(naming)}\n{out / 'grid.png'}"
+            f"{len(images)} images from {snapshot.images:,} images seen, {sampler.name}, {evaluations} evaluations, "
+            f"g={sampler.g:g}{bans if naming.banned else ''}\n{out / 'grid.png'}"
         )
     return 0
+
+
+def draw(
+    snapshot: Snapshot,
+    sampler: SamplerConfig,
+    condition: Condition,
+    seeds: Tensor,
+    batch: int,
+    callback: Callable[[int, float, Tensor], None] | None = None,
+) -> tuple[Tensor, int]:
+    """Model-space samples (N, C, H, W) of conditions and seeds, and the most evaluations that a batch took."""
+    drawn = generate_each(snapshot, sampler, condition, seeds, batch=batch, callback=callback)
+    total = -(-len(seeds) // batch)
+    made = list(cli.track(drawn, total, f"sampling {len(seeds)} images"))
+    return torch.cat([x for x, _ in made]), max(evaluations for _, evaluations in made)
 
 
 def naming_of(folder: Path, snapshot: Snapshot) -> Naming:
     """What the groups of this snapshot are called: `groups.yaml` lies in its run's folder."""
     p = snapshot.guidance["p"]
-    if p is None:
-        return Naming(groups=0)
-    return read_naming(folder.resolve().parent.parent, len(p))
+    return Naming(groups=0) if p is None else read_naming(folder.resolve().parents[1], len(p))
 
 
-def _bans(naming: Naming) -> str:
-    return (
-        f", without banned groups {', '.join(map(str, sorted(naming.banned)))}"
-        if naming.banned
-        else ""
-    )
+def load_snapshot(
+    name: str, runs: str, images: int | None = None, ema: int = 0
+) -> tuple[Snapshot, Path]:
+    """The snapshot named on the command line, with one of its averages, and its folder.
 
+    `name` is a snapshot's folder, or a run, of which the newest is taken, or the one at so many images seen.
 
-def snapshot_folder(options: argparse.Namespace) -> Path:
-    """The snapshot named on the command line: a run's newest, one of its image counts, or a folder."""
-    folder = Path(options.run)
+    Raises:
+        UserError: there is no such run, snapshot or average, or the snapshot is damaged.
+    """
+    folder = Path(name)
     if (folder / "MANIFEST.json").is_file():
-        if options.images is not None:
-            raise UserError(f"--images {options.images}: {folder} is one snapshot already; drop it")
+        if images is not None:
+            raise UserError(f"--images {images}: {folder} is one snapshot already; drop it")
     else:
-        run = find(options.run, Path(options.runs))
+        run = find(name, Path(runs))
         published = run.published()
         if not published:
             raise UserError(f"run {run.root.name} has published no snapshot yet")
-        images = published[-1] if options.images is None else options.images
+        images = published[-1] if images is None else images
+        known = ", ".join(f"{n}" for n in published)
         if images not in published:
-            known = ", ".join(f"{n}" for n in published)
             raise UserError(f"--images {images}: this run has snapshots at {known}")
         folder = run.snapshot(images)
-    return folder
-
-
-def load_snapshot(options: argparse.Namespace) -> Snapshot:
-    """That snapshot, with the average that was asked for."""
-    folder = snapshot_folder(options)
     averages = averages_of(read_config(folder / "config.yaml").train)
-    if not 0 <= options.ema < len(averages):
-        kept = ", ".join(f"{i}: {average}" for i, average in enumerate(averages))
-        raise UserError(f"--ema {options.ema} is not one of this snapshot's averages ({kept})")
+    kept = ", ".join(f"{i}: {average}" for i, average in enumerate(averages))
+    if not 0 <= ema < len(averages):
+        raise UserError(f"--ema {ema} is not one of this snapshot's averages ({kept})")
     try:
-        return load(folder, options.ema)
+        return load(folder, ema), folder
     except FileNotFoundError as error:
         raise UserError(
             f"{error}: it was not published to its end, or was damaged since"
@@ -173,15 +173,14 @@ def load_snapshot(options: argparse.Namespace) -> Snapshot:
 
 def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig:
     """The run's own sampler with what the command line changes of it."""
-    asked = {name: getattr(options, f"sampler_{name}") for name in SAMPLER_HELP}
+    flag_of = {f.name: f.name for f in fields(SamplerConfig)} | {"name": "sampler"}
+    asked = {name: getattr(options, flag) for name, flag in flag_of.items()}
     changes = {name: value for name, value in asked.items() if value is not None}
     own = asdict(snapshot.config.sampler)
-    if (
-        changes.get("name", own["name"]) != own["name"]
-    ):  # what only the old sampler read goes with it
-        own = {
-            name: own[name] for name in own.keys() - settings_read(snapshot.config.sampler).keys()
-        }
+    if changes.get("name", own["name"]) != own["name"]:
+        # what only the old sampler read goes with it
+        kept = own.keys() - settings_read(snapshot.config.sampler).keys()
+        own = {name: own[name] for name in kept}
     if options.convention:
         changes |= converted(options.convention, changes)
     sampler = build(SamplerConfig, own | changes, "sampler")
@@ -195,13 +194,12 @@ def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig
 
 def converted(source: str, changes: dict[str, Any]) -> dict[str, Any]:
     """The weight, interval and shift among `changes` from a paper's numbers to ours."""
-    ours: dict[str, Any] = {}
-    if "g" in changes:
-        ours["g"] = total_weight(source, changes["g"])
-    if "interval" in changes:
-        ours["interval"] = tuple(sorted(noise_time(source, end) for end in changes["interval"]))
-    if "shift" in changes:
-        ours["shift"] = noise_shift(source, changes["shift"])
+    converters: dict[str, Callable[[str, Any], Any]] = {
+        "g": total_weight,
+        "interval": lambda source, ends: tuple(sorted(noise_time(source, end) for end in ends)),
+        "shift": noise_shift,
+    }
+    ours = {n: convert(source, changes[n]) for n, convert in converters.items() if n in changes}
     if not ours:
         raise UserError(
             f"--convention {source} has nothing to convert: give --g, --interval or --shift"
@@ -209,14 +207,15 @@ def converted(source: str, changes: dict[str, Any]) -> dict[str, Any]:
     return ours
 
 
-def autoencoder_of(snapshot: Snapshot, options: argparse.Namespace) -> Autoencoder | None:
-    """The autoencoder of this snapshot's latents; None for images."""
-    header = snapshot.data["header"]
-    if header["kind"] == "image":
+def autoencoder_of(
+    header: Header | Mapping[str, Any], options: argparse.Namespace
+) -> Autoencoder | None:
+    """What decodes data of this header, or the autoencoder that was asked for; None for images."""
+    header = Header.of(header)
+    if header.kind == "image":
         return None
-    return load_autoencoder(
-        options.autoencoder or header["encoder"], options.weights, device=options.device
-    )
+    name = options.autoencoder or str(header.encoder)
+    return load_autoencoder(name, options.weights, device=options.device)
 
 
 def condition_of(
@@ -297,25 +296,15 @@ class Chain:
 
     def __init__(self, steps: int, columns: int) -> None:
         self.wanted = set(np.linspace(steps - 1, 0, min(columns, steps)).round().astype(int))
-        self.last = steps - 1
-        self._batch: list[Tensor] = []
-        self._batches: list[Tensor] = []
+        self._batches: dict[int, list[Tensor]] = defaultdict(list)  # by step
 
     def see(self, step: int, tau: float, state: Tensor) -> None:
         if step in self.wanted:
-            self._batch.append(state.float())
-        if step == self.last:
-            self._batches.append(torch.stack(self._batch, dim=1))
-            self._batch = []
+            self._batches[step].append(state.float())
 
     def states(self) -> Tensor:
         """(N, columns, C, H, W), the noisiest first."""
-        return torch.cat(self._batches)
-
-
-def zoom(images: Tensor) -> int:
-    """Small images are shown larger: at least 64 screen pixels each."""
-    return max(1, 64 // images.shape[-1])
+        return torch.stack([torch.cat(self._batches[s]) for s in sorted(self._batches)], dim=1)
 
 
 def write_images(folder: Path, images: Tensor) -> None:
@@ -328,115 +317,71 @@ def write_images(folder: Path, images: Tensor) -> None:
         Image.fromarray(plain.numpy()).save(folder / f"{number:06d}.png")
 
 
-NAMED = (
-    "group",
-    "label",
-    "row",
-    "like",
-    "between",
-    "uncond",
-)  # conditions that are named, rather than sampled
-SAMPLER_HELP = {
-    "name": "euler, heun, ddim, dpm1, dpm2, dpmpp, euler_maruyama or dopri5",
-    "steps": "number of steps, of a fixed-step sampler",
-    "g": "total guidance weight: 1 is none, 0 unconditional",
-    "interval": "noise-times in which the weight applies",
-    "guided_channels": "guide only the first so many",
-    "shift": "of the schedule; above 1 spends more steps at high noise",
-    "rtol": "of dopri5",
-    "atol": "of dopri5",
-    "clip": "of ddim: clamp x0 estimates to +-X, in model space",
-    "eta": "of ddim: 0 deterministic, 1 ancestral",
-    "churn": "of heun: EDM's S_churn",
-    "churn_sigma": "noise levels in which heun churns",
-    "churn_noise": "EDM's S_noise",
-    "diffusion": "of euler_maruyama: sit, repa or sbdm",
-}
-PAIRS = ("interval", "churn_sigma")
-WHOLE = ("steps", "guided_channels")
-WORDS = ("name", "diffusion")
+# conditions that are named, rather than sampled
+NAMED = ("group", "label", "row", "like", "between", "uncond")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.sample",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "run", metavar="RUN", help="id, name or folder of a run, or a snapshot's folder"
-    )
-    parser.add_argument(
-        "--images",
-        type=int,
-        metavar="N",
-        help="the snapshot at N images seen (default: the newest)",
-    )
-    parser.add_argument(
-        "--ema", type=int, default=0, metavar="I", help="index of the average, from 0 (0)"
-    )
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="folder of runs (runs)")
-    what = parser.add_argument_group("condition").add_mutually_exclusive_group()
-    what.add_argument(
-        "--group", nargs="+", metavar="K", help="these groups, as many images of each"
-    )
-    what.add_argument("--label", type=int, nargs="+", metavar="K", help="these human labels")
-    what.add_argument(
-        "--row",
-        type=int,
-        nargs="+",
-        metavar="ORDINAL",
-        help="the conditions of these training images",
-    )
-    what.add_argument(
-        "--like", nargs="+", metavar="IMAGE", help="the groups nearest to image files or ordinals"
-    )
-    what.add_argument(
-        "--between", nargs=2, metavar=("A", "B"), help="interpolate from one group to another"
-    )
-    what.add_argument("--uncond", action="store_true", help="unconditional")
-    parser.add_argument(
-        "--prior",
-        choices=get_args(Prior),
-        help="sample groups at their frequency in training, or uniformly (empirical)",
-    )
-    parser.add_argument("--count", type=int, default=64, metavar="N", help="number of images (64)")
-    parser.add_argument(
-        "--chain",
-        action="store_true",
-        help="show intermediate states of each image from noise to data",
-    )
-    parser.add_argument(
-        "--columns", type=int, default=8, metavar="N", help="columns of the grid (8)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="image i is a function of seed + i (0)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"where the network runs ({device})")
-    parser.add_argument(
-        "--dtype",
-        choices=list(DTYPES),
-        default="fp32",
-        help="of the network; the sampler's state is fp32 (fp32)",
+    parser = flags.command("tools.sample", __doc__, epilog=EPILOG)
+    flags.add(
+        parser,
+        ("run RUN", str, None, flags.RUN),
+        ("--images N", int, None, "the snapshot at N images seen (default: the newest)"),
+        ("--ema I", int, 0, "index of the average, from 0 (0)"),
+        ("--runs DIR", str, "runs", "folder of runs (runs)"),
     )
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="batch size (64)")
-    parser.add_argument("--out", default="samples", metavar="DIR", help="output folder (samples)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    decoding = parser.add_argument_group("decoding latents")
-    decoding.add_argument("--autoencoder", metavar="NAME", help="autoencoder (the one of the data)")
-    decoding.add_argument("--weights", metavar="PATH", help="its weights")
-    sampler = parser.add_argument_group("sampler (the run's own where not given)")
-    for name, text in SAMPLER_HELP.items():
-        flag = "--sampler" if name == "name" else f"--{name.replace('_', '-')}"
-        kind: Any = str if name in WORDS else int if name in WHOLE else float
-        extra: dict[str, Any] = {"nargs": 2, "metavar": ("LOW", "HIGH")} if name in PAIRS else {}
-        if name not in PAIRS:
-            extra["metavar"] = "NAME" if name in WORDS else "X"
-        sampler.add_argument(flag, type=kind, dest=f"sampler_{name}", help=text, **extra)
-    sampler.add_argument(
-        "--convention",
-        metavar="PAPER",
-        help="read --g, --interval and --shift as this paper writes them: sgfm, dit, lightningdit, ...",
+    flags.add(
+        parser.add_argument_group("condition").add_mutually_exclusive_group(),
+        ("--group K+", str, None, "these groups, as many images of each"),
+        ("--label K+", int, None, "these human labels"),
+        ("--row ORDINAL+", int, None, "the conditions of these training images"),
+        ("--like IMAGE+", str, None, "the groups nearest to image files or ordinals"),
+        ("--between A B", str, None, "interpolate from one group to another"),
+        ("--uncond", bool, False, "unconditional"),
+    )
+    prior = "sample groups at their frequency in training, or uniformly (empirical)"
+    chain = "show intermediate states of each image from noise to data"
+    dtypes = "of the network; the sampler's state is fp32 (fp32)"
+    flags.add(
+        parser,
+        ("--prior", get_args(Prior), None, prior),
+        ("--count N", int, 64, "number of images (64)"),
+        ("--chain", bool, False, chain),
+        ("--columns N", int, 8, "columns of the grid (8)"),
+        ("--seed", int, 0, "image i is a function of seed + i (0)"),
+        ("--device", str, device, f"where the network runs ({device})"),
+        ("--dtype", tuple(DTYPES), "fp32", dtypes),
+        ("--batch N", int, 64, "batch size (64)"),
+        ("--out DIR", str, "samples", "output folder (samples)"),
+        flags.JSON,
+    )
+    flags.add(
+        parser.add_argument_group("decoding latents"),
+        ("--autoencoder NAME", str, None, "autoencoder (the one of the data)"),
+        ("--weights PATH", str, None, "its weights"),
+    )
+    convention = (
+        "read --g, --interval and --shift as this paper writes them: sgfm, dit, lightningdit, ..."
+    )
+    names = "euler, heun, ddim, dpm1, dpm2, dpmpp, euler_maruyama or dopri5"
+    flags.add(
+        parser.add_argument_group("sampler (the run's own where not given)"),
+        ("--sampler NAME", str, None, names),
+        ("--steps X", int, None, "number of steps, of a fixed-step sampler"),
+        ("--g X", float, None, "total guidance weight: 1 is none, 0 unconditional"),
+        ("--interval LOW HIGH", float, None, "noise-times in which the weight applies"),
+        ("--guided-channels X", int, None, "guide only the first so many"),
+        ("--shift X", float, None, "of the schedule; above 1 spends more steps at high noise"),
+        ("--rtol X", float, None, "of dopri5"),
+        ("--atol X", float, None, "of dopri5"),
+        ("--clip X", float, None, "of ddim: clamp x0 estimates to +-X, in model space"),
+        ("--eta X", float, None, "of ddim: 0 deterministic, 1 ancestral"),
+        ("--churn X", float, None, "of heun: EDM's S_churn"),
+        ("--churn-sigma LOW HIGH", float, None, "noise levels in which heun churns"),
+        ("--churn-noise X", float, None, "EDM's S_noise"),
+        ("--diffusion NAME", str, None, "of euler_maruyama: sit, repa or sbdm"),
+        ("--convention PAPER", str, None, convention),
     )
     return parser
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ from numpy.typing import NDArray
 
 from selfguide.discovery.features import FeatureNet, PixelFeatures, SnapshotFeatures
 from selfguide.discovery.kmeans import check, kmeans, report
+from selfguide.discovery.resumable import record
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import POOLINGS
 from shards import cli, read_all
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest, digest
+from tools import drawing, flags
+from tools.grid import run_all
 from tools.sample import load_snapshot
 
 NOISE_TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
@@ -66,51 +70,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     fit = {"seed": options.seed, "restarts": options.restarts, "spherical": options.spherical}
     check(len(data.labels), groups, 1, options.restarts, options.spherical, not options.raw)
     fit |= {"normalise": not options.raw}
-    snapshots = [_load(run, options) for run in options.run]
+    snapshots = [load_snapshot(run, options.runs, ema=options.ema)[0] for run in options.run]
     layers = [layer.name for layer in snapshots[0].student.backbone.net.layers]
     cells = [(name, t, p) for p in options.poolings for name in layers for t in options.noise_times]
     for snapshot in snapshots:  # everything is checked before anything is measured
         for layer, noise_time, pooling in cells:
             _net(snapshot, data, layer, noise_time, pooling)
-    kept = Kept(Path(options.out), {"shards": data.manifest.hash, "groups": groups, **fit})
-    pixels = kept.score(PixelFeatures(data.manifest.header), data, groups, fit)
-    scores: dict[Cell, list[dict[str, float]]] = {cell: [] for cell in cells}
-    jobs = [(snapshot, cell) for snapshot in snapshots for cell in cells]
-    for snapshot, cell in cli.track(jobs, len(jobs), "groups of every layer and noise-time"):
-        scores[cell].append(kept.score(_net(snapshot, data, *cell), data, groups, fit))
+    measured = Measured(Path(options.out), data, groups, fit)
+    pixels = measured.scores(PixelFeatures(data.manifest.header))
+    scores = run_all(
+        cells,
+        snapshots,
+        lambda cell, snapshot: measured.scores(_net(snapshot, data, *cell)),
+        "groups of every layer and noise-time",
+    )
     said = summary(scores, pixels)
     if options.figure:
         plot(Path(options.figure), scores, pixels["nmi"], groups)
     if options.json:
         print(json.dumps(said))
     else:
-        print("\n".join(lines(said, len(snapshots))))
+        of = f"medians over {len(snapshots)} snapshots; pixels {pixels['nmi']:.3f}"
+        rows = [row(best) for best in said["best_of_pooling"].values()]
+        cli.console().print(drawing.table(f"NMI of k-means with the labels, {of}", rows))
     return 0
 
 
-class Kept:
-    """Scores that were measured, one JSON line each, found again by all that decides them."""
+@dataclass(frozen=True)
+class Measured:
+    """Scores of k-means in a net's features, each kept in a file named by all that decides it."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.file, self.settings = folder / "cells.jsonl", settings
-        self.known: dict[str, dict[str, float]] = {}
-        if self.file.exists():
-            for text in self.file.read_text().splitlines():
-                row = json.loads(text)
-                self.known[row["key"]] = row["scores"]
+    folder: Path
+    data: Data
+    groups: int
+    fit: dict[str, Any]  # settings of `kmeans`
 
-    def score(
-        self, net: FeatureNet, data: Data, groups: int, fit: dict[str, Any]
-    ) -> dict[str, float]:
-        what = {**self.settings, **net.provenance}
+    def scores(self, net: FeatureNet) -> dict[str, float]:
+        shards = {"shards": self.data.manifest.hash, "groups": self.groups}
+        what = {**shards, **self.fit, **net.provenance}
+
+        def measure() -> dict[str, Any]:
+            found = kmeans(self.data.features(net), self.groups, **self.fit)
+            return {"what": what, "scores": report(found, self.data.labels)}
+
         key = digest(what)
-        if key not in self.known:
-            found = report(kmeans(data.features(net), groups, **fit), data.labels)
-            self.known[key] = found
-            with self.file.open("a") as file:
-                file.write(json.dumps({"key": key, "what": what, "scores": found}) + "\n")
-        return self.known[key]
+        if key in self.before:
+            return self.before[key]
+        return record(self.folder / f"{key}.json", measure)["scores"]
+
+    @cached_property
+    def before(self) -> dict[str, dict[str, float]]:
+        """Scores by key that earlier versions kept in one file, of which a kill may have torn the last line."""
+        file = self.folder / "cells.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        return {row["key"]: row["scores"] for row in rows}
 
 
 def summary(scores: dict[Cell, list[dict[str, float]]], pixels: dict[str, float]) -> dict[str, Any]:
@@ -127,69 +141,47 @@ def summary(scores: dict[Cell, list[dict[str, float]]], pixels: dict[str, float]
     return {"best": ranked[0], "best_of_pooling": best, "pixels": pixels, "cells": rows}
 
 
-def lines(said: dict[str, Any], snapshots: int) -> Iterator[str]:
-    yield f"NMI of k-means with the labels, medians over {snapshots} snapshots; pixels {said['pixels']['nmi']:.3f}"
-    for pooling, row in said["best_of_pooling"].items():
-        each = ", ".join(f"{score:.3f}" for score in row["each_nmi"])
-        yield f"{pooling:>9}: {row['nmi']:.3f} ({each}) at {row['layer']}, noise-time {row['noise_time']:g}"
+def row(best: dict[str, Any]) -> dict[str, str]:
+    """A pooling's row of the table: its best cell."""
+    return {
+        "pooling": best["pooling"],
+        "NMI": f"{best['nmi']:.3f}",
+        "each snapshot": ", ".join(f"{score:.3f}" for score in best["each_nmi"]),
+        "layer": best["layer"],
+        "noise-time": f"{best['noise_time']:g}",
+    }
 
 
 def plot(
     file: Path, scores: dict[Cell, list[dict[str, float]]], pixels: float, groups: int
 ) -> None:
     """One heat map for each pooling: layers upwards, noise-time to the right, the best cell framed."""
-    import matplotlib
+    from matplotlib.patches import Rectangle
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    poolings = _distinct(pooling for _, _, pooling in scores)
-    layers = _distinct(layer for layer, _, _ in scores)
-    times = _distinct(noise_time for _, noise_time, _ in scores)
-    figure, axes = plt.subplots(
-        1,
-        len(poolings),
-        figsize=(1.6 + 3.9 * len(poolings), 1.4 + 0.5 * len(layers)),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
-    )
-    for axis, pooling in zip(axes[0], poolings, strict=True):
-        grid = np.array(
-            [
+    layers, times, poolings = (list(dict.fromkeys(part)) for part in zip(*scores, strict=True))
+    size = (1.6 + 3.9 * len(poolings), 1.4 + 0.5 * len(layers))
+    with drawing.figure(file, 1, len(poolings), size=size, sharey=True) as (figure, axes):
+        for axis, pooling in zip(axes[0], poolings, strict=True):
+            medians = [
                 [statistics.median(s["nmi"] for s in scores[name, t, pooling]) for t in times]
                 for name in layers
             ]
-        )
-        image = axis.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower")
-        for (row, column), value in np.ndenumerate(grid):
-            shade = "white" if value < 0.6 else "black"
-            axis.text(
-                column, row, f"{value:.2f}", ha="center", va="center", color=shade, fontsize=8
-            )
-        row, column = np.unravel_index(grid.argmax(), grid.shape)
-        frame = plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", lw=2)
-        axis.add_patch(frame)
-        axis.set_xticks(range(len(times)), [f"{t:g}" for t in times])
-        axis.set_yticks(range(len(layers)), [str(layer) for layer in layers])
-        axis.set_xlabel("noise-time")
-        axis.set_title(f"{pooling}: {grid.max():.2f}", fontsize=10)
-    figure.suptitle(
-        f"NMI of k-means (K={groups}) with the labels; pixels {pixels:.2f}", fontsize=11
-    )
-    figure.colorbar(image, ax=axes[0])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
-
-
-def _load(run: str, options: argparse.Namespace) -> Snapshot:
-    named = argparse.Namespace(run=run, images=None, runs=options.runs, ema=options.ema)
-    return load_snapshot(named)
+            grid = np.array(medians)
+            image = axis.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower")
+            style = {"ha": "center", "va": "center", "fontsize": 8}
+            for (row, column), value in np.ndenumerate(grid):
+                shade = "white" if value < 0.6 else "black"
+                axis.text(column, row, f"{value:.2f}", color=shade, **style)
+            row, column = np.unravel_index(grid.argmax(), grid.shape)
+            frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", lw=2)
+            axis.add_patch(frame)
+            axis.set_xticks(range(len(times)), [f"{t:g}" for t in times])
+            axis.set_yticks(range(len(layers)), layers)
+            axis.set_xlabel("noise-time")
+            axis.set_title(f"{pooling}: {grid.max():.2f}", fontsize=10)
+        title = f"NMI of k-means (K={groups}) with the labels; pixels {pixels:.2f}"
+        figure.suptitle(title, fontsize=11)
+        figure.colorbar(image, ax=axes[0])
 
 
 def _net(
@@ -201,36 +193,24 @@ def _net(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.study",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    return flags.command(
+        "tools.study",
+        __doc__,
+        ("root SHARDS", str, None, "a small labelled set of shards"),
+        ("run RUN+", str, None, "runs of one experiment, or snapshots"),
+        flags.RUNS,
+        ("--ema I", int, 0, "which average (0)"),
+        ("--noise-times TAU+", float, NOISE_TIMES, "0 to 1"),
+        ("--poolings +", POOLINGS, ["mean", "flat", "attention"], "(mean flat attention)"),
+        ("--groups K", int, None, "(as many as there are classes)"),
+        ("--seed", int, 0, "of k-means (0)"),
+        ("--restarts", int, 10, "of k-means (10)"),
+        ("--spherical", bool, False, "centroids of unit length"),
+        ("--raw", bool, False, "features as they are, not of unit length"),
+        ("--out DIR", str, "study", "where scores are kept (study)"),
+        ("--figure PNG", str, None, "where to draw the heat maps"),
+        flags.JSON,
     )
-    parser.add_argument("root", metavar="SHARDS", help="a small labelled set of shards")
-    parser.add_argument(
-        "run", nargs="+", metavar="RUN", help="runs of one experiment, or snapshots"
-    )
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
-    parser.add_argument("--ema", type=int, default=0, metavar="I", help="which average (0)")
-    parser.add_argument(
-        "--noise-times", type=float, nargs="+", default=NOISE_TIMES, metavar="TAU", help="0 to 1"
-    )
-    parser.add_argument(
-        "--poolings", nargs="+", choices=POOLINGS, default=["mean", "flat", "attention"]
-    )
-    parser.add_argument("--groups", type=int, metavar="K", help="(as many as there are classes)")
-    parser.add_argument("--seed", type=int, default=0, help="of k-means (0)")
-    parser.add_argument("--restarts", type=int, default=10, help="of k-means (10)")
-    parser.add_argument("--spherical", action="store_true", help="centroids of unit length")
-    parser.add_argument(
-        "--raw", action="store_true", help="features as they are, not of unit length"
-    )
-    parser.add_argument(
-        "--out", default="study", metavar="DIR", help="where scores are kept (study)"
-    )
-    parser.add_argument("--figure", metavar="PNG", help="where to draw the heat maps")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
 
 
 if __name__ == "__main__":

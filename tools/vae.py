@@ -7,11 +7,10 @@ python -m tools.vae --check              only test the committed weights
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,13 +24,12 @@ from selfguide.data.normaliser import posterior_mean
 from selfguide.evaluation.features.digitnet import half
 from shards import cli, storage
 from shards.errors import UserError
-from tools.digitnet import digits
+from tools import flags
+from tools.digitnet import digits, one_cycle
 
 LEAST = 26.0  # dB on the half it has not seen
 KL_WEIGHT = 1e-2  # of a latent value's divergence against a pixel's squared error
 RATE = 4e-3
-
-Watch = Callable[[Iterable[int], int], Iterable[int]]
 
 
 def images() -> Tensor:
@@ -40,24 +38,19 @@ def images() -> Tensor:
     return (found.float() * (255 / 16)).round().to(torch.uint8)
 
 
-def fit(pictures: Tensor, epochs: int, watch: Watch = lambda epochs, total: epochs) -> TinyVAE:
-    """Adam with one cycle on the evidence's lower bound (Kingma & Welling 2014); fixed seed, one thread."""
+def fit(pictures: Tensor, epochs: int) -> TinyVAE:
+    """Fits the evidence's lower bound (Kingma & Welling 2014); fixed seed, one thread."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    net, batch = TinyVAE(), 64
-    x = pictures.float() * (2 / 255) - 1
-    optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=1e-4)
-    steps = len(x) // batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=RATE, total_steps=epochs * steps
+    net, x = TinyVAE(), pictures.float() * (2 / 255) - 1
+    one_cycle(
+        net,
+        lambda chosen: bound(net, x[chosen]),
+        count=len(x),
+        epochs=range(epochs),
+        rate=RATE,
+        weight_decay=1e-4,
     )
-    for _ in watch(range(epochs), epochs):
-        for chosen in torch.randperm(len(x)).split(batch)[:steps]:
-            loss = bound(net, x[chosen])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
     measure(net, x)
     return net.eval()
 
@@ -96,46 +89,34 @@ def test(codec: Autoencoder, pictures: Tensor) -> dict[str, float]:
     }
 
 
-def fitted(pictures: Tensor, epochs: int, folder: str) -> Autoencoder:
-    """Fits on the even half; its weights lie in `folder`."""
-    even, _ = half(len(pictures))
-    net = fit(pictures[even], epochs, lambda items, total: cli.track(items, total, "fitting"))
-    save_file(dict(net.state_dict()), Path(folder) / WEIGHTS)
-    return load_autoencoder("tiny", Path(folder) / WEIGHTS)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.vae",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = flags.command(
+        "tools.vae",
+        __doc__,
+        ("--check", bool, False, "only test weights"),
+        ("--epochs N", int, 200, "passes over the half (200)"),
+        ("--out FILE", str, None, "the file of weights (the package's)"),
+        flags.JSON,
     )
-    parser.add_argument("--check", action="store_true", help="only test weights")
-    parser.add_argument(
-        "--epochs", type=int, default=200, metavar="N", help="passes over the half (200)"
-    )
-    parser.add_argument("--out", metavar="FILE", help="the file of weights (the package's)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
-    if options.epochs < 1:
-        raise UserError(f"--epochs {options.epochs}: give at least 1")
+    flags.check_least(options, 1, "epochs")
     if options.out is not None and not options.out.endswith(".safetensors"):
         raise UserError(f"--out {options.out}: the file's name must end in .safetensors")
     package = Path(tiny.__file__).parent / "weights" / WEIGHTS
     out = package if options.out is None else Path(options.out)
     pictures = images()
     with tempfile.TemporaryDirectory() as scratch:
-        codec = (
-            load_autoencoder("tiny", options.out)
-            if options.check
-            else fitted(pictures, options.epochs, scratch)
-        )
+        weights = options.out
+        if not options.check:
+            even, _ = half(len(pictures))
+            weights = Path(scratch) / WEIGHTS
+            save_file(dict(fit(pictures[even], options.epochs).state_dict()), weights)
+        codec = load_autoencoder("tiny", weights)
         found = test(codec, pictures)
         good = found["psnr"] >= LEAST
         # what is worse than it should be never replaces the package's
         if not options.check and (good or options.out):
-            data = (Path(scratch) / WEIGHTS).read_bytes()
-            storage.publish(str(out), data, replace=True)
+            storage.publish(out, weights.read_bytes(), replace=True)
     report = {**found, "least": LEAST, "sha256": codec.sha256, "file": str(out)}
     print(
         json.dumps(report)

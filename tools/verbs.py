@@ -6,6 +6,8 @@ import argparse
 import importlib
 from collections.abc import Callable, Sequence
 
+from tools import flags
+
 
 def parse(
     package: str,
@@ -18,15 +20,15 @@ def parse(
 
     `about` introduces the help; `common` adds what every verb takes before its own.
     """
-    plain = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {package}", description=about, formatter_class=plain
-    )
+    parser = flags.command(package, about)
     parsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name in verbs:
         module = importlib.import_module(f"{package}.{name}")
         verb = parsers.add_parser(
-            name, help=module.HELP, description=module.__doc__, formatter_class=plain
+            name,
+            help=module.HELP,
+            description=module.__doc__,
+            formatter_class=parser.formatter_class,
         )
         common(verb)
         module.add(verb)

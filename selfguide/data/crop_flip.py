@@ -30,9 +30,7 @@ class CropFlip:
     corner: Tensor | None = None  # (B, 2) top and left of each window, in the mirrored image
 
     @staticmethod
-    def centred(
-        count: int, grid: Size, size: Size, device: torch.device | str = "cpu"
-    ) -> CropFlip:
+    def centred(count: int, grid: Size, size: Size, device: torch.device | str = "cpu") -> CropFlip:
         """A centre crop of each image, never mirrored: for images that are read once, such as queries."""
         middle = [(whole - shown) // 2 for whole, shown in zip(grid, size, strict=True)]
         corner = torch.tensor([middle], device=device).expand(count, 2)
@@ -96,13 +94,13 @@ def sample_crop_flip(
 
     `flip` mirrors each with probability 1/2; of images larger than `window` one is cut at any of its places.
     """
-    size = window or grid
-    return CropFlip(
-        grid=grid,
-        size=size,
-        mirrored=mirrored(seed, positions) if flip else None,
-        corner=_corners(seed, positions, grid, size) if size != grid else None,
-    )
+    size, corner = window or grid, None
+    if size != grid:
+        u = uniform(seed, "crop", positions, 2).double()  # a product in fp32 may round up to its bound
+        places = [whole - shown + 1 for whole, shown in zip(grid, size, strict=True)]
+        corner = torch.stack([(u[:, i] * places[i]).long() for i in range(2)], dim=1)  # (B, 2)
+    flipped = mirrored(seed, positions) if flip else None
+    return CropFlip(grid=grid, size=size, mirrored=flipped, corner=corner)
 
 
 def mirrored(seed: int, positions: Tensor) -> Tensor:
@@ -116,13 +114,6 @@ def box_masks(boxes: Tensor, size: Size) -> Tensor:
     y, x = (torch.arange(n, device=boxes.device) for n in size)
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)  # (B, H), (B, W)
     return (rows[:, :, None] & columns[:, None, :])[:, None].float()
-
-
-def _corners(seed: int, positions: Tensor, grid: Size, size: Size) -> Tensor:
-    """(B, 2) int64, every place of a window as likely as any other."""
-    u = uniform(seed, "crop", positions, 2).double()  # a product in fp32 may round up to its bound
-    places = [whole - shown + 1 for whole, shown in zip(grid, size, strict=True)]
-    return torch.stack([(u[:, i] * places[i]).long() for i in range(2)], dim=1)
 
 
 def _cells(edge: Tensor, pixels: int, cells: int) -> Tensor:

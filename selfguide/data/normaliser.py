@@ -39,11 +39,14 @@ class Normaliser:
         `stored` is (B, C, H, W), (B, 2C, H, W) of moments, or (B, 2, ...) of both mirror images. `position` (B,) are
         the images' places in the run; without it the image as it is and the mean of its moments are taken.
         """
+        moments = self.header.content == "moments"
+        if position is None:
+            stored = stored[:, 0] if self.header.flips else stored
+            return self.normalise(posterior_mean(stored) if moments else stored)
         if self.header.flips:
-            stored = stored[:, 0] if position is None else _pick(stored, seed, position)
-        if self.header.content == "moments":
-            stored = posterior_mean(stored) if position is None else sample_posterior(stored, seed, position)
-        return self.normalise(stored)
+            picked = mirrored(seed, position).long()
+            stored = stored[torch.arange(len(stored), device=stored.device), picked]
+        return self.normalise(sample_posterior(stored, seed, position) if moments else stored)
 
     def normalise(self, values: Tensor) -> Tensor:
         """(x - shift) * scale, fp32."""
@@ -64,7 +67,9 @@ class Normaliser:
         """
         header = self.header
         if header.kind != "image":
-            raise UserError("latents have no levels of brightness: decode them to images first")
+            raise UserError(
+                "latents have no levels of brightness: decode them to images first"
+            )
         shift, scale = header.shift, header.scale
         if not isinstance(shift, tuple) and not isinstance(scale, tuple):
             top = round(2 * shift)
@@ -90,12 +95,6 @@ def sample_posterior(moments: Tensor, seed: int, position: Tensor) -> Tensor:
     centre, log_variance = moments.float().chunk(2, dim=1)
     noise = normal(seed, "latent-sample", position, tuple(centre.shape[1:]))
     return centre + (log_variance.clamp(*LOG_VARIANCE) / 2).exp() * noise
-
-
-def _pick(pairs: Tensor, seed: int, position: Tensor) -> Tensor:
-    """One of both mirror images (B, 2, ...) of each image."""
-    chosen = mirrored(seed, position).long()
-    return pairs[torch.arange(len(pairs), device=pairs.device), chosen]
 
 
 def _along(values: float | tuple[float, ...], like: Tensor) -> float | Tensor:

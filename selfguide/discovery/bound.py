@@ -95,37 +95,3 @@ def check(*, limit: int, alpha: float, start: int, finer: int) -> None:
         raise UserError(f"start={start} of {limit} images: give a K from 2 to {limit}")
     if finer < 0:
         raise UserError(f"finer={finer}: give 0 or more")
-
-
-def plot(found: Search, path: str, *, title: str) -> None:
-    """The ratio over K with the threshold and the bound, as a picture at `path`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullLocator, PercentFormatter
-
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    groups = [p.groups for p in found.points]
-    axes.plot(groups, [p.ratio for p in found.points], "o-", color="#4c78a8", markersize=5)
-    axes.axhline(found.alpha, color="#888888", linestyle="--", linewidth=1)
-    axes.annotate(
-        f"alpha = {found.alpha:g}", (groups[0], found.alpha), (0, -12), textcoords="offset points",
-        color="#666666", fontsize=9,
-    )  # fmt: skip
-    if found.bound is not None:
-        axes.axvline(found.bound, color="#e45756", linewidth=1)
-        label = f"bound {'at least ' if found.open else ''}{found.bound}"
-        axes.annotate(
-            label, (found.bound, 0), (-4, 6), textcoords="offset points",
-            xycoords=("data", "axes fraction"), color="#e45756", ha="right",
-        )  # fmt: skip
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(groups, [str(g) for g in groups], rotation=45, fontsize=8)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set(xlabel="groups K", ylabel="share of groups used, r", title=title)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

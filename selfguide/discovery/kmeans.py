@@ -62,8 +62,8 @@ def kmeans(
     """
     check(len(features), groups, iterations, restarts, spherical, normalise)
     rows = prepared(features, normalise)
-    best: Groups | None = None
-    for restart in cli.track(range(restarts), restarts, f"{restarts} times k-means"):
+
+    def one(restart: int) -> Groups:
         centroids, done = rows[beginning(len(rows), groups, seed, restart)], 0
         while done < iterations:
             together = min(TOGETHER, iterations - done)
@@ -71,11 +71,10 @@ def kmeans(
             still, centroids, done = np.array_equal(moved, centroids), moved, done + together
             if still:
                 break
-        found = replace(_assigned(rows, centroids), iterations=done)
-        if best is None or found.inertia < best.inertia:
-            best = found
-    assert best is not None
-    return best
+        return replace(_assigned(rows, centroids), iterations=done)
+
+    fits = map(one, cli.track(range(restarts), restarts, f"{restarts} times k-means"))
+    return min(fits, key=lambda found: found.inertia)
 
 
 def check(

@@ -20,23 +20,17 @@ K_PATCHES = 100  # of the lowest degree, which may join the seed (LOST, section 
 Box = tuple[int, int, int, int]  # top, left, bottom, right; ends excluded
 
 
-def lost(features: Tensor, grid: Size, *, k_patches: int = K_PATCHES) -> Box:
-    """The box of one image, in patches.
+def lost_boxes(features: Tensor, grid: Size, *, k_patches: int = K_PATCHES) -> Tensor:
+    """(B, 4) int64 on the CPU: the box of each image, in patches.
 
     Args:
-        features: (n, d) of its patches in row order, without [CLS]: keys of the last attention, not normalised.
+        features: (B, n, d) of its patches in row order, without [CLS]: keys of the last attention, not normalised.
         grid: (h, w), where h w = n.
         k_patches: how many patches of the lowest degree may join the seed.
 
     Raises:
         ValueError: features of another number of patches.
     """
-    top, left, bottom, right = lost_boxes(features[None], grid, k_patches=k_patches)[0].tolist()
-    return top, left, bottom, right
-
-
-def lost_boxes(features: Tensor, grid: Size, *, k_patches: int = K_PATCHES) -> Tensor:
-    """`lost` of each image of (B, n, d): (B, 4) int64 on the CPU."""
     height, width = grid
     if features.ndim != 3 or features.shape[1] != height * width:
         raise ValueError(f"features {tuple(features.shape)} for a grid of {height} x {width}")

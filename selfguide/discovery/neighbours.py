@@ -6,13 +6,12 @@ image apart from its copies: a copy is a neighbour like any other, the image its
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from selfguide.discovery.extraction import checked
+from selfguide.discovery.kmeans import prepared
 from shards.cli import track
 from shards.errors import UserError
 
@@ -39,27 +38,16 @@ def neighbours(
     index: faiss.Index = faiss.IndexFlatIP(features.shape[1])
     if faiss.get_num_gpus():
         index = faiss.index_cpu_to_all_gpus(index)
-    for _, rows in _chunks(features, chunk):
-        index.add(_unit(rows))
+    starts = range(0, total, chunk)
+    for start in starts:
+        index.add(prepared(features[start : start + chunk], normalise=True))
     found = np.empty((total, count), dtype=np.int32)
-    parts = -(-total // chunk)
-    for start, rows in track(_chunks(features, chunk), parts, "neighbours"):
-        _, near = index.search(_unit(rows), count + 1)
+    for start in track(starts, len(starts), "neighbours"):
+        rows = prepared(features[start : start + chunk], normalise=True)
+        _, near = index.search(rows, count + 1)
         own = np.arange(start, start + len(rows))[:, None]  # (B, 1)
         found[start : start + len(rows)] = _without(near, own)
     return found
-
-
-def _chunks(features: NDArray[np.generic], chunk: int) -> Iterator[tuple[int, NDArray[np.generic]]]:
-    for start in range(0, len(features), chunk):
-        yield start, np.asarray(features[start : start + chunk])
-
-
-def _unit(rows: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Rows of length 1; a row of zeros stays and is as far from all others."""
-    wide = np.ascontiguousarray(rows, dtype=np.float32)
-    norm = np.linalg.norm(wide, axis=1, keepdims=True)
-    return wide / np.maximum(norm, np.finfo(np.float32).tiny)
 
 
 def _without(near: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -5,14 +5,16 @@ features do, within an image, with an image of its nearest neighbours, and with 
 
     L(b) = -mean[ max(S, 0) (F' - b) ],   S, F cosines between the two images' points, F' = F centred over space (eq. 4)
 
-Beside it a probe learns K centroids of the codes, which the loss of the head never sees. Two parts of the published
-form are left out: its linear probe, which needs labels, and the conditional random field after it.
+Beside it a probe learns K centroids of the codes, which the loss of the head never sees; each pixel belongs to one of
+them. SGDM (Hu et al. 2023, arXiv 2210.06462) conditions a model on the one-hot mask, and on its maximum over all pixels
+as a multi-hot. Two parts of the published form are left out: its linear probe, which needs labels, and the conditional
+random field after it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfguide.data.crop_flip import Size
-from selfguide.discovery.masks import segment
 from selfguide.randomness import stream_seed
 from shards.errors import UserError
 
@@ -115,6 +116,23 @@ class Segmenter(nn.Module):
             )
             self.idle = torch.where(dead, 0, self.idle)
         return dead & (patience > 0)
+
+
+def segment(codes: Tensor, centroids: Tensor, size: Size) -> Tensor:
+    """The group of each pixel, (B, H, W) int64: the centroid with the largest cosine.
+
+    Of STEGO's codes this is its cluster probe. Of a frozen net's own features, with centroids of k-means, it is a plain
+    stand-in that must be called by its name.
+
+    Args:
+        codes: (B, C, h, w) of patches that tile the image.
+        centroids: (K, C), of any length.
+        size: (H, W), to which codes are brought bilinearly before they are compared.
+    """
+    wide = F.interpolate(codes, size=size, mode="bilinear", align_corners=False)
+    # the length of a code changes no argmax, so only centroids are normalised
+    cosines = torch.einsum("bchw,kc->bkhw", wide, F.normalize(centroids, dim=1))
+    return cosines.argmax(1)
 
 
 def correspondence(first: Tensor, second: Tensor) -> Tensor:
@@ -223,7 +241,7 @@ class Fit:
             self.step += 1
             yield loss
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "net": self.net.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -231,7 +249,7 @@ class Fit:
             "watched": vars(self.watched),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.watched = state["step"], Watched(**state["watched"])

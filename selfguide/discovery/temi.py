@@ -120,10 +120,6 @@ class Heads(nn.Module):
         self.mean.copy_(torch.from_numpy(mean))
         self.scale.copy_(torch.from_numpy(1 / np.where(spread > 0, spread, 1)))
 
-    @property
-    def last_layer(self) -> tuple[nn.Parameter, nn.Parameter]:
-        return self.directions, self.gain
-
     def forward(self, x: Tensor, head: int | slice = slice(None)) -> Tensor:
         """(B, F) features -> (H, B, K) logits, the temperature applied; of one `head` (B, K)."""
         one = isinstance(head, int)
@@ -137,32 +133,21 @@ class Heads(nn.Module):
         return logits[0] if one else logits
 
 
-def temi_loss(
-    student: Pair, teacher: Pair, marginal: Tensor, *, beta: float = 0.6
-) -> tuple[Tensor, Tensor]:
-    """The mean over images and heads of TEMI's weighted mutual information loss, and that of each head.
+def pair_losses(student: Pair, teacher: Pair, marginal: Tensor, *, beta: float) -> Tensor:
+    """(H, B) of TEMI's weighted mutual information loss, whose mean over images and heads is minimised.
 
     For an image x, a neighbour x' and head i (TEMI with beta, and its mean of weights over heads):
 
         l_i(x, x') = - w(x, x') ln sum_k (p_s(k | x) p_t(k | x'))^beta / p~(k),
         w(x, x') = mean over heads of sum_k p_t(k | x) p_t(k | x'),
 
-    averaged over both orders of x and x'. No gradient reaches the teacher, the marginal or w.
+    averaged over both orders of x and x'. No gradient reaches the teacher, the marginal or w. B may be 0, and parts of
+    a batch on several ranks add up.
 
     Args:
         student, teacher: finite logits (H, B, K) of the images and of their neighbours, temperature applied.
         marginal: (H, K), p~, the share of each group in what the teacher says.
-
-    Returns:
-        A scalar, and (H,).
     """
-    losses = pair_losses(student, teacher, marginal, beta=beta)  # (H, B)
-    per_head = losses.mean(1)
-    return per_head.mean(), per_head
-
-
-def pair_losses(student: Pair, teacher: Pair, marginal: Tensor, *, beta: float) -> Tensor:
-    """(H, B) of `temi_loss` before its means: B may be 0, and parts of a batch on several ranks add up."""
     own, near = (s.log_softmax(2) for s in student)
     with torch.no_grad():
         log_p, log_p_near = (t.log_softmax(2) for t in teacher)

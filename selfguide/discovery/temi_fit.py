@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,17 +20,19 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from selfguide.discovery import resumable
 from selfguide.discovery.extraction import checked
 from selfguide.discovery.temi import Heads, TemiConfig, pair_losses, update_marginal
 from selfguide.distributed import RankInfo, world_size
 from selfguide.randomness import stream_seed, uniform
-from shards import storage
 from shards.cli import track
 from shards.errors import UserError
 
 ALONE = RankInfo(0, 0, 1)
 ROWS = 8192  # features read at once
 SAVE_EVERY = 5  # epochs between savings
+MODULES = ("student", "teacher", "optimiser")  # of a state, which have states of their own
+VALUES = ("marginal", "losses", "epoch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,16 @@ class _State:
     epoch: int = 0  # finished
     losses: Tensor  # (H,) of the last finished epoch
 
+    def state_dict(self) -> dict[str, Any]:
+        modules = {name: getattr(self, name).state_dict() for name in MODULES}
+        return modules | {name: getattr(self, name) for name in VALUES}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        for name in MODULES:
+            getattr(self, name).load_state_dict(saved[name])
+        for name in VALUES:
+            setattr(self, name, saved[name])
+
 
 def fit(
     features: NDArray[np.generic],
@@ -96,17 +109,20 @@ def fit(
         mean, spread = _moments(features)
         for heads in (state.student, state.teacher):
             heads.standardise(mean, spread)
-    saved = None
+    file = None
     if partial is not None:
-        saved = partial / f"temi-{_fingerprint(features, near, config)}.pt"
-        _restore(state, saved)
+        file = partial / f"temi-{_fingerprint(features, near, config)}.pt"
+        # every rank reads before rank 0 saves again, which takes an epoch of all
+        saved = resumable.load(file, state.marginal.device)
+        if saved is not None:
+            state.load_state_dict(saved)
     remaining = range(state.epoch, config.epochs)
     shown = track(remaining, len(remaining), doing) if rank_info.rank == 0 else remaining
     for epoch in shown:
         _epoch(state, features, near, config, rank_info, epoch)
         last = epoch + 1 == config.epochs
-        if saved is not None and rank_info.rank == 0 and (last or (epoch + 1) % SAVE_EVERY == 0):
-            _save(state, saved)
+        if file is not None and rank_info.rank == 0 and (last or (epoch + 1) % SAVE_EVERY == 0):
+            resumable.save(file, state.state_dict())
     losses = tuple(state.losses.tolist())
     ids, confidence = _assign(state.teacher, int(np.argmin(losses)), features)
     return Fitted(
@@ -168,7 +184,11 @@ def _epoch(
         both = np.asarray(features[mine.T.reshape(-1)], dtype=np.float32)  # (2b, F)
         x = torch.from_numpy(both).to(state.marginal.device)
         total += _step(state, x, len(batch), config, frozen=epoch < config.frozen)
-        _follow(state, keep)
+        with (
+            torch.no_grad()
+        ):  # the teacher keeps so much of itself and takes the rest from the student
+            averages: list[Tensor] = list(state.teacher.parameters())
+            torch._foreach_lerp_(averages, list(state.student.parameters()), 1 - keep)
     state.losses = total / count
     state.epoch = epoch + 1
     if not torch.isfinite(state.losses).all():
@@ -203,18 +223,10 @@ def _step(state: _State, x: Tensor, count: int, config: TemiConfig, *, frozen: b
     if world_size() > 1:
         _sum_over_ranks([p.grad for p in state.student.parameters() if p.grad is not None], losses)
     if frozen:
-        for parameter in state.student.last_layer:
+        for parameter in (state.student.directions, state.student.gain):  # the last layer
             parameter.grad = None  # AdamW then leaves it alone, decay included
     state.optimiser.step()
     return losses
-
-
-@torch.no_grad()
-def _follow(state: _State, keep: float) -> None:
-    """The teacher keeps so much of itself and takes the rest from the student."""
-    mine: list[Tensor] = list(state.teacher.parameters())
-    its: list[Tensor] = list(state.student.parameters())
-    torch._foreach_lerp_(mine, its, 1 - keep)
 
 
 def _sum_over_ranks(gradients: list[Tensor], losses: Tensor) -> None:
@@ -252,28 +264,3 @@ def _fingerprint(
         digest.update(np.ascontiguousarray(features[row]).tobytes())
         digest.update(np.ascontiguousarray(near[row]).tobytes())
     return digest.hexdigest()[:16]
-
-
-def _save(state: _State, path: Path) -> None:
-    held = {
-        "student": state.student.state_dict(),
-        "teacher": state.teacher.state_dict(),
-        "optimiser": state.optimiser.state_dict(),
-        "marginal": state.marginal,
-        "losses": state.losses,
-        "epoch": state.epoch,
-    }
-    buffer = io.BytesIO()
-    torch.save(held, buffer)
-    storage.publish(path, buffer.getvalue(), replace=True)
-
-
-def _restore(state: _State, path: Path) -> None:
-    """Every rank reads before rank 0 saves again, which takes an epoch of all."""
-    if not path.is_file():
-        return
-    held = torch.load(path, map_location=state.marginal.device, weights_only=True)
-    state.student.load_state_dict(held["student"])
-    state.teacher.load_state_dict(held["teacher"])
-    state.optimiser.load_state_dict(held["optimiser"])
-    state.marginal, state.losses, state.epoch = held["marginal"], held["losses"], held["epoch"]

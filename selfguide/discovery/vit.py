@@ -19,6 +19,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
 from timm.data import resolve_model_data_config
 from timm.models import get_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -28,12 +29,13 @@ from torchvision.transforms.v2.functional import center_crop, resize
 
 from selfguide.models.backbone import pool
 from selfguide.spec.suggest import nearest
-from selfguide.weights import put, read_weights
+from selfguide.weights import from_hub_cache, put, read_weights
 from shards import storage
 from shards.errors import UserError
 
 FOLDER = "SELFGUIDE_WEIGHTS_DIR"  # names a folder that holds <name>.safetensors, or .pth
 RANDOM = "random:"  # in place of a file: weights drawn from the seed behind it, for tests
+OF_HEAD = ("head.", "head_dist.")  # classifiers stay behind: features are read before them
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm publishes them
 SELF_SUPERVISED = ("dino", "mae", "moco", "ibot")  # words of names whose training saw no labels
 
@@ -171,7 +173,12 @@ def load_vit(
     """
     full = _known(name)
     given = str(weights) if weights is not None else None
-    seed = _seed(given)
+    seed = None
+    if given is not None and given.startswith(RANDOM):
+        text = given.removeprefix(RANDOM)
+        if not text.isdigit():
+            raise UserError(f"weights={given}: give a whole number as the seed, such as {RANDOM}0")
+        seed = int(text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
         net: Any = timm.create_model(full, num_classes=0, dynamic_img_size=True)
@@ -183,7 +190,9 @@ def load_vit(
             raise UserError(
                 f"{file} has sha256 {found}, and {sha256} was asked for: get the file again, or correct the sha256"
             )
-        tensors = {n: t for n, t in read_weights(file, str(file)).items() if not _of_head(n)}
+        tensors = {
+            n: t for n, t in read_weights(file, str(file)).items() if not n.startswith(OF_HEAD)
+        }
         put(net, checkpoint_filter_fn(tensors, net), str(file))
     elif sha256 is not None:
         raise UserError(f"sha256={sha256}: random weights come from no file; leave it out")
@@ -219,15 +228,6 @@ def _known(name: str) -> str:
     return f"{name}.{default.tag}" if default is not None and default.tag else name
 
 
-def _seed(given: str | None) -> int | None:
-    if given is None or not given.startswith(RANDOM):
-        return None
-    text = given.removeprefix(RANDOM)
-    if not text.isdigit():
-        raise UserError(f"weights={given}: give a whole number as the seed, such as {RANDOM}0")
-    return int(text)
-
-
 def _locate(name: str, given: str | None, download: bool) -> Path:
     """The file of weights, in the one order of all weights that cannot be fetched everywhere."""
     if given is not None:
@@ -241,29 +241,14 @@ def _locate(name: str, given: str | None, download: bool) -> Path:
             file = Path(folder).expanduser() / f"{name}{suffix}"
             if file.is_file():
                 return file
-    published = get_pretrained_cfg(name)
-    repository = published.hf_hub_id if published is not None else None
-    cached = _from_hub(repository, download) if repository else None
-    if cached is not None:
-        return cached
-    where = (
-        f", have {repository} in the local hub cache, or allow the download" if repository else ""
-    )
+    published, where = get_pretrained_cfg(name), ""
+    if published is not None and published.hf_hub_id:
+        cached = from_hub_cache(published.hf_hub_id, HUB_FILES)
+        if cached is not None:
+            return cached
+        if download:
+            return Path(hf_hub_download(published.hf_hub_id, HUB_FILES[0]))
+        where = f", have {published.hf_hub_id} in the local hub cache, or allow the download"
     raise UserError(
         f"no weights of {name}: give their file, put {name}.safetensors into the folder that {FOLDER} names{where}"
     )
-
-
-def _from_hub(repository: str, download: bool) -> Path | None:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    for file in HUB_FILES:
-        cached = try_to_load_from_cache(repository, file)
-        if isinstance(cached, str):
-            return Path(cached)
-    return Path(hf_hub_download(repository, HUB_FILES[0])) if download else None
-
-
-def _of_head(name: str) -> bool:
-    """Classifiers stay behind: features are read before them."""
-    return name.startswith(("head.", "head_dist."))

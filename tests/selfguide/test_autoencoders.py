@@ -351,11 +351,11 @@ def damaged(tmp_path: Path, change: Any) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t["paint.weight"][0, 0, 0].fill_(torch.nan), "paint.weight holds values that"),
-        (lambda t: t["up.bias"][0].fill_(torch.inf), "up.bias holds values that are not finite"),
+        (lambda t: t["paint.weight"][0, 0, 0].fill_(torch.nan), "paint.weight has 3 of"),
+        (lambda t: t["up.bias"][0].fill_(torch.inf), "up.bias has 1 of"),
         (lambda t: t.update({"look.bias": torch.zeros(3)}), r"look.bias is \(3,\), and .* \(20,\)"),
-        (lambda t: t.pop("mean"), "it lacks mean$"),
-        (lambda t: t.update({"extra": torch.zeros(1)}), "it has extra too many$"),
+        (lambda t: t.pop("mean"), "lacks mean,"),
+        (lambda t: t.update({"extra": torch.zeros(1)}), "holds extra,"),
     ],
 )
 def test_weights_that_cannot_be_are_named(tmp_path: Path, change: Any, message: str) -> None:

@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfguide.data.crop_flip import box_masks
-from selfguide.discovery.lost import in_pixels, lost, lost_boxes
+from selfguide.discovery.lost import in_pixels, lost_boxes
+
+
+def lost(features: torch.Tensor, grid: tuple[int, int], **more: int) -> tuple[int, ...]:
+    """The box of one image."""
+    return tuple(lost_boxes(features[None], grid, **more)[0].tolist())
 
 
 def plain_lost(features: np.ndarray, grid: tuple[int, int], k: int) -> tuple[int, int, int, int]:

@@ -248,7 +248,7 @@ def test_what_is_published_is_not_made_again(digits: Path, tmp_path: Path) -> No
     first = extract(digits, Counting(), tmp_path / "f")
     again = Counting()
     assert extract(digits, again, tmp_path / "f") == first and again.asked == []
-    with pytest.raises(UserError, match="holds features with net=counting, and these have net=oth"):
+    with pytest.raises(UserError, match="holds rows with net=counting, and these have net=oth"):
         extract(digits, Counting("other"), tmp_path / "f")
 
 

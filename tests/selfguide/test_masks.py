@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from selfguide.discovery.masks import multi_hot, segment
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.stego import (
     PRESETS,
@@ -27,6 +26,7 @@ from selfguide.discovery.stego import (
     correspondence_loss,
     others,
     sample,
+    segment,
 )
 from shards.errors import UserError
 
@@ -255,10 +255,10 @@ def test_a_resumed_fit_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert len(losses) == whole.steps == 6  # two batches of 16 in 40 crops, three times
     run = first.run()
     begun = [next(run) for _ in range(2)]
-    torch.save(first.state(), tmp_path / "state.pt")
+    torch.save(first.state_dict(), tmp_path / "state.pt")
     torch.randn(7)  # whatever else draws in between
     resumed = fit_planted(config, maps)
-    resumed.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert begun + list(resumed.run()) == losses
     for name, value in whole.net.state_dict().items():
         assert torch.equal(resumed.net.state_dict()[name], value)
@@ -329,12 +329,3 @@ def test_a_pixel_belongs_to_the_centroid_of_the_largest_cosine() -> None:
     # a border between two patches runs half way between their centres
     two = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert segment(two.T.view(1, 2, 1, 2), two, (1, 8)).tolist() == [[[0] * 4 + [1] * 4]]
-
-
-def test_a_multi_hot_names_the_groups_that_a_mask_shows() -> None:
-    masks = torch.tensor([[[0, 3], [3, 3]], [[2, 2], [2, 2]]], dtype=torch.uint8)
-    found = multi_hot(masks, 5)
-    assert found.dtype == torch.uint8
-    assert found.tolist() == [[1, 0, 0, 1, 0], [0, 0, 1, 0, 0]]
-    one_hot = F.one_hot(masks.long(), 5)  # the maximum over space, as SGDM says it
-    assert torch.equal(found.long(), one_hot.amax((1, 2)))

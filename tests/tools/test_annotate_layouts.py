@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from selfguide.data.autoencoders import load_autoencoder
-from selfguide.discovery.lost import lost
+from selfguide.discovery.lost import lost_boxes
+from selfguide.discovery.resumable import Work
 from selfguide.discovery.vit import load_vit
 from shards import cli, sidecar
 from shards.errors import UserError
@@ -22,7 +23,7 @@ from shards.format.header import Header
 from shards.sources.source import ArraySource
 from shards.write import writer
 from tests.selfguide.test_masks import mean_iou
-from tools.annotate import layouts, stego
+from tools.annotate import features, layouts, stego
 from tools.annotate.__main__ import main
 
 NET = ["--vit", "test_vit", "--weights", "random:0", "--batch", "5", "--device", "cpu"]
@@ -71,7 +72,7 @@ def test_boxes_are_losts_on_the_images_own_pixels(
     vit = load_vit("test_vit", "random:0")
     images = layouts.scaled(torch.from_numpy(stored(pictures)), 96)
     for keys, row in zip(vit.keys(images), found.rows(), strict=True):
-        patches = lost(keys.flatten(1).T, (6, 6))
+        patches = lost_boxes(keys.flatten(1).T[None], (6, 6))[0].tolist()
         expected = [round(edge * 16 * 64 / 96) for edge in patches]  # 96 pixels stand for 64
         assert row.tolist() == expected
     assert found.kind == "box" and found.rows().dtype == np.int32 and not found.saw_labels
@@ -182,7 +183,9 @@ def test_rows_that_are_filled_are_not_made_again(tmp_path: Path) -> None:
         return torch.from_numpy(ordinals)[:, None] ** 2
 
     def fill() -> np.ndarray:
-        return layouts.fill(tmp_path, "rows", 10, make, np.int32, batch=3, doing="squares")
+        work = Work(tmp_path / "out", "0" * 64, {"what": "squares"})
+        rows = layouts.fill(work, "rows", 10, make, np.int32, batch=3, doing="squares")
+        return np.concatenate(list(rows))
 
     with pytest.raises(KeyboardInterrupt):
         fill()
@@ -236,7 +239,7 @@ def test_weights_that_are_not_finite_are_named(
 ) -> None:
     vit = load_vit("test_vit", "random:0")
     vit.net.blocks[-1].attn.qkv.bias.data.fill_(torch.nan)
-    monkeypatch.setattr(layouts, "load_vit", lambda *_, **__: vit)
+    monkeypatch.setattr(features, "load_vit", lambda *_, **__: vit)
     for verb in ("lost", "stego"):
         with pytest.raises(UserError, match="NaN or infinite"):
             main([verb, str(pictures), *NET, "--out", str(tmp_path / verb)])

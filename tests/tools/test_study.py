@@ -14,9 +14,10 @@ from sklearn.metrics import normalized_mutual_info_score
 
 import shards
 from selfguide.discovery import kmeans as module
-from selfguide.discovery.features import SnapshotFeatures
+from selfguide.discovery.features import PixelFeatures, SnapshotFeatures
 from selfguide.snapshot import load
 from shards.errors import UserError
+from shards.format.manifest import digest
 from tests.selfguide.snapshots import write_snapshot
 from tests.shards import data
 from tools import study
@@ -76,3 +77,17 @@ def test_mistakes_are_named_before_anything_is_measured(digits: Path, tmp_path: 
         with pytest.raises(UserError, match=words):
             main([*flags, "--out", str(tmp_path / "out")])
         assert not (tmp_path / "out").exists()
+
+
+def test_scores_that_earlier_versions_kept_are_read_and_a_torn_line_is_not(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line of theirs as it was; its key hashes what decided the score."""
+    settings = {"seed": 0, "restarts": 1, "spherical": False, "normalise": True}
+    measured = study.Measured(tmp_path, study.Data.load(str(digits)), 10, settings)
+    pixels = PixelFeatures(measured.data.manifest.header)
+    what = {"shards": measured.data.manifest.hash, "groups": 10, **settings, **pixels.provenance}
+    line = {"key": digest(what), "what": what, "scores": {"nmi": 0.5}}
+    (tmp_path / "cells.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line)[:40])
+    monkeypatch.setattr(study, "kmeans", None)
+    assert measured.scores(pixels) == {"nmi": 0.5}

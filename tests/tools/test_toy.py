@@ -13,8 +13,21 @@ from selfguide.diffusion.samplers import sample
 from selfguide.randomness import uniform
 from shards.errors import UserError
 from tools.toy.__main__ import PATHS, main
-from tools.toy.data import DATA, EDGE, MOON, STD, THICKNESS, Data, off, points
-from tools.toy.learn import BATCH, TIMES, learn, preset, presets
+from tools.toy.learn import (
+    BATCH,
+    DATA,
+    EDGE,
+    MOON,
+    STD,
+    THICKNESS,
+    TIMES,
+    Data,
+    learn,
+    off,
+    points,
+    preset,
+    presets,
+)
 from tools.toy.measure import Reference, denoiser_of, spread
 
 IMAGES = 100 * BATCH

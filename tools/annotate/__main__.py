@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 
 from shards import cli
-from tools import verbs
+from tools import flags, verbs
 
 VERBS = ("features", "kmeans", "temi", "bound", "lost", "stego", "adopt")
 
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", metavar="SHARDS", help="folder or s3:// prefix of shards")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    root = ("root SHARDS", str, None, "folder or s3:// prefix of shards")
+    flags.add(parser, root, ("--json", bool, False, "one JSON object on stdout"))
 
 
 if __name__ == "__main__":

@@ -18,46 +18,36 @@ from typing import Any
 from shards import sidecar
 from shards.errors import UserError
 from shards.format import manifest as manifests
-from shards.format.manifest import Manifest
-from shards.sidecar import Sidecar
+from tools import flags
 
 HELP = "what was found in images, for the latents encoded from them"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--annotation", required=True, metavar="DIR", help="the sidecar of the images"
+    flags.add(
+        parser,
+        ("--annotation DIR", str, flags.REQUIRED, "the sidecar of the images"),
+        ("--out DIR", str, flags.REQUIRED, "the sidecar of the latents"),
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="the sidecar of the latents")
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     manifest, found = manifests.load(options.root), sidecar.read(options.annotation)
-    _check(options.root, manifest, found)
-    made = _copy(found, Path(options.out), manifest)
-    facts = {"out": str(made.folder), "kind": made.kind, "count": made.count, "sha256": made.sha256}
-    return facts, f"{made.count:,} rows of kind {made.kind} for {options.root}\n{made.folder}"
-
-
-def _check(root: str, manifest: Manifest, found: Sidecar) -> None:
-    images = manifest.source.get("images")
+    images, target = manifest.source.get("images"), Path(options.out)
     if manifest.plain.get("order") != "source" or not images:
         raise UserError(
-            f"{root} does not say which images it was encoded from: only what `tools.shards encode` wrote does"
+            f"{options.root} does not say which images it was encoded from: only what `tools.shards encode` wrote does"
         )
     if found.manifest != images["manifest"]:
         raise UserError(
-            f"{found.folder} annotates shards {found.manifest[:12]}, and {root} was encoded from "
+            f"{found.folder} annotates shards {found.manifest[:12]}, and {options.root} was encoded from "
             f"{images['manifest'][:12]}: give an annotation of those images"
         )
-
-
-def _copy(found: Sidecar, target: Path, manifest: Manifest) -> Sidecar:
     sidecar.refuse_taken(target)
     target.mkdir(parents=True, exist_ok=True)
     for name in found.attached:
         shutil.copyfile(found.file(name), target / name)
-    return sidecar.write(
+    made = sidecar.write(
         target,
         found.rows(),
         manifest=manifest.hash,
@@ -67,3 +57,5 @@ def _copy(found: Sidecar, target: Path, manifest: Manifest) -> Sidecar:
         attached=found.attached,
         **{name: found.column(name) for name in found.more},
     )
+    facts = {"out": str(made.folder), "kind": made.kind, "count": made.count, "sha256": made.sha256}
+    return facts, f"{made.count:,} rows of kind {made.kind} for {options.root}\n{made.folder}"

@@ -21,7 +21,7 @@ from selfguide.discovery.temi import TemiConfig
 from shards import sidecar, storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
-from shards.sidecar import Sidecar
+from tools import drawing, flags
 from tools.annotate.features import add_source, features_of
 from tools.annotate.temi import add_settings, annotate, config_of
 
@@ -30,21 +30,20 @@ HELP = "the most groups worth separating, by TEMI"
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
-    own = parser.add_argument_group("of the search")
-    own.add_argument(
-        "--alpha", type=float, default=0.96, help="share of groups in use that is enough (0.96)"
-    )
-    own.add_argument("--start", type=int, default=16, metavar="K", help="the first K (16)")
-    own.add_argument(
-        "--finer", type=int, default=3, metavar="N", help="K between the last two doublings (3)"
+    flags.add(
+        parser.add_argument_group("of the search"),
+        ("--alpha", float, 0.96, "share of groups in use that is enough (0.96)"),
+        ("--start K", int, 16, "the first K (16)"),
+        ("--finer N", int, 3, "K between the last two doublings (3)"),
     )
     add_settings(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of fits and picture")
+    flags.add(parser, ("--out DIR", str, flags.REQUIRED, "folder of fits and picture"))
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     out, count = Path(options.out), manifests.load(options.root).count
-    bound.check(limit=count, alpha=options.alpha, start=options.start, finer=options.finer)
+    settings = {n: getattr(options, n) for n in ("alpha", "start", "finer")} | {"limit": count}
+    bound.check(**settings)
     config_of(options, options.start).check(count)
     features = features_of(options)
     partial = out / ".partial"
@@ -56,11 +55,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         found = found or annotate(features, config, folder, partial, options)
         return int(found.provenance["used"])
 
-    search = bound.search(
-        used, limit=count, alpha=options.alpha, start=options.start, finer=options.finer
-    )
-    title = f"Groups that TEMI separates in {count:,} images"
-    bound.plot(search, str(out / "bound.png"), title=title)
+    search = bound.search(used, **settings)
+    plot(search, out / "bound.png", f"Groups that TEMI separates in {count:,} images")
     facts = {
         "bound": search.bound,
         "open": search.open,
@@ -70,10 +66,20 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     }
     storage.publish(out / "bound.json", json.dumps(facts, indent=1).encode(), replace=True)
     shutil.rmtree(partial, ignore_errors=True)
-    return facts, _said(search, out)
+    lines = [f"{'groups':>7} {'used':>7} {'share':>7}"]
+    lines += [f"{p.groups:7} {p.used:7} {p.ratio:7.1%}" for p in search.points]
+    if search.bound is None:
+        lines.append(f"fewer than {search.start} groups are separated: give a smaller --start")
+    elif search.open:
+        lines.append(f"bound: at least {search.bound}, which is as far as the images go")
+    else:
+        lines.append(f"bound: {search.bound} groups at alpha {search.alpha:g}")
+    return facts, "\n".join([*lines, str(out / "bound.png")])
 
 
-def _finished(folder: Path, config: TemiConfig, features: Sidecar) -> Sidecar | None:
+def _finished(
+    folder: Path, config: TemiConfig, features: sidecar.Sidecar
+) -> sidecar.Sidecar | None:
     """The fit that is in `folder` already.
 
     Raises:
@@ -92,13 +98,27 @@ def _finished(folder: Path, config: TemiConfig, features: Sidecar) -> Sidecar | 
     return found
 
 
-def _said(search: bound.Search, out: Path) -> str:
-    lines = [f"{'groups':>7} {'used':>7} {'share':>7}"]
-    lines += [f"{p.groups:7} {p.used:7} {p.ratio:7.1%}" for p in search.points]
-    if search.bound is None:
-        lines.append(f"fewer than {search.start} groups are separated: give a smaller --start")
-    elif search.open:
-        lines.append(f"bound: at least {search.bound}, which is as far as the images go")
-    else:
-        lines.append(f"bound: {search.bound} groups at alpha {search.alpha:g}")
-    return "\n".join([*lines, str(out / "bound.png")])
+def plot(found: bound.Search, file: Path, title: str) -> None:
+    """The ratio over K with the threshold and the bound."""
+    from matplotlib.ticker import NullLocator, PercentFormatter
+
+    groups = [p.groups for p in found.points]
+    with drawing.figure(file, 1, 1, size=(7, 3.6)) as (_, [[axes]]):
+        axes.plot(groups, [p.ratio for p in found.points], "o-", color="#4c78a8", markersize=5)
+        axes.axhline(found.alpha, color="#888888", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"alpha = {found.alpha:g}", (groups[0], found.alpha), (0, -12), textcoords="offset points",
+            color="#666666", fontsize=9,
+        )  # fmt: skip
+        if found.bound is not None:
+            axes.axvline(found.bound, color="#e45756", linewidth=1)
+            axes.annotate(
+                f"bound {'at least ' if found.open else ''}{found.bound}", (found.bound, 0), (-4, 6),
+                xycoords=("data", "axes fraction"), textcoords="offset points", color="#e45756", ha="right",
+            )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(groups, [str(g) for g in groups], rotation=45, fontsize=8)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set(xlabel="groups K", ylabel="share of groups used, r", title=title)
+        drawing.open_frame(axes)

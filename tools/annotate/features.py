@@ -15,17 +15,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from selfguide.data.autoencoders import load_autoencoder
+from selfguide.data.autoencoders import Autoencoder, load_autoencoder
 from selfguide.discovery.extraction import extract
 from selfguide.discovery.features import FeatureNet, PixelFeatures, SnapshotFeatures, ViTFeatures
-from selfguide.discovery.vit import load_vit
+from selfguide.discovery.vit import FrozenViT, load_vit
 from selfguide.distributed import RankInfo
 from selfguide.spec.config import POOLINGS
 from shards import sidecar
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.header import Header
-from shards.sidecar import Sidecar
+from tools import flags
+from tools.flags import Flag
 from tools.ranks import run_ranks
 from tools.sample import load_snapshot
 
@@ -34,9 +35,12 @@ HELP = "one vector a sample, from a snapshot, a ViT or the pixels"
 
 def add(parser: argparse.ArgumentParser) -> None:
     _add_nets(parser, parser.add_mutually_exclusive_group(required=True))
-    parser.add_argument("--out", required=True, metavar="DIR", help="the sidecar's folder")
-    parser.add_argument("--rank", type=int, metavar="R", help="of this task, with --world")
-    parser.add_argument("--world", type=int, metavar="W", help="tasks that extract together")
+    flags.add(
+        parser,
+        flags.OUT,
+        ("--rank R", int, None, "of this task, with --world"),
+        ("--world W", int, None, "tasks that extract together"),
+    )
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +49,11 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     The verb itself gives `--out`; see `features_of`.
     """
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--features", metavar="DIR", help="a sidecar of features, extracted before")
+    flags.add(what, ("--features DIR", str, None, "a sidecar of features, extracted before"))
     _add_nets(parser, what)
 
 
-def features_of(options: argparse.Namespace) -> Sidecar:
+def features_of(options: argparse.Namespace) -> sidecar.Sidecar:
     """The dense sidecar that `add_source`'s flags name, extracted into `<out>.features` first if need be.
 
     Raises:
@@ -95,9 +99,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     )
 
 
-def _extract(options: argparse.Namespace, out: Path) -> Sidecar | None:
-    if options.processes < 1 or options.batch < 1:
-        raise UserError(f"--processes {options.processes} --batch {options.batch}: take 1 or more")
+def _extract(options: argparse.Namespace, out: Path) -> sidecar.Sidecar | None:
+    flags.check_least(options, 1, "processes", "batch")
     net = build_net(options)  # here too: what is wrong with it is said before a process starts
     rank, world = (
         (0, 1) if getattr(options, "rank", None) is None else (options.rank, options.world)
@@ -109,7 +112,7 @@ def _extract(options: argparse.Namespace, out: Path) -> Sidecar | None:
     return next(made for made in found if made is not None)
 
 
-def _share(rank_info: RankInfo, options: argparse.Namespace, out: Path) -> Sidecar | None:
+def _share(rank_info: RankInfo, options: argparse.Namespace, out: Path) -> sidecar.Sidecar | None:
     options.device = options.device or str(rank_info.device)
     net = build_net(options)
     return extract(
@@ -120,29 +123,14 @@ def _share(rank_info: RankInfo, options: argparse.Namespace, out: Path) -> Sidec
 def build_net(options: argparse.Namespace) -> FeatureNet:
     """The network that the flags name, on its device."""
     header = Header.of(manifests.load(options.root).header)
-    device = options.device or str(RankInfo(0, 0, 1).device)
     _refuse_unread(options)
     if options.pixels:
         return PixelFeatures(header)
     if options.vit:
-        vit = load_vit(
-            options.vit,
-            options.weights,
-            sha256=options.sha256,
-            download=options.download,
-            saw_labels=None if options.saw_labels is None else options.saw_labels == "yes",
-        )
-        codec = None
-        if header.kind == "latent":
-            codec = load_autoencoder(str(header.encoder), options.vae_weights, device=device)
-        return ViTFeatures(
-            vit.to(device), header, pooling=options.pooling or "cls", autoencoder=codec
-        )
-    named = argparse.Namespace(
-        run=options.snapshot, images=options.images, runs=options.runs, ema=options.ema or 0
-    )
-    snapshot = load_snapshot(named)
-    snapshot.student.to(device)
+        vit, codec = vit_of(options, header)
+        return ViTFeatures(vit, header, pooling=options.pooling or "cls", autoencoder=codec)
+    snapshot, _ = load_snapshot(options.snapshot, options.runs, options.images, options.ema or 0)
+    snapshot.student.to(_device(options))
     return SnapshotFeatures(
         snapshot,
         header,
@@ -153,59 +141,76 @@ def build_net(options: argparse.Namespace) -> FeatureNet:
     )
 
 
-OF_SNAPSHOT = ("layer", "noise_time", "noise_seed", "images", "ema")
-OF_VIT = ("weights", "sha256", "download", "saw_labels", "vae_weights")
+def vit_of(options: argparse.Namespace, header: Header) -> tuple[FrozenViT, Autoencoder | None]:
+    """The ViT that --vit and the flags of `OF_VIT` name, and what decodes stored latents for it, on their device."""
+    device = _device(options)
+    vit = load_vit(
+        options.vit,
+        options.weights,
+        sha256=options.sha256,
+        download=options.download,
+        saw_labels=None if options.saw_labels is None else options.saw_labels == "yes",
+    )
+    codec = None
+    if header.kind == "latent":
+        codec = load_autoencoder(str(header.encoder), options.vae_weights, device=device)
+    return vit.to(device), codec
 
 
-def _refuse_unread(options: argparse.Namespace) -> None:
-    """A flag of another net would change nothing, and its user should know."""
-    unread = {
-        "--snapshot": OF_VIT,
-        "--vit": OF_SNAPSHOT,
-        "--pixels": (*OF_VIT, *OF_SNAPSHOT, "pooling"),
-    }
-    chosen = "--pixels" if options.pixels else "--vit" if options.vit else "--snapshot"
-    for name in unread[chosen]:
-        if getattr(options, name) not in (None, False):
-            raise UserError(f"--{name.replace('_', '-')} says nothing to {chosen}; leave it out")
-
-
-def _add_nets(parser: argparse.ArgumentParser, what: argparse._MutuallyExclusiveGroup) -> None:
-    what.add_argument(
-        "--snapshot", metavar="RUN", help="id, name or folder of a run, or a snapshot's folder"
-    )
-    what.add_argument("--vit", metavar="NAME", help="timm's name of a vision transformer")
-    what.add_argument("--pixels", action="store_true", help="the images as a model sees them")
-    parser.add_argument(
-        "--pooling",
-        choices=POOLINGS,
-        help="tokens to one vector ([CLS] where there is one, else mean; small nets want flat)",
-    )
-    own = parser.add_argument_group("of a snapshot")
-    own.add_argument(
-        "--layer", type=_layer, metavar="L", help="number, from 1, or name; default the middle"
-    )
-    own.add_argument("--noise-time", type=float, metavar="TAU", help="0 data, 1 noise (0.2)")
-    own.add_argument("--noise-seed", type=int, metavar="N", help="of the noise on each image (0)")
-    own.add_argument(
-        "--images", type=int, metavar="N", help="the snapshot at N images seen (newest)"
-    )
-    own.add_argument("--ema", type=int, metavar="I", help="which average, counted from 0 (0)")
-    own.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
-    vit = parser.add_argument_group("of a ViT")
-    vit.add_argument("--weights", metavar="PATH", help="file of weights; random:SEED draws them")
-    vit.add_argument("--sha256", metavar="HEX", help="what the file must have")
-    vit.add_argument("--download", action="store_true", help="the hub may be asked")
-    vit.add_argument(
-        "--saw-labels", choices=("yes", "no"), help="whether its training did (by its name)"
-    )
-    vit.add_argument("--vae-weights", metavar="PATH", help="of the autoencoder of stored latents")
-    parser.add_argument("--batch", type=int, default=256, metavar="N", help="images at once (256)")
-    parser.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="ranks on this machine (1)"
-    )
-    parser.add_argument("--device", help="where networks run; default a GPU where there is one")
+def _device(options: argparse.Namespace) -> str:
+    return options.device or str(RankInfo(0, 0, 1).device)
 
 
 def _layer(text: str) -> int | str:
     return int(text) if text.isdigit() else text
+
+
+DEVICE: Flag = ("--device", str, None, "where networks run; default a GPU where there is one")
+OF_SNAPSHOT: tuple[Flag, ...] = (
+    ("--layer L", _layer, None, "number, from 1, or name; default the middle"),
+    ("--noise-time TAU", float, None, "0 data, 1 noise (0.2)"),
+    ("--noise-seed N", int, None, "of the noise on each image (0)"),
+    ("--images N", int, None, "the snapshot at N images seen (newest)"),
+    ("--ema I", int, None, "which average, counted from 0 (0)"),
+)
+OF_VIT: tuple[Flag, ...] = (
+    ("--weights PATH", str, None, "file of weights; random:SEED draws them"),
+    ("--sha256 HEX", str, None, "what the file must have"),
+    ("--download", bool, False, "the hub may be asked"),
+    ("--saw-labels", ("yes", "no"), None, "whether its training did (by its name)"),
+    ("--vae-weights PATH", str, None, "of the autoencoder of stored latents"),
+)
+
+
+def _refuse_unread(options: argparse.Namespace) -> None:
+    """A flag of another net would change nothing, and its user should know."""
+    of_vit, of_snapshot = ([typed.split()[0] for typed, *_ in own] for own in (OF_VIT, OF_SNAPSHOT))
+    unread = {
+        "--snapshot": of_vit,
+        "--vit": of_snapshot,
+        "--pixels": [*of_vit, *of_snapshot, "--pooling"],
+    }
+    chosen = "--pixels" if options.pixels else "--vit" if options.vit else "--snapshot"
+    for flag in unread[chosen]:
+        given = getattr(options, flag.removeprefix("--").replace("-", "_"))
+        if given not in (None, False):
+            raise UserError(f"{flag} says nothing to {chosen}; leave it out")
+
+
+def _add_nets(parser: argparse.ArgumentParser, what: argparse._MutuallyExclusiveGroup) -> None:
+    flags.add(
+        what,
+        ("--snapshot RUN", str, None, "id, name or folder of a run, or a snapshot's folder"),
+        ("--vit NAME", str, None, "timm's name of a vision transformer"),
+        ("--pixels", bool, False, "the images as a model sees them"),
+    )
+    pooling = "tokens to one vector ([CLS] where there is one, else mean; small nets want flat)"
+    flags.add(
+        parser,
+        ("--pooling", POOLINGS, None, pooling),
+        ("--batch N", int, 256, "images at once (256)"),
+        ("--processes N", int, 1, "ranks on this machine (1)"),
+        DEVICE,
+    )
+    flags.add(parser.add_argument_group("of a snapshot"), *OF_SNAPSHOT, flags.RUNS)
+    flags.add(parser.add_argument_group("of a ViT"), *OF_VIT)

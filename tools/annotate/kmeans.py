@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,8 @@ from selfguide.distributed import RankInfo
 from shards import sidecar
 from shards.cli import track
 from shards.format import manifest as manifests
-from shards.format.manifest import Manifest
 from shards.read.reader import Reader
-from shards.sidecar import Sidecar
+from tools import flags
 from tools.annotate.features import add_source, features_of
 from tools.ranks import run_ranks
 
@@ -37,19 +37,14 @@ COLUMNS = {"rows.npy", "distance.npy", CENTROIDS}
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
-    parser.add_argument("--groups", type=int, required=True, metavar="K", help="how many")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the sidecar's folder")
-    fit = parser.add_argument_group("the fit")
-    fit.add_argument("--seed", type=int, default=0, metavar="N", help="of where fits begin (0)")
-    fit.add_argument(
-        "--iterations", type=int, default=30, metavar="N", help="of a fit, at most (30)"
-    )
-    fit.add_argument(
-        "--restarts", type=int, default=3, metavar="N", help="the tightest is kept (3)"
-    )
-    fit.add_argument("--spherical", action="store_true", help="centroids of unit length")
-    fit.add_argument(
-        "--raw", action="store_true", help="features as they are; default each of unit length"
+    flags.add(parser, ("--groups K", int, flags.REQUIRED, "how many"), flags.OUT)
+    flags.add(
+        parser.add_argument_group("the fit"),
+        ("--seed N", int, 0, "of where fits begin (0)"),
+        ("--iterations N", int, 30, "of a fit, at most (30)"),
+        ("--restarts N", int, 3, "the tightest is kept (3)"),
+        ("--spherical", bool, False, "centroids of unit length"),
+        ("--raw", bool, False, "features as they are; default each of unit length"),
     )
 
 
@@ -60,7 +55,15 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     sidecar.refuse_taken(target, COLUMNS)
     features = features_of(options)
     rows = checked(features.rows())
-    found = _over_ranks(features, options) if options.processes > 1 else _here(rows, options)
+    if options.processes == 1:
+        found = kmeans(rows, options.groups, seed=options.seed, **fit)
+    else:
+        shares = run_ranks(options.processes, _share, str(features.folder), options, timeout=None)
+        found = replace(
+            shares[0],
+            ids=np.concatenate([s.ids for s in shares]),
+            distance=np.concatenate([s.distance for s in shares]),
+        )
     said = report(found, labels_of(options.root, manifest))
     target.mkdir(parents=True, exist_ok=True)
     np.save(target / CENTROIDS, found.centroids)
@@ -101,7 +104,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def labels_of(root: str, manifest: Manifest) -> NDArray[np.int64] | None:
+def labels_of(root: str, manifest: manifests.Manifest) -> NDArray[np.int64] | None:
     """(N,) labels by ordinal, None where the shards have none."""
     if not manifest.classes:
         return None
@@ -114,36 +117,19 @@ def labels_of(root: str, manifest: Manifest) -> NDArray[np.int64] | None:
     return np.concatenate(found).astype(np.int64)
 
 
-def _here(rows: NDArray[np.generic], options: argparse.Namespace) -> Groups:
-    return kmeans(rows, options.groups, seed=options.seed, **settings(options))
-
-
-def _over_ranks(features: Sidecar, options: argparse.Namespace) -> Groups:
-    shares = run_ranks(options.processes, _share, str(features.folder), options, timeout=None)
-    first: Groups = shares[0]
-    return Groups(
-        centroids=first.centroids,
-        ids=np.concatenate([s.ids for s in shares]),
-        distance=np.concatenate([s.distance for s in shares]),
-        sizes=first.sizes,
-        inertia=first.inertia,
-        iterations=first.iterations,
-    )
-
-
 def _share(rank_info: RankInfo, folder: str, options: argparse.Namespace) -> Groups:
     """This rank's rows, in the order of ordinals, under the tightest of the fits that all ranks make together."""
     rows = sidecar.read(folder).rows()
     edges = np.linspace(0, len(rows), rank_info.world + 1, dtype=np.int64)
     mine = rows[edges[rank_info.rank] : edges[rank_info.rank + 1]]
-    fit, best = settings(options), None
+    fit = settings(options)
     restarts = range(fit.pop("restarts"))
-    shown = track(restarts, len(restarts), f"{len(restarts)} times k-means")
-    for restart in shown if rank_info.rank == 0 else restarts:
+
+    def one(restart: int) -> Groups:
         chosen = beginning(len(rows), options.groups, options.seed, restart)
         initial = prepared(rows[chosen], fit["normalise"])
-        found = lloyd(mine, initial, **fit, device=options.device or rank_info.device)
-        if best is None or found.inertia < best.inertia:
-            best = found
-    assert best is not None
-    return best
+        return lloyd(mine, initial, **fit, device=options.device or rank_info.device)
+
+    shown = track(restarts, len(restarts), f"{len(restarts)} times k-means")
+    fits = map(one, shown if rank_info.rank == 0 else restarts)
+    return min(fits, key=lambda found: found.inertia)

@@ -7,6 +7,7 @@ picture, box.png, shows 32 images with their boxes: look at it. What is done is 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from PIL import ImageDraw
 from torch import Tensor
 
 from selfguide.discovery.lost import K_PATCHES, in_pixels, lost_boxes
+from selfguide.discovery.resumable import REPORT, Rows, Work
 from shards import sidecar
 from shards.errors import UserError
+from tools import flags
 from tools.annotate import layouts
 
 HELP = "boxes around objects (LOST)"
@@ -27,17 +30,14 @@ DEGENERATE = 0.5  # share of boxes that say nothing above which the command spea
 
 def add(parser: argparse.ArgumentParser) -> None:
     layouts.add_net(parser, "its own")
-    parser.add_argument(
-        "--k-patches", type=int, default=K_PATCHES, metavar="N",
-        help=f"patches of the lowest degree that may join the seed ({K_PATCHES})",
-    )  # fmt: skip
+    text = f"patches of the lowest degree that may join the seed ({K_PATCHES})"
+    flags.add(parser, ("--k-patches N", int, K_PATCHES, text))
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     target = Path(options.out)
     sidecar.refuse_taken(target, {sidecar.ROWS, "box.png"})
-    if options.k_patches < 1:
-        raise UserError(f"--k-patches {options.k_patches}: take 1 or more")
+    flags.check_least(options, 1, "k_patches")
     looked = layouts.look(options, None)
     size = looked.size
     seen = looked.seen(looked.images(np.arange(1))).shape[-2:]
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "k_patches": options.k_patches,
         "image": list(size),
     }
-    work = layouts.work_folder(target, {"shards": looked.manifest.hash, **provenance})
+    work = Work(target, looked.manifest.hash, provenance)
 
     def boxes(ordinals: NDArray[np.int64]) -> Tensor:
         keys = looked.vit.keys(looked.seen(looked.images(ordinals)))  # (B, D, h, w)
@@ -63,20 +63,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     rows = layouts.fill(
         work, "rows", looked.manifest.count, boxes, np.int32, batch=options.batch, doing="boxes"
     )
-    facts = report(rows, patch, size)
-
-    def draw(images: Tensor, ordinals: NDArray[np.int64], file: Path) -> None:
-        pictures, zoom = layouts.tiles(images)
-        for picture, (top, left, bottom, right) in zip(pictures, rows[ordinals], strict=True):
-            edges = (left * zoom, top * zoom, right * zoom - 1, bottom * zoom - 1)
-            ImageDraw.Draw(picture).rectangle(edges, outline="red", width=2)
-        layouts.sheet(pictures, file)
-
-    picture = layouts.with_images(looked, draw)
-    made = layouts.publish(
-        work, target, picture, manifest=looked.manifest.hash, kind="box",
-        provenance=provenance | {"report": facts},
-    )  # fmt: skip
+    made = layouts.publish(looked, work, rows, draw, partial(report, patch, size), kind="box")
+    facts = made.provenance[REPORT]
     text = (
         f"{made.count:,} boxes; mean area {facts['mean_area']:.1%} of the image, {facts['one_patch']:.1%} are one "
         f"patch, {facts['whole']:.1%} the whole image\n{made.folder / 'box.png'} shows {layouts.PICTURED}"
@@ -88,9 +76,18 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return {"out": str(made.folder), "count": made.count, **facts}, text
 
 
-def report(rows: NDArray[np.generic], patch: float, size: tuple[int, int]) -> dict[str, float]:
+def draw(images: Tensor, boxes: NDArray[np.generic], file: Path) -> None:
+    """Each image with its box."""
+    pictures, zoom = layouts.tiles(images)
+    for picture, (top, left, bottom, right) in zip(pictures, boxes, strict=True):
+        edges = (left * zoom, top * zoom, right * zoom - 1, bottom * zoom - 1)
+        ImageDraw.Draw(picture).rectangle(edges, outline="red", width=2)
+    layouts.sheet(pictures, file)
+
+
+def report(patch: float, size: tuple[int, int], rows: Rows) -> dict[str, float]:
     """Shares of boxes that say nothing, and the mean area as a share of the image."""
-    boxes = torch.from_numpy(np.array(rows)).long()
+    boxes = torch.from_numpy(np.concatenate(list(rows))).long()
     heights, widths = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     one = (heights <= np.ceil(patch)) & (widths <= np.ceil(patch))
     whole = (heights == size[0]) & (widths == size[1])

@@ -15,6 +15,7 @@ import argparse
 import colorsys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import five_crop, resize
 
+from selfguide.discovery import resumable
 from selfguide.discovery.kmeans import check, kmeans
-from selfguide.discovery.masks import segment
 from selfguide.discovery.neighbours import neighbours
-from selfguide.discovery.stego import PRESETS, Fit, Maps, Pairs, StegoConfig
+from selfguide.discovery.resumable import REPORT, Array, Rows, Work, gather
+from selfguide.discovery.stego import PRESETS, Fit, Maps, Pairs, StegoConfig, segment
 from shards import cli, sidecar
 from shards.errors import UserError
+from tools import flags
 from tools.annotate import layouts
-from tools.annotate.layouts import Looked, Rows
+from tools.annotate.layouts import Looked
 
 HELP = "masks of groups (STEGO)"
 TRAINED, MASKED = (
@@ -49,31 +52,18 @@ LEARNED = "segmenter.safetensors"
 
 def add(parser: argparse.ArgumentParser) -> None:
     layouts.add_net(parser, str(MASKED))
-    parser.add_argument(
-        "--method",
-        choices=("stego", "kmeans"),
-        default="stego",
-        help="kmeans is a stand-in (stego)",
+    shifts = "b of an image with itself, with neighbours, with others; default the preset's"
+    flags.add(parser, ("--method", ("stego", "kmeans"), "stego", "kmeans is a stand-in (stego)"))
+    flags.add(
+        parser.add_argument_group("the fit"),
+        ("--preset", tuple(PRESETS), "cocostuff27", "settings (cocostuff27)"),
+        ("--groups K", int, None, "how many; default the preset's"),
+        ("--shifts OWN KNN RANDOM", float, None, shifts),
+        ("--epochs N", int, None, "over all crops; default the preset's"),
+        ("--crop N", int, TRAINED, f"a crop's edge for the net ({TRAINED})"),
+        ("--live", bool, False, "keep no features of crops on disk"),
+        ("--seed N", int, 0, "of all that is drawn (0)"),
     )
-    fit = parser.add_argument_group("the fit")
-    fit.add_argument(
-        "--preset", choices=tuple(PRESETS), default="cocostuff27", help="settings (cocostuff27)"
-    )
-    fit.add_argument("--groups", type=int, metavar="K", help="how many; default the preset's")
-    fit.add_argument(
-        "--shifts", type=float, nargs=3, metavar=("OWN", "KNN", "RANDOM"),
-        help="b of an image with itself, with neighbours, with others; default the preset's",
-    )  # fmt: skip
-    fit.add_argument("--epochs", type=int, metavar="N", help="over all crops; default the preset's")
-    fit.add_argument(
-        "--crop",
-        type=int,
-        default=TRAINED,
-        metavar="N",
-        help=f"a crop's edge for the net ({TRAINED})",
-    )
-    fit.add_argument("--live", action="store_true", help="keep no features of crops on disk")
-    fit.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (0)")
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -85,21 +75,25 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if options.method == "kmeans":
         method = {"method": STANDS_IN, "groups": config.groups}
     provenance = {**method, "seed": options.seed, **looked.provenance, "image": list(looked.size)}
-    work = layouts.work_folder(target, {"shards": looked.manifest.hash, **provenance})
+    work = Work(target, looked.manifest.hash, provenance)
     fitted = stand_in if options.method == "kmeans" else learned
-    mask, tensors, facts, remarks = fitted(looked, config, work, options)
+    mask, tensors, learned_facts, remarks = fitted(looked, config, work, options)
     rows = layouts.fill(
         work, "rows", looked.manifest.count, mask, np.uint8 if config.groups <= 256 else np.int32,
         batch=options.batch, doing="masks",
     )  # fmt: skip
-    facts |= usage(rows, config.groups)
-    target.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, target / LEARNED)
+    weights = {name: t.contiguous().cpu() for name, t in tensors.items()}
     made = layouts.publish(
-        work, target, layouts.with_images(looked, painter(rows, config.groups)),
-        attached=(LEARNED,), manifest=looked.manifest.hash, kind="mask", groups=config.groups,
-        provenance=provenance | {"report": facts},
-    )  # fmt: skip
+        looked,
+        work,
+        rows,
+        partial(draw, config.groups),
+        lambda rows: learned_facts | usage(rows, config.groups),
+        kind="mask",
+        groups=config.groups,
+        attached={LEARNED: save(weights)},
+    )
+    facts = made.provenance[REPORT]
     text = (
         f"{made.count:,} masks of {made.groups} groups by {provenance['method']}; {facts['used']:.0%} of the groups "
         f"are in use, {facts['shown']:.1f} in an image\n{made.folder / 'mask.png'} shows {layouts.PICTURED}"
@@ -114,10 +108,9 @@ def settings(options: argparse.Namespace) -> StegoConfig:
     Raises:
         UserError: a value out of range, or a flag that the stand-in does not read.
     """
-    for name, least in {"groups": 2, "epochs": 1, "crop": 1, "seed": 0}.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: take {least} or more")
+    flags.check_least(options, 2, "groups")
+    flags.check_least(options, 1, "epochs", "crop")
+    flags.check_least(options, 0, "seed")
     if options.method == "kmeans":
         for name in ("shifts", "epochs", "live"):
             if getattr(options, name) not in (None, False):
@@ -136,7 +129,7 @@ Fitted = tuple[
 ]  # ordinals -> masks; what was learned; facts; remarks
 
 
-def learned(looked: Looked, config: StegoConfig, work: Path, options: argparse.Namespace) -> Fitted:
+def learned(looked: Looked, config: StegoConfig, work: Work, options: argparse.Namespace) -> Fitted:
     """STEGO, from crops to masks."""
     count, device = looked.manifest.count, looked.vit.device
     if 5 * count <= config.neighbours:
@@ -155,23 +148,28 @@ def learned(looked: Looked, config: StegoConfig, work: Path, options: argparse.N
         return looked.vit.patches(picked)
 
     doing = "features of crops"
+    maps: Maps = live
     if options.live:
         pooled = layouts.fill(
             work, "pooled", count, lambda o: crops(o).mean((3, 4)), np.float32,
             batch=options.batch, doing=doing,
         )  # fmt: skip
-        maps: Maps = live
+        means = list(pooled)
     else:
         kept = layouts.fill(
             work, "crops", count, crops, np.float16, batch=options.batch, doing=doing
         )
-        means = [np.asarray(kept[i : i + 64], np.float32).mean((3, 4)) for i in range(0, count, 64)]
-        pooled = np.concatenate(means)
-        flat = kept.reshape(5 * count, *kept.shape[2:])
-        maps = lambda i: torch.from_numpy(flat[i.numpy()]).to(device).float()  # noqa: E731
-    near = torch.from_numpy(neighbours(pooled.reshape(5 * count, -1), config.neighbours)).long()
+        means = [
+            np.asarray(p[i : i + 64], np.float32).mean((3, 4))
+            for p in kept
+            for i in range(0, len(p), 64)
+        ]
+        flat = [part.reshape(-1, *part.shape[2:]) for part in kept]
+        maps = lambda i: torch.from_numpy(gather(flat, i.numpy())).to(device).float()  # noqa: E731
+    rows = np.concatenate(means).reshape(5 * count, -1)
+    near = torch.from_numpy(neighbours(rows, config.neighbours)).long()
     fit = Fit(maps, near, looked.vit.width, config, seed=options.seed, device=device)
-    train(fit, work / "state.pt")
+    train(fit, work.folder / "state.pt")
     net = fit.net.eval()
 
     def mask(ordinals: NDArray[np.int64]) -> Tensor:
@@ -183,18 +181,17 @@ def learned(looked: Looked, config: StegoConfig, work: Path, options: argparse.N
 
 def train(fit: Fit, file: Path) -> None:
     """To the end, from the saved state where there is one."""
-    if file.exists():
-        fit.load(torch.load(file, weights_only=True))
+    saved = resumable.load(file)
+    if saved is not None:
+        fit.load_state_dict(saved)
     left = fit.steps - fit.step
     for _ in cli.track(fit.run(), left, "STEGO"):
         if fit.step % SAVED == 0 or fit.step == fit.steps:
-            new = file.with_suffix(".new")
-            torch.save(fit.state(), new)
-            new.replace(file)
+            resumable.save(file, fit.state_dict())
 
 
 def stand_in(
-    looked: Looked, config: StegoConfig, work: Path, options: argparse.Namespace
+    looked: Looked, config: StegoConfig, work: Work, options: argparse.Namespace
 ) -> Fitted:
     """k-means over the patch features of as many images as make up to `FITTED` patches, drawn by the seed."""
     count = looked.manifest.count
@@ -247,26 +244,23 @@ def fitting(looked: Looked, ordinals: NDArray[np.int64]) -> tuple[Tensor, tuple[
 def usage(rows: Rows, groups: int) -> dict[str, float]:
     """Share of groups that any pixel has, the largest group's share of pixels, groups shown in an image on average."""
     counts, shown = np.zeros(groups, dtype=np.int64), 0
-    for row in rows:
-        found = np.bincount(row.ravel(), minlength=groups)
-        counts += found
-        shown += int((found > 0).sum())
+    for part in rows:
+        for row in part:
+            found = np.bincount(row.ravel(), minlength=groups)
+            counts += found
+            shown += int((found > 0).sum())
     return {
         "used": float((counts > 0).mean()),
         "largest": float(counts.max() / counts.sum()),
-        "shown": shown / len(rows),
+        "shown": shown / rows.count,
     }
 
 
-def painter(rows: Rows, groups: int) -> Callable[[Tensor, NDArray[np.int64], Path], None]:
-    """Draws each image beside its mask, a colour for each group."""
+def draw(groups: int, images: Tensor, masks: Array, file: Path) -> None:
+    """Each image beside its mask, a colour for each group."""
     # the golden ratio keeps neighbours in number apart in hue
     hues = [(k * 0.618 % 1, 0.8, 0.6 + 0.3 * (k % 2)) for k in range(groups)]
     colours = (255 * np.array([colorsys.hsv_to_rgb(*hue) for hue in hues])).astype(np.uint8)
-
-    def draw(images: Tensor, ordinals: NDArray[np.int64], file: Path) -> None:
-        painted = torch.from_numpy(colours[rows[ordinals]]).permute(0, 3, 1, 2)
-        pairs = torch.cat((images.expand(-1, 3, -1, -1), painted), dim=3)
-        layouts.sheet(layouts.tiles(pairs)[0], file, columns=4)
-
-    return draw
+    painted = torch.from_numpy(colours[masks]).permute(0, 3, 1, 2)
+    pairs = torch.cat((images.expand(-1, 3, -1, -1), painted), dim=3)
+    layouts.sheet(layouts.tiles(pairs)[0], file, columns=4)

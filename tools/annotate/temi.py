@@ -11,7 +11,6 @@ more and larger ones, and takes half a minute. A killed fit goes on where it was
 from __future__ import annotations
 
 import argparse
-import io
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -20,15 +19,15 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save
 
+from selfguide.discovery import resumable
 from selfguide.discovery.agreement import agreement
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.temi import TemiConfig
-from selfguide.discovery.temi_fit import ALONE, Fitted, fit
+from selfguide.discovery.temi_fit import ALONE, fit
 from selfguide.distributed import RankInfo
 from shards import sidecar, storage
-from shards.errors import UserError
 from shards.format import manifest as manifests
-from shards.sidecar import Sidecar
+from tools import flags
 from tools.annotate.features import add_source, features_of
 from tools.annotate.kmeans import labels_of
 from tools.ranks import run_ranks
@@ -39,25 +38,24 @@ HEADS = "heads.safetensors"
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
-    parser.add_argument("--groups", type=int, required=True, metavar="K", help="how many to find")
+    flags.add(parser, ("--groups K", int, flags.REQUIRED, "how many to find"), flags.OUT)
     add_settings(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="the sidecar's folder")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Settings of a fit beside the number of groups; `config_of` reads them."""
-    own = parser.add_argument_group("of the fit")
-    for flag, name, kind, text in (
-        ("--heads", "heads", int, "heads fitted side by side, of which the best one is published"),
-        ("--epochs", "epochs", int, "passes over all images"),
-        ("--step-images", "batch", int, "images a step, of all processes"),
-        ("--learning-rate", "learning_rate", float, "for 256 images a step, scaled linearly"),
-        ("--beta", "beta", float, "below 1 evens out the sizes of groups"),
-        ("--neighbours", "neighbours", int, "nearest images that one is paired with"),
-        ("--seed", "seed", int, "of weights, order and pairs"),
+    own, default = parser.add_argument_group("of the fit"), TemiConfig(groups=2)
+    for flag, name, text in (
+        ("--heads", "heads", "heads fitted side by side, of which the best one is published"),
+        ("--epochs", "epochs", "passes over all images"),
+        ("--step-images", "batch", "images a step, of all processes"),
+        ("--learning-rate", "learning_rate", "for 256 images a step, scaled linearly"),
+        ("--beta", "beta", "below 1 evens out the sizes of groups"),
+        ("--neighbours", "neighbours", "nearest images that one is paired with"),
+        ("--seed", "seed", "of weights, order and pairs"),
     ):
-        default = getattr(TemiConfig, name)
-        own.add_argument(flag, type=kind, default=default, metavar="N", help=f"{text} ({default})")
+        value = getattr(default, name)
+        flags.add(own, (f"{flag} N", type(value), value, f"{text} ({value})"))
     own.add_argument(
         "--standardise",
         action=argparse.BooleanOptionalAction,
@@ -67,8 +65,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def config_of(options: argparse.Namespace, groups: int) -> TemiConfig:
-    if options.processes < 1:
-        raise UserError(f"--processes {options.processes}: take 1 or more")
+    flags.check_least(options, 1, "processes")
     return TemiConfig(
         groups=groups,
         heads=options.heads,
@@ -95,17 +92,19 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def annotate(
-    features: Sidecar,
+    features: sidecar.Sidecar,
     config: TemiConfig,
     out: Path,
     partial: Path,
     options: argparse.Namespace,
-) -> Sidecar:
+) -> sidecar.Sidecar:
     """Fits on `options.processes` ranks and publishes the best head's groups as an id sidecar in `out`.
 
     `partial` keeps what a killed fit goes on from; fits to the same features share the neighbours in it.
     """
-    near = _near(features, config.neighbours, partial)
+    # looked up once for all fits to these features
+    near = partial / f"neighbours-{features.sha256[:12]}-{config.neighbours}.npy"
+    resumable.array(near, lambda: neighbours(features.rows(), config.neighbours))
     share: tuple[Any, ...] = (features.folder, near, config, partial, options.device, out)
     if options.processes == 1:
         _fit_and_publish(ALONE, *share)
@@ -134,11 +133,8 @@ def _fit_and_publish(
         partial=partial,
         doing=f"TEMI, {config.groups} groups",
     )
-    if rank_info.rank == 0:
-        _publish(found, config, source, out)
-
-
-def _publish(found: Fitted, config: TemiConfig, source: Sidecar, out: Path) -> None:
+    if rank_info.rank > 0:
+        return
     weights = {name: tensor.cpu() for name, tensor in found.heads.state_dict().items()}
     storage.publish(out / HEADS, save(weights), replace=True)
     provenance = {
@@ -164,17 +160,7 @@ def _publish(found: Fitted, config: TemiConfig, source: Sidecar, out: Path) -> N
     )
 
 
-def _near(features: Sidecar, count: int, partial: Path) -> Path:
-    """The neighbours' file, looked up once for all fits to these features."""
-    path = partial / f"neighbours-{features.sha256[:12]}-{count}.npy"
-    if not path.exists():
-        buffer = io.BytesIO()
-        np.save(buffer, neighbours(features.rows(), count))
-        storage.publish(path, buffer.getvalue(), replace=True)
-    return path
-
-
-def report(found: Sidecar, root: str) -> dict[str, Any]:
+def report(found: sidecar.Sidecar, root: str) -> dict[str, Any]:
     """What a published fit came to. Labels, where the shards have any, are compared and nothing else."""
     assert found.groups is not None
     ids = np.asarray(found.rows())

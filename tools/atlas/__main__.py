@@ -23,62 +23,58 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
+from selfguide.data.autoencoders import Autoencoder, to_images
 from selfguide.data.normaliser import Normaliser
+from selfguide.discovery.agreement import agreement
 from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import samples_training_rows
-from selfguide.sampling.generate import generate_each
 from selfguide.sampling.group_names import Naming
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config.sampler import check_sampler
 from shards import cli, sidecar, storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
-from shards.format.header import Header
-from shards.format.manifest import Manifest
 from shards.read.reader import Reader
+from tools import flags
 from tools.annotate.kmeans import labels_of
 from tools.atlas.grouping import Grouping, of_sidecar, of_snapshot
-from tools.atlas.page import Atlas, render
-from tools.sample import load_snapshot, naming_of, snapshot_folder
+from tools.atlas.page import render
+from tools.sample import autoencoder_of, draw, load_snapshot, naming_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    for name in ("groups", "count"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)}: take 1 or more")
+    flags.check_least(options, 1, "groups", "count")
     snapshot, folder = None, None
     if options.run is not None:
-        folder, snapshot = snapshot_folder(options), load_snapshot(options)
+        snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
         snapshot.student.to(options.device)
     found = annotation(snapshot, options)
     root, manifest = data_of(snapshot, found, options)
     naming = Naming(groups=0) if snapshot is None or folder is None else naming_of(folder, snapshot)
-    codec = codec_of(manifest, options)
+    codec = autoencoder_of(manifest.header, options)
     grouping = grouping_of(snapshot, found, manifest, options)
     shown = grouping.order[: options.groups]
-    pictures = Pictures(root, manifest, codec)
     samples = samples_of(snapshot, codec, naming, shown, options)
     labels = labels_of(root, manifest)
-    nmi = grouping.agreement(labels)
-    atlas = Atlas(
+    nmi = None if labels is None else agreement(labels, grouping.ids)["nmi"]
+    sources = [f"{snapshot.config.experiment}, {snapshot.images:,} images seen"] if snapshot else []
+    sources += [f"groups of {found.folder}"] if found else []
+    ordinals = [int(o) for group in shown for o in grouping.nearest[group]]
+    page = render(
         title=folder.resolve().parent.parent.name if folder else Path(options.sidecar).name,
-        source=_source(snapshot, found),
+        source="; ".join(sources),
         facts=_facts(snapshot, grouping, naming, nmi),
         grouping=grouping,
         naming=naming,
         shown=shown,
-        images=pictures.of([int(o) for group in shown for o in grouping.nearest[group]]),
+        images=pictures_of(root, manifest, codec, ordinals),
         samples=samples,
     )
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    page = render(atlas).encode()
-    storage.publish(str(out), page, replace=True)
+    storage.publish(options.out, page.encode(), replace=True)
     said = {
-        "page": str(out),
-        "bytes": len(page),
+        "page": options.out,
+        "bytes": len(page.encode()),
         "groups": len(grouping.p),
         "used": len(np.unique(grouping.ids)),
         "shown": len(shown),
@@ -86,7 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "samples": samples is not None,
         "banned": sorted(naming.banned),
     }
-    print(json.dumps(said) if options.json else f"{len(shown)} of {len(grouping.p)} groups: {out}")
+    print(
+        json.dumps(said)
+        if options.json
+        else f"{len(shown)} of {len(grouping.p)} groups: {options.out}"
+    )
     return 0
 
 
@@ -111,7 +111,7 @@ def annotation(snapshot: Snapshot | None, options: argparse.Namespace) -> sideca
 
 def data_of(
     snapshot: Snapshot | None, found: sidecar.Sidecar | None, options: argparse.Namespace
-) -> tuple[str, Manifest]:
+) -> tuple[str, manifests.Manifest]:
     """The shards whose images are shown."""
     root = options.shards or (snapshot.data["root"] if snapshot else None)
     if root is None:
@@ -129,7 +129,7 @@ def data_of(
 def grouping_of(
     snapshot: Snapshot | None,
     found: sidecar.Sidecar | None,
-    manifest: Manifest,
+    manifest: manifests.Manifest,
     options: argparse.Namespace,
 ) -> Grouping:
     features = None
@@ -143,32 +143,23 @@ def grouping_of(
     return of_snapshot(snapshot, options.count)
 
 
-def codec_of(manifest: Manifest, options: argparse.Namespace) -> Autoencoder | None:
-    header = Header.of(manifest.header)
-    if header.kind == "image":
-        return None
-    name = options.autoencoder or str(header.encoder)
-    return load_autoencoder(name, options.weights, device=options.device)
-
-
-class Pictures:
-    """Images of shards by ordinal, as people see them."""
-
-    def __init__(self, root: str, manifest: Manifest, codec: Autoencoder | None) -> None:
-        self.manifest, self.codec = manifest, codec
-        self._reader = Reader(root, manifest)
-
-    def of(self, ordinals: Sequence[int], batch: int = 64) -> dict[int, Tensor]:
-        """uint8 (C, H, W) of each ordinal."""
-        several, header = sorted(set(ordinals)), self.manifest.header
-        made: dict[int, Tensor] = {}
-        starts = range(0, len(several), batch)
-        for start in cli.track(starts, len(starts), "reading images"):
-            part = several[start : start + batch]
-            stored = torch.as_tensor(self._reader.gather(np.asarray(part, dtype=np.int64))["x"])
-            images = to_images(header, Normaliser.of(header).encode(stored), self.codec)
-            made |= dict(zip(part, images, strict=True))
-        return made
+def pictures_of(
+    root: str,
+    manifest: manifests.Manifest,
+    codec: Autoencoder | None,
+    ordinals: Sequence[int],
+    batch: int = 64,
+) -> dict[int, Tensor]:
+    """Images of shards as people see them, uint8 (C, H, W), by ordinal."""
+    several, header, reader = sorted(set(ordinals)), manifest.header, Reader(root, manifest)
+    made: dict[int, Tensor] = {}
+    starts = range(0, len(several), batch)
+    for start in cli.track(starts, len(starts), "reading images"):
+        part = several[start : start + batch]
+        stored = torch.as_tensor(reader.gather(np.asarray(part, dtype=np.int64))["x"])
+        images = to_images(header, Normaliser.of(header).encode(stored), codec)
+        made |= dict(zip(part, images, strict=True))
+    return made
 
 
 def samples_of(
@@ -188,20 +179,9 @@ def samples_of(
     allowed = [group for group in shown if group not in naming.banned]
     condition = queries.of_groups(snapshot, torch.tensor(allowed).repeat_interleave(options.count))
     seeds = (options.seed + torch.arange(options.count)).repeat(len(allowed))
-    drawn = generate_each(snapshot, sampler, condition, seeds, batch=options.batch)
-    total = -(-len(seeds) // options.batch)
-    made = torch.cat([x for x, _ in cli.track(drawn, total, f"drawing {len(seeds)} images")])
+    made, _ = draw(snapshot, sampler, condition, seeds, options.batch)
     images = to_images(snapshot.data["header"], made, codec)
     return dict(zip(allowed, images.split(options.count), strict=True))
-
-
-def _source(snapshot: Snapshot | None, found: sidecar.Sidecar | None) -> str:
-    parts = []
-    if snapshot is not None:
-        parts.append(f"{snapshot.config.experiment}, {snapshot.images:,} images seen")
-    if found is not None:
-        parts.append(f"groups of {found.folder}")
-    return "; ".join(parts)
 
 
 def _facts(
@@ -225,44 +205,35 @@ def _facts(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.atlas",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "run", nargs="?", metavar="RUN", help="id, name or folder of a run, or a snapshot's folder"
-    )
-    parser.add_argument(
-        "--images", type=int, metavar="N", help="the snapshot at N images seen (newest)"
-    )
-    parser.add_argument("--ema", type=int, default=0, metavar="I", help="which average, from 0 (0)")
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
-    offline = parser.add_argument_group("groups of an annotation")
-    offline.add_argument("--sidecar", metavar="DIR", help="an annotation of kind id")
-    offline.add_argument("--shards", metavar="DIR", help="what it annotates (the run's own)")
-    offline.add_argument(
-        "--features", metavar="DIR", help="features, where it has neither confidence nor distance"
-    )
-    parser.add_argument(
-        "--groups", type=int, default=60, metavar="N", help="show the N largest (60)"
-    )
-    parser.add_argument(
-        "--count", type=int, default=8, metavar="N", help="images and samples of each (8)"
-    )
-    parser.add_argument(
-        "--g", type=float, metavar="X", help="guidance weight of samples (the run's)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (0)")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at once (64)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"where the network runs ({device})")
-    parser.add_argument(
-        "--autoencoder", metavar="NAME", help="what decodes latents (the data's own)"
+    parser = flags.command("tools.atlas", __doc__)
+    flags.add(
+        parser,
+        ("run RUN?", str, None, flags.RUN),
+        ("--images N", int, None, "the snapshot at N images seen (newest)"),
+        ("--ema I", int, 0, "which average, from 0 (0)"),
+        flags.RUNS,
     )
-    parser.add_argument("--weights", metavar="PATH", help="its weights")
-    parser.add_argument("--out", default="atlas.html", metavar="FILE", help="the page (atlas.html)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    features = "features, where it has neither confidence nor distance"
+    flags.add(
+        parser.add_argument_group("groups of an annotation"),
+        ("--sidecar DIR", str, None, "an annotation of kind id"),
+        ("--shards DIR", str, None, "what it annotates (the run's own)"),
+        ("--features DIR", str, None, features),
+    )
+    flags.add(
+        parser,
+        ("--groups N", int, 60, "show the N largest (60)"),
+        ("--count N", int, 8, "images and samples of each (8)"),
+        ("--g X", float, None, "guidance weight of samples (the run's)"),
+        ("--seed N", int, 0, "of the samples (0)"),
+        ("--batch N", int, 64, "images at once (64)"),
+        ("--device", str, device, f"where the network runs ({device})"),
+        ("--autoencoder NAME", str, None, "what decodes latents (the data's own)"),
+        ("--weights PATH", str, None, "its weights"),
+        ("--out FILE", str, "atlas.html", "the page (atlas.html)"),
+        flags.JSON,
+    )
     return parser
 
 

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from selfguide.discovery.agreement import agreement
 from selfguide.sampling.condition_sampler import TrainingImages, conditions_each_patch
 from selfguide.sampling.groups import features_of
 from selfguide.snapshot import Snapshot
@@ -40,10 +38,6 @@ class Grouping:
         """Groups, the largest first."""
         return np.argsort(-self.p, kind="stable").tolist()
 
-    def agreement(self, labels: NDArray[np.generic] | None) -> float | None:
-        """Normalised mutual information with human labels, for the reader only."""
-        return None if labels is None else agreement(labels, self.ids)["nmi"]
-
 
 def of_snapshot(snapshot: Snapshot, count: int, batch: int = 256) -> Grouping:
     """Cosine of every training image with every prototype, as the head of the snapshot sees it.
@@ -66,7 +60,12 @@ def of_snapshot(snapshot: Snapshot, count: int, batch: int = 256) -> Grouping:
     best = torch.full((0, known), -torch.inf)
     ordinals = torch.zeros(0, known, dtype=torch.int64)
     ids = []
-    for index, scores in _scores(snapshot, batch):
+    images = TrainingImages(snapshot)
+    starts = range(0, images.count, batch)
+    for start in track(starts, len(starts), "comparing images with prototypes"):
+        index = torch.arange(start, min(start + batch, images.count))
+        with torch.no_grad():  # in noise that depends on the ordinal only
+            scores = head(features_of(snapshot, images.x0(index), index)).cpu()  # (B, K)
         ids.append(scores.argmax(1))
         both = torch.cat((best, scores))
         best, at = both.topk(min(count, len(both)), dim=0)
@@ -83,17 +82,6 @@ def of_snapshot(snapshot: Snapshot, count: int, batch: int = 256) -> Grouping:
         measure="cosine with the prototype",
         neighbours=_neighbours((rows @ rows.T).double().numpy()),
     )
-
-
-def _scores(snapshot: Snapshot, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ordinals (B,) and scores (B, K) of every training image, each in noise that depends on its ordinal only."""
-    images, head = TrainingImages(snapshot), snapshot.student.head
-    assert head is not None
-    starts = range(0, images.count, batch)
-    for start in track(starts, len(starts), "comparing images with prototypes"):
-        index = torch.arange(start, min(start + batch, images.count))
-        with torch.no_grad():
-            yield index, head(features_of(snapshot, images.x0(index), index)).cpu()
 
 
 def of_sidecar(
@@ -113,13 +101,18 @@ def of_sidecar(
     elif "distance" in found.more:
         closeness, sign, measure = np.asarray(found.column("distance")), -1, "squared distance"
     elif features is not None and means is not None:
-        closeness, sign, measure = _distances(features, ids, means), -1, "squared distance"
+        chunks = [((rows - means[ids[at]]) ** 2).sum(1) for at, rows in _chunks(features)]
+        closeness, sign, measure = np.concatenate(chunks), -1, "squared distance"
     else:
         raise UserError(
             f"{found.folder} has no column of confidence or distance; give the features by --features DIR"
         )
     if means is None and "centroids.npy" in found.attached:
         means = np.load(found.folder / "centroids.npy")
+    neighbours: list[list[tuple[int, float]]] = [[] for _ in range(groups)]
+    if means is not None:
+        unit = means / np.linalg.norm(means, axis=1, keepdims=True).clip(1e-12)
+        neighbours = _neighbours(unit @ unit.T)
     by_group = np.lexsort((np.arange(len(ids)), -sign * closeness, ids))
     cuts = np.searchsorted(ids[by_group], np.arange(1, groups))
     nearest = [part[:count] for part in np.split(by_group, cuts)]
@@ -129,7 +122,7 @@ def of_sidecar(
         nearest=nearest,
         closeness=[closeness[part].astype(np.float64) for part in nearest],
         measure=measure,
-        neighbours=[[] for _ in nearest] if means is None else _neighbours(_cosines(means)),
+        neighbours=neighbours,
     )
 
 
@@ -150,18 +143,6 @@ def _means(features: sidecar.Sidecar, ids: NDArray[np.int64], groups: int) -> ND
     for part, rows in _chunks(features):
         np.add.at(sums, ids[part], rows)
     return sums / np.bincount(ids, minlength=groups).clip(1)[:, None]
-
-
-def _distances(
-    features: sidecar.Sidecar, ids: NDArray[np.int64], means: NDArray[Any]
-) -> NDArray[np.float64]:
-    """(N,) squared, of each image from the mean of its group."""
-    return np.concatenate([((rows - means[ids[at]]) ** 2).sum(1) for at, rows in _chunks(features)])
-
-
-def _cosines(means: NDArray[Any]) -> NDArray[np.float64]:
-    unit = means / np.linalg.norm(means, axis=1, keepdims=True).clip(1e-12)
-    return unit @ unit.T
 
 
 def _neighbours(cosines: NDArray[np.float64]) -> list[list[tuple[int, float]]]:

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 
 import jinja2
@@ -20,35 +19,24 @@ from tools.atlas.grouping import Grouping
 EDGE = 64  # screen pixels of a picture; larger images are shrunk before they are carried
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One image as a data URI."""
+def render(
+    *,
+    title: str,
+    source: str,
+    facts: Sequence[tuple[str, str]],
+    grouping: Grouping,
+    naming: Naming,
+    shown: Sequence[int],
+    images: Mapping[int, Tensor],
+    samples: Mapping[int, Tensor] | None,
+) -> str:
+    """The page as text; everything a user can name is escaped.
 
-    source: str
-    text: str
-    width: int
-    height: int
-    small: bool  # shown larger than it is
-
-
-@dataclass(frozen=True, kw_only=True)
-class Atlas:
-    """All that the page says; images are uint8 (C, H, W)."""
-
-    title: str
-    source: str
-    facts: Sequence[tuple[str, str]]
-    grouping: Grouping
-    naming: Naming
-    shown: Sequence[int]
-    images: Mapping[int, Tensor]  # by ordinal
-    samples: (
-        Mapping[int, Tensor] | None
-    )  # (count, C, H, W) of a group; None where nothing can be drawn
-
-
-def render(atlas: Atlas) -> str:
-    """The page as text; everything a user can name is escaped."""
+    Args:
+        shown: the groups that are shown in full.
+        images: uint8 (C, H, W) by ordinal, of all that are nearest to a group shown.
+        samples: uint8 (count, C, H, W) by group; None where nothing can be drawn.
+    """
     here, house = files("tools.atlas"), files("launcher.board")
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (here / name).read_text(encoding="utf-8")),
@@ -60,69 +48,59 @@ def render(atlas: Atlas) -> str:
     environment.filters["percent"] = lambda share: f"{100 * share:.2f} %"
     style = "".join((at / "style.css").read_text(encoding="utf-8") for at in (house, here))
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    bars = _bars(atlas)
-    return environment.get_template("page.html").render(
-        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
-        style=Markup(style),
-        title=atlas.title,
-        source=atlas.source,
-        facts=atlas.facts,
-        measure=atlas.grouping.measure,
-        samples=atlas.samples is not None,
-        bars=bars,
-        width=10 * len(bars),
-        groups=[_group(atlas, group) for group in atlas.shown],
-        hidden=len(bars) - len(atlas.shown),
-    )
-
-
-def _bars(atlas: Atlas) -> list[dict[str, object]]:
-    p, naming = atlas.grouping.p, atlas.naming
-    return [
+    p = grouping.p
+    bars = [
         {
             "id": group,
             "called": naming.called(group),
-            "shown": group in atlas.shown,
+            "shown": group in shown,
             "share": float(p[group]),
             "height": 118 * float(p[group] / p.max()),
             "banned": group in naming.banned,
         }
-        for group in atlas.grouping.order
+        for group in grouping.order
     ]
 
+    def group_of(group: int) -> dict[str, object]:
+        nearest = zip(grouping.nearest[group], grouping.closeness[group], strict=True)
+        drawn = (samples or {}).get(group, ())
+        return {
+            "id": group,
+            "called": naming.called(group),
+            "name": naming.names.get(group),
+            "banned": group in naming.banned,
+            "share": float(p[group]),
+            "images": int((grouping.ids == group).sum()),
+            "nearest": [picture(images[int(o)], f"image {o}, {close:.3f}") for o, close in nearest],
+            "samples": [picture(x, f"sample {i} of group {group}") for i, x in enumerate(drawn)],
+            "neighbours": [
+                {
+                    "id": other,
+                    "called": naming.called(other),
+                    "cosine": cosine,
+                    "shown": other in shown,
+                }
+                for other, cosine in grouping.neighbours[group]
+            ],
+        }
 
-def _group(atlas: Atlas, group: int) -> dict[str, object]:
-    grouping, naming = atlas.grouping, atlas.naming
-    nearest = zip(grouping.nearest[group], grouping.closeness[group], strict=True)
-    drawn = (atlas.samples or {}).get(group, ())
-    return {
-        "id": group,
-        "called": naming.called(group),
-        "name": naming.names.get(group),
-        "banned": group in naming.banned,
-        "share": float(grouping.p[group]),
-        "images": int((grouping.ids == group).sum()),
-        "nearest": [
-            picture(atlas.images[int(ordinal)], f"image {ordinal}, {close:.3f}")
-            for ordinal, close in nearest
-        ],
-        "samples": [
-            picture(image, f"sample {i} of group {group}") for i, image in enumerate(drawn)
-        ],
-        "neighbours": [
-            {
-                "id": other,
-                "called": naming.called(other),
-                "cosine": cosine,
-                "shown": other in atlas.shown,
-            }
-            for other, cosine in grouping.neighbours[group]
-        ],
-    }
+    return environment.get_template("page.html").render(
+        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        style=Markup(style),
+        title=title,
+        source=source,
+        facts=facts,
+        measure=grouping.measure,
+        samples=samples is not None,
+        bars=bars,
+        width=10 * len(bars),
+        groups=[group_of(group) for group in shown],
+        hidden=len(bars) - len(shown),
+    )
 
 
-def picture(image: Tensor, text: str) -> Picture:
-    """uint8 (1 or 3, H, W) as a PNG of at most `EDGE` pixels, shown at `EDGE`."""
+def picture(image: Tensor, text: str) -> dict[str, object]:
+    """uint8 (1 or 3, H, W) as a PNG of at most `EDGE` pixels in a data URI, shown at `EDGE`."""
     plain = image[0] if len(image) == 1 else image.permute(1, 2, 0)
     found = Image.fromarray(plain.numpy())
     small = max(found.size) < EDGE
@@ -133,4 +111,5 @@ def picture(image: Tensor, text: str) -> Picture:
     data = base64.b64encode(buffer.getvalue()).decode()
     scale = EDGE / max(found.size)
     width, height = (round(edge * scale) for edge in found.size)
-    return Picture(f"data:image/png;base64,{data}", text, width, height, small)
+    source = f"data:image/png;base64,{data}"
+    return {"source": source, "text": text, "width": width, "height": height, "small": small}

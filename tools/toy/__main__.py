@@ -9,19 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from shards import cli
 from shards.errors import UserError
-from tools.toy.data import DATA, Data
+from tools import drawing, flags
 from tools.toy.figure import plot
-from tools.toy.learn import BATCH, learn, preset
+from tools.toy.learn import BATCH, DATA, learn, preset
 from tools.toy.measure import (
     EVALUATIONS,
     SAMPLES,
@@ -59,102 +59,68 @@ def main(argv: Sequence[str] | None = None) -> int:
     reports = []
     for data in dict.fromkeys(options.data):
         reference = Reference(data, options.seed, options.samples)
-        measured, seconds = {}, {}
+        measured: dict[str, Measured] = {}
+        paths: dict[str, dict[str, Any]] = {}
         for name, config in presets.items():
             begun = time.monotonic()
             doing = f"{name} on {data}"
-            learned = learn(
-                config, data, images=options.images, seed=options.seed, doing=f"{doing}: training"
-            )
-            seconds[name] = time.monotonic() - begun
-            measured[name] = measure(learned, reference, f"{doing}: sampling")
-        floor, figure = reference.floor(), _figure(options.out, data, options.data)
+            training = {"images": options.images, "seed": options.seed}
+            learned = learn(config, data, **training, doing=f"{doing}: training")
+            seconds = round(time.monotonic() - begun, 1)
+            found = measured[name] = measure(learned, reference, f"{doing}: sampling")
+            scores = [asdict(score) for score in found.scores]
+            paths[name] = {"training_seconds": seconds, "scores": scores}
+        floor, figure = reference.floor(), options.out
+        if data != options.data[0]:  # the name of another picture has its data's name in it
+            figure = figure.with_name(f"{figure.stem}-{data}{figure.suffix}")
         plot(measured, reference, floor, figure)
-        reports.append(_report(data, options, measured, seconds, floor, figure))
+        reports.append(
+            {
+                "data": data,
+                "seed": options.seed,
+                "images": options.images,
+                "samples": options.samples,
+                "floor": floor,
+                "figure": str(figure),
+                "paths": paths,
+            }
+        )
         if not options.json:
-            cli.console().print(_table(data, measured, floor))
+            title = f"{data}: energy distance D and share off the data; even draws of the data itself {floor:.4f}"
+            cli.console().print(drawing.table(title, list(_rows(measured)), names=2))
             print(f"wrote {figure}")
     if options.json:
         print(json.dumps(reports))
     return 0
 
 
-def _figure(out: Path, data: Data, asked: Sequence[Data]) -> Path:
-    """`out` for the first data set, its name with the data's for another."""
-    return out if data == asked[0] else out.with_name(f"{out.stem}-{data}{out.suffix}")
-
-
-def _report(
-    data: Data,
-    options: argparse.Namespace,
-    measured: dict[str, Measured],
-    seconds: dict[str, float],
-    floor: float,
-    figure: Path,
-) -> dict[str, Any]:
-    return {
-        "data": data,
-        "seed": options.seed,
-        "images": options.images,
-        "samples": options.samples,
-        "floor": floor,
-        "figure": str(figure),
-        "paths": {
-            name: {
-                "training_seconds": round(seconds[name], 1),
-                "scores": [asdict(score) for score in found.scores],
-            }
-            for name, found in measured.items()
-        },
-    }
-
-
-def _table(data: Data, measured: dict[str, Measured], floor: float) -> Table:
-    title = f"{data}: energy distance D and share off the data; even draws of the data itself {floor:.4f}"
-    made = Table(title=title, title_justify="left")
-    made.add_column("path")
-    made.add_column("solver")
-    for evaluations in EVALUATIONS:
-        made.add_column(f"{evaluations}", justify="right")
+def _rows(measured: dict[str, Measured]) -> Iterator[dict[str, str]]:
+    """A row of the table for each path and solver, a column for each number of evaluations."""
     for name, found in measured.items():
         for solver in SOLVERS:
             own = [s for s in found.scores if s.solver == solver]
             cells = [f"{s.distance:.3f} {s.off:4.0%}" for s in own]
             if solver == "dopri5":  # chooses its own number of evaluations
                 cells = [f"{s.evaluations}: {cell}" for s, cell in zip(own, cells, strict=True)]
-            made.add_row(name, solver, *cells, end_section=solver == SOLVERS[-1])
-    return made
+            heads = map(str, EVALUATIONS)
+            yield {"path": name, "solver": solver, **dict(zip_longest(heads, cells, fillvalue=""))}
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.toy",
-        description=__doc__,
+    images = "points each network is trained on (default: 1,500,000, about half a minute)"
+    samples = f"how many are compared, best a power of two (default: {SAMPLES:,})"
+    return flags.command(
+        "tools.toy",
+        __doc__,
+        ("--paths PRESET+", str, PATHS, f"default: {' '.join(PATHS)}"),
+        ("--data +", DATA, DATA, "default: both"),
+        ("--images", int, 1_500_000, images),
+        ("--samples", int, SAMPLES, samples),
+        ("--seed", int, 0, "of weights, data and noise"),
+        ("--out", Path, Path("runs/toy.png"), "the picture (default: runs/toy.png)"),
+        ("--json", bool, False, "print one JSON list at the end"),
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--paths", nargs="+", default=PATHS, metavar="PRESET", help=f"default: {' '.join(PATHS)}"
-    )
-    parser.add_argument("--data", nargs="+", choices=DATA, default=DATA, help="default: both")
-    parser.add_argument(
-        "--images",
-        type=int,
-        default=1_500_000,
-        help="points each network is trained on (default: 1,500,000, about half a minute)",
-    )
-    parser.add_argument(
-        "--samples",
-        type=int,
-        default=SAMPLES,
-        help=f"how many are compared, best a power of two (default: {SAMPLES:,})",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, data and noise")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/toy.png"), help="the picture (default: runs/toy.png)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON list at the end")
-    return parser
 
 
 if __name__ == "__main__":

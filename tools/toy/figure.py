@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tools.toy.data import off
+from tools import drawing
+from tools.toy.learn import off
 from tools.toy.measure import SHOWN, SOLVERS, Measured, Reference
 
 if TYPE_CHECKING:
@@ -28,20 +29,12 @@ FORMS = {  # of the path, whatever the preset
     "ve": r"$x = x_0 + \sigma\, \epsilon,\; \sigma \leq 100$",
     "edm": r"$x = x_0 + \sigma\, \epsilon,\; \sigma \leq 80$",
 }
-COLOURS = {
-    "euler": "#8a919c",
-    "ddim": "#59a14f",
-    "heun": "#4c78a8",
-    "dpmpp": "#e1812c",
-    "dopri5": "#222222",
-}
-STYLES = {"euler": "o-", "ddim": "o--", "heun": "o-", "dpmpp": "o-", "dopri5": "D"}
-LABELS = {
-    "euler": "Euler",
-    "ddim": "DDIM",
-    "heun": "Heun",
-    "dpmpp": "DPM-Solver++(2M)",
-    "dopri5": "dopri5 (adaptive)",
+LOOKS = {  # of a solver's curve: name, style, colour
+    "euler": ("Euler", "o-", "#8a919c"),
+    "ddim": ("DDIM", "o--", "#59a14f"),
+    "heun": ("Heun", "o-", "#4c78a8"),
+    "dpmpp": ("DPM-Solver++(2M)", "o-", "#e1812c"),
+    "dopri5": ("dopri5 (adaptive)", "D", "#222222"),
 }
 EVEN = "#e4e7eb"
 INK, FAINT, LANDED, STRAY = "#222222", "#c9ced6", "#2f5d8c", "#d1495b"
@@ -50,44 +43,31 @@ FRAME, WIDE = 1.2, 2.2  # half the edge of what is seen, of samples and of traje
 
 def plot(measured: dict[str, Measured], reference: Reference, floor: float, path: Path) -> None:
     """Writes the PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    columns = len(measured)
-    figure, axes = plt.subplots(
-        2 + len(SHOWN),
-        columns,
-        figsize=(1.2 + 2.15 * columns, 2.15 * (2 + len(SHOWN)) + 0.9),
-        layout="constrained",
-        squeeze=False,
-    )
-    for column, (name, found) in enumerate(measured.items()):
-        _trajectories(axes[0, column], found)
-        title = f"{NAMES.get(name, name)}\n{FORMS[found.path]}"
-        axes[0, column].set_title(title, fontsize=11, color=INK, linespacing=1.5)
-        for row, evaluations in enumerate(SHOWN, start=1):
-            _samples(axes[row, column], reference, found, evaluations)
-        _curves(axes[-1, column], found, floor)
-    highest = max(s.distance for found in measured.values() for s in found.scores)
-    for column, below in enumerate(axes[-1]):
-        below.set(ylim=(floor / 1.6, highest * 1.4))
-        if column:
-            below.set_yticklabels([])
-    rows = ["trajectories,\nnoise grey, data blue"]
-    rows += [f"Euler,\n{evaluations} evaluations" for evaluations in SHOWN]
-    for axis, words in zip(axes[:, 0], [*rows, "distance to the data, D"], strict=True):
-        axis.set_ylabel(words, fontsize=10, color=INK)
-    handles, labels = axes[-1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.suptitle(
-        f"From noise to the {reference.data}: how paths differ, and what network evaluations buy",
-        fontsize=14,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    columns, rows = len(measured), 2 + len(SHOWN)
+    size = (1.2 + 2.15 * columns, 2.15 * rows + 0.9)
+    with drawing.figure(path, rows, columns, size=size, dpi=100) as (figure, axes):
+        for column, (name, found) in enumerate(measured.items()):
+            _trajectories(axes[0, column], found)
+            title = f"{NAMES.get(name, name)}\n{FORMS[found.path]}"
+            axes[0, column].set_title(title, fontsize=11, color=INK, linespacing=1.5)
+            for row, evaluations in enumerate(SHOWN, start=1):
+                _samples(axes[row, column], reference, found, evaluations)
+            _curves(axes[-1, column], found, floor)
+        highest = max(s.distance for found in measured.values() for s in found.scores)
+        for column, below in enumerate(axes[-1]):
+            below.set(ylim=(floor / 1.6, highest * 1.4))
+            if column:
+                below.set_yticklabels([])
+        labels = ["trajectories,\nnoise grey, data blue"]
+        labels += [f"Euler,\n{evaluations} evaluations" for evaluations in SHOWN]
+        for axis, label in zip(axes[:, 0], [*labels, "distance to the data, D"], strict=True):
+            axis.set_ylabel(label, fontsize=10, color=INK)
+        handles, names = axes[-1, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(handles), frameon=False)
+        figure.suptitle(
+            f"From noise to the {reference.data}: how paths differ, and what network evaluations buy",
+            fontsize=14,
+        )
 
 
 def _trajectories(axis: Axes, found: Measured) -> None:
@@ -119,14 +99,15 @@ def _samples(axis: Axes, reference: Reference, found: Measured, evaluations: int
 def _curves(axis: Axes, found: Measured, floor: float) -> None:
     for solver in SOLVERS:
         own = [s for s in found.scores if s.solver == solver]
+        label, style, colour = LOOKS[solver]
         axis.plot(
             [s.evaluations for s in own],
             [s.distance for s in own],
-            STYLES[solver],
+            style,
             markersize=3.5,
             linewidth=3.2 if solver == "euler" else 1.4,  # seen below DDIM, where the two are one
-            color=COLOURS[solver],
-            label=LABELS[solver],
+            color=colour,
+            label=label,
         )
     axis.axhspan(0, floor, color=EVEN, linewidth=0, label="as near as the data to itself")
     axis.set(xscale="log", yscale="log", box_aspect=1, xlim=(4, 500))
@@ -135,11 +116,9 @@ def _curves(axis: Axes, found: Measured, floor: float) -> None:
     axis.minorticks_off()
     axis.set_xlabel("network evaluations", fontsize=9, color=INK)
     axis.tick_params(labelsize=8, colors=INK)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    drawing.open_frame(axis)
 
 
 def _bare(axis: Axes, half: float) -> None:
     axis.set(xlim=(-half, half), ylim=(-half, half), xticks=[], yticks=[], aspect="equal")
-    for side in axis.spines.values():
-        side.set_color(FAINT)
+    axis.spines[:].set_color(FAINT)

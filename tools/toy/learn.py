@@ -1,10 +1,15 @@
-"""A small network and its training: presets of `configs/path`, through the objectives that train images."""
+"""A small network, the points it learns, and its training: presets of `configs/path`, through the objectives of images.
+
+Both distributions of points in the plane have a standard deviation of 0.5, about as images in [-1, 1] have. A point is
+an image of one pixel and two channels, (B, 2, 1, 1).
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from importlib import resources
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +27,16 @@ from selfguide.spec.config import PathConfig, build
 from selfguide.spec.suggest import nearest
 from shards import cli
 from shards.errors import UserError
-from tools.toy.data import Data, points
+
+Data = Literal["checkerboard", "moons"]
+DATA: tuple[Data, ...] = ("checkerboard", "moons")
+
+STD = 0.5  # root mean square of a coordinate, so that EDM's settings hold as published
+EDGE = STD * math.sqrt(
+    12
+)  # of the whole board: uniform coordinates of that width have this deviation
+THICKNESS = 0.05  # standard deviation across a moon of radius 1
+MOON = STD / math.sqrt((21 / 16 - 1 / math.pi) / 2 + THICKNESS**2)  # the radius, see `moons`
 
 BATCH = 1024
 LEARNING_RATE = 2e-3  # falls along a cosine to 0, which makes an average of the weights needless
@@ -119,7 +133,8 @@ def learn(config: PathConfig, data: Data, *, images: int, seed: int, doing: str)
         raw = net(preconditioning.noised(x0, eps, tau), tau, Condition.unconditional(BATCH))
         hardness = None if uncertainty is None else uncertainty(tau)
         loss = objective.losses(raw, x0, eps, tau, hardness).mean()
-        optimiser.param_groups[0]["lr"] = LEARNING_RATE * _schedule(step, steps)
+        warm, cosine = min(1.0, (step + 1) / (WARMUP * steps)), 1 + math.cos(math.pi * step / steps)
+        optimiser.param_groups[0]["lr"] = LEARNING_RATE * (warm * cosine / 2)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
@@ -129,6 +144,45 @@ def learn(config: PathConfig, data: Data, *, images: int, seed: int, doing: str)
     return Learned(net.eval(), config, sum(late) / len(late) if late else math.nan)
 
 
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to 0."""
-    return min(1.0, (step + 1) / (WARMUP * steps)) * (1 + math.cos(math.pi * step / steps)) / 2
+def points(data: Data, u: Tensor) -> Tensor:
+    """(B, 2, 1, 1) points of `data` from uniform numbers (B, 5) in (0, 1)."""
+    return (checkerboard(u) if data == "checkerboard" else moons(u))[:, :, None, None]
+
+
+def checkerboard(u: Tensor) -> Tensor:
+    """(B, 2) points on the eight filled squares of a board of 4 x 4."""
+    square = (u[:, 0] * 8).long().clamp(max=7)
+    row = square // 2
+    column = 2 * (square % 2) + row % 2
+    return (torch.stack((column, row), 1) + u[:, 1:3] - 2) * EDGE / 4
+
+
+def moons(u: Tensor) -> Tensor:
+    """(B, 2) points on two interleaved half circles.
+
+    About the centre (1/2, 1/4), the upper arc (cos t, sin t) has second moments 3/4 and 9/16 - 1/pi, and the lower arc
+    is its mirror image, whence MOON.
+    """
+    t = math.pi * u[:, 0]
+    upper = torch.stack((t.cos() - 0.5, t.sin() - 0.25), 1)
+    side = torch.where(u[:, 1:2] < 0.5, 1.0, -1.0)
+    across = torch.special.ndtri(u[:, 3:5].double()).to(u.dtype)  # standard normal
+    return MOON * (side * upper + THICKNESS * across)
+
+
+def off(data: Data, x: Tensor) -> Tensor:
+    """(B,) bool: where no data is. Not on a filled square, or over three deviations away from both arcs."""
+    x = x.flatten(1)
+    if data == "checkerboard":
+        cell = (x / (EDGE / 4) + 2).floor()
+        return (x.abs() > EDGE / 2).any(1) | ((cell[:, 0] + cell[:, 1]) % 2 != 0)
+    nearest = torch.minimum(_from_arc(x / MOON), _from_arc(-x / MOON))
+    return nearest > 3 * THICKNESS
+
+
+def _from_arc(x: Tensor) -> Tensor:
+    """Distance of points (B, 2) from the upper arc of radius 1."""
+    x = x + x.new_tensor((0.5, 0.25))
+    ring = (x.norm(dim=1) - 1).abs()
+    end = torch.stack((x[:, 0].abs() - 1, x[:, 1]), 1).norm(dim=1)
+    return torch.where(x[:, 1] >= 0, ring, end)

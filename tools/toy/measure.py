@@ -20,8 +20,7 @@ from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import build_path
 from selfguide.diffusion.samplers import sample
 from shards import cli
-from tools.toy.data import Data, off, points
-from tools.toy.learn import Learned
+from tools.toy.learn import Data, Learned, off, points
 
 SAMPLES = 4096
 EVALUATIONS = (5, 10, 20, 50)

@@ -29,7 +29,6 @@ from selfguide.spec.suggest import nearest
 from shards.format import manifest as manifests
 from shards.errors import UserError
 from shards.format.header import Header
-from shards.format.manifest import Manifest
 from shards.read.block_bytes import Arrays
 from shards.read.reader import Reader
 from shards.sources.source import Column
@@ -86,7 +85,7 @@ class EncodedSource:
     """
 
     root: str
-    manifest: Manifest  # of the images
+    manifest: manifests.Manifest  # of the images
     encoding: Encoding
     header: Header  # of the latents
     sha256: str | None  # of the weights
@@ -159,7 +158,8 @@ class EncodedSource:
             "manifest": self.manifest.hash,
             "rule": self.manifest.source.get("rule"),  # how inputs were decoded and cropped
         }
-        versions = _versions("torch" if self.encoding.encoder == "tiny" else "torch diffusers")
+        used = ("torch",) if self.encoding.encoder == "tiny" else ("torch", "diffusers")
+        versions = {name: importlib.metadata.version(name) for name in used}
         return {"images": images, "encoding": self.encoding.decided, "versions": versions}
 
     def images(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
@@ -218,7 +218,9 @@ class EncodedSource:
             return moments
         if self.encoding.content == "mean":
             return posterior_mean(moments)
-        return sample_posterior(moments, self.encoding.seed, torch.from_numpy(places).to(codec.device))
+        return sample_posterior(
+            moments, self.encoding.seed, torch.from_numpy(places).to(codec.device)
+        )
 
     def _check(self, values: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
         most = np.abs(values).reshape(len(values), -1).max(axis=1)  # NaN where one is
@@ -226,14 +228,9 @@ class EncodedSource:
         if not bad.size:
             return
         key, value = self.keys[rows[bad[0]]].decode(), most[bad[0]]
-        if np.isfinite(value):
-            raise UserError(
-                f"latents of {key!r} reach {value:.3g}, and {self.dtype} holds {np.finfo(self.dtype).max:g} at most: "
-                "take --dtype float32"
-            )
-        raise UserError(
-            f"latents of {key!r} are not finite: the weights of {self.encoding.encoder} do not suit these images"
-        )
+        limit = f"reach {value:.3g}, and {self.dtype} holds {np.finfo(self.dtype).max:g} at most: take --dtype float32"
+        wrong = f"are not finite: the weights of {self.encoding.encoder} do not suit these images"
+        raise UserError(f"latents of {key!r} {limit if np.isfinite(value) else wrong}")
 
 
 class _Last:
@@ -266,7 +263,7 @@ class _Column:
         return values.astype(self.dtype).reshape(np.shape(rows))[()]
 
 
-def _check_images(root: str, manifest: Manifest) -> None:
+def _check_images(root: str, manifest: manifests.Manifest) -> None:
     header, stored = Header.of(manifest.header), manifest.fields[manifest.column("x")]
     if header.kind != "image":
         raise UserError(
@@ -305,7 +302,9 @@ def _device(name: str) -> torch.device:
     """
     count = gpus(name)
     if count:
-        return torch.device("cuda", _number() % count)
+        # processes that one parent started are named in turn, and take GPUs so
+        last = multiprocessing.current_process().name.rpartition("-")[2].rpartition(":")[2]
+        return torch.device("cuda", (int(last) if last.isdigit() else 0) % count)
     try:
         device = torch.device("cpu" if name == "auto" else name)
         torch.empty(0, device=device)
@@ -319,13 +318,3 @@ def _device(name: str) -> torch.device:
 def gpus(device: str) -> int:
     """How many GPUs there are to choose from."""
     return torch.cuda.device_count() if device in ("auto", "cuda") else 0
-
-
-def _number() -> int:
-    """Of this process among those that its parent started; they are named in turn."""
-    last = multiprocessing.current_process().name.rpartition("-")[2].rpartition(":")[2]
-    return int(last) if last.isdigit() else 0
-
-
-def _versions(packages: str) -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in packages.split()}

@@ -6,10 +6,10 @@ are compared before either is used.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,16 +65,20 @@ def check_header(autoencoder: Autoencoder, header: Plain) -> None:
     name = "identity" if header.kind == "image" else header.encoder
     weights = f"give the weights of {name} that made the data"
     if autoencoder.name != name:
-        raise UserError(f"the data's encoder is {name}, not {autoencoder.name}: load that one")
+        raise UserError(
+            f"the data's encoder is {name}, not {autoencoder.name}: load that one"
+        )
     if header.kind == "image":
         return
     if autoencoder.sha256 != header.encoder_sha256:
         raise UserError(
             f"header encoder_sha256={_short(header.encoder_sha256)}, and the weights of {autoencoder.name} have "
-            f"{_short(autoencoder.sha256)}: {weights}"
+        f"{_short(autoencoder.sha256)}: {weights}"
         )
     if header.content == "moments" and not autoencoder.moments:
-        raise UserError(f"header content='moments', and {name} encodes to samples: {weights}")
+        raise UserError(
+            f"header content='moments', and {name} encodes to samples: {weights}"
+        )
     if header.lengths - {autoencoder.channels}:
         raise UserError(
             f"header scale and shift are for {header.lengths.pop()} channels, and latents of {name} have "
@@ -85,14 +89,12 @@ def check_header(autoencoder: Autoencoder, header: Plain) -> None:
 
 
 def _check_statistics(own: Header, header: Header) -> None:
-    channels = max(own.lengths | header.lengths | {1})
     for field in ("shift", "scale"):
         expected, found = getattr(own, field), getattr(header, field)
-        pairs = zip(_each(expected, channels), _each(found, channels), strict=True)
-        if not all(math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-8) for a, b in pairs):
+        if not np.allclose(expected, found, rtol=1e-5, atol=1e-8):
             raise UserError(
                 f"header {field}={found}, and latents of {own.encoder} have {field}={expected}: they were not written "
-                "for this autoencoder; write the shards again with its header"
+            "for this autoencoder; write the shards again with its header"
             )
 
 
@@ -103,10 +105,6 @@ def _known(header: Plain, autoencoder: Autoencoder | None) -> Autoencoder:
         )
     check_header(autoencoder, header)
     return autoencoder
-
-
-def _each(value: float | tuple[float, ...], channels: int) -> tuple[float, ...]:
-    return value if isinstance(value, tuple) else (value,) * channels
 
 
 def _short(sha256: str | None) -> str:

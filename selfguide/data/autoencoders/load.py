@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -9,18 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfguide.data.autoencoders import files, kl
+from selfguide.data.autoencoders import kl
 from selfguide.data.autoencoders.autoencoder import Autoencoder, Identity, KLAutoencoder
 from selfguide.data.autoencoders.tiny import CHANNELS, FACTOR, WEIGHTS, TinyVAE
 from selfguide.spec.suggest import nearest
-from selfguide.weights import read_weights
+from selfguide.weights import from_hub_cache, put, read_weights
 from shards import storage
 from shards.errors import UserError
 
+# of a folder as diffusers saves it, the first that is there
+NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 KNOWN = ("identity", "sd_vae", "va_vae", "tiny")
 SCALE = 0.18215  # of SD-VAE's latents (Rombach et al. 2022)
 # the one whose decoder SGFM used; its encoder is that of every sd-vae
-SD_VAE_HUB = ("stabilityai/sd-vae-ft-ema", files.NAMES)
+SD_VAE_HUB = ("stabilityai/sd-vae-ft-ema", NAMES)
 VA_VAE_HUB = ("hustvl/vavae-imagenet256-f16d32-dinov2", ("vavae-imagenet256-f16d32-dinov2.pt",))
 STATISTICS = "latents_stats.pt"  # beside VA-VAE's weights: mean and std of ImageNet's latents
 
@@ -49,22 +53,53 @@ def load_autoencoder(
             f"autoencoder={name!r} is unknown{nearest(name, KNOWN)}; known: {', '.join(KNOWN)}"
         )
     if name == "identity" and weights is not None:
-        raise UserError(f"weights={weights}: identity has none; leave them out")
+        raise UserError(
+            f"weights={weights}: identity has none; leave them out"
+        )
     if name != "va_vae" and statistics is not None:
-        raise UserError(f"statistics={statistics}: only va_vae takes them; leave them out")
+        raise UserError(
+            f"statistics={statistics}: only va_vae takes them; leave them out"
+        )
     at = torch.device(device)
     if name == "identity":
         return Identity(device=at)
     if name == "tiny":
         return _tiny(weights, at)
     if name == "sd_vae":
-        file = files.locate(name, weights, SD_VAE_HUB)
+        file = _locate(name, weights, SD_VAE_HUB)
         config = kl.settings(file, kl.SD_VAE)
         shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor", SCALE)
         return _published(name, file, config, shift, scale, at)
-    file = files.locate(name, weights, VA_VAE_HUB)
+    file = _locate(name, weights, VA_VAE_HUB)
     config = kl.settings(file, kl.VA_VAE)
     return _published(name, file, config, *_statistics(file, config, statistics), at)
+
+
+def _locate(name: str, given: str | Path | None, hub: tuple[str, Sequence[str]]) -> Path:
+    """The file of weights: an explicit path, the environment variable, or the local hub cache.
+
+    `hub` is a repository and the files of it that would do. A folder is one that diffusers saved.
+
+    Raises:
+        UserError: no weights at any of them; says where they are looked for.
+    """
+    variable, (repository, files) = f"SELFGUIDE_{name.upper()}", hub
+    setting = "weights" if given is not None else variable
+    named = given if given is not None else os.environ.get(variable)
+    if given is None and not named:
+        cached = from_hub_cache(repository, files)
+        if cached is not None:
+            return cached
+        raise UserError(
+            f"no weights of {name}: give their file or folder, set {variable}, or have {repository} in the local "
+            "hub cache; nothing is downloaded"
+        )
+    path = Path(str(named)).expanduser()
+    for file in (path, *(path / inside for inside in NAMES)):
+        if file.is_file():
+            return file
+    lacks = f"the folder holds none of {', '.join(NAMES)}; name the file itself"
+    raise UserError(f"{setting}={named}: {lacks if path.is_dir() else 'no such file or folder'}")
 
 
 def _published(
@@ -72,8 +107,8 @@ def _published(
 ) -> Autoencoder:
     """SD-VAE or VA-VAE as diffusers runs it."""
     net, levels = kl.build(config), len(config["block_out_channels"])
-    files.fill(net, kl.in_diffusers_form(read_weights(file, str(file)), levels), file)
-    net.to(device)
+    put(net, kl.in_diffusers_form(read_weights(file, str(file)), levels), str(file))
+    net.float().eval().requires_grad_(False).to(device)
     return KLAutoencoder(
         name=name,
         sha256=storage.sha256(str(file)),
@@ -116,10 +151,14 @@ def read_statistics(file: Path) -> tuple[Tensor, Tensor]:
     """
     found = read_weights(file, str(file))
     if not {"mean", "std"} <= found.keys():
-        raise UserError(f"{file} holds {', '.join(sorted(found))}: give a file of mean and std")
+        raise UserError(
+            f"{file} holds {', '.join(sorted(found))}: give a file of mean and std"
+        )
     mean, std = found["mean"].double().flatten(), found["std"].double().flatten()
     if not (std > 0).all():
-        raise UserError(f"{file} holds std {std.tolist()}: each must be more than 0")
+        raise UserError(
+            f"{file} holds std {std.tolist()}: each must be more than 0"
+        )
     return mean, std
 
 
@@ -129,12 +168,14 @@ def _tiny(weights: str | Path | None, device: torch.device) -> Autoencoder:
     ) as own:
         file = Path(weights).expanduser() if weights is not None else own
         if not file.is_file():
-            raise UserError(f"weights={file}: no such file; fit it with `python -m tools.vae`")
+            raise UserError(
+                f"weights={file}: no such file; fit it with `python -m tools.vae`"
+            )
         net = TinyVAE()
-        files.fill(net, read_weights(file, str(file)), file)
+        put(net, read_weights(file, str(file)), str(file))
         sha256 = storage.sha256(str(file))
     shift, scale = normal_of(net.mean.double(), net.std.double())
-    net.to(device)
+    net.float().eval().requires_grad_(False).to(device)
     return KLAutoencoder(
         name="tiny",
         sha256=sha256,

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from selfguide.data.autoencoders.encoding import EncodedSource, Encoding
 from shards.format import manifest as manifests
 from shards.errors import UserError
-from shards.format.manifest import Manifest
 from shards.read.reader import Reader
 
 Rows = NDArray[np.int64]
@@ -56,7 +55,9 @@ def reencode(
         UserError: latents that do not say how they were encoded, or other images or weights than they name.
     """
     if samples < 1:
-        raise UserError(f"reencode={samples}: give at least 1 sample")
+        raise UserError(
+            f"reencode={samples}: give at least 1 sample"
+        )
     manifest = manifests.load(root)
     made = EncodedSource.of(source, _encoding(root, manifest, weights, statistics), device)
     _belongs(root, manifest, made)
@@ -79,7 +80,7 @@ def reencode(
     )
 
 
-def _distances(manifest: Manifest, x: np.ndarray, again: np.ndarray) -> np.ndarray:
+def _distances(manifest: manifests.Manifest, x: np.ndarray, again: np.ndarray) -> np.ndarray:
     """(n,) of stored latents (n, ..., C, H, W), NaN counted as far."""
     std = np.maximum(np.array(manifest.channel_std), 1e-12)[:, None, None]
     apart = (x.astype(np.float64) - again.astype(np.float64)) / std
@@ -88,18 +89,20 @@ def _distances(manifest: Manifest, x: np.ndarray, again: np.ndarray) -> np.ndarr
 
 
 def _encoding(
-    root: str, manifest: Manifest, weights: str | None, statistics: str | None
+    root: str, manifest: manifests.Manifest, weights: str | None, statistics: str | None
 ) -> Encoding:
     settings = manifest.source.get("encoding")
     if not isinstance(settings, dict):
         raise UserError(
             f"{root} does not say how it was encoded: `tools.shards encode` did not write it, so nothing can repeat it"
         )
-    plain = {("seed" if name == "posterior_seed" else name): value for name, value in settings.items()}
+    plain = {
+        ("seed" if name == "posterior_seed" else name): value for name, value in settings.items()
+    }
     return Encoding(**plain, weights=weights, statistics=statistics)
 
 
-def _belongs(root: str, manifest: Manifest, made: EncodedSource) -> None:
+def _belongs(root: str, manifest: manifests.Manifest, made: EncodedSource) -> None:
     images, weights = manifest.source["images"], manifest.header["encoder_sha256"]
     for what, promised, given in (
         ("of images with manifest", images["manifest"], made.manifest.hash),
