@@ -72,8 +72,8 @@ def check_header(autoencoder: Autoencoder, header: Plain) -> None:
         return
     refuse_if(
         autoencoder.sha256 != header.encoder_sha256,
-        f"header encoder_sha256={_short(header.encoder_sha256)}, and the weights of {autoencoder.name} have "
-        f"{_short(autoencoder.sha256)}: {weights}",
+        f"header encoder_sha256={str(header.encoder_sha256)[:12]}, and the weights of {autoencoder.name} have "
+        f"{str(autoencoder.sha256)[:12]}: {weights}",
     )
     refuse_if(
         header.content == "moments" and not autoencoder.moments,
@@ -105,7 +105,3 @@ def _known(header: Plain, autoencoder: Autoencoder | None) -> Autoencoder:
         )
     check_header(autoencoder, header)
     return autoencoder
-
-
-def _short(sha256: str | None) -> str:
-    return sha256[:12] if sha256 else "None"
