@@ -96,7 +96,9 @@ def sample_crop_flip(
     """
     size, corner = window or grid, None
     if size != grid:
-        u = uniform(seed, "crop", positions, 2).double()  # a product in fp32 may round up to its bound
+        u = uniform(
+            seed, "crop", positions, 2
+        ).double()  # a product in fp32 may round up to its bound
         places = [whole - shown + 1 for whole, shown in zip(grid, size, strict=True)]
         corner = torch.stack([(u[:, i] * places[i]).long() for i in range(2)], dim=1)  # (B, 2)
     flipped = mirrored(seed, positions) if flip else None

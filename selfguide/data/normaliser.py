@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfguide.randomness import normal
 from selfguide.data.crop_flip import mirrored
+from selfguide.randomness import normal
 from shards.errors import UserError
 from shards.format.header import Header
 
@@ -67,9 +67,7 @@ class Normaliser:
         """
         header = self.header
         if header.kind != "image":
-            raise UserError(
-                "latents have no levels of brightness: decode them to images first"
-            )
+            raise UserError("latents have no levels of brightness: decode them to images first")
         shift, scale = header.shift, header.scale
         if not isinstance(shift, tuple) and not isinstance(scale, tuple):
             top = round(2 * shift)

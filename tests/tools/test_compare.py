@@ -1,5 +1,6 @@
 """The comparison's arithmetic and picture, on results whose answer is known."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from PIL import Image
 
 from selfguide.evaluation.grid import write_grid
+from shards.errors import UserError
 from tools.compare import CEILING, FLOOR, OURS, Results, gap_closed, plot, row
 from tools.drawing import table
-from tools.grid import Result, run_all
+from tools.grid import Result, run_all, train
 
 
 def results(folder: Path) -> Results:
@@ -50,3 +52,19 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     made = results(tmp_path)
     plot(made, gap_closed(made), tmp_path / "out" / "compare.png")
     assert Image.open(tmp_path / "out" / "compare.png").size[0] > 900
+
+
+def test_a_run_that_fails_ends_the_comparison_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def submit(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 3, stdout="")
+
+    monkeypatch.setattr(subprocess, "run", submit)
+    with pytest.raises(UserError, match="digits_dit with seed 2 ended with exit code 3"):
+        train(("experiment=digits_dit", "train.images=4096"), 2, tmp_path)
+    settings = {"seed=2", "cluster=local", f"runs={tmp_path}", "train.snapshot_every=4096"}
+    assert settings < set(asked[0]) and asked[0][-2:] == ["follow=true", "--json"]

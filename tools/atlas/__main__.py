@@ -132,9 +132,8 @@ def grouping_of(
     manifest: manifests.Manifest,
     options: argparse.Namespace,
 ) -> Grouping:
-    features = None
-    if options.features is not None:
-        features = sidecar.read(options.features, manifest=manifest.hash)
+    asked = options.features
+    features = None if asked is None else sidecar.read(asked, manifest=manifest.hash)
     if found is not None:
         return of_sidecar(found, options.count, features)
     if features is not None:

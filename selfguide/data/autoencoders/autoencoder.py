@@ -70,7 +70,7 @@ class Autoencoder(ABC):
         if height % self.factor or width % self.factor:
             raise UserError(
                 f"images are {height} x {width}; {self.name} makes a latent pixel of {self.factor} x {self.factor}: "
-            "crop or resize them to a multiple"
+                "crop or resize them to a multiple"
             )
 
     @torch.no_grad()

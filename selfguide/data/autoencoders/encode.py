@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from selfguide.data.autoencoders.encoding import EncodedSource, Encoding, gpus
-from shards.write import existing, plan as plans, writer
 from shards.format.manifest import Manifest
+from shards.write import existing, writer
+from shards.write import plan as plans
 
 REQUEST = "request.json"
 

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from selfguide.data.autoencoders.autoencoder import TOP, Autoencoder
 from selfguide.data.autoencoders.load import load_autoencoder
-from selfguide.data.normaliser import Normaliser, sample_posterior, posterior_mean
+from selfguide.data.normaliser import Normaliser, posterior_mean, sample_posterior
 from selfguide.spec.suggest import nearest
-from shards.format import manifest as manifests
 from shards.errors import UserError
+from shards.format import manifest as manifests
 from shards.format.header import Header
 from shards.read.block_bytes import Arrays
 from shards.read.reader import Reader

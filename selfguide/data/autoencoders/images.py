@@ -65,20 +65,16 @@ def check_header(autoencoder: Autoencoder, header: Plain) -> None:
     name = "identity" if header.kind == "image" else header.encoder
     weights = f"give the weights of {name} that made the data"
     if autoencoder.name != name:
-        raise UserError(
-            f"the data's encoder is {name}, not {autoencoder.name}: load that one"
-        )
+        raise UserError(f"the data's encoder is {name}, not {autoencoder.name}: load that one")
     if header.kind == "image":
         return
     if autoencoder.sha256 != header.encoder_sha256:
         raise UserError(
-            f"header encoder_sha256={_short(header.encoder_sha256)}, and the weights of {autoencoder.name} have "
-        f"{_short(autoencoder.sha256)}: {weights}"
+            f"header encoder_sha256={str(header.encoder_sha256)[:12]}, and the weights of {autoencoder.name} have "
+            f"{str(autoencoder.sha256)[:12]}: {weights}"
         )
     if header.content == "moments" and not autoencoder.moments:
-        raise UserError(
-            f"header content='moments', and {name} encodes to samples: {weights}"
-        )
+        raise UserError(f"header content='moments', and {name} encodes to samples: {weights}")
     if header.lengths - {autoencoder.channels}:
         raise UserError(
             f"header scale and shift are for {header.lengths.pop()} channels, and latents of {name} have "
@@ -94,7 +90,7 @@ def _check_statistics(own: Header, header: Header) -> None:
         if not np.allclose(expected, found, rtol=1e-5, atol=1e-8):
             raise UserError(
                 f"header {field}={found}, and latents of {own.encoder} have {field}={expected}: they were not written "
-            "for this autoencoder; write the shards again with its header"
+                "for this autoencoder; write the shards again with its header"
             )
 
 
@@ -105,7 +101,3 @@ def _known(header: Plain, autoencoder: Autoencoder | None) -> Autoencoder:
         )
     check_header(autoencoder, header)
     return autoencoder
-
-
-def _short(sha256: str | None) -> str:
-    return sha256[:12] if sha256 else "None"

@@ -86,9 +86,7 @@ def settings(file: Path, published: dict[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{beside} is not JSON: {error}") from error
     if not isinstance(found, dict) or "block_out_channels" not in found:
-        raise UserError(
-            f"{beside} does not describe an AutoencoderKL"
-        )
+        raise UserError(f"{beside} does not describe an AutoencoderKL")
     return found
 
 

@@ -53,13 +53,9 @@ def load_autoencoder(
             f"autoencoder={name!r} is unknown{nearest(name, KNOWN)}; known: {', '.join(KNOWN)}"
         )
     if name == "identity" and weights is not None:
-        raise UserError(
-            f"weights={weights}: identity has none; leave them out"
-        )
+        raise UserError(f"weights={weights}: identity has none; leave them out")
     if name != "va_vae" and statistics is not None:
-        raise UserError(
-            f"statistics={statistics}: only va_vae takes them; leave them out"
-        )
+        raise UserError(f"statistics={statistics}: only va_vae takes them; leave them out")
     at = torch.device(device)
     if name == "identity":
         return Identity(device=at)
@@ -151,14 +147,10 @@ def read_statistics(file: Path) -> tuple[Tensor, Tensor]:
     """
     found = read_weights(file, str(file))
     if not {"mean", "std"} <= found.keys():
-        raise UserError(
-            f"{file} holds {', '.join(sorted(found))}: give a file of mean and std"
-        )
+        raise UserError(f"{file} holds {', '.join(sorted(found))}: give a file of mean and std")
     mean, std = found["mean"].double().flatten(), found["std"].double().flatten()
     if not (std > 0).all():
-        raise UserError(
-            f"{file} holds std {std.tolist()}: each must be more than 0"
-        )
+        raise UserError(f"{file} holds std {std.tolist()}: each must be more than 0")
     return mean, std
 
 
@@ -168,9 +160,7 @@ def _tiny(weights: str | Path | None, device: torch.device) -> Autoencoder:
     ) as own:
         file = Path(weights).expanduser() if weights is not None else own
         if not file.is_file():
-            raise UserError(
-                f"weights={file}: no such file; fit it with `python -m tools.vae`"
-            )
+            raise UserError(f"weights={file}: no such file; fit it with `python -m tools.vae`")
         net = TinyVAE()
         put(net, read_weights(file, str(file)), str(file))
         sha256 = storage.sha256(str(file))

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfguide.data.autoencoders.encoding import EncodedSource, Encoding
-from shards.format import manifest as manifests
 from shards.errors import UserError
+from shards.format import manifest as manifests
 from shards.read.reader import Reader
 
 Rows = NDArray[np.int64]
@@ -55,9 +55,7 @@ def reencode(
         UserError: latents that do not say how they were encoded, or other images or weights than they name.
     """
     if samples < 1:
-        raise UserError(
-            f"reencode={samples}: give at least 1 sample"
-        )
+        raise UserError(f"reencode={samples}: give at least 1 sample")
     manifest = manifests.load(root)
     made = EncodedSource.of(source, _encoding(root, manifest, weights, statistics), device)
     _belongs(root, manifest, made)
