@@ -37,7 +37,7 @@ class CropFlip:
         return CropFlip(grid=grid, size=size, corner=corner if size != grid else None)
 
     def images(self, x: Tensor, *, mirrored: bool = False) -> Tensor:
-        """Crops and flips x (B, C, *grid) -> (B, C, *size); with `mirrored`, x is mirrored already where it should be."""
+        """Crops and flips x (B, C, *grid) -> (B, C, *size); where `mirrored`, x is flipped already."""
         if x.shape[-2:] != self.grid:
             raise ValueError(f"images of {tuple(x.shape[-2:])} for a crop of {self.grid}")
         return self._move(x, None if mirrored else self.mirrored)
