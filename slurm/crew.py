@@ -12,13 +12,13 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from shards.errors import UserError
-from slurm import hosts
-from slurm.layout import write_config
-from slurm.service import PATIENCE, Record, Say, Service, free_ports
+from slurm import hosts, processes
+from slurm.layout import Record, free_ports, write_config, write_record
 
 PACKAGES = "munge mariadb-server slurm-wlm slurmdbd"
 PROGRAMS = (
@@ -26,6 +26,12 @@ PROGRAMS = (
     *("sacctmgr", "scontrol", "sinfo", "sbatch", "srun", "sacct"),
 )
 SEARCH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
+PATIENCE = 60.0  # seconds for each step; on an idle machine every one takes less than 3
+Say = Callable[[str], None]
+
+
+class StartError(RuntimeError):
+    """A daemon did not come up; the message holds the end of its log."""
 
 
 def missing() -> list[str]:
@@ -33,73 +39,36 @@ def missing() -> list[str]:
     return [program for program in PROGRAMS if not shutil.which(program, path=SEARCH)]
 
 
-def start_all(folder: Service, record: Record, say: Say) -> None:
+def start_all(state: Path, record: Record, say: Say) -> Record:
     """Brings the whole cluster up in an empty folder; the record says what runs.
 
     Raises StartError. What was started until then stays, and stands in the record on disk.
     """
-    state, nodes, began = folder.state, record.facts["nodes"], time.monotonic()
-
-    def done(what: str) -> None:
-        say(f"{time.monotonic() - began:6.2f} s  {what}")
-
-    def serve(program: str, *options: str, name: str = "") -> None:
-        folder.serve(record, name or program, [program_path(program), *options])
-
-    def run(program: str, *options: str, so_that: str) -> None:
-        folder.run(program, [program_path(program), *options])
-        done(so_that)
-
-    def wait(what: str, holds: Callable[[], bool]) -> None:
-        folder.wait(record, what, holds)
-        done(what)
-
-    for name in ("controller", "database", "tmp", "log", *(f"spool/{node}" for node in nodes)):
-        (state / name).mkdir(parents=True)
+    for folder in ("controller", "database", "tmp", "log", *(f"spool/{n}" for n in record.nodes)):
+        (state / folder).mkdir(parents=True)
     (state / "munge.key").touch(mode=0o600)
     (state / "munge.key").write_bytes(secrets.token_bytes(128))
-    with free_ports(2 + len(nodes)) as ports:
+    with free_ports(2 + len(record.nodes)) as ports:
         controller, accounting, *_ = ports
-        write_config(folder, nodes, record.facts["gpus"], ports)
-        serve("munged", *_munged(state))
-        wait("munged answers", lambda: _accepts(state / "munge.socket"))
-        run(
-            "mariadb-install-db",
-            f"--defaults-file={state}/mariadb.cnf",
-            "--skip-test-db",
-            "--auth-root-authentication-method=socket",
-            f"--auth-root-socket-user={pwd.getpwuid(os.geteuid()).pw_name}",
-            so_that="the accounting database is made",
+        crew = _Crew(state, replace(record, ports=ports), say)
+        write_config(state, crew.record)
+        crew.start("munged", *_munged(state))
+        crew.wait("munged answers", lambda: _accepts(state / "munge.socket"))
+        crew.make_database()
+        crew.start("mariadbd", f"--defaults-file={state}/mariadb.cnf")
+        crew.wait("mariadbd answers", lambda: _accepts(state / "mariadb.socket"))
+        crew.start("slurmdbd", "-D")
+        crew.wait("slurmdbd answers", lambda: _accepts(accounting))
+        crew.call(
+            "sacctmgr", "-i", "add", "cluster", "devcluster", done="accounting knows the cluster"
         )
-        serve("mariadbd", f"--defaults-file={state}/mariadb.cnf")
-        wait("mariadbd answers", lambda: _accepts(state / "mariadb.socket"))
-        serve("slurmdbd", "-D")
-        wait("slurmdbd answers", lambda: _accepts(accounting))
-        cluster = ("-i", "add", "cluster", "devcluster")
-        run("sacctmgr", *cluster, so_that="accounting knows the cluster")
-        serve("slurmctld", "-D", "-f", f"{state}/slurm.conf")
-        wait("slurmctld answers", lambda: _accepts(controller))
-        for name in nodes:
-            serve("slurmd", "-D", "-N", name, "-f", f"{state}/slurm.conf", name=name)
-        _names(folder, nodes, say)
-        idle = dict.fromkeys(nodes, "idle")
-        wait(
-            "every node is idle",
-            lambda: node_states(state / "slurm.conf", timeout=PATIENCE) == idle,
-        )
-
-
-def environment(state: Path) -> dict[str, str]:
-    """Returns the variables of every daemon of the cluster."""
-    variables = {
-        "PATH": SEARCH,
-        "LANG": "C.UTF-8",
-        "SLURM_CONF": f"{state}/slurm.conf",
-        "MYSQL_UNIX_PORT": f"{state}/mariadb.socket",
-    }
-    if zone := os.environ.get("TZ"):  # or sacct's times would differ from the user's
-        variables["TZ"] = zone
-    return variables
+        crew.start("slurmctld", "-D", "-f", f"{state}/slurm.conf")
+        crew.wait("slurmctld answers", lambda: _accepts(controller))
+        for name in record.nodes:
+            crew.start("slurmd", "-D", "-N", name, "-f", f"{state}/slurm.conf", called=name)
+        crew.publish_names()
+        crew.wait("every node is idle", crew.all_idle)
+    return crew.record
 
 
 def node_states(conf: Path, *, timeout: float) -> dict[str, str]:
@@ -137,20 +106,92 @@ def program_path(name: str) -> str:
     return path
 
 
-def _names(folder: Service, nodes: Sequence[str], say: Say) -> None:
-    # Always our own block, even where the names resolve: they may be another cluster's, and
-    # go away with it. Slurm's commands also look up the machine itself.
-    here = socket.gethostname()
-    names = [*nodes, *([] if resolves(here) else [here])]
-    try:
-        hosts.add(folder.state, names)
-    except OSError as error:
-        unknown = [name for name in names if not resolves(name)]
-        if unknown:
-            say(
-                f"note: {hosts.HOSTS} cannot be written ({error.strerror}; it takes root), so "
-                f"{', '.join(unknown)} will not resolve. Slurm does not need that, a job may."
-            )
+class _Crew:
+    """The daemons started so far; each stands in the record on disk as soon as it runs."""
+
+    def __init__(self, state: Path, record: Record, say: Say) -> None:
+        self.state, self.record, self.say = state, record, say
+        self.began = time.monotonic()
+        self.env = {
+            "PATH": SEARCH,
+            "LANG": "C.UTF-8",
+            "SLURM_CONF": f"{state}/slurm.conf",
+            "MYSQL_UNIX_PORT": f"{state}/mariadb.socket",
+        }
+        if zone := os.environ.get("TZ"):  # or sacct's times would differ from the user's
+            self.env["TZ"] = zone
+
+    def start(self, program: str, *options: str, called: str = "") -> None:
+        name = called or program
+        try:
+            found = processes.start([program_path(program), *options], self.env, self._log(name))
+        except ChildProcessError as error:
+            raise StartError(f"{name}: {error}\n{_tail(self._log(name))}") from error
+        daemons = {**self.record.daemons, name: (found.pid, found.started)}
+        self.record = replace(self.record, daemons=daemons)
+        write_record(self.state, self.record)
+
+    def wait(self, what: str, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not holds():
+            for name, at in self.record.daemons.items():
+                if not processes.alive(*at):
+                    raise StartError(f"{name} ended while it started.\n{_tail(self._log(name))}")
+            if time.monotonic() > deadline:
+                newest = self._log(list(self.record.daemons)[-1])
+                raise StartError(f"not within {PATIENCE:.0f} s: {what}.\n{_tail(newest)}")
+            time.sleep(0.02)
+        self._done(what)
+
+    def call(self, program: str, *options: str, done: str) -> None:
+        output = self._log(program)
+        with output.open("w") as file:
+            code = subprocess.run(
+                [program_path(program), *options],
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                timeout=PATIENCE,
+            ).returncode
+        if code:
+            raise StartError(f"{program} ended with {code}.\n{_tail(output)}")
+        self._done(done)
+
+    def make_database(self) -> None:
+        self.call(
+            "mariadb-install-db",
+            f"--defaults-file={self.state}/mariadb.cnf",
+            "--skip-test-db",
+            "--auth-root-authentication-method=socket",
+            f"--auth-root-socket-user={pwd.getpwuid(os.geteuid()).pw_name}",
+            done="the accounting database is made",
+        )
+
+    def publish_names(self) -> None:
+        # Always our own block, even where the names resolve: they may be another cluster's, and
+        # go away with it. Slurm's commands also look up the machine itself.
+        here = socket.gethostname()
+        names = [*self.record.nodes, *([] if resolves(here) else [here])]
+        try:
+            hosts.add(self.state, names)
+        except OSError as error:
+            unknown = [name for name in names if not resolves(name)]
+            if unknown:
+                self.say(
+                    f"note: {hosts.HOSTS} cannot be written ({error.strerror}; it takes root), so "
+                    f"{', '.join(unknown)} will not resolve. Slurm does not need that, a job may."
+                )
+
+    def all_idle(self) -> bool:
+        states = node_states(self.state / "slurm.conf", timeout=PATIENCE)
+        return states == dict.fromkeys(self.record.nodes, "idle")
+
+    def _log(self, name: str) -> Path:
+        return self.state / "log" / f"{name}.out"
+
+    def _done(self, what: str) -> None:
+        self.say(f"{time.monotonic() - self.began:6.2f} s  {what}")
 
 
 def _munged(state: Path) -> list[str]:
@@ -166,3 +207,7 @@ def _accepts(where: int | Path) -> bool:
     with socket.socket(family) as probe:
         address = ("127.0.0.1", where) if isinstance(where, int) else str(where)
         return probe.connect_ex(address) == 0
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])

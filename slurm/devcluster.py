@@ -11,17 +11,30 @@ and another cluster of ours, and `down` leaves no trace, also after a crash half
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
-from dataclasses import dataclass
-from importlib import resources
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.errors import UserError
 from slurm import hosts, processes
-from slurm.crew import PACKAGES, environment, missing, node_states, resolves, start_all
-from slurm.layout import GPU_FILES, LONGEST_FOLDER, PARTITION
-from slurm.service import Record, Say, Service, StartError, boot_id
+from slurm.crew import PACKAGES, Say, StartError, missing, node_states, resolves, start_all
+from slurm.layout import (
+    GPU_FILES,
+    LONGEST_FOLDER,
+    PARTITION,
+    RECORD,
+    RECORD_DRAFT,
+    Record,
+    boot_id,
+    default_state,
+    read_record,
+    write_record,
+)
 
 __all__ = ["Cluster", "Say", "StartError", "Status", "down", "find", "status", "up"]
 
@@ -60,9 +73,13 @@ def find(state: Path | None = None) -> Cluster | None:
 
     A cluster that lost its accounting or some of its nodes is still found; `status` tells.
     """
-    folder = service(state)
-    record = folder.read()
-    return _cluster(folder, record) if record is not None and record.alive(*VITAL) else None
+    state = _folder(state)
+    record = read_record(state)
+    if record is None or not record.ready or record.boot != boot_id():
+        return None
+    if not all(processes.alive(*record.daemons[name]) for name in VITAL):
+        return None
+    return _cluster(state, record)
 
 
 def up(
@@ -74,10 +91,9 @@ def up(
     installed, a folder that holds other things, a live cluster of another shape), StartError with
     the end of the log when a daemon fails. After any error nothing is left behind.
     """
-    folder = service(state)
-    state = folder.state
+    state = _folder(state)
     _check(state, nodes, gpus)
-    with folder.claim(say) as made:
+    with _locked(state, say) as made:
         if cluster := find(state):
             if (len(cluster.nodes), cluster.gpus) != (nodes, gpus):
                 raise UserError(
@@ -88,18 +104,17 @@ def up(
             return cluster
         if _left(state):
             say("clearing what is left of a cluster that ended badly")
-            made += _clear(folder)
-        names = [f"devnode{number}" for number in range(1, nodes + 1)]
-        record = Record(format=folder.format, facts={"nodes": names, "gpus": gpus}, made=made)
-        folder.write(record)
+            made += _clear(state)
+        names = tuple(f"devnode{number}" for number in range(1, nodes + 1))
+        record = Record(nodes=names, gpus=gpus, boot=boot_id(), made=made)
+        write_record(state, record)
         try:
-            start_all(folder, record, say)
-            record.ready = True
-            folder.write(record)
+            record = replace(start_all(state, record, say), ready=True)
+            write_record(state, record)
         except BaseException:  # also Ctrl-C: half a cluster is of use to nobody
-            folder.remove(_clear(folder))
+            _remove(state, _clear(state))
             raise
-        return _cluster(folder, record)
+        return _cluster(state, record)
 
 
 def down(state: Path | None = None, *, say: Say = lambda line: None) -> None:
@@ -108,54 +123,43 @@ def down(state: Path | None = None, *, say: Say = lambda line: None) -> None:
     Jobs that run end with it. UserError when called from inside one of them, or when the folder
     holds something else.
     """
-    folder = service(state)
-    state = folder.state
+    state = _folder(state)
     inside = os.environ.get("SLURM_CONF") == str(state / "slurm.conf")
     if inside and "SLURMD_NODENAME" in os.environ:
         raise UserError(f"state={state}: this is a job of that cluster; run it from outside")
-    with folder.claim(say) as made:
+    with _locked(state, say) as made:
         there = _left(state)
-        folder.remove(made + _clear(folder))
+        _remove(state, made + _clear(state))
     say(f"down: nothing is left of {state}" if there else f"nothing to take down in {state}")
 
 
 def status(state: Path | None = None) -> Status:
     """Looks at the processes and, where the controller lives, asks Slurm itself (up to 10 s)."""
-    folder = service(state)
-    state, record = folder.state, folder.read()
+    state = _folder(state)
+    record = read_record(state)
     if record is None:
         word = "degraded" if processes.members(state) or hosts.present(state) else "down"
         return Status(state=state, word=word, daemons={}, nodes={}, names_resolve=False)
     same_boot = record.boot == boot_id()
-    daemons = {name: same_boot and processes.alive(*at) for name, at in record.servers.items()}
+    daemons = {name: same_boot and processes.alive(*at) for name, at in record.daemons.items()}
     nodes = node_states(state / "slurm.conf", timeout=10) if find(state) else {}
-    well = record.ready and all(daemons.values()) and set(nodes) == set(record.facts["nodes"])
+    well = record.ready and all(daemons.values()) and set(nodes) == set(record.nodes)
     well = well and not any(re.search(r"down|drain|fail|unk|\*", word) for word in nodes.values())
     return Status(
         state=state,
         word="up" if well else "degraded",
         daemons=daemons,
         nodes=nodes,
-        names_resolve=all(resolves(name) for name in record.facts["nodes"]),
+        names_resolve=all(resolves(name) for name in record.nodes),
     )
 
 
-def service(state: Path | None) -> Service:
-    """Returns the folder of a cluster: $SELFGUIDE_DEVCLUSTER, else one of the user's own, where `state` is None."""
-    state = Service.folder(state, "SELFGUIDE_DEVCLUSTER", "devcluster")
-    return Service(
-        state=state,
-        file="cluster.json",
-        format="selfguide devcluster 2",
-        templates=resources.files("slurm") / "templates",
-        environment=environment(state),
-    )
+def _cluster(state: Path, record: Record) -> Cluster:
+    return Cluster(state=state, conf=state / "slurm.conf", nodes=record.nodes, gpus=record.gpus)
 
 
-def _cluster(folder: Service, record: Record) -> Cluster:
-    state, facts = folder.state, record.facts
-    conf = state / "slurm.conf"
-    return Cluster(state=state, conf=conf, nodes=tuple(facts["nodes"]), gpus=facts["gpus"])
+def _folder(state: Path | None) -> Path:
+    return default_state() if state is None else Path(state).expanduser().resolve()
 
 
 def _check(state: Path, nodes: int, gpus: int) -> None:
@@ -180,6 +184,46 @@ def _check(state: Path, nodes: int, gpus: int) -> None:
         )
 
 
+@contextmanager
+def _locked(state: Path, say: Say) -> Iterator[tuple[str, ...]]:
+    """One command at a time on a folder. Makes the folder; yields the parents it had to make.
+
+    The lock is on the folder itself, so it leaves no file, and goes with its holder. Who waited
+    may hold the lock on a folder that was removed meanwhile: then it begins anew.
+    """
+    made: tuple[str, ...] = ()
+    while True:
+        made += _make(state)
+        handle = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say("another command is at work on this cluster: waiting for it")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if state.exists() and state.stat().st_ino == os.fstat(handle).st_ino:
+                yield made
+                return
+        finally:
+            os.close(handle)
+
+
+def _make(state: Path) -> tuple[str, ...]:
+    absent = tuple(str(parent) for parent in state.parents if not parent.exists())
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        foreign = {entry.name for entry in state.iterdir()}
+    except OSError as error:
+        raise UserError(
+            f"state={state}: {error.strerror}; name another folder with --state"
+        ) from error
+    if foreign and not foreign & {RECORD, RECORD_DRAFT}:
+        raise UserError(
+            f"state={state}: holds other files, and `down` would delete them; name another"
+        )
+    return absent
+
+
 def _left(state: Path) -> bool:
     """Whether anything of a cluster is here: files, processes or names."""
     return (
@@ -189,13 +233,26 @@ def _left(state: Path) -> bool:
     )
 
 
-def _clear(folder: Service) -> list[str]:
+def _clear(state: Path) -> tuple[str, ...]:
     """Empties the folder, which stays because the lock is on it; returns the parents it once made.
 
-    Processes go first, as they would write into the folder.
+    Processes go first, as they would write into the folder, and the record last: without it nobody
+    would know the folder as ours.
     """
-    record = folder.read()
-    processes.end(lambda: processes.members(folder.state))
-    hosts.remove(folder.state)
-    folder.empty()
-    return record.made if record else []
+    record = read_record(state)
+    processes.end(state)
+    hosts.remove(state)
+    for entry in sorted(state.iterdir(), key=lambda entry: entry.name == RECORD):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    return record.made if record else ()
+
+
+def _remove(state: Path, made: tuple[str, ...]) -> None:
+    """Removes the folder, and the parents that the cluster had made unless others use them."""
+    state.rmdir()
+    for parent in sorted(set(made), key=len, reverse=True):
+        with suppress(OSError):  # not empty, or gone
+            Path(parent).rmdir()

@@ -7,10 +7,9 @@ its block, and both say 127.0.0.1.
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from shards.lock import lock
 
 HOSTS = Path("/etc/hosts")
 
@@ -53,7 +52,8 @@ def _without(text: str, state: Path) -> str:
 def _rewrite(hosts: Path, change: Callable[[str], str]) -> None:
     # In place and not by rename: in a container /etc/hosts is a mount point, which cannot be
     # replaced. The lock is on the file itself, so that it leaves nothing behind.
-    with lock(hosts, create=False), hosts.open("r+") as file:
+    with hosts.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         text = change(file.read())
         file.seek(0)
         file.write(text)

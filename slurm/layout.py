@@ -1,30 +1,128 @@
-"""The cluster's config files: what each node claims to have, and which port is whose."""
+"""Where a cluster keeps what: its folder, the record of what was started, its ports and config files.
+
+The record is written before the first process starts and again after each, so that a crash at any
+moment leaves enough for `down` to find everything.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
+import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
 
-from slurm.service import Service
+from shards.errors import UserError
 
+MARK = "selfguide devcluster 1"
 PARTITION = "main"
+RECORD, RECORD_DRAFT = "cluster.json", ".cluster.json.draft"
 CORES, MEMORY_MB = 4, 8000  # what each node claims to have; the nodes share the machine
 # Devices of every Linux machine that stand in for GPUs.
 GPU_FILES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
 LONGEST_FOLDER = 60  # + spool/devnode16/devnode16_1234567.4294967294 must fit a socket's 107 bytes
+PORTS = (20000, 32000)  # below the range from which Linux draws the ports of outgoing connections
 
 
-def write_config(folder: Service, names: Sequence[str], gpus: int, ports: Sequence[int]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What cluster.json holds. `daemons` maps a name to [pid, start time in ticks]."""
+
+    nodes: tuple[str, ...]
+    gpus: int
+    boot: str = ""
+    ports: tuple[int, ...] = ()
+    daemons: dict[str, tuple[int, int]] = field(default_factory=dict)
+    made: tuple[str, ...] = ()  # parent folders that did not exist before
+    ready: bool = False
+
+
+def default_state() -> Path:
+    """$SELFGUIDE_DEVCLUSTER, else the user's state folder."""
+    if chosen := os.environ.get("SELFGUIDE_DEVCLUSTER"):
+        return Path(chosen).expanduser().resolve()
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return (Path(base).expanduser() / "selfguide" / "devcluster").resolve()
+
+
+def boot_id() -> str:
+    """Start times count from the boot, so a process number means something only within one."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def write_record(state: Path, record: Record) -> None:
+    draft = state / RECORD_DRAFT
+    draft.write_text(json.dumps({"format": MARK, **asdict(record)}, indent=1))
+    draft.replace(state / RECORD)
+
+
+def read_record(state: Path) -> Record | None:
+    """The record of the cluster in this folder, or None when it holds none."""
+    try:
+        found: dict[str, Any] = json.loads((state / RECORD).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError as error:
+        raise UserError(f"state={state}: this folder is another user's; choose your own") from error
+    except ValueError as error:
+        raise UserError(
+            f"state={state}: {RECORD} is not readable ({error}); remove the folder"
+        ) from error
+    if found.pop("format", None) != MARK:
+        raise UserError(f"state={state}: {RECORD} is of another version; remove the folder")
+    return Record(
+        nodes=tuple(found["nodes"]),
+        gpus=found["gpus"],
+        boot=found["boot"],
+        ports=tuple(found["ports"]),
+        daemons={name: (pid, started) for name, (pid, started) in found["daemons"].items()},
+        made=tuple(found["made"]),
+        ready=found["ready"],
+    )
+
+
+@contextmanager
+def free_ports(count: int) -> Iterator[tuple[int, ...]]:
+    """Ports that nobody else takes until the block ends.
+
+    We stay bound to them without listening. Linux lets the daemons, which ask for SO_REUSEADDR,
+    listen beside us, and refuses everyone who looks for a free port as we do.
+    """
+    with ExitStack() as stack:
+        ports: list[int] = []
+        for port in random.sample(range(*PORTS), 2000):
+            if len(ports) == count:
+                break
+            taken = socket.socket()
+            try:
+                taken.bind(("", port))
+            except OSError:  # in use: try another
+                taken.close()
+                continue
+            stack.enter_context(taken)
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            ports.append(port)
+        if len(ports) < count:
+            raise OSError(f"no {count} free TCP ports between {PORTS[0]} and {PORTS[1]}")
+        yield tuple(ports)
+
+
+def write_config(state: Path, record: Record) -> None:
     """Fills the templates. The ports are the controller's, the accounting's, then one per node."""
-    controller, accounting, *of_nodes = ports
+    controller, accounting, *of_nodes = record.ports
     shape = f"CPUs={CORES} Boards=1 SocketsPerBoard=1 CoresPerSocket={CORES} ThreadsPerCore=1"
-    gres = f" Gres=gpu:{gpus}" if gpus else ""
-    files = ",".join(GPU_FILES[:gpus])
+    gres = f" Gres=gpu:{record.gpus}" if record.gpus else ""
+    files = ",".join(GPU_FILES[: record.gpus])
     host, user = socket.gethostname().split(".")[0], pwd.getpwuid(os.geteuid()).pw_name
     values = {
-        "state": folder.state,
+        "state": str(state),
         "user": user,
         "host": host,
         "controller_port": controller,
@@ -33,11 +131,14 @@ def write_config(folder: Service, names: Sequence[str], gpus: int, ports: Sequen
         "node_lines": "\n".join(
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {shape} "
             f"RealMemory={MEMORY_MB}{gres} State=UNKNOWN"
-            for name, port in zip(names, of_nodes, strict=True)
+            for name, port in zip(record.nodes, of_nodes, strict=True)
         ),
-        "gres_line": f"NodeName={','.join(names)} Name=gpu File={files}" if files else "",
+        "gres_line": f"NodeName={','.join(record.nodes)} Name=gpu File={files}" if files else "",
         # MariaDB refuses to run as root unless told to; for anyone else the line is an error.
         "account": "user=root" if os.geteuid() == 0 else "",
     }
+    templates = resources.files("slurm") / "templates"
     for name in ("slurm.conf", "slurmdbd.conf", "gres.conf", "mariadb.cnf"):
-        folder.fill(name, **values)
+        path = state / name
+        path.touch(mode=0o600)  # slurmdbd insists on it
+        path.write_text(Template((templates / name).read_text()).substitute(values))

@@ -12,11 +12,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-from shards.wait import wait_until
 
 DAEMONS = ("munged", "mariadb", "slurm")  # how the names of the cluster's own programs begin
 BATCH_SCRIPT = "slurm_script"  # the user's, although its name begins like ours
@@ -90,53 +87,49 @@ def start(argv: list[str], env: dict[str, str], output: Path) -> Process:
 
 def members(state: Path) -> list[Process]:
     """Every live process of the cluster in this folder: its daemons, job steps and their tasks."""
-    known = {process.pid: process for process in table()}
-    family = {pid for pid, process in known.items() if _belongs(process, state)}
+    table = {process.pid: process for process in _table()}
+    family = {pid for pid, process in table.items() if _belongs(process, state)}
     while True:
         # A step leads a session that no shell of a user shares; a task may have lost its parent.
-        sessions = {known[pid].session for pid in family if known[pid].name == "slurmstepd"}
+        sessions = {table[pid].session for pid in family if table[pid].name == "slurmstepd"}
         grown = family | {
             process.pid
-            for process in known.values()
+            for process in table.values()
             if process.parent in family or process.session in sessions
         }
         if grown == family:
             break
         family = grown
-    return [known[pid] for pid in sorted(family - {os.getpid()})]
+    return [table[pid] for pid in sorted(family - {os.getpid()})]
 
 
-def end(
-    members: Callable[[], list[Process]], *, grace: float = 2.0, patience: float = 20.0
-) -> list[int]:
-    """Ends every member, looked for again until there is none, and returns their numbers.
+def end(state: Path, *, grace: float = 2.0, patience: float = 20.0) -> list[int]:
+    """Ends every member and returns their numbers. Daemons are killed; tasks are first asked.
 
-    Daemons of Slurm are killed at once, or the controller would start a job anew while we end its tasks; all others are
-    first asked, and killed `grace` seconds later.
-
-    Raises:
-        TimeoutError: some are still there after `patience` seconds.
+    Daemons go at once, or the controller would start a job anew while we end its tasks. `grace` is
+    what a task gets between SIGTERM and SIGKILL; after `patience` seconds in all TimeoutError.
     """
-    asked: dict[Process, float] = {}
-
-    def none_left() -> bool:
-        family = members()
+    began = time.monotonic()
+    asked: dict[tuple[int, int], float] = {}
+    ended: set[int] = set()
+    while family := members(state):
         for process in family:
-            now = time.monotonic()
-            if process.daemon or now - asked.get(process, now) > grace:
+            key = (process.pid, process.started)
+            since = asked.get(key)
+            if process.daemon or (since is not None and time.monotonic() - since > grace):
                 _signal(process, signal.SIGKILL)
-            elif process not in asked:
+            elif since is None:
+                asked[key] = time.monotonic()
                 _signal(process, signal.SIGTERM)
                 _signal(process, signal.SIGCONT)
-            asked.setdefault(process, now)
-        for process in asked:
-            bury(process.pid)
-        return not family
-
-    if not wait_until(none_left, timeout_s=patience, poll_s=0.02):
-        names = ", ".join(f"{process.name} ({process.pid})" for process in members())
-        raise TimeoutError(f"these processes do not end, even when killed: {names}")
-    return sorted(process.pid for process in asked)
+            ended.add(process.pid)
+        if time.monotonic() - began > patience:
+            names = ", ".join(f"{process.name} ({process.pid})" for process in family)
+            raise TimeoutError(f"these processes do not end, even when killed: {names}")
+        time.sleep(0.02)
+        for pid in ended:
+            bury(pid)
+    return sorted(ended)
 
 
 def bury(pid: int) -> None:
@@ -151,27 +144,25 @@ def _signal(process: Process, number: signal.Signals) -> None:
             os.kill(process.pid, number)
 
 
-def table() -> list[Process]:
-    """Every live process of this machine."""
+def _table() -> list[Process]:
     found = (look(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return [process for process in found if process is not None]
 
 
 def _belongs(process: Process, state: Path) -> bool:
     folder = f"{state}/".encode()
-    if process.daemon and folder in read(process.pid, "cmdline"):
+    if process.daemon and folder in _read(process.pid, "cmdline"):
         return True
     if process.daemon and any(file.startswith(folder) for file in _open_files(process.pid)):
         return True
     # A user's shell may well export SLURM_CONF; only what a node started also has a node's name.
-    environment = read(process.pid, "environ").split(b"\0")
+    environment = _read(process.pid, "environ").split(b"\0")
     return b"SLURM_CONF=" + folder + b"slurm.conf" in environment and any(
         item.startswith(b"SLURMD_NODENAME=") for item in environment
     )
 
 
-def read(pid: int, file: str) -> bytes:
-    """Returns a file of /proc about a process; nothing where it may not be read."""
+def _read(pid: int, file: str) -> bytes:
     try:
         return Path(f"/proc/{pid}/{file}").read_bytes()
     except OSError:  # ended meanwhile, or another user's: either way not ours to end
@@ -184,6 +175,6 @@ def _open_files(pid: int) -> list[bytes]:
         for entry in os.scandir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):  # closed meanwhile
                 files.append(os.fsencode(os.readlink(entry.path)))  # noqa: PTH115 (bytes, quick)
-    except OSError:  # as in `read`
+    except OSError:  # as in _read
         return []
     return files

@@ -6,6 +6,7 @@ compare with.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -14,8 +15,6 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-
-from shards.lock import lock
 
 MARK = "installed"
 
@@ -47,7 +46,8 @@ def install(
     home = folder(name, requirements)
     python = home / "bin" / "python"
     home.parent.mkdir(parents=True, exist_ok=True)
-    with lock(home.parent / f".{home.name}.lock"):
+    with (home.parent / f".{home.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if (home / MARK).exists():
             return python
         say(f"installing {name} into {home}")

@@ -19,9 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import UserError
-from slurm import hosts, processes
-from slurm.devcluster import Cluster, down, find, service, status, up
-from slurm.service import Record, free_ports
+from slurm import hosts, layout, processes
+from slurm.devcluster import Cluster, down, find, status, up
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
@@ -71,8 +70,8 @@ def listeners(ports: tuple[int, ...]) -> list[int]:
     return [port for port in ports if answers(port)]
 
 
-def recorded(state: Path) -> Record:
-    record = service(state).read()
+def recorded(state: Path) -> layout.Record:
+    record = layout.read_record(state)
     assert record is not None
     return record
 
@@ -204,7 +203,7 @@ def test_the_wreck_of_a_killed_up_is_replaced_and_that_of_a_lost_controller_goes
     upping = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         until(
-            lambda: (state / "cluster.json").exists() and "mariadbd" in recorded(state).servers,
+            lambda: (state / "cluster.json").exists() and "mariadbd" in recorded(state).daemons,
             "mariadbd is started",
         )
     finally:
@@ -215,14 +214,14 @@ def test_the_wreck_of_a_killed_up_is_replaced_and_that_of_a_lost_controller_goes
 
     fresh = up(state, nodes=1)
     assert ask(fresh, "srun", "echo", "here") == "here\n"
-    assert not any(processes.alive(*at) for at in wreck.servers.values())
+    assert not any(processes.alive(*at) for at in wreck.daemons.values())
 
     record = recorded(state)
-    os.kill(record.servers["devnode1"][0], signal.SIGKILL)
+    os.kill(record.daemons["devnode1"][0], signal.SIGKILL)
     until(lambda: not status(state).daemons["devnode1"], "the node is gone")
     assert status(state).word == "degraded"
     assert find(state) is not None, "a lost node does not make the cluster unreachable"
-    os.kill(record.servers["slurmctld"][0], signal.SIGKILL)
+    os.kill(record.daemons["slurmctld"][0], signal.SIGKILL)
     until(lambda: find(state) is None, "the controller is gone")
     assert status(state).word == "degraded"
     assert traces(state)
@@ -303,7 +302,7 @@ def test_install_has_nothing_to_do_where_all_is_installed(devcluster: Cluster) -
 
 
 def test_ports_stay_ours_while_held_and_a_daemon_may_listen_on_them() -> None:
-    with free_ports(8) as ports, free_ports(8) as others:
+    with layout.free_ports(8) as ports, layout.free_ports(8) as others:
         assert len({*ports, *others}) == 16
         with socket.socket() as foreign, pytest.raises(OSError, match="in use"):
             foreign.bind(("", ports[0]))

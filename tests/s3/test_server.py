@@ -15,7 +15,8 @@ from shards.errors import UserError
 from tools.s3 import __main__ as command
 from tools.s3 import rgw
 from tools.s3 import server as servers
-from tools.s3.server import Server, StartError, down, find, up
+from tools.s3.folder import StartError
+from tools.s3.server import Server, down, find, up
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -24,12 +25,12 @@ pytestmark = pytest.mark.timeout(180)
 def state(server: Server, tmp_path: Path) -> Iterator[Path]:
     """A folder for a second store; the first one shows that this machine can have one."""
     yield tmp_path / "deep" / "store"
-    if (tmp_path / "deep" / "store" / "s3.json").exists():
+    if (tmp_path / "deep" / "store" / servers.RECORD).exists():
         down(tmp_path / "deep" / "store")
 
 
 def _alive(state: Path) -> int:
-    return len(servers.members(state))
+    return len(servers._members(state))
 
 
 def test_up_twice_is_once_and_down_leaves_nothing(
@@ -65,7 +66,7 @@ def test_up_twice_is_once_and_down_leaves_nothing(
 
 def test_after_a_crash_up_begins_anew(state: Path, server: Server) -> None:
     first = up(state, store=server.store)
-    os.kill(servers.members(state)[0].pid, signal.SIGKILL)
+    os.kill(servers._members(state)[0].pid, signal.SIGKILL)
     while find(state):
         pass
     second = up(state, store=server.store)
@@ -91,7 +92,7 @@ def test_a_folder_with_other_things_and_one_without_attributes_are_refused(
     monkeypatch.setattr(os, "setxattr", refuse)
     with pytest.raises(UserError, match=r"keeps no extended attributes .* ext4 or xfs"):
         up(state)
-    assert not state.exists()
+    assert list(state.iterdir()) == []
 
 
 def test_a_start_that_fails_says_why_and_leaves_nothing(
@@ -103,7 +104,7 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(
         why = "proxy ended while it started"
     else:
         monkeypatch.setattr(rgw, "_ENTITIES", {"mon.": ("mon",)})  # nobody may give it orders
-        why = "osd-new ended with 1"
+        why = "osd-new: left with 1"
     with pytest.raises(StartError, match=why):
         up(state, store=server.store)
-    assert not state.exists() and _alive(state) == 0
+    assert list(state.iterdir()) == [] and _alive(state) == 0

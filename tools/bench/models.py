@@ -1,4 +1,4 @@
-"""What a backbone costs: ms per image forward, and forward and backward, ours eager and compiled, to a library's."""
+"""What a backbone costs: ms per image forward, and forward and backward, ours eager and compiled, to a plain form."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from torch import Tensor, nn
 from selfguide.diffusion.conditions import Condition
 from selfguide.models import assemble
 from selfguide.models.backbone import Backbone
+from selfguide.models.dit import DiT
 from selfguide.models.execution import configure_execution
+from selfguide.models.unet import UNet
+from selfguide.models.uvit import UViT
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import EngineConfig
 from selfguide.spec.sizes import override, row
 from shards import cli
 from tools.bench.harness import Row, Variant, measure
-from tools.bench.networks import rival
+from tools.bench.plain import PlainDiT, PlainUViT
+from tools.bench.plain_unet import PlainUNet
 
-TITLE = "models: ms per image, a library's network of the same shape against ours"
+TITLE = "models: ms per image, plain form against ours"
+
+PLAIN: dict[type[Backbone], type[nn.Module]] = {DiT: PlainDiT, UViT: PlainUViT, UNet: PlainUNet}
 
 # LightningDiT is published as B and XL: its parts at DiT-S's width stand in for an S
 SMALL: dict[str, Architecture] = {
@@ -45,12 +51,21 @@ def suite(repeats: int, sizes: str = "s") -> list[Row]:
     for name, net in SIZES[sizes].items():
         millions = net.parameters() / 1e6
         cli.console(stderr=True).print(f"  {name}, {millions:.1f} M parameters ...", style="dim")
-        ours = assemble(net).to(device, dtype)
+        ours = awake(assemble(net)).to(device, dtype)
         for what, variants in _variants(ours, batch):
             named = [Variant(f"{name} {what}: {v.name}", v.run) for v in variants]
             fence = torch.cuda.synchronize if cuda else lambda: None
             rows += measure(named, repeats=repeats, fence=fence, units=batch)
     return rows
+
+
+def awake(net: Backbone) -> Backbone:
+    """No weight at its initial zero, which would hide a wrong number behind it and slow nothing down."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        with torch.no_grad():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return net
 
 
 def _variants(ours: Backbone, batch: int) -> Iterator[tuple[str, list[Variant]]]:
@@ -60,14 +75,11 @@ def _variants(ours: Backbone, batch: int) -> Iterator[tuple[str, list[Variant]]]
     tau = torch.rand(batch, device=device)
     ids = torch.arange(batch, device=device) % net.classes if net.classes else None
     condition = Condition.unconditional(batch, device) if ids is None else Condition.of(id=ids)
+    by_hand = PLAIN[type(ours)](ours).to(device, weight.dtype)
     compiled = copy.deepcopy(ours)
     configure_execution(compiled, EngineConfig(compile=True), device)
-    forwards: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {}
-    if found := rival(net):
-        name, theirs, forward = found
-        theirs.to(device, weight.dtype)
-        forwards[name] = theirs, lambda: forward(x, tau, ids)
-    forwards |= {
+    forwards: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
+        "plain": (by_hand, lambda: by_hand(x, tau, ids)),
         "ours": (ours, lambda: ours(x, tau, condition)),
         "ours, compiled": (compiled, lambda: compiled(x, tau, condition)),
     }

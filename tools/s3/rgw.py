@@ -11,7 +11,7 @@ import uuid
 from importlib import resources
 from pathlib import Path
 
-from slurm.service import Record, Say, Service
+from tools.s3.folder import Say, StoreFolder
 from tools.s3.install import InstallError
 
 TITLE = "Ceph's gateway"
@@ -33,14 +33,14 @@ def prepare(state: Path, say: Say) -> Path:
     return _BIN
 
 
-def start(folder: Service, record: Record, programs: Path) -> None:
+def start(folder: StoreFolder, programs: Path) -> None:
     """Starts monitor, OSD and gateway, and makes one user with all keys."""
     for name in ("mon", "osd", "run"):
         (folder.state / name).mkdir()
     keyring = folder.state / "keyring"
     keyring.touch(mode=0o600)
     cluster, disk = str(uuid.uuid4()), str(uuid.uuid4())
-    values = {f"{name}_port": port for name, port in record.facts["ports"].items()}
+    values = {f"{name}_port": port for name, port in folder.ports.items()}
     config = folder.fill("ceph.conf", state=folder.state, cluster=cluster, **values)
 
     def command(program: str, *arguments: str) -> list[str]:
@@ -51,20 +51,20 @@ def start(folder: Service, record: Record, programs: Path) -> None:
         tool = [str(programs / "ceph-authtool"), str(keyring), "--gen-key", "-n", name, *allowed]
         folder.run("keys", tool)
     monmap = str(folder.state / "monmap")
-    at = f"[v1:127.0.0.1:{record.facts['ports']['mon']}]"
+    at = f"[v1:127.0.0.1:{folder.ports['mon']}]"
     new = [str(programs / "monmaptool"), "--create", "--fsid", cluster, "--addv", "a", at, monmap]
     folder.run("monmap", new)
     folder.run(
         "mon-mkfs",
         command("ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap, "--keyring", str(keyring)),
     )
-    folder.serve(record, "mon", command("ceph-mon", "-i", "a", "--foreground"))
+    folder.serve("mon", command("ceph-mon", "-i", "a", "--foreground"))
     folder.run("osd-new", command("ceph", "osd", "new", disk))
     folder.run("osd-mkfs", command("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", disk))
-    folder.serve(record, "osd", command("ceph-osd", "-i", "0", "--foreground"))
+    folder.serve("osd", command("ceph-osd", "-i", "0", "--foreground"))
     admin = command("radosgw-admin", "--uid=dev")
-    for number, (key, secret) in enumerate(record.facts["secrets"].items()):
+    for number, (key, secret) in enumerate(folder.secrets.items()):
         what = ("key", "create") if number else ("user", "create", "--display-name=dev")
         # an argument, for it has no other way in: these keys open a folder that is gone tomorrow
         folder.run("user", [*admin, *what, f"--access-key={key}", f"--secret-key={secret}"])
-    folder.serve(record, "rgw", command("radosgw", "-n", "client.admin", "--foreground"))
+    folder.serve("rgw", command("radosgw", "-n", "client.admin", "--foreground"))

@@ -9,22 +9,26 @@ Nothing outside the folder is touched, so `down` leaves no trace, also after a c
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import secrets
+import shutil
+import signal
 import time
-from dataclasses import dataclass, field
-from importlib import resources
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from shards.errors import UserError
 from slurm import processes
-from slurm.service import Record, Say, Service, StartError, free_ports
+from slurm.layout import boot_id, free_ports
 from tools.s3 import rgw, swift
+from tools.s3.folder import BUCKET, PATIENCE, Say, StartError, StoreFolder, tail
 
-__all__ = ["Server", "StartError", "down", "find", "up"]
-
-BUCKET = "selfguide"
+RECORD = "s3.json"
 USERS = ("dev", "spare")  # two credentials of one account: what expires must have a successor
 
 
@@ -44,8 +48,8 @@ class Store(Protocol):
     def prepare(self, state: Path, say: Say) -> Path:
         """Where its programs are, installed where they were not."""
 
-    def start(self, folder: Service, record: Record, programs: Path) -> None:
-        """Starts all servers, at the ports and with the secrets of the record's facts."""
+    def start(self, folder: StoreFolder, programs: Path) -> None:
+        """Starts all servers."""
 
 
 STORES: dict[str, Store] = {"swift": swift, "rgw": rgw}
@@ -72,24 +76,45 @@ class Server:
         }
 
 
-def service(state: Path | None) -> Service:
-    """Returns the folder of a store: $SELFGUIDE_S3, else one of the user's own, where `state` is None."""
-    return Service(
-        state=Service.folder(state, "SELFGUIDE_S3", "s3"),
-        file="s3.json",
-        format="selfguide s3 2",
-        templates=resources.files("tools.s3") / "templates",
-        environment={"PATH": os.defpath, "LANG": "C.UTF-8"},
-    )
+@dataclass(kw_only=True)
+class _Record:
+    """What s3.json holds; `servers` maps a name to [pid, start time in ticks]."""
+
+    boot: str
+    store: str
+    port: int
+    secrets: dict[str, str]
+    servers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    ready: bool = False
+
+    def write(self, state: Path) -> None:
+        draft = state / f".{RECORD}.draft"
+        draft.touch(mode=0o600)
+        draft.write_text(json.dumps(asdict(self), indent=1))
+        draft.replace(state / RECORD)
+
+    def alive(self) -> bool:
+        return (
+            self.ready
+            and self.boot == boot_id()
+            and len(self.servers) == len(STORES[self.store].SERVERS)
+            and all(processes.alive(*at) for at in self.servers.values())
+        )
+
+
+def default_state() -> Path:
+    """$SELFGUIDE_S3, else the user's state folder."""
+    if chosen := os.environ.get("SELFGUIDE_S3"):
+        return Path(chosen).expanduser().resolve()
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return (Path(base).expanduser() / "selfguide" / "s3").resolve()
 
 
 def find(state: Path | None = None) -> Server | None:
     """The live store in this folder, or None. Starts nothing."""
-    folder = service(state)
-    record = folder.read()
-    if record is None or not record.alive(*record.servers):
-        return None
-    return _server(folder.state, record)
+    state = default_state() if state is None else state.expanduser().resolve()
+    record = _read(state)
+    return _server(state, record) if record is not None and record.alive() else None
 
 
 def up(state: Path | None = None, *, store: str = "swift", say: Say = lambda line: None) -> Server:
@@ -106,9 +131,8 @@ def up(state: Path | None = None, *, store: str = "swift", say: Say = lambda lin
     """
     if store not in STORES:
         raise UserError(f"store={store!r}: there are {' and '.join(STORES)}")
-    folder = service(state)
-    state = folder.state
-    with folder.claim(say) as made:
+    state = default_state() if state is None else state.expanduser().resolve()
+    with _locked(state):
         if server := find(state):
             if server.store != store:
                 raise UserError(
@@ -117,54 +141,68 @@ def up(state: Path | None = None, *, store: str = "swift", say: Say = lambda lin
                 )
             say(f"already up in {state}")
             return server
-        made += _clear(folder)
+        _clear(state)
+        programs = STORES[store].prepare(state, say)
         try:
-            return _start(folder, store, made, say)
+            return _start(state, store, programs, say)
         except BaseException:  # also Ctrl-C: half a store is of use to nobody
-            folder.remove(made + _clear(folder))
+            _clear(state)
             raise
 
 
 def down(state: Path | None = None, *, say: Say = lambda line: None) -> None:
     """Ends the store in this folder, or what is left of one, and deletes all that it held."""
-    folder = service(state)
-    there = folder.state.exists()
-    with folder.claim(say) as made:
-        folder.remove(made + _clear(folder))
-    say(
-        f"down: nothing is left of {folder.state}"
-        if there
-        else f"nothing to take down in {folder.state}"
+    state = default_state() if state is None else state.expanduser().resolve()
+    if not state.exists():
+        say(f"nothing to take down in {state}")
+        return
+    with _locked(state):
+        _clear(state)
+        state.rmdir()
+    say(f"down: nothing is left of {state}")
+
+
+def _server(state: Path, record: _Record) -> Server:
+    return Server(
+        state=state,
+        store=record.store,
+        endpoint=f"http://127.0.0.1:{record.port}",
+        secrets=record.secrets,
     )
 
 
-def _server(state: Path, record: Record) -> Server:
-    facts = record.facts
-    port = facts["ports"][STORES[facts["store"]].FRONT]
-    endpoint = f"http://127.0.0.1:{port}"
-    return Server(state=state, store=facts["store"], endpoint=endpoint, secrets=facts["secrets"])
+def _read(state: Path) -> _Record | None:
+    try:
+        return _Record(**json.loads((state / RECORD).read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"state={state}: {RECORD} is no record of ours ({error})") from error
 
 
-def _start(folder: Service, store: str, made: list[str], say: Say) -> Server:
-    programs = STORES[store].prepare(folder.state, say)
+def _start(state: Path, store: str, programs: Path, say: Say) -> Server:
     began, kind = time.monotonic(), STORES[store]
-    (folder.state / "log").mkdir()
+    (state / "log").mkdir()
     with free_ports(len(kind.PORTS)) as free:
         ports = dict(zip(kind.PORTS, free, strict=True))
-        users = {f"selfguide:{user}": secrets.token_hex(16) for user in USERS}
-        facts = {"store": store, "ports": ports, "secrets": users}
-        record = Record(format=folder.format, facts=facts, made=made)
-        folder.write(record)
-        kind.start(folder, record, programs)
-        server = _server(folder.state, record)
-        _make_bucket(folder, record, server)
+        known = {f"selfguide:{user}": secrets.token_hex(16) for user in USERS}
+        record = _Record(boot=boot_id(), store=store, port=ports[kind.FRONT], secrets=known)
+        record.write(state)
+
+        def started(name: str, process: processes.Process) -> None:
+            record.servers[name] = (process.pid, process.started)
+            record.write(state)
+
+        kind.start(StoreFolder(state=state, ports=ports, secrets=known, started=started), programs)
+        server = _server(state, record)
+        _make_bucket(server, record)
     record.ready = True
-    folder.write(record)
+    record.write(state)
     say(f"{time.monotonic() - began:.1f} s: {kind.TITLE} answers at {server.endpoint}")
     return server
 
 
-def _make_bucket(folder: Service, record: Record, server: Server) -> None:
+def _make_bucket(server: Server, record: _Record) -> None:
     """Creates the bucket, which all servers must answer for; until then they are starting."""
     import botocore.session
     from botocore.config import Config
@@ -179,31 +217,78 @@ def _make_bucket(folder: Service, record: Record, server: Server) -> None:
         aws_secret_access_key=secret,
         config=Config(retries={"total_max_attempts": 1}),
     )
-
-    def created() -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while True:
         try:
             client.create_bucket(Bucket=server.bucket)
-        except (BotoCoreError, ClientError):
-            return False
-        return True
-
-    folder.wait(record, "a bucket is made", created)
-
-
-def _clear(folder: Service) -> list[str]:
-    """Kills what runs out of the folder and empties it; returns the parents it once made."""
-    record = folder.read()
-    processes.end(lambda: members(folder.state), grace=0.0, patience=60.0)
-    folder.empty()
-    return record.made if record else []
+            return
+        except (BotoCoreError, ClientError) as error:
+            for name, at in record.servers.items():
+                if not processes.alive(*at):
+                    reason = f"{name} ended while it started.\n{tail(server.state, name)}"
+                    raise StartError(reason) from error
+            if time.monotonic() > deadline:
+                reason = f"not within {PATIENCE:.0f} s: {error}\n{tail(server.state, STORES[server.store].FRONT)}"
+                raise StartError(reason) from error
+        time.sleep(0.05)
 
 
-def members(state: Path) -> list[processes.Process]:
+@contextmanager
+def _locked(state: Path) -> Iterator[None]:
+    """One command at a time on a folder, which is made if absent. The lock goes with its holder."""
+    while True:
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            held = {entry.name for entry in state.iterdir()}
+            handle = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            reason = f"state={state}: {error.strerror}; name another folder with --state"
+            raise UserError(reason) from error
+        try:
+            if held and not held & {RECORD, f".{RECORD}.draft"}:
+                raise UserError(
+                    f"state={state}: holds other files, and `down` would delete them; name another"
+                )
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            # who waited may hold the lock on a folder that was removed meanwhile: then begin anew
+            if state.exists() and state.stat().st_ino == os.fstat(handle).st_ino:
+                yield
+                return
+        finally:
+            os.close(handle)
+
+
+def _clear(state: Path) -> None:
+    """Kills what runs out of the folder and empties it, the record last: it marks the folder as ours."""
+    deadline = time.monotonic() + PATIENCE
+    while running := _members(state):
+        for process in running:
+            if processes.alive(process.pid, process.started):
+                os.kill(process.pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"these do not end, even when killed: {[p.pid for p in running]}")
+        time.sleep(0.02)
+        for process in running:
+            processes.bury(process.pid)
+    for entry in sorted(state.iterdir(), key=lambda entry: entry.name == RECORD):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _members(state: Path) -> list[processes.Process]:
     """Live programs of this folder: those whose command line names a configuration in it."""
     folder = os.fsencode(state) + b"/"
-
-    def ours(process: processes.Process) -> bool:
-        words = processes.read(process.pid, "cmdline").split(b"\0")
-        return any(word.startswith(folder) and word.endswith(b".conf") for word in words)
-
-    return [process for process in processes.table() if ours(process)]
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            line = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # ended meanwhile, or another user's: either way not ours to end
+            continue
+        ours = any(word.startswith(folder) and word.endswith(b".conf") for word in line)
+        if ours and (process := processes.look(int(entry.name))):
+            found.append(process)
+    return found

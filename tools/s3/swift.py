@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from shards.errors import UserError
-from slurm.service import Record, Say, Service
+from tools.s3.folder import Say, StoreFolder
 from tools.s3.install import install
 
 TITLE = "Swift"
@@ -36,21 +36,21 @@ def prepare(state: Path, say: Say) -> Path:
     return install(say)
 
 
-def start(folder: Service, record: Record, python: Path) -> None:
+def start(folder: StoreFolder, python: Path) -> None:
     """Starts the servers; they answer a little later."""
     for name in ("recon", "devices/disk"):
         (folder.state / name).mkdir(parents=True)
-    _write_config(folder, record)
-    numbers = [str(record.facts["ports"][name]) for name in ("account", "container", "object")]
+    _write_config(folder)
+    ports = [str(folder.ports[name]) for name in ("account", "container", "object")]
     rings = str(resources.files("tools.s3") / "rings.py")
     # -I: beside the program lies this module, which has the name of the package that it imports
-    folder.run("rings", [str(python), "-I", rings, str(folder.state), "disk", *numbers])
+    folder.run("rings", [str(python), "-I", rings, str(folder.state), "disk", *ports])
     for name in SERVERS:
         program = str(python.parent / f"swift-{name}-server")
-        folder.serve(record, name, [str(python), program, str(folder.state / f"{name}.conf"), "-v"])
+        folder.serve(name, [str(python), program, str(folder.state / f"{name}.conf"), "-v"])
 
 
-def _write_config(folder: Service, record: Record) -> None:
+def _write_config(folder: StoreFolder) -> None:
     # Its log goes to our files; the machine's syslog must not notice us, so its copy goes nowhere.
     common = {
         "swift_dir": folder.state,
@@ -64,14 +64,13 @@ def _write_config(folder: Service, record: Record) -> None:
         "log_udp_host": "127.0.0.1",
         "log_udp_port": 9,
     }
-    lines = (
-        f"user_{k.replace(':', '_')} = {secret} .admin"
-        for k, secret in record.facts["secrets"].items()
+    users = (
+        f"user_{k.replace(':', '_')} = {secret} .admin" for k, secret in folder.secrets.items()
     )
     values = {
         "common": "\n".join(f"{name} = {value}" for name, value in common.items()),
-        "users": "\n".join(lines),
-        **{f"{name}_port": str(port) for name, port in record.facts["ports"].items()},
+        "users": "\n".join(users),
+        **{f"{name}_port": str(port) for name, port in folder.ports.items()},
     }
     for name in ("swift", *SERVERS):
         folder.fill(f"{name}.conf", **values)

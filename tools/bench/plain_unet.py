@@ -19,7 +19,7 @@ from selfguide.models.unet_blocks import (
     Resample,
     ResidualBlock,
 )
-from tests.selfguide.plain_transformers import linear, same, split, two_matrices
+from tools.bench.plain import linear, same, split, two_matrices
 
 
 def convolution(ours: nn.Linear) -> nn.Conv2d:
