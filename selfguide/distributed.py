@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from selfguide.spec.run import read_record, write_record
+from shards.wait import wait_until
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,19 @@ def _address() -> str:
 
 
 def _await_record(path: Path, timeout_s: int) -> dict:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+    found: list[dict] = []
+
+    def published() -> bool:
+        # listing the folder refreshes an NFS client's cache of it
+        list(path.parent.iterdir())
         record = read_record(path)
         if record is not None:
-            return record
-        list(path.parent.iterdir())  # refreshes an NFS client's cache of the folder
-        time.sleep(0.05)
-    raise TimeoutError(f"rank 0 published no {path.name} in {path.parent} within {timeout_s} s")
+            found.append(record)
+        return bool(found)
+
+    if not wait_until(published, timeout_s=timeout_s):
+        raise TimeoutError(f"rank 0 published no {path.name} in {path.parent} within {timeout_s} s")
+    return found[0]
 
 
 def world_size() -> int:

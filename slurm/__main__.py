@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shards import cli
 from slurm import devcluster
+from slurm.service import exports
 
 EPILOG = """
 examples:
@@ -48,7 +49,7 @@ def _up(state: Path | None, options: argparse.Namespace) -> int:
     print(
         f"{seconds:.1f} s: {len(cluster.nodes)} nodes with {cluster.gpus} stand-in GPUs each, "
         f"partitions {cluster.partition} and debug\n"
-        f"{_exports(cluster)}\n"
+        f"{exports(cluster.environment())}\n"
         "python -m launcher.submit experiment=digits_dit cluster=devcluster nodes=2"
     )
     return 0
@@ -80,17 +81,13 @@ def _env(state: Path | None, options: argparse.Namespace) -> int:
     if cluster is None:
         print("error: no cluster is up: python -m slurm up", file=sys.stderr)
         return 3
-    print(json.dumps(cluster.environment()) if options.json else _exports(cluster))
+    print(json.dumps(cluster.environment()) if options.json else exports(cluster.environment()))
     return 0
 
 
 def _say(options: argparse.Namespace) -> devcluster.Say:
     """Progress goes to stderr where stdout holds JSON."""
     return lambda line: print(line, file=sys.stderr if options.json else sys.stdout, flush=True)
-
-
-def _exports(cluster: devcluster.Cluster) -> str:
-    return "\n".join(f"export {key}={value}" for key, value in cluster.environment().items())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards.errors import UserError
-from slurm import hosts, processes
+from slurm import hosts
 from slurm.layout import Record, free_ports, write_config, write_record
+from slurm.service import PATIENCE, Programs, Say
 
 PACKAGES = "munge mariadb-server slurm-wlm slurmdbd"
 PROGRAMS = (
@@ -26,12 +27,6 @@ PROGRAMS = (
     *("sacctmgr", "scontrol", "sinfo", "sbatch", "srun", "sacct"),
 )
 SEARCH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
-PATIENCE = 60.0  # seconds for each step; on an idle machine every one takes less than 3
-Say = Callable[[str], None]
-
-
-class StartError(RuntimeError):
-    """A daemon did not come up; the message holds the end of its log."""
 
 
 def missing() -> list[str]:
@@ -112,50 +107,29 @@ class _Crew:
     def __init__(self, state: Path, record: Record, say: Say) -> None:
         self.state, self.record, self.say = state, record, say
         self.began = time.monotonic()
-        self.env = {
+        environment = {
             "PATH": SEARCH,
             "LANG": "C.UTF-8",
             "SLURM_CONF": f"{state}/slurm.conf",
             "MYSQL_UNIX_PORT": f"{state}/mariadb.socket",
         }
         if zone := os.environ.get("TZ"):  # or sacct's times would differ from the user's
-            self.env["TZ"] = zone
+            environment["TZ"] = zone
+        self.programs = Programs(state=state, environment=environment, changed=self._write)
 
-    def start(self, program: str, *options: str, called: str = "") -> None:
-        name = called or program
-        try:
-            found = processes.start([program_path(program), *options], self.env, self._log(name))
-        except ChildProcessError as error:
-            raise StartError(f"{name}: {error}\n{_tail(self._log(name))}") from error
-        daemons = {**self.record.daemons, name: (found.pid, found.started)}
-        self.record = replace(self.record, daemons=daemons)
+    def _write(self, daemons: dict[str, tuple[int, int]]) -> None:
+        self.record = replace(self.record, daemons=dict(daemons))
         write_record(self.state, self.record)
 
+    def start(self, program: str, *options: str, called: str = "") -> None:
+        self.programs.serve(called or program, [program_path(program), *options])
+
     def wait(self, what: str, holds: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not holds():
-            for name, at in self.record.daemons.items():
-                if not processes.alive(*at):
-                    raise StartError(f"{name} ended while it started.\n{_tail(self._log(name))}")
-            if time.monotonic() > deadline:
-                newest = self._log(list(self.record.daemons)[-1])
-                raise StartError(f"not within {PATIENCE:.0f} s: {what}.\n{_tail(newest)}")
-            time.sleep(0.02)
+        self.programs.wait(what, holds)
         self._done(what)
 
     def call(self, program: str, *options: str, done: str) -> None:
-        output = self._log(program)
-        with output.open("w") as file:
-            code = subprocess.run(
-                [program_path(program), *options],
-                env=self.env,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                timeout=PATIENCE,
-            ).returncode
-        if code:
-            raise StartError(f"{program} ended with {code}.\n{_tail(output)}")
+        self.programs.run(program, [program_path(program), *options])
         self._done(done)
 
     def make_database(self) -> None:
@@ -187,9 +161,6 @@ class _Crew:
         states = node_states(self.state / "slurm.conf", timeout=PATIENCE)
         return states == dict.fromkeys(self.record.nodes, "idle")
 
-    def _log(self, name: str) -> Path:
-        return self.state / "log" / f"{name}.out"
-
     def _done(self, what: str) -> None:
         self.say(f"{time.monotonic() - self.began:6.2f} s  {what}")
 
@@ -207,7 +178,3 @@ def _accepts(where: int | Path) -> bool:
     with socket.socket(family) as probe:
         address = ("127.0.0.1", where) if isinstance(where, int) else str(where)
         return probe.connect_ex(address) == 0
-
-
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])

@@ -11,30 +11,25 @@ and another cluster of ours, and `down` leaves no trace, also after a crash half
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.errors import UserError
 from slurm import hosts, processes
-from slurm.crew import PACKAGES, Say, StartError, missing, node_states, resolves, start_all
+from slurm.crew import PACKAGES, missing, node_states, resolves, start_all
 from slurm.layout import (
+    CLUSTER,
     GPU_FILES,
     LONGEST_FOLDER,
     PARTITION,
-    RECORD,
-    RECORD_DRAFT,
     Record,
     boot_id,
-    default_state,
     read_record,
     write_record,
 )
+from slurm.service import Say, StartError
 
 __all__ = ["Cluster", "Say", "StartError", "Status", "down", "find", "status", "up"]
 
@@ -73,7 +68,7 @@ def find(state: Path | None = None) -> Cluster | None:
 
     A cluster that lost its accounting or some of its nodes is still found; `status` tells.
     """
-    state = _folder(state)
+    state = CLUSTER.folder(state)
     record = read_record(state)
     if record is None or not record.ready or record.boot != boot_id():
         return None
@@ -91,30 +86,27 @@ def up(
     installed, a folder that holds other things, a live cluster of another shape), StartError with
     the end of the log when a daemon fails. After any error nothing is left behind.
     """
-    state = _folder(state)
+    state = CLUSTER.folder(state)
     _check(state, nodes, gpus)
-    with _locked(state, say) as made:
-        if cluster := find(state):
-            if (len(cluster.nodes), cluster.gpus) != (nodes, gpus):
-                raise UserError(
-                    f"nodes={nodes} gpus={gpus}: a cluster of {len(cluster.nodes)} nodes with "
-                    f"{cluster.gpus} GPUs each is up in {state}; take it down first"
-                )
-            say(f"already up in {state}")
-            return cluster
-        if _left(state):
-            say("clearing what is left of a cluster that ended badly")
-            made += _clear(state)
+
+    def live() -> Cluster | None:
+        cluster = find(state)
+        if cluster and (len(cluster.nodes), cluster.gpus) != (nodes, gpus):
+            raise UserError(
+                f"nodes={nodes} gpus={gpus}: a cluster of {len(cluster.nodes)} nodes with "
+                f"{cluster.gpus} GPUs each is up in {state}; take it down first"
+            )
+        return cluster
+
+    def start(made: list[str]) -> Cluster:
         names = tuple(f"devnode{number}" for number in range(1, nodes + 1))
-        record = Record(nodes=names, gpus=gpus, boot=boot_id(), made=made)
+        record = Record(nodes=names, gpus=gpus, boot=boot_id(), made=tuple(made))
         write_record(state, record)
-        try:
-            record = replace(start_all(state, record, say), ready=True)
-            write_record(state, record)
-        except BaseException:  # also Ctrl-C: half a cluster is of use to nobody
-            _remove(state, _clear(state))
-            raise
+        record = replace(start_all(state, record, say), ready=True)
+        write_record(state, record)
         return _cluster(state, record)
+
+    return CLUSTER.up(state, say, live, start)
 
 
 def down(state: Path | None = None, *, say: Say = lambda line: None) -> None:
@@ -123,19 +115,16 @@ def down(state: Path | None = None, *, say: Say = lambda line: None) -> None:
     Jobs that run end with it. UserError when called from inside one of them, or when the folder
     holds something else.
     """
-    state = _folder(state)
+    state = CLUSTER.folder(state)
     inside = os.environ.get("SLURM_CONF") == str(state / "slurm.conf")
     if inside and "SLURMD_NODENAME" in os.environ:
         raise UserError(f"state={state}: this is a job of that cluster; run it from outside")
-    with _locked(state, say) as made:
-        there = _left(state)
-        _remove(state, made + _clear(state))
-    say(f"down: nothing is left of {state}" if there else f"nothing to take down in {state}")
+    CLUSTER.down(state, say)
 
 
 def status(state: Path | None = None) -> Status:
     """Looks at the processes and, where the controller lives, asks Slurm itself (up to 10 s)."""
-    state = _folder(state)
+    state = CLUSTER.folder(state)
     record = read_record(state)
     if record is None:
         word = "degraded" if processes.members(state) or hosts.present(state) else "down"
@@ -158,10 +147,6 @@ def _cluster(state: Path, record: Record) -> Cluster:
     return Cluster(state=state, conf=state / "slurm.conf", nodes=record.nodes, gpus=record.gpus)
 
 
-def _folder(state: Path | None) -> Path:
-    return default_state() if state is None else Path(state).expanduser().resolve()
-
-
 def _check(state: Path, nodes: int, gpus: int) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_./+-]+", str(state)):
         raise UserError(f"state={state}: Slurm's config takes letters, digits and _ . / + - only")
@@ -182,77 +167,3 @@ def _check(state: Path, nodes: int, gpus: int) -> None:
             f"not installed: {', '.join(absent)}. On Debian {who}: "
             f"apt-get install -y --no-install-recommends {PACKAGES}"
         )
-
-
-@contextmanager
-def _locked(state: Path, say: Say) -> Iterator[tuple[str, ...]]:
-    """One command at a time on a folder. Makes the folder; yields the parents it had to make.
-
-    The lock is on the folder itself, so it leaves no file, and goes with its holder. Who waited
-    may hold the lock on a folder that was removed meanwhile: then it begins anew.
-    """
-    made: tuple[str, ...] = ()
-    while True:
-        made += _make(state)
-        handle = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("another command is at work on this cluster: waiting for it")
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if state.exists() and state.stat().st_ino == os.fstat(handle).st_ino:
-                yield made
-                return
-        finally:
-            os.close(handle)
-
-
-def _make(state: Path) -> tuple[str, ...]:
-    absent = tuple(str(parent) for parent in state.parents if not parent.exists())
-    try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        foreign = {entry.name for entry in state.iterdir()}
-    except OSError as error:
-        raise UserError(
-            f"state={state}: {error.strerror}; name another folder with --state"
-        ) from error
-    if foreign and not foreign & {RECORD, RECORD_DRAFT}:
-        raise UserError(
-            f"state={state}: holds other files, and `down` would delete them; name another"
-        )
-    return absent
-
-
-def _left(state: Path) -> bool:
-    """Whether anything of a cluster is here: files, processes or names."""
-    return (
-        (state.exists() and any(state.iterdir()))
-        or hosts.present(state)
-        or bool(processes.members(state))
-    )
-
-
-def _clear(state: Path) -> tuple[str, ...]:
-    """Empties the folder, which stays because the lock is on it; returns the parents it once made.
-
-    Processes go first, as they would write into the folder, and the record last: without it nobody
-    would know the folder as ours.
-    """
-    record = read_record(state)
-    processes.end(state)
-    hosts.remove(state)
-    for entry in sorted(state.iterdir(), key=lambda entry: entry.name == RECORD):
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-    return record.made if record else ()
-
-
-def _remove(state: Path, made: tuple[str, ...]) -> None:
-    """Removes the folder, and the parents that the cluster had made unless others use them."""
-    state.rmdir()
-    for parent in sorted(set(made), key=len, reverse=True):
-        with suppress(OSError):  # not empty, or gone
-            Path(parent).rmdir()

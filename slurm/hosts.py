@@ -7,9 +7,10 @@ its block, and both say 127.0.0.1.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from shards.lock import lock
 
 HOSTS = Path("/etc/hosts")
 
@@ -52,8 +53,7 @@ def _without(text: str, state: Path) -> str:
 def _rewrite(hosts: Path, change: Callable[[str], str]) -> None:
     # In place and not by rename: in a container /etc/hosts is a mount point, which cannot be
     # replaced. The lock is on the file itself, so that it leaves nothing behind.
-    with hosts.open("r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock(hosts, create=False), hosts.open("r+") as file:
         text = change(file.read())
         file.seek(0)
         file.write(text)

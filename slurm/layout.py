@@ -1,12 +1,7 @@
-"""Where a cluster keeps what: its folder, the record of what was started, its ports and config files.
-
-The record is written before the first process starts and again after each, so that a crash at any
-moment leaves enough for `down` to find everything.
-"""
+"""Where a cluster keeps what: the record of what was started, its ports and config files."""
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import random
@@ -17,13 +12,13 @@ from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from shards.errors import UserError
+from slurm import hosts, processes
+from slurm.service import Service
 
 MARK = "selfguide devcluster 1"
 PARTITION = "main"
-RECORD, RECORD_DRAFT = "cluster.json", ".cluster.json.draft"
 CORES, MEMORY_MB = 4, 8000  # what each node claims to have; the nodes share the machine
 # Devices of every Linux machine that stand in for GPUs.
 GPU_FILES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
@@ -44,48 +39,44 @@ class Record:
     ready: bool = False
 
 
-def default_state() -> Path:
-    """$SELFGUIDE_DEVCLUSTER, else the user's state folder."""
-    if chosen := os.environ.get("SELFGUIDE_DEVCLUSTER"):
-        return Path(chosen).expanduser().resolve()
-    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return (Path(base).expanduser() / "selfguide" / "devcluster").resolve()
-
-
 def boot_id() -> str:
     """Start times count from the boot, so a process number means something only within one."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def write_record(state: Path, record: Record) -> None:
-    draft = state / RECORD_DRAFT
-    draft.write_text(json.dumps({"format": MARK, **asdict(record)}, indent=1))
-    draft.replace(state / RECORD)
+    CLUSTER.write(state, {"format": MARK, **asdict(record)})
 
 
 def read_record(state: Path) -> Record | None:
     """The record of the cluster in this folder, or None when it holds none."""
-    try:
-        found: dict[str, Any] = json.loads((state / RECORD).read_text())
-    except (FileNotFoundError, NotADirectoryError):
+    found = CLUSTER.read(state)
+    if found is None:
         return None
-    except PermissionError as error:
-        raise UserError(f"state={state}: this folder is another user's; choose your own") from error
-    except ValueError as error:
-        raise UserError(
-            f"state={state}: {RECORD} is not readable ({error}); remove the folder"
-        ) from error
     if found.pop("format", None) != MARK:
-        raise UserError(f"state={state}: {RECORD} is of another version; remove the folder")
-    return Record(
-        nodes=tuple(found["nodes"]),
-        gpus=found["gpus"],
-        boot=found["boot"],
-        ports=tuple(found["ports"]),
-        daemons={name: (pid, started) for name, (pid, started) in found["daemons"].items()},
-        made=tuple(found["made"]),
-        ready=found["ready"],
-    )
+        raise UserError(f"state={state}: {CLUSTER.record} is of another version; remove the folder")
+    daemons = {name: tuple(at) for name, at in found["daemons"].items()}
+    lists = {name: tuple(found[name]) for name in ("nodes", "ports", "made")}
+    return Record(**{**found, **lists, "daemons": daemons})
+
+
+def _end(state: Path) -> None:
+    # Daemons go at once, or the controller would start a job anew while we end its tasks.
+    processes.end(lambda: processes.members(state), asks=lambda process: not process.daemon)
+    hosts.remove(state)
+
+
+def _outside(state: Path) -> bool:
+    return hosts.present(state) or bool(processes.members(state))
+
+
+CLUSTER = Service(
+    name="devcluster",
+    variable="SELFGUIDE_DEVCLUSTER",
+    record="cluster.json",
+    end=_end,
+    outside=_outside,
+)
 
 
 @contextmanager

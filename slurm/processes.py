@@ -12,8 +12,11 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from shards.wait import wait_until
 
 DAEMONS = ("munged", "mariadb", "slurm")  # how the names of the cluster's own programs begin
 BATCH_SCRIPT = "slurm_script"  # the user's, although its name begins like ours
@@ -87,49 +90,53 @@ def start(argv: list[str], env: dict[str, str], output: Path) -> Process:
 
 def members(state: Path) -> list[Process]:
     """Every live process of the cluster in this folder: its daemons, job steps and their tasks."""
-    table = {process.pid: process for process in _table()}
-    family = {pid for pid, process in table.items() if _belongs(process, state)}
+    known = {process.pid: process for process in table()}
+    family = {pid for pid, process in known.items() if _belongs(process, state)}
     while True:
         # A step leads a session that no shell of a user shares; a task may have lost its parent.
-        sessions = {table[pid].session for pid in family if table[pid].name == "slurmstepd"}
+        sessions = {known[pid].session for pid in family if known[pid].name == "slurmstepd"}
         grown = family | {
             process.pid
-            for process in table.values()
+            for process in known.values()
             if process.parent in family or process.session in sessions
         }
         if grown == family:
             break
         family = grown
-    return [table[pid] for pid in sorted(family - {os.getpid()})]
+    return [known[pid] for pid in sorted(family - {os.getpid()})]
 
 
-def end(state: Path, *, grace: float = 2.0, patience: float = 20.0) -> list[int]:
-    """Ends every member and returns their numbers. Daemons are killed; tasks are first asked.
+def end(
+    members: Callable[[], list[Process]],
+    *,
+    asks: Callable[[Process], bool] = lambda process: False,
+    grace: float = 2.0,
+    patience: float = 60.0,
+) -> None:
+    """Ends every member. Those of which `asks` says so get SIGTERM and `grace` seconds first, all others are killed.
 
-    Daemons go at once, or the controller would start a job anew while we end its tasks. `grace` is
-    what a task gets between SIGTERM and SIGKILL; after `patience` seconds in all TimeoutError.
+    TimeoutError when some are left after `patience` seconds.
     """
-    began = time.monotonic()
-    asked: dict[tuple[int, int], float] = {}
-    ended: set[int] = set()
-    while family := members(state):
+    first: dict[tuple[int, int], float] = {}  # when each was first seen
+    family: list[Process] = []
+
+    def gone() -> bool:
+        family[:] = members()
         for process in family:
-            key = (process.pid, process.started)
-            since = asked.get(key)
-            if process.daemon or (since is not None and time.monotonic() - since > grace):
+            now, key = time.monotonic(), (process.pid, process.started)
+            seen = first.setdefault(key, now)
+            if not asks(process) or now - seen > grace:
                 _signal(process, signal.SIGKILL)
-            elif since is None:
-                asked[key] = time.monotonic()
+            elif seen == now:
                 _signal(process, signal.SIGTERM)
                 _signal(process, signal.SIGCONT)
-            ended.add(process.pid)
-        if time.monotonic() - began > patience:
-            names = ", ".join(f"{process.name} ({process.pid})" for process in family)
-            raise TimeoutError(f"these processes do not end, even when killed: {names}")
-        time.sleep(0.02)
-        for pid in ended:
+        for pid, _ in first:
             bury(pid)
-    return sorted(ended)
+        return not family
+
+    if not wait_until(gone, timeout_s=patience, poll_s=0.02):
+        names = ", ".join(f"{process.name} ({process.pid})" for process in family)
+        raise TimeoutError(f"these processes do not end, even when killed: {names}")
 
 
 def bury(pid: int) -> None:
@@ -144,25 +151,27 @@ def _signal(process: Process, number: signal.Signals) -> None:
             os.kill(process.pid, number)
 
 
-def _table() -> list[Process]:
+def table() -> list[Process]:
+    """Every live process of this machine."""
     found = (look(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return [process for process in found if process is not None]
 
 
 def _belongs(process: Process, state: Path) -> bool:
     folder = f"{state}/".encode()
-    if process.daemon and folder in _read(process.pid, "cmdline"):
+    if process.daemon and folder in read(process.pid, "cmdline"):
         return True
     if process.daemon and any(file.startswith(folder) for file in _open_files(process.pid)):
         return True
     # A user's shell may well export SLURM_CONF; only what a node started also has a node's name.
-    environment = _read(process.pid, "environ").split(b"\0")
+    environment = read(process.pid, "environ").split(b"\0")
     return b"SLURM_CONF=" + folder + b"slurm.conf" in environment and any(
         item.startswith(b"SLURMD_NODENAME=") for item in environment
     )
 
 
-def _read(pid: int, file: str) -> bytes:
+def read(pid: int, file: str) -> bytes:
+    """A file of /proc on that process; empty where it may not be read."""
     try:
         return Path(f"/proc/{pid}/{file}").read_bytes()
     except OSError:  # ended meanwhile, or another user's: either way not ours to end
@@ -175,6 +184,6 @@ def _open_files(pid: int) -> list[bytes]:
         for entry in os.scandir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):  # closed meanwhile
                 files.append(os.fsencode(os.readlink(entry.path)))  # noqa: PTH115 (bytes, quick)
-    except OSError:  # as in _read
+    except OSError:  # as in `read`
         return []
     return files

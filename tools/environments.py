@@ -6,7 +6,6 @@ compare with.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -15,6 +14,8 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+
+from shards.lock import lock
 
 MARK = "installed"
 
@@ -46,8 +47,7 @@ def install(
     home = folder(name, requirements)
     python = home / "bin" / "python"
     home.parent.mkdir(parents=True, exist_ok=True)
-    with (home.parent / f".{home.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock(home.parent / f".{home.name}.lock"):
         if (home / MARK).exists():
             return python
         say(f"installing {name} into {home}")

@@ -17,7 +17,7 @@ from shards.errors import UserError
 from shards.storage import s3_requests
 from shards.storage.retry import RetryPolicy
 from tests.s3.proxy import Proxy
-from tools.s3.install import InstallError
+from tools.environments import InstallError
 from tools.s3.server import Server, down, up
 
 QUICK = RetryPolicy(

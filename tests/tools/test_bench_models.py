@@ -1,4 +1,4 @@
-"""The plain forms that the backbones are timed against: other ways to the same numbers."""
+"""The libraries' networks that backbones are timed against; their plain forms, another way to the same numbers."""
 
 import json
 from dataclasses import fields, replace
@@ -9,10 +9,19 @@ import torch
 
 from selfguide.diffusion.conditions import Condition
 from selfguide.models import assemble
+from selfguide.models.backbone import Backbone
+from selfguide.models.dit import DiT
+from selfguide.models.unet import UNet
+from selfguide.models.uvit import UViT
 from selfguide.spec.unet import UNetArchitecture
+from tests.tools.plain import PlainDiT, PlainUViT
+from tests.tools.plain_unet import PlainUNet
 from tools.bench import __main__ as command
 from tools.bench import models
-from tools.bench.models import PLAIN, SIZES, awake
+from tools.bench.libraries import library_network
+from tools.bench.models import SIZES, awake
+
+PLAIN: dict[type[Backbone], Any] = {DiT: PlainDiT, UViT: PlainUViT, UNet: PlainUNet}
 
 TINY: dict[str, dict[str, Any]] = {
     "dit": {"width": 32, "depth": 2, "heads": 2},
@@ -47,6 +56,32 @@ def test_plain_and_ours_give_the_same_numbers_and_gradients(name: str) -> None:
         torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", SIZES["all"])
+def test_the_network_of_a_library_takes_and_gives_what_ours_does(name: str) -> None:
+    net = tiny(name)
+    library, made, forward = library_network(net)
+    assert library == ("timm" if name.startswith("uvit") else "diffusers")
+    ids = torch.tensor([0, 4, 2]) if net.classes else None
+    found = forward(torch.randn(3, net.channels, net.size, net.size), torch.rand(3), ids)
+    # the ViT gives all its tokens
+    assert found.numel() == 3 * net.out_channels * net.size**2 or library == "timm"
+    assert all(parameter.requires_grad for parameter in made.parameters() if parameter.ndim > 1)
+
+
+@pytest.mark.parametrize("name", SIZES["all"])
+def test_the_network_of_a_library_is_as_large_as_ours(name: str) -> None:
+    net = SIZES["all"][name]
+    with torch.device("meta"):
+        _, made, _ = library_network(net)
+    # DiT's tables of classes and embeddings of time stand in every block there, and cost next to nothing to apply
+    apart = [p.numel() for n, p in made.named_parameters() if ".norm1.emb." in n]
+    theirs = sum(parameter.numel() for parameter in made.parameters()) - sum(apart)
+    own = net.parameters() - (sum(apart) // net.depth if apart else 0)
+    assert 0.9 < theirs / own < 1.1, theirs / own
+    if name == "unet_ddpm":
+        assert theirs == own
+
+
 def test_every_family_is_timed_in_its_published_size() -> None:
     assert {type(net) for net in SIZES["s"].values()} == {type(n) for n in SIZES["all"].values()}
     assert any(isinstance(net, UNetArchitecture) for net in SIZES["s"].values())
@@ -61,6 +96,6 @@ def test_the_models_suite_runs_and_speaks_json(
     rows = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["suites"]["models"]
     names = [row["name"] for row in rows]
     for what in ("forward", "forward+backward"):
-        for variant in ("plain", "plain again (A/A)", "ours", "ours, compiled"):
+        for variant in ("timm", "timm again (A/A)", "ours", "ours, compiled"):
             assert f"uvit_s_2 {what}: {variant}" in names
     assert len(rows) == 8 and all(row["median"] > 0 for row in rows)

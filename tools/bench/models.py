@@ -1,4 +1,4 @@
-"""What a backbone costs: ms per image forward, and forward and backward, ours eager and compiled, to a plain form."""
+"""What a backbone costs: ms per image forward, and forward and backward, ours eager and compiled, to a library's."""
 
 from __future__ import annotations
 
@@ -11,21 +11,15 @@ from torch import Tensor, nn
 from selfguide.diffusion.conditions import Condition
 from selfguide.models import assemble
 from selfguide.models.backbone import Backbone
-from selfguide.models.dit import DiT
 from selfguide.models.execution import configure_execution
-from selfguide.models.unet import UNet
-from selfguide.models.uvit import UViT
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import EngineConfig
 from selfguide.spec.sizes import override, row
 from shards import cli
 from tools.bench.harness import Row, Variant, measure
-from tools.bench.plain import PlainDiT, PlainUViT
-from tools.bench.plain_unet import PlainUNet
+from tools.bench.libraries import library_network
 
-TITLE = "models: ms per image, plain form against ours"
-
-PLAIN: dict[type[Backbone], type[nn.Module]] = {DiT: PlainDiT, UViT: PlainUViT, UNet: PlainUNet}
+TITLE = "models: ms per image, diffusers' or timm's network of the same size against ours"
 
 # LightningDiT is published as B and XL: its parts at DiT-S's width stand in for an S
 SMALL: dict[str, Architecture] = {
@@ -75,11 +69,12 @@ def _variants(ours: Backbone, batch: int) -> Iterator[tuple[str, list[Variant]]]
     tau = torch.rand(batch, device=device)
     ids = torch.arange(batch, device=device) % net.classes if net.classes else None
     condition = Condition.unconditional(batch, device) if ids is None else Condition.of(id=ids)
-    by_hand = PLAIN[type(ours)](ours).to(device, weight.dtype)
+    library, theirs, their_forward = library_network(net)
+    theirs = theirs.to(device, weight.dtype)
     compiled = copy.deepcopy(ours)
     configure_execution(compiled, EngineConfig(compile=True), device)
     forwards: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
-        "plain": (by_hand, lambda: by_hand(x, tau, ids)),
+        library: (theirs, lambda: their_forward(x, tau, ids)),
         "ours": (ours, lambda: ours(x, tau, condition)),
         "ours, compiled": (compiled, lambda: compiled(x, tau, condition)),
     }

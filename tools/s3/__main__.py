@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 from shards import cli
+from slurm.service import StartError, exports
+from tools.environments import InstallError
 from tools.s3 import server as servers
-from tools.s3.install import InstallError
 
 EPILOG = """
 examples:
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     state = Path(options.state) if options.state else None
     try:
         return _run(options.command, state, options.store, options.json)
-    except (servers.StartError, InstallError, TimeoutError) as error:
+    except (StartError, InstallError, TimeoutError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -53,7 +54,7 @@ def _run(command: str, state: Path | None, store: str, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"store": server.store, "bucket": server.bucket, **variables}))
         return 0
-    print("\n".join(f"export {name}={value}" for name, value in variables.items()))
+    print(exports(variables))
     print(f"# an empty bucket: s3://{server.bucket}")
     return 0
 

@@ -11,8 +11,9 @@ import uuid
 from importlib import resources
 from pathlib import Path
 
-from tools.s3.folder import Say, StoreFolder
-from tools.s3.install import InstallError
+from slurm.service import Say
+from tools.environments import InstallError
+from tools.s3.folder import StoreFolder
 
 TITLE = "Ceph's gateway"
 SERVERS = ("mon", "osd", "rgw")

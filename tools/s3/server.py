@@ -9,15 +9,9 @@ Nothing outside the folder is touched, so `down` leaves no trace, also after a c
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import secrets
-import shutil
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -25,10 +19,10 @@ from typing import Protocol
 from shards.errors import UserError
 from slurm import processes
 from slurm.layout import boot_id, free_ports
+from slurm.service import Say, Service, StartError
 from tools.s3 import rgw, swift
-from tools.s3.folder import BUCKET, PATIENCE, Say, StartError, StoreFolder, tail
+from tools.s3.folder import BUCKET, ENVIRONMENT, StoreFolder
 
-RECORD = "s3.json"
 USERS = ("dev", "spare")  # two credentials of one account: what expires must have a successor
 
 
@@ -85,13 +79,11 @@ class _Record:
     port: int
     secrets: dict[str, str]
     servers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    made: list[str] = field(default_factory=list)  # parent folders that did not exist before
     ready: bool = False
 
     def write(self, state: Path) -> None:
-        draft = state / f".{RECORD}.draft"
-        draft.touch(mode=0o600)
-        draft.write_text(json.dumps(asdict(self), indent=1))
-        draft.replace(state / RECORD)
+        STORE.write(state, asdict(self))
 
     def alive(self) -> bool:
         return (
@@ -102,17 +94,22 @@ class _Record:
         )
 
 
-def default_state() -> Path:
-    """$SELFGUIDE_S3, else the user's state folder."""
-    if chosen := os.environ.get("SELFGUIDE_S3"):
-        return Path(chosen).expanduser().resolve()
-    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return (Path(base).expanduser() / "selfguide" / "s3").resolve()
+def _end(state: Path) -> None:
+    processes.end(lambda: _members(state))
+
+
+STORE = Service(
+    name="s3",
+    variable="SELFGUIDE_S3",
+    record="s3.json",
+    end=_end,
+    outside=lambda state: bool(_members(state)),
+)
 
 
 def find(state: Path | None = None) -> Server | None:
     """The live store in this folder, or None. Starts nothing."""
-    state = default_state() if state is None else state.expanduser().resolve()
+    state = STORE.folder(state)
     record = _read(state)
     return _server(state, record) if record is not None and record.alive() else None
 
@@ -131,35 +128,26 @@ def up(state: Path | None = None, *, store: str = "swift", say: Say = lambda lin
     """
     if store not in STORES:
         raise UserError(f"store={store!r}: there are {' and '.join(STORES)}")
-    state = default_state() if state is None else state.expanduser().resolve()
-    with _locked(state):
-        if server := find(state):
-            if server.store != store:
-                raise UserError(
-                    f"state={state}: {STORES[server.store].TITLE} is up there; take it down first, or name "
-                    "another folder with --state"
-                )
-            say(f"already up in {state}")
-            return server
-        _clear(state)
-        programs = STORES[store].prepare(state, say)
-        try:
-            return _start(state, store, programs, say)
-        except BaseException:  # also Ctrl-C: half a store is of use to nobody
-            _clear(state)
-            raise
+    state = STORE.folder(state)
+
+    def live() -> Server | None:
+        server = find(state)
+        if server and server.store != store:
+            raise UserError(
+                f"state={state}: {STORES[server.store].TITLE} is up there; take it down first, or name "
+                "another folder with --state"
+            )
+        return server
+
+    def start(made: list[str]) -> Server:
+        return _start(state, store, made, say)
+
+    return STORE.up(state, say, live, start)
 
 
 def down(state: Path | None = None, *, say: Say = lambda line: None) -> None:
     """Ends the store in this folder, or what is left of one, and deletes all that it held."""
-    state = default_state() if state is None else state.expanduser().resolve()
-    if not state.exists():
-        say(f"nothing to take down in {state}")
-        return
-    with _locked(state):
-        _clear(state)
-        state.rmdir()
-    say(f"down: nothing is left of {state}")
+    STORE.down(STORE.folder(state), say)
 
 
 def _server(state: Path, record: _Record) -> Server:
@@ -172,37 +160,43 @@ def _server(state: Path, record: _Record) -> Server:
 
 
 def _read(state: Path) -> _Record | None:
+    found = STORE.read(state)
     try:
-        return _Record(**json.loads((state / RECORD).read_text()))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"state={state}: {RECORD} is no record of ours ({error})") from error
+        return None if found is None else _Record(**found)
+    except TypeError as error:
+        raise UserError(f"state={state}: {STORE.record} is no record of ours ({error})") from error
 
 
-def _start(state: Path, store: str, programs: Path, say: Say) -> Server:
-    began, kind = time.monotonic(), STORES[store]
+def _start(state: Path, store: str, made: list[str], say: Say) -> Server:
+    kind = STORES[store]
+    programs = kind.prepare(state, say)
+    began = time.monotonic()
     (state / "log").mkdir()
     with free_ports(len(kind.PORTS)) as free:
         ports = dict(zip(kind.PORTS, free, strict=True))
         known = {f"selfguide:{user}": secrets.token_hex(16) for user in USERS}
-        record = _Record(boot=boot_id(), store=store, port=ports[kind.FRONT], secrets=known)
+        record = _Record(
+            boot=boot_id(), store=store, port=ports[kind.FRONT], secrets=known, made=made
+        )
         record.write(state)
 
-        def started(name: str, process: processes.Process) -> None:
-            record.servers[name] = (process.pid, process.started)
+        def changed(servers: dict[str, tuple[int, int]]) -> None:
+            record.servers = servers
             record.write(state)
 
-        kind.start(StoreFolder(state=state, ports=ports, secrets=known, started=started), programs)
+        folder = StoreFolder(
+            state=state, environment=ENVIRONMENT, changed=changed, ports=ports, secrets=known
+        )
+        kind.start(folder, programs)
         server = _server(state, record)
-        _make_bucket(server, record)
+        _make_bucket(server, folder)
     record.ready = True
     record.write(state)
     say(f"{time.monotonic() - began:.1f} s: {kind.TITLE} answers at {server.endpoint}")
     return server
 
 
-def _make_bucket(server: Server, record: _Record) -> None:
+def _make_bucket(server: Server, folder: StoreFolder) -> None:
     """Creates the bucket, which all servers must answer for; until then they are starting."""
     import botocore.session
     from botocore.config import Config
@@ -217,78 +211,29 @@ def _make_bucket(server: Server, record: _Record) -> None:
         aws_secret_access_key=secret,
         config=Config(retries={"total_max_attempts": 1}),
     )
-    deadline = time.monotonic() + PATIENCE
-    while True:
+    answer = ""
+
+    def made() -> bool:
+        nonlocal answer
         try:
             client.create_bucket(Bucket=server.bucket)
-            return
         except (BotoCoreError, ClientError) as error:
-            for name, at in record.servers.items():
-                if not processes.alive(*at):
-                    reason = f"{name} ended while it started.\n{tail(server.state, name)}"
-                    raise StartError(reason) from error
-            if time.monotonic() > deadline:
-                reason = f"not within {PATIENCE:.0f} s: {error}\n{tail(server.state, STORES[server.store].FRONT)}"
-                raise StartError(reason) from error
-        time.sleep(0.05)
+            answer = str(error)
+            return False
+        return True
 
-
-@contextmanager
-def _locked(state: Path) -> Iterator[None]:
-    """One command at a time on a folder, which is made if absent. The lock goes with its holder."""
-    while True:
-        try:
-            state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            held = {entry.name for entry in state.iterdir()}
-            handle = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            reason = f"state={state}: {error.strerror}; name another folder with --state"
-            raise UserError(reason) from error
-        try:
-            if held and not held & {RECORD, f".{RECORD}.draft"}:
-                raise UserError(
-                    f"state={state}: holds other files, and `down` would delete them; name another"
-                )
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            # who waited may hold the lock on a folder that was removed meanwhile: then begin anew
-            if state.exists() and state.stat().st_ino == os.fstat(handle).st_ino:
-                yield
-                return
-        finally:
-            os.close(handle)
-
-
-def _clear(state: Path) -> None:
-    """Kills what runs out of the folder and empties it, the record last: it marks the folder as ours."""
-    deadline = time.monotonic() + PATIENCE
-    while running := _members(state):
-        for process in running:
-            if processes.alive(process.pid, process.started):
-                os.kill(process.pid, signal.SIGKILL)
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"these do not end, even when killed: {[p.pid for p in running]}")
-        time.sleep(0.02)
-        for process in running:
-            processes.bury(process.pid)
-    for entry in sorted(state.iterdir(), key=lambda entry: entry.name == RECORD):
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+    try:
+        folder.wait("its bucket is made", made)
+    except StartError as error:
+        raise StartError(f"{error}\nthe last answer: {answer}") from error
 
 
 def _members(state: Path) -> list[processes.Process]:
     """Live programs of this folder: those whose command line names a configuration in it."""
     folder = os.fsencode(state) + b"/"
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            line = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:  # ended meanwhile, or another user's: either way not ours to end
-            continue
-        ours = any(word.startswith(folder) and word.endswith(b".conf") for word in line)
-        if ours and (process := processes.look(int(entry.name))):
-            found.append(process)
-    return found
+
+    def ours(process: processes.Process) -> bool:
+        words = processes.read(process.pid, "cmdline").split(b"\0")
+        return any(word.startswith(folder) and word.endswith(b".conf") for word in words)
+
+    return [process for process in processes.table() if ours(process)]

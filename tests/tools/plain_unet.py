@@ -19,7 +19,7 @@ from selfguide.models.unet_blocks import (
     Resample,
     ResidualBlock,
 )
-from tools.bench.plain import linear, same, split, two_matrices
+from tests.tools.plain import linear, same, split, two_matrices
 
 
 def convolution(ours: nn.Linear) -> nn.Conv2d:
