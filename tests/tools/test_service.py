@@ -45,7 +45,9 @@ def find(state: Path) -> dict[str, Any] | None:
     return record if record is not None and processes.alive(*record["at"]) else None
 
 
-def up(state: Path, command: str = "while :; do sleep 0.1; done", say: service.Say = lambda line: None) -> Any:
+def up(
+    state: Path, command: str = "while :; do sleep 0.1; done", say: service.Say = lambda line: None
+) -> Any:
     def start(made: list[str]) -> dict[str, Any] | None:
         (state / "log").mkdir()
 
