@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from selfguide.distributed import RankInfo, broadcast_from_rank_0
+from selfguide.distributed import RankInfo, on_rank_0
 from selfguide.snapshot import CONFIG
 from selfguide.spec.config import Config
 from selfguide.spec.files import to_yaml
@@ -32,7 +32,7 @@ def publish(
     lease.check()
     guidance = state.components.metadata()
     saw_labels = state.origin["saw_labels"] or not guidance["label_free"]
-    if broadcast_from_rank_0(storage.read_complete(folder, verify="sizes") is not None):
+    if on_rank_0(lambda: lease.holds(folder)):
         return
     kept = state.engine.module.state_dict().keys()  # fixed tables, such as positions, are not
     buffers = {
