@@ -139,13 +139,13 @@ def test_resume_with_all_checkpoints_damaged_begins_at_0_aloud_and_ends_alike(
                 (folder / RANK_1).unlink()
     cfg = config(digits, "deepspeed")
     stern = replace(cfg, train=replace(cfg.train, resume="strict"))
-    before = sorted(p for p in strict.rglob("*") if "attempts" not in p.parts)
+    before = sorted((strict / "checkpoints").glob("*/*"))
     first, second = ranks(2, attempts, [(stern, str(strict)), (cfg, str(root))])
     for end, _ in (first[0], second[0]):
         assert end.startswith("UserError: train.resume=strict")
         assert f"launcher.resume {strict} train.resume=newest" in end and "image 0" in end
-    after = sorted(p for p in strict.rglob("*") if "attempts" not in p.parts)
-    assert [p for p in after if ".leases" not in p.parts] == before, "nothing was moved"
+    after = sorted((strict / "checkpoints").glob("img-*/*"))
+    assert after == [p for p in before if p.parent.name != ".leases"], "nothing was moved"
     end, said = first[1]
     assert end == "attempt 2" and len(said) == 4
     assert all(image_folder(i) in line for i, line in zip((384, 256, 128), said[:3], strict=True))
@@ -154,24 +154,29 @@ def test_resume_with_all_checkpoints_damaged_begins_at_0_aloud_and_ends_alike(
     assert_same(weights(root), weights(whole))
 
 
-@pytest.mark.parametrize("how", ["lost", "flip", "truncated"])
 def test_a_final_snapshot_that_is_gone_or_damaged_is_published_from_the_checkpoint(
-    ranks: Any, digits: Path, copy: Callable[..., Path], how: str
+    ranks: Any, digits: Path, copy: Callable[..., Path], whole: Path
 ) -> None:
-    root = copy(until=IMAGES)
-    final = root / "snapshots" / image_folder(IMAGES)
-    before = {p.name: p.read_bytes() for p in final.iterdir()}
-    if how == "lost":
-        shutil.rmtree(final)
-    else:
+    roots = [copy(how, until=IMAGES) for how in ("lost", "flip", "truncated")]
+    for root in roots:
+        final = root / "snapshots" / image_folder(IMAGES)
         file = final / "ema-2000.safetensors"
-        flip(file, 50_000) if how == "flip" else file.write_bytes(b"")
-    cfg = config(digits, "torch")
-    (((end, _),),) = ranks(1, attempts, [(cfg, str(root))])
-    after = {p.name: p.read_bytes() for p in final.iterdir()}
-    assert end == "attempt 2" and RunFolder(root).finished()
-    assert before == after, "averages, buffers and manifest alike"
-    assert (root / "snapshots" / "damaged").exists() == (how != "lost")
+        if root.name == "lost":
+            shutil.rmtree(final)
+        elif root.name == "flip":
+            flip(file, 50_000)
+        else:
+            file.write_bytes(b"")
+    cfg = config(digits, "deepspeed")
+    (ends,) = ranks(1, attempts, [(cfg, str(root)) for root in roots])
+    assert ends == [("attempt 2", [])] * 3
+    for root in roots:
+        before, after = (
+            {p.name: p.read_bytes() for p in (r / "snapshots" / image_folder(IMAGES)).iterdir()}
+            for r in (whole, root)
+        )
+        assert before == after, "averages, buffers and manifest alike"
+        assert (root / "snapshots" / "damaged").exists() == (root.name != "lost")
 
 
 def _reads_other_bytes(rank_info: RankInfo, root: str) -> str:
