@@ -131,17 +131,27 @@ def broadcast_from_rank_0(value: Any) -> Any:
 
 def on_rank_0(work: Callable[[], T]) -> T:
     """Calls `work` on rank 0 only, and returns its result, or raises its error, on every rank alike."""
-    result: T | None = None
-    error: Exception | None = None
-    if world_size() == 1 or dist.get_rank() == 0:
-        try:
-            result = work()
-        except Exception as raised:  # noqa: BLE001 - every rank raises it, whatever it is
-            error = raised
-    result, error = broadcast_from_rank_0((result, error))
+    first = world_size() == 1 or dist.get_rank() == 0
+    result, error = broadcast_from_rank_0(_outcome(work) if first else (None, None))
     if error is not None:
         raise error
     return result
+
+
+def on_every_rank(work: Callable[[], T]) -> list[T]:
+    """Calls `work` on every rank, and returns all results, by rank; an error on one is raised on every rank alike."""
+    found = gather(_outcome(work))
+    for _, error in found:
+        if error is not None:
+            raise error
+    return [result for result, _ in found]
+
+
+def _outcome(work: Callable[[], T]) -> tuple[T, None] | tuple[None, Exception]:
+    try:
+        return work(), None
+    except Exception as error:  # noqa: BLE001 - every rank raises it, whatever it is
+        return None, error
 
 
 def gather(value: T) -> list[T]:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from selfguide.distributed import RankInfo, gather, on_rank_0
+from selfguide.distributed import RankInfo, on_every_rank, on_rank_0
 from selfguide.spec.run import Lease, damaged, image_count
 from selfguide.training.ema import Averages
 from selfguide.training.engine.layout import ParameterSpace, Range, Shard, length, overlaps, pieces
@@ -40,11 +39,14 @@ def save(folder: Path, state: State, rank_info: RankInfo, lease: Lease) -> None:
     engine, moments = state.engine, state.engine.moments()
     names = [f"ema-{spec.key}" for spec in state.averages.specs]
     vectors = _vectors(engine, moments, state.averages, names)
-    part, mine = write_vectors(folder, vectors, engine, rank_info, lease.fence(folder))
     # also the barrier: every part is written
-    parts, ranges = zip(*gather((part, mine)), strict=True)
+    written = on_every_rank(
+        lambda: write_vectors(folder, vectors, engine, rank_info, lease.fence(folder))
+    )
+    parts, ranges = zip(*written, strict=True)
     held = state.components.state_dict()
-    if rank_info.rank == 0:
+
+    def publish() -> None:
         replicated = publish_tensors(
             folder / REPLICATED, _replicated(state, held), lease.fence(folder)
         )
@@ -61,7 +63,8 @@ def save(folder: Path, state: State, rank_info: RankInfo, lease: Lease) -> None:
             "attempt": lease.number,
         }
         lease.publish(folder, extra=extra, parts=[*parts, replicated])
-    dist.barrier()
+
+    on_rank_0(publish)
 
 
 def _vectors(
