@@ -102,10 +102,14 @@ class RunFolder:
 
     def finished(self) -> bool:
         """The final snapshot is published."""
-        return (
-            storage.read_complete(self.snapshot(self.describe()["images"]), verify="sizes")
-            is not None
-        )
+        return storage.read_complete(self._final_snapshot()) is not None
+
+    def final_snapshot_holds(self) -> bool:
+        """The same, byte for byte: reads all of it."""
+        return storage.read_complete(self._final_snapshot(), verify="hashes") is not None
+
+    def _final_snapshot(self) -> Path:
+        return self.snapshot(self.describe()["images"])
 
 
 def _numbered(parent: Path) -> list[int]:
