@@ -141,10 +141,12 @@ def on_rank_0(work: Callable[[], T]) -> T:
 def on_every_rank(work: Callable[[], T]) -> list[T]:
     """Calls `work` on every rank, and returns all results, by rank; an error on one is raised on every rank alike."""
     found = gather(_outcome(work))
-    for _, error in found:
+    results: list[Any] = []
+    for result, error in found:
         if error is not None:
             raise error
-    return [result for result, _ in found]
+        results.append(result)
+    return results
 
 
 def _outcome(work: Callable[[], T]) -> tuple[T, None] | tuple[None, Exception]:

@@ -117,11 +117,6 @@ def _numbered(parent: Path) -> list[int]:
     return sorted(int(name[4:]) for name in names if name.startswith("img-") and name[4:].isdigit())
 
 
-def image_count(name: str) -> int:
-    """The images that the name of a checkpoint or snapshot begins with, one that was set aside included."""
-    return int(name.removeprefix("img-").partition(".")[0])
-
-
 def _complete(parent: Path) -> list[int]:
     folders = [(images, parent / image_folder(images)) for images in _numbered(parent)]
     return [i for i, folder in folders if storage.read_complete(folder, verify="sizes") is not None]

@@ -6,6 +6,7 @@ and data order are functions of the image count, so the count is all that has to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from selfguide.distributed import RankInfo, on_every_rank, on_rank_0
-from selfguide.spec.run import Lease, damaged, image_count
+from selfguide.spec.run import Lease, damaged
 from selfguide.training.ema import Averages
 from selfguide.training.engine.layout import ParameterSpace, Range, Shard, length, overlaps, pieces
 from selfguide.training.engine.protocol import Engine, Moments
@@ -24,6 +25,7 @@ from selfguide.training.state import State
 from selfguide.weights import publish_tensors
 from shards import storage
 
+_NAME = re.compile(r"img-(\d+)(\.\d+)?")
 REPLICATED = "replicated.safetensors"  # what every rank holds alike: buffers, the teacher, what components count
 
 
@@ -191,12 +193,20 @@ def _like(shard: Shard) -> Shard:
 
 def prune(checkpoints: Path, keep: int) -> None:
     """Deletes all but the newest `keep` complete checkpoints, and of damaged ones what is older than those."""
-    names = [n for n in storage.list(checkpoints) if storage.read_complete(checkpoints / n)]
-    names.sort(key=image_count)
-    for name in names[: max(0, len(names) - keep)]:
+    whole = [
+        (images, name)
+        for images, name in _numbered(checkpoints)
+        if storage.read_complete(checkpoints / name)
+    ]
+    for _, name in whole[:-keep]:
         storage.delete(checkpoints / name)
-    kept = min(map(image_count, names[-keep:]), default=0)
-    aside = damaged(checkpoints)
-    for name in storage.list(aside):
-        if image_count(name) < kept:
+    aside, kept = damaged(checkpoints), min(whole[-keep:], default=(0, ""))
+    for images, name in _numbered(aside):
+        if images < kept[0]:
             storage.delete(aside / name)
+
+
+def _numbered(place: Path) -> list[tuple[int, str]]:
+    """The checkpoints in a folder with their images, ascending; that of an attempt ends with its number."""
+    found = ((_NAME.fullmatch(name), name) for name in storage.list(place))
+    return sorted((int(match[1]), name) for match, name in found if match)

@@ -263,6 +263,7 @@ def test_prune_deletes_what_is_damaged_once_it_is_older_than_all_that_is_kept(
         lease.publish(folder, extra={})
     lease.set_aside(run.checkpoint(2))
     kept = run.checkpoints / "damaged" / f"{image_folder(2)}.0001"
+    (kept.parent / "notes of a person").touch()
     prune(run.checkpoints, keep=2)
     assert kept.is_dir() and run.saved() == [1, 3]
     prune(run.checkpoints, keep=1)
