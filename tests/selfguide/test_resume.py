@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from selfguide.distributed import RankInfo, gather
+from selfguide.distributed import RankInfo
 from selfguide.spec.config import Config
 from selfguide.spec.run import Fenced, Lease, RunFolder, image_folder
 from selfguide.training import resume
@@ -268,23 +268,6 @@ def test_prune_deletes_what_is_damaged_once_it_is_older_than_all_that_is_kept(
     assert kept.is_dir() and run.saved() == [1, 3]
     prune(run.checkpoints, keep=1)
     assert not kept.exists() and run.saved() == [3]
-
-
-def _raises_on_rank_0(rank_info: RankInfo) -> list[str]:
-    from selfguide.distributed import on_rank_0
-
-    def fail() -> None:
-        raise Fenced("overtaken")
-
-    try:
-        on_rank_0(fail)
-    except Fenced as error:
-        return gather(str(error))
-    return []
-
-
-def test_an_error_on_rank_0_is_raised_on_every_rank(ranks: Any) -> None:
-    assert ranks(2, _raises_on_rank_0) == [["overtaken"] * 2] * 2
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8, 12])

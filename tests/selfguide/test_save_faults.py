@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from selfguide.distributed import RankInfo
+from selfguide.distributed import RankInfo, on_every_rank, on_rank_0
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training import checkpoint, resume
 from selfguide.training.loop import Training, advance
@@ -129,23 +129,25 @@ def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_old_one_stays(
         assert run.saved() == [BATCH, 2 * BATCH]
 
 
-def test_a_full_disk_of_one_rank_ends_the_save_on_all(ranks: Any, tmp_path: Path) -> None:
-    ends = ranks(2, _full_on_rank_1, str(tmp_path))
-    assert ends[0] == ends[1] and ends[0].startswith("NoRoomError")
+def test_a_full_disk_of_one_rank_ends_the_save_on_all(ranks: Any) -> None:
+    ends = ranks(2, _full)
+    assert ends[0] == ends[1] == ["parts, 1", "manifest, 0"]
 
 
-def _full_on_rank_1(rank_info: RankInfo, root: str) -> str:
-    from selfguide.distributed import on_every_rank
+def _full(rank_info: RankInfo) -> list[str]:
+    """What a rank is told in the steps of a save, where one rank's disk is full."""
+    ends = []
+    for step, rank in ((on_every_rank, 1), (on_rank_0, 0)):
 
-    def write() -> None:
-        if rank_info.rank == 1:
-            raise NoRoomError("full")
+        def write(full: int = rank) -> None:
+            if rank_info.rank == full:
+                raise NoRoomError(f"{'manifest' if full == 0 else 'parts'}, {full}")
 
-    try:
-        on_every_rank(write)
-    except NoRoomError as error:
-        return f"{type(error).__name__}: {error}"
-    return "written"
+        try:
+            step(write)
+        except NoRoomError as error:
+            ends.append(str(error))
+    return ends
 
 
 def test_a_run_folder_that_may_not_be_written_is_one_line(single: RankInfo, tmp_path: Path) -> None:
