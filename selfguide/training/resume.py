@@ -38,16 +38,14 @@ class Damage:
     kept: Path | None = None
 
     def __str__(self) -> str:
-        return f"{self.folder.name} ({'; '.join(map(str, self.flaws))})"
+        wrong = (f"{_whose(flaw.name)}{flaw}" for flaw in self.flaws)
+        return f"{self.folder.name} ({'; '.join(wrong)})"
 
     def plain(self) -> dict[str, Any]:
         """As a progress record has it; `rank` is that which wrote the file, None for what all ranks load."""
-        return {
-            "images": self.images,
-            "checkpoint": self.folder.name,
-            "kept": str(self.kept),
-            "flaws": [{"file": f.name, "rank": _rank_of(f.name), "reason": f.reason} for f in self.flaws],
-        }  # fmt: skip
+        flaws = [{"file": f.name, "rank": _rank_of(f.name), "reason": f.reason} for f in self.flaws]
+        kept = self.kept and str(self.kept)
+        return {"images": self.images, "checkpoint": self.folder.name, "kept": kept, "flaws": flaws}
 
 
 @dataclass(frozen=True)
@@ -161,6 +159,12 @@ def _refusal(damaged: Sequence[Damage], found: Path | None, lease: Lease) -> str
     )
 
 
+def _whose(name: str) -> str:
+    rank = _rank_of(name)
+    return "" if rank is None else f"of rank {rank}: "
+
+
 def _rank_of(name: str) -> int | None:
+    """The rank whose part of a checkpoint is called so."""
     number = name.removeprefix("rank-").partition(".")[0]
     return int(number) if number.isdigit() else None

@@ -94,7 +94,12 @@ def test_resume_with_a_flipped_bit_names_it_and_goes_on_from_the_one_before(
         file = RANK_1 if name == "old" else name
         kept = root / "checkpoints" / "damaged" / f"{image_folder(384)}.0002"
         assert end == other_end == "attempt 2" and other_said == []
-        assert len(said) == 2 and file in said[0] and str(kept) in said[0]
+        assert (
+            len(said) == 2
+            and ("of rank 1: " in said[0]) == (file == RANK_1)
+            and file in said[0]
+            and str(kept) in said[0]
+        )
         assert image_folder(256) in said[1]
         (told,) = progress(root)["damaged"]
         assert (told["images"], told["kept"]) == (384, str(kept))
