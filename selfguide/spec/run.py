@@ -156,6 +156,7 @@ class Lease:
         Raises:
             Fenced: a newer attempt exists; nothing was moved.
         """
+        self.check()
         if storage.read_complete(folder, verify="hashes") is not None:
             return True
         if folder.is_dir():

@@ -37,7 +37,6 @@ def publish(
     Raises:
         NoRoomError: the disk is full, or may not be written.
     """
-    lease.check()
     guidance = state.components.metadata()
     saw_labels = state.origin["saw_labels"] or not guidance["label_free"]
     if on_rank_0(lambda: lease.holds(folder)):
