@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shards import storage
+
 PACKAGES = ("launcher", "selfguide", "shards", "slurm", "configs")
 _CACHES = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
@@ -24,10 +26,20 @@ def copy(target: Path) -> dict[str, Any]:
     """Writes the packages below `target` (new) and describes them in `target`.json; returns the description.
 
     The folder appears whole or not at all: it is made under a temporary name and renamed.
+
+    Raises:
+        NoRoomError: the disk is full, or may not be written.
     """
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}"
-    for name in PACKAGES:
-        shutil.copytree(location(name), temporary / name, ignore=_CACHES)
+    found = [(temporary / name / path, file) for name in PACKAGES for path, file in _sources(name)]
+    try:
+        for to, file in found:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, to)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        storage.refuse_no_room(target, sum(file.stat().st_size for _, file in found), error)
+        raise
     about = {
         "hash": content_hash(temporary),
         "packages": list(PACKAGES),

@@ -111,6 +111,10 @@ def submit(config: Config, run: RunFolder | None = None) -> dict[str, Any]:
 
 def _decide(run: RunFolder, wanted: dict[str, Any]) -> tuple[RunView | None, Submission]:
     view = read(run) if run.run_json.exists() else None
+    if view is not None and view.finished and not run.final_snapshot_holds():
+        # its bytes are not those that were published: as if it were gone, the next attempt publishes it again
+        left = {images: about for images, about in view.snapshots.items() if images != view.images}
+        view = dataclasses.replace(view, snapshots=left)
     decision = decide.submission(view, wanted)
     if decision.action == "refuse":
         raise UserError(decision.reason)

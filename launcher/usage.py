@@ -19,6 +19,10 @@ COMMON = (
     ("train.images=512_000", "length of training, in images seen"),
     ("train.batch=256", "global batch; train.micro_batch is what one rank takes at once"),
     ("train.learning_rate=2e-4", "AdamW's"),
+    (
+        "train.resume=strict",
+        "stop where the newest checkpoint is damaged, in place of going on from the one before",
+    ),
     ("guidance=labels", "where groups come from"),
     ("model=dit_b_2", "a row of the table of sizes; model.depth=2 changes one number of it"),
     ("engine=torch", "who takes the optimiser step"),

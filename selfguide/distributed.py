@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from selfguide.spec.run import read_record, write_record
 from shards.wait import wait_until
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -131,13 +134,45 @@ def broadcast_from_rank_0(value: Any) -> Any:
     return box[0]
 
 
+def on_rank_0(work: Callable[[], T]) -> T:
+    """Calls `work` on rank 0 only, and returns its result, or raises its error, on every rank alike."""
+    first = world_size() == 1 or dist.get_rank() == 0
+    result, error = broadcast_from_rank_0(_outcome(work) if first else (None, None))
+    if error is not None:
+        raise error
+    return result
+
+
+def on_every_rank(work: Callable[[], T]) -> list[T]:
+    """Calls `work` on every rank, and returns all results, by rank; an error on one is raised on every rank alike."""
+    found = gather(_outcome(work))
+    results: list[Any] = []
+    for result, error in found:
+        if error is not None:
+            raise error
+        results.append(result)
+    return results
+
+
+def _outcome(work: Callable[[], T]) -> tuple[T, None] | tuple[None, Exception]:
+    try:
+        return work(), None
+    except Exception as error:  # noqa: BLE001 - every rank raises it, whatever it is
+        return None, error
+
+
+def gather(value: T) -> list[T]:
+    """`value` of every rank, by rank, on every rank."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def any_rank_error(message: str | None) -> str | None:
     """Gathers `message` from all ranks and returns the first that is not None: an error on one stops all alike."""
-    if world_size() == 1:
-        return message
-    errors: list[str | None] = [None] * world_size()
-    dist.all_gather_object(errors, message)
-    return next((each for each in errors if each is not None), None)
+    return next((each for each in gather(message) if each is not None), None)
 
 
 class _SumOverRanks(torch.autograd.Function):

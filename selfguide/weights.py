@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -70,22 +72,40 @@ def _unpacked(found: Any) -> dict[str, Tensor]:
     return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def publish_tensors(path: Path, tensors: Mapping[str, Tensor], fence: storage.Fence) -> None:
+def publish_tensors(
+    path: Path, tensors: Mapping[str, Tensor], fence: storage.Fence
+) -> dict[str, Any]:
     """Publishes `tensors` as a safetensors file by the right of `fence`; a file that is there is replaced.
 
-    No two tensors may share memory.
+    No two tensors may share memory. Returns what the manifest of its folder says of the file.
 
     Raises:
         FencedError: a newer attempt has ended that right.
+        NoRoomError: the disk is full, or may not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # hidden and named as storage's own, so that `storage.sweep` deletes what a kill leaves
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, draft)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(held, draft)
+        part = storage.describe(draft.parent, draft.name)
         storage.publish_file(path, draft, replace=True, fence=fence)
+    except (OSError, SafetensorError) as error:
+        size = sum(t.nbytes for t in held.values())
+        storage.refuse_no_room(path, size, _as_os_error(error))
+        raise
     finally:
         draft.unlink(missing_ok=True)
+    return part | {"name": path.name}
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """What the file system said; safetensors' writer, which is in Rust, has it in its text only."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]) if found else 0, str(error))
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:

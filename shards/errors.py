@@ -2,7 +2,8 @@
 
 A `UserError` names in one line the field, its value and a cure. Commands print it and exit with code 2; nothing
 retries it. A `DamagedError` means that stored bytes are not the bytes that were written, a `StoreError` that a
-store did not answer properly although it was asked often enough.
+store did not answer properly although it was asked often enough. A full disk is both: its owner makes room, and a
+job that meets one may try again.
 """
 
 
@@ -30,6 +31,12 @@ class StoreError(OSError):
     """A store is out of reach or out of order. The message names place, what was seen, and how often."""
 
     exit_code = 1
+
+
+class NoRoomError(UserError, StoreError):
+    """A disk is full or may not be written. The message names place, bytes, reason and cure."""
+
+    exit_code = 2
 
 
 class BadInputError(ValueError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,10 @@ class RunFolder:
         """Images of every complete checkpoint, ascending."""
         return _complete(self.checkpoints)
 
+    def checkpoint_folders(self) -> list[int]:
+        """Images of every checkpoint's folder, complete or not, ascending."""
+        return _numbered(self.checkpoints)
+
     def snapshot_folders(self) -> list[int]:
         """Images of every snapshot's folder, complete or not, ascending."""
         return _numbered(self.snapshots)
@@ -98,10 +102,14 @@ class RunFolder:
 
     def finished(self) -> bool:
         """The final snapshot is published."""
-        return (
-            storage.read_complete(self.snapshot(self.describe()["images"]), verify="sizes")
-            is not None
-        )
+        return storage.read_complete(self._final_snapshot()) is not None
+
+    def final_snapshot_holds(self) -> bool:
+        """The same, byte for byte: reads all of it."""
+        return storage.read_complete(self._final_snapshot(), verify="hashes") is not None
+
+    def _final_snapshot(self) -> Path:
+        return self.snapshot(self.describe()["images"])
 
 
 def _numbered(parent: Path) -> list[int]:
@@ -112,6 +120,11 @@ def _numbered(parent: Path) -> list[int]:
 def _complete(parent: Path) -> list[int]:
     folders = [(images, parent / image_folder(images)) for images in _numbered(parent)]
     return [i for i, folder in folders if storage.read_complete(folder, verify="sizes") is not None]
+
+
+def damaged(place: Path) -> Path:
+    """Where an attempt keeps what it found damaged of checkpoints or snapshots: img-<images>.<attempt>."""
+    return place / "damaged"
 
 
 def image_folder(images: int) -> str:
@@ -134,8 +147,42 @@ class Lease:
         """
         for place in (self.run.checkpoints, self.run.snapshots) if self.number > 1 else ():
             storage.end_attempts(place, self.number)
+            # nothing that an older attempt began to write appears any more
+            storage.sweep(place, older=0.0)
 
-    def publish(self, folder: Path, *, extra: Mapping[str, Any]) -> None:
+    def holds(self, folder: Path) -> bool:
+        """Whether a checkpoint or snapshot is complete, byte for byte. What is there and is not makes way.
+
+        Raises:
+            Fenced: a newer attempt exists; nothing was moved.
+        """
+        self.check()
+        if storage.read_complete(folder, verify="hashes") is not None:
+            return True
+        if folder.is_dir():
+            self.set_aside(folder)
+        return False
+
+    def set_aside(self, folder: Path) -> Path | None:
+        """Takes a checkpoint or snapshot that does not hold from its place; returns where it is kept.
+
+        One that was published is kept in `damaged/` for a person to look at, one without a manifest is deleted.
+
+        Raises:
+            Fenced: a newer attempt exists; nothing was moved.
+        """
+        published = (folder / storage.MANIFEST).exists()
+        to = damaged(folder.parent) / f"{folder.name}.{self.number:04d}" if published else None
+        storage.set_aside(folder, to, self.fence(folder))
+        return to
+
+    def publish(
+        self,
+        folder: Path,
+        *,
+        extra: Mapping[str, Any],
+        parts: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
         """Declares a checkpoint or snapshot complete (`storage.publish_folder`), while this attempt is the newest.
 
         Raises:
@@ -143,7 +190,7 @@ class Lease:
             FileExistsError: it was published before.
         """
         self.check()
-        storage.publish_folder(folder, extra=extra, fence=self.fence(folder))
+        storage.publish_folder(folder, extra=extra, parts=parts, fence=self.fence(folder))
 
     def fence(self, folder: Path) -> storage.Fence:
         """The right to publish into this checkpoint or snapshot, for `storage.publish_file` of its files."""

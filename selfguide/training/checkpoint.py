@@ -6,18 +6,18 @@ and data order are functions of the image count, so the count is all that has to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from selfguide.distributed import RankInfo, broadcast_from_rank_0
-from selfguide.spec.run import Lease
+from selfguide.distributed import RankInfo, on_every_rank, on_rank_0
+from selfguide.spec.run import Lease, damaged
 from selfguide.training.ema import Averages
 from selfguide.training.engine.layout import ParameterSpace, Range, Shard, length, overlaps, pieces
 from selfguide.training.engine.protocol import Engine, Moments
@@ -25,22 +25,32 @@ from selfguide.training.state import State
 from selfguide.weights import publish_tensors
 from shards import storage
 
+_NAME = re.compile(r"img-(\d+)(\.\d+)?")
 REPLICATED = "replicated.safetensors"  # what every rank holds alike: buffers, the teacher, what components count
 
 
 def save(folder: Path, state: State, rank_info: RankInfo, lease: Lease) -> None:
-    """All ranks call; on return the checkpoint is complete on every rank's word."""
-    lease.check()
-    if broadcast_from_rank_0(storage.read_complete(folder, verify="sizes") is not None):
+    """All ranks call; on return the checkpoint is complete on every rank's word.
+
+    Raises:
+        NoRoomError: the disk is full, or may not be written; the checkpoint before it is whole.
+    """
+    if on_rank_0(lambda: lease.holds(folder)):
         return  # an earlier attempt came as far, with the same numbers
     engine, moments = state.engine, state.engine.moments()
     names = [f"ema-{spec.key}" for spec in state.averages.specs]
     vectors = _vectors(engine, moments, state.averages, names)
     # also the barrier: every part is written
-    ranges = write_vectors(folder, vectors, engine, rank_info, lease.fence(folder))
+    written = on_every_rank(
+        lambda: write_vectors(folder, vectors, engine, rank_info, lease.fence(folder))
+    )
+    parts, ranges = zip(*written, strict=True)
     held = state.components.state_dict()
-    if rank_info.rank == 0:
-        publish_tensors(folder / REPLICATED, _replicated(state, held), lease.fence(folder))
+
+    def publish() -> None:
+        replicated = publish_tensors(
+            folder / REPLICATED, _replicated(state, held), lease.fence(folder)
+        )
         extra = {
             "images": state.images,
             "steps": moments.count,
@@ -50,11 +60,12 @@ def save(folder: Path, state: State, rank_info: RankInfo, lease: Lease) -> None:
             "names": list(engine.layout.names),
             "ranges": ranges,
             "origin": dict(state.origin),
-            "accounts": state.accounts,
+            "accounts": state.audits,
             "attempt": lease.number,
         }
-        lease.publish(folder, extra=extra)
-    dist.barrier()
+        lease.publish(folder, extra=extra, parts=[*parts, replicated])
+
+    on_rank_0(publish)
 
 
 def _vectors(
@@ -71,8 +82,8 @@ def write_vectors(
     space: ParameterSpace,
     rank_info: RankInfo,
     fence: storage.Fence,
-) -> list[Any]:
-    """Writes what this rank owns of `vectors`; all ranks call, and get which ranges the file of each rank holds.
+) -> tuple[dict[str, Any], Sequence[Range]]:
+    """Writes what this rank owns of `vectors`; returns what a manifest says of the file, and which ranges it holds.
 
     Each number is written once: where every rank owns all, each writes an even share.
     """
@@ -88,10 +99,7 @@ def write_vectors(
         for mine, part, (low, high) in overlaps(space.ranges, ranges):
             start = space.ranges[mine][0]
             parts[part].copy_(shard[mine][low - start : high - start])
-    publish_tensors(folder / _part(rank_info.rank), tensors, fence)
-    together: list[Any] = [None] * rank_info.world
-    dist.all_gather_object(together, ranges)
-    return together
+    return publish_tensors(folder / part_name(rank_info.rank), tensors, fence), ranges
 
 
 @torch.no_grad()
@@ -107,7 +115,7 @@ def read_vectors(
         if not parts:
             continue
         starts = [length(theirs[:index]) - theirs[index][0] for index in range(len(theirs))]
-        with safe_open(folder / _part(rank), framework="pt") as file:
+        with safe_open(folder / part_name(rank), framework="pt") as file:
             for name, shard in vectors.items():
                 written = file.get_slice(name)
                 for mine, their, (low, high) in parts:
@@ -116,7 +124,7 @@ def read_vectors(
                     shard[mine][low - start : high - start] = found
 
 
-def _part(rank: int) -> str:
+def part_name(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
@@ -130,19 +138,15 @@ def _replicated(state: State, components: dict[str, Tensor]) -> dict[str, Tensor
     return held | {n: t.cpu() for n, t in components.items()}
 
 
-def newest(checkpoints: Path) -> Path | None:
-    """The newest checkpoint whose manifest holds; all ranks call and get rank 0's."""
-    found = broadcast_from_rank_0(storage.newest_complete(checkpoints))
-    return None if found is None else Path(found)
-
-
 def load(folder: Path, state: State, rank_info: RankInfo) -> None:
     """Brings `state` to where `folder` was written, whatever the world size or engine then and now.
+
+    That its files are those that were written is for `training.resume` to say, before.
 
     Raises:
         RuntimeError: the checkpoint holds other parameters than this model has.
     """
-    manifest = storage.read_complete(folder, verify="sizes")
+    manifest = storage.read_manifest(folder)
     if manifest is None:
         raise RuntimeError(f"{folder} is not a complete checkpoint")
     engine = state.engine
@@ -168,7 +172,7 @@ def load(folder: Path, state: State, rank_info: RankInfo) -> None:
     state.images = manifest["images"]
     state.origin = manifest["origin"]
     kept = manifest.get("accounts")  # checkpoints of before had none
-    state.accounts = None if kept is None else tuple(kept)
+    state.audits = None if kept is None else tuple(kept)
     held = load_file(folder / REPLICATED)
     with torch.no_grad():
         for name, buffer in engine.module.named_buffers():
@@ -187,8 +191,21 @@ def _like(shard: Shard) -> Shard:
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` complete checkpoints."""
-    names = [n for n in storage.list(checkpoints) if storage.read_complete(checkpoints / n)]
-    names.sort(key=lambda name: int(name.removeprefix("img-")))
-    for name in names[: max(0, len(names) - keep)]:
+    """Deletes all but the newest `keep` complete checkpoints, and of damaged ones what is older than those."""
+    whole = [
+        (images, name)
+        for images, name in _numbered(checkpoints)
+        if storage.read_complete(checkpoints / name)
+    ]
+    for _, name in whole[:-keep]:
         storage.delete(checkpoints / name)
+    aside, kept = damaged(checkpoints), min(whole[-keep:], default=(0, ""))
+    for images, name in _numbered(aside):
+        if images < kept[0]:
+            storage.delete(aside / name)
+
+
+def _numbered(place: Path) -> list[tuple[int, str]]:
+    """The checkpoints in a folder with their images, ascending; that of an attempt ends with its number."""
+    found = ((_NAME.fullmatch(name), name) for name in storage.list(place))
+    return sorted((int(match[1]), name) for match, name in found if match)

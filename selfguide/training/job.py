@@ -14,7 +14,7 @@ import torch
 import shards
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
-from selfguide.distributed import RankInfo, any_rank_error, join, leave
+from selfguide.distributed import RankInfo, any_rank_error, join, leave, on_rank_0
 from selfguide.guidance.build import build_components
 from selfguide.models.execution import configure_execution
 from selfguide.networks.student import Student, build_student
@@ -24,14 +24,14 @@ from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
 from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
-from selfguide.training import checkpoint
+from selfguide.training import checkpoint, resume
 from selfguide.training.components import Components
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine, micro_batch
 from selfguide.training.engine.layout import length
 from selfguide.training.engine.protocol import DTYPES, keep_buffers_fp32
 from selfguide.training.initialise import initialise
-from selfguide.training.loop import Training, train
+from selfguide.training.loop import Training, publish_snapshot_if_due, train
 from selfguide.training.state import State
 from selfguide.training.teacher import Teacher
 from selfguide.training.telemetry import Telemetry
@@ -73,17 +73,17 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
     sources = _load_manifests(config, lease.run)
     manifest = sources[0]  # of several, fields and header are alike
     _check_annotations(config, manifest, lease.run, rank_info)
-    if rank_info.rank == 0:
-        lease.begin()  # before the look: an older attempt must not publish behind it
-    found = checkpoint.newest(lease.run.checkpoints)
+    on_rank_0(lease.begin)  # before the look: an older attempt must not publish behind it
+    found = resume.find(lease, rank_info, config.train.resume)
+    telemetry.damaged = [each.plain() for each in found.damaged]
     student = build_student(config, config.seed)
     # a checkpoint holds all that init gave, so a resumed run needs those weights no more
-    origin = SCRATCH if found else initialise(student, config, _promised_weights(lease.run))
+    origin = SCRATCH if found.folder else initialise(student, config, _promised_weights(lease.run))
     state = build_state(
         config, rank_info, student, label_rates(sources, config.data.shares), origin
     )
-    if found is not None:
-        checkpoint.load(found, state, rank_info)
+    if found.folder is not None:
+        checkpoint.load(found.folder, state, rank_info)
     telemetry.say("starting", state.images)
     if origin["source"] != "scratch":
         labels = "saw labels" if origin["saw_labels"] else "never saw a label"
@@ -110,11 +110,13 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
     try:
         normaliser = Normaliser.of(header)
         objective = build_objective(config.path)
-        train(
-            Training(
-                config, rank_info, state, stream, objective, normaliser, data, telemetry, lease
-            )
+        training = Training(
+            config, rank_info, state, stream, objective, normaliser, data, telemetry, lease
         )
+        if found.folder is not None:
+            # one that was lost or damaged: the checkpoint holds all that is in it
+            publish_snapshot_if_due(training)
+        train(training)
     finally:
         stream.close()
     telemetry.say("done", state.images)

@@ -46,7 +46,7 @@ class Training:
 def train(job: Training) -> None:
     """Runs to `train.images`; publishes snapshots and checkpoints at their cadence and at the end."""
     config, state, total = job.config, job.state, job.config.train.images
-    epochs = Epochs(job.stream, state.accounts, config.data.damaged)
+    epochs = Epochs(job.stream, state.audits, config.data.damaged)
     job.telemetry.restart(state.images)
     while state.images < total:
         advance(job)
@@ -126,14 +126,21 @@ def publish_what_is_due(job: Training, epochs: Epochs) -> None:
     """
     config, state, run = job.config, job.state, job.lease.run
     batch, last = config.train.batch, state.images >= config.train.images
-    if last or due(config.train.snapshot_every, state.images, batch):
-        job.telemetry.say("snapshot", state.images)
-        publish.publish(
-            run.snapshot(state.images), state, config, job.data, job.rank_info, job.lease
-        )
+    publish_snapshot_if_due(job)
     if last or due(config.train.checkpoint_every, state.images, batch):
         job.telemetry.say("checkpoint", state.images)
-        state.accounts = epochs.carried()
+        state.audits = epochs.carried()
         checkpoint.save(run.checkpoint(state.images), state, job.rank_info, job.lease)
         if job.rank_info.rank == 0:
             checkpoint.prune(run.checkpoints, config.train.keep_checkpoints)
+
+
+def publish_snapshot_if_due(job: Training) -> bool:
+    """Publishes the snapshot of this image count where one is due and not there; returns whether one is due."""
+    config, state, run = job.config, job.state, job.lease.run
+    last = state.images >= config.train.images
+    if not last and not due(config.train.snapshot_every, state.images, config.train.batch):
+        return False
+    job.telemetry.say("snapshot", state.images)
+    publish.publish(run.snapshot(state.images), state, config, job.data, job.rank_info, job.lease)
+    return True

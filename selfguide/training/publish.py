@@ -5,12 +5,14 @@ A snapshot is small and immutable, and its manifest is written last. `selfguide.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+from torch import Tensor
 
-from selfguide.distributed import RankInfo, broadcast_from_rank_0
+from selfguide.distributed import RankInfo, on_rank_0
 from selfguide.snapshot import CONFIG
 from selfguide.spec.config import Config
 from selfguide.spec.files import to_yaml
@@ -28,24 +30,34 @@ def publish(
     rank_info: RankInfo,
     lease: Lease,
 ) -> None:
-    """All ranks call. `data` is the shards' manifest hash and header, which decoding needs."""
-    lease.check()
+    """All ranks call. `data` is the shards' manifest hash and header, which decoding needs.
+
+    A snapshot that is there and does not hold is set aside.
+
+    Raises:
+        NoRoomError: the disk is full, or may not be written.
+    """
     guidance = state.components.metadata()
     saw_labels = state.origin["saw_labels"] or not guidance["label_free"]
-    if broadcast_from_rank_0(storage.read_complete(folder, verify="sizes") is not None):
+    if on_rank_0(lambda: lease.holds(folder)):
         return
     kept = state.engine.module.state_dict().keys()  # fixed tables, such as positions, are not
     buffers = {
         n: b.detach().cpu().clone() for n, b in state.engine.module.named_buffers() if n in kept
     }
+    fence = lease.fence(folder)
+
+    def write(file: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        tensors = {n: t.detach().cpu().clone() for n, t in weights.items()} | buffers
+        return publish_tensors(folder / file, tensors, fence)
+
+    parts = []
     for index, spec in enumerate(state.averages.specs):
-        weights = state.averages.weights(index)
-        if rank_info.rank == 0:
-            tensors = {n: t.detach().cpu().clone() for n, t in weights.items()} | buffers
-            publish_tensors(folder / spec.file, tensors, lease.fence(folder))
-    if rank_info.rank == 0:
-        text = to_yaml(config).encode()
-        storage.publish(folder / CONFIG, text, replace=True, fence=lease.fence(folder))
+        weights = state.averages.weights(index)  # all ranks gather them
+        parts.append(on_rank_0(partial(write, spec.file, weights)))
+
+    def finish() -> None:
+        storage.publish(folder / CONFIG, to_yaml(config).encode(), replace=True, fence=fence)
         extra = {
             "images": state.images,
             "guidance": guidance | {"label_free": not saw_labels},
@@ -53,5 +65,6 @@ def publish(
             "saw_labels": saw_labels,
             "origin": dict(state.origin),
         }
-        lease.publish(folder, extra=extra)
-    dist.barrier()
+        lease.publish(folder, extra=extra, parts=[storage.describe(folder, CONFIG), *parts])
+
+    on_rank_0(finish)

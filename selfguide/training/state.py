@@ -31,8 +31,8 @@ class State:
     teacher: Teacher | None
     origin: Mapping[str, Any]  # of the weights, as `selfguide.training.initialise` records it
     images: int = 0
-    # of the epochs under way at the last checkpoint, see `training.epochs`; None where that checkpoint kept none
-    accounts: tuple[Mapping[str, int], ...] | None = ()
+    # audits of the epochs under way at the last checkpoint, see `training.epochs`; None where that kept none
+    audits: tuple[Mapping[str, int], ...] | None = ()
 
     @property
     def teaching(self) -> Student | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ _KEPT = ("images_per_s", "loss", "data_share")  # while something else than trai
 
 class Telemetry:
     """Adds up scalars where they are and speaks once per `log_every` images."""
+
+    # checkpoints that this attempt found damaged, as `training.resume` describes them
+    damaged: Sequence[Mapping[str, Any]] = ()
 
     def __init__(self, run: RunFolder, attempt: int, rank_info: RankInfo, total: int) -> None:
         self._rank_info, self._total = rank_info, total
@@ -133,6 +137,8 @@ class Telemetry:
         rate = facts.get("images_per_s")
         eta = (self._total - images) / rate if rate else None
         record = {"section": section, "images": images, "of": self._total, "eta_s": eta, **facts}
+        if self.damaged:
+            record["damaged"] = self.damaged
         write_record(self._progress, record, replace=True)
 
     def restart(self, images: int) -> None:

@@ -8,8 +8,18 @@ last: it is complete when that manifest matches, and readers walk back to the ne
 attempt from publishing once a newer one has begun.
 """
 
-from shards.storage.complete import Verify, newest_complete, publish_folder, read_complete
+from shards.storage.complete import (
+    Flaw,
+    Verify,
+    describe,
+    flaws,
+    newest_complete,
+    publish_folder,
+    read_complete,
+    read_manifest,
+)
 from shards.storage.fence import MANIFEST, Fence
+from shards.storage.folder import refuse_no_room
 from shards.storage.objects import (
     CHUNK,
     Stat,
@@ -18,6 +28,7 @@ from shards.storage.objects import (
     end_attempts,
     exists,
     files,
+    hashes,
     is_absolute,
     is_remote,
     join,
@@ -28,6 +39,7 @@ from shards.storage.objects import (
     read_chunks,
     read_range,
     reconnect,
+    set_aside,
     sha256,
     size,
     stat,
@@ -38,13 +50,17 @@ __all__ = [
     "CHUNK",
     "MANIFEST",
     "Fence",
+    "Flaw",
     "Stat",
     "Url",
     "Verify",
     "delete",
+    "describe",
     "end_attempts",
     "exists",
     "files",
+    "flaws",
+    "hashes",
     "is_absolute",
     "is_remote",
     "join",
@@ -56,8 +72,11 @@ __all__ = [
     "read_bytes",
     "read_chunks",
     "read_complete",
+    "read_manifest",
     "read_range",
     "reconnect",
+    "refuse_no_room",
+    "set_aside",
     "sha256",
     "size",
     "stat",

@@ -6,69 +6,139 @@ import errno
 import json
 import os
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
-from shards.errors import UserError
+from shards.errors import DamagedError, UserError
 from shards.storage.fence import MANIFEST, Fence
-from shards.storage.objects import Url, files, join, list, publish, read_bytes, sha256, size, store
+from shards.storage.objects import Url, files, hashes, join, list, publish, read_bytes, size, store
 
 Verify = Literal["sizes", "hashes"]
 
 
+class Flaw(NamedTuple):
+    """A part of a folder that is not what its manifest says, and why."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.reason}"
+
+
 def publish_folder(
-    folder: Url, *, extra: Mapping[str, Any], manifest: str = MANIFEST, fence: Fence | None = None
+    folder: Url,
+    *,
+    extra: Mapping[str, Any],
+    parts: Sequence[Mapping[str, Any]] | None = None,
+    manifest: str = MANIFEST,
+    fence: Fence | None = None,
 ) -> None:
     """Declares a folder complete whose parts are already written: fsync them, then the manifest last.
 
-    The manifest is `{"files": [{"name", "bytes", "sha256"}], **extra}`, names relative to `folder`.
-    Hidden files (a dot in front) are left out: a publisher that was killed may leave some.
+    The manifest is `{"files": [{"name", "bytes", "sha256", "xxh3"}], **extra}`, names relative to `folder`.
+    Hidden files (a dot in front) are left out: a publisher that was killed may leave some. A manifest that is there
+    and does not hold is superseded.
 
     Args:
+        parts: what the manifest says of the files, by whoever wrote them; None hashes all that are in the folder.
         fence: the right by which the manifest is published, if it ends with a newer attempt.
 
     Raises:
-        FileExistsError: somebody else published this folder first.
+        FileExistsError: somebody else published this folder first, and it holds.
         FencedError: a newer attempt has ended the right; the folder is not complete.
         FileNotFoundError: the folder has no parts.
     """
     if "files" in extra:
         raise ValueError("'files' is the manifest's own field; give `extra` another name")
-    names = [name for name in files(folder) if name != manifest]
-    if not names:
+    if parts is None:
+        parts = [describe(folder, name) for name in files(folder) if name != manifest]
+    if not parts:
         raise FileNotFoundError(
             errno.ENOENT, "nothing to publish in this folder", os.fspath(folder)
         )
-    store(folder).sync(os.fspath(folder), names)
-    parts = [
-        {"name": name, "bytes": size(url), "sha256": sha256(url)}
-        for name, url in ((name, join(folder, name)) for name in names)
-    ]
-    data = json.dumps({"files": parts, **extra}, indent=1).encode()
-    publish(join(folder, manifest), data, fence=fence)
+    store(folder).sync(os.fspath(folder), [part["name"] for part in parts])
+    data = json.dumps({"files": [*parts], **extra}, indent=1).encode()
+    url = join(folder, manifest)
+    try:
+        publish(url, data, fence=fence)
+    except FileExistsError:
+        if read_complete(folder, "hashes", manifest) is not None:
+            raise
+        publish(url, data, replace=True, fence=fence)
+
+
+def describe(folder: Url, name: str) -> dict[str, Any]:
+    """What a manifest says of a file: its name, bytes and hashes."""
+    url = join(folder, name)
+    return {"name": name, "bytes": size(url), **hashes(url)}
+
+
+def read_manifest(folder: Url, manifest: str = MANIFEST) -> dict[str, Any] | None:
+    """The manifest of a folder, whose parts are not looked at; None where there is none.
+
+    Raises:
+        DamagedError: it is torn.
+    """
+    url = join(folder, manifest)
+    try:
+        found = json.loads(read_bytes(url))
+        if all({"name", "bytes", "sha256"} <= part.keys() for part in found["files"]):
+            return found
+    except UserError:  # no such bucket, say: that is not for the reader of a manifest to pass over
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{url} is torn: {error}") from error
+    raise DamagedError(f"{url} is torn: a part has no name, size or sha256")
+
+
+def flaws(
+    folder: Url,
+    found: Mapping[str, Any],
+    verify: Verify = "sizes",
+    names: Collection[str] | None = None,
+) -> Sequence[Flaw]:
+    """The parts, of those called `names`, that are not what the manifest `found` says.
+
+    `sizes` compares their sizes (milliseconds), `hashes` also their bytes (reads everything): by xxh3 where the
+    manifest has it, else by sha256.
+    """
+    if verify not in ("sizes", "hashes"):
+        raise ValueError(f"verify={verify!r}: give 'sizes' or 'hashes'")
+    parts = [part for part in found["files"] if names is None or part["name"] in names]
+    wrong = [Flaw(p["name"], why) for p in parts if (why := _wrong(folder, p, "sizes"))]
+    if wrong or verify == "sizes":
+        return wrong
+    return [Flaw(p["name"], why) for p in parts if (why := _wrong(folder, p, "hashes"))]
+
+
+def _wrong(folder: Url, part: Mapping[str, Any], verify: Verify) -> str | None:
+    url, kind = join(folder, part["name"]), "xxh3" if "xxh3" in part else "sha256"
+    try:
+        if verify == "sizes":
+            now, then = size(url), part["bytes"]
+            return None if now == then else f"has {now:,} bytes and not {then:,}"
+        same = hashes(url, (kind,))[kind] == part[kind]
+        return None if same else f"has other bytes than were written, by {kind}"
+    except (FileNotFoundError, NotADirectoryError):
+        return "is missing"
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return f"cannot be read ({error.strerror})"
 
 
 def read_complete(
     folder: Url, verify: Verify = "sizes", manifest: str = MANIFEST
 ) -> dict[str, Any] | None:
-    """The manifest of a complete folder; None where it is missing, torn, or does not hold.
-
-    `sizes` compares every part's size (milliseconds), `hashes` also its sha256 (reads everything).
-    """
-    if verify not in ("sizes", "hashes"):
-        raise ValueError(f"verify={verify!r}: give 'sizes' or 'hashes'")
+    """The manifest of a complete folder; None where it is missing, torn, or `flaws` finds any."""
     try:
-        found = json.loads(read_bytes(join(folder, manifest)))
-        parts = [(join(folder, f["name"]), f["bytes"], f["sha256"]) for f in found["files"]]
-        if any(size(url) != expected for url, expected, _ in parts):
-            return None
-    except UserError:  # no such bucket, say: that is not for the reader of a manifest to pass over
-        raise
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        found = read_manifest(folder, manifest)
+    except DamagedError:
         return None
-    if verify == "hashes" and any(sha256(url) != expected for url, _, expected in parts):
-        return None
-    return found
+    return None if found is None or flaws(folder, found, verify) else found
 
 
 def newest_complete(parent: Url, prefix: str = "img-", verify: Verify = "sizes") -> str | None:

@@ -3,7 +3,8 @@
 A fenced publisher writes that temporary file into its *outbox*, the folder `<place>/.leases/<attempt>`. A newer attempt
 ends its right by removing the outbox and putting a file in its place: from then on the older attempt can write no
 temporary file, and none that it had written is left to be linked. Whether the link or the removal comes first is
-decided by the file system (on NFS by its server). Nobody holds a lock, so no process that died or hangs is waited for.
+decided by the file system (on NFS by its server). What is set aside goes through the outbox, for the same reason.
+Nobody holds a lock, so no process that died or hangs is waited for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from shards.errors import FencedError, UserError
+from shards.errors import FencedError, NoRoomError
 from shards.lock import lock
 from shards.storage.fence import LEASES, MANIFEST, Fence
 
@@ -77,6 +78,24 @@ class Folder:
         else:
             path.unlink(missing_ok=True)
 
+    def set_aside(self, folder: Path, to: Path | None, fence: Fence) -> None:
+        outbox = _outbox(fence)
+        taken = outbox / _temporary(folder.name)
+        try:
+            outbox.mkdir(parents=True, exist_ok=True)
+            folder.rename(taken)
+        except OSError as error:
+            refuse_no_room(folder, 0, error)
+            _refuse_overtaken(folder, fence, error)
+            if isinstance(error, FileNotFoundError):
+                return
+            raise
+        if to is None or to.exists():
+            shutil.rmtree(taken)
+        else:
+            to.parent.mkdir(exist_ok=True)
+            taken.rename(to)
+
     def end_attempts(self, place: str, number: int) -> None:
         leases = Path(place, LEASES)
         leases.mkdir(parents=True, exist_ok=True)
@@ -95,7 +114,7 @@ class Folder:
         for path in sorted(Path(folder).rglob(".*.tmp")):
             with contextlib.suppress(FileNotFoundError):  # its publisher lives, and is done with it
                 if _TEMPORARY.fullmatch(path.name) and path.stat().st_mtime <= before:
-                    path.unlink()
+                    _remove(path)
                     ended.append(str(path))
         return ended
 
@@ -108,23 +127,41 @@ class Folder:
         fence: Fence | None,
     ) -> None:
         path = Path(url)
-        outbox = Path(fence.place, LEASES, f"{fence.number:04d}") if fence else path.parent
+        outbox = _outbox(fence) if fence else path.parent
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             outbox.mkdir(parents=True, exist_ok=True)
-            _appear(path, outbox / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp", fill, replace)
+            _appear(path, outbox / _temporary(path.name), fill, replace)
         except OSError as error:
-            # only a newer attempt removes an outbox, and it does so before it begins its own work
-            if fence is not None and not outbox.is_dir():
-                raise FencedError(
-                    f"{url}: attempt {fence.number} was overtaken and may not publish"
-                ) from error
-            if error.errno not in _NO_ROOM:
-                raise
-            raise UserError(
-                f"{url}: its {size:,} bytes cannot be written ({error.strerror}): make room there, or "
-                "choose another disk; what is finished is kept, and the same command goes on behind it"
-            ) from error
+            refuse_no_room(path, size, error)
+            if fence is not None:
+                _refuse_overtaken(path, fence, error)
+            raise
+
+
+def refuse_no_room(path: Path, size: int, error: OSError) -> None:
+    """Raises NoRoomError where `error` says that a disk is full or may not be written."""
+    if error.errno in _NO_ROOM:
+        raise NoRoomError(
+            f"{path}: its {size:,} bytes cannot be written ({os.strerror(error.errno)}): make room there, or "
+            "choose another disk; what is finished is kept, and the same command goes on behind it"
+        ) from error
+
+
+def _outbox(fence: Fence) -> Path:
+    return Path(fence.place, LEASES, f"{fence.number:04d}")
+
+
+def _temporary(name: str) -> str:
+    return f".{name}.{uuid.uuid4().hex[:12]}.tmp"
+
+
+def _refuse_overtaken(path: Path, fence: Fence, error: OSError) -> None:
+    # only a newer attempt removes an outbox, and it does so before it begins its own work; who may not write has none
+    if not _outbox(fence).is_dir() and not isinstance(error, PermissionError):
+        raise FencedError(
+            f"{path}: attempt {fence.number} was overtaken and may not publish"
+        ) from error
 
 
 def _appear(path: Path, temporary: Path, fill: Callable[[Path], None], replace: bool) -> None:
@@ -182,11 +219,19 @@ def _end_outbox(outbox: Path) -> None:
         except FileExistsError:  # a folder, in which the attempt may be writing just now
             try:
                 for temporary in outbox.iterdir():
-                    temporary.unlink(missing_ok=True)
+                    _remove(temporary)
                 outbox.rmdir()
             except OSError as error:
                 if error.errno not in _AT_WORK:
                     raise
+
+
+def _remove(path: Path) -> None:
+    """Deletes a file, or a folder that was being set aside."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:

@@ -6,9 +6,11 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import xxhash
 
 from shards.errors import ChangedError, DamagedError, UserError
 from shards.storage.fence import Fence
@@ -23,6 +25,7 @@ CHUNK = 16 << 20  # bytes a read asks for at once; S3 likes ranges of 8 to 16 Mi
 _S3 = "s3://"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+")  # a path may have merged a URL's slashes
 _REREADS = 5  # of a small object that is replaced again and again
+HASHES: Mapping[str, Callable[[], Any]] = {"sha256": hashlib.sha256, "xxh3": xxhash.xxh3_128}
 
 
 class Stat(NamedTuple):
@@ -136,10 +139,16 @@ def read_bytes(url: Url) -> bytes:
 
 def sha256(url: Url) -> str:
     """Hex sha256 of a file or object."""
-    digest = hashlib.sha256()
+    return hashes(url, ("sha256",))["sha256"]
+
+
+def hashes(url: Url, kinds: Sequence[str] = tuple(HASHES)) -> Mapping[str, str]:
+    """Hex digests of a file or object, which is read once: sha256 names content, xxh3 finds damage at once."""
+    digests = {kind: HASHES[kind]() for kind in kinds}
     for chunk in read_chunks(url):
-        digest.update(chunk)
-    return digest.hexdigest()
+        for digest in digests.values():
+            digest.update(chunk)
+    return {kind: digest.hexdigest() for kind, digest in digests.items()}
 
 
 def publish(url: Url, data: bytes, *, replace: bool = False, fence: Fence | None = None) -> None:
@@ -154,7 +163,7 @@ def publish(url: Url, data: bytes, *, replace: bool = False, fence: Fence | None
     Raises:
         FileExistsError: `url` exists and `replace` is false; of many callers at once, one wins.
         FencedError: a newer attempt has ended the right; nothing was published.
-        UserError: the disk is full, or may not be written.
+        NoRoomError: the disk is full, or may not be written.
     """
     store(url).publish(os.fspath(url), data, replace, fence)
 
@@ -180,6 +189,17 @@ def publish_file(
 def delete(url: Url) -> None:
     """Deletes a file or object, or a folder with everything below it, its manifest first. It may be absent."""
     store(url).delete(os.fspath(url))
+
+
+def set_aside(folder: Path, to: Path | None, fence: Fence) -> None:
+    """Moves a folder of a file system to `to`, or deletes it where that is None; it may be absent.
+
+    It leaves its place at once and whole. Where `to` exists, that is kept and `folder` is deleted.
+
+    Raises:
+        FencedError: a newer attempt has ended the right of `fence`; nothing was moved.
+    """
+    _FOLDER.set_aside(folder, to, fence)
 
 
 def end_attempts(place: Url, number: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from launcher.reconcile.view import read
 from selfguide.spec.files import read_config
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.run import RunFolder, read_record
-from shards.errors import UserError
+from shards.errors import NoRoomError, UserError
+from tests.shards.disks import disk
 
 
 def send(settings: list[str], *more: str) -> dict:
@@ -130,6 +132,46 @@ def test_a_run_that_stopped_gets_its_next_attempt(
     assert run.published() == [1280]
     assert send(settings)["state"] == "finished"
     assert run.attempt_numbers() == [1, 2]
+
+
+@pytest.mark.parametrize("how", ["lost", "flip"])
+def test_a_finished_run_whose_last_snapshot_is_lost_or_damaged_gets_an_attempt(
+    payload: Callable[..., None], settings: list[str], runs: Path, how: str
+) -> None:
+    payload(train=payloads.publish_all)
+    send(settings)
+    run = only_run(runs)
+    until(lambda: decide.state(read(run)).word == "finished")
+    until(lambda: backends.state(read_record(Attempt.newest(run).job)) == "gone")
+    assert send(settings)["attempt"] == 1, "what holds is left alone"
+    if how == "lost":
+        shutil.rmtree(run.snapshot(1280))
+    else:
+        (run.snapshot(1280) / "weights").write_bytes(b"y" * 10)
+    told = send(settings)
+    assert (told["state"], told["attempt"]) == ("submitted", 2)
+
+
+@pytest.mark.parametrize("room", [64 << 10, 600 << 10])
+def test_a_full_disk_at_submission_is_one_line_and_leaves_nothing(
+    payload: Callable[..., None],
+    settings: list[str],
+    runs: Path,
+    room: int,
+) -> None:
+    """Full while the code is copied, early and late."""
+    payload(train=payloads.nap)
+    runs.parent.mkdir(exist_ok=True)
+    with disk(runs, room) as small:
+        with pytest.raises(NoRoomError) as raised:
+            send(settings)
+        told = str(raised.value)
+        assert len(told.splitlines()) == 1 and len(told) < 400
+        assert "No space left on device" in told and "make room there" in told
+        assert [p.name for p in runs.glob("*/*/*")] == []
+        small.resize(64 << 20)
+        assert send(settings)["attempt"] == 1
+        assert cancel.main([str(only_run(runs).root)]) == 0
 
 
 def test_only_what_changes_the_result_changes_the_id() -> None:

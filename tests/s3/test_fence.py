@@ -57,6 +57,22 @@ def test_publish_overtaken_at_any_step_publishes_nothing(
     _publish(root, 2)
 
 
+def test_a_publication_supersedes_a_manifest_that_does_not_hold_and_no_other(root: str) -> None:
+    folder = _publish(root, 1)
+    storage.publish(storage.join(folder, "part"), b"another", replace=True)
+    storage.end_attempts(root, 2)
+    with pytest.raises(FencedError):
+        storage.publish_folder(folder, extra={"by": 1}, fence=Fence(root, 1))
+    for number in (2, 3):
+        if number == 3:
+            with pytest.raises(FileExistsError):
+                storage.publish_folder(folder, extra={"by": 3}, fence=Fence(root, 3))
+        else:
+            storage.publish_folder(folder, extra={"by": 2}, fence=Fence(root, 2))
+        found = storage.read_complete(folder, verify="hashes")
+        assert found is not None and found["by"] == 2
+
+
 def test_an_overtaken_attempt_that_comes_late_does_not_stop_the_newest(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,10 @@ class Disk:
         """Another number of bytes."""
         _call("mount", "-o", f"remount,size={size}", str(self.path))
 
+    def read_only(self) -> None:
+        """Nothing can be written any more."""
+        _call("mount", "-o", "remount,ro", str(self.path))
+
     def end(self) -> None:
         """Takes it off, also while a file of it is still mapped."""
         _call("umount", "--lazy", str(self.path))

@@ -1,4 +1,4 @@
-"""The table of docs/faults.md: no cell is empty, and every test that it names is there."""
+"""The tables of docs/faults.md: no cell is empty, and every test that they name is there."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ FAULTS = (
 LAYERS = ("format", "storage", "cache", "writer")
 
 
-def _rows() -> dict[str, list[list[str]]]:
-    """The table of the page: of each fault, the tests of each layer."""
-    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert [c.lower() for c in cells[0]] == ["fault", *LAYERS]
-    return {row[0]: [re.findall(r"`([^`]+)`", cell) for cell in row[1:]] for row in cells[2:]}
+def _tables() -> list[list[list[str]]]:
+    """The cells of each table of the page, row by row, its heading first."""
+    parts = [part for part in PAGE.read_text().split("\n\n") if part.startswith("|")]
+    rows = [[line.strip("|").split("|") for line in part.splitlines()] for part in parts]
+    return [[[cell.strip() for cell in row] for row in (head, *body)] for head, _, *body in rows]
+
+
+def _names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
 
 
 def _tests(file: Path) -> tuple[set[str], set[str]]:
@@ -32,15 +35,27 @@ def _tests(file: Path) -> tuple[set[str], set[str]]:
 
 
 def test_each_fault_has_tests_at_each_layer() -> None:
-    rows = _rows()
-    assert [*rows] == [*FAULTS]
-    for fault, cells in rows.items():
-        assert len(cells) == len(LAYERS)
+    (head, *rows), _ = _tables()
+    assert [cell.lower() for cell in head] == ["fault", *LAYERS]
+    assert [row[0] for row in rows] == [*FAULTS]
+    for fault, *cells in rows:
         for layer, cell in zip(LAYERS, cells, strict=True):
-            assert cell, f"no test of {fault} at {layer}"
-            for name in cell:
-                file, _, test = name.partition("::")
-                test, _, parameter = test.rstrip("]").partition("[")
-                known, strings = _tests(ROOT / "tests" / file)
-                assert test in known, name
-                assert not parameter or parameter in strings, name
+            assert _names(cell), f"no test of {fault} at {layer}"
+            _check(_names(cell))
+
+
+def test_each_fault_of_a_run_has_tests() -> None:
+    _, (head, *rows) = _tables()
+    assert head[-1] == "Tests"
+    for fault, _, cell in rows:
+        assert _names(cell), f"no test of {fault}"
+        _check(_names(cell))
+
+
+def _check(names: list[str]) -> None:
+    for name in names:
+        file, _, test = name.partition("::")
+        test, _, parameter = test.rstrip("]").partition("[")
+        known, strings = _tests(ROOT / "tests" / file)
+        assert test in known, name
+        assert not parameter or parameter in strings, name

@@ -115,6 +115,58 @@ def test_publish_file_overtaken_before_the_link_publishes_nothing(
     assert names(tmp_path) == [storage.fence.LEASES, "first", "made"]
 
 
+def test_a_folder_set_aside_leaves_its_place_whole_or_is_deleted(tmp_path: Path) -> None:
+    fence = Fence(str(tmp_path), 1)
+    for number, to in enumerate([tmp_path / "damaged" / "a", None, tmp_path / "damaged" / "a"]):
+        storage.set_aside(_publish(tmp_path, 1, images=number), to, fence)
+    storage.set_aside(tmp_path / "absent", None, fence)
+    kept = storage.read_complete(tmp_path / "damaged" / "a", verify="hashes")
+    assert kept is not None and names(tmp_path) == [storage.fence.LEASES, "damaged"]
+    assert names(tmp_path / storage.fence.LEASES / "0001") == []
+
+
+@pytest.mark.parametrize("step", ["mkdir", "rename"])
+def test_set_aside_overtaken_at_any_step_moves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    folder, original = _publish(tmp_path, 1), getattr(Path, step)
+
+    def overtaken(*arguments: object, **options: object) -> object:
+        monkeypatch.setattr(Path, step, original)
+        storage.end_attempts(tmp_path, 2)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(Path, step, overtaken)
+    with pytest.raises(FencedError):
+        storage.set_aside(folder, None, Fence(str(tmp_path), 1))
+    assert storage.read_complete(folder, verify="hashes") is not None
+
+
+def test_a_folder_on_its_way_aside_ends_with_the_outbox_of_its_attempt(tmp_path: Path) -> None:
+    folder = _publish(tmp_path, 1)
+    folder.rename(tmp_path / storage.fence.LEASES / "0001" / ".img-5.0123456789ab.tmp")
+    storage.end_attempts(tmp_path, 2)
+    assert names(tmp_path / storage.fence.LEASES) == ["0001"]
+    assert (tmp_path / storage.fence.LEASES / "0001").is_file()
+
+
+def test_a_publication_supersedes_a_manifest_that_does_not_hold_and_no_other(
+    tmp_path: Path,
+) -> None:
+    folder = _publish(tmp_path, 1)
+    (folder / "other").write_bytes(b"damage that the first manifest does not name")
+    with pytest.raises(FileExistsError):
+        _publish(tmp_path, 1)
+    (folder / "part").write_bytes(b"another")
+    storage.end_attempts(tmp_path, 2)
+    with pytest.raises(FencedError):
+        storage.publish_folder(folder, extra={"by": 1}, fence=Fence(str(tmp_path), 1))
+    storage.publish_folder(folder, extra={"by": 2}, fence=Fence(str(tmp_path), 2))
+    found = storage.read_complete(folder, verify="hashes")
+    assert found is not None and found["by"] == 2
+    assert [part["name"] for part in found["files"]] == ["other", "part"]
+
+
 def test_an_error_of_the_disk_is_not_taken_for_a_newer_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,37 @@ def test_a_folder_is_complete_while_its_parts_are_what_the_manifest_says(tmp_pat
     assert storage.read_complete(folder) is None
 
 
+def test_flaws_name_each_part_and_what_is_wrong_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _folder(tmp_path / "img-5")
+    found = storage.read_manifest(folder)
+    assert found is not None and storage.flaws(folder, found, "hashes") == []
+    (folder / "weights").write_bytes(b"abd")
+    assert storage.flaws(folder, found) == []
+    assert [str(f) for f in storage.flaws(folder, found, "hashes")] == [
+        "weights has other bytes than were written, by xxh3"
+    ]
+    assert storage.flaws(folder, found, "hashes", ["deep/part"]) == []
+    old = {"files": [{k: v for k, v in p.items() if k != "xxh3"} for p in found["files"]]}
+    assert [f.reason[-6:] for f in storage.flaws(folder, old, "hashes")] == ["sha256"]
+    (folder / "deep" / "part").unlink()
+    (folder / "weights").write_bytes(b"ab")
+    assert storage.flaws(folder, found, "hashes") == [
+        ("deep/part", "is missing"),
+        ("weights", "has 2 bytes and not 3"),
+    ]
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (folder / "weights").write_bytes(b"abc")
+    monkeypatch.setattr(storage.complete, "hashes", broken)
+    assert storage.flaws(folder, found, "hashes", ["weights"]) == [
+        ("weights", "cannot be read (Input/output error)")
+    ]
+
+
 def test_an_empty_folder_and_a_torn_manifest_are_not_complete(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="nothing to publish"):

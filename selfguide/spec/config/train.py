@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from selfguide.spec.averages import WIDEST
 from selfguide.spec.config.laws import AtLeast, Images, Neutral, NotIdentity, Positive, Within
@@ -34,6 +34,8 @@ class TrainConfig:
     snapshot_every: Annotated[int, Images(), NotIdentity()] = 1_000_000
     checkpoint_every: Annotated[int, Images(), NotIdentity()] = 1_000_000
     keep_checkpoints: Annotated[int, AtLeast(1), NotIdentity()] = 2
+    # where the newest checkpoint is damaged: go on from the newest that is not, or stop and ask
+    resume: Annotated[Literal["newest", "strict"], NotIdentity()] = "newest"
 
 
 def check_train(train: TrainConfig) -> None:
