@@ -51,6 +51,11 @@ class Attempt:
         return self.root / "job.json"
 
     @property
+    def successor(self) -> Path:
+        """The record of the job that is queued behind the training job."""
+        return self.root / "successor.json"
+
+    @property
     def watcher(self) -> Path:
         return self.root / "watcher.json"
 

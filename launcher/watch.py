@@ -45,6 +45,10 @@ def watch(root: Path) -> None:
                     raise UserError(view.problems[0])
                 time.sleep(1.0)  # a newer attempt is being submitted
                 continue
+            if decide.next_attempt(view).action == "stop":
+                act.dismiss(view)
+            elif act.go_on(run) is not None:
+                continue
             plan = decide.evaluations_wanted(view, view.config)
             for images in plan.give_up:
                 act.record_failure(view, view.config, images)

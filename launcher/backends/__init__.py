@@ -12,7 +12,7 @@ from typing import Protocol
 
 from launcher.backends import slurm
 from launcher.backends.local import Local
-from launcher.backends.protocol import Backend, Job, Record, State
+from launcher.backends.protocol import Backend, Job, Record, State, new_record
 from launcher.backends.slurm import Slurm
 from selfguide.spec.config import ClusterConfig
 
@@ -24,6 +24,7 @@ __all__ = [
     "automatic",
     "cancel",
     "cancel_all",
+    "new_record",
     "of",
     "of_record",
     "state",

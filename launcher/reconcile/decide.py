@@ -58,6 +58,8 @@ def state(view: RunView) -> State:
         return State("running")
     if at.cancelled:
         return State("cancelled")
+    if at.successor is not None and at.successor.works and next_attempt(view).action == "start":
+        return State("queued", f"its next attempt waits; {failure(view) or 'the last one ended'}")
     if training == "unknown":
         return State("unknown", "the cluster does not answer, or the job runs on another machine")
     return State("failed", failure(view) or "ended before its last snapshot")
@@ -126,6 +128,38 @@ def failure(view: RunView) -> str:
         if record["code"]
     )
     return f"rank {signalled[0][1]} was {signalled[0][2]}" if signalled else ""
+
+
+@dataclass(frozen=True)
+class Next:
+    """What should follow the newest attempt of a run by itself."""
+
+    action: Literal["wait", "start", "stop"]
+    # seconds from the end of the newest attempt
+    after_s: float = 0.0
+    reason: str = ""
+    kind: str = ""
+
+
+def next_attempt(view: RunView) -> Next:
+    """Returns what should follow the newest attempt by itself; `view` is one with its history."""
+    at = view.newest
+    if at is None:
+        return Next("stop", reason="no attempt yet")
+    if view.finished:
+        return Next("stop", reason="the final snapshot is published", kind="finished")
+    if at.cancelled:
+        return Next("stop", reason="it was cancelled", kind="cancelled")
+    if training_state(view) != "gone":
+        return Next("wait")
+    if any(record["class"] == "user" for record in at.exits.values()):
+        return Next("stop", reason=f"trying again repeats it: {failure(view)}", kind="user")
+    return Next("start", reason=failure(view))
+
+
+def ended(at: AttemptView) -> float:
+    """Returns when an attempt ended, in seconds since 1970."""
+    return max([at.opened, *(float(record.get("time", 0.0)) for record in at.exits.values())])
 
 
 def _waits_for(at: AttemptView) -> str:

@@ -62,6 +62,8 @@ class AttemptView:
     # both None where the submission has not come so far, or died
     job: JobView | None = None
     watcher: JobView | None = None
+    # the job queued behind this one, which opens the next attempt
+    successor: JobView | None = None
     # somebody asked to end the run
     cancelled: bool = False
     # ranks that began, and how ranks ended; "unknown" is a rank whose environment was incomplete
@@ -226,7 +228,7 @@ class _Reader:
 
     def jobs(self) -> Iterator[tuple[Path, Record]]:
         """Yields the record of every job, with its file."""
-        paths = [path for at in self.attempts for path in (at.job, at.watcher)]
+        paths = [path for at in self.attempts for path in (at.job, at.successor, at.watcher)]
         for path in [*paths, *(folder / "job.json" for folder in self.evaluations)]:
             record = self._mapping(path)
             if record is not None:
@@ -271,6 +273,7 @@ class _Reader:
             world=int((submission or {}).get("world", 0)),
             job=self.known.get(at.job),
             watcher=self.known.get(at.watcher),
+            successor=self.known.get(at.successor),
             cancelled=at.cancelled.name in names,
             starts=frozenset(_ranks(names, "start")),
             exits={rank: record for rank, record in exits.items() if record is not None},
