@@ -15,6 +15,7 @@ from pathlib import Path
 
 from launcher.attempt.entry import run_rank
 from launcher.attempt.signals import end_on_signals
+from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import read_record
 from shards.wait import wait_until
 
@@ -42,7 +43,7 @@ def succeed(run: str) -> None:
     Rank 0 decides whether the run goes on and opens its next attempt; the others read what it decided. Where the run
     does not go on, all of them leave.
     """
-    end_on_signals(None)
+    end_on_signals()
     root = Path(run)
     decision = root / "successors" / f"{job_name(os.environ)}.json"
     if os.environ["SLURM_PROCID"] == "0":
@@ -75,13 +76,19 @@ def _ask_for_successor(run: Path, *options: str) -> None:
 
 
 def _train(folder: Path) -> None:
+    status = RankStatus()
 
     def work(rank: int, local_rank: int, world: int) -> None:
         from selfguide.training import job
 
-        job.main(folder, rank, local_rank, world)
+        job.main(folder, rank, local_rank, world, status)
 
-    run_rank(folder, work)
+    def leave() -> None:
+        from selfguide import distributed
+
+        distributed.leave()
+
+    run_rank(folder, work, status, leave)
 
 
 def evaluate(request: str) -> None:
