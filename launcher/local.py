@@ -9,9 +9,12 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.backends.local import GRACE_S
+from launcher.backends import Ending
+from launcher.backends.local import GRACE_S, ending_path
+from selfguide.spec.run import write_record
 from shards.wait import wait_until
 
 
@@ -26,10 +29,13 @@ def control(folder: Path) -> None:
             deadline = time.monotonic() + self.timeout_s
             while True:
                 codes = [task.poll() for task in self.tasks]
-                if all(code is not None for code in codes):
+                late = time.monotonic() > deadline
+                if late or any(codes) or all(code is not None for code in codes):
+                    # by who failed before the others were ended for it
+                    said = ending(codes, late)
+                    codes = codes if None not in codes else self.end()
+                    write_record(ending_path(folder, self.pid), said)
                     return codes
-                if any(code not in (None, 0) for code in codes) or time.monotonic() > deadline:
-                    return self.end()
                 time.sleep(1 / freq)
 
         def end(self) -> list[int | None]:
@@ -40,6 +46,14 @@ def control(folder: Path) -> None:
             return [task.poll() for task in self.tasks]  # `run` kills what is left
 
     FirstFailureEndsAll(folder).run(max_retry=1)
+
+
+def ending(codes: Sequence[int | None], late: bool) -> Ending:
+    """Returns how a job ended whose ranks have these return codes: None where they work, negative after a signal."""
+    signals = {str(rank): -code for rank, code in enumerate(codes) if code and code < 0}
+    failed = [*signals, *(str(rank) for rank, code in enumerate(codes) if code and code > 0)]
+    state = "TIMEOUT" if late else "FAILED" if failed else "COMPLETED"
+    return {"state": state, "signals": signals, **({"first": failed[0]} if failed else {})}
 
 
 if __name__ == "__main__":

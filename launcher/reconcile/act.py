@@ -53,9 +53,12 @@ def check_jobs(config: Config, run: RunFolder, watch_entry: WatchEntry) -> None:
 
 
 def launch_attempt(
-    run: RunFolder, config: Config, watch_entry: WatchEntry
+    run: RunFolder, config: Config, watch_entry: WatchEntry, *, by_hand: bool = True
 ) -> tuple[Attempt, Record, Record | None]:
     """Opens the run's next attempt, and submits its training job and the run's watcher.
+
+    Args:
+        by_hand: a person asks for it, which renews all budgets of `next_attempt`.
 
     Returns:
         The attempt, and the records of its job and of the watcher (None without evaluation).
@@ -68,7 +71,8 @@ def launch_attempt(
         storage.publish(str(at.config), to_yaml(config).encode())
         job = jobs.training(config, at, run.root.name)
         asked = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
-        write_record(at.submission, {**asked, "world": job.nodes * job.tasks})
+        asked |= {"world": job.nodes * job.tasks, "timeout_min": job.timeout_min}
+        write_record(at.submission, {**asked, "by_hand": by_hand})
         return [job]
 
     at, (record,) = new_attempt.start(run, config.cluster, prepare)
