@@ -6,6 +6,7 @@ may be of an older commit than the launcher that starts it: so its name, argumen
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -13,9 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.backends import Ending
-from launcher.backends.local import GRACE_S, ending_path
+from launcher.backends.local import END_S, SAVE_S, ending_path
 from selfguide.spec.run import write_record
-from shards.wait import wait_until
 
 
 def control(folder: Path) -> None:
@@ -25,25 +25,39 @@ def control(folder: Path) -> None:
     class FirstFailureEndsAll(Controller):
         """Submitit's waits for every task: a rank whose peer has died would sit in a collective."""
 
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
+            # of the clock: when the ranks are killed that are left; never while nobody asked them to end
+            self.killed_at = math.inf
+            for each in (signal.SIGTERM, signal.SIGUSR2):
+                signal.signal(each, lambda number, _: self.ask(number, SAVE_S))
+
+        def ask(self, number: int, patience: float) -> None:
+            """Sends the ranks a signal; those that have not ended in time are killed."""
+            self.killed_at = min(self.killed_at, time.monotonic() + patience)
+            self._forward_signal(signal.Signals(number))
+
         def wait(self, freq: int = 24) -> list[int | None]:
             deadline = time.monotonic() + self.timeout_s
+            failed = False
+            said: Ending | None = None
             while True:
                 codes = [task.poll() for task in self.tasks]
-                late = time.monotonic() > deadline
-                if late or any(codes) or all(code is not None for code in codes):
-                    # by who failed before the others were ended for it
+                late = self.killed_at == math.inf and time.monotonic() > deadline
+                over = None not in codes
+                if said is None and (over or late or any(codes)):
+                    # by who failed, before the others are ended for it
                     said = ending(codes, late)
-                    codes = codes if None not in codes else self.end()
-                    write_record(ending_path(folder, self.pid), said)
+                # `run` kills what is left
+                if over or time.monotonic() > self.killed_at:
+                    write_record(ending_path(folder, self.pid), said or ending(codes, late))
                     return codes
+                if not failed and any(codes):
+                    failed = True
+                    self.ask(signal.SIGTERM, END_S)
+                if late:
+                    self.ask(signal.SIGTERM, SAVE_S)
                 time.sleep(1 / freq)
-
-        def end(self) -> list[int | None]:
-            self._forward_signal(signal.SIGTERM)
-            wait_until(
-                lambda: all(task.poll() is not None for task in self.tasks), timeout_s=GRACE_S
-            )
-            return [task.poll() for task in self.tasks]  # `run` kills what is left
 
     FirstFailureEndsAll(folder).run(max_retry=1)
 

@@ -66,7 +66,7 @@ def watch(root: Path) -> None:
 
 def entry(run: str) -> None:
     """What Submitit calls where the watcher is a Slurm job."""
-    end_on_signals(None)
+    end_on_signals()
     logs.configure(None)
     watch(Path(run))
 

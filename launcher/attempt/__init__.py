@@ -10,20 +10,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.attempt.entry import run_rank
+from selfguide.spec.rank_status import RankStatus
 
 __all__ = ["encode", "evaluate", "train"]
 
 
 def train(attempt: str) -> None:
     """Runs one rank of a training attempt; `attempt` is its folder."""
-    folder = Path(attempt)
+    folder, status = Path(attempt), RankStatus()
 
     def work(rank: int, local_rank: int, world: int) -> None:
         from selfguide.training import job
 
-        job.main(folder, rank, local_rank, world)
+        job.main(folder, rank, local_rank, world, status)
 
-    run_rank(folder, work)
+    def leave() -> None:
+        from selfguide import distributed
+
+        distributed.leave()
+
+    run_rank(folder, work, status, leave)
 
 
 def evaluate(request: str) -> None:

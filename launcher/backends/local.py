@@ -24,8 +24,10 @@ from launcher.backends.protocol import Ending, Job, Record, State, clean, new_re
 from shards.errors import UserError
 from shards.wait import wait_until
 
-# seconds between asking a process to end and killing it
-GRACE_S = 5.0
+# seconds between asking a job to end and killing it: its ranks finish a step and save
+SAVE_S = 60.0
+# the same where one of its ranks has failed: nothing can be saved then, and the others end by themselves in 15 s
+END_S = 16.0
 TOKEN = "SELFGUIDE_JOB"
 
 # kept to be reaped when they end before us
@@ -76,7 +78,7 @@ class Local:
     def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
         return [_ending(ending_path(Path(record["folder"]), record["id"])) for record in records]
 
-    def cancel(self, records: Sequence[Record], grace_s: float = GRACE_S) -> int:
+    def cancel(self, records: Sequence[Record], grace_s: float = SAVE_S) -> int:
         """Sends SIGTERM to every process of the jobs, and SIGKILL to those left after the grace."""
         found = list(zip(records, self.states(records), strict=True))
         live = [record for record, state in found if state == "running"]
@@ -85,6 +87,8 @@ class Local:
         while _members(live):  # a member may fork between the look and the kill
             _signal(live, signal.SIGKILL)
             time.sleep(0.05)
+        # one that is about to be gone has no environment any more
+        wait_until(lambda: "running" not in self.states(live), timeout_s=END_S)
         for record, state in found:
             if state == "unknown":
                 raise UserError(f"job {record['id']} runs on {record['host']}: cancel it there")

@@ -189,7 +189,9 @@ def _asked(at: AttemptView, records: Sequence[tuple[str, Mapping[str, Any]]]) ->
     if at.began is not None and at.limit_s is not None and "SIGUSR2" in str(first["message"]):
         # Slurm warns of a time limit by this signal, a while before; a site may send it for a preemption, too
         kind = "limit" if ended - at.began > 0.75 * at.limit_s - EARLY_S else "preempted"
-    return Cause(kind=kind, message=f"rank {rank} was {first['message']}", rank=rank, **_place(at))
+    said = str(first["message"])
+    message = f"rank {rank} was {said}" if said.startswith("ended") else f"rank {rank}: {said}"
+    return Cause(kind=kind, message=message, rank=rank, **_place(at))
 
 
 def _silent(
@@ -204,6 +206,8 @@ def _silent(
     if number := signals.get(rank):
         name = signal.Signals(number).name
         kind = "crash" if number in CRASHES else "killed"
+        # before the rank could hear it
+        kind = "preempted" if number in (signal.SIGTERM, signal.SIGUSR2) else kind
         message = f"rank {rank} was killed by {name}"
         if number == signal.SIGKILL:
             message += " (from outside, for example out of memory)"

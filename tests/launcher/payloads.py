@@ -11,9 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import launcher
+from launcher.attempt import entry
 from launcher.attempt.entry import run_rank
 from selfguide.spec.config import Config, build
 from selfguide.spec.files import read_config
+from selfguide.spec.rank_status import Preempted, RankStatus
 from selfguide.spec.records import EvaluationRecord, Protocol
 from selfguide.spec.run import RunFolder
 from shards import storage
@@ -57,6 +59,44 @@ def fall(folder: str) -> None:
         time.sleep(600)
 
     run_rank(Path(folder), work)
+
+
+def train_until_asked(folder: str) -> None:
+    """Trains for ever; where a rank is asked to stop, all save 640 images and end, each in its own time."""
+    status = RankStatus()
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        status.start(0)
+        status.begun = True
+        (Path(folder) / f"ready-{rank}").touch()
+        wait_until(lambda: status.stop)
+        (Path(folder) / f"asked-{rank}").touch()
+        wait_until(lambda: (Path(folder) / f"save-{rank}").exists())
+        raise Preempted("SIGTERM", 640)
+
+    run_rank(Path(folder), work, status)
+
+
+def fall_in_training(folder: str) -> None:
+    """Rank 1 raises, and the others wait for it in a collective."""
+    status = RankStatus()
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        status.start(0)
+        status.begun = True
+        (Path(folder) / f"ready-{rank}").touch()
+        if rank == 1:
+            wait_until((Path(folder) / "ready-0").exists, timeout_s=60)
+            raise MemoryError("of rank one")
+        time.sleep(600)
+
+    run_rank(Path(folder), work, status)
+
+
+def hang_at_the_end(folder: str) -> None:
+    """All is done, but leaving the group never ends."""
+    entry.END_S = 0.5
+    run_rank(Path(folder), lambda rank, local_rank, world: None, leave=lambda: time.sleep(600))
 
 
 def vanish(folder: str) -> None:

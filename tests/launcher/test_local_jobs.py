@@ -17,6 +17,7 @@ from waiting import REPOSITORY, until
 
 from launcher import backends, jobs
 from launcher.attempt.entry import rank_info
+from launcher.attempt.exits import Exit
 from launcher.backends import local
 from launcher.backends.protocol import clean
 from launcher.folder import Attempt
@@ -86,6 +87,47 @@ def test_the_first_failure_ends_all_and_is_the_one_reported(at: Attempt) -> None
     assert failure(at) == "rank 1: RuntimeError: rank one fell"
     assert read_record(at.root / "exit-0.json")["class"] == "signal"
     assert "rank one fell" in read_record(at.root / "exit-1.json")["traceback"]
+
+
+def test_a_failure_in_training_ends_the_ranks_that_wait_for_it(at: Attempt) -> None:
+    record = started(at, payloads.fall_in_training)
+    until(lambda: backends.state(record) == "gone")
+    ends = [Exit.read(at.root, rank) for rank in range(2)]
+    assert [(end.kind, end.code) for end in ends if end] == [("signal", 143), ("memory", 84)]
+    assert failure(at).startswith("rank 1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_the_controller_reaches_the_ranks_which_save_and_end(
+    at: Attempt, number: signal.Signals
+) -> None:
+    record = started(at, payloads.train_until_asked)
+    until(lambda: all((at.root / f"ready-{rank}").exists() for rank in range(2)))
+    os.kill(record["pid"], number)
+    until(lambda: all((at.root / f"asked-{rank}").exists() for rank in range(2)))
+    os.kill(record["pid"], number)
+    (at.root / "save-1").touch()
+    until(lambda: Exit.read(at.root, 1))
+    assert backends.state(record) == "running", "rank 0 still saves"
+    (at.root / "save-0").touch()
+    until(lambda: backends.state(record) == "gone")
+    ends = [Exit.read(at.root, rank) for rank in range(2)]
+    assert [(end.kind, end.code, end.saved) for end in ends if end] == [("preempted", 75, 640)] * 2
+
+
+def test_ranks_that_have_not_begun_to_train_are_preempted_at_once(at: Attempt) -> None:
+    """So is an evaluation, which has nothing to lose."""
+    record = started(at, payloads.nap)
+    until(lambda: all((at.root / f"start-{rank}.json").exists() for rank in range(2)))
+    assert backends.cancel(record)
+    ends = [Exit.read(at.root, rank) for rank in range(2)]
+    assert [(end.kind, end.code) for end in ends if end] == [("preempted", 76)] * 2
+
+
+def test_a_rank_that_hangs_while_it_leaves_is_ended_and_its_record_stays(at: Attempt) -> None:
+    record = started(at, payloads.hang_at_the_end)
+    until(lambda: backends.state(record) == "gone")
+    assert {Exit.read(at.root, rank).kind for rank in range(2)} == {"ok"}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
