@@ -78,6 +78,11 @@ def evaluations(run: RunFolder) -> Path:
     return run.evals / "jobs"
 
 
+def evaluation_asked(run: RunFolder) -> Path:
+    """When somebody last asked for missing scores (`time`), and for those of failed evaluations (`retry`)."""
+    return run.evals / "asked.json"
+
+
 def runs(root: Path) -> list[RunFolder]:
     """Every run below a runs folder, by experiment and id."""
     return [RunFolder(path.parent) for path in sorted(root.glob("*/*/run.json"))]

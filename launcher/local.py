@@ -10,9 +10,12 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.backends.local import END_S, SAVE_S
+from launcher.backends import Ending
+from launcher.backends.local import END_S, SAVE_S, ending_path
+from selfguide.spec.run import write_record
 
 
 def control(folder: Path) -> None:
@@ -37,19 +40,34 @@ def control(folder: Path) -> None:
         def wait(self, freq: int = 24) -> list[int | None]:
             deadline = time.monotonic() + self.timeout_s
             failed = False
+            said: Ending | None = None
             while True:
                 codes = [task.poll() for task in self.tasks]
+                late = self.killed_at == math.inf and time.monotonic() > deadline
+                over = None not in codes
+                if said is None and (over or late or any(codes)):
+                    # by who failed, before the others are ended for it
+                    said = ending(codes, late)
                 # `run` kills what is left
-                if time.monotonic() > self.killed_at or all(code is not None for code in codes):
+                if over or time.monotonic() > self.killed_at:
+                    write_record(ending_path(folder, self.pid), said or ending(codes, late))
                     return codes
-                if not failed and any(code not in (None, 0) for code in codes):
+                if not failed and any(codes):
                     failed = True
                     self.ask(signal.SIGTERM, END_S)
-                if self.killed_at == math.inf and time.monotonic() > deadline:
+                if late:
                     self.ask(signal.SIGTERM, SAVE_S)
                 time.sleep(1 / freq)
 
     FirstFailureEndsAll(folder).run(max_retry=1)
+
+
+def ending(codes: Sequence[int | None], late: bool) -> Ending:
+    """Returns how a job ended whose ranks have these return codes: None where they work, negative after a signal."""
+    signals = {str(rank): -code for rank, code in enumerate(codes) if code and code < 0}
+    failed = [*signals, *(str(rank) for rank, code in enumerate(codes) if code and code > 0)]
+    state = "TIMEOUT" if late else "FAILED" if failed else "COMPLETED"
+    return {"state": state, "signals": signals, **({"first": failed[0]} if failed else {})}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 from launcher import backends, watch
 from launcher.compose import compose, without_group
 from launcher.new_attempt import submitting
-from launcher.reconcile import act, decide
+from launcher.reconcile import act, decide, launch
 from launcher.reconcile.decide import Submission
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.annotations import absolute_annotations, check_annotations, promises
@@ -99,7 +99,7 @@ def submit(config: Config, run: RunFolder | None = None) -> dict[str, Any]:
     run = run or named
     view, decision = _decide(run, wanted)
     if decision.action != "join":
-        notes = act.check_jobs(config, run, watch.entry)
+        notes = launch.check_jobs(config, run, watch.entry)
         with submitting(run):
             # two shells at once: the second waited here and now finds the first one's attempt
             view, decision = _decide(run, wanted)
@@ -154,7 +154,7 @@ def _launch(
         act.write_run(run, config, wanted)
     try:
         with extension:
-            done = act.launch_attempt(run, config, watch.entry)
+            done = launch.launch_attempt(run, config, watch.entry)
     except BaseException:
         if view is None and not run.attempt_numbers():
             shutil.rmtree(run.root)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.attempt import job_name, logs
-from launcher.reconcile import act, decide
+from launcher.reconcile import decide, launch
 from launcher.reconcile.view import read
 from selfguide.spec.run import RunFolder, write_record
 from shards import cli
@@ -40,13 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dismiss:
         view = read(run)
         if decide.next_attempt(view).action == "stop":
-            act.dismiss(view)
+            launch.dismiss(view)
         return 0
     if options.requeue:
-        following = act.following(read(run), os.environ["SLURM_JOB_ID"])
+        following = launch.following(read(run), os.environ["SLURM_JOB_ID"])
         log.info(f"{following.action}: {following.reason}")
         return 0 if following.action == "start" else 1
-    at, reason = act.take_over(run, os.environ["SLURM_JOB_ID"], Path(os.environ["SUBMITIT_FOLDER"]))
+    at, reason = launch.take_over(
+        run, os.environ["SLURM_JOB_ID"], Path(os.environ["SUBMITIT_FOLDER"])
+    )
     log.info(f"attempt {at.number} follows: {reason}" if at else f"nothing follows: {reason}")
     answer = {"attempt": str(at.root) if at else None, "reason": reason}
     write_record(run.root / "successors" / f"{job_name(os.environ)}.json", answer)

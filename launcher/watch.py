@@ -14,7 +14,7 @@ from pathlib import Path
 from launcher import backends
 from launcher.attempt import logs
 from launcher.attempt.signals import end_on_signals
-from launcher.reconcile import act, decide
+from launcher.reconcile import act, decide, launch
 from launcher.reconcile.view import read
 from selfguide.spec.run import RunFolder
 from shards import cli
@@ -46,8 +46,8 @@ def watch(root: Path) -> None:
                 time.sleep(1.0)  # a newer attempt is being submitted
                 continue
             if decide.next_attempt(view).action == "stop":
-                act.dismiss(view)
-            elif act.go_on(run) is not None:
+                launch.dismiss(view)
+            elif launch.go_on(run) is not None:
                 continue
             plan = decide.evaluations_wanted(view, view.config)
             for images in plan.give_up:

@@ -7,6 +7,7 @@ environment variable that every descendant inherits, so a reused process id is n
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -19,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.protocol import Job, Record, State, clean, new_record
+from launcher.backends.protocol import Ending, Job, Record, State, clean, new_record
 from shards.errors import UserError
 from shards.wait import wait_until
 
@@ -58,7 +59,7 @@ class Local:
             raise
         return started
 
-    def states(self, records: Sequence[Record]) -> list[State]:
+    def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         for child in _children:
             child.poll()
         tokens: set[str] | None = None
@@ -74,6 +75,9 @@ class Local:
                 tokens = set(_tokens().values()) if tokens is None else tokens
                 found.append("running" if record["token"] in tokens else "gone")
         return found
+
+    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
+        return [_ending(ending_path(Path(record["folder"]), record["id"])) for record in records]
 
     def cancel(self, records: Sequence[Record], grace_s: float = SAVE_S) -> int:
         """Sends SIGTERM to every process of the jobs, and SIGKILL to those left after the grace."""
@@ -151,6 +155,22 @@ def _start(job: Job) -> dict[str, Any]:
     executor.update_parameters(timeout_min=job.timeout_min, tasks_per_node=job.tasks)
     executor.submit(job.function, job.argument)
     return started[0]
+
+
+def ending_path(folder: Path, id: str) -> Path:
+    """Returns where the controller of a job's ranks says how they ended; jobs of an array share a folder."""
+    return folder / f"{id}_ended.json"
+
+
+def _ending(path: Path) -> Ending:
+    try:
+        found = json.loads(path.read_text())
+    except (
+        OSError,
+        ValueError,
+    ):  # its controller was killed, or is of an older version and writes none
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _environment(job: Job) -> dict[str, str]:

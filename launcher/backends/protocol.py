@@ -15,6 +15,11 @@ State = Literal["queued", "running", "gone", "unknown"]
 # `kind` (its name), `name`, `folder` (of the logs), `comment`, `nodes`, `tasks` and `submitted`.
 Record = dict[str, Any]
 
+# What a scheduler says of a job that is gone, as JSON; empty where it says nothing. `state` is Slurm's word (NODE_FAIL,
+# TIMEOUT, PREEMPTED, CANCELLED, OUT_OF_MEMORY, FAILED, COMPLETED), `signals` the signals that killed ranks, by
+# rank, and `first` the rank that failed first.
+Ending = dict[str, Any]
+
 # an outer job's variables, wrong for an inner one, and defaults of Slurm's commands that change what they answer:
 # SQUEUE_STATES hides jobs, and SCANCEL_INTERACTIVE waits for a yes
 _LEAKS = re.compile(r"SLURM|S(ALLOC|BATCH|RUN|QUEUE|CANCEL|ACCT|INFO|CONTROL)_|PMI|SUBMITIT_")
@@ -112,8 +117,11 @@ class Backend(Protocol):
             UserError: they were refused; no job exists.
         """
 
-    def states(self, records: Sequence[Record]) -> list[State]:
-        """Returns the state of each job, with one question however many they are."""
+    def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
+        """Returns the state of each job, with one question however many they are, answered within `patience_s`."""
+
+    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
+        """Returns how each of these jobs, which are gone, ended; an empty one where nobody knows any more."""
 
     def cancel(self, records: Sequence[Record]) -> int:
         """Ends jobs and returns once they are gone; returns how many existed. Safe to call again.

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.protocol import Job, Record, State, clean, ignored, new_record
+from launcher.backends import endings
+from launcher.backends.protocol import Ending, Job, Record, State, clean, ignored, new_record
 from selfguide.spec.config import ClusterConfig
 from shards.errors import UserError
 from shards.wait import wait_until
@@ -173,11 +174,20 @@ class Slurm:
                 raise
         return [record | {"id": each.job_id} for each in done]
 
-    def states(self, records: Sequence[Record]) -> list[State]:
-        if self.profile.temporary and not Path(self.conf or "").exists():
+    def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
+        if self._taken_down:
             return ["gone"] * len(records)
-        queue = self._queue()
+        queue = self._queue(patience_s)
         return [_state(record, queue) for record in records]
+
+    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
+        # a controller forgets jobs some minutes after their end
+        queue = ({} if self._taken_down else self._queue(patience_s, ended=True)) or {}
+        return [_ending(record, queue) for record in records]
+
+    @property
+    def _taken_down(self) -> bool:
+        return self.profile.temporary and not Path(self.conf or "").exists()
 
     def cancel(self, records: Sequence[Record]) -> int:
         states = zip(records, self.states(records), strict=True)
@@ -301,11 +311,15 @@ class Slurm:
         }
         return ", ".join(f"{key}={value}" for key, value in asked.items() if value is not None)
 
-    def _queue(self) -> dict[str, _Queued] | None:
-        """This user's jobs by id; None when nobody answers."""
-        asked = ["squeue", "--me", "--array", "--noheader", "--format=%i|%T|%j|%k"]  # a line a task
+    def _queue(
+        self, patience_s: float | None = None, ended: bool = False
+    ) -> dict[str, _Queued] | None:
+        """This user's jobs by id, also those that ended lately where they are wanted; None when nobody answers."""
+        # a line a task
+        asked = ["squeue", "--me", "--array", "--noheader", "--format=%i|%T|%j|%k"]
+        asked += ["--states=all"] if ended else []
         try:
-            done = _run(asked, self._client())
+            done = _run(asked, self._client(), patience_s=patience_s)
         except FileNotFoundError:
             return None
         if done is None or done.returncode:
@@ -336,6 +350,14 @@ def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
     return "queued" if job.state in _QUEUED else "running"
 
 
+def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:
+    """What the controller still says, and what srun wrote into the log of rank 0."""
+    job = queue.get(record["id"])
+    known = job is not None and job.comment == record["comment"]
+    ending: Ending = {"state": job.state} if job and known else {}
+    return ending | endings.read_log(Path(record["folder"]) / f"{record['id']}_0_log.out")
+
+
 @contextlib.contextmanager
 def _environment(environment: Mapping[str, str]) -> Iterator[None]:
     """Submitit hands sbatch its own process's environment, so that is what changes."""
@@ -350,7 +372,10 @@ def _environment(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 def _run(
-    command: list[str], environment: Mapping[str, str], stdin: str | None = None
+    command: list[str],
+    environment: Mapping[str, str],
+    stdin: str | None = None,
+    patience_s: float | None = None,
 ) -> subprocess.CompletedProcess[str] | None:
     """None when it does not answer in time."""
     try:
@@ -360,7 +385,7 @@ def _run(
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=ANSWER_S,
+            timeout=ANSWER_S if patience_s is None else patience_s,
         )
     except subprocess.TimeoutExpired:
         return None

@@ -13,6 +13,11 @@ def switch_images(config: Config) -> int:
     return config.guidance.switch_images(config.train)
 
 
+def switch_after(share: float, images: int, batch: int) -> int:
+    """The image count nearest to a share of the steps that `images` take: whole batches, and one at least."""
+    return max(1, round(share * (images // batch))) * batch
+
+
 def learning_rate(config: Config, images: int) -> float:
     """Of the step that begins at `images`: linear warm-up, then constant."""
     train = config.train

@@ -112,6 +112,17 @@ def vanish(folder: str) -> None:
     run_rank(Path(folder), work)
 
 
+def crash(folder: str) -> None:
+    """Rank 1 falls in native code; rank 0 works on until it is ended."""
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(600)
+
+    run_rank(Path(folder), work)
+
+
 def vanish_alone(folder: str) -> None:
     """Is killed as the kernel kills, with nobody else to notice."""
     run_rank(Path(folder), lambda rank, local_rank, world: os.kill(os.getpid(), signal.SIGKILL))

@@ -130,10 +130,26 @@ def test_a_rank_that_hangs_while_it_leaves_is_ended_and_its_record_stays(at: Att
     assert {Exit.read(at.root, rank).kind for rank in range(2)} == {"ok"}  # type: ignore[union-attr]
 
 
-def test_a_killed_rank_leaves_no_record_and_is_named_all_the_same(at: Attempt) -> None:
-    record = started(at, payloads.vanish)
+@pytest.mark.parametrize(
+    ("payload_name", "kind", "name"),
+    [("vanish", "killed", "SIGKILL"), ("crash", "crash", "SIGSEGV")],
+)
+def test_rank_ended_by_a_signal_leaves_no_record_and_is_named_with_the_signal(
+    at: Attempt, payload_name: str, kind: str, name: str
+) -> None:
+    record = started(at, getattr(payloads, payload_name))
     until(lambda: backends.state(record) == "gone")
+    found = decide.cause(read(at.run).newest)
+    assert (found.kind, found.rank, found.type) == (kind, "1", name)
+    # what is known without the controller's word, as of attempts of earlier versions
+    local.ending_path(at.logs, record["id"]).unlink()
     assert failure(at).startswith("rank 1 left no exit record")
+
+
+def test_job_past_its_time_limit_is_not_its_ranks_failure(at: Attempt) -> None:
+    record = started(at, payloads.nap, timeout_min=0)
+    until(lambda: backends.state(record) == "gone")
+    assert decide.cause(read(at.run).newest).kind == "limit"
 
 
 def test_a_rank_that_was_ended_before_it_began_is_not_the_culprit(at: Attempt) -> None:
