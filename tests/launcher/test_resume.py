@@ -12,7 +12,7 @@ from waiting import until
 
 from launcher import backends, cancel, resume, submit
 from launcher.folder import Attempt
-from launcher.reconcile import decide, launch
+from launcher.reconcile import act, decide, launch
 from launcher.reconcile.view import read
 from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder, read_record
