@@ -22,7 +22,7 @@ from launcher import backends, code_copy, jobs
 from launcher.backends import Record
 from launcher.folder import Attempt, evaluations, tail
 from launcher.reconcile import decide
-from launcher.reconcile.view import JobView, RunView, read
+from launcher.reconcile.view import JobView, RunView, ending_path, read
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain, to_yaml
 from selfguide.spec.identity import digest
@@ -138,6 +138,17 @@ def extended(run: RunFolder, images: int) -> Iterator[None]:
     except BaseException:
         write_record(run.run_json, before, replace=True)
         raise
+
+
+def keep_endings(view: RunView) -> None:
+    """Writes down how jobs ended, as long as their schedulers know."""
+    jobs = [(at.files.job, at.job) for at in view.attempts]
+    jobs += [(each.folder / "job.json", each.job) for each in view.evaluations]
+    for path, job in jobs:
+        if job is not None and job.ending and not ending_path(path).exists():
+            # another command may do so at this moment
+            with contextlib.suppress(FileExistsError):
+                write_record(ending_path(path), dict(job.ending))
 
 
 def cancel(run: RunFolder) -> list[dict[str, Any]]:

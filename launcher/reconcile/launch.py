@@ -112,6 +112,7 @@ def go_on(run: RunFolder) -> Attempt | None:
         waits = at.successor is not None and at.successor.state != "gone"
         if following.action != "start" or early or waits:
             return None
+        act.keep_endings(view)
         opened, _ = _submit_training(run, config, by_hand=False)
         log.info(f"attempt {opened.number} follows: {following.reason}")
         with _said(opened):
@@ -152,6 +153,7 @@ def take_over(run: RunFolder, job_id: str, logs: Path) -> tuple[Attempt | None, 
                 return None, "; ".join(view.problems)
             left = decide.ended(at) + what.after_s - time.time()
             if left <= 0:
+                act.keep_endings(view)
                 return _open_in(view, view.config, job_id, logs), what.reason
         log.info(f"attempt {at.number + 1} begins in {left:.0f} s: {what.reason}")
         time.sleep(min(left, LONGEST_NAP_S))

@@ -111,7 +111,7 @@ def test_b1_a_lost_node_is_done_without_and_its_rank_publishes_nothing(
     trains(bed, run)
     slow(bed, 0.5)
     nodes = bed.ask("squeue", "--noheader", f"--jobs={bed.job(run)}", "--format=%N").strip()
-    first, last = bed.ask("scontrol", "show", "hostnames", nodes).split()
+    _, last = bed.ask("scontrol", "show", "hostnames", nodes).split()
     record = layout.read_record(bed.cluster.state)
     assert record is not None
     try:
