@@ -17,7 +17,7 @@ __all__ = ["encode", "evaluate", "train"]
 
 def train(attempt: str) -> None:
     """Runs one rank of a training attempt; `attempt` is its folder."""
-    folder, status = Path(attempt), RankStatus()
+    folder, status = Path(attempt), RankStatus(section="joining")
 
     def work(rank: int, local_rank: int, world: int) -> None:
         from selfguide.training import job
