@@ -119,8 +119,11 @@ def _decide(run: RunFolder, wanted: dict[str, Any]) -> tuple[RunView | None, Sub
 
 def _joined(view: RunView, decision: Submission) -> dict[str, Any]:
     """What there is to say of a run that works or has finished; its watcher is started again where it is missing."""
+    for sentence in [] if decision.evaluate else watch.tend(view):
+        print(f"note: {sentence}", file=sys.stderr)
     at, state = view.newest, decide.state(view).word
     if decision.evaluate and at is not None and view.config is not None:
+        act.ask_for_scores(view.folder, retry=False)
         act.launch_watcher(at.files, view.config, watch.entry)
         state = "evaluating"
     return {

@@ -20,14 +20,14 @@ from typing import Any
 
 from launcher import backends, code_copy, jobs
 from launcher.backends import Record
-from launcher.folder import Attempt, evaluations, tail
+from launcher.folder import Attempt, evaluation_asked, evaluations, tail
 from launcher.reconcile import decide
-from launcher.reconcile.view import JobView, RunView, ending_path, read
+from launcher.reconcile.view import LOOK_S, JobView, RunView, ending_path, read
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain, to_yaml
 from selfguide.spec.identity import digest
 from selfguide.spec.records import EvaluationRecord, record_key
-from selfguide.spec.run import RunFolder, write_record
+from selfguide.spec.run import RunFolder, read_record, write_record
 from shards import storage
 from shards.errors import UserError
 
@@ -88,11 +88,13 @@ def start_evaluation(view: RunView, config: Config, images: int) -> None:
 def record_failure(view: RunView, config: Config, images: int, reason: str = "") -> None:
     """Writes the record of a snapshot that no evaluation could score, so that nobody waits for it any longer."""
     protocol = decide.protocol(view, config, images)
+    key = record_key(images, protocol)
     tries = decide.jobs_of(view, config, images)
     last = tries[-1] if tries else None
     logs = sorted(last.folder.glob("*_log.out")) if last else []
     message = reason or (last.exit["message"] if last and last.exit else "ended without a record")
-    attempt = last.attempt if last else 1
+    earlier = [record.attempt for record in view.records if record.key == key]
+    attempt = last.attempt if last else 1 + max(earlier, default=0)
     record = EvaluationRecord(
         status="failed",
         run=view.id,
@@ -100,7 +102,7 @@ def record_failure(view: RunView, config: Config, images: int, reason: str = "")
         seed=config.seed,
         images=images,
         final=images >= view.images,
-        key=record_key(images, protocol),
+        key=key,
         attempt=attempt,
         protocol=asdict(protocol),
         protocol_key=protocol.key,
@@ -140,6 +142,18 @@ def extended(run: RunFolder, images: int) -> Iterator[None]:
         raise
 
 
+def ask_for_scores(run: RunFolder, *, retry: bool) -> None:
+    """Records that somebody wants the scores that are missing, also of a cancelled run.
+
+    Args:
+        retry: also where the evaluation itself has failed.
+    """
+    path, now = evaluation_asked(run), time.time()
+    before = (read_record(path) or {}).get("retry", 0.0)
+    asked = {"time": now, "retry": now if retry else before, "by": _who()}
+    write_record(path, asked, replace=True)
+
+
 def keep_endings(view: RunView) -> None:
     """Writes down how jobs ended, as long as their schedulers know."""
     jobs = [(at.files.job, at.job) for at in view.attempts]
@@ -151,44 +165,59 @@ def keep_endings(view: RunView) -> None:
                 write_record(ending_path(path), dict(job.ending))
 
 
-def cancel(run: RunFolder) -> list[dict[str, Any]]:
+def cancel(run: RunFolder, *, watchers: bool = True) -> list[dict[str, Any]]:
     """Ends all jobs of the run, of every attempt; returns those that were there, as {"what", "kind", "id"}.
 
+    That somebody asked for it is recorded first, so that nothing follows by itself, and that it is done at last.
+
+    Args:
+        watchers: ends them, too; the watcher that completes a cancellation ends by itself.
+
     Raises:
-        UserError: one of them cannot be reached from here.
+        UserError: one of them cannot be reached from here. Whoever sees the run next tries again.
     """
     done: list[dict[str, Any]] = []
-    # again, until nothing new is found: a job that was about to open an attempt may have done so meanwhile
-    while ended := _end_all(run, done):
+    # until nothing new is found: a job that was about to open an attempt may have done so meanwhile
+    while ended := _end_all(run, done, watchers):
         done += ended
     return done
 
 
-def _end_all(run: RunFolder, before: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Ends the jobs that can be found now, but for those ended before."""
-    view = read(run)
+def _end_all(
+    run: RunFolder, before: Sequence[Mapping[str, Any]], watchers: bool
+) -> list[dict[str, Any]]:
+    """Ends the jobs that can be found now; returns those that were not ended before."""
+    view = read(run, patience_s=LOOK_S)
     at = view.newest
-    if at and not at.cancelled and _works(view):
+    if at is None:
+        return []
+    jobs = [view.watcher] if watchers else []
+    jobs += [job for each in view.attempts for job in (each.successor, each.job)]
+    jobs += [each.job for each in view.evaluations]
+    works = any(job is not None and job.state != "gone" for job in jobs)
+    asked = {"by": _who(), "time": time.time(), "done": None}
+    if at.cancelled and not at.cancel_done:
+        asked |= read_record(at.files.cancelled) or {}
+    elif works or before:
         # first: then nothing more is started
-        write_record(at.files.cancelled, {"by": _who()}, replace=True)
-    done = _end("watcher", [each.watcher for each in view.attempts])
-    # before the job that it waits for
-    done += _end("successor", [each.successor for each in view.attempts])
-    done += _end("training", [each.job for each in view.attempts])
-    # read again, now that the watcher can start no more of them
-    done += _end("evaluation", [each.job for each in read(run).evaluations])
-    if at and at.job:  # its submitter may have died before it wrote the record of a job
-        for stray in backends.strays(str(run.root), at.job.record):
-            done += _end("unrecorded job", [JobView(record=stray, state="running")])
+        write_record(at.files.cancelled, asked, replace=True)
+    try:
+        done = _end("watcher", [each.watcher for each in view.attempts]) if watchers else []
+        done += _end("successor", [each.successor for each in view.attempts])
+        done += _end("training", [each.job for each in view.attempts])
+        # read again, now that the watcher can start no more of them
+        done += _end("evaluation", [each.job for each in read(run).evaluations])
+        if at.job:  # its submitter may have died before it wrote the record of a job
+            for stray in backends.strays(str(run.root), at.job.record):
+                done += _end("unrecorded job", [JobView(record=stray, state="running")])
+    except UserError as error:
+        raise UserError(
+            f"{error} (it is recorded that run {view.id} is to end: the next command that sees it tries again)"
+        ) from error
+    if works or before or (at.cancelled and not at.cancel_done):
+        write_record(at.files.cancelled, {**asked, "done": time.time()}, replace=True)
     known = {(each["kind"], each["id"]) for each in before}
     return [each for each in done if (each["kind"], each["id"]) not in known]
-
-
-def _works(view: RunView) -> bool:
-    """Whether the run would go on by itself."""
-    at = view.newest
-    waits = at is not None and at.successor is not None and at.successor.state != "gone"
-    return waits or decide.training_state(view) != "gone"
 
 
 def _end(what: str, found: Sequence[JobView | None]) -> list[dict[str, Any]]:

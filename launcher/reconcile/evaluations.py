@@ -112,11 +112,11 @@ def watched(view: RunView) -> bool:
 
 
 def watcher_missing(view: RunView) -> bool:
-    """Whether snapshots wait for a score and the watcher that should see to it is gone."""
+    """Whether the watcher is gone though snapshots wait for a score, or more are to come."""
     watcher = view.watcher
     if watcher is None or watcher.state != "gone" or evaluations_stopped(view):
         return False
-    return bool(unscored(view))
+    return bool(unscored(view)) or training_state(view) in ("queued", "running")
 
 
 def unscored(view: RunView, config: Config | None = None) -> tuple[int, ...]:

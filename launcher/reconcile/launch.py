@@ -95,6 +95,21 @@ def launch_attempt(run: RunFolder, config: Config, watch_entry: WatchEntry) -> L
     return Launched(at=at, job=record, watcher=watcher)
 
 
+def tend(view: RunView) -> bool:
+    """Has the run go on where it should and no job of it sees to that; returns whether it goes on by itself.
+
+    Raises:
+        UserError: the cluster refused its next attempt.
+    """
+    what = decide.next_attempt(view)
+    if what.action == "stop" or view.config is None or not _restarts(view.config):
+        dismiss(view)
+        return False
+    if what.action == "start":
+        go_on(view.folder)
+    return True
+
+
 def go_on(run: RunFolder) -> Attempt | None:
     """Submits the run's next attempt where one is due and no job of the run waits to open it.
 

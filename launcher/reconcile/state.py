@@ -145,6 +145,7 @@ class Summary:
 def summary(view: RunView) -> Summary:
     """Returns the run as one row."""
     current, newest, at = state(view), newest_score(view), view.newest
+    scored = {record.key for record in view.records if record.done}
     return Summary(
         id=view.id,
         experiment=view.experiment,
@@ -156,8 +157,8 @@ def summary(view: RunView) -> Summary:
         attempts=view.tries,
         job=at.job.label if at and at.job else None,
         snapshots=len(view.snapshots),
-        scored=len({record.key for record in view.records if record.done}),
-        failed_evaluations=len({record.key for record in view.records if not record.done}),
+        scored=len(scored),
+        failed_evaluations=len({record.key for record in view.records} - scored),
         score=newest.score if newest else None,
         metric=newest.metric if newest else None,
         score_images=newest.images if newest else None,

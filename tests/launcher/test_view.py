@@ -104,7 +104,7 @@ def test_finished_run_without_evaluation_waits_for_no_score(
     run = send(settings)
     until(lambda: ended(run))
     (chip,) = chips(on_board(runs))
-    assert chip.text == "trained" and "score" not in chip.detail
+    assert chip.text == "finished" and "score" not in chip.detail
     assert str(decide.state(read(run))) == "finished"
 
 
