@@ -20,7 +20,7 @@ from typing import Any
 from launcher import backends, watch
 from launcher.compose import compose, without_group
 from launcher.new_attempt import submitting
-from launcher.reconcile import act, decide
+from launcher.reconcile import act, decide, launch
 from launcher.reconcile.decide import Submission
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.annotations import absolute_annotations, check_annotations, promises
@@ -99,12 +99,12 @@ def submit(config: Config, run: RunFolder | None = None) -> dict[str, Any]:
     run = run or named
     view, decision = _decide(run, wanted)
     if decision.action != "join":
-        act.check_jobs(config, run, watch.entry)
+        notes = launch.check_jobs(config, run, watch.entry)
         with submitting(run):
             # two shells at once: the second waited here and now finds the first one's attempt
             view, decision = _decide(run, wanted)
             if decision.action != "join":
-                return _launch(run, config, wanted, view, decision)
+                return _launch(run, config, wanted, view, decision, notes)
     assert view is not None
     return _joined(view, decision)
 
@@ -142,6 +142,7 @@ def _launch(
     wanted: dict[str, Any],
     view: RunView | None,
     decision: Submission,
+    notes: list[str],
 ) -> dict[str, Any]:
     """The next attempt of the run, which may be its first."""
     target = decision.extends_to or (view.images if view else config.train.images)
@@ -156,7 +157,7 @@ def _launch(
         act.write_run(run, config, wanted)
     try:
         with extension:
-            at, record, watcher = act.launch_attempt(run, config, watch.entry)
+            done = launch.launch_attempt(run, config, watch.entry)
     except BaseException:
         if view is None and not run.attempt_numbers():
             shutil.rmtree(run.root)
@@ -164,14 +165,19 @@ def _launch(
     return {
         "run": run.root.name,
         "folder": str(run.root),
-        "attempt": at.number,
-        "job": f"{record['kind']} {record['id']}",
-        "watcher": f"{watcher['kind']} {watcher['id']}" if watcher else None,
+        "attempt": done.at.number,
+        "job": f"{done.job['kind']} {done.job['id']}",
+        "watcher": f"{done.watcher['kind']} {done.watcher['id']}" if done.watcher else None,
+        "notes": [*notes, *done.notes, *_notes(config)],
         "images": target,
         "extended_from": view.images if view and decision.extends_to else None,
         "shorter": shorter,
         "state": "submitted",
     }
+
+
+def _notes(config: Config) -> list[str]:
+    return backends.of(config.cluster).notes(config.cluster.gpus_per_node)
 
 
 def _shorter(run: RunFolder, config: Config, wanted: dict[str, Any]) -> dict[str, Any] | None:
@@ -285,9 +291,7 @@ def _sentences(done: dict[str, Any], config: Config) -> str:
             "run it can be trained on:",
             f"        {shorter['command']}",
         ]
-    if state == "submitted":
-        ranks = config.cluster.gpus_per_node
-        lines += [f"        {note}" for note in backends.of(config.cluster).notes(ranks)]
+    lines += [f"        {note}" for note in done.get("notes", ())]
     run = f"{done['run']}{_where(config)}"
     return "\n".join(
         [

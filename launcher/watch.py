@@ -17,7 +17,7 @@ from pathlib import Path
 from launcher import backends
 from launcher.attempt import logs
 from launcher.attempt.signals import end_on_signals
-from launcher.reconcile import act, decide
+from launcher.reconcile import act, decide, launch
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
@@ -62,16 +62,23 @@ def watch(root: Path, until: float = math.inf) -> None:
             try:
                 if _cancelled(view):
                     return
+                following = decide.next_attempt(view)
+                if following.action == "stop":
+                    launch.dismiss(view)
+                elif following.action == "start" and launch.go_on(run) is not None:
+                    continue
                 plan = decide.evaluations_wanted(view, view.config)
-                if not plan.done and view.time > until:
+                # one that is to follow, and for which no job of the run waits
+                due = following.action == "start" and launch.restarts(view.config)
+                if plan.done and not due:
+                    log.info("nothing left to evaluate")
+                    return
+                if view.time > until:
                     act.launch_watcher(view.newest.files, view.config, entry)
                     log.info("the next watcher goes on from here")
                     return
                 for images in plan.give_up:
                     act.record_failure(view, view.config, images)
-                if plan.done:
-                    log.info("nothing left to evaluate")
-                    return
                 for images in plan.start:
                     act.start_evaluation(view, view.config, images)
                 refused = 0 if plan.start else refused
@@ -104,8 +111,8 @@ def tend(view: RunView) -> list[str]:
         if at.cancelled and not at.cancel_done and decide.training_state(view) != "unknown":
             act.cancel(view.folder)
             return [f"{view.id}: what somebody cancelled has been ended"]
-        settled = view.watcher is None or view.time > view.watcher.record["submitted"] + SETTLE_S
-        if settled and decide.watcher_missing(view):
+        submitted = view.watcher.record.get("submitted", 0.0) if view.watcher else 0.0
+        if decide.watcher_missing(view) and view.time > submitted + SETTLE_S:
             config = view.config or read_config(at.files.config)
             waits = at.job.record if at.job and at.job.state == "queued" else None
             record = act.launch_watcher(at.files, config, entry, after=waits)

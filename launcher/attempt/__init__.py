@@ -7,17 +7,76 @@ They are the one place of the launcher from which torch is reached, inside funct
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.attempt.entry import run_rank
+from launcher.attempt.signals import end_on_signals
 from selfguide.spec.rank_status import RankStatus
+from selfguide.spec.run import read_record
+from shards.wait import wait_until
 
-__all__ = ["encode", "evaluate", "train"]
+__all__ = ["encode", "evaluate", "succeed", "train"]
 
 
 def train(attempt: str) -> None:
-    """Runs one rank of a training attempt; `attempt` is its folder."""
-    folder, status = Path(attempt), RankStatus()
+    """Runs one rank of a training attempt; `attempt` is its folder.
+
+    A job that Slurm has started once more goes on with the run in a new attempt instead.
+    """
+    folder = Path(attempt)
+    run = folder.parent.parent
+    if int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        succeed(str(run))
+        return
+    _train(folder)
+    if os.environ.get("SLURM_PROCID") == "0":
+        _ask_for_successor(run, "--dismiss")
+
+
+def succeed(run: str) -> None:
+    """Runs one rank of a job that waited for the run's training job to end; `run` is the run's folder.
+
+    Rank 0 decides whether the run goes on and opens its next attempt; the others read what it decided. Where the run
+    does not go on, all of them leave.
+    """
+    end_on_signals()
+    root = Path(run)
+    decision = root / "successors" / f"{job_name(os.environ)}.json"
+    if os.environ["SLURM_PROCID"] == "0":
+        _ask_for_successor(root)
+
+    def decided() -> bool:
+        # a listing refreshes what a network file system remembers of the folder
+        return decision.parent.is_dir() and decision in set(decision.parent.iterdir())
+
+    wait_until(decided, poll_s=0.2)
+    found = read_record(decision)
+    assert found is not None
+    if found["attempt"] is None:
+        print(f"this run does not go on by itself: {found['reason']}", flush=True)
+        return
+    _train(Path(found["attempt"]))
+    if os.environ["SLURM_PROCID"] == "0":
+        _ask_for_successor(root, "--dismiss")
+
+
+def job_name(environment: Mapping[str, str]) -> str:
+    """Returns the id of this Slurm job and how often it was started before."""
+    return f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT') or 0}"
+
+
+def _ask_for_successor(run: Path, *options: str) -> None:
+    # a process of its own: it speaks to Slurm and to all of the launcher, of which a rank's process knows nothing
+    command = [sys.executable, "-m", "launcher.successor", str(run), *options]
+    subprocess.run(command, check=not options)
+
+
+def _train(folder: Path) -> None:
+    status = RankStatus()
 
     def work(rank: int, local_rank: int, world: int) -> None:
         from selfguide.training import job

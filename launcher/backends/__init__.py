@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from launcher.backends import slurm
 from launcher.backends.local import Local
-from launcher.backends.protocol import Backend, Ending, Job, Record, State
+from launcher.backends.protocol import Backend, Ending, Job, Record, State, new_record
 from launcher.backends.slurm import Slurm
 from selfguide.spec.config import ClusterConfig
 
@@ -26,6 +26,7 @@ __all__ = [
     "cancel",
     "cancel_all",
     "endings",
+    "new_record",
     "of",
     "of_record",
     "state",

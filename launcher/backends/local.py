@@ -38,12 +38,13 @@ class Local:
     """Implements `Backend` with processes of this machine, which run at once."""
 
     poll_s = 0.5
+    queues = False
 
     def script(self, job: Job) -> None:
         return None
 
-    def check(self, job: Job) -> None:
-        return None
+    def check(self, job: Job) -> list[str]:
+        return []
 
     def submit(self, job: Job) -> Record:
         return self.submit_array([job])[0]

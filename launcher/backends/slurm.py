@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.backends import endings
-from launcher.backends.protocol import Ending, Job, Record, State, clean, new_record
+from launcher.backends.protocol import Ending, Job, Record, State, clean, ignored, new_record
 from selfguide.spec.config import ClusterConfig
 from shards.errors import UserError
 from shards.wait import wait_until
@@ -31,6 +31,27 @@ PING_S = 2.0
 ANSWER_S = 20.0
 # until cancelled jobs have left the queue
 GONE_S = 60.0
+# what sbatch --test-only says of a job that no nodes fit, also where they are only out of service for now
+_NO_NODES = "Requested node configuration is not available"
+_GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
+# sinfo's short words for nodes that get no job
+_OUT_OF_SERVICE = ("boot", "down", "drain", "drng", "err", "fail", "inval", "maint", "resv", "unk")
+# keys of a config that do what a variable of the shell would, by the end of its name
+_KEYS = {
+    "ACCOUNT": "cluster.account",
+    "CLUSTERS": "SLURM_CONF",
+    "CPUS_PER_TASK": "cluster.cpus_per_task",
+    "EXPORT": "cluster.environment",
+    "GPUS_PER_NODE": "cluster.gpus_per_node",
+    "MEM_PER_NODE": "cluster.mem_gb",
+    "NNODES": "nodes",
+    "NO_REQUEUE": "cluster.restart",
+    "NTASKS_PER_NODE": "cluster.gpus_per_node",
+    "PARTITION": "cluster.partition",
+    "QOS": "cluster.qos",
+    "REQUEUE": "cluster.restart",
+    "TIMELIMIT": "cluster.timeout_min",
+}
 _QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 
 
@@ -87,6 +108,9 @@ class Slurm:
     def profile(self) -> Profile:
         return PROFILES[self.kind]
 
+    # a job may wait for the end of another
+    queues = True
+
     @property
     def poll_s(self) -> float:
         return self.profile.poll_s
@@ -97,7 +121,7 @@ class Slurm:
         run = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(job.folder))}"
         return slurm._make_sbatch_string(command=run, folder=job.folder, **self._parameters(job))
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Job) -> list[str]:
         client = self._client()
         try:
             done = _run(["sbatch", "--test-only"], client, stdin=self.script(job))
@@ -110,11 +134,15 @@ class Slurm:
                 f"cluster={self.kind}: Slurm did not answer within {ANSWER_S:.0f} s; try again later"
             )
         if done.returncode:
+            waits = self._waits_for_nodes(job, client) if _NO_NODES in done.stderr else ""
+            if waits:
+                return [waits]
             reason = re.sub(r"(sbatch: |error: |allocation failure: )", "", done.stderr)
             reason = reason.strip().replace("\n", "; ")
             raise UserError(
                 f"Slurm would refuse this job ({self._requested(job)}): {reason}{_partitions(client)}"
             )
+        return []
 
     def submit(self, job: Job) -> Record:
         return self.submit_array([job])[0]
@@ -124,6 +152,12 @@ class Slurm:
         from submitit.slurm.slurm import SlurmExecutor
 
         first, client = jobs[0], self._client()
+        if shutil.which("sbatch", path=client.get("PATH")) is None:
+            raise UserError(f"cluster={self.kind}: no sbatch on this machine")
+        if inherited := client.get("PYTHONPATH"):
+            # of the job that submits this one, where it runs from the same code
+            paths = [path for path in inherited.split(os.pathsep) if path != str(first.code)]
+            client["PYTHONPATH"] = os.pathsep.join(paths)
         first.folder.mkdir(parents=True, exist_ok=True)
         with _environment(client):
             executor = SlurmExecutor(first.folder, max_num_timeout=0)
@@ -177,7 +211,12 @@ class Slurm:
         ]
 
     def notes(self, ranks: int) -> list[str]:
-        return []
+        names = ignored(os.environ)
+        if not names:
+            return []
+        keys = {name: _KEYS.get(name.partition("_")[2]) for name in names}
+        told = [f"{name} ({key} does the same)" if key else name for name, key in keys.items()]
+        return [f"variables of this shell that are ignored: {', '.join(told)}"]
 
     def cancel_command(self, records: Sequence[Record]) -> str:
         ids = {record["id"].partition("_")[0] for record in records}
@@ -213,16 +252,50 @@ class Slurm:
             "gpus_per_node": job.gpus or None,
             "cpus_per_task": job.cpus_per_task,
             "mem": f"{int(job.mem_gb * 1024)}MB" if job.mem_gb else None,
+            "signal_delay_s": job.warn_s,
             "dependency": ",".join(each for each in (singleton, after) if each) or None,
             "stderr_to_stdout": True,
-            # a second start of one attempt is what the run folder forbids: a restart is a new attempt
-            "additional_parameters": {"no-requeue": True},
+            # where one job is followed by another, only that one may go on with the run
+            "additional_parameters": {"requeue" if job.requeue else "no-requeue": True},
             "setup": [f"export {name}={value}" for name, value in exports.items()]
             + [f"cd {shlex.quote(str(job.code))}"],
             "srun_args": srun,
+            "teardown": self._teardown(job),
         }
         given = {key: value for key, value in parameters.items() if value is not None}
         return {**given, "wckey": None}  # Submitit's default is a key that a site may not know
+
+    def _teardown(self, job: Job) -> list[str] | None:
+        """Has Slurm start the job once more where the run goes on; a requeue ends this script."""
+        if not job.requeue:
+            return None
+        return [
+            "code=$?",
+            f"{shlex.join(job.requeue)} && scontrol requeue $SLURM_JOB_ID",
+            "exit $code",
+        ]
+
+    def _waits_for_nodes(self, job: Job, client: Mapping[str, str]) -> str:
+        """Why the job waits for nodes that are out of service; "" where no nodes of its partition would do."""
+        done = _run(["sinfo", "--noheader", "--Node", "--format=%N|%t|%c|%m|%G|%P"], client)
+        rows = (line.split("|") for line in done.stdout.splitlines()) if done else ()
+        named = (self._requirements()["partition"] or "").split(",")
+        fit = {
+            name: word
+            for name, word, cpus, megabytes, gres, partition in rows
+            if (partition.rstrip("*") in named or (named == [""] and partition.endswith("*")))
+            and int(cpus) >= job.tasks * (job.cpus_per_task or 1)
+            and int(megabytes) >= 1024 * (job.mem_gb or 0)
+            and sum(map(int, _GPUS.findall(gres))) >= job.gpus
+        }
+        out = {n: w for n, w in fit.items() if w.startswith(_OUT_OF_SERVICE) or w.endswith("*")}
+        if not len(fit) - len(out) < job.nodes <= len(fit):
+            return ""
+        states = ", ".join(f"{name} is {word}" for name, word in sorted(out.items())[:8])
+        return (
+            f"the job waits for nodes: {len(fit) - len(out)} of the {len(fit)} that could run it are in service and it "
+            f"takes {job.nodes} ({states}{' ...' if len(out) > 8 else ''})"
+        )
 
     def _requirements(self) -> dict[str, str | None]:
         """What a site asks of every job."""

@@ -37,6 +37,8 @@ Kind = Literal[
     "lost",
 ]
 
+_KINDS = frozenset(get_args(Kind))
+
 # ends of a job that no rank is to blame for
 ASKED = ("preempted", "limit", "outside")
 
@@ -160,7 +162,7 @@ def _by_time(
 
 def _failed(rank: str, record: Mapping[str, Any]) -> Cause:
     """A rank that said itself why it ends."""
-    known = record["class"] in get_args(Kind)
+    known = record["class"] in _KINDS
     message = str(record["message"])
     return Cause(
         kind="stop" if record["code"] == STOP else record["class"] if known else "error",
