@@ -88,7 +88,7 @@ def _of_ranks(at: Attempt, rank: int | None) -> list[Path]:
     failed = [
         n
         for n, record in exits.items()
-        if record and record["class"] in ("user", "error", "fenced")
+        if record and record["class"] not in ("ok", "preempted", "signal")
     ]
     return [found[n] for n in sorted({0, *failed}) if n in found]
 

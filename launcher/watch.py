@@ -62,23 +62,17 @@ def watch(root: Path, until: float = math.inf) -> None:
             try:
                 if _cancelled(view):
                     return
-                following = decide.next_attempt(view)
-                if following.action == "stop":
-                    launch.dismiss(view)
-                elif following.action == "start" and launch.go_on(run) is not None:
-                    continue
+                goes_on = launch.tend(view)
                 plan = decide.evaluations_wanted(view, view.config)
-                # one that is to follow, and for which no job of the run waits
-                due = following.action == "start" and launch.restarts(view.config)
-                if plan.done and not due:
-                    log.info("nothing left to evaluate")
-                    return
-                if view.time > until:
+                if (goes_on or not plan.done) and view.time > until:
                     act.launch_watcher(view.newest.files, view.config, entry)
                     log.info("the next watcher goes on from here")
                     return
                 for images in plan.give_up:
                     act.record_failure(view, view.config, images)
+                if plan.done and not goes_on:
+                    log.info("nothing left to evaluate")
+                    return
                 for images in plan.start:
                     act.start_evaluation(view, view.config, images)
                 refused = 0 if plan.start else refused

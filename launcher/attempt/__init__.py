@@ -7,6 +7,7 @@ They are the one place of the launcher from which torch is reached, inside funct
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from shards.wait import wait_until
 
 __all__ = ["encode", "evaluate", "succeed", "train"]
 
+# a rank that has left its exit record must have ended after 15 s
+DISMISS_S = 8.0
+
 
 def train(attempt: str) -> None:
     """Runs one rank of a training attempt; `attempt` is its folder.
@@ -33,8 +37,6 @@ def train(attempt: str) -> None:
         succeed(str(run))
         return
     _train(folder)
-    if os.environ.get("SLURM_PROCID") == "0":
-        _ask_for_successor(run, "--dismiss")
 
 
 def succeed(run: str) -> None:
@@ -47,7 +49,7 @@ def succeed(run: str) -> None:
     root = Path(run)
     decision = root / "successors" / f"{job_name(os.environ)}.json"
     if os.environ["SLURM_PROCID"] == "0":
-        _ask_for_successor(root)
+        _ask_launcher(root).check_returncode()
 
     def decided() -> bool:
         # a listing refreshes what a network file system remembers of the folder
@@ -60,8 +62,6 @@ def succeed(run: str) -> None:
         print(f"this run does not go on by itself: {found['reason']}", flush=True)
         return
     _train(Path(found["attempt"]))
-    if os.environ["SLURM_PROCID"] == "0":
-        _ask_for_successor(root, "--dismiss")
 
 
 def job_name(environment: Mapping[str, str]) -> str:
@@ -69,14 +69,17 @@ def job_name(environment: Mapping[str, str]) -> str:
     return f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT') or 0}"
 
 
-def _ask_for_successor(run: Path, *options: str) -> None:
-    # a process of its own: it speaks to Slurm and to all of the launcher, of which a rank's process knows nothing
+def _ask_launcher(
+    run: Path, *options: str, timeout_s: float | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    # a process of its own: it speaks to Slurm and imports all of the launcher, of which a rank's process knows nothing
     command = [sys.executable, "-m", "launcher.successor", str(run), *options]
-    subprocess.run(command, check=not options)
+    return subprocess.run(command, timeout=timeout_s)
 
 
 def _train(folder: Path) -> None:
-    status = RankStatus()
+    """Trains as one rank of an attempt; where the run has finished, rank 0 ends what waits for its next attempt."""
+    status = RankStatus(section="joining")
 
     def work(rank: int, local_rank: int, world: int) -> None:
         from selfguide.training import job
@@ -89,6 +92,10 @@ def _train(folder: Path) -> None:
         distributed.leave()
 
     run_rank(folder, work, status, leave)
+    if os.environ.get("SLURM_PROCID") == "0":
+        # what waits would leave by itself, once it has its nodes: no controller is waited for
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _ask_launcher(folder.parent.parent, "--dismiss", timeout_s=DISMISS_S)
 
 
 def evaluate(request: str) -> None:

@@ -44,6 +44,8 @@ def run_rank(
     names = _VARIABLES.get(os.environ.get("SUBMITIT_EXECUTOR", ""), ("",))
     rank_name = os.environ.get(names[0], "unknown")
     status = status or RankStatus()
+    # where it was when it crashes in C
+    faulthandler.enable()
     signals.stop_on_signals(folder, rank_name, status)
     write_start(folder, rank_name)
     heartbeat.begin(folder, rank_name, status)
@@ -57,7 +59,7 @@ def run_rank(
             )
         work(rank, local_rank, world)
         ended = Exit(code=0, kind="ok", images=status.images, section=status.section)
-    except Exception as error:  # noqa: BLE001 - any kind: the record names it
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - any kind: the record names it
         ended = Exit.of(error, status)
         if ended.kind != "preempted":
             traceback.print_exc()

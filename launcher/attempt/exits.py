@@ -27,6 +27,8 @@ _CODES |= {"memory": 84, "hang": 85}
 
 # how torch says that memory is short where it raises no class of its own
 _NO_MEMORY = ("out of memory", "DefaultCPUAllocator: can't allocate memory")
+# how torch says that a collective broke, with gloo and with NCCL
+_PEER_GONE = ("gloo/transport", "DistBackendError", "DistNetworkError")
 # of OSError, what says nothing of a disk or a store
 _NO_STORAGE = (TimeoutError, ConnectionError, ChildProcessError, ProcessLookupError)
 
@@ -48,15 +50,19 @@ class Exit:
     section: str | None = None
     # image count of the checkpoint that was written on the way out
     saved: int | None = None
+    # a collective broke: another rank is gone, and the cause is there
+    peer_gone: bool = False
 
     @classmethod
-    def of(cls, error: Exception, status: RankStatus) -> Exit:
+    def of(cls, error: BaseException, status: RankStatus) -> Exit:
         """Returns the record of an exception that ends a rank; call it while the exception is handled."""
         kind = _kind(error)
         saved = error.saved if isinstance(error, Preempted) else None
         code = _CODES.get(kind, 1)
         if kind == "preempted":
             code = NOTHING_SAVED if saved is None else PREEMPTED
+        elif isinstance(error, SystemExit) and isinstance(error.code, int):
+            code = error.code or code
         return cls(
             code=code,
             kind=kind,
@@ -66,6 +72,7 @@ class Exit:
             images=status.images,
             section=status.section,
             saved=saved,
+            peer_gone=any(text in f"{type(error).__name__}: {error}" for text in _PEER_GONE),
         )
 
     @classmethod
@@ -96,7 +103,7 @@ class Exit:
         _write_once(path, record)
 
 
-def _kind(error: Exception) -> Kind:
+def _kind(error: BaseException) -> Kind:
     """The class of an error; torch's are known by name, since this module does not import it."""
     names = {each.__name__ for each in type(error).__mro__}
     short = isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)

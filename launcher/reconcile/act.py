@@ -198,7 +198,7 @@ def _end_all(
     """Ends the jobs that can be found now, but for those ended before."""
     view = read(run, patience_s=LOOK_S)
     at = view.newest
-    if at and (not at.cancelled or at.cancel_done) and _works(view):
+    if at and (not at.cancelled or at.cancel_done) and (before or _works(view)):
         # first: then nothing more is started
         write_record(at.files.cancelled, {"by": _who(), "done": None}, replace=True)
     done = _end("watcher", [each.watcher for each in view.attempts]) if watchers else []

@@ -95,6 +95,21 @@ def launch_attempt(run: RunFolder, config: Config, watch_entry: WatchEntry) -> L
     return Launched(at=at, job=record, watcher=watcher)
 
 
+def tend(view: RunView) -> bool:
+    """Has the run go on where it should and no job of it sees to that; returns whether it goes on by itself.
+
+    Raises:
+        UserError: the cluster refused its next attempt.
+    """
+    what = decide.next_attempt(view)
+    if what.action == "stop" or view.config is None or not _restarts(view.config):
+        dismiss(view)
+        return False
+    if what.action == "start":
+        go_on(view.folder)
+    return True
+
+
 def go_on(run: RunFolder) -> Attempt | None:
     """Submits the run's next attempt where one is due and no job of the run waits to open it.
 
@@ -104,7 +119,7 @@ def go_on(run: RunFolder) -> Attempt | None:
     with new_attempt.submitting(run):
         view = read(run)
         at, config = view.newest, view.config
-        if at is None or config is None or not restarts(config):
+        if at is None or config is None or not _restarts(config):
             return None
         following = decide.next_attempt(view)
         early = decide.ended(at) + following.after_s > time.time()
@@ -212,13 +227,13 @@ def _queue_successor(at: Attempt, config: Config, more: Mapping[str, Any] | None
     Raises:
         UserError: the cluster refused it.
     """
-    if restarts(config) and config.cluster.restart == "successor":
+    if _restarts(config) and config.cluster.restart == "successor":
         job = jobs.successor(config, at, at.run.root.name, _save_s(at.run))
         record = backends.of(config.cluster).submit(job)
         write_record(at.successor, {**record, **(more or {})})
 
 
-def restarts(config: Config) -> bool:
+def _restarts(config: Config) -> bool:
     """Whether runs go on by themselves where this config submits them."""
     return backends.of(config.cluster).queues and config.cluster.restart != "none"
 

@@ -52,15 +52,17 @@ def test_job_functions_are_pickled_by_the_names_of_earlier_code_copies(
         (TimeoutError("no rendezvous"), 1, "error"),
         (ConnectionResetError("peer"), 1, "error"),
         (RuntimeError("odd"), 1, "error"),
+        (SystemExit(7), 7, "error"),
+        (SystemExit(0), 1, "error"),
     ],
 )
 def test_exit_of_an_exception_has_its_code_and_kind(
-    tmp_path: Path, error: Exception, code: int, kind: str
+    tmp_path: Path, error: BaseException, code: int, kind: str
 ) -> None:
     status = RankStatus(section="train", images=704)
     try:
         raise error
-    except Exception as raised:  # noqa: BLE001 - any kind
+    except BaseException as raised:  # noqa: BLE001 - any kind
         Exit.of(raised, status).write(exit_path(tmp_path, 3))
     found = Exit.read(tmp_path, 3)
     assert found is not None and (found.code, found.kind) == (code, kind)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from launcher.attempt import signals
-from launcher.attempt.exits import Exit
+from launcher.attempt.exits import Exit, exit_path
 from selfguide.distributed import RankInfo
 from selfguide.spec.config import Config
 from selfguide.spec.rank_status import Preempted, RankStatus
@@ -89,6 +91,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_nothing_is_lost(
     assert ranks(2, attempt, cfg, str(parts)) == [2, 2]
     progress = read_record(RunFolder(parts).attempt(2) / "progress.json")
     assert progress is not None and progress["resumed_from"] == first[0] and progress["save_s"] > 0
+    assert RunFolder(parts).slowest_save_s() is not None
     assert_same(weights(parts), weights(whole))
 
 
@@ -181,6 +184,35 @@ def test_a_rank_that_waits_for_one_that_hangs_ends_itself_and_says_so(
     found = Exit.read(tmp_path, 0)
     assert found is not None and (found.kind, found.code) == ("signal", 128 + signal.SIGTERM)
     assert (found.section, found.saved) == ("train", None) and found.images >= AT  # type: ignore[operator]
+
+
+def beside_a_peer_that_left(rank_info: RankInfo, cfg: Config, root: str) -> None:
+    """Its connections are closed as those of a killed process are; it stays until the other has said so."""
+
+    def leave(_: RankStatus) -> None:
+        for path in Path("/proc/self/fd").iterdir():
+            number = int(path.name)
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as each:
+                each.shutdown(socket.SHUT_RDWR)
+        assert wait_until(lambda: Exit.read(Path(root), 0), timeout_s=60)
+
+    if rank_info.rank == WHO:
+        asked_after(AT, leave)
+    try:
+        attempt(rank_info, cfg, root)
+    except Exception as error:
+        Exit.of(error, RankStatus()).write(exit_path(Path(root), rank_info.rank))
+        raise
+    raise AssertionError("its peer is gone")
+
+
+def test_an_error_for_want_of_a_peer_is_marked_as_one(
+    ranks: Any, digits: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RankFailed):
+        ranks(2, beside_a_peer_that_left, config(digits), str(tmp_path))
+    found = Exit.read(tmp_path, 0)
+    assert found is not None and (found.kind, found.peer_gone) == ("error", True)
 
 
 def asked_in_the_first_step(rank_info: RankInfo, cfg: Config, root: str, folder: str) -> None:
