@@ -292,6 +292,15 @@ def test_finished_run_with_failed_evaluations_says_so() -> None:
     assert str(state(replace(view, config=NEVER))) == "finished, 1 evaluation failed"
 
 
+def test_failure_of_an_earlier_version_names_no_protocol_and_settles_its_snapshot() -> None:
+    before = replace(record_of(1280, "failed"), protocol_key="", time=5.0)
+    view = a_view(GONE, snapshots={1280: SHAPE}, records=(before,))
+    assert decide.unscored(view) == () and evaluations_wanted(view, CONFIG).done
+    # until somebody wants it tried again
+    again = replace(view, retry_asked=6.0)
+    assert decide.unscored(again) == (1280,) and evaluations_wanted(again, CONFIG).start == (1280,)
+
+
 def test_extension_of_online_guidance_is_refused_once_the_switch_has_set_a_weight() -> None:
     """The weight of L_SK is the images seen over those at the switch: 0 at the first step, and then another."""
     assert IDENTITY["guidance"]["source"] == "online" and IDENTITY["guidance"]["switch"] == 0.5
