@@ -20,6 +20,8 @@ from selfguide.spec.config import ClusterConfig, Config
 from selfguide.spec.sizes import footprint
 from shards.errors import UserError
 
+# end of the name of a watcher's job
+WATCHER = "-watch"
 NICE = 10  # training keeps its cores
 # between the warning of a time limit and the end, beside the time to save: Slurm looks at limits now and then only
 MARGIN_S = 60
@@ -131,7 +133,7 @@ def watcher(
         argument=str(at.run.root),
         folder=at.root / "watch",
         code=at.code,
-        name=f"sg-{run_id}-watch",
+        name=f"sg-{run_id}{WATCHER}",
         comment=str(at.run.root),
         cpus_per_task=1,
         mem_gb=1 if cluster.mem_gb else None,

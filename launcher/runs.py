@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher import folder, watch
 from launcher.follow import minutes
-from launcher.reconcile.decide import Summary, summary
+from launcher.reconcile.decide import Summary, next_attempt, summary
 from launcher.reconcile.view import LOOK_S, RunView, read, read_many
 from selfguide.spec.run import RunFolder
 from shards import cli
@@ -111,6 +111,9 @@ def _one(run: RunFolder, as_json: bool) -> int:
     view = read(run, patience_s=LOOK_S)
     _tend([view])
     row: dict[str, Any] = asdict(summary(view))
+    following = next_attempt(view)
+    if row["state"] == "failed" and following.action == "stop":
+        row["not_continued"] = following.reason
     results = {(record.key, record.attempt): record.status for record in view.records}
     evaluations = [
         {

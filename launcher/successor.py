@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher import watch
 from launcher.attempt import job_name, logs
 from launcher.reconcile import decide, launch
 from launcher.reconcile.view import read
@@ -52,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.info(f"attempt {at.number} follows: {reason}" if at else f"nothing follows: {reason}")
     answer = {"attempt": str(at.root) if at else None, "reason": reason}
     write_record(run.root / "successors" / f"{job_name(os.environ)}.json", answer)
+    # its watcher may have ended with the same node
+    for sentence in watch.tend(read(run)) if at else ():
+        log.info(sentence)
     return 0
 
 

@@ -105,8 +105,8 @@ def tend(view: RunView) -> list[str]:
         if at.cancelled and not at.cancel_done and decide.training_state(view) != "unknown":
             act.cancel(view.folder)
             return [f"{view.id}: what somebody cancelled has been ended"]
-        settled = view.watcher is None or view.time > view.watcher.record["submitted"] + SETTLE_S
-        if settled and decide.watcher_missing(view):
+        submitted = view.watcher.record.get("submitted", 0.0) if view.watcher else 0.0
+        if decide.watcher_missing(view) and view.time > submitted + SETTLE_S:
             config = view.config or read_config(at.files.config)
             waits = at.job.record if at.job and at.job.state == "queued" else None
             record = act.launch_watcher(at.files, config, entry, after=waits)

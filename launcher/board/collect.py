@@ -331,9 +331,10 @@ def _table(
 def chips(run: Run) -> tuple[Chip, ...]:
     """The state of the run, then what its evaluations still owe."""
     scored = {r.images for r in run.records if r.done}
-    failed = {r.images: r for r in unscored(run)}
+    # one that is tried again waits
+    failed = {r.images: r for r in unscored(run) if r.images not in run.unscored}
     found = [_training(run, scored)]
-    if pending := set(run.unscored) - set(failed):
+    if pending := run.unscored:
         found.append(Chip(kind="pending", text="to score", count=len(pending), detail=_at(pending)))
     if failed:
         why = f"{_at(failed)}: {failed[max(failed)].message}"

@@ -177,47 +177,50 @@ def cancel(run: RunFolder, *, watchers: bool = True) -> list[dict[str, Any]]:
         UserError: one of them cannot be reached from here. Whoever sees the run next tries again.
     """
     done: list[dict[str, Any]] = []
-    # until nothing new is found: a job that was about to open an attempt may have done so meanwhile
-    while ended := _end_all(run, done, watchers):
-        done += ended
+    try:
+        # again, until nothing new is found: a job that was about to open an attempt may have done so meanwhile
+        while ended := _end_all(run, done, watchers):
+            done += ended
+    except UserError as error:
+        raise UserError(
+            f"{error} (it is recorded that run {run.root.name} is to end: the next command that sees it tries again)"
+        ) from error
+    for each in read(run).attempts:
+        if each.cancelled and not each.cancel_done:
+            asked = read_record(each.files.cancelled) or {}
+            write_record(each.files.cancelled, {**asked, "done": time.time()}, replace=True)
     return done
 
 
 def _end_all(
     run: RunFolder, before: Sequence[Mapping[str, Any]], watchers: bool
 ) -> list[dict[str, Any]]:
-    """Ends the jobs that can be found now; returns those that were not ended before."""
+    """Ends the jobs that can be found now, but for those ended before."""
     view = read(run, patience_s=LOOK_S)
     at = view.newest
-    if at is None:
-        return []
-    jobs = [view.watcher] if watchers else []
-    jobs += [job for each in view.attempts for job in (each.successor, each.job)]
-    jobs += [each.job for each in view.evaluations]
-    works = any(job is not None and job.state != "gone" for job in jobs)
-    asked = {"by": _who(), "time": time.time(), "done": None}
-    if at.cancelled and not at.cancel_done:
-        asked |= read_record(at.files.cancelled) or {}
-    elif works or before:
+    if at and (not at.cancelled or at.cancel_done) and (before or _works(view)):
         # first: then nothing more is started
-        write_record(at.files.cancelled, asked, replace=True)
-    try:
-        done = _end("watcher", [each.watcher for each in view.attempts]) if watchers else []
-        done += _end("successor", [each.successor for each in view.attempts])
-        done += _end("training", [each.job for each in view.attempts])
-        # read again, now that the watcher can start no more of them
-        done += _end("evaluation", [each.job for each in read(run).evaluations])
-        if at.job:  # its submitter may have died before it wrote the record of a job
-            for stray in backends.strays(str(run.root), at.job.record):
+        write_record(at.files.cancelled, {"by": _who(), "done": None}, replace=True)
+    done = _end("watcher", [each.watcher for each in view.attempts]) if watchers else []
+    # before the job that it waits for
+    done += _end("successor", [each.successor for each in view.attempts])
+    done += _end("training", [each.job for each in view.attempts])
+    # read again, now that the watcher can start no more of them
+    done += _end("evaluation", [each.job for each in read(run).evaluations])
+    if at and at.job:  # its submitter may have died before it wrote the record of a job
+        for stray in backends.strays(str(run.root), at.job.record):
+            if watchers or not stray["name"].endswith(jobs.WATCHER):
                 done += _end("unrecorded job", [JobView(record=stray, state="running")])
-    except UserError as error:
-        raise UserError(
-            f"{error} (it is recorded that run {view.id} is to end: the next command that sees it tries again)"
-        ) from error
-    if works or before or (at.cancelled and not at.cancel_done):
-        write_record(at.files.cancelled, {**asked, "done": time.time()}, replace=True)
     known = {(each["kind"], each["id"]) for each in before}
     return [each for each in done if (each["kind"], each["id"]) not in known]
+
+
+def _works(view: RunView) -> bool:
+    """Whether anything of the run is at work, or would follow by itself."""
+    jobs = [view.watcher, *(each.job for each in view.evaluations)]
+    jobs += [job for each in view.attempts for job in (each.successor, each.job)]
+    known = any(job is not None and job.state != "gone" for job in jobs)
+    return known or decide.training_state(view) != "gone"
 
 
 def _end(what: str, found: Sequence[JobView | None]) -> list[dict[str, Any]]:

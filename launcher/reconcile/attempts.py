@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from launcher.reconcile.view import AttemptView, JobState, RunView
@@ -36,6 +36,8 @@ Kind = Literal[
     "error",
     "lost",
 ]
+
+_KINDS = frozenset(get_args(Kind))
 
 # ends of a job that no rank is to blame for
 ASKED = ("preempted", "limit", "outside")
@@ -122,7 +124,9 @@ class Cause:
 
 def cause(at: AttemptView) -> Cause:
     """Returns why an attempt ended whose job is gone."""
-    failed = _by_time(at, lambda r: r["code"] and r["class"] not in ("signal", "preempted"))
+    errors = _by_time(at, lambda r: r["code"] and r["class"] not in ("signal", "preempted"))
+    # others say only that a peer is gone
+    failed = [each for each in errors if not each[1].get("peer_gone")]
     own = [each for each in failed if each[1]["class"] in _OWN or each[1]["code"] == STOP]
     if own:
         return _failed(*own[0])
@@ -130,16 +134,19 @@ def cause(at: AttemptView) -> Cause:
         return _scheduled(at, kind)
     silent = sorted(at.starts - set(at.exits) - {"unknown"}, key=int)
     asked = _by_time(at, lambda r: r["class"] == "preempted")
-    if asked and not failed and (not silent or any(r.get("saved") for _, r in asked)):
+    saved = any(record.get("saved") is not None for _, record in asked)
+    if asked and not failed and (saved or not silent):
         return _asked(at, asked)
     # a rank that failed before others were killed for its sake
     if failed and (not silent or any(rank == at.ending.get("first") for rank, _ in failed)):
         return _failed(*failed[0])
     if silent:
-        return _silent(at, silent, failed)
+        return _silent(at, silent, errors)
     if absent := sorted({str(rank) for rank in range(at.world)} - at.starts, key=int):
         message = f"rank {absent[0]} never started: see its log"
         return Cause(kind="lost", message=message, rank=absent[0])
+    if errors:
+        return replace(_failed(*errors[0]), kind="lost")
     if signalled := _by_time(at, lambda r: r["code"]):
         return _asked(at, signalled)
     return Cause(kind="ok" if _all_left(at) else "lost")
@@ -160,7 +167,7 @@ def _by_time(
 
 def _failed(rank: str, record: Mapping[str, Any]) -> Cause:
     """A rank that said itself why it ends."""
-    known = record["class"] in get_args(Kind)
+    known = record["class"] in _KINDS
     message = str(record["message"])
     return Cause(
         kind="stop" if record["code"] == STOP else record["class"] if known else "error",

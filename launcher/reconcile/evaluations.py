@@ -131,8 +131,9 @@ def unscored(view: RunView, config: Config | None = None) -> tuple[int, ...]:
         return tuple(images for images in view.published if images not in settled)
     if config.evaluation.protocol == "none":
         return ()
-    keys = {(record.images, record.protocol_key) for record in known}
-    return tuple(i for i in view.published if (i, protocol(view, config, i).key) not in keys)
+    # failures of before have a key, and no protocol's
+    keys = {record.key for record in known}
+    return tuple(i for i in view.published if record_key(i, protocol(view, config, i)) not in keys)
 
 
 def unscorable(view: RunView) -> tuple[int, ...]:

@@ -234,6 +234,7 @@ def _queue_successor(at: Attempt, config: Config, more: Mapping[str, Any] | None
 
 
 def _restarts(config: Config) -> bool:
+    """Whether runs go on by themselves where this config submits them."""
     return backends.of(config.cluster).queues and config.cluster.restart != "none"
 
 

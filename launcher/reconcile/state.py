@@ -7,6 +7,7 @@ from typing import Literal
 
 from launcher.reconcile.attempts import failure, training_state
 from launcher.reconcile.evaluations import evaluating, newest_score, unscorable, unscored
+from launcher.reconcile.restart import next_attempt
 from launcher.reconcile.view import AttemptView, RunView
 
 Word = Literal[
@@ -52,7 +53,8 @@ def state(view: RunView) -> State:
         asked = "somebody asked to cancel it; " if at.cancelled else ""
         fell = any(record["code"] for record in at.exits.values())
         return State("unknown", f"{asked}{NO_ANSWER}{f'; {failure(view)}' if fell else ''}")
-    if at.successor is not None and at.successor.works:
+    waits = at.successor is not None and at.successor.works
+    if waits and next_attempt(view).action == "start":
         return State("queued", f"its next attempt waits; {failure(view) or 'the last one ended'}")
     return State("failed", failure(view) or "ended before its last snapshot")
 

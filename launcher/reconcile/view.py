@@ -284,9 +284,11 @@ class _Reader:
 
     def asks_how_it_ended(self, job: Path) -> bool:
         """Whether the scheduler's word on the end of a job may matter: its own files do not say it."""
+        ended_well = (self.object(job.with_name("exit-0.json")) or {}).get("class") == "ok"
         if job.parent.parent == self.run.attempts:
-            return job.name == "job.json" and job.parent == self.attempts[-1].root
-        return not (job.parent / "exit-0.json").exists() and job.parent.name not in self.settled
+            newest = job == self.attempts[-1].job
+            return newest and not ended_well
+        return not ended_well and job.parent.name not in self.settled
 
     def view(self) -> RunView:
         """The view, once `known` holds the states of the jobs. Raises where run.json cannot be read."""
@@ -315,7 +317,7 @@ class _Reader:
             records=self._records(),
             evaluation_asked=float(asked.get("time", 0.0)),
             retry_asked=float(asked.get("retry", 0.0)),
-            problems=tuple(self.problems),
+            problems=tuple(dict.fromkeys(self.problems)),
         )
 
     def _attempt(self, at: Attempt) -> AttemptView:

@@ -262,6 +262,7 @@ STATES: list[tuple[Mapping[str, Any], tuple[EvaluationRecord, ...], list[str]]] 
         ["evaluating", "2 to score"],
     ),
     (DONE, (), ["finished"]),
+    (DONE | {"unscored": (100,)}, (failed(100),), ["finished", "1 to score"]),
     ({"published": (50, 100)}, (record(50, 9.0), record(100, 7.0)), ["final"]),
     ({"published": (50, 100)}, (failed(50), record(100, 7.0)), ["final", "1 not scored"]),
     ({"published": (50,)}, (failed(50), record(50, 7.0, attempt=2)), ["running"]),

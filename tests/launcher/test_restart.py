@@ -88,6 +88,11 @@ CAUSES = [
     ("hang", "0", an_attempt(FELL | {"class": "hang", "code": 85}, None)),
     ("numeric", "1", an_attempt(TERM, FELL | {"class": "numeric", "code": 86})),
     ("storage", "1", an_attempt(TERM, FELL | {"class": "storage", "code": 87})),
+    # who complains of a lost peer is not the cause, even if srun names it first
+    ("error", "1", an_attempt(FELL | {"peer_gone": True}, FELL)),
+    ("killed", "1", an_attempt(FELL | {"peer_gone": True}, None, ending={"first": "0"})),
+    ("preempted", "1", an_attempt(FELL | {"peer_gone": True}, NOTHING)),
+    ("lost", "0", an_attempt(FELL | {"peer_gone": True}, TERM)),
     ("lost", "1", an_attempt(TERM)),
     ("lost", None, an_attempt(world=0)),
 ]
