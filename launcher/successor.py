@@ -44,9 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             launch.dismiss(view)
         return 0
     if options.requeue:
-        following = launch.following(read(run), os.environ["SLURM_JOB_ID"])
-        log.info(f"{following.action}: {following.reason}")
-        return 0 if following.action == "start" else 1
+        seen = launch.read_in(run, os.environ["SLURM_JOB_ID"])
+        return 0 if seen and decide.next_attempt(seen).action == "start" else 1
     at, reason = launch.take_over(
         run, os.environ["SLURM_JOB_ID"], Path(os.environ["SUBMITIT_FOLDER"])
     )

@@ -52,6 +52,8 @@ _KEYS = {
     "REQUEUE": "cluster.restart",
     "TIMELIMIT": "cluster.timeout_min",
 }
+# reasons that are more than the state of a job which still completes
+_ENDED_BY = {"NodeDown": "NODE_FAIL", "TimeLimit": "TIMEOUT"}
 _QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 
 
@@ -318,8 +320,8 @@ class Slurm:
     ) -> dict[str, _Queued] | None:
         """This user's jobs by id, also those that ended lately where they are wanted; None when nobody answers."""
         # a line a task
-        asked = ["squeue", "--me", "--array", "--noheader", "--format=%i|%T|%j|%k"]
-        asked += ["--states=all"] if ended else []
+        asked = ["squeue", "--me", "--array", "--noheader"]
+        asked += ["--states=all", "--format=%i|%T %r|%j|%k"] if ended else ["--format=%i|%T|%j|%k"]
         try:
             done = _run(asked, self._client(), patience_s=patience_s)
         except FileNotFoundError:
@@ -337,7 +339,8 @@ class Slurm:
 class _Queued:
     """A line of squeue."""
 
-    state: str  # Slurm's own word
+    # Slurm's own word, and a reason behind it where that was asked for
+    state: str
     name: str
     comment: str
 
@@ -356,7 +359,9 @@ def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:
     """What the controller still says, and what srun wrote into the log of rank 0."""
     job = queue.get(record["id"])
     known = job is not None and job.comment == record["comment"]
-    ending: Ending = {"state": job.state} if job and known else {}
+    word, _, reason = job.state.partition(" ") if job and known else ("", "", "")
+    # a job of a lost node completes when the node is back
+    ending: Ending = {"state": _ENDED_BY.get(reason, word)} if word else {}
     return ending | endings.read_log(Path(record["folder"]) / f"{record['id']}_0_log.out")
 
 

@@ -135,19 +135,24 @@ def go_on(run: RunFolder) -> Attempt | None:
         return opened
 
 
-def following(view: RunView, job_id: str) -> decide.Next:
-    """Returns what follows the newest attempt, by the job of this id, which runs only because that one is over."""
+def read_in(run: RunFolder, job_id: str) -> RunView | None:
+    """Returns the view that the job of this id has of its run: that it runs proves that the one before it is over.
+
+    Slurm may think otherwise for a while: a lost node completes nothing. None where another job follows the newest
+    attempt.
+    """
+    view = read(run)
     at = view.newest
     known = [] if at is None else [job for job in (at.job, at.successor) if job is not None]
     mine = [job for job in known if job.record["id"] == job_id]
-    if at is not None and at.successor is not None and not mine:
-        return decide.Next(
-            "stop", reason=f"another job, {at.successor.label}, follows attempt {at.number}"
-        )
-    if at is not None and mine:
-        gone = replace(at, job=replace(at.job or mine[0], state="gone"))
-        view = replace(view, attempts=(*view.attempts[:-1], gone))
-    return decide.next_attempt(view)
+    if at is None or not (mine or at.successor is None):
+        return None
+    if not mine or (at.job is not None and at.job.state == "gone"):
+        return view
+    over = at.job or mine[0]
+    (ending,) = backends.endings([over.record])
+    gone = replace(at, job=replace(over, state="gone", ending=over.ending or ending))
+    return replace(view, attempts=(*view.attempts[:-1], gone))
 
 
 def take_over(run: RunFolder, job_id: str, logs: Path) -> tuple[Attempt | None, str]:
@@ -160,9 +165,11 @@ def take_over(run: RunFolder, job_id: str, logs: Path) -> tuple[Attempt | None, 
     """
     while True:
         with new_attempt.submitting(run):
-            view = read(run)
-            what, at = following(view, job_id), view.newest
-            if what.action != "start" or at is None:
+            view = read_in(run, job_id)
+            if view is None or view.newest is None:
+                return None, "another job follows the newest attempt"
+            what, at = decide.next_attempt(view), view.newest
+            if what.action != "start":
                 return None, what.reason
             if view.config is None:
                 return None, "; ".join(view.problems)

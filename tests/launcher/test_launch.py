@@ -12,8 +12,7 @@ import pytest
 from launcher import jobs, submit
 from launcher.compose import compose
 from launcher.folder import Attempt
-from launcher.reconcile import act, launch
-from launcher.reconcile.view import read
+from launcher.reconcile import act, decide, launch
 from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder, read_record, write_record
 from shards.errors import UserError
@@ -125,8 +124,9 @@ def test_a_job_that_another_one_has_replaced_leaves(
 ) -> None:
     slurm()
     run = RunFolder(Path(sent(settings)["folder"]))
-    assert launch.following(read(run), "77").action == "stop"
-    assert launch.following(read(run), "2").action == "start"
+    assert launch.read_in(run, "77") is None
+    view = launch.read_in(run, "2")
+    assert view is not None and decide.next_attempt(view).action == "start"
     assert launch.take_over(run, "77", run.root)[0] is None
     assert run.attempt_numbers() == [1]
 
