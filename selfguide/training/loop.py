@@ -68,6 +68,10 @@ def train(job: Training) -> None:
         published = publish_what_is_due(job, epochs)
         if state.images < total and (number := vote.stop(at_once=published)):
             stop_here(job, epochs, number)
+        if (
+            published
+        ):  # only now: a rank that waits in the vote for one that still publishes is not stuck
+            job.telemetry.say("train", state.images)
 
 
 def advance(job: Training) -> None:
@@ -150,8 +154,6 @@ def publish_what_is_due(job: Training, epochs: Epochs) -> bool:
         )
     if save:
         save_checkpoint(job, epochs)
-    elif snapshot:
-        job.telemetry.say("train", state.images)
     return snapshot or save
 
 
@@ -178,4 +180,5 @@ def stop_here(job: Training, epochs: Epochs, number: int) -> NoReturn:
         save_checkpoint(job, epochs)
         # the ranks end together: one that ends early has its scheduler end the others
         dist.barrier()
+        job.telemetry.say("train", images)
     raise Preempted(signal.Signals(number).name, images if new else None)

@@ -43,11 +43,12 @@ class StopVote:
             there = self._stream.ready(1, POLL_S if behind else 0.0)
             self._ask(not there)
             number, behind = self._answer()
-            section = "data" if behind else "train"
-            if section != self._status.section:
-                self._status.enter(section)
             self._status.touch()
+            if behind and self._status.section != "data":
+                self._status.enter("data")
         if not number:
+            if self._status.section == "data":
+                self._status.enter("train")
             # the next step's images are here on all ranks; are those of the one after it?
             self._ask(not self._stream.ready(2))
         return number

@@ -154,10 +154,9 @@ class Telemetry:
         write_record(self._progress, record, replace=True)
 
     def saved(self, images: int, seconds: float) -> None:
-        """A checkpoint took so long; training goes on."""
+        """A checkpoint took so long."""
         self._save_s = max(seconds, self._save_s or 0.0)
         self.status.saved = images
-        self.say("train", images)
 
     def restart(self, images: int) -> None:
         """Forgets the time since the last report: the rate should be of training alone."""
