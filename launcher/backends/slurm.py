@@ -190,10 +190,12 @@ class Slurm:
         return self.profile.temporary and not Path(self.conf or "").exists()
 
     def cancel(self, records: Sequence[Record]) -> int:
-        states = zip(records, self.states(records), strict=True)
-        there = [record for record, state in states if state != "gone"]
+        states = dict(zip([each["id"] for each in records], self.states(records), strict=True))
+        there = [record for record in records if states[record["id"]] != "gone"]
         if there:
             ids = [record["id"] for record in there]
+            if "unknown" in states.values():
+                raise UserError(f"Slurm did not cancel job {', '.join(ids)}: no answer; try again")
             done = _run(["scancel", *ids], self._client())
             if done is None or done.returncode:
                 reason = done.stderr.strip() if done else "no answer"

@@ -24,7 +24,7 @@ from launcher.reconcile.act import WatchEntry
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.config import Config
 from selfguide.spec.files import to_yaml
-from selfguide.spec.run import RunFolder, read_record, write_record
+from selfguide.spec.run import RunFolder, write_record
 from shards import storage
 from shards.errors import UserError
 
@@ -53,7 +53,7 @@ def check_jobs(config: Config, run: RunFolder, watch_entry: WatchEntry) -> list[
         UserError: it would refuse one.
     """
     at, name = Attempt(run.attempt(1)), run.root.name
-    wanted = [jobs.training(config, at, name, _save_s(run))]
+    wanted = [jobs.training(config, at, name, run.slowest_save_s())]
     if config.evaluation.protocol != "none":
         wanted.append(jobs.evaluation(config, at, name, run.evals / "request.json"))
         wanted.append(jobs.watcher(config, at, name, watch_entry, None))
@@ -214,7 +214,7 @@ def _submit_training(run: RunFolder, config: Config, *, by_hand: bool) -> tuple[
 def _prepare_training(at: Attempt, config: Config, *, by_hand: bool) -> Job:
     """Writes what the ranks read; returns their job."""
     storage.publish(str(at.config), to_yaml(config).encode())
-    job = jobs.training(config, at, at.run.root.name, _save_s(at.run))
+    job = jobs.training(config, at, at.run.root.name, at.run.slowest_save_s())
     asked = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
     asked |= {"world": job.nodes * job.tasks, "timeout_min": job.timeout_min, "by_hand": by_hand}
     write_record(at.submission, asked)
@@ -228,7 +228,7 @@ def _queue_successor(at: Attempt, config: Config, more: Mapping[str, Any] | None
         UserError: the cluster refused it.
     """
     if _restarts(config) and config.cluster.restart == "successor":
-        job = jobs.successor(config, at, at.run.root.name, _save_s(at.run))
+        job = jobs.successor(config, at, at.run.root.name, at.run.slowest_save_s())
         record = backends.of(config.cluster).submit(job)
         write_record(at.successor, {**record, **(more or {})})
 
@@ -245,11 +245,3 @@ def _said(at: Attempt) -> Iterator[None]:
         yield
     except UserError as error:
         log.warning(f"no job waits behind attempt {at.number}: {error}")
-
-
-def _save_s(run: RunFolder) -> float | None:
-    """Seconds of the slowest checkpoint of all attempts so far; None before the first."""
-    reports = [
-        read_record(run.attempt(number) / "progress.json") for number in run.attempt_numbers()
-    ]
-    return max((r["save_s"] for r in reports if r and r.get("save_s") is not None), default=None)

@@ -24,7 +24,7 @@ from slurm import layout, processes
 from slurm.crew import SEARCH, program_path
 from tests.cluster.bed import BATCH, ROOT, Bed, finishes, gone, learned, lost, trains, until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
 # an import of torch and a rendezvous take the most of it; the aim is 10 s on idle cores
 RECOVERED_S = 60.0
@@ -73,6 +73,7 @@ def all_saved(run: RunFolder, attempt: int = 1) -> int:
     return int(images)
 
 
+@pytest.mark.quick
 def test_a1_a_rank_killed_in_a_step_costs_one_interval_at_most(
     bed: Bed, unharmed: dict[str, str]
 ) -> None:
@@ -100,6 +101,7 @@ def test_a2_a_rank_that_exits_is_the_cause_whatever_srun_returns(
     assert decide.cause(view.attempts[0]).rank == "1"
 
 
+@pytest.mark.quick
 def test_b1_a_lost_node_is_done_without_and_its_rank_publishes_nothing(
     bed: Bed, unharmed: dict[str, str]
 ) -> None:
@@ -146,6 +148,7 @@ def _restart_node(bed: Bed, name: str) -> None:
     until(idle, f"{name} is back")
 
 
+@pytest.mark.quick
 def test_c1_usr2_loses_no_step(bed: Bed, unharmed: dict[str, str]) -> None:
     run = bed.submit("c1")
     trains(bed, run)
@@ -166,6 +169,7 @@ def test_c2_a_time_limit_loses_no_step(bed: Bed, unharmed: dict[str, str]) -> No
     assert lost(run) == [0]
 
 
+@pytest.mark.quick
 def test_c3_preemption_loses_no_step_and_the_run_goes_on_behind_the_preemptor(
     bed: Bed, unharmed: dict[str, str]
 ) -> None:
@@ -216,6 +220,7 @@ def test_c8_a_signal_to_one_rank_stops_all_at_the_same_step(
     all_saved(run)
 
 
+@pytest.mark.quick
 def test_e1_three_submissions_at_once_are_one_run_and_cancel_ends_all_of_it(bed: Bed) -> None:
     command = [sys.executable, "-m", "launcher.submit", *bed.words("e1"), "--json"]
     shells = [
@@ -235,6 +240,7 @@ def test_e1_three_submissions_at_once_are_one_run_and_cancel_ends_all_of_it(bed:
     gone(bed, run)
 
 
+@pytest.mark.quick
 def test_cancel_wins_while_the_successor_starts(bed: Bed) -> None:
     run = bed.submit("cancelled")
     trains(bed, run)
@@ -247,6 +253,7 @@ def test_cancel_wins_while_the_successor_starts(bed: Bed) -> None:
     gone(bed, run)
 
 
+@pytest.mark.quick
 def test_f1_an_error_of_the_user_at_the_start_is_not_retried(bed: Bed, tmp_path: Path) -> None:
     data = tmp_path / "digits"
     subprocess.run(["cp", "-r", str(bed.digits), str(data)], check=True)
