@@ -277,6 +277,7 @@ def _sentences(done: dict[str, Any], config: Config) -> str:
         "running": f"attempt {attempt} is running already, job {job}; nothing new was submitted",
         "evaluating": "training has finished; its last snapshots are being scored",
         "finished": "the run has finished; nothing was submitted",
+        "unknown": "training has finished; nobody can say whether its snapshots are being scored",
     }
     lines = [f"run     {done['run']}", f"folder  {done['folder']}", f"        {what[state]}"]
     if done.get("extended_from"):
