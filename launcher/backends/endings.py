@@ -12,6 +12,7 @@ from launcher.backends.protocol import Ending
 _BYTES = 64_000
 # which ranks, and what happened to them
 _LINE = re.compile(r"^srun: error: \S+: tasks? ([\d,-]+): (.+)$", re.MULTILINE)
+_CODE = re.compile(r"Exited with exit code (\d+)")
 _SIGNALS = {signal.strsignal(each): int(each) for each in signal.valid_signals()}
 
 
@@ -26,15 +27,18 @@ def read_log(path: Path) -> Ending:
 
 
 def signals_in(log: str) -> Ending:
-    """Returns `signals` and `first` of an ending by srun's own lines, such as "srun: error: n1: task 3: Killed"."""
+    """Returns `signals`, `codes` and `first` of an ending by srun's lines, such as "srun: error: n1: task 3: Killed"."""
     signals: dict[str, int] = {}
+    codes: dict[str, int] = {}
     failed: list[str] = []
     for ranks, what in _LINE.findall(log):
         named = [str(rank) for part in ranks.split(",") for rank in _numbers(part)]
         failed += named
         if number := _SIGNALS.get(what.removesuffix(" (core dumped)").strip()):
             signals = dict.fromkeys(named, number) | signals
-    return {"signals": signals, "first": failed[0]} if failed else {}
+        elif code := _CODE.fullmatch(what.strip()):
+            codes = dict.fromkeys(named, int(code[1])) | codes
+    return {"signals": signals, "codes": codes, "first": failed[0]} if failed else {}
 
 
 def _numbers(part: str) -> range:

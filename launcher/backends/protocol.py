@@ -16,8 +16,8 @@ State = Literal["queued", "running", "gone", "unknown"]
 Record = dict[str, Any]
 
 # What a scheduler says of a job that is gone, as JSON; empty where it says nothing. `state` is Slurm's word (NODE_FAIL,
-# TIMEOUT, PREEMPTED, CANCELLED, OUT_OF_MEMORY, FAILED, COMPLETED), `signals` the signals that killed ranks, by
-# rank, and `first` the rank that failed first.
+# TIMEOUT, PREEMPTED, CANCELLED, OUT_OF_MEMORY, FAILED, COMPLETED), `signals` the signals that killed ranks and
+# `codes` what others exited with, by rank, and `first` the rank that failed first.
 Ending = dict[str, Any]
 
 # an outer job's variables, wrong for an inner one, and defaults of Slurm's commands that change what they answer:

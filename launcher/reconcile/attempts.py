@@ -206,7 +206,8 @@ def _silent(
 ) -> Cause:
     """A rank was killed and could not say anything; what other ranks say is of its end."""
     signals: Mapping[str, int] = at.ending.get("signals", {})
-    rank = min(silent, key=lambda each: (each not in signals, silent.index(each)))
+    codes: Mapping[str, int] = at.ending.get("codes", {})
+    rank = min(silent, key=lambda each: (each not in {**signals, **codes}, silent.index(each)))
     kind: Kind = "killed"
     message = f"rank {rank} left no exit record (killed from outside, for example out of memory)"
     name = ""
@@ -218,6 +219,9 @@ def _silent(
         message = f"rank {rank} was killed by {name}"
         if number == signal.SIGKILL:
             message += " (from outside, for example out of memory)"
+    elif code := codes.get(rank):
+        kind, name = "error", f"exit code {code}"
+        message = f"rank {rank} exited with code {code} and left no exit record"
     if failed:
         message += f"; rank {failed[0][0]}: {failed[0][1]['message']}"
     return Cause(kind=kind, message=message, rank=rank, type=name, **_place(at))

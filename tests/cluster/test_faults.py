@@ -98,7 +98,8 @@ def test_a2_a_rank_that_exits_is_the_cause_whatever_srun_returns(
     trains(bed, run)
     bed.inside(1, "import os; os._exit(7)")
     view = same_end(bed, run, unharmed)
-    assert decide.cause(view.attempts[0]).rank == "1"
+    cause = decide.cause(view.attempts[0])
+    assert (cause.rank, cause.type) == ("1", "exit code 7")
 
 
 @pytest.mark.quick

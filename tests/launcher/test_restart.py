@@ -70,6 +70,7 @@ CAUSES = [
     ("killed", "1", an_attempt(TERM, None, ending={"first": "1", "signals": {"1": 9}})),
     # one that failed first, and others killed because they did not end in time
     ("error", "0", an_attempt(FELL, None, ending={"first": "0", "signals": {}})),
+    ("error", "1", an_attempt(TERM, None, ending={"first": "1", "codes": {"1": 7, "0": 1}})),
     ("memory", "1", an_attempt(TERM, None, ending={"state": "OUT_OF_MEMORY"})),
     ("memory", "0", an_attempt(FELL | {"class": "memory", "code": 84}, None)),
     ("node", "1", an_attempt(FELL, None, ending={"state": "NODE_FAIL"})),
