@@ -27,7 +27,7 @@ def read_log(path: Path) -> Ending:
 
 
 def signals_in(log: str) -> Ending:
-    """Returns `signals`, `codes` and `first` of an ending by srun's lines, such as "srun: error: n1: task 3: Killed"."""
+    """Returns `signals`, `codes` and `first` of an ending by lines such as "srun: error: n1: task 3: Killed"."""
     signals: dict[str, int] = {}
     codes: dict[str, int] = {}
     failed: list[str] = []

@@ -1,13 +1,10 @@
-"""What a user's shell, drained nodes and a silent controller do to the commands."""
+"""What a user's shell, drained nodes and a short time limit do to the commands."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +13,7 @@ import pytest
 
 from launcher import backends, jobs
 from launcher.folder import Attempt
-from launcher.reconcile import decide
-from slurm import layout
-from tests.cluster.bed import Bed, gone, until
+from tests.cluster.bed import Bed, gone
 
 pytestmark = pytest.mark.cluster
 
@@ -93,39 +88,6 @@ def test_drained_nodes_are_waited_for_and_what_can_never_run_is_refused(bed: Bed
             assert refused.returncode == 2, never
         assert not (bed.runs / "digits_dit" / "never").exists()
         assert bed.command("launcher.cancel", str(run)).returncode == 0
-
-
-@contextmanager
-def silent(bed: Bed) -> Iterator[None]:
-    """The controller takes requests, and answers none."""
-    record = layout.read_record(bed.cluster.state)
-    assert record is not None
-    os.kill(record.daemons["slurmctld"][0], signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(record.daemons["slurmctld"][0], signal.SIGCONT)
-
-
-def test_a_silent_controller_is_unknown_soon_and_a_cancellation_is_completed_later(
-    bed: Bed,
-) -> None:
-    run = bed.submit("silent")
-    until(lambda: decide.state(bed.view(run)).word == "running", "it runs")
-    with silent(bed):
-        began = time.monotonic()
-        shown = bed.command("launcher.runs", "--json", f"--runs={bed.runs}")
-        # the interpreter's start aside, 3 s at most
-        assert time.monotonic() - began < 10
-        assert json.loads(shown.stdout)[0]["state"] == "unknown"
-        asked = bed.command("launcher.cancel", str(run.root))
-        assert asked.returncode == 2
-        assert asked.stderr.startswith("error: ") and asked.stderr.count("\n") == 1
-    assert bed.jobs(run)
-    bed.command("launcher.runs", f"--runs={bed.runs}")
-    assert bed.jobs(run) == {}
-    assert decide.state(bed.view(run)).word == "cancelled"
-    gone(bed, run)
 
 
 def test_a_limit_without_time_to_save_is_refused_with_the_cure(bed: Bed) -> None:
