@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import jobs, submit
+from launcher import backends, jobs, submit
 from launcher.compose import compose
 from launcher.folder import Attempt
 from launcher.reconcile import act, decide, launch
@@ -182,3 +182,55 @@ def test_the_fallback_is_in_the_json_of_the_command(
     assert submit.main([*words, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["notes"]) == 1
     assert submit.main(words) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "waits"),
+    [
+        (["nodes=3", "cluster.partition=gpu"], True),
+        (["nodes=3"], True),
+        (["nodes=4"], False),
+        (["nodes=2", "cluster.partition=gpu"], True),
+        (["nodes=1", "cluster.partition=gpu"], False),
+        (["nodes=3", "cluster.gpus_per_node=8", "train.batch=96"], False),
+        (["nodes=3", "cluster.mem_gb=500"], False),
+        (["nodes=3", "cluster.partition=cpu"], False),
+    ],
+)
+def test_nodes_out_of_service_are_waited_for_where_they_would_do(
+    more: list[str],
+    waits: bool,
+    slurm: Callable[..., Path],
+    settings: list[str],
+    tmp_path: Path,
+) -> None:
+    """As Slurm 22.05 answers: of a job that no nodes fit for now it says the same as of one that none ever will."""
+    slurm()
+    rows = [
+        "n1|idle|64|480000|gpu:a100:4(S:0-1)|gpu*",
+        "n2|drain|64|480000|gpu:a100:4(S:0-1)|gpu*",
+        "n3|down*|64|480000|gpu:4|gpu*",
+        *(f"c{i}|idle|64|480000|(null)|cpu" for i in range(9)),
+    ]
+    refusal = "allocation failure: Requested node configuration is not available"
+    for name, text in {
+        "sbatch": f"echo '{refusal}' >&2; exit 1",
+        "sinfo": f"cat {tmp_path / 'rows'}",
+    }.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "rows").write_text("\n".join(rows) + "\n")
+    words = [
+        "cluster=slurm",
+        "cluster.gpus_per_node=4",
+        "cluster.cpus_per_task=1",
+        "train.batch=48",
+    ]
+    config = compose([*settings, *words, *more])
+    job = jobs.training(config, Attempt(tmp_path / "attempts/0001"), "r")
+    if waits:
+        (note,) = backends.of(config.cluster).check(job)
+        assert "n2 is drain" in note and "n3 is down*" in note and "1 of the 3" in note
+    else:
+        with pytest.raises(UserError, match="Slurm would refuse"):
+            backends.of(config.cluster).check(job)
