@@ -21,7 +21,7 @@ from launcher.backends import Job, Record
 from launcher.folder import Attempt
 from launcher.reconcile import act, decide
 from launcher.reconcile.act import WatchEntry
-from launcher.reconcile.view import RunView, read
+from launcher.reconcile.view import AttemptView, RunView, read
 from selfguide.spec.config import Config
 from selfguide.spec.files import to_yaml
 from selfguide.spec.run import RunFolder, write_record
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 # between two looks of a job that waits to open an attempt
 LONGEST_NAP_S = 5.0
+# for ranks of the job before that were asked to end and still save: sites kill them after KillWait, mostly 30 s
+SAVING_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,11 +160,13 @@ def read_in(run: RunFolder, job_id: str) -> RunView | None:
 def take_over(run: RunFolder, job_id: str, logs: Path) -> tuple[Attempt | None, str]:
     """Opens the run's next attempt in the job of this id, which runs already and writes its logs into `logs`.
 
-    It waits where the next attempt is not to begin at once.
+    It waits where the next attempt is not to begin at once, and where ranks of the one before still save: Slurm starts
+    a successor as soon as the job before it begins to end.
 
     Returns:
         The attempt, None where none follows, and the reason.
     """
+    began = time.monotonic()
     while True:
         with new_attempt.submitting(run):
             view = read_in(run, job_id)
@@ -174,11 +178,19 @@ def take_over(run: RunFolder, job_id: str, logs: Path) -> tuple[Attempt | None, 
             if view.config is None:
                 return None, "; ".join(view.problems)
             left = decide.ended(at) + what.after_s - time.time()
+            if _ends(at) and time.monotonic() < began + SAVING_S:
+                left = max(left, 0.5)
             if left <= 0:
                 act.keep_endings(view)
                 return _open_in(view, view.config, job_id, logs), what.reason
         log.info(f"attempt {at.number + 1} begins in {left:.0f} s: {what.reason}")
         time.sleep(min(left, LONGEST_NAP_S))
+
+
+def _ends(at: AttemptView) -> bool:
+    """Whether ranks of an attempt may still work, whose job Slurm is ending."""
+    state = at.job.ending.get("state") if at.job else None
+    return state == "COMPLETING" and bool(at.starts - set(at.exits))
 
 
 def _open_in(view: RunView, config: Config, job_id: str, logs: Path) -> Attempt | None:

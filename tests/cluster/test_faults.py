@@ -185,6 +185,17 @@ def test_c3_preemption_loses_no_step_and_the_run_goes_on_behind_the_preemptor(
     assert bed.ask("sacct", "-X", "-n", "-o", "State", "-j", job).strip() == "COMPLETED"
 
 
+def test_c4_an_end_without_warning_is_saved_before_the_successor_overtakes_it(
+    bed: Bed, unharmed: dict[str, str]
+) -> None:
+    """What an administrator's scancel does, or a preemption without grace: SIGTERM, and SIGKILL after KillWait."""
+    run = bed.submit("c4")
+    trains(bed, run)
+    bed.ask("scancel", bed.job(run))
+    same_end(bed, run, unharmed)
+    all_saved(run)
+
+
 def test_c5_a_requeue_from_outside_resumes_from_the_newest_checkpoint(
     bed: Bed, unharmed: dict[str, str]
 ) -> None:

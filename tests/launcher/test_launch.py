@@ -152,6 +152,32 @@ def test_the_job_that_waited_becomes_the_next_attempt_with_its_own_successor(
     assert f"cd {first.code}" in script
 
 
+def test_ranks_that_still_save_are_waited_for_before_they_are_overtaken(
+    slurm: Callable[..., Path],
+    settings: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after an scancel: the job ends, its successor starts, and the ranks have until KillWait."""
+    slurm()
+    run = RunFolder(Path(sent(settings)["folder"]))
+    first = Attempt(run.attempt(1))
+    for rank in range(2):
+        write_record(first.root / f"start-{rank}.json", {})
+    queue = f"1|COMPLETING|x|{run.root}"
+    (tmp_path / "bin" / "squeue").write_text(f"#!/bin/sh\necho '{queue}'\n")
+    ended = {"code": 75, "class": "preempted", "message": "ended by SIGTERM"}
+    naps = []
+
+    def save(seconds: float) -> None:
+        naps.append(seconds)
+        write_record(first.root / f"exit-{2 - len(naps)}.json", ended)
+
+    monkeypatch.setattr(launch.time, "sleep", save)
+    at, _ = launch.take_over(run, "2", first.root / "successor")
+    assert at is not None and len(naps) == 2
+
+
 def test_a_cancelled_run_is_not_taken_over(slurm: Callable[..., Path], settings: list[str]) -> None:
     slurm()
     run = RunFolder(Path(sent(settings)["folder"]))
