@@ -20,7 +20,7 @@ from launcher.reconcile.evaluations import (
     watched,
     watcher_missing,
 )
-from launcher.reconcile.restart import BUDGETS, Next, ended, next_attempt
+from launcher.reconcile.restart import BUDGETS, Next, ended, next_attempt, seen_by
 from launcher.reconcile.state import (
     ENDED,
     Progress,
@@ -70,6 +70,7 @@ __all__ = [
     "progress",
     "protocol",
     "same_but_images",
+    "seen_by",
     "state",
     "submission",
     "summary",

@@ -138,23 +138,14 @@ def go_on(run: RunFolder) -> Attempt | None:
 
 
 def read_in(run: RunFolder, job_id: str) -> RunView | None:
-    """Returns the view that the job of this id has of its run: that it runs proves that the one before it is over.
-
-    Slurm may think otherwise for a while: a lost node completes nothing. None where another job follows the newest
-    attempt.
-    """
-    view = read(run)
-    at = view.newest
-    known = [] if at is None else [job for job in (at.job, at.successor) if job is not None]
-    mine = [job for job in known if job.record["id"] == job_id]
-    if at is None or not (mine or at.successor is None):
-        return None
-    if not mine or (at.job is not None and at.job.state == "gone"):
+    """Returns the view that the job of this id has of its run (`decide.seen_by`), with how the job before it ended."""
+    view = decide.seen_by(read(run), job_id)
+    at = view.newest if view else None
+    if view is None or at is None or at.job is None or at.job.ending:
         return view
-    over = at.job or mine[0]
-    (ending,) = backends.endings([over.record])
-    gone = replace(at, job=replace(over, state="gone", ending=over.ending or ending))
-    return replace(view, attempts=(*view.attempts[:-1], gone))
+    (ending,) = backends.endings([at.job.record])
+    told = replace(at, job=replace(at.job, ending=ending))
+    return replace(view, attempts=(*view.attempts[:-1], told))
 
 
 def take_over(run: RunFolder, job_id: str, logs: Path) -> tuple[Attempt | None, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from launcher.reconcile.attempts import ASKED, Cause, Kind, cause, training_state
@@ -86,6 +86,23 @@ def next_attempt(view: RunView) -> Next:
     if used > BUDGETS[kind]:
         return Next("stop", reason=f"{used} failures of class {kind}: {last.message}", kind=kind)
     return Next("start", after_s=backoff(in_a_row), reason=last.message, kind=kind)
+
+
+def seen_by(view: RunView, job_id: str) -> RunView | None:
+    """Returns the view of the job of this id: that it runs proves that the one before it is over.
+
+    A scheduler may think otherwise for a while: a lost node completes nothing. None where another job follows the
+    newest attempt.
+    """
+    at = view.newest
+    known = [] if at is None else [job for job in (at.job, at.successor) if job is not None]
+    mine = [job for job in known if job.record["id"] == job_id]
+    if at is None or not (mine or at.successor is None):
+        return None
+    if not mine:
+        return view
+    over = replace(at, job=replace(at.job or mine[0], state="gone"))
+    return replace(view, attempts=(*view.attempts[:-1], over))
 
 
 def backoff(failures: int) -> float:

@@ -1,6 +1,6 @@
 """A run in a world of random faults, over the pure decisions: no Slurm, no files, a hundred thousand lives in a minute.
 
-What is real here: `next_attempt`, `following`, `submission`, `state` and the trainer's `prune`. The world around them
+What is real here: `next_attempt`, `seen_by`, `submission`, `state` and the trainer's `prune`. The world around them
 is small: two ranks, six images, a scheduler that may be silent, lose nodes and leave their ranks alive, four who act
 on what they see: the job that waits behind training, the watcher, a user and one who cancels.
 """
@@ -16,7 +16,6 @@ import pytest
 
 from launcher.folder import Attempt
 from launcher.reconcile import decide
-from launcher.reconcile.launch import following
 from launcher.reconcile.view import AttemptView, JobView, RunView
 from selfguide.spec.run import RunFolder
 from selfguide.training import checkpoint
@@ -201,7 +200,9 @@ class World:
 
     def take_over(self) -> None:
         """The job behind training runs, once that is gone, and asks what follows."""
-        found = following(self.view(), self.newest["second"])
+        seen = decide.seen_by(self.view(), self.newest["second"])
+        assert seen is not None
+        found = decide.next_attempt(seen)
         if found.action == "start":
             self.now = max(self.now, decide.ended(self.attempt()) + found.after_s)
             self.open(self.newest["second"], by_hand=False)
