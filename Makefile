@@ -42,7 +42,7 @@ test: install-dev lint ## all but test-slow, with a real Slurm, a real S3 store 
 	@bash tests/browser/install.sh || test $$? -eq 3
 	@rm -rf $(NOTES)
 	@$(NOTED)/parallel.json -n 2 --dist loadfile -m "not slow and not faults" $(PARALLEL)
-	@$(NOTED)/serial.json -m "not faults" $(SERIAL)
+	@$(NOTED)/serial.json -m "not faults or quick" $(SERIAL)
 	@python -m tests.slowest $(NOTES) --minutes $(BUDGET)
 
 test-faults: install-dev ## long tables of faults, each cell a run of its own

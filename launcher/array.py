@@ -91,7 +91,8 @@ def submit(work: Work, cluster: ClusterConfig, runs: Path) -> tuple[Path, bool]:
     run = RunFolder(runs.expanduser().resolve() / work.kind / work.id)
     if not work.requests:
         raise UserError("tasks=0: give at least 1")
-    backends.of(cluster).check(_jobs(work, cluster, Attempt(run.attempt(1)))[0])
+    for note in backends.of(cluster).check(_jobs(work, cluster, Attempt(run.attempt(1)))[0]):
+        print(f"note: {note}", file=sys.stderr)
     with new_attempt.submitting(run):
         last = _newest(run)
         states = {task.state for task in tasks(last)} if last else set()

@@ -51,6 +51,11 @@ class Attempt:
         return self.root / "job.json"
 
     @property
+    def successor(self) -> Path:
+        """The record of the job that is queued behind the training job."""
+        return self.root / "successor.json"
+
+    @property
     def watcher(self) -> Path:
         return self.root / "watcher.json"
 
@@ -71,6 +76,11 @@ class Attempt:
 def evaluations(run: RunFolder) -> Path:
     """Folder of evaluation jobs, `<key>.<attempt>/`; each publishes a record beside it, in `evals/`."""
     return run.evals / "jobs"
+
+
+def evaluation_asked(run: RunFolder) -> Path:
+    """When somebody last asked for missing scores (`time`), and for those of failed evaluations (`retry`)."""
+    return run.evals / "asked.json"
 
 
 def runs(root: Path) -> list[RunFolder]:

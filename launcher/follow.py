@@ -34,7 +34,8 @@ def follow(run: RunFolder, out: TextIO) -> int:
     state, newest = decide.state(last), decide.newest_score(last)
     if state.word == "finished":
         score = f", {newest.metric} {newest.score:.3g}" if newest and newest.score else ""
-        print(f"finished: {last.images:,} images{score}", file=out)
+        lacks = f"; {state.reason}" if state.reason else ""
+        print(f"finished: {last.images:,} images{score}{lacks}", file=out)
         failed = [record for record in last.records if not record.done and record.final]
         return 1 if failed and not newest else 0
     print(f"{state.word}: {state.reason or 'stopped before its last snapshot'}", file=out)

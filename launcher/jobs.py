@@ -1,13 +1,15 @@
-"""The three jobs of a run: training on all ranks, the evaluation of one snapshot, the watcher that starts those.
+"""The jobs of a run: training on all ranks, its successor, the evaluation of a snapshot, the watcher that starts those.
 
 Pure: a config and folders in, a `Job` out. A dry run shows the same jobs that a submission queues.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from launcher import attempt
@@ -15,12 +17,29 @@ from launcher.backends import Job
 from launcher.backends.local import gpus
 from launcher.folder import Attempt
 from selfguide.spec.config import ClusterConfig, Config
+from selfguide.spec.sizes import footprint
+from shards.errors import UserError
 
+# end of the name of a watcher's job
+WATCHER = "-watch"
 NICE = 10  # training keeps its cores
+# between the warning of a time limit and the end, beside the time to save: Slurm looks at limits now and then only
+MARGIN_S = 60
+# what a node writes of a first checkpoint, a guess
+BYTES_PER_S = 200e6
 
 
-def training(config: Config, at: Attempt, run_id: str) -> Job:
+def training(config: Config, at: Attempt, run_id: str, save_s: float | None = None) -> Job:
+    """All ranks of an attempt.
+
+    Args:
+        save_s: seconds that the run's slowest checkpoint has taken so far; estimated from its size where there is none.
+
+    Raises:
+        UserError: the time limit leaves no time to save.
+    """
     cluster = config.cluster
+    warn_s = warning(config, save_s) if cluster.kind != "local" else 0
     return Job(
         function=attempt.train,
         argument=str(at.root),
@@ -35,9 +54,49 @@ def training(config: Config, at: Attempt, run_id: str) -> Job:
         cpus_per_task=cluster.cpus_per_task,
         mem_gb=cluster.mem_gb,
         timeout_min=cluster.timeout_min,
+        warn_s=warn_s,
+        requeue=successor_command(at, "--requeue") if cluster.restart == "requeue" else (),
         threads=_threads(cluster),
         environment=cluster.environment,
     )
+
+
+def successor(config: Config, at: Attempt, run_id: str, save_s: float | None = None) -> Job:
+    """The job that waits behind the training job of attempt `at`, and goes on with the run where it ends early."""
+    return replace(
+        training(config, at, run_id, save_s),
+        function=attempt.succeed,
+        argument=str(at.run.root),
+        folder=at.root / "successor",
+        code=at.code.resolve(),
+        singleton=True,
+    )
+
+
+def successor_command(at: Attempt, *options: str) -> tuple[str, ...]:
+    """What a job of attempt `at` calls to learn whether its run goes on."""
+    return (sys.executable, "-m", "launcher.successor", str(at.run.root), *options)
+
+
+def warning(config: Config, save_s: float | None) -> int:
+    """Returns how many seconds before its time limit Slurm has to warn a training job, so that it can save.
+
+    Twice the time of a save, which may have begun when the warning comes, and a margin.
+
+    Raises:
+        UserError: the time limit is not longer than that and one save more.
+    """
+    what = "took" if save_s is not None else "may take"
+    if save_s is None:
+        save_s = footprint(config).checkpoint / (BYTES_PER_S * config.nodes)
+    warn_s = math.ceil(2 * save_s + MARGIN_S)
+    needed = warn_s + save_s
+    if 60 * config.cluster.timeout_min <= needed:
+        raise UserError(
+            f"cluster.timeout_min={config.cluster.timeout_min} leaves no time to train: a checkpoint {what} "
+            f"{save_s:.0f} s, and the job is warned {warn_s} s before its end; give at least {int(needed // 60) + 1}"
+        )
+    return warn_s
 
 
 def evaluation(config: Config, at: Attempt, run_id: str, request: Path) -> Job:
@@ -74,7 +133,7 @@ def watcher(
         argument=str(at.run.root),
         folder=at.root / "watch",
         code=at.code,
-        name=f"sg-{run_id}-watch",
+        name=f"sg-{run_id}{WATCHER}",
         comment=str(at.run.root),
         cpus_per_task=1,
         mem_gb=1 if cluster.mem_gb else None,

@@ -13,7 +13,7 @@ from pathlib import Path
 from launcher import backends
 from launcher.folder import Attempt, evaluations, find, tail
 from launcher.reconcile import decide
-from launcher.reconcile.view import read
+from launcher.reconcile.view import LOOK_S, read
 from selfguide.spec.run import RunFolder, read_record
 from shards import cli
 from shards.errors import UserError
@@ -51,7 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
         _heading(path, len(found))
         print(tail(path, options.lines))
     if not found:
-        print(f"no log yet: the run is {decide.state(read(run)).word}", file=sys.stderr)
+        print(
+            f"no log yet: the run is {decide.state(read(run, patience_s=LOOK_S)).word}",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -85,7 +88,7 @@ def _of_ranks(at: Attempt, rank: int | None) -> list[Path]:
     failed = [
         n
         for n, record in exits.items()
-        if record and record["class"] in ("user", "error", "fenced")
+        if record and record["class"] not in ("ok", "preempted", "signal")
     ]
     return [found[n] for n in sorted({0, *failed}) if n in found]
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher import folder
+from launcher import folder, watch
 from launcher.follow import minutes
-from launcher.reconcile.decide import Summary, summary
-from launcher.reconcile.view import read, read_many
+from launcher.reconcile.decide import Summary, next_attempt, summary
+from launcher.reconcile.view import LOOK_S, RunView, read, read_many
 from selfguide.spec.run import RunFolder
 from shards import cli
 
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = [summary(view) for view in views]
     for problem in [*problems, *(problem for view in views for problem in view.problems)]:
         print(f"warning: {problem}", file=sys.stderr)
+    _tend(views)
     if options.json:
         print(json.dumps([asdict(each) for each in found], indent=1))
     elif found:
@@ -51,6 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
             f"no run in {options.runs}; start one: python -m launcher.submit experiment=digits_dit"
         )
     return 0
+
+
+def _tend(views: Sequence[RunView]) -> None:
+    for view in views:
+        for sentence in watch.tend(view):
+            print(f"note: {sentence}", file=sys.stderr)
 
 
 def _table(found: list[Summary]) -> None:
@@ -73,10 +81,12 @@ def _table(found: list[Summary]) -> None:
         )
     for each in found:
         colour = _COLOURS.get(each.state, "")
+        # what a finished run lacks belongs to its state
+        state = f"{each.state}, {each.message}" if _lacks(each) else each.state
         table.add_row(
             each.id,
             each.experiment,
-            f"[{colour}]{each.state}[/]" if colour else each.state,
+            f"[{colour}]{state}[/]" if colour else state,
             f"{each.images:,} / {each.of:,}",
             f"{each.images_per_s:,.0f}" if each.images_per_s else "",
             minutes(each.eta_s) if each.eta_s is not None else "",
@@ -89,13 +99,21 @@ def _table(found: list[Summary]) -> None:
         console.width = 160  # a pipe has no edge at which to break ids
     console.print(table)
     for each in found:
-        if each.message and each.state in ("failed", "unknown", "finished"):
+        if each.message and each.state in ("failed", "unknown", "queued"):
             print(f"{each.id}: {each.message}")
 
 
+def _lacks(each: Summary) -> bool:
+    return each.state == "finished" and bool(each.message)
+
+
 def _one(run: RunFolder, as_json: bool) -> int:
-    view = read(run)
+    view = read(run, patience_s=LOOK_S)
+    _tend([view])
     row: dict[str, Any] = asdict(summary(view))
+    following = next_attempt(view)
+    if row["state"] == "failed" and following.action == "stop":
+        row["not_continued"] = following.reason
     results = {(record.key, record.attempt): record.status for record in view.records}
     evaluations = [
         {

@@ -20,7 +20,7 @@ from typing import Any
 from launcher import backends, watch
 from launcher.compose import compose, without_group
 from launcher.new_attempt import submitting
-from launcher.reconcile import act, decide
+from launcher.reconcile import act, decide, launch
 from launcher.reconcile.decide import Submission
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.annotations import check_annotations, promises
@@ -99,12 +99,12 @@ def submit(config: Config, run: RunFolder | None = None) -> dict[str, Any]:
     run = run or named
     view, decision = _decide(run, wanted)
     if decision.action != "join":
-        act.check_jobs(config, run, watch.entry)
+        notes = launch.check_jobs(config, run, watch.entry)
         with submitting(run):
             # two shells at once: the second waited here and now finds the first one's attempt
             view, decision = _decide(run, wanted)
             if decision.action != "join":
-                return _launch(run, config, wanted, view, decision)
+                return _launch(run, config, wanted, view, decision, notes)
     assert view is not None
     return _joined(view, decision)
 
@@ -123,8 +123,11 @@ def _decide(run: RunFolder, wanted: dict[str, Any]) -> tuple[RunView | None, Sub
 
 def _joined(view: RunView, decision: Submission) -> dict[str, Any]:
     """What there is to say of a run that works or has finished; its watcher is started again where it is missing."""
+    for sentence in [] if decision.evaluate else watch.tend(view):
+        print(f"note: {sentence}", file=sys.stderr)
     at, state = view.newest, decide.state(view).word
     if decision.evaluate and at is not None and view.config is not None:
+        act.ask_for_scores(view.folder, retry=False)
         act.launch_watcher(at.files, view.config, watch.entry)
         state = "evaluating"
     return {
@@ -143,6 +146,7 @@ def _launch(
     wanted: dict[str, Any],
     view: RunView | None,
     decision: Submission,
+    notes: list[str],
 ) -> dict[str, Any]:
     """The next attempt of the run, which may be its first."""
     target = decision.extends_to or (view.images if view else config.train.images)
@@ -157,7 +161,7 @@ def _launch(
         act.write_run(run, config, wanted)
     try:
         with extension:
-            at, record, watcher = act.launch_attempt(run, config, watch.entry)
+            done = launch.launch_attempt(run, config, watch.entry)
     except BaseException:
         if view is None and not run.attempt_numbers():
             shutil.rmtree(run.root)
@@ -165,14 +169,19 @@ def _launch(
     return {
         "run": run.root.name,
         "folder": str(run.root),
-        "attempt": at.number,
-        "job": f"{record['kind']} {record['id']}",
-        "watcher": f"{watcher['kind']} {watcher['id']}" if watcher else None,
+        "attempt": done.at.number,
+        "job": f"{done.job['kind']} {done.job['id']}",
+        "watcher": f"{done.watcher['kind']} {done.watcher['id']}" if done.watcher else None,
+        "notes": [*notes, *done.notes, *_notes(config)],
         "images": target,
         "extended_from": view.images if view and decision.extends_to else None,
         "shorter": shorter,
         "state": "submitted",
     }
+
+
+def _notes(config: Config) -> list[str]:
+    return backends.of(config.cluster).notes(config.cluster.gpus_per_node)
 
 
 def _shorter(run: RunFolder, config: Config, wanted: dict[str, Any]) -> dict[str, Any] | None:
@@ -272,6 +281,7 @@ def _sentences(done: dict[str, Any], config: Config) -> str:
         "running": f"attempt {attempt} is running already, job {job}; nothing new was submitted",
         "evaluating": "training has finished; its last snapshots are being scored",
         "finished": "the run has finished; nothing was submitted",
+        "unknown": "training has finished; nobody can say whether its snapshots are being scored",
     }
     lines = [f"run     {done['run']}", f"folder  {done['folder']}", f"        {what[state]}"]
     if done.get("extended_from"):
@@ -286,9 +296,7 @@ def _sentences(done: dict[str, Any], config: Config) -> str:
             "run it can be trained on:",
             f"        {shorter['command']}",
         ]
-    if state == "submitted":
-        ranks = config.cluster.gpus_per_node
-        lines += [f"        {note}" for note in backends.of(config.cluster).notes(ranks)]
+    lines += [f"        {note}" for note in done.get("notes", ())]
     run = f"{done['run']}{_where(config)}"
     return "\n".join(
         [

@@ -14,7 +14,7 @@ COMMON = (
     ("cluster.gpus_per_node=8", "ranks per node (processes where there are no GPUs)"),
     (
         "cluster.partition=gpu",
-        "Slurm's partition; also cluster.account, cluster.qos, cluster.timeout_min",
+        "Slurm's partition; also cluster.account, cluster.qos, cluster.timeout_min, cluster.restart",
     ),
     ("train.images=512_000", "length of training, in images seen"),
     ("train.batch=256", "global batch; train.micro_batch is what one rank takes at once"),

@@ -1,34 +1,47 @@
 """The run's watcher: snapshots that exist, minus scores that exist, are evaluation jobs.
 
 A loop of three steps: read the run's view, decide what it wants, act. It never speaks to the trainer; killing it
-loses nothing, since the next one reads the same files.
+loses nothing, since the next one reads the same files. It starts the next one itself before its time limit, and every
+command that sees the run without one does, too (`tend`).
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
+import os
 import time
 from pathlib import Path
 
 from launcher import backends
 from launcher.attempt import logs
 from launcher.attempt.signals import end_on_signals
-from launcher.reconcile import act, decide
-from launcher.reconcile.view import read
+from launcher.reconcile import act, decide, launch
+from launcher.reconcile.view import RunView, read
+from selfguide.spec.config import Config
+from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder
 from shards import cli
 from shards.errors import UserError
 from shards.lock import lock
 
 REFUSED_S = 30.0  # before asking again a cluster that refused an evaluation
-REFUSALS = 60  # half an hour of them, and the evaluation counts as failed
+REFUSALS = 60  # half an hour of them, and the watcher leaves it to the next one
+
+# how long before its time limit a watcher starts the next one
+RENEW_S = 300.0
+# a watcher that is gone so soon after its submission is not replaced by everybody who looks
+SETTLE_S = 30.0
 
 log = logging.getLogger("launcher.watch")
 
 
-def watch(root: Path) -> None:
+def watch(root: Path, until: float = math.inf) -> None:
     """Watches until the run needs nothing more. A second watcher of a run waits here for the first to end.
+
+    Args:
+        until: seconds since 1970 at which the next watcher takes over.
 
     Raises:
         UserError: the run's files are of another version.
@@ -45,30 +58,80 @@ def watch(root: Path) -> None:
                     raise UserError(view.problems[0])
                 time.sleep(1.0)  # a newer attempt is being submitted
                 continue
-            plan = decide.evaluations_wanted(view, view.config)
-            for images in plan.give_up:
-                act.record_failure(view, view.config, images)
-            if plan.done:
-                log.info("nothing left to evaluate")
-                return
+            act.keep_endings(view)
             try:
+                if _cancelled(view):
+                    return
+                goes_on = launch.tend(view)
+                plan = decide.evaluations_wanted(view, view.config)
+                if (goes_on or not plan.done) and view.time > until:
+                    act.launch_watcher(view.newest.files, view.config, entry)
+                    log.info("the next watcher goes on from here")
+                    return
+                for images in plan.give_up:
+                    act.record_failure(view, view.config, images)
+                if plan.done and not goes_on:
+                    log.info("nothing left to evaluate")
+                    return
                 for images in plan.start:
                     act.start_evaluation(view, view.config, images)
                 refused = 0 if plan.start else refused
             except UserError as error:
                 refused += 1
-                log.warning(f"the cluster refused an evaluation ({refused} of {REFUSALS}): {error}")
+                log.warning(f"the cluster refused ({refused} of {REFUSALS}): {error}")
                 if refused >= REFUSALS:
-                    for images in plan.start:
-                        act.record_failure(view, view.config, images, str(error))
+                    return
             time.sleep(REFUSED_S if refused else backends.of(view.config.cluster).poll_s)
+
+
+def _cancelled(view: RunView) -> bool:
+    """Whether nothing is to be watched any more; ends what a cancellation has left, where it was not completed."""
+    assert view.newest is not None
+    if view.newest.cancelled and not view.newest.cancel_done:
+        act.cancel(view.folder, watchers=False)
+    return view.newest.cancelled and decide.evaluations_stopped(view)
+
+
+def tend(view: RunView) -> list[str]:
+    """Does what every command does for a run that it sees: completes its cancellation, replaces its lost watcher.
+
+    Returns:
+        What was done or could not be, as sentences. Runs of other users, and of clusters that do not answer, are left.
+    """
+    at = view.newest
+    if at is None or not _mine(view.folder):
+        return []
+    try:
+        if at.cancelled and not at.cancel_done and decide.training_state(view) != "unknown":
+            act.cancel(view.folder)
+            return [f"{view.id}: what somebody cancelled has been ended"]
+        submitted = view.watcher.record.get("submitted", 0.0) if view.watcher else 0.0
+        if decide.watcher_missing(view) and view.time > submitted + SETTLE_S:
+            config = view.config or read_config(at.files.config)
+            waits = at.job.record if at.job and at.job.state == "queued" else None
+            record = act.launch_watcher(at.files, config, entry, after=waits)
+            return [f"{view.id}: its watcher was lost, {record['kind']} job {record['id']} goes on"]
+    except UserError as error:
+        return [f"{view.id}: {error}"]
+    return []
+
+
+def _mine(run: RunFolder) -> bool:
+    return run.root.stat().st_uid == os.getuid()
+
+
+def renewal(config: Config, now: float) -> float:
+    """Returns when a watcher that starts now has to start the next one, in seconds since 1970."""
+    limit_s = 60.0 * config.cluster.timeout_min
+    return now + limit_s - min(RENEW_S, limit_s / 2)
 
 
 def entry(run: str) -> None:
     """What Submitit calls where the watcher is a Slurm job."""
-    end_on_signals(None)
+    end_on_signals()
     logs.configure(None)
-    watch(Path(run))
+    config = read(RunFolder(Path(run))).config
+    watch(Path(run), renewal(config, time.time()) if config else math.inf)
 
 
 def main() -> int:

@@ -7,23 +7,95 @@ They are the one place of the launcher from which torch is reached, inside funct
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.attempt.entry import run_rank
+from launcher.attempt.signals import end_on_signals
+from selfguide.spec.rank_status import RankStatus
+from selfguide.spec.run import read_record
+from shards.wait import wait_until
 
-__all__ = ["encode", "evaluate", "train"]
+__all__ = ["encode", "evaluate", "succeed", "train"]
+
+# a rank that has left its exit record must have ended after 15 s
+DISMISS_S = 8.0
 
 
 def train(attempt: str) -> None:
-    """Runs one rank of a training attempt; `attempt` is its folder."""
+    """Runs one rank of a training attempt; `attempt` is its folder.
+
+    A job that Slurm has started once more goes on with the run in a new attempt instead.
+    """
     folder = Path(attempt)
+    run = folder.parent.parent
+    if int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        succeed(str(run))
+        return
+    _train(folder)
+
+
+def succeed(run: str) -> None:
+    """Runs one rank of a job that waited for the run's training job to end; `run` is the run's folder.
+
+    Rank 0 decides whether the run goes on and opens its next attempt; the others read what it decided. Where the run
+    does not go on, all of them leave.
+    """
+    end_on_signals()
+    root = Path(run)
+    decision = root / "successors" / f"{job_name(os.environ)}.json"
+    if os.environ["SLURM_PROCID"] == "0":
+        _ask_launcher(root).check_returncode()
+
+    def decided() -> bool:
+        # a listing refreshes what a network file system remembers of the folder
+        return decision.parent.is_dir() and decision in set(decision.parent.iterdir())
+
+    wait_until(decided, poll_s=0.2)
+    found = read_record(decision)
+    assert found is not None
+    if found["attempt"] is None:
+        print(f"this run does not go on by itself: {found['reason']}", flush=True)
+        return
+    _train(Path(found["attempt"]))
+
+
+def job_name(environment: Mapping[str, str]) -> str:
+    """Returns the id of this Slurm job and how often it was started before."""
+    return f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT') or 0}"
+
+
+def _ask_launcher(
+    run: Path, *options: str, timeout_s: float | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    # a process of its own: it speaks to Slurm and imports all of the launcher, of which a rank's process knows nothing
+    command = [sys.executable, "-m", "launcher.successor", str(run), *options]
+    return subprocess.run(command, timeout=timeout_s)
+
+
+def _train(folder: Path) -> None:
+    """Trains as one rank of an attempt; where the run has finished, rank 0 ends what waits for its next attempt."""
+    status = RankStatus(section="joining")
 
     def work(rank: int, local_rank: int, world: int) -> None:
         from selfguide.training import job
 
-        job.main(folder, rank, local_rank, world)
+        job.main(folder, rank, local_rank, world, status)
 
-    run_rank(folder, work)
+    def leave() -> None:
+        from selfguide import distributed
+
+        distributed.leave()
+
+    run_rank(folder, work, status, leave)
+    if os.environ.get("SLURM_PROCID") == "0":
+        # what waits would leave by itself, once it has its nodes: no controller is waited for
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _ask_launcher(folder.parent.parent, "--dismiss", timeout_s=DISMISS_S)
 
 
 def evaluate(request: str) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from launcher.attempt import logs, signals
-from launcher.attempt.exits import Exit, exit_path, write_start
+from launcher.attempt import heartbeat, logs, signals
+from launcher.attempt.exits import Exit, exit_path, peer_failed, write_start
+from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import read_record
 from shards.errors import UserError
 
@@ -19,16 +23,32 @@ _VARIABLES = {
 }
 
 
-def run_rank(folder: Path, work: Callable[[int, int, int], None]) -> None:
+# seconds after its exit record in which a rank must have ended: leaving a group may wait for ranks that are gone
+END_S = 15.0
+
+
+def run_rank(
+    folder: Path,
+    work: Callable[[int, int, int], None],
+    status: RankStatus | None = None,
+    leave: Callable[[], None] | None = None,
+) -> None:
     """Calls `work(rank, local_rank, world)` and leaves an exit record; ends the process unless all is well.
 
     Only a SIGKILL leaves no record, and a start record without one is read as that.
+
+    Args:
+        status: what `work` says of itself; without one a signal ends it at once.
+        leave: called after the record of an end that all ranks come to together.
     """
     names = _VARIABLES.get(os.environ.get("SUBMITIT_EXECUTOR", ""), ("",))
     rank_name = os.environ.get(names[0], "unknown")
-    exit_record = exit_path(folder, rank_name)
-    signals.end_on_signals(exit_record)
+    status = status or RankStatus()
+    # where it was when it crashes in C
+    faulthandler.enable()
+    signals.stop_on_signals(folder, rank_name, status)
     write_start(folder, rank_name)
+    heartbeat.begin(folder, rank_name, status)
     try:
         rank, local_rank, world = rank_info(os.environ)
         logs.configure(rank)
@@ -38,14 +58,25 @@ def run_rank(folder: Path, work: Callable[[int, int, int], None]) -> None:
                 f"{world} ranks were started and {submitted} submitted; submit the run again"
             )
         work(rank, local_rank, world)
-    except Exception as error:
-        traceback.print_exc()
-        ended = Exit.of(error)
-        ended.write(exit_record)
-        raise SystemExit(
-            ended.code
-        ) from error  # Submitit makes a 1 of every exception and keeps this
-    Exit(code=0, kind="ok").write(exit_record)
+        ended = Exit(code=0, kind="ok", images=status.images, section=status.section)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - any kind: the record names it
+        ended = Exit.of(error, status)
+        if ended.kind != "preempted":
+            traceback.print_exc()
+            if status.stop and peer_failed(folder, rank_name):  # the cause is in that record
+                ended = Exit.signalled(status.stop, status, preempted=False)
+    status.ending = True
+    ended.write(exit_path(folder, rank_name))
+    # by a thread of C: what hangs may hold the interpreter's lock
+    faulthandler.dump_traceback_later(END_S, exit=True)
+    if leave is not None and ended.kind in ("ok", "preempted"):
+        leave()
+    if ended.code:
+        # not through Submitit, which makes a 1 of every exception, and past everything that may hang at exit
+        with contextlib.ExitStack() as last:
+            last.callback(os._exit, ended.code)
+            sys.stdout.flush()
+            sys.stderr.flush()
 
 
 def rank_info(environment: Mapping[str, str]) -> tuple[int, int, int]:

@@ -4,43 +4,87 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from selfguide.spec.rank_status import Preempted, RankStatus
 from selfguide.spec.run import Fenced, read_record, write_record
-from shards.errors import UserError
+from shards.errors import DamagedError, StoreError, UserError
 
-# user: something a user can mend, which trying again repeats; fenced: a newer attempt holds the run;
-# signal: ended from outside, by the scheduler or by another rank's failure
-Kind = Literal["ok", "user", "fenced", "error", "signal"]
+# user: something a user can mend, which trying again repeats; fenced: a newer attempt holds the run; preempted: asked
+# to stop, and nothing is lost; signal: ended from outside, by the scheduler or by another rank's failure
+Kind = Literal[
+    "ok", "user", "fenced", "preempted", "numeric", "storage", "memory", "hang", "error", "signal"
+]
+
+# of the process, as sysexits.h has it where it has one; 128 + number of a signal, 1 of anything else
+PREEMPTED, NOTHING_SAVED = 75, 76
+_CODES: dict[Kind, int] = {"ok": 0, "user": UserError.exit_code, "numeric": 86, "storage": 87}
+_CODES |= {"memory": 84, "hang": 85}
+
+# how torch says that memory is short where it raises no class of its own
+_NO_MEMORY = ("out of memory", "DefaultCPUAllocator: can't allocate memory")
+# how torch says that a collective broke, with gloo and with NCCL
+_PEER_GONE = ("gloo/transport", "DistBackendError", "DistNetworkError")
+# of OSError, what says nothing of a disk or a store
+_NO_STORAGE = (TimeoutError, ConnectionError, ChildProcessError, ProcessLookupError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exit:
-    """The end of one rank."""
+    """The end of one rank. All but code, kind and message came later and may be missing in a record."""
 
-    # of the process: 0 well, 2 user error, 128 + number of a signal, 1 anything else
     code: int
     # `class` in the file
     kind: Kind
     message: str = ""
     traceback: str = ""
+    # name of the exception's class
+    type: str | None = None
+    # of the trainer when it ended, None before training
+    images: int | None = None
+    # what it was doing, as `RankStatus` names it
+    section: str | None = None
+    # image count of the checkpoint that was written on the way out
+    saved: int | None = None
+    # a collective broke: another rank is gone, and the cause is there
+    peer_gone: bool = False
 
     @classmethod
-    def of(cls, error: Exception) -> Exit:
+    def of(cls, error: BaseException, status: RankStatus) -> Exit:
         """Returns the record of an exception that ends a rank; call it while the exception is handled."""
-        kind: Kind = "error"
-        if isinstance(error, UserError):
-            kind = "user"
-        elif isinstance(error, Fenced):
-            kind = "fenced"
+        kind = _kind(error)
+        saved = error.saved if isinstance(error, Preempted) else None
+        code = _CODES.get(kind, 1)
+        if kind == "preempted":
+            code = NOTHING_SAVED if saved is None else PREEMPTED
+        elif isinstance(error, SystemExit) and isinstance(error.code, int):
+            code = error.code or code
         return cls(
-            code=UserError.exit_code if kind == "user" else 1,
+            code=code,
             kind=kind,
             message=f"{type(error).__name__}: {error}",
             traceback=traceback.format_exc(),
+            type=type(error).__name__,
+            images=status.images,
+            section=status.section,
+            saved=saved,
+            peer_gone=any(text in f"{type(error).__name__}: {error}" for text in _PEER_GONE),
+        )
+
+    @classmethod
+    def signalled(cls, number: int, status: RankStatus, *, preempted: bool) -> Exit:
+        """Returns the record of a rank that a signal ends where it is; `preempted` where nothing is lost."""
+        name = signal.Signals(number).name
+        return cls(
+            code=NOTHING_SAVED if preempted else 128 + number,
+            kind="preempted" if preempted else "signal",
+            message=f"ended by {name}",
+            images=status.images,
+            section=status.section,
         )
 
     @classmethod
@@ -49,17 +93,43 @@ class Exit:
         found = read_record(exit_path(folder, rank))
         if found is None:
             return None
-        return cls(
-            code=found["code"],
-            kind=found["class"],
-            message=found["message"],
-            traceback=found.get("traceback", ""),
-        )
+        found["kind"] = found.pop("class")
+        return cls(**{each.name: found[each.name] for each in fields(cls) if each.name in found})
 
     def write(self, path: Path) -> None:
         """Writes the record, unless the rank left one before: a signal may arrive while it leaves."""
-        record = {"code": self.code, "class": self.kind, "message": self.message}
-        _write_once(path, record | {"traceback": self.traceback})
+        record = asdict(self)
+        record["class"] = record.pop("kind")
+        _write_once(path, record)
+
+
+def _kind(error: BaseException) -> Kind:
+    """The class of an error; torch's are known by name, since this module does not import it."""
+    names = {each.__name__ for each in type(error).__mro__}
+    short = isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    if isinstance(error, UserError):
+        return "user"
+    if isinstance(error, Fenced):
+        return "fenced"
+    if isinstance(error, Preempted):
+        return "preempted"
+    if short or names & {"MemoryError", "OutOfMemoryError"}:
+        return "memory"
+    if isinstance(error, FloatingPointError):
+        return "numeric"
+    if isinstance(error, StoreError | DamagedError):
+        return "storage"
+    if isinstance(error, OSError) and not isinstance(error, _NO_STORAGE):
+        return "storage"
+    return "error"
+
+
+def peer_failed(folder: Path, rank: str) -> bool:
+    """Whether another rank left a record of a failure: then `rank` waits for it in vain."""
+    mine = exit_path(folder, rank)
+    records = (read_record(path) for path in folder.glob("exit-*.json") if path != mine)
+    well = (0, PREEMPTED, NOTHING_SAVED)
+    return any(record is not None and record["code"] not in well for record in records)
 
 
 def write_start(folder: Path, rank: int | str) -> None:

@@ -6,30 +6,35 @@ A new site is a file in `configs/cluster/`; a new scheduler is a module here tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from launcher.backends import slurm
 from launcher.backends.local import Local
-from launcher.backends.protocol import Backend, Job, Record, State
+from launcher.backends.protocol import Backend, Ending, Job, Record, State, new_record
 from launcher.backends.slurm import Slurm
 from selfguide.spec.config import ClusterConfig
 
 __all__ = [
     "Backend",
+    "Ending",
     "Job",
     "Record",
     "State",
     "automatic",
     "cancel",
     "cancel_all",
+    "endings",
+    "new_record",
     "of",
     "of_record",
     "state",
     "states",
     "strays",
 ]
+
+T = TypeVar("T")
 
 
 class _Factory(Protocol):
@@ -58,12 +63,18 @@ def of_record(record: Record) -> Backend:
     return _BACKENDS[record["kind"]](None, record.get("conf"))
 
 
-def states(records: Sequence[Record]) -> list[State]:
-    """Returns the state of each job; every Slurm is asked once, and this machine's process table read once."""
-    found: dict[int, State] = {}
-    for numbers, backend in _grouped(records):
-        found |= zip(numbers, backend.states([records[i] for i in numbers]), strict=True)
-    return [found[i] for i in range(len(records))]
+def states(records: Sequence[Record], patience_s: float | None = None) -> list[State]:
+    """Returns the state of each job; every Slurm is asked once, and this machine's process table read once.
+
+    Args:
+        patience_s: with a scheduler that does not answer, whose jobs are then unknown; None is the backend's own.
+    """
+    return _each(records, lambda backend, some: backend.states(some, patience_s))
+
+
+def endings(records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
+    """Returns how jobs that are gone ended, as far as their schedulers still know."""
+    return _each(records, lambda backend, some: backend.endings(some, patience_s))
 
 
 def state(record: Record) -> State:
@@ -89,6 +100,16 @@ def cancel_all(records: Sequence[Record]) -> int:
 def strays(comment: str, record: Record) -> list[Record]:
     """Returns jobs with this comment in the scheduler that `record` was given to, recorded or not."""
     return of_record(record).strays(comment)
+
+
+def _each(
+    records: Sequence[Record], ask: Callable[[Backend, Sequence[Record]], Sequence[T]]
+) -> list[T]:
+    """The answer about each record, in their order, with one question a backend."""
+    found: dict[int, T] = {}
+    for numbers, backend in _grouped(records):
+        found |= zip(numbers, ask(backend, [records[i] for i in numbers]), strict=True)
+    return [found[i] for i in range(len(records))]
 
 
 def _grouped(records: Sequence[Record]) -> list[tuple[list[int], Backend]]:

@@ -7,6 +7,7 @@ environment variable that every descendant inherits, so a reused process id is n
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -19,12 +20,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.protocol import Job, Record, State, clean, new_record
+from launcher.backends.protocol import Ending, Job, Record, State, clean, new_record
 from shards.errors import UserError
 from shards.wait import wait_until
 
-# seconds between asking a process to end and killing it
-GRACE_S = 5.0
+# seconds between asking a job to end and killing it: its ranks finish a step and save
+SAVE_S = 60.0
+# the same where one of its ranks has failed: nothing can be saved then, and the others end by themselves in 15 s
+END_S = 16.0
 TOKEN = "SELFGUIDE_JOB"
 
 # kept to be reaped when they end before us
@@ -35,12 +38,13 @@ class Local:
     """Implements `Backend` with processes of this machine, which run at once."""
 
     poll_s = 0.5
+    queues = False
 
     def script(self, job: Job) -> None:
         return None
 
-    def check(self, job: Job) -> None:
-        return None
+    def check(self, job: Job) -> list[str]:
+        return []
 
     def submit(self, job: Job) -> Record:
         return self.submit_array([job])[0]
@@ -55,7 +59,7 @@ class Local:
             raise
         return started
 
-    def states(self, records: Sequence[Record]) -> list[State]:
+    def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         for child in _children:
             child.poll()
         tokens: set[str] | None = None
@@ -72,7 +76,10 @@ class Local:
                 found.append("running" if record["token"] in tokens else "gone")
         return found
 
-    def cancel(self, records: Sequence[Record], grace_s: float = GRACE_S) -> int:
+    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
+        return [_ending(ending_path(Path(record["folder"]), record["id"])) for record in records]
+
+    def cancel(self, records: Sequence[Record], grace_s: float = SAVE_S) -> int:
         """Sends SIGTERM to every process of the jobs, and SIGKILL to those left after the grace."""
         found = list(zip(records, self.states(records), strict=True))
         live = [record for record, state in found if state == "running"]
@@ -81,6 +88,8 @@ class Local:
         while _members(live):  # a member may fork between the look and the kill
             _signal(live, signal.SIGKILL)
             time.sleep(0.05)
+        # one that is about to be gone has no environment any more
+        wait_until(lambda: "running" not in self.states(live), timeout_s=END_S)
         for record, state in found:
             if state == "unknown":
                 raise UserError(f"job {record['id']} runs on {record['host']}: cancel it there")
@@ -146,6 +155,22 @@ def _start(job: Job) -> dict[str, Any]:
     executor.update_parameters(timeout_min=job.timeout_min, tasks_per_node=job.tasks)
     executor.submit(job.function, job.argument)
     return started[0]
+
+
+def ending_path(folder: Path, id: str) -> Path:
+    """Returns where the controller of a job's ranks says how they ended; jobs of an array share a folder."""
+    return folder / f"{id}_ended.json"
+
+
+def _ending(path: Path) -> Ending:
+    try:
+        found = json.loads(path.read_text())
+    except (
+        OSError,
+        ValueError,
+    ):  # its controller was killed, or is of an older version and writes none
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _environment(job: Job) -> dict[str, str]:

@@ -15,9 +15,15 @@ State = Literal["queued", "running", "gone", "unknown"]
 # `kind` (its name), `name`, `folder` (of the logs), `comment`, `nodes`, `tasks` and `submitted`.
 Record = dict[str, Any]
 
+# What a scheduler says of a job that is gone, as JSON; empty where it says nothing. `state` is Slurm's word (NODE_FAIL,
+# TIMEOUT, PREEMPTED, CANCELLED, OUT_OF_MEMORY, FAILED, COMPLETED), `signals` the signals that killed ranks and
+# `codes` what others exited with, by rank, and `first` the rank that failed first.
+Ending = dict[str, Any]
+
 # an outer job's variables, wrong for an inner one, and defaults of Slurm's commands that change what they answer:
 # SQUEUE_STATES hides jobs, and SCANCEL_INTERACTIVE waits for a yes
-_LEAKS = re.compile(r"SLURM|S(ALLOC|BATCH|RUN|QUEUE|CANCEL|ACCT|INFO)_|PMI|SUBMITIT_")
+_LEAKS = re.compile(r"SLURM|S(ALLOC|BATCH|RUN|QUEUE|CANCEL|ACCT|INFO|CONTROL)_|PMI|SUBMITIT_")
+_STEERING = re.compile(r"S(LURM|ALLOC|BATCH|RUN|QUEUE|CANCEL|ACCT|INFO|CONTROL)_")
 _RANKS = {
     "RANK",
     "WORLD_SIZE",
@@ -52,11 +58,16 @@ class Job:
     cpus_per_task: int | None = None
     mem_gb: float | None = None
     timeout_min: int
+    # seconds before its time limit at which Slurm warns its ranks by SIGUSR2
+    warn_s: int = 90
+    # Slurm only: may start the same job once more, by itself after a preemption or a lost node, and where this command,
+    # which follows the ranks, asks for it
+    requeue: tuple[str, ...] = ()
     # CPU threads of each local task
     threads: int = 1
     # scheduling priority, local only
     nice: int = 0
-    # Slurm starts one job of a name at a time
+    # Slurm starts it when no earlier job of its name is left
     singleton: bool = False
     # Slurm job that must have begun before this one
     after: str | None = None
@@ -72,11 +83,18 @@ class Backend(Protocol):
     def poll_s(self) -> float:
         """Seconds between two looks at a job, short where a look costs nothing."""
 
+    @property
+    def queues(self) -> bool:
+        """Whether a job may wait here for the end of another, and go on with its run."""
+
     def script(self, job: Job) -> str | None:
         """Returns the batch script of `job`, without asking any scheduler; None where there is no scheduler."""
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Job) -> list[str]:
         """Asks whether this job would be accepted; queues nothing.
+
+        Returns:
+            Why it would wait longer than for its turn, as sentences: nodes that are drained, say.
 
         Raises:
             UserError: it would not, or nobody answers.
@@ -99,8 +117,11 @@ class Backend(Protocol):
             UserError: they were refused; no job exists.
         """
 
-    def states(self, records: Sequence[Record]) -> list[State]:
-        """Returns the state of each job, with one question however many they are."""
+    def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
+        """Returns the state of each job, with one question however many they are, answered within `patience_s`."""
+
+    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
+        """Returns how each of these jobs, which are gone, ended; an empty one where nobody knows any more."""
 
     def cancel(self, records: Sequence[Record]) -> int:
         """Ends jobs and returns once they are gone; returns how many existed. Safe to call again.
@@ -124,6 +145,21 @@ def new_record(kind: str, job: Job) -> Record:
     record: Record = {"name": job.name, "kind": kind, "folder": str(job.folder)}
     record |= {"comment": job.comment, "nodes": job.nodes, "tasks": job.tasks}
     return record | {"submitted": time.time()}
+
+
+def ignored(environment: Mapping[str, str]) -> list[str]:
+    """Returns the variables by which a user meant to steer Slurm's commands, and which ours do without.
+
+    Inside a job Slurm itself sets those that begin with SLURM_, and they say nothing about what the user wants.
+    """
+    inside = "SLURM_JOB_ID" in environment
+    return sorted(
+        name
+        for name in environment
+        if _STEERING.match(name)
+        and name != "SLURM_CONF"
+        and not (inside and name.startswith(("SLURM_", "SRUN_")))
+    )
 
 
 def clean(environment: Mapping[str, str]) -> dict[str, str]:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.protocol import Job, Record, State, clean, new_record
+from launcher.backends import endings
+from launcher.backends.protocol import Ending, Job, Record, State, clean, ignored, new_record
 from selfguide.spec.config import ClusterConfig
 from shards.errors import UserError
 from shards.wait import wait_until
@@ -30,6 +31,29 @@ PING_S = 2.0
 ANSWER_S = 20.0
 # until cancelled jobs have left the queue
 GONE_S = 60.0
+# what sbatch --test-only says of a job that no nodes fit, also where they are only out of service for now
+_NO_NODES = "Requested node configuration is not available"
+_GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
+# sinfo's short words for nodes that get no job
+_OUT_OF_SERVICE = ("boot", "down", "drain", "drng", "err", "fail", "inval", "maint", "resv", "unk")
+# keys of a config that do what a variable of the shell would, by the end of its name
+_KEYS = {
+    "ACCOUNT": "cluster.account",
+    "CLUSTERS": "SLURM_CONF",
+    "CPUS_PER_TASK": "cluster.cpus_per_task",
+    "EXPORT": "cluster.environment",
+    "GPUS_PER_NODE": "cluster.gpus_per_node",
+    "MEM_PER_NODE": "cluster.mem_gb",
+    "NNODES": "nodes",
+    "NO_REQUEUE": "cluster.restart",
+    "NTASKS_PER_NODE": "cluster.gpus_per_node",
+    "PARTITION": "cluster.partition",
+    "QOS": "cluster.qos",
+    "REQUEUE": "cluster.restart",
+    "TIMELIMIT": "cluster.timeout_min",
+}
+# reasons that are more than the state of a job which still completes
+_ENDED_BY = {"NodeDown": "NODE_FAIL", "TimeLimit": "TIMEOUT"}
 _QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 
 
@@ -86,6 +110,9 @@ class Slurm:
     def profile(self) -> Profile:
         return PROFILES[self.kind]
 
+    # a job may wait for the end of another
+    queues = True
+
     @property
     def poll_s(self) -> float:
         return self.profile.poll_s
@@ -96,7 +123,7 @@ class Slurm:
         run = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(job.folder))}"
         return slurm._make_sbatch_string(command=run, folder=job.folder, **self._parameters(job))
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Job) -> list[str]:
         client = self._client()
         try:
             done = _run(["sbatch", "--test-only"], client, stdin=self.script(job))
@@ -109,11 +136,15 @@ class Slurm:
                 f"cluster={self.kind}: Slurm did not answer within {ANSWER_S:.0f} s; try again later"
             )
         if done.returncode:
+            waits = self._waits_for_nodes(job, client) if _NO_NODES in done.stderr else ""
+            if waits:
+                return [waits]
             reason = re.sub(r"(sbatch: |error: |allocation failure: )", "", done.stderr)
             reason = reason.strip().replace("\n", "; ")
             raise UserError(
                 f"Slurm would refuse this job ({self._requested(job)}): {reason}{_partitions(client)}"
             )
+        return []
 
     def submit(self, job: Job) -> Record:
         return self.submit_array([job])[0]
@@ -123,6 +154,12 @@ class Slurm:
         from submitit.slurm.slurm import SlurmExecutor
 
         first, client = jobs[0], self._client()
+        if shutil.which("sbatch", path=client.get("PATH")) is None:
+            raise UserError(f"cluster={self.kind}: no sbatch on this machine")
+        if inherited := client.get("PYTHONPATH"):
+            # of the job that submits this one, where it runs from the same code
+            paths = [path for path in inherited.split(os.pathsep) if path != str(first.code)]
+            client["PYTHONPATH"] = os.pathsep.join(paths)
         first.folder.mkdir(parents=True, exist_ok=True)
         with _environment(client):
             executor = SlurmExecutor(first.folder, max_num_timeout=0)
@@ -139,17 +176,28 @@ class Slurm:
                 raise
         return [record | {"id": each.job_id} for each in done]
 
-    def states(self, records: Sequence[Record]) -> list[State]:
-        if self.profile.temporary and not Path(self.conf or "").exists():
+    def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
+        if self._taken_down:
             return ["gone"] * len(records)
-        queue = self._queue()
+        queue = self._queue(patience_s)
         return [_state(record, queue) for record in records]
 
+    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
+        # a controller forgets jobs some minutes after their end
+        queue = ({} if self._taken_down else self._queue(patience_s, ended=True)) or {}
+        return [_ending(record, queue) for record in records]
+
+    @property
+    def _taken_down(self) -> bool:
+        return self.profile.temporary and not Path(self.conf or "").exists()
+
     def cancel(self, records: Sequence[Record]) -> int:
-        states = zip(records, self.states(records), strict=True)
-        there = [record for record, state in states if state != "gone"]
+        states = dict(zip([each["id"] for each in records], self.states(records), strict=True))
+        there = [record for record in records if states[record["id"]] != "gone"]
         if there:
             ids = [record["id"] for record in there]
+            if "unknown" in states.values():
+                raise UserError(f"Slurm did not cancel job {', '.join(ids)}: no answer; try again")
             done = _run(["scancel", *ids], self._client())
             if done is None or done.returncode:
                 reason = done.stderr.strip() if done else "no answer"
@@ -167,7 +215,12 @@ class Slurm:
         ]
 
     def notes(self, ranks: int) -> list[str]:
-        return []
+        names = ignored(os.environ)
+        if not names:
+            return []
+        keys = {name: _KEYS.get(name.partition("_")[2]) for name in names}
+        told = [f"{name} ({key} does the same)" if key else name for name, key in keys.items()]
+        return [f"variables of this shell that are ignored: {', '.join(told)}"]
 
     def cancel_command(self, records: Sequence[Record]) -> str:
         ids = {record["id"].partition("_")[0] for record in records}
@@ -203,16 +256,50 @@ class Slurm:
             "gpus_per_node": job.gpus or None,
             "cpus_per_task": job.cpus_per_task,
             "mem": f"{int(job.mem_gb * 1024)}MB" if job.mem_gb else None,
+            "signal_delay_s": job.warn_s,
             "dependency": ",".join(each for each in (singleton, after) if each) or None,
             "stderr_to_stdout": True,
-            # a second start of one attempt is what the run folder forbids: a restart is a new attempt
-            "additional_parameters": {"no-requeue": True},
+            # where one job is followed by another, only that one may go on with the run
+            "additional_parameters": {"requeue" if job.requeue else "no-requeue": True},
             "setup": [f"export {name}={value}" for name, value in exports.items()]
             + [f"cd {shlex.quote(str(job.code))}"],
             "srun_args": srun,
+            "teardown": self._teardown(job),
         }
         given = {key: value for key, value in parameters.items() if value is not None}
         return {**given, "wckey": None}  # Submitit's default is a key that a site may not know
+
+    def _teardown(self, job: Job) -> list[str] | None:
+        """Has Slurm start the job once more where the run goes on; a requeue ends this script."""
+        if not job.requeue:
+            return None
+        return [
+            "code=$?",
+            f"{shlex.join(job.requeue)} && scontrol requeue $SLURM_JOB_ID",
+            "exit $code",
+        ]
+
+    def _waits_for_nodes(self, job: Job, client: Mapping[str, str]) -> str:
+        """Why the job waits for nodes that are out of service; "" where no nodes of its partition would do."""
+        done = _run(["sinfo", "--noheader", "--Node", "--format=%N|%t|%c|%m|%G|%P"], client)
+        rows = (line.split("|") for line in done.stdout.splitlines()) if done else ()
+        named = (self._requirements()["partition"] or "").split(",")
+        fit = {
+            name: word
+            for name, word, cpus, megabytes, gres, partition in rows
+            if (partition.rstrip("*") in named or (named == [""] and partition.endswith("*")))
+            and int(cpus) >= job.tasks * (job.cpus_per_task or 1)
+            and int(megabytes) >= 1024 * (job.mem_gb or 0)
+            and sum(map(int, _GPUS.findall(gres))) >= job.gpus
+        }
+        out = {n: w for n, w in fit.items() if w.startswith(_OUT_OF_SERVICE) or w.endswith("*")}
+        if not len(fit) - len(out) < job.nodes <= len(fit):
+            return ""
+        states = ", ".join(f"{name} is {word}" for name, word in sorted(out.items())[:8])
+        return (
+            f"the job waits for nodes: {len(fit) - len(out)} of the {len(fit)} that could run it are in service and it "
+            f"takes {job.nodes} ({states}{' ...' if len(out) > 8 else ''})"
+        )
 
     def _requirements(self) -> dict[str, str | None]:
         """What a site asks of every job."""
@@ -228,11 +315,15 @@ class Slurm:
         }
         return ", ".join(f"{key}={value}" for key, value in asked.items() if value is not None)
 
-    def _queue(self) -> dict[str, _Queued] | None:
-        """This user's jobs by id; None when nobody answers."""
-        asked = ["squeue", "--me", "--array", "--noheader", "--format=%i|%T|%j|%k"]  # a line a task
+    def _queue(
+        self, patience_s: float | None = None, ended: bool = False
+    ) -> dict[str, _Queued] | None:
+        """This user's jobs by id, also those that ended lately where they are wanted; None when nobody answers."""
+        # a line a task
+        asked = ["squeue", "--me", "--array", "--noheader"]
+        asked += ["--states=all", "--format=%i|%T %r|%j|%k"] if ended else ["--format=%i|%T|%j|%k"]
         try:
-            done = _run(asked, self._client())
+            done = _run(asked, self._client(), patience_s=patience_s)
         except FileNotFoundError:
             return None
         if done is None or done.returncode:
@@ -248,7 +339,8 @@ class Slurm:
 class _Queued:
     """A line of squeue."""
 
-    state: str  # Slurm's own word
+    # Slurm's own word, and a reason behind it where that was asked for
+    state: str
     name: str
     comment: str
 
@@ -261,6 +353,16 @@ def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
     if job is None or job.comment != record["comment"]:
         return "gone"
     return "queued" if job.state in _QUEUED else "running"
+
+
+def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:
+    """What the controller still says, and what srun wrote into the log of rank 0."""
+    job = queue.get(record["id"])
+    known = job is not None and job.comment == record["comment"]
+    word, _, reason = job.state.partition(" ") if job and known else ("", "", "")
+    # a job of a lost node completes when the node is back
+    ending: Ending = {"state": _ENDED_BY.get(reason, word)} if word else {}
+    return ending | endings.read_log(Path(record["folder"]) / f"{record['id']}_0_log.out")
 
 
 @contextlib.contextmanager
@@ -277,7 +379,10 @@ def _environment(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 def _run(
-    command: list[str], environment: Mapping[str, str], stdin: str | None = None
+    command: list[str],
+    environment: Mapping[str, str],
+    stdin: str | None = None,
+    patience_s: float | None = None,
 ) -> subprocess.CompletedProcess[str] | None:
     """None when it does not answer in time."""
     try:
@@ -287,7 +392,7 @@ def _run(
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=ANSWER_S,
+            timeout=ANSWER_S if patience_s is None else patience_s,
         )
     except subprocess.TimeoutExpired:
         return None

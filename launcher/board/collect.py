@@ -331,9 +331,10 @@ def _table(
 def chips(run: Run) -> tuple[Chip, ...]:
     """The state of the run, then what its evaluations still owe."""
     scored = {r.images for r in run.records if r.done}
-    failed = {r.images: r for r in unscored(run)}
+    # one that is tried again waits
+    failed = {r.images: r for r in unscored(run) if r.images not in run.unscored}
     found = [_training(run, scored)]
-    if pending := set(run.unscored) - set(failed):
+    if pending := run.unscored:
         found.append(Chip(kind="pending", text="to score", count=len(pending), detail=_at(pending)))
     if failed:
         why = f"{_at(failed)}: {failed[max(failed)].message}"
@@ -351,14 +352,12 @@ def _at(images: Iterable[int]) -> str:
     return "at " + ", ".join(f"{n:,}" for n in sorted(images)) + " images"
 
 
-# the chip of a state before the final snapshot
-_STATES = {
-    "new": ("pending", "not started"),
-    "queued": ("pending", "queued"),
-    "running": ("training", "training"),
-    "failed": ("failed", "failed"),
-    "cancelled": ("pending", "cancelled"),
-    "unknown": ("pending", "unknown"),
+# colour of the words that `launcher.runs` says, too
+_KINDS = {
+    "running": "training",
+    "evaluating": "training",
+    "finished": "training",
+    "failed": "failed",
 }
 
 
@@ -366,11 +365,12 @@ def _training(run: Run, scored: set[int]) -> Chip:
     share = f"{run.seen:,} of {run.images:,} images"
     if run.images in scored:
         return Chip(kind="final", text="final", detail=share)
-    if run.images in run.published:
-        missing = "; no final score yet" if run.images in run.unscored else ""
-        return Chip(kind="training", text="trained", detail=f"{share}{missing}")
-    kind, text = _STATES[run.state.word]
-    return Chip(kind=kind, text=text, detail="; ".join(filter(None, [share, run.state.reason])))
+    # how many snapshots wait, or cannot be scored, is in chips of their own
+    final = run.state.word == "finished"
+    reason = "no final score yet" if run.images in run.unscored else ""
+    detail = "; ".join(filter(None, [share, reason if final else run.state.reason]))
+    kind = _KINDS.get(run.state.word, "pending")
+    return Chip(kind=kind, text=run.state.word, detail=detail)
 
 
 def _summary(runs: Sequence[Run]) -> tuple[Chip, ...]:

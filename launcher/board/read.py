@@ -1,8 +1,7 @@
 """What the board shows of each run: its view, and the curve of its loss.
 
-Schedulers are asked, so that the board and `launcher.runs` say the same. Where none answers (on another machine, or
-after the cluster is gone) the files decide. A file that cannot be read becomes a problem that the board shows; it never
-hides the other runs.
+Schedulers are asked, so that the board and `launcher.runs` say the same, in the same words. A file that cannot be read
+becomes a problem that the board shows; it never hides the other runs.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class Run:
 
 def read_runs(root: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:
     """Every run below `root`, and one sentence for each file that could not be read."""
-    views, problems = read_many(folder.runs(root), configs=True, unknown_is_unasked=True)
+    views, problems = read_many(folder.runs(root), configs=True)
     runs = []
     for view in views:
         problems += view.problems

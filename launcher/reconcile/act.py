@@ -1,4 +1,4 @@
-"""Everything that changes a run from outside: its attempts, watcher, evaluations, extensions, and its end.
+"""Everything that changes a run from outside: its watcher, evaluations, extensions, and its end; attempts are `launch`.
 
 What to do is decided in `decide`; the commands call these functions and nothing else of the launcher writes into a
 run folder or speaks to a scheduler in order to change something.
@@ -18,16 +18,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import backends, code_copy, jobs, new_attempt
-from launcher.backends import Job, Record
-from launcher.folder import Attempt, evaluations, tail
+from launcher import backends, code_copy, jobs
+from launcher.backends import Record
+from launcher.folder import Attempt, evaluation_asked, evaluations, tail
 from launcher.reconcile import decide
-from launcher.reconcile.view import JobView, RunView, read
+from launcher.reconcile.view import LOOK_S, JobView, RunView, ending_path, read
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain, to_yaml
 from selfguide.spec.identity import digest
 from selfguide.spec.records import EvaluationRecord, record_key
-from selfguide.spec.run import RunFolder, write_record
+from selfguide.spec.run import RunFolder, read_record, write_record
 from shards import storage
 from shards.errors import UserError
 
@@ -35,51 +35,6 @@ log = logging.getLogger(__name__)
 
 # the function that a watcher's job calls, with the run's folder; of `launcher.watch`, which calls this module
 WatchEntry = Callable[[str], None]
-
-
-def check_jobs(config: Config, run: RunFolder, watch_entry: WatchEntry) -> None:
-    """Asks the cluster about every job of the run before the first is queued.
-
-    Raises:
-        UserError: it would refuse one.
-    """
-    at, name = Attempt(run.attempt(1)), run.root.name
-    wanted = [jobs.training(config, at, name)]
-    if config.evaluation.protocol != "none":
-        wanted.append(jobs.evaluation(config, at, name, run.evals / "request.json"))
-        wanted.append(jobs.watcher(config, at, name, watch_entry, None))
-    for job in wanted:
-        backends.of(config.cluster).check(job)
-
-
-def launch_attempt(
-    run: RunFolder, config: Config, watch_entry: WatchEntry
-) -> tuple[Attempt, Record, Record | None]:
-    """Opens the run's next attempt, and submits its training job and the run's watcher.
-
-    Returns:
-        The attempt, and the records of its job and of the watcher (None without evaluation).
-
-    Raises:
-        UserError: the cluster refused them. Then nothing is queued.
-    """
-
-    def prepare(at: Attempt) -> list[Job]:
-        storage.publish(str(at.config), to_yaml(config).encode())
-        job = jobs.training(config, at, run.root.name)
-        asked = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
-        write_record(at.submission, {**asked, "world": job.nodes * job.tasks})
-        return [job]
-
-    at, (record,) = new_attempt.start(run, config.cluster, prepare)
-    write_record(at.job, record)
-    if config.evaluation.protocol == "none":
-        return at, record, None
-    try:
-        return at, record, launch_watcher(at, config, watch_entry, after=record)
-    except BaseException:
-        backends.cancel(record)
-        raise
 
 
 def launch_watcher(
@@ -133,11 +88,13 @@ def start_evaluation(view: RunView, config: Config, images: int) -> None:
 def record_failure(view: RunView, config: Config, images: int, reason: str = "") -> None:
     """Writes the record of a snapshot that no evaluation could score, so that nobody waits for it any longer."""
     protocol = decide.protocol(view, config, images)
+    key = record_key(images, protocol)
     tries = decide.jobs_of(view, config, images)
     last = tries[-1] if tries else None
     logs = sorted(last.folder.glob("*_log.out")) if last else []
     message = reason or (last.exit["message"] if last and last.exit else "ended without a record")
-    attempt = last.attempt if last else 1
+    earlier = [record.attempt for record in view.records if record.key == key]
+    attempt = last.attempt if last else 1 + max(earlier, default=0)
     record = EvaluationRecord(
         status="failed",
         run=view.id,
@@ -145,7 +102,7 @@ def record_failure(view: RunView, config: Config, images: int, reason: str = "")
         seed=config.seed,
         images=images,
         final=images >= view.images,
-        key=record_key(images, protocol),
+        key=key,
         attempt=attempt,
         protocol=asdict(protocol),
         protocol_key=protocol.key,
@@ -185,25 +142,85 @@ def extended(run: RunFolder, images: int) -> Iterator[None]:
         raise
 
 
-def cancel(run: RunFolder) -> list[dict[str, Any]]:
+def ask_for_scores(run: RunFolder, *, retry: bool) -> None:
+    """Records that somebody wants the scores that are missing, also of a cancelled run.
+
+    Args:
+        retry: also where the evaluation itself has failed.
+    """
+    path, now = evaluation_asked(run), time.time()
+    before = (read_record(path) or {}).get("retry", 0.0)
+    asked = {"time": now, "retry": now if retry else before, "by": _who()}
+    write_record(path, asked, replace=True)
+
+
+def keep_endings(view: RunView) -> None:
+    """Writes down how jobs ended, as long as their schedulers know."""
+    jobs = [(at.files.job, at.job) for at in view.attempts]
+    jobs += [(each.folder / "job.json", each.job) for each in view.evaluations]
+    for path, job in jobs:
+        if job is not None and job.ending and not ending_path(path).exists():
+            # another command may do so at this moment
+            with contextlib.suppress(FileExistsError):
+                write_record(ending_path(path), dict(job.ending))
+
+
+def cancel(run: RunFolder, *, watchers: bool = True) -> list[dict[str, Any]]:
     """Ends all jobs of the run, of every attempt; returns those that were there, as {"what", "kind", "id"}.
 
+    That somebody asked for it is recorded first, so that nothing follows by itself, and that it is done at last.
+
+    Args:
+        watchers: ends them, too; the watcher that completes a cancellation ends by itself.
+
     Raises:
-        UserError: one of them cannot be reached from here.
+        UserError: one of them cannot be reached from here. Whoever sees the run next tries again.
     """
-    view = read(run)
+    done: list[dict[str, Any]] = []
+    try:
+        # again, until nothing new is found: a job that was about to open an attempt may have done so meanwhile
+        while ended := _end_all(run, done, watchers):
+            done += ended
+    except UserError as error:
+        raise UserError(
+            f"{error} (it is recorded that run {run.root.name} is to end: the next command that sees it tries again)"
+        ) from error
+    for each in read(run).attempts:
+        if each.cancelled and not each.cancel_done:
+            asked = read_record(each.files.cancelled) or {}
+            write_record(each.files.cancelled, {**asked, "done": time.time()}, replace=True)
+    return done
+
+
+def _end_all(
+    run: RunFolder, before: Sequence[Mapping[str, Any]], watchers: bool
+) -> list[dict[str, Any]]:
+    """Ends the jobs that can be found now, but for those ended before."""
+    view = read(run, patience_s=LOOK_S)
     at = view.newest
-    if at and not at.cancelled and decide.training_state(view) != "gone":
-        # first: the watcher then starts nothing more
-        write_record(at.files.cancelled, {"by": _who()}, replace=True)
-    done = _end("watcher", [each.watcher for each in view.attempts])
+    if at and (not at.cancelled or at.cancel_done) and (before or _works(view)):
+        # first: then nothing more is started
+        write_record(at.files.cancelled, {"by": _who(), "done": None}, replace=True)
+    done = _end("watcher", [each.watcher for each in view.attempts]) if watchers else []
+    # before the job that it waits for
+    done += _end("successor", [each.successor for each in view.attempts])
     done += _end("training", [each.job for each in view.attempts])
     # read again, now that the watcher can start no more of them
     done += _end("evaluation", [each.job for each in read(run).evaluations])
     if at and at.job:  # its submitter may have died before it wrote the record of a job
         for stray in backends.strays(str(run.root), at.job.record):
-            done += _end("unrecorded job", [JobView(record=stray, state="running")])
-    return done
+            if watchers or not stray["name"].endswith(jobs.WATCHER):
+                done += _end("unrecorded job", [JobView(record=stray, state="running")])
+    known = {(each["kind"], each["id"]) for each in before}
+    return [each for each in done if (each["kind"], each["id"]) not in known]
+
+
+def _works(view: RunView) -> bool:
+    """Whether anything of the run is at work, or would follow by itself."""
+    jobs = [view.watcher, *(each.job for each in view.evaluations)]
+    jobs += [job for each in view.attempts for job in (each.successor, each.job)]
+    known = any(job is not None and job.state != "gone" for job in jobs)
+    return known or decide.training_state(view) != "gone"
 
 
 def _end(what: str, found: Sequence[JobView | None]) -> list[dict[str, Any]]:

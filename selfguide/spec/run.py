@@ -78,6 +78,12 @@ class RunFolder:
     def checkpoint(self, images: int) -> Path:
         return self.checkpoints / image_folder(images)
 
+    def slowest_save_s(self) -> float | None:
+        """Seconds that the slowest checkpoint of all attempts took; None before the first."""
+        found = (read_record(self.attempt(n) / "progress.json") for n in self.attempt_numbers())
+        taken = [record["save_s"] for record in found if record and record.get("save_s")]
+        return max(taken, default=None)
+
     def published(self) -> list[int]:
         """Images of every complete snapshot, ascending."""
         return _complete(self.snapshots)

@@ -8,6 +8,11 @@ if TYPE_CHECKING:
     from selfguide.spec.config import Config
 
 
+def switch_after(share: float, images: int, batch: int) -> int:
+    """The image count nearest to a share of the steps that `images` take: whole batches, and one at least."""
+    return max(1, round(share * (images // batch))) * batch
+
+
 def learning_rate(config: Config, images: int) -> float:
     """Of the step that begins at `images`: linear warm-up, then constant."""
     train = config.train

@@ -1,4 +1,4 @@
-"""One rank of one attempt: builds what the loop works with, resumes, trains, and always leaves its group."""
+"""One rank of one attempt: builds what the loop works with, resumes, trains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 import shards
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
-from selfguide.distributed import RankInfo, any_rank_error, join, leave, on_rank_0
+from selfguide.distributed import RankInfo, any_rank_error, join, on_rank_0
 from selfguide.guidance.build import build_components
 from selfguide.models.execution import configure_execution
 from selfguide.networks.student import Student, build_student
@@ -23,6 +23,7 @@ from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
 from selfguide.spec.initial_weights import SCRATCH
+from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training import checkpoint, resume
 from selfguide.training.components import Components
@@ -43,20 +44,25 @@ from shards.read.options import ReadOptions
 log = logging.getLogger(__name__)
 
 
-def main(attempt: Path, rank: int, local_rank: int, world: int) -> None:
-    """Trains the run that `attempt` belongs to, from its newest checkpoint if there is one."""
+def main(attempt: Path, rank: int, local_rank: int, world: int, status: RankStatus) -> None:
+    """Trains the run that `attempt` belongs to, from its newest checkpoint if there is one.
+
+    The caller calls `leave` at the end, and not after an error: it may wait for ranks that are gone.
+
+    Raises:
+        Preempted: on all ranks alike, where `status` of one was asked to stop.
+    """
     config = read_config(attempt / "config.yaml")
     run = RunFolder(attempt.parent.parent)
     lease = Lease(run, int(attempt.name))
     rank_info = RankInfo(rank, local_rank, world)
     if rank_info.device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    telemetry = Telemetry(run, lease.number, rank_info, config.train.images)
+    telemetry = Telemetry(run, lease.number, rank_info, config.train.images, status)
     _check_device(config, rank_info)
-    telemetry.say("joining ranks", 0)
+    telemetry.say("joining", 0)
     join(rank_info, attempt / "rendezvous.json", config.engine.timeout_s)
     work(config, rank_info, lease, telemetry)
-    leave()  # not after an error: it may wait for ranks that are gone, and the exit record would never come
 
 
 def _check_device(config: Config, rank_info: RankInfo) -> None:
@@ -84,6 +90,7 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
     )
     if found.folder is not None:
         checkpoint.load(found.folder, state, rank_info)
+    telemetry.resumed_from = state.images if found.folder else None
     telemetry.say("starting", state.images)
     if origin["source"] != "scratch":
         labels = "saw labels" if origin["saw_labels"] else "never saw a label"

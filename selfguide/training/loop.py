@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from selfguide.data.batch import Batch
@@ -17,12 +20,14 @@ from selfguide.distributed import RankInfo
 from selfguide.guidance.component import Stepped
 from selfguide.randomness import normal, stream_seed
 from selfguide.spec.config import Config
+from selfguide.spec.rank_status import Preempted
 from selfguide.spec.run import Lease
 from selfguide.spec.schedules import due, learning_rate
 from selfguide.training import checkpoint, publish
 from selfguide.training.engine.protocol import DTYPES, Step
 from selfguide.training.epochs import Epochs
 from selfguide.training.state import State
+from selfguide.training.stop import StopVote
 from selfguide.training.telemetry import Telemetry
 from shards.format.header import Header
 from shards.read.stream import Stream
@@ -44,9 +49,15 @@ class Training:
 
 
 def train(job: Training) -> None:
-    """Runs to `train.images`; publishes snapshots and checkpoints at their cadence and at the end."""
+    """Runs to `train.images`; publishes snapshots and checkpoints at their cadence and at the end.
+
+    Raises:
+        Preempted: a rank was asked to stop; all ranks stopped at this step and saved it.
+    """
     config, state, total = job.config, job.state, job.config.train.images
     epochs = Epochs(job.stream, state.audits, config.data.damaged)
+    vote = StopVote(job.telemetry.status, job.stream)
+    job.telemetry.status.start(state.images)
     job.telemetry.restart(state.images)
     while state.images < total:
         advance(job)
@@ -54,21 +65,27 @@ def train(job: Training) -> None:
         if state.images >= total or due(config.train.log_every, state.images, config.train.batch):
             measured = state.components.report(state.images, state.teaching)
             job.telemetry.report(state.images, **measured)
-        publish_what_is_due(job, epochs)
+        published = publish_what_is_due(job, epochs)
+        if state.images < total and (number := vote.stop(at_once=published)):
+            stop_here(job, epochs, number)
+        if (
+            published
+        ):  # only now: a rank that waits in the vote for one that still publishes is not stuck
+            job.telemetry.say("train", state.images)
 
 
 def advance(job: Training) -> None:
     """One step, and all that follows from it for averages, components and the teacher."""
     state, batch = job.state, job.config.train.batch
-    waited, substituted = job.stream.waited, job.stream.substituted
     done = step(job)
     job.telemetry.stepped(done)
-    job.telemetry.read(job.stream.waited - waited, job.stream.substituted - substituted)
+    job.telemetry.read(job.stream.waited, job.stream.substituted)
     stepped = Stepped(done.applied, state.images + batch, batch)
     state.components.after_step(state, stepped)
     state.averages.update(batch, stepped.images, done.applied)
     state.images = stepped.images
     state.components.after_average(state, stepped)
+    job.telemetry.status.advance(state.images)
 
 
 def step(job: Training) -> Step:
@@ -84,6 +101,8 @@ def step(job: Training) -> Step:
         ).mean()
         losses = components.losses(outputs, batch, state.teaching)
         engine.backward(sum(losses.values(), flow))
+        # no rank has done its first step before all have come to this line
+        job.telemetry.status.begun = True
         done = engine.step(learning_rate(job.config, state.images))
         job.telemetry.add(loss=flow, **losses)
     return done
@@ -118,21 +137,21 @@ def crop_and_flip(
     return crop_flip.images(x0, mirrored=header.flips), crop_flip
 
 
-def publish_what_is_due(job: Training, epochs: Epochs) -> None:
-    """Snapshots and checkpoints; the final one of each is always written.
+def publish_what_is_due(job: Training, epochs: Epochs) -> bool:
+    """Snapshots and checkpoints; the final one of each is always written. Returns whether any was due.
 
     The snapshot goes first: an attempt that dies between the two resumes before it and comes by again, while one
     that resumed behind an unpublished snapshot would never publish it.
     """
-    config, state, run = job.config, job.state, job.lease.run
+    config, state = job.config, job.state
     batch, last = config.train.batch, state.images >= config.train.images
-    publish_snapshot_if_due(job)
-    if last or due(config.train.checkpoint_every, state.images, batch):
-        job.telemetry.say("checkpoint", state.images)
-        state.audits = epochs.carried()
-        checkpoint.save(run.checkpoint(state.images), state, job.rank_info, job.lease)
-        if job.rank_info.rank == 0:
-            checkpoint.prune(run.checkpoints, config.train.keep_checkpoints)
+    snapshot = publish_snapshot_if_due(job)
+    save = last or due(config.train.checkpoint_every, state.images, batch)
+    if save:
+        save_checkpoint(job, epochs)
+    elif snapshot:
+        job.telemetry.say("train", state.images)
+    return snapshot or save
 
 
 def publish_snapshot_if_due(job: Training) -> bool:
@@ -144,3 +163,30 @@ def publish_snapshot_if_due(job: Training) -> bool:
     job.telemetry.say("snapshot", state.images)
     publish.publish(run.snapshot(state.images), state, config, job.data, job.rank_info, job.lease)
     return True
+
+
+def save_checkpoint(job: Training, epochs: Epochs) -> None:
+    """Writes a checkpoint of this step, and deletes those that are too many."""
+    state, run, started = job.state, job.lease.run, time.monotonic()
+    job.telemetry.say("checkpoint", state.images)
+    state.audits = epochs.carried()
+    checkpoint.save(run.checkpoint(state.images), state, job.rank_info, job.lease)
+    job.telemetry.saved(state.images, time.monotonic() - started)
+    if job.rank_info.rank == 0:
+        checkpoint.prune(run.checkpoints, job.config.train.keep_checkpoints)
+
+
+def stop_here(job: Training, epochs: Epochs, number: int) -> NoReturn:
+    """Saves what the newest checkpoint does not hold, and ends training on all ranks.
+
+    Raises:
+        Preempted: always.
+    """
+    images = job.state.images
+    new = images > job.telemetry.status.saved
+    if new:
+        save_checkpoint(job, epochs)
+        # the ranks end together: one that ends early has its scheduler end the others
+        dist.barrier()
+        job.telemetry.say("train", images)
+    raise Preempted(signal.Signals(number).name, images if new else None)

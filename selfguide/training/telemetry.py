@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from selfguide.distributed import RankInfo
+from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import RunFolder, write_record
 from selfguide.training.advisor import Advisor
 from selfguide.training.engine.protocol import Step
@@ -27,15 +28,29 @@ class Telemetry:
 
     # checkpoints that this attempt found damaged, as `training.resume` describes them
     damaged: Sequence[Mapping[str, Any]] = ()
+    # of the checkpoint that this attempt goes on from; None from scratch
+    resumed_from: int | None = None
 
-    def __init__(self, run: RunFolder, attempt: int, rank_info: RankInfo, total: int) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        attempt: int,
+        rank_info: RankInfo,
+        total: int,
+        status: RankStatus | None = None,
+    ) -> None:
+        """`status` is what this rank is at, which others read and ask to stop."""
+        self.status = status or RankStatus()
+        self._save_s: float | None = None  # of the slowest checkpoint
         self._rank_info, self._total = rank_info, total
         self._progress = run.attempt(attempt) / "progress.json"
         self._scalars = run.metrics / f"train-{attempt:04d}.jsonl"
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor | int] = {}
         self._stepped = 0
-        self._waited, self._substituted, self._steps = 0.0, 0, 0  # of this rank's data
+        # of this rank's data: so far, and at the last report
+        self._waited, self._substituted, self._steps = 0.0, 0, 0
+        self._reported = (0.0, 0)
         self._rates: dict[str, Any] = {}  # of the last report, for those who wait for a checkpoint
         self._since = time.monotonic()
         self._images: int | None = None
@@ -59,9 +74,8 @@ class Telemetry:
         self._stepped += 1
 
     def read(self, waited: float, substituted: int) -> None:
-        """Of one step: seconds this rank waited for its data, and images that stood in for damaged ones."""
-        self._waited += waited
-        self._substituted += substituted
+        """After a step: of the stream so far, seconds this rank waited, and images that stood in for damaged ones."""
+        self._waited, self._substituted = waited, substituted
         self._steps += 1
 
     def report(self, images: int, **extra: Any) -> dict[str, Any]:
@@ -115,8 +129,9 @@ class Telemetry:
         """
         if not self._steps:
             return {}
-        sums = torch.tensor([self._waited, self._substituted], dtype=torch.float64)
-        longest = torch.tensor(self._waited, dtype=torch.float64)
+        mine = self._waited - self._reported[0]
+        sums = torch.tensor([mine, self._substituted - self._reported[1]], dtype=torch.float64)
+        longest = torch.tensor(mine, dtype=torch.float64)
         if dist.is_initialized():
             dist.all_reduce(sums)
             dist.all_reduce(longest, op=dist.ReduceOp.MAX)
@@ -126,20 +141,27 @@ class Telemetry:
             "data_wait_max": longest.item() / self._steps,
             "data_share": longest.item() / max(elapsed, 1e-9),
         }
-        self._waited, self._substituted, self._steps = 0.0, 0, 0
+        self._reported, self._steps = (self._waited, self._substituted), 0
         return found | ({"substituted": int(substituted)} if substituted else {})
 
     def say(self, section: str, images: int, **extra: Any) -> None:
         """What the run is doing now, for those who wait for it."""
+        self.status.enter(section)
         if self._rank_info.rank:
             return
         facts = self._rates | extra
         rate = facts.get("images_per_s")
         eta = (self._total - images) / rate if rate else None
-        record = {"section": section, "images": images, "of": self._total, "eta_s": eta, **facts}
+        record = {"section": section, "images": images, "of": self._total, "eta_s": eta}
+        record |= {"resumed_from": self.resumed_from, "save_s": self._save_s, **facts}
         if self.damaged:
             record["damaged"] = self.damaged
         write_record(self._progress, record, replace=True)
+
+    def saved(self, images: int, seconds: float) -> None:
+        """A checkpoint took so long."""
+        self._save_s = max(seconds, self._save_s or 0.0)
+        self.status.saved = images
 
     def restart(self, images: int) -> None:
         """Forgets the time since the last report: the rate should be of training alone."""

@@ -32,6 +32,14 @@ class Prefetch(Generic[T]):
         finally:
             self.waited += time.perf_counter() - started
 
+    def ready(self, count: int, timeout_s: float = 0.0) -> bool:
+        """Returns whether `count` items, or the error that comes instead, are there within `timeout_s` seconds."""
+        started = time.perf_counter()
+        try:
+            return self._buffer.holds(count, timeout_s)
+        finally:
+            self.waited += time.perf_counter() - started
+
     def close(self) -> None:
         """Ends the thread, at the latest when the item it is at is made or fails. May be called twice."""
         self._buffer.stop()
@@ -84,6 +92,12 @@ class _Buffer(Generic[T]):
             item = self._items.popleft()
             self._changed.notify_all()
             return item
+
+    def holds(self, count: int, timeout_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: len(self._items) >= count or self._error is not None, timeout_s
+            )
 
     def stop(self) -> None:
         with self._changed:

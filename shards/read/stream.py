@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 LAST = 1 << 60  # position that may be begun at: sums with it still fit 64 bits
-AHEAD = 4  # micro-batches ready before they are asked for
+AHEAD = 4  # micro-batches ready before they are asked for, at least
 _PLANNED = (
     8192  # positions whose ordinals are computed at a time; small calls cost 30 times as much
 )
@@ -105,7 +105,9 @@ class _Batches:
     ) -> None:
         self._reader, self._share = reader, share
         batches = _batches(reader, plan, share, window)
-        self._ahead = Prefetch(batches, AHEAD, f"shards-{share.rank}")
+        # what two global batches take from this rank, so that whether both are there can be asked
+        depth = max(AHEAD, 2 * share.micro_batches)
+        self._ahead = Prefetch(batches, depth, f"shards-{share.rank}")
 
     def close(self) -> None:
         """Ends the background threads, and what they wait for. May be called twice."""
@@ -158,6 +160,13 @@ class Stream(_Batches):
     def waited(self) -> float:
         """Seconds that `next` has spent waiting for data."""
         return self._ahead.waited
+
+    def ready(self, batches: int, timeout_s: float = 0.0) -> bool:
+        """Returns whether what this rank takes of the next 1 or 2 global batches is there within `timeout_s` seconds.
+
+        So is an error that comes in their place, which `next` raises.
+        """
+        return self._ahead.ready(batches * self._share.micro_batches, timeout_s)
 
     @property
     def position(self) -> int:

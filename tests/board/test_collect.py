@@ -249,16 +249,23 @@ def failed(images: int) -> EvaluationRecord:
     return record(images, None, status="failed", protocol_key="", message="out of memory")
 
 
+DONE = {"published": (50, 100), "state": State("finished")}
 STATES: list[tuple[Mapping[str, Any], tuple[EvaluationRecord, ...], list[str]]] = [
-    ({"attempts": 0, "state": State("new")}, (), ["not started"]),
-    ({"seen": 10}, (), ["training"]),
+    ({"attempts": 0, "state": State("new")}, (), ["new"]),
+    ({"seen": 10}, (), ["running"]),
     ({"state": State("queued")}, (), ["queued"]),
-    ({"published": (50,), "unscored": (50,)}, (), ["training", "1 to score"]),
-    ({"published": (50, 100), "unscored": (100,)}, (record(50, 9.0),), ["trained", "1 to score"]),
-    ({"published": (50, 100)}, (), ["trained"]),
+    ({"published": (50,), "unscored": (50,)}, (), ["running", "1 to score"]),
+    (DONE | {"unscored": (100,)}, (record(50, 9.0),), ["finished", "1 to score"]),
+    (
+        DONE | {"state": State("evaluating"), "unscored": (50, 100)},
+        (),
+        ["evaluating", "2 to score"],
+    ),
+    (DONE, (), ["finished"]),
+    (DONE | {"unscored": (100,)}, (failed(100),), ["finished", "1 to score"]),
     ({"published": (50, 100)}, (record(50, 9.0), record(100, 7.0)), ["final"]),
     ({"published": (50, 100)}, (failed(50), record(100, 7.0)), ["final", "1 not scored"]),
-    ({"published": (50,)}, (failed(50), record(50, 7.0, attempt=2)), ["training"]),
+    ({"published": (50,)}, (failed(50), record(50, 7.0, attempt=2)), ["running"]),
     ({"state": State("failed", "rank 0: NaN loss")}, (), ["failed"]),
     ({"state": State("cancelled")}, (), ["cancelled"]),
     ({"state": State("unknown", "no answer")}, (), ["unknown"]),
@@ -280,7 +287,7 @@ def test_the_chips_of_a_row_count_its_runs() -> None:
     runs = [run("e", seed, record(100, 7.0)) for seed in (0, 1)]
     runs.append(run("e", 2, record(50, 9.0), published=(25, 50), unscored=(25,)))
     (row,) = only_rows(*runs)
-    assert [chip.label for chip in row.chips] == ["2 final", "1 training", "1 to score"]
+    assert [chip.label for chip in row.chips] == ["2 final", "1 running", "1 to score"]
 
 
 def test_a_run_without_scores_waits() -> None:

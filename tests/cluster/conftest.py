@@ -6,12 +6,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from slurm import crew
 from slurm.devcluster import Cluster, down, up
+from tests.cluster.bed import Bed, finishes, gone, learned, until
 from tests.s3.conftest import server  # noqa: F401 - a fixture of these tests, too
 
 
@@ -56,3 +58,31 @@ def state() -> Iterator[Path]:
             down(folder)
         else:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def bed_of_session(
+    devcluster: Cluster, digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bed:
+    folder = tmp_path_factory.mktemp("bed")
+    return Bed(devcluster, digits, folder / "runs", folder)
+
+
+@pytest.fixture(scope="session")
+def unharmed(bed_of_session: Bed) -> dict[str, str]:
+    """What the run of all cells learns where nothing happens to it."""
+    run = bed_of_session.submit("unharmed")
+    view = finishes(bed_of_session, run)
+    assert view.tries == 1
+    gone(bed_of_session, run)
+    return learned(run)
+
+
+@pytest.fixture
+def bed(bed_of_session: Bed, tmp_path: Path) -> Iterator[Bed]:
+    """The cluster with nothing on it, and nothing left of the test afterwards."""
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    yield replace(bed_of_session, runs=tmp_path / "runs", faults=faults)
+    bed_of_session.ask("scancel", "--me")
+    until(lambda: not bed_of_session.ask("squeue", "--noheader"), "all jobs are gone")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +19,11 @@ from launcher import attempt, backends, cancel, jobs, submit, watch
 from launcher.backends import slurm
 from launcher.folder import Attempt
 from launcher.reconcile import act, decide
-from launcher.reconcile.view import read
+from launcher.reconcile.view import LOOK_S, read
 from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder, read_record
 from shards.errors import UserError
+from slurm import processes
 from slurm.devcluster import Cluster
 
 pytestmark = pytest.mark.cluster
@@ -60,6 +63,8 @@ def settings(digits: Path, tmp_path: Path) -> list[str]:
         "train.log_every=640",
         "train.warmup_images=0",
         "evaluation=none",
+        # a successor would train where a payload has ended
+        "cluster.restart=none",
     ]
 
 
@@ -195,3 +200,75 @@ def test_without_a_cluster_the_cure_is_named(
     with pytest.raises(UserError, match="make cluster-up"):
         send(settings)
     assert "SLURM_CONF" in os.environ
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind", "name"),
+    [("crash", "crash", "SIGSEGV"), ("vanish", "killed", "SIGKILL")],
+)
+def test_rank_ended_by_a_signal_is_named_with_it_though_slurm_accounts_for_nothing(
+    payloads: ModuleType,
+    settings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    payload: str,
+    kind: str,
+    name: str,
+) -> None:
+    monkeypatch.setattr(attempt, "train", getattr(payloads, payload))
+    at = send(settings, "cluster.restart=none")
+    until(lambda: ended(at))
+    found = decide.cause(read(at.run).newest)
+    assert (found.kind, found.rank, found.type) == (kind, "1", name)
+
+
+def test_job_cancelled_at_slurm_is_told_from_one_that_the_launcher_cancelled(
+    payloads: ModuleType, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "train", payloads.nap)
+    at = send(settings, "cluster.restart=none")
+    until(lambda: len(read(at.run).newest.starts) == 4)
+    subprocess.run(["scancel", read_record(at.job)["id"]], check=True)
+    until(lambda: ended(at))
+    assert decide.cause(read(at.run).newest).kind == "outside"
+    # as it is when the controller has forgotten the job
+    act.keep_endings(read(at.run))
+    monkeypatch.setattr(slurm.Slurm, "endings", lambda self, records, *_: [{}] * len(records))
+    assert decide.cause(read(at.run).newest).kind == "outside"
+    assert decide.next_attempt(read(at.run)).action == "start"
+
+
+def test_controller_that_hangs_leaves_states_unknown_at_once_and_a_cancel_for_later(
+    payloads: ModuleType,
+    devcluster: Cluster,
+    settings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(attempt, "train", payloads.nap)
+    at = send(settings)
+    until(lambda: decide.state(read(at.run)).word == "running")
+    (controller,) = [
+        each for each in processes.members(devcluster.state) if each.name == "slurmctld"
+    ]
+    os.kill(controller.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "launcher.runs", "--runs", str(tmp_path / "runs"), "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        # the interpreter's start and a neighbour's load are no part of the patience
+        assert time.monotonic() - began < LOOK_S + 4.0
+        assert json.loads(done.stdout)[0]["state"] == "unknown"
+        monkeypatch.setattr(slurm, "ANSWER_S", 1.0)
+        with pytest.raises(UserError, match="recorded"):
+            cancel.cancel(at.run)
+        assert decide.state(read(at.run, patience_s=1.0)).word == "unknown"
+        assert decide.next_attempt(read(at.run, patience_s=1.0)).kind == "cancelled"
+    finally:
+        os.kill(controller.pid, signal.SIGCONT)
+        monkeypatch.setattr(slurm, "ANSWER_S", 20.0)
+    assert watch.tend(read(at.run)) and decide.state(read(at.run)).word == "cancelled"
+    assert subprocess.check_output(["squeue", "--me", "--noheader"], text=True) == ""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from safetensors.torch import load_file
 
 from launcher.cancel import cancel
 from selfguide.spec.records import records
-from selfguide.spec.run import RunFolder
+from selfguide.spec.run import RunFolder, read_record
+from shards.wait import wait_until
 
 SHORT = ["train.images=25_600", "train.snapshot_every=5_120", "train.checkpoint_every=12_800"]
 FINAL = "img-000025600"
@@ -139,6 +141,33 @@ def test_killing_every_evaluation_leaves_the_weights_bitwise_equal(
     assert undisturbed.keys() == found.keys()
     for name, tensor in undisturbed.items():
         assert torch.equal(tensor, found[name]), name
+
+
+@pytest.mark.slow
+def test_cancelling_and_submitting_again_leaves_the_weights_bitwise_equal(
+    digits: Path, demo: tuple[RunFolder, str], runs: Path
+) -> None:
+    words = ["experiment=digits_dit", f"data.root={digits}", *SHORT, "evaluation=none"]
+    done = command("launcher.submit", f"runs={runs}", "cluster=local", *words)
+    assert done.returncode == 0, done.stderr
+    (description,) = runs.glob("*/*/run.json")
+    run = RunFolder(description.parent)
+    assert wait_until(lambda: progress(run, 1).get("images"), timeout_s=120)
+    cancel(run)
+    ends = [json.loads(p.read_text()) for p in sorted(run.attempt(1).glob("exit-*.json"))]
+    assert [(e["class"], e["code"]) for e in ends] == [("preempted", 75)] * 2
+    saved = ends[0]["saved"]
+    assert 0 < saved < 25_600 and {e["images"] for e in ends} == {saved} == set(run.saved())
+    submit(runs, *words)
+    assert progress(run, 2)["resumed_from"] == saved
+    undisturbed, found = weights(demo[0]), weights(run)
+    assert undisturbed.keys() == found.keys()
+    for name, tensor in undisturbed.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+def progress(run: RunFolder, attempt: int) -> dict[str, Any]:
+    return read_record(run.attempt(attempt) / "progress.json") or {}
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@
 #SBATCH --ntasks-per-node=8
 #SBATCH --open-mode=append
 #SBATCH --output={runs}/in1k_dit/RUN-ID/attempts/0001/job/%j_0_log.out
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@91
 #SBATCH --time=1440
 
 # setup

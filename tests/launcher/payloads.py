@@ -11,9 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import launcher
+from launcher.attempt import entry
 from launcher.attempt.entry import run_rank
 from selfguide.spec.config import Config, build
 from selfguide.spec.files import read_config
+from selfguide.spec.rank_status import Preempted, RankStatus
 from selfguide.spec.records import EvaluationRecord, Protocol
 from selfguide.spec.run import RunFolder
 from shards import storage
@@ -59,6 +61,44 @@ def fall(folder: str) -> None:
     run_rank(Path(folder), work)
 
 
+def train_until_asked(folder: str) -> None:
+    """Trains for ever; where a rank is asked to stop, all save 640 images and end, each in its own time."""
+    status = RankStatus()
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        status.start(0)
+        status.begun = True
+        (Path(folder) / f"ready-{rank}").touch()
+        wait_until(lambda: status.stop)
+        (Path(folder) / f"asked-{rank}").touch()
+        wait_until(lambda: (Path(folder) / f"save-{rank}").exists())
+        raise Preempted("SIGTERM", 640)
+
+    run_rank(Path(folder), work, status)
+
+
+def fall_in_training(folder: str) -> None:
+    """Rank 1 raises, and the others wait for it in a collective."""
+    status = RankStatus()
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        status.start(0)
+        status.begun = True
+        (Path(folder) / f"ready-{rank}").touch()
+        if rank == 1:
+            wait_until((Path(folder) / "ready-0").exists, timeout_s=60)
+            raise MemoryError("of rank one")
+        time.sleep(600)
+
+    run_rank(Path(folder), work, status)
+
+
+def hang_at_the_end(folder: str) -> None:
+    """All is done, but leaving the group never ends."""
+    entry.END_S = 0.5
+    run_rank(Path(folder), lambda rank, local_rank, world: None, leave=lambda: time.sleep(600))
+
+
 def vanish(folder: str) -> None:
     """Rank 1 is killed as the kernel kills, the others wait for it for ever."""
 
@@ -67,6 +107,17 @@ def vanish(folder: str) -> None:
             # rank 0 handles signals from here on, and leaves a record of how it was ended
             wait_until((Path(folder) / "start-0.json").exists, timeout_s=60)
             os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+
+    run_rank(Path(folder), work)
+
+
+def crash(folder: str) -> None:
+    """Rank 1 falls in native code; rank 0 works on until it is ended."""
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSEGV)
         time.sleep(600)
 
     run_rank(Path(folder), work)
@@ -121,6 +172,18 @@ def score_second_time(request: str) -> None:
     def work(rank: int, local_rank: int, world: int) -> None:
         if json.loads(Path(request).read_text())["attempt"] == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        _score(Path(request))
+
+    run_rank(Path(request).parent, work)
+
+
+def preempted_evaluation(request: str) -> None:
+    """Is asked to end, as a preemption would, at the first four attempts of every snapshot."""
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        if json.loads(Path(request).read_text())["attempt"] <= 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
         _score(Path(request))
 
     run_rank(Path(request).parent, work)

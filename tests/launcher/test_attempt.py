@@ -14,8 +14,9 @@ import pytest
 
 from launcher import attempt, watch
 from launcher.attempt.exits import Exit, exit_path
+from selfguide.spec.rank_status import Preempted, RankStatus
 from selfguide.spec.run import Fenced, read_record, write_record
-from shards.errors import UserError
+from shards.errors import DamagedError, StoreError, UserError
 
 
 @pytest.mark.parametrize(
@@ -36,17 +37,37 @@ def test_job_functions_are_pickled_by_the_names_of_earlier_code_copies(
 
 @pytest.mark.parametrize(
     ("error", "code", "kind"),
-    [(UserError("x=1"), 2, "user"), (Fenced("late"), 1, "fenced"), (ValueError("odd"), 1, "error")],
+    [
+        (UserError("x=1"), 2, "user"),
+        (Fenced("late"), 1, "fenced"),
+        (Preempted("SIGTERM", 640), 75, "preempted"),
+        (Preempted("SIGUSR2", None), 76, "preempted"),
+        (MemoryError(), 84, "memory"),
+        (RuntimeError("CUDA error: out of memory"), 84, "memory"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("torch's own"), 84, "memory"),
+        (FloatingPointError("loss is nan"), 86, "numeric"),
+        (OSError(28, "No space left on device"), 87, "storage"),
+        (StoreError("no answer"), 87, "storage"),
+        (DamagedError("other bytes"), 87, "storage"),
+        (TimeoutError("no rendezvous"), 1, "error"),
+        (ConnectionResetError("peer"), 1, "error"),
+        (RuntimeError("odd"), 1, "error"),
+        (SystemExit(7), 7, "error"),
+        (SystemExit(0), 1, "error"),
+    ],
 )
 def test_exit_of_an_exception_has_its_code_and_kind(
-    tmp_path: Path, error: Exception, code: int, kind: str
+    tmp_path: Path, error: BaseException, code: int, kind: str
 ) -> None:
+    status = RankStatus(section="train", images=704)
     try:
         raise error
-    except Exception as raised:  # noqa: BLE001 - any kind
-        Exit.of(raised).write(exit_path(tmp_path, 3))
+    except BaseException as raised:  # noqa: BLE001 - any kind
+        Exit.of(raised, status).write(exit_path(tmp_path, 3))
     found = Exit.read(tmp_path, 3)
     assert found is not None and (found.code, found.kind) == (code, kind)
+    assert (found.images, found.section, found.type) == (704, "train", type(error).__name__)
+    assert found.saved == getattr(error, "saved", None)
     assert found.message == f"{type(error).__name__}: {error}" and "Traceback" in found.traceback
 
 

@@ -13,7 +13,7 @@ import payloads
 import pytest
 from waiting import until
 
-from launcher import backends, cancel, folder, follow, logs, resume, submit, usage, watch
+from launcher import backends, cancel, evaluate, folder, follow, logs, resume, submit, usage, watch
 from launcher import runs as runs_command
 from launcher.backends.local import Local
 from launcher.compose import experiments
@@ -200,7 +200,9 @@ def test_help_lists_every_experiment_with_its_line_and_an_example_each(
     assert max(map(len, said.splitlines())) <= 130
 
 
-@pytest.mark.parametrize("main", [runs_command.main, logs.main, cancel.main, resume.main])
+@pytest.mark.parametrize(
+    "main", [runs_command.main, logs.main, cancel.main, resume.main, evaluate.main]
+)
 def test_every_command_has_help(
     main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from waiting import REPOSITORY, until
 
 from launcher import backends, jobs
 from launcher.attempt.entry import rank_info
+from launcher.attempt.exits import Exit
 from launcher.backends import local
 from launcher.backends.protocol import clean
 from launcher.folder import Attempt
@@ -88,10 +89,67 @@ def test_the_first_failure_ends_all_and_is_the_one_reported(at: Attempt) -> None
     assert "rank one fell" in read_record(at.root / "exit-1.json")["traceback"]
 
 
-def test_a_killed_rank_leaves_no_record_and_is_named_all_the_same(at: Attempt) -> None:
-    record = started(at, payloads.vanish)
+def test_a_failure_in_training_ends_the_ranks_that_wait_for_it(at: Attempt) -> None:
+    record = started(at, payloads.fall_in_training)
     until(lambda: backends.state(record) == "gone")
+    ends = [Exit.read(at.root, rank) for rank in range(2)]
+    assert [(end.kind, end.code) for end in ends if end] == [("signal", 143), ("memory", 84)]
+    assert failure(at).startswith("rank 1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_the_controller_reaches_the_ranks_which_save_and_end(
+    at: Attempt, number: signal.Signals
+) -> None:
+    record = started(at, payloads.train_until_asked)
+    until(lambda: all((at.root / f"ready-{rank}").exists() for rank in range(2)))
+    os.kill(record["pid"], number)
+    until(lambda: all((at.root / f"asked-{rank}").exists() for rank in range(2)))
+    os.kill(record["pid"], number)
+    (at.root / "save-1").touch()
+    until(lambda: Exit.read(at.root, 1))
+    assert backends.state(record) == "running", "rank 0 still saves"
+    (at.root / "save-0").touch()
+    until(lambda: backends.state(record) == "gone")
+    ends = [Exit.read(at.root, rank) for rank in range(2)]
+    assert [(end.kind, end.code, end.saved) for end in ends if end] == [("preempted", 75, 640)] * 2
+
+
+def test_ranks_that_have_not_begun_to_train_are_preempted_at_once(at: Attempt) -> None:
+    """So is an evaluation, which has nothing to lose."""
+    record = started(at, payloads.nap)
+    until(lambda: all((at.root / f"start-{rank}.json").exists() for rank in range(2)))
+    assert backends.cancel(record)
+    ends = [Exit.read(at.root, rank) for rank in range(2)]
+    assert [(end.kind, end.code) for end in ends if end] == [("preempted", 76)] * 2
+
+
+def test_a_rank_that_hangs_while_it_leaves_is_ended_and_its_record_stays(at: Attempt) -> None:
+    record = started(at, payloads.hang_at_the_end)
+    until(lambda: backends.state(record) == "gone")
+    assert {Exit.read(at.root, rank).kind for rank in range(2)} == {"ok"}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("payload_name", "kind", "name"),
+    [("vanish", "killed", "SIGKILL"), ("crash", "crash", "SIGSEGV")],
+)
+def test_rank_ended_by_a_signal_leaves_no_record_and_is_named_with_the_signal(
+    at: Attempt, payload_name: str, kind: str, name: str
+) -> None:
+    record = started(at, getattr(payloads, payload_name))
+    until(lambda: backends.state(record) == "gone")
+    found = decide.cause(read(at.run).newest)
+    assert (found.kind, found.rank, found.type) == (kind, "1", name)
+    # what is known without the controller's word, as of attempts of earlier versions
+    local.ending_path(at.logs, record["id"]).unlink()
     assert failure(at).startswith("rank 1 left no exit record")
+
+
+def test_job_past_its_time_limit_is_not_its_ranks_failure(at: Attempt) -> None:
+    record = started(at, payloads.nap, timeout_min=0)
+    until(lambda: backends.state(record) == "gone")
+    assert decide.cause(read(at.run).newest).kind == "limit"
 
 
 def test_a_rank_that_was_ended_before_it_began_is_not_the_culprit(at: Attempt) -> None:

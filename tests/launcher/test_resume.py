@@ -12,7 +12,7 @@ from waiting import until
 
 from launcher import backends, cancel, resume, submit
 from launcher.folder import Attempt
-from launcher.reconcile import act, decide
+from launcher.reconcile import act, decide, launch
 from launcher.reconcile.view import read
 from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder, read_record
@@ -120,7 +120,7 @@ def test_extension_that_the_cluster_refuses_leaves_the_run_as_it_was(
         raise UserError("no room")
 
     before = finished.describe()
-    monkeypatch.setattr(act, "launch_attempt", refuse)
+    monkeypatch.setattr(launch, "launch_attempt", refuse)
     with pytest.raises(UserError, match="no room"):
         resume.main([str(finished.root), "train.images=2560"])
     assert finished.describe() == before and finished.attempt_numbers() == [1]

@@ -75,15 +75,26 @@ def test_killed_rank_is_named_by_runs_and_by_the_board(
     assert [chip.text for chip in chips(shown)] == ["failed"]
 
 
-def test_files_alone_show_that_a_killed_rank_ended_its_attempt(
-    settings: list[str], payload: Callable[..., None]
+def test_silent_cluster_leaves_a_killed_rank_unknown_and_a_whole_set_of_exit_records_ended(
+    runs: Path,
+    settings: list[str],
+    payload: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     payload(train=payloads.vanish)
     run = send(settings)
     until(lambda: ended(run))
-    view = read(run, ask=False)
-    assert view.newest.job.state == "unasked"
-    assert decide.state(view).word == "failed" and "rank 1 " in decide.state(view).reason
+    monkeypatch.setattr(backends, "states", lambda records, *_: ["unknown"] * len(records))
+    row, shown = listed(runs, capsys), on_board(runs)
+    assert row["state"] == shown.state.word == "unknown"
+    assert [chip.text for chip in chips(shown)] == ["unknown"]
+    # rank 1 was killed, and might as well work
+    write_record(
+        run.attempt(1) / "exit-1.json", {"code": 1, "class": "error", "message": "it fell"}
+    )
+    row, shown = listed(runs, capsys), on_board(runs)
+    assert row["state"] == shown.state.word == "failed"
 
 
 def test_finished_run_without_evaluation_waits_for_no_score(
@@ -93,7 +104,7 @@ def test_finished_run_without_evaluation_waits_for_no_score(
     run = send(settings)
     until(lambda: ended(run))
     (chip,) = chips(on_board(runs))
-    assert chip.text == "trained" and "score" not in chip.detail
+    assert chip.text == "finished" and "score" not in chip.detail
     assert str(decide.state(read(run))) == "finished"
 
 
@@ -108,7 +119,8 @@ def test_jobs_of_many_runs_are_asked_for_at_once(
         send(settings, f"seed={seed}")
     asked: list[int] = []
 
-    def states(records: list) -> list[str]:
+    def states(records: list, patience_s: float) -> list[str]:
+        assert patience_s <= 3.0
         asked.append(len(records))
         return ["unknown"] * len(records)
 
@@ -116,8 +128,6 @@ def test_jobs_of_many_runs_are_asked_for_at_once(
     views, problems = read_many(all_runs(runs))
     assert asked == [3] and problems == []
     assert {decide.state(view).word for view in views} == {"unknown"}
-    views, _ = read_many(all_runs(runs), unknown_is_unasked=True)
-    assert {view.newest.job.state for view in views} == {"unasked"}
 
 
 def test_history_holds_every_attempt_and_a_list_the_newest(

@@ -275,15 +275,15 @@ def test_what_all_ranks_and_attempts_substituted_is_judged_together(
 
 
 def reported(rank_info: RankInfo, folder: str) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
-    """Two lines of telemetry, of steps in which rank r waits r + 1 seconds by its own word; and large sums."""
+    """Two lines of telemetry, of steps in which rank r waits r + 1 seconds by its own count; and large sums."""
     telemetry = Telemetry(RunFolder(Path(folder)), 1, rank_info, 100)
     telemetry.restart(0)
-    for _ in range(2):
+    for step in (1, 2):
         telemetry.add(loss=1.0)
-        telemetry.read(rank_info.rank + 1.0, rank_info.rank)
+        telemetry.read(step * (rank_info.rank + 1.0), step * rank_info.rank)
     first = telemetry.report(20)
     telemetry.add(loss=1.0)
-    telemetry.read(0.0, 0)
+    telemetry.read(2 * (rank_info.rank + 1.0), 2 * rank_info.rank)
     large = EpochAudit(epoch=0, first=2**63 + 2**62, second=2**64 - 2)
     stream = SimpleNamespace(ended=[], under_way=lambda: [large])
     ((account),) = Epochs(stream, ()).carried()  # type: ignore[arg-type, misc]

@@ -18,6 +18,7 @@ from selfguide.spec.config import (
     PathConfig,
     TrainConfig,
 )
+from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import Fenced, Lease, RunFolder, image_folder, write_record
 from selfguide.training.checkpoint import prune
 from selfguide.training.job import work
@@ -43,7 +44,7 @@ def config(root: Path, backend: str = "torch", dtype: str = "fp32") -> Config:
     )  # fmt: skip
 
 
-def attempt(rank_info: RankInfo, cfg: Config, root: str) -> int:
+def attempt(rank_info: RankInfo, cfg: Config, root: str, status: RankStatus | None = None) -> int:
     """One attempt of the run in `root`."""
     run = RunFolder(Path(root))
     torch.distributed.barrier()
@@ -54,7 +55,7 @@ def attempt(rank_info: RankInfo, cfg: Config, root: str) -> int:
             write_record(run.run_json, {"images": IMAGES, "identity": {"data": data}})
     torch.distributed.barrier()
     lease = Lease(run, run.attempt_numbers()[-1])
-    telemetry = Telemetry(run, lease.number, rank_info, cfg.train.images)
+    telemetry = Telemetry(run, lease.number, rank_info, cfg.train.images, status)
     work(cfg, rank_info, lease, telemetry)
     return lease.number
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,10 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.distributed import RankInfo
 from selfguide.networks.student import build_student
 from selfguide.spec.config import Config, EngineConfig
+from selfguide.spec.rank_status import RankStatus
 from selfguide.training.engine.build import build_engine
+from selfguide.training.stop import StopVote
+from shards.read.stream import Stream
 from tools.bench.harness import Row, Variant, measure
 from tools.ranks import run_ranks
 
@@ -24,6 +28,13 @@ WORLD, BATCH = 2, 128
 def suite(repeats: int) -> list[Row]:
     config = compose(["experiment=digits_uncond", "cluster=local"])
     return run_ranks(WORLD, _timed, config, repeats)[0]
+
+
+class _AlwaysReady:
+    """A stream whose batches are there."""
+
+    def ready(self, batches: int, timeout_s: float = 0.0) -> bool:
+        return True
 
 
 def _timed(rank_info: RankInfo, config: Config, repeats: int) -> list[Row]:
@@ -55,4 +66,13 @@ def _timed(rank_info: RankInfo, config: Config, repeats: int) -> list[Row]:
             engine.step(1e-3)
 
         variants.append(Variant(name, step))
+        if engine_config.backend == "torch":
+            # what a step of training adds to it so that all ranks may be asked to stop
+            vote = StopVote(RankStatus(), cast(Stream, _AlwaysReady()))
+
+            def voted(step=step, vote=vote) -> None:  # type: ignore[no-untyped-def]
+                step()
+                vote.stop(at_once=False)
+
+            variants.append(Variant(f"{name}, asking at each step whether to stop", voted))
     return measure(variants, repeats=repeats, fence=dist.barrier)

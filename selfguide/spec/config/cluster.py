@@ -26,6 +26,9 @@ class ClusterConfig:
     qos: str | None = None
     timeout_min: Annotated[int, AtLeast(1)] = 24 * 60
     evaluation_timeout_min: Annotated[int, AtLeast(1)] = 120
+    # Slurm: what goes on with a run by itself when its job ends early. successor: a second job, which waits behind it;
+    # requeue: the same job once more, which Slurm holds for two minutes; none: nothing does
+    restart: Literal["successor", "requeue", "none"] = "successor"
     environment: dict[str, str] = field(default_factory=dict)
 
     @property

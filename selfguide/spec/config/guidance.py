@@ -19,6 +19,7 @@ from selfguide.spec.config.laws import (
     Within,
 )
 from selfguide.spec.config.model import Pooling
+from selfguide.spec.schedules import switch_after
 from selfguide.spec.sizes import row
 from selfguide.spec.unet import UNetArchitecture
 from selfguide.spec.uvit import UViTArchitecture
@@ -226,7 +227,7 @@ class OnlineGuidance(Guidance):
 
     def switch_images(self, train: TrainConfig) -> int:
         """A whole number of batches."""
-        return max(1, round(self.switch * (train.images // train.batch))) * train.batch
+        return switch_after(self.switch, train.images, train.batch)
 
     def head(self, net: Architecture) -> HeadSettings:
         layer = net.layer_of(self.layer, "guidance.layer")

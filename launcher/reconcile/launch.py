@@ -1,0 +1,257 @@
+"""Attempts of a run: submitted by a user, followed by the next one in a job that waited for that, or by the watcher.
+
+Behind every training job on Slurm waits a second one of the same name, its successor, which Slurm starts when the
+first is over. It asks `decide.next_attempt` whether the run goes on, and becomes the next attempt itself or leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launcher import backends, code_copy, jobs, new_attempt
+from launcher.backends import Job, Record
+from launcher.folder import Attempt
+from launcher.reconcile import act, decide
+from launcher.reconcile.act import WatchEntry
+from launcher.reconcile.view import AttemptView, RunView, read
+from selfguide.spec.config import Config
+from selfguide.spec.files import to_yaml
+from selfguide.spec.run import RunFolder, write_record
+from shards import storage
+from shards.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# between two looks of a job that waits to open an attempt
+LONGEST_NAP_S = 5.0
+# for ranks of the job before that were asked to end and still save: sites kill them after KillWait, mostly 30 s
+SAVING_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched:
+    """An attempt that was submitted."""
+
+    at: Attempt
+    job: Record
+    # None without evaluation
+    watcher: Record | None
+    # sentences for the user
+    notes: tuple[str, ...] = ()
+
+
+def check_jobs(config: Config, run: RunFolder, watch_entry: WatchEntry) -> list[str]:
+    """Asks the cluster about every job of the run before the first is queued; returns why they would wait, if they do.
+
+    Raises:
+        UserError: it would refuse one.
+    """
+    at, name = Attempt(run.attempt(1)), run.root.name
+    wanted = [jobs.training(config, at, name, run.slowest_save_s())]
+    if config.evaluation.protocol != "none":
+        wanted.append(jobs.evaluation(config, at, name, run.evals / "request.json"))
+        wanted.append(jobs.watcher(config, at, name, watch_entry, None))
+    # of all jobs the first says most
+    notes = [note for job in wanted for note in backends.of(config.cluster).check(job)]
+    return notes[:1]
+
+
+def launch_attempt(run: RunFolder, config: Config, watch_entry: WatchEntry) -> Launched:
+    """Opens the run's next attempt, and submits its training job, that job's successor and the run's watcher.
+
+    Raises:
+        UserError: the cluster refused them. Then nothing is queued.
+    """
+    if run.attempt_numbers():
+        dismiss(read(run))  # what waits behind an older attempt has nothing to follow any more
+    at, record = _submit_training(run, config, by_hand=True)
+    watcher = None
+    if config.evaluation.protocol != "none":
+        try:
+            watcher = act.launch_watcher(at, config, watch_entry, after=record)
+        except BaseException:
+            backends.cancel(record)
+            raise
+    try:
+        _queue_successor(at, config)
+    except UserError as error:
+        if watcher is not None:
+            note = f"no second job may wait behind this one, so the run's watcher looks after it: {error}"
+            return Launched(at=at, job=record, watcher=watcher, notes=(note,))
+        backends.cancel(record)
+        shutil.rmtree(at.root)
+        cluster = replace(config.cluster, restart="requeue")
+        done = launch_attempt(run, replace(config, cluster=cluster), watch_entry)
+        note = (
+            f"no second job may wait behind this one, so cluster.restart=requeue was taken: {error}"
+        )
+        return replace(done, notes=(*done.notes, note))
+    return Launched(at=at, job=record, watcher=watcher)
+
+
+def tend(view: RunView) -> bool:
+    """Has the run go on where it should and no job of it sees to that; returns whether it goes on by itself.
+
+    Raises:
+        UserError: the cluster refused its next attempt.
+    """
+    what = decide.next_attempt(view)
+    if what.action == "stop" or view.config is None or not _restarts(view.config):
+        dismiss(view)
+        return False
+    if what.action == "start":
+        go_on(view.folder)
+    return True
+
+
+def go_on(run: RunFolder) -> Attempt | None:
+    """Submits the run's next attempt where one is due and no job of the run waits to open it.
+
+    Raises:
+        UserError: the cluster refused it.
+    """
+    with new_attempt.submitting(run):
+        view = read(run)
+        at, config = view.newest, view.config
+        if at is None or config is None or not _restarts(config):
+            return None
+        following = decide.next_attempt(view)
+        early = decide.ended(at) + following.after_s > time.time()
+        # one that cannot be seen may be there
+        waits = at.successor is not None and at.successor.state != "gone"
+        if following.action != "start" or early or waits:
+            return None
+        act.keep_endings(view)
+        opened, _ = _submit_training(run, config, by_hand=False)
+        log.info(f"attempt {opened.number} follows: {following.reason}")
+        with _said(opened):
+            _queue_successor(opened, config)
+        return opened
+
+
+def read_in(run: RunFolder, job_id: str) -> RunView | None:
+    """Returns the view that the job of this id has of its run (`decide.seen_by`), with how the job before it ended."""
+    view = decide.seen_by(read(run), job_id)
+    at = view.newest if view else None
+    if view is None or at is None or at.job is None or at.job.ending:
+        return view
+    (ending,) = backends.endings([at.job.record])
+    told = replace(at, job=replace(at.job, ending=ending))
+    return replace(view, attempts=(*view.attempts[:-1], told))
+
+
+def take_over(run: RunFolder, job_id: str, logs: Path) -> tuple[Attempt | None, str]:
+    """Opens the run's next attempt in the job of this id, which runs already and writes its logs into `logs`.
+
+    It waits where the next attempt is not to begin at once, and where ranks of the one before still save: Slurm starts
+    a successor as soon as the job before it begins to end.
+
+    Returns:
+        The attempt, None where none follows, and the reason.
+    """
+    began = time.monotonic()
+    while True:
+        with new_attempt.submitting(run):
+            view = read_in(run, job_id)
+            if view is None or view.newest is None:
+                return None, "another job follows the newest attempt"
+            what, at = decide.next_attempt(view), view.newest
+            if what.action != "start":
+                return None, what.reason
+            if view.config is None:
+                return None, "; ".join(view.problems)
+            left = decide.ended(at) + what.after_s - time.time()
+            if _ends(at) and time.monotonic() < began + SAVING_S:
+                left = max(left, 0.5)
+            if left <= 0:
+                act.keep_endings(view)
+                return _open_in(view, view.config, job_id, logs), what.reason
+        log.info(f"attempt {at.number + 1} begins in {left:.0f} s: {what.reason}")
+        time.sleep(min(left, LONGEST_NAP_S))
+
+
+def _ends(at: AttemptView) -> bool:
+    """Whether ranks of an attempt may still work, whose job Slurm is ending."""
+    state = at.job.ending.get("state") if at.job else None
+    return state == "COMPLETING" and bool(at.starts - set(at.exits))
+
+
+def _open_in(view: RunView, config: Config, job_id: str, logs: Path) -> Attempt | None:
+    """The next attempt in a job that runs already; None where the run has been cancelled meanwhile."""
+    run, before = view.folder, view.newest
+    assert before is not None
+    at = Attempt(run.attempt(run.open_attempt()))
+    code_copy.share(before.files.code, at.code)
+    at.logs.symlink_to(os.path.relpath(logs, at.root))
+    job = _prepare_training(at, config, by_hand=False)
+    # where its Slurm is, as a submitter saw it: a node may have the configuration elsewhere
+    conf = {"conf": before.job.record.get("conf")} if before.job else {}
+    about = backends.new_record(config.cluster.kind, replace(job, folder=logs))
+    write_record(at.job, {**about, **conf, "id": job_id})
+    with _said(at):
+        _queue_successor(at, config, conf)
+    if not before.files.cancelled.exists():
+        return at
+    write_record(at.cancelled, {"by": "the cancellation of the attempt before"}, replace=True)
+    dismiss(read(run))
+    return None
+
+
+def dismiss(view: RunView) -> None:
+    """Cancels the jobs that wait behind training jobs of the run."""
+    for at in view.attempts:
+        if at.successor is not None and at.successor.state == "queued":
+            backends.cancel(at.successor.record)
+
+
+def _submit_training(run: RunFolder, config: Config, *, by_hand: bool) -> tuple[Attempt, Record]:
+    """The next attempt, and the record of its training job."""
+    at, (record,) = new_attempt.start(
+        run, config.cluster, lambda at: [_prepare_training(at, config, by_hand=by_hand)]
+    )
+    write_record(at.job, record)
+    return at, record
+
+
+def _prepare_training(at: Attempt, config: Config, *, by_hand: bool) -> Job:
+    """Writes what the ranks read; returns their job."""
+    storage.publish(str(at.config), to_yaml(config).encode())
+    job = jobs.training(config, at, at.run.root.name, at.run.slowest_save_s())
+    asked = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
+    asked |= {"world": job.nodes * job.tasks, "timeout_min": job.timeout_min, "by_hand": by_hand}
+    write_record(at.submission, asked)
+    return job
+
+
+def _queue_successor(at: Attempt, config: Config, more: Mapping[str, Any] | None = None) -> None:
+    """Queues the job that waits behind attempt `at`, where runs go on in that way here.
+
+    Raises:
+        UserError: the cluster refused it.
+    """
+    if _restarts(config) and config.cluster.restart == "successor":
+        job = jobs.successor(config, at, at.run.root.name, at.run.slowest_save_s())
+        record = backends.of(config.cluster).submit(job)
+        write_record(at.successor, {**record, **(more or {})})
+
+
+def _restarts(config: Config) -> bool:
+    """Whether runs go on by themselves where this config submits them."""
+    return backends.of(config.cluster).queues and config.cluster.restart != "none"
+
+
+@contextlib.contextmanager
+def _said(at: Attempt) -> Iterator[None]:
+    """In the run's own jobs a refused successor is no error: the watcher and the next submission look after it."""
+    try:
+        yield
+    except UserError as error:
+        log.warning(f"no job waits behind attempt {at.number}: {error}")

@@ -1,0 +1,167 @@
+"""The state of a run in words, and how far it is: the same for every command and the board."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from launcher.reconcile.attempts import failure, training_state
+from launcher.reconcile.evaluations import evaluating, newest_score, unscorable, unscored
+from launcher.reconcile.restart import next_attempt
+from launcher.reconcile.view import AttemptView, RunView
+
+Word = Literal[
+    "new", "queued", "running", "evaluating", "finished", "failed", "cancelled", "unknown"
+]
+
+NO_ANSWER = "the cluster does not answer, or the job runs on another machine"
+
+# the run goes no further by itself
+ENDED = ("finished", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of a run in one word, and what there is to add."""
+
+    word: Word
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if not self.reason:
+            return self.word
+        return f"{self.word}{', ' if self.word == 'finished' else ': '}{self.reason}"
+
+
+def state(view: RunView) -> State:
+    """Returns the state of the run; "finished" only where the final snapshot is published."""
+    at = view.newest
+    if at is None:
+        return State("new", "no attempt yet")
+    if view.finished:
+        return _finished(view)
+    training = training_state(view)
+    if training in ("queued", "running") and at.cancelled:
+        return State("queued" if training == "queued" else "running", "being cancelled")
+    if training == "queued":
+        return State("queued", _waits_for(at))
+    if training == "running":
+        return State("running")
+    if at.cancelled and (training == "gone" or at.cancel_done):
+        return State("cancelled")
+    if training == "unknown":
+        asked = "somebody asked to cancel it; " if at.cancelled else ""
+        fell = any(record["code"] for record in at.exits.values())
+        return State("unknown", f"{asked}{NO_ANSWER}{f'; {failure(view)}' if fell else ''}")
+    waits = at.successor is not None and at.successor.works
+    if waits and next_attempt(view).action == "start":
+        return State("queued", f"its next attempt waits; {failure(view) or 'the last one ended'}")
+    return State("failed", failure(view) or "ended before its last snapshot")
+
+
+def _finished(view: RunView) -> State:
+    waiting, failed = unscored(view), unscorable(view)
+    works = evaluating(view) if waiting else False
+    if works:
+        return State("evaluating", f"{counted(len(waiting), 'snapshot')} waiting for a score")
+    if works is None:
+        about = (
+            f"training has finished; whether {counted(len(waiting), 'snapshot')} without a score"
+        )
+        return State("unknown", f"{about} will get one is not known: {NO_ANSWER}")
+    parts = [f"{counted(len(waiting), 'snapshot')} without a score"] if waiting else []
+    parts += [f"{counted(len(failed), 'evaluation')} failed"] if failed else []
+    return State("finished", ", ".join(parts))
+
+
+def _waits_for(at: AttemptView) -> str:
+    if at.job is None:
+        return "being submitted"
+    job = at.job.record
+    return f"waits for {job['nodes']} x {job['tasks']} ranks on {job['kind']}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns "1 snapshot", "2 snapshots"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far training is; rates and the time left only while it runs."""
+
+    # of the trainer: joining, starting, train, snapshot, checkpoint, done
+    section: str | None
+    images: int
+    of: int
+    images_per_s: float | None
+    eta_s: float | None
+    loss: float | None
+    # of the time, the part that the slowest rank waited for data
+    data_share: float | None
+
+
+def progress(view: RunView) -> Progress:
+    """Returns how far training is, by the newest attempt's report and by what is published."""
+    report = view.newest.progress if view.newest else {}
+    live = state(view).word == "running"
+    return Progress(
+        section=report.get("section"),
+        images=max([int(report.get("images") or 0), *view.published[-1:]]),
+        of=view.images,
+        images_per_s=report.get("images_per_s") if live else None,
+        eta_s=report.get("eta_s") if live else None,
+        loss=report.get("loss"),
+        data_share=report.get("data_share") if live else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One row of `launcher.runs`."""
+
+    id: str
+    experiment: str
+    name: str | None
+    folder: str
+    state: Word
+    section: str | None
+    images: int
+    of: int
+    images_per_s: float | None
+    eta_s: float | None
+    loss: float | None
+    data_share: float | None
+    attempts: int
+    # cluster and job id
+    job: str | None
+    snapshots: int
+    scored: int
+    failed_evaluations: int
+    score: float | None
+    metric: str | None
+    score_images: int | None
+    message: str
+
+
+def summary(view: RunView) -> Summary:
+    """Returns the run as one row."""
+    current, newest, at = state(view), newest_score(view), view.newest
+    scored = {record.key for record in view.records if record.done}
+    return Summary(
+        id=view.id,
+        experiment=view.experiment,
+        name=view.name,
+        folder=str(view.folder.root),
+        state=current.word,
+        message=current.reason,
+        **asdict(progress(view)),
+        attempts=view.tries,
+        job=at.job.label if at and at.job else None,
+        snapshots=len(view.snapshots),
+        scored=len(scored),
+        failed_evaluations=len({record.key for record in view.records} - scored),
+        score=newest.score if newest else None,
+        metric=newest.metric if newest else None,
+        score_images=newest.images if newest else None,
+    )

@@ -1,0 +1,347 @@
+"""Evaluations that the cluster ends, that are asked for again, watchers that are lost, cancellations that fail.
+
+By a backend in memory, whose jobs are over as soon as they are submitted: no process is started here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import payloads
+import pytest
+
+from launcher import backends, cancel, evaluate, submit, watch
+from launcher import runs as runs_command
+from launcher.backends import Job, Record, State
+from launcher.backends.protocol import new_record
+from launcher.folder import Attempt
+from launcher.reconcile import act, decide, evaluations
+from launcher.reconcile.view import EvaluationView, JobView, ending_path, read
+from selfguide.spec.files import to_yaml
+from selfguide.spec.identity import digest, identity
+from selfguide.spec.records import records
+from selfguide.spec.run import RunFolder, write_record
+from shards.errors import UserError
+
+
+class Memory:
+    """A cluster in memory."""
+
+    poll_s = 0.0
+    queues = False
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, State] = {}
+        self.ends: dict[str, dict[str, Any]] = {}
+        # what an evaluation does with its request, before it is over
+        self.evaluate: Callable[[Path], None] = score
+        self.silent = False
+
+    def submit(self, job: Job) -> Record:
+        if self.silent:
+            raise UserError("no answer")
+        record = new_record("local", job) | {"id": str(len(self.jobs) + 1)}
+        self.jobs[record["id"]] = "gone"
+        if job.argument.endswith("request.json"):
+            self.evaluate(Path(job.argument))
+        return record
+
+    def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
+        return ["unknown" if self.silent else self.jobs[record["id"]] for record in records]
+
+    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Any]:
+        return [self.ends.get(record["id"], {}) for record in records]
+
+    def cancel(self, records: Sequence[Record]) -> int:
+        if self.silent:
+            raise UserError("Slurm did not cancel job 7: no answer")
+        live = [record["id"] for record in records if self.jobs[record["id"]] != "gone"]
+        self.jobs |= dict.fromkeys(live, "gone")
+        return len(live)
+
+    def strays(self, comment: str) -> list[Record]:
+        return []
+
+
+def score(request: Path) -> None:
+    payloads._score(request)
+
+
+def ends(**record: Any) -> Callable[[Path], None]:
+    """An evaluation that leaves this exit record."""
+    return lambda request: write_record(request.with_name("exit-0.json"), {"message": "", **record})
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
+    found = Memory()
+    monkeypatch.setitem(backends._BACKENDS, "local", lambda cluster, conf=None: found)
+    monkeypatch.setattr(act, "_current_code", lambda at: at.code)
+    monkeypatch.setattr(evaluations, "backoff", lambda failures: 0.0)
+    return found
+
+
+@pytest.fixture
+def run(runs: Path, settings: list[str], memory: Memory) -> RunFolder:
+    """A run of two snapshots whose training is over, with evaluation switched on and a watcher that is gone."""
+    return a_run(runs, settings, memory, "evaluation=fd_digits", snapshots=(640, 1280))
+
+
+def a_run(
+    runs: Path, settings: list[str], memory: Memory, *more: str, snapshots: Sequence[int] = ()
+) -> RunFolder:
+    config = submit.absolute(submit.resolve([*settings, *more]))
+    wanted = identity(config, submit.check_data(config))
+    made = RunFolder(Path(config.runs) / config.experiment / digest(wanted))
+    at = Attempt(made.attempt(1))
+    act.write_run(made, config, wanted)
+    at.root.mkdir(parents=True)
+    at.config.write_text(to_yaml(config))
+    write_record(at.submission, {"world": 2, "kind": "local"})
+    write_record(at.job, memory.submit(a_job(at)))
+    for images in snapshots:
+        payloads.publish(made, images)
+    lost_watcher(at, memory)
+    return made
+
+
+def a_job(at: Attempt) -> Job:
+    return Job(
+        function=payloads.nap,
+        argument="",
+        folder=at.logs,
+        code=at.code,
+        name="job",
+        comment=str(at.run.root),
+        timeout_min=5,
+    )
+
+
+def lost_watcher(at: Attempt, memory: Memory, submitted: float = 0.0) -> Record:
+    """A watcher that is no more."""
+    record = memory.submit(a_job(at)) | {"submitted": submitted}
+    write_record(at.watcher, record, replace=True)
+    return record
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Attempts whose watcher was started; nothing is."""
+    found: list[int] = []
+
+    def launch(at: Attempt, *_: object, **__: object) -> dict:
+        found.append(at.number)
+        return {"kind": "local", "id": "77"}
+
+    monkeypatch.setattr(act, "launch_watcher", launch)
+    return found
+
+
+def outcome(run: RunFolder) -> list[tuple[int, str]]:
+    return sorted((record.images, record.status) for record in records(run))
+
+
+def test_evaluations_that_the_cluster_ends_are_no_tries(run: RunFolder, memory: Memory) -> None:
+    def preempted(request: Path) -> None:
+        if json.loads(request.read_text())["attempt"] > 4:
+            score(request)
+        elif request.parent.name.endswith("2"):  # without a word of its own
+            memory.ends[str(len(memory.jobs))] = {"state": "NODE_FAIL"}
+        else:
+            ends(code=76, **{"class": "preempted"})(request)
+
+    memory.evaluate = preempted
+    watch.watch(run.root)
+    assert outcome(run) == [(640, "done"), (1280, "done")]
+    assert len(read(run).evaluations) == 10
+    assert str(decide.state(read(run))) == "finished"
+
+
+def test_evaluation_that_is_killed_each_time_is_given_up(run: RunFolder, memory: Memory) -> None:
+    memory.evaluate = lambda request: None
+    watch.watch(run.root)
+    assert outcome(run) == [(640, "failed"), (1280, "failed")]
+    assert len(read(run).evaluations) == 2 * evaluations.KILLS
+
+
+@pytest.mark.parametrize(
+    ("exit", "ending", "how"),
+    [
+        ({"code": 1, "class": "error"}, {}, "failed"),
+        ({"code": 0, "class": "ok"}, {}, "failed"),
+        ({"code": 2, "class": "user"}, {"state": "PREEMPTED"}, "user"),
+        ({"code": 143, "class": "signal"}, {}, "interrupted"),
+        ({"code": 76, "class": "preempted"}, {"state": "CANCELLED"}, "interrupted"),
+        ({"code": 76, "class": "preempted"}, {"state": "TIMEOUT"}, "failed"),
+        (None, {"state": "NODE_FAIL"}, "interrupted"),
+        (None, {"state": "OUT_OF_MEMORY"}, "failed"),
+        (None, {"signals": {"0": 11}}, "failed"),
+        (None, {"signals": {"0": 9}}, "killed"),
+        (None, {}, "killed"),
+    ],
+)
+def test_ending_of_an_evaluation_tells_its_own_failure_from_the_clusters(
+    exit: dict | None, ending: dict, how: str
+) -> None:
+    job = JobView(record={"submitted": 1.0}, state="gone", ending=ending)
+    each = EvaluationView(folder=Path("e"), key="img-1-a", images=1, attempt=1, job=job, exit=exit)
+    assert decide.ending_of(each) == how
+
+
+def test_evaluate_retries_what_failed_only_where_it_is_asked_to(
+    run: RunFolder, memory: Memory, launched: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory.evaluate = ends(code=1, **{"class": "error"})
+    watch.watch(run.root)
+    assert str(decide.state(read(run))) == "finished, 2 evaluations failed"
+    assert evaluate.main([str(run.root), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["snapshots"], told["failed"], launched) == ([], [640, 1280], [])
+    assert evaluate.main([str(run.root), "--retry"]) == 0
+    assert "2 snapshots to score" in capsys.readouterr().out and launched == [1]
+    memory.evaluate = score
+    watch.watch(run.root)
+    assert [record.status for record in records(run)].count("done") == 2
+    row = decide.summary(read(run))
+    assert (row.state, row.message, row.failed_evaluations, row.scored) == ("finished", "", 0, 2)
+
+
+def test_evaluate_of_a_run_without_evaluation_is_refused(
+    runs: Path, settings: list[str], memory: Memory
+) -> None:
+    made = a_run(runs, settings, memory, snapshots=(1280,))
+    with pytest.raises(UserError, match="evaluation=none"):
+        evaluate.evaluate(made, retry=False)
+
+
+def test_cancelled_evaluations_stay_ended_until_somebody_asks_again(
+    run: RunFolder, memory: Memory, launched: list[int]
+) -> None:
+    at = Attempt(run.attempt(1))
+    memory.jobs[lost_watcher(at, memory)["id"]] = "running"
+    assert [each["what"] for each in cancel.cancel(run)] == ["watcher"]
+    assert str(decide.state(read(run))) == "finished, 2 snapshots without a score"
+    assert watch.tend(read(run)) == [] and launched == []
+    watch.watch(run.root)
+    assert read(run).evaluations == ()
+    evaluate.evaluate(run, retry=False)
+    assert launched == [1]
+    memory.evaluate = score
+    watch.watch(run.root)
+    assert outcome(run) == [(640, "done"), (1280, "done")]
+
+
+def test_lost_watcher_is_replaced_by_any_command_that_sees_the_run(
+    run: RunFolder, runs: Path, launched: list[int], settings: list[str], memory: Memory
+) -> None:
+    assert runs_command.main(["--runs", str(runs)]) == 0
+    assert runs_command.main([str(run.root), "--json"]) == 0
+    submit.submit(submit.resolve([*settings, "evaluation=fd_digits"]))
+    assert launched == [1, 1, 1]
+    # one that was only just submitted may be gone because it had nothing to do
+    lost_watcher(Attempt(run.attempt(1)), memory, time.time())
+    assert watch.tend(read(run)) == []
+
+
+def test_watcher_of_an_older_attempt_is_the_runs_watcher(run: RunFolder) -> None:
+    write_record(run.attempt(2) / "submission.json", {"world": 2})
+    view = read(run)
+    assert view.newest.watcher is None and view.watcher == view.attempts[0].watcher
+
+
+def test_watcher_starts_the_next_one_before_its_time_limit(
+    run: RunFolder, launched: list[int]
+) -> None:
+    config = read(run).config
+    watch.watch(run.root, until=time.time() - 1)
+    assert launched == [1] and read(run).evaluations == ()
+    day = replace(config.cluster, timeout_min=24 * 60)
+    assert watch.renewal(replace(config, cluster=day), 0.0) == 24 * 3600 - watch.RENEW_S
+    short = replace(config.cluster, timeout_min=2)
+    assert watch.renewal(replace(config, cluster=short), 0.0) == 60.0
+    # one that has nothing left to do needs no next one
+    watch.watch(run.root)
+    watch.watch(run.root, until=time.time() - 1)
+    assert launched == [1]
+
+
+def test_cluster_that_refuses_for_long_leaves_snapshots_unscored_and_not_failed(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "REFUSED_S", 0.0)
+
+    def refuse(*_: object) -> None:
+        raise UserError("no more jobs for you")
+
+    monkeypatch.setattr(act, "start_evaluation", refuse)
+    watch.watch(run.root)
+    assert outcome(run) == []
+    assert str(decide.state(read(run))) == "finished, 2 snapshots without a score"
+
+
+def test_scores_are_neither_missing_nor_under_way_where_nobody_knows(
+    run: RunFolder, memory: Memory
+) -> None:
+    memory.silent = True
+    assert decide.state(read(run)).word == "unknown"
+    assert decide.submission(read(run), read(run).identity).action == "join"
+
+
+def test_cancel_that_fails_is_recorded_and_completed_by_the_next_command(
+    runs: Path, settings: list[str], memory: Memory
+) -> None:
+    run = a_run(runs, settings, memory)
+    memory.jobs[read(run).newest.job.record["id"]] = "running"
+    memory.silent = True
+    with pytest.raises(UserError, match="recorded") as raised:
+        cancel.cancel(run)
+    assert "\n" not in str(raised.value)
+    assert decide.state(read(run)).word == "unknown"
+    assert decide.next_attempt(read(run)).kind == "cancelled"
+    # nothing can be done yet, and nothing is tried
+    assert watch.tend(read(run)) == []
+    memory.silent = False
+    assert str(decide.state(read(run))) == "running: being cancelled"
+    assert runs_command.main(["--runs", str(runs)]) == 0
+    assert decide.state(read(run)).word == "cancelled" and read(run).newest.cancel_done
+    # a cluster that does not answer later changes nothing about it
+    memory.silent = True
+    assert decide.state(read(run)).word == "cancelled"
+
+
+def test_watcher_completes_a_cancellation(runs: Path, settings: list[str], memory: Memory) -> None:
+    run = a_run(runs, settings, memory, "evaluation=fd_digits")
+    memory.jobs[read(run).newest.job.record["id"]] = "running"
+    write_record(read(run).newest.files.cancelled, {"by": "me", "done": None})
+    watch.watch(run.root)
+    assert decide.state(read(run)).word == "cancelled" and read(run).newest.cancel_done
+
+
+def test_cancel_of_a_run_that_has_ended_records_nothing(run: RunFolder) -> None:
+    assert cancel.cancel(run) == [] and not read(run).newest.cancelled
+
+
+def test_endings_are_kept_for_when_the_scheduler_has_forgotten(
+    runs: Path, settings: list[str], memory: Memory
+) -> None:
+    run = a_run(runs, settings, memory)
+    job = read(run).newest.job.record["id"]
+    memory.ends[job] = {"state": "NODE_FAIL"}
+    act.keep_endings(read(run))
+    act.keep_endings(read(run))
+    del memory.ends[job]
+    assert decide.cause(read(run).newest).kind == "node"
+    assert ending_path(read(run).newest.files.job).name == "ended-job.json"
+
+
+def test_runs_of_other_users_are_left_alone(
+    run: RunFolder, launched: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert watch.tend(read(run)) == [] and launched == []
