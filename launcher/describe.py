@@ -21,6 +21,7 @@ def facts(config: Config) -> dict[str, Any]:
     batch, ranks = config.train.batch, config.ranks
     run_id = config.name or RUN_ID
     root = Path(config.runs).absolute() / config.experiment / run_id / "attempts" / "0001"
+    jobs.check_limit(config, None)
     job = jobs.training(config, Attempt(root), run_id)
     forward = 2 * net.forward_macs() / 1e9
     memory = ("weights", "gradients", "optimiser", "ema", "teacher")

@@ -34,12 +34,8 @@ def training(config: Config, at: Attempt, run_id: str, save_s: float | None = No
 
     Args:
         save_s: seconds that the run's slowest checkpoint has taken so far; estimated from its size where there is none.
-
-    Raises:
-        UserError: the time limit leaves no time to save.
     """
     cluster = config.cluster
-    warn_s = warning(config, save_s) if cluster.kind != "local" else 0
     return Job(
         function=attempt.train,
         argument=str(at.root),
@@ -54,7 +50,7 @@ def training(config: Config, at: Attempt, run_id: str, save_s: float | None = No
         cpus_per_task=cluster.cpus_per_task,
         mem_gb=cluster.mem_gb,
         timeout_min=cluster.timeout_min,
-        warn_s=warn_s,
+        warn_s=warning(config, save_s),
         requeue=successor_command(at, "--requeue") if cluster.restart == "requeue" else (),
         threads=_threads(cluster),
         environment=cluster.environment,
@@ -81,22 +77,30 @@ def successor_command(at: Attempt, *options: str) -> tuple[str, ...]:
 def warning(config: Config, save_s: float | None) -> int:
     """Returns how many seconds before its time limit Slurm has to warn a training job, so that it can save.
 
-    Twice the time of a save, which may have begun when the warning comes, and a margin.
-
-    Raises:
-        UserError: the time limit is not longer than that and one save more.
+    Twice the time of a save, which may have begun when the warning comes, and a margin; half of the limit at most.
     """
-    what = "took" if save_s is not None else "may take"
-    if save_s is None:
-        save_s = footprint(config).checkpoint / (BYTES_PER_S * config.nodes)
-    warn_s = math.ceil(2 * save_s + MARGIN_S)
-    needed = warn_s + save_s
-    if 60 * config.cluster.timeout_min <= needed:
+    wanted = math.ceil(2 * _save_s(config, save_s) + MARGIN_S)
+    return min(wanted, 30 * config.cluster.timeout_min)
+
+
+def check_limit(config: Config, save_s: float | None) -> None:
+    """Raises UserError where the time limit of training on Slurm is not longer than its warning and one save more."""
+    took = _save_s(config, save_s)
+    warn_s = math.ceil(2 * took + MARGIN_S)
+    needed, limit = warn_s + took, config.cluster.timeout_min
+    if config.cluster.kind != "local" and 60 * limit <= needed:
+        what = "may take" if save_s is None else "took"
         raise UserError(
-            f"cluster.timeout_min={config.cluster.timeout_min} leaves no time to train: a checkpoint {what} "
-            f"{save_s:.0f} s, and the job is warned {warn_s} s before its end; give at least {int(needed // 60) + 1}"
+            f"cluster.timeout_min={limit} leaves no time to train: a checkpoint {what} {took:.0f} s, and the job is "
+            f"warned {warn_s} s before its end; give at least {int(needed // 60) + 1}"
         )
-    return warn_s
+
+
+def _save_s(config: Config, measured: float | None) -> float:
+    """Seconds of a checkpoint, by its size where none was measured."""
+    if measured is not None:
+        return measured
+    return footprint(config).checkpoint / (BYTES_PER_S * config.nodes)
 
 
 def evaluation(config: Config, at: Attempt, run_id: str, request: Path) -> Job:

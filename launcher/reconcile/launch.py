@@ -54,6 +54,7 @@ def check_jobs(config: Config, run: RunFolder, watch_entry: WatchEntry) -> list[
     Raises:
         UserError: it would refuse one.
     """
+    jobs.check_limit(config, run.slowest_save_s())
     at, name = Attempt(run.attempt(1)), run.root.name
     wanted = [jobs.training(config, at, name, run.slowest_save_s())]
     if config.evaluation.protocol != "none":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +15,7 @@ from launcher import backends, jobs, submit
 from launcher.compose import compose
 from launcher.folder import Attempt
 from launcher.reconcile import act, decide, launch
+from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder, read_record, write_record
 from shards.errors import UserError
@@ -173,7 +176,8 @@ def test_ranks_that_still_save_are_waited_for_before_they_are_overtaken(
         naps.append(seconds)
         write_record(first.root / f"exit-{2 - len(naps)}.json", ended)
 
-    monkeypatch.setattr(launch.time, "sleep", save)
+    clock = SimpleNamespace(monotonic=time.monotonic, time=time.time, sleep=save)
+    monkeypatch.setattr(launch, "time", clock)
     at, _ = launch.take_over(run, "2", first.root / "successor")
     assert at is not None and len(naps) == 2
 
@@ -189,15 +193,18 @@ def test_a_cancelled_run_is_not_taken_over(slurm: Callable[..., Path], settings:
 
 @pytest.mark.parametrize(("save_s", "least"), [(None, 2), (100.0, 7)])
 def test_a_limit_without_time_to_save_is_refused_with_the_least_that_will_do(
-    save_s: float | None, least: int, tmp_path: Path
+    save_s: float | None, least: int
 ) -> None:
-    def job(minutes: int) -> jobs.Job:
+    def config(minutes: int) -> Config:
         words = ["experiment=digits_dit", "cluster=slurm", f"cluster.timeout_min={minutes}"]
-        return jobs.training(compose(words), Attempt(tmp_path / "attempts/0001"), "r", save_s)
+        return compose(words)
 
     with pytest.raises(UserError, match=rf"cluster.timeout_min={least - 1}.*at least {least}"):
-        job(least - 1)
-    assert job(least).warn_s == (61 if save_s is None else 260)
+        jobs.check_limit(config(least - 1), save_s)
+    jobs.check_limit(config(least), save_s)
+    # a run that goes on by itself is not stopped by a save that took longer than before
+    shown = [jobs.warning(config(minutes), save_s) for minutes in (least - 1, 2 * least + 2)]
+    assert shown == [30 * (least - 1), 61 if save_s is None else 260]
 
 
 def test_the_fallback_is_in_the_json_of_the_command(
