@@ -39,7 +39,7 @@ def library_network(net: Architecture) -> tuple[str, nn.Module, Forward]:
         raise UserError(
             f"this suite times diffusers' networks ({error}): pip install 'selfguide[vae]'"
         ) from error
-    made: nn.Module
+    made: Any
     if isinstance(net, DiTArchitecture):
         made = diffusers.DiTTransformer2DModel(**_dit(net))
     elif isinstance(net, UNetArchitecture):

@@ -15,6 +15,7 @@ import argparse
 from dataclasses import asdict
 
 from shards import transfer
+from tools import flags
 from tools.shards import report, sweep
 
 HELP = "copy a data set between folders and S3, verifying checksums"
@@ -25,7 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "source", metavar="FROM", help="folder or s3:// prefix that holds the data set"
     )
     parser.add_argument("target", metavar="TO", help="folder or s3:// prefix to write")
-    report.add_json(parser)
+    flags.add(parser, flags.JSON)
 
 
 def run(options: argparse.Namespace) -> int:

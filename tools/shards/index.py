@@ -30,6 +30,7 @@ from shards.format.members import Decode
 from shards.format.pictures import Picture
 from shards.write import indexing
 from shards.write.scan import Threshold
+from tools import flags
 from tools.shards import report
 
 HELP = "index existing WebDataset tars to read them in place"
@@ -76,7 +77,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="number or share of bad samples that may be left out (default 0)",
     )
     parser.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
-    report.add_json(parser)
+    flags.add(parser, flags.JSON)
 
 
 def _header(options: argparse.Namespace) -> Header:

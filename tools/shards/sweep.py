@@ -17,6 +17,7 @@ from pathlib import Path
 
 from shards import storage
 from shards.errors import StoreError, UserError
+from tools import flags
 from tools.shards import report
 
 HELP = "remove unfinished uploads and temporary files of killed writers"
@@ -33,7 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="HOURS",
         help="minimum age of what is removed (default 24)",
     )
-    report.add_json(parser)
+    flags.add(parser, flags.JSON)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,0 +1,67 @@
+"""Command lines of tools: a parser for each command, its flags as a table, and what flags have in common."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from shards.errors import UserError
+
+Flag = tuple[str, Any, Any, str]  # as it is typed, its type, default and help
+REQUIRED = object()
+JSON: Flag = ("--json", bool, False, "print one JSON object")
+RUNS: Flag = ("--runs DIR", str, "runs", "where runs are (runs)")
+OUT: Flag = ("--out DIR", str, REQUIRED, "the sidecar's folder")
+RUN = "id, name or folder of a run, or a snapshot's folder"
+
+
+def command(
+    module: str, about: str | None, *flags: Flag, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    """The parser of `python -m <module>`; the help shows `about` and `epilog` as they are written."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=about,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add(parser, *flags)
+    return parser
+
+
+def add(to: argparse._ActionsContainer, *flags: Flag) -> None:
+    """Adds flags and arguments to a parser or to a group of one.
+
+    `--count N` takes a value, `--size A B` two; `run RUN` is an argument without a flag. At the end of a value, `+`
+    stands for one or more, `*` for any number, `?` for one or none. The type bool takes no value, and a tuple lists the
+    values there are. What has the default `REQUIRED` must be given.
+    """
+    for typed, kind, default, text in flags:
+        name, *values = typed.split()
+        settings: dict[str, Any] = {"help": text}
+        if default is REQUIRED:
+            settings["required"] = True
+        else:
+            settings["default"] = default
+        if kind is bool:
+            settings["action"] = "store_true"
+        else:
+            settings["choices" if isinstance(kind, tuple) else "type"] = kind
+        if len(values) > 1:
+            settings |= {"nargs": len(values), "metavar": tuple(values)}
+        elif values:
+            shown = values[0].rstrip("+*?")
+            settings |= {"metavar": shown} if shown else {}
+            settings |= {"nargs": values[0][-1]} if values[0] != shown else {}
+        to.add_argument(name, **settings)
+
+
+def check_least(options: argparse.Namespace, least: int, *names: str) -> None:
+    """
+    Raises:
+        UserError: one of these options is given, and below `least`.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: take {least} or more")
