@@ -36,9 +36,12 @@ _SHOWN = 5
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", metavar="A", help="folder or s3:// prefix of one data set")
-    parser.add_argument("b", metavar="B", help="folder or s3:// prefix of the other")
-    flags.add(parser, flags.JSON)
+    flags.add(
+        parser,
+        ("a A", str, None, "folder or s3:// prefix of one data set"),
+        ("b B", str, None, "folder or s3:// prefix of the other"),
+        flags.JSON,
+    )
 
 
 def run(options: argparse.Namespace) -> int:

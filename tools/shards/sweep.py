@@ -24,17 +24,12 @@ HELP = "remove unfinished uploads and temporary files of killed writers"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "root", metavar="ROOT", help="folder or s3:// prefix; everything below it is swept"
+    flags.add(
+        parser,
+        ("root ROOT", str, None, "folder or s3:// prefix; everything below it is swept"),
+        ("--older HOURS", float, 24.0, "minimum age of what is removed (default 24)"),
+        flags.JSON,
     )
-    parser.add_argument(
-        "--older",
-        type=float,
-        default=24.0,
-        metavar="HOURS",
-        help="minimum age of what is removed (default 24)",
-    )
-    flags.add(parser, flags.JSON)
 
 
 def run(options: argparse.Namespace) -> int:
