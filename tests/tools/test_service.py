@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -13,8 +14,10 @@ import pytest
 
 from shards.errors import UserError
 from shards.wait import wait_until
-from slurm import processes, service
+from slurm import devcluster, processes, service
+from slurm.layout import MARK, boot_id, read_record
 from slurm.service import Programs, Service, StartError
+from tools.s3 import server
 
 
 def members(state: Path) -> list[processes.Process]:
@@ -149,3 +152,28 @@ def test_end_asks_first_and_kills_what_does_not_listen(state: Path) -> None:
     up(state, "trap : TERM; while :; do sleep 0.05; done")
     processes.end(lambda: members(state), asks=lambda process: True, grace=0.2)
     assert members(state) == []
+
+
+def test_records_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    store = {"boot": boot_id(), "store": "swift", "port": 1, "secrets": {"k": "s"}, "servers": {}}
+    (tmp_path / "s3.json").write_text(json.dumps({**store, "ready": True}))
+    found = server._read(tmp_path)
+    assert found is not None and found.made == [] and not found.alive()
+    assert server.find(tmp_path) is None
+    (tmp_path / "s3.json").write_text(json.dumps({"kind": "another"}))
+    with pytest.raises(UserError):
+        server.find(tmp_path)
+    cluster = {"format": MARK, "nodes": ["n1"], "gpus": 2, "boot": "b", "ports": [1, 2, 3]}
+    cluster |= {"daemons": {"munged": [7, 9]}, "made": ["/a"], "ready": True}
+    (tmp_path / "cluster.json").write_text(json.dumps(cluster))
+    record = read_record(tmp_path)
+    assert record is not None and devcluster.find(tmp_path) is None
+    assert (record.nodes, record.ports, record.daemons, record.made) == (
+        ("n1",),
+        (1, 2, 3),
+        {"munged": (7, 9)},
+        ("/a",),
+    )
+    (tmp_path / "cluster.json").write_text(json.dumps({**cluster, "format": "older"}))
+    with pytest.raises(UserError):
+        read_record(tmp_path)

@@ -15,17 +15,19 @@ import argparse
 from dataclasses import asdict
 
 from shards import transfer
+from tools import flags
 from tools.shards import report, sweep
 
 HELP = "copy a data set between folders and S3, verifying checksums"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "source", metavar="FROM", help="folder or s3:// prefix that holds the data set"
+    flags.add(
+        parser,
+        ("source FROM", str, None, "folder or s3:// prefix that holds the data set"),
+        ("target TO", str, None, "folder or s3:// prefix to write"),
+        flags.JSON,
     )
-    parser.add_argument("target", metavar="TO", help="folder or s3:// prefix to write")
-    report.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:

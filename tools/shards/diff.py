@@ -16,7 +16,7 @@ import numpy as np
 
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
-from tools.shards import report
+from tools import flags
 from tools.shards.inspect import keys_of
 
 HELP = "compare two data sets"
@@ -36,9 +36,12 @@ _SHOWN = 5
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", metavar="A", help="folder or s3:// prefix of one data set")
-    parser.add_argument("b", metavar="B", help="folder or s3:// prefix of the other")
-    report.add_json(parser)
+    flags.add(
+        parser,
+        ("a A", str, None, "folder or s3:// prefix of one data set"),
+        ("b B", str, None, "folder or s3:// prefix of the other"),
+        flags.JSON,
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -43,6 +43,7 @@ from shards.format.header import Header
 from shards.format.manifest import Manifest
 from shards.write.existing import find_existing
 from shards.write.plan import Plan
+from tools import flags
 from tools.shards import report, sweep
 
 if TYPE_CHECKING:
@@ -57,49 +58,47 @@ UNIT = (
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="folder or s3:// prefix of image shards")
-    parser.add_argument(
-        "--encoder", required=True, metavar="NAME", help="sd_vae, va_vae, or tiny (for digits)"
-    )
-    parser.add_argument(
-        "--weights",
-        metavar="PATH",
-        help="weights, a file or folder (default: SELFGUIDE_<NAME>, then the local hub cache)",
-    )
-    parser.add_argument(
-        "--statistics",
-        metavar="PATH",
-        help="mean and std of va_vae's latents (default: beside its weights)",
-    )
-    parser.add_argument(
-        "--content", default="moments", help="moments, sample or mean (default moments)"
-    )
-    parser.add_argument("--flips", action="store_true", help="also encode the mirror image")
-    parser.add_argument("--dtype", default="float16", help="float16 or float32 (default float16)")
-    parser.add_argument(
-        "--batch",
-        type=int,
-        default=32,
-        help="images in a batch of the encoder; the last bits may depend on it (default 32)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of --content sample (default 0)")
-    parser.add_argument(
-        "--workers", type=int, help="worker processes (default: one per GPU, at least 1)"
-    )
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
+    flags.add(
+        parser,
+        ("source SOURCE", str, None, "folder or s3:// prefix of image shards"),
+        ("--encoder NAME", str, flags.REQUIRED, "sd_vae, va_vae, or tiny (for digits)"),
+        (
+            "--weights PATH",
+            str,
+            None,
+            "weights, a file or folder (default: SELFGUIDE_<NAME>, then the local hub cache)",
+        ),
+        (
+            "--statistics PATH",
+            str,
+            None,
+            "mean and std of va_vae's latents (default: beside its weights)",
+        ),
+        ("--content", str, "moments", "moments, sample or mean (default moments)"),
+        ("--flips", bool, False, "also encode the mirror image"),
+        ("--dtype", str, "float16", "float16 or float32 (default float16)"),
+        (
+            "--batch",
+            int,
+            32,
+            "images in a batch of the encoder; the last bits may depend on it (default 32)",
+        ),
+        ("--seed", int, 0, "seed of --content sample (default 0)"),
+        ("--workers", int, None, "worker processes (default: one per GPU, at least 1)"),
+        ("--device", str, "auto", "cpu, cuda or cuda:N (default: a GPU if there is one)"),
     )
     array = parser.add_argument_group("as an array of jobs")
-    array.add_argument("--tasks", type=int, help="number of jobs that share the work; see above")
+    flags.add(array, ("--tasks", int, None, "number of jobs that share the work; see above"))
     array.add_argument(
         "--cluster",
         nargs="+",
         metavar=("NAME", "KEY=VALUE"),
         help="slurm, devcluster, local or auto, and its settings (default auto)",
     )
-    array.add_argument("--follow", action="store_true", help="wait until the jobs have ended")
-    array.add_argument(
-        "--runs", default="runs", metavar="DIR", help="folder of their logs (default runs)"
+    flags.add(
+        array,
+        ("--follow", bool, False, "wait until the jobs have ended"),
+        ("--runs DIR", str, "runs", "folder of their logs (default runs)"),
     )
     report.add_out(parser)
 

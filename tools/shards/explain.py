@@ -17,6 +17,7 @@ from shards import cli
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.read.stream import LAST
+from tools import flags
 from tools.shards import ordering, picture, report
 
 HELP = "list the samples of a batch, by images seen"
@@ -24,15 +25,10 @@ HELP = "list the samples of a batch, by images seen"
 
 def add(parser: argparse.ArgumentParser) -> None:
     report.add_root(parser)
-    parser.add_argument(
-        "--images", type=float, required=True, metavar="N", help="images seen, as in the logs"
-    )
-    parser.add_argument(
-        "--batch",
-        type=int,
-        default=16,
-        metavar="B",
-        help="list positions N - B to N - 1 (default 16)",
+    flags.add(
+        parser,
+        ("--images N", float, flags.REQUIRED, "images seen, as in the logs"),
+        ("--batch B", int, 16, "list positions N - B to N - 1 (default 16)"),
     )
     ordering.add_order(parser)
     picture.add(parser)

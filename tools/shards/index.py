@@ -30,53 +30,44 @@ from shards.format.members import Decode
 from shards.format.pictures import Picture
 from shards.write import indexing
 from shards.write.scan import Threshold
+from tools import flags
 from tools.shards import report
 
 HELP = "index existing WebDataset tars to read them in place"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "tars", nargs="+", metavar="TARS", help="tars, folders or s3:// prefixes of them"
+    flags.add(
+        parser,
+        ("tars TARS+", str, None, "tars, folders or s3:// prefixes of them"),
+        ("--out DIR", str, None, "folder of the index (default: the folder of the tars)"),
+        (
+            "--size",
+            int,
+            None,
+            "resize and centre-crop images to this many pixels a side (default: unchanged)",
+        ),
+        ("--channels", int, 3, "3 for RGB, 1 for grey (default 3)"),
+        (
+            "--image EXT",
+            str,
+            None,
+            "extension of the image (default: the first that is one), or of arrays: npy, npz, ten, tb",
+        ),
+        ("--encoder", str, None, "the arrays are latents of this encoder"),
+        ("--scale", float, 1.0, "normalise latents as (x - shift) * scale (default 1)"),
+        ("--shift", float, 0.0, "see --scale (default 0)"),
+        ("--label EXT", str, None, "cls or json:field (default: cls if the first sample has one)"),
+        ("--prefix-keys", bool, False, "prefix keys with the name of their tar"),
+        (
+            "--max-skipped N|P%",
+            str,
+            "0",
+            "number or share of bad samples that may be left out (default 0)",
+        ),
+        ("--workers", int, 1, "worker processes (default 1)"),
+        flags.JSON,
     )
-    parser.add_argument(
-        "--out", metavar="DIR", help="folder of the index (default: the folder of the tars)"
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        help="resize and centre-crop images to this many pixels a side (default: unchanged)",
-    )
-    parser.add_argument("--channels", type=int, default=3, help="3 for RGB, 1 for grey (default 3)")
-    parser.add_argument(
-        "--image",
-        metavar="EXT",
-        help="extension of the image (default: the first that is one), or of arrays: npy, npz, ten, tb",
-    )
-    parser.add_argument("--encoder", help="the arrays are latents of this encoder")
-    parser.add_argument(
-        "--scale",
-        type=float,
-        default=1.0,
-        help="normalise latents as (x - shift) * scale (default 1)",
-    )
-    parser.add_argument("--shift", type=float, default=0.0, help="see --scale (default 0)")
-    parser.add_argument(
-        "--label",
-        metavar="EXT",
-        help="cls or json:field (default: cls if the first sample has one)",
-    )
-    parser.add_argument(
-        "--prefix-keys", action="store_true", help="prefix keys with the name of their tar"
-    )
-    parser.add_argument(
-        "--max-skipped",
-        default="0",
-        metavar="N|P%",
-        help="number or share of bad samples that may be left out (default 0)",
-    )
-    parser.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
-    report.add_json(parser)
 
 
 def _header(options: argparse.Namespace) -> Header:

@@ -48,6 +48,7 @@ from shards.sources.made import LATENT_SCALE, SyntheticSource, digits_source
 from shards.sources.source import Source
 from shards.write import writer
 from shards.write.scan import SKIPPED, ScanCounts, Threshold, scan
+from tools import flags
 from tools.shards import report, sweep
 
 HELP = "write a data set"
@@ -63,20 +64,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         "scikit-learn's 1,797 scans of handwritten digits, 1 x 8 x 8",
         lambda o: _write(o, *digits_source()),
     )
-    synthetic = _kind(kinds, "synthetic", "Gaussian noise in the shape of latents", _synthetic)
-    synthetic.add_argument(
-        "--count", type=int, default=1024, help="number of samples (default 1024)"
+    _kind(
+        kinds,
+        "synthetic",
+        "Gaussian noise in the shape of latents",
+        _synthetic,
+        ("--count", int, 1024, "number of samples (default 1024)"),
+        ("--shape C H W", int, (4, 32, 32), ""),
+        ("--classes", int, 1000, "number of classes, 0 for no labels (default 1000)"),
+        ("--dtype", ("float16", "float32"), "float16", ""),
     )
-    synthetic.add_argument(
-        "--shape", type=int, nargs=3, default=(4, 32, 32), metavar=("C", "H", "W")
-    )
-    synthetic.add_argument(
-        "--classes",
-        type=int,
-        default=1000,
-        help="number of classes, 0 for no labels (default 1000)",
-    )
-    synthetic.add_argument("--dtype", choices=("float16", "float32"), default="float16")
 
 
 def _add_pictures(kinds: Any) -> None:
@@ -115,13 +112,15 @@ def _add_pictures(kinds: Any) -> None:
     for name, parser in parsers.items():
         several = name in ("tars", "parquet")
         parser.add_argument("paths" if several else "path", nargs="+" if several else None)
-        parser.add_argument(
-            "--size",
-            type=int,
-            help="resize and centre-crop images to this many pixels a side (default: unchanged)",
-        )
-        parser.add_argument(
-            "--channels", type=int, default=3, help="3 for RGB, 1 for grey (default 3)"
+        flags.add(
+            parser,
+            (
+                "--size",
+                int,
+                None,
+                "resize and centre-crop images to this many pixels a side (default: unchanged)",
+            ),
+            ("--channels", int, 3, "3 for RGB, 1 for grey (default 3)"),
         )
         parser.add_argument(
             "--layout",
@@ -133,102 +132,103 @@ def _add_pictures(kinds: Any) -> None:
     for name in ("tars", "parquet", "dataset"):
         field = "extension" if name == "tars" else "column"
         known = "cls or json:FIELD; cls" if name == "tars" else "label"
-        parsers[name].add_argument(
-            "--image", help=f"{field} of the image (default: the only one that can be)"
+        flags.add(
+            parsers[name],
+            ("--image", str, None, f"{field} of the image (default: the only one that can be)"),
+            ("--label", str, None, f"{field} of the label ({known} if there is one)"),
         )
-        parsers[name].add_argument(
-            "--label", help=f"{field} of the label ({known} if there is one)"
-        )
-    for name in ("parquet", "dataset"):
-        parsers[name].add_argument("--key", help="column of keys (default: row numbers)")
-    parsers["tars"].add_argument(
-        "--prefix-keys", action="store_true", help="prefix keys with the name of their tar"
-    )
-    parsers["dataset"].add_argument("--split", help="split of a saved DatasetDict")
-    parsers["voc"].add_argument("--split", default="trainval", help="split (default trainval)")
-    parsers["coco"].add_argument("--split", default="train2017", help="split (default train2017)")
+    key: flags.Flag = ("--key", str, None, "column of keys (default: row numbers)")
+    own: dict[str, tuple[flags.Flag, ...]] = {
+        "tars": (("--prefix-keys", bool, False, "prefix keys with the name of their tar"),),
+        "parquet": (key,),
+        "dataset": (key, ("--split", str, None, "split of a saved DatasetDict")),
+        "voc": (("--split", str, "trainval", "split (default trainval)"),),
+        "coco": (("--split", str, "train2017", "split (default train2017)"),),
+    }
+    for name, its_own in own.items():
+        flags.add(parsers[name], *its_own)
 
 
 def _add_arrays(kinds: Any) -> None:
     """Sources whose samples are arrays."""
-    archive = _kind(
+    path: flags.Flag = ("path", str, None, "")
+    _kind(
         kinds,
         "cifar",
         "CIFAR-10 or CIFAR-100, the published tar.gz for Python",
         lambda o: _list(o, arrays.cifar(o.path, o.split)),
+        path,
+        ("--split", ("train", "test"), "train", "(default train)"),
     )
-    archive.add_argument("path")
-    archive.add_argument(
-        "--split", default="train", choices=("train", "test"), help="(default train)"
+    _kind(
+        kinds,
+        "numpy",
+        "a .npy or .npz of images or latents, (N, C, H, W) or (N, H, W, C)",
+        _numpy,
+        path,
+        ("--x", str, None, "array of a .npz that holds the samples (default: its first)"),
+        ("--y", str, None, "array of a .npz that holds the labels (default: none)"),
+        ("--layout", ("nchw", "nhwc"), None, "axes of the array, where its shape does not say"),
+        ("--encoder", str, None, "the values are latents of this encoder"),
+        (
+            "--scale",
+            float,
+            None,
+            "normalise latents as (x - shift) * scale; needs --encoder (default 1)",
+        ),
+        ("--shift", float, None, "see --scale (default 0)"),
     )
-    numpy = _kind(
-        kinds, "numpy", "a .npy or .npz of images or latents, (N, C, H, W) or (N, H, W, C)", _numpy
-    )
-    numpy.add_argument("path")
-    numpy.add_argument("--x", help="array of a .npz that holds the samples (default: its first)")
-    numpy.add_argument("--y", help="array of a .npz that holds the labels (default: none)")
-    numpy.add_argument(
-        "--layout", choices=("nchw", "nhwc"), help="axes of the array, where its shape does not say"
-    )
-    numpy.add_argument("--encoder", help="the values are latents of this encoder")
-    numpy.add_argument(
-        "--scale",
-        type=float,
-        help="normalise latents as (x - shift) * scale; needs --encoder (default 1)",
-    )
-    numpy.add_argument("--shift", type=float, help="see --scale (default 0)")
-    latents = _kind(
+    _kind(
         kinds,
         "lightningdit",
         "latents that LightningDiT extracted: a folder of .safetensors",
         _latents,
-    )
-    latents.add_argument("path")
-    latents.add_argument(
-        "--statistics",
-        metavar="FILE",
-        help="mean and std of the latents (default PATH/latents_stats.pt)",
-    )
-    latents.add_argument(
-        "--encoder",
-        default="va_vae",
-        metavar="NAME",
-        help="encoder of the latents (default va_vae)",
-    )
-    latents.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="weights of the encoder; their sha256 is recorded, and only they decode the latents",
-    )
-    latents.add_argument(
-        "--classes", type=int, help="number of classes (default: the greatest label + 1)"
-    )
-    latents.add_argument(
-        "--dtype", choices=("float16", "float32"), help="dtype to store (default: unchanged)"
+        path,
+        (
+            "--statistics FILE",
+            str,
+            None,
+            "mean and std of the latents (default PATH/latents_stats.pt)",
+        ),
+        ("--encoder NAME", str, "va_vae", "encoder of the latents (default va_vae)"),
+        (
+            "--weights FILE",
+            str,
+            None,
+            "weights of the encoder; their sha256 is recorded, and only they decode the latents",
+        ),
+        ("--classes", int, None, "number of classes (default: the greatest label + 1)"),
+        ("--dtype", ("float16", "float32"), None, "dtype to store (default: unchanged)"),
     )
 
 
 def _kind(
-    kinds: Any, name: str, text: str, make: Callable[[argparse.Namespace], int]
+    kinds: Any,
+    name: str,
+    text: str,
+    make: Callable[[argparse.Namespace], int],
+    *own: flags.Flag,
 ) -> argparse.ArgumentParser:
+    """The parser of a source, with the flags of all and those of its own."""
     parser = kinds.add_parser(name, help=text, description=text)
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the shuffle before writing (default 0)"
+    flags.add(
+        parser,
+        ("--seed", int, 0, "seed of the shuffle before writing (default 0)"),
+        ("--workers", int, 1, "worker processes (default 1)"),
     )
-    parser.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
     report.add_out(parser)
     if name not in ("digits", "synthetic"):
-        parser.add_argument(
-            "--dedupe",
-            action="store_true",
-            help="leave out inputs with the same bytes as an earlier one",
+        flags.add(
+            parser,
+            ("--dedupe", bool, False, "leave out inputs with the same bytes as an earlier one"),
+            (
+                "--max-skipped N|P%",
+                str,
+                "0",
+                "number or share of bad inputs that may be left out (default 0)",
+            ),
         )
-        parser.add_argument(
-            "--max-skipped",
-            default="0",
-            metavar="N|P%",
-            help="number or share of bad inputs that may be left out (default 0)",
-        )
+    flags.add(parser, *own)
     parser.set_defaults(make=make, kept="blocks")
     return parser
 

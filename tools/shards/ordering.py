@@ -14,18 +14,15 @@ from shards.format.manifest import Manifest
 from shards.format.order import WINDOW, Order
 from shards.read.blocks import Arrays
 from shards.read.reader import Reader
+from tools import flags
 
 
 def add_order(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="seed of the run (default 0)")
-    parser.add_argument(
-        "--mode",
-        choices=("window", "global"),
-        default="window",
-        help="data.mode of the run (default window)",
-    )
-    parser.add_argument(
-        "--window", type=int, default=WINDOW, help=f"blocks in a window (default {WINDOW})"
+    flags.add(
+        parser,
+        ("--seed", int, 0, "seed of the run (default 0)"),
+        ("--mode", ("window", "global"), "window", "data.mode of the run (default window)"),
+        ("--window", int, WINDOW, f"blocks in a window (default {WINDOW})"),
     )
 
 

@@ -13,6 +13,7 @@ import argparse
 from dataclasses import asdict
 
 from shards import transfer
+from tools import flags
 from tools.shards import report
 
 HELP = "replace damaged shards from an intact copy"
@@ -29,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="COPY",
         help="folder or s3:// prefix of an intact copy",
     )
-    report.add_json(parser)
+    flags.add(parser, flags.JSON)
 
 
 def run(options: argparse.Namespace) -> int:

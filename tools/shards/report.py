@@ -13,18 +13,16 @@ import numpy as np
 from shards import cli
 from shards.errors import UserError
 from shards.format.manifest import Manifest
+from tools import flags
 
 T = TypeVar("T")
 
 
 def add_root(parser: argparse.ArgumentParser) -> None:
     """The arguments of a verb that reads one data set."""
-    parser.add_argument("root", metavar="ROOT", help="folder or s3:// prefix of the data set")
-    add_json(parser)
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    flags.add(
+        parser, ("root ROOT", str, None, "folder or s3:// prefix of the data set"), flags.JSON
+    )
 
 
 def as_json(options: argparse.Namespace, facts: Mapping[str, Any]) -> bool:
@@ -36,20 +34,19 @@ def as_json(options: argparse.Namespace, facts: Mapping[str, Any]) -> bool:
 
 def add_out(parser: argparse.ArgumentParser) -> None:
     """The arguments of a verb that writes shards, on one or several ranks."""
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder or s3:// prefix to write to"
+    flags.add(
+        parser,
+        ("--out DIR", str, flags.REQUIRED, "folder or s3:// prefix to write to"),
+        (
+            "--shard-mb",
+            float,
+            128,
+            "approximate size of a shard in MiB, and the unit of progress (default 128)",
+        ),
+        ("--rank", int, 0, "rank of this process (default 0)"),
+        ("--world", int, 1, "number of ranks that write together (default 1)"),
+        flags.JSON,
     )
-    parser.add_argument(
-        "--shard-mb",
-        type=float,
-        default=128,
-        help="approximate size of a shard in MiB, and the unit of progress (default 128)",
-    )
-    parser.add_argument("--rank", type=int, default=0, help="rank of this process (default 0)")
-    parser.add_argument(
-        "--world", type=int, default=1, help="number of ranks that write together (default 1)"
-    )
-    add_json(parser)
 
 
 def shard_bytes(options: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ from shards.format.manifest import Manifest
 from shards.format.order import Order
 from shards.read.cache import BUDGET
 from shards.read.reader import tars_of
+from tools import flags
 from tools.shards import ordering, report
 
 HELP = "predict requests, bytes, cache hits and shuffling quality from the manifest alone"
@@ -37,20 +38,17 @@ STEPS = 9  # sizes of cache between nothing and all
 
 def add(parser: argparse.ArgumentParser) -> None:
     report.add_root(parser)
-    parser.add_argument("--batch", type=int, required=True, metavar="G", help="global batch")
-    parser.add_argument(
-        "--world", type=int, default=1, metavar="R", help="ranks of the run (default 1)"
-    )
-    parser.add_argument("--ranks", type=int, help="ranks on a node (default all)")
-    parser.add_argument(
-        "--cache",
-        type=float,
-        default=BUDGET,
-        help=f"bytes of cache on a node (default {BUDGET:.2g})",
+    flags.add(
+        parser,
+        ("--batch G", int, flags.REQUIRED, "global batch"),
+        ("--world R", int, 1, "ranks of the run (default 1)"),
+        ("--ranks", int, None, "ranks on a node (default all)"),
+        ("--cache", float, BUDGET, f"bytes of cache on a node (default {BUDGET:.2g})"),
     )
     ordering.add_order(parser)
-    parser.add_argument(
-        "--png", metavar="FILE", help="plot the bytes fetched per epoch over the size of the cache"
+    flags.add(
+        parser,
+        ("--png FILE", str, None, "plot the bytes fetched per epoch over the size of the cache"),
     )
 
 

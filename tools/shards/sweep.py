@@ -17,23 +17,19 @@ from pathlib import Path
 
 from shards import storage
 from shards.errors import StoreError, UserError
+from tools import flags
 from tools.shards import report
 
 HELP = "remove unfinished uploads and temporary files of killed writers"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "root", metavar="ROOT", help="folder or s3:// prefix; everything below it is swept"
+    flags.add(
+        parser,
+        ("root ROOT", str, None, "folder or s3:// prefix; everything below it is swept"),
+        ("--older HOURS", float, 24.0, "minimum age of what is removed (default 24)"),
+        flags.JSON,
     )
-    parser.add_argument(
-        "--older",
-        type=float,
-        default=24.0,
-        metavar="HOURS",
-        help="minimum age of what is removed (default 24)",
-    )
-    report.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from shards.errors import UserError
 from shards.verify import verify
+from tools import flags
 from tools.shards import report
 
 if TYPE_CHECKING:
@@ -27,23 +28,18 @@ HELP = "verify checksums"
 
 def add(parser: argparse.ArgumentParser) -> None:
     report.add_root(parser)
-    parser.add_argument(
-        "--reencode",
-        type=int,
-        metavar="N",
-        help="also encode N samples of these latents again, and compare",
-    )
-    parser.add_argument("--source", metavar="DIR", help="data set of the images that were encoded")
-    parser.add_argument(
-        "--weights", metavar="PATH", help="weights of the encoder (default: found as by encode)"
-    )
-    parser.add_argument(
-        "--statistics",
-        metavar="PATH",
-        help="statistics of va_vae's latents (default: found as by encode)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed that selects the N samples (default 0)"
+    flags.add(
+        parser,
+        ("--reencode N", int, None, "also encode N samples of these latents again, and compare"),
+        ("--source DIR", str, None, "data set of the images that were encoded"),
+        ("--weights PATH", str, None, "weights of the encoder (default: found as by encode)"),
+        (
+            "--statistics PATH",
+            str,
+            None,
+            "statistics of va_vae's latents (default: found as by encode)",
+        ),
+        ("--seed", int, 0, "seed that selects the N samples (default 0)"),
     )
 
 
