@@ -107,6 +107,9 @@ def _kind(error: BaseException) -> Kind:
     """The class of an error; torch's are known by name, since this module does not import it."""
     names = {each.__name__ for each in type(error).__mro__}
     short = isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    # before user errors: a full disk is one, and may have room again
+    if isinstance(error, StoreError | DamagedError):
+        return "storage"
     if isinstance(error, UserError):
         return "user"
     if isinstance(error, Fenced):
@@ -117,8 +120,6 @@ def _kind(error: BaseException) -> Kind:
         return "memory"
     if isinstance(error, FloatingPointError):
         return "numeric"
-    if isinstance(error, StoreError | DamagedError):
-        return "storage"
     if isinstance(error, OSError) and not isinstance(error, _NO_STORAGE):
         return "storage"
     return "error"

@@ -16,7 +16,7 @@ from launcher import attempt, watch
 from launcher.attempt.exits import Exit, exit_path
 from selfguide.spec.rank_status import Preempted, RankStatus
 from selfguide.spec.run import Fenced, read_record, write_record
-from shards.errors import DamagedError, StoreError, UserError
+from shards.errors import DamagedError, NoRoomError, StoreError, UserError
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,7 @@ def test_job_functions_are_pickled_by_the_names_of_earlier_code_copies(
         (FloatingPointError("loss is nan"), 86, "numeric"),
         (OSError(28, "No space left on device"), 87, "storage"),
         (StoreError("no answer"), 87, "storage"),
+        (NoRoomError("the disk is full"), 87, "storage"),
         (DamagedError("other bytes"), 87, "storage"),
         (TimeoutError("no rendezvous"), 1, "error"),
         (ConnectionResetError("peer"), 1, "error"),
