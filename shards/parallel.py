@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -19,6 +19,10 @@ from typing import Any, TypeVar
 from shards.errors import UserError
 
 R = TypeVar("R")
+T = TypeVar("T")
+
+Watch = Callable[[Iterable[T], int], Iterable[T]]
+"""Sees tasks go by as they are done, and their number: it may show progress."""
 
 UNWIND = 10  # seconds in which a worker that was told to end puts its things away
 

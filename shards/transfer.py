@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from shards import storage
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest, Shard
+from shards.parallel import Watch
 from shards.verify import verify_shard
+from shards.write.committing import other_data_set
 from shards.write.scan import SKIPPED
-
-Watch = Callable[[Iterable[Shard], int], Iterable[Shard]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class CopyReport:
 
 
 def copy(
-    source: storage.Url, target: storage.Url, *, watch: Watch = lambda shards, total: shards
+    source: storage.Url, target: storage.Url, *, watch: Watch[Shard] = lambda shards, total: shards
 ) -> CopyReport:
     """Copies a data set to a folder or s3:// prefix; tars that an earlier copy finished stay.
 
@@ -44,11 +43,7 @@ def copy(
     _refuse_index(source, manifest)
     exists = storage.exists(storage.join(target, manifests.LATEST))
     if exists and not _is_copy_of(target, manifest):
-        found = manifests.load(target)
-        raise UserError(
-            f"{target} holds another data set ({found.source['name']}, {found.count:,} samples, manifest "
-            f"{found.hash[:12]}): choose another place, or delete it first"
-        )
+        raise other_data_set(target, manifests.load(target))
     written = []
     for shard in watch(manifest.shards, len(manifest.shards)):
         name = manifest.record_name(shard)
@@ -62,7 +57,7 @@ def copy(
 
 
 def repair(
-    root: storage.Url, good: storage.Url, *, watch: Watch = lambda shards, total: shards
+    root: storage.Url, good: storage.Url, *, watch: Watch[Shard] = lambda shards, total: shards
 ) -> CopyReport:
     """Writes again, out of a good copy, every tar and sidecar of `root` that is not what was written.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,9 +22,8 @@ from shards.format import manifest as manifests
 from shards.format.manifest import Manifest, Shard
 from shards.format.members import Decode, members_of
 from shards.format.tar import SECTOR
+from shards.parallel import Watch
 from shards.sources.tars import walk
-
-Watch = Callable[[Iterable[Shard], int], Iterable[Shard]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +37,7 @@ class Report:
     problems: tuple[str, ...]
 
 
-def verify(root: storage.Url, *, watch: Watch = lambda shards, total: shards) -> Report:
+def verify(root: storage.Url, *, watch: Watch[Shard] = lambda shards, total: shards) -> Report:
     """Reads all of a data set: sizes, sha256, blocks, tar structure, sidecars.
 
     Raises:

@@ -125,15 +125,14 @@ class Tars(ABC, Generic[H]):
         """Each block, or what is wrong with it."""
         if self._mapped:
             return {b: damage_or(partial(self._view, b)) for b in run}
-        found: dict[int, H | DamagedError] = self._from_cache(run)
+        if self._cache is None:
+            return self._fetch(run)
+        found = self._from_cache(self._cache, run)
         missing = [b for b in run if b not in found]
-        if missing and self._cache is not None:
+        if missing:
             with self._cache.fetching(self.pieces(run[0])[0].tar):
-                found |= self._from_cache(missing)  # another process was faster
-                missing = [b for b in missing if b not in found]
-                found |= self._fetch(missing)
-        else:
-            found |= self._fetch(missing)
+                found |= self._from_cache(self._cache, missing)  # another process was faster
+                found |= self._fetch([b for b in missing if b not in found])
         return found
 
     def pieces(self, block: int) -> list[Piece]:
@@ -188,10 +187,10 @@ class Tars(ABC, Generic[H]):
             self._verified[block] = True
         return opened
 
-    def _from_cache(self, run: Sequence[int]) -> dict[int, H | DamagedError]:
+    def _from_cache(self, cache: Cache, run: Sequence[int]) -> dict[int, H | DamagedError]:
         found: dict[int, H | DamagedError] = {}
-        for block in run if self._cache is not None else ():
-            opened = self._cached(block)
+        for block in run:
+            opened = self._cached(cache, block)
             if opened is None:
                 continue
             try:
@@ -200,17 +199,15 @@ class Tars(ABC, Generic[H]):
                 self._count(cached=1)
             except DamagedError:  # a disk's fault, which fetching again mends
                 _log.warning("the cache's copy of block %d is damaged; fetched again", block)
-                assert self._cache is not None
                 for piece in self.pieces(block):
-                    self._cache.drop(piece)
+                    cache.drop(piece)
         return found
 
-    def _cached(self, block: int) -> H | None:
+    def _cached(self, cache: Cache, block: int) -> H | None:
         """A block whose parts are all in the cache, mapped."""
-        assert self._cache is not None
         data = []
         for piece in self.pieces(block):
-            kept = self._cache.open(piece)
+            kept = cache.open(piece)
             if kept is None:
                 return None
             data.append(kept)
@@ -222,7 +219,7 @@ class Tars(ABC, Generic[H]):
         for group in self.runs(run):
             ranges = [span for block in group for span in self.ranges(block)]
             if len(group) > 1:
-                ranges = [_whole(ranges)]
+                ranges = [ByteRange(ranges[0].shard, ranges[0].start, ranges[-1].stop)]
             try:
                 fetched = [(span, self._range(span)) for span in ranges]
             except DamagedError as error:
@@ -248,7 +245,9 @@ class Tars(ABC, Generic[H]):
         for piece, content in zip(self.pieces(block), data, strict=True):
             if not self._cache.put(piece, content.data, self._need):
                 return opened
-        kept = self._cached(block)  # pages that all processes share, not memory of our own
+        kept = self._cached(
+            self._cache, block
+        )  # pages that all processes share, not memory of our own
         return opened if kept is None else kept
 
     def _range(self, span: ByteRange) -> Raw:
@@ -314,11 +313,6 @@ def damage_or(read: Callable[[], H]) -> H | DamagedError:
         return read()
     except DamagedError as error:
         return error
-
-
-def _whole(ranges: Sequence[ByteRange]) -> ByteRange:
-    """From the first part's start to the last one's end, of one tar."""
-    return ByteRange(ranges[0].shard, ranges[0].start, ranges[-1].stop)
 
 
 class Recent(Generic[T]):

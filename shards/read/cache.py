@@ -19,6 +19,7 @@ import errno
 import logging
 import os
 import re
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -86,6 +87,7 @@ class Cache:
             UserError: the folder cannot be used, or holds what is not a cache.
         """
         self._folder, self.budget = Path(folder), budget
+        self._refusing = threading.Lock()
         self.refused = 0  # pieces that did not fit onto the disk
         self._walks_failed = 0  # walks in a row that found nothing to give up
         self._walks_skipped = 0  # pieces to refuse before the next walk
@@ -238,9 +240,11 @@ class Cache:
         """Says once that the disk is full; another error is raised."""
         if error.errno not in _FULL:
             raise error
-        if not self.refused:
+        with self._refusing:  # several threads may meet it at once
+            self.refused += 1
+            first = self.refused == 1
+        if first:
             _log.warning("cache %s: %s; reading goes on without it", self._folder, error.strerror)
-        self.refused += 1
 
 
 def check(folder: str | os.PathLike[str]) -> None:

@@ -125,10 +125,8 @@ class Reader:
         names = ["id" if name == "key" else name for name in fields]
         unknown = [f for f, name in zip(fields, names, strict=True) if name not in self._names]
         if unknown:
-            is_verified = ", ".join("key" if name == "id" else name for name in self._names)
-            raise UserError(
-                f"field {unknown[0]!r} is not in these shards: choose among {is_verified}"
-            )
+            known = ", ".join("key" if name == "id" else name for name in self._names)
+            raise UserError(f"field {unknown[0]!r} is not in these shards: choose among {known}")
         blocks, rows = np.divmod(ordinals, self._manifest.block)
         parts, effort = _by_block(blocks), Effort()
         opened = self._pool.map(

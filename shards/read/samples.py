@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -23,11 +22,8 @@ from shards.read.cache import Cache
 from shards.read.decoding import Decoders
 from shards.read.mapped_files import is_mapped
 
-
-class Spans(NamedTuple):
-    """A block as its parts, out of which samples are cut when they are asked for."""
-
-    fetched: list[tuple[ByteRange, Raw]]
+Spans = list[tuple[ByteRange, Raw]]
+"""A block as its parts, out of which samples are cut when they are asked for."""
 
 
 class Samples(Tars[Spans]):
@@ -60,13 +56,13 @@ class Samples(Tars[Spans]):
         return found
 
     def open(self, block: int, data: Sequence[Raw]) -> Spans:
-        return Spans([*zip(self.ranges(block), data, strict=True)])
+        return [*zip(self.ranges(block), data, strict=True)]
 
     def check(self, block: int, opened: Spans) -> None:
         rows = self._rows(block)
         hashes = self._manifest.blocks["xxh3"][rows.start : rows.stop, 0]
         for ordinal, span, expected in zip(rows, self._places(rows), hashes, strict=True):
-            if xxhash.xxh3_128_digest(cut(span, opened.fetched).data) != expected.tobytes():
+            if xxhash.xxh3_128_digest(cut(span, opened).data) != expected.tobytes():
                 raise DamagedError(
                     f"{self.url(span.shard)}: sample {ordinal:,}, {span.stop - span.start:,} bytes at "
                     f"{span.start:,}, does not have its xxh3: run `python -m tools.shards verify {self._root}`"
@@ -78,7 +74,7 @@ class Samples(Tars[Spans]):
             found = self._places(rows + block * self._manifest.block)
             for at, span in zip(here.tolist(), found, strict=True):
                 places[at] = span
-                spans[at] = Encoded(cut(span, opened.fetched).tobytes(), self._stems[span.shard])
+                spans[at] = Encoded(cut(span, opened).tobytes(), self._stems[span.shard])
         samples = self._decoders.map(Unpack(decode=self._decode, names=tuple(names)), spans)
         return self._arrays(samples, places, names)
 
@@ -90,7 +86,7 @@ class Samples(Tars[Spans]):
         return found
 
     def is_mapped(self, opened: Spans) -> bool:
-        return all(is_mapped(data) for _, data in opened.fetched)
+        return all(is_mapped(data) for _, data in opened)
 
     def close(self) -> None:
         self._decoders.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from shards.errors import UserError
 from shards.sources.listing import Listing, Raw, folder
+from shards.sources.source import Lazy
 
 FORMS = ("latents", "latents_flip")
 _FLOATS = {
@@ -30,15 +31,12 @@ _FLOATS = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Latents:
+class Latents(Lazy):
     """Rows of several files one after the other; opened once a process."""
 
     files: tuple[str, ...]
     ends: NDArray[np.int64]  # of each file's rows among all
     dtype: str  # that they are brought to
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def read(self, row: int) -> bytes:
         file = int(np.searchsorted(self.ends, row, side="right"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,9 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from shards import storage
 from shards.errors import BadInputError, UserError
 from shards.sources.source import encode_keys
-
-if TYPE_CHECKING:
-    pass
 
 
 class Store(Protocol):

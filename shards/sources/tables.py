@@ -8,10 +8,9 @@ each: files with small row groups (100 rows, as `datasets` writes images) or sav
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +56,18 @@ class Parquet(Lazy):
         return groups, np.cumsum([0, *rows], dtype=np.int64)
 
     @cached_property
-    def recent(self) -> OrderedDict[int, Any]:
-        return OrderedDict()
+    def recent(self) -> Callable[[int], Any]:
+        """The column of a group; those asked for last are kept."""
+        return lru_cache(_GROUPS)(self._read_group)
 
     def read(self, row: int) -> bytes:
-        groups, starts = self.groups
+        _, starts = self.groups
         group = int(np.searchsorted(starts, row, side="right")) - 1
-        if group not in self.recent:
-            while len(self.recent) >= _GROUPS:
-                self.recent.popitem(last=False)
-            file, number = groups[group]
-            table = file.read_row_group(number, columns=[self.column])
-            self.recent[group] = table.column(self.column)
-        self.recent.move_to_end(group)
-        return _bytes(self.recent[group][row - int(starts[group])].as_py())
+        return _bytes(self.recent(group)[row - int(starts[group])].as_py())
+
+    def _read_group(self, group: int) -> Any:
+        file, number = self.groups[0][group]
+        return file.read_row_group(number, columns=[self.column]).column(self.column)
 
 
 def parquet(

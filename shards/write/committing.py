@@ -1,22 +1,46 @@
-"""Finds the finished shards of a data set, and publishes new ones while other processes write at the same place.
+"""Finds the data set that a place holds, or its finished shards, and publishes new ones beside other writers.
 
 A shard is its tar and its record, which is published after it. Writers, of the same data set or of another one, take
-names only while they are free, so that the first of two stays intact; there are no locks, and nobody waits.
+names only while they are free, so that the first of two stays intact; there are no locks, and nobody waits. No data
+set is ever overwritten.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from shards import storage
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
 from shards.write.building import build_shard
 from shards.write.plan import Plan
 
 _ASKING = 16  # questions to a store at once
+
+
+def find_existing(root: storage.Url) -> Manifest | None:
+    """The manifest of the data set at `root`, or None.
+
+    Raises:
+        UserError: `root` is a file.
+    """
+    if not storage.is_remote(root) and Path(root).is_file():
+        raise UserError(f"{root} is a file: name a folder to write the shards to")
+    if not storage.exists(storage.join(root, manifests.LATEST)):
+        return None
+    return manifests.load(root)
+
+
+def other_data_set(root: storage.Url, found: Manifest) -> UserError:
+    """The refusal to write over a data set."""
+    return UserError(
+        f"{root} holds another data set ({found.source['name']}, {found.count:,} samples, "
+        f"manifest {found.hash[:12]}): choose another folder, or delete it first"
+    )
 
 
 def committed(
@@ -32,7 +56,7 @@ def committed(
     names = [n for n in listed if n.endswith(".json") and numbers.get(n) not in known]
     for name in names:
         if name not in numbers and manifests.read_record(storage.join(root, name)) is not None:
-            raise _other_data_set(root, name)
+            raise _unfinished_other(root, name)
     own = [numbers[name] for name in names if name in numbers]
     with ThreadPoolExecutor(_ASKING) as pool:  # a store answers many as fast as one
         found = zip(own, pool.map(partial(_finished, root, plan), own), strict=True)
@@ -50,11 +74,11 @@ def _finished(root: storage.Url, plan: Plan, k: int) -> dict[str, Any] | None:
     if found is None:
         return None
     if found.get("plan") != plan.hash:
-        raise _other_data_set(root, _record(tar))
+        raise _unfinished_other(root, _record(tar))
     return found if has_size(storage.join(root, tar), found["bytes"]) else None
 
 
-def _other_data_set(root: storage.Url, record: str) -> UserError:
+def _unfinished_other(root: storage.Url, record: str) -> UserError:
     return UserError(
         f"{root} holds shards of another data set ({record}), begun but not finished: choose another folder, "
         "or delete it first"

@@ -11,7 +11,7 @@ import hashlib
 import io
 import mmap
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from pathlib import Path, PurePosixPath
@@ -30,20 +30,16 @@ from shards.format.manifest import Field, Manifest
 from shards.format.members import Decode, Encoded, Unpack, split_name
 from shards.format.moments import Moments
 from shards.format.order import BLOCK
+from shards.parallel import Watch
 from shards.sources.listing import expand
 from shards.sources.source import encode_keys
-from shards.sources.tars import TarSample, walk
+from shards.sources.tars import walk
 from shards.write.building import manifest_fields
-from shards.write.existing import find_existing, other_data_set
-from shards.write.plan import check_keys
-from shards.write.scan import ScanCounts, Threshold, write_skipped
+from shards.write.committing import find_existing, other_data_set
+from shards.write.plan import check_keys, sample_fields
+from shards.write.scan import Kind, ScanCounts, Threshold, write_skipped
 
 _FIRST = 16 << 20  # bytes of a tar in which its first sample is looked for
-
-NONE = Threshold()  # no bad sample is allowed
-
-Watch = Callable[[Iterable[bool], int], Iterable[bool]]
-Kind = tuple[tuple[int, ...], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +103,9 @@ def index(
     decode: Decode,
     *,
     header: Header = PIXELS,
-    max_skipped: Threshold = NONE,
+    max_skipped: Threshold = Threshold(),  # noqa: B008 - it is frozen
     workers: int = 1,
-    watch: Watch = lambda tars, total: tars,
+    watch: Watch[bool] = lambda tars, total: tars,
 ) -> tuple[Manifest, ScanCounts, bool]:
     """The manifest of the samples in `tars`, what was found, and whether the manifest is new; published at `root`.
 
@@ -228,9 +224,14 @@ def _read_samples(file: BinaryIO, data: memoryview, tar: Tar, decode: Decode) ->
     rows, keys, labels, skipped, moments = [], [], [], [], []
     kinds: dict[Kind, int] = {}
     for sample in walk(file, tar.url):
+        if not sample.contiguous:
+            raise UserError(
+                f"{tar.url}: other samples lie between the members of {sample.key!r}, so that it is no range of the "
+                "tar: pack it again, each sample's members together, or write shards of it with `make tars`"
+            )
         span = data[sample.start : sample.stop]
         try:
-            x, y, id_ = unpack.unpack(Encoded(_span_of(sample, span, tar), stem))
+            x, y, id_ = unpack.unpack(Encoded(bytes(span), stem))
         except BadInputError as error:
             skipped.append({"key": sample.key, "tar": tar.name, "reason": str(error)})
             continue
@@ -251,15 +252,6 @@ def _read_samples(file: BinaryIO, data: memoryview, tar: Tar, decode: Decode) ->
         "skipped": skipped,
         "moments": reduce(Moments.merge, moments).plain() if moments else None,
     }
-
-
-def _span_of(sample: TarSample, span: memoryview, tar: Tar) -> bytes:
-    if not sample.contiguous:
-        raise UserError(
-            f"{tar.url}: other samples lie between the members of {sample.key!r}, so that it is no range of the "
-            "tar: pack it again, each sample's members together, or write shards of it with `make tars`"
-        )
-    return bytes(span)
 
 
 def _count_skipped(
@@ -299,23 +291,21 @@ def _merge(
         raise UserError(f"samples are {dtype}, and pixels are uint8: of latents say --encoder NAME")
     header.model_shape(shape)
     hashes = [[tar.name, record["sha256"]] for tar, record in zip(tars, records, strict=True)]
-    fields = [Field(name="x", dtype=dtype, shape=shape, kind=header.kind)]
-    histogram = None
-    if decode.label is not None:
-        fields.append(Field(name="y", dtype="<i8", shape=(), kind="label"))
-        histogram = np.bincount([y for r in records for y in r["labels"]]).tolist()
-    fields.append(Field(name="id", dtype=keys.dtype.str, shape=(), kind="key"))
+    labels = [y for r in records for y in r["labels"]] if decode.label is not None else None
+    x = Field(name="x", dtype=dtype, shape=shape, kind=header.kind)
+    fields = sample_fields(x, keys.dtype, labelled=labels is not None)
     blocks = _table(records)
+    foreign_header = {} if header == PIXELS else {"header": header.plain()}
     plain = {
         **manifest_fields(records, fields, blocks),
         "layout": "samples",
         "indexed": True,
         "decode": decode.plain(),
-        "plan": manifests.digest({"plan": _plan(decode), "tars": hashes} | _of(header)),
+        "plan": manifests.digest({"plan": _plan(decode), "tars": hashes} | foreign_header),
         "count": counts.kept,
         "block": BLOCK,
         "header": header.plain(),
-        "label_histogram": histogram,
+        "label_histogram": None if labels is None else np.bincount(labels).tolist(),
         "source": {
             "name": PurePosixPath(tars[0].url).parent.name,
             "fingerprint": manifests.digest({"sha256": [sha for _, sha in hashes]}),
@@ -327,10 +317,6 @@ def _merge(
         "order": "source",
     }
     return Manifest.of(plain, blocks)
-
-
-def _of(header: Header) -> dict[str, Any]:
-    return {} if header == PIXELS else {"header": header.plain()}
 
 
 def _check_keys(keys: NDArray[np.bytes_], decode: Decode) -> None:

@@ -132,10 +132,8 @@ def make_plan(
         raise UserError(
             f"{len(class_names)} class names for classes={source.classes}: give one for each"
         )
-    fields = [Field(name="x", dtype=dtype.newbyteorder("<").str, shape=shape, kind=header.kind)]
-    if source.labels is not None:
-        fields.append(Field(name="y", dtype="<i8", shape=(), kind="label"))
-    fields.append(Field(name="id", dtype=source.keys.dtype.str, shape=(), kind="key"))
+    x = Field(name="x", dtype=dtype.newbyteorder("<").str, shape=shape, kind=header.kind)
+    fields = sample_fields(x, source.keys.dtype, labelled=source.labels is not None)
     sample_bytes = sum(f.sample_bytes for f in fields)
     if layout == "samples":
         if not isinstance(source, PictureSource):
@@ -146,7 +144,7 @@ def make_plan(
     return Plan(
         source=source,
         header=header,
-        fields=tuple(fields),
+        fields=fields,
         seed=seed,
         block=BLOCK,
         shard_blocks=max(1, shard_bytes // (BLOCK * sample_bytes)),
@@ -156,6 +154,12 @@ def make_plan(
         shuffled=shuffle,
         layout=layout,
     )
+
+
+def sample_fields(x: Field, keys: np.dtype, *, labelled: bool) -> tuple[Field, ...]:
+    """The fields of every sample: its values, its label if any, its key."""
+    label = [Field(name="y", dtype="<i8", shape=(), kind="label")] if labelled else []
+    return (x, *label, Field(name="id", dtype=keys.str, shape=(), kind="key"))
 
 
 def _stored_bytes(source: PictureSource) -> int:

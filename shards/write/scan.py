@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -25,9 +25,10 @@ from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
 from shards.format.order import share
 from shards.format.pictures import Picture, Stored
+from shards.parallel import Watch
 from shards.sources.listing import Listing
 from shards.sources.source import Lazy
-from shards.write.existing import find_existing, other_data_set
+from shards.write.committing import find_existing, other_data_set
 from shards.write.plan import check_keys, check_labels
 
 PART = 1024
@@ -38,7 +39,6 @@ _UNREAD = "0" * 64  # in place of a sha256
 
 T = TypeVar("T")
 Kind = tuple[tuple[int, ...], str]  # shape and dtype of a sample
-Watch = Callable[[Iterable[bool], int], Iterable[bool]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ def scan(
     workers: int = 1,
     rank: int = 0,
     world: int = 1,
-    watch: Watch = lambda parts, total: parts,
+    watch: Watch[bool] = lambda parts, total: parts,
 ) -> tuple[Scanned, ScanCounts]:
     """The samples of `listing` that hold, and how many do; what is left out goes to <root>/skipped.jsonl.
 

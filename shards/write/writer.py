@@ -8,7 +8,7 @@ record and is not built again; the data set is complete when LATEST names its ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -20,15 +20,11 @@ from shards.format import manifest as manifests
 from shards.format.header import Header
 from shards.format.manifest import Layout, Manifest
 from shards.format.order import share
+from shards.parallel import Watch
 from shards.sources.source import Source
 from shards.write.building import manifest_fields
-from shards.write.committing import commit, committed, has_size
-from shards.write.existing import find_existing, other_data_set
+from shards.write.committing import commit, committed, find_existing, has_size, other_data_set
 from shards.write.plan import SHARD_BYTES, Plan, make_plan
-
-Watch = Callable[
-    [Iterable[bool], int], Iterable[bool]
-]  # sees the shards to build go by, and their number
 
 
 def write(
@@ -45,7 +41,7 @@ def write(
     workers: int = 1,
     rank: int = 0,
     world: int = 1,
-    watch: Watch = lambda shards, total: shards,
+    watch: Watch[bool] = lambda shards, total: shards,
 ) -> tuple[Manifest, bool]:
     """Writes `source` below `root`, a folder or s3:// prefix; the manifest, and whether it is new.
 
@@ -68,7 +64,9 @@ def write(
     """
     plan = make_plan(source, header, seed, shard_bytes, class_names, notes, shuffle, layout)
     share([], rank, world)
-    existing = _existing_of(root, plan)
+    existing = find_existing(root)
+    if existing is not None and existing.plan != plan.hash:
+        raise other_data_set(root, existing)
     if existing is not None and all(
         has_size(storage.join(root, s.name), s.bytes) for s in existing.shards
     ):
@@ -83,14 +81,6 @@ def write(
     manifest = merge(plan, [done[k] for k in range(plan.shards)])
     manifests.save(root, manifest, new=existing is None)
     return manifest, True
-
-
-def _existing_of(root: storage.Url, plan: Plan) -> Manifest | None:
-    """The manifest at `root`, which must be of this plan."""
-    found = find_existing(root)
-    if found is not None and found.plan != plan.hash:
-        raise other_data_set(root, found)
-    return found
 
 
 def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:

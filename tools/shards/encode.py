@@ -41,7 +41,7 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.header import Header
 from shards.format.manifest import Manifest
-from shards.write.existing import find_existing
+from shards.write.committing import find_existing
 from shards.write.plan import Plan
 from tools import flags
 from tools.shards import report, sweep

@@ -12,7 +12,8 @@ from typing import Any
 
 from selfguide.data.autoencoders.encoding import EncodedSource, Encoding, gpus
 from shards.format.manifest import Manifest
-from shards.write import existing, writer
+from shards.parallel import Watch
+from shards.write import committing, writer
 from shards.write import plan as plans
 
 REQUEST = "request.json"
@@ -45,7 +46,7 @@ def encode(
     task: Task,
     source: EncodedSource | None = None,
     *,
-    watch: writer.Watch = lambda shards, total: shards,
+    watch: Watch[bool] = lambda shards, total: shards,
 ) -> tuple[Manifest, bool]:
     """Does the task's share, and what others leave; the manifest, and whether it is new. See `writer.write`."""
     made = source or EncodedSource.of(task.source, task.encoding, task.device)
@@ -70,9 +71,9 @@ def plan(task: Task, source: EncodedSource) -> plans.Plan:
         UserError: it cannot be written, or `out` holds another data set.
     """
     made = plans.make_plan(source, **_plan_options(task, source))
-    found = existing.find_existing(task.out)
+    found = committing.find_existing(task.out)
     if found is not None and found.plan != made.hash:
-        raise existing.other_data_set(task.out, found)
+        raise committing.other_data_set(task.out, found)
     return made
 
 
