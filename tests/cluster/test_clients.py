@@ -39,7 +39,8 @@ def test_no_variable_of_the_shell_changes_what_the_commands_say(
     if not names:
         pytest.skip("Slurm's manual pages are not installed")
     assert len(names) > 150
-    run = bed.submit("shell")
+    # for longer than the loop takes
+    run = bed.submit("shell", "train.images=1_280_000")
     view = bed.view(run)
     assert view.config is not None and view.newest is not None and view.newest.job is not None
     for name, value in bed.environment.items():
