@@ -21,6 +21,7 @@ from selfguide.spec.config import Config
 from selfguide.spec.rank_status import Preempted, RankStatus
 from selfguide.spec.run import RunFolder, read_record
 from selfguide.training import checkpoint, loop
+from selfguide.training.stop import StopVote
 from shards.read.reader import Reader
 from shards.read.stream import Stream
 from shards.wait import wait_until
@@ -236,3 +237,34 @@ def test_a_rank_that_compiles_its_first_step_ends_at_once_with_nothing_to_save(
     found = Exit.read(tmp_path, WHO)
     assert found is not None and (found.kind, found.code) == ("preempted", 76)
     assert found.images == 0 and found.saved is None
+
+
+class Slow:
+    """A stream whose next batches come at the third question, and its sections as each was asked."""
+
+    def __init__(self, status: RankStatus, then: Callable[[], object] = lambda: None) -> None:
+        self.status, self.then, self.sections = status, then, [""]
+
+    def ready(self, batches: int, timeout_s: float = 0.0) -> bool:
+        self.sections.append(self.status.section or "")
+        if len(self.sections) == 3:
+            self.then()
+        return len(self.sections) > 3
+
+
+def test_a_step_whose_images_are_late_is_waited_for_in_a_section_of_its_own() -> None:
+    status = RankStatus(section="train")
+    slow = Slow(status)
+    vote = StopVote(status, slow)  # type: ignore[arg-type]
+    assert vote.stop(at_once=False) == 0
+    assert slow.sections[1:] == ["train", "data", "data", "train"] and status.section == "train"
+    # the answer that is under way is read at the next boundary
+    status.stop = signal.SIGUSR2
+    assert vote.stop(at_once=False) == 0 and vote.stop(at_once=False) == signal.SIGUSR2
+
+
+def test_a_signal_while_images_are_late_is_answered_before_they_come() -> None:
+    status = RankStatus(section="train")
+    slow = Slow(status, lambda: setattr(status, "stop", signal.SIGTERM))
+    assert StopVote(status, slow).stop(at_once=False) == signal.SIGTERM  # type: ignore[arg-type]
+    assert len(slow.sections) == 3
