@@ -131,9 +131,15 @@ def unscored(view: RunView, config: Config | None = None) -> tuple[int, ...]:
         return tuple(images for images in view.published if images not in settled)
     if config.evaluation.protocol == "none":
         return ()
-    # failures of before have a key, and no protocol's
+    # records of before have keys of their own; of these, failures have no protocol's either
     keys = {record.key for record in known}
-    return tuple(i for i in view.published if record_key(i, protocol(view, config, i)) not in keys)
+    scores = {(record.images, record.protocol_key) for record in known}
+
+    def settled(images: int) -> bool:
+        how = protocol(view, config, images)
+        return (images, how.key) in scores or record_key(images, how) in keys
+
+    return tuple(images for images in view.published if not settled(images))
 
 
 def unscorable(view: RunView) -> tuple[int, ...]:

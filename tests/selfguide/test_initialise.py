@@ -369,13 +369,13 @@ def test_a_snapshot_is_hashed_once_and_other_bytes_are_named(
     cfg = config("d", from_snapshot(tmp_path / "s"))
     promised, student = check_weights(cfg), build_student(cfg, 0)
     weights = tmp_path / "s" / "ema-500.safetensors"
-    hashed, plain = [], storage.sha256
+    hashed, plain = [], storage.hashes
 
-    def counted(path: Any) -> str:
+    def counted(path: Any, *kinds: Any) -> Any:
         hashed.append(Path(path).name)
-        return plain(path)
+        return plain(path, *kinds)
 
-    monkeypatch.setattr("shards.storage.complete.sha256", counted)
+    monkeypatch.setattr("shards.storage.complete.hashes", counted)
     initialise(student, cfg, promised)
     assert hashed.count(weights.name) == 1
     held = bytearray(weights.read_bytes())
