@@ -114,7 +114,7 @@ def test_jobs_of_many_runs_are_asked_for_at_once(
     payload: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    payload(train=payloads.look_around)
+    payload(train=payloads.nap)
     for seed in range(3):
         send(settings, f"seed={seed}")
     asked: list[int] = []
