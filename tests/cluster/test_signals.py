@@ -28,12 +28,12 @@ RANKS = range(4)
 def settings(
     devcluster: Cluster, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[list[str]]:
-    """A run of two nodes with two ranks each that would take an hour; its jobs end with the test."""
+    """A run of two nodes with two ranks each that would take an hour, and goes on by hand only."""
     for name, value in devcluster.environment().items():
         monkeypatch.setenv(name, value)
     yield [
         "experiment=digits_dit", "cluster=devcluster", "nodes=2", f"data.root={digits}", f"runs={tmp_path}",
-        "evaluation=none", "train.images=12_800_000", "train.batch=128", "train.log_every=128",
+        "evaluation=none", "cluster.restart=none", "train.images=12_800_000", "train.batch=128", "train.log_every=128",
         "train.snapshot_every=12_800_000", "train.checkpoint_every=12_800_000",
     ]  # fmt: skip
     subprocess.run(["scancel", "--me"], check=True)
