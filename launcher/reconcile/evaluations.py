@@ -13,7 +13,7 @@ from selfguide.spec.config import Config
 from selfguide.spec.records import EvaluationRecord, Protocol, record_key
 
 # ends of a snapshot's evaluation without a word, after which it counts as one that cannot be scored
-KILLS = 8
+KILLS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
