@@ -99,7 +99,7 @@ def test_batch_job_starts_ranks_and_accounting_sees_its_end(
     devcluster: Cluster, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    script = "srun --ntasks-per-node=2 sh -c 'echo rank $SLURM_PROCID; getent hosts devnode4'"
+    script = "srun --ntasks-per-node=2 sh -c 'echo rank $SLURM_PROCID; getent hosts devnode4 | head -n 1'"
     batch = ["sbatch", "--parsable", "--nodes=4", "--ntasks-per-node=2", "--gres=gpu:2"]
     job = ask(devcluster, *batch, "--comment=key", f"--output={out}", f"--wrap={script}").strip()
     fields = ["--noheader", "--parsable2", "--format=State,ExitCode,AllocTRES,Comment"]
