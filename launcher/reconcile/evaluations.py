@@ -135,11 +135,11 @@ def unscored(view: RunView, config: Config | None = None) -> tuple[int, ...]:
     keys = {record.key for record in known}
     scores = {(record.images, record.protocol_key) for record in known}
 
-    def settled(images: int) -> bool:
+    def has_outcome(images: int) -> bool:
         how = protocol(view, config, images)
         return (images, how.key) in scores or record_key(images, how) in keys
 
-    return tuple(images for images in view.published if not settled(images))
+    return tuple(images for images in view.published if not has_outcome(images))
 
 
 def unscorable(view: RunView) -> tuple[int, ...]:
