@@ -6,8 +6,7 @@ FAISS ?= cpu
 # what keeps to itself runs two files at a time; a cluster, a browser and whole runs have the machine to themselves
 PARALLEL := tests/guard tests/selfguide tests/spec tests/shards tests/s3 tests/board tests/tools
 SERIAL := tests/launcher tests/cluster tests/browser tests/end_to_end $(wildcard tests/test_*.py)
-# what the tests take, and the minutes that they may take on two idle cores: 20 for what there was before runs went on by
-# themselves and 3 for that is the aim, and the rest is margin for
+# what the tests take, and the minutes that they may take on two idle cores: 23 is the aim, and the rest is margin for
 # neighbours, which are looked at only before and after each session
 NOTES := .pytest_cache/notes
 NOTED := python -m pytest -p tests.slowest --notes $(NOTES)

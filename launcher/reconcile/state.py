@@ -90,7 +90,7 @@ def counted(number: int, noun: str) -> str:
 class Progress:
     """How far training is; rates and the time left only while it runs."""
 
-    # of the trainer: joining, starting, train, snapshot, checkpoint, done
+    # of the trainer: joining, starting, train, data, snapshot, checkpoint, done
     section: str | None
     images: int
     of: int
