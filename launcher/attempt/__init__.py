@@ -82,6 +82,10 @@ def _train(folder: Path) -> None:
     status = RankStatus(section="joining")
 
     def work(rank: int, local_rank: int, world: int) -> None:
+        # not above: it is a program, too
+        from launcher.attempt import monitor
+
+        monitor.begin(folder, rank, local_rank, status)
         from selfguide.training import job
 
         job.main(folder, rank, local_rank, world, status)

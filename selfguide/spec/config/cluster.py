@@ -29,6 +29,15 @@ class ClusterConfig:
     # Slurm: what goes on with a run by itself when its job ends early. successor: a second job, which waits behind it;
     # requeue: the same job once more, which Slurm holds for two minutes; none: nothing does
     restart: Literal["successor", "requeue", "none"] = "successor"
+    # an attempt counts as hung, and is ended, where nothing moved for so many seconds. In a step: or for ten median
+    # steps, where that is longer; null watches nothing
+    hang_step_s: Annotated[float | None, Positive()] = 60.0
+    # before the first step: joining, reading a checkpoint; and compiling
+    hang_start_s: Annotated[float, Positive()] = 1800.0
+    # waiting for images
+    hang_data_s: Annotated[float, Positive()] = 1800.0
+    # writing a snapshot or a checkpoint
+    hang_save_s: Annotated[float, Positive()] = 1800.0
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
