@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import folder, watch
-from launcher.follow import minutes
-from launcher.reconcile.decide import Summary, next_attempt, summary
+from launcher.reconcile.decide import Summary, minutes, next_attempt, summary
 from launcher.reconcile.view import LOOK_S, RunView, read, read_many
 from selfguide.spec.run import RunFolder
 from shards import cli
@@ -81,7 +80,7 @@ def _table(found: list[Summary]) -> None:
         )
     for each in found:
         colour = _COLOURS.get(each.state, "")
-        # what a finished run lacks belongs to its state
+        # what a finished run lacks belongs to its state, and that a running one does not move
         state = f"{each.state}, {each.message}" if _lacks(each) else each.state
         table.add_row(
             each.id,
@@ -104,7 +103,7 @@ def _table(found: list[Summary]) -> None:
 
 
 def _lacks(each: Summary) -> bool:
-    return each.state == "finished" and bool(each.message)
+    return each.state in ("finished", "running") and bool(each.message)
 
 
 def _one(run: RunFolder, as_json: bool) -> int:

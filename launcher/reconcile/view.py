@@ -83,8 +83,9 @@ class AttemptView:
     # ranks that began, and how ranks ended; "unknown" is a rank whose environment was incomplete
     starts: frozenset[str] = frozenset()
     exits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    # the trainer's newest report
+    # the trainer's newest report, and the last heartbeat of rank 0
     progress: Mapping[str, Any] = field(default_factory=dict)
+    beat: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def number(self) -> int:
@@ -349,6 +350,8 @@ class _Reader:
             starts=frozenset(starts),
             exits={rank: record for rank, record in exits.items() if record is not None},
             progress=progress,
+            # of one rank: ranks wait for one another, and a job may have a thousand
+            beat=there(at.root / "heartbeat-0.json"),
         )
 
     def _evaluation(self, folder: Path) -> EvaluationView:
