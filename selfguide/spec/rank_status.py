@@ -24,6 +24,8 @@ class RankStatus:
     stop: int = 0
     # the exit record is being written: no signal matters any more
     ending: bool = False
+    # told of an error that ends this rank, before anything waits on the way out
+    fails: Callable[[BaseException], object] | None = None
     # when it last made progress, in seconds since 1970: a step, or another section
     progressed: float = field(default_factory=time.time)
     # seconds that the last step took
@@ -31,7 +33,7 @@ class RankStatus:
     # when the main thread last came by, by the monotonic clock
     moved: float = field(default_factory=time.monotonic)
     # returns how many collectives this rank has entered (`selfguide.distributed`); None before ranks are joined
-    collectives: Callable[[], int] | None = None
+    collectives: Callable[[], int | None] | None = None
     # seconds between heartbeats, and what asks for one before its time
     beat_s: float = 10.0
     due: threading.Event = field(default_factory=threading.Event)

@@ -125,6 +125,11 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
             # one that was lost or damaged: the checkpoint holds all that is in it
             publish_snapshot_if_due(training)
         train(training)
+    except Exception as error:
+        # closing waits for a reader, which may wait for a store
+        if telemetry.status.fails is not None:
+            telemetry.status.fails(error)
+        raise
     finally:
         stream.close()
     telemetry.say("done", state.images)
