@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from selfguide.spec.config import PathConfig
+from selfguide.spec.config.sampler import Spacing, table_entries
 from selfguide.spec.conventions import DDPM_STEPS
 from shards.errors import UserError
 
@@ -180,13 +181,17 @@ class DDPM(Path):
     def training_time(self, u: Tensor) -> Tensor:
         return (u * self.steps).ceil().clamp(1, self.steps) / self.steps
 
-    def grid(self, steps: int) -> Tensor:
-        """Whole table entries, evenly spaced, and data at the end."""
+    def grid(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
+        """Whole table entries, evenly spaced, and where they end: data, but for `spacing=leading_offset`."""
         if steps > self.steps:
             raise UserError(
                 f"sampler.steps={steps}: this path has {self.steps} noise levels; take {self.steps} or fewer"
             )
-        return torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round() / self.steps
+        if spacing == "trailing":
+            entries = torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round()
+        else:
+            entries = torch.tensor(table_entries(steps, spacing), dtype=torch.float64)
+        return entries / self.steps
 
     def _table(self, device: torch.device) -> Tensor:
         """The table on that device, where it then stays: no step waits for a copy of it."""
