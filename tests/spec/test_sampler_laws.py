@@ -81,7 +81,7 @@ BAD = [
     (
         "path=ddpm sampler=ddim sampler.spacing=leading_offset sampler.steps=1000",
         "sampler.steps=1000",
-        "sampler.steps=333 or 500",
+        "sampler.steps=250 or 500",
     ),
     (
         "path=ddpm sampler=ddim sampler.spacing=linspace sampler.steps=1",
