@@ -191,7 +191,7 @@ def test_the_table_of_settings_is_what_the_samplers_take() -> None:
 
 VALUES: dict[str, Any] = {
     "eta": 0.5,
-    "clip": 3.0,
+    "clip": 0.4,
     "clipped_noise": "kept",
     "churn": 2.0,
     "churn_sigma": (0.1, 10.0),

@@ -116,6 +116,8 @@ def default_times(
     times = noise_times(preconditioning, steps, shift, spacing)
     if name == "dopri5" and shift != 1:
         raise UserError(f"shift={shift} moves a grid of steps, and dopri5 chooses its own; drop it")
+    if name in ("dopri5", "euler_maruyama") and spacing != "trailing":
+        raise UserError(f"spacing={spacing} is no grid for {name}, which has its own; drop it")
     return even_times(times, shift) if name == "euler_maruyama" else times
 
 
