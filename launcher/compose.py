@@ -21,7 +21,7 @@ from typing import Any
 from selfguide.spec.config import ClusterConfig, Config, build
 from selfguide.spec.config.laws import Formerly, fields_of
 from selfguide.spec.files import plain
-from selfguide.spec.sizes import TABLE
+from selfguide.spec.sizes import CORRECTED, TABLE
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
@@ -203,7 +203,8 @@ def _hydra(overrides: list[str]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     for name in TABLE:
-        ConfigStore.instance().store(group="model", name=name, node={"name": name})
+        node = {"name": name, **CORRECTED.get(name, {})}
+        ConfigStore.instance().store(group="model", name=name, node=node)
     try:
         with initialize_config_module(config_module="configs", version_base=None):
             composed = hydra_compose("config", overrides=overrides)

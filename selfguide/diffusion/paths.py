@@ -118,9 +118,12 @@ class RectifiedFlow(Path):
 class VariancePreserving(Path):
     """VP-SDE (Song et al. 2021): beta(tau) linear from 0.1 to 20; a = exp(-integral / 2), b = sqrt(1 - a^2)."""
 
-    last = 1e-3  # v is infinite at 0 (SiT ends there too)
     least = 1e-5  # trained
     beta_min, beta_max = 0.1, 20.0
+
+    def __init__(self, last: float = 1e-3) -> None:
+        # v is infinite at 0
+        self.last = last
 
     def coefficients(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         t = tau.double()
@@ -249,7 +252,7 @@ def _share(ratio: Tensor) -> Tensor:
 _PATHS: dict[str, Callable[[PathConfig], Path]] = {
     "rectified_flow": lambda config: RectifiedFlow(config.sigma_min),
     "ddpm": lambda config: DDPM(config.betas),
-    "vp": lambda config: VariancePreserving(),
+    "vp": lambda config: VariancePreserving(config.last),
     "ve": lambda config: VarianceExploding(0.02, 100.0),
     "edm": lambda config: VarianceExploding(),
 }

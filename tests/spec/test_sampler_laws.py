@@ -19,6 +19,8 @@ from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import build_path
 from selfguide.diffusion.samplers import COMMON, SAMPLERS, sample, settings
 from selfguide.spec.config import PathConfig, SamplerConfig, build
+from selfguide.spec.config.laws import identity_of
+from selfguide.spec.config.path import read_by_sampling
 from selfguide.spec.config.sampler import check_sampler, protocol_settings, settings_read
 from selfguide.spec.conventions import guidance_interval, noise_shift, total_weight
 from selfguide.spec.records import Protocol
@@ -264,6 +266,15 @@ def test_a_protocol_names_what_changes_a_sample_and_only_that() -> None:
 def key(**settings: Any) -> str:
     protocol: Protocol = replace(PROTOCOL, settings=settings)
     return protocol.key
+
+
+def test_where_vp_sampling_ends_is_part_of_a_protocol_and_of_an_identity_unless_it_is_as_before() -> (
+    None
+):
+    assert read_by_sampling(PathConfig()) == {} == read_by_sampling(PathConfig(name="vp"))
+    assert read_by_sampling(PathConfig(name="vp", last=1e-4)) == {"last": 1e-4}
+    assert "last" not in identity_of(PathConfig(name="vp"))
+    assert identity_of(PathConfig(name="vp", last=1e-4))["last"] == 1e-4
 
 
 def test_an_interval_parts_columns_where_something_is_guided_in_it() -> None:
