@@ -37,7 +37,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "runs": Command("launcher.runs", "all runs: state, progress, rate, time left, best score"),
         "status": Command("launcher.status", "everything about one run; --follow stays"),
         "logs": Command("launcher.logs", "what the ranks of a run wrote; -f follows"),
-        "board": Command("launcher.board", "the leaderboard, here and as one HTML page"),
+        "board": Command("launcher.board.__main__", "the leaderboard, here and as one HTML page"),
     },
     "repair": {
         "watch": Command("launcher.watch", "be the watcher of a run that has lost its own"),
@@ -47,7 +47,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
     },
     "data": {
         "shards": Command(
-            "tools.shards", "make, verify, inspect and copy data as WebDataset shards"
+            "tools.shards.__main__", "make, verify, inspect and copy data as WebDataset shards"
         ),
     },
 }

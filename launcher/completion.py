@@ -7,6 +7,7 @@ answers for the words behind it, in whatever module it is built, so nothing has 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 from collections.abc import Mapping
@@ -34,7 +35,9 @@ def answer(modules: Mapping[str, str]) -> NoReturn:
     if words[0] == "submit":
         _complete(_submit())
     names = ("parse_args", "parse_known_args", "parse_intermixed_args")
-    with patch.multiple(argparse.ArgumentParser, **dict.fromkeys(names, _parsed)):
+    with contextlib.ExitStack() as replaced:
+        for name in names:
+            replaced.enter_context(patch.object(argparse.ArgumentParser, name, _parsed))
         try:
             importlib.import_module(modules[words[0]]).main([])
         except _Built as built:

@@ -281,7 +281,9 @@ def check_data(config: Config, load: Load | None = None) -> str:
     return mixing.identity(found, config.data.shares)
 
 
-def load_manifests(roots: tuple[str, ...], shares: tuple[float, ...] | None) -> list[Manifest]:
+def load_manifests(
+    roots: str | tuple[str, ...], shares: tuple[float, ...] | None
+) -> list[Manifest]:
     """Reads the manifests of the data at these roots, mixed in these shares.
 
     Raises:
