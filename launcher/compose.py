@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 from selfguide.spec.config import ClusterConfig, Config, build
 from selfguide.spec.config.laws import Formerly, fields_of
@@ -128,6 +128,24 @@ def _sections() -> list[tuple[str, type]]:
         )
         found += [(each.name, option) for option in options if dataclasses.is_dataclass(option)]
     return typing.cast("list[tuple[str, type]]", found)
+
+
+def values(key: str) -> list[str]:
+    """The values that a group or key can have, where they can be listed."""
+    if key in GROUPS:
+        return options(key)
+    part, _, name = key.rpartition(".")
+    kinds = [
+        kind
+        for section, cls in [("", Config), *_sections()]
+        for each in fields_of(cls)
+        if (section, each.name) == (part, name)
+        for kind in (each.type, *typing.get_args(each.type))
+    ]
+    if bool in kinds:
+        return ["true", "false"]
+    literals = [typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is Literal]
+    return sorted({str(value) for each in literals for value in each})
 
 
 def without_group(overrides: Sequence[str], group: str) -> list[str]:

@@ -20,6 +20,10 @@ Record = dict[str, Any]
 # `codes` what others exited with, by rank, and `first` the rank that failed first.
 Ending = dict[str, Any]
 
+# What a scheduler says of a job that waits, as JSON; empty where it says nothing. `reason` is Slurm's word (Priority,
+# Resources, QOSMaxJobsPerUserLimit, ...), `start` when it expects to start it, in seconds since 1970.
+Waiting = dict[str, Any]
+
 # an outer job's variables, wrong for an inner one, and defaults of Slurm's commands that change what they answer:
 # SQUEUE_STATES hides jobs, and SCANCEL_INTERACTIVE waits for a yes
 _LEAKS = re.compile(r"SLURM|S(ALLOC|BATCH|RUN|QUEUE|CANCEL|ACCT|INFO|CONTROL)_|PMI|SUBMITIT_")
@@ -122,6 +126,9 @@ class Backend(Protocol):
 
     def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
         """Returns how each of these jobs, which are gone, ended; an empty one where nobody knows any more."""
+
+    def waiting(self, records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
+        """Returns why each of these jobs, which are queued, waits; an empty answer where nobody says so."""
 
     def cancel(self, records: Sequence[Record]) -> int:
         """Ends jobs and returns once they are gone; returns how many existed. Safe to call again.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import os
 import re
 import shlex
@@ -20,7 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from launcher.backends import endings
-from launcher.backends.protocol import Ending, Job, Record, State, clean, ignored, new_record
+from launcher.backends.protocol import (
+    Ending,
+    Job,
+    Record,
+    State,
+    Waiting,
+    clean,
+    ignored,
+    new_record,
+)
 from selfguide.spec.config import ClusterConfig
 from shards.errors import UserError
 from shards.wait import wait_until
@@ -187,6 +197,12 @@ class Slurm:
         queue = ({} if self._taken_down else self._queue(patience_s, ended=True)) or {}
         return [_ending(record, queue) for record in records]
 
+    def waiting(self, records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
+        asked = ["squeue", "--me", "--array", "--noheader", "--states=PENDING", "--format=%i|%r|%S"]
+        rows = [] if self._taken_down else self._squeue(asked, patience_s) or []
+        known = {id: {"reason": reason, "start": _moment(start)} for id, reason, start in rows}
+        return [known.get(record["id"], {}) for record in records]
+
     @property
     def _taken_down(self) -> bool:
         return self.profile.temporary and not Path(self.conf or "").exists()
@@ -322,17 +338,27 @@ class Slurm:
         # a line a task
         asked = ["squeue", "--me", "--array", "--noheader"]
         asked += ["--states=all", "--format=%i|%T %r|%j|%k"] if ended else ["--format=%i|%T|%j|%k"]
+        rows = self._squeue(asked, patience_s)
+        return (
+            None
+            if rows is None
+            else {
+                id: _Queued(state=state, name=name, comment=comment.strip())
+                for id, state, name, comment in rows
+            }
+        )
+
+    def _squeue(self, command: list[str], patience_s: float | None) -> list[list[str]] | None:
+        """The fields of each line; None when nobody answers."""
+        fields = command[-1].count("|")
         try:
-            done = _run(asked, self._client(), patience_s=patience_s)
+            done = _run(command, self._client(), patience_s=patience_s)
         except FileNotFoundError:
             return None
         if done is None or done.returncode:
             return None
-        rows = (line.split("|", 3) for line in done.stdout.splitlines() if line.count("|") >= 3)
-        return {
-            id: _Queued(state=state, name=name, comment=comment.strip())
-            for id, state, name, comment in rows
-        }
+        lines = done.stdout.splitlines()
+        return [line.split("|", fields) for line in lines if line.count("|") >= fields]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,6 +379,14 @@ def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
     if job is None or job.comment != record["comment"]:
         return "gone"
     return "queued" if job.state in _QUEUED else "running"
+
+
+def _moment(text: str) -> float | None:
+    """Slurm's local time in seconds since 1970; None for "N/A"."""
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
 
 
 def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:

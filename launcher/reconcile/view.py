@@ -43,6 +43,8 @@ class JobView:
     state: JobState
     # of one that is gone, what its scheduler still says or was once heard to say (`Backend.endings`)
     ending: Mapping[str, Any] = field(default_factory=dict)
+    # why one that is queued waits, where somebody only looks (`Backend.waiting`)
+    waiting: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -216,6 +218,8 @@ def _read(
     for (reader, path, record), state in zip(jobs, states, strict=True):
         reader.known[path] = JobView(record=record, state=state)
     _add_endings(gone, patience_s)
+    if patience_s is not None:
+        _add_waiting(jobs, states, patience_s)
     views: list[RunView | None] = []
     problems = []
     for reader in found:
@@ -238,6 +242,20 @@ def _add_endings(gone: Sequence[tuple[_Reader, Path, Record]], patience_s: float
     endings = backends.endings([record for _, _, record in unknown], patience_s) if unknown else []
     for (reader, path, _), ending in zip(unknown, endings, strict=True):
         reader.known[path] = replace(reader.known[path], ending=ending)
+
+
+def _add_waiting(
+    jobs: Sequence[tuple[_Reader, Path, Record]], states: Sequence[JobState], patience_s: float
+) -> None:
+    """Adds why training jobs are queued, for whoever looks: one question, and none where none is queued."""
+    queued = [
+        each
+        for each, state in zip(jobs, states, strict=True)
+        if state == "queued" and each[0].attempts and each[1] == each[0].attempts[-1].job
+    ]
+    reasons = backends.waiting([record for _, _, record in queued], patience_s) if queued else []
+    for (reader, path, _), waiting in zip(queued, reasons, strict=True):
+        reader.known[path] = replace(reader.known[path], waiting=waiting)
 
 
 def ending_path(job: Path) -> Path:
