@@ -39,6 +39,10 @@ GROUPS = (
 )
 
 
+# keys below which any name may stand
+_MAPPINGS = ("cluster.environment.", "cluster.sbatch.")
+
+
 def compose(overrides: Sequence[str]) -> Config:
     """The configuration that `experiment=... key=value ...` stands for. Reads nothing but `configs`.
 
@@ -154,8 +158,7 @@ def _known(text: str) -> tuple[str, str]:
     key, value = _current(key, value)
     text = f"{key}={value}"
     known = known_keys()
-    mappings = [name for name in known if key.startswith(f"{name}.")]
-    if key not in known and mappings != ["cluster.environment"]:
+    if key not in known and not key.startswith(_MAPPINGS):
         inside = [name for name in known if name.startswith(f"{key}.")]
         if inside:
             raise UserError(f"{key!r} is a part, not a setting; it has: {', '.join(inside)}")
