@@ -61,11 +61,13 @@ class Job:
     devices: tuple[str, ...] = ()
     cpus_per_task: int | None = None
     mem_gb: float | None = None
+    # Slurm: of a CPU or two, so on the site's partition for evaluations where it has one
+    small: bool = False
     timeout_min: int
     # seconds before its time limit at which Slurm warns its ranks by SIGUSR2
     warn_s: int = 90
-    # Slurm only: may start the same job once more, by itself after a preemption or a lost node, and where this command,
-    # which follows the ranks, asks for it
+    # Slurm only: may start the same job once more, by itself after a preemption or a lost node, and where Python with
+    # these words, which follows the ranks, asks for it
     requeue: tuple[str, ...] = ()
     # CPU threads of each local task
     threads: int = 1
