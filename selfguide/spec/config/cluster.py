@@ -26,6 +26,8 @@ class ClusterConfig:
     qos: str | None = None
     timeout_min: Annotated[int, AtLeast(1)] = 24 * 60
     evaluation_timeout_min: Annotated[int, AtLeast(1)] = 120
+    # on a cluster, nodes are checked before an attempt trains, and one that is not well is refused
+    preflight: bool = True
     # Slurm: what goes on with a run by itself when its job ends early. successor: a second job, which waits behind it;
     # requeue: the same job once more, which Slurm holds for two minutes; none: nothing does
     restart: Literal["successor", "requeue", "none"] = "successor"
@@ -35,6 +37,11 @@ class ClusterConfig:
     def one_machine(self) -> bool:
         """Whether jobs run here, on disks that this process sees; the nodes of a cluster have disks of their own."""
         return self.kind == "local"
+
+    @property
+    def checks_nodes(self) -> bool:
+        """Whether an attempt looks at its nodes first; on one machine there is no other to take."""
+        return self.preflight and not self.one_machine
 
     @property
     def promises_gpus(self) -> bool:
