@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from launcher.backends import slurm
 from launcher.backends.local import Local
-from launcher.backends.protocol import Backend, Ending, Job, Record, State, Waiting, new_record
+from launcher.backends.protocol import Backend, Ending, Job, Node, Record, State, Waiting, new_record
 from launcher.backends.slurm import Slurm
 from selfguide.spec.config import ClusterConfig
 
@@ -20,6 +20,7 @@ __all__ = [
     "Backend",
     "Ending",
     "Job",
+    "Node",
     "Record",
     "State",
     "Waiting",

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.protocol import Ending, Job, Record, State, Waiting, clean, new_record
+from launcher.backends.protocol import Ending, Job, Node, Record, State, Waiting, clean, new_record
 from shards.errors import UserError
 from shards.wait import wait_until
 
@@ -99,6 +99,9 @@ class Local:
         return len(live)
 
     def strays(self, comment: str) -> list[Record]:
+        return []
+
+    def nodes(self, patience_s: float | None = None) -> list[Node]:
         return []
 
     def notes(self, ranks: int) -> list[str]:

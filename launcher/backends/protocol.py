@@ -77,9 +77,26 @@ class Job:
     singleton: bool = False
     # Slurm job that must have begun before this one
     after: str | None = None
+    # Slurm only: nodes that it must not run on, beside those of its site
+    exclude: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     # local only: one detached process that runs this command and writes to `folder`.log, in place of Submitit's ranks
     command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node of a cluster, as its scheduler sees it."""
+
+    name: str
+    # the scheduler's own word: idle, mix, alloc, drain, down*
+    state: str
+    # why it is out of service, where somebody said so
+    reason: str = ""
+    # gives jobs nodes now or when others have ended
+    in_service: bool = True
+    # answers its scheduler
+    reachable: bool = True
 
 
 class Backend(Protocol):
@@ -141,6 +158,9 @@ class Backend(Protocol):
 
     def strays(self, comment: str) -> list[Record]:
         """Returns the scheduler's jobs with this comment; a submitter may have died before it kept their records."""
+
+    def nodes(self, patience_s: float | None = None) -> list[Node]:
+        """Returns the nodes that jobs may run on, of all partitions where there is no config; none without an answer."""
 
     def notes(self, ranks: int) -> list[str]:
         """Returns what a user should know of how so many ranks on a node will run, as sentences."""

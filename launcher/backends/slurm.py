@@ -24,6 +24,7 @@ from launcher.backends import endings
 from launcher.backends.protocol import (
     Ending,
     Job,
+    Node,
     Record,
     State,
     Waiting,
@@ -234,6 +235,30 @@ class Slurm:
             if job.comment == comment and name in (None, job.name)
         ]
 
+    def nodes(self, patience_s: float | None = None) -> list[Node]:
+        asked = ["sinfo", "--noheader", "--Node", "--format=%N|%t|%P|%E"]
+        try:
+            done = _run(asked, self._client(), patience_s=patience_s)
+        except FileNotFoundError:
+            return []
+        rows = [line.split("|", 3) for line in done.stdout.splitlines()] if done else []
+        named = None
+        if self.cluster is not None:
+            named = (self.cluster.partition or "").split(",")
+        # a line for each partition of a node
+        found = {
+            name: Node(
+                name=name,
+                state=word,
+                reason="" if reason == "none" else reason,
+                in_service=not _out_of_service(word),
+                reachable=not (word.endswith("*") or word.startswith("down")),
+            )
+            for name, word, partition, reason in rows
+            if named is None or _of_partition(partition, named)
+        }
+        return list(found.values())
+
     def notes(self, ranks: int) -> list[str]:
         names = ignored(os.environ)
         if not names:
@@ -330,12 +355,13 @@ class Slurm:
         fit = {
             name: word
             for name, word, cpus, megabytes, gres, partition in rows
-            if (partition.rstrip("*") in named or (named == [""] and partition.endswith("*")))
+            if _of_partition(partition, named)
+            and name not in job.exclude
             and int(cpus) >= job.tasks * (job.cpus_per_task or 1)
             and int(megabytes) >= 1024 * (job.mem_gb or 0)
             and sum(map(int, _GPUS.findall(gres))) >= job.gpus
         }
-        out = {n: w for n, w in fit.items() if w.startswith(_OUT_OF_SERVICE) or w.endswith("*")}
+        out = {name: word for name, word in fit.items() if _out_of_service(word)}
         if not len(fit) - len(out) < job.nodes <= len(fit):
             return ""
         states = ", ".join(f"{name} is {word}" for name, word in sorted(out.items())[:8])
@@ -352,7 +378,7 @@ class Slurm:
             "partition": apart or site.partition,
             "account": site.account,
             "qos": site.qos,
-            "exclude": site.exclude,
+            "exclude": ",".join(each for each in (site.exclude, *job.exclude) if each) or None,
             # of the nodes that train
             "constraint": None if apart else site.constraint,
         }
@@ -396,6 +422,16 @@ class Slurm:
             return None
         lines = done.stdout.splitlines()
         return [line.split("|", fields) for line in lines if line.count("|") >= fields]
+
+
+def _of_partition(name: str, wanted: Sequence[str]) -> bool:
+    """Whether sinfo's name of a partition, with * behind the default's, is wanted; [""] is the default."""
+    return name.rstrip("*") in wanted or (list(wanted) == [""] and name.endswith("*"))
+
+
+def _out_of_service(word: str) -> bool:
+    """Whether a node of this state gets no job; * is behind the word of one that does not answer."""
+    return word.startswith(_OUT_OF_SERVICE) or word.endswith("*")
 
 
 @dataclass(frozen=True, kw_only=True)

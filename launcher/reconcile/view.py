@@ -84,6 +84,8 @@ class AttemptView:
     resumed_from: int | None = None
     # ranks that began, and how ranks ended; "unknown" is a rank whose environment was incomplete
     starts: frozenset[str] = frozenset()
+    # of each rank that began, its node's name; read with the history
+    nodes: Mapping[str, str] = field(default_factory=dict)
     exits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # the trainer's newest report
     progress: Mapping[str, Any] = field(default_factory=dict)
@@ -365,9 +367,15 @@ class _Reader:
             began=there(at.root / f"start-{starts[0]}.json").get("time") if starts else None,
             resumed_from=progress.get("resumed_from"),
             starts=frozenset(starts),
+            nodes=self._nodes(at, starts) if self.history else {},
             exits={rank: record for rank, record in exits.items() if record is not None},
             progress=progress,
         )
+
+    def _nodes(self, at: Attempt, ranks: Sequence[str]) -> dict[str, str]:
+        """The nodes of ranks, where their start records say so: those of before do not."""
+        found = {rank: self.object(at.root / f"start-{rank}.json") or {} for rank in ranks}
+        return {rank: str(record["node"]) for rank, record in found.items() if "node" in record}
 
     def _evaluation(self, folder: Path) -> EvaluationView:
         key, _, attempt = folder.name.rpartition(".")

@@ -98,6 +98,8 @@ class ClusterConfig:
     # environment modules that jobs load first
     modules: tuple[str, ...] = ()
     partition: str | None = None
+    # on a cluster, nodes are checked before an attempt trains, and one that is not well is refused
+    preflight: bool = True
     # the Python of jobs where it is not the one that submits: a container's
     python: str | None = None
     qos: str | None = None
@@ -141,6 +143,11 @@ class ClusterConfig:
     def one_machine(self) -> bool:
         """Whether jobs run here, on disks that this process sees; the nodes of a cluster have disks of their own."""
         return self.kind == "local"
+
+    @property
+    def checks_nodes(self) -> bool:
+        """Whether an attempt looks at its nodes first; on one machine there is no other to take."""
+        return self.preflight and not self.one_machine
 
     @property
     def promises_gpus(self) -> bool:
