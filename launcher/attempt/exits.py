@@ -34,8 +34,8 @@ Kind = Literal[
 
 # of the process, as sysexits.h has it where it has one; 128 + number of a signal, 1 of anything else
 PREEMPTED, NOTHING_SAVED = 75, 76
-_CODES: dict[Kind, int] = {"ok": 0, "user": UserError.exit_code, "numeric": 86, "storage": 87}
-_CODES |= {"memory": 84, "hang": 85, "node": 88}
+CODES: dict[Kind, int] = {"ok": 0, "user": UserError.exit_code, "numeric": 86, "storage": 87}
+CODES |= {"memory": 84, "hang": 85, "node": 88}
 
 # how torch says that memory is short where it raises no class of its own
 _NO_MEMORY = ("out of memory", "DefaultCPUAllocator: can't allocate memory")
@@ -73,7 +73,7 @@ class Exit:
         """Returns the record of an exception that ends a rank; call it while the exception is handled."""
         kind = _kind(error)
         saved = error.saved if isinstance(error, Preempted) else None
-        code = _CODES.get(kind, 1)
+        code = CODES.get(kind, 1)
         if kind == "preempted":
             code = NOTHING_SAVED if saved is None else PREEMPTED
         elif isinstance(error, SystemExit) and isinstance(error.code, int):

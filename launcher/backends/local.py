@@ -225,11 +225,17 @@ def _boot() -> str:
 
 def _started(pid: int) -> int | None:
     """The process's start in clock ticks since boot, which tells it from a later one with its id; None if dead."""
+    found = process(pid)
+    return found[1] if found else None
+
+
+def process(pid: int) -> tuple[str, int] | None:
+    """Returns the state of a process (R, S, D, T, ...) and its start in clock ticks since boot; None if dead."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in "ZX" else int(fields[19])  # a zombie works no more
+    return None if fields[0] in "ZX" else (fields[0], int(fields[19]))  # a zombie works no more
 
 
 def _tokens() -> dict[int, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -28,6 +30,11 @@ class RankStatus:
     step_s: float = 0.0
     # when the main thread last came by, by the monotonic clock
     moved: float = field(default_factory=time.monotonic)
+    # returns how many collectives this rank has entered (`selfguide.distributed`); None before ranks are joined
+    collectives: Callable[[], int] | None = None
+    # seconds between heartbeats, and what asks for one before its time
+    beat_s: float = 10.0
+    due: threading.Event = field(default_factory=threading.Event)
 
     def start(self, images: int) -> None:
         """Training goes on from so many images, all of them saved."""
@@ -36,6 +43,9 @@ class RankStatus:
 
     def enter(self, section: str) -> None:
         """The main thread begins something else."""
+        # between steps and waits for images it may change in every step
+        if not {section, self.section} <= {"train", "data"}:
+            self.due.set()
         self.section, self.progressed = section, time.time()
         self.touch()
 

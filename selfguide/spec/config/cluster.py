@@ -94,6 +94,15 @@ class ClusterConfig:
     gpus_per_node: Annotated[int, AtLeast(1)] = 8
     # what is asked in place of --gpus-per-node, where a site wants that: gpu:h100:8
     gres: str | None = None
+    # an attempt counts as hung, and is ended, where nothing moved for so many seconds. In a step: or for ten median
+    # steps, where that is longer; null watches nothing
+    hang_step_s: Annotated[float | None, Positive()] = 60.0
+    # before the first step: joining, reading a checkpoint; and compiling
+    hang_start_s: Annotated[float, Positive()] = 1800.0
+    # waiting for images
+    hang_data_s: Annotated[float, Positive()] = 1800.0
+    # writing a snapshot or a checkpoint
+    hang_save_s: Annotated[float, Positive()] = 1800.0
     mem_gb: Annotated[float | None, Positive()] = None
     # environment modules that jobs load first
     modules: tuple[str, ...] = ()
