@@ -22,13 +22,14 @@ def begin(folder: Path, rank: str, status: RankStatus) -> None:
     section, images   as `RankStatus` has them
     progressed        when the rank last made a step or entered a section, in seconds since 1970
     step_s            seconds of its last step
+    seconds           of each class of time until then, and `waited_s` of training for data
     """
     path = folder / f"heartbeat-{rank}.json"
 
     def beat() -> None:
         written = None
         while not status.ending:
-            names = ("section", "images", "progressed", "step_s")
+            names = ("section", "images", "progressed", "step_s", "seconds", "waited_s")
             record = {name: getattr(status, name) for name in names}
             if status.section is not None and record != written:
                 written = record

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from launcher.backends import slurm
 from launcher.backends.local import Local
-from launcher.backends.protocol import Backend, Ending, Job, Record, State, new_record
+from launcher.backends.protocol import Backend, Ending, Job, Record, Span, State, new_record
 from launcher.backends.slurm import Slurm
 from selfguide.spec.config import ClusterConfig
 
@@ -21,6 +21,7 @@ __all__ = [
     "Ending",
     "Job",
     "Record",
+    "Span",
     "State",
     "automatic",
     "cancel",
@@ -29,6 +30,7 @@ __all__ = [
     "new_record",
     "of",
     "of_record",
+    "spans",
     "state",
     "states",
     "strays",
@@ -75,6 +77,11 @@ def states(records: Sequence[Record], patience_s: float | None = None) -> list[S
 def endings(records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
     """Returns how jobs that are gone ended, as far as their schedulers still know."""
     return _each(records, lambda backend, some: backend.endings(some, patience_s))
+
+
+def spans(records: Sequence[Record], patience_s: float | None = None) -> list[tuple[Span, ...]]:
+    """Returns when each job had its nodes, as its scheduler or its own controller says."""
+    return _each(records, lambda backend, some: backend.spans(some, patience_s))
 
 
 def state(record: Record) -> State:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.protocol import Ending, Job, Record, State, clean, new_record
+from launcher.backends.protocol import Ending, Job, Record, Span, State, clean, new_record
 from shards.errors import UserError
 from shards.wait import wait_until
 
@@ -78,6 +78,15 @@ class Local:
 
     def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
         return [_ending(ending_path(Path(record["folder"]), record["id"])) for record in records]
+
+    def spans(
+        self, records: Sequence[Record], patience_s: float | None = None
+    ) -> list[tuple[Span, ...]]:
+        found: list[tuple[Span, ...]] = []
+        for record in records:
+            said = _ending(ending_path(Path(record["folder"]), record["id"]))
+            found.append((Span(record["submitted"], said.get("time"), 0.0),))
+        return found
 
     def cancel(self, records: Sequence[Record], grace_s: float = SAVE_S) -> int:
         """Sends SIGTERM to every process of the jobs, and SIGKILL to those left after the grace."""

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.backends import endings
-from launcher.backends.protocol import Ending, Job, Record, State, clean, ignored, new_record
+from launcher.backends import accounting, endings
+from launcher.backends.protocol import Ending, Job, Record, Span, State, clean, ignored, new_record
 from selfguide.spec.config import ClusterConfig
 from shards.errors import UserError
 from shards.wait import wait_until
@@ -186,6 +186,16 @@ class Slurm:
         # a controller forgets jobs some minutes after their end
         queue = ({} if self._taken_down else self._queue(patience_s, ended=True)) or {}
         return [_ending(record, queue) for record in records]
+
+    def spans(
+        self, records: Sequence[Record], patience_s: float | None = None
+    ) -> list[tuple[Span, ...]]:
+        if self._taken_down:
+            return [()] * len(records)
+        return accounting.spans(
+            records,
+            lambda command: _run(command, self._client() | accounting.CLOCK, None, patience_s),
+        )
 
     @property
     def _taken_down(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from launcher.reconcile.attempts import failure, training_state
 from launcher.reconcile.evaluations import evaluating, newest_score, unscorable, unscored
+from launcher.reconcile.hours import gpu_hours
 from launcher.reconcile.restart import next_attempt
 from launcher.reconcile.view import AttemptView, RunView
 
@@ -141,6 +142,8 @@ class Summary:
     score: float | None
     metric: str | None
     score_images: int | None
+    # of all its jobs so far, as their own files tell (`hours.spent_s`); ranks count where it has no GPUs
+    gpu_hours: float | None
     message: str
 
 
@@ -164,4 +167,5 @@ def summary(view: RunView) -> Summary:
         score=newest.score if newest else None,
         metric=newest.metric if newest else None,
         score_images=newest.images if newest else None,
+        gpu_hours=gpu_hours(view),
     )
