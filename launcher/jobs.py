@@ -79,13 +79,13 @@ def warning(config: Config, save_s: float | None) -> int:
 
     Twice the time of a save, which may have begun when the warning comes, and a margin; half of the limit at most.
     """
-    wanted = math.ceil(2 * _save_s(config, save_s) + MARGIN_S)
+    wanted = math.ceil(2 * expected_save_s(config, save_s) + MARGIN_S)
     return min(wanted, 30 * config.cluster.timeout_min)
 
 
 def check_limit(config: Config, save_s: float | None) -> None:
     """Raises UserError where the time limit of training on Slurm is not longer than its warning and one save more."""
-    took = _save_s(config, save_s)
+    took = expected_save_s(config, save_s)
     warn_s = math.ceil(2 * took + MARGIN_S)
     needed, limit = warn_s + took, config.cluster.timeout_min
     if config.cluster.kind != "local" and 60 * limit <= needed:
@@ -96,8 +96,8 @@ def check_limit(config: Config, save_s: float | None) -> None:
         )
 
 
-def _save_s(config: Config, measured: float | None) -> float:
-    """Seconds of a checkpoint, by its size where none was measured."""
+def expected_save_s(config: Config, measured: float | None) -> float:
+    """Returns the seconds of a checkpoint, by its size where none was measured."""
     if measured is not None:
         return measured
     return footprint(config).checkpoint / (BYTES_PER_S * config.nodes)

@@ -261,6 +261,14 @@ def _resumed(at: AttemptView) -> int | None:
     return None if at.progress.get("section") in (None, "joining") else 0
 
 
+def images_of(at: AttemptView) -> tuple[int, int] | None:
+    """Returns the images from which an attempt trained and to which it came; None where it did not train."""
+    first = _resumed(at)
+    records = [*at.exits.values(), *at.heartbeats.values(), at.progress]
+    last = max((int(record.get("images") or 0) for record in records), default=0)
+    return None if first is None or last <= first else (first, last)
+
+
 def _span_of(at: AttemptView, now: float) -> tuple[Span | None, bool]:
     """The allocation of an attempt, and whether only its own files tell of it."""
     by_files = _by_files(at, now)

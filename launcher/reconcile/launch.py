@@ -229,7 +229,7 @@ def _prepare_training(view: RunView, at: Attempt, config: Config, *, by_hand: bo
     """Writes what the ranks read; returns their job."""
     storage.publish(str(at.config), to_yaml(config).encode())
     job = jobs.training(config, at, at.run.root.name, at.run.slowest_save_s())
-    asked = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
+    asked: dict[str, Any] = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
     asked |= {"world": job.nodes * job.tasks, "timeout_min": job.timeout_min, "by_hand": by_hand}
     # so that a list of runs need not read all attempts
     asked["spent_s"] = trained_s(view)
