@@ -59,7 +59,7 @@ def run_rank(
                 f"{world} ranks were started and {submitted} submitted; submit the run again"
             )
         work(rank, local_rank, world)
-        ended = Exit(code=0, kind="ok", images=status.images, section=status.section)
+        ended = Exit.well(status)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - any kind: the record names it
         ended = Exit.of(error, status)
         if ended.kind != "preempted":

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +68,9 @@ class Exit:
     check: str | None = None
     # a collective broke: another rank is gone, and the cause is there
     peer_gone: bool = False
+    # of each class of time until the last progress, and of training's what went by waiting for data
+    seconds: Mapping[str, float] | None = None
+    waited_s: float | None = None
 
     @classmethod
     def of(cls, error: BaseException, status: RankStatus) -> Exit:
@@ -84,12 +88,11 @@ class Exit:
             message=f"{type(error).__name__}: {error}",
             traceback=traceback.format_exc(),
             type=type(error).__name__,
-            images=status.images,
-            section=status.section,
             saved=saved,
             node=error.node if isinstance(error, NodeRefused) else None,
             check=error.check if isinstance(error, NodeRefused) else None,
             peer_gone=any(text in f"{type(error).__name__}: {error}" for text in _PEER_GONE),
+            **_place(status),
         )
 
     @classmethod
@@ -100,9 +103,13 @@ class Exit:
             code=NOTHING_SAVED if preempted else 128 + number,
             kind="preempted" if preempted else "signal",
             message=f"ended by {name}",
-            images=status.images,
-            section=status.section,
+            **_place(status),
         )
+
+    @classmethod
+    def well(cls, status: RankStatus) -> Exit:
+        """Returns the record of a rank that has done its work."""
+        return cls(code=0, kind="ok", **_place(status))
 
     @classmethod
     def read(cls, folder: Path, rank: int | str = 0) -> Exit | None:
@@ -118,6 +125,12 @@ class Exit:
         record = asdict(self)
         record["class"] = record.pop("kind")
         _write_once(path, record)
+
+
+def _place(status: RankStatus) -> dict[str, Any]:
+    """How far a rank came, and where its time went."""
+    names = ("images", "section", "seconds", "waited_s")
+    return {name: getattr(status, name) for name in names}
 
 
 def _kind(error: BaseException) -> Kind:

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.backends import endings
+from launcher.backends import accounting, endings
 from launcher.backends.protocol import (
     Ending,
     Job,
     Node,
     Record,
+    Span,
     State,
     Waiting,
     clean,
@@ -207,6 +208,16 @@ class Slurm:
         rows = [] if self._taken_down else self._squeue(asked, patience_s) or []
         known = {id: {"reason": reason, "start": _moment(start)} for id, reason, start in rows}
         return [known.get(record["id"], {}) for record in records]
+
+    def spans(
+        self, records: Sequence[Record], patience_s: float | None = None
+    ) -> list[tuple[Span, ...]]:
+        if self._taken_down:
+            return [()] * len(records)
+        return accounting.spans(
+            records,
+            lambda command: _run(command, self._client() | accounting.CLOCK, None, patience_s),
+        )
 
     @property
     def _taken_down(self) -> bool:

@@ -22,7 +22,18 @@ from launcher.reconcile.view import RunView
 from selfguide.spec.run import RunFolder
 from slurm import layout, processes
 from slurm.crew import SEARCH, program_path
-from tests.cluster.bed import BATCH, ROOT, Bed, finishes, gone, learned, lost, trains, until
+from tests.cluster.bed import (
+    BATCH,
+    ROOT,
+    Bed,
+    adds_up,
+    finishes,
+    gone,
+    learned,
+    lost,
+    trains,
+    until,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
@@ -58,6 +69,7 @@ def same_end(bed: Bed, run: RunFolder, unharmed: dict[str, str], *, tries: int =
     assert view.tries == tries, attempts(view)
     assert learned(run) == unharmed
     gone(bed, run)
+    adds_up(bed, run)
     return view
 
 
