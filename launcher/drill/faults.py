@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +50,7 @@ def advance(job):
 loop.advance = advance
 """
 )
-# counts the lines of the attempt's first save, and dies so far into its second one
+# counts the lines of the attempt's next save, and dies so far into the one after that, which may have fewer
 _IN_A_SAVE = (
     _LOOP
     + """
@@ -58,19 +58,23 @@ import os, signal
 shares = {shares}
 save, ran = loop.checkpoint.save, []
 def killed(folder, state, rank_info, lease):
-    lines = 0
-    if lease.number > len(shares):
+    if lease.number not in shares:
         return save(folder, state, rank_info, lease)
-    last = int(shares[lease.number - 1] * ran[0]) if ran else -1
+    lines, last = 0, int(shares[lease.number] * ran[0]) if ran else -1
+    def die():
+        open({died!r} + str(lease.number), "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
     def trace(*_):
         nonlocal lines
         if lines == last:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         lines += 1
         return trace
     sys.settrace(trace)
     save(folder, state, rank_info, lease)
     sys.settrace(None)
+    if ran:
+        die()
     ran.append(lines)
 loop.checkpoint.save = killed
 """
@@ -109,9 +113,22 @@ def slow(
         bench.inside(rank, _SLOW.format(seconds=seconds), always=always)
 
 
-def kill_in_saves(bench: Bench, rank: int, shares: Sequence[float]) -> None:
-    """Has a rank die within the second save of each of the next attempts, that share of its lines done."""
-    bench.inside(rank, _IN_A_SAVE.format(shares=[*shares]), always=True)
+def kill_in_saves(bench: Bench, rank: int, shares: Mapping[int, float]) -> None:
+    """Has a rank die in the second save from now of each of these attempts, after a share of the lines of one."""
+    bench.inside(rank, _in_a_save(bench, shares), always=True)
+
+
+def kill_in_next_save(bench: Bench, run: RunFolder, rank: int, share: float = 0.5) -> float:
+    """The same of the attempt that trains now; returns when the rank died, in seconds since 1970."""
+    number = run.attempt_numbers()[-1]
+    bench.inside(rank, _in_a_save(bench, {number: share}), taken_s=TAKEN_S)
+    died = bench.faults / f"died-{number}"
+    until(died.exists, f"rank {rank} dies in a save", TAKEN_S)
+    return died.stat().st_mtime
+
+
+def _in_a_save(bench: Bench, shares: Mapping[int, float]) -> str:
+    return _IN_A_SAVE.format(shares=dict(shares), died=str(bench.faults / "died-"))
 
 
 # ---- scheduler ---------------------------------------------------------------------------------------
@@ -132,10 +149,15 @@ def shorten(bench: Bench, run: RunFolder, minutes: int = 1) -> None:
     bench.ask("scontrol", "update", f"JobId={bench.job(run)}", f"TimeLimit={minutes}")
 
 
-def preempt(bench: Bench, partition: str = "urgent", nodes: int = 4, seconds: float = 3) -> str:
-    """A job that takes these nodes from all others for so long; returns its id."""
-    asked = [f"--partition={partition}", f"--nodes={nodes}", "--exclusive", "--output=/dev/null"]
+def preempt(bench: Bench, where: str = "--nodes=4", seconds: float = 3) -> str:
+    """A job that takes nodes from all others for so long; returns its id."""
+    asked = [f"--partition={bench.urgent}", where, "--exclusive", "--output=/dev/null"]
     return bench.ask("sbatch", "--parsable", *asked, f"--wrap=sleep {seconds}").strip()
+
+
+def preempt_run(bench: Bench, run: RunFolder) -> str:
+    """The same on the nodes of the run."""
+    return preempt(bench, f"--nodelist={','.join(bench.nodes(run))}")
 
 
 def mute(bench: Bench, folder: Path, seconds: float) -> Bench:
@@ -202,17 +224,18 @@ def restart_daemon(cluster: Cluster, name: str) -> None:
 
 
 def restart_node(bench: Bench, name: str) -> None:
-    """The slurmd of a node again, until all nodes are idle."""
+    """The slurmd of a node again, until the node takes jobs."""
     assert bench.cluster is not None
     restart_daemon(bench.cluster, name)
     bench.ask("scontrol", "reconfigure")
-    until(lambda: idle(bench), f"{name} is back")
+    until(lambda: idle(bench, name), f"{name} is back")
 
 
-def idle(bench: Bench) -> bool:
-    """Whether every node waits for jobs."""
-    states = bench.ask("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T")
-    return set(states.split()) == {"idle"}
+def idle(bench: Bench, *nodes: str) -> bool:
+    """Whether these nodes take jobs, or have some; without names, whether every node waits for one."""
+    chosen = [f"--nodes={','.join(nodes)}"] if nodes else []
+    states = bench.ask("sinfo", "--noheader", "--Node", "--format=%T", *chosen).split()
+    return set(states) <= ({"idle", "mixed", "allocated"} if nodes else {"idle"})
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.drill.bench import Bench, learned, lost, until
+from launcher.drill.bench import Bench, learned, lost, tiny, until
 from launcher.reconcile import decide
 from launcher.reconcile.view import RunView
 from selfguide.spec.records import records
@@ -21,14 +21,11 @@ __all__ = ["Bed", "attempts", "gone", "learned", "lost", "same_end", "trains", "
 ROOT = Path(__file__).parents[2]
 BATCH = 128
 STEPS = 120
-# two ranks on two nodes, deterministic: a sum's bits depend on how many threads share it
 SETTINGS = (
-    "experiment=digits_dit", "cluster=devcluster", "nodes=2", "cluster.gpus_per_node=1", "cluster.timeout_min=5",
-    "cluster.environment.OMP_NUM_THREADS=1", "evaluation=none", f"train.images={STEPS * BATCH}",
-    f"train.batch={BATCH}", f"train.log_every={4 * BATCH}", f"train.snapshot_every={STEPS * BATCH}",
-    f"train.checkpoint_every={20 * BATCH}", "train.warmup_images=256", "guidance.teacher_refresh=256",
-    "model.width=32", "model.depth=2", "model.heads=2", "guidance.layer=1",
-)  # fmt: skip
+    *tiny(STEPS * BATCH, BATCH, checkpoint_every=20 * BATCH, log_every=4 * BATCH),
+    "cluster=devcluster",
+    "cluster.timeout_min=5",
+)
 # samples of an epoch
 DIGITS = 1797
 # a line of rank 0's log

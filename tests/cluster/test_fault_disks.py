@@ -54,15 +54,14 @@ def test_d2_a_rank_killed_in_a_save_at_a_random_offset_loads_nothing_in_part(
     bed: Bed, unharmed: dict[str, Any], kills: int
 ) -> None:
     draw = random.Random(kills)
+    shares = {attempt: draw.random() for attempt in range(1, kills + 1)}
     for rank in (0, 1):
-        mine = [attempt % 2 == rank for attempt in range(kills)]
-        # a save has no line beyond its last
-        faults.kill_in_saves(bed, rank, [draw.random() if it else 2.0 for it in mine])
+        faults.kill_in_saves(bed, rank, {a: s for a, s in shares.items() if a % 2 == rank})
     run = bed.submit("d2", f"train.checkpoint_every={5 * BATCH}")
     view = same_end(bed, run, unharmed, tries=kills + 1, seconds=60 * kills)
     assert attempts(view)[:-1] == ["killed"] * kills
     ranks = [decide.cause(at).rank for at in view.attempts[:-1]]
-    assert ranks == [str(attempt % 2) for attempt in range(kills)]
+    assert ranks == [str(attempt % 2) for attempt in shares]
     assert not any(progress(run, number).get("damaged") for number in run.attempt_numbers())
     assert all(each <= 5 * BATCH for each in lost(run))
 
