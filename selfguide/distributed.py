@@ -15,10 +15,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from selfguide.spec.nodes import NodeRefused, node_name
 from selfguide.spec.run import read_record, write_record
 from shards.wait import wait_until
 
 T = TypeVar("T")
+
+_CURE = "have the node's name mean its own address, in DNS or in its /etc/hosts"
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,18 @@ def join(rank_info: RankInfo, rendezvous: Path, timeout_s: int = 600) -> None:
     if rank_info.rank == 0:
         host = _address()
         store = dist.TCPStore(host, 0, rank_info.world, is_master=True, wait_for_workers=False)
-        write_record(rendezvous, {"host": host, "port": store.port, "world": rank_info.world})
+        about = {"host": host, "port": store.port, "world": rank_info.world}
+        here = {"machine": socket.gethostname(), "node": node_name()}
+        write_record(rendezvous, {**about, **here})
     else:
         record = _await_record(rendezvous, timeout_s)
         if record["world"] != rank_info.world:
             raise RuntimeError(
                 f"rank {rank_info.rank} was started for {rank_info.world} ranks, rank 0 for {record['world']}"
             )
+        if record["host"].startswith("127.") and record["machine"] != socket.gethostname():
+            what = f"rank 0 has no address there that rank {rank_info.rank} on {node_name()} reaches; {_CURE}"
+            raise NodeRefused(record["node"], "address", what)
         store = dist.TCPStore(record["host"], record["port"], rank_info.world, is_master=False)
     if rank_info.device.type == "cuda":
         torch.cuda.set_device(rank_info.device)
@@ -109,9 +117,8 @@ def _address() -> str:
     try:
         found = socket.gethostbyname(socket.gethostname())
     except OSError as error:
-        raise RuntimeError(
-            f"the name {socket.gethostname()!r} of this node does not resolve; set SELFGUIDE_HOST to its address"
-        ) from error
+        what = f"its name {socket.gethostname()!r} does not resolve; {_CURE}"
+        raise NodeRefused(node_name(), "address", what) from error
     if not found.startswith("127."):
         return found
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -92,7 +92,7 @@ def run_rank(
 def _ending(error: BaseException | None, folder: Path, rank: str, status: RankStatus) -> Exit:
     """How a rank ends by this error, or without one."""
     if error is None:
-        return Exit(code=0, kind="ok", images=status.images, section=status.section)
+        return Exit.well(status)
     found = Exit.of(error, status)
     if found.kind != "preempted" and status.stop and peer_failed(folder, rank):
         # the cause is in that record

@@ -30,13 +30,14 @@ def begin(folder: Path, rank: str, status: RankStatus) -> None:
     progressed        when the rank last made a step or entered a section, in seconds since 1970
     step_s            seconds of its last step
     collectives       how many it has entered; null where it is alone or has not joined the others
+    seconds           of each class of time until then, and `waited_s` of training for data
     """
     path = heartbeat_path(folder, rank)
 
     def beat() -> None:
         while not status.ending:
             if status.section is not None:
-                names = ("section", "images", "progressed", "step_s")
+                names = ("section", "images", "progressed", "step_s", "seconds", "waited_s")
                 record = {name: getattr(status, name) for name in names}
                 record["collectives"] = status.collectives and status.collectives()
                 try:

@@ -115,7 +115,7 @@ class Monitor:
             if rank not in self._processes:
                 pid = (read_record(start_path(self._folder, rank)) or {}).get("pid")
                 found = process(pid) if pid else None
-                if found:
+                if pid and found:
                     self._processes[rank] = (pid, found[1])
         pid, began = self._parent
         return bool(self._alive()) or (began is not None and _same(pid, began[1]))

@@ -25,7 +25,7 @@ from selfguide.spec.files import read_config
 from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import Lease, RunFolder
-from selfguide.training import checkpoint, resume
+from selfguide.training import checkpoint, probes, resume
 from selfguide.training.components import Components
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine, micro_batch
@@ -78,6 +78,8 @@ def _check_device(config: Config, rank_info: RankInfo) -> None:
 def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry) -> None:
     """Everything between joining the ranks and leaving them."""
     sources = _load_manifests(config, lease.run)
+    if config.cluster.checks_nodes:
+        probes.check(config, rank_info, lease.run.attempt(lease.number), sources)
     manifest = sources[0]  # of several, fields and header are alike
     _check_annotations(config, manifest, lease.run, rank_info)
     on_rank_0(lease.begin)  # before the look: an older attempt must not publish behind it

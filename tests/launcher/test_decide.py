@@ -33,6 +33,8 @@ IDENTITY = json.loads(json.dumps(identity(CONFIG, "m")))
 LONGER = IDENTITY | {"train": IDENTITY["train"] | {"images": 2560}}
 OTHER = IDENTITY | {"seed": 7}
 
+BEAT = {"progressed": 800.0, "step_s": 1.0, "section": "data"}
+
 states = st.sampled_from(["queued", "running", "gone", "unknown"])
 EXITS = {
     "ok": {"code": 0, "class": "ok", "message": ""},
@@ -66,7 +68,7 @@ def attempts(draw: st.DrawFn) -> AttemptView:
         starts=frozenset(draw(st.sets(ranks))),
         exits=draw(st.dictionaries(ranks, exits)),
         progress=draw(st.sampled_from([{}, {"images": 2, "images_per_s": 4.0, "eta_s": 1.0}])),
-        beat=draw(st.sampled_from([{}, {"progressed": 800.0, "step_s": 1.0, "section": "data"}])),
+        heartbeats=draw(st.sampled_from([{}, {"0": BEAT}])),
     )
 
 
@@ -308,7 +310,7 @@ def test_a_run_that_does_not_move_runs_and_says_for_how_long_instead_of_a_rate(
     view = a_view(replace(GONE, state="running"))
     (at,) = view.attempts
     report = {"images": 640, "images_per_s": 424.0, "eta_s": 1.5, "data_share": 0.1}
-    view = replace(view, attempts=(replace(at, beat=beat, progress=report),))
+    view = replace(view, attempts=(replace(at, heartbeats={"0": beat}, progress=report),))
     assert (state(view).word, state(view).reason) == ("running", said)
     shown = decide.progress(view)
     rates = (shown.images_per_s, shown.eta_s, shown.data_share)
