@@ -27,7 +27,7 @@ def class_of(section: str | None) -> str:
 class RankStatus:
     """Of one process, shared by its threads; each field is written by one of them."""
 
-    # joining, starting, compile (a first step that compiles), train, data (a step waits for its images), snapshot,
+    # joining, starting, compile (a first step that compiles, or a later one while it does), train, data (a step waits for its images), snapshot,
     # checkpoint, done; None outside training
     section: str | None = None
     # seen so far, None before training
@@ -86,6 +86,11 @@ class RankStatus:
         self.step_s, self.progressed, self.images = self.moved - before, time.time(), images
         if self.section == "compile":
             self.section = "train"
+
+    def compiles(self, begins: bool) -> None:
+        """The compiler begins or ends within a step, as where guidance sets in; the first step compiles anyway."""
+        if self.step_s and self.section == ("train" if begins else "compile"):
+            self.enter("compile" if begins else "train")
 
     def _count(self) -> None:
         """All time since the last progress belongs to the section that ends, or goes on, here."""
