@@ -24,6 +24,7 @@ class Limits:
     start: float
     data: float
     save: float
+    evaluation: float
 
     @classmethod
     def of(cls, cluster: ClusterConfig) -> Limits | None:
@@ -35,6 +36,7 @@ class Limits:
             start=cluster.hang_start_s,
             data=cluster.hang_data_s,
             save=cluster.hang_save_s,
+            evaluation=cluster.hang_evaluation_s,
         )
 
     @property
@@ -105,10 +107,15 @@ def allowed(seen: Seen, limits: Limits, median_step_s: float) -> float:
     step = _step(limits, median_step_s)
     if seen.stopped or (seen.section == "train" and seen.step_s):
         return step
-    if seen.section in ("snapshot", "checkpoint", "done"):
-        return max(limits.save, step)
+    limit = {
+        "data": limits.data,
+        "snapshot": limits.save,
+        "checkpoint": limits.save,
+        "done": limits.save,
+        "evaluate": limits.evaluation,
+    }
     # joining, starting, compile, and a first step, which compiles
-    return max(limits.data if seen.section == "data" else limits.start, step)
+    return max(limit.get(seen.section or "", limits.start), step)
 
 
 def _step(limits: Limits, median_step_s: float) -> float:

@@ -9,6 +9,7 @@ also where the rank to blame, its node or its monitor can do nothing any more; t
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -27,7 +28,7 @@ from launcher.attempt.exits import CODES, Exit, exit_path, start_path
 from launcher.attempt.hang import Limits, Seen, Verdict, allowed, judge
 from launcher.attempt.heartbeat import heartbeat_path
 from launcher.backends.local import process
-from selfguide.spec.files import read_config
+from selfguide.spec.config import ClusterConfig
 from selfguide.spec.nodes import node_name
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import read_record, write_record
@@ -49,9 +50,15 @@ _RANK = ("SLURM_PROCID", "SLURM_LOCALID", "SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_L
 log = logging.getLogger("launcher.attempt.monitor")
 
 
-def begin(folder: Path, rank: int, local_rank: int, status: RankStatus) -> None:
-    """Called by each rank of an attempt before it imports torch; the first of a node starts its monitor."""
-    limits = Limits.of(read_config(folder / "config.yaml").cluster)
+def begin(
+    folder: Path, rank: int, local_rank: int, cluster: ClusterConfig, status: RankStatus
+) -> None:
+    """Called by each rank of a job before it imports torch; the first of a node starts its monitor.
+
+    Args:
+        folder: where the ranks leave their records.
+    """
+    limits = Limits.of(cluster)
     if limits is None:
         return
     status.beat_s = limits.beat_s
@@ -64,7 +71,7 @@ def begin(folder: Path, rank: int, local_rank: int, status: RankStatus) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in _RANK}
     # in a session of its own: what ends the rank's group does not end it
     subprocess.Popen(
-        [*command, str(os.getpid())],
+        [*command, str(os.getpid()), json.dumps(asdict(limits))],
         env=environment,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -244,13 +251,12 @@ def _same(pid: int, began: int) -> bool:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command: folder of the attempt, ranks of this node, process that started it."""
+    """The command: folder of the ranks' records, ranks of this node, process that started it, limits."""
     for each in _IGNORED:
         signal.signal(each, signal.SIG_IGN)
     logs.configure(None)
     folder, ranks, parent = Path(arguments[0]), arguments[1], int(arguments[2])
-    limits = Limits.of(read_config(folder / "config.yaml").cluster)
-    assert limits is not None, "its ranks have read the same config"
+    limits = Limits(**json.loads(arguments[3]))
     Monitor(folder, [int(rank) for rank in ranks.split(",")], parent, limits).run()
 
 

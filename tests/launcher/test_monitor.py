@@ -14,7 +14,7 @@ from launcher.attempt.monitor import Monitor
 from selfguide.spec.run import read_record, write_record
 from shards.wait import wait_until
 
-LIMITS = Limits(step=6, start=60, data=60, save=60)
+LIMITS = Limits(step=6, start=60, data=60, save=60, evaluation=60)
 
 # ranks 0 and 1 wait in the fifth collective, and rank 2 does not come
 RANK = """
