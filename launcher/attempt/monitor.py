@@ -33,6 +33,7 @@ from selfguide.spec.nodes import node_name
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import read_record, write_record
 from shards import storage
+from shards.errors import UserError
 from shards.wait import wait_until
 
 # how often it looks whether its ranks are there; what they say it reads twice a heartbeat
@@ -98,7 +99,7 @@ class Monitor:
     def run(self) -> None:
         """Returns when its ranks have ended, or were ended."""
         looked, due = time.monotonic(), 0.0
-        while self._find():
+        while self._there():
             now = time.monotonic()
             self._clock += min(now - looked, 4 * LOOK_S)
             looked = now
@@ -117,16 +118,19 @@ class Monitor:
                     return
             time.sleep(LOOK_S)
 
-    def _find(self) -> bool:
-        """Whether any of its ranks is there."""
+    def _there(self) -> bool:
+        """Whether any of its ranks is there, as far as it knows them."""
+        pid, found = self._parent
+        return bool(self._alive()) or (found is not None and _same(pid, found[1]))
+
+    def _meet(self) -> None:
+        """Learns which processes its ranks are."""
         for rank in self._mine:
             if rank not in self._processes:
                 pid = (read_record(start_path(self._folder, rank)) or {}).get("pid")
                 found = process(pid) if pid else None
-                if pid and found:
+                if found:
                     self._processes[rank] = (pid, found[1])
-        pid, began = self._parent
-        return bool(self._alive()) or (began is not None and _same(pid, began[1]))
 
     def _alive(self) -> dict[int, int]:
         """Rank -> process of those of its ranks that have not ended."""
@@ -137,6 +141,7 @@ class Monitor:
     def _look(self) -> Verdict | None:
         if (verdict := _read_verdict(self._folder)) is not None:
             return verdict
+        self._meet()
         self._hear(self._mine)
         median = statistics.median(self._steps) if self._steps else 0.0
         mine = [self._seen(rank) for rank in self._mine]
@@ -181,17 +186,20 @@ class Monitor:
     # ---- ending
 
     def _end(self, verdict: Verdict) -> None:
-        """Collects the stacks of its ranks, has the one to blame recorded once, and ends its ranks."""
-        mine = self._accuse(verdict)
-        log.error(f"rank {verdict.rank}: {verdict.message}")
-        found = stacks.collect(self._alive())
-        for rank, text in found.items():
-            storage.publish(str(self._stacks(rank)), text.encode(), replace=True)
-        blamed = exit_path(self._folder, verdict.rank)
-        if mine:
-            self._record(verdict)
-        else:
-            wait_until(blamed.exists, timeout_s=2 * PATIENCE_S)
+        """Has the rank to blame recorded once, with the stacks of all; ends its own ranks whatever comes of that."""
+        try:
+            first = self._accuse(verdict)
+            verdict = _read_verdict(self._folder) or verdict
+            log.error(f"rank {verdict.rank}: {verdict.message}")
+            for rank, text in stacks.collect(self._alive()).items():
+                storage.publish(str(self._stacks(rank)), text.encode(), replace=True)
+            if first:
+                self._record(verdict)
+            else:
+                blamed = exit_path(self._folder, verdict.rank)
+                wait_until(blamed.exists, timeout_s=2 * PATIENCE_S)
+        except (OSError, UserError) as error:
+            log.error(f"the monitor could not write down why it ends its ranks: {error}")
         self._kill(verdict.rank)
 
     def _accuse(self, verdict: Verdict) -> bool:
@@ -208,8 +216,9 @@ class Monitor:
 
     def _record(self, verdict: Verdict) -> None:
         """Writes how the rank to blame ended, with where it stands, once all nodes had time to ask."""
-        waited = [self._stacks(rank) for rank in (*self._mine, *self._others)]
-        wait_until(lambda: all(map(Path.exists, waited)), timeout_s=PATIENCE_S)
+        ranks = (*self._mine, *self._others)
+        asked = [self._stacks(each) for each in ranks if not exit_path(self._folder, each).exists()]
+        wait_until(lambda: all(map(Path.exists, asked)), timeout_s=PATIENCE_S)
         message, stack = verdict.message, self._stacks(verdict.rank)
         if stack.exists() and (where := stacks.innermost(stack.read_text())):
             message += f"; it is at {where}"
@@ -227,10 +236,10 @@ class Monitor:
     def _kill(self, blamed: int) -> None:
         """Ends its ranks; those that only waited leave a record of it."""
         for rank, pid in self._alive().items():
-            os.kill(pid, signal.SIGKILL if rank == blamed else signal.SIGTERM)
+            stacks.send(pid, signal.SIGKILL if rank == blamed else signal.SIGTERM)
         wait_until(lambda: not self._alive(), timeout_s=END_S)
         for pid in self._alive().values():
-            os.kill(pid, signal.SIGKILL)
+            stacks.send(pid, signal.SIGKILL)
 
 
 def verdict_path(folder: Path) -> Path:

@@ -85,9 +85,10 @@ def test_the_rank_that_does_not_come_is_blamed_and_all_stacks_are_kept(tmp_path:
     assert "did not enter the collective in which 2 ranks wait" in found["loops"][2]["message"]
     assert "lock" in found["holds"][2]["message"] and "SIGSTOP" in found["stops"][2]["message"]
     texts = {how: [stack(tmp_path / how, rank) for rank in range(3)] for how in words}
-    assert all(text.count("in waits") == 1 for how in words for text in texts[how][:2])
-    for how in ("loops", "holds"):
-        assert str(stacks.innermost(texts[how][2])).startswith(f"{how} (")
+    for how in words:
+        for text, name in zip(texts[how], ("waits", "waits", how), strict=True):
+            # a stopped one is seen by py-spy alone
+            assert str(stacks.innermost(text)).startswith(f"{name} (") or how == name == "stops"
     assert "state T" in texts["stops"][2]
 
 
