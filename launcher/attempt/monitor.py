@@ -223,7 +223,8 @@ class Monitor:
         if stack.exists() and (where := stacks.innermost(stack.read_text())):
             message += f"; it is at {where}"
         if stack.parent.exists():
-            message += f"; stacks of all ranks: {stack.parent}"
+            # as seen from the run's folder
+            message += f"; stacks of all ranks are in {'/'.join(stack.parts[-4:-1])}"
         record = Exit(
             code=CODES["hang"],
             kind="hang",
