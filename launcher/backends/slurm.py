@@ -226,6 +226,11 @@ class Slurm:
         told = [f"{name} ({key} does the same)" if key else name for name, key in keys.items()]
         return [f"variables of this shell that are ignored: {', '.join(told)}"]
 
+    def ask(self, command: Sequence[str]) -> str:
+        """Returns what one of Slurm's commands says; "" where it is not here, fails, or does not answer."""
+        done = _run([*command], self._client())
+        return done.stdout if done is not None and done.returncode == 0 else ""
+
     def cancel_command(self, records: Sequence[Record]) -> str:
         ids = {record["id"].partition("_")[0] for record in records}
         return f"scancel {' '.join(sorted(ids))}"
