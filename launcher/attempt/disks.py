@@ -137,7 +137,7 @@ def _room(folder: Path, needed: int) -> Finding:
     return Finding(
         check="room",
         verdict="ok" if free >= needed else "bad",
-        text=f"{free / 1e9:,.1f} GB are free, and a run needs {needed / 1e9:,.2f} GB for its checkpoints and a snapshot",
+        text=f"{free / 1e9:,.1f} GB are free, and a run takes {needed / 1e9:,.2f} GB for checkpoints and a snapshot",
         cure="" if free >= needed else "make room, or give another runs=",
         figures={"free": free, "needed": needed},
     )
@@ -169,7 +169,7 @@ class Pair:
         path = self.folder / f"{what}.{1 - self.me}"
 
         def there() -> bool:
-            return path.name in os.listdir(self.folder) if listing else path.exists()
+            return path in set(self.folder.iterdir()) if listing else path.exists()
 
         if not wait_until(there, timeout_s=self.timeout_s, poll_s=0.001):
             raise TimeoutError(
@@ -240,8 +240,8 @@ def _seen(pair: Pair) -> tuple[Finding, Finding]:
         Finding(
             check="two nodes",
             verdict="warning" if late else "ok",
-            text=f"a node sees what another one made within {latest[True]:.3f} s in a listing, {latest[False]:.3f} s by "
-            "its name (there and back)",
+            text=f"a node sees what another one made within {latest[True]:.3f} s in a listing, "
+            f"{latest[False]:.3f} s by its name (there and back)",
             cure="commands wait for it; a mount with actimeo=1 or lookupcache=positive is faster"
             if late
             else "",

@@ -35,7 +35,9 @@ def compare(reports: Reports, here: Mapping[str, str], cluster: ClusterConfig) -
         found.append(_data(reports))
     if any(report["weights"] for report in reports):
         where = _names([report for report in reports if report["weights"]])
-        found.append(Finding(check="weights", verdict="bad", text=f"init.path is not there on {where}", cure="copy it to a file system that all nodes share"))  # fmt: skip
+        text = f"init.path is not there on {where}"
+        cure = "copy it to a file system that all nodes share"
+        found.append(Finding(check="weights", verdict="bad", text=text, cure=cure))
     return found
 
 
@@ -86,7 +88,7 @@ def _torch(reports: Reports, cluster: ClusterConfig) -> Finding:
     short = [report for report in reports if report["torch"]["gpus"] < wanted]
     if short:
         text = f"{wanted} GPUs a node are promised; {_list(by)}"
-        cure = "load a CUDA module that fits the driver, or add --nv to the container; cluster.request_gpus=false for none"
+        cure = "load a CUDA module that fits the driver, or give the container --nv; cluster.request_gpus=false for none"
         return Finding(check="torch", verdict="bad", text=text, cure=cure)
     return Finding(check="torch", verdict="ok" if len(by) == 1 else "bad", text=_list(by))
 
@@ -129,7 +131,7 @@ def _commands(reports: Reports) -> Finding:
         check="slurm in jobs",
         verdict="warning",
         text=f"jobs do not find {', '.join(sorted(lacking))}: successors and watchers cannot be submitted from them",
-        cure="put Slurm's client on PATH by cluster.setup, and into the container with its configuration and munge's socket",
+        cure="cluster.setup puts Slurm's client on PATH; a container needs it, its configuration and the socket of munge",
     )
 
 

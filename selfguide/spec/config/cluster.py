@@ -197,7 +197,8 @@ def _check_gpus(cluster: ClusterConfig) -> None:
     for name in ("gpu_type", "gres"):
         if getattr(cluster, name) and not cluster.request_gpus:
             raise UserError(
-                f"cluster.{name}={getattr(cluster, name)} is read with cluster.request_gpus=true only; drop it or take that"
+                f"cluster.{name}={getattr(cluster, name)} is read with cluster.request_gpus=true only; drop it or take "
+                "that"
             )
     if cluster.gpu_type and cluster.gres:
         raise UserError(
