@@ -88,7 +88,7 @@ def _torch(reports: Reports, cluster: ClusterConfig) -> Finding:
     short = [report for report in reports if report["torch"]["gpus"] < wanted]
     if short:
         text = f"{wanted} GPUs a node are promised; {_list(by)}"
-        cure = "load a CUDA module that fits the driver, or give the container --nv; cluster.request_gpus=false for none"
+        cure = "load a CUDA module that fits the driver, give the container --nv, or cluster.request_gpus=false"
         return Finding(check="torch", verdict="bad", text=text, cure=cure)
     return Finding(check="torch", verdict="ok" if len(by) == 1 else "bad", text=_list(by))
 
@@ -131,7 +131,7 @@ def _commands(reports: Reports) -> Finding:
         check="slurm in jobs",
         verdict="warning",
         text=f"jobs do not find {', '.join(sorted(lacking))}: successors and watchers cannot be submitted from them",
-        cure="cluster.setup puts Slurm's client on PATH; a container needs it, its configuration and the socket of munge",
+        cure="put Slurm's client on PATH by cluster.setup, and with its configuration and munge into the container",
     )
 
 
