@@ -42,11 +42,11 @@ def news(view: RunView, goes_on: bool = True) -> News | None:
         return News(f"stopped-{at.number}", f"{name} stopped after {_attempts(view)}", text)
     over = view.attempts if following.action == "start" else view.attempts[:-1]
     causes = [(each.number, cause(each)) for each in over]
-    fell = [(number, why) for number, why in causes if why.kind not in (*ASKED, "ok")]
+    fell = [each for each in causes if each[1].kind not in (*ASKED, "ok")]
     if not fell:
         return None
-    number, why = fell[0]
-    text = f"Attempt {number} ended ({why.kind}): {why.message}\nThe run goes on by itself."
+    number, first = fell[0]
+    text = f"Attempt {number} ended ({first.kind}): {first.message}\nThe run goes on by itself."
     return News("failed-once", f"{name} failed, and goes on", text)
 
 
