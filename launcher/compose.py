@@ -16,13 +16,13 @@ import types
 import typing
 from collections.abc import Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 from launcher import sites
 from selfguide.spec.config import ClusterConfig, Config, build
 from selfguide.spec.config.laws import Formerly, fields_of
 from selfguide.spec.files import plain
-from selfguide.spec.sizes import TABLE
+from selfguide.spec.sizes import CORRECTED, TABLE
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
@@ -139,6 +139,24 @@ def _sections() -> list[tuple[str, type]]:
     return typing.cast("list[tuple[str, type]]", found)
 
 
+def values(key: str) -> list[str]:
+    """The values that a group or key can have, where they can be listed."""
+    if key in GROUPS:
+        return options(key)
+    part, _, name = key.rpartition(".")
+    kinds = [
+        kind
+        for section, cls in [("", Config), *_sections()]
+        for each in fields_of(cls)
+        if (section, each.name) == (part, name)
+        for kind in (each.type, *typing.get_args(each.type))
+    ]
+    if bool in kinds:
+        return ["true", "false"]
+    literals = [typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is Literal]
+    return sorted({str(value) for each in literals for value in each})
+
+
 def without_group(overrides: Sequence[str], group: str) -> list[str]:
     """`overrides` less the choice of `group`; `group.key=value` stays."""
     return [text for text in overrides if text.partition("=")[0] != group]
@@ -215,7 +233,8 @@ def _hydra(overrides: list[str]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     for name in TABLE:
-        ConfigStore.instance().store(group="model", name=name, node={"name": name})
+        node = {"name": name, **CORRECTED.get(name, {})}
+        ConfigStore.instance().store(group="model", name=name, node=node)
     try:
         with initialize_config_module(config_module="configs", version_base=None):
             composed = hydra_compose("config", overrides=overrides)

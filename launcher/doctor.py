@@ -29,7 +29,7 @@ from launcher.checks.preemption import Plan
 from launcher.compose import changed, options
 from launcher.folder import Attempt, find, tail
 from launcher.reconcile.view import read
-from launcher.submit import absolute, resolve
+from launcher.submission import absolute, resolve
 from selfguide.spec.config import Config
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.config.laws import check
@@ -183,7 +183,7 @@ def _plan(asked: Asked) -> Plan:
     at = Attempt.newest(run) if run else None
     rate = ((read_record(at.root / "progress.json") or {}) if at else {}).get("images_per_s")
     return Plan(
-        save_s=jobs.save_seconds(config, measured) if asked.sized else None,
+        save_s=jobs.expected_save_s(config, measured) if asked.sized else None,
         measured=measured is not None,
         step_s=config.train.batch / rate if rate else None,
         every=config.train.checkpoint_every // config.train.batch if asked.sized else None,

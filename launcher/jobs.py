@@ -80,12 +80,12 @@ def warning(config: Config, save_s: float | None) -> int:
     Twice the time of a save, which may have begun when the warning comes, and a margin, or what the site wants where
     that is more; half of the limit at most.
     """
-    return min(_wanted(config, save_seconds(config, save_s)), 30 * config.cluster.timeout_min)
+    return min(_wanted(config, expected_save_s(config, save_s)), 30 * config.cluster.timeout_min)
 
 
 def check_limit(config: Config, save_s: float | None) -> None:
     """Raises UserError where the time limit of training on Slurm is not longer than its warning and one save more."""
-    took = save_seconds(config, save_s)
+    took = expected_save_s(config, save_s)
     warn_s = _wanted(config, took)
     needed, limit = warn_s + took, config.cluster.timeout_min
     if config.cluster.kind != "local" and 60 * limit <= needed:
@@ -100,7 +100,7 @@ def _wanted(config: Config, took: float) -> int:
     return max(math.ceil(2 * took + MARGIN_S), config.cluster.warn_s or 0)
 
 
-def save_seconds(config: Config, measured: float | None) -> float:
+def expected_save_s(config: Config, measured: float | None) -> float:
     """Returns how long a checkpoint takes: as measured, else by its size."""
     if measured is not None:
         return measured

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import os
 import re
 import shlex
@@ -19,8 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.backends import endings
-from launcher.backends.protocol import Ending, Job, Record, State, clean, ignored, new_record
+from launcher.backends import accounting, endings
+from launcher.backends.protocol import (
+    Ending,
+    Job,
+    Node,
+    Record,
+    Span,
+    State,
+    Waiting,
+    clean,
+    ignored,
+    new_record,
+)
 from selfguide.spec.config import ClusterConfig
 from shards.errors import UserError
 from shards.wait import wait_until
@@ -191,6 +203,22 @@ class Slurm:
         queue = ({} if self._taken_down else self._queue(patience_s, ended=True)) or {}
         return [_ending(record, queue) for record in records]
 
+    def waiting(self, records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
+        asked = ["squeue", "--me", "--array", "--noheader", "--states=PENDING", "--format=%i|%r|%S"]
+        rows = [] if self._taken_down else self._squeue(asked, patience_s) or []
+        known = {id: {"reason": reason, "start": _moment(start)} for id, reason, start in rows}
+        return [known.get(record["id"], {}) for record in records]
+
+    def spans(
+        self, records: Sequence[Record], patience_s: float | None = None
+    ) -> list[tuple[Span, ...]]:
+        if self._taken_down:
+            return [()] * len(records)
+        return accounting.spans(
+            records,
+            lambda command: _run(command, self._client() | accounting.CLOCK, None, patience_s),
+        )
+
     @property
     def _taken_down(self) -> bool:
         return self.profile.temporary and not Path(self.conf or "").exists()
@@ -217,6 +245,27 @@ class Slurm:
             for id, job in (self._queue() or {}).items()
             if job.comment == comment and name in (None, job.name)
         ]
+
+    def nodes(self, patience_s: float | None = None) -> list[Node]:
+        asked = ["sinfo", "--noheader", "--Node", "--format=%N|%t|%P|%E"]
+        done = _run(asked, self._client(), patience_s=patience_s)
+        rows = [line.split("|", 3) for line in done.stdout.splitlines()] if done else []
+        named = None
+        if self.cluster is not None:
+            named = (self.cluster.partition or "").split(",")
+        # a line for each partition of a node
+        found = {
+            name: Node(
+                name=name,
+                state=word,
+                reason="" if reason == "none" else reason,
+                in_service=not _out_of_service(word),
+                reachable=not (word.endswith("*") or word.startswith("down")),
+            )
+            for name, word, partition, reason in rows
+            if named is None or _of_partition(partition, named)
+        }
+        return list(found.values())
 
     def notes(self, ranks: int) -> list[str]:
         names = ignored(os.environ)
@@ -319,12 +368,13 @@ class Slurm:
         fit = {
             name: word
             for name, word, cpus, megabytes, gres, partition in rows
-            if (partition.rstrip("*") in named or (named == [""] and partition.endswith("*")))
+            if _of_partition(partition, named)
+            and name not in job.exclude
             and int(cpus) >= job.tasks * (job.cpus_per_task or 1)
             and int(megabytes) >= 1024 * (job.mem_gb or 0)
             and sum(map(int, _GPUS.findall(gres))) >= job.gpus
         }
-        out = {n: w for n, w in fit.items() if w.startswith(_OUT_OF_SERVICE) or w.endswith("*")}
+        out = {name: word for name, word in fit.items() if _out_of_service(word)}
         if not len(fit) - len(out) < job.nodes <= len(fit):
             return ""
         states = ", ".join(f"{name} is {word}" for name, word in sorted(out.items())[:8])
@@ -341,7 +391,7 @@ class Slurm:
             "partition": apart or site.partition,
             "account": site.account,
             "qos": site.qos,
-            "exclude": site.exclude,
+            "exclude": ",".join(each for each in (site.exclude, *job.exclude) if each) or None,
             # of the nodes that train
             "constraint": None if apart else site.constraint,
         }
@@ -369,14 +419,32 @@ class Slurm:
         # a line a task
         asked = ["squeue", "--me", "--array", "--noheader"]
         asked += ["--states=all", "--format=%i|%T %r|%j|%k"] if ended else ["--format=%i|%T|%j|%k"]
-        done = _run(asked, self._client(), patience_s=patience_s)
-        if done is None or done.returncode:
+        rows = self._squeue(asked, patience_s)
+        if rows is None:
             return None
-        rows = (line.split("|", 3) for line in done.stdout.splitlines() if line.count("|") >= 3)
         return {
             id: _Queued(state=state, name=name, comment=comment.strip())
             for id, state, name, comment in rows
         }
+
+    def _squeue(self, command: list[str], patience_s: float | None) -> list[list[str]] | None:
+        """The fields of each line; None when nobody answers."""
+        fields = command[-1].count("|")
+        done = _run(command, self._client(), patience_s=patience_s)
+        if done is None or done.returncode:
+            return None
+        lines = done.stdout.splitlines()
+        return [line.split("|", fields) for line in lines if line.count("|") >= fields]
+
+
+def _of_partition(name: str, wanted: Sequence[str]) -> bool:
+    """Whether sinfo's name of a partition, with * behind the default's, is wanted; [""] is the default."""
+    return name.rstrip("*") in wanted or (list(wanted) == [""] and name.endswith("*"))
+
+
+def _out_of_service(word: str) -> bool:
+    """Whether a node of this state gets no job; * is behind the word of one that does not answer."""
+    return word.startswith(_OUT_OF_SERVICE) or word.endswith("*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,6 +476,14 @@ def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
     if job is None or job.comment != record["comment"]:
         return "gone"
     return "queued" if job.state in _QUEUED else "running"
+
+
+def _moment(text: str) -> float | None:
+    """Slurm's local time in seconds since 1970; None for "N/A"."""
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
 
 
 def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:

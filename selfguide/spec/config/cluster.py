@@ -94,10 +94,21 @@ class ClusterConfig:
     gpus_per_node: Annotated[int, AtLeast(1)] = 8
     # what is asked in place of --gpus-per-node, where a site wants that: gpu:h100:8
     gres: str | None = None
+    # an attempt counts as hung, and is ended, where nothing moved for so many seconds. In a step: or for ten median
+    # steps, where that is longer; null watches nothing
+    hang_step_s: Annotated[float | None, Positive()] = 60.0
+    # before the first step: joining, reading a checkpoint; and compiling
+    hang_start_s: Annotated[float, Positive()] = 1800.0
+    # waiting for images
+    hang_data_s: Annotated[float, Positive()] = 1800.0
+    # writing a snapshot or a checkpoint
+    hang_save_s: Annotated[float, Positive()] = 1800.0
     mem_gb: Annotated[float | None, Positive()] = None
     # environment modules that jobs load first
     modules: tuple[str, ...] = ()
     partition: str | None = None
+    # on a cluster, nodes are checked before an attempt trains, and one that is not well is refused
+    preflight: bool = True
     # the Python of jobs where it is not the one that submits: a container's
     python: str | None = None
     qos: str | None = None
@@ -141,6 +152,11 @@ class ClusterConfig:
     def one_machine(self) -> bool:
         """Whether jobs run here, on disks that this process sees; the nodes of a cluster have disks of their own."""
         return self.kind == "local"
+
+    @property
+    def checks_nodes(self) -> bool:
+        """Whether an attempt looks at its nodes first; on one machine there is no other to take."""
+        return self.preflight and not self.one_machine
 
     @property
     def promises_gpus(self) -> bool:
