@@ -155,7 +155,7 @@ def read_in(run: RunFolder, job_id: str) -> RunView | None:
 
 
 def take_over(
-    run: RunFolder, job_id: str, logs: Path, hosts: Sequence[str]
+    run: RunFolder, job_id: str, logs: Path, hosts: Sequence[str] = ()
 ) -> tuple[Attempt | None, str]:
     """Opens the run's next attempt in the job of this id, which runs already and writes its logs into `logs`.
 

@@ -6,18 +6,13 @@ What is wrong with a node is played by code beside the trainer (`Bed.inside`), o
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
-from pathlib import Path
 
 import pytest
 
 from launcher.reconcile import decide, nodes
 from launcher.reconcile.health import Evidence
 from launcher.reconcile.view import AttemptView
-from selfguide.spec.run import RunFolder
-from tests.cluster.bed import BATCH, Bed, finishes, gone, kill, learned, trains, until
+from tests.cluster.bed import Bed, finishes, gone, learned
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
