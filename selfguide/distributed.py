@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from selfguide.spec.nodes import NodeRefused, node_name
 from selfguide.spec.run import read_record, write_record
@@ -82,6 +83,21 @@ def join(rank_info: RankInfo, rendezvous: Path, timeout_s: int = 600) -> None:
         world_size=rank_info.world,
         timeout=timedelta(seconds=timeout_s),
     )
+
+
+def collectives() -> int:
+    """Returns how many collectives this rank has entered so far, finished or not, in all groups together.
+
+    All ranks enter the same collectives in the same order, so one with fewer than another has not come as far: that
+    other waits for it. torch counts them by itself, so that a step pays nothing. May be called from any thread.
+    """
+    entered = 0
+    for group in list(distributed_c10d._world.pg_map):
+        # gloo alone serves both devices
+        for backend in {group._get_backend(device) for device in group._device_types}:
+            # not in the stubs
+            entered += backend._get_sequence_number_for_group()  # type: ignore[attr-defined]
+    return entered
 
 
 def leave() -> None:

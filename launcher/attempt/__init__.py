@@ -83,6 +83,10 @@ def _train(folder: Path) -> None:
     status = RankStatus(section="joining")
 
     def work(rank: int, local_rank: int, world: int) -> None:
+        # not above: it is a program, too
+        from launcher.attempt import monitor
+
+        monitor.begin(folder, rank, local_rank, status)
         if local_rank == 0:
             preflight.look(folder)
 

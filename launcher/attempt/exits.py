@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -34,8 +35,8 @@ Kind = Literal[
 
 # of the process, as sysexits.h has it where it has one; 128 + number of a signal, 1 of anything else
 PREEMPTED, NOTHING_SAVED = 75, 76
-_CODES: dict[Kind, int] = {"ok": 0, "user": UserError.exit_code, "numeric": 86, "storage": 87}
-_CODES |= {"memory": 84, "hang": 85, "node": 88}
+CODES: dict[Kind, int] = {"ok": 0, "user": UserError.exit_code, "numeric": 86, "storage": 87}
+CODES |= {"memory": 84, "hang": 85, "node": 88}
 
 # how torch says that memory is short where it raises no class of its own
 _NO_MEMORY = ("out of memory", "DefaultCPUAllocator: can't allocate memory")
@@ -67,13 +68,16 @@ class Exit:
     check: str | None = None
     # a collective broke: another rank is gone, and the cause is there
     peer_gone: bool = False
+    # of each class of time until the last progress, and of training's what went by waiting for data
+    seconds: Mapping[str, float] | None = None
+    waited_s: float | None = None
 
     @classmethod
     def of(cls, error: BaseException, status: RankStatus) -> Exit:
         """Returns the record of an exception that ends a rank; call it while the exception is handled."""
         kind = _kind(error)
         saved = error.saved if isinstance(error, Preempted) else None
-        code = _CODES.get(kind, 1)
+        code = CODES.get(kind, 1)
         if kind == "preempted":
             code = NOTHING_SAVED if saved is None else PREEMPTED
         elif isinstance(error, SystemExit) and isinstance(error.code, int):
@@ -84,12 +88,11 @@ class Exit:
             message=f"{type(error).__name__}: {error}",
             traceback=traceback.format_exc(),
             type=type(error).__name__,
-            images=status.images,
-            section=status.section,
             saved=saved,
             node=error.node if isinstance(error, NodeRefused) else None,
             check=error.check if isinstance(error, NodeRefused) else None,
             peer_gone=any(text in f"{type(error).__name__}: {error}" for text in _PEER_GONE),
+            **_place(status),
         )
 
     @classmethod
@@ -100,9 +103,13 @@ class Exit:
             code=NOTHING_SAVED if preempted else 128 + number,
             kind="preempted" if preempted else "signal",
             message=f"ended by {name}",
-            images=status.images,
-            section=status.section,
+            **_place(status),
         )
+
+    @classmethod
+    def well(cls, status: RankStatus) -> Exit:
+        """Returns the record of a rank that has done its work."""
+        return cls(code=0, kind="ok", **_place(status))
 
     @classmethod
     def read(cls, folder: Path, rank: int | str = 0) -> Exit | None:
@@ -118,6 +125,12 @@ class Exit:
         record = asdict(self)
         record["class"] = record.pop("kind")
         _write_once(path, record)
+
+
+def _place(status: RankStatus) -> dict[str, Any]:
+    """How far a rank came, and where its time went."""
+    names = ("images", "section", "seconds", "waited_s")
+    return {name: getattr(status, name) for name in names}
 
 
 def _kind(error: BaseException) -> Kind:

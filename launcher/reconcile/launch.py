@@ -21,6 +21,7 @@ from launcher.backends import Job, Record
 from launcher.folder import Attempt
 from launcher.reconcile import act, decide, nodes
 from launcher.reconcile.act import WatchEntry
+from launcher.reconcile.hours import trained_s
 from launcher.reconcile.view import AttemptView, RunView, read
 from selfguide.spec.config import Config
 from selfguide.spec.files import to_yaml
@@ -72,11 +73,11 @@ def launch_attempt(run: RunFolder, config: Config, watch_entry: WatchEntry) -> L
     Raises:
         UserError: the cluster refused them. Then nothing is queued.
     """
-    if run.attempt_numbers():
-        before = read(run)
-        nodes.keep_evidence(before)
-        dismiss(before)  # what waits behind an older attempt has nothing to follow any more
-    at, record = _submit_training(run, config, by_hand=True)
+    before = read(run)
+    nodes.keep_evidence(before)
+    # what waits behind an older attempt has nothing to follow any more
+    dismiss(before)
+    at, record = _submit_training(before, config, by_hand=True)
     notes = tuple(nodes.sentences(nodes.barred(run, config)))
     watcher = None
     if config.evaluation.protocol != "none":
@@ -136,7 +137,7 @@ def go_on(run: RunFolder) -> Attempt | None:
             return None
         act.keep_endings(view)
         nodes.keep_evidence(view)
-        opened, _ = _submit_training(run, config, by_hand=False)
+        opened, _ = _submit_training(view, config, by_hand=False)
         log.info(f"attempt {opened.number} follows: {following.reason}")
         with _said(opened):
             _queue_successor(opened, config)
@@ -231,7 +232,7 @@ def _open_in(view: RunView, config: Config, job_id: str, logs: Path) -> Attempt 
     at = Attempt(run.attempt(run.open_attempt()))
     code_copy.share(before.files.code, at.code)
     at.logs.symlink_to(os.path.relpath(logs, at.root))
-    job = _prepare_training(at, config, by_hand=False)
+    job = _prepare_training(view, at, config, by_hand=False)
     conf = _where(before)
     about = backends.new_record(config.cluster.kind, replace(job, folder=logs))
     write_record(at.job, {**about, **conf, "id": job_id})
@@ -251,16 +252,18 @@ def dismiss(view: RunView) -> None:
             backends.cancel(at.successor.record)
 
 
-def _submit_training(run: RunFolder, config: Config, *, by_hand: bool) -> tuple[Attempt, Record]:
-    """The next attempt, and the record of its training job."""
+def _submit_training(view: RunView, config: Config, *, by_hand: bool) -> tuple[Attempt, Record]:
+    """The next attempt of the run that was looked at, and the record of its training job."""
     at, (record,) = new_attempt.start(
-        run, config.cluster, lambda at: [_prepare_training(at, config, by_hand=by_hand)]
+        view.folder,
+        config.cluster,
+        lambda at: [_prepare_training(view, at, config, by_hand=by_hand)],
     )
     write_record(at.job, record)
     return at, record
 
 
-def _prepare_training(at: Attempt, config: Config, *, by_hand: bool) -> Job:
+def _prepare_training(view: RunView, at: Attempt, config: Config, *, by_hand: bool) -> Job:
     """Writes what the ranks read; returns their job."""
     storage.publish(str(at.config), to_yaml(config).encode())
     without = nodes.barred(at.run, config)
@@ -270,6 +273,8 @@ def _prepare_training(at: Attempt, config: Config, *, by_hand: bool) -> Job:
     asked |= {"world": job.nodes * job.tasks, "timeout_min": job.timeout_min, "by_hand": by_hand}
     if without:
         asked["excluded"] = {each.node: each.why for each in without}
+    # so that a list of runs need not read all attempts
+    asked["spent_s"] = trained_s(view)
     write_record(at.submission, asked)
     return job
 

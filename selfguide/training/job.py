@@ -14,7 +14,7 @@ import torch
 import shards
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
-from selfguide.distributed import RankInfo, any_rank_error, join, on_rank_0
+from selfguide.distributed import RankInfo, any_rank_error, collectives, join, on_rank_0
 from selfguide.guidance.build import build_components
 from selfguide.models.execution import configure_execution
 from selfguide.networks.student import Student, build_student
@@ -62,6 +62,7 @@ def main(attempt: Path, rank: int, local_rank: int, world: int, status: RankStat
     _check_device(config, rank_info)
     telemetry.say("joining", 0)
     join(rank_info, attempt / "rendezvous.json", config.engine.timeout_s)
+    status.collectives = collectives
     work(config, rank_info, lease, telemetry)
 
 

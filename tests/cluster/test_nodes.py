@@ -12,7 +12,7 @@ import pytest
 from launcher.reconcile import decide, nodes
 from launcher.reconcile.health import Evidence
 from launcher.reconcile.view import AttemptView
-from tests.cluster.bed import Bed, finishes, gone, learned
+from tests.cluster.bed import Bed, gone, learned
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
@@ -56,7 +56,7 @@ def test_f5_a_sick_node_is_refused_before_training_and_named(
     rank = 0 if check == "address" else 1
     bed.inside(rank, SICK[check])
     run = bed.submit("f5")
-    view = finishes(bed, run)
+    view = bed.finishes(run)
     first, last = view.attempts
     assert learned(run) == unharmed
     why = decide.cause(first)
