@@ -178,11 +178,7 @@ class Backend(Protocol):
         """Returns the scheduler's jobs with this comment; a submitter may have died before it kept their records."""
 
     def nodes(self, patience_s: float | None = None) -> list[Node]:
-<<<<<<< HEAD
-        """Returns the nodes that jobs may run on, of any partition where there is no config; none without an answer."""
-=======
         """Returns the nodes that jobs may run on, of all partitions without a config; none where nobody answers."""
->>>>>>> main
 
     def notes(self, ranks: int) -> list[str]:
         """Returns what a user should know of how so many ranks on a node will run, as sentences."""
