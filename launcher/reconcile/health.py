@@ -107,6 +107,9 @@ def blamed(
 
 
 def _blamed_ranks(at: AttemptView, cause: Cause, down: Collection[str]) -> list[str]:
+    if cause.kind == "killed" and not at.exits and len(set(at.nodes.values())) > 1:
+        # what ends all ranks everywhere without a word is no node
+        return []
     if cause.kind != "node":
         return [] if cause.rank is None else [cause.rank]
     # of a lost node: those that Slurm cannot reach, or else those that nobody has heard of again

@@ -134,6 +134,11 @@ def test_blamed_is_the_node_of_the_rank_that_was_killed(tmp_path: Path) -> None:
     assert (found.node, found.kind, found.rank, found.attempt) == ("n2", "killed", "1", 3)
 
 
+def test_blamed_is_nobody_where_all_ranks_ended_without_a_word(tmp_path: Path) -> None:
+    at = attempt(tmp_path, {})
+    assert decide.cause(at).kind == "killed" and against(at, decide.cause(at)) == []
+
+
 def test_blamed_is_every_node_that_preflight_refused(tmp_path: Path) -> None:
     exits = {rank: exit_of("node", 88, node=f"n{rank}", check="disk") for rank in ("0", "1")}
     at = attempt(tmp_path, exits)
