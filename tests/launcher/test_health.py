@@ -74,8 +74,8 @@ def test_excluded_whatever_order_the_files_are_read_in(evidence: list[Evidence],
 def test_excluded_until_a_person_forgives_or_as_long_as_one_says(
     evidence: list[Evidence], node: str
 ) -> None:
-    forgiven = Evidence(node=node, time=NOW, kind="forgiven")
-    assert node not in names([*evidence, forgiven])
+    forgiven = Evidence(node=node, time=NOW + 1, kind="forgiven")
+    assert node not in names([*evidence, forgiven], NOW + 1)
     by_hand = replace(forgiven, kind="excluded")
     assert names([*evidence, by_hand], NOW + 100 * HALF_LIFE_S) == [node]
 

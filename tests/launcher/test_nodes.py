@@ -184,6 +184,18 @@ def test_nodes_of_a_large_cluster_are_counted_where_nothing_stands_against_them(
     assert "n7" in said and "n8 " not in said and "999 nodes" in said
 
 
+def test_a_node_beyond_the_quarter_says_why_it_is_not_excluded() -> None:
+    four = [Node(name=f"n{number}", state="idle") for number in range(4)]
+    failures = [
+        Evidence(node=node, time=1e9, kind="hang", run="x/y", attempt=number)
+        for node, count in (("n1", 2), ("n2", 3))
+        for number in range(count)
+    ]
+    rows = {row.node: row for row in command.table(four, failures, 1e9)}
+    assert [name for name, row in rows.items() if row.excluded] == ["n2"]
+    assert "25%" in rows["n1"].why and rows["n3"].why == ""
+
+
 def test_nodes_imports_no_torch() -> None:
     code = "import sys, launcher.nodes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
