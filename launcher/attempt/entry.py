@@ -62,7 +62,9 @@ def run_rank(
         ended = Exit.well(status)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - any kind: the record names it
         ended = Exit.of(error, status)
-        if ended.kind != "preempted":
+        if ended.kind == "node":
+            print(ended.message, file=sys.stderr)
+        elif ended.kind != "preempted":
             traceback.print_exc()
             if status.stop and peer_failed(folder, rank_name):  # the cause is in that record
                 ended = Exit.signalled(status.stop, status, preempted=False)

@@ -247,6 +247,8 @@ class Slurm:
         ]
 
     def nodes(self, patience_s: float | None = None) -> list[Node]:
+        if self._taken_down:
+            return []
         asked = ["sinfo", "--noheader", "--Node", "--format=%N|%t|%P|%E"]
         done = _run(asked, self._client(), patience_s=patience_s)
         rows = [line.split("|", 3) for line in done.stdout.splitlines()] if done else []
