@@ -134,8 +134,10 @@ def peer_failed(folder: Path, rank: str) -> bool:
 
 
 def write_start(folder: Path, rank: int | str) -> None:
-    """Records that a rank began, which tells a rank that was killed from one that never came this far."""
-    _write_once(start_path(folder, rank), {})
+    """Records that a rank began, and where, which tells a rank that was killed from one that never came this far."""
+    # the scheduler's name of the node; on one machine the machine's
+    node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+    _write_once(start_path(folder, rank), {"node": node})
 
 
 def _write_once(path: Path, record: dict[str, Any]) -> None:

@@ -72,9 +72,11 @@ def states(records: Sequence[Record], patience_s: float | None = None) -> list[S
     return _each(records, lambda backend, some: backend.states(some, patience_s))
 
 
-def endings(records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
-    """Returns how jobs that are gone ended, as far as their schedulers still know."""
-    return _each(records, lambda backend, some: backend.endings(some, patience_s))
+def endings(
+    records: Sequence[Record], patience_s: float | None = None, *, deep: bool = False
+) -> list[Ending]:
+    """Returns how jobs that are gone ended, as far as their schedulers still know (`Backend.endings`)."""
+    return _each(records, lambda backend, some: backend.endings(some, patience_s, deep=deep))
 
 
 def state(record: Record) -> State:

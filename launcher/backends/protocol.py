@@ -16,8 +16,10 @@ State = Literal["queued", "running", "gone", "unknown"]
 Record = dict[str, Any]
 
 # What a scheduler says of a job that is gone, as JSON; empty where it says nothing. `state` is Slurm's word (NODE_FAIL,
-# TIMEOUT, PREEMPTED, CANCELLED, OUT_OF_MEMORY, FAILED, COMPLETED), `signals` the signals that killed ranks and
-# `codes` what others exited with, by rank, and `first` the rank that failed first.
+# TIMEOUT, PREEMPTED, CANCELLED, OUT_OF_MEMORY, FAILED, COMPLETED), `by` who cancelled it, `ended` when in seconds since
+# 1970, `limit_s` its time limit. Of the job's log, `signals` that killed ranks, `codes` that others exited with and
+# their `nodes`, by rank; `first` is the rank that failed first, `lost_nodes` are those that srun lost, `log_state` is
+# as `state`, and `said` are Slurm's own lines.
 Ending = dict[str, Any]
 
 # an outer job's variables, wrong for an inner one, and defaults of Slurm's commands that change what they answer:
@@ -120,8 +122,14 @@ class Backend(Protocol):
     def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         """Returns the state of each job, with one question however many they are, answered within `patience_s`."""
 
-    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
-        """Returns how each of these jobs, which are gone, ended; an empty one where nobody knows any more."""
+    def endings(
+        self, records: Sequence[Record], patience_s: float | None = None, *, deep: bool = False
+    ) -> list[Ending]:
+        """Returns how each of these jobs, which are gone, ended; an empty one where nobody knows any more.
+
+        Args:
+            deep: asks the accounting, too, about what the scheduler has forgotten.
+        """
 
     def cancel(self, records: Sequence[Record]) -> int:
         """Ends jobs and returns once they are gone; returns how many existed. Safe to call again.

@@ -73,6 +73,7 @@ class AttemptView:
     cancelled: bool = False
     cancel_asked: float = 0.0
     cancel_done: bool = False
+    cancel_by: str = ""
     # a person asked for this attempt; others follow the one before by themselves
     by_hand: bool = False
     # time limit of its job, and when its first rank began
@@ -83,6 +84,9 @@ class AttemptView:
     # ranks that began, and how ranks ended; "unknown" is a rank whose environment was incomplete
     starts: frozenset[str] = frozenset()
     exits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # what ranks wrote when they began, and what they last said of themselves; read with the history
+    begins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    heartbeats: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # the trainer's newest report
     progress: Mapping[str, Any] = field(default_factory=dict)
 
@@ -147,6 +151,9 @@ class RunView:
     snapshots: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     # images of every complete checkpoint, ascending; read with the history
     checkpoints: tuple[int, ...] = ()
+    # when the checkpoints and snapshots that are there were published, in seconds since 1970; read as evidence
+    saved_at: Mapping[int, float] = field(default_factory=dict)
+    published_at: Mapping[int, float] = field(default_factory=dict)
     # by name; without the history only those that have no record
     evaluations: tuple[EvaluationView, ...] = ()
     # by images, key and attempt
@@ -172,16 +179,20 @@ class RunView:
         return self.images in self.snapshots
 
 
-def read(run: RunFolder, *, patience_s: float | None = None) -> RunView:
+def read(run: RunFolder, *, patience_s: float | None = None, evidence: bool = False) -> RunView:
     """Returns the view of one run with its history: all attempts, checkpoints and evaluation jobs.
 
     Args:
         patience_s: with schedulers that do not answer; None waits as long as somebody who wants to act.
+        evidence: asks how the job of every attempt ended, not only of the newest, and reads when checkpoints and
+            snapshots were published: what `launcher.why` tells.
 
     Raises:
         UserError: its run.json cannot be read.
     """
-    (view,), problems = _read([run], history=True, configs=True, patience_s=patience_s)
+    (view,), problems = _read(
+        [run], history=True, configs=True, patience_s=patience_s, evidence=evidence
+    )
     if view is None:
         raise UserError(f"{problems[0]}; restore it, or remove the run's folder")
     return view
@@ -207,15 +218,16 @@ def _read(
     history: bool = False,
     configs: bool,
     patience_s: float | None,
+    evidence: bool = False,
 ) -> tuple[Sequence[RunView | None], list[str]]:
     """A view of each run, None where its run.json cannot be read, and why it cannot."""
-    found = [_Reader(run, history, configs) for run in runs]
+    found = [_Reader(run, history, configs, evidence) for run in runs]
     jobs = [(reader, path, record) for reader in found for path, record in reader.jobs()]
     states = backends.states([record for _, _, record in jobs], patience_s)
     gone = [each for each, state in zip(jobs, states, strict=True) if state == "gone"]
     for (reader, path, record), state in zip(jobs, states, strict=True):
         reader.known[path] = JobView(record=record, state=state)
-    _add_endings(gone, patience_s)
+    _add_endings(gone, patience_s, deep=history)
     views: list[RunView | None] = []
     problems = []
     for reader in found:
@@ -227,7 +239,9 @@ def _read(
     return views, problems
 
 
-def _add_endings(gone: Sequence[tuple[_Reader, Path, Record]], patience_s: float | None) -> None:
+def _add_endings(
+    gone: Sequence[tuple[_Reader, Path, Record]], patience_s: float | None, *, deep: bool
+) -> None:
     """Adds what schedulers said, or still say, of how jobs ended."""
     unknown = []
     for reader, path, record in gone:
@@ -235,7 +249,8 @@ def _add_endings(gone: Sequence[tuple[_Reader, Path, Record]], patience_s: float
         if ending is None and reader.asks_how_it_ended(path):
             unknown.append((reader, path, record))
         reader.known[path] = replace(reader.known[path], ending=ending or {})
-    endings = backends.endings([record for _, _, record in unknown], patience_s) if unknown else []
+    records = [record for _, _, record in unknown]
+    endings = backends.endings(records, patience_s, deep=deep) if unknown else []
     for (reader, path, _), ending in zip(unknown, endings, strict=True):
         reader.known[path] = replace(reader.known[path], ending=ending)
 
@@ -253,8 +268,8 @@ def _problem(path: Path, error: Exception) -> str:
 class _Reader:
     """Reads one run in two steps: the records of its jobs, then everything else."""
 
-    def __init__(self, run: RunFolder, history: bool, configs: bool) -> None:
-        self.run, self.history, self.configs = run, history, configs
+    def __init__(self, run: RunFolder, history: bool, configs: bool, evidence: bool) -> None:
+        self.run, self.history, self.configs, self.evidence = run, history, configs, evidence
         self.problems: list[str] = []
         # jobs by the file of their record
         self.known: dict[Path, JobView] = {}
@@ -286,8 +301,8 @@ class _Reader:
         """Whether the scheduler's word on the end of a job may matter: its own files do not say it."""
         ended_well = (self.object(job.with_name("exit-0.json")) or {}).get("class") == "ok"
         if job.parent.parent == self.run.attempts:
-            newest = job == self.attempts[-1].job
-            return newest and not ended_well
+            asked = self.attempts if self.evidence else self.attempts[-1:]
+            return job in (at.job for at in asked) and not ended_well
         return not ended_well and job.parent.name not in self.settled
 
     def view(self) -> RunView:
@@ -313,6 +328,8 @@ class _Reader:
             config=self._config() if self.configs or images in snapshots else None,
             snapshots=snapshots,
             checkpoints=tuple(self.run.saved()) if self.history else (),
+            saved_at=self._times(self.run.checkpoints),
+            published_at=self._times(self.run.snapshots),
             evaluations=tuple(self._evaluation(folder) for folder in self.evaluations),
             records=self._records(),
             evaluation_asked=float(asked.get("time", 0.0)),
@@ -329,7 +346,7 @@ class _Reader:
         submission, cancelled = there(at.submission), there(at.cancelled)
         progress = there(at.root / "progress.json")
         starts = _ranks(names, "start")
-        exits = {rank: self.object(at.root / f"exit-{rank}.json") for rank in _ranks(names, "exit")}
+        exits = self._by_rank(at, names, "exit")
         limit_min = submission.get("timeout_min")
         return AttemptView(
             files=at,
@@ -342,14 +359,21 @@ class _Reader:
             # a record of before does not say; then all was asked to end and nothing is known to be left
             cancel_asked=float(cancelled.get("time", 0.0)),
             cancel_done=at.cancelled.name in names and bool(cancelled.get("done", True)),
+            cancel_by=str(cancelled.get("by", "")),
             by_hand=bool(submission.get("by_hand")),
             limit_s=None if limit_min is None else 60.0 * limit_min,
             began=there(at.root / f"start-{starts[0]}.json").get("time") if starts else None,
             resumed_from=progress.get("resumed_from"),
             starts=frozenset(starts),
-            exits={rank: record for rank, record in exits.items() if record is not None},
+            exits=exits,
+            begins=self._by_rank(at, names, "start") if self.history else {},
+            heartbeats=self._by_rank(at, names, "heartbeat") if self.history else {},
             progress=progress,
         )
+
+    def _by_rank(self, at: Attempt, names: set[str], kind: str) -> dict[str, dict[str, Any]]:
+        found = {rank: self.object(at.root / f"{kind}-{rank}.json") for rank in _ranks(names, kind)}
+        return {rank: record for rank, record in found.items() if record is not None}
 
     def _evaluation(self, folder: Path) -> EvaluationView:
         key, _, attempt = folder.name.rpartition(".")
@@ -361,6 +385,11 @@ class _Reader:
             job=self.known.get(folder / "job.json"),
             exit=self.object(folder / "exit-0.json"),
         )
+
+    def _times(self, parent: Path) -> dict[int, float]:
+        """When each checkpoint or snapshot of a folder was published, by its images."""
+        found = parent.glob(f"img-*/{storage.MANIFEST}") if self.evidence else ()
+        return {int(path.parent.name[4:]): _changed(path) for path in found}
 
     def _snapshots(self) -> dict[int, Mapping[str, Any]]:
         found = {
