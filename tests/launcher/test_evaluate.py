@@ -55,7 +55,7 @@ class Memory:
     def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         return ["unknown" if self.silent else self.jobs[record["id"]] for record in records]
 
-    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Any]:
+    def endings(self, records: Sequence[Record], *_: Any, **__: Any) -> list[Any]:
         return [self.ends.get(record["id"], {}) for record in records]
 
     def cancel(self, records: Sequence[Record]) -> int:
