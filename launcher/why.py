@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -11,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher import folder
+from launcher.folder import find, takes_run
 from launcher.reconcile import decide
 from launcher.reconcile.timeline import Conclusion, Event, conclude, events, verdict
 from launcher.reconcile.view import LOOK_S, read
@@ -31,18 +30,16 @@ _COLOURS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launcher.why",
-        description="Tells what happened to a run over all its attempts, in the order of time, and why it stopped: "
+    parser = cli.parser(
+        "launcher.why",
+        "Tells what happened to a run over all its attempts, in the order of time, and why it stopped:\n"
         "from what its ranks left, and from what the scheduler says while it knows.",
-        epilog="example: python -m launcher.why 3f2a --attempt 2",
+        "3f2a --attempt 2",
     )
-    parser.add_argument("run", help="id, beginning of an id, name, or folder of a run")
+    takes_run(parser)
     parser.add_argument("--attempt", type=int, metavar="N", help="only this attempt")
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
-    parser.add_argument("--json", action="store_true", help="JSON instead of text")
     options = parser.parse_args(arguments)
-    run = folder.find(options.run, Path(options.runs))
+    run = find(options.run, Path(options.runs))
     view = read(run, patience_s=LOOK_S, evidence=True)
     numbers = [at.number for at in view.attempts]
     if options.attempt is not None and options.attempt not in numbers:

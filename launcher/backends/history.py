@@ -38,7 +38,7 @@ def ask(
 def ending(word: str, *, end: str, limit: str) -> Ending:
     """Returns the ending that Slurm tells in its words: of the state, and of two times."""
     state, _, by = word.partition(" by ")
-    found: Ending = {"state": state, "ended": _moment(end), "limit_s": _seconds(limit)}
+    found: Ending = {"state": state, "ended": moment(end), "limit_s": _seconds(limit)}
     if by.isdigit():
         try:
             found["by"] = pwd.getpwuid(int(by)).pw_name
@@ -85,11 +85,11 @@ def _run(command: Sequence[str], environment: Mapping[str, str], patience_s: flo
     return done.stdout if done.returncode == 0 else ""
 
 
-def _moment(text: str) -> float | None:
-    """Slurm's local time in seconds since 1970."""
+def moment(text: str) -> float | None:
+    """Returns Slurm's local time in seconds since 1970; None where it says Unknown or N/A."""
     try:
         return datetime.datetime.fromisoformat(text).timestamp()
-    except ValueError:  # Unknown, N/A
+    except ValueError:
         return None
 
 

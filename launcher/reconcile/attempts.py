@@ -67,7 +67,7 @@ _SAID: dict[Kind, str] = {
     "memory": "it used more memory than it had asked for",
 }
 # classes of exit records that keep their meaning whatever the scheduler says
-_OWN = ("user", "numeric", "storage", "memory", "hang")
+_OWN = ("user", "numeric", "storage", "memory", "hang", "node")
 # signals by which a program ends itself
 CRASHES = {
     int(each)
@@ -209,6 +209,8 @@ def _failed(rank: str, record: Mapping[str, Any]) -> Cause:
         type=str(record.get("type") or message.partition(":")[0]),
         images=record.get("images"),
         section=record.get("section"),
+        # that failed a check, whichever rank says so
+        node=record.get("node"),
     )
 
 
