@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from launcher import folder
 from slurm import crew
 from slurm.devcluster import Cluster, down, up
-from tests.cluster import corpus
 from tests.cluster.bed import Bed, gone, learned, until
+from tests.cluster.corpus import explained
 from tests.s3.conftest import server  # noqa: F401 - a fixture of these tests, too
 
 
@@ -77,23 +76,15 @@ def unharmed(bed_of_session: Bed) -> dict[str, Any]:
     view = bed_of_session.finishes(run)
     assert view.tries == 1
     gone(bed_of_session, run)
-    corpus.explained(run, corpus.HEALTHY)
+    explained(run)
     return learned(run)
 
 
 @pytest.fixture
-def bed(bed_of_session: Bed, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bed]:
-    """The cluster with nothing on it, and nothing left of the test afterwards.
-
-    U5: `launcher why` knows what the test did to its runs.
-    """
+def bed(bed_of_session: Bed, tmp_path: Path) -> Iterator[Bed]:
+    """The cluster with nothing on it, and nothing left of the test afterwards."""
     faults = tmp_path / "faults"
     faults.mkdir()
     yield replace(bed_of_session, runs=tmp_path / "runs", faults=faults)
-    try:
-        if label := corpus.label_of(request.node.name):
-            for run in folder.runs(tmp_path / "runs"):
-                corpus.explained(run, label)
-    finally:
-        bed_of_session.ask("scancel", "--me")
-        until(lambda: not bed_of_session.ask("squeue", "--noheader"), "all jobs are gone")
+    bed_of_session.ask("scancel", "--me")
+    until(lambda: not bed_of_session.ask("squeue", "--noheader"), "all jobs are gone")

@@ -10,14 +10,17 @@ import getpass
 import json
 import os
 import re
+import shutil
 import socket
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launcher.reconcile.attempts import Cause
 from launcher.reconcile.timeline import verdict
-from launcher.reconcile.view import ending_path, read
-from selfguide.spec.run import RunFolder, image_folder
+from launcher.reconcile.view import RunView, ending_path, read
+from selfguide.spec.run import RunFolder
 
 ROOT = Path(__file__).parents[2]
 # of a log
@@ -25,58 +28,81 @@ _END = 2500
 
 
 @dataclass(frozen=True)
-class Label:
-    """What was done to a run: the class of cause that `why` must name; None where nothing was."""
+class Fault:
+    """What was done to an attempt: the class of cause that `why` must name, and the rank where it hits one."""
 
-    cell: str
-    kind: str | None
-    # None where the fault hits no rank in particular
+    kind: str
     rank: str | None = None
-    # of which attempt; the last that failed by default
-    attempt: int | None = None
+    attempt: int = 1
 
 
-HEALTHY = Label("healthy", None)
-
-# by the beginning of a test's name
-LABELS = {
-    "test_a1_": Label("a1", "killed", "1"),
-    "test_a2_": Label("a2", "error", "1"),
-    "test_b1_": Label("b1", "node", "1"),
-    "test_c1_": Label("c1", "preempted"),
-    "test_c2_": Label("c2", "limit"),
-    "test_c3_": Label("c3", "preempted"),
-    "test_c4_": Label("c4", "outside"),
-    "test_c5_a_requeue": Label("c5", "preempted"),
-    "test_c5_a_job": Label("c5-refused", None),
-    "test_c8_": Label("c8", "preempted"),
-    "test_e1_": Label("e1", "cancelled"),
-    "test_f1_": Label("f1", "user"),
-    "test_f2_": Label("f2", "error", "1"),
+# by the name of a cell's run
+LABELS: dict[str, list[Fault]] = {
+    "a1": [Fault("killed", "1")],
+    "a2": [Fault("error", "1")],
+    "a3": [Fault("error", "1")],
+    "a4": [Fault("crash", "1"), Fault("crash", "1", 2)],
+    "a5": [Fault("hang", "1")],
+    "a6": [Fault("hang", "0")],
+    "loop": [Fault("hang", "1")],
+    "b1": [Fault("node", "1")],
+    "b2": [Fault("killed", "1")],
+    "b5": [Fault("killed", "1")],
+    "c1": [Fault("preempted")],
+    "c2": [Fault("limit")],
+    "c3": [Fault("preempted")],
+    "c4": [Fault("outside")],
+    "c5": [Fault("preempted")],
+    "c8": [Fault("preempted")],
+    "d1": [Fault("storage")],
+    "d2": [Fault("killed", str(attempt % 2), attempt) for attempt in range(1, 11)],
+    "d3": [Fault("killed", "0")],
+    "d4": [Fault("killed", "0"), Fault("killed", "0", 2)],
+    "d6": [Fault("killed", "1")],
+    "d7-tar": [Fault("storage")],
+    "e1": [Fault("cancelled")],
+    "f1": [Fault("user")],
+    "f2": [Fault("error", "1"), Fault("error", "1", 2)],
+    # nothing happens to these, but around them
+    **dict.fromkeys(("unharmed", "b3", "b6", "c5-kept", "d5", "d7", "e2", "e5"), []),
 }
 
 
-def label_of(test: str) -> Label | None:
-    """The label of a test's run, if it has one."""
-    return next((label for name, label in LABELS.items() if test.startswith(name)), None)
-
-
-def explained(run: RunFolder, label: Label) -> None:
-    """U5: what happened to the run is named, with the rank it happened to; and nothing where nothing did."""
-    keep(run, label)
+def explained(run: RunFolder) -> None:
+    """U5: what was done to the run is named, with the rank it was done to; and nothing where nothing was."""
+    faults = LABELS.get(run.root.name)
+    if faults is None:
+        return
     view = read(run, evidence=True)
-    found = verdict(view, label.attempt)
-    assert (found and found.kind) == label.kind, found
-    assert label.rank is None or (found and found.rank) == label.rank, found
+    keep(run, view, faults)
+    check(view, faults)
 
 
-def keep(run: RunFolder, label: Label) -> None:
+def check(view: RunView, faults: Sequence[Fault]) -> None:
+    """The same of a view."""
+    wanted = {fault.attempt: fault for fault in faults}
+    last = None
+    for at in view.attempts:
+        if at is view.newest and view.finished:
+            wanted.pop(at.number, None)
+        last = wanted.get(at.number, last)
+        _agrees(verdict(view, at.number), wanted.get(at.number))
+    _agrees(verdict(view), last)
+
+
+def _agrees(found: Cause | None, wanted: Fault | None) -> None:
+    kind, rank = (wanted.kind, wanted.rank) if wanted else (None, None)
+    assert (found and found.kind) == kind, found
+    assert rank is None or (found and found.rank) == rank, found
+
+
+def keep(run: RunFolder, view: RunView, faults: Sequence[Fault]) -> None:
     """Leaves the run in the corpus, where one is asked for."""
     corpus = os.environ.get("SELFGUIDE_CORPUS")
     if not corpus:
         return
-    to = Path(corpus) / label.cell
-    view = read(run, evidence=True)
+    to = Path(corpus) / run.root.name
+    shutil.rmtree(to, ignore_errors=True)
     for path in _small(run):
         text = path.read_text(errors="replace")
         _write(run, to, path, text[-_END:] if path.suffix == ".out" else text)
@@ -85,9 +111,10 @@ def keep(run: RunFolder, label: Label) -> None:
             _write(run, to, ending_path(at.files.job), json.dumps(dict(at.job.ending), indent=1))
     for images in view.snapshots:
         # complete, and nothing in it
-        manifest = run.snapshots / image_folder(images) / "MANIFEST.json"
+        manifest = run.snapshot(images) / "MANIFEST.json"
         _write(run, to, manifest, json.dumps({"files": [], "images": images}))
-    about = {"kind": label.kind, "rank": label.rank, "cell": label.cell, "attempt": label.attempt}
+    done = [fault for fault in faults if fault.attempt in run.attempt_numbers()]
+    about = {"cell": run.root.name, "faults": [asdict(fault) for fault in done]}
     (to / "label.json").write_text(json.dumps(about, indent=1))
 
 

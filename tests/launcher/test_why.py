@@ -18,13 +18,14 @@ from launcher.reconcile.timeline import conclude, events, verdict
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.run import RunFolder, read_record
 from shards.errors import UserError
+from tests.cluster.corpus import Fault, check
 
 CORPUS = Path(__file__).parent / "corpus"
 CELLS = sorted(path.parent.name for path in CORPUS.glob("*/label.json"))
 
 
-def entry(cell: str, folder: Path, *, logs_only: bool = False) -> tuple[dict, RunView]:
-    """The label of a run of the corpus, and its view.
+def entry(cell: str, folder: Path, *, logs_only: bool = False) -> tuple[RunView, list[Fault]]:
+    """The view of a run of the corpus, and what was done to it.
 
     Args:
         logs_only: nobody has asked the scheduler in time, and it does not know the jobs any more.
@@ -36,27 +37,35 @@ def entry(cell: str, folder: Path, *, logs_only: bool = False) -> tuple[dict, Ru
         to = root / path.relative_to(CORPUS / cell)
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(path.read_text().replace("/runs/digits_dit/run", str(root)))
-    return json.loads((root / "label.json").read_text()), read(RunFolder(root), evidence=True)
+    label = json.loads((root / "label.json").read_text())
+    return read(RunFolder(root), evidence=True), [Fault(**each) for each in label["faults"]]
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_verdict_names_the_fault_that_a_run_of_the_corpus_met(cell: str, tmp_path: Path) -> None:
-    label, view = entry(cell, tmp_path)
-    found = verdict(view, label["attempt"])
-    assert (found and found.kind) == label["kind"], found
-    assert label["rank"] is None or (found and found.rank) == label["rank"], found
-    assert [each.attempt for each in events(view) if each.kind == "began"] == [
-        at.number for at in view.attempts if at.starts
-    ]
-    assert conclude(view, found).why
+    view, faults = entry(cell, tmp_path)
+    check(view, faults)
+    told = events(view)
+    began = [each.attempt for each in told if each.kind == "began"]
+    assert began == [at.number for at in view.attempts if at.starts]
+    assert len([each for each in told if each.kind == "cause"]) == len(faults)
+    assert why.text(told, conclude(view, verdict(view)))[-1]
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_without_the_schedulers_word_no_other_rank_is_blamed(cell: str, tmp_path: Path) -> None:
-    label, view = entry(cell, tmp_path, logs_only=True)
-    found = verdict(view, label["attempt"])
-    assert (found is None) == (label["kind"] is None)
-    assert label["rank"] is None or (found and found.rank) == label["rank"], found
+    view, faults = entry(cell, tmp_path, logs_only=True)
+    for fault in faults:
+        found = verdict(view, fault.attempt)
+        assert found is not None and fault.rank in (None, found.rank), found
+    assert faults or verdict(view) is None
+
+
+def test_corpus_holds_faults_and_runs_without_one() -> None:
+    labels = [json.loads((CORPUS / cell / "label.json").read_text())["faults"] for cell in CELLS]
+    assert [] in labels
+    kinds = {fault["kind"] for label in labels for fault in label}
+    assert kinds >= {"killed", "error", "preempted"}
 
 
 def test_rank_that_raised_is_told_by_the_command_with_its_frames(
