@@ -22,6 +22,7 @@ from launcher.backends.protocol import (
     State,
     Waiting,
     new_record,
+    settled,
 )
 from launcher.backends.slurm import Slurm
 from selfguide.spec.config import ClusterConfig
@@ -42,6 +43,7 @@ __all__ = [
     "new_record",
     "of",
     "of_record",
+    "settled",
     "spans",
     "state",
     "states",

@@ -195,6 +195,11 @@ class Backend(Protocol):
         """Returns the scheduler's own command that ends these jobs; None where there is no scheduler."""
 
 
+def settled(ending: Ending) -> bool:
+    """Returns whether a scheduler has said the last word on a job; while it completes, it has not."""
+    return ending.get("state") not in (None, "COMPLETING")
+
+
 def new_record(kind: str, job: Job) -> Record:
     """Returns the part of a job's record that is the same for every backend."""
     record: Record = {"name": job.name, "kind": kind, "folder": str(job.folder)}

@@ -31,6 +31,7 @@ from launcher.backends.protocol import (
     clean,
     ignored,
     new_record,
+    settled,
 )
 from selfguide.spec.config import ClusterConfig
 from shards.errors import UserError
@@ -206,7 +207,7 @@ class Slurm:
         # a controller forgets jobs some minutes after their end
         queue = self._queue(patience_s, ended=True) or {}
         told = [_ending(record, queue) for record in records]
-        if deep and (missing := [i for i, each in enumerate(told) if not _final(each)]):
+        if deep and (missing := [i for i, each in enumerate(told) if not settled(each)]):
             client = self._client()
             asked = history.ask([records[i] for i in missing], client, patience_s or ANSWER_S)
             told = [
@@ -500,11 +501,6 @@ def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:
     word, end, limit, *reason = job.state.split(" ", 3)
     # a job of a lost node completes when the node is back
     return history.ending(_ENDED_BY.get("".join(reason), word), end=end, limit=limit)
-
-
-def _final(ending: Ending) -> bool:
-    """Whether the scheduler has said the last word on a job."""
-    return ending.get("state") not in (None, "COMPLETING")
 
 
 def _log(record: Record) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher import backends
-from launcher.backends import Record, Span
+from launcher.backends import Record, Span, settled
 from launcher.folder import Attempt, evaluation_asked, evaluations
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
@@ -258,13 +258,14 @@ def _add_endings(
     unknown = []
     for reader, path, record in gone:
         ending = reader.object(ending_path(path))
-        if ending is None and reader.asks_how_it_ended(path):
-            unknown.append((reader, path, record))
         reader.known[path] = replace(reader.known[path], ending=ending or {})
+        if not settled(ending or {}) and reader.asks_how_it_ended(path):
+            unknown.append((reader, path, record))
     records = [record for _, _, record in unknown]
     endings = backends.endings(records, patience_s, deep=deep) if unknown else []
     for (reader, path, _), ending in zip(unknown, endings, strict=True):
-        reader.known[path] = replace(reader.known[path], ending=ending)
+        job = reader.known[path]
+        reader.known[path] = replace(job, ending={**job.ending, **ending})
 
 
 def _add_waiting(
@@ -327,9 +328,17 @@ class _Reader:
         """Whether the scheduler's word on the end of a job may matter: its own files do not say it."""
         ended_well = (self.object(job.with_name("exit-0.json")) or {}).get("class") == "ok"
         if job.parent.parent == self.run.attempts:
-            asked = self.attempts if self.evidence else self.attempts[-1:]
-            return job in (at.job for at in asked) and not ended_well
+            # of the last but one the scheduler may not have said the last word when the newest began
+            asked = [at.job for at in (self.attempts if self.evidence else self.attempts[-2:])]
+            return job in asked and not ended_well and not self._again(job)
         return not ended_well and job.parent.name not in self.settled
+
+    def _again(self, job: Path) -> bool:
+        """Whether the scheduler has started the same job once more, for a newer attempt."""
+        newer = (
+            known for at in self.attempts if at.job > job and (known := self.known.get(at.job))
+        )
+        return self.known[job].record["id"] in (each.record["id"] for each in newer)
 
     def view(self) -> RunView:
         """The view, once `known` holds the states of the jobs. Raises where run.json cannot be read."""
@@ -390,7 +399,7 @@ class _Reader:
             by_hand=bool(submission.get("by_hand")),
             limit_s=None if limit_min is None else 60.0 * limit_min,
             began=there(at.root / f"start-{starts[0]}.json").get("time") if starts else None,
-            resumed_from=progress.get("resumed_from"),
+            resumed_from=_began_from(progress),
             starts=frozenset(starts),
             # start records of before do not name their node
             nodes={rank: str(each["node"]) for rank, each in begins.items() if "node" in each},
@@ -467,6 +476,13 @@ def _ranks(names: set[str], kind: str) -> list[str]:
         for name in names
         if name.startswith(f"{kind}-") and name.endswith(".json")
     )
+
+
+def _began_from(progress: Mapping[str, Any]) -> int | None:
+    """Images of the checkpoint that an attempt began from, by the trainer's report, which has None for scratch."""
+    if progress.get("section") in (None, "joining"):
+        return None
+    return int(progress.get("resumed_from") or 0)
 
 
 def _changed(folder: Path) -> float:

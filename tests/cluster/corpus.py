@@ -64,7 +64,7 @@ LABELS: dict[str, list[Fault]] = {
     "f1": [Fault("user")],
     "f2": [Fault("error", "1"), Fault("error", "1", 2)],
     # nothing happens to these, but around them
-    **dict.fromkeys(("unharmed", "b3", "b6", "c5-kept", "d5", "d7", "e2", "e5"), []),
+    **{name: [] for name in ("unharmed", "b3", "b6", "c5-kept", "d5", "d7", "e2", "e5")},
 }
 
 

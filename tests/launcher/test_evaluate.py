@@ -340,6 +340,21 @@ def test_endings_are_kept_for_when_the_scheduler_has_forgotten(
     assert ending_path(read(run).newest.files.job).name == "ended-job.json"
 
 
+def test_last_word_on_a_job_replaces_what_was_said_while_it_completed(
+    runs: Path, settings: list[str], memory: Memory
+) -> None:
+    run = a_run(runs, settings, memory)
+    job = read(run).newest.job.record["id"]
+    for word, kept in (
+        ("COMPLETING", "COMPLETING"),
+        ("PREEMPTED", "PREEMPTED"),
+        ("FAILED", "PREEMPTED"),
+    ):
+        memory.ends[job] = {"state": word}
+        act.keep_endings(read(run))
+        assert read_record(ending_path(read(run).newest.files.job))["state"] == kept
+
+
 def test_runs_of_other_users_are_left_alone(
     run: RunFolder, launched: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

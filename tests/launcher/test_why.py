@@ -61,13 +61,6 @@ def test_without_the_schedulers_word_no_other_rank_is_blamed(cell: str, tmp_path
     assert faults or verdict(view) is None
 
 
-def test_corpus_holds_faults_and_runs_without_one() -> None:
-    labels = [json.loads((CORPUS / cell / "label.json").read_text())["faults"] for cell in CELLS]
-    assert [] in labels
-    kinds = {fault["kind"] for label in labels for fault in label}
-    assert kinds >= {"killed", "error", "preempted"}
-
-
 def test_rank_that_raised_is_told_by_the_command_with_its_frames(
     runs: Path,
     settings: list[str],
