@@ -195,7 +195,7 @@ class Backend(Protocol):
         """Returns the scheduler's own command that ends these jobs; None where there is no scheduler."""
 
 
-def settled(ending: Ending) -> bool:
+def settled(ending: Mapping[str, Any]) -> bool:
     """Returns whether a scheduler has said the last word on a job; while it completes, it has not."""
     return ending.get("state") not in (None, "COMPLETING")
 

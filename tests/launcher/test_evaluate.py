@@ -26,7 +26,7 @@ from launcher.reconcile.view import EvaluationView, JobView, ending_path, read
 from selfguide.spec.files import to_yaml
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.records import records
-from selfguide.spec.run import RunFolder, write_record
+from selfguide.spec.run import RunFolder, read_record, write_record
 from shards.errors import UserError
 
 
