@@ -37,6 +37,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "runs": Command("launcher.runs", "all runs: state, progress, rate, time left, best score"),
         "status": Command("launcher.status", "everything about one run; --follow stays"),
         "logs": Command("launcher.logs", "what the ranks of a run wrote; -f follows"),
+        "why": Command("launcher.why", "what happened to a run, and why it stopped"),
         "ledger": Command("launcher.ledger", "what runs cost: GPU-hours by what they went into"),
         "doctor": Command("launcher.doctor", "what a run would lose here; tests disks and nodes"),
         "plan": Command("launcher.plan", "when a run will have finished, and what it will cost"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import os
 import re
 import shlex
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.backends import accounting, endings
+from launcher.backends import accounting, endings, history
 from launcher.backends.protocol import (
     Ending,
     Job,
@@ -32,6 +31,7 @@ from launcher.backends.protocol import (
     clean,
     ignored,
     new_record,
+    settled,
 )
 from selfguide.spec.config import ClusterConfig
 from shards.errors import UserError
@@ -198,15 +198,30 @@ class Slurm:
         queue = self._queue(patience_s)
         return [_state(record, queue) for record in records]
 
-    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
+    def endings(
+        self, records: Sequence[Record], patience_s: float | None = None, *, deep: bool = False
+    ) -> list[Ending]:
+        logs = [endings.read_log(_log(record)) for record in records]
+        if self._taken_down:
+            return logs
         # a controller forgets jobs some minutes after their end
-        queue = ({} if self._taken_down else self._queue(patience_s, ended=True)) or {}
-        return [_ending(record, queue) for record in records]
+        queue = self._queue(patience_s, ended=True) or {}
+        told = [_ending(record, queue) for record in records]
+        if deep and (missing := [i for i, each in enumerate(told) if not settled(each)]):
+            client = self._client()
+            asked = history.ask([records[i] for i in missing], client, patience_s or ANSWER_S)
+            told = [
+                each | asked.get(record["id"], {})
+                for record, each in zip(records, told, strict=True)
+            ]
+        return [log | each for log, each in zip(logs, told, strict=True)]
 
     def waiting(self, records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
         asked = ["squeue", "--me", "--array", "--noheader", "--states=PENDING", "--format=%i|%r|%S"]
         rows = [] if self._taken_down else self._squeue(asked, patience_s) or []
-        known = {id: {"reason": reason, "start": _moment(start)} for id, reason, start in rows}
+        known = {
+            id: {"reason": reason, "start": history.moment(start)} for id, reason, start in rows
+        }
         return [known.get(record["id"], {}) for record in records]
 
     def spans(
@@ -420,7 +435,9 @@ class Slurm:
         """This user's jobs by id, also those that ended lately where they are wanted; None when nobody answers."""
         # a line a task
         asked = ["squeue", "--me", "--array", "--noheader"]
-        asked += ["--states=all", "--format=%i|%T %r|%j|%k"] if ended else ["--format=%i|%T|%j|%k"]
+        asked += (
+            ["--states=all", "--format=%i|%T %e %l %r|%j|%k"] if ended else ["--format=%i|%T|%j|%k"]
+        )
         rows = self._squeue(asked, patience_s)
         if rows is None:
             return None
@@ -480,22 +497,19 @@ def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
     return "queued" if job.state in _QUEUED else "running"
 
 
-def _moment(text: str) -> float | None:
-    """Slurm's local time in seconds since 1970; None for "N/A"."""
-    try:
-        return datetime.datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
-
-
 def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:
-    """What the controller still says, and what srun wrote into the log of rank 0."""
+    """What the controller still says."""
     job = queue.get(record["id"])
-    known = job is not None and job.comment == record["comment"]
-    word, _, reason = job.state.partition(" ") if job and known else ("", "", "")
+    if job is None or job.comment != record["comment"]:
+        return {}
+    word, end, limit, *reason = job.state.split(" ", 3)
     # a job of a lost node completes when the node is back
-    ending: Ending = {"state": _ENDED_BY.get(reason, word)} if word else {}
-    return ending | endings.read_log(Path(record["folder"]) / f"{record['id']}_0_log.out")
+    return history.ending(_ENDED_BY.get("".join(reason), word), end=end, limit=limit)
+
+
+def _log(record: Record) -> Path:
+    """Where srun writes of a job: the log of rank 0."""
+    return Path(record["folder"]) / f"{record['id']}_0_log.out"
 
 
 @contextlib.contextmanager
