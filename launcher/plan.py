@@ -19,7 +19,7 @@ from launcher.reconcile.hours import gpu_hours
 from launcher.reconcile.past import Known, Past
 from launcher.reconcile.spans import measured
 from launcher.reconcile.view import RunView, read_many
-from launcher.submit import absolute, resolve
+from launcher.submission import absolute, resolve
 from selfguide.spec.config import Config
 from selfguide.spec.run import RunFolder
 from selfguide.spec.validate import validate

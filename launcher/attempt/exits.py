@@ -11,20 +11,32 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from selfguide.spec.nodes import NodeRefused, node_name
 from selfguide.spec.rank_status import Preempted, RankStatus
 from selfguide.spec.run import Fenced, read_record, write_record
 from shards.errors import DamagedError, StoreError, UserError
 
 # user: something a user can mend, which trying again repeats; fenced: a newer attempt holds the run; preempted: asked
-# to stop, and nothing is lost; signal: ended from outside, by the scheduler or by another rank's failure
+# to stop, and nothing is lost; signal: ended from outside, by the scheduler or by another rank's failure; node: the
+# node failed a check before training
 Kind = Literal[
-    "ok", "user", "fenced", "preempted", "numeric", "storage", "memory", "hang", "error", "signal"
+    "ok",
+    "user",
+    "fenced",
+    "preempted",
+    "numeric",
+    "storage",
+    "memory",
+    "hang",
+    "node",
+    "error",
+    "signal",
 ]
 
 # of the process, as sysexits.h has it where it has one; 128 + number of a signal, 1 of anything else
 PREEMPTED, NOTHING_SAVED = 75, 76
-_CODES: dict[Kind, int] = {"ok": 0, "user": UserError.exit_code, "numeric": 86, "storage": 87}
-_CODES |= {"memory": 84, "hang": 85}
+CODES: dict[Kind, int] = {"ok": 0, "user": UserError.exit_code, "numeric": 86, "storage": 87}
+CODES |= {"memory": 84, "hang": 85, "node": 88}
 
 # how torch says that memory is short where it raises no class of its own
 _NO_MEMORY = ("out of memory", "DefaultCPUAllocator: can't allocate memory")
@@ -51,6 +63,9 @@ class Exit:
     section: str | None = None
     # image count of the checkpoint that was written on the way out
     saved: int | None = None
+    # of class `node`: which one failed what before training
+    node: str | None = None
+    check: str | None = None
     # a collective broke: another rank is gone, and the cause is there
     peer_gone: bool = False
     # of each class of time until the last progress, and of training's what went by waiting for data
@@ -62,7 +77,7 @@ class Exit:
         """Returns the record of an exception that ends a rank; call it while the exception is handled."""
         kind = _kind(error)
         saved = error.saved if isinstance(error, Preempted) else None
-        code = _CODES.get(kind, 1)
+        code = CODES.get(kind, 1)
         if kind == "preempted":
             code = NOTHING_SAVED if saved is None else PREEMPTED
         elif isinstance(error, SystemExit) and isinstance(error.code, int):
@@ -74,6 +89,8 @@ class Exit:
             traceback=traceback.format_exc(),
             type=type(error).__name__,
             saved=saved,
+            node=error.node if isinstance(error, NodeRefused) else None,
+            check=error.check if isinstance(error, NodeRefused) else None,
             peer_gone=any(text in f"{type(error).__name__}: {error}" for text in _PEER_GONE),
             **_place(status),
         )
@@ -129,6 +146,8 @@ def _kind(error: BaseException) -> Kind:
         return "fenced"
     if isinstance(error, Preempted):
         return "preempted"
+    if isinstance(error, NodeRefused):
+        return "node"
     if short or names & {"MemoryError", "OutOfMemoryError"}:
         return "memory"
     if isinstance(error, FloatingPointError):
@@ -147,8 +166,8 @@ def peer_failed(folder: Path, rank: str) -> bool:
 
 
 def write_start(folder: Path, rank: int | str) -> None:
-    """Records that a rank began, which tells a rank that was killed from one that never came this far."""
-    _write_once(start_path(folder, rank), {})
+    """Records that a rank began, and where, which tells a rank that was killed from one that never came this far."""
+    _write_once(start_path(folder, rank), {"node": node_name()})
 
 
 def _write_once(path: Path, record: dict[str, Any]) -> None:

@@ -21,6 +21,10 @@ Record = dict[str, Any]
 # `codes` what others exited with, by rank, and `first` the rank that failed first.
 Ending = dict[str, Any]
 
+# What a scheduler says of a job that waits, as JSON; empty where it says nothing. `reason` is Slurm's word (Priority,
+# Resources, QOSMaxJobsPerUserLimit, ...), `start` when it expects to start it, in seconds since 1970.
+Waiting = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Span:
@@ -70,11 +74,13 @@ class Job:
     devices: tuple[str, ...] = ()
     cpus_per_task: int | None = None
     mem_gb: float | None = None
+    # Slurm: of a CPU or two, so on the site's partition for evaluations where it has one
+    small: bool = False
     timeout_min: int
     # seconds before its time limit at which Slurm warns its ranks by SIGUSR2
     warn_s: int = 90
-    # Slurm only: may start the same job once more, by itself after a preemption or a lost node, and where this command,
-    # which follows the ranks, asks for it
+    # Slurm only: may start the same job once more, by itself after a preemption or a lost node, and where Python with
+    # these words, which follows the ranks, asks for it
     requeue: tuple[str, ...] = ()
     # CPU threads of each local task
     threads: int = 1
@@ -84,9 +90,26 @@ class Job:
     singleton: bool = False
     # Slurm job that must have begun before this one
     after: str | None = None
+    # Slurm only: nodes that it must not run on, beside those of its site
+    exclude: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     # local only: one detached process that runs this command and writes to `folder`.log, in place of Submitit's ranks
     command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node of a cluster, as its scheduler sees it."""
+
+    name: str
+    # the scheduler's own word: idle, mix, alloc, drain, down*
+    state: str
+    # why it is out of service, where somebody said so
+    reason: str = ""
+    # gives jobs nodes now or when others have ended
+    in_service: bool = True
+    # answers its scheduler
+    reachable: bool = True
 
 
 class Backend(Protocol):
@@ -136,6 +159,9 @@ class Backend(Protocol):
     def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
         """Returns how each of these jobs, which are gone, ended; an empty one where nobody knows any more."""
 
+    def waiting(self, records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
+        """Returns why each of these jobs, which are queued, waits; an empty answer where nobody says so."""
+
     def spans(
         self, records: Sequence[Record], patience_s: float | None = None
     ) -> list[tuple[Span, ...]]:
@@ -150,6 +176,9 @@ class Backend(Protocol):
 
     def strays(self, comment: str) -> list[Record]:
         """Returns the scheduler's jobs with this comment; a submitter may have died before it kept their records."""
+
+    def nodes(self, patience_s: float | None = None) -> list[Node]:
+        """Returns the nodes that jobs may run on, of all partitions without a config; none where nobody answers."""
 
     def notes(self, ranks: int) -> list[str]:
         """Returns what a user should know of how so many ranks on a node will run, as sentences."""

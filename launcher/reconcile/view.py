@@ -43,6 +43,8 @@ class JobView:
     state: JobState
     # of one that is gone, what its scheduler still says or was once heard to say (`Backend.endings`)
     ending: Mapping[str, Any] = field(default_factory=dict)
+    # why one that is queued waits, where somebody only looks (`Backend.waiting`)
+    waiting: Mapping[str, Any] = field(default_factory=dict)
     # when it had its nodes, oldest first; only where that was asked for (`launcher.ledger`)
     spans: tuple[Span, ...] = ()
 
@@ -84,6 +86,8 @@ class AttemptView:
     resumed_from: int | None = None
     # ranks that began, and how ranks ended; "unknown" is a rank whose environment was incomplete
     starts: frozenset[str] = frozenset()
+    # of each rank that began, its node's name; read with the history
+    nodes: Mapping[str, str] = field(default_factory=dict)
     exits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # what ranks wrote when they began, and what they last said of themselves; read with the history
     begins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -225,6 +229,8 @@ def _read(
     for (reader, path, record), state in zip(jobs, states, strict=True):
         reader.known[path] = JobView(record=record, state=state)
     _add_endings(gone, patience_s)
+    if patience_s is not None:
+        _add_waiting(jobs, states, patience_s)
     views: list[RunView | None] = []
     problems = []
     for reader in found:
@@ -247,6 +253,20 @@ def _add_endings(gone: Sequence[tuple[_Reader, Path, Record]], patience_s: float
     endings = backends.endings([record for _, _, record in unknown], patience_s) if unknown else []
     for (reader, path, _), ending in zip(unknown, endings, strict=True):
         reader.known[path] = replace(reader.known[path], ending=ending)
+
+
+def _add_waiting(
+    jobs: Sequence[tuple[_Reader, Path, Record]], states: Sequence[JobState], patience_s: float
+) -> None:
+    """Adds why training jobs are queued, for whoever looks: one question, and none where none is queued."""
+    queued = [
+        each
+        for each, state in zip(jobs, states, strict=True)
+        if state == "queued" and each[0].attempts and each[1] == each[0].attempts[-1].job
+    ]
+    reasons = backends.waiting([record for _, _, record in queued], patience_s) if queued else []
+    for (reader, path, _), waiting in zip(queued, reasons, strict=True):
+        reader.known[path] = replace(reader.known[path], waiting=waiting)
 
 
 def ending_path(job: Path) -> Path:
@@ -339,6 +359,7 @@ class _Reader:
         progress = there(at.root / "progress.json")
         starts = _ranks(names, "start")
         exits = self._by_rank(at, names, "exit")
+        begins = self._by_rank(at, names, "start") if self.history else {}
         limit_min = submission.get("timeout_min")
         return AttemptView(
             files=at,
@@ -356,8 +377,10 @@ class _Reader:
             began=there(at.root / f"start-{starts[0]}.json").get("time") if starts else None,
             resumed_from=progress.get("resumed_from"),
             starts=frozenset(starts),
+            # start records of before do not name their node
+            nodes={rank: str(each["node"]) for rank, each in begins.items() if "node" in each},
             exits=exits,
-            begins=self._by_rank(at, names, "start") if self.history else {},
+            begins=begins,
             heartbeats=self._by_rank(at, names, "heartbeat") if self.history else {},
             progress=progress,
             spent_s=submission.get("spent_s"),

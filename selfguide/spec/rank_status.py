@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 # class of the GPU-hours (`launcher ledger`) that each section's seconds belong to
@@ -50,6 +51,11 @@ class RankStatus:
     waited_s: float = 0.0
     # when the main thread last came by, by the monotonic clock
     moved: float = field(default_factory=time.monotonic)
+    # returns how many collectives this rank has entered (`selfguide.distributed`); None before ranks are joined
+    collectives: Callable[[], int] | None = None
+    # seconds between heartbeats, and what asks for one before its time
+    beat_s: float = 10.0
+    due: threading.Event = field(default_factory=threading.Event)
     _counted: float = field(default_factory=time.monotonic)
 
     def start(self, images: int, *, compiles: bool = False) -> None:
@@ -59,6 +65,9 @@ class RankStatus:
 
     def enter(self, section: str) -> None:
         """The main thread begins something else."""
+        # between steps and waits for images it may change in every step
+        if not {section, self.section} <= {"train", "data"}:
+            self.due.set()
         self._count()
         self.section, self.progressed = section, time.time()
         self.touch()
