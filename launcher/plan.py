@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
@@ -66,30 +65,21 @@ class Plan:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launcher.plan",
-        description="Says when a run will have finished, what it will take, and where each number comes from.",
-        epilog="example: python -m launcher.plan experiment=in1k_dit cluster=slurm nodes=4",
+    parser = cli.parser(
+        "launcher.plan",
+        "Says when a run will have finished, what it will take, and where each number comes from. Takes a run,\n"
+        "or the settings of a new one as launcher.submit does.",
+        "experiment=in1k_dit cluster=slurm nodes=4",
     )
-    parser.add_argument(
-        "what",
-        nargs="+",
-        metavar="RUN | experiment=NAME key=value",
-        help="a run, or settings as launcher.submit takes them",
-    )
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where RUN is (runs)")
-    parser.add_argument(
-        "--images-per-s", type=float, metavar="N", help="speed of training, where no run tells"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    folder.takes_run(parser, nargs="*", what="run; or experiment=NAME key=value ...")
+    parser.add_argument("--images-per-s", type=float, metavar="N", help="speed, where no run tells")
     options = parser.parse_args(arguments)
     if options.images_per_s is not None and not options.images_per_s > 0:
         raise UserError(f"--images-per-s={options.images_per_s} must be more than 0")
-    run, config = _meant(options.what, Path(options.runs))
+    run, config = _meant(options.run, Path(options.runs))
     root = run.root.parent.parent if run else Path(config.runs) if config else Path(options.runs)
-    views, _ = read_many(
-        [each for each in folder.runs(root.resolve()) if each != run], history=True
-    )
+    others = [each for each in folder.runs(root.resolve()) if each != run]
+    views, _ = read_many(others, configs=False, history=True)
     view = None
     if run is not None:
         ((view,), problems) = read_many([run], history=True, configs=True)
@@ -109,8 +99,10 @@ def _meant(words: Sequence[str], runs: Path) -> tuple[RunFolder | None, Config |
         config = absolute(resolve(words))
         validate(config)
         return None, config
-    if len(words) > 1:
-        raise UserError(f"name one run, or settings as key=value, not {' '.join(words)}")
+    if len(words) != 1:
+        raise UserError(
+            f"name one run, or settings as experiment=NAME key=value, not {' '.join(words) or 'nothing'}"
+        )
     return folder.find(words[0], runs), None
 
 
