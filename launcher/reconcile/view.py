@@ -208,14 +208,14 @@ def read(run: RunFolder, *, patience_s: float | None = None, evidence: bool = Fa
 
 
 def read_many(
-    runs: Sequence[RunFolder], *, configs: bool = False, history: bool = False
+    runs: Sequence[RunFolder], *, configs: bool | None = None, history: bool = False
 ) -> tuple[list[RunView], list[str]]:
     """Returns a view of each run that can be read, and a sentence for each that cannot.
 
     However many the runs, every Slurm is asked once and the process table of this machine read once, within `LOOK_S`.
 
     Args:
-        configs: reads the config of every run, not only of the finished ones.
+        configs: reads the config of every run, or of none; None of the finished ones.
         history: reads all attempts and evaluation jobs, not only what the state of a run needs.
     """
     views, problems = _read(runs, history=history, configs=configs, patience_s=LOOK_S)
@@ -226,7 +226,7 @@ def _read(
     runs: Sequence[RunFolder],
     *,
     history: bool = False,
-    configs: bool,
+    configs: bool | None,
     patience_s: float | None,
     evidence: bool = False,
 ) -> tuple[Sequence[RunView | None], list[str]]:
@@ -295,7 +295,9 @@ def _problem(path: Path, error: Exception) -> str:
 class _Reader:
     """Reads one run in two steps: the records of its jobs, then everything else."""
 
-    def __init__(self, run: RunFolder, history: bool, configs: bool, evidence: bool) -> None:
+    def __init__(
+        self, run: RunFolder, history: bool, configs: bool | None, evidence: bool
+    ) -> None:
         self.run, self.history, self.configs, self.evidence = run, history, configs, evidence
         self.problems: list[str] = []
         # jobs by the file of their record
@@ -360,7 +362,7 @@ class _Reader:
             tries=self.tries,
             watcher=self.known.get(self.watcher) if self.watcher else None,
             attempts=attempts,
-            config=self._config() if self.configs or images in snapshots else None,
+            config=self._config() if self._wants_config(images in snapshots) else None,
             snapshots=snapshots,
             checkpoints=tuple(self.run.saved()) if self.history else (),
             saved_at=self._times(self.run.checkpoints),
@@ -371,6 +373,9 @@ class _Reader:
             retry_asked=float(asked.get("retry", 0.0)),
             problems=tuple(dict.fromkeys(self.problems)),
         )
+
+    def _wants_config(self, finished: bool) -> bool:
+        return finished if self.configs is None else self.configs
 
     def _attempt(self, at: Attempt) -> AttemptView:
         names = {path.name for path in at.root.iterdir()} if at.root.is_dir() else set()
