@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 from launcher import compose
 
@@ -100,3 +101,13 @@ def completion() -> str:
     words = [f"{group}={option}" for group in compose.GROUPS for option in compose.options(group)]
     words += [f"{key}=" for key in compose.known_keys() if key not in compose.GROUPS]
     return _BASH.format(words=" ".join(words))
+
+
+def complete_setting(prefix: str, **_: Any) -> list[str]:
+    """What `prefix` of one `key=value` may become: groups and keys, or listed values behind `=`."""
+    key, equals, _typed = prefix.partition("=")
+    if not equals:
+        return [
+            f"{name}=" for name in (*compose.GROUPS, *compose.known_keys()) if name.startswith(key)
+        ]
+    return [f"{key}={value}" for value in compose.values(key)]

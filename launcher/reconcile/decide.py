@@ -8,6 +8,7 @@ They stand in a module an idea: one attempt (`attempts`), what follows it (`rest
 from launcher.reconcile.attempts import Cause, attempt_state, cause, failure, training_state
 from launcher.reconcile.evaluations import (
     Plan,
+    best_score,
     ending_of,
     evaluating,
     evaluations_stopped,
@@ -54,6 +55,7 @@ __all__ = [
     "Word",
     "applied_share",
     "attempt_state",
+    "best_score",
     "cause",
     "counted",
     "difference",

@@ -10,6 +10,7 @@ from launcher.reconcile.attempts import CRASHES, training_state
 from launcher.reconcile.restart import backoff
 from launcher.reconcile.view import EvaluationView, RunView
 from selfguide.spec.config import Config
+from selfguide.spec.metrics import higher_is_better
 from selfguide.spec.records import EvaluationRecord, Protocol, record_key
 
 # ends of a snapshot's evaluation without a word, after which it counts as one that cannot be scored
@@ -163,3 +164,17 @@ def newest_score(view: RunView) -> EvaluationRecord | None:
     """Returns the record of the latest snapshot that was scored."""
     done = [record for record in view.records if record.done]
     return max(done, key=lambda r: (r.images, r.time), default=None)
+
+
+def best_score(view: RunView) -> EvaluationRecord | None:
+    """Returns the record of the best snapshot, of those scored under the protocol of the newest score."""
+    newest = newest_score(view)
+    if newest is None or newest.metric is None:
+        return None
+    sign = 1.0 if higher_is_better(newest.metric) else -1.0
+    alike = [
+        record
+        for record in view.records
+        if record.score is not None and record.protocol_key == newest.protocol_key
+    ]
+    return max(alike, key=lambda r: (sign * (r.score or 0.0), r.images), default=None)

@@ -6,7 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from launcher.reconcile.attempts import failure, training_state
-from launcher.reconcile.evaluations import evaluating, newest_score, unscorable, unscored
+from launcher.reconcile.evaluations import (
+    best_score,
+    evaluating,
+    newest_score,
+    unscorable,
+    unscored,
+)
+from launcher.reconcile.hours import gpu_hours
 from launcher.reconcile.restart import next_attempt
 from launcher.reconcile.view import AttemptView, RunView
 
@@ -141,6 +148,16 @@ class Summary:
     score: float | None
     metric: str | None
     score_images: int | None
+    # of all snapshots under the protocol of the newest score
+    best_score: float | None
+    best_images: int | None
+    # why its queued job waits, in Slurm's word, and when Slurm expects to start it, in seconds since 1970
+    waits_for: str | None
+    starts: float | None
+    # checkpoints that its newest attempt found damaged and went past
+    damaged_checkpoints: int
+    # of all its jobs so far, as their own files tell (`hours.spent_s`); ranks count where it has no GPUs
+    gpu_hours: float | None
     message: str
 
 
@@ -148,6 +165,8 @@ def summary(view: RunView) -> Summary:
     """Returns the run as one row."""
     current, newest, at = state(view), newest_score(view), view.newest
     scored = {record.key for record in view.records if record.done}
+    best = best_score(view)
+    waiting = at.job.waiting if at and at.job and current.word == "queued" else {}
     return Summary(
         id=view.id,
         experiment=view.experiment,
@@ -164,4 +183,10 @@ def summary(view: RunView) -> Summary:
         score=newest.score if newest else None,
         metric=newest.metric if newest else None,
         score_images=newest.images if newest else None,
+        best_score=best.score if best else None,
+        best_images=best.images if best else None,
+        waits_for=waiting.get("reason"),
+        starts=waiting.get("start"),
+        damaged_checkpoints=len(at.progress.get("damaged", ())) if at else 0,
+        gpu_hours=gpu_hours(view),
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher import backends
-from launcher.backends import Record
+from launcher.backends import Record, Span
 from launcher.folder import Attempt, evaluation_asked, evaluations
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
@@ -43,6 +43,10 @@ class JobView:
     state: JobState
     # of one that is gone, what its scheduler still says or was once heard to say (`Backend.endings`)
     ending: Mapping[str, Any] = field(default_factory=dict)
+    # why one that is queued waits, where somebody only looks (`Backend.waiting`)
+    waiting: Mapping[str, Any] = field(default_factory=dict)
+    # when it had its nodes, oldest first; only where that was asked for (`launcher.ledger`)
+    spans: tuple[Span, ...] = ()
 
     @property
     def label(self) -> str:
@@ -82,9 +86,16 @@ class AttemptView:
     resumed_from: int | None = None
     # ranks that began, and how ranks ended; "unknown" is a rank whose environment was incomplete
     starts: frozenset[str] = frozenset()
+    # of each rank that began, its node's name; read with the history
+    nodes: Mapping[str, str] = field(default_factory=dict)
     exits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # what ranks wrote when they began, and what they last said of themselves; read with the history
+    begins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    heartbeats: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # the trainer's newest report
     progress: Mapping[str, Any] = field(default_factory=dict)
+    # GPU-seconds of all attempts before this one, as far as files of the run tell; None where nobody wrote it down
+    spent_s: float | None = None
 
     @property
     def number(self) -> int:
@@ -106,7 +117,8 @@ class EvaluationView:
     attempt: int
     # None while it is being submitted, or where that died
     job: JobView | None = None
-    # how its process ended
+    # how its process began and ended
+    begin: Mapping[str, Any] | None = None
     exit: Mapping[str, Any] | None = None
 
     @property
@@ -188,16 +200,17 @@ def read(run: RunFolder, *, patience_s: float | None = None) -> RunView:
 
 
 def read_many(
-    runs: Sequence[RunFolder], *, configs: bool = False
+    runs: Sequence[RunFolder], *, configs: bool = False, history: bool = False
 ) -> tuple[list[RunView], list[str]]:
-    """Returns a view of each run that can be read, without its history, and a sentence for each that cannot.
+    """Returns a view of each run that can be read, and a sentence for each that cannot.
 
     However many the runs, every Slurm is asked once and the process table of this machine read once, within `LOOK_S`.
 
     Args:
         configs: reads the config of every run, not only of the finished ones.
+        history: reads all attempts and evaluation jobs, not only what the state of a run needs.
     """
-    views, problems = _read(runs, configs=configs, patience_s=LOOK_S)
+    views, problems = _read(runs, history=history, configs=configs, patience_s=LOOK_S)
     return [view for view in views if view is not None], problems
 
 
@@ -216,6 +229,8 @@ def _read(
     for (reader, path, record), state in zip(jobs, states, strict=True):
         reader.known[path] = JobView(record=record, state=state)
     _add_endings(gone, patience_s)
+    if patience_s is not None:
+        _add_waiting(jobs, states, patience_s)
     views: list[RunView | None] = []
     problems = []
     for reader in found:
@@ -238,6 +253,20 @@ def _add_endings(gone: Sequence[tuple[_Reader, Path, Record]], patience_s: float
     endings = backends.endings([record for _, _, record in unknown], patience_s) if unknown else []
     for (reader, path, _), ending in zip(unknown, endings, strict=True):
         reader.known[path] = replace(reader.known[path], ending=ending)
+
+
+def _add_waiting(
+    jobs: Sequence[tuple[_Reader, Path, Record]], states: Sequence[JobState], patience_s: float
+) -> None:
+    """Adds why training jobs are queued, for whoever looks: one question, and none where none is queued."""
+    queued = [
+        each
+        for each, state in zip(jobs, states, strict=True)
+        if state == "queued" and each[0].attempts and each[1] == each[0].attempts[-1].job
+    ]
+    reasons = backends.waiting([record for _, _, record in queued], patience_s) if queued else []
+    for (reader, path, _), waiting in zip(queued, reasons, strict=True):
+        reader.known[path] = replace(reader.known[path], waiting=waiting)
 
 
 def ending_path(job: Path) -> Path:
@@ -329,7 +358,8 @@ class _Reader:
         submission, cancelled = there(at.submission), there(at.cancelled)
         progress = there(at.root / "progress.json")
         starts = _ranks(names, "start")
-        exits = {rank: self.object(at.root / f"exit-{rank}.json") for rank in _ranks(names, "exit")}
+        exits = self._by_rank(at, names, "exit")
+        begins = self._by_rank(at, names, "start") if self.history else {}
         limit_min = submission.get("timeout_min")
         return AttemptView(
             files=at,
@@ -347,9 +377,18 @@ class _Reader:
             began=there(at.root / f"start-{starts[0]}.json").get("time") if starts else None,
             resumed_from=progress.get("resumed_from"),
             starts=frozenset(starts),
-            exits={rank: record for rank, record in exits.items() if record is not None},
+            # start records of before do not name their node
+            nodes={rank: str(each["node"]) for rank, each in begins.items() if "node" in each},
+            exits=exits,
+            begins=begins,
+            heartbeats=self._by_rank(at, names, "heartbeat") if self.history else {},
             progress=progress,
+            spent_s=submission.get("spent_s"),
         )
+
+    def _by_rank(self, at: Attempt, names: set[str], kind: str) -> dict[str, dict[str, Any]]:
+        found = {rank: self.object(at.root / f"{kind}-{rank}.json") for rank in _ranks(names, kind)}
+        return {rank: record for rank, record in found.items() if record is not None}
 
     def _evaluation(self, folder: Path) -> EvaluationView:
         key, _, attempt = folder.name.rpartition(".")
@@ -359,6 +398,7 @@ class _Reader:
             images=int(key.split("-")[1]),
             attempt=int(attempt),
             job=self.known.get(folder / "job.json"),
+            begin=self.object(folder / "start-0.json"),
             exit=self.object(folder / "exit-0.json"),
         )
 

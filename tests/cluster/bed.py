@@ -10,7 +10,9 @@ from typing import Any
 
 from launcher.drill.bench import Bench, learned, lost, tiny, until
 from launcher.reconcile import decide
-from launcher.reconcile.view import RunView
+from launcher.reconcile.hours import Hours, hours
+from launcher.reconcile.spans import measured
+from launcher.reconcile.view import RunView, read
 from selfguide.spec.records import records
 from selfguide.spec.run import RunFolder
 from slurm import processes
@@ -74,6 +76,8 @@ def same_end(
     assert read_whole(run) == set(range(STEPS * BATCH // DIGITS))
     # U4
     gone(bed, run)
+    # U6
+    adds_up(bed, run)
     # U7
     scores = Counter((record.images, record.key) for record in records(run) if record.done)
     assert set(scores.values()) <= {1}, scores
@@ -100,6 +104,30 @@ def left(bed: Bed, run: RunFolder) -> list[str]:
 
 def gone(bed: Bed, run: RunFolder) -> None:
     until(lambda: not left(bed, run), "nothing of the run is left", 30)
+
+
+def adds_up(bed: Bed, run: RunFolder) -> Hours:
+    """For each job of the run, the classes of the ledger add up to what Slurm's accounting says; returns the hours."""
+
+    def known() -> bool:
+        # the database hears of an end a moment after it
+        (view,) = measured([read(run)])
+        jobs = [job for at in view.attempts for job in (at.job, at.successor) if job]
+        return all(span.end is not None for job in jobs for span in job.spans)
+
+    until(known, "accounting knows the end of every job", 30)
+    (view,) = measured([read(run)])
+    found = hours(view)
+    elapsed: dict[str, float] = {}
+    for row in found.jobs:
+        assert not row.about and all(value >= 0 for value in row.seconds.values())
+        elapsed[row.job] = elapsed.get(row.job, 0.0) + sum(row.seconds.values())
+    for at in view.attempts:
+        for job in filter(None, (at.job, at.successor)):
+            command = ["sacct", "-X", "-D", "-n", "-P", "-o", "ElapsedRaw", "-j", job.record["id"]]
+            told = sum(map(int, bed.ask(*command).split()))
+            assert abs(elapsed.get(job.label, 0.0) - told) <= 1, (job.label, found)
+    return found
 
 
 def _processes(mark: str) -> list[int]:

@@ -16,7 +16,7 @@ from typing import Any
 import payloads
 import pytest
 
-from launcher import backends, cancel, evaluate, submit, watch
+from launcher import backends, cancel, evaluate, submission, submit, watch
 from launcher import runs as runs_command
 from launcher.backends import Job, Record, State
 from launcher.backends.protocol import new_record
@@ -96,8 +96,8 @@ def run(runs: Path, settings: list[str], memory: Memory) -> RunFolder:
 def a_run(
     runs: Path, settings: list[str], memory: Memory, *more: str, snapshots: Sequence[int] = ()
 ) -> RunFolder:
-    config = submit.absolute(submit.resolve([*settings, *more]))
-    wanted = identity(config, submit.check_data(config))
+    config = submission.absolute(submit.resolve([*settings, *more]))
+    wanted = identity(config, submission.check_data(config))
     made = RunFolder(Path(config.runs) / config.experiment / digest(wanted))
     at = Attempt(made.attempt(1))
     act.write_run(made, config, wanted)
