@@ -85,18 +85,21 @@ def join(rank_info: RankInfo, rendezvous: Path, timeout_s: int = 600) -> None:
     )
 
 
-def collectives() -> int:
+def collectives() -> int | None:
     """Returns how many collectives this rank has entered so far, finished or not, in all groups together.
 
     All ranks enter the same collectives in the same order, so one with fewer than another has not come as far: that
-    other waits for it. torch counts them by itself, so that a step pays nothing. May be called from any thread.
+    other waits for it. torch counts them by itself, so that a step pays nothing. May be called from any thread; None
+    where this torch does not say, or the groups are being made or left.
     """
     entered = 0
-    for group in list(distributed_c10d._world.pg_map):
-        # gloo alone serves both devices
-        for backend in {group._get_backend(device) for device in group._device_types}:
-            # not in the stubs
-            entered += backend._get_sequence_number_for_group()  # type: ignore[attr-defined]
+    try:
+        for group in list(distributed_c10d._world.pg_map):
+            # gloo alone serves both devices
+            for backend in {group._get_backend(device) for device in group._device_types}:
+                entered += backend._get_sequence_number_for_group()  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):
+        return None
     return entered
 
 

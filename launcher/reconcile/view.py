@@ -90,7 +90,7 @@ class AttemptView:
     # of each rank that began, its node's name; read with the history
     nodes: Mapping[str, str] = field(default_factory=dict)
     exits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    # what ranks wrote when they began, and what they last said of themselves; read with the history
+    # what ranks wrote when they began, and what they last said of themselves; without the history that of rank 0 alone
     begins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     heartbeats: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # the trainer's newest report
@@ -388,6 +388,8 @@ class _Reader:
         starts = _ranks(names, "start")
         exits = self._by_rank(at, names, "exit")
         begins = self._by_rank(at, names, "start") if self.history else {}
+        # ranks wait for one another, and a job may have a thousand
+        heard = names if self.history else names & {"heartbeat-0.json"}
         limit_min = submission.get("timeout_min")
         return AttemptView(
             files=at,
@@ -410,7 +412,7 @@ class _Reader:
             nodes={rank: str(each["node"]) for rank, each in begins.items() if "node" in each},
             exits=exits,
             begins=begins,
-            heartbeats=self._by_rank(at, names, "heartbeat") if self.history else {},
+            heartbeats=self._by_rank(at, heard, "heartbeat"),
             progress=progress,
             spent_s=submission.get("spent_s"),
         )
