@@ -7,6 +7,7 @@ does not answer leaves its jobs `unknown`, which is never the same as `gone`.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +17,14 @@ from typing import Any, TypeVar
 from launcher import backends
 from launcher.backends import Record
 from launcher.folder import Attempt, evaluation_asked, evaluations
+from launcher.reconcile import cache
+from launcher.reconcile.cache import Cache
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
-from selfguide.spec.records import EvaluationRecord, read_record_file, record_files
-from selfguide.spec.run import RunFolder
+from selfguide.spec.records import EvaluationRecord, read_record_file
+from selfguide.spec.run import RunFolder, names_in
 from shards import storage
-from shards.errors import UserError
+from shards.errors import DamagedError, UserError
 
 T = TypeVar("T")
 
@@ -183,7 +186,7 @@ def read(run: RunFolder, *, patience_s: float | None = None) -> RunView:
     Raises:
         UserError: its run.json cannot be read.
     """
-    (view,), problems = _read([run], history=True, configs=True, patience_s=patience_s)
+    (view,), problems = _read([run], Cache(), history=True, configs=True, patience_s=patience_s)
     if view is None:
         raise UserError(f"{problems[0]}; restore it, or remove the run's folder")
     return view
@@ -195,23 +198,28 @@ def read_many(
     """Returns a view of each run that can be read, without its history, and a sentence for each that cannot.
 
     However many the runs, every Slurm is asked once and the process table of this machine read once, within `LOOK_S`.
+    Files that are written once are parsed once (`cache`), and p(k) is left out of the manifests of snapshots.
 
     Args:
         configs: reads the config of every run, not only of the finished ones.
     """
-    views, problems = _read(runs, configs=configs, patience_s=LOOK_S)
+    if not runs:
+        return [], []
+    with cache.of_runs(runs[0].root.parent.parent) as kept:
+        views, problems = _read(runs, kept, configs=configs, patience_s=LOOK_S)
     return [view for view in views if view is not None], problems
 
 
 def _read(
     runs: Sequence[RunFolder],
+    kept: Cache,
     *,
     history: bool = False,
     configs: bool,
     patience_s: float | None,
 ) -> tuple[Sequence[RunView | None], list[str]]:
     """A view of each run, None where its run.json cannot be read, and why it cannot."""
-    found = [_Reader(run, history, configs) for run in runs]
+    found = [_Reader(run, kept, history, configs) for run in runs]
     jobs = [(reader, path, record) for reader in found for path, record in reader.jobs()]
     states = backends.states([record for _, _, record in jobs], patience_s)
     gone = [each for each, state in zip(jobs, states, strict=True) if state == "gone"]
@@ -235,7 +243,7 @@ def _add_endings(gone: Sequence[tuple[_Reader, Path, Record]], patience_s: float
     """Adds what schedulers said, or still say, of how jobs ended."""
     unknown = []
     for reader, path, record in gone:
-        ending = reader.object(ending_path(path))
+        ending = reader.once(str(ending_path(path)))
         if ending is None and reader.asks_how_it_ended(path):
             unknown.append((reader, path, record))
         reader.known[path] = replace(reader.known[path], ending=ending or {})
@@ -263,7 +271,7 @@ def ending_path(job: Path) -> Path:
     return job.with_name(f"ended-{job.name}")
 
 
-def _problem(path: Path, error: Exception) -> str:
+def _problem(path: Path | str, error: Exception) -> str:
     reason = f"no {error}" if isinstance(error, KeyError) else str(error)
     return f"{path} was left out: {reason}"
 
@@ -271,8 +279,8 @@ def _problem(path: Path, error: Exception) -> str:
 class _Reader:
     """Reads one run in two steps: the records of its jobs, then everything else."""
 
-    def __init__(self, run: RunFolder, history: bool, configs: bool) -> None:
-        self.run, self.history, self.configs = run, history, configs
+    def __init__(self, run: RunFolder, kept: Cache, history: bool, configs: bool) -> None:
+        self.run, self.kept, self.history, self.configs = run, kept, history, configs
         self.problems: list[str] = []
         # jobs by the file of their record
         self.known: dict[Path, JobView] = {}
@@ -284,10 +292,12 @@ class _Reader:
         self.watcher = next(
             filter(Path.exists, (Attempt(run.attempt(n)).watcher for n in reversed(numbers))), None
         )
-        self.settled = {path.stem for path in record_files(run)}
+        names = [name for name in names_in(run.evals) if name.startswith("img-")]
+        self.records = sorted(name for name in names if name.endswith(".json"))
+        self.settled = {name[: -len(".json")] for name in self.records}
         root = evaluations(run)
-        names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
-        self.evaluations = [root / name for name in names if history or name not in self.settled]
+        tries = sorted(names_in(root))
+        self.evaluations = [root / name for name in tries if history or name not in self.settled]
 
     def jobs(self) -> Iterator[tuple[Path, Record]]:
         """Yields the record of every job, with its file."""
@@ -339,7 +349,7 @@ class _Reader:
         )
 
     def _attempt(self, at: Attempt) -> AttemptView:
-        names = {path.name for path in at.root.iterdir()} if at.root.is_dir() else set()
+        names = set(names_in(at.root))
 
         def there(path: Path) -> dict[str, Any]:
             return (self.object(path) if path.name in names else None) or {}
@@ -347,7 +357,7 @@ class _Reader:
         submission, cancelled = there(at.submission), there(at.cancelled)
         progress = there(at.root / "progress.json")
         starts = _ranks(names, "start")
-        exits = {rank: self.object(at.root / f"exit-{rank}.json") for rank in _ranks(names, "exit")}
+        exits = {rank: self.once(f"{at.root}/exit-{rank}.json") for rank in _ranks(names, "exit")}
         limit_min = submission.get("timeout_min")
         return AttemptView(
             files=at,
@@ -382,28 +392,53 @@ class _Reader:
 
     def _snapshots(self) -> dict[int, Mapping[str, Any]]:
         found = {
-            images: storage.read_complete(self.run.snapshot(images), verify="sizes")
+            images: storage.read_complete(folder, verify="sizes")
+            if self.history
+            else self._listed_snapshot(str(folder))
             for images in self.run.snapshot_folders()
+            if (folder := self.run.snapshot(images))
         }
         return {images: manifest for images, manifest in found.items() if manifest is not None}
 
+    def _listed_snapshot(self, folder: str) -> Mapping[str, Any] | None:
+        """The manifest of a snapshot without its p(k), where its parts have their sizes."""
+        try:
+            manifest = self.kept.get(f"{folder}/{storage.MANIFEST}", _without_p)
+            whole = all(
+                os.stat(f"{folder}/{part['name']}").st_size == part["bytes"]  # noqa: PTH116
+                for part in manifest["files"]
+            )
+        except (FileNotFoundError, NotADirectoryError, DamagedError):
+            return None
+        return manifest if whole else None
+
     def _records(self) -> tuple[EvaluationRecord, ...]:
-        found = [self._try(path, read_record_file) for path in record_files(self.run)]
+        found = [self._try(f"{self.run.evals}/{name}", _record) for name in self.records]
         known = [record for record in found if record is not None]
         return tuple(sorted(known, key=lambda r: (r.images, r.key, r.attempt)))
 
     def _config(self) -> Config | None:
-        if not self.attempts or not self.attempts[-1].config.exists():
+        if not self.attempts:
             return None
-        return self._try(self.attempts[-1].config, read_config)
+        return self._try(str(self.attempts[-1].config), _config)
 
     def object(self, path: Path) -> dict[str, Any] | None:
         """The JSON object that `path` holds; None where there is no such file, or none that can be read."""
+        try:
+            return _object(path)
+        except FileNotFoundError:
+            return None
+        except _UNREADABLE as error:
+            self.problems.append(_problem(path, error))
+            return None
+
+    def once(self, path: str) -> dict[str, Any] | None:
+        """The same of a file that is written once."""
         return self._try(path, _object)
 
-    def _try(self, path: Path, parse: Callable[[Path], T]) -> T | None:
+    def _try(self, path: str, parse: Callable[[str], T]) -> T | None:
         try:
-            return parse(path)
+            return self.kept.get(path, parse)
         except FileNotFoundError:
             return None
         except (*_UNREADABLE, UserError) as error:
@@ -411,11 +446,29 @@ class _Reader:
             return None
 
 
-def _object(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text())
+def _object(path: str | Path) -> dict[str, Any]:
+    with open(path) as file:  # noqa: PTH123 - of thousands of paths most are text
+        found = json.load(file)
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__} instead of an object")
     return found
+
+
+def _record(path: str) -> EvaluationRecord:
+    return read_record_file(Path(path))
+
+
+def _config(path: str) -> Config:
+    return read_config(Path(path))
+
+
+def _without_p(path: str) -> dict[str, Any]:
+    """The manifest of a snapshot; thousands of them with their p(k) are hundreds of megabytes."""
+    manifest = storage.read_manifest(path.rpartition("/")[0])
+    if manifest is None:
+        raise FileNotFoundError(path)
+    guidance = {key: value for key, value in manifest.get("guidance", {}).items() if key != "p"}
+    return {**manifest, "guidance": guidance}
 
 
 def _ranks(names: set[str], kind: str) -> list[str]:
