@@ -65,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         from launcher import completion
 
-        completion.answer(_modules())
+        completion.answer(modules())
     name, *rest = (list(sys.argv[1:] if words is None else words)) or ["--help"]
     if name in ("--help", "-h", "help"):
         print(page())
@@ -77,7 +77,7 @@ def call(name: str, words: Sequence[str]) -> int:
     """Calls one command with the words behind its name."""
     import importlib
 
-    known = _modules()
+    known = modules()
     if name not in known:
         from selfguide.spec.suggest import nearest
 
@@ -90,7 +90,8 @@ def call(name: str, words: Sequence[str]) -> int:
     return code or 0
 
 
-def _modules() -> dict[str, str]:
+def modules() -> dict[str, str]:
+    """Returns the module of each command."""
     return {name: each.module for group in COMMANDS.values() for name, each in group.items()}
 
 
