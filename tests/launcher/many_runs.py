@@ -54,6 +54,7 @@ class _Writer:
         self, config: Config, runs: Path, queue: list[str], ranks: int, attempts: int
     ) -> None:
         self.config, self.queue, self.ranks, self.attempts = config, queue, ranks, attempts
+        self.text, self.plain = to_yaml(config), plain(config)
         self.identity = identity(config, MANIFEST)
         self.folder = RunFolder(runs / config.experiment / digest(self.identity))
         self.every, self.images = config.train.snapshot_every, config.train.images
@@ -76,7 +77,7 @@ class _Writer:
     def attempt(self, number: int, state: str, reached: int) -> None:
         at = self.folder.attempt(number)
         _write(at / "submission.json", {"kind": "slurm", "nodes": 4, "tasks": 8, "world": 32})
-        (at / "config.yaml").write_text(to_yaml(self.config))
+        (at / "config.yaml").write_text(self.text)
         for name, job in (("job", "train"), ("successor", "train"), ("watcher", "watch")):
             self.job(at / f"{name}.json", job, state if name != "successor" else "")
         if state == "queued":
@@ -112,7 +113,7 @@ class _Writer:
         _write(self.folder.evals / f"{key}.1.json", about.plain())
         (self.folder.evals / f"{key}.1.png").write_bytes(b"x" * 100)
         folder = self.folder.evals / "jobs" / f"{key}.1"
-        _write(folder / "request.json", {"key": key, "config": plain(self.config)})
+        _write(folder / "request.json", {"key": key, "config": self.plain})
         self.job(folder / "job.json", "eval", "")
         _write(folder / "exit-0.json", {"code": 0, "class": "ok", "message": ""})
 
