@@ -52,7 +52,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
     },
 }
 EPILOG = """\
-`selfguide COMMAND --help` has an example of each; `python -m launcher.COMMAND` is the same.
+`selfguide COMMAND --help` has an example of each; `python -m launcher.runs` is `selfguide runs`.
 Exit codes: 0 done, 1 the answer is "not well", 2 a mistake that you can mend, 130 interrupted."""
 
 
