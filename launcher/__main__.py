@@ -37,10 +37,16 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "runs": Command("launcher.runs", "all runs: state, progress, rate, time left, best score"),
         "status": Command("launcher.status", "everything about one run; --follow stays"),
         "logs": Command("launcher.logs", "what the ranks of a run wrote; -f follows"),
+        "ledger": Command("launcher.ledger", "what runs cost: GPU-hours by what they went into"),
+        "plan": Command("launcher.plan", "when a run will have finished, and what it will cost"),
+        "nodes": Command("launcher.nodes", "nodes, what speaks against them, which are left out"),
         "board": Command("launcher.board.__main__", "the leaderboard, here and as one HTML page"),
     },
     "repair": {
         "watch": Command("launcher.watch", "be the watcher of a run that has lost its own"),
+        "drill": Command(
+            "launcher.drill.__main__", "put faults on a small run and see that it goes on"
+        ),
         "array": Command(
             "launcher.array", "the tasks of an array, such as `shards encode` submits"
         ),

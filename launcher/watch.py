@@ -126,7 +126,7 @@ def _mine(run: RunFolder) -> bool:
 
 def renewal(config: Config, now: float) -> float:
     """Returns when a watcher that starts now has to start the next one, in seconds since 1970."""
-    limit_s = 60.0 * config.cluster.timeout_min
+    limit_s = 60.0 * config.cluster.watcher_timeout_min
     return now + limit_s - min(RENEW_S, limit_s / 2)
 
 

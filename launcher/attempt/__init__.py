@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from launcher.attempt import preflight
 from launcher.attempt.entry import run_rank
 from launcher.attempt.signals import end_on_signals
 from selfguide.spec.rank_status import RankStatus
@@ -59,7 +60,7 @@ def succeed(run: str) -> None:
     found = read_record(decision)
     assert found is not None
     if found["attempt"] is None:
-        print(f"this run does not go on by itself: {found['reason']}", flush=True)
+        print(f"this job leaves: {found['reason']}", flush=True)
         return
     _train(Path(found["attempt"]))
 
@@ -82,6 +83,13 @@ def _train(folder: Path) -> None:
     status = RankStatus(section="joining")
 
     def work(rank: int, local_rank: int, world: int) -> None:
+        # not above: it is a program, too
+        from launcher.attempt import monitor
+
+        monitor.begin(folder, rank, local_rank, status)
+        if local_rank == 0:
+            preflight.look(folder)
+
         from selfguide.training import job
 
         job.main(folder, rank, local_rank, world, status)

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from launcher.attempt import heartbeat, logs, signals
+from launcher.attempt import heartbeat, logs, signals, stacks
 from launcher.attempt.exits import Exit, exit_path, peer_failed, write_start
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import read_record
@@ -44,8 +44,9 @@ def run_rank(
     names = _VARIABLES.get(os.environ.get("SUBMITIT_EXECUTOR", ""), ("",))
     rank_name = os.environ.get(names[0], "unknown")
     status = status or RankStatus()
-    # where it was when it crashes in C
+    # where it was when it crashes in C, and where it is when it is asked
     faulthandler.enable()
+    stacks.offer()
     signals.stop_on_signals(folder, rank_name, status)
     write_start(folder, rank_name)
     heartbeat.begin(folder, rank_name, status)
@@ -58,7 +59,7 @@ def run_rank(
                 f"{world} ranks were started and {submitted} submitted; submit the run again"
             )
         work(rank, local_rank, world)
-        ended = Exit(code=0, kind="ok", images=status.images, section=status.section)
+        ended = Exit.well(status)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - any kind: the record names it
         ended = Exit.of(error, status)
         if ended.kind != "preempted":

@@ -12,7 +12,17 @@ from typing import Protocol, TypeVar
 
 from launcher.backends import slurm
 from launcher.backends.local import Local
-from launcher.backends.protocol import Backend, Ending, Job, Record, State, Waiting, new_record
+from launcher.backends.protocol import (
+    Backend,
+    Ending,
+    Job,
+    Node,
+    Record,
+    Span,
+    State,
+    Waiting,
+    new_record,
+)
 from launcher.backends.slurm import Slurm
 from selfguide.spec.config import ClusterConfig
 
@@ -20,7 +30,9 @@ __all__ = [
     "Backend",
     "Ending",
     "Job",
+    "Node",
     "Record",
+    "Span",
     "State",
     "Waiting",
     "automatic",
@@ -30,6 +42,7 @@ __all__ = [
     "new_record",
     "of",
     "of_record",
+    "spans",
     "state",
     "states",
     "strays",
@@ -82,6 +95,11 @@ def endings(records: Sequence[Record], patience_s: float | None = None) -> list[
 def waiting(records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
     """Returns why each of these queued jobs waits, as far as its scheduler says."""
     return _each(records, lambda backend, some: backend.waiting(some, patience_s))
+
+
+def spans(records: Sequence[Record], patience_s: float | None = None) -> list[tuple[Span, ...]]:
+    """Returns when each job had its nodes, as its scheduler or its own controller says."""
+    return _each(records, lambda backend, some: backend.spans(some, patience_s))
 
 
 def state(record: Record) -> State:

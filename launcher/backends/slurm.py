@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.backends import endings
+from launcher.backends import accounting, endings
 from launcher.backends.protocol import (
     Ending,
     Job,
+    Node,
     Record,
+    Span,
     State,
     Waiting,
     clean,
@@ -50,9 +52,12 @@ _OUT_OF_SERVICE = ("boot", "down", "drain", "drng", "err", "fail", "inval", "mai
 _KEYS = {
     "ACCOUNT": "cluster.account",
     "CLUSTERS": "SLURM_CONF",
+    "CONSTRAINT": "cluster.constraint",
     "CPUS_PER_TASK": "cluster.cpus_per_task",
+    "EXCLUSIVE": "cluster.exclusive",
     "EXPORT": "cluster.environment",
     "GPUS_PER_NODE": "cluster.gpus_per_node",
+    "GRES": "cluster.gres",
     "MEM_PER_NODE": "cluster.mem_gb",
     "NNODES": "nodes",
     "NO_REQUEUE": "cluster.restart",
@@ -60,6 +65,8 @@ _KEYS = {
     "PARTITION": "cluster.partition",
     "QOS": "cluster.qos",
     "REQUEUE": "cluster.restart",
+    "RESERVATION": "cluster.reservation",
+    "SIGNAL": "cluster.warn_s",
     "TIMELIMIT": "cluster.timeout_min",
 }
 # reasons that are more than the state of a job which still completes
@@ -130,17 +137,16 @@ class Slurm:
     def script(self, job: Job) -> str:
         from submitit.slurm import slurm
 
-        run = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(job.folder))}"
+        run = f"{self._python} -u -m submitit.core._submit {shlex.quote(str(job.folder))}"
         return slurm._make_sbatch_string(command=run, folder=job.folder, **self._parameters(job))
 
     def check(self, job: Job) -> list[str]:
         client = self._client()
-        try:
-            done = _run(["sbatch", "--test-only"], client, stdin=self.script(job))
-        except FileNotFoundError:
+        if shutil.which("sbatch", path=client.get("PATH")) is None:
             raise UserError(
                 f"cluster={self.kind}: no sbatch on this machine; submit from a login node, or take cluster=local"
-            ) from None
+            )
+        done = _run(["sbatch", "--test-only"], client, stdin=self.script(job))
         if done is None:
             raise UserError(
                 f"cluster={self.kind}: Slurm did not answer within {ANSWER_S:.0f} s; try again later"
@@ -172,7 +178,7 @@ class Slurm:
             client["PYTHONPATH"] = os.pathsep.join(paths)
         first.folder.mkdir(parents=True, exist_ok=True)
         with _environment(client):
-            executor = SlurmExecutor(first.folder, max_num_timeout=0)
+            executor = SlurmExecutor(first.folder, max_num_timeout=0, python=self._python)
             executor.update_parameters(**self._parameters(first))
             conf = client.get("SLURM_CONF")
             record = new_record(self.kind, first) | {"conf": conf}
@@ -203,6 +209,16 @@ class Slurm:
         known = {id: {"reason": reason, "start": _moment(start)} for id, reason, start in rows}
         return [known.get(record["id"], {}) for record in records]
 
+    def spans(
+        self, records: Sequence[Record], patience_s: float | None = None
+    ) -> list[tuple[Span, ...]]:
+        if self._taken_down:
+            return [()] * len(records)
+        return accounting.spans(
+            records,
+            lambda command: _run(command, self._client() | accounting.CLOCK, None, patience_s),
+        )
+
     @property
     def _taken_down(self) -> bool:
         return self.profile.temporary and not Path(self.conf or "").exists()
@@ -230,6 +246,30 @@ class Slurm:
             if job.comment == comment and name in (None, job.name)
         ]
 
+    def nodes(self, patience_s: float | None = None) -> list[Node]:
+        asked = ["sinfo", "--noheader", "--Node", "--format=%N|%t|%P|%E"]
+        try:
+            done = _run(asked, self._client(), patience_s=patience_s)
+        except FileNotFoundError:
+            return []
+        rows = [line.split("|", 3) for line in done.stdout.splitlines()] if done else []
+        named = None
+        if self.cluster is not None:
+            named = (self.cluster.partition or "").split(",")
+        # a line for each partition of a node
+        found = {
+            name: Node(
+                name=name,
+                state=word,
+                reason="" if reason == "none" else reason,
+                in_service=not _out_of_service(word),
+                reachable=not (word.endswith("*") or word.startswith("down")),
+            )
+            for name, word, partition, reason in rows
+            if named is None or _of_partition(partition, named)
+        }
+        return list(found.values())
+
     def notes(self, ranks: int) -> list[str]:
         names = ignored(os.environ)
         if not names:
@@ -251,8 +291,20 @@ class Slurm:
         environment.pop("SLURM_CONF", None)
         return environment | ({"SLURM_CONF": self.conf} if self.conf else {})
 
+    @property
+    def _site(self) -> ClusterConfig:
+        assert self.cluster is not None, "submitting needs a cluster config"
+        return self.cluster
+
+    @property
+    def _python(self) -> str:
+        """What starts Python in a job, for the shell."""
+        python = shlex.quote(self._site.python or sys.executable)
+        return f"{self._site.container} {python}" if self._site.container else python
+
     def _parameters(self, job: Job) -> dict[str, Any]:
         """In sbatch's own names, as Submitit's generator takes them; what is None is not written."""
+        site = self._site
         # a dead rank ends the others, which would wait for it
         srun = ["--kill-on-bad-exit=1", "--wait=60"]
         exports = {name: shlex.quote(value) for name, value in job.environment.items()}
@@ -261,25 +313,33 @@ class Slurm:
             # since 22.05 srun does not take the job's
             srun.append(f"--cpus-per-task={job.cpus_per_task}")
             exports.setdefault("OMP_NUM_THREADS", str(job.cpus_per_task))
+        gpus = f"{site.gpu_type}:{job.gpus}" if site.gpu_type else job.gpus
         singleton, after = job.singleton and "singleton", job.after and f"after:{job.after}"
         parameters = {
             "job_name": job.name,
             "comment": job.comment,
-            **self._requirements(),
+            **self._requirements(job),
             "time": job.timeout_min,
             "nodes": job.nodes,
             "ntasks_per_node": job.tasks,
-            "gpus_per_node": job.gpus or None,
+            "gpus_per_node": gpus if job.gpus and not site.gres else None,
+            "gres": site.gres if job.gpus else None,
+            "exclusive": True if site.exclusive and not job.small else None,
             "cpus_per_task": job.cpus_per_task,
             "mem": f"{int(job.mem_gb * 1024)}MB" if job.mem_gb else None,
             "signal_delay_s": job.warn_s,
             "dependency": ",".join(each for each in (singleton, after) if each) or None,
             "stderr_to_stdout": True,
             # where one job is followed by another, only that one may go on with the run
-            "additional_parameters": {"requeue" if job.requeue else "no-requeue": True},
-            "setup": [f"export {name}={value}" for name, value in exports.items()]
+            "additional_parameters": {
+                **site.sbatch_options,
+                **self._place(job),
+                "requeue" if job.requeue else "no-requeue": True,
+            },
+            "setup": _setup(site)
+            + [f"export {name}={value}" for name, value in exports.items()]
             + [f"cd {shlex.quote(str(job.code))}"],
-            "srun_args": srun,
+            "srun_args": [*srun, *site.srun],
             "teardown": self._teardown(job),
         }
         given = {key: value for key, value in parameters.items() if value is not None}
@@ -289,9 +349,12 @@ class Slurm:
         """Has Slurm start the job once more where the run goes on; a requeue ends this script."""
         if not job.requeue:
             return None
+        # in the container that ranks of pyxis run in, or before which Python another one stands
+        alone = ["srun", "--nodes=1", "--ntasks=1", *self._site.srun] if self._site.srun else []
+        words = [shlex.join(alone), self._python, shlex.join(job.requeue)]
         return [
             "code=$?",
-            f"{shlex.join(job.requeue)} && scontrol requeue $SLURM_JOB_ID",
+            f"{' '.join(word for word in words if word)} && scontrol requeue $SLURM_JOB_ID",
             "exit $code",
         ]
 
@@ -299,16 +362,17 @@ class Slurm:
         """Why the job waits for nodes that are out of service; "" where no nodes of its partition would do."""
         done = _run(["sinfo", "--noheader", "--Node", "--format=%N|%t|%c|%m|%G|%P"], client)
         rows = (line.split("|") for line in done.stdout.splitlines()) if done else ()
-        named = (self._requirements()["partition"] or "").split(",")
+        named = (self._requirements(job)["partition"] or "").split(",")
         fit = {
             name: word
             for name, word, cpus, megabytes, gres, partition in rows
-            if (partition.rstrip("*") in named or (named == [""] and partition.endswith("*")))
+            if _of_partition(partition, named)
+            and name not in job.exclude
             and int(cpus) >= job.tasks * (job.cpus_per_task or 1)
             and int(megabytes) >= 1024 * (job.mem_gb or 0)
             and sum(map(int, _GPUS.findall(gres))) >= job.gpus
         }
-        out = {n: w for n, w in fit.items() if w.startswith(_OUT_OF_SERVICE) or w.endswith("*")}
+        out = {name: word for name, word in fit.items() if _out_of_service(word)}
         if not len(fit) - len(out) < job.nodes <= len(fit):
             return ""
         states = ", ".join(f"{name} is {word}" for name, word in sorted(out.items())[:8])
@@ -317,13 +381,28 @@ class Slurm:
             f"takes {job.nodes} ({states}{' ...' if len(out) > 8 else ''})"
         )
 
-    def _requirements(self) -> dict[str, str | None]:
-        """What a site asks of every job."""
-        assert self.cluster is not None, "submitting needs a cluster config"
-        return {name: getattr(self.cluster, name) for name in ("partition", "account", "qos")}
+    def _requirements(self, job: Job) -> dict[str, str | None]:
+        """Where a job may run and who pays, in Submitit's names."""
+        site = self._site
+        apart = site.evaluation_partition if job.small else None
+        return {
+            "partition": apart or site.partition,
+            "account": site.account,
+            "qos": site.qos,
+            "exclude": ",".join(each for each in (site.exclude, *job.exclude) if each) or None,
+            # of the nodes that train
+            "constraint": None if apart else site.constraint,
+        }
+
+    def _place(self, job: Job) -> dict[str, str]:
+        """The same where Submitit has no name for it."""
+        site = self._site
+        apart = job.small and site.evaluation_partition
+        return {"reservation": site.reservation} if site.reservation and not apart else {}
 
     def _requested(self, job: Job) -> str:
-        asked: dict[str, Any] = {f"cluster.{k}": v for k, v in self._requirements().items()}
+        asked: dict[str, Any] = {f"cluster.{k}": v for k, v in self._requirements(job).items()}
+        asked["cluster.reservation"] = self._place(job).get("reservation")
         asked |= {
             "nodes": job.nodes,
             "ranks per node": job.tasks,
@@ -339,26 +418,31 @@ class Slurm:
         asked = ["squeue", "--me", "--array", "--noheader"]
         asked += ["--states=all", "--format=%i|%T %r|%j|%k"] if ended else ["--format=%i|%T|%j|%k"]
         rows = self._squeue(asked, patience_s)
-        return (
-            None
-            if rows is None
-            else {
-                id: _Queued(state=state, name=name, comment=comment.strip())
-                for id, state, name, comment in rows
-            }
-        )
+        if rows is None:
+            return None
+        return {
+            id: _Queued(state=state, name=name, comment=comment.strip())
+            for id, state, name, comment in rows
+        }
 
     def _squeue(self, command: list[str], patience_s: float | None) -> list[list[str]] | None:
         """The fields of each line; None when nobody answers."""
         fields = command[-1].count("|")
-        try:
-            done = _run(command, self._client(), patience_s=patience_s)
-        except FileNotFoundError:
-            return None
+        done = _run(command, self._client(), patience_s=patience_s)
         if done is None or done.returncode:
             return None
         lines = done.stdout.splitlines()
         return [line.split("|", fields) for line in lines if line.count("|") >= fields]
+
+
+def _of_partition(name: str, wanted: Sequence[str]) -> bool:
+    """Whether sinfo's name of a partition, with * behind the default's, is wanted; [""] is the default."""
+    return name.rstrip("*") in wanted or (list(wanted) == [""] and name.endswith("*"))
+
+
+def _out_of_service(word: str) -> bool:
+    """Whether a node of this state gets no job; * is behind the word of one that does not answer."""
+    return word.startswith(_OUT_OF_SERVICE) or word.endswith("*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,6 +453,17 @@ class _Queued:
     state: str
     name: str
     comment: str
+
+
+def _setup(site: ClusterConfig) -> list[str]:
+    """Lines of a batch script by which a site prepares its nodes."""
+    lines = []
+    if site.modules:
+        # a shell that is no login shell may not know the command
+        lines.append("type module >/dev/null 2>&1 || . /etc/profile")
+        lines.append(f"module load {shlex.join(site.modules)} || exit 1")
+    lines += site.setup
+    return [*lines, f'export TMPDIR="{site.scratch}"'] if site.scratch else lines
 
 
 def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
@@ -418,7 +513,7 @@ def _run(
     stdin: str | None = None,
     patience_s: float | None = None,
 ) -> subprocess.CompletedProcess[str] | None:
-    """None when it does not answer in time."""
+    """None when it does not answer in time, or there is no such command here."""
     try:
         return subprocess.run(
             command,
@@ -428,15 +523,12 @@ def _run(
             text=True,
             timeout=ANSWER_S if patience_s is None else patience_s,
         )
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, FileNotFoundError):
         return None
 
 
 def _partitions(client: Mapping[str, str]) -> str:
     """'; partitions here: a, b', which is what one needs most often."""
-    try:
-        done = _run(["sinfo", "--noheader", "--format=%R"], client)
-    except FileNotFoundError:
-        return ""
+    done = _run(["sinfo", "--noheader", "--format=%R"], client)
     names = sorted(set(done.stdout.split())) if done and done.returncode == 0 else []
     return f"; partitions here: {', '.join(names)}" if names else ""

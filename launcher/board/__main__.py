@@ -26,6 +26,7 @@ WORDS, WRAP = ("experiment", "state"), 20  # columns that may wrap once they are
 DISPENSABLE = (
     "nfe",
     "classes",
+    "gpu_hours",
     "seconds",
     "ari",
     "images",

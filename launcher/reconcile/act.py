@@ -21,7 +21,7 @@ from typing import Any
 from launcher import backends, code_copy, jobs
 from launcher.backends import Record
 from launcher.folder import Attempt, evaluation_asked, evaluations, tail
-from launcher.reconcile import decide
+from launcher.reconcile import decide, nodes
 from launcher.reconcile.view import LOOK_S, JobView, RunView, ending_path, read
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain, to_yaml
@@ -76,6 +76,7 @@ def start_evaluation(view: RunView, config: Config, images: int) -> None:
     write_record(request, {**about, "config": plain(config)})
     write_record(folder / "submission.json", {"world": 1, "kind": config.cluster.kind})
     job = jobs.evaluation(config, at, run.root.name, request)
+    job = replace(job, exclude=nodes.names(nodes.barred(run, config)))
     try:
         record = backends.of(config.cluster).submit(replace(job, code=_current_code(at)))
     except UserError:

@@ -66,7 +66,7 @@ _SAID: dict[Kind, str] = {
     "memory": "it used more memory than it had asked for",
 }
 # classes of exit records that keep their meaning whatever the scheduler says
-_OWN = ("user", "numeric", "storage", "memory", "hang")
+_OWN = ("user", "numeric", "storage", "memory", "hang", "node")
 # signals by which a program ends itself
 CRASHES = {
     int(each)

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from selfguide.spec import run
 
@@ -27,16 +27,22 @@ SETTLED_NS = 2_000_000_000
 # new entries, and as a share of all, for which the whole is written again; below, parsing those again costs less
 LEAST, SHARE = 100, 0.01
 
+# days after which an entry that nobody used is forgotten
+DAYS = 30
+
 _Stamp = tuple[int, int, int]
+# the file as it was, the day since 1970 on which it was last asked for when all was written, and what it held
+_Entry = tuple[_Stamp, int, Any]
 
 
 class Cache:
     """Parsed files by their paths."""
 
-    def __init__(self, entries: dict[str, tuple[_Stamp, Any]] | None = None) -> None:
+    def __init__(self, entries: dict[str, _Entry] | None = None) -> None:
         self._known = entries or {}
-        # of the files asked for this time; others are forgotten
-        self._used: dict[str, tuple[_Stamp, Any]] = {}
+        self._today = time.time_ns() // 86_400_000_000_000
+        # of the files asked for this time
+        self._used: dict[str, _Entry] = {}
         self.added = 0
 
     def get(self, path: str, parse: Callable[[str], T]) -> T:
@@ -46,13 +52,20 @@ class Cache:
         stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
         entry = self._known.get(path)
         if entry is None or entry[0] != stamp:
-            entry = (stamp, parse(path))
+            entry = (stamp, self._today, parse(path))
             if time.time_ns() - found.st_mtime_ns < SETTLED_NS:
-                return entry[1]
+                return cast(T, entry[2])
             self.added += 1
         self._used[path] = entry
-        value: T = entry[1]
-        return value
+        return cast(T, entry[2])
+
+    def kept(self) -> dict[str, _Entry] | None:
+        """Returns what is to be kept, None where the new entries are not worth it."""
+        if self.added < max(LEAST, SHARE * len(self._used)):
+            return None
+        lately = {p: e for p, e in self._known.items() if e[1] > self._today - DAYS}
+        used = {p: (stamp, self._today, value) for p, (stamp, _, value) in self._used.items()}
+        return {**lately, **used}
 
 
 @contextlib.contextmanager
@@ -61,10 +74,11 @@ def of_runs(root: Path) -> Iterator[Cache]:
     place = _folder() / f"{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.pickle"
     cache = Cache(_load(place))
     yield cache
-    if cache.added >= max(LEAST, SHARE * len(cache._used)):
+    kept = cache.kept()
+    if kept is not None:
         # no room, no home, no right: the next command parses again
         with contextlib.suppress(OSError):
-            _save(place, cache._used)
+            _save(place, kept)
 
 
 def _folder() -> Path:
@@ -74,7 +88,7 @@ def _folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfguide"
 
 
-def _load(place: Path) -> dict[str, tuple[_Stamp, Any]]:
+def _load(place: Path) -> dict[str, _Entry]:
     """The entries that this version of the code left."""
     try:
         with place.open("rb") as file:
@@ -89,7 +103,7 @@ def _load(place: Path) -> dict[str, tuple[_Stamp, Any]]:
         return {}
 
 
-def _save(place: Path, entries: dict[str, tuple[_Stamp, Any]]) -> None:
+def _save(place: Path, entries: dict[str, _Entry]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(dir=place.parent)
     try:

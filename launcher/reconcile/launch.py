@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from typing import Any
 from launcher import backends, code_copy, jobs, new_attempt
 from launcher.backends import Job, Record
 from launcher.folder import Attempt
-from launcher.reconcile import act, decide
+from launcher.reconcile import act, decide, nodes
 from launcher.reconcile.act import WatchEntry
+from launcher.reconcile.hours import trained_s
 from launcher.reconcile.view import AttemptView, RunView, read
 from selfguide.spec.config import Config
 from selfguide.spec.files import to_yaml
@@ -56,7 +57,8 @@ def check_jobs(config: Config, run: RunFolder, watch_entry: WatchEntry) -> list[
     """
     jobs.check_limit(config, run.slowest_save_s())
     at, name = Attempt(run.attempt(1)), run.root.name
-    wanted = [jobs.training(config, at, name, run.slowest_save_s())]
+    training = jobs.training(config, at, name, run.slowest_save_s())
+    wanted = [replace(training, exclude=nodes.names(nodes.barred(run, config)))]
     if config.evaluation.protocol != "none":
         wanted.append(jobs.evaluation(config, at, name, run.evals / "request.json"))
         wanted.append(jobs.watcher(config, at, name, watch_entry, None))
@@ -71,9 +73,12 @@ def launch_attempt(run: RunFolder, config: Config, watch_entry: WatchEntry) -> L
     Raises:
         UserError: the cluster refused them. Then nothing is queued.
     """
-    if run.attempt_numbers():
-        dismiss(read(run))  # what waits behind an older attempt has nothing to follow any more
-    at, record = _submit_training(run, config, by_hand=True)
+    before = read(run)
+    nodes.keep_evidence(before)
+    # what waits behind an older attempt has nothing to follow any more
+    dismiss(before)
+    at, record = _submit_training(before, config, by_hand=True)
+    notes = tuple(nodes.sentences(nodes.barred(run, config)))
     watcher = None
     if config.evaluation.protocol != "none":
         try:
@@ -86,7 +91,7 @@ def launch_attempt(run: RunFolder, config: Config, watch_entry: WatchEntry) -> L
     except UserError as error:
         if watcher is not None:
             note = f"no second job may wait behind this one, so the run's watcher looks after it: {error}"
-            return Launched(at=at, job=record, watcher=watcher, notes=(note,))
+            return Launched(at=at, job=record, watcher=watcher, notes=(*notes, note))
         backends.cancel(record)
         shutil.rmtree(at.root)
         cluster = replace(config.cluster, restart="requeue")
@@ -95,7 +100,7 @@ def launch_attempt(run: RunFolder, config: Config, watch_entry: WatchEntry) -> L
             f"no second job may wait behind this one, so cluster.restart=requeue was taken: {error}"
         )
         return replace(done, notes=(*done.notes, note))
-    return Launched(at=at, job=record, watcher=watcher)
+    return Launched(at=at, job=record, watcher=watcher, notes=notes)
 
 
 def tend(view: RunView) -> bool:
@@ -131,7 +136,8 @@ def go_on(run: RunFolder) -> Attempt | None:
         if following.action != "start" or early or waits:
             return None
         act.keep_endings(view)
-        opened, _ = _submit_training(run, config, by_hand=False)
+        nodes.keep_evidence(view)
+        opened, _ = _submit_training(view, config, by_hand=False)
         log.info(f"attempt {opened.number} follows: {following.reason}")
         with _said(opened):
             _queue_successor(opened, config)
@@ -149,11 +155,17 @@ def read_in(run: RunFolder, job_id: str) -> RunView | None:
     return replace(view, attempts=(*view.attempts[:-1], told))
 
 
-def take_over(run: RunFolder, job_id: str, logs: Path) -> tuple[Attempt | None, str]:
+def take_over(
+    run: RunFolder, job_id: str, logs: Path, hosts: Sequence[str]
+) -> tuple[Attempt | None, str]:
     """Opens the run's next attempt in the job of this id, which runs already and writes its logs into `logs`.
 
     It waits where the next attempt is not to begin at once, and where ranks of the one before still save: Slurm starts
-    a successor as soon as the job before it begins to end.
+    a successor as soon as the job before it begins to end. Where one of its nodes is excluded, by what the attempt
+    before came to there, say, another job is queued in its place.
+
+    Args:
+        hosts: the nodes of this job.
 
     Returns:
         The attempt, None where none follows, and the reason.
@@ -174,6 +186,9 @@ def take_over(run: RunFolder, job_id: str, logs: Path) -> tuple[Attempt | None, 
                 left = max(left, 0.5)
             if left <= 0:
                 act.keep_endings(view)
+                nodes.keep_evidence(view)
+                if why := _hand_over(view, view.config, hosts):
+                    return None, why
                 return _open_in(view, view.config, job_id, logs), what.reason
         log.info(f"attempt {at.number + 1} begins in {left:.0f} s: {what.reason}")
         time.sleep(min(left, LONGEST_NAP_S))
@@ -185,6 +200,31 @@ def _ends(at: AttemptView) -> bool:
     return state == "COMPLETING" and bool(at.starts - set(at.exits))
 
 
+def _hand_over(view: RunView, config: Config, hosts: Sequence[str]) -> str:
+    """Queues another job in place of this one where one of its nodes is excluded; returns why, "" where none is.
+
+    This job waited since before anybody knew, and Slurm moves no job that has begun.
+    """
+    at = view.newest
+    assert at is not None
+    bad = [each for each in nodes.barred(view.folder, config) if each.node in hosts]
+    if not bad or config.cluster.restart != "successor":
+        return ""
+    try:
+        _queue_successor(at.files, config, _where(at))
+    except UserError as error:
+        log.warning(f"this job goes on although it should leave: {error}")
+        return ""
+    if at.files.cancelled.exists():
+        dismiss(read(view.folder))
+    return f"another job goes on elsewhere: {'; '.join(nodes.sentences(bad))}"
+
+
+def _where(at: AttemptView) -> dict[str, Any]:
+    """Where the Slurm of an attempt is, as a submitter saw it: a node may have the configuration elsewhere."""
+    return {"conf": at.job.record.get("conf")} if at.job else {}
+
+
 def _open_in(view: RunView, config: Config, job_id: str, logs: Path) -> Attempt | None:
     """The next attempt in a job that runs already; None where the run has been cancelled meanwhile."""
     run, before = view.folder, view.newest
@@ -192,9 +232,8 @@ def _open_in(view: RunView, config: Config, job_id: str, logs: Path) -> Attempt 
     at = Attempt(run.attempt(run.open_attempt()))
     code_copy.share(before.files.code, at.code)
     at.logs.symlink_to(os.path.relpath(logs, at.root))
-    job = _prepare_training(at, config, by_hand=False)
-    # where its Slurm is, as a submitter saw it: a node may have the configuration elsewhere
-    conf = {"conf": before.job.record.get("conf")} if before.job else {}
+    job = _prepare_training(view, at, config, by_hand=False)
+    conf = _where(before)
     about = backends.new_record(config.cluster.kind, replace(job, folder=logs))
     write_record(at.job, {**about, **conf, "id": job_id})
     with _said(at):
@@ -213,21 +252,29 @@ def dismiss(view: RunView) -> None:
             backends.cancel(at.successor.record)
 
 
-def _submit_training(run: RunFolder, config: Config, *, by_hand: bool) -> tuple[Attempt, Record]:
-    """The next attempt, and the record of its training job."""
+def _submit_training(view: RunView, config: Config, *, by_hand: bool) -> tuple[Attempt, Record]:
+    """The next attempt of the run that was looked at, and the record of its training job."""
     at, (record,) = new_attempt.start(
-        run, config.cluster, lambda at: [_prepare_training(at, config, by_hand=by_hand)]
+        view.folder,
+        config.cluster,
+        lambda at: [_prepare_training(view, at, config, by_hand=by_hand)],
     )
     write_record(at.job, record)
     return at, record
 
 
-def _prepare_training(at: Attempt, config: Config, *, by_hand: bool) -> Job:
+def _prepare_training(view: RunView, at: Attempt, config: Config, *, by_hand: bool) -> Job:
     """Writes what the ranks read; returns their job."""
     storage.publish(str(at.config), to_yaml(config).encode())
+    without = nodes.barred(at.run, config)
     job = jobs.training(config, at, at.run.root.name, at.run.slowest_save_s())
-    asked = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
+    job = replace(job, exclude=nodes.names(without))
+    asked: dict[str, Any] = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
     asked |= {"world": job.nodes * job.tasks, "timeout_min": job.timeout_min, "by_hand": by_hand}
+    if without:
+        asked["excluded"] = {each.node: each.why for each in without}
+    # so that a list of runs need not read all attempts
+    asked["spent_s"] = trained_s(view)
     write_record(at.submission, asked)
     return job
 
@@ -240,8 +287,9 @@ def _queue_successor(at: Attempt, config: Config, more: Mapping[str, Any] | None
     """
     if _restarts(config) and config.cluster.restart == "successor":
         job = jobs.successor(config, at, at.run.root.name, at.run.slowest_save_s())
+        job = replace(job, exclude=nodes.names(nodes.barred(at.run, config)))
         record = backends.of(config.cluster).submit(job)
-        write_record(at.successor, {**record, **(more or {})})
+        write_record(at.successor, {**record, **(more or {})}, replace=True)
 
 
 def _restarts(config: Config) -> bool:

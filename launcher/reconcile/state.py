@@ -13,6 +13,7 @@ from launcher.reconcile.evaluations import (
     unscorable,
     unscored,
 )
+from launcher.reconcile.hours import gpu_hours
 from launcher.reconcile.restart import next_attempt
 from launcher.reconcile.view import AttemptView, RunView
 
@@ -155,6 +156,8 @@ class Summary:
     starts: float | None
     # checkpoints that its newest attempt found damaged and went past
     damaged_checkpoints: int
+    # of all its jobs so far, as their own files tell (`hours.spent_s`); ranks count where it has no GPUs
+    gpu_hours: float | None
     message: str
 
 
@@ -185,4 +188,5 @@ def summary(view: RunView) -> Summary:
         waits_for=waiting.get("reason"),
         starts=waiting.get("start"),
         damaged_checkpoints=len(at.progress.get("damaged", ())) if at else 0,
+        gpu_hours=gpu_hours(view),
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher import backends
-from launcher.backends import Record
+from launcher.backends import Record, Span
 from launcher.folder import Attempt, evaluation_asked, evaluations
 from launcher.reconcile import cache
 from launcher.reconcile.cache import Cache
@@ -48,6 +48,8 @@ class JobView:
     ending: Mapping[str, Any] = field(default_factory=dict)
     # why one that is queued waits, where somebody only looks (`Backend.waiting`)
     waiting: Mapping[str, Any] = field(default_factory=dict)
+    # when it had its nodes, oldest first; only where that was asked for (`launcher.ledger`)
+    spans: tuple[Span, ...] = ()
 
     @property
     def label(self) -> str:
@@ -87,9 +89,16 @@ class AttemptView:
     resumed_from: int | None = None
     # ranks that began, and how ranks ended; "unknown" is a rank whose environment was incomplete
     starts: frozenset[str] = frozenset()
+    # of each rank that began, its node's name; read with the history
+    nodes: Mapping[str, str] = field(default_factory=dict)
     exits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # what ranks wrote when they began, and what they last said of themselves; read with the history
+    begins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    heartbeats: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # the trainer's newest report
     progress: Mapping[str, Any] = field(default_factory=dict)
+    # GPU-seconds of all attempts before this one, as far as files of the run tell; None where nobody wrote it down
+    spent_s: float | None = None
 
     @property
     def number(self) -> int:
@@ -111,7 +120,8 @@ class EvaluationView:
     attempt: int
     # None while it is being submitted, or where that died
     job: JobView | None = None
-    # how its process ended
+    # how its process began and ended
+    begin: Mapping[str, Any] | None = None
     exit: Mapping[str, Any] | None = None
 
     @property
@@ -186,33 +196,34 @@ def read(run: RunFolder, *, patience_s: float | None = None) -> RunView:
     Raises:
         UserError: its run.json cannot be read.
     """
-    (view,), problems = _read([run], Cache(), history=True, configs=True, patience_s=patience_s)
+    (view,), problems = _read([run], None, history=True, configs=True, patience_s=patience_s)
     if view is None:
         raise UserError(f"{problems[0]}; restore it, or remove the run's folder")
     return view
 
 
 def read_many(
-    runs: Sequence[RunFolder], *, configs: bool = False
+    runs: Sequence[RunFolder], *, configs: bool = False, history: bool = False
 ) -> tuple[list[RunView], list[str]]:
-    """Returns a view of each run that can be read, without its history, and a sentence for each that cannot.
+    """Returns a view of each run that can be read, and a sentence for each that cannot.
 
     However many the runs, every Slurm is asked once and the process table of this machine read once, within `LOOK_S`.
     Files that are written once are parsed once (`cache`), and p(k) is left out of the manifests of snapshots.
 
     Args:
         configs: reads the config of every run, not only of the finished ones.
+        history: reads all attempts and evaluation jobs, not only what the state of a run needs.
     """
     if not runs:
         return [], []
     with cache.of_runs(runs[0].root.parent.parent) as kept:
-        views, problems = _read(runs, kept, configs=configs, patience_s=LOOK_S)
+        views, problems = _read(runs, kept, history=history, configs=configs, patience_s=LOOK_S)
     return [view for view in views if view is not None], problems
 
 
 def _read(
     runs: Sequence[RunFolder],
-    kept: Cache,
+    kept: Cache | None,
     *,
     history: bool = False,
     configs: bool,
@@ -279,8 +290,10 @@ def _problem(path: Path | str, error: Exception) -> str:
 class _Reader:
     """Reads one run in two steps: the records of its jobs, then everything else."""
 
-    def __init__(self, run: RunFolder, kept: Cache, history: bool, configs: bool) -> None:
-        self.run, self.kept, self.history, self.configs = run, kept, history, configs
+    def __init__(self, run: RunFolder, kept: Cache | None, history: bool, configs: bool) -> None:
+        self.run, self.history, self.configs = run, history, configs
+        # of one run also p(k) is wanted
+        self.whole, self.kept = kept is None, kept or Cache()
         self.problems: list[str] = []
         # jobs by the file of their record
         self.known: dict[Path, JobView] = {}
@@ -357,7 +370,8 @@ class _Reader:
         submission, cancelled = there(at.submission), there(at.cancelled)
         progress = there(at.root / "progress.json")
         starts = _ranks(names, "start")
-        exits = {rank: self.once(f"{at.root}/exit-{rank}.json") for rank in _ranks(names, "exit")}
+        exits = self._by_rank(at, names, "exit")
+        begins = self._by_rank(at, names, "start") if self.history else {}
         limit_min = submission.get("timeout_min")
         return AttemptView(
             files=at,
@@ -375,9 +389,18 @@ class _Reader:
             began=there(at.root / f"start-{starts[0]}.json").get("time") if starts else None,
             resumed_from=progress.get("resumed_from"),
             starts=frozenset(starts),
-            exits={rank: record for rank, record in exits.items() if record is not None},
+            # start records of before do not name their node
+            nodes={rank: str(each["node"]) for rank, each in begins.items() if "node" in each},
+            exits=exits,
+            begins=begins,
+            heartbeats=self._by_rank(at, names, "heartbeat") if self.history else {},
             progress=progress,
+            spent_s=submission.get("spent_s"),
         )
+
+    def _by_rank(self, at: Attempt, names: set[str], kind: str) -> dict[str, dict[str, Any]]:
+        found = {rank: self.once(f"{at.root}/{kind}-{rank}.json") for rank in _ranks(names, kind)}
+        return {rank: record for rank, record in found.items() if record is not None}
 
     def _evaluation(self, folder: Path) -> EvaluationView:
         key, _, attempt = folder.name.rpartition(".")
@@ -387,13 +410,14 @@ class _Reader:
             images=int(key.split("-")[1]),
             attempt=int(attempt),
             job=self.known.get(folder / "job.json"),
+            begin=self.object(folder / "start-0.json"),
             exit=self.object(folder / "exit-0.json"),
         )
 
     def _snapshots(self) -> dict[int, Mapping[str, Any]]:
         found = {
             images: storage.read_complete(folder, verify="sizes")
-            if self.history
+            if self.whole
             else self._listed_snapshot(str(folder))
             for images in self.run.snapshot_folders()
             if (folder := self.run.snapshot(images))
@@ -433,7 +457,7 @@ class _Reader:
             return None
 
     def once(self, path: str) -> dict[str, Any] | None:
-        """The same of a file that is written once."""
+        """The same of a file that is written once, or anew in place of the one before."""
         return self._try(path, _object)
 
     def _try(self, path: str, parse: Callable[[str], T]) -> T | None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config
+from selfguide.spec.config.path import read_by_sampling
 from selfguide.spec.config.sampler import protocol_settings
 from selfguide.spec.identity import digest
 from selfguide.spec.metrics import FEATURES
@@ -80,7 +81,7 @@ class Protocol:
             interval=sampler.interval,
             ema=averages_of(config.train)[0].plain,
             dtype=features.dtype,
-            settings=protocol_settings(sampler),
+            settings=protocol_settings(sampler) | read_by_sampling(config.path),
         )
 
     @functools.cached_property

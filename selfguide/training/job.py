@@ -14,7 +14,7 @@ import torch
 import shards
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
-from selfguide.distributed import RankInfo, any_rank_error, join, on_rank_0
+from selfguide.distributed import RankInfo, any_rank_error, collectives, join, on_rank_0
 from selfguide.guidance.build import build_components
 from selfguide.models.execution import configure_execution
 from selfguide.networks.student import Student, build_student
@@ -25,7 +25,7 @@ from selfguide.spec.files import read_config
 from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import Lease, RunFolder
-from selfguide.training import checkpoint, resume
+from selfguide.training import checkpoint, probes, resume
 from selfguide.training.components import Components
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine, micro_batch
@@ -62,6 +62,7 @@ def main(attempt: Path, rank: int, local_rank: int, world: int, status: RankStat
     _check_device(config, rank_info)
     telemetry.say("joining", 0)
     join(rank_info, attempt / "rendezvous.json", config.engine.timeout_s)
+    status.collectives = collectives
     work(config, rank_info, lease, telemetry)
 
 
@@ -77,6 +78,8 @@ def _check_device(config: Config, rank_info: RankInfo) -> None:
 def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry) -> None:
     """Everything between joining the ranks and leaving them."""
     sources = _load_manifests(config, lease.run)
+    if config.cluster.checks_nodes:
+        probes.check(config, rank_info, lease.run.attempt(lease.number), sources)
     manifest = sources[0]  # of several, fields and header are alike
     _check_annotations(config, manifest, lease.run, rank_info)
     on_rank_0(lease.begin)  # before the look: an older attempt must not publish behind it
