@@ -61,7 +61,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
     },
 }
 EPILOG = """\
-`selfguide COMMAND --help` has an example of each; `python -m launcher.COMMAND` is the same.
+`selfguide COMMAND --help` has an example of each; `python -m launcher.runs` is `selfguide runs`.
 Exit codes: 0 done, 1 the answer is "not well", 2 a mistake that you can mend, 130 interrupted."""
 
 
@@ -74,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         from launcher import completion
 
-        completion.answer(_modules())
+        completion.answer(modules())
     name, *rest = (list(sys.argv[1:] if words is None else words)) or ["--help"]
     if name in ("--help", "-h", "help"):
         print(page())
@@ -86,7 +86,7 @@ def call(name: str, words: Sequence[str]) -> int:
     """Calls one command with the words behind its name."""
     import importlib
 
-    known = _modules()
+    known = modules()
     if name not in known:
         from selfguide.spec.suggest import nearest
 
@@ -99,7 +99,8 @@ def call(name: str, words: Sequence[str]) -> int:
     return code or 0
 
 
-def _modules() -> dict[str, str]:
+def modules() -> dict[str, str]:
+    """Returns the module of each command."""
     return {name: each.module for group in COMMANDS.values() for name, each in group.items()}
 
 
