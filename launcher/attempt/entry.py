@@ -76,7 +76,10 @@ def run_rank(
         work(rank, local_rank, world)
         end(None)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - any kind: the record names it
-        if end(error).kind != "preempted":
+        kind = end(error).kind
+        if kind == "node":
+            print(error, file=sys.stderr)
+        elif kind != "preempted":
             traceback.print_exc()
     assert ended is not None
     if leave is not None and ended.kind in ("ok", "preempted"):

@@ -14,8 +14,8 @@ import pytest
 from launcher.attempt.entry import END_S
 from launcher.reconcile import decide
 from selfguide.spec.run import RunFolder, read_record
-from tests.cluster.bed import BATCH, Bed, trains, until
-from tests.cluster.test_faults import all_saved, attempts, exits, lost, same_end
+from tests.cluster.bed import BATCH, Bed, attempts, lost, same_end, trains, until
+from tests.cluster.test_faults import all_saved, exits
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
