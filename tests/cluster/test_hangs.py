@@ -13,8 +13,9 @@ import pytest
 
 from launcher.attempt.entry import END_S
 from launcher.reconcile import decide
+from launcher.reconcile.view import EvaluationView
 from selfguide.spec.run import RunFolder, read_record
-from tests.cluster.bed import BATCH, Bed, attempts, lost, same_end, trains, until
+from tests.cluster.bed import BATCH, Bed, attempts, gone, lost, same_end, trains, until
 from tests.cluster.test_faults import all_saved, exits
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
@@ -155,6 +156,27 @@ def test_c7_a_signal_while_ranks_wait_for_data_is_saved_at_once(
     assert stopped_in(run, began) < HEARD_S
     same_end(bed, run, unharmed)
     all_saved(run)
+
+
+def test_c7_a_signal_to_an_evaluation_ends_it_at_once_and_it_is_made_again(bed: Bed) -> None:
+    run = bed.submit("c7-evaluation", "evaluation=fd_digits", "evaluation.samples=4000")
+
+    def first() -> EvaluationView | None:
+        return next((each for each in bed.view(run).evaluations if each.attempt == 1), None)
+
+    until(lambda: (at := first()) and (at.folder / "heartbeat-0.json").exists(), "it samples", 120)
+    at = first()
+    assert at is not None and at.job is not None
+    began = time.time()
+    bed.ask("scancel", "--signal=TERM", at.job.record["id"])
+    record = at.folder / "exit-0.json"
+    until(record.exists, "the evaluation ends", 30)
+    ended = json.loads(record.read_text())
+    assert (ended["class"], ended["code"]) == ("preempted", 76)
+    assert float(ended["time"]) - began < HEARD_S
+    view = bed.finishes(run)
+    assert [(each.attempt, each.status) for each in view.records] == [(2, "done")]
+    gone(bed, run)
 
 
 def test_c9_a_second_signal_in_a_save_changes_nothing(bed: Bed, unharmed: dict[str, str]) -> None:

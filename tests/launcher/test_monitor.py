@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
 import subprocess
 import sys
 import threading
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import pytest
+
 from launcher.attempt import stacks
-from launcher.attempt.hang import Limits
+from launcher.attempt.hang import Limits, Verdict
 from launcher.attempt.monitor import Monitor
 from selfguide.spec.run import read_record, write_record
 from shards.wait import wait_until
@@ -126,3 +135,85 @@ def test_a_thread_is_found_in_stacks_of_py_spy_and_of_python() -> None:
     )
     assert stacks.innermost(python) == "spin (loop.py:57)"
     assert stacks.innermost("It does not say where it is.") is None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What all ranks are at from a time on, in seconds; ranks that train move together."""
+
+    time: float
+    section: str
+    images: int
+    step_s: float
+
+
+def life(seed: int, until_s: float) -> list[Moment]:
+    """A healthy run: steps of any length, some of them long, some waits for data, and slow saves."""
+    draw, step_s = random.Random(seed), 10 ** random.Random(seed).uniform(-1, 1.7)
+    # the first step compiles
+    found = [Moment(0.0, "starting", 0, 0.0), Moment(30.0, "train", 0, 0.0)]
+    at, images = 30.0 + 20 * step_s, 128
+    while at < until_s:
+        took = step_s * draw.uniform(0.8, 1.2) * draw.choice([1] * 30 + [5])
+        found.append(Moment(at, "train", images, took))
+        images += 128
+        if draw.random() < 0.03:
+            section, limit = draw.choice([("data", SLOW.data), ("checkpoint", SLOW.save)])
+            found.append(Moment(at, section, images, took))
+            at += draw.uniform(0.1, 0.9) * limit
+            found.append(Moment(at, "train", images, took))
+        at += took
+    return found
+
+
+class Played:
+    """A monitor of ranks 0 and 1 of four that sees a life through heartbeats, with a clock of its own."""
+
+    def __init__(self, folder: Path, moments: list[Moment], hangs: dict[int, float]) -> None:
+        """`hangs` is from when on a rank says nothing any more."""
+        write_record(folder / "submission.json", {"world": 4})
+        self.folder, self.moments, self.hangs = folder, moments, hangs
+        self.monitor = Monitor(folder, range(2), os.getpid(), SLOW)
+
+    def look(self, now: float) -> Verdict | None:
+        for rank in range(4):
+            # each beats at its own time
+            said = min(now - (now + 3 * rank) % SLOW.beat_s, self.hangs.get(rank, now))
+            text = json.dumps({"time": said, **self.record(said)})
+            (self.folder / f"heartbeat-{rank}.json").write_text(text)
+        self.monitor._clock = now
+        return self.monitor._look()
+
+    def record(self, at: float) -> dict[str, Any]:
+        # where one hangs, all wait in that step
+        stuck = min([at, *self.hangs.values()])
+        passed = max(1, bisect_right(self.moments, stuck, key=lambda each: each.time))
+        last = self.moments[passed - 1]
+        return {
+            "section": last.section,
+            "images": last.images,
+            "progressed": last.time,
+            "step_s": last.step_s,
+            "collectives": 3 * passed + (at > stuck),
+        }
+
+
+SLOW = Limits(step=60, start=1800, data=900, save=600, evaluation=60)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_healthy_run_is_never_said_to_hang_and_one_rank_that_hangs_is(
+    tmp_path: Path, seed: int
+) -> None:
+    moments = life(seed, 2000.0)
+    healthy = Played(tmp_path / "healthy", moments, {})
+    assert all(healthy.look(10.0 * look) is None for look in range(1, 200))
+    # another node's rank, in a step
+    steps = [a for a, b in pairwise(moments) if a.section == "train" and a.step_s < b.time - a.time]
+    began = steps[len(steps) // 2]
+    hung = Played(tmp_path / "hung", moments, {3: began.time + 0.1 * began.step_s})
+    looks = ((at, hung.look(at)) for at in (began.time + 5.0 * look for look in range(1000)))
+    at, verdict = next((at, verdict) for at, verdict in looks if verdict is not None)
+    assert (verdict.rank, verdict.section, verdict.images) == (3, "train", began.images)
+    limit = max(SLOW.step, 10 * median(each.step_s for each in moments if each.step_s))
+    assert limit / 2 < at - began.time < 2 * limit + 4 * SLOW.beat_s
