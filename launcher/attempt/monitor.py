@@ -126,11 +126,11 @@ class Monitor:
     def _meet(self) -> None:
         """Learns which processes its ranks are."""
         for rank in self._mine:
+            record = None
             if rank not in self._processes:
-                pid = (read_record(start_path(self._folder, rank)) or {}).get("pid")
-                found = process(pid) if pid else None
-                if found:
-                    self._processes[rank] = (pid, found[1])
+                record = read_record(start_path(self._folder, rank))
+            if record is not None and (found := process(record["pid"])) is not None:
+                self._processes[rank] = (record["pid"], found[1])
 
     def _alive(self) -> dict[int, int]:
         """Rank -> process of those of its ranks that have not ended."""

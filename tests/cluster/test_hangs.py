@@ -108,6 +108,10 @@ def test_a7_a_deadlock_on_the_way_out_is_bounded(bed: Bed, unharmed: dict[str, s
     assert (cause.kind, cause.rank, cause.type) == ("memory", "1", "MemoryError")
 
 
+def beats(run: RunFolder) -> list[dict[str, Any]]:
+    return [read_record(run.attempt(1) / f"heartbeat-{rank}.json") or {} for rank in range(2)]
+
+
 def stopped_in(run: RunFolder, began: float) -> float:
     """Seconds until each rank of the first attempt has said that it ends."""
     paths = [run.attempt(1) / f"exit-{rank}.json" for rank in range(2)]
@@ -126,7 +130,7 @@ def test_c7_a_signal_while_a_rank_compiles_ends_it_at_once(
     for rank in range(2):
         bed.inside(rank, code)
     run = bed.submit("c7-compile")
-    until(lambda: bed.view(run).attempts[0].progress.get("section") == "train", "the first step")
+    until(lambda: {each.get("section") for each in beats(run)} == {"train"}, "the first step")
     began = time.time()
     bed.ask("scancel", "--signal=USR2", bed.job(run))
     assert stopped_in(run, began) < HEARD_S
@@ -147,8 +151,10 @@ def test_c7_a_signal_while_ranks_wait_for_data_is_saved_at_once(
     bed.inside(1, code)
 
     def waits() -> bool:
-        beats = [read_record(run.attempt(1) / f"heartbeat-{rank}.json") or {} for rank in range(2)]
-        return all(b["section"] == "data" and b["time"] - b["progressed"] > 12 for b in beats)
+        return all(
+            each["section"] == "data" and each["time"] - each["progressed"] > 12
+            for each in beats(run)
+        )
 
     until(waits, "the ranks have waited for longer than a step may take")
     began = time.time()
