@@ -70,12 +70,11 @@ def begin(
         ranks = ",".join(map(str, range(int(os.environ["SUBMITIT_LOCAL_NTASKS"]))))
     command = [sys.executable, "-m", "launcher.attempt.monitor", str(folder), ranks]
     environment = {name: value for name, value in os.environ.items() if name not in _RANK}
-    # in a session of its own: what ends the rank's group does not end it
+    # in the rank's group: a job that its scheduler suspends stands still with its monitors
     subprocess.Popen(
         [*command, str(os.getpid()), json.dumps(asdict(limits))],
         env=environment,
         stdin=subprocess.DEVNULL,
-        start_new_session=True,
     )
 
 
