@@ -151,8 +151,8 @@ def _sentence(suspect: Seen, others: Sequence[Seen], section: str | None, limits
         parts.append("it is stopped by a signal (SIGSTOP)")
     elif _absent(suspect, limits):
         parts.append(
-            f"it has not said anything for {suspect.silent_s:.0f} s: stopped, or something in C holds the "
-            "interpreter's lock"
+            f"it has not said anything for {suspect.silent_s:.0f} s: its process is stopped, C code holds the "
+            "interpreter's lock, or its node is gone"
         )
     waiting = [
         each.rank

@@ -31,7 +31,7 @@ from launcher.backends.local import process
 from selfguide.spec.config import ClusterConfig
 from selfguide.spec.nodes import node_name
 from selfguide.spec.rank_status import RankStatus
-from selfguide.spec.run import read_record, write_record
+from selfguide.spec.run import RunFolder, read_record, write_record
 from shards import storage
 from shards.errors import UserError
 from shards.wait import wait_until
@@ -186,6 +186,11 @@ class Monitor:
 
     def _end(self, verdict: Verdict) -> None:
         """Has the rank to blame recorded once, with the stacks of all; ends its own ranks whatever comes of that."""
+        if self._overtaken():
+            # the run goes on elsewhere, for reasons that are known
+            log.error("a newer attempt has begun")
+            self._kill(verdict.rank)
+            return
         try:
             first = self._accuse(verdict)
             verdict = _read_verdict(self._folder) or verdict
@@ -200,6 +205,12 @@ class Monitor:
         except (OSError, UserError) as error:
             log.error(f"the monitor could not write down why it ends its ranks: {error}")
         self._kill(verdict.rank)
+
+    def _overtaken(self) -> bool:
+        """Whether the run has a newer attempt, as where this node was lost and its processes live on."""
+        run, name = RunFolder(self._folder.parent.parent), self._folder.name
+        # an evaluation's folder is no number
+        return name.isdigit() and int(name) < max(run.attempt_numbers(), default=0)
 
     def _accuse(self, verdict: Verdict) -> bool:
         """Whether this monitor is the first to say who is to blame."""

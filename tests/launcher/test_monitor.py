@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -102,7 +102,7 @@ def test_the_rank_that_does_not_come_is_blamed_and_all_stacks_are_kept(tmp_path:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    found = [read_record(folder / f"exit-{rank}.json") for rank in range(3)]
+    found = [read_record(path) for path in exits(folder)]
     assert None not in found
     return found  # type: ignore[return-value]
 
@@ -217,3 +217,20 @@ def test_a_healthy_run_is_never_said_to_hang_and_one_rank_that_hangs_is(
     assert (verdict.rank, verdict.section, verdict.images) == (3, "train", began.images)
     limit = max(SLOW.step, 10 * median(each.step_s for each in moments if each.step_s))
     assert limit / 2 < at - began.time < 2 * limit + 4 * SLOW.beat_s
+
+
+def test_ranks_of_an_attempt_that_was_overtaken_are_ended_and_nobody_is_blamed(
+    tmp_path: Path,
+) -> None:
+    for number in (1, 2):
+        (tmp_path / "attempts" / str(number)).mkdir(parents=True)
+    folder = tmp_path / "attempts" / "1"
+    ranks = attempt(folder, "loops")
+    Monitor(folder, range(3), ranks[0].pid, replace(LIMITS, start=6)).run()
+    assert all(process.wait(timeout=10) for process in ranks)
+    assert not (folder / "hang.json").exists()
+    assert "hang" not in {(record or {}).get("class") for record in map(read_record, exits(folder))}
+
+
+def exits(folder: Path) -> list[Path]:
+    return [folder / f"exit-{rank}.json" for rank in range(3)]
