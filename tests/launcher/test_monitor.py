@@ -219,6 +219,29 @@ def test_a_healthy_run_is_never_said_to_hang_and_one_rank_that_hangs_is(
     assert limit / 2 < at - began.time < 2 * limit + 4 * SLOW.beat_s
 
 
+def test_a_disk_that_is_away_for_minutes_is_no_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No rank can write, and old files are still read; the ranks train on."""
+    away = (600.0, 1000.0)
+    played = Played(tmp_path, life(1, 2000.0), {})
+
+    def write(*_: object, **__: object) -> None:
+        if away[0] <= now < away[1]:
+            raise OSError("the disk does not answer")
+
+    monkeypatch.setattr("launcher.attempt.monitor.write_record", write)
+    monkeypatch.setattr(Path, "unlink", lambda *_: None)
+    refused = 0
+    for now in (5.0 * look for look in range(1, 300)):
+        played.hangs = dict.fromkeys(range(4), away[0]) if away[0] <= now < away[1] else {}
+        try:
+            assert played.look(now) is None
+        except OSError:
+            refused += 1
+    assert refused > 10
+
+
 def test_ranks_of_an_attempt_that_was_overtaken_are_ended_and_nobody_is_blamed(
     tmp_path: Path,
 ) -> None:
