@@ -224,7 +224,8 @@ def test_a_disk_that_is_away_for_minutes_is_no_hang(
 ) -> None:
     """No rank can write, and old files are still read; the ranks train on."""
     away = (600.0, 1000.0)
-    played = Played(tmp_path, life(1, 2000.0), {})
+    steps = [Moment(float(step), "train", 128 * step, 1.0) for step in range(2000)]
+    played = Played(tmp_path, steps, {})
 
     def write(*_: object, **__: object) -> None:
         if away[0] <= now < away[1]:
