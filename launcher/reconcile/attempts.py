@@ -133,8 +133,12 @@ def cause(at: AttemptView) -> Cause:
     if at.cancelled and found.kind in ASKED:
         by = f" by {at.cancel_by}" if at.cancel_by else ""
         found = replace(found, kind="cancelled", message=f"it was cancelled{by}")
-    node = found.node or (None if found.rank is None else node_of(at, found.rank))
-    return replace(found, node=node, attempt=at.number)
+    rank, node = found.rank, found.node or (found.rank and node_of(at, found.rank))
+    if rank is not None and found.node is not None and node_of(at, rank) != found.node:
+        # of a node that failed a check all ranks say so
+        there = (each for each in sorted(at.begins) if node_of(at, each) == found.node)
+        rank = next(there, rank)
+    return replace(found, rank=rank, node=node, attempt=at.number)
 
 
 def node_of(at: AttemptView, rank: str) -> str | None:

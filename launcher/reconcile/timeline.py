@@ -26,6 +26,10 @@ from launcher.reconcile.view import AttemptView, RunView
 FRAMES = 3
 
 
+# kinds of causes that may well come again while nobody does anything
+_TO_MEND = ("user", "stop", "memory", "storage", "numeric", "error")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """One thing that happened."""
@@ -96,9 +100,9 @@ def conclude(view: RunView, found: Cause | None) -> Conclusion:
         return Conclusion(why=why, followed=followed, advice="There is nothing to do.")
     if word == "new":
         return Conclusion(why=why, followed=followed, advice="Submit it again.")
-    advice = "To go on from the newest checkpoint:"
-    if found is not None and found.kind not in (*ASKED, "cancelled", "node"):
-        advice = "When that is mended, to go on from the newest checkpoint:"
+    onwards = "to go on from the newest checkpoint:" if view.checkpoints else "to begin once more:"
+    mend = found is not None and found.kind in _TO_MEND
+    advice = f"When that is mended, {onwards}" if mend else onwards.capitalize()
     return Conclusion(
         why=why, followed=followed, advice=advice, command=f"python -m launcher.resume {run}"
     )
@@ -186,7 +190,9 @@ def _end(view: RunView, at: AttemptView) -> Iterator[Event]:
     if found is not None:
         failed = blamed if blamed and found.kind not in (*ASKED, "cancelled") else {}
         frames = () if failed.get("peer_gone") else last_frames(str(failed.get("traceback", "")))
-        text = f"{found.kind}: {found.message}{_last_seen(at, found.rank)}"
+        # where the code lies says nothing
+        frames = tuple(line.replace(f"{at.files.code}/", "") for line in frames)
+        text = f"{found.kind}: {_located(found)}{_last_seen(at, found.rank)}"
         yield _event(at, when, "cause", text, rank=found.rank, node=found.node, lines=frames)
     others: dict[str, list[str]] = {}
     for rank, record in at.exits.items():
@@ -217,7 +223,7 @@ def _scheduler(at: AttemptView, over: float) -> Event:
         return _event(at, over, "unknown", text)
     by = f" by {at.ending['by']}" if "by" in at.ending else ""
     time = float(at.ending.get("ended", over))
-    return _event(at, max(time, over), "slurm", f"{at.job.label} is {word}{by}")
+    return _event(at, max(time, over), "slurm", f"{at.job.label} ended: {word}{by}")
 
 
 def _began(view: RunView, at: AttemptView, reached: int) -> str:
@@ -328,17 +334,19 @@ def _during(view: RunView, time: float, kind: str, text: str) -> Event:
 
 
 def _why(found: Cause) -> str:
-    where = (
-        f" on {found.node}"
-        if found.node and found.rank is not None and found.kind != "node"
-        else ""
-    )
     place = f" (in section {found.section}" if found.section else ""
     place += f" at {found.images:,} images" if place and found.images is not None else ""
-    message = found.message.splitlines()[0] if found.message else "nothing says why"
-    if where and message.startswith(f"rank {found.rank}"):
-        message = f"rank {found.rank}{where}{message.removeprefix(f'rank {found.rank}')}"
-    return f"attempt {found.attempt} ended ({found.kind}): {message}{place + ')' if place else ''}"
+    place += ")" if place else ""
+    return f"attempt {found.attempt} ended ({found.kind}): {_located(found)}{place}"
+
+
+def _located(found: Cause) -> str:
+    """The first line of what the cause says, with the node of its rank."""
+    message = found.message.partition("\n")[0] or "nothing says why"
+    who = f"rank {found.rank}"
+    if not found.node or found.node in message or not message.startswith(who):
+        return message
+    return f"{who} on {found.node}{message.removeprefix(who)}"
 
 
 def _reached(at: AttemptView) -> int:

@@ -37,6 +37,18 @@ ENDED = {"code": 143, "class": "signal", "message": "ended by SIGTERM", "images"
 PEER = {"code": 1, "class": "error", "message": "RuntimeError: gloo", "peer_gone": True}
 FELL = {"code": 1, "class": "error", "message": "ValueError: no such layer", "images": 640}
 FELL |= {"type": "ValueError", "section": "train", "traceback": TRACEBACK}
+REFUSED = {
+    "code": 88,
+    "class": "node",
+    "node": "n2",
+    "message": "NodeRefused: n2 fails the check 'gemm'",
+}
+HUNG = {
+    "code": 85,
+    "class": "hang",
+    "message": "no progress for 73 s in section data",
+    "section": "data",
+}
 FENCED = {"code": 1, "class": "fenced", "message": "Fenced: overtaken", "images": 640}
 
 
@@ -117,6 +129,9 @@ CAUSES: list[tuple[AttemptView, str, str | None, str | None]] = [
     ),
     (attempt(exits=dict.fromkeys("013", ENDED)), "killed", "2", "n2"),
     (attempt(exits=all_of(FENCED)), "lost", "0", "n1"),
+    # all ranks say which node failed a check
+    (attempt(exits=all_of(REFUSED)), "node", "2", "n2"),
+    (attempt(exits={**all_of(ENDED), "3": HUNG}), "hang", "3", "n2"),
 ]  # fmt: skip
 
 
