@@ -41,7 +41,7 @@ Kind = Literal[
 _KINDS = frozenset(get_args(Kind))
 
 # ends of a job that no rank is to blame for
-ASKED = ("preempted", "limit", "outside")
+ASKED = ("preempted", "limit", "outside", "cancelled")
 
 # how much earlier than asked Slurm may send the signal that warns of a time limit
 EARLY_S = 60.0

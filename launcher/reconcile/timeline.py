@@ -18,6 +18,7 @@ from launcher.reconcile.attempts import (
     node_of,
     silent_ranks,
 )
+from launcher.reconcile.hours import hours
 from launcher.reconcile.restart import ended, next_attempt
 from launcher.reconcile.state import counted, state
 from launcher.reconcile.view import AttemptView, RunView
@@ -65,10 +66,9 @@ class Conclusion:
 def events(view: RunView) -> list[Event]:
     """Returns what happened to a run, oldest first; `view` is one that was read with its evidence."""
     found: list[Event] = []
-    reached = 0
+    replayed = _replayed(view)
     for at in view.attempts:
-        found += _attempt(view, at, reached)
-        reached = max(reached, _reached(at))
+        found += _attempt(view, at, replayed)
     found += _published(view)
     found += _evaluations(view)
     return sorted(found, key=lambda event: event.time)
@@ -118,7 +118,7 @@ def _followed(view: RunView, found: Cause | None, word: str) -> str:
     if found.attempt < newest.number:
         after = next(at for at in view.attempts if at.number == found.attempt + 1)
         begun = "somebody submitted" if after.by_hand else "by itself followed"
-        return f"{begun} attempt {after.number}{_from(view, after)}, and the run is {word}"
+        return f"{begun} attempt {after.number}{_from(view, after, _replayed(view))}, and the run is {word}"
     following = next_attempt(view)
     if following.action == "stop":
         return f"nothing follows by itself: {following.reason}"
@@ -139,14 +139,14 @@ def last_frames(traceback: str, frames: int = FRAMES) -> tuple[str, ...]:
 # ---- one attempt -------------------------------------------------------------------------------------
 
 
-def _attempt(view: RunView, at: AttemptView, reached: int) -> Iterator[Event]:
+def _attempt(view: RunView, at: AttemptView, replayed: Mapping[int, float]) -> Iterator[Event]:
     now = attempt_state(at, view.time)
     job = at.job.label if at.job else "no job"
     if at.by_hand or at.number == 1:
         yield _event(at, at.opened, "submitted", f"attempt {at.number} was submitted ({job})")
     if at.begins or at.starts:
         began = at.began or min((_time(each) for each in at.begins.values()), default=at.opened)
-        yield _event(at, began, "began", _began(view, at, reached))
+        yield _event(at, began, "began", _began(view, at, replayed))
         for each in at.progress.get("damaged", ()):
             yield _event(at, began, "damaged", _damaged(each))
     if at.cancelled:
@@ -188,7 +188,7 @@ def _end(view: RunView, at: AttemptView) -> Iterator[Event]:
     # a rank that lost its peer may have said so a moment earlier
     when = min(first, _time(blamed)) if blamed else first
     if found is not None:
-        failed = blamed if blamed and found.kind not in (*ASKED, "cancelled") else {}
+        failed = blamed if blamed and found.kind not in ASKED else {}
         frames = () if failed.get("peer_gone") else last_frames(str(failed.get("traceback", "")))
         # where the code lies says nothing
         frames = tuple(line.replace(f"{at.files.code}/", "") for line in frames)
@@ -226,7 +226,7 @@ def _scheduler(at: AttemptView, over: float) -> Event:
     return _event(at, max(time, over), "slurm", f"{at.job.label} ended: {word}{by}")
 
 
-def _began(view: RunView, at: AttemptView, reached: int) -> str:
+def _began(view: RunView, at: AttemptView, replayed: Mapping[int, float]) -> str:
     nodes = list(dict.fromkeys(node_of(at, rank) for rank in sorted(at.starts, key=_number)))
     known = [node for node in nodes if node]
     few = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
@@ -234,25 +234,34 @@ def _began(view: RunView, at: AttemptView, reached: int) -> str:
     if at.world and len(at.starts) < at.world:
         count = f"{len(at.starts)} of {at.world} ranks"
     where = f" on {few} ({count})" if few else f" ({count})"
-    return f"attempt {at.number} began{where}{_from(view, at, reached)}"
+    return f"attempt {at.number} began{where}{_from(view, at, replayed)}"
 
 
-def _from(view: RunView, at: AttemptView, reached: int | None = None) -> str:
-    """Where it began, and how much was trained again."""
-    if at.resumed_from is None and _reached(at) == 0:
+def _from(view: RunView, at: AttemptView, replayed: Mapping[int, float]) -> str:
+    """Where it began, how much was trained again and what that had cost."""
+    if at.resumed_from is None:
         return ""
-    start = at.resumed_from or 0
-    if reached is None:
-        reached = max(
-            (_reached(each) for each in view.attempts if each.number < at.number), default=0
-        )
-    text = f", resumed from {start:,}" if start else ", from image 0"
-    again = max(0, reached - start)
-    if not again:
+    before = [each for each in view.attempts if each.number < at.number]
+    again = max((_reached(each) for each in before), default=0) - at.resumed_from
+    text = f", resumed from {at.resumed_from:,}" if at.resumed_from else ", from image 0"
+    if again <= 0:
         return text
-    if view.config is None:
-        return f"{text} ({again:,} images trained again)"
-    return f"{text} ({counted(-(-again // view.config.train.batch), 'step')} trained again)"
+    lost = f"{again:,} images"
+    if view.config is not None:
+        lost = counted(-(-again // view.config.train.batch), "step")
+    spent_h = replayed.get(before[-1].number, 0.0)
+    cost = f", {spent_h:.1f} GPU-h" if spent_h >= 0.05 else ""
+    return f"{text} ({lost} trained again{cost})"
+
+
+def _replayed(view: RunView) -> dict[int, float]:
+    """GPU-hours of each attempt that a later one spent again."""
+    found = hours(view).jobs
+    return {
+        job.attempt: job.units * job.seconds.get("replayed", 0.0) / 3600
+        for job in found
+        if job.kind == "training"
+    }
 
 
 def _damaged(each: Mapping[str, Any]) -> str:
