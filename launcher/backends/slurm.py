@@ -46,6 +46,8 @@ GONE_S = 60.0
 # what sbatch --test-only says of a job that no nodes fit, also where they are only out of service for now
 _NO_NODES = "Requested node configuration is not available"
 _GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
+# of sbatch's failures, those after which it may have taken the job
+_NO_ANSWER = re.compile(r"timed out|[Uu]nable to contact|Zero Bytes|[Cc]onnection")
 # sinfo's short words for nodes that get no job
 _OUT_OF_SERVICE = ("boot", "down", "drain", "drng", "err", "fail", "inval", "maint", "resv", "unk")
 # keys of a config that do what a variable of the shell would, by the end of its name
@@ -183,7 +185,13 @@ class Slurm:
             conf = client.get("SLURM_CONF")
             record = new_record(self.kind, first) | {"conf": conf}
             try:
-                done = executor.map_array(first.function, [job.argument for job in jobs])
+                try:
+                    done = executor.map_array(first.function, [job.argument for job in jobs])
+                except FailedJobError as error:
+                    if not _NO_ANSWER.search(str(error)):
+                        raise
+                    self._withdraw(first)
+                    done = executor.map_array(first.function, [job.argument for job in jobs])
             except FailedJobError as error:
                 raise UserError(f"sbatch refused {first.name}: {error}") from error
             except BaseException:  # Ctrl-C, say, after Slurm took them and before it said so
@@ -191,6 +199,31 @@ class Slurm:
                 given.cancel(given.strays(first.comment, first.name))
                 raise
         return [record | {"id": each.job_id} for each in done]
+
+    def _withdraw(self, job: Job) -> None:
+        """Ends what Slurm took although it did not say so: such a job is known by the folder of its logs.
+
+        Raises:
+            UserError: it does not answer.
+        """
+        client, found = self._client(), {}
+
+        def answers() -> bool:
+            done = _run(["squeue", "--me", "--noheader", "--Format=JobID:32,STDOUT:1024"], client)
+            if done is None or done.returncode:
+                return False
+            rows = (line.split(None, 1) for line in done.stdout.splitlines())
+            found.update({id: rest[0] for id, *rest in rows if rest})
+            return True
+
+        if not wait_until(answers, timeout_s=GONE_S, poll_s=1.0):
+            raise UserError(
+                f"cluster={self.kind}: Slurm does not say whether it took {job.name}: look at `squeue --me`, and "
+                "submit again when it answers"
+            )
+        taken = [id for id, log in found.items() if log.startswith(f"{job.folder}/")]
+        if taken:
+            _run(["scancel", *taken], client)
 
     def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         if self._taken_down:
@@ -262,11 +295,10 @@ class Slurm:
         ]
 
     def nodes(self, patience_s: float | None = None) -> list[Node]:
-        asked = ["sinfo", "--noheader", "--Node", "--format=%N|%t|%P|%E"]
-        try:
-            done = _run(asked, self._client(), patience_s=patience_s)
-        except FileNotFoundError:
+        if self._taken_down:
             return []
+        asked = ["sinfo", "--noheader", "--Node", "--format=%N|%t|%P|%E"]
+        done = _run(asked, self._client(), patience_s=patience_s)
         rows = [line.split("|", 3) for line in done.stdout.splitlines()] if done else []
         named = None
         if self.cluster is not None:
@@ -292,6 +324,11 @@ class Slurm:
         keys = {name: _KEYS.get(name.partition("_")[2]) for name in names}
         told = [f"{name} ({key} does the same)" if key else name for name, key in keys.items()]
         return [f"variables of this shell that are ignored: {', '.join(told)}"]
+
+    def ask(self, command: Sequence[str]) -> str:
+        """Returns what one of Slurm's commands says; "" where it is not here, fails, or does not answer."""
+        done = _run([*command], self._client())
+        return done.stdout if done is not None and done.returncode == 0 else ""
 
     def cancel_command(self, records: Sequence[Record]) -> str:
         ids = {record["id"].partition("_")[0] for record in records}
