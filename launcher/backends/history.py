@@ -15,6 +15,9 @@ from collections.abc import Mapping, Sequence
 
 from launcher.backends.protocol import Ending, Record
 
+QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+# a job that was started once more says no longer how it ended before
+_AGAIN = QUEUED | {"RUNNING", "SUSPENDED"}
 # of one answer of `scontrol show job`, at so many jobs at most: it takes one a call
 _MOST = 4
 _FIELD = re.compile(r"(\w+)=(.*?)(?= \w+=|$)")
@@ -36,8 +39,10 @@ def ask(
 
 
 def ending(word: str, *, end: str, limit: str) -> Ending:
-    """Returns the ending that Slurm tells in its words: of the state, and of two times."""
+    """Returns the ending that Slurm tells in its words: of the state, and of two times; empty of a job that works."""
     state, _, by = word.partition(" by ")
+    if state in _AGAIN:
+        return {}
     found: Ending = {"state": state, "ended": moment(end), "limit_s": _seconds(limit)}
     if by.isdigit():
         try:
@@ -69,8 +74,8 @@ def _of_accounting(
     return {
         id: ending(word, end=end, limit=limit)
         for id, name, word, end, limit in (row for row in rows if len(row) == 5)
-        # a fresh Slurm counts its jobs from 1 again, and one that works has not ended
-        if names.get(id) == name and word not in ("PENDING", "RUNNING", "REQUEUED")
+        # a fresh Slurm counts its jobs from 1 again
+        if names.get(id) == name
     }
 
 

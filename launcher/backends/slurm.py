@@ -73,7 +73,6 @@ _KEYS = {
 }
 # reasons that are more than the state of a job which still completes
 _ENDED_BY = {"NodeDown": "NODE_FAIL", "TimeLimit": "TIMEOUT"}
-_QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -527,7 +526,7 @@ def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
     # a fresh Slurm counts its jobs from 1 again
     if job is None or job.comment != record["comment"]:
         return "gone"
-    return "queued" if job.state in _QUEUED else "running"
+    return "queued" if job.state in history.QUEUED else "running"
 
 
 def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:

@@ -169,7 +169,10 @@ def _cause(at: AttemptView) -> Cause:
     if silent:
         return _silent(at, silent, errors)
     if absent := sorted({str(rank) for rank in range(at.world)} - at.starts, key=int):
-        message = f"rank {absent[0]} never started: see its log"
+        if at.job is None and not at.starts:
+            return Cause(kind="lost", message="its submission was interrupted before it had a job")
+        said = at.ending.get("said", ["see its log"])[0]
+        message = f"rank {absent[0]} never started: {said}"
         return Cause(kind="lost", message=message, rank=absent[0])
     if errors:
         return replace(_failed(*errors[0]), kind="lost")

@@ -121,6 +121,15 @@ def test_squeue_that_knows_the_job_is_asked_alone(tmp_path: Path, asked: Path) -
     assert ending(tmp_path) == {"state": "TIMEOUT", **TIMES}
 
 
+@pytest.mark.parametrize("word", ["RUNNING", "PENDING", "REQUEUED"])
+def test_job_that_was_started_once_more_says_nothing_of_its_end_before(
+    tmp_path: Path, asked: Path, word: str
+) -> None:
+    says(asked, "squeue", f"12|{word} 2026-11-28T15:04:40 5:00 None|sg-a-train|/a run")
+    says(asked, "sacct", f"12|sg-a-train|{word}|Unknown|00:05:00")
+    assert ending(tmp_path) == {}
+
+
 def test_scontrol_stands_in_for_a_missing_squeue(tmp_path: Path, asked: Path) -> None:
     line = "JobId=12 JobName=sg-a-train JobState=NODE_FAIL Reason=NodeDown TimeLimit=00:05:00 "
     line += "EndTime=2026-11-28T15:04:40 Comment=/a run StdErr=/x"
