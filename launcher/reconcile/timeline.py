@@ -21,7 +21,7 @@ from launcher.reconcile.attempts import (
 from launcher.reconcile.hours import hours
 from launcher.reconcile.restart import ended, next_attempt
 from launcher.reconcile.state import counted, state
-from launcher.reconcile.view import AttemptView, RunView
+from launcher.reconcile.view import AttemptView, JobState, RunView
 
 # of the traceback of the rank that failed: as much as one reads at a glance
 FRAMES = 3
@@ -140,7 +140,7 @@ def last_frames(traceback: str, frames: int = FRAMES) -> tuple[str, ...]:
 
 
 def _attempt(view: RunView, at: AttemptView, replayed: Mapping[int, float]) -> Iterator[Event]:
-    now = attempt_state(at, view.time)
+    now = _state(view, at)
     job = at.job.label if at.job else "no job"
     if at.by_hand or at.number == 1:
         yield _event(at, at.opened, "submitted", f"attempt {at.number} was submitted ({job})")
@@ -165,9 +165,14 @@ def _attempt(view: RunView, at: AttemptView, replayed: Mapping[int, float]) -> I
         yield _event(at, view.time, "now", text)
 
 
+def _state(view: RunView, at: AttemptView) -> JobState:
+    """Whether an attempt works: one that another has followed does not count any more, whoever answers for its job."""
+    return attempt_state(at, view.time) if at is view.newest else "gone"
+
+
 def _cause(view: RunView, at: AttemptView) -> Cause | None:
     """Why an attempt ended; None where it works, and where it ended well."""
-    if attempt_state(at, view.time) != "gone":
+    if _state(view, at) != "gone":
         return None
     found = cause(at)
     said = (

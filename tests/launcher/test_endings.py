@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,35 @@ def test_scontrol_stands_in_for_a_missing_squeue(tmp_path: Path, asked: Path) ->
     assert ending(tmp_path) == {"state": "NODE_FAIL", **TIMES}
     says(asked, "scontrol", line.replace("/a run", "/another"))
     assert ending(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [("PENDING", "queued"), ("RUNNING", "running"), ("COMPLETING", "running"), ("FAILED", "gone")],
+)
+def test_state_of_a_job_is_known_without_squeue(asked: Path, word: str, state: str) -> None:
+    line = f"JobId=14 ArrayJobId=12 ArrayTaskId=3 JobName=x JobState={word} Reason=None "
+    says(asked, "scontrol", f"{line}TimeLimit=00:05:00 EndTime=Unknown Comment=/a")
+    record = {"kind": "slurm", "id": "12_3", "comment": "/a", "conf": None}
+    assert backends.states([record]) == [state]
+    says(asked, "scontrol", f"{line}TimeLimit=1 EndTime=Unknown Comment=/a".replace("=3", "=1-4%2"))
+    assert backends.states([record]) == [state]
+
+
+def test_jobs_of_another_users_run_are_asked_for_by_his_number(
+    tmp_path: Path, asked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(asked, "squeue", "")
+    (asked / "squeue").write_text(
+        f'#!{asked}/sh\necho "$@" >> {tmp_path}/said\necho "14|RUNNING|x|{tmp_path}"\n'
+    )
+    mine = {"kind": "slurm", "id": "14", "comment": str(tmp_path), "conf": None}
+    assert backends.states([mine]) == ["running"]
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    assert backends.states([mine]) == ["running"]
+    said = (tmp_path / "said").read_text().splitlines()
+    assert [line.split()[0] for line in said] == ["--me", f"--user={owner},{owner + 1}"]
 
 
 def test_sacct_is_asked_about_a_job_that_the_controller_has_forgotten(

@@ -215,6 +215,14 @@ def test_what_no_scheduler_says_is_called_unknown() -> None:
     assert "unknown" in end.followed and end.command == f"python -m launcher.why {RUN.root}"
 
 
+def test_attempt_that_another_has_followed_is_explained_whoever_answers_for_its_job() -> None:
+    first = attempt(1, dict.fromkeys("013", ENDED), state="unknown", ending={"signals": {"2": 9}})
+    run = view(first, attempt(2, state="unknown"))
+    found = verdict(run)
+    assert found is not None and (found.kind, found.rank, found.attempt) == ("killed", "2", 1)
+    assert [each.attempt for each in told(run, "unknown") if "no answer" in each.text] == [2]
+
+
 def test_silent_rank_is_last_seen_where_its_heartbeat_says() -> None:
     beats = {"2": {"section": "data", "images": 512, "time": 104.0}}
     (found,) = told(view(attempt(exits=dict.fromkeys("013", ENDED), heartbeats=beats)), "cause")
