@@ -5,6 +5,7 @@ Everything is read from what the ranks, the schedulers and the commands have lef
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,8 @@ from launcher.reconcile.view import AttemptView, JobState, RunView
 
 # of the traceback of the rank that failed: as much as one reads at a glance
 FRAMES = 3
-
+# a file of a code copy
+_CODE = re.compile(r'"[^"]*/attempts/\d+/code/')
 
 # kinds of causes that may well come again while nobody does anything
 _TO_MEND = ("user", "stop", "memory", "storage", "numeric", "error")
@@ -162,6 +164,8 @@ def _attempt(view: RunView, at: AttemptView, replayed: Mapping[int, float]) -> I
         place = _reached(at)
         text = f"attempt {at.number} is {now}"
         text += f": {place:,} of {view.images:,} images" if place else ""
+        whole = state(view)
+        text += f"; {whole.reason}" if whole.reason and whole.word == now else ""
         yield _event(at, view.time, "now", text)
 
 
@@ -196,7 +200,7 @@ def _end(view: RunView, at: AttemptView) -> Iterator[Event]:
         failed = blamed if blamed and found.kind not in ASKED else {}
         frames = () if failed.get("peer_gone") else last_frames(str(failed.get("traceback", "")))
         # where the code lies says nothing
-        frames = tuple(line.replace(f"{at.files.code}/", "") for line in frames)
+        frames = tuple(_CODE.sub('"', line) for line in frames)
         text = f"{found.kind}: {_located(found)}{_last_seen(at, found.rank)}"
         yield _event(at, when, "cause", text, rank=found.rank, node=found.node, lines=frames)
     others: dict[str, list[str]] = {}
@@ -291,7 +295,7 @@ def _how(record: Mapping[str, Any]) -> str:
         return "ended because a peer was gone"
     if record["class"] == "fenced":
         return "ended because a newer attempt had begun"
-    return f"ended, too: {str(record['message']).splitlines()[0][:200]}"
+    return f"ended, too: {_line(record['message'])}"
 
 
 def _last_seen(at: AttemptView, rank: str | None) -> str:
@@ -320,24 +324,19 @@ def _published(view: RunView) -> Iterator[Event]:
 def _evaluations(view: RunView) -> Iterator[Event]:
     records = {(record.key, record.attempt): record for record in view.records}
     for each in view.evaluations:
+        what = f"evaluation {each.attempt} of {each.images:,} images"
         record = records.get((each.key, each.attempt))
-        if record is not None:
-            score = (
-                f"{record.metric} {record.score:.4g}"
-                if record.done and record.score is not None
-                else record.message
+        if record is not None and record.done:
+            text = (
+                f"{what}: {record.metric} {record.score:.4g}" if record.score is not None else what
             )
-            text = f"{record.status}: {score}"
+            yield _during(view, record.time, "evaluation", text)
+        elif record is not None:
             yield _during(
-                view,
-                record.time,
-                "evaluation",
-                f"evaluation {each.attempt} of {each.images:,} images {text}",
+                view, record.time, "evaluation", f"{what} failed: {_line(record.message)}"
             )
         elif each.exit is not None and each.exit["code"]:
-            text = (
-                f"evaluation {each.attempt} of {each.images:,} images ended: {each.exit['message']}"
-            )
+            text = f"{what} ended: {_line(each.exit['message'])}"
             yield _during(view, _time(each.exit), "evaluation", text)
 
 
@@ -356,7 +355,7 @@ def _why(found: Cause) -> str:
 
 def _located(found: Cause) -> str:
     """The first line of what the cause says, with the node of its rank."""
-    message = found.message.partition("\n")[0] or "nothing says why"
+    message = _line(found.message) or "nothing says why"
     who = f"rank {found.rank}"
     if not found.node or found.node in message or not message.startswith(who):
         return message
@@ -367,6 +366,11 @@ def _reached(at: AttemptView) -> int:
     """Images that an attempt came to, by whoever says most."""
     said = [at.progress, *at.heartbeats.values(), *at.exits.values()]
     return max((int(each.get("images") or 0) for each in said), default=0)
+
+
+def _line(message: object) -> str:
+    """The first line of a message, which may be an exception's with much behind it."""
+    return str(message).partition("\n")[0][:300]
 
 
 def _event(at: AttemptView, time: float, kind: str, text: str, **more: Any) -> Event:

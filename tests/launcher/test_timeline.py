@@ -223,6 +223,12 @@ def test_attempt_that_another_has_followed_is_explained_whoever_answers_for_its_
     assert [each.attempt for each in told(run, "unknown") if "no answer" in each.text] == [2]
 
 
+def test_attempt_that_does_not_move_is_told_so() -> None:
+    beats = {"0": {"section": "data", "images": 512, "progressed": 800.0, "step_s": 1.0}}
+    (now,) = told(view(attempt(state="running", heartbeats=beats)), "now")
+    assert "512 of 1,280" in now.text and "no progress for 3:20" in now.text
+
+
 def test_silent_rank_is_last_seen_where_its_heartbeat_says() -> None:
     beats = {"2": {"section": "data", "images": 512, "time": 104.0}}
     (found,) = told(view(attempt(exits=dict.fromkeys("013", ENDED), heartbeats=beats)), "cause")
