@@ -224,7 +224,9 @@ def test_attempt_that_another_has_followed_is_explained_whoever_answers_for_its_
 
 
 def test_attempt_that_does_not_move_is_told_so() -> None:
-    beats = {"0": {"section": "data", "images": 512, "progressed": 800.0, "step_s": 1.0}}
+    beats = {
+        "0": {"section": "data", "images": 512, "progressed": 800.0, "step_s": 1.0, "time": 990.0}
+    }
     (now,) = told(view(attempt(state="running", heartbeats=beats)), "now")
     assert "512 of 1,280" in now.text and "no progress for 3:20" in now.text
 
