@@ -22,6 +22,10 @@ LINES = {
     "srun: error: n1: task 1: Aborted": {"signals": {"1": 6}},
     "srun: error: n1: task 1: Bus error (core dumped)": {"signals": {"1": 7}},
     "srun: error: n1: task 1: Exited with exit code 7": {"codes": {"1": 7}, "first": "1"},
+    # by a container between
+    "srun: error: n1: task 1: Exited with exit code 137": {"signals": {"1": 9}, "codes": {}},
+    "srun: error: n1: task 1: Exited with exit code 139": {"signals": {"1": 11}, "codes": {}},
+    "srun: error: n1: task 1: Exited with exit code 255": {"signals": {}, "codes": {"1": 255}},
     "srun: error: n1: task 1: Out Of Memory": {"signals": {"1": 9}, "log_state": "OUT_OF_MEMORY"},
     "srun: error: Node failure on n3": {"lost_nodes": ["n3"], "log_state": "NODE_FAIL"},
     f"{STEP} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***": {"log_state": "NODE_FAIL"},
@@ -29,6 +33,7 @@ LINES = {
     f"{JOB} DUE TO TIME LIMIT ***": {"log_state": "TIMEOUT"},
     f"{JOB} DUE TO PREEMPTION ***": {"log_state": "PREEMPTED"},
     f"{JOB} ***": {"log_state": "CANCELLED"},
+    f"{JOB} DUE to SIGNAL Terminated ***": {"log_state": "CANCELLED"},
     "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=12.0. Some of your processes may have been killed by "
     "the cgroup out-of-memory handler.": {"log_state": "OUT_OF_MEMORY"},
     "slurmstepd: error: Detected 2 oom_kill events in StepId=12.0. Some of the step tasks have been OOM Killed.": {
@@ -57,6 +62,8 @@ def test_line_of_slurm_in_a_log_tells_how_the_job_ended(line: str) -> None:
     [
         # what srun does to the others when a rank failed
         f"{STEP} ***",
+        f"{STEP} DUE to SIGNAL Killed ***",
+        f"{JOB} DUE TO JOB REQUEUE ***",
         "srun: Job step aborted: Waiting up to 32 seconds for job step to finish.",
         "ValueError: srun: error: n1: task 1: Killed",
         "srun: error: n1: task ,: Killed",
