@@ -554,9 +554,9 @@ def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:
     job = queue.get(record["id"])
     if job is None or job.comment != record["comment"]:
         return {}
-    word, end, limit, *reason = job.state.split(" ", 3)
+    word, end, limit, reason = [*job.state.split(" ", 3), "", "", ""][:4]
     # a job of a lost node completes when the node is back
-    return history.ending(_ENDED_BY.get("".join(reason), word), end=end, limit=limit)
+    return history.ending(_ENDED_BY.get(reason, word), end=end, limit=limit)
 
 
 def _log(record: Record) -> Path:
