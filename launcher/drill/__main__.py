@@ -153,6 +153,7 @@ def _table(facts: dict[str, Any]) -> str:
         "effective training time": f"{facts['effective']:.3f}",
         "at most, by Young and Daly": f"{facts['bound']:.3f}, of which {facts['share_of_bound']:.1%}",
         "by hand, every ten minutes": f"{facts['by_hand']:.3f}",
+        "named by `why`": f"{facts['faults'] - len(facts['misnamed'])} of {facts['faults']}",
         "events": facts["events"],
     }  # fmt: skip
     return "\n".join(f"{name:32} {value}" for name, value in rows.items())

@@ -20,6 +20,8 @@ from typing import Any
 from launcher.drill import faults
 from launcher.drill.bench import Bench, learned
 from launcher.drill.cells import CELLS
+from launcher.reconcile.timeline import verdict
+from launcher.reconcile.view import RunView, read
 from selfguide.spec.run import RunFolder, read_record
 
 # of a step in a storm, so that faults meet a run at work and not its end
@@ -77,6 +79,8 @@ class Report:
     bound: float
     # the same run, restarted by a person who looks every ten minutes
     by_hand: float
+    # faults of which `launcher why` does not name the class and the rank, and what it names
+    misnamed: Sequence[str]
 
     @property
     def share(self) -> float:
@@ -192,6 +196,7 @@ def report(
     wall = last.time - log[0].time
     work = step_s * last.images / batch
     found = learned(run)
+    view = read(run, evidence=True)
     return Report(
         faults=len(met),
         attempts=len(lines),
@@ -211,7 +216,20 @@ def report(
             step_s * interval / batch,
             _median([*recovered.values()]) or 0.0,
         ),
+        misnamed=misnamed(view, met),
     )
+
+
+def misnamed(view: RunView, met: Sequence[Event]) -> list[str]:
+    """What `launcher why` says of faults whose class or rank it does not name; a rank only where one was hit."""
+    found = []
+    for event in met:
+        cell, said = CELLS[event.cell], verdict(view, event.attempt)
+        kind, rank = (said.kind, said.rank) if said else ("", None)
+        if kind not in cell.kinds or not (cell.warned or rank == str(event.rank)):
+            told = f"{said.kind}, rank {said.rank}" if said else "nothing"
+            found.append(f"{event.cell} on rank {event.rank}, attempt {event.attempt}: {told}")
+    return found
 
 
 def bound(work_s: float, save_s: float, hard: int, recovery_s: float) -> float:
