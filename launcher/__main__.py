@@ -37,7 +37,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "runs": Command("launcher.runs", "all runs: state, progress, rate, time left, best score"),
         "status": Command("launcher.status", "everything about one run; --follow stays"),
         "logs": Command("launcher.logs", "what the ranks of a run wrote; -f follows"),
+        "why": Command("launcher.why", "what happened to a run, and why it stopped"),
         "ledger": Command("launcher.ledger", "what runs cost: GPU-hours by what they went into"),
+        "doctor": Command("launcher.doctor", "what a run would lose here; tests disks and nodes"),
         "plan": Command("launcher.plan", "when a run will have finished, and what it will cost"),
         "nodes": Command("launcher.nodes", "nodes, what speaks against them, which are left out"),
         "board": Command("launcher.board.__main__", "the leaderboard, here and as one HTML page"),
@@ -47,6 +49,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "drill": Command(
             "launcher.drill.__main__", "put faults on a small run and see that it goes on"
         ),
+        "notify": Command("launcher.notify", "send a test message to those whom runs will tell"),
         "array": Command(
             "launcher.array", "the tasks of an array, such as `shards encode` submits"
         ),
@@ -58,7 +61,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
     },
 }
 EPILOG = """\
-`selfguide COMMAND --help` has an example of each; `python -m launcher.COMMAND` is the same.
+`selfguide COMMAND --help` has an example of each; `python -m launcher.runs` is `selfguide runs`.
 Exit codes: 0 done, 1 the answer is "not well", 2 a mistake that you can mend, 130 interrupted."""
 
 
@@ -71,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         from launcher import completion
 
-        completion.answer(_modules())
+        completion.answer(modules())
     name, *rest = (list(sys.argv[1:] if words is None else words)) or ["--help"]
     if name in ("--help", "-h", "help"):
         print(page())
@@ -83,7 +86,7 @@ def call(name: str, words: Sequence[str]) -> int:
     """Calls one command with the words behind its name."""
     import importlib
 
-    known = _modules()
+    known = modules()
     if name not in known:
         from selfguide.spec.suggest import nearest
 
@@ -96,7 +99,8 @@ def call(name: str, words: Sequence[str]) -> int:
     return code or 0
 
 
-def _modules() -> dict[str, str]:
+def modules() -> dict[str, str]:
+    """Returns the module of each command."""
     return {name: each.module for group in COMMANDS.values() for name, each in group.items()}
 
 

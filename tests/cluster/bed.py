@@ -17,6 +17,7 @@ from selfguide.spec.records import records
 from selfguide.spec.run import RunFolder
 from slurm import processes
 from slurm.devcluster import Cluster
+from tests.cluster.corpus import explained
 
 __all__ = ["Bed", "attempts", "gone", "learned", "lost", "same_end", "trains", "until"]
 
@@ -76,6 +77,8 @@ def same_end(
     assert read_whole(run) == set(range(STEPS * BATCH // DIGITS))
     # U4
     gone(bed, run)
+    # U5
+    explained(run)
     # U6
     adds_up(bed, run)
     # U7
