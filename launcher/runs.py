@@ -30,6 +30,7 @@ _COLUMNS = {
     "images/s": "right",
     "ETA": "right",
     "best score": "right",
+    "GPU-hours": "right",
     "attempts": "right",
     "job": "left",
     "sweep": "left",
@@ -99,6 +100,7 @@ def _table(found: Sequence[Summary], sweeps: Sequence[str | None]) -> None:
             "images/s": f"{each.images_per_s:,.0f}" if each.images_per_s else "",
             "ETA": minutes(each.eta_s) if each.eta_s is not None else "",
             "best score": _score(each),
+            "GPU-hours": _hours(each.gpu_hours),
             "attempts": str(each.attempts),
             "job": each.job or "",
             "sweep": sweep or "",
@@ -119,6 +121,12 @@ def _score(each: Summary) -> str:
         return ""
     where = "" if each.best_images == each.score_images else f" at {each.best_images:,}"
     return f"{each.metric} {each.best_score:.3g}{where}"
+
+
+def _hours(hours: float | None) -> str:
+    if not hours:
+        return ""
+    return f"{hours:.2f}" if hours < 10 else f"{hours:,.0f}"
 
 
 def _notes(each: Summary) -> list[str]:

@@ -149,7 +149,7 @@ def _table(facts: dict[str, Any]) -> str:
         "recovery of a rank, median": seconds("recovery_rank_s"),
         "recovery of a lost node, median": seconds("recovery_node_s"),
         "a step, a save": f"{facts['step_s']:.3f} s, {facts['save_s']:.3f} s",
-        "wall clock": f"{facts['wall_s']:.0f} s",
+        "wall clock": f"{facts['wall_s']:.0f} s; planned, with these faults: {facts['planned_s']:.0f} s",
         "effective training time": f"{facts['effective']:.3f}",
         "at most, by Young and Daly": f"{facts['bound']:.3f}, of which {facts['share_of_bound']:.1%}",
         "by hand, every ten minutes": f"{facts['by_hand']:.3f}",
