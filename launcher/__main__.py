@@ -37,7 +37,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "runs": Command("launcher.runs", "all runs: state, progress, rate, time left, best score"),
         "status": Command("launcher.status", "everything about one run; --follow stays"),
         "logs": Command("launcher.logs", "what the ranks of a run wrote; -f follows"),
+        "why": Command("launcher.why", "what happened to a run, and why it stopped"),
         "ledger": Command("launcher.ledger", "what runs cost: GPU-hours by what they went into"),
+        "doctor": Command("launcher.doctor", "what a run would lose here; tests disks and nodes"),
         "plan": Command("launcher.plan", "when a run will have finished, and what it will cost"),
         "nodes": Command("launcher.nodes", "nodes, what speaks against them, which are left out"),
         "board": Command("launcher.board.__main__", "the leaderboard, here and as one HTML page"),
@@ -47,6 +49,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "drill": Command(
             "launcher.drill.__main__", "put faults on a small run and see that it goes on"
         ),
+        "notify": Command("launcher.notify", "send a test message to those whom runs will tell"),
         "array": Command(
             "launcher.array", "the tasks of an array, such as `shards encode` submits"
         ),

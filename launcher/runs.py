@@ -10,11 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from launcher import folder, status, sweep_folder
-from launcher.follow import minutes
-from launcher.reconcile.decide import Summary, counted, summary
+from launcher.reconcile.decide import Summary, counted, minutes, summary
 from launcher.reconcile.view import read_many
 from selfguide.spec.run import RunFolder
 from shards import cli
+
+# a start that is nearer is said by the day of the week
+SOON_S = 6 * 86_400.0
 
 _COLOURS = {
     "running": "green",
@@ -23,17 +25,11 @@ _COLOURS = {
     "failed": "red",
     "cancelled": "dim",
 }
+# heading -> side
 _COLUMNS = {
-    "run": "left",
-    "experiment": "left",
-    "state": "left",
-    "images": "right",
-    "images/s": "right",
-    "ETA": "right",
-    "best score": "right",
-    "attempts": "right",
-    "job": "left",
-    "sweep": "left",
+    **dict.fromkeys(("run", "experiment", "state"), "left"),
+    **dict.fromkeys(("images", "images/s", "ETA", "GPU-hours", "best score", "attempts"), "right"),
+    **dict.fromkeys(("job", "sweep"), "left"),
 }
 
 
@@ -89,9 +85,9 @@ def _table(found: Sequence[Summary], sweeps: Sequence[str | None]) -> None:
         table.add_column(name, justify="right" if _COLUMNS[name] == "right" else "left")
     for each, sweep in zip(found, sweeps, strict=True):
         colour = _COLOURS.get(each.state, "")
-        # what a finished run lacks belongs to its state
-        lacks = each.state == "finished" and each.message
-        state = escape(f"{each.state}, {each.message}" if lacks else each.state)
+        # what a finished run lacks belongs to its state, and that a running one does not move
+        more = each.state in ("finished", "running") and each.message
+        state = escape(f"{each.state}, {each.message}" if more else each.state)
         cells = {
             "run": escape(each.id),
             "experiment": each.experiment,
@@ -99,6 +95,7 @@ def _table(found: Sequence[Summary], sweeps: Sequence[str | None]) -> None:
             "images": f"{each.images:,} / {each.of:,}",
             "images/s": f"{each.images_per_s:,.0f}" if each.images_per_s else "",
             "ETA": minutes(each.eta_s) if each.eta_s is not None else "",
+            "GPU-hours": f"{each.gpu_hours:,.1f}" if each.gpu_hours is not None else "",
             "best score": _score(each),
             "attempts": str(each.attempts),
             "job": each.job or "",
@@ -127,18 +124,20 @@ def _notes(each: Summary) -> list[str]:
     notes = []
     if each.message and each.state in ("failed", "unknown", "queued"):
         reason = f" ({each.waits_for})" if each.waits_for else ""
-        notes.append(f"{each.message}{reason}{expected(each)}")
+        notes.append(f"{each.message}{reason}{_expected(each)}")
     if each.damaged_checkpoints:
         damaged = counted(each.damaged_checkpoints, "damaged checkpoint")
         notes.append(f"{damaged} set aside, in its checkpoints/damaged")
     return notes
 
 
-def expected(each: Summary) -> str:
+def _expected(each: Summary) -> str:
     """When Slurm expects to start a queued job."""
     if each.starts is None:
         return ""
-    return f", expected to start {time.strftime('%a %H:%M', time.localtime(each.starts))}"
+    soon = each.starts - time.time() < SOON_S
+    when = time.strftime("%a %H:%M" if soon else "%Y-%m-%d %H:%M", time.localtime(each.starts))
+    return f", expected to start {when}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from launcher import backends
+from launcher import backends, notify
 from launcher.attempt import logs
 from launcher.attempt.signals import end_on_signals
 from launcher.folder import find, takes_run
@@ -67,6 +67,7 @@ def watch(root: Path, until: float = math.inf) -> None:
                 if _cancelled(view):
                     return
                 goes_on = launch.tend(view)
+                notify.tell(view, goes_on)
                 plan = decide.evaluations_wanted(view, view.config)
                 if (goes_on or not plan.done) and view.time > until:
                     act.launch_watcher(view.newest.files, view.config, entry)

@@ -21,7 +21,7 @@ from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import read_record
 from shards.wait import wait_until
 
-__all__ = ["encode", "evaluate", "succeed", "train"]
+__all__ = ["encode", "evaluate", "examine", "succeed", "train"]
 
 # a rank that has left its exit record must have ended after 15 s
 DISMISS_S = 8.0
@@ -126,5 +126,17 @@ def encode(task: str) -> None:
         from selfguide.data.autoencoders.encode import take_share
 
         take_share(folder)
+
+    run_rank(folder, work)
+
+
+def examine(check: str) -> None:
+    """Runs one rank of a check of the cluster by `launcher.doctor`; `check` is its folder."""
+    folder = Path(check)
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        from launcher.attempt import node
+
+        node.examine(folder, rank, local_rank, world)
 
     run_rank(folder, work)

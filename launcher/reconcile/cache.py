@@ -54,7 +54,7 @@ class Cache:
         if entry is None or entry[0] != stamp:
             entry = (stamp, self._today, parse(path))
             if time.time_ns() - found.st_mtime_ns < SETTLED_NS:
-                return cast(T, entry[2])
+                return entry[2]
             self.added += 1
         self._used[path] = entry
         return cast(T, entry[2])
