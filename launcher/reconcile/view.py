@@ -22,7 +22,7 @@ from launcher.reconcile.cache import Cache
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
 from selfguide.spec.records import EvaluationRecord, read_record_file
-from selfguide.spec.run import RunFolder, names_in
+from selfguide.spec.run import RunFolder, image_folder, names_in
 from shards import storage
 from shards.errors import DamagedError, UserError
 
@@ -470,15 +470,19 @@ class _Reader:
         return {int(path.parent.name[4:]): _changed(path) for path in found}
 
     def _snapshots(self) -> dict[int, Mapping[str, Any]]:
-        folders = {each: self.run.snapshot(each) for each in self.run.snapshot_folders()}
-        found = {images: self._complete(folder) for images, folder in folders.items()}
+        found = self._complete_in(self.run.snapshots, self.run.snapshot_folders())
         return {images: manifest for images, manifest in found.items() if manifest is not None}
 
     def _checkpoints(self) -> list[int]:
-        folders = {each: self.run.checkpoint(each) for each in self.run.checkpoint_folders()}
-        return [images for images, folder in folders.items() if self._complete(folder) is not None]
+        found = self._complete_in(self.run.checkpoints, self.run.checkpoint_folders())
+        return [images for images, manifest in found.items() if manifest is not None]
 
-    def _complete(self, folder: Path) -> Mapping[str, Any] | None:
+    def _complete_in(
+        self, parent: Path, there: Sequence[int]
+    ) -> dict[int, Mapping[str, Any] | None]:
+        return {images: self._complete(f"{parent}/{image_folder(images)}") for images in there}
+
+    def _complete(self, folder: str) -> Mapping[str, Any] | None:
         """The manifest of a snapshot or checkpoint whose parts have their sizes; in a list without p(k)."""
         if self.whole:
             return storage.read_complete(folder, verify="sizes")
