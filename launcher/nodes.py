@@ -47,7 +47,7 @@ class Row:
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m launcher.nodes",
+        prog=cli.program("launcher.nodes"),
         description="Lists the nodes of the cluster with the failures of runs on them. A node that failed twice within "
         "a day gets no more jobs until that has faded; a quarter of all nodes is excluded at most.",
         epilog='example: python -m launcher.nodes --forgive node7 --note "new memory"',
