@@ -7,6 +7,7 @@ look at each other's files and at their own Python, GPUs and data. One line a ch
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import shutil
 import textwrap
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from launcher import attempt, backends, code_copy, jobs, watch
+from launcher import attempt, backends, code_copy, jobs, notify, watch
 from launcher.attempt import disks, node
 from launcher.attempt.exits import Exit
 from launcher.attempt.finding import CODES, Finding, code
@@ -27,9 +28,12 @@ from launcher.backends.slurm_site import Site
 from launcher.checks import nodes, preemption
 from launcher.checks.preemption import Plan
 from launcher.compose import changed, options
-from launcher.folder import Attempt, find, tail
-from launcher.reconcile.view import read
+from launcher.folder import Attempt, find, runs, tail
+from launcher.reconcile.past import Past
+from launcher.reconcile.spans import measured
+from launcher.reconcile.view import read, read_many
 from launcher.submission import absolute, resolve
+from launcher.usage import complete_setting
 from selfguide.spec.config import Config
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.config.laws import check
@@ -67,9 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "  python -m launcher.doctor 3f2a --no-jobs\n\n"
         "Exit codes: 0 all is well, 1 a warning, 2 something that a run would fail at, or a mistake in the settings.",
     )
-    parser.add_argument(
+    words = parser.add_argument(
         "words", nargs="*", metavar="RUN or KEY=VALUE", help="a run, or settings as of submit"
     )
+    words.completer = complete_setting  # type: ignore[attr-defined]
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
     parser.add_argument("--no-jobs", action="store_true", help="only what this machine can tell")
     parser.add_argument(
@@ -82,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_intermixed_args(arguments)
     asked = read_words(given.words, given.runs)
-    runs = Path(asked.config.runs)
-    new, found = not runs.exists(), list[Finding]()
+    root = Path(asked.config.runs)
+    new, found = not root.exists(), list[Finding]()
     for look in (
         _cluster,
         _files,
@@ -92,8 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found += (findings := look(asked))
         if not given.json:
             print("".join(line(each) for each in findings), end="", flush=True)
-    if new and runs.is_dir() and not any(runs.iterdir()):
-        runs.rmdir()
+    if new and root.is_dir() and not any(root.iterdir()):
+        root.rmdir()
     worst = code(found)
     if given.json:
         verdict = next(name for name, number in CODES.items() if number == worst)
@@ -113,7 +118,7 @@ def line(found: Finding) -> str:
     return "\n".join([head + lines[0], *(" " * len(head) + each for each in lines[1:])]) + "\n"
 
 
-def read_words(words: Sequence[str], runs: str) -> Asked:
+def read_words(words: Sequence[str], root: str) -> Asked:
     """Returns what is meant: a run by its name or folder, an experiment, or a cluster alone.
 
     Raises:
@@ -124,7 +129,7 @@ def read_words(words: Sequence[str], runs: str) -> Asked:
     if len(named) > 1:
         raise UserError(f"{' '.join(named)}: give one run")
     if named:
-        run = find(named[0], Path(runs))
+        run = find(named[0], Path(root))
         kept = read(run).config
         if kept is None:
             raise UserError(
@@ -134,7 +139,7 @@ def read_words(words: Sequence[str], runs: str) -> Asked:
         return Asked(config=_checked(config), run=run, sized=True)
     keys = {word.partition("=")[0] for word in settings}
     if "runs" not in keys:
-        settings = [*settings, f"runs={runs}"]
+        settings = [*settings, f"runs={root}"]
     sized = "experiment" in keys
     config = _checked(
         resolve(settings if sized else [f"experiment={options('experiment')[0]}", *settings]), sized
@@ -150,6 +155,16 @@ def _checked(config: Config, sized: bool = True) -> Config:
         check(config.cluster, "cluster")
         check_cluster(config.cluster, config.nodes)
     return absolute(config)
+
+
+def _messages(asked: Asked) -> list[Finding]:
+    """Whether messages could be sent, where anybody is to get them."""
+    if not notify.urls():
+        return []
+    there = importlib.util.find_spec("apprise") is not None
+    text = f"{len(notify.urls())} to be told" + ("" if there else ", and apprise is not installed")
+    cure = "" if there else "pip install 'selfguide[notify]', for the Python of jobs, too"
+    return [Finding(check="messages", verdict="ok" if there else "warning", text=text, cure=cure)]
 
 
 # ---- what the cluster says ---------------------------------------------------------------------------
@@ -178,20 +193,26 @@ def _cluster(asked: Asked) -> list[Finding]:
 
 
 def _plan(asked: Asked) -> Plan:
-    config, run = asked.config, asked.run
-    measured = run.slowest_save_s() if run else None
-    at = Attempt.newest(run) if run else None
-    rate = ((read_record(at.root / "progress.json") or {}) if at else {}).get("images_per_s")
-    return Plan(
-        save_s=jobs.expected_save_s(config, measured) if asked.sized else None,
-        measured=measured is not None,
-        step_s=config.train.batch / rate if rate else None,
-        every=config.train.checkpoint_every // config.train.batch if asked.sized else None,
+    config, run, slowest = asked.config, asked.run, asked.run and asked.run.slowest_save_s()
+    common = Plan(
+        save_s=None,
         batch=config.train.batch,
         restart=config.cluster.restart,
         watched=config.evaluation.protocol != "none",
         timeout_min=config.cluster.timeout_min,
-        warn_s=jobs.warning(config, measured),
+        warn_s=jobs.warning(config, slowest),
+    )
+    if not asked.sized:
+        return common
+    views, _ = read_many(runs(Path(config.runs)), history=True)
+    known = Past.of(run, config, measured(views, ask=False)).known()
+    save, rate = known["save_s"], known.get("images_per_s")
+    return replace(
+        common,
+        save_s=slowest or save.value,
+        source="measured: the slowest of this run" if slowest else save.source,
+        step_s=config.train.batch / rate.value if rate else None,
+        every=config.train.checkpoint_every // config.train.batch,
     )
 
 
@@ -235,12 +256,12 @@ def _accepted(name: str, job: Job, backend: Slurm) -> Finding:
 
 def _files(asked: Asked) -> list[Finding]:
     """What the folder of runs promises to one process here."""
-    runs = Path(asked.config.runs)
-    folder = runs / ".doctor" / uuid.uuid4().hex[:12]
+    root = Path(asked.config.runs)
+    folder = root / ".doctor" / uuid.uuid4().hex[:12]
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        text = f"runs={runs} cannot be written: {error.strerror}"
+        text = f"runs={root} cannot be written: {error.strerror}"
         return [
             Finding(check="file system", verdict="bad", text=text, cure="give another runs=FOLDER")
         ]

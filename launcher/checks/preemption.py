@@ -21,9 +21,9 @@ NODE_LOSS_S = 3600.0
 class Plan:
     """What of a run decides what it loses."""
 
-    # seconds that a checkpoint takes, and whether that was measured
+    # seconds that a checkpoint takes, and how that is known
     save_s: float | None
-    measured: bool = False
+    source: str = ""
     # seconds of a step, where it has trained
     step_s: float | None = None
     # steps between two checkpoints; None where no run is meant
@@ -68,8 +68,7 @@ def preemption(site: Site, plan: Plan) -> Finding:
         text = f"lossless where a save takes less than {left / 2:.0f} s: {time}"
         return Finding(check="preemption", verdict="ok", text=text, figures=figures)
     step = plan.step_s or 0.0
-    known = "measured" if plan.measured else "estimated"
-    takes = f"a save takes {plan.save_s:.1f} s ({known})"
+    takes = f"a save takes {plan.save_s:.1f} s ({plan.source})"
     if left >= 2 * plan.save_s + step:
         return Finding(
             check="preemption", verdict="ok", text=f"lossless: {time}, {takes}", figures=figures

@@ -15,10 +15,14 @@ from launcher import doctor
 from launcher.attempt import disks, node
 from launcher.attempt.finding import Finding
 from launcher.backends import slurm_site
+from launcher.backends.slurm import Slurm
 from launcher.backends.slurm_site import Site
 from launcher.checks import nodes, preemption
 from launcher.checks.preemption import Plan
-from launcher.compose import compose_cluster
+from launcher.compose import compose, compose_cluster
+from launcher.folder import Attempt
+from selfguide.spec.files import to_yaml
+from selfguide.spec.run import RunFolder, write_record
 
 CONFIG = """\
 Configuration data as of 2026-11-28T15:00:00
@@ -315,7 +319,7 @@ def test_node_tells_what_is_installed_and_which_data_cannot_be_read(
 # ---- the command -------------------------------------------------------------------------------------
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+def run_doctor(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
     code = doctor.main([*words, "--json"])
     return code, json.loads(capsys.readouterr().out)
 
@@ -323,7 +327,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str,
 def test_doctor_on_this_machine_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, told = run(
+    code, told = run_doctor(
         capsys,
         "cluster=local",
         "experiment=digits_dit",
@@ -344,7 +348,7 @@ def test_doctor_without_slurm_says_so_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    code, told = run(capsys, "cluster=slurm", "--no-jobs", f"runs={tmp_path}")
+    code, told = run_doctor(capsys, "cluster=slurm", "--no-jobs", f"runs={tmp_path}")
     found = {each["check"]: each["verdict"] for each in told["checks"]}
     assert code == 2 and found["slurm"] == found["preemption"] == "warning"
     assert found["training job"] == "bad" and found["file system"] == "ok"
@@ -354,7 +358,7 @@ def test_doctor_of_a_folder_that_cannot_be_written_is_bad(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    code, told = run(
+    code, told = run_doctor(
         capsys, "cluster=local", "--no-jobs", "--runs", str(tmp_path / "file" / "runs")
     )
     assert code == 2 and told["checks"][-1]["verdict"] == "bad"
@@ -366,3 +370,33 @@ def test_finding_is_one_line_with_its_cure_below() -> None:
         "warning locks          both",
         " " * 23 + "-> one at a time",
     ]
+
+
+def test_doctor_of_a_run_takes_its_own_saves_and_speed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a Slurm that leaves 30 s; one of this machine would say that nothing preempts."""
+    config = compose(["experiment=digits_dit", "cluster=slurm", f"runs={tmp_path}", "name=mine"])
+    run = RunFolder(tmp_path / "digits_dit" / "mine")
+    identity = {"train": {"images": config.train.images, "batch": config.train.batch}}
+    about = {
+        "id": "mine",
+        "name": "mine",
+        "experiment": "digits_dit",
+        "hash": "",
+        "images": config.train.images,
+    }
+    write_record(run.run_json, {**about, "identity": identity, "created": 0.0, "extensions": []})
+    at = Attempt(run.attempt(1))
+    write_record(at.root / "progress.json", {"section": "train", "images": 1280, "save_s": 25.0})
+    at.config.write_text(to_yaml(config))
+    said = {
+        "config": CONFIG.format(key="", by="partition_prio"),
+        "partition": PARTITIONS.replace("GraceTime=60", "GraceTime=0"),
+    }
+    monkeypatch.setattr(Slurm, "ask", lambda self, command: said.get(command[2], ""))
+    monkeypatch.setattr(Slurm, "check", lambda self, job: [])
+    code, told = run_doctor(capsys, "mine", "--no-jobs", "--runs", str(tmp_path))
+    found = next(each for each in told["checks"] if each["check"] == "preemption")
+    assert (code, found["verdict"], found["figures"]["save_s"]) == (1, "warning", 25.0)
+    assert found["text"].startswith("lossless, but loses up to")
