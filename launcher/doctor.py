@@ -193,7 +193,8 @@ def _cluster(asked: Asked) -> list[Finding]:
 
 
 def _plan(asked: Asked) -> Plan:
-    config, run, slowest = asked.config, asked.run, asked.run and asked.run.slowest_save_s()
+    config, run = asked.config, asked.run
+    slowest = run.slowest_save_s() if run else None
     common = Plan(
         save_s=None,
         batch=config.train.batch,

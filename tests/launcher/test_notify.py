@@ -19,7 +19,7 @@ from test_restart import FELL, SAVED, USER, a_view, an_attempt
 from test_watch import no_watcher
 from waiting import until
 
-from launcher import backends, notify, submit, watch
+from launcher import backends, notify, submit, successor, watch
 from launcher.backends.local import Local
 from launcher.compose import compose
 from launcher.folder import Attempt
@@ -162,6 +162,20 @@ def test_watcher_tells_once_that_a_run_has_finished_and_keeps_the_secret(
     assert record is not None and record["sent"] is True
     files = [path for path in run.root.rglob("*") if path.is_file()]
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+def test_successor_tells_of_a_run_that_no_watcher_looks_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As rank 0 of a job calls it when training has ended."""
+    told: list[str] = []
+    monkeypatch.setattr(notify, "_send_apart", lambda title, text: told.append(title) or True)
+    monkeypatch.setenv(notify.VARIABLE, "json://localhost")
+    ended = replace(a_view(an_attempt(USER, USER)), folder=RunFolder(tmp_path))
+    monkeypatch.setattr(successor, "read", lambda run: ended)
+    for _ in range(2):
+        assert successor.main([str(tmp_path), "--dismiss"]) == 0
+    assert len(told) == 1 and "stopped" in told[0]
 
 
 @pytest.mark.parametrize("answer", ["refuses", "is silent"])
