@@ -39,13 +39,16 @@ def tell(view: RunView, goes_on: bool = True) -> None:
     if found is None:
         return
     folder = view.folder.root / "notified"
-    folder.mkdir(exist_ok=True)
-    with lock(folder, create=False, seconds=0, required=False):
-        record = folder / f"{found.key}.json"
-        if record.exists():
-            return
-        sent = _send_apart(found.title, found.text)
-        write_record(record, {"title": found.title, "sent": sent}, replace=True)
+    record = folder / f"{found.key}.json"
+    try:
+        folder.mkdir(exist_ok=True)
+        # one that another process sends now is waited for
+        with lock(folder, create=False, seconds=SEND_S, required=False):
+            if not record.exists():
+                sent = _send_apart(found.title, found.text)
+                write_record(record, {"title": found.title, "sent": sent}, replace=True)
+    except OSError as error:  # a full disk is no reason to end what looks after the run
+        log.warning(f"a message was not sent: {found.title}: {error}")
 
 
 def urls() -> list[str]:
