@@ -185,6 +185,7 @@ def _cluster(asked: Asked) -> list[Finding]:
     found = [
         preemption.commands(site),
         preemption.preemption(site, plan),
+        preemption.outside(site, plan),
         preemption.time_limit(site, plan),
         preemption.lost_node(site, plan),
         preemption.limits(site, plan),
@@ -315,7 +316,7 @@ def _nodes(asked: Asked, wait_s: float) -> list[Finding]:
             over = _wait(record, folder, wait_s)
         finally:
             backends.cancel(record)
-        return [over] if over else _answers(config, folder, job)
+        return [over] if over else _answers(asked, folder, job)
     except UserError as error:
         return [
             Finding(
@@ -388,11 +389,14 @@ def _wait(record: backends.Record, folder: Path, wait_s: float) -> Finding | Non
     return None
 
 
-def _answers(config: Config, folder: Path, job: Job) -> list[Finding]:
+def _answers(asked: Asked, folder: Path, job: Job) -> list[Finding]:
     """What the ranks of a job that is over have left."""
     ended = [exit for rank in range(job.nodes * job.tasks) if (exit := Exit.read(folder, rank))]
     reports = [read_record(path) or {} for path in sorted(folder.glob("node-*.json"))]
-    found = nodes.compare(reports, node.packages(), config.cluster) if reports else []
+    config, found = asked.config, list[Finding]()
+    if reports:
+        weights = (config.init.path or "") if asked.sized else None
+        found = nodes.compare(reports, node.packages(), config.cluster, weights)
     two = read_record(folder / "two-0.json")
     found += [Finding(**each) for each in two["findings"]] if two else []
     failed = [exit for exit in ended if exit.code]

@@ -171,6 +171,8 @@ def test_preemption_after_which_nothing_goes_on_loses_the_run(
 def test_limits_that_a_run_does_not_fit_in_are_named_with_what_does() -> None:
     long = preemption.time_limit(Site(max_time_min=30), PLAN)
     assert (long.verdict, long.cure) == ("bad", "give cluster.timeout_min=30")
+    scancel = preemption.outside(Site(kill_wait_s=5), PLAN)
+    assert scancel.verdict == "ok" and scancel.text.startswith("loses up to 1,000 steps")
     assert preemption.limits(Site(max_submit=3), PLAN).verdict == "warning"
     assert preemption.limits(Site(max_submit=4, max_array=10), PLAN).verdict == "ok"
     assert preemption.lost_node(Site(), replace(PLAN, step_s=4.0)).verdict == "warning"
@@ -259,14 +261,23 @@ REPORT: dict[str, Any] = {
 
 def compared(cluster: list[str] = [], **other: Any) -> dict[str, Finding]:  # noqa: B006 - never changed
     reports = [REPORT, {**REPORT, "node": "n2", **other}]
-    found = nodes.compare(reports, REPORT["packages"], compose_cluster(["cluster=slurm", *cluster]))
+    made = compose_cluster(["cluster=slurm", *cluster])
+    found = nodes.compare(reports, REPORT["packages"], made, "/weights")
     return {each.check: each for each in found}
 
 
 def test_equal_nodes_are_well() -> None:
     found = compared()
     assert {each.verdict for each in found.values()} == {"ok"}
-    assert set(found) == {"python", "packages", "torch", "scratch", "slurm in jobs", "data"}
+    assert set(found) == {
+        "python",
+        "packages",
+        "torch",
+        "scratch",
+        "slurm in jobs",
+        "data",
+        "weights",
+    }
 
 
 @pytest.mark.parametrize(
