@@ -37,6 +37,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "runs": Command("launcher.runs", "all runs: state, progress, rate, time left, best score"),
         "status": Command("launcher.status", "everything about one run; --follow stays"),
         "logs": Command("launcher.logs", "what the ranks of a run wrote; -f follows"),
+        "why": Command("launcher.why", "what happened to a run, and why it stopped"),
         "ledger": Command("launcher.ledger", "what runs cost: GPU-hours by what they went into"),
         "doctor": Command("launcher.doctor", "what a run would lose here; tests disks and nodes"),
         "plan": Command("launcher.plan", "when a run will have finished, and what it will cost"),
@@ -60,7 +61,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
     },
 }
 EPILOG = """\
-`selfguide COMMAND --help` has an example of each; `python -m launcher.COMMAND` is the same.
+`selfguide COMMAND --help` has an example of each; `python -m launcher.runs` is `selfguide runs`.
 Exit codes: 0 done, 1 the answer is "not well", 2 a mistake that you can mend, 130 interrupted."""
 
 
@@ -73,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         from launcher import completion
 
-        completion.answer(_modules())
+        completion.answer(modules())
     name, *rest = (list(sys.argv[1:] if words is None else words)) or ["--help"]
     if name in ("--help", "-h", "help"):
         print(page())
@@ -85,7 +86,7 @@ def call(name: str, words: Sequence[str]) -> int:
     """Calls one command with the words behind its name."""
     import importlib
 
-    known = _modules()
+    known = modules()
     if name not in known:
         from selfguide.spec.suggest import nearest
 
@@ -98,7 +99,8 @@ def call(name: str, words: Sequence[str]) -> int:
     return code or 0
 
 
-def _modules() -> dict[str, str]:
+def modules() -> dict[str, str]:
+    """Returns the module of each command."""
     return {name: each.module for group in COMMANDS.values() for name, each in group.items()}
 
 

@@ -249,7 +249,7 @@ def _plain(message: str) -> str:
     ambiguous = re.search(r"Ambiguous value for argument '\+*([^']*)'", message)
     if ambiguous:
         key, _, value = ambiguous[1].partition("=")
-        return f"{key}={value} is several values: give one, or a list as {key}=[{value}]; one submission, one run"
+        return f"{key}={value} is several values: give one, or a list as {key}=[{value}], or -m for a run of each"
     first = [
         line.strip() for line in message.splitlines() if line.strip() and "hydra.cc" not in line
     ]

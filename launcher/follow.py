@@ -11,7 +11,7 @@ from typing import TextIO
 
 from launcher import backends
 from launcher.reconcile import decide
-from launcher.reconcile.decide import counted
+from launcher.reconcile.decide import counted, minutes
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.advice import Advice, recorded
 from selfguide.spec.records import EvaluationRecord
@@ -73,6 +73,8 @@ def progress(now: RunView) -> str:
     parts = [f"{at.images:,} / {at.of:,} images"]
     if at.section and at.section != "train":
         parts.append(at.section)
+    if (state := decide.state(now)).word == "running" and state.reason:
+        parts.append(state.reason)
     if at.images_per_s:
         parts.append(f"{at.images_per_s:,.0f} images/s")
     if at.eta_s is not None:
@@ -103,13 +105,6 @@ def advice(run: RunFolder) -> list[Advice]:
         return recorded(run.metrics)
     except (OSError, ValueError, KeyError):
         return []
-
-
-def minutes(seconds: float) -> str:
-    """1:23:45, or 1:23."""
-    whole = int(seconds)
-    clock = f"{whole // 60 % 60}:{whole % 60:02d}"
-    return clock if whole < 3600 else f"{whole // 3600}:{clock.zfill(5)}"
 
 
 def _outcome(record: EvaluationRecord) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -20,15 +19,14 @@ from shards import cli
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launcher.ledger",
-        description="Says where the GPU-hours of a run went: each second of its allocations is in one class. Rows are "
-        "its jobs; without RUN, a line a run. Ranks count where a run has no GPUs.",
-        epilog="example: python -m launcher.ledger --json | python -m json.tool",
+    parser = cli.parser(
+        "launcher.ledger",
+        "Says where the GPU-hours of a run went: each second of its allocations is in one class, and all of\n"
+        "them add up to what Slurm accounts for. Rows are jobs; without RUN, a line a run. Ranks count where a\n"
+        "run has no GPUs; --json is in seconds.",
+        "3f2a",
     )
-    parser.add_argument("run", nargs="?", help="id, beginning of an id, name, or folder of a run")
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
-    parser.add_argument("--json", action="store_true", help="JSON instead of a table, in seconds")
+    folder.takes_run(parser, nargs="?")
     options = parser.parse_args(arguments)
     if options.run:
         (view,) = measured([read(folder.find(options.run, Path(options.runs)), patience_s=LOOK_S)])
@@ -38,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             _show(view, found)
         return 0
-    views, problems = read_many(folder.runs(Path(options.runs).resolve()), history=True)
+    views, problems = read_many(
+        folder.runs(Path(options.runs).resolve()), configs=False, history=True
+    )
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
     spent = [(view, hours(view)) for view in measured(views)]

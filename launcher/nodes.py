@@ -7,7 +7,7 @@ import getpass
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launcher import backends, folder
@@ -82,11 +82,16 @@ def table(nodes: Sequence[Node], evidence: Sequence[Evidence], now: float) -> li
     """Returns a row for each node that Slurm has or that something stands against, by name."""
     states = {node.name: node for node in nodes}
     names = sorted({*states, *_named(evidence)}, key=_natural)
-    barred = {each.node: each for each in health.excluded(evidence, names, now)}
-    return [
-        _row(name, states.get(name), [e for e in evidence if e.node == name], barred.get(name))
-        for name in names
-    ]
+    failing = {each.node: each for each in health.failing(evidence, names, now)}
+    barred = {each.node for each in health.excluded(evidence, names, now)}
+    rows = []
+    for name in names:
+        its, bad = [each for each in evidence if each.node == name], failing.get(name)
+        row = _row(name, states.get(name), its, bad if name in barred else None)
+        if bad is not None and name not in barred:
+            row = replace(row, why=f"not excluded, as {health.SHARE:.0%} of the nodes are already")
+        rows.append(row)
+    return rows
 
 
 def _row(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from launcher import folder, jobs
 from launcher.follow import minutes
 from launcher.reconcile import decide
-from launcher.reconcile.forecast import Costs, Forecast, best_interval_s, forecast
+from launcher.reconcile.forecast import Costs, End, Forecast, best_interval_s, forecast, given
 from launcher.reconcile.hours import gpu_hours
 from launcher.reconcile.past import Known, Past
 from launcher.reconcile.spans import measured
@@ -56,6 +55,8 @@ class Plan:
     # seconds that the run would then end earlier
     best_saves_s: float | None
     known: Mapping[str, Known]
+    # until the end, where it was said when jobs will be ended
+    given_s: float | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -66,30 +67,28 @@ class Plan:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launcher.plan",
-        description="Says when a run will have finished, what it will take, and where each number comes from.",
-        epilog="example: python -m launcher.plan experiment=in1k_dit cluster=slurm nodes=4",
+    parser = cli.parser(
+        "launcher.plan",
+        "Says when a run will have finished, what it will take, and where each number comes from. Takes a run,\n"
+        "or the settings of a new one as launcher.submit does.",
+        "experiment=in1k_dit cluster=slurm nodes=4",
     )
+    folder.takes_run(parser, nargs="*", what="run; or experiment=NAME key=value ...")
+    parser.add_argument("--images-per-s", type=float, metavar="N", help="speed, where no run tells")
     parser.add_argument(
-        "what",
-        nargs="+",
-        metavar="RUN | experiment=NAME key=value",
-        help="a run, or settings as launcher.submit takes them",
+        "--ends",
+        type=Path,
+        metavar="FILE",
+        help="when jobs will be ended, in place of averages: lines such as '90.5 failure' and '600 preemption', in "
+        "seconds from now",
     )
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where RUN is (runs)")
-    parser.add_argument(
-        "--images-per-s", type=float, metavar="N", help="speed of training, where no run tells"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     options = parser.parse_args(arguments)
     if options.images_per_s is not None and not options.images_per_s > 0:
         raise UserError(f"--images-per-s={options.images_per_s} must be more than 0")
-    run, config = _meant(options.what, Path(options.runs))
+    run, config = _meant(options.run, Path(options.runs))
     root = run.root.parent.parent if run else Path(config.runs) if config else Path(options.runs)
-    views, _ = read_many(
-        [each for each in folder.runs(root.resolve()) if each != run], history=True
-    )
+    others = [each for each in folder.runs(root.resolve()) if each != run]
+    views, _ = read_many(others, configs=False, history=True)
     view = None
     if run is not None:
         ((view,), problems) = read_many([run], history=True, configs=True)
@@ -99,8 +98,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         views.append(view)
     assert config is not None
     made = plan(view, config, measured(views, ask=False), options.images_per_s)
+    if options.ends is not None:
+        made = replace(made, given_s=given(made.costs, read_ends(options.ends)))
     print(json.dumps(plain(made), indent=1) if options.json else _text(made))
     return 0
+
+
+def read_ends(path: Path) -> list[tuple[float, End]]:
+    """Returns when jobs will be ended, and how.
+
+    Raises:
+        UserError: a line is something else.
+    """
+    found: list[tuple[float, End]] = []
+    try:
+        for line in path.read_text().splitlines():
+            seconds, kind = line.split()
+            if kind not in get_args(End):
+                raise ValueError(line)
+            found.append((float(seconds), cast(End, kind)))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--ends {path}: {error}; give lines of seconds from now and {' or '.join(get_args(End))}"
+        ) from error
+    return found
 
 
 def _meant(words: Sequence[str], runs: Path) -> tuple[RunFolder | None, Config | None]:
@@ -109,8 +130,10 @@ def _meant(words: Sequence[str], runs: Path) -> tuple[RunFolder | None, Config |
         config = absolute(resolve(words))
         validate(config)
         return None, config
-    if len(words) > 1:
-        raise UserError(f"name one run, or settings as key=value, not {' '.join(words)}")
+    if len(words) != 1:
+        raise UserError(
+            f"name one run, or settings as experiment=NAME key=value, not {' '.join(words) or 'nothing'}"
+        )
     return folder.find(words[0], runs), None
 
 
@@ -141,11 +164,8 @@ def plan(
     expected = forecast(costs)
     rate = known["images_per_s"].value
     best = best_interval_s(costs.save_s, costs.failures_per_s)
-    every = (
-        None
-        if best is None
-        else max(config.train.batch, round(best * rate / config.train.batch) * config.train.batch)
-    )
+    batch = config.train.batch
+    every = None if best is None else batch * max(1, round(best * rate / batch))
     at_best = forecast(replace(costs, interval_s=every / rate)) if every else None
     unit = "GPU" if _takes_gpus(config) else "rank"
     spent = config.ranks * expected.allocated_s
@@ -260,6 +280,8 @@ def _text(made: Plan) -> str:
             ("effective", f"{expected.effective:.1%} of that time is training that is kept"),
             ("jobs", f"{expected.jobs:.1f}: {', '.join(ends)} on the way"),
         ]
+    if made.given_s is not None:
+        rows.append(("", f"in {minutes(made.given_s)}, where jobs end when --ends says"))
     every = (
         f"every {made.checkpoint_every:,} images, which is {minutes(made.checkpoint_every / rate)}"
     )

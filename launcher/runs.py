@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from launcher import folder, status, sweep_folder
-from launcher.follow import minutes
-from launcher.reconcile.decide import Summary, counted, summary
+from launcher.reconcile.decide import Summary, counted, minutes, summary
 from launcher.reconcile.view import read_many
 from selfguide.spec.run import RunFolder
 from shards import cli
@@ -89,9 +88,9 @@ def _table(found: Sequence[Summary], sweeps: Sequence[str | None]) -> None:
         table.add_column(name, justify="right" if _COLUMNS[name] == "right" else "left")
     for each, sweep in zip(found, sweeps, strict=True):
         colour = _COLOURS.get(each.state, "")
-        # what a finished run lacks belongs to its state
-        lacks = each.state == "finished" and each.message
-        state = escape(f"{each.state}, {each.message}" if lacks else each.state)
+        # what a finished run lacks belongs to its state, and that a running one does not move
+        more = each.state in ("finished", "running") and each.message
+        state = escape(f"{each.state}, {each.message}" if more else each.state)
         cells = {
             "run": escape(each.id),
             "experiment": each.experiment,

@@ -3,7 +3,7 @@
 Each is an ordinary run with its own id, jobs, successor and watcher, so that everything else about runs holds for it.
 All of them are checked before the first is queued. The same command again starts what failed or is missing. On Slurm
 all are queued at once. On one machine they share the cores: a process of this machine, `python -m launcher.sweep
-FOLDER`, starts the next one when there is room.
+FOLDER`, starts the next one when there is room. No command for users.
 """
 
 from __future__ import annotations
@@ -333,10 +333,15 @@ def _sentences(done: dict[str, Any], dry: bool) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The process that starts waiting runs. No command for users."""
-    (root,) = sys.argv[1:] if arguments is None else arguments
+    """The command; returns the exit code."""
+    parser = cli.parser(
+        "launcher.sweep",
+        "Starts the waiting runs of a sweep on this machine, one after another. `launcher.submit -m` calls it.",
+    )
+    parser.add_argument("folder", type=Path, help="of the sweep")
+    options = parser.parse_args(arguments)
     logs.configure(None)
-    work(SweepFolder(Path(root)))
+    work(SweepFolder(options.folder))
     return 0
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -82,18 +85,21 @@ def join(rank_info: RankInfo, rendezvous: Path, timeout_s: int = 600) -> None:
     )
 
 
-def collectives() -> int:
+def collectives() -> int | None:
     """Returns how many collectives this rank has entered so far, finished or not, in all groups together.
 
     All ranks enter the same collectives in the same order, so one with fewer than another has not come as far: that
-    other waits for it. torch counts them by itself, so that a step pays nothing. May be called from any thread.
+    other waits for it. torch counts them by itself, so that a step pays nothing. May be called from any thread; None
+    where this torch does not say, or the groups are being made or left.
     """
     entered = 0
-    for group in list(distributed_c10d._world.pg_map):
-        # gloo alone serves both devices
-        for backend in {group._get_backend(device) for device in group._device_types}:
-            # not in the stubs
-            entered += backend._get_sequence_number_for_group()  # type: ignore[attr-defined]
+    try:
+        for group in list(distributed_c10d._world.pg_map):
+            # gloo alone serves both devices
+            for backend in {group._get_backend(device) for device in group._device_types}:
+                entered += backend._get_sequence_number_for_group()  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):
+        return None
     return entered
 
 
@@ -107,6 +113,9 @@ def _address() -> str:
     """An address of this host that its peers reach: what its name resolves to, loopback only where it is all.
 
     Debian maps a host's own name to 127.0.1.1, which every other node would take for itself.
+
+    Raises:
+        NodeRefused: the name does not resolve. Gloo would listen on loopback then, in silence.
     """
     override = os.environ.get("SELFGUIDE_HOST")
     if override:
@@ -120,12 +129,27 @@ def _address() -> str:
         return found
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(
-                ("192.0.2.1", 9)
-            )  # a documentation address: routes are looked up, nothing is sent
-            return probe.getsockname()[0]
+            # a documentation address: routes are looked up, nothing is sent
+            probe.connect(("192.0.2.1", 9))
         except OSError:  # a machine without a network has peers on itself only
             return found
+        address = probe.getsockname()[0]
+    if interface := _interface(address):
+        # by itself Gloo listens where the name leads
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    return address
+
+
+def _interface(address: str) -> str | None:
+    """The network interface that has this IPv4 address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has no address
+                # SIOCGIFADDR: the address is bytes 20 to 24 of what comes back
+                found = fcntl.ioctl(asker, 0x8915, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(found[20:24]) == address:
+                    return name
+    return None
 
 
 def _await_record(path: Path, timeout_s: int) -> dict:

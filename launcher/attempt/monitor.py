@@ -28,6 +28,7 @@ from launcher.attempt.hang import Limits, Seen, Verdict, allowed, judge
 from launcher.attempt.heartbeat import heartbeat_path
 from launcher.backends.local import process
 from selfguide.spec.files import read_config
+from selfguide.spec.nodes import node_name
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import read_record, write_record
 from shards import storage
@@ -188,7 +189,7 @@ class Monitor:
 
     def _accuse(self, verdict: Verdict) -> bool:
         """Whether this monitor is the first to say who is to blame."""
-        record = {**asdict(verdict), "node": node()}
+        record = {**asdict(verdict), "node": node_name()}
         try:
             write_record(verdict_path(self._folder), record)
         except FileExistsError:
@@ -223,11 +224,6 @@ class Monitor:
         wait_until(lambda: not self._alive(), timeout_s=END_S)
         for pid in self._alive().values():
             os.kill(pid, signal.SIGKILL)
-
-
-def node() -> str:
-    """Returns the name of this node as Slurm has it, or else this machine's."""
-    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 
 
 def verdict_path(folder: Path) -> Path:

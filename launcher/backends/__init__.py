@@ -22,6 +22,7 @@ from launcher.backends.protocol import (
     State,
     Waiting,
     new_record,
+    settled,
 )
 from launcher.backends.slurm import Slurm
 from selfguide.spec.config import ClusterConfig
@@ -42,6 +43,7 @@ __all__ = [
     "new_record",
     "of",
     "of_record",
+    "settled",
     "spans",
     "state",
     "states",
@@ -87,9 +89,11 @@ def states(records: Sequence[Record], patience_s: float | None = None) -> list[S
     return _each(records, lambda backend, some: backend.states(some, patience_s))
 
 
-def endings(records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
-    """Returns how jobs that are gone ended, as far as their schedulers still know."""
-    return _each(records, lambda backend, some: backend.endings(some, patience_s))
+def endings(
+    records: Sequence[Record], patience_s: float | None = None, *, deep: bool = False
+) -> list[Ending]:
+    """Returns how jobs that are gone ended, as far as their schedulers still know (`Backend.endings`)."""
+    return _each(records, lambda backend, some: backend.endings(some, patience_s, deep=deep))
 
 
 def waiting(records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:

@@ -86,7 +86,9 @@ class Local:
                 found.append("running" if record["token"] in tokens else "gone")
         return found
 
-    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
+    def endings(
+        self, records: Sequence[Record], patience_s: float | None = None, *, deep: bool = False
+    ) -> list[Ending]:
         return [_ending(ending_path(Path(record["folder"]), record["id"])) for record in records]
 
     def waiting(self, records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:

@@ -17,8 +17,10 @@ State = Literal["queued", "running", "gone", "unknown"]
 Record = dict[str, Any]
 
 # What a scheduler says of a job that is gone, as JSON; empty where it says nothing. `state` is Slurm's word (NODE_FAIL,
-# TIMEOUT, PREEMPTED, CANCELLED, OUT_OF_MEMORY, FAILED, COMPLETED), `signals` the signals that killed ranks and
-# `codes` what others exited with, by rank, and `first` the rank that failed first.
+# TIMEOUT, PREEMPTED, CANCELLED, OUT_OF_MEMORY, FAILED, COMPLETED), `by` who cancelled it, `ended` when in seconds since
+# 1970, `limit_s` its time limit. Of the job's log, `signals` that killed ranks, `codes` that others exited with and
+# their `nodes`, by rank; `first` is the rank that failed first, `lost_nodes` are those that srun lost, `log_state` is
+# as `state`, and `said` are Slurm's own lines.
 Ending = dict[str, Any]
 
 # What a scheduler says of a job that waits, as JSON; empty where it says nothing. `reason` is Slurm's word (Priority,
@@ -156,8 +158,14 @@ class Backend(Protocol):
     def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         """Returns the state of each job, with one question however many they are, answered within `patience_s`."""
 
-    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
-        """Returns how each of these jobs, which are gone, ended; an empty one where nobody knows any more."""
+    def endings(
+        self, records: Sequence[Record], patience_s: float | None = None, *, deep: bool = False
+    ) -> list[Ending]:
+        """Returns how each of these jobs, which are gone, ended; an empty one where nobody knows any more.
+
+        Args:
+            deep: asks the accounting, too, about what the scheduler has forgotten.
+        """
 
     def waiting(self, records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
         """Returns why each of these jobs, which are queued, waits; an empty answer where nobody says so."""
@@ -185,6 +193,11 @@ class Backend(Protocol):
 
     def cancel_command(self, records: Sequence[Record]) -> str | None:
         """Returns the scheduler's own command that ends these jobs; None where there is no scheduler."""
+
+
+def settled(ending: Mapping[str, Any]) -> bool:
+    """Returns whether a scheduler has said the last word on a job; while it completes, it has not."""
+    return ending.get("state") not in (None, "COMPLETING")
 
 
 def new_record(kind: str, job: Job) -> Record:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import os
 import re
 import shlex
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.backends import accounting, endings
+from launcher.backends import accounting, endings, history
 from launcher.backends.protocol import (
     Ending,
     Job,
@@ -32,6 +31,7 @@ from launcher.backends.protocol import (
     clean,
     ignored,
     new_record,
+    settled,
 )
 from selfguide.spec.config import ClusterConfig
 from shards.errors import UserError
@@ -46,6 +46,8 @@ GONE_S = 60.0
 # what sbatch --test-only says of a job that no nodes fit, also where they are only out of service for now
 _NO_NODES = "Requested node configuration is not available"
 _GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
+# of sbatch's failures, those after which it may have taken the job
+_NO_ANSWER = re.compile(r"timed out|[Uu]nable to contact|Zero Bytes|[Cc]onnection")
 # sinfo's short words for nodes that get no job
 _OUT_OF_SERVICE = ("boot", "down", "drain", "drng", "err", "fail", "inval", "maint", "resv", "unk")
 # keys of a config that do what a variable of the shell would, by the end of its name
@@ -183,7 +185,13 @@ class Slurm:
             conf = client.get("SLURM_CONF")
             record = new_record(self.kind, first) | {"conf": conf}
             try:
-                done = executor.map_array(first.function, [job.argument for job in jobs])
+                try:
+                    done = executor.map_array(first.function, [job.argument for job in jobs])
+                except FailedJobError as error:
+                    if not _NO_ANSWER.search(str(error)):
+                        raise
+                    self._withdraw(first)
+                    done = executor.map_array(first.function, [job.argument for job in jobs])
             except FailedJobError as error:
                 raise UserError(f"sbatch refused {first.name}: {error}") from error
             except BaseException:  # Ctrl-C, say, after Slurm took them and before it said so
@@ -192,21 +200,61 @@ class Slurm:
                 raise
         return [record | {"id": each.job_id} for each in done]
 
+    def _withdraw(self, job: Job) -> None:
+        """Ends what Slurm took although it did not say so: such a job is known by the folder of its logs.
+
+        Raises:
+            UserError: it does not answer.
+        """
+        client, found = self._client(), {}
+
+        def answers() -> bool:
+            done = _run(["squeue", "--me", "--noheader", "--Format=JobID:32,STDOUT:1024"], client)
+            if done is None or done.returncode:
+                return False
+            rows = (line.split(None, 1) for line in done.stdout.splitlines())
+            found.update({id: rest[0] for id, *rest in rows if rest})
+            return True
+
+        if not wait_until(answers, timeout_s=GONE_S, poll_s=1.0):
+            raise UserError(
+                f"cluster={self.kind}: Slurm does not say whether it took {job.name}: look at `squeue --me`, and "
+                "submit again when it answers"
+            )
+        taken = [id for id, log in found.items() if log.startswith(f"{job.folder}/")]
+        if taken:
+            _run(["scancel", *taken], client)
+
     def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         if self._taken_down:
             return ["gone"] * len(records)
         queue = self._queue(patience_s)
         return [_state(record, queue) for record in records]
 
-    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
+    def endings(
+        self, records: Sequence[Record], patience_s: float | None = None, *, deep: bool = False
+    ) -> list[Ending]:
+        logs = [endings.read_log(_log(record)) for record in records]
+        if self._taken_down:
+            return logs
         # a controller forgets jobs some minutes after their end
-        queue = ({} if self._taken_down else self._queue(patience_s, ended=True)) or {}
-        return [_ending(record, queue) for record in records]
+        queue = self._queue(patience_s, ended=True) or {}
+        told = [_ending(record, queue) for record in records]
+        if deep and (missing := [i for i, each in enumerate(told) if not settled(each)]):
+            client = self._client()
+            asked = history.ask([records[i] for i in missing], client, patience_s or ANSWER_S)
+            told = [
+                each | asked.get(record["id"], {})
+                for record, each in zip(records, told, strict=True)
+            ]
+        return [log | each for log, each in zip(logs, told, strict=True)]
 
     def waiting(self, records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
         asked = ["squeue", "--me", "--array", "--noheader", "--states=PENDING", "--format=%i|%r|%S"]
         rows = [] if self._taken_down else self._squeue(asked, patience_s) or []
-        known = {id: {"reason": reason, "start": _moment(start)} for id, reason, start in rows}
+        known = {
+            id: {"reason": reason, "start": history.moment(start)} for id, reason, start in rows
+        }
         return [known.get(record["id"], {}) for record in records]
 
     def spans(
@@ -247,6 +295,8 @@ class Slurm:
         ]
 
     def nodes(self, patience_s: float | None = None) -> list[Node]:
+        if self._taken_down:
+            return []
         asked = ["sinfo", "--noheader", "--Node", "--format=%N|%t|%P|%E"]
         done = _run(asked, self._client(), patience_s=patience_s)
         rows = [line.split("|", 3) for line in done.stdout.splitlines()] if done else []
@@ -418,7 +468,9 @@ class Slurm:
         """This user's jobs by id, also those that ended lately where they are wanted; None when nobody answers."""
         # a line a task
         asked = ["squeue", "--me", "--array", "--noheader"]
-        asked += ["--states=all", "--format=%i|%T %r|%j|%k"] if ended else ["--format=%i|%T|%j|%k"]
+        asked += (
+            ["--states=all", "--format=%i|%T %e %l %r|%j|%k"] if ended else ["--format=%i|%T|%j|%k"]
+        )
         rows = self._squeue(asked, patience_s)
         if rows is None:
             return None
@@ -478,22 +530,19 @@ def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
     return "queued" if job.state in _QUEUED else "running"
 
 
-def _moment(text: str) -> float | None:
-    """Slurm's local time in seconds since 1970; None for "N/A"."""
-    try:
-        return datetime.datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
-
-
 def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:
-    """What the controller still says, and what srun wrote into the log of rank 0."""
+    """What the controller still says."""
     job = queue.get(record["id"])
-    known = job is not None and job.comment == record["comment"]
-    word, _, reason = job.state.partition(" ") if job and known else ("", "", "")
+    if job is None or job.comment != record["comment"]:
+        return {}
+    word, end, limit, *reason = job.state.split(" ", 3)
     # a job of a lost node completes when the node is back
-    ending: Ending = {"state": _ENDED_BY.get(reason, word)} if word else {}
-    return ending | endings.read_log(Path(record["folder"]) / f"{record['id']}_0_log.out")
+    return history.ending(_ENDED_BY.get("".join(reason), word), end=end, limit=limit)
+
+
+def _log(record: Record) -> Path:
+    """Where srun writes of a job: the log of rank 0."""
+    return Path(record["folder"]) / f"{record['id']}_0_log.out"
 
 
 @contextlib.contextmanager

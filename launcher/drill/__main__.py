@@ -44,7 +44,7 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     if options.list:
         for name, cell in CELLS.items():
             print(f"{name}  {cell.about}")

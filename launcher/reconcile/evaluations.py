@@ -11,7 +11,7 @@ from launcher.reconcile.restart import backoff
 from launcher.reconcile.view import EvaluationView, RunView
 from selfguide.spec.config import Config
 from selfguide.spec.metrics import higher_is_better
-from selfguide.spec.records import EvaluationRecord, Protocol, record_key
+from selfguide.spec.records import EvaluationRecord, Protocol, label_policy, record_key
 
 # ends of a snapshot's evaluation without a word, after which it counts as one that cannot be scored
 KILLS = 5
@@ -136,9 +136,15 @@ def unscored(view: RunView, config: Config | None = None) -> tuple[int, ...]:
     keys = {record.key for record in known}
     scores = {(record.images, record.protocol_key) for record in known}
 
+    # of most runs one, and a key is a hash over all of it
+    how: dict[str, Protocol] = {}
+
     def has_outcome(images: int) -> bool:
-        how = protocol(view, config, images)
-        return (images, how.key) in scores or record_key(images, how) in keys
+        about = view.snapshots[images]
+        kind = f"{about['data']['manifest']} {label_policy(about['guidance'], config.evaluation.prior)}"
+        if kind not in how:
+            how[kind] = protocol(view, config, images)
+        return (images, how[kind].key) in scores or record_key(images, how[kind]) in keys
 
     return tuple(images for images in view.published if not has_outcome(images))
 

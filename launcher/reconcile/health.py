@@ -92,7 +92,7 @@ def blamed(
             base,
             node=str(exit.get("node") or at.nodes.get(rank, "")),
             rank=rank,
-            what=str(exit["message"]),
+            what=str(exit["message"]).removeprefix("NodeRefused: "),
             type=str(exit.get("check") or ""),
         )
         for rank, exit in refused
@@ -107,6 +107,9 @@ def blamed(
 
 
 def _blamed_ranks(at: AttemptView, cause: Cause, down: Collection[str]) -> list[str]:
+    if cause.kind == "killed" and not at.exits and len(set(at.nodes.values())) > 1:
+        # what ends all ranks everywhere without a word is no node
+        return []
     if cause.kind != "node":
         return [] if cause.rank is None else [cause.rank]
     # of a lost node: those that Slurm cannot reach, or else those that nobody has heard of again
@@ -124,16 +127,22 @@ def excluded(
         nodes: of the partition.
         spare: how many may be done without, so that a job still finds as many as it takes.
     """
+    found = failing(evidence, nodes, now)
+    by_hand = [each for each in found if each.until is None]
+    bad = [each for each in found if each.until is not None]
+    most = int(SHARE * len(nodes)) if spare is None else min(int(SHARE * len(nodes)), spare)
+    return [*by_hand, *bad[: max(0, most - len(by_hand))]]
+
+
+def failing(evidence: Iterable[Evidence], nodes: Collection[str], now: float) -> list[Exclusion]:
+    """Returns the nodes that would be excluded, however many they are, the worst first."""
     by_node: dict[str, list[Evidence]] = {node: [] for node in nodes}
     for each in _believed(evidence):
         if each.node in by_node and each.time <= now:
             by_node[each.node].append(each)
     found = [_weigh(node, its, now) for node, its in by_node.items()]
-    by_hand = [each for each in found if each is not None and each.until is None]
-    bad = [each for each in found if each is not None and each.until is not None]
-    most = int(SHARE * len(nodes)) if spare is None else min(int(SHARE * len(nodes)), spare)
-    bad.sort(key=lambda each: (-each.weight, each.node))
-    return [*by_hand, *bad[: max(0, most - len(by_hand))]]
+    bad = [each for each in found if each is not None]
+    return sorted(bad, key=lambda each: (-each.weight, each.node))
 
 
 def _believed(evidence: Iterable[Evidence]) -> list[Evidence]:

@@ -111,6 +111,7 @@ def tend(view: RunView) -> bool:
     """
     what = decide.next_attempt(view)
     if what.action == "stop" or view.config is None or not _restarts(view.config):
+        nodes.keep_evidence(view)
         dismiss(view)
         return False
     if what.action == "start":
@@ -156,7 +157,7 @@ def read_in(run: RunFolder, job_id: str) -> RunView | None:
 
 
 def take_over(
-    run: RunFolder, job_id: str, logs: Path, hosts: Sequence[str]
+    run: RunFolder, job_id: str, logs: Path, hosts: Sequence[str] = ()
 ) -> tuple[Attempt | None, str]:
     """Opens the run's next attempt in the job of this id, which runs already and writes its logs into `logs`.
 
@@ -178,6 +179,7 @@ def take_over(
                 return None, "another job follows the newest attempt"
             what, at = decide.next_attempt(view), view.newest
             if what.action != "start":
+                nodes.keep_evidence(view)
                 return None, what.reason
             if view.config is None:
                 return None, "; ".join(view.problems)

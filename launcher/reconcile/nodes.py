@@ -56,6 +56,8 @@ def keep_evidence(view: RunView) -> None:
     at = view.newest
     if at is None or at.job is None or not at.nodes or decide.training_state(view) != "gone":
         return
+    if at.cancelled or view.finished:
+        return
     cause, down = decide.cause(at), set[str]()
     if cause.kind == "node":
         known = backends.of_record(at.job.record).nodes(LOOK_S)

@@ -23,6 +23,10 @@ Word = Literal[
 
 NO_ANSWER = "the cluster does not answer, or the job runs on another machine"
 
+# what takes longer is shown; ranks say each ten seconds how far they are. A step may be long by itself
+STALL_S = 60.0
+SLOW_STEPS = 10
+
 # the run goes no further by itself
 ENDED = ("finished", "failed", "cancelled")
 
@@ -53,7 +57,7 @@ def state(view: RunView) -> State:
     if training == "queued":
         return State("queued", _waits_for(at))
     if training == "running":
-        return State("running")
+        return State("running", _stall(view))
     if at.cancelled and (training == "gone" or at.cancel_done):
         return State("cancelled")
     if training == "unknown":
@@ -64,6 +68,19 @@ def state(view: RunView) -> State:
     if waits and next_attempt(view).action == "start":
         return State("queued", f"its next attempt waits; {failure(view) or 'the last one ended'}")
     return State("failed", failure(view) or "ended before its last snapshot")
+
+
+def _stall(view: RunView) -> str:
+    """What is said of a run in which nothing has moved for long; "" where it moves, or says nothing of it."""
+    beat = view.newest.heartbeats.get("0", {}) if view.newest else {}
+    if "progressed" not in beat:
+        return ""
+    quiet = view.time - float(beat["progressed"])
+    if quiet < max(STALL_S, SLOW_STEPS * float(beat.get("step_s") or 0.0)):
+        return ""
+    section = beat.get("section")
+    where = "" if section in (None, "train") else f" in section {section}"
+    return f"no progress for {minutes(quiet)}{where}"
 
 
 def _finished(view: RunView) -> State:
@@ -88,6 +105,13 @@ def _waits_for(at: AttemptView) -> str:
     return f"waits for {job['nodes']} x {job['tasks']} ranks on {job['kind']}"
 
 
+def minutes(seconds: float) -> str:
+    """Returns a time such as 1:23:45, or 1:23."""
+    whole = int(seconds)
+    clock = f"{whole // 60 % 60}:{whole % 60:02d}"
+    return clock if whole < 3600 else f"{whole // 3600}:{clock.zfill(5)}"
+
+
 def counted(number: int, noun: str) -> str:
     """Returns "1 snapshot", "2 snapshots"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -95,7 +119,7 @@ def counted(number: int, noun: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far training is; rates and the time left only while it runs."""
+    """How far training is; rates and the time left only while it runs and moves."""
 
     # of the trainer: joining, starting, train, data, snapshot, checkpoint, done
     section: str | None
@@ -111,7 +135,7 @@ class Progress:
 def progress(view: RunView) -> Progress:
     """Returns how far training is, by the newest attempt's report and by what is published."""
     report = view.newest.progress if view.newest else {}
-    live = state(view).word == "running"
+    live = state(view).word == "running" and not _stall(view)
     return Progress(
         section=report.get("section"),
         images=max([int(report.get("images") or 0), *view.published[-1:]]),

@@ -82,10 +82,12 @@ def judge(
         server_ahead_s: the file server's clock less that of rank 0; of two nodes it tells which one is wrong.
         past_s: seconds of the product on each node at its best, for nodes where that is known.
     """
+    nodes = len({probe.node for probe in probes})
     found = [
         *_alone(probes, "gemm", lambda probe: probe.wrong),
         *_alone(probes, "all-reduce", lambda probe: probe.missummed),
-        *_alone(probes, "shards", lambda probe: probe.unreadable),
+        # where there is one node only, it is hardly the node's
+        *(_alone(probes, "shards", lambda probe: probe.unreadable) if nodes > 1 else ()),
         *_alone(probes, "gpu memory", _held),
         *_speeds(probes, past_s),
         *_clocks(probes, probes[0].clock + server_ahead_s),

@@ -27,8 +27,8 @@ def class_of(section: str | None) -> str:
 class RankStatus:
     """Of one process, shared by its threads; each field is written by one of them."""
 
-    # joining, starting, compile (a first step that compiles), train, data (a step waits for its images), snapshot,
-    # checkpoint, done; None outside training
+    # joining, starting, compile (a first step that compiles, or a later one while it does), train, data (a step waits
+    # for its images), snapshot, checkpoint, done; None outside training
     section: str | None = None
     # seen so far, None before training
     images: int | None = None
@@ -40,6 +40,8 @@ class RankStatus:
     stop: int = 0
     # the exit record is being written: no signal matters any more
     ending: bool = False
+    # told of an error that ends this rank, before anything waits on the way out
+    fails: Callable[[BaseException], object] | None = None
     # when it last made progress, in seconds since 1970: a step, or another section
     progressed: float = field(default_factory=time.time)
     # seconds that the last step took
@@ -52,7 +54,7 @@ class RankStatus:
     # when the main thread last came by, by the monotonic clock
     moved: float = field(default_factory=time.monotonic)
     # returns how many collectives this rank has entered (`selfguide.distributed`); None before ranks are joined
-    collectives: Callable[[], int] | None = None
+    collectives: Callable[[], int | None] | None = None
     # seconds between heartbeats, and what asks for one before its time
     beat_s: float = 10.0
     due: threading.Event = field(default_factory=threading.Event)
@@ -84,6 +86,11 @@ class RankStatus:
         self.step_s, self.progressed, self.images = self.moved - before, time.time(), images
         if self.section == "compile":
             self.section = "train"
+
+    def compiles(self, begins: bool) -> None:
+        """The compiler begins or ends within a step, as where guidance sets in; the first step compiles anyway."""
+        if self.step_s and self.section == ("train" if begins else "compile"):
+            self.enter("compile" if begins else "train")
 
     def _count(self) -> None:
         """All time since the last progress belongs to the section that ends, or goes on, here."""

@@ -7,6 +7,7 @@ twice, and two protocols never share a column.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -83,7 +84,7 @@ class Protocol:
             settings=protocol_settings(sampler) | read_by_sampling(config.path),
         )
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """What a column of scores is headed by; no settings leave no trace, so plain samplers keep their column."""
         values = asdict(self)

@@ -16,7 +16,7 @@ from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import RankInfo, any_rank_error, collectives, join, on_rank_0
 from selfguide.guidance.build import build_components
-from selfguide.models.execution import configure_execution
+from selfguide.models.execution import configure_execution, tell_of_compiling
 from selfguide.networks.student import Student, build_student
 from selfguide.spec.annotations import check_annotations, check_promises
 from selfguide.spec.averages import averages_of
@@ -123,10 +123,17 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
         training = Training(
             config, rank_info, state, stream, objective, normaliser, data, telemetry, lease
         )
+        if config.engine.compile:
+            tell_of_compiling(telemetry.status)
         if found.folder is not None:
             # one that was lost or damaged: the checkpoint holds all that is in it
             publish_snapshot_if_due(training)
         train(training)
+    except Exception as error:
+        # closing waits for a reader, which may wait for a store
+        if telemetry.status.fails is not None:
+            telemetry.status.fails(error)
+        raise
     finally:
         stream.close()
     telemetry.say("done", state.images)

@@ -12,11 +12,12 @@ from launcher.drill.bench import Bench, learned, lost, tiny, until
 from launcher.reconcile import decide
 from launcher.reconcile.hours import Hours, hours
 from launcher.reconcile.spans import measured
-from launcher.reconcile.view import RunView, read
+from launcher.reconcile.view import JobView, RunView, read
 from selfguide.spec.records import records
 from selfguide.spec.run import RunFolder
 from slurm import processes
 from slurm.devcluster import Cluster
+from tests.cluster.corpus import explained
 
 __all__ = ["Bed", "attempts", "gone", "learned", "lost", "same_end", "trains", "until"]
 
@@ -76,6 +77,8 @@ def same_end(
     assert read_whole(run) == set(range(STEPS * BATCH // DIGITS))
     # U4
     gone(bed, run)
+    # U5
+    explained(run)
     # U6
     adds_up(bed, run)
     # U7
@@ -109,11 +112,14 @@ def gone(bed: Bed, run: RunFolder) -> None:
 def adds_up(bed: Bed, run: RunFolder) -> Hours:
     """For each job of the run, the classes of the ledger add up to what Slurm's accounting says; returns the hours."""
 
+    def jobs(view: RunView) -> list[JobView]:
+        found = [job for at in view.attempts for job in (at.job, at.successor, at.watcher)]
+        return [job for job in [*found, *(each.job for each in view.evaluations)] if job]
+
     def known() -> bool:
         # the database hears of an end a moment after it
         (view,) = measured([read(run)])
-        jobs = [job for at in view.attempts for job in (at.job, at.successor) if job]
-        return all(span.end is not None for job in jobs for span in job.spans)
+        return all(span.end is not None for job in jobs(view) for span in job.spans)
 
     until(known, "accounting knows the end of every job", 30)
     (view,) = measured([read(run)])
@@ -122,11 +128,10 @@ def adds_up(bed: Bed, run: RunFolder) -> Hours:
     for row in found.jobs:
         assert not row.about and all(value >= 0 for value in row.seconds.values())
         elapsed[row.job] = elapsed.get(row.job, 0.0) + sum(row.seconds.values())
-    for at in view.attempts:
-        for job in filter(None, (at.job, at.successor)):
-            command = ["sacct", "-X", "-D", "-n", "-P", "-o", "ElapsedRaw", "-j", job.record["id"]]
-            told = sum(map(int, bed.ask(*command).split()))
-            assert abs(elapsed.get(job.label, 0.0) - told) <= 1, (job.label, found)
+    for job in jobs(view):
+        command = ["sacct", "-X", "-D", "-n", "-P", "-o", "ElapsedRaw", "-j", job.record["id"]]
+        told = sum(map(int, bed.ask(*command).split()))
+        assert abs(elapsed.get(job.label, 0.0) - told) <= 1, (job.label, found)
     return found
 
 

@@ -15,6 +15,7 @@ import pytest
 from slurm import crew
 from slurm.devcluster import Cluster, down, up
 from tests.cluster.bed import Bed, gone, learned, until
+from tests.cluster.corpus import explained
 from tests.s3.conftest import server  # noqa: F401 - a fixture of these tests, too
 
 
@@ -75,6 +76,7 @@ def unharmed(bed_of_session: Bed) -> dict[str, Any]:
     view = bed_of_session.finishes(run)
     assert view.tries == 1
     gone(bed_of_session, run)
+    explained(run)
     return learned(run)
 
 

@@ -16,7 +16,7 @@ from launcher import array
 from launcher.drill import faults
 from launcher.reconcile import decide
 from selfguide.spec.run import RunFolder
-from tests.cluster.bed import BATCH, ROOT, Bed, attempts, gone, same_end, trains, until
+from tests.cluster.bed import BATCH, ROOT, Bed, attempts, gone, learned, same_end, trains, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
@@ -43,6 +43,7 @@ def test_b3_a_controller_that_wakes_with_old_state_runs_nothing_twice(
     faults.slow(bed, 0.05)
     trains(bed, run, images=4 * BATCH)
     shutil.copytree(state, saved)
+    nodes = bed.nodes(run)
     same_end(bed, run, unharmed, tries=1)
     try:
         faults.kill_daemon(bed.cluster, "slurmctld")
@@ -56,7 +57,13 @@ def test_b3_a_controller_that_wakes_with_old_state_runs_nothing_twice(
     assert shown.returncode == 0, shown.stderr
     again = bed.command("launcher.submit", *bed.words("b3"), "--json")
     assert json.loads(again.stdout)["state"] == "finished", again.stdout + again.stderr
-    same_end(bed, run, unharmed, tries=1)
+    # it believes what it remembers until a node reports anew, which may take minutes
+    for node in nodes:
+        faults.kill_daemon(bed.cluster, node)
+        faults.restart_node(bed, node)
+    view = bed.finishes(run)
+    assert view.tries == 1 and learned(run) == unharmed
+    gone(bed, run)
     assert decide.state(bed.view(run)).word == "finished"
     until(lambda: faults.idle(bed), "the nodes are back")
 
@@ -75,7 +82,7 @@ def test_b5_without_accounting_all_commands_say_what_is(bed: Bed, unharmed: dict
         trains(bed, run)
         assert shown(bed, run)["state"] == "running"
         faults.kill_rank(bed, 1)
-        view = same_end(bed, run, unharmed)
+        view = bed.finishes(run)
         assert attempts(view)[0] == "killed" and decide.cause(view.attempts[0]).rank == "1"
         assert shown(bed, run)["state"] == "finished"
         assert bed.command("launcher.logs", str(run.root)).returncode == 0
@@ -86,6 +93,8 @@ def test_b5_without_accounting_all_commands_say_what_is(bed: Bed, unharmed: dict
     finally:
         faults.restart_daemon(bed.cluster, "slurmdbd")
         until(lambda: accounts(bed), "accounting answers")
+    # the controller has kept for it what it missed
+    same_end(bed, run, unharmed)
 
 
 def shown(bed: Bed, run: RunFolder) -> dict[str, Any]:
@@ -102,16 +111,14 @@ def accounts(bed: Bed) -> bool:
 def test_b6_while_slurm_does_not_answer_submissions_end_as_one_job(
     bed: Bed, unharmed: dict[str, Any], tmp_path: Path
 ) -> None:
-    """sbatch takes the job and says that it timed out, and squeue and the next sbatch say nothing for 20 s."""
+    """sbatch takes the job and says that it timed out, and nobody answers for 20 s more."""
     muted = faults.mute(bed, tmp_path / "bin", seconds=20)
-    first = muted.command("launcher.submit", *bed.words("b6"), "--json")
-    assert first.returncode in (0, 2) and "Traceback" not in first.stderr, first.stderr
-    deadline = time.monotonic() + 90
-    while (done := muted.command("launcher.submit", *bed.words("b6"), "--json")).returncode:
-        assert done.returncode == 2 and time.monotonic() < deadline, done.stderr
+    done = muted.command("launcher.submit", *bed.words("b6"), "--json")
+    assert done.returncode == 0, done.stderr
     run = RunFolder(bed.runs / "digits_dit" / "b6")
-    # a training job and its successor
-    assert len(bed.jobs(run)) == 2
+    # a training job and its successor; what was taken before is gone
+    until(lambda: len(bed.jobs(run)) == 2, "it is one job")
+    assert bed.job(run) in bed.jobs(run)
     same_end(bed, run, unharmed, tries=1)
 
 

@@ -21,6 +21,7 @@ from launcher.reconcile import decide
 from selfguide.spec.records import records
 from selfguide.spec.run import RunFolder
 from tests.cluster.bed import BATCH, ROOT, STEPS, Bed, attempts, gone, lost, same_end, trains, until
+from tests.cluster.corpus import explained
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
@@ -194,7 +195,7 @@ def test_c5_a_requeue_from_outside_resumes_from_the_newest_checkpoint(
 
 
 def test_c5_a_job_with_a_successor_is_not_requeued(bed: Bed, unharmed: dict[str, Any]) -> None:
-    run = bed.submit("c5")
+    run = bed.submit("c5-kept")
     trains(bed, run)
     command = ["scontrol", "requeue", bed.job(run)]
     done = subprocess.run(command, env=bed.environment, capture_output=True)
@@ -230,6 +231,7 @@ def test_e1_three_submissions_at_once_are_one_run_and_cancel_ends_all_of_it(bed:
     assert bed.jobs(run) == {}
     assert decide.state(bed.view(run)).word == "cancelled"
     gone(bed, run)
+    explained(run)
 
 
 def test_e2_another_config_under_the_same_name_is_refused_with_the_difference(
@@ -304,6 +306,7 @@ def test_f1_an_error_of_the_user_at_the_start_is_not_retried(bed: Bed, tmp_path:
     assert decide.next_attempt(bed.view(run)).kind == "user"
     assert decide.state(bed.view(run)).word == "failed"
     gone(bed, run)
+    explained(run)
 
 
 def test_f2_a_crash_at_the_same_step_ends_the_chain(bed: Bed) -> None:
@@ -315,3 +318,4 @@ def test_f2_a_crash_at_the_same_step_ends_the_chain(bed: Bed) -> None:
     assert decide.cause(view.attempts[-1]).rank == "1"
     assert "always here" in decide.state(view).reason
     gone(bed, run)
+    explained(run)

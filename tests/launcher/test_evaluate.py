@@ -26,7 +26,7 @@ from launcher.reconcile.view import EvaluationView, JobView, ending_path, read
 from selfguide.spec.files import to_yaml
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.records import records
-from selfguide.spec.run import RunFolder, write_record
+from selfguide.spec.run import RunFolder, read_record, write_record
 from shards.errors import UserError
 
 
@@ -55,7 +55,7 @@ class Memory:
     def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         return ["unknown" if self.silent else self.jobs[record["id"]] for record in records]
 
-    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Any]:
+    def endings(self, records: Sequence[Record], *_: Any, **__: Any) -> list[Any]:
         return [self.ends.get(record["id"], {}) for record in records]
 
     def cancel(self, records: Sequence[Record]) -> int:
@@ -338,6 +338,21 @@ def test_endings_are_kept_for_when_the_scheduler_has_forgotten(
     del memory.ends[job]
     assert decide.cause(read(run).newest).kind == "node"
     assert ending_path(read(run).newest.files.job).name == "ended-job.json"
+
+
+def test_last_word_on_a_job_replaces_what_was_said_while_it_completed(
+    runs: Path, settings: list[str], memory: Memory
+) -> None:
+    run = a_run(runs, settings, memory)
+    job = read(run).newest.job.record["id"]
+    for word, kept in (
+        ("COMPLETING", "COMPLETING"),
+        ("PREEMPTED", "PREEMPTED"),
+        ("FAILED", "PREEMPTED"),
+    ):
+        memory.ends[job] = {"state": word}
+        act.keep_endings(read(run))
+        assert read_record(ending_path(read(run).newest.files.job))["state"] == kept
 
 
 def test_runs_of_other_users_are_left_alone(

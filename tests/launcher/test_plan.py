@@ -164,7 +164,16 @@ def test_the_command_takes_settings_or_a_run(
     assert found["run"] is None and found["expected"]["wall_s"] > 1280
     assert found["finish"] == pytest.approx(found["now"] + found["expected"]["wall_s"])
     assert command.main(settings) == 0 and capsys.readouterr().out
-    for words in (["a", "b"], ["nothing", "--runs", str(tmp_path)], [*settings[:-1], "-1"]):
+    ends = tmp_path / "ends"
+    ends.write_text("600 failure\n700 preemption\n")
+    assert run_plan([*settings, "--ends", str(ends)], capsys)["given_s"] > 1280
+    ends.write_text("600 rain\n")
+    for words in (
+        [*settings, "--ends", str(ends)],
+        ["a", "b"],
+        ["nothing", "--runs", str(tmp_path)],
+        [*settings[:-1], "-1"],
+    ):
         with pytest.raises(UserError):
             command.main(words)
 

@@ -138,7 +138,7 @@ def test_slurm_sweep_of_which_one_is_refused_queues_none(
     calls = fake_slurm(tmp_path, monkeypatch, takes=1)
     with pytest.raises(UserError):
         # of another size, and so with jobs of another kind
-        submit.main(["-m", *settings, "cluster=slurm", "model.depth=1,2"])
+        submit.main(["-m", *settings, "cluster=slurm", "model.depth=4,6"])
     assert not folder.runs(runs)
     assert ["--test-only" in line for line in calls.read_text().splitlines()] == [True, True]
 

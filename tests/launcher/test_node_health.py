@@ -74,8 +74,8 @@ def test_excluded_whatever_order_the_files_are_read_in(evidence: list[Evidence],
 def test_excluded_until_a_person_forgives_or_as_long_as_one_says(
     evidence: list[Evidence], node: str
 ) -> None:
-    forgiven = Evidence(node=node, time=NOW, kind="forgiven")
-    assert node not in names([*evidence, forgiven])
+    forgiven = Evidence(node=node, time=NOW + 1, kind="forgiven")
+    assert node not in names([*evidence, forgiven], NOW + 1)
     by_hand = replace(forgiven, kind="excluded")
     assert names([*evidence, by_hand], NOW + 100 * HALF_LIFE_S) == [node]
 
@@ -132,6 +132,11 @@ def test_blamed_is_the_node_of_the_rank_that_was_killed(tmp_path: Path) -> None:
     at = attempt(tmp_path, {"0": exit_of("error", 1, peer_gone=True)})
     (found,) = against(at, decide.cause(at))
     assert (found.node, found.kind, found.rank, found.attempt) == ("n2", "killed", "1", 3)
+
+
+def test_blamed_is_nobody_where_all_ranks_ended_without_a_word(tmp_path: Path) -> None:
+    at = attempt(tmp_path, {})
+    assert decide.cause(at).kind == "killed" and against(at, decide.cause(at)) == []
 
 
 def test_blamed_is_every_node_that_preflight_refused(tmp_path: Path) -> None:
