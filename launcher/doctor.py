@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 import json
 import shutil
+import sys
 import textwrap
 import time
 import uuid
@@ -46,6 +47,8 @@ from shards.errors import UserError
 # a job that waits longer for two nodes is given up
 WAIT_S = 300.0
 LIMIT_MIN = 15
+# before a person is told that it waits
+TELL_S = 5.0
 MARKS = {"ok": "ok      ", "warning": "warning ", "bad": "bad     "}
 
 
@@ -313,7 +316,7 @@ def _nodes(asked: Asked, wait_s: float) -> list[Finding]:
         write_record(folder / "submission.json", {"world": job.nodes * job.tasks})
         record = backend.submit(job)
         try:
-            over = _wait(record, folder, wait_s)
+            over = _wait(record, wait_s)
         finally:
             backends.cancel(record)
         return [over] if over else _answers(asked, folder, job)
@@ -365,27 +368,20 @@ def _fitting(backend: Slurm, job: Job) -> Job:
         return single
 
 
-def _wait(record: backends.Record, folder: Path, wait_s: float) -> Finding | None:
-    """Returns when the job is over; what keeps it, where it does not begin in time."""
+def _wait(record: backends.Record, wait_s: float) -> Finding | None:
+    """Returns when the job is over; what keeps it, where it does not begin in time or nobody says."""
     poll_s, began = backends.of_record(record).poll_s, time.monotonic()
-    label = f"{record['kind']} job {record['id']}"
-    while (state := backends.state(record)) not in ("gone", "unknown"):
-        if state == "queued" and time.monotonic() > began + wait_s:
-            text = f"{label} waited {wait_s:.0f} s for {record['nodes']} nodes, and was cancelled"
-            return Finding(
-                check="job",
-                verdict="warning",
-                text=text,
-                cure="try again later, or give --wait SECONDS",
-            )
-        if time.monotonic() > began + wait_s + 60 * LIMIT_MIN:
-            break
+    label, told = f"{record['kind']} job {record['id']}", False
+    while (state := backends.state(record)) != "gone":
+        late = time.monotonic() - began - wait_s
+        if (late > 0 and state != "running") or late > 60 * LIMIT_MIN:
+            text = f"{label} for {record['nodes']} nodes is {state} after {wait_s:.0f} s, and was cancelled"
+            cure = "try again later, or give --wait SECONDS"
+            return Finding(check="job", verdict="warning", text=text, cure=cure)
+        if state == "queued" and not told and time.monotonic() > began + TELL_S:
+            print(f"{label} waits for {record['nodes']} nodes", file=sys.stderr, flush=True)
+            told = True
         time.sleep(min(poll_s, 1.0))
-    if state == "unknown":
-        text = f"nobody says what became of {label}"
-        return Finding(
-            check="job", verdict="warning", text=text, cure="try again when Slurm answers"
-        )
     return None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launcher import doctor
+from launcher import backends, doctor
 from launcher.attempt import disks, node
 from launcher.attempt.finding import Finding
 from launcher.backends import slurm_site
@@ -411,3 +411,19 @@ def test_doctor_of_a_run_takes_its_own_saves_and_speed(
     found = next(each for each in told["checks"] if each["check"] == "preemption")
     assert (code, found["verdict"], found["figures"]["save_s"]) == (1, "warning", 25.0)
     assert found["text"].startswith("lossless, but loses up to")
+
+
+@pytest.mark.parametrize("state", ["queued", "unknown"])
+def test_job_that_does_not_begin_is_given_up_and_cancelled(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"kind": "slurm", "id": "7", "nodes": 2}
+    cancelled: list[Any] = []
+    monkeypatch.setattr(backends, "state", lambda record: state)
+    monkeypatch.setattr(backends, "cancel", cancelled.append)
+    monkeypatch.setattr(Slurm, "check", lambda self, job: [])
+    monkeypatch.setattr(Slurm, "submit", lambda self, job: record)
+    asked = doctor.read_words(["cluster=slurm"], str(tmp_path))
+    (found,) = doctor._nodes(asked, wait_s=0.0)
+    assert (found.check, found.verdict) == ("job", "warning") and cancelled == [record]
+    assert not list(tmp_path.iterdir())
