@@ -8,6 +8,7 @@ own jobs send, in a process of its own that is given up after some seconds, and 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import subprocess
@@ -110,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--title", default="selfguide", help="of the message")
     parser.add_argument("--text", default="Runs will write here.", help="of the message")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(arguments)
     wanted = urls()
     if not wanted:
@@ -118,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{sites.home()}/notify, readable by you alone"
         )
     taken = send(given.title, given.text)
-    print(f"{taken} of {len(wanted)} took the message")
+    told = {"taken": taken, "of": len(wanted)}
+    print(json.dumps(told) if given.json else f"{taken} of {len(wanted)} took the message")
     return 0 if taken == len(wanted) else 1
 
 

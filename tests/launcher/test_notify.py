@@ -127,8 +127,8 @@ def test_test_message_arrives_and_its_failure_is_an_exit_code(
 ) -> None:
     url, told = server
     monkeypatch.setenv(notify.VARIABLE, f"{url} {url}/refuse nonsense")
-    assert notify.main(["--title", "one", "--text", "two"]) == 1
-    assert "1 of 3" in capsys.readouterr().out
+    assert notify.main(["--title", "one", "--text", "two", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {"taken": 1, "of": 3}
     assert [(each["title"], each["message"]) for each in told] == [("one", "two")] * 2
 
 
