@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher import attempt, backends, doctor, jobs
+from launcher import attempt, backends, doctor, jobs, watch
 from selfguide.spec.files import read_config
 from slurm.devcluster import Cluster
 from tests.cluster.test_launcher import ended, payloads, send, settings, until  # noqa: F401 - fixtures
@@ -129,6 +130,22 @@ def test_profile_prepares_every_job_of_a_run(
             "a b",
         )
         assert each["TMPDIR"] == f"{tmp_path}/scratch/{each['SLURM_JOB_ID']}/.."
+
+
+def test_job_of_slurm_tells_by_the_variable_of_the_shell_that_submitted(
+    payloads: ModuleType,  # noqa: F811
+    settings: list[str],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attempt, "train", payloads.publish_all)
+    with importlib.import_module("listening").listening() as (url, told):
+        monkeypatch.setenv("SELFGUIDE_NOTIFY", url)
+        at = send(settings)
+        until(lambda: ended(at))
+        config = read_config(at.config)
+        backends.of(config.cluster).submit(jobs.watcher(config, at, "x", watch.entry, None))
+        until(lambda: told)
+    assert at.run.root.name in told[0]["title"] and "finished" in told[0]["title"]
 
 
 def test_doctor_asks_slurm_disks_and_two_nodes_and_leaves_nothing(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import payloads
 import pytest
+from listening import SECRET, listening
 from test_restart import FELL, SAVED, USER, a_view, an_attempt
 from test_watch import no_watcher
 from waiting import until
@@ -29,7 +26,6 @@ from launcher.reconcile.view import RunView
 from selfguide.spec.run import RunFolder, read_record
 from shards.errors import UserError
 
-SECRET = "token-2f9c"
 UNSCORED = compose(["experiment=digits_dit", "evaluation=none"])
 
 
@@ -82,27 +78,8 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The URL of a real server, and what it was told."""
-    if importlib.util.find_spec("apprise") is None:
-        assert os.environ.get("CI", "").lower() not in ("1", "true"), "CI must have apprise"
-        pytest.skip("apprise is not installed")
-    told: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            told.append(body | {"path": self.path})
-            self.send_response(500 if "refuse" in self.path else 200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield f"json://127.0.0.1:{made.server_port}/{SECRET}", told
-    made.shutdown()
-    made.server_close()
+    with listening() as heard:
+        yield heard
 
 
 def test_nobody_is_told_by_default() -> None:
