@@ -92,11 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = read_words(given.words, given.runs)
     root = Path(asked.config.runs)
     new, found = not root.exists(), list[Finding]()
-    for look in (
-        _cluster,
-        _files,
-        *(() if given.no_jobs else (partial(_nodes, wait_s=given.wait),)),
-    ):
+    jobs_too = () if given.no_jobs else (partial(_nodes, wait_s=given.wait),)
+    for look in (_messages, _cluster, _files, *jobs_too):
         found += (findings := look(asked))
         if not given.json:
             print("".join(line(each) for each in findings), end="", flush=True)
@@ -311,7 +308,7 @@ def _nodes(asked: Asked, wait_s: float) -> list[Finding]:
         if isinstance(backend, Slurm):
             job = _fitting(backend, job)
         code_copy.copy(folder / "code")
-        roots = list(config.data.roots) if asked.sized else []
+        roots = [config.data.root, *config.data.mix] if asked.sized else []
         write_record(folder / "request.json", {"roots": roots, "weights": config.init.path})
         write_record(folder / "submission.json", {"world": job.nodes * job.tasks})
         record = backend.submit(job)
@@ -352,6 +349,7 @@ def _job(config: Config, folder: Path) -> Job:
         devices=jobs.training_devices(cluster),
         cpus_per_task=cluster.cpus_per_task,
         mem_gb=cluster.mem_gb,
+        exclusive=cluster.exclusive,
         timeout_min=LIMIT_MIN,
         environment=cluster.environment,
     )

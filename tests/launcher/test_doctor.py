@@ -15,6 +15,7 @@ from launcher import backends, doctor
 from launcher.attempt import disks, node
 from launcher.attempt.finding import Finding
 from launcher.backends import slurm_site
+from launcher.backends.local import Local
 from launcher.backends.slurm import Slurm
 from launcher.backends.slurm_site import Site
 from launcher.checks import nodes, preemption
@@ -427,3 +428,27 @@ def test_job_that_does_not_begin_is_given_up_and_cancelled(
     (found,) = doctor._nodes(asked, wait_s=0.0)
     assert (found.check, found.verdict) == ("job", "warning") and cancelled == [record]
     assert not list(tmp_path.iterdir())
+
+
+def test_doctor_asks_about_every_data_set_and_says_who_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job's folder is looked at in place of running it."""
+    asked: list[dict[str, Any]] = []
+
+    def look(self: Local, job: Any) -> dict[str, Any]:
+        asked.append(json.loads((job.folder.parent / "request.json").read_text()))
+        return {"kind": "local", "id": "1", "nodes": 1}
+
+    monkeypatch.setattr(Local, "submit", look)
+    monkeypatch.setattr(backends, "state", lambda record: "gone")
+    monkeypatch.setattr(backends, "cancel", lambda record: False)
+    monkeypatch.setenv("SELFGUIDE_NOTIFY", "json://localhost")
+    mixed = ["data.root=/a", "data.mix=[s3://b/c]", "data.weights=[1,1]", "evaluation=none"]
+    code, told = run_doctor(
+        capsys, "cluster=local", "experiment=digits_dit", *mixed, f"runs={tmp_path}"
+    )
+    assert asked[0]["roots"] == ["/a", "s3://b/c"]
+    assert told["checks"][0]["check"] == "messages" and told["checks"][-1]["check"] == "job"
+    # no rank left a word
+    assert code == 2
