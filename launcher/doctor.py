@@ -25,7 +25,6 @@ from launcher.attempt.exits import Exit
 from launcher.attempt.finding import CODES, Finding, code
 from launcher.backends import Job, slurm_site
 from launcher.backends.slurm import Slurm
-from launcher.backends.slurm_site import Site
 from launcher.checks import nodes, preemption
 from launcher.checks.preemption import Plan
 from launcher.compose import changed, options
@@ -181,7 +180,7 @@ def _cluster(asked: Asked) -> list[Finding]:
         )
         return [Finding(check="this machine", verdict="ok", text=text)]
     cluster = config.cluster
-    site: Site = slurm_site.read(backend.ask, cluster.partition, cluster.account, cluster.qos)
+    site = slurm_site.read(backend.ask, cluster.partition, cluster.account, cluster.qos)
     found = [
         preemption.commands(site),
         preemption.preemption(site, plan),
@@ -190,6 +189,9 @@ def _cluster(asked: Asked) -> list[Finding]:
         preemption.lost_node(site, plan),
         preemption.limits(site, plan),
     ]
+    if apart := cluster.evaluation_partition:
+        other = slurm_site.read(backend.ask, apart, cluster.account, cluster.qos)
+        found.append(preemption.small_limit(other, cluster.evaluation_timeout_min))
     return [*found, *(_accepted(name, job, backend) for name, job in _jobs(config))]
 
 

@@ -137,6 +137,18 @@ def time_limit(site: Site, plan: Plan) -> Finding:
     return Finding(check="time limit", verdict="ok", text=text, figures=figures)
 
 
+def small_limit(site: Site, limit: int) -> Finding:
+    """Returns whether evaluations and watchers may run as long as they ask for, on a partition of their own."""
+    most = site.max_time_min
+    figures = {"timeout_min": limit, "max_time_min": most}
+    if most is None or limit <= most:
+        text = f"evaluations and watchers have {limit} min, as their partition allows"
+        return Finding(check="small jobs", verdict="ok", text=text, figures=figures)
+    text = f"cluster.evaluation_timeout_min={limit} is more than the {most} min of cluster.evaluation_partition"
+    cure = f"give cluster.evaluation_timeout_min={most}"
+    return Finding(check="small jobs", verdict="bad", text=text, cure=cure, figures=figures)
+
+
 def lost_node(site: Site, plan: Plan) -> Finding:
     """Returns what a lost node, or an end without any warning, costs."""
     notice = f", noticed after {site.node_timeout_s} s" if site.node_timeout_s is not None else ""

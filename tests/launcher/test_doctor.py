@@ -104,6 +104,23 @@ def test_preemption_by_qos_has_the_grace_of_the_qos() -> None:
     assert (site(by="qos").preempt_mode, site(by="qos").grace_s) == ("REQUEUE", 0)
 
 
+def test_partition_above_which_there_is_none_is_not_preempted() -> None:
+    above = PARTITIONS.replace("PartitionName=main", "PartitionName=main PriorityTier=10")
+    said = {"config": CONFIG.format(key="", by="partition_prio"), "partition": above}
+    for name, mode in (("main", "OFF"), ("kill", "CANCEL"), ("main,kill", "CANCEL")):
+        found = slurm_site.read(lambda command: said.get(command[2], ""), name, None, None)
+        assert found.preempt_mode == mode
+
+
+def test_limits_of_a_partition_with_a_qos_of_its_own_hold_as_well() -> None:
+    own = PARTITIONS.replace("PartitionName=main", "PartitionName=main QoS=high")
+    said = {"config": CONFIG.format(key="", by="partition_prio"), "partition": own, "qos": QOS}
+    found = slurm_site.read(
+        lambda command: said.get(command[3 if "-nP" in command else 2], ""), None, None, None
+    )
+    assert (found.max_time_min, found.max_submit) == (720, 3)
+
+
 def test_without_preemption_modes_mean_nothing() -> None:
     assert site(by="none").preempt_mode == "OFF"
 
@@ -174,6 +191,10 @@ def test_limits_that_a_run_does_not_fit_in_are_named_with_what_does() -> None:
     assert (long.verdict, long.cure) == ("bad", "give cluster.timeout_min=30")
     scancel = preemption.outside(Site(kill_wait_s=5), PLAN)
     assert scancel.verdict == "ok" and scancel.text.startswith("loses up to 1,000 steps")
+    assert (
+        preemption.small_limit(Site(max_time_min=30), 60).cure
+        == "give cluster.evaluation_timeout_min=30"
+    )
     assert preemption.limits(Site(max_submit=3), PLAN).verdict == "warning"
     assert preemption.limits(Site(max_submit=4, max_array=10), PLAN).verdict == "ok"
     assert preemption.lost_node(Site(), replace(PLAN, step_s=4.0)).verdict == "warning"
