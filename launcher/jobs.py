@@ -49,6 +49,7 @@ def training(config: Config, at: Attempt, run_id: str, save_s: float | None = No
         devices=training_devices(cluster),
         cpus_per_task=cluster.cpus_per_task,
         mem_gb=cluster.mem_gb,
+        exclusive=cluster.exclusive,
         timeout_min=cluster.timeout_min,
         warn_s=warning(config, save_s),
         requeue=successor_command(at, "--requeue") if cluster.restart == "requeue" else (),

@@ -377,7 +377,7 @@ class Slurm:
             "ntasks_per_node": job.tasks,
             "gpus_per_node": gpus if job.gpus and not site.gres else None,
             "gres": site.gres if job.gpus else None,
-            "exclusive": True if site.exclusive and not job.small else None,
+            "exclusive": True if job.exclusive else None,
             "cpus_per_task": job.cpus_per_task,
             "mem": f"{int(job.mem_gb * 1024)}MB" if job.mem_gb else None,
             "signal_delay_s": job.warn_s,
