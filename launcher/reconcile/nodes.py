@@ -80,7 +80,7 @@ def barred(run: RunFolder, config: Config) -> list[Exclusion]:
 
 def sentences(exclusions: Iterable[Exclusion]) -> list[str]:
     """Returns one for each node, for a person."""
-    return [f"{each.node} is done without {until(each)}: {each.why}" for each in exclusions]
+    return [f"{each.node} is left out {until(each)}: {each.why}" for each in exclusions]
 
 
 def until(exclusion: Exclusion) -> str:

@@ -57,7 +57,8 @@ def table(bed: Bed, *words: str) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize(
-    "check", [pytest.param(check, marks=pytest.mark.quick if check == "disk" else ()) for check in SICK]
+    "check",
+    [pytest.param(check, marks=pytest.mark.quick if check == "disk" else ()) for check in SICK],
 )
 def test_f5_a_sick_node_is_refused_before_training_and_named(
     bed: Bed, unharmed: dict[str, Any], check: str
