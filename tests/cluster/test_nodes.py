@@ -41,8 +41,6 @@ SICK = {
     + "import time\nprobes.multiply = lambda left, right: (time.sleep(0.3), left @ right)[1]",
     "clock": _PROBES + "import time\nprobes.now = lambda: time.time() + 120",
     "shards": _PROBES + "probes._unreadable = lambda config, sources: 'OSError: no such mount'",
-    "address": "import socket\ndef unknown(name): raise socket.gaierror(-2, 'Name or service not known')\n"
-    "socket.gethostbyname = unknown",
 }
 
 
@@ -60,15 +58,26 @@ def table(bed: Bed, *words: str) -> dict[str, dict[str, object]]:
     "check",
     [pytest.param(check, marks=pytest.mark.quick if check == "disk" else ()) for check in SICK],
 )
-def test_f5_a_sick_node_is_refused_before_training_and_named(
-    bed: Bed, unharmed: dict[str, Any], check: str
+def test_f5_a_sick_node_is_refused_before_training_and_named(bed: Bed, check: str) -> None:
+    bed.inside(1, SICK[check])
+    refused(bed, bed.submit("f5"), 1, check)
+
+
+def test_f3_a_node_whose_name_does_not_resolve_is_refused_and_nobody_falls_back_to_localhost(
+    bed: Bed, unharmed: dict[str, Any]
 ) -> None:
-    rank = 0 if check == "address" else 1
-    bed.inside(rank, SICK[check])
-    run = bed.submit("f5")
-    if check == "gemm":
-        same_end(bed, run, unharmed)
-    else:
+    unknown = "raise socket.gaierror(-2, 'Name or service not known')"
+    code = f"import socket\ndef unknown(name): {unknown}\nsocket.gethostbyname = unknown"
+    bed.inside(0, code)
+    run = bed.submit("f3")
+    same_end(bed, run, unharmed)
+    refused(bed, run, 0, "address")
+    assert not (run.attempt(1) / "rendezvous.json").exists()
+
+
+def refused(bed: Bed, run: RunFolder, rank: int, check: str) -> None:
+    """The first attempt ended by this check of a rank's node, and the second one began without the node."""
+    if not bed.view(run).finished:
         # nothing was learned that could differ
         trains(bed, run, 2, BATCH)
         assert bed.command("launcher.cancel", str(run.root)).returncode == 0
@@ -85,6 +94,7 @@ def test_f5_a_sick_node_is_refused_before_training_and_named(
     assert against.node == first.nodes[str(rank)]
     # measured once is enough
     assert table(bed)[against.node]["excluded"] and against.node not in last.nodes.values()
+    assert list(last.excluded) == [against.node]
 
 
 def stands(bed: Bed, run: RunFolder, rank: int) -> str:
@@ -115,8 +125,7 @@ def test_f4_a_node_that_fails_twice_is_done_without_by_a_successor_that_was_queu
     row = table(bed)[bad]
     assert row["excluded"] and row["evidence"] == {"killed": 2} and str(row["until"]) > "0"
     assert bad not in view.attempts[2].nodes.values()
-    asked = json.loads(view.attempts[2].files.submission.read_text())
-    assert list(asked["excluded"]) == [bad]
+    assert list(view.attempts[2].excluded) == [bad]
     # of four nodes one at most, whatever comes
     others = [name for name in table(bed) if name != bad]
     for number, name in enumerate([*others, *others]):
