@@ -79,7 +79,10 @@ def check(config: Config, rank_info: RankInfo, attempt: Path, sources: Sequence[
             raise RuntimeError(f"on all nodes {getattr(probe, problem)}")
     _end_where_refused(rank_info.rank, probes, [each for each in found if each.refused])
     if probe.device != "cpu" and (past is None or probe.product_s < past):
-        write_record(best, {"seconds": probe.product_s, "device": probe.device}, replace=True)
+        try:
+            write_record(best, {"seconds": probe.product_s, "device": probe.device}, replace=True)
+        except OSError as error:  # another user's, say
+            log.warning(f"what {probe.node} does at its best is not kept: {error}")
 
 
 def _probe(config: Config, rank_info: RankInfo, sources: Sequence[Manifest]) -> Probe:
