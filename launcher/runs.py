@@ -120,12 +120,6 @@ def _score(each: Summary) -> str:
     return f"{each.metric} {each.best_score:.3g}{where}"
 
 
-def _hours(hours: float | None) -> str:
-    if not hours:
-        return ""
-    return f"{hours:.2f}" if hours < 10 else f"{hours:,.0f}"
-
-
 def _notes(each: Summary) -> list[str]:
     """What a row has no room for."""
     notes = []

@@ -83,6 +83,8 @@ class AttemptView:
     cancel_by: str = ""
     # a person asked for this attempt; others follow the one before by themselves
     by_hand: bool = False
+    # nodes that its job had to do without, and why
+    excluded: Mapping[str, str] = field(default_factory=dict)
     # time limit of its job, and when its first rank began
     limit_s: float | None = None
     began: float | None = None
@@ -422,6 +424,7 @@ class _Reader:
             cancel_done=at.cancelled.name in names and bool(cancelled.get("done", True)),
             cancel_by=str(cancelled.get("by", "")),
             by_hand=bool(submission.get("by_hand")),
+            excluded=submission.get("excluded", {}),
             limit_s=None if limit_min is None else 60.0 * limit_min,
             began=(self.once(f"{at.root}/start-{starts[0]}.json") or {}).get("time")
             if starts
