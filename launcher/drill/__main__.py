@@ -219,7 +219,7 @@ def _bench(options: argparse.Namespace) -> tuple[Bench, Config]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m launcher.drill",
+        prog=cli.program("launcher.drill"),
         description="Puts faults on small runs of this cluster; each must go on by itself and end at the same bits.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
