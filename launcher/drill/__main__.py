@@ -189,7 +189,12 @@ def _bench(options: argparse.Namespace) -> tuple[Bench, Config]:
     """
     root = Path(options.runs).expanduser().resolve()
     digits = root / "digits"
-    words = [f"data.root={digits}", *(word for word in options.words if word != "storm")]
+    # hangs are noticed sooner than in runs whose steps may take long
+    words = [
+        f"data.root={digits}",
+        "cluster.hang_step_s=20",
+        *(word for word in options.words if word != "storm"),
+    ]
     if not any(word.startswith("cluster=") for word in words):
         words.append(f"cluster={backends.automatic()}")
     config = compose([*tiny(BATCH, BATCH, checkpoint_every=BATCH, log_every=BATCH), *words])
