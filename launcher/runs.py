@@ -92,7 +92,7 @@ def _table(found: list[Summary]) -> None:
             minutes(each.eta_s) if each.eta_s is not None else "",
             f"{each.metric} {each.score:.3g}" if each.metric and each.score is not None else "",
             str(each.attempts),
-            each.job or "",
+            f"{each.job or ''}{f', {each.nodes} nodes' if each.nodes else ''}",
         )
     console = cli.console()
     if not console.is_terminal:

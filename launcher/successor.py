@@ -47,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seen = launch.read_in(run, os.environ["SLURM_JOB_ID"])
         return 0 if seen and decide.next_attempt(seen).action == "start" else 1
     at, reason = launch.take_over(
-        run, os.environ["SLURM_JOB_ID"], Path(os.environ["SUBMITIT_FOLDER"])
+        run,
+        os.environ["SLURM_JOB_ID"],
+        Path(os.environ["SUBMITIT_FOLDER"]),
+        int(os.environ["SLURM_JOB_NUM_NODES"]),
     )
     log.info(f"attempt {at.number} follows: {reason}" if at else f"nothing follows: {reason}")
     answer = {"attempt": str(at.root) if at else None, "reason": reason}

@@ -22,6 +22,7 @@ from launcher.folder import Attempt
 from launcher.reconcile import act, decide
 from launcher.reconcile.act import WatchEntry
 from launcher.reconcile.view import AttemptView, RunView, read
+from selfguide.spec.accumulation import node_counts
 from selfguide.spec.config import Config
 from selfguide.spec.files import to_yaml
 from selfguide.spec.run import RunFolder, write_record
@@ -59,6 +60,7 @@ def check_jobs(config: Config, run: RunFolder, watch_entry: WatchEntry) -> list[
     wanted = [jobs.training(config, at, name, run.slowest_save_s())]
     if config.evaluation.protocol != "none":
         wanted.append(jobs.evaluation(config, at, name, run.evals / "request.json"))
+    if _watched(config):
         wanted.append(jobs.watcher(config, at, name, watch_entry, None))
     # of all jobs the first says most
     notes = [note for job in wanted for note in backends.of(config.cluster).check(job)]
@@ -75,7 +77,7 @@ def launch_attempt(run: RunFolder, config: Config, watch_entry: WatchEntry) -> L
         dismiss(read(run))  # what waits behind an older attempt has nothing to follow any more
     at, record = _submit_training(run, config, by_hand=True)
     watcher = None
-    if config.evaluation.protocol != "none":
+    if _watched(config):
         try:
             watcher = act.launch_watcher(at, config, watch_entry, after=record)
         except BaseException:
@@ -110,6 +112,7 @@ def tend(view: RunView) -> bool:
         return False
     if what.action == "start":
         go_on(view.folder)
+    look_for_nodes(view)
     return True
 
 
@@ -131,11 +134,59 @@ def go_on(run: RunFolder) -> Attempt | None:
         if following.action != "start" or early or waits:
             return None
         act.keep_endings(view)
-        opened, _ = _submit_training(run, config, by_hand=False)
+        nodes = _free(run, config) or config.nodes
+        opened, _ = _submit_training(run, config, by_hand=False, nodes=nodes)
         log.info(f"attempt {opened.number} follows: {following.reason}")
         with _said(opened):
             _queue_successor(opened, config)
         return opened
+
+
+def look_for_nodes(view: RunView) -> None:
+    """Has a run that may also train on fewer nodes go on with those that are free, or go back to all of them.
+
+    The job that waits behind an attempt asks for all nodes. Where these are not to be had, one that asks for fewer
+    takes its place; an attempt on fewer is asked to save and end when the others are free again, which loses no step.
+
+    Raises:
+        UserError: the cluster does not do it now.
+    """
+    what, run = decide.resize(view), view.folder
+    if what is None:
+        return
+    with new_attempt.submitting(run):
+        view = read(run)
+        at, config = view.newest, view.config
+        if at is None or config is None or at.successor is None or decide.resize(view) != what:
+            return
+        if what == "fewer":
+            nodes = _free(run, config)
+            if nodes not in (None, at.successor.record["nodes"]):
+                backends.cancel(at.successor.record)
+                _queue_successor(at.files, config, nodes=nodes)
+                log.info(f"the next attempt takes {nodes} nodes of {config.nodes}")
+            return
+        more = jobs.training(config, at.files, run.root.name, nodes=config.nodes - at.nodes)
+        backend = backends.of(config.cluster)
+        if at.job is not None and backend.starts_now(more, beside=at.job.record):
+            log.info(
+                f"{more.nodes} more nodes are free: attempt {at.number} makes way for {config.nodes}"
+            )
+            backend.warn(at.job.record)
+
+
+def _free(run: RunFolder, config: Config) -> int | None:
+    """The largest number of nodes on which the run could train at once; None where there are too few.
+
+    Of a run that takes no fewer than it asks for nobody asks.
+    """
+    if not config.elastic:
+        return None
+    backend, at = backends.of(config.cluster), Attempt(run.attempt(run.attempt_numbers()[-1]))
+    for nodes in reversed(node_counts(config)):
+        if backend.starts_now(jobs.training(config, at, run.root.name, nodes=nodes)):
+            return nodes
+    return None
 
 
 def read_in(run: RunFolder, job_id: str) -> RunView | None:
@@ -149,8 +200,13 @@ def read_in(run: RunFolder, job_id: str) -> RunView | None:
     return replace(view, attempts=(*view.attempts[:-1], told))
 
 
-def take_over(run: RunFolder, job_id: str, logs: Path) -> tuple[Attempt | None, str]:
+def take_over(
+    run: RunFolder, job_id: str, logs: Path, nodes: int | None = None
+) -> tuple[Attempt | None, str]:
     """Opens the run's next attempt in the job of this id, which runs already and writes its logs into `logs`.
+
+    Args:
+        nodes: that the job has; None is what the config asks for.
 
     It waits where the next attempt is not to begin at once, and where ranks of the one before still save: Slurm starts
     a successor as soon as the job before it begins to end.
@@ -174,7 +230,7 @@ def take_over(run: RunFolder, job_id: str, logs: Path) -> tuple[Attempt | None, 
                 left = max(left, 0.5)
             if left <= 0:
                 act.keep_endings(view)
-                return _open_in(view, view.config, job_id, logs), what.reason
+                return _open_in(view, view.config, job_id, logs, nodes), what.reason
         log.info(f"attempt {at.number + 1} begins in {left:.0f} s: {what.reason}")
         time.sleep(min(left, LONGEST_NAP_S))
 
@@ -185,20 +241,22 @@ def _ends(at: AttemptView) -> bool:
     return state == "COMPLETING" and bool(at.starts - set(at.exits))
 
 
-def _open_in(view: RunView, config: Config, job_id: str, logs: Path) -> Attempt | None:
+def _open_in(
+    view: RunView, config: Config, job_id: str, logs: Path, nodes: int | None
+) -> Attempt | None:
     """The next attempt in a job that runs already; None where the run has been cancelled meanwhile."""
     run, before = view.folder, view.newest
     assert before is not None
     at = Attempt(run.attempt(run.open_attempt()))
     code_copy.share(before.files.code, at.code)
     at.logs.symlink_to(os.path.relpath(logs, at.root))
-    job = _prepare_training(at, config, by_hand=False)
+    job = _prepare_training(at, config, by_hand=False, nodes=nodes)
     # where its Slurm is, as a submitter saw it: a node may have the configuration elsewhere
     conf = {"conf": before.job.record.get("conf")} if before.job else {}
     about = backends.new_record(config.cluster.kind, replace(job, folder=logs))
     write_record(at.job, {**about, **conf, "id": job_id})
     with _said(at):
-        _queue_successor(at, config, conf)
+        _queue_successor(at, config, more=conf)
     if not before.files.cancelled.exists():
         return at
     write_record(at.cancelled, {"by": "the cancellation of the attempt before"}, replace=True)
@@ -213,35 +271,52 @@ def dismiss(view: RunView) -> None:
             backends.cancel(at.successor.record)
 
 
-def _submit_training(run: RunFolder, config: Config, *, by_hand: bool) -> tuple[Attempt, Record]:
+def _submit_training(
+    run: RunFolder, config: Config, *, by_hand: bool, nodes: int | None = None
+) -> tuple[Attempt, Record]:
     """The next attempt, and the record of its training job."""
     at, (record,) = new_attempt.start(
-        run, config.cluster, lambda at: [_prepare_training(at, config, by_hand=by_hand)]
+        run,
+        config.cluster,
+        lambda at: [_prepare_training(at, config, by_hand=by_hand, nodes=nodes)],
     )
     write_record(at.job, record)
     return at, record
 
 
-def _prepare_training(at: Attempt, config: Config, *, by_hand: bool) -> Job:
-    """Writes what the ranks read; returns their job."""
+def _prepare_training(
+    at: Attempt, config: Config, *, by_hand: bool, nodes: int | None = None
+) -> Job:
+    """Writes what the ranks read; returns their job, on so many nodes where not on all."""
     storage.publish(str(at.config), to_yaml(config).encode())
-    job = jobs.training(config, at, at.run.root.name, at.run.slowest_save_s())
+    job = jobs.training(config, at, at.run.root.name, at.run.slowest_save_s(), nodes)
     asked = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
     asked |= {"world": job.nodes * job.tasks, "timeout_min": job.timeout_min, "by_hand": by_hand}
-    write_record(at.submission, asked)
+    write_record(at.submission, asked | {"full_nodes": config.nodes})
     return job
 
 
-def _queue_successor(at: Attempt, config: Config, more: Mapping[str, Any] | None = None) -> None:
-    """Queues the job that waits behind attempt `at`, where runs go on in that way here.
+def _queue_successor(
+    at: Attempt,
+    config: Config,
+    *,
+    nodes: int | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Queues the job that waits behind attempt `at`, where runs go on in that way here; in the place of an earlier one.
 
     Raises:
         UserError: the cluster refused it.
     """
     if _restarts(config) and config.cluster.restart == "successor":
-        job = jobs.successor(config, at, at.run.root.name, at.run.slowest_save_s())
+        job = jobs.successor(config, at, at.run.root.name, at.run.slowest_save_s(), nodes)
         record = backends.of(config.cluster).submit(job)
-        write_record(at.successor, {**record, **(more or {})})
+        write_record(at.successor, {**record, **(more or {})}, replace=True)
+
+
+def _watched(config: Config) -> bool:
+    """Whether a run needs a watcher: for its scores, or to find nodes."""
+    return config.evaluation.protocol != "none" or config.elastic
 
 
 def _restarts(config: Config) -> bool:

@@ -135,6 +135,8 @@ class Summary:
     attempts: int
     # cluster and job id
     job: str | None
+    # such as "2 of 4", of an attempt that has fewer than the run asks for
+    nodes: str | None
     snapshots: int
     scored: int
     failed_evaluations: int
@@ -158,6 +160,7 @@ def summary(view: RunView) -> Summary:
         **asdict(progress(view)),
         attempts=view.tries,
         job=at.job.label if at and at.job else None,
+        nodes=f"{at.nodes} of {at.full_nodes}" if at and at.nodes < at.full_nodes else None,
         snapshots=len(view.snapshots),
         scored=len(scored),
         failed_evaluations=len({record.key for record in view.records} - scored),

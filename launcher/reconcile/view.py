@@ -64,6 +64,9 @@ class AttemptView:
     opened: float
     # ranks asked for; 0 before that was written
     world: int = 0
+    # nodes of its job, and how many the run asks for where more are to be had; 0 before that was written
+    nodes: int = 0
+    full_nodes: int = 0
     # both None where the submission has not come so far, or died
     job: JobView | None = None
     watcher: JobView | None = None
@@ -335,6 +338,8 @@ class _Reader:
             files=at,
             opened=float(submission.get("time") or _changed(at.root)),
             world=int(submission.get("world", 0)),
+            nodes=int(submission.get("nodes", 0)),
+            full_nodes=int(submission.get("full_nodes") or submission.get("nodes", 0)),
             job=self.known.get(at.job),
             watcher=self.known.get(at.watcher),
             successor=self.known.get(at.successor),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from selfguide.data.crop_flip import CropFlip
@@ -30,3 +32,17 @@ class Batch:
     label: Tensor | None
     images: int
     crop_flip: CropFlip | None = None
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """Micro-batches of one step as one batch, in their order. Of more than one it leaves out `crop_flip`."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+
+    def together(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    names = ("x0", "eps", "tau", "x", "position", "ordinal")
+    label = None if first.label is None else together("label")
+    return Batch(*map(together, names), label=label, images=first.images)
