@@ -37,7 +37,8 @@ GONE_S = 60.0
 _NO_NODES = "Requested node configuration is not available"
 # what it says of one that they do fit: local time, to the second
 _STARTS = re.compile(r"to start at (\S+) ")
-SOON_S = 5.0
+# a start that is as good as now; the controller's clock may be another
+SOON_S = 30.0
 _GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 # sinfo's short words for nodes that get no job
 _OUT_OF_SERVICE = ("boot", "down", "drain", "drng", "err", "fail", "inval", "maint", "resv", "unk")

@@ -225,6 +225,9 @@ def take_over(
                 return None, what.reason
             if view.config is None:
                 return None, "; ".join(view.problems)
+            works = node_counts(view.config)
+            if nodes is not None and nodes not in works:
+                return None, f"this job has {nodes} nodes, and the run trains on {works}"
             left = decide.ended(at) + what.after_s - time.time()
             if _ends(at) and time.monotonic() < began + SAVING_S:
                 left = max(left, 0.5)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launcher import submit
+from launcher import describe, submit
 from launcher.compose import compose
 from launcher.folder import Attempt
 from launcher.reconcile import decide, launch
@@ -97,6 +97,15 @@ def test_what_cannot_be_on_fewer_nodes_is_refused_with_the_cure(
 
 def test_min_nodes_is_no_part_of_a_runs_identity() -> None:
     assert identity(config("min_nodes=2"), "data") == identity(config(), "data")
+
+
+def test_a_dry_run_says_what_fewer_nodes_would_do() -> None:
+    told = describe.facts(config("min_nodes=1"))
+    assert told["fewer_nodes"] == {
+        1: {"micro_batch": 32, "accumulation": 4, "together": 4},
+        2: {"micro_batch": 32, "accumulation": 2, "together": 2},
+    }
+    assert describe.facts(config())["fewer_nodes"] == {}
 
 
 # ---- when, and what for
@@ -207,6 +216,15 @@ def on_two(run: RunFolder, slurm: Callable[..., Path], free: int) -> Path:
     write_record(at.root / "progress.json", {"section": "train", "images": 128})
     queue = f"3|RUNNING|x|{run.root}\\n" + waits(run, waiting["id"])
     return slurm(free, queue)
+
+
+def test_a_job_with_another_number_of_nodes_opens_no_attempt(
+    slurm: Callable[..., Path], run: RunFolder
+) -> None:
+    preempted(run)
+    slurm(3)
+    at, reason = launch.take_over(run, "3", run.attempt(1) / "successor", nodes=3)
+    assert at is None and "3 nodes" in reason
 
 
 @pytest.mark.parametrize("free", [2, 1])
