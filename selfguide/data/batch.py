@@ -43,6 +43,13 @@ def joined(parts: Sequence[Batch]) -> Batch:
     def together(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts])
 
-    names = ("x0", "eps", "tau", "x", "position", "ordinal")
-    label = None if first.label is None else together("label")
-    return Batch(*map(together, names), label=label, images=first.images)
+    return Batch(
+        x0=together("x0"),
+        eps=together("eps"),
+        tau=together("tau"),
+        x=together("x"),
+        position=together("position"),
+        ordinal=together("ordinal"),
+        label=None if first.label is None else together("label"),
+        images=first.images,
+    )
