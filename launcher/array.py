@@ -11,7 +11,6 @@ joins an array that is at work, and submits the next one where it is not.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -181,10 +180,10 @@ def sentences(folder: Path, new: bool) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launcher.array",
-        description="Shows the tasks of an array, such as `tools.shards encode --tasks` submits.",
-        epilog="example: python -m launcher.array runs/encode/3f2a91c05d77/attempts/0001 -f",
+    parser = cli.parser(
+        "launcher.array",
+        "Shows the tasks of an array, such as `tools.shards encode --tasks` submits.",
+        "runs/encode/3f2a91c05d77/attempts/0001 -f",
     )
     parser.add_argument("folder", type=Path, help="of the array, as its submission printed it")
     what = parser.add_mutually_exclusive_group()

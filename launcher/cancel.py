@@ -1,40 +1,71 @@
 """`python -m launcher.cancel RUN`: ends the watcher, the evaluations and the training of a run, on any cluster.
 
-Safe to call again. What is published stays; the run can be submitted again and goes on where it stopped.
+Safe to call again. What is published stays; the run can be submitted again and goes on where it stopped. A sweep is
+ended with all its runs, also those that wait for this machine.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from launcher.folder import find
+from launcher import sweep_folder
+from launcher.folder import find, takes_run
 from launcher.reconcile.act import cancel
+from launcher.sweep_folder import SweepFolder
 from shards import cli
+from shards.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launcher.cancel",
-        description="Ends every job of a run. Snapshots and scores stay, and submitting the run again resumes it.",
-        epilog="example: python -m launcher.cancel 3f2a",
+    parser = cli.parser(
+        "launcher.cancel",
+        "Ends every job of a run, or of all runs of a sweep. Snapshots and scores stay, and submitting\n"
+        "the run again resumes it.",
+        "3f2a",
     )
-    parser.add_argument("run", help="id, beginning of an id, name, or folder of a run")
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
-    parser.add_argument("--json", action="store_true", help="JSON instead of sentences")
+    takes_run(parser, what="run, or id of a sweep")
     options = parser.parse_args(arguments)
-    run = find(options.run, Path(options.runs))
-    done = cancel(run)
+    root = Path(options.runs)
+    sweep = sweep_folder.named(options.run, root.resolve())
+    if sweep is not None:
+        done = _cancel_sweep(sweep)
+        about: dict[str, Any] = {"sweep": sweep.id}
+    else:
+        run = find(options.run, root)
+        done = cancel(run)
+        about = {"run": run.root.name}
     if options.json:
-        print(json.dumps({"run": run.root.name, "cancelled": done}, indent=1))
+        print(json.dumps({**about, "cancelled": done}, indent=1))
         return 0
     for each in done:
-        print(f"cancelled {each['what']}: {each['kind']} job {each['id']}")
+        of = f" of run {each['run']}" if "run" in each else ""
+        print(f"cancelled {each['what']}{of}: {each['kind']} job {each['id']}")
     if not done:
-        print(f"nothing of run {run.root.name} was at work")
+        print(f"nothing of {' '.join(*about.items())} was at work")
     return 0
+
+
+def _cancel_sweep(sweep: SweepFolder) -> list[dict[str, Any]]:
+    """Ends what would start more runs first, then each run; one that cannot be reached does not spare the others.
+
+    Raises:
+        UserError: some cannot be reached from here.
+    """
+    done: list[dict[str, Any]] = []
+    if (runner := sweep.stop()) is not None:
+        done.append({"what": "queue of this machine", "kind": runner["kind"], "id": runner["id"]})
+    problems = []
+    for run in sweep.begun():
+        try:
+            done += [{**each, "run": run.root.name} for each in cancel(run)]
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+    return done
 
 
 if __name__ == "__main__":

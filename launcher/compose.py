@@ -16,12 +16,13 @@ import types
 import typing
 from collections.abc import Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
+from launcher import sites
 from selfguide.spec.config import ClusterConfig, Config, build
 from selfguide.spec.config.laws import Formerly, fields_of
 from selfguide.spec.files import plain
-from selfguide.spec.sizes import TABLE
+from selfguide.spec.sizes import CORRECTED, TABLE
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
@@ -37,6 +38,10 @@ GROUPS = (
     "init",
     "cluster",
 )
+
+
+# keys below which any name may stand
+_MAPPINGS = ("cluster.environment.", "cluster.sbatch.")
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -100,11 +105,15 @@ def experiments() -> dict[str, str]:
 
 
 def options(group: str) -> list[str]:
-    """The choices of a group: the names of its YAML files, and for `model` the rows of the table of sizes."""
+    """The choices of a group: names of YAML files, for `model` rows of the table of sizes, for `cluster` also sites."""
+    more = {"model": set(TABLE), "cluster": set(sites.found())}.get(group, set())
+    return sorted({*_shipped(group), *more})
+
+
+def _shipped(group: str) -> list[str]:
     folder = resources.files("configs") / group
     files = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-    named = {name.removesuffix(".yaml") for name in files if name.endswith(".yaml")}
-    return sorted(named | set(TABLE)) if group == "model" else sorted(named)
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
 def known_keys() -> list[str]:
@@ -130,6 +139,24 @@ def _sections() -> list[tuple[str, type]]:
     return typing.cast("list[tuple[str, type]]", found)
 
 
+def values(key: str) -> list[str]:
+    """The values that a group or key can have, where they can be listed."""
+    if key in GROUPS:
+        return options(key)
+    part, _, name = key.rpartition(".")
+    kinds = [
+        kind
+        for section, cls in [("", Config), *_sections()]
+        for each in fields_of(cls)
+        if (section, each.name) == (part, name)
+        for kind in (each.type, *typing.get_args(each.type))
+    ]
+    if bool in kinds:
+        return ["true", "false"]
+    literals = [typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is Literal]
+    return sorted({str(value) for each in literals for value in each})
+
+
 def without_group(overrides: Sequence[str], group: str) -> list[str]:
     """`overrides` less the choice of `group`; `group.key=value` stays."""
     return [text for text in overrides if text.partition("=")[0] != group]
@@ -144,6 +171,10 @@ def _known(text: str) -> tuple[str, str]:
         )
     if not equals:
         raise UserError(f"{text!r} is not key=value; see --help")
+    if key == "cluster":
+        shipped = _shipped(key)
+        path = sites.of(value, shipped)
+        return key, f"cluster={sites.register(path, shipped)}" if path else text
     if key in GROUPS:
         choices = options(key)
         if value not in choices:
@@ -154,8 +185,7 @@ def _known(text: str) -> tuple[str, str]:
     key, value = _current(key, value)
     text = f"{key}={value}"
     known = known_keys()
-    mappings = [name for name in known if key.startswith(f"{name}.")]
-    if key not in known and mappings != ["cluster.environment"]:
+    if key not in known and not key.startswith(_MAPPINGS):
         inside = [name for name in known if name.startswith(f"{key}.")]
         if inside:
             raise UserError(f"{key!r} is a part, not a setting; it has: {', '.join(inside)}")
@@ -203,7 +233,8 @@ def _hydra(overrides: list[str]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     for name in TABLE:
-        ConfigStore.instance().store(group="model", name=name, node={"name": name})
+        node = {"name": name, **CORRECTED.get(name, {})}
+        ConfigStore.instance().store(group="model", name=name, node=node)
     try:
         with initialize_config_module(config_module="configs", version_base=None):
             composed = hydra_compose("config", overrides=overrides)
@@ -218,7 +249,7 @@ def _plain(message: str) -> str:
     ambiguous = re.search(r"Ambiguous value for argument '\+*([^']*)'", message)
     if ambiguous:
         key, _, value = ambiguous[1].partition("=")
-        return f"{key}={value} is several values: give one, or a list as {key}=[{value}]; one submission, one run"
+        return f"{key}={value} is several values: give one, or a list as {key}=[{value}], or -m for a run of each"
     first = [
         line.strip() for line in message.splitlines() if line.strip() and "hydra.cc" not in line
     ]

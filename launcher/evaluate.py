@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from launcher import watch
-from launcher.folder import find
+from launcher.folder import find, takes_run
 from launcher.reconcile import act, decide
 from launcher.reconcile.decide import counted
 from launcher.reconcile.view import read
@@ -19,16 +18,14 @@ from shards.errors import UserError
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launcher.evaluate",
-        description="Scores the snapshots of a run that have no score, as its config says; returns at once. "
-        "What is being scored already is left alone.",
-        epilog="example: python -m launcher.evaluate 3f2a --retry",
+    parser = cli.parser(
+        "launcher.evaluate",
+        "Scores the snapshots of a run that have no score, as its config says; returns at once. What is\n"
+        "being scored already is left alone.",
+        "3f2a --retry",
     )
-    parser.add_argument("run", help="id, beginning of an id, name, or folder of a run")
+    takes_run(parser)
     parser.add_argument("--retry", action="store_true", help="also those whose evaluation failed")
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
-    parser.add_argument("--json", action="store_true", help="JSON instead of sentences")
     options = parser.parse_args(arguments)
     done = evaluate(find(options.run, Path(options.runs)), retry=options.retry)
     if options.json:

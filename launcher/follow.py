@@ -11,13 +11,16 @@ from typing import TextIO
 
 from launcher import backends
 from launcher.reconcile import decide
-from launcher.reconcile.decide import counted
+from launcher.reconcile.decide import counted, minutes
 from launcher.reconcile.view import RunView, read
+from selfguide.spec.advice import Advice, recorded
 from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder
 from shards import cli
 
 PLAIN_S = 5.0  # between progress lines where there is no terminal
+# of older advice, when somebody begins to look
+LAST_ADVICE = 3
 SLOW_DATA = 0.1  # of the time, above which waiting for data is shown
 
 
@@ -70,6 +73,8 @@ def progress(now: RunView) -> str:
     parts = [f"{at.images:,} / {at.of:,} images"]
     if at.section and at.section != "train":
         parts.append(at.section)
+    if (state := decide.state(now)).word == "running" and state.reason:
+        parts.append(state.reason)
     if at.images_per_s:
         parts.append(f"{at.images_per_s:,.0f} images/s")
     if at.eta_s is not None:
@@ -94,11 +99,12 @@ def waiting(now: RunView) -> list[str]:
     ]
 
 
-def minutes(seconds: float) -> str:
-    """1:23:45, or 1:23."""
-    whole = int(seconds)
-    clock = f"{whole // 60 % 60}:{whole % 60:02d}"
-    return clock if whole < 3600 else f"{whole // 3600}:{clock.zfill(5)}"
+def advice(run: RunFolder) -> list[Advice]:
+    """Returns what training said goes wrong, oldest first; without a line that is being written."""
+    try:
+        return recorded(run.metrics)
+    except (OSError, ValueError, KeyError):
+        return []
 
 
 def _outcome(record: EvaluationRecord) -> str:
@@ -108,10 +114,13 @@ def _outcome(record: EvaluationRecord) -> str:
 
 
 def _until_done(run: RunFolder, show: Callable[[RunView, list[str]], None]) -> RunView:
-    before = None
+    before, said = None, 0
     while True:
         now = read(run)
-        show(now, news(before, now))
+        given = advice(run)
+        lines = [f"advice at {each.images:,} images: {each.text}" for each in given[said:]]
+        show(now, [*lines[-LAST_ADVICE:], *news(before, now)])
+        said = max(said, len(given))
         # a run has finished with its last snapshot, and its job a moment later with its last checkpoint
         works = decide.watched(now) or decide.training_state(now) in ("queued", "running")
         if decide.state(now).word in decide.ENDED and not works:

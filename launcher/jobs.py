@@ -83,23 +83,23 @@ def successor(
 
 
 def successor_command(at: Attempt, *options: str) -> tuple[str, ...]:
-    """What a job of attempt `at` calls to learn whether its run goes on."""
-    return (sys.executable, "-m", "launcher.successor", str(at.run.root), *options)
+    """What Python is to do in a job of attempt `at` that wants to know whether its run goes on."""
+    return ("-m", "launcher.successor", str(at.run.root), *options)
 
 
 def warning(config: Config, save_s: float | None) -> int:
     """Returns how many seconds before its time limit Slurm has to warn a training job, so that it can save.
 
-    Twice the time of a save, which may have begun when the warning comes, and a margin; half of the limit at most.
+    Twice the time of a save, which may have begun when the warning comes, and a margin, or what the site wants where
+    that is more; half of the limit at most.
     """
-    wanted = math.ceil(2 * _save_s(config, save_s) + MARGIN_S)
-    return min(wanted, 30 * config.cluster.timeout_min)
+    return min(_wanted(config, expected_save_s(config, save_s)), 30 * config.cluster.timeout_min)
 
 
 def check_limit(config: Config, save_s: float | None) -> None:
     """Raises UserError where the time limit of training on Slurm is not longer than its warning and one save more."""
-    took = _save_s(config, save_s)
-    warn_s = math.ceil(2 * took + MARGIN_S)
+    took = expected_save_s(config, save_s)
+    warn_s = _wanted(config, took)
     needed, limit = warn_s + took, config.cluster.timeout_min
     if config.cluster.kind != "local" and 60 * limit <= needed:
         what = "may take" if save_s is None else "took"
@@ -109,8 +109,12 @@ def check_limit(config: Config, save_s: float | None) -> None:
         )
 
 
-def _save_s(config: Config, measured: float | None) -> float:
-    """Seconds of a checkpoint, by its size where none was measured."""
+def _wanted(config: Config, took: float) -> int:
+    return max(math.ceil(2 * took + MARGIN_S), config.cluster.warn_s or 0)
+
+
+def expected_save_s(config: Config, measured: float | None) -> float:
+    """Returns how long a checkpoint takes: as measured, else by its size."""
     if measured is not None:
         return measured
     return footprint(config).checkpoint / (BYTES_PER_S * (config.min_nodes or config.nodes))
@@ -129,6 +133,7 @@ def evaluation(config: Config, at: Attempt, run_id: str, request: Path) -> Job:
         gpus=0,  # fd_digits runs on the CPU, and would wait for a card that training holds
         cpus_per_task=cluster.cpus_per_task,
         mem_gb=cluster.mem_gb / cluster.gpus_per_node if cluster.mem_gb else None,
+        small=True,
         timeout_min=cluster.evaluation_timeout_min,
         threads=_threads(cluster),
         nice=NICE,
@@ -139,11 +144,7 @@ def evaluation(config: Config, at: Attempt, run_id: str, request: Path) -> Job:
 def watcher(
     config: Config, at: Attempt, run_id: str, entry: Callable[[str], None], after: str | None
 ) -> Job:
-    """One CPU from the start of training, for as long as that may take; Slurm starts one at a time.
-
-    No longer than training's own limit, which is often all that a partition allows. What is unscored when it ends
-    is picked up by the next submission of the run.
-    """
+    """One CPU from the start of training; Slurm starts one at a time. Before its limit it starts the next one."""
     cluster = config.cluster
     return Job(
         function=entry,
@@ -154,7 +155,8 @@ def watcher(
         comment=str(at.run.root),
         cpus_per_task=1,
         mem_gb=1 if cluster.mem_gb else None,
-        timeout_min=cluster.timeout_min,
+        small=True,
+        timeout_min=cluster.watcher_timeout_min,
         singleton=True,
         after=after,
         environment=cluster.environment,

@@ -6,7 +6,6 @@ make a run what it is, only `train.images` may change, and only upwards: that ex
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +13,9 @@ from pathlib import Path
 
 from launcher import backends, submit
 from launcher.compose import changed, without_group
-from launcher.folder import find
+from launcher.folder import find, takes_run
 from launcher.reconcile.view import read
+from launcher.usage import complete_setting
 from selfguide.spec.config import Config
 from selfguide.spec.run import RunFolder
 from selfguide.spec.validate import validate
@@ -25,18 +25,17 @@ from shards.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launcher.resume",
-        description="Resumes a run that stopped, from its newest checkpoint and by its own config; joins it while it "
+    parser = cli.parser(
+        "launcher.resume",
+        "Resumes a run that stopped, from its newest checkpoint and by its own config; joins it while it\n"
         "works. train.images=N extends it, also when it has finished.",
-        epilog="example: python -m launcher.resume 3f2a train.images=1_024_000 cluster.partition=gpu",
+        "3f2a train.images=1_024_000 cluster.partition=gpu",
     )
-    parser.add_argument("run", help="id, beginning of an id, name, or folder of a run")
-    parser.add_argument(
+    takes_run(parser)
+    settings = parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="how it runs from now on, or train.images"
     )
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
-    parser.add_argument("--json", action="store_true", help="JSON instead of sentences")
+    settings.completer = complete_setting  # type: ignore[attr-defined]
     options = parser.parse_intermixed_args(arguments)
     run = find(options.run, Path(options.runs))
     config = resumed(run, options.settings)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from launcher import folder, watch
-from launcher.follow import minutes
-from launcher.reconcile.decide import Summary, next_attempt, summary
-from launcher.reconcile.view import LOOK_S, RunView, read, read_many
+from launcher import folder, status, sweep_folder
+from launcher.reconcile.decide import Summary, counted, minutes, summary
+from launcher.reconcile.view import read_many
 from selfguide.spec.run import RunFolder
 from shards import cli
 
@@ -24,124 +22,122 @@ _COLOURS = {
     "failed": "red",
     "cancelled": "dim",
 }
+_COLUMNS = {
+    "run": "left",
+    "experiment": "left",
+    "state": "left",
+    "images": "right",
+    "images/s": "right",
+    "ETA": "right",
+    "best score": "right",
+    "attempts": "right",
+    "job": "left",
+    "sweep": "left",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launcher.runs",
-        description="Lists runs with their state, progress and newest score; with RUN, shows all about that one.",
-        epilog="example: python -m launcher.runs --json | python -m json.tool",
+    parser = cli.parser(
+        "launcher.runs",
+        "Lists runs with their state, progress, rate, time left and best score; with RUN, shows all about\n"
+        "that one, as `launcher.status` does; with a sweep's id, lists its runs.",
+        "--json | python -m json.tool",
     )
-    parser.add_argument("run", nargs="?", help="id, beginning of an id, name, or folder of a run")
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
-    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    folder.takes_run(parser, nargs="?", what="run, or id of a sweep")
     options = parser.parse_args(arguments)
-    if options.run:
-        return _one(folder.find(options.run, Path(options.runs)), options.json)
-    views, problems = read_many(folder.runs(Path(options.runs).resolve()))
+    root = Path(options.runs).resolve()
+    sweep = sweep_folder.named(options.run, root) if options.run else None
+    if options.run and sweep is None:
+        return status.show(folder.find(options.run, root), as_json=options.json)
+    runs = sweep.begun() if sweep else folder.runs(root)
+    return _list(runs, _sweeps(root), options.runs, as_json=options.json)
+
+
+def _list(
+    runs: Sequence[RunFolder], sweeps: Mapping[Path, str], root: str, *, as_json: bool
+) -> int:
+    views, problems = read_many(runs)
     found = [summary(view) for view in views]
     for problem in [*problems, *(problem for view in views for problem in view.problems)]:
         print(f"warning: {problem}", file=sys.stderr)
-    _tend(views)
-    if options.json:
-        print(json.dumps([asdict(each) for each in found], indent=1))
+    status.tend(views)
+    of = {id(each): sweeps.get(Path(each.folder)) for each in found}
+    if as_json:
+        print(json.dumps([asdict(each) | {"sweep": of[id(each)]} for each in found], indent=1))
     elif found:
-        _table(found)
+        _table(found, [of[id(each)] for each in found])
     else:
-        print(
-            f"no run in {options.runs}; start one: python -m launcher.submit experiment=digits_dit"
-        )
+        print(f"no run in {root}; start one: python -m launcher.submit experiment=digits_dit")
     return 0
 
 
-def _tend(views: Sequence[RunView]) -> None:
-    for view in views:
-        for sentence in watch.tend(view):
-            print(f"note: {sentence}", file=sys.stderr)
+def _sweeps(root: Path) -> dict[Path, str]:
+    """The newest sweep of each run that belongs to one."""
+    found = sorted(sweep_folder.sweeps(root), key=lambda each: each.describe().get("time", 0.0))
+    return {run.root: each.id for each in found for run in each.runs()}
 
 
-def _table(found: list[Summary]) -> None:
+def _table(found: Sequence[Summary], sweeps: Sequence[str | None]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
-    for name in (
-        "run",
-        "experiment",
-        "state",
-        "images",
-        "images/s",
-        "ETA",
-        "score",
-        "attempts",
-        "job",
-    ):
-        table.add_column(
-            name, justify="right" if name in ("images", "images/s", "ETA", "score") else "left"
-        )
-    for each in found:
+    names = [name for name in _COLUMNS if name != "sweep" or any(sweeps)]
+    for name in names:
+        table.add_column(name, justify="right" if _COLUMNS[name] == "right" else "left")
+    for each, sweep in zip(found, sweeps, strict=True):
         colour = _COLOURS.get(each.state, "")
-        # what a finished run lacks belongs to its state
-        state = f"{each.state}, {each.message}" if _lacks(each) else each.state
-        table.add_row(
-            each.id,
-            each.experiment,
-            f"[{colour}]{state}[/]" if colour else state,
-            f"{each.images:,} / {each.of:,}",
-            f"{each.images_per_s:,.0f}" if each.images_per_s else "",
-            minutes(each.eta_s) if each.eta_s is not None else "",
-            f"{each.metric} {each.score:.3g}" if each.metric and each.score is not None else "",
-            str(each.attempts),
-            f"{each.job or ''}{f', {each.nodes} nodes' if each.nodes else ''}",
-        )
+        # what a finished run lacks belongs to its state, and that a running one does not move
+        more = each.state in ("finished", "running") and each.message
+        state = escape(f"{each.state}, {each.message}" if more else each.state)
+        cells = {
+            "run": escape(each.id),
+            "experiment": each.experiment,
+            "state": f"[{colour}]{state}[/]" if colour else state,
+            "images": f"{each.images:,} / {each.of:,}",
+            "images/s": f"{each.images_per_s:,.0f}" if each.images_per_s else "",
+            "ETA": minutes(each.eta_s) if each.eta_s is not None else "",
+            "best score": _score(each),
+            "attempts": str(each.attempts),
+            "job": f"{each.job or ''}{f', {each.nodes} nodes' if each.nodes else ''}",
+            "sweep": sweep or "",
+        }
+        table.add_row(*(cells[name] for name in names))
     console = cli.console()
     if not console.is_terminal:
-        console.width = 160  # a pipe has no edge at which to break ids
+        console.width = 200  # a pipe has no edge at which to break ids
     console.print(table)
     for each in found:
-        if each.message and each.state in ("failed", "unknown", "queued"):
-            print(f"{each.id}: {each.message}")
+        for sentence in _notes(each):
+            print(f"{each.id}: {sentence}")
 
 
-def _lacks(each: Summary) -> bool:
-    return each.state == "finished" and bool(each.message)
+def _score(each: Summary) -> str:
+    """The best score, and where it was if that is not the newest snapshot that has one."""
+    if each.metric is None or each.best_score is None or each.best_images is None:
+        return ""
+    where = "" if each.best_images == each.score_images else f" at {each.best_images:,}"
+    return f"{each.metric} {each.best_score:.3g}{where}"
 
 
-def _one(run: RunFolder, as_json: bool) -> int:
-    view = read(run, patience_s=LOOK_S)
-    _tend([view])
-    row: dict[str, Any] = asdict(summary(view))
-    following = next_attempt(view)
-    if row["state"] == "failed" and following.action == "stop":
-        row["not_continued"] = following.reason
-    results = {(record.key, record.attempt): record.status for record in view.records}
-    evaluations = [
-        {
-            "snapshot": each.images,
-            "attempt": each.attempt,
-            "job": each.job.state if each.job else "gone",
-            "result": results.get((each.key, each.attempt)),
-        }
-        for each in view.evaluations
-    ]
-    if as_json:
-        print(json.dumps(row | {"evaluations": evaluations}, indent=1))
-        return 0
-    for key, value in row.items():
-        if value not in (None, ""):
-            print(f"{key.replace('_', ' '):<20}{_text(value)}")
-    for each in evaluations:
-        outcome = each["result"] or each["job"]
-        print(
-            f"{'evaluation':<20}{each['snapshot']:,} images, attempt {each['attempt']}: {outcome}"
-        )
-    return 0
+def _notes(each: Summary) -> list[str]:
+    """What a row has no room for."""
+    notes = []
+    if each.message and each.state in ("failed", "unknown", "queued"):
+        reason = f" ({each.waits_for})" if each.waits_for else ""
+        notes.append(f"{each.message}{reason}{expected(each)}")
+    if each.damaged_checkpoints:
+        damaged = counted(each.damaged_checkpoints, "damaged checkpoint")
+        notes.append(f"{damaged} set aside, in its checkpoints/damaged")
+    return notes
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def expected(each: Summary) -> str:
+    """When Slurm expects to start a queued job."""
+    if each.starts is None:
+        return ""
+    return f", expected to start {time.strftime('%a %H:%M', time.localtime(each.starts))}"
 
 
 if __name__ == "__main__":

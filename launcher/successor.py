@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import watch
+from launcher import notify, watch
 from launcher.attempt import job_name, logs
 from launcher.reconcile import decide, launch
 from launcher.reconcile.view import read
@@ -42,21 +42,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         view = read(run)
         if decide.next_attempt(view).action == "stop":
             launch.dismiss(view)
+        notify.tell(view)
         return 0
     if options.requeue:
-        seen = launch.read_in(run, os.environ["SLURM_JOB_ID"])
-        return 0 if seen and decide.next_attempt(seen).action == "start" else 1
+        mine = launch.read_in(run, os.environ["SLURM_JOB_ID"])
+        if mine is not None:
+            notify.tell(mine)
+        return 0 if mine and decide.next_attempt(mine).action == "start" else 1
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
     at, reason = launch.take_over(
         run,
         os.environ["SLURM_JOB_ID"],
         Path(os.environ["SUBMITIT_FOLDER"]),
-        int(os.environ["SLURM_JOB_NUM_NODES"]),
+        SlurmJobEnvironment().hostnames,
     )
     log.info(f"attempt {at.number} follows: {reason}" if at else f"nothing follows: {reason}")
     answer = {"attempt": str(at.root) if at else None, "reason": reason}
     write_record(run.root / "successors" / f"{job_name(os.environ)}.json", answer)
+    seen = read(run)
+    notify.tell(seen)
     # its watcher may have ended with the same node
-    for sentence in watch.tend(read(run)) if at else ():
+    for sentence in watch.tend(seen) if at else ():
         log.info(sentence)
     return 0
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 from launcher import compose
+from shards import cli
 
 WIDTH = 110  # of lines that are wrapped
 
@@ -43,7 +45,7 @@ COMMON = (
 def text() -> str:
     """The help page."""
     lines = [
-        "usage: python -m launcher.submit experiment=NAME [key=value ...] [--json] [--help]",
+        f"usage: {cli.program('launcher.submit')} experiment=NAME [key=value ...] [-m] [--json] [--help]",
         "",
         "Composes an experiment, checks everything, and submits its training and its evaluation to this machine",
         "or to Slurm; returns at once. The same command again joins the run, or resumes it where it stopped;",
@@ -59,6 +61,8 @@ def text() -> str:
         *(_choices(group) for group in compose.GROUPS[1:]),
         "",
         "options:",
+        "  -m                             a sweep, a run for each value: -m seed=0,1,2 model.depth=range(4,8); several",
+        "                                 lists mean their product; again starts only what failed or is missing",
         "  --json                         one JSON object on stdout instead of text",
         '  --completion bash              print a completion script: eval "$(python -m launcher.submit '
         '--completion bash)"',
@@ -100,3 +104,13 @@ def completion() -> str:
     words = [f"{group}={option}" for group in compose.GROUPS for option in compose.options(group)]
     words += [f"{key}=" for key in compose.known_keys() if key not in compose.GROUPS]
     return _BASH.format(words=" ".join(words))
+
+
+def complete_setting(prefix: str, **_: Any) -> list[str]:
+    """What `prefix` of one `key=value` may become: groups and keys, or listed values behind `=`."""
+    key, equals, _typed = prefix.partition("=")
+    if not equals:
+        return [
+            f"{name}=" for name in (*compose.GROUPS, *compose.known_keys()) if name.startswith(key)
+        ]
+    return [f"{key}={value}" for value in compose.values(key)]

@@ -7,16 +7,20 @@ command that sees the run without one does, too (`tend`).
 
 from __future__ import annotations
 
-import argparse
+import json
 import logging
 import math
 import os
+import sys
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from launcher import backends
+from launcher import backends, notify
 from launcher.attempt import logs
 from launcher.attempt.signals import end_on_signals
+from launcher.folder import find, takes_run
 from launcher.reconcile import act, decide, launch
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.config import Config
@@ -63,6 +67,7 @@ def watch(root: Path, until: float = math.inf) -> None:
                 if _cancelled(view):
                     return
                 goes_on = launch.tend(view)
+                notify.tell(view, goes_on)
                 plan = decide.evaluations_wanted(view, view.config)
                 if (goes_on or not plan.done) and view.time > until:
                     act.launch_watcher(view.newest.files, view.config, entry)
@@ -122,7 +127,7 @@ def _mine(run: RunFolder) -> bool:
 
 def renewal(config: Config, now: float) -> float:
     """Returns when a watcher that starts now has to start the next one, in seconds since 1970."""
-    limit_s = 60.0 * config.cluster.timeout_min
+    limit_s = 60.0 * config.cluster.watcher_timeout_min
     return now + limit_s - min(RENEW_S, limit_s / 2)
 
 
@@ -134,20 +139,22 @@ def entry(run: str) -> None:
     watch(Path(run), renewal(config, time.time()) if config else math.inf)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launcher.watch",
-        description="Turns the snapshots of a run that have no score into evaluation jobs, until none is left. "
-        "`launcher.submit` starts it; by hand it is of use when a watcher was lost.",
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = cli.parser(
+        "launcher.watch",
+        "Turns the snapshots of a run that have no score into evaluation jobs, until none is left.\n"
+        "`launcher.submit` starts it; by hand it is of use where a watcher was lost and none can be queued.",
+        "runs/digits_dit/3f2a91c05d77",
     )
-    parser.add_argument("run", type=Path, help="folder of the run")
-    arguments = parser.parse_args()
-    if not (arguments.run / "run.json").is_file():
-        raise UserError(
-            f"run={str(arguments.run)!r} is no run folder; `python -m launcher.runs` lists them"
-        )
-    logs.configure(None)
-    watch(arguments.run.resolve())
+    takes_run(parser)
+    options = parser.parse_args(arguments)
+    run = find(options.run, Path(options.runs))
+    # the one JSON object has stdout to itself
+    logs.configure(None, sys.stderr if options.json else sys.stdout)
+    watch(run.root)
+    if options.json:
+        print(json.dumps(asdict(decide.summary(read(run))), indent=1))
     return 0
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,11 +16,15 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
+from selfguide.spec.nodes import NodeRefused, node_name
 from selfguide.spec.run import read_record, write_record
 from shards.wait import wait_until
 
 T = TypeVar("T")
+
+_CURE = "have the node's name mean its own address, in DNS or in its /etc/hosts"
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,18 @@ def join(rank_info: RankInfo, rendezvous: Path, timeout_s: int = 600) -> None:
     if rank_info.rank == 0:
         host = _address()
         store = dist.TCPStore(host, 0, rank_info.world, is_master=True, wait_for_workers=False)
-        write_record(rendezvous, {"host": host, "port": store.port, "world": rank_info.world})
+        about = {"host": host, "port": store.port, "world": rank_info.world}
+        here = {"machine": socket.gethostname(), "node": node_name()}
+        write_record(rendezvous, {**about, **here})
     else:
         record = _await_record(rendezvous, timeout_s)
         if record["world"] != rank_info.world:
             raise RuntimeError(
                 f"rank {rank_info.rank} was started for {rank_info.world} ranks, rank 0 for {record['world']}"
             )
+        if record["host"].startswith("127.") and record["machine"] != socket.gethostname():
+            what = f"rank 0 has no address there that rank {rank_info.rank} on {node_name()} reaches; {_CURE}"
+            raise NodeRefused(record["node"], "address", what)
         store = dist.TCPStore(record["host"], record["port"], rank_info.world, is_master=False)
     if rank_info.device.type == "cuda":
         torch.cuda.set_device(rank_info.device)
@@ -73,6 +85,24 @@ def join(rank_info: RankInfo, rendezvous: Path, timeout_s: int = 600) -> None:
     )
 
 
+def collectives() -> int | None:
+    """Returns how many collectives this rank has entered so far, finished or not, in all groups together.
+
+    All ranks enter the same collectives in the same order, so one with fewer than another has not come as far: that
+    other waits for it. torch counts them by itself, so that a step pays nothing. May be called from any thread; None
+    where this torch does not say, or the groups are being made or left.
+    """
+    entered = 0
+    try:
+        for group in list(distributed_c10d._world.pg_map):
+            # gloo alone serves both devices
+            for backend in {group._get_backend(device) for device in group._device_types}:
+                entered += backend._get_sequence_number_for_group()  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):
+        return None
+    return entered
+
+
 def leave() -> None:
     """Without it gloo processes abort now and then at exit."""
     if dist.is_initialized():
@@ -83,6 +113,9 @@ def _address() -> str:
     """An address of this host that its peers reach: what its name resolves to, loopback only where it is all.
 
     Debian maps a host's own name to 127.0.1.1, which every other node would take for itself.
+
+    Raises:
+        NodeRefused: the name does not resolve. Gloo would listen on loopback then, in silence.
     """
     override = os.environ.get("SELFGUIDE_HOST")
     if override:
@@ -90,19 +123,33 @@ def _address() -> str:
     try:
         found = socket.gethostbyname(socket.gethostname())
     except OSError as error:
-        raise RuntimeError(
-            f"the name {socket.gethostname()!r} of this node does not resolve; set SELFGUIDE_HOST to its address"
-        ) from error
+        what = f"its name {socket.gethostname()!r} does not resolve; {_CURE}"
+        raise NodeRefused(node_name(), "address", what) from error
     if not found.startswith("127."):
         return found
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(
-                ("192.0.2.1", 9)
-            )  # a documentation address: routes are looked up, nothing is sent
-            return probe.getsockname()[0]
+            # a documentation address: routes are looked up, nothing is sent
+            probe.connect(("192.0.2.1", 9))
         except OSError:  # a machine without a network has peers on itself only
             return found
+        address = probe.getsockname()[0]
+    if interface := _interface(address):
+        # by itself Gloo listens where the name leads
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    return address
+
+
+def _interface(address: str) -> str | None:
+    """The network interface that has this IPv4 address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has no address
+                # SIOCGIFADDR: the address is bytes 20 to 24 of what comes back
+                found = fcntl.ioctl(asker, 0x8915, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(found[20:24]) == address:
+                    return name
+    return None
 
 
 def _await_record(path: Path, timeout_s: int) -> dict:

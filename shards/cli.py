@@ -15,12 +15,17 @@ from typing import TYPE_CHECKING, TypeVar
 from shards.errors import DamagedError, StoreError, UserError
 
 if TYPE_CHECKING:
+    import argparse
+
     from rich.console import Console
     from rich.progress import Progress
 
 T = TypeVar("T")
 
 SHOW_AFTER = 2.0  # seconds before a command shows that it is busy
+
+# the console script, behind which every command has a name
+SCRIPT = "selfguide"
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -49,6 +54,28 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def program(module: str) -> str:
+    """Returns how the command of a module was called: `selfguide NAME` or `python -m MODULE`."""
+    return sys.argv[0] if sys.argv[0].startswith(f"{SCRIPT} ") else f"python -m {module}"
+
+
+def parser(module: str, about: str | None, example: str = "") -> argparse.ArgumentParser:
+    """The parser of a command, whose help shows `about` as it is written.
+
+    Args:
+        example: words behind the command's name, for one line of help.
+    """
+    import argparse
+
+    name = program(module)
+    return argparse.ArgumentParser(
+        prog=name,
+        description=about,
+        epilog=f"example: {name} {example}" if example else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def console(*, stderr: bool = False) -> Console:

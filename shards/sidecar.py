@@ -48,6 +48,8 @@ class Sidecar:
     groups: int | None  # of id, multi_hot and mask
     provenance: Mapping[str, Any]
     sha256: str  # of rows.npy
+    # what it took, as far as it was written down: seconds of all ranks together, ranks, device
+    cost: Mapping[str, Any] | None = None
     more: tuple[str, ...] = field(default=())  # names of further columns
     attached: tuple[str, ...] = field(default=())  # names of files
 
@@ -84,11 +86,13 @@ def write(
     groups: int | None = None,
     provenance: Mapping[str, Any],
     attached: Sequence[str] = (),
+    cost: Mapping[str, Any] | None = None,
     **more: NDArray[np.generic],
 ) -> Sidecar:
     """Publishes a sidecar: its columns, then its record.
 
     Columns that are mapped from their place in the folder stay there; `attached` are names of files that lie in it.
+    `cost`, what it took, is written down beside the provenance and is no part of what the annotation is.
 
     Raises:
         UserError: the folder holds a sidecar or other files, or rows are not what `kind` says.
@@ -114,6 +118,7 @@ def write(
         "provenance": dict(provenance),
         "more": sorted(more),
         "attached": sorted(attached),
+        **({} if cost is None else {"cost": dict(cost)}),
     }
     storage.publish_folder(target, extra=extra)
     return read(target)
@@ -150,6 +155,7 @@ def read(folder: str | os.PathLike[str], *, manifest: str | None = None) -> Side
         groups=found["groups"],
         provenance=found["provenance"],
         sha256=next(f["sha256"] for f in found["files"] if f["name"] == ROWS),
+        cost=found.get("cost"),
         more=tuple(found["more"]),
         attached=tuple(found["attached"]),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from shards import cli
 from shards.errors import UserError
 
 Flag = tuple[str, Any, Any, str]  # as it is typed, its type, default and help
@@ -19,12 +20,8 @@ def command(
     module: str, about: str | None, *flags: Flag, epilog: str | None = None
 ) -> argparse.ArgumentParser:
     """The parser of `python -m <module>`; the help shows `about` and `epilog` as they are written."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=about,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser(module, about)
+    parser.epilog = epilog
     add(parser, *flags)
     return parser
 

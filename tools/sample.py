@@ -38,7 +38,7 @@ from selfguide.sampling.groups import patch_layout
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import SamplerConfig, build
-from selfguide.spec.config.sampler import check_sampler, settings_read
+from selfguide.spec.config.sampler import Spacing, check_sampler, settings_read
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
 from selfguide.spec.files import read_config
 from selfguide.training.engine.protocol import DTYPES
@@ -373,9 +373,21 @@ def _parser() -> argparse.ArgumentParser:
         ("--interval LOW HIGH", float, None, "noise-times in which the weight applies"),
         ("--guided-channels X", int, None, "guide only the first so many"),
         ("--shift X", float, None, "of the schedule; above 1 spends more steps at high noise"),
+        (
+            "--spacing",
+            get_args(Spacing),
+            None,
+            "which noise levels of a discrete table are visited",
+        ),
         ("--rtol X", float, None, "of dopri5"),
         ("--atol X", float, None, "of dopri5"),
         ("--clip X", float, None, "of ddim: clamp x0 estimates to +-X, in model space"),
+        (
+            "--clipped-noise",
+            ("reread", "kept"),
+            None,
+            "of ddim: the noise beside a clipped estimate",
+        ),
         ("--eta X", float, None, "of ddim: 0 deterministic, 1 ancestral"),
         ("--churn X", float, None, "of heun: EDM's S_churn"),
         ("--churn-sigma LOW HIGH", float, None, "noise levels in which heun churns"),

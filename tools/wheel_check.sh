@@ -42,6 +42,10 @@ check() { # PYTHON FOLDER: what was installed, where its packages lie
   quietly "$1" -m "${dry_run[@]}"
   quietly "$1" -m tools.shards --help
   quietly "$1" -m slurm --help
+  # pip writes the script elsewhere: its entry, as the installed metadata names it
+  quietly "$1" -c 'import sys; from importlib.metadata import distribution
+entry = distribution("selfguide").entry_points.select(group="console_scripts", name="selfguide")["selfguide"].load()
+sys.argv[1:] = sys.argv[1:] or ["--help"]; entry()' runs --json
   for own in launcher tools slurm; do
     cd "$scratch/packages-$own"
     case "$own" in

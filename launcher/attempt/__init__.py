@@ -14,13 +14,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from launcher.attempt import preflight
 from launcher.attempt.entry import run_rank
 from launcher.attempt.signals import end_on_signals
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import read_record
 from shards.wait import wait_until
 
-__all__ = ["encode", "evaluate", "succeed", "train"]
+__all__ = ["encode", "evaluate", "examine", "succeed", "train"]
 
 # a rank that has left its exit record must have ended after 15 s
 DISMISS_S = 8.0
@@ -59,7 +60,7 @@ def succeed(run: str) -> None:
     found = read_record(decision)
     assert found is not None
     if found["attempt"] is None:
-        print(f"this run does not go on by itself: {found['reason']}", flush=True)
+        print(f"this job leaves: {found['reason']}", flush=True)
         return
     _train(Path(found["attempt"]))
 
@@ -82,6 +83,13 @@ def _train(folder: Path) -> None:
     status = RankStatus(section="joining")
 
     def work(rank: int, local_rank: int, world: int) -> None:
+        # not above: it is a program, too
+        from launcher.attempt import monitor
+
+        monitor.begin(folder, rank, local_rank, status)
+        if local_rank == 0:
+            preflight.look(folder)
+
         from selfguide.training import job
 
         job.main(folder, rank, local_rank, world, status)
@@ -118,5 +126,17 @@ def encode(task: str) -> None:
         from selfguide.data.autoencoders.encode import take_share
 
         take_share(folder)
+
+    run_rank(folder, work)
+
+
+def examine(check: str) -> None:
+    """Runs one rank of a check of the cluster by `launcher.doctor`; `check` is its folder."""
+    folder = Path(check)
+
+    def work(rank: int, local_rank: int, world: int) -> None:
+        from launcher.attempt import node
+
+        node.examine(folder, rank, local_rank, world)
 
     run_rank(folder, work)

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from launcher.attempt import heartbeat, logs, signals
+from launcher.attempt import heartbeat, logs, signals, stacks
 from launcher.attempt.exits import Exit, exit_path, peer_failed, write_start
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import read_record
@@ -44,8 +44,24 @@ def run_rank(
     names = _VARIABLES.get(os.environ.get("SUBMITIT_EXECUTOR", ""), ("",))
     rank_name = os.environ.get(names[0], "unknown")
     status = status or RankStatus()
-    # where it was when it crashes in C
+    ended: Exit | None = None
+
+    def end(error: BaseException | None) -> Exit:
+        """Records how this rank ends, once; from then on it has `END_S` seconds, whatever it hangs in."""
+        nonlocal ended
+        if ended is None:
+            ended = _ending(error, folder, rank_name, status)
+            status.ending = True
+            ended.write(exit_path(folder, rank_name))
+            # by a thread of C: what hangs may hold the interpreter's lock
+            faulthandler.dump_traceback_later(END_S, exit=True)
+        return ended
+
+    # where an error unwinds, stores and ranks may be waited for that are gone
+    status.fails = end
+    # where it was when it crashes in C, and where it is when it is asked
     faulthandler.enable()
+    stacks.offer()
     signals.stop_on_signals(folder, rank_name, status)
     write_start(folder, rank_name)
     heartbeat.begin(folder, rank_name, status)
@@ -58,17 +74,14 @@ def run_rank(
                 f"{world} ranks were started and {submitted} submitted; submit the run again"
             )
         work(rank, local_rank, world)
-        ended = Exit(code=0, kind="ok", images=status.images, section=status.section)
+        end(None)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - any kind: the record names it
-        ended = Exit.of(error, status)
-        if ended.kind != "preempted":
+        kind = end(error).kind
+        if kind == "node":
+            print(error, file=sys.stderr)
+        elif kind != "preempted":
             traceback.print_exc()
-            if status.stop and peer_failed(folder, rank_name):  # the cause is in that record
-                ended = Exit.signalled(status.stop, status, preempted=False)
-    status.ending = True
-    ended.write(exit_path(folder, rank_name))
-    # by a thread of C: what hangs may hold the interpreter's lock
-    faulthandler.dump_traceback_later(END_S, exit=True)
+    assert ended is not None
     if leave is not None and ended.kind in ("ok", "preempted"):
         leave()
     if ended.code:
@@ -77,6 +90,17 @@ def run_rank(
             last.callback(os._exit, ended.code)
             sys.stdout.flush()
             sys.stderr.flush()
+
+
+def _ending(error: BaseException | None, folder: Path, rank: str, status: RankStatus) -> Exit:
+    """How a rank ends by this error, or without one."""
+    if error is None:
+        return Exit.well(status)
+    found = Exit.of(error, status)
+    if found.kind != "preempted" and status.stop and peer_failed(folder, rank):
+        # the cause is in that record
+        return Exit.signalled(status.stop, status, preempted=False)
+    return found
 
 
 def rank_info(environment: Mapping[str, str]) -> tuple[int, int, int]:

@@ -6,24 +6,37 @@ import logging
 import os
 import signal
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from selfguide.spec.nodes import NodeRefused, node_name
 from selfguide.spec.rank_status import Preempted, RankStatus
 from selfguide.spec.run import Fenced, read_record, write_record
 from shards.errors import DamagedError, StoreError, UserError
 
 # user: something a user can mend, which trying again repeats; fenced: a newer attempt holds the run; preempted: asked
-# to stop, and nothing is lost; signal: ended from outside, by the scheduler or by another rank's failure
+# to stop, and nothing is lost; signal: ended from outside, by the scheduler or by another rank's failure; node: the
+# node failed a check before training
 Kind = Literal[
-    "ok", "user", "fenced", "preempted", "numeric", "storage", "memory", "hang", "error", "signal"
+    "ok",
+    "user",
+    "fenced",
+    "preempted",
+    "numeric",
+    "storage",
+    "memory",
+    "hang",
+    "node",
+    "error",
+    "signal",
 ]
 
 # of the process, as sysexits.h has it where it has one; 128 + number of a signal, 1 of anything else
 PREEMPTED, NOTHING_SAVED = 75, 76
-_CODES: dict[Kind, int] = {"ok": 0, "user": UserError.exit_code, "numeric": 86, "storage": 87}
-_CODES |= {"memory": 84, "hang": 85}
+CODES: dict[Kind, int] = {"ok": 0, "user": UserError.exit_code, "numeric": 86, "storage": 87}
+CODES |= {"memory": 84, "hang": 85, "node": 88}
 
 # how torch says that memory is short where it raises no class of its own
 _NO_MEMORY = ("out of memory", "DefaultCPUAllocator: can't allocate memory")
@@ -50,15 +63,21 @@ class Exit:
     section: str | None = None
     # image count of the checkpoint that was written on the way out
     saved: int | None = None
+    # of class `node`: which one failed what before training
+    node: str | None = None
+    check: str | None = None
     # a collective broke: another rank is gone, and the cause is there
     peer_gone: bool = False
+    # of each class of time until the last progress, and of training's what went by waiting for data
+    seconds: Mapping[str, float] | None = None
+    waited_s: float | None = None
 
     @classmethod
     def of(cls, error: BaseException, status: RankStatus) -> Exit:
         """Returns the record of an exception that ends a rank; call it while the exception is handled."""
         kind = _kind(error)
         saved = error.saved if isinstance(error, Preempted) else None
-        code = _CODES.get(kind, 1)
+        code = CODES.get(kind, 1)
         if kind == "preempted":
             code = NOTHING_SAVED if saved is None else PREEMPTED
         elif isinstance(error, SystemExit) and isinstance(error.code, int):
@@ -69,10 +88,11 @@ class Exit:
             message=f"{type(error).__name__}: {error}",
             traceback=traceback.format_exc(),
             type=type(error).__name__,
-            images=status.images,
-            section=status.section,
             saved=saved,
+            node=error.node if isinstance(error, NodeRefused) else None,
+            check=error.check if isinstance(error, NodeRefused) else None,
             peer_gone=any(text in f"{type(error).__name__}: {error}" for text in _PEER_GONE),
+            **_place(status),
         )
 
     @classmethod
@@ -83,9 +103,13 @@ class Exit:
             code=NOTHING_SAVED if preempted else 128 + number,
             kind="preempted" if preempted else "signal",
             message=f"ended by {name}",
-            images=status.images,
-            section=status.section,
+            **_place(status),
         )
+
+    @classmethod
+    def well(cls, status: RankStatus) -> Exit:
+        """Returns the record of a rank that has done its work."""
+        return cls(code=0, kind="ok", **_place(status))
 
     @classmethod
     def read(cls, folder: Path, rank: int | str = 0) -> Exit | None:
@@ -103,6 +127,12 @@ class Exit:
         _write_once(path, record)
 
 
+def _place(status: RankStatus) -> dict[str, Any]:
+    """How far a rank came, and where its time went."""
+    names = ("images", "section", "seconds", "waited_s")
+    return {name: getattr(status, name) for name in names}
+
+
 def _kind(error: BaseException) -> Kind:
     """The class of an error; torch's are known by name, since this module does not import it."""
     names = {each.__name__ for each in type(error).__mro__}
@@ -116,6 +146,8 @@ def _kind(error: BaseException) -> Kind:
         return "fenced"
     if isinstance(error, Preempted):
         return "preempted"
+    if isinstance(error, NodeRefused):
+        return "node"
     if short or names & {"MemoryError", "OutOfMemoryError"}:
         return "memory"
     if isinstance(error, FloatingPointError):
@@ -134,8 +166,8 @@ def peer_failed(folder: Path, rank: str) -> bool:
 
 
 def write_start(folder: Path, rank: int | str) -> None:
-    """Records that a rank began, which tells a rank that was killed from one that never came this far."""
-    _write_once(start_path(folder, rank), {})
+    """Records that a rank began, and where, which tells a rank that was killed from one that never came this far."""
+    _write_once(start_path(folder, rank), {"node": node_name()})
 
 
 def _write_once(path: Path, record: dict[str, Any]) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
 
 # of whose messages rank 0 shows those at level info; of other libraries only warnings are of use
 OURS = ("selfguide", "shards", "launcher")
 
 
-def configure(rank: int | None) -> None:
+def configure(rank: int | None, out: TextIO | None = None) -> None:
     """Sends all messages of this process to stdout: rank 0's from info up, other ranks' from warning up.
 
     Args:
         rank: None for a process that is no rank, such as the watcher; it shows what rank 0 would.
+        out: in place of stdout.
     """
     name = "" if rank is None else f"rank {rank} "
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(out or sys.stdout)
     handler.setFormatter(
         logging.Formatter(f"%(asctime)s {name}%(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     )

@@ -12,7 +12,18 @@ from typing import Protocol, TypeVar
 
 from launcher.backends import slurm
 from launcher.backends.local import Local
-from launcher.backends.protocol import Backend, Ending, Job, Record, State, new_record
+from launcher.backends.protocol import (
+    Backend,
+    Ending,
+    Job,
+    Node,
+    Record,
+    Span,
+    State,
+    Waiting,
+    new_record,
+    settled,
+)
 from launcher.backends.slurm import Slurm
 from selfguide.spec.config import ClusterConfig
 
@@ -20,8 +31,11 @@ __all__ = [
     "Backend",
     "Ending",
     "Job",
+    "Node",
     "Record",
+    "Span",
     "State",
+    "Waiting",
     "automatic",
     "cancel",
     "cancel_all",
@@ -29,9 +43,12 @@ __all__ = [
     "new_record",
     "of",
     "of_record",
+    "settled",
+    "spans",
     "state",
     "states",
     "strays",
+    "waiting",
 ]
 
 T = TypeVar("T")
@@ -72,9 +89,21 @@ def states(records: Sequence[Record], patience_s: float | None = None) -> list[S
     return _each(records, lambda backend, some: backend.states(some, patience_s))
 
 
-def endings(records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
-    """Returns how jobs that are gone ended, as far as their schedulers still know."""
-    return _each(records, lambda backend, some: backend.endings(some, patience_s))
+def endings(
+    records: Sequence[Record], patience_s: float | None = None, *, deep: bool = False
+) -> list[Ending]:
+    """Returns how jobs that are gone ended, as far as their schedulers still know (`Backend.endings`)."""
+    return _each(records, lambda backend, some: backend.endings(some, patience_s, deep=deep))
+
+
+def waiting(records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
+    """Returns why each of these queued jobs waits, as far as its scheduler says."""
+    return _each(records, lambda backend, some: backend.waiting(some, patience_s))
+
+
+def spans(records: Sequence[Record], patience_s: float | None = None) -> list[tuple[Span, ...]]:
+    """Returns when each job had its nodes, as its scheduler or its own controller says."""
+    return _each(records, lambda backend, some: backend.spans(some, patience_s))
 
 
 def state(record: Record) -> State:

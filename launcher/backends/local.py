@@ -20,7 +20,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.protocol import Ending, Job, Record, State, clean, new_record
+from launcher.backends.protocol import (
+    Ending,
+    Job,
+    Node,
+    Record,
+    Span,
+    State,
+    Waiting,
+    clean,
+    new_record,
+)
 from shards.errors import UserError
 from shards.wait import wait_until
 
@@ -79,8 +89,22 @@ class Local:
                 found.append("running" if record["token"] in tokens else "gone")
         return found
 
-    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
+    def endings(
+        self, records: Sequence[Record], patience_s: float | None = None, *, deep: bool = False
+    ) -> list[Ending]:
         return [_ending(ending_path(Path(record["folder"]), record["id"])) for record in records]
+
+    def waiting(self, records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
+        return [{} for _ in records]
+
+    def spans(
+        self, records: Sequence[Record], patience_s: float | None = None
+    ) -> list[tuple[Span, ...]]:
+        found: list[tuple[Span, ...]] = []
+        for record in records:
+            said = _ending(ending_path(Path(record["folder"]), record["id"]))
+            found.append((Span(record["submitted"], said.get("time"), 0.0),))
+        return found
 
     def cancel(self, records: Sequence[Record], grace_s: float = SAVE_S) -> int:
         """Sends SIGTERM to every process of the jobs, and SIGKILL to those left after the grace."""
@@ -102,6 +126,9 @@ class Local:
         _signal([record], signal.SIGUSR2)
 
     def strays(self, comment: str) -> list[Record]:
+        return []
+
+    def nodes(self, patience_s: float | None = None) -> list[Node]:
         return []
 
     def notes(self, ranks: int) -> list[str]:
@@ -225,11 +252,17 @@ def _boot() -> str:
 
 def _started(pid: int) -> int | None:
     """The process's start in clock ticks since boot, which tells it from a later one with its id; None if dead."""
+    found = process(pid)
+    return found[1] if found else None
+
+
+def process(pid: int) -> tuple[str, int] | None:
+    """Returns the state of a process (R, S, D, T, ...) and its start in clock ticks since boot; None if dead."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in "ZX" else int(fields[19])  # a zombie works no more
+    return None if fields[0] in "ZX" else (fields[0], int(fields[19]))  # a zombie works no more
 
 
 def _tokens() -> dict[int, str]:

@@ -12,13 +12,32 @@ from typing import Any, Literal, Protocol
 State = Literal["queued", "running", "gone", "unknown"]
 
 # A submitted job as JSON in the run folder: all that later commands need, from any process. Every backend writes `id`,
-# `kind` (its name), `name`, `folder` (of the logs), `comment`, `nodes`, `tasks` and `submitted`.
+# `kind` (its name), `name`, `folder` (of the logs), `comment`, `nodes`, `tasks`, `gpus` (of all nodes; records of
+# before have none) and `submitted`.
 Record = dict[str, Any]
 
 # What a scheduler says of a job that is gone, as JSON; empty where it says nothing. `state` is Slurm's word (NODE_FAIL,
-# TIMEOUT, PREEMPTED, CANCELLED, OUT_OF_MEMORY, FAILED, COMPLETED), `signals` the signals that killed ranks and
-# `codes` what others exited with, by rank, and `first` the rank that failed first.
+# TIMEOUT, PREEMPTED, CANCELLED, OUT_OF_MEMORY, FAILED, COMPLETED), `by` who cancelled it, `ended` when in seconds since
+# 1970, `limit_s` its time limit. Of the job's log, `signals` that killed ranks, `codes` that others exited with and
+# their `nodes`, by rank; `first` is the rank that failed first, `lost_nodes` are those that srun lost, `log_state` is
+# as `state`, and `said` are Slurm's own lines.
 Ending = dict[str, Any]
+
+# What a scheduler says of a job that waits, as JSON; empty where it says nothing. `reason` is Slurm's word (Priority,
+# Resources, QOSMaxJobsPerUserLimit, ...), `start` when it expects to start it, in seconds since 1970.
+Waiting = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Span:
+    """One allocation of a job, in seconds since 1970; a job that was requeued has had several."""
+
+    start: float
+    # None while it lasts, or where nobody knows
+    end: float | None
+    # that it could have run and waited for its turn
+    queued_s: float | None = None
+
 
 # an outer job's variables, wrong for an inner one, and defaults of Slurm's commands that change what they answer:
 # SQUEUE_STATES hides jobs, and SCANCEL_INTERACTIVE waits for a yes
@@ -57,11 +76,13 @@ class Job:
     devices: tuple[str, ...] = ()
     cpus_per_task: int | None = None
     mem_gb: float | None = None
+    # Slurm: of a CPU or two, so on the site's partition for evaluations where it has one
+    small: bool = False
     timeout_min: int
     # seconds before its time limit at which Slurm warns its ranks by SIGUSR2
     warn_s: int = 90
-    # Slurm only: may start the same job once more, by itself after a preemption or a lost node, and where this command,
-    # which follows the ranks, asks for it
+    # Slurm only: may start the same job once more, by itself after a preemption or a lost node, and where Python with
+    # these words, which follows the ranks, asks for it
     requeue: tuple[str, ...] = ()
     # CPU threads of each local task
     threads: int = 1
@@ -71,9 +92,26 @@ class Job:
     singleton: bool = False
     # Slurm job that must have begun before this one
     after: str | None = None
+    # Slurm only: nodes that it must not run on, beside those of its site
+    exclude: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     # local only: one detached process that runs this command and writes to `folder`.log, in place of Submitit's ranks
     command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node of a cluster, as its scheduler sees it."""
+
+    name: str
+    # the scheduler's own word: idle, mix, alloc, drain, down*
+    state: str
+    # why it is out of service, where somebody said so
+    reason: str = ""
+    # gives jobs nodes now or when others have ended
+    in_service: bool = True
+    # answers its scheduler
+    reachable: bool = True
 
 
 class Backend(Protocol):
@@ -126,8 +164,22 @@ class Backend(Protocol):
     def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         """Returns the state of each job, with one question however many they are, answered within `patience_s`."""
 
-    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
-        """Returns how each of these jobs, which are gone, ended; an empty one where nobody knows any more."""
+    def endings(
+        self, records: Sequence[Record], patience_s: float | None = None, *, deep: bool = False
+    ) -> list[Ending]:
+        """Returns how each of these jobs, which are gone, ended; an empty one where nobody knows any more.
+
+        Args:
+            deep: asks the accounting, too, about what the scheduler has forgotten.
+        """
+
+    def waiting(self, records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
+        """Returns why each of these jobs, which are queued, waits; an empty answer where nobody says so."""
+
+    def spans(
+        self, records: Sequence[Record], patience_s: float | None = None
+    ) -> list[tuple[Span, ...]]:
+        """Returns when each of these jobs had its nodes, oldest first; an empty one where nobody knows."""
 
     def cancel(self, records: Sequence[Record]) -> int:
         """Ends jobs and returns once they are gone; returns how many existed. Safe to call again.
@@ -146,6 +198,9 @@ class Backend(Protocol):
     def strays(self, comment: str) -> list[Record]:
         """Returns the scheduler's jobs with this comment; a submitter may have died before it kept their records."""
 
+    def nodes(self, patience_s: float | None = None) -> list[Node]:
+        """Returns the nodes that jobs may run on, of all partitions without a config; none where nobody answers."""
+
     def notes(self, ranks: int) -> list[str]:
         """Returns what a user should know of how so many ranks on a node will run, as sentences."""
 
@@ -153,10 +208,16 @@ class Backend(Protocol):
         """Returns the scheduler's own command that ends these jobs; None where there is no scheduler."""
 
 
+def settled(ending: Mapping[str, Any]) -> bool:
+    """Returns whether a scheduler has said the last word on a job; while it completes, it has not."""
+    return ending.get("state") not in (None, "COMPLETING")
+
+
 def new_record(kind: str, job: Job) -> Record:
     """Returns the part of a job's record that is the same for every backend."""
     record: Record = {"name": job.name, "kind": kind, "folder": str(job.folder)}
     record |= {"comment": job.comment, "nodes": job.nodes, "tasks": job.tasks}
+    record["gpus"] = len(job.devices) if kind == "local" else job.nodes * job.gpus
     return record | {"submitted": time.time()}
 
 

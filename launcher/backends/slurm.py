@@ -21,8 +21,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from launcher.backends import endings
-from launcher.backends.protocol import Ending, Job, Record, State, clean, ignored, new_record
+from launcher.backends import accounting, endings, history
+from launcher.backends.protocol import (
+    Ending,
+    Job,
+    Node,
+    Record,
+    Span,
+    State,
+    Waiting,
+    clean,
+    ignored,
+    new_record,
+    settled,
+)
 from selfguide.spec.config import ClusterConfig
 from shards.errors import UserError
 from shards.wait import wait_until
@@ -40,15 +52,20 @@ _STARTS = re.compile(r"to start at (\S+) ")
 # a start that is as good as now; the controller's clock may be another
 SOON_S = 30.0
 _GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
+# of sbatch's failures, those after which it may have taken the job
+_NO_ANSWER = re.compile(r"timed out|[Uu]nable to contact|Zero Bytes|[Cc]onnection")
 # sinfo's short words for nodes that get no job
 _OUT_OF_SERVICE = ("boot", "down", "drain", "drng", "err", "fail", "inval", "maint", "resv", "unk")
 # keys of a config that do what a variable of the shell would, by the end of its name
 _KEYS = {
     "ACCOUNT": "cluster.account",
     "CLUSTERS": "SLURM_CONF",
+    "CONSTRAINT": "cluster.constraint",
     "CPUS_PER_TASK": "cluster.cpus_per_task",
+    "EXCLUSIVE": "cluster.exclusive",
     "EXPORT": "cluster.environment",
     "GPUS_PER_NODE": "cluster.gpus_per_node",
+    "GRES": "cluster.gres",
     "MEM_PER_NODE": "cluster.mem_gb",
     "NNODES": "nodes",
     "NO_REQUEUE": "cluster.restart",
@@ -56,6 +73,8 @@ _KEYS = {
     "PARTITION": "cluster.partition",
     "QOS": "cluster.qos",
     "REQUEUE": "cluster.restart",
+    "RESERVATION": "cluster.reservation",
+    "SIGNAL": "cluster.warn_s",
     "TIMELIMIT": "cluster.timeout_min",
 }
 # reasons that are more than the state of a job which still completes
@@ -126,17 +145,16 @@ class Slurm:
     def script(self, job: Job) -> str:
         from submitit.slurm import slurm
 
-        run = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(job.folder))}"
+        run = f"{self._python} -u -m submitit.core._submit {shlex.quote(str(job.folder))}"
         return slurm._make_sbatch_string(command=run, folder=job.folder, **self._parameters(job))
 
     def check(self, job: Job) -> list[str]:
         client = self._client()
-        try:
-            done = _run(["sbatch", "--test-only"], client, stdin=self.script(job))
-        except FileNotFoundError:
+        if shutil.which("sbatch", path=client.get("PATH")) is None:
             raise UserError(
                 f"cluster={self.kind}: no sbatch on this machine; submit from a login node, or take cluster=local"
-            ) from None
+            )
+        done = _run(["sbatch", "--test-only"], client, stdin=self.script(job))
         if done is None:
             raise UserError(
                 f"cluster={self.kind}: Slurm did not answer within {ANSWER_S:.0f} s; try again later"
@@ -155,13 +173,12 @@ class Slurm:
     def starts_now(self, job: Job, beside: Record | None = None) -> bool:
         # what it waits for is asked for by itself
         job, client = dataclasses.replace(job, singleton=False, after=None), self._client()
-        command = ["sbatch", "--test-only"]
         if beside is not None:
             held = _run(["squeue", "--noheader", f"--jobs={beside['id']}", "--format=%N"], client)
             if held is None or held.returncode or not held.stdout.strip():
                 return False
-            command.append(f"--exclude={held.stdout.strip()}")
-        done = _run(command, client, stdin=self.script(job))
+            job = dataclasses.replace(job, exclude=(*job.exclude, held.stdout.strip()))
+        done = _run(["sbatch", "--test-only"], client, stdin=self.script(job))
         if done is None or done.returncode:
             return False
         said = _STARTS.search(done.stderr)
@@ -185,12 +202,18 @@ class Slurm:
             client["PYTHONPATH"] = os.pathsep.join(paths)
         first.folder.mkdir(parents=True, exist_ok=True)
         with _environment(client):
-            executor = SlurmExecutor(first.folder, max_num_timeout=0)
+            executor = SlurmExecutor(first.folder, max_num_timeout=0, python=self._python)
             executor.update_parameters(**self._parameters(first))
             conf = client.get("SLURM_CONF")
             record = new_record(self.kind, first) | {"conf": conf}
             try:
-                done = executor.map_array(first.function, [job.argument for job in jobs])
+                try:
+                    done = executor.map_array(first.function, [job.argument for job in jobs])
+                except FailedJobError as error:
+                    if not _NO_ANSWER.search(str(error)):
+                        raise
+                    self._withdraw(first)
+                    done = executor.map_array(first.function, [job.argument for job in jobs])
             except FailedJobError as error:
                 raise UserError(f"sbatch refused {first.name}: {error}") from error
             except BaseException:  # Ctrl-C, say, after Slurm took them and before it said so
@@ -199,16 +222,72 @@ class Slurm:
                 raise
         return [record | {"id": each.job_id} for each in done]
 
+    def _withdraw(self, job: Job) -> None:
+        """Ends what Slurm took although it did not say so: such a job is known by the folder of its logs.
+
+        Raises:
+            UserError: it does not answer.
+        """
+        client, found = self._client(), {}
+
+        def answers() -> bool:
+            done = _run(["squeue", "--me", "--noheader", "--Format=JobID:32,STDOUT:1024"], client)
+            if done is None or done.returncode:
+                return False
+            rows = (line.split(None, 1) for line in done.stdout.splitlines())
+            found.update({id: rest[0] for id, *rest in rows if rest})
+            return True
+
+        if not wait_until(answers, timeout_s=GONE_S, poll_s=1.0):
+            raise UserError(
+                f"cluster={self.kind}: Slurm does not say whether it took {job.name}: look at `squeue --me`, and "
+                "submit again when it answers"
+            )
+        taken = [id for id, log in found.items() if log.startswith(f"{job.folder}/")]
+        if taken:
+            _run(["scancel", *taken], client)
+
     def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         if self._taken_down:
             return ["gone"] * len(records)
         queue = self._queue(patience_s)
         return [_state(record, queue) for record in records]
 
-    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Ending]:
+    def endings(
+        self, records: Sequence[Record], patience_s: float | None = None, *, deep: bool = False
+    ) -> list[Ending]:
+        logs = [endings.read_log(_log(record)) for record in records]
+        if self._taken_down:
+            return logs
         # a controller forgets jobs some minutes after their end
-        queue = ({} if self._taken_down else self._queue(patience_s, ended=True)) or {}
-        return [_ending(record, queue) for record in records]
+        queue = self._queue(patience_s, ended=True) or {}
+        told = [_ending(record, queue) for record in records]
+        if deep and (missing := [i for i, each in enumerate(told) if not settled(each)]):
+            client = self._client()
+            asked = history.ask([records[i] for i in missing], client, patience_s or ANSWER_S)
+            told = [
+                each | asked.get(record["id"], {})
+                for record, each in zip(records, told, strict=True)
+            ]
+        return [log | each for log, each in zip(logs, told, strict=True)]
+
+    def waiting(self, records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
+        asked = ["squeue", "--me", "--array", "--noheader", "--states=PENDING", "--format=%i|%r|%S"]
+        rows = [] if self._taken_down else self._squeue(asked, patience_s) or []
+        known = {
+            id: {"reason": reason, "start": history.moment(start)} for id, reason, start in rows
+        }
+        return [known.get(record["id"], {}) for record in records]
+
+    def spans(
+        self, records: Sequence[Record], patience_s: float | None = None
+    ) -> list[tuple[Span, ...]]:
+        if self._taken_down:
+            return [()] * len(records)
+        return accounting.spans(
+            records,
+            lambda command: _run(command, self._client() | accounting.CLOCK, None, patience_s),
+        )
 
     @property
     def _taken_down(self) -> bool:
@@ -244,6 +323,29 @@ class Slurm:
             if job.comment == comment and name in (None, job.name)
         ]
 
+    def nodes(self, patience_s: float | None = None) -> list[Node]:
+        if self._taken_down:
+            return []
+        asked = ["sinfo", "--noheader", "--Node", "--format=%N|%t|%P|%E"]
+        done = _run(asked, self._client(), patience_s=patience_s)
+        rows = [line.split("|", 3) for line in done.stdout.splitlines()] if done else []
+        named = None
+        if self.cluster is not None:
+            named = (self.cluster.partition or "").split(",")
+        # a line for each partition of a node
+        found = {
+            name: Node(
+                name=name,
+                state=word,
+                reason="" if reason == "none" else reason,
+                in_service=not _out_of_service(word),
+                reachable=not (word.endswith("*") or word.startswith("down")),
+            )
+            for name, word, partition, reason in rows
+            if named is None or _of_partition(partition, named)
+        }
+        return list(found.values())
+
     def notes(self, ranks: int) -> list[str]:
         names = ignored(os.environ)
         if not names:
@@ -251,6 +353,11 @@ class Slurm:
         keys = {name: _KEYS.get(name.partition("_")[2]) for name in names}
         told = [f"{name} ({key} does the same)" if key else name for name, key in keys.items()]
         return [f"variables of this shell that are ignored: {', '.join(told)}"]
+
+    def ask(self, command: Sequence[str]) -> str:
+        """Returns what one of Slurm's commands says; "" where it is not here, fails, or does not answer."""
+        done = _run([*command], self._client())
+        return done.stdout if done is not None and done.returncode == 0 else ""
 
     def cancel_command(self, records: Sequence[Record]) -> str:
         ids = {record["id"].partition("_")[0] for record in records}
@@ -265,8 +372,20 @@ class Slurm:
         environment.pop("SLURM_CONF", None)
         return environment | ({"SLURM_CONF": self.conf} if self.conf else {})
 
+    @property
+    def _site(self) -> ClusterConfig:
+        assert self.cluster is not None, "submitting needs a cluster config"
+        return self.cluster
+
+    @property
+    def _python(self) -> str:
+        """What starts Python in a job, for the shell."""
+        python = shlex.quote(self._site.python or sys.executable)
+        return f"{self._site.container} {python}" if self._site.container else python
+
     def _parameters(self, job: Job) -> dict[str, Any]:
         """In sbatch's own names, as Submitit's generator takes them; what is None is not written."""
+        site = self._site
         # a dead rank ends the others, which would wait for it
         srun = ["--kill-on-bad-exit=1", "--wait=60"]
         exports = {name: shlex.quote(value) for name, value in job.environment.items()}
@@ -275,25 +394,33 @@ class Slurm:
             # since 22.05 srun does not take the job's
             srun.append(f"--cpus-per-task={job.cpus_per_task}")
             exports.setdefault("OMP_NUM_THREADS", str(job.cpus_per_task))
+        gpus = f"{site.gpu_type}:{job.gpus}" if site.gpu_type else job.gpus
         singleton, after = job.singleton and "singleton", job.after and f"after:{job.after}"
         parameters = {
             "job_name": job.name,
             "comment": job.comment,
-            **self._requirements(),
+            **self._requirements(job),
             "time": job.timeout_min,
             "nodes": job.nodes,
             "ntasks_per_node": job.tasks,
-            "gpus_per_node": job.gpus or None,
+            "gpus_per_node": gpus if job.gpus and not site.gres else None,
+            "gres": site.gres if job.gpus else None,
+            "exclusive": True if site.exclusive and not job.small else None,
             "cpus_per_task": job.cpus_per_task,
             "mem": f"{int(job.mem_gb * 1024)}MB" if job.mem_gb else None,
             "signal_delay_s": job.warn_s,
             "dependency": ",".join(each for each in (singleton, after) if each) or None,
             "stderr_to_stdout": True,
             # where one job is followed by another, only that one may go on with the run
-            "additional_parameters": {"requeue" if job.requeue else "no-requeue": True},
-            "setup": [f"export {name}={value}" for name, value in exports.items()]
+            "additional_parameters": {
+                **site.sbatch_options,
+                **self._place(job),
+                "requeue" if job.requeue else "no-requeue": True,
+            },
+            "setup": _setup(site)
+            + [f"export {name}={value}" for name, value in exports.items()]
             + [f"cd {shlex.quote(str(job.code))}"],
-            "srun_args": srun,
+            "srun_args": [*srun, *site.srun],
             "teardown": self._teardown(job),
         }
         given = {key: value for key, value in parameters.items() if value is not None}
@@ -303,9 +430,12 @@ class Slurm:
         """Has Slurm start the job once more where the run goes on; a requeue ends this script."""
         if not job.requeue:
             return None
+        # in the container that ranks of pyxis run in, or before which Python another one stands
+        alone = ["srun", "--nodes=1", "--ntasks=1", *self._site.srun] if self._site.srun else []
+        words = [shlex.join(alone), self._python, shlex.join(job.requeue)]
         return [
             "code=$?",
-            f"{shlex.join(job.requeue)} && scontrol requeue $SLURM_JOB_ID",
+            f"{' '.join(word for word in words if word)} && scontrol requeue $SLURM_JOB_ID",
             "exit $code",
         ]
 
@@ -313,16 +443,17 @@ class Slurm:
         """Why the job waits for nodes that are out of service; "" where no nodes of its partition would do."""
         done = _run(["sinfo", "--noheader", "--Node", "--format=%N|%t|%c|%m|%G|%P"], client)
         rows = (line.split("|") for line in done.stdout.splitlines()) if done else ()
-        named = (self._requirements()["partition"] or "").split(",")
+        named = (self._requirements(job)["partition"] or "").split(",")
         fit = {
             name: word
             for name, word, cpus, megabytes, gres, partition in rows
-            if (partition.rstrip("*") in named or (named == [""] and partition.endswith("*")))
+            if _of_partition(partition, named)
+            and name not in job.exclude
             and int(cpus) >= job.tasks * (job.cpus_per_task or 1)
             and int(megabytes) >= 1024 * (job.mem_gb or 0)
             and sum(map(int, _GPUS.findall(gres))) >= job.gpus
         }
-        out = {n: w for n, w in fit.items() if w.startswith(_OUT_OF_SERVICE) or w.endswith("*")}
+        out = {name: word for name, word in fit.items() if _out_of_service(word)}
         if not len(fit) - len(out) < job.nodes <= len(fit):
             return ""
         states = ", ".join(f"{name} is {word}" for name, word in sorted(out.items())[:8])
@@ -331,13 +462,28 @@ class Slurm:
             f"takes {job.nodes} ({states}{' ...' if len(out) > 8 else ''})"
         )
 
-    def _requirements(self) -> dict[str, str | None]:
-        """What a site asks of every job."""
-        assert self.cluster is not None, "submitting needs a cluster config"
-        return {name: getattr(self.cluster, name) for name in ("partition", "account", "qos")}
+    def _requirements(self, job: Job) -> dict[str, str | None]:
+        """Where a job may run and who pays, in Submitit's names."""
+        site = self._site
+        apart = site.evaluation_partition if job.small else None
+        return {
+            "partition": apart or site.partition,
+            "account": site.account,
+            "qos": site.qos,
+            "exclude": ",".join(each for each in (site.exclude, *job.exclude) if each) or None,
+            # of the nodes that train
+            "constraint": None if apart else site.constraint,
+        }
+
+    def _place(self, job: Job) -> dict[str, str]:
+        """The same where Submitit has no name for it."""
+        site = self._site
+        apart = job.small and site.evaluation_partition
+        return {"reservation": site.reservation} if site.reservation and not apart else {}
 
     def _requested(self, job: Job) -> str:
-        asked: dict[str, Any] = {f"cluster.{k}": v for k, v in self._requirements().items()}
+        asked: dict[str, Any] = {f"cluster.{k}": v for k, v in self._requirements(job).items()}
+        asked["cluster.reservation"] = self._place(job).get("reservation")
         asked |= {
             "nodes": job.nodes,
             "ranks per node": job.tasks,
@@ -351,18 +497,35 @@ class Slurm:
         """This user's jobs by id, also those that ended lately where they are wanted; None when nobody answers."""
         # a line a task
         asked = ["squeue", "--me", "--array", "--noheader"]
-        asked += ["--states=all", "--format=%i|%T %r|%j|%k"] if ended else ["--format=%i|%T|%j|%k"]
-        try:
-            done = _run(asked, self._client(), patience_s=patience_s)
-        except FileNotFoundError:
+        asked += (
+            ["--states=all", "--format=%i|%T %e %l %r|%j|%k"] if ended else ["--format=%i|%T|%j|%k"]
+        )
+        rows = self._squeue(asked, patience_s)
+        if rows is None:
             return None
-        if done is None or done.returncode:
-            return None
-        rows = (line.split("|", 3) for line in done.stdout.splitlines() if line.count("|") >= 3)
         return {
             id: _Queued(state=state, name=name, comment=comment.strip())
             for id, state, name, comment in rows
         }
+
+    def _squeue(self, command: list[str], patience_s: float | None) -> list[list[str]] | None:
+        """The fields of each line; None when nobody answers."""
+        fields = command[-1].count("|")
+        done = _run(command, self._client(), patience_s=patience_s)
+        if done is None or done.returncode:
+            return None
+        lines = done.stdout.splitlines()
+        return [line.split("|", fields) for line in lines if line.count("|") >= fields]
+
+
+def _of_partition(name: str, wanted: Sequence[str]) -> bool:
+    """Whether sinfo's name of a partition, with * behind the default's, is wanted; [""] is the default."""
+    return name.rstrip("*") in wanted or (list(wanted) == [""] and name.endswith("*"))
+
+
+def _out_of_service(word: str) -> bool:
+    """Whether a node of this state gets no job; * is behind the word of one that does not answer."""
+    return word.startswith(_OUT_OF_SERVICE) or word.endswith("*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,6 +536,17 @@ class _Queued:
     state: str
     name: str
     comment: str
+
+
+def _setup(site: ClusterConfig) -> list[str]:
+    """Lines of a batch script by which a site prepares its nodes."""
+    lines = []
+    if site.modules:
+        # a shell that is no login shell may not know the command
+        lines.append("type module >/dev/null 2>&1 || . /etc/profile")
+        lines.append(f"module load {shlex.join(site.modules)} || exit 1")
+    lines += site.setup
+    return [*lines, f'export TMPDIR="{site.scratch}"'] if site.scratch else lines
 
 
 def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
@@ -386,13 +560,18 @@ def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
 
 
 def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:
-    """What the controller still says, and what srun wrote into the log of rank 0."""
+    """What the controller still says."""
     job = queue.get(record["id"])
-    known = job is not None and job.comment == record["comment"]
-    word, _, reason = job.state.partition(" ") if job and known else ("", "", "")
+    if job is None or job.comment != record["comment"]:
+        return {}
+    word, end, limit, *reason = job.state.split(" ", 3)
     # a job of a lost node completes when the node is back
-    ending: Ending = {"state": _ENDED_BY.get(reason, word)} if word else {}
-    return ending | endings.read_log(Path(record["folder"]) / f"{record['id']}_0_log.out")
+    return history.ending(_ENDED_BY.get("".join(reason), word), end=end, limit=limit)
+
+
+def _log(record: Record) -> Path:
+    """Where srun writes of a job: the log of rank 0."""
+    return Path(record["folder"]) / f"{record['id']}_0_log.out"
 
 
 @contextlib.contextmanager
@@ -414,7 +593,7 @@ def _run(
     stdin: str | None = None,
     patience_s: float | None = None,
 ) -> subprocess.CompletedProcess[str] | None:
-    """None when it does not answer in time."""
+    """None when it does not answer in time, or there is no such command here."""
     try:
         return subprocess.run(
             command,
@@ -424,15 +603,12 @@ def _run(
             text=True,
             timeout=ANSWER_S if patience_s is None else patience_s,
         )
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, FileNotFoundError):
         return None
 
 
 def _partitions(client: Mapping[str, str]) -> str:
     """'; partitions here: a, b', which is what one needs most often."""
-    try:
-        done = _run(["sinfo", "--noheader", "--format=%R"], client)
-    except FileNotFoundError:
-        return ""
+    done = _run(["sinfo", "--noheader", "--format=%R"], client)
     names = sorted(set(done.stdout.split())) if done and done.returncode == 0 else []
     return f"; partitions here: {', '.join(names)}" if names else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import time
@@ -27,6 +26,7 @@ WORDS, WRAP = ("experiment", "state"), 20  # columns that may wrap once they are
 DISPENSABLE = (
     "nfe",
     "classes",
+    "gpu_hours",
     "seconds",
     "ari",
     "images",
@@ -38,7 +38,7 @@ DISPENSABLE = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launcher.board", description=__doc__)
+    parser = cli.parser("launcher.board", __doc__, "--runs runs --json")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)"
     )

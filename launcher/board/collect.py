@@ -78,6 +78,7 @@ class Row:
     final: bool
     nfe: float | None
     seconds: float | None  # of one evaluation, mean over seeds
+    gpu_hours: float | None  # of one run so far, mean over those that say so
     runs: tuple[Scored, ...]  # by seed, also those without a score
     chips: tuple[Chip, ...]
 
@@ -234,6 +235,7 @@ def _row(
         final=any(r.final for _, r in taken),
         nfe=_mean([r.nfe for _, r in taken]),
         seconds=_mean([r.seconds for _, r in taken]),
+        gpu_hours=_mean([run.gpu_hours for run in runs]),
         runs=scored,
         chips=_summary(runs),
     )

@@ -98,6 +98,13 @@ def columns(table: Table) -> tuple[Column, ...]:
         _score(table.metric, table.metric, lambda row: spread(row.score)),
         *_others(table.metric),
         Column(
+            id="gpu_hours",
+            label="GPU-hours",
+            note="what one run took, all attempts and evaluations, about; mean over seeds; ranks where no GPUs",
+            text=lambda row: (number(row.gpu_hours), ""),
+            value=lambda row: row.gpu_hours,
+        ),
+        Column(
             id="images",
             label="images",
             note="images trained on when the score was taken",

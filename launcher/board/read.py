@@ -16,6 +16,7 @@ from typing import Any
 from launcher import folder
 from launcher.reconcile import decide
 from launcher.reconcile.decide import State
+from launcher.reconcile.hours import gpu_hours
 from launcher.reconcile.view import RunView, read_many
 from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder
@@ -41,6 +42,8 @@ class Run:
     state: State
     # images of snapshots that wait for a score; with evaluation=none there are none
     unscored: tuple[int, ...]
+    # of all its jobs so far, about; ranks count where it has no GPUs
+    gpu_hours: float | None = None
 
     @property
     def failure(self) -> str:
@@ -97,6 +100,7 @@ def _run(view: RunView, problems: list[str]) -> Run:
         seen=decide.progress(view).images,
         heard=max([view.created, float(report.get("time", 0.0)), *(r.time for r in view.records)]),
         state=decide.state(view),
+        gpu_hours=gpu_hours(view),
         unscored=decide.unscored(view),
     )
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher import backends, code_copy, jobs
-from launcher.backends import Record
+from launcher.backends import Record, settled
 from launcher.folder import Attempt, evaluation_asked, evaluations, tail
-from launcher.reconcile import decide
+from launcher.reconcile import decide, nodes
 from launcher.reconcile.view import LOOK_S, JobView, RunView, ending_path, read
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain, to_yaml
@@ -76,6 +76,7 @@ def start_evaluation(view: RunView, config: Config, images: int) -> None:
     write_record(request, {**about, "config": plain(config)})
     write_record(folder / "submission.json", {"world": 1, "kind": config.cluster.kind})
     job = jobs.evaluation(config, at, run.root.name, request)
+    job = replace(job, exclude=nodes.names(nodes.barred(run, config)))
     try:
         record = backends.of(config.cluster).submit(replace(job, code=_current_code(at)))
     except UserError:
@@ -155,14 +156,17 @@ def ask_for_scores(run: RunFolder, *, retry: bool) -> None:
 
 
 def keep_endings(view: RunView) -> None:
-    """Writes down how jobs ended, as long as their schedulers know."""
+    """Writes down how jobs ended, as long as their schedulers know: again where one has said the last word since."""
     jobs = [(at.files.job, at.job) for at in view.attempts]
     jobs += [(each.folder / "job.json", each.job) for each in view.evaluations]
     for path, job in jobs:
-        if job is not None and job.ending and not ending_path(path).exists():
+        if job is None or not job.ending:
+            continue
+        before = read_record(ending_path(path))
+        if before is None or (settled(job.ending) and not settled(before)):
             # another command may do so at this moment
             with contextlib.suppress(FileExistsError):
-                write_record(ending_path(path), dict(job.ending))
+                write_record(ending_path(path), dict(job.ending), replace=before is not None)
 
 
 def cancel(run: RunFolder, *, watchers: bool = True) -> list[dict[str, Any]]:

@@ -17,8 +17,8 @@ from launcher.reconcile.view import AttemptView, JobState, RunView
 STARTING_S = 120.0
 
 # preempted, limit, outside: asked to end by the scheduler or by somebody's scancel, and no failure at all.
-# stop: a rank asked that nothing follows (93). crash: killed by a signal of its own doing, such as SIGSEGV.
-# lost: ended, and nothing says why
+# cancelled: the same, by launcher.cancel. stop: a rank asked that nothing follows (93). crash: killed by a signal of
+# its own doing, such as SIGSEGV. lost: ended, and nothing says why
 Kind = Literal[
     "ok",
     "user",
@@ -26,6 +26,7 @@ Kind = Literal[
     "preempted",
     "limit",
     "outside",
+    "cancelled",
     "node",
     "killed",
     "crash",
@@ -66,7 +67,7 @@ _SAID: dict[Kind, str] = {
     "memory": "it used more memory than it had asked for",
 }
 # classes of exit records that keep their meaning whatever the scheduler says
-_OWN = ("user", "numeric", "storage", "memory", "hang")
+_OWN = ("user", "numeric", "storage", "memory", "hang", "node")
 # signals by which a program ends itself
 CRASHES = {
     int(each)
@@ -120,19 +121,40 @@ class Cause:
     # where it happened: the trainer's image count and section, where they are known
     images: int | None = None
     section: str | None = None
+    # its node, or the one that failed
+    node: str | None = None
+    # of the attempts of its run
+    attempt: int = 0
 
 
 def cause(at: AttemptView) -> Cause:
     """Returns why an attempt ended whose job is gone."""
+    found = _cause(at)
+    if at.cancelled and found.kind in ASKED:
+        by = f" by {at.cancel_by}" if at.cancel_by else ""
+        found = replace(found, kind="cancelled", message=f"it was cancelled{by}")
+    node = found.node or (None if found.rank is None else node_of(at, found.rank))
+    return replace(found, node=node, attempt=at.number)
+
+
+def node_of(at: AttemptView, rank: str) -> str | None:
+    """Returns the node of a rank, by what it wrote when it began, or by srun; None where neither says so."""
+    record = at.begins.get(rank, {})
+    found = record.get("node") or at.ending.get("nodes", {}).get(rank) or record.get("host")
+    return None if found is None else str(found)
+
+
+def _cause(at: AttemptView) -> Cause:
     errors = _by_time(at, lambda r: r["code"] and r["class"] not in ("signal", "preempted"))
-    # others say only that a peer is gone
-    failed = [each for each in errors if not each[1].get("peer_gone")]
+    # others say only that a peer is gone, or that a newer attempt has begun
+    failed = [each for each in errors if not (each[1].get("peer_gone") or _fenced(each[1]))]
     own = [each for each in failed if each[1]["class"] in _OWN or each[1]["code"] == STOP]
     if own:
         return _failed(*own[0])
-    if kind := _WORDS.get(str(at.ending.get("state", "")).partition(" ")[0]):
-        return _scheduled(at, kind)
-    silent = sorted(at.starts - set(at.exits) - {"unknown"}, key=int)
+    for name in ("state", "log_state"):
+        if kind := _WORDS.get(str(at.ending.get(name, "")).partition(" ")[0]):
+            return _scheduled(at, kind)
+    silent = silent_ranks(at)
     asked = _by_time(at, lambda r: r["class"] == "preempted")
     saved = any(record.get("saved") is not None for _, record in asked)
     if asked and not failed and (saved or not silent):
@@ -150,6 +172,17 @@ def cause(at: AttemptView) -> Cause:
     if signalled := _by_time(at, lambda r: r["code"]):
         return _asked(at, signalled)
     return Cause(kind="ok" if _all_left(at) else "lost")
+
+
+def silent_ranks(at: AttemptView) -> list[str]:
+    """Returns the ranks that began and left no exit record: those first of which the scheduler says more."""
+    told = {**at.ending.get("signals", {}), **at.ending.get("codes", {})}
+    silent = at.starts - set(at.exits) - {"unknown"}
+    return sorted(silent, key=lambda rank: (rank not in told, int(rank)))
+
+
+def _fenced(record: Mapping[str, Any]) -> bool:
+    return bool(record["class"] == "fenced")
 
 
 def failure(view: RunView) -> str:
@@ -176,16 +209,32 @@ def _failed(rank: str, record: Mapping[str, Any]) -> Cause:
         type=str(record.get("type") or message.partition(":")[0]),
         images=record.get("images"),
         section=record.get("section"),
+        # that failed a check, whichever rank says so
+        node=record.get("node"),
     )
 
 
 def _scheduled(at: AttemptView, kind: Kind) -> Cause:
     """The scheduler says why it ended the job, which its ranks cannot know."""
-    silent = sorted(at.starts - set(at.exits) - {"unknown"}, key=int)
-    message = _SAID[kind]
-    if kind in ("node", "memory") and silent:
-        message += f"; {_ranks(silent)} left no exit record"
-    return Cause(kind=kind, message=message, rank=silent[0] if silent else None, **_place(at))
+    message, node = _SAID[kind], None
+    silent = silent_ranks(at)
+    if kind == "node":
+        # ranks of a lost node may live on, and notice only that another attempt has begun
+        there = silent or sorted((r for r in at.exits if _fenced(at.exits[r])), key=int)
+        lost = at.ending.get("lost_nodes") or [node_of(at, rank) for rank in there]
+        nodes = sorted({each for each in lost if each})
+        silent = [rank for rank in there if node_of(at, rank) in nodes] or there
+        node = ", ".join(nodes) or None
+        message = f"node {node} failed" if node else message
+        message += (
+            f"; {named(silent)} {'was' if len(silent) == 1 else 'were'} there" if silent else ""
+        )
+    elif kind == "memory" and silent:
+        message = f"{named(silent)} had no memory left: {message}"
+    elif kind == "outside" and "by" in at.ending:
+        message = f"it was cancelled at the scheduler by {at.ending['by']}, not by launcher.cancel"
+    blamed = silent[0] if silent and kind in ("node", "memory") else None
+    return Cause(kind=kind, message=message, rank=blamed, node=node, **_place(at))
 
 
 def _asked(at: AttemptView, records: Sequence[tuple[str, Mapping[str, Any]]]) -> Cause:
@@ -193,9 +242,10 @@ def _asked(at: AttemptView, records: Sequence[tuple[str, Mapping[str, Any]]]) ->
     rank, first = records[0]
     kind: Kind = "preempted"
     ended = float(first.get("time", 0.0))
-    if at.began is not None and at.limit_s is not None and "SIGUSR2" in str(first["message"]):
+    limit_s = at.ending.get("limit_s", at.limit_s)
+    if at.began is not None and limit_s is not None and "SIGUSR2" in str(first["message"]):
         # Slurm warns of a time limit by this signal, a while before; a site may send it for a preemption, too
-        kind = "limit" if ended - at.began > 0.75 * at.limit_s - EARLY_S else "preempted"
+        kind = "limit" if ended - at.began > 0.75 * limit_s - EARLY_S else "preempted"
     said = str(first["message"])
     message = f"rank {rank} was {said}" if said.startswith("ended") else f"rank {rank}: {said}"
     return Cause(kind=kind, message=message, rank=rank, **_place(at))
@@ -207,7 +257,7 @@ def _silent(
     """A rank was killed and could not say anything; what other ranks say is of its end."""
     signals: Mapping[str, int] = at.ending.get("signals", {})
     codes: Mapping[str, int] = at.ending.get("codes", {})
-    rank = min(silent, key=lambda each: (each not in {**signals, **codes}, silent.index(each)))
+    rank = silent[0]
     kind: Kind = "killed"
     message = f"rank {rank} left no exit record (killed from outside, for example out of memory)"
     name = ""
@@ -234,5 +284,9 @@ def _place(at: AttemptView) -> dict[str, Any]:
     return {"images": last.get("images"), "section": last.get("section")}
 
 
-def _ranks(ranks: Sequence[str]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(ranks)}"
+def named(ranks: Sequence[str]) -> str:
+    """Returns "rank 1", "ranks 1, 2", or of many the first few and how many there are."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
+    return f"ranks {', '.join(ranks[:8])}{more}"

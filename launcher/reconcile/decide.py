@@ -9,6 +9,7 @@ from launcher.reconcile.attempts import Cause, attempt_state, cause, failure, tr
 from launcher.reconcile.elastic import resize
 from launcher.reconcile.evaluations import (
     Plan,
+    best_score,
     ending_of,
     evaluating,
     evaluations_stopped,
@@ -29,6 +30,7 @@ from launcher.reconcile.state import (
     Summary,
     Word,
     counted,
+    minutes,
     progress,
     state,
     summary,
@@ -55,6 +57,7 @@ __all__ = [
     "Word",
     "applied_share",
     "attempt_state",
+    "best_score",
     "cause",
     "counted",
     "difference",
@@ -66,6 +69,7 @@ __all__ = [
     "extendable",
     "failure",
     "jobs_of",
+    "minutes",
     "newest_score",
     "next_attempt",
     "progress",

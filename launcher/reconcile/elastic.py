@@ -27,7 +27,7 @@ def resize(view: RunView) -> Literal["fewer", "more"] | None:
         return None
     if training_state(view) == "running":
         began = at.began or view.time
-        trains = at.progress.get("section") == "train" and at.nodes < config.nodes
+        trains = at.progress.get("section") == "train" and at.node_count < config.nodes
         return "more" if trains and view.time > began + config.cluster.more_nodes_after_s else None
     following = next_attempt(view)
     since = max(

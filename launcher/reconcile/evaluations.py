@@ -10,7 +10,8 @@ from launcher.reconcile.attempts import CRASHES, training_state
 from launcher.reconcile.restart import backoff
 from launcher.reconcile.view import EvaluationView, RunView
 from selfguide.spec.config import Config
-from selfguide.spec.records import EvaluationRecord, Protocol, record_key
+from selfguide.spec.metrics import higher_is_better
+from selfguide.spec.records import EvaluationRecord, Protocol, label_policy, record_key
 
 # ends of a snapshot's evaluation without a word, after which it counts as one that cannot be scored
 KILLS = 5
@@ -135,9 +136,15 @@ def unscored(view: RunView, config: Config | None = None) -> tuple[int, ...]:
     keys = {record.key for record in known}
     scores = {(record.images, record.protocol_key) for record in known}
 
+    # of most runs one, and a key is a hash over all of it
+    how: dict[str, Protocol] = {}
+
     def has_outcome(images: int) -> bool:
-        how = protocol(view, config, images)
-        return (images, how.key) in scores or record_key(images, how) in keys
+        about = view.snapshots[images]
+        kind = f"{about['data']['manifest']} {label_policy(about['guidance'], config.evaluation.prior)}"
+        if kind not in how:
+            how[kind] = protocol(view, config, images)
+        return (images, how[kind].key) in scores or record_key(images, how[kind]) in keys
 
     return tuple(images for images in view.published if not has_outcome(images))
 
@@ -163,3 +170,17 @@ def newest_score(view: RunView) -> EvaluationRecord | None:
     """Returns the record of the latest snapshot that was scored."""
     done = [record for record in view.records if record.done]
     return max(done, key=lambda r: (r.images, r.time), default=None)
+
+
+def best_score(view: RunView) -> EvaluationRecord | None:
+    """Returns the record of the best snapshot, of those scored under the protocol of the newest score."""
+    newest = newest_score(view)
+    if newest is None or newest.metric is None:
+        return None
+    sign = 1.0 if higher_is_better(newest.metric) else -1.0
+    alike = [
+        record
+        for record in view.records
+        if record.score is not None and record.protocol_key == newest.protocol_key
+    ]
+    return max(alike, key=lambda r: (sign * (r.score or 0.0), r.images), default=None)

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from typing import Any
 from launcher import backends, code_copy, jobs, new_attempt
 from launcher.backends import Job, Record
 from launcher.folder import Attempt
-from launcher.reconcile import act, decide
+from launcher.reconcile import act, decide, nodes
 from launcher.reconcile.act import WatchEntry
+from launcher.reconcile.hours import trained_s
 from launcher.reconcile.view import AttemptView, RunView, read
 from selfguide.spec.accumulation import node_counts
 from selfguide.spec.config import Config
@@ -57,7 +58,8 @@ def check_jobs(config: Config, run: RunFolder, watch_entry: WatchEntry) -> list[
     """
     jobs.check_limit(config, run.slowest_save_s())
     at, name = Attempt(run.attempt(1)), run.root.name
-    wanted = [jobs.training(config, at, name, run.slowest_save_s())]
+    training = jobs.training(config, at, name, run.slowest_save_s())
+    wanted = [replace(training, exclude=nodes.names(nodes.barred(run, config)))]
     if config.evaluation.protocol != "none":
         wanted.append(jobs.evaluation(config, at, name, run.evals / "request.json"))
     if _watched(config):
@@ -73,9 +75,12 @@ def launch_attempt(run: RunFolder, config: Config, watch_entry: WatchEntry) -> L
     Raises:
         UserError: the cluster refused them. Then nothing is queued.
     """
-    if run.attempt_numbers():
-        dismiss(read(run))  # what waits behind an older attempt has nothing to follow any more
-    at, record = _submit_training(run, config, by_hand=True)
+    before = read(run)
+    nodes.keep_evidence(before)
+    # what waits behind an older attempt has nothing to follow any more
+    dismiss(before)
+    at, record = _submit_training(before, config, by_hand=True)
+    notes = tuple(nodes.sentences(nodes.barred(run, config)))
     watcher = None
     if _watched(config):
         try:
@@ -88,7 +93,7 @@ def launch_attempt(run: RunFolder, config: Config, watch_entry: WatchEntry) -> L
     except UserError as error:
         if watcher is not None:
             note = f"no second job may wait behind this one, so the run's watcher looks after it: {error}"
-            return Launched(at=at, job=record, watcher=watcher, notes=(note,))
+            return Launched(at=at, job=record, watcher=watcher, notes=(*notes, note))
         backends.cancel(record)
         shutil.rmtree(at.root)
         cluster = replace(config.cluster, restart="requeue")
@@ -97,7 +102,7 @@ def launch_attempt(run: RunFolder, config: Config, watch_entry: WatchEntry) -> L
             f"no second job may wait behind this one, so cluster.restart=requeue was taken: {error}"
         )
         return replace(done, notes=(*done.notes, note))
-    return Launched(at=at, job=record, watcher=watcher)
+    return Launched(at=at, job=record, watcher=watcher, notes=notes)
 
 
 def tend(view: RunView) -> bool:
@@ -108,6 +113,7 @@ def tend(view: RunView) -> bool:
     """
     what = decide.next_attempt(view)
     if what.action == "stop" or view.config is None or not _restarts(view.config):
+        nodes.keep_evidence(view)
         dismiss(view)
         return False
     if what.action == "start":
@@ -134,8 +140,8 @@ def go_on(run: RunFolder) -> Attempt | None:
         if following.action != "start" or early or waits:
             return None
         act.keep_endings(view)
-        nodes = _free(run, config) or config.nodes
-        opened, _ = _submit_training(run, config, by_hand=False, nodes=nodes)
+        nodes.keep_evidence(view)
+        opened, _ = _submit_training(view, config, by_hand=False, count=_free(at.files, config))
         log.info(f"attempt {opened.number} follows: {following.reason}")
         with _said(opened):
             _queue_successor(opened, config)
@@ -160,13 +166,13 @@ def look_for_nodes(view: RunView) -> None:
         if at is None or config is None or at.successor is None or decide.resize(view) != what:
             return
         if what == "fewer":
-            nodes = _free(run, config)
-            if nodes not in (None, at.successor.record["nodes"]):
+            count = _free(at.files, config)
+            if count not in (None, at.successor.record["nodes"]):
                 backends.cancel(at.successor.record)
-                _queue_successor(at.files, config, nodes=nodes)
-                log.info(f"the next attempt takes {nodes} nodes of {config.nodes}")
+                _queue_successor(at.files, config, count=count)
+                log.info(f"the next attempt takes {count} nodes of {config.nodes}")
             return
-        more = jobs.training(config, at.files, run.root.name, nodes=config.nodes - at.nodes)
+        more = _would_be(at.files, config, config.nodes - at.node_count)
         backend = backends.of(config.cluster)
         if at.job is not None and backend.starts_now(more, beside=at.job.record):
             log.info(
@@ -175,18 +181,22 @@ def look_for_nodes(view: RunView) -> None:
             backend.warn(at.job.record)
 
 
-def _free(run: RunFolder, config: Config) -> int | None:
+def _free(at: Attempt, config: Config) -> int | None:
     """The largest number of nodes on which the run could train at once; None where there are too few.
 
     Of a run that takes no fewer than it asks for nobody asks.
     """
-    if not config.elastic:
-        return None
-    backend, at = backends.of(config.cluster), Attempt(run.attempt(run.attempt_numbers()[-1]))
-    for nodes in reversed(node_counts(config)):
-        if backend.starts_now(jobs.training(config, at, run.root.name, nodes=nodes)):
-            return nodes
+    backend = backends.of(config.cluster)
+    for count in reversed(node_counts(config) if config.elastic else ()):
+        if backend.starts_now(_would_be(at, config, count)):
+            return count
     return None
+
+
+def _would_be(at: Attempt, config: Config, count: int) -> Job:
+    """A training job on so many nodes, to be asked about."""
+    job = jobs.training(config, at, at.run.root.name, nodes=count)
+    return replace(job, exclude=nodes.names(nodes.barred(at.run, config)))
 
 
 def read_in(run: RunFolder, job_id: str) -> RunView | None:
@@ -201,15 +211,16 @@ def read_in(run: RunFolder, job_id: str) -> RunView | None:
 
 
 def take_over(
-    run: RunFolder, job_id: str, logs: Path, nodes: int | None = None
+    run: RunFolder, job_id: str, logs: Path, hosts: Sequence[str] = ()
 ) -> tuple[Attempt | None, str]:
     """Opens the run's next attempt in the job of this id, which runs already and writes its logs into `logs`.
 
-    Args:
-        nodes: that the job has; None is what the config asks for.
-
     It waits where the next attempt is not to begin at once, and where ranks of the one before still save: Slurm starts
-    a successor as soon as the job before it begins to end.
+    a successor as soon as the job before it begins to end. Where one of its nodes is excluded, by what the attempt
+    before came to there, say, another job is queued in its place.
+
+    Args:
+        hosts: the nodes of this job; none where it has as many as the config asks for.
 
     Returns:
         The attempt, None where none follows, and the reason.
@@ -222,18 +233,22 @@ def take_over(
                 return None, "another job follows the newest attempt"
             what, at = decide.next_attempt(view), view.newest
             if what.action != "start":
+                nodes.keep_evidence(view)
                 return None, what.reason
             if view.config is None:
                 return None, "; ".join(view.problems)
             works = node_counts(view.config)
-            if nodes is not None and nodes not in works:
-                return None, f"this job has {nodes} nodes, and the run trains on {works}"
+            if hosts and len(hosts) not in works:
+                return None, f"this job has {len(hosts)} nodes, and the run trains on {works}"
             left = decide.ended(at) + what.after_s - time.time()
             if _ends(at) and time.monotonic() < began + SAVING_S:
                 left = max(left, 0.5)
             if left <= 0:
                 act.keep_endings(view)
-                return _open_in(view, view.config, job_id, logs, nodes), what.reason
+                nodes.keep_evidence(view)
+                if why := _hand_over(view, view.config, hosts):
+                    return None, why
+                return _open_in(view, view.config, job_id, logs, len(hosts) or None), what.reason
         log.info(f"attempt {at.number + 1} begins in {left:.0f} s: {what.reason}")
         time.sleep(min(left, LONGEST_NAP_S))
 
@@ -244,8 +259,33 @@ def _ends(at: AttemptView) -> bool:
     return state == "COMPLETING" and bool(at.starts - set(at.exits))
 
 
+def _hand_over(view: RunView, config: Config, hosts: Sequence[str]) -> str:
+    """Queues another job in place of this one where one of its nodes is excluded; returns why, "" where none is.
+
+    This job waited since before anybody knew, and Slurm moves no job that has begun.
+    """
+    at = view.newest
+    assert at is not None
+    bad = [each for each in nodes.barred(view.folder, config) if each.node in hosts]
+    if not bad or config.cluster.restart != "successor":
+        return ""
+    try:
+        _queue_successor(at.files, config, more=_where(at))
+    except UserError as error:
+        log.warning(f"this job goes on although it should leave: {error}")
+        return ""
+    if at.files.cancelled.exists():
+        dismiss(read(view.folder))
+    return f"another job goes on elsewhere: {'; '.join(nodes.sentences(bad))}"
+
+
+def _where(at: AttemptView) -> dict[str, Any]:
+    """Where the Slurm of an attempt is, as a submitter saw it: a node may have the configuration elsewhere."""
+    return {"conf": at.job.record.get("conf")} if at.job else {}
+
+
 def _open_in(
-    view: RunView, config: Config, job_id: str, logs: Path, nodes: int | None
+    view: RunView, config: Config, job_id: str, logs: Path, count: int | None
 ) -> Attempt | None:
     """The next attempt in a job that runs already; None where the run has been cancelled meanwhile."""
     run, before = view.folder, view.newest
@@ -253,9 +293,8 @@ def _open_in(
     at = Attempt(run.attempt(run.open_attempt()))
     code_copy.share(before.files.code, at.code)
     at.logs.symlink_to(os.path.relpath(logs, at.root))
-    job = _prepare_training(at, config, by_hand=False, nodes=nodes)
-    # where its Slurm is, as a submitter saw it: a node may have the configuration elsewhere
-    conf = {"conf": before.job.record.get("conf")} if before.job else {}
+    job = _prepare_training(view, at, config, by_hand=False, count=count)
+    conf = _where(before)
     about = backends.new_record(config.cluster.kind, replace(job, folder=logs))
     write_record(at.job, {**about, **conf, "id": job_id})
     with _said(at):
@@ -275,27 +314,34 @@ def dismiss(view: RunView) -> None:
 
 
 def _submit_training(
-    run: RunFolder, config: Config, *, by_hand: bool, nodes: int | None = None
+    view: RunView, config: Config, *, by_hand: bool, count: int | None = None
 ) -> tuple[Attempt, Record]:
-    """The next attempt, and the record of its training job."""
+    """The next attempt of the run that was looked at, and the record of its training job."""
     at, (record,) = new_attempt.start(
-        run,
+        view.folder,
         config.cluster,
-        lambda at: [_prepare_training(at, config, by_hand=by_hand, nodes=nodes)],
+        lambda at: [_prepare_training(view, at, config, by_hand=by_hand, count=count)],
     )
     write_record(at.job, record)
     return at, record
 
 
 def _prepare_training(
-    at: Attempt, config: Config, *, by_hand: bool, nodes: int | None = None
+    view: RunView, at: Attempt, config: Config, *, by_hand: bool, count: int | None = None
 ) -> Job:
-    """Writes what the ranks read; returns their job, on so many nodes where not on all."""
+    """Writes what the ranks read; returns their job, on `count` nodes where not on all."""
     storage.publish(str(at.config), to_yaml(config).encode())
-    job = jobs.training(config, at, at.run.root.name, at.run.slowest_save_s(), nodes)
-    asked = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
+    without = nodes.barred(at.run, config)
+    job = jobs.training(config, at, at.run.root.name, at.run.slowest_save_s(), count)
+    job = replace(job, exclude=nodes.names(without))
+    asked: dict[str, Any] = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
     asked |= {"world": job.nodes * job.tasks, "timeout_min": job.timeout_min, "by_hand": by_hand}
-    write_record(at.submission, asked | {"full_nodes": config.nodes})
+    asked["full_nodes"] = config.nodes
+    if without:
+        asked["excluded"] = {each.node: each.why for each in without}
+    # so that a list of runs need not read all attempts
+    asked["spent_s"] = trained_s(view)
+    write_record(at.submission, asked)
     return job
 
 
@@ -303,7 +349,7 @@ def _queue_successor(
     at: Attempt,
     config: Config,
     *,
-    nodes: int | None = None,
+    count: int | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Queues the job that waits behind attempt `at`, where runs go on in that way here; in the place of an earlier one.
@@ -312,7 +358,8 @@ def _queue_successor(
         UserError: the cluster refused it.
     """
     if _restarts(config) and config.cluster.restart == "successor":
-        job = jobs.successor(config, at, at.run.root.name, at.run.slowest_save_s(), nodes)
+        job = jobs.successor(config, at, at.run.root.name, at.run.slowest_save_s(), count)
+        job = replace(job, exclude=nodes.names(nodes.barred(at.run, config)))
         record = backends.of(config.cluster).submit(job)
         write_record(at.successor, {**record, **(more or {})}, replace=True)
 

@@ -6,7 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from launcher.reconcile.attempts import failure, training_state
-from launcher.reconcile.evaluations import evaluating, newest_score, unscorable, unscored
+from launcher.reconcile.evaluations import (
+    best_score,
+    evaluating,
+    newest_score,
+    unscorable,
+    unscored,
+)
+from launcher.reconcile.hours import gpu_hours
 from launcher.reconcile.restart import next_attempt
 from launcher.reconcile.view import AttemptView, RunView
 
@@ -15,6 +22,10 @@ Word = Literal[
 ]
 
 NO_ANSWER = "the cluster does not answer, or the job runs on another machine"
+
+# what takes longer is shown; ranks say each ten seconds how far they are. A step may be long by itself
+STALL_S = 60.0
+SLOW_STEPS = 10
 
 # the run goes no further by itself
 ENDED = ("finished", "failed", "cancelled")
@@ -46,7 +57,7 @@ def state(view: RunView) -> State:
     if training == "queued":
         return State("queued", _waits_for(at))
     if training == "running":
-        return State("running")
+        return State("running", _stall(view))
     if at.cancelled and (training == "gone" or at.cancel_done):
         return State("cancelled")
     if training == "unknown":
@@ -57,6 +68,19 @@ def state(view: RunView) -> State:
     if waits and next_attempt(view).action == "start":
         return State("queued", f"its next attempt waits; {failure(view) or 'the last one ended'}")
     return State("failed", failure(view) or "ended before its last snapshot")
+
+
+def _stall(view: RunView) -> str:
+    """What is said of a run in which nothing has moved for long; "" where it moves, or says nothing of it."""
+    beat = view.newest.heartbeats.get("0", {}) if view.newest else {}
+    if "progressed" not in beat:
+        return ""
+    quiet = view.time - float(beat["progressed"])
+    if quiet < max(STALL_S, SLOW_STEPS * float(beat.get("step_s") or 0.0)):
+        return ""
+    section = beat.get("section")
+    where = "" if section in (None, "train") else f" in section {section}"
+    return f"no progress for {minutes(quiet)}{where}"
 
 
 def _finished(view: RunView) -> State:
@@ -81,6 +105,13 @@ def _waits_for(at: AttemptView) -> str:
     return f"waits for {job['nodes']} x {job['tasks']} ranks on {job['kind']}"
 
 
+def minutes(seconds: float) -> str:
+    """Returns a time such as 1:23:45, or 1:23."""
+    whole = int(seconds)
+    clock = f"{whole // 60 % 60}:{whole % 60:02d}"
+    return clock if whole < 3600 else f"{whole // 3600}:{clock.zfill(5)}"
+
+
 def counted(number: int, noun: str) -> str:
     """Returns "1 snapshot", "2 snapshots"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -88,7 +119,7 @@ def counted(number: int, noun: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far training is; rates and the time left only while it runs."""
+    """How far training is; rates and the time left only while it runs and moves."""
 
     # of the trainer: joining, starting, train, data, snapshot, checkpoint, done
     section: str | None
@@ -104,7 +135,7 @@ class Progress:
 def progress(view: RunView) -> Progress:
     """Returns how far training is, by the newest attempt's report and by what is published."""
     report = view.newest.progress if view.newest else {}
-    live = state(view).word == "running"
+    live = state(view).word == "running" and not _stall(view)
     return Progress(
         section=report.get("section"),
         images=max([int(report.get("images") or 0), *view.published[-1:]]),
@@ -143,6 +174,16 @@ class Summary:
     score: float | None
     metric: str | None
     score_images: int | None
+    # of all snapshots under the protocol of the newest score
+    best_score: float | None
+    best_images: int | None
+    # why its queued job waits, in Slurm's word, and when Slurm expects to start it, in seconds since 1970
+    waits_for: str | None
+    starts: float | None
+    # checkpoints that its newest attempt found damaged and went past
+    damaged_checkpoints: int
+    # of all its jobs so far, as their own files tell (`hours.spent_s`); ranks count where it has no GPUs
+    gpu_hours: float | None
     message: str
 
 
@@ -150,6 +191,8 @@ def summary(view: RunView) -> Summary:
     """Returns the run as one row."""
     current, newest, at = state(view), newest_score(view), view.newest
     scored = {record.key for record in view.records if record.done}
+    best = best_score(view)
+    waiting = at.job.waiting if at and at.job and current.word == "queued" else {}
     return Summary(
         id=view.id,
         experiment=view.experiment,
@@ -160,11 +203,23 @@ def summary(view: RunView) -> Summary:
         **asdict(progress(view)),
         attempts=view.tries,
         job=at.job.label if at and at.job else None,
-        nodes=f"{at.nodes} of {at.full_nodes}" if at and at.nodes < at.full_nodes else None,
+        nodes=_fewer(at),
         snapshots=len(view.snapshots),
         scored=len(scored),
         failed_evaluations=len({record.key for record in view.records} - scored),
         score=newest.score if newest else None,
         metric=newest.metric if newest else None,
         score_images=newest.images if newest else None,
+        best_score=best.score if best else None,
+        best_images=best.images if best else None,
+        waits_for=waiting.get("reason"),
+        starts=waiting.get("start"),
+        damaged_checkpoints=len(at.progress.get("damaged", ())) if at else 0,
+        gpu_hours=gpu_hours(view),
     )
+
+
+def _fewer(at: AttemptView | None) -> str | None:
+    if at is None or at.node_count >= at.full_node_count:
+        return None
+    return f"{at.node_count} of {at.full_node_count}"

@@ -7,6 +7,7 @@ does not answer leaves its jobs `unknown`, which is never the same as `gone`.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,14 +15,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher import backends
-from launcher.backends import Record
+from launcher.backends import Record, Span, settled
 from launcher.folder import Attempt, evaluation_asked, evaluations
+from launcher.reconcile import cache
+from launcher.reconcile.cache import Cache
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
-from selfguide.spec.records import EvaluationRecord, read_record_file, record_files
-from selfguide.spec.run import RunFolder
+from selfguide.spec.records import EvaluationRecord, read_record_file
+from selfguide.spec.run import RunFolder, names_in
 from shards import storage
-from shards.errors import UserError
+from shards.errors import DamagedError, UserError
 
 T = TypeVar("T")
 
@@ -43,6 +46,10 @@ class JobView:
     state: JobState
     # of one that is gone, what its scheduler still says or was once heard to say (`Backend.endings`)
     ending: Mapping[str, Any] = field(default_factory=dict)
+    # why one that is queued waits, where somebody only looks (`Backend.waiting`)
+    waiting: Mapping[str, Any] = field(default_factory=dict)
+    # when it had its nodes, oldest first; only where that was asked for (`launcher.ledger`)
+    spans: tuple[Span, ...] = ()
 
     @property
     def label(self) -> str:
@@ -65,8 +72,8 @@ class AttemptView:
     # ranks asked for; 0 before that was written
     world: int = 0
     # nodes of its job, and how many the run asks for where more are to be had; 0 before that was written
-    nodes: int = 0
-    full_nodes: int = 0
+    node_count: int = 0
+    full_node_count: int = 0
     # both None where the submission has not come so far, or died
     job: JobView | None = None
     watcher: JobView | None = None
@@ -76,6 +83,7 @@ class AttemptView:
     cancelled: bool = False
     cancel_asked: float = 0.0
     cancel_done: bool = False
+    cancel_by: str = ""
     # a person asked for this attempt; others follow the one before by themselves
     by_hand: bool = False
     # time limit of its job, and when its first rank began
@@ -85,9 +93,16 @@ class AttemptView:
     resumed_from: int | None = None
     # ranks that began, and how ranks ended; "unknown" is a rank whose environment was incomplete
     starts: frozenset[str] = frozenset()
+    # of each rank that began, its node's name; read with the history
+    nodes: Mapping[str, str] = field(default_factory=dict)
     exits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # what ranks wrote when they began, and what they last said of themselves; without the history that of rank 0 alone
+    begins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    heartbeats: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     # the trainer's newest report
     progress: Mapping[str, Any] = field(default_factory=dict)
+    # GPU-seconds of all attempts before this one, as far as files of the run tell; None where nobody wrote it down
+    spent_s: float | None = None
 
     @property
     def number(self) -> int:
@@ -109,7 +124,8 @@ class EvaluationView:
     attempt: int
     # None while it is being submitted, or where that died
     job: JobView | None = None
-    # how its process ended
+    # how its process began and ended
+    begin: Mapping[str, Any] | None = None
     exit: Mapping[str, Any] | None = None
 
     @property
@@ -150,6 +166,9 @@ class RunView:
     snapshots: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     # images of every complete checkpoint, ascending; read with the history
     checkpoints: tuple[int, ...] = ()
+    # when the checkpoints and snapshots that are there were published, in seconds since 1970; read as evidence
+    saved_at: Mapping[int, float] = field(default_factory=dict)
+    published_at: Mapping[int, float] = field(default_factory=dict)
     # by name; without the history only those that have no record
     evaluations: tuple[EvaluationView, ...] = ()
     # by images, key and attempt
@@ -175,50 +194,63 @@ class RunView:
         return self.images in self.snapshots
 
 
-def read(run: RunFolder, *, patience_s: float | None = None) -> RunView:
+def read(run: RunFolder, *, patience_s: float | None = None, evidence: bool = False) -> RunView:
     """Returns the view of one run with its history: all attempts, checkpoints and evaluation jobs.
 
     Args:
         patience_s: with schedulers that do not answer; None waits as long as somebody who wants to act.
+        evidence: asks how the job of every attempt ended, not only of the newest, and reads when checkpoints and
+            snapshots were published: what `launcher.why` tells.
 
     Raises:
         UserError: its run.json cannot be read.
     """
-    (view,), problems = _read([run], history=True, configs=True, patience_s=patience_s)
+    (view,), problems = _read(
+        [run], None, history=True, configs=True, patience_s=patience_s, evidence=evidence
+    )
     if view is None:
         raise UserError(f"{problems[0]}; restore it, or remove the run's folder")
     return view
 
 
 def read_many(
-    runs: Sequence[RunFolder], *, configs: bool = False
+    runs: Sequence[RunFolder], *, configs: bool | None = None, history: bool = False
 ) -> tuple[list[RunView], list[str]]:
-    """Returns a view of each run that can be read, without its history, and a sentence for each that cannot.
+    """Returns a view of each run that can be read, and a sentence for each that cannot.
 
     However many the runs, every Slurm is asked once and the process table of this machine read once, within `LOOK_S`.
+    Files that are written once are parsed once (`cache`), and p(k) is left out of the manifests of snapshots.
 
     Args:
-        configs: reads the config of every run, not only of the finished ones.
+        configs: reads the config of every run, or of none; None of the finished ones.
+        history: reads all attempts and evaluation jobs, not only what the state of a run needs.
     """
-    views, problems = _read(runs, configs=configs, patience_s=LOOK_S)
+    if not runs:
+        return [], []
+    with cache.of_runs(runs[0].root.parent.parent) as kept:
+        views, problems = _read(runs, kept, history=history, configs=configs, patience_s=LOOK_S)
     return [view for view in views if view is not None], problems
 
 
 def _read(
     runs: Sequence[RunFolder],
+    kept: Cache | None,
     *,
     history: bool = False,
-    configs: bool,
+    configs: bool | None,
     patience_s: float | None,
+    evidence: bool = False,
 ) -> tuple[Sequence[RunView | None], list[str]]:
     """A view of each run, None where its run.json cannot be read, and why it cannot."""
-    found = [_Reader(run, history, configs) for run in runs]
+    found = [_Reader(run, kept, history, configs, evidence) for run in runs]
     jobs = [(reader, path, record) for reader in found for path, record in reader.jobs()]
     states = backends.states([record for _, _, record in jobs], patience_s)
     gone = [each for each, state in zip(jobs, states, strict=True) if state == "gone"]
     for (reader, path, record), state in zip(jobs, states, strict=True):
         reader.known[path] = JobView(record=record, state=state)
-    _add_endings(gone, patience_s)
+    _add_endings(gone, patience_s, deep=history)
+    if patience_s is not None:
+        _add_waiting(jobs, states, patience_s)
     views: list[RunView | None] = []
     problems = []
     for reader in found:
@@ -230,17 +262,35 @@ def _read(
     return views, problems
 
 
-def _add_endings(gone: Sequence[tuple[_Reader, Path, Record]], patience_s: float | None) -> None:
+def _add_endings(
+    gone: Sequence[tuple[_Reader, Path, Record]], patience_s: float | None, *, deep: bool
+) -> None:
     """Adds what schedulers said, or still say, of how jobs ended."""
     unknown = []
     for reader, path, record in gone:
-        ending = reader.object(ending_path(path))
-        if ending is None and reader.asks_how_it_ended(path):
-            unknown.append((reader, path, record))
+        ending = reader.once(str(ending_path(path)))
         reader.known[path] = replace(reader.known[path], ending=ending or {})
-    endings = backends.endings([record for _, _, record in unknown], patience_s) if unknown else []
+        if not settled(ending or {}) and reader.asks_how_it_ended(path):
+            unknown.append((reader, path, record))
+    records = [record for _, _, record in unknown]
+    endings = backends.endings(records, patience_s, deep=deep) if unknown else []
     for (reader, path, _), ending in zip(unknown, endings, strict=True):
-        reader.known[path] = replace(reader.known[path], ending=ending)
+        job = reader.known[path]
+        reader.known[path] = replace(job, ending={**job.ending, **ending})
+
+
+def _add_waiting(
+    jobs: Sequence[tuple[_Reader, Path, Record]], states: Sequence[JobState], patience_s: float
+) -> None:
+    """Adds why training jobs are queued, for whoever looks: one question, and none where none is queued."""
+    queued = [
+        each
+        for each, state in zip(jobs, states, strict=True)
+        if state == "queued" and each[0].attempts and each[1] == each[0].attempts[-1].job
+    ]
+    reasons = backends.waiting([record for _, _, record in queued], patience_s) if queued else []
+    for (reader, path, _), waiting in zip(queued, reasons, strict=True):
+        reader.known[path] = replace(reader.known[path], waiting=waiting)
 
 
 def ending_path(job: Path) -> Path:
@@ -248,7 +298,7 @@ def ending_path(job: Path) -> Path:
     return job.with_name(f"ended-{job.name}")
 
 
-def _problem(path: Path, error: Exception) -> str:
+def _problem(path: Path | str, error: Exception) -> str:
     reason = f"no {error}" if isinstance(error, KeyError) else str(error)
     return f"{path} was left out: {reason}"
 
@@ -256,8 +306,17 @@ def _problem(path: Path, error: Exception) -> str:
 class _Reader:
     """Reads one run in two steps: the records of its jobs, then everything else."""
 
-    def __init__(self, run: RunFolder, history: bool, configs: bool) -> None:
-        self.run, self.history, self.configs = run, history, configs
+    def __init__(
+        self,
+        run: RunFolder,
+        kept: Cache | None,
+        history: bool,
+        configs: bool | None,
+        evidence: bool,
+    ) -> None:
+        self.run, self.history, self.configs, self.evidence = run, history, configs, evidence
+        # of one run also p(k) is wanted
+        self.whole, self.kept = kept is None, kept or Cache()
         self.problems: list[str] = []
         # jobs by the file of their record
         self.known: dict[Path, JobView] = {}
@@ -269,10 +328,12 @@ class _Reader:
         self.watcher = next(
             filter(Path.exists, (Attempt(run.attempt(n)).watcher for n in reversed(numbers))), None
         )
-        self.settled = {path.stem for path in record_files(run)}
+        names = [name for name in names_in(run.evals) if name.startswith("img-")]
+        self.records = sorted(name for name in names if name.endswith(".json"))
+        self.settled = {name[: -len(".json")] for name in self.records}
         root = evaluations(run)
-        names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
-        self.evaluations = [root / name for name in names if history or name not in self.settled]
+        tries = sorted(names_in(root))
+        self.evaluations = [root / name for name in tries if history or name not in self.settled]
 
     def jobs(self) -> Iterator[tuple[Path, Record]]:
         """Yields the record of every job, with its file."""
@@ -289,9 +350,17 @@ class _Reader:
         """Whether the scheduler's word on the end of a job may matter: its own files do not say it."""
         ended_well = (self.object(job.with_name("exit-0.json")) or {}).get("class") == "ok"
         if job.parent.parent == self.run.attempts:
-            newest = job == self.attempts[-1].job
-            return newest and not ended_well
+            # of the last but one the scheduler may not have said the last word when the newest began
+            asked = [at.job for at in (self.attempts if self.evidence else self.attempts[-2:])]
+            return job in asked and not ended_well and not self._again(job)
         return not ended_well and job.parent.name not in self.settled
+
+    def _again(self, job: Path) -> bool:
+        """Whether the scheduler has started the same job once more, for a newer attempt."""
+        newer = (
+            known for at in self.attempts if at.job > job and (known := self.known.get(at.job))
+        )
+        return self.known[job].record["id"] in (each.record["id"] for each in newer)
 
     def view(self) -> RunView:
         """The view, once `known` holds the states of the jobs. Raises where run.json cannot be read."""
@@ -313,9 +382,11 @@ class _Reader:
             tries=self.tries,
             watcher=self.known.get(self.watcher) if self.watcher else None,
             attempts=attempts,
-            config=self._config() if self.configs or images in snapshots else None,
+            config=self._config() if self._wants_config(images in snapshots) else None,
             snapshots=snapshots,
             checkpoints=tuple(self.run.saved()) if self.history else (),
+            saved_at=self._times(self.run.checkpoints),
+            published_at=self._times(self.run.snapshots),
             evaluations=tuple(self._evaluation(folder) for folder in self.evaluations),
             records=self._records(),
             evaluation_asked=float(asked.get("time", 0.0)),
@@ -323,8 +394,11 @@ class _Reader:
             problems=tuple(dict.fromkeys(self.problems)),
         )
 
+    def _wants_config(self, finished: bool) -> bool:
+        return finished if self.configs is None else self.configs
+
     def _attempt(self, at: Attempt) -> AttemptView:
-        names = {path.name for path in at.root.iterdir()} if at.root.is_dir() else set()
+        names = set(names_in(at.root))
 
         def there(path: Path) -> dict[str, Any]:
             return (self.object(path) if path.name in names else None) or {}
@@ -332,14 +406,17 @@ class _Reader:
         submission, cancelled = there(at.submission), there(at.cancelled)
         progress = there(at.root / "progress.json")
         starts = _ranks(names, "start")
-        exits = {rank: self.object(at.root / f"exit-{rank}.json") for rank in _ranks(names, "exit")}
+        exits = self._by_rank(at, names, "exit")
+        begins = self._by_rank(at, names, "start") if self.history else {}
+        # ranks wait for one another, and a job may have a thousand
+        heard = names if self.history else names & {"heartbeat-0.json"}
         limit_min = submission.get("timeout_min")
         return AttemptView(
             files=at,
             opened=float(submission.get("time") or _changed(at.root)),
             world=int(submission.get("world", 0)),
-            nodes=int(submission.get("nodes", 0)),
-            full_nodes=int(submission.get("full_nodes") or submission.get("nodes", 0)),
+            node_count=int(submission.get("nodes", 0)),
+            full_node_count=int(submission.get("full_nodes") or submission.get("nodes", 0)),
             job=self.known.get(at.job),
             watcher=self.known.get(at.watcher),
             successor=self.known.get(at.successor),
@@ -347,14 +424,24 @@ class _Reader:
             # a record of before does not say; then all was asked to end and nothing is known to be left
             cancel_asked=float(cancelled.get("time", 0.0)),
             cancel_done=at.cancelled.name in names and bool(cancelled.get("done", True)),
+            cancel_by=str(cancelled.get("by", "")),
             by_hand=bool(submission.get("by_hand")),
             limit_s=None if limit_min is None else 60.0 * limit_min,
             began=there(at.root / f"start-{starts[0]}.json").get("time") if starts else None,
-            resumed_from=progress.get("resumed_from"),
+            resumed_from=_began_from(progress),
             starts=frozenset(starts),
-            exits={rank: record for rank, record in exits.items() if record is not None},
+            # start records of before do not name their node
+            nodes={rank: str(each["node"]) for rank, each in begins.items() if "node" in each},
+            exits=exits,
+            begins=begins,
+            heartbeats=self._by_rank(at, heard, "heartbeat"),
             progress=progress,
+            spent_s=submission.get("spent_s"),
         )
+
+    def _by_rank(self, at: Attempt, names: set[str], kind: str) -> dict[str, dict[str, Any]]:
+        found = {rank: self.once(f"{at.root}/{kind}-{rank}.json") for rank in _ranks(names, kind)}
+        return {rank: record for rank, record in found.items() if record is not None}
 
     def _evaluation(self, folder: Path) -> EvaluationView:
         key, _, attempt = folder.name.rpartition(".")
@@ -364,33 +451,64 @@ class _Reader:
             images=int(key.split("-")[1]),
             attempt=int(attempt),
             job=self.known.get(folder / "job.json"),
+            begin=self.object(folder / "start-0.json"),
             exit=self.object(folder / "exit-0.json"),
         )
 
+    def _times(self, parent: Path) -> dict[int, float]:
+        """When each checkpoint or snapshot of a folder was published, by its images."""
+        found = parent.glob(f"img-*/{storage.MANIFEST}") if self.evidence else ()
+        return {int(path.parent.name[4:]): _changed(path) for path in found}
+
     def _snapshots(self) -> dict[int, Mapping[str, Any]]:
         found = {
-            images: storage.read_complete(self.run.snapshot(images), verify="sizes")
+            images: storage.read_complete(folder, verify="sizes")
+            if self.whole
+            else self._listed_snapshot(str(folder))
             for images in self.run.snapshot_folders()
+            if (folder := self.run.snapshot(images))
         }
         return {images: manifest for images, manifest in found.items() if manifest is not None}
 
+    def _listed_snapshot(self, folder: str) -> Mapping[str, Any] | None:
+        """The manifest of a snapshot without its p(k), where its parts have their sizes."""
+        try:
+            manifest = self.kept.get(f"{folder}/{storage.MANIFEST}", _without_p)
+            whole = all(
+                os.stat(f"{folder}/{part['name']}").st_size == part["bytes"]  # noqa: PTH116
+                for part in manifest["files"]
+            )
+        except (FileNotFoundError, NotADirectoryError, DamagedError):
+            return None
+        return manifest if whole else None
+
     def _records(self) -> tuple[EvaluationRecord, ...]:
-        found = [self._try(path, read_record_file) for path in record_files(self.run)]
+        found = [self._try(f"{self.run.evals}/{name}", _record) for name in self.records]
         known = [record for record in found if record is not None]
         return tuple(sorted(known, key=lambda r: (r.images, r.key, r.attempt)))
 
     def _config(self) -> Config | None:
-        if not self.attempts or not self.attempts[-1].config.exists():
+        if not self.attempts:
             return None
-        return self._try(self.attempts[-1].config, read_config)
+        return self._try(str(self.attempts[-1].config), _config)
 
     def object(self, path: Path) -> dict[str, Any] | None:
         """The JSON object that `path` holds; None where there is no such file, or none that can be read."""
+        try:
+            return _object(path)
+        except FileNotFoundError:
+            return None
+        except _UNREADABLE as error:
+            self.problems.append(_problem(path, error))
+            return None
+
+    def once(self, path: str) -> dict[str, Any] | None:
+        """The same of a file that is written once, or anew in place of the one before."""
         return self._try(path, _object)
 
-    def _try(self, path: Path, parse: Callable[[Path], T]) -> T | None:
+    def _try(self, path: str, parse: Callable[[str], T]) -> T | None:
         try:
-            return parse(path)
+            return self.kept.get(path, parse)
         except FileNotFoundError:
             return None
         except (*_UNREADABLE, UserError) as error:
@@ -398,11 +516,29 @@ class _Reader:
             return None
 
 
-def _object(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text())
+def _object(path: str | Path) -> dict[str, Any]:
+    with open(path) as file:  # noqa: PTH123 - of thousands of paths most are text
+        found = json.load(file)
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__} instead of an object")
     return found
+
+
+def _record(path: str) -> EvaluationRecord:
+    return read_record_file(Path(path))
+
+
+def _config(path: str) -> Config:
+    return read_config(Path(path))
+
+
+def _without_p(path: str) -> dict[str, Any]:
+    """The manifest of a snapshot; thousands of them with their p(k) are hundreds of megabytes."""
+    manifest = storage.read_manifest(path.rpartition("/")[0])
+    if manifest is None:
+        raise FileNotFoundError(path)
+    guidance = {key: value for key, value in manifest.get("guidance", {}).items() if key != "p"}
+    return {**manifest, "guidance": guidance}
 
 
 def _ranks(names: set[str], kind: str) -> list[str]:
@@ -412,6 +548,13 @@ def _ranks(names: set[str], kind: str) -> list[str]:
         for name in names
         if name.startswith(f"{kind}-") and name.endswith(".json")
     )
+
+
+def _began_from(progress: Mapping[str, Any]) -> int | None:
+    """Images of the checkpoint that an attempt began from, by the trainer's report, which has None for scratch."""
+    if progress.get("section") in (None, "joining"):
+        return None
+    return int(progress.get("resumed_from") or 0)
 
 
 def _changed(folder: Path) -> float:

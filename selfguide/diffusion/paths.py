@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from selfguide.spec.config import PathConfig
+from selfguide.spec.config.sampler import Spacing, table_entries
 from selfguide.spec.conventions import DDPM_STEPS
 from shards.errors import UserError
 
@@ -117,9 +118,12 @@ class RectifiedFlow(Path):
 class VariancePreserving(Path):
     """VP-SDE (Song et al. 2021): beta(tau) linear from 0.1 to 20; a = exp(-integral / 2), b = sqrt(1 - a^2)."""
 
-    last = 1e-3  # v is infinite at 0 (SiT ends there too)
     least = 1e-5  # trained
     beta_min, beta_max = 0.1, 20.0
+
+    def __init__(self, last: float = 1e-3) -> None:
+        # v is infinite at 0
+        self.last = last
 
     def coefficients(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         t = tau.double()
@@ -180,13 +184,17 @@ class DDPM(Path):
     def training_time(self, u: Tensor) -> Tensor:
         return (u * self.steps).ceil().clamp(1, self.steps) / self.steps
 
-    def grid(self, steps: int) -> Tensor:
-        """Whole table entries, evenly spaced, and data at the end."""
+    def grid(self, steps: int, spacing: Spacing = "trailing") -> Tensor:
+        """Whole table entries, evenly spaced, and where they end: data, but for `spacing=leading_offset`."""
         if steps > self.steps:
             raise UserError(
                 f"sampler.steps={steps}: this path has {self.steps} noise levels; take {self.steps} or fewer"
             )
-        return torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round() / self.steps
+        if spacing == "trailing":
+            entries = torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round()
+        else:
+            entries = torch.tensor(table_entries(steps, spacing), dtype=torch.float64)
+        return entries / self.steps
 
     def _table(self, device: torch.device) -> Tensor:
         """The table on that device, where it then stays: no step waits for a copy of it."""
@@ -244,7 +252,7 @@ def _share(ratio: Tensor) -> Tensor:
 _PATHS: dict[str, Callable[[PathConfig], Path]] = {
     "rectified_flow": lambda config: RectifiedFlow(config.sigma_min),
     "ddpm": lambda config: DDPM(config.betas),
-    "vp": lambda config: VariancePreserving(),
+    "vp": lambda config: VariancePreserving(config.last),
     "ve": lambda config: VarianceExploding(0.02, 100.0),
     "edm": lambda config: VarianceExploding(),
 }

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from selfguide.discovery.spent import spending, total
 from shards import cli, sidecar, storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -76,8 +78,17 @@ class Rows:
             UserError: rows that are not finite.
         """
         missing = [c for c in range(rank, len(self), world) if not self._file(c).exists()]
+
+        if missing:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+        def part(c: int) -> Array:
+            # before it is published: after the last one, somebody else may end the work
+            with spending(self.folder, world):
+                return self._part(c, make, batch)
+
         for c in cli.track(missing, len(missing), doing) if rank == 0 else missing:
-            array(self._file(c), lambda: self._part(c, make, batch))  # noqa: B023 - called at once
+            array(self._file(c), partial(part, c))
 
     @property
     def complete(self) -> bool:
@@ -196,6 +207,7 @@ class Work:
                     groups=groups,
                     provenance={**self.provenance, **({REPORT: dict(report)} if report else {})},
                     attached=attached,
+                    cost=total(self.folder),
                 )
             if made is not None:
                 shutil.rmtree(self.folder, ignore_errors=True)

@@ -10,6 +10,7 @@ import torch
 
 from selfguide.models.backbone import Backbone
 from selfguide.spec.config import EngineConfig
+from selfguide.spec.rank_status import RankStatus
 from shards.errors import UserError
 
 
@@ -26,6 +27,15 @@ def configure_execution(backbone: Backbone, engine: EngineConfig, device: torch.
     if engine.compile:
         _require_compiler(device)
         _compile(backbone, device)
+
+
+def tell_of_compiling(status: RankStatus) -> None:
+    """Has `status` say when this process compiles: a step that does may take minutes."""
+    # seconds to import
+    from torch._dynamo.callback import on_compile_end, on_compile_start
+
+    on_compile_start(lambda _: status.compiles(True))
+    on_compile_end(lambda _: status.compiles(False))
 
 
 def _compile(backbone: Backbone, device: torch.device) -> None:

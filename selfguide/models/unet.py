@@ -47,7 +47,7 @@ class UNet(Backbone):
         self.context = ContextTokens(net) if net.tokens else None
         self.stages = nn.ModuleList(_stage(net, stage) for stage in net.stages)
         width = net.stages[-1].width
-        self.norm = GroupNorm(net, width)
+        self.norm = GroupNorm(net, width, net.out_groups)
         self.out = nn.Conv2d(width, net.out_channels, 3, padding=1)
         self._initialise()
 

@@ -109,8 +109,8 @@ class ContextTokens(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    def __init__(self, net: UNetArchitecture, width: int) -> None:
-        super().__init__(net.groups, width, eps=1e-6 if net.form == "edm" else 1e-5)
+    def __init__(self, net: UNetArchitecture, width: int, groups: int = 0) -> None:
+        super().__init__(groups or net.groups, width, eps=1e-6 if net.form == "edm" else 1e-5)
 
 
 def change_grid(x: Tensor, change: Change | None) -> Tensor:

@@ -22,7 +22,7 @@ TimeInput = Literal[
 ]
 
 # sizes that may be 0: the net goes without
-_ABSENT = frozenset({"classes", "dense", "spatial", "dense_patch", "context"})
+_ABSENT = frozenset({"classes", "dense", "spatial", "dense_patch", "context", "out_groups"})
 
 
 class Layer(NamedTuple):

@@ -7,6 +7,7 @@ twice, and two protocols never share a column.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config
+from selfguide.spec.config.path import read_by_sampling
 from selfguide.spec.config.sampler import protocol_settings
 from selfguide.spec.identity import digest
 from selfguide.spec.metrics import FEATURES
@@ -79,10 +81,10 @@ class Protocol:
             interval=sampler.interval,
             ema=averages_of(config.train)[0].plain,
             dtype=features.dtype,
-            settings=protocol_settings(sampler),
+            settings=protocol_settings(sampler) | read_by_sampling(config.path),
         )
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """What a column of scores is headed by; no settings leave no trace, so plain samplers keep their column."""
         values = asdict(self)

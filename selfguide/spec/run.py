@@ -9,6 +9,7 @@ that publishes.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,9 +58,7 @@ class RunFolder:
         return self.attempts / f"{number:04d}"
 
     def attempt_numbers(self) -> list[int]:
-        if not self.attempts.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.attempts.iterdir() if p.name.isdigit())
+        return sorted(int(name) for name in names_in(self.attempts) if name.isdigit())
 
     def open_attempt(self) -> int:
         """Takes the next attempt number by making its folder; two callers never get the same."""
@@ -118,8 +117,17 @@ class RunFolder:
         return self.snapshot(self.describe()["images"])
 
 
+def names_in(folder: Path) -> list[str]:
+    """Names of all that is in a folder; none where there is no such folder."""
+    try:
+        # a path for each of tens of thousands of names would cost a list of runs a second
+        return os.listdir(folder)  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def _numbered(parent: Path) -> list[int]:
-    names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
+    names = names_in(parent)
     return sorted(int(name[4:]) for name in names if name.startswith("img-") and name[4:].isdigit())
 
 

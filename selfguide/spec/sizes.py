@@ -171,6 +171,13 @@ TABLE |= {
     ),
 }
 
+# What the choice model=NAME sets beside its row: corrections that came when runs of that name existed already, whose
+# configs have the row alone. Of DDAE's UNets the last norm has 8 groups (Xiang et al. 2023, their code).
+CORRECTED: dict[str, dict[str, Any]] = {
+    "unet_ddpm": {"out_groups": 8},
+    "unet_ddpmpp": {"out_groups": 8},
+}
+
 
 def row(name: str) -> Architecture:
     """The published architecture of that name."""

@@ -53,6 +53,7 @@ class UNetArchitecture(Architecture):
     base: int = 128
     heads: int = 1
     groups: int = 32  # of every group norm
+    out_groups: int = 0  # of the last one, before the output; 0 is as many as of the others
     residual: bool = True  # down and up by BigGAN's residual blocks, not by one convolution
     context: int = 0  # tokens of the condition that attention reads beside the image's
     dropout: float = 0.0
@@ -73,6 +74,12 @@ class UNetArchitecture(Architecture):
             "groups",
             self.groups,
             f"does not divide model.base={self.base}",
+        )
+        require(
+            self.stages[-1].width % (self.out_groups or self.groups) == 0,
+            "out_groups",
+            self.out_groups,
+            f"does not divide the width {self.stages[-1].width} before the output",
         )
         require(
             self.base % 4 == 0,

@@ -14,9 +14,9 @@ import torch
 import shards
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
-from selfguide.distributed import RankInfo, any_rank_error, join, on_rank_0
+from selfguide.distributed import RankInfo, any_rank_error, collectives, join, on_rank_0
 from selfguide.guidance.build import build_components
-from selfguide.models.execution import configure_execution
+from selfguide.models.execution import configure_execution, tell_of_compiling
 from selfguide.networks.student import Student, build_student
 from selfguide.spec.accumulation import cut_batch
 from selfguide.spec.annotations import check_annotations, check_promises
@@ -26,7 +26,7 @@ from selfguide.spec.files import read_config
 from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import Lease, RunFolder
-from selfguide.training import checkpoint, resume
+from selfguide.training import checkpoint, probes, resume
 from selfguide.training.components import Components
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine
@@ -63,6 +63,7 @@ def main(attempt: Path, rank: int, local_rank: int, world: int, status: RankStat
     _check_device(config, rank_info)
     telemetry.say("joining", 0)
     join(rank_info, attempt / "rendezvous.json", config.engine.timeout_s)
+    status.collectives = collectives
     work(config, rank_info, lease, telemetry)
 
 
@@ -78,6 +79,8 @@ def _check_device(config: Config, rank_info: RankInfo) -> None:
 def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry) -> None:
     """Everything between joining the ranks and leaving them."""
     sources = _load_manifests(config, lease.run)
+    if config.cluster.checks_nodes:
+        probes.check(config, rank_info, lease.run.attempt(lease.number), sources)
     manifest = sources[0]  # of several, fields and header are alike
     _check_annotations(config, manifest, lease.run, rank_info)
     on_rank_0(lease.begin)  # before the look: an older attempt must not publish behind it
@@ -121,10 +124,17 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
         training = Training(
             config, rank_info, state, stream, objective, normaliser, data, telemetry, lease
         )
+        if config.engine.compile:
+            tell_of_compiling(telemetry.status)
         if found.folder is not None:
             # one that was lost or damaged: the checkpoint holds all that is in it
             publish_snapshot_if_due(training)
         train(training)
+    except Exception as error:
+        # closing waits for a reader, which may wait for a store
+        if telemetry.status.fails is not None:
+            telemetry.status.fails(error)
+        raise
     finally:
         stream.close()
     telemetry.say("done", state.images)

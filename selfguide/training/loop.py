@@ -58,7 +58,7 @@ def train(job: Training) -> None:
     config, state, total = job.config, job.state, job.config.train.images
     epochs = Epochs(job.stream, state.audits, config.data.damaged)
     vote = StopVote(job.telemetry.status, job.stream)
-    job.telemetry.status.start(state.images)
+    job.telemetry.status.start(state.images, compiles=config.engine.compile)
     job.telemetry.restart(state.images)
     while state.images < total:
         advance(job)

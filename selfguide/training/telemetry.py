@@ -76,6 +76,7 @@ class Telemetry:
     def read(self, waited: float, substituted: int) -> None:
         """After a step: of the stream so far, seconds this rank waited, and images that stood in for damaged ones."""
         self._waited, self._substituted = waited, substituted
+        self.status.waited_s = waited
         self._steps += 1
 
     def report(self, images: int, **extra: Any) -> dict[str, Any]:

@@ -8,12 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from slurm import crew
 from slurm.devcluster import Cluster, down, up
-from tests.cluster.bed import Bed, finishes, gone, learned, until
+from tests.cluster.bed import Bed, gone, learned, until
+from tests.cluster.corpus import explained
 from tests.s3.conftest import server  # noqa: F401 - a fixture of these tests, too
 
 
@@ -64,17 +66,17 @@ def state() -> Iterator[Path]:
 def bed_of_session(
     devcluster: Cluster, digits: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Bed:
-    folder = tmp_path_factory.mktemp("bed")
-    return Bed(devcluster, digits, folder / "runs", folder)
+    return Bed.of(devcluster, digits, tmp_path_factory.mktemp("bed"))
 
 
 @pytest.fixture(scope="session")
-def unharmed(bed_of_session: Bed) -> dict[str, str]:
+def unharmed(bed_of_session: Bed) -> dict[str, Any]:
     """What the run of all cells learns where nothing happens to it."""
     run = bed_of_session.submit("unharmed")
-    view = finishes(bed_of_session, run)
+    view = bed_of_session.finishes(run)
     assert view.tries == 1
     gone(bed_of_session, run)
+    explained(run)
     return learned(run)
 
 

@@ -79,7 +79,7 @@ def test_f6_a_run_goes_from_four_nodes_to_two_and_back(bed: Bed, tmp_path: Path)
         bed.ask("scancel", "--signal=USR2", bed.job(run))
         trains(bed, run, attempt=2, images=0)
         at = bed.view(run).newest
-        assert at is not None and (at.nodes, at.full_nodes, at.world) == (2, 4, 2)
+        assert at is not None and (at.node_count, at.full_node_count, at.world) == (2, 4, 2)
         assert decide.summary(bed.view(run)).nodes == "2 of 4"
         told = bed.command("launcher.runs", "f6", f"--runs={bed.runs}").stdout
         assert "2 of 4" in told
@@ -89,7 +89,7 @@ def test_f6_a_run_goes_from_four_nodes_to_two_and_back(bed: Bed, tmp_path: Path)
     view = finishes(bed, run)
     gone(bed, run)
 
-    assert [at.nodes for at in view.attempts] == [4, 2, 4]
+    assert [at.node_count for at in view.attempts] == [4, 2, 4]
     assert [decide.cause(at).kind for at in view.attempts] == ["preempted", "preempted", "ok"]
     # the same images in the same steps, each once: no step was lost
     assert seen(tmp_path / "f6") == seen(tmp_path / "whole")

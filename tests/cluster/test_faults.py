@@ -7,7 +7,6 @@ signals, the decision and the scheduler together.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,12 +16,12 @@ from typing import Any
 
 import pytest
 
+from launcher.drill import faults
 from launcher.reconcile import decide
-from launcher.reconcile.view import RunView
+from selfguide.spec.records import records
 from selfguide.spec.run import RunFolder
-from slurm import layout, processes
-from slurm.crew import SEARCH, program_path
-from tests.cluster.bed import BATCH, ROOT, Bed, finishes, gone, learned, lost, trains, until
+from tests.cluster.bed import BATCH, ROOT, STEPS, Bed, attempts, gone, lost, same_end, trains, until
+from tests.cluster.corpus import explained
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
@@ -31,34 +30,10 @@ RECOVERED_S = 60.0
 INTERVAL = 10 * BATCH
 
 
-def attempts(view: RunView) -> list[str]:
-    """Why each attempt ended."""
-    return [decide.cause(at).kind for at in view.attempts]
-
-
 def exits(run: RunFolder, attempt: int) -> dict[int, dict[str, Any]]:
     """The exit records of an attempt's ranks."""
     paths = run.attempt(attempt).glob("exit-*.json")
     return {int(path.stem.removeprefix("exit-")): json.loads(path.read_text()) for path in paths}
-
-
-def slow(bed: Bed, seconds: float) -> None:
-    """Makes each step of the attempt that trains now take so much longer."""
-    code = (
-        "import time; from selfguide.training import loop; step = loop.advance\n"
-        f"loop.advance = lambda job: (time.sleep({seconds}), step(job))"
-    )
-    for rank in range(2):
-        bed.inside(rank, code)
-
-
-def same_end(bed: Bed, run: RunFolder, unharmed: dict[str, str], *, tries: int = 2) -> RunView:
-    """The run finishes by itself in so many attempts, at the same bits, and leaves nothing."""
-    view = finishes(bed, run)
-    assert view.tries == tries, attempts(view)
-    assert learned(run) == unharmed
-    gone(bed, run)
-    return view
 
 
 def all_saved(run: RunFolder, attempt: int = 1) -> int:
@@ -75,12 +50,12 @@ def all_saved(run: RunFolder, attempt: int = 1) -> int:
 
 @pytest.mark.quick
 def test_a1_a_rank_killed_in_a_step_costs_one_interval_at_most(
-    bed: Bed, unharmed: dict[str, str]
+    bed: Bed, unharmed: dict[str, Any]
 ) -> None:
     run = bed.submit("a1")
     trains(bed, run)
     ranks = bed.ranks(run)
-    os.kill(ranks[1], signal.SIGKILL)
+    faults.kill_rank(bed, 1)
     began = time.monotonic()
     until(lambda: not Path(f"/proc/{ranks[0]}").exists(), "the other rank has ended")
     assert time.monotonic() - began < 20
@@ -92,79 +67,86 @@ def test_a1_a_rank_killed_in_a_step_costs_one_interval_at_most(
 
 
 def test_a2_a_rank_that_exits_is_the_cause_whatever_srun_returns(
-    bed: Bed, unharmed: dict[str, str]
+    bed: Bed, unharmed: dict[str, Any]
 ) -> None:
     run = bed.submit("a2")
     trains(bed, run)
-    bed.inside(1, "import os; os._exit(7)")
+    faults.exit_rank(bed, 1, 7)
     view = same_end(bed, run, unharmed)
     cause = decide.cause(view.attempts[0])
     assert (cause.rank, cause.type) == ("1", "exit code 7")
 
 
+def test_a3_an_exception_of_one_rank_is_the_cause_with_its_traceback(
+    bed: Bed, unharmed: dict[str, Any]
+) -> None:
+    run = bed.submit("a3")
+    trains(bed, run)
+    faults.raise_in_rank(bed, 1, "ValueError('here alone')")
+    view = same_end(bed, run, unharmed)
+    cause = decide.cause(view.attempts[0])
+    assert (cause.kind, cause.rank, cause.type) == ("error", "1", "ValueError")
+    assert "here alone" in cause.message and "rank 0" not in cause.message
+    ended = exits(run, 1)
+    assert ended[1]["traceback"].rstrip().endswith("ValueError: here alone")
+    assert 0 not in ended or ended[0]["class"] == "signal" or ended[0]["peer_gone"]
+    assert all(each <= INTERVAL for each in lost(run))
+
+
+def test_a4_ranks_that_crash_are_the_causes_by_their_signals(
+    bed: Bed, unharmed: dict[str, Any]
+) -> None:
+    run = bed.submit("a4")
+    faults.slow(bed, 0.05, always=True)
+    for attempt, number in ((1, signal.SIGSEGV), (2, signal.SIGABRT)):
+        trains(bed, run, attempt, (4 + 20 * attempt) * BATCH)
+        faults.kill_rank(bed, 1, number)
+    view = same_end(bed, run, unharmed, tries=3)
+    causes = [decide.cause(at) for at in view.attempts[:2]]
+    assert [(c.kind, c.rank, c.type) for c in causes] == [
+        ("crash", "1", "SIGSEGV"),
+        ("crash", "1", "SIGABRT"),
+    ]
+    assert all(each <= INTERVAL for each in lost(run))
+
+
 @pytest.mark.quick
 def test_b1_a_lost_node_is_done_without_and_its_rank_publishes_nothing(
-    bed: Bed, unharmed: dict[str, str]
+    bed: Bed, unharmed: dict[str, Any]
 ) -> None:
-    conf = bed.cluster.conf
-    before = conf.read_text()
-    conf.write_text(before.replace("SlurmdTimeout=30", "SlurmdTimeout=10"))
-    bed.ask("scontrol", "reconfigure")
-    run = bed.submit("b1")
-    trains(bed, run)
-    slow(bed, 0.5)
-    nodes = bed.ask("squeue", "--noheader", f"--jobs={bed.job(run)}", "--format=%N").strip()
-    _, last = bed.ask("scontrol", "show", "hostnames", nodes).split()
-    record = layout.read_record(bed.cluster.state)
-    assert record is not None
-    try:
-        os.kill(record.daemons[last][0], signal.SIGKILL)
-        view = same_end(bed, run, unharmed)
-        assert attempts(view)[0] == "node"
-        at = view.newest
-        assert at is not None and at.job is not None
-        nodes = bed.ask("sacct", "-X", "-n", "-o", "NodeList%80", "-j", at.job.record["id"]).strip()
-        assert last not in bed.ask("scontrol", "show", "hostnames", nodes).split()
-    finally:
-        conf.write_text(before)
-        _restart_node(bed, last)
-
-
-def _restart_node(bed: Bed, name: str) -> None:
-    """As the node's administrator does."""
-    state = bed.cluster.state
-    argv = [program_path("slurmd"), "-D", "-N", name, "-f", str(bed.cluster.conf)]
-    environment = {"PATH": SEARCH, "LANG": "C.UTF-8", "SLURM_CONF": str(bed.cluster.conf)}
-    found = processes.start(argv, environment, state / "log" / f"{name}.out")
-    record = layout.read_record(state)
-    assert record is not None
-    record.daemons[name] = (found.pid, found.started)
-    layout.write_record(state, record)
-    bed.ask("scontrol", "reconfigure")
-
-    def idle() -> bool:
-        states = bed.ask("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T")
-        return set(states.split()) == {"idle"}
-
-    until(idle, f"{name} is back")
+    with faults.impatient(bed):
+        run = bed.submit("b1")
+        trains(bed, run)
+        faults.slow(bed, 0.5)
+        _, last = bed.nodes(run)
+        try:
+            faults.kill_daemon(bed.cluster, last)
+            view = same_end(bed, run, unharmed)
+            assert attempts(view)[0] == "node"
+            at = view.newest
+            assert at is not None and at.job is not None
+            job = at.job.record["id"]
+            nodes = bed.ask("sacct", "-X", "-n", "-o", "NodeList%80", "-j", job).strip()
+            assert last not in bed.ask("scontrol", "show", "hostnames", nodes).split()
+        finally:
+            faults.restart_node(bed, last)
 
 
 @pytest.mark.quick
-def test_c1_usr2_loses_no_step(bed: Bed, unharmed: dict[str, str]) -> None:
+def test_c1_usr2_loses_no_step(bed: Bed, unharmed: dict[str, Any]) -> None:
     run = bed.submit("c1")
     trains(bed, run)
-    bed.ask("scancel", "--signal=USR2", bed.job(run))
+    faults.signal_job(bed, run)
     same_end(bed, run, unharmed)
     all_saved(run)
     assert lost(run) == [0]
 
 
-def test_c2_a_time_limit_loses_no_step(bed: Bed, unharmed: dict[str, str]) -> None:
+def test_c2_a_time_limit_loses_no_step(bed: Bed, unharmed: dict[str, Any]) -> None:
     run = bed.submit("c2")
     trains(bed, run)
-    slow(bed, 0.7)
-    # its warning is due at once, and Slurm looks every half minute
-    bed.ask("scontrol", "update", f"JobId={bed.job(run)}", "TimeLimit=1")
+    faults.slow(bed, 0.7)
+    faults.shorten(bed, run)
     same_end(bed, run, unharmed)
     all_saved(run)
     assert lost(run) == [0]
@@ -172,13 +154,12 @@ def test_c2_a_time_limit_loses_no_step(bed: Bed, unharmed: dict[str, str]) -> No
 
 @pytest.mark.quick
 def test_c3_preemption_loses_no_step_and_the_run_goes_on_behind_the_preemptor(
-    bed: Bed, unharmed: dict[str, str]
+    bed: Bed, unharmed: dict[str, Any]
 ) -> None:
     run = bed.submit("c3")
     trains(bed, run)
-    slow(bed, 0.3)
-    urgent = ["--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null"]
-    job = bed.ask("sbatch", "--parsable", *urgent, "--wrap=sleep 3").strip()
+    faults.slow(bed, 0.3)
+    job = faults.preempt(bed)
     same_end(bed, run, unharmed)
     all_saved(run)
     assert lost(run) == [0]
@@ -186,24 +167,24 @@ def test_c3_preemption_loses_no_step_and_the_run_goes_on_behind_the_preemptor(
 
 
 def test_c4_an_end_without_warning_is_saved_before_the_successor_overtakes_it(
-    bed: Bed, unharmed: dict[str, str]
+    bed: Bed, unharmed: dict[str, Any]
 ) -> None:
     """What an administrator's scancel does, or a preemption without grace: SIGTERM, and SIGKILL after KillWait."""
     run = bed.submit("c4")
     trains(bed, run)
-    bed.ask("scancel", bed.job(run))
+    faults.scancel(bed, run)
     same_end(bed, run, unharmed)
     all_saved(run)
 
 
 def test_c5_a_requeue_from_outside_resumes_from_the_newest_checkpoint(
-    bed: Bed, unharmed: dict[str, str]
+    bed: Bed, unharmed: dict[str, Any]
 ) -> None:
     run = bed.submit("c5", "cluster.restart=requeue")
     trains(bed, run)
     job = bed.job(run)
     assert list(bed.jobs(run)) == [job]
-    slow(bed, 0.3)
+    faults.slow(bed, 0.3)
     bed.ask("scontrol", "requeue", job)
     until(lambda: bed.jobs(run)[job] == "PENDING", "it is requeued")
     # or Slurm holds it for two minutes
@@ -213,8 +194,8 @@ def test_c5_a_requeue_from_outside_resumes_from_the_newest_checkpoint(
     all_saved(run)
 
 
-def test_c5_a_job_with_a_successor_is_not_requeued(bed: Bed, unharmed: dict[str, str]) -> None:
-    run = bed.submit("c5")
+def test_c5_a_job_with_a_successor_is_not_requeued(bed: Bed, unharmed: dict[str, Any]) -> None:
+    run = bed.submit("c5-kept")
     trains(bed, run)
     command = ["scontrol", "requeue", bed.job(run)]
     done = subprocess.run(command, env=bed.environment, capture_output=True)
@@ -223,11 +204,11 @@ def test_c5_a_job_with_a_successor_is_not_requeued(bed: Bed, unharmed: dict[str,
 
 
 def test_c8_a_signal_to_one_rank_stops_all_at_the_same_step(
-    bed: Bed, unharmed: dict[str, str]
+    bed: Bed, unharmed: dict[str, Any]
 ) -> None:
     run = bed.submit("c8")
     trains(bed, run)
-    os.kill(bed.ranks(run)[1], signal.SIGUSR2)
+    faults.kill_rank(bed, 1, signal.SIGUSR2)
     same_end(bed, run, unharmed)
     all_saved(run)
 
@@ -250,6 +231,52 @@ def test_e1_three_submissions_at_once_are_one_run_and_cancel_ends_all_of_it(bed:
     assert bed.jobs(run) == {}
     assert decide.state(bed.view(run)).word == "cancelled"
     gone(bed, run)
+    explained(run)
+
+
+def test_e2_another_config_under_the_same_name_is_refused_with_the_difference(
+    bed: Bed, unharmed: dict[str, Any]
+) -> None:
+    run = bed.submit("e2")
+    before = bed.jobs(run)
+    done = bed.command("launcher.submit", *bed.words("e2", "train.learning_rate=1e-3"))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "train.learning_rate" in done.stderr and "0.002" in done.stderr
+    assert run.attempt_numbers() == [1] and set(bed.jobs(run)) <= set(before)
+    same_end(bed, run, unharmed, tries=1)
+
+
+def test_e5_what_is_submitted_from_inside_a_job_step_has_an_environment_of_its_own(
+    bed: Bed, unharmed: dict[str, Any]
+) -> None:
+    """A run, its watcher's evaluation and another attempt, all submitted by jobs; each snapshot is scored once."""
+    dump = (
+        "import json, os, pathlib\n"
+        f"path = pathlib.Path({str(bed.faults)!r}, 'env-' + os.environ['SLURM_JOB_ID'] + '.json')\n"
+        "path.write_text(json.dumps(dict(os.environ)))"
+    )
+    bed.inside(0, dump, always=True)
+    foreign = {"SLURM_DISTRIBUTION": "arbitrary", "SLURM_CPU_BIND_MARK": "1", "SLURM_NPROCS": "7"}
+    foreign |= {"SBATCH_TIMELIMIT": "0:30", "PMI_RANK": "3", "SLURM_OUTER_MARK": "1", "RANK": "7"}
+    words = bed.words("e5", "evaluation=fd_digits", "evaluation.samples=200")
+    command = [
+        "srun",
+        "--ntasks=1",
+        "--cpu-bind=none",
+        "env",
+        *(f"{k}={v}" for k, v in foreign.items()),
+    ]
+    command += [sys.executable, "-m", "launcher.submit", *words]
+    done = subprocess.run(command, cwd=ROOT, env=bed.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = RunFolder(bed.runs / "digits_dit" / "e5")
+    same_end(bed, run, unharmed, tries=1, seconds=240)
+    assert [(record.images, record.done) for record in records(run)] == [(STEPS * BATCH, True)]
+    (scorer,) = (json.loads(p.read_text())["id"] for p in run.evals.glob("jobs/*/job.json"))
+    for job in (json.loads((run.attempt(1) / "job.json").read_text())["id"], scorer):
+        found = json.loads((bed.faults / f"env-{job}.json").read_text())
+        assert found["SLURM_CONF"] == str(bed.cluster.conf)
+        assert not {name for name, value in foreign.items() if found.get(name) == value}
 
 
 @pytest.mark.quick
@@ -257,7 +284,7 @@ def test_cancel_wins_while_the_successor_starts(bed: Bed) -> None:
     run = bed.submit("cancelled")
     trains(bed, run)
     first = bed.job(run)
-    os.kill(bed.ranks(run)[1], signal.SIGKILL)
+    faults.kill_rank(bed, 1)
     until(lambda: bed.jobs(run) and first not in bed.jobs(run), "the successor starts")
     assert bed.command("launcher.cancel", str(run.root)).returncode == 0
     assert bed.jobs(run) == {}
@@ -269,8 +296,7 @@ def test_cancel_wins_while_the_successor_starts(bed: Bed) -> None:
 def test_f1_an_error_of_the_user_at_the_start_is_not_retried(bed: Bed, tmp_path: Path) -> None:
     data = tmp_path / "digits"
     subprocess.run(["cp", "-r", str(bed.digits), str(data)], check=True)
-    urgent = ["--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null"]
-    job = bed.ask("sbatch", "--parsable", *urgent, "--wrap=sleep 600").strip()
+    job = faults.preempt(bed, seconds=600)
     run = bed.submit("f1", f"data.root={data}")
     data.rename(tmp_path / "elsewhere")
     bed.ask("scancel", job)
@@ -280,19 +306,11 @@ def test_f1_an_error_of_the_user_at_the_start_is_not_retried(bed: Bed, tmp_path:
     assert decide.next_attempt(bed.view(run)).kind == "user"
     assert decide.state(bed.view(run)).word == "failed"
     gone(bed, run)
+    explained(run)
 
 
 def test_f2_a_crash_at_the_same_step_ends_the_chain(bed: Bed) -> None:
-    crash = (
-        "import sys, time\n"
-        "while not hasattr(sys.modules.get('selfguide.training.loop'), 'publish_what_is_due'): time.sleep(0.01)\n"
-        "loop = sys.modules['selfguide.training.loop']; step = loop.advance\n"
-        "def advance(job):\n"
-        f"    if job.state.images == {22 * BATCH}: raise ValueError('always here')\n"
-        "    step(job)\n"
-        "loop.advance = advance\n"
-    )
-    bed.inside(1, crash, always=True)
+    faults.raise_in_rank(bed, 1, "ValueError('always here')", at=22 * BATCH, always=True)
     run = bed.submit("f2")
     until(lambda: not bed.jobs(run), "it has been given up")
     view = bed.view(run)
@@ -300,3 +318,4 @@ def test_f2_a_crash_at_the_same_step_ends_the_chain(bed: Bed) -> None:
     assert decide.cause(view.attempts[-1]).rank == "1"
     assert "always here" in decide.state(view).reason
     gone(bed, run)
+    explained(run)

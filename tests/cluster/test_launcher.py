@@ -232,7 +232,7 @@ def test_job_cancelled_at_slurm_is_told_from_one_that_the_launcher_cancelled(
     assert decide.cause(read(at.run).newest).kind == "outside"
     # as it is when the controller has forgotten the job
     act.keep_endings(read(at.run))
-    monkeypatch.setattr(slurm.Slurm, "endings", lambda self, records, *_: [{}] * len(records))
+    monkeypatch.setattr(slurm.Slurm, "endings", lambda self, records, *_, **__: [{}] * len(records))
     assert decide.cause(read(at.run).newest).kind == "outside"
     assert decide.next_attempt(read(at.run)).action == "start"
 

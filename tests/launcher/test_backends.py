@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from launcher import backends
-from launcher.backends.endings import signals_in
 from selfguide.spec.config import ClusterConfig
 
 
@@ -60,16 +59,3 @@ def test_local_backend_has_no_script_and_notes_gpus_that_do_not_suffice(
     assert backend.notes(1) == [] and len(backend.notes(2)) == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert backend.notes(2) == []
-
-
-def test_lines_of_srun_say_which_rank_ended_first_and_how() -> None:
-    log = (
-        "srun: error: n2: task 3: Exited with exit code 7\n"
-        "srun: error: n1: tasks 0-1: Killed\n"
-        "srun: error: n2: task 2: Segmentation fault (core dumped)\n"
-    )
-    assert signals_in(log) == {
-        "signals": {"0": 9, "1": 9, "2": 11},
-        "codes": {"3": 7},
-        "first": "3",
-    }

@@ -33,6 +33,8 @@ IDENTITY = json.loads(json.dumps(identity(CONFIG, "m")))
 LONGER = IDENTITY | {"train": IDENTITY["train"] | {"images": 2560}}
 OTHER = IDENTITY | {"seed": 7}
 
+BEAT = {"progressed": 800.0, "step_s": 1.0, "section": "data"}
+
 states = st.sampled_from(["queued", "running", "gone", "unknown"])
 EXITS = {
     "ok": {"code": 0, "class": "ok", "message": ""},
@@ -66,6 +68,7 @@ def attempts(draw: st.DrawFn) -> AttemptView:
         starts=frozenset(draw(st.sets(ranks))),
         exits=draw(st.dictionaries(ranks, exits)),
         progress=draw(st.sampled_from([{}, {"images": 2, "images_per_s": 4.0, "eta_s": 1.0}])),
+        heartbeats=draw(st.sampled_from([{}, {"0": BEAT}])),
     )
 
 
@@ -284,6 +287,34 @@ def a_view(
 
 
 GONE = JobView(record={"kind": "local", "id": "1", "nodes": 1, "tasks": 2}, state="gone")
+
+
+@pytest.mark.parametrize(
+    ("beat", "said"),
+    [
+        ({"progressed": 864.0, "step_s": 0.2, "section": "train"}, "no progress for 2:16"),
+        (
+            {"progressed": 864.0, "step_s": 0.2, "section": "checkpoint"},
+            "no progress for 2:16 in section checkpoint",
+        ),
+        ({"progressed": 950.0, "step_s": 0.2, "section": "train"}, ""),
+        # steps that are long by themselves
+        ({"progressed": 864.0, "step_s": 20.0, "section": "train"}, ""),
+        # of an earlier version, or before the first
+        ({}, ""),
+    ],
+)
+def test_a_run_that_does_not_move_runs_and_says_for_how_long_instead_of_a_rate(
+    beat: dict[str, object], said: str
+) -> None:
+    view = a_view(replace(GONE, state="running"))
+    (at,) = view.attempts
+    report = {"images": 640, "images_per_s": 424.0, "eta_s": 1.5, "data_share": 0.1}
+    view = replace(view, attempts=(replace(at, heartbeats={"0": beat}, progress=report),))
+    assert (state(view).word, state(view).reason) == ("running", said)
+    shown = decide.progress(view)
+    rates = (shown.images_per_s, shown.eta_s, shown.data_share)
+    assert rates == ((None, None, None) if said else (424.0, 1.5, 0.1))
 
 
 def test_finished_run_with_failed_evaluations_says_so() -> None:

@@ -122,7 +122,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str
         at = time.strftime("%Y-%m-%dT%H:%M:%S")
         programs = {
             "sbatch": f"""case "$1" in --test-only)
-wanted=$(sed -n 's/^#SBATCH --nodes=//p'); echo "test $wanted $2" >> {calls}
+script=$(cat); wanted=$(echo "$script" | sed -n 's/^#SBATCH --nodes=//p')
+echo "test $wanted $(echo "$script" | sed -n 's/^#SBATCH --exclude=//p')" >> {calls}
 [ "$wanted" -le {free} ] || exit 1
 echo "sbatch: Job 9 to start at {at} using 1 processors on nodes n" >&2; exit 0;; esac
 echo "batch $(sed -n 's/^#SBATCH --nodes=//p' "$1") $(sed -n 's/^#SBATCH --job-name=//p' "$1")" >> {calls}
@@ -206,7 +207,7 @@ def on_two(run: RunFolder, slurm: Callable[..., Path], free: int) -> Path:
     """Attempt 2 trains on two nodes, with a successor behind it."""
     preempted(run)
     slurm(2)
-    at, _ = launch.take_over(run, "3", run.attempt(1) / "successor", nodes=2)
+    at, _ = launch.take_over(run, "3", run.attempt(1) / "successor", hosts=("n1", "n2"))
     assert at is not None
     record, waiting = read_record(at.submission), read_record(at.successor)
     assert record is not None and waiting is not None
@@ -223,7 +224,7 @@ def test_a_job_with_another_number_of_nodes_opens_no_attempt(
 ) -> None:
     preempted(run)
     slurm(3)
-    at, reason = launch.take_over(run, "3", run.attempt(1) / "successor", nodes=3)
+    at, reason = launch.take_over(run, "3", run.attempt(1) / "successor", hosts=("n1", "n2", "n3"))
     assert at is None and "3 nodes" in reason
 
 
@@ -240,7 +241,7 @@ def test_an_attempt_on_fewer_nodes_makes_way_when_the_others_are_free(
     monkeypatch.setattr("launcher.reconcile.view.time.time", lambda: view.time + 1810)
     launch.look_for_nodes(later(view, 1810))
     asked, *ended = calls.read_text().splitlines()
-    assert asked == "test 2 --exclude=n[1-2]", "beside the nodes that it has"
+    assert asked == "test 2 n[1-2]", "beside the nodes that it has"
     assert ended == (["scancel --signal=USR2 3"] if free == 2 else [])
 
 

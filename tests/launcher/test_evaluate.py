@@ -16,7 +16,7 @@ from typing import Any
 import payloads
 import pytest
 
-from launcher import backends, cancel, evaluate, submit, watch
+from launcher import backends, cancel, evaluate, submission, submit, watch
 from launcher import runs as runs_command
 from launcher.backends import Job, Record, State
 from launcher.backends.protocol import new_record
@@ -26,7 +26,7 @@ from launcher.reconcile.view import EvaluationView, JobView, ending_path, read
 from selfguide.spec.files import to_yaml
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.records import records
-from selfguide.spec.run import RunFolder, write_record
+from selfguide.spec.run import RunFolder, read_record, write_record
 from shards.errors import UserError
 
 
@@ -55,7 +55,7 @@ class Memory:
     def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         return ["unknown" if self.silent else self.jobs[record["id"]] for record in records]
 
-    def endings(self, records: Sequence[Record], patience_s: float | None = None) -> list[Any]:
+    def endings(self, records: Sequence[Record], *_: Any, **__: Any) -> list[Any]:
         return [self.ends.get(record["id"], {}) for record in records]
 
     def cancel(self, records: Sequence[Record]) -> int:
@@ -96,8 +96,8 @@ def run(runs: Path, settings: list[str], memory: Memory) -> RunFolder:
 def a_run(
     runs: Path, settings: list[str], memory: Memory, *more: str, snapshots: Sequence[int] = ()
 ) -> RunFolder:
-    config = submit.absolute(submit.resolve([*settings, *more]))
-    wanted = identity(config, submit.check_data(config))
+    config = submission.absolute(submit.resolve([*settings, *more]))
+    wanted = identity(config, submission.check_data(config))
     made = RunFolder(Path(config.runs) / config.experiment / digest(wanted))
     at = Attempt(made.attempt(1))
     act.write_run(made, config, wanted)
@@ -338,6 +338,21 @@ def test_endings_are_kept_for_when_the_scheduler_has_forgotten(
     del memory.ends[job]
     assert decide.cause(read(run).newest).kind == "node"
     assert ending_path(read(run).newest.files.job).name == "ended-job.json"
+
+
+def test_last_word_on_a_job_replaces_what_was_said_while_it_completed(
+    runs: Path, settings: list[str], memory: Memory
+) -> None:
+    run = a_run(runs, settings, memory)
+    job = read(run).newest.job.record["id"]
+    for word, kept in (
+        ("COMPLETING", "COMPLETING"),
+        ("PREEMPTED", "PREEMPTED"),
+        ("FAILED", "PREEMPTED"),
+    ):
+        memory.ends[job] = {"state": word}
+        act.keep_endings(read(run))
+        assert read_record(ending_path(read(run).newest.files.job))["state"] == kept
 
 
 def test_runs_of_other_users_are_left_alone(

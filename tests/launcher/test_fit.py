@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launcher import submit
+from launcher import submission, submit
 from launcher.compose import compose
 from selfguide.spec.files import to_yaml
 from shards import storage
@@ -55,7 +55,7 @@ def settings(root: Path | str, *more: str) -> list[str]:
 
 
 def accepted(words: list[str]) -> bool:
-    return len(submit.check_data(submit.absolute(compose(words)))) == 64
+    return len(submission.check_data(submission.absolute(compose(words)))) == 64
 
 
 def refused(runs: Path, words: list[str], *parts: str) -> None:
@@ -127,7 +127,7 @@ def test_a_mixture_is_of_one_kind_and_named_by_what_it_holds(
         return settings(root, f"data.mix=[{other}]", f"data.weights={weights}")
 
     def name(*given: str) -> str:
-        return submit.check_data(submit.absolute(compose(given)))
+        return submission.check_data(submission.absolute(compose(given)))
 
     latent = shards_of["latent"]
     one = name(*words(latent, more, "[3,1]"))
@@ -135,7 +135,7 @@ def test_a_mixture_is_of_one_kind_and_named_by_what_it_holds(
     assert len({one, name(*words(latent, more, "[1,1]")), name(*settings(latent))}) == 3
     refused(tmp_path / "runs", words(latent, shards_of["scaled"], "[1,1]"), "cannot be mixed", "scale")  # fmt: skip
     refused(tmp_path / "runs", words(latent, tmp_path / "none", "[1,1]"), "no shards at")
-    mixed = submit.absolute(compose(words(latent, Path("beside"), "[1,1]")))
+    mixed = submission.absolute(compose(words(latent, Path("beside"), "[1,1]")))
     assert mixed.data.mix == (str(Path.cwd() / "beside"),)
 
 
@@ -187,5 +187,7 @@ def test_a_place_where_a_cache_can_be_is_left_alone_too(tmp_path: Path) -> None:
 
 def test_a_folder_of_a_job_does_not_depend_on_where_it_starts() -> None:
     config = compose(["experiment=digits_dit", "cluster=local", "data.cache=kept"])
-    assert submit.absolute(config).data.cache == str(Path.cwd() / "kept")
-    assert submit.absolute(compose(["experiment=digits_dit", "cluster=local"])).data.cache is None
+    assert submission.absolute(config).data.cache == str(Path.cwd() / "kept")
+    assert (
+        submission.absolute(compose(["experiment=digits_dit", "cluster=local"])).data.cache is None
+    )

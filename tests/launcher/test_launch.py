@@ -68,6 +68,27 @@ def test_a_second_job_of_the_same_name_waits_behind_training(
     assert record is not None and record["by_hand"] and record["timeout_min"] == 1440
 
 
+def test_a_job_that_was_taken_without_a_word_is_withdrawn_and_submitted_once_more(
+    slurm: Callable[..., Path], settings: list[str], tmp_path: Path
+) -> None:
+    log, queue = slurm(), tmp_path / "queue"
+    queue.touch()
+    programs = tmp_path / "bin"
+    sbatch = (programs / "sbatch").read_text()
+    told = "Batch job submission failed: Socket timed out on send/recv operation"
+    lost = f"""if [ ! -s {queue} ] && [ "$1" != --test-only ]; then
+echo "7 $(grep -o 'output=.*' "$1" | cut -d= -f2)" > {queue}
+echo "8 /elsewhere/8_0_log.out" >> {queue}
+echo "sbatch: error: {told}" >&2; exit 1; fi"""
+    (programs / "sbatch").write_text(sbatch.replace("#!/bin/sh", f"#!/bin/sh\n{lost}"))
+    (programs / "squeue").write_text(f'#!/bin/sh\ncase "$*" in *STDOUT*) cat {queue};; esac\n')
+    (programs / "scancel").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path / "ended"}\n')
+    done = sent(settings)
+    assert done["attempt"] == 1 and done["job"] == "slurm 1"
+    assert (tmp_path / "ended").read_text() == "7\n"
+    assert log.read_text().count("#!/bin/bash") == 2
+
+
 def test_where_no_second_job_may_wait_the_job_is_requeued_and_that_is_said(
     slurm: Callable[..., Path], settings: list[str]
 ) -> None:

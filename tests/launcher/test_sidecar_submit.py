@@ -22,6 +22,7 @@ from launcher.describe import facts, text
 from launcher.folder import Attempt
 from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder
+from selfguide.spec.validate import validate
 from shards import sidecar
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
@@ -69,7 +70,7 @@ def settings_of(settings: list[str], notes: Path, *more: str) -> list[str]:
 
 def send(settings: list[str]) -> dict[str, Any]:
     config = submit.resolve(settings)
-    submit.validate(config)
+    validate(config)
     return submit.submit(config)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 
 import shards
-from launcher.submit import check_data
+from launcher.submission import check_data
 from selfguide import snapshot
 from selfguide.data.autoencoders import (
     check_header,

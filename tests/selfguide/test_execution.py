@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo import callback
 from torch._dynamo.utils import counters
 
 from selfguide.diffusion.conditions import Condition
 from selfguide.distributed import RankInfo
 from selfguide.models import build
 from selfguide.models.backbone import Backbone
-from selfguide.models.execution import configure_execution
+from selfguide.models.execution import configure_execution, tell_of_compiling
 from selfguide.networks.student import build_student
 from selfguide.spec.config import Config, EngineConfig, ModelConfig, NoGuidance
+from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.validate import validate
 from selfguide.training.engine.build import build_engine
 from selfguide.training.teacher import Teacher
@@ -309,3 +311,21 @@ def test_channels_last_is_for_unets() -> None:
     validate(replace(cfg, engine=replace(cfg.engine, channels_last=False)))
     unet = ModelConfig(name="unet_ddpm", size=8, channels=1)
     validate(replace(cfg, model=unet, guidance=NoGuidance()))
+
+
+def test_a_step_that_compiles_says_so_while_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callback, "callback_handler", callback.CompilationCallbackHandler())
+    status = RankStatus()
+    status.start(0, compiles=True)
+    entered: list[str] = []
+    enter = status.enter
+    monkeypatch.setattr(status, "enter", lambda section: (entered.append(section), enter(section)))
+    tell_of_compiling(status)
+    first, later = callback.CallbackTrigger.DYNAMO, callback.CallbackTrigger.LAZY_BACKWARD
+    with callback.callback_handler.install_callbacks(first, "0/0"):
+        assert status.section == "compile"
+    status.advance(128)
+    assert (entered, status.section) == ([], "train")
+    with callback.callback_handler.install_callbacks(later, "0/1"):
+        assert status.section == "compile"
+    assert entered == ["compile", "train"]

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from launcher import submit
+from launcher import submission
 from launcher.compose import compose
 from selfguide import snapshot
 from selfguide.distributed import RankInfo
@@ -540,12 +540,12 @@ def test_a_name_in_a_hub_cache_is_kept_though_it_is_a_link(
     link = tmp_path / "model.safetensors"
     link.symlink_to(wide)
     monkeypatch.chdir(tmp_path)
-    found = submit.absolute(config("d", official(Path("model.safetensors"))))
+    found = submission.absolute(config("d", official(Path("model.safetensors"))))
     assert found.init.path == str(link)
     with pytest.raises(UserError, match="of another size"):  # its header was read
         check_weights(found)
     monkeypatch.setenv("HOME", str(tmp_path))
-    home = submit.absolute(config("d", official(Path("~/model.safetensors"))))
+    home = submission.absolute(config("d", official(Path("~/model.safetensors"))))
     assert home.init.path == str(link)
 
 
@@ -555,7 +555,7 @@ def test_a_run_that_has_a_checkpoint_is_resubmitted_without_its_first_weights(
     path = official_file(tmp_path / "dit.pt")
     cfg = config("d", official(path), runs=str(tmp_path / "runs"))
     new = RunFolder(tmp_path / "runs" / cfg.experiment / "new")
-    sha256 = submit.first_weights(cfg, new)
+    sha256 = submission.first_weights(cfg, new)
     what = identity(cfg, "data", sha256)
     run = RunFolder(tmp_path / "runs" / cfg.experiment / digest(what))
     run.root.mkdir(parents=True)
@@ -563,17 +563,17 @@ def test_a_run_that_has_a_checkpoint_is_resubmitted_without_its_first_weights(
     named = replace(cfg, name=run.root.name)
     path.unlink()
     with pytest.raises(UserError, match=r"is not a file; .* to go on with a run, name=RUN"):
-        submit.first_weights(cfg, new)
+        submission.first_weights(cfg, new)
     with pytest.raises(UserError, match="has no checkpoint yet; put the weights back"):
-        submit.first_weights(named, run)
+        submission.first_weights(named, run)
     checkpoint = run.checkpoint(64)
     checkpoint.mkdir(parents=True)
     (checkpoint / "state").write_bytes(b"held")
     storage.publish_folder(checkpoint, extra={})
-    assert submit.first_weights(named, run) == sha256
+    assert submission.first_weights(named, run) == sha256
     # weights that are there are asked, whatever the run says
     official_file(path, seed=1)
-    assert submit.first_weights(named, run) != sha256
+    assert submission.first_weights(named, run) != sha256
 
 
 # --- laws --------------------------------------------------------------------------------------

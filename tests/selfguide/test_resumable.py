@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,31 @@ def test_a_result_is_computed_once_and_a_state_is_the_last_one(tmp_path: Path) -
         resumable.save(file, {"step": step, "x": torch.arange(step)})
     state = resumable.load(file)
     assert state is not None and state["step"] == len(state["x"]) == 2
+
+
+def test_cost_is_of_all_processes_and_changes_no_row(tmp_path: Path) -> None:
+    work, rows = work_in(tmp_path / "a"), rows_of(work_in(tmp_path / "a"))
+
+    def slow(ordinals: np.ndarray) -> Tensor:
+        time.sleep(0.01)
+        return squares(ordinals)
+
+    # the second rank of two is killed in its second part, and what it did before counts
+    def second() -> None:
+        rows.fill(
+            lambda o: killed_at(13)(o) if 13 in o else slow(o), batch=2, doing="", rank=1, world=2
+        )
+
+    child = FORK.Process(target=second)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    made = finish(work, slow)
+    assert made is not None and made.cost is not None
+    # 12 batches, of which the child made 2
+    assert made.cost["seconds"] >= 0.12 and made.cost["ranks"] == 2
+    assert made.cost["device"] == "cpu"
+    plain = sidecar.write(
+        tmp_path / "b", made.rows(), manifest=HASH, kind="dense", provenance=made.provenance
+    )
+    assert plain.cost is None and plain.sha256 == made.sha256

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfguide.diffusion.paths import DDPM, RectifiedFlow, VarianceExploding
+from selfguide.diffusion.paths import DDPM, RectifiedFlow, VarianceExploding, build_path
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.diffusion.samplers import SAMPLERS, sample
 from selfguide.diffusion.samplers.schedule import Schedule, StepNoise, noise_times, shifted
+from selfguide.spec.config import PathConfig
 from selfguide.spec.config.sampler import most_steps
 from shards.errors import UserError
 from tests.selfguide.exact import MEAN, PATHS, SD, exact, gaussian, on_the_ode
@@ -382,3 +383,12 @@ def test_dopri5_says_when_the_network_gives_out() -> None:
     denoiser.model.shift = math.nan  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"dopri5's step shrank.*not finite"):
         sample("dopri5", denoiser, NOISE)
+
+
+@pytest.mark.parametrize(("last", "left"), [(1e-3, 0.0105), (1e-4, 0.0032)])
+def test_vp_sampling_leaves_the_noise_of_where_it_ends(last: float, left: float) -> None:
+    """U-ViT's 1e-4 leaves 0.4 grey levels of 255, SiT's 1e-3 leaves 1.3."""
+    path = build_path(PathConfig(name="vp", prediction="eps", last=last))
+    assert float(path.grid(50)[-1]) == last
+    b = path.coefficients(torch.tensor(last, dtype=torch.float64))[1]
+    assert float(b) == pytest.approx(left, rel=0.02)

@@ -86,8 +86,12 @@ DIFFUSERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", DIFFUSERS)
-def test_a_whole_net_equals_diffusers(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "out_groups"),
+    # DDAE's last norm has groups of its own
+    [*((kind, 0) for kind in DIFFUSERS), ("ddpm", 8), ("ddpmpp", 8)],
+)
+def test_a_whole_net_equals_diffusers(kind: str, out_groups: int) -> None:
     diffusers = pytest.importorskip("diffusers", exc_type=ImportError)
     theirs = diffusers.UNet2DModel(
         sample_size=8,
@@ -102,7 +106,8 @@ def test_a_whole_net_equals_diffusers(kind: str) -> None:
     ).eval()
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, std=0.2)
-    ours = tiny(kind, blocks=2, time="noise_1000")
+    theirs.conv_norm_out.num_groups = out_groups or 4
+    ours = tiny(kind, blocks=2, time="noise_1000", out_groups=out_groups)
     copy(ours.time.hidden, theirs.time_embedding.linear_1)
     copy(ours.time.out, theirs.time_embedding.linear_2)
     copy(ours.norm, theirs.conv_norm_out)

@@ -29,6 +29,11 @@ class Disk:
         """Another number of bytes."""
         _call("mount", "-o", f"remount,size={size}", str(self.path))
 
+    def leave(self, size: int) -> None:
+        """Room for so many bytes more."""
+        disk = os.statvfs(self.path)
+        self.resize((disk.f_blocks - disk.f_bfree) * disk.f_frsize + size)
+
     def read_only(self) -> None:
         """Nothing can be written any more."""
         _call("mount", "-o", "remount,ro", str(self.path))

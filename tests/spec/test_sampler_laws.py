@@ -19,6 +19,8 @@ from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import build_path
 from selfguide.diffusion.samplers import COMMON, SAMPLERS, sample, settings
 from selfguide.spec.config import PathConfig, SamplerConfig, build
+from selfguide.spec.config.laws import identity_of
+from selfguide.spec.config.path import read_by_sampling
 from selfguide.spec.config.sampler import check_sampler, protocol_settings, settings_read
 from selfguide.spec.conventions import guidance_interval, noise_shift, total_weight
 from selfguide.spec.records import Protocol
@@ -71,6 +73,26 @@ BAD = [
     ("path=ddpm sampler.steps=1001", "sampler.steps=1001", "1000 or fewer"),
     ("path=ddpm sampler.steps=501 sampler.shift=2", "sampler.steps=501", "sampler.steps=500 or"),
     ("path=edm sampler.shift=2", "sampler.shift=2.0", "drop it"),
+    ("sampler.spacing=leading", "path.name=rectified_flow", "path=ddpm"),
+    ("path=edm sampler.spacing=linspace", "sampler.spacing=linspace", "path=ddpm"),
+    (
+        "path=ddpm sampler=ddim sampler.spacing=leading sampler.steps=300",
+        "sampler.steps=300",
+        "take sampler.steps=250 or 334",
+    ),
+    (
+        "path=ddpm sampler=ddim sampler.spacing=leading_offset sampler.steps=1000",
+        "sampler.steps=1000",
+        "sampler.steps=250 or 500",
+    ),
+    (
+        "path=ddpm sampler=ddim sampler.spacing=linspace sampler.steps=1",
+        "sampler.steps=1",
+        "sampler.steps=2",
+    ),
+    ("path=ddpm sampler.spacing=leading sampler.shift=2", "sampler.shift=2.0", "drop one"),
+    ("path=ddpm sampler=dopri5 sampler.spacing=leading", "sampler.name=dopri5", "drop one"),
+    ("path=ddpm sampler=ddim sampler.clipped_noise=kept", "clipped_noise=kept", "sampler.clip"),
     ("sampler=heun_edm sampler.churn=1", "sampler.churn=1.0", "path=edm"),
     ("path=edm sampler=euler_maruyama_repa", "name=euler_maruyama", "sampler.eta=1"),
     ("path=ddpm sampler=euler_maruyama_repa", "name=euler_maruyama", "sampler.eta=1"),
@@ -89,7 +111,7 @@ def test_a_law_that_does_not_hold_names_field_value_and_cure(
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_valid_on_the_path_it_is_for(preset: str) -> None:
-    path = "edm" if "edm" in preset else "rectified_flow"
+    path = "edm" if "edm" in preset else "ddpm" if "ddim_" in preset else "rectified_flow"
     config = compose(["experiment=in1k_dit", "cluster=slurm", f"path={path}", f"sampler={preset}"])
     validate(config)
 
@@ -106,6 +128,14 @@ SHIFT = noise_shift("lightningdit", 0.3)
 PAPERS: dict[str, tuple[str, int | None, dict[str, Any]]] = {
     "euler": ("rectified_flow", 50, {}),
     "ddim": ("ddpm", 250, {"name": "ddim", "steps": 250}),
+    "ddim_adm": ("ddpm", 250, {"name": "ddim", "steps": 250, "spacing": "leading", "clip": 1.0}),
+    "ddim_sgdm": ("ddpm", 250, {
+        "name": "ddim", "steps": 250, "spacing": "leading_offset", "clip": 1.0, "clipped_noise": "kept",
+        "g": total_weight("sgdm", 2.0),
+    }),
+    "ddim_dit": ("ddpm", 250, {
+        "name": "ddim", "steps": 250, "spacing": "linspace", "g": total_weight("dit", 1.5), "guided_channels": 3,
+    }),
     "dpm2": ("vp", 50, {"name": "dpm2", "steps": 25}),
     "dpmpp": ("vp", 20, {"name": "dpmpp", "steps": 20}),
     "dopri5": ("sgfm", None, {"name": "dopri5", "rtol": 1e-5, "atol": 1e-5}),
@@ -118,8 +148,9 @@ PAPERS: dict[str, tuple[str, int | None, dict[str, Any]]] = {
         "name": "euler_maruyama", "steps": 250, "diffusion": "repa",
         "g": total_weight("repa", 1.8), "interval": LATE,
     }),
-    "lightning": ("lightning", 250, {
-        "steps": 250, "shift": SHIFT, "g": total_weight("lightningdit", 10.0),
+    # between linspace(0, 1, 250) lie 249 steps
+    "lightning": ("lightning", 249, {
+        "steps": 249, "shift": SHIFT, "g": total_weight("lightningdit", 10.0),
         "interval": NEARLY, "guided_channels": 3,
     }),
     "ddae": ("rectified_flow_logit_normal", 250, {
@@ -162,7 +193,8 @@ def test_the_table_of_settings_is_what_the_samplers_take() -> None:
 
 VALUES: dict[str, Any] = {
     "eta": 0.5,
-    "clip": 3.0,
+    "clip": 0.4,
+    "clipped_noise": "kept",
     "churn": 2.0,
     "churn_sigma": (0.1, 10.0),
     "churn_noise": 1.01,
@@ -200,8 +232,8 @@ def test_validation_allows_exactly_what_the_sampler_can_walk(name: str, path: st
     prediction = {"rectified_flow": "v", "edm": "edm"}.get(path, "eps")
     chosen = PathConfig(name=path, prediction=prediction)  # type: ignore[arg-type]
     walked, condition = build_path(chosen), Condition.unconditional(2)
-    crowded = {"steps": 600, "shift": 2.0}
-    for changes in ({}, {"shift": 2.0}, {"churn": 1.0}, {"steps": 1001}, crowded):
+    crowded, spaced = {"steps": 600, "shift": 2.0}, {"spacing": "leading"}
+    for changes in ({}, {"shift": 2.0}, {"churn": 1.0}, {"steps": 1001}, crowded, spaced):
         if ("churn" in changes and name != "heun") or ("steps" in changes and path != "ddpm"):
             continue
         config = build(SamplerConfig, {"name": name, "steps": 2} | changes)
@@ -222,6 +254,9 @@ def test_a_protocol_names_what_changes_a_sample_and_only_that() -> None:
         protocol_settings(SamplerConfig()) == {} == protocol_settings(SamplerConfig(name="dopri5"))
     )
     assert protocol_settings(SamplerConfig(name="ddim", clip=1.0)) == {"eta": 0.0, "clip": 1.0}
+    sgdm = SamplerConfig(name="ddim", clip=1.0, clipped_noise="kept", spacing="leading_offset")
+    named = {"eta": 0.0, "clip": 1.0, "clipped_noise": "kept", "spacing": "leading_offset"}
+    assert protocol_settings(sgdm) == named
     shifted = SamplerConfig(shift=2.0, guided_channels=3)
     assert protocol_settings(shifted) == {"shift": 2.0}  # g is 1
     assert protocol_settings(replace(shifted, g=2.0)) == {"shift": 2.0, "guided_channels": 3}
@@ -231,6 +266,15 @@ def test_a_protocol_names_what_changes_a_sample_and_only_that() -> None:
 def key(**settings: Any) -> str:
     protocol: Protocol = replace(PROTOCOL, settings=settings)
     return protocol.key
+
+
+def test_where_vp_sampling_ends_is_part_of_a_protocol_and_of_an_identity_unless_it_is_as_before() -> (
+    None
+):
+    assert read_by_sampling(PathConfig()) == {} == read_by_sampling(PathConfig(name="vp"))
+    assert read_by_sampling(PathConfig(name="vp", last=1e-4)) == {"last": 1e-4}
+    assert "last" not in identity_of(PathConfig(name="vp"))
+    assert identity_of(PathConfig(name="vp", last=1e-4))["last"] == 1e-4
 
 
 def test_an_interval_parts_columns_where_something_is_guided_in_it() -> None:

@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         groups=found.groups,
         provenance={**found.provenance, "adopted_from": found.manifest},
         attached=found.attached,
+        cost=found.cost,
         **{name: found.column(name) for name in found.more},
     )
     facts = {"out": str(made.folder), "kind": made.kind, "count": made.count, "sha256": made.sha256}

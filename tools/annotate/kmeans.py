@@ -11,6 +11,7 @@ machine that read features from disk piece by piece.
 from __future__ import annotations
 
 import argparse
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from selfguide.discovery.extraction import checked
 from selfguide.discovery.kmeans import Groups, beginning, check, kmeans, lloyd, prepared, report
+from selfguide.discovery.spent import cost
 from selfguide.distributed import RankInfo
 from shards import sidecar
 from shards.cli import track
@@ -54,7 +56,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     check(manifest.count, options.groups, **fit)
     sidecar.refuse_taken(target, COLUMNS)
     features = features_of(options)
-    rows = checked(features.rows())
+    rows, started = checked(features.rows()), time.monotonic()
     if options.processes == 1:
         found = kmeans(rows, options.groups, seed=options.seed, **fit)
     else:
@@ -64,6 +66,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             ids=np.concatenate([s.ids for s in shares]),
             distance=np.concatenate([s.distance for s in shares]),
         )
+    seconds = (time.monotonic() - started) * options.processes
+    spent = cost(seconds, options.processes, options.device or RankInfo(0, 0, 1).device)
     said = report(found, labels_of(options.root, manifest))
     target.mkdir(parents=True, exist_ok=True)
     np.save(target / CENTROIDS, found.centroids)
@@ -84,6 +88,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             "saw_labels": features.saw_labels,
         },
         attached=(CENTROIDS,),
+        cost=spent,
         distance=found.distance,
     )
     facts = {"out": str(made.folder), "count": made.count, "groups": made.groups, **said}

@@ -32,6 +32,7 @@ from selfguide.discovery import resumable
 from selfguide.discovery.kmeans import check, kmeans
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.resumable import REPORT, Array, Rows, Work, gather
+from selfguide.discovery.spent import spending
 from selfguide.discovery.stego import PRESETS, Fit, Maps, Pairs, StegoConfig, segment
 from shards import cli, sidecar
 from shards.errors import UserError
@@ -169,7 +170,8 @@ def learned(looked: Looked, config: StegoConfig, work: Work, options: argparse.N
     rows = np.concatenate(means).reshape(5 * count, -1)
     near = torch.from_numpy(neighbours(rows, config.neighbours)).long()
     fit = Fit(maps, near, looked.vit.width, config, seed=options.seed, device=device)
-    train(fit, work.folder / "state.pt")
+    with spending(work.folder):
+        train(fit, work.folder / "state.pt")
     net = fit.net.eval()
 
     def mask(ordinals: NDArray[np.int64]) -> Tensor:
@@ -201,11 +203,13 @@ def stand_in(
     )
     check(len(chosen) * each, config.groups, 30, 3, True, True)
     parts = [chosen[i : i + options.batch] for i in range(0, len(chosen), options.batch)]
-    rows = [
-        features(looked, part).movedim(1, -1).flatten(0, 2).cpu().numpy()
-        for part in cli.track(parts, len(parts), "features of patches")
-    ]
-    found = kmeans(np.concatenate(rows), config.groups, seed=options.seed, spherical=True)
+    work.folder.mkdir(parents=True, exist_ok=True)
+    with spending(work.folder):
+        rows = [
+            features(looked, part).movedim(1, -1).flatten(0, 2).cpu().numpy()
+            for part in cli.track(parts, len(parts), "features of patches")
+        ]
+        found = kmeans(np.concatenate(rows), config.groups, seed=options.seed, spherical=True)
     centroids = torch.from_numpy(found.centroids).to(looked.vit.device)
 
     def mask(ordinals: NDArray[np.int64]) -> Tensor:

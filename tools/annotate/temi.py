@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from safetensors.torch import save
 from selfguide.discovery import resumable
 from selfguide.discovery.agreement import agreement
 from selfguide.discovery.neighbours import neighbours
+from selfguide.discovery.spent import cost
 from selfguide.discovery.temi import TemiConfig
 from selfguide.discovery.temi_fit import ALONE, fit
 from selfguide.distributed import RankInfo
@@ -123,7 +125,7 @@ def _fit_and_publish(
     out: Path,
 ) -> None:
     """One rank's part; the first one writes."""
-    source = sidecar.read(features)
+    source, started = sidecar.read(features), time.monotonic()
     found = fit(
         source.rows(),
         np.load(near, mmap_mode="r"),
@@ -133,6 +135,7 @@ def _fit_and_publish(
         partial=partial,
         doing=f"TEMI, {config.groups} groups",
     )
+    seconds = (time.monotonic() - started) * rank_info.world
     if rank_info.rank > 0:
         return
     weights = {name: tensor.cpu() for name, tensor in found.heads.state_dict().items()}
@@ -156,6 +159,8 @@ def _fit_and_publish(
         groups=config.groups,
         provenance=provenance,
         attached=(HEADS,),
+        # of this process: what a fit took that it goes on from is not in it
+        cost=cost(seconds, rank_info.world, device or rank_info.device),
         confidence=found.confidence,
     )
 

@@ -29,7 +29,7 @@ from selfguide.diffusion.samplers.schedule import (
 )
 from selfguide.diffusion.samplers.velocity import dopri5, euler, euler_maruyama, even_times, heun
 from selfguide.spec.config import SamplerConfig
-from selfguide.spec.config.sampler import settings_read
+from selfguide.spec.config.sampler import Spacing, settings_read
 from selfguide.spec.suggest import check_known, nearest
 from shards.errors import UserError
 
@@ -51,6 +51,7 @@ def sample(
     times: Sequence[float] | Tensor | None = None,
     steps: int = 50,
     shift: float = 1.0,
+    spacing: Spacing = "trailing",
     seeds: Tensor | None = None,
     callback: Callback | None = None,
     **options: Any,
@@ -64,6 +65,7 @@ def sample(
         times: the schedule, falling noise-times (N + 1,), in place of `steps` and `shift`.
         steps: N; dopri5 takes what it needs.
         shift: k of `shifted`, for paths in noise-time.
+        spacing: which entries of a discrete table the steps visit.
         seeds: (B,) int64, for samplers that draw noise: that of image i at step k is a pure function of (seeds[i], k).
         callback: called after each step.
         options: the sampler's own, such as `eta` or `churn`.
@@ -82,7 +84,7 @@ def sample(
             )
     preconditioning = _preconditioning(denoiser, path)
     if times is None:
-        times = default_times(name, preconditioning, steps, shift)
+        times = default_times(name, preconditioning, steps, shift, spacing)
     times = torch.as_tensor(times, dtype=torch.float64).cpu()
     schedule = Schedule(preconditioning.path, times, preconditioning.last)
     x = schedule.start(noise if noise.dtype == torch.float64 else noise.float())
@@ -103,16 +105,23 @@ def _preconditioning(denoiser: Denoiser | DataEstimate, path: Path | None) -> Pr
     return Preconditioning(path, "x0")
 
 
-def default_times(name: str, preconditioning: Preconditioning, steps: int, shift: float) -> Tensor:
+def default_times(
+    name: str,
+    preconditioning: Preconditioning,
+    steps: int,
+    shift: float,
+    spacing: Spacing = "trailing",
+) -> Tensor:
     """A sampler's own: the path's grid, shifted, from where the prediction can be read; `even_times` of some."""
-    times = noise_times(preconditioning, steps, shift)
+    times = noise_times(preconditioning, steps, shift, spacing)
     if name == "dopri5" and shift != 1:
         raise UserError(f"shift={shift} moves a grid of steps, and dopri5 chooses its own; drop it")
+    if name in ("dopri5", "euler_maruyama") and spacing != "trailing":
+        raise UserError(f"spacing={spacing} is no grid for {name}, which has its own; drop it")
     return even_times(times, shift) if name == "euler_maruyama" else times
 
 
 def settings(config: SamplerConfig) -> dict[str, Any]:
     """What `sample` is called with for this config, besides denoiser, noise, seeds and callback."""
-    return {"name": config.name, "steps": config.steps, "shift": config.shift} | settings_read(
-        config
-    )
+    grid = {name: getattr(config, name) for name in ("name", "steps", "shift", "spacing")}
+    return grid | settings_read(config)

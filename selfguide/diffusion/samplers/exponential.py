@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 from torch import Tensor
 
@@ -30,11 +31,12 @@ def ddim(
     *,
     eta: float = 0.0,
     clip: float | None = None,
+    clipped_noise: Literal["reread", "kept"] = "reread",
 ) -> Iterator[Tensor]:
     """x_s = a_s x0 + sqrt(b_s^2 - up^2) eps + up z, up = eta b_s sqrt(1 - (sigma_s / sigma_t)^2) (Song et al. 2021).
 
     On a variance-preserving path `up` is the sigma of the paper's eq. 16; eta = 1 is ancestral sampling. `clip` keeps
-    the data estimate within +-clip and reads the noise off it again.
+    the data estimate within +-clip; the noise beside it is read off it again, or kept as the network said it.
     """
     if not 0 <= eta <= 1:
         raise UserError(f"eta={eta} must be in [0, 1]: 0 deterministic, 1 ancestral")
@@ -44,7 +46,7 @@ def ddim(
         x0, eps, _ = estimate(x, now.tau)
         if clip is not None:
             x0 = x0.clamp(-clip, clip)
-            eps = (x - now.a * x0) / now.b
+            eps = (x - now.a * x0) / now.b if clipped_noise == "reread" else eps
         renewed = eta**2 * (1 - _ratio(now, then) ** 2)  # the share of the noise's variance
         x = then.a * x0 + then.b * math.sqrt(1 - renewed) * eps
         if noise is not None and renewed:

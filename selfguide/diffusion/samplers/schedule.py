@@ -16,7 +16,7 @@ from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import DDPM, Estimate, Path, VarianceExploding
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.randomness import normal
-from selfguide.spec.config.sampler import most_steps
+from selfguide.spec.config.sampler import Spacing, most_steps
 from shards.errors import UserError
 
 # x (B, C, H, W) on the path and noise-times (B,) in fp32 -> the estimate of x0 (B, C, H, W); any guidance is inside
@@ -148,10 +148,16 @@ def fixed_steps(walk: Callable[..., Iterator[Tensor]]) -> Callable[..., Tensor]:
     return sampler
 
 
-def noise_times(preconditioning: Preconditioning, steps: int, shift: float = 1.0) -> Tensor:
+def noise_times(
+    preconditioning: Preconditioning,
+    steps: int,
+    shift: float = 1.0,
+    spacing: Spacing = "trailing",
+) -> Tensor:
     """(steps + 1,) falling noise-times, fp64: the path's grid, shifted, from where the prediction can be read.
 
-    A discrete table has its shifted noise-times at whole entries, and refuses as many steps as would meet at one.
+    A discrete table has its shifted noise-times at whole entries, and refuses as many steps as would meet at one;
+    `spacing` chooses its entries, see `selfguide.spec.config.sampler.table_entries`.
     """
     path = preconditioning.path
     if steps < 1:
@@ -160,7 +166,13 @@ def noise_times(preconditioning: Preconditioning, steps: int, shift: float = 1.0
         raise UserError(
             f"shift={shift} moves noise-times, and this path has a grid of noise levels; drop it"
         )
-    times = within(path.grid(steps), shift)
+    if spacing != "trailing" and (shift != 1 or not isinstance(path, DDPM)):
+        raise UserError(
+            f"spacing={spacing} is a grid of a discrete table, unshifted, and this one is of {type(path).__name__} "
+            f"with shift={shift}; drop it"
+        )
+    grid = path.grid(steps, spacing) if isinstance(path, DDPM) else path.grid(steps)
+    times = within(grid, shift)
     if shift != 1 and isinstance(path, DDPM):
         if steps > most_steps(shift):
             raise UserError(

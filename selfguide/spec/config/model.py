@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from selfguide.spec.architecture import TimeInput
+from selfguide.spec.config.laws import Neutral
 
 # how features of a layer's tokens become one vector; see `selfguide.models.backbone.pool`
 Pooling = Literal["cls", "mean", "flat", "attention"]
@@ -47,6 +48,7 @@ class ModelConfig:
     blocks: int | None = None
     # downsamplings at which blocks attend
     attention: tuple[int, ...] | None = None
-    # of every group norm
+    # of every group norm, and of the last one where that differs
     groups: int | None = None
+    out_groups: Annotated[int | None, Neutral(None)] = None
     dropout: float | None = None

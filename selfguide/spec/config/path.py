@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from selfguide.spec.config.laws import Positive, ReadWith, Share, Within
+from selfguide.spec.config.laws import Neutral, Positive, ReadWith, Share, Within
 from shards.errors import UserError
 
 Prediction = Literal["v", "eps", "x0", "edm"]
@@ -20,6 +20,8 @@ _ON_PATH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ve": (("eps", "x0", "edm"), _BY_SIGMA),
     "edm": (("edm", "x0", "eps"), _BY_SIGMA),
 }
+# where sampling ended before `last` was a setting
+LAST = 1e-3
 _NORMAL = ReadWith("time_density=logit_normal", "time_density=log_normal")
 
 
@@ -31,6 +33,8 @@ class PathConfig:
     # 1e-4 is SGFM's form
     sigma_min: Annotated[float, Within(0.0, 1.0, below=True), ReadWith("name=rectified_flow")] = 0.0
     betas: Annotated[Literal["linear", "scaled_linear"], ReadWith("name=ddpm")] = "linear"
+    # noise-time at which sampling ends; 1e-4 is U-ViT's, and 1e-3, SiT's, leaves noise of std 0.01
+    last: Annotated[float, Within(0.0, 0.1), Positive(), Neutral(LAST), ReadWith("name=vp")] = LAST
     prediction: Prediction = "v"
     # of the data as the model sees it
     sigma_data: Annotated[
@@ -48,6 +52,11 @@ class PathConfig:
     time_std: Annotated[float, Positive(), _NORMAL] = 1.0
     # share of training after which times are drawn uniformly
     uniform_after: Annotated[float | None, Share(), ReadWith("time_density=logit_normal")] = None
+
+
+def read_by_sampling(path: PathConfig) -> dict[str, Any]:
+    """Returns what a score's protocol names of the path; at its neutral value it leaves no trace there either."""
+    return {"last": path.last} if path.last != LAST else {}
 
 
 def check_path(path: PathConfig, channels: int) -> None:

@@ -22,6 +22,9 @@ from shards.errors import UserError
 
 _HEUN, _DOPRI5, _DDIM = ReadWith("name=heun"), ReadWith("name=dopri5"), ReadWith("name=ddim")
 
+# which of a discrete table's noise levels N steps visit; see `table_entries`
+Spacing = Literal["trailing", "leading", "leading_offset", "linspace"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
@@ -40,6 +43,9 @@ class SamplerConfig:
     ] = None
     # above 1 spends more steps at high noise; LightningDiT's 0.3 is 1 / 0.3 here
     shift: Annotated[float, Positive()] = 1.0
+    # path.name=ddpm: trailing begins at the last noise level. leading is guided-diffusion's, linspace DiT's and
+    # leading_offset SGDM's and latent diffusion's, which ends one level before data
+    spacing: Spacing = "trailing"
     # SGFM's tolerances
     rtol: Annotated[float, Positive(), _DOPRI5] = 1e-5
     atol: Annotated[float, Positive(), _DOPRI5] = 1e-5
@@ -49,6 +55,8 @@ class SamplerConfig:
     clip: Annotated[
         float | None, Positive("must be a positive number, or null for none"), _DDIM
     ] = None
+    # noise beside a clipped estimate: reread off it (guided-diffusion, DDAE), or kept as the network said it (SGDM)
+    clipped_noise: Annotated[Literal["reread", "kept"], _DDIM] = "reread"
     # EDM's S_churn, with its span of sigmas and its noise scale
     churn: Annotated[float, Within(0.0), _HEUN] = 0.0
     churn_sigma: Annotated[tuple[float, float], Span("noise levels", math.inf), _HEUN] = (0.0, 1e9)
@@ -68,7 +76,14 @@ def protocol_settings(config: SamplerConfig) -> dict[str, Any]:
 
     Nothing is guided at g = 1, and so guided_channels change nothing there.
     """
-    settings = {k: v for k, v in settings_read(config).items() if k not in ("rtol", "atol")}
+    # fields that came later leave no trace at what they were before, so that a protocol keeps its key
+    settings = {
+        k: v
+        for k, v in settings_read(config).items()
+        if k not in ("rtol", "atol") and (k, v) != ("clipped_noise", "reread")
+    }
+    if config.spacing != "trailing":
+        settings["spacing"] = config.spacing
     if config.shift != 1:
         settings["shift"] = config.shift
     if config.guided_channels is not None and config.g != 1:
@@ -81,6 +96,35 @@ def most_steps(shift: float) -> int:
     return max(1, math.floor(DDPM_STEPS * min(shift, 1 / shift)))
 
 
+def table_entries(steps: int, spacing: Spacing) -> list[int]:
+    """Returns the entries of a table of noise levels 1 to DDPM_STEPS that N steps visit, falling, and where they end.
+
+    Trailing is the path's own grid, and not here. For N = 250:
+    leading          1 + k stride: 997, 993, ... 1, 0 (Dhariwal & Nichol 2021, their code's `ddimN`)
+    leading_offset   2 + k stride: 998, 994, ... 2, and an end at entry 1 (Rombach et al. 2022; Hu et al. 2023, SGDM)
+    linspace         both ends: 1000, 996, ... 5, 1, 0 (Nichol & Dhariwal 2021; Peebles & Xie 2023, DiT)
+
+    Raises:
+        UserError: no whole stride makes so many steps; names numbers of steps near it that do.
+    """
+    if spacing == "linspace" and steps > 1:
+        last = DDPM_STEPS - 1
+        return [1 + round(i * last / (steps - 1)) for i in reversed(range(steps))] + [0]
+    first = 2 if spacing == "leading_offset" else 1
+    made: dict[int, list[int]] = {}
+    for stride in range(1, DDPM_STEPS + 1):
+        entries = list(range(first, DDPM_STEPS + first, stride))
+        if spacing != "linspace" and entries[-1] <= DDPM_STEPS:
+            made.setdefault(len(entries), [*reversed(entries), first - 1])
+    if steps not in made:
+        near = sorted(sorted(made or [2], key=lambda count: abs(count - steps))[:2])
+        raise UserError(
+            f"sampler.steps={steps} with sampler.spacing={spacing} is no even stride through {DDPM_STEPS} noise "
+            f"levels; take sampler.steps={' or '.join(map(str, near))}"
+        )
+    return made[steps]
+
+
 def check_sampler(config: SamplerConfig, path: PathConfig) -> None:
     """The laws of a sampler's settings, and those between it and the path.
 
@@ -90,6 +134,10 @@ def check_sampler(config: SamplerConfig, path: PathConfig) -> None:
     check(config, "sampler")
     check_read(config, "sampler")
     sigmas = path.name in ("ve", "edm")
+    if config.clip is None and config.clipped_noise != "reread":
+        raise UserError(
+            f"sampler.clipped_noise={config.clipped_noise} needs a sampler.clip; set one or drop it"
+        )
     if config.name == "dopri5" and config.shift != 1:
         raise UserError(
             f"sampler.shift={config.shift} moves a grid of steps, and dopri5 chooses its own; drop it"
@@ -105,6 +153,18 @@ def check_sampler(config: SamplerConfig, path: PathConfig) -> None:
             f"noise levels of path.name=ddpm; take sampler.steps={most_steps(config.shift)} or fewer, or a shift "
             "nearer 1"
         )
+    if config.spacing != "trailing":
+        if path.name != "ddpm":
+            raise UserError(
+                f"sampler.spacing={config.spacing} chooses among discrete noise levels, which path.name={path.name} "
+                "does not have; drop it, or take path=ddpm"
+            )
+        if config.name in ("dopri5", "euler_maruyama") or config.shift != 1:
+            what = f"shift={config.shift}" if config.shift != 1 else f"name={config.name}"
+            raise UserError(
+                f"sampler.spacing={config.spacing} is no grid for sampler.{what}; drop one"
+            )
+        table_entries(config.steps, config.spacing)
     if sigmas and config.shift != 1:
         raise UserError(
             f"sampler.shift={config.shift} moves noise-times, and path.name={path.name} has a grid of "

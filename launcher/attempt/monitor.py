@@ -1,0 +1,258 @@
+"""`python -m launcher.attempt.monitor`: a process on each node of an attempt that ends it where it hangs.
+
+A thread of a rank cannot do that: it stands still with a process that is stopped, and beside C code that holds the
+interpreter's lock. The first rank of a node starts the monitor before it imports torch; it ends with the node's ranks.
+
+It reads what its own ranks last said, and what all ranks said once its own do not move. So every node sees the same,
+also where the rank to blame, its node or its monitor can do nothing any more; the first alone writes `hang.json`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from launcher.attempt import logs, stacks
+from launcher.attempt.exits import CODES, Exit, exit_path, start_path
+from launcher.attempt.hang import Limits, Seen, Verdict, allowed, judge
+from launcher.attempt.heartbeat import heartbeat_path
+from launcher.backends.local import process
+from selfguide.spec.files import read_config
+from selfguide.spec.nodes import node_name
+from selfguide.spec.rank_status import RankStatus
+from selfguide.spec.run import read_record, write_record
+from shards import storage
+from shards.wait import wait_until
+
+# how often it looks whether its ranks are there; what they say it reads twice a heartbeat
+LOOK_S = 0.5
+# for the stacks of other nodes, and for ranks that are asked to end, of which some can leave a record
+PATIENCE_S = 15.0
+END_S = 5.0
+# step times that the median is taken of
+_STEPS = 101
+# asking the job to end is for its ranks: the monitor stays as long as they do
+_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+# of a rank's own: what a child inherits must not look like another of it
+_RANK = ("SLURM_PROCID", "SLURM_LOCALID", "SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_LOCALID")
+
+log = logging.getLogger("launcher.attempt.monitor")
+
+
+def begin(folder: Path, rank: int, local_rank: int, status: RankStatus) -> None:
+    """Called by each rank of an attempt before it imports torch; the first of a node starts its monitor."""
+    limits = Limits.of(read_config(folder / "config.yaml").cluster)
+    if limits is None:
+        return
+    status.beat_s = limits.beat_s
+    if local_rank:
+        return
+    ranks = os.environ.get("SLURM_GTIDS") or str(rank)
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+        ranks = ",".join(map(str, range(int(os.environ["SUBMITIT_LOCAL_NTASKS"]))))
+    command = [sys.executable, "-m", "launcher.attempt.monitor", str(folder), ranks]
+    environment = {name: value for name, value in os.environ.items() if name not in _RANK}
+    # in a session of its own: what ends the rank's group does not end it
+    subprocess.Popen(
+        [*command, str(os.getpid())],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+class Monitor:
+    """Of the ranks of one node."""
+
+    def __init__(self, folder: Path, mine: Sequence[int], parent: int, limits: Limits) -> None:
+        """`parent` is the rank that started it, which is there before any record of it is."""
+        self._folder, self._mine, self._limits = folder, mine, limits
+        world = int((read_record(folder / "submission.json") or {})["world"])
+        self._others = [rank for rank in range(world) if rank not in mine]
+        self._parent = (parent, process(parent))
+        # rank -> process and its start
+        self._processes: dict[int, tuple[int, int]] = {}
+        # rank -> its last heartbeat, and when that was first seen
+        self._heard: dict[int, tuple[Mapping[str, Any], float]] = {}
+        self._steps: deque[float] = deque(maxlen=_STEPS)
+        # seconds that it has watched: those in which it could not look, as on a disk that hangs, are none
+        self._clock = 0.0
+
+    def run(self) -> None:
+        """Returns when its ranks have ended, or were ended."""
+        looked, due = time.monotonic(), 0.0
+        while self._find():
+            now = time.monotonic()
+            self._clock += min(now - looked, 4 * LOOK_S)
+            looked = now
+            if self._clock >= due:
+                due = self._clock + self._limits.beat_s / 2
+                try:
+                    verdict = self._look()
+                except (
+                    OSError,
+                    ValueError,
+                ) as error:  # a disk that does not answer may do so again
+                    log.warning(f"the monitor could not look: {error}")
+                    verdict = None
+                if verdict is not None:
+                    self._end(verdict)
+                    return
+            time.sleep(LOOK_S)
+
+    def _find(self) -> bool:
+        """Whether any of its ranks is there."""
+        for rank in self._mine:
+            if rank not in self._processes:
+                pid = (read_record(start_path(self._folder, rank)) or {}).get("pid")
+                found = process(pid) if pid else None
+                if pid and found:
+                    self._processes[rank] = (pid, found[1])
+        pid, began = self._parent
+        return bool(self._alive()) or (began is not None and _same(pid, began[1]))
+
+    def _alive(self) -> dict[int, int]:
+        """Rank -> process of those of its ranks that have not ended."""
+        return {rank: pid for rank, (pid, began) in self._processes.items() if _same(pid, began)}
+
+    # ---- looking
+
+    def _look(self) -> Verdict | None:
+        if (verdict := _read_verdict(self._folder)) is not None:
+            return verdict
+        self._hear(self._mine)
+        median = statistics.median(self._steps) if self._steps else 0.0
+        mine = [self._seen(rank) for rank in self._mine]
+        # all ranks wait for the one that hangs: while one of these moves, the others' files need not be read
+        if any(each.quiet_s <= allowed(each, self._limits, median) / 2 for each in mine):
+            return None
+        self._hear(self._others)
+        # listed, not asked one by one: that refreshes what a network file system remembers
+        names = {path.name for path in self._folder.iterdir()}
+        ranks = [*mine, *(self._seen(rank) for rank in self._others)]
+        working = [each for each in ranks if exit_path(self._folder, each.rank).name not in names]
+        return judge(working, self._limits, median)
+
+    def _hear(self, ranks: Sequence[int]) -> None:
+        for rank in ranks:
+            record = read_record(heartbeat_path(self._folder, rank))
+            if record is None or record == self._heard.get(rank, (None,))[0]:
+                continue
+            self._heard[rank] = record, self._clock
+            if rank in self._mine and record["step_s"]:
+                self._steps.append(record["step_s"])
+
+    def _seen(self, rank: int) -> Seen:
+        state = process(self._processes[rank][0]) if rank in self._processes else None
+        stopped = state is not None and state[0] == "T"
+        if rank not in self._heard:
+            return Seen(rank=rank, quiet_s=self._clock, silent_s=self._clock, stopped=stopped)
+        record, since = self._heard[rank]
+        silent_s = self._clock - since
+        return Seen(
+            rank=rank,
+            section=record["section"],
+            images=record["images"],
+            collectives=record["collectives"],
+            step_s=record["step_s"],
+            # by the rank's own clock until it spoke, by ours since then
+            quiet_s=max(0.0, record["time"] - record["progressed"]) + silent_s,
+            silent_s=silent_s,
+            stopped=stopped,
+        )
+
+    # ---- ending
+
+    def _end(self, verdict: Verdict) -> None:
+        """Collects the stacks of its ranks, has the one to blame recorded once, and ends its ranks."""
+        mine = self._accuse(verdict)
+        log.error(f"rank {verdict.rank}: {verdict.message}")
+        found = stacks.collect(self._alive())
+        for rank, text in found.items():
+            storage.publish(str(self._stacks(rank)), text.encode(), replace=True)
+        blamed = exit_path(self._folder, verdict.rank)
+        if mine:
+            self._record(verdict)
+        else:
+            wait_until(blamed.exists, timeout_s=2 * PATIENCE_S)
+        self._kill(verdict.rank)
+
+    def _accuse(self, verdict: Verdict) -> bool:
+        """Whether this monitor is the first to say who is to blame."""
+        record = {**asdict(verdict), "node": node_name()}
+        try:
+            write_record(verdict_path(self._folder), record)
+        except FileExistsError:
+            return False
+        return True
+
+    def _stacks(self, rank: int) -> Path:
+        return self._folder / "stacks" / f"rank-{rank}.txt"
+
+    def _record(self, verdict: Verdict) -> None:
+        """Writes how the rank to blame ended, with where it stands, once all nodes had time to ask."""
+        waited = [self._stacks(rank) for rank in (*self._mine, *self._others)]
+        wait_until(lambda: all(map(Path.exists, waited)), timeout_s=PATIENCE_S)
+        message, stack = verdict.message, self._stacks(verdict.rank)
+        if stack.exists() and (where := stacks.innermost(stack.read_text())):
+            message += f"; it is at {where}"
+        if stack.parent.exists():
+            message += f"; stacks of all ranks: {stack.parent}"
+        record = Exit(
+            code=CODES["hang"],
+            kind="hang",
+            message=message,
+            images=verdict.images,
+            section=verdict.section,
+        )
+        record.write(exit_path(self._folder, verdict.rank))
+
+    def _kill(self, blamed: int) -> None:
+        """Ends its ranks; those that only waited leave a record of it."""
+        for rank, pid in self._alive().items():
+            os.kill(pid, signal.SIGKILL if rank == blamed else signal.SIGTERM)
+        wait_until(lambda: not self._alive(), timeout_s=END_S)
+        for pid in self._alive().values():
+            os.kill(pid, signal.SIGKILL)
+
+
+def verdict_path(folder: Path) -> Path:
+    """Returns where the first monitor that finds a hang says so."""
+    return folder / "hang.json"
+
+
+def _read_verdict(folder: Path) -> Verdict | None:
+    found = read_record(verdict_path(folder))
+    if found is None:
+        return None
+    return Verdict(**{each.name: found[each.name] for each in fields(Verdict)})
+
+
+def _same(pid: int, began: int) -> bool:
+    found = process(pid)
+    return found is not None and found[1] == began
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command: folder of the attempt, ranks of this node, process that started it."""
+    for each in _IGNORED:
+        signal.signal(each, signal.SIG_IGN)
+    logs.configure(None)
+    folder, ranks, parent = Path(arguments[0]), arguments[1], int(arguments[2])
+    limits = Limits.of(read_config(folder / "config.yaml").cluster)
+    assert limits is not None, "its ranks have read the same config"
+    Monitor(folder, [int(rank) for rank in ranks.split(",")], parent, limits).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

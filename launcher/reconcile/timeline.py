@@ -1,0 +1,359 @@
+"""What happened to a run, in the order of time, and why it stopped: a pure function of the run's view.
+
+Everything is read from what the ranks, the schedulers and the commands have left. What nobody says is called unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.reconcile.attempts import (
+    ASKED,
+    Cause,
+    attempt_state,
+    cause,
+    named,
+    node_of,
+    silent_ranks,
+)
+from launcher.reconcile.restart import ended, next_attempt
+from launcher.reconcile.state import counted, state
+from launcher.reconcile.view import AttemptView, RunView
+
+# of the traceback of the rank that failed: as much as one reads at a glance
+FRAMES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One thing that happened."""
+
+    # seconds since 1970
+    time: float
+    attempt: int
+    # submitted, began, damaged, checkpoint, snapshot, evaluation, cause, ended, slurm, log, cancelled, unknown, now
+    kind: str
+    text: str
+    rank: str | None = None
+    node: str | None = None
+    # lines that belong to it: a traceback's last frames, Slurm's own words
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conclusion:
+    """A cause in a sentence or two."""
+
+    # the cause, with its rank and node
+    why: str
+    # what followed by itself
+    followed: str
+    # what a person may do: a sentence, and a command where one helps
+    advice: str
+    command: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.why}; {self.followed}. {self.advice}"
+
+
+def events(view: RunView) -> list[Event]:
+    """Returns what happened to a run, oldest first; `view` is one that was read with its evidence."""
+    found: list[Event] = []
+    reached = 0
+    for at in view.attempts:
+        found += _attempt(view, at, reached)
+        reached = max(reached, _reached(at))
+    found += _published(view)
+    found += _evaluations(view)
+    return sorted(found, key=lambda event: event.time)
+
+
+def verdict(view: RunView, attempt: int | None = None) -> Cause | None:
+    """Returns why the run stopped last; None where it never did.
+
+    Args:
+        attempt: why this one ended instead.
+    """
+    asked = (at for at in reversed(view.attempts) if attempt in (None, at.number))
+    return next((found for at in asked if (found := _cause(view, at))), None)
+
+
+def conclude(view: RunView, found: Cause | None) -> Conclusion:
+    """Returns in words what `verdict` found, what followed by itself, and what a person may do."""
+    run, word = str(view.folder.root), state(view).word
+    why = "nothing went wrong" if found is None else _why(found)
+    if word == "unknown":
+        return Conclusion(
+            why=why,
+            followed="what it does now is unknown, since no cluster answers, or its jobs are on another machine",
+            advice="Ask again where the cluster answers:",
+            command=f"python -m launcher.why {run}",
+        )
+    followed = _followed(view, found, word)
+    if word in ("queued", "running", "evaluating", "finished"):
+        return Conclusion(why=why, followed=followed, advice="There is nothing to do.")
+    if word == "new":
+        return Conclusion(why=why, followed=followed, advice="Submit it again.")
+    advice = "To go on from the newest checkpoint:"
+    if found is not None and found.kind not in (*ASKED, "cancelled", "node"):
+        advice = "When that is mended, to go on from the newest checkpoint:"
+    return Conclusion(
+        why=why, followed=followed, advice=advice, command=f"python -m launcher.resume {run}"
+    )
+
+
+def _followed(view: RunView, found: Cause | None, word: str) -> str:
+    """What followed by itself, or follows."""
+    if not view.attempts:
+        return "it has no attempt yet"
+    newest = view.attempts[-1]
+    if found is None:
+        return f"the run is {word}"
+    if found.attempt < newest.number:
+        after = next(at for at in view.attempts if at.number == found.attempt + 1)
+        begun = "somebody submitted" if after.by_hand else "by itself followed"
+        return f"{begun} attempt {after.number}{_from(view, after)}, and the run is {word}"
+    following = next_attempt(view)
+    if following.action == "stop":
+        return f"nothing follows by itself: {following.reason}"
+    if word == "queued":
+        return f"attempt {newest.number + 1} waits for its turn"
+    return "nothing follows by itself here"
+
+
+def last_frames(traceback: str, frames: int = FRAMES) -> tuple[str, ...]:
+    """Returns the last frames of a traceback and its exception; of chained ones the last."""
+    lines = traceback.rstrip().splitlines()
+    heads = [i for i, line in enumerate(lines) if line.startswith("  File ")]
+    if not heads:
+        return tuple(lines[-frames:])
+    return tuple(lines[heads[-frames:][0] :])
+
+
+# ---- one attempt -------------------------------------------------------------------------------------
+
+
+def _attempt(view: RunView, at: AttemptView, reached: int) -> Iterator[Event]:
+    now = attempt_state(at, view.time)
+    job = at.job.label if at.job else "no job"
+    if at.by_hand or at.number == 1:
+        yield _event(at, at.opened, "submitted", f"attempt {at.number} was submitted ({job})")
+    if at.begins or at.starts:
+        began = at.began or min((_time(each) for each in at.begins.values()), default=at.opened)
+        yield _event(at, began, "began", _began(view, at, reached))
+        for each in at.progress.get("damaged", ()):
+            yield _event(at, began, "damaged", _damaged(each))
+    if at.cancelled:
+        who = f" by {at.cancel_by}" if at.cancel_by else ""
+        yield _event(
+            at, at.cancel_asked or at.opened, "cancelled", f"a cancellation was asked for{who}"
+        )
+    if now == "gone":
+        yield from _end(view, at)
+    elif now == "unknown":
+        yield _event(at, view.time, "unknown", f"whether {job} works is unknown: no answer")
+    else:
+        place = _reached(at)
+        text = f"attempt {at.number} is {now}"
+        text += f": {place:,} of {view.images:,} images" if place else ""
+        yield _event(at, view.time, "now", text)
+
+
+def _cause(view: RunView, at: AttemptView) -> Cause | None:
+    """Why an attempt ended; None where it works, and where it ended well."""
+    if attempt_state(at, view.time) != "gone":
+        return None
+    found = cause(at)
+    said = (
+        record for record in at.exits.values() if record["class"] not in ("preempted", "signal")
+    )
+    # the end of the job that finished the run may catch a rank while it leaves
+    well = view.finished and at is view.newest and not any(record["code"] for record in said)
+    return None if found.kind == "ok" or well else found
+
+
+def _end(view: RunView, at: AttemptView) -> Iterator[Event]:
+    """How an attempt ended: the cause first, then those that ended because of it, then what the scheduler says."""
+    found = _cause(view, at)
+    blamed = at.exits.get(found.rank or "") if found else None
+    first = min(
+        (_time(record) for record in at.exits.values() if record["code"]), default=ended(at)
+    )
+    # a rank that lost its peer may have said so a moment earlier
+    when = min(first, _time(blamed)) if blamed else first
+    if found is not None:
+        failed = blamed if blamed and found.kind not in (*ASKED, "cancelled") else {}
+        frames = () if failed.get("peer_gone") else last_frames(str(failed.get("traceback", "")))
+        text = f"{found.kind}: {found.message}{_last_seen(at, found.rank)}"
+        yield _event(at, when, "cause", text, rank=found.rank, node=found.node, lines=frames)
+    others: dict[str, list[str]] = {}
+    for rank, record in at.exits.items():
+        # the cause has said it of its rank
+        if not found or rank != found.rank or record["class"] == "preempted":
+            others.setdefault(_how(record), []).append(rank)
+    for how, ranks in others.items():
+        time = max(when, *(_time(at.exits[rank]) for rank in ranks))
+        yield _event(at, time, "ended", f"{named(sorted(ranks, key=_number))} {how}")
+    if found is None:
+        return
+    over = max(ended(at), when)
+    silent = [rank for rank in silent_ranks(at) if rank != found.rank]
+    if silent and found.kind != "node":
+        yield _event(at, over, "ended", f"{named(silent)} left no exit record")
+    if said := at.ending.get("said"):
+        yield _event(at, over, "log", "Slurm wrote into the log", lines=(*said,))
+    if at.job is not None:
+        yield _scheduler(at, over)
+
+
+def _scheduler(at: AttemptView, over: float) -> Event:
+    """What the scheduler says of an attempt's job."""
+    assert at.job is not None
+    word = at.ending.get("state")
+    if word is None:
+        text = f"how {at.job.label} ended is unknown to its scheduler"
+        return _event(at, over, "unknown", text)
+    by = f" by {at.ending['by']}" if "by" in at.ending else ""
+    time = float(at.ending.get("ended", over))
+    return _event(at, max(time, over), "slurm", f"{at.job.label} is {word}{by}")
+
+
+def _began(view: RunView, at: AttemptView, reached: int) -> str:
+    nodes = list(dict.fromkeys(node_of(at, rank) for rank in sorted(at.starts, key=_number)))
+    known = [node for node in nodes if node]
+    few = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+    count = counted(len(at.starts), "rank")
+    if at.world and len(at.starts) < at.world:
+        count = f"{len(at.starts)} of {at.world} ranks"
+    where = f" on {few} ({count})" if few else f" ({count})"
+    return f"attempt {at.number} began{where}{_from(view, at, reached)}"
+
+
+def _from(view: RunView, at: AttemptView, reached: int | None = None) -> str:
+    """Where it began, and how much was trained again."""
+    if at.resumed_from is None and _reached(at) == 0:
+        return ""
+    start = at.resumed_from or 0
+    if reached is None:
+        reached = max(
+            (_reached(each) for each in view.attempts if each.number < at.number), default=0
+        )
+    text = f", resumed from {start:,}" if start else ", from image 0"
+    again = max(0, reached - start)
+    if not again:
+        return text
+    if view.config is None:
+        return f"{text} ({again:,} images trained again)"
+    return f"{text} ({counted(-(-again // view.config.train.batch), 'step')} trained again)"
+
+
+def _damaged(each: Mapping[str, Any]) -> str:
+    flaws = "; ".join(
+        f"{flaw.get('file')}{'' if flaw.get('rank') is None else ' of rank ' + str(flaw['rank'])} {flaw.get('reason')}"
+        for flaw in each.get("flaws", ())
+    )
+    kept = f", set aside as {each['kept']}" if each.get("kept") else ""
+    return f"the checkpoint at {int(each['images']):,} images is damaged ({flaws}){kept}"
+
+
+def _how(record: Mapping[str, Any]) -> str:
+    """How one rank ended, alike for all that ended alike."""
+    if not record["code"]:
+        return "ended well"
+    if record["class"] == "preempted":
+        saved = record.get("saved")
+        return "stopped when asked" + (f", saved at {saved:,} images" if saved is not None else "")
+    if record["class"] == "signal":
+        return f"ended with it ({record['message']})"
+    if record.get("peer_gone"):
+        return "ended because a peer was gone"
+    if record["class"] == "fenced":
+        return "ended because a newer attempt had begun"
+    return f"ended, too: {str(record['message']).splitlines()[0][:200]}"
+
+
+def _last_seen(at: AttemptView, rank: str | None) -> str:
+    """Where a rank was that could not say why it ended."""
+    beat = at.heartbeats.get(rank or "")
+    if beat is None or (rank or "") in at.exits or beat.get("section") is None:
+        return ""
+    images = beat.get("images")
+    return f"; last seen in section {beat['section']}" + (
+        f" at {images:,} images" if images else ""
+    )
+
+
+# ---- the run -----------------------------------------------------------------------------------------
+
+
+def _published(view: RunView) -> Iterator[Event]:
+    for images, time in view.saved_at.items():
+        if images in view.checkpoints:
+            yield _during(view, time, "checkpoint", f"checkpoint at {images:,} images")
+    for images, time in view.published_at.items():
+        if images in view.snapshots:
+            yield _during(view, time, "snapshot", f"snapshot at {images:,} images published")
+
+
+def _evaluations(view: RunView) -> Iterator[Event]:
+    records = {(record.key, record.attempt): record for record in view.records}
+    for each in view.evaluations:
+        record = records.get((each.key, each.attempt))
+        if record is not None:
+            score = (
+                f"{record.metric} {record.score:.4g}"
+                if record.done and record.score is not None
+                else record.message
+            )
+            text = f"{record.status}: {score}"
+            yield _during(
+                view,
+                record.time,
+                "evaluation",
+                f"evaluation {each.attempt} of {each.images:,} images {text}",
+            )
+        elif each.exit is not None and each.exit["code"]:
+            text = (
+                f"evaluation {each.attempt} of {each.images:,} images ended: {each.exit['message']}"
+            )
+            yield _during(view, _time(each.exit), "evaluation", text)
+
+
+def _during(view: RunView, time: float, kind: str, text: str) -> Event:
+    """An event of the attempt that was the newest at this time."""
+    number = max((at.number for at in view.attempts if at.opened <= time), default=1)
+    return Event(time=time, attempt=number, kind=kind, text=text)
+
+
+def _why(found: Cause) -> str:
+    where = (
+        f" on {found.node}"
+        if found.node and found.rank is not None and found.kind != "node"
+        else ""
+    )
+    place = f" (in section {found.section}" if found.section else ""
+    place += f" at {found.images:,} images" if place and found.images is not None else ""
+    message = found.message.splitlines()[0] if found.message else "nothing says why"
+    if where and message.startswith(f"rank {found.rank}"):
+        message = f"rank {found.rank}{where}{message.removeprefix(f'rank {found.rank}')}"
+    return f"attempt {found.attempt} ended ({found.kind}): {message}{place + ')' if place else ''}"
+
+
+def _reached(at: AttemptView) -> int:
+    """Images that an attempt came to, by whoever says most."""
+    said = [at.progress, *at.heartbeats.values(), *at.exits.values()]
+    return max((int(each.get("images") or 0) for each in said), default=0)
+
+
+def _event(at: AttemptView, time: float, kind: str, text: str, **more: Any) -> Event:
+    return Event(time=time, attempt=at.number, kind=kind, text=text, **more)
+
+
+def _time(record: Mapping[str, Any]) -> float:
+    return float(record.get("time", 0.0))
+
+
+def _number(rank: str) -> tuple[int, str]:
+    return (int(rank), "") if rank.isdigit() else (-1, rank)

@@ -1,0 +1,304 @@
+"""One run's submission: everything that can be refused is checked first, and only then is something written and queued.
+
+A run is what is learned, so the same settings again mean the same run: joined while it works, resumed by a new attempt
+where it stopped, extended where only `train.images` of a named run grew, and left alone once it has finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher import backends, jobs, watch
+from launcher.compose import compose, without_group
+from launcher.folder import Attempt
+from launcher.new_attempt import submitting
+from launcher.reconcile import act, decide, launch
+from launcher.reconcile.decide import Submission
+from launcher.reconcile.view import RunView, read
+from selfguide.spec.annotations import check_annotations, promises
+from selfguide.spec.config import Config
+from selfguide.spec.data_fit import check_fit
+from selfguide.spec.identity import digest, identity
+from selfguide.spec.initial_weights import check_weights
+from selfguide.spec.run import RunFolder
+from selfguide.spec.sizes import footprint
+from shards import storage
+from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from shards.format.manifest import Manifest
+
+
+# roots and shares -> manifests
+Load = Callable[["str | tuple[str, ...]", "tuple[float, ...] | None"], "list[Manifest]"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run whose settings, data and weights have been checked, and what submitting it does."""
+
+    # with absolute paths
+    config: Config
+    run: RunFolder
+    identity: dict[str, Any]
+    # as it was found; None where there is no run of this identity yet
+    view: RunView | None
+    decision: Submission
+
+
+def resolve(overrides: Sequence[str], automatic: Callable[[], str] | None = None) -> Config:
+    """The composed config with `cluster=auto` decided: Slurm where a controller answers, else this machine."""
+    config = compose(overrides)
+    if config.cluster.kind != "auto":
+        return config
+    chosen = f"cluster={(automatic or backends.automatic)()}"
+    return compose([*without_group(overrides, "cluster"), chosen])
+
+
+def submit(config: Config, run: RunFolder | None = None) -> dict[str, Any]:
+    """Submits, joins, resumes or extends the run that `config` describes; returns what was done.
+
+    Args:
+        run: the run that is meant, where it is not the one that the config's name or hash says.
+
+    Raises:
+        UserError: something a user can mend is wrong. Nothing was queued, and nothing new is on disk.
+    """
+    prepared = prepare(config, run)
+    return enter(prepared, check(prepared))
+
+
+def prepare(config: Config, run: RunFolder | None = None, load: Load | None = None) -> Prepared:
+    """Checks the run that `config` describes and finds out what submitting it does; writes and asks nothing.
+
+    Args:
+        run: the run that is meant, where it is not the one that the config's name or hash says.
+        load: reads the manifests, where it is not to be `load_manifests`.
+
+    Raises:
+        UserError: something a user can mend is wrong.
+    """
+    config = absolute(config)
+    manifest = check_data(config, load)
+    sidecars = check_annotations(config, manifest)
+    named = run or RunFolder(Path(config.runs) / config.experiment / str(config.name))
+    wanted = identity(config, manifest, first_weights(config, named), promises(sidecars))
+    if run is None and config.name is None:
+        run = RunFolder(named.root.with_name(digest(wanted)))
+    run = run or named
+    view, decision = _decide(run, wanted)
+    return Prepared(config=config, run=run, identity=wanted, view=view, decision=decision)
+
+
+def check(prepared: Prepared) -> list[str]:
+    """Asks the cluster about every job that the submission would queue; returns why they would wait, if they do.
+
+    Raises:
+        UserError: it would refuse one.
+    """
+    if prepared.decision.action == "join":
+        return []
+    return launch.check_jobs(prepared.config, prepared.run, watch.entry)
+
+
+def enter(prepared: Prepared, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Carries out what was prepared; returns what was done.
+
+    Args:
+        notes: sentences for the user, of `check`.
+
+    Raises:
+        UserError: the cluster refused it. Nothing was queued, and nothing new is on disk.
+    """
+    run, wanted, view, decision = (
+        prepared.run,
+        prepared.identity,
+        prepared.view,
+        prepared.decision,
+    )
+    if decision.action != "join":
+        with submitting(run):
+            # two shells at once: the second waited here and now finds the first one's attempt
+            view, decision = _decide(run, wanted)
+            if decision.action != "join":
+                return _launch(run, prepared.config, wanted, view, decision, notes)
+    assert view is not None
+    return _joined(view, decision)
+
+
+def _decide(run: RunFolder, wanted: dict[str, Any]) -> tuple[RunView | None, Submission]:
+    view = read(run) if run.run_json.exists() else None
+    if view is not None and view.finished and not run.final_snapshot_holds():
+        # its bytes are not those that were published: as if it were gone, the next attempt publishes it again
+        left = {images: about for images, about in view.snapshots.items() if images != view.images}
+        view = dataclasses.replace(view, snapshots=left)
+    decision = decide.submission(view, wanted)
+    if decision.action == "refuse":
+        raise UserError(decision.reason)
+    return view, decision
+
+
+def _joined(view: RunView, decision: Submission) -> dict[str, Any]:
+    """What there is to say of a run that works or has finished; its watcher is started again where it is missing."""
+    for sentence in [] if decision.evaluate else watch.tend(view):
+        print(f"note: {sentence}", file=sys.stderr)
+    at, state = view.newest, decide.state(view).word
+    if decision.evaluate and at is not None and view.config is not None:
+        act.ask_for_scores(view.folder, retry=False)
+        act.launch_watcher(at.files, view.config, watch.entry)
+        state = "evaluating"
+    return {
+        "run": view.id,
+        "folder": str(view.folder.root),
+        "attempt": at.number if at else None,
+        "job": at.job.label if at and at.job else None,
+        "images": view.images,
+        "state": state,
+    }
+
+
+def _launch(
+    run: RunFolder,
+    config: Config,
+    wanted: dict[str, Any],
+    view: RunView | None,
+    decision: Submission,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """The next attempt of the run, which may be its first."""
+    target = decision.extends_to or (view.images if view else config.train.images)
+    train = dataclasses.replace(config.train, images=target)
+    config = dataclasses.replace(config, train=train)
+    extension: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if decision.extends_to:
+        extension = act.extended(run, decision.extends_to)
+    shorter = None
+    if view is None:
+        shorter = _shorter(run, config, wanted)
+        act.write_run(run, config, wanted)
+    try:
+        with extension:
+            done = launch.launch_attempt(run, config, watch.entry)
+    except BaseException:
+        if view is None and not run.attempt_numbers():
+            shutil.rmtree(run.root)
+        raise
+    return {
+        "run": run.root.name,
+        "folder": str(run.root),
+        "attempt": done.at.number,
+        "job": f"{done.job['kind']} {done.job['id']}",
+        "watcher": f"{done.watcher['kind']} {done.watcher['id']}" if done.watcher else None,
+        "notes": [*notes, *done.notes, *_notes(config)],
+        "images": target,
+        "extended_from": view.images if view and decision.extends_to else None,
+        "shorter": shorter,
+        "state": "submitted",
+    }
+
+
+def _notes(config: Config) -> list[str]:
+    return backends.of(config.cluster).notes(config.cluster.gpus_per_node)
+
+
+def _shorter(run: RunFolder, config: Config, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """The run of this experiment that differs in images only and could have been extended, with the command."""
+    siblings = [RunFolder(path.parent) for path in sorted(run.root.parent.glob("*/run.json"))]
+    same = [each for each in siblings if _same_but_images(each, wanted)]
+    found = decide.extendable([read(each) for each in same], wanted)
+    if found is None:
+        return None
+    name, images = found.folder.root.name, config.train.images
+    command = f"python -m launcher.resume {name} train.images={images}{where(config)}"
+    return {"run": name, "images": found.images, "command": command}
+
+
+def _same_but_images(run: RunFolder, wanted: dict[str, Any]) -> bool:
+    try:
+        return decide.same_but_images(run.describe()["identity"], wanted)
+    except (OSError, ValueError, KeyError, TypeError):  # no run that could be extended
+        return False
+
+
+def where(config: Config) -> str:
+    """Returns how commands find the run's folder, " --runs DIR" where it is not the usual one."""
+    return "" if config.runs == "runs" else f" --runs {config.runs}"
+
+
+def absolute(config: Config) -> Config:
+    """Jobs run from their code copy, so paths must not depend on where they start."""
+    root, *mix = map(_absolute_root, (config.data.root, *config.data.mix))
+    # not resolved: each node has its own
+    cache = config.data.cache and str(Path(config.data.cache).expanduser().absolute())
+    # not resolved: a hub cache links names to blobs, and the name says what kind of file it is
+    weights = config.init.path and str(Path(config.init.path).expanduser().absolute())
+    return dataclasses.replace(
+        config,
+        runs=str(Path(config.runs).expanduser().resolve()),
+        data=dataclasses.replace(config.data, root=root, mix=tuple(mix), cache=cache),
+        init=dataclasses.replace(config.init, path=weights),
+        guidance=config.guidance.absolute(),
+    )
+
+
+def _absolute_root(root: str) -> str:
+    return root if storage.is_remote(root) else str(Path(root).expanduser().resolve())
+
+
+def first_weights(config: Config, run: RunFolder) -> str | None:
+    """The sha256 of what the run begins from; None from scratch.
+
+    A run that has a checkpoint needs those weights no more: where they are gone and `run` exists, its own record says
+    what they were.
+
+    Raises:
+        UserError: no such weights, weights of another network, or weights gone that the run still needs.
+    """
+    path = Path(config.init.path or "")
+    if config.init.source == "scratch" or path.exists() or not run.run_json.exists():
+        return check_weights(config)
+    begun_on: str | None = run.describe()["identity"]["init"].get("sha256")
+    if begun_on is not None and storage.newest_complete(run.checkpoints) is None:
+        raise UserError(
+            f"init.path={path} is gone, and run {run.root.name} has no checkpoint yet; put the weights back"
+        )
+    return begun_on
+
+
+def check_data(config: Config, load: Load | None = None) -> str:
+    """The hash of the shards' manifest, or of all that are mixed, once they are what the experiment expects."""
+    from shards.read import mixing  # needs NumPy, and a dry run does not
+
+    found = (load or load_manifests)(config.data.roots, config.data.shares)
+    check_fit(config, found)
+    return mixing.identity(found, config.data.shares)
+
+
+def load_manifests(
+    roots: str | tuple[str, ...], shares: tuple[float, ...] | None
+) -> list[Manifest]:
+    """Reads the manifests of the data at these roots, mixed in these shares.
+
+    Raises:
+        UserError: they are not of one kind, or there are none.
+    """
+    from shards.read import mixing
+
+    return mixing.load_alike(roots, shares)[1]
+
+
+def job_shape(prepared: Prepared) -> str:
+    """Returns what of a run's jobs matters to a cluster that is asked whether it would take them."""
+    config, run = prepared.config, prepared.run
+    job = jobs.training(config, Attempt(run.attempt(1)), "", run.slowest_save_s())
+    shared = dataclasses.replace(
+        job, argument="", folder=Path(), code=Path(), name="", comment="", requeue=()
+    )
+    return f"{config.evaluation.protocol} {config.cluster} {shared} {footprint(config).checkpoint}"

@@ -1,0 +1,80 @@
+"""Drills without a cluster: what a seed draws, what an event log means, and what is refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launcher.drill import __main__ as command
+from launcher.drill import storm
+from launcher.drill.cells import CELLS
+from launcher.drill.storm import Event
+from shards.errors import UserError
+
+
+def test_draw_of_a_seed_is_the_same_each_time_and_within_its_bounds() -> None:
+    cells = [*CELLS]
+    plan = storm.draw(7, 500, 20.0, 2, cells)
+    assert plan == storm.draw(7, 500, 20.0, 2, cells) != storm.draw(8, 500, 20.0, 2, cells)
+    assert {fault.cell for fault in plan} == set(cells) and {f.rank for f in plan} == {0, 1}
+    assert all(6.0 <= fault.after_s <= 60.0 for fault in plan)
+    nodes = sum(fault.cell == "B1" for fault in plan)
+    assert nodes < 500 / len(cells)
+    assert storm.steps_of(plan) * storm.STEP_S >= sum(fault.after_s for fault in plan)
+
+
+@pytest.mark.parametrize(("recovery_s", "expected"), [(3.0, 0.884), (10.0, 0.801)])
+def test_bound_of_a_fault_a_minute_is_that_of_young_and_daly(
+    recovery_s: float, expected: float
+) -> None:
+    """To first order 1 - sqrt(2 C / M) - R / M: 0.868 and 0.752 with saves of 0.2 s."""
+    assert storm.bound(6000.0, 0.2, 100, 100 * recovery_s) == pytest.approx(expected, abs=1e-3)
+    assert storm.bound(6000.0, 0.2, 0, 0.0) == 1.0
+
+
+def test_by_hand_every_fault_waits_for_the_next_look_and_starts_again() -> None:
+    # dead from 65 s to 600 s, from the checkpoint at 60 s; then warned at 100 s of work, up to the look at 1200 s
+    met = [(65.0, True), (100.0, False)]
+    assert storm.by_hand(160.0, met, 20.0, 5.0) == pytest.approx(160.0 / (1205.0 + 60.0))
+    assert storm.by_hand(160.0, [], 20.0, 5.0) == 1.0
+
+
+def test_recoveries_last_from_each_fault_to_the_next_first_step() -> None:
+    log = [
+        Event(time=10.0, kind="trains", attempt=1, images=128),
+        Event(time=20.0, kind="fault", attempt=1, images=1280, cell="A1", rank=1),
+        Event(time=26.0, kind="trains", attempt=2, images=1152),
+        Event(time=50.0, kind="fault", attempt=2, images=2560, cell="C1", rank=0),
+        Event(time=53.5, kind="trains", attempt=3, images=2688),
+        Event(time=60.0, kind="finished", attempt=3, images=3200),
+    ]
+    assert storm.recoveries(log) == [6.0, 3.5]
+
+
+def test_an_event_log_reads_back_as_json_lines(tmp_path: Path) -> None:
+    plan = storm.draw(1, 3, 10.0, 2, ["A1", "C1"])
+    log = [Event(time=1.0, kind="fault", attempt=1, images=128, cell="A1", rank=1)]
+    storm.write_log(tmp_path / "events.jsonl", plan, log)
+    rows = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["planned"] * 3 + ["fault"]
+    assert Event(**rows[3]) == log[0]
+
+
+def test_cells_of_unknown_names_are_refused_and_those_that_need_root_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="A11"):
+        command.main(["--cells", "A11", "cluster=slurm"])
+    with pytest.raises(UserError, match="cluster=local"):
+        command.main(["--cells", "A1", "cluster=local"])
+    words = ["--cells", "B1,C3", "--runs", str(tmp_path), "--json", "cluster=slurm"]
+    assert command.main(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(each["cell"], each["outcome"]) for each in told["cells"]] == [
+        ("B1", "refused"),
+        ("C3", "refused"),
+    ]
+    assert "root" in told["cells"][0]["reasons"][0]
+    assert "--urgent" in told["cells"][1]["reasons"][0]

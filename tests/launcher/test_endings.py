@@ -1,0 +1,153 @@
+"""How a job ended: what Slurm's lines in a log say, and whom is asked when the controller has forgotten it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher import backends
+from launcher.backends.endings import said_in
+
+STEP = "slurmstepd: error: *** STEP 12.0 ON n1 CANCELLED AT 2026-11-28T15:04:40"
+JOB = "slurmstepd: error: *** JOB 12 ON n1 CANCELLED AT 2026-11-28T15:04:40"
+
+# of the end of a log, what is known from it; lines as Slurm 20.11 to 23.11 write them
+LINES = {
+    "srun: error: n1: task 1: Killed": {"signals": {"1": 9}, "nodes": {"1": "n1"}, "first": "1"},
+    "srun: error: n1: tasks 2-3: Killed": {"signals": {"2": 9, "3": 9}},
+    "srun: error: n1: tasks 0,2-3: Terminated": {"signals": {"0": 15, "2": 15, "3": 15}},
+    "srun: error: n1: task 1: Segmentation fault (core dumped)": {"signals": {"1": 11}},
+    "srun: error: n1: task 1: Aborted": {"signals": {"1": 6}},
+    "srun: error: n1: task 1: Bus error (core dumped)": {"signals": {"1": 7}},
+    "srun: error: n1: task 1: Exited with exit code 7": {"codes": {"1": 7}, "first": "1"},
+    "srun: error: n1: task 1: Out Of Memory": {"signals": {"1": 9}, "log_state": "OUT_OF_MEMORY"},
+    "srun: error: Node failure on n3": {"lost_nodes": ["n3"], "log_state": "NODE_FAIL"},
+    f"{STEP} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***": {"log_state": "NODE_FAIL"},
+    f"{STEP} DUE TO TIME LIMIT ***": {"log_state": "TIMEOUT"},
+    f"{JOB} DUE TO TIME LIMIT ***": {"log_state": "TIMEOUT"},
+    f"{JOB} DUE TO PREEMPTION ***": {"log_state": "PREEMPTED"},
+    f"{JOB} ***": {"log_state": "CANCELLED"},
+    "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=12.0. Some of your processes may have been killed by "
+    "the cgroup out-of-memory handler.": {"log_state": "OUT_OF_MEMORY"},
+    "slurmstepd: error: Detected 2 oom_kill events in StepId=12.0. Some of the step tasks have been OOM Killed.": {
+        "log_state": "OUT_OF_MEMORY"
+    },
+    "slurmstepd: error: Step 12.0 exceeded memory limit (1100 > 1000), being killed": {
+        "log_state": "OUT_OF_MEMORY"
+    },
+    "slurmstepd: error: Exceeded job memory limit": {"log_state": "OUT_OF_MEMORY"},
+    "[1234.5] Out of memory: Killed process 4711 (python) total-vm:1kB": {
+        "log_state": "OUT_OF_MEMORY"
+    },
+    "Memory cgroup out of memory: Killed process 4711 (python)": {"log_state": "OUT_OF_MEMORY"},
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_line_of_slurm_in_a_log_tells_how_the_job_ended(line: str) -> None:
+    found = said_in(f"epoch 3\n{line}\n")
+    assert {name: found.get(name) for name in LINES[line]} == LINES[line]
+    assert not line.startswith("s") or found["said"] == [line]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        # what srun does to the others when a rank failed
+        f"{STEP} ***",
+        "srun: Job step aborted: Waiting up to 32 seconds for job step to finish.",
+        "ValueError: srun: error: n1: task 1: Killed",
+        "srun: error: n1: task ,: Killed",
+        "warning: the batch is DUE tomorrow",
+        "",
+    ],
+)
+def test_line_that_tells_no_cause_is_not_taken_for_one(line: str) -> None:
+    assert {*said_in(line)} <= {"said"}
+
+
+def test_first_rank_of_the_log_is_the_one_that_failed_first() -> None:
+    log = (
+        "srun: error: n2: task 3: Exited with exit code 7\n"
+        "srun: error: n1: tasks 0-1: Killed\n"
+        "srun: error: n2: task 2: Segmentation fault (core dumped)\n"
+    )
+    found = said_in(log)
+    assert found["first"] == "3"
+    assert found["signals"] == {"0": 9, "1": 9, "2": 11} and found["codes"] == {"3": 7}
+    assert found["nodes"] == {"0": "n1", "1": "n1", "2": "n2", "3": "n2"}
+
+
+# ---- whom is asked -----------------------------------------------------------------------------------
+
+TIMES = {"ended": 1795878280.0, "limit_s": 300.0}
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty PATH for commands that stand in for Slurm's, and the time zone of their times."""
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    (bin / "sh").symlink_to("/bin/sh")
+    monkeypatch.setenv("PATH", str(bin))
+    monkeypatch.setenv("TZ", "UTC")
+    return bin
+
+
+def says(bin: Path, name: str, line: str, code: int = 0) -> None:
+    (bin / name).write_text(f"#!{bin}/sh\necho '{line}'\nexit {code}\n")
+    (bin / name).chmod(0o755)
+
+
+def ending(tmp_path: Path, *, deep: bool = True) -> dict:
+    record = {"kind": "slurm", "id": "12", "comment": "/a run", "name": "sg-a-train", "conf": None}
+    (found,) = backends.endings([{**record, "folder": str(tmp_path / "job")}], 2.0, deep=deep)
+    return found
+
+
+def test_without_any_of_slurms_commands_the_log_is_all_there_is(
+    tmp_path: Path, asked: Path
+) -> None:
+    assert ending(tmp_path) == {}
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "12_0_log.out").write_text("srun: error: n2: task 1: Killed\n")
+    assert ending(tmp_path)["signals"] == {"1": 9}
+
+
+def test_squeue_that_knows_the_job_is_asked_alone(tmp_path: Path, asked: Path) -> None:
+    says(asked, "squeue", "12|TIMEOUT 2026-11-28T15:04:40 5:00 TimeLimit|sg-a-train|/a run")
+    says(asked, "sacct", "12|sg-a-train|FAILED|2026-11-28T15:04:40|00:05:00")
+    assert ending(tmp_path) == {"state": "TIMEOUT", **TIMES}
+
+
+def test_scontrol_stands_in_for_a_missing_squeue(tmp_path: Path, asked: Path) -> None:
+    line = "JobId=12 JobName=sg-a-train JobState=NODE_FAIL Reason=NodeDown TimeLimit=00:05:00 "
+    line += "EndTime=2026-11-28T15:04:40 Comment=/a run StdErr=/x"
+    says(asked, "scontrol", line)
+    assert ending(tmp_path) == {"state": "NODE_FAIL", **TIMES}
+    says(asked, "scontrol", line.replace("/a run", "/another"))
+    assert ending(tmp_path) == {}
+
+
+def test_sacct_is_asked_about_a_job_that_the_controller_has_forgotten(
+    tmp_path: Path, asked: Path
+) -> None:
+    says(asked, "squeue", "13|RUNNING Unknown 5:00 None|other|/b")
+    says(asked, "sacct", "12|sg-a-train|CANCELLED by 0|2026-11-28T15:04:40|00:05:00")
+    assert ending(tmp_path) == {"state": "CANCELLED", "by": "root", **TIMES}
+    assert ending(tmp_path, deep=False) == {}
+
+
+def test_job_of_another_name_in_the_accounting_is_of_a_slurm_that_counts_anew(
+    tmp_path: Path, asked: Path
+) -> None:
+    says(asked, "squeue", "")
+    says(asked, "sacct", "12|sg-b-train|FAILED|2026-11-28T15:04:40|00:05:00")
+    assert ending(tmp_path) == {}
+
+
+def test_accounting_that_is_off_leaves_the_reason_unknown(tmp_path: Path, asked: Path) -> None:
+    says(asked, "squeue", "")
+    says(asked, "sacct", "Slurm accounting storage is disabled", code=1)
+    assert ending(tmp_path) == {}
