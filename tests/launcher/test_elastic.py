@@ -241,7 +241,7 @@ def test_an_attempt_on_fewer_nodes_makes_way_when_the_others_are_free(
     monkeypatch.setattr("launcher.reconcile.view.time.time", lambda: view.time + 1810)
     launch.look_for_nodes(later(view, 1810))
     asked, *ended = calls.read_text().splitlines()
-    assert asked == "test 2 n[1-2]", "beside the nodes that it has"
+    assert asked == "test 2 'n[1-2]'", "beside the nodes that it has"
     assert ended == (["scancel --signal=USR2 3"] if free == 2 else [])
 
 

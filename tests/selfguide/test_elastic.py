@@ -157,20 +157,18 @@ def same_run(full: list[dict[str, Any]], fewer: list[dict[str, Any]], *, moved: 
     assert theirs["told"]["rows"] == mine["told"]["rows"]
 
 
-def test_half_the_ranks_train_the_same_run_and_would_not_micro_batch_by_micro_batch(
-    ranks: Any, digits: Path
-) -> None:
-    config = replace(elastic("torch"), nodes=2)
-    full = ranks(2, taken, config, str(digits))
-    ids = merged(full, "ids")
-    assert not any(ids[:SWITCH]) and all(len(step) == BATCH for step in ids[SWITCH:])
-    alone = RankInfo(0, 0, 1)
-    same_run(full, [taken(alone, config, str(digits))])
-    # Sinkhorn and BatchNorm of half a batch at a time, as accumulation is without `min_nodes`
-    other = taken(alone, config, str(digits), apart=True)
-    assert merged([other], "samples") == merged(full, "samples")
-    assert merged([other], "ids") != ids and other["p"] != full[0]["p"]
-    assert apart(full[0], other) > 5e-3
+def test_micro_batches_together_train_the_run_of_one_batch_and_apart_another(digits: Path) -> None:
+    """Of one rank, so without processes: the batch at once, in four micro-batches, and as it was without `min_nodes`."""
+    alone, root, four = RankInfo(0, 0, 1), str(digits), elastic("torch")
+    full = taken(alone, replace(four, nodes=1), root)
+    assert not any(full["ids"][:SWITCH]) and all(
+        len(step) == BATCH for step in full["ids"][SWITCH:]
+    )
+    same_run([full], [taken(alone, four, root)])
+    other = taken(alone, four, root, apart=True)
+    assert other["samples"] == full["samples"]
+    assert other["ids"] != full["ids"] and other["p"] != full["p"]
+    assert apart(full, other) > 5e-3
 
 
 # what a step's inputs and its losses can be made of
