@@ -66,7 +66,7 @@ def curve(run: RunFolder, name: str) -> dict[int, float]:
 def test_f6_a_run_goes_from_four_nodes_to_two_and_back(bed: Bed, tmp_path: Path) -> None:
     noted(bed, tmp_path / "whole")
     whole = bed.submit("whole", *ELASTIC)
-    finishes(bed, whole)
+    finishes(bed, whole, 240)
     gone(bed, whole)
 
     noted(bed, tmp_path / "f6")
@@ -77,7 +77,7 @@ def test_f6_a_run_goes_from_four_nodes_to_two_and_back(bed: Bed, tmp_path: Path)
         bed.ask("scontrol", "update", f"NodeName={lost}", "State=DRAIN", "Reason=f6")
         # the boundary, as a time limit would make it
         bed.ask("scancel", "--signal=USR2", bed.job(run))
-        trains(bed, run, attempt=2, images=0)
+        trains(bed, run, attempt=2, images=30 * BATCH)
         at = bed.view(run).newest
         assert at is not None and (at.node_count, at.full_node_count, at.world) == (2, 4, 2)
         assert decide.summary(bed.view(run)).nodes == "2 of 4"
@@ -86,7 +86,7 @@ def test_f6_a_run_goes_from_four_nodes_to_two_and_back(bed: Bed, tmp_path: Path)
     finally:
         bed.ask("scontrol", "update", f"NodeName={lost}", "State=RESUME")
     until(lambda: run.attempt_numbers()[-1] == 3, "the run takes its nodes back")
-    view = finishes(bed, run)
+    view = finishes(bed, run, 240)
     gone(bed, run)
 
     assert [at.node_count for at in view.attempts] == [4, 2, 4]

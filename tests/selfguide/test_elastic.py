@@ -158,7 +158,7 @@ def same_run(full: list[dict[str, Any]], fewer: list[dict[str, Any]], *, moved: 
 
 
 def test_micro_batches_together_train_the_run_of_one_batch_and_apart_another(digits: Path) -> None:
-    """Of one rank, so without processes: the batch at once, in four micro-batches, and as it was without `min_nodes`."""
+    """Of one rank, without processes: the batch at once, in four micro-batches, and as it was without `min_nodes`."""
     alone, root, four = RankInfo(0, 0, 1), str(digits), elastic("torch")
     full = taken(alone, replace(four, nodes=1), root)
     assert not any(full["ids"][:SWITCH]) and all(
