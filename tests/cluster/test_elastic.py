@@ -10,7 +10,7 @@ import pytest
 
 from launcher.reconcile import decide
 from selfguide.spec.run import RunFolder
-from tests.cluster.bed import BATCH, STEPS, Bed, finishes, gone, trains, until
+from tests.cluster.bed import BATCH, STEPS, Bed, gone, trains, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
@@ -86,7 +86,7 @@ def test_f6_a_run_goes_from_four_nodes_to_two_and_back(bed: Bed, tmp_path: Path)
     finally:
         bed.ask("scontrol", "update", f"NodeName={lost}", "State=RESUME")
     until(lambda: run.attempt_numbers()[-1] == 3, "the run takes its nodes back")
-    view = finishes(bed, run, 240)
+    view = bed.finishes(run, 240)
     gone(bed, run)
 
     assert [at.node_count for at in view.attempts] == [4, 2, 4]
