@@ -66,7 +66,7 @@ def curve(run: RunFolder, name: str) -> dict[int, float]:
 def test_f6_a_run_goes_from_four_nodes_to_two_and_back(bed: Bed, tmp_path: Path) -> None:
     noted(bed, tmp_path / "whole")
     whole = bed.submit("whole", *ELASTIC)
-    finishes(bed, whole, 240)
+    bed.finishes(whole, 240)
     gone(bed, whole)
 
     noted(bed, tmp_path / "f6")
