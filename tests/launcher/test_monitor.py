@@ -75,9 +75,12 @@ def test_the_rank_that_does_not_come_is_blamed_and_all_stacks_are_kept(tmp_path:
     for how in words:
         starts = [tmp_path / how / f"start-{rank}.json" for rank in range(3)]
         assert wait_until(lambda starts=starts: all(p.exists() for p in starts), timeout_s=60)
+    # of two nodes, but where only its own node sees that a process is stopped
+    nodes = {"loops": [(0, 1), (2,)], "holds": [(0, 1), (2,)], "stops": [(0, 1, 2)]}
     monitors = [
-        threading.Thread(target=Monitor(tmp_path / how, range(3), ranks[how][0].pid, LIMITS).run)
+        threading.Thread(target=Monitor(tmp_path / how, mine, ranks[how][mine[0]].pid, LIMITS).run)
         for how in words
+        for mine in nodes[how]
     ]
     for each in monitors:
         each.start()
