@@ -38,9 +38,9 @@ from shards.wait import wait_until
 
 # how often it looks whether its ranks are there; what they say it reads twice a heartbeat
 LOOK_S = 0.5
-# for the stacks of other nodes, and for ranks that are asked to end, of which some can leave a record
+# for the stacks of other nodes, and for ranks that wait to leave a record of it
 PATIENCE_S = 15.0
-END_S = 5.0
+END_S = 10.0
 # step times that the median is taken of
 _STEPS = 101
 # asking the job to end is for its ranks: the monitor stays as long as they do
@@ -258,10 +258,17 @@ class Monitor:
         record.write(exit_path(self._folder, verdict.rank))
 
     def _kill(self, blamed: int) -> None:
-        """Ends its ranks; those that only waited leave a record of it."""
+        """Ends its ranks; those that only waited leave a record of it, before they lose the one that they wait for."""
         for rank, pid in self._alive().items():
-            stacks.send(pid, signal.SIGKILL if rank == blamed else signal.SIGTERM)
-        wait_until(lambda: not self._alive(), timeout_s=END_S)
+            if rank != blamed:
+                stacks.send(pid, signal.SIGTERM)
+        # other nodes' may have ended without one
+        records = [exit_path(self._folder, each) for each in self._others if each != blamed]
+
+        def alone() -> bool:
+            return set(self._alive()) <= {blamed} and all(map(Path.exists, records))
+
+        wait_until(alone, timeout_s=END_S)
         for pid in self._alive().values():
             stacks.send(pid, signal.SIGKILL)
 
