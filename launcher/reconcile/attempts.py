@@ -279,8 +279,9 @@ def _silent(
     elif code := codes.get(rank):
         kind, name = "error", f"exit code {code}"
         message = f"rank {rank} exited with code {code} and left no exit record"
-    if failed:
-        message += f"; rank {failed[0][0]}: {failed[0][1]['message']}"
+    # that its connection broke tells nothing
+    if told := next((each for each in failed if not each[1].get("peer_gone")), None):
+        message += f"; rank {told[0]}: {told[1]['message']}"
     return Cause(kind=kind, message=message, rank=rank, type=name, **_place(at))
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.reconcile.attempts import (
-    ASKED,
     Cause,
     attempt_state,
     cause,
@@ -31,6 +30,8 @@ _CODE = re.compile(r'"[^"]*/attempts/\d+/code/')
 
 # kinds of causes that may well come again while nobody does anything
 _TO_MEND = ("user", "stop", "memory", "storage", "numeric", "error")
+# of which a traceback says more than the message
+_RAISED = ("error", "stop", "memory", "storage", "numeric")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +198,7 @@ def _end(view: RunView, at: AttemptView) -> Iterator[Event]:
     # a rank that lost its peer may have said so a moment earlier
     when = min(first, _time(blamed)) if blamed else first
     if found is not None:
-        failed = blamed if blamed and found.kind not in ASKED else {}
+        failed = blamed if blamed and found.kind in _RAISED else {}
         frames = () if failed.get("peer_gone") else last_frames(str(failed.get("traceback", "")))
         # where the code lies says nothing
         frames = tuple(_CODE.sub('"', line) for line in frames)
