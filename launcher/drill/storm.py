@@ -20,6 +20,7 @@ from typing import Any
 from launcher.drill import faults
 from launcher.drill.bench import Bench, learned
 from launcher.drill.cells import CELLS
+from launcher.reconcile.forecast import Costs, given
 from launcher.reconcile.timeline import verdict
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.run import RunFolder, read_record
@@ -28,8 +29,8 @@ from selfguide.spec.run import RunFolder, read_record
 STEP_S = 0.1
 # between two looks of a person who restarts by hand what has ended
 HAND_S = 600.0
-# how often a cell is drawn; a node is lost less often than a rank
-_WEIGHTS = {"B1": 0.4}
+# how often a cell is drawn; what takes long to be noticed is rarer than a rank that dies
+_WEIGHTS = {"A5": 0.2, "B1": 0.4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,8 @@ class Report:
     step_s: float
     save_s: float
     wall_s: float
+    # the same as `launcher.plan` foretells it, given when the faults came
+    planned_s: float
     # of the wall clock, what the steps of the undisturbed run take
     effective: float
     # the most that the drawn faults allow, with these times of save and recovery (Young, Daly)
@@ -203,11 +206,27 @@ def report(
         differs=[name for name in calm if found.get(name) != calm[name]],
         lost_warned=[lost[event] for event in met if CELLS[event.cell].warned],
         lost_hard=[lost[event] for event in hard],
-        recovery_rank_s=_median([s for e, s in recovered.items() if e.cell[0] in "AD"]),
+        recovery_rank_s=_median(
+            [s for e, s in recovered.items() if e.cell[0] in "AD" and e.cell != "A5"]
+        ),
         recovery_node_s=_median([s for e, s in recovered.items() if e.cell == "B1"]),
         step_s=step_s,
         save_s=save_s,
         wall_s=wall,
+        planned_s=given(
+            Costs(
+                work_s=work,
+                interval_s=step_s * interval / batch,
+                save_s=save_s,
+                start_s=statistics.mean(recovered.values()) if recovered else 0.0,
+                gap_s=0.0,
+                used_s=0.0,
+            ),
+            [
+                (event.time - log[0].time, "failure" if event in hard else "preemption")
+                for event in met
+            ],
+        ),
         effective=work / wall,
         bound=bound(work, save_s, len(hard), sum(recovered.values())),
         by_hand=by_hand(

@@ -147,6 +147,10 @@ def _attempt(view: RunView, at: AttemptView, replayed: Mapping[int, float]) -> I
     job = at.job.label if at.job else "no job"
     if at.by_hand or at.number == 1:
         yield _event(at, at.opened, "submitted", f"attempt {at.number} was submitted ({job})")
+    before = next((each for each in view.attempts if each.number == at.number - 1), None)
+    for node, why in at.excluded.items():
+        if before is None or node not in before.excluded:
+            yield _event(at, at.opened, "excluded", f"{node} is left out: {why}", node=node)
     if at.begins or at.starts:
         began = at.began or min((_time(each) for each in at.begins.values()), default=at.opened)
         yield _event(at, began, "began", _began(view, at, replayed))
