@@ -95,6 +95,7 @@ def check(view: RunView, faults: Sequence[Fault]) -> None:
             wanted.pop(at.number, None)
         last = wanted.get(at.number, last)
         _agrees(verdict(view, at.number), wanted.get(at.number))
+    assert (last is None) == (not faults), "the run ended before its fault"
     _agrees(verdict(view), last)
 
 
