@@ -51,7 +51,9 @@ LABELS: dict[str, list[Fault]] = {
     "loop": [Fault("hang", "1")],
     "a7": [Fault("memory", "1")],
     "b1": [Fault("node", "1")],
+    "b1-stray": [Fault("node", "1"), Fault("killed", "0", 2)],
     "b2": [Fault("killed", "1")],
+    "b4": [Fault("killed", "0")],
     "b5": [Fault("killed", "1")],
     "c1": [Fault("preempted")],
     "c2": [Fault("limit")],
@@ -71,6 +73,8 @@ LABELS: dict[str, list[Fault]] = {
     "e1": [Fault("cancelled")],
     "f1": [Fault("user")],
     "f2": [Fault("error", "1"), Fault("error", "1", 2)],
+    "f3": [Fault("node", "0")],
+    "f4": [Fault("killed", "1"), Fault("killed", "1", 2)],
     # nothing happens to these, but around them
     **{name: [] for name in ("unharmed", "b3", "b6", "c5-kept", "d5", "d7", "e2", "e5")},
 }
