@@ -215,11 +215,12 @@ def _submit_all(points: Sequence[Point]) -> list[dict[str, Any]]:
         for each in points:
             try:
                 done.append(enter(each.prepared))
-            except UserError as error:
-                raise UserError(
-                    f"{each.label}: {error}; {len(done)} of {len(points)} runs are submitted, and the same command "
-                    "goes on from there"
-                ) from error
+            except (UserError, KeyboardInterrupt) as error:
+                so_far = f"{len(done)} of {len(points)} runs are submitted, and the same command goes on from there"
+                if isinstance(error, UserError):
+                    raise UserError(f"{each.label}: {error}; {so_far}") from error
+                print(f"\n{so_far}", file=sys.stderr)
+                raise
     return done
 
 
