@@ -71,6 +71,9 @@ class AttemptView:
     opened: float
     # ranks asked for; 0 before that was written
     world: int = 0
+    # nodes of its job, and how many the run asks for where more are to be had; 0 before that was written
+    node_count: int = 0
+    full_node_count: int = 0
     # both None where the submission has not come so far, or died
     job: JobView | None = None
     watcher: JobView | None = None
@@ -83,6 +86,8 @@ class AttemptView:
     cancel_by: str = ""
     # a person asked for this attempt; others follow the one before by themselves
     by_hand: bool = False
+    # nodes that its job had to do without, and why
+    excluded: Mapping[str, str] = field(default_factory=dict)
     # time limit of its job, and when its first rank began
     limit_s: float | None = None
     began: float | None = None
@@ -418,6 +423,8 @@ class _Reader:
             files=at,
             opened=float(submission.get("time") or _changed(at.root)),
             world=int(submission.get("world", 0)),
+            node_count=int(submission.get("nodes", 0)),
+            full_node_count=int(submission.get("full_nodes") or submission.get("nodes", 0)),
             job=self.known.get(at.job),
             watcher=self.known.get(at.watcher),
             successor=self.known.get(at.successor),
@@ -427,6 +434,7 @@ class _Reader:
             cancel_done=at.cancelled.name in names and bool(cancelled.get("done", True)),
             cancel_by=str(cancelled.get("by", "")),
             by_hand=bool(submission.get("by_hand")),
+            excluded=submission.get("excluded", {}),
             limit_s=None if limit_min is None else 60.0 * limit_min,
             began=(self.once(f"{at.root}/start-{starts[0]}.json") or {}).get("time")
             if starts

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,11 @@ def test_runs_lists_state_and_progress(
     )
     assert runs_command.main(["first", "--runs", str(runs)]) == 0
     assert "local" in capsys.readouterr().out
+    beat = {"section": "train", "images": 640, "step_s": 0.2, "progressed": time.time() - 3000}
+    write_record(napping.attempt(1) / "heartbeat-0.json", beat)
+    assert runs_command.main(["--runs", str(runs)]) == 0
+    said = capsys.readouterr().out
+    assert "running, no progress for 5" in said and "0:10" not in said
 
 
 def test_no_runs_says_how_to_start_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
