@@ -107,7 +107,7 @@ def _cells(each: Summary, sweep: str | None) -> dict[str, str]:
         "GPU-hours": f"{each.gpu_hours:,.1f}" if each.gpu_hours is not None else "",
         "best score": _score(each),
         "attempts": str(each.attempts),
-        "job": each.job or "",
+        "job": f"{each.job or ''}{f', {each.nodes} nodes' if each.nodes else ''}",
         "sweep": sweep or "",
     }
 

@@ -14,8 +14,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,10 @@ ANSWER_S = 20.0
 GONE_S = 60.0
 # what sbatch --test-only says of a job that no nodes fit, also where they are only out of service for now
 _NO_NODES = "Requested node configuration is not available"
+# what it says of one that they do fit: local time, to the second
+_STARTS = re.compile(r"to start at (\S+) ")
+# a start that is as good as now; the controller's clock may be another
+SOON_S = 30.0
 _GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 # of sbatch's failures, those after which it may have taken the job
 _NO_ANSWER = re.compile(r"timed out|[Uu]nable to contact|Zero Bytes|[Cc]onnection")
@@ -162,6 +168,22 @@ class Slurm:
                 f"Slurm would refuse this job ({self._requested(job)}): {reason}{_partitions(client)}"
             )
         return []
+
+    def starts_now(self, job: Job, beside: Record | None = None) -> bool:
+        # what it waits for is asked for by itself
+        job, client = dataclasses.replace(job, singleton=False, after=None), self._client()
+        if beside is not None:
+            held = _run(["squeue", "--noheader", f"--jobs={beside['id']}", "--format=%N"], client)
+            if held is None or held.returncode or not held.stdout.strip():
+                return False
+            job = dataclasses.replace(job, exclude=(*job.exclude, held.stdout.strip()))
+        done = _run(["sbatch", "--test-only"], client, stdin=self.script(job))
+        if done is None or done.returncode:
+            return False
+        said = _STARTS.search(done.stderr)
+        if said is None:
+            return False
+        return datetime.fromisoformat(said[1]).timestamp() < time.time() + SOON_S
 
     def submit(self, job: Job) -> Record:
         return self.submit_array([job])[0]
@@ -285,6 +307,13 @@ class Slurm:
                 raise UserError(f"Slurm did not cancel job {', '.join(ids)}: {reason}; try again")
             wait_until(lambda: {*self.states(there)} == {"gone"}, timeout_s=GONE_S, poll_s=0.2)
         return len(there)
+
+    def warn(self, record: Record) -> None:
+        # the ranks, not the batch script
+        done = _run(["scancel", "--signal=USR2", record["id"]], self._client())
+        if done is None or done.returncode:
+            reason = done.stderr.strip() if done else "no answer"
+            raise UserError(f"Slurm did not warn job {record['id']}: {reason}; try again")
 
     def strays(self, comment: str, name: str | None = None) -> list[Record]:
         """Returns the jobs of this user with this comment, and with this name where one is given."""

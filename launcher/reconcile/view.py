@@ -71,6 +71,9 @@ class AttemptView:
     opened: float
     # ranks asked for; 0 before that was written
     world: int = 0
+    # nodes of its job, and how many the run asks for where more are to be had; 0 before that was written
+    node_count: int = 0
+    full_node_count: int = 0
     # both None where the submission has not come so far, or died
     job: JobView | None = None
     watcher: JobView | None = None
@@ -415,6 +418,8 @@ class _Reader:
             files=at,
             opened=float(submission.get("time") or _changed(at.root)),
             world=int(submission.get("world", 0)),
+            node_count=int(submission.get("nodes", 0)),
+            full_node_count=int(submission.get("full_nodes") or submission.get("nodes", 0)),
             job=self.known.get(at.job),
             watcher=self.known.get(at.watcher),
             successor=self.known.get(at.successor),
