@@ -242,7 +242,7 @@ def _end(view: RunView, at: AttemptView) -> Iterator[Event]:
 def _scheduler(at: AttemptView, over: float) -> Event:
     """What the scheduler says of an attempt's job."""
     assert at.job is not None
-    word = at.ending.get("state")
+    word = at.ending.get("state") or at.ending.get("log_state")
     if word is None:
         text = f"how {at.job.label} ended is unknown to its scheduler"
         return _event(at, over, "unknown", text)
