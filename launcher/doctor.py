@@ -7,8 +7,10 @@ look at each other's files and at their own Python, GPUs and data. One line a ch
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import shutil
+import sys
 import textwrap
 import time
 import uuid
@@ -17,19 +19,21 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from launcher import attempt, backends, code_copy, jobs, watch
+from launcher import attempt, backends, code_copy, jobs, notify, watch
 from launcher.attempt import disks, node
 from launcher.attempt.exits import Exit
 from launcher.attempt.finding import CODES, Finding, code
 from launcher.backends import Job, slurm_site
 from launcher.backends.slurm import Slurm
-from launcher.backends.slurm_site import Site
 from launcher.checks import nodes, preemption
 from launcher.checks.preemption import Plan
 from launcher.compose import changed, options
-from launcher.folder import Attempt, find, tail
-from launcher.reconcile.view import read
+from launcher.folder import Attempt, find, runs, tail
+from launcher.reconcile.past import Past
+from launcher.reconcile.spans import measured
+from launcher.reconcile.view import read, read_many
 from launcher.submission import absolute, resolve
+from launcher.usage import complete_setting
 from selfguide.spec.config import Config
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.config.laws import check
@@ -42,6 +46,8 @@ from shards.errors import UserError
 # a job that waits longer for two nodes is given up
 WAIT_S = 300.0
 LIMIT_MIN = 15
+# before a person is told that it waits
+TELL_S = 5.0
 MARKS = {"ok": "ok      ", "warning": "warning ", "bad": "bad     "}
 
 
@@ -59,7 +65,7 @@ class Asked:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0 where all is well, 1 after a warning, 2 where something is bad."""
     parser = argparse.ArgumentParser(
-        prog="python -m launcher.doctor",
+        prog=cli.program("launcher.doctor"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Says whether a preemption, a time limit or a lost node would lose work here, and tests the file\n"
         "system, the nodes and the data that a run would use. Nothing is left behind.",
@@ -67,9 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "  python -m launcher.doctor 3f2a --no-jobs\n\n"
         "Exit codes: 0 all is well, 1 a warning, 2 something that a run would fail at, or a mistake in the settings.",
     )
-    parser.add_argument(
+    words = parser.add_argument(
         "words", nargs="*", metavar="RUN or KEY=VALUE", help="a run, or settings as of submit"
     )
+    words.completer = complete_setting  # type: ignore[attr-defined]
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
     parser.add_argument("--no-jobs", action="store_true", help="only what this machine can tell")
     parser.add_argument(
@@ -82,18 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_intermixed_args(arguments)
     asked = read_words(given.words, given.runs)
-    runs = Path(asked.config.runs)
-    new, found = not runs.exists(), list[Finding]()
-    for look in (
-        _cluster,
-        _files,
-        *(() if given.no_jobs else (partial(_nodes, wait_s=given.wait),)),
-    ):
+    root = Path(asked.config.runs)
+    new, found = not root.exists(), list[Finding]()
+    jobs_too = () if given.no_jobs else (partial(_nodes, wait_s=given.wait),)
+    for look in (_messages, _cluster, _files, *jobs_too):
         found += (findings := look(asked))
         if not given.json:
             print("".join(line(each) for each in findings), end="", flush=True)
-    if new and runs.is_dir() and not any(runs.iterdir()):
-        runs.rmdir()
+    if new and root.is_dir() and not any(root.iterdir()):
+        root.rmdir()
     worst = code(found)
     if given.json:
         verdict = next(name for name, number in CODES.items() if number == worst)
@@ -113,7 +117,7 @@ def line(found: Finding) -> str:
     return "\n".join([head + lines[0], *(" " * len(head) + each for each in lines[1:])]) + "\n"
 
 
-def read_words(words: Sequence[str], runs: str) -> Asked:
+def read_words(words: Sequence[str], root: str) -> Asked:
     """Returns what is meant: a run by its name or folder, an experiment, or a cluster alone.
 
     Raises:
@@ -124,7 +128,7 @@ def read_words(words: Sequence[str], runs: str) -> Asked:
     if len(named) > 1:
         raise UserError(f"{' '.join(named)}: give one run")
     if named:
-        run = find(named[0], Path(runs))
+        run = find(named[0], Path(root))
         kept = read(run).config
         if kept is None:
             raise UserError(
@@ -134,7 +138,7 @@ def read_words(words: Sequence[str], runs: str) -> Asked:
         return Asked(config=_checked(config), run=run, sized=True)
     keys = {word.partition("=")[0] for word in settings}
     if "runs" not in keys:
-        settings = [*settings, f"runs={runs}"]
+        settings = [*settings, f"runs={root}"]
     sized = "experiment" in keys
     config = _checked(
         resolve(settings if sized else [f"experiment={options('experiment')[0]}", *settings]), sized
@@ -152,6 +156,16 @@ def _checked(config: Config, sized: bool = True) -> Config:
     return absolute(config)
 
 
+def _messages(asked: Asked) -> list[Finding]:
+    """Whether messages could be sent, where anybody is to get them."""
+    if not notify.urls():
+        return []
+    there = importlib.util.find_spec("apprise") is not None
+    text = f"{len(notify.urls())} to be told" + ("" if there else ", and apprise is not installed")
+    cure = "" if there else "pip install 'selfguide[notify]', for the Python of jobs, too"
+    return [Finding(check="messages", verdict="ok" if there else "warning", text=text, cure=cure)]
+
+
 # ---- what the cluster says ---------------------------------------------------------------------------
 
 
@@ -166,32 +180,43 @@ def _cluster(asked: Asked) -> list[Finding]:
         )
         return [Finding(check="this machine", verdict="ok", text=text)]
     cluster = config.cluster
-    site: Site = slurm_site.read(backend.ask, cluster.partition, cluster.account, cluster.qos)
+    site = slurm_site.read(backend.ask, cluster.partition, cluster.account, cluster.qos)
     found = [
         preemption.commands(site),
         preemption.preemption(site, plan),
+        preemption.outside(site, plan),
         preemption.time_limit(site, plan),
         preemption.lost_node(site, plan),
         preemption.limits(site, plan),
     ]
+    if apart := cluster.evaluation_partition:
+        other = slurm_site.read(backend.ask, apart, cluster.account, cluster.qos)
+        found.append(preemption.small_limit(other, cluster.evaluation_timeout_min))
     return [*found, *(_accepted(name, job, backend) for name, job in _jobs(config))]
 
 
 def _plan(asked: Asked) -> Plan:
     config, run = asked.config, asked.run
-    measured = run.slowest_save_s() if run else None
-    at = Attempt.newest(run) if run else None
-    rate = ((read_record(at.root / "progress.json") or {}) if at else {}).get("images_per_s")
-    return Plan(
-        save_s=jobs.expected_save_s(config, measured) if asked.sized else None,
-        measured=measured is not None,
-        step_s=config.train.batch / rate if rate else None,
-        every=config.train.checkpoint_every // config.train.batch if asked.sized else None,
+    slowest = run.slowest_save_s() if run else None
+    common = Plan(
+        save_s=None,
         batch=config.train.batch,
         restart=config.cluster.restart,
         watched=config.evaluation.protocol != "none",
         timeout_min=config.cluster.timeout_min,
-        warn_s=jobs.warning(config, measured),
+        warn_s=jobs.warning(config, slowest),
+    )
+    if not asked.sized:
+        return common
+    views, _ = read_many(runs(Path(config.runs)), history=True)
+    known = Past.of(run, config, measured(views, ask=False)).known()
+    save, rate = known["save_s"], known.get("images_per_s")
+    return replace(
+        common,
+        save_s=slowest or save.value,
+        source="measured: the slowest of this run" if slowest else save.source,
+        step_s=config.train.batch / rate.value if rate else None,
+        every=config.train.checkpoint_every // config.train.batch,
     )
 
 
@@ -235,12 +260,12 @@ def _accepted(name: str, job: Job, backend: Slurm) -> Finding:
 
 def _files(asked: Asked) -> list[Finding]:
     """What the folder of runs promises to one process here."""
-    runs = Path(asked.config.runs)
-    folder = runs / ".doctor" / uuid.uuid4().hex[:12]
+    root = Path(asked.config.runs)
+    folder = root / ".doctor" / uuid.uuid4().hex[:12]
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        text = f"runs={runs} cannot be written: {error.strerror}"
+        text = f"runs={root} cannot be written: {error.strerror}"
         return [
             Finding(check="file system", verdict="bad", text=text, cure="give another runs=FOLDER")
         ]
@@ -285,15 +310,15 @@ def _nodes(asked: Asked, wait_s: float) -> list[Finding]:
         if isinstance(backend, Slurm):
             job = _fitting(backend, job)
         code_copy.copy(folder / "code")
-        roots = list(config.data.roots) if asked.sized else []
+        roots = [config.data.root, *config.data.mix] if asked.sized else []
         write_record(folder / "request.json", {"roots": roots, "weights": config.init.path})
         write_record(folder / "submission.json", {"world": job.nodes * job.tasks})
         record = backend.submit(job)
         try:
-            over = _wait(record, folder, wait_s)
+            over = _wait(record, wait_s)
         finally:
             backends.cancel(record)
-        return [over] if over else _answers(config, folder, job)
+        return [over] if over else _answers(asked, folder, job)
     except UserError as error:
         return [
             Finding(
@@ -326,6 +351,7 @@ def _job(config: Config, folder: Path) -> Job:
         devices=jobs.training_devices(cluster),
         cpus_per_task=cluster.cpus_per_task,
         mem_gb=cluster.mem_gb,
+        exclusive=cluster.exclusive,
         timeout_min=LIMIT_MIN,
         environment=cluster.environment,
     )
@@ -342,35 +368,31 @@ def _fitting(backend: Slurm, job: Job) -> Job:
         return single
 
 
-def _wait(record: backends.Record, folder: Path, wait_s: float) -> Finding | None:
-    """Returns when the job is over; what keeps it, where it does not begin in time."""
+def _wait(record: backends.Record, wait_s: float) -> Finding | None:
+    """Returns when the job is over; what keeps it, where it does not begin in time or nobody says."""
     poll_s, began = backends.of_record(record).poll_s, time.monotonic()
-    label = f"{record['kind']} job {record['id']}"
-    while (state := backends.state(record)) not in ("gone", "unknown"):
-        if state == "queued" and time.monotonic() > began + wait_s:
-            text = f"{label} waited {wait_s:.0f} s for {record['nodes']} nodes, and was cancelled"
-            return Finding(
-                check="job",
-                verdict="warning",
-                text=text,
-                cure="try again later, or give --wait SECONDS",
-            )
-        if time.monotonic() > began + wait_s + 60 * LIMIT_MIN:
-            break
+    label, told = f"{record['kind']} job {record['id']}", False
+    while (state := backends.state(record)) != "gone":
+        late = time.monotonic() - began - wait_s
+        if (late > 0 and state != "running") or late > 60 * LIMIT_MIN:
+            text = f"{label} for {record['nodes']} nodes is {state} after {wait_s:.0f} s, and was cancelled"
+            cure = "try again later, or give --wait SECONDS"
+            return Finding(check="job", verdict="warning", text=text, cure=cure)
+        if state == "queued" and not told and time.monotonic() > began + TELL_S:
+            print(f"{label} waits for {record['nodes']} nodes", file=sys.stderr, flush=True)
+            told = True
         time.sleep(min(poll_s, 1.0))
-    if state == "unknown":
-        text = f"nobody says what became of {label}"
-        return Finding(
-            check="job", verdict="warning", text=text, cure="try again when Slurm answers"
-        )
     return None
 
 
-def _answers(config: Config, folder: Path, job: Job) -> list[Finding]:
+def _answers(asked: Asked, folder: Path, job: Job) -> list[Finding]:
     """What the ranks of a job that is over have left."""
     ended = [exit for rank in range(job.nodes * job.tasks) if (exit := Exit.read(folder, rank))]
     reports = [read_record(path) or {} for path in sorted(folder.glob("node-*.json"))]
-    found = nodes.compare(reports, node.packages(), config.cluster) if reports else []
+    config, found = asked.config, list[Finding]()
+    if reports:
+        weights = (config.init.path or "") if asked.sized else None
+        found = nodes.compare(reports, node.packages(), config.cluster, weights)
     two = read_record(folder / "two-0.json")
     found += [Finding(**each) for each in two["findings"]] if two else []
     failed = [exit for exit in ended if exit.code]

@@ -56,6 +56,7 @@ def training(
         devices=training_devices(cluster),
         cpus_per_task=cluster.cpus_per_task,
         mem_gb=cluster.mem_gb,
+        exclusive=cluster.exclusive,
         timeout_min=cluster.timeout_min,
         warn_s=warning(config, save_s),
         requeue=successor_command(at, "--requeue") if cluster.restart == "requeue" else (),

@@ -8,6 +8,7 @@ own jobs send, in a process of its own that is given up after some seconds, and 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import subprocess
@@ -39,13 +40,16 @@ def tell(view: RunView, goes_on: bool = True) -> None:
     if found is None:
         return
     folder = view.folder.root / "notified"
-    folder.mkdir(exist_ok=True)
-    with lock(folder, create=False, seconds=0, required=False):
-        record = folder / f"{found.key}.json"
-        if record.exists():
-            return
-        sent = _send_apart(found.title, found.text)
-        write_record(record, {"title": found.title, "sent": sent}, replace=True)
+    record = folder / f"{found.key}.json"
+    try:
+        folder.mkdir(exist_ok=True)
+        # one that another process sends now is waited for
+        with lock(folder, create=False, seconds=SEND_S, required=False):
+            if not record.exists():
+                sent = _send_apart(found.title, found.text)
+                write_record(record, {"title": found.title, "sent": sent}, replace=True)
+    except OSError as error:  # a full disk is no reason to end what looks after the run
+        log.warning(f"a message was not sent: {found.title}: {error}")
 
 
 def urls() -> list[str]:
@@ -100,13 +104,14 @@ def _send_apart(title: str, text: str) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0 where every URL took the message, else 1."""
     parser = argparse.ArgumentParser(
-        prog="python -m launcher.notify",
+        prog=cli.program("launcher.notify"),
         description="Sends a message to the URLs of apprise in SELFGUIDE_NOTIFY, or in ~/.config/selfguide/notify: a "
         "test of what runs will do when they finish, stop, or fail for the first time.",
         epilog="example: SELFGUIDE_NOTIFY=json://localhost:8080 python -m launcher.notify",
     )
     parser.add_argument("--title", default="selfguide", help="of the message")
     parser.add_argument("--text", default="Runs will write here.", help="of the message")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(arguments)
     wanted = urls()
     if not wanted:
@@ -115,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{sites.home()}/notify, readable by you alone"
         )
     taken = send(given.title, given.text)
-    print(f"{taken} of {len(wanted)} took the message")
+    told = {"taken": taken, "of": len(wanted)}
+    print(json.dumps(told) if given.json else f"{taken} of {len(wanted)} took the message")
     return 0 if taken == len(wanted) else 1
 
 

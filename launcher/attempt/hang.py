@@ -24,6 +24,7 @@ class Limits:
     start: float
     data: float
     save: float
+    evaluation: float
 
     @classmethod
     def of(cls, cluster: ClusterConfig) -> Limits | None:
@@ -35,6 +36,7 @@ class Limits:
             start=cluster.hang_start_s,
             data=cluster.hang_data_s,
             save=cluster.hang_save_s,
+            evaluation=cluster.hang_evaluation_s,
         )
 
     @property
@@ -105,10 +107,15 @@ def allowed(seen: Seen, limits: Limits, median_step_s: float) -> float:
     step = _step(limits, median_step_s)
     if seen.stopped or (seen.section == "train" and seen.step_s):
         return step
-    if seen.section in ("snapshot", "checkpoint", "done"):
-        return max(limits.save, step)
+    limit = {
+        "data": limits.data,
+        "snapshot": limits.save,
+        "checkpoint": limits.save,
+        "done": limits.save,
+        "evaluate": limits.evaluation,
+    }
     # joining, starting, compile, and a first step, which compiles
-    return max(limits.data if seen.section == "data" else limits.start, step)
+    return max(limit.get(seen.section or "", limits.start), step)
 
 
 def _step(limits: Limits, median_step_s: float) -> float:
@@ -144,8 +151,8 @@ def _sentence(suspect: Seen, others: Sequence[Seen], section: str | None, limits
         parts.append("it is stopped by a signal (SIGSTOP)")
     elif _absent(suspect, limits):
         parts.append(
-            f"it has not said anything for {suspect.silent_s:.0f} s: stopped, or something in C holds the "
-            "interpreter's lock"
+            f"it has not said anything for {suspect.silent_s:.0f} s: its process is stopped, C code holds the "
+            "interpreter's lock, or its node is gone"
         )
     waiting = [
         each.rank

@@ -78,6 +78,8 @@ class Job:
     mem_gb: float | None = None
     # Slurm: of a CPU or two, so on the site's partition for evaluations where it has one
     small: bool = False
+    # Slurm: no other job on its nodes
+    exclusive: bool = False
     timeout_min: int
     # seconds before its time limit at which Slurm warns its ranks by SIGUSR2
     warn_s: int = 90

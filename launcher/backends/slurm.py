@@ -79,7 +79,6 @@ _KEYS = {
 }
 # reasons that are more than the state of a job which still completes
 _ENDED_BY = {"NodeDown": "NODE_FAIL", "TimeLimit": "TIMEOUT"}
-_QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +249,7 @@ class Slurm:
     def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         if self._taken_down:
             return ["gone"] * len(records)
-        queue = self._queue(patience_s)
+        queue = self._queue(patience_s, users=_users(records))
         return [_state(record, queue) for record in records]
 
     def endings(
@@ -260,11 +259,13 @@ class Slurm:
         if self._taken_down:
             return logs
         # a controller forgets jobs some minutes after their end
-        queue = self._queue(patience_s, ended=True) or {}
+        queue = self._queue(patience_s, ended=True, users=_users(records)) or {}
         told = [_ending(record, queue) for record in records]
         if deep and (missing := [i for i, each in enumerate(told) if not settled(each)]):
             client = self._client()
-            asked = history.ask([records[i] for i in missing], client, patience_s or ANSWER_S)
+            asked = history.by_accounting(
+                [records[i] for i in missing], client, patience_s or ANSWER_S
+            )
             told = [
                 each | asked.get(record["id"], {})
                 for record, each in zip(records, told, strict=True)
@@ -405,7 +406,7 @@ class Slurm:
             "ntasks_per_node": job.tasks,
             "gpus_per_node": gpus if job.gpus and not site.gres else None,
             "gres": site.gres if job.gpus else None,
-            "exclusive": True if site.exclusive and not job.small else None,
+            "exclusive": True if job.exclusive else None,
             "cpus_per_task": job.cpus_per_task,
             "mem": f"{int(job.mem_gb * 1024)}MB" if job.mem_gb else None,
             "signal_delay_s": job.warn_s,
@@ -492,15 +493,22 @@ class Slurm:
         return ", ".join(f"{key}={value}" for key, value in asked.items() if value is not None)
 
     def _queue(
-        self, patience_s: float | None = None, ended: bool = False
+        self, patience_s: float | None = None, ended: bool = False, users: str = ""
     ) -> dict[str, _Queued] | None:
-        """This user's jobs by id, also those that ended lately where they are wanted; None when nobody answers."""
+        """This user's jobs by id, or those of some users; None when nobody answers.
+
+        Args:
+            ended: also those that ended lately.
+        """
         # a line a task
-        asked = ["squeue", "--me", "--array", "--noheader"]
+        asked = ["squeue", f"--user={users}" if users else "--me", "--array", "--noheader"]
         asked += (
             ["--states=all", "--format=%i|%T %e %l %r|%j|%k"] if ended else ["--format=%i|%T|%j|%k"]
         )
         rows = self._squeue(asked, patience_s)
+        if rows is None and shutil.which("squeue", path=self._client().get("PATH")) is None:
+            done = _run(history.SHOW, self._client(), patience_s=patience_s)
+            rows = history.shown(done.stdout, ended) if done and not done.returncode else None
         if rows is None:
             return None
         return {
@@ -549,6 +557,17 @@ def _setup(site: ClusterConfig) -> list[str]:
     return [*lines, f'export TMPDIR="{site.scratch}"'] if site.scratch else lines
 
 
+def _users(records: Sequence[Record]) -> str:
+    """Whose run folders these are, for squeue; "" where all are this user's."""
+    found = set()
+    for folder in {str(record["comment"]) for record in records}:
+        # of a folder that is gone nobody knows
+        with contextlib.suppress(OSError):
+            found.add(Path(folder).stat().st_uid)
+    others = sorted(found | {os.getuid()}) if found - {os.getuid()} else ()
+    return ",".join(map(str, others))
+
+
 def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
     if queue is None:
         return "unknown"
@@ -556,7 +575,7 @@ def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
     # a fresh Slurm counts its jobs from 1 again
     if job is None or job.comment != record["comment"]:
         return "gone"
-    return "queued" if job.state in _QUEUED else "running"
+    return "queued" if job.state in history.QUEUED else "running"
 
 
 def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:
@@ -564,9 +583,9 @@ def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:
     job = queue.get(record["id"])
     if job is None or job.comment != record["comment"]:
         return {}
-    word, end, limit, *reason = job.state.split(" ", 3)
+    word, end, limit, reason = [*job.state.split(" ", 3), "", "", ""][:4]
     # a job of a lost node completes when the node is back
-    return history.ending(_ENDED_BY.get("".join(reason), word), end=end, limit=limit)
+    return history.ending(_ENDED_BY.get(reason, word), end=end, limit=limit)
 
 
 def _log(record: Record) -> Path:

@@ -69,7 +69,7 @@ def read(ask: Ask, partition: str | None, account: str | None, qos: str | None) 
         )
     )
     silent = [name for name, said in (("scontrol", config), ("sacctmgr", limits)) if not said]
-    return site(config, _named(partitions, partition), limits, shares, account, qos, tuple(silent))
+    return site(config, partitions, limits, shares, partition, account, qos, tuple(silent))
 
 
 def site(
@@ -77,6 +77,7 @@ def site(
     partitions: Sequence[Mapping[str, str]],
     limits: Sequence[Sequence[str]],
     shares: Sequence[Sequence[str]],
+    partition: str | None,
     account: str | None,
     qos: str | None,
     silent: tuple[str, ...] = (),
@@ -85,30 +86,24 @@ def site(
 
     Args:
         config: of `scontrol show config`.
-        partitions: those that a job may get, of `scontrol show partition`.
+        partitions: all, of `scontrol show partition`.
         limits: name, grace, preempt mode, submit limit, wall limit of each QoS.
         shares: account, submit limit, default QoS of each of the user's associations.
     """
+    given = _named(partitions, partition)
     mine = [share for share in shares if account in (None, share[0])]
     name = qos or next((share[2] for share in mine if share[2]), "normal")
-    of_qos = next((limit for limit in limits if limit[0] == name), ["", "", "", "", ""])
-    by_qos = config.get("PreemptType", "").endswith("qos")
-    modes = {_mode(part.get("PreemptMode", "")) for part in partitions}
-    grace = [
-        number for part in partitions if (number := whole(part.get("GraceTime", ""))) is not None
-    ]
+    of_qos = next((limit for limit in limits if limit[0] == name), [""] * 5)
+    # a partition may have a QoS of its own, whose limits hold as well
+    theirs = {part.get("QoS") for part in given}
+    holding = [of_qos, *(limit for limit in limits if limit[0] in theirs)]
+    mode, grace_s = _preemption(config, partitions, given, of_qos)
     walls = [
-        number for part in partitions if (number := minutes(part.get("MaxTime", ""))) is not None
+        minutes(text)
+        for text in (*(part.get("MaxTime", "") for part in given), *(h[4] for h in holding))
     ]
-    walls += [number for number in [minutes(of_qos[4])] if number is not None]
-    if by_qos:
-        cluster_wide = _mode(config.get("PreemptMode", ""))
-        modes = {_mode(of_qos[2]) if _mode(of_qos[2]) not in ("", "CLUSTER") else cluster_wide}
-        grace = [seconds(of_qos[1])]
-    if config.get("PreemptType", "").endswith("none"):
-        modes = {"OFF"}
     submits = [
-        number for text in (of_qos[3], *(s[1] for s in mine)) if (number := whole(text)) is not None
+        whole(text) for text in (*(limit[3] for limit in holding), *(share[1] for share in mine))
     ]
     flags = f"{config.get('SlurmctldParameters', '')},{config.get('PreemptParameters', '')}".lower()
     return Site(
@@ -116,19 +111,46 @@ def site(
         version=config.get("SLURM_VERSION", ""),
         kill_wait_s=whole(config.get("KillWait", "")),
         node_timeout_s=whole(config.get("SlurmdTimeout", "")),
-        preempt_mode=next(
-            (mode for mode in ("CANCEL", "REQUEUE", "SUSPEND", "OFF") if mode in modes), ""
-        ),
-        grace_s=min(grace, default=None),
+        preempt_mode=mode,
+        grace_s=grace_s,
         user_signal="send_user_signal" in flags,
-        max_time_min=min(walls, default=None),
+        max_time_min=_least(walls),
         over_time_limit_min=whole(config.get("OverTimeLimit", "")) or 0,
         max_array=whole(config.get("MaxArraySize", "")),
         requeue=config.get("JobRequeue", "1") != "0",
         submit_plugins=_said(config.get("JobSubmitPlugins", "")),
         accounting=config.get("AccountingStorageType", "").endswith("slurmdbd"),
-        max_submit=min(submits, default=None),
+        max_submit=_least(submits),
     )
+
+
+def _preemption(
+    config: Mapping[str, str],
+    partitions: Sequence[Mapping[str, str]],
+    given: Sequence[Mapping[str, str]],
+    of_qos: Sequence[str],
+) -> tuple[str, int | None]:
+    """What becomes of a preempted job in the worst of the `given` partitions, and its grace in seconds."""
+    kind = config.get("PreemptType", "")
+    if kind.endswith("none"):
+        return "OFF", None
+    if kind.endswith("qos"):
+        own = _mode(of_qos[2])
+        return own if own not in ("", "CLUSTER") else _mode(config.get("PreemptMode", "")), seconds(
+            of_qos[1]
+        )
+    tiers = [whole(part.get("PriorityTier", "")) or 0 for part in given]
+    highest = max((whole(part.get("PriorityTier", "")) or 0 for part in partitions), default=0)
+    if highest and min(tiers, default=0) >= highest:
+        # only jobs of a partition above preempt
+        return "OFF", None
+    modes = {_mode(part.get("PreemptMode", "")) for part in given}
+    worst = next((mode for mode in ("CANCEL", "REQUEUE", "SUSPEND", "OFF") if mode in modes), "")
+    return worst, _least([whole(part.get("GraceTime", "")) for part in given])
+
+
+def _least(values: Sequence[int | None]) -> int | None:
+    return min((value for value in values if value is not None), default=None)
 
 
 def settings(text: str) -> dict[str, str]:

@@ -17,11 +17,14 @@ SHOWN = 5
 GOES_ON = {"sbatch", "squeue", "scancel"}
 
 
-def compare(reports: Reports, here: Mapping[str, str], cluster: ClusterConfig) -> list[Finding]:
+def compare(
+    reports: Reports, here: Mapping[str, str], cluster: ClusterConfig, weights: str | None = None
+) -> list[Finding]:
     """Returns one finding a check over the reports of all nodes.
 
     Args:
         here: name -> version of the packages of this process, which jobs share where they run the same Python.
+        weights: what a run begins from; "" from scratch, None where no run is meant.
     """
     found = [
         _python(reports),
@@ -33,11 +36,8 @@ def compare(reports: Reports, here: Mapping[str, str], cluster: ClusterConfig) -
         found.append(_commands(reports))
     if any(report["data"] for report in reports):
         found.append(_data(reports))
-    if any(report["weights"] for report in reports):
-        where = _names([report for report in reports if report["weights"]])
-        text = f"init.path is not there on {where}"
-        cure = "copy it to a file system that all nodes share"
-        found.append(Finding(check="weights", verdict="bad", text=text, cure=cure))
+    if weights is not None:
+        found.append(_weights(reports, weights))
     return found
 
 
@@ -155,6 +155,17 @@ def _data(reports: Reports) -> Finding:
         verdict="ok",
         text=f"{', '.join(reports[0]['data'])} can be read on {_names(reports)}",
     )
+
+
+def _weights(reports: Reports, path: str) -> Finding:
+    lacking = [report for report in reports if report["weights"]]
+    if lacking:
+        text = f"init.path={path} is not there on {_names(lacking)}"
+        cure = "copy it to a file system that all nodes share"
+        return Finding(check="weights", verdict="bad", text=text, cure=cure)
+    begins = f"begins from {path}, which is there" if path else "begins from scratch"
+    text = f"a run fetches nothing from the internet, and {begins}"
+    return Finding(check="weights", verdict="ok", text=text)
 
 
 def _groups(reports: Reports, of: Callable[[Mapping[str, Any]], str]) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ they save. What does not fit in is lost, back to the newest checkpoint.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.attempt.finding import Finding, Verdict
 from launcher.backends.slurm_site import Site
@@ -21,9 +21,9 @@ NODE_LOSS_S = 3600.0
 class Plan:
     """What of a run decides what it loses."""
 
-    # seconds that a checkpoint takes, and whether that was measured
+    # seconds that a checkpoint takes, and how that is known
     save_s: float | None
-    measured: bool = False
+    source: str = ""
     # seconds of a step, where it has trained
     step_s: float | None = None
     # steps between two checkpoints; None where no run is meant
@@ -55,38 +55,44 @@ def preemption(site: Site, plan: Plan) -> Finding:
     if over:
         return over
     grace, wait = site.grace_s or 0, site.kill_wait_s or 0
-    left, first = grace + wait, "the warning signal" if site.user_signal and grace else "SIGTERM"
-    time = f"{left} s from {first} to SIGKILL (GraceTime {grace} s, KillWait {wait} s)"
-    figures = {
-        "left_s": left,
-        "grace_s": grace,
-        "kill_wait_s": wait,
-        "save_s": plan.save_s,
-        "step_s": plan.step_s,
-    }
-    if plan.save_s is None:
-        text = f"lossless where a save takes less than {left / 2:.0f} s: {time}"
-        return Finding(check="preemption", verdict="ok", text=text, figures=figures)
-    step = plan.step_s or 0.0
-    known = "measured" if plan.measured else "estimated"
-    takes = f"a save takes {plan.save_s:.1f} s ({known})"
-    if left >= 2 * plan.save_s + step:
-        return Finding(
-            check="preemption", verdict="ok", text=f"lossless: {time}, {takes}", figures=figures
-        )
-    loss = _loss(plan)
-    ask = f"ask the site for a GraceTime of {math.ceil(2 * plan.save_s + step) - wait} s"
-    if left >= plan.save_s + step:
-        text = f"lossless, but {loss} where it comes while a checkpoint is being written: {time}, {takes}"
-    else:
-        text = f"{loss}: {time}, {takes}"
-    return Finding(
-        check="preemption",
-        verdict="warning",
-        text=text,
-        cure=f"{ask}, or {_more_often(plan)}",
-        figures=figures,
+    first = "the warning signal" if site.user_signal and grace else "SIGTERM"
+    time = f"{grace + wait} s from {first} to SIGKILL (GraceTime {grace} s, KillWait {wait} s)"
+    needed = math.ceil(2 * (plan.save_s or 0.0) + (plan.step_s or 0.0)) - wait
+    return _fits(
+        "preemption", grace + wait, time, plan, f"ask the site for a GraceTime of {needed} s, or "
     )
+
+
+def outside(site: Site, plan: Plan) -> Finding:
+    """Returns what an scancel or requeue by somebody costs, which leaves KillWait and no grace."""
+    if site.kill_wait_s is None:
+        return _finding(
+            "scancel",
+            "warning",
+            "nobody here says how long an scancel leaves",
+            "ask on a login node",
+        )
+    time = f"an scancel leaves {site.kill_wait_s} s (KillWait)"
+    found = _fits("scancel", site.kill_wait_s, time, plan, "")
+    # nobody's mistake: what it costs is bounded, and known
+    return replace(found, verdict="ok", cure="")
+
+
+def _fits(check: str, left_s: int, time: str, plan: Plan, ask: str) -> Finding:
+    """Whether the step under way and two saves fit into the time that is left: one may have begun."""
+    figures = {"left_s": left_s, "save_s": plan.save_s, "step_s": plan.step_s}
+    if plan.save_s is None:
+        text = f"lossless where a save takes less than {left_s / 2:.0f} s: {time}"
+        return Finding(check=check, verdict="ok", text=text, figures=figures)
+    step, takes = plan.step_s or 0.0, f"a save takes {plan.save_s:.1f} s ({plan.source})"
+    if left_s >= 2 * plan.save_s + step:
+        text = f"lossless: {time}, {takes}"
+        return Finding(check=check, verdict="ok", text=text, figures=figures)
+    text = f"{_loss(plan)}: {time}, {takes}"
+    if left_s >= plan.save_s + step:
+        text = f"lossless, but {_loss(plan)} where it comes while a checkpoint is being written: {time}, {takes}"
+    cure = f"{ask}{_more_often(plan)}"
+    return Finding(check=check, verdict="warning", text=text, cure=cure, figures=figures)
 
 
 def _ends(site: Site, plan: Plan) -> Finding | None:
@@ -129,6 +135,18 @@ def time_limit(site: Site, plan: Plan) -> Finding:
         f"lossless: warned {plan.warn_s} s before its end of {limit} min, in a partition {allowed}"
     )
     return Finding(check="time limit", verdict="ok", text=text, figures=figures)
+
+
+def small_limit(site: Site, limit: int) -> Finding:
+    """Returns whether evaluations and watchers may run as long as they ask for, on a partition of their own."""
+    most = site.max_time_min
+    figures = {"timeout_min": limit, "max_time_min": most}
+    if most is None or limit <= most:
+        text = f"evaluations and watchers have {limit} min, as their partition allows"
+        return Finding(check="small jobs", verdict="ok", text=text, figures=figures)
+    text = f"cluster.evaluation_timeout_min={limit} is more than the {most} min of cluster.evaluation_partition"
+    cure = f"give cluster.evaluation_timeout_min={most}"
+    return Finding(check="small jobs", verdict="bad", text=text, cure=cure, figures=figures)
 
 
 def lost_node(site: Site, plan: Plan) -> Finding:

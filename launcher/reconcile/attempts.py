@@ -41,7 +41,7 @@ Kind = Literal[
 _KINDS = frozenset(get_args(Kind))
 
 # ends of a job that no rank is to blame for
-ASKED = ("preempted", "limit", "outside")
+ASKED = ("preempted", "limit", "outside", "cancelled")
 
 # how much earlier than asked Slurm may send the signal that warns of a time limit
 EARLY_S = 60.0
@@ -133,8 +133,12 @@ def cause(at: AttemptView) -> Cause:
     if at.cancelled and found.kind in ASKED:
         by = f" by {at.cancel_by}" if at.cancel_by else ""
         found = replace(found, kind="cancelled", message=f"it was cancelled{by}")
-    node = found.node or (None if found.rank is None else node_of(at, found.rank))
-    return replace(found, node=node, attempt=at.number)
+    rank, node = found.rank, found.node or (found.rank and node_of(at, found.rank))
+    if rank is not None and found.node is not None and node_of(at, rank) != found.node:
+        # of a node that failed a check all ranks say so
+        there = (each for each in sorted(at.begins) if node_of(at, each) == found.node)
+        rank = next(there, rank)
+    return replace(found, rank=rank, node=node, attempt=at.number)
 
 
 def node_of(at: AttemptView, rank: str) -> str | None:
@@ -165,7 +169,10 @@ def _cause(at: AttemptView) -> Cause:
     if silent:
         return _silent(at, silent, errors)
     if absent := sorted({str(rank) for rank in range(at.world)} - at.starts, key=int):
-        message = f"rank {absent[0]} never started: see its log"
+        if at.job is None and not at.starts:
+            return Cause(kind="lost", message="its submission was interrupted before it had a job")
+        said = at.ending.get("said", ["see its log"])[0]
+        message = f"rank {absent[0]} never started: {said}"
         return Cause(kind="lost", message=message, rank=absent[0])
     if errors:
         return replace(_failed(*errors[0]), kind="lost")

@@ -11,14 +11,19 @@ from typing import Any
 
 import pytest
 
-from launcher import doctor
+from launcher import backends, doctor
 from launcher.attempt import disks, node
 from launcher.attempt.finding import Finding
 from launcher.backends import slurm_site
+from launcher.backends.local import Local
+from launcher.backends.slurm import Slurm
 from launcher.backends.slurm_site import Site
 from launcher.checks import nodes, preemption
 from launcher.checks.preemption import Plan
-from launcher.compose import compose_cluster
+from launcher.compose import compose, compose_cluster
+from launcher.folder import Attempt
+from selfguide.spec.files import to_yaml
+from selfguide.spec.run import RunFolder, write_record
 
 CONFIG = """\
 Configuration data as of 2026-11-28T15:00:00
@@ -99,6 +104,23 @@ def test_preemption_by_qos_has_the_grace_of_the_qos() -> None:
     assert (site(by="qos").preempt_mode, site(by="qos").grace_s) == ("REQUEUE", 0)
 
 
+def test_partition_above_which_there_is_none_is_not_preempted() -> None:
+    above = PARTITIONS.replace("PartitionName=main", "PartitionName=main PriorityTier=10")
+    said = {"config": CONFIG.format(key="", by="partition_prio"), "partition": above}
+    for name, mode in (("main", "OFF"), ("kill", "CANCEL"), ("main,kill", "CANCEL")):
+        found = slurm_site.read(lambda command: said.get(command[2], ""), name, None, None)
+        assert found.preempt_mode == mode
+
+
+def test_limits_of_a_partition_with_a_qos_of_its_own_hold_as_well() -> None:
+    own = PARTITIONS.replace("PartitionName=main", "PartitionName=main QoS=high")
+    said = {"config": CONFIG.format(key="", by="partition_prio"), "partition": own, "qos": QOS}
+    found = slurm_site.read(
+        lambda command: said.get(command[3 if "-nP" in command else 2], ""), None, None, None
+    )
+    assert (found.max_time_min, found.max_submit) == (720, 3)
+
+
 def test_without_preemption_modes_mean_nothing() -> None:
     assert site(by="none").preempt_mode == "OFF"
 
@@ -167,6 +189,12 @@ def test_preemption_after_which_nothing_goes_on_loses_the_run(
 def test_limits_that_a_run_does_not_fit_in_are_named_with_what_does() -> None:
     long = preemption.time_limit(Site(max_time_min=30), PLAN)
     assert (long.verdict, long.cure) == ("bad", "give cluster.timeout_min=30")
+    scancel = preemption.outside(Site(kill_wait_s=5), PLAN)
+    assert scancel.verdict == "ok" and scancel.text.startswith("loses up to 1,000 steps")
+    assert (
+        preemption.small_limit(Site(max_time_min=30), 60).cure
+        == "give cluster.evaluation_timeout_min=30"
+    )
     assert preemption.limits(Site(max_submit=3), PLAN).verdict == "warning"
     assert preemption.limits(Site(max_submit=4, max_array=10), PLAN).verdict == "ok"
     assert preemption.lost_node(Site(), replace(PLAN, step_s=4.0)).verdict == "warning"
@@ -255,14 +283,23 @@ REPORT: dict[str, Any] = {
 
 def compared(cluster: list[str] = [], **other: Any) -> dict[str, Finding]:  # noqa: B006 - never changed
     reports = [REPORT, {**REPORT, "node": "n2", **other}]
-    found = nodes.compare(reports, REPORT["packages"], compose_cluster(["cluster=slurm", *cluster]))
+    made = compose_cluster(["cluster=slurm", *cluster])
+    found = nodes.compare(reports, REPORT["packages"], made, "/weights")
     return {each.check: each for each in found}
 
 
 def test_equal_nodes_are_well() -> None:
     found = compared()
     assert {each.verdict for each in found.values()} == {"ok"}
-    assert set(found) == {"python", "packages", "torch", "scratch", "slurm in jobs", "data"}
+    assert set(found) == {
+        "python",
+        "packages",
+        "torch",
+        "scratch",
+        "slurm in jobs",
+        "data",
+        "weights",
+    }
 
 
 @pytest.mark.parametrize(
@@ -315,7 +352,7 @@ def test_node_tells_what_is_installed_and_which_data_cannot_be_read(
 # ---- the command -------------------------------------------------------------------------------------
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+def run_doctor(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
     code = doctor.main([*words, "--json"])
     return code, json.loads(capsys.readouterr().out)
 
@@ -323,7 +360,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str,
 def test_doctor_on_this_machine_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, told = run(
+    code, told = run_doctor(
         capsys,
         "cluster=local",
         "experiment=digits_dit",
@@ -344,7 +381,7 @@ def test_doctor_without_slurm_says_so_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    code, told = run(capsys, "cluster=slurm", "--no-jobs", f"runs={tmp_path}")
+    code, told = run_doctor(capsys, "cluster=slurm", "--no-jobs", f"runs={tmp_path}")
     found = {each["check"]: each["verdict"] for each in told["checks"]}
     assert code == 2 and found["slurm"] == found["preemption"] == "warning"
     assert found["training job"] == "bad" and found["file system"] == "ok"
@@ -354,7 +391,7 @@ def test_doctor_of_a_folder_that_cannot_be_written_is_bad(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    code, told = run(
+    code, told = run_doctor(
         capsys, "cluster=local", "--no-jobs", "--runs", str(tmp_path / "file" / "runs")
     )
     assert code == 2 and told["checks"][-1]["verdict"] == "bad"
@@ -366,3 +403,73 @@ def test_finding_is_one_line_with_its_cure_below() -> None:
         "warning locks          both",
         " " * 23 + "-> one at a time",
     ]
+
+
+def test_doctor_of_a_run_takes_its_own_saves_and_speed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a Slurm that leaves 30 s; one of this machine would say that nothing preempts."""
+    config = compose(["experiment=digits_dit", "cluster=slurm", f"runs={tmp_path}", "name=mine"])
+    run = RunFolder(tmp_path / "digits_dit" / "mine")
+    identity = {"train": {"images": config.train.images, "batch": config.train.batch}}
+    about = {
+        "id": "mine",
+        "name": "mine",
+        "experiment": "digits_dit",
+        "hash": "",
+        "images": config.train.images,
+    }
+    write_record(run.run_json, {**about, "identity": identity, "created": 0.0, "extensions": []})
+    at = Attempt(run.attempt(1))
+    write_record(at.root / "progress.json", {"section": "train", "images": 1280, "save_s": 25.0})
+    at.config.write_text(to_yaml(config))
+    said = {
+        "config": CONFIG.format(key="", by="partition_prio"),
+        "partition": PARTITIONS.replace("GraceTime=60", "GraceTime=0"),
+    }
+    monkeypatch.setattr(Slurm, "ask", lambda self, command: said.get(command[2], ""))
+    monkeypatch.setattr(Slurm, "check", lambda self, job: [])
+    code, told = run_doctor(capsys, "mine", "--no-jobs", "--runs", str(tmp_path))
+    found = next(each for each in told["checks"] if each["check"] == "preemption")
+    assert (code, found["verdict"], found["figures"]["save_s"]) == (1, "warning", 25.0)
+    assert found["text"].startswith("lossless, but loses up to")
+
+
+@pytest.mark.parametrize("state", ["queued", "unknown"])
+def test_job_that_does_not_begin_is_given_up_and_cancelled(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"kind": "slurm", "id": "7", "nodes": 2}
+    cancelled: list[Any] = []
+    monkeypatch.setattr(backends, "state", lambda record: state)
+    monkeypatch.setattr(backends, "cancel", cancelled.append)
+    monkeypatch.setattr(Slurm, "check", lambda self, job: [])
+    monkeypatch.setattr(Slurm, "submit", lambda self, job: record)
+    asked = doctor.read_words(["cluster=slurm"], str(tmp_path))
+    (found,) = doctor._nodes(asked, wait_s=0.0)
+    assert (found.check, found.verdict) == ("job", "warning") and cancelled == [record]
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_asks_about_every_data_set_and_says_who_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job's folder is looked at in place of running it."""
+    asked: list[dict[str, Any]] = []
+
+    def look(self: Local, job: Any) -> dict[str, Any]:
+        asked.append(json.loads((job.folder.parent / "request.json").read_text()))
+        return {"kind": "local", "id": "1", "nodes": 1}
+
+    monkeypatch.setattr(Local, "submit", look)
+    monkeypatch.setattr(backends, "state", lambda record: "gone")
+    monkeypatch.setattr(backends, "cancel", lambda record: False)
+    monkeypatch.setenv("SELFGUIDE_NOTIFY", "json://localhost")
+    mixed = ["data.root=/a", "data.mix=[s3://b/c]", "data.weights=[1,1]", "evaluation=none"]
+    code, told = run_doctor(
+        capsys, "cluster=local", "experiment=digits_dit", *mixed, f"runs={tmp_path}"
+    )
+    assert asked[0]["roots"] == ["/a", "s3://b/c"]
+    assert told["checks"][0]["check"] == "messages" and told["checks"][-1]["check"] == "job"
+    # no rank left a word
+    assert code == 2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from launcher.attempt.hang import BEATS, STEPS, Limits, Seen, judge
 
-LIMITS = Limits(step=60, start=1800, data=900, save=600)
+LIMITS = Limits(step=60, start=1800, data=900, save=600, evaluation=700)
 SILENT_S = BEATS * LIMITS.beat_s + 1
 
 
@@ -74,6 +74,7 @@ def test_a_rank_that_never_spoke_is_blamed_after_the_limit_of_a_start() -> None:
         ("data", 0.2, LIMITS.data),
         ("snapshot", 0.2, LIMITS.save),
         ("checkpoint", 0.2, LIMITS.save),
+        ("evaluate", 0.0, LIMITS.evaluation),
     ],
 )
 def test_each_section_has_its_limit_whatever_the_others_do(

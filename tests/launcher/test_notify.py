@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import payloads
 import pytest
+from listening import SECRET, listening
 from test_restart import FELL, SAVED, USER, a_view, an_attempt
 from test_watch import no_watcher
 from waiting import until
 
-from launcher import backends, notify, submit, watch
+from launcher import backends, notify, submit, successor, watch
 from launcher.backends.local import Local
 from launcher.compose import compose
 from launcher.folder import Attempt
@@ -29,7 +26,6 @@ from launcher.reconcile.view import RunView
 from selfguide.spec.run import RunFolder, read_record
 from shards.errors import UserError
 
-SECRET = "token-2f9c"
 UNSCORED = compose(["experiment=digits_dit", "evaluation=none"])
 
 
@@ -82,27 +78,8 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The URL of a real server, and what it was told."""
-    if importlib.util.find_spec("apprise") is None:
-        assert os.environ.get("CI", "").lower() not in ("1", "true"), "CI must have apprise"
-        pytest.skip("apprise is not installed")
-    told: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            told.append(body | {"path": self.path})
-            self.send_response(500 if "refuse" in self.path else 200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield f"json://127.0.0.1:{made.server_port}/{SECRET}", told
-    made.shutdown()
-    made.server_close()
+    with listening() as heard:
+        yield heard
 
 
 def test_nobody_is_told_by_default() -> None:
@@ -127,8 +104,8 @@ def test_test_message_arrives_and_its_failure_is_an_exit_code(
 ) -> None:
     url, told = server
     monkeypatch.setenv(notify.VARIABLE, f"{url} {url}/refuse nonsense")
-    assert notify.main(["--title", "one", "--text", "two"]) == 1
-    assert "1 of 3" in capsys.readouterr().out
+    assert notify.main(["--title", "one", "--text", "two", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {"taken": 1, "of": 3}
     assert [(each["title"], each["message"]) for each in told] == [("one", "two")] * 2
 
 
@@ -162,6 +139,20 @@ def test_watcher_tells_once_that_a_run_has_finished_and_keeps_the_secret(
     assert record is not None and record["sent"] is True
     files = [path for path in run.root.rglob("*") if path.is_file()]
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+def test_successor_tells_of_a_run_that_no_watcher_looks_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As rank 0 of a job calls it when training has ended."""
+    told: list[str] = []
+    monkeypatch.setattr(notify, "_send_apart", lambda title, text: told.append(title) or True)
+    monkeypatch.setenv(notify.VARIABLE, "json://localhost")
+    ended = replace(a_view(an_attempt(USER, USER)), folder=RunFolder(tmp_path))
+    monkeypatch.setattr(successor, "read", lambda run: ended)
+    for _ in range(2):
+        assert successor.main([str(tmp_path), "--dismiss"]) == 0
+    assert len(told) == 1 and "stopped" in told[0]
 
 
 @pytest.mark.parametrize("answer", ["refuses", "is silent"])

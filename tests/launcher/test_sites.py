@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -19,6 +20,12 @@ from shards.errors import UserError
 GOLDEN = Path(__file__).parent / "golden_sites"
 EXAMPLES = ("example_a100", "example_h100")
 JOBS = ("training", "successor", "evaluation", "watcher")
+
+
+@functools.cache
+def example(name: str) -> Config:
+    """The example site for the runs of all tests."""
+    return compose(["experiment=in1k_dit", "nodes=4", f"cluster={name}", "runs=/project/runs"])
 
 
 def script(config: Config, which: str) -> str:
@@ -42,9 +49,7 @@ def lines(config: Config, which: str) -> list[str]:
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("which", JOBS)
 def test_scripts_of_example_sites_are_the_golden_ones(name: str, which: str) -> None:
-    made = script(
-        compose(["experiment=in1k_dit", "nodes=4", f"cluster={name}", "runs=/project/runs"]), which
-    )
+    made = script(example(name), which)
     golden = (GOLDEN / f"{name}_{which}.sh").read_text()
     assert made + "\n" == golden.replace("{python}", sys.executable)
 
@@ -62,7 +67,7 @@ def test_example_sites_are_in_the_guide(name: str) -> None:
 
 
 def test_config_with_a_site_is_read_back_from_the_run_folder(tmp_path: Path) -> None:
-    config = compose(["experiment=in1k_dit", "cluster=example_h100"])
+    config = example("example_h100")
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert read_config(tmp_path / "config.yaml") == config
 
@@ -98,7 +103,7 @@ def test_without_evaluation_partition_small_jobs_stand_where_training_does() -> 
 
 
 def test_watcher_on_a_partition_of_its_own_renews_itself_within_its_limit() -> None:
-    config = compose(["experiment=in1k_dit", "cluster=example_h100"])
+    config = example("example_h100")
     assert "#SBATCH --time=60" in lines(config, "watcher")
     assert watch.renewal(config, 0.0) == 3600.0 - watch.RENEW_S
 

@@ -97,14 +97,18 @@ def test_fifty_attempts_need_one_question_and_no_torch(tmp_path: Path) -> None:
     job = {"kind": "slurm", "conf": "/nowhere/slurm.conf", "comment": str(run.root), "name": "x"}
     job |= {"folder": str(tmp_path), "nodes": 2, "tasks": 4}
     killed = {"code": 143, "class": "signal", "message": "ended by SIGTERM", "images": 640}
+    killed |= {"time": 100.0}
     for number in range(1, 51):
         at = Attempt(run.attempt(number))
         at.root.mkdir(parents=True)
         put(at.submission, {"world": 8, "time": 100.0 * number})
         put(at.job, {**job, "id": str(number)})
         for rank in range(8):
-            put(at.root / f"start-{rank}.json", {"node": f"n{rank // 4}"})
-            put(at.root / f"heartbeat-{rank}.json", {"section": "train", "images": 600})
+            put(at.root / f"start-{rank}.json", {"node": f"n{rank // 4}", "time": number})
+            put(
+                at.root / f"heartbeat-{rank}.json",
+                {"section": "train", "images": 600, "time": number},
+            )
             if rank != 5:
                 put(at.root / f"exit-{rank}.json", killed)
     bin = tmp_path / "bin"

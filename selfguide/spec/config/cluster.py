@@ -103,6 +103,8 @@ class ClusterConfig:
     hang_data_s: Annotated[float, Positive()] = 1800.0
     # writing a snapshot or a checkpoint
     hang_save_s: Annotated[float, Positive()] = 1800.0
+    # an evaluation that makes no samples
+    hang_evaluation_s: Annotated[float, Positive()] = 1800.0
     mem_gb: Annotated[float | None, Positive()] = None
     # environment modules that jobs load first
     modules: tuple[str, ...] = ()
