@@ -15,7 +15,8 @@ from waiting import REPOSITORY, until
 
 from launcher import backends, submit, why
 from launcher.folder import Attempt
-from launcher.reconcile.timeline import conclude, events, verdict
+from launcher.reconcile.conclusion import conclude
+from launcher.reconcile.timeline import events, verdict
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.run import RunFolder, read_record
 from shards.errors import UserError
