@@ -67,7 +67,7 @@ def test_line_of_slurm_in_a_log_tells_how_the_job_ended(line: str) -> None:
         "srun: Job step aborted: Waiting up to 32 seconds for job step to finish.",
         "ValueError: srun: error: n1: task 1: Killed",
         "srun: error: n1: task ,: Killed",
-        "warning: the batch is DUE tomorrow",
+        "ValueError: the step was ended DUE TO TIME LIMIT",
         "",
     ],
 )
