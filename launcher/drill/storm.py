@@ -111,8 +111,8 @@ def draw(seed: int, count: int, mean_s: float, ranks: int, cells: Sequence[str])
 
 def steps_of(plan: Sequence[Fault]) -> int:
     """Steps of a run that all faults of a plan meet before it ends."""
-    # some steps pass until a fault is there
-    return math.ceil(sum(fault.after_s + 3.0 for fault in plan) / STEP_S)
+    seconds = sum(fault.after_s + CELLS[fault.cell].noticed_s for fault in plan)
+    return math.ceil(seconds / STEP_S)
 
 
 def put_on(

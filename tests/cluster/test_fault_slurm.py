@@ -18,6 +18,7 @@ from launcher import array
 from launcher.drill import faults
 from launcher.reconcile import decide
 from selfguide.spec.run import RunFolder
+from shards.wait import wait_until
 from tests.cluster.bed import BATCH, ROOT, Bed, attempts, gone, learned, same_end, trains, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
@@ -59,10 +60,12 @@ def test_b3_a_controller_that_wakes_with_old_state_runs_nothing_twice(
     assert shown.returncode == 0, shown.stderr
     again = bed.command("launcher.submit", *bed.words("b3"), "--json")
     assert json.loads(again.stdout)["state"] == "finished", again.stdout + again.stderr
-    # it believes what it remembers until a node reports anew, which may take minutes
-    for node in nodes:
-        faults.kill_daemon(bed.cluster, node)
-        faults.restart_node(bed, node)
+    # it believes what it remembers until a node reports anew, which may take minutes, and not soon after its start
+    deadline = time.monotonic() + 120
+    while bed.jobs(run) and time.monotonic() < deadline:
+        faults.kill_daemon(bed.cluster, nodes[0])
+        faults.restart_node(bed, nodes[0])
+        wait_until(lambda: not bed.jobs(run), timeout_s=15)
     view = bed.finishes(run)
     assert view.tries == 1 and learned(run) == unharmed
     gone(bed, run)
