@@ -5,6 +5,7 @@ What is copied is what Python imports now, so it works from a checkout and from 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,20 @@ from shards import storage
 
 PACKAGES = ("launcher", "selfguide", "shards", "slurm", "configs")
 _CACHES = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+
+
+# the first copy of a block of `one_for_all`
+_first: ContextVar[list[Path] | None] = ContextVar("first", default=None)
+
+
+@contextlib.contextmanager
+def one_for_all() -> Iterator[None]:
+    """Within the block every copy has the files of the first, as hard links: many attempts begin at once."""
+    token = _first.set([])
+    try:
+        yield
+    finally:
+        _first.reset(token)
 
 
 def copy(target: Path) -> dict[str, Any]:
@@ -31,6 +47,9 @@ def copy(target: Path) -> dict[str, Any]:
         NoRoomError: the disk is full, or may not be written.
     """
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}"
+    first = _first.get()
+    if first:
+        return _link(first[0], temporary, target)
     found = [(temporary / name / path, file) for name in PACKAGES for path, file in _sources(name)]
     try:
         for to, file in found:
@@ -47,6 +66,30 @@ def copy(target: Path) -> dict[str, Any]:
     }
     temporary.rename(target)
     target.with_suffix(".json").write_text(json.dumps(about, indent=1))
+    if first is not None:
+        first.append(target)
+    return about
+
+
+def _link(whole: Path, temporary: Path, target: Path) -> dict[str, Any]:
+    """Does what `copy` does with the files of an earlier copy, which are copied where they cannot be linked."""
+
+    def link(source: str, to: str) -> None:
+        try:
+            os.link(source, to)
+        except OSError:  # a file system without hard links, or as many of them as it allows
+            shutil.copy2(source, to)
+
+    try:
+        shutil.copytree(whole, temporary, copy_function=link)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        storage.refuse_no_room(target, 0, error)
+        raise
+    temporary.rename(target)
+    text = whole.with_suffix(".json").read_text()
+    target.with_suffix(".json").write_text(text)
+    about: dict[str, Any] = json.loads(text)
     return about
 
 
@@ -73,6 +116,8 @@ def current(kept: Path, copies: Path) -> Path:
     here = location("launcher").parent
     if here.with_suffix(".json").is_file():  # this process runs from a copy itself
         return here
+    if _first.get():  # made a moment ago
+        return kept
     wanted = _hash({f"{name}/{path}": file for name in PACKAGES for path, file in _sources(name)})
     about = kept.with_suffix(".json")
     if about.is_file() and json.loads(about.read_text())["hash"] == wanted:

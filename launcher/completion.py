@@ -10,7 +10,8 @@ import argparse
 import contextlib
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import patch
 
@@ -58,6 +59,10 @@ def _parsed(parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
 
 
 def _complete(parser: argparse.ArgumentParser) -> NoReturn:
+    for action in parser._actions:
+        complete = COMPLETERS.get(action.dest)
+        if complete is not None:
+            action.completer = complete  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser, always_complete_options=False)
     raise SystemExit(1)
 
@@ -65,11 +70,34 @@ def _complete(parser: argparse.ArgumentParser) -> NoReturn:
 def _submit() -> argparse.ArgumentParser:
     """The words of `submit`, which reads them without a parser."""
     from launcher.submit import FLAGS
-    from launcher.usage import complete_setting
 
     parser = argparse.ArgumentParser(add_help=False)
     for flag in FLAGS:
         parser.add_argument(flag, action="store_true")
-    settings = parser.add_argument("settings", nargs="*")
-    settings.completer = complete_setting  # type: ignore[attr-defined]
+    parser.add_argument("settings", nargs="*")
     return parser
+
+
+def _ids(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """Ids of runs and of sweeps."""
+    root = Path(getattr(parsed_args, "runs", "runs"))
+    records = (*root.glob("*/*/run.json"), *root.glob(".sweeps/*/sweep.json"))
+    return [path.parent.name for path in records]
+
+
+def _settings(prefix: str, **_: Any) -> list[str]:
+    from launcher.usage import complete_setting
+
+    return complete_setting(prefix)
+
+
+def _either(prefix: str, **about: Any) -> list[str]:
+    return _settings(prefix) if "=" in prefix else [*_ids(prefix, **about), *_settings(prefix)]
+
+
+# what stands for the words of an argument, by the name that commands give it
+COMPLETERS: Mapping[str, Callable[..., list[str]]] = {
+    "run": _ids,
+    "settings": _settings,
+    "words": _either,
+}

@@ -8,6 +8,7 @@ So every `key=value` is checked against the dataclasses first and then forced in
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import logging
@@ -44,8 +45,15 @@ GROUPS = (
 _MAPPINGS = ("cluster.environment.", "cluster.sbatch.")
 
 
-def compose(overrides: Sequence[str]) -> Config:
+# what Hydra composes for a choice of groups, without single keys
+Frames = dict[tuple[str, ...], Any]
+
+
+def compose(overrides: Sequence[str], frames: Frames | None = None) -> Config:
     """The configuration that `experiment=... key=value ...` stands for. Reads nothing but `configs`.
+
+    Args:
+        frames: keeps what is composed, for further calls that choose the same groups: a tenth of a second each.
 
     Raises:
         UserError: unknown experiment, option or key (with the nearest name), or a value that cannot be read.
@@ -54,7 +62,7 @@ def compose(overrides: Sequence[str]) -> Config:
     if not any(key == "experiment" for key, _ in given):
         known = ", ".join(experiments())
         raise UserError(f"no experiment given: add experiment=NAME; known: {known}")
-    values = _hydra([text for _, text in given])
+    values = _hydra([text for _, text in given], frames)
     _belongs([key for key, _ in given], values)
     return build(Config, values)
 
@@ -222,7 +230,7 @@ def _nearest_key(key: str, known: list[str]) -> str:
     )
 
 
-def _hydra(overrides: list[str]) -> dict[str, Any]:
+def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]:
     """The composed mapping, interpolations resolved."""
     # here, because most commands of the launcher compose nothing and Hydra costs a tenth of a second
     from hydra import compose as hydra_compose
@@ -237,11 +245,28 @@ def _hydra(overrides: list[str]) -> dict[str, Any]:
         ConfigStore.instance().store(group="model", name=name, node=node)
     try:
         with initialize_config_module(config_module="configs", version_base=None):
-            composed = hydra_compose("config", overrides=overrides)
+            if frames is None:
+                composed = hydra_compose("config", overrides=overrides)
+            else:
+                groups = tuple(text for text in overrides if not text.startswith("++"))
+                if groups not in frames:
+                    frames[groups] = hydra_compose("config", overrides=list(groups))
+                composed = _with_keys(frames[groups], [t for t in overrides if t.startswith("++")])
         values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_plain(str(error))) from error
     return typing.cast("dict[str, Any]", values)
+
+
+def _with_keys(frame: Any, overrides: list[str]) -> Any:
+    """A copy of what was composed with keys forced into it, as Hydra itself does it for `++key=value`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    composed = copy.deepcopy(frame)
+    for each in OverridesParser.create().parse_overrides(overrides):
+        OmegaConf.update(composed, each.key_or_group, each.value(), merge=True, force_add=True)
+    return composed
 
 
 def _plain(message: str) -> str:

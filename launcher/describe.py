@@ -7,6 +7,7 @@ from typing import Any
 
 from launcher import backends, jobs
 from launcher.folder import Attempt
+from selfguide.spec.accumulation import cut_batch, node_counts
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain, to_yaml
 from selfguide.spec.official import FORMS
@@ -35,6 +36,10 @@ def facts(config: Config) -> dict[str, Any]:
             "accumulation": batch // (ranks * config.micro_batch),
             "steps": config.train.images // batch,
         },
+        "fewer_nodes": {
+            nodes: cut_batch(config, nodes * config.cluster.gpus_per_node)._asdict()
+            for nodes in node_counts(config)[:-1]
+        },
         "parameters": size.parameters,
         "gflop": {"forward_image": forward, "image": 3 * forward, "step": 3 * forward * batch},
         "bytes_per_rank": {name: getattr(size, name) for name in memory} | {"total": size.rank},
@@ -59,6 +64,10 @@ def text(config: Config) -> str:
             "global batch",
             f"{batch['global']} = {ranks['world']} ranks x {batch['micro']} (micro) "
             f"x {batch['accumulation']} (accumulation)",
+        ),
+        *(
+            (f"  on {nodes} nodes", f"x {cut['micro_batch']} (micro) x {cut['accumulation']}")
+            for nodes, cut in found["fewer_nodes"].items()
         ),
         ("steps", f"{batch['steps']:,} for {config.train.images:,} images"),
         ("parameters", f"{found['parameters']:,}"),

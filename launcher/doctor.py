@@ -65,7 +65,7 @@ class Asked:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0 where all is well, 1 after a warning, 2 where something is bad."""
     parser = argparse.ArgumentParser(
-        prog="python -m launcher.doctor",
+        prog=cli.program("launcher.doctor"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Says whether a preemption, a time limit or a lost node would lose work here, and tests the file\n"
         "system, the nodes and the data that a run would use. Nothing is left behind.",

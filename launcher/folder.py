@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from selfguide.spec.run import RunFolder
 from selfguide.spec.suggest import nearest
@@ -122,17 +121,9 @@ def find(text: str, root: Path) -> RunFolder:
 def takes_run(parser: ArgumentParser, nargs: str | None = None, what: str = "run") -> None:
     """Adds the argument `run`, by which a user means one, and what every command about runs takes beside it."""
     text = f"id, beginning of an id, name, or folder of a {what}"
-    run = parser.add_argument("run", nargs=nargs, help=text)
-    run.completer = _complete_run  # type: ignore[attr-defined]
+    parser.add_argument("run", nargs=nargs, help=text)
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of sentences")
-
-
-def _complete_run(prefix: str, parsed_args: Namespace, **_: Any) -> list[str]:
-    """Ids of runs and of sweeps, for completion."""
-    root = Path(parsed_args.runs)
-    found = [path.parent.name for path in root.glob("*/*/run.json")]
-    return [*found, *(path.parent.name for path in root.glob(".sweeps/*/sweep.json"))]
 
 
 def tail(path: Path, lines: int = 20) -> str:

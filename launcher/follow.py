@@ -18,7 +18,8 @@ from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder
 from shards import cli
 
-PLAIN_S = 5.0  # between progress lines where there is no terminal
+# between progress lines where there is no terminal, and where there is no progress
+PLAIN_S, STILL_S = 5.0, 60.0
 # of older advice, when somebody begins to look
 LAST_ADVICE = 3
 SLOW_DATA = 0.1  # of the time, above which waiting for data is shown
@@ -139,7 +140,9 @@ def _with_lines(run: RunFolder, out: TextIO) -> RunView:
         for line in lines:
             print(line, file=out, flush=True)
         text = progress(now)
-        due = time.monotonic() - since >= PLAIN_S
+        # for how long nothing has moved changes all the time
+        pause = STILL_S if decide.state(now).reason else PLAIN_S
+        due = time.monotonic() - since >= pause
         if text != shown and due and decide.state(now).word not in decide.ENDED:
             print(text, file=out, flush=True)
             shown, since = text, time.monotonic()

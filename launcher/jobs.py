@@ -29,11 +29,18 @@ MARGIN_S = 60
 BYTES_PER_S = 200e6
 
 
-def training(config: Config, at: Attempt, run_id: str, save_s: float | None = None) -> Job:
+def training(
+    config: Config,
+    at: Attempt,
+    run_id: str,
+    save_s: float | None = None,
+    nodes: int | None = None,
+) -> Job:
     """All ranks of an attempt.
 
     Args:
         save_s: seconds that the run's slowest checkpoint has taken so far; estimated from its size where there is none.
+        nodes: on fewer than the config asks for.
     """
     cluster = config.cluster
     return Job(
@@ -43,7 +50,7 @@ def training(config: Config, at: Attempt, run_id: str, save_s: float | None = No
         code=at.code,
         name=f"sg-{run_id}-train",
         comment=str(at.run.root),
-        nodes=config.nodes,
+        nodes=nodes or config.nodes,
         tasks=cluster.gpus_per_node,
         gpus=cluster.gpus_per_node if cluster.request_gpus else 0,
         devices=training_devices(cluster),
@@ -58,10 +65,16 @@ def training(config: Config, at: Attempt, run_id: str, save_s: float | None = No
     )
 
 
-def successor(config: Config, at: Attempt, run_id: str, save_s: float | None = None) -> Job:
+def successor(
+    config: Config,
+    at: Attempt,
+    run_id: str,
+    save_s: float | None = None,
+    nodes: int | None = None,
+) -> Job:
     """The job that waits behind the training job of attempt `at`, and goes on with the run where it ends early."""
     return replace(
-        training(config, at, run_id, save_s),
+        training(config, at, run_id, save_s, nodes),
         function=attempt.succeed,
         argument=str(at.run.root),
         folder=at.root / "successor",
@@ -105,7 +118,7 @@ def expected_save_s(config: Config, measured: float | None) -> float:
     """Returns how long a checkpoint takes: as measured, else by its size."""
     if measured is not None:
         return measured
-    return footprint(config).checkpoint / (BYTES_PER_S * config.nodes)
+    return footprint(config).checkpoint / (BYTES_PER_S * (config.min_nodes or config.nodes))
 
 
 def evaluation(config: Config, at: Attempt, run_id: str, request: Path) -> Job:

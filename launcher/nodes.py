@@ -46,14 +46,14 @@ class Row:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launcher.nodes",
-        description="Lists the nodes of the cluster with the failures of runs on them. A node that failed twice within "
-        "a day gets no more jobs until that has faded; a quarter of all nodes is excluded at most.",
-        epilog='example: python -m launcher.nodes --forgive node7 --note "new memory"',
+    parser = cli.parser(
+        "launcher.nodes",
+        "Lists the nodes of the cluster with the failures of runs on them. A node that failed twice within a\n"
+        "day gets no more jobs until that has faded; a quarter of all nodes is left out at most.",
+        '--forgive node7 --note "new memory"',
     )
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
-    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     by_hand = parser.add_mutually_exclusive_group()
     by_hand.add_argument(
         "--forgive", metavar="NODE", help="what it did counts no more, and jobs may run on it"

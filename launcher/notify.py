@@ -104,7 +104,7 @@ def _send_apart(title: str, text: str) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0 where every URL took the message, else 1."""
     parser = argparse.ArgumentParser(
-        prog="python -m launcher.notify",
+        prog=cli.program("launcher.notify"),
         description="Sends a message to the URLs of apprise in SELFGUIDE_NOTIFY, or in ~/.config/selfguide/notify: a "
         "test of what runs will do when they finish, stop, or fail for the first time.",
         epilog="example: SELFGUIDE_NOTIFY=json://localhost:8080 python -m launcher.notify",

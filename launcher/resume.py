@@ -15,7 +15,6 @@ from launcher import backends, submit
 from launcher.compose import changed, without_group
 from launcher.folder import find, takes_run
 from launcher.reconcile.view import read
-from launcher.usage import complete_setting
 from selfguide.spec.config import Config
 from selfguide.spec.run import RunFolder
 from selfguide.spec.validate import validate
@@ -32,10 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "3f2a train.images=1_024_000 cluster.partition=gpu",
     )
     takes_run(parser)
-    settings = parser.add_argument(
+    parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="how it runs from now on, or train.images"
     )
-    settings.completer = complete_setting  # type: ignore[attr-defined]
     options = parser.parse_intermixed_args(arguments)
     run = find(options.run, Path(options.runs))
     config = resumed(run, options.settings)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import backends, jobs, watch
-from launcher.compose import compose, without_group
+from launcher.compose import Frames, compose, without_group
 from launcher.folder import Attempt
 from launcher.new_attempt import submitting
 from launcher.reconcile import act, decide, launch
@@ -53,13 +53,22 @@ class Prepared:
     decision: Submission
 
 
-def resolve(overrides: Sequence[str], automatic: Callable[[], str] | None = None) -> Config:
-    """The composed config with `cluster=auto` decided: Slurm where a controller answers, else this machine."""
-    config = compose(overrides)
+def resolve(
+    overrides: Sequence[str],
+    automatic: Callable[[], str] | None = None,
+    frames: Frames | None = None,
+) -> Config:
+    """The composed config with `cluster=auto` decided: Slurm where a controller answers, else this machine.
+
+    Args:
+        automatic: decides it in place of `backends.automatic`.
+        frames: as `compose` takes them.
+    """
+    config = compose(overrides, frames)
     if config.cluster.kind != "auto":
         return config
     chosen = f"cluster={(automatic or backends.automatic)()}"
-    return compose([*without_group(overrides, "cluster"), chosen])
+    return compose([*without_group(overrides, "cluster"), chosen], frames)
 
 
 def submit(config: Config, run: RunFolder | None = None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from launcher import backends, code_copy
 from launcher.attempt import logs
 from launcher.backends import Job
 from launcher.backends.local import gpus
-from launcher.compose import options
+from launcher.compose import Frames, options
 from launcher.reconcile import decide
 from launcher.reconcile.view import read_many
 from launcher.submission import Prepared, check, enter, job_shape, load_manifests, prepare, resolve
@@ -117,10 +117,11 @@ def plan(overrides: Sequence[str]) -> list[Point]:
     """
     # a controller is asked once, and data are read once, however many the runs
     automatic, load = functools.cache(backends.automatic), functools.cache(load_manifests)
+    frames: Frames = {}
     points = []
     for settings, swept in combinations(overrides):
         try:
-            config = resolve(settings, automatic)
+            config = resolve(settings, automatic, frames)
             if config.follow:
                 raise UserError("follow=true: a sweep has many runs; follow one of them by its id")
             validate(config)
@@ -210,14 +211,15 @@ def _check(points: Sequence[Point]) -> list[str]:
 
 def _submit_all(points: Sequence[Point]) -> list[dict[str, Any]]:
     done: list[dict[str, Any]] = []
-    for each in points:
-        try:
-            done.append(enter(each.prepared))
-        except UserError as error:
-            raise UserError(
-                f"{each.label}: {error}; {len(done)} of {len(points)} runs are submitted, and the same command goes on "
-                "from there"
-            ) from error
+    with code_copy.one_for_all():
+        for each in points:
+            try:
+                done.append(enter(each.prepared))
+            except UserError as error:
+                raise UserError(
+                    f"{each.label}: {error}; {len(done)} of {len(points)} runs are submitted, and the same command "
+                    "goes on from there"
+                ) from error
     return done
 
 

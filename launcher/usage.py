@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
 
 from launcher import compose
 from shards import cli
@@ -106,7 +105,7 @@ def completion() -> str:
     return _BASH.format(words=" ".join(words))
 
 
-def complete_setting(prefix: str, **_: Any) -> list[str]:
+def complete_setting(prefix: str) -> list[str]:
     """What `prefix` of one `key=value` may become: groups and keys, or listed values behind `=`."""
     key, equals, _typed = prefix.partition("=")
     if not equals:

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from shards.errors import DamagedError, StoreError, UserError
 
@@ -76,6 +76,11 @@ def parser(module: str, about: str | None, example: str = "") -> argparse.Argume
         epilog=f"example: {name} {example}" if example else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def colours(out: TextIO) -> bool:
+    """Whether `out` shows colours: a terminal, unless NO_COLOR or a dumb TERM says otherwise."""
+    return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def console(*, stderr: bool = False) -> Console:

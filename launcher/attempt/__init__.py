@@ -8,6 +8,7 @@ They are the one place of the launcher from which torch is reached, inside funct
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from pathlib import Path
 from launcher.attempt import preflight
 from launcher.attempt.entry import run_rank
 from launcher.attempt.signals import end_on_signals
+from selfguide.spec.config import Config, build
+from selfguide.spec.files import read_config
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import read_record
 from shards.wait import wait_until
@@ -80,13 +83,14 @@ def _ask_launcher(
 
 def _train(folder: Path) -> None:
     """Trains as one rank of an attempt; where the run has finished, rank 0 ends what waits for its next attempt."""
-    status = RankStatus(section="joining")
+    status = RankStatus(section="loading")
 
     def work(rank: int, local_rank: int, world: int) -> None:
         # not above: it is a program, too
         from launcher.attempt import monitor
 
-        monitor.begin(folder, rank, local_rank, status)
+        cluster = read_config(folder / "config.yaml").cluster
+        monitor.begin(folder, rank, local_rank, cluster, status)
         if local_rank == 0:
             preflight.look(folder)
 
@@ -109,13 +113,18 @@ def _train(folder: Path) -> None:
 def evaluate(request: str) -> None:
     """Runs the evaluation of one snapshot; `request` is a JSON file."""
     path = Path(request)
+    status = RankStatus(section="evaluate")
 
     def work(rank: int, local_rank: int, world: int) -> None:
+        from launcher.attempt import monitor
+
+        cluster = build(Config, json.loads(path.read_text())["config"]).cluster
+        monitor.begin(path.parent, rank, local_rank, cluster, status)
         from selfguide.evaluation import job
 
-        job.main(path)
+        job.main(path, status)
 
-    run_rank(path.parent, work)
+    run_rank(path.parent, work, status)
 
 
 def encode(task: str) -> None:

@@ -9,6 +9,7 @@ also where the rank to blame, its node or its monitor can do nothing any more; t
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -24,14 +25,15 @@ from typing import Any
 
 from launcher.attempt import logs, stacks
 from launcher.attempt.exits import CODES, Exit, exit_path, start_path
-from launcher.attempt.hang import Limits, Seen, Verdict, allowed, judge
+from launcher.attempt.hang import Limits, Seen, Verdict, allowed, judge, speaks
 from launcher.attempt.heartbeat import heartbeat_path
 from launcher.backends.local import process
-from selfguide.spec.files import read_config
+from selfguide.spec.config import ClusterConfig
 from selfguide.spec.nodes import node_name
 from selfguide.spec.rank_status import RankStatus
-from selfguide.spec.run import read_record, write_record
+from selfguide.spec.run import RunFolder, read_record, write_record
 from shards import storage
+from shards.errors import UserError
 from shards.wait import wait_until
 
 # how often it looks whether its ranks are there; what they say it reads twice a heartbeat
@@ -49,9 +51,15 @@ _RANK = ("SLURM_PROCID", "SLURM_LOCALID", "SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_L
 log = logging.getLogger("launcher.attempt.monitor")
 
 
-def begin(folder: Path, rank: int, local_rank: int, status: RankStatus) -> None:
-    """Called by each rank of an attempt before it imports torch; the first of a node starts its monitor."""
-    limits = Limits.of(read_config(folder / "config.yaml").cluster)
+def begin(
+    folder: Path, rank: int, local_rank: int, cluster: ClusterConfig, status: RankStatus
+) -> None:
+    """Called by each rank of a job before it imports torch; the first of a node starts its monitor.
+
+    Args:
+        folder: where the ranks leave their records.
+    """
+    limits = Limits.of(cluster)
     if limits is None:
         return
     status.beat_s = limits.beat_s
@@ -62,12 +70,11 @@ def begin(folder: Path, rank: int, local_rank: int, status: RankStatus) -> None:
         ranks = ",".join(map(str, range(int(os.environ["SUBMITIT_LOCAL_NTASKS"]))))
     command = [sys.executable, "-m", "launcher.attempt.monitor", str(folder), ranks]
     environment = {name: value for name, value in os.environ.items() if name not in _RANK}
-    # in a session of its own: what ends the rank's group does not end it
+    # in the rank's group: a job that its scheduler suspends stands still with its monitors
     subprocess.Popen(
-        [*command, str(os.getpid())],
+        [*command, str(os.getpid()), json.dumps(asdict(limits))],
         env=environment,
         stdin=subprocess.DEVNULL,
-        start_new_session=True,
     )
 
 
@@ -87,11 +94,13 @@ class Monitor:
         self._steps: deque[float] = deque(maxlen=_STEPS)
         # seconds that it has watched: those in which it could not look, as on a disk that hangs, are none
         self._clock = 0.0
+        # when it wrote something because no rank did
+        self._proved: float | None = None
 
     def run(self) -> None:
         """Returns when its ranks have ended, or were ended."""
         looked, due = time.monotonic(), 0.0
-        while self._find():
+        while self._there():
             now = time.monotonic()
             self._clock += min(now - looked, 4 * LOOK_S)
             looked = now
@@ -99,10 +108,8 @@ class Monitor:
                 due = self._clock + self._limits.beat_s / 2
                 try:
                     verdict = self._look()
-                except (
-                    OSError,
-                    ValueError,
-                ) as error:  # a disk that does not answer may do so again
+                except (OSError, ValueError) as error:
+                    # a disk that does not answer may do so again
                     log.warning(f"the monitor could not look: {error}")
                     verdict = None
                 if verdict is not None:
@@ -110,16 +117,19 @@ class Monitor:
                     return
             time.sleep(LOOK_S)
 
-    def _find(self) -> bool:
-        """Whether any of its ranks is there."""
+    def _there(self) -> bool:
+        """Whether any of its ranks is there, as far as it knows them."""
+        pid, found = self._parent
+        return bool(self._alive()) or (found is not None and _same(pid, found[1]))
+
+    def _meet(self) -> None:
+        """Learns which processes its ranks are."""
         for rank in self._mine:
+            record = None
             if rank not in self._processes:
-                pid = (read_record(start_path(self._folder, rank)) or {}).get("pid")
-                found = process(pid) if pid else None
-                if pid and found:
-                    self._processes[rank] = (pid, found[1])
-        pid, began = self._parent
-        return bool(self._alive()) or (began is not None and _same(pid, began[1]))
+                record = read_record(start_path(self._folder, rank))
+            if record is not None and (found := process(record["pid"])) is not None:
+                self._processes[rank] = (record["pid"], found[1])
 
     def _alive(self) -> dict[int, int]:
         """Rank -> process of those of its ranks that have not ended."""
@@ -130,6 +140,7 @@ class Monitor:
     def _look(self) -> Verdict | None:
         if (verdict := _read_verdict(self._folder)) is not None:
             return verdict
+        self._meet()
         self._hear(self._mine)
         median = statistics.median(self._steps) if self._steps else 0.0
         mine = [self._seen(rank) for rank in self._mine]
@@ -141,7 +152,20 @@ class Monitor:
         names = {path.name for path in self._folder.iterdir()}
         ranks = [*mine, *(self._seen(rank) for rank in self._others)]
         working = [each for each in ranks if exit_path(self._folder, each.rank).name not in names]
-        return judge(working, self._limits, median)
+        verdict = judge(working, self._limits, median)
+        return verdict if verdict is None or self._sure(working) else None
+
+    def _sure(self, ranks: Sequence[Seen]) -> bool:
+        """Whether it is not the disk that keeps all ranks from saying anything: it took a file two heartbeats ago."""
+        if any(speaks(each, self._limits) for each in ranks):
+            return True
+        if self._proved is None:
+            probe = self._folder / f"monitor-{node_name()}.json"
+            # it may take as long as the disk is away, which the clock does not count
+            write_record(probe, {}, replace=True)
+            probe.unlink()
+            self._proved = self._clock
+        return self._clock - self._proved > 2 * self._limits.beat_s
 
     def _hear(self, ranks: Sequence[int]) -> None:
         for rank in ranks:
@@ -174,18 +198,32 @@ class Monitor:
     # ---- ending
 
     def _end(self, verdict: Verdict) -> None:
-        """Collects the stacks of its ranks, has the one to blame recorded once, and ends its ranks."""
-        mine = self._accuse(verdict)
-        log.error(f"rank {verdict.rank}: {verdict.message}")
-        found = stacks.collect(self._alive())
-        for rank, text in found.items():
-            storage.publish(str(self._stacks(rank)), text.encode(), replace=True)
-        blamed = exit_path(self._folder, verdict.rank)
-        if mine:
-            self._record(verdict)
-        else:
-            wait_until(blamed.exists, timeout_s=2 * PATIENCE_S)
+        """Has the rank to blame recorded once, with the stacks of all; ends its own ranks whatever comes of that."""
+        if self._overtaken():
+            # the run goes on elsewhere, for reasons that are known
+            log.error("a newer attempt has begun")
+            self._kill(verdict.rank)
+            return
+        try:
+            first = self._accuse(verdict)
+            verdict = _read_verdict(self._folder) or verdict
+            log.error(f"rank {verdict.rank}: {verdict.message}")
+            for rank, text in stacks.collect(self._alive()).items():
+                storage.publish(str(self._stacks(rank)), text.encode(), replace=True)
+            if first:
+                self._record(verdict)
+            else:
+                blamed = exit_path(self._folder, verdict.rank)
+                wait_until(blamed.exists, timeout_s=2 * PATIENCE_S)
+        except (OSError, UserError) as error:
+            log.error(f"the monitor could not write down why it ends its ranks: {error}")
         self._kill(verdict.rank)
+
+    def _overtaken(self) -> bool:
+        """Whether the run has a newer attempt, as where this node was lost and its processes live on."""
+        run, name = RunFolder(self._folder.parent.parent), self._folder.name
+        # an evaluation's folder is no number
+        return name.isdigit() and int(name) < max(run.attempt_numbers(), default=0)
 
     def _accuse(self, verdict: Verdict) -> bool:
         """Whether this monitor is the first to say who is to blame."""
@@ -201,13 +239,15 @@ class Monitor:
 
     def _record(self, verdict: Verdict) -> None:
         """Writes how the rank to blame ended, with where it stands, once all nodes had time to ask."""
-        waited = [self._stacks(rank) for rank in (*self._mine, *self._others)]
-        wait_until(lambda: all(map(Path.exists, waited)), timeout_s=PATIENCE_S)
+        ranks = (*self._mine, *self._others)
+        asked = [self._stacks(each) for each in ranks if not exit_path(self._folder, each).exists()]
+        wait_until(lambda: all(map(Path.exists, asked)), timeout_s=PATIENCE_S)
         message, stack = verdict.message, self._stacks(verdict.rank)
         if stack.exists() and (where := stacks.innermost(stack.read_text())):
             message += f"; it is at {where}"
         if stack.parent.exists():
-            message += f"; stacks of all ranks: {stack.parent}"
+            # as seen from the run's folder
+            message += f"; stacks of all ranks are in {'/'.join(stack.parts[-4:-1])}"
         record = Exit(
             code=CODES["hang"],
             kind="hang",
@@ -220,10 +260,10 @@ class Monitor:
     def _kill(self, blamed: int) -> None:
         """Ends its ranks; those that only waited leave a record of it."""
         for rank, pid in self._alive().items():
-            os.kill(pid, signal.SIGKILL if rank == blamed else signal.SIGTERM)
+            stacks.send(pid, signal.SIGKILL if rank == blamed else signal.SIGTERM)
         wait_until(lambda: not self._alive(), timeout_s=END_S)
         for pid in self._alive().values():
-            os.kill(pid, signal.SIGKILL)
+            stacks.send(pid, signal.SIGKILL)
 
 
 def verdict_path(folder: Path) -> Path:
@@ -244,13 +284,12 @@ def _same(pid: int, began: int) -> bool:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command: folder of the attempt, ranks of this node, process that started it."""
+    """The command: folder of the ranks' records, ranks of this node, process that started it, limits."""
     for each in _IGNORED:
         signal.signal(each, signal.SIG_IGN)
     logs.configure(None)
     folder, ranks, parent = Path(arguments[0]), arguments[1], int(arguments[2])
-    limits = Limits.of(read_config(folder / "config.yaml").cluster)
-    assert limits is not None, "its ranks have read the same config"
+    limits = Limits(**json.loads(arguments[3]))
     Monitor(folder, [int(rank) for rank in ranks.split(",")], parent, limits).run()
 
 

@@ -6,6 +6,7 @@ from a handler in C, into a piece of memory that others can read: it works while
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import re
@@ -42,7 +43,7 @@ def collect(pids: Mapping[int, int]) -> dict[int, str]:
     rest = {rank: pid for rank, pid in pids.items() if rank not in found}
     for pid in rest.values():
         if _offered(pid) is not None and not _stopped(pid):
-            os.kill(pid, signal.SIGQUIT)
+            send(pid, signal.SIGQUIT)
     deadline = time.monotonic() + COLLECT_S
     for rank, pid in rest.items():
         found[rank] = _written(pid, deadline)
@@ -59,6 +60,12 @@ def innermost(text: str) -> str | None:
         return None
     file, line, name, whole = match.groups()
     return whole.strip() if whole else f"{name} ({Path(file).name}:{line})"
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Sends a signal to a process that may just have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _by_py_spy(pids: Mapping[int, int]) -> dict[int, str]:

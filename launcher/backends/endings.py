@@ -32,7 +32,7 @@ _WORDS = {
     "TIMEOUT": r"DUE TO TIME LIMIT",
     "OUT_OF_MEMORY": r"oom[-_]kill event|xceeded (?:job |step )?memory limit|tasks? [\d,-]+: Out Of Memory"
     r"|Out of memory: Killed process|[Mm]emory cgroup out of memory",
-    "CANCELLED": r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*",
+    "CANCELLED": r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ (?:DUE to SIGNAL [\w ]+ )?\*\*\*",
 }
 _FIRST_WORD = [(word, re.compile(text, re.MULTILINE)) for word, text in _WORDS.items()]
 
@@ -67,8 +67,13 @@ def said_in(log: str) -> Ending:
         nodes = dict.fromkeys(named, node) | nodes
         if number := _SIGNALS.get(what.removesuffix(" (core dumped)").strip()):
             signals = dict.fromkeys(named, number) | signals
-        elif code := _CODE.fullmatch(what.strip()):
-            codes = dict.fromkeys(named, int(code[1])) | codes
+        elif exited := _CODE.fullmatch(what.strip()):
+            code = int(exited[1])
+            if code - 128 in _SIGNALS.values():
+                # by a shell or a container between
+                signals = dict.fromkeys(named, code - 128) | signals
+            else:
+                codes = dict.fromkeys(named, code) | codes
     found: Ending = {}
     if failed:
         found = {"signals": signals, "codes": codes, "nodes": nodes, "first": failed[0]}

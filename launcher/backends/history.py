@@ -1,7 +1,6 @@
-"""How a job ended that squeue does not know any more: asked of the controller by its number, and of the accounting.
+"""How a job ended by others than squeue: the controller's own tool where there is no squeue, and the accounting.
 
-A site may have neither `scontrol` here nor an accounting at all. Then nothing is known, which is no error: what ended
-a job is also in the files of its ranks.
+A site may have neither. Then nothing is known, which is no error: what ended a job is also in the files of its ranks.
 """
 
 from __future__ import annotations
@@ -9,35 +8,57 @@ from __future__ import annotations
 import datetime
 import pwd
 import re
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 
 from launcher.backends.protocol import Ending, Record
 
-# of one answer of `scontrol show job`, at so many jobs at most: it takes one a call
-_MOST = 4
+QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+# a job that was started once more says no longer how it ended before
+_AGAIN = QUEUED | {"RUNNING", "SUSPENDED"}
+# all jobs, a line each
+SHOW = ["scontrol", "--oneliner", "show", "job"]
 _FIELD = re.compile(r"(\w+)=(.*?)(?= \w+=|$)")
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _LIMIT = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
 
 
-def ask(
-    records: Sequence[Record], environment: Mapping[str, str], patience_s: float
-) -> dict[str, Ending]:
-    """Returns the endings that are known, by the ids of jobs."""
-    found: dict[str, Ending] = {}
-    if shutil.which("squeue", path=environment.get("PATH")) is None:
-        # else it has asked the controller already
-        for record in records[-_MOST:]:
-            found |= _of_controller(record, environment, patience_s)
-    return found | _of_accounting(
-        [each for each in records if each["id"] not in found], environment, patience_s
-    )
+def shown(text: str, ended: bool) -> list[list[str]]:
+    """Returns what `scontrol show job` says of all jobs, in the fields of squeue: id, state, name and comment.
+
+    Args:
+        ended: of jobs that have ended, too; the state is followed by end, time limit and reason.
+    """
+    jobs = [dict(_FIELD.findall(line)) for line in text.splitlines() if "JobState=" in line]
+    return [
+        [
+            id,
+            f"{job['JobState']} {job['EndTime']} {job['TimeLimit']} {job['Reason']}"
+            if ended
+            else job["JobState"],
+            job["JobName"],
+            job.get("Comment", ""),
+        ]
+        for job in jobs
+        for id in _ids(job)
+        if ended or job["JobState"] in _AGAIN | {"COMPLETING"}
+    ]
+
+
+def _ids(job: Mapping[str, str]) -> list[str]:
+    """Its number; of tasks of an array that wait together, such as 1-3,7%2, one each."""
+    if "ArrayTaskId" not in job:
+        return [job["JobId"]]
+    ranges = _RANGE.findall(job["ArrayTaskId"].partition("%")[0])
+    tasks = (task for low, high in ranges for task in range(int(low), int(high or low) + 1))
+    return [f"{job['ArrayJobId']}_{task}" for task in tasks]
 
 
 def ending(word: str, *, end: str, limit: str) -> Ending:
-    """Returns the ending that Slurm tells in its words: of the state, and of two times."""
+    """Returns the ending that Slurm tells in its words: of the state, and of two times; empty of a job that works."""
     state, _, by = word.partition(" by ")
+    if state in _AGAIN:
+        return {}
     found: Ending = {"state": state, "ended": moment(end), "limit_s": _seconds(limit)}
     if by.isdigit():
         try:
@@ -47,21 +68,10 @@ def ending(word: str, *, end: str, limit: str) -> Ending:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _of_controller(
-    record: Record, environment: Mapping[str, str], patience_s: float
-) -> dict[str, Ending]:
-    text = _run(["scontrol", "--oneliner", "show", "job", record["id"]], environment, patience_s)
-    told = dict(_FIELD.findall(text))
-    if told.get("Comment") != record["comment"]:
-        return {}
-    return {record["id"]: ending(told["JobState"], end=told["EndTime"], limit=told["TimeLimit"])}
-
-
-def _of_accounting(
+def by_accounting(
     records: Sequence[Record], environment: Mapping[str, str], patience_s: float
 ) -> dict[str, Ending]:
-    if not records:
-        return {}
+    """Returns what `sacct` knows of the ends of jobs, by their ids; nothing where a site has none."""
     names = {record["id"]: record["name"] for record in records}
     command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(names)}"]
     command.append("--format=JobID,JobName%200,State,End,Timelimit")
@@ -69,8 +79,8 @@ def _of_accounting(
     return {
         id: ending(word, end=end, limit=limit)
         for id, name, word, end, limit in (row for row in rows if len(row) == 5)
-        # a fresh Slurm counts its jobs from 1 again, and one that works has not ended
-        if names.get(id) == name and word not in ("PENDING", "RUNNING", "REQUEUED")
+        # a fresh Slurm counts its jobs from 1 again
+        if names.get(id) == name
     }
 
 

@@ -56,6 +56,9 @@ class Local:
     def check(self, job: Job) -> list[str]:
         return []
 
+    def starts_now(self, job: Job, beside: Record | None = None) -> bool:
+        return True
+
     def submit(self, job: Job) -> Record:
         return self.submit_array([job])[0]
 
@@ -118,6 +121,9 @@ class Local:
             if state == "unknown":
                 raise UserError(f"job {record['id']} runs on {record['host']}: cancel it there")
         return len(live)
+
+    def warn(self, record: Record) -> None:
+        _signal([record], signal.SIGUSR2)
 
     def strays(self, comment: str) -> list[Record]:
         return []

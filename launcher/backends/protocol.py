@@ -140,6 +140,12 @@ class Backend(Protocol):
             UserError: it would not, or nobody answers.
         """
 
+    def starts_now(self, job: Job, beside: Record | None = None) -> bool:
+        """Returns whether nodes are free for this job, other ones than the job `beside` has; queues nothing.
+
+        False where nobody answers.
+        """
+
     def submit(self, job: Job) -> Record:
         """Starts or queues `job`.
 
@@ -182,6 +188,13 @@ class Backend(Protocol):
 
         Raises:
             UserError: a job cannot be reached from here.
+        """
+
+    def warn(self, record: Record) -> None:
+        """Asks the ranks of a job to save and end, by SIGUSR2, as its time limit would.
+
+        Raises:
+            UserError: it cannot be reached from here.
         """
 
     def strays(self, comment: str) -> list[Record]:

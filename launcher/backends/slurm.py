@@ -14,8 +14,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,10 @@ ANSWER_S = 20.0
 GONE_S = 60.0
 # what sbatch --test-only says of a job that no nodes fit, also where they are only out of service for now
 _NO_NODES = "Requested node configuration is not available"
+# what it says of one that they do fit: local time, to the second
+_STARTS = re.compile(r"to start at (\S+) ")
+# a start that is as good as now; the controller's clock may be another
+SOON_S = 30.0
 _GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 # of sbatch's failures, those after which it may have taken the job
 _NO_ANSWER = re.compile(r"timed out|[Uu]nable to contact|Zero Bytes|[Cc]onnection")
@@ -73,7 +79,6 @@ _KEYS = {
 }
 # reasons that are more than the state of a job which still completes
 _ENDED_BY = {"NodeDown": "NODE_FAIL", "TimeLimit": "TIMEOUT"}
-_QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +169,22 @@ class Slurm:
             )
         return []
 
+    def starts_now(self, job: Job, beside: Record | None = None) -> bool:
+        # what it waits for is asked for by itself
+        job, client = dataclasses.replace(job, singleton=False, after=None), self._client()
+        if beside is not None:
+            held = _run(["squeue", "--noheader", f"--jobs={beside['id']}", "--format=%N"], client)
+            if held is None or held.returncode or not held.stdout.strip():
+                return False
+            job = dataclasses.replace(job, exclude=(*job.exclude, held.stdout.strip()))
+        done = _run(["sbatch", "--test-only"], client, stdin=self.script(job))
+        if done is None or done.returncode:
+            return False
+        said = _STARTS.search(done.stderr)
+        if said is None:
+            return False
+        return datetime.fromisoformat(said[1]).timestamp() < time.time() + SOON_S
+
     def submit(self, job: Job) -> Record:
         return self.submit_array([job])[0]
 
@@ -228,7 +249,7 @@ class Slurm:
     def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         if self._taken_down:
             return ["gone"] * len(records)
-        queue = self._queue(patience_s)
+        queue = self._queue(patience_s, users=_users(records))
         return [_state(record, queue) for record in records]
 
     def endings(
@@ -238,11 +259,13 @@ class Slurm:
         if self._taken_down:
             return logs
         # a controller forgets jobs some minutes after their end
-        queue = self._queue(patience_s, ended=True) or {}
+        queue = self._queue(patience_s, ended=True, users=_users(records)) or {}
         told = [_ending(record, queue) for record in records]
         if deep and (missing := [i for i, each in enumerate(told) if not settled(each)]):
             client = self._client()
-            asked = history.ask([records[i] for i in missing], client, patience_s or ANSWER_S)
+            asked = history.by_accounting(
+                [records[i] for i in missing], client, patience_s or ANSWER_S
+            )
             told = [
                 each | asked.get(record["id"], {})
                 for record, each in zip(records, told, strict=True)
@@ -284,6 +307,13 @@ class Slurm:
                 raise UserError(f"Slurm did not cancel job {', '.join(ids)}: {reason}; try again")
             wait_until(lambda: {*self.states(there)} == {"gone"}, timeout_s=GONE_S, poll_s=0.2)
         return len(there)
+
+    def warn(self, record: Record) -> None:
+        # the ranks, not the batch script
+        done = _run(["scancel", "--signal=USR2", record["id"]], self._client())
+        if done is None or done.returncode:
+            reason = done.stderr.strip() if done else "no answer"
+            raise UserError(f"Slurm did not warn job {record['id']}: {reason}; try again")
 
     def strays(self, comment: str, name: str | None = None) -> list[Record]:
         """Returns the jobs of this user with this comment, and with this name where one is given."""
@@ -463,15 +493,22 @@ class Slurm:
         return ", ".join(f"{key}={value}" for key, value in asked.items() if value is not None)
 
     def _queue(
-        self, patience_s: float | None = None, ended: bool = False
+        self, patience_s: float | None = None, ended: bool = False, users: str = ""
     ) -> dict[str, _Queued] | None:
-        """This user's jobs by id, also those that ended lately where they are wanted; None when nobody answers."""
+        """This user's jobs by id, or those of some users; None when nobody answers.
+
+        Args:
+            ended: also those that ended lately.
+        """
         # a line a task
-        asked = ["squeue", "--me", "--array", "--noheader"]
+        asked = ["squeue", f"--user={users}" if users else "--me", "--array", "--noheader"]
         asked += (
             ["--states=all", "--format=%i|%T %e %l %r|%j|%k"] if ended else ["--format=%i|%T|%j|%k"]
         )
         rows = self._squeue(asked, patience_s)
+        if rows is None and shutil.which("squeue", path=self._client().get("PATH")) is None:
+            done = _run(history.SHOW, self._client(), patience_s=patience_s)
+            rows = history.shown(done.stdout, ended) if done and not done.returncode else None
         if rows is None:
             return None
         return {
@@ -520,6 +557,17 @@ def _setup(site: ClusterConfig) -> list[str]:
     return [*lines, f'export TMPDIR="{site.scratch}"'] if site.scratch else lines
 
 
+def _users(records: Sequence[Record]) -> str:
+    """Whose run folders these are, for squeue; "" where all are this user's."""
+    found = set()
+    for folder in {str(record["comment"]) for record in records}:
+        # of a folder that is gone nobody knows
+        with contextlib.suppress(OSError):
+            found.add(Path(folder).stat().st_uid)
+    others = sorted(found | {os.getuid()}) if found - {os.getuid()} else ()
+    return ",".join(map(str, others))
+
+
 def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
     if queue is None:
         return "unknown"
@@ -527,7 +575,7 @@ def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
     # a fresh Slurm counts its jobs from 1 again
     if job is None or job.comment != record["comment"]:
         return "gone"
-    return "queued" if job.state in _QUEUED else "running"
+    return "queued" if job.state in history.QUEUED else "running"
 
 
 def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:
@@ -535,9 +583,9 @@ def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:
     job = queue.get(record["id"])
     if job is None or job.comment != record["comment"]:
         return {}
-    word, end, limit, *reason = job.state.split(" ", 3)
+    word, end, limit, reason = [*job.state.split(" ", 3), "", "", ""][:4]
     # a job of a lost node completes when the node is back
-    return history.ending(_ENDED_BY.get("".join(reason), word), end=end, limit=limit)
+    return history.ending(_ENDED_BY.get(reason, word), end=end, limit=limit)
 
 
 def _log(record: Record) -> Path:

@@ -86,6 +86,11 @@ CELLS: Mapping[str, Cell] = {
         inject=lambda bench, run, rank: faults.kill_rank(bench, rank, signal.SIGSEGV),
         kinds=("crash",),
     ),
+    "A5": Cell(
+        about="a rank is stopped by SIGSTOP",
+        inject=lambda bench, run, rank: faults.kill_rank(bench, rank, signal.SIGSTOP),
+        kinds=("hang",),
+    ),
     "B1": Cell(
         about="a node's slurmd is killed", inject=_lose_node, kinds=("node",), needs="daemons"
     ),
@@ -194,7 +199,8 @@ def drill(cell: str, bench: Bench, calm: Mapping[str, Any], batch: int, interval
         node = bench.nodes(run)[1] if cell == "B1" else None
         what.inject(bench, run, 1)
         injected = time.monotonic()
-        bench.trains(run, 2, batch)
+        # a hang is taken for one after a minute, and more where steps take long
+        bench.trains(run, 2, batch, 240.0)
         recovery_s = time.monotonic() - injected
         view = bench.finishes(run)
         ended = decide.cause(view.attempts[0])

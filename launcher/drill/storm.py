@@ -20,14 +20,17 @@ from typing import Any
 from launcher.drill import faults
 from launcher.drill.bench import Bench, learned
 from launcher.drill.cells import CELLS
+from launcher.reconcile.forecast import Costs, given
+from launcher.reconcile.timeline import verdict
+from launcher.reconcile.view import RunView, read
 from selfguide.spec.run import RunFolder, read_record
 
 # of a step in a storm, so that faults meet a run at work and not its end
 STEP_S = 0.1
 # between two looks of a person who restarts by hand what has ended
 HAND_S = 600.0
-# how often a cell is drawn; a node is lost less often than a rank
-_WEIGHTS = {"B1": 0.4}
+# how often a cell is drawn; what takes long to be noticed is rarer than a rank that dies
+_WEIGHTS = {"A5": 0.2, "B1": 0.4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +74,16 @@ class Report:
     step_s: float
     save_s: float
     wall_s: float
+    # the same as `launcher.plan` foretells it, given when the faults came
+    planned_s: float
     # of the wall clock, what the steps of the undisturbed run take
     effective: float
     # the most that the drawn faults allow, with these times of save and recovery (Young, Daly)
     bound: float
     # the same run, restarted by a person who looks every ten minutes
     by_hand: float
+    # faults of which `launcher why` does not name the class and the rank, and what it names
+    misnamed: Sequence[str]
 
     @property
     def share(self) -> float:
@@ -192,17 +199,34 @@ def report(
     wall = last.time - log[0].time
     work = step_s * last.images / batch
     found = learned(run)
+    view = read(run, evidence=True)
     return Report(
         faults=len(met),
         attempts=len(lines),
         differs=[name for name in calm if found.get(name) != calm[name]],
         lost_warned=[lost[event] for event in met if CELLS[event.cell].warned],
         lost_hard=[lost[event] for event in hard],
-        recovery_rank_s=_median([s for e, s in recovered.items() if e.cell[0] in "AD"]),
+        recovery_rank_s=_median(
+            [s for e, s in recovered.items() if e.cell[0] in "AD" and e.cell != "A5"]
+        ),
         recovery_node_s=_median([s for e, s in recovered.items() if e.cell == "B1"]),
         step_s=step_s,
         save_s=save_s,
         wall_s=wall,
+        planned_s=given(
+            Costs(
+                work_s=work,
+                interval_s=step_s * interval / batch,
+                save_s=save_s,
+                start_s=statistics.mean(recovered.values()) if recovered else 0.0,
+                gap_s=0.0,
+                used_s=0.0,
+            ),
+            [
+                (event.time - log[0].time, "failure" if event in hard else "preemption")
+                for event in met
+            ],
+        ),
         effective=work / wall,
         bound=bound(work, save_s, len(hard), sum(recovered.values())),
         by_hand=by_hand(
@@ -211,7 +235,20 @@ def report(
             step_s * interval / batch,
             _median([*recovered.values()]) or 0.0,
         ),
+        misnamed=misnamed(view, met),
     )
+
+
+def misnamed(view: RunView, met: Sequence[Event]) -> list[str]:
+    """What `launcher why` says of faults whose class or rank it does not name; a rank only where one was hit."""
+    found = []
+    for event in met:
+        cell, said = CELLS[event.cell], verdict(view, event.attempt)
+        kind, rank = (said.kind, said.rank) if said else ("", None)
+        if kind not in cell.kinds or not (cell.warned or rank == str(event.rank)):
+            told = f"{said.kind}, rank {said.rank}" if said else "nothing"
+            found.append(f"{event.cell} on rank {event.rank}, attempt {event.attempt}: {told}")
+    return found
 
 
 def bound(work_s: float, save_s: float, hard: int, recovery_s: float) -> float:

@@ -69,9 +69,13 @@ class Cache:
 
 
 @contextlib.contextmanager
-def of_runs(root: Path) -> Iterator[Cache]:
-    """The cache for a runs folder; what the block adds is kept."""
-    place = _folder() / f"{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.pickle"
+def of_runs(root: Path, what: str) -> Iterator[Cache]:
+    """The cache for a runs folder; what the block adds is kept.
+
+    Args:
+        what: names those who read the same files, so that nobody loads what he does not need.
+    """
+    place = _folder() / f"{what}-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.pickle"
     cache = Cache(_load(place))
     yield cache
     kept = cache.kept()

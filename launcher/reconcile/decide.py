@@ -6,6 +6,7 @@ They stand in a module an idea: one attempt (`attempts`), what follows it (`rest
 """
 
 from launcher.reconcile.attempts import Cause, attempt_state, cause, failure, training_state
+from launcher.reconcile.elastic import resize
 from launcher.reconcile.evaluations import (
     Plan,
     best_score,
@@ -73,6 +74,7 @@ __all__ = [
     "next_attempt",
     "progress",
     "protocol",
+    "resize",
     "same_but_images",
     "seen_by",
     "state",

@@ -18,8 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-# the fixed point of the number of jobs: each round adds the time that the jobs of the last one cost
-_ROUNDS = 1000
+# until the number of jobs is found: each round adds the time that the jobs of the last one cost
+_ROUNDS = 300
+# time limits from which on their mean number will do
+_MANY = 1000
 # of an exponent, beyond which a run never ends
 _NEVER = 700.0
 
@@ -66,19 +68,21 @@ def forecast(costs: Costs) -> Forecast:
     if costs.work_s <= 0:
         return _all(0.0, effective=1.0)
     again = _start_s(costs)
+    if costs.limit_s is not None and costs.limit_s <= costs.start_s:
+        return _NEVER_ENDS
     base = (again if costs.used_s is None else 0.0) + _with_failures(costs)
     if not math.isfinite(base):
-        return _all(math.inf, effective=0.0)
+        return _NEVER_ENDS
     allocated = base
     for _ in range(_ROUNDS):
         limits = _limits(costs, allocated)
         ends = limits + costs.preemptions_per_s * allocated
         found = base + ends * (costs.save_s + again)
-        if math.isclose(found, allocated, rel_tol=1e-9):
+        if math.isclose(found, allocated, rel_tol=1e-7) or found == math.inf:
             break
         allocated = found
-    else:
-        allocated = math.inf
+    if not math.isclose(found, allocated, rel_tol=1e-7):
+        return _NEVER_ENDS
     failures, preemptions = (
         rate * allocated for rate in (costs.failures_per_s, costs.preemptions_per_s)
     )
@@ -105,6 +109,9 @@ def _all(value: float, *, effective: float) -> Forecast:
         limits=value,
         effective=effective,
     )
+
+
+_NEVER_ENDS = _all(math.inf, effective=0.0)
 
 
 def _start_s(costs: Costs) -> float:
@@ -147,6 +154,8 @@ def _limits(costs: Costs, allocated: float) -> float:
     rate = costs.failures_per_s + costs.preemptions_per_s
     each = costs.limit_s + costs.save_s
     used = costs.used_s or 0.0
+    if allocated > _MANY * each:
+        return allocated * (rate / math.expm1(rate * each) if rate * each > 1e-9 else 1 / each)
     found, k = 0.0, 1
     while (left := allocated - k * each) > 0 or left + used > 0:
         lives = math.exp(-rate * k * each)
@@ -179,8 +188,10 @@ End = Literal["failure", "preemption"]
 def given(costs: Costs, ends: Sequence[tuple[float, End]]) -> float:
     """Returns the seconds until the last save where it is known when jobs end, in seconds from now.
 
-    An end that comes between two jobs ends none.
+    An end that comes between two jobs ends none. Infinite where a job reaches its time limit before its first step.
     """
+    if costs.limit_s is not None and costs.limit_s <= costs.start_s:
+        return math.inf
     clock, saved, used = 0.0, 0.0, costs.used_s
     ahead = sorted(ends)
     while True:

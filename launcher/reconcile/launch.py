@@ -23,6 +23,7 @@ from launcher.reconcile import act, decide, nodes
 from launcher.reconcile.act import WatchEntry
 from launcher.reconcile.hours import trained_s
 from launcher.reconcile.view import AttemptView, RunView, read
+from selfguide.spec.accumulation import node_counts
 from selfguide.spec.config import Config
 from selfguide.spec.files import to_yaml
 from selfguide.spec.run import RunFolder, write_record
@@ -61,6 +62,7 @@ def check_jobs(config: Config, run: RunFolder, watch_entry: WatchEntry) -> list[
     wanted = [replace(training, exclude=nodes.names(nodes.barred(run, config)))]
     if config.evaluation.protocol != "none":
         wanted.append(jobs.evaluation(config, at, name, run.evals / "request.json"))
+    if _watched(config):
         wanted.append(jobs.watcher(config, at, name, watch_entry, None))
     # of all jobs the first says most
     notes = [note for job in wanted for note in backends.of(config.cluster).check(job)]
@@ -80,7 +82,7 @@ def launch_attempt(run: RunFolder, config: Config, watch_entry: WatchEntry) -> L
     at, record = _submit_training(before, config, by_hand=True)
     notes = tuple(nodes.sentences(nodes.barred(run, config)))
     watcher = None
-    if config.evaluation.protocol != "none":
+    if _watched(config):
         try:
             watcher = act.launch_watcher(at, config, watch_entry, after=record)
         except BaseException:
@@ -116,6 +118,7 @@ def tend(view: RunView) -> bool:
         return False
     if what.action == "start":
         go_on(view.folder)
+    look_for_nodes(view)
     return True
 
 
@@ -138,11 +141,62 @@ def go_on(run: RunFolder) -> Attempt | None:
             return None
         act.keep_endings(view)
         nodes.keep_evidence(view)
-        opened, _ = _submit_training(view, config, by_hand=False)
+        opened, _ = _submit_training(view, config, by_hand=False, count=_free(at.files, config))
         log.info(f"attempt {opened.number} follows: {following.reason}")
         with _said(opened):
             _queue_successor(opened, config)
         return opened
+
+
+def look_for_nodes(view: RunView) -> None:
+    """Has a run that may also train on fewer nodes go on with those that are free, or go back to all of them.
+
+    The job that waits behind an attempt asks for all nodes. Where these are not to be had, one that asks for fewer
+    takes its place; an attempt on fewer is asked to save and end when the others are free again, which loses no step.
+
+    Raises:
+        UserError: the cluster does not do it now.
+    """
+    what, run = decide.resize(view), view.folder
+    if what is None:
+        return
+    with new_attempt.submitting(run):
+        view = read(run)
+        at, config = view.newest, view.config
+        if at is None or config is None or at.successor is None or decide.resize(view) != what:
+            return
+        if what == "fewer":
+            count = _free(at.files, config)
+            if count not in (None, at.successor.record["nodes"]):
+                backends.cancel(at.successor.record)
+                _queue_successor(at.files, config, count=count)
+                log.info(f"the next attempt takes {count} nodes of {config.nodes}")
+            return
+        more = _would_be(at.files, config, config.nodes - at.node_count)
+        backend = backends.of(config.cluster)
+        if at.job is not None and backend.starts_now(more, beside=at.job.record):
+            log.info(
+                f"{more.nodes} more nodes are free: attempt {at.number} makes way for {config.nodes}"
+            )
+            backend.warn(at.job.record)
+
+
+def _free(at: Attempt, config: Config) -> int | None:
+    """The largest number of nodes on which the run could train at once; None where there are too few.
+
+    Of a run that takes no fewer than it asks for nobody asks.
+    """
+    backend = backends.of(config.cluster)
+    for count in reversed(node_counts(config) if config.elastic else ()):
+        if backend.starts_now(_would_be(at, config, count)):
+            return count
+    return None
+
+
+def _would_be(at: Attempt, config: Config, count: int) -> Job:
+    """A training job on so many nodes, to be asked about."""
+    job = jobs.training(config, at, at.run.root.name, nodes=count)
+    return replace(job, exclude=nodes.names(nodes.barred(at.run, config)))
 
 
 def read_in(run: RunFolder, job_id: str) -> RunView | None:
@@ -166,7 +220,7 @@ def take_over(
     before came to there, say, another job is queued in its place.
 
     Args:
-        hosts: the nodes of this job.
+        hosts: the nodes of this job; none where it has as many as the config asks for.
 
     Returns:
         The attempt, None where none follows, and the reason.
@@ -183,6 +237,9 @@ def take_over(
                 return None, what.reason
             if view.config is None:
                 return None, "; ".join(view.problems)
+            works = node_counts(view.config)
+            if hosts and len(hosts) not in works:
+                return None, f"this job has {len(hosts)} nodes, and the run trains on {works}"
             left = decide.ended(at) + what.after_s - time.time()
             if _ends(at) and time.monotonic() < began + SAVING_S:
                 left = max(left, 0.5)
@@ -191,7 +248,7 @@ def take_over(
                 nodes.keep_evidence(view)
                 if why := _hand_over(view, view.config, hosts):
                     return None, why
-                return _open_in(view, view.config, job_id, logs), what.reason
+                return _open_in(view, view.config, job_id, logs, len(hosts) or None), what.reason
         log.info(f"attempt {at.number + 1} begins in {left:.0f} s: {what.reason}")
         time.sleep(min(left, LONGEST_NAP_S))
 
@@ -213,7 +270,7 @@ def _hand_over(view: RunView, config: Config, hosts: Sequence[str]) -> str:
     if not bad or config.cluster.restart != "successor":
         return ""
     try:
-        _queue_successor(at.files, config, _where(at))
+        _queue_successor(at.files, config, more=_where(at))
     except UserError as error:
         log.warning(f"this job goes on although it should leave: {error}")
         return ""
@@ -227,19 +284,21 @@ def _where(at: AttemptView) -> dict[str, Any]:
     return {"conf": at.job.record.get("conf")} if at.job else {}
 
 
-def _open_in(view: RunView, config: Config, job_id: str, logs: Path) -> Attempt | None:
+def _open_in(
+    view: RunView, config: Config, job_id: str, logs: Path, count: int | None
+) -> Attempt | None:
     """The next attempt in a job that runs already; None where the run has been cancelled meanwhile."""
     run, before = view.folder, view.newest
     assert before is not None
     at = Attempt(run.attempt(run.open_attempt()))
     code_copy.share(before.files.code, at.code)
     at.logs.symlink_to(os.path.relpath(logs, at.root))
-    job = _prepare_training(view, at, config, by_hand=False)
+    job = _prepare_training(view, at, config, by_hand=False, count=count)
     conf = _where(before)
     about = backends.new_record(config.cluster.kind, replace(job, folder=logs))
     write_record(at.job, {**about, **conf, "id": job_id})
     with _said(at):
-        _queue_successor(at, config, conf)
+        _queue_successor(at, config, more=conf)
     if not before.files.cancelled.exists():
         return at
     write_record(at.cancelled, {"by": "the cancellation of the attempt before"}, replace=True)
@@ -254,25 +313,30 @@ def dismiss(view: RunView) -> None:
             backends.cancel(at.successor.record)
 
 
-def _submit_training(view: RunView, config: Config, *, by_hand: bool) -> tuple[Attempt, Record]:
+def _submit_training(
+    view: RunView, config: Config, *, by_hand: bool, count: int | None = None
+) -> tuple[Attempt, Record]:
     """The next attempt of the run that was looked at, and the record of its training job."""
     at, (record,) = new_attempt.start(
         view.folder,
         config.cluster,
-        lambda at: [_prepare_training(view, at, config, by_hand=by_hand)],
+        lambda at: [_prepare_training(view, at, config, by_hand=by_hand, count=count)],
     )
     write_record(at.job, record)
     return at, record
 
 
-def _prepare_training(view: RunView, at: Attempt, config: Config, *, by_hand: bool) -> Job:
-    """Writes what the ranks read; returns their job."""
+def _prepare_training(
+    view: RunView, at: Attempt, config: Config, *, by_hand: bool, count: int | None = None
+) -> Job:
+    """Writes what the ranks read; returns their job, on `count` nodes where not on all."""
     storage.publish(str(at.config), to_yaml(config).encode())
     without = nodes.barred(at.run, config)
-    job = jobs.training(config, at, at.run.root.name, at.run.slowest_save_s())
+    job = jobs.training(config, at, at.run.root.name, at.run.slowest_save_s(), count)
     job = replace(job, exclude=nodes.names(without))
     asked: dict[str, Any] = {"kind": config.cluster.kind, "nodes": job.nodes, "tasks": job.tasks}
     asked |= {"world": job.nodes * job.tasks, "timeout_min": job.timeout_min, "by_hand": by_hand}
+    asked["full_nodes"] = config.nodes
     if without:
         asked["excluded"] = {each.node: each.why for each in without}
     # so that a list of runs need not read all attempts
@@ -281,17 +345,28 @@ def _prepare_training(view: RunView, at: Attempt, config: Config, *, by_hand: bo
     return job
 
 
-def _queue_successor(at: Attempt, config: Config, more: Mapping[str, Any] | None = None) -> None:
-    """Queues the job that waits behind attempt `at`, where runs go on in that way here.
+def _queue_successor(
+    at: Attempt,
+    config: Config,
+    *,
+    count: int | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Queues the job that waits behind attempt `at`, where runs go on in that way here; in the place of an earlier one.
 
     Raises:
         UserError: the cluster refused it.
     """
     if _restarts(config) and config.cluster.restart == "successor":
-        job = jobs.successor(config, at, at.run.root.name, at.run.slowest_save_s())
+        job = jobs.successor(config, at, at.run.root.name, at.run.slowest_save_s(), count)
         job = replace(job, exclude=nodes.names(nodes.barred(at.run, config)))
         record = backends.of(config.cluster).submit(job)
         write_record(at.successor, {**record, **(more or {})}, replace=True)
+
+
+def _watched(config: Config) -> bool:
+    """Whether a run needs a watcher: for its scores, or to find nodes."""
+    return config.evaluation.protocol != "none" or config.elastic
 
 
 def _restarts(config: Config) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
@@ -20,6 +21,8 @@ from launcher.reconcile.view import LOOK_S, RunView
 from selfguide.spec.config import Config
 from selfguide.spec.nodes import FOLDER
 from selfguide.spec.run import RunFolder, write_record
+
+log = logging.getLogger(__name__)
 
 # files of it that are no evidence
 _MEASURED = "product-"
@@ -64,7 +67,12 @@ def keep_evidence(view: RunView) -> None:
         down = {node.name for node in known if not node.reachable}
     run = f"{view.folder.root.parent.name}/{view.folder.root.name}"
     for each in health.blamed(at, cause, run=run, time=decide.ended(at), down=down):
-        add(_runs(view.folder), each)
+        try:
+            add(_runs(view.folder), each)
+        except (
+            OSError
+        ) as error:  # the folder is another user's, say, and the run goes on all the same
+            log.warning(f"what speaks against {each.node} is not kept: {error}")
 
 
 def barred(run: RunFolder, config: Config) -> list[Exclusion]:
@@ -80,7 +88,7 @@ def barred(run: RunFolder, config: Config) -> list[Exclusion]:
 
 def sentences(exclusions: Iterable[Exclusion]) -> list[str]:
     """Returns one for each node, for a person."""
-    return [f"{each.node} is done without {until(each)}: {each.why}" for each in exclusions]
+    return [f"{each.node} is left out {until(each)}: {each.why}" for each in exclusions]
 
 
 def until(exclusion: Exclusion) -> str:

@@ -166,6 +166,8 @@ class Summary:
     attempts: int
     # cluster and job id
     job: str | None
+    # such as "2 of 4", of an attempt that has fewer than the run asks for
+    nodes: str | None
     snapshots: int
     scored: int
     failed_evaluations: int
@@ -201,6 +203,7 @@ def summary(view: RunView) -> Summary:
         **asdict(progress(view)),
         attempts=view.tries,
         job=at.job.label if at and at.job else None,
+        nodes=_fewer(at),
         snapshots=len(view.snapshots),
         scored=len(scored),
         failed_evaluations=len({record.key for record in view.records} - scored),
@@ -214,3 +217,9 @@ def summary(view: RunView) -> Summary:
         damaged_checkpoints=len(at.progress.get("damaged", ())) if at else 0,
         gpu_hours=gpu_hours(view),
     )
+
+
+def _fewer(at: AttemptView | None) -> str | None:
+    if at is None or at.node_count >= at.full_node_count:
+        return None
+    return f"{at.node_count} of {at.full_node_count}"

@@ -5,12 +5,12 @@ Everything is read from what the ranks, the schedulers and the commands have lef
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from launcher.reconcile.attempts import (
-    ASKED,
     Cause,
     attempt_state,
     cause,
@@ -18,12 +18,31 @@ from launcher.reconcile.attempts import (
     node_of,
     silent_ranks,
 )
+from launcher.reconcile.hours import hours
 from launcher.reconcile.restart import ended, next_attempt
-from launcher.reconcile.state import counted, state
-from launcher.reconcile.view import AttemptView, RunView
+from launcher.reconcile.state import Word, counted, state
+from launcher.reconcile.view import AttemptView, JobState, RunView
 
 # of the traceback of the rank that failed: as much as one reads at a glance
 FRAMES = 3
+# a file of a code copy
+_CODE = re.compile(r'"[^"]*/attempts/\d+/code/')
+
+# kinds of causes that may well come again while nobody does anything
+_TO_MEND = ("user", "stop", "memory", "storage", "numeric", "error")
+# of which a traceback says more than the message
+_RAISED = ("error", "stop", "memory", "storage", "numeric")
+
+
+_NOW: dict[Word, str] = {
+    "new": "the run has no attempt yet",
+    "queued": "the run waits for its turn",
+    "running": "the run works",
+    "evaluating": "the run waits for its scores",
+    "finished": "the run has finished",
+    "failed": "the run has stopped",
+    "cancelled": "the run is cancelled",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +80,9 @@ class Conclusion:
 def events(view: RunView) -> list[Event]:
     """Returns what happened to a run, oldest first; `view` is one that was read with its evidence."""
     found: list[Event] = []
-    reached = 0
+    replayed = _replayed(view)
     for at in view.attempts:
-        found += _attempt(view, at, reached)
-        reached = max(reached, _reached(at))
+        found += _attempt(view, at, replayed)
     found += _published(view)
     found += _evaluations(view)
     return sorted(found, key=lambda event: event.time)
@@ -96,25 +114,25 @@ def conclude(view: RunView, found: Cause | None) -> Conclusion:
         return Conclusion(why=why, followed=followed, advice="There is nothing to do.")
     if word == "new":
         return Conclusion(why=why, followed=followed, advice="Submit it again.")
-    advice = "To go on from the newest checkpoint:"
-    if found is not None and found.kind not in (*ASKED, "cancelled", "node"):
-        advice = "When that is mended, to go on from the newest checkpoint:"
+    onwards = "to go on from the newest checkpoint:" if view.checkpoints else "to begin once more:"
+    mend = found is not None and found.kind in _TO_MEND
+    advice = f"When that is mended, {onwards}" if mend else onwards.capitalize()
     return Conclusion(
         why=why, followed=followed, advice=advice, command=f"python -m launcher.resume {run}"
     )
 
 
-def _followed(view: RunView, found: Cause | None, word: str) -> str:
+def _followed(view: RunView, found: Cause | None, word: Word) -> str:
     """What followed by itself, or follows."""
-    if not view.attempts:
-        return "it has no attempt yet"
-    newest = view.attempts[-1]
     if found is None:
-        return f"the run is {word}"
+        return _NOW[word]
+    newest = view.attempts[-1]
     if found.attempt < newest.number:
         after = next(at for at in view.attempts if at.number == found.attempt + 1)
         begun = "somebody submitted" if after.by_hand else "by itself followed"
-        return f"{begun} attempt {after.number}{_from(view, after)}, and the run is {word}"
+        return (
+            f"{begun} attempt {after.number}{_from(view, after, _replayed(view))}, and {_NOW[word]}"
+        )
     following = next_attempt(view)
     if following.action == "stop":
         return f"nothing follows by itself: {following.reason}"
@@ -135,14 +153,18 @@ def last_frames(traceback: str, frames: int = FRAMES) -> tuple[str, ...]:
 # ---- one attempt -------------------------------------------------------------------------------------
 
 
-def _attempt(view: RunView, at: AttemptView, reached: int) -> Iterator[Event]:
-    now = attempt_state(at, view.time)
+def _attempt(view: RunView, at: AttemptView, replayed: Mapping[int, float]) -> Iterator[Event]:
+    now = _state(view, at)
     job = at.job.label if at.job else "no job"
     if at.by_hand or at.number == 1:
         yield _event(at, at.opened, "submitted", f"attempt {at.number} was submitted ({job})")
+    before = next((each for each in view.attempts if each.number == at.number - 1), None)
+    for node, why in at.excluded.items():
+        if before is None or node not in before.excluded:
+            yield _event(at, at.opened, "excluded", f"{node} is left out: {why}", node=node)
     if at.begins or at.starts:
         began = at.began or min((_time(each) for each in at.begins.values()), default=at.opened)
-        yield _event(at, began, "began", _began(view, at, reached))
+        yield _event(at, began, "began", _began(view, at, replayed))
         for each in at.progress.get("damaged", ()):
             yield _event(at, began, "damaged", _damaged(each))
     if at.cancelled:
@@ -158,12 +180,19 @@ def _attempt(view: RunView, at: AttemptView, reached: int) -> Iterator[Event]:
         place = _reached(at)
         text = f"attempt {at.number} is {now}"
         text += f": {place:,} of {view.images:,} images" if place else ""
+        whole = state(view)
+        text += f"; {whole.reason}" if whole.reason and whole.word == now else ""
         yield _event(at, view.time, "now", text)
+
+
+def _state(view: RunView, at: AttemptView) -> JobState:
+    """Whether an attempt works: one that another has followed does not count any more, whoever answers for its job."""
+    return attempt_state(at, view.time) if at is view.newest else "gone"
 
 
 def _cause(view: RunView, at: AttemptView) -> Cause | None:
     """Why an attempt ended; None where it works, and where it ended well."""
-    if attempt_state(at, view.time) != "gone":
+    if _state(view, at) != "gone":
         return None
     found = cause(at)
     said = (
@@ -184,9 +213,11 @@ def _end(view: RunView, at: AttemptView) -> Iterator[Event]:
     # a rank that lost its peer may have said so a moment earlier
     when = min(first, _time(blamed)) if blamed else first
     if found is not None:
-        failed = blamed if blamed and found.kind not in (*ASKED, "cancelled") else {}
+        failed = blamed if blamed and found.kind in _RAISED else {}
         frames = () if failed.get("peer_gone") else last_frames(str(failed.get("traceback", "")))
-        text = f"{found.kind}: {found.message}{_last_seen(at, found.rank)}"
+        # where the code lies says nothing
+        frames = tuple(_CODE.sub('"', line) for line in frames)
+        text = f"{found.kind}: {_located(found)}{_last_seen(at, found.rank)}"
         yield _event(at, when, "cause", text, rank=found.rank, node=found.node, lines=frames)
     others: dict[str, list[str]] = {}
     for rank, record in at.exits.items():
@@ -217,10 +248,10 @@ def _scheduler(at: AttemptView, over: float) -> Event:
         return _event(at, over, "unknown", text)
     by = f" by {at.ending['by']}" if "by" in at.ending else ""
     time = float(at.ending.get("ended", over))
-    return _event(at, max(time, over), "slurm", f"{at.job.label} is {word}{by}")
+    return _event(at, max(time, over), "slurm", f"{at.job.label} ended: {word}{by}")
 
 
-def _began(view: RunView, at: AttemptView, reached: int) -> str:
+def _began(view: RunView, at: AttemptView, replayed: Mapping[int, float]) -> str:
     nodes = list(dict.fromkeys(node_of(at, rank) for rank in sorted(at.starts, key=_number)))
     known = [node for node in nodes if node]
     few = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
@@ -228,25 +259,34 @@ def _began(view: RunView, at: AttemptView, reached: int) -> str:
     if at.world and len(at.starts) < at.world:
         count = f"{len(at.starts)} of {at.world} ranks"
     where = f" on {few} ({count})" if few else f" ({count})"
-    return f"attempt {at.number} began{where}{_from(view, at, reached)}"
+    return f"attempt {at.number} began{where}{_from(view, at, replayed)}"
 
 
-def _from(view: RunView, at: AttemptView, reached: int | None = None) -> str:
-    """Where it began, and how much was trained again."""
-    if at.resumed_from is None and _reached(at) == 0:
+def _from(view: RunView, at: AttemptView, replayed: Mapping[int, float]) -> str:
+    """Where it began, how much was trained again and what that had cost."""
+    if at.resumed_from is None:
         return ""
-    start = at.resumed_from or 0
-    if reached is None:
-        reached = max(
-            (_reached(each) for each in view.attempts if each.number < at.number), default=0
-        )
-    text = f", resumed from {start:,}" if start else ", from image 0"
-    again = max(0, reached - start)
-    if not again:
+    before = [each for each in view.attempts if each.number < at.number]
+    again = max((_reached(each) for each in before), default=0) - at.resumed_from
+    text = f", resumed from {at.resumed_from:,}" if at.resumed_from else ", from image 0"
+    if again <= 0:
         return text
-    if view.config is None:
-        return f"{text} ({again:,} images trained again)"
-    return f"{text} ({counted(-(-again // view.config.train.batch), 'step')} trained again)"
+    lost = f"{again:,} images"
+    if view.config is not None:
+        lost = counted(-(-again // view.config.train.batch), "step")
+    spent_h = replayed.get(before[-1].number, 0.0)
+    cost = f", {spent_h:.1f} GPU-h" if spent_h >= 0.05 else ""
+    return f"{text} ({lost} trained again{cost})"
+
+
+def _replayed(view: RunView) -> dict[int, float]:
+    """GPU-hours of each attempt that a later one spent again."""
+    found = hours(view).jobs
+    return {
+        job.attempt: job.units * job.seconds.get("replayed", 0.0) / 3600
+        for job in found
+        if job.kind == "training"
+    }
 
 
 def _damaged(each: Mapping[str, Any]) -> str:
@@ -254,7 +294,8 @@ def _damaged(each: Mapping[str, Any]) -> str:
         f"{flaw.get('file')}{'' if flaw.get('rank') is None else ' of rank ' + str(flaw['rank'])} {flaw.get('reason')}"
         for flaw in each.get("flaws", ())
     )
-    kept = f", set aside as {each['kept']}" if each.get("kept") else ""
+    place = "/".join(str(each.get("kept") or "").split("/")[-3:])
+    kept = f", set aside as {place}" if place else ""
     return f"the checkpoint at {int(each['images']):,} images is damaged ({flaws}){kept}"
 
 
@@ -271,7 +312,7 @@ def _how(record: Mapping[str, Any]) -> str:
         return "ended because a peer was gone"
     if record["class"] == "fenced":
         return "ended because a newer attempt had begun"
-    return f"ended, too: {str(record['message']).splitlines()[0][:200]}"
+    return f"ended, too: {_line(record['message'])}"
 
 
 def _last_seen(at: AttemptView, rank: str | None) -> str:
@@ -300,24 +341,19 @@ def _published(view: RunView) -> Iterator[Event]:
 def _evaluations(view: RunView) -> Iterator[Event]:
     records = {(record.key, record.attempt): record for record in view.records}
     for each in view.evaluations:
+        what = f"evaluation {each.attempt} of {each.images:,} images"
         record = records.get((each.key, each.attempt))
-        if record is not None:
-            score = (
-                f"{record.metric} {record.score:.4g}"
-                if record.done and record.score is not None
-                else record.message
+        if record is not None and record.done:
+            text = (
+                f"{what}: {record.metric} {record.score:.4g}" if record.score is not None else what
             )
-            text = f"{record.status}: {score}"
+            yield _during(view, record.time, "evaluation", text)
+        elif record is not None:
             yield _during(
-                view,
-                record.time,
-                "evaluation",
-                f"evaluation {each.attempt} of {each.images:,} images {text}",
+                view, record.time, "evaluation", f"{what} failed: {_line(record.message)}"
             )
         elif each.exit is not None and each.exit["code"]:
-            text = (
-                f"evaluation {each.attempt} of {each.images:,} images ended: {each.exit['message']}"
-            )
+            text = f"{what} ended: {_line(each.exit['message'])}"
             yield _during(view, _time(each.exit), "evaluation", text)
 
 
@@ -328,23 +364,30 @@ def _during(view: RunView, time: float, kind: str, text: str) -> Event:
 
 
 def _why(found: Cause) -> str:
-    where = (
-        f" on {found.node}"
-        if found.node and found.rank is not None and found.kind != "node"
-        else ""
-    )
     place = f" (in section {found.section}" if found.section else ""
     place += f" at {found.images:,} images" if place and found.images is not None else ""
-    message = found.message.splitlines()[0] if found.message else "nothing says why"
-    if where and message.startswith(f"rank {found.rank}"):
-        message = f"rank {found.rank}{where}{message.removeprefix(f'rank {found.rank}')}"
-    return f"attempt {found.attempt} ended ({found.kind}): {message}{place + ')' if place else ''}"
+    place += ")" if place else ""
+    return f"attempt {found.attempt} ended ({found.kind}): {_located(found)}{place}"
+
+
+def _located(found: Cause) -> str:
+    """The first line of what the cause says, with the node of its rank."""
+    message = _line(found.message) or "nothing says why"
+    who = f"rank {found.rank}"
+    if not found.node or found.node in message or not message.startswith(who):
+        return message
+    return f"{who} on {found.node}{message.removeprefix(who)}"
 
 
 def _reached(at: AttemptView) -> int:
     """Images that an attempt came to, by whoever says most."""
     said = [at.progress, *at.heartbeats.values(), *at.exits.values()]
     return max((int(each.get("images") or 0) for each in said), default=0)
+
+
+def _line(message: object) -> str:
+    """The first line of a message, which may be an exception's with much behind it."""
+    return str(message).partition("\n")[0][:300]
 
 
 def _event(at: AttemptView, time: float, kind: str, text: str, **more: Any) -> Event:

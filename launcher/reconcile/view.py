@@ -22,7 +22,7 @@ from launcher.reconcile.cache import Cache
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
 from selfguide.spec.records import EvaluationRecord, read_record_file
-from selfguide.spec.run import RunFolder, names_in
+from selfguide.spec.run import RunFolder, image_folder, names_in
 from shards import storage
 from shards.errors import DamagedError, UserError
 
@@ -71,6 +71,9 @@ class AttemptView:
     opened: float
     # ranks asked for; 0 before that was written
     world: int = 0
+    # nodes of its job, and how many the run asks for where more are to be had; 0 before that was written
+    node_count: int = 0
+    full_node_count: int = 0
     # both None where the submission has not come so far, or died
     job: JobView | None = None
     watcher: JobView | None = None
@@ -83,6 +86,8 @@ class AttemptView:
     cancel_by: str = ""
     # a person asked for this attempt; others follow the one before by themselves
     by_hand: bool = False
+    # nodes that its job had to do without, and why
+    excluded: Mapping[str, str] = field(default_factory=dict)
     # time limit of its job, and when its first rank began
     limit_s: float | None = None
     began: float | None = None
@@ -224,7 +229,8 @@ def read_many(
     """
     if not runs:
         return [], []
-    with cache.of_runs(runs[0].root.parent.parent) as kept:
+    what = f"{'history' if history else 'list'}{'-configs' if configs else ''}"
+    with cache.of_runs(runs[0].root.parent.parent, what) as kept:
         views, problems = _read(runs, kept, history=history, configs=configs, patience_s=LOOK_S)
     return [view for view in views if view is not None], problems
 
@@ -265,7 +271,7 @@ def _add_endings(
     """Adds what schedulers said, or still say, of how jobs ended."""
     unknown = []
     for reader, path, record in gone:
-        ending = reader.once(str(ending_path(path)))
+        ending = reader.once(ending_path(path))
         reader.known[path] = replace(reader.known[path], ending=ending or {})
         if not settled(ending or {}) and reader.asks_how_it_ended(path):
             unknown.append((reader, path, record))
@@ -339,13 +345,13 @@ class _Reader:
         if self.watcher is not None and self.watcher not in paths:
             paths.append(self.watcher)
         for path in [*paths, *(folder / "job.json" for folder in self.evaluations)]:
-            record = self.object(path)
+            record = self.once(path)
             if record is not None:
                 yield path, record
 
     def asks_how_it_ended(self, job: Path) -> bool:
         """Whether the scheduler's word on the end of a job may matter: its own files do not say it."""
-        ended_well = (self.object(job.with_name("exit-0.json")) or {}).get("class") == "ok"
+        ended_well = (self.once(job.with_name("exit-0.json")) or {}).get("class") == "ok"
         if job.parent.parent == self.run.attempts:
             # of the last but one the scheduler may not have said the last word when the newest began
             asked = [at.job for at in (self.attempts if self.evidence else self.attempts[-2:])]
@@ -381,7 +387,7 @@ class _Reader:
             attempts=attempts,
             config=self._config() if self._wants_config(images in snapshots) else None,
             snapshots=snapshots,
-            checkpoints=tuple(self.run.saved()) if self.history else (),
+            checkpoints=tuple(self._checkpoints()) if self.history else (),
             saved_at=self._times(self.run.checkpoints),
             published_at=self._times(self.run.snapshots),
             evaluations=tuple(self._evaluation(folder) for folder in self.evaluations),
@@ -412,6 +418,8 @@ class _Reader:
             files=at,
             opened=float(submission.get("time") or _changed(at.root)),
             world=int(submission.get("world", 0)),
+            node_count=int(submission.get("nodes", 0)),
+            full_node_count=int(submission.get("full_nodes") or submission.get("nodes", 0)),
             job=self.known.get(at.job),
             watcher=self.known.get(at.watcher),
             successor=self.known.get(at.successor),
@@ -421,21 +429,35 @@ class _Reader:
             cancel_done=at.cancelled.name in names and bool(cancelled.get("done", True)),
             cancel_by=str(cancelled.get("by", "")),
             by_hand=bool(submission.get("by_hand")),
+            excluded=submission.get("excluded", {}),
             limit_s=None if limit_min is None else 60.0 * limit_min,
-            began=there(at.root / f"start-{starts[0]}.json").get("time") if starts else None,
+            began=(self.once(f"{at.root}/start-{starts[0]}.json") or {}).get("time")
+            if starts
+            else None,
             resumed_from=_began_from(progress),
             starts=frozenset(starts),
             # start records of before do not name their node
             nodes={rank: str(each["node"]) for rank, each in begins.items() if "node" in each},
             exits=exits,
             begins=begins,
-            heartbeats=self._by_rank(at, heard, "heartbeat"),
+            heartbeats=self._heartbeats(at, heard, exits),
             progress=progress,
             spent_s=submission.get("spent_s"),
         )
 
     def _by_rank(self, at: Attempt, names: set[str], kind: str) -> dict[str, dict[str, Any]]:
         found = {rank: self.once(f"{at.root}/{kind}-{rank}.json") for rank in _ranks(names, kind)}
+        return {rank: record for rank, record in found.items() if record is not None}
+
+    def _heartbeats(
+        self, at: Attempt, names: set[str], exits: Mapping[str, Any]
+    ) -> dict[str, dict[str, Any]]:
+        """What each rank last said; that of a rank which has ended changes no more."""
+        found = {
+            rank: self.once(path) if rank in exits else self.object(path)
+            for rank in _ranks(names, "heartbeat")
+            if (path := f"{at.root}/heartbeat-{rank}.json")
+        }
         return {rank: record for rank, record in found.items() if record is not None}
 
     def _evaluation(self, folder: Path) -> EvaluationView:
@@ -446,8 +468,8 @@ class _Reader:
             images=int(key.split("-")[1]),
             attempt=int(attempt),
             job=self.known.get(folder / "job.json"),
-            begin=self.object(folder / "start-0.json"),
-            exit=self.object(folder / "exit-0.json"),
+            begin=self.once(f"{folder}/start-0.json"),
+            exit=self.once(f"{folder}/exit-0.json"),
         )
 
     def _times(self, parent: Path) -> dict[int, float]:
@@ -456,17 +478,22 @@ class _Reader:
         return {int(path.parent.name[4:]): _changed(path) for path in found}
 
     def _snapshots(self) -> dict[int, Mapping[str, Any]]:
-        found = {
-            images: storage.read_complete(folder, verify="sizes")
-            if self.whole
-            else self._listed_snapshot(str(folder))
-            for images in self.run.snapshot_folders()
-            if (folder := self.run.snapshot(images))
-        }
+        found = self._complete_in(self.run.snapshots, self.run.snapshot_folders())
         return {images: manifest for images, manifest in found.items() if manifest is not None}
 
-    def _listed_snapshot(self, folder: str) -> Mapping[str, Any] | None:
-        """The manifest of a snapshot without its p(k), where its parts have their sizes."""
+    def _checkpoints(self) -> list[int]:
+        found = self._complete_in(self.run.checkpoints, self.run.checkpoint_folders())
+        return [images for images, manifest in found.items() if manifest is not None]
+
+    def _complete_in(
+        self, parent: Path, there: Sequence[int]
+    ) -> dict[int, Mapping[str, Any] | None]:
+        return {images: self._complete(f"{parent}/{image_folder(images)}") for images in there}
+
+    def _complete(self, folder: str) -> Mapping[str, Any] | None:
+        """The manifest of a snapshot or checkpoint whose parts have their sizes; in a list without p(k)."""
+        if self.whole:
+            return storage.read_complete(folder, verify="sizes")
         try:
             manifest = self.kept.get(f"{folder}/{storage.MANIFEST}", _without_p)
             whole = all(
@@ -485,25 +512,19 @@ class _Reader:
     def _config(self) -> Config | None:
         if not self.attempts:
             return None
-        return self._try(str(self.attempts[-1].config), _config)
+        return self._try(self.attempts[-1].config, _config)
 
-    def object(self, path: Path) -> dict[str, Any] | None:
+    def object(self, path: str | Path) -> dict[str, Any] | None:
         """The JSON object that `path` holds; None where there is no such file, or none that can be read."""
-        try:
-            return _object(path)
-        except FileNotFoundError:
-            return None
-        except _UNREADABLE as error:
-            self.problems.append(_problem(path, error))
-            return None
+        return self._try(path, _object, keep=False)
 
-    def once(self, path: str) -> dict[str, Any] | None:
-        """The same of a file that is written once, or anew in place of the one before."""
+    def once(self, path: str | Path) -> dict[str, Any] | None:
+        """The same of a file that is written once."""
         return self._try(path, _object)
 
-    def _try(self, path: str, parse: Callable[[str], T]) -> T | None:
+    def _try(self, path: str | Path, parse: Callable[[str], T], keep: bool = True) -> T | None:
         try:
-            return self.kept.get(path, parse)
+            return self.kept.get(str(path), parse) if keep else parse(str(path))
         except FileNotFoundError:
             return None
         except (*_UNREADABLE, UserError) as error:
@@ -511,7 +532,7 @@ class _Reader:
             return None
 
 
-def _object(path: str | Path) -> dict[str, Any]:
+def _object(path: str) -> dict[str, Any]:
     with open(path) as file:  # noqa: PTH123 - of thousands of paths most are text
         found = json.load(file)
     if not isinstance(found, dict):

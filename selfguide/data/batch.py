@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from selfguide.data.crop_flip import CropFlip
@@ -30,3 +32,24 @@ class Batch:
     label: Tensor | None
     images: int
     crop_flip: CropFlip | None = None
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """Micro-batches of one step as one batch, in their order. Of more than one it leaves out `crop_flip`."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+
+    def together(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    return Batch(
+        x0=together("x0"),
+        eps=together("eps"),
+        tau=together("tau"),
+        x=together("x"),
+        position=together("position"),
+        ordinal=together("ordinal"),
+        label=None if first.label is None else together("label"),
+        images=first.images,
+    )

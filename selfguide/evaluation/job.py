@@ -27,6 +27,7 @@ from selfguide.sampling.generate import generate
 from selfguide.sampling.groups import nearest_prototypes
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.config import Config, build
+from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.records import EvaluationRecord, Protocol, grid_path
 from selfguide.spec.run import RunFolder
 from shards.errors import UserError
@@ -34,8 +35,12 @@ from shards.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def main(request: Path) -> None:
-    """Scores the snapshot that `request` names and publishes evals/<key>.<attempt>.json beside its grid."""
+def main(request: Path, status: RankStatus) -> None:
+    """Scores the snapshot that `request` names and publishes evals/<key>.<attempt>.json beside its grid.
+
+    Args:
+        status: told of each batch of samples, for those who watch whether this hangs.
+    """
     wanted = json.loads(request.read_text())
     run, started = RunFolder(Path(wanted["run"])), time.time()
     config = build(Config, wanted["config"])
@@ -49,7 +54,7 @@ def main(request: Path) -> None:
     cores = len(os.sched_getaffinity(0)) if alone else int(os.environ.get("OMP_NUM_THREADS", "1"))
     torch.set_num_threads(cores)
     protocol = Protocol.of(config, {"data": snapshot.data, "guidance": snapshot.guidance})
-    scores, nfe, images = SCORED_BY[config.evaluation.protocol](snapshot, config, protocol)
+    scores, nfe, images = SCORED_BY[config.evaluation.protocol](snapshot, config, protocol, status)
     key, attempt = wanted["key"], wanted["attempt"]
     write_grid(grid_path(run, key, attempt), images[:64])
     EvaluationRecord(
@@ -77,7 +82,7 @@ def main(request: Path) -> None:
 
 
 def fd_digits(
-    snapshot: Snapshot, config: Config, protocol: Protocol
+    snapshot: Snapshot, config: Config, protocol: Protocol, status: RankStatus
 ) -> tuple[dict[str, float], int, Tensor]:
     """Frechet distance in the committed digit net's features against all scans.
 
@@ -107,6 +112,7 @@ def fd_digits(
         prior=evaluation.prior,
     )
     for made, evaluations in batches:
+        status.enter("evaluate")
         parts.append(normaliser.pixels(made))
         nfe = max(nfe, evaluations)
         log.info(f"{sum(map(len, parts)):,} / {evaluation.samples:,} samples")
@@ -125,7 +131,7 @@ def fd_digits(
 
 # protocol of `evaluation=` -> what scores a snapshot by it, as `fd_digits` does
 SCORED_BY: dict[
-    str, Callable[[Snapshot, Config, Protocol], tuple[dict[str, float], int, Tensor]]
+    str, Callable[[Snapshot, Config, Protocol, RankStatus], tuple[dict[str, float], int, Tensor]]
 ] = {"fd_digits": fd_digits}
 
 

@@ -75,7 +75,11 @@ class Component:
         return inputs
 
     def loss(self, outputs: Outputs, batch: Batch, teacher: Student | None) -> Tensor | None:
-        """The component's own objective of a micro-batch, a weighted scalar, or None."""
+        """The component's own objective of a batch, a weighted scalar, or None.
+
+        Of a micro-batch, or with online guidance of all images that share statistics, in how many micro-batches so ever
+        they come; then `outputs.prediction` is of the last of these.
+        """
         return None
 
     def after_step(self, weights: Weights, step: Stepped) -> None:

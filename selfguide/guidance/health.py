@@ -22,7 +22,7 @@ class Health:
     def __init__(self, config: OnlineGuidance, switch: int) -> None:
         self._config, self._switch = config, switch
         self.probe: Batch | None = None
-        self._micro = 0  # images of a micro-batch
+        self.together = 0  # images of this rank that share statistics
         self._ids: Tensor | None = None
 
     def see(self, batch: Batch) -> None:
@@ -31,7 +31,7 @@ class Health:
             kept = ("x0", "eps", "tau", "x", "position", "ordinal")
             few = {name: getattr(batch, name)[:PROBE].clone() for name in kept}
             self.probe = replace(batch, **few, label=None, crop_flip=None)
-            self._micro = len(batch.x0)
+            self.together = len(batch.x0)
 
     def measure(
         self, prototype_counts: PrototypeCounts, ids: Tensor, images: int
@@ -75,7 +75,7 @@ class Health:
         low, high = self._config.mask
         partial = self._config.view == "training" and self._config.codes_over == "counted"
         share = high - low if partial else 1.0
-        return round(self._micro * world_size() * each * share)
+        return round(self.together * world_size() * each * share)
 
 
 def _share_moved(before: Tensor, now: Tensor) -> float:

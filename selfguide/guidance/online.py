@@ -86,6 +86,7 @@ class OnlineSource(Component):
     def loss(self, outputs: Outputs, batch: Batch, teacher: Student | None) -> Tensor:
         """lambda L_SK: cross-entropy of the softmax against the Sinkhorn code of the same view."""
         assert outputs.scores is not None and outputs.embedding is not None
+        self.health.together = len(batch.tau)
         counted = self._counted(batch, len(outputs.scores))
         codes, dead = self._codes(outputs, counted)
         chosen = outputs.scores if counted is None else outputs.scores[counted]
@@ -174,8 +175,9 @@ class OnlineSource(Component):
         return len(weak)
 
     def _draw_recent(self, count: int, seed: int) -> Tensor:
-        """(n <= count, P) unit features of the last micro-batch over all ranks, each once: alike at any world size."""
+        """(n <= count, P) unit features of the last loss over all ranks, each once: alike at any world size."""
         assert self.recent is not None
+        # positions ascend, with gaps where the other ranks' micro-batches lie
         mine, positions = self.recent
         each = len(mine) // len(positions)  # rows of an image
         span = torch.stack((positions.min(), -positions.max())).cpu()
@@ -183,9 +185,11 @@ class OnlineSource(Component):
             dist.all_reduce(span, op=dist.ReduceOp.MIN)
         first, total = int(span[0]), (int(-span[1]) - int(span[0]) + 1) * each
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
-        own = order.to(mine.device) - (int(positions.min()) - first) * each
-        here = (own >= 0) & (own < len(mine))
-        return sum_over_ranks(torch.where(here[:, None], mine[own.clamp(0, len(mine) - 1)], 0.0))
+        order = order.to(mine.device)
+        wanted = first + order // each
+        image = torch.searchsorted(positions, wanted).clamp(max=len(positions) - 1)
+        own = image * each + order % each
+        return sum_over_ranks(torch.where((positions[image] == wanted)[:, None], mine[own], 0.0))
 
     def report(self, images: int, teacher: Student | None) -> dict[str, float]:
         assert teacher is not None and self.health.probe is not None

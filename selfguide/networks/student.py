@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,8 @@ class Outputs(NamedTuple):
     """The raw prediction (B, C, H, W), a learned sigma cut off; scores (B, K) of the guidance head, u (B,) of the
     uncertainty, each None without its module. Rows of scores are images, or (level "patch") the patches of one image
     after the other. `embedding` (rows, P) and `prototypes` (K, P) are the unit vectors that were compared, detached.
+
+    Where the head waits for the micro-batches to come, `features` (rows, F) is what it is to read of this one.
     """
 
     prediction: Tensor
@@ -30,6 +33,7 @@ class Outputs(NamedTuple):
     log_variance: Tensor | None
     embedding: Tensor | None = None
     prototypes: Tensor | None = None
+    features: Tensor | None = None
 
 
 class Student(nn.Module):
@@ -53,18 +57,35 @@ class Student(nn.Module):
             raise UserError("guidance.pooling=cls needs a network with model.cls_token=true")
 
     def forward(
-        self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None = None
+        self,
+        x: Tensor,
+        tau: Tensor,
+        condition: Condition,
+        features: Tensor | None = None,
+        before: Sequence[Tensor] = (),
+        last: bool = True,
     ) -> Outputs:
+        """What the loss of a micro-batch is made of.
+
+        Args:
+            features: (rows, F) that the head reads; None takes those of this forward.
+            before: features of the micro-batches whose statistics this one shares, and which came before it. The head
+                reads them all together, so that its BatchNorm and Sinkhorn see them as one batch.
+            last: False where more of them come. Then the head waits.
+        """
         u = self.uncertainty(tau) if self.uncertainty is not None else None
         if self.head is None:
             return Outputs(self.predict(x, tau, condition), None, u)
         if features is None:
             out, tokens = self.backbone(x, tau, condition, capture=self.layer)
             # stop-gradient: L_SK trains the head and the prototypes only (SGFM, section 3.2)
-            return Outputs(
-                self._cut(out), *self._compare(self.head, self._read(tokens.detach()), u)
-            )
-        return Outputs(self.predict(x, tau, condition), *self._compare(self.head, features, u))
+            prediction, features = self._cut(out), self._read(tokens.detach())
+        else:
+            prediction = self.predict(x, tau, condition)
+        if not last:
+            return Outputs(prediction, None, u, features=features)
+        together = torch.cat((*before, features)) if before else features
+        return Outputs(prediction, *self._compare(self.head, together, u))
 
     @staticmethod
     def _compare(

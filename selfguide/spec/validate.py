@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from selfguide.spec.config import Config, SamplerConfig
+from selfguide.spec.accumulation import node_counts
+from selfguide.spec.config import Config, OnlineGuidance, SamplerConfig
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.config.data import check_data
 from selfguide.spec.config.laws import check, check_read, image_counts
@@ -48,6 +49,7 @@ def validate(config: Config) -> None:
     check_cluster(config.cluster, config.nodes)
     _check_names(config)
     _check_batch(config)
+    _check_min_nodes(config)
     _check_clock(config)
     check_train(config.train)
     check_data(config.data)
@@ -89,6 +91,32 @@ def _check_batch(config: Config) -> None:
             what += f" x train.micro_batch={train.micro_batch} = {unit}"
         raise UserError(
             f"train.batch={train.batch} does not divide by {what}; take train.batch={near}"
+        )
+
+
+def _check_min_nodes(config: Config) -> None:
+    """Fewer nodes than asked for train the same run: the batch divides, and nothing depends on the number of ranks."""
+    least, most, train = config.min_nodes, config.nodes, config.train
+    if least is not None and least > most:
+        raise UserError(f"min_nodes={least} is more than nodes={most}; take {most} or less")
+    if not config.elastic:
+        return
+    works = node_counts(config, least=1)
+    if least not in works:
+        raise UserError(
+            f"min_nodes={least}: train.batch={train.batch} does not divide by {least} nodes x "
+            f"{config.cluster.gpus_per_node} in micro-batches of {config.micro_batch} or a little less; with "
+            f"nodes={most} take min_nodes={' or '.join(map(str, works))}"
+        )
+    if config.cluster.restart != "successor":
+        raise UserError(
+            f"min_nodes={least} with cluster.restart={config.cluster.restart}: it is the run's next job that asks for "
+            f"fewer nodes; take cluster.restart=successor, or min_nodes={most}"
+        )
+    if isinstance(config.guidance, OnlineGuidance) and config.guidance.queue:
+        raise UserError(
+            f"min_nodes={least} with guidance.queue={config.guidance.queue}: each rank has a queue of its own, so "
+            f"Sinkhorn would see other images on fewer nodes; take guidance.queue=0, or min_nodes={most}"
         )
 
 

@@ -18,6 +18,7 @@ from selfguide.distributed import RankInfo, any_rank_error, collectives, join, o
 from selfguide.guidance.build import build_components
 from selfguide.models.execution import configure_execution, tell_of_compiling
 from selfguide.networks.student import Student, build_student
+from selfguide.spec.accumulation import cut_batch
 from selfguide.spec.annotations import check_annotations, check_promises
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config
@@ -28,7 +29,7 @@ from selfguide.spec.run import Lease, RunFolder
 from selfguide.training import checkpoint, probes, resume
 from selfguide.training.components import Components
 from selfguide.training.ema import Averages
-from selfguide.training.engine.build import build_engine, micro_batch
+from selfguide.training.engine.build import build_engine
 from selfguide.training.engine.layout import length
 from selfguide.training.engine.protocol import DTYPES, keep_buffers_fp32
 from selfguide.training.initialise import initialise
@@ -106,7 +107,7 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
     stream = shards.open(
         config.data.roots,
         global_batch=config.train.batch,
-        micro_batch=micro_batch(config, rank_info.world),
+        micro_batch=cut_batch(config, rank_info.world).micro_batch,
         rank=rank_info.rank,
         world=rank_info.world,
         seed=config.seed,

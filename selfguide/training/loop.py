@@ -12,13 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selfguide.data.batch import Batch
+from selfguide.data.batch import Batch, joined
 from selfguide.data.crop_flip import CropFlip, sample_crop_flip
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import Objective, sample_times
 from selfguide.distributed import RankInfo
 from selfguide.guidance.component import Stepped
 from selfguide.randomness import normal, stream_seed
+from selfguide.spec.accumulation import cut_batch
 from selfguide.spec.config import Config
 from selfguide.spec.rank_status import Preempted
 from selfguide.spec.run import Lease
@@ -89,30 +90,43 @@ def advance(job: Training) -> None:
 
 
 def step(job: Training) -> Step:
-    """One optimiser step over the global batch, in as many micro-batches as the engine asks for."""
+    """One optimiser step over the global batch, in as many micro-batches as the engine asks for.
+
+    Of micro-batches that share statistics all conditions are made before the first backward, and the components' losses
+    are of all of them, in the backward of the last one.
+    """
     state, engine, components = job.state, job.state.engine, job.state.components
+    together = cut_batch(job.config, job.rank_info.world).together
     done = None
     while done is None:
-        batch = prepare_batch(job, next(job.stream))
-        inputs = components.inputs(batch, state.teaching)
-        outputs = engine.forward(batch.x, batch.tau, inputs.condition, inputs.features)
-        flow = job.objective.losses(
-            outputs.prediction, batch.x0, batch.eps, batch.tau, outputs.log_variance
-        ).mean()
-        losses = components.losses(outputs, batch, state.teaching)
-        engine.backward(sum(losses.values(), flow))
-        # no rank has done its first step before all have come to this line
-        job.telemetry.status.begun = True
-        done = engine.step(learning_rate(job.config, state.images))
-        job.telemetry.add(loss=flow, **losses)
+        arrays = [next(job.stream) for _ in range(together)]
+        parts = [prepare_batch(job, each) for each in arrays]
+        inputs = [components.inputs(part, state.teaching) for part in parts]
+        read: list[Tensor] = []
+        for at, batch, each in zip(arrays, parts, inputs, strict=True):
+            last = batch is parts[-1]
+            # by the images that it works on: a resumed attempt draws what an uninterrupted one would have
+            torch.manual_seed(stream_seed(job.config.seed, "dropout", int(at["position"][0])))
+            outputs = engine.forward(batch.x, batch.tau, each.condition, each.features, read, last)
+            flow = job.objective.losses(
+                outputs.prediction, batch.x0, batch.eps, batch.tau, outputs.log_variance
+            ).mean()
+            losses = components.losses(outputs, joined(parts), state.teaching) if last else {}
+            # the engine takes the mean over micro-batches, and these losses are of several
+            engine.backward(sum((together * loss for loss in losses.values()), flow))
+            # no rank has done its first step before all have come to this line
+            job.telemetry.status.begun = True
+            done = engine.step(learning_rate(job.config, state.images))
+            job.telemetry.add(loss=flow, **losses)
+            if outputs.features is not None:
+                read.append(outputs.features)
+    assert done is not None
     return done
 
 
 def prepare_batch(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     """A micro-batch on the device: normalised images, and noise that is theirs wherever they are trained."""
     config, device = job.config, job.rank_info.device
-    # dropout draws by the images it works on: a resumed attempt draws what an uninterrupted one would have
-    torch.manual_seed(stream_seed(config.seed, "dropout", int(arrays["position"][0])))
     position = torch.as_tensor(arrays["position"], device=device)
     x0 = job.normaliser.encode(torch.as_tensor(arrays["x"], device=device), config.seed, position)
     x0, crop_flip = crop_and_flip(x0, config, job.normaliser.header, position)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from launcher.board.collect import group_key
+from launcher.board.collect import collect, group_key
+from launcher.board.columns import columns
 from launcher.board.read import read_runs
 from selfguide.spec.records import record_path
 from selfguide.spec.run import write_record
@@ -146,3 +147,16 @@ def test_a_run_that_was_extended_is_in_the_row_of_one_as_long_from_the_start(
     runs, _ = read_runs(tmp_path)
     assert {run.root for run in runs} == {short.root, long.root}
     assert len({group_key(run) for run in runs}) == 1
+
+
+def test_a_runs_gpu_hours_stand_beside_its_score(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run = fakes.finished_run(tmp_path, "digits_dit", seed, 7.0)
+        # what the attempts before took; of this one nothing is known
+        spent = {"world": 2, "time": 0.0, "spent_s": 3600.0 * (1 + seed)}
+        write_record(run.attempt(1) / "submission.json", spent)
+    board = collect(*read_runs(tmp_path))
+    (row,) = board.tables[0].rows
+    # two scores of 41 s each
+    assert row.gpu_hours == pytest.approx(1.5 + 82 / 3600)
+    assert "gpu_hours" in [column.id for column in columns(board.tables[0])]

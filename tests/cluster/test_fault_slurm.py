@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +75,12 @@ def answers(bed: Bed) -> bool:
     return not subprocess.run(command, env=bed.environment, capture_output=True).returncode
 
 
-def test_b5_without_accounting_all_commands_say_what_is(bed: Bed, unharmed: dict[str, Any]) -> None:
+def test_b5_without_accounting_all_commands_say_what_is(
+    bed: Bed, unharmed: dict[str, Any], tmp_path: Path
+) -> None:
+    """Nor are `sacct` and `scontrol` there, on the machine that submits and on the nodes."""
     faults.kill_daemon(bed.cluster, "slurmdbd")
+    whole, bed = bed, without(bed, tmp_path / "bin", "sacct", "scontrol")
     try:
         run = bed.submit("b5")
         told = json.loads(bed.command("launcher.submit", *bed.words("b5"), "--json").stdout)
@@ -86,15 +92,27 @@ def test_b5_without_accounting_all_commands_say_what_is(bed: Bed, unharmed: dict
         assert attempts(view)[0] == "killed" and decide.cause(view.attempts[0]).rank == "1"
         assert shown(bed, run)["state"] == "finished"
         assert bed.command("launcher.logs", str(run.root)).returncode == 0
+        told = json.loads(bed.command("launcher.why", str(run.root), "--json").stdout)
+        assert (told["cause"]["kind"], told["cause"]["rank"]) == ("killed", "1")
         other = bed.submit("b5-cancelled")
         assert bed.command("launcher.cancel", str(other.root)).returncode == 0
         assert shown(bed, other)["state"] == "cancelled" and not bed.jobs(other)
         gone(bed, other)
     finally:
         faults.restart_daemon(bed.cluster, "slurmdbd")
-        until(lambda: accounts(bed), "accounting answers")
+        until(lambda: accounts(whole), "accounting answers")
     # the controller has kept for it what it missed
-    same_end(bed, run, unharmed)
+    same_end(whole, run, unharmed)
+
+
+def without(bed: Bed, folder: Path, *names: str) -> Bed:
+    """A bed on which these programs are not installed."""
+    folder.mkdir()
+    for place in map(Path, os.environ["PATH"].split(os.pathsep)):
+        for program in place.iterdir() if place.is_dir() else ():
+            if program.name not in names and not (folder / program.name).is_symlink():
+                (folder / program.name).symlink_to(program)
+    return replace(bed, reach={**bed.reach, "PATH": str(folder)})
 
 
 def shown(bed: Bed, run: RunFolder) -> dict[str, Any]:

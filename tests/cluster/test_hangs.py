@@ -13,9 +13,10 @@ import pytest
 
 from launcher.attempt.entry import END_S
 from launcher.reconcile import decide
+from launcher.reconcile.view import EvaluationView
 from selfguide.spec.run import RunFolder, read_record
-from tests.cluster.bed import BATCH, Bed, trains, until
-from tests.cluster.test_faults import all_saved, attempts, exits, lost, same_end
+from tests.cluster.bed import BATCH, Bed, attempts, gone, lost, same_end, trains, until
+from tests.cluster.test_faults import all_saved, exits
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
@@ -107,6 +108,10 @@ def test_a7_a_deadlock_on_the_way_out_is_bounded(bed: Bed, unharmed: dict[str, s
     assert (cause.kind, cause.rank, cause.type) == ("memory", "1", "MemoryError")
 
 
+def beats(run: RunFolder) -> list[dict[str, Any]]:
+    return [read_record(run.attempt(1) / f"heartbeat-{rank}.json") or {} for rank in range(2)]
+
+
 def stopped_in(run: RunFolder, began: float) -> float:
     """Seconds until each rank of the first attempt has said that it ends."""
     paths = [run.attempt(1) / f"exit-{rank}.json" for rank in range(2)]
@@ -125,7 +130,7 @@ def test_c7_a_signal_while_a_rank_compiles_ends_it_at_once(
     for rank in range(2):
         bed.inside(rank, code)
     run = bed.submit("c7-compile")
-    until(lambda: bed.view(run).attempts[0].progress.get("section") == "train", "the first step")
+    until(lambda: {each.get("section") for each in beats(run)} == {"train"}, "the first step")
     began = time.time()
     bed.ask("scancel", "--signal=USR2", bed.job(run))
     assert stopped_in(run, began) < HEARD_S
@@ -146,8 +151,10 @@ def test_c7_a_signal_while_ranks_wait_for_data_is_saved_at_once(
     bed.inside(1, code)
 
     def waits() -> bool:
-        beats = [read_record(run.attempt(1) / f"heartbeat-{rank}.json") or {} for rank in range(2)]
-        return all(b["section"] == "data" and b["time"] - b["progressed"] > 12 for b in beats)
+        return all(
+            each["section"] == "data" and each["time"] - each["progressed"] > 12
+            for each in beats(run)
+        )
 
     until(waits, "the ranks have waited for longer than a step may take")
     began = time.time()
@@ -155,6 +162,27 @@ def test_c7_a_signal_while_ranks_wait_for_data_is_saved_at_once(
     assert stopped_in(run, began) < HEARD_S
     same_end(bed, run, unharmed)
     all_saved(run)
+
+
+def test_c7_a_signal_to_an_evaluation_ends_it_at_once_and_it_is_made_again(bed: Bed) -> None:
+    run = bed.submit("c7-evaluation", "evaluation=fd_digits", "evaluation.samples=4000")
+
+    def first() -> EvaluationView | None:
+        return next((each for each in bed.view(run).evaluations if each.attempt == 1), None)
+
+    until(lambda: (at := first()) and (at.folder / "heartbeat-0.json").exists(), "it samples", 120)
+    at = first()
+    assert at is not None and at.job is not None
+    began = time.time()
+    bed.ask("scancel", "--signal=TERM", at.job.record["id"])
+    record = at.folder / "exit-0.json"
+    until(record.exists, "the evaluation ends", 30)
+    ended = json.loads(record.read_text())
+    assert (ended["class"], ended["code"]) == ("preempted", 76)
+    assert float(ended["time"]) - began < HEARD_S
+    view = bed.finishes(run)
+    assert [(each.attempt, each.status) for each in view.records] == [(2, "done")]
+    gone(bed, run)
 
 
 def test_c9_a_second_signal_in_a_save_changes_nothing(bed: Bed, unharmed: dict[str, str]) -> None:

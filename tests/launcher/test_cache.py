@@ -120,12 +120,12 @@ def test_cache_of_other_code_is_not_used(
     tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a").write_text("1")
-    with of_runs(tmp_path) as one:
+    with of_runs(tmp_path, "list") as one:
         assert one.get(str(tmp_path / "a"), lambda path: 1) == 1
-    with of_runs(tmp_path) as same:
+    with of_runs(tmp_path, "list") as same:
         assert same.get(str(tmp_path / "a"), lambda path: 2) == 1
     monkeypatch.setattr(cache, "_version", lambda: "another")
-    with of_runs(tmp_path) as other:
+    with of_runs(tmp_path, "list") as other:
         assert other.get(str(tmp_path / "a"), lambda path: 3) == 3
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,19 @@ import payloads
 import pytest
 from waiting import until
 
-from launcher import backends, cancel, evaluate, folder, follow, logs, resume, submit, usage, watch
+from launcher import (
+    backends,
+    cancel,
+    evaluate,
+    folder,
+    follow,
+    logs,
+    resume,
+    status,
+    submit,
+    usage,
+    watch,
+)  # fmt: skip
 from launcher import runs as runs_command
 from launcher.backends.local import Local
 from launcher.compose import experiments
@@ -59,6 +72,11 @@ def test_runs_lists_state_and_progress(
     )
     assert runs_command.main(["first", "--runs", str(runs)]) == 0
     assert "local" in capsys.readouterr().out
+    beat = {"section": "train", "images": 640, "step_s": 0.2, "progressed": time.time() - 3000}
+    write_record(napping.attempt(1) / "heartbeat-0.json", beat)
+    assert runs_command.main(["--runs", str(runs)]) == 0
+    said = capsys.readouterr().out
+    assert "running, no progress for 5" in said and "0:10" not in said
 
 
 def test_no_runs_says_how_to_start_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +133,95 @@ def test_logs_follow_until_the_job_ends(
     stream.join(timeout=30)
     assert not stream.is_alive()
     assert capsys.readouterr().out.count("a line that came later") == 1
+
+
+def test_logs_of_several_ranks_are_merged_by_time() -> None:
+    texts = {
+        "rank 0": ["2026-01-01 00:00:01 a", "  of a", "2026-01-01 00:00:03 c"],
+        "rank 1": ["before", "2026-01-01 00:00:02 b"],
+    }
+    lines = [line.partition(" | ")[2] for line in logs.merged(texts)]
+    whose = [line.partition(" | ")[0] for line in logs.merged(texts)]
+    assert [line.strip() for line in lines] == [
+        "before",
+        "2026-01-01 00:00:01 a",
+        "of a",
+        "2026-01-01 00:00:02 b",
+        "2026-01-01 00:00:03 c",
+    ]
+    assert whose == ["rank 1", "rank 0", "rank 0", "rank 1", "rank 0"]
+    assert list(logs.merged({"rank 0": ["a"]})) == ["a"]
+
+
+def test_logs_of_an_older_attempt_and_of_all_ranks(
+    napping: RunFolder, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cancel.cancel(napping)
+    submit.submit(submit.resolve([*settings, "name=first"]))
+    second = Attempt(napping.attempt(2))
+    until(lambda: list(second.logs.glob("*_1_log.out")))
+    capsys.readouterr()
+    for number in (1, 2):
+        words = [str(napping.root), "--attempt", str(number), "--rank", "all", "--json"]
+        assert logs.main(words) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert [(row["attempt"], row["of"]) for row in rows] == [
+            (number, "rank 0"),
+            (number, "rank 1"),
+        ]
+    for words in (["--attempt", "3"], ["--rank", "x"], ["-f", "--json"]):
+        with pytest.raises(UserError):
+            logs.main([str(napping.root), *words])
+
+
+def test_logs_follow_into_the_next_attempt(
+    napping: RunFolder,
+    settings: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # as where a job waits behind the first one
+    goes_on = threading.Event()
+    monkeypatch.setattr(logs, "_goes_on", lambda *_: not goes_on.is_set())
+    stream = threading.Thread(target=logs.main, args=([str(napping.root), "-f"],))
+    stream.start()
+    cancel.cancel(napping)
+    submit.submit(submit.resolve([*settings, "name=first"]))
+    second = Attempt(napping.attempt(2))
+    until(lambda: list(second.logs.glob("*_0_log.out")))
+    (log,) = second.logs.glob("*_0_log.out")
+    with log.open("a") as file:
+        file.write("of the second attempt\nand no end")
+    goes_on.set()
+    stream.join(timeout=30)
+    said = capsys.readouterr().out
+    assert not stream.is_alive()
+    assert said.count("of the second attempt") == said.count("and no end") == 1
+
+
+def test_status_tells_everything_about_one_run_and_follows_it(
+    napping: RunFolder, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    advice = {"name": "one_group", "images": 640, "text": "raise guidance.tau"}
+    napping.metrics.mkdir()
+    (napping.metrics / "advice-0001.jsonl").write_text(json.dumps(advice) + "\n")
+    damaged = [{"images": 320}]
+    write_record(napping.attempt(1) / "progress.json", {"images": 640, "damaged": damaged})
+    assert status.main(["first", "--runs", str(runs), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["state"] == "running" and told["damaged_checkpoints"] == 1
+    assert told["advice"] == [{"images": 640, "text": "raise guidance.tau"}]
+    assert runs_command.main(["first", "--runs", str(runs), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == told.keys()
+    with pytest.raises(UserError):
+        status.main(["first", "--runs", str(runs), "--json", "--follow"])
+    codes: list[int] = []
+    words = ["first", "--runs", str(runs), "--follow"]
+    stream = threading.Thread(target=lambda: codes.append(status.main(words)))
+    stream.start()
+    cancel.cancel(napping)
+    stream.join(timeout=30)
+    assert codes == [1] and "raise guidance.tau" in capsys.readouterr().out
 
 
 def test_cancel_says_what_it_ended(
@@ -201,7 +308,11 @@ def test_help_lists_every_experiment_with_its_line_and_an_example_each(
 
 
 @pytest.mark.parametrize(
-    "main", [runs_command.main, logs.main, cancel.main, resume.main, evaluate.main]
+    "main",
+    [
+        *(runs_command.main, logs.main, cancel.main, resume.main, evaluate.main),
+        *(status.main, watch.main),
+    ],
 )
 def test_every_command_has_help(
     main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]

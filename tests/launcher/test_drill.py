@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from launcher.drill import __main__ as command
 from launcher.drill import storm
 from launcher.drill.cells import CELLS
 from launcher.drill.storm import Event
+from launcher.reconcile.attempts import Cause
 from shards.errors import UserError
 
 
@@ -23,6 +25,23 @@ def test_draw_of_a_seed_is_the_same_each_time_and_within_its_bounds() -> None:
     nodes = sum(fault.cell == "B1" for fault in plan)
     assert nodes < 500 / len(cells)
     assert storm.steps_of(plan) * storm.STEP_S >= sum(fault.after_s for fault in plan)
+
+
+def test_faults_that_why_names_otherwise_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        1: Cause(kind="killed", rank="1"),
+        2: Cause(kind="killed", rank="0"),
+        3: Cause(kind="node", rank="1"),
+        4: Cause(kind="preempted", rank="0"),
+    }
+    monkeypatch.setattr(storm, "verdict", lambda view, attempt: said.get(attempt))
+    cells = ("A1", "A1", "A1", "C1", "A1")
+    met = [
+        Event(time=0.0, kind="fault", attempt=number, images=0, cell=cell, rank=1)
+        for number, cell in enumerate(cells, 1)
+    ]
+    view: Any = None
+    assert [each.split(": ")[0][-1] for each in storm.misnamed(view, met)] == ["2", "3", "5"]
 
 
 @pytest.mark.parametrize(("recovery_s", "expected"), [(3.0, 0.884), (10.0, 0.801)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ LINES = {
     "srun: error: n1: task 1: Aborted": {"signals": {"1": 6}},
     "srun: error: n1: task 1: Bus error (core dumped)": {"signals": {"1": 7}},
     "srun: error: n1: task 1: Exited with exit code 7": {"codes": {"1": 7}, "first": "1"},
+    # by a container between
+    "srun: error: n1: task 1: Exited with exit code 137": {"signals": {"1": 9}, "codes": {}},
+    "srun: error: n1: task 1: Exited with exit code 139": {"signals": {"1": 11}, "codes": {}},
+    "srun: error: n1: task 1: Exited with exit code 255": {"signals": {}, "codes": {"1": 255}},
     "srun: error: n1: task 1: Out Of Memory": {"signals": {"1": 9}, "log_state": "OUT_OF_MEMORY"},
     "srun: error: Node failure on n3": {"lost_nodes": ["n3"], "log_state": "NODE_FAIL"},
     f"{STEP} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***": {"log_state": "NODE_FAIL"},
@@ -28,6 +33,7 @@ LINES = {
     f"{JOB} DUE TO TIME LIMIT ***": {"log_state": "TIMEOUT"},
     f"{JOB} DUE TO PREEMPTION ***": {"log_state": "PREEMPTED"},
     f"{JOB} ***": {"log_state": "CANCELLED"},
+    f"{JOB} DUE to SIGNAL Terminated ***": {"log_state": "CANCELLED"},
     "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=12.0. Some of your processes may have been killed by "
     "the cgroup out-of-memory handler.": {"log_state": "OUT_OF_MEMORY"},
     "slurmstepd: error: Detected 2 oom_kill events in StepId=12.0. Some of the step tasks have been OOM Killed.": {
@@ -56,6 +62,8 @@ def test_line_of_slurm_in_a_log_tells_how_the_job_ended(line: str) -> None:
     [
         # what srun does to the others when a rank failed
         f"{STEP} ***",
+        f"{STEP} DUE to SIGNAL Killed ***",
+        f"{JOB} DUE TO JOB REQUEUE ***",
         "srun: Job step aborted: Waiting up to 32 seconds for job step to finish.",
         "ValueError: srun: error: n1: task 1: Killed",
         "srun: error: n1: task ,: Killed",
@@ -121,6 +129,15 @@ def test_squeue_that_knows_the_job_is_asked_alone(tmp_path: Path, asked: Path) -
     assert ending(tmp_path) == {"state": "TIMEOUT", **TIMES}
 
 
+@pytest.mark.parametrize("word", ["RUNNING", "PENDING", "REQUEUED"])
+def test_job_that_was_started_once_more_says_nothing_of_its_end_before(
+    tmp_path: Path, asked: Path, word: str
+) -> None:
+    says(asked, "squeue", f"12|{word} 2026-11-28T15:04:40 5:00 None|sg-a-train|/a run")
+    says(asked, "sacct", f"12|sg-a-train|{word}|Unknown|00:05:00")
+    assert ending(tmp_path) == {}
+
+
 def test_scontrol_stands_in_for_a_missing_squeue(tmp_path: Path, asked: Path) -> None:
     line = "JobId=12 JobName=sg-a-train JobState=NODE_FAIL Reason=NodeDown TimeLimit=00:05:00 "
     line += "EndTime=2026-11-28T15:04:40 Comment=/a run StdErr=/x"
@@ -128,6 +145,35 @@ def test_scontrol_stands_in_for_a_missing_squeue(tmp_path: Path, asked: Path) ->
     assert ending(tmp_path) == {"state": "NODE_FAIL", **TIMES}
     says(asked, "scontrol", line.replace("/a run", "/another"))
     assert ending(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [("PENDING", "queued"), ("RUNNING", "running"), ("COMPLETING", "running"), ("FAILED", "gone")],
+)
+def test_state_of_a_job_is_known_without_squeue(asked: Path, word: str, state: str) -> None:
+    line = f"JobId=14 ArrayJobId=12 ArrayTaskId=3 JobName=x JobState={word} Reason=None "
+    says(asked, "scontrol", f"{line}TimeLimit=00:05:00 EndTime=Unknown Comment=/a")
+    record = {"kind": "slurm", "id": "12_3", "comment": "/a", "conf": None}
+    assert backends.states([record]) == [state]
+    says(asked, "scontrol", f"{line}TimeLimit=1 EndTime=Unknown Comment=/a".replace("=3", "=1-4%2"))
+    assert backends.states([record]) == [state]
+
+
+def test_jobs_of_another_users_run_are_asked_for_by_his_number(
+    tmp_path: Path, asked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(asked, "squeue", "")
+    (asked / "squeue").write_text(
+        f'#!{asked}/sh\necho "$@" >> {tmp_path}/said\necho "14|RUNNING|x|{tmp_path}"\n'
+    )
+    mine = {"kind": "slurm", "id": "14", "comment": str(tmp_path), "conf": None}
+    assert backends.states([mine]) == ["running"]
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    assert backends.states([mine]) == ["running"]
+    said = (tmp_path / "said").read_text().splitlines()
+    assert [line.split()[0] for line in said] == ["--me", f"--user={owner},{owner + 1}"]
 
 
 def test_sacct_is_asked_about_a_job_that_the_controller_has_forgotten(

@@ -106,6 +106,17 @@ def test_forecast_without_failures_counts_whole_jobs() -> None:
 def test_forecast_is_infinite_where_failures_come_faster_than_saves() -> None:
     found = forecast(replace(PLAIN, failures_per_s=1.0, interval_s=1e4))
     assert found.wall_s == math.inf and found.effective == 0
+    short = replace(PLAIN, limit_s=PLAIN.start_s)
+    assert forecast(short).wall_s == given(short, []) == math.inf
+    assert forecast(replace(PLAIN, preemptions_per_s=1.0)).wall_s == math.inf
+
+
+def test_forecast_of_a_very_long_run_has_limits_at_their_mean_rate() -> None:
+    costs = replace(PLAIN, limit_s=1000.0, work_s=1e7)
+    assert forecast(costs).jobs == pytest.approx(1e7 * (605 / 600) / 970, rel=2e-3)
+    faulty = replace(costs, failures_per_s=1e-4)
+    found = forecast(faulty)
+    assert found.limits == pytest.approx(found.allocated_s * 1e-4 / math.expm1(1e-4 * 1005))
 
 
 @pytest.mark.parametrize("save_s", [0.2, 5.0, 60.0])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from launcher.attempt.hang import BEATS, STEPS, Limits, Seen, judge
 
-LIMITS = Limits(step=60, start=1800, data=900, save=600)
+LIMITS = Limits(step=60, start=1800, data=900, save=600, evaluation=700)
 SILENT_S = BEATS * LIMITS.beat_s + 1
 
 
@@ -62,9 +62,17 @@ def test_a_rank_that_never_spoke_is_blamed_after_the_limit_of_a_start() -> None:
     assert verdict is not None and verdict.rank == 2
 
 
+def test_a_rank_that_has_not_come_to_join_the_others_is_blamed() -> None:
+    early = [waits(r, section="joining", collectives=None, quiet_s=1801.0) for r in range(3)]
+    early[1] = replace(early[1], section="loading", quiet_s=1801.0)
+    verdict = judge(early, LIMITS)
+    assert verdict is not None and (verdict.rank, verdict.section) == (1, "loading")
+
+
 @pytest.mark.parametrize(
     ("section", "step_s", "limit"),
     [
+        ("loading", 0.0, LIMITS.start),
         ("joining", 0.0, LIMITS.start),
         ("starting", 0.0, LIMITS.start),
         # the first step compiles
@@ -74,6 +82,7 @@ def test_a_rank_that_never_spoke_is_blamed_after_the_limit_of_a_start() -> None:
         ("data", 0.2, LIMITS.data),
         ("snapshot", 0.2, LIMITS.save),
         ("checkpoint", 0.2, LIMITS.save),
+        ("evaluate", 0.0, LIMITS.evaluation),
     ],
 )
 def test_each_section_has_its_limit_whatever_the_others_do(

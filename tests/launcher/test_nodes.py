@@ -133,6 +133,18 @@ def test_evidence_is_written_once_whoever_decides(
     assert len(nodes.read_all(runs)) == 1
 
 
+def test_evidence_that_cannot_be_written_stops_no_run(
+    slurm: Path, settings: list[str], runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    run = sent(settings)
+    killed(run, "n2")
+    monkeypatch.setattr(nodes, "write_record", refuse)
+    assert launch.go_on(run) is not None and nodes.read_all(runs) == []
+
+
 def rows(capsys: pytest.CaptureFixture[str], runs: Path, *words: str) -> dict[str, dict]:
     assert command.main(["--runs", str(runs), "--json", *words]) == 0
     return {row["node"]: row for row in json.loads(capsys.readouterr().out)}

@@ -37,6 +37,18 @@ ENDED = {"code": 143, "class": "signal", "message": "ended by SIGTERM", "images"
 PEER = {"code": 1, "class": "error", "message": "RuntimeError: gloo", "peer_gone": True}
 FELL = {"code": 1, "class": "error", "message": "ValueError: no such layer", "images": 640}
 FELL |= {"type": "ValueError", "section": "train", "traceback": TRACEBACK}
+REFUSED = {
+    "code": 88,
+    "class": "node",
+    "node": "n2",
+    "message": "NodeRefused: n2 fails the check 'gemm'",
+}
+HUNG = {
+    "code": 85,
+    "class": "hang",
+    "message": "no progress for 73 s in section data",
+    "section": "data",
+}
 FENCED = {"code": 1, "class": "fenced", "message": "Fenced: overtaken", "images": 640}
 
 
@@ -103,6 +115,11 @@ CAUSES: list[tuple[AttemptView, str, str | None, str | None]] = [
                 | {"log_state": "NODE_FAIL"}),
         "node", "2", "n2",
     ),
+    # they have saved before Slurm ended them
+    (
+        attempt(exits=all_of(SAVED), ending={"state": "NODE_FAIL", "lost_nodes": ["n2"]}),
+        "node", "2", "n2",
+    ),
     (attempt(exits=all_of(SAVED), ending={"state": "PREEMPTED"}), "preempted", None, None),
     (attempt(exits=all_of(SAVED), ending={"log_state": "TIMEOUT"}), "limit", None, None),
     (attempt(exits=all_of(SAVED), limit_s=60.0), "limit", "0", "n1"),
@@ -117,6 +134,9 @@ CAUSES: list[tuple[AttemptView, str, str | None, str | None]] = [
     ),
     (attempt(exits=dict.fromkeys("013", ENDED)), "killed", "2", "n2"),
     (attempt(exits=all_of(FENCED)), "lost", "0", "n1"),
+    # all ranks say which node failed a check
+    (attempt(exits=all_of(REFUSED)), "node", "2", "n2"),
+    (attempt(exits={**all_of(ENDED), "3": HUNG}), "hang", "3", "n2"),
 ]  # fmt: skip
 
 
@@ -198,6 +218,22 @@ def test_what_no_scheduler_says_is_called_unknown() -> None:
     assert told(view(replace(at, job=replace(at.job, ending={"state": "FAILED"}))), "unknown") == []
     end = conclude(view(attempt(state="unknown")), None)
     assert "unknown" in end.followed and end.command == f"python -m launcher.why {RUN.root}"
+
+
+def test_attempt_that_another_has_followed_is_explained_whoever_answers_for_its_job() -> None:
+    first = attempt(1, dict.fromkeys("013", ENDED), state="unknown", ending={"signals": {"2": 9}})
+    run = view(first, attempt(2, state="unknown"))
+    found = verdict(run)
+    assert found is not None and (found.kind, found.rank, found.attempt) == ("killed", "2", 1)
+    assert [each.attempt for each in told(run, "unknown") if "no answer" in each.text] == [2]
+
+
+def test_attempt_that_does_not_move_is_told_so() -> None:
+    beats = {
+        "0": {"section": "data", "images": 512, "progressed": 800.0, "step_s": 1.0, "time": 990.0}
+    }
+    (now,) = told(view(attempt(state="running", heartbeats=beats)), "now")
+    assert "512 of 1,280" in now.text and "no progress for 3:20" in now.text
 
 
 def test_silent_rank_is_last_seen_where_its_heartbeat_says() -> None:

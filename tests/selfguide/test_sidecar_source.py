@@ -35,6 +35,7 @@ from selfguide.spec.annotations import check_annotations, promises
 from selfguide.spec.averages import AverageSpec
 from selfguide.spec.config import Config, LabelGuidance, SidecarGuidance
 from selfguide.spec.identity import identity
+from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.records import Protocol, label_policy
 from selfguide.spec.run import Lease, RunFolder, write_record
 from selfguide.spec.sizes import architecture, footprint
@@ -445,7 +446,7 @@ def test_the_oracle_of_dense_features_trains_and_is_drawn_from(
         evaluation=replace(made.config.evaluation, protocol="fd_digits", samples=64, batch=64),
     )
     protocol = Protocol.of(config, {"data": made.data, "guidance": made.guidance})
-    scores, _, pixels = evaluation.fd_digits(made, config, protocol)
+    scores, _, pixels = evaluation.fd_digits(made, config, protocol, RankStatus())
     assert protocol.labels == "training rows" and len(pixels) == 64
     assert np.isfinite(scores["fd_digits"])
 
@@ -466,7 +467,7 @@ def test_a_sidecar_that_saw_labels_makes_a_run_that_did(
             evaluation=replace(made.config.evaluation, **settings),
         )
         protocol = Protocol.of(config, {"data": made.data, "guidance": made.guidance})
-        _, _, pixels = evaluation.fd_digits(made, config, protocol)
+        _, _, pixels = evaluation.fd_digits(made, config, protocol, RankStatus())
         assert protocol.labels == words
         keys.add(protocol.key)
         drawn.append(pixels)

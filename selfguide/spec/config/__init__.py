@@ -51,6 +51,8 @@ class Config:
     cluster: ClusterConfig
     init: InitConfig = field(default_factory=InitConfig)
     nodes: Annotated[int, AtLeast(1)] = 1
+    # fewest nodes on which the run may go on where no more are to be had; None is `nodes`
+    min_nodes: Annotated[int | None, AtLeast(1)] = None
     seed: Annotated[int, AtLeast(0)] = 0
     name: str | None = None
     runs: str = "runs"
@@ -60,6 +62,11 @@ class Config:
     @property
     def ranks(self) -> int:
         return self.nodes * self.cluster.gpus_per_node
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the run may also train on fewer nodes."""
+        return self.min_nodes is not None and self.min_nodes < self.nodes
 
     @property
     def micro_batch(self) -> int:

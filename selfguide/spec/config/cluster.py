@@ -103,6 +103,8 @@ class ClusterConfig:
     hang_data_s: Annotated[float, Positive()] = 1800.0
     # writing a snapshot or a checkpoint
     hang_save_s: Annotated[float, Positive()] = 1800.0
+    # an evaluation that makes no samples
+    hang_evaluation_s: Annotated[float, Positive()] = 1800.0
     mem_gb: Annotated[float | None, Positive()] = None
     # environment modules that jobs load first
     modules: tuple[str, ...] = ()
@@ -117,6 +119,10 @@ class ClusterConfig:
     # Slurm: what goes on with a run by itself when its job ends early. successor: a second job, which waits behind it;
     # requeue: the same job once more, which Slurm holds for two minutes; none: nothing does
     restart: Literal["successor", "requeue", "none"] = "successor"
+    # seconds that a run with min_nodes waits for all of its nodes before it goes on with fewer, and for which it trains
+    # on these before it stops to go on with more
+    fewer_nodes_after_s: Annotated[int, AtLeast(1)] = 60
+    more_nodes_after_s: Annotated[int, AtLeast(1)] = 1800
     # any other long options of sbatch, for all jobs: {licenses: "scratch:1", mail-user: me@here, spread-job: true}
     sbatch: dict[str, str] = field(default_factory=dict)
     # a folder that each node has for itself, for temporary files: TMPDIR; the job's variables may stand in it

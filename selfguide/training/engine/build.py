@@ -10,20 +10,12 @@ from torch import Tensor
 from selfguide.distributed import RankInfo
 from selfguide.models.execution import configure_execution
 from selfguide.networks.student import Student
+from selfguide.spec.accumulation import cut_batch
 from selfguide.spec.config import Config
 from selfguide.training.engine.deepspeed import DeepSpeedEngine
 from selfguide.training.engine.layout import Layout
 from selfguide.training.engine.protocol import DTYPES, Engine
 from selfguide.training.engine.torch import TorchEngine
-
-
-def accumulation(config: Config, world: int) -> int:
-    """Micro-batches per step and rank."""
-    return config.train.batch // (world * micro_batch(config, world))
-
-
-def micro_batch(config: Config, world: int) -> int:
-    return config.train.micro_batch or config.train.batch // world
 
 
 def build_engine(
@@ -67,16 +59,18 @@ def _restore(engine: Engine, exact: dict[str, Tensor]) -> None:
 
 
 def _engine(config: Config, student: Student, layout: Layout, rank_info: RankInfo) -> Engine:
-    micro, accumulate = micro_batch(config, rank_info.world), accumulation(config, rank_info.world)
+    cut = cut_batch(config, rank_info.world)
     if config.engine.backend == "torch":
         dtype = DTYPES[config.engine.dtype]
-        return TorchEngine(student, layout, config.train, dtype=dtype, accumulation=accumulate)
+        return TorchEngine(
+            student, layout, config.train, dtype=dtype, accumulation=cut.accumulation
+        )
     return DeepSpeedEngine(
         student,
         layout,
         config.train,
         config.engine,
         rank_info,
-        micro_batch=micro,
-        accumulation=accumulate,
+        micro_batch=cut.micro_batch,
+        accumulation=cut.accumulation,
     )

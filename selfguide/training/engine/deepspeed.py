@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -124,9 +125,15 @@ class DeepSpeedEngine(Engine):
         return int(self.engine.zero_optimization_stage())
 
     def forward(
-        self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None
+        self,
+        x: Tensor,
+        tau: Tensor,
+        condition: Condition,
+        features: Tensor | None,
+        before: Sequence[Tensor] = (),
+        last: bool = True,
     ) -> Outputs:
-        return self.engine(x, tau, condition, features)
+        return self.engine(x, tau, condition, features, before, last)
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)

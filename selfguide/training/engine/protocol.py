@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,8 +39,15 @@ class Engine(ParameterSpace):
 
     @abstractmethod
     def forward(
-        self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None
-    ) -> Outputs: ...
+        self,
+        x: Tensor,
+        tau: Tensor,
+        condition: Condition,
+        features: Tensor | None,
+        before: Sequence[Tensor] = (),
+        last: bool = True,
+    ) -> Outputs:
+        """`Student.forward`."""
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:

@@ -6,6 +6,8 @@ what ZeRO is compared with, bit for bit and in time. A step reads nothing on the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -55,9 +57,15 @@ class TorchEngine(Engine):
         self._clip, self._accumulation, self._micro = train.clip, accumulation, 0
 
     def forward(
-        self, x: Tensor, tau: Tensor, condition: Condition, features: Tensor | None
+        self,
+        x: Tensor,
+        tau: Tensor,
+        condition: Condition,
+        features: Tensor | None,
+        before: Sequence[Tensor] = (),
+        last: bool = True,
     ) -> Outputs:
-        return self.module(x, tau, condition, features)
+        return self.module(x, tau, condition, features, before, last)
 
     def backward(self, loss: Tensor) -> None:
         (loss / self._accumulation).backward()
