@@ -315,7 +315,7 @@ def _seconds(value: float) -> str:
 
 def _mean_time(rate: float) -> str:
     """Between two faults."""
-    return f"each {1 / rate / 3600:,.1f} h" if rate else "none"
+    return f"each {minutes(1 / rate)}" if rate else "none"
 
 
 _SHOWN = (

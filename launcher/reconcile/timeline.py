@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.reconcile.attempts import (
-    ASKED,
     Cause,
     attempt_state,
     cause,
@@ -21,7 +20,7 @@ from launcher.reconcile.attempts import (
 )
 from launcher.reconcile.hours import hours
 from launcher.reconcile.restart import ended, next_attempt
-from launcher.reconcile.state import counted, state
+from launcher.reconcile.state import Word, counted, state
 from launcher.reconcile.view import AttemptView, JobState, RunView
 
 # of the traceback of the rank that failed: as much as one reads at a glance
@@ -31,6 +30,19 @@ _CODE = re.compile(r'"[^"]*/attempts/\d+/code/')
 
 # kinds of causes that may well come again while nobody does anything
 _TO_MEND = ("user", "stop", "memory", "storage", "numeric", "error")
+# of which a traceback says more than the message
+_RAISED = ("error", "stop", "memory", "storage", "numeric")
+
+
+_NOW: dict[Word, str] = {
+    "new": "the run has no attempt yet",
+    "queued": "the run waits for its turn",
+    "running": "the run works",
+    "evaluating": "the run waits for its scores",
+    "finished": "the run has finished",
+    "failed": "the run has stopped",
+    "cancelled": "the run is cancelled",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,17 +122,17 @@ def conclude(view: RunView, found: Cause | None) -> Conclusion:
     )
 
 
-def _followed(view: RunView, found: Cause | None, word: str) -> str:
+def _followed(view: RunView, found: Cause | None, word: Word) -> str:
     """What followed by itself, or follows."""
-    if not view.attempts:
-        return "it has no attempt yet"
-    newest = view.attempts[-1]
     if found is None:
-        return f"the run is {word}"
+        return _NOW[word]
+    newest = view.attempts[-1]
     if found.attempt < newest.number:
         after = next(at for at in view.attempts if at.number == found.attempt + 1)
         begun = "somebody submitted" if after.by_hand else "by itself followed"
-        return f"{begun} attempt {after.number}{_from(view, after, _replayed(view))}, and the run is {word}"
+        return (
+            f"{begun} attempt {after.number}{_from(view, after, _replayed(view))}, and {_NOW[word]}"
+        )
     following = next_attempt(view)
     if following.action == "stop":
         return f"nothing follows by itself: {following.reason}"
@@ -201,7 +213,7 @@ def _end(view: RunView, at: AttemptView) -> Iterator[Event]:
     # a rank that lost its peer may have said so a moment earlier
     when = min(first, _time(blamed)) if blamed else first
     if found is not None:
-        failed = blamed if blamed and found.kind not in ASKED else {}
+        failed = blamed if blamed and found.kind in _RAISED else {}
         frames = () if failed.get("peer_gone") else last_frames(str(failed.get("traceback", "")))
         # where the code lies says nothing
         frames = tuple(_CODE.sub('"', line) for line in frames)
@@ -282,7 +294,8 @@ def _damaged(each: Mapping[str, Any]) -> str:
         f"{flaw.get('file')}{'' if flaw.get('rank') is None else ' of rank ' + str(flaw['rank'])} {flaw.get('reason')}"
         for flaw in each.get("flaws", ())
     )
-    kept = f", set aside as {each['kept']}" if each.get("kept") else ""
+    place = "/".join(str(each.get("kept") or "").split("/")[-3:])
+    kept = f", set aside as {place}" if place else ""
     return f"the checkpoint at {int(each['images']):,} images is damaged ({flaws}){kept}"
 
 

@@ -216,22 +216,27 @@ def read(run: RunFolder, *, patience_s: float | None = None, evidence: bool = Fa
 
 
 def read_many(
-    runs: Sequence[RunFolder], *, configs: bool | None = None, history: bool = False
+    runs: Sequence[RunFolder],
+    *,
+    configs: bool | None = None,
+    history: bool = False,
+    patience_s: float | None = LOOK_S,
 ) -> tuple[list[RunView], list[str]]:
     """Returns a view of each run that can be read, and a sentence for each that cannot.
 
-    However many the runs, every Slurm is asked once and the process table of this machine read once, within `LOOK_S`.
+    However many the runs, every Slurm is asked once and the process table of this machine read once.
     Files that are written once are parsed once (`cache`), and p(k) is left out of the manifests of snapshots.
 
     Args:
         configs: reads the config of every run, or of none; None of the finished ones.
         history: reads all attempts and evaluation jobs, not only what the state of a run needs.
+        patience_s: with schedulers that do not answer, as of `read`.
     """
     if not runs:
         return [], []
     what = f"{'history' if history else 'list'}{'-configs' if configs else ''}"
     with cache.of_runs(runs[0].root.parent.parent, what) as kept:
-        views, problems = _read(runs, kept, history=history, configs=configs, patience_s=LOOK_S)
+        views, problems = _read(runs, kept, history=history, configs=configs, patience_s=patience_s)
     return [view for view in views if view is not None], problems
 
 

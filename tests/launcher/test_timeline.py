@@ -115,6 +115,11 @@ CAUSES: list[tuple[AttemptView, str, str | None, str | None]] = [
                 | {"log_state": "NODE_FAIL"}),
         "node", "2", "n2",
     ),
+    # they have saved before Slurm ended them
+    (
+        attempt(exits=all_of(SAVED), ending={"state": "NODE_FAIL", "lost_nodes": ["n2"]}),
+        "node", "2", "n2",
+    ),
     (attempt(exits=all_of(SAVED), ending={"state": "PREEMPTED"}), "preempted", None, None),
     (attempt(exits=all_of(SAVED), ending={"log_state": "TIMEOUT"}), "limit", None, None),
     (attempt(exits=all_of(SAVED), limit_s=60.0), "limit", "0", "n1"),
