@@ -118,7 +118,7 @@ def test_profile_prepares_every_job_of_a_run(
             jobs.replace(made, argument=str(folder), function=payloads.look_around)
         )
         known = job(record["id"])
-        assert (known["Partition"], known["Reservation"]) == ("debug", "(null)")
+        assert known["Partition"] == "debug" and "Reservation" not in known
         small[name] = record, folder
     until(lambda: all(backends.state(record) == "gone" for record, _ in small.values()))
     (trained,) = places(at.root, 1)
