@@ -95,12 +95,12 @@ def _table(found: Sequence[Summary], sweeps: Sequence[str | None]) -> None:
 
 
 def _cells(each: Summary, sweep: str | None) -> dict[str, str]:
-    # what a finished run lacks belongs to its state
-    lacks = each.state == "finished" and each.message
+    # what a finished run lacks, and for how long a running one has not moved, belongs to its state
+    more = each.state in ("finished", "running") and each.message
     return {
         "run": each.id,
         "experiment": each.experiment,
-        "state": f"{each.state}, {each.message}" if lacks else each.state,
+        "state": f"{each.state}, {each.message}" if more else each.state,
         "images": f"{each.images:,} / {each.of:,}",
         "images/s": f"{each.images_per_s:,.0f}" if each.images_per_s else "",
         "ETA": minutes(each.eta_s) if each.eta_s is not None else "",
