@@ -104,10 +104,12 @@ def _cells(each: Summary, sweep: str | None) -> dict[str, str]:
         "images": f"{each.images:,} / {each.of:,}",
         "images/s": f"{each.images_per_s:,.0f}" if each.images_per_s else "",
         "ETA": minutes(each.eta_s) if each.eta_s is not None else "",
-        "GPU-hours": f"{each.gpu_hours:,.1f}" if each.gpu_hours is not None else "",
+        "GPU-hours": f"{each.gpu_hours:,.{2 if each.gpu_hours < 10 else 0}f}"
+        if each.gpu_hours
+        else "",
         "best score": _score(each),
         "attempts": str(each.attempts),
-        "job": each.job or "",
+        "job": f"{each.job or ''}{f', {each.nodes} nodes' if each.nodes else ''}",
         "nodes": each.nodes or "",
         "sweep": sweep or "",
     }
