@@ -28,7 +28,7 @@ _COLOURS = {
 _COLUMNS = {
     **dict.fromkeys(("run", "experiment", "state"), "<"),
     **dict.fromkeys(("images", "images/s", "ETA", "GPU-hours", "best score", "attempts"), ">"),
-    **dict.fromkeys(("job", "sweep"), "<"),
+    **dict.fromkeys(("job", "nodes", "sweep"), "<"),
 }
 
 
@@ -107,7 +107,8 @@ def _cells(each: Summary, sweep: str | None) -> dict[str, str]:
         "GPU-hours": f"{each.gpu_hours:,.1f}" if each.gpu_hours is not None else "",
         "best score": _score(each),
         "attempts": str(each.attempts),
-        "job": f"{each.job or ''}{f', {each.nodes} nodes' if each.nodes else ''}",
+        "job": each.job or "",
+        "nodes": each.nodes or "",
         "sweep": sweep or "",
     }
 

@@ -30,6 +30,7 @@ _WORDS = {
     "NODE_FAIL": r"DUE TO NODE FAILURE|^srun: error: Node failure on ",
     "PREEMPTED": r"DUE TO PREEMPTION",
     "TIMEOUT": r"DUE TO TIME LIMIT",
+    "REQUEUED": r"DUE TO JOB REQUEUE",
     "OUT_OF_MEMORY": r"oom[-_]kill event|xceeded (?:job |step )?memory limit|tasks? [\d,-]+: Out Of Memory"
     r"|Out of memory: Killed process|[Mm]emory cgroup out of memory",
     "CANCELLED": r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ (?:DUE to SIGNAL [\w ]+ )?\*\*\*",
