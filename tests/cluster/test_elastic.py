@@ -10,7 +10,7 @@ import pytest
 
 from launcher.reconcile import decide
 from selfguide.spec.run import RunFolder
-from tests.cluster.bed import BATCH, STEPS, Bed, gone, trains, until
+from tests.cluster.bed import BATCH, DIGITS, STEPS, Bed, adds_up, attempts, gone, read_whole, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
@@ -71,18 +71,17 @@ def test_f6_a_run_goes_from_four_nodes_to_two_and_back(bed: Bed, tmp_path: Path)
 
     noted(bed, tmp_path / "f6")
     run = bed.submit("f6", *ELASTIC)
-    trains(bed, run, images=8 * BATCH)
-    lost = ",".join(bed.cluster.nodes[2:])
+    bed.trains(run, 1, 8 * BATCH)
+    lost = ",".join(bed.nodes(run)[2:])
     try:
         bed.ask("scontrol", "update", f"NodeName={lost}", "State=DRAIN", "Reason=f6")
         # the boundary, as a time limit would make it
         bed.ask("scancel", "--signal=USR2", bed.job(run))
-        trains(bed, run, attempt=2, images=30 * BATCH)
-        at = bed.view(run).newest
-        assert at is not None and (at.node_count, at.full_node_count, at.world) == (2, 4, 2)
-        assert decide.summary(bed.view(run)).nodes == "2 of 4"
-        told = bed.command("launcher.runs", "f6", f"--runs={bed.runs}").stdout
-        assert "2 of 4" in told
+        bed.trains(run, 2, 30 * BATCH, 180)
+        view = bed.view(run)
+        assert view.tries == 2 and view.newest is not None
+        assert (view.newest.node_count, view.newest.world) == (2, 2)
+        assert decide.summary(view).nodes == "2 of 4"
     finally:
         bed.ask("scontrol", "update", f"NodeName={lost}", "State=RESUME")
     until(lambda: run.attempt_numbers()[-1] == 3, "the run takes its nodes back")
@@ -90,10 +89,12 @@ def test_f6_a_run_goes_from_four_nodes_to_two_and_back(bed: Bed, tmp_path: Path)
     gone(bed, run)
 
     assert [at.node_count for at in view.attempts] == [4, 2, 4]
-    assert [decide.cause(at).kind for at in view.attempts] == ["preempted", "preempted", "ok"]
+    assert attempts(view) == ["preempted", "preempted", "ok"]
     # the same images in the same steps, each once: no step was lost
     assert seen(tmp_path / "f6") == seen(tmp_path / "whole")
+    assert read_whole(run) == set(range(STEPS * BATCH // DIGITS))
     for name, tolerance in (("loss", 1e-3), ("guidance_loss", 1e-2)):
         found, expected = curve(run, name), curve(whole, name)
         assert found.keys() == expected.keys() and len(found) == STEPS
         assert found == pytest.approx(expected, rel=tolerance), name
+    adds_up(bed, run)
