@@ -20,6 +20,8 @@ _TASKS = re.compile(r"^srun: error: (\S+): tasks? (\d+[\d,-]*): (.+)$", re.MULTI
 _RANKS = re.compile(r"(\d+)(?:-(\d+))?")
 _CODE = re.compile(r"Exited with exit code (\d+)")
 _LOST = re.compile(r"^srun: error: Node failure on (\S+)", re.MULTILINE)
+# of the step's nodes, counted from 0
+_NO_STEP = re.compile(r"^srun: error: Aborting, .*missing step on node (\d+)", re.MULTILINE)
 # what a person wants to read of it: errors, and steps and jobs that were ended; and the kernel's, where it is there
 _SAID = re.compile(
     r"^(?:(?:srun|slurmstepd)[\w-]*: error: .+|.*\b[Oo]ut of memory: Killed process .+)$",
@@ -83,6 +85,8 @@ def said_in(log: str) -> Ending:
         found = {"signals": signals, "codes": codes, "nodes": nodes, "first": failed[0]}
     if lost := list(dict.fromkeys(_LOST.findall(log))):
         found["lost_nodes"] = lost
+    if steps := [int(each) for each in _NO_STEP.findall(log)]:
+        found["lost_steps"] = steps
     said = "\n".join(dict.fromkeys(line[:_LONGEST] for line in _SAID.findall(log)))
     if word := next((word for word, text in _FIRST_WORD if text.search(said)), None):
         found["log_state"] = word

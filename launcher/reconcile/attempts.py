@@ -156,6 +156,15 @@ def _cause(at: AttemptView) -> Cause:
     own = [each for each in failed if each[1]["class"] in _OWN or each[1]["code"] == STOP]
     if own:
         return _failed(*own[0])
+    if at.ending.get("lost_steps") and at.ending.get("state") != "NODE_FAIL":
+        nodes = list(
+            dict.fromkeys(node_of(at, r) for r in sorted(at.starts - {"unknown"}, key=int))
+        )
+        lost = [nodes[each] for each in at.ending["lost_steps"] if each < len(nodes)]
+        ranks = [r for r in sorted(at.starts - {"unknown"}, key=int) if node_of(at, r) in lost]
+        if ranks:
+            message = f"{named(ranks)} on {lost[0]} lost Slurm's daemon that had started them (slurmstepd)"
+            return Cause(kind="killed", message=message, rank=ranks[0], **_place(at))
     for name in ("state", "log_state"):
         if kind := _WORDS.get(str(at.ending.get(name, "")).partition(" ")[0]):
             return _scheduled(at, kind)

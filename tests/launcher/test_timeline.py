@@ -116,6 +116,11 @@ CAUSES: list[tuple[AttemptView, str, str | None, str | None]] = [
                 | {"log_state": "NODE_FAIL"}),
         "node", "2", "n2",
     ),
+    # whose slurmstepd was killed; srun then kills the others
+    (
+        attempt(exits={"2": PEER, "3": PEER}, ending={"state": "FAILED", "signals": {"0": 9}, "lost_steps": [1]}),
+        "killed", "2", "n2",
+    ),
     # they have saved before Slurm ended them
     (
         attempt(exits=all_of(SAVED), ending={"state": "NODE_FAIL", "lost_nodes": ["n2"]}),
