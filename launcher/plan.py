@@ -310,6 +310,8 @@ def _text(made: Plan) -> str:
 
 
 def _seconds(value: float) -> str:
+    if value < 1:
+        return f"{1000 * value:.0f} ms"
     return f"{value:.1f} s" if value < 60 else minutes(value)
 
 

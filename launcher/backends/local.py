@@ -56,8 +56,8 @@ class Local:
     def check(self, job: Job) -> list[str]:
         return []
 
-    def starts_now(self, job: Job, beside: Record | None = None) -> bool:
-        return True
+    def free_nodes(self, job: Job) -> int:
+        return 1
 
     def submit(self, job: Job) -> Record:
         return self.submit_array([job])[0]

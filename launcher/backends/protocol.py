@@ -140,10 +140,10 @@ class Backend(Protocol):
             UserError: it would not, or nobody answers.
         """
 
-    def starts_now(self, job: Job, beside: Record | None = None) -> bool:
-        """Returns whether nodes are free for this job, other ones than the job `beside` has; queues nothing.
+    def free_nodes(self, job: Job) -> int:
+        """Returns on how many nodes there is room for such a job now, of those that it does not exclude.
 
-        False where nobody answers.
+        None of them where nobody answers. Who else waits for them is not looked at.
         """
 
     def submit(self, job: Job) -> Record:

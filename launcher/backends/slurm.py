@@ -14,10 +14,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +45,9 @@ ANSWER_S = 20.0
 GONE_S = 60.0
 # what sbatch --test-only says of a job that no nodes fit, also where they are only out of service for now
 _NO_NODES = "Requested node configuration is not available"
-# what it says of one that they do fit: local time, to the second
-_STARTS = re.compile(r"to start at (\S+) ")
-# a start that is as good as now; the controller's clock may be another
-SOON_S = 30.0
+# what sinfo says of nodes; it cuts what is wider
+_FREE = ("NodeHost", "StateCompact", "CPUsState", "Memory", "AllocMem", "Gres", "GresUsed", "Partition")  # fmt: skip
+_WIDE = 200
 _GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 # of sbatch's failures, those after which it may have taken the job
 _NO_ANSWER = re.compile(r"timed out|[Uu]nable to contact|Zero Bytes|[Cc]onnection")
@@ -169,21 +166,23 @@ class Slurm:
             )
         return []
 
-    def starts_now(self, job: Job, beside: Record | None = None) -> bool:
-        # what it waits for is asked for by itself
-        job, client = dataclasses.replace(job, singleton=False, after=None), self._client()
-        if beside is not None:
-            held = _run(["squeue", "--noheader", f"--jobs={beside['id']}", "--format=%N"], client)
-            if held is None or held.returncode or not held.stdout.strip():
-                return False
-            job = dataclasses.replace(job, exclude=(*job.exclude, held.stdout.strip()))
-        done = _run(["sbatch", "--test-only"], client, stdin=self.script(job))
+    def free_nodes(self, job: Job) -> int:
+        # `sbatch --test-only` would count the run's own waiting job as one that goes before
+        widths = ",".join(f"{name}:{_WIDE}|" for name in _FREE)
+        done = _run(["sinfo", "--noheader", "--Node", f"--Format={widths}"], self._client())
         if done is None or done.returncode:
-            return False
-        said = _STARTS.search(done.stderr)
-        if said is None:
-            return False
-        return datetime.fromisoformat(said[1]).timestamp() < time.time() + SOON_S
+            return 0
+        rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()]
+        named = (self._requirements(job)["partition"] or "").split(",")
+        free = {
+            name
+            for name, word, cpus, memory, used, gres, gres_used, partition, *_ in rows
+            if word in ("idle", "mix") and _of_partition(partition, named)
+            if int(cpus.split("/")[1]) >= job.tasks * (job.cpus_per_task or 1)
+            if int(memory) - int(used) >= 1024 * (job.mem_gb or 0)
+            if _gpus(gres) - _gpus(gres_used) >= job.gpus
+        }
+        return len(free - set(job.exclude))
 
     def submit(self, job: Job) -> Record:
         return self.submit_array([job])[0]
@@ -452,7 +451,7 @@ class Slurm:
             and name not in job.exclude
             and int(cpus) >= job.tasks * (job.cpus_per_task or 1)
             and int(megabytes) >= 1024 * (job.mem_gb or 0)
-            and sum(map(int, _GPUS.findall(gres))) >= job.gpus
+            and _gpus(gres) >= job.gpus
         }
         out = {name: word for name, word in fit.items() if _out_of_service(word)}
         if not len(fit) - len(out) < job.nodes <= len(fit):
@@ -624,6 +623,11 @@ def _run(
         )
     except (subprocess.TimeoutExpired, FileNotFoundError):
         return None
+
+
+def _gpus(gres: str) -> int:
+    """How many there are in what sinfo says of generic resources."""
+    return sum(map(int, _GPUS.findall(gres)))
 
 
 def _partitions(client: Mapping[str, str]) -> str:

@@ -100,12 +100,6 @@ CELLS: Mapping[str, Cell] = {
         needs="daemons",
         noticed_s=40.0,
     ),
-    "B2": Cell(
-        about="a slurmstepd is killed",
-        inject=lambda bench, run, rank: faults.kill_step(bench, run, rank),
-        kinds=("killed", "error", "lost", "outside", "preempted", "node"),
-        needs="daemons",
-    ),
     "C1": Cell(
         about="SIGUSR2 to all ranks",
         inject=lambda bench, run, rank: faults.signal_job(bench, run),

@@ -307,7 +307,7 @@ def _lost(
 ) -> int:
     """Steps that were done again because of a fault."""
     done = max((int(line["images"]) for line in lines[event.attempt]), default=0)
-    after = min(number for number in lines if number > event.attempt)
+    after = min(number for number in lines if number > event.attempt and lines[number])
     began = read_record(run.attempt(after) / "progress.json") or {}
     return max(0, done - int(began.get("resumed_from") or 0)) // batch
 

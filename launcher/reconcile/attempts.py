@@ -56,6 +56,7 @@ _WORDS: dict[str, Kind] = {
     "TIMEOUT": "limit",
     "DEADLINE": "limit",
     "PREEMPTED": "preempted",
+    "REQUEUED": "preempted",
     "CANCELLED": "outside",
     "OUT_OF_MEMORY": "memory",
 }
@@ -239,6 +240,8 @@ def _scheduled(at: AttemptView, kind: Kind) -> Cause:
         )
     elif kind == "memory" and silent:
         message = f"{named(silent)} had no memory left: {message}"
+    elif "REQUEUED" in (at.ending.get("state"), at.ending.get("log_state")):
+        message = "its job was put back into the queue at the scheduler"
     elif kind == "outside" and "by" in at.ending:
         message = f"it was cancelled at the scheduler by {at.ending['by']}, not by launcher.cancel"
     blamed = silent[0] if silent and kind in ("node", "memory") else None

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ def launch_attempt(run: RunFolder, config: Config, watch_entry: WatchEntry) -> L
         UserError: the cluster refused them. Then nothing is queued.
     """
     before = read(run)
+    act.keep_endings(before)
     nodes.keep_evidence(before)
     # what waits behind an older attempt has nothing to follow any more
     dismiss(before)
@@ -172,31 +173,28 @@ def look_for_nodes(view: RunView) -> None:
                 _queue_successor(at.files, config, count=count)
                 log.info(f"the next attempt takes {count} nodes of {config.nodes}")
             return
-        more = _would_be(at.files, config, config.nodes - at.node_count)
-        backend = backends.of(config.cluster)
-        if at.job is not None and backend.starts_now(more, beside=at.job.record):
-            log.info(
-                f"{more.nodes} more nodes are free: attempt {at.number} makes way for {config.nodes}"
-            )
-            backend.warn(at.job.record)
+        room = _room(at.files, config, at.nodes.values())
+        if at.job is not None and room >= config.nodes - at.node_count:
+            log.info(f"{room} more nodes are free: attempt {at.number} makes way for all")
+            backends.of(config.cluster).warn(at.job.record)
 
 
 def _free(at: Attempt, config: Config) -> int | None:
-    """The largest number of nodes on which the run could train at once; None where there are too few.
+    """The largest number of nodes on which the run could train now; None where too few are free.
 
     Of a run that takes no fewer than it asks for nobody asks.
     """
-    backend = backends.of(config.cluster)
-    for count in reversed(node_counts(config) if config.elastic else ()):
-        if backend.starts_now(_would_be(at, config, count)):
-            return count
-    return None
+    if not config.elastic:
+        return None
+    room = _room(at, config)
+    return max((count for count in node_counts(config) if count <= room), default=None)
 
 
-def _would_be(at: Attempt, config: Config, count: int) -> Job:
-    """A training job on so many nodes, to be asked about."""
-    job = jobs.training(config, at, at.run.root.name, nodes=count)
-    return replace(job, exclude=nodes.names(nodes.barred(at.run, config)))
+def _room(at: Attempt, config: Config, held: Iterable[str] = ()) -> int:
+    """How many nodes are free for ranks of the run, of those that are not excluded and not `held`."""
+    without = {*nodes.names(nodes.barred(at.run, config)), *held}
+    job = jobs.training(config, at, at.run.root.name)
+    return backends.of(config.cluster).free_nodes(replace(job, exclude=tuple(sorted(without))))
 
 
 def read_in(run: RunFolder, job_id: str) -> RunView | None:

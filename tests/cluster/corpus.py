@@ -23,8 +23,8 @@ from launcher.reconcile.view import RunView, ending_path, read
 from selfguide.spec.run import RunFolder
 
 ROOT = Path(__file__).parents[2]
-# of a log
-_END = 1500
+# of a log; Slurm's lines are in that of rank 0
+_END, _END_0 = 400, 1500
 # where runs of the corpus say that they are
 _ROOT = "/runs/digits_dit/run"
 # the files of an attempt that say what became of it
@@ -117,7 +117,9 @@ def keep(run: RunFolder, view: RunView, faults: Sequence[Fault], name: str = "")
     files: dict[str, Any] = {}
     for path in _small(run):
         text = _anonymous(run, path.read_text(errors="replace"))
-        content = text[-_END:] if path.suffix == ".out" else json.loads(text)
+        content = _end(path, text) if path.suffix == ".out" else json.loads(text)
+        if path.name.startswith("exit-") and content.get("peer_gone"):
+            content["traceback"] = ""
         files[str(path.relative_to(run.root))] = content
     # what was learned says nothing of why it stopped
     files["run.json"]["identity"] = {}
@@ -149,6 +151,10 @@ def restore(entry: Path, run: RunFolder, *, endings: bool = True) -> list[Fault]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text.replace(_ROOT, str(run.root)))
     return [Fault(**each) for each in about["faults"]]
+
+
+def _end(log: Path, text: str) -> str:
+    return text[-(_END_0 if log.name.endswith("_0_log.out") else _END) :]
 
 
 def _small(run: RunFolder) -> list[Path]:

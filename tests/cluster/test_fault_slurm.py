@@ -29,11 +29,12 @@ def test_b2_a_killed_slurmstepd_costs_one_interval_and_its_rank_publishes_nothin
 ) -> None:
     run = bed.submit("b2")
     trains(bed, run)
-    faults.slow(bed, 0.1)
+    # srun looks after what does not speak to it every MessageTimeout, and the rank trains on meanwhile
+    faults.slow(bed, 1.0)
     faults.kill_step(bed, run, 1)
     began = time.monotonic()
     trains(bed, run, 2, BATCH)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 90
     same_end(bed, run, unharmed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from waiting import REPOSITORY, until
 
 from launcher import backends, submit, why
 from launcher.folder import Attempt
-from launcher.reconcile.timeline import conclude, events, verdict
+from launcher.reconcile.conclusion import conclude
+from launcher.reconcile.timeline import events, verdict
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.run import RunFolder, read_record
 from shards.errors import UserError
@@ -57,6 +59,16 @@ def test_corpus_holds_faults_and_runs_without_one() -> None:
     assert [] in labels
     kinds = {fault["kind"] for label in labels for fault in label}
     assert kinds >= {"killed", "crash", "node", "preempted", "outside"}
+
+
+def test_colours_are_for_terminals_only(tmp_path: Path) -> None:
+    view, _ = restored(Path(__file__).parent / "corpus" / "a1.json", tmp_path)
+    told, end = events(view), conclude(view, verdict(view))
+    plain, coloured = why.text(told, end), why.text(told, end, colour=True)
+    assert not any("\033" in line for line in plain) and any(
+        "\033[31m" in line for line in coloured
+    )
+    assert [re.sub(r"\033\[\d+m", "", line) for line in coloured] == plain
 
 
 def test_rank_that_raised_is_told_by_the_command_with_its_frames(
