@@ -159,7 +159,8 @@ def _print(rows: Sequence[Row]) -> None:
         excluded = ""
         if row.excluded:
             excluded = f"[red]until {_when(row.until) if row.until else 'forgiven'}[/]"
-        told.add_row(row.node, row.state, counts, last, excluded, row.why or row.reason)
+        about = row.why or row.reason or (row.last.what if row.last else "")
+        told.add_row(row.node, row.state, counts, last, excluded, about)
     console = cli.console()
     if not console.is_terminal:
         console.width = 200  # a pipe has no edge at which to break lines

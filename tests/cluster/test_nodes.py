@@ -10,12 +10,12 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launcher.drill.faults import (
+    TAKEN_S,
     impatient,
     kill_daemon,
     kill_rank,
@@ -33,6 +33,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 # put on a rank before it looks at its node or measures
 _PREFLIGHT = "from launcher.attempt import preflight\n"
 _PROBES = "from selfguide.training import probes\n"
+_HANG = (
+    "import time; from selfguide.training import loop; loop.advance = lambda job: time.sleep(3600)"
+)
 SICK = {
     "disk": _PREFLIGHT + "preflight.free_bytes = lambda folder: 1000",
     "memory": _PREFLIGHT + "preflight.available_memory = lambda: 1000",
@@ -161,24 +164,28 @@ def test_b1_a_stray_is_ended_by_preflight_when_its_node_returns(
     run = bed.submit("b1-stray", "cluster.hang_step_s=null")
     trains(bed, run)
     slow(bed, 0.3, always=True)
-    stray, lost = bed.ranks(run)[1], stands(bed, run, 1)
-    step = _step(stray)
+    lost, stray = stands(bed, run, 1), processes.look(bed.ranks(run)[1])
+    assert stray is not None
+    step = _step(stray.pid)
     others = [name for name in bed.cluster.nodes if name not in bed.nodes(run)]
     drained = f"NodeName={','.join(others)}"
     try:
         with impatient(bed):
-            os.kill(stray, signal.SIGSTOP)
+            # one that is only stopped would die with its parent
+            bed.inside(1, _HANG, taken_s=TAKEN_S)
             kill_daemon(bed.cluster, lost)
             trains(bed, run, 2, BATCH)
         # which would end the rank when the node is back
         os.kill(step, signal.SIGKILL)
         restart_node(bed, lost)
-        assert Path(f"/proc/{stray}").exists()
+        assert processes.alive(stray.pid, stray.started)
         bed.ask("scontrol", "update", drained, "State=DRAIN", "Reason=test")
         kill_rank(bed, 0)
         trains(bed, run, 3, BATCH)
         assert lost in bed.nodes(run)
-        assert not Path(f"/proc/{stray}").exists()
+        assert not processes.alive(stray.pid, stray.started)
+        logs = (run.attempt(3) / "job").glob("*_log.out")
+        assert any(f"process {stray.pid} of job" in path.read_text() for path in logs)
         bed.ask("scontrol", "update", drained, "State=RESUME")
         view = same_end(bed, run, unharmed, tries=3)
         assert attempts(view)[0] == "node"
