@@ -228,7 +228,7 @@ def report(
             ],
         ),
         effective=work / wall,
-        bound=bound(work, save_s, len(hard), sum(recovered.values())),
+        bound=bound(work, save_s, len(hard), sum(_down(lines, event) for event in met)),
         by_hand=by_hand(
             work,
             [(step_s * event.images / batch, event in hard) for event in met],
@@ -251,14 +251,18 @@ def misnamed(view: RunView, met: Sequence[Event]) -> list[str]:
     return found
 
 
-def bound(work_s: float, save_s: float, hard: int, recovery_s: float) -> float:
+# of each attempt its lines of telemetry
+_Lines = Mapping[int, Sequence[Mapping[str, Any]]]
+
+
+def bound(work_s: float, save_s: float, hard: int, down_s: float) -> float:
     """The most of the wall clock that may be training, by Young and Daly.
 
     With a checkpoint every T seconds, work W costs W / T saves of C seconds, and each of H faults without warning T / 2
-    seconds of work, so that T = sqrt(2 C W / H) is best and the two together cost sqrt(2 C W H); `recovery_s` is of all
-    faults together.
+    seconds of work, so that T = sqrt(2 C W / H) is best and the two together cost sqrt(2 C W H); `down_s` is without a
+    step, for all faults together.
     """
-    return work_s / (work_s + math.sqrt(2 * save_s * work_s * hard) + recovery_s)
+    return work_s / (work_s + math.sqrt(2 * save_s * work_s * hard) + down_s)
 
 
 def by_hand(
@@ -302,14 +306,21 @@ def recoveries(log: Sequence[Event]) -> list[float]:
     ]
 
 
-def _lost(
-    run: RunFolder, lines: Mapping[int, Sequence[Mapping[str, Any]]], event: Event, batch: int
-) -> int:
+def _lost(run: RunFolder, lines: _Lines, event: Event, batch: int) -> int:
     """Steps that were done again because of a fault."""
-    done = max((int(line["images"]) for line in lines[event.attempt]), default=0)
-    after = min(number for number in lines if number > event.attempt and lines[number])
-    began = read_record(run.attempt(after) / "progress.json") or {}
+    done = int(lines[event.attempt][-1]["images"])
+    began = read_record(run.attempt(_next(lines, event)) / "progress.json") or {}
     return max(0, done - int(began.get("resumed_from") or 0)) // batch
+
+
+def _down(lines: _Lines, event: Event) -> float:
+    """Seconds without a step because of a fault: ranks may work on until it is noticed."""
+    return float(lines[_next(lines, event)][0]["time"] - lines[event.attempt][-1]["time"])
+
+
+def _next(lines: _Lines, event: Event) -> int:
+    """The attempt that trained after a fault."""
+    return min(number for number in lines if number > event.attempt and lines[number])
 
 
 def _median(values: Sequence[float]) -> float | None:
