@@ -39,12 +39,12 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "logs": Command("launcher.logs", "what the ranks of a run wrote; -f follows"),
         "why": Command("launcher.why", "what happened to a run, and why it stopped"),
         "ledger": Command("launcher.ledger", "what runs cost: GPU-hours by what they went into"),
-        "doctor": Command("launcher.doctor", "what a run would lose here; tests disks and nodes"),
         "plan": Command("launcher.plan", "when a run will have finished, and what it will cost"),
-        "nodes": Command("launcher.nodes", "nodes, what speaks against them, which are left out"),
         "board": Command("launcher.board.__main__", "the leaderboard, here and as one HTML page"),
     },
     "repair": {
+        "doctor": Command("launcher.doctor", "what a run would lose here; tests disks and nodes"),
+        "nodes": Command("launcher.nodes", "nodes, what speaks against them, which are left out"),
         "watch": Command("launcher.watch", "be the watcher of a run that has lost its own"),
         "drill": Command(
             "launcher.drill.__main__", "put faults on a small run and see that it goes on"

@@ -30,7 +30,7 @@ _first: ContextVar[list[Path] | None] = ContextVar("first", default=None)
 
 @contextlib.contextmanager
 def one_for_all() -> Iterator[None]:
-    """Within the block every copy has the files of the first, as hard links: many attempts begin at once."""
+    """Within the block every copy is one of the first: many attempts begin at once, on the same code."""
     token = _first.set([])
     try:
         yield
@@ -49,7 +49,7 @@ def copy(target: Path) -> dict[str, Any]:
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}"
     first = _first.get()
     if first:
-        return _link(first[0], temporary, target)
+        return _again(first[0], temporary, target)
     found = [(temporary / name / path, file) for name in PACKAGES for path, file in _sources(name)]
     try:
         for to, file in found:
@@ -71,20 +71,14 @@ def copy(target: Path) -> dict[str, Any]:
     return about
 
 
-def _link(whole: Path, temporary: Path, target: Path) -> dict[str, Any]:
-    """Does what `copy` does with the files of an earlier copy, which are copied where they cannot be linked."""
-
-    def link(source: str, to: str) -> None:
-        try:
-            os.link(source, to)
-        except OSError:  # a file system without hard links, or as many of them as it allows
-            shutil.copy2(source, to)
-
+def _again(whole: Path, temporary: Path, target: Path) -> dict[str, Any]:
+    """Does what `copy` does with the files of an earlier copy, whose description holds for them, too."""
     try:
-        shutil.copytree(whole, temporary, copy_function=link)
+        shutil.copytree(whole, temporary)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        storage.refuse_no_room(target, 0, error)
+        size = sum(file.stat().st_size for file in whole.rglob("*"))
+        storage.refuse_no_room(target, size, error)
         raise
     temporary.rename(target)
     text = whole.with_suffix(".json").read_text()

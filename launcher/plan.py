@@ -310,12 +310,14 @@ def _text(made: Plan) -> str:
 
 
 def _seconds(value: float) -> str:
+    if value < 1:
+        return f"{1000 * value:.0f} ms"
     return f"{value:.1f} s" if value < 60 else minutes(value)
 
 
 def _mean_time(rate: float) -> str:
     """Between two faults."""
-    return f"each {1 / rate / 3600:,.1f} h" if rate else "none"
+    return f"each {minutes(1 / rate)}" if rate else "none"
 
 
 _SHOWN = (

@@ -95,19 +95,21 @@ def _table(found: Sequence[Summary], sweeps: Sequence[str | None]) -> None:
 
 
 def _cells(each: Summary, sweep: str | None) -> dict[str, str]:
-    # what a finished run lacks belongs to its state
-    lacks = each.state == "finished" and each.message
+    # what a finished run lacks, and for how long a running one has not moved, belongs to its state
+    more = each.state in ("finished", "running") and each.message
     return {
         "run": each.id,
         "experiment": each.experiment,
-        "state": f"{each.state}, {each.message}" if lacks else each.state,
+        "state": f"{each.state}, {each.message}" if more else each.state,
         "images": f"{each.images:,} / {each.of:,}",
         "images/s": f"{each.images_per_s:,.0f}" if each.images_per_s else "",
         "ETA": minutes(each.eta_s) if each.eta_s is not None else "",
-        "GPU-hours": f"{each.gpu_hours:,.1f}" if each.gpu_hours is not None else "",
+        "GPU-hours": f"{each.gpu_hours:,.{2 if each.gpu_hours < 10 else 0}f}"
+        if each.gpu_hours
+        else "",
         "best score": _score(each),
         "attempts": str(each.attempts),
-        "job": each.job or "",
+        "job": f"{each.job or ''}{f', {each.nodes} nodes' if each.nodes else ''}",
         "nodes": each.nodes or "",
         "sweep": sweep or "",
     }

@@ -41,13 +41,19 @@ Load = Callable[["str | tuple[str, ...]", "tuple[float, ...] | None"], "list[Man
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A run whose settings, data and weights have been checked, and what submitting it does."""
+class Meant:
+    """A run whose settings, data and weights have been checked."""
 
     # with absolute paths
     config: Config
     run: RunFolder
     identity: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Meant):
+    """The same, and what submitting it does."""
+
     # as it was found; None where there is no run of this identity yet
     view: RunView | None
     decision: Submission
@@ -80,12 +86,12 @@ def submit(config: Config, run: RunFolder | None = None) -> dict[str, Any]:
     Raises:
         UserError: something a user can mend is wrong. Nothing was queued, and nothing new is on disk.
     """
-    prepared = prepare(config, run)
+    prepared = prepare(meant(config, run))
     return enter(prepared, check(prepared))
 
 
-def prepare(config: Config, run: RunFolder | None = None, load: Load | None = None) -> Prepared:
-    """Checks the run that `config` describes and finds out what submitting it does; writes and asks nothing.
+def meant(config: Config, run: RunFolder | None = None, load: Load | None = None) -> Meant:
+    """Returns the run that `config` describes, once all is checked that needs no cluster; writes and asks nothing.
 
     Args:
         run: the run that is meant, where it is not the one that the config's name or hash says.
@@ -101,9 +107,29 @@ def prepare(config: Config, run: RunFolder | None = None, load: Load | None = No
     wanted = identity(config, manifest, first_weights(config, named), promises(sidecars))
     if run is None and config.name is None:
         run = RunFolder(named.root.with_name(digest(wanted)))
-    run = run or named
-    view, decision = _decide(run, wanted)
-    return Prepared(config=config, run=run, identity=wanted, view=view, decision=decision)
+    return Meant(config=config, run=run or named, identity=wanted)
+
+
+def prepare(found: Meant, view: RunView | None = None) -> Prepared:
+    """Finds out what submitting a run does.
+
+    Args:
+        view: of the run, where it has been read already.
+
+    Raises:
+        UserError: it may not be submitted.
+    """
+    if view is None and found.run.run_json.exists():
+        view = read(found.run)
+    if view is not None and view.finished and not found.run.final_snapshot_holds():
+        # its bytes are not those that were published: as if it were gone, the next attempt publishes it again
+        left = {images: about for images, about in view.snapshots.items() if images != view.images}
+        view = dataclasses.replace(view, snapshots=left)
+    decision = decide.submission(view, found.identity)
+    if decision.action == "refuse":
+        raise UserError(decision.reason)
+    about = {each.name: getattr(found, each.name) for each in dataclasses.fields(Meant)}
+    return Prepared(**about, view=view, decision=decision)
 
 
 def check(prepared: Prepared) -> list[str]:
@@ -126,32 +152,14 @@ def enter(prepared: Prepared, notes: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: the cluster refused it. Nothing was queued, and nothing new is on disk.
     """
-    run, wanted, view, decision = (
-        prepared.run,
-        prepared.identity,
-        prepared.view,
-        prepared.decision,
-    )
-    if decision.action != "join":
-        with submitting(run):
+    if prepared.decision.action != "join":
+        with submitting(prepared.run):
             # two shells at once: the second waited here and now finds the first one's attempt
-            view, decision = _decide(run, wanted)
-            if decision.action != "join":
-                return _launch(run, prepared.config, wanted, view, decision, notes)
-    assert view is not None
-    return _joined(view, decision)
-
-
-def _decide(run: RunFolder, wanted: dict[str, Any]) -> tuple[RunView | None, Submission]:
-    view = read(run) if run.run_json.exists() else None
-    if view is not None and view.finished and not run.final_snapshot_holds():
-        # its bytes are not those that were published: as if it were gone, the next attempt publishes it again
-        left = {images: about for images, about in view.snapshots.items() if images != view.images}
-        view = dataclasses.replace(view, snapshots=left)
-    decision = decide.submission(view, wanted)
-    if decision.action == "refuse":
-        raise UserError(decision.reason)
-    return view, decision
+            prepared = prepare(prepared)
+            if prepared.decision.action != "join":
+                return _launch(prepared, notes)
+    assert prepared.view is not None
+    return _joined(prepared.view, prepared.decision)
 
 
 def _joined(view: RunView, decision: Submission) -> dict[str, Any]:
@@ -173,15 +181,10 @@ def _joined(view: RunView, decision: Submission) -> dict[str, Any]:
     }
 
 
-def _launch(
-    run: RunFolder,
-    config: Config,
-    wanted: dict[str, Any],
-    view: RunView | None,
-    decision: Submission,
-    notes: Sequence[str],
-) -> dict[str, Any]:
+def _launch(prepared: Prepared, notes: Sequence[str]) -> dict[str, Any]:
     """The next attempt of the run, which may be its first."""
+    run, config, wanted = prepared.run, prepared.config, prepared.identity
+    view, decision = prepared.view, prepared.decision
     target = decision.extends_to or (view.images if view else config.train.images)
     train = dataclasses.replace(config.train, images=target)
     config = dataclasses.replace(config, train=train)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from launcher import notify, watch
 from launcher.attempt import job_name, logs
-from launcher.reconcile import decide, launch
+from launcher.reconcile import act, decide, launch
 from launcher.reconcile.view import read
 from selfguide.spec.run import RunFolder, write_record
 from shards import cli
@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         view = read(run)
         if decide.next_attempt(view).action == "stop":
             launch.dismiss(view)
+        # of the attempt before, on which the last word may have been said meanwhile
+        act.keep_endings(view)
         notify.tell(view)
         return 0
     if options.requeue:

@@ -28,7 +28,17 @@ from launcher.backends.local import gpus
 from launcher.compose import Frames, options
 from launcher.reconcile import decide
 from launcher.reconcile.view import read_many
-from launcher.submission import Prepared, check, enter, job_shape, load_manifests, prepare, resolve
+from launcher.submission import (
+    Meant,
+    Prepared,
+    check,
+    enter,
+    job_shape,
+    load_manifests,
+    meant,
+    prepare,
+    resolve,
+)
 from launcher.sweep_folder import PREFIX, SweepFolder, of_id
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config, to_yaml
@@ -118,32 +128,43 @@ def plan(overrides: Sequence[str]) -> list[Point]:
     # a controller is asked once, and data are read once, however many the runs
     automatic, load = functools.cache(backends.automatic), functools.cache(load_manifests)
     frames: Frames = {}
-    points = []
+    found: list[tuple[tuple[str, ...], Meant]] = []
     for settings, swept in combinations(overrides):
         try:
             config = resolve(settings, automatic, frames)
             if config.follow:
                 raise UserError("follow=true: a sweep has many runs; follow one of them by its id")
             validate(config)
-            points.append(Point(swept=swept, prepared=prepare(config, load=load)))
+            found.append((swept, meant(config, load=load)))
         except UserError as error:
             raise UserError(f"{' '.join(swept)}: {error}") from error
-    _refuse_twins(points)
+    _refuse_twins(found)
+    begun = [each.run for _, each in found if each.run.run_json.exists()]
+    views, _ = read_many(begun, configs=True, history=True, patience_s=None)
+    known = {view.folder.root: view for view in views}
+    points = []
+    for swept, each in found:
+        try:
+            prepared = prepare(each, known.get(each.run.root))
+        except UserError as error:
+            raise UserError(f"{' '.join(swept)}: {error}") from error
+        points.append(Point(swept=swept, prepared=prepared))
     return points
 
 
-def _refuse_twins(points: Sequence[Point]) -> None:
-    """Raises UserError where two points mean one run."""
-    count = Counter(each.prepared.run.root for each in points)
-    twins = [each for each in points if count[each.prepared.run.root] > 1]
+def _refuse_twins(found: Sequence[tuple[tuple[str, ...], Meant]]) -> None:
+    """Raises UserError where two points of a sweep mean one run."""
+    count = Counter(each.run.root for _, each in found)
+    twins = [each for each in found if count[each[1].run.root] > 1]
     if not twins:
         return
-    same = [each for each in twins if each.prepared.run == twins[0].prepared.run]
-    labels = " and ".join(f"'{each.label}'" for each in same)
-    if len({digest(each.prepared.identity) for each in same}) > 1:
-        name = twins[0].prepared.config.name
+    first = twins[0][1]
+    same = [(swept, each) for swept, each in twins if each.run == first.run]
+    labels = " and ".join(f"'{' '.join(swept)}'" for swept, _ in same)
+    if len({digest(each.identity) for _, each in same}) > 1:
+        name = first.config.name
         raise UserError(f"name={name} for {labels}: drop it, and each run is named by its hash")
-    raise UserError(f"{labels} are the same run {twins[0].prepared.run.root.name}: name it once")
+    raise UserError(f"{labels} are the same run {first.run.root.name}: name it once")
 
 
 def describe(points: Sequence[Point]) -> dict[str, Any]:
@@ -215,11 +236,12 @@ def _submit_all(points: Sequence[Point]) -> list[dict[str, Any]]:
         for each in points:
             try:
                 done.append(enter(each.prepared))
-            except UserError as error:
-                raise UserError(
-                    f"{each.label}: {error}; {len(done)} of {len(points)} runs are submitted, and the same command "
-                    "goes on from there"
-                ) from error
+            except (UserError, KeyboardInterrupt) as error:
+                so_far = f"{len(done)} of {len(points)} runs are submitted, and the same command goes on from there"
+                if isinstance(error, UserError):
+                    raise UserError(f"{each.label}: {error}; {so_far}") from error
+                print(f"\n{so_far}", file=sys.stderr)
+                raise
     return done
 
 
@@ -296,7 +318,7 @@ def work(folder: SweepFolder) -> None:
 
 def _start(config: Config) -> None:
     try:
-        done = enter(prepare(config))
+        done = enter(prepare(meant(config)))
         log.info(f"run {done['run']}: {done['state']}, {done['job']}")
     except UserError as error:
         # the others are to run all the same; submitting the sweep again says why this one cannot

@@ -12,7 +12,8 @@ from typing import Any
 
 from launcher.folder import find, takes_run
 from launcher.reconcile import decide
-from launcher.reconcile.timeline import Conclusion, Event, conclude, events, verdict
+from launcher.reconcile.conclusion import Conclusion, conclude
+from launcher.reconcile.timeline import Event, events, verdict
 from launcher.reconcile.view import LOOK_S, read
 from shards import cli
 from shards.errors import UserError

@@ -83,7 +83,7 @@ def _ask_launcher(
 
 def _train(folder: Path) -> None:
     """Trains as one rank of an attempt; where the run has finished, rank 0 ends what waits for its next attempt."""
-    status = RankStatus(section="joining")
+    status = RankStatus(section="loading")
 
     def work(rank: int, local_rank: int, world: int) -> None:
         # not above: it is a program, too

@@ -12,6 +12,8 @@ from selfguide.spec.config import ClusterConfig
 STEPS = 10
 # a rank that misses as many heartbeats says nothing any more
 BEATS = 3
+# sections of a start, in their order; None of a rank that has not said anything yet
+_BEFORE = (None, "loading", "joining", "starting")
 # heartbeats within the limit of a step
 BEATS_OF_LIMIT = 6
 
@@ -85,9 +87,9 @@ def judge(ranks: Collection[Seen], limits: Limits, median_step_s: float = 0.0) -
         return None
     suspect = _behind(ranks, limits)
     others = [each for each in ranks if each is not suspect]
-    speaking = [each for each in others if not _absent(each, limits)]
+    speaking = [each for each in others if speaks(each, limits)]
     # one that went silent may have begun something else since; those that wait for it say what
-    witnesses = speaking if _absent(suspect, limits) and speaking else [suspect]
+    witnesses = speaking if speaking and not speaks(suspect, limits) else [suspect]
     # whatever a stopped process was at, it does not do it any more
     look = [suspect] if suspect.stopped else witnesses
     if suspect.quiet_s <= max(allowed(each, limits, median_step_s) for each in look):
@@ -114,7 +116,7 @@ def allowed(seen: Seen, limits: Limits, median_step_s: float) -> float:
         "done": limits.save,
         "evaluate": limits.evaluation,
     }
-    # joining, starting, compile, and a first step, which compiles
+    # loading, joining, starting, compile, and a first step, which compiles
     return max(limit.get(seen.section or "", limits.start), step)
 
 
@@ -122,23 +124,26 @@ def _step(limits: Limits, median_step_s: float) -> float:
     return max(limits.step, STEPS * median_step_s)
 
 
-def _absent(seen: Seen, limits: Limits) -> bool:
-    return seen.stopped or seen.silent_s > BEATS * limits.beat_s
+def speaks(seen: Seen, limits: Limits) -> bool:
+    """Whether a rank's process is alive enough to say what it is at."""
+    return not seen.stopped and seen.silent_s <= BEATS * limits.beat_s
 
 
 def _behind(ranks: Collection[Seen], limits: Limits) -> Seen:
     """The rank that has come least far.
 
     A process that says nothing any more is behind whatever it last said. Of the others the one is that entered the
-    fewest collectives: those who wait for it are in the next. Where that does not tell them apart, images and time do.
+    fewest collectives: those who wait for it are in the next. Where that does not tell them apart, as before ranks are
+    joined, section, images and time do.
     """
     counted = all(each.collectives is not None for each in ranks if each.section is not None)
 
-    def place(seen: Seen) -> tuple[bool, bool, int, int, float, int]:
+    def place(seen: Seen) -> tuple[bool, bool, int, int, int, float, int]:
         collectives = (seen.collectives or 0) if counted and seen.section is not None else -1
+        begun = _BEFORE.index(seen.section) if seen.section in _BEFORE else len(_BEFORE)
         images = -1 if seen.images is None else seen.images
-        silent = _absent(seen, limits)
-        return not seen.stopped, not silent, collectives, images, -seen.quiet_s, seen.rank
+        silent = not speaks(seen, limits)
+        return not seen.stopped, not silent, collectives, begun, images, -seen.quiet_s, seen.rank
 
     return min(ranks, key=place)
 
@@ -149,7 +154,7 @@ def _sentence(suspect: Seen, others: Sequence[Seen], section: str | None, limits
         parts.append("it has not said anything since the job began")
     elif suspect.stopped:
         parts.append("it is stopped by a signal (SIGSTOP)")
-    elif _absent(suspect, limits):
+    elif not speaks(suspect, limits):
         parts.append(
             f"it has not said anything for {suspect.silent_s:.0f} s: its process is stopped, C code holds the "
             "interpreter's lock, or its node is gone"

@@ -25,7 +25,7 @@ from typing import Any
 
 from launcher.attempt import logs, stacks
 from launcher.attempt.exits import CODES, Exit, exit_path, start_path
-from launcher.attempt.hang import Limits, Seen, Verdict, allowed, judge
+from launcher.attempt.hang import Limits, Seen, Verdict, allowed, judge, speaks
 from launcher.attempt.heartbeat import heartbeat_path
 from launcher.backends.local import process
 from selfguide.spec.config import ClusterConfig
@@ -94,6 +94,8 @@ class Monitor:
         self._steps: deque[float] = deque(maxlen=_STEPS)
         # seconds that it has watched: those in which it could not look, as on a disk that hangs, are none
         self._clock = 0.0
+        # when it wrote something because no rank did
+        self._proved: float | None = None
 
     def run(self) -> None:
         """Returns when its ranks have ended, or were ended."""
@@ -106,10 +108,8 @@ class Monitor:
                 due = self._clock + self._limits.beat_s / 2
                 try:
                     verdict = self._look()
-                except (
-                    OSError,
-                    ValueError,
-                ) as error:  # a disk that does not answer may do so again
+                except (OSError, ValueError) as error:
+                    # a disk that does not answer may do so again
                     log.warning(f"the monitor could not look: {error}")
                     verdict = None
                 if verdict is not None:
@@ -152,7 +152,20 @@ class Monitor:
         names = {path.name for path in self._folder.iterdir()}
         ranks = [*mine, *(self._seen(rank) for rank in self._others)]
         working = [each for each in ranks if exit_path(self._folder, each.rank).name not in names]
-        return judge(working, self._limits, median)
+        verdict = judge(working, self._limits, median)
+        return verdict if verdict is None or self._sure(working) else None
+
+    def _sure(self, ranks: Sequence[Seen]) -> bool:
+        """Whether it is not the disk that keeps all ranks from saying anything: it took a file two heartbeats ago."""
+        if any(speaks(each, self._limits) for each in ranks):
+            return True
+        if self._proved is None:
+            probe = self._folder / f"monitor-{node_name()}.json"
+            # it may take as long as the disk is away, which the clock does not count
+            write_record(probe, {}, replace=True)
+            probe.unlink()
+            self._proved = self._clock
+        return self._clock - self._proved > 2 * self._limits.beat_s
 
     def _hear(self, ranks: Sequence[int]) -> None:
         for rank in ranks:

@@ -20,8 +20,11 @@ _TASKS = re.compile(r"^srun: error: (\S+): tasks? (\d+[\d,-]*): (.+)$", re.MULTI
 _RANKS = re.compile(r"(\d+)(?:-(\d+))?")
 _CODE = re.compile(r"Exited with exit code (\d+)")
 _LOST = re.compile(r"^srun: error: Node failure on (\S+)", re.MULTILINE)
-# what a person wants to read of it: errors, and steps and jobs that were ended
-_SAID = re.compile(r"^(?:srun|slurmstepd)[\w-]*: error: .+$", re.MULTILINE)
+# what a person wants to read of it: errors, and steps and jobs that were ended; and the kernel's, where it is there
+_SAID = re.compile(
+    r"^(?:(?:srun|slurmstepd)[\w-]*: error: .+|.*\b[Oo]ut of memory: Killed process .+)$",
+    re.MULTILINE,
+)
 _SIGNALS = {signal.strsignal(each): int(each) for each in signal.valid_signals()}
 # of a rank whose control group had no memory left
 _SIGNALS["Out Of Memory"] = int(signal.SIGKILL)
@@ -30,8 +33,9 @@ _WORDS = {
     "NODE_FAIL": r"DUE TO NODE FAILURE|^srun: error: Node failure on ",
     "PREEMPTED": r"DUE TO PREEMPTION",
     "TIMEOUT": r"DUE TO TIME LIMIT",
+    "REQUEUED": r"DUE TO JOB REQUEUE",
     "OUT_OF_MEMORY": r"oom[-_]kill event|xceeded (?:job |step )?memory limit|tasks? [\d,-]+: Out Of Memory"
-    r"|Out of memory: Killed process|[Mm]emory cgroup out of memory",
+    r"|[Oo]ut of memory: Killed process",
     "CANCELLED": r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ (?:DUE to SIGNAL [\w ]+ )?\*\*\*",
 }
 _FIRST_WORD = [(word, re.compile(text, re.MULTILINE)) for word, text in _WORDS.items()]
@@ -79,8 +83,9 @@ def said_in(log: str) -> Ending:
         found = {"signals": signals, "codes": codes, "nodes": nodes, "first": failed[0]}
     if lost := list(dict.fromkeys(_LOST.findall(log))):
         found["lost_nodes"] = lost
-    if word := next((word for word, text in _FIRST_WORD if text.search(log)), None):
+    said = "\n".join(dict.fromkeys(line[:_LONGEST] for line in _SAID.findall(log)))
+    if word := next((word for word, text in _FIRST_WORD if text.search(said)), None):
         found["log_state"] = word
-    if said := list(dict.fromkeys(line[:_LONGEST] for line in _SAID.findall(log))):
-        found["said"] = said[:_LINES]
+    if said:
+        found["said"] = said.split("\n")[:_LINES]
     return found

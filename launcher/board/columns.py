@@ -96,7 +96,6 @@ def columns(table: Table) -> tuple[Column, ...]:
             best_high=True,
         ),
         _score(table.metric, table.metric, lambda row: spread(row.score)),
-        *_others(table.metric),
         Column(
             id="gpu_hours",
             label="GPU-hours",
@@ -104,6 +103,7 @@ def columns(table: Table) -> tuple[Column, ...]:
             text=lambda row: (number(row.gpu_hours), ""),
             value=lambda row: row.gpu_hours,
         ),
+        *_others(table.metric),
         Column(
             id="images",
             label="images",

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -94,7 +95,7 @@ def _drill(
 def _row(found: Result) -> str:
     recovered = f"{found.recovery_s:6.1f} s" if found.recovery_s is not None else " " * 8
     again = f"{found.lost:7,}" if found.lost is not None else " " * 7
-    what = "; ".join(found.reasons) or found.cause
+    what = textwrap.shorten("; ".join(found.reasons) or found.cause, 120)
     return f"{found.cell:3} {found.outcome:8} {recovered} {again}  {found.about}: {what}"
 
 

@@ -40,6 +40,8 @@ class Cell:
     needs: Need = ""
     # checkpoint intervals that may be trained again
     intervals: int = 1
+    # seconds until it is noticed, in which the ranks train on
+    noticed_s: float = 3.0
 
 
 def _flip_and_kill(bench: Bench, run: RunFolder, rank: int) -> None:
@@ -92,13 +94,11 @@ CELLS: Mapping[str, Cell] = {
         kinds=("hang",),
     ),
     "B1": Cell(
-        about="a node's slurmd is killed", inject=_lose_node, kinds=("node",), needs="daemons"
-    ),
-    "B2": Cell(
-        about="a slurmstepd is killed",
-        inject=lambda bench, run, rank: faults.kill_step(bench, run, rank),
-        kinds=("killed", "error", "lost", "outside", "preempted", "node"),
+        about="a node's slurmd is killed",
+        inject=_lose_node,
+        kinds=("node",),
         needs="daemons",
+        noticed_s=40.0,
     ),
     "C1": Cell(
         about="SIGUSR2 to all ranks",
@@ -195,7 +195,7 @@ def drill(cell: str, bench: Bench, calm: Mapping[str, Any], batch: int, interval
     node = None
     try:
         bench.trains(run, 1, interval + 4 * batch)
-        faults.slow(bench, 0.1, ranks=range(2))
+        faults.slow(bench, what.noticed_s / 80, ranks=range(2))
         node = bench.nodes(run)[1] if cell == "B1" else None
         what.inject(bench, run, 1)
         injected = time.monotonic()

@@ -111,8 +111,8 @@ def draw(seed: int, count: int, mean_s: float, ranks: int, cells: Sequence[str])
 
 def steps_of(plan: Sequence[Fault]) -> int:
     """Steps of a run that all faults of a plan meet before it ends."""
-    # some steps pass until a fault is there
-    return math.ceil(sum(fault.after_s + 3.0 for fault in plan) / STEP_S)
+    seconds = sum(fault.after_s + CELLS[fault.cell].noticed_s for fault in plan)
+    return math.ceil(seconds / STEP_S)
 
 
 def put_on(
@@ -307,7 +307,7 @@ def _lost(
 ) -> int:
     """Steps that were done again because of a fault."""
     done = max((int(line["images"]) for line in lines[event.attempt]), default=0)
-    after = min(number for number in lines if number > event.attempt)
+    after = min(number for number in lines if number > event.attempt and lines[number])
     began = read_record(run.attempt(after) / "progress.json") or {}
     return max(0, done - int(began.get("resumed_from") or 0)) // batch
 

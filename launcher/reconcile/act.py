@@ -189,7 +189,9 @@ def cancel(run: RunFolder, *, watchers: bool = True) -> list[dict[str, Any]]:
         raise UserError(
             f"{error} (it is recorded that run {run.root.name} is to end: the next command that sees it tries again)"
         ) from error
-    for each in read(run).attempts:
+    view = read(run)
+    keep_endings(view)
+    for each in view.attempts:
         if each.cancelled and not each.cancel_done:
             asked = read_record(each.files.cancelled) or {}
             write_record(each.files.cancelled, {**asked, "done": time.time()}, replace=True)

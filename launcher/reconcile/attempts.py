@@ -56,6 +56,7 @@ _WORDS: dict[str, Kind] = {
     "TIMEOUT": "limit",
     "DEADLINE": "limit",
     "PREEMPTED": "preempted",
+    "REQUEUED": "preempted",
     "CANCELLED": "outside",
     "OUT_OF_MEMORY": "memory",
 }
@@ -226,11 +227,12 @@ def _scheduled(at: AttemptView, kind: Kind) -> Cause:
     message, node = _SAID[kind], None
     silent = silent_ranks(at)
     if kind == "node":
-        # ranks of a lost node may live on, and notice only that another attempt has begun
+        # its ranks may live on and save, and notice only that another attempt has begun
         there = silent or sorted((r for r in at.exits if _fenced(at.exits[r])), key=int)
         lost = at.ending.get("lost_nodes") or [node_of(at, rank) for rank in there]
         nodes = sorted({each for each in lost if each})
-        silent = [rank for rank in there if node_of(at, rank) in nodes] or there
+        on_them = (rank for rank in at.starts - {"unknown"} if node_of(at, rank) in nodes)
+        silent = sorted(on_them, key=int) or there
         node = ", ".join(nodes) or None
         message = f"node {node} failed" if node else message
         message += (
@@ -238,6 +240,8 @@ def _scheduled(at: AttemptView, kind: Kind) -> Cause:
         )
     elif kind == "memory" and silent:
         message = f"{named(silent)} had no memory left: {message}"
+    elif "REQUEUED" in (at.ending.get("state"), at.ending.get("log_state")):
+        message = "its job was put back into the queue at the scheduler"
     elif kind == "outside" and "by" in at.ending:
         message = f"it was cancelled at the scheduler by {at.ending['by']}, not by launcher.cancel"
     blamed = silent[0] if silent and kind in ("node", "memory") else None
@@ -253,8 +257,10 @@ def _asked(at: AttemptView, records: Sequence[tuple[str, Mapping[str, Any]]]) ->
     if at.began is not None and limit_s is not None and "SIGUSR2" in str(first["message"]):
         # Slurm warns of a time limit by this signal, a while before; a site may send it for a preemption, too
         kind = "limit" if ended - at.began > 0.75 * limit_s - EARLY_S else "preempted"
-    said = str(first["message"])
+    said = str(first["message"]).removeprefix("Preempted: ")
     message = f"rank {rank} was {said}" if said.startswith("ended") else f"rank {rank}: {said}"
+    if kind == "limit":
+        message += "; its time limit came near"
     return Cause(kind=kind, message=message, rank=rank, **_place(at))
 
 
@@ -279,8 +285,9 @@ def _silent(
     elif code := codes.get(rank):
         kind, name = "error", f"exit code {code}"
         message = f"rank {rank} exited with code {code} and left no exit record"
-    if failed:
-        message += f"; rank {failed[0][0]}: {failed[0][1]['message']}"
+    # that its connection broke tells nothing
+    if told := next((each for each in failed if not each[1].get("peer_gone")), None):
+        message += f"; rank {told[0]}: {told[1]['message']}"
     return Cause(kind=kind, message=message, rank=rank, type=name, **_place(at))
 
 

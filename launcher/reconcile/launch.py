@@ -76,6 +76,7 @@ def launch_attempt(run: RunFolder, config: Config, watch_entry: WatchEntry) -> L
         UserError: the cluster refused them. Then nothing is queued.
     """
     before = read(run)
+    act.keep_endings(before)
     nodes.keep_evidence(before)
     # what waits behind an older attempt has nothing to follow any more
     dismiss(before)

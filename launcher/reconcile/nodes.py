@@ -81,7 +81,7 @@ def barred(run: RunFolder, config: Config) -> list[Exclusion]:
     if not evidence:
         return []
     known = backends.of(config.cluster).nodes(LOOK_S)
-    spare = sum(node.in_service for node in known) - config.nodes
+    spare = sum(node.in_service for node in known) - (config.min_nodes or config.nodes)
     names = [node.name for node in known]
     return health.excluded(evidence, names, time.time(), spare=max(0, spare))
 

@@ -146,7 +146,7 @@ class Past:
         kinds = [decide.cause(each.at).kind for each in here if not each.at.cancelled]
         failed = [kind for kind in kinds if kind in FAULTS]
         asked = [kind for kind in kinds if kind in ("preempted", "outside")]
-        hours_of = f"{node_s / 3600:,.1f} node-hours on cluster={self.config.cluster.kind}"
+        hours_of = f"{node_s / 3600:,.2f} node-hours on cluster={self.config.cluster.kind}"
         found = {}
         if failed:
             each = ", ".join(f"{failed.count(kind)} {kind}" for kind in FAULTS if kind in failed)
@@ -156,7 +156,7 @@ class Past:
         else:
             found["failures_per_node_s"] = Known(0.0, f"none in {hours_of}, so none is assumed")
         if asked:
-            source = f"measured: {decide.counted(len(asked), 'preemption')} in {job_s / 3600:,.1f} job-hours"
+            source = f"measured: {decide.counted(len(asked), 'preemption')} in {job_s / 3600:,.2f} job-hours"
             found["preemptions_per_s"] = Known(len(asked) / job_s, source)
         return found
 

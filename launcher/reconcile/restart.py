@@ -125,7 +125,7 @@ def _since_by_hand(attempts: Sequence[AttemptView]) -> list[AttemptView]:
 
 def _same_place(one: Cause, other: Cause) -> bool:
     """Whether two attempts fell in the same way at the same place of training."""
-    known = one.images is not None or one.section not in (None, "joining")
+    known = one.images is not None or one.section not in (None, "loading", "joining")
     same = (one.kind, one.type, one.images) == (other.kind, other.type, other.images)
     return one.kind in _REPEATED and known and same and one.section == other.section
 

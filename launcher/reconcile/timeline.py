@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.reconcile.attempts import (
-    ASKED,
     Cause,
     attempt_state,
     cause,
@@ -20,7 +19,7 @@ from launcher.reconcile.attempts import (
     silent_ranks,
 )
 from launcher.reconcile.hours import hours
-from launcher.reconcile.restart import ended, next_attempt
+from launcher.reconcile.restart import ended
 from launcher.reconcile.state import counted, state
 from launcher.reconcile.view import AttemptView, JobState, RunView
 
@@ -29,8 +28,8 @@ FRAMES = 3
 # a file of a code copy
 _CODE = re.compile(r'"[^"]*/attempts/\d+/code/')
 
-# kinds of causes that may well come again while nobody does anything
-_TO_MEND = ("user", "stop", "memory", "storage", "numeric", "error")
+# of which a traceback says more than the message
+_RAISED = ("error", "stop", "memory", "storage", "numeric")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +48,10 @@ class Event:
     lines: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conclusion:
-    """A cause in a sentence or two."""
-
-    # the cause, with its rank and node
-    why: str
-    # what followed by itself
-    followed: str
-    # what a person may do: a sentence, and a command where one helps
-    advice: str
-    command: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.why}; {self.followed}. {self.advice}"
-
-
 def events(view: RunView) -> list[Event]:
     """Returns what happened to a run, oldest first; `view` is one that was read with its evidence."""
     found: list[Event] = []
-    replayed = _replayed(view)
+    replayed = replayed_h(view)
     for at in view.attempts:
         found += _attempt(view, at, replayed)
     found += _published(view)
@@ -84,49 +67,6 @@ def verdict(view: RunView, attempt: int | None = None) -> Cause | None:
     """
     asked = (at for at in reversed(view.attempts) if attempt in (None, at.number))
     return next((found for at in asked if (found := _cause(view, at))), None)
-
-
-def conclude(view: RunView, found: Cause | None) -> Conclusion:
-    """Returns in words what `verdict` found, what followed by itself, and what a person may do."""
-    run, word = str(view.folder.root), state(view).word
-    why = "nothing went wrong" if found is None else _why(found)
-    if word == "unknown":
-        return Conclusion(
-            why=why,
-            followed="what it does now is unknown, since no cluster answers, or its jobs are on another machine",
-            advice="Ask again where the cluster answers:",
-            command=f"python -m launcher.why {run}",
-        )
-    followed = _followed(view, found, word)
-    if word in ("queued", "running", "evaluating", "finished"):
-        return Conclusion(why=why, followed=followed, advice="There is nothing to do.")
-    if word == "new":
-        return Conclusion(why=why, followed=followed, advice="Submit it again.")
-    onwards = "to go on from the newest checkpoint:" if view.checkpoints else "to begin once more:"
-    mend = found is not None and found.kind in _TO_MEND
-    advice = f"When that is mended, {onwards}" if mend else onwards.capitalize()
-    return Conclusion(
-        why=why, followed=followed, advice=advice, command=f"python -m launcher.resume {run}"
-    )
-
-
-def _followed(view: RunView, found: Cause | None, word: str) -> str:
-    """What followed by itself, or follows."""
-    if not view.attempts:
-        return "it has no attempt yet"
-    newest = view.attempts[-1]
-    if found is None:
-        return f"the run is {word}"
-    if found.attempt < newest.number:
-        after = next(at for at in view.attempts if at.number == found.attempt + 1)
-        begun = "somebody submitted" if after.by_hand else "by itself followed"
-        return f"{begun} attempt {after.number}{_from(view, after, _replayed(view))}, and the run is {word}"
-    following = next_attempt(view)
-    if following.action == "stop":
-        return f"nothing follows by itself: {following.reason}"
-    if word == "queued":
-        return f"attempt {newest.number + 1} waits for its turn"
-    return "nothing follows by itself here"
 
 
 def last_frames(traceback: str, frames: int = FRAMES) -> tuple[str, ...]:
@@ -201,11 +141,11 @@ def _end(view: RunView, at: AttemptView) -> Iterator[Event]:
     # a rank that lost its peer may have said so a moment earlier
     when = min(first, _time(blamed)) if blamed else first
     if found is not None:
-        failed = blamed if blamed and found.kind not in ASKED else {}
+        failed = blamed if blamed and found.kind in _RAISED else {}
         frames = () if failed.get("peer_gone") else last_frames(str(failed.get("traceback", "")))
         # where the code lies says nothing
         frames = tuple(_CODE.sub('"', line) for line in frames)
-        text = f"{found.kind}: {_located(found)}{_last_seen(at, found.rank)}"
+        text = f"{found.kind}: {located(found)}{_last_seen(at, found.rank)}"
         yield _event(at, when, "cause", text, rank=found.rank, node=found.node, lines=frames)
     others: dict[str, list[str]] = {}
     for rank, record in at.exits.items():
@@ -230,7 +170,7 @@ def _end(view: RunView, at: AttemptView) -> Iterator[Event]:
 def _scheduler(at: AttemptView, over: float) -> Event:
     """What the scheduler says of an attempt's job."""
     assert at.job is not None
-    word = at.ending.get("state")
+    word = at.ending.get("state") or at.ending.get("log_state")
     if word is None:
         text = f"how {at.job.label} ended is unknown to its scheduler"
         return _event(at, over, "unknown", text)
@@ -247,10 +187,10 @@ def _began(view: RunView, at: AttemptView, replayed: Mapping[int, float]) -> str
     if at.world and len(at.starts) < at.world:
         count = f"{len(at.starts)} of {at.world} ranks"
     where = f" on {few} ({count})" if few else f" ({count})"
-    return f"attempt {at.number} began{where}{_from(view, at, replayed)}"
+    return f"attempt {at.number} began{where}{resumed(view, at, replayed)}"
 
 
-def _from(view: RunView, at: AttemptView, replayed: Mapping[int, float]) -> str:
+def resumed(view: RunView, at: AttemptView, replayed: Mapping[int, float]) -> str:
     """Where it began, how much was trained again and what that had cost."""
     if at.resumed_from is None:
         return ""
@@ -267,7 +207,7 @@ def _from(view: RunView, at: AttemptView, replayed: Mapping[int, float]) -> str:
     return f"{text} ({lost} trained again{cost})"
 
 
-def _replayed(view: RunView) -> dict[int, float]:
+def replayed_h(view: RunView) -> dict[int, float]:
     """GPU-hours of each attempt that a later one spent again."""
     found = hours(view).jobs
     return {
@@ -282,7 +222,8 @@ def _damaged(each: Mapping[str, Any]) -> str:
         f"{flaw.get('file')}{'' if flaw.get('rank') is None else ' of rank ' + str(flaw['rank'])} {flaw.get('reason')}"
         for flaw in each.get("flaws", ())
     )
-    kept = f", set aside as {each['kept']}" if each.get("kept") else ""
+    place = "/".join(str(each.get("kept") or "").split("/")[-3:])
+    kept = f", set aside as {place}" if place else ""
     return f"the checkpoint at {int(each['images']):,} images is damaged ({flaws}){kept}"
 
 
@@ -350,14 +291,7 @@ def _during(view: RunView, time: float, kind: str, text: str) -> Event:
     return Event(time=time, attempt=number, kind=kind, text=text)
 
 
-def _why(found: Cause) -> str:
-    place = f" (in section {found.section}" if found.section else ""
-    place += f" at {found.images:,} images" if place and found.images is not None else ""
-    place += ")" if place else ""
-    return f"attempt {found.attempt} ended ({found.kind}): {_located(found)}{place}"
-
-
-def _located(found: Cause) -> str:
+def located(found: Cause) -> str:
     """The first line of what the cause says, with the node of its rank."""
     message = _line(found.message) or "nothing says why"
     who = f"rank {found.rank}"

@@ -6,6 +6,7 @@ does not answer leaves its jobs `unknown`, which is never the same as `gone`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -33,6 +34,9 @@ JobState = backends.State
 
 # patience of commands that only look, seconds
 LOOK_S = 2.0
+
+# files that nobody asks for in a list of runs
+_LONG = ("request.json", "code.json")
 
 # what an unreadable file raises
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -216,22 +220,27 @@ def read(run: RunFolder, *, patience_s: float | None = None, evidence: bool = Fa
 
 
 def read_many(
-    runs: Sequence[RunFolder], *, configs: bool | None = None, history: bool = False
+    runs: Sequence[RunFolder],
+    *,
+    configs: bool | None = None,
+    history: bool = False,
+    patience_s: float | None = LOOK_S,
 ) -> tuple[list[RunView], list[str]]:
     """Returns a view of each run that can be read, and a sentence for each that cannot.
 
-    However many the runs, every Slurm is asked once and the process table of this machine read once, within `LOOK_S`.
+    However many the runs, every Slurm is asked once and the process table of this machine read once.
     Files that are written once are parsed once (`cache`), and p(k) is left out of the manifests of snapshots.
 
     Args:
         configs: reads the config of every run, or of none; None of the finished ones.
         history: reads all attempts and evaluation jobs, not only what the state of a run needs.
+        patience_s: with schedulers that do not answer, as of `read`.
     """
     if not runs:
         return [], []
     what = f"{'history' if history else 'list'}{'-configs' if configs else ''}"
     with cache.of_runs(runs[0].root.parent.parent, what) as kept:
-        views, problems = _read(runs, kept, history=history, configs=configs, patience_s=LOOK_S)
+        views, problems = _read(runs, kept, history=history, configs=configs, patience_s=patience_s)
     return [view for view in views if view is not None], problems
 
 
@@ -337,6 +346,22 @@ class _Reader:
         root = evaluations(run)
         tries = sorted(names_in(root))
         self.evaluations = [root / name for name in tries if history or name not in self.settled]
+        # folders in which little happens any more, with all that their files say
+        self.over: dict[str, dict[str, dict[str, Any]]] = {}
+        if history and not self.whole:
+            self._read_over()
+
+    def _read_over(self) -> None:
+        """Reads the folders of earlier attempts and of evaluations that have a record.
+
+        Files there are added or replaced by renaming, which the folder's time of change tells.
+        """
+        over = [at.root for at in self.attempts[:-1]]
+        over += [folder for folder in self.evaluations if folder.name in self.settled]
+        for folder in map(str, over):
+            # where one of them cannot be read, each is read by itself, and is named
+            with contextlib.suppress(*_UNREADABLE):
+                self.over[folder] = self.kept.get(folder, _objects)
 
     def jobs(self) -> Iterator[tuple[Path, Record]]:
         """Yields the record of every job, with its file."""
@@ -516,11 +541,18 @@ class _Reader:
 
     def object(self, path: str | Path) -> dict[str, Any] | None:
         """The JSON object that `path` holds; None where there is no such file, or none that can be read."""
-        return self._try(path, _object, keep=False)
+        return self._of_folder(path, keep=False)
 
     def once(self, path: str | Path) -> dict[str, Any] | None:
         """The same of a file that is written once."""
-        return self._try(path, _object)
+        return self._of_folder(path, keep=True)
+
+    def _of_folder(self, path: str | Path, *, keep: bool) -> dict[str, Any] | None:
+        if self.over:
+            folder, _, name = str(path).rpartition("/")
+            if folder in self.over:
+                return self.over[folder].get(name)
+        return self._try(path, _object, keep)
 
     def _try(self, path: str | Path, parse: Callable[[str], T], keep: bool = True) -> T | None:
         try:
@@ -530,6 +562,12 @@ class _Reader:
         except (*_UNREADABLE, UserError) as error:
             self.problems.append(_problem(path, error))
             return None
+
+
+def _objects(folder: str) -> dict[str, dict[str, Any]]:
+    """The JSON objects of a folder by the names of their files, but for those as long as a config."""
+    names = [name for name in names_in(Path(folder)) if name.endswith(".json")]
+    return {name: _object(f"{folder}/{name}") for name in names if name not in _LONG}
 
 
 def _object(path: str) -> dict[str, Any]:

@@ -27,8 +27,8 @@ def class_of(section: str | None) -> str:
 class RankStatus:
     """Of one process, shared by its threads; each field is written by one of them."""
 
-    # joining, starting, compile (a first step that compiles, or a later one while it does), train, data (a step waits
-    # for its images), snapshot, checkpoint, done; evaluate; None elsewhere
+    # loading, joining, starting, compile (a first step that compiles, or a later one while it does), train, data (a
+    # step waits for its images), snapshot, checkpoint, done; evaluate; None elsewhere
     section: str | None = None
     # seen so far, None before training
     images: int | None = None

@@ -158,7 +158,7 @@ def test_b1_a_stray_is_ended_by_preflight_when_its_node_returns(
 ) -> None:
     """Of a node that Slurm lost, a rank that hangs lives on: Slurm forgets it, and the next attempt there finds it."""
     # else the monitor of its node ends it
-    run = bed.submit("b1", "cluster.hang_step_s=null")
+    run = bed.submit("b1-stray", "cluster.hang_step_s=null")
     trains(bed, run)
     slow(bed, 0.3, always=True)
     stray, lost = bed.ranks(run)[1], stands(bed, run, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,12 @@ def test_python_prefers_the_copy_to_whatever_is_installed(tmp_path: Path) -> Non
         check=True,
     )
     assert done.stdout.count(str(tmp_path / "code")) == 3
+
+
+def test_copies_of_one_block_are_the_first_whatever_happens_to_the_source(tmp_path: Path) -> None:
+    with code_copy.one_for_all():
+        found = [code_copy.copy(tmp_path / name / "code") for name in "ab"]
+    assert found[0] == found[1] == code_copy.copy(tmp_path / "c" / "code")
+    shutil.rmtree(tmp_path / "a")
+    assert code_copy.content_hash(tmp_path / "b" / "code") == found[0]["hash"]
+    assert json.loads((tmp_path / "b" / "code.json").read_text()) == found[0]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +15,7 @@ from pathlib import Path
 
 import payloads
 import pytest
-from waiting import until
+from waiting import REPOSITORY, until
 
 from launcher import (
     backends,
@@ -197,6 +200,23 @@ def test_logs_follow_into_the_next_attempt(
     said = capsys.readouterr().out
     assert not stream.is_alive()
     assert said.count("of the second attempt") == said.count("and no end") == 1
+
+
+def test_leaving_logs_by_ctrl_c_ends_with_130_and_leaves_the_run(napping: RunFolder) -> None:
+    command = [sys.executable, "-u", "-m", "launcher", "logs", str(napping.root), "-f"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    stream = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    (log,) = Attempt(napping.attempt(1)).logs.glob("*_0_log.out")
+    with log.open("a") as file:
+        file.write("a line to wait for\n")
+    assert stream.stdout is not None
+    assert any("a line to wait for" in line for line in stream.stdout)
+    stream.send_signal(signal.SIGINT)
+    _, said = stream.communicate(timeout=30)
+    assert stream.returncode == 130 and "Traceback" not in said
+    assert decide.state(read(napping)).word == "running"
 
 
 def test_status_tells_everything_about_one_run_and_follows_it(

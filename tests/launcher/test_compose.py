@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.compose import compose, experiments, known_keys
+from launcher.compose import Frames, compose, experiments, known_keys
 from selfguide.spec.config import NoGuidance, OnlineGuidance
 from selfguide.spec.files import read_config, to_yaml
 from shards.errors import UserError
@@ -96,3 +96,18 @@ def test_a_config_survives_its_yaml(tmp_path: Path) -> None:
         config = compose([f"experiment={name}", "cluster=slurm", "train.learning_rate=1e-5"])
         (tmp_path / "config.yaml").write_text(to_yaml(config))
         assert read_config(tmp_path / "config.yaml") == config
+
+
+def test_compose_with_kept_frames_is_what_hydra_composes() -> None:
+    frames: Frames = {}
+    for words in (
+        ["experiment=digits_dit"],
+        ["experiment=digits_dit", "seed=3", "train.learning_rate=2e-4"],
+        ["seed=1", "experiment=in1k_dit", "model=dit_b_2", "cluster=slurm", "nodes=4", "seed=2"],
+        ["experiment=in1k_dit", "cluster.environment.A='1'", "cluster.environment={B: x}"],
+        ["experiment=digits_edm", "sampler.interval=[0.1,0.5]", "evaluation=none", "name='0123'"],
+    ):
+        assert compose(words, frames) == compose(words)
+    assert len(frames) == 4
+    with pytest.raises(UserError, match="cannot read"):
+        compose(["experiment=digits_dit", "seed=[1"], frames)

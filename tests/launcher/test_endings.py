@@ -32,6 +32,7 @@ LINES = {
     f"{STEP} DUE TO TIME LIMIT ***": {"log_state": "TIMEOUT"},
     f"{JOB} DUE TO TIME LIMIT ***": {"log_state": "TIMEOUT"},
     f"{JOB} DUE TO PREEMPTION ***": {"log_state": "PREEMPTED"},
+    f"{JOB} DUE TO JOB REQUEUE ***": {"log_state": "REQUEUED"},
     f"{JOB} ***": {"log_state": "CANCELLED"},
     f"{JOB} DUE to SIGNAL Terminated ***": {"log_state": "CANCELLED"},
     "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=12.0. Some of your processes may have been killed by "
@@ -63,11 +64,10 @@ def test_line_of_slurm_in_a_log_tells_how_the_job_ended(line: str) -> None:
         # what srun does to the others when a rank failed
         f"{STEP} ***",
         f"{STEP} DUE to SIGNAL Killed ***",
-        f"{JOB} DUE TO JOB REQUEUE ***",
         "srun: Job step aborted: Waiting up to 32 seconds for job step to finish.",
         "ValueError: srun: error: n1: task 1: Killed",
         "srun: error: n1: task ,: Killed",
-        "warning: the batch is DUE tomorrow",
+        "ValueError: the step was ended DUE TO TIME LIMIT",
         "",
     ],
 )

@@ -62,9 +62,17 @@ def test_a_rank_that_never_spoke_is_blamed_after_the_limit_of_a_start() -> None:
     assert verdict is not None and verdict.rank == 2
 
 
+def test_a_rank_that_has_not_come_to_join_the_others_is_blamed() -> None:
+    early = [waits(r, section="joining", collectives=None, quiet_s=1801.0) for r in range(3)]
+    early[1] = replace(early[1], section="loading", quiet_s=1801.0)
+    verdict = judge(early, LIMITS)
+    assert verdict is not None and (verdict.rank, verdict.section) == (1, "loading")
+
+
 @pytest.mark.parametrize(
     ("section", "step_s", "limit"),
     [
+        ("loading", 0.0, LIMITS.start),
         ("joining", 0.0, LIMITS.start),
         ("starting", 0.0, LIMITS.start),
         # the first step compiles

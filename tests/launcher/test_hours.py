@@ -12,8 +12,9 @@ import pytest
 from launcher.backends import Span
 from launcher.folder import Attempt
 from launcher.reconcile.hours import CLASSES, Hours, hours, spent_s, trained_s
-from launcher.reconcile.view import AttemptView, EvaluationView, JobView, RunView
+from launcher.reconcile.view import AttemptView, EvaluationView, JobView, RunView, read
 from selfguide.spec.run import RunFolder
+from tests.cluster.corpus import restore
 
 RUN = RunFolder(Path("/runs/digits_dit/abc"))
 SECTIONS = (
@@ -210,6 +211,24 @@ def test_spent_needs_only_the_newest_attempt_where_it_says_what_went_before() ->
     older = a_view(replace(at, spent_s=None), replace(at, spent_s=180.0))
     assert trained_s(older) == 360.0
     assert spent_s(replace(newest, attempts=(replace(at, spent_s=None),))) is None
+
+
+CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
+
+
+@pytest.mark.parametrize("entry", CORPUS, ids=[path.stem for path in CORPUS])
+def test_hours_of_runs_that_faults_met_on_a_real_slurm(entry: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "runs" / "digits_dit" / "run")
+    kinds = {fault.kind for fault in restore(entry, run)}
+    view = read(run)
+    found = hours(view)
+    assert {row.attempt for row in found.jobs} >= {at.number for at in view.attempts if at.starts}
+    for row in found.jobs:
+        assert sum(row.seconds.values()) == pytest.approx(row.elapsed_s)
+        assert all(value >= 0 for value in row.seconds.values())
+    seconds = found.seconds()
+    assert (seconds["hung"] > 0) == ("hang" in kinds)
+    assert bool(kinds & {"killed", "crash", "node", "error", "hang"}) <= (seconds["failed"] > 0)
 
 
 # ---- whatever happens ----------------------------------------------------------------------------------

@@ -75,9 +75,12 @@ def test_the_rank_that_does_not_come_is_blamed_and_all_stacks_are_kept(tmp_path:
     for how in words:
         starts = [tmp_path / how / f"start-{rank}.json" for rank in range(3)]
         assert wait_until(lambda starts=starts: all(p.exists() for p in starts), timeout_s=60)
+    # of two nodes, but where only its own node sees that a process is stopped
+    nodes = {"loops": [(0, 1), (2,)], "holds": [(0, 1), (2,)], "stops": [(0, 1, 2)]}
     monitors = [
-        threading.Thread(target=Monitor(tmp_path / how, range(3), ranks[how][0].pid, LIMITS).run)
+        threading.Thread(target=Monitor(tmp_path / how, mine, ranks[how][mine[0]].pid, LIMITS).run)
         for how in words
+        for mine in nodes[how]
     ]
     for each in monitors:
         each.start()
@@ -217,6 +220,30 @@ def test_a_healthy_run_is_never_said_to_hang_and_one_rank_that_hangs_is(
     assert (verdict.rank, verdict.section, verdict.images) == (3, "train", began.images)
     limit = max(SLOW.step, 10 * median(each.step_s for each in moments if each.step_s))
     assert limit / 2 < at - began.time < 2 * limit + 4 * SLOW.beat_s
+
+
+def test_a_disk_that_is_away_for_minutes_is_no_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No rank can write, and old files are still read; the ranks train on."""
+    away = (600.0, 1000.0)
+    steps = [Moment(float(step), "train", 128 * step, 1.0) for step in range(2000)]
+    played = Played(tmp_path, steps, {})
+
+    def write(*_: object, **__: object) -> None:
+        if away[0] <= now < away[1]:
+            raise OSError("the disk does not answer")
+
+    monkeypatch.setattr("launcher.attempt.monitor.write_record", write)
+    monkeypatch.setattr(Path, "unlink", lambda *_: None)
+    refused = 0
+    for now in (5.0 * look for look in range(1, 300)):
+        played.hangs = dict.fromkeys(range(4), away[0]) if away[0] <= now < away[1] else {}
+        try:
+            assert played.look(now) is None
+        except OSError:
+            refused += 1
+    assert refused > 10
 
 
 def test_ranks_of_an_attempt_that_was_overtaken_are_ended_and_nobody_is_blamed(

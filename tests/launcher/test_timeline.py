@@ -13,7 +13,8 @@ import pytest
 from launcher.compose import compose
 from launcher.folder import Attempt
 from launcher.reconcile.attempts import Cause
-from launcher.reconcile.timeline import Event, conclude, events, last_frames, verdict
+from launcher.reconcile.conclusion import conclude
+from launcher.reconcile.timeline import Event, events, last_frames, verdict
 from launcher.reconcile.view import AttemptView, JobView, RunView
 from selfguide.spec.run import RunFolder
 
@@ -113,6 +114,11 @@ CAUSES: list[tuple[AttemptView, str, str | None, str | None]] = [
     (
         attempt(exits={**all_of(PEER), "2": FENCED, "3": FENCED}, ending={"lost_nodes": ["n2"]}
                 | {"log_state": "NODE_FAIL"}),
+        "node", "2", "n2",
+    ),
+    # they have saved before Slurm ended them
+    (
+        attempt(exits=all_of(SAVED), ending={"state": "NODE_FAIL", "lost_nodes": ["n2"]}),
         "node", "2", "n2",
     ),
     (attempt(exits=all_of(SAVED), ending={"state": "PREEMPTED"}), "preempted", None, None),
@@ -254,6 +260,15 @@ def test_damaged_checkpoint_cancellation_and_publications_are_events() -> None:
     # not complete
     assert told(run, "snapshot") == []
     assert [each.time for each in events(run)] == sorted(each.time for each in events(run))
+
+
+def test_finished_run_without_all_its_scores_names_the_command_that_makes_them() -> None:
+    scored = compose(["experiment=digits_dit", "cluster=local", "evaluation=fd_digits"])
+    shape = {"images": 1280, "data": {"manifest": "m"}, "guidance": {}}
+    run = view(attempt(exits=all_of(OK)), snapshots={1280: shape}, config=scored)
+    end = conclude(run, verdict(run))
+    assert end.command == f"python -m launcher.evaluate {RUN.root}"
+    assert "1 snapshot without a score" in end.followed and end.why == "nothing went wrong"
 
 
 def test_run_that_nothing_continues_names_a_command_that_does() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,36 +15,27 @@ from waiting import REPOSITORY, until
 
 from launcher import backends, submit, why
 from launcher.folder import Attempt
-from launcher.reconcile.timeline import conclude, events, verdict
+from launcher.reconcile.conclusion import conclude
+from launcher.reconcile.timeline import events, verdict
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.run import RunFolder, read_record
 from shards.errors import UserError
-from tests.cluster.corpus import Fault, check
+from tests.cluster.corpus import Fault, check, restore
 
-CORPUS = Path(__file__).parent / "corpus"
-CELLS = sorted(path.parent.name for path in CORPUS.glob("*/label.json"))
-
-
-def entry(cell: str, folder: Path, *, logs_only: bool = False) -> tuple[RunView, list[Fault]]:
-    """The view of a run of the corpus, and what was done to it.
-
-    Args:
-        logs_only: nobody has asked the scheduler in time, and it does not know the jobs any more.
-    """
-    root = folder / "runs" / "digits_dit" / "run"
-    for path in (each for each in (CORPUS / cell).rglob("*") if each.is_file()):
-        if logs_only and path.name == "ended-job.json":
-            continue
-        to = root / path.relative_to(CORPUS / cell)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_text(path.read_text().replace("/runs/digits_dit/run", str(root)))
-    label = json.loads((root / "label.json").read_text())
-    return read(RunFolder(root), evidence=True), [Fault(**each) for each in label["faults"]]
+CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
+cells = pytest.mark.parametrize("entry", CORPUS, ids=[path.stem for path in CORPUS])
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_verdict_names_the_fault_that_a_run_of_the_corpus_met(cell: str, tmp_path: Path) -> None:
-    view, faults = entry(cell, tmp_path)
+def restored(entry: Path, folder: Path, *, endings: bool = True) -> tuple[RunView, list[Fault]]:
+    """The view of a run of the corpus, and what was done to it."""
+    run = RunFolder(folder / "runs" / "digits_dit" / "run")
+    faults = restore(entry, run, endings=endings)
+    return read(run, evidence=True), faults
+
+
+@cells
+def test_verdict_names_the_fault_that_a_run_of_the_corpus_met(entry: Path, tmp_path: Path) -> None:
+    view, faults = restored(entry, tmp_path)
     check(view, faults)
     told = events(view)
     began = [each.attempt for each in told if each.kind == "began"]
@@ -52,13 +44,31 @@ def test_verdict_names_the_fault_that_a_run_of_the_corpus_met(cell: str, tmp_pat
     assert why.text(told, conclude(view, verdict(view)))[-1]
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_without_the_schedulers_word_no_other_rank_is_blamed(cell: str, tmp_path: Path) -> None:
-    view, faults = entry(cell, tmp_path, logs_only=True)
+@cells
+def test_without_the_schedulers_word_no_other_rank_is_blamed(entry: Path, tmp_path: Path) -> None:
+    """As where nobody has asked it in time, and it does not know the jobs any more."""
+    view, faults = restored(entry, tmp_path, endings=False)
     for fault in faults:
         found = verdict(view, fault.attempt)
         assert found is not None and fault.rank in (None, found.rank), found
     assert faults or verdict(view) is None
+
+
+def test_corpus_holds_faults_and_runs_without_one() -> None:
+    labels = [json.loads(entry.read_text())["faults"] for entry in CORPUS]
+    assert [] in labels
+    kinds = {fault["kind"] for label in labels for fault in label}
+    assert kinds >= {"killed", "crash", "node", "preempted", "outside"}
+
+
+def test_colours_are_for_terminals_only(tmp_path: Path) -> None:
+    view, _ = restored(Path(__file__).parent / "corpus" / "a1.json", tmp_path)
+    told, end = events(view), conclude(view, verdict(view))
+    plain, coloured = why.text(told, end), why.text(told, end, colour=True)
+    assert not any("\033" in line for line in plain) and any(
+        "\033[31m" in line for line in coloured
+    )
+    assert [re.sub(r"\033\[\d+m", "", line) for line in coloured] == plain
 
 
 def test_rank_that_raised_is_told_by_the_command_with_its_frames(
