@@ -46,7 +46,7 @@ GONE_S = 60.0
 # what sbatch --test-only says of a job that no nodes fit, also where they are only out of service for now
 _NO_NODES = "Requested node configuration is not available"
 # what sinfo says of nodes; it cuts what is wider
-_FREE = ("NodeHost", "StateCompact", "CPUsState", "Memory", "AllocMem", "Gres", "GresUsed", "Partition")  # fmt: skip
+_FREE = ("NodeList", "StateCompact", "CPUsState", "Memory", "AllocMem", "Gres", "GresUsed", "Partition")  # fmt: skip
 _WIDE = 200
 _GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 # of sbatch's failures, those after which it may have taken the job

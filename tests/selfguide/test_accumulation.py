@@ -151,7 +151,7 @@ def same_run(full: list[dict[str, Any]], fewer: list[dict[str, Any]], *, moved: 
     assert len(set(mine["p"])) > 1
     if not moved:
         assert theirs["p"] == mine["p"]
-    assert apart(mine, theirs) < 1e-3 and apart(mine, theirs, "buffers") < 1e-3
+    assert apart(mine, theirs) < 1e-3 and apart(mine, theirs, "buffers") < 3e-3
     for name in ("loss", "guidance_loss", "code_loss", "grad_norm"):
         assert theirs["told"][name] == pytest.approx(mine["told"][name], rel=1e-4), name
     assert theirs["told"]["rows"] == mine["told"]["rows"]
@@ -168,7 +168,7 @@ def test_micro_batches_together_train_the_run_of_one_batch_and_apart_another(dig
     other = taken(alone, four, root, apart=True)
     assert other["samples"] == full["samples"]
     assert other["ids"] != full["ids"] and other["p"] != full["p"]
-    assert apart(full, other) > 5e-3
+    assert apart(full, other) > 5e-3 and apart(full, other, "buffers") > 3e-2
 
 
 # what a step's inputs and its losses can be made of
