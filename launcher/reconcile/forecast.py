@@ -188,14 +188,15 @@ End = Literal["failure", "preemption"]
 def given(costs: Costs, ends: Sequence[tuple[float, End]]) -> float:
     """Returns the seconds until the last save where it is known when jobs end, in seconds from now.
 
-    An end that comes between two jobs ends none. Infinite where a job reaches its time limit before its first step.
+    An end that comes between two jobs, or with the end of one, ends none. Infinite where a job reaches its time limit
+    before its first step.
     """
     if costs.limit_s is not None and costs.limit_s <= costs.start_s:
         return math.inf
     clock, saved, used = 0.0, 0.0, costs.used_s
     ahead = sorted(ends)
     while True:
-        ahead = [each for each in ahead if each[0] >= clock]
+        ahead = [each for each in ahead if each[0] > clock]
         at, kind = ahead[0] if ahead else (math.inf, "failure")
         if costs.limit_s is not None and (limit := clock + costs.limit_s - (used or 0.0)) < at:
             at, kind = limit, "preemption"

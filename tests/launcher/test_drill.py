@@ -13,6 +13,7 @@ from launcher.drill import storm
 from launcher.drill.cells import CELLS
 from launcher.drill.storm import Event
 from launcher.reconcile.attempts import Cause
+from launcher.reconcile.forecast import Costs, given
 from shards.errors import UserError
 
 
@@ -97,3 +98,12 @@ def test_cells_of_unknown_names_are_refused_and_those_that_need_root_say_so(
     ]
     assert "root" in told["cells"][0]["reasons"][0]
     assert "--urgent" in told["cells"][1]["reasons"][0]
+
+
+def test_a_plan_given_faults_between_which_nothing_lies_ends() -> None:
+    """The next job begins in the moment in which the one before ended, so that one end could count for ever."""
+    costs = Costs(
+        work_s=60.0, interval_s=10.0, save_s=0.5, start_s=5.0, gap_s=0.0, used_s=0.0, limit_s=None
+    )
+    # saved at 10.5 s, dead at 18 s, from 23 s on 50 s of work and 5 saves
+    assert given(costs, [(18.0, "failure")]) == pytest.approx(75.5)
