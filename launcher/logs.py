@@ -177,7 +177,8 @@ class _Stream:
             newest = _attempt(run, options.attempt)
             if newest.number != at.number:
                 self._show(at, lambda at: _chosen(at, options), last=True)
-                at = newest
+                # whoever writes into the new one has not been asked about yet
+                at, more, asked = newest, True, -float("inf")
                 print(f"---- attempt {at.number} ----", flush=True)
             elif more:
                 time.sleep(POLL_S)
