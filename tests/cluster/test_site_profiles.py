@@ -95,7 +95,7 @@ def test_profile_prepares_every_job_of_a_run(
     profile.write_text(
         "defaults: [devcluster]\nreservation: spring\nevaluation_partition: debug\n"
         f"evaluation_timeout_min: 10\ncontainer: {container}\nmodules: [cuda/12.6, gcc]\n"
-        f"setup: ['export SITE=\"a b\"']\nscratch: {tmp_path}/scratch/$SLURM_JOB_ID/..\n"
+        f"setup: ['export SITE=\"a b\"']\nscratch: {tmp_path}/scratch/$SLURM_JOB_ID\n"
     )
     # as a login shell hands it down
     monkeypatch.setenv("BASH_FUNC_module%%", '() {  export LOADED="$*"\n}')
@@ -129,7 +129,7 @@ def test_profile_prepares_every_job_of_a_run(
             "load cuda/12.6 gcc",
             "a b",
         )
-        assert each["TMPDIR"] == f"{tmp_path}/scratch/{each['SLURM_JOB_ID']}/.."
+        assert each["TMPDIR"] == f"{tmp_path}/scratch/{each['SLURM_JOB_ID']}"
 
 
 def test_job_of_slurm_tells_by_the_variable_of_the_shell_that_submitted(
