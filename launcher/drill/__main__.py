@@ -24,7 +24,6 @@ from launcher.drill import storm
 from launcher.drill.bench import Bench, LostRun, learned, tiny
 from launcher.drill.cells import CELLS, Result, drill, refusal
 from selfguide.spec.config import Config
-from selfguide.spec.run import RunFolder
 from selfguide.spec.suggest import nearest
 from shards import cli
 from shards.errors import UserError
@@ -161,9 +160,16 @@ def _table(facts: dict[str, Any]) -> str:
 
 
 def _calm(bench: Bench) -> dict[str, Any]:
-    """What a run learns that nothing happens to."""
-    run: RunFolder = bench.submit(f"calm-{bench.faults.parent.name}")
-    bench.finishes(run, 900.0)
+    """What a run learns that nothing happens to.
+
+    Raises:
+        UserError: it is refused, or does not finish: then a drill would show nothing.
+    """
+    try:
+        run = bench.submit(f"calm-{bench.faults.parent.name}")
+        bench.finishes(run, 900.0)
+    except (RuntimeError, TimeoutError) as error:
+        raise UserError(f"the run without faults: {str(error).strip()}") from error
     return learned(run)
 
 
