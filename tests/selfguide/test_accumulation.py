@@ -207,6 +207,7 @@ def test_a_run_that_goes_to_two_ranks_and_back_reads_the_same_images(
 ) -> None:
     config, root = elastic(backend), str(digits)
     full = ranks(4, taken, config, root)
+    RunFolder(tmp_path / "run").open_attempt()
     ways = [(4, 0, 3), (2, 3, 6), (4, 6, STEPS)]
     parts = [
         ranks(world, _part, config, root, begin, end, str(tmp_path / "run"))
