@@ -119,9 +119,11 @@ def adds_up(bed: Bed, run: RunFolder) -> Hours:
     def known() -> bool:
         # the database hears of an end a moment after it
         (view,) = measured([read(run)])
-        return all(span.end is not None for job in jobs(view) for span in job.spans)
+        ran = [at.job for at in view.attempts if at.job and at.starts]
+        ended = all(span.end is not None for job in jobs(view) for span in job.spans)
+        return ended and all(job.spans for job in ran)
 
-    until(known, "accounting knows the end of every job", 30)
+    until(known, "accounting knows the end of every job", 60)
     (view,) = measured([read(run)])
     found = hours(view)
     elapsed: dict[str, float] = {}
