@@ -21,7 +21,10 @@ _RANKS = re.compile(r"(\d+)(?:-(\d+))?")
 _CODE = re.compile(r"Exited with exit code (\d+)")
 _LOST = re.compile(r"^srun: error: Node failure on (\S+)", re.MULTILINE)
 # of the step's nodes, counted from 0
-_NO_STEP = re.compile(r"^srun: error: Aborting, .*missing step on node (\d+)", re.MULTILINE)
+_NO_STEP = re.compile(
+    r"^srun: error: (?:Aborting, .*missing step on|Cannot communicate with) node (\d+)",
+    re.MULTILINE,
+)
 # what a person wants to read of it: errors, and steps and jobs that were ended; and the kernel's, where it is there
 _SAID = re.compile(
     r"^(?:(?:srun|slurmstepd)[\w-]*: error: .+|.*\b[Oo]ut of memory: Killed process .+)$",

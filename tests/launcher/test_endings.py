@@ -28,6 +28,7 @@ LINES = {
     "srun: error: n1: task 1: Exited with exit code 255": {"signals": {}, "codes": {"1": 255}},
     "srun: error: n1: task 1: Out Of Memory": {"signals": {"1": 9}, "log_state": "OUT_OF_MEMORY"},
     "srun: error: Aborting, io error and missing step on node 1": {"lost_steps": [1]},
+    "srun: error: Cannot communicate with node 1.  Aborting job.": {"lost_steps": [1]},
     "srun: error: Node failure on n3": {"lost_nodes": ["n3"], "log_state": "NODE_FAIL"},
     f"{STEP} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***": {"log_state": "NODE_FAIL"},
     f"{STEP} DUE TO TIME LIMIT ***": {"log_state": "TIMEOUT"},
