@@ -17,6 +17,7 @@ from selfguide.spec.nodes import NodeRefused
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import Lease, RunFolder, write_record
 from shards.errors import FencedError, NoRoomError
+from tests.launcher.waiting import until
 
 Start = Callable[..., subprocess.Popen[bytes]]
 
@@ -41,8 +42,11 @@ def start(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     def begin(job: str, folder: str = "attempts/0001/job", **more: str) -> subprocess.Popen[bytes]:
         environment = {"SLURM_JOB_ID": job, "SLURMD_NODENAME": "n1", **more}
         command = [sys.executable, "-c", "input()", str(run.root / folder)]
-        started.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE))
-        return started[-1]
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
+        started.append(process)
+        # Popen returns when exec has closed its pipe, a moment before the kernel shows the new environment
+        until(Path(f"/proc/{process.pid}/environ").read_bytes)
+        return process
 
     yield begin
     for each in started:
