@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfguide.evaluation.metrics.copies import copy_rate
-from selfguide.evaluation.metrics.frechet import Moments, between, distance, with_error
+from selfguide.evaluation.metrics.frechet import Reference, between, distance, frechet
+from selfguide.evaluation.metrics.moments import Moments
 
 
 def features(seed: int, count: int = 500, width: int = 6) -> np.ndarray:
@@ -45,17 +46,19 @@ def test_equals_clean_fid_and_is_symmetric_and_rotation_invariant(seed: int) -> 
 def test_moments_of_parts_add_up_wherever_the_features_lie(cut: int, offset: float) -> None:
     whole = features(0) + offset
     shift = whole[:7].mean(0)
-    summed = Moments.of(whole[:cut], shift) + Moments.of(whole[cut:], shift)
+    summed = Moments.of(whole[:cut], shift)
+    summed.merge(Moments.of(whole[cut:], shift))
     assert summed.count == 500
     np.testing.assert_allclose(summed.covariance, np.cov(whole, rowvar=False), rtol=1e-9, atol=1e-9)
 
 
 def test_the_jackknife_error_is_the_spread_over_fresh_sets() -> None:
     generator = np.random.default_rng(0)
-    reference = generator.normal(size=(4000, 8))
-    found = [with_error(reference, generator.normal(size=(1000, 8)) * 1.1) for _ in range(60)]
-    spread = np.std([fd for fd, _ in found])
-    assert np.mean([error for _, error in found]) == pytest.approx(spread, rel=0.3)
+    reference = Reference.of(Moments.of(generator.normal(size=(4000, 8))))
+    sets = [generator.normal(size=(1000, 8)) * 1.1 for _ in range(60)]
+    found = [frechet(reference, Moments.of(each, reference.mean, 10)) for each in sets]
+    spread = np.std([score.value for score in found])
+    assert np.mean([score.se for score in found]) == pytest.approx(spread, rel=0.3)
 
 
 def test_bad_features_are_refused() -> None:
