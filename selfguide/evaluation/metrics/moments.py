@@ -69,7 +69,7 @@ class Moments:
         """
         if not np.array_equal(self.shift, other.shift) or len(self._sums) != len(other._sums):
             raise ValueError("moments about different shifts or in different blocks do not add up")
-        self.sums += other.sums
+        self.sums[:] += other.sums
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
         """Adds what all ranks have seen, on each of them, in one collective on the CPU; also where a rank saw none."""
