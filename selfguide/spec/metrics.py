@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from selfguide.spec.weight_files import DINOV2, EFFNET, INCEPTION, WeightFile
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -36,6 +38,11 @@ class Features:
     resize: str
     quantisation: str
     dtype: str = "fp32"
+    # of protocols of images: how levels become what the net sees, and the file of its weights, None where the config
+    # names one
+    normalisation: str = ""
+    weights: WeightFile | None = None
+    of_images: bool = False
 
 
 # in the order of the board's columns
@@ -45,9 +52,57 @@ METRICS: dict[str, Metric] = {
         note="Frechet distance to real digits in the features of a small digit net; lower is better",
         with_spread=True,
     ),
+    "fd_effnet": Metric(
+        heading="fd_effnet",
+        note="Frechet distance to real images in 112 features of EfficientNet-Lite0 at 96 px; lower is better",
+        with_spread=True,
+    ),
+    "fid_adm": Metric(
+        heading="FID (ADM)",
+        note="Frechet inception distance as ADM's evaluator takes it: TF1 bilinear resize, its reference statistics",
+        with_spread=True,
+    ),
+    "fid_clean": Metric(
+        heading="FID (clean)",
+        note="Frechet inception distance as clean-fid defines it: Pillow's bicubic resize, in float",
+        with_spread=True,
+    ),
+    "fdd": Metric(
+        heading="FDD",
+        note="Frechet distance in the features of DINOv2 ViT-L/14 at 224 px; lower is better",
+        with_spread=True,
+    ),
+    "fd_timm": Metric(
+        heading="fd_timm",
+        note="Frechet distance in the features of the net of timm that the protocol names; lower is better",
+        with_spread=True,
+    ),
+    "sfid": Metric(
+        heading="sFID",
+        note="Frechet distance in ADM's 2,023 spatial features of Inception; lower is better",
+    ),
+    "inception_score": Metric(
+        heading="IS",
+        note="Inception Score, mean over 10 splits of the shuffled samples; higher is better",
+        higher_is_better=True,
+    ),
+    "precision": Metric(
+        heading="precision",
+        note="share of samples that lie among 10,000 real images, by their 3rd neighbours",
+        higher_is_better=True,
+    ),
+    "recall": Metric(
+        heading="recall",
+        note="share of 10,000 real images that lie among the samples, by their 3rd neighbours",
+        higher_is_better=True,
+    ),
     "floor": Metric(
         heading="floor",
         note="the same distance between the two halves of the real data: what a perfect model would reach",
+    ),
+    "floor_reconstruction": Metric(
+        heading="floor of latents",
+        note="the same distance of the data's latents, decoded: what a perfect model of them would reach",
     ),
     "copy_rate": Metric(
         heading="copies",
@@ -94,6 +149,51 @@ FEATURES: dict[str, Features] = {
         sha256="9ccbd016db9dbec4006e3f967b9a8432966ae68b6c73415b55c6d0d9e6eb9285",
         resize="none",
         quantisation="round to 0..16",
+    ),
+    "fd_effnet": Features(
+        version=1,
+        sha256=EFFNET.sha256,
+        resize="bicubic, antialiased, float, to 96",
+        quantisation="round to 0..255",
+        normalisation="(x - 127.5) / 127.5",
+        weights=EFFNET,
+        of_images=True,
+    ),
+    "fid_adm": Features(
+        version=1,
+        sha256=INCEPTION.sha256,
+        resize="TF1 bilinear, to 299",
+        quantisation="round to 0..255",
+        normalisation="(x - 128) / 128",
+        weights=INCEPTION,
+        of_images=True,
+    ),
+    "fid_clean": Features(
+        version=1,
+        sha256=INCEPTION.sha256,
+        resize="bicubic, antialiased, float, to 299",
+        quantisation="round to 0..255",
+        normalisation="(x - 128) / 128",
+        weights=INCEPTION,
+        of_images=True,
+    ),
+    "fdd": Features(
+        version=1,
+        sha256=DINOV2.sha256,
+        resize="bicubic, antialiased, float, to 224",
+        quantisation="round to 0..255",
+        normalisation="ImageNet's mean and deviation",
+        weights=DINOV2,
+        of_images=True,
+    ),
+    # of a net that the config names, with its sha256
+    "fd_timm": Features(
+        version=1,
+        sha256="",
+        resize="bicubic, antialiased, float, to the net's size",
+        quantisation="round to 0..255",
+        normalisation="the net's own mean and deviation",
+        of_images=True,
     ),
 }
 

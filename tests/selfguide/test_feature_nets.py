@@ -1,0 +1,244 @@
+"""Feature nets against the packages that others' scores come from, on the same weights; and what they refuse."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from selfguide.evaluation.features import net as nets
+from selfguide.evaluation.features.effnet import EffNet
+from selfguide.evaluation.features.inception import Inception
+from selfguide.evaluation.features.resize import bicubic_antialiased, tf1_bilinear
+from selfguide.spec import metrics, weight_files
+from selfguide.spec.weight_files import EFFNET, INCEPTION, locate
+from shards.errors import UserError
+
+SIZES = (32, 64, 256, 299, 512)
+
+
+def random_state(net: torch.nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """A state dict that leaves features of some size: convolutions keep the variance of what they read."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, tensor in net.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if name.endswith("num_batches_tracked"):
+            found[name] = tensor
+        elif name.endswith("running_var"):
+            found[name] = 1 + 0.2 * noise.abs()
+        elif tensor.ndim > 1:
+            found[name] = noise * (2 / tensor[0].numel()) ** 0.5
+        else:
+            found[name] = 0.1 * noise + name.endswith("bn.weight")
+    return found
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file of random weights that stands for the published one."""
+    file = tmp_path_factory.mktemp("weights") / INCEPTION.files[0]
+    torch.save(random_state(Inception()), file)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fid_adm", "fid_clean"):
+            patch.setitem(metrics.FEATURES, name, replace(metrics.FEATURES[name], sha256=sha256))
+        yield file
+
+
+@pytest.fixture(scope="module")
+def ours(inception: Path) -> nets.FeatureNet:
+    return nets.load_feature_net("fid_adm", inception)
+
+
+def images(size: int, count: int = 1) -> Tensor:
+    return torch.randint(
+        0,
+        256,
+        (count, 3, size, size),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(size),
+    )
+
+
+def test_fid_adm_with_torch_fidelitys_weights_is_its_features_bit_for_bit(
+    inception: Path, ours: nets.FeatureNet
+) -> None:
+    theirs = _oracle("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3(
+        "own", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception)
+    )
+    assert ours.logits is not None
+    for size in SIZES:
+        features, logits = theirs(images(size))
+        assert torch.equal(ours.embed(images(size)), features), size
+        assert torch.equal(ours.logits(features), logits), size
+
+
+def test_fid_adm_beside_torchmetrics_differs_by_its_antialias_alone(
+    inception: Path, ours: nets.FeatureNet
+) -> None:
+    kind = _oracle("torchmetrics.image.fid").NoTrainInceptionV3
+    theirs = kind("inception-v3-compat", ["2048"], str(inception))
+    for size in (32, 299):
+        own = ours.embed(images(size))
+        theirs.use_antialias = False
+        assert torch.equal(theirs(images(size)).reshape(1, -1), own), size
+        theirs.use_antialias = True
+        far = (theirs(images(size)).reshape(1, -1) - own).norm() / own.norm()
+        assert (far == 0) if size == 299 else (1e-4 < far < 0.3), size
+
+
+def test_fid_adm_beside_pytorch_fids_differs_by_its_normalisation(
+    inception: Path, ours: nets.FeatureNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = _oracle("cleanfid.inception_pytorch")
+    tensors = torch.load(inception, weights_only=True)
+    monkeypatch.setattr(module, "load_state_dict_from_url", lambda *_, **__: tensors)
+    theirs = module.InceptionV3(resize_input=False, normalize_input=True).eval()
+    for size in SIZES:
+        own, shown = ours.embed(images(size)), tf1_bilinear(images(size).float(), 299)
+        with torch.no_grad():
+            # the same pixels: theirs become (x - 127.5) / 127.5
+            found = theirs(shown / 255)[0].flatten(1)
+            same = theirs((shown - 128) / 256 + 0.5)[0].flatten(1)
+        assert 1e-4 < (found - own).norm() / own.norm() < 2e-2, size
+        torch.testing.assert_close(same, own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_bicubic_antialiased_of_any_size_is_clean_fids_to_a_hundredth_of_a_level(size: int) -> None:
+    resize = _oracle("cleanfid.resize").build_resizer("clean")
+    theirs = np.stack([resize(each.permute(1, 2, 0).numpy()) for each in images(size)])
+    ours = bicubic_antialiased(images(size).float(), 299).permute(0, 2, 3, 1).numpy()
+    assert np.abs(ours - theirs).max() < 0.01
+    assert np.abs(ours - theirs).mean() < 1e-3
+
+
+def test_inception_without_batch_norms_counters_loads(inception: Path, tmp_path: Path) -> None:
+    tensors = torch.load(inception, weights_only=True)
+    file = tmp_path / "few.pth"
+    torch.save({n: t for n, t in tensors.items() if not n.endswith("tracked")}, file)
+    with pytest.MonkeyPatch.context() as patch:
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        row = replace(metrics.FEATURES["fid_clean"], sha256=sha256)
+        patch.setitem(metrics.FEATURES, "fid_clean", row)
+        found = nets.load_feature_net("fid_clean", file)
+    assert found.rows(images(32, 2)).shape == (2, 2048 + 2023)
+
+
+def test_fid_adm_spatial_features_are_the_first_channels_by_row_and_column(
+    ours: nets.FeatureNet,
+) -> None:
+    seen: list[Tensor] = []
+    hook = ours.net.Mixed_6d.branch1x1.register_forward_hook(lambda *call: seen.append(call[-1]))  # type: ignore[union-attr]
+    rows = ours.rows(images(64, 2))
+    hook.remove()
+    spatial = rows[:, 2048:].reshape(2, 17, 17, 7)
+    assert torch.equal(spatial[1, 3, 5], seen[0][1, :7, 3, 5])
+
+
+@pytest.mark.skipif(locate(EFFNET) is None, reason="the extra `features` is not installed")
+def test_fd_effnet_from_the_package_sees_what_timm_sees() -> None:
+    net = nets.load_feature_net("fd_effnet")
+    assert isinstance(net.net, EffNet)
+    assert (net.width, net.size, net.sha256) == (112, 96, EFFNET.sha256)
+    model = net.net.net
+    x = (bicubic_antialiased(images(32).float(), 96) - 127.5) / 127.5
+    with torch.no_grad():
+        (stage,) = model.forward_intermediates(x, indices=[4], intermediates_only=True)
+    assert torch.equal(net.embed(images(32)), stage.mean((2, 3)))
+
+
+@pytest.mark.skipif(locate(EFFNET) is None, reason="the extra `features` is not installed")
+def test_fd_effnet_of_grey_images_is_that_of_three_equal_channels() -> None:
+    net = nets.load_feature_net("fd_effnet")
+    grey = images(16)[:, :1]
+    assert torch.equal(net.embed(grey), net.embed(grey.expand(-1, 3, -1, -1)))
+
+
+def test_fd_timm_of_any_net_reads_its_file_and_keeps_its_sha256(tmp_path: Path) -> None:
+    file, sha256 = _timm_file(tmp_path / "net.safetensors", "resnet10t")
+    found = nets.load_feature_net("fd_timm", file, net="resnet10t", sha256=sha256)
+    assert (found.sha256, found.width) == (sha256, 512)
+    assert found.embed(images(32, 2)).shape == (2, 512)
+
+
+def test_fd_timm_two_nets_of_one_name_are_told_apart_by_their_sha256(tmp_path: Path) -> None:
+    one = _timm_file(tmp_path / "one.safetensors", "resnet10t", seed=1)
+    two = _timm_file(tmp_path / "two.safetensors", "resnet10t", seed=2)
+    with pytest.raises(UserError, match=one[1]):
+        nets.load_feature_net("fd_timm", two[0], net="resnet10t", sha256=one[1])
+
+
+def test_fd_timm_without_a_sha256_is_refused(tmp_path: Path) -> None:
+    file, _ = _timm_file(tmp_path / "net.safetensors", "resnet10t")
+    with pytest.raises(UserError, match="sha256"):
+        nets.load_feature_net("fd_timm", file, net="resnet10t")
+
+
+def test_load_with_wrong_weights_names_both_checksums(tmp_path: Path) -> None:
+    file = tmp_path / INCEPTION.files[0]
+    torch.save(random_state(Inception(), seed=1), file)
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(UserError) as refused:
+        nets.load_feature_net("fid_adm", file)
+    assert found in str(refused.value)
+    assert INCEPTION.sha256 in str(refused.value)
+
+
+def test_load_without_weights_names_the_file_its_places_and_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv(weight_files.FOLDER, raising=False)
+    with pytest.raises(UserError) as refused:
+        nets.load_feature_net("fid_adm")
+    for part in (INCEPTION.files[0], str(tmp_path), "tools.reference fetch inception"):
+        assert part in str(refused.value)
+
+
+def test_locate_with_a_folder_of_weights_takes_it_before_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "hub" / "checkpoints" / INCEPTION.files[1]
+    own = tmp_path / "own" / INCEPTION.files[0]
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv(weight_files.FOLDER, str(own.parent))
+    for file in (cached, own):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    assert locate(INCEPTION) == own
+    own.unlink()
+    assert locate(INCEPTION) == cached
+    assert locate(INCEPTION, str(tmp_path / "nothing")) is None
+
+
+def test_images_of_floats_are_refused() -> None:
+    net = nets.FeatureNet(
+        name="n", sha256="", resize="TF1 bilinear", size=8, mean=(0.0,) * 3, std=(1.0,) * 3, width=1,
+        net=torch.nn.Identity(),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="uint8"):
+        net.embed(torch.zeros(2, 3, 8, 8))
+
+
+def _timm_file(file: Path, name: str, seed: int = 0) -> tuple[Path, str]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = timm.create_model(name)
+    save_file(model.state_dict(), file)
+    return file, hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _oracle(module: str) -> Any:
+    return pytest.importorskip(module.split(".")[0]) and importlib.import_module(module)
