@@ -122,7 +122,7 @@ def evaluate(request: str) -> None:
         monitor.begin(path.parent, rank, local_rank, cluster, status)
         from selfguide.evaluation import job
 
-        job.main(path, status)
+        job.main(path, status, rank, local_rank, world)
 
     run_rank(path.parent, work, status)
 

@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,8 +17,10 @@ from torch import Tensor
 import shards
 from selfguide.data.normaliser import Normaliser
 from selfguide.discovery.agreement import agreement
+from selfguide.distributed import RankInfo
 from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, half, load_digitnet
 from selfguide.evaluation.grid import write_grid
+from selfguide.evaluation.images import Work, remove, score_images
 from selfguide.evaluation.metrics.copies import copy_rate
 from selfguide.evaluation.metrics.frechet import Reference, between, frechet
 from selfguide.evaluation.metrics.moments import BLOCKS, Moments
@@ -28,6 +29,7 @@ from selfguide.sampling.generate import generate
 from selfguide.sampling.groups import nearest_prototypes
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.config import Config, build
+from selfguide.spec.metrics import FEATURES
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.records import EvaluationRecord, Protocol, grid_path
 from selfguide.spec.run import RunFolder
@@ -36,8 +38,14 @@ from shards.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def main(request: Path, status: RankStatus) -> None:
-    """Scores the snapshot that `request` names and publishes evals/<key>.<attempt>.json beside its grid.
+# beside the runs of all experiments: statistics of real images, each made once
+REFERENCES = ".references"
+
+
+def main(
+    request: Path, status: RankStatus, rank: int = 0, local_rank: int = 0, world: int = 1
+) -> None:
+    """Scores the snapshot that `request` names; rank 0 publishes evals/<key>.<attempt>.json beside its grid.
 
     Args:
         status: told of each batch of samples, for those who watch whether this hangs.
@@ -47,7 +55,8 @@ def main(request: Path, status: RankStatus) -> None:
     config = build(Config, wanted["config"])
     log.info(f"evaluating {run.snapshot(wanted['images'])}")
     snapshot = load(run.snapshot(wanted["images"]))
-    snapshot.student.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = RankInfo(rank, local_rank, world).device
+    snapshot.student.to(device)
     description = run.describe()
     final = snapshot.images >= description["images"]
     # on one machine training has ended by the time its final snapshot is scored: the cores it left are ours
@@ -55,9 +64,25 @@ def main(request: Path, status: RankStatus) -> None:
     cores = len(os.sched_getaffinity(0)) if alone else int(os.environ.get("OMP_NUM_THREADS", "1"))
     torch.set_num_threads(cores)
     protocol = Protocol.of(config, {"data": snapshot.data, "guidance": snapshot.guidance})
-    scores, nfe, images = SCORED_BY[config.evaluation.protocol](snapshot, config, protocol, status)
     key, attempt = wanted["key"], wanted["attempt"]
-    write_grid(grid_path(run, key, attempt), images[:64])
+    files: dict[str, str] = {}
+    work = None
+    if FEATURES[config.evaluation.protocol].of_images:
+        work = Work(
+            parts=run.evals / ".parts" / f"{key}-{snapshot.sha256[:12]}",
+            references=run.root.parent.parent / REFERENCES,
+            rank=rank,
+            world=world,
+            device=device,
+        )
+        found = score_images(snapshot, config, protocol, status, work)
+        if found is None:
+            return
+        scores, nfe, images, files = found.scores, found.nfe, found.images, found.files
+    else:
+        scores, nfe, images = fd_digits(snapshot, config, protocol, status)
+    zoom = max(1, 4 * 8 // images.shape[-1]) if work else 4
+    write_grid(grid_path(run, key, attempt), images[:64], zoom=zoom)
     EvaluationRecord(
         status="done",
         run=description["id"],
@@ -73,12 +98,15 @@ def main(request: Path, status: RankStatus) -> None:
         nfe=nfe,
         label_free=snapshot.guidance["label_free"],
         snapshot_sha256=snapshot.sha256,
+        files=files,
         started=started,
         ended=time.time(),
         seconds=time.time() - started,
         host=socket.gethostname(),
         pid=os.getpid(),
     ).publish(run)
+    if work is not None:
+        remove(work)
     log.info(json.dumps(scores))
 
 
@@ -128,12 +156,6 @@ def fd_digits(
         groups = nearest_prototypes(snapshot, normaliser.encode(real), each).cpu().numpy()
         scores |= agreement(data["y"], groups) | {"groups_used": float(len(np.unique(groups)))}
     return scores, nfe, (pixels.float() * (255 / TOP)).round().to(torch.uint8)
-
-
-# protocol of `evaluation=` -> what scores a snapshot by it, as `fd_digits` does
-SCORED_BY: dict[
-    str, Callable[[Snapshot, Config, Protocol, RankStatus], tuple[dict[str, float], int, Tensor]]
-] = {"fd_digits": fd_digits}
 
 
 def score(net: DigitNet, real: Tensor, pixels: Tensor) -> dict[str, float]:

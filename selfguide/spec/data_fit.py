@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from selfguide.spec.config import Config
 from selfguide.spec.config.data import check_stored
 from selfguide.spec.initial_weights import read_snapshot
+from selfguide.spec.metrics import FEATURES
 from shards import storage
 from shards.errors import UserError
 
@@ -61,9 +62,28 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
             f"evaluation.protocol=fd_digits compares images, and the shards in {data.root} hold latents of "
             f"{header.encoder}; set evaluation=none"
         )
+    _check_scored(config, header)
     _check_first_weights(config, header)
     if data.cache is not None and storage.is_remote(data.root):
         _check_cache(config, data.cache, manifests)
+
+
+def _check_scored(config: Config, header: Header) -> None:
+    """Samples of latents are compared as images, which latents are not."""
+    evaluation = config.evaluation
+    if evaluation.protocol not in FEATURES or not FEATURES[evaluation.protocol].of_images:
+        return
+    if header.kind == "latent" and not (evaluation.reference or evaluation.shards):
+        raise UserError(
+            f"evaluation.protocol={evaluation.protocol} compares images, and the shards in {config.data.root} hold "
+            f"latents of {header.encoder}; give evaluation.shards=ROOT of the images that were encoded, or "
+            "evaluation.reference=FILE.npz of their statistics, or evaluation=none"
+        )
+    if header.kind == "image" and config.data.shape[0] not in (1, 3):
+        raise UserError(
+            f"evaluation.protocol={evaluation.protocol} reads images of 1 or 3 channels, and data.shape is "
+            f"{list(config.data.shape)}; set evaluation=none"
+        )
 
 
 def _check_first_weights(config: Config, header: Header) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfguide.spec.averages import averages_of
-from selfguide.spec.config import Config
+from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.config.path import read_by_sampling
 from selfguide.spec.config.sampler import protocol_settings
 from selfguide.spec.identity import digest
@@ -48,7 +48,7 @@ class Protocol:
     steps: int | None
     # rtol and atol
     tolerance: tuple[float, float] | None
-    # of an adaptive sampler, whose step control is global to the batch
+    # of an adaptive sampler, whose step control is global to the batch, and of protocols of images
     batch: int | None
     g: float
     interval: tuple[float, float]
@@ -57,31 +57,41 @@ class Protocol:
     dtype: str
     # `protocol_settings` of the sampler
     settings: dict[str, Any] = field(default_factory=dict)
+    # of protocols of images; elsewhere they are no part of the key
+    normalisation: str | None = None
+    # the model of timm that fd_timm names
+    net: str | None = None
+    # of the autoencoder that makes images of latents
+    decoder_sha256: str | None = None
 
     @staticmethod
     def of(config: Config, snapshot: Mapping[str, Any]) -> Protocol:
         """How `config` scores a snapshot with this manifest (its `data` and `guidance` are read)."""
         evaluation, sampler = config.evaluation, config.sampler
         features, adaptive = FEATURES[evaluation.protocol], sampler.name == "dopri5"
+        data = snapshot["data"]
         return Protocol(
             metric=evaluation.protocol,
             version=features.version,
-            feature_sha256=features.sha256,
+            feature_sha256=(evaluation.sha256 or features.sha256).lower(),
             resize=features.resize,
             quantisation=features.quantisation,
-            reference=snapshot["data"]["manifest"],
+            reference=_reference(evaluation, data),
             samples=evaluation.samples,
             labels=label_policy(snapshot["guidance"], evaluation.prior),
             seed=evaluation.seed,
             sampler=sampler.name,
             steps=None if adaptive else sampler.steps,
             tolerance=(sampler.rtol, sampler.atol) if adaptive else None,
-            batch=evaluation.batch if adaptive else None,
+            batch=evaluation.batch if adaptive or features.of_images else None,
             g=sampler.g,
             interval=sampler.interval,
             ema=averages_of(config.train)[0].plain,
             dtype=features.dtype,
             settings=protocol_settings(sampler) | read_by_sampling(config.path),
+            normalisation=features.normalisation or None,
+            net=evaluation.net,
+            decoder_sha256=data["header"].get("encoder_sha256") if features.of_images else None,
         )
 
     @functools.cached_property
@@ -92,7 +102,20 @@ class Protocol:
             values["interval"] = (0.0, 1.0)
         if not values["settings"]:
             del values["settings"]
+        for later in ("normalisation", "net", "decoder_sha256"):
+            if values[later] is None:
+                del values[later]
         return digest(values)
+
+
+def _reference(evaluation: EvaluationConfig, data: Mapping[str, Any]) -> str:
+    """What samples are compared with: a file by its name, since it may still be missing; shards by their manifest.
+
+    The record says by its sha256 which file it was.
+    """
+    if evaluation.reference:
+        return f"file {Path(evaluation.reference).name}"
+    return evaluation.manifest or data["manifest"]
 
 
 def from_training_rows(guidance: Mapping[str, Any]) -> bool:
@@ -151,6 +174,8 @@ class EvaluationRecord:
     label_free: bool = False
     # sha256 of the weights
     snapshot_sha256: str = ""
+    # sha256 of the other files that were read: of the reference, where it is a file
+    files: Mapping[str, str] = field(default_factory=dict)
     # seconds since 1970
     started: float | None = None
     ended: float | None = None
@@ -200,7 +225,8 @@ class EvaluationRecord:
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it; what is unknown is left out."""
-        values = {k: v for k, v in asdict(self).items() if v not in (None, "") and k != "time"}
+        unknown = {"time"} if self.files else {"time", "files"}
+        values = {k: v for k, v in asdict(self).items() if v not in (None, "") and k not in unknown}
         return {"schema": SCHEMA, **values}
 
     def publish(self, run: RunFolder) -> None:

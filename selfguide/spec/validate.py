@@ -17,6 +17,7 @@ from selfguide.spec.config.path import check_path
 from selfguide.spec.config.sampler import check_sampler
 from selfguide.spec.config.train import check_train
 from selfguide.spec.initial_weights import validate_init
+from selfguide.spec.metrics import FEATURES, LEAST_SAMPLES
 from selfguide.spec.sizes import architecture
 from selfguide.spec.unet import UNetArchitecture
 from shards.errors import UserError
@@ -184,10 +185,42 @@ def _check_evaluation(config: Config) -> None:
             f"evaluation.protocol=fd_digits scores {list(_DIGITS)} digits, and data.shape is "
             f"{list(config.data.shape)}; set evaluation=none"
         )
+    if evaluation.protocol in FEATURES and FEATURES[evaluation.protocol].of_images:
+        _check_images(config)
     if evaluation.protocol == "fd_digits" and config.data.crop:
         raise UserError(
             "data.crop=true makes a model of windows, and evaluation.protocol=fd_digits compares with whole images; "
             "set data.crop=false or evaluation=none"
+        )
+
+
+def _check_images(config: Config) -> None:
+    """A protocol of images: enough of them for an error bar, one thing to compare with, and a net that is named."""
+    evaluation = config.evaluation
+    if evaluation.samples < LEAST_SAMPLES:
+        raise UserError(
+            f"evaluation.samples={evaluation.samples}: the standard error leaves out a tenth of the samples at a time, "
+            f"so take {LEAST_SAMPLES} or more"
+        )
+    if evaluation.reference and evaluation.shards:
+        raise UserError(
+            f"evaluation.reference={evaluation.reference} and evaluation.shards={evaluation.shards}: samples are "
+            "compared with one of them; leave the other out"
+        )
+    if evaluation.reference and "://" in evaluation.reference:
+        raise UserError(
+            f"evaluation.reference={evaluation.reference} must be a file on a file system that all nodes share"
+        )
+    named = {name: getattr(evaluation, name) for name in ("net", "weights", "sha256")}
+    if evaluation.protocol == "fd_timm" and not all(named.values()):
+        lacks = ", ".join(f"evaluation.{name}" for name, value in named.items() if not value)
+        raise UserError(
+            f"evaluation.protocol=fd_timm measures in the net of timm that you name; give {lacks}"
+        )
+    if config.data.crop and not (evaluation.reference or evaluation.shards):
+        raise UserError(
+            "data.crop=true makes a model of windows, and its score would compare them with whole images; give "
+            "evaluation.shards=ROOT of images in the model's size, or evaluation=none"
         )
 
 
@@ -201,7 +234,8 @@ def _check_mixture(config: Config) -> None:
             f"data.mix={list(data.mix)} with guidance.source=sidecar: the rows of a sidecar are one data set's; leave "
             "data.mix out, or take guidance=online"
         )
-    if config.evaluation.protocol != "none":
+    evaluation = config.evaluation
+    if evaluation.protocol != "none" and not (evaluation.reference or evaluation.shards):
         raise UserError(
             f"data.mix={list(data.mix)} with evaluation.protocol={config.evaluation.protocol}: a score compares with "
             "one data set; set evaluation=none"

@@ -95,6 +95,7 @@ def lacking(file: WeightFile, given: str | None = None) -> str:
     where = " or ".join(str(path) for path in places(file, given))
     folder = "" if given or os.environ.get(FOLDER) else f", or in a folder that {FOLDER} names"
     return (
-        f"the {file.name} weights are not here: {file.files[0]} (sha256 {file.sha256[:12]}) may lie at {where}{folder}; "
+        f"the {file.name} weights are not here: {file.files[0]} (sha256 {file.sha256[:12]}) may lie at "
+        f"{where}{folder}; "
         f"on a machine with a network `{file.fetch}` fetches it"
     )

@@ -133,7 +133,7 @@ def test_inception_without_batch_norms_counters_loads(inception: Path, tmp_path:
         row = replace(metrics.FEATURES["fid_clean"], sha256=sha256)
         patch.setitem(metrics.FEATURES, "fid_clean", row)
         found = nets.load_feature_net("fid_clean", file)
-    assert found.rows(images(32, 2)).shape == (2, 2048 + 2023)
+    assert found.rows(images(32, 2)).shape == (2, 2048)
 
 
 def test_fid_adm_spatial_features_are_the_first_channels_by_row_and_column(

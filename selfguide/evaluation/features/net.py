@@ -75,7 +75,7 @@ class FeatureNet:
             levels = images.to(self.device).float()
             x = RESIZES[self.resize](levels, self.size).expand(-1, 3, -1, -1)
             found = [x for x in self.net(self._normal(x)) if x is not None]
-            return torch.cat(found, 1).float().cpu()
+            return torch.cat(found, 1)[:, : self.width + self.spatial].float().cpu()
 
     @property
     def logits(self) -> Callable[[Tensor], Tensor] | None:
@@ -149,28 +149,29 @@ def load_feature_net(
     if file is None:
         raise UserError(lacking(features.weights, given))
     tensors = _read(file, features.sha256)
-    return _LOADERS[features.weights.name](tensors, str(file), features.resize)
+    return _LOADERS[features.weights.name](tensors, str(file), protocol)
 
 
-def _inception(tensors: dict[str, Tensor], where: str, resize: str) -> FeatureNet:
+def _inception(tensors: dict[str, Tensor], where: str, protocol: str) -> FeatureNet:
     return FeatureNet(
         name="inception_v3_2015",
         sha256=FEATURES["fid_adm"].sha256,
-        resize=resize.partition(", to ")[0],
+        resize=_resize_of(protocol),
         size=INCEPTION_SIZE,
         mean=(128.0,) * 3,
         std=(128.0,) * 3,
         width=INCEPTION_WIDTH,
-        spatial=17 * 17 * 7,
+        # which ADM's sFID alone reads
+        spatial=17 * 17 * 7 if protocol == "fid_adm" else 0,
         net=_filled(Inception(), with_counters(tensors), where),
     )
 
 
-def _effnet(tensors: dict[str, Tensor], where: str, resize: str) -> FeatureNet:
+def _effnet(tensors: dict[str, Tensor], where: str, protocol: str) -> FeatureNet:
     return FeatureNet(
         name="efficientnet_lite0_stage5",
         sha256=FEATURES["fd_effnet"].sha256,
-        resize=resize.partition(", to ")[0],
+        resize=_resize_of(protocol),
         size=EFFNET_SIZE,
         mean=(127.5,) * 3,
         std=(127.5,) * 3,
@@ -179,7 +180,7 @@ def _effnet(tensors: dict[str, Tensor], where: str, resize: str) -> FeatureNet:
     )
 
 
-def _dinov2(tensors: dict[str, Tensor], where: str, resize: str) -> FeatureNet:
+def _dinov2(tensors: dict[str, Tensor], where: str, protocol: str) -> FeatureNet:
     net = timm.create_model(DINOV2_NAME, num_classes=0, img_size=DINOV2_SIZE)
     return _of_timm(
         net,
@@ -247,6 +248,10 @@ def _of_timm(
         width=int(net.num_features),
         net=_Pooled(_filled(net, tensors, where)),
     )
+
+
+def _resize_of(protocol: str) -> str:
+    return FEATURES[protocol].resize.partition(", to ")[0]
 
 
 def _filled(net: nn.Module, tensors: dict[str, Tensor], where: str) -> Any:

@@ -1,0 +1,300 @@
+"""Scores of rows of features against a reference: what every set of images goes through, whoever made it.
+
+Features lie in parts on disk, each part whole or not there (`selfguide.discovery.resumable.Rows`), and image i is
+always in part i // part. So any number of ranks may make them, a kill loses one part, and sums are taken in the order
+of the parts: the same bytes, whoever made which.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from selfguide.data.autoencoders import Autoencoder, to_images
+from selfguide.data.normaliser import Normaliser
+from selfguide.discovery.resumable import Make, Rows
+from selfguide.evaluation.features.net import FeatureNet
+from selfguide.evaluation.metrics.frechet import Reference, distance, frechet
+from selfguide.evaluation.metrics.inception_score import inception_score
+from selfguide.evaluation.metrics.moments import Moments
+from selfguide.evaluation.metrics.precision_recall import precision_recall
+from selfguide.spec.metrics import LEAST_SAMPLES
+from shards import storage
+from shards.errors import UserError
+from shards.format import manifest as manifests
+from shards.lock import lock
+from shards.read.reader import Reader
+from shards.wait import wait_until
+
+Array = NDArray[np.generic]
+
+# of real images: their features are kept for precision and recall, as many as ADM's reference holds
+NEIGHBOURS = 10_000
+SPLITS = 10  # of the Inception Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A reference with what stands beside a score."""
+
+    main: Reference
+    # of the spatial features, where the net has any
+    spatial: Reference | None = None
+    # (M, D) features of some real images, for precision and recall
+    features: Array | None = None
+    # sha256 of the file it was read from; None where it was made of shards
+    sha256: str | None = None
+
+    @property
+    def floor(self) -> float | None:
+        """The distance of its two halves, where they are known."""
+        return self.main.about.get("floor")
+
+
+def parts_in(folder: Path, count: int, part: int) -> Rows:
+    """Rows of features of `count` images, `part` of them in each file of `folder`."""
+    return Rows(folder=folder, prefix="features-", count=count, chunk=part, dtype=np.float32)
+
+
+def fill(found: Rows, make: Make, *, doing: str, rank: int = 0, world: int = 1) -> None:
+    """Makes this rank's parts; rank 0 returns once the parts of all ranks are there."""
+    found.fill(make, batch=found.chunk, doing=doing, rank=rank, world=world)
+    if rank == 0:
+        wait_until(lambda: found.complete, poll_s=0.5)
+
+
+def moments_of(
+    parts: Iterable[Array],
+    columns: slice,
+    shift: NDArray[np.float64] | None = None,
+    blocks: int = 10,
+) -> Moments:
+    """Moments of these columns of the parts, about `shift`, or about the mean of the first part."""
+    made, first = None, 0
+    for part in parts:
+        features = np.asarray(part[:, columns], dtype=np.float64)
+        if made is None:
+            made = Moments(features.mean(0) if shift is None else shift, blocks)
+        made.update(features, first)
+        first += len(features)
+    assert made is not None
+    return made
+
+
+def scores_of(
+    protocol: str, net: FeatureNet, parts: Rows, known: Known, *, full: bool
+) -> dict[str, float]:
+    """The scores of the images whose features `parts` hold, under the protocol's name.
+
+    Args:
+        full: ADM's further scores as well: sFID, Inception Score, precision and recall.
+
+    Raises:
+        UserError: fewer images than its error bar needs, or a reference of another width.
+    """
+    if parts.count < LEAST_SAMPLES:
+        raise UserError(
+            f"{parts.count} images are too few for a score with its error: give {LEAST_SAMPLES} or more"
+        )
+    check_reference(known.main, net)
+    main = slice(0, net.width)
+    score = frechet(known.main, moments_of(parts, main, known.main.mean))
+    found = {
+        protocol: score.value,
+        f"{protocol}_se": score.se,
+        f"{protocol}_corrected": score.corrected,
+    }
+    if known.floor is not None:
+        found["floor"] = known.floor
+    if not full:
+        return found
+    if known.spatial is not None and net.spatial:
+        spatial = slice(net.width, net.width + net.spatial)
+        moments = moments_of(parts, spatial, known.spatial.mean, blocks=1)
+        found["sfid"] = between(known.spatial, moments)
+    features = np.concatenate([part[:, main] for part in parts])
+    if net.logits is not None:
+        logits = torch.cat(
+            [net.logits(torch.from_numpy(part).to(net.device)).cpu() for part in _cut(features)]
+        )
+        score_of_classes = inception_score(logits, splits=min(SPLITS, parts.count))
+        found["inception_score"] = score_of_classes.value
+    if known.features is not None and len(known.features) > 3:
+        both = precision_recall(
+            torch.from_numpy(np.array(known.features)), torch.from_numpy(features)
+        )
+        found |= {"precision": both.precision, "recall": both.recall}
+    return found
+
+
+def between(reference: Reference, moments: Moments) -> float:
+    """The distance alone, without an error bar."""
+    return distance(reference.mean, reference.covariance, *moments.gaussian())
+
+
+def check_reference(reference: Reference, net: FeatureNet) -> None:
+    """Returns when a reference was made as this net sees images, as far as it says.
+
+    Raises:
+        UserError: names what differs.
+    """
+    if len(reference.mean) != net.width:
+        raise UserError(
+            f"the reference has {len(reference.mean)} features and {net.name} has {net.width}: it is of another "
+            "protocol; make one with `python -m tools.reference make`"
+        )
+    theirs = reference.about.get("features")
+    for name, ours in net.about.items() if theirs else ():
+        if theirs.get(name) != ours:
+            raise UserError(
+                f"the reference was made with {name}={theirs.get(name)}, and this protocol has {name}={ours}: give "
+                "one of this protocol; `python -m tools.reference make` makes it"
+            )
+
+
+def read_reference(path: Path, net: FeatureNet) -> Known:
+    """A reference from a file: ours, ADM's, clean-fid's, or anybody's `mu` and `sigma`.
+
+    Of ADM's the spatial statistics are read, too, and its images, of which precision and recall need the features.
+
+    Raises:
+        UserError: it is no reference, or one of another protocol.
+    """
+    if not path.is_file():
+        raise UserError(f"evaluation.reference={path}: no such file")
+    main = Reference.load(path)
+    check_reference(main, net)
+    with np.load(path, allow_pickle=False) as file:
+        names = set(file.files)
+    spatial = Reference.load(path, spatial=True) if {"mu_s", "sigma_s"} <= names else None
+    features: Array | None = None
+    if "features" in names:
+        with np.load(path, allow_pickle=False) as file:
+            features = file["features"]
+    elif "arr_0" in names and net.logits is not None:
+        with np.load(path, allow_pickle=False) as file:
+            pictures = file["arr_0"]
+        features = np.concatenate([net.embed(_nchw(part)).numpy() for part in _cut(pictures, 50)])
+    return Known(main=main, spatial=spatial, features=features, sha256=storage.sha256(str(path)))
+
+
+def make_reference(
+    root: str,
+    net: FeatureNet,
+    folder: Path,
+    *,
+    codec: Autoencoder | None = None,
+    part: int = 50,
+    count: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Known | None:
+    """The reference of the images in shards, or of their decoded latents; None on ranks but the first.
+
+    It is made once in `folder`, whose name has to stand for the shards and the net, and read there afterwards.
+
+    Args:
+        codec: what decodes latents.
+        count: of the first samples only, which are as random as any others.
+    """
+    file = folder / "reference.npz"
+    if rank:
+        if not file.exists():
+            _fill_reference(root, net, folder, codec, part, count, rank, world)
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    # another evaluation may be making it
+    with lock(folder, create=False, required=False):
+        if not file.exists():
+            _publish_reference(
+                file, net, *_fill_reference(root, net, folder, codec, part, count, 0, world)
+            )
+        shutil.rmtree(folder / "parts", ignore_errors=True)
+    return read_reference(file, net)
+
+
+def _fill_reference(
+    root: str,
+    net: FeatureNet,
+    folder: Path,
+    codec: Autoencoder | None,
+    part: int,
+    count: int | None,
+    rank: int,
+    world: int,
+) -> tuple[Rows, str]:
+    """This rank's parts of the features of the images at `root`, and the hash of their manifest."""
+    manifest = manifests.load(root)
+    total = min(count or manifest.count, manifest.count)
+    if total < 2 * LEAST_SAMPLES:
+        raise UserError(
+            f"{root} holds {total} images: a reference and its halves need {2 * LEAST_SAMPLES} or more"
+        )
+    found, header = parts_in(folder / "parts", total, part), manifest.header
+    with closing(Reader(root, manifest)) as reader:
+
+        def make(ordinals: NDArray[np.int64]) -> torch.Tensor:
+            stored = torch.as_tensor(reader.gather(ordinals, fields=("x",))["x"])
+            return net.rows(to_images(header, Normaliser.of(header).encode(stored), codec))
+
+        fill(found, make, doing=f"features of {total:,} images", rank=rank, world=world)
+    return found, manifest.hash
+
+
+def _publish_reference(file: Path, net: FeatureNet, found: Rows, manifest: str) -> None:
+    halves = moments_of(found, slice(0, net.width), blocks=2)
+    about = {
+        "features": net.about,
+        "shards": manifest,
+        "floor": distance(*halves.gaussian(without=0), *halves.gaussian(without=1)),
+    }
+    main, spatial = Reference.of(halves, about), None
+    if net.spatial:
+        columns = slice(net.width, net.width + net.spatial)
+        spatial = Reference.of(moments_of(found, columns, blocks=1))
+    some = np.concatenate([p[:, : net.width] for p in _until(found, NEIGHBOURS)])[:NEIGHBOURS]
+    _save(file, main, spatial, some)
+
+
+def _save(file: Path, main: Reference, spatial: Reference | None, features: Array) -> None:
+    arrays: dict[str, Any] = {
+        "mu": main.mean,
+        "sigma": main.covariance,
+        "sqrt": main.root,
+        "count": main.count,
+        "about": json.dumps(main.about),
+        "features": features,
+    }
+    if spatial is not None:
+        arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    storage.publish(file, data.getvalue(), replace=True)
+
+
+def _until(parts: Iterable[Array], count: int) -> Iterator[Array]:
+    """Parts until they hold so many rows."""
+    seen = 0
+    for part in parts:
+        yield part
+        seen += len(part)
+        if seen >= count:
+            return
+
+
+def _cut(rows: Array, size: int = 1000) -> Iterator[Any]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _nchw(images: Array) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
