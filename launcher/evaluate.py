@@ -32,9 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(done, indent=1))
         return 0
     images = ", ".join(f"{each:,}" for each in done["snapshots"])
+    for sentence in done["waits_for"] if images else ():
+        print(f"waiting: {sentence}")
     if images:
         print(f"{counted(len(done['snapshots']), 'snapshot')} to score, at {images} images")
-        print(f"watcher {done['watcher']} starts their evaluations")
+        if done["watcher"]:
+            print(f"watcher {done['watcher']} starts their evaluations")
     else:
         print(f"every snapshot of run {done['run']} has an outcome; nothing was started")
     if done["failed"]:
@@ -62,7 +65,7 @@ def evaluate(run: RunFolder, *, retry: bool) -> dict[str, Any]:
     view = read(run)
     missing = decide.unscored(view)
     watcher = view.watcher.label if view.watcher else None
-    if missing and not decide.watched(view):
+    if missing and not view.lacks and not decide.watched(view):
         record = act.launch_watcher(at.files, config, watch.entry)
         watcher = f"{record['kind']} job {record['id']}"
     return {
@@ -70,6 +73,7 @@ def evaluate(run: RunFolder, *, retry: bool) -> dict[str, Any]:
         "snapshots": list(missing),
         "failed": sorted(set(decide.unscorable(view)) - set(missing)),
         "watcher": watcher if missing else None,
+        "waits_for": [lack.sentence for lack in view.lacks],
     }
 
 

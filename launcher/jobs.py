@@ -17,6 +17,7 @@ from launcher.backends import Job
 from launcher.backends.local import gpus
 from launcher.folder import Attempt
 from selfguide.spec.config import ClusterConfig, Config
+from selfguide.spec.metrics import FEATURES
 from selfguide.spec.sizes import footprint
 from shards.errors import UserError
 
@@ -122,8 +123,13 @@ def expected_save_s(config: Config, measured: float | None) -> float:
 
 
 def evaluation(config: Config, at: Attempt, run_id: str, request: Path) -> Job:
-    """One rank that scores the snapshot named in `request`, on the code of attempt `at`."""
-    cluster = config.cluster
+    """The ranks that score the snapshot named in `request`, on the code of attempt `at`.
+
+    fd_digits takes a CPU: it would wait for a card that training holds. Protocols of images take a GPU a rank.
+    """
+    cluster, ranks = config.cluster, config.evaluation.ranks
+    features = FEATURES.get(config.evaluation.protocol)
+    gpus = ranks if features and features.of_images and cluster.request_gpus else 0
     return Job(
         function=attempt.evaluate,
         argument=str(request),
@@ -131,10 +137,11 @@ def evaluation(config: Config, at: Attempt, run_id: str, request: Path) -> Job:
         code=at.code,
         name=f"sg-{run_id}-eval",
         comment=str(at.run.root),
-        gpus=0,  # fd_digits runs on the CPU, and would wait for a card that training holds
+        tasks=ranks,
+        gpus=gpus,
         cpus_per_task=cluster.cpus_per_task,
-        mem_gb=cluster.mem_gb / cluster.gpus_per_node if cluster.mem_gb else None,
-        small=True,
+        mem_gb=ranks * cluster.mem_gb / cluster.gpus_per_node if cluster.mem_gb else None,
+        small=not gpus,
         timeout_min=cluster.evaluation_timeout_min,
         threads=_threads(cluster),
         nice=NICE,

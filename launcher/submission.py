@@ -23,10 +23,11 @@ from launcher.reconcile import act, decide, launch
 from launcher.reconcile.decide import Submission
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.annotations import check_annotations, promises
-from selfguide.spec.config import Config
+from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.data_fit import check_fit
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.initial_weights import check_weights
+from selfguide.spec.lacks import lacks
 from selfguide.spec.run import RunFolder
 from selfguide.spec.sizes import footprint
 from shards import storage
@@ -48,6 +49,8 @@ class Meant:
     config: Config
     run: RunFolder
     identity: dict[str, Any]
+    # sentences for the user: what its evaluations wait for
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +103,16 @@ def meant(config: Config, run: RunFolder | None = None, load: Load | None = None
     Raises:
         UserError: something a user can mend is wrong.
     """
-    config = absolute(config)
-    manifest = check_data(config, load)
+    config = with_reference(absolute(config), load)
+    found = (load or load_manifests)(config.data.roots, config.data.shares)
+    manifest = check_data(config, lambda *_: found)
+    warnings = check_files(config, found[0])
     sidecars = check_annotations(config, manifest)
     named = run or RunFolder(Path(config.runs) / config.experiment / str(config.name))
     wanted = identity(config, manifest, first_weights(config, named), promises(sidecars))
     if run is None and config.name is None:
         run = RunFolder(named.root.with_name(digest(wanted)))
-    return Meant(config=config, run=run or named, identity=wanted)
+    return Meant(config=config, run=run or named, identity=wanted, warnings=warnings)
 
 
 def prepare(found: Meant, view: RunView | None = None) -> Prepared:
@@ -140,7 +145,8 @@ def check(prepared: Prepared) -> list[str]:
     """
     if prepared.decision.action == "join":
         return []
-    return launch.check_jobs(prepared.config, prepared.run, watch.entry)
+    notes = launch.check_jobs(prepared.config, prepared.run, watch.entry)
+    return [*notes, *prepared.warnings]
 
 
 def enter(prepared: Prepared, notes: Sequence[str] = ()) -> dict[str, Any]:
@@ -257,7 +263,23 @@ def absolute(config: Config) -> Config:
         data=dataclasses.replace(config.data, root=root, mix=tuple(mix), cache=cache),
         init=dataclasses.replace(config.init, path=weights),
         guidance=config.guidance.absolute(),
+        evaluation=_absolute_evaluation(config.evaluation),
     )
+
+
+def _absolute_evaluation(evaluation: EvaluationConfig) -> EvaluationConfig:
+    """Its paths; a reference without a folder that is not here is looked for where weights are."""
+    files = {name: getattr(evaluation, name) for name in ("reference", "weights", "decoder")}
+    if (
+        files["reference"]
+        and "/" not in files["reference"]
+        and not Path(files["reference"]).exists()
+    ):
+        del files["reference"]
+    found = {n: str(Path(path).expanduser().absolute()) for n, path in files.items() if path}
+    if evaluation.shards:
+        found["shards"] = _absolute_root(evaluation.shards)
+    return dataclasses.replace(evaluation, **found)
 
 
 def _absolute_root(root: str) -> str:
@@ -282,6 +304,33 @@ def first_weights(config: Config, run: RunFolder) -> str | None:
             f"init.path={path} is gone, and run {run.root.name} has no checkpoint yet; put the weights back"
         )
     return begun_on
+
+
+def with_reference(config: Config, load: Load | None = None) -> Config:
+    """The config with the hash of the shards that samples are to be compared with, where it names any."""
+    evaluation = config.evaluation
+    if evaluation.shards is None:
+        return config
+    (found,) = (load or load_manifests)(evaluation.shards, None)
+    if found.header["kind"] != "image":
+        raise UserError(
+            f"evaluation.shards={evaluation.shards} holds latents: name the shards of the images that were encoded"
+        )
+    pinned = dataclasses.replace(evaluation, manifest=found.hash)
+    return dataclasses.replace(config, evaluation=pinned)
+
+
+def check_files(config: Config, manifest: Manifest) -> tuple[str, ...]:
+    """Sentences about files that the run's evaluations will wait for.
+
+    Raises:
+        UserError: there are some, and the config requires them.
+    """
+    encoder = manifest.header.get("encoder") if manifest.header["kind"] == "latent" else None
+    found = [lack.sentence for lack in lacks(config, encoder)]
+    if found and config.evaluation.require:
+        raise UserError(f"evaluation.require=true, and {found[0]}")
+    return tuple(f"training needs no such file, but its evaluations wait: {each}" for each in found)
 
 
 def check_data(config: Config, load: Load | None = None) -> str:

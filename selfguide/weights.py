@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +44,6 @@ def read_weights(path: Path, where: str) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"{where} holds no state dict; give a checkpoint's file")
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-
-
-def from_hub_cache(repository: str, files: Sequence[str]) -> Path | None:
-    """The first of these files of a repository in the local cache of Hugging Face's hub; asks no network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    for file in files:
-        cached = try_to_load_from_cache(repository, file)
-        if isinstance(cached, str):
-            return Path(cached)
-    return None
 
 
 def _unpickle(path: Path) -> Any:

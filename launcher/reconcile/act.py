@@ -74,7 +74,8 @@ def start_evaluation(view: RunView, config: Config, images: int) -> None:
     request = folder / "request.json"
     about = {"run": str(run.root), "images": images, "key": key, "attempt": attempt}
     write_record(request, {**about, "config": plain(config)})
-    write_record(folder / "submission.json", {"world": 1, "kind": config.cluster.kind})
+    world = config.evaluation.ranks
+    write_record(folder / "submission.json", {"world": world, "kind": config.cluster.kind})
     job = jobs.evaluation(config, at, run.root.name, request)
     job = replace(job, exclude=nodes.names(nodes.barred(run, config)))
     try:

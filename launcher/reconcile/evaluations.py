@@ -41,6 +41,9 @@ def evaluations_wanted(view: RunView, config: Config) -> Plan:
     lost = tuple(i for i in waiting if _hopeless(view, jobs[i], config.evaluation.attempts))
     free = max(0, config.evaluation.in_flight - len(in_flight))
     due = [i for i in waiting if i not in lost and view.time >= _not_before(view, jobs[i])]
+    if view.lacks:
+        # whoever sees the run once the files are there starts its watcher again
+        due, waiting = [], []
     goes_on = at.successor is not None and at.successor.works
     over = view.finished or (training_state(view) == "gone" and not goes_on)
     return Plan(start=tuple(due[:free]), give_up=lost, done=over and not waiting and not in_flight)
@@ -117,7 +120,8 @@ def watcher_missing(view: RunView) -> bool:
     watcher = view.watcher
     if watcher is None or watcher.state != "gone" or evaluations_stopped(view):
         return False
-    return bool(unscored(view)) or training_state(view) in ("queued", "running")
+    waits = not view.lacks and bool(unscored(view))
+    return waits or training_state(view) in ("queued", "running")
 
 
 def unscored(view: RunView, config: Config | None = None) -> tuple[int, ...]:

@@ -93,9 +93,14 @@ def _finished(view: RunView) -> State:
             f"training has finished; whether {counted(len(waiting), 'snapshot')} without a score"
         )
         return State("unknown", f"{about} will get one is not known: {NO_ANSWER}")
-    parts = [f"{counted(len(waiting), 'snapshot')} without a score"] if waiting else []
+    parts = [f"{counted(len(waiting), 'snapshot')} {_why_unscored(view)}"] if waiting else []
     parts += [f"{counted(len(failed), 'evaluation')} failed"] if failed else []
     return State("finished", ", ".join(parts))
+
+
+def _why_unscored(view: RunView) -> str:
+    what = ", ".join(lack.what for lack in view.lacks)
+    return f"waiting: {what}" if what else "without a score"
 
 
 def _waits_for(at: AttemptView) -> str:

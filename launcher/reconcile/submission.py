@@ -44,7 +44,8 @@ def submission(view: RunView | None, identity: Mapping[str, Any]) -> Submission:
     if extends:
         return _extension(view, current, asked)
     if view.finished:
-        return Submission(action="join", evaluate=bool(unscored(view)) and not watched(view))
+        startable = not view.lacks and bool(unscored(view))
+        return Submission(action="join", evaluate=startable and not watched(view))
     if current.word == "unknown":
         return _refuse(f"run {view.id}: {_nobody_knows(view)}")
     # an attempt without a job: its submitter still holds the run's lock, which we take next, or it died

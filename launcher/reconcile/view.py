@@ -22,6 +22,7 @@ from launcher.reconcile import cache
 from launcher.reconcile.cache import Cache
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
+from selfguide.spec.lacks import Lack, lacks
 from selfguide.spec.records import EvaluationRecord, read_record_file
 from selfguide.spec.run import RunFolder, image_folder, names_in
 from shards import storage
@@ -182,6 +183,8 @@ class RunView:
     # when somebody last asked for the scores that are missing, and for those that had failed, too
     evaluation_asked: float = 0.0
     retry_asked: float = 0.0
+    # files that the evaluations of its config wait for
+    lacks: tuple[Lack, ...] = ()
     # a sentence for each file that could not be read
     problems: tuple[str, ...] = ()
 
@@ -310,6 +313,12 @@ def ending_path(job: Path) -> Path:
     return job.with_name(f"ended-{job.name}")
 
 
+def _encoder(snapshots: Mapping[int, Mapping[str, Any]]) -> str | None:
+    """Whose latents the run's samples are; None where they are images."""
+    header = next(iter(snapshots.values()))["data"].get("header", {})
+    return header.get("encoder") if header.get("kind") == "latent" else None
+
+
 def _problem(path: Path | str, error: Exception) -> str:
     reason = f"no {error}" if isinstance(error, KeyError) else str(error)
     return f"{path} was left out: {reason}"
@@ -397,6 +406,7 @@ class _Reader:
         attempts = tuple(self._attempt(at) for at in self.attempts)
         snapshots = self._snapshots()
         asked = self.object(evaluation_asked(self.run)) or {}
+        config = self._config() if self._wants_config(images in snapshots) else None
         return RunView(
             folder=self.run,
             time=time.time(),
@@ -410,7 +420,7 @@ class _Reader:
             tries=self.tries,
             watcher=self.known.get(self.watcher) if self.watcher else None,
             attempts=attempts,
-            config=self._config() if self._wants_config(images in snapshots) else None,
+            config=config,
             snapshots=snapshots,
             checkpoints=tuple(self._checkpoints()) if self.history else (),
             saved_at=self._times(self.run.checkpoints),
@@ -419,6 +429,7 @@ class _Reader:
             records=self._records(),
             evaluation_asked=float(asked.get("time", 0.0)),
             retry_asked=float(asked.get("retry", 0.0)),
+            lacks=lacks(config, _encoder(snapshots)) if config and snapshots else (),
             problems=tuple(dict.fromkeys(self.problems)),
         )
 

@@ -29,11 +29,11 @@ from torchvision.transforms.v2.functional import center_crop, resize
 
 from selfguide.models.backbone import pool
 from selfguide.spec.suggest import nearest
-from selfguide.weights import from_hub_cache, put, read_weights
+from selfguide.spec.weight_files import FOLDER, from_hub_cache
+from selfguide.weights import put, read_weights
 from shards import storage
 from shards.errors import UserError
 
-FOLDER = "SELFGUIDE_WEIGHTS_DIR"  # names a folder that holds <name>.safetensors, or .pth
 RANDOM = "random:"  # in place of a file: weights drawn from the seed behind it, for tests
 OF_HEAD = ("head.", "head_dist.")  # classifiers stay behind: features are read before them
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm publishes them

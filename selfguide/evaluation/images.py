@@ -174,7 +174,7 @@ def _reference(
 ) -> Known | None:
     """What samples are compared with: a file, given shards, or the snapshot's own images."""
     if evaluation.reference:
-        return None if work.rank else read_reference(Path(evaluation.reference), net)
+        return None if work.rank else read_reference(evaluation.reference, net)
     root = evaluation.shards or snapshot.data["root"]
     wanted = evaluation.manifest or snapshot.data["manifest"]
     _check_manifest(root, wanted)

@@ -29,6 +29,7 @@ from selfguide.evaluation.metrics.inception_score import inception_score
 from selfguide.evaluation.metrics.moments import Moments
 from selfguide.evaluation.metrics.precision_recall import precision_recall
 from selfguide.spec.metrics import LEAST_SAMPLES
+from selfguide.spec.weight_files import locate_reference
 from shards import storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -162,7 +163,7 @@ def check_reference(reference: Reference, net: FeatureNet) -> None:
             )
 
 
-def read_reference(path: Path, net: FeatureNet) -> Known:
+def read_reference(given: str, net: FeatureNet) -> Known:
     """A reference from a file: ours, ADM's, clean-fid's, or anybody's `mu` and `sigma`.
 
     Of ADM's the spatial statistics are read, too, and its images, of which precision and recall need the features.
@@ -170,8 +171,11 @@ def read_reference(path: Path, net: FeatureNet) -> Known:
     Raises:
         UserError: it is no reference, or one of another protocol.
     """
-    if not path.is_file():
-        raise UserError(f"evaluation.reference={path}: no such file")
+    path = locate_reference(given)
+    if path is None:
+        raise UserError(
+            f"evaluation.reference={given}: no such file; `python -m tools.reference make SHARDS` makes one"
+        )
     main = Reference.load(path)
     check_reference(main, net)
     with np.load(path, allow_pickle=False) as file:
@@ -220,7 +224,7 @@ def make_reference(
                 file, net, *_fill_reference(root, net, folder, codec, part, count, 0, world)
             )
         shutil.rmtree(folder / "parts", ignore_errors=True)
-    return read_reference(file, net)
+    return read_reference(str(file), net)
 
 
 def _fill_reference(

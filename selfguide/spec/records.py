@@ -69,7 +69,7 @@ class Protocol:
         """How `config` scores a snapshot with this manifest (its `data` and `guidance` are read)."""
         evaluation, sampler = config.evaluation, config.sampler
         features, adaptive = FEATURES[evaluation.protocol], sampler.name == "dopri5"
-        data = snapshot["data"]
+        data, header = snapshot["data"], snapshot["data"].get("header", {})
         return Protocol(
             metric=evaluation.protocol,
             version=features.version,
@@ -91,7 +91,7 @@ class Protocol:
             settings=protocol_settings(sampler) | read_by_sampling(config.path),
             normalisation=features.normalisation or None,
             net=evaluation.net,
-            decoder_sha256=data["header"].get("encoder_sha256") if features.of_images else None,
+            decoder_sha256=header.get("encoder_sha256") if features.of_images else None,
         )
 
     @functools.cached_property

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# names a folder of weights
 FOLDER = "SELFGUIDE_WEIGHTS_DIR"
 
 
@@ -99,3 +100,51 @@ def lacking(file: WeightFile, given: str | None = None) -> str:
         f"{where}{folder}; "
         f"on a machine with a network `{file.fetch}` fetches it"
     )
+
+
+# statistics of real images that papers compare with; of these no sha256 is known, so a record says which it read
+REFERENCES = {
+    f"VIRTUAL_imagenet{size}_labeled.npz": (
+        "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/"
+        f"{size}/VIRTUAL_imagenet{size}_labeled.npz"
+    )
+    for size in (64, 128, 256, 512)
+}
+
+
+def reference_places(given: str) -> list[Path]:
+    """Where a reference may lie: a path is meant as it is, a bare name is looked for where weights are."""
+    if "/" in given:
+        return [Path(given).expanduser()]
+    folder = os.environ.get(FOLDER)
+    return [*([Path(folder).expanduser() / given] if folder else []), torch_cache() / given]
+
+
+def locate_reference(given: str) -> Path | None:
+    """The reference, if it is anywhere."""
+    return next((path for path in reference_places(given) if path.is_file()), None)
+
+
+# of a folder as diffusers saves it, the first that is there
+DIFFUSERS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+# the one whose decoder SGFM used; its encoder is that of every sd-vae
+SD_VAE_HUB = ("stabilityai/sd-vae-ft-ema", DIFFUSERS)
+VA_VAE_HUB = ("hustvl/vavae-imagenet256-f16d32-dinov2", ("vavae-imagenet256-f16d32-dinov2.pt",))
+# repository of the hub, and the files of it that do
+AUTOENCODERS = {"sd_vae": SD_VAE_HUB, "va_vae": VA_VAE_HUB}
+
+
+def autoencoder_variable(name: str) -> str:
+    """The environment variable that names an autoencoder's weights."""
+    return f"SELFGUIDE_{name.upper()}"
+
+
+def from_hub_cache(repository: str, files: Sequence[str]) -> Path | None:
+    """The first of these files of a repository in the local cache of Hugging Face's hub; asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in files:
+        cached = try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    return None

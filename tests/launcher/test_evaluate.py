@@ -27,7 +27,9 @@ from selfguide.spec.files import to_yaml
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.records import records
 from selfguide.spec.run import RunFolder, read_record, write_record
+from selfguide.spec.weight_files import FOLDER, INCEPTION
 from shards.errors import UserError
+from shards.format import manifest as manifests
 
 
 class Memory:
@@ -360,3 +362,89 @@ def test_runs_of_other_users_are_left_alone(
 ) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     assert watch.tend(read(run)) == [] and launched == []
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for weights that holds none, and no others on this machine."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv(FOLDER, str(tmp_path / "weights"))
+    return tmp_path / "weights"
+
+
+def appear(folder: Path) -> None:
+    folder.mkdir()
+    (folder / INCEPTION.files[0]).touch()
+
+
+def test_evaluation_without_its_weights_waits_and_starts_when_they_appear(
+    runs: Path, settings: list[str], memory: Memory, nowhere: Path, launched: list[int]
+) -> None:
+    run = a_run(runs, settings, memory, "evaluation=fid_adm", snapshots=(640, 1280))
+    view = read(run)
+    assert [lack.what for lack in view.lacks] == ["inception weights"]
+    assert view.config is not None
+    plan = decide.evaluations_wanted(view, view.config)
+    assert (plan.start, plan.give_up, plan.done) == ((), (), True)
+    assert decide.unscored(view) == (640, 1280)
+    assert decide.state(view).reason == "2 snapshots waiting: inception weights"
+    assert watch.tend(view) == []
+    told = evaluate.evaluate(run, retry=False)
+    assert told["watcher"] is None
+    assert INCEPTION.fetch in told["waits_for"][0]
+
+    appear(nowhere)
+    view = read(run)
+    assert view.config is not None
+    assert not view.lacks
+    assert decide.evaluations_wanted(view, view.config).start == (1280,)
+    assert evaluate.evaluate(run, retry=False)["watcher"] is not None
+    assert launched == [1]
+
+
+def test_submission_without_the_weights_says_which_file_where_and_how(
+    settings: list[str], memory: Memory, nowhere: Path
+) -> None:
+    words = [*settings, "evaluation=fid_adm"]
+    (sentence,) = submission.meant(submit.resolve(words)).warnings
+    for part in (INCEPTION.files[0], str(nowhere), INCEPTION.fetch):
+        assert part in sentence
+    with pytest.raises(UserError, match=r"evaluation\.require=true"):
+        submission.meant(submit.resolve([*words, "evaluation.require=true"]))
+    appear(nowhere)
+    assert submission.meant(submit.resolve([*words, "evaluation.require=true"])).warnings == ()
+
+
+def test_submission_with_a_missing_reference_names_it(
+    settings: list[str], memory: Memory, nowhere: Path
+) -> None:
+    appear(nowhere)
+    words = [
+        *settings,
+        "evaluation=fid_adm",
+        "evaluation.reference=VIRTUAL_imagenet256_labeled.npz",
+    ]
+    (sentence,) = submission.meant(submit.resolve(words)).warnings
+    assert "tools.reference fetch VIRTUAL_imagenet256_labeled.npz" in sentence
+
+
+def test_evaluation_of_images_is_no_part_of_a_runs_identity(
+    settings: list[str], memory: Memory, data: Path
+) -> None:
+    names = {
+        submission.meant(submit.resolve([*settings, *more])).run.root.name
+        for more in (
+            [],
+            ["evaluation=fid_adm"],
+            ["evaluation=fd_effnet", f"evaluation.shards={data}"],
+        )
+    }
+    assert len(names) == 1
+
+
+def test_shards_to_compare_with_are_known_by_their_manifest(
+    settings: list[str], memory: Memory, data: Path
+) -> None:
+    words = [*settings, "evaluation=fd_effnet", f"evaluation.shards={data}"]
+    config = submission.meant(submit.resolve(words)).config
+    assert config.evaluation.manifest == manifests.load(data).hash

@@ -228,7 +228,7 @@ def test_reference_of_another_protocol_is_refused(
             mean[:width], covariance[:width, :width], covariance[:width, :width], 9, about
         ).save(file)
         with pytest.raises(UserError, match=r"another protocol|of this protocol"):
-            read_reference(file, here)
+            read_reference(str(file), here)
 
 
 def test_samples_that_are_nan_are_refused_by_their_number(

@@ -15,17 +15,19 @@ from selfguide.data.autoencoders import kl
 from selfguide.data.autoencoders.autoencoder import Autoencoder, Identity, KLAutoencoder
 from selfguide.data.autoencoders.tiny import CHANNELS, FACTOR, WEIGHTS, TinyVAE
 from selfguide.spec.suggest import nearest
-from selfguide.weights import from_hub_cache, put, read_weights
+from selfguide.spec.weight_files import (
+    DIFFUSERS,
+    SD_VAE_HUB,
+    VA_VAE_HUB,
+    autoencoder_variable,
+    from_hub_cache,
+)
+from selfguide.weights import put, read_weights
 from shards import storage
 from shards.errors import UserError
 
-# of a folder as diffusers saves it, the first that is there
-NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 KNOWN = ("identity", "sd_vae", "va_vae", "tiny")
 SCALE = 0.18215  # of SD-VAE's latents (Rombach et al. 2022)
-# the one whose decoder SGFM used; its encoder is that of every sd-vae
-SD_VAE_HUB = ("stabilityai/sd-vae-ft-ema", NAMES)
-VA_VAE_HUB = ("hustvl/vavae-imagenet256-f16d32-dinov2", ("vavae-imagenet256-f16d32-dinov2.pt",))
 STATISTICS = "latents_stats.pt"  # beside VA-VAE's weights: mean and std of ImageNet's latents
 
 
@@ -79,7 +81,7 @@ def _locate(name: str, given: str | Path | None, hub: tuple[str, Sequence[str]])
     Raises:
         UserError: no weights at any of them; says where they are looked for.
     """
-    variable, (repository, files) = f"SELFGUIDE_{name.upper()}", hub
+    variable, (repository, files) = autoencoder_variable(name), hub
     setting = "weights" if given is not None else variable
     named = given if given is not None else os.environ.get(variable)
     if given is None and not named:
@@ -91,10 +93,10 @@ def _locate(name: str, given: str | Path | None, hub: tuple[str, Sequence[str]])
             "hub cache; nothing is downloaded"
         )
     path = Path(str(named)).expanduser()
-    for file in (path, *(path / inside for inside in NAMES)):
+    for file in (path, *(path / inside for inside in DIFFUSERS)):
         if file.is_file():
             return file
-    lacks = f"the folder holds none of {', '.join(NAMES)}; name the file itself"
+    lacks = f"the folder holds none of {', '.join(DIFFUSERS)}; name the file itself"
     raise UserError(f"{setting}={named}: {lacks if path.is_dir() else 'no such file or folder'}")
 
 

@@ -1,0 +1,85 @@
+"""Which files an evaluation waits for: weights of the feature net, a reference, weights that decode samples. No torch.
+
+Training does not need them, so a run is queued without them; its evaluations start once the files are there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfguide.spec.config import Config
+from selfguide.spec.metrics import FEATURES
+from selfguide.spec.weight_files import (
+    AUTOENCODERS,
+    REFERENCES,
+    autoencoder_variable,
+    from_hub_cache,
+    lacking,
+    locate,
+    locate_reference,
+    reference_places,
+)
+
+
+@dataclass(frozen=True)
+class Lack:
+    """A file that evaluations wait for."""
+
+    # in a few words, such as "inception weights"
+    what: str
+    # names the file, where it may lie, and the command that fetches it
+    sentence: str
+
+
+def lacks(config: Config, encoder: str | None) -> tuple[Lack, ...]:
+    """Returns the files that the evaluation of a run needs and that are not here.
+
+    Args:
+        encoder: of the run's data, where these are latents.
+    """
+    evaluation = config.evaluation
+    features = FEATURES.get(evaluation.protocol)
+    if features is None or not features.of_images:
+        return ()
+    found = []
+    if features.weights is not None and locate(features.weights, evaluation.weights) is None:
+        sentence = lacking(features.weights, evaluation.weights)
+        found.append(Lack(f"{features.weights.name} weights", sentence))
+    elif features.weights is None and not Path(str(evaluation.weights)).expanduser().is_file():
+        sentence = f"evaluation.weights={evaluation.weights}: no such file; put the weights there"
+        found.append(Lack(f"{evaluation.net} weights", sentence))
+    if evaluation.reference and locate_reference(evaluation.reference) is None:
+        found.append(_lacks_reference(evaluation.reference))
+    if encoder is not None and (lack := _lacks_autoencoder(encoder, evaluation.decoder)):
+        found.append(lack)
+    return tuple(found)
+
+
+def _lacks_reference(given: str) -> Lack:
+    name, where = Path(given).name, " or ".join(map(str, reference_places(given)))
+    fetch = f"`python -m tools.reference fetch {name}` fetches it on a machine with a network"
+    make = "`python -m tools.reference make SHARDS` makes one of any shards"
+    sentence = f"the reference is not here: {name} may lie at {where}; {fetch if name in REFERENCES else make}"
+    return Lack(f"reference {name}", sentence)
+
+
+def _lacks_autoencoder(name: str, given: str | None) -> Lack | None:
+    variable = autoencoder_variable(name)
+    named = given or os.environ.get(variable)
+    if named:
+        here = Path(named).expanduser().exists()
+    else:
+        here = name not in AUTOENCODERS or from_hub_cache(*AUTOENCODERS[name]) is not None
+    if here:
+        return None
+    repository = AUTOENCODERS[name][0] if name in AUTOENCODERS else ""
+    cure = f"give evaluation.decoder=FILE, set {variable}"
+    if repository:
+        cure += f", or fetch {repository} on a machine with a network by `hf download {repository}`"
+    where = f"{named} is no file or folder" if named else "they are in no usual place"
+    return Lack(
+        f"{name} weights",
+        f"the {name} weights that decode samples are not here: {where}; {cure}",
+    )
