@@ -72,7 +72,7 @@ def evaluate(run: RunFolder, *, retry: bool) -> dict[str, Any]:
         "run": view.id,
         "snapshots": list(missing),
         "failed": sorted(set(decide.unscorable(view)) - set(missing)),
-        "watcher": watcher if missing else None,
+        "watcher": watcher if missing and not view.lacks else None,
         "waits_for": [lack.sentence for lack in view.lacks],
     }
 

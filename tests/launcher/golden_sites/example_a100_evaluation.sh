@@ -3,7 +3,9 @@
 # Parameters
 #SBATCH --account=proj-0815
 #SBATCH --comment=/project/runs/in1k_dit/RUN
+#SBATCH --constraint=a100
 #SBATCH --cpus-per-task=16
+#SBATCH --gpus-per-node=a100:1
 #SBATCH --job-name=sg-RUN-eval
 #SBATCH --licenses=work:1
 #SBATCH --mail-type=FAIL
@@ -13,7 +15,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
 #SBATCH --output=/project/runs/in1k_dit/RUN/evals/%j_0_log.out
-#SBATCH --partition=cpu
+#SBATCH --partition=gpu
 #SBATCH --qos=long
 #SBATCH --signal=USR2@90
 #SBATCH --time=240

@@ -5,13 +5,15 @@
 #SBATCH --comment=/project/runs/in1k_dit/RUN
 #SBATCH --cpus-per-task=12
 #SBATCH --exclude='node[017,023]'
+#SBATCH --gres=gpu:h100:8
 #SBATCH --job-name=sg-RUN-eval
 #SBATCH --no-requeue
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
 #SBATCH --output=/project/runs/in1k_dit/RUN/evals/%j_0_log.out
-#SBATCH --partition=small
+#SBATCH --partition=h100
+#SBATCH --reservation=spring
 #SBATCH --signal=USR2@90
 #SBATCH --switches=1@12:00:00
 #SBATCH --time=60

@@ -1,0 +1,165 @@
+"""tools.reference and tools.score: a reference of shards, and samples of anybody against it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from selfguide.spec.weight_files import FOLDER, WEIGHT_FILES
+from shards import storage
+from shards.errors import UserError
+from shards.format.header import PIXELS
+from shards.sources.source import ArraySource
+from shards.write import writer
+from tools import score
+from tools.reference import __main__ as reference
+from tools.reference import fetch
+
+NET = "test_resnet.r160_in1k"
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags of a small net with random weights."""
+    file = tmp_path_factory.mktemp("net") / "net.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_file(timm.create_model(NET).state_dict(), file)
+    named = ["--net", NET, "--weights", str(file), "--sha256", storage.sha256(str(file))]
+    return ["--protocol", "fd_timm", *named, "--batch", "20"]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def data(pictures: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("data") / "colours"
+    source = ArraySource.of("colours", np.moveaxis(pictures, -1, 1).copy())
+    writer.write(root, source, header=PIXELS)
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def made(data: str, net: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "colours.npz"
+    assert reference.main(["make", data, *net, "--out", str(out)]) == 0
+    return out
+
+
+def scores(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    assert score.main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["scores"]
+
+
+def test_make_writes_one_file_that_others_read_and_leaves_nothing_else(made: Path) -> None:
+    with np.load(made) as file:
+        assert file["mu"].shape == (file["sigma"].shape[0],)
+        assert int(file["count"]) == 60
+    assert [p.name for p in made.parent.iterdir()] == [made.name]
+
+
+def test_make_on_two_ranks_is_the_reference_of_one(
+    made: Path, data: str, net: list[str], tmp_path: Path
+) -> None:
+    words = ["make", data, *net, "--out", str(tmp_path / "two.npz"), "--world", "2"]
+    assert reference.main([*words, "--rank", "1"]) == 0
+    assert reference.main([*words, "--rank", "0"]) == 0
+    with np.load(made) as one, np.load(tmp_path / "two.npz") as two:
+        for name in ("mu", "sigma", "sqrt"):
+            assert np.array_equal(one[name], two[name])
+
+
+def test_score_of_the_real_images_themselves_is_nearly_nothing(
+    made: Path,
+    net: list[str],
+    pictures: np.ndarray,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    np.savez(tmp_path / "same.npz", pictures)
+    np.savez(tmp_path / "dark.npz", pictures // 4)
+    same = scores([str(tmp_path / "same.npz"), *net, "--reference", str(made)], capsys)
+    dark = scores([str(tmp_path / "dark.npz"), *net, "--reference", str(made)], capsys)
+    assert abs(same["fd_timm"]) < 1e-6
+    assert dark["fd_timm"] > same["floor"] > 0
+
+
+def test_score_of_a_folder_is_that_of_its_npz_and_of_the_shards(
+    made: Path,
+    data: str,
+    net: list[str],
+    pictures: np.ndarray,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for i, levels in enumerate(pictures // 2):
+        Image.fromarray(levels).save(folder / f"{i:03d}.png")
+    np.savez(tmp_path / "samples.npz", pictures // 2)
+    by_folder = scores([str(folder), *net, "--reference", str(made)], capsys)
+    assert scores(["samples.npz", *net, "--reference", str(made)], capsys) == by_folder
+    assert scores(["samples.npz", *net, "--shards", data], capsys) == by_folder
+
+
+@pytest.mark.parametrize(
+    ("levels", "why"),
+    [
+        (np.zeros((30, 8, 8, 3), np.float32) * np.nan, "NaN"),
+        (np.zeros((30, 3, 8, 8), np.uint8), "uint8"),
+        (np.zeros((1, 8, 8, 3), np.uint8), "too few"),
+    ],
+)
+def test_score_of_what_are_no_samples_is_refused(
+    made: Path, net: list[str], tmp_path: Path, levels: np.ndarray, why: str
+) -> None:
+    np.savez(tmp_path / "bad.npz", levels)
+    with pytest.raises(UserError, match=why):
+        score.main([str(tmp_path / "bad.npz"), *net, "--reference", str(made)])
+
+
+def test_score_of_jpegs_is_refused(made: Path, net: list[str], tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match="lossless"):
+        score.main([str(tmp_path), *net, "--reference", str(made)])
+
+
+def test_fetch_of_a_file_with_another_sha256_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = tmp_path / "wrong.pth"
+    wrong.write_bytes(b"no weights")
+    monkeypatch.setenv(FOLDER, str(tmp_path / "weights"))
+    with pytest.raises(UserError, match=WEIGHT_FILES["inception"].sha256):
+        reference.main(["fetch", "inception", "--url", wrong.as_uri()])
+    assert not list((tmp_path / "weights").iterdir())
+
+
+def test_fetch_of_a_reference_says_its_sha256(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = tmp_path / "there.npz"
+    there.write_bytes(b"statistics")
+    name = "VIRTUAL_imagenet256_labeled.npz"
+    words = ["fetch", name, "--url", there.as_uri(), "--out", str(tmp_path), "--json"]
+    assert reference.main(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"file": str(tmp_path / name), "sha256": storage.sha256(str(there))}
+
+
+def test_fetch_of_a_misspelt_name_suggests_one() -> None:
+    assert "effnet" not in fetch.KNOWN
+    with pytest.raises(UserError, match="inception"):
+        reference.main(["fetch", "inceptoin"])

@@ -1,0 +1,106 @@
+"""The reference of the images in shards, or of the images that latents decode to.
+
+Parts that are done are kept beside the file: a killed command goes on where it was. On a cluster every task of srun
+takes its share with --rank $SLURM_PROCID --world $SLURM_NTASKS, and the first one writes the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfguide.data.autoencoders import load_autoencoder
+from selfguide.distributed import RankInfo
+from selfguide.evaluation.features.net import load_feature_net
+from selfguide.evaluation.scores import make_reference
+from selfguide.spec.identity import digest
+from selfguide.spec.metrics import FEATURES
+from shards import storage
+from shards.errors import UserError
+from shards.format import manifest as manifests
+from tools import flags
+from tools.flags import REQUIRED, Flag
+
+HELP = "mean and covariance of real images' features, from any shards"
+PROTOCOLS = tuple(name for name, features in FEATURES.items() if features.of_images)
+# of every command that measures in a feature net
+NET: tuple[Flag, ...] = (
+    ("--protocol P", PROTOCOLS, REQUIRED, "the protocol whose net and resize are used"),
+    ("--weights FILE", str, None, "its weights, where they lie in none of the usual places"),
+    ("--net NAME", str, None, "fd_timm: a model of timm"),
+    ("--sha256 HEX", str, None, "fd_timm: what its weights must have"),
+    ("--batch N", int, 50, "images that the net sees at once (50)"),
+    ("--device D", str, None, "cpu or cuda (a GPU where there is one)"),
+)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    flags.add(
+        parser,
+        ("root", str, None, "shards of images or latents"),
+        *NET,
+        ("--out FILE", str, REQUIRED, "the .npz to write"),
+        ("--count N", int, None, "the first N samples alone, which are as random as others (all)"),
+        ("--decoder FILE", str, None, "weights of the autoencoder that decodes latents"),
+        ("--rank R", int, 0, "of this task, with --world"),
+        ("--world W", int, 1, "tasks that work together (1)"),
+    )
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    flags.check_least(options, 1, "batch", "world")
+    if not 0 <= options.rank < options.world:
+        raise UserError(f"--rank {options.rank} with --world {options.world}: ranks go from 0")
+    out = Path(options.out)
+    if out.suffix != ".npz":
+        raise UserError(f"--out {out}: give the file a name that ends in .npz")
+    net = net_of(options)
+    manifest = manifests.load(options.root)
+    latents = manifest.header["kind"] == "latent"
+    codec = (
+        load_autoencoder(manifest.header["encoder"], options.decoder, device=net.device)
+        if latents
+        else None
+    )
+    decided = {**net.about, "batch": options.batch, "count": options.count}
+    decided |= {"shards": manifest.hash, "decoder": codec.sha256 if codec else None}
+    work = out.parent / f".{out.name}.{digest(decided)}"
+    known = make_reference(
+        options.root,
+        net,
+        work,
+        codec=codec,
+        part=options.batch,
+        count=options.count,
+        rank=options.rank,
+        world=options.world,
+    )
+    if known is None:
+        told = {"rank": options.rank, "world": options.world, "out": None}
+        return told, f"rank {options.rank} is done; rank 0 writes {out}"
+    storage.publish(out, (work / "reference.npz").read_bytes(), replace=True)
+    shutil.rmtree(work)
+    count, floor = known.main.count, known.floor
+    told = {"out": str(out), "images": count, "protocol": options.protocol, "floor": floor}
+    told |= {"sha256": storage.sha256(str(out)), "features": net.about}
+    text = (
+        f"{out}: {count:,} images under {options.protocol}; its halves are {floor:.4g} apart\n"
+        f"evaluation={options.protocol} evaluation.reference={out} compares with it"
+    )
+    return told, text
+
+
+def net_of(options: argparse.Namespace) -> Any:
+    """The feature net that the flags name, on its device."""
+    net = load_feature_net(
+        options.protocol, options.weights, net=options.net, sha256=options.sha256
+    )
+    rank, world = getattr(options, "rank", 0), getattr(options, "world", 1)
+    device = (
+        options.device or RankInfo(rank, rank % max(1, torch.cuda.device_count()), world).device
+    )
+    return net.to(device)

@@ -1,0 +1,174 @@
+"""`python -m tools.score FOLDER|NPZ --protocol P`: anybody's samples, by the code that scores ours.
+
+FOLDER holds PNG or other lossless images of one size; in a .npz the first array is taken, or arr_0, uint8 (N, H, W, C)
+as ADM writes samples. They are compared with a reference that `python -m tools.reference make` wrote, with ADM's or
+clean-fid's, or with shards of real images, whose reference is made first and kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from selfguide.evaluation.features.net import FeatureNet
+from selfguide.evaluation.scores import (
+    Known,
+    fill,
+    make_reference,
+    parts_in,
+    read_reference,
+    scores_of,
+)
+from selfguide.spec.identity import digest
+from shards import cli
+from shards.errors import UserError
+from shards.format import manifest as manifests
+from tools import flags
+from tools.reference.make import NET, net_of
+
+EPILOG = """examples:
+  python -m tools.score samples.npz --protocol fid_adm --reference VIRTUAL_imagenet256_labeled.npz
+  python -m tools.score samples/ --protocol fd_effnet --shards data/val --json
+  python -m tools.score samples/ --protocol fid_clean --reference in1k.npz --weights pt_inception.pth
+"""
+LOSSLESS = (".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+LOSSY = (".jpg", ".jpeg")
+REFERENCES = Path(".references")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    flags.check_least(options, 1, "batch")
+    if bool(options.reference) == bool(options.shards):
+        raise UserError("give what to compare with: --reference FILE.npz or --shards ROOT")
+    images = open_images(Path(options.samples))
+    net = net_of(options)
+    known = _known(net, options)
+    with tempfile.TemporaryDirectory() as folder:
+        parts = parts_in(Path(folder) / "parts", len(images), options.batch)
+        fill(parts, lambda rows: net.rows(images.at(rows)), doing=f"scoring {len(images):,} images")
+        scores = scores_of(options.protocol, net, parts, known, full=options.protocol == "fid_adm")
+    found = {
+        "samples": options.samples,
+        "count": len(images),
+        "protocol": options.protocol,
+        "scores": scores,
+        "features": net.about,
+        "reference": options.reference or options.shards,
+        "reference_sha256": known.sha256,
+    }
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print("\n".join(f"{name:<24}{value:.5g}" for name, value in scores.items()))
+    return 0
+
+
+class Images:
+    """Images of one size, (C, H, W), by their number."""
+
+    def __init__(self, files: Sequence[Path] = (), levels: NDArray[np.uint8] | None = None) -> None:
+        self._files, self._levels = files, levels
+        self._shape = _picture(files[0]).shape if files else ()
+
+    def __len__(self) -> int:
+        return len(self._files) if self._levels is None else len(self._levels)
+
+    def at(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """uint8 (B, C, H, W).
+
+        Raises:
+            UserError: an image that cannot be read, or is of another size than the first.
+        """
+        if self._levels is not None:
+            return _nchw(self._levels[rows])
+        found = []
+        for row in rows:
+            picture = _picture(self._files[row])
+            if picture.shape != self._shape:
+                raise UserError(
+                    f"{self._files[row]} is {picture.shape}, and the first image {self._shape}: samples have one size"
+                )
+            found.append(picture)
+        return _nchw(np.stack(found))
+
+
+def open_images(path: Path) -> Images:
+    """The samples at a path.
+
+    Raises:
+        UserError: nothing is there, or what is there are no images of levels 0..255.
+    """
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*LOSSLESS, *LOSSY))
+        if not files:
+            raise UserError(f"{path} holds no images: give a folder of {', '.join(LOSSLESS)}")
+        if lossy := next((p for p in files if p.suffix.lower() in LOSSY), None):
+            raise UserError(
+                f"{lossy} is a JPEG, which moves a Frechet distance by units: save samples lossless"
+            )
+        return Images(files)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file or folder")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            name = "arr_0" if "arr_0" in file.files else file.files[0]
+            levels = file[name]
+    except (OSError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(f"{path} is no .npz of plain arrays: {error}") from error
+    if levels.dtype != np.uint8 or levels.ndim != 4 or levels.shape[-1] not in (1, 3):
+        finite = levels.dtype.kind != "f" or bool(np.isfinite(levels).all())
+        nan = "" if finite else ", some of it NaN or infinite"
+        raise UserError(
+            f"{path}: {name} is {levels.shape} {levels.dtype}{nan}; give uint8 (N, H, W, 1 or 3) of levels 0..255"
+        )
+    return Images(levels=levels)
+
+
+def _known(net: FeatureNet, options: argparse.Namespace) -> Known:
+    if options.reference:
+        return read_reference(options.reference, net)
+    decided = {**net.about, "batch": options.batch, "count": None}
+    folder = REFERENCES / f"{manifests.load(options.shards).hash[:12]}-{digest(decided)}"
+    known = make_reference(options.shards, net, folder, part=options.batch)
+    assert known is not None  # this is the only rank
+    return known
+
+
+def _picture(file: Path) -> NDArray[np.uint8]:
+    """(H, W, 1 or 3)."""
+    try:
+        with Image.open(file) as image:
+            levels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{file} cannot be read as an image: {error}") from error
+    return levels[..., None] if levels.ndim == 2 else levels
+
+
+def _nchw(images: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    return flags.command(
+        "tools.score",
+        __doc__,
+        ("samples", str, None, "a folder of images, or a .npz"),
+        *NET,
+        ("--reference FILE", str, None, "a .npz of mean and covariance"),
+        ("--shards ROOT", str, None, "shards of real images"),
+        flags.JSON,
+        epilog=EPILOG,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
