@@ -276,7 +276,9 @@ def _absolute_evaluation(evaluation: EvaluationConfig) -> EvaluationConfig:
         and not Path(files["reference"]).exists()
     ):
         del files["reference"]
-    found = {n: str(Path(path).expanduser().absolute()) for n, path in files.items() if path}
+    found: dict[str, Any] = {
+        n: str(Path(path).expanduser().absolute()) for n, path in files.items() if path
+    }
     if evaluation.shards:
         found["shards"] = _absolute_root(evaluation.shards)
     return dataclasses.replace(evaluation, **found)

@@ -154,8 +154,9 @@ def check_reference(reference: Reference, net: FeatureNet) -> None:
             f"the reference has {len(reference.mean)} features and {net.name} has {net.width}: it is of another "
             "protocol; make one with `python -m tools.reference make`"
         )
-    theirs = reference.about.get("features")
-    for name, ours in net.about.items() if theirs else ():
+    # others' files say nothing of it
+    theirs = reference.about.get("features") or net.about
+    for name, ours in net.about.items():
         if theirs.get(name) != ours:
             raise UserError(
                 f"the reference was made with {name}={theirs.get(name)}, and this protocol has {name}={ours}: give "

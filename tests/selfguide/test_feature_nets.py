@@ -155,7 +155,7 @@ def test_fd_effnet_from_the_package_sees_what_timm_sees() -> None:
     model = net.net.net
     x = (bicubic_antialiased(images(32).float(), 96) - 127.5) / 127.5
     with torch.no_grad():
-        (stage,) = model.forward_intermediates(x, indices=[4], intermediates_only=True)
+        (stage,) = model.forward_intermediates(x, indices=[3], intermediates_only=True)
     assert torch.equal(net.embed(images(32)), stage.mean((2, 3)))
 
 
@@ -193,7 +193,7 @@ def test_load_with_wrong_weights_names_both_checksums(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         nets.load_feature_net("fid_adm", file)
     assert found in str(refused.value)
-    assert INCEPTION.sha256 in str(refused.value)
+    assert metrics.FEATURES["fid_adm"].sha256 in str(refused.value)
 
 
 def test_load_without_weights_names_the_file_its_places_and_the_command(

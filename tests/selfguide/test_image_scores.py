@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from selfguide.data.autoencoders.encoding import EncodedSource, Encoding
 from selfguide.evaluation import images as evaluation
 from selfguide.evaluation import job
 from selfguide.evaluation.features.net import FeatureNet, load_feature_net
@@ -270,3 +272,38 @@ def test_feature_net_of_a_test_is_small(net: dict[str, str]) -> None:
     )
     assert isinstance(found, FeatureNet)
     assert found.width <= 384
+
+
+@pytest.fixture(scope="module")
+def latents(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits' latents of the tiny autoencoder."""
+    source = EncodedSource.of(str(digits), Encoding(encoder="tiny", content="mean"))
+    root = tmp_path_factory.mktemp("data") / "latents"
+    with closing(source):
+        writer.write(root, source, header=source.header)
+    return root
+
+
+def test_score_of_latents_has_the_floor_of_what_they_decode_to(
+    digits: Path, latents: Path, net: dict[str, str], tmp_path: Path
+) -> None:
+    manifest = manifests.load(latents)
+    folder = write_snapshot(
+        tmp_path / "img-7", latents,
+        "data.shape=[2,4,4]", "sampler.steps=2", "evaluation=fd_timm", "evaluation.samples=40",
+        "evaluation.batch=20", f"evaluation.shards={digits}",
+        f"evaluation.manifest={manifests.load(digits).hash}",
+        *(f"{name}={value}" for name, value in net.items()),
+        data={"root": str(latents), "header": manifest.header, "manifest": manifest.hash},
+    )  # fmt: skip
+    made = load(folder)
+    found = scored(made, tmp_path)
+    assert found is not None
+    assert found.images.shape == (40, 1, 8, 8)
+    # 40 images are all bias, so that only the order is looked at
+    assert 0 < found.scores["floor"] < found.scores["floor_reconstruction"]
+    assert found.scores["floor_reconstruction"] < found.scores["fd_timm"]
+    protocol = Protocol.of(made.config, {"data": made.data, "guidance": made.guidance})
+    assert protocol.decoder_sha256 == manifest.header["encoder_sha256"]
+    with pytest.raises(UserError, match="no such file"):
+        scored(made, tmp_path / "other", decoder=str(tmp_path / "nothing.safetensors"))

@@ -73,7 +73,7 @@ class Inception(blocks.Inception3):
             init_weights=False,
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         spatial: list[Tensor] = []
         # the first branch of TensorFlow's mixed_6, behind its ReLU
         branch = self.Mixed_6d.branch1x1

@@ -181,7 +181,7 @@ def _effnet(tensors: dict[str, Tensor], where: str, protocol: str) -> FeatureNet
 
 
 def _dinov2(tensors: dict[str, Tensor], where: str, protocol: str) -> FeatureNet:
-    net = timm.create_model(DINOV2_NAME, num_classes=0, img_size=DINOV2_SIZE)
+    net: Any = timm.create_model(DINOV2_NAME, num_classes=0, img_size=DINOV2_SIZE)
     return _of_timm(
         net,
         dict(checkpoint_filter_fn(tensors, net)),
@@ -225,7 +225,7 @@ def _any_timm(name: str | None, given: str | None, sha256: str | None) -> Featur
     if not file.is_file():
         raise UserError(f"weights={given}: no such file")
     tensors = _read(file, sha256)
-    net = timm.create_model(name, num_classes=0)
+    net: Any = timm.create_model(name, num_classes=0)
     classifier = net.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     own = {n: t for n, t in tensors.items() if not n.startswith(tuple(f"{h}." for h in heads))}
