@@ -47,9 +47,11 @@ class Reference:
             UserError: the file holds no such arrays, pickled ones, or what is no mean and covariance.
         """
         names = ("mu_s", "sigma_s") if spatial else ("mu", "sigma")
+        wanted = (*names, "count", "about") if spatial else (*names, "sqrt", "count", "about")
         try:
             with np.load(path, allow_pickle=False) as file:
-                found = {n: file[n] for n in (*names, "sqrt", "count", "about") if n in file.files}
+                found = {name: file[name] for name in wanted if name in file.files}
+            about = json.loads(str(found.get("about", "{}")))
         except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{path} is no reference: it is no .npz of plain arrays ({error})"
@@ -57,14 +59,15 @@ class Reference:
         if missing := [name for name in names if name not in found]:
             raise UserError(f"{path} is no reference: it holds no array {' or '.join(missing)}")
         mean, covariance = (np.asarray(found[name], dtype=np.float64) for name in names)
-        _check(mean, covariance, str(path))
-        return Reference(
-            mean,
-            covariance,
-            found["sqrt"] if "sqrt" in found and not spatial else square_root(covariance),
-            int(found["count"]) if "count" in found else None,
-            json.loads(str(found["about"])) if "about" in found else {},
-        )
+        _check(mean, covariance, path)
+        root = found["sqrt"] if "sqrt" in found else square_root(covariance)
+        # not so where a file was put together from several, or sigma has negative eigenvalues
+        if root.shape != covariance.shape or not np.allclose(
+            root @ root, covariance, rtol=0, atol=1e-8 * np.trace(covariance)
+        ):
+            raise UserError(f"{path} is no reference: its sigma has no such square root")
+        count = int(found["count"]) if "count" in found else None
+        return Reference(mean, covariance, root, count, about)
 
     def save(self, path: Path) -> None:
         """Writes `mu`, `sigma`, `sqrt`, `count` and `about`, which others read as a plain `mu, sigma` file."""
@@ -129,7 +132,7 @@ def _to(reference: Reference, mean: Array, covariance: Array) -> float:
     return float(shift @ shift + own + other - 2 * cross)
 
 
-def _check(mean: Array, covariance: Array, where: str) -> None:
+def _check(mean: Array, covariance: Array, where: Path) -> None:
     """Raises UserError unless these are (D,) and (D, D), finite, symmetric, and of some variance."""
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         shapes = f"{mean.shape} and {covariance.shape}"
