@@ -49,7 +49,7 @@ def test_inception_score_with_ddof_1_is_that_of_torchmetrics() -> None:
     torch.manual_seed(3)
     ours = inception_score(logits[torch.randperm(400)], splits=5, seed=None, ddof=1)
     assert (ours.value, ours.sd) == pytest.approx((mean.item(), sd.item()), rel=1e-9)
-    assert ours.ddof == 1 and ours.sd > inception_score(logits, splits=5).sd * 0
+    assert ours.ddof == 1
 
 
 def test_inception_score_of_known_predictions_is_its_closed_form() -> None:
@@ -62,7 +62,7 @@ def test_inception_score_of_images_in_order_of_labels_is_shuffled_first() -> Non
     labels = np.sort(np.arange(2000) % 50)
     sure = 20 * np.eye(50)[labels]
     assert inception_score(sure, seed=None).value == pytest.approx(5, rel=0.01)  # 5 classes a split
-    assert inception_score(sure).value > 45
+    assert inception_score(sure).value > 44
 
 
 def test_inception_score_of_too_few_images_or_nan_is_refused() -> None:
@@ -165,9 +165,9 @@ def test_density_and_coverage_of_equal_distributions_are_their_expectations() ->
     assert found.coverage == pytest.approx(1 - 2**-5, abs=0.02)  # Naeem et al., lemma 2
     # an outlier among real images makes a ball that holds everything, and density hardly sees it
     real = torch.cat((normal(0, 500), torch.full((1, 8), 30.0)))
-    uniform = 20 * torch.rand(500, 8, generator=torch.Generator().manual_seed(0)) - 10
-    assert precision_recall(real, uniform, k=5).precision > 0.9
-    assert density_coverage(real, uniform).density < 0.5
+    between = 15 + normal(2, 300)
+    assert precision_recall(real, between, k=5).precision == 1
+    assert density_coverage(real, between).density == pytest.approx(1 / 5)
 
 
 def test_the_named_definitions_draw_their_sizes_by_seed() -> None:
@@ -218,13 +218,17 @@ def test_nearest_reference_finds_copies_and_names_their_originals(chunk: int) ->
 @settings(deadline=None, max_examples=20)
 def test_ood_auroc_equals_that_of_scikit_learn(seed: int, chunk: int) -> None:
     generator = np.random.default_rng(seed)
-    # few directions, so that there are ties
-    train, made, test = (generator.integers(-1, 2, size=(n, 3)) + 0.0 for n in (9, 21, 17))
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (train, made, test)]
-    scores = np.round(np.concatenate([(u @ unit[0].T).max(1) for u in unit[1:]]), 9)
+    train, made, test = (generator.normal(size=(n, 3)) for n in (9, 21, 17))
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, made, test)]
+    scores = np.concatenate([(u @ unit[0].T).max(1) for u in unit[1:]])
     wanted = roc_auc_score([0] * 21 + [1] * 17, scores)
-    ours = ood_auroc(*(np.round(u, 12) for u in unit), chunk=chunk)
-    assert ours == pytest.approx(wanted, abs=0.06)
+    assert ood_auroc(train, made, test, chunk=chunk) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_ood_auroc_counts_ties_half() -> None:
+    axes = np.eye(3)
+    # cosines to the first axis: of samples 1, 0, 0, of test images 1, 0
+    assert ood_auroc(axes[:1], axes, axes[:2]) == pytest.approx((2.5 + 1) / 6)
 
 
 def test_ood_auroc_is_half_for_unseen_images_and_extreme_for_copies_and_noise() -> None:
