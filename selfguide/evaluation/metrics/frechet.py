@@ -77,6 +77,13 @@ class Reference:
         with path.open("wb") as file:
             np.savez(file, **arrays, about=json.dumps(self.about))
 
+    def distance(self, mean: Array, covariance: Array) -> float:
+        """To a Gaussian: |mu_r - mu|^2 + tr(S_r + S - 2 (S_r^1/2 S S_r^1/2)^1/2); below 0 by rounding only."""
+        cross = np.sqrt(np.linalg.eigvalsh(self.root @ covariance @ self.root).clip(min=0)).sum()
+        shift = self.mean - mean
+        own, other = np.trace(self.covariance), np.trace(covariance)
+        return float(shift @ shift + own + other - 2 * cross)
+
 
 @dataclass(frozen=True)
 class FrechetScore:
@@ -100,17 +107,16 @@ def frechet(reference: Reference, moments: Moments) -> FrechetScore:
     if moments.counts.min() == 0:
         raise ValueError(f"{moments.count} features do not fill {moments.blocks} blocks")
     blocks = moments.blocks
-    full = _to(reference, *moments.gaussian())
-    left_out = np.array([_to(reference, *moments.gaussian(without=b)) for b in range(blocks)])
+    full = reference.distance(*moments.gaussian())
+    left_out = np.array([reference.distance(*moments.gaussian(without=b)) for b in range(blocks)])
     variance = (blocks - 1) / blocks * ((left_out - left_out.mean()) ** 2).sum()
     corrected = blocks * full - (blocks - 1) * left_out.mean()
     return FrechetScore(full, float(np.sqrt(variance)), float(corrected))
 
 
 def distance(mean1: Array, covariance1: Array, mean2: Array, covariance2: Array) -> float:
-    """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2); may dip below 0 by rounding only."""
-    reference = Reference(mean1, covariance1, square_root(covariance1))
-    return _to(reference, mean2, covariance2)
+    """Between two Gaussians, once; a `Reference` keeps the square root for the next."""
+    return Reference(mean1, covariance1, square_root(covariance1)).distance(mean2, covariance2)
 
 
 def between(a: Moments, b: Moments) -> float:
@@ -122,14 +128,6 @@ def square_root(covariance: Array) -> Array:
     """The symmetric square root (D, D); what rounding made negative is 0."""
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-
-
-def _to(reference: Reference, mean: Array, covariance: Array) -> float:
-    root = reference.root
-    cross = np.sqrt(np.linalg.eigvalsh(root @ covariance @ root).clip(min=0)).sum()
-    shift = reference.mean - mean
-    own, other = np.trace(reference.covariance), np.trace(covariance)
-    return float(shift @ shift + own + other - 2 * cross)
 
 
 def _check(mean: Array, covariance: Array, where: Path) -> None:
