@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,11 +104,20 @@ def frechet(reference: Reference, moments: Moments) -> FrechetScore:
     """
     if len(reference.mean) != len(moments.shift):
         raise ValueError(f"a reference of {len(reference.mean)} features and {len(moments.shift)}")
-    if moments.counts.min() == 0:
-        raise ValueError(f"{moments.count} features do not fill {moments.blocks} blocks")
+    return jackknife(moments, lambda block: reference.distance(*moments.gaussian(block)))
+
+
+def jackknife(moments: Moments, statistic: Callable[[int | None], float]) -> FrechetScore:
+    """A statistic of all blocks (None), its standard error, and its value less its bias, from those without one block.
+
+    Raises:
+        ValueError: a block is empty.
+    """
     blocks = moments.blocks
-    full = reference.distance(*moments.gaussian())
-    left_out = np.array([reference.distance(*moments.gaussian(without=b)) for b in range(blocks)])
+    if moments.counts.min() == 0:
+        raise ValueError(f"{moments.count} features do not fill {blocks} blocks")
+    full = statistic(None)
+    left_out = np.array([statistic(block) for block in range(blocks)])
     variance = (blocks - 1) / blocks * ((left_out - left_out.mean()) ** 2).sum()
     corrected = blocks * full - (blocks - 1) * left_out.mean()
     return FrechetScore(full, float(np.sqrt(variance)), float(corrected))

@@ -123,7 +123,7 @@ class Moments:
         return self.gaussian()[1]
 
     def gaussian(self, without: int | None = None) -> tuple[Array, Array]:
-        """Mean (D,) and unbiased covariance (D, D) of all blocks, or of all but one.
+        """Mean (D,) and unbiased covariance (D, D) of all blocks, or of all but `without`.
 
         Raises:
             ValueError: there are fewer than two features.
