@@ -155,6 +155,7 @@ def test_a_killed_command_goes_on_to_the_same_masks(
 ) -> None:
     monkeypatch.setattr(stego, "SAVED", 2)
     words = ["stego", str(pictures), *NET, "--groups", "3", "--epochs", "8", "--crop", "32"]
+    words += ["--step-crops", "60"]
     words += ["--short", "64", "--out"]
     assert main([*words, str(tmp_path / "whole")]) == 0
     with monkeypatch.context() as once, pytest.raises(KeyboardInterrupt):
