@@ -28,7 +28,10 @@ Pair = tuple[Tensor, Tensor]  # (H, B, K) of the images, and of their neighbours
 
 @dataclass(frozen=True, kw_only=True)
 class TemiConfig:
-    """How heads are fitted; defaults are C-EDM's (table of its appendix) and, where it is silent, TEMI's code's."""
+    """How heads are fitted; defaults are C-EDM's table and, where it is silent, TEMI's code's.
+
+    But for `memory` and `standardise`, which have small fits and features of any unit in mind.
+    """
 
     groups: int  # K
     heads: int = 50  # H
