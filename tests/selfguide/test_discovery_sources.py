@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,11 @@ from selfguide.discovery.lost import in_pixels, lost_boxes
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.stego import PRESETS, Fit, StegoConfig
 from selfguide.discovery.temi import Heads, TemiConfig
-from selfguide.discovery.temi_fit import _pairs, fit
+from selfguide.discovery.temi_fit import _pairs, fit, state_file
 from selfguide.discovery.vit import VIEWS, FrozenViT, load_vit, positions_of
 from selfguide.randomness import stream_seed
 from shards.errors import UserError
+from shards.format import manifest as manifests
 from tests.selfguide.test_boxes import plain_lost
 
 Agree = Callable[[Any, Any, float], None]
@@ -318,6 +320,16 @@ def test_temis_hyper_parameters_are_its_codes_and_cedms() -> None:
     assert (config.hidden, config.width, config.temperature, config.frozen) == (512, 256, 0.1, 1)
     assert (config.momentum, config.marginal_momentum) == (0.996, 0.9)
     assert round(config.warmup * config.epochs) == 20
+
+
+def test_what_was_half_fitted_before_the_corrections_is_found_by_its_name() -> None:
+    """Hashes that the version before them gave: of a fit's state, and of a record's settings."""
+    x = np.arange(40, dtype=np.float32).reshape(10, 4)
+    near = np.tile(np.arange(3, dtype=np.int32), (10, 1))
+    old = before(TemiConfig(groups=3, neighbours=3))
+    assert state_file(Path(), x, near, old) == Path("temi-2fc099318d02a7a4.pt")
+    digests = {n: manifests.digest(plain(before(c)))[:16] for n, c in PRESETS.items()}
+    assert digests == {"cocostuff27": "a3412b4bee13352a", "voc": "1603ce4a0956d19f"}
 
 
 def test_temi_of_before_decays_biases_and_begins_a_step_higher() -> None:

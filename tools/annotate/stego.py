@@ -130,8 +130,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         return Work(target, looked.manifest.hash, provenance(made))
 
     old = before(config, typed(options)), looked.before(options)
-    made = as_begun((config, looked), old, lambda made: work_of(made).begun, provenance)
-    (config, looked), work = made, work_of(made)
+    chosen = as_begun((config, looked), old, lambda one: work_of(one).begun, provenance)
+    (config, looked), work = chosen, work_of(chosen)
     fitted = stand_in if options.method == "kmeans" else learned
     mask, tensors, learned_facts, remarks = fitted(looked, config, work, options)
     rows = layouts.fill(
