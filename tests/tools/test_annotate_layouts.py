@@ -218,6 +218,9 @@ def test_latents_are_decoded_before_a_net_sees_them(
         (["lost", "--batch", "0"], ("--batch 0", "1 or more")),
         (["stego", "--groups", "1"], ("--groups 1", "2 or more")),
         (["stego", "--method", "kmeans", "--live"], ("--live", "leave it out")),
+        (["stego", "--method", "kmeans", "--step-crops", "8"], ("--step-crops", "leave it out")),
+        (["stego", "--epochs", "2", "--steps", "9"], ("--epochs with --steps",)),
+        (["stego", "--steps", "0"], ("--steps 0", "1 or more")),
         (
             ["stego", "--method", "kmeans", "--groups", "9999", "--short", "16"],
             ("groups=9999", "12"),

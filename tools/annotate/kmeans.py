@@ -67,8 +67,6 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     manifest, target = manifests.load(options.root), Path(options.out)
     fit, published = settings(options), as_published(options)
     check(manifest.count, options.groups, **fit)
-    if published and options.processes > 1:
-        raise UserError("--assign-raw, --per-group: of one process; leave out --processes")
     sidecar.refuse_taken(target, COLUMNS)
     features = features_of(options)
     rows, started = checked(features.rows()), time.monotonic()
@@ -126,7 +124,18 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def as_published(options: argparse.Namespace) -> dict[str, Any]:
-    """What of SGDM's code was asked for; records of before say nothing of it."""
+    """What of SGDM's code was asked for; records of before say nothing of it.
+
+    Raises:
+        UserError: it was asked for with flags that it does not go with.
+    """
+    flags.check_least(options, 1, "per_group")
+    if options.assign_raw and options.raw:
+        raise UserError(
+            "--assign-raw says nothing to --raw, which fits them as they are, too; leave it out"
+        )
+    if options.processes > 1 and (options.assign_raw or options.per_group):
+        raise UserError("--assign-raw and --per-group are of one process; leave out --processes")
     raw: dict[str, Any] = {"assigned": "raw"} if options.assign_raw else {}
     return raw if options.per_group is None else raw | {"per_group": options.per_group}
 
