@@ -322,6 +322,28 @@ def test_temis_hyper_parameters_are_its_codes_and_cedms() -> None:
     assert round(config.warmup * config.epochs) == 20
 
 
+def test_first_weights_are_drawn_as_the_sources_draw_them() -> None:
+    """Means and deviations by kind of module: DINO's heads, torch's last layer and convolutions, a probe of N(0, 1)."""
+    heads = Heads(64, TemiConfig(groups=40, heads=8))
+    head, probe = (
+        Fit(lambda i: i, torch.zeros(2, 1).long(), 384, PRESETS["voc"], seed=0).net,
+        "centroids",
+    )
+    drawn = {
+        "hidden": (heads.inner, 0.02),
+        "bottleneck": (heads.outer, 0.02),
+        "last": (heads.directions, 1 / math.sqrt(3 * 256)),  # uniform within 1 / sqrt(256)
+        "linear": (head.linear.weight, 1 / math.sqrt(3 * 384)),
+        "bend": (head.get_parameter("bend.0.weight"), 1 / math.sqrt(3 * 384)),
+        "probe": (head.get_parameter(probe), 1.0),
+    }
+    for kind, (tensor, std) in drawn.items():
+        number = tensor.numel()
+        assert abs(float(tensor.mean())) < 5 * std / math.sqrt(number), kind
+        assert abs(float(tensor.std()) / std - 1) < 5 / math.sqrt(2 * number), kind
+    assert not heads.inner_bias.any() and not heads.outer_bias.any() and (heads.gain == 1).all()
+
+
 def test_what_was_half_fitted_before_the_corrections_is_found_by_its_name() -> None:
     """Hashes that the version before them gave: of a fit's state, and of a record's settings."""
     x = np.arange(40, dtype=np.float32).reshape(10, 4)
