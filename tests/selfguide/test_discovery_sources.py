@@ -338,7 +338,7 @@ def test_first_weights_are_drawn_as_the_sources_draw_them() -> None:
         "probe": (head.get_parameter(probe), 1.0),
     }
     for kind, (tensor, std) in drawn.items():
-        number = tensor.numel()
+        tensor, number = tensor.detach(), tensor.numel()
         assert abs(float(tensor.mean())) < 5 * std / math.sqrt(number), kind
         assert abs(float(tensor.std()) / std - 1) < 5 / math.sqrt(2 * number), kind
     assert not heads.inner_bias.any() and not heads.outer_bias.any() and (heads.gain == 1).all()
