@@ -35,6 +35,28 @@ def ranks() -> Callable[..., list[Any]]:
     return partial(run_ranks, start="forkserver")
 
 
+@pytest.fixture
+def agree(record_property: Callable[[str, object], None]) -> Callable[[Any, Any, float], None]:
+    """agree(found, expected, within): the largest difference, over the largest value expected, is within a bound.
+
+    It is kept with the test's result, from where `python -m tests.differences` reads it into docs/differences.md.
+    """
+    largest = 0.0
+
+    def compare(found: Any, expected: Any, within: float) -> None:
+        nonlocal largest
+        import torch
+
+        a, b = (torch.as_tensor(x).detach().double() for x in (found, expected))
+        assert a.shape == b.shape
+        error = float((a - b).abs().max() / b.abs().max())
+        largest = max(largest, error)
+        record_property("error", largest)
+        assert error <= within, f"{error:.2g} is more than {within:g}"
+
+    return compare
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real digits as shards, written once by the command a user runs."""
