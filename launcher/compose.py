@@ -299,6 +299,6 @@ def _belongs(given: list[tuple[str, str]], values: dict[str, Any]) -> None:
             part, _, name = key.partition(".")
             if part == "guidance" and name and name not in fields:
                 raise UserError(
-                    f"'{text.removeprefix('++')}' means nothing for guidance.source={source}: drop it, or choose another "
-                    f"guidance={'|'.join(options('guidance'))}"
+                    f"'{text.removeprefix('++')}' means nothing for guidance.source={source}: drop it, or choose "
+                    f"another guidance={'|'.join(options('guidance'))}"
                 )

@@ -74,7 +74,7 @@ class PrototypeHead(nn.Module):
         gradient: str = "tangent",
         std: float | None = None,
     ) -> None:
-        """`condition`, `ids` and `gradient` are fields of `OnlineGuidance`; `std` of the linear maps, None is torch's."""
+        """Takes `condition`, `ids` and `gradient` from `OnlineGuidance`; `std` of the linear maps, None is torch's."""
         super().__init__()
         self._condition, self._ids, self._gradient = condition, ids, gradient
         self.hidden = nn.Linear(features, hidden)
@@ -87,7 +87,7 @@ class PrototypeHead(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, F) -> scores (B, K), fp32, of which the largest names the id; cosines but for rows averaged as they are."""
+        """(B, F) -> scores (B, K), fp32, of which the largest names the id; cosines, but with rows as they are."""
         rows = self.rows() if self._ids == "unit" else self.prototypes.float()
         return self.embed(features) @ rows.T
 

@@ -4,8 +4,8 @@
 a learned sigma that our net does not have is cut from the output (patches are laid out pixel by pixel, channels last);
 SiT predicts data - noise, so its output changes sign (our v is the derivative by noise-time);
 the label table's last row becomes both `null` and `unconditional` where dropped labels are known to have had it;
-parts that only ours has ([CLS], prototypes, masks) keep their fresh initialisation, and where guidance wants it so (SGFM's
-code) the null row and U-ViT's positions do too.
+parts that only ours has ([CLS], prototypes, masks) keep their fresh initialisation, and where guidance wants it so
+(SGFM's code) the null row and U-ViT's positions do too.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ WIDEST = 12**-0.5  # relative width of a power function with exponent 0, the pla
 
 @dataclass(frozen=True, kw_only=True)
 class AverageSpec:
-    """One average: exponential by a half-life in images or a share a step, or EDM2's power function of a relative width.
+    """One average: exponential by a half-life in images or a share a step, or EDM2's power function of a width.
 
     The power function (Karras et al. 2024, arXiv 2312.02696, section 3.1) weighs the weights of time t by t^gamma, so
     that its profile keeps its shape, relative to the length of the run, however long that is.
@@ -78,9 +78,9 @@ class AverageSpec:
         """What the average keeps of itself at a step of `batch` images that brought its history to `seen`.
 
         With a half-life, 0.5 ** (batch / halflife), the half-life never above `ramp` of what was seen (EDM, Karras et
-        al. 2022); with `ramp` 0 it is constant from the start. With a share it is constant for any batch: of B images the
-        half-life is B ln 2 / -ln(1 - rate). Of the power function, (1 - 1 / t) ** (gamma + 1) after
-        t steps (EDM2, equation 1): the first step takes the weights as they are.
+        al. 2022); with `ramp` 0 it is constant from the start. With a share it is constant for any batch: of B images
+        the half-life is B ln 2 / -ln(1 - rate). Of the power function, (1 - 1 / t) ** (gamma + 1) after t steps (EDM2,
+        equation 1): the first step takes the weights as they are.
         """
         if self.rate is not None:
             return 1 - self.rate

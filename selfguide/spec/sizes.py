@@ -177,7 +177,9 @@ TABLE |= {
 CORRECTED: dict[str, dict[str, Any]] = {
     "unet_ddpm": {"out_groups": 8},
     "unet_ddpmpp": {"out_groups": 8},
-    **{name: {"token_std": 1.0} for name in TABLE if name.startswith("uvit") and name[-1].isdigit()},
+    **{
+        name: {"token_std": 1.0} for name in TABLE if name.startswith("uvit") and name[-1].isdigit()
+    },
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
+from selfguide.spec.architecture import PatchTransformer
 from selfguide.spec.averages import AverageSpec
 from selfguide.spec.config.laws import (
     AtLeast,
@@ -22,7 +23,6 @@ from selfguide.spec.config.laws import (
 )
 from selfguide.spec.config.model import Pooling
 from selfguide.spec.schedules import switch_after
-from selfguide.spec.architecture import PatchTransformer
 from selfguide.spec.sizes import row
 from selfguide.spec.unet import UNetArchitecture
 from selfguide.spec.uvit import UViTArchitecture

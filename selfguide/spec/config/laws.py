@@ -57,7 +57,8 @@ class Within(Range):
 
     def broken(self, value: Any) -> str | None:
         inside = math.isfinite(value) and self.low <= value <= self.high
-        if inside and not (self.below and value == self.high or self.above and value == self.low):
+        excluded = (self.below and value == self.high) or (self.above and value == self.low)
+        if inside and not excluded:
             return None
         end = ")" if self.below or math.isinf(self.high) else "]"
         return f"must be a number in {'(' if self.above else '['}{self.low}, {self.high}{end}"
