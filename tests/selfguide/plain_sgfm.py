@@ -35,6 +35,8 @@ _NAMES = {
     "backbone.positions": "pos_embed",
     "backbone.condition.null": "null_cfg_embed",
     "backbone.condition.unconditional": "unconditional_embed",
+    "backbone.patches.one.null": "null_cfg_embed",
+    "backbone.patches.one.unconditional": "unconditional_embed",
     "backbone.patchify": "patch_embed.proj",
     "backbone.final_norm": "norm",
     "backbone.final": "decoder_pred",
@@ -66,7 +68,10 @@ def _name(ours: str, half: int) -> str:
 def forward(
     w: Weights, x: Tensor, t: Tensor, y: Tensor, *, patch: int, heads: int, training: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """u, scores, and what BatchNorm saw (2, H), of images (B, C, H, W) at data-time t (B,) with condition y (B, D)."""
+    """u, scores, and what BatchNorm saw (2, H), of images (B, C, H, W) at data-time t (B,) with condition y (B, D).
+
+    A condition y (B, L, D) is of patches: added to them before positions are, and their tokens are read, row by row.
+    """
     width = w["norm.weight"].numel()
     half = 1 + max(int(name.split(".")[1]) for name in w if name.startswith("in_blocks"))
     rates = torch.exp(-math.log(1e4) * torch.arange(width // 2, dtype=torch.float64) / (width // 2))
@@ -74,18 +79,21 @@ def forward(
     time = torch.cat((turns.cos(), turns.sin()), 1)
     pixels = published._patches(w, "patch_embed.proj", x, patch)
     cls = w["cls_token"].expand(len(x), width)
-    tokens = torch.cat((torch.stack((cls, time, y), 1), pixels), 1) + w["pos_embed"]
+    before = (cls, time, y) if y.dim() == 2 else (cls, time)
+    pixels = pixels if y.dim() == 2 else pixels + y
+    tokens = torch.cat((torch.stack(before, 1), pixels), 1) + w["pos_embed"]
     skips = []
     for number in range(half):
         tokens = published._uvit_block(w, f"in_blocks.{number}", tokens, heads)
         skips.append(tokens)
     tokens = published._uvit_block(w, "mid_block", tokens, heads)
-    scores, seen = project(w, tokens[:, 0].detach(), training=training)
+    read = tokens[:, 0] if y.dim() == 2 else tokens[:, len(before) :].flatten(0, 1)
+    scores, seen = project(w, read.detach(), training=training)
     for number in range(half):
         both = torch.cat((tokens, skips.pop()), 2)
         tokens = published._linear(w, f"out_blocks.{number}.skip_linear", both)
         tokens = published._uvit_block(w, f"out_blocks.{number}", tokens, heads)
-    out = published._linear(w, "decoder_pred", published._norm(w, "norm", tokens))[:, 3:]
+    out = published._linear(w, "decoder_pred", published._norm(w, "norm", tokens))[:, len(before) :]
     image = published._image(out, x.shape[2] // patch, patch)
     u = F.conv2d(image, w["final_layer.weight"], w["final_layer.bias"], padding=1)
     return u, scores, seen

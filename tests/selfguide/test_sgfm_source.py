@@ -126,18 +126,24 @@ def masters(job: Training) -> dict[str, Tensor]:
     )
 
 
-def test_the_forward_is_the_codes_in_both_modes(tmp_path: Path) -> None:
-    job = begun(tmp_path, config())
+@pytest.mark.parametrize("preset", ["sgfm_code", "sgfm_paper"])
+@pytest.mark.parametrize("level", ["image", "patch"])
+def test_the_forward_is_the_sources_in_both_modes(level: str, preset: str, tmp_path: Path) -> None:
+    """In its four states: with rows, null, unconditional (zeros in the paper), and training or not."""
+    job = begun(tmp_path, config(f"guidance={preset}", f"guidance.level={level}"))
     student = job.state.engine.module.double()
     x, tau = torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.linspace(0.01, 0.99, 6)
-    t, rows = 1 - tau.double(), torch.randn(6, 32, dtype=torch.float64)
+    t, shape = 1 - tau.double(), (6, 32) if level == "image" else (6, 16, 32)
+    rows = torch.randn(shape, dtype=torch.float64)
+    given = Condition.of(**{"dense" if level == "image" else "patch": rows})
     for training in (True, False):
         student.train(training)
         weights = plain_sgfm.theirs(student.state_dict())
-        nothing = weights["unconditional_embed"].expand(6, -1)
+        nothing = weights["unconditional_embed"] * (preset == "sgfm_code")
         for condition, y in (
-            (Condition.of(dense=rows), rows),
-            (Condition.unconditional(6), nothing),
+            (given, rows),
+            (given.null(), weights["null_cfg_embed"].expand(shape)),
+            (Condition.unconditional(6), nothing.expand(shape)),
         ):
             u, scores, _ = plain_sgfm.forward(weights, x, t, y, training=training, **NET)
             with torch.no_grad():
