@@ -44,7 +44,8 @@ class Backbone(nn.Module, ABC):
 
     def _draw_tokens(self, std: float) -> None:
         """Draws [CLS], null, unconditional and label rows anew, with another std than ours."""
-        rows = [self.cls] if isinstance(getattr(self, "cls", None), Tensor) else []
+        cls: Tensor | None = getattr(self, "cls", None)
+        rows = [] if cls is None else [cls]
         for module in self.modules():
             if isinstance(module, ConditionEmbedding):
                 rows += [module.null, module.unconditional]
