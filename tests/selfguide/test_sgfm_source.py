@@ -26,11 +26,11 @@ from selfguide.networks.student import Student, build_student
 from selfguide.sampling.groups import queried_prototypes
 from selfguide.snapshot import Snapshot
 from selfguide.spec.averages import AverageSpec
-from selfguide.spec.config import Config, OnlineGuidance
+from selfguide.spec.config import Config, InitConfig, OnlineGuidance
 from selfguide.spec.config.laws import Neutral, fields_of
 from selfguide.spec.corrections import CORRECTIONS, Correction, kept_from_before
 from selfguide.spec.files import read_config
-from selfguide.spec.initial_weights import SCRATCH
+from selfguide.spec.initial_weights import SCRATCH, agree
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.spec.validate import validate
 from selfguide.training import publish
@@ -276,6 +276,11 @@ def test_official_weights_give_neither_positions_nor_a_null_row() -> None:
         assert found.saw_labels, "the blocks did see labels"
         tokens = {"positions", "condition.null", "condition.unconditional"}
         assert kept == ({"cls"} if taken else {"cls"} | tokens)
+
+
+def test_a_snapshot_whose_tokens_began_otherwise_is_one_to_begin_from() -> None:
+    begin = InitConfig(source="snapshot", path="s", time="relearn")
+    agree(config("guidance.token_std=null"), replace(config(), init=begin))
 
 
 # --- what is published

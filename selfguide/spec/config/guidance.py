@@ -246,11 +246,11 @@ class OnlineGuidance(Guidance):
     snapshot_buffers: Annotated[
         Literal["student", "teacher"], ReadWith("teacher_buffers=frozen"), Neutral("student")
     ] = "student"
-    # std of [CLS], null and unconditional at the start (the code: 1); None is the model's
+    # std of a transformer's [CLS], null and unconditional at the start (the code: 1); None is the model's
     token_std: Annotated[float | None, Positive(), Neutral(None)] = None
     # std of the head's linear maps at the start, whose biases are then 0 (the code: 0.02); None is torch's own
     head_std: Annotated[float | None, Positive(), Neutral(None)] = None
-    # positions and null row of U-ViT's published weights, where training begins with them; the code keeps neither
+    # of published weights where training begins: U-ViT's positions and the null row; the code keeps neither
     official_tokens: Annotated[Literal["taken", "fresh"], Neutral("taken")] = "taken"
     # noise in which a snapshot is asked for the group of an image: the same for all, or each image's own (the code)
     query_noise: Annotated[Literal["shared", "own"], Neutral("shared")] = "shared"
