@@ -127,10 +127,12 @@ class Uncertainty(nn.Module):
         # a path's ends have sigma 0 and infinity
         c_noise = self.path.sigma(tau.float()).log().clamp(-10, 10) / 4
         waves = torch.cos(c_noise[:, None] * self.frequencies.float() + self.phases.float())
-        weight, bias = self.linear.weight.float(), self.linear.bias
-        if bias is None:
-            # their eps is beside the row's root mean square
-            weight = weight / (weight.norm() + 1e-4 * math.sqrt(weight.numel()))
-        else:
-            bias = bias.float()
-        return F.linear(math.sqrt(2) * waves, weight, bias)[:, 0]
+        bias = None if self.linear.bias is None else self.linear.bias.float()
+        return F.linear(math.sqrt(2) * waves, self._row(), bias)[:, 0]
+
+    def _row(self) -> Tensor:
+        row = self.linear.weight.float()
+        if self.linear.bias is not None:
+            return row
+        # their eps is beside the row's root mean square
+        return row / (row.norm() + 1e-4 * math.sqrt(row.numel()))

@@ -52,6 +52,7 @@ class Recipe:
     adaptive: bool = False  # scale and shift behind the second norm, else a shift before it
     once: bool = False  # the decoder attends in the last block of a grid only
     keeps: float = 1.0  # what every residual sum is multiplied by
+    undropped: float = 1.0  # what dropout leaves on average, before the second convolution
     ends: bool = (
         False  # sines first, with exponents i / (half - 1), else cosines first and i / half
     )
@@ -132,7 +133,7 @@ def _residual(w: Weights, r: Recipe, name: str, x: Tensor, c: Tensor, way: str =
         h = _group_norm(w, f"{name}.norm2", h, r.groups, r.eps) * (1 + scale) + shift
     else:
         h = _group_norm(w, f"{name}.norm2", h + embedded, r.groups, r.eps)
-    h, x = _conv(w, f"{name}.conv2", F.silu(h)), _grid(x, way)
+    h, x = _conv(w, f"{name}.conv2", F.silu(h) * r.undropped), _grid(x, way)
     if x.shape[1] != h.shape[1] or (way and r.projects):
         x = _conv(w, f"{name}.shortcut", x)
     return (x + h) * r.keeps

@@ -59,7 +59,7 @@ SIZE = 16
 def preset(name: str, **small: Any) -> Backbone:
     """What model=NAME builds, at sizes that a test can afford."""
     torch.manual_seed(0)
-    return build(name, **CORRECTED.get(name, {}) | small).eval()
+    return build(name, **small).eval()
 
 
 def small_unet(name: str) -> Backbone:
@@ -100,10 +100,11 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-def unet_error(name: str) -> float:
+def unet_error(name: str, **changes: Any) -> float:
     net = small_unet(name)
     w, (tau, time) = random_weights(net), fed(net)
-    recipe = UNETS[name]
+    recipe = replace(UNETS[name], **changes)
+    net.train(recipe.undropped < 1)
     if recipe.head_width:
         recipe = replace(recipe, head_width=32)
     x, ids = torch.randn(4, net.net.channels, SIZE, SIZE, dtype=torch.float64), torch.arange(4)
@@ -139,6 +140,24 @@ def dit_error(name: str, **changes: Any) -> float:
 @pytest.mark.parametrize("name", UNETS)
 def test_a_unet_preset_computes_what_its_source_does(name: str) -> None:
     assert unet_error(name) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("unet_ddpm", 0.1),
+        ("unet_ddpmpp", 0.1),
+        ("unet_edm_32", 0.13),
+        ("unet_edm_64", 0.05),
+        ("unet_adm_64", 0.1),
+    ],
+)
+def test_dropout_is_where_the_source_has_it(
+    name: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of what it leaves in place of a draw: behind the second convolution its bias would be left whole."""
+    monkeypatch.setattr(F, "dropout", lambda x, p, training: x * (1 - p) if training else x)
+    assert unet_error(name, undropped=1 - share) < 1e-6
 
 
 @pytest.mark.parametrize("name", DITS)
