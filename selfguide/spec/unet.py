@@ -15,9 +15,7 @@ from typing import Literal, NamedTuple
 from selfguide.spec.architecture import Architecture, Layer, require
 
 CONTEXT_WIDTH = 32  # of a context token (Hu et al. 2023)
-TIME_TOKENS = (
-    8  # context tokens that the time makes in the form imagen (Hu et al. 2023, their code)
-)
+TIME_TOKENS = 8  # context tokens that the time makes in the form imagen (their code)
 
 
 class Stage(NamedTuple):
@@ -57,17 +55,13 @@ class UNetArchitecture(Architecture):
     ]  # downsamplings, 1, 2, 4, ..., at which blocks attend; the middle always does
     base: int = 128
     heads: int = 1
-    head_width: int = (
-        0  # of each head, which then decides how many a width has; 0 leaves that to `heads`
-    )
+    head_width: int = 0  # of attention, in place of `heads`; 0 leaves it to them
     groups: int = 32  # of every group norm
     out_groups: int = 0  # of the last one, before the output; 0 is as many as of the others
     residual: bool = True  # down and up by BigGAN's residual blocks, not by one convolution
     context: int = 0  # tokens of the condition that attention reads beside the image's
     dropout: float = 0.0
-    label_bias: bool = (
-        False  # form edm: the map of the condition has a bias (Karras et al. 2022, their code)
-    )
+    label_bias: bool = False  # of the condition's map in the form edm, as in EDM's code
     plain_init: bool = False  # every weight begins as torch's layers do (DDAE's code)
 
     def __post_init__(self) -> None:
