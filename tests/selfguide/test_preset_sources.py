@@ -174,6 +174,31 @@ def test_a_sit_is_a_dit_fed_the_share_of_data() -> None:
     assert dit_error("dit_xl_2", time="data") < 1e-6
 
 
+# Peebles & Xie 2023, their code: width, depth, heads
+DIT_SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
+
+
+@pytest.mark.parametrize("name", DITS)
+def test_a_dit_preset_has_its_sources_sizes(name: str) -> None:
+    """Heads are seen by no count, and widths that a test can afford are others."""
+    family, size, patch = name.split("_")
+    net: Any = TABLE[name]
+    assert (net.width, net.depth, net.heads) == DIT_SIZES[size]
+    assert net.patch == int(patch) and net.classes == 1000
+    lightning = family == "lightningdit"
+    assert (net.size, net.channels, net.learn_sigma) == (
+        (16, 32, False) if lightning else (32, 4, True)
+    )
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_a_unet_preset_has_its_sources_widths(name: str) -> None:
+    net: Any = TABLE[name]
+    assert net.base == (192 if name == "unet_adm_64" else 128)
+    edge = 32 if name in ("unet_ddpm", "unet_ddpmpp", "unet_sgdm_256") else int(name[-2:])
+    assert (net.size, net.channels) == (edge, 4 if name == "unet_sgdm_256" else 3)
+
+
 def test_every_preset_that_names_a_source_is_compared() -> None:
     ours = {"dit_digits", "unet_digits", "uvit_digits"}
     others = {name for name in TABLE if name.startswith("uvit_")}  # see test_uvit
