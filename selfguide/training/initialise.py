@@ -121,8 +121,8 @@ def transplant(theirs: Student, ours: Student, *, keep_labels: bool) -> list[str
     taken.append("backbone")
     for part in ("head", "uncertainty"):
         names = [name for name in own if name.startswith(f"{part}.")]
-        shapes = [name in given and given[name].shape == own[name].shape for name in names]
-        if names and all(shapes):
+        theirs_too = {name for name in given if name.startswith(f"{part}.")} == set(names)
+        if names and theirs_too and all(given[name].shape == own[name].shape for name in names):
             made |= {name: given[name] for name in names}
             taken.append(part)
     ours.load_state_dict(made)
