@@ -41,6 +41,7 @@ from selfguide.spec.config import SamplerConfig, build
 from selfguide.spec.config.sampler import Spacing, check_sampler, settings_read
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
 from selfguide.spec.files import read_config
+from selfguide.spec.sizes import outdated
 from selfguide.training.engine.protocol import DTYPES
 from shards import cli
 from shards.errors import UserError
@@ -159,16 +160,22 @@ def load_snapshot(
         if images not in published:
             raise UserError(f"--images {images}: this run has snapshots at {known}")
         folder = run.snapshot(images)
-    averages = averages_of(read_config(folder / "config.yaml").train)
+    averages = averages_of(read_config(folder / "config.yaml"))
     kept = ", ".join(f"{i}: {average}" for i, average in enumerate(averages))
     if not 0 <= ema < len(averages):
         raise UserError(f"--ema {ema} is not one of this snapshot's averages ({kept})")
     try:
-        return load(folder, ema), folder
+        snapshot = load(folder, ema)
     except FileNotFoundError as error:
         raise UserError(
             f"{error}: it was not published to its end, or was damaged since"
         ) from error
+    for field, value in outdated(snapshot.config).items():
+        cli.console(stderr=True).print(
+            f"this snapshot is of model={snapshot.config.model.name} before a correction, and is sampled as it was "
+            f"trained; a new run gets model.{field}={str(value).lower()}"
+        )
+    return snapshot, folder
 
 
 def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig:
@@ -249,7 +256,8 @@ def condition_of(
         images = query_images(snapshot, codec, options.like)
         if conditions_each_patch(snapshot) and snapshot.guidance["told"]:
             each = -(-options.count // len(images))
-            return patch_layout(snapshot, images.repeat_interleave(each, 0))
+            numbers = torch.arange(len(images)).repeat_interleave(each)
+            return patch_layout(snapshot, images.repeat_interleave(each, 0), numbers)
         ids = queries.nearest_groups(snapshot, images)
         for text, group in zip(options.like, ids.tolist(), strict=True):
             cli.console(stderr=True).print(f"{text} is nearest to group {naming.called(group)}")

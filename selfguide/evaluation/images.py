@@ -18,7 +18,6 @@ from torch import Tensor
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.discovery.resumable import array
 from selfguide.evaluation.features.net import FeatureNet, exact, load_feature_net
-from selfguide.evaluation.metrics.frechet import distance
 from selfguide.evaluation.scores import (
     Known,
     fill,
@@ -87,7 +86,8 @@ def score_images(
     assert known is not None
     scores = scores_of(evaluation.protocol, net, parts, known, full=protocol.metric == "fid_adm")
     if latents is not None:
-        scores["floor_reconstruction"] = between_sets(known, latents)
+        decoded = latents.main
+        scores["floor_reconstruction"] = known.main.distance(decoded.mean, decoded.covariance)
     return Scored(
         scores=scores,
         nfe=int(max(part[:, -1].max() for part in parts)),
@@ -102,13 +102,6 @@ def decoder_of(snapshot: Snapshot, evaluation: EvaluationConfig) -> Autoencoder 
     if header["kind"] == "image":
         return None
     return load_autoencoder(header["encoder"], evaluation.decoder, device=snapshot.device)
-
-
-def between_sets(known: Known, latents: Known) -> float:
-    """The distance of the reference and of the data's decoded latents."""
-    return distance(
-        known.main.mean, known.main.covariance, latents.main.mean, latents.main.covariance
-    )
 
 
 class _Blocks:

@@ -29,6 +29,7 @@ from selfguide.sampling.generate import generate
 from selfguide.sampling.groups import nearest_prototypes
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.config import Config, build
+from selfguide.spec.contamination import uses
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.records import EvaluationRecord, Protocol, grid_path
@@ -97,6 +98,7 @@ def main(
         scores=scores,
         nfe=nfe,
         label_free=snapshot.guidance["label_free"],
+        nets=uses(snapshot.guidance, snapshot.origin) or None,
         snapshot_sha256=snapshot.sha256,
         files=files,
         started=started,

@@ -122,7 +122,7 @@ def scores_of(
     if known.spatial is not None and net.spatial:
         spatial = slice(net.width, net.width + net.spatial)
         moments = moments_of(parts, spatial, known.spatial.mean, blocks=1)
-        found["sfid"] = between(known.spatial, moments)
+        found["sfid"] = known.spatial.distance(*moments.gaussian())
     features = np.concatenate([part[:, main] for part in parts])
     if net.logits is not None:
         logits = torch.cat(
@@ -136,11 +136,6 @@ def scores_of(
         )
         found |= {"precision": both.precision, "recall": both.recall}
     return found
-
-
-def between(reference: Reference, moments: Moments) -> float:
-    """The distance alone, without an error bar."""
-    return distance(reference.mean, reference.covariance, *moments.gaussian())
 
 
 def check_reference(reference: Reference, net: FeatureNet) -> None:

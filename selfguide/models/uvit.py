@@ -25,6 +25,7 @@ from selfguide.models.blocks import (
     unpatchify,
     with_spatial,
 )
+from selfguide.spec.architecture import TOKEN_STD
 from selfguide.spec.uvit import UViTArchitecture
 
 
@@ -97,6 +98,8 @@ class UViT(Backbone):
         if net.conv:
             self.smooth = nn.Conv2d(net.out_channels, net.out_channels, 3, padding=1)
         self._initialise()
+        if net.token_std != TOKEN_STD:
+            self._draw_tokens(net.token_std)
 
     def _initialise(self) -> None:
         """Truncated normals of 0.02 and no bias; the two convolutions keep torch's own."""
@@ -140,7 +143,8 @@ class UViT(Backbone):
         patches = self.patchify(x).flatten(2).transpose(1, 2)  # (B, L, D)
         if self.patches is not None:
             patches = patches + self.patches(condition, self.net.tokens)
-        time = sinusoid(time_input(self.net.time, tau), self.net.width).to(patches.dtype)
+        fed = time_input(self.net.time, tau, whole=self.net.whole_index)
+        time = sinusoid(fed, self.net.width).to(patches.dtype)
         tokens = [time[:, None], patches]
         if self.condition is not None:
             tokens.insert(1, self.condition(condition)[:, None])

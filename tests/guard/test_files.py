@@ -22,22 +22,60 @@ IDS = json.loads((FIXTURES / "ids.json").read_text())
 
 # Choices that were corrected since: beside each what has to be typed for the runs of before, which keep their ids.
 CORRECTED = {
-    # the last norm of DDAE's UNets has 8 groups
-    "model=unet_ddpm": ["model.out_groups=null"],
-    "model=unet_ddpmpp": ["model.out_groups=null"],
+    # the last norm of DDAE's UNets has 8 groups, and their first weights are torch's
+    "model=unet_ddpm": ["model.out_groups=null", "model.plain_init=null"],
+    "model=unet_ddpmpp": ["model.out_groups=null", "model.plain_init=null"],
+    # the map of EDM's labels has a bias
+    "model=unet_edm_32": ["model.label_bias=null"],
+    "model=unet_edm_64": ["model.label_bias=null"],
+    # nets that learned on a table of steps are fed whole numbers; norms of q and k, if any, are timm's
+    **{
+        f"model=dit_{size}_{patch}": ["model.whole_index=null", "model.qk_bias=null"]
+        for size in ("s", "b", "l", "xl")
+        for patch in (1, 2, 4, 8)
+    },
+    **{
+        f"model={name}": ["model.whole_index=null"]
+        for name in (
+            "unet_sgdm_32",
+            "unet_sgdm_64",
+            "unet_sgdm_cross_64",
+            "unet_sgdm_256",
+            "uvit_s_deep_2",
+            "uvit_h_2",
+            "uvit_h_4",
+        )
+    },
+    # EDM2's head of the uncertainty
+    "path=edm2": ["path.uncertainty=affine"],
     # U-ViT's sampling on VP ends at 1e-4
     "path=vp": ["path.last=1e-3"],
-}
+    # U-ViT's label rows begin with a std of 1
+    **{
+        f"model=uvit_{size}": ["model.token_std=null"]
+        for size in ("s_2", "s_4", "s_deep_2", "m_4", "l_2", "l_4", "h_2", "h_4")
+    },
+    # SGFM's code: ids, average, step and first weights of prototypes and tokens
+    "guidance=sgfm_code": [
+        "guidance.id_rows=unit", "guidance.prototype_gradient=tangent", "guidance.teacher_rate=null",
+        "guidance.teacher_refresh=1024", "guidance.snapshot_buffers=student", "guidance.token_std=null",
+        "guidance.head_std=null", "guidance.official_tokens=taken", "guidance.query_noise=shared",
+    ],
+}  # fmt: skip
+
+
+def before(words: list[str]) -> list[str]:
+    """What has to be typed beside these choices for what they meant before."""
+    return [word for choice in words for word in CORRECTED.get(choice, [])]
 
 
 @pytest.mark.parametrize("settings", sorted(IDS))
 def test_an_identity_is_what_it_was(settings: str) -> None:
     words = settings.split()
-    before = [word for choice in words for word in CORRECTED.get(choice, [])]
-    what = identity_of([*words, *before])
+    what = identity_of([*words, *before(words)])
     assert what == IDS[settings]["identity"]
     assert digest(what) == IDS[settings]["id"]
-    assert (identity_of(words) != what) == bool(before)
+    assert (identity_of(words) != what) == bool(before(words))
 
 
 def test_every_experiment_is_in_the_table_of_ids() -> None:
@@ -49,7 +87,8 @@ def test_every_experiment_is_in_the_table_of_ids() -> None:
 @pytest.mark.parametrize("number", range(len(CONFIGS)))
 def test_a_config_of_before_is_read_as_the_settings_it_was_made_of(number: int) -> None:
     was = read_config(FIXTURES / "configs" / f"{number:02d}.yaml")
-    assert was == compose(CONFIGS[number].split())
+    words = CONFIGS[number].split()
+    assert was == compose([*words, *before(words)])
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def publish(folder: Path, cfg: Config, label_free: bool = True, **extra: Any) ->
     for tensor in student.state_dict().values():
         tensor.copy_(torch.randn_like(tensor))
     folder.mkdir(parents=True)
-    save_file(dict(student.state_dict()), folder / averages_of(cfg.train)[0].file)
+    save_file(dict(student.state_dict()), folder / averages_of(cfg)[0].file)
     (folder / "config.yaml").write_text(to_yaml(cfg))
     guidance = {"source": "none", "told": False, "p": None, "label_free": label_free}
     data = {"manifest": "", "root": "", "header": {}}
@@ -214,6 +214,21 @@ def test_an_online_snapshot_is_taken_whole(tmp_path: Path) -> None:
         str(tmp_path / "s"),
         7,
     )
+
+
+def test_weights_that_a_feature_net_guided_name_it_and_others_name_none(tmp_path: Path) -> None:
+    net = {"net": "vit_tiny", "sha256": "5f" * 32}
+    guidance = {"source": "sidecar", "told": False, "p": None, "label_free": True}
+    guidance["sidecars"] = {"ids": {"kind": "id", "sha256": "0", "nets": [net]}}
+    publish(tmp_path / "guided", config("d"), guidance=guidance)
+    _, record, _ = begin(config("d", from_snapshot(tmp_path / "guided")))
+    assert record["nets"] == [net]
+    # and from then on, whatever guides
+    publish(tmp_path / "later", config("d"), origin=record)
+    _, record, _ = begin(config("d", from_snapshot(tmp_path / "later")))
+    assert record["nets"] == [net]
+    publish(tmp_path / "free", config("d"))
+    assert "nets" not in begin(config("d", from_snapshot(tmp_path / "free")))[1]
 
 
 def test_a_head_of_other_shapes_stays_fresh(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,11 @@ class Reference:
             UserError: the file holds no such arrays, pickled ones, or what is no mean and covariance.
         """
         names = ("mu_s", "sigma_s") if spatial else ("mu", "sigma")
+        wanted = (*names, "count", "about") if spatial else (*names, "sqrt", "count", "about")
         try:
             with np.load(path, allow_pickle=False) as file:
-                found = {n: file[n] for n in (*names, "sqrt", "count", "about") if n in file.files}
+                found = {name: file[name] for name in wanted if name in file.files}
+            about = json.loads(str(found.get("about", "{}")))
         except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{path} is no reference: it is no .npz of plain arrays ({error})"
@@ -57,14 +59,15 @@ class Reference:
         if missing := [name for name in names if name not in found]:
             raise UserError(f"{path} is no reference: it holds no array {' or '.join(missing)}")
         mean, covariance = (np.asarray(found[name], dtype=np.float64) for name in names)
-        _check(mean, covariance, str(path))
-        return Reference(
-            mean,
-            covariance,
-            found["sqrt"] if "sqrt" in found and not spatial else square_root(covariance),
-            int(found["count"]) if "count" in found else None,
-            json.loads(str(found["about"])) if "about" in found else {},
-        )
+        _check(mean, covariance, path)
+        root = found["sqrt"] if "sqrt" in found else square_root(covariance)
+        # not so where a file was put together from several, or sigma has negative eigenvalues
+        if root.shape != covariance.shape or not np.allclose(
+            root @ root, covariance, rtol=0, atol=1e-8 * np.trace(covariance)
+        ):
+            raise UserError(f"{path} is no reference: its sigma has no such square root")
+        count = int(found["count"]) if "count" in found else None
+        return Reference(mean, covariance, root, count, about)
 
     def save(self, path: Path) -> None:
         """Writes `mu`, `sigma`, `sqrt`, `count` and `about`, which others read as a plain `mu, sigma` file."""
@@ -73,6 +76,13 @@ class Reference:
             arrays["count"] = self.count
         with path.open("wb") as file:
             np.savez(file, **arrays, about=json.dumps(self.about))
+
+    def distance(self, mean: Array, covariance: Array) -> float:
+        """To a Gaussian: |mu_r - mu|^2 + tr(S_r + S - 2 (S_r^1/2 S S_r^1/2)^1/2); below 0 by rounding only."""
+        cross = np.sqrt(np.linalg.eigvalsh(self.root @ covariance @ self.root).clip(min=0)).sum()
+        shift = self.mean - mean
+        own, other = np.trace(self.covariance), np.trace(covariance)
+        return float(shift @ shift + own + other - 2 * cross)
 
 
 @dataclass(frozen=True)
@@ -94,20 +104,28 @@ def frechet(reference: Reference, moments: Moments) -> FrechetScore:
     """
     if len(reference.mean) != len(moments.shift):
         raise ValueError(f"a reference of {len(reference.mean)} features and {len(moments.shift)}")
-    if moments.counts.min() == 0:
-        raise ValueError(f"{moments.count} features do not fill {moments.blocks} blocks")
+    return jackknife(moments, lambda block: reference.distance(*moments.gaussian(block)))
+
+
+def jackknife(moments: Moments, statistic: Callable[[int | None], float]) -> FrechetScore:
+    """A statistic of all blocks (None), its standard error, and its value less its bias, from those without one block.
+
+    Raises:
+        ValueError: a block is empty.
+    """
     blocks = moments.blocks
-    full = _to(reference, *moments.gaussian())
-    left_out = np.array([_to(reference, *moments.gaussian(without=b)) for b in range(blocks)])
+    if moments.counts.min() == 0:
+        raise ValueError(f"{moments.count} features do not fill {blocks} blocks")
+    full = statistic(None)
+    left_out = np.array([statistic(block) for block in range(blocks)])
     variance = (blocks - 1) / blocks * ((left_out - left_out.mean()) ** 2).sum()
     corrected = blocks * full - (blocks - 1) * left_out.mean()
     return FrechetScore(full, float(np.sqrt(variance)), float(corrected))
 
 
 def distance(mean1: Array, covariance1: Array, mean2: Array, covariance2: Array) -> float:
-    """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2); may dip below 0 by rounding only."""
-    reference = Reference(mean1, covariance1, square_root(covariance1))
-    return _to(reference, mean2, covariance2)
+    """Between two Gaussians, once; a `Reference` keeps the square root for the next."""
+    return Reference(mean1, covariance1, square_root(covariance1)).distance(mean2, covariance2)
 
 
 def between(a: Moments, b: Moments) -> float:
@@ -121,15 +139,7 @@ def square_root(covariance: Array) -> Array:
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
-def _to(reference: Reference, mean: Array, covariance: Array) -> float:
-    root = reference.root
-    cross = np.sqrt(np.linalg.eigvalsh(root @ covariance @ root).clip(min=0)).sum()
-    shift = reference.mean - mean
-    own, other = np.trace(reference.covariance), np.trace(covariance)
-    return float(shift @ shift + own + other - 2 * cross)
-
-
-def _check(mean: Array, covariance: Array, where: str) -> None:
+def _check(mean: Array, covariance: Array, where: Path) -> None:
     """Raises UserError unless these are (D,) and (D, D), finite, symmetric, and of some variance."""
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         shapes = f"{mean.shape} and {covariance.shape}"

@@ -123,7 +123,7 @@ class Moments:
         return self.gaussian()[1]
 
     def gaussian(self, without: int | None = None) -> tuple[Array, Array]:
-        """Mean (D,) and unbiased covariance (D, D) of all blocks, or of all but one.
+        """Mean (D,) and unbiased covariance (D, D) of all blocks, or of all but `without`.
 
         Raises:
             ValueError: there are fewer than two features.
@@ -172,7 +172,7 @@ def as_matrix(features: NDArray | Tensor) -> Array:
     """(N, D) features as float64 on the CPU.
 
     Raises:
-        ValueError: they have another shape, no rows, or numbers that are not finite.
+        ValueError: they have another shape, or numbers that are not finite.
     """
     found = features.detach().cpu().numpy() if isinstance(features, Tensor) else features
     wide = np.asarray(found, dtype=np.float64)

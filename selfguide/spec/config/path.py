@@ -43,6 +43,10 @@ class PathConfig:
         ReadWith("prediction=edm", "weighting=edm", "weighting=uncertainty"),
     ] = 0.5
     weighting: Literal["plain", "edm", "uncertainty"] = "plain"
+    # the head that learns it: one normalised row without bias, EDM2's, or a plain linear map that begins at zero
+    uncertainty: Annotated[
+        Literal["affine", "normalised"], Neutral("affine"), ReadWith("weighting=uncertainty")
+    ] = "affine"
     # weight of 1 - cos(v_hat, v); 1 in LightningDiT
     cosine: Annotated[float, Within(0.0)] = 0.0
     # uniform is SiT's, logit-normal LightningDiT's, log-normal EDM's, log-uniform VE's (of sigma)

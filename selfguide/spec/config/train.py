@@ -28,8 +28,8 @@ class TrainConfig:
     ema_halflife: Annotated[tuple[int, ...], AtLeast(1)] = (7_100_000,)
     # averages by EDM2's power function, each by its relative width, after those with a half-life
     ema_width: Annotated[tuple[float, ...], Within(0.0, WIDEST), Neutral(())] = ()
-    # a half-life is never longer than this share of the images seen (EDM)
-    ema_ramp: Annotated[float, Positive()] = 0.05
+    # a half-life is never longer than this share of the images seen (EDM); 0: it is constant
+    ema_ramp: Annotated[float, Within(0.0)] = 0.05
     log_every: Annotated[int, Images(), NotIdentity()] = 10_000
     snapshot_every: Annotated[int, Images(), NotIdentity()] = 1_000_000
     checkpoint_every: Annotated[int, Images(), NotIdentity()] = 1_000_000
@@ -38,13 +38,16 @@ class TrainConfig:
     resume: Annotated[Literal["newest", "strict"], NotIdentity()] = "newest"
 
 
-def check_train(train: TrainConfig) -> None:
-    """Raises UserError where warm-up is longer than training, or averages are missing or named twice."""
+def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
+    """Raises UserError where warm-up is longer than training, or averages are missing or named twice.
+
+    `averaged` says that the guidance keeps an average of its own.
+    """
     if train.warmup_images > train.images:
         raise UserError(
             f"train.warmup_images={train.warmup_images} is longer than train.images={train.images}; shorten it"
         )
-    if not train.ema_halflife and not train.ema_width:
+    if not train.ema_halflife and not train.ema_width and not averaged:
         raise UserError(
             "train.ema_halflife=[] is empty: snapshots are EMA weights, give at least one half-life"
         )
