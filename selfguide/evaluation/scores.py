@@ -27,7 +27,7 @@ from selfguide.evaluation.features.net import FeatureNet
 from selfguide.evaluation.metrics.frechet import Reference, distance, frechet
 from selfguide.evaluation.metrics.inception_score import inception_score
 from selfguide.evaluation.metrics.moments import Moments
-from selfguide.evaluation.metrics.precision_recall import precision_recall
+from selfguide.evaluation.metrics.precision_recall import ADM, precision_recall
 from selfguide.spec.metrics import LEAST_SAMPLES
 from selfguide.spec.weight_files import locate_reference
 from shards import storage
@@ -131,9 +131,7 @@ def scores_of(
         score_of_classes = inception_score(logits, splits=min(SPLITS, parts.count))
         found["inception_score"] = score_of_classes.value
     if known.features is not None and len(known.features) > 3:
-        both = precision_recall(
-            torch.from_numpy(np.array(known.features)), torch.from_numpy(features)
-        )
+        both = precision_recall(known.features, features, **ADM)
         found |= {"precision": both.precision, "recall": both.recall}
     return found
 

@@ -20,7 +20,15 @@ from selfguide.evaluation import job
 from selfguide.evaluation.features.net import FeatureNet, load_feature_net
 from selfguide.evaluation.images import Scored, Work, score_images
 from selfguide.evaluation.metrics.frechet import Reference
-from selfguide.evaluation.scores import read_reference
+from selfguide.evaluation.metrics.moments import Moments
+from selfguide.evaluation.scores import (
+    NEIGHBOURS,
+    fill,
+    make_reference,
+    parts_in,
+    read_reference,
+    scores_of,
+)
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.config import Config, build
 from selfguide.spec.files import plain
@@ -223,12 +231,9 @@ def test_reference_of_another_protocol_is_refused(
     )
     rng = np.random.default_rng(0)
     features = rng.standard_normal((2000, here.width))
-    mean, covariance = features.mean(0), np.cov(features.T)
     for about, width in (({"features": {**here.about, "resize": "other"}}, here.width), ({}, 64)):
         file = tmp_path / f"{width}.npz"
-        Reference(
-            mean[:width], covariance[:width, :width], covariance[:width, :width], 9, about
-        ).save(file)
+        Reference.of(Moments.of(features[:, :width]), about).save(file)
         with pytest.raises(UserError, match=r"another protocol|of this protocol"):
             read_reference(str(file), here)
 
@@ -307,3 +312,49 @@ def test_score_of_latents_has_the_floor_of_what_they_decode_to(
     assert protocol.decoder_sha256 == manifest.header["encoder_sha256"]
     with pytest.raises(UserError, match="no such file"):
         scored(made, tmp_path / "other", decoder=str(tmp_path / "nothing.safetensors"))
+
+
+class Classifier(torch.nn.Module):
+    """A net with four features, two spatial ones and three classes, in place of Inception."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(
+            torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+        )
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = torch.stack(
+            [x[:, 0].mean((1, 2)), x[:, 1].std((1, 2)), x[:, 2, 0, 0], x[:, 0, 3, 3]], 1
+        )
+        return features, x[:, 0, :2, 5]
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        return features @ self.weight.T
+
+
+def test_scores_of_adms_protocol_are_all_that_its_evaluator_gives(
+    colours: Path, tmp_path: Path
+) -> None:
+    net = FeatureNet(
+        name="small", sha256="", resize="TF1 bilinear", size=8, mean=(128.0,) * 3, std=(64.0,) * 3,
+        width=4, spatial=2, net=Classifier().requires_grad_(False),
+    )  # fmt: skip
+    known = make_reference(str(colours), net, tmp_path / "known", part=20)
+    assert known is not None
+    assert known.features is not None
+    assert known.features.shape == (min(90, NEIGHBOURS), 4)
+    made = torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8)
+    parts = parts_in(tmp_path / "parts", 60, 20)
+    fill(parts, lambda rows: net.rows(made[torch.from_numpy(rows)]), doing="")
+    found = scores_of("fid_adm", net, parts, known, full=True)
+    assert found.keys() == {
+        "fid_adm", "fid_adm_se", "fid_adm_corrected", "floor", "sfid", "inception_score", "precision",
+        "recall",
+    }  # fmt: skip
+    assert found["sfid"] > 0
+    assert 1 <= found["inception_score"] <= 3
+    assert 0 < found["precision"] <= 1
+    assert scores_of("fid_clean", net, parts, known, full=False).keys() == {
+        "fid_clean", "fid_clean_se", "fid_clean_corrected", "floor",
+    }  # fmt: skip
