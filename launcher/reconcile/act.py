@@ -14,7 +14,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def record_failure(view: RunView, config: Config, images: int, reason: str = "")
         final=images >= view.images,
         key=key,
         attempt=attempt,
-        protocol=asdict(protocol),
+        protocol=protocol.plain(),
         protocol_key=protocol.key,
         message=message,
         log=tail(logs[-1]) if logs else "",

@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +92,7 @@ def main(
         final=final,
         key=key,
         attempt=attempt,
-        protocol=asdict(protocol),
+        protocol=protocol.plain(),
         protocol_key=protocol.key,
         scores=scores,
         nfe=nfe,

@@ -77,7 +77,7 @@ class Protocol:
             feature_sha256=(evaluation.sha256 or features.sha256).lower(),
             resize=features.resize,
             quantisation=features.quantisation,
-            reference=_reference(evaluation, data),
+            reference=_reference(evaluation, data) if features.of_images else data["manifest"],
             samples=evaluation.samples,
             labels=label_policy(snapshot["guidance"], evaluation.prior),
             seed=evaluation.seed,
@@ -95,17 +95,22 @@ class Protocol:
             decoder_sha256=header.get("encoder_sha256") if features.of_images else None,
         )
 
+    def plain(self) -> dict[str, Any]:
+        """As a record holds it: what only protocols of images have is left out of others."""
+        values = asdict(self)
+        for later in ("normalisation", "net", "decoder_sha256"):
+            if values[later] is None:
+                del values[later]
+        return values
+
     @functools.cached_property
     def key(self) -> str:
         """What a column of scores is headed by; no settings leave no trace, so plain samplers keep their column."""
-        values = asdict(self)
+        values = self.plain()
         if self.g == 1:  # nothing is guided, wherever
             values["interval"] = (0.0, 1.0)
         if not values["settings"]:
             del values["settings"]
-        for later in ("normalisation", "net", "decoder_sha256"):
-            if values[later] is None:
-                del values[later]
         return digest(values)
 
 

@@ -247,3 +247,24 @@ def test_the_batches_it_suggests_do_divide(
         for size in filter(None, suggested.groups()):
             assert abs(int(size) - batch) < unit
             assert attempt(int(size)) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("evaluation=fd_effnet evaluation.samples=1", "take 20 or more"),
+        ("evaluation=fd_timm", "give evaluation.net, evaluation.weights, evaluation.sha256"),
+        ("evaluation=fdd evaluation.reference=a.npz evaluation.shards=b", "leave the other out"),
+        ("evaluation=fid_clean evaluation.reference=s3://a/b.npz", "all nodes share"),
+        ("evaluation=fid_clean evaluation.net=resnet18", "protocol=fd_timm"),
+        ("evaluation.ranks=2", "protocol=fd_effnet"),
+    ],
+)
+def test_a_protocol_of_images_that_cannot_be_taken_is_refused(words: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        validate(compose(["experiment=digits_dit", "cluster=local", *words.split()]))
+
+
+def test_the_flagship_without_evaluation_is_valid() -> None:
+    for words in ([], ["evaluation=none"], ["evaluation=fid_clean"]):
+        validate(compose(["experiment=in1k_dit", "nodes=4", "cluster=slurm", *words]))

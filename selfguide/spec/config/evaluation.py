@@ -28,8 +28,8 @@ class EvaluationConfig:
     in_flight: Annotated[int, AtLeast(1)] = 1
     attempts: Annotated[int, AtLeast(1)] = 3
     # what samples are compared with, in place of the run's own images: a .npz of mean and covariance, or shards of
-    # images, such as a held-out part
-    reference: Annotated[str | None, ReadWith(*_IMAGES)] = None
+    # images, such as a held-out part. An experiment may name the file, so that evaluation=none leaves it unread
+    reference: str | None = None
     shards: Annotated[str | None, ReadWith(*_IMAGES)] = None
     # hash of these shards' manifest, which the submission fills in
     manifest: Annotated[str | None, ReadWith("shards=ROOT")] = None
