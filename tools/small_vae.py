@@ -51,6 +51,7 @@ class Fit:
     images: int
     batch: int
     rate: float
+    dtype: str
     seed: int
 
     def rate_at(self, position: int) -> float:
@@ -66,10 +67,16 @@ def add(to: argparse._ActionsContainer) -> None:
         to,
         ("--factor", (2, 4, 8), 4, "image pixels to a latent pixel, along one side (4)"),
         ("--channels N", int, 4, "of a latent (4)"),
-        ("--width N", int, 48, "of the network at half the image's edge (48)"),
-        ("--images N", int, 75_000, "images seen (75000)"),
+        ("--width N", int, 64, "of the network at half the image's edge (64)"),
+        ("--images N", int, 64_000, "images seen (64000)"),
         ("--batch N", int, 32, "images a step (32)"),
         ("--rate X", float, 2e-3, "learning rate at its greatest (2e-3)"),
+        (
+            "--dtype",
+            ("fp32", "bf16"),
+            "fp32",
+            "of convolutions; bf16 is faster on GPUs, and on processors that multiply it (fp32)",
+        ),
         ("--seed N", int, 0, "of weights, order and noise (0)"),
         ("--device NAME", str, "auto", "cpu, cuda or cuda:N (a GPU if there is one)"),
     )
@@ -92,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
         images=options.images,
         batch=options.batch,
         rate=options.rate,
+        dtype=options.dtype,
         seed=options.seed,
     )
     out, started = Path(options.out), time.process_time()
@@ -222,7 +230,7 @@ def train(
                     x = levels(manifest, found["x"][fresh]).to(device).float() * (2 / TOP) - 1
                     for group in optimiser.param_groups:
                         group["lr"] = fit.rate_at(position)
-                    looked = step(net, optimiser, x, fit.seed, places)
+                    looked = step(net, optimiser, x, fit, places)
                     # of the last tenth, where the latents hardly move any more
                     if position >= 0.9 * fit.images or position + batch >= fit.images:
                         moments = moments.with_batch(looked)
@@ -245,14 +253,15 @@ def train(
 
 
 def step(
-    net: SmallVAE, optimiser: torch.optim.Optimizer, x: Tensor, seed: int, places: Tensor
+    net: SmallVAE, optimiser: torch.optim.Optimizer, x: Tensor, fit: Fit, places: Tensor
 ) -> Tensor:
     """One step on images (B, C, H, W) in [-1, 1] at these positions (B,); returns their moments."""
-    mirror = mirrored(seed, places)[:, None, None, None]
+    mirror = mirrored(fit.seed, places)[:, None, None, None]
     x = torch.where(mirror, x.flip(-1), x).contiguous(memory_format=torch.channels_last)
-    looked = net.encode(x)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=fit.dtype == "bf16"):
+        looked = net.encode(x).float()
+        made = net.decode(sample_posterior(looked, fit.seed, places)).float()
     centre, log_variance = looked.chunk(2, dim=1)
-    made = net.decode(sample_posterior(looked, seed, places))
     divergence = (centre.square() + log_variance.exp() - 1 - log_variance) / 2
     loss = (made - x).square().mean() + KL_WEIGHT * divergence.mean()
     optimiser.zero_grad()
