@@ -35,7 +35,7 @@ from tools import flags
 HELD_OUT = 0.1  # of the samples, at most MOST of them
 MOST = 1_000
 SHOWN = 16  # held out samples in the picture
-KEPT_EVERY = 30.0  # seconds from one state that a second call goes on from to the next
+KEPT_EVERY = 30.0  # seconds between two states that another call could go on from
 TOLD = 10  # lines of progress
 WARM_UP = 0.05  # of the images, before the rate falls as a cosine does
 KL_WEIGHT = 5e-4  # of a latent value's divergence against a pixel's squared error
@@ -221,31 +221,23 @@ def train(
     saved, batch = time.monotonic(), fit.batch
     reading = {"global_batch": batch, "micro_batch": batch, "rank": 0, "world": 1, "seed": fit.seed}
     with shards.open(root, position=position, loaded=[manifest], **reading) as stream:
-        try:
-            while position < fit.images:
-                found = next(stream)
-                fresh = ~np.isin(found["ordinal"], unfit)
-                places = torch.from_numpy(found["position"][fresh]).to(device)
-                if len(places):
-                    x = levels(manifest, found["x"][fresh]).to(device).float() * (2 / TOP) - 1
-                    for group in optimiser.param_groups:
-                        group["lr"] = fit.rate_at(position)
-                    looked = step(net, optimiser, x, fit, places)
-                    # of the last tenth, where the latents hardly move any more
-                    if position >= 0.9 * fit.images or position + batch >= fit.images:
-                        moments = moments.with_batch(looked)
-                position += batch
-                progress.at(position, lambda: test(net))
-                if time.monotonic() - saved > KEPT_EVERY:
-                    keep()
-                    saved = time.monotonic()
-        except KeyboardInterrupt:
-            keep()
-            print(
-                f"kept {position:,} of {fit.images:,} images: give the command again",
-                file=sys.stderr,
-            )
-            raise
+        while position < fit.images:
+            found = next(stream)
+            fresh = ~np.isin(found["ordinal"], unfit)
+            places = torch.from_numpy(found["position"][fresh]).to(device)
+            if len(places):
+                x = levels(manifest, found["x"][fresh]).to(device).float() * (2 / TOP) - 1
+                for group in optimiser.param_groups:
+                    group["lr"] = fit.rate_at(position)
+                looked = step(net, optimiser, x, fit, places)
+                # of the last tenth, where the latents hardly move any more
+                if position >= 0.9 * fit.images or position + batch >= fit.images:
+                    moments = moments.with_batch(looked)
+            position += batch
+            progress.at(position, lambda: test(net))
+            if time.monotonic() - saved >= KEPT_EVERY:
+                keep()
+                saved = time.monotonic()
     mean, std = moments.normal()
     net.mean.copy_(mean)
     net.std.copy_(std)

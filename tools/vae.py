@@ -2,7 +2,8 @@
 
 python -m tools.vae SHARDS --out FILE    of any image shards: `encode --encoder small --weights FILE` reads them. Tested
                                          on samples held out, whose reconstructions are drawn beside FILE. Ended by
-                                         Ctrl-C or a kill, it goes on when the same command is given again
+                                         Ctrl-C or a kill, it goes on when the same command is given again, and has
+                                         lost half a minute at most
 python -m tools.vae                      of scikit-learn's digits: fit on a fixed half, test on the other, write the
                                          weights into the package
 python -m tools.vae --out FILE           write them elsewhere, for load_autoencoder("tiny", FILE)
