@@ -203,7 +203,7 @@ def train(
     seed and of how many images were seen, so one that was ended sees what it would have seen.
     """
     torch.manual_seed(fit.seed)
-    net = SmallVAE(fit.architecture).to(device, memory_format=torch.channels_last)
+    net = SmallVAE(fit.architecture).to(device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=DECAY, betas=(0.9, 0.99))
     position, unfit = 0, held_out(manifest.count)
     moments = Moments.empty(fit.architecture.channels)
@@ -219,8 +219,16 @@ def train(
 
     progress = Progress(fit.images, position)
     saved, batch = time.monotonic(), fit.batch
-    reading = {"global_batch": batch, "micro_batch": batch, "rank": 0, "world": 1, "seed": fit.seed}
-    with shards.open(root, position=position, loaded=[manifest], **reading) as stream:
+    with shards.open(
+        root,
+        global_batch=batch,
+        micro_batch=batch,
+        rank=0,
+        world=1,
+        seed=fit.seed,
+        position=position,
+        loaded=[manifest],
+    ) as stream:
         while position < fit.images:
             found = next(stream)
             fresh = ~np.isin(found["ordinal"], unfit)

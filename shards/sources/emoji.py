@@ -93,7 +93,7 @@ def emoji(font: str, emoji_test: str, picture: OnWhite, *, label: Label = "group
     if not listed:
         raise UserError(f"{emoji_test} lists no emoji: give Unicode's emoji-test.txt")
     groups, subgroups = _numbered(e.group for e in listed), _numbered(e.subgroup for e in listed)
-    about = [
+    about: list[dict[str, Any]] = [
         {
             "name": e.name,
             "codepoints": e.codepoints,
