@@ -44,7 +44,7 @@ demo-latents: install ## 1,870 emoji in colour: an autoencoder, latents, self-gu
 	@test -e $(SELFGUIDE_SMALL) || python -m tools.vae data/emoji --out $(SELFGUIDE_SMALL)
 	@python -m tools.shards encode data/emoji --encoder small --out data/emoji-latents
 	@python -m launcher.submit experiment=emoji_dit cluster=local follow=true
-	@python -m tools.sample "$$(ls -td runs/emoji_dit/*/ | head -1)" --out runs/emoji-samples
+	@python -m tools.sample "$$(ls -td runs/emoji_dit/*/ | head -1)" --g 2 --out runs/emoji-samples
 	@python -m launcher.board
 
 test: install-dev lint ## all but test-slow, with a real Slurm, a real S3 store and a real browser where this user may install them
