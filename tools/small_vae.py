@@ -40,6 +40,7 @@ TOLD = 10  # lines of progress
 WARM_UP = 0.05  # of the images, before the rate falls as a cosine does
 KL_WEIGHT = 5e-4  # of a latent value's divergence against a pixel's squared error
 DECAY = 1e-4
+OPTIONS = ("factor", "channels", "width", "images", "batch", "rate", "dtype", "seed", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,6 @@ def run(options: argparse.Namespace) -> int:
     flags.check_least(options, 1, "channels", "width", "images", "batch")
     if options.out is None:
         raise UserError("--out is missing: name the file of weights, FILE.safetensors")
-    if options.check:
-        raise UserError("--check is of the digits: leave SHARDS out")
     if not 0 < options.rate < math.inf:
         raise UserError(f"--rate {options.rate:g}: give a positive number")
     manifest = manifests.load(options.shards)

@@ -107,6 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.check_least(options, 1, "epochs")
     if options.out is not None and not options.out.endswith(".safetensors"):
         raise UserError(f"--out {options.out}: the file's name must end in .safetensors")
+    others = small_vae.OPTIONS if options.shards is None else ("check", "epochs")
+    for name in others:
+        if getattr(options, name) != parser.get_default(name):
+            owner = (
+                "SHARDS: name them" if options.shards is None else "the digits: leave SHARDS out"
+            )
+            raise UserError(f"--{name} is of {owner}")
     if options.shards is not None:
         return small_vae.run(options)
     package = Path(tiny.__file__).parent / "weights" / WEIGHTS

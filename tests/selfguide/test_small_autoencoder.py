@@ -128,6 +128,7 @@ def test_a_fit_that_was_interrupted_goes_on_to_the_same_weights(
     [
         (["--factor", "8", "--out", "a.pt"], "must end in .safetensors"),
         (["--out", "a.safetensors", "--check"], "--check is of the digits"),
+        (["--out", "a.safetensors", "--epochs", "9"], "--epochs is of the digits"),
         (["--out", "a.safetensors", "--images", "0"], "--images 0"),
         (["--out", "a.safetensors", "--rate", "nan"], "--rate nan"),
         ([], "--out is missing"),
@@ -136,6 +137,11 @@ def test_a_fit_that_was_interrupted_goes_on_to_the_same_weights(
 def test_a_fit_refuses_what_it_cannot_do(images: Path, words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         vae.main([str(images), *words])
+
+
+def test_the_digits_refuse_what_is_of_shards() -> None:
+    with pytest.raises(UserError, match="--width is of SHARDS"):
+        vae.main(["--width", "8"])
 
 
 def test_a_fit_refuses_latents_and_sizes_that_do_not_divide(tmp_path: Path) -> None:
