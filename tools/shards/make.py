@@ -8,8 +8,8 @@ model sees (x - 127.5) / 127.5.
 
 Pictures are stored one sample per key: a PNG with --size, otherwise the unchanged bytes of the input, with the label in
 .cls and the key in .id.txt; emoji say in .json what they are. They are decoded every time they are read
-(data.decoders). --layout blocks stores decoded pixels instead, 256 samples in one member: it takes more space and reads many times faster, which suits
-pictures of up to about 64 pixels. Arrays (cifar, numpy) are always stored in blocks.
+(data.decoders). --layout blocks stores decoded pixels instead, 256 samples in one member: it takes more space and reads
+many times faster, which suits pictures of up to about 64 pixels. Arrays (cifar, numpy) are always stored in blocks.
 
 A killed make continues when the same command is run again; if everything is there, nothing is written.
 Several nodes may write one data set together without waiting for each other:
