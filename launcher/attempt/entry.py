@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from launcher.attempt import heartbeat, logs, signals, stacks
+from launcher.attempt import heartbeat, logs, signals, stacks, steps
 from launcher.attempt.exits import Exit, exit_path, peer_failed, write_start
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import read_record
@@ -88,6 +88,7 @@ def run_rank(
         # not through Submitit, which makes a 1 of every exception, and past everything that may hang at exit
         with contextlib.ExitStack() as last:
             last.callback(os._exit, ended.code)
+            steps.end_srun(folder)
             sys.stdout.flush()
             sys.stderr.flush()
 
