@@ -186,5 +186,6 @@ def _over(view: RunView, changed: float, *, asked: bool) -> bool:
 
 def _jobs(view: RunView) -> list[JobView]:
     found = [job for at in view.attempts for job in (at.job, at.successor, at.watcher)]
+    found += [job for at in view.attempts for job in at.former_watchers.values()]
     found += [each.job for each in view.evaluations]
     return [job for job in found if job is not None]

@@ -57,6 +57,8 @@ class AttemptView:
     # both None where the submission has not come so far, or died
     job: JobView | None = None
     watcher: JobView | None = None
+    # those that it has followed, by their numbers; read with the history
+    former_watchers: Mapping[str, JobView] = field(default_factory=dict)
     # the job queued behind this one, which opens the next attempt
     successor: JobView | None = None
     # somebody asked to end the run; and all of its jobs have ended

@@ -215,7 +215,9 @@ class _Reader:
     def jobs(self) -> Iterator[tuple[Path, Record]]:
         """Yields the record of every job, with its file."""
         paths = [path for at in self.attempts for path in (at.job, at.successor)]
-        paths += [at.watcher for at in self.attempts] if self.history else []
+        if self.history:
+            paths += [at.watcher for at in self.attempts]
+            paths += [path for at in self.attempts for path in _former_watchers(at).values()]
         if self.watcher is not None and self.watcher not in paths:
             paths.append(self.watcher)
         for path in [*paths, *(folder / "job.json" for folder in self.evaluations)]:
@@ -296,6 +298,11 @@ class _Reader:
             full_node_count=int(submission.get("full_nodes") or submission.get("nodes", 0)),
             job=self.known.get(at.job),
             watcher=self.known.get(at.watcher),
+            former_watchers={
+                number: self.known[at.former_watcher(number)]
+                for number in parse.ranks(names, "watcher")
+                if at.former_watcher(number) in self.known
+            },
             successor=self.known.get(at.successor),
             cancelled=at.cancelled.name in names,
             # a record of before does not say; then all was asked to end and nothing is known to be left
@@ -413,3 +420,9 @@ class _Reader:
         except (*_UNREADABLE, UserError) as error:
             self.problems.append(_problem(path, error))
             return None
+
+
+def _former_watchers(at: Attempt) -> dict[str, Path]:
+    """The records of watchers that another one has followed, by their numbers."""
+    numbers = parse.ranks(set(names_in(at.root)), "watcher")
+    return {number: at.former_watcher(number) for number in numbers}
