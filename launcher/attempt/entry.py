@@ -88,9 +88,10 @@ def run_rank(
         # not through Submitit, which makes a 1 of every exception, and past everything that may hang at exit
         with contextlib.ExitStack() as last:
             last.callback(os._exit, ended.code)
-            steps.end_srun(folder)
             sys.stdout.flush()
             sys.stderr.flush()
+            # it may wait for ranks of another node of which it hears nothing any more
+            steps.end_srun(folder)
 
 
 def _ending(error: BaseException | None, folder: Path, rank: str, status: RankStatus) -> Exit:

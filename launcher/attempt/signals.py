@@ -50,6 +50,7 @@ def stop_on_signals(folder: Path, rank: str, status: RankStatus) -> None:
         how.write(exit_path(folder, rank))
         with contextlib.ExitStack() as last:
             last.callback(os._exit, how.code)
+            # as in `entry`
             steps.end_srun(folder)
 
     def hear(number: int) -> None:
