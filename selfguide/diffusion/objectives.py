@@ -51,13 +51,15 @@ class Objective:
 
     plain: mean (F - t)^2. edm: w(sigma) mean (x0_hat - x0)^2 with w = (sigma^2 + sd^2) / (sigma sd)^2, for any
     prediction (Karras et al. 2022, table 1). uncertainty: edm / exp(u) + u, with a learned u of each image's noise
-    level (Karras et al. 2024, eq. 14 to 16 and 21). `cosine` adds that much of 1 - cos(F, t), the cosine over
-    channels, the mean over positions (Yao et al. 2025).
+    level (Karras et al. 2024, eq. 14 to 16 and 21). min_snr: min(SNR, gamma) mean (x0_hat - x0)^2 with SNR = (a / b)^2,
+    for any prediction (Hang et al. 2023). `cosine` adds that much of 1 - cos(F, t), the cosine over channels, the mean
+    over positions (Yao et al. 2025).
     """
 
     preconditioning: Preconditioning
-    weighting: Literal["plain", "edm", "uncertainty"] = "plain"
+    weighting: Literal["plain", "edm", "uncertainty", "min_snr"] = "plain"
     cosine: float = 0.0
+    snr_gamma: float = 5.0
 
     def losses(
         self,
@@ -83,9 +85,16 @@ class Objective:
         return loss
 
     def factor(self, tau: Tensor) -> Tensor:
-        """(B,) fp32: w(sigma) |d x0 / d F|^2, by which an error of F counts under edm; 1 where F is EDM's own."""
+        """(B,) fp32: by which a squared error of F counts, w |d x0 / d F|^2; under edm 1 where F is EDM's own."""
         path, sd = self.preconditioning.path, self.preconditioning.sigma_data
         tau = tau.double()  # so that EDM's own factor rounds to 1 exactly
+        if self.weighting == "min_snr":
+            # SNR |d x0 / dF|^2 is |d eps / dF|^2, which is finite where the SNR is 0 and the error of x0 is not
+            noise, data = (
+                self.preconditioning.noise_error(tau),
+                self.preconditioning.data_error(tau),
+            )
+            return torch.minimum(noise.square(), self.snr_gamma * data.square()).float()
         a, b, _, _ = path.coefficients(tau)
         # (sigma^2 + sd^2) / (sigma sd)^2 with sigma = b / a, finite where a is 0
         w = (b.square() + (a * sd).square()) / (b * sd).square()
@@ -94,32 +103,43 @@ class Objective:
 
 def build_objective(config: PathConfig) -> Objective:
     """The configured objective."""
-    return Objective(build_preconditioning(config), config.weighting, config.cosine)
+    return Objective(
+        build_preconditioning(config), config.weighting, config.cosine, config.snr_gamma
+    )
 
 
 class Uncertainty(nn.Module):
     """u = Linear(FourierFeatures(ln(sigma) / 4)): how hard a noise level is (Karras et al. 2024, eq. 14 to 16).
 
-    Training reads it, sampling never does. Zero at first, where the loss is EDM's.
+    Training reads it, sampling never does. Zero at first, where the loss is EDM's; `normalised` is EDM2's own form, a
+    row of unit length without a bias that begins as noise (eq. 47). EDM2 also writes that length back into the weights
+    after each step, which changes no u.
     """
 
     frequencies: Tensor
     phases: Tensor
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, head: Literal["linear", "normalised"] = "linear") -> None:
         super().__init__()
-        self.path = path
+        self.path, self.normalised = path, head == "normalised"
         count = UNCERTAINTY_FEATURES
         self.register_buffer("frequencies", 2 * math.pi * torch.randn(count))
         self.register_buffer("phases", 2 * math.pi * torch.rand(count))
-        self.linear = nn.Linear(count, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = nn.Linear(count, 1, bias=not self.normalised)
+        if self.normalised:
+            nn.init.normal_(self.linear.weight)
+        else:
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
 
     def forward(self, tau: Tensor) -> Tensor:
         """Noise-times (B,) -> u (B,), fp32."""
         # a path's ends have sigma 0 and infinity
         c_noise = self.path.sigma(tau.float()).log().clamp(-10, 10) / 4
         waves = torch.cos(c_noise[:, None] * self.frequencies.float() + self.phases.float())
-        weight, bias = self.linear.weight.float(), self.linear.bias.float()
-        return F.linear(math.sqrt(2) * waves, weight, bias)[:, 0]
+        weight = self.linear.weight.float()
+        if self.normalised:
+            # with its small number beside the length
+            row = weight / (weight.norm() + 1e-4 * math.sqrt(UNCERTAINTY_FEATURES))
+            return F.linear(math.sqrt(2) * waves, row)[:, 0]
+        return F.linear(math.sqrt(2) * waves, weight, self.linear.bias.float())[:, 0]

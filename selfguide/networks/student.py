@@ -127,8 +127,9 @@ def build_student(config: Config, seed: int) -> Student:
                 settings.groups,
                 condition=settings.condition_rows,
             )
-        learned = config.path.weighting == "uncertainty"
-        uncertainty = Uncertainty(build_path(config.path)) if learned else None
+        uncertainty = None
+        if config.path.weighting == "uncertainty":
+            uncertainty = Uncertainty(build_path(config.path), config.path.uncertainty_head)
     if settings is None:
         return Student(backbone, None, uncertainty=uncertainty)
     return Student(

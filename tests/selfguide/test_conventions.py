@@ -46,7 +46,8 @@ def test_a_papers_weight_guides_as_its_formula(source: str, c: float, u: float, 
     ("source", "weight", "g"),
     [
         ("sgdm", 2.0, 2.0), ("sgfm", 0.4, 1.4), ("uvit", 0.7, 1.7), ("dit", 1.5, 1.5), ("repa", 1.8, 1.8),
-        ("lightningdit", 6.7, 6.7), ("ddae++", 1.5, 1.5), ("cedm", None, 1.0), ("cedm", 0.5, 1.5), ("ho_salimans", 0.0, 1.0),
+        ("lightningdit", 6.7, 6.7), ("ddae++", 1.5, 1.5), ("cedm", None, 1.0), ("cedm", 0.5, 1.5),
+        ("ho_salimans", 0.0, 1.0),
     ],
 )  # fmt: skip
 def test_published_weights(source: str, weight: float | None, g: float) -> None:
