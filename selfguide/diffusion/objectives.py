@@ -111,35 +111,26 @@ def build_objective(config: PathConfig) -> Objective:
 class Uncertainty(nn.Module):
     """u = Linear(FourierFeatures(ln(sigma) / 4)): how hard a noise level is (Karras et al. 2024, eq. 14 to 16).
 
-    Training reads it, sampling never does. Zero at first, where the loss is EDM's; `normalised` is EDM2's own form, a
-    row of unit length without a bias that begins as noise (eq. 47). EDM2 also writes that length back into the weights
-    after each step, which changes no u.
+    Training reads it, sampling never does. Zero at first, where the loss is EDM's.
     """
 
     frequencies: Tensor
     phases: Tensor
 
-    def __init__(self, path: Path, head: Literal["linear", "normalised"] = "linear") -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path, self.normalised = path, head == "normalised"
+        self.path = path
         count = UNCERTAINTY_FEATURES
         self.register_buffer("frequencies", 2 * math.pi * torch.randn(count))
         self.register_buffer("phases", 2 * math.pi * torch.rand(count))
-        self.linear = nn.Linear(count, 1, bias=not self.normalised)
-        if self.normalised:
-            nn.init.normal_(self.linear.weight)
-        else:
-            nn.init.zeros_(self.linear.weight)
-            nn.init.zeros_(self.linear.bias)
+        self.linear = nn.Linear(count, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, tau: Tensor) -> Tensor:
         """Noise-times (B,) -> u (B,), fp32."""
         # a path's ends have sigma 0 and infinity
         c_noise = self.path.sigma(tau.float()).log().clamp(-10, 10) / 4
         waves = torch.cos(c_noise[:, None] * self.frequencies.float() + self.phases.float())
-        weight = self.linear.weight.float()
-        if self.normalised:
-            # with its small number beside the length
-            row = weight / (weight.norm() + 1e-4 * math.sqrt(UNCERTAINTY_FEATURES))
-            return F.linear(math.sqrt(2) * waves, row)[:, 0]
-        return F.linear(math.sqrt(2) * waves, weight, self.linear.bias.float())[:, 0]
+        weight, bias = self.linear.weight.float(), self.linear.bias.float()
+        return F.linear(math.sqrt(2) * waves, weight, bias)[:, 0]

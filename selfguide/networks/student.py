@@ -127,9 +127,8 @@ def build_student(config: Config, seed: int) -> Student:
                 settings.groups,
                 condition=settings.condition_rows,
             )
-        uncertainty = None
-        if config.path.weighting == "uncertainty":
-            uncertainty = Uncertainty(build_path(config.path), config.path.uncertainty_head)
+        learned = config.path.weighting == "uncertainty"
+        uncertainty = Uncertainty(build_path(config.path)) if learned else None
     if settings is None:
         return Student(backbone, None, uncertainty=uncertainty)
     return Student(

@@ -230,8 +230,7 @@ def footprint(config: Config) -> Footprint:
     net = architecture(config)
     head = config.guidance.head(net)
     n = net.parameters() + (head.parameters if head else 0)
-    if config.path.weighting == "uncertainty":
-        n += UNCERTAINTY_FEATURES + (config.path.uncertainty_head == "linear")
+    n += UNCERTAINTY_FEATURES + 1 if config.path.weighting == "uncertainty" else 0
     word, horizons = BYTES[config.engine.dtype], len(averages_of(config.train))
     sharded = config.engine.backend == "deepspeed"
     share = -(-n // config.ranks) if sharded else n

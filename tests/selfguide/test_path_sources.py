@@ -19,7 +19,7 @@ from torch import Tensor
 
 import configs
 from launcher.compose import compose
-from selfguide.diffusion.objectives import Uncertainty, build_objective, sample_times
+from selfguide.diffusion.objectives import build_objective, sample_times
 from selfguide.diffusion.paths import build_path
 from selfguide.spec.config import PathConfig
 
@@ -260,26 +260,3 @@ def test_min_snr_is_finite_at_both_ends_of_a_path_that_has_them() -> None:
     for predicts in ("eps", "x0", "v"):
         config = PathConfig(weighting="min_snr", prediction=predicts)  # type: ignore[arg-type]
         assert build_objective(config).factor(ends).isfinite().all(), predicts
-
-
-def test_edm2s_uncertainty_is_a_row_of_unit_length_on_fourier_features() -> None:
-    """Karras et al. 2024, eq. 47 and 75: cos(2 pi (f c + p)) sqrt(2), a weight-normalised row, no bias."""
-    config = preset("edm2")
-    torch.manual_seed(0)
-    module = Uncertainty(build_path(config), config.uncertainty_head)
-    assert [name for name, _ in module.named_parameters()] == ["linear.weight"]
-    weight = module.linear.weight.detach().double()
-    assert abs(float(weight.std()) - 1) < 0.2
-    sigma = torch.tensor([0.01, 0.3, 1.0, 20.0], dtype=torch.float64)
-    waves = torch.cos(
-        (sigma.log() / 4)[:, None] * module.frequencies.double() + module.phases.double()
-    )
-    # normalize() of their code has RMS 1 along a row, less a small number; the layer divides by sqrt(128)
-    rms = 1e-4 + weight.norm() / math.sqrt(128)
-    wanted = (math.sqrt(2) * waves @ (weight / rms / math.sqrt(128)).T)[:, 0]
-    with torch.no_grad():
-        made = module((sigma / (1 + sigma)).float())
-        module.linear.weight.mul_(7)  # u does not see the length
-        longer = module((sigma / (1 + sigma)).float())
-    torch.testing.assert_close(made.double(), wanted, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(longer, made, rtol=2e-4, atol=2e-4)

@@ -121,8 +121,7 @@ def learn(config: PathConfig, data: Data, *, images: int, seed: int, doing: str)
     path, preconditioning = build_path(config), build_preconditioning(config)
     objective = build_objective(config)
     net = PointNet(TIMES[config.name])
-    learned = config.weighting == "uncertainty"
-    uncertainty = Uncertainty(path, config.uncertainty_head) if learned else None
+    uncertainty = Uncertainty(path) if config.weighting == "uncertainty" else None
     trained = nn.ModuleList([net] if uncertainty is None else [net, uncertainty])
     optimiser = torch.optim.Adam(trained.parameters(), LEARNING_RATE, fused=True)
     steps, losses = images // BATCH, []

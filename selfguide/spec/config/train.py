@@ -43,8 +43,8 @@ class TrainConfig:
     ema_width: Annotated[tuple[float, ...], Within(0.0, WIDEST), Neutral(())] = ()
     # a half-life is never longer than this share of the images seen (EDM); 0 is no ramp, as DiT, SiT and U-ViT have it
     ema_ramp: Annotated[float, Within(0.0), ReadWith("ema_rise=share")] = 0.05
-    # how an average forgets its beginning: by that share; or after n steps it keeps at most (1 + n) / (10 + n) of itself
-    # (Rombach et al. 2022, SGDM)
+    # how an average forgets its beginning: by that share, or it keeps at most (1 + n) / (10 + n) after n steps (Rombach
+    # et al. 2022, SGDM)
     ema_rise: Annotated[Rise, Neutral("share")] = "share"
     # the images of warm-up and of the half-life's ramp: with those of the step, or before it (EDM, EDM2, U-ViT, SGFM)
     ramps_count: Annotated[Count, Neutral("after")] = "after"
