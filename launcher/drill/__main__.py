@@ -110,7 +110,7 @@ def _storm(bench: Bench, config: Config, cells: Sequence[str], options: argparse
     print(
         f"{len(plan)} faults on a run of {steps:,} steps, saved every {interval // BATCH}", file=say
     )
-    calm = _calm(bench)
+    calm = _calm(bench, storm.patience_s(steps))
 
     def tell(event: storm.Event) -> None:
         what = f"{event.cell} {CELLS[event.cell].about}" if event.cell else event.kind
@@ -159,15 +159,15 @@ def _table(facts: dict[str, Any]) -> str:
     return "\n".join(f"{name:32} {value}" for name, value in rows.items())
 
 
-def _calm(bench: Bench) -> dict[str, Any]:
-    """What a run learns that nothing happens to.
+def _calm(bench: Bench, seconds: float = 900.0) -> dict[str, Any]:
+    """What a run learns that nothing happens to, and that may take `seconds`.
 
     Raises:
         UserError: it is refused, or does not finish: then a drill would show nothing.
     """
     try:
         run = bench.submit(f"calm-{bench.faults.parent.name}")
-        bench.finishes(run, 900.0)
+        bench.finishes(run, seconds)
     except (RuntimeError, TimeoutError) as error:
         raise UserError(f"the run without faults: {str(error).strip()}") from error
     return learned(run)

@@ -115,6 +115,11 @@ def steps_of(plan: Sequence[Fault]) -> int:
     return math.ceil(seconds / STEP_S)
 
 
+def patience_s(steps: int) -> float:
+    """Seconds that a run of so many steps may take on a machine that others use, too."""
+    return 300.0 + 5 * STEP_S * steps
+
+
 def put_on(
     bench: Bench, run: RunFolder, plan: Sequence[Fault], say: Callable[[Event], None]
 ) -> list[Event]:
@@ -151,7 +156,7 @@ def put_on(
         # what is left of it need not be waited for
         number = _first_step(bench, run, log)
         happened("trains", *_began(run, number))
-        view = bench.finishes(run, 300 + 2 * STEP_S * steps_of(plan))
+        view = bench.finishes(run, patience_s(steps_of(plan)))
         for node in down:
             faults.restart_node(bench, node)
     ended = read_record(run.attempt(run.attempt_numbers()[-1]) / "exit-0.json") or {}
