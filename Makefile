@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 FAISS ?= cpu
 # what keeps to itself runs two files at a time; a cluster, a browser and whole runs have the machine to themselves
-PARALLEL := tests/guard tests/selfguide tests/spec tests/shards tests/s3 tests/board tests/tools
-SERIAL := tests/launcher tests/cluster tests/browser tests/end_to_end $(wildcard tests/test_*.py)
+PARALLEL := tests/guard tests/launcher tests/selfguide tests/spec tests/shards tests/s3 tests/board tests/tools $(wildcard tests/test_*.py)
+SERIAL := tests/cluster tests/browser tests/end_to_end
 # what the tests take, and the minutes that they may take on two idle cores: 23 is the aim, and the rest is margin for
 # neighbours, which are looked at only before and after each session
 NOTES := .pytest_cache/notes
@@ -56,7 +56,7 @@ test-s3-rgw: install-dev ## the tests of S3 against a second store, Ceph's gatew
 	@SELFGUIDE_S3_STORE=rgw python -m pytest tests/s3
 
 test-fast: install-dev ## what needs no service and no minutes
-	@python -m pytest -n 2 --dist loadfile -m "not slow and not faults" $(filter-out tests/s3 tests/guard,$(PARALLEL))
+	@python -m pytest -n 2 --dist loadfile -m "not slow and not faults" $(filter-out tests/s3 tests/guard tests/launcher $(wildcard tests/test_*.py),$(PARALLEL))
 
 lint: install-dev ## style, types, and the direction of imports
 	@ruff check .

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from tests import environment
 
 environment.settle()
 
+# what a rank spends its first seconds on
+HEAVY = ["pytest", "hypothesis", "deepspeed", "selfguide.training.job"]
+
 # the first example of a test pays for imports; how long one takes is no law of the code
 settings.register_profile("laws", deadline=None)
 settings.load_profile("laws")
@@ -20,10 +25,36 @@ settings.load_profile("laws")
 
 @pytest.fixture
 def ranks() -> Callable[..., list[Any]]:
-    """ranks(world, function, *arguments) -> [function(place, *arguments) of each rank]."""
+    """ranks(world, function, *arguments) -> [function(rank_info, *arguments) of each rank].
+
+    They are forked from one process that has imported what takes seconds.
+    """
     from tools.ranks import run_ranks
 
-    return run_ranks
+    multiprocessing.get_context("forkserver").set_forkserver_preload(HEAVY)
+    return partial(run_ranks, start="forkserver")
+
+
+@pytest.fixture
+def agree(record_property: Callable[[str, object], None]) -> Callable[[Any, Any, float], None]:
+    """agree(found, expected, within): the largest difference, over the largest value expected, is within a bound.
+
+    It is kept with the test's result, from where `python -m tests.differences` reads it into docs/differences.md.
+    """
+    largest = 0.0
+
+    def compare(found: Any, expected: Any, within: float) -> None:
+        nonlocal largest
+        import torch
+
+        a, b = (torch.as_tensor(x).detach().double() for x in (found, expected))
+        assert a.shape == b.shape
+        error = float((a - b).abs().max() / b.abs().max())
+        largest = max(largest, error)
+        record_property("error", largest)
+        assert error <= within, f"{error:.2g} is more than {within:g}"
+
+    return compare
 
 
 @pytest.fixture(scope="session")

@@ -74,9 +74,8 @@ def test_a_library_is_imported_from_where_it_is_installed_in_a_data_set_s_own_fo
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
 
 
-@pytest.mark.slow
 def test_the_wheel_answers_a_dry_run_from_the_root_folder() -> None:
     done = subprocess.run(
-        ["bash", "tools/wheel_check.sh"], cwd=ROOT, capture_output=True, text=True, timeout=300
+        ["bash", "tools/wheel_check.sh"], cwd=ROOT, capture_output=True, text=True, timeout=550
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shards.errors import DamagedError, StoreError, UserError
 
@@ -27,10 +27,17 @@ def _rank(
     world: int,
     meeting: str,
     timeout: float | None,
+    variables: dict[str, str],
+    folder: Path,
     function: Callable,
     arguments: tuple,
     results: Any,
 ) -> None:
+    # a fork server hands down those of the moment when it began
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(folder)
+
     import torch
 
     from selfguide.distributed import RankInfo, join, leave
@@ -57,22 +64,31 @@ def _fail(results: Any, rank: int, why: Exception | str) -> None:
 
 
 def run_ranks(
-    world: int, function: Callable, *arguments: Any, timeout: float | None = 240
+    world: int,
+    function: Callable,
+    *arguments: Any,
+    timeout: float | None = 240,
+    start: Literal["spawn", "forkserver"] = "spawn",
 ) -> list[Any]:
-    """[function(place, *arguments) of each of `world` ranks]; `function` is module-level, answers are pickled.
+    """[function(rank_info, *arguments) of each of `world` ranks]; `function` is module-level, answers are pickled.
+
+    Args:
+        start: how the processes begin. A spawned one imports torch anew; those of multiprocessing's fork server share
+            what it imported.
 
     Raises:
         UserError, DamagedError, StoreError: a rank raised it.
         RankFailed: with the rank's traceback; a rank that died without a word, or those that did not answer within
             `timeout` seconds each (None waits as long as they live).
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(start)
     results = context.Queue()
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        meeting = str(Path(folder) / "rendezvous.json")
+        meeting, here = str(Path(folder) / "rendezvous.json"), (dict(os.environ), Path.cwd())
         processes = [
             context.Process(
-                target=_rank, args=(r, world, meeting, timeout, function, arguments, results)
+                target=_rank,
+                args=(r, world, meeting, timeout, *here, function, arguments, results),
             )
             for r in range(world)
         ]

@@ -140,9 +140,10 @@ class ViTFeatures:
         header: Header | Mapping[str, Any],
         *,
         pooling: str = "cls",
+        view: str = "timm",
         autoencoder: Autoencoder | None = None,
     ) -> None:
-        self.vit, self.pooling, self.autoencoder = vit, pooling, autoencoder
+        self.vit, self.pooling, self.view, self.autoencoder = vit, pooling, view, autoencoder
         self.normaliser = Normaliser.of(header)
         if self.normaliser.header.kind == "latent" and autoencoder is None:
             raise UserError(
@@ -151,14 +152,19 @@ class ViTFeatures:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        said = {**self.vit.provenance, "pooling": self.pooling}
+        # timm's view is that of before there were others; where the whole image is seen its size may be any
+        seen = self.vit.provenance_at_any_size | {"view": self.view}
+        said = {
+            **(self.vit.provenance if self.view == "timm" else seen),
+            "pooling": self.pooling,
+        }
         if self.autoencoder is not None:
             said |= {"decoder": self.autoencoder.name, "decoder_sha256": self.autoencoder.sha256}
         return said
 
     def __call__(self, stored: Tensor, ordinals: Tensor) -> Tensor:
         images = to_images(self.normaliser.header, self.normaliser.encode(stored), self.autoencoder)
-        return self.vit.pooled(images, self.pooling).float().cpu()
+        return self.vit.pooled(images, self.pooling, self.view).float().cpu()
 
 
 class PixelFeatures:

@@ -1,7 +1,8 @@
 """Groups by k-means: offline guidance as SGDM finds it (Hu et al. 2023, arXiv 2210.06462, section 3.2).
 
-Fit and assignment see the same features, L2-normalised unless that is switched off, all of them: published codes fit
-normalised features and assign others, and faiss by itself fits no more than 256 samples a group.
+Fit and assignment see the same features, L2-normalised unless that is switched off, all of them. SGDM's code fits
+normalised features and assigns others (`assigned="raw"`), of no more than 256 samples a group (`per_group=256`, faiss's
+own), once (`restarts=1`).
 
 Two engines from the same beginnings: `kmeans` is faiss's, on the GPUs where it has them; `lloyd` is Lloyd's iteration
 (Lloyd 1982) over rows that lie on several ranks, for features that no host can hold.
@@ -10,7 +11,7 @@ Two engines from the same beginnings: `kmeans` is faiss's, on the GPUs where it 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -26,6 +27,7 @@ from shards.errors import UserError
 ROWS = 8192  # assigned at once
 TOGETHER = 5  # iterations of faiss between looks at whether anything still moves
 Rows = NDArray[np.generic]
+Assigned = Literal["unit", "raw"]  # features that are assigned, where unit ones were fitted
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,19 +53,35 @@ def kmeans(
     restarts: int = 3,
     spherical: bool = False,
     normalise: bool = True,
+    assigned: Assigned = "unit",
+    per_group: int | None = None,
 ) -> Groups:
     """The lowest inertia of `restarts` fits by faiss to features (N, F), which may be memory-mapped.
 
     Each begins with `groups` samples drawn by (seed, restart); a group that is empty splits another. `spherical` keeps
     the centroids on the unit sphere, where the features are.
 
+    Args:
+        assigned: "raw" assigns features as they are to centroids of unit ones.
+        per_group: samples a group that a fit sees at most, drawn by (seed, restart); None is all.
+
     Raises:
-        UserError: more groups than samples, settings below 1, spherical groups of features that are not normalised.
+        UserError: more groups than samples, settings below 1, spherical groups of features that are not normalised, or
+            features to be assigned raw that are so already.
     """
     check(len(features), groups, iterations, restarts, spherical, normalise)
-    rows = prepared(features, normalise)
+    if per_group is not None and per_group < 1:
+        raise UserError(f"per_group={per_group}: take 1 or more")
+    if assigned == "raw" and not normalise:
+        raise UserError("features that are not normalised are assigned raw already: leave it out")
+    every = prepared(features, normalise)
+    others = prepared(features, False) if assigned == "raw" else every
 
     def one(restart: int) -> Groups:
+        rows = every
+        if per_group is not None and per_group * groups < len(every):
+            drawn = np.random.default_rng((seed, restart, 1))
+            rows = every[drawn.choice(len(every), per_group * groups, replace=False)]
         centroids, done = rows[beginning(len(rows), groups, seed, restart)], 0
         while done < iterations:
             together = min(TOGETHER, iterations - done)
@@ -71,7 +89,7 @@ def kmeans(
             still, centroids, done = np.array_equal(moved, centroids), moved, done + together
             if still:
                 break
-        return replace(_assigned(rows, centroids), iterations=done)
+        return replace(_assigned(others, centroids), iterations=done)
 
     fits = map(one, cli.track(range(restarts), restarts, f"{restarts} times k-means"))
     return min(fits, key=lambda found: found.inertia)

@@ -155,6 +155,11 @@ class Work:
         decided = {"shards": self.manifest, **self.more, **self.provenance}
         return self.target.parent / f".{self.target.name}.{manifests.digest(decided)[:16]}"
 
+    @property
+    def begun(self) -> bool:
+        """Whether parts of exactly this are there."""
+        return self.folder.exists()
+
     def published(self) -> sidecar.Sidecar | None:
         """The sidecar in the target, if there is one.
 

@@ -16,16 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfguide.data.crop_flip import Size
+from selfguide.discovery.corrected import Was
 from selfguide.randomness import stream_seed
+from selfguide.spec.config.laws import Neutral
 from shards.errors import UserError
 
+Dropouts = Literal["each", "one"]
+Resize = Literal["published", "smooth"]
 Maps = Callable[[Tensor], Tensor]  # indices (B,) of crops -> their features (B, D, h, w), fp32
 
 
@@ -40,7 +44,7 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class StegoConfig:
-    """Defaults are those published for COCO-Stuff 27 on ViT-S; `PRESETS` has others."""
+    """Defaults are those published for COCO-Stuff 27 on ViT-S, but for `revive`; `PRESETS` has others."""
 
     groups: int = 27
     shifts: Pairs = Pairs(own=0.08, knn=0.02, random=0.66)  # b; to be found anew for other data
@@ -54,8 +58,17 @@ class StegoConfig:
     probe_rate: float = 5e-3
     # steps without a patch after which a centroid begins again where codes are served worst; 0 leaves it, as published
     revive: int = 50
-    batch: int = 64
-    epochs: int = 10
+    batch: Annotated[int, Was(64)] = 16
+    steps: Annotated[int | None, Neutral(None)] = 5000  # None is `epochs`
+    epochs: int = 10  # over all crops, where no steps are given
+    # what is dropped: linear map, non-linear map and compared features each channels of their own, as published, or
+    # both maps the same and the compared features none
+    dropouts: Annotated[Dropouts, Neutral("one")] = "each"
+    # how images come to the net's size: by the nearest pixel, and of a crop the centre square, as published, or
+    # bicubic and squashed to a square
+    resize: Annotated[Resize, Neutral("smooth")] = "published"
+    # codes of an image and of its mirror image are averaged
+    mirror: Annotated[bool, Neutral(False)] = True
 
 
 DEAD = 0.02  # of an even share of patches: a centroid that has less in a step has none
@@ -72,7 +85,7 @@ class Segmenter(nn.Module):
 
     def __init__(self, features: int, config: StegoConfig) -> None:
         super().__init__()
-        self.dropout = nn.Dropout2d(config.dropout)
+        self.dropout, self.dropouts = nn.Dropout2d(config.dropout), config.dropouts
         self.linear = nn.Conv2d(features, config.width, 1)
         self.bend = nn.Sequential(
             nn.Conv2d(features, features, 1), nn.ReLU(), nn.Conv2d(features, config.width, 1)
@@ -84,12 +97,24 @@ class Segmenter(nn.Module):
     def codes(self, features: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, C, h, w)."""
         kept = self.dropout(features)
-        return self.linear(kept) + self.bend(kept)
+        linear = self.linear(kept)
+        return linear + self.bend(kept if self.dropouts == "one" else self.dropout(features))
+
+    def compared(self, features: Tensor) -> Tensor:
+        """What of these features the loss compares."""
+        return features if self.dropouts == "one" else self.dropout(features)
 
     @torch.no_grad()
-    def masks(self, features: Tensor, size: Size) -> Tensor:
-        """The group of each pixel of images with these features, (B, H, W) int64."""
-        return segment(self.codes(features), self.centroids, size)
+    def masks(self, features: Tensor, size: Size, mirrored: Tensor | None = None) -> Tensor:
+        """The group of each pixel of images with these features, (B, H, W) int64.
+
+        Args:
+            mirrored: features of the mirror images, whose codes are averaged with those of the images.
+        """
+        codes = self.codes(features)
+        if mirrored is not None:
+            codes = (codes + self.codes(mirrored).flip(3)) / 2
+        return segment(codes, self.centroids, size)
 
     def cosines(self, codes: Tensor) -> Tensor:
         """(B, K, h, w) of codes (B, C, h, w) to centroids; codes learn nothing of it."""
@@ -228,7 +253,8 @@ class Fit:
 
     @property
     def steps(self) -> int:
-        return self.epoch * self.config.epochs
+        steps = self.config.steps
+        return self.epoch * self.config.epochs if steps is None else steps
 
     def run(self) -> Iterator[float]:
         """The loss of each step that is left; a step is a function of (seed, step) and of what was learned."""
@@ -267,7 +293,8 @@ class Fit:
         codes = self.net.codes(features)
         cosines = self.net.cosines(codes)
         # the probe's own loss: each patch draws the centroid that it is nearest to
-        loss = self.pair_loss(*features.chunk(2), *codes.chunk(2)) - cosines.amax(1).mean()
+        pairs = (*self.net.compared(features).chunk(2), *codes.chunk(2))
+        loss = self.pair_loss(*pairs) - cosines.amax(1).mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()

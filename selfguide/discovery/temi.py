@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from selfguide.distributed import sum_over_ranks
 from selfguide.randomness import stream_seed
+from selfguide.spec.config.laws import Neutral
 from shards.errors import UserError
 
 Pair = tuple[Tensor, Tensor]  # (H, B, K) of the images, and of their neighbours
@@ -26,7 +28,10 @@ Pair = tuple[Tensor, Tensor]  # (H, B, K) of the images, and of their neighbours
 
 @dataclass(frozen=True, kw_only=True)
 class TemiConfig:
-    """How heads are fitted; defaults are C-EDM's."""
+    """How heads are fitted; defaults are C-EDM's table and, where it is silent, TEMI's code's.
+
+    But for `memory` and `standardise`, which have small fits and features of any unit in mind.
+    """
 
     groups: int  # K
     heads: int = 50  # H
@@ -35,6 +40,10 @@ class TemiConfig:
     learning_rate: float = 1e-4  # for 256 images, scaled linearly
     warmup: float = 0.1  # share of the epochs in which the learning rate rises: 20 of 200
     weight_decay: float = 1e-4
+    # whether biases decay, too; TEMI's code excepts them
+    decay_biases: Annotated[bool, Neutral(True)] = False
+    # whether the first step has a learning rate of 0, as in TEMI's code, or of one step of the rise
+    warmup_from_zero: Annotated[bool, Neutral(False)] = True
     momentum: float = 0.996  # of the teacher, a step, at most: see `teacher_momentum`
     memory: float = 0.02  # share of the fit that the teacher may remember
     marginal_momentum: float = 0.9  # of p~, a step
@@ -59,6 +68,13 @@ class TemiConfig:
         """
         steps = self.epochs * self.steps(count)
         return min(self.momentum, max(0.0, 1 - 1 / (self.memory * steps)))
+
+    def rate(self, step: int, warm: int, count: int) -> float:
+        """The learning rate of the step of that number, from 0, where it rises over `warm` steps."""
+        highest = self.learning_rate * min(self.batch, count) / 256
+        if self.warmup_from_zero:
+            return highest * (min(1.0, step / (warm - 1)) if warm > 1 else 1.0)
+        return highest * min(1.0, (step + 1) / warm)
 
     def check(self, count: int) -> None:
         """
@@ -114,6 +130,10 @@ class Heads(nn.Module):
         self.gain = nn.Parameter(torch.ones(heads, config.groups, 1))
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
+
+    @property
+    def biases(self) -> list[nn.Parameter]:
+        return [self.inner_bias, self.outer_bias]
 
     def standardise(self, mean: NDArray, spread: NDArray) -> None:
         """Takes features to mean 0 and spread 1 from now on; one that never varies stays at 0."""

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfguide.discovery import resumable
+from selfguide.discovery.corrected import plain
 from selfguide.discovery.extraction import checked
 from selfguide.discovery.temi import Heads, TemiConfig, pair_losses, update_marginal
 from selfguide.distributed import RankInfo, world_size
@@ -111,7 +112,7 @@ def fit(
             heads.standardise(mean, spread)
     file = None
     if partial is not None:
-        file = partial / f"temi-{_fingerprint(features, near, config)}.pt"
+        file = state_file(partial, features, near, config)
         # every rank reads before rank 0 saves again, which takes an epoch of all
         saved = resumable.load(file, state.marginal.device)
         if saved is not None:
@@ -152,13 +153,22 @@ def _begin(width: int, config: TemiConfig, device: torch.device) -> _State:
     student = Heads(width, config).to(device)
     teacher = copy.deepcopy(student).requires_grad_(False)
     optimiser = torch.optim.AdamW(
-        student.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True
+        _parameters(student, config), lr=0.0, weight_decay=config.weight_decay, fused=True
     )
     marginal = torch.full((config.heads, config.groups), 1 / config.groups, device=device)
     losses = torch.full((config.heads,), torch.inf, device=device)
     return _State(
         student=student, teacher=teacher, optimiser=optimiser, marginal=marginal, losses=losses
     )
+
+
+def _parameters(heads: Heads, config: TemiConfig) -> list[dict[str, Any]]:
+    """AdamW's groups."""
+    everything = list(heads.parameters())
+    if config.decay_biases:
+        return [{"params": everything}]
+    rest = [p for p in everything if all(p is not bias for bias in heads.biases)]
+    return [{"params": rest}, {"params": heads.biases, "weight_decay": 0.0}]
 
 
 def _epoch(
@@ -175,11 +185,10 @@ def _epoch(
     steps = config.steps(count)
     keep = config.teacher_momentum(count)
     warm = max(1, round(config.warmup * config.epochs) * steps)
-    highest = config.learning_rate * min(config.batch, count) / 256
     total = torch.zeros_like(state.losses)
-    for step, batch in enumerate(np.array_split(pairs, steps), start=epoch * steps + 1):
+    for step, batch in enumerate(np.array_split(pairs, steps), start=epoch * steps):
         for group in state.optimiser.param_groups:
-            group["lr"] = highest * min(1.0, step / warm)
+            group["lr"] = config.rate(step, warm, count)
         mine = np.array_split(batch, rank_info.world)[rank_info.rank]  # (b, 2); b may be 0
         both = np.asarray(features[mine.T.reshape(-1)], dtype=np.float32)  # (2b, F)
         x = torch.from_numpy(both).to(state.marginal.device)
@@ -254,11 +263,21 @@ def _assign(
     return ids, confidence
 
 
+def state_file(
+    partial: Path,
+    features: NDArray[np.generic],
+    near: NDArray[np.integer],
+    config: TemiConfig,
+) -> Path:
+    """Where a fit of these settings to these features keeps its state."""
+    return partial / f"temi-{_fingerprint(features, near, config)}.pt"
+
+
 def _fingerprint(
     features: NDArray[np.generic], near: NDArray[np.integer], config: TemiConfig
 ) -> str:
     """Identifies a fit by its settings and a sample of what it read."""
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode())
     digest.update(repr((features.shape, near.shape)).encode())
     for row in np.linspace(0, len(features) - 1, 64, dtype=np.int64):
         digest.update(np.ascontiguousarray(features[row]).tobytes())

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -37,6 +37,16 @@ FOLDER = "SELFGUIDE_WEIGHTS_DIR"  # names a folder that holds <name>.safetensors
 RANDOM = "random:"  # in place of a file: weights drawn from the seed behind it, for tests
 OF_HEAD = ("head.", "head_dist.")  # classifiers stay behind: features are read before them
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm publishes them
+Positions = Literal["dino", "timm"]  # how positions are resampled for images of another size
+OFFSET = 0.1  # patches, that DINO's code adds to a grid before it divides by the net's own
+# how pooled features see an image: the short edge over the net's size, the filter, whether the centre is cut out; None
+# is timm's own. SGDM reads the DINO of torch.hub by its own transform and timm's by timm's; TEMI has one for ImageNet.
+VIEWS: dict[str, tuple[float | None, str | None, bool]] = {
+    "timm": (None, None, True),
+    "sgdm": (1.0, "bilinear", False),
+    "temi": (1.0, "bicubic", False),
+    "temi_in1k": (256 / 224, "bilinear", True),
+}
 SELF_SUPERVISED = ("dino", "mae", "moco", "ibot")  # words of names whose training saw no labels
 
 
@@ -49,6 +59,7 @@ class FrozenViT:
     sha256: str | None  # of the file of weights; None where they are random
     seed: int | None  # of random weights
     saw_labels: bool
+    positions: Positions = "timm"
 
     @property
     def patch(self) -> int:
@@ -64,16 +75,22 @@ class FrozenViT:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What a sidecar made from it says of it."""
+        """What a sidecar made from it says of it, images of the net's own size."""
         weights = {"sha256": self.sha256} if self.sha256 else {"random_seed": self.seed}
         return {"net": self.name, **weights, "saw_labels": self.saw_labels}
 
+    @property
+    def provenance_at_any_size(self) -> dict[str, Any]:
+        """The same of images of any size; those of before have timm's positions and do not say so."""
+        said = {} if self.positions == "timm" else {"positions": self.positions}
+        return self.provenance | said
+
     @torch.no_grad()
-    def pooled(self, images: Tensor, pooling: str = "cls") -> Tensor:
-        """(B, F) of images resized and cropped as timm evaluates the net; see `selfguide.models.backbone.pool`."""
+    def pooled(self, images: Tensor, pooling: str = "cls", view: str = "timm") -> Tensor:
+        """(B, F) of images at the net's own size by one of `VIEWS`; see `selfguide.models.backbone.pool`."""
         if pooling == "cls" and self.net.cls_token is None:
             raise UserError(f"pooling=cls: {self.name} has no [CLS]; take mean or attention")
-        tokens = self.net.forward_features(self._normal(self._resized(self._levels(images))))
+        tokens = self._tokens(self._normal(self._viewed(self._levels(images), view)))
         extras = self.net.num_prefix_tokens
         return pool(tokens, pooling, extras, cls=self.net.cls_token is not None)
 
@@ -84,7 +101,7 @@ class FrozenViT:
         The grid covers the image: it is padded with zeros on the right and at the bottom to whole patches.
         """
         x = self._padded(self._normal(self._levels(images)))
-        tokens = self.net.forward_features(x)[:, self.net.num_prefix_tokens :]
+        tokens = self._tokens(x)[:, self.net.num_prefix_tokens :]
         return self._grid(tokens, x)
 
     @torch.no_grad()
@@ -96,13 +113,20 @@ class FrozenViT:
         x = self._padded(self._normal(self._levels(images)))
         attention: Any = self.net.blocks[-1].attn
         with _kept(attention.k_norm) as kept:  # where keys pass, normalised or not
-            self.net.forward_features(x)
+            self._tokens(x)
         keys = kept[0].transpose(1, 2).flatten(2)  # (B, heads, N, d) -> (B, N, heads d)
         return self._grid(keys[:, self.net.num_prefix_tokens :], x)
 
     def to(self, device: torch.device | str) -> FrozenViT:
         self.net.to(device)
         return self
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """(B, N, D) behind the last norm, of normalised images."""
+        net: Any = self.net
+        if self.positions == "timm":
+            return net.forward_features(x)
+        return net.norm(net.blocks(net.norm_pre(_placed(net, net.patch_embed(x)))))
 
     def _levels(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 on the net's device."""
@@ -112,13 +136,14 @@ class FrozenViT:
             )
         return images.to(self.device).expand(-1, 3, -1, -1)
 
-    def _resized(self, images: Tensor) -> Tensor:
-        """The short edge to size / crop_pct, then the centre of the net's size; timm's evaluation transform."""
-        config = self._config
+    def _viewed(self, images: Tensor, view: str) -> Tensor:
+        """The short edge brought to what the view says, of the net's size or with more than it, whose centre is cut."""
+        config, (scale, mode, cut) = self._config, VIEWS[view]
         edge = config["input_size"][-1]
-        mode = InterpolationMode(config["interpolation"])
-        scaled = resize(images, [math.floor(edge / config["crop_pct"])], mode, antialias=True)
-        return center_crop(scaled, [edge, edge])
+        short = math.floor(edge / config["crop_pct"]) if scale is None else round(scale * edge)
+        filtered = InterpolationMode(mode or config["interpolation"])
+        scaled = resize(images, [short], filtered, antialias=True)
+        return center_crop(scaled, [edge, edge]) if cut else scaled
 
     def _normal(self, images: Tensor) -> Tensor:
         config = self._config
@@ -158,6 +183,7 @@ def load_vit(
     sha256: str | None = None,
     download: bool = False,
     saw_labels: bool | None = None,
+    positions: Positions | None = None,
 ) -> FrozenViT:
     """timm's ViT `name`, such as vit_base_patch16_224.dino.
 
@@ -167,9 +193,11 @@ def load_vit(
         sha256: what the file must have.
         download: whether the hub may be asked where no file is here.
         saw_labels: of the weights' training; by default False only for names known to be self-supervised.
+        positions: "dino" or "timm", see `scaled_positions`; by default the code's that published the weights.
 
     Raises:
-        UserError: an unknown name, no weights, another sha256, weights of another net or not finite.
+        UserError: an unknown name, no weights, another sha256, weights of another net or not finite, DINO's positions
+            of a net that has none like DINO's.
     """
     full = _known(name)
     given = str(weights) if weights is not None else None
@@ -199,7 +227,49 @@ def load_vit(
     if saw_labels is None:
         saw_labels = seed is None and not self_supervised(full)
     net.eval().requires_grad_(False)
-    return FrozenViT(net=net, name=full, sha256=found, seed=seed, saw_labels=saw_labels)
+    positions = positions or positions_of(full)
+    own = net.pos_embed is not None and net.cls_token is not None and net.num_prefix_tokens == 1
+    if positions == "dino" and not own:
+        raise UserError(
+            f"positions=dino: {full} has no positions of [CLS] and patches alone; take positions=timm"
+        )
+    return FrozenViT(
+        net=net, name=full, sha256=found, seed=seed, saw_labels=saw_labels, positions=positions
+    )
+
+
+def positions_of(name: str) -> Positions:
+    """Whose resampling the weights of that name were published with.
+
+    DINO's (Caron et al. 2021), and DINOv2's without registers (Oquab et al. 2023); those with registers (Darcet et al.
+    2023) are resampled as timm does, with antialiasing and no offset.
+    """
+    words = re.split(r"[._]", name.lower())
+    registers = any(w.startswith("reg") for w in words)
+    return "dino" if {"dino", "dinov2"} & set(words) and not registers else "timm"
+
+
+def scaled_positions(own: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Positions (1, 1 + N, D) of [CLS] and a grid of `size` -> (1, 1 + h w, D) of another, as DINO's code has them.
+
+    Bicubic without antialiasing, by the factor (h + 0.1) / H: the 0.1 was to save a rounding, and moves every position
+    by up to a tenth of a patch. timm resamples by h / H and, where a grid shrinks, with antialiasing.
+    """
+    if size == grid:
+        return own
+    cls, patches = own[:, :1], own[:, 1:]
+    factors = [(new + OFFSET) / old for new, old in zip(grid, size, strict=True)]
+    lying = patches.transpose(1, 2).unflatten(2, size)  # (1, D, H, W)
+    moved = F.interpolate(lying, scale_factor=factors, mode="bicubic")
+    return torch.cat((cls, moved.flatten(2).transpose(1, 2)), dim=1)
+
+
+def _placed(net: Any, x: Tensor) -> Tensor:
+    """Patches (B, h, w, D) -> [CLS] and patches with their positions (B, 1 + h w, D)."""
+    cls = net.cls_token.expand(len(x), -1, -1)
+    tokens = torch.cat((cls, x.flatten(1, 2)), dim=1)
+    grid = (x.shape[1], x.shape[2])
+    return tokens + scaled_positions(net.pos_embed, net.patch_embed.grid_size, grid)
 
 
 def self_supervised(name: str) -> bool:

@@ -23,7 +23,9 @@ from selfguide.spec.records import records
 from selfguide.spec.run import RunFolder, read_record
 from shards.wait import wait_until
 
-SHORT = ["train.images=25_600", "train.snapshot_every=5_120", "train.checkpoint_every=12_800"]
+SHORT = ["train.images=25_600", "train.checkpoint_every=12_800"]
+OFTEN = [*SHORT, "train.snapshot_every=6_400"]
+SELDOM = [*SHORT, "train.snapshot_every=12_800"]
 FINAL = "img-000025600"
 
 
@@ -67,7 +69,7 @@ def demo(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     """The shortened demo, with its evaluations; and what it said."""
     with ended_after(tmp_path_factory.mktemp("demo") / "runs") as folder:
         yield submit(
-            folder, "experiment=digits_dit", f"data.root={digits}", *SHORT, "evaluation.samples=400"
+            folder, "experiment=digits_dit", f"data.root={digits}", *OFTEN, "evaluation.samples=400"
         )
 
 
@@ -96,7 +98,7 @@ def test_the_demo_scores_snapshots_while_training_goes_on(
     assert "data:image/png" in page and "digits_dit" in page
 
     again = command("launcher.submit", f"runs={runs}", "cluster=local", "experiment=digits_dit",
-                    f"data.root={digits}", *SHORT, "evaluation.samples=400")  # fmt: skip
+                    f"data.root={digits}", *OFTEN, "evaluation.samples=400")  # fmt: skip
     assert again.returncode == 0 and "finished" in again.stdout and len(run.attempt_numbers()) == 1
 
 
@@ -132,7 +134,7 @@ def test_killing_every_evaluation_leaves_the_weights_bitwise_equal(
 ) -> None:
     killer = Killer(runs)
     killer.start()
-    run, _ = submit(runs, "experiment=digits_dit", f"data.root={digits}", *SHORT,
+    run, _ = submit(runs, "experiment=digits_dit", f"data.root={digits}", *SELDOM,
                     "evaluation.samples=200", "evaluation.attempts=2", code=1)  # fmt: skip  # no final score: not well
     killer.stop.set()
     states = [r.status for r in records(run)]
@@ -147,7 +149,7 @@ def test_killing_every_evaluation_leaves_the_weights_bitwise_equal(
 def test_cancelling_and_submitting_again_leaves_the_weights_bitwise_equal(
     digits: Path, demo: tuple[RunFolder, str], runs: Path
 ) -> None:
-    words = ["experiment=digits_dit", f"data.root={digits}", *SHORT, "evaluation=none"]
+    words = ["experiment=digits_dit", f"data.root={digits}", *SELDOM, "evaluation=none"]
     done = command("launcher.submit", f"runs={runs}", "cluster=local", *words)
     assert done.returncode == 0, done.stderr
     (description,) = runs.glob("*/*/run.json")

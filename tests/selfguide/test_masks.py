@@ -218,7 +218,7 @@ def mean_iou(found: Tensor, true: Tensor, groups: int) -> float:
 
 
 PLANTED = StegoConfig(
-    groups=6, width=16, batch=32, epochs=40, points=7, randoms=3, learning_rate=2e-3,
+    groups=6, width=16, batch=32, steps=None, epochs=40, points=7, randoms=3, learning_rate=2e-3,
     probe_rate=2e-2, revive=10,
 )  # fmt: skip
 

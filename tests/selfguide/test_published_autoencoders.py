@@ -41,7 +41,10 @@ CONFIG: dict[str, Any] = {
 class Plain:
     """The autoencoder of latent diffusion (Rombach et al. 2022); its tensors are drawn when first asked for."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, config: dict[str, Any] = CONFIG, groups: int = GROUPS, attends: bool = True
+    ) -> None:
+        self.config, self.groups, self.attends = config, groups, attends
         self.tensors: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(0)
 
@@ -60,7 +63,7 @@ class Plain:
     def norm(self, name: str, x: Tensor) -> Tensor:
         channels = x.shape[1]
         weight, bias = (self.tensor(f"{name}.{part}", channels) for part in ("weight", "bias"))
-        return F.group_norm(x, GROUPS, weight, bias, eps=1e-6)
+        return F.group_norm(x, self.groups, weight, bias, eps=1e-6)
 
     def block(self, name: str, x: Tensor, out: int) -> Tensor:
         h = self.conv(f"{name}.conv1", F.silu(self.norm(f"{name}.norm1", x)), out)
@@ -81,12 +84,12 @@ class Plain:
         return self.block(f"{side}.mid.block_2", x, x.shape[1])
 
     def moments(self, x: Tensor) -> Tensor:
-        widths, latents = CONFIG["block_out_channels"], CONFIG["latent_channels"]
+        widths, latents = self.config["block_out_channels"], self.config["latent_channels"]
         x = self.conv("encoder.conv_in", x, widths[0])
         for level, width in enumerate(widths):
-            for number in range(CONFIG["layers_per_block"]):
+            for number in range(self.config["layers_per_block"]):
                 x = self.block(f"encoder.down.{level}.block.{number}", x, width)
-                if level == len(widths) - 1:
+                if self.attends and level == len(widths) - 1:
                     x = self.attention(f"encoder.down.{level}.attn.{number}", x)
             if level < len(widths) - 1:
                 x = F.pad(x, (0, 1, 0, 1))
@@ -99,13 +102,13 @@ class Plain:
         return self.conv("quant_conv", x, 2 * latents, 1)
 
     def images(self, z: Tensor) -> Tensor:
-        widths = CONFIG["block_out_channels"]
+        widths = self.config["block_out_channels"]
         x = self.conv("post_quant_conv", z, z.shape[1], 1)
         x = self.middle("decoder", self.conv("decoder.conv_in", x, widths[-1]))
         for level in reversed(range(len(widths))):
-            for number in range(CONFIG["layers_per_block"] + 1):
+            for number in range(self.config["layers_per_block"] + 1):
                 x = self.block(f"decoder.up.{level}.block.{number}", x, widths[level])
-                if level == len(widths) - 1:
+                if self.attends and level == len(widths) - 1:
                     x = self.attention(f"decoder.up.{level}.attn.{number}", x)
             if level:
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -292,6 +295,29 @@ def test_published_architectures(
     assert own["quant_conv.weight"].shape[0] == 2 * published["latent_channels"]
     assert len(published["block_out_channels"]) == levels
     assert {kl.renamed(name, levels) for name in own} == own.keys()  # names of now stay
+
+
+@pytest.mark.parametrize(
+    ("published", "attends"),
+    # attention in the middle alone, and at the last level as well
+    [(kl.SD_VAE, False), (kl.VA_VAE, True)],
+    ids=["sd_vae", "va_vae"],
+)
+def test_published_sizes_are_the_plain_forward(
+    published: dict[str, Any], attends: bool, agree: Any
+) -> None:
+    """32 groups of eps 1e-6, an odd pad before each halving, the nearest pixel before each doubling."""
+    plain = Plain(published, groups=32, attends=attends)
+    x = 2 * torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) - 1
+    with torch.no_grad():
+        moments = plain.moments(x)
+        latents = moments[:, : published["latent_channels"]]
+        images = plain.images(latents)
+        net = kl.build(published)
+        levels = len(published["block_out_channels"])
+        net.load_state_dict(kl.in_diffusers_form(plain.tensors, levels))
+        agree(net.encode(x).latent_dist.parameters, moments, 1e-4)
+        agree(net.decode(latents).sample, images, 1e-4)
 
 
 # --- where weights are looked for ----------------------------------------------------------------

@@ -111,6 +111,28 @@ def test_kmeans_extracts_what_it_needs_beside_its_own(digits: Path, tmp_path: Pa
     assert groups.provenance["features"]["rows_sha256"] == features.sha256
 
 
+def test_what_undoes_our_differences_is_recorded_and_what_does_not_leaves_no_trace(
+    digits: Path, pixels: Path, tmp_path: Path
+) -> None:
+    flags = ["kmeans", str(digits), "--features", str(pixels), "--groups", "10"]
+    published = ["--assign-raw", "--per-group", "100", "--restarts", "1"]
+    assert main([*flags, *published, "--out", str(tmp_path / "published")]) == 0
+    assert main([*flags, "--out", str(tmp_path / "ours")]) == 0
+    records = [sidecar.read(tmp_path / name).provenance for name in ("published", "ours")]
+    assert (records[0]["assigned"], records[0]["per_group"], records[0]["restarts"]) == (
+        "raw",
+        100,
+        1,
+    )
+    assert not {"assigned", "per_group"} & records[1].keys()
+    views = [["--view", "sgdm"], []]
+    for number, more in enumerate(views):
+        words = ["features", str(digits), *VIT, *more, "--out", str(tmp_path / str(number))]
+        assert main(words) == 0
+    records = [sidecar.read(tmp_path / name).provenance for name in ("0", "1")]
+    assert records[0]["view"] == "sgdm" and not {"view", "positions"} & records[1].keys()
+
+
 def test_shards_without_labels_have_no_agreement(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -129,6 +151,16 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["kmeans", "--features", "{pixels}", "--groups", "0"], "groups=0"),
     (["kmeans", "--features", "{pixels}", "--groups", "5", "--restarts", "0"], "restarts=0"),
     (["kmeans", "--features", "{pixels}", "--groups", "5", "--spherical", "--raw"], "spherical"),
+    (
+        ["kmeans", "--features", "{pixels}", "--groups", "5", "--assign-raw", "--raw"],
+        "leave it out",
+    ),
+    (["kmeans", "--features", "{pixels}", "--groups", "5", "--per-group", "0"], "--per-group 0"),
+    (
+        ["kmeans", "--features", "{pixels}", "--groups", "5", "--assign-raw", "--processes", "2"],
+        "leave out --processes",
+    ),
+    (["features", "--pixels", "--view", "sgdm"], "--view says nothing to --pixels"),
     (["kmeans", "--features", "{nowhere}", "--groups", "5"], "holds no annotation"),
     (["kmeans", "--features", "{foreign}", "--groups", "5"], "annotates shards bbbbbbbbbbbb"),
     (["kmeans", "--features", "{ids}", "--groups", "5"], "is of kind id; give one of features"),

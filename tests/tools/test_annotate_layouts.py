@@ -155,6 +155,7 @@ def test_a_killed_command_goes_on_to_the_same_masks(
 ) -> None:
     monkeypatch.setattr(stego, "SAVED", 2)
     words = ["stego", str(pictures), *NET, "--groups", "3", "--epochs", "8", "--crop", "32"]
+    words += ["--step-crops", "60"]
     words += ["--short", "64", "--out"]
     assert main([*words, str(tmp_path / "whole")]) == 0
     with monkeypatch.context() as once, pytest.raises(KeyboardInterrupt):
@@ -217,6 +218,9 @@ def test_latents_are_decoded_before_a_net_sees_them(
         (["lost", "--batch", "0"], ("--batch 0", "1 or more")),
         (["stego", "--groups", "1"], ("--groups 1", "2 or more")),
         (["stego", "--method", "kmeans", "--live"], ("--live", "leave it out")),
+        (["stego", "--method", "kmeans", "--step-crops", "8"], ("--step-crops", "leave it out")),
+        (["stego", "--epochs", "2", "--steps", "9"], ("--epochs with --steps",)),
+        (["stego", "--steps", "0"], ("--steps 0", "1 or more")),
         (
             ["stego", "--method", "kmeans", "--groups", "9999", "--short", "16"],
             ("groups=9999", "12"),
@@ -243,3 +247,58 @@ def test_weights_that_are_not_finite_are_named(
     for verb in ("lost", "stego"):
         with pytest.raises(UserError, match="NaN or infinite"):
             main([verb, str(pictures), *NET, "--out", str(tmp_path / verb)])
+
+
+DINO = ["--vit", "vit_small_patch16_224.dino", "--weights", "random:0", "--batch", "4"]
+
+
+def begin_and_go_on(
+    old: list[str], new: list[str], doing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[sidecar.Sidecar, sidecar.Sidecar]:
+    """What a command under `old` flags makes, and what one under `new` flags makes of its half."""
+    assert main([*old, "--out", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as once, pytest.raises(KeyboardInterrupt):
+        killed_after(1, once, doing)
+        main([*old, "--out", str(tmp_path / "parts")])
+    assert main([*new, "--out", str(tmp_path / "parts")]) == 0
+    return sidecar.read(tmp_path / "whole"), sidecar.read(tmp_path / "parts")
+
+
+def test_boxes_begun_with_other_positions_are_ended_with_them_and_say_so(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["lost", str(pictures), *DINO, "--device", "cpu"]
+    old = [*words, "--positions", "timm"]
+    whole, parts = begin_and_go_on(old, words, "boxes", tmp_path, monkeypatch)
+    assert "positions=dino" in capsys.readouterr().err
+    assert "positions" not in whole.provenance and whole.provenance == parts.provenance
+    assert whole.sha256 == parts.sha256
+    # nothing half made is there: DINO's
+    assert main([*words, "--out", str(tmp_path / "new")]) == 0
+    assert sidecar.read(tmp_path / "new").provenance["positions"] == "dino"
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("doing", ["features of crops", "STEGO"])
+def test_masks_begun_before_the_corrections_are_ended_as_they_were_begun(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    doing: str,
+) -> None:
+    words = ["stego", str(pictures), *NET, "--groups", "3", "--epochs", "3", "--crop", "32"]
+    words += ["--short", "64"]
+    before = ["--step-crops", "64", "--dropouts", "one", "--resize", "smooth", "--no-mirror"]
+    whole, parts = begin_and_go_on([*words, *before], words, doing, tmp_path, monkeypatch)
+    assert "batch=16" in capsys.readouterr().err
+    assert not {"dropouts", "resize", "mirror", "steps"} & whole.provenance.keys()
+    assert (whole.provenance["batch"], whole.provenance["epochs"]) == (64, 3)
+    assert whole.sha256 == parts.sha256
+    # what the user chooses is not taken for another's: the half under other steps stays where it is
+    assert main([*words, "--step-crops", "64", "--out", str(tmp_path / "chosen")]) == 0
+    assert sidecar.read(tmp_path / "chosen").provenance["dropouts"] == "each"

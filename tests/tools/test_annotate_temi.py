@@ -113,6 +113,73 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(
         annotate("bound", digits, features, out, *flags, "--beta", "0.7")
 
 
+BEFORE = ("--decay-biases", "--no-warmup-from-zero")
+
+
+def dies_in_epoch(number: int, patch: pytest.MonkeyPatch) -> None:
+    """Fits are saved after every epoch, and the one of that number never comes."""
+    epoch = temi_fit._epoch
+
+    def dying(*arguments: Any) -> None:
+        if arguments[-1] == number:
+            raise Killed
+        epoch(*arguments)
+
+    patch.setattr(temi_fit, "SAVE_EVERY", 1)
+    patch.setattr(temi_fit, "_epoch", dying)
+
+
+def test_a_fit_begun_before_the_corrections_is_ended_as_it_was_begun(
+    digits: Path,
+    features: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    annotate("temi", digits, features, tmp_path / "whole", "--groups", "10", *BEFORE)
+    with monkeypatch.context() as once, pytest.raises(Killed):
+        dies_in_epoch(2, once)
+        annotate("temi", digits, features, tmp_path / "parts", "--groups", "10", *BEFORE)
+    annotate("temi", digits, features, tmp_path / "parts", "--groups", "10")
+    assert "decay_biases=False, warmup_from_zero=True" in capsys.readouterr().err
+    whole, parts = (sidecar.read(tmp_path / name) for name in ("whole", "parts"))
+    assert not {"decay_biases", "warmup_from_zero"} & whole.provenance["temi"].keys()
+    assert whole.provenance == parts.provenance and whole.sha256 == parts.sha256
+    annotate("temi", digits, features, tmp_path / "new", "--groups", "10")
+    new = sidecar.read(tmp_path / "new").provenance
+    assert (new["temi"]["decay_biases"], new["temi"]["warmup_from_zero"]) == (False, True)
+    assert new["losses"] != whole.provenance["losses"]
+    assert not capsys.readouterr().err
+
+
+def test_a_search_begun_before_the_corrections_is_ended_as_it_was_begun(
+    digits: Path,
+    features: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    flags = ("--start", "4", "--alpha", "1", "--finer", "0")
+    fitted: list[int] = []
+    begin = temi_fit._begin
+
+    def second_dies(width: int, config: TemiConfig, device: Any) -> Any:
+        fitted.append(config.groups)
+        if len(fitted) == 2:
+            raise Killed
+        return begin(width, config, device)
+
+    with monkeypatch.context() as once, pytest.raises(Killed):
+        once.setattr(temi_fit, "_begin", second_dies)
+        annotate("bound", digits, features, tmp_path / "bound", *flags, *BEFORE)
+    annotate("bound", digits, features, tmp_path / "bound", *flags)
+    assert "decay_biases=False" in capsys.readouterr().err
+    groups = sorted((tmp_path / "bound").glob("groups-*"))
+    assert len(groups) > 1
+    for folder in groups:
+        assert "decay_biases" not in sidecar.read(folder).provenance["temi"]
+
+
 @pytest.mark.parametrize(
     ("verb", "flags", "message"),
     [

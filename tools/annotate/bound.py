@@ -12,18 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from selfguide.discovery import bound
+from selfguide.discovery.corrected import plain
 from selfguide.discovery.temi import TemiConfig
 from shards import sidecar, storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from tools import drawing, flags
 from tools.annotate.features import add_source, features_of
-from tools.annotate.temi import add_settings, annotate, config_of
+from tools.annotate.temi import add_settings, annotate, as_fit_was_begun, config_of
 
 HELP = "the most groups worth separating, by TEMI"
 
@@ -48,9 +49,20 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     features = features_of(options)
     partial = out / ".partial"
 
+    def folder_of(groups: int) -> Path:
+        return out / f"groups-{groups:05d}"
+
+    # one search is made of one kind of fits: the first tells under which settings it was begun
+    first = as_fit_was_begun(
+        config_of(options, options.start),
+        features,
+        partial,
+        options,
+        lambda config: _holds(folder_of(options.start), config, features),
+    )
+
     def used(groups: int) -> int:
-        config = config_of(options, groups)
-        folder = out / f"groups-{groups:05d}"
+        config, folder = replace(first, groups=groups), folder_of(groups)
         found = _finished(folder, config, features)
         found = found or annotate(features, config, folder, partial, options)
         return int(found.provenance["used"])
@@ -87,15 +99,20 @@ def _finished(
     """
     if not (folder / storage.MANIFEST).exists():
         return None
-    found = sidecar.read(folder, manifest=features.manifest)
-    if (
-        found.provenance.get("temi") != asdict(config)
-        or found.provenance["features"]["rows_sha256"] != features.sha256
-    ):
+    if not _holds(folder, config, features):
         raise UserError(
             f"{folder} holds a fit with other settings or features; name another --out, or remove it"
         )
-    return found
+    return sidecar.read(folder, manifest=features.manifest)
+
+
+def _holds(folder: Path, config: TemiConfig, features: sidecar.Sidecar) -> bool:
+    """Whether a fit of these settings to these features is published there."""
+    if not (folder / storage.MANIFEST).exists():
+        return False
+    said = sidecar.read(folder, manifest=features.manifest).provenance
+    settings, read = said.get("temi"), said["features"]["rows_sha256"]
+    return bool(settings == plain(config) and read == features.sha256)
 
 
 def plot(found: bound.Search, file: Path, title: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder
 from selfguide.discovery.extraction import extract
 from selfguide.discovery.features import FeatureNet, PixelFeatures, SnapshotFeatures, ViTFeatures
-from selfguide.discovery.vit import FrozenViT, load_vit
+from selfguide.discovery.vit import VIEWS, FrozenViT, Positions, load_vit
 from selfguide.distributed import RankInfo
 from selfguide.spec.config import POOLINGS
 from shards import sidecar
@@ -128,7 +128,13 @@ def build_net(options: argparse.Namespace) -> FeatureNet:
         return PixelFeatures(header)
     if options.vit:
         vit, codec = vit_of(options, header)
-        return ViTFeatures(vit, header, pooling=options.pooling or "cls", autoencoder=codec)
+        return ViTFeatures(
+            vit,
+            header,
+            pooling=options.pooling or "cls",
+            view=options.view or "timm",
+            autoencoder=codec,
+        )
     snapshot, _ = load_snapshot(options.snapshot, options.runs, options.images, options.ema or 0)
     snapshot.student.to(_device(options))
     return SnapshotFeatures(
@@ -141,7 +147,9 @@ def build_net(options: argparse.Namespace) -> FeatureNet:
     )
 
 
-def vit_of(options: argparse.Namespace, header: Header) -> tuple[FrozenViT, Autoencoder | None]:
+def vit_of(
+    options: argparse.Namespace, header: Header, positions: Positions | None = None
+) -> tuple[FrozenViT, Autoencoder | None]:
     """The ViT that --vit and the flags of `OF_VIT` name, and what decodes stored latents for it, on their device."""
     device = _device(options)
     vit = load_vit(
@@ -150,6 +158,7 @@ def vit_of(options: argparse.Namespace, header: Header) -> tuple[FrozenViT, Auto
         sha256=options.sha256,
         download=options.download,
         saw_labels=None if options.saw_labels is None else options.saw_labels == "yes",
+        positions=positions,
     )
     codec = None
     if header.kind == "latent":
@@ -182,9 +191,19 @@ OF_VIT: tuple[Flag, ...] = (
 )
 
 
+VIEW: Flag = (
+    "--view",
+    tuple(VIEWS),
+    None,
+    "whose transform brings images to the net's size (timm)",
+)
+
+
 def _refuse_unread(options: argparse.Namespace) -> None:
     """A flag of another net would change nothing, and its user should know."""
-    of_vit, of_snapshot = ([typed.split()[0] for typed, *_ in own] for own in (OF_VIT, OF_SNAPSHOT))
+    of_vit, of_snapshot = (
+        [typed.split()[0] for typed, *_ in own] for own in ((*OF_VIT, VIEW), OF_SNAPSHOT)
+    )
     unread = {
         "--snapshot": of_vit,
         "--vit": of_snapshot,
@@ -213,4 +232,4 @@ def _add_nets(parser: argparse.ArgumentParser, what: argparse._MutuallyExclusive
         DEVICE,
     )
     flags.add(parser.add_argument_group("of a snapshot"), *OF_SNAPSHOT, flags.RUNS)
-    flags.add(parser.add_argument_group("of a ViT"), *OF_VIT)
+    flags.add(parser.add_argument_group("of a ViT"), *OF_VIT, VIEW)

@@ -26,6 +26,7 @@ from selfguide.discovery.spent import cost
 from selfguide.distributed import RankInfo
 from shards import sidecar
 from shards.cli import track
+from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.read.reader import Reader
 from tools import flags
@@ -47,18 +48,30 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("--restarts N", int, 3, "the tightest is kept (3)"),
         ("--spherical", bool, False, "centroids of unit length"),
         ("--raw", bool, False, "features as they are; default each of unit length"),
+        (
+            "--assign-raw",
+            bool,
+            False,
+            "fit unit features and assign them as they are, as SGDM's code",
+        ),
+        (
+            "--per-group N",
+            int,
+            None,
+            "samples a group that are fitted; faiss's own, as SGDM's code: 256 (all)",
+        ),
     )
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     manifest, target = manifests.load(options.root), Path(options.out)
-    fit = settings(options)
+    fit, published = settings(options), as_published(options)
     check(manifest.count, options.groups, **fit)
     sidecar.refuse_taken(target, COLUMNS)
     features = features_of(options)
     rows, started = checked(features.rows()), time.monotonic()
     if options.processes == 1:
-        found = kmeans(rows, options.groups, seed=options.seed, **fit)
+        found = kmeans(rows, options.groups, seed=options.seed, **fit, **published)
     else:
         shares = run_ranks(options.processes, _share, str(features.folder), options, timeout=None)
         found = replace(
@@ -83,6 +96,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             "groups": options.groups,
             "seed": options.seed,
             **fit,
+            **published,
             "report": said,
             "features": {**features.provenance, "rows_sha256": features.sha256},
             "saw_labels": features.saw_labels,
@@ -107,6 +121,23 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "spherical": options.spherical,
         "normalise": not options.raw,
     }
+
+
+def as_published(options: argparse.Namespace) -> dict[str, Any]:
+    """What of SGDM's code was asked for; records of before say nothing of it.
+
+    Raises:
+        UserError: it was asked for with flags that it does not go with.
+    """
+    flags.check_least(options, 1, "per_group")
+    if options.assign_raw and options.raw:
+        raise UserError(
+            "--assign-raw says nothing to --raw, which fits them as they are, too; leave it out"
+        )
+    if options.processes > 1 and (options.assign_raw or options.per_group):
+        raise UserError("--assign-raw and --per-group are of one process; leave out --processes")
+    raw: dict[str, Any] = {"assigned": "raw"} if options.assign_raw else {}
+    return raw if options.per_group is None else raw | {"per_group": options.per_group}
 
 
 def labels_of(root: str, manifest: manifests.Manifest) -> NDArray[np.int64] | None:

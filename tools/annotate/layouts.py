@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from selfguide.data.autoencoders import Autoencoder, to_images
 from selfguide.data.crop_flip import Size
 from selfguide.data.normaliser import Normaliser
 from selfguide.discovery.resumable import Array, Make, Rows, Work, gather
-from selfguide.discovery.vit import FrozenViT
+from selfguide.discovery.vit import FrozenViT, Positions
 from shards import sidecar, storage
 from shards.format import manifest as manifests
 from shards.format.header import Header
@@ -32,6 +32,9 @@ from tools.annotate.features import DEVICE, OF_VIT, vit_of
 
 PICTURED = 32  # images in the picture beside a sidecar
 PARTS = 512  # of which rows are made, at most
+POSITIONS = (
+    "how positions are resampled off the net's own size (by its name: DINO's code's, or timm's)"
+)
 
 
 def add_net(parser: argparse.ArgumentParser, short: str) -> None:
@@ -40,6 +43,7 @@ def add_net(parser: argparse.ArgumentParser, short: str) -> None:
         parser,
         ("--vit NAME", str, flags.REQUIRED, name),
         *OF_VIT,
+        ("--positions", get_args(Positions), None, POSITIONS),
         ("--short N", int, None, f"short edge at which the net sees an image ({short})"),
         flags.OUT,
         ("--batch N", int, 32, "images at once (32)"),
@@ -75,10 +79,16 @@ class Looked:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        said = {**self.vit.provenance, "short": self.short}
+        said = {**self.vit.provenance_at_any_size, "short": self.short}
         if self.codec is not None:
             said |= {"decoder": self.codec.name, "decoder_sha256": self.codec.sha256}
         return said
+
+    def before(self, options: argparse.Namespace) -> Looked:
+        """As images were looked at before positions were corrected, unless the user has chosen."""
+        if options.positions is not None:
+            return self
+        return replace(self, vit=replace(self.vit, positions="timm"))
 
 
 def look(options: argparse.Namespace, short: int | None) -> Looked:
@@ -90,7 +100,7 @@ def look(options: argparse.Namespace, short: int | None) -> Looked:
     flags.check_least(options, 1, "short", "batch")
     manifest = manifests.load(options.root)
     header = Header.of(manifest.header)
-    vit, codec = vit_of(options, header)
+    vit, codec = vit_of(options, header, options.positions)
     return Looked(
         manifest=manifest,
         reader=Reader(options.root, manifest),

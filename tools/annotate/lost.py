@@ -23,6 +23,8 @@ from shards import sidecar
 from shards.errors import UserError
 from tools import flags
 from tools.annotate import layouts
+from tools.annotate.begun import as_begun
+from tools.annotate.layouts import Looked
 
 HELP = "boxes around objects (LOST)"
 DEGENERATE = 0.5  # share of boxes that say nothing above which the command speaks up
@@ -42,13 +44,16 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     size = looked.size
     seen = looked.seen(looked.images(np.arange(1))).shape[-2:]
     patch = looked.vit.patch * size[0] / seen[0]  # in pixels of the image
-    provenance = {
-        "method": "LOST",
-        **looked.provenance,
-        "k_patches": options.k_patches,
-        "image": list(size),
-    }
-    work = Work(target, looked.manifest.hash, provenance)
+
+    def provenance(looked: Looked) -> dict[str, Any]:
+        made = {"k_patches": options.k_patches, "image": list(size)}
+        return {"method": "LOST", **looked.provenance, **made}
+
+    def work_of(looked: Looked) -> Work:
+        return Work(target, looked.manifest.hash, provenance(looked))
+
+    looked = as_begun(looked, looked.before(options), lambda one: work_of(one).begun, provenance)
+    work = work_of(looked)
 
     def boxes(ordinals: NDArray[np.int64]) -> Tensor:
         keys = looked.vit.keys(looked.seen(looked.images(ordinals)))  # (B, D, h, w)

@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import colorsys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -26,18 +26,29 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import five_crop, resize
+from torchvision.transforms.v2.functional import center_crop, five_crop, resize
 
 from selfguide.discovery import resumable
+from selfguide.discovery.corrected import before, plain
 from selfguide.discovery.kmeans import check, kmeans
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.resumable import REPORT, Array, Rows, Work, gather
 from selfguide.discovery.spent import spending
-from selfguide.discovery.stego import PRESETS, Fit, Maps, Pairs, StegoConfig, segment
+from selfguide.discovery.stego import (
+    PRESETS,
+    Dropouts,
+    Fit,
+    Maps,
+    Pairs,
+    Resize,
+    StegoConfig,
+    segment,
+)
 from shards import cli, sidecar
 from shards.errors import UserError
 from tools import flags
 from tools.annotate import layouts
+from tools.annotate.begun import as_begun
 from tools.annotate.layouts import Looked
 
 HELP = "masks of groups (STEGO)"
@@ -49,6 +60,15 @@ FITTED = 500_000  # patches that the stand-in's k-means is fitted to
 SAVED = 100  # steps between saved states
 STANDS_IN = "k-means over patch features, a stand-in: not STEGO"
 LEARNED = "segmenter.safetensors"
+# flags of settings that were corrected, and the setting of each
+TYPED = {
+    "step_crops": "batch",
+    "steps": "steps",
+    "dropouts": "dropouts",
+    "resize": "resize",
+    "mirror": "mirror",
+}
+Made = tuple[StegoConfig, Looked]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +80,35 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("--preset", tuple(PRESETS), "cocostuff27", "settings (cocostuff27)"),
         ("--groups K", int, None, "how many; default the preset's"),
         ("--shifts OWN KNN RANDOM", float, None, shifts),
-        ("--epochs N", int, None, "over all crops; default the preset's"),
+        ("--step-crops N", int, None, "crops of a step; default the preset's"),
+        ("--steps N", int, None, "of the fit; default the preset's"),
+        ("--epochs N", int, None, "over all crops, in place of --steps"),
+        (
+            "--revive N",
+            int,
+            None,
+            "steps after which a lost centroid begins again, 0 never; default the preset's",
+        ),
+        (
+            "--dropouts",
+            get_args(Dropouts),
+            None,
+            "what channels are dropped of (each, as published)",
+        ),
+        (
+            "--resize",
+            get_args(Resize),
+            None,
+            "how images come to the net's size (published: by the nearest pixel)",
+        ),
         ("--crop N", int, TRAINED, f"a crop's edge for the net ({TRAINED})"),
         ("--live", bool, False, "keep no features of crops on disk"),
         ("--seed N", int, 0, "of all that is drawn (0)"),
+    )
+    parser.add_argument(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        help="average the codes of an image and of its mirror image (yes)",
     )
 
 
@@ -72,11 +117,21 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     sidecar.refuse_taken(target, {sidecar.ROWS, "mask.png", LEARNED})
     config = settings(options)
     looked = layouts.look(options, MASKED)
-    method: dict[str, Any] = {"method": "STEGO", **asdict(config), "crop": options.crop}
-    if options.method == "kmeans":
-        method = {"method": STANDS_IN, "groups": config.groups}
-    provenance = {**method, "seed": options.seed, **looked.provenance, "image": list(looked.size)}
-    work = Work(target, looked.manifest.hash, provenance)
+    size = list(looked.size)
+
+    def provenance(made: Made) -> dict[str, Any]:
+        config, looked = made
+        method: dict[str, Any] = {"method": "STEGO", **plain(config), "crop": options.crop}
+        if options.method == "kmeans":
+            method = {"method": STANDS_IN, "groups": config.groups}
+        return {**method, "seed": options.seed, **looked.provenance, "image": size}
+
+    def work_of(made: Made) -> Work:
+        return Work(target, looked.manifest.hash, provenance(made))
+
+    old = before(config, typed(options)), looked.before(options)
+    chosen = as_begun((config, looked), old, lambda one: work_of(one).begun, provenance)
+    (config, looked), work = chosen, work_of(chosen)
     fitted = stand_in if options.method == "kmeans" else learned
     mask, tensors, learned_facts, remarks = fitted(looked, config, work, options)
     rows = layouts.fill(
@@ -94,13 +149,13 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         groups=config.groups,
         attached={LEARNED: save(weights)},
     )
-    facts = made.provenance[REPORT]
+    facts, named = made.provenance[REPORT], work.provenance["method"]
     text = (
-        f"{made.count:,} masks of {made.groups} groups by {provenance['method']}; {facts['used']:.0%} of the groups "
+        f"{made.count:,} masks of {made.groups} groups by {named}; {facts['used']:.0%} of the groups "
         f"are in use, {facts['shown']:.1f} in an image\n{made.folder / 'mask.png'} shows {layouts.PICTURED}"
     )
-    named = {"out": str(made.folder), "count": made.count, "method": provenance["method"]}
-    return named | facts | {"warnings": remarks}, "\n".join((text, *remarks))
+    said = {"out": str(made.folder), "count": made.count, "method": named}
+    return said | facts | {"warnings": remarks}, "\n".join((text, *remarks))
 
 
 def settings(options: argparse.Namespace) -> StegoConfig:
@@ -110,19 +165,30 @@ def settings(options: argparse.Namespace) -> StegoConfig:
         UserError: a value out of range, or a flag that the stand-in does not read.
     """
     flags.check_least(options, 2, "groups")
-    flags.check_least(options, 1, "epochs", "crop")
-    flags.check_least(options, 0, "seed")
+    flags.check_least(options, 1, "epochs", "steps", "step_crops", "crop")
+    flags.check_least(options, 0, "seed", "revive")
     if options.method == "kmeans":
-        for name in ("shifts", "epochs", "live"):
+        for name in ("shifts", "live", *TYPED, "epochs", "revive"):
             if getattr(options, name) not in (None, False):
-                raise UserError(f"--{name} says nothing to --method kmeans; leave it out")
+                raise UserError(
+                    f"--{name.replace('_', '-')} says nothing to --method kmeans; leave it out"
+                )
+    if options.epochs and options.steps:
+        raise UserError("--epochs with --steps: one of them says how long the fit is")
     config = PRESETS[options.preset]
     if options.shifts is not None:
         own, knn, random = options.shifts
         config = replace(config, shifts=Pairs(own=own, knn=knn, random=random))
-    return replace(
-        config, groups=options.groups or config.groups, epochs=options.epochs or config.epochs
-    )
+    chosen = {field: getattr(options, name) for name, field in TYPED.items()}
+    chosen |= {name: getattr(options, name) for name in ("groups", "epochs", "revive")}
+    config = replace(config, **{name: v for name, v in chosen.items() if v is not None})
+    return replace(config, steps=None) if options.epochs else config
+
+
+def typed(options: argparse.Namespace) -> set[str]:
+    """Corrected settings that the user has chosen."""
+    chosen = {field for name, field in TYPED.items() if getattr(options, name) is not None}
+    return chosen | ({"steps"} if options.epochs else set())
 
 
 Fitted = tuple[
@@ -140,11 +206,12 @@ def learned(looked: Looked, config: StegoConfig, work: Work, options: argparse.N
 
     def crops(ordinals: NDArray[np.int64]) -> Tensor:
         """(B, 5, D, h, w)."""
-        cut = torch.stack(five(looked.images(ordinals), options.crop), dim=1)  # (B, 5, C, h, w)
+        images = looked.images(ordinals)
+        cut = torch.stack(five(images, options.crop, config.resize), dim=1)  # (B, 5, C, h, w)
         return looked.vit.patches(cut.flatten(0, 1)).unflatten(0, (-1, 5))
 
     def live(indices: Tensor) -> Tensor:
-        cut = five(looked.images(indices.numpy() // 5), options.crop)
+        cut = five(looked.images(indices.numpy() // 5), options.crop, config.resize)
         picked = torch.stack([cut[int(i) % 5][b] for b, i in enumerate(indices)])
         return looked.vit.patches(picked)
 
@@ -175,7 +242,11 @@ def learned(looked: Looked, config: StegoConfig, work: Work, options: argparse.N
     net = fit.net.eval()
 
     def mask(ordinals: NDArray[np.int64]) -> Tensor:
-        return net.masks(*fitting(looked, ordinals))
+        images = looked.images(ordinals)
+        size = (images.shape[-2], images.shape[-1])
+        whole = fitting(looked, images, config.resize)
+        mirrored = looked.vit.patches(whole.flip(3)) if config.mirror else None
+        return net.masks(looked.vit.patches(whole), size, mirrored)
 
     facts = {"knn_cosine": fit.watched.knn, "random_cosine": fit.watched.random}
     return mask, net.state_dict(), facts, fit.watched.warnings(config.shifts)
@@ -213,20 +284,26 @@ def stand_in(
     centroids = torch.from_numpy(found.centroids).to(looked.vit.device)
 
     def mask(ordinals: NDArray[np.int64]) -> Tensor:
-        maps, size = fitting(looked, ordinals)
-        return segment(F.normalize(maps, dim=1), centroids, size)
+        images = looked.images(ordinals)
+        maps = looked.vit.patches(fitting(looked, images, "smooth"))
+        return segment(F.normalize(maps, dim=1), centroids, (images.shape[-2], images.shape[-1]))
 
     facts = {"fitted_images": len(chosen), "images": count, "inertia": found.inertia}
     remarks = [f"these masks are {STANDS_IN}; fitted to {len(chosen):,} of {count:,} images"]
     return mask, {"centroids": centroids}, facts, remarks
 
 
-def five(images: Tensor, edge: int) -> list[Tensor]:
+def five(images: Tensor, edge: int, how: Resize) -> list[Tensor]:
     """Corners and centre of uint8 images (B, C, H, W), half as high and wide, each (B, C, edge, edge)."""
     half = [max(1, n // 2) for n in images.shape[-2:]]
+    crops = five_crop(images, half)
+    if how == "smooth":
+        return [
+            resize(crop, [edge, edge], InterpolationMode.BICUBIC, antialias=True) for crop in crops
+        ]
     return [
-        resize(crop, [edge, edge], InterpolationMode.BICUBIC, antialias=True)
-        for crop in five_crop(images, half)
+        center_crop(resize(crop, [edge], InterpolationMode.NEAREST_EXACT), [edge, edge])
+        for crop in crops
     ]
 
 
@@ -235,14 +312,16 @@ def features(looked: Looked, ordinals: NDArray[np.int64]) -> Tensor:
     return looked.vit.patches(looked.seen(looked.images(ordinals)))
 
 
-def fitting(looked: Looked, ordinals: NDArray[np.int64]) -> tuple[Tensor, tuple[int, int]]:
-    """Patch features of what is seen without the patches that reach over its edge, and the images' own size."""
-    images = looked.images(ordinals)
+def fitting(looked: Looked, images: Tensor, how: Resize) -> Tensor:
+    """Images as the net is shown them to be masked: of whole patches, less those that would reach over the edge.
+
+    Features must cover the image exactly, or masks would be shifted against it.
+    """
     seen, patch = looked.seen(images), looked.vit.patch
-    rows, columns = (max(1, n // patch) * patch for n in seen.shape[-2:])
-    # features must cover the image exactly, or masks would be shifted against it
-    whole = resize(seen, [rows, columns], InterpolationMode.BICUBIC, antialias=True)
-    return looked.vit.patches(whole), (images.shape[-2], images.shape[-1])
+    whole = [max(1, n // patch) * patch for n in seen.shape[-2:]]
+    if how == "published":
+        return resize(images, whole, InterpolationMode.NEAREST_EXACT)
+    return resize(seen, whole, InterpolationMode.BICUBIC, antialias=True)
 
 
 def usage(rows: Rows, groups: int) -> dict[str, float]:

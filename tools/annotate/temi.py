@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,25 @@ from safetensors.torch import save
 
 from selfguide.discovery import resumable
 from selfguide.discovery.agreement import agreement
+from selfguide.discovery.corrected import before, plain
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.spent import cost
 from selfguide.discovery.temi import TemiConfig
-from selfguide.discovery.temi_fit import ALONE, fit
+from selfguide.discovery.temi_fit import ALONE, fit, state_file
 from selfguide.distributed import RankInfo
 from shards import sidecar, storage
 from shards.format import manifest as manifests
 from tools import flags
+from tools.annotate.begun import as_begun
 from tools.annotate.features import add_source, features_of
 from tools.annotate.kmeans import labels_of
 from tools.ranks import run_ranks
 
 HELP = "groups by TEMI's heads on features"
 HEADS = "heads.safetensors"
+WHOLE = (
+    1e9  # a teacher's memory, in fits, that never comes to less than what its momentum remembers
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -58,16 +64,20 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     ):
         value = getattr(default, name)
         flags.add(own, (f"{flag} N", type(value), value, f"{text} ({value})"))
-    own.add_argument(
-        "--standardise",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="take each feature to mean 0 and spread 1 first (yes)",
-    )
+    for flag, switch, text in (
+        ("--standardise", True, "take each feature to mean 0 and spread 1 first (yes)"),
+        ("--decay-biases", None, "weight decay of biases, too (no)"),
+        ("--warmup-from-zero", None, "whether the first step's learning rate is 0 (yes)"),
+        ("--short-memory", True, "of the teacher, in fits of less than 12,500 steps (yes)"),
+    ):
+        own.add_argument(flag, action=argparse.BooleanOptionalAction, default=switch, help=text)
 
 
 def config_of(options: argparse.Namespace, groups: int) -> TemiConfig:
     flags.check_least(options, 1, "processes")
+    typed = {name: getattr(options, name) for name in _typed(options)}
+    if not options.short_memory:
+        typed["memory"] = WHOLE
     return TemiConfig(
         groups=groups,
         heads=options.heads,
@@ -78,7 +88,34 @@ def config_of(options: argparse.Namespace, groups: int) -> TemiConfig:
         neighbours=options.neighbours,
         standardise=options.standardise,
         seed=options.seed,
+        **typed,
     )
+
+
+def _typed(options: argparse.Namespace) -> list[str]:
+    """Corrected settings that the user has chosen."""
+    return [n for n in ("decay_biases", "warmup_from_zero") if getattr(options, n) is not None]
+
+
+def as_fit_was_begun(
+    config: TemiConfig,
+    features: sidecar.Sidecar,
+    partial: Path,
+    options: argparse.Namespace,
+    done: Callable[[TemiConfig], bool] = lambda config: False,
+) -> TemiConfig:
+    """`config`, or as it was before its corrections where `partial` has a state of that, or where it is `done`."""
+
+    def begun(one: TemiConfig) -> bool:
+        near = _neighbours_file(features, one, partial)
+        if done(one):
+            return True
+        return (
+            near.exists()
+            and state_file(partial, features.rows(), np.load(near, mmap_mode="r"), one).exists()
+        )
+
+    return as_begun(config, before(config, _typed(options)), begun, asdict)
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -87,7 +124,9 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     config.check(manifests.load(options.root).count)
     sidecar.refuse_taken(out, {"rows.npy", "confidence.npy", HEADS})
     partial = out.parent / f".{out.name}.partial"
-    found = annotate(features_of(options), config, out, partial, options)
+    features = features_of(options)
+    config = as_fit_was_begun(config, features, partial, options)
+    found = annotate(features, config, out, partial, options)
     shutil.rmtree(partial)
     facts = report(found, options.root)
     return facts, "\n".join([*(f"{name:12} {value}" for name, value in facts.items())])
@@ -105,7 +144,7 @@ def annotate(
     `partial` keeps what a killed fit goes on from; fits to the same features share the neighbours in it.
     """
     # looked up once for all fits to these features
-    near = partial / f"neighbours-{features.sha256[:12]}-{config.neighbours}.npy"
+    near = _neighbours_file(features, config, partial)
     resumable.array(near, lambda: neighbours(features.rows(), config.neighbours))
     share: tuple[Any, ...] = (features.folder, near, config, partial, options.device, out)
     if options.processes == 1:
@@ -113,6 +152,10 @@ def annotate(
     else:
         run_ranks(options.processes, _fit_and_publish, *share, timeout=None)
     return sidecar.read(out)
+
+
+def _neighbours_file(features: sidecar.Sidecar, config: TemiConfig, partial: Path) -> Path:
+    return partial / f"neighbours-{features.sha256[:12]}-{config.neighbours}.npy"
 
 
 def _fit_and_publish(
@@ -142,7 +185,7 @@ def _fit_and_publish(
     storage.publish(out / HEADS, save(weights), replace=True)
     provenance = {
         "method": "temi",
-        "temi": asdict(config),
+        "temi": plain(config),
         "teacher_momentum": config.teacher_momentum(source.count),
         "losses": found.losses,
         "head": found.head,
