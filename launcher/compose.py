@@ -63,7 +63,7 @@ def compose(overrides: Sequence[str], frames: Frames | None = None) -> Config:
         known = ", ".join(experiments())
         raise UserError(f"no experiment given: add experiment=NAME; known: {known}")
     values = _hydra([text for _, text in given], frames)
-    _belongs([key for key, _ in given], values)
+    _belongs(given, values)
     return build(Config, values)
 
 
@@ -98,7 +98,7 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
         for part in parts:
             source, target = source[part], target[part]
         target[last] = source[last]
-    _belongs([key for key, _ in given], values)
+    _belongs(given, values)
     return build(Config, values)
 
 
@@ -190,6 +190,11 @@ def _known(text: str) -> tuple[str, str]:
                 f"{key}={value} does not exist{nearest(value, choices)}; known: {', '.join(choices)}"
             )
         return key, text
+    if key.rpartition(".")[2] == "compat":
+        raise UserError(
+            f"{text}: forms of a paper or its code are choices of a group, and none is called compat; take "
+            "guidance=sgfm_paper or guidance=sgfm_code, and drop it"
+        )
     key, value = _current(key, value)
     text = f"{key}={value}"
     known = known_keys()
@@ -283,17 +288,17 @@ def _plain(message: str) -> str:
     )
 
 
-def _belongs(given: list[str], values: dict[str, Any]) -> None:
+def _belongs(given: list[tuple[str, str]], values: dict[str, Any]) -> None:
     """Refuses a guidance key that the chosen source does not have, before it reads as a misspelling."""
     source = values["guidance"].get("source")
     for option in typing.get_args(typing.get_type_hints(Config)["guidance"]):
         if typing.get_args(typing.get_type_hints(option)["source"])[0] != source:
             continue
         fields = [spec.name for spec in dataclasses.fields(option)]
-        for key in given:
+        for key, text in given:
             part, _, name = key.partition(".")
             if part == "guidance" and name and name not in fields:
                 raise UserError(
-                    f"'{key}' means nothing for guidance.source={source}: drop it, or choose another "
-                    f"guidance={'|'.join(options('guidance'))}"
+                    f"'{text.removeprefix('++')}' means nothing for guidance.source={source}: drop it, or choose "
+                    f"another guidance={'|'.join(options('guidance'))}"
                 )

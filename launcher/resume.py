@@ -7,6 +7,7 @@ make a run what it is, only `train.images` may change, and only upwards: that ex
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,13 @@ from launcher.compose import changed, without_group
 from launcher.folder import find, takes_run
 from launcher.reconcile.view import read
 from selfguide.spec.config import Config
+from selfguide.spec.corrections import kept_from_before
 from selfguide.spec.run import RunFolder
 from selfguide.spec.validate import validate
 from shards import cli
 from shards.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = find(options.run, Path(options.runs))
     config = resumed(run, options.settings)
     validate(config)
+    for kept in kept_from_before(config):
+        log.warning(f"run {run.root.name}: {kept}")
     if config.dry_run:
         from launcher import describe
 

@@ -5,6 +5,7 @@ A snapshot is all that sampling and evaluation need. `selfguide.training.publish
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,13 @@ from safetensors.torch import load_file
 from selfguide.networks.student import Student, build_student
 from selfguide.spec.averages import AverageSpec, averages_of
 from selfguide.spec.config import Config
+from selfguide.spec.corrections import kept_from_before
 from selfguide.spec.files import read_config
 from selfguide.weights import put
 from shards import storage
 
 CONFIG = "config.yaml"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ def load(folder: Path, index: int = 0) -> Snapshot:
     if manifest is None:
         raise FileNotFoundError(f"{folder} is not a complete snapshot")
     config = read_config(folder / CONFIG)
-    average = averages_of(config.train)[index]
+    for kept in kept_from_before(config):
+        log.warning(f"{folder}: {kept}")
+    average = averages_of(config)[index]
     student = build_student(config, config.seed)
     put(student, load_file(folder / average.file), str(folder / average.file))
     sha256 = next(f["sha256"] for f in manifest["files"] if f["name"] == average.file)

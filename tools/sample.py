@@ -159,7 +159,7 @@ def load_snapshot(
         if images not in published:
             raise UserError(f"--images {images}: this run has snapshots at {known}")
         folder = run.snapshot(images)
-    averages = averages_of(read_config(folder / "config.yaml").train)
+    averages = averages_of(read_config(folder / "config.yaml"))
     kept = ", ".join(f"{i}: {average}" for i, average in enumerate(averages))
     if not 0 <= ema < len(averages):
         raise UserError(f"--ema {ema} is not one of this snapshot's averages ({kept})")
@@ -249,7 +249,8 @@ def condition_of(
         images = query_images(snapshot, codec, options.like)
         if conditions_each_patch(snapshot) and snapshot.guidance["told"]:
             each = -(-options.count // len(images))
-            return patch_layout(snapshot, images.repeat_interleave(each, 0))
+            numbers = torch.arange(len(images)).repeat_interleave(each)
+            return patch_layout(snapshot, images.repeat_interleave(each, 0), numbers)
         ids = queries.nearest_groups(snapshot, images)
         for text, group in zip(options.like, ids.tolist(), strict=True):
             cli.console(stderr=True).print(f"{text} is nearest to group {naming.called(group)}")

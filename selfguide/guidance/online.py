@@ -141,13 +141,14 @@ class OnlineSource(Component):
 
     def after_step(self, weights: Weights, step: Stepped) -> None:
         """Prototypes stay unit vectors where their average is read as it is: else they are normalised when read."""
-        if self.config.condition_rows == "averaged":
+        if self.config.condition_rows == "averaged" and self.config.prototype_gradient == "tangent":
             weights.normalise_rows(PROTOTYPES, step.applied)
 
     def after_average(self, weights: Weights, step: Stepped) -> None:
         """Revives prototypes at the end of a window; keeps the teacher; begins the second stage at the switch.
 
-        There the averages and the teacher become the live student, buffers included (SGFM).
+        There the averages and the teacher become the live student, buffers included (SGFM). A step along the plain
+        gradient leaves the sphere, and averages take it so before its rows become unit again (the code).
         """
         self.revive(weights, step)
         if step.images == self.switch:
@@ -156,6 +157,8 @@ class OnlineSource(Component):
         if due(self.config.teacher_refresh, step.images, step.batch):
             follows = self.config.teacher_buffers == "student"
             weights.refresh_teacher(buffers=follows or step.images <= self.switch)
+        if self.config.prototype_gradient == "plain":
+            weights.normalise_rows(PROTOTYPES, step.applied)
 
     def revive(self, weights: Weights, step: Stepped) -> int:
         """At the end of a window, prototypes with less than `revive` of an even share become features of a batch.

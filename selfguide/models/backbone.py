@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from selfguide.diffusion.conditions import Condition, check_fields
+from selfguide.models.blocks import ConditionEmbedding
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import POOLINGS
 from selfguide.spec.suggest import check_known
@@ -40,6 +41,17 @@ class Backbone(nn.Module, ABC):
         self._check(x, tau, condition)
         _, captured = self._run(x, tau, condition, self._number(layer), stop=True)
         return captured
+
+    def _draw_tokens(self, std: float) -> None:
+        """Draws [CLS], null, unconditional and label rows anew, with another std than ours."""
+        cls: Tensor | None = getattr(self, "cls", None)
+        rows = [] if cls is None else [cls]
+        for module in self.modules():
+            if isinstance(module, ConditionEmbedding):
+                rows += [module.null, module.unconditional]
+                rows += [] if module.labels is None else [module.labels.weight]
+        for row in rows:
+            nn.init.normal_(row, std=std)
 
     @abstractmethod
     def _run(

@@ -27,6 +27,7 @@ from selfguide.models.blocks import (
     unpatchify,
     with_spatial,
 )
+from selfguide.spec.architecture import TOKEN_STD
 from selfguide.spec.dit import TIME_FREQUENCIES, DiTArchitecture
 
 
@@ -151,6 +152,8 @@ class DiT(Backbone):
         self.final_modulation = nn.Linear(net.width, 2 * net.width)
         self.final = nn.Linear(net.width, net.patch**2 * net.out_channels)
         self._initialise()
+        if net.token_std != TOKEN_STD:
+            self._draw_tokens(net.token_std)
 
     def _register_rotations(self, net: DiTArchitecture) -> None:
         cos, sin = rotations(net.edge, net.head_width)

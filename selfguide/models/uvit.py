@@ -25,6 +25,7 @@ from selfguide.models.blocks import (
     unpatchify,
     with_spatial,
 )
+from selfguide.spec.architecture import TOKEN_STD
 from selfguide.spec.uvit import UViTArchitecture
 
 
@@ -97,6 +98,8 @@ class UViT(Backbone):
         if net.conv:
             self.smooth = nn.Conv2d(net.out_channels, net.out_channels, 3, padding=1)
         self._initialise()
+        if net.token_std != TOKEN_STD:
+            self._draw_tokens(net.token_std)
 
     def _initialise(self) -> None:
         """Truncated normals of 0.02 and no bias; the two convolutions keep torch's own."""

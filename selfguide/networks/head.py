@@ -63,18 +63,33 @@ class PrototypeHead(nn.Module):
     """
 
     def __init__(
-        self, features: int, hidden: int, width: int, groups: int, *, condition: str = "unit"
+        self,
+        features: int,
+        hidden: int,
+        width: int,
+        groups: int,
+        *,
+        condition: str = "unit",
+        ids: str = "unit",
+        gradient: str = "tangent",
+        std: float | None = None,
     ) -> None:
+        """Takes `condition`, `ids` and `gradient` from `OnlineGuidance`; `std` of the linear maps, None is torch's."""
         super().__init__()
-        self._condition = condition
+        self._condition, self._ids, self._gradient = condition, ids, gradient
         self.hidden = nn.Linear(features, hidden)
         self.norm = GlobalBatchNorm(hidden)
         self.out = nn.Linear(hidden, width)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(groups, width), dim=1))
+        if std is not None:
+            for linear in (self.hidden, self.out):
+                nn.init.trunc_normal_(linear.weight, std=std)
+                nn.init.zeros_(linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, F) -> scores (B, K) in [-1, 1], fp32."""
-        return self.embed(features) @ self.rows().T
+        """(B, F) -> scores (B, K), fp32, of which the largest names the id; cosines, but with rows as they are."""
+        rows = self.rows() if self._ids == "unit" else self.prototypes.float()
+        return self.embed(features) @ rows.T
 
     def embed(self, features: Tensor) -> Tensor:
         """(B, F) -> unit vectors (B, P), fp32."""
@@ -82,8 +97,11 @@ class PrototypeHead(nn.Module):
         return F.normalize(z.float(), dim=1)
 
     def rows(self) -> Tensor:
-        """(K, P) unit prototypes, fp32."""
-        return F.normalize(self.prototypes.float(), dim=1)
+        """(K, P) unit prototypes, fp32; a plain gradient takes their length for given."""
+        prototypes = self.prototypes.float()
+        if self._gradient == "tangent":
+            return F.normalize(prototypes, dim=1)
+        return prototypes / prototypes.detach().norm(dim=1, keepdim=True).clamp_min(1e-12)
 
     def condition_rows(self) -> Tensor:
         """(K, P) fp32: the condition that stands for each prototype; see `OnlineGuidance.condition_rows`."""

@@ -4,7 +4,8 @@
 a learned sigma that our net does not have is cut from the output (patches are laid out pixel by pixel, channels last);
 SiT predicts data - noise, so its output changes sign (our v is the derivative by noise-time);
 the label table's last row becomes both `null` and `unconditional` where dropped labels are known to have had it;
-parts that only ours has ([CLS], prototypes, masks) keep their fresh initialisation.
+parts that only ours has ([CLS], prototypes, masks) keep their fresh initialisation, and where guidance wants it so
+(SGFM's code) the null row and U-ViT's positions do too.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ def adopt(backbone: Backbone, tensors: Mapping[str, Tensor], config: Config) -> 
     made = dict(backbone.state_dict())
     for theirs, ours in found.names.items():
         made[ours] = _into(made[ours], _output(theirs, tensors[theirs], found, backbone))
-    made |= _positions(backbone, tensors[POSITIONS], found, where)
+    if config.guidance.takes_tokens or not isinstance(net, UViTArchitecture):
+        made |= _positions(backbone, tensors[POSITIONS], found, where)
     if found.rows:
         keep = config.init.labels == "keep"
-        made |= _label_rows(made, tensors[found.form.table], found, keep)
+        null = found.null and config.guidance.takes_tokens
+        made |= _label_rows(made, tensors[found.form.table], found.classes, null=null, keep=keep)
     backbone.load_state_dict(made)
     return found
 
@@ -86,12 +89,12 @@ def token_names(net: UViTArchitecture) -> list[str]:
 
 
 def _label_rows(
-    made: Mapping[str, Tensor], table: Tensor, found: Contents, keep: bool
+    made: Mapping[str, Tensor], table: Tensor, classes: int, *, null: bool, keep: bool
 ) -> dict[str, Tensor]:
     """The label table's rows here; a U-ViT that is never conditioned has none of them."""
     taken: dict[str, Tensor] = {}
-    if found.null:
+    if null:
         taken |= {"condition.null": table[-1], "condition.unconditional": table[-1]}
     if keep:
-        taken["condition.labels.weight"] = table[: found.classes]
+        taken["condition.labels.weight"] = table[:classes]
     return {name: rows.clone() for name, rows in taken.items() if name in made}

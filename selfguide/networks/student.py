@@ -126,6 +126,9 @@ def build_student(config: Config, seed: int) -> Student:
                 settings.width,
                 settings.groups,
                 condition=settings.condition_rows,
+                ids=settings.id_rows,
+                gradient=settings.prototype_gradient,
+                std=settings.std,
             )
         learned = config.path.weighting == "uncertainty"
         uncertainty = Uncertainty(build_path(config.path)) if learned else None

@@ -77,7 +77,7 @@ def training_rows(snapshot: Snapshot) -> tuple[int, ConditionSampler]:
     """
     if conditions_each_patch(snapshot):
         images = TrainingImages(snapshot)
-        return images.count, lambda ordinals: patch_layout(snapshot, images.x0(ordinals))
+        return images.count, lambda ordinals: patch_layout(snapshot, images.x0(ordinals), ordinals)
     annotations = _published(snapshot)
     edge = snapshot.student.backbone.net.size
     grid = annotations.image((edge, edge)) if snapshot.config.data.crop else (edge, edge)

@@ -50,9 +50,22 @@ def nearest_prototypes(snapshot: Snapshot, x0: Tensor, positions: Tensor | None 
     return assign(snapshot.student, features_of(snapshot, x0, positions))
 
 
-def patch_layout(snapshot: Snapshot, x0: Tensor) -> Condition:
-    """The prototype of each patch of images in model space (B, C, H, W): SGFM's patch-layout query."""
-    return condition_on(snapshot.student, nearest_prototypes(snapshot, x0), len(x0))
+def queried_prototypes(snapshot: Snapshot, x0: Tensor, numbers: Tensor) -> Tensor:
+    """(rows,) ids of the prototypes nearest to query images, in noise as `OnlineGuidance.query_noise` says.
+
+    Images with one of their own are known by `numbers` (B,): equal ones meet equal noise, whatever else is asked.
+    """
+    own = head_of(snapshot).query_noise == "own"
+    return nearest_prototypes(snapshot, x0, numbers if own else None)
+
+
+def patch_layout(snapshot: Snapshot, x0: Tensor, numbers: Tensor | None = None) -> Condition:
+    """The prototype of each patch of images in model space (B, C, H, W): SGFM's patch-layout query.
+
+    `numbers` (B,) as in `queried_prototypes`; by default the images are numbered from 0.
+    """
+    numbers = torch.arange(len(x0)) if numbers is None else numbers
+    return condition_on(snapshot.student, queried_prototypes(snapshot, x0, numbers), len(x0))
 
 
 def sample_group_ids(p: list[float], seed: int, positions: Tensor) -> Tensor:

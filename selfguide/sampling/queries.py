@@ -13,7 +13,7 @@ from selfguide.sampling.condition_sampler import (
     samples_training_rows,
     training_rows,
 )
-from selfguide.sampling.groups import head_of, nearest_prototypes, sampling_condition
+from selfguide.sampling.groups import head_of, queried_prototypes, sampling_condition
 from selfguide.snapshot import Snapshot
 from shards.errors import UserError
 
@@ -60,14 +60,18 @@ def rows(snapshot: Snapshot, ordinals: Tensor) -> Condition:
     images = TrainingImages(snapshot)
     if snapshot.guidance["source"] == "labels":
         return of_groups(snapshot, images.labels(ordinals))
-    return of_groups(snapshot, nearest_groups(snapshot, images.x0(ordinals)))
+    return of_groups(snapshot, nearest_groups(snapshot, images.x0(ordinals), ordinals))
 
 
-def nearest_groups(snapshot: Snapshot, x0: Tensor) -> Tensor:
-    """(B,) prototypes nearest to query images in model space (B, C, H, W): SGFM's image query."""
+def nearest_groups(snapshot: Snapshot, x0: Tensor, numbers: Tensor | None = None) -> Tensor:
+    """(B,) prototypes nearest to query images in model space (B, C, H, W): SGFM's image query.
+
+    `numbers` (B,) as in `queried_prototypes`; by default the images are numbered from 0.
+    """
     if head_of(snapshot).pooling == "patch":
         groups(snapshot)  # each patch has one of its own, where it has one
-    return nearest_prototypes(snapshot, x0).cpu()
+    numbers = torch.arange(len(x0)) if numbers is None else numbers
+    return queried_prototypes(snapshot, x0, numbers).cpu()
 
 
 def between(snapshot: Snapshot, first: int, second: int, count: int) -> Condition:

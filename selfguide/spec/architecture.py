@@ -21,6 +21,9 @@ TimeInput = Literal[
     "log_half_sigma",  # ln(sigma / 2) (VE)
 ]
 
+# of learned tokens at the start (DiT's label rows)
+TOKEN_STD = 0.02
+
 # sizes that may be 0: the net goes without
 _ABSENT = frozenset({"classes", "dense", "spatial", "dense_patch", "context", "out_groups"})
 
@@ -113,6 +116,7 @@ class PatchTransformer(Architecture):
     depth: int
     heads: int
     cls_token: bool = False  # a learned token that collects what self-guidance reads
+    token_std: float = TOKEN_STD  # of [CLS], null, unconditional and label rows at the start
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,6 +126,7 @@ class PatchTransformer(Architecture):
             self.patch,
             f"does not divide the input edge {self.size}; take one of its divisors",
         )
+        require(self.token_std > 0, "token_std", self.token_std, "must be a positive number")
         require(
             self.width % self.heads == 0,
             "heads",

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Literal
 from shards.errors import UserError
 
 if TYPE_CHECKING:
-    from selfguide.spec.config import TrainConfig
+    from selfguide.spec.config import Config
 
 Rise = Literal["share", "steps"]
 Count = Literal["after", "before"]
-_POWER = "power-"
+_POWER, _RATE = "power-", "rate-"
 WIDEST = 12**-0.5  # relative width of a power function with exponent 0, the plain mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class AverageSpec:
-    """One average: exponential with a constant half-life in images, or EDM2's power function of a relative width.
+    """One average: exponential by a half-life in images or a share a step, or EDM2's power function of a width.
 
     The power function (Karras et al. 2024, arXiv 2312.02696, section 3.1) weighs the weights of time t by t^gamma, so
     that its profile keeps its shape, relative to the length of the run, however long that is.
@@ -27,20 +27,23 @@ class AverageSpec:
 
     halflife: int | None = None
     width: float | None = None
+    rate: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.halflife is None) == (self.width is None):
-            raise ValueError("an average has either a half-life or a relative width")
+        if [self.halflife, self.width, self.rate].count(None) != 2:
+            raise ValueError("an average has either a half-life, a relative width or a share")
 
     @property
     def key(self) -> str:
-        """Its name in files: the half-life, or `power-<relative width>`."""
+        """Its name in files: the half-life, `power-<relative width>` or `rate-<share>`."""
         return str(self.plain)
 
     @property
     def plain(self) -> int | str:
         """The key as JSON and YAML hold it: a half-life is a whole number there."""
-        return self.halflife if self.halflife is not None else f"{_POWER}{self.width!r}"
+        if self.halflife is not None:
+            return self.halflife
+        return f"{_RATE}{self.rate!r}" if self.width is None else f"{_POWER}{self.width!r}"
 
     @staticmethod
     def of(key: int | str) -> AverageSpec:
@@ -53,15 +56,19 @@ class AverageSpec:
         try:
             if text.startswith(_POWER):
                 return AverageSpec(width=float(text.removeprefix(_POWER)))
+            if text.startswith(_RATE):
+                return AverageSpec(rate=float(text.removeprefix(_RATE)))
             return AverageSpec(halflife=int(text))
         except ValueError:
             raise UserError(
-                f"{text!r} names no average; give a half-life in images, or {_POWER}0.1"
+                f"{text!r} names no average; give a half-life in images, {_POWER}0.1 or {_RATE}0.0001"
             ) from None
 
     def __str__(self) -> str:
         if self.halflife is not None:
             return f"half-life of {self.halflife:,} images"
+        if self.rate is not None:
+            return f"share of {self.rate:g} a step"
         return f"power function of relative width {self.width}"
 
     @property
@@ -76,10 +83,13 @@ class AverageSpec:
 
         With a half-life, 0.5 ** (batch / halflife), the half-life never above `ramp` of what was seen (EDM, Karras et
         al. 2022, whose code counts what was seen before the step); with `ramp` 0 it is constant from the start. Where
-        averages rise by steps it is (1 + n) / (10 + n) after n steps at most (Rombach et al. 2022), without a ramp. Of
-        the power function, (1 - 1 / t) ** (gamma + 1) after t steps (EDM2, equation 1): the first step takes the
-        weights as they are.
+        averages rise by steps it is (1 + n) / (10 + n) after n steps at most (Rombach et al. 2022), without a ramp.
+        With a share it is constant for any batch: of B images the half-life is B ln 2 / -ln(1 - rate). Of the power
+        function, (1 - 1 / t) ** (gamma + 1) after t steps (EDM2, equation 1): the first step takes the weights as they
+        are.
         """
+        if self.rate is not None:
+            return 1 - self.rate
         if self.width is not None:
             return (1 - min(batch / seen, 1.0)) ** (gamma(self.width) + 1)
         assert self.halflife is not None
@@ -112,9 +122,11 @@ def relative_width(exponent: float) -> float:
     return math.sqrt(exponent + 1) / ((exponent + 2) * math.sqrt(exponent + 3))
 
 
-def averages_of(train: TrainConfig) -> tuple[AverageSpec, ...]:
-    """Those that `train` asks for, the main one first."""
+def averages_of(config: Config) -> tuple[AverageSpec, ...]:
+    """Those that a run keeps, the main one first: its guidance's own where it has one, then those of `train`."""
+    train, own = config.train, config.guidance.average
     return (
+        *(() if own is None else (own,)),
         *(AverageSpec(halflife=images) for images in train.ema_halflife),
         *(AverageSpec(width=width) for width in train.ema_width),
     )

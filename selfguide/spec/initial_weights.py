@@ -24,7 +24,7 @@ from shards.errors import UserError
 SCRATCH: Mapping[str, Any] = {"source": "scratch", "saw_labels": False}
 SAFE, PICKLED = ".safetensors", (".pt", ".pth", ".bin", ".ckpt")
 # what a net may have otherwise than the snapshot it begins from: its condition, and its tokens
-_FREE = ("classes", "dense", "dense_patch", "cls_token", "time", "dropout")
+_FREE = ("classes", "dense", "dense_patch", "cls_token", "token_std", "time", "dropout")
 
 
 def validate_init(config: Config, net: Architecture) -> None:
@@ -183,7 +183,7 @@ def read_snapshot(folder: Path, verify: storage.Verify) -> tuple[dict[str, Any],
 
 def ema_sha256(manifest: Mapping[str, Any], config: Config) -> str:
     """Of a snapshot's first average, which is what a run begins from."""
-    name = averages_of(config.train)[0].file
+    name = averages_of(config)[0].file
     return next(file["sha256"] for file in manifest["files"] if file["name"] == name)
 
 

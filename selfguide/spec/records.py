@@ -79,7 +79,7 @@ class Protocol:
             batch=evaluation.batch if adaptive else None,
             g=sampler.g,
             interval=sampler.interval,
-            ema=averages_of(config.train)[0].plain,
+            ema=averages_of(config)[0].plain,
             dtype=features.dtype,
             settings=protocol_settings(sampler) | read_by_sampling(config.path),
         )

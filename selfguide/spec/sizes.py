@@ -172,10 +172,14 @@ TABLE |= {
 }
 
 # What the choice model=NAME sets beside its row: corrections that came when runs of that name existed already, whose
-# configs have the row alone. Of DDAE's UNets the last norm has 8 groups (Xiang et al. 2023, their code).
+# configs have the row alone. Of DDAE's UNets the last norm has 8 groups (Xiang et al. 2023, their code); U-ViT's label
+# rows are torch's own embedding, of std 1 (Bao et al. 2023, their code).
 CORRECTED: dict[str, dict[str, Any]] = {
     "unet_ddpm": {"out_groups": 8},
     "unet_ddpmpp": {"out_groups": 8},
+    **{
+        name: {"token_std": 1.0} for name in TABLE if name.startswith("uvit") and name[-1].isdigit()
+    },
 }
 
 
@@ -231,7 +235,7 @@ def footprint(config: Config) -> Footprint:
     head = config.guidance.head(net)
     n = net.parameters() + (head.parameters if head else 0)
     n += UNCERTAINTY_FEATURES + 1 if config.path.weighting == "uncertainty" else 0
-    word, horizons = BYTES[config.engine.dtype], len(averages_of(config.train))
+    word, horizons = BYTES[config.engine.dtype], len(averages_of(config))
     sharded = config.engine.backend == "deepspeed"
     share = -(-n // config.ranks) if sharded else n
     # fp32 torch keeps no second copy of the weights; ZeRO and bf16 step on fp32 masters

@@ -51,7 +51,7 @@ def validate(config: Config) -> None:
     _check_batch(config)
     _check_min_nodes(config)
     _check_clock(config)
-    check_train(config.train)
+    check_train(config.train, averaged=config.guidance.average is not None)
     check_data(config.data)
     check_path(config.path, config.data.shape[0])
     check_sampler(config.sampler, config.path)

@@ -59,7 +59,8 @@ def _from_official(student: Student, config: Config, promised: str | None) -> di
     found = adopt(student.backbone, read_weights(path, f"init.path={path}"), config)
     trained = official_training(config, student.backbone.net)
     # a table of which nobody knows whether its last row is a class leaves null and unconditional fresh
-    more = {"null": "taken" if found.null else "fresh"}
+    taken = found.null and config.guidance.takes_tokens
+    more = {"null": "taken" if taken else "fresh"}
     return _record(init, sha256, found.saw_labels, trained) | more
 
 

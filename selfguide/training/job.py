@@ -22,6 +22,7 @@ from selfguide.spec.accumulation import cut_batch
 from selfguide.spec.annotations import check_annotations, check_promises
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config
+from selfguide.spec.corrections import kept_from_before
 from selfguide.spec.files import read_config
 from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.rank_status import RankStatus
@@ -96,6 +97,8 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
         checkpoint.load(found.folder, state, rank_info)
     telemetry.resumed_from = state.images if found.folder else None
     telemetry.say("starting", state.images)
+    for kept in kept_from_before(config):
+        log.warning(kept)
     if origin["source"] != "scratch":
         labels = "saw labels" if origin["saw_labels"] else "never saw a label"
         log.info(f"begins from {origin['path']} ({origin['sha256'][:12]}), which {labels}")
@@ -187,7 +190,7 @@ def build_state(
     engine = build_engine(config, student, rank_info)
     train = config.train
     averages = Averages(
-        engine, averages_of(train), train.ema_ramp, train.ema_rise, train.ramps_count
+        engine, averages_of(config), train.ema_ramp, train.ema_rise, train.ramps_count
     )
     components = Components(build_components(config, histogram))
     teacher = build_teacher(config, rank_info) if components.want_teacher else None

@@ -42,9 +42,9 @@ def publish(
     if on_rank_0(lambda: lease.holds(folder)):
         return
     kept = state.engine.module.state_dict().keys()  # fixed tables, such as positions, are not
-    buffers = {
-        n: b.detach().cpu().clone() for n, b in state.engine.module.named_buffers() if n in kept
-    }
+    taught = state.teaching if config.guidance.publishes_teacher else None
+    held = (taught or state.engine.module).named_buffers()
+    buffers = {n: b.detach().cpu().clone() for n, b in held if n in kept}
     fence = lease.fence(folder)
 
     def write(file: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import payloads
 import pytest
+import yaml
 from waiting import until
 
 from launcher import backends, cancel, resume, submit
 from launcher.folder import Attempt
 from launcher.reconcile import act, decide, launch
 from launcher.reconcile.view import read
+from selfguide.spec.corrections import CORRECTIONS
 from selfguide.spec.files import read_config
 from selfguide.spec.run import RunFolder, read_record
 from shards.errors import UserError
+from tests.guard.runs import FIXTURES
 
 
 def send(settings: list[str], *more: str) -> dict:
@@ -158,3 +162,21 @@ def test_evaluation_of_a_run_of_older_code_gets_a_copy_of_todays(
     copy = act._current_code(at)
     assert copy.parent == finished.root / "code" and (copy / "launcher" / "attempt").is_dir()
     assert act._current_code(at) == copy
+
+
+def test_resume_of_a_choice_that_was_corrected_since_says_what_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run of guidance=sgfm_code, whose config knows none of the fields that came later."""
+    run = RunFolder(tmp_path / "digits_dit" / "torch_online")
+    shutil.copytree(FIXTURES / "torch_online", run.root)
+    path = Attempt.newest(run).config
+    values = yaml.safe_load(path.read_text())
+    before = CORRECTIONS[-1]
+    known = dict(before.known_by)
+    known["told_rows"] = known.pop("condition_rows")  # its name then
+    values["guidance"] |= known
+    path.write_text(yaml.safe_dump(values))
+    assert resume.main([str(run.root), "dry_run=true"]) == 0
+    assert "guidance=sgfm_code was corrected since" in caplog.text
+    assert all(f"guidance.{name}=" in caplog.text for name in before.now)

@@ -14,6 +14,14 @@ from torch import Tensor
 Weights = dict[str, Tensor]
 
 
+def has_spread(tensor: Tensor, std: float) -> bool:
+    """Whether mean and std are those of so many draws of mean 0 and `std`, to 4.5 standard errors."""
+    count, error = tensor.numel(), 4.5
+    values = tensor.detach().double()
+    centred = abs(values.mean().item()) < error * std / count**0.5
+    return centred and abs(values.std().item() / std - 1) < error / (2 * count) ** 0.5
+
+
 def grid(edge: int, width: int) -> Tensor:
     """DiT's fixed positions (1, edge * edge, width): half for the column, half for the row, sines before cosines."""
     rates = 1 / 10_000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))

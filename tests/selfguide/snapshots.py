@@ -28,7 +28,7 @@ def write_snapshot(
         for parameter in student.parameters():
             parameter.data.normal_(0, 0.05 + 0.5 / parameter.shape[-1] ** 0.5)
     folder.mkdir(parents=True)
-    save_file(student.state_dict(), folder / averages_of(config.train)[0].file)
+    save_file(student.state_dict(), folder / averages_of(config)[0].file)
     (folder / CONFIG).write_text(to_yaml(config))
     unconditional = {"source": "none", "told": False, "p": None, "label_free": True}
     published = {

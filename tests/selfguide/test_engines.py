@@ -330,7 +330,7 @@ def _observed(state: State) -> dict[str, Any]:
 
 
 def bootstraps(backend: str) -> list[Config]:
-    """Images; and patches with all that writes to masters besides the optimiser."""
+    """Images; patches with all that writes to masters besides the optimiser; and SGFM's code."""
     from dataclasses import replace
 
     # a head of 20 makes each rank's slice whole vectors of 16: fused AdamW rounds what is left over differently
@@ -339,16 +339,21 @@ def bootstraps(backend: str) -> list[Config]:
         "level": "patch", "pooling": "cls", "revive": 0.9, "condition_rows": "averaged", "teacher_buffers": "frozen",
         "queue": 100,
     }  # fmt: skip
+    code = {
+        "view": "training", "view_condition": "as_trained", "codes_over": "all", "mean_over": "all", "mask": (0.0, 1.0),
+        "condition_rows": "averaged", "id_rows": "averaged", "prototype_gradient": "plain", "teacher_rate": 0.01,
+        "teacher_buffers": "frozen", "token_std": 1.0, "head_std": 0.02, "teacher_refresh": 64,
+    }  # fmt: skip
     return [
         replace(
-            online_config(**common, **more),
+            online_config(**common | more),
             # the engines round a clipping factor differently
             train=TrainConfig(
                 images=512, batch=64, learning_rate=3e-3, ema_halflife=(200,), clip=0.0
             ),
             engine=EngineConfig(backend=backend),  # type: ignore[arg-type]
         )
-        for more in ({}, written)
+        for more in ({}, written, code)
     ]
 
 
@@ -358,26 +363,31 @@ def test_a_bootstrap_through_its_switch_is_the_same_bit_for_bit_in_both_engines(
     cases = [*bootstraps("torch"), *bootstraps("deepspeed")]
     assert all(Layout.of(build_student(case, 0)).total % 32 == 0 for case in cases)
     answers = ranks(2, bootstrapped, cases, str(digits), 8)
-    for plain, written, zero, zero_written in answers:
-        assert (plain["engine"], zero["engine"]) == ("torch", "DeepSpeed ZeRO-1")
-        for reference, other in ((plain, zero), (written, zero_written)):
+    for runs in answers:
+        assert (runs[0]["engine"], runs[3]["engine"]) == ("torch", "DeepSpeed ZeRO-1")
+        for reference, other in zip(runs[:3], runs[3:], strict=True):
             assert other["steps"] == reference["steps"] and other["p"] == reference["p"]
             assert reference["p"] is not None
     assert answers[0][0]["steps"][-1]["masters"] == answers[1][0]["steps"][-1]["masters"]
-    for case in answers[0]:
+    plain, written, code = answers[0][:3]
+    for case in (plain, written):
         switched = next(s for s in case["steps"] if s["images"] == 256)
         # the switch makes averages and teacher the live student, buffers included
         assert switched["average"] == switched["masters"] == switched["teacher"]
         assert switched["taught"] == switched["buffers"]
         last = case["steps"][-1]
         assert last["average"] != last["masters"] and last["buffers"] != switched["buffers"]
-    plain, written = answers[0][:2]
     assert plain["steps"][-1]["taught"] == plain["steps"][-1]["buffers"], "refreshed at 512"
     frozen = next(s for s in written["steps"] if s["images"] == 256)["taught"]
     assert written["steps"][-1]["taught"] == frozen
     for step_seen in written["steps"]:
         assert step_seen["lengths"] == pytest.approx([1.0] * 12, abs=1e-6)
     assert max(plain["steps"][-1]["lengths"]) > 1 + 1e-4, "rows are normalised when they are read"
+    # the averages of the code took the rows before they became unit vectors
+    for step_seen in code["steps"]:
+        assert step_seen["lengths"] == pytest.approx([1.0] * 12, abs=1e-6)
+    switched = next(s for s in code["steps"] if s["images"] == 256)
+    assert switched["average"] == switched["teacher"] != switched["masters"]
 
 
 SCRIPT = """

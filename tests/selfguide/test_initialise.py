@@ -183,7 +183,7 @@ def publish(folder: Path, cfg: Config, label_free: bool = True, **extra: Any) ->
     for tensor in student.state_dict().values():
         tensor.copy_(torch.randn_like(tensor))
     folder.mkdir(parents=True)
-    save_file(dict(student.state_dict()), folder / averages_of(cfg.train)[0].file)
+    save_file(dict(student.state_dict()), folder / averages_of(cfg)[0].file)
     (folder / "config.yaml").write_text(to_yaml(cfg))
     guidance = {"source": "none", "told": False, "p": None, "label_free": label_free}
     data = {"manifest": "", "root": "", "header": {}}

@@ -150,7 +150,7 @@ def test_weights_and_averages_are_those_of_the_published_loop(source: str) -> No
     engine = build_engine(config, student, RankInfo(0, 0, 1))
     train = config.train
     averages = Averages(
-        engine, averages_of(train), train.ema_ramp, train.ema_rise, train.ramps_count
+        engine, averages_of(config), train.ema_ramp, train.ema_rise, train.ramps_count
     )
     for number in range(begin, begin + STEPS):
         given = gradients(plain, number)
@@ -182,7 +182,7 @@ def test_weights_and_averages_are_those_of_the_published_loop(source: str) -> No
 @pytest.mark.parametrize("source", SOURCES)
 def test_rates_and_averages_keep_to_the_published_schedule_all_along(source: str) -> None:
     config, theirs = typed(source), SOURCES[source]
-    train, average = config.train, averages_of(config.train)[0]
+    train, average = config.train, averages_of(config)[0]
     for n in (0, 1, 2, 9, 100, 499, 500, 501, 4999, 5000, 5001, 19_531, 19_532, 70_000, 150_000):
         assert learning_rate(config, n * train.batch) == pytest.approx(theirs.rate(n), rel=1e-9)
         kept = average.decay(

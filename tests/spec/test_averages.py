@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.compose import compose
 from selfguide.spec.averages import WIDEST, AverageSpec, averages_of, gamma, relative_width
 from selfguide.spec.config import TrainConfig
+from selfguide.spec.validate import validate
 from shards.errors import UserError
 
 
 @given(st.one_of(
     st.builds(AverageSpec, halflife=st.integers(1, 10**12)),
     st.builds(AverageSpec, width=st.floats(1e-3, WIDEST)),
+    st.builds(AverageSpec, rate=st.floats(1e-9, 1.0)),
 ))  # fmt: skip
 def test_an_average_is_found_by_its_key_in_either_form(average: AverageSpec) -> None:
     assert AverageSpec.of(average.key) == AverageSpec.of(average.plain) == average
@@ -24,17 +27,36 @@ def test_an_average_is_found_by_its_key_in_either_form(average: AverageSpec) -> 
 
 
 def test_keys_of_half_lives_are_those_of_files_and_records_of_before() -> None:
+    config = compose(["experiment=digits_dit", "cluster=local"])
     train = TrainConfig(images=64, batch=64, ema_halflife=(2000, 7_100_000), ema_width=(0.05,))
-    assert [a.file for a in averages_of(train)] == [
+    config = replace(config, train=train)
+    assert [a.file for a in averages_of(config)] == [
         "ema-2000.safetensors",
         "ema-7100000.safetensors",
         "ema-power-0.05.safetensors",
     ]
-    assert [a.plain for a in averages_of(train)] == [2000, 7_100_000, "power-0.05"]
-    assert len(averages_of(replace(train, ema_width=()))) == 2
+    assert [a.plain for a in averages_of(config)] == [2000, 7_100_000, "power-0.05"]
+    assert len(averages_of(replace(config, train=replace(train, ema_width=())))) == 2
 
 
-@pytest.mark.parametrize("key", ["", "half", "power-", "power-x", "1.5"])
+def test_a_guidance_with_an_average_of_its_own_has_it_first() -> None:
+    settings = ["experiment=digits_dit", "cluster=local", "guidance.teacher_rate=1e-4"]
+    assert [a.plain for a in averages_of(compose(settings))] == ["rate-0.0001", 20_000]
+    alone = compose([*settings, "train.ema_halflife=[]"])
+    validate(alone)
+    assert [a.file for a in averages_of(alone)] == ["ema-rate-0.0001.safetensors"]
+
+
+@pytest.mark.parametrize(("batch", "halflife"), [(1024, 7_097_432), (512, 3_548_716), (1, 6931.1)])
+def test_a_share_a_step_is_a_half_life_in_images_by_batch(batch: int, halflife: float) -> None:
+    """B ln 2 / -ln(1 - rate), and no ramp: as much of itself is kept at the first step as at the last."""
+    average = AverageSpec(rate=1e-4)
+    kept = {average.decay(batch, seen, 0.05) for seen in (batch, 100 * batch, 10**9)}
+    assert kept == {0.9999}
+    assert 0.5 ** (batch / halflife) == pytest.approx(0.9999, abs=1e-9)
+
+
+@pytest.mark.parametrize("key", ["", "half", "power-", "power-x", "rate-", "1.5"])
 def test_a_key_of_no_average_is_refused(key: str) -> None:
     with pytest.raises(UserError):
         AverageSpec.of(key)

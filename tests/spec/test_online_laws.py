@@ -17,7 +17,9 @@ PAPER = {
 CODE = {
     "view": "training", "view_condition": "as_trained", "noise_time": 0.15, "mask": (0.1, 0.2), "drop": 0.15,
     "codes_over": "all", "mean_over": "all", "extraction_noise": "training", "teacher_buffers": "frozen",
-    "condition_rows": "averaged", "unconditional": "embedding",
+    "condition_rows": "averaged", "id_rows": "averaged", "prototype_gradient": "plain", "unconditional": "embedding",
+    "teacher_rate": 1e-4, "snapshot_buffers": "teacher", "token_std": 1.0, "head_std": 0.02, "official_tokens": "fresh",
+    "query_noise": "own",
 }  # fmt: skip
 WITH_CLS = ["model.cls_token=true", "cluster=local"]
 
@@ -28,7 +30,8 @@ def test_presets_of_the_published_method_say_what_it_says_and_nothing_else(
 ) -> None:
     config = compose(["experiment=digits_dit", f"guidance={name}", *WITH_CLS])
     validate(config)
-    assert asdict(config.guidance) == asdict(OnlineGuidance()) | said
+    every_step = {"teacher_refresh": config.train.batch} if name == "sgfm_code" else {}
+    assert asdict(config.guidance) == asdict(OnlineGuidance()) | said | every_step
     assert validate(compose(["experiment=in1k_dit", f"guidance={name}", "cluster=slurm"])) is None
 
 
@@ -36,7 +39,9 @@ def test_every_default_is_the_corrected_form() -> None:
     corrected = {
         "view": "extraction", "view_condition": "unconditional", "codes_over": "counted", "mean_over": "counted",
         "extraction_noise": "own", "teacher_buffers": "student", "condition_rows": "unit", "unconditional": "embedding",
-        "queue": 0, "revive": 0.0, "level": "image",
+        "queue": 0, "revive": 0.0, "level": "image", "id_rows": "unit", "prototype_gradient": "tangent",
+        "teacher_rate": None, "snapshot_buffers": "student", "token_std": None, "head_std": None,
+        "official_tokens": "taken", "query_noise": "shared",
     }  # fmt: skip
     for name in ("online", "digits_online", "in1k_online"):
         settings = [f"guidance={name}", *WITH_CLS]
@@ -69,6 +74,35 @@ BAD = [
     ("guidance.revive=1", "guidance.revive=1.0", "[0.0, 1.0)"),
     ("guidance.revive=nan", "guidance.revive=nan", "[0.0, 1.0)"),
     ("guidance.condition_rows=unti", "'unti'", "did you mean 'unit'"),
+    ("guidance.id_rows=averaged", "guidance.id_rows=averaged", "condition_rows=averaged or"),
+    (
+        "guidance.snapshot_buffers=teacher",
+        "guidance.snapshot_buffers=teacher",
+        "teacher_buffers=frozen only",
+    ),
+    ("guidance.teacher_rate=0", "guidance.teacher_rate=0.0", "(0.0, 1.0]"),
+    ("guidance.teacher_rate=1.5", "guidance.teacher_rate=1.5", "(0.0, 1.0]"),
+    ("guidance.token_std=0", "guidance.token_std=0.0", "positive number"),
+    ("guidance.head_std=-1", "guidance.head_std=-1.0", "positive number"),
+    ("guidance.query_noise=fresh", "guidance.query_noise='fresh'", "shared, own"),
+    (
+        "guidance=labels guidance.id_rows=averaged",
+        "guidance.id_rows=averaged",
+        "guidance=digits_kmeans|",
+    ),
+    (
+        "guidance=none guidance.teacher_rate=1e-4",
+        "guidance.teacher_rate=1e-4",
+        "guidance.source=none",
+    ),
+    ("guidance=sidecar guidance.query_noise=own", "guidance.query_noise=own", "drop it"),
+    (
+        "guidance=labels guidance.compat=code",
+        "guidance.compat=code",
+        "guidance=sgfm_paper or guidance=sgfm_code",
+    ),
+    ("compat=paper", "compat=paper", "guidance=sgfm_paper or guidance=sgfm_code"),
+    ("guidance.compat=code", "guidance.compat=code", "guidance=sgfm_paper or guidance=sgfm_code"),
 ]
 
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
+from selfguide.spec.architecture import PatchTransformer
+from selfguide.spec.averages import AverageSpec
 from selfguide.spec.config.laws import (
     AtLeast,
     Formerly,
     Images,
+    Neutral,
     Positive,
     ReadWith,
     Share,
@@ -52,7 +55,12 @@ class HeadSettings(NamedTuple):
     noise_time: float
     # the fields of `OnlineGuidance`
     condition_rows: str
+    id_rows: str
+    prototype_gradient: str
     unconditional: str
+    query_noise: str
+    # of its linear maps at the start
+    std: float | None
 
     @property
     def parameters(self) -> int:
@@ -72,6 +80,21 @@ class Guidance:
     @property
     def one_group(self) -> bool:
         """Whether the network is conditioned on one group an image, so that groups can be drawn evenly."""
+        return False
+
+    @property
+    def average(self) -> AverageSpec | None:
+        """The average that a teacher of its own follows, ahead of those of `train`; None is the first of these."""
+        return None
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether published weights give positions and a null row too; else these begin afresh."""
+        return True
+
+    @property
+    def publishes_teacher(self) -> bool:
+        """Whether a snapshot holds the teacher's buffers; else the student's."""
         return False
 
     @property
@@ -190,6 +213,14 @@ class OnlineGuidance(Guidance):
     teacher_buffers: Literal["student", "frozen"] = "student"
     # the rows a model is conditioned on; "averaged" are averages of unit rows, a little shorter than 1 (the code)
     condition_rows: Annotated[Literal["unit", "averaged"], Formerly("told_rows")] = "unit"
+    # the rows that name ids: the nearest unit row, or the largest product with the averages as they are (the code)
+    id_rows: Annotated[
+        Literal["unit", "averaged"],
+        ReadWith("condition_rows=averaged", "prototype_gradient=plain"),
+        Neutral("unit"),
+    ] = "unit"
+    # of prototypes: along the sphere, or as it is (the code), where rows become unit after averages took them
+    prototype_gradient: Annotated[Literal["tangent", "plain"], Neutral("tangent")] = "tangent"
     # the unconditional state: a learned row, as in the code, or zeros, as in the paper
     unconditional: Annotated[Literal["embedding", "zero"], Formerly("untold")] = "embedding"
     # share of training after which the model is conditioned on its prototypes
@@ -208,6 +239,21 @@ class OnlineGuidance(Guidance):
     revive: Annotated[float, _DROP] = 0.0
     # images between refreshes of the teacher from the EMA masters
     teacher_refresh: Annotated[int, Images()] = 1024
+    # share of the student that the teacher's average takes at every step (the code: 1e-4, at batch 1024 a half-life of
+    # 7.10 million images); None: the teacher follows the first average of `train`
+    teacher_rate: Annotated[float | None, Within(0.0, 1.0, above=True), Neutral(None)] = None
+    # whose BatchNorm statistics a snapshot holds
+    snapshot_buffers: Annotated[
+        Literal["student", "teacher"], ReadWith("teacher_buffers=frozen"), Neutral("student")
+    ] = "student"
+    # std of a transformer's [CLS], null and unconditional at the start (the code: 1); None is the model's
+    token_std: Annotated[float | None, Positive(), Neutral(None)] = None
+    # std of the head's linear maps at the start, whose biases are then 0 (the code: 0.02); None is torch's own
+    head_std: Annotated[float | None, Positive(), Neutral(None)] = None
+    # of published weights where training begins: U-ViT's positions and the null row; the code keeps neither
+    official_tokens: Annotated[Literal["taken", "fresh"], Neutral("taken")] = "taken"
+    # noise in which a snapshot is asked for the group of an image: the same for all, or each image's own (the code)
+    query_noise: Annotated[Literal["shared", "own"], Neutral("shared")] = "shared"
 
     learns_online: ClassVar[bool] = True
 
@@ -216,7 +262,21 @@ class OnlineGuidance(Guidance):
         """Of an image, unless each patch has its own."""
         return self.level == "image"
 
+    @property
+    def average(self) -> AverageSpec | None:
+        return None if self.teacher_rate is None else AverageSpec(rate=self.teacher_rate)
+
+    @property
+    def takes_tokens(self) -> bool:
+        return self.official_tokens == "taken"
+
+    @property
+    def publishes_teacher(self) -> bool:
+        return self.snapshot_buffers == "teacher"
+
     def fit(self, net: Architecture) -> Architecture:
+        if self.token_std is not None and isinstance(net, PatchTransformer):
+            net = replace(net, token_std=self.token_std)
         width = self.condition_width(net)
         patches = self.level == "patch"
         return replace(net, dense_patch=width) if patches else replace(net, dense=width)
@@ -242,7 +302,11 @@ class OnlineGuidance(Guidance):
             pooling="patch" if self.level == "patch" else self.pooling,
             noise_time=self.noise_time,
             condition_rows=self.condition_rows,
+            id_rows=self.id_rows,
+            prototype_gradient=self.prototype_gradient,
             unconditional=self.unconditional,
+            query_noise=self.query_noise,
+            std=self.head_std,
         )
 
     def check(self, config: Config) -> None:

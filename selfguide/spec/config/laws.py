@@ -48,18 +48,20 @@ class Positive(Range):
 
 @dataclass(frozen=True)
 class Within(Range):
-    """A finite number in [low, high], or in [low, high) with `below`."""
+    """A finite number in [low, high], less `high` with `below` and less `low` with `above`."""
 
     low: float = -math.inf
     high: float = math.inf
     below: bool = False
+    above: bool = False
 
     def broken(self, value: Any) -> str | None:
         inside = math.isfinite(value) and self.low <= value <= self.high
-        if inside and not (self.below and value == self.high):
+        excluded = (self.below and value == self.high) or (self.above and value == self.low)
+        if inside and not excluded:
             return None
         end = ")" if self.below or math.isinf(self.high) else "]"
-        return f"must be a number in [{self.low}, {self.high}{end}"
+        return f"must be a number in {'(' if self.above else '['}{self.low}, {self.high}{end}"
 
 
 @dataclass(frozen=True)

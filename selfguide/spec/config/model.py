@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from selfguide.spec.architecture import TimeInput
-from selfguide.spec.config.laws import Neutral
+from selfguide.spec.config.laws import Neutral, Positive
 
 # how features of a layer's tokens become one vector; see `selfguide.models.backbone.pool`
 Pooling = Literal["cls", "mean", "flat", "attention"]
@@ -29,6 +29,8 @@ class ModelConfig:
     time: TimeInput | None = None
     # a learned token that collects what the online guidance reads
     cls_token: bool | None = None
+    # std of that token, of null, unconditional and label rows at the start
+    token_std: Annotated[float | None, Positive(), Neutral(None)] = None
     # transformers
     patch: int | None = None
     width: int | None = None

@@ -56,13 +56,16 @@ class TrainConfig:
     resume: Annotated[Literal["newest", "strict"], NotIdentity()] = "newest"
 
 
-def check_train(train: TrainConfig) -> None:
-    """Raises UserError where warm-up is longer than training, or averages are missing or named twice."""
+def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
+    """Raises UserError where warm-up is longer than training, or averages are missing or named twice.
+
+    `averaged` says that the guidance keeps an average of its own.
+    """
     if train.warmup_images > train.images:
         raise UserError(
             f"train.warmup_images={train.warmup_images} is longer than train.images={train.images}; shorten it"
         )
-    if not train.ema_halflife and not train.ema_width:
+    if not train.ema_halflife and not train.ema_width and not averaged:
         raise UserError(
             "train.ema_halflife=[] is empty: snapshots are EMA weights, give at least one half-life"
         )

@@ -1,0 +1,77 @@
+"""Choices that were corrected: runs and snapshots of before keep what the choice meant then, and are told so.
+
+A correction is a field that came later (`laws.Neutral`), so an old config holds its neutral value whether the file
+names it or not. What tells a config of the choice from others is what the choice has always set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from selfguide.spec.config import Config
+from selfguide.spec.config.laws import Neutral, as_typed, fields_of
+from selfguide.spec.sizes import CORRECTED
+
+
+@dataclass(frozen=True)
+class Correction:
+    """`group=name`, the fields by which a config of it is known, and those that it sets since."""
+
+    group: str
+    name: str
+    known_by: Mapping[str, Any]
+    now: Mapping[str, Any]
+
+
+CORRECTIONS: tuple[Correction, ...] = (
+    *(Correction("model", name, {"name": name}, now) for name, now in CORRECTED.items()),
+    Correction("path", "vp", {"name": "vp"}, {"last": 1e-4}),
+    Correction(
+        "guidance",
+        "sgfm_code",
+        {
+            "source": "online",
+            "view": "training",
+            "codes_over": "all",
+            "mean_over": "all",
+            "extraction_noise": "training",
+            "teacher_buffers": "frozen",
+            "condition_rows": "averaged",
+        },
+        {
+            "id_rows": "averaged",
+            "prototype_gradient": "plain",
+            "teacher_rate": 1e-4,
+            "snapshot_buffers": "teacher",
+            "token_std": 1.0,
+            "head_std": 0.02,
+            "official_tokens": "fresh",
+            "query_noise": "own",
+        },
+    ),
+)
+
+
+def kept_from_before(config: Config) -> Iterator[str]:
+    """A sentence for each corrected choice of which `config` keeps a value of before."""
+    for each in CORRECTIONS:
+        group = getattr(config, each.group)
+        if any(getattr(group, name, None) != value for name, value in each.known_by.items()):
+            continue
+        kept = {
+            field.name: field.law(Neutral).value
+            for field in fields_of(type(group))
+            if field.name in each.now and getattr(group, field.name) == field.law(Neutral).value
+        }
+        if kept:
+            yield (
+                f"{each.group}={each.name} was corrected since: {_typed(each.group, kept)} stays as it was; "
+                f"a new run has {_typed(each.group, {name: each.now[name] for name in kept})}"
+            )
+
+
+def _typed(group: str, values: Mapping[str, Any]) -> str:
+    shown = {name: "null" if value is None else as_typed(value) for name, value in values.items()}
+    return ", ".join(f"{group}.{name}={value}" for name, value in shown.items())
