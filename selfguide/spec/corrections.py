@@ -80,7 +80,8 @@ def kept_from_before(config: Config) -> Iterator[str]:
         if any(getattr(group, name, None) != value for name, value in each.known_by.items()):
             continue
         neutral = {f.name: law.value for f in fields_of(type(group)) if (law := f.law(Neutral))}
-        before = {name: value for name, value in neutral.items() if name in each.now} | each.was
+        before = {name: value for name, value in neutral.items() if name in each.now}
+        before |= each.was
         kept = {name: value for name, value in before.items() if getattr(group, name) == value}
         if kept:
             yield (

@@ -114,6 +114,33 @@ def test_a_law_that_does_not_hold_names_field_value_and_cure(
     assert cure in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "cures"),
+    [
+        ("sampler.spacing=leading", ["sampler.spacing=trailing", "path=ddpm"]),
+        ("path=vp sampler=dpm_uvit sampler.spacing=linspace", ["sampler.spacing=trailing"]),
+        ("path=edm sampler=heun_edm sampler.spacing=leading_offset", ["sampler.spacing=trailing"]),
+        ("sampler=dpm_uvit", ["sampler.spacing=trailing", "path=vp"]),
+        ("path=ddpm sampler=dpm_uvit", ["sampler.spacing=trailing", "path=vp"]),
+        (
+            "path=ddpm sampler=ddim_adm sampler.steps=300",
+            ["sampler.steps=250", "sampler.steps=334"],
+        ),
+    ],
+)
+def test_what_a_refused_spacing_is_told_to_take_works_as_printed(
+    text: str, cures: list[str]
+) -> None:
+    words = ["experiment=in1k_dit", "cluster=slurm", "nodes=4", *text.split()]
+    with pytest.raises(UserError) as caught:
+        validate(compose(words))
+    for cure in cures:
+        key, _, value = cure.partition("=")
+        assert key in str(caught.value) and value in str(caught.value)
+        others = [word for word in words if not word.startswith(f"{key}=")]
+        validate(compose([*others, cure]))
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_valid_on_the_path_it_is_for(preset: str) -> None:
     path = "edm" if "edm" in preset else "ddpm" if "ddim_" in preset else "rectified_flow"
