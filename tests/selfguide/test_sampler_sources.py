@@ -335,19 +335,18 @@ def dpm(order: int, steps: int) -> Tensor:
     return x
 
 
-# preset -> its path, what its source makes of IMAGES, and how near ours comes
+# preset -> its path, what its source makes of IMAGES, and how near ours comes: networks are given times in fp32
 LOOPS: dict[str, tuple[str, Callable[[], Tensor], float]] = {
-    "euler": ("rectified_flow", plain_euler, 1e-9),
-    "lightning": ("lightning", lightning, 1e-9),
-    "ddae": ("rectified_flow_logit_normal", ddae, 1e-9),
-    # SGFM's path differs by its 1e-4 of noise at data
-    "dopri5": ("sgfm", lambda: adaptive(1e-5, 1e-5), 2e-4),
+    "euler": ("rectified_flow", plain_euler, 1e-7),
+    "lightning": ("lightning", lightning, 1e-7),
+    "ddae": ("rectified_flow_logit_normal", ddae, 1e-7),
+    "dopri5": ("sgfm", lambda: adaptive(1e-5, 1e-5), 1e-6),
     "dopri5_sit": ("rectified_flow", lambda: adaptive(1e-3, 1e-6), 1e-6),
-    "euler_maruyama_sit": ("rectified_flow", lambda: sde(1.5, 3, 1.0), 1e-6),
-    "euler_maruyama_repa": ("rectified_flow", lambda: sde(1.8, None, 0.7), 1e-6),
-    "heun_edm": ("edm", lambda: heun(18), 1e-6),
-    "heun_edm_64": ("edm", lambda: heun(40), 1e-6),
-    "heun_edm_churn": ("edm", lambda: heun(256, 40, 0.05, 50, 1.003), 1e-5),
+    "euler_maruyama_sit": ("rectified_flow", lambda: sde(1.5, 3, 1.0), 1e-7),
+    "euler_maruyama_repa": ("rectified_flow", lambda: sde(1.8, None, 0.7), 1e-7),
+    "heun_edm": ("edm", lambda: heun(18), 1e-7),
+    "heun_edm_64": ("edm", lambda: heun(40), 1e-7),
+    "heun_edm_churn": ("edm", lambda: heun(256, 40, 0.05, 50, 1.003), 1e-7),
     "ddim": ("ddpm", plain_ddim, 1e-9),
     "ddim_adm": ("ddpm", lambda: table_loop("leading", 1.0, None, 1.0, True), 1e-9),
     "ddim_dit": ("ddpm", lambda: table_loop("linspace", 1.5, 3, None, True), 1e-9),
