@@ -41,6 +41,7 @@ from selfguide.spec.config import SamplerConfig, build
 from selfguide.spec.config.sampler import Spacing, check_sampler, settings_read
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
 from selfguide.spec.files import read_config
+from selfguide.spec.sizes import outdated
 from selfguide.training.engine.protocol import DTYPES
 from shards import cli
 from shards.errors import UserError
@@ -164,11 +165,17 @@ def load_snapshot(
     if not 0 <= ema < len(averages):
         raise UserError(f"--ema {ema} is not one of this snapshot's averages ({kept})")
     try:
-        return load(folder, ema), folder
+        snapshot = load(folder, ema)
     except FileNotFoundError as error:
         raise UserError(
             f"{error}: it was not published to its end, or was damaged since"
         ) from error
+    for field, value in outdated(snapshot.config).items():
+        cli.console(stderr=True).print(
+            f"this snapshot is of model={snapshot.config.model.name} before a correction, and is sampled as it was "
+            f"trained; a new run gets model.{field}={str(value).lower()}"
+        )
+    return snapshot, folder
 
 
 def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig:

@@ -81,6 +81,8 @@ class Row:
     gpu_hours: float | None  # of one run so far, mean over those that say so
     runs: tuple[Scored, ...]  # by seed, also those without a score
     chips: tuple[Chip, ...]
+    # what the net that the score is measured in did for the model before; such a row has no rank
+    contaminations: tuple[str, ...] = ()
 
     @property
     def seeds(self) -> int:
@@ -221,6 +223,7 @@ def _row(
     names = sorted({name for _, r in taken for name in r.scores})
     scores = {name: over_seeds([(seed, r.scores.get(name)) for seed, r in taken]) for name in names}
     spreads = {name: spread for name, spread in scores.items() if spread is not None}
+    contaminations = tuple(sorted({use.words for _, r in taken for use in r.contaminations}))
     return Row(
         experiment=runs[0].experiment,
         variant=variant,
@@ -237,7 +240,8 @@ def _row(
         seconds=_mean([r.seconds for _, r in taken]),
         gpu_hours=_mean([run.gpu_hours for run in runs]),
         runs=scored,
-        chips=_summary(runs),
+        chips=(*_summary(runs), *map(_badge, contaminations)),
+        contaminations=contaminations,
     )
 
 
@@ -281,14 +285,16 @@ def standard_error(spread: Spread | None, errors: Iterable[float | None]) -> flo
 
 
 def ranked(rows: Iterable[Row], higher: bool) -> tuple[Row, ...]:
-    """Best first, rows without a score last; a tier shares the rank of its first row.
+    """Best first, rows without a rank last; a tier shares the rank of its first row.
+
+    A row whose score is missing, or measured in a net that had to do with the model, has none.
 
     A row joins the tier above while its gap to that tier's first row is within the standard error of
     the difference, sqrt(e1^2 + e2^2); ranks are 1 + the number of rows in better tiers.
     """
     sign = -1 if higher else 1
     names = sorted(rows, key=lambda r: (r.experiment, r.variant, r.group))
-    able = sorted((r for r in names if r.score is not None), key=lambda r: sign * _value(r))
+    able = sorted(filter(_ranks, names), key=lambda r: sign * _value(r))
     tiers: list[list[Row]] = []
     for row in able:
         if tiers and _indistinct(tiers[-1][0], row):
@@ -299,7 +305,11 @@ def ranked(rows: Iterable[Row], higher: bool) -> tuple[Row, ...]:
     for tier in tiers:
         placed += [replace(row, rank=rank, tied=len(tier) > 1) for row in tier]
         rank += len(tier)
-    return (*placed, *(r for r in names if r.score is None))
+    return (*placed, *(r for r in names if not _ranks(r)))
+
+
+def _ranks(row: Row) -> bool:
+    return row.score is not None and not row.contaminations
 
 
 def _value(row: Row) -> float:
@@ -342,6 +352,10 @@ def chips(run: Run) -> tuple[Chip, ...]:
         why = f"{_at(failed)}: {failed[max(failed)].message}"
         found.append(Chip(kind="failed", text="not scored", count=len(failed), detail=why))
     return tuple(found)
+
+
+def _badge(words: str) -> Chip:
+    return Chip(kind="failed", text=words, detail="not ranked: the score is measured in that net")
 
 
 def unscored(run: Run) -> tuple[EvaluationRecord, ...]:

@@ -111,26 +111,39 @@ def build_objective(config: PathConfig) -> Objective:
 class Uncertainty(nn.Module):
     """u = Linear(FourierFeatures(ln(sigma) / 4)): how hard a noise level is (Karras et al. 2024, eq. 14 to 16).
 
-    Training reads it, sampling never does. Zero at first, where the loss is EDM's.
+    Training reads it, sampling never does. A plain linear map is zero at first, where the loss is EDM's; normalised, as
+    in EDM2's code, its row has length 1 and no bias, and u is of unit variance at first. EDM2 also writes the
+    normalised row back at each step, which a forward of ours never does: it keeps the size of Adam's steps from
+    shrinking beside a row that grows.
     """
 
     frequencies: Tensor
     phases: Tensor
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, normalised: bool = False) -> None:
         super().__init__()
         self.path = path
         count = UNCERTAINTY_FEATURES
         self.register_buffer("frequencies", 2 * math.pi * torch.randn(count))
         self.register_buffer("phases", 2 * math.pi * torch.rand(count))
-        self.linear = nn.Linear(count, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = nn.Linear(count, 1, bias=not normalised)
+        if normalised:
+            nn.init.normal_(self.linear.weight)
+        else:
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
 
     def forward(self, tau: Tensor) -> Tensor:
         """Noise-times (B,) -> u (B,), fp32."""
         # a path's ends have sigma 0 and infinity
         c_noise = self.path.sigma(tau.float()).log().clamp(-10, 10) / 4
         waves = torch.cos(c_noise[:, None] * self.frequencies.float() + self.phases.float())
-        weight, bias = self.linear.weight.float(), self.linear.bias.float()
-        return F.linear(math.sqrt(2) * waves, weight, bias)[:, 0]
+        bias = None if self.linear.bias is None else self.linear.bias.float()
+        return F.linear(math.sqrt(2) * waves, self._row(), bias)[:, 0]
+
+    def _row(self) -> Tensor:
+        row = self.linear.weight.float()
+        if self.linear.bias is not None:
+            return row
+        # their eps is beside the row's root mean square
+        return row / (row.norm() + 1e-4 * math.sqrt(row.numel()))

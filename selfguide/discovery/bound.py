@@ -89,7 +89,7 @@ def check(*, limit: int, alpha: float, start: int, finer: int) -> None:
     """
     if not 0 < alpha <= 1:
         raise UserError(
-            f"alpha={alpha}: a share of groups is above 0 and at most 1; C-EDM's is 0.96"
+            f"alpha={alpha}: a share of groups is above 0 and at most 1; 0.96 gives C-EDM's bounds"
         )
     if not 2 <= start <= limit:
         raise UserError(f"start={start} of {limit} images: give a K from 2 to {limit}")

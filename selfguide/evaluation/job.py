@@ -21,12 +21,14 @@ from selfguide.discovery.agreement import agreement
 from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, half, load_digitnet
 from selfguide.evaluation.grid import write_grid
 from selfguide.evaluation.metrics.copies import copy_rate
-from selfguide.evaluation.metrics.frechet import Moments, between, with_error
+from selfguide.evaluation.metrics.frechet import Reference, between, frechet
+from selfguide.evaluation.metrics.moments import BLOCKS, Moments
 from selfguide.sampling.condition_sampler import conditions_each_patch
 from selfguide.sampling.generate import generate
 from selfguide.sampling.groups import nearest_prototypes
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.config import Config, build
+from selfguide.spec.contamination import uses
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.records import EvaluationRecord, Protocol, grid_path
 from selfguide.spec.run import RunFolder
@@ -71,6 +73,7 @@ def main(request: Path, status: RankStatus) -> None:
         scores=scores,
         nfe=nfe,
         label_free=snapshot.guidance["label_free"],
+        nets=uses(snapshot.guidance, snapshot.origin) or None,
         snapshot_sha256=snapshot.sha256,
         started=started,
         ended=time.time(),
@@ -139,14 +142,15 @@ def score(net: DigitNet, real: Tensor, pixels: Tensor) -> dict[str, float]:
     """The distance with its error, the floor that real halves reach, copies, and whether samples look like digits."""
     reference, _ = embed(net, real)
     features, probabilities = embed(net, pixels)
-    fd, error = with_error(reference.numpy(), features.numpy())
+    all_real = Reference.of(Moments.of(reference))
+    fd = frechet(all_real, Moments.of(features, all_real.mean, BLOCKS))
     even, odd = half(len(real))
     copies, real_copies = copy_rate(real.numpy(), pixels.numpy())
     top, classes = probabilities[:1000].max(1)
     return {
-        "fd_digits": fd,
-        "fd_digits_se": error,
-        "floor": between(Moments.of(reference[even].numpy()), Moments.of(reference[odd].numpy())),
+        "fd_digits": fd.value,
+        "fd_digits_se": fd.se,
+        "floor": between(Moments.of(reference[even]), Moments.of(reference[odd])),
         "copy_rate": copies,
         "copy_rate_real": real_copies,
         "confident": (top >= 0.9).float().mean().item(),

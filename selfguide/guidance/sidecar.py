@@ -23,6 +23,7 @@ from selfguide.guidance.labels import drop_images, frequencies
 from selfguide.networks.student import Student
 from selfguide.randomness import uniform
 from selfguide.spec.config import SidecarGuidance
+from selfguide.spec.contamination import nets_behind
 from shards import sidecar
 
 
@@ -102,11 +103,19 @@ class SidecarSource(Component):
             "told": True,
             "p": group_frequencies(self.annotations),
             "label_free": not any(each.saw_labels for each in found.values()),
-            "sidecars": {
-                field: {"folder": str(each.folder), "kind": each.kind, "sha256": each.sha256}
-                for field, each in found.items()
-            },
+            "sidecars": {field: _about(each) for field, each in found.items()},
         }
+
+
+def _about(annotation: sidecar.Sidecar) -> dict[str, Any]:
+    """Which sidecar it was, and the feature nets that it was made with."""
+    nets = list(nets_behind(annotation.provenance))
+    return {
+        "folder": str(annotation.folder),
+        "kind": annotation.kind,
+        "sha256": annotation.sha256,
+        **({"nets": nets} if nets else {}),
+    }
 
 
 def group_frequencies(annotations: Annotations) -> list[float] | None:

@@ -1,4 +1,4 @@
-"""Backbones by name: `build(name, **overrides)` is the published architecture and its overrides."""
+"""Backbones by name: `build(name, **overrides)` is what model=NAME chooses, with its overrides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from selfguide.models.unet import UNet
 from selfguide.models.uvit import UViT
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.dit import DiTArchitecture
-from selfguide.spec.sizes import override
+from selfguide.spec.sizes import preset
 from selfguide.spec.unet import UNetArchitecture
 from selfguide.spec.uvit import UViTArchitecture
 
@@ -22,12 +22,12 @@ FAMILIES: dict[type[Architecture], type[Backbone]] = {
 
 
 def build(name: str, **overrides: Any) -> Backbone:
-    """The backbone of that row of `selfguide.spec.sizes`; overrides are fields of its architecture.
+    """The backbone of that preset of `selfguide.spec.sizes`; overrides are fields of its architecture.
 
     Raises:
         UserError: an unknown name or field, or sizes that cannot be built.
     """
-    return assemble(override(name, **overrides))
+    return assemble(preset(name, **overrides))
 
 
 def assemble(net: Architecture) -> Backbone:

@@ -33,9 +33,18 @@ _TIME_INPUTS: dict[TimeInput, Callable[[Tensor], Tensor]] = {
 }
 
 
-def time_input(kind: TimeInput, tau: Tensor) -> Tensor:
-    """The number a net is fed for noise-times `tau` (B,), fp32."""
-    return _TIME_INPUTS[kind](tau.float())
+def time_input(kind: TimeInput, tau: Tensor, *, whole: bool = False) -> Tensor:
+    """The number a net is fed for noise-times `tau` (B,), fp32.
+
+    Args:
+        whole: 1000 times a noise-time in fp32 misses most of the indices of a table of 1000, by 3e-5 at most. What is
+            within 1e-3 of a whole number becomes it; times in between, which some samplers visit, are as they are.
+    """
+    time = _TIME_INPUTS[kind](tau.float())
+    if not whole or kind not in ("index", "noise_1000"):
+        return time
+    nearest = time.round()
+    return torch.where((time - nearest).abs() < 1e-3, nearest, time)
 
 
 def sinusoid(value: Tensor, width: int, period: float = 10_000.0) -> Tensor:
@@ -64,8 +73,12 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, time: Tensor, early: Tensor | None = None) -> Tensor:
         """`early` (B, frequencies), where there is one, joins the sinusoid."""
-        wave = self.wave(time, self.frequencies).to(self.hidden.weight.dtype)
-        return self.out(F.silu(self.hidden(wave if early is None else wave + early)))
+        waves = self.waves(time)
+        return self.out(F.silu(self.hidden(waves if early is None else waves + early)))
+
+    def waves(self, time: Tensor) -> Tensor:
+        """The sinusoid alone, (B, frequencies) in the weights' dtype."""
+        return self.wave(time, self.frequencies).to(self.hidden.weight.dtype)
 
 
 class ConditionEmbedding(nn.Module):

@@ -75,9 +75,8 @@ class Attention(nn.Module):
         self.heads = net.heads
         self.qkv = nn.Linear(net.width, 3 * net.width)
         self.project = nn.Linear(net.width, net.width)
-        norm = nn.RMSNorm if net.norm == "rms" else _ScaledLayerNorm
-        self.q_norm = norm(net.head_width, eps=1e-6) if net.qk_norm else None
-        self.k_norm = norm(net.head_width, eps=1e-6) if net.qk_norm else None
+        self.q_norm = _norm_of_heads(net) if net.qk_norm else None
+        self.k_norm = _norm_of_heads(net) if net.qk_norm else None
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
         q, k, v = split_heads(self.qkv(x), 3, self.heads)  # (B, heads, T, d) each
@@ -88,11 +87,11 @@ class Attention(nn.Module):
         return self.project(attention(q, k, v))
 
 
-class _ScaledLayerNorm(nn.LayerNorm):
-    """A LayerNorm with a scale and no bias, so that either norm of q and k has as many parameters."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__(width, eps=eps, bias=False)
+def _norm_of_heads(net: DiTArchitecture) -> nn.Module:
+    """LightningDiT's RMSNorm, timm's LayerNorm (SiT's and REPA's), or ours, which has no bias."""
+    if net.norm == "rms":
+        return nn.RMSNorm(net.head_width, eps=1e-6)
+    return nn.LayerNorm(net.head_width, eps=1e-5 if net.qk_bias else 1e-6, bias=net.qk_bias)
 
 
 class SwiGLU(nn.Module):
@@ -185,7 +184,7 @@ class DiT(Backbone):
         self, x: Tensor, tau: Tensor, condition: Condition, layer: int | None, *, stop: bool
     ) -> tuple[Any, Any]:
         tokens = self._embed(x, condition)
-        c = self.time(time_input(self.net.time, tau))  # (B, D)
+        c = self.time(time_input(self.net.time, tau, whole=self.net.whole_index))  # (B, D)
         c = F.silu(c if self.condition is None else c + self.condition(condition))
         turn = (self.cos.to(x.dtype), self.sin.to(x.dtype)) if self.net.rope else None
         captured = None

@@ -1,5 +1,6 @@
 """UNets, built from the one plan that `selfguide.spec.unet` states: DDPM's and DDPM++'s as in DDAE (Ho et al. 2020;
-Song et al. 2021; Xiang et al. 2023), EDM's (Karras et al. 2022) and self-guided diffusion's (Hu et al. 2023).
+Song et al. 2021; Xiang et al. 2023), EDM's (Karras et al. 2022), its ADM (Dhariwal & Nichol 2021) and self-guided
+diffusion's (Hu et al. 2023).
 """
 
 from __future__ import annotations
@@ -36,15 +37,17 @@ class UNet(Backbone):
 
     def __init__(self, net: UNetArchitecture) -> None:
         super().__init__(net)
-        wave = sinusoid if net.form == "sgdm" else endpoint_sinusoid
+        wave = sinusoid if net.guided else endpoint_sinusoid
         self.time = TimeEmbedding(net.base, net.time_width, wave)
         # the module's name is that of its tensors in snapshots and checkpoints
         self.told: nn.Module | None = None
         if net.guidance == "early":
-            self.told = ConditionLinear(net.classes, net.dense, net.base, bias=False)
+            self.told = ConditionLinear(net.classes, net.dense, net.base, bias=net.label_bias)
+        elif net.guidance == "late":
+            self.told = ConditionLinear(net.classes, net.dense, net.time_width, bias=False)
         elif net.guidance != "none":
             self.told = GuidanceMLP(net)
-        self.context = ContextTokens(net) if net.tokens else None
+        self.context = ContextTokens(net) if net.tokens or net.time_tokens else None
         self.stages = nn.ModuleList(_stage(net, stage) for stage in net.stages)
         width = net.stages[-1].width
         self.norm = GroupNorm(net, width, net.out_groups)
@@ -53,7 +56,9 @@ class UNet(Backbone):
 
     def _initialise(self) -> None:
         """Xavier's (Ho et al., Karras et al.) or torch's own (Dhariwal & Nichol); residual paths begin at zero."""
-        if self.net.form != "sgdm":
+        if self.net.plain_init:
+            return
+        if not self.net.guided:
             for module in self.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     nn.init.xavier_uniform_(module.weight)
@@ -68,6 +73,9 @@ class UNet(Backbone):
             for module in self.modules():
                 if isinstance(module, Attention):
                     nn.init.xavier_uniform_(module.qkv.weight, gain=math.sqrt(0.2))
+        if self.net.guidance == "late":
+            for weight in self.told.parameters():  # type: ignore[union-attr]
+                nn.init.normal_(weight)
 
     def _lasts(self) -> Iterable[nn.Conv2d | nn.Linear]:
         """The last map of every residual path."""
@@ -85,7 +93,7 @@ class UNet(Backbone):
     ) -> tuple[Any, Any]:
         wanted = None if layer is None else self.net.layers[layer - 1].name
         c = self._embed(tau, condition)
-        context = None if self.context is None else self.context(condition)
+        context = self._context(tau, condition)
         x = with_spatial(x, condition, self.net.spatial)
         skips: list[Tensor] = []
         captured = None
@@ -104,8 +112,8 @@ class UNet(Backbone):
 
     def _embed(self, tau: Tensor, condition: Condition) -> Tensor:
         """Embeds time and condition in one vector, (B, embedding), activated once for all blocks."""
-        time = time_input(self.net.time, tau)
-        if isinstance(self.told, ConditionLinear):
+        time = time_input(self.net.time, tau, whole=self.net.whole_index)
+        if self.told is not None and self.net.guidance == "early":
             # EDM feeds one-hots of unit mean square
             return F.silu(self.time(time, self.told(condition, math.sqrt(self.net.classes))))
         c = self.time(time)
@@ -113,6 +121,13 @@ class UNet(Backbone):
             embedded = self.told(condition)
             c = torch.cat((c, embedded), dim=1) if self.net.guidance == "concat" else c + embedded
         return F.silu(c)
+
+    def _context(self, tau: Tensor, condition: Condition) -> Tensor | None:
+        """Tokens (B, S, 32) that attention reads beside the grid, where the net has any."""
+        if self.context is None:
+            return None
+        time = time_input(self.net.time, tau, whole=self.net.whole_index)
+        return self.context(condition, self.time.waves(time))
 
 
 def _stage(net: UNetArchitecture, stage: Stage) -> nn.Module:

@@ -1,7 +1,8 @@
 """What the UNets are made of: embeddings of time and condition, residual blocks, attention, changes of grid.
 
 Residual block: Ho et al. 2020, appendix B; with a change of grid inside as in BigGAN (Brock et al. 2019, appendix B);
-with scale and shift as in Dhariwal & Nichol 2021, section 3.
+with scale and shift as in Dhariwal & Nichol 2021, section 3. Attention with one key and value for all heads: Imagen's
+(Saharia et al. 2022, appendix B), in the net that Hu et al. 2023 released.
 """
 
 from __future__ import annotations
@@ -97,15 +98,25 @@ class GuidanceMLP(nn.Module):
 
 
 class ContextTokens(nn.Module):
-    """The condition as tokens (B, S, 32) for attention to read."""
+    """The condition, and in the form imagen the time, as tokens (B, S, 32) for attention to read."""
 
     def __init__(self, net: UNetArchitecture) -> None:
         super().__init__()
-        self.tokens = ConditionLinear(net.classes, net.dense, net.tokens * CONTEXT_WIDTH)
+        self.tokens: nn.Module | None = None
+        self.time: nn.Module | None = None
+        if net.tokens:
+            self.tokens = ConditionLinear(net.classes, net.dense, net.tokens * CONTEXT_WIDTH)
+        if net.time_tokens:
+            out = nn.Linear(net.base, net.time_tokens * CONTEXT_WIDTH)
+            self.time = nn.Sequential(nn.Linear(net.base, net.base), nn.SiLU(), out)
         self.norm = nn.LayerNorm(CONTEXT_WIDTH)
 
-    def forward(self, condition: Condition) -> Tensor:
-        return self.norm(self.tokens(condition).unflatten(1, (-1, CONTEXT_WIDTH)))
+    def forward(self, condition: Condition, waves: Tensor) -> Tensor:
+        """`waves` (B, base) is the sinusoid of the time."""
+        made = [] if self.time is None else [self.time(waves)]
+        if self.tokens is not None:
+            made.append(self.tokens(condition))
+        return self.norm(torch.cat(made, dim=1).unflatten(1, (-1, CONTEXT_WIDTH)))
 
 
 class GroupNorm(nn.GroupNorm):
@@ -155,7 +166,7 @@ class Attention(nn.Module):
 
     def __init__(self, net: UNetArchitecture, width: int) -> None:
         super().__init__()
-        self.heads = net.heads
+        self.heads = net.heads_of(width)
         self.keeps = math.sqrt(0.5) if net.form == "edm" else 1.0
         self.norm = GroupNorm(net, width)
         self.qkv = nn.Linear(width, 3 * width)
@@ -172,13 +183,45 @@ class Attention(nn.Module):
         return (x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])) * self.keeps
 
 
+class SharedAttention(nn.Module):
+    """Self-attention over the grid with one key and value for all heads, on a residual path that begins awake.
+
+    Beside the grid's keys and values stand those of the context tokens and a learned null pair.
+    """
+
+    def __init__(self, net: UNetArchitecture, width: int) -> None:
+        super().__init__()
+        self.heads = net.heads_of(width)
+        head = width // self.heads
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.null = nn.Parameter(torch.randn(2, head))
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * head, bias=False)
+        self.context = nn.Sequential(
+            nn.LayerNorm(CONTEXT_WIDTH), nn.Linear(CONTEXT_WIDTH, 2 * head)
+        )
+        self.project = nn.Sequential(
+            nn.Linear(width, width, bias=False), nn.LayerNorm(width, bias=False)
+        )
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        tokens = self.norm(x.flatten(2).transpose(1, 2))  # (B, T, C)
+        (q,) = split_heads(self.q(tokens), 1, self.heads)  # (B, heads, T, d)
+        null = self.null.flatten().expand(len(x), 1, -1)
+        pairs = torch.cat((self.context(context), null, self.kv(tokens)), dim=1)  # (B, S, 2 d)
+        k, v = (part.expand(-1, self.heads, -1, -1) for part in split_heads(pairs, 2, 1))
+        mixed = self.project(attention(q, k, v))
+        return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
 class Block(nn.Module):
     """One stage: a residual block; attention where the stage has it; in the middle another residual block behind it."""
 
     def __init__(self, net: UNetArchitecture, stage: Stage) -> None:
         super().__init__()
         self.first = ResidualBlock(net, stage)
-        self.attention = Attention(net, stage.width) if stage.attention else None
+        attends = SharedAttention if net.form == "imagen" else Attention
+        self.attention = attends(net, stage.width) if stage.attention else None
         self.second = ResidualBlock(net, stage) if stage.kind == "middle" else None
 
     def forward(self, x: Tensor, c: Tensor, context: Tensor | None) -> Tensor:

@@ -143,7 +143,8 @@ class UViT(Backbone):
         patches = self.patchify(x).flatten(2).transpose(1, 2)  # (B, L, D)
         if self.patches is not None:
             patches = patches + self.patches(condition, self.net.tokens)
-        time = sinusoid(time_input(self.net.time, tau), self.net.width).to(patches.dtype)
+        fed = time_input(self.net.time, tau, whole=self.net.whole_index)
+        time = sinusoid(fed, self.net.width).to(patches.dtype)
         tokens = [time[:, None], patches]
         if self.condition is not None:
             tokens.insert(1, self.condition(condition)[:, None])

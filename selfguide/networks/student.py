@@ -130,8 +130,10 @@ def build_student(config: Config, seed: int) -> Student:
                 gradient=settings.prototype_gradient,
                 std=settings.std,
             )
-        learned = config.path.weighting == "uncertainty"
-        uncertainty = Uncertainty(build_path(config.path)) if learned else None
+        uncertainty = None
+        if config.path.weighting == "uncertainty":
+            normalised = config.path.uncertainty == "normalised"
+            uncertainty = Uncertainty(build_path(config.path), normalised=normalised)
     if settings is None:
         return Student(backbone, None, uncertainty=uncertainty)
     return Student(

@@ -25,7 +25,9 @@ TimeInput = Literal[
 TOKEN_STD = 0.02
 
 # sizes that may be 0: the net goes without
-_ABSENT = frozenset({"classes", "dense", "spatial", "dense_patch", "context", "out_groups"})
+_ABSENT = frozenset(
+    {"classes", "dense", "spatial", "dense_patch", "context", "out_groups", "head_width"}
+)
 
 
 class Layer(NamedTuple):
@@ -51,6 +53,7 @@ class Architecture(ABC):
     spatial: int = 0  # channels of a spatial condition: 1 for boxes, K for masks
     dense_patch: int = 0  # width of a vector for each patch
     time: TimeInput = "noise_1000"
+    whole_index: bool = False  # an index that fp32 missed is that of the table; see `time_input`
 
     def __post_init__(self) -> None:
         """Each field by itself, by its type; a family calls this before its laws between fields, which divide by sizes.

@@ -18,6 +18,9 @@ class DiTArchitecture(PatchTransformer):
     mlp: Literal["gelu", "swiglu"] = "gelu"
     rope: bool = False  # 2-d rotary positions on q and k, beside the fixed sinusoid
     qk_norm: bool = False
+    qk_bias: bool = (
+        False  # layer norms of q and k have a bias and eps 1e-5, as timm's; else neither, and 1e-6
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +70,8 @@ class DiTArchitecture(PatchTransformer):
         condition = self.classes * d + (self.dense * d + d if self.dense else 0)
         condition += 2 * d if self.condition_row else 0
         patchwise = self.dense_patch * d + d + 2 * d if self.dense_patch else 0
-        attention = (3 * d * d + 3 * d) + (d * d + d) + 2 * self.head_width * self.qk_norm
+        qk_norms = 2 * self.head_width * self.qk_norm * (2 if self.qk_bias and not norms else 1)
+        attention = (3 * d * d + 3 * d) + (d * d + d) + qk_norms
         if self.mlp == "gelu":
             mlp = (d * self.hidden + self.hidden) + (self.hidden * d + d)
         else:

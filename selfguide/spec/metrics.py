@@ -85,6 +85,43 @@ METRICS: dict[str, Metric] = {
         higher_is_better=True,
         form="count",
     ),
+    "kid": Metric(
+        heading="KID",
+        note="kernel distance to real images, unbiased, mean over 100 subsets of 1,000; lower is better",
+    ),
+    "density": Metric(
+        heading="density",
+        note="how many balls around real images, out to their 5th neighbours, hold a sample; 1 for equal sets",
+        higher_is_better=True,
+    ),
+    "coverage": Metric(
+        heading="coverage",
+        note="share of real images with a sample nearer than their 5th neighbour",
+        higher_is_better=True,
+        form="percent",
+    ),
+    "cluster_fd": Metric(
+        heading="FD per cluster",
+        note="mean Frechet distance between the samples and the real images of each cluster; lower is better",
+    ),
+    "near_copies": Metric(
+        heading="copies (features)",
+        note="share of samples nearer to a training image, in features, than 1 % of these are; then that of real ones",
+        form="percent",
+        beside="near_copies_real",
+    ),
+    "ood_auroc": Metric(
+        heading="OOD AUROC",
+        note="how well the nearest cosine to training images tells samples from test images; 0.5: not at all",
+    ),
+    "fdr": Metric(
+        heading="FDR",
+        note="mean over feature nets of the distance over that of the validation set, which has 1; lower is better",
+    ),
+    "ufid": Metric(
+        heading="uFID",
+        note="Frechet distance to the samples of a named unconditional run instead of real images",
+    ),
 }  # fmt: skip
 
 # protocol of `evaluation=` -> what it measures in; its score is the metric of the same name

@@ -19,6 +19,7 @@ from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config
 from selfguide.spec.config.path import read_by_sampling
 from selfguide.spec.config.sampler import protocol_settings
+from selfguide.spec.contamination import NetUse, contaminations
 from selfguide.spec.identity import digest
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.run import RunFolder, image_folder, write_record
@@ -163,6 +164,8 @@ class EvaluationRecord:
     log: str = ""
     # seconds since 1970, when the record was written
     time: float = 0.0
+    # feature nets that trained, guided or selected the model; None where there are none, or nobody wrote them down
+    nets: tuple[NetUse, ...] | None = None
 
     @property
     def done(self) -> bool:
@@ -176,6 +179,11 @@ class EvaluationRecord:
     @property
     def score(self) -> float | None:
         return self.scores.get(self.metric) if self.metric else None
+
+    @property
+    def contaminations(self) -> tuple[NetUse, ...]:
+        """What the net that this score is measured in did for the model before."""
+        return contaminations(self.protocol, self.nets)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> EvaluationRecord:
@@ -191,7 +199,8 @@ class EvaluationRecord:
         scores = given.get("scores", {}) if values["status"] == "done" else {}
         finite = {n: float(v) for n, v in scores.items() if v is not None and math.isfinite(v)}
         numbers = {"attempt": int(values["attempt"]), "images": int(values["images"])}
-        found = cls(**(given | numbers | {"scores": finite}))
+        nets = tuple(map(NetUse.of, given["nets"])) if "nets" in given else None
+        found = cls(**(given | numbers | {"scores": finite, "nets": nets}))
         if found.status not in ("done", "failed") or (found.done and not found.protocol_key):
             raise ValueError(
                 f"a record with status {found.status!r} and protocol key {found.protocol_key!r}"

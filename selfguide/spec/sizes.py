@@ -60,6 +60,9 @@ TABLE |= {
 TABLE["dit_digits"] = DiTArchitecture(
     size=8, channels=1, patch=2, width=64, depth=4, heads=4, classes=10
 )
+TABLE["dit_emoji"] = DiTArchitecture(
+    size=8, channels=4, patch=2, width=96, depth=4, heads=4, classes=9
+)
 
 _UVIT = {
     "s": (512, 12, 8),
@@ -98,7 +101,8 @@ _SGDM: dict[str, Any] = {
     "channels": 3,
     "time": "index",
 }
-# images in [-1, 1], no learned sigma; K (Hu et al. 2023) is 5000 clusters of ImageNet, 100 of VOC
+# images in [-1, 1], no learned sigma; K (Hu et al. 2023) is 5000 clusters of ImageNet, 100 of VOC. Their code drops
+# 0.1 of the activations where their table says 0: model.dropout=0.1
 TABLE |= {
     "unet_ddpm": UNetArchitecture(
         form="ddpm",
@@ -141,10 +145,31 @@ TABLE |= {
         dropout=0.05,  # FFHQ
         time="log_sigma",
     ),
+    # ImageNet 64
+    "unet_adm_64": UNetArchitecture(
+        form="adm",
+        size=64,
+        channels=3,
+        base=192,
+        mult=(1, 2, 3, 4),
+        blocks=3,
+        attention=(2, 4, 8),
+        head_width=64,
+        classes=1000,
+        dropout=0.1,
+        time="log_sigma",
+    ),
     "unet_sgdm_32": UNetArchitecture(size=32, classes=5000, **_SGDM),
     "unet_sgdm_64": UNetArchitecture(size=64, classes=5000, **_SGDM),
-    # boxes of VOC; masks of its segments take classes=21, spatial=21
+    # boxes of VOC; masks of its segments take classes=21, spatial=21. By the paper's text, and as it was released
     "unet_sgdm_cross_64": UNetArchitecture(size=64, classes=100, spatial=1, context=8, **_SGDM),
+    "unet_sgdm_released_64": UNetArchitecture(
+        size=64,
+        classes=100,
+        spatial=1,
+        context=8,
+        **_SGDM | {"form": "imagen", "residual": False, "whole_index": True},
+    ),
     # in SD-VAE's latents of 256 px
     "unet_sgdm_256": UNetArchitecture(
         size=32,
@@ -172,21 +197,38 @@ TABLE |= {
 }
 
 # What the choice model=NAME sets beside its row: corrections that came when runs of that name existed already, whose
-# configs have the row alone. Of DDAE's UNets the last norm has 8 groups (Xiang et al. 2023, their code); U-ViT's label
-# rows are torch's own embedding, of std 1 (Bao et al. 2023, their code).
+# configs have the row alone. From the codes of their papers:
+# of DDAE's UNets the last norm has 8 groups, and torch's initial weights stay (Xiang et al. 2023);
+# the map of EDM's labels has a bias (Karras et al. 2022);
+# who learned on a table of 1000 steps was fed whole numbers (Peebles & Xie 2023, Hu et al. 2023, Bao et al. 2023);
+# DiT's attention is timm's, and so are its norms of q and k where they are asked for;
+# U-ViT's label rows are torch's own embedding, of std 1.
+_DDAE = {"out_groups": 8, "plain_init": True}
+_TABLED = ("uvit_s_deep_2", "uvit_h_2", "uvit_h_4")
 CORRECTED: dict[str, dict[str, Any]] = {
-    "unet_ddpm": {"out_groups": 8},
-    "unet_ddpmpp": {"out_groups": 8},
+    "unet_ddpm": _DDAE,
+    "unet_ddpmpp": _DDAE,
+    **{name: {"label_bias": True} for name in ("unet_edm_32", "unet_edm_64")},
+    **{name: {"whole_index": True, "qk_bias": True} for name in TABLE if name.startswith("dit_")},
+    **{f"unet_sgdm_{which}": {"whole_index": True} for which in ("32", "64", "cross_64", "256")},
     **{
-        name: {"token_std": 1.0} for name in TABLE if name.startswith("uvit") and name[-1].isdigit()
+        name: {"token_std": 1.0} | ({"whole_index": True} if name in _TABLED else {})
+        for name in TABLE
+        if name.startswith("uvit") and name[-1].isdigit()
     },
 }
+del CORRECTED["dit_digits"]  # ours
 
 
 def row(name: str) -> Architecture:
     """The published architecture of that name."""
     check_known("model.name", name, TABLE)
     return TABLE[name]
+
+
+def preset(name: str, **changes: Any) -> Architecture:
+    """What the choice model=NAME is: that row with its corrections, and with fields changed."""
+    return override(name, **CORRECTED.get(name, {}) | changes)
 
 
 def override(name: str, **changes: Any) -> Architecture:
@@ -209,6 +251,22 @@ def architecture(config: Config) -> Architecture:
         config.data.classes
     )
     return config.guidance.fit(override(config.model.name, **(inputs | asked)))
+
+
+def outdated(config: Config) -> dict[str, Any]:
+    """Corrections of model=NAME that this config lacks and that change what a trained net computes: today's values."""
+    today = CORRECTED.get(config.model.name, {})
+    found = {field: value for field, value in today.items() if getattr(config.model, field) is None}
+    if not found:
+        return {}
+    net, idle = architecture(config), {"plain_init"}
+    if not getattr(net, "qk_norm", False):
+        idle.add("qk_bias")
+    if not getattr(net, "condition_width", 0):
+        idle.add("label_bias")
+    if config.path.name != "ddpm":  # no other path has a table
+        idle.add("whole_index")
+    return {field: value for field, value in found.items() if field not in idle}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +292,8 @@ def footprint(config: Config) -> Footprint:
     net = architecture(config)
     head = config.guidance.head(net)
     n = net.parameters() + (head.parameters if head else 0)
-    n += UNCERTAINTY_FEATURES + 1 if config.path.weighting == "uncertainty" else 0
+    if config.path.weighting == "uncertainty":
+        n += UNCERTAINTY_FEATURES + (config.path.uncertainty == "affine")
     word, horizons = BYTES[config.engine.dtype], len(averages_of(config))
     sharded = config.engine.backend == "deepspeed"
     share = -(-n // config.ranks) if sharded else n

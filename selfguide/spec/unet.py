@@ -1,7 +1,9 @@
-"""UNets in numbers: DDPM's and DDPM++'s, EDM's, and self-guided diffusion's, each as one plan of stages.
+"""UNets in numbers: DDPM's and DDPM++'s, EDM's two, and self-guided diffusion's, each as one plan of stages.
 
 ddpm: Ho et al. 2020, appendix B, and the two forms of it in Xiang et al. 2023 (DDAE). edm: Song et al. 2021's DDPM++ as
-Karras et al. 2022, table 1, train it. sgdm: Dhariwal & Nichol 2021's blocks in Hu et al. 2023 (self-guided diffusion).
+Karras et al. 2022, table 1, train it. adm: Dhariwal & Nichol 2021, as Karras et al. 2022 train it. sgdm: its blocks in
+Hu et al. 2023 (self-guided diffusion). imagen: those with the attention of Imagen (Saharia et al. 2022, appendix B), as
+Hu et al. 2023 released their net with context tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Literal, NamedTuple
 from selfguide.spec.architecture import Architecture, Layer, require
 
 CONTEXT_WIDTH = 32  # of a context token (Hu et al. 2023)
+TIME_TOKENS = 8  # context tokens that the time makes in the form imagen (their code)
 
 
 class Stage(NamedTuple):
@@ -44,7 +47,7 @@ class UNetArchitecture(Architecture):
     where the decoder attends, how blocks begin.
     """
 
-    form: Literal["ddpm", "edm", "sgdm"]
+    form: Literal["ddpm", "edm", "adm", "sgdm", "imagen"]
     mult: tuple[int, ...]  # width of each grid over `base`; the next grid has half the edge
     blocks: int  # residual blocks for each grid on the way down; one more on the way up
     attention: tuple[
@@ -52,11 +55,14 @@ class UNetArchitecture(Architecture):
     ]  # downsamplings, 1, 2, 4, ..., at which blocks attend; the middle always does
     base: int = 128
     heads: int = 1
+    head_width: int = 0  # of attention, in place of `heads`; 0 leaves it to them
     groups: int = 32  # of every group norm
     out_groups: int = 0  # of the last one, before the output; 0 is as many as of the others
     residual: bool = True  # down and up by BigGAN's residual blocks, not by one convolution
     context: int = 0  # tokens of the condition that attention reads beside the image's
     dropout: float = 0.0
+    label_bias: bool = False  # of the condition's map in the form edm, as in EDM's code
+    plain_init: bool = False  # every weight begins as torch's layers do (DDAE's code)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,18 +100,27 @@ class UNetArchitecture(Architecture):
             f"is not among this network's downsamplings {', '.join(map(str, scales))}",
         )
         for stage in self.stages:
+            field, parts = (
+                ("head_width", self.head_width) if self.head_width else ("heads", self.heads)
+            )
             require(
-                not stage.attention or stage.width % self.heads == 0,
-                "heads",
-                self.heads,
+                not stage.attention or stage.width % parts == 0,
+                field,
+                parts,
                 f"does not divide the width {stage.width} of the grid of edge {stage.edge}",
             )
         require(0 <= self.dropout < 1, "dropout", self.dropout, "is a share: take 0 to below 1")
         require(
-            self.context == 0 or self.form == "sgdm",
+            self.context == 0 or self.form in ("sgdm", "imagen"),
             "context",
             self.context,
-            "is a number of tokens that only the form sgdm reads",
+            "is a number of tokens that only the forms sgdm and imagen read",
+        )
+        require(
+            not self.label_bias or self.form == "edm",
+            "label_bias",
+            self.label_bias,
+            "is a part of the form edm only",
         )
         require(
             not self.dense_patch,
@@ -154,18 +169,26 @@ class UNetArchitecture(Architecture):
         return 4 * self.base
 
     @property
-    def guidance(self) -> Literal["early", "concat", "add", "none"]:
-        """How the condition vector meets the time: before the time's MLP, beside its output, or added to it."""
+    def guidance(self) -> Literal["early", "concat", "add", "late", "none"]:
+        """How the condition vector meets the time: before the time's MLP, or behind it, beside its output or added.
+
+        What is added comes from an MLP of its own ("add"), or from one linear map ("late").
+        """
         if not self.condition_width:
             return "none"
-        if self.form == "edm":
-            return "early"
+        if self.form in ("edm", "adm"):
+            return "early" if self.form == "edm" else "late"
         return "concat" if self.form == "sgdm" and not self.context else "add"
 
     @property
     def guidance_width(self) -> int:
         """Width of the embedded condition."""
-        return self.base * {"early": 1, "concat": 2, "add": 4, "none": 0}[self.guidance]
+        return self.base * {"early": 1, "concat": 2, "add": 4, "late": 4, "none": 0}[self.guidance]
+
+    @property
+    def condition_bias(self) -> bool:
+        """Whether the first map of the condition vector has a bias."""
+        return self.guidance in ("concat", "add") or (self.guidance == "early" and self.label_bias)
 
     @property
     def condition_width(self) -> int:
@@ -174,8 +197,22 @@ class UNetArchitecture(Architecture):
 
     @property
     def tokens(self) -> int:
-        """Context tokens; a net without conditions has none."""
+        """Context tokens of the condition; a net without conditions has none."""
         return self.context if self.condition_width else 0
+
+    @property
+    def time_tokens(self) -> int:
+        """Context tokens of the time."""
+        return TIME_TOKENS if self.form == "imagen" else 0
+
+    @property
+    def keys_beside(self) -> int:
+        """Keys that attention reads beside the grid's: of the context, and in the form imagen a learned null one."""
+        return self.tokens + self.time_tokens + int(self.form == "imagen")
+
+    def heads_of(self, width: int) -> int:
+        """Heads of attention over a grid of that width."""
+        return width // self.head_width if self.head_width else self.heads
 
     @property
     def embedding(self) -> int:
@@ -185,7 +222,12 @@ class UNetArchitecture(Architecture):
     @property
     def modulation(self) -> int:
         """What a block makes of the embedding, for each of its channels: a scale and a shift, or a shift."""
-        return 2 if self.form == "sgdm" else 1
+        return 2 if self.guided else 1
+
+    @property
+    def guided(self) -> bool:
+        """Whether it has the blocks of guided diffusion (Dhariwal & Nichol 2021)."""
+        return self.form in ("adm", "sgdm", "imagen")
 
     def projects(self, stage: Stage) -> bool:
         """Whether the shortcut of a residual block has weights: EDM's has them at every change of grid too."""
@@ -198,7 +240,7 @@ class UNetArchitecture(Architecture):
     def forward_macs(self) -> int:
         maps = sum(m.taps * m.inputs * m.outputs * m.positions for m in self._maps())
         attended = ((s.edge**2, s.width) for s in self.stages if s.attention)
-        return maps + sum(2 * n * (n + self.tokens) * width for n, width in attended)
+        return maps + sum(2 * n * (n + self.keys_beside) * width for n, width in attended)
 
     def _maps(self) -> list[Linear]:
         return [
@@ -214,10 +256,14 @@ class UNetArchitecture(Architecture):
         joined = [] if self.guidance == "none" else [self.guidance_width]
         if self.tokens:
             joined.append(self.tokens * CONTEXT_WIDTH)
+        if self.time_tokens:
+            yield Linear(self.base, self.base)
+            yield Linear(self.base, self.time_tokens * CONTEXT_WIDTH)
+        if self.tokens or self.time_tokens:
             yield _norm(CONTEXT_WIDTH)
         for width in joined:
             yield Linear(self.classes, width, positions=0, bias=False)  # rows are looked up
-            yield Linear(self.dense, width, bias=self.guidance != "early")
+            yield Linear(self.dense, width, bias=self.condition_bias)
         if self.guidance in ("concat", "add"):
             yield Linear(self.guidance_width, self.guidance_width)
 
@@ -233,14 +279,32 @@ class UNetArchitecture(Architecture):
         if self.projects(stage):
             maps.append(Linear(stage.inputs, width, 1, positions))
         if stage.attention:
-            qkv, project = (
-                Linear(width, 3 * width, 1, positions),
-                Linear(width, width, 1, positions),
-            )
-            maps += [_norm(width), qkv, project]
-        if stage.attention and self.tokens:
-            maps.append(Linear(CONTEXT_WIDTH, 2 * width, 1, self.tokens))
+            maps += self._imagen_maps(stage) if self.form == "imagen" else self._own_maps(stage)
         return maps
+
+    def _own_maps(self, stage: Stage) -> list[Linear]:
+        """Attention whose heads each have their keys and values."""
+        positions, width = stage.edge**2, stage.width
+        maps = [
+            _norm(width),
+            Linear(width, 3 * width, 1, positions),
+            Linear(width, width, 1, positions),
+        ]
+        return [*maps, Linear(CONTEXT_WIDTH, 2 * width, 1, self.tokens)] if self.tokens else maps
+
+    def _imagen_maps(self, stage: Stage) -> list[Linear]:
+        """Attention whose heads share one key and value for each token; its norms of the grid have no bias."""
+        positions, width = stage.edge**2, stage.width
+        head = width // self.heads_of(width)
+        scale = Linear(1, width, positions=0, bias=False)
+        square = Linear(width, width, 1, positions, bias=False)
+        return [
+            *(scale, square, square, scale),
+            Linear(width, 2 * head, 1, positions, bias=False),
+            Linear(2, head, positions=0, bias=False),  # the null key and value
+            _norm(CONTEXT_WIDTH),
+            Linear(CONTEXT_WIDTH, 2 * head, 1, self.tokens + self.time_tokens),
+        ]
 
 
 def _norm(width: int) -> Linear:

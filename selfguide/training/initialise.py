@@ -16,6 +16,7 @@ from selfguide import snapshot
 from selfguide.networks.official import adopt, token_names
 from selfguide.networks.student import Student
 from selfguide.spec.config import Config, InitConfig
+from selfguide.spec.contamination import trained_by
 from selfguide.spec.initial_weights import (
     SCRATCH,
     agree,
@@ -73,6 +74,8 @@ def _from_snapshot(student: Student, config: Config, promised: str | None) -> di
     _check_promise(init, published.sha256, promised)
     parts = transplant(published.student, student, keep_labels=init.labels == "keep")
     more = {"images": published.images, "parts": parts, "origin": published.origin}
+    if nets := trained_by(published.guidance, published.origin):
+        more["nets"] = nets
     trained = training_of(published.config.path, published.student.backbone.net)
     return _record(init, published.sha256, published.saw_labels, trained) | more
 
@@ -121,8 +124,8 @@ def transplant(theirs: Student, ours: Student, *, keep_labels: bool) -> list[str
     taken.append("backbone")
     for part in ("head", "uncertainty"):
         names = [name for name in own if name.startswith(f"{part}.")]
-        shapes = [name in given and given[name].shape == own[name].shape for name in names]
-        if names and all(shapes):
+        theirs_too = {name for name in given if name.startswith(f"{part}.")} == set(names)
+        if names and theirs_too and all(given[name].shape == own[name].shape for name in names):
             made |= {name: given[name] for name in names}
             taken.append(part)
     ours.load_state_dict(made)

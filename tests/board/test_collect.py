@@ -23,6 +23,7 @@ from launcher.board.collect import (
 )
 from launcher.board.read import Run
 from launcher.reconcile.decide import State
+from selfguide.spec.contamination import NetUse
 from selfguide.spec.records import EvaluationRecord
 from shards.errors import UserError
 
@@ -217,6 +218,26 @@ def test_where_more_is_better_the_highest_is_first() -> None:
 def test_an_unknown_metric_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match=r"--metric 'fid_digits'.*did you mean 'fd_digits'"):
         collect([run("a", 0, record(100, 5.0))], metric="fid_digits")
+
+
+def test_a_row_scored_in_a_net_that_guided_or_selected_it_has_a_badge_and_no_rank() -> None:
+    """A model tuned on the distance in net A is best there, and not in net B, which ranks it."""
+    nets = tuple(NetUse(net="A", sha256="aa", use=use) for use in ("guided", "selected"))
+    in_a, in_b = ({"metric": "fd_digits", "feature_sha256": sha} for sha in ("aa", "bb"))
+    runs = []
+    for name, a, b, of in (("tuned", 1.0, 9.0, nets), ("honest", 5.0, 4.0, None)):
+        measured = [
+            record(100, a, protocol=in_a, protocol_key="a", nets=of),
+            record(100, b, protocol=in_b, protocol_key="b", nets=of),
+        ]
+        runs.append(run(name, 0, *measured))
+    tables = {table.key: table for table in collect(runs).tables}
+    assert ranks(tables["a"].rows) == {"honest": (1, False), "tuned": (None, False)}
+    assert ranks(tables["b"].rows) == {"honest": (1, False), "tuned": (2, False)}
+    tuned = tables["a"].rows[-1]
+    assert tuned.contaminations == ("guided by A", "selected by A") and tuned.score is not None
+    assert {"guided by A", "selected by A"} <= {chip.text for chip in tuned.chips}
+    assert tables["b"].rows[-1].contaminations == ()
 
 
 def test_best_is_of_all_snapshots_but_does_not_rank() -> None:

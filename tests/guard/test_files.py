@@ -22,15 +22,39 @@ IDS = json.loads((FIXTURES / "ids.json").read_text())
 
 # Choices that were corrected since: beside each what has to be typed for the runs of before, which keep their ids.
 CORRECTED = {
-    # the last norm of DDAE's UNets has 8 groups
-    "model=unet_ddpm": ["model.out_groups=null"],
-    "model=unet_ddpmpp": ["model.out_groups=null"],
+    # the last norm of DDAE's UNets has 8 groups, and their first weights are torch's
+    "model=unet_ddpm": ["model.out_groups=null", "model.plain_init=null"],
+    "model=unet_ddpmpp": ["model.out_groups=null", "model.plain_init=null"],
+    # the map of EDM's labels has a bias
+    "model=unet_edm_32": ["model.label_bias=null"],
+    "model=unet_edm_64": ["model.label_bias=null"],
+    # nets that learned on a table of steps are fed whole numbers; norms of q and k, if any, are timm's
+    **{
+        f"model=dit_{size}_{patch}": ["model.whole_index=null", "model.qk_bias=null"]
+        for size in ("s", "b", "l", "xl")
+        for patch in (1, 2, 4, 8)
+    },
+    **{
+        f"model={name}": ["model.whole_index=null"]
+        for name in (
+            "unet_sgdm_32",
+            "unet_sgdm_64",
+            "unet_sgdm_cross_64",
+            "unet_sgdm_256",
+        )
+    },
+    # EDM2's head of the uncertainty
+    "path=edm2": ["path.uncertainty=affine"],
     # U-ViT's sampling on VP ends at 1e-4
     "path=vp": ["path.last=1e-3"],
     # U-ViT's label rows begin with a std of 1
     **{
         f"model=uvit_{size}": ["model.token_std=null"]
-        for size in ("s_2", "s_4", "s_deep_2", "m_4", "l_2", "l_4", "h_2", "h_4")
+        for size in ("s_2", "s_4", "m_4", "l_2", "l_4")
+    },
+    **{
+        f"model=uvit_{size}": ["model.token_std=null", "model.whole_index=null"]
+        for size in ("s_deep_2", "h_2", "h_4")
     },
     # SGFM's code: ids, average, step and first weights of prototypes and tokens
     "guidance=sgfm_code": [

@@ -154,7 +154,14 @@ def test_every_component_finds_its_own_state_in_a_checkpoint(
     assert counters[0].sum() == BATCH and torch.equal(counters[0], counters[1])
 
 
-@pytest.mark.parametrize("guidance", [{}, {"condition_rows": "averaged", "revive": 0.9}])
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        {},
+        {"condition_rows": "averaged", "revive": 0.9},
+        {"prototype_gradient": "plain", "id_rows": "averaged", "teacher_rate": 0.5},
+    ],
+)
 def test_a_step_that_is_not_applied_leaves_weights_averages_and_teacher(
     tmp_path: Path, guidance: dict[str, Any]
 ) -> None:

@@ -216,6 +216,21 @@ def test_an_online_snapshot_is_taken_whole(tmp_path: Path) -> None:
     )
 
 
+def test_weights_that_a_feature_net_guided_name_it_and_others_name_none(tmp_path: Path) -> None:
+    net = {"net": "vit_tiny", "sha256": "5f" * 32}
+    guidance = {"source": "sidecar", "told": False, "p": None, "label_free": True}
+    guidance["sidecars"] = {"ids": {"kind": "id", "sha256": "0", "nets": [net]}}
+    publish(tmp_path / "guided", config("d"), guidance=guidance)
+    _, record, _ = begin(config("d", from_snapshot(tmp_path / "guided")))
+    assert record["nets"] == [net]
+    # and from then on, whatever guides
+    publish(tmp_path / "later", config("d"), origin=record)
+    _, record, _ = begin(config("d", from_snapshot(tmp_path / "later")))
+    assert record["nets"] == [net]
+    publish(tmp_path / "free", config("d"))
+    assert "nets" not in begin(config("d", from_snapshot(tmp_path / "free")))[1]
+
+
 def test_a_head_of_other_shapes_stays_fresh(tmp_path: Path) -> None:
     base = config("d")
     theirs = publish(tmp_path / "s", base)

@@ -149,6 +149,24 @@ def test_uncertainty_reads_fourier_features_of_the_noise_level() -> None:
     assert {"frequencies", "phases"} <= module.state_dict().keys()
 
 
+def test_a_normalised_uncertainty_is_edm2s() -> None:
+    """Their MPFourier and MPConv: features of unit mean square, a row of unit length, no bias."""
+    torch.manual_seed(0)
+    module = Uncertainty(VarianceExploding(), normalised=True)
+    assert {n for n, _ in module.named_parameters()} == {"linear.weight"}
+    assert module.linear.weight.std().item() == pytest.approx(1, rel=0.3)
+    sigma = torch.tensor([0.01, 0.5, 20.0])
+    for scale in (1.0, 40.0):  # of the row; only its direction counts
+        nn.init.normal_(module.linear.weight, std=scale)
+        row = module.linear.weight[0].double()
+        unit = row / (1e-4 + row.norm() / math.sqrt(128)) / math.sqrt(128)
+        found = module(sigma / (1 + sigma))
+        for i in range(3):
+            angles = module.frequencies * (math.log(sigma[i].item()) / 4) + module.phases
+            waves = math.sqrt(2) * torch.cos(angles.double())
+            assert found[i].item() == pytest.approx((unit @ waves).item(), abs=1e-3)
+
+
 def test_uncertainty_is_finite_on_the_whole_path_and_fp32_in_bf16() -> None:
     for name in NAMES:
         module = Uncertainty(build_path(made(name, "eps"))).bfloat16()
@@ -173,9 +191,12 @@ def student_of(path: PathConfig, online: bool = True) -> tuple[Config, Student]:
     return config, student
 
 
+@pytest.mark.parametrize("uncertainty", ["affine", "normalised"])
 @pytest.mark.parametrize("online", [True, False])
-def test_the_uncertainty_trains_in_the_student_and_never_samples(online: bool) -> None:
-    config, student = student_of(EDM2, online)
+def test_the_uncertainty_trains_in_the_student_and_never_samples(
+    online: bool, uncertainty: str
+) -> None:
+    config, student = student_of(replace(EDM2, uncertainty=uncertainty), online)
     x0, eps = (each.float() for each in torch.randn(2, 4, 1, 8, 8))
     tau, condition = torch.tensor([0.1, 0.4, 0.6, 0.9]), Condition.unconditional(4)
     features = torch.randn(4, 1024) if online else None

@@ -51,7 +51,7 @@ DIT: list[tuple[dict[str, Any], str]] = [
     ({"mlp": "bogus"}, "model.mlp=bogus is not one of: gelu, swiglu"),
 ]
 UNET: list[tuple[dict[str, Any], str]] = [
-    ({"form": "bogus"}, "model.form=bogus is not one of: ddpm, edm, sgdm"),
+    ({"form": "bogus"}, "model.form=bogus is not one of: ddpm, edm, adm, sgdm, imagen"),
     ({"groups": 0}, f"model.groups=0 {SMALL}"),
     ({"groups": -8}, f"model.groups=-8 {SMALL}"),
     ({"base": 0}, f"model.base=0 {SMALL}"),

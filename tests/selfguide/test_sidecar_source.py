@@ -50,6 +50,7 @@ from tools.ranks import run_ranks
 
 N, K, M, P = 1797, 7, 6, 24  # digits; groups, one of them empty; groups of masks; width of features
 FREE = {"saw_labels": False}
+NET = {"net": "vit_tiny", "sha256": "5f" * 32}
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +85,10 @@ def notes(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "seen": "id",
     }
     for name, (values, more) in made.items():
+        net = {"features": NET} if name == "several" else {}
         sidecar.write(
             root / name, values, manifest=manifest, kind=kinds[name],  # type: ignore[arg-type]
-            provenance={"saw_labels": name == "seen"}, **more,
+            provenance={"saw_labels": name == "seen", **net}, **more,
         )  # fmt: skip
     return root
 
@@ -229,6 +231,8 @@ def test_the_state_holds_frequencies_and_whether_labels_were_seen(notes: Path) -
     assert not SidecarSource(guided(notes, ids="seen", layout="boxes"), 0).metadata()["label_free"]
     for fields in ({"ids": "several"}, {"layout": "masks"}, {"dense": "features"}):
         assert SidecarSource(guided(notes, **fields), 0).metadata()["p"] is None
+    several = SidecarSource(guided(notes, ids="several"), 0).metadata()["sidecars"]["ids"]
+    assert several["nets"] == [NET]
 
 
 # --- the control: other images' rows -----------------------------------------------------------

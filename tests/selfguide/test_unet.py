@@ -1,5 +1,6 @@
 """UNets: published counts, closed formulas, every condition, every way to run them, wrong sizes by name."""
 
+import math
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ FORMS: dict[str, dict[str, Any]] = {  # a tiny net of every kind of row
     "edm": {"form": "edm", "time": "log_sigma"},
     "sgdm": {"form": "sgdm", "heads": 2, "time": "index"},
     "cross": {"form": "sgdm", "heads": 2, "context": 3, "time": "index"},
+    "imagen": {"form": "imagen", "heads": 2, "context": 3, "residual": False, "time": "index"},
+    "adm": {"form": "adm", "head_width": 8, "time": "log_sigma"},
 }
 
 
@@ -60,11 +63,24 @@ X, TAU = torch.randn(4, 2, 8, 8, generator=INPUT), torch.rand(4, generator=INPUT
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    # Xiang et al. 2023, table of backbones; Karras et al. 2022's release has 1152 more, of its augmentation's labels
-    [("unet_ddpm", 35.7), ("unet_ddpmpp", 56.5), ("unet_edm_32", 55.734 - 0.001152)],
+    # Xiang et al. 2023, table of backbones; Karras et al. 2022's release has 1152 more, of its augmentation's labels,
+    # and names its ADM 296 M
+    [
+        ("unet_ddpm", 35.7),
+        ("unet_ddpmpp", 56.5),
+        ("unet_edm_32", 55.734 - 0.001152),
+        ("unet_adm_64", 295.9),
+    ],
 )
 def test_published_counts_hold(name: str, millions: float) -> None:
     assert row(name).parameters() / 1e6 == pytest.approx(millions, rel=0.002)
+
+
+def test_the_released_cross_attention_net_has_its_weights_but_for_those_it_never_reads() -> None:
+    """Hu et al. 2023's code: 63,315,307 trainable, among them a second map of the condition to tokens, unused."""
+    middle = int(math.sqrt(32 * 100))  # its width, of contexts of 32 and 100 groups
+    unread = (100 + 1) * middle + 2 * (middle + 1) * middle + (middle + 1) * 32
+    assert row("unet_sgdm_released_64").parameters() == 63_315_307 - unread
 
 
 def test_time_and_guidance_have_their_published_widths() -> None:
@@ -72,6 +88,8 @@ def test_time_and_guidance_have_their_published_widths() -> None:
     for name, guidance, embedding in (
         ("unet_sgdm_32", 256, 768),
         ("unet_sgdm_cross_64", 512, 512),
+        ("unet_sgdm_released_64", 512, 512),
+        ("unet_adm_64", 768, 768),
         ("unet_edm_32", 128, 512),
         ("unet_ddpm", 512, 512),
     ):
@@ -271,7 +289,12 @@ def test_a_fresh_net_predicts_nothing_and_its_blocks_pass_on_their_input(kind: s
     assert 0 < out < 1e-3 if edm else out == 0  # EDM's residual paths begin near zero
     block, x = model.stages[4], torch.randn(4, 32, 4, 4)
     assert block.attention is not None and block.second is not None
-    kept = block(x, torch.randn(4, model.net.embedding), torch.randn(4, 3, 32))
+    context = torch.randn(4, 3, 32)
+    kept = block(x, torch.randn(4, model.net.embedding), context)
+    if kind == "imagen":  # its attention begins awake, on a path that a norm ends
+        torch.testing.assert_close(kept, block.attention(x, context))
+        assert (kept - x).square().mean().item() == pytest.approx(1, rel=0.01)
+        return
     # three residual sums, each times sqrt(1/2) in EDM
     torch.testing.assert_close(kept, x * 0.5**1.5 if edm else x, atol=1e-3, rtol=0)
 
@@ -309,7 +332,12 @@ def test_a_small_net_learns_64_digits_by_heart(kind: str) -> None:
         ({"blocks": 0}, "model.blocks=0 is too small; take 1 or more"),
         ({"mult": ()}, "names no grid"),
         ({"dropout": 1.0}, "model.dropout=1.0 is a share"),
-        ({"context": 8}, "model.context=8 is a number of tokens that only the form sgdm reads"),
+        (
+            {"context": 8},
+            "model.context=8 is a number of tokens that only the forms sgdm and imagen",
+        ),
+        ({"label_bias": True}, "model.label_bias=True is a part of the form edm only"),
+        ({"head_width": 48}, "model.head_width=48 does not divide the width 256"),
         ({"dense_patch": 8}, "model.dense_patch=8 needs a transformer"),
         ({"depth": 2}, "model.depth is not a field of unet_ddpm"),
     ],

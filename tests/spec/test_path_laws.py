@@ -45,6 +45,11 @@ BAD = [
     ("path=edm path.cosine=1", "path.cosine=1.0", "path.cosine=0"),
     ("path.prediction=x0 path.weighting=edm", "path.weighting=edm", "path.prediction=v"),
     ("path=ve path.weighting=uncertainty", "path.weighting=uncertainty", "path.prediction=edm"),
+    (
+        "path=edm path.uncertainty=normalised",
+        "path.uncertainty=normalised",
+        "path.weighting=uncertainty",
+    ),
     ("path=edm guidance.noise_time=1", "guidance.noise_time=1.0", "below 1"),
 ]
 

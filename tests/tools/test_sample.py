@@ -24,6 +24,7 @@ from selfguide.sampling.queries import rows, slerp, without_condition
 from selfguide.spec.config import LabelGuidance, SamplerConfig, SidecarGuidance
 from selfguide.spec.conventions import total_weight
 from selfguide.spec.run import RunFolder
+from selfguide.spec.sizes import CORRECTED
 from shards import sidecar
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -66,6 +67,18 @@ def test_image_i_is_a_function_of_seed_plus_i(run: Path, tmp_path: Path) -> None
     assert first.shape == (6, 8, 8) and said["nfe"] == 4 and said["count"] == 6
     np.testing.assert_array_equal(first[2:], later)
     assert not np.array_equal(first[0], first[1])
+
+
+def test_a_snapshot_of_before_a_correction_is_sampled_as_it_was_and_says_so(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, _ = sampled(run, tmp_path / "a", "--count", "2")
+    assert not capsys.readouterr().err
+    monkeypatch.setitem(CORRECTED, "dit_digits", {"rope": True})
+    after, _ = sampled(run, tmp_path / "b", "--count", "2")
+    assert np.array_equal(before, after)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "model=dit_digits" in said and "model.rope=true" in said
 
 
 def test_images_are_lossless_levels_of_the_data(run: Path, tmp_path: Path) -> None:

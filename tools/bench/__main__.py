@@ -19,17 +19,22 @@ from typing import Any
 from rich.table import Table
 
 from shards import cli
-from tools.bench import engine, models, sampling, shards, sinkhorn
+from tools.bench import engine, evaluation, models, sampling, shards, sinkhorn
 from tools.bench.harness import Row
 
 SUITES: dict[str, Any] = {
     "engine": engine,
+    "evaluation": evaluation,
     "models": models,
     "sampling": sampling,
     "shards": shards,
     "sinkhorn": sinkhorn,
 }
-TURNS = {"models": 7, "shards": 5}  # a turn of whole networks or data sets takes seconds
+TURNS = {
+    "evaluation": 5,
+    "models": 7,
+    "shards": 5,
+}  # a turn of whole networks or data sets takes seconds
 
 
 def machine() -> str:
@@ -72,7 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help=f"of: {', '.join(SUITES)}")
     parser.add_argument(
-        "--repeats", type=int, help="turns after those of warm-up (default 15; models 7, shards 5)"
+        "--repeats",
+        type=int,
+        help="turns after those of warm-up (default 15; models 7, evaluation and shards 5)",
     )
     parser.add_argument(
         "--sizes", choices=models.SIZES, default="s", help="of the suite models (default s)"

@@ -1,4 +1,4 @@
-"""Frechet distance between Gaussians fitted to features, in float64, with its sampling error.
+"""Frechet distance between Gaussians fitted to features, in float64, with its sampling error and bias.
 
 Heusel et al. 2017, equation 6. The square root's trace comes from eigenvalues of a symmetric product, never from
 `scipy.linalg.sqrtm`: that one is slow, was wrong near singular matrices, and changed its signature.
@@ -6,79 +6,146 @@ Heusel et al. 2017, equation 6. The square root's trace comes from eigenvalues o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from selfguide.evaluation.metrics.moments import Array, Moments
+from shards.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What sets are compared with: mean (D,), covariance (D, D), and that one's square root, computed once."""
+
+    mean: Array
+    covariance: Array
+    root: Array
+    # features behind it, where that is known
+    count: int | None = None
+    # what it was made of and how, as JSON: feature net, resize, data set
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(moments: Moments, about: Mapping[str, Any] | None = None) -> Reference:
+        mean, covariance = moments.gaussian()
+        return Reference(mean, covariance, square_root(covariance), moments.count, about or {})
+
+    @staticmethod
+    def load(path: Path, *, spatial: bool = False) -> Reference:
+        """From a .npz with `mu` and `sigma`: ADM's, clean-fid's, anybody's, or what `save` wrote.
+
+        Args:
+            spatial: read ADM's `mu_s` and `sigma_s`, of its sFID, instead. ADM's sample images are not read.
+
+        Raises:
+            UserError: the file holds no such arrays, pickled ones, or what is no mean and covariance.
+        """
+        names = ("mu_s", "sigma_s") if spatial else ("mu", "sigma")
+        wanted = (*names, "count", "about") if spatial else (*names, "sqrt", "count", "about")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in wanted if name in file.files}
+            about = json.loads(str(found.get("about", "{}")))
+        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path} is no reference: it is no .npz of plain arrays ({error})"
+            ) from error
+        if missing := [name for name in names if name not in found]:
+            raise UserError(f"{path} is no reference: it holds no array {' or '.join(missing)}")
+        mean, covariance = (np.asarray(found[name], dtype=np.float64) for name in names)
+        _check(mean, covariance, path)
+        root = found["sqrt"] if "sqrt" in found else square_root(covariance)
+        # not so where a file was put together from several, or sigma has negative eigenvalues
+        if root.shape != covariance.shape or not np.allclose(
+            root @ root, covariance, rtol=0, atol=1e-8 * np.trace(covariance)
+        ):
+            raise UserError(f"{path} is no reference: its sigma has no such square root")
+        count = int(found["count"]) if "count" in found else None
+        return Reference(mean, covariance, root, count, about)
+
+    def save(self, path: Path) -> None:
+        """Writes `mu`, `sigma`, `sqrt`, `count` and `about`, which others read as a plain `mu, sigma` file."""
+        arrays: dict[str, Any] = {"mu": self.mean, "sigma": self.covariance, "sqrt": self.root}
+        if self.count is not None:
+            arrays["count"] = self.count
+        with path.open("wb") as file:
+            np.savez(file, **arrays, about=json.dumps(self.about))
+
+    def distance(self, mean: Array, covariance: Array) -> float:
+        """To a Gaussian: |mu_r - mu|^2 + tr(S_r + S - 2 (S_r^1/2 S S_r^1/2)^1/2); below 0 by rounding only."""
+        cross = np.sqrt(np.linalg.eigvalsh(self.root @ covariance @ self.root).clip(min=0)).sum()
+        shift = self.mean - mean
+        own, other = np.trace(self.covariance), np.trace(covariance)
+        return float(shift @ shift + own + other - 2 * cross)
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Sufficient statistics of a set of features about a fixed shift: n, sum (D,), outer product (D, D)."""
+class FrechetScore:
+    """A Frechet distance of N images, its standard error, and what it would be without the bias of a finite N."""
 
-    count: int
-    total: Array
-    outer: Array
-    shift: Array
+    value: float
+    se: float
+    corrected: float
 
-    @staticmethod
-    def of(features: NDArray, shift: Array | None = None) -> Moments:
-        """Of (N, D) features. A shift near the mean keeps the covariance from cancelling."""
-        wide = np.asarray(features, dtype=np.float64)
-        if wide.ndim != 2 or not np.isfinite(wide).all():
-            raise ValueError(f"features must be finite and (N, D), found shape {wide.shape}")
-        base = wide.mean(0) if shift is None else shift
-        centred = wide - base
-        return Moments(len(wide), centred.sum(0), centred.T @ centred, base)
 
-    def __add__(self, other: Moments) -> Moments:
-        return self._combine(other, 1)
+def frechet(reference: Reference, moments: Moments) -> FrechetScore:
+    """The distance with its delete-one-block jackknife (Efron and Stein 1981) over the blocks of the generated set.
 
-    def __sub__(self, other: Moments) -> Moments:
-        return self._combine(other, -1)
+    The correction removes the bias of the generated set, about 1 / N, and not that of the reference.
 
-    def _combine(self, other: Moments, sign: int) -> Moments:
-        if not np.array_equal(self.shift, other.shift):
-            raise ValueError("moments about different shifts do not add up")
-        return Moments(
-            self.count + sign * other.count,
-            self.total + sign * other.total,
-            self.outer + sign * other.outer,
-            self.shift,
-        )
+    Raises:
+        ValueError: the two are of different widths, or a block of the set is empty.
+    """
+    if len(reference.mean) != len(moments.shift):
+        raise ValueError(f"a reference of {len(reference.mean)} features and {len(moments.shift)}")
+    return jackknife(moments, lambda block: reference.distance(*moments.gaussian(block)))
 
-    @property
-    def mean(self) -> Array:
-        return self.shift + self.total / self.count
 
-    @property
-    def covariance(self) -> Array:
-        """Unbiased, (D, D)."""
-        offset = self.total / self.count
-        return (self.outer - self.count * np.outer(offset, offset)) / (self.count - 1)
+def jackknife(moments: Moments, statistic: Callable[[int | None], float]) -> FrechetScore:
+    """A statistic of all blocks (None), its standard error, and its value less its bias, from those without one block.
+
+    Raises:
+        ValueError: a block is empty.
+    """
+    blocks = moments.blocks
+    if moments.counts.min() == 0:
+        raise ValueError(f"{moments.count} features do not fill {blocks} blocks")
+    full = statistic(None)
+    left_out = np.array([statistic(block) for block in range(blocks)])
+    variance = (blocks - 1) / blocks * ((left_out - left_out.mean()) ** 2).sum()
+    corrected = blocks * full - (blocks - 1) * left_out.mean()
+    return FrechetScore(full, float(np.sqrt(variance)), float(corrected))
 
 
 def distance(mean1: Array, covariance1: Array, mean2: Array, covariance2: Array) -> float:
-    """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2); may dip below 0 by rounding only."""
-    values, vectors = np.linalg.eigh(covariance1)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ covariance2 @ root).clip(min=0)).sum()
-    shift = mean1 - mean2
-    return float(shift @ shift + np.trace(covariance1) + np.trace(covariance2) - 2 * cross)
+    """Between two Gaussians, once; a `Reference` keeps the square root for the next."""
+    return Reference(mean1, covariance1, square_root(covariance1)).distance(mean2, covariance2)
 
 
 def between(a: Moments, b: Moments) -> float:
-    return distance(a.mean, a.covariance, b.mean, b.covariance)
+    """The distance alone."""
+    return distance(*a.gaussian(), *b.gaussian())
 
 
-def with_error(reference: NDArray, generated: NDArray, blocks: int = 10) -> tuple[float, float]:
-    """Distance and its standard error from a delete-one-block jackknife over the generated set."""
-    real = Moments.of(reference)
-    parts = [Moments.of(part, real.mean) for part in np.array_split(np.asarray(generated), blocks)]
-    whole = sum(parts[1:], parts[0])
-    full = between(real, whole)
-    left_out = np.array([between(real, whole - part) for part in parts])
-    variance = (blocks - 1) / blocks * ((left_out - left_out.mean()) ** 2).sum()
-    return full, float(np.sqrt(variance))
+def square_root(covariance: Array) -> Array:
+    """The symmetric square root (D, D); what rounding made negative is 0."""
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+
+def _check(mean: Array, covariance: Array, where: Path) -> None:
+    """Raises UserError unless these are (D,) and (D, D), finite, symmetric, and of some variance."""
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        shapes = f"{mean.shape} and {covariance.shape}"
+        raise UserError(f"{where} is no reference: mean and covariance have shapes {shapes}")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(f"{where} is no reference: some of its numbers are not finite")
+    size = np.abs(covariance).max(initial=0)
+    if np.trace(covariance) <= 0 or np.abs(covariance - covariance.T).max() > 1e-6 * size:
+        raise UserError(f"{where} is no reference: its covariance is not symmetric and positive")

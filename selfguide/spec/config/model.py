@@ -27,6 +27,8 @@ class ModelConfig:
     channels: int | None = None
     learn_sigma: bool | None = None
     time: TimeInput | None = None
+    # an index that fp32 missed is that of the path's table
+    whole_index: Annotated[bool | None, Neutral(None)] = None
     # a learned token that collects what the online guidance reads
     cls_token: bool | None = None
     # std of that token, of null, unconditional and label rows at the start
@@ -40,6 +42,8 @@ class ModelConfig:
     mlp: Literal["gelu", "swiglu"] | None = None
     rope: bool | None = None
     qk_norm: bool | None = None
+    # the layer norms of q and k have a bias and eps 1e-5
+    qk_bias: Annotated[bool | None, Neutral(None)] = None
     # U-ViT's 3x3 convolution over the output
     conv: bool | None = None
     # UNets
@@ -54,3 +58,9 @@ class ModelConfig:
     groups: int | None = None
     out_groups: Annotated[int | None, Neutral(None)] = None
     dropout: float | None = None
+    # width of an attention head, in place of their number
+    head_width: Annotated[int | None, Neutral(None)] = None
+    # the map of EDM's labels has a bias
+    label_bias: Annotated[bool | None, Neutral(None)] = None
+    # every weight begins as torch's layers do
+    plain_init: Annotated[bool | None, Neutral(None)] = None

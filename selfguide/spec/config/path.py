@@ -50,6 +50,10 @@ class PathConfig:
     weighting: Literal["plain", "edm", "uncertainty", "min_snr"] = "plain"
     # largest weight of an error of the data; 5 in min-SNR weighting (Hang et al. 2023)
     snr_gamma: Annotated[float, Positive(), Neutral(5.0), ReadWith("weighting=min_snr")] = 5.0
+    # the head that learns it: one normalised row without bias, EDM2's, or a plain linear map that begins at zero
+    uncertainty: Annotated[
+        Literal["affine", "normalised"], Neutral("affine"), ReadWith("weighting=uncertainty")
+    ] = "affine"
     # weight of 1 - cos(v_hat, v); 1 in LightningDiT
     cosine: Annotated[float, Within(0.0)] = 0.0
     # uniform is SiT's, logit-normal LightningDiT's, log-normal EDM's, log-uniform VE's (of sigma)

@@ -1,0 +1,71 @@
+"""Feature nets that had to do with a model: named in its snapshots and records, and never what ranks it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from selfguide.spec.contamination import NetUse, contaminations, nets_behind, trained_by, uses
+from selfguide.spec.records import SCHEMA, EvaluationRecord, read_record_file, record_path
+from selfguide.spec.run import RunFolder
+
+DINO = {"net": "vit_base_patch16_224.dino", "sha256": "d1" * 32}
+INCEPTION = {"net": "inception", "sha256": "1c" * 32}
+GUIDED = {"sidecars": {"ids": {"folder": "a", "kind": "id", "sha256": "0", "nets": [DINO]}}}
+
+
+def test_the_nets_behind_a_sidecar_are_found_however_deep_its_provenance_lies() -> None:
+    provenance = {
+        "method": "kmeans",
+        "saw_labels": False,
+        "features": {**DINO, "pooling": "cls", "rows_sha256": "7", "of": dict(INCEPTION)},
+    }
+    assert list(nets_behind(provenance)) == [DINO, INCEPTION]
+    assert list(nets_behind({"net": "pixels", "saw_labels": False})) == []
+    # random weights have no sha256
+    assert list(nets_behind({"net": "a", "random_seed": 0})) == [{"net": "a", "sha256": ""}]
+
+
+def test_uses_are_what_the_manifest_says_of_guidance_and_of_where_weights_began() -> None:
+    began = {"source": "snapshot", "nets": [INCEPTION]}
+    found = uses(GUIDED, began, selected=[DINO])
+    assert found == tuple(
+        sorted(
+            [
+                NetUse(**DINO, use="guided"),
+                NetUse(**INCEPTION, use="trained"),
+                NetUse(**DINO, use="selected"),
+            ]
+        )
+    )
+    assert trained_by(GUIDED, began) == [INCEPTION, DINO]
+    # manifests of before
+    old = {"sidecars": {"ids": {"folder": "a", "kind": "id", "sha256": "0"}}}
+    assert uses(old, {"source": "scratch"}) == uses({"source": "online"}, {}) == ()
+
+
+def test_a_score_is_contaminated_by_the_net_it_is_measured_in_and_by_no_other() -> None:
+    nets = uses(GUIDED, {"nets": [INCEPTION]})
+    assert contaminations({"feature_sha256": DINO["sha256"]}, nets) == (
+        NetUse(**DINO, use="guided"),
+    )
+    # the same net from another file is known by its name
+    other_file = {"feature_sha256": "ff" * 32, "net": DINO["net"]}
+    assert [use.net for use in contaminations(other_file, nets)] == [DINO["net"]]
+    assert contaminations({"feature_sha256": "ff" * 32, "net": None}, nets) == ()
+    assert contaminations({"feature_sha256": ""}, [NetUse(net="a", sha256="", use="guided")]) == ()
+    assert contaminations({"feature_sha256": DINO["sha256"]}, None) == ()
+
+
+def test_a_record_keeps_its_nets_and_one_of_before_has_none(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    nets = uses(GUIDED, {})
+    said = {"status": "done", "attempt": 1, "images": 5, "protocol_key": "p"}
+    protocol = {"metric": "fdd", "feature_sha256": DINO["sha256"]}
+    for key, given in (("img-1", nets), ("img-2", None)):
+        EvaluationRecord(key=key, nets=given, protocol=protocol, **said).publish(run)
+        found = read_record_file(record_path(run, key, 1))
+        assert found.nets == given and found.contaminations == (given or ())
+    assert "nets" not in json.loads(record_path(run, "img-2", 1).read_text())
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        EvaluationRecord.of({"schema": SCHEMA, "key": "k", **said, "nets": [{"net": "a"}]})

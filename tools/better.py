@@ -1,0 +1,131 @@
+"""`python -m tools.better A B`: which of two models of digits is better, from as few samples as that takes.
+
+Both draw image i from the same noise, so that their difference is known far better than either score; the drawing ends
+as soon as an interval that holds at all looks together excludes 0. A and B are runs, or folders of snapshots, of one
+data set. Measured in the features of fd_digits, each with its run's own sampler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+import shards
+from selfguide.data.normaliser import Normaliser
+from selfguide.evaluation.features.digitnet import DigitNet, embed, load_digitnet
+from selfguide.evaluation.metrics.frechet import Reference
+from selfguide.evaluation.metrics.moments import BLOCKS, Moments
+from selfguide.evaluation.paired import Comparison, Draw, compare
+from selfguide.sampling.condition_sampler import condition_sampler
+from selfguide.sampling.generate import generate_each
+from selfguide.snapshot import Snapshot
+from shards import cli
+from shards.errors import UserError
+from tools import flags
+from tools.sample import load_snapshot
+
+EPILOG = """examples:
+  python -m tools.better RUN1 RUN2                        the newest snapshots of two runs
+  python -m tools.better RUN/snapshots/img-000100000 RUN  whether it got better since
+  python -m tools.better RUN1 RUN2 --alpha 0.01           be surer before you stop
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    flags.check_least(options, 1, "looks", "batch")
+    if options.most < options.looks * BLOCKS:
+        raise UserError(
+            f"--most {options.most} in {options.looks} looks: each takes at least {BLOCKS} images, one for each "
+            f"block of the jackknife; give --most {options.looks * BLOCKS} or more"
+        )
+    if not 0 < options.alpha < 1:
+        raise UserError(f"--alpha {options.alpha:g} is a probability of error: give 0.05")
+    a, b = (load_snapshot(name, options.runs)[0] for name in (options.a, options.b))
+    _check(a, b, options.a, options.b)
+    net, _ = load_digitnet()
+    scans = torch.as_tensor(shards.read_all(a.data["root"])["x"])
+    reference = Reference.of(Moments.of(embed(net, scans)[0]))
+    draws = [drawn(each, net, options.seed, options.batch, options.device) for each in (a, b)]
+    found = compare(reference, *draws, most=options.most, looks=options.looks, alpha=options.alpha)
+    print(json.dumps(plain(found)) if options.json else words(found))
+    return 0
+
+
+def drawn(snapshot: Snapshot, net: DigitNet, seed: int, batch: int, device: str) -> Draw:
+    """Features of a snapshot's samples; image i is a function of the snapshot and `seed + i`."""
+    snapshot.student.to(device)
+    conditions = condition_sampler(snapshot, "empirical")
+    normaliser = Normaliser.of(snapshot.data["header"])
+
+    def draw(first: int, last: int) -> Tensor:
+        seeds = seed + torch.arange(first, last)
+        made = generate_each(
+            snapshot, snapshot.config.sampler, conditions(seeds), seeds, batch=batch
+        )
+        return embed(net, normaliser.pixels(torch.cat([x for x, _ in made])))[0]
+
+    return draw
+
+
+def plain(found: Comparison) -> dict[str, object]:
+    """As JSON: the answer, and how it came about."""
+    looks = [asdict(look) for look in found.looks]
+    said = {"better": found.better, "saved": found.saved, "most": found.most, "alpha": found.alpha}
+    return {**said, "metric": "fd_digits", "looks": looks}
+
+
+def words(found: Comparison) -> str:
+    last = found.looks[-1]
+    answer = f"{found.better} is better" if found.better else "no difference is known"
+    saved = f"; {found.saved:,} images saved" if found.saved else ""
+    return (
+        f"{answer}: fd_digits of A less that of B is {last.difference:.4g} ± {last.se:.2g}, between {last.low:.4g} and "
+        f"{last.high:.4g} at {1 - found.alpha:.0%}, after {last.images:,} of {found.most:,} images each{saved}"
+    )
+
+
+def _check(a: Snapshot, b: Snapshot, name_a: str, name_b: str) -> None:
+    """
+    Raises:
+        UserError: the two are of other data, or of data that the digit net does not know.
+    """
+    for snapshot, name in ((a, name_a), (b, name_b)):
+        net = snapshot.student.backbone.net
+        if snapshot.data["header"]["kind"] != "image" or (net.channels, net.size) != (1, 8):
+            raise UserError(
+                f"{name} makes {net.channels}x{net.size}x{net.size} {snapshot.data['header']['kind']}s, and fd_digits "
+                "measures images of 1x8x8; give runs on the digits"
+            )
+    if a.data["root"] != b.data["root"] and a.data.get("manifest") != b.data.get("manifest"):
+        raise UserError(
+            f"{name_a} and {name_b} are of other data, {a.data['root']} and {b.data['root']}: give two of one"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return flags.command(
+        "tools.better",
+        __doc__,
+        ("a A", str, None, flags.RUN),
+        ("b B", str, None, flags.RUN),
+        flags.RUNS,
+        ("--most N", int, 5000, "images of each at most (5000)"),
+        ("--looks N", int, 10, "times to look, evenly spread (10)"),
+        ("--alpha X", float, 0.05, "probability of naming one where they are equal (0.05)"),
+        ("--seed N", int, 0, "image i is a function of seed + i (0)"),
+        ("--batch N", int, 500, "batch size (500)"),
+        ("--device", str, device, f"where the networks run ({device})"),
+        flags.JSON,
+        epilog=EPILOG,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
