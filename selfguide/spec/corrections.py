@@ -34,6 +34,12 @@ CORRECTIONS: tuple[Correction, ...] = (
     *(Correction("model", name, {"name": name}, now) for name, now in CORRECTED.items()),
     Correction("path", "vp", {"name": "vp"}, {"last": 1e-4}),
     Correction(
+        "path",
+        "edm2",
+        {"name": "edm", "weighting": "uncertainty"},
+        {"uncertainty": "normalised"},
+    ),
+    Correction(
         "sampler",
         "lightning",
         {"name": "euler", "shift": 1 / 0.3, "guided_channels": 3},

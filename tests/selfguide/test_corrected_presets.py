@@ -22,6 +22,7 @@ from tests.selfguide.snapshots import write_snapshot
 # choice -> what else is typed for the digits, the key that was corrected, and what it was before
 CORRECTED = {
     "path=vp": (["model.time=noise_999"], "path.last", 1e-3),
+    "path=edm2": (["model.time=log_sigma"], "path.uncertainty", "affine"),
     "sampler=lightning": (["sampler.g=1"], "sampler.steps", 250),
     "sampler=dopri5_sit": ([], "sampler.guided_channels", None),
 }
@@ -30,13 +31,13 @@ CORRECTED = {
 def of_before(folder: Path, digits: Path, choice: str) -> Path:
     """A snapshot whose config is as it was written before; a key that did not exist is not in it."""
     more, key, old = CORRECTED[choice]
-    snapshot = write_snapshot(folder, digits, choice, *more)
+    typed = f"{key}={'null' if old is None else old}"
+    snapshot = write_snapshot(folder, digits, choice, *more, typed)
     manifest = storage.read_complete(snapshot, verify="hashes")
     assert manifest is not None
     values = yaml.safe_load((snapshot / CONFIG).read_text())
     group, name = key.split(".")
-    values[group][name] = old
-    if key == "path.last":
+    if group == "path":
         del values[group][name]
     (snapshot / CONFIG).write_text(yaml.safe_dump(values))
     (snapshot / "MANIFEST.json").unlink()

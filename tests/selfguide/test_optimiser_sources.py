@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "diffusion.md"
 ROWS: dict[str, str] = dict(
     re.findall(r"^\| ([^|`]+) \| `(batch=[^`]+)` \|$", PAGE.read_text(), re.MULTILINE)
 )
-STEPS = 5
+# in these steps decay moves a weight of 0.02 by more than the comparison allows, in every source that has one
+STEPS, BEGIN = 20, 20_000
 
 
 class Source(NamedTuple):
@@ -86,8 +88,10 @@ def edm2_rate(n: int) -> float:
 
 
 def edm2_keeps(n: int) -> float:
-    """Karras et al. 2024, eq. 127: the exponent of relative width 0.05 solves their cubic, 16.97."""
-    return (1 - 1 / n) ** (16.97 + 1)
+    """Karras et al. 2024, eq. 126 and 127: the exponent of relative width 0.05 is a root of their cubic."""
+    t = 0.05**-2
+    exponent = np.roots([1, 7, 16 - t, 12 - t]).real.max()
+    return float((1 - 1 / n) ** (exponent + 1))
 
 
 def ldm_keeps(n: int) -> float:
@@ -136,10 +140,12 @@ def gradients(student: Student, number: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_weights_and_averages_are_those_of_the_published_loop(source: str) -> None:
-    """From a step in which every rate is above 0."""
+def test_weights_and_averages_are_those_of_the_published_loop(
+    source: str, agree: Callable[[Tensor, Tensor, float], None]
+) -> None:
+    """From a step behind all warm-ups."""
     config, theirs = typed(source), SOURCES[source]
-    batch, begin = config.train.batch, 3
+    batch = config.train.batch
     student = build_student(config, 0)
     plain, average = copy.deepcopy(student), copy.deepcopy(student)
     groups = [
@@ -152,7 +158,7 @@ def test_weights_and_averages_are_those_of_the_published_loop(source: str) -> No
     averages = Averages(
         engine, averages_of(config), train.ema_ramp, train.ema_rise, train.ramps_count
     )
-    for number in range(begin, begin + STEPS):
+    for number in range(BEGIN, BEGIN + STEPS):
         given = gradients(plain, number)
         for name, parameter in engine.module.named_parameters():
             assert parameter.grad is not None
@@ -171,12 +177,11 @@ def test_weights_and_averages_are_those_of_the_published_loop(source: str) -> No
             for mine, live in zip(average.parameters(), plain.parameters(), strict=True):
                 mine.lerp_(live, 1 - theirs.keeps(number + 1))
     ours, held = dict(engine.module.named_parameters()), averages.weights()
-    begun = dict(build_student(config, 0).named_parameters())
-    moved = max(float((p - begun[n]).detach().abs().max()) for n, p in plain.named_parameters())
-    for name, parameter in plain.named_parameters():
-        torch.testing.assert_close(ours[name], parameter, rtol=1e-5, atol=1e-3 * moved)
-    for name, parameter in average.named_parameters():
-        torch.testing.assert_close(held[name], parameter, rtol=1e-5, atol=1e-3 * moved)
+    for found, wanted in ((ours, plain), (held, average)):
+        theirs_all = dict(wanted.named_parameters())
+        flat = [torch.cat([each[n].flatten() for n in theirs_all]) for each in (found, theirs_all)]
+        # the largest weight is 1
+        agree(flat[0], flat[1], 2e-7)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -188,8 +193,7 @@ def test_rates_and_averages_keep_to_the_published_schedule_all_along(source: str
         kept = average.decay(
             train.batch, (n + 1) * train.batch, train.ema_ramp, train.ema_rise, train.ramps_count
         )
-        # 16.97 is the exponent to four digits
-        assert 1 - kept == pytest.approx(1 - theirs.keeps(n + 1), rel=2e-4 if train.ema_width else 1e-6)  # fmt: skip
+        assert 1 - kept == pytest.approx(1 - theirs.keeps(n + 1), rel=1e-6)
 
 
 def test_ramps_that_count_before_a_step_begin_at_nothing() -> None:

@@ -23,6 +23,7 @@ from selfguide.diffusion.objectives import build_objective, sample_times
 from selfguide.diffusion.paths import build_path
 from selfguide.spec.config import PathConfig
 
+Agree = Callable[[Tensor, Tensor, float], None]
 PRESETS = sorted(path.stem for path in (Path(configs.__file__).parent / "path").glob("*.yaml"))
 GENERATOR = torch.Generator().manual_seed(0)
 SHAPE = (64, 4, 3, 3)
@@ -191,17 +192,15 @@ def test_every_preset_of_a_path_has_a_source_here() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_what_the_network_reads_is_its_sources(name: str) -> None:
+def test_what_the_network_reads_is_its_sources(name: str, agree: Agree) -> None:
     source, form = SOURCES[name], build_objective(preset(name)).preconditioning
     time = source.times(QUANTILES)
     made = form.noised(X0, EPS, torch.from_numpy(source.tau(time)))
-    torch.testing.assert_close(
-        made, source.read(X0, EPS, torch.from_numpy(time)), rtol=1e-9, atol=1e-9
-    )
+    agree(made, source.read(X0, EPS, torch.from_numpy(time)), 1e-12)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_loss_is_its_sources(name: str) -> None:
+def test_the_loss_is_its_sources(name: str, agree: Agree) -> None:
     """To fp32, in which our losses are taken."""
     source, config = SOURCES[name], preset(name)
     time = source.times(QUANTILES)
@@ -211,7 +210,8 @@ def test_the_loss_is_its_sources(name: str) -> None:
         wanted = wanted / u.double().exp() + u.double()
     tau = torch.from_numpy(source.tau(time))
     made = build_objective(config).losses(OUT, X0, EPS, tau, u)
-    torch.testing.assert_close(made.double(), wanted, rtol=2e-5, atol=2e-6)
+    # each image over its own loss, for those of pure noise are the largest by far
+    agree(made / wanted, torch.ones_like(wanted), 1e-6)
 
 
 @pytest.mark.parametrize("name", PRESETS)
