@@ -60,6 +60,9 @@ TABLE |= {
 TABLE["dit_digits"] = DiTArchitecture(
     size=8, channels=1, patch=2, width=64, depth=4, heads=4, classes=10
 )
+TABLE["dit_emoji"] = DiTArchitecture(
+    size=8, channels=4, patch=2, width=96, depth=4, heads=4, classes=9
+)
 
 _UVIT = {
     "s": (512, 12, 8),

@@ -41,9 +41,6 @@ CORRECTED = {
             "unet_sgdm_64",
             "unet_sgdm_cross_64",
             "unet_sgdm_256",
-            "uvit_s_deep_2",
-            "uvit_h_2",
-            "uvit_h_4",
         )
     },
     # EDM2's head of the uncertainty
@@ -53,7 +50,11 @@ CORRECTED = {
     # U-ViT's label rows begin with a std of 1
     **{
         f"model=uvit_{size}": ["model.token_std=null"]
-        for size in ("s_2", "s_4", "s_deep_2", "m_4", "l_2", "l_4", "h_2", "h_4")
+        for size in ("s_2", "s_4", "m_4", "l_2", "l_4")
+    },
+    **{
+        f"model=uvit_{size}": ["model.token_std=null", "model.whole_index=null"]
+        for size in ("s_deep_2", "h_2", "h_4")
     },
     # SGFM's code: ids, average, step and first weights of prototypes and tokens
     "guidance=sgfm_code": [
