@@ -82,7 +82,7 @@ def test_an_identity_is_what_it_was(settings: str) -> None:
 def test_every_experiment_is_in_the_table_of_ids() -> None:
     known = {words.split()[0].partition("=")[2] for words in IDS}
     missing = sorted(set(experiments()) - known)
-    assert not missing, f"run `python -m tests.guard.make` or add {missing} to ids.json"
+    assert not missing, f"add {missing} to ids.json"
 
 
 @pytest.mark.parametrize("number", range(len(CONFIGS)))
