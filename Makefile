@@ -13,7 +13,7 @@ NOTED := python -m pytest -p tests.slowest --notes $(NOTES)
 BUDGET ?= 32
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install install-dev demo test test-slow test-faults test-s3-rgw test-fast lint compare bench cluster-up cluster-down s3-up s3-down wheel-check clean
+.PHONY: help install install-dev demo demo-latents test test-slow test-faults test-s3-rgw test-fast lint compare bench cluster-up cluster-down s3-up s3-down wheel-check clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
@@ -35,6 +35,16 @@ install-dev: $(VENV)/installed-dev ## and what tests need
 demo: install ## real digits as shards, self-guided training on two ranks, evaluation beside it, leaderboard
 	@python -m tools.shards make digits --out data/digits
 	@python -m launcher.submit experiment=digits_dit cluster=local follow=true
+	@python -m launcher.board
+
+# the run's jobs, samples and scores decode with it
+demo-latents: export SELFGUIDE_SMALL := $(CURDIR)/data/emoji-vae.safetensors
+demo-latents: install ## 1,870 emoji in colour: an autoencoder, latents, self-guided training on them, samples; 15 minutes
+	@python -m tools.shards make emoji --out data/emoji
+	@test -e $(SELFGUIDE_SMALL) || python -m tools.vae data/emoji --out $(SELFGUIDE_SMALL)
+	@python -m tools.shards encode data/emoji --encoder small --out data/emoji-latents
+	@python -m launcher.submit experiment=emoji_dit cluster=local follow=true
+	@python -m tools.sample "$$(ls -td runs/emoji_dit/*/ | head -1)" --g 2 --out runs/emoji-samples
 	@python -m launcher.board
 
 test: install-dev lint ## all but test-slow, with a real Slurm, a real S3 store and a real browser where this user may install them

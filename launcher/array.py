@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher import backends, new_attempt
-from launcher.attempt.exits import Exit
+from launcher.attempt.exits import Exit, exit_path, start_path
+from launcher.attempt.heartbeat import heartbeat_path
 from launcher.backends import Job, Record
 from launcher.backends.local import gpus
 from launcher.compose import compose_cluster, without_group
@@ -35,6 +36,8 @@ from shards.errors import UserError
 
 RECORD = "array.json"
 ENDED = ("done", "failed", "lost")
+# patience with schedulers, of who only looks
+LOOK_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,30 @@ def counted(folder: Path) -> tuple[int, int]:
     return min(sum(name.endswith(".json") for name in names), array["of"]), array["of"]
 
 
+def cost(folder: Path) -> dict[str, Any]:
+    """Returns what the work of an array has taken, earlier arrays included: seconds of GPUs, or of ranks without."""
+    arrays = [each for each in folder.parent.iterdir() if (each / RECORD).exists()]
+    records = [(each, record) for each in arrays for record in enumerate(read(each)["jobs"])]
+    states = backends.states([record for _, (_, record) in records], LOOK_S)
+    seconds, unit = 0.0, "rank"
+    for (each, (number, record)), state in zip(records, states, strict=True):
+        ran = _ran(_folder(each, number), time.time() if state == "running" else None)
+        gpus = record.get("gpus") or 0
+        seconds += ran * (gpus or 1)
+        unit = "GPU" if gpus else unit
+    return {"seconds": round(seconds, 3), "unit": unit}
+
+
+def _ran(task: Path, now: float | None) -> float:
+    """For how many seconds a task's process ran, up to now or to the last that it said."""
+    begin = read_record(start_path(task, 0))
+    last = read_record(exit_path(task, 0)) or read_record(heartbeat_path(task, 0))
+    if begin is None:
+        return 0.0
+    end = last["time"] if last and (now is None or "code" in last) else now
+    return max(0.0, (end or begin["time"]) - begin["time"])
+
+
 def cancel(folder: Path) -> int:
     """Ends all tasks; returns how many were queued or at work."""
     return backends.cancel_all(read(folder)["jobs"])
@@ -199,11 +226,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return follow(folder)
     found, (done, of) = tasks(folder), counted(folder)
     if options.json:
-        print(json.dumps({"done": done, "of": of, "tasks": [vars(task) for task in found]}))
+        shown = {"done": done, "of": of, "cost": cost(folder)}
+        print(json.dumps({**shown, "tasks": [vars(task) for task in found]}))
         return 0
     for task in found:
         print(f"{task.number:5}  {task.id:14} {task.state:8} {task.message}".rstrip())
     print(f"{done} of {of} finished, tasks: {_summary(found)}")
+    spent = cost(folder)
+    hours = spent["seconds"] / 3600
+    print(f"took {hours:,.2f} {spent['unit']}-hours so far, in all arrays of this work")
     return 0
 
 

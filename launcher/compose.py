@@ -190,7 +190,7 @@ def _known(text: str) -> tuple[str, str]:
                 f"{key}={value} does not exist{nearest(value, choices)}; known: {', '.join(choices)}"
             )
         return key, text
-    if key.rpartition(".")[2] == "compat":
+    if key.rpartition(".")[2] == "compat" and not key.startswith(_MAPPINGS):
         raise UserError(
             f"{text}: forms of a paper or its code are choices of a group, and none is called compat; take "
             "guidance=sgfm_paper or guidance=sgfm_code, and drop it"

@@ -29,9 +29,9 @@ from launcher.checks import nodes, preemption
 from launcher.checks.preemption import Plan
 from launcher.compose import changed, options
 from launcher.folder import Attempt, find, runs, tail
+from launcher.reconcile.lived import read_lived
 from launcher.reconcile.past import Past
-from launcher.reconcile.spans import measured
-from launcher.reconcile.view import read, read_many
+from launcher.reconcile.view import read
 from launcher.submission import absolute, resolve
 from launcher.usage import complete_setting
 from selfguide.spec.config import Config
@@ -208,8 +208,8 @@ def _plan(asked: Asked) -> Plan:
     )
     if not asked.sized:
         return common
-    views, _ = read_many(runs(Path(config.runs)), history=True)
-    known = Past.of(run, config, measured(views, ask=False)).known()
+    lived, _ = read_lived(runs(Path(config.runs)), ask=False)
+    known = Past.of(run, config, lived).known()
     save, rate = known["save_s"], known.get("images_per_s")
     return replace(
         common,

@@ -60,6 +60,10 @@ class Attempt:
     def watcher(self) -> Path:
         return self.root / "watcher.json"
 
+    def former_watcher(self, number: int | str) -> Path:
+        """The record of a watcher that another one has followed; they are counted from 1."""
+        return self.root / f"watcher-{number}.json"
+
     @property
     def watch_log(self) -> Path:
         return self.root / "watch.log"

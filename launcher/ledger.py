@@ -12,8 +12,9 @@ from typing import Any
 from launcher import folder
 from launcher.follow import minutes
 from launcher.reconcile.hours import CLASSES, Hours, JobHours, hours
+from launcher.reconcile.lived import Lived, Sums, read_lived
 from launcher.reconcile.spans import measured
-from launcher.reconcile.view import LOOK_S, RunView, read, read_many
+from launcher.reconcile.view import LOOK_S, RunView, read
 from shards import cli
 
 
@@ -32,20 +33,18 @@ def main(arguments: list[str] | None = None) -> int:
         (view,) = measured([read(folder.find(options.run, Path(options.runs)), patience_s=LOOK_S)])
         found = hours(view)
         if options.json:
-            print(json.dumps({"run": view.id, **plain(found), "jobs": _jobs(found)}, indent=1))
+            sums = plain(Sums.of(found))
+            print(json.dumps({"run": view.id, **sums, "jobs": _jobs(found)}, indent=1))
         else:
             _show(view, found)
         return 0
-    views, problems = read_many(
-        folder.runs(Path(options.runs).resolve()), configs=False, history=True
-    )
+    lived, problems = read_lived(folder.runs(Path(options.runs).resolve()))
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
-    spent = [(view, hours(view)) for view in measured(views)]
     if options.json:
-        print(json.dumps([{"run": view.id, **plain(found)} for view, found in spent], indent=1))
-    elif spent:
-        _list(spent)
+        print(json.dumps([{"run": each.id, **plain(each.sums)} for each in lived], indent=1))
+    elif lived:
+        _list(lived)
     else:
         print(
             f"no run in {options.runs}; start one: python -m launcher.submit experiment=digits_dit"
@@ -53,16 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def plain(found: Hours) -> dict[str, Any]:
-    """Returns the sums as JSON holds them, in GPU-seconds."""
-    return {
-        "unit": found.unit,
-        "about": found.about,
-        "total_s": found.total_s,
-        "effective": found.effective,
-        "queued_s": sum(job.queued_s or 0.0 for job in found.jobs if job.kind == "training"),
-        "seconds": found.seconds(),
-    }
+def plain(sums: Sums) -> dict[str, Any]:
+    """Returns the sums of a run as JSON holds them, in GPU-seconds."""
+    return {name: value for name, value in asdict(sums).items() if name != "training"}
 
 
 def _jobs(found: Hours) -> list[dict[str, Any]]:
@@ -114,33 +106,30 @@ def _row(job: JobHours, shown: Sequence[str], divisor: float) -> list[str]:
     ]
 
 
-def _list(spent: Sequence[tuple[RunView, Hours]]) -> None:
+def _list(lived: Sequence[Lived]) -> None:
     heads = ["run", "experiment", "GPU-hours", "effective", "train", "lost", "queued"]
     rows = []
-    for view, found in spent:
-        seconds = found.seconds("training")
-        lost = sum(seconds[name] for name in ("replayed", "hung", "failed", "idle"))
-        total = f"{'about ' if found.about else ''}{found.total_s / 3600:,.2f}"
-        hour = "" if found.unit == "GPU" else " (ranks)"
-        effective = "" if found.effective is None else f"{found.effective:.1%}"
-        shares = [seconds["train"] / 3600, lost / 3600]
-        rows.append([view.id, view.experiment, total + hour, effective])
-        rows[-1] += [*(f"{each:,.2f}" for each in shares), minutes(plain(found)["queued_s"])]
+    for each in lived:
+        sums = each.sums
+        lost = sum(sums.training[name] for name in ("replayed", "hung", "failed", "idle"))
+        total = f"{'about ' if sums.about else ''}{sums.total_s / 3600:,.2f}"
+        hour = "" if sums.unit == "GPU" else " (ranks)"
+        effective = "" if sums.effective is None else f"{sums.effective:.1%}"
+        shares = [sums.training["train"] / 3600, lost / 3600]
+        rows.append([each.id, each.experiment, total + hour, effective])
+        rows[-1] += [*(f"{share:,.2f}" for share in shares), minutes(sums.queued_s)]
     _print(heads, rows)
 
 
 def _print(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold")
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i < 2 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console = cli.console()
-    if not console.is_terminal:
-        console.width = 200  # a pipe has no edge
-    console.print(table)
+    """Prints a table; Rich would take a third of a second for 200 rows."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    sides = ["<" if i < 2 else ">" for i in range(len(heads))]
+    bold, end = ("\033[1m", "\033[0m") if cli.colours(sys.stdout) else ("", "")
+    for i, row in enumerate([heads, *rows]):
+        cells = (f"{cell:{side}{n}}" for cell, side, n in zip(row, sides, widths, strict=True))
+        line = "  ".join(cells).rstrip()
+        print(f"{bold}{line}{end}" if i == 0 else line)
 
 
 def _scale(total_s: float, unit: str) -> tuple[float, str]:

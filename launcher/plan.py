@@ -15,9 +15,10 @@ from launcher.follow import minutes
 from launcher.reconcile import decide
 from launcher.reconcile.forecast import Costs, End, Forecast, best_interval_s, forecast, given
 from launcher.reconcile.hours import gpu_hours
+from launcher.reconcile.lived import Lived, read_lived
 from launcher.reconcile.past import Known, Past
 from launcher.reconcile.spans import measured
-from launcher.reconcile.view import RunView, read_many
+from launcher.reconcile.view import LOOK_S, RunView, read
 from launcher.submission import absolute, resolve
 from selfguide.spec.config import Config
 from selfguide.spec.run import RunFolder
@@ -88,16 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run, config = _meant(options.run, Path(options.runs))
     root = run.root.parent.parent if run else Path(config.runs) if config else Path(options.runs)
     others = [each for each in folder.runs(root.resolve()) if each != run]
-    views, _ = read_many(others, configs=False, history=True)
+    lived, _ = read_lived(others, ask=False)
     view = None
     if run is not None:
-        ((view,), problems) = read_many([run], history=True, configs=True)
+        (view,) = measured([read(run, patience_s=LOOK_S)], ask=False)
         config = view.config
         if config is None:
-            raise UserError(f"{run.root.name}: {'; '.join([*problems, *view.problems])}")
-        views.append(view)
+            raise UserError(f"{run.root.name}: {'; '.join(view.problems)}")
+        lived.append(Lived.of(view))
     assert config is not None
-    made = plan(view, config, measured(views, ask=False), options.images_per_s)
+    made = plan(view, config, lived, options.images_per_s)
     if options.ends is not None:
         made = replace(made, given_s=given(made.costs, read_ends(options.ends)))
     print(json.dumps(plain(made), indent=1) if options.json else _text(made))
@@ -140,19 +141,19 @@ def _meant(words: Sequence[str], runs: Path) -> tuple[RunFolder | None, Config |
 def plan(
     view: RunView | None,
     config: Config,
-    views: Sequence[RunView],
+    lived: Sequence[Lived],
     images_per_s: float | None = None,
 ) -> Plan:
     """Returns what is to be expected of a run, or of a new one with this config.
 
     Args:
-        views: all that ran here, `view` included.
+        lived: all that ran here, this run included.
         images_per_s: speed of training, where no run tells.
 
     Raises:
         UserError: nobody knows how fast it trains.
     """
-    known = Past.of(view.folder if view else None, config, views).known()
+    known = Past.of(view.folder if view else None, config, lived).known()
     if images_per_s:
         known["images_per_s"] = Known(images_per_s, "given")
     if "images_per_s" not in known:

@@ -12,6 +12,7 @@ WIDTH = 110  # of lines that are wrapped
 COMMON = (
     ("cluster=local", "where: auto, local, slurm, devcluster, or a profile your site added"),
     ("nodes=4", "machines; ranks are nodes x cluster.gpus_per_node"),
+    ("min_nodes=2", "go on with so few nodes where not all are to be had; the global batch stays"),
     ("cluster.gpus_per_node=8", "ranks per node (processes where there are no GPUs)"),
     (
         "cluster.partition=gpu",

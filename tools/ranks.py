@@ -81,7 +81,7 @@ def run_ranks(
         RankFailed: with the rank's traceback; a rank that died without a word, or those that did not answer within
             `timeout` seconds each (None waits as long as they live).
     """
-    context = multiprocessing.get_context(start)
+    context: Any = multiprocessing.get_context(start)
     results = context.Queue()
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         meeting, here = str(Path(folder) / "rendezvous.json"), (dict(os.environ), Path.cwd())

@@ -372,7 +372,7 @@ def _parser() -> argparse.ArgumentParser:
     convention = (
         "read --g, --interval and --shift as this paper writes them: sgfm, dit, lightningdit, ..."
     )
-    names = "euler, heun, ddim, dpm1, dpm2, dpmpp, euler_maruyama or dopri5"
+    names = "euler, heun, ddim, dpm1, dpm2, dpm_fast, dpmpp, euler_maruyama or dopri5"
     flags.add(
         parser.add_argument_group("sampler (the run's own where not given)"),
         ("--sampler NAME", str, None, names),
@@ -385,7 +385,7 @@ def _parser() -> argparse.ArgumentParser:
             "--spacing",
             get_args(Spacing),
             None,
-            "which noise levels of a discrete table are visited",
+            "which noise levels of a discrete table are visited; log_snr of vp, ve and edm",
         ),
         ("--rtol X", float, None, "of dopri5"),
         ("--atol X", float, None, "of dopri5"),

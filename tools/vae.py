@@ -1,6 +1,11 @@
-"""Fits the tiny autoencoder of digits on a fixed half of them and writes its weights.
+"""Fits small autoencoders of images and writes their weights.
 
-python -m tools.vae                      fit, test on the other half, write the weights into the package
+python -m tools.vae SHARDS --out FILE    of any image shards: `encode --encoder small --weights FILE` reads them. Tested
+                                         on samples held out, whose reconstructions are drawn beside FILE. Ended by
+                                         Ctrl-C or a kill, it goes on when the same command is given again, and has
+                                         lost half a minute at most
+python -m tools.vae                      of scikit-learn's digits: fit on a fixed half, test on the other, write the
+                                         weights into the package
 python -m tools.vae --out FILE           write them elsewhere, for load_autoencoder("tiny", FILE)
 python -m tools.vae --check              only test the committed weights
 """
@@ -8,7 +13,6 @@ python -m tools.vae --check              only test the committed weights
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +28,9 @@ from selfguide.data.normaliser import posterior_mean
 from selfguide.evaluation.features.digitnet import half
 from shards import cli, storage
 from shards.errors import UserError
-from tools import flags
+from tools import flags, small_vae
 from tools.digitnet import digits, one_cycle
+from tools.small_vae import psnr
 
 LEAST = 26.0  # dB on the half it has not seen
 KL_WEIGHT = 1e-2  # of a latent value's divergence against a pixel's squared error
@@ -72,12 +77,6 @@ def measure(net: TinyVAE, x: Tensor) -> None:
     net.std.copy_(variance.sqrt())
 
 
-def psnr(pictures: Tensor, others: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of levels 0..255, over all pixels of all images."""
-    error = (pictures.float() - others.float()).square().mean().item()
-    return 10 * math.log10(255**2 / error) if error else math.inf
-
-
 def test(codec: Autoencoder, pictures: Tensor) -> dict[str, float]:
     """dB there and back on the half it has not seen, and of the one image that would be right on average."""
     even, odd = half(len(pictures))
@@ -93,15 +92,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = flags.command(
         "tools.vae",
         __doc__,
-        ("--check", bool, False, "only test weights"),
-        ("--epochs N", int, 200, "passes over the half (200)"),
-        ("--out FILE", str, None, "the file of weights (the package's)"),
+        ("shards SHARDS?", str, None, "folder or s3:// prefix of image shards (the digits)"),
+        ("--out FILE", str, None, "the file of weights, *.safetensors (of digits the package's)"),
         flags.JSON,
     )
+    of_digits = parser.add_argument_group("of the digits")
+    flags.add(
+        of_digits,
+        ("--check", bool, False, "only test weights"),
+        ("--epochs N", int, 200, "passes over the half (200)"),
+    )
+    small_vae.add(parser.add_argument_group("of SHARDS"))
     options = parser.parse_args(argv)
     flags.check_least(options, 1, "epochs")
     if options.out is not None and not options.out.endswith(".safetensors"):
         raise UserError(f"--out {options.out}: the file's name must end in .safetensors")
+    others = small_vae.OPTIONS if options.shards is None else ("check", "epochs")
+    for name in others:
+        if getattr(options, name) != parser.get_default(name):
+            owner = (
+                "SHARDS: name them" if options.shards is None else "the digits: leave SHARDS out"
+            )
+            raise UserError(f"--{name} is of {owner}")
+    if options.shards is not None:
+        return small_vae.run(options)
     package = Path(tiny.__file__).parent / "weights" / WEIGHTS
     out = package if options.out is None else Path(options.out)
     pictures = images()

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from launcher.attempt import heartbeat, logs, signals, stacks
+from launcher.attempt import heartbeat, logs, signals, stacks, steps
 from launcher.attempt.exits import Exit, exit_path, peer_failed, write_start
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import read_record
@@ -90,6 +90,8 @@ def run_rank(
             last.callback(os._exit, ended.code)
             sys.stdout.flush()
             sys.stderr.flush()
+            # it may wait for ranks of another node of which it hears nothing any more
+            steps.end_srun(folder)
 
 
 def _ending(error: BaseException | None, folder: Path, rank: str, status: RankStatus) -> Exit:

@@ -18,7 +18,7 @@ from shards.errors import DamagedError, StoreError, UserError
 
 # user: something a user can mend, which trying again repeats; fenced: a newer attempt holds the run; preempted: asked
 # to stop, and nothing is lost; signal: ended from outside, by the scheduler or by another rank's failure; node: the
-# node failed a check before training
+# node failed a check before training; killed: cut off from its scheduler by the death of what had started it
 Kind = Literal[
     "ok",
     "user",
@@ -28,6 +28,7 @@ Kind = Literal[
     "storage",
     "memory",
     "hang",
+    "killed",
     "node",
     "error",
     "signal",
@@ -36,7 +37,7 @@ Kind = Literal[
 # of the process, as sysexits.h has it where it has one; 128 + number of a signal, 1 of anything else
 PREEMPTED, NOTHING_SAVED = 75, 76
 CODES: dict[Kind, int] = {"ok": 0, "user": UserError.exit_code, "numeric": 86, "storage": 87}
-CODES |= {"memory": 84, "hang": 85, "node": 88}
+CODES |= {"memory": 84, "hang": 85, "node": 88, "killed": 137}
 
 # how torch says that memory is short where it raises no class of its own
 _NO_MEMORY = ("out of memory", "DefaultCPUAllocator: can't allocate memory")
@@ -185,3 +186,8 @@ def exit_path(folder: Path, rank: int | str) -> Path:
 def start_path(folder: Path, rank: int | str) -> Path:
     """Returns the path of the record that a rank writes when it starts."""
     return folder / f"start-{rank}.json"
+
+
+def verdict_path(folder: Path) -> Path:
+    """Returns where the first monitor that ends an attempt says whom it blames."""
+    return folder / "hang.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from selfguide.spec.config import ClusterConfig
 
@@ -68,8 +69,10 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The rank that all others wait for, and where."""
+    """The rank to blame, and where it was."""
 
+    # hang: all others wait for it; killed: it was cut off from its scheduler
+    kind: Literal["hang", "killed"] = "hang"
     rank: int
     section: str | None
     images: int | None

@@ -5,10 +5,12 @@ interpreter's lock. The first rank of a node starts the monitor before it import
 
 It reads what its own ranks last said, and what all ranks said once its own do not move. So every node sees the same,
 also where the rank to blame, its node or its monitor can do nothing any more; the first alone writes `hang.json`.
+Ranks whose slurmstepd was killed do not hang, and nobody would end them: it ends the attempt in the same way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -23,8 +25,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from launcher.attempt import logs, stacks
-from launcher.attempt.exits import CODES, Exit, exit_path, start_path
+from launcher.attempt import logs, stacks, steps
+from launcher.attempt.exits import CODES, Exit, exit_path, start_path, verdict_path
 from launcher.attempt.hang import Limits, Seen, Verdict, allowed, judge, speaks
 from launcher.attempt.heartbeat import heartbeat_path
 from launcher.backends.local import process
@@ -89,6 +91,8 @@ class Monitor:
         self._parent = (parent, process(parent))
         # rank -> process and its start
         self._processes: dict[int, tuple[int, int]] = {}
+        # rank -> the slurmstepd above it and its start
+        self._daemons: dict[int, tuple[int, int]] = {}
         # rank -> its last heartbeat, and when that was first seen
         self._heard: dict[int, tuple[Mapping[str, Any], float]] = {}
         self._steps: deque[float] = deque(maxlen=_STEPS)
@@ -104,17 +108,17 @@ class Monitor:
             now = time.monotonic()
             self._clock += min(now - looked, 4 * LOOK_S)
             looked = now
-            if self._clock >= due:
+            verdict = self._cut_off()
+            if verdict is None and self._clock >= due:
                 due = self._clock + self._limits.beat_s / 2
                 try:
                     verdict = self._look()
                 except (OSError, ValueError) as error:
                     # a disk that does not answer may do so again
                     log.warning(f"the monitor could not look: {error}")
-                    verdict = None
-                if verdict is not None:
-                    self._end(verdict)
-                    return
+            if verdict is not None:
+                self._end(verdict)
+                return
             time.sleep(LOOK_S)
 
     def _there(self) -> bool:
@@ -130,12 +134,34 @@ class Monitor:
                 record = read_record(start_path(self._folder, rank))
             if record is not None and (found := process(record["pid"])) is not None:
                 self._processes[rank] = (record["pid"], found[1])
+                if (daemon := steps.daemon_above(record["pid"])) is not None:
+                    self._daemons[rank] = daemon
 
     def _alive(self) -> dict[int, int]:
         """Rank -> process of those of its ranks that have not ended."""
         return {rank: pid for rank, (pid, began) in self._processes.items() if _same(pid, began)}
 
     # ---- looking
+
+    def _cut_off(self) -> Verdict | None:
+        """Whether its ranks lost the slurmstepd that had started them."""
+        gone = {rank for rank, daemon in self._daemons.items() if not _same(*daemon)}
+        # it ends after its ranks, so those that are there now have lost it
+        lost = sorted(gone & set(self._alive())) if gone else []
+        if not lost:
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            self._hear(lost)
+        heard = [self._heard[rank][0] for rank in lost if rank in self._heard]
+        last = max(heard, key=lambda each: each["images"] or 0, default={})
+        ranks = f"rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}"
+        return Verdict(
+            kind="killed",
+            rank=lost[0],
+            section=last.get("section"),
+            images=last.get("images"),
+            message=f"slurmstepd, Slurm's daemon that had started {ranks} on {node_name()}, was killed",
+        )
 
     def _look(self) -> Verdict | None:
         if (verdict := _read_verdict(self._folder)) is not None:
@@ -208,8 +234,9 @@ class Monitor:
             first = self._accuse(verdict)
             verdict = _read_verdict(self._folder) or verdict
             log.error(f"rank {verdict.rank}: {verdict.message}")
-            for rank, text in stacks.collect(self._alive()).items():
-                storage.publish(str(self._stacks(rank)), text.encode(), replace=True)
+            if verdict.kind == "hang":
+                for rank, text in stacks.collect(self._alive()).items():
+                    storage.publish(str(self._stacks(rank)), text.encode(), replace=True)
             if first:
                 self._record(verdict)
             else:
@@ -217,7 +244,9 @@ class Monitor:
                 wait_until(blamed.exists, timeout_s=2 * PATIENCE_S)
         except (OSError, UserError) as error:
             log.error(f"the monitor could not write down why it ends its ranks: {error}")
-        self._kill(verdict.rank)
+        # before this node's ranks have ended, and Slurm this process with them
+        steps.end_srun(self._folder)
+        self._kill(verdict.rank, others=verdict.kind == "hang")
 
     def _overtaken(self) -> bool:
         """Whether the run has a newer attempt, as where this node was lost and its processes live on."""
@@ -238,32 +267,39 @@ class Monitor:
         return self._folder / "stacks" / f"rank-{rank}.txt"
 
     def _record(self, verdict: Verdict) -> None:
-        """Writes how the rank to blame ended, with where it stands, once all nodes had time to ask."""
-        ranks = (*self._mine, *self._others)
-        asked = [self._stacks(each) for each in ranks if not exit_path(self._folder, each).exists()]
-        wait_until(lambda: all(map(Path.exists, asked)), timeout_s=PATIENCE_S)
+        """Writes how the rank to blame ended; of a hang with where it stands, once all nodes had time to ask."""
         message, stack = verdict.message, self._stacks(verdict.rank)
+        if verdict.kind == "hang":
+            ranks = (*self._mine, *self._others)
+            records = {each: exit_path(self._folder, each) for each in ranks}
+            asked = [self._stacks(each) for each in ranks if not records[each].exists()]
+            wait_until(lambda: all(map(Path.exists, asked)), timeout_s=PATIENCE_S)
         if stack.exists() and (where := stacks.innermost(stack.read_text())):
             message += f"; it is at {where}"
         if stack.parent.exists():
             # as seen from the run's folder
             message += f"; stacks of all ranks are in {'/'.join(stack.parts[-4:-1])}"
         record = Exit(
-            code=CODES["hang"],
-            kind="hang",
+            code=CODES[verdict.kind],
+            kind=verdict.kind,
             message=message,
             images=verdict.images,
             section=verdict.section,
         )
         record.write(exit_path(self._folder, verdict.rank))
 
-    def _kill(self, blamed: int) -> None:
-        """Ends its ranks; those that only waited leave a record of it, before they lose the one that they wait for."""
+    def _kill(self, blamed: int, *, others: bool = True) -> None:
+        """Ends its ranks; those that only waited leave a record of it, before they lose the one that they wait for.
+
+        Args:
+            others: waits for the records of other nodes' ranks, too.
+        """
         for rank, pid in self._alive().items():
             if rank != blamed:
                 stacks.send(pid, signal.SIGTERM)
         # other nodes' may have ended without one
-        records = [exit_path(self._folder, each) for each in self._others if each != blamed]
+        waited = self._others if others else ()
+        records = [exit_path(self._folder, each) for each in waited if each != blamed]
 
         def alone() -> bool:
             return set(self._alive()) <= {blamed} and all(map(Path.exists, records))
@@ -271,11 +307,6 @@ class Monitor:
         wait_until(alone, timeout_s=END_S)
         for pid in self._alive().values():
             stacks.send(pid, signal.SIGKILL)
-
-
-def verdict_path(folder: Path) -> Path:
-    """Returns where the first monitor that finds a hang says so."""
-    return folder / "hang.json"
 
 
 def _read_verdict(folder: Path) -> Verdict | None:

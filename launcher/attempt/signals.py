@@ -6,6 +6,7 @@ signals from the wake-up pipe. Submitit's own handlers ignore SIGTERM and requeu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from launcher.attempt import steps
 from launcher.attempt.exits import Exit, exit_path, peer_failed
 from selfguide.spec.rank_status import RankStatus
 
@@ -46,7 +48,10 @@ def stop_on_signals(folder: Path, rank: str, status: RankStatus) -> None:
     def end(number: int, *, preempted: bool = False) -> None:
         how = Exit.signalled(number, status, preempted=preempted)
         how.write(exit_path(folder, rank))
-        os._exit(how.code)
+        with contextlib.ExitStack() as last:
+            last.callback(os._exit, how.code)
+            # as in `entry`
+            steps.end_srun(folder)
 
     def hear(number: int) -> None:
         nonlocal asked

@@ -6,20 +6,16 @@ machine. A site's partition, account and limits are facts of its file in `config
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from launcher.backends import accounting, endings, history
+from launcher.backends import accounting, endings, history, slurm_nodes, slurm_queue, slurm_script
 from launcher.backends.protocol import (
     Ending,
     Job,
@@ -33,26 +29,26 @@ from launcher.backends.protocol import (
     new_record,
     settled,
 )
+from launcher.backends.slurm_client import (
+    ANSWER_S,
+    PROFILES,
+    Profile,
+    answers,
+    environment_of_process,
+    run,
+)
 from selfguide.spec.config import ClusterConfig
 from shards.errors import UserError
 from shards.wait import wait_until
 
-# a controller that needs longer is not the one to wait for
-PING_S = 2.0
-# patience with sbatch, squeue and scancel
-ANSWER_S = 20.0
+__all__ = ["PROFILES", "Profile", "Slurm", "answers"]
+
 # until cancelled jobs have left the queue
 GONE_S = 60.0
 # what sbatch --test-only says of a job that no nodes fit, also where they are only out of service for now
 _NO_NODES = "Requested node configuration is not available"
-# what sinfo says of nodes; it cuts what is wider
-_FREE = ("NodeList", "StateCompact", "CPUsState", "Memory", "AllocMem", "Gres", "GresUsed", "Partition")  # fmt: skip
-_WIDE = 200
-_GPUS = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 # of sbatch's failures, those after which it may have taken the job
 _NO_ANSWER = re.compile(r"timed out|[Uu]nable to contact|Zero Bytes|[Cc]onnection")
-# sinfo's short words for nodes that get no job
-_OUT_OF_SERVICE = ("boot", "down", "drain", "drng", "err", "fail", "inval", "maint", "resv", "unk")
 # keys of a config that do what a variable of the shell would, by the end of its name
 _KEYS = {
     "ACCOUNT": "cluster.account",
@@ -74,48 +70,6 @@ _KEYS = {
     "SIGNAL": "cluster.warn_s",
     "TIMELIMIT": "cluster.timeout_min",
 }
-# reasons that are more than the state of a job which still completes
-_ENDED_BY = {"NodeDown": "NODE_FAIL", "TimeLimit": "TIMEOUT"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """One Slurm that submissions can mean."""
-
-    # how a submission reaches its controller: variables beside this shell's; UserError where there is none
-    variables: Callable[[], Mapping[str, str]]
-    # between two looks at a job; a site's controller serves many users
-    poll_s: float
-    # taken down with its configuration file and all its jobs
-    temporary: bool = False
-
-
-def _devcluster() -> Mapping[str, str]:
-    from slurm import devcluster
-
-    found = devcluster.find()
-    if found is None:
-        raise UserError(
-            "cluster=devcluster: no development cluster is up; start it with `make cluster-up`"
-        )
-    return found.environment()
-
-
-PROFILES = {
-    "slurm": Profile(variables=dict, poll_s=5.0),
-    "devcluster": Profile(variables=_devcluster, poll_s=1.0, temporary=True),
-}
-
-
-def answers() -> bool:
-    """Returns whether a Slurm controller answers from here within 2 s."""
-    if shutil.which("scontrol") is None:
-        return False
-    try:
-        done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=PING_S)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0 and " UP" in done.stdout
 
 
 @dataclass(frozen=True)
@@ -141,8 +95,10 @@ class Slurm:
     def script(self, job: Job) -> str:
         from submitit.slurm import slurm
 
-        run = f"{self._python} -u -m submitit.core._submit {shlex.quote(str(job.folder))}"
-        return slurm._make_sbatch_string(command=run, folder=job.folder, **self._parameters(job))
+        command = f"{slurm_script.python(self._site)} -u -m submitit.core._submit {shlex.quote(str(job.folder))}"
+        return slurm._make_sbatch_string(
+            command=command, folder=job.folder, **slurm_script.parameters(self._site, job)
+        )
 
     def check(self, job: Job) -> list[str]:
         client = self._client()
@@ -150,39 +106,28 @@ class Slurm:
             raise UserError(
                 f"cluster={self.kind}: no sbatch on this machine; submit from a login node, or take cluster=local"
             )
-        done = _run(["sbatch", "--test-only"], client, stdin=self.script(job))
+        done = run(["sbatch", "--test-only"], client, stdin=self.script(job))
         if done is None:
             raise UserError(
                 f"cluster={self.kind}: Slurm did not answer within {ANSWER_S:.0f} s; try again later"
             )
         if done.returncode:
-            waits = self._waits_for_nodes(job, client) if _NO_NODES in done.stderr else ""
+            waits = ""
+            if _NO_NODES in done.stderr:
+                waits = slurm_nodes.waits_for(job, self._partitions(job), client)
             if waits:
                 return [waits]
             reason = re.sub(r"(sbatch: |error: |allocation failure: )", "", done.stderr)
             reason = reason.strip().replace("\n", "; ")
+            asked = slurm_script.requested(self._site, job)
             raise UserError(
-                f"Slurm would refuse this job ({self._requested(job)}): {reason}{_partitions(client)}"
+                f"Slurm would refuse this job ({asked}): {reason}{slurm_nodes.partitions(client)}"
             )
         return []
 
     def free_nodes(self, job: Job) -> int:
         # `sbatch --test-only` would count the run's own waiting job as one that goes before
-        widths = ",".join(f"{name}:{_WIDE}|" for name in _FREE)
-        done = _run(["sinfo", "--noheader", "--Node", f"--Format={widths}"], self._client())
-        if done is None or done.returncode:
-            return 0
-        rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()]
-        named = (self._requirements(job)["partition"] or "").split(",")
-        free = {
-            name
-            for name, word, cpus, memory, used, gres, gres_used, partition, *_ in rows
-            if word in ("idle", "mix") and _of_partition(partition, named)
-            if int(cpus.split("/")[1]) >= job.tasks * (job.cpus_per_task or 1)
-            if int(memory) - int(used) >= 1024 * (job.mem_gb or 0)
-            if _gpus(gres) - _gpus(gres_used) >= job.gpus
-        }
-        return len(free - set(job.exclude))
+        return slurm_nodes.free(job, self._partitions(job), self._client())
 
     def submit(self, job: Job) -> Record:
         return self.submit_array([job])[0]
@@ -199,9 +144,11 @@ class Slurm:
             paths = [path for path in inherited.split(os.pathsep) if path != str(first.code)]
             client["PYTHONPATH"] = os.pathsep.join(paths)
         first.folder.mkdir(parents=True, exist_ok=True)
-        with _environment(client):
-            executor = SlurmExecutor(first.folder, max_num_timeout=0, python=self._python)
-            executor.update_parameters(**self._parameters(first))
+        with environment_of_process(client):
+            executor = SlurmExecutor(
+                first.folder, max_num_timeout=0, python=slurm_script.python(self._site)
+            )
+            executor.update_parameters(**slurm_script.parameters(self._site, first))
             conf = client.get("SLURM_CONF")
             record = new_record(self.kind, first) | {"conf": conf}
             try:
@@ -229,7 +176,7 @@ class Slurm:
         client, found = self._client(), {}
 
         def answers() -> bool:
-            done = _run(["squeue", "--me", "--noheader", "--Format=JobID:32,STDOUT:1024"], client)
+            done = run(["squeue", "--me", "--noheader", "--Format=JobID:32,STDOUT:1024"], client)
             if done is None or done.returncode:
                 return False
             rows = (line.split(None, 1) for line in done.stdout.splitlines())
@@ -243,13 +190,13 @@ class Slurm:
             )
         taken = [id for id, log in found.items() if log.startswith(f"{job.folder}/")]
         if taken:
-            _run(["scancel", *taken], client)
+            run(["scancel", *taken], client)
 
     def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         if self._taken_down:
             return ["gone"] * len(records)
-        queue = self._queue(patience_s, users=_users(records))
-        return [_state(record, queue) for record in records]
+        queue = slurm_queue.jobs(self._client(), patience_s, users=slurm_queue.users(records))
+        return [slurm_queue.state(record, queue) for record in records]
 
     def endings(
         self, records: Sequence[Record], patience_s: float | None = None, *, deep: bool = False
@@ -258,8 +205,9 @@ class Slurm:
         if self._taken_down:
             return logs
         # a controller forgets jobs some minutes after their end
-        queue = self._queue(patience_s, ended=True, users=_users(records)) or {}
-        told = [_ending(record, queue) for record in records]
+        users = slurm_queue.users(records)
+        queue = slurm_queue.jobs(self._client(), patience_s, ended=True, users=users) or {}
+        told = [slurm_queue.ending(record, queue) for record in records]
         if deep and (missing := [i for i, each in enumerate(told) if not settled(each)]):
             client = self._client()
             asked = history.by_accounting(
@@ -273,7 +221,9 @@ class Slurm:
 
     def waiting(self, records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
         asked = ["squeue", "--me", "--array", "--noheader", "--states=PENDING", "--format=%i|%r|%S"]
-        rows = [] if self._taken_down else self._squeue(asked, patience_s) or []
+        rows = (
+            [] if self._taken_down else slurm_queue.fields(asked, self._client(), patience_s) or []
+        )
         known = {
             id: {"reason": reason, "start": history.moment(start)} for id, reason, start in rows
         }
@@ -286,7 +236,7 @@ class Slurm:
             return [()] * len(records)
         return accounting.spans(
             records,
-            lambda command: _run(command, self._client() | accounting.CLOCK, None, patience_s),
+            lambda command: run(command, self._client() | accounting.CLOCK, None, patience_s),
         )
 
     @property
@@ -300,7 +250,7 @@ class Slurm:
             ids = [record["id"] for record in there]
             if "unknown" in states.values():
                 raise UserError(f"Slurm did not cancel job {', '.join(ids)}: no answer; try again")
-            done = _run(["scancel", *ids], self._client())
+            done = run(["scancel", *ids], self._client())
             if done is None or done.returncode:
                 reason = done.stderr.strip() if done else "no answer"
                 raise UserError(f"Slurm did not cancel job {', '.join(ids)}: {reason}; try again")
@@ -309,7 +259,7 @@ class Slurm:
 
     def warn(self, record: Record) -> None:
         # the ranks, not the batch script
-        done = _run(["scancel", "--signal=USR2", record["id"]], self._client())
+        done = run(["scancel", "--signal=USR2", record["id"]], self._client())
         if done is None or done.returncode:
             reason = done.stderr.strip() if done else "no answer"
             raise UserError(f"Slurm did not warn job {record['id']}: {reason}; try again")
@@ -319,32 +269,15 @@ class Slurm:
         record = {"kind": self.kind, "conf": self.conf, "comment": comment}
         return [
             {**record, "id": id, "name": job.name}
-            for id, job in (self._queue() or {}).items()
+            for id, job in (slurm_queue.jobs(self._client()) or {}).items()
             if job.comment == comment and name in (None, job.name)
         ]
 
     def nodes(self, patience_s: float | None = None) -> list[Node]:
         if self._taken_down:
             return []
-        asked = ["sinfo", "--noheader", "--Node", "--format=%N|%t|%P|%E"]
-        done = _run(asked, self._client(), patience_s=patience_s)
-        rows = [line.split("|", 3) for line in done.stdout.splitlines()] if done else []
-        named = None
-        if self.cluster is not None:
-            named = (self.cluster.partition or "").split(",")
-        # a line for each partition of a node
-        found = {
-            name: Node(
-                name=name,
-                state=word,
-                reason="" if reason == "none" else reason,
-                in_service=not _out_of_service(word),
-                reachable=not (word.endswith("*") or word.startswith("down")),
-            )
-            for name, word, partition, reason in rows
-            if named is None or _of_partition(partition, named)
-        }
-        return list(found.values())
+        named = None if self.cluster is None else (self.cluster.partition or "").split(",")
+        return slurm_nodes.known(named, self._client(), patience_s)
 
     def notes(self, ranks: int) -> list[str]:
         names = ignored(os.environ)
@@ -356,7 +289,7 @@ class Slurm:
 
     def ask(self, command: Sequence[str]) -> str:
         """Returns what one of Slurm's commands says; "" where it is not here, fails, or does not answer."""
-        done = _run([*command], self._client())
+        done = run([*command], self._client())
         return done.stdout if done is not None and done.returncode == 0 else ""
 
     def cancel_command(self, records: Sequence[Record]) -> str:
@@ -372,266 +305,15 @@ class Slurm:
         environment.pop("SLURM_CONF", None)
         return environment | ({"SLURM_CONF": self.conf} if self.conf else {})
 
+    def _partitions(self, job: Job) -> list[str]:
+        return (slurm_script.requirements(self._site, job)["partition"] or "").split(",")
+
     @property
     def _site(self) -> ClusterConfig:
         assert self.cluster is not None, "submitting needs a cluster config"
         return self.cluster
 
-    @property
-    def _python(self) -> str:
-        """What starts Python in a job, for the shell."""
-        python = shlex.quote(self._site.python or sys.executable)
-        return f"{self._site.container} {python}" if self._site.container else python
-
-    def _parameters(self, job: Job) -> dict[str, Any]:
-        """In sbatch's own names, as Submitit's generator takes them; what is None is not written."""
-        site = self._site
-        # a dead rank ends the others, which would wait for it
-        srun = ["--kill-on-bad-exit=1", "--wait=60"]
-        exports = {name: shlex.quote(value) for name, value in job.environment.items()}
-        exports["PYTHONPATH"] = f"{shlex.quote(str(job.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-        if job.cpus_per_task:
-            # since 22.05 srun does not take the job's
-            srun.append(f"--cpus-per-task={job.cpus_per_task}")
-            exports.setdefault("OMP_NUM_THREADS", str(job.cpus_per_task))
-        gpus = f"{site.gpu_type}:{job.gpus}" if site.gpu_type else job.gpus
-        singleton, after = job.singleton and "singleton", job.after and f"after:{job.after}"
-        parameters = {
-            "job_name": job.name,
-            "comment": job.comment,
-            **self._requirements(job),
-            "time": job.timeout_min,
-            "nodes": job.nodes,
-            "ntasks_per_node": job.tasks,
-            "gpus_per_node": gpus if job.gpus and not site.gres else None,
-            "gres": site.gres if job.gpus else None,
-            "exclusive": True if job.exclusive else None,
-            "cpus_per_task": job.cpus_per_task,
-            "mem": f"{int(job.mem_gb * 1024)}MB" if job.mem_gb else None,
-            "signal_delay_s": job.warn_s,
-            "dependency": ",".join(each for each in (singleton, after) if each) or None,
-            "stderr_to_stdout": True,
-            # where one job is followed by another, only that one may go on with the run
-            "additional_parameters": {
-                **site.sbatch_options,
-                **self._place(job),
-                "requeue" if job.requeue else "no-requeue": True,
-            },
-            "setup": _setup(site)
-            + [f"export {name}={value}" for name, value in exports.items()]
-            + [f"cd {shlex.quote(str(job.code))}"],
-            "srun_args": [*srun, *site.srun],
-            "teardown": self._teardown(job),
-        }
-        given = {key: value for key, value in parameters.items() if value is not None}
-        return {**given, "wckey": None}  # Submitit's default is a key that a site may not know
-
-    def _teardown(self, job: Job) -> list[str] | None:
-        """Has Slurm start the job once more where the run goes on; a requeue ends this script."""
-        if not job.requeue:
-            return None
-        # in the container that ranks of pyxis run in, or before which Python another one stands
-        alone = ["srun", "--nodes=1", "--ntasks=1", *self._site.srun] if self._site.srun else []
-        words = [shlex.join(alone), self._python, shlex.join(job.requeue)]
-        return [
-            "code=$?",
-            f"{' '.join(word for word in words if word)} && scontrol requeue $SLURM_JOB_ID",
-            "exit $code",
-        ]
-
-    def _waits_for_nodes(self, job: Job, client: Mapping[str, str]) -> str:
-        """Why the job waits for nodes that are out of service; "" where no nodes of its partition would do."""
-        done = _run(["sinfo", "--noheader", "--Node", "--format=%N|%t|%c|%m|%G|%P"], client)
-        rows = (line.split("|") for line in done.stdout.splitlines()) if done else ()
-        named = (self._requirements(job)["partition"] or "").split(",")
-        fit = {
-            name: word
-            for name, word, cpus, megabytes, gres, partition in rows
-            if _of_partition(partition, named)
-            and name not in job.exclude
-            and int(cpus) >= job.tasks * (job.cpus_per_task or 1)
-            and int(megabytes) >= 1024 * (job.mem_gb or 0)
-            and _gpus(gres) >= job.gpus
-        }
-        out = {name: word for name, word in fit.items() if _out_of_service(word)}
-        if not len(fit) - len(out) < job.nodes <= len(fit):
-            return ""
-        states = ", ".join(f"{name} is {word}" for name, word in sorted(out.items())[:8])
-        return (
-            f"the job waits for nodes: {len(fit) - len(out)} of the {len(fit)} that could run it are in service and it "
-            f"takes {job.nodes} ({states}{' ...' if len(out) > 8 else ''})"
-        )
-
-    def _requirements(self, job: Job) -> dict[str, str | None]:
-        """Where a job may run and who pays, in Submitit's names."""
-        site = self._site
-        apart = site.evaluation_partition if job.small else None
-        return {
-            "partition": apart or site.partition,
-            "account": site.account,
-            "qos": site.qos,
-            "exclude": ",".join(each for each in (site.exclude, *job.exclude) if each) or None,
-            # of the nodes that train
-            "constraint": None if apart else site.constraint,
-        }
-
-    def _place(self, job: Job) -> dict[str, str]:
-        """The same where Submitit has no name for it."""
-        site = self._site
-        apart = job.small and site.evaluation_partition
-        return {"reservation": site.reservation} if site.reservation and not apart else {}
-
-    def _requested(self, job: Job) -> str:
-        asked: dict[str, Any] = {f"cluster.{k}": v for k, v in self._requirements(job).items()}
-        asked["cluster.reservation"] = self._place(job).get("reservation")
-        asked |= {
-            "nodes": job.nodes,
-            "ranks per node": job.tasks,
-            "GPUs per node": job.gpus or None,
-        }
-        return ", ".join(f"{key}={value}" for key, value in asked.items() if value is not None)
-
-    def _queue(
-        self, patience_s: float | None = None, ended: bool = False, users: str = ""
-    ) -> dict[str, _Queued] | None:
-        """This user's jobs by id, or those of some users; None when nobody answers.
-
-        Args:
-            ended: also those that ended lately.
-        """
-        # a line a task
-        asked = ["squeue", f"--user={users}" if users else "--me", "--array", "--noheader"]
-        asked += (
-            ["--states=all", "--format=%i|%T %e %l %r|%j|%k"] if ended else ["--format=%i|%T|%j|%k"]
-        )
-        rows = self._squeue(asked, patience_s)
-        if rows is None and shutil.which("squeue", path=self._client().get("PATH")) is None:
-            done = _run(history.SHOW, self._client(), patience_s=patience_s)
-            rows = history.shown(done.stdout, ended) if done and not done.returncode else None
-        if rows is None:
-            return None
-        return {
-            id: _Queued(state=state, name=name, comment=comment.strip())
-            for id, state, name, comment in rows
-        }
-
-    def _squeue(self, command: list[str], patience_s: float | None) -> list[list[str]] | None:
-        """The fields of each line; None when nobody answers."""
-        fields = command[-1].count("|")
-        done = _run(command, self._client(), patience_s=patience_s)
-        if done is None or done.returncode:
-            return None
-        lines = done.stdout.splitlines()
-        return [line.split("|", fields) for line in lines if line.count("|") >= fields]
-
-
-def _of_partition(name: str, wanted: Sequence[str]) -> bool:
-    """Whether sinfo's name of a partition, with * behind the default's, is wanted; [""] is the default."""
-    return name.rstrip("*") in wanted or (list(wanted) == [""] and name.endswith("*"))
-
-
-def _out_of_service(word: str) -> bool:
-    """Whether a node of this state gets no job; * is behind the word of one that does not answer."""
-    return word.startswith(_OUT_OF_SERVICE) or word.endswith("*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Queued:
-    """A line of squeue."""
-
-    # Slurm's own word, and a reason behind it where that was asked for
-    state: str
-    name: str
-    comment: str
-
-
-def _setup(site: ClusterConfig) -> list[str]:
-    """Lines of a batch script by which a site prepares its nodes."""
-    lines = []
-    if site.modules:
-        # a shell that is no login shell may not know the command
-        lines.append("type module >/dev/null 2>&1 || . /etc/profile")
-        lines.append(f"module load {shlex.join(site.modules)} || exit 1")
-    lines += site.setup
-    return [*lines, f'export TMPDIR="{site.scratch}"'] if site.scratch else lines
-
-
-def _users(records: Sequence[Record]) -> str:
-    """Whose run folders these are, for squeue; "" where all are this user's."""
-    found = set()
-    for folder in {str(record["comment"]) for record in records}:
-        # of a folder that is gone nobody knows
-        with contextlib.suppress(OSError):
-            found.add(Path(folder).stat().st_uid)
-    others = sorted(found | {os.getuid()}) if found - {os.getuid()} else ()
-    return ",".join(map(str, others))
-
-
-def _state(record: Record, queue: Mapping[str, _Queued] | None) -> State:
-    if queue is None:
-        return "unknown"
-    job = queue.get(record["id"])
-    # a fresh Slurm counts its jobs from 1 again
-    if job is None or job.comment != record["comment"]:
-        return "gone"
-    return "queued" if job.state in history.QUEUED else "running"
-
-
-def _ending(record: Record, queue: Mapping[str, _Queued]) -> Ending:
-    """What the controller still says."""
-    job = queue.get(record["id"])
-    if job is None or job.comment != record["comment"]:
-        return {}
-    word, end, limit, reason = [*job.state.split(" ", 3), "", "", ""][:4]
-    # a job of a lost node completes when the node is back
-    return history.ending(_ENDED_BY.get(reason, word), end=end, limit=limit)
-
 
 def _log(record: Record) -> Path:
     """Where srun writes of a job: the log of rank 0."""
     return Path(record["folder"]) / f"{record['id']}_0_log.out"
-
-
-@contextlib.contextmanager
-def _environment(environment: Mapping[str, str]) -> Iterator[None]:
-    """Submitit hands sbatch its own process's environment, so that is what changes."""
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _run(
-    command: list[str],
-    environment: Mapping[str, str],
-    stdin: str | None = None,
-    patience_s: float | None = None,
-) -> subprocess.CompletedProcess[str] | None:
-    """None when it does not answer in time, or there is no such command here."""
-    try:
-        return subprocess.run(
-            command,
-            env=dict(environment),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=ANSWER_S if patience_s is None else patience_s,
-        )
-    except (subprocess.TimeoutExpired, FileNotFoundError):
-        return None
-
-
-def _gpus(gres: str) -> int:
-    """How many there are in what sinfo says of generic resources."""
-    return sum(map(int, _GPUS.findall(gres)))
-
-
-def _partitions(client: Mapping[str, str]) -> str:
-    """'; partitions here: a, b', which is what one needs most often."""
-    done = _run(["sinfo", "--noheader", "--format=%R"], client)
-    names = sorted(set(done.stdout.split())) if done and done.returncode == 0 else []
-    return f"; partitions here: {', '.join(names)}" if names else ""

@@ -22,6 +22,7 @@ from launcher import backends, code_copy, jobs
 from launcher.backends import Record, settled
 from launcher.folder import Attempt, evaluation_asked, evaluations, tail
 from launcher.reconcile import decide, nodes
+from launcher.reconcile.spans import spans_path
 from launcher.reconcile.view import LOOK_S, JobView, RunView, ending_path, read
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain, to_yaml
@@ -50,8 +51,24 @@ def launch_watcher(
     """
     job = jobs.watcher(config, at, at.run.root.name, watch_entry, after["id"] if after else None)
     record = backends.of(config.cluster).submit(replace(job, code=_current_code(at)))
+    _keep_former(at)
     write_record(at.watcher, record, replace=True)
     return record
+
+
+def _keep_former(at: Attempt) -> None:
+    """Keeps the record of a watcher that another one follows: its time belongs to the run, too."""
+    former = read_record(at.watcher)
+    if former is None:
+        return
+    number = 1
+    while at.former_watcher(number).exists():
+        number += 1
+    write_record(at.former_watcher(number), former)
+    # what is kept beside the record is of the former as well
+    for kept in (spans_path, ending_path):
+        with contextlib.suppress(FileNotFoundError):
+            kept(at.watcher).rename(kept(at.former_watcher(number)))
 
 
 def _current_code(at: Attempt) -> Path:

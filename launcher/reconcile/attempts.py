@@ -68,7 +68,7 @@ _SAID: dict[Kind, str] = {
     "memory": "it used more memory than it had asked for",
 }
 # classes of exit records that keep their meaning whatever the scheduler says
-_OWN = ("user", "numeric", "storage", "memory", "hang", "node")
+_OWN = ("user", "numeric", "storage", "memory", "hang", "killed", "node")
 # signals by which a program ends itself
 CRASHES = {
     int(each)

@@ -30,7 +30,7 @@ LEAST, SHARE = 100, 0.01
 # days after which an entry that nobody used is forgotten
 DAYS = 30
 
-_Stamp = tuple[int, int, int]
+_Stamp = tuple[int, ...]
 # the file as it was, the day since 1970 on which it was last asked for when all was written, and what it held
 _Entry = tuple[_Stamp, int, Any]
 
@@ -43,6 +43,8 @@ class Cache:
         self._today = time.time_ns() // 86_400_000_000_000
         # of the files asked for this time
         self._used: dict[str, _Entry] = {}
+        # folders of which one value is kept
+        self._instead: list[str] = []
         self.added = 0
 
     def get(self, path: str, parse: Callable[[str], T]) -> T:
@@ -59,13 +61,28 @@ class Cache:
         self._used[path] = entry
         return cast(T, entry[2])
 
+    def known(self, key: str, stamp: _Stamp) -> Any:
+        """Returns what was kept under a key while it had this stamp; None where nothing was."""
+        entry = self._known.get(key)
+        if entry is None or entry[0] != stamp:
+            return None
+        self._used[key] = entry
+        return entry[2]
+
+    def keep(self, key: str, stamp: _Stamp, value: Any) -> None:
+        """Keeps a value under a folder's path, in place of all files below it."""
+        self._used[key] = (stamp, self._today, value)
+        self._instead.append(f"{key}/")
+        self.added += 1
+
     def kept(self) -> dict[str, _Entry] | None:
         """Returns what is to be kept, None where the new entries are not worth it."""
         if self.added < max(LEAST, SHARE * len(self._used)):
             return None
+        instead = tuple(self._instead)
         lately = {p: e for p, e in self._known.items() if e[1] > self._today - DAYS}
         used = {p: (stamp, self._today, value) for p, (stamp, _, value) in self._used.items()}
-        return {**lately, **used}
+        return {p: e for p, e in {**lately, **used}.items() if not p.startswith(instead)}
 
 
 @contextlib.contextmanager

@@ -355,8 +355,14 @@ def _span_of_evaluation(each: EvaluationView, now: float) -> tuple[Span | None, 
 
 
 def _watchers(view: RunView) -> Iterator[JobHours]:
-    jobs = {at.watcher.label: (at.number, at.watcher) for at in view.attempts if at.watcher}
-    for number, job in jobs.values():
+    found = [
+        (at.number, job)
+        for at in view.attempts
+        for job in (*at.former_watchers.values(), at.watcher)
+        if job is not None
+    ]
+    # one may watch over several attempts
+    for number, job in {job.label: (number, job) for number, job in found}.values():
         for span in job.spans:
             # on one machine nobody writes down when it ended
             if span.end is not None or job.works:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from launcher import jobs
 from launcher.reconcile import decide
-from launcher.reconcile.hours import JobHours, hours, images_of
-from launcher.reconcile.view import AttemptView, RunView
+from launcher.reconcile.hours import JobHours
+from launcher.reconcile.lived import Lived, Try, speed
 from selfguide.spec.config import Config
 from selfguide.spec.config.laws import identity_of
-from selfguide.spec.identity import canonical
 from selfguide.spec.run import RunFolder
 
 # ends of an attempt that come from the machines and not from the run's own code, its numbers or its user
@@ -42,9 +41,8 @@ class Sample:
 
     # 0: of this run, 1: of one that trains the same, 2: of another on the same cluster
     distance: int
-    view: RunView
-    at: AttemptView
-    row: JobHours
+    of: Lived
+    at: Try
     # the one before it, where it followed by itself
     before: JobHours | None
 
@@ -57,23 +55,18 @@ class Past:
     samples: tuple[Sample, ...]
 
     @classmethod
-    def of(cls, run: RunFolder | None, config: Config, views: Sequence[RunView]) -> Past:
-        """Returns the attempts of `run`, which may be among the views, and of others on the same cluster."""
+    def of(cls, run: RunFolder | None, config: Config, lived: Sequence[Lived]) -> Past:
+        """Returns the attempts of `run`, which may be among those that lived, and of others on the same cluster."""
+        wanted = _speed(config)
         found = []
-        for each in views:
+        for each in lived:
             mine = each.folder == run
-            alike = _speed_of_run(each) == _speed(config)
-            rows = {row.attempt: row for row in hours(each).jobs if row.kind == "training"}
-            for at in each.attempts:
-                here = at.job is not None and at.job.record["kind"] == config.cluster.kind
-                if at.number in rows and (mine or here):
+            distance = 0 if mine else 1 if each.speed == wanted else 2
+            rows = {at.number: at.row for at in each.tries}
+            for at in each.tries:
+                if mine or at.cluster == config.cluster.kind:
                     before = None if at.by_hand else rows.get(at.number - 1)
-                    distance = 0 if mine else 1 if alike else 2
-                    found.append(
-                        Sample(
-                            distance=distance, view=each, at=at, row=rows[at.number], before=before
-                        )
-                    )
+                    found.append(Sample(distance=distance, of=each, at=at, before=before))
         return cls(config=config, samples=tuple(found))
 
     def known(self) -> dict[str, Known]:
@@ -91,7 +84,7 @@ class Past:
             "save_s": self._median(self._save_s, 1),
             "start_s": self._median(_start_s, 2),
             "gap_s": self._median(_gap_s, 2),
-            "queued_s": self._median(lambda each: each.row.queued_s, 2),
+            "queued_s": self._median(lambda each: each.at.row.queued_s, 2),
             "evaluation_s": self._evaluation_s(),
             **self._faults(),
         }
@@ -99,19 +92,19 @@ class Past:
 
     def _images_per_s(self, each: Sample) -> float | None:
         """Of one attempt; with other ranks as fast as theirs."""
-        images = images_of(each.at)
-        seconds = each.row.seconds.get("train", 0.0) + each.row.seconds.get("replayed", 0.0)
-        if images is None or seconds <= 0 or not each.at.world:
+        images, seconds = each.at.images, each.at.row.seconds
+        trained = seconds.get("train", 0.0) + seconds.get("replayed", 0.0)
+        if images is None or trained <= 0 or not each.at.world:
             return None
-        return (images[1] - images[0]) / seconds * self.config.ranks / each.at.world
+        return (images[1] - images[0]) / trained * self.config.ranks / each.at.world
 
     def _save_s(self, each: Sample) -> float | None:
         """Of one checkpoint. In the run itself also its share of the snapshots, which are written beside them."""
-        images = images_of(each.at)
+        images = each.at.images
         if each.distance or images is None:
-            return each.at.progress.get("save_s")
+            return each.at.save_s
         saves = (images[1] - images[0]) / self.config.train.checkpoint_every
-        spent = each.row.seconds.get("checkpoint")
+        spent = each.at.row.seconds.get("checkpoint")
         return spent / max(1.0, saves) if spent else None
 
     def _median(self, of: Callable[[Sample], float | None], furthest: int) -> Known | None:
@@ -132,18 +125,18 @@ class Past:
     def _evaluation_s(self) -> Known | None:
         if self.config.evaluation.protocol == "none":
             return None
-        near = {each.view.folder.root: each.view for each in self.samples if each.distance < 2}
-        took = [r.seconds for view in near.values() for r in view.records if r.seconds]
+        near = {each.of.folder.root: each.of for each in self.samples if each.distance < 2}
+        took = [seconds for each in near.values() for seconds in each.scores_s]
         scores = decide.counted(len(took), "score")
         return Known(statistics.median(took), f"measured: {scores}") if took else None
 
     def _faults(self) -> dict[str, Known]:
         """Failures a second and node, and preemptions a second and job, on this cluster."""
-        here = [each for each in self.samples if each.at.job and not each.row.running]
-        here = [e for e in here if e.at.job and e.at.job.record["kind"] == self.config.cluster.kind]
-        node_s = sum(e.row.elapsed_s * e.at.job.record["nodes"] for e in here if e.at.job)
-        job_s = sum(each.row.elapsed_s for each in here)
-        kinds = [decide.cause(each.at).kind for each in here if not each.at.cancelled]
+        here = [each.at for each in self.samples if each.at.cluster == self.config.cluster.kind]
+        here = [at for at in here if not at.row.running]
+        node_s = sum(at.row.elapsed_s * at.nodes for at in here)
+        job_s = sum(at.row.elapsed_s for at in here)
+        kinds = [at.cause for at in here if not at.cancelled]
         failed = [kind for kind in kinds if kind in FAULTS]
         asked = [kind for kind in kinds if kind in ("preempted", "outside")]
         hours_of = f"{node_s / 3600:,.2f} node-hours on cluster={self.config.cluster.kind}"
@@ -162,26 +155,20 @@ class Past:
 
 
 def _start_s(each: Sample) -> float | None:
-    trained = images_of(each.at) is not None
-    seconds = each.row.seconds
-    return seconds.get("start", 0.0) + seconds.get("compile", 0.0) if trained else None
+    seconds = each.at.row.seconds
+    return (
+        None if each.at.images is None else seconds.get("start", 0.0) + seconds.get("compile", 0.0)
+    )
 
 
 def _gap_s(each: Sample) -> float | None:
     """Until the next job began, which cannot be before the one before it had ended."""
-    if each.before is None or each.before.job == each.row.job:
+    if each.before is None or each.before.job == each.at.row.job:
         return None
-    return max(0.0, each.row.start - each.before.end)
+    return max(0.0, each.at.row.start - each.before.end)
 
 
 def _speed(config: Config) -> str:
-    """What the time of a step depends on beside the machine."""
-    about = {"model": identity_of(config.model), "engine": identity_of(config.engine)}
-    return canonical({**about, "batch": config.train.batch, "guidance": config.guidance.source})
-
-
-def _speed_of_run(view: RunView) -> str:
-    of = view.identity
-    about = {"model": of.get("model"), "engine": of.get("engine")}
-    batch, guidance = of.get("train", {}).get("batch"), of.get("guidance", {}).get("source")
-    return canonical({**about, "batch": batch, "guidance": guidance})
+    identity = {"model": identity_of(config.model), "engine": identity_of(config.engine)}
+    about = {"batch": config.train.batch}
+    return speed({**identity, "train": about, "guidance": {"source": config.guidance.source}})

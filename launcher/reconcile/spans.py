@@ -33,7 +33,7 @@ def measured(views: Sequence[RunView], *, ask: bool = True) -> list[RunView]:
         if over and jobs[path].state == "gone" and jobs[path].record["kind"] != "local":
             # another's run, or another command at this moment
             with contextlib.suppress(OSError):
-                write_record(_keep(path), {"spans": [asdict(span) for span in spans]})
+                write_record(spans_path(path), {"spans": [asdict(span) for span in spans]})
     return [_with(view, known) for view in views]
 
 
@@ -44,6 +44,8 @@ def _records(view: RunView) -> Iterator[tuple[Path, JobView]]:
         found.append((at.files.job, at.job))
         found.append((at.files.successor, at.successor))
         found.append((at.files.watcher, at.watcher))
+        former = at.former_watchers.items()
+        found += [(at.files.former_watcher(number), job) for number, job in former]
     yield from ((path, job) for path, job in found if job is not None)
 
 
@@ -52,13 +54,14 @@ def _silent(job: JobView) -> bool:
     return job.state == "unknown" and job.record["kind"] != "local"
 
 
-def _keep(job: Path) -> Path:
+def spans_path(job: Path) -> Path:
+    """Returns where it is kept when a job had its nodes, beside the job's record."""
     return job.with_name(f"spans-{job.name}")
 
 
 def _kept(job: Path) -> tuple[Span, ...] | None:
     try:
-        found = read_record(_keep(job))
+        found = read_record(spans_path(job))
         return None if found is None else tuple(Span(**each) for each in found["spans"])
     except (OSError, ValueError, KeyError, TypeError):  # asked again
         return None
@@ -74,6 +77,10 @@ def _with(view: RunView, spans: Mapping[Path, tuple[Span, ...]]) -> RunView:
             job=of(at.job, at.files.job),
             successor=of(at.successor, at.files.successor),
             watcher=of(at.watcher, at.files.watcher),
+            former_watchers={
+                number: replace(job, spans=spans[at.files.former_watcher(number)])
+                for number, job in at.former_watchers.items()
+            },
         )
         for at in view.attempts
     )

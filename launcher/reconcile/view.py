@@ -7,200 +7,44 @@ does not answer leaves its jobs `unknown`, which is never the same as `gone`.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher import backends
-from launcher.backends import Record, Span, settled
+from launcher.backends import Record, settled
 from launcher.folder import Attempt, evaluation_asked, evaluations
-from launcher.reconcile import cache
+from launcher.reconcile import cache, parse
 from launcher.reconcile.cache import Cache
+from launcher.reconcile.model import AttemptView, EvaluationView, JobState, JobView, RunView
 from selfguide.spec.config import Config
-from selfguide.spec.files import read_config
-from selfguide.spec.lacks import Lack, lacks
-from selfguide.spec.records import EvaluationRecord, read_record_file
+from selfguide.spec.lacks import lacks
+from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder, image_folder, names_in
 from shards import storage
 from shards.errors import DamagedError, UserError
 
-T = TypeVar("T")
+__all__ = [
+    "AttemptView",
+    "EvaluationView",
+    "JobState",
+    "JobView",
+    "RunView",
+    "ending_path",
+    "read",
+    "read_many",
+]
 
-# `unknown`: no scheduler answered for the job
-JobState = backends.State
+T = TypeVar("T")
 
 # patience of commands that only look, seconds
 LOOK_S = 2.0
 
-# files that nobody asks for in a list of runs
-_LONG = ("request.json", "code.json")
-
 # what an unreadable file raises
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobView:
-    """A job that was submitted."""
-
-    record: Record
-    state: JobState
-    # of one that is gone, what its scheduler still says or was once heard to say (`Backend.endings`)
-    ending: Mapping[str, Any] = field(default_factory=dict)
-    # why one that is queued waits, where somebody only looks (`Backend.waiting`)
-    waiting: Mapping[str, Any] = field(default_factory=dict)
-    # when it had its nodes, oldest first; only where that was asked for (`launcher.ledger`)
-    spans: tuple[Span, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """Returns cluster and job id, such as "slurm 4711"."""
-        return f"{self.record['kind']} {self.record['id']}"
-
-    @property
-    def works(self) -> bool:
-        """Whether it waits or runs, as far as is known."""
-        return self.state in ("queued", "running")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttemptView:
-    """One attempt: what was asked for, its jobs, and what its ranks left."""
-
-    files: Attempt
-    # seconds since 1970
-    opened: float
-    # ranks asked for; 0 before that was written
-    world: int = 0
-    # nodes of its job, and how many the run asks for where more are to be had; 0 before that was written
-    node_count: int = 0
-    full_node_count: int = 0
-    # both None where the submission has not come so far, or died
-    job: JobView | None = None
-    watcher: JobView | None = None
-    # the job queued behind this one, which opens the next attempt
-    successor: JobView | None = None
-    # somebody asked to end the run; and all of its jobs have ended
-    cancelled: bool = False
-    cancel_asked: float = 0.0
-    cancel_done: bool = False
-    cancel_by: str = ""
-    # a person asked for this attempt; others follow the one before by themselves
-    by_hand: bool = False
-    # nodes that its job had to do without, and why
-    excluded: Mapping[str, str] = field(default_factory=dict)
-    # time limit of its job, and when its first rank began
-    limit_s: float | None = None
-    began: float | None = None
-    # images of the checkpoint that it began from, 0 from scratch; None where it did not come to training
-    resumed_from: int | None = None
-    # ranks that began, and how ranks ended; "unknown" is a rank whose environment was incomplete
-    starts: frozenset[str] = frozenset()
-    # of each rank that began, its node's name; read with the history
-    nodes: Mapping[str, str] = field(default_factory=dict)
-    exits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    # what ranks wrote when they began, and what they last said of themselves; without the history that of rank 0 alone
-    begins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    heartbeats: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    # the trainer's newest report
-    progress: Mapping[str, Any] = field(default_factory=dict)
-    # GPU-seconds of all attempts before this one, as far as files of the run tell; None where nobody wrote it down
-    spent_s: float | None = None
-
-    @property
-    def number(self) -> int:
-        return self.files.number
-
-    @property
-    def ending(self) -> Mapping[str, Any]:
-        """How its job ended, as the scheduler says; empty where it does not."""
-        return self.job.ending if self.job else {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationView:
-    """One evaluation job of one snapshot."""
-
-    folder: Path
-    key: str
-    images: int
-    attempt: int
-    # None while it is being submitted, or where that died
-    job: JobView | None = None
-    # how its process began and ended
-    begin: Mapping[str, Any] | None = None
-    exit: Mapping[str, Any] | None = None
-
-    @property
-    def name(self) -> str:
-        """Returns the name that its folder and its record share."""
-        return f"{self.key}.{self.attempt}"
-
-    @property
-    def submitted(self) -> float:
-        """Returns when its job was submitted, in seconds since 1970; 0 where that never came about."""
-        return float(self.job.record.get("submitted", 0.0)) if self.job else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunView:
-    """A run at the moment `time` (seconds since 1970)."""
-
-    folder: RunFolder
-    time: float
-    id: str
-    experiment: str
-    name: str | None
-    hash: str
-    identity: Mapping[str, Any]
-    # to train on: the current target, extensions included
-    images: int
-    created: float
-    # number of attempts, which may be more than `attempts` holds
-    tries: int = 0
-    # the newest watcher's job, whichever attempt started it
-    watcher: JobView | None = None
-    # oldest first; the newest only, unless the view was read with its history
-    attempts: tuple[AttemptView, ...] = ()
-    # of the newest attempt; None before it is written, where another version wrote it (as `problems` then says), and
-    # in a list of runs where the run has not finished
-    config: Config | None = None
-    # manifest of every complete snapshot by its images, ascending
-    snapshots: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    # images of every complete checkpoint, ascending; read with the history
-    checkpoints: tuple[int, ...] = ()
-    # when the checkpoints and snapshots that are there were published, in seconds since 1970; read as evidence
-    saved_at: Mapping[int, float] = field(default_factory=dict)
-    published_at: Mapping[int, float] = field(default_factory=dict)
-    # by name; without the history only those that have no record
-    evaluations: tuple[EvaluationView, ...] = ()
-    # by images, key and attempt
-    records: tuple[EvaluationRecord, ...] = ()
-    # when somebody last asked for the scores that are missing, and for those that had failed, too
-    evaluation_asked: float = 0.0
-    retry_asked: float = 0.0
-    # files that the evaluations of its config wait for
-    lacks: tuple[Lack, ...] = ()
-    # a sentence for each file that could not be read
-    problems: tuple[str, ...] = ()
-
-    @property
-    def newest(self) -> AttemptView | None:
-        return self.attempts[-1] if self.attempts else None
-
-    @property
-    def published(self) -> tuple[int, ...]:
-        """Images of every complete snapshot, ascending."""
-        return tuple(self.snapshots)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the final snapshot is published."""
-        return self.images in self.snapshots
 
 
 def read(run: RunFolder, *, patience_s: float | None = None, evidence: bool = False) -> RunView:
@@ -228,6 +72,7 @@ def read_many(
     configs: bool | None = None,
     history: bool = False,
     patience_s: float | None = LOOK_S,
+    kept: Cache | None = None,
 ) -> tuple[list[RunView], list[str]]:
     """Returns a view of each run that can be read, and a sentence for each that cannot.
 
@@ -238,11 +83,13 @@ def read_many(
         configs: reads the config of every run, or of none; None of the finished ones.
         history: reads all attempts and evaluation jobs, not only what the state of a run needs.
         patience_s: with schedulers that do not answer, as of `read`.
+        kept: the cache of who has opened one.
     """
     if not runs:
         return [], []
     what = f"{'history' if history else 'list'}{'-configs' if configs else ''}"
-    with cache.of_runs(runs[0].root.parent.parent, what) as kept:
+    opened = cache.of_runs(runs[0].root.parent.parent, what)
+    with contextlib.nullcontext(kept) if kept is not None else opened as kept:
         views, problems = _read(runs, kept, history=history, configs=configs, patience_s=patience_s)
     return [view for view in views if view is not None], problems
 
@@ -370,12 +217,14 @@ class _Reader:
         for folder in map(str, over):
             # where one of them cannot be read, each is read by itself, and is named
             with contextlib.suppress(*_UNREADABLE):
-                self.over[folder] = self.kept.get(folder, _objects)
+                self.over[folder] = self.kept.get(folder, parse.objects)
 
     def jobs(self) -> Iterator[tuple[Path, Record]]:
         """Yields the record of every job, with its file."""
         paths = [path for at in self.attempts for path in (at.job, at.successor)]
-        paths += [at.watcher for at in self.attempts] if self.history else []
+        if self.history:
+            paths += [at.watcher for at in self.attempts]
+            paths += [path for at in self.attempts for path in _former_watchers(at).values()]
         if self.watcher is not None and self.watcher not in paths:
             paths.append(self.watcher)
         for path in [*paths, *(folder / "job.json" for folder in self.evaluations)]:
@@ -444,7 +293,7 @@ class _Reader:
 
         submission, cancelled = there(at.submission), there(at.cancelled)
         progress = there(at.root / "progress.json")
-        starts = _ranks(names, "start")
+        starts = parse.ranks(names, "start")
         exits = self._by_rank(at, names, "exit")
         begins = self._by_rank(at, names, "start") if self.history else {}
         # ranks wait for one another, and a job may have a thousand
@@ -452,12 +301,17 @@ class _Reader:
         limit_min = submission.get("timeout_min")
         return AttemptView(
             files=at,
-            opened=float(submission.get("time") or _changed(at.root)),
+            opened=float(submission.get("time") or parse.changed(at.root)),
             world=int(submission.get("world", 0)),
             node_count=int(submission.get("nodes", 0)),
             full_node_count=int(submission.get("full_nodes") or submission.get("nodes", 0)),
             job=self.known.get(at.job),
             watcher=self.known.get(at.watcher),
+            former_watchers={
+                number: self.known[at.former_watcher(number)]
+                for number in parse.ranks(names, "watcher")
+                if at.former_watcher(number) in self.known
+            },
             successor=self.known.get(at.successor),
             cancelled=at.cancelled.name in names,
             # a record of before does not say; then all was asked to end and nothing is known to be left
@@ -470,7 +324,7 @@ class _Reader:
             began=(self.once(f"{at.root}/start-{starts[0]}.json") or {}).get("time")
             if starts
             else None,
-            resumed_from=_began_from(progress),
+            resumed_from=parse.began_from(progress),
             starts=frozenset(starts),
             # start records of before do not name their node
             nodes={rank: str(each["node"]) for rank, each in begins.items() if "node" in each},
@@ -482,7 +336,9 @@ class _Reader:
         )
 
     def _by_rank(self, at: Attempt, names: set[str], kind: str) -> dict[str, dict[str, Any]]:
-        found = {rank: self.once(f"{at.root}/{kind}-{rank}.json") for rank in _ranks(names, kind)}
+        found = {
+            rank: self.once(f"{at.root}/{kind}-{rank}.json") for rank in parse.ranks(names, kind)
+        }
         return {rank: record for rank, record in found.items() if record is not None}
 
     def _heartbeats(
@@ -491,7 +347,7 @@ class _Reader:
         """What each rank last said; that of a rank which has ended changes no more."""
         found = {
             rank: self.once(path) if rank in exits else self.object(path)
-            for rank in _ranks(names, "heartbeat")
+            for rank in parse.ranks(names, "heartbeat")
             if (path := f"{at.root}/heartbeat-{rank}.json")
         }
         return {rank: record for rank, record in found.items() if record is not None}
@@ -511,7 +367,7 @@ class _Reader:
     def _times(self, parent: Path) -> dict[int, float]:
         """When each checkpoint or snapshot of a folder was published, by its images."""
         found = parent.glob(f"img-*/{storage.MANIFEST}") if self.evidence else ()
-        return {int(path.parent.name[4:]): _changed(path) for path in found}
+        return {int(path.parent.name[4:]): parse.changed(path) for path in found}
 
     def _snapshots(self) -> dict[int, Mapping[str, Any]]:
         found = self._complete_in(self.run.snapshots, self.run.snapshot_folders())
@@ -531,7 +387,7 @@ class _Reader:
         if self.whole:
             return storage.read_complete(folder, verify="sizes")
         try:
-            manifest = self.kept.get(f"{folder}/{storage.MANIFEST}", _without_p)
+            manifest = self.kept.get(f"{folder}/{storage.MANIFEST}", parse.without_p)
             whole = all(
                 os.stat(f"{folder}/{part['name']}").st_size == part["bytes"]  # noqa: PTH116
                 for part in manifest["files"]
@@ -541,14 +397,14 @@ class _Reader:
         return manifest if whole else None
 
     def _records(self) -> tuple[EvaluationRecord, ...]:
-        found = [self._try(f"{self.run.evals}/{name}", _record) for name in self.records]
+        found = [self._try(f"{self.run.evals}/{name}", parse.record) for name in self.records]
         known = [record for record in found if record is not None]
         return tuple(sorted(known, key=lambda r: (r.images, r.key, r.attempt)))
 
     def _config(self) -> Config | None:
         if not self.attempts:
             return None
-        return self._try(self.attempts[-1].config, _config)
+        return self._try(self.attempts[-1].config, parse.config)
 
     def object(self, path: str | Path) -> dict[str, Any] | None:
         """The JSON object that `path` holds; None where there is no such file, or none that can be read."""
@@ -563,11 +419,11 @@ class _Reader:
             folder, _, name = str(path).rpartition("/")
             if folder in self.over:
                 return self.over[folder].get(name)
-        return self._try(path, _object, keep)
+        return self._try(path, parse.json_object, keep)
 
-    def _try(self, path: str | Path, parse: Callable[[str], T], keep: bool = True) -> T | None:
+    def _try(self, path: str | Path, made: Callable[[str], T], keep: bool = True) -> T | None:
         try:
-            return self.kept.get(str(path), parse) if keep else parse(str(path))
+            return self.kept.get(str(path), made) if keep else made(str(path))
         except FileNotFoundError:
             return None
         except (*_UNREADABLE, UserError) as error:
@@ -575,55 +431,7 @@ class _Reader:
             return None
 
 
-def _objects(folder: str) -> dict[str, dict[str, Any]]:
-    """The JSON objects of a folder by the names of their files, but for those as long as a config."""
-    names = [name for name in names_in(Path(folder)) if name.endswith(".json")]
-    return {name: _object(f"{folder}/{name}") for name in names if name not in _LONG}
-
-
-def _object(path: str) -> dict[str, Any]:
-    with open(path) as file:  # noqa: PTH123 - of thousands of paths most are text
-        found = json.load(file)
-    if not isinstance(found, dict):
-        raise ValueError(f"a {type(found).__name__} instead of an object")
-    return found
-
-
-def _record(path: str) -> EvaluationRecord:
-    return read_record_file(Path(path))
-
-
-def _config(path: str) -> Config:
-    return read_config(Path(path))
-
-
-def _without_p(path: str) -> dict[str, Any]:
-    """The manifest of a snapshot; thousands of them with their p(k) are hundreds of megabytes."""
-    manifest = storage.read_manifest(path.rpartition("/")[0])
-    if manifest is None:
-        raise FileNotFoundError(path)
-    guidance = {key: value for key, value in manifest.get("guidance", {}).items() if key != "p"}
-    return {**manifest, "guidance": guidance}
-
-
-def _ranks(names: set[str], kind: str) -> list[str]:
-    """Ranks whose `<kind>-<rank>.json` is among the names of files."""
-    return sorted(
-        name[len(kind) + 1 : -5]
-        for name in names
-        if name.startswith(f"{kind}-") and name.endswith(".json")
-    )
-
-
-def _began_from(progress: Mapping[str, Any]) -> int | None:
-    """Images of the checkpoint that an attempt began from, by the trainer's report, which has None for scratch."""
-    if progress.get("section") in (None, "joining"):
-        return None
-    return int(progress.get("resumed_from") or 0)
-
-
-def _changed(folder: Path) -> float:
-    try:
-        return folder.stat().st_mtime
-    except FileNotFoundError:  # a submission that was refused has removed it
-        return 0.0
+def _former_watchers(at: Attempt) -> dict[str, Path]:
+    """The records of watchers that another one has followed, by their numbers."""
+    numbers = parse.ranks(set(names_in(at.root)), "watcher")
+    return {number: at.former_watcher(number) for number in numbers}

@@ -51,13 +51,15 @@ class Objective:
 
     plain: mean (F - t)^2. edm: w(sigma) mean (x0_hat - x0)^2 with w = (sigma^2 + sd^2) / (sigma sd)^2, for any
     prediction (Karras et al. 2022, table 1). uncertainty: edm / exp(u) + u, with a learned u of each image's noise
-    level (Karras et al. 2024, eq. 14 to 16 and 21). `cosine` adds that much of 1 - cos(F, t), the cosine over
-    channels, the mean over positions (Yao et al. 2025).
+    level (Karras et al. 2024, eq. 14 to 16 and 21). min_snr: min(SNR, gamma) mean (x0_hat - x0)^2 with SNR = (a / b)^2,
+    for any prediction (Hang et al. 2023). `cosine` adds that much of 1 - cos(F, t), the cosine over channels, the mean
+    over positions (Yao et al. 2025).
     """
 
     preconditioning: Preconditioning
-    weighting: Literal["plain", "edm", "uncertainty"] = "plain"
+    weighting: Literal["plain", "edm", "uncertainty", "min_snr"] = "plain"
     cosine: float = 0.0
+    snr_gamma: float = 5.0
 
     def losses(
         self,
@@ -83,9 +85,16 @@ class Objective:
         return loss
 
     def factor(self, tau: Tensor) -> Tensor:
-        """(B,) fp32: w(sigma) |d x0 / d F|^2, by which an error of F counts under edm; 1 where F is EDM's own."""
+        """(B,) fp32: by which a squared error of F counts, w |d x0 / d F|^2; under edm 1 where F is EDM's own."""
         path, sd = self.preconditioning.path, self.preconditioning.sigma_data
         tau = tau.double()  # so that EDM's own factor rounds to 1 exactly
+        if self.weighting == "min_snr":
+            # SNR |d x0 / dF|^2 is |d eps / dF|^2, which is finite where the SNR is 0 and the error of x0 is not
+            noise, data = (
+                self.preconditioning.noise_error(tau),
+                self.preconditioning.data_error(tau),
+            )
+            return torch.minimum(noise.square(), self.snr_gamma * data.square()).float()
         a, b, _, _ = path.coefficients(tau)
         # (sigma^2 + sd^2) / (sigma sd)^2 with sigma = b / a, finite where a is 0
         w = (b.square() + (a * sd).square()) / (b * sd).square()
@@ -94,7 +103,9 @@ class Objective:
 
 def build_objective(config: PathConfig) -> Objective:
     """The configured objective."""
-    return Objective(build_preconditioning(config), config.weighting, config.cosine)
+    return Objective(
+        build_preconditioning(config), config.weighting, config.cosine, config.snr_gamma
+    )
 
 
 class Uncertainty(nn.Module):

@@ -118,12 +118,11 @@ class RectifiedFlow(Path):
 class VariancePreserving(Path):
     """VP-SDE (Song et al. 2021): beta(tau) linear from 0.1 to 20; a = exp(-integral / 2), b = sqrt(1 - a^2)."""
 
-    least = 1e-5  # trained
     beta_min, beta_max = 0.1, 20.0
 
-    def __init__(self, last: float = 1e-3) -> None:
-        # v is infinite at 0
-        self.last = last
+    def __init__(self, last: float = 1e-3, least: float = 1e-5) -> None:
+        # where sampling ends and training begins; v is infinite at 0
+        self.last, self.least = last, least
 
     def coefficients(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         t = tau.double()
@@ -146,7 +145,7 @@ class DDPM(Path):
 
     Between its entries log abar is linear, so that every sampler reads the same table as training does.
     `linear` betas run from 1e-4 to 0.02; `scaled_linear`, Stable Diffusion's and U-ViT-H's, are linear in the root
-    from 0.00085 to 0.012.
+    from 0.00085 to 0.012; those of `cosine` follow from abar = cos^2 (Nichol & Dhariwal 2021).
     """
 
     steps = DDPM_STEPS
@@ -155,6 +154,8 @@ class DDPM(Path):
     def __init__(self, betas: str = "linear") -> None:
         if betas == "linear":
             beta = torch.linspace(1e-4, 0.02, self.steps, dtype=torch.float64)
+        elif betas == "cosine":
+            beta = _cosine_betas(self.steps)
         else:
             ends = (0.00085**0.5, 0.012**0.5)
             beta = torch.linspace(*ends, self.steps, dtype=torch.float64).square()
@@ -201,6 +202,13 @@ class DDPM(Path):
         if self.log_a.device != device:
             self.log_a = self.log_a.to(device)
         return self.log_a
+
+
+def _cosine_betas(steps: int) -> Tensor:
+    """(steps,) betas of abar(t) = cos^2(pi / 2 (t + 0.008) / 1.008), at most 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
+    t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    kept = torch.cos((t + 0.008) / 1.008 * math.pi / 2).square()
+    return (1 - kept[1:] / kept[:-1]).clamp(max=0.999)
 
 
 def _preserving(
@@ -252,7 +260,7 @@ def _share(ratio: Tensor) -> Tensor:
 _PATHS: dict[str, Callable[[PathConfig], Path]] = {
     "rectified_flow": lambda config: RectifiedFlow(config.sigma_min),
     "ddpm": lambda config: DDPM(config.betas),
-    "vp": lambda config: VariancePreserving(config.last),
+    "vp": lambda config: VariancePreserving(config.last, config.least),
     "ve": lambda config: VarianceExploding(0.02, 100.0),
     "edm": lambda config: VarianceExploding(),
 }

@@ -71,6 +71,15 @@ class Preconditioning:
             return b / (a * db - da * b)
         return torch.ones_like(tau) if self.prediction == "x0" else b / a
 
+    def noise_error(self, tau: Tensor) -> Tensor:
+        """|d eps / dF|, (B,): how much an error of the raw output becomes one of the noise."""
+        if self.prediction == "eps":
+            return torch.ones_like(tau)
+        a, b, da, db = self.path.coefficients(tau)
+        if self.prediction == "edm":
+            return self.sigma_data * (b * b + self.sigma_data**2).rsqrt()
+        return a / (a * db - da * b) if self.prediction == "v" else a / b
+
     def _edm(self, tau: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """c_in, c_skip, c_out."""
         sigma, sd = per_image(self.path.sigma(tau), like), self.sigma_data

@@ -1,9 +1,9 @@
 """Which of two models is better, from samples of the same seeds, stopped as soon as that is known.
 
 Two models that draw image i from the same noise err alike, so that their difference is known far better than either
-score. The images come in looks. After each, the interval of an asymptotic confidence sequence (Waudby-Smith, Arbour,
-Sinha, Kennedy and Ramdas 2024, arXiv 2103.06476, theorem 2.2, from Robbins's normal mixture martingale) says where the
-difference is; with probability 1 - alpha it is there at all looks together, so that one may stop at any of them.
+score. The images come in looks. After each, an asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy and
+Ramdas 2024, arXiv 2103.06476, by Robbins's normal mixture) says where the difference is: for sets that are not small it
+is there at all looks together with probability 1 - alpha, so that one may stop at any of them.
 """
 
 from __future__ import annotations

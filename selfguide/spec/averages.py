@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from shards.errors import UserError
 
 if TYPE_CHECKING:
     from selfguide.spec.config import Config
 
+Rise = Literal["share", "steps"]
+Count = Literal["after", "before"]
 _POWER, _RATE = "power-", "rate-"
 WIDEST = 12**-0.5  # relative width of a power function with exponent 0, the plain mean
 
@@ -74,20 +76,28 @@ class AverageSpec:
         """Its file in a snapshot."""
         return f"ema-{self.key}.safetensors"
 
-    def decay(self, batch: int, seen: int, ramp: float) -> float:
+    def decay(
+        self, batch: int, seen: int, ramp: float, rise: Rise = "share", count: Count = "after"
+    ) -> float:
         """What the average keeps of itself at a step of `batch` images that brought its history to `seen`.
 
         With a half-life, 0.5 ** (batch / halflife), the half-life never above `ramp` of what was seen (EDM, Karras et
-        al. 2022); with `ramp` 0 it is constant from the start. With a share it is constant for any batch: of B images
-        the half-life is B ln 2 / -ln(1 - rate). Of the power function, (1 - 1 / t) ** (gamma + 1) after t steps (EDM2,
-        equation 1): the first step takes the weights as they are.
+        al. 2022, whose code counts what was seen before the step); with `ramp` 0 it is constant from the start. Where
+        averages rise by steps it is (1 + n) / (10 + n) after n steps at most (Rombach et al. 2022), without a ramp.
+        With a share it is constant for any batch: of B images the half-life is B ln 2 / -ln(1 - rate). Of the power
+        function, (1 - 1 / t) ** (gamma + 1) after t steps (EDM2, equation 1): the first step takes the weights as they
+        are.
         """
         if self.rate is not None:
             return 1 - self.rate
         if self.width is not None:
             return (1 - min(batch / seen, 1.0)) ** (gamma(self.width) + 1)
         assert self.halflife is not None
-        horizon = min(self.halflife, ramp * seen) if ramp else self.halflife
+        if rise == "steps":
+            steps = seen / batch
+            return min(0.5 ** (batch / self.halflife), (1 + steps) / (10 + steps))
+        counted = seen - batch if count == "before" else seen
+        horizon = min(self.halflife, ramp * counted) if ramp else self.halflife
         return 0.5 ** (batch / max(horizon, 1e-8))
 
 

@@ -40,6 +40,7 @@ _WEIGHTS: dict[str, int] = {
     "lightningdit": 0,
     "ddae++": 0,  # on all channels
     "edm2": 0,  # D_ref + s (D - D_ref), autoguidance
+    "cedm": 1,  # its code's cfg_weight w; the paper's samples have none (Adaloglou et al. 2025)
 }
 
 # name -> the paper's time as tau; its ends in the paper
@@ -53,6 +54,7 @@ _TIMES: dict[str, tuple[Map, float, float]] = {
     "ddpm": (lambda t: t / DDPM_STEPS, 0.0, DDPM_STEPS),  # t = 1 .. T
     "dit": (lambda i: (i + 1) / DDPM_STEPS, 0.0, DDPM_STEPS - 1),  # an index into the table
     "edm": (lambda sigma: sigma / (1 + sigma), 0.0, math.inf),
+    "cedm": (lambda sigma: sigma / (1 + sigma), 0.0, math.inf),
     "ve": (lambda sigma: sigma / (1 + sigma), 0.0, math.inf),
 }
 
@@ -72,18 +74,14 @@ _INTERVALS: dict[str, Map] = {
 
 
 def total_weight(source: str, weight: float | None) -> float:
-    """g of a paper's guidance weight; `cedm` samples without guidance and takes None.
+    """g of a paper's guidance weight; `cedm` also takes None, for its paper's samples have no guidance.
 
     Raises:
         UserError: an unknown source, or a weight that its formula cannot take.
     """
-    if source == "cedm":
-        if weight is not None:
-            raise UserError(
-                f"guidance weight {weight:g} of cedm: it samples without guidance; give no weight"
-            )
+    offset = _known("guidance weight", source, _WEIGHTS)
+    if source == "cedm" and weight is None:
         return 1.0
-    offset = _known("guidance weight", source, _WEIGHTS, "cedm")
     if weight is None or not math.isfinite(weight):
         raise UserError(f"guidance weight {weight} of {source} must be a finite number")
     return offset + weight
@@ -125,10 +123,9 @@ def guidance_interval(source: str, end: float) -> tuple[float, float]:
     return 0.0, convert(end)
 
 
-def _known(what: str, source: str, table: Mapping[str, T], *others: str) -> T:
+def _known(what: str, source: str, table: Mapping[str, T]) -> T:
     if source not in table:
-        names = [*table, *others]
         raise UserError(
-            f"no {what} of {source!r} is known{nearest(source, names)}; known: {', '.join(names)}"
+            f"no {what} of {source!r} is known{nearest(source, table)}; known: {', '.join(table)}"
         )
     return table[source]

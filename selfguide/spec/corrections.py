@@ -1,13 +1,14 @@
 """Choices that were corrected: runs and snapshots of before keep what the choice meant then, and are told so.
 
 A correction is a field that came later (`laws.Neutral`), so an old config holds its neutral value whether the file
-names it or not. What tells a config of the choice from others is what the choice has always set.
+names it or not; or, of a sampler, which is no part of a run's identity, another value than before. What tells a config
+of the choice from others is what the choice has always set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from selfguide.spec.config import Config
@@ -17,17 +18,41 @@ from selfguide.spec.sizes import CORRECTED
 
 @dataclass(frozen=True)
 class Correction:
-    """`group=name`, the fields by which a config of it is known, and those that it sets since."""
+    """`group=name`, the fields by which a config of it is known, and those that it sets since.
+
+    `was` has what fields without a neutral value were before.
+    """
 
     group: str
     name: str
     known_by: Mapping[str, Any]
     now: Mapping[str, Any]
+    was: Mapping[str, Any] = field(default_factory=dict)
 
 
 CORRECTIONS: tuple[Correction, ...] = (
     *(Correction("model", name, {"name": name}, now) for name, now in CORRECTED.items()),
     Correction("path", "vp", {"name": "vp"}, {"last": 1e-4}),
+    Correction(
+        "path",
+        "edm2",
+        {"name": "edm", "weighting": "uncertainty"},
+        {"uncertainty": "normalised"},
+    ),
+    Correction(
+        "sampler",
+        "lightning",
+        {"name": "euler", "shift": 1 / 0.3, "guided_channels": 3},
+        {"steps": 249},
+        {"steps": 250},
+    ),
+    Correction(
+        "sampler",
+        "dopri5_sit",
+        {"name": "dopri5", "rtol": 1e-3, "atol": 1e-6},
+        {"guided_channels": 3},
+        {"guided_channels": None},
+    ),
     Correction(
         "guidance",
         "sgfm_code",
@@ -60,11 +85,10 @@ def kept_from_before(config: Config) -> Iterator[str]:
         group = getattr(config, each.group)
         if any(getattr(group, name, None) != value for name, value in each.known_by.items()):
             continue
-        kept = {
-            field.name: field.law(Neutral).value
-            for field in fields_of(type(group))
-            if field.name in each.now and getattr(group, field.name) == field.law(Neutral).value
-        }
+        neutral = {f.name: law.value for f in fields_of(type(group)) if (law := f.law(Neutral))}
+        before = {name: value for name, value in neutral.items() if name in each.now}
+        before |= each.was
+        kept = {name: value for name, value in before.items() if getattr(group, name) == value}
         if kept:
             yield (
                 f"{each.group}={each.name} was corrected since: {_typed(each.group, kept)} stays as it was; "

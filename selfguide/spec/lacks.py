@@ -71,7 +71,8 @@ def _lacks_autoencoder(name: str, given: str | None) -> Lack | None:
     if named:
         here = Path(named).expanduser().exists()
     else:
-        here = name not in AUTOENCODERS or from_hub_cache(*AUTOENCODERS[name]) is not None
+        published = AUTOENCODERS.get(name)
+        here = from_hub_cache(*published) is not None if published else name == "tiny"
     if here:
         return None
     repository = AUTOENCODERS[name][0] if name in AUTOENCODERS else ""

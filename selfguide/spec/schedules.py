@@ -14,9 +14,12 @@ def switch_after(share: float, images: int, batch: int) -> int:
 
 
 def learning_rate(config: Config, images: int) -> float:
-    """Of the step that begins at `images`: linear warm-up, then constant."""
+    """Of the step that begins at `images`: linear warm-up, then constant, or falling as 1 / sqrt(images) (EDM2)."""
     train = config.train
-    warm = min(1.0, (images + train.batch) / train.warmup_images) if train.warmup_images else 1.0
+    counted = images + train.batch if train.ramps_count == "after" else images
+    warm = min(1.0, counted / train.warmup_images) if train.warmup_images else 1.0
+    if train.decay_images is not None:
+        warm /= max(1.0, images / train.decay_images) ** 0.5
     return train.learning_rate * warm
 
 

@@ -60,6 +60,9 @@ TABLE |= {
 TABLE["dit_digits"] = DiTArchitecture(
     size=8, channels=1, patch=2, width=64, depth=4, heads=4, classes=10
 )
+TABLE["dit_emoji"] = DiTArchitecture(
+    size=8, channels=4, patch=2, width=96, depth=4, heads=4, classes=9
+)
 
 _UVIT = {
     "s": (512, 12, 8),
@@ -193,6 +196,9 @@ TABLE |= {
     ),
 }
 
+# small nets of this project, of no paper
+OURS = frozenset({"dit_digits", "dit_emoji", "unet_digits", "uvit_digits"})
+
 # What the choice model=NAME sets beside its row: corrections that came when runs of that name existed already, whose
 # configs have the row alone. From the codes of their papers:
 # of DDAE's UNets the last norm has 8 groups, and torch's initial weights stay (Xiang et al. 2023);
@@ -206,15 +212,18 @@ CORRECTED: dict[str, dict[str, Any]] = {
     "unet_ddpm": _DDAE,
     "unet_ddpmpp": _DDAE,
     **{name: {"label_bias": True} for name in ("unet_edm_32", "unet_edm_64")},
-    **{name: {"whole_index": True, "qk_bias": True} for name in TABLE if name.startswith("dit_")},
+    **{
+        name: {"whole_index": True, "qk_bias": True}
+        for name in TABLE
+        if name.startswith("dit_") and name not in OURS
+    },
     **{f"unet_sgdm_{which}": {"whole_index": True} for which in ("32", "64", "cross_64", "256")},
     **{
         name: {"token_std": 1.0} | ({"whole_index": True} if name in _TABLED else {})
         for name in TABLE
-        if name.startswith("uvit") and name[-1].isdigit()
+        if name.startswith("uvit") and name not in OURS
     },
 }
-del CORRECTED["dit_digits"]  # ours
 
 
 def row(name: str) -> Architecture:

@@ -6,15 +6,23 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from selfguide.spec.averages import AverageSpec
+from selfguide.spec.averages import AverageSpec, Count, Rise
 from selfguide.training.engine.layout import ParameterSpace, Shard
 
 
 class Averages:
     """One average per spec. Horizons are counted in images, so they survive a change of batch."""
 
-    def __init__(self, space: ParameterSpace, specs: Sequence[AverageSpec], ramp: float) -> None:
-        self._space, self.specs, self._ramp = space, tuple(specs), ramp
+    def __init__(
+        self,
+        space: ParameterSpace,
+        specs: Sequence[AverageSpec],
+        ramp: float,
+        rise: Rise = "share",
+        count: Count = "after",
+    ) -> None:
+        """Keeps copies of the masters; `ramp`, `rise` and `count` are those of `AverageSpec.decay`."""
+        self._space, self.specs, self._ramp = space, tuple(specs), (ramp, rise, count)
         self.shards: list[Shard] = [tuple(m.clone() for m in space.masters) for _ in specs]
         self.since = 0  # images at the last reset
 
@@ -24,7 +32,7 @@ class Averages:
         `applied` is the step's scalar on the device, and is not read on the host.
         """
         for spec, shard in zip(self.specs, self.shards, strict=True):
-            weight = applied * (1 - spec.decay(batch, images - self.since, self._ramp))
+            weight = applied * (1 - spec.decay(batch, images - self.since, *self._ramp))
             for average, master in zip(shard, self._space.masters, strict=True):
                 average.lerp_(master, weight)
 

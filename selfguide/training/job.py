@@ -188,7 +188,10 @@ def build_state(
 ) -> State:
     """Engine, averages, components and teacher around `student` at image 0; the same on every rank."""
     engine = build_engine(config, student, rank_info)
-    averages = Averages(engine, averages_of(config), config.train.ema_ramp)
+    train = config.train
+    averages = Averages(
+        engine, averages_of(config), train.ema_ramp, train.ema_rise, train.ramps_count
+    )
     components = Components(build_components(config, histogram))
     teacher = build_teacher(config, rank_info) if components.want_teacher else None
     state = State(engine, averages, components, teacher, origin)

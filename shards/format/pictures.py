@@ -28,6 +28,7 @@ class Stored(NamedTuple):
     extension: str
     data: bytes
     pixels: NDArray[np.uint8]  # (C, H, W)
+    about: bytes | None = None  # JSON that is kept beside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class Picture:
                         f"pixels of mode {image.mode} do not fit 8 bits: convert them"
                     )
                 image.load()
-                plain = image.convert("RGB" if self.channels == 3 else "L")
+                plain = self._opaque(image)
         except UnidentifiedImageError:
             raise BadInputError(f"no image: none of {', '.join(_FORMATS)}") from None
         except Image.DecompressionBombError as error:
@@ -78,6 +79,10 @@ class Picture:
         return np.ascontiguousarray(
             pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
         )
+
+    def _opaque(self, image: Image) -> Image:
+        """RGB or grey."""
+        return image.convert("RGB" if self.channels == 3 else "L")
 
     def stored(self, data: bytes) -> Stored:
         """The picture as shards keep it: its own bytes where it stays as it is, else a PNG of what it became.

@@ -51,6 +51,7 @@ class Listing:
         np.generic
     ]  # (N,) or (N, k): what changes when an input is replaced, such as its size
     decode: Decode
+    about: tuple[bytes, ...] = ()  # JSON of each, kept beside its picture; none, or one each
 
     @staticmethod
     def of(
@@ -63,6 +64,7 @@ class Listing:
         labels: ArrayLike | None = None,
         class_names: Sequence[str] = (),
         classes: int | None = None,
+        about: Sequence[bytes] = (),
     ) -> Listing:
         """`classes` defaults to the number of names, and without names to the greatest label + 1."""
         known = None if labels is None else np.asarray(labels)
@@ -86,6 +88,7 @@ class Listing:
             store=store,
             places=np.asarray(places),
             decode=decode,
+            about=tuple(about),
         )
 
 

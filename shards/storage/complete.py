@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from shards.errors import DamagedError, UserError
+from shards.errors import DamagedError
 from shards.storage.fence import MANIFEST, Fence
 from shards.storage.objects import Url, files, hashes, join, list, publish, read_bytes, size, store
 
@@ -82,13 +82,21 @@ def read_manifest(folder: Url, manifest: str = MANIFEST) -> dict[str, Any] | Non
     """
     url = join(folder, manifest)
     try:
-        found = json.loads(read_bytes(url))
-        if all({"name", "bytes", "sha256"} <= part.keys() for part in found["files"]):
-            return found
-    except UserError:  # no such bucket, say: that is not for the reader of a manifest to pass over
-        raise
+        return parse_manifest(read_bytes(url), url)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def parse_manifest(data: bytes, url: str) -> dict[str, Any]:
+    """What a manifest says of the parts of its folder; `url` is where it was read.
+
+    Raises:
+        DamagedError: it is torn.
+    """
+    try:
+        found: dict[str, Any] = json.loads(data)
+        if all({"name", "bytes", "sha256"} <= part.keys() for part in found["files"]):
+            return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{url} is torn: {error}") from error
     raise DamagedError(f"{url} is torn: a part has no name, size or sha256")

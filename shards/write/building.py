@@ -78,7 +78,7 @@ def _add_arrays(
 def _add_samples(
     tar: TarBuilder, plan: Plan, block: int, rows: Rows
 ) -> tuple[Table, NDArray[np.generic]]:
-    """Members of each sample's own: picture, label, key. Names are ordinals, for a key may hold dots."""
+    """Members of each sample's own: picture, label, JSON, key. Names are ordinals, for a key may hold dots."""
     source = cast(PictureSource, plan.source)  # looked at by make_plan: to ask costs a fingerprint
     table: Table = []
     x = np.empty((len(rows), *plan.fields[0].shape), dtype=plan.fields[0].dtype)
@@ -88,6 +88,8 @@ def _add_samples(
         members = {picture.extension: picture.data}
         if labels is not None:
             members["cls"] = str(labels[at]).encode()
+        if picture.about is not None:
+            members["json"] = picture.about
         members[KEY] = keys[at]
         locations = tar.add_members({f"{name}.{ext}": data for ext, data in members.items()})
         table.append({"rows": 1, "fields": {SAMPLE: locations.plain()}})

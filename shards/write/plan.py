@@ -165,7 +165,7 @@ def sample_fields(x: Field, keys: np.dtype, *, labelled: bool) -> tuple[Field, .
 def _stored_bytes(source: PictureSource) -> int:
     """Of a sample in its tar, by some that lie evenly in the source: how shards are cut must not need them all."""
     rows = np.unique(np.linspace(0, len(source.keys) - 1, _PROBES).astype(np.int64))
-    sizes = [len(stored.data) for stored in source.pictures(rows)]
+    sizes = [len(s.data) + len(s.about or b"") for s in source.pictures(rows)]
     return sum(sizes) // len(sizes) + _HEADERS
 
 

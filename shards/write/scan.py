@@ -118,6 +118,8 @@ class Scanned(Lazy):
         if self.labels is not None:
             decided.update(self.labels.astype("<i8").tobytes())
         decided.update(self.hashes.tobytes())
+        for row in self.rows.tolist() if self.listing.about else ():
+            decided.update(self.listing.about[row])
         return decided.hexdigest()
 
     def images(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
@@ -163,7 +165,11 @@ class Pictures(Scanned):
     def pictures(self, rows: NDArray[np.int64]) -> list[Stored]:
         """Read in the order in which they lie; raises as `images` does."""
         found = dict(self._decoded(rows, self.picture.stored))
-        return [found[place] for place in range(len(rows))]
+        pictures = [found[place] for place in range(len(rows))]
+        if not self.listing.about:
+            return pictures
+        about = [self.listing.about[row] for row in self.rows[rows].tolist()]
+        return [p._replace(about=text) for p, text in zip(pictures, about, strict=True)]
 
 
 def scan(

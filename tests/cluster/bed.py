@@ -114,6 +114,7 @@ def adds_up(bed: Bed, run: RunFolder) -> Hours:
 
     def jobs(view: RunView) -> list[JobView]:
         found = [job for at in view.attempts for job in (at.job, at.successor, at.watcher)]
+        found += [job for at in view.attempts for job in at.former_watchers.values()]
         return [job for job in [*found, *(each.job for each in view.evaluations)] if job]
 
     def known() -> bool:

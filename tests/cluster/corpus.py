@@ -53,6 +53,7 @@ LABELS: dict[str, list[Fault]] = {
     "b1": [Fault("node", "1")],
     "b1-stray": [Fault("node", "1"), Fault("killed", "0", 2)],
     "b2": [Fault("killed", "1")],
+    "b2-first": [Fault("killed", "0")],
     "b4": [Fault("killed", "0")],
     "b5": [Fault("killed", "1")],
     "c1": [Fault("preempted")],

@@ -24,14 +24,16 @@ from tests.cluster.bed import BATCH, ROOT, Bed, attempts, gone, learned, same_en
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
 
+@pytest.mark.parametrize("rank", [1, 0])
 def test_b2_a_killed_slurmstepd_costs_one_interval_and_its_rank_publishes_nothing(
-    bed: Bed, unharmed: dict[str, Any]
+    rank: int, bed: Bed, unharmed: dict[str, Any]
 ) -> None:
-    run = bed.submit("b2")
+    """On another node than srun's, and on srun's own, which waits for minutes for a rank that it does not hear of."""
+    run = bed.submit("b2" if rank else "b2-first")
     trains(bed, run)
-    # srun looks after what does not speak to it every MessageTimeout, and the rank trains on meanwhile
+    # so that it does not finish before anybody notices
     faults.slow(bed, 1.0)
-    faults.kill_step(bed, run, 1)
+    faults.kill_step(bed, run, rank)
     began = time.monotonic()
     trains(bed, run, 2, BATCH)
     assert time.monotonic() - began < 90

@@ -1,4 +1,4 @@
-"""Makes the fixtures that hold a refactoring to its word: `python -m tests.guard.make`, at the commit before it.
+"""Makes the fixtures that hold a refactoring to its word: `python -m tests.guard.make --anew`, at the commit before it.
 
 Whatever a later commit moves or renames, tests/guard shows that ids, files on disk, batch scripts and the numbers of
 short runs are what they were. Run this again only where a change of numbers is meant, and say so in the commit.
@@ -6,6 +6,7 @@ short runs are what they were. Run this again only where a change of numbers is 
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
@@ -196,6 +197,11 @@ def write_tables() -> None:
 
 def main() -> None:
     """Writes everything anew."""
+    parser = argparse.ArgumentParser(description="Replaces the fixtures by what this commit makes.")
+    parser.add_argument(
+        "--anew", action="store_true", required=True, help="the fixtures of before are deleted"
+    )
+    parser.parse_args()
     shutil.rmtree(FIXTURES, ignore_errors=True)
     FIXTURES.mkdir()
     write_tables()

@@ -8,6 +8,7 @@ the jobs of those that work lies in DIR/bin.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, replace
@@ -23,6 +24,8 @@ from selfguide.spec.run import RunFolder
 
 STATES = (*["finished"] * 10, *["failed"] * 5, *["running"] * 3, *["queued"] * 2)
 MANIFEST = "0" * 64
+# when all of it last changed, in seconds since 1970
+LONG_AGO = 1.7e9
 
 
 def build(
@@ -44,6 +47,9 @@ def build(
         f"{root}/queue.txt ;;\n*) cat {root}/queue.txt ;; esac\n"
     )
     squeue.chmod(0o755)
+    for folder, _, names in os.walk(root / "runs"):
+        for path in (folder, *(f"{folder}/{name}" for name in names)):
+            os.utime(path, (LONG_AGO, LONG_AGO))
     return root / "runs"
 
 

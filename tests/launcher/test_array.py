@@ -54,6 +54,9 @@ def test_a_task_that_fails_leaves_the_others_alone(
     assert [task.state for task in found] == ["done", "failed", "lost"]
     assert found[1].message == "RuntimeError: task 1 fell"
     assert array.counted(folder) == (1, 3)
+    spent = array.cost(folder)
+    ran = [array._ran(folder / f"tasks/0000{number}", None) for number in range(3)]
+    assert spent == {"seconds": round(sum(ran), 3), "unit": "rank"} and ran[0] > 0
     found_there = json.loads((tmp_path / "out" / "0.json").read_text())
     assert found_there["cwd"] == str(folder / "code")
     assert "Loading pickle" in Path(found[0].log).read_text()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from many_runs import build
 
-from launcher import folder
+from launcher import folder, ledger
 from launcher import runs as runs_command
-from launcher.reconcile import cache, view
+from launcher.reconcile import cache, lived, parse
 from launcher.reconcile.cache import Cache, of_runs
+from selfguide.spec.run import RunFolder, write_record
 
 
 @pytest.fixture
@@ -45,8 +47,8 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
-    for name in ("_record", "_config", "_without_p"):
-        monkeypatch.setattr(view, name, counted(getattr(view, name)))
+    for name in ("record", "config", "without_p"):
+        monkeypatch.setattr(parse, name, counted(getattr(parse, name)))
     return paths
 
 
@@ -114,6 +116,35 @@ def test_cache_writes_nothing_into_the_runs_folder(
     before = there()
     listed(many, capsys)
     assert there() == before
+
+
+def test_what_a_run_took_that_is_over_is_read_once_until_its_folders_change(
+    many: Path, kept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[set[Path]] = []
+    read_many = lived.read_many
+
+    def noted(runs: Sequence[RunFolder], **options: Any) -> Any:
+        read.append({run.root for run in runs})
+        return read_many(runs, **options)
+
+    monkeypatch.setattr(lived, "read_many", noted)
+
+    def told() -> dict[str, dict[str, Any]]:
+        assert ledger.main(["--runs", str(many), "--json"]) == 0
+        return {row["run"]: row for row in json.loads(capsys.readouterr().out)}
+
+    first, second = told(), told()
+    everyone = {run.root for run in folder.runs(many)}
+    states = {row["id"]: row["state"] for row in listed(many, capsys)}
+    works = {root for root in everyone if states[root.name] in ("running", "queued")}
+    assert read == [everyone, works] and works and works != everyone
+    assert all(second[run.name] == first[run.name] for run in everyone - works)
+    # somebody went on with one of them
+    run = min(everyone - works)
+    write_record(run / "attempts/0002/heartbeat-0.json", {"section": "train"}, replace=True)
+    told()
+    assert read[-1] == works | {run}
 
 
 def test_cache_of_other_code_is_not_used(

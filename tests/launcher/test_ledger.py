@@ -9,8 +9,13 @@ from pathlib import Path
 import pytest
 
 from launcher import ledger
-from launcher.backends import Record, Span, accounting
-from launcher.reconcile.hours import CLASSES
+from launcher.backends import Job, Record, Span, accounting
+from launcher.compose import compose
+from launcher.folder import Attempt
+from launcher.reconcile import act
+from launcher.reconcile.hours import CLASSES, hours
+from launcher.reconcile.spans import measured
+from launcher.reconcile.view import read
 from selfguide.spec.run import RunFolder, write_record
 from tests.board import fakes
 
@@ -109,4 +114,31 @@ def test_what_accounting_said_of_a_job_is_kept(
         "start": 40.0,
         "train": 160.0,
         "idle": 6.0,
+    }
+
+
+def test_time_of_a_watcher_that_another_one_followed_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = Attempt(a_run(tmp_path).attempt(1))
+    record = {"kind": "devcluster", "conf": str(tmp_path / "slurm.conf"), "folder": "/no"}
+    record |= {"comment": "", "name": "sg-a-watch", "nodes": 1, "tasks": 1, "gpus": 0}
+    ids = iter("789")
+
+    class Cluster:
+        def submit(self, job: Job) -> Record:
+            return {**record, "id": next(ids)}
+
+    monkeypatch.setattr(act.backends, "of", lambda cluster: Cluster())
+    monkeypatch.setattr(act, "_current_code", lambda at: at.code)
+    config = compose(["experiment=digits_dit", "cluster=slurm"])
+    for number in range(3):
+        act.launch_watcher(at, config, print)
+        begin = 1000.0 + 100 * number
+        span = {"start": begin, "end": begin + 50.0, "queued_s": 0.0}
+        write_record(at.root / "spans-watcher.json", {"spans": [span]})
+    (view,) = measured([read(at.run)])
+    rows = {row.job: row for row in hours(view).jobs if row.kind == "watcher"}
+    assert {name: (row.start, row.elapsed_s) for name, row in rows.items()} == {
+        f"devcluster {id}": (1000.0 + 100 * number, 50.0) for number, id in enumerate("789")
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from launcher.attempt import stacks
+from launcher.attempt import stacks, steps
 from launcher.attempt.hang import Limits, Verdict
 from launcher.attempt.monitor import Monitor
+from launcher.backends.local import process
 from selfguide.spec.run import read_record, write_record
 from shards.wait import wait_until
 
@@ -86,7 +88,7 @@ def test_the_rank_that_does_not_come_is_blamed_and_all_stacks_are_kept(tmp_path:
         each.start()
     for each in monitors:
         each.join(timeout=90)
-    codes = {how: [process.wait(timeout=10) for process in ranks[how]] for how in words}
+    codes = {how: [each.wait(timeout=10) for each in ranks[how]] for how in words}
     assert set(map(tuple, codes.values())) == {(143, 143, -9)}, codes
     found = {how: records(tmp_path / how) for how in words}
     for how in words:
@@ -118,11 +120,68 @@ def test_a_monitor_ends_with_its_ranks(tmp_path: Path) -> None:
     ranks = attempt(tmp_path, "waits")
     monitor = threading.Thread(target=Monitor(tmp_path, range(3), ranks[0].pid, LIMITS).run)
     monitor.start()
-    for process in ranks:
-        process.kill()
-        process.wait()
+    for each in ranks:
+        each.kill()
+        each.wait()
     monitor.join(timeout=30)
     assert not monitor.is_alive() and not (tmp_path / "hang.json").exists()
+
+
+def test_ranks_whose_slurmstepd_was_killed_are_ended_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 2 is alone on its node; nobody hangs."""
+    ranks = attempt(tmp_path, "waits")
+    daemon = subprocess.Popen(["sleep", "600"])
+    began = process(daemon.pid)[1]  # type: ignore[index]
+    above = {ranks[2].pid: (daemon.pid, began)}
+    monkeypatch.setattr(steps, "daemon_above", above.get)
+    monitors = [Monitor(tmp_path, mine, ranks[mine[0]].pid, LIMITS) for mine in ((0, 1), (2,))]
+    threads = [threading.Thread(target=each.run) for each in monitors]
+    for each in threads:
+        each.start()
+    assert wait_until(
+        lambda: monitors[1]._daemons and len(monitors[0]._processes) == 2, timeout_s=60
+    )
+    daemon.kill()
+    daemon.wait()
+    for each in threads:
+        each.join(timeout=60)
+    assert [each.wait(timeout=10) for each in ranks] == [143, 143, -9]
+    found = records(tmp_path)
+    assert [each["class"] for each in found] == ["signal", "signal", "killed"]
+    assert (found[2]["code"], found[2]["section"], found[2]["images"]) == (137, "train", 640)
+    assert "slurmstepd" in found[2]["message"] and not (tmp_path / "stacks").exists()
+
+
+def test_srun_of_a_job_is_ended_where_ranks_were_cut_off_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "srun"
+    shutil.copy("/bin/sh", program)
+    monkeypatch.setenv("SUBMITIT_FOLDER", "/runs/a/job")
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+
+    def srun(folder: str, node: str) -> subprocess.Popen[bytes]:
+        command = [program, "-c", "read line", folder]
+        return subprocess.Popen(
+            command, env={"SLURMD_NODENAME": node}, stdin=subprocess.PIPE, start_new_session=True
+        )
+
+    started = [srun("/runs/a/job", "n1"), srun("/runs/b/job", "n1"), srun("/runs/a/job", "n2")]
+    try:
+        steps.end_srun(tmp_path)
+        write_record(tmp_path / "hang.json", {"kind": "hang"})
+        steps.end_srun(tmp_path)
+        assert [each.poll() for each in started] == [None] * 3
+        write_record(tmp_path / "hang.json", {"kind": "killed"}, replace=True)
+        steps.end_srun(tmp_path)
+        assert started[0].wait(timeout=10) == -9
+        assert [each.poll() for each in started[1:]] == [None] * 2
+    finally:
+        for each in started:
+            each.kill()
+            each.wait()
 
 
 def test_a_thread_is_found_in_stacks_of_py_spy_and_of_python() -> None:
@@ -254,7 +313,7 @@ def test_ranks_of_an_attempt_that_was_overtaken_are_ended_and_nobody_is_blamed(
     folder = tmp_path / "attempts" / "1"
     ranks = attempt(folder, "loops")
     Monitor(folder, range(3), ranks[0].pid, replace(LIMITS, start=6)).run()
-    assert all(process.wait(timeout=10) for process in ranks)
+    assert all(each.wait(timeout=10) for each in ranks)
     assert not (folder / "hang.json").exists()
     assert "hang" not in {(record or {}).get("class") for record in map(read_record, exits(folder))}
 

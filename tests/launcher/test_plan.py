@@ -18,6 +18,7 @@ from launcher.backends import Span
 from launcher.compose import compose
 from launcher.folder import Attempt
 from launcher.plan import plan
+from launcher.reconcile.lived import Lived
 from launcher.reconcile.view import AttemptView, JobView, RunView
 from selfguide.spec.config import Config
 from selfguide.spec.identity import identity
@@ -86,7 +87,7 @@ def test_plan_of_a_run_that_stopped_is_by_its_own_attempts() -> None:
     first = an_attempt(1, 0.0, 60.0 + 10 * 129, ending=NODE)
     second = an_attempt(2, 1400.0, 1460.0 + 10 * 129, first=128_000)
     view = replace(a_view("a", first, second), checkpoints=(243_200, 256_000))
-    made = plan(view, a_config(), [view])
+    made = plan(view, a_config(), [Lived.of(view)])
     assert {name: each.value for name, each in made.known.items()} == {
         "images_per_s": pytest.approx(100.0),
         "save_s": pytest.approx(1.0),
@@ -110,23 +111,24 @@ def test_plan_of_a_run_that_stopped_is_by_its_own_attempts() -> None:
 
 def test_plan_of_a_new_run_takes_runs_that_train_the_same_and_then_others_of_the_cluster() -> None:
     other = a_config("model.width=32")
-    views = [a_view("b", an_attempt(1, 0.0, 1350.0), config=other)]
+    lived = [Lived.of(a_view("b", an_attempt(1, 0.0, 1350.0), config=other))]
     with pytest.raises(UserError):
-        plan(None, a_config(), views)
-    said = plan(None, a_config(), views, images_per_s=50.0)
+        plan(None, a_config(), lived)
+    said = plan(None, a_config(), lived, images_per_s=50.0)
     assert (said.known["images_per_s"].value, said.known["images_per_s"].source) == (50.0, "given")
     assert said.known["start_s"].value == pytest.approx(60.0)
     assert said.known["save_s"].source.startswith("estimated")
     assert said.costs.failures_per_s == 0 and said.best_checkpoint_every is None
     # another seed and another length train the same; twice the ranks are thought twice as fast
-    same = a_view("c", an_attempt(1, 0.0, 1350.0), config=a_config("seed=3", "train.images=256000"))
-    made = plan(None, a_config("nodes=4"), [*views, same])
+    same = a_config("seed=3", "train.images=256000")
+    lived.append(Lived.of(a_view("c", an_attempt(1, 0.0, 1350.0), config=same)))
+    made = plan(None, a_config("nodes=4"), lived)
     assert made.known["images_per_s"].value == pytest.approx(200.0)
     assert made.known["images_per_s"].source.startswith("estimated")
     assert made.known["save_s"].value == 1.5
     # elsewhere another machine trains
     with pytest.raises(UserError):
-        plan(None, a_config("cluster.kind=devcluster"), [*views, same])
+        plan(None, a_config("cluster.kind=devcluster"), lived)
 
 
 def test_plan_counts_preemptions_and_machines_but_not_the_runs_own_mistakes() -> None:
@@ -139,7 +141,7 @@ def test_plan_counts_preemptions_and_machines_but_not_the_runs_own_mistakes() ->
     mistake = replace(an_attempt(4, 6000.0, 7800.0), exits={"0": fell, "1": fell})
     by_hand = replace(an_attempt(5, 8000.0, 9800.0, ending=kinds[2]), cancelled=True)
     view = a_view("a", *attempts, mistake, by_hand)
-    known = plan(view, a_config(), [view]).known
+    known = plan(view, a_config(), [Lived.of(view)]).known
     assert known["failures_per_node_s"].value == pytest.approx(1 / (2 * 5 * 1800))
     assert known["preemptions_per_s"].value == pytest.approx(2 / (5 * 1800))
 
@@ -147,7 +149,7 @@ def test_plan_counts_preemptions_and_machines_but_not_the_runs_own_mistakes() ->
 def test_plan_of_a_finished_run_has_nothing_before_it() -> None:
     view = a_view("a", an_attempt(1, 0.0, 1350.0))
     view = replace(view, snapshots={view.images: {}}, checkpoints=(view.images,))
-    made = plan(view, a_config(), [view])
+    made = plan(view, a_config(), [Lived.of(view)])
     assert made.expected.wall_s == 0 and made.notes
 
 

@@ -17,9 +17,10 @@ from launcher.board.collect import chips
 from launcher.board.read import Run, read_runs
 from launcher.folder import Attempt
 from launcher.folder import runs as all_runs
-from launcher.reconcile import decide
+from launcher.reconcile import decide, parse
 from launcher.reconcile.view import read, read_many
 from selfguide.spec.run import RunFolder, read_record, write_record
+from shards.errors import DamagedError
 
 
 def send(settings: list[str], *more: str) -> RunFolder:
@@ -159,3 +160,22 @@ def test_files_that_cannot_be_read_are_named_and_hide_no_other_run(
     done = capsys.readouterr()
     assert [row["id"] for row in json.loads(done.out[done.out.index("[") :])] == [run.root.name]
     assert "torn" in done.err and "progress.json" in done.err
+
+
+def test_manifest_is_read_without_p_whatever_else_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "MANIFEST.json"
+    parts = [{"name": "a", "bytes": 1, "sha256": "0"}]
+    for extra in (
+        {"guidance": {"source": "online", "p": [0.5, 0.5]}, "data": {"root": 'a "p": [1'}},
+        {"guidance": {"source": "none"}, "p": [[1], [2]]},
+        {"p": [], "guidance": {"p": [1.0]}},
+        {},
+    ):
+        path.write_text(json.dumps({"files": parts, **extra}, indent=1))
+        found = parse.without_p(str(path))
+        guidance = {k: v for k, v in extra.get("guidance", {}).items() if k != "p"}
+        assert (found["files"], found["guidance"]) == (parts, guidance)
+        assert found.get("data") == extra.get("data")
+    path.write_text(path.read_text()[:-3])
+    with pytest.raises(DamagedError):
+        parse.without_p(str(path))

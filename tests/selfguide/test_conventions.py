@@ -31,6 +31,7 @@ FORMULAS: dict[str, Callable[[float, float, float], float]] = {
     "lightningdit": lambda c, u, s: u + s * (c - u),
     "ddae++": lambda c, u, s: u + s * (c - u),
     "edm2": lambda c, u, s: u + s * (c - u),
+    "cedm": lambda c, u, w: (1 + w) * c - w * u,
 }
 
 
@@ -45,7 +46,8 @@ def test_a_papers_weight_guides_as_its_formula(source: str, c: float, u: float, 
     ("source", "weight", "g"),
     [
         ("sgdm", 2.0, 2.0), ("sgfm", 0.4, 1.4), ("uvit", 0.7, 1.7), ("dit", 1.5, 1.5), ("repa", 1.8, 1.8),
-        ("lightningdit", 6.7, 6.7), ("ddae++", 1.5, 1.5), ("cedm", None, 1.0), ("ho_salimans", 0.0, 1.0),
+        ("lightningdit", 6.7, 6.7), ("ddae++", 1.5, 1.5), ("cedm", None, 1.0), ("cedm", 0.5, 1.5),
+        ("ho_salimans", 0.0, 1.0),
     ],
 )  # fmt: skip
 def test_published_weights(source: str, weight: float | None, g: float) -> None:
@@ -60,7 +62,7 @@ def test_a_papers_time_is_our_noise_time(tau: float) -> None:
         assert noise_time(source, tau) == tau
     assert noise_time("ddpm", 1000 * tau) == pytest.approx(tau)
     if tau < 1:
-        for source in ("edm", "ve"):
+        for source in ("edm", "cedm", "ve"):
             assert noise_time(source, tau / (1 - tau)) == pytest.approx(tau)
 
 
@@ -99,7 +101,7 @@ def test_published_intervals() -> None:
     [
         (lambda: total_weight("sgfn", 1.0), "'sgfn' is known; did you mean 'sgfm'"),
         (lambda: total_weight("cedn", 1.0), "did you mean 'cedm'"),
-        (lambda: total_weight("cedm", 2.0), "2 of cedm"),
+        (lambda: total_weight("cedm", math.inf), "inf of cedm"),
         (lambda: total_weight("dit", None), "None of dit"),
         (lambda: total_weight("dit", math.nan), "nan of dit"),
         (lambda: noise_time("sitt", 0.5), "did you mean 'sit'"),

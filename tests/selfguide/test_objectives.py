@@ -321,7 +321,7 @@ def test_no_time_is_all_noise_where_that_has_no_level() -> None:
 def combinations() -> list[PathConfig]:
     """Every path, prediction, weighting and density that validation accepts, on four-channel latents."""
     base = compose(["experiment=in1k_dit", "cluster=slurm", "nodes=4"])
-    weightings = ("plain", "edm", "uncertainty")
+    weightings = ("plain", "edm", "uncertainty", "min_snr")
     densities = ("uniform", "logit_normal", "log_normal", "log_uniform")
     accepted = []
     for name, prediction, weighting, density, after in product(

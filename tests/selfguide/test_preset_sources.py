@@ -16,7 +16,7 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.models import build
 from selfguide.models.backbone import Backbone
 from selfguide.models.blocks import time_input
-from selfguide.spec.sizes import CORRECTED, TABLE
+from selfguide.spec.sizes import CORRECTED, OURS, TABLE
 from tests.selfguide.sources import Recipe, Transformer, Weights, dit, first_weights, unet
 
 # Xiang et al. 2023's code: torch's GroupNorm, 8 groups in the last one
@@ -48,7 +48,7 @@ UNETS = {
     "unet_sgdm_cross_64": Recipe(**SGDM, joins="add", context=True),
     "unet_sgdm_released_64": Recipe(**SGDM, joins="add", context=True, convolves=True, imagen=True),
 }
-DITS = [n for n in TABLE if n.startswith(("dit_", "lightningdit_")) and n != "dit_digits"]
+DITS = [n for n in TABLE if n.startswith(("dit_", "lightningdit_")) and n not in OURS]
 # indices of a table of 1000 that fp32 misses, and noise levels that training meets
 INDEX, SIGMA = torch.tensor([0, 122, 500, 998]), torch.tensor([0.004, 0.3, 1.0, 60.0])
 
@@ -200,9 +200,8 @@ def test_a_unet_preset_has_its_sources_widths(name: str) -> None:
 
 
 def test_every_preset_that_names_a_source_is_compared() -> None:
-    ours = {"dit_digits", "unet_digits", "uvit_digits"}
     others = {name for name in TABLE if name.startswith("uvit_")}  # see test_uvit
-    assert set(UNETS) | set(DITS) == set(TABLE) - ours - others
+    assert set(UNETS) | set(DITS) == set(TABLE) - OURS - others
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,15 @@ def whole(sampler: str, path: str, steps: int, **options: float) -> float:
 @pytest.mark.parametrize("path", ["rf", "rf_eps", "vp", "edm"])
 @pytest.mark.parametrize(
     ("sampler", "order"),
-    [("euler", 1), ("heun", 2), ("ddim", 1), ("dpm1", 1), ("dpm2", 2), ("dpmpp", 2)],
+    [
+        ("euler", 1),
+        ("heun", 2),
+        ("ddim", 1),
+        ("dpm1", 1),
+        ("dpm2", 2),
+        ("dpmpp", 2),
+        ("dpm_fast", 3),
+    ],
 )
 def test_orders_of_convergence(sampler: str, order: int, path: str) -> None:
     coarse, fine = (inside(sampler, path, steps) for steps in (128, 256))
@@ -108,7 +116,7 @@ def test_dopri5_never_looks_beyond_its_ends_and_every_state_it_shows_is_on_the_w
         torch.testing.assert_close(state, goal, atol=3e-3 if path == "ddpm" else 3e-4, rtol=0)
 
 
-# sampler -> evaluations of N steps; on a path that begins in pure noise or ends in pure data dpm2 has fewer
+# sampler -> evaluations of N steps; dpm2 and dpm_fast have fewer where a path begins in pure noise or ends in pure data
 COUNTS = {name: (lambda n: n) for name in FIXED} | {"heun": lambda n: 2 * n - 1}
 MIDPOINTS = {
     "rf": lambda n: max(2 * n - 2, n),
@@ -117,6 +125,16 @@ MIDPOINTS = {
     "vp": lambda n: 2 * n,
     "ddpm": lambda n: 2 * n - 1,
     "edm": lambda n: 2 * n - 1,
+}
+
+
+THIRDS = {
+    "rf": lambda n: max(3 * n - 4, 1),
+    "rf_eps": lambda n: 3 * n - 2,
+    "smin": lambda n: max(3 * n - 3, 1),
+    "vp": lambda n: 3 * n - 1,
+    "ddpm": lambda n: 3 * n - 2,
+    "edm": lambda n: 3 * n - 2,
 }
 
 
@@ -136,7 +154,8 @@ def test_network_evaluations_are_exactly_those_stated(sampler: str, path: str, s
         seeds=SEEDS,
         callback=lambda *step: seen.append(step),
     )
-    wanted = (MIDPOINTS[path] if sampler == "dpm2" else COUNTS[sampler])(steps)
+    fewer = {"dpm2": MIDPOINTS, "dpm_fast": THIRDS}
+    wanted = (fewer[sampler][path] if sampler in fewer else COUNTS[sampler])(steps)
     assert denoiser.evaluations == wanted == len(denoiser.model.seen)  # type: ignore[arg-type]
     assert [number for number, _, _ in seen] == list(range(steps)) and seen[-1][2] is x
     assert x.isfinite().all()

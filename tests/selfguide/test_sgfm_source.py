@@ -355,12 +355,13 @@ def test_every_correction_is_what_its_choice_sets_today(each: Correction) -> Non
     assert {name: getattr(group, name) for name in each.known_by} == dict(each.known_by)
     assert not list(kept_from_before(made))
     neutral = {
-        field.name: field.law(Neutral).value
+        field.name: law.value
         for field in fields_of(type(group))
-        if field.name in each.now
+        if field.name in each.now and (law := field.law(Neutral))
     }
-    assert neutral.keys() == each.now.keys()
-    before = replace(made, **{each.group: replace(group, **neutral)})
+    old = neutral | each.was
+    assert old.keys() == each.now.keys()
+    before = replace(made, **{each.group: replace(group, **old)})
     (said,) = kept_from_before(before)
     assert all(f"{each.group}.{name}=" in said for name in each.now)
 

@@ -75,6 +75,11 @@ BAD = [
     ("path=edm sampler.shift=2", "sampler.shift=2.0", "drop it"),
     ("sampler.spacing=leading", "path.name=rectified_flow", "path=ddpm"),
     ("path=edm sampler.spacing=linspace", "sampler.spacing=linspace", "path=ddpm"),
+    ("path=vp sampler.spacing=leading", "sampler.spacing=leading", "sampler.spacing=trailing"),
+    ("sampler.spacing=log_snr", "sampler.spacing=log_snr", "path=vp"),
+    ("path=ddpm sampler.spacing=log_snr", "path.name=ddpm", "sampler.spacing=trailing"),
+    ("path=vp sampler.spacing=log_snr sampler.shift=2", "sampler.shift=2.0", "drop one"),
+    ("path=vp sampler=dopri5 sampler.spacing=log_snr", "sampler.name=dopri5", "drop one"),
     (
         "path=ddpm sampler=ddim sampler.spacing=leading sampler.steps=300",
         "sampler.steps=300",
@@ -109,9 +114,37 @@ def test_a_law_that_does_not_hold_names_field_value_and_cure(
     assert cure in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "cures"),
+    [
+        ("sampler.spacing=leading", ["sampler.spacing=trailing", "path=ddpm"]),
+        ("path=vp sampler=dpm_uvit sampler.spacing=linspace", ["sampler.spacing=trailing"]),
+        ("path=edm sampler=heun_edm sampler.spacing=leading_offset", ["sampler.spacing=trailing"]),
+        ("sampler=dpm_uvit", ["sampler.spacing=trailing", "path=vp"]),
+        ("path=ddpm sampler=dpm_uvit", ["sampler.spacing=trailing", "path=vp"]),
+        (
+            "path=ddpm sampler=ddim_adm sampler.steps=300",
+            ["sampler.steps=250", "sampler.steps=334"],
+        ),
+    ],
+)
+def test_what_a_refused_spacing_is_told_to_take_works_as_printed(
+    text: str, cures: list[str]
+) -> None:
+    words = ["experiment=in1k_dit", "cluster=slurm", "nodes=4", *text.split()]
+    with pytest.raises(UserError) as caught:
+        validate(compose(words))
+    for cure in cures:
+        key, _, value = cure.partition("=")
+        assert key in str(caught.value) and value in str(caught.value)
+        others = [word for word in words if not word.startswith(f"{key}=")]
+        validate(compose([*others, cure]))
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_valid_on_the_path_it_is_for(preset: str) -> None:
     path = "edm" if "edm" in preset else "ddpm" if "ddim_" in preset else "rectified_flow"
+    path = "vp" if preset == "dpm_uvit" else path
     config = compose(["experiment=in1k_dit", "cluster=slurm", f"path={path}", f"sampler={preset}"])
     validate(config)
 
@@ -138,8 +171,13 @@ PAPERS: dict[str, tuple[str, int | None, dict[str, Any]]] = {
     }),
     "dpm2": ("vp", 50, {"name": "dpm2", "steps": 25}),
     "dpmpp": ("vp", 20, {"name": "dpmpp", "steps": 20}),
+    "dpm_uvit": ("vp", 50, {
+        "name": "dpm_fast", "steps": 17, "spacing": "log_snr", "g": total_weight("uvit", 0.4),
+    }),
     "dopri5": ("sgfm", None, {"name": "dopri5", "rtol": 1e-5, "atol": 1e-5}),
-    "dopri5_sit": ("rectified_flow", None, {"name": "dopri5", "rtol": 1e-3, "atol": 1e-6}),
+    "dopri5_sit": ("rectified_flow", None, {
+        "name": "dopri5", "rtol": 1e-3, "atol": 1e-6, "guided_channels": 3,
+    }),
     "euler_maruyama_sit": ("rectified_flow", 250, {
         "name": "euler_maruyama", "steps": 250, "diffusion": "sit",
         "g": total_weight("sit", 1.5), "guided_channels": 3,
@@ -232,8 +270,8 @@ def test_validation_allows_exactly_what_the_sampler_can_walk(name: str, path: st
     prediction = {"rectified_flow": "v", "edm": "edm"}.get(path, "eps")
     chosen = PathConfig(name=path, prediction=prediction)  # type: ignore[arg-type]
     walked, condition = build_path(chosen), Condition.unconditional(2)
-    crowded, spaced = {"steps": 600, "shift": 2.0}, {"spacing": "leading"}
-    for changes in ({}, {"shift": 2.0}, {"churn": 1.0}, {"steps": 1001}, crowded, spaced):
+    crowded, spaced = {"steps": 600, "shift": 2.0}, [{"spacing": s} for s in ("leading", "log_snr")]
+    for changes in ({}, {"shift": 2.0}, {"churn": 1.0}, {"steps": 1001}, crowded, *spaced):
         if ("churn" in changes and name != "heun") or ("steps" in changes and path != "ddpm"):
             continue
         config = build(SamplerConfig, {"name": name, "steps": 2} | changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import cast
 
@@ -47,7 +48,7 @@ def _timed(rank_info: RankInfo, config: Config, repeats: int) -> list[Row]:
 
     def by_hand() -> None:
         ddp(x, tau, condition).square().mean().backward()
-        nn.utils.clip_grad_norm_(ddp.parameters(), config.train.clip)
+        nn.utils.clip_grad_norm_(ddp.parameters(), config.train.clip or math.inf)
         optimiser.step()
         optimiser.zero_grad()
 

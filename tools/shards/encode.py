@@ -61,7 +61,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     flags.add(
         parser,
         ("source SOURCE", str, None, "folder or s3:// prefix of image shards"),
-        ("--encoder NAME", str, flags.REQUIRED, "sd_vae, va_vae, or tiny (for digits)"),
+        (
+            "--encoder NAME",
+            str,
+            flags.REQUIRED,
+            "sd_vae, va_vae, tiny (for digits), or small (tools.vae fits it)",
+        ),
         (
             "--weights PATH",
             str,

@@ -7,9 +7,9 @@ dropped, EXIF orientation not applied). --size N halves an image by a box filter
 model sees (x - 127.5) / 127.5.
 
 Pictures are stored one sample per key: a PNG with --size, otherwise the unchanged bytes of the input, with the label in
-.cls and the key in .id.txt. They are decoded every time they are read (data.decoders). --layout blocks
-stores decoded pixels instead, 256 samples in one member: it takes more space and reads many times faster, which suits
-pictures of up to about 64 pixels. Arrays (cifar, numpy) are always stored in blocks.
+.cls and the key in .id.txt; emoji say in .json what they are. They are decoded every time they are read
+(data.decoders). --layout blocks stores decoded pixels instead, 256 samples in one member: it takes more space and reads
+many times faster, which suits pictures of up to about 64 pixels. Arrays (cifar, numpy) are always stored in blocks.
 
 A killed make continues when the same command is run again; if everything is there, nothing is written.
 Several nodes may write one data set together without waiting for each other:
@@ -21,6 +21,7 @@ examples:
   python -m tools.shards make tars laion/ --size 64 --max-skipped 1% --dedupe --out data/laion64
   python -m tools.shards make lightningdit extracted/ --weights vavae.pt --dtype float16 --out data/in1k-va
   python -m tools.shards make digits --out data/digits
+  python -m tools.shards make emoji --out data/emoji
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from shards.errors import UserError
 from shards.format.header import PIXELS, Header
 from shards.format.manifest import Layout
 from shards.format.pictures import Picture
-from shards.sources import arrays, folders, tables, tars
+from shards.sources import arrays, emoji, folders, tables, tars
+from shards.sources.emoji import Label, OnWhite
 from shards.sources.lightningdit import lightningdit
 from shards.sources.listing import Listing, Raw, file
 from shards.sources.made import LATENT_SCALE, SyntheticSource, digits_source
@@ -49,7 +51,23 @@ from shards.sources.source import Source
 from shards.write import writer
 from shards.write.scan import SKIPPED, ScanCounts, Threshold, scan
 from tools import flags
-from tools.shards import report, sweep
+from tools.shards import debian, report, sweep
+
+# versions of Debian 12
+EMOJI = (
+    debian.Package(
+        name="fonts-noto-color-emoji",
+        version="2.042-0+deb12u1",
+        sha256="a5ab0f69c7938423862320d9aca5dd187b3fd879d6a9a57dd52e17c3fa8d2751",
+        file="usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
+    ),
+    debian.Package(
+        name="unicode-data",
+        version="15.0.0-1",
+        sha256="5efef23bbb1c6a133ecbdd63a2cfa07159ccacf5466a49e2426101c5ecd691fc",
+        file="usr/share/unicode/emoji/emoji-test.txt",
+    ),
+)
 
 HELP = "write a data set"
 
@@ -64,6 +82,17 @@ def add(parser: argparse.ArgumentParser) -> None:
         "scikit-learn's 1,797 scans of handwritten digits, 1 x 8 x 8",
         lambda o: _write(o, *digits_source()),
     )
+    parser = _kind(
+        kinds,
+        "emoji",
+        "1,870 emoji in colour, from Debian's Noto font (OFL) and Unicode's list, in 9 groups and 99 subgroups",
+        _emoji,
+        ("--size", int, 32, "pixels a side, of the font's 128 (default 32)"),
+        ("--label", get_args(Label), "group", "what a class is (default group)"),
+        ("--font FILE", str, None, "NotoColorEmoji.ttf (default: of Debian's package)"),
+        ("--emoji-test FILE", str, None, "Unicode's emoji-test.txt (default: of Debian's package)"),
+    )
+    _add_layout(parser)
     _kind(
         kinds,
         "synthetic",
@@ -122,13 +151,7 @@ def _add_pictures(kinds: Any) -> None:
             ),
             ("--channels", int, 3, "3 for RGB, 1 for grey (default 3)"),
         )
-        parser.add_argument(
-            "--layout",
-            dest="kept",
-            choices=get_args(Layout),
-            default="samples",
-            help="samples: one encoded picture per key; blocks: arrays of 256 decoded pictures (default samples)",
-        )
+        _add_layout(parser)
     for name in ("tars", "parquet", "dataset"):
         field = "extension" if name == "tars" else "column"
         known = "cls or json:FIELD; cls" if name == "tars" else "label"
@@ -147,6 +170,16 @@ def _add_pictures(kinds: Any) -> None:
     }
     for name, its_own in own.items():
         flags.add(parsers[name], *its_own)
+
+
+def _add_layout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--layout",
+        dest="kept",
+        choices=get_args(Layout),
+        default="samples",
+        help="samples: one encoded picture per key; blocks: arrays of 256 decoded pictures (default samples)",
+    )
 
 
 def _add_arrays(kinds: Any) -> None:
@@ -254,6 +287,21 @@ def _folder(options: argparse.Namespace, picture: Picture) -> Listing:
     return folders.image_folder(options.path, picture)
 
 
+def _emoji(options: argparse.Namespace) -> int:
+    given = (options.font, options.emoji_test)
+    if None not in given:
+        return _list_emoji(options, *given)
+    if given != (None, None):
+        raise UserError("--font and --emoji-test belong together: give both, or neither")
+    with debian.files(EMOJI, "give --font NotoColorEmoji.ttf --emoji-test emoji-test.txt") as files:
+        return _list_emoji(options, *map(str, files))
+
+
+def _list_emoji(options: argparse.Namespace, font: str, emoji_test: str) -> int:
+    listing = emoji.emoji(font, emoji_test, OnWhite(size=options.size), label=options.label)
+    return _list(options, listing, notes=emoji.provenance(font, emoji_test))
+
+
 def _numpy(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in ("shift", "scale")}
     normal: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
@@ -311,7 +359,12 @@ def _synthetic(options: argparse.Namespace) -> int:
     return _write(options, source, header)
 
 
-def _list(options: argparse.Namespace, listing: Listing, header: Header = PIXELS) -> int:
+def _list(
+    options: argparse.Namespace,
+    listing: Listing,
+    header: Header = PIXELS,
+    notes: Mapping[str, Any] | None = None,
+) -> int:
     """Looks at what is listed, then writes what holds."""
     source, counts = scan(
         options.out,
@@ -323,8 +376,8 @@ def _list(options: argparse.Namespace, listing: Listing, header: Header = PIXELS
         world=options.world,
         watch=report.watch("looking at inputs"),
     )
-    notes = {**asdict(counts), "rule": listing.decode.rule, "deduplicated": options.dedupe}
-    return _write(options, source, header, listing.class_names, notes, counts)
+    found = {**asdict(counts), "rule": listing.decode.rule, "deduplicated": options.dedupe}
+    return _write(options, source, header, listing.class_names, {**found, **(notes or {})}, counts)
 
 
 def _write(

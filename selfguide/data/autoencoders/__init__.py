@@ -1,6 +1,6 @@
 """Images to latents and back, behind one small class.
 
-load_autoencoder               identity, sd_vae, va_vae or tiny; weights by path, never a silent download
+load_autoencoder               identity, sd_vae, va_vae, tiny or small; weights by path, never a silent download
 to_images, from_images         model space <-> uint8 images, once header and weights are known to agree
 """
 

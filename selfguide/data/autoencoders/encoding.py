@@ -33,7 +33,7 @@ from shards.read.block_bytes import Arrays
 from shards.read.reader import Reader
 from shards.sources.source import Column
 
-ENCODERS = ("sd_vae", "va_vae", "tiny")
+ENCODERS = ("sd_vae", "va_vae", "tiny", "small")
 CONTENTS = ("moments", "sample", "mean")
 DTYPES = ("float16", "float32")
 
@@ -158,7 +158,7 @@ class EncodedSource:
             "manifest": self.manifest.hash,
             "rule": self.manifest.source.get("rule"),  # how inputs were decoded and cropped
         }
-        used = ("torch",) if self.encoding.encoder == "tiny" else ("torch", "diffusers")
+        used = ("torch",) if self.encoding.encoder in ("tiny", "small") else ("torch", "diffusers")
         versions = {name: importlib.metadata.version(name) for name in used}
         return {"images": images, "encoding": self.encoding.decided, "versions": versions}
 

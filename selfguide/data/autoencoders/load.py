@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfguide.data.autoencoders import kl
+from selfguide.data.autoencoders import kl, small
 from selfguide.data.autoencoders.autoencoder import Autoencoder, Identity, KLAutoencoder
 from selfguide.data.autoencoders.tiny import CHANNELS, FACTOR, WEIGHTS, TinyVAE
 from selfguide.spec.suggest import nearest
@@ -26,7 +26,7 @@ from selfguide.weights import put, read_weights
 from shards import storage
 from shards.errors import UserError
 
-KNOWN = ("identity", "sd_vae", "va_vae", "tiny")
+KNOWN = ("identity", "sd_vae", "va_vae", "tiny", "small")
 SCALE = 0.18215  # of SD-VAE's latents (Rombach et al. 2022)
 STATISTICS = "latents_stats.pt"  # beside VA-VAE's weights: mean and std of ImageNet's latents
 
@@ -41,9 +41,10 @@ def load_autoencoder(
     """The autoencoder `name`, in fp32 and frozen.
 
     Args:
-        name: identity, sd_vae, va_vae or tiny.
+        name: identity, sd_vae, va_vae, tiny or small.
         weights: a file, or a folder that diffusers saved. By default what SELFGUIDE_<NAME> names, then the local hub
-            cache; tiny has its own. Nothing is downloaded. A config.json beside the file states the architecture.
+            cache; tiny has its own, and small's are what `python -m tools.vae` fitted. Nothing is downloaded. A
+            config.json beside the file states the architecture of sd_vae and va_vae.
         statistics: a file with `mean` and `std` of va_vae's latents, a value for each channel. By default the
             published one beside the weights; without it only data that carry their own can be decoded.
 
@@ -63,6 +64,8 @@ def load_autoencoder(
         return Identity(device=at)
     if name == "tiny":
         return _tiny(weights, at)
+    if name == "small":
+        return _small(_locate(name, weights, None), at)
     if name == "sd_vae":
         file = _locate(name, weights, SD_VAE_HUB)
         config = kl.settings(file, kl.SD_VAE)
@@ -73,18 +76,25 @@ def load_autoencoder(
     return _published(name, file, config, *_statistics(file, config, statistics), at)
 
 
-def _locate(name: str, given: str | Path | None, hub: tuple[str, Sequence[str]]) -> Path:
+def _locate(name: str, given: str | Path | None, hub: tuple[str, Sequence[str]] | None) -> Path:
     """The file of weights: an explicit path, the environment variable, or the local hub cache.
 
-    `hub` is a repository and the files of it that would do. A folder is one that diffusers saved.
+    `hub` is a repository and the files of it that would do, None where nobody publishes them. A folder is one that
+    diffusers saved.
 
     Raises:
         UserError: no weights at any of them; says where they are looked for.
     """
-    variable, (repository, files) = autoencoder_variable(name), hub
+    variable = autoencoder_variable(name)
     setting = "weights" if given is not None else variable
     named = given if given is not None else os.environ.get(variable)
     if given is None and not named:
+        if hub is None:
+            raise UserError(
+                f"no weights of {name}: give their file, or set {variable}; `python -m tools.vae SHARDS --out FILE` "
+                "fits them"
+            )
+        repository, files = hub
         cached = from_hub_cache(repository, files)
         if cached is not None:
             return cached
@@ -166,14 +176,33 @@ def _tiny(weights: str | Path | None, device: torch.device) -> Autoencoder:
         net = TinyVAE()
         put(net, read_weights(file, str(file)), str(file))
         sha256 = storage.sha256(str(file))
+    return _fitted("tiny", net, sha256, CHANNELS, FACTOR, 1, device)
+
+
+def _small(file: Path, device: torch.device) -> Autoencoder:
+    net = small.from_file(file)
+    a, sha256 = net.architecture, storage.sha256(str(file))
+    return _fitted("small", net, sha256, a.channels, a.factor, a.image_channels, device)
+
+
+def _fitted(
+    name: str,
+    net: TinyVAE | small.SmallVAE,
+    sha256: str,
+    channels: int,
+    factor: int,
+    image_channels: int,
+    device: torch.device,
+) -> Autoencoder:
+    """A network of `tools.vae`, which holds the statistics of its latents."""
     shift, scale = normal_of(net.mean.double(), net.std.double())
     net.float().eval().requires_grad_(False).to(device)
     return KLAutoencoder(
-        name="tiny",
+        name=name,
         sha256=sha256,
-        channels=CHANNELS,
-        factor=FACTOR,
-        image_channels=1,
+        channels=channels,
+        factor=factor,
+        image_channels=image_channels,
         device=device,
         to_moments=net.encode,
         to_images=net.decode,

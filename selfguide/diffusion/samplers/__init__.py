@@ -19,7 +19,7 @@ from torch import Tensor
 from selfguide.diffusion.denoiser import Denoiser
 from selfguide.diffusion.paths import Path
 from selfguide.diffusion.preconditioning import Preconditioning
-from selfguide.diffusion.samplers.exponential import ddim, dpm1, dpm2, dpmpp
+from selfguide.diffusion.samplers.exponential import ddim, dpm1, dpm2, dpm_fast, dpmpp
 from selfguide.diffusion.samplers.schedule import (
     Callback,
     DataEstimate,
@@ -35,7 +35,7 @@ from shards.errors import UserError
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
     sampler.__name__: sampler
-    for sampler in (euler, heun, ddim, dpm1, dpm2, dpmpp, euler_maruyama, dopri5)
+    for sampler in (euler, heun, ddim, dpm1, dpm2, dpm_fast, dpmpp, euler_maruyama, dopri5)
 }
 
 # the other parameters of a sampler or of its walk are its options
@@ -65,7 +65,7 @@ def sample(
         times: the schedule, falling noise-times (N + 1,), in place of `steps` and `shift`.
         steps: N; dopri5 takes what it needs.
         shift: k of `shifted`, for paths in noise-time.
-        spacing: which entries of a discrete table the steps visit.
+        spacing: which entries of a discrete table the steps visit; `log_snr` on VP, VE and EDM.
         seeds: (B,) int64, for samplers that draw noise: that of image i at step k is a pure function of (seeds[i], k).
         callback: called after each step.
         options: the sampler's own, such as `eta` or `churn`.

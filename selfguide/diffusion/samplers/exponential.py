@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from selfguide.diffusion.paths import Path
 from selfguide.diffusion.samplers.schedule import (
     Estimator,
     Point,
@@ -75,15 +76,34 @@ def dpm2(
     there has no midpoint and is of order 1.
     """
     for step in schedule.steps():
+        x = _second_order(estimate, x, schedule.path, step.now, step.then)
+        yield x
+
+
+@fixed_steps
+def dpm_fast(
+    estimate: Estimator, x: Tensor, schedule: Schedule, seeds: Tensor | None
+) -> Iterator[Tensor]:
+    """DPM-Solver-fast (Lu et al. 2022, algorithm 2 and appendix D): steps of order 3, and a last one of order 2.
+
+    3N - 1 evaluations; a step from or to an end where lambda is infinite is of order 1, as in `dpm2`.
+    """
+    path = schedule.path
+    for step in schedule.steps():
         now, then = step.now, step.then
+        if step.last or not now.a or not then.b:
+            x = _second_order(estimate, x, path, now, then)
+            yield x
+            continue
+        sigma, ratio = now.b / now.a, _ratio(now, then)
+        h = -math.log(ratio)
+        one, two = (at_level(path, sigma * ratio**share) for share in (1 / 3, 2 / 3))
         x0, eps, _ = estimate(x, now.tau)
-        if now.a and then.b:
-            sigma = now.b / now.a
-            middle = at_level(schedule.path, math.sqrt(sigma * then.b / then.a))
-            _, eps, _ = estimate(middle.a * x0 + middle.b * eps, middle.tau)
-            x = then.a / now.a * x + (then.b - then.a * sigma) * eps
-        else:
-            x = then.a * x0 + then.b * eps
+        _, eps_one, _ = estimate(one.a * x0 + one.b * eps, one.tau)
+        # phi(k) is (e^k - 1) / k - 1
+        bent = two.a * x0 + two.b * eps - 2 * two.b * _phi(2 * h / 3) * (eps_one - eps)
+        _, eps_two, _ = estimate(bent, two.tau)
+        x = then.a * x0 + then.b * eps - 1.5 * then.b * _phi(h) * (eps_two - eps)
         yield x
 
 
@@ -106,6 +126,21 @@ def dpmpp(
         x = then.b / now.b * x + then.a * (1 - ratio) * data
         before = x0, h
         yield x
+
+
+def _second_order(estimate: Estimator, x: Tensor, path: Path, now: Point, then: Point) -> Tensor:
+    """The state after a step of DPM-Solver-2, or of order 1 from pure noise or to pure data."""
+    x0, eps, _ = estimate(x, now.tau)
+    if not now.a or not then.b:
+        return then.a * x0 + then.b * eps
+    sigma = now.b / now.a
+    middle = at_level(path, math.sqrt(sigma * then.b / then.a))
+    _, eps, _ = estimate(middle.a * x0 + middle.b * eps, middle.tau)
+    return then.a / now.a * x + (then.b - then.a * sigma) * eps
+
+
+def _phi(h: float) -> float:
+    return math.expm1(h) / h - 1
 
 
 def _ratio(now: Point, then: Point) -> float:

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from selfguide.diffusion.denoiser import Denoiser
-from selfguide.diffusion.paths import DDPM, Estimate, Path, VarianceExploding
+from selfguide.diffusion.paths import (
+    DDPM,
+    Estimate,
+    Path,
+    VarianceExploding,
+    VariancePreserving,
+)
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.randomness import normal
 from selfguide.spec.config.sampler import Spacing, most_steps
@@ -157,7 +163,8 @@ def noise_times(
     """(steps + 1,) falling noise-times, fp64: the path's grid, shifted, from where the prediction can be read.
 
     A discrete table has its shifted noise-times at whole entries, and refuses as many steps as would meet at one;
-    `spacing` chooses its entries, see `selfguide.spec.config.sampler.table_entries`.
+    `spacing` chooses its entries, see `selfguide.spec.config.sampler.table_entries`. On VP, VE and EDM it may be
+    `log_snr`, see `log_snr_times`.
     """
     path = preconditioning.path
     if steps < 1:
@@ -166,11 +173,14 @@ def noise_times(
         raise UserError(
             f"shift={shift} moves noise-times, and this path has a grid of noise levels; drop it"
         )
-    if spacing != "trailing" and (shift != 1 or not isinstance(path, DDPM)):
+    fits = (VarianceExploding, VariancePreserving) if spacing == "log_snr" else (DDPM,)
+    if spacing != "trailing" and (shift != 1 or not isinstance(path, fits)):
         raise UserError(
-            f"spacing={spacing} is a grid of a discrete table, unshifted, and this one is of {type(path).__name__} "
-            f"with shift={shift}; drop it"
+            f"spacing={spacing} is an unshifted grid of {' or '.join(each.__name__ for each in fits)}, and this one is "
+            f"of {type(path).__name__} with shift={shift}; drop it"
         )
+    if spacing == "log_snr":
+        return log_snr_times(path, steps)
     grid = path.grid(steps, spacing) if isinstance(path, DDPM) else path.grid(steps)
     times = within(grid, shift)
     if shift != 1 and isinstance(path, DDPM):
@@ -183,6 +193,24 @@ def noise_times(
         times = (shifted(even, shift) * path.steps).round() / path.steps
     # squeezed, not clipped, since two equal times are a step of no length
     return times * min(1.0, preconditioning.first / float(times[0]))
+
+
+def log_snr_times(path: Path, steps: int) -> Tensor:
+    """(steps + 1,) noise-times between the path's ends whose noise levels have even logarithms.
+
+    So DPM-Solver steps on VP (Lu et al. 2022, appendix D). On VE and EDM N levels fall so, and the last step goes to
+    data: VE's own schedule (Song et al. 2021).
+    """
+    exploding = isinstance(path, VarianceExploding)
+    ends = torch.tensor([path.first, path.last], dtype=torch.float64)
+    first, last = path.sigma(ends).log().tolist()
+    sigma = torch.linspace(first, last, steps + (not exploding), dtype=torch.float64).exp()
+    times = path.noise_time(sigma)
+    times[0] = path.first
+    if exploding:
+        return torch.cat((times, times.new_zeros(1)))
+    times[-1] = path.last
+    return times
 
 
 def within(times: Tensor, k: float) -> Tensor:

@@ -22,6 +22,8 @@ _ON_PATH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # where sampling ended before `last` was a setting
 LAST = 1e-3
+# where VP's training began before `least` was one
+LEAST = 1e-5
 _NORMAL = ReadWith("time_density=logit_normal", "time_density=log_normal")
 
 
@@ -32,7 +34,10 @@ class PathConfig:
     name: Literal["rectified_flow", "ddpm", "vp", "ve", "edm"] = "rectified_flow"
     # 1e-4 is SGFM's form
     sigma_min: Annotated[float, Within(0.0, 1.0, below=True), ReadWith("name=rectified_flow")] = 0.0
-    betas: Annotated[Literal["linear", "scaled_linear"], ReadWith("name=ddpm")] = "linear"
+    # cosine is Nichol & Dhariwal's (2021, eq. 17)
+    betas: Annotated[Literal["linear", "scaled_linear", "cosine"], ReadWith("name=ddpm")] = "linear"
+    # noise-time from which training draws; 0 is U-ViT's
+    least: Annotated[float, Within(0.0, 0.1), Neutral(LEAST), ReadWith("name=vp")] = LEAST
     # noise-time at which sampling ends; 1e-4 is U-ViT's, and 1e-3, SiT's, leaves noise of std 0.01
     last: Annotated[float, Within(0.0, 0.1), Positive(), Neutral(LAST), ReadWith("name=vp")] = LAST
     prediction: Prediction = "v"
@@ -42,7 +47,9 @@ class PathConfig:
         Positive(),
         ReadWith("prediction=edm", "weighting=edm", "weighting=uncertainty"),
     ] = 0.5
-    weighting: Literal["plain", "edm", "uncertainty"] = "plain"
+    weighting: Literal["plain", "edm", "uncertainty", "min_snr"] = "plain"
+    # largest weight of an error of the data; 5 in min-SNR weighting (Hang et al. 2023)
+    snr_gamma: Annotated[float, Positive(), Neutral(5.0), ReadWith("weighting=min_snr")] = 5.0
     # the head that learns it: one normalised row without bias, EDM2's, or a plain linear map that begins at zero
     uncertainty: Annotated[
         Literal["affine", "normalised"], Neutral("affine"), ReadWith("weighting=uncertainty")
@@ -79,9 +86,9 @@ def check_path(path: PathConfig, channels: int) -> None:
     # EDM's weight goes with edm, where it is 1, and with v: from 0.8 to 4 on rectified flow at sigma_data = 0.5. On VP
     # and DDPM our v is dx/dtau, not Salimans & Ho's a eps - b x0, and the weight follows beta: near 2 for most
     # noise-times, above 900 in pure noise. On a raw x0 it grows as 1 / sigma^2 and on a raw eps as sigma^2, ten
-    # thousandfold and more: a few images would make the whole loss
+    # thousandfold and more: a few images would make the whole loss. Min-SNR weights are bounded on every prediction
     bounded = "edm" if path.name in ("ve", "edm") else "v"
-    if path.weighting != "plain" and path.prediction in ("x0", "eps"):
+    if path.weighting in ("edm", "uncertainty") and path.prediction in ("x0", "eps"):
         raise UserError(
             f"path.weighting={path.weighting} has no bound with path.prediction={path.prediction}; take "
             f"path.prediction={bounded}, or path.weighting=plain"

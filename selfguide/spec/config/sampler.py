@@ -22,17 +22,19 @@ from shards.errors import UserError
 
 _HEUN, _DOPRI5, _DDIM = ReadWith("name=heun"), ReadWith("name=dopri5"), ReadWith("name=ddim")
 
-# which of a discrete table's noise levels N steps visit; see `table_entries`
-Spacing = Literal["trailing", "leading", "leading_offset", "linspace"]
+# which of a discrete table's noise levels N steps visit, see `table_entries`; or even steps in the logarithm of sigma
+Spacing = Literal["trailing", "leading", "leading_offset", "linspace", "log_snr"]
+# paths whose noise level is finite and above 0 at both ends
+_LOG_SNR = ("vp", "ve", "edm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
     """`g` is the total guidance weight: 1 is no guidance, 0 is unconditional."""
 
-    name: Literal["euler", "heun", "ddim", "dpm1", "dpm2", "dpmpp", "euler_maruyama", "dopri5"] = (
-        "euler"
-    )
+    name: Literal[
+        "euler", "heun", "ddim", "dpm1", "dpm2", "dpm_fast", "dpmpp", "euler_maruyama", "dopri5"
+    ] = "euler"
     steps: Annotated[int, AtLeast(1)] = 50
     g: Annotated[float, Within(0.0)] = 1.0
     # noise-times in which `g` applies
@@ -44,7 +46,8 @@ class SamplerConfig:
     # above 1 spends more steps at high noise; LightningDiT's 0.3 is 1 / 0.3 here
     shift: Annotated[float, Positive()] = 1.0
     # path.name=ddpm: trailing begins at the last noise level. leading is guided-diffusion's, linspace DiT's and
-    # leading_offset SGDM's and latent diffusion's, which ends one level before data
+    # leading_offset SGDM's and latent diffusion's, which ends one level before data. log_snr is DPM-Solver's on vp, and
+    # VE's own
     spacing: Spacing = "trailing"
     # SGFM's tolerances
     rtol: Annotated[float, Positive(), _DOPRI5] = 1e-5
@@ -154,17 +157,7 @@ def check_sampler(config: SamplerConfig, path: PathConfig) -> None:
             "nearer 1"
         )
     if config.spacing != "trailing":
-        if path.name != "ddpm":
-            raise UserError(
-                f"sampler.spacing={config.spacing} chooses among discrete noise levels, which path.name={path.name} "
-                "does not have; drop it, or take path=ddpm"
-            )
-        if config.name in ("dopri5", "euler_maruyama") or config.shift != 1:
-            what = f"shift={config.shift}" if config.shift != 1 else f"name={config.name}"
-            raise UserError(
-                f"sampler.spacing={config.spacing} is no grid for sampler.{what}; drop one"
-            )
-        table_entries(config.steps, config.spacing)
+        _check_spacing(config, path)
     if sigmas and config.shift != 1:
         raise UserError(
             f"sampler.shift={config.shift} moves noise-times, and path.name={path.name} has a grid of "
@@ -180,3 +173,23 @@ def check_sampler(config: SamplerConfig, path: PathConfig) -> None:
             f"sampler.name=euler_maruyama steps in noise-time, which path.name={path.name} does not take evenly; "
             "take sampler.name=ddim with sampler.eta=1"
         )
+
+
+def _check_spacing(config: SamplerConfig, path: PathConfig) -> None:
+    """Raises UserError where the path or the sampler has no such grid."""
+    if config.spacing == "log_snr":
+        if path.name not in _LOG_SNR:
+            raise UserError(
+                f"sampler.spacing=log_snr steps evenly between finite noise levels, and path.name={path.name} has none "
+                "at an end, or a table of its own; take sampler.spacing=trailing, or path=vp"
+            )
+    elif path.name != "ddpm":
+        raise UserError(
+            f"sampler.spacing={config.spacing} chooses among discrete noise levels, which path.name={path.name} does "
+            "not have; take sampler.spacing=trailing, or path=ddpm"
+        )
+    if config.name in ("dopri5", "euler_maruyama") or config.shift != 1:
+        what = f"shift={config.shift}" if config.shift != 1 else f"name={config.name}"
+        raise UserError(f"sampler.spacing={config.spacing} is no grid for sampler.{what}; drop one")
+    if config.spacing != "log_snr":
+        table_entries(config.steps, config.spacing)

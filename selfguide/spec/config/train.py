@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from selfguide.spec.averages import WIDEST
-from selfguide.spec.config.laws import AtLeast, Images, Neutral, NotIdentity, Positive, Within
+from selfguide.spec.averages import WIDEST, Count, Rise
+from selfguide.spec.config.laws import (
+    AtLeast,
+    Images,
+    Neutral,
+    NotIdentity,
+    Positive,
+    ReadWith,
+    Within,
+)
 from shards.errors import UserError
 
 
@@ -21,15 +29,25 @@ class TrainConfig:
     micro_batch: Annotated[int | None, AtLeast(1), NotIdentity()] = None
     learning_rate: Annotated[float, Positive()] = 1e-4
     warmup_images: Annotated[int, AtLeast(0)] = 0
+    # from here on the rate falls as 1 / sqrt(images); EDM2's is 70,000 batches
+    decay_images: Annotated[int | None, AtLeast(1), Neutral(None)] = None
     betas: Annotated[tuple[float, float], Within(0.0, 1.0, below=True)] = (0.9, 0.999)
     weight_decay: Annotated[float, Within(0.0)] = 0.0
-    clip: Annotated[float, Positive()] = 1.0
+    # what weight decay acts on: everything, as U-ViT and SGDM have it; neither biases nor position embeddings (DDAE++)
+    decayed: Annotated[Literal["all", "weights"], Neutral("all")] = "all"
+    # of the gradient's norm; null is none, as DiT, SiT, U-ViT, EDM and SGFM have it
+    clip: Annotated[float | None, Positive("must be a positive number, or null for none")] = 1.0
     # in images; 0.9999 a step at batch 1024
     ema_halflife: Annotated[tuple[int, ...], AtLeast(1)] = (7_100_000,)
     # averages by EDM2's power function, each by its relative width, after those with a half-life
     ema_width: Annotated[tuple[float, ...], Within(0.0, WIDEST), Neutral(())] = ()
-    # a half-life is never longer than this share of the images seen (EDM); 0: it is constant
-    ema_ramp: Annotated[float, Within(0.0)] = 0.05
+    # a half-life is never longer than this share of the images seen (EDM); 0 is no ramp, as DiT, SiT and U-ViT have it
+    ema_ramp: Annotated[float, Within(0.0), ReadWith("ema_rise=share")] = 0.05
+    # how an average forgets its beginning: by that share, or it keeps at most (1 + n) / (10 + n) after n steps (Rombach
+    # et al. 2022, SGDM)
+    ema_rise: Annotated[Rise, Neutral("share")] = "share"
+    # the images of warm-up and of the half-life's ramp: with those of the step, or before it (EDM, EDM2, U-ViT, SGFM)
+    ramps_count: Annotated[Count, Neutral("after")] = "after"
     log_every: Annotated[int, Images(), NotIdentity()] = 10_000
     snapshot_every: Annotated[int, Images(), NotIdentity()] = 1_000_000
     checkpoint_every: Annotated[int, Images(), NotIdentity()] = 1_000_000

@@ -11,11 +11,14 @@ from selfguide.distributed import RankInfo
 from selfguide.models.execution import configure_execution
 from selfguide.networks.student import Student
 from selfguide.spec.accumulation import cut_batch
-from selfguide.spec.config import Config
+from selfguide.spec.config import Config, TrainConfig
 from selfguide.training.engine.deepspeed import DeepSpeedEngine
-from selfguide.training.engine.layout import Layout
+from selfguide.training.engine.layout import GroupRule, Layout
 from selfguide.training.engine.protocol import DTYPES, Engine
 from selfguide.training.engine.torch import TorchEngine
+
+# last parts of the names of biases and position embeddings
+_UNDECAYED = ("bias", "positions")
 
 
 def build_engine(
@@ -23,7 +26,7 @@ def build_engine(
 ) -> Engine:
     """An engine over `student`, which it takes over, moves to the rank's device and prepares to run as asked.
 
-    `layout` groups its parameters; without one they are one group, decayed alike.
+    `layout` groups its parameters; without one they are those that weight decay acts on, and the others.
 
     Raises:
         UserError: engine.compile where nothing can be compiled.
@@ -32,11 +35,22 @@ def build_engine(
     configure_execution(student.backbone, config.engine, rank_info.device)
     exact = {name: value.detach().clone() for name, value in _floats(student)}
     if layout is None:
-        layout = Layout.of(student, lambda name, parameter: ("all", config.train.weight_decay))
+        layout = Layout.of(student, _decay_rule(config.train))
     engine = _engine(config, student, layout, rank_info)
     if config.engine.dtype != "fp32":
         _restore(engine, exact)
     return engine
+
+
+def _decay_rule(train: TrainConfig) -> GroupRule:
+    """One group, decayed alike; or biases and position embeddings in another, undecayed (Xiang et al. 2025)."""
+
+    def rule(name: str, parameter: Tensor) -> tuple[str, float]:
+        last = name.rpartition(".")[2]
+        spared = train.decayed == "weights" and last in _UNDECAYED
+        return ("undecayed", 0.0) if spared else ("all", train.weight_decay)
+
+    return rule
 
 
 def _floats(student: Student) -> Iterator[tuple[str, Tensor]]:

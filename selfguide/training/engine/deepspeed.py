@@ -82,7 +82,7 @@ class DeepSpeedEngine(Engine):
             config={
                 "train_micro_batch_size_per_gpu": micro_batch,
                 "gradient_accumulation_steps": accumulation,
-                "gradient_clipping": train.clip,
+                "gradient_clipping": train.clip or 0.0,
                 "bf16": {"enabled": config.dtype == "bf16"},
                 "zero_optimization": {
                     "stage": config.zero_stage,

@@ -1,0 +1,83 @@
+"""Files of a run as `view` parses them: one call, one file or folder, nothing asked of anybody else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfguide.spec.config import Config
+from selfguide.spec.files import read_config
+from selfguide.spec.records import EvaluationRecord, read_record_file
+from selfguide.spec.run import names_in
+from shards import storage
+from shards.errors import DamagedError
+
+# files that nobody asks for in a list of runs
+LONG = ("request.json", "code.json")
+
+# where p(k) begins in the text of a manifest; quotes within a string have a backslash
+_P = b'"p": ['
+
+
+def objects(folder: str) -> dict[str, dict[str, Any]]:
+    """The JSON objects of a folder by the names of their files, but for those as long as a config."""
+    names = [name for name in names_in(Path(folder)) if name.endswith(".json")]
+    return {name: json_object(f"{folder}/{name}") for name in names if name not in LONG}
+
+
+def json_object(path: str) -> dict[str, Any]:
+    """The object that a file holds; ValueError where it holds something else."""
+    with open(path) as file:  # noqa: PTH123 - of thousands of paths most are text
+        found = json.load(file)
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__} instead of an object")
+    return found
+
+
+def record(path: str) -> EvaluationRecord:
+    """The record of an evaluation."""
+    return read_record_file(Path(path))
+
+
+def config(path: str) -> Config:
+    """The config of an attempt."""
+    return read_config(Path(path))
+
+
+def without_p(path: str) -> dict[str, Any]:
+    """The manifest of a snapshot; thousands of them with their p(k) are hundreds of megabytes."""
+    data = Path(path).read_bytes()
+    # a thousand numbers take longer to parse than all the rest
+    before, begins, rest = data.partition(_P)
+    try:
+        manifest = storage.parse_manifest(before + begins + rest[rest.find(b"]") :], path)
+    except DamagedError:
+        manifest = storage.parse_manifest(data, path)
+    guidance = {key: value for key, value in manifest.get("guidance", {}).items() if key != "p"}
+    return {**manifest, "guidance": guidance}
+
+
+def ranks(names: set[str], kind: str) -> list[str]:
+    """Ranks whose `<kind>-<rank>.json` is among the names of files."""
+    return sorted(
+        name[len(kind) + 1 : -5]
+        for name in names
+        if name.startswith(f"{kind}-") and name.endswith(".json")
+    )
+
+
+def began_from(progress: Mapping[str, Any]) -> int | None:
+    """Images of the checkpoint that an attempt began from, by the trainer's report, which has None for scratch."""
+    if progress.get("section") in (None, "joining"):
+        return None
+    return int(progress.get("resumed_from") or 0)
+
+
+def changed(folder: Path) -> float:
+    """When a file or folder last changed; 0 where there is none."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:  # a submission that was refused has removed it
+        return 0.0
