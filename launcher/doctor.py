@@ -175,9 +175,8 @@ def _cluster(asked: Asked) -> list[Finding]:
     plan = _plan(asked)
     if not isinstance(backend, Slurm):
         save = f"; a save takes {plan.save_s:.1f} s" if plan.save_s is not None else ""
-        text = (
-            f"nothing preempts jobs of this machine, and nothing goes on with them by itself{save}"
-        )
+        follows = "the run's watcher" if plan.restart == "watcher" else "nothing"
+        text = f"nothing preempts jobs of this machine, and {follows} goes on with them{save}"
         return [Finding(check="this machine", verdict="ok", text=text)]
     cluster = config.cluster
     site = slurm_site.read(backend.ask, cluster.partition, cluster.account, cluster.qos)

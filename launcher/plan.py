@@ -231,7 +231,8 @@ def _notes(view: RunView | None, config: Config, costs: Costs, expected: Forecas
     notes = []
     if view is not None and view.finished:
         notes.append(f"it has finished; python -m launcher.ledger {view.id} says what it took")
-    follows = not config.cluster.one_machine and config.cluster.restart != "none"
+    restart = config.cluster.restart
+    follows = restart == "watcher" or not (config.cluster.one_machine or restart == "none")
     if not follows and expected.limits > 0.5:
         notes.append(
             f"it reaches its time limit of {config.cluster.timeout_min} min, and nothing follows by itself here: "

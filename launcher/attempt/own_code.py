@@ -48,10 +48,12 @@ def ensure() -> NodeRefused | None:
         Why this node will not do, where the copy does not appear; None where all is well.
     """
     copy = copy_of_job()
+    # not for the jobs that this process submits
+    again = os.environ.pop(AGAIN, None)
     if not foreign(copy, Path(__file__).parent):
         return None
     assert copy is not None
-    if AGAIN not in os.environ:
+    if again is None:
         log.warning(f"this node does not see the run's code yet: waiting for {copy}")
 
         def there() -> bool:

@@ -363,13 +363,16 @@ def _queue_successor(
 
 
 def _watched(config: Config) -> bool:
-    """Whether a run needs a watcher: for its scores, or to find nodes."""
-    return config.evaluation.protocol != "none" or config.elastic
+    """Whether a run needs a watcher: for its scores, to find nodes, or to go on."""
+    by_watcher = config.cluster.restart == "watcher"
+    return config.evaluation.protocol != "none" or config.elastic or by_watcher
 
 
 def _restarts(config: Config) -> bool:
     """Whether runs go on by themselves where this config submits them."""
-    return backends.of(config.cluster).queues and config.cluster.restart != "none"
+    # on one machine no job waits for the end of another
+    restart, queues = config.cluster.restart, backends.of(config.cluster).queues
+    return restart == "watcher" or (queues and restart != "none")
 
 
 @contextlib.contextmanager

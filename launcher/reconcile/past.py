@@ -23,7 +23,7 @@ FAULTS = ("node", "killed", "crash", "hang", "storage", "memory", "lost")
 # where nobody measured it: imports, a rendezvous and reading a checkpoint
 START_S = 60.0
 # from the end of a job to the next one: Slurm holds a job that is requeued
-GAPS_S = {"successor": 2.0, "requeue": 126.0, "none": 0.0}
+GAPS_S = {"successor": 2.0, "requeue": 126.0, "watcher": 7.0, "none": 0.0}
 
 
 @dataclass(frozen=True)

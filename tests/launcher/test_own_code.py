@@ -14,8 +14,10 @@ from launcher.attempt import own_code
 
 ROOT = Path(__file__).parents[2]
 ASKS = """
+import os
 from launcher.attempt import own_code
 assert own_code.ensure() is None
+assert own_code.AGAIN not in os.environ
 print(own_code.__file__)
 """
 

@@ -15,6 +15,7 @@ from launcher import backends, submit, watch
 from launcher.backends.local import Local
 from launcher.folder import Attempt
 from launcher.reconcile import act, decide
+from launcher.reconcile import restart as restart_rules
 from launcher.reconcile.view import read
 from selfguide.spec.files import read_config
 from selfguide.spec.records import records
@@ -115,3 +116,47 @@ def test_a_finished_run_without_scores_gets_its_watcher_back(
     assert started == [1] and run.attempt_numbers() == [1]
     config = read_config(Attempt(run.attempt(1)).config)
     assert config.evaluation.protocol == "fd_digits"
+
+
+@pytest.mark.parametrize("restart", ["watcher", "successor"])
+def test_run_on_one_machine_goes_on_after_a_killed_rank_where_its_watcher_may(
+    restart: str,
+    runs: Path,
+    settings: list[str],
+    payload: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Local, "poll_s", 0.05)
+    monkeypatch.setattr(restart_rules, "BACKOFF_S", 0.1)
+    started = []
+    monkeypatch.setattr(act, "launch_watcher", lambda *_, **__: started.append(1) or no_watcher())
+    payload(train=payloads.vanish)
+    words = [*settings, f"cluster.restart={restart}"]
+    made = RunFolder(Path(submit.submit(submit.resolve(words))["folder"]))
+    until(lambda: decide.training_state(read(made)) == "gone")
+    payload(train=payloads.publish_all)
+    watch.watch(made.root)
+    until(lambda: decide.training_state(read(made)) == "gone")
+    view = read(made)
+    kinds = [decide.cause(at).kind for at in view.attempts]
+    wanted = {
+        "watcher": (["killed", "ok"], "finished", [1]),
+        "successor": (["killed"], "failed", []),
+    }
+    assert (kinds, decide.state(view).word, started) == wanted[restart]
+    assert not view.attempts[-1].by_hand or restart == "successor"
+
+
+def test_watcher_on_one_machine_stops_where_the_budget_or_the_code_says_so(
+    runs: Path, settings: list[str], payload: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Local, "poll_s", 0.05)
+    monkeypatch.setattr(restart_rules, "BACKOFF_S", 0.1)
+    monkeypatch.setattr(act, "launch_watcher", no_watcher)
+    payload(train=payloads.vanish)
+    words = [*settings, "cluster.restart=watcher"]
+    made = RunFolder(Path(submit.submit(submit.resolve(words))["folder"]))
+    watch.watch(made.root)
+    # three without a newer checkpoint
+    assert made.attempt_numbers() == [1, 2, 3]
+    assert decide.state(read(made)).word == "failed"

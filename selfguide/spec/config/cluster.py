@@ -116,9 +116,10 @@ class ClusterConfig:
     qos: str | None = None
     request_gpus: bool = True
     reservation: str | None = None
-    # Slurm: what goes on with a run by itself when its job ends early. successor: a second job, which waits behind it;
-    # requeue: the same job once more, which Slurm holds for two minutes; none: nothing does
-    restart: Literal["successor", "requeue", "none"] = "successor"
+    # what goes on with a run by itself when its job ends early. successor: a second job, which waits behind it;
+    # requeue: the same job once more, which Slurm holds for two minutes; watcher: the run's watcher submits the next,
+    # which is the only way on one machine; none: nothing does
+    restart: Literal["successor", "requeue", "watcher", "none"] = "successor"
     # seconds that a run with min_nodes waits for all of its nodes before it goes on with fewer, and for which it trains
     # on these before it stops to go on with more
     fewer_nodes_after_s: Annotated[int, AtLeast(1)] = 60
