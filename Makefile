@@ -21,12 +21,12 @@ help: ## this list
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "== setting up $(VENV): about 5.5 GB, 2 to 5 minutes"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e ".[$(FAISS)]"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e ".[$(FAISS),features]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "== installing what the tests need"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e ".[$(FAISS),dev]"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e ".[$(FAISS),features,dev]"
 	@touch $@
 
 install: $(VENV)/installed ## the environment that runs
