@@ -15,12 +15,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.attempt import own_code, preflight
+from launcher.attempt import preflight
 from launcher.attempt.entry import run_rank
 from launcher.attempt.signals import end_on_signals
 from selfguide.spec.config import Config, build
 from selfguide.spec.files import read_config
-from selfguide.spec.nodes import NodeRefused
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import read_record
 from shards.wait import wait_until
@@ -36,13 +35,12 @@ def train(attempt: str) -> None:
 
     A job that Slurm has started once more goes on with the run in a new attempt instead.
     """
-    refused = own_code.ensure()
     folder = Path(attempt)
     run = folder.parent.parent
     if int(os.environ.get("SLURM_RESTART_COUNT") or 0):
         succeed(str(run))
         return
-    _train(folder, refused)
+    _train(folder)
 
 
 def succeed(run: str) -> None:
@@ -51,7 +49,6 @@ def succeed(run: str) -> None:
     Rank 0 decides whether the run goes on and opens its next attempt; the others read what it decided. Where the run
     does not go on, all of them leave.
     """
-    refused = own_code.ensure()
     end_on_signals()
     root = Path(run)
     decision = root / "successors" / f"{job_name(os.environ)}.json"
@@ -68,7 +65,7 @@ def succeed(run: str) -> None:
     if found["attempt"] is None:
         print(f"this job leaves: {found['reason']}", flush=True)
         return
-    _train(Path(found["attempt"]), refused)
+    _train(Path(found["attempt"]))
 
 
 def job_name(environment: Mapping[str, str]) -> str:
@@ -84,17 +81,11 @@ def _ask_launcher(
     return subprocess.run(command, timeout=timeout_s)
 
 
-def _train(folder: Path, refused: NodeRefused | None) -> None:
-    """Trains as one rank of an attempt; where the run has finished, rank 0 ends what waits for its next attempt.
-
-    Args:
-        refused: why this node cannot train at all.
-    """
+def _train(folder: Path) -> None:
+    """Trains as one rank of an attempt; where the run has finished, rank 0 ends what waits for its next attempt."""
     status = RankStatus(section="loading")
 
     def work(rank: int, local_rank: int, world: int) -> None:
-        if refused is not None:
-            raise refused
         # not above: it is a program, too
         from launcher.attempt import monitor
 
@@ -121,13 +112,10 @@ def _train(folder: Path, refused: NodeRefused | None) -> None:
 
 def evaluate(request: str) -> None:
     """Runs the evaluation of one snapshot; `request` is a JSON file."""
-    refused = own_code.ensure()
     path = Path(request)
     status = RankStatus(section="evaluate")
 
     def work(rank: int, local_rank: int, world: int) -> None:
-        if refused is not None:
-            raise refused
         from launcher.attempt import monitor
 
         cluster = build(Config, json.loads(path.read_text())["config"]).cluster
@@ -141,12 +129,9 @@ def evaluate(request: str) -> None:
 
 def encode(task: str) -> None:
     """Runs one task of an array that encodes images; `task` is its folder."""
-    refused = own_code.ensure()
     folder = Path(task)
 
     def work(rank: int, local_rank: int, world: int) -> None:
-        if refused is not None:
-            raise refused
         from selfguide.data.autoencoders.encode import take_share
 
         take_share(folder)
