@@ -144,8 +144,9 @@ class DDPM(Path):
     """Discrete VP (Ho et al. 2020): tau = t / T on one table abar_t = prod(1 - beta), with abar_0 = 1.
 
     Between its entries log abar is linear, so that every sampler reads the same table as training does.
-    `linear` betas run from 1e-4 to 0.02; `scaled_linear`, Stable Diffusion's and U-ViT-H's, are linear in the root
-    from 0.00085 to 0.012; those of `cosine` follow from abar = cos^2 (Nichol & Dhariwal 2021).
+    `linear` betas run from 1e-4 to 0.02; `quad`, SGDM's, do so linear in the root; so do `scaled_linear`, Stable
+    Diffusion's and U-ViT-H's, from 0.00085 to 0.012; those of `cosine` follow from abar = cos^2 (Nichol & Dhariwal
+    2021).
     """
 
     steps = DDPM_STEPS
@@ -157,8 +158,9 @@ class DDPM(Path):
         elif betas == "cosine":
             beta = _cosine_betas(self.steps)
         else:
-            ends = (0.00085**0.5, 0.012**0.5)
-            beta = torch.linspace(*ends, self.steps, dtype=torch.float64).square()
+            low, high = (1e-4, 0.02) if betas == "quad" else (0.00085, 0.012)
+            roots = torch.linspace(low**0.5, high**0.5, self.steps, dtype=torch.float64)
+            beta = roots.square()
         zero = torch.zeros(1, dtype=torch.float64)
         self.log_a = torch.cat((zero, torch.log1p(-beta).cumsum(0) / 2))  # (T + 1,)
 

@@ -68,6 +68,11 @@ def scaled() -> np.ndarray:
     return np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 
 
+def quad() -> np.ndarray:
+    """SGDM's, as latent diffusion's code makes what it calls linear."""
+    return np.cumprod(1 - np.linspace(0.0001**0.5, 0.02**0.5, 1000) ** 2)
+
+
 def cosine() -> np.ndarray:
     """Improved diffusion's: betas of two neighbouring values of abar, the largest cut at 0.999."""
 
@@ -163,6 +168,7 @@ def ve_loss(out: Tensor, x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
 
 SOURCES: dict[str, Source] = {
     "ddpm": discrete(linear()),
+    "ddpm_quad": discrete(quad()),
     "ddpm_scaled": discrete(scaled()),
     "ddpm_cosine": discrete(cosine()),
     "ddpm_min_snr": discrete(cosine(), "x0", 5.0),

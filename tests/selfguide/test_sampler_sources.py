@@ -33,6 +33,8 @@ from tests.selfguide.exact import MEAN, SD, ExactGaussian, exact, gaussian
 
 NOISE = 3 * gaussian(8)
 ABAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+# SGDM's betas are linear in the root, as latent diffusion's
+QUAD = np.cumprod(1 - np.linspace(0.0001**0.5, 0.02**0.5, 1000) ** 2)
 
 
 def adm(steps: int) -> list[int]:
@@ -245,15 +247,21 @@ def heun(
 
 
 def table_loop(
-    spacing: Spacing, g: float, channels: int | None, clip: float | None, reread: bool
+    spacing: Spacing,
+    g: float,
+    channels: int | None,
+    clip: float | None,
+    reread: bool,
+    table: np.ndarray = ABAR,
 ) -> Tensor:
     """DDIM over a source's indices, guided on eps before anything is clipped."""
     indices, end = SOURCES[spacing]
     visited = indices(250)
-    before = [end, *(float(ABAR[i]) for i in visited[:-1])]
-    x = IMAGES * math.sqrt(1 - ABAR[visited[-1]])
+    # the first beta is 1e-4 in all tables here, and so is the noise level `end`
+    before = [end, *(float(table[i]) for i in visited[:-1])]
+    x = IMAGES * math.sqrt(1 - table[visited[-1]])
     for index, abar_before in zip(visited[::-1], before[::-1], strict=True):
-        a, b = math.sqrt(ABAR[index]), math.sqrt(1 - ABAR[index])
+        a, b = math.sqrt(table[index]), math.sqrt(1 - table[index])
         eps = guided(lambda m, x=x, a=a, b=b: best(x, a, b, m)[1], g, channels)
         x0 = (x - b * eps) / a
         if clip is not None:
@@ -350,7 +358,7 @@ LOOPS: dict[str, tuple[str, Callable[[], Tensor]]] = {
     "ddim": ("ddpm", plain_ddim),
     "ddim_adm": ("ddpm", lambda: table_loop("leading", 1.0, None, 1.0, True)),
     "ddim_dit": ("ddpm", lambda: table_loop("linspace", 1.5, 3, None, True)),
-    "ddim_sgdm": ("ddpm", lambda: table_loop("leading_offset", 2.0, None, 1.0, False)),
+    "ddim_sgdm": ("ddpm_quad", lambda: table_loop("leading_offset", 2.0, None, 1.0, False, QUAD)),
     "dpm_uvit": ("vp", dpm_fast),
     "dpm2": ("vp", lambda: dpm(2, 25)),
     "dpmpp": ("vp", lambda: dpm(1, 20)),

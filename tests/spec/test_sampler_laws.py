@@ -162,7 +162,7 @@ PAPERS: dict[str, tuple[str, int | None, dict[str, Any]]] = {
     "euler": ("rectified_flow", 50, {}),
     "ddim": ("ddpm", 250, {"name": "ddim", "steps": 250}),
     "ddim_adm": ("ddpm", 250, {"name": "ddim", "steps": 250, "spacing": "leading", "clip": 1.0}),
-    "ddim_sgdm": ("ddpm", 250, {
+    "ddim_sgdm": ("ddpm_quad", 250, {
         "name": "ddim", "steps": 250, "spacing": "leading_offset", "clip": 1.0, "clipped_noise": "kept",
         "g": total_weight("sgdm", 2.0),
     }),

@@ -34,8 +34,10 @@ class PathConfig:
     name: Literal["rectified_flow", "ddpm", "vp", "ve", "edm"] = "rectified_flow"
     # 1e-4 is SGFM's form
     sigma_min: Annotated[float, Within(0.0, 1.0, below=True), ReadWith("name=rectified_flow")] = 0.0
-    # cosine is Nichol & Dhariwal's (2021, eq. 17)
-    betas: Annotated[Literal["linear", "scaled_linear", "cosine"], ReadWith("name=ddpm")] = "linear"
+    # as in DDPM's, diffusers' and guided-diffusion's code: quad is SGDM's, and what latent diffusion's calls linear
+    betas: Annotated[
+        Literal["linear", "quad", "scaled_linear", "cosine"], ReadWith("name=ddpm")
+    ] = "linear"
     # noise-time from which training draws; 0 is U-ViT's
     least: Annotated[float, Within(0.0, 0.1), Neutral(LEAST), ReadWith("name=vp")] = LEAST
     # noise-time at which sampling ends; 1e-4 is U-ViT's, and 1e-3, SiT's, leaves noise of std 0.01
