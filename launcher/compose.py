@@ -291,14 +291,18 @@ def _plain(message: str) -> str:
 def _belongs(given: list[tuple[str, str]], values: dict[str, Any]) -> None:
     """Refuses a guidance key that the chosen source does not have, before it reads as a misspelling."""
     source = values["guidance"].get("source")
-    for option in typing.get_args(typing.get_type_hints(Config)["guidance"]):
-        if typing.get_args(typing.get_type_hints(option)["source"])[0] != source:
-            continue
-        fields = [spec.name for spec in dataclasses.fields(option)]
-        for key, text in given:
-            part, _, name = key.partition(".")
-            if part == "guidance" and name and name not in fields:
-                raise UserError(
-                    f"'{text.removeprefix('++')}' means nothing for guidance.source={source}: drop it, or choose "
-                    f"another guidance={'|'.join(options('guidance'))}"
-                )
+    # each source is also the name of a choice
+    known = {
+        typing.get_args(typing.get_type_hints(option)["source"])[0]: {
+            spec.name for spec in dataclasses.fields(option)
+        }
+        for option in typing.get_args(typing.get_type_hints(Config)["guidance"])
+    }
+    for key, text in given if source in known else ():
+        part, _, name = key.partition(".")
+        if part == "guidance" and name and name not in known[source]:
+            readers = [f"guidance={other}" for other, names in known.items() if name in names]
+            raise UserError(
+                f"'{text.removeprefix('++')}' means nothing for guidance.source={source}: drop it, or take "
+                f"{' or '.join(readers)}"
+            )

@@ -41,7 +41,6 @@ from selfguide.spec.config import SamplerConfig, build
 from selfguide.spec.config.sampler import Spacing, check_sampler, settings_read
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
 from selfguide.spec.files import read_config
-from selfguide.spec.sizes import outdated
 from selfguide.training.engine.protocol import DTYPES
 from shards import cli
 from shards.errors import UserError
@@ -170,11 +169,6 @@ def load_snapshot(
         raise UserError(
             f"{error}: it was not published to its end, or was damaged since"
         ) from error
-    for field, value in outdated(snapshot.config).items():
-        cli.console(stderr=True).print(
-            f"this snapshot is of model={snapshot.config.model.name} before a correction, and is sampled as it was "
-            f"trained; a new run gets model.{field}={str(value).lower()}"
-        )
     return snapshot, folder
 
 

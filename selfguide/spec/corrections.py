@@ -91,11 +91,16 @@ def kept_from_before(config: Config) -> Iterator[str]:
         kept = {name: value for name, value in before.items() if getattr(group, name) == value}
         if kept:
             yield (
-                f"{each.group}={each.name} was corrected since: {_typed(each.group, kept)} stays as it was; "
+                f"{each.group}={each.name} was corrected since: this keeps {_typed(each.group, kept)}, as before; "
                 f"a new run has {_typed(each.group, {name: each.now[name] for name in kept})}"
             )
 
 
 def _typed(group: str, values: Mapping[str, Any]) -> str:
-    shown = {name: "null" if value is None else as_typed(value) for name, value in values.items()}
-    return ", ".join(f"{group}.{name}={value}" for name, value in shown.items())
+    return ", ".join(f"{group}.{name}={_value(value)}" for name, value in values.items())
+
+
+def _value(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return as_typed(value)

@@ -259,22 +259,6 @@ def architecture(config: Config) -> Architecture:
     return config.guidance.fit(override(config.model.name, **(inputs | asked)))
 
 
-def outdated(config: Config) -> dict[str, Any]:
-    """Corrections of model=NAME that this config lacks and that change what a trained net computes: today's values."""
-    today = CORRECTED.get(config.model.name, {})
-    found = {field: value for field, value in today.items() if getattr(config.model, field) is None}
-    if not found:
-        return {}
-    net, idle = architecture(config), {"plain_init"}
-    if not getattr(net, "qk_norm", False):
-        idle.add("qk_bias")
-    if not getattr(net, "condition_width", 0):
-        idle.add("label_bias")
-    if config.path.name != "ddpm":  # no other path has a table
-        idle.add("whole_index")
-    return {field: value for field, value in found.items() if field not in idle}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
     """Bytes of one rank between steps, without activations and communication buffers; and on disk."""

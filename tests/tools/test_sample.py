@@ -21,10 +21,11 @@ from selfguide.randomness import normal
 from selfguide.sampling import generate
 from selfguide.sampling.condition_sampler import condition_sampler, sample_ordinals
 from selfguide.sampling.queries import rows, slerp, without_condition
+from selfguide.spec import corrections
 from selfguide.spec.config import LabelGuidance, SamplerConfig, SidecarGuidance
 from selfguide.spec.conventions import total_weight
+from selfguide.spec.corrections import Correction
 from selfguide.spec.run import RunFolder
-from selfguide.spec.sizes import CORRECTED
 from shards import sidecar
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -70,15 +71,16 @@ def test_image_i_is_a_function_of_seed_plus_i(run: Path, tmp_path: Path) -> None
 
 
 def test_a_snapshot_of_before_a_correction_is_sampled_as_it_was_and_says_so(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, _ = sampled(run, tmp_path / "a", "--count", "2")
-    assert not capsys.readouterr().err
-    monkeypatch.setitem(CORRECTED, "dit_digits", {"rope": True})
+    assert not caplog.records
+    since = Correction("model", "dit_digits", {"name": "dit_digits"}, {"whole_index": True})
+    monkeypatch.setattr(corrections, "CORRECTIONS", (since,))
     after, _ = sampled(run, tmp_path / "b", "--count", "2")
     assert np.array_equal(before, after)
-    said = " ".join(capsys.readouterr().err.split())
-    assert "model=dit_digits" in said and "model.rope=true" in said
+    (said,) = (r.getMessage() for r in caplog.records)
+    assert "model=dit_digits" in said and "model.whole_index=true" in said
 
 
 def test_images_are_lossless_levels_of_the_data(run: Path, tmp_path: Path) -> None:
