@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -184,8 +185,17 @@ def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig
         own = {name: own[name] for name in kept}
     if options.convention:
         changes |= converted(options.convention, changes)
-    sampler = build(SamplerConfig, own | changes, "sampler")
-    check_sampler(sampler, snapshot.config.path)
+    try:
+        sampler = build(SamplerConfig, own | changes, "sampler")
+        check_sampler(sampler, snapshot.config.path)
+    except UserError as error:
+        # fields and cures under the names that this command line has for them
+        said = re.sub(
+            rf"\bsampler\.({'|'.join(flag_of)})\b(=?)",
+            lambda key: f"--{flag_of[key[1]].replace('_', '-')}{' ' if key[2] else ''}",
+            str(error),
+        )
+        raise UserError(said) from error
     if "g" in changes and sampler.g != 1 and not snapshot.guidance["told"]:
         raise UserError(
             f"--g {sampler.g:g}: this snapshot is unconditional, so there is nothing to guide; drop it"

@@ -4,7 +4,8 @@
 
 Data are a Gaussian of standard deviation 0.05, six grey levels of 255, whose best denoiser is known: no network is
 trained, and what is missing from 0.05 is the sampler's own error. A line is a preset of `configs/sampler` on one of
-`configs/path` at other numbers of steps. Noise is one value for each of many even quantiles, so nothing is drawn at random.
+`configs/path` at other numbers of steps. Noise is one value for each of many even quantiles, so nothing is drawn at
+random.
 """
 
 from __future__ import annotations
