@@ -13,7 +13,7 @@ from typing import Any
 
 from selfguide.spec.config import Config
 from selfguide.spec.config.laws import Neutral, as_typed, fields_of
-from selfguide.spec.sizes import CORRECTED
+from selfguide.spec.sizes import CORRECTED, architecture
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ CORRECTIONS: tuple[Correction, ...] = (
 
 
 def kept_from_before(config: Config) -> Iterator[str]:
-    """A sentence for each corrected choice of which `config` keeps a value of before."""
+    """A sentence for each corrected choice of which `config` keeps a value of before that changes something here."""
     for each in CORRECTIONS:
         group = getattr(config, each.group)
         if any(getattr(group, name, None) != value for name, value in each.known_by.items()):
@@ -89,11 +89,25 @@ def kept_from_before(config: Config) -> Iterator[str]:
         before = {name: value for name, value in neutral.items() if name in each.now}
         before |= each.was
         kept = {name: value for name, value in before.items() if getattr(group, name) == value}
+        if each.group == "model" and kept:
+            kept = {name: value for name, value in kept.items() if name not in _idle(config)}
         if kept:
             yield (
                 f"{each.group}={each.name} was corrected since: this keeps {_typed(each.group, kept)}, as before; "
                 f"a new run has {_typed(each.group, {name: each.now[name] for name in kept})}"
             )
+
+
+def _idle(config: Config) -> set[str]:
+    """Corrected fields of the model that change nothing in this config."""
+    net, idle = architecture(config), set()
+    if config.path.name != "ddpm":  # no other path has a table of steps
+        idle.add("whole_index")
+    if not getattr(net, "qk_norm", False):
+        idle.add("qk_bias")
+    if not getattr(net, "condition_width", 0):
+        idle.add("label_bias")
+    return idle
 
 
 def _typed(group: str, values: Mapping[str, Any]) -> str:

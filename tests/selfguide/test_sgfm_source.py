@@ -349,6 +349,13 @@ def test_a_config_of_before_keeps_its_values_and_says_so() -> None:
 @pytest.mark.parametrize("each", CORRECTIONS, ids=lambda each: f"{each.group}={each.name}")
 def test_every_correction_is_what_its_choice_sets_today(each: Correction) -> None:
     words = ["experiment=digits_dit", "cluster=local", f"{each.group}={each.name}"]
+    if each.group == "model":  # where its fields are read
+        words += [
+            "path=ddpm",
+            "data.shape=[4,64,64]",
+            "guidance=labels",
+            *(["model.qk_norm=true"] if "qk_bias" in each.now else []),
+        ]
     made = compose(words)
     group = getattr(made, each.group)
     assert {name: getattr(group, name) for name in each.now} == dict(each.now)

@@ -20,5 +20,22 @@ def test_a_choice_is_the_row_of_its_name(name: str) -> None:
     assert not list(kept_from_before(config))
 
 
-def test_what_was_corrected_is_a_row_of_the_table() -> None:
+def test_a_model_of_before_its_correction_is_named_where_that_changes_something() -> None:
+    def found(*words: str) -> str:
+        config = compose(["experiment=digits_dit", "cluster=local", *words])
+        return " ".join(kept_from_before(config))
+
     assert set(CORRECTED) <= set(TABLE)
+    whole = ["model=dit_s_2", "model.whole_index=null", "model.qk_bias=null"]
+    assert not found(*whole)  # rectified flow has no table of steps
+    assert "model.whole_index=true" in found(*whole, "path=ddpm")
+    assert "model.qk_bias=true" in found(*whole, "model.qk_norm=true")
+    before = ["model=unet_edm_32", "model.label_bias=null"]
+    assert not found(*before, "guidance=none")
+    assert "model.label_bias=true" in found(*before)
+
+
+def test_a_new_run_of_an_experiment_keeps_nothing_from_before() -> None:
+    for experiment in options("experiment"):
+        config = compose([f"experiment={experiment}", "cluster=local"])
+        assert not list(kept_from_before(config)), experiment

@@ -75,12 +75,12 @@ def test_a_snapshot_of_before_a_correction_is_sampled_as_it_was_and_says_so(
 ) -> None:
     before, _ = sampled(run, tmp_path / "a", "--count", "2")
     assert not caplog.records
-    since = Correction("model", "dit_digits", {"name": "dit_digits"}, {"whole_index": True})
+    since = Correction("model", "dit_digits", {"name": "dit_digits"}, {"token_std": 1.0})
     monkeypatch.setattr(corrections, "CORRECTIONS", (since,))
     after, _ = sampled(run, tmp_path / "b", "--count", "2")
     assert np.array_equal(before, after)
     (said,) = (r.getMessage() for r in caplog.records)
-    assert "model=dit_digits" in said and "model.whole_index=true" in said
+    assert "model=dit_digits" in said and "model.token_std=1.0" in said
 
 
 def test_images_are_lossless_levels_of_the_data(run: Path, tmp_path: Path) -> None:
