@@ -205,11 +205,14 @@ def test_exploding_variance_in_edms_notation_is_ours(log_sigma: float, seed: int
     torch.testing.assert_close(found.v / rate, (x - found.x0) / sigma, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("betas", "last"), [("linear", 4.0358e-5), ("scaled_linear", 0.0046600)])
+@pytest.mark.parametrize(
+    ("betas", "last"), [("linear", 4.0358e-5), ("quad", 7.3341e-4), ("scaled_linear", 0.0046600)]
+)
 def test_ddpm_is_one_table_of_cumulated_products(betas: str, last: float) -> None:
     beta = [1e-4 + (t - 1) * (0.02 - 1e-4) / 999 for t in range(1, 1001)]
-    if betas == "scaled_linear":
-        beta = list(np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2)
+    if betas != "linear":
+        low, high = (1e-4, 0.02) if betas == "quad" else (0.00085, 0.012)
+        beta = list(np.linspace(math.sqrt(low), math.sqrt(high), 1000) ** 2)
     kept = np.cumprod([1.0, *(1 - b for b in beta)])  # abar_0 = 1
     assert kept[-1] == pytest.approx(last, rel=1e-3)
     path = DDPM(betas)

@@ -84,6 +84,7 @@ def test_presets_differ_by_what_their_papers_say() -> None:
     assert (path("edm2").time_mean, path("edm2").time_std) == (-0.4, 1.0)
     assert path("edm2").weighting == "uncertainty" and path("edm").weighting == "edm"
     assert path("ddpm_scaled").betas == "scaled_linear" and path("ddpm").betas == "linear"
+    assert path("ddpm_quad").betas == "quad"
     assert path("ve").time_density == "log_uniform"
-    for name in ("ddpm", "ddpm_scaled", "vp", "ve"):
+    for name in ("ddpm", "ddpm_quad", "ddpm_scaled", "vp", "ve"):
         assert path(name).prediction == "eps" and path(name).weighting == "plain"

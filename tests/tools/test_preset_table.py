@@ -10,6 +10,7 @@ import pytest
 from selfguide.data.autoencoders.load import KNOWN
 from selfguide.discovery.stego import PRESETS
 from selfguide.discovery.vit import VIEWS
+from selfguide.spec.corrections import CORRECTIONS, Correction
 from selfguide.spec.sizes import TABLE
 from tests.differences import PAGE, ROOT, Row, rows, sourceless
 from tools.annotate.__main__ import VERBS
@@ -41,6 +42,11 @@ def test_a_row_stands_for_presets_and_names_tests_that_exist(row: Row) -> None:
     for test in row.tests:
         file, _, name = test.partition("::")
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(), test
+
+
+@pytest.mark.parametrize("each", CORRECTIONS, ids=lambda each: f"{each.group}={each.name}")
+def test_the_page_says_what_a_corrected_choice_was(each: Correction) -> None:
+    assert all(f"{each.group}.{name}=" in TEXT for name in each.now)
 
 
 def test_what_names_no_source_exists() -> None:
