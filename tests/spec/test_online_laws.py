@@ -88,7 +88,7 @@ BAD = [
     (
         "guidance=labels guidance.id_rows=averaged",
         "guidance.id_rows=averaged",
-        "guidance=digits_kmeans|",
+        "take guidance=online",
     ),
     (
         "guidance=none guidance.teacher_rate=1e-4",
