@@ -137,7 +137,8 @@ def test_a_resumed_training_proves_the_epoch_it_began_in(
         ["make", "synthetic", "--out", str(root), "--count", "100", "--shape", "1", "8", "8"]
     )
     cfg = replace(config(root), guidance=NoGuidance())
-    ranks(2, logging_attempt, cfg, str(run))
+    # what they print is read here: those of a fork server print where it did when it began
+    ranks(2, logging_attempt, cfg, str(run), start="spawn")
     first = _epochs(capfd.readouterr().out.splitlines())
     for folder in [*(run / "checkpoints").glob("img-*"), *(run / "snapshots").glob("img-*")]:
         if int(folder.name[4:]) > 256:
