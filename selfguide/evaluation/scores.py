@@ -29,6 +29,7 @@ from selfguide.evaluation.metrics.inception_score import inception_score
 from selfguide.evaluation.metrics.moments import Moments
 from selfguide.evaluation.metrics.precision_recall import ADM, precision_recall
 from selfguide.spec.metrics import LEAST_SAMPLES
+from selfguide.spec.records import PART
 from selfguide.spec.weight_files import locate_reference, reference_places
 from shards import storage
 from shards.errors import UserError
@@ -66,7 +67,7 @@ class Known:
 
 def parts_in(folder: Path, count: int, part: int) -> Rows:
     """Rows of features of `count` images, `part` of them in each file of `folder`."""
-    return Rows(folder=folder, prefix="features-", count=count, chunk=part, dtype=np.float32)
+    return Rows(folder=folder, prefix=PART, count=count, chunk=part, dtype=np.float32)
 
 
 def fill(found: Rows, make: Make, *, doing: str, rank: int = 0, world: int = 1) -> None:
