@@ -58,12 +58,13 @@ class Reference:
             raise UserError(f"{path} is no reference: {error}") from error
         if missing := [name for name in names if name not in found]:
             raise UserError(f"{path} is no reference: it holds no array {' or '.join(missing)}")
-        if any(found[name].dtype.kind not in "fiu" for name in names):
-            types = " and ".join(str(found[name].dtype) for name in names)
-            raise UserError(f"{path} is no reference: {' and '.join(names)} are {types}")
+        for name in {*names, "sqrt"} & found.keys():
+            if found[name].dtype.kind not in "fiu":
+                raise UserError(f"{path} is no reference: its {name} is {found[name].dtype}")
         mean, covariance = (np.asarray(found[name], dtype=np.float64) for name in names)
         _check(mean, covariance, path)
-        root = found["sqrt"] if "sqrt" in found else square_root(covariance)
+        kept = found.get("sqrt")
+        root = square_root(covariance) if kept is None else np.asarray(kept, dtype=np.float64)
         # not so where a file was put together from several, or sigma has negative eigenvalues
         if root.shape != covariance.shape or not np.allclose(
             root @ root, covariance, rtol=0, atol=1e-8 * np.trace(covariance)
