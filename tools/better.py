@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     protocol = options.protocol or _protocol_of(a)
     _check(a, b, options.a, options.b, protocol)
     for snapshot in (a, b):
-        snapshot.student.to(options.device)
+        flags.moved(snapshot.student, options.device)
     reference, draws = (_digits if protocol == "fd_digits" else _images)(a, b, protocol, options)
     found = compare(reference, *draws, most=options.most, looks=options.looks, alpha=options.alpha)
     print(json.dumps(plain(found, protocol)) if options.json else words(found, protocol))

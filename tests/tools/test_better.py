@@ -67,6 +67,7 @@ def test_better_of_a_model_and_itself_finds_no_difference_and_saves_nothing(
         (["--most", "50"], "--most 50"),
         (["--alpha", "0"], "--alpha 0"),
         (["--looks", "0"], "--looks"),
+        (["--device", "banana"], "--device banana"),
     ],
 )
 def test_better_refuses_what_cannot_be_compared(

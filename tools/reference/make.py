@@ -112,10 +112,5 @@ def net_of(options: argparse.Namespace) -> FeatureNet:
     device = (
         options.device or RankInfo(rank, rank % max(1, torch.cuda.device_count()), world).device
     )
-    try:
-        return net.to(device)
-    # unknown to torch, or not in this machine
-    except RuntimeError as error:
-        raise UserError(
-            f"--device {device}: {error}; give cpu, or cuda where there is a GPU"
-        ) from error
+    found: FeatureNet = flags.moved(net, device)
+    return found
