@@ -64,9 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     work.mkdir(parents=True, exist_ok=True)
     # the same command may be running
     with lock(work, create=False, required=False):
-        parts = parts_in(work, len(images), options.batch)
-        fill(parts, lambda rows: net.rows(images.at(rows)), doing=f"scoring {len(images):,} images")
-        scores = scores_of(options.protocol, net, parts, known, full=options.protocol == "fid_adm")
+        try:
+            parts, doing = (
+                parts_in(work, len(images), options.batch),
+                f"scoring {len(images):,} images",
+            )
+            fill(parts, lambda rows: net.rows(images.at(rows)), doing=doing)
+            full = options.protocol == "fid_adm"
+            scores = scores_of(options.protocol, net, parts, known, full=full)
+        except UserError:
+            # of files that nobody scores as they are
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         shutil.rmtree(work, ignore_errors=True)
     found = {
         "samples": options.samples,

@@ -280,3 +280,14 @@ def test_fetch_of_a_misspelt_name_suggests_one() -> None:
     assert "effnet" not in fetch.KNOWN
     with pytest.raises(UserError, match="inception"):
         reference.main(["fetch", "inceptoin"])
+
+
+def test_score_of_a_folder_with_a_damaged_image_names_it_and_leaves_nothing(
+    made: Path, net: list[str], pictures: np.ndarray, tmp_path: Path
+) -> None:
+    for i, levels in enumerate(pictures[:30]):
+        Image.fromarray(levels).save(tmp_path / f"{i:02d}.png")
+    (tmp_path / "29.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"29\.png"):
+        score.main([str(tmp_path), *net, "--reference", str(made)])
+    assert not list(score.PARTS.iterdir())
