@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,19 @@ from launcher.folder import Attempt
 from selfguide.spec.accumulation import cut_batch, node_counts
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain, to_yaml
+from selfguide.spec.lacks import Lack
 from selfguide.spec.official import FORMS
 from selfguide.spec.sizes import architecture, footprint
 
 RUN_ID = "RUN-ID"  # a run is named by a hash that includes its data's, and a dry run reads no data
 
 
-def facts(config: Config) -> dict[str, Any]:
-    """Everything a dry run tells, as JSON holds it; bytes, images and GFLOPs."""
+def facts(config: Config, lacks: Sequence[Lack] = ()) -> dict[str, Any]:
+    """Everything a dry run tells, as JSON holds it; bytes, images and GFLOPs.
+
+    Args:
+        lacks: files that the run's evaluations will wait for.
+    """
     net, size = architecture(config), footprint(config)
     batch, ranks = config.train.batch, config.ranks
     run_id = config.name or RUN_ID
@@ -48,13 +54,18 @@ def facts(config: Config) -> dict[str, Any]:
         "init": {"source": config.init.source, "path": config.init.path, "checked": False},
         "data": {"root": config.data.root, "checked": False},
         "annotations": config.guidance.folders,
+        "evaluation": {
+            "protocol": config.evaluation.protocol,
+            "samples": config.evaluation.samples,
+            "waits_for": [lack.sentence for lack in lacks],
+        },
         "sbatch": backends.of(config.cluster).script(job),
     }
 
 
-def text(config: Config) -> str:
+def text(config: Config, lacks: Sequence[Lack] = ()) -> str:
     """The same for people."""
-    found = facts(config)
+    found = facts(config, lacks)
     ranks, batch, gflop = found["ranks"], found["batch"], found["gflop"]
     memory = found["bytes_per_rank"]
     rows = [
@@ -82,12 +93,23 @@ def text(config: Config) -> str:
         ("weights", _beginning(config)),
         ("data", f"{found['data']['root']} (not checked)"),
         *((field, f"{folder} (not checked)") for field, folder in found["annotations"].items()),
+        ("evaluation", _scores(config)),
+        *(("  waits for", lack.sentence) for lack in lacks),
     ]
     parts = [f"# config\n{to_yaml(config, unset=False)}"]
     if found["sbatch"]:
         parts.append(f"# sbatch script\n{found['sbatch']}")
     parts.append("# what it takes\n" + "\n".join(f"{name:<17}{value}" for name, value in rows))
     return "\n".join([*parts, "\ndry run: nothing was written, asked or queued"])
+
+
+def _scores(config: Config) -> str:
+    protocol = config.evaluation.protocol
+    if protocol == "none":
+        return protocol
+    against = config.evaluation.shards or config.evaluation.reference
+    where = f" against {against}" if against else ""
+    return f"{protocol}, {config.evaluation.samples:,} samples{where} (not checked)"
 
 
 def _beginning(config: Config) -> str:

@@ -313,7 +313,10 @@ def with_reference(config: Config, load: Load | None = None) -> Config:
     evaluation = config.evaluation
     if evaluation.shards is None:
         return config
-    (found,) = (load or load_manifests)(evaluation.shards, None)
+    try:
+        (found,) = (load or load_manifests)(evaluation.shards, None)
+    except UserError as error:
+        raise UserError(f"evaluation.shards={evaluation.shards}: {error}") from error
     if found.header["kind"] != "image":
         raise UserError(
             f"evaluation.shards={evaluation.shards} holds latents: name the shards of the images that were encoded"

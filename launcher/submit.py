@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.submission import resolve, submit, where
+from launcher.submission import absolute, resolve, submit, where
 from selfguide.spec.config import Config
+from selfguide.spec.lacks import lacks
 from selfguide.spec.run import RunFolder
 from selfguide.spec.suggest import nearest
 from selfguide.spec.validate import validate
@@ -41,10 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.dry_run:
         from launcher import describe
 
+        # which autoencoder made latents, their shards say, and those are not read
+        missing = lacks(absolute(config), encoder=None)
         print(
-            json.dumps(describe.facts(config), indent=1)
+            json.dumps(describe.facts(config, missing), indent=1)
             if "--json" in flags
-            else describe.text(config)
+            else describe.text(config, missing)
         )
         return 0
     return carry_out(config, "--json" in flags)

@@ -53,6 +53,21 @@ def add(to: argparse._ActionsContainer, *flags: Flag) -> None:
         to.add_argument(name, **settings)
 
 
+def moved(net: Any, device: Any, *more: Any) -> Any:
+    """A network on the device that --device names.
+
+    Raises:
+        UserError: there is no such device, or no room on it.
+    """
+    try:
+        return net.to(device, *more)
+    # torch's, which knows neither from the other
+    except RuntimeError as error:
+        raise UserError(
+            f"--device {device}: {error}; give cpu, or cuda where there is a GPU"
+        ) from error
+
+
 def check_least(options: argparse.Namespace, least: int, *names: str) -> None:
     """
     Raises:

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.check_least(options, 1, "count", "columns", "batch")
     snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
     naming = naming_of(folder, snapshot)
-    snapshot.student.to(options.device, DTYPES[options.dtype])
+    flags.moved(snapshot.student, options.device, DTYPES[options.dtype])
     sampler = sampler_of(snapshot, options)
     if options.chain and sampler.name == "dopri5":
         raise UserError(

@@ -2,21 +2,21 @@
 
 FOLDER holds PNG or other lossless images of one size; in a .npz the first array is taken, or arr_0, uint8 (N, H, W, C)
 as ADM writes samples. They are compared with a reference that `python -m tools.reference make` wrote, with ADM's or
-clean-fid's, or with shards of real images, whose reference is made first and kept.
+clean-fid's, or with shards of real images, whose reference is made first and kept in .references. A killed command goes
+on where it was, from parts in .scores.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from selfguide.evaluation.features.net import FeatureNet
 from selfguide.evaluation.scores import (
@@ -28,9 +28,13 @@ from selfguide.evaluation.scores import (
     scores_of,
 )
 from selfguide.spec.identity import digest
+from selfguide.spec.metrics import LEAST_SAMPLES
 from shards import cli
-from shards.errors import UserError
+from shards.errors import BadInputError, UserError
 from shards.format import manifest as manifests
+from shards.format.pictures import Picture
+from shards.lock import lock
+from shards.sources.arrays import members, read_array
 from tools import flags
 from tools.reference.make import NET, net_of
 
@@ -42,20 +46,37 @@ EPILOG = """examples:
 LOSSLESS = (".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 LOSSY = (".jpg", ".jpeg")
 REFERENCES = Path(".references")
+# features of samples whose score is not taken yet
+PARTS = Path(".scores")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     flags.check_least(options, 1, "batch")
     if bool(options.reference) == bool(options.shards):
-        raise UserError("give what to compare with: --reference FILE.npz or --shards ROOT")
+        raise UserError(
+            f"--reference {options.reference} and --shards {options.shards}: give one of them to compare with"
+        )
     images = open_images(Path(options.samples))
     net = net_of(options)
     known = _known(net, options)
-    with tempfile.TemporaryDirectory() as folder:
-        parts = parts_in(Path(folder) / "parts", len(images), options.batch)
-        fill(parts, lambda rows: net.rows(images.at(rows)), doing=f"scoring {len(images):,} images")
-        scores = scores_of(options.protocol, net, parts, known, full=options.protocol == "fid_adm")
+    work = PARTS / digest({**net.about, "batch": options.batch, "files": images.stamp})
+    work.mkdir(parents=True, exist_ok=True)
+    # the same command may be running
+    with lock(work, create=False, required=False):
+        try:
+            parts, doing = (
+                parts_in(work, len(images), options.batch),
+                f"scoring {len(images):,} images",
+            )
+            fill(parts, lambda rows: net.rows(images.at(rows)), doing=doing)
+            full = options.protocol == "fid_adm"
+            scores = scores_of(options.protocol, net, parts, known, full=full)
+        except UserError:
+            # of files that nobody scores as they are
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
     found = {
         "samples": options.samples,
         "count": len(images),
@@ -75,12 +96,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 class Images:
     """Images of one size, (C, H, W), by their number."""
 
-    def __init__(self, files: Sequence[Path] = (), levels: NDArray[np.uint8] | None = None) -> None:
+    def __init__(self, files: Sequence[Path], levels: NDArray[np.generic] | None = None) -> None:
+        """One in each file, or `levels`, uint8 (N, H, W, C), from a single file."""
         self._files, self._levels = files, levels
-        self._shape = _picture(files[0]).shape if files else ()
+        self._shape = _picture(files[0]).shape if levels is None else ()
 
     def __len__(self) -> int:
         return len(self._files) if self._levels is None else len(self._levels)
+
+    @property
+    def stamp(self) -> list[tuple[str, int, int]]:
+        """Path, size and time of each file: other samples have another."""
+        found = ((file, file.stat()) for file in self._files)
+        return [(str(file.resolve()), stat.st_size, stat.st_mtime_ns) for file, stat in found]
 
     def at(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """uint8 (B, C, H, W).
@@ -89,7 +117,7 @@ class Images:
             UserError: an image that cannot be read, or is of another size than the first.
         """
         if self._levels is not None:
-            return _nchw(self._levels[rows])
+            return torch.from_numpy(np.ascontiguousarray(np.moveaxis(self._levels[rows], -1, 1)))
         found = []
         for row in rows:
             picture = _picture(self._files[row])
@@ -98,44 +126,55 @@ class Images:
                     f"{self._files[row]} is {picture.shape}, and the first image {self._shape}: samples have one size"
                 )
             found.append(picture)
-        return _nchw(np.stack(found))
+        return torch.from_numpy(np.stack(found))
 
 
 def open_images(path: Path) -> Images:
     """The samples at a path.
 
     Raises:
-        UserError: nothing is there, or what is there are no images of levels 0..255.
+        UserError: nothing is there, or what is there are no images of levels 0..255, or too few.
     """
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*LOSSLESS, *LOSSY))
-        if not files:
-            raise UserError(f"{path} holds no images: give a folder of {', '.join(LOSSLESS)}")
-        if lossy := next((p for p in files if p.suffix.lower() in LOSSY), None):
-            raise UserError(
-                f"{lossy} is a JPEG, which moves a Frechet distance by units: save samples lossless"
-            )
-        return Images(files)
+    images = _in_folder(path) if path.is_dir() else _in_file(path)
+    if len(images) < LEAST_SAMPLES:
+        raise UserError(
+            f"{path} holds {len(images)} images, too few for a score with its error: give {LEAST_SAMPLES} or more"
+        )
+    return images
+
+
+def _in_folder(path: Path) -> Images:
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*LOSSLESS, *LOSSY))
+    if not files:
+        raise UserError(f"{path} holds no images: give a folder of {', '.join(LOSSLESS)}")
+    if lossy := next((p for p in files if p.suffix.lower() in LOSSY), None):
+        raise UserError(
+            f"{lossy} is a JPEG, which moves a Frechet distance by units: save samples lossless"
+        )
+    return Images(files)
+
+
+def _in_file(path: Path) -> Images:
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            name = "arr_0" if "arr_0" in file.files else file.files[0]
-            levels = file[name]
-    except (OSError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{path} is no .npz of plain arrays: {error}") from error
-    if levels.dtype != np.uint8 or levels.ndim != 4 or levels.shape[-1] not in (1, 3):
+    names = members(str(path))
+    name = "arr_0" if "arr_0" in names else names[0]
+    levels = read_array(str(path), name)
+    fits = levels.ndim == 4 and levels.shape[-1] in (1, 3) and 0 not in levels.shape[1:]
+    if levels.dtype != np.uint8 or not fits:
         finite = levels.dtype.kind != "f" or bool(np.isfinite(levels).all())
         nan = "" if finite else ", some of it NaN or infinite"
         raise UserError(
             f"{path}: {name} is {levels.shape} {levels.dtype}{nan}; give uint8 (N, H, W, 1 or 3) of levels 0..255"
         )
-    return Images(levels=levels)
+    return Images([path], levels)
 
 
 def _known(net: FeatureNet, options: argparse.Namespace) -> Known:
     if options.reference:
-        return read_reference(options.reference, net)
+        # a file here, before one that lies where weights are
+        here = Path(options.reference).expanduser()
+        return read_reference(str(here.absolute()) if here.is_file() else options.reference, net)
     decided = {**net.about, "batch": options.batch, "count": None}
     folder = REFERENCES / f"{manifests.load(options.shards).hash[:12]}-{digest(decided)}"
     known = make_reference(options.shards, net, folder, part=options.batch)
@@ -144,17 +183,11 @@ def _known(net: FeatureNet, options: argparse.Namespace) -> Known:
 
 
 def _picture(file: Path) -> NDArray[np.uint8]:
-    """(H, W, 1 or 3)."""
+    """(3, H, W)."""
     try:
-        with Image.open(file) as image:
-            levels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{file} cannot be read as an image: {error}") from error
-    return levels[..., None] if levels.ndim == 2 else levels
-
-
-def _nchw(images: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
+        return Picture()(file.read_bytes())
+    except BadInputError as error:
+        raise UserError(f"{file}: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -69,13 +69,17 @@ def _hopeless(view: RunView, jobs: Sequence[EvaluationView], attempts: int) -> b
 def ending_of(each: EvaluationView) -> Literal["failed", "user", "killed", "interrupted"]:
     """Returns how an evaluation job that is gone ended.
 
-    failed and user: by itself. interrupted: by the scheduler, or somebody who asked it to end. killed: without a word,
+    failed and user: by itself. interrupted: by the scheduler, somebody who asked it to end, or a time limit that its
+    next try has less to do in. killed: without a word,
     as a node's memory or a lost node may do it.
     """
     ending = each.job.ending if each.job else {}
     word = str(ending.get("state", "")).partition(" ")[0]
     if each.exit and each.exit["class"] not in ("signal", "preempted"):
         return "user" if each.exit["class"] == "user" else "failed"
+    # the next one goes on at its last block
+    if word == "TIMEOUT" and each.advanced:
+        return "interrupted"
     # its own time limit and its own memory
     if (
         word in ("TIMEOUT", "DEADLINE", "OUT_OF_MEMORY")

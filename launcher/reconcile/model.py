@@ -112,6 +112,8 @@ class EvaluationView:
     # how its process began and ended
     begin: Mapping[str, Any] | None = None
     exit: Mapping[str, Any] | None = None
+    # of one that its time limit ended: whether a block of samples was finished since it began
+    advanced: bool = False
 
     @property
     def name(self) -> str:

@@ -22,7 +22,7 @@ from launcher.reconcile.cache import Cache
 from launcher.reconcile.model import AttemptView, EvaluationView, JobState, JobView, RunView
 from selfguide.spec.config import Config
 from selfguide.spec.lacks import lacks
-from selfguide.spec.records import EvaluationRecord
+from selfguide.spec.records import PART, PARTS, EvaluationRecord
 from selfguide.spec.run import RunFolder, image_folder, names_in
 from shards import storage
 from shards.errors import DamagedError, UserError
@@ -362,7 +362,17 @@ class _Reader:
             job=self.known.get(folder / "job.json"),
             begin=self.once(f"{folder}/start-0.json"),
             exit=self.once(f"{folder}/exit-0.json"),
+            advanced=self._advanced(folder, key),
         )
+
+    def _advanced(self, folder: Path, key: str) -> bool:
+        """Whether a block of samples was finished since this job began; asked where its time limit ended it."""
+        job = self.known.get(folder / "job.json")
+        if job is None or not str(job.ending.get("state", "")).startswith("TIMEOUT"):
+            return False
+        began = parse.changed(folder / "start-0.json")
+        blocks = self.run.evals.glob(f"{PARTS}/{key}-*/{PART}*")
+        return began > 0 and any(parse.changed(block) >= began for block in blocks)
 
     def _times(self, parent: Path) -> dict[int, float]:
         """When each checkpoint or snapshot of a folder was published, by its images."""

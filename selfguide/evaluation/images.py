@@ -18,6 +18,7 @@ from torch import Tensor
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.discovery.resumable import array
 from selfguide.evaluation.features.net import FeatureNet, exact, load_feature_net
+from selfguide.evaluation.paired import Draw
 from selfguide.evaluation.scores import (
     Known,
     fill,
@@ -75,12 +76,12 @@ def score_images(
     net = load_feature_net(
         evaluation.protocol, evaluation.weights, net=evaluation.net, sha256=evaluation.sha256
     ).to(work.device)
-    codec = decoder_of(snapshot, evaluation)
-    made = _Blocks(snapshot, config, net, codec, work.parts, status)
+    samples = _Samples(snapshot, config)
+    made = _Blocks(samples, net, work.parts, status)
     parts = parts_in(work.parts, evaluation.samples, evaluation.batch)
-    known = _reference(snapshot, evaluation, net, work)
+    known = reference_of(snapshot, evaluation, net, work)
     fill(parts, made.rows, doing="samples", rank=work.rank, world=work.world)
-    latents = _latents(snapshot, evaluation, net, codec, work)
+    latents = _latents(snapshot, evaluation, net, samples.codec, work)
     if work.rank:
         return None
     assert known is not None
@@ -104,33 +105,28 @@ def decoder_of(snapshot: Snapshot, evaluation: EvaluationConfig) -> Autoencoder 
     return load_autoencoder(header["encoder"], evaluation.decoder, device=snapshot.device)
 
 
-class _Blocks:
-    """Rows of features of blocks of samples."""
+def drawn(snapshot: Snapshot, config: Config, net: FeatureNet) -> Draw:
+    """Features of a snapshot's samples under a protocol of images, for a comparison of models.
 
-    def __init__(
-        self,
-        snapshot: Snapshot,
-        config: Config,
-        net: FeatureNet,
-        codec: Autoencoder | None,
-        folder: Path,
-        status: RankStatus,
-    ) -> None:
-        self.snapshot, self.config, self.net, self.codec = snapshot, config, net, codec
-        self.folder, self.status = folder, status
+    Raises:
+        UserError: the autoencoder that decodes them is not to be had.
+    """
+    samples, batch = _Samples(snapshot, config), config.evaluation.batch
+
+    def draw(first: int, last: int) -> Tensor:
+        starts = range(first, last, batch)
+        return torch.cat([net.embed(samples.images(i)[0])[: last - i] for i in starts])
+
+    return draw
+
+
+class _Samples:
+    """Images of a snapshot by their number, in blocks."""
+
+    def __init__(self, snapshot: Snapshot, config: Config) -> None:
+        self.snapshot, self.config = snapshot, config
+        self.codec = decoder_of(snapshot, config.evaluation)
         self._conditions: ConditionSampler = condition_sampler(snapshot, config.evaluation.prior)
-
-    def rows(self, ordinals: NDArray[np.int64]) -> Tensor:
-        """(B, D + 1): the features of samples, and the network evaluations that each took."""
-        self.status.enter("evaluate")
-        images, evaluations = self.images(int(ordinals[0]))
-        count = len(ordinals)
-        if ordinals[0] < SHOWN:
-            # before the rows are published: who finds those finds these
-            kept = images[:count][: SHOWN - int(ordinals[0])].numpy()
-            array(self._pictures(int(ordinals[0])), lambda: kept)
-        features = self.net.rows(images)[:count]
-        return torch.cat([features, torch.full((count, 1), float(evaluations))], 1)
 
     def images(self, first: int) -> tuple[Tensor, int]:
         """uint8 images (batch, C, H, W) from `first` on, a whole block, and network evaluations.
@@ -152,9 +148,31 @@ class _Blocks:
                 )
             return to_images(snapshot.data["header"], x, self.codec), evaluations
 
+
+class _Blocks:
+    """Rows of features of blocks of samples."""
+
+    def __init__(
+        self, samples: _Samples, net: FeatureNet, folder: Path, status: RankStatus
+    ) -> None:
+        self.samples, self.net, self.folder, self.status = samples, net, folder, status
+
+    def rows(self, ordinals: NDArray[np.int64]) -> Tensor:
+        """(B, D + 1): the features of samples, and the network evaluations that each took."""
+        self.status.enter("evaluate")
+        images, evaluations = self.samples.images(int(ordinals[0]))
+        count = len(ordinals)
+        if ordinals[0] < SHOWN:
+            # before the rows are published: who finds those finds these
+            kept = images[:count][: SHOWN - int(ordinals[0])].numpy()
+            array(self._pictures(int(ordinals[0])), lambda: kept)
+        features = self.net.rows(images)[:count]
+        return torch.cat([features, torch.full((count, 1), float(evaluations))], 1)
+
     def shown(self) -> Tensor:
         """The first images, as uint8 (n, C, H, W)."""
-        batch, count = self.config.evaluation.batch, self.config.evaluation.samples
+        evaluation = self.samples.config.evaluation
+        batch, count = evaluation.batch, evaluation.samples
         firsts = range(0, min(SHOWN, count), batch)
         return torch.from_numpy(np.concatenate([np.load(self._pictures(i)) for i in firsts]))
 
@@ -162,10 +180,10 @@ class _Blocks:
         return self.folder / f"images-{first:06d}.npy"
 
 
-def _reference(
+def reference_of(
     snapshot: Snapshot, evaluation: EvaluationConfig, net: FeatureNet, work: Work
 ) -> Known | None:
-    """What samples are compared with: a file, given shards, or the snapshot's own images."""
+    """A file, given shards, or the snapshot's own images, to compare samples with; None on ranks but the first."""
     if evaluation.reference:
         return None if work.rank else read_reference(evaluation.reference, net)
     root = evaluation.shards or snapshot.data["root"]

@@ -31,7 +31,7 @@ from selfguide.spec.config import Config, build
 from selfguide.spec.contamination import uses
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.rank_status import RankStatus
-from selfguide.spec.records import EvaluationRecord, Protocol, grid_path
+from selfguide.spec.records import EvaluationRecord, Protocol, grid_path, parts_path
 from selfguide.spec.run import RunFolder
 from shards.errors import UserError
 
@@ -69,7 +69,7 @@ def main(
     work = None
     if FEATURES[config.evaluation.protocol].of_images:
         work = Work(
-            parts=run.evals / ".parts" / f"{key}-{snapshot.sha256[:12]}",
+            parts=parts_path(run, key, snapshot.sha256),
             references=run.root.parent.parent / REFERENCES,
             rank=rank,
             world=world,

@@ -29,12 +29,15 @@ from selfguide.evaluation.metrics.inception_score import inception_score
 from selfguide.evaluation.metrics.moments import Moments
 from selfguide.evaluation.metrics.precision_recall import ADM, precision_recall
 from selfguide.spec.metrics import LEAST_SAMPLES
-from selfguide.spec.weight_files import locate_reference
+from selfguide.spec.records import PART
+from selfguide.spec.weight_files import locate_reference, reference_places
 from shards import storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
+from shards.format.manifest import Manifest
 from shards.lock import lock
 from shards.read.reader import Reader
+from shards.sources.arrays import members, read_array
 from shards.wait import wait_until
 
 Array = NDArray[np.generic]
@@ -64,7 +67,7 @@ class Known:
 
 def parts_in(folder: Path, count: int, part: int) -> Rows:
     """Rows of features of `count` images, `part` of them in each file of `folder`."""
-    return Rows(folder=folder, prefix="features-", count=count, chunk=part, dtype=np.float32)
+    return Rows(folder=folder, prefix=PART, count=count, chunk=part, dtype=np.float32)
 
 
 def fill(found: Rows, make: Make, *, doing: str, rank: int = 0, world: int = 1) -> None:
@@ -167,22 +170,25 @@ def read_reference(given: str, net: FeatureNet) -> Known:
     """
     path = locate_reference(given)
     if path is None:
+        places = " or ".join(map(str, reference_places(given)))
         raise UserError(
-            f"evaluation.reference={given}: no such file; `python -m tools.reference make SHARDS` makes one"
+            f"reference={given}: no such file at {places}; `python -m tools.reference make SHARDS` makes one"
         )
     main = Reference.load(path)
     check_reference(main, net)
-    with np.load(path, allow_pickle=False) as file:
-        names = set(file.files)
+    names = set(members(str(path)))
     spatial = Reference.load(path, spatial=True) if {"mu_s", "sigma_s"} <= names else None
     features: Array | None = None
     if "features" in names:
-        with np.load(path, allow_pickle=False) as file:
-            features = file["features"]
+        features = read_array(str(path), "features")
     elif "arr_0" in names and net.logits is not None:
-        with np.load(path, allow_pickle=False) as file:
-            pictures = file["arr_0"]
+        pictures = read_array(str(path), "arr_0")
         features = np.concatenate([net.embed(_nchw(part)).numpy() for part in _cut(pictures, 50)])
+    if features is not None and features.shape[1:] != main.mean.shape:
+        raise UserError(
+            f"{path} is no reference: its mean has {len(main.mean)} features, and those of its images are "
+            f"{features.shape}"
+        )
     return Known(main=main, spatial=spatial, features=features, sha256=storage.sha256(str(path)))
 
 
@@ -204,50 +210,51 @@ def make_reference(
     Args:
         codec: what decodes latents.
         count: of the first samples only, which are as random as any others.
+
+    Raises:
+        UserError: the images are too few for two halves.
     """
     file = folder / "reference.npz"
+    manifest = manifests.load(root)
+    total = min(count or manifest.count, manifest.count)
+    if total < 2 * LEAST_SAMPLES:
+        raise UserError(
+            f"{total} images of {root}: a reference and its halves need {2 * LEAST_SAMPLES} or more"
+        )
+    found = parts_in(folder / "parts", total, part)
     if rank:
         if not file.exists():
-            _fill_reference(root, net, folder, codec, part, count, rank, world)
+            _fill_reference(found, root, manifest, net, codec, rank, world)
         return None
     folder.mkdir(parents=True, exist_ok=True)
     # another evaluation may be making it
     with lock(folder, create=False, required=False):
         if not file.exists():
-            _publish_reference(
-                file, net, *_fill_reference(root, net, folder, codec, part, count, 0, world)
-            )
+            _fill_reference(found, root, manifest, net, codec, 0, world)
+            _publish_reference(file, net, found, manifest.hash)
         shutil.rmtree(folder / "parts", ignore_errors=True)
     # its shards say what it is
     return replace(read_reference(str(file), net), sha256=None)
 
 
 def _fill_reference(
+    found: Rows,
     root: str,
+    manifest: Manifest,
     net: FeatureNet,
-    folder: Path,
     codec: Autoencoder | None,
-    part: int,
-    count: int | None,
     rank: int,
     world: int,
-) -> tuple[Rows, str]:
-    """This rank's parts of the features of the images at `root`, and the hash of their manifest."""
-    manifest = manifests.load(root)
-    total = min(count or manifest.count, manifest.count)
-    if total < 2 * LEAST_SAMPLES:
-        raise UserError(
-            f"{root} holds {total} images: a reference and its halves need {2 * LEAST_SAMPLES} or more"
-        )
-    found, header = parts_in(folder / "parts", total, part), manifest.header
+) -> None:
+    """Makes this rank's parts of the features of the first images at `root`."""
+    header = manifest.header
     with closing(Reader(root, manifest)) as reader:
 
         def make(ordinals: NDArray[np.int64]) -> torch.Tensor:
             stored = torch.as_tensor(reader.gather(ordinals, fields=("x",))["x"])
             return net.rows(to_images(header, Normaliser.of(header).encode(stored), codec))
 
-        fill(found, make, doing=f"features of {total:,} images", rank=rank, world=world)
-    return found, manifest.hash
+        fill(found, make, doing=f"features of {found.count:,} images", rank=rank, world=world)
 
 
 def _publish_reference(file: Path, net: FeatureNet, found: Rows, manifest: str) -> None:

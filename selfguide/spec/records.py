@@ -154,6 +154,15 @@ def grid_path(run: RunFolder, key: str, attempt: int) -> Path:
     return run.evals / f"{key}.{attempt}.png"
 
 
+# of evaluations that are not over: hidden folders of finished parts, one for each block of samples
+PARTS, PART = ".parts", "features-"
+
+
+def parts_path(run: RunFolder, key: str, snapshot_sha256: str) -> Path:
+    """The folder of an evaluation's finished parts, from which its next try goes on."""
+    return run.evals / PARTS / f"{key}-{snapshot_sha256[:12]}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRecord:
     """What one evaluation attempt of one snapshot came to; written once.

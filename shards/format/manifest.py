@@ -38,7 +38,7 @@ VERSION = 1
 LATEST = "LATEST"
 SEAL = "check"
 _SHA256 = re.compile("[0-9a-f]{64}")
-CURE = "write them with `python -m tools.shards make digits --out {root}`"
+CURE = "write them with `python -m tools.shards make`, such as `python -m tools.shards make digits --out {root}`"
 
 Layout = Literal["blocks", "samples"]
 

@@ -6,6 +6,7 @@ import io
 import pickle
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,8 @@ from shards.sources.listing import Listing, Raw, file
 from shards.sources.source import Lazy
 
 _SIDE = 32  # of a CIFAR image
+# what NumPy raises of a file that is damaged, cut off, or holds pickles
+_UNREADABLE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,7 +44,7 @@ class MappedRows(Lazy):
 
     @cached_property
     def rows(self) -> Rows:
-        return Rows(x=_array(self.path, self.member))
+        return Rows(x=read_array(self.path, self.member))
 
     def read(self, row: int) -> bytes:
         return self.rows.read(row)
@@ -70,14 +73,14 @@ def numpy_file(
             raise UserError(f"{path} is one array: --x and --y name arrays of a .npz")
         member, labels = None, None
     else:
-        names = _members(path)
+        names = members(path)
         member = x or names[0]
         for given, asked in (("x", member), ("y", y)):
             if asked is not None and asked not in names:
                 raise UserError(
                     f"{given}={asked!r} is not in {path}: choose among {', '.join(names)}"
                 )
-        labels = None if y is None else _array(path, y)
+        labels = None if y is None else read_array(path, y)
     store = MappedRows(path, member)
     found = store.rows.x
     if found.ndim != 4:
@@ -188,24 +191,35 @@ def _unpickle(data: bytes) -> Mapping[str, Any]:
     return found
 
 
-def _members(path: str) -> list[str]:
+def members(path: str) -> list[str]:
+    """The names of the arrays in a .npz.
+
+    Raises:
+        UserError: it is none, or holds none.
+    """
     try:
         with np.load(path, allow_pickle=False) as found:
             names = list(found.files)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    # an array alone, in a .npy, has no members to open
+    except (*_UNREADABLE, AttributeError, TypeError) as error:
         raise UserError(f"{path} is no .npz file ({error}): write it with numpy.savez") from None
     if not names:
         raise UserError(f"{path} holds no array: write it with numpy.savez")
     return names
 
 
-def _array(path: str, member: str | None) -> NDArray[np.generic]:
+def read_array(path: str, member: str | None) -> NDArray[np.generic]:
+    """An array of a .npz, or the one in a .npy, memory-mapped.
+
+    Raises:
+        UserError: it is damaged, or needs unpickling.
+    """
     try:
         if member is None:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         with np.load(path, allow_pickle=False) as found:
             return found[member]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{path} cannot be read as arrays of numbers ({error})") from None
 
 

@@ -15,6 +15,7 @@ from waiting import REPOSITORY
 from launcher import describe, submit
 from launcher.compose import compose
 from selfguide.spec.sizes import footprint
+from selfguide.spec.weight_files import FOLDER, INCEPTION
 from shards.errors import UserError
 
 IN1K = ["experiment=in1k_dit", "nodes=4", "cluster=slurm"]
@@ -88,6 +89,24 @@ def test_json_tells_the_same(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert told["config"]["train"]["images"] == 409_600_000
     # DiT-XL/2 is published as 118.6 GFLOP (multiply-adds) a forward; the [CLS] token adds its share
     assert told["gflop"]["forward_image"] == pytest.approx(2 * 118.6, rel=0.01)
+
+
+def test_what_its_scores_wait_for_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def waits_for() -> list[str]:
+        assert submit.main([*IN1K, "dry_run=true", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)["evaluation"]
+        assert told["protocol"] == "fid_adm"
+        return told["waits_for"]
+
+    (weights,) = (each for each in waits_for() if INCEPTION.files[0] in each)
+    assert INCEPTION.fetch in weights
+    (tmp_path / INCEPTION.files[0]).touch()
+    assert not any(INCEPTION.files[0] in each for each in waits_for())
 
 
 def test_the_script_is_the_golden_one(tmp_path: Path) -> None:

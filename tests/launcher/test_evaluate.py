@@ -25,7 +25,7 @@ from launcher.reconcile import act, decide, evaluations
 from launcher.reconcile.view import EvaluationView, JobView, ending_path, read
 from selfguide.spec.files import to_yaml
 from selfguide.spec.identity import digest, identity
-from selfguide.spec.records import records
+from selfguide.spec.records import PART, parts_path, records
 from selfguide.spec.run import RunFolder, read_record, write_record
 from selfguide.spec.weight_files import FOLDER, INCEPTION
 from shards.errors import UserError
@@ -163,6 +163,31 @@ def test_evaluations_that_the_cluster_ends_are_no_tries(run: RunFolder, memory: 
     assert outcome(run) == [(640, "done"), (1280, "done")]
     assert len(read(run).evaluations) == 10
     assert str(decide.state(read(run))) == "finished"
+
+
+def test_time_limit_is_a_try_only_where_no_block_of_samples_was_made(
+    run: RunFolder, memory: Memory
+) -> None:
+    made: dict[str, int] = {}
+
+    def limited(request: Path) -> None:
+        wanted = json.loads(request.read_text())
+        # of the first snapshot five jobs finish a block each, of the second none does
+        if wanted["images"] == 640 and made.setdefault(wanted["key"], 0) == 5:
+            score(request)
+            return
+        write_record(request.with_name("start-0.json"), {})
+        memory.ends[str(len(memory.jobs))] = {"state": "TIMEOUT"}
+        if wanted["images"] == 640:
+            folder = parts_path(run, wanted["key"], "0" * 64)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{PART}{made[wanted['key']]:06d}.npy").touch()
+            made[wanted["key"]] += 1
+
+    memory.evaluate = limited
+    watch.watch(run.root)
+    assert outcome(run) == [(640, "done"), (1280, "failed")]
+    assert len(read(run).evaluations) == 6 + 3
 
 
 def test_evaluation_that_is_killed_each_time_is_given_up(run: RunFolder, memory: Memory) -> None:

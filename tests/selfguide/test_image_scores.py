@@ -148,7 +148,7 @@ def test_samples_after_a_kill_are_the_bytes_of_a_whole_run(
 ) -> None:
     whole = scored(snapshot, tmp_path / "whole")
     blocks: list[int] = []
-    make = evaluation._Blocks.images
+    make = evaluation._Samples.images
 
     def killed(self: Any, first: int) -> Any:
         blocks.append(first)
@@ -156,7 +156,7 @@ def test_samples_after_a_kill_are_the_bytes_of_a_whole_run(
             raise KeyboardInterrupt
         return make(self, first)
 
-    monkeypatch.setattr(evaluation._Blocks, "images", killed)
+    monkeypatch.setattr(evaluation._Samples, "images", killed)
     with pytest.raises(KeyboardInterrupt):
         scored(snapshot, tmp_path / "killed")
     again = scored(snapshot, tmp_path / "killed")

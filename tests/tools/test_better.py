@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
+from shards import storage
 from shards.errors import UserError
+from shards.format import manifest as manifests
+from shards.format.header import PIXELS
+from shards.sources.source import ArraySource
+from shards.write import writer
 from tests.selfguide.snapshots import write_snapshot
 from tools import better
+
+NET = "test_resnet.r160_in1k"  # the smallest of timm
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +67,7 @@ def test_better_of_a_model_and_itself_finds_no_difference_and_saves_nothing(
         (["--most", "50"], "--most 50"),
         (["--alpha", "0"], "--alpha 0"),
         (["--looks", "0"], "--looks"),
+        (["--device", "banana"], "--device banana"),
     ],
 )
 def test_better_refuses_what_cannot_be_compared(
@@ -73,3 +85,44 @@ def test_better_refuses_models_of_other_data(
     other = write_snapshot(tmp_path / "other", digits, data=data)
     with pytest.raises(UserError, match="elsewhere"):
         better.main([models["1"], str(other)])
+
+
+def test_better_measures_images_by_the_protocol_of_their_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 3, 8, 8)).astype(np.uint8)
+    writer.write(tmp_path / "data", ArraySource.of("colours", pixels), header=PIXELS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_file(timm.create_model(NET).state_dict(), tmp_path / "net.safetensors")
+    manifest = manifests.load(tmp_path / "data")
+    settings = {
+        "data.shape": "[3,8,8]",
+        "evaluation": "fd_timm",
+        "evaluation.batch": "15",
+        "evaluation.net": NET,
+        "evaluation.weights": str(tmp_path / "net.safetensors"),
+        "evaluation.sha256": storage.sha256(str(tmp_path / "net.safetensors")),
+    }
+    a, b = (
+        write_snapshot(
+            tmp_path / steps, tmp_path / "data", f"sampler.steps={steps}",
+            *(f"{name}={value}" for name, value in settings.items()),
+            data={
+                "root": str(tmp_path / "data"),
+                "header": manifest.header,
+                "manifest": manifest.hash,
+            },
+        )
+        for steps in "13"
+    )  # fmt: skip
+    words = ["--runs", str(tmp_path / "runs"), "--most", "80", "--looks", "2", "--json"]
+    found = []
+    for pair in ((a, b), (b, a)):
+        assert better.main([*map(str, pair), *words]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert [look["metric"] for look in found] == ["fd_timm", "fd_timm"]
+    first, turned = (each["looks"][0] for each in found)
+    assert first["images"] == 40
+    assert first["difference"] == pytest.approx(-turned["difference"])
+    assert first["difference"] != 0

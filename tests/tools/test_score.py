@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from selfguide.evaluation.features.net import FeatureNet
 from selfguide.spec.weight_files import FOLDER, WEIGHT_FILES
 from shards import storage
 from shards.errors import UserError
@@ -54,6 +56,12 @@ def made(data: str, net: list[str], tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("reference") / "colours.npz"
     assert reference.main(["make", data, *net, "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands keep what they make where they are called."""
+    monkeypatch.chdir(tmp_path)
 
 
 def scores(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
@@ -101,9 +109,7 @@ def test_score_of_a_folder_is_that_of_its_npz_and_of_the_shards(
     pictures: np.ndarray,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "samples"
     folder.mkdir()
     for i, levels in enumerate(pictures // 2):
@@ -120,6 +126,7 @@ def test_score_of_a_folder_is_that_of_its_npz_and_of_the_shards(
         (np.zeros((30, 8, 8, 3), np.float32) * np.nan, "NaN"),
         (np.zeros((30, 3, 8, 8), np.uint8), "uint8"),
         (np.zeros((1, 8, 8, 3), np.uint8), "too few"),
+        (np.zeros((30, 0, 8, 3), np.uint8), "uint8"),
     ],
 )
 def test_score_of_what_are_no_samples_is_refused(
@@ -128,6 +135,116 @@ def test_score_of_what_are_no_samples_is_refused(
     np.savez(tmp_path / "bad.npz", levels)
     with pytest.raises(UserError, match=why):
         score.main([str(tmp_path / "bad.npz"), *net, "--reference", str(made)])
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "npy"])
+def test_score_of_a_damaged_file_names_it(
+    made: Path, net: list[str], pictures: np.ndarray, tmp_path: Path, damage: str
+) -> None:
+    file = tmp_path / "samples.npz"
+    np.savez(file, pictures)
+    whole = file.read_bytes()
+    if damage == "npy":
+        with file.open("wb") as out:
+            np.save(out, pictures)
+    else:
+        changed = whole[:2000] + bytes(1000) + whole[3000:]
+        file.write_bytes({"cut": whole[:2000], "changed": changed, "empty": b""}[damage])
+    with pytest.raises(UserError, match=file.name):
+        score.main([str(file), *net, "--reference", str(made)])
+
+
+def test_score_of_more_than_8_bits_is_refused(made: Path, net: list[str], tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 2**16, (8, 8)).astype(np.uint16)
+    for i in range(20):
+        Image.fromarray(deep).save(tmp_path / f"{i}.png")
+    with pytest.raises(UserError, match="8 bits"):
+        score.main([str(tmp_path), *net, "--reference", str(made)])
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--device", "banana"], "banana"),
+        (["--protocol", "fd_effnet"], "fd_timm"),
+        (["--shards", "data"], "--reference"),
+        (["--reference", "nowhere.npz"], "nowhere.npz"),
+    ],
+)
+def test_score_by_flags_that_do_not_fit_names_them(
+    made: Path, net: list[str], pictures: np.ndarray, words: list[str], named: str
+) -> None:
+    np.savez("samples.npz", pictures)
+    with pytest.raises(UserError, match=named):
+        score.main(["samples.npz", *net, "--reference", str(made), *words])
+
+
+def test_score_finds_a_reference_in_the_folder_where_it_is_called(
+    made: Path,
+    net: list[str],
+    pictures: np.ndarray,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    np.savez("samples.npz", pictures)
+    (tmp_path / "here.npz").write_bytes(made.read_bytes())
+    assert scores(["samples.npz", *net, "--reference", "here.npz"], capsys)["floor"] > 0
+
+
+def test_score_that_was_killed_goes_on_from_its_parts(
+    made: Path,
+    net: list[str],
+    pictures: np.ndarray,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    np.savez("samples.npz", pictures)
+    words = ["samples.npz", *net, "--reference", str(made)]
+    wanted = scores(words, capsys)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(score, "scores_of", killed)
+        with pytest.raises(KeyboardInterrupt):
+            score.main(words)
+    # no part is missing
+    monkeypatch.setattr(FeatureNet, "rows", killed)
+    assert scores(words, capsys) == wanted
+    assert not list(score.PARTS.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"about": "[1]"}, "about"),
+        ({"mu": np.array(["a"])}, "mu"),
+        ({"features": np.zeros((5, 3))}, "features"),
+    ],
+)
+def test_score_against_what_is_no_reference_names_what_is_wrong(
+    made: Path,
+    net: list[str],
+    pictures: np.ndarray,
+    tmp_path: Path,
+    changed: dict[str, Any],
+    named: str,
+) -> None:
+    np.savez("samples.npz", pictures)
+    with np.load(made) as file:
+        np.savez("changed.npz", **{**file, **changed})
+    with pytest.raises(UserError, match=f"no reference.*{named}"):
+        score.main(["samples.npz", *net, "--reference", "changed.npz"])
+
+
+@pytest.mark.parametrize("count", ["0", "3"])
+def test_make_of_too_few_images_leaves_nothing(
+    data: str, net: list[str], tmp_path: Path, count: str
+) -> None:
+    with pytest.raises(UserError, match=count):
+        reference.main(["make", data, *net, "--out", "few.npz", "--count", count])
+    assert not list(tmp_path.iterdir())
 
 
 def test_score_of_jpegs_is_refused(made: Path, net: list[str], tmp_path: Path) -> None:
@@ -163,3 +280,14 @@ def test_fetch_of_a_misspelt_name_suggests_one() -> None:
     assert "effnet" not in fetch.KNOWN
     with pytest.raises(UserError, match="inception"):
         reference.main(["fetch", "inceptoin"])
+
+
+def test_score_of_a_folder_with_a_damaged_image_names_it_and_leaves_nothing(
+    made: Path, net: list[str], pictures: np.ndarray, tmp_path: Path
+) -> None:
+    for i, levels in enumerate(pictures[:30]):
+        Image.fromarray(levels).save(tmp_path / f"{i:02d}.png")
+    (tmp_path / "29.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"29\.png"):
+        score.main([str(tmp_path), *net, "--reference", str(made)])
+    assert not list(score.PARTS.iterdir())

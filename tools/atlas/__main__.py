@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     snapshot, folder = None, None
     if options.run is not None:
         snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
-        snapshot.student.to(options.device)
+        flags.moved(snapshot.student, options.device)
     found = annotation(snapshot, options)
     root, manifest = data_of(snapshot, found, options)
     naming = Naming(groups=0) if snapshot is None or folder is None else naming_of(folder, snapshot)

@@ -68,9 +68,10 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
                 f"{url} answered with a file of sha256 {found}, not {sha256}: it was cut or changed"
             )
         draft.replace(target)
-    except urllib.error.URLError as error:
+    # a ValueError where it is no address
+    except (urllib.error.URLError, ValueError) as error:
         raise UserError(
-            f"{url} does not answer from here ({error.reason}): call this on a machine with a network, or give --url"
+            f"{url} does not answer from here ({error}): call this on a machine with a network, or give --url"
         ) from error
     finally:
         draft.unlink(missing_ok=True)

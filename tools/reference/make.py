@@ -15,7 +15,7 @@ import torch
 
 from selfguide.data.autoencoders import load_autoencoder
 from selfguide.distributed import RankInfo
-from selfguide.evaluation.features.net import load_feature_net
+from selfguide.evaluation.features.net import FeatureNet, load_feature_net
 from selfguide.evaluation.scores import make_reference
 from selfguide.spec.identity import digest
 from selfguide.spec.metrics import FEATURES
@@ -52,12 +52,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    flags.check_least(options, 1, "batch", "world")
+    flags.check_least(options, 1, "batch", "world", "count")
     if not 0 <= options.rank < options.world:
         raise UserError(f"--rank {options.rank} with --world {options.world}: ranks go from 0")
     out = Path(options.out)
-    if out.suffix != ".npz":
-        raise UserError(f"--out {out}: give the file a name that ends in .npz")
+    if out.suffix != ".npz" or out.is_dir():
+        raise UserError(f"--out {out}: give the file a name that ends in .npz, and is no folder's")
     net = net_of(options)
     manifest = manifests.load(options.root)
     latents = manifest.header["kind"] == "latent"
@@ -94,8 +94,17 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return told, text
 
 
-def net_of(options: argparse.Namespace) -> Any:
-    """The feature net that the flags name, on its device."""
+def net_of(options: argparse.Namespace) -> FeatureNet:
+    """The feature net that the flags name, on its device.
+
+    Raises:
+        UserError: it is not to be had, flags of another protocol are given, or there is no such device.
+    """
+    if options.protocol != "fd_timm" and (options.net or options.sha256):
+        raise UserError(
+            f"--net {options.net} and --sha256 {options.sha256} name the net of --protocol fd_timm, and "
+            f"{options.protocol} has its own: leave them out"
+        )
     net = load_feature_net(
         options.protocol, options.weights, net=options.net, sha256=options.sha256
     )
@@ -103,4 +112,5 @@ def net_of(options: argparse.Namespace) -> Any:
     device = (
         options.device or RankInfo(rank, rank % max(1, torch.cuda.device_count()), world).device
     )
-    return net.to(device)
+    found: FeatureNet = flags.moved(net, device)
+    return found

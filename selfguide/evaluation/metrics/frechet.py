@@ -7,7 +7,6 @@ Heusel et al. 2017, equation 6. The square root's trace comes from eigenvalues o
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from selfguide.evaluation.metrics.moments import Array, Moments
 from shards.errors import UserError
+from shards.sources.arrays import members, read_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +49,22 @@ class Reference:
         names = ("mu_s", "sigma_s") if spatial else ("mu", "sigma")
         wanted = (*names, "count", "about") if spatial else (*names, "sqrt", "count", "about")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in wanted if name in file.files}
+            there = members(str(path))
+            found = {name: read_array(str(path), name) for name in wanted if name in there}
             about = json.loads(str(found.get("about", "{}")))
-        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{path} is no reference: it is no .npz of plain arrays ({error})"
-            ) from error
+            if not isinstance(about, dict):
+                raise ValueError(f"its `about` is {about}")
+        except (UserError, ValueError) as error:
+            raise UserError(f"{path} is no reference: {error}") from error
         if missing := [name for name in names if name not in found]:
             raise UserError(f"{path} is no reference: it holds no array {' or '.join(missing)}")
+        for name in {*names, "sqrt"} & found.keys():
+            if found[name].dtype.kind not in "fiu":
+                raise UserError(f"{path} is no reference: its {name} is {found[name].dtype}")
         mean, covariance = (np.asarray(found[name], dtype=np.float64) for name in names)
         _check(mean, covariance, path)
-        root = found["sqrt"] if "sqrt" in found else square_root(covariance)
+        kept = found.get("sqrt")
+        root = square_root(covariance) if kept is None else np.asarray(kept, dtype=np.float64)
         # not so where a file was put together from several, or sigma has negative eigenvalues
         if root.shape != covariance.shape or not np.allclose(
             root @ root, covariance, rtol=0, atol=1e-8 * np.trace(covariance)
