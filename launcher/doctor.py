@@ -370,16 +370,16 @@ def _fitting(backend: Slurm, job: Job) -> Job:
 def _wait(record: backends.Record, wait_s: float) -> Finding | None:
     """Returns when the job is over; what keeps it, where it does not begin in time or nobody says."""
     poll_s, began = backends.of_record(record).poll_s, time.monotonic()
-    label, told = f"{record['kind']} job {record['id']}", False
+    label, warned = f"{record['kind']} job {record['id']}", False
     while (state := backends.state(record)) != "gone":
         late = time.monotonic() - began - wait_s
         if (late > 0 and state != "running") or late > 60 * LIMIT_MIN:
             text = f"{label} for {record['nodes']} nodes is {state} after {wait_s:.0f} s, and was cancelled"
             cure = "try again later, or give --wait SECONDS"
             return Finding(check="job", verdict="warning", text=text, cure=cure)
-        if state == "queued" and not told and time.monotonic() > began + TELL_S:
+        if state == "queued" and not warned and time.monotonic() > began + TELL_S:
             print(f"{label} waits for {record['nodes']} nodes", file=sys.stderr, flush=True)
-            told = True
+            warned = True
         time.sleep(min(poll_s, 1.0))
     return None
 

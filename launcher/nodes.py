@@ -150,9 +150,9 @@ def _print(rows: Sequence[Row]) -> None:
     shown = rows
     if len(rows) > SHOWN:
         shown = [row for row in rows if row.evidence or row.excluded or row.reason]
-    told = Table(box=None, header_style="bold")
+    printed = Table(box=None, header_style="bold")
     for name in ("node", "state", "failures", "last", "excluded", "why"):
-        told.add_column(name, overflow="fold")
+        printed.add_column(name, overflow="fold")
     for row in shown:
         counts = ", ".join(f"{count} {kind}" for kind, count in row.evidence.items())
         last = f"{_when(row.last.time)} {row.last.run}" if row.last else ""
@@ -160,11 +160,11 @@ def _print(rows: Sequence[Row]) -> None:
         if row.excluded:
             excluded = f"[red]until {_when(row.until) if row.until else 'forgiven'}[/]"
         about = row.why or row.reason or (row.last.what if row.last else "")
-        told.add_row(row.node, row.state, counts, last, excluded, about)
+        printed.add_row(row.node, row.state, counts, last, excluded, about)
     console = cli.console()
     if not console.is_terminal:
         console.width = 200  # a pipe has no edge at which to break lines
-    console.print(told)
+    console.print(printed)
     if len(shown) < len(rows):
         print(f"and {len(rows) - len(shown)} nodes that nothing stands against")
 

@@ -120,8 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{sites.home()}/notify, readable by you alone"
         )
     taken = send(given.title, given.text)
-    told = {"taken": taken, "of": len(wanted)}
-    print(json.dumps(told) if given.json else f"{taken} of {len(wanted)} took the message")
+    outcome = {"taken": taken, "of": len(wanted)}
+    print(json.dumps(outcome) if given.json else f"{taken} of {len(wanted)} took the message")
     return 0 if taken == len(wanted) else 1
 
 

@@ -69,8 +69,8 @@ def show(run: RunFolder, *, as_json: bool) -> int:
         print(
             f"{'evaluation':<20}{each['snapshot']:,} images, attempt {each['attempt']}: {outcome}"
         )
-    for told in said:
-        print(f"{'advice':<20}at {told['images']:,} images: {told['text']}")
+    for line in said:
+        print(f"{'advice':<20}at {line['images']:,} images: {line['text']}")
     return 0
 
 

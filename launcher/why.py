@@ -49,23 +49,23 @@ def main(arguments: list[str] | None = None) -> int:
             f"--attempt {options.attempt}: run {view.id} has no such attempt; it has {known}"
         )
     found = verdict(view, options.attempt)
-    told = [each for each in events(view) if options.attempt in (None, each.attempt)]
+    chosen = [each for each in events(view) if options.attempt in (None, each.attempt)]
     end = conclude(view, found)
     for problem in view.problems:
         print(f"warning: {problem}", file=sys.stderr)
     if options.json:
         about: dict[str, Any] = {"run": view.id, "state": decide.state(view).word}
         about |= {"cause": found and asdict(found), "conclusion": asdict(end)}
-        print(json.dumps(about | {"events": [asdict(each) for each in told]}, indent=1))
+        print(json.dumps(about | {"events": [asdict(each) for each in chosen]}, indent=1))
     else:
-        print("\n".join(text(told, end, colour=sys.stdout.isatty())))
+        print("\n".join(text(chosen, end, colour=sys.stdout.isatty())))
     return 0
 
 
-def text(told: Sequence[Event], end: Conclusion, *, colour: bool = False) -> list[str]:
+def text(chosen: Sequence[Event], end: Conclusion, *, colour: bool = False) -> list[str]:
     """Returns the timeline as lines, with its conclusion at the end."""
     lines, day = [], ""
-    for each in told:
+    for each in chosen:
         date, clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.time)).split()
         if date != day:
             lines.append(date)

@@ -323,13 +323,13 @@ class Progress:
 
     def __init__(self, images: int, position: int) -> None:
         self.images, self.first, self.started = images, position, time.monotonic()
-        self.told = TOLD * position // images
+        self.printed = TOLD * position // images
 
     def at(self, position: int, test: Callable[[], float]) -> None:
         now = min(TOLD, TOLD * position // self.images)
-        if now == self.told:
+        if now == self.printed:
             return
-        self.told = now
+        self.printed = now
         left = (time.monotonic() - self.started) * max(0, self.images - position)
         left /= position - self.first
         print(

@@ -207,17 +207,17 @@ class Slurm:
         # a controller forgets jobs some minutes after their end
         users = slurm_queue.users(records)
         queue = slurm_queue.jobs(self._client(), patience_s, ended=True, users=users) or {}
-        told = [slurm_queue.ending(record, queue) for record in records]
-        if deep and (missing := [i for i, each in enumerate(told) if not settled(each)]):
+        endings = [slurm_queue.ending(record, queue) for record in records]
+        if deep and (missing := [i for i, each in enumerate(endings) if not settled(each)]):
             client = self._client()
             asked = history.by_accounting(
                 [records[i] for i in missing], client, patience_s or ANSWER_S
             )
-            told = [
+            endings = [
                 each | asked.get(record["id"], {})
-                for record, each in zip(records, told, strict=True)
+                for record, each in zip(records, endings, strict=True)
             ]
-        return [log | each for log, each in zip(logs, told, strict=True)]
+        return [log | each for log, each in zip(logs, endings, strict=True)]
 
     def waiting(self, records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
         asked = ["squeue", "--me", "--array", "--noheader", "--states=PENDING", "--format=%i|%r|%S"]
@@ -284,8 +284,8 @@ class Slurm:
         if not names:
             return []
         keys = {name: _KEYS.get(name.partition("_")[2]) for name in names}
-        told = [f"{name} ({key} does the same)" if key else name for name, key in keys.items()]
-        return [f"variables of this shell that are ignored: {', '.join(told)}"]
+        dropped = [f"{name} ({key} does the same)" if key else name for name, key in keys.items()]
+        return [f"variables of this shell that are ignored: {', '.join(dropped)}"]
 
     def ask(self, command: Sequence[str]) -> str:
         """Returns what one of Slurm's commands says; "" where it is not here, fails, or does not answer."""

@@ -170,9 +170,11 @@ def _line(axes: _Axes, series: Series) -> list[Markup]:
             form = Markup('<line class="bar {}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>')
             parts.append(form.format(series.css, px, px, axes.y(y - error), axes.y(y + error)))
         if len(at) <= MARKERS:
-            told = f"{series.name}: {y:.4g}{f' ± {error:.2g}' if error else ''} at {x:,.0f} images"
+            tooltip = (
+                f"{series.name}: {y:.4g}{f' ± {error:.2g}' if error else ''} at {x:,.0f} images"
+            )
             form = Markup(
                 '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3.5"><title>{}</title></circle>'
             )
-            parts.append(form.format(series.css, px, py, told))
+            parts.append(form.format(series.css, px, py, tooltip))
     return parts

@@ -181,10 +181,10 @@ def _variants(groups: Mapping[str, Sequence[Run]]) -> dict[str, tuple[str, ...]]
         ]
         keys = sorted({k for s in siblings for k in s} - {"seed"})
         mine = settings[group]
-        telling = [
+        differing = [
             k for k in keys if k in mine and any(s.get(k, _ABSENT) != mine[k] for s in siblings)
         ]
-        named[group] = tuple(f"{k}={mine[k]}" for k in telling)
+        named[group] = tuple(f"{k}={mine[k]}" for k in differing)
     return named
 
 

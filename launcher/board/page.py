@@ -154,15 +154,15 @@ class _Sheet:
 
 def summary(protocol: Mapping[str, Any]) -> str:
     """The protocol in one line."""
-    told = [f"{protocol.get('metric')} v{protocol.get('version')}"]
+    facts = [f"{protocol.get('metric')} v{protocol.get('version')}"]
     if "samples" in protocol:
-        told.append(f"{protocol['samples']:,} samples")
+        facts.append(f"{protocol['samples']:,} samples")
     if "sampler" in protocol:
         steps = protocol.get("steps")
-        told.append(protocol["sampler"] + (f", {steps} steps" if steps else ""))
+        facts.append(protocol["sampler"] + (f", {steps} steps" if steps else ""))
     if "g" in protocol:
-        told.append(f"guidance {protocol['g']:g}")
-    return " · ".join(told)
+        facts.append(f"guidance {protocol['g']:g}")
+    return " · ".join(facts)
 
 
 def _drawer(table: Table, row: Row) -> _Drawer:

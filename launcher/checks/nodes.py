@@ -186,5 +186,9 @@ def _names(reports: Reports) -> str:
 
 def _difference(one: Mapping[str, str], other: Mapping[str, str]) -> str:
     names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    told = [f"{name} {one.get(name, 'absent')} and {other.get(name, 'absent')}" for name in names]
-    return ", ".join(told[:SHOWN]) + (f" and {len(told) - SHOWN} more" if len(told) > SHOWN else "")
+    differing = [
+        f"{name} {one.get(name, 'absent')} and {other.get(name, 'absent')}" for name in names
+    ]
+    return ", ".join(differing[:SHOWN]) + (
+        f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+    )

@@ -150,8 +150,8 @@ def put_on(
             time.sleep(fault.after_s)
             down += [bench.nodes(run)[fault.rank]] if fault.cell == "B1" else []
             images, at = bench.images(run), time.time()
-            told = CELLS[fault.cell].inject(bench, run, fault.rank)
-            at = told if isinstance(told, float) else at
+            when = CELLS[fault.cell].inject(bench, run, fault.rank)
+            at = when if isinstance(when, float) else at
             happened("fault", images, at, cell=fault.cell, rank=fault.rank)
         # what is left of it need not be waited for
         number = _first_step(bench, run, log)
@@ -251,8 +251,8 @@ def misnamed(view: RunView, met: Sequence[Event]) -> list[str]:
         cell, said = CELLS[event.cell], verdict(view, event.attempt)
         kind, rank = (said.kind, said.rank) if said else ("", None)
         if kind not in cell.kinds or not (cell.warned or rank == str(event.rank)):
-            told = f"{said.kind}, rank {said.rank}" if said else "nothing"
-            found.append(f"{event.cell} on rank {event.rank}, attempt {event.attempt}: {told}")
+            named = f"{said.kind}, rank {said.rank}" if said else "nothing"
+            found.append(f"{event.cell} on rank {event.rank}, attempt {event.attempt}: {named}")
     return found
 
 

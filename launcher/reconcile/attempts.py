@@ -193,9 +193,9 @@ def _cause(at: AttemptView) -> Cause:
 
 def silent_ranks(at: AttemptView) -> list[str]:
     """Returns the ranks that began and left no exit record: those first of which the scheduler says more."""
-    told = {**at.ending.get("signals", {}), **at.ending.get("codes", {})}
+    reported = {**at.ending.get("signals", {}), **at.ending.get("codes", {})}
     silent = at.starts - set(at.exits) - {"unknown"}
-    return sorted(silent, key=lambda rank: (rank not in told, int(rank)))
+    return sorted(silent, key=lambda rank: (rank not in reported, int(rank)))
 
 
 def _fenced(record: Mapping[str, Any]) -> bool:
@@ -295,8 +295,8 @@ def _silent(
         kind, name = "error", f"exit code {code}"
         message = f"rank {rank} exited with code {code} and left no exit record"
     # that its connection broke tells nothing
-    if told := next((each for each in failed if not each[1].get("peer_gone")), None):
-        message += f"; rank {told[0]}: {told[1]['message']}"
+    if blamed := next((each for each in failed if not each[1].get("peer_gone")), None):
+        message += f"; rank {blamed[0]}: {blamed[1]['message']}"
     return Cause(kind=kind, message=message, rank=rank, type=name, **_place(at))
 
 

@@ -193,8 +193,8 @@ def _weigh(node: str, evidence: Sequence[Evidence], now: float) -> Exclusion | N
 
 def _in_words(evidence: Sequence[Evidence]) -> str:
     """'2 killed, 1 preflight (disk); last: ...'."""
-    told = ", ".join(f"{count} {kind}" for kind, count in counted(evidence).items())
-    return f"{told}; last: {evidence[-1].what}"
+    numbers = ", ".join(f"{count} {kind}" for kind, count in counted(evidence).items())
+    return f"{numbers}; last: {evidence[-1].what}"
 
 
 def counted(evidence: Iterable[Evidence]) -> Mapping[str, int]:

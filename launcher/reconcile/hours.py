@@ -220,20 +220,20 @@ def _rank(
         rest: Class = "start" if ended is None else "failed" if at.starts else "idle"
         return _laid(end - start, [], rest), 0.0
     pieces: list[tuple[str, float]] = [("start", began - start)]
-    told = said or beat
-    if told is None:
+    latest = said or beat
+    if latest is None:
         return _laid(end - start, pieces, "start" if ended is None else lost), 0.0
-    known = {**(beat or {}), **{name: value for name, value in told.items() if value is not None}}
+    known = {**(beat or {}), **{name: value for name, value in latest.items() if value is not None}}
     seconds: Mapping[str, float] | None = known.get("seconds")
     section = class_of(known.get("section"))
     again = _replayed(view, at, known.get("images"))
     if seconds is None:  # of a version that kept none
-        seconds = {"train" if known.get("images") else "start": told["time"] - began}
+        seconds = {"train" if known.get("images") else "start": latest["time"] - began}
     for name, spent in seconds.items():
         part = again * spent if name == "train" else 0.0
         pieces += [(name, spent - part), ("replayed", part)]
     # since its last progress
-    left = told["time"] - began - sum(seconds.values())
+    left = latest["time"] - began - sum(seconds.values())
     pieces.append((lost if failed else section, left))
     if said is not None:
         rest = "failed" if failed else "idle"

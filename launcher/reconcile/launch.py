@@ -204,8 +204,8 @@ def read_in(run: RunFolder, job_id: str) -> RunView | None:
     if view is None or at is None or at.job is None or at.job.ending:
         return view
     (ending,) = backends.endings([at.job.record])
-    told = replace(at, job=replace(at.job, ending=ending))
-    return replace(view, attempts=(*view.attempts[:-1], told))
+    known = replace(at, job=replace(at.job, ending=ending))
+    return replace(view, attempts=(*view.attempts[:-1], known))
 
 
 def take_over(

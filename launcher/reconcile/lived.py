@@ -180,8 +180,8 @@ def _over(view: RunView, changed: float, *, asked: bool) -> bool:
     # one of those that are being submitted gets its job in its own folder
     begun = all(each.job for each in view.evaluations)
     said = all(settled(at.ending) for at in view.attempts if at.job)
-    told = not asked or all(job.spans for job in jobs)
-    return (begun and said and told) or time.time() - changed > DAY_S
+    answered = not asked or all(job.spans for job in jobs)
+    return (begun and said and answered) or time.time() - changed > DAY_S
 
 
 def _jobs(view: RunView) -> list[JobView]:

@@ -80,18 +80,18 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         world=options.world,
     )
     if known is None:
-        told = {"rank": options.rank, "world": options.world, "out": None}
-        return told, f"rank {options.rank} is done; rank 0 writes {out}"
+        facts = {"rank": options.rank, "world": options.world, "out": None}
+        return facts, f"rank {options.rank} is done; rank 0 writes {out}"
     storage.publish(out, (work / "reference.npz").read_bytes(), replace=True)
     shutil.rmtree(work)
     count, floor = known.main.count, known.floor
-    told = {"out": str(out), "images": count, "protocol": options.protocol, "floor": floor}
-    told |= {"sha256": storage.sha256(str(out)), "features": net.about}
+    facts = {"out": str(out), "images": count, "protocol": options.protocol, "floor": floor}
+    facts |= {"sha256": storage.sha256(str(out)), "features": net.about}
     text = (
         f"{out}: {count:,} images under {options.protocol}; its halves are {floor:.4g} apart\n"
         f"evaluation={options.protocol} evaluation.reference={out} compares with it"
     )
-    return told, text
+    return facts, text
 
 
 def net_of(options: argparse.Namespace) -> FeatureNet:
