@@ -207,17 +207,17 @@ class Slurm:
         # a controller forgets jobs some minutes after their end
         users = slurm_queue.users(records)
         queue = slurm_queue.jobs(self._client(), patience_s, ended=True, users=users) or {}
-        endings = [slurm_queue.ending(record, queue) for record in records]
-        if deep and (missing := [i for i, each in enumerate(endings) if not settled(each)]):
+        reported = [slurm_queue.ending(record, queue) for record in records]
+        if deep and (missing := [i for i, each in enumerate(reported) if not settled(each)]):
             client = self._client()
             asked = history.by_accounting(
                 [records[i] for i in missing], client, patience_s or ANSWER_S
             )
-            endings = [
+            reported = [
                 each | asked.get(record["id"], {})
-                for record, each in zip(records, endings, strict=True)
+                for record, each in zip(records, reported, strict=True)
             ]
-        return [log | each for log, each in zip(logs, endings, strict=True)]
+        return [log | each for log, each in zip(logs, reported, strict=True)]
 
     def waiting(self, records: Sequence[Record], patience_s: float | None = None) -> list[Waiting]:
         asked = ["squeue", "--me", "--array", "--noheader", "--states=PENDING", "--format=%i|%r|%S"]
