@@ -131,5 +131,7 @@ def _points(path: Path) -> list[tuple[int, float]]:
     text = path.read_text()
     whole = text[: text.rfind("\n") + 1]  # its writer may be in the middle of the last line
     lines = [json.loads(line) for line in whole.splitlines() if line]
-    points = [(int(line["images"]), float(line["loss"])) for line in lines if "loss" in line]
+    points = [
+        (int(line["images"]), float(line["loss"])) for line in lines if line.get("loss") is not None
+    ]
     return [p for p in points if math.isfinite(p[1])]

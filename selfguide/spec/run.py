@@ -9,6 +9,7 @@ that publishes.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -219,10 +220,25 @@ class Lease:
             )
 
 
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """Returns `value` as JSON that every reader takes: numbers that are not finite become null, other objects text."""
+    return json.dumps(_finite(value), indent=indent, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
+
+
 def write_record(path: Path, record: dict[str, Any], *, replace: bool = False) -> None:
     """One small JSON file, whole or not at all; immutable unless `replace`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = json.dumps({"time": time.time(), **record}, indent=1, default=str).encode()
+    data = strict_json({"time": time.time(), **record}, indent=1).encode()
     storage.publish(str(path), data, replace=replace)
 
 

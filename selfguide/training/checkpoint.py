@@ -61,6 +61,7 @@ def save(folder: Path, state: State, rank_info: RankInfo, lease: Lease) -> None:
             "ranges": ranges,
             "origin": dict(state.origin),
             "accounts": state.audits,
+            "stability": state.stability.plain(),
             "attempt": lease.number,
         }
         lease.publish(folder, extra=extra, parts=[*parts, replicated])
@@ -173,6 +174,7 @@ def load(folder: Path, state: State, rank_info: RankInfo) -> None:
     state.origin = manifest["origin"]
     kept = manifest.get("accounts")  # checkpoints of before had none
     state.audits = None if kept is None else tuple(kept)
+    state.stability.load(manifest.get("stability"))
     held = load_file(folder / REPLICATED)
     with torch.no_grad():
         for name, buffer in engine.module.named_buffers():

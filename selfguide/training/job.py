@@ -34,10 +34,12 @@ from selfguide.training.engine.build import build_engine
 from selfguide.training.engine.layout import length
 from selfguide.training.engine.protocol import DTYPES, keep_buffers_fp32
 from selfguide.training.initialise import initialise
-from selfguide.training.loop import Training, publish_snapshot_if_due, train
+from selfguide.training.loop import publish_snapshot_if_due, train
+from selfguide.training.stability import Stability
 from selfguide.training.state import State
 from selfguide.training.teacher import Teacher
 from selfguide.training.telemetry import Telemetry
+from selfguide.training.work import Training
 from shards.errors import UserError
 from shards.format.manifest import Manifest
 from shards.read.mixing import identity, label_rates, load_alike
@@ -194,7 +196,7 @@ def build_state(
     )
     components = Components(build_components(config, histogram))
     teacher = build_teacher(config, rank_info) if components.want_teacher else None
-    state = State(engine, averages, components, teacher, origin)
+    state = State(engine, averages, components, teacher, origin, Stability(config.train))
     if teacher is not None:
         state.refresh_teacher(buffers=True)
     return state

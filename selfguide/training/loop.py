@@ -4,49 +4,24 @@ from __future__ import annotations
 
 import signal
 import time
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selfguide.data.batch import Batch, joined
-from selfguide.data.crop_flip import CropFlip, sample_crop_flip
-from selfguide.data.normaliser import Normaliser
-from selfguide.diffusion.objectives import Objective, sample_times
-from selfguide.distributed import RankInfo
+from selfguide.data.batch import joined
 from selfguide.guidance.component import Stepped
-from selfguide.randomness import normal, stream_seed
+from selfguide.randomness import stream_seed
 from selfguide.spec.accumulation import cut_batch
-from selfguide.spec.config import Config
 from selfguide.spec.rank_status import Preempted
-from selfguide.spec.run import Lease
 from selfguide.spec.schedules import due, learning_rate
 from selfguide.training import checkpoint, publish
-from selfguide.training.engine.protocol import DTYPES, Step
+from selfguide.training.engine.protocol import Step
 from selfguide.training.epochs import Epochs
-from selfguide.training.state import State
 from selfguide.training.stop import StopVote
-from selfguide.training.telemetry import Telemetry
-from shards.format.header import Header
-from shards.read.stream import Stream
-
-
-@dataclass
-class Training:
-    """All that the loop works with."""
-
-    config: Config
-    rank_info: RankInfo
-    state: State
-    stream: Stream  # this rank's micro-batches
-    objective: Objective
-    normaliser: Normaliser
-    data: dict[str, Any]  # manifest hash and header, for snapshots
-    telemetry: Telemetry
-    lease: Lease
+from selfguide.training.unstable import judge
+from selfguide.training.work import Training, prepare_batch
 
 
 def train(job: Training) -> None:
@@ -54,6 +29,7 @@ def train(job: Training) -> None:
 
     Raises:
         Preempted: a rank was asked to stop; all ranks stopped at this step and saved it.
+        Unstable: it no longer learns, and `train.unstable` is `stop`.
     """
     config, state, total = job.config, job.state, job.config.train.images
     epochs = Epochs(job.stream, state.audits, config.data.damaged)
@@ -65,7 +41,8 @@ def train(job: Training) -> None:
         epochs.settle()
         if state.images >= total or due(config.train.log_every, state.images, config.train.batch):
             measured = state.components.report(state.images, state.teaching)
-            job.telemetry.report(state.images, **measured)
+            line = job.telemetry.report(state.images, **measured)
+            judge(job, line.get("loss"))
         published = publish_what_is_due(job, epochs)
         if state.images < total and (number := vote.stop(at_once=published)):
             stop_here(job, epochs, number)
@@ -80,6 +57,7 @@ def advance(job: Training) -> None:
     state, batch = job.state, job.config.train.batch
     done = step(job)
     job.telemetry.stepped(done)
+    state.stability.stepped(done.applied)
     job.telemetry.read(job.stream.waited, job.stream.substituted)
     stepped = Stepped(done.applied, state.images + batch, batch)
     state.components.after_step(state, stepped)
@@ -98,8 +76,10 @@ def step(job: Training) -> Step:
     state, engine, components = job.state, job.state.engine, job.state.components
     together = cut_batch(job.config, job.rank_info.world).together
     done = None
+    job.arrays.clear()
     while done is None:
         arrays = [next(job.stream) for _ in range(together)]
+        job.arrays += arrays
         parts = [prepare_batch(job, each) for each in arrays]
         inputs = [components.inputs(part, state.teaching) for part in parts]
         read: list[Tensor] = []
@@ -122,33 +102,6 @@ def step(job: Training) -> Step:
                 read.append(outputs.features)
     assert done is not None
     return done
-
-
-def prepare_batch(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
-    """A micro-batch on the device: normalised images, and noise that is theirs wherever they are trained."""
-    config, device = job.config, job.rank_info.device
-    position = torch.as_tensor(arrays["position"], device=device)
-    x0 = job.normaliser.encode(torch.as_tensor(arrays["x"], device=device), config.seed, position)
-    x0, crop_flip = crop_and_flip(x0, config, job.normaliser.header, position)
-    x0 = job.state.components.augment(x0, position)
-    eps = normal(config.seed, "noise", position, tuple(x0.shape[1:]))
-    preconditioning, share = job.objective.preconditioning, job.state.images / config.train.images
-    tau = sample_times(config.path, preconditioning.path, config.seed, position, share)
-    x = preconditioning.noised(x0, eps, tau).to(DTYPES[config.engine.dtype])
-    ordinal = torch.as_tensor(arrays["ordinal"])  # on the CPU, where sidecars are looked up
-    label = torch.as_tensor(arrays["y"], device=device) if "y" in arrays else None
-    return Batch(x0, eps, tau, x, position, ordinal, label, job.state.images, crop_flip=crop_flip)
-
-
-def crop_and_flip(
-    x0: Tensor, config: Config, header: Header, position: Tensor
-) -> tuple[Tensor, CropFlip]:
-    """What is shown of whole images (B, C, H, W), and how it was placed; one of a stored pair is mirrored already."""
-    grid, data = (x0.shape[-2], x0.shape[-1]), config.data
-    window = data.shape[1:] if data.crop else None
-    flip = data.flip or header.flips
-    crop_flip = sample_crop_flip(config.seed, position, grid, flip=flip, window=window)
-    return crop_flip.images(x0, mirrored=header.flips), crop_flip
 
 
 def publish_what_is_due(job: Training, epochs: Epochs) -> bool:

@@ -18,6 +18,7 @@ from selfguide.networks.student import Student
 from selfguide.training.components import Components
 from selfguide.training.ema import Averages
 from selfguide.training.engine.protocol import Engine
+from selfguide.training.stability import Stability
 from selfguide.training.teacher import Teacher
 
 
@@ -30,6 +31,7 @@ class State:
     components: Components
     teacher: Teacher | None
     origin: Mapping[str, Any]  # of the weights, as `selfguide.training.initialise` records it
+    stability: Stability
     images: int = 0
     # audits of the epochs under way at the last checkpoint, see `training.epochs`; None where that kept none
     audits: tuple[Mapping[str, int], ...] | None = ()

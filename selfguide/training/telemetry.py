@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from selfguide.distributed import RankInfo
 from selfguide.spec.rank_status import RankStatus
-from selfguide.spec.run import RunFolder, write_record
+from selfguide.spec.run import RunFolder, strict_json, write_record
 from selfguide.training.advisor import Advisor
 from selfguide.training.engine.protocol import Step
 
@@ -95,7 +94,7 @@ class Telemetry:
         self._rates = {name: line[name] for name in _KEPT if name in line}
         if self._rank_info.rank == 0:
             with self._scalars.open("a") as file:  # one writer a file: the attempt's rank 0
-                file.write(json.dumps({"time": time.time(), **line}) + "\n")
+                file.write(strict_json({"time": time.time(), **line}) + "\n")
             self.say("train", **line)
             log.info(_sentence(line, self._total))
             self._advisor.hear(line)

@@ -40,8 +40,8 @@ from selfguide.spec.config import Config, ModelConfig, NoGuidance, TrainConfig
 from selfguide.spec.run import Lease, RunFolder, write_record
 from selfguide.training.components import Components
 from selfguide.training.job import work
-from selfguide.training.loop import Training, prepare_batch
 from selfguide.training.telemetry import Telemetry
+from selfguide.training.work import Training, prepare_batch
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.header import Header

@@ -23,7 +23,8 @@ from selfguide.spec.run import Lease, RunFolder
 from selfguide.spec.schedules import due, learning_rate
 from selfguide.training import checkpoint
 from selfguide.training.components import Components
-from selfguide.training.loop import advance, prepare_batch
+from selfguide.training.loop import advance
+from selfguide.training.work import prepare_batch
 from tests.selfguide.test_health import alone
 from tests.selfguide.test_loop import BATCH, average, begun, masters, taught
 from tests.selfguide.test_online import make, online_config

@@ -26,9 +26,10 @@ from selfguide.training.engine.deepspeed import DeepSpeedEngine
 from selfguide.training.engine.layout import Layout, length
 from selfguide.training.engine.protocol import Engine
 from selfguide.training.job import build_state
-from selfguide.training.loop import Training, advance
+from selfguide.training.loop import advance
 from selfguide.training.state import State
 from selfguide.training.telemetry import Telemetry
+from selfguide.training.work import Training
 from shards.format import manifest as manifests
 from tests.selfguide.host_reads import HostReads
 from tests.selfguide.test_online import online_config

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.objectives import build_objective
@@ -19,8 +25,11 @@ from selfguide.spec.config import TrainConfig
 from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training.job import build_state
-from selfguide.training.loop import Training, advance
+from selfguide.training.loop import advance
+from selfguide.training.stability import Stability
 from selfguide.training.telemetry import Telemetry
+from selfguide.training.unstable import Unstable, judge
+from selfguide.training.work import Training
 from shards.format.header import Header
 from tests.selfguide.host_reads import HostReads
 from tests.selfguide.test_online import online_config
@@ -151,3 +160,87 @@ def test_prototypes_do_not_begin_anew_from_a_skipped_step(tmp_path: Path) -> Non
     advance(job)
     moved = job.state.engine.layout.split(masters(job))[PROTOTYPES]
     assert moved.isfinite().all() and not torch.equal(moved, rows)
+
+
+def watched(job: Training, steps: int, **limits: Any) -> Training:
+    """`steps` steps of `job`, with a report after each; `limits` are fields of `train`."""
+    train = replace(job.config.train, **limits)
+    job.config, job.state.stability.limits = replace(job.config, train=train), train
+    for _ in range(steps):
+        advance(job)
+        judge(job, job.telemetry.report(job.state.images)["loss"])
+    return job
+
+
+def test_a_run_that_skips_most_of_its_steps_ends_as_broken_and_names_the_images(
+    tmp_path: Path,
+) -> None:
+    """Seven of eight steps, of which none is the seventh in a row."""
+    broken = tuple(BATCH * step for step in range(16) if step % 8)
+    job = begun(tmp_path, 0, broken=broken)
+    with pytest.raises(Unstable, match="ordinals 963 of the shards") as error:
+        watched(job, 16)
+    assert job.state.images == 1024, "judged by the share of all, when training ends"
+    assert "train.skipped_share=0.5" in str(error.value)
+    left = json.loads((job.lease.run.attempt(1) / "numeric-0.json").read_text())
+    (kept,) = left["micro_batches"]
+    assert kept["ordinals"] == kept["positions"] == list(range(960, 1024))
+    assert [n for n, norm in enumerate(kept["norms"]) if norm is None] == [3]
+    assert all(0 < tau < 1 for tau in kept["noise_times"])
+
+
+@pytest.mark.parametrize("policy", ["stop", "go_on"])
+def test_skipped_steps_in_a_row_break_a_run_unless_it_is_to_go_on(
+    tmp_path: Path, policy: str
+) -> None:
+    job = begun(tmp_path, 0, broken=(BATCH, 2 * BATCH, 3 * BATCH, 5 * BATCH, 6 * BATCH))
+    outcome = pytest.raises(Unstable) if policy == "stop" else contextlib.nullcontext()
+    with outcome:
+        watched(job, 8, skips=3, skipped_share=None, unstable=policy)
+    assert job.state.images == (4 if policy == "stop" else 8) * BATCH
+
+
+def test_what_breaks_in_the_network_is_named_by_its_module(tmp_path: Path) -> None:
+    job = begun(tmp_path, 0)
+    layers = [
+        n for n, m in job.state.engine.module.named_modules() if isinstance(m, torch.nn.Linear)
+    ]
+    name = next(n for n in layers if "blocks.1" in n)
+    layer = job.state.engine.module.get_submodule(name)
+    layer.register_forward_hook(lambda _, __, output: output * float("inf"))
+    with pytest.raises(Unstable, match=f"output of {re.escape(name)} is not finite"):
+        watched(job, 2, skips=2)
+
+
+def test_a_loss_that_jumps_breaks_a_run_where_it_is_asked_to(tmp_path: Path) -> None:
+    for spike in (None, 4.0):
+        stability = Stability(TrainConfig(images=64, batch=64, loss_spike=spike))
+        for loss in [1.0, 2.0, 0.5, 1.1, 1.0, 0.9, 1.0, 1.2, 1.0, 1.0, 3.9, 1.0, float("nan")]:
+            stability.stepped(torch.tensor(True))
+            assert stability.judge(loss, last=False) is None
+        stability.stepped(torch.tensor(True))
+        assert (stability.judge(4.5, last=False) is None) == (spike is None)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=400), st.integers(1, 60), st.integers(1, 9))
+def test_counts_of_skipped_steps_pass_through_checkpoints(
+    applied: list[bool], every: int, attempts: int
+) -> None:
+    """Whenever it is reported and however often it is resumed: the longest row, and the share of the last window."""
+    limits = TrainConfig(images=64, batch=64, skips=7, skipped_share=0.6)
+    one, many = Stability(limits), Stability(limits)
+    for step, done in enumerate(applied, start=1):
+        for each in (one, many):
+            each.stepped(torch.tensor(done))
+        if step % attempts == 0:
+            kept = json.loads(json.dumps(many.plain()))
+            many = Stability(limits)
+            many.load(kept)
+        if step % every == 0:
+            row = "".join("." if each else "x" for each in applied[step - every : step])
+            before = applied[: step - every]
+            while before and not before[-1]:
+                row, before = "x" + row, before[:-1]
+            verdicts = [each.judge(1.0, last=False) for each in (one, many)]
+            assert (verdicts[0] is not None and "in a row" in verdicts[0]) == ("x" * 7 in row)
+            assert verdicts[0] == verdicts[1]

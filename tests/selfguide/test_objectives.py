@@ -29,7 +29,7 @@ from selfguide.spec.config import Config, NoGuidance, PathConfig, Prediction
 from selfguide.spec.sizes import footprint
 from selfguide.spec.validate import validate
 from selfguide.training.components import Components
-from selfguide.training.loop import Training, prepare_batch
+from selfguide.training.work import Training, prepare_batch
 from shards.errors import UserError
 from shards.format.header import Header
 from tests.selfguide.test_online import online_config

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from selfguide.distributed import RankInfo, on_every_rank, on_rank_0
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training import checkpoint, resume
-from selfguide.training.loop import Training, advance
+from selfguide.training.loop import advance
+from selfguide.training.work import Training
 from shards import storage
 from shards.errors import NoRoomError, StoreError
 from tests.selfguide.test_loop import BATCH, begun

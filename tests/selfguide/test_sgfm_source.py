@@ -35,8 +35,9 @@ from selfguide.spec.run import Lease, RunFolder
 from selfguide.spec.validate import validate
 from selfguide.training import publish
 from selfguide.training.job import build_state
-from selfguide.training.loop import Training, advance, prepare_batch
+from selfguide.training.loop import advance
 from selfguide.training.telemetry import Telemetry
+from selfguide.training.work import Training, prepare_batch
 from shards import storage
 from shards.format.header import Header
 from tests.guard.runs import FIXTURES

@@ -18,7 +18,7 @@ from selfguide.spec.config import DataConfig
 from selfguide.spec.config.data import check_stored
 from selfguide.spec.identity import identity
 from selfguide.spec.validate import validate
-from selfguide.training.loop import crop_and_flip
+from selfguide.training.work import crop_and_flip
 from shards.errors import UserError
 from shards.format.header import Header
 from tests.selfguide.test_online import online_config

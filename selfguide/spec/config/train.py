@@ -54,6 +54,14 @@ class TrainConfig:
     keep_checkpoints: Annotated[int, AtLeast(1), NotIdentity()] = 2
     # where the newest checkpoint is damaged: go on from the newest that is not, or stop and ask
     resume: Annotated[Literal["newest", "strict"], NotIdentity()] = "newest"
+    # a step whose gradients are not finite is skipped; so many in a row break the run. Null allows any number
+    skips: Annotated[int | None, AtLeast(1), NotIdentity()] = 100
+    # and so does more than this share of the last 100 steps, or of all where training ends earlier
+    skipped_share: Annotated[float | None, Within(0.0, 1.0), NotIdentity()] = 0.5
+    # and so does a report's loss above so many times the median of the ten before; null allows any
+    loss_spike: Annotated[float | None, Positive(), NotIdentity()] = None
+    # what becomes of a broken run: it stops with class `numeric`, or says so in its log and goes on
+    unstable: Annotated[Literal["stop", "go_on"], NotIdentity()] = "stop"
 
 
 def check_train(train: TrainConfig, *, averaged: bool = False) -> None:

@@ -1,0 +1,123 @@
+"""Stops a run that its numbers have broken, and keeps what was not finite in its last step: image, module or loss."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfguide.data.batch import Batch
+from selfguide.diffusion.conditions import Condition
+from selfguide.diffusion.objectives import Objective
+from selfguide.distributed import any_rank_error
+from selfguide.networks.student import Student
+from selfguide.spec.run import write_record
+from selfguide.training.work import Training, prepare_batch
+
+log = logging.getLogger(__name__)
+
+# ordinals that a message names
+_NAMED = 8
+
+
+class Unstable(FloatingPointError):
+    """Training is broken by its numbers: all ranks stop at one report, and publish nothing more."""
+
+
+def judge(job: Training, loss: float | None) -> None:
+    """After a report: stops a run that its numbers have broken, before anything of it is published.
+
+    Raises:
+        Unstable: on all ranks alike; each has left what its last step read in the attempt's folder. It says what is
+            not finite on the first rank that found something.
+    """
+    config, rank, run = job.config, job.rank_info.rank, job.lease.run
+    reason = job.state.stability.judge(loss, last=job.state.images >= config.train.images)
+    if reason is None:
+        return
+    if config.train.unstable == "go_on":
+        log.warning(f"{reason}; training goes on, since train.unstable=go_on")
+        return
+    found = _last_step(job)
+    path = run.attempt(job.lease.number) / f"numeric-{rank}.json"
+    write_record(path, {"reason": reason, "rank": rank, "micro_batches": found}, replace=True)
+    told = next((each["finding"] for each in found if each["finding"]), None)
+    finding = (
+        any_rank_error(told and f"on rank {rank} {told}") or "all of its forward pass is finite"
+    )
+    raise Unstable(
+        f"{reason}. Of the last step, {finding}; {path} holds its images, noise-times and losses. Mend the "
+        "data, or submit it again with a lower train.learning_rate or with train.clip=1. To go on as it is: "
+        f"python -m launcher.resume {shlex.quote(str(run.root))} train.unstable=go_on"
+    )
+
+
+def _last_step(job: Training) -> list[dict[str, Any]]:
+    """The evidence of each micro-batch of the last step, as it was read."""
+    state = job.state
+    state.images -= job.config.train.batch
+    parts = [prepare_batch(job, arrays) for arrays in job.arrays]
+    inputs = [state.components.inputs(part, state.teaching) for part in parts]
+    state.images += job.config.train.batch
+    module = state.engine.module
+    return [
+        evidence(part, each.condition, job.objective, module)
+        for part, each in zip(parts, inputs, strict=True)
+    ]
+
+
+@torch.no_grad()
+def evidence(
+    batch: Batch, condition: Condition, objective: Objective, module: Student
+) -> dict[str, Any]:
+    """Returns what a micro-batch was, and in `finding` what in it is not finite first; None where all is.
+
+    The backbone runs once more on the same images and noise. Its weights are those of then where the step was skipped.
+    """
+    layer, prediction = _watched(module, batch, condition)
+    u = module.uncertainty(batch.tau) if module.uncertainty is not None else None
+    losses = objective.losses(prediction, batch.x0, batch.eps, batch.tau, u)
+    bad = batch.ordinal[~batch.x0.isfinite().flatten(1).all(1).cpu()].tolist()
+    finding = None
+    if bad:
+        more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
+        named = ", ".join(map(str, bad[:_NAMED]))
+        finding = f"images at the ordinals {named}{more} of the shards are not finite"
+    elif layer is not None:
+        finding = f"the output of {layer} is not finite, though the images are"
+    elif not bool(losses.isfinite().all()):
+        finding = "the loss is not finite, though the network's output is"
+    return {
+        "finding": finding,
+        "images": batch.images,
+        "ordinals": batch.ordinal.tolist(),
+        "positions": batch.position.tolist(),
+        "noise_times": batch.tau.tolist(),
+        "norms": batch.x0.flatten(1).norm(dim=1).tolist(),
+        "losses": losses.flatten(1).mean(1).tolist() if losses.dim() > 1 else losses.tolist(),
+    }
+
+
+def _watched(module: Student, batch: Batch, condition: Condition) -> tuple[str | None, Tensor]:
+    """The name of the first module whose output is not finite, None where all are, and the prediction."""
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def look(_: nn.Module, __: Any, output: Any) -> None:
+            tensors = output if isinstance(output, tuple | list) else (output,)
+            floats = (t for t in tensors if isinstance(t, Tensor) and t.is_floating_point())
+            if not found and not all(bool(t.isfinite().all()) for t in floats):
+                found.append(name)
+
+        return look
+
+    hooks = [m.register_forward_hook(watch(n)) for n, m in module.named_modules() if n]
+    try:
+        prediction = module.predict(batch.x, batch.tau, condition)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return (found[0] if found else None), prediction

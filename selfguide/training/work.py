@@ -1,0 +1,68 @@
+"""All that the loop works with, and a micro-batch made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfguide.data.batch import Batch
+from selfguide.data.crop_flip import CropFlip, sample_crop_flip
+from selfguide.data.normaliser import Normaliser
+from selfguide.diffusion.objectives import Objective, sample_times
+from selfguide.distributed import RankInfo
+from selfguide.randomness import normal
+from selfguide.spec.config import Config
+from selfguide.spec.run import Lease
+from selfguide.training.engine.protocol import DTYPES
+from selfguide.training.state import State
+from selfguide.training.telemetry import Telemetry
+from shards.format.header import Header
+from shards.read.stream import Stream
+
+
+@dataclass
+class Training:
+    """All that the loop works with."""
+
+    config: Config
+    rank_info: RankInfo
+    state: State
+    stream: Stream  # this rank's micro-batches
+    objective: Objective
+    normaliser: Normaliser
+    data: dict[str, Any]  # manifest hash and header, for snapshots
+    telemetry: Telemetry
+    lease: Lease
+    # of this rank and the last step, as they were read
+    arrays: list[dict[str, np.ndarray]] = field(default_factory=list)
+
+
+def prepare_batch(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
+    """A micro-batch on the device: normalised images, and noise that is theirs wherever they are trained."""
+    config, device = job.config, job.rank_info.device
+    position = torch.as_tensor(arrays["position"], device=device)
+    x0 = job.normaliser.encode(torch.as_tensor(arrays["x"], device=device), config.seed, position)
+    x0, crop_flip = crop_and_flip(x0, config, job.normaliser.header, position)
+    x0 = job.state.components.augment(x0, position)
+    eps = normal(config.seed, "noise", position, tuple(x0.shape[1:]))
+    preconditioning, share = job.objective.preconditioning, job.state.images / config.train.images
+    tau = sample_times(config.path, preconditioning.path, config.seed, position, share)
+    x = preconditioning.noised(x0, eps, tau).to(DTYPES[config.engine.dtype])
+    ordinal = torch.as_tensor(arrays["ordinal"])  # on the CPU, where sidecars are looked up
+    label = torch.as_tensor(arrays["y"], device=device) if "y" in arrays else None
+    return Batch(x0, eps, tau, x, position, ordinal, label, job.state.images, crop_flip=crop_flip)
+
+
+def crop_and_flip(
+    x0: Tensor, config: Config, header: Header, position: Tensor
+) -> tuple[Tensor, CropFlip]:
+    """What is shown of whole images (B, C, H, W), and how it was placed; one of a stored pair is mirrored already."""
+    grid, data = (x0.shape[-2], x0.shape[-1]), config.data
+    window = data.shape[1:] if data.crop else None
+    flip = data.flip or header.flips
+    crop_flip = sample_crop_flip(config.seed, position, grid, flip=flip, window=window)
+    return crop_flip.images(x0, mirrored=header.flips), crop_flip
