@@ -1,0 +1,101 @@
+"""`tools.same`: engines that train alike, and one whose reduction loses something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from launcher.compose import compose
+from selfguide.distributed import RankInfo
+from selfguide.spec.config import Config
+from selfguide.training.engine.torch import TorchEngine
+from shards.errors import UserError
+from tools import same
+
+# its gradient is not zero in the first step, as those behind the blocks' zero gates are
+NAME = "backbone.final.weight"
+
+
+def both(rank_info: RankInfo, variants: list[same.Variant], folder: str) -> None:
+    """Trains the variants one after the other, and the first again with a reduction that drops a tensor."""
+    for index, variant in enumerate(variants):
+        into = Path(folder) / str(index)
+        into.mkdir(exist_ok=True)
+        same.trained(rank_info, variant.config, 2, str(into))
+    (into := Path(folder) / "broken").mkdir(exist_ok=True)
+    step = TorchEngine.step
+
+    def broken(self: TorchEngine, rate: float) -> Any:
+        if dist.get_rank() == 1:
+            self.layout.split(self._gradient)[NAME].zero_()
+        return step(self, rate)
+
+    TorchEngine.step = broken  # type: ignore[method-assign]
+    try:
+        same.trained(rank_info, variants[0].config, 2, str(into))
+    finally:
+        TorchEngine.step = step  # type: ignore[method-assign]
+
+
+def config(root: Path) -> Config:
+    return compose(
+        ["experiment=digits_dit", f"data.root={root}", "cluster=local", "cluster.gpus_per_node=2", "train.batch=64",
+         "train.images=6400", "train.ema_halflife=[500]"]
+    )  # fmt: skip
+
+
+def test_engines_train_alike_and_a_reduction_that_drops_a_tensor_is_named(
+    digits: Path, tmp_path: Path, ranks: Any
+) -> None:
+    tried = [v for v in same.variants(config(digits), 2) if v.ranks == 2]
+    assert [v.exact for v in tried] == [True, True, True]
+    ranks(2, both, tried, str(tmp_path))
+    for index in (1, 2):
+        verdict = same.judge(tried[index], tmp_path / "0", tmp_path / str(index), 2, 0.0)
+        assert verdict.same, verdict
+    verdict = same.judge(tried[0], tmp_path / "0", tmp_path / "broken", 2, 0.0)
+    assert (verdict.same, verdict.step, verdict.tensor) == (False, 1, NAME)
+    assert verdict.difference > 0
+
+
+def test_numbers_agree_within_a_tolerance_and_beyond_it_do_not(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    variant = same.Variant("", None, 1, False)  # type: ignore[arg-type]
+    for folder, loss in (("a", 1.0), ("b", 1.00005), ("c", 1.01)):
+        (tmp_path / folder).mkdir()
+        save_file({"loss": torch.tensor(loss)}, tmp_path / folder / "1.numbers")
+    assert same.judge(variant, tmp_path / "a", tmp_path / "b", 1, 1e-4).same
+    found = same.judge(variant, tmp_path / "a", tmp_path / "c", 1, 1e-4)
+    assert (found.same, found.tensor) == (False, "loss")
+
+
+def test_no_steps_are_refused() -> None:
+    with pytest.raises(UserError, match="--steps=0"):
+        same.main(["experiment=digits_dit", "--steps", "0"])
+
+
+def test_variants_cut_the_batch_otherwise_where_statistics_allow_it(digits: Path) -> None:
+    from dataclasses import replace
+
+    online = config(digits)
+    plain = compose(
+        [
+            "experiment=digits_uncond",
+            f"data.root={digits}",
+            "cluster=local",
+            "cluster.gpus_per_node=2",
+        ]
+    )
+    cut = replace(plain, train=replace(plain.train, micro_batch=16))
+    assert [v.name for v in same.variants(online, 2)][-1] == "torch, 1 rank"
+    assert [v.name for v in same.variants(cut, 2)][-2:] == [
+        "torch, without accumulation",
+        "torch, 1 rank",
+    ]
+    half = replace(cut, engine=replace(cut.engine, dtype="bf16"))
+    assert not any(v.exact for v in same.variants(half, 2)[1:])

@@ -1,0 +1,273 @@
+"""Whether the engines train an experiment alike: the same steps on bare torch and under ZeRO, tensor by tensor.
+
+    python -m tools.same experiment=digits_dit
+    python -m tools.same experiment=in1k_dit data.root=/data/latents model=dit_s_2 --steps 3 --ranks 4
+
+Every engine begins from the same weights, reads the same shards and draws the same noise, on ranks of this machine's
+CPU. After each step the fp32 weights, both moments of AdamW, every average and the buffers are compared with those of
+the torch engine, and the first tensor that differs is named. In fp32 they must be equal to the bit; for this gradients
+are not clipped, since each engine takes their norm in an order of its own. In bf16, and where the batch is cut
+otherwise, all sums are taken in another order: then losses and gradient norms must agree within --tolerance. Exit code
+1 says that something differs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import shards
+from launcher.compose import compose
+from selfguide.data.normaliser import Normaliser
+from selfguide.diffusion.objectives import build_objective
+from selfguide.distributed import RankInfo
+from selfguide.networks.student import build_student
+from selfguide.spec.accumulation import cut_batch
+from selfguide.spec.config import Config
+from selfguide.spec.initial_weights import SCRATCH
+from selfguide.spec.run import Lease, RunFolder
+from selfguide.spec.validate import validate
+from selfguide.training.initialise import initialise
+from selfguide.training.job import build_state
+from selfguide.training.loop import advance
+from selfguide.training.state import State
+from selfguide.training.telemetry import Telemetry
+from selfguide.training.work import Training
+from shards import cli
+from shards.errors import UserError
+from shards.read.mixing import label_rates, load_alike
+from shards.read.options import ReadOptions
+from tools import flags
+from tools.ranks import run_ranks
+
+_COMPARED = {"bits": "all tensors, to the bit", "numbers": "losses and norms"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to take the same steps; `exact` says that it owes the reference every bit."""
+
+    name: str
+    config: Config
+    ranks: int
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a variant did beside the reference."""
+
+    name: str
+    same: bool
+    # bits: all tensors were compared; numbers: losses and gradient norms
+    compared: str
+    # the first step, from 1, and tensor that differ, None where none does, and the largest difference there
+    step: int | None = None
+    tensor: str | None = None
+    difference: float = 0.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = flags.command(
+        "tools.same",
+        __doc__,
+        (
+            "settings KEY=VALUE*",
+            str,
+            None,
+            "as for launcher.submit: experiment=... and what differs from it",
+        ),
+        ("--steps N", int, 6, "optimiser steps (6)"),
+        ("--ranks N", int, 2, "processes of this machine, without a GPU (2)"),
+        ("--tolerance X", float, 1e-4, "relative, where bits cannot be equal (1e-4)"),
+        flags.JSON,
+    )
+    options = parser.parse_args(arguments)
+    for name in ("steps", "ranks"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name}={getattr(options, name)}: take 1 or more")
+    config = compose(
+        [*options.settings, "cluster=local", f"cluster.gpus_per_node={options.ranks}", "nodes=1"]
+    )
+    validate(config)
+    found = compare(variants(config, options.ranks), options.steps, options.tolerance)
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "steps": options.steps,
+                    "ranks": options.ranks,
+                    "variants": [asdict(v) for v in found],
+                }
+            )
+        )
+    else:
+        _print(found, options.steps)
+    return 0 if all(verdict.same for verdict in found) else 1
+
+
+def variants(config: Config, ranks: int) -> list[Variant]:
+    """The torch engine on `ranks` ranks, which is the reference, and what is compared with it.
+
+    An engine owes every bit in fp32 and without clipping, for which each takes the gradient's norm in its own order.
+    """
+    config = replace(config, train=replace(config.train, clip=None))
+    whole = replace(config, train=replace(config.train, micro_batch=None))
+    found = [Variant(f"torch, {ranks} ranks", _on(config, backend="torch"), ranks, True)]
+    if ranks > 1:
+        for stage in (1, 2):
+            deepspeed = _on(config, backend="deepspeed", zero_stage=stage)
+            name = f"DeepSpeed ZeRO-{stage}, {ranks} ranks"
+            found.append(Variant(name, deepspeed, ranks, config.engine.dtype == "fp32"))
+    cut = cut_batch(config, ranks)
+    if cut.accumulation > 1 and not config.guidance.learns_online:
+        found.append(
+            Variant("torch, without accumulation", _on(whole, backend="torch"), ranks, False)
+        )
+    if ranks > 1 and not (cut.accumulation > 1 and config.guidance.learns_online):
+        found.append(Variant("torch, 1 rank", _on(whole, backend="torch"), 1, False))
+    return found
+
+
+def _on(config: Config, **engine: object) -> Config:
+    return replace(config, engine=replace(config.engine, **engine))  # type: ignore[arg-type]
+
+
+def compare(tried: Sequence[Variant], steps: int, tolerance: float) -> list[Verdict]:
+    """Trains every variant for `steps` steps and compares all but the first with the first."""
+    with tempfile.TemporaryDirectory(prefix="same-") as scratch:
+        folders = [Path(scratch) / str(index) for index in range(len(tried))]
+        pairs = list(zip(tried, folders, strict=True))
+        for variant, folder in cli.track(pairs, len(pairs), "engines"):
+            folder.mkdir()
+            # engines of their own processes: DeepSpeed changes torch in those where it starts
+            run_ranks(variant.ranks, trained, variant.config, steps, str(folder), timeout=None)
+        return [
+            judge(variant, folders[0], folder, steps, tolerance)
+            for variant, folder in zip(tried[1:], folders[1:], strict=True)
+        ]
+
+
+def trained(rank_info: RankInfo, config: Config, steps: int, folder: str) -> None:
+    """Takes `steps` steps from image 0; rank 0 leaves what every one of them made in `folder`."""
+    _, sources = load_alike(config.data.roots, config.data.shares)
+    student = build_student(config, config.seed)
+    origin = initialise(student, config, None) if config.init.source != "scratch" else SCRATCH
+    state = build_state(
+        config, rank_info, student, label_rates(sources, config.data.shares), origin
+    )
+    stream = shards.open(
+        config.data.roots,
+        global_batch=config.train.batch,
+        micro_batch=cut_batch(config, rank_info.world).micro_batch,
+        rank=rank_info.rank,
+        world=rank_info.world,
+        seed=config.seed,
+        options=ReadOptions.of(config.data, weights=config.data.shares),
+        loaded=sources,
+    )
+    run = RunFolder(Path(folder) / "run")
+    telemetry = Telemetry(run, 1, rank_info, config.train.images)
+    header = sources[0].header
+    job = Training(
+        config,
+        rank_info,
+        state,
+        stream,
+        build_objective(config.path),
+        Normaliser.of(header),
+        {},
+        telemetry,
+        Lease(run, 1),
+    )
+    try:
+        for step in range(1, steps + 1):
+            advance(job)
+            line, held = telemetry.report(state.images), tensors(state)
+            if rank_info.rank == 0:
+                told = {
+                    n: torch.tensor(v)
+                    for n, v in line.items()
+                    if n == "grad_norm" or n.endswith("loss")
+                }
+                save_file(held, Path(folder) / f"{step}.tensors")
+                save_file(told, Path(folder) / f"{step}.numbers")
+    finally:
+        stream.close()
+
+
+def tensors(state: State) -> dict[str, Tensor]:
+    """Everything that a step changes, by name, in the order of the network; all ranks call."""
+    engine, moments = state.engine, state.engine.moments()
+    held = {
+        "": engine.masters,
+        "first moment of ": moments.first,
+        "second moment of ": moments.second,
+    }
+    averages = zip(state.averages.specs, state.averages.shards, strict=True)
+    held |= {f"average {spec.key} of ": shard for spec, shard in averages}
+    found = {
+        f"{what}{name}": tensor.clone()
+        for what, shard in held.items()
+        for name, tensor in engine.layout.split(engine.gather(shard)).items()
+    }
+    return found | {f"buffer {n}": b.detach().clone() for n, b in engine.module.named_buffers()}
+
+
+def judge(variant: Variant, reference: Path, folder: Path, steps: int, tolerance: float) -> Verdict:
+    """Compares what `trained` left in two folders, step by step, until something differs."""
+    what = "bits" if variant.exact else "numbers"
+    for step in range(1, steps + 1):
+        name = f"{step}.{'tensors' if variant.exact else 'numbers'}"
+        theirs, mine = load_file(reference / name), load_file(folder / name)
+        if missing := theirs.keys() ^ mine.keys():
+            return Verdict(variant.name, False, what, step, min(missing), math.inf)
+        for key in _in_order(theirs):
+            differs = not torch.equal(theirs[key], mine[key])
+            if differs and (variant.exact or not _close(theirs[key], mine[key], tolerance)):
+                gap = (theirs[key].double() - mine[key].double()).abs().max().item()
+                return Verdict(variant.name, False, what, step, key, gap)
+    return Verdict(variant.name, True, what)
+
+
+def _in_order(held: dict[str, Tensor]) -> list[str]:
+    """Weights before what follows from them, and modules as the network has them: their numbers are numbers."""
+
+    def place(name: str) -> tuple[bool, list[tuple[int, str]]]:
+        parts = name.split(".")
+        return " " in name, [(int(p), "") if p.isdigit() else (0, p) for p in parts]
+
+    return sorted(held, key=place)
+
+
+def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    return math.isclose(float(one), float(other), rel_tol=tolerance)
+
+
+def _print(found: Sequence[Verdict], steps: int) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("", "compared", f"after {steps} steps"):
+        table.add_column(head)
+    for each in found:
+        said = "the same"
+        if not each.same:
+            said = (
+                f"step {each.step} differs by up to {each.difference:.3g}, first in\n{each.tensor}"
+            )
+        table.add_row(each.name, _COMPARED[each.compared], said)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main)
