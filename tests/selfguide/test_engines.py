@@ -22,7 +22,7 @@ from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine
-from selfguide.training.engine.deepspeed import DeepSpeedEngine
+from selfguide.training.engine.deepspeed import DeepSpeedEngine, check_version
 from selfguide.training.engine.layout import Layout, length
 from selfguide.training.engine.protocol import Engine
 from selfguide.training.job import build_state
@@ -30,6 +30,7 @@ from selfguide.training.loop import advance
 from selfguide.training.state import State
 from selfguide.training.telemetry import Telemetry
 from selfguide.training.work import Training
+from shards.errors import UserError
 from shards.format import manifest as manifests
 from tests.selfguide.host_reads import HostReads
 from tests.selfguide.test_online import online_config
@@ -424,3 +425,11 @@ def test_deepspeed_starts_without_a_compiler(tmp_path: Path) -> None:
     )
     assert "applied True" in done.stdout, done.stderr[-3000:]
     assert not (tmp_path / "extensions").exists()
+
+
+@pytest.mark.parametrize("version", ["0.18.3", "0.18.9+cu12", "0.19.3"])
+def test_a_deepspeed_with_wrong_gradients_is_refused(version: str) -> None:
+    with pytest.raises(UserError, match="issue 8224"):
+        check_version(version)
+    for fine in ("0.18.2", "0.19.4", "0.19.8", "1.0.0"):
+        check_version(fine)

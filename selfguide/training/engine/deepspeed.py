@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Sequence
 
@@ -21,6 +22,24 @@ from selfguide.networks.student import Outputs, Student
 from selfguide.spec.config import EngineConfig, TrainConfig
 from selfguide.training.engine.layout import Layout, Owned, Shard
 from selfguide.training.engine.protocol import Engine, Moments, Step, keep_buffers_fp32
+from shards.errors import UserError
+
+# DeepSpeed's issue 8224: gradients are silently wrong where a submodule is used twice in a step
+_WRONG_GRADIENTS = ((0, 18, 3), (0, 19, 3))
+
+
+def check_version(version: str) -> None:
+    """Refuses a DeepSpeed that is known to train wrongly.
+
+    Raises:
+        UserError: `version` is one of them.
+    """
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    if _WRONG_GRADIENTS[0] <= found <= _WRONG_GRADIENTS[1]:
+        raise UserError(
+            f"DeepSpeed {version} makes wrong gradients of modules that are used twice in a step (deepspeedai/DeepSpeed "
+            "issue 8224): pip install 'deepspeed>=0.19.8', or train with engine=torch"
+        )
 
 
 def _start_deepspeed(rank_info: RankInfo, timeout_s: int) -> None:
@@ -34,6 +53,7 @@ def _start_deepspeed(rank_info: RankInfo, timeout_s: int) -> None:
     )
     import deepspeed
 
+    check_version(deepspeed.__version__)
     deepspeed.utils.logger.setLevel(logging.WARNING)
     if rank_info.device.type == "cpu":
         # On CPU DeepSpeed would compile a shared-memory collective at start: 30 s, and no start at all without a
