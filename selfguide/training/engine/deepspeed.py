@@ -37,8 +37,8 @@ def check_version(version: str) -> None:
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
     if _WRONG_GRADIENTS[0] <= found <= _WRONG_GRADIENTS[1]:
         raise UserError(
-            f"DeepSpeed {version} makes wrong gradients of modules that are used twice in a step (deepspeedai/DeepSpeed "
-            "issue 8224): pip install 'deepspeed>=0.19.8', or train with engine=torch"
+            f"DeepSpeed {version} makes wrong gradients of modules that are used twice in a step (deepspeedai/DeepSpeed"
+            " issue 8224): pip install 'deepspeed>=0.19.8', or train with engine=torch"
         )
 
 
