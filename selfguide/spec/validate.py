@@ -16,6 +16,7 @@ from selfguide.spec.config.laws import check, check_read, image_counts
 from selfguide.spec.config.path import check_path
 from selfguide.spec.config.sampler import check_sampler
 from selfguide.spec.config.train import check_train
+from selfguide.spec.extras import check_extras
 from selfguide.spec.initial_weights import validate_init
 from selfguide.spec.metrics import FEATURES, LEAST_SAMPLES
 from selfguide.spec.sizes import architecture
@@ -217,11 +218,14 @@ def _check_images(config: Config) -> None:
         raise UserError(
             f"evaluation.protocol=fd_timm measures in the net of timm that you name; give {lacks}"
         )
-    if config.data.crop and not (evaluation.reference or evaluation.shards):
+    whole = evaluation.crop is None
+    if config.data.crop and whole and not (evaluation.reference or evaluation.shards):
+        edge = config.data.shape[-1]
         raise UserError(
             "data.crop=true makes a model of windows, and its score would compare them with whole images; give "
-            "evaluation.shards=ROOT of images in the model's size, or evaluation=none"
+            f"evaluation.crop={edge}, evaluation.shards=ROOT of images in the model's size, or evaluation=none"
         )
+    check_extras(config)
 
 
 def _check_mixture(config: Config) -> None:
