@@ -32,6 +32,7 @@ from selfguide.evaluation.scores import (
     moments_of,
     parts_in,
     read_reference,
+    read_unconditional,
     scores_of,
 )
 from selfguide.sampling.condition_sampler import (
@@ -359,21 +360,6 @@ def reference_of(
     wanted = evaluation.manifest or snapshot.data["manifest"]
     _check_manifest(root, wanted)
     return _made(root, wanted, evaluation, net, work)
-
-
-def read_unconditional(given: str, net: FeatureNet) -> Known:
-    """Statistics of an unconditional run's samples from a file.
-
-    Raises:
-        UserError: they are none, of another protocol, or of a run that nobody named.
-    """
-    found = read_reference(given, net)
-    if not found.main.about.get("run"):
-        raise UserError(
-            f"unconditional={given}: these statistics name no run, so that nobody could say what uFID means; make them "
-            "with `python -m tools.reference samples RUN`"
-        )
-    return found
 
 
 def _own(

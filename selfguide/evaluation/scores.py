@@ -241,6 +241,21 @@ def read_reference(given: str, net: FeatureNet) -> Known:
     return Known(main=main, spatial=spatial, features=features, sha256=storage.sha256(str(path)))
 
 
+def read_unconditional(given: str, net: FeatureNet) -> Known:
+    """Statistics of an unconditional run's samples from a file.
+
+    Raises:
+        UserError: they are none, of another protocol, or of a run that nobody named.
+    """
+    found = read_reference(given, net)
+    if not found.main.about.get("run"):
+        raise UserError(
+            f"unconditional={given}: these statistics name no run, so that nobody could say what uFID means; make them "
+            "with `python -m tools.reference samples RUN`"
+        )
+    return found
+
+
 def make_reference(
     root: str,
     net: FeatureNet,

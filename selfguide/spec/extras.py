@@ -140,8 +140,9 @@ def check_sets(evaluation: EvaluationConfig) -> None:
                 f"{'this protocol itself' if name == evaluation.protocol else 'no protocol with a net of its own'}"
                 f"{nearest(name, known)}; known: {', '.join(p for p in known if p != evaluation.protocol)}"
             )
-    least = max((evaluation.pr_k, evaluation.dc_k)) + 1
-    if evaluation.kept < least:
-        raise UserError(
-            f"evaluation.kept={evaluation.kept} real images have no {least - 1} neighbours; give {least} or more"
-        )
+    for name, k in (("precision_recall", evaluation.pr_k), ("density_coverage", evaluation.dc_k)):
+        if name in metrics and evaluation.kept <= k:
+            raise UserError(
+                f"evaluation.kept={evaluation.kept} real images have no {k} neighbours, which {name} looks at; give "
+                f"evaluation.kept={k + 1} or more"
+            )
