@@ -65,14 +65,15 @@ def evaluate(run: RunFolder, *, retry: bool) -> dict[str, Any]:
     view = read(run)
     missing = decide.unscored(view)
     watcher = view.watcher.label if view.watcher else None
-    if missing and not view.lacks and not decide.watched(view):
+    startable = decide.startable(view)
+    if startable and not decide.watched(view):
         record = act.launch_watcher(at.files, config, watch.entry)
         watcher = f"{record['kind']} job {record['id']}"
     return {
         "run": view.id,
         "snapshots": list(missing),
         "failed": sorted(set(decide.unscorable(view)) - set(missing)),
-        "watcher": watcher if missing and not view.lacks else None,
+        "watcher": watcher if startable else None,
         "waits_for": [lack.sentence for lack in view.lacks],
     }
 

@@ -68,19 +68,24 @@ def watch(root: Path, until: float = math.inf) -> None:
                     return
                 goes_on = launch.tend(view)
                 notify.tell(view, goes_on)
-                plan = decide.evaluations_wanted(view, view.config)
-                if (goes_on or not plan.done) and view.time > until:
+                plans = [
+                    (each, decide.evaluations_wanted(view, each)) for each in view.config.scored_by
+                ]
+                done = all(plan.done for _, plan in plans)
+                if (goes_on or not done) and view.time > until:
                     act.launch_watcher(view.newest.files, view.config, entry)
                     log.info("the next watcher goes on from here")
                     return
-                for images in plan.give_up:
-                    act.record_failure(view, view.config, images)
-                if plan.done and not goes_on:
+                for config, plan in plans:
+                    for images in plan.give_up:
+                        act.record_failure(view, config, images)
+                if done and not goes_on:
                     log.info("nothing left to evaluate")
                     return
-                for images in plan.start:
-                    act.start_evaluation(view, view.config, images)
-                refused = 0 if plan.start else refused
+                for config, plan in plans:
+                    for images in plan.start:
+                        act.start_evaluation(view, config, images)
+                        refused = 0
             except UserError as error:
                 refused += 1
                 log.warning(f"the cluster refused ({refused} of {REFUSALS}): {error}")

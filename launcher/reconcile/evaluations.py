@@ -10,6 +10,7 @@ from launcher.reconcile.attempts import CRASHES, training_state
 from launcher.reconcile.restart import backoff
 from launcher.reconcile.view import EvaluationView, RunView
 from selfguide.spec.config import Config
+from selfguide.spec.lacks import lacks_of
 from selfguide.spec.metrics import higher_is_better
 from selfguide.spec.records import EvaluationRecord, Protocol, label_policy, record_key
 
@@ -27,9 +28,12 @@ class Plan:
 
 
 def evaluations_wanted(view: RunView, config: Config) -> Plan:
-    """Returns what the evaluation of the run needs now, newest snapshot first.
+    """Returns what the evaluation of the run by one protocol needs now, newest snapshot first.
 
     So a backlog does not delay the score that somebody waits for, the final one.
+
+    Args:
+        config: of `scored_by`.
     """
     at = view.newest
     if at is None or evaluations_stopped(view) or config.evaluation.protocol == "none":
@@ -41,7 +45,7 @@ def evaluations_wanted(view: RunView, config: Config) -> Plan:
     lost = tuple(i for i in waiting if _hopeless(view, jobs[i], config.evaluation.attempts))
     free = max(0, config.evaluation.in_flight - len(in_flight))
     due = [i for i in waiting if i not in lost and view.time >= _not_before(view, jobs[i])]
-    if view.lacks:
+    if lacks_of(view.lacks, config.evaluation):
         # whoever sees the run once the files are there starts its watcher again
         due, waiting = [], []
     goes_on = at.successor is not None and at.successor.works
@@ -124,12 +128,22 @@ def watcher_missing(view: RunView) -> bool:
     watcher = view.watcher
     if watcher is None or watcher.state != "gone" or evaluations_stopped(view):
         return False
-    waits = not view.lacks and bool(unscored(view))
-    return waits or training_state(view) in ("queued", "running")
+    return startable(view) or training_state(view) in ("queued", "running")
+
+
+def startable(view: RunView) -> bool:
+    """Whether a snapshot waits for a score that lacks no file."""
+    if view.config is None:
+        return not view.lacks and bool(unscored(view))
+    return any(
+        unscored(view, each)
+        for each in view.config.scored_by
+        if not lacks_of(view.lacks, each.evaluation)
+    )
 
 
 def unscored(view: RunView, config: Config | None = None) -> tuple[int, ...]:
-    """Returns the images of published snapshots that have no record, done or failed, though one is wanted.
+    """Returns the images of published snapshots that a protocol has no record of, done or failed.
 
     Where the config cannot be read, any record of a snapshot counts. A failure that is to be tried again does not.
     """
@@ -138,29 +152,38 @@ def unscored(view: RunView, config: Config | None = None) -> tuple[int, ...]:
     if config is None:
         settled = {record.images for record in known}
         return tuple(images for images in view.published if images not in settled)
-    if config.evaluation.protocol == "none":
-        return ()
     # records of before have keys of their own; of these, failures have no protocol's either
     keys = {record.key for record in known}
     scores = {(record.images, record.protocol_key) for record in known}
 
-    # of most runs one, and a key is a hash over all of it
-    how: dict[str, Protocol] = {}
+    # of most runs one for each protocol, and a key is a hash over all of it
+    how: dict[tuple[int, str], Protocol] = {}
 
-    def has_outcome(images: int) -> bool:
+    def has_outcome(images: int, number: int, by: Config) -> bool:
         about = view.snapshots[images]
-        kind = f"{about['data']['manifest']} {label_policy(about['guidance'], config.evaluation.prior)}"
+        policy = label_policy(about["guidance"], by.evaluation.prior)
+        kind = (number, f"{about['data']['manifest']} {policy}")
         if kind not in how:
-            how[kind] = protocol(view, config, images)
+            how[kind] = protocol(view, by, images)
         return (images, how[kind].key) in scores or record_key(images, how[kind]) in keys
 
-    return tuple(images for images in view.published if not has_outcome(images))
+    wanted = tuple(enumerate(config.scored_by))
+    return tuple(
+        images for images in view.published if not all(has_outcome(images, *by) for by in wanted)
+    )
 
 
 def unscorable(view: RunView) -> tuple[int, ...]:
     """Returns the images of snapshots whose evaluation was given up, and that no other attempt scored."""
-    scored = {record.images for record in view.records if record.done}
-    return tuple(sorted({r.images for r in view.records if not r.done} - scored))
+    # of a run with several protocols each is one; records of before name none where they failed
+    several = view.config is not None and len(view.config.scored_by) > 1
+
+    def which(record: EvaluationRecord) -> tuple[int, str]:
+        return record.images, record.protocol_key if several else ""
+
+    scored = {which(record) for record in view.records if record.done}
+    failed = {which(record) for record in view.records if not record.done}
+    return tuple(sorted({images for images, _ in failed - scored}))
 
 
 def protocol(view: RunView, config: Config, images: int) -> Protocol:
@@ -175,8 +198,11 @@ def jobs_of(view: RunView, config: Config, images: int) -> list[EvaluationView]:
 
 
 def newest_score(view: RunView) -> EvaluationRecord | None:
-    """Returns the record of the latest snapshot that was scored."""
+    """Returns the record of the latest snapshot that was scored; of several protocols by the first."""
     done = [record for record in view.records if record.done]
+    if view.config is not None and len(view.config.scored_by) > 1:
+        first = view.config.evaluation.protocol
+        done = [record for record in done if record.metric == first] or done
     return max(done, key=lambda r: (r.images, r.time), default=None)
 
 

@@ -48,6 +48,9 @@ def validate(config: Config) -> None:
     check(config, "")
     for name in _GROUPS:
         check(getattr(config, name), name)
+    for each in config.more_evaluations:
+        check(each, "evaluation")
+        check_read(each, "evaluation")
     check_cluster(config.cluster, config.nodes)
     _check_names(config)
     _check_batch(config)
@@ -62,8 +65,9 @@ def validate(config: Config) -> None:
     config.guidance.check(config)
     _check_network(config)
     _check_sampling(config)
-    _check_evaluation(config)
-    _check_mixture(config)
+    for each in config.scored_by or (config,):
+        _check_evaluation(each)
+        _check_mixture(each)
 
 
 def _check_names(config: Config) -> None:
