@@ -73,20 +73,45 @@ def watch(root: Path, until: float = math.inf) -> None:
                     act.launch_watcher(view.newest.files, view.config, entry)
                     log.info("the next watcher goes on from here")
                     return
-                for images in plan.give_up:
-                    act.record_failure(view, view.config, images)
+                settle(view, view.config, plan)
                 if plan.done and not goes_on:
                     log.info("nothing left to evaluate")
                     return
-                for images in plan.start:
-                    act.start_evaluation(view, view.config, images)
-                refused = 0 if plan.start else refused
+                start(view, view.config, plan)
+                refused = 0 if plan.start or plan.start_points else refused
             except UserError as error:
                 refused += 1
                 log.warning(f"the cluster refused ({refused} of {REFUSALS}): {error}")
                 if refused >= REFUSALS:
                     return
             time.sleep(REFUSED_S if refused else backends.of(view.config.cluster).poll_s)
+
+
+def settle(view: RunView, config: Config, plan: decide.Plan) -> None:
+    """Writes what is known of the run's snapshots: failed and left out ones, and how they are best sampled."""
+    for images in plan.give_up:
+        act.record_failure(view, decide.point_of(view, config, images))
+    for point in plan.give_up_points:
+        act.record_failure(view, point)
+    for images in plan.skip:
+        newest = view.published[-1]
+        reason = f"the snapshot at {newest:,} images was published before this one was scored"
+        act.record_skip(
+            view,
+            decide.point_of(view, config, images),
+            f"{reason} (evaluation.snapshots={config.evaluation.snapshots})",
+        )
+    act.keep_recipe(view)
+
+
+def start(view: RunView, config: Config, plan: decide.Plan) -> list[str]:
+    """Submits what the plan starts; returns the names of the evaluations.
+
+    Raises:
+        UserError: the cluster refused one.
+    """
+    begun = [name for images in plan.start for name in act.start_evaluation(view, config, images)]
+    return begun + (act.start_points(view, config, plan.start_points) if plan.start_points else [])
 
 
 def _cancelled(view: RunView) -> bool:

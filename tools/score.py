@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from selfguide.evaluation.features.net import FeatureNet
+from selfguide.evaluation.metrics.frechet import parted
 from selfguide.evaluation.scores import (
     Known,
     fill,
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             fill(parts, lambda rows: net.rows(images.at(rows)), doing=doing)
             full = options.protocol == "fid_adm"
-            scores = scores_of(options.protocol, net, parts, known, full=full)
+            scores, _ = parted(scores_of(options.protocol, net, parts, known, full=full))
         except UserError:
             # of files that nobody scores as they are
             shutil.rmtree(work, ignore_errors=True)

@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from launcher.reconcile.attempts import CRASHES, training_state
 from launcher.reconcile.restart import backoff
 from launcher.reconcile.view import EvaluationView, RunView
+from selfguide.spec import recipe
 from selfguide.spec.config import Config
 from selfguide.spec.metrics import higher_is_better
 from selfguide.spec.records import EvaluationRecord, Protocol, label_policy, record_key
+from selfguide.spec.score_sweep import ScoreSweep
 
 # ends of a snapshot's evaluation without a word, after which it counts as one that cannot be scored
 KILLS = 5
+# seconds in which a submission that was begun has a job, or has died
+CLAIM_S = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One snapshot under the config of one point of a sweep."""
+
+    images: int
+    config: Config
+    # of its record
+    key: str
+    # of the sweep; "" where the run's own protocol is the same
+    sweep: str
+    # jobs of its sweep at once at most
+    in_flight: int | None = None
+    # name and sha256 of the nets by whose scores it was chosen among others
+    selected: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Which evaluations to start, which to give up, and whether nothing is left to do."""
+    """Which evaluations to start, which to give up or leave out, and whether nothing is left to do."""
 
     start: tuple[int, ...]
     give_up: tuple[int, ...]
     done: bool
+    # snapshots that the config's policy leaves out
+    skip: tuple[int, ...] = ()
+    # points of sweeps
+    start_points: tuple[Point, ...] = ()
+    give_up_points: tuple[Point, ...] = ()
 
 
 def evaluations_wanted(view: RunView, config: Config) -> Plan:
@@ -32,21 +58,151 @@ def evaluations_wanted(view: RunView, config: Config) -> Plan:
     So a backlog does not delay the score that somebody waits for, the final one.
     """
     at = view.newest
-    if at is None or evaluations_stopped(view) or config.evaluation.protocol == "none":
+    scores = config.evaluation.protocol != "none"
+    if at is None or evaluations_stopped(view) or not (scores or view.sweeps):
         return Plan(start=(), give_up=(), done=True)
-    scored = set(view.published) - set(unscored(view, config))
-    jobs = {images: jobs_of(view, config, images) for images in view.published}
-    in_flight = {i for i in view.published if i not in scored and any(map(_alive, jobs[i]))}
-    waiting = [i for i in reversed(view.published) if i not in scored | in_flight]
+    published = view.published if scores else ()
+    scored = set(published) - set(unscored(view, config))
+    jobs = {images: jobs_of(view, config, images) for images in published}
+    in_flight = {i for i in published if i not in scored and _in_flight(view, jobs[i])}
+    waiting = [i for i in reversed(published) if i not in scored | in_flight]
+    skip = tuple(i for i in waiting if not jobs[i] and _left_out(view, config, i))
+    waiting = [i for i in waiting if i not in skip]
     lost = tuple(i for i in waiting if _hopeless(view, jobs[i], config.evaluation.attempts))
     free = max(0, config.evaluation.in_flight - len(in_flight))
     due = [i for i in waiting if i not in lost and view.time >= _not_before(view, jobs[i])]
     if view.lacks:
         # whoever sees the run once the files are there starts its watcher again
         due, waiting = [], []
+    start = tuple(due[:free])
+    left = free - len(start) if config.cluster.one_machine else None
+    start_points, give_up_points, busy = _points_wanted(view, config, left)
     goes_on = at.successor is not None and at.successor.works
     over = view.finished or (training_state(view) == "gone" and not goes_on)
-    return Plan(start=tuple(due[:free]), give_up=lost, done=over and not waiting and not in_flight)
+    # a run without a protocol of its own has no more to wait for than its sweeps
+    done = (over or not scores) and not waiting and not in_flight and not busy
+    return Plan(
+        start=start,
+        give_up=lost,
+        done=done,
+        skip=skip,
+        start_points=start_points,
+        give_up_points=give_up_points,
+    )
+
+
+def _points_wanted(
+    view: RunView, config: Config, free: int | None
+) -> tuple[tuple[Point, ...], tuple[Point, ...], bool]:
+    """Points to start and to give up, and whether any waits or works.
+
+    Args:
+        free: evaluations that may be started on this machine; None where a cluster has room for any number.
+    """
+    if view.lacks:
+        return (), (), False
+    waiting = unscored_points(view, config)
+    jobs = {each.key: _jobs_with(view, each.key) for each in waiting}
+    working = [each for each in waiting if _in_flight(view, jobs[each.key])]
+    busy = Counter(each.sweep for each in working)
+    left = None if free is None else free - len(working)
+    start: list[Point] = []
+    lost: list[Point] = []
+    for each in waiting:
+        if each in working:
+            continue
+        tries = jobs[each.key]
+        if _hopeless(view, tries, config.evaluation.attempts):
+            lost.append(each)
+        elif (
+            (left is None or left > len(start))
+            and (each.in_flight is None or busy[each.sweep] < each.in_flight)
+            and view.time >= _not_before(view, tries)
+        ):
+            start.append(each)
+            busy[each.sweep] += 1
+    return tuple(start), tuple(lost), len(waiting) > len(lost)
+
+
+def unscored_points(view: RunView, config: Config | None = None) -> list[Point]:
+    """Returns the points of the run's sweeps that have no record, done or failed, in their order."""
+    config = config or view.config
+    if config is None or not view.sweeps:
+        return []
+    known = {each.key for each in view.records if each.done or each.time >= view.retry_asked}
+    return [each for each in points(view, config) if each.key not in known]
+
+
+def points(view: RunView, config: Config) -> list[Point]:
+    """Returns every point of the run's sweeps once, and those that confirm a choice among them."""
+    found: dict[str, Point] = {}
+    for sweep in view.sweeps:
+        if sweep.images not in view.snapshots:
+            continue
+        listed = [_point(view, config, sweep, each) for each in sweep.configs(config)]
+        for each in [*listed, *_confirming(view, config, sweep, listed)]:
+            found.setdefault(each.key, each)
+    return list(found.values())
+
+
+def point_of(view: RunView, config: Config, images: int) -> Point:
+    """Returns a published snapshot under the run's own protocol."""
+    key = record_key(images, protocol(view, config, images))
+    return Point(images=images, config=config, key=key, sweep="")
+
+
+def _point(
+    view: RunView,
+    config: Config,
+    sweep: ScoreSweep,
+    of: Config,
+    selected: tuple[Mapping[str, str], ...] = (),
+) -> Point:
+    how = protocol(view, of, sweep.images)
+    scores = config.evaluation.protocol != "none"
+    own = scores and how.key == protocol(view, config, sweep.images).key
+    return Point(
+        images=sweep.images,
+        config=of,
+        key=record_key(sweep.images, how),
+        sweep="" if own else sweep.id,
+        in_flight=sweep.in_flight,
+        selected=selected,
+    )
+
+
+def _confirming(
+    view: RunView, config: Config, sweep: ScoreSweep, listed: Sequence[Point]
+) -> Iterator[Point]:
+    """Yields the chosen point of each front once more, of more samples and other seeds: a winner's score flatters it.
+
+    Once all of the sweep's points have an outcome.
+    """
+    by_key = {each.key: each for each in listed}
+    known = [record for record in view.records if record.key in by_key]
+    if sweep.confirm is None or {record.key for record in known} != by_key.keys():
+        return
+    for front in recipe.fronts(known):
+        chosen = by_key[front.chosen].config
+        samples, seed = chosen.evaluation.samples, chosen.evaluation.seed
+        fresh = replace(chosen.evaluation, samples=sweep.confirm, seed=seed + samples)
+        of = replace(chosen, evaluation=fresh)
+        yield _point(view, config, sweep, of, (front.selected_by,))
+
+
+def _left_out(view: RunView, config: Config, images: int) -> bool:
+    """Whether the config's policy leaves a snapshot out: a newer one is published, and it is no milestone.
+
+    Not where somebody has asked since to score what was left out.
+    """
+    policy = config.evaluation
+    if policy.snapshots == "all" or images in (view.images, view.published[-1]):
+        return False
+    if any(each.images == images and each.status == "skipped" for each in view.records):
+        return False
+    before = max((other for other in view.published if other < images), default=0)
+    each = policy.milestone_images
+    return each is None or before // each == images // each
 
 
 def evaluations_stopped(view: RunView) -> bool:
@@ -55,8 +211,12 @@ def evaluations_stopped(view: RunView) -> bool:
     return at is not None and at.cancelled and view.evaluation_asked <= at.cancel_asked
 
 
-def _alive(each: EvaluationView) -> bool:
-    return each.job is not None and each.job.state != "gone"
+def _in_flight(view: RunView, jobs: Sequence[EvaluationView]) -> bool:
+    """Whether one of these jobs is at work, or is being submitted by anybody."""
+    return any(
+        view.time < each.claimed + CLAIM_S if each.job is None else each.job.state != "gone"
+        for each in jobs
+    )
 
 
 def _hopeless(view: RunView, jobs: Sequence[EvaluationView], attempts: int) -> bool:
@@ -124,7 +284,7 @@ def watcher_missing(view: RunView) -> bool:
     watcher = view.watcher
     if watcher is None or watcher.state != "gone" or evaluations_stopped(view):
         return False
-    waits = not view.lacks and bool(unscored(view))
+    waits = not view.lacks and bool(unscored(view) or unscored_points(view))
     return waits or training_state(view) in ("queued", "running")
 
 
@@ -159,8 +319,18 @@ def unscored(view: RunView, config: Config | None = None) -> tuple[int, ...]:
 
 def unscorable(view: RunView) -> tuple[int, ...]:
     """Returns the images of snapshots whose evaluation was given up, and that no other attempt scored."""
-    scored = {record.images for record in view.records if record.done}
-    return tuple(sorted({r.images for r in view.records if not r.done} - scored))
+    return _without_score(view, "failed")
+
+
+def skipped(view: RunView) -> tuple[int, ...]:
+    """Returns the images of snapshots that the config's policy left out, and that nobody scored all the same."""
+    return _without_score(view, "skipped")
+
+
+def _without_score(view: RunView, status: str) -> tuple[int, ...]:
+    own = [record for record in view.records if not record.sweep]
+    scored = {record.images for record in own if record.done}
+    return tuple(sorted({r.images for r in own if r.status == status} - scored))
 
 
 def protocol(view: RunView, config: Config, images: int) -> Protocol:
@@ -170,13 +340,16 @@ def protocol(view: RunView, config: Config, images: int) -> Protocol:
 
 def jobs_of(view: RunView, config: Config, images: int) -> list[EvaluationView]:
     """Returns the evaluation jobs of a published snapshot under the protocol of `config`, first try first."""
-    key = record_key(images, protocol(view, config, images))
+    return _jobs_with(view, record_key(images, protocol(view, config, images)))
+
+
+def _jobs_with(view: RunView, key: str) -> list[EvaluationView]:
     return sorted((e for e in view.evaluations if e.key == key), key=lambda e: e.attempt)
 
 
 def newest_score(view: RunView) -> EvaluationRecord | None:
-    """Returns the record of the latest snapshot that was scored."""
-    done = [record for record in view.records if record.done]
+    """Returns the record of the latest snapshot that was scored under the run's own protocol."""
+    done = [record for record in view.records if record.done and not record.sweep]
     return max(done, key=lambda r: (r.images, r.time), default=None)
 
 

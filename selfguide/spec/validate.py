@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from selfguide.spec.accumulation import node_counts
+from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config, OnlineGuidance, SamplerConfig
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.config.data import check_data
@@ -179,6 +180,11 @@ def _check_evaluation(config: Config) -> None:
             f"evaluation.prior={evaluation.prior} draws groups, and with these settings of "
             f"guidance.source={config.guidance.source} an image is not conditioned on one group alone; take "
             "evaluation.prior=empirical"
+        )
+    if evaluation.average >= len(averages := averages_of(config)):
+        kept = ", ".join(f"{number}: {each}" for number, each in enumerate(averages))
+        raise UserError(
+            f"evaluation.average={evaluation.average} is not one of the run's averages ({kept})"
         )
     if evaluation.protocol == "fd_digits" and config.data.shape != _DIGITS:
         raise UserError(
