@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="start what runs need now (all of them, or those named), and say only what goes wrong",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     words = [word for word in (options.run, *options.settings) if word is not None]
     for word in [word for word in words if word.startswith("runs=")]:
         words.remove(word)
