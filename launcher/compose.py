@@ -96,6 +96,9 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
     frame = f"experiment={base or options('experiment')[0]}"
     composed, values = _hydra([frame, *(text for _, text in given)]), plain(config)
     for key, _ in given:
+        if key.partition(".")[0] == "evaluation":
+            _change_evaluations(key, composed, values)
+            continue
         *parts, last = key.split(".")
         source, target = composed, values
         for part in parts:
@@ -151,6 +154,17 @@ def combinations(
         (each, tuple(text for number, text in enumerate(each) if number in swept))
         for each in itertools.product(*choices)
     ]
+
+
+def _change_evaluations(key: str, composed: dict[str, Any], values: dict[str, Any]) -> None:
+    """Puts `evaluation=` or one key of it into `values`: a choice replaces all protocols, a key is each one's."""
+    field = key.partition(".")[2]
+    if not field:
+        values["evaluation"] = composed["evaluation"]
+        values["more_evaluations"] = composed.get("more_evaluations", [])
+        return
+    for each in (values["evaluation"], *values["more_evaluations"]):
+        each[field] = composed["evaluation"][field]
 
 
 def experiments() -> dict[str, str]:
@@ -234,6 +248,8 @@ def _known(text: str) -> tuple[str, str]:
         shipped = _shipped(key)
         path = sites.of(value, shipped)
         return key, f"cluster={sites.register(path, shipped)}" if path else text
+    if key == "evaluation" and value.startswith("["):
+        return key, f"{key}=[{','.join(_protocols(value))}]"
     if key in GROUPS:
         choices = options(key)
         if value not in choices:
@@ -255,6 +271,19 @@ def _known(text: str) -> tuple[str, str]:
             raise UserError(f"{key!r} is a part, not a setting; it has: {', '.join(inside)}")
         raise UserError(f"unknown key {key!r}{_nearest_key(key, known)}")
     return key, f"++{text}"
+
+
+def _protocols(value: str) -> list[str]:
+    """The names in `[a,b]`, choices of `evaluation=`, each once."""
+    names = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+    for name in names:
+        _known(f"evaluation={name}")
+    if len(set(names)) < len(names) or not names or (len(names) > 1 and "none" in names):
+        raise UserError(
+            f"evaluation={value} names protocols that score a run, each once: give evaluation="
+            f"[{','.join(dict.fromkeys(n for n in names if n != 'none')) or 'fd_digits'}]"
+        )
+    return names
 
 
 def _current(key: str, value: str) -> tuple[str, str]:
@@ -288,6 +317,14 @@ def _nearest_key(key: str, known: list[str]) -> str:
 
 def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]:
     """The composed mapping, interpolations resolved."""
+    several = next((text for text in overrides if text.startswith("evaluation=[")), None)
+    if several is not None:
+        rest = [text for text in overrides if text != several]
+        each = [
+            _hydra([*rest, f"evaluation={name}"], frames)
+            for name in several.partition("=")[2].strip("[]").split(",")
+        ]
+        return each[0] | {"more_evaluations": [other["evaluation"] for other in each[1:]]}
     # here, because most commands of the launcher compose nothing and Hydra costs a tenth of a second
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module

@@ -104,6 +104,8 @@ def text(config: Config, lacks: Sequence[Lack] = ()) -> str:
 
 
 def _scores(config: Config) -> str:
+    if len(config.scored_by) > 1:
+        return "; ".join(map(_scores, config.scored_by))
     protocol = config.evaluation.protocol
     if protocol == "none":
         return protocol

@@ -129,7 +129,7 @@ def evaluate(run: RunFolder, *, retry: bool) -> dict[str, Any]:
         UserError: the run is evaluated by nothing, or the cluster refused the watcher.
     """
     view, config = _known(run)
-    if config.evaluation.protocol == "none" and not view.sweeps:
+    if not config.scored_by and not view.sweeps:
         raise UserError(
             f"run {view.id} was submitted with evaluation=none, so nothing says how to score it"
         )
@@ -157,7 +157,7 @@ def _known(run: RunFolder) -> tuple[RunView, Config]:
 
 def _watcher(view: RunView, config: Config) -> str | None:
     """Who starts what is missing: the run's watcher, which is started where none works; None where nothing is."""
-    if view.lacks or not (decide.unscored(view) or decide.unscored_points(view)):
+    if not decide.startable(view):
         return None
     if view.watcher and decide.watched(view):
         return view.watcher.label
@@ -232,9 +232,9 @@ def sweep(
     act.ask_for_scores(run, retry=retry)
     view = read(run)
     if not decide.watched(view):
-        plan = decide.evaluations_wanted(view, config)
-        watch.settle(view, config, plan)
-        watch.start(view, config, plan)
+        wanted = decide.all_wanted(view, config)
+        watch.settle(view, wanted)
+        watch.start(view, wanted)
         view = read(run)
     watcher = _watcher(view, config)
     return {
@@ -256,6 +256,8 @@ def _configs(view: RunView, config: Config, settings: Sequence[str], images: int
                 f"{word}: a snapshot is scored under settings of sampler and evaluation, and the others were trained"
             )
     found: dict[str, Config] = {}
+    # of several protocols the first, unless the settings name another
+    config = next(iter(config.scored_by), config)
     for words, _ in combinations(settings, several=False):
         of = changed(replace(config, sampler=_plain(config.sampler, words)), words)
         if of.evaluation.protocol == "none":
@@ -264,7 +266,7 @@ def _configs(view: RunView, config: Config, settings: Sequence[str], images: int
             )
         validate(of)
         missing = lacks(of, _encoder(view, images))
-        if missing and of.evaluation.protocol != config.evaluation.protocol:
+        if missing and not view.lacks:
             raise UserError(missing[0].sentence)
         # what a sampler does not read makes no other point
         found.setdefault(decide.protocol(view, of, images).key, of)
@@ -391,13 +393,13 @@ def _look(view: RunView) -> dict[str, Any] | None:
             if not decide.unscored(view) or not view.problems:
                 return None
             raise UserError(view.problems[0])
-        plan = decide.evaluations_wanted(view, view.config)
+        wanted = decide.all_wanted(view, view.config)
         act.keep_endings(view)
-        watch.settle(view, view.config, plan)
+        watch.settle(view, wanted)
         found |= {
-            "started": watch.start(view, view.config, plan),
-            "failed": [*plan.give_up, *(point.key for point in plan.give_up_points)],
-            "skipped": list(plan.skip),
+            "started": watch.start(view, wanted),
+            "failed": [point.key for point in wanted.give_up],
+            "skipped": [point.key for point in wanted.skip],
             "waits_for": [lack.sentence for lack in view.lacks],
         }
     except (UserError, OSError) as error:

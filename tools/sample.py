@@ -28,7 +28,6 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.evaluation.grid import write_grid
 from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import (
-    Prior,
     TrainingImages,
     condition_sampler,
     conditions_each_patch,
@@ -357,7 +356,7 @@ def _parser() -> argparse.ArgumentParser:
     dtypes = "of the network; the sampler's state is fp32 (fp32)"
     flags.add(
         parser,
-        ("--prior", get_args(Prior), None, prior),
+        ("--prior", ("empirical", "uniform"), None, prior),
         ("--count N", int, 64, "number of images (64)"),
         ("--chain", bool, False, chain),
         ("--columns N", int, 8, "columns of the grid (8)"),

@@ -89,10 +89,10 @@ def start_evaluation(view: RunView, config: Config, images: int) -> list[str]:
     Raises:
         UserError: the cluster refused it. The try does not count.
     """
-    return _start(view, config, [decide.point_of(view, config, images)])
+    return _start(view, [decide.point_of(view, config, images)])
 
 
-def start_points(view: RunView, config: Config, points: Sequence[decide.Point]) -> list[str]:
+def start_points(view: RunView, points: Sequence[decide.Point]) -> list[str]:
     """Submits one more evaluation job of each of these points of sweeps, as one array; returns their names.
 
     Raises:
@@ -103,17 +103,17 @@ def start_points(view: RunView, config: Config, points: Sequence[decide.Point]) 
     for each in points:
         evaluation = each.config.evaluation
         shapes.setdefault((evaluation.protocol, evaluation.ranks), []).append(each)
-    return [name for alike in shapes.values() for name in _start(view, config, alike)]
+    return [name for alike in shapes.values() for name in _start(view, alike)]
 
 
-def _start(view: RunView, config: Config, points: Sequence[decide.Point]) -> list[str]:
-    """Submits a job for each point that nobody else is submitting; `config` is the run's."""
+def _start(view: RunView, points: Sequence[decide.Point]) -> list[str]:
+    """Submits a job for each point that nobody else is submitting; they need the same resources."""
     assert view.newest is not None
-    run, at = view.folder, view.newest.files
+    run, at, config = view.folder, view.newest.files, points[0].config
     requests = [request for each in points if (request := _claim(view, each)) is not None]
     if not requests:
         return []
-    shape = jobs.evaluation(points[0].config, at, run.root.name, requests[0])
+    shape = jobs.evaluation(config, at, run.root.name, requests[0])
     shape = replace(shape, exclude=nodes.names(nodes.barred(run, config)), code=_current_code(at))
     try:
         backend = backends.of(config.cluster)

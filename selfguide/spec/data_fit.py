@@ -57,12 +57,8 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
         raise UserError(
             f"guidance=labels, and the shards in {data.root} have no labels; take guidance=online"
         )
-    if config.evaluation.protocol == "fd_digits" and header.kind == "latent":
-        raise UserError(
-            f"evaluation.protocol=fd_digits compares images, and the shards in {data.root} hold latents of "
-            f"{header.encoder}; set evaluation=none"
-        )
-    _check_scored(config, header)
+    for each in config.scored_by:
+        _check_scored(each, header)
     _check_first_weights(config, header)
     if data.cache is not None and storage.is_remote(data.root):
         _check_cache(config, data.cache, manifests)
@@ -71,6 +67,11 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
 def _check_scored(config: Config, header: Header) -> None:
     """Samples of latents are compared as images, which latents are not."""
     evaluation = config.evaluation
+    if evaluation.protocol == "fd_digits" and header.kind == "latent":
+        raise UserError(
+            f"evaluation.protocol=fd_digits compares images, and the shards in {config.data.root} hold latents of "
+            f"{header.encoder}; set evaluation=none"
+        )
     if evaluation.protocol not in FEATURES or not FEATURES[evaluation.protocol].of_images:
         return
     if header.kind == "latent" and not (evaluation.reference or evaluation.shards):

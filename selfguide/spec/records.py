@@ -20,6 +20,7 @@ from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.config.path import read_by_sampling
 from selfguide.spec.config.sampler import protocol_settings
 from selfguide.spec.contamination import NetUse, contaminations
+from selfguide.spec.extras import extras
 from selfguide.spec.identity import digest
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.run import RunFolder, image_folder, write_record
@@ -64,6 +65,13 @@ class Protocol:
     net: str | None = None
     # of the autoencoder that makes images of latents
     decoder_sha256: str | None = None
+    # of the reference's shards: the first so many images, and the window that is cut out of each
+    reference_count: int | None = None
+    crop: str | None = None
+    # of so many samples each
+    sets: int | None = None
+    # what is measured beside, with its settings
+    extras: dict[str, Any] | None = None
 
     @staticmethod
     def of(config: Config, snapshot: Mapping[str, Any]) -> Protocol:
@@ -93,12 +101,18 @@ class Protocol:
             normalisation=features.normalisation or None,
             net=evaluation.net,
             decoder_sha256=header.get("encoder_sha256") if features.of_images else None,
+            reference_count=evaluation.reference_count,
+            crop=crop_rule(evaluation),
+            sets=evaluation.sets if evaluation.sets > 1 else None,
+            extras=(extras(evaluation) or None) if features.of_images else None,
         )
 
     def plain(self) -> dict[str, Any]:
         """As a record holds it: what only protocols of images have is left out of others."""
         values = asdict(self)
-        for later in ("normalisation", "net", "decoder_sha256"):
+        for later in (
+            "normalisation", "net", "decoder_sha256", "reference_count", "crop", "sets", "extras",
+        ):  # fmt: skip
             if values[later] is None:
                 del values[later]
         return values
@@ -124,6 +138,14 @@ def _reference(evaluation: EvaluationConfig, data: Mapping[str, Any]) -> str:
     return evaluation.manifest or data["manifest"]
 
 
+def crop_rule(evaluation: EvaluationConfig) -> str | None:
+    """How windows are cut out of the reference's images, in words; None where images are whole."""
+    if evaluation.crop is None:
+        return None
+    seed = f", seed {evaluation.crop_seed}" if evaluation.crop_rule == "random" else ""
+    return f"{evaluation.crop_rule}, {evaluation.crop} by {evaluation.crop}{seed}"
+
+
 def from_training_rows(guidance: Mapping[str, Any]) -> bool:
     """Whether conditions are those of training images, rather than one group: layouts, features, several groups.
 
@@ -137,6 +159,10 @@ def label_policy(guidance: Mapping[str, Any], prior: str) -> str:
     """How conditions are drawn, in words: scores under different policies are different scores."""
     if from_training_rows(guidance):
         return "training rows"
+    if prior == "quota":
+        # of labels that is a use of them, which such a snapshot says of itself
+        what = "human class" if guidance.get("source") == "labels" else "group"
+        return f"equally many of each {what}"
     return "empirical p(k)" if prior == "empirical" else "uniform over groups"
 
 

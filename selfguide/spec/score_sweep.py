@@ -86,6 +86,7 @@ class ScoreSweep:
                 config,
                 sampler=build(SamplerConfig, dict(point["sampler"]), "sampler"),
                 evaluation=build(EvaluationConfig, dict(point["evaluation"]), "evaluation"),
+                more_evaluations=(),
             )
 
 

@@ -17,6 +17,7 @@ from selfguide.spec.config.laws import check, check_read, image_counts
 from selfguide.spec.config.path import check_path
 from selfguide.spec.config.sampler import check_sampler
 from selfguide.spec.config.train import check_train
+from selfguide.spec.extras import check_extras
 from selfguide.spec.initial_weights import validate_init
 from selfguide.spec.metrics import FEATURES, LEAST_SAMPLES
 from selfguide.spec.sizes import architecture
@@ -48,6 +49,9 @@ def validate(config: Config) -> None:
     check(config, "")
     for name in _GROUPS:
         check(getattr(config, name), name)
+    for each in config.more_evaluations:
+        check(each, "evaluation")
+        check_read(each, "evaluation")
     check_cluster(config.cluster, config.nodes)
     _check_names(config)
     _check_batch(config)
@@ -62,8 +66,9 @@ def validate(config: Config) -> None:
     config.guidance.check(config)
     _check_network(config)
     _check_sampling(config)
-    _check_evaluation(config)
-    _check_mixture(config)
+    for each in config.scored_by or (config,):
+        _check_evaluation(each)
+        _check_mixture(each)
 
 
 def _check_names(config: Config) -> None:
@@ -223,11 +228,14 @@ def _check_images(config: Config) -> None:
         raise UserError(
             f"evaluation.protocol=fd_timm measures in the net of timm that you name; give {lacks}"
         )
-    if config.data.crop and not (evaluation.reference or evaluation.shards):
+    whole = evaluation.crop is None
+    if config.data.crop and whole and not (evaluation.reference or evaluation.shards):
+        edge = config.data.shape[-1]
         raise UserError(
             "data.crop=true makes a model of windows, and its score would compare them with whole images; give "
-            "evaluation.shards=ROOT of images in the model's size, or evaluation=none"
+            f"evaluation.crop={edge}, evaluation.shards=ROOT of images in the model's size, or evaluation=none"
         )
+    check_extras(config)
 
 
 def _check_mixture(config: Config) -> None:

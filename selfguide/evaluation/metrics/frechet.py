@@ -6,6 +6,7 @@ Heusel et al. 2017, equation 6. The square root's trace comes from eigenvalues o
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,8 +112,8 @@ class FrechetScore:
 def parted(scores: Mapping[str, float]) -> tuple[dict[str, float], tuple[float, ...]]:
     """Scores, and what `FrechetScore.blocks` put among them."""
     plain = {name: value for name, value in scores.items() if not name.startswith(_WITHOUT)}
-    blocks = range(len(scores) - len(plain))
-    return plain, tuple(scores[f"{_WITHOUT}{block}"] for block in blocks)
+    names = (f"{_WITHOUT}{block}" for block in itertools.count())
+    return plain, tuple(scores[name] for name in itertools.takewhile(scores.__contains__, names))
 
 
 def frechet(reference: Reference, moments: Moments) -> FrechetScore:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from selfguide.spec.config.laws import AtLeast, ReadWith
+from selfguide.spec.config.laws import AtLeast, ReadWith, Share
 
 _IMAGES = (
     "protocol=fd_effnet", "protocol=fid_adm", "protocol=fid_clean", "protocol=fdd", "protocol=fd_timm"
 )  # fmt: skip
+# what is measured beside a protocol's own score; `selfguide.spec.extras` has the settings of each
+Extra = Literal[
+    "inception_score", "precision_recall", "kid", "density_coverage", "near_copies", "ood_auroc", "fdr", "ufid",
+    "cluster_fd", "agreement", "drift",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +31,8 @@ class EvaluationConfig:
     # which of the averages that the run keeps, the first being the main one
     average: Annotated[int, AtLeast(0)] = 0
     # how often groups are drawn: as in training, or evenly, C-EDM's control
-    prior: Literal["empirical", "uniform"] = "empirical"
+    # or exactly equally often (quota)
+    prior: Literal["empirical", "uniform", "quota"] = "empirical"
     in_flight: Annotated[int, AtLeast(1)] = 1
     # newest: a snapshot whose evaluation has not begun when the next one is published is skipped, but for the run's
     # last one and the first after each `milestone_images`
@@ -50,3 +56,47 @@ class EvaluationConfig:
     require: Annotated[bool, ReadWith(*_IMAGES)] = False
     # of a job, each on a GPU where the cluster is asked for GPUs
     ranks: Annotated[int, AtLeast(1), ReadWith(*_IMAGES)] = 1
+    # sets of so many samples, each of seeds of its own; scores are their mean, beside the standard deviation
+    sets: Annotated[int, AtLeast(1), ReadWith(*_IMAGES)] = 1
+    # the first images alone of the shards that samples are compared with, which are as random as any others
+    reference_count: Annotated[int | None, AtLeast(2), ReadWith(*_IMAGES)] = None
+    # edge of the window that is cut out of each of these, in the middle or by a seed
+    crop: Annotated[int | None, AtLeast(1), ReadWith(*_IMAGES)] = None
+    crop_rule: Annotated[Literal["centre", "random"], ReadWith("crop=EDGE")] = "centre"
+    crop_seed: Annotated[int, AtLeast(0), ReadWith("crop_rule=random")] = 0
+    metrics: Annotated[tuple[Extra, ...], ReadWith(*_IMAGES)] = ()
+    # of real images, whose features are kept for metrics that need more than their mean and covariance: as many as
+    # ADM's references hold (Dhariwal and Nichol 2021)
+    kept: Annotated[int, AtLeast(2), ReadWith(*_IMAGES)] = 10_000
+    # 10 splits of the images, shuffled by torch-fidelity's seed; null keeps their order, as ADM's evaluator does
+    is_splits: Annotated[
+        int, AtLeast(1), ReadWith("metrics=inception_score", "protocol=fid_adm")
+    ] = 10
+    is_seed: Annotated[
+        int | None, AtLeast(0), ReadWith("metrics=inception_score", "protocol=fid_adm")
+    ] = 2020
+    # ADM's: 3rd neighbours, of 10,000 real and 50,000 made images at most, and a ball holds its surface
+    pr_k: Annotated[int, AtLeast(1), ReadWith("metrics=precision_recall", "protocol=fid_adm")] = 3
+    pr_sizes: Annotated[
+        tuple[int, int], AtLeast(2), ReadWith("metrics=precision_recall", "protocol=fid_adm")
+    ] = (10_000, 50_000)
+    pr_strict: Annotated[bool, ReadWith("metrics=precision_recall", "protocol=fid_adm")] = False
+    # as torch-fidelity draws them
+    kid_subsets: Annotated[int, AtLeast(1), ReadWith("metrics=kid")] = 100
+    kid_size: Annotated[int, AtLeast(2), ReadWith("metrics=kid")] = 1000
+    kid_seed: Annotated[int, AtLeast(0), ReadWith("metrics=kid")] = 2020
+    # Naeem et al. 2020
+    dc_k: Annotated[int, AtLeast(1), ReadWith("metrics=density_coverage")] = 5
+    # of real images, which are as near to another one as what counts as a copy
+    copies_quantile: Annotated[float, Share(), ReadWith("metrics=near_copies")] = 0.01
+    # images that a cluster needs in both sets to count
+    cluster_least: Annotated[int, AtLeast(2), ReadWith("metrics=cluster_fd")] = 2
+    # protocols in whose nets the ratio is taken, beside this one's own
+    fdr_protocols: Annotated[tuple[str, ...], ReadWith("metrics=fdr")] = ()
+    # images that nobody trained on, as shards, and the hash of their manifest, which the submission fills in
+    test: Annotated[str | None, ReadWith("metrics=ood_auroc", "metrics=fdr")] = None
+    test_manifest: Annotated[str | None, ReadWith("test=ROOT")] = None
+    # statistics of an unconditional run's samples, which `tools.reference samples` makes
+    unconditional: Annotated[str | None, ReadWith("metrics=ufid")] = None
+    # sizes of blocks in which the first samples are drawn again
+    drift_blocks: Annotated[tuple[int, ...], AtLeast(1), ReadWith("metrics=drift")] = (1, 7)
