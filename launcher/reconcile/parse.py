@@ -12,6 +12,7 @@ from selfguide.spec.files import read_config
 from selfguide.spec.records import EvaluationRecord, read_record_file
 from selfguide.spec.run import names_in
 from selfguide.spec.score_sweep import ScoreSweep
+from selfguide.spec.selections import Selection, read_selection
 from shards import storage
 from shards.errors import DamagedError
 
@@ -45,6 +46,11 @@ def record(path: str) -> EvaluationRecord:
 def sweep(path: str) -> ScoreSweep:
     """A sweep over how a snapshot is sampled."""
     return ScoreSweep.of(json_object(path))
+
+
+def selection(path: str) -> Selection:
+    """That a run was chosen among others."""
+    return read_selection(Path(path))
 
 
 def config(path: str) -> Config:

@@ -25,6 +25,7 @@ from selfguide.spec.lacks import lacks
 from selfguide.spec.records import PART, PARTS, EvaluationRecord
 from selfguide.spec.run import RunFolder, image_folder, names_in
 from selfguide.spec.score_sweep import SWEEPS, ScoreSweep, sweeps_folder
+from selfguide.spec.selections import selection_files, with_selections
 from shards import storage
 from shards.errors import DamagedError, UserError
 
@@ -415,6 +416,10 @@ class _Reader:
     def _records(self) -> tuple[EvaluationRecord, ...]:
         found = [self._try(f"{self.run.evals}/{name}", parse.record) for name in self.records]
         known = [record for record in found if record is not None]
+        chosen = [self._try(path, parse.selection) for path in selection_files(self.run)]
+        if chosen:
+            those = [each for each in chosen if each is not None]
+            known = [with_selections(record, those) for record in known]
         return tuple(sorted(known, key=lambda r: (r.images, r.key, r.attempt)))
 
     def _sweeps(self) -> tuple[ScoreSweep, ...]:

@@ -7,7 +7,9 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ from selfguide.spec.metrics import FEATURES
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.records import EvaluationRecord, Protocol, grid_path, parts_path, scored
 from selfguide.spec.run import RunFolder
+from selfguide.spec.selections import nets_that_selected
 from shards.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -102,7 +105,7 @@ def main(
         scores=scores,
         nfe=nfe,
         label_free=snapshot.guidance["label_free"],
-        nets=uses(snapshot.guidance, snapshot.origin, wanted.get("selected", ())) or None,
+        nets=uses(snapshot.guidance, snapshot.origin, _selected(run, wanted)) or None,
         snapshot_sha256=snapshot.sha256,
         files=files,
         left_out=left_out,
@@ -116,6 +119,11 @@ def main(
     if work is not None:
         remove(work)
     log.info(json.dumps(scores))
+
+
+def _selected(run: RunFolder, wanted: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    """Nets by whose scores the snapshot was chosen: as the request says, and as the run does."""
+    return [*wanted.get("selected", ()), *nets_that_selected(run, wanted["images"])]
 
 
 def fd_digits(
