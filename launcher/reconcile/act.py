@@ -139,7 +139,8 @@ def _claim(view: RunView, point: decide.Point) -> Path | None:
     """Writes the request of a point's next try; None where somebody else has done so."""
     run = view.folder
     tries = [each.attempt for each in view.evaluations if each.key == point.key]
-    attempt = 1 + max(tries, default=0)
+    # one that was skipped has a record without a try
+    attempt = max(1 + max(tries, default=0), _next_record(view, point))
     folder = evaluations(run) / f"{point.key}.{attempt}"
     about: dict[str, Any] = {"run": str(run.root), "images": point.images}
     about |= {"key": point.key, "attempt": attempt}
