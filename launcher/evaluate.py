@@ -189,6 +189,8 @@ def _sweep(run: RunFolder, settings: Sequence[str], options: Namespace) -> int:
     )
     for point in done["points"]:
         score = "" if point["score"] is None else f"{point['metric']} {point['score']:.4g}"
+        if point["confirms"]:
+            point["label"] += f", chosen: {point['samples']:,} samples from seed {point['seed']}"
         print(f"  {point['state']:<10} {score:<18} {point['message'] or point['label']}")
     for sentence in done["waits_for"]:
         print(f"waiting: {sentence}")
