@@ -113,7 +113,8 @@ def _start(view: RunView, points: Sequence[decide.Point]) -> list[str]:
     requests = [request for each in points if (request := _claim(view, each)) is not None]
     if not requests:
         return []
-    shape = jobs.evaluation(config, at, run.root.name, requests[0])
+    idle = decide.training_state(view) == "gone"
+    shape = jobs.evaluation(config, at, run.root.name, requests[0], idle=idle)
     shape = replace(shape, exclude=nodes.names(nodes.barred(run, config)), code=_current_code(at))
     try:
         backend = backends.of(config.cluster)

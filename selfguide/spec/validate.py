@@ -213,6 +213,12 @@ def _check_images(config: Config) -> None:
             f"evaluation.samples={evaluation.samples}: the standard error leaves out a tenth of the samples at a time, "
             f"so take {LEAST_SAMPLES} or more"
         )
+    cluster = config.cluster
+    if evaluation.ranks > cluster.gpus_per_node and cluster.promises_gpus:
+        raise UserError(
+            f"evaluation.ranks={evaluation.ranks}: the ranks of an evaluation are on one node, which has "
+            f"cluster.gpus_per_node={cluster.gpus_per_node}; take that many or fewer"
+        )
     if evaluation.reference and evaluation.shards:
         raise UserError(
             f"evaluation.reference={evaluation.reference} and evaluation.shards={evaluation.shards}: samples are "
