@@ -215,8 +215,9 @@ def _confirming(
         return
     for front in recipe.fronts(known):
         chosen = by_key[front.chosen].config
-        samples, seed = chosen.evaluation.samples, chosen.evaluation.seed
-        fresh = replace(chosen.evaluation, samples=sweep.confirm, seed=seed + samples)
+        used = chosen.evaluation
+        first = used.seed + used.sets * used.samples
+        fresh = replace(used, samples=sweep.confirm, seed=first)
         of = replace(chosen, evaluation=fresh)
         yield _point(view, config, sweep, of, (front.selected_by,))
 
