@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import itertools
 import logging
 import re
 import types
@@ -43,6 +44,8 @@ GROUPS = (
 
 # keys below which any name may stand
 _MAPPINGS = ("cluster.environment.", "cluster.sbatch.")
+# keys of which one sweep has one value
+_ONE = ("runs", "follow", "dry_run", "cluster", "cluster.kind")
 
 
 # what Hydra composes for a choice of groups, without single keys
@@ -103,6 +106,54 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
         target[last] = source[last]
     _belongs(given, values)
     return build(Config, values)
+
+
+def combinations(
+    overrides: Sequence[str], *, several: bool = True
+) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Returns each run's settings, and of these the ones that are swept, by Hydra's own grammar.
+
+    Several keys with lists mean their product, the last one changing fastest.
+
+    Args:
+        several: refuses settings of which none has several values.
+
+    Raises:
+        UserError: no key has several values, or one's values cannot be listed.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+    from hydra.errors import HydraException
+
+    parser, choices, swept = OverridesParser.create(), [], set()
+    for text in overrides:
+        key = text.partition("=")[0]
+        try:
+            parsed = parser.parse_override(text)
+        except HydraException as error:
+            raise UserError(f"cannot read {text!r}: {str(error).splitlines()[0]}") from error
+        if not parsed.is_sweep_override():
+            choices.append([text])
+            continue
+        if key in _ONE:
+            raise UserError(f"{text}: a sweep has one {key}; submit one sweep for each")
+        values = parsed.value()
+        if isinstance(values, Glob):
+            listed = values.filter(options(key))
+        elif parsed.is_discrete_sweep():
+            listed = list(parsed.sweep_string_iterator())
+        else:
+            raise UserError(
+                f"{text}: only values that can be listed make runs; name them: {key}=A,B"
+            )
+        swept.add(len(choices))
+        choices.append([f"{key}={value}" for value in listed])
+    if several and not swept:
+        raise UserError("-m without several values: write KEY=A,B or KEY=range(0,3), or drop -m")
+    return [
+        (each, tuple(text for number, text in enumerate(each) if number in swept))
+        for each in itertools.product(*choices)
+    ]
 
 
 def _change_evaluations(key: str, composed: dict[str, Any], values: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ import yaml
 from selfguide.discovery.resumable import Rows
 from selfguide.evaluation.beside import Beside
 from selfguide.evaluation.features.net import FeatureNet, load_feature_net
+from selfguide.evaluation.metrics.frechet import parted
 from selfguide.evaluation.scores import (
     NEIGHBOURS,
     Crop,
@@ -111,14 +112,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             if "fdr" in evaluation.metrics:
                 beside = _with_ratios(beside, parts, nets, evaluation, known)
-            scores = scores_of(
-                options.protocol,
-                net,
-                parts,
-                known,
-                full=options.protocol == "fid_adm",
-                evaluation=evaluation,
-                beside=beside,
+            scores, _ = parted(
+                scores_of(
+                    options.protocol,
+                    net,
+                    parts,
+                    known,
+                    full=options.protocol == "fid_adm",
+                    evaluation=evaluation,
+                    beside=beside,
+                )
             )
         except UserError as error:
             # of files that nobody scores as they are

@@ -24,6 +24,7 @@ from selfguide.spec.config import Config
 from selfguide.spec.lacks import lacks
 from selfguide.spec.records import PART, PARTS, EvaluationRecord
 from selfguide.spec.run import RunFolder, image_folder, names_in
+from selfguide.spec.score_sweep import SWEEPS, ScoreSweep, sweeps_folder
 from selfguide.spec.selections import selection_files, with_selections
 from shards import storage
 from shards.errors import DamagedError, UserError
@@ -197,7 +198,9 @@ class _Reader:
         self.watcher = next(
             filter(Path.exists, (Attempt(run.attempt(n)).watcher for n in reversed(numbers))), None
         )
-        names = [name for name in names_in(run.evals) if name.startswith("img-")]
+        there = names_in(run.evals)
+        names = [name for name in there if name.startswith("img-")]
+        self.sweeps = sorted(names_in(sweeps_folder(run))) if SWEEPS in there else []
         self.records = sorted(name for name in names if name.endswith(".json"))
         self.settled = {name[: -len(".json")] for name in self.records}
         root = evaluations(run)
@@ -277,6 +280,7 @@ class _Reader:
             published_at=self._times(self.run.snapshots),
             evaluations=tuple(self._evaluation(folder) for folder in self.evaluations),
             records=self._records(),
+            sweeps=self._sweeps(),
             evaluation_asked=float(asked.get("time", 0.0)),
             retry_asked=float(asked.get("retry", 0.0)),
             lacks=lacks(config, _encoder(snapshots)) if config and snapshots else (),
@@ -355,15 +359,17 @@ class _Reader:
 
     def _evaluation(self, folder: Path) -> EvaluationView:
         key, _, attempt = folder.name.rpartition(".")
+        job = self.known.get(folder / "job.json")
         return EvaluationView(
             folder=folder,
             key=key,
             images=int(key.split("-")[1]),
             attempt=int(attempt),
-            job=self.known.get(folder / "job.json"),
+            job=job,
             begin=self.once(f"{folder}/start-0.json"),
             exit=self.once(f"{folder}/exit-0.json"),
             advanced=self._advanced(folder, key),
+            claimed=0.0 if job else parse.changed(folder / "request.json"),
         )
 
     def _advanced(self, folder: Path, key: str) -> bool:
@@ -415,6 +421,11 @@ class _Reader:
             those = [each for each in chosen if each is not None]
             known = [with_selections(record, those) for record in known]
         return tuple(sorted(known, key=lambda r: (r.images, r.key, r.attempt)))
+
+    def _sweeps(self) -> tuple[ScoreSweep, ...]:
+        names = [name for name in self.sweeps if name.endswith(".json")]
+        found = [self._try(f"{sweeps_folder(self.run)}/{name}", parse.sweep) for name in names]
+        return tuple(sweep for sweep in found if sweep is not None)
 
     def _config(self) -> Config | None:
         if not self.attempts:

@@ -167,7 +167,7 @@ def scores_of(
         protocol: score.value,
         f"{protocol}_se": score.se,
         f"{protocol}_corrected": score.corrected,
-    }
+    } | score.blocks
     if known.floor is not None:
         found["floor"] = known.floor
     if full and known.spatial is not None and net.spatial:

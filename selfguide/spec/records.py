@@ -95,7 +95,7 @@ class Protocol:
             batch=evaluation.batch if adaptive or features.of_images else None,
             g=sampler.g,
             interval=sampler.interval,
-            ema=averages_of(config)[0].plain,
+            ema=averages_of(config)[evaluation.average].plain,
             dtype=features.dtype,
             settings=protocol_settings(sampler) | read_by_sampling(config.path),
             normalisation=features.normalisation or None,
@@ -196,7 +196,8 @@ class EvaluationRecord:
     Records of before have no protocol where the job failed, and then an empty `protocol_key`.
     """
 
-    status: Literal["done", "failed"]
+    # skipped: nothing was tried, and `message` says why
+    status: Literal["done", "failed", "skipped"]
     key: str
     attempt: int
     # seen when the snapshot was published
@@ -217,6 +218,10 @@ class EvaluationRecord:
     snapshot_sha256: str = ""
     # sha256 of the other files that were read: of the reference, where it is a file
     files: Mapping[str, str] = field(default_factory=dict)
+    # the score without each block of its jackknife in turn: two of one seed make a paired difference
+    left_out: tuple[float, ...] = ()
+    # of the sweep that asked for it, where the run's own protocol is another
+    sweep: str = ""
     # seconds since 1970
     started: float | None = None
     ended: float | None = None
@@ -265,8 +270,12 @@ class EvaluationRecord:
         finite = {n: float(v) for n, v in scores.items() if v is not None and math.isfinite(v)}
         numbers = {"attempt": int(values["attempt"]), "images": int(values["images"])}
         nets = tuple(map(NetUse.of, given["nets"])) if "nets" in given else None
-        found = cls(**(given | numbers | {"scores": finite, "nets": nets}))
-        if found.status not in ("done", "failed") or (found.done and not found.protocol_key):
+        left_out = tuple(map(float, given.get("left_out", ())))
+        read = {"scores": finite, "nets": nets, "left_out": left_out}
+        found = cls(**(given | numbers | read))
+        if found.status not in ("done", "failed", "skipped") or (
+            found.done and not found.protocol_key
+        ):
             raise ValueError(
                 f"a record with status {found.status!r} and protocol key {found.protocol_key!r}"
             )
@@ -274,7 +283,8 @@ class EvaluationRecord:
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it; what is unknown is left out."""
-        unknown = {"time"} if self.files else {"time", "files"}
+        empty = {name for name in ("files", "left_out") if not getattr(self, name)}
+        unknown = {"time", *empty}
         values = {k: v for k, v in asdict(self).items() if v not in (None, "") and k not in unknown}
         return {"schema": SCHEMA, **values}
 
@@ -300,6 +310,11 @@ def record_files(run: RunFolder) -> list[Path]:
 def read_record_file(path: Path) -> EvaluationRecord:
     """One record. Raises OSError, or what `EvaluationRecord.of` raises."""
     return EvaluationRecord.of(json.loads(path.read_text()))
+
+
+def scored(run: RunFolder, key: str) -> bool:
+    """Whether a record of this key holds a score."""
+    return any(read_record_file(path).done for path in run.evals.glob(f"{key}.*.json"))
 
 
 def records(run: RunFolder) -> Iterator[EvaluationRecord]:

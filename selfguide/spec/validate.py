@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from selfguide.spec.accumulation import node_counts
+from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config, OnlineGuidance, SamplerConfig
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.config.data import check_data
@@ -187,6 +188,11 @@ def _check_evaluation(config: Config) -> None:
             f"guidance.source={config.guidance.source} an image is not conditioned on one group alone; take "
             "evaluation.prior=empirical"
         )
+    if evaluation.average >= len(averages := averages_of(config)):
+        kept = ", ".join(f"{number}: {each}" for number, each in enumerate(averages))
+        raise UserError(
+            f"evaluation.average={evaluation.average} is not one of the run's averages ({kept})"
+        )
     if evaluation.protocol == "fd_digits" and config.data.shape != _DIGITS:
         raise UserError(
             f"evaluation.protocol=fd_digits scores {list(_DIGITS)} digits, and data.shape is "
@@ -213,6 +219,12 @@ def _check_images(config: Config) -> None:
         raise UserError(
             f"evaluation.samples={evaluation.samples}: the standard error leaves out a tenth of the samples at a time, "
             f"so take {LEAST_SAMPLES} or more"
+        )
+    cluster = config.cluster
+    if evaluation.ranks > cluster.gpus_per_node and cluster.promises_gpus:
+        raise UserError(
+            f"evaluation.ranks={evaluation.ranks}: the ranks of an evaluation are on one node, which has "
+            f"cluster.gpus_per_node={cluster.gpus_per_node}; take that many or fewer"
         )
     if evaluation.reference and evaluation.shards:
         raise UserError(

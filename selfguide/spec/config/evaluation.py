@@ -28,10 +28,16 @@ class EvaluationConfig:
     # images that are drawn, and embedded, together; protocols of images pad the last block to it
     batch: Annotated[int, AtLeast(1)] = 500
     seed: Annotated[int, AtLeast(0)] = 0
+    # which of the averages that the run keeps, the first being the main one
+    average: Annotated[int, AtLeast(0)] = 0
     # how often groups are drawn: as in training, or evenly, C-EDM's control
     # or exactly equally often (quota)
     prior: Literal["empirical", "uniform", "quota"] = "empirical"
     in_flight: Annotated[int, AtLeast(1)] = 1
+    # newest: a snapshot whose evaluation has not begun when the next one is published is skipped, but for the run's
+    # last one and the first after each `milestone_images`
+    snapshots: Literal["all", "newest"] = "all"
+    milestone_images: Annotated[int | None, AtLeast(1), ReadWith("snapshots=newest")] = None
     attempts: Annotated[int, AtLeast(1)] = 3
     # what samples are compared with, in place of the run's own images: a .npz of mean and covariance, or shards of
     # images, such as a held-out part. An experiment may name the file, so that evaluation=none leaves it unread
