@@ -125,11 +125,11 @@ def expected_save_s(config: Config, measured: float | None) -> float:
 def evaluation(config: Config, at: Attempt, run_id: str, request: Path) -> Job:
     """The ranks that score the snapshot named in `request`, on the code of attempt `at`.
 
-    fd_digits takes a CPU: it would wait for a card that training holds. Protocols of images take a GPU a rank.
+    fd_digits takes a CPU: it would wait for a card that training holds. Others take a GPU a rank.
     """
     cluster, ranks = config.cluster, config.evaluation.ranks
     features = FEATURES.get(config.evaluation.protocol)
-    gpus = ranks if features and features.of_images and cluster.request_gpus else 0
+    gpus = ranks if features and features.on_gpus and cluster.request_gpus else 0
     return Job(
         function=attempt.evaluate,
         argument=str(request),

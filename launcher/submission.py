@@ -24,7 +24,8 @@ from launcher.reconcile.decide import Submission
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.annotations import check_annotations, promises
 from selfguide.spec.config import Config, EvaluationConfig
-from selfguide.spec.data_fit import check_fit
+from selfguide.spec.config.data import fits
+from selfguide.spec.data_fit import check_fit, check_labels
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.initial_weights import check_weights
 from selfguide.spec.lacks import lacks
@@ -317,7 +318,14 @@ def with_reference(config: Config, load: Load | None = None) -> Config:
         (found,) = (load or load_manifests)(evaluation.shards, None)
     except UserError as error:
         raise UserError(f"evaluation.shards={evaluation.shards}: {error}") from error
-    if found.header["kind"] != "image":
+    if evaluation.protocol == "probe":
+        check_labels(evaluation.shards, found)
+        if not fits(config.data, found.model_shape):
+            raise UserError(
+                f"evaluation.shards={evaluation.shards} are of {list(found.model_shape)} and the model of "
+                f"data.shape={list(config.data.shape)}; give shards that are made as those in {config.data.root}"
+            )
+    elif found.header["kind"] != "image":
         raise UserError(
             f"evaluation.shards={evaluation.shards} holds latents: name the shards of the images that were encoded"
         )

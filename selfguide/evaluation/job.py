@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -19,10 +20,11 @@ from selfguide.discovery.agreement import agreement
 from selfguide.distributed import RankInfo
 from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, half, load_digitnet
 from selfguide.evaluation.grid import write_grid
-from selfguide.evaluation.images import Work, remove, score_images
+from selfguide.evaluation.images import Work, score_images
 from selfguide.evaluation.metrics.copies import copy_rate
 from selfguide.evaluation.metrics.frechet import Reference, between, frechet
 from selfguide.evaluation.metrics.moments import BLOCKS, Moments
+from selfguide.evaluation.probe import probe
 from selfguide.sampling.condition_sampler import conditions_each_patch
 from selfguide.sampling.generate import generate
 from selfguide.sampling.groups import nearest_prototypes
@@ -66,10 +68,12 @@ def main(
     protocol = Protocol.of(config, {"data": snapshot.data, "guidance": snapshot.guidance})
     key, attempt = wanted["key"], wanted["attempt"]
     files: dict[str, str] = {}
-    work = None
+    parts, work, table = parts_path(run, key, snapshot.sha256), None, None
+    nfe: int | None = None
+    images: Tensor | None = None
     if FEATURES[config.evaluation.protocol].of_images:
         work = Work(
-            parts=parts_path(run, key, snapshot.sha256),
+            parts=parts,
             references=run.root.parent.parent / REFERENCES,
             rank=rank,
             world=world,
@@ -79,10 +83,16 @@ def main(
         if found is None:
             return
         scores, nfe, images, files = found.scores, found.nfe, found.images, found.files
+    elif config.evaluation.protocol == "probe":
+        probed = probe(snapshot, config.evaluation, status, parts, rank=rank, world=world)
+        if probed is None:
+            return
+        scores, table = probed.scores, probed.table
     else:
         scores, nfe, images = fd_digits(snapshot, config, protocol, status)
-    zoom = max(1, 4 * 8 // images.shape[-1]) if work else 4
-    write_grid(grid_path(run, key, attempt), images[:64], zoom=zoom)
+    if images is not None:
+        zoom = max(1, 4 * 8 // images.shape[-1]) if work else 4
+        write_grid(grid_path(run, key, attempt), images[:64], zoom=zoom)
     EvaluationRecord(
         status="done",
         run=description["id"],
@@ -105,9 +115,10 @@ def main(
         seconds=time.time() - started,
         host=socket.gethostname(),
         pid=os.getpid(),
+        probe=table,
     ).publish(run)
-    if work is not None:
-        remove(work)
+    # of which only the record is needed now
+    shutil.rmtree(parts, ignore_errors=True)
     log.info(json.dumps(scores))
 
 
