@@ -11,7 +11,7 @@ import pytest
 
 from launcher.drill import faults
 from launcher.drill.bench import lost
-from selfguide.spec.records import records
+from selfguide.spec.records import PARTS, records
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from tests.cluster.bed import Bed, attempts, gone, trains
@@ -93,7 +93,7 @@ def test_emoji_go_from_pictures_on_s3_through_a_preemption_to_a_row_on_the_board
     assert len(chain.nodes(run)) == 4
     faults.slow(chain, 0.3, range(4))
     faults.preempt(chain)
-    view = chain.finishes(run, 400)
+    view = chain.finishes(run, 480)
     assert attempts(view) == ["preempted", "ok"]
     assert lost(run) == [0]
 
@@ -102,6 +102,7 @@ def test_emoji_go_from_pictures_on_s3_through_a_preemption_to_a_row_on_the_board
     found = [(record.images, record.done) for record in records(run)]
     assert sorted(found) == [(images_seen, True) for images_seen in every]
     gone(chain, run)
+    assert not list((run.evals / PARTS).iterdir())
 
     board = json.loads(does("launcher.board", "--runs", str(chain.runs), "--json"))
     (table,) = board["tables"]
