@@ -109,6 +109,10 @@ def _scores(config: Config) -> str:
     protocol = config.evaluation.protocol
     if protocol == "none":
         return protocol
+    if protocol == "probe":
+        times = ", ".join(f"{time:g}" for time in config.evaluation.noise_times)
+        layers = ", ".join(config.evaluation.layers) or "all layers"
+        return f"{protocol} of {layers} at noise-times {times} (not checked)"
     against = config.evaluation.shards or config.evaluation.reference
     where = f" against {against}" if against else ""
     return f"{protocol}, {config.evaluation.samples:,} samples{where} (not checked)"

@@ -127,14 +127,14 @@ def evaluation(
 ) -> Job:
     """The ranks that score the snapshot named in `request`, on the code of attempt `at`.
 
-    fd_digits takes a CPU: it would wait for a card that training holds. Protocols of images take a GPU a rank.
+    fd_digits takes a CPU: it would wait for a card that training holds. Others take a GPU a rank.
 
     Args:
         idle: nothing trains on this machine, so that all of its GPUs are free; otherwise those beyond training's.
     """
     cluster, ranks = config.cluster, config.evaluation.ranks
     features = FEATURES.get(config.evaluation.protocol)
-    on_gpus = features is not None and features.of_images and cluster.request_gpus
+    on_gpus = features is not None and features.on_gpus and cluster.request_gpus
     free = tuple(gpus())[0 if idle else cluster.gpus_per_node :]
     requested = ranks if on_gpus else 0
     return Job(

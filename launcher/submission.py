@@ -24,7 +24,8 @@ from launcher.reconcile.decide import Submission
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.annotations import check_annotations, promises
 from selfguide.spec.config import Config, EvaluationConfig
-from selfguide.spec.data_fit import check_fit
+from selfguide.spec.config.data import fits
+from selfguide.spec.data_fit import check_fit, check_labels
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.initial_weights import check_weights
 from selfguide.spec.lacks import lacks
@@ -310,13 +311,15 @@ def first_weights(config: Config, run: RunFolder) -> str | None:
 
 def with_reference(config: Config, load: Load | None = None) -> Config:
     """The config with the hashes of the shards that samples are to be compared with, where it names any."""
-    first, *more = (_pinned(each, load) for each in (config.evaluation, *config.more_evaluations))
+    first, *more = (
+        _pinned(config, each, load) for each in (config.evaluation, *config.more_evaluations)
+    )
     if (first, tuple(more)) == (config.evaluation, config.more_evaluations):
         return config
     return dataclasses.replace(config, evaluation=first, more_evaluations=tuple(more))
 
 
-def _pinned(evaluation: EvaluationConfig, load: Load | None) -> EvaluationConfig:
+def _pinned(config: Config, evaluation: EvaluationConfig, load: Load | None) -> EvaluationConfig:
     hashes: dict[str, Any] = {}
     for name, field in (("shards", "manifest"), ("test", "test_manifest")):
         root = getattr(evaluation, name)
@@ -326,7 +329,14 @@ def _pinned(evaluation: EvaluationConfig, load: Load | None) -> EvaluationConfig
             (found,) = (load or load_manifests)(root, None)
         except UserError as error:
             raise UserError(f"evaluation.{name}={root}: {error}") from error
-        if found.header["kind"] != "image":
+        if evaluation.protocol == "probe":
+            check_labels(root, found)
+            if not fits(config.data, found.model_shape):
+                raise UserError(
+                    f"evaluation.{name}={root} are of {list(found.model_shape)} and the model of "
+                    f"data.shape={list(config.data.shape)}; give shards that are made as those in {config.data.root}"
+                )
+        elif found.header["kind"] != "image":
             raise UserError(
                 f"evaluation.{name}={root} holds latents: name the shards of the images that were encoded"
             )

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -22,10 +23,11 @@ from selfguide.discovery.agreement import agreement
 from selfguide.distributed import RankInfo
 from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, half, load_digitnet
 from selfguide.evaluation.grid import write_grid
-from selfguide.evaluation.images import Work, remove, score_images
+from selfguide.evaluation.images import Work, score_images
 from selfguide.evaluation.metrics.copies import copy_rate
 from selfguide.evaluation.metrics.frechet import Reference, between, frechet, parted
 from selfguide.evaluation.metrics.moments import BLOCKS, Moments
+from selfguide.evaluation.probe import probe
 from selfguide.sampling.condition_sampler import conditions_each_patch
 from selfguide.sampling.generate import generate
 from selfguide.sampling.groups import nearest_prototypes
@@ -90,10 +92,12 @@ def _main(
     protocol = Protocol.of(config, {"data": snapshot.data, "guidance": snapshot.guidance})
     key, attempt = wanted["key"], wanted["attempt"]
     files: dict[str, str] = {}
-    work = None
+    parts, work, table = parts_path(run, key, snapshot.sha256), None, None
+    nfe: int | None = None
+    images: Tensor | None = None
     if FEATURES[config.evaluation.protocol].of_images:
         work = Work(
-            parts=parts_path(run, key, snapshot.sha256),
+            parts=parts,
             references=run.root.parent.parent / REFERENCES,
             rank=rank,
             world=world,
@@ -103,10 +107,16 @@ def _main(
         if found is None:
             return
         scores, nfe, images, files = found.scores, found.nfe, found.images, found.files
+    elif config.evaluation.protocol == "probe":
+        probed = probe(snapshot, config.evaluation, status, parts, rank=rank, world=world)
+        if probed is None:
+            return
+        scores, table = probed.scores, probed.table
     else:
         scores, nfe, images = fd_digits(snapshot, config, protocol, status)
-    zoom = max(1, 4 * 8 // images.shape[-1]) if work else 4
-    write_grid(grid_path(run, key, attempt), images[:64], zoom=zoom)
+    if images is not None:
+        zoom = max(1, 4 * 8 // images.shape[-1]) if work else 4
+        write_grid(grid_path(run, key, attempt), images[:64], zoom=zoom)
     scores, left_out = parted(scores)
     if scored(run, key):
         # by a try whose job nobody knew of: a key has one score
@@ -136,9 +146,10 @@ def _main(
         seconds=time.time() - started,
         host=socket.gethostname(),
         pid=os.getpid(),
+        probe=table,
     ).publish(run)
-    if work is not None:
-        remove(work)
+    # of which only the record is needed now
+    shutil.rmtree(parts, ignore_errors=True)
     log.info(json.dumps(scores))
 
 

@@ -59,6 +59,8 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
         )
     for by in config.scored_by:
         _check_scored(by, header)
+        if by.evaluation.protocol == "probe":
+            check_labels(data.root, manifest)
     _check_first_weights(config, header)
     if data.cache is not None and storage.is_remote(data.root):
         _check_cache(config, data.cache, manifests)
@@ -84,6 +86,21 @@ def _check_scored(config: Config, header: Header) -> None:
         raise UserError(
             f"evaluation.protocol={evaluation.protocol} reads images of 1 or 3 channels, and data.shape is "
             f"{list(config.data.shape)}; set evaluation=none"
+        )
+
+
+def check_labels(root: str, manifest: Manifest) -> None:
+    """Returns when the shards have labels, and these are of several classes.
+
+    Raises:
+        UserError: there are none, or all are the same.
+    """
+    images = manifest.label_histogram or ()
+    if sum(count > 0 for count in images) < 2:
+        found = "are all of one class" if images else "have no labels"
+        raise UserError(
+            f"evaluation.protocol=probe tells labels from features, and the shards in {root} {found}; set "
+            "evaluation=none, or write shards with labels of two classes or more"
         )
 
 

@@ -24,6 +24,7 @@ from selfguide.spec.extras import extras
 from selfguide.spec.identity import digest
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.run import RunFolder, image_folder, write_record
+from selfguide.spec.sizes import architecture
 
 # of the record
 SCHEMA = 1
@@ -76,6 +77,8 @@ class Protocol:
     @staticmethod
     def of(config: Config, snapshot: Mapping[str, Any]) -> Protocol:
         """How `config` scores a snapshot with this manifest (its `data` and `guidance` are read)."""
+        if config.evaluation.protocol == "probe":
+            return _probe(config, snapshot)
         evaluation, sampler = config.evaluation, config.sampler
         features, adaptive = FEATURES[evaluation.protocol], sampler.name == "dopri5"
         data, header = snapshot["data"], snapshot["data"].get("header", {})
@@ -126,6 +129,50 @@ class Protocol:
         if not values["settings"]:
             del values["settings"]
         return digest(values)
+
+
+def _probe(config: Config, snapshot: Mapping[str, Any]) -> Protocol:
+    """How linear and k-NN probes read a snapshot: no image is sampled, so nothing is said of how."""
+    evaluation, features = config.evaluation, FEATURES["probe"]
+    layers = [layer_name(config, layer) for layer in evaluation.layers]
+    test = evaluation.manifest or "a fifth of them"
+    return Protocol(
+        metric=features.score,
+        version=features.version,
+        feature_sha256=features.sha256,
+        resize=features.resize,
+        quantisation=features.quantisation,
+        reference=snapshot["data"]["manifest"],
+        samples=evaluation.samples,
+        labels="no condition",
+        seed=evaluation.seed,
+        sampler="none",
+        steps=None,
+        tolerance=None,
+        batch=evaluation.batch,
+        g=1.0,
+        interval=(0.0, 1.0),
+        ema=averages_of(config)[0].plain,
+        dtype=features.dtype,
+        settings={
+            "layers": layers or "all",
+            "noise_times": list(evaluation.noise_times),
+            "pooling": evaluation.pooling,
+            "passes": evaluation.passes,
+            "learning_rate": evaluation.learning_rate,
+            "test": test,
+        },
+    )
+
+
+def layer_name(config: Config, given: str) -> str:
+    """The name of a layer that is given by number or by name.
+
+    Raises:
+        UserError: the network has no such layer.
+    """
+    which = int(given) if given.isdecimal() else given
+    return architecture(config).layer_of(which, "evaluation.layers").name
 
 
 def _reference(evaluation: EvaluationConfig, data: Mapping[str, Any]) -> str:
@@ -236,6 +283,8 @@ class EvaluationRecord:
     time: float = 0.0
     # feature nets that trained, guided or selected the model; None where there are none, or nobody wrote them down
     nets: tuple[NetUse, ...] | None = None
+    # of a probe: its table of layers and noise-times, as `selfguide.evaluation.probe` makes it
+    probe: Mapping[str, Any] | None = None
 
     @property
     def done(self) -> bool:

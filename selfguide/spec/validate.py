@@ -13,13 +13,14 @@ from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config, OnlineGuidance, SamplerConfig
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.config.data import check_data
-from selfguide.spec.config.laws import check, check_read, image_counts
+from selfguide.spec.config.laws import as_typed, check, check_read, image_counts
 from selfguide.spec.config.path import check_path
 from selfguide.spec.config.sampler import check_sampler
 from selfguide.spec.config.train import check_train
 from selfguide.spec.extras import check_extras
 from selfguide.spec.initial_weights import validate_init
 from selfguide.spec.metrics import FEATURES, LEAST_SAMPLES
+from selfguide.spec.records import layer_name
 from selfguide.spec.sizes import architecture
 from selfguide.spec.unet import UNetArchitecture
 from shards.errors import UserError
@@ -205,6 +206,8 @@ def _check_evaluation(config: Config) -> None:
         )
     if evaluation.protocol in FEATURES and FEATURES[evaluation.protocol].of_images:
         _check_images(config)
+    if evaluation.protocol == "probe":
+        check_probe(config)
     if evaluation.protocol == "fd_digits" and config.data.crop:
         raise UserError(
             "data.crop=true makes a model of windows, and evaluation.protocol=fd_digits compares with whole images; "
@@ -249,6 +252,37 @@ def _check_images(config: Config) -> None:
             f"evaluation.crop={edge}, evaluation.shards=ROOT of images in the model's size, or evaluation=none"
         )
     check_extras(config)
+
+
+def check_probe(config: Config) -> None:
+    """Returns when a probe's layers, noise-times and vector are there, and its parts are of one data set.
+
+    Raises:
+        UserError: one that is not, with its cure.
+    """
+    evaluation = config.evaluation
+    names = [layer_name(config, layer) for layer in evaluation.layers]
+    for field, given, all_of in (
+        ("layers", evaluation.layers, names),
+        ("noise_times", evaluation.noise_times, [*evaluation.noise_times]),
+    ):
+        if len({*all_of}) < len(all_of):
+            raise UserError(
+                f"evaluation.{field}={as_typed(given)} names one of them twice; name each once"
+            )
+    if not evaluation.noise_times:
+        raise UserError(
+            "evaluation.noise_times=[]: a probe reads features at one or more; give some, such as [0.2]"
+        )
+    if evaluation.pooling == "cls" and not getattr(architecture(config), "cls_token", False):
+        raise UserError(
+            "evaluation.pooling=cls: this network has no [CLS] (model.cls_token=false); take evaluation.pooling=mean"
+        )
+    if config.data.mix:
+        raise UserError(
+            f"data.mix={list(config.data.mix)} with evaluation.protocol=probe: a probe splits one data set; set "
+            "evaluation=none"
+        )
 
 
 def _check_mixture(config: Config) -> None:

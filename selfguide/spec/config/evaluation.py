@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from selfguide.spec.config.laws import AtLeast, ReadWith, Share
+from selfguide.spec.config.laws import AtLeast, Positive, ReadWith, Share, Within
 
 _IMAGES = (
     "protocol=fd_effnet", "protocol=fid_adm", "protocol=fid_clean", "protocol=fdd", "protocol=fd_timm"
@@ -15,6 +15,7 @@ Extra = Literal[
     "inception_score", "precision_recall", "kid", "density_coverage", "near_copies", "ood_auroc", "fdr", "ufid",
     "cluster_fd", "agreement", "drift",
 ]  # fmt: skip
+_PROBE = "protocol=probe"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +23,12 @@ class EvaluationConfig:
     """No part of it is identity: scores are records beside the run."""
 
     protocol: Literal[
-        "none", "fd_digits", "fd_effnet", "fid_adm", "fid_clean", "fdd", "fd_timm"
+        "none", "fd_digits", "fd_effnet", "fid_adm", "fid_clean", "fdd", "fd_timm", "probe"
     ] = "none"
+    # of a probe the most images that a layer is chosen on, and the most that it is tested on
     samples: Annotated[int, AtLeast(1)] = 5000
-    # images that are drawn, and embedded, together; protocols of images pad the last block to it
+    # images that are drawn, and embedded, together; protocols of images pad the last block to it. Of a probe, images of
+    # one step of its training
     batch: Annotated[int, AtLeast(1)] = 500
     seed: Annotated[int, AtLeast(0)] = 0
     # which of the averages that the run keeps, the first being the main one
@@ -40,9 +43,10 @@ class EvaluationConfig:
     milestone_images: Annotated[int | None, AtLeast(1), ReadWith("snapshots=newest")] = None
     attempts: Annotated[int, AtLeast(1)] = 3
     # what samples are compared with, in place of the run's own images: a .npz of mean and covariance, or shards of
-    # images, such as a held-out part. An experiment may name the file, so that evaluation=none leaves it unread
+    # images, such as a held-out part. An experiment may name the file, so that evaluation=none leaves it unread. A
+    # probe is tested on labelled shards, made as the run's own, or on a fifth of these
     reference: str | None = None
-    shards: Annotated[str | None, ReadWith(*_IMAGES)] = None
+    shards: Annotated[str | None, ReadWith(*_IMAGES, _PROBE)] = None
     # hash of these shards' manifest, which the submission fills in
     manifest: Annotated[str | None, ReadWith("shards=ROOT")] = None
     # the file of the feature net's weights, where it does not lie in one of the usual places
@@ -55,7 +59,7 @@ class EvaluationConfig:
     # refuses a submission whose evaluations would have to wait for a file
     require: Annotated[bool, ReadWith(*_IMAGES)] = False
     # of a job, each on a GPU where the cluster is asked for GPUs
-    ranks: Annotated[int, AtLeast(1), ReadWith(*_IMAGES)] = 1
+    ranks: Annotated[int, AtLeast(1), ReadWith(*_IMAGES, _PROBE)] = 1
     # sets of so many samples, each of seeds of its own; scores are their mean, beside the standard deviation
     sets: Annotated[int, AtLeast(1), ReadWith(*_IMAGES)] = 1
     # the first images alone of the shards that samples are compared with, which are as random as any others
@@ -100,3 +104,11 @@ class EvaluationConfig:
     unconditional: Annotated[str | None, ReadWith("metrics=ufid")] = None
     # sizes of blocks in which the first samples are drawn again
     drift_blocks: Annotated[tuple[int, ...], AtLeast(1), ReadWith("metrics=drift")] = (1, 7)
+    # of a probe: layers by number from 1 or by name, () for all of them, and the noise-times it reads each at
+    layers: Annotated[tuple[str, ...], ReadWith(_PROBE)] = ()
+    noise_times: Annotated[tuple[float, ...], Within(0.0, 1.0), ReadWith(_PROBE)] = ()
+    # how a layer's tokens become one vector, their mean or [CLS]
+    pooling: Annotated[Literal["mean", "cls"], ReadWith(_PROBE)] = "mean"
+    # over the training part, and Adam's first learning rate, which falls to 0 by a cosine
+    passes: Annotated[int, AtLeast(1), ReadWith(_PROBE)] = 15
+    learning_rate: Annotated[float, Positive(), ReadWith(_PROBE)] = 4e-3
