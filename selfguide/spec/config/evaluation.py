@@ -16,6 +16,8 @@ Extra = Literal[
     "cluster_fd", "agreement", "drift",
 ]  # fmt: skip
 _PROBE = "protocol=probe"
+# what NumPy's former generator takes, whose shuffles others draw
+_NUMPY_SEED = Within(0, 2**32 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ class EvaluationConfig:
         int, AtLeast(1), ReadWith("metrics=inception_score", "protocol=fid_adm")
     ] = 10
     is_seed: Annotated[
-        int | None, AtLeast(0), ReadWith("metrics=inception_score", "protocol=fid_adm")
+        int | None, _NUMPY_SEED, ReadWith("metrics=inception_score", "protocol=fid_adm")
     ] = 2020
     # ADM's: 3rd neighbours, of 10,000 real and 50,000 made images at most, and a ball holds its surface
     pr_k: Annotated[int, AtLeast(1), ReadWith("metrics=precision_recall", "protocol=fid_adm")] = 3
@@ -88,7 +90,7 @@ class EvaluationConfig:
     # as torch-fidelity draws them
     kid_subsets: Annotated[int, AtLeast(1), ReadWith("metrics=kid")] = 100
     kid_size: Annotated[int, AtLeast(2), ReadWith("metrics=kid")] = 1000
-    kid_seed: Annotated[int, AtLeast(0), ReadWith("metrics=kid")] = 2020
+    kid_seed: Annotated[int, _NUMPY_SEED, ReadWith("metrics=kid")] = 2020
     # Naeem et al. 2020
     dc_k: Annotated[int, AtLeast(1), ReadWith("metrics=density_coverage")] = 5
     # of real images, which are as near to another one as what counts as a copy
