@@ -6,6 +6,7 @@ protocol's size, the last one padded, so that ranks and resumptions change no by
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -238,3 +239,8 @@ def _check_manifest(root: str, wanted: str) -> None:
         raise UserError(
             f"{root} holds manifest {found[:12]}, and the protocol compares with {wanted[:12]}; put those shards back"
         )
+
+
+def remove(work: Work) -> None:
+    """Deletes the parts of an evaluation whose record is written."""
+    shutil.rmtree(work.parts, ignore_errors=True)

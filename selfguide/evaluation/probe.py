@@ -177,6 +177,7 @@ def probe(
     for of, manifest, wanted in given:
         _check_shards(snapshot, of, manifest, wanted)
     units = _units(snapshot, data, evaluation)
+    # reads labels, and may refuse them: before anything is written
     _ = data.parts
     work.mkdir(parents=True, exist_ok=True)
     with exact():
