@@ -273,7 +273,7 @@ class _Unit:
 
     def resume(self, work: Path) -> None:
         """Goes on behind the last pass that is kept."""
-        state = load(self._state(work), self.net.snapshot.device)
+        state = load(self._state(work))
         if state is not None:
             self.passes = state["passes"]
             self.probes.load_state_dict(state["probes"])
