@@ -43,6 +43,7 @@ from selfguide.spec.config import EvaluationConfig
 from selfguide.spec.data_fit import check_labels
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.records import layer_name
+from shards import cli
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
@@ -346,7 +347,8 @@ def _measure(units: list[_Unit], data: Labelled, status: RankStatus, work: Path)
     for unit in units:
         unit.resume(work)
     batches = _Batches(units[0], data, status)
-    for number in range(units[0].evaluation.passes):
+    passes = units[0].evaluation.passes
+    for number in cli.track(range(passes), passes, "passes of linear probes"):
         due = [unit for unit in units if unit.passes == number]
         if not due:
             continue
