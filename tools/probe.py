@@ -129,10 +129,9 @@ def plot(file: Path, table: Mapping[str, Any]) -> None:
     with drawing.figure(file, 1, len(PROBES), size=size, sharey=True) as (figure, axes):
         for axis, kind in zip(axes[0], PROBES, strict=True):
             _, _, grid = _grid(table, f"{kind}_accuracy")
-            # the darkest shade is not black, so that a number on any of them can be read
             image = axis.imshow(
                 100 * grid,
-                vmin=100 * low - 1,
+                vmin=100 * low,
                 vmax=100,
                 cmap="viridis",
                 aspect="auto",

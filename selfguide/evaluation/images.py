@@ -7,6 +7,7 @@ protocol's size, the last one padded, so that ranks and resumptions change no by
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -432,3 +433,8 @@ def _check_manifest(root: str, wanted: str) -> None:
         raise UserError(
             f"{root} holds manifest {found[:12]}, and the protocol compares with {wanted[:12]}; put those shards back"
         )
+
+
+def remove(work: Work) -> None:
+    """Deletes the parts of an evaluation whose record is written."""
+    shutil.rmtree(work.parts, ignore_errors=True)

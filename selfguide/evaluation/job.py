@@ -6,7 +6,6 @@ import errno
 import json
 import logging
 import os
-import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from selfguide.discovery.agreement import agreement
 from selfguide.distributed import RankInfo
 from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, half, load_digitnet
 from selfguide.evaluation.grid import write_grid
-from selfguide.evaluation.images import Work, score_images
+from selfguide.evaluation.images import Work, remove, score_images
 from selfguide.evaluation.metrics.copies import copy_rate
 from selfguide.evaluation.metrics.frechet import Reference, between, frechet, parted
 from selfguide.evaluation.metrics.moments import BLOCKS, Moments
@@ -92,26 +91,28 @@ def _main(
     protocol = Protocol.of(config, {"data": snapshot.data, "guidance": snapshot.guidance})
     key, attempt = wanted["key"], wanted["attempt"]
     files: dict[str, str] = {}
-    parts, work, table = parts_path(run, key, snapshot.sha256), None, None
+    work, table = None, None
     nfe: int | None = None
     images: Tensor | None = None
-    if FEATURES[config.evaluation.protocol].of_images:
+    features = FEATURES[config.evaluation.protocol]
+    if features.of_images or features.of_layers:
         work = Work(
-            parts=parts,
+            parts=parts_path(run, key, snapshot.sha256),
             references=run.root.parent.parent / REFERENCES,
             rank=rank,
             world=world,
             device=device,
         )
+    if work is not None and features.of_layers:
+        probed = probe(snapshot, config.evaluation, status, work.parts, rank=rank, world=world)
+        if probed is None:
+            return
+        scores, table = probed.scores, probed.table
+    elif work is not None:
         found = score_images(snapshot, config, protocol, status, work)
         if found is None:
             return
         scores, nfe, images, files = found.scores, found.nfe, found.images, found.files
-    elif config.evaluation.protocol == "probe":
-        probed = probe(snapshot, config.evaluation, status, parts, rank=rank, world=world)
-        if probed is None:
-            return
-        scores, table = probed.scores, probed.table
     else:
         scores, nfe, images = fd_digits(snapshot, config, protocol, status)
     if images is not None:
@@ -148,8 +149,8 @@ def _main(
         pid=os.getpid(),
         probe=table,
     ).publish(run)
-    # of which only the record is needed now
-    shutil.rmtree(parts, ignore_errors=True)
+    if work is not None:
+        remove(work)
     log.info(json.dumps(scores))
 
 

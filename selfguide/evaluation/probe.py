@@ -43,6 +43,7 @@ from selfguide.spec.config import EvaluationConfig
 from selfguide.spec.data_fit import check_labels
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.records import layer_name
+from shards import cli
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
@@ -177,6 +178,7 @@ def probe(
     for of, manifest, wanted in given:
         _check_shards(snapshot, of, manifest, wanted)
     units = _units(snapshot, data, evaluation)
+    # reads labels, and may refuse them: before anything is written
     _ = data.parts
     work.mkdir(parents=True, exist_ok=True)
     with exact():
@@ -272,7 +274,7 @@ class _Unit:
 
     def resume(self, work: Path) -> None:
         """Goes on behind the last pass that is kept."""
-        state = load(self._state(work), self.net.snapshot.device)
+        state = load(self._state(work))
         if state is not None:
             self.passes = state["passes"]
             self.probes.load_state_dict(state["probes"])
@@ -345,7 +347,8 @@ def _measure(units: list[_Unit], data: Labelled, status: RankStatus, work: Path)
     for unit in units:
         unit.resume(work)
     batches = _Batches(units[0], data, status)
-    for number in range(units[0].evaluation.passes):
+    passes = units[0].evaluation.passes
+    for number in cli.track(range(passes), passes, "passes of linear probes"):
         due = [unit for unit in units if unit.passes == number]
         if not due:
             continue

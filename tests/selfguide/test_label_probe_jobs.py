@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from launcher.board.page import summary
 from launcher.compose import compose
 from launcher.submission import with_reference
 from selfguide.discovery.features import SnapshotFeatures
@@ -217,8 +218,11 @@ def test_protocol_of_a_probe_has_a_key_of_each_setting(change: str, of: str) -> 
     assert key(change) != key(), of
     # the same layers by other words
     assert key("evaluation.layers=[1,block_4]") == key()
-    # how samples are drawn is nothing to a probe
+    # how samples are drawn is nothing to a probe, on the board either
     assert key("sampler.steps=7", "sampler.g=2") == key()
+    config = compose(["experiment=digits_uncond", "cluster=local", *SETTINGS])
+    about = Protocol.of(config, {"data": {"manifest": "m"}, "guidance": {}}).plain()
+    assert summary(about) == "linear_accuracy v1 · noise-times 0.1, 0.4"
 
 
 @pytest.mark.parametrize(
