@@ -317,7 +317,7 @@ def with_reference(config: Config, load: Load | None = None) -> Config:
 
 
 def _pinned(evaluation: EvaluationConfig, load: Load | None) -> EvaluationConfig:
-    hashes = {}
+    hashes: dict[str, Any] = {}
     for name, field in (("shards", "manifest"), ("test", "test_manifest")):
         root = getattr(evaluation, name)
         if root is None:

@@ -289,7 +289,7 @@ class _Against:
         latents: Known | None,
         work: Work,
     ) -> None:
-        metrics = set(evaluation.metrics)
+        metrics: set[str] = set(evaluation.metrics)
         self.snapshot, self.evaluation, self.known = snapshot, evaluation, known
         own = not (evaluation.reference or evaluation.shards)
         self.train: Known | None = None

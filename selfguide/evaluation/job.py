@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -36,11 +37,13 @@ from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.records import EvaluationRecord, Protocol, grid_path, parts_path, scored
 from selfguide.spec.run import RunFolder
 from selfguide.spec.selections import nets_that_selected
-from shards.errors import UserError
+from shards.errors import NoRoomError, UserError
 
 log = logging.getLogger(__name__)
 
 
+# of a disk that is full, or may not be written
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # beside the runs of all experiments: statistics of real images, each made once
 REFERENCES = ".references"
 
@@ -52,12 +55,30 @@ def main(
 
     Args:
         status: told of each batch of samples, for those who watch whether this hangs.
+
+    Raises:
+        UserError: the snapshot, or a file that it is scored with, is not what it was, or samples are no images.
+        NoRoomError: the disk is full, or may not be written; what is finished is kept.
     """
     wanted = json.loads(request.read_text())
+    try:
+        _main(wanted, status, rank, local_rank, world)
+    except OSError as error:
+        if isinstance(error, NoRoomError) or error.errno not in _NO_ROOM:
+            raise
+        raise NoRoomError(
+            f"{error.filename or wanted['run']} cannot be written ({os.strerror(error.errno or 0)}): make room there, "
+            "or let it be written again; parts that are finished are kept, and the next try goes on behind them"
+        ) from error
+
+
+def _main(
+    wanted: Mapping[str, Any], status: RankStatus, rank: int, local_rank: int, world: int
+) -> None:
     run, started = RunFolder(Path(wanted["run"])), time.time()
     config = build(Config, wanted["config"])
     log.info(f"evaluating {run.snapshot(wanted['images'])}")
-    snapshot = load(run.snapshot(wanted["images"]), config.evaluation.average)
+    snapshot = _snapshot(run, wanted["images"], config.evaluation.average)
     device = RankInfo(rank, local_rank, world).device
     snapshot.student.to(device)
     description = run.describe()
@@ -119,6 +140,22 @@ def main(
     if work is not None:
         remove(work)
     log.info(json.dumps(scores))
+
+
+def _snapshot(run: RunFolder, images: int, average: int) -> Snapshot:
+    """The snapshot at so many images.
+
+    Raises:
+        UserError: it is there no more as it was published.
+    """
+    try:
+        return load(run.snapshot(images), average)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error}: it was not published to its end, or was cut or changed since; where it is the run's last one, "
+            f"`python -m launcher.resume {run.root.name} --runs {run.root.parent.parent}` publishes it again from its "
+            "checkpoint, else it stays without a score"
+        ) from error
 
 
 def _selected(run: RunFolder, wanted: Mapping[str, Any]) -> list[Mapping[str, str]]:

@@ -197,7 +197,7 @@ def check_reference(reference: Reference, net: FeatureNet) -> None:
     if len(reference.mean) != net.width:
         raise UserError(
             f"the reference has {len(reference.mean)} features and {net.name} has {net.width}: it is of another "
-            "protocol; make one with `python -m tools.reference make`"
+            "protocol; `python -m tools.reference make ROOT --protocol P --out FILE.npz` makes one of this one"
         )
     # others' files say nothing of it
     theirs = reference.about.get("features") or net.about
@@ -205,7 +205,7 @@ def check_reference(reference: Reference, net: FeatureNet) -> None:
         if theirs.get(name) != ours:
             raise UserError(
                 f"the reference was made with {name}={theirs.get(name)}, and this protocol has {name}={ours}: give "
-                "one of this protocol; `python -m tools.reference make` makes it"
+                "one of this protocol; `python -m tools.reference make ROOT --protocol P --out FILE.npz` makes it"
             )
 
 
@@ -224,7 +224,10 @@ def read_reference(given: str, net: FeatureNet) -> Known:
             f"reference={given}: no such file at {places}; `python -m tools.reference make SHARDS` makes one"
         )
     main = Reference.load(path)
-    check_reference(main, net)
+    try:
+        check_reference(main, net)
+    except UserError as error:
+        raise UserError(f"reference={given}: {error}") from error
     names = set(members(str(path)))
     spatial = Reference.load(path, spatial=True) if {"mu_s", "sigma_s"} <= names else None
     features: Array | None = None

@@ -57,8 +57,8 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
         raise UserError(
             f"guidance=labels, and the shards in {data.root} have no labels; take guidance=online"
         )
-    for each in config.scored_by:
-        _check_scored(each, header)
+    for by in config.scored_by:
+        _check_scored(by, header)
     _check_first_weights(config, header)
     if data.cache is not None and storage.is_remote(data.root):
         _check_cache(config, data.cache, manifests)

@@ -180,6 +180,14 @@ METRICS: dict[str, Metric] = {
         heading="uFID",
         note="Frechet distance to the samples of a named unconditional run instead of real images",
     ),
+    "drift": Metric(
+        heading="drift",
+        note="how far the first samples move, before they are rounded, when they are drawn in blocks of other sizes",
+    ),
+    "drift_device": Metric(
+        heading="drift (device)",
+        note="how far the first samples are, before they are rounded, from those that a CPU draws",
+    ),
 }  # fmt: skip
 
 # protocol of `evaluation=` -> what it measures in; its score is the metric of the same name

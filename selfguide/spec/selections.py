@@ -1,4 +1,4 @@
-"""Which models were chosen among others, and by the scores of which feature net: small files in the run that was chosen.
+"""Which models were chosen among others, and by the scores of which feature net: small files in the chosen run.
 
 A choice may come after the score that it makes less of, and records are written once. So whoever reads records of a
 run adds its selections to them, and an evaluation that comes later writes them into its own.

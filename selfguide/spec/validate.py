@@ -27,6 +27,8 @@ from shards.errors import UserError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # what the feature net of fd_digits reads
 _DIGITS = (1, 8, 8)
+# samples of fd_digits: one in each of the ten blocks that its standard error leaves out in turn
+_LEAST_DIGITS = 10
 _GROUPS = (
     "cluster",
     "train",
@@ -66,9 +68,9 @@ def validate(config: Config) -> None:
     config.guidance.check(config)
     _check_network(config)
     _check_sampling(config)
-    for each in config.scored_by or (config,):
-        _check_evaluation(each)
-        _check_mixture(each)
+    for by in config.scored_by or (config,):
+        _check_evaluation(by)
+        _check_mixture(by)
 
 
 def _check_names(config: Config) -> None:
@@ -195,6 +197,11 @@ def _check_evaluation(config: Config) -> None:
         raise UserError(
             f"evaluation.protocol=fd_digits scores {list(_DIGITS)} digits, and data.shape is "
             f"{list(config.data.shape)}; set evaluation=none"
+        )
+    if evaluation.protocol == "fd_digits" and evaluation.samples < _LEAST_DIGITS:
+        raise UserError(
+            f"evaluation.samples={evaluation.samples}: the standard error leaves out a tenth of the samples at a time, "
+            f"so take {_LEAST_DIGITS} or more"
         )
     if evaluation.protocol in FEATURES and FEATURES[evaluation.protocol].of_images:
         _check_images(config)

@@ -199,8 +199,11 @@ def test_every_metric_has_its_settings_in_the_table() -> None:
 def test_three_sets_are_scored_by_seeds_of_their_own_as_mean_and_deviation(
     snapshot: Snapshot, tmp_path: Path
 ) -> None:
-    three = scored(snapshot, tmp_path / "three", sets=3).scores
-    each = [scored(snapshot, tmp_path / f"{i}", seed=45 * i).scores["fd_timm"] for i in range(3)]
+    few = {"samples": 20, "batch": 20}
+    three = scored(snapshot, tmp_path, sets=3, **few).scores
+    each = [
+        scored(snapshot, tmp_path / f"{i}", seed=20 * i, **few).scores["fd_timm"] for i in range(3)
+    ]
     assert three["fd_timm"] == pytest.approx(np.mean(each), rel=1e-12)
     assert three["fd_timm_sd"] == pytest.approx(np.std(each, ddof=1), rel=1e-9)
     assert "floor_sd" not in three
