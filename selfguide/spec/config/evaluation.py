@@ -13,6 +13,17 @@ _IMAGES = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Expected:
+    """A number that somebody published for what this run does; the board shows it beside ours."""
+
+    # a score's name, such as fid_adm or inception_score
+    metric: str
+    value: float
+    # the paper or page, and its row
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """No part of it is identity: scores are records beside the run."""
 
@@ -44,3 +55,5 @@ class EvaluationConfig:
     require: Annotated[bool, ReadWith(*_IMAGES)] = False
     # of a job, each on a GPU where the cluster is asked for GPUs
     ranks: Annotated[int, AtLeast(1), ReadWith(*_IMAGES)] = 1
+    # what is to be reached; changes nothing of a score
+    expected: tuple[Expected, ...] = ()
