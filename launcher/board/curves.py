@@ -3,7 +3,7 @@
 Names are those of the lines; `CURVES` says which the board keeps:
 
     loss                       training loss, a mean over the reporting window
-    used, perplexity, largest  of online groups: shares in use and of the largest, exp(entropy) as a share of their number
+    used, perplexity, largest  shares of online groups in use and of the largest; exp(entropy) over their number
     churn                      share of images whose group changed
     nmi, ari, ami              agreement of groups with labels, where somebody logs it
     gpu_hours                  of training until then, all attempts; GPU-hours, or rank-hours where a run has no GPUs
