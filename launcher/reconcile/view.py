@@ -46,7 +46,15 @@ T = TypeVar("T")
 LOOK_S = 2.0
 
 # what an unreadable file raises
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 def read(run: RunFolder, *, patience_s: float | None = None, evidence: bool = False) -> RunView:
@@ -233,7 +241,13 @@ class _Reader:
             paths.append(self.watcher)
         for path in [*paths, *(folder / "job.json" for folder in self.evaluations)]:
             record = self.once(path)
-            if record is not None:
+            if record is None:
+                continue
+            try:
+                backends.check_record(record)
+            except (KeyError, TypeError, ValueError) as error:
+                self.problems.append(_problem(path, error))
+            else:
                 yield path, record
 
     def asks_how_it_ended(self, job: Path) -> bool:
@@ -254,7 +268,7 @@ class _Reader:
 
     def view(self) -> RunView:
         """The view, once `known` holds the states of the jobs. Raises where run.json cannot be read."""
-        about = self.run.describe()
+        about = self.kept.get(str(self.run.run_json), parse.json_object)
         identity, images = about["identity"], int(about["images"])
         attempts = tuple(self._attempt(at) for at in self.attempts)
         snapshots = self._snapshots()
@@ -449,7 +463,8 @@ class _Reader:
 
     def _try(self, path: str | Path, made: Callable[[str], T], keep: bool = True) -> T | None:
         try:
-            return self.kept.get(str(path), made) if keep else made(str(path))
+            kept = keep or self.kept.lasting
+            return self.kept.get(str(path), made) if kept else made(str(path))
         except FileNotFoundError:
             return None
         except (*_UNREADABLE, UserError) as error:

@@ -21,6 +21,17 @@ _NUMPY_SEED = Within(0, 2**32 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Expected:
+    """A number that somebody published for what this run does; the board shows it beside ours."""
+
+    # a score's name, such as fid_adm or inception_score
+    metric: str
+    value: float
+    # the paper or page, and its row
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """No part of it is identity: scores are records beside the run."""
 
@@ -114,3 +125,5 @@ class EvaluationConfig:
     # over the training part, and Adam's first learning rate, which falls to 0 by a cosine
     passes: Annotated[int, AtLeast(1), ReadWith(_PROBE)] = 15
     learning_rate: Annotated[float, Positive(), ReadWith(_PROBE)] = 4e-3
+    # what is to be reached; changes nothing of a score
+    expected: tuple[Expected, ...] = ()
