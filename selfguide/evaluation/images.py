@@ -294,7 +294,11 @@ class _Against:
         own = not (evaluation.reference or evaluation.shards)
         self.train: Known | None = None
         if metrics & {"near_copies", "ood_auroc", "cluster_fd"}:
-            self.train = latents or (known if own else _own(snapshot, evaluation, net, work))
+            # ranks but the first get no references, and make their share of them all the same
+            if snapshot.data["header"]["kind"] != "image":
+                self.train = latents
+            else:
+                self.train = known if own else _own(snapshot, evaluation, net, work)
         self.test = _test(evaluation, net, work) if metrics & {*OF_TEST} else None
         # of the ratio: each net's reference and test images
         self.ratios: list[tuple[str, Known | None, Known | None]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -361,3 +362,27 @@ def test_metrics_of_a_reference_without_images_say_what_to_give(
     replace(Reference.load(made)).save(bare)
     with pytest.raises(UserError, match=r"evaluation\.shards=ROOT"):
         scored(snapshot, tmp_path / "b", reference=str(bare), metrics=["kid"], kid_size=20)
+
+
+def test_metrics_on_two_ranks_are_those_of_one(
+    snapshot: Snapshot, held_out: Path, tmp_path: Path
+) -> None:
+    alone = scored(snapshot, tmp_path / "1", **ALL, test=str(held_out), sets=2, samples=20)
+    config = changed(snapshot.config, **ALL, test=str(held_out), sets=2, samples=20)
+    found = []
+
+    def rank(number: int) -> None:
+        work = Work(
+            parts=tmp_path / "2" / "parts",
+            references=tmp_path / "2" / "known",
+            rank=number,
+            world=2,
+        )
+        protocol = protocol_of(snapshot, config)
+        found.append(score_images(snapshot, config, protocol, RankStatus(), work))
+
+    other = threading.Thread(target=rank, args=(1,))
+    other.start()
+    rank(0)
+    other.join()
+    assert [each.scores for each in found if each is not None] == [alone.scores]
