@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import itertools
 import logging
 import re
 import types
@@ -43,6 +44,8 @@ GROUPS = (
 
 # keys below which any name may stand
 _MAPPINGS = ("cluster.environment.", "cluster.sbatch.")
+# keys of which one sweep has one value
+_ONE = ("runs", "follow", "dry_run", "cluster", "cluster.kind")
 
 
 # what Hydra composes for a choice of groups, without single keys
@@ -93,6 +96,9 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
     frame = f"experiment={base or options('experiment')[0]}"
     composed, values = _hydra([frame, *(text for _, text in given)]), plain(config)
     for key, _ in given:
+        if key.partition(".")[0] == "evaluation":
+            _change_evaluations(key, composed, values)
+            continue
         *parts, last = key.split(".")
         source, target = composed, values
         for part in parts:
@@ -100,6 +106,65 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
         target[last] = source[last]
     _belongs(given, values)
     return build(Config, values)
+
+
+def combinations(
+    overrides: Sequence[str], *, several: bool = True
+) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Returns each run's settings, and of these the ones that are swept, by Hydra's own grammar.
+
+    Several keys with lists mean their product, the last one changing fastest.
+
+    Args:
+        several: refuses settings of which none has several values.
+
+    Raises:
+        UserError: no key has several values, or one's values cannot be listed.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+    from hydra.errors import HydraException
+
+    parser, choices, swept = OverridesParser.create(), [], set()
+    for text in overrides:
+        key = text.partition("=")[0]
+        try:
+            parsed = parser.parse_override(text)
+        except HydraException as error:
+            raise UserError(f"cannot read {text!r}: {str(error).splitlines()[0]}") from error
+        if not parsed.is_sweep_override():
+            choices.append([text])
+            continue
+        if key in _ONE:
+            raise UserError(f"{text}: a sweep has one {key}; submit one sweep for each")
+        values = parsed.value()
+        if isinstance(values, Glob):
+            listed = values.filter(options(key))
+        elif parsed.is_discrete_sweep():
+            listed = list(parsed.sweep_string_iterator())
+        else:
+            raise UserError(
+                f"{text}: only values that can be listed make runs; name them: {key}=A,B"
+            )
+        swept.add(len(choices))
+        choices.append([f"{key}={value}" for value in listed])
+    if several and not swept:
+        raise UserError("-m without several values: write KEY=A,B or KEY=range(0,3), or drop -m")
+    return [
+        (each, tuple(text for number, text in enumerate(each) if number in swept))
+        for each in itertools.product(*choices)
+    ]
+
+
+def _change_evaluations(key: str, composed: dict[str, Any], values: dict[str, Any]) -> None:
+    """Puts `evaluation=` or one key of it into `values`: a choice replaces all protocols, a key is each one's."""
+    field = key.partition(".")[2]
+    if not field:
+        values["evaluation"] = composed["evaluation"]
+        values["more_evaluations"] = composed.get("more_evaluations", [])
+        return
+    for each in (values["evaluation"], *values["more_evaluations"]):
+        each[field] = composed["evaluation"][field]
 
 
 def experiments() -> dict[str, str]:
@@ -183,6 +248,8 @@ def _known(text: str) -> tuple[str, str]:
         shipped = _shipped(key)
         path = sites.of(value, shipped)
         return key, f"cluster={sites.register(path, shipped)}" if path else text
+    if key == "evaluation" and value.startswith("["):
+        return key, f"{key}=[{','.join(_protocols(value))}]"
     if key in GROUPS:
         choices = options(key)
         if value not in choices:
@@ -204,6 +271,19 @@ def _known(text: str) -> tuple[str, str]:
             raise UserError(f"{key!r} is a part, not a setting; it has: {', '.join(inside)}")
         raise UserError(f"unknown key {key!r}{_nearest_key(key, known)}")
     return key, f"++{text}"
+
+
+def _protocols(value: str) -> list[str]:
+    """The names in `[a,b]`, choices of `evaluation=`, each once."""
+    names = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+    for name in names:
+        _known(f"evaluation={name}")
+    if len(set(names)) < len(names) or not names or (len(names) > 1 and "none" in names):
+        raise UserError(
+            f"evaluation={value} names protocols that score a run, each once: give evaluation="
+            f"[{','.join(dict.fromkeys(n for n in names if n != 'none')) or 'fd_digits'}]"
+        )
+    return names
 
 
 def _current(key: str, value: str) -> tuple[str, str]:
@@ -237,6 +317,14 @@ def _nearest_key(key: str, known: list[str]) -> str:
 
 def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]:
     """The composed mapping, interpolations resolved."""
+    several = next((text for text in overrides if text.startswith("evaluation=[")), None)
+    if several is not None:
+        rest = [text for text in overrides if text != several]
+        each = [
+            _hydra([*rest, f"evaluation={name}"], frames)
+            for name in several.partition("=")[2].strip("[]").split(",")
+        ]
+        return each[0] | {"more_evaluations": [other["evaluation"] for other in each[1:]]}
     # here, because most commands of the launcher compose nothing and Hydra costs a tenth of a second
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module

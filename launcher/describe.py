@@ -104,9 +104,15 @@ def text(config: Config, lacks: Sequence[Lack] = ()) -> str:
 
 
 def _scores(config: Config) -> str:
+    if len(config.scored_by) > 1:
+        return "; ".join(map(_scores, config.scored_by))
     protocol = config.evaluation.protocol
     if protocol == "none":
         return protocol
+    if protocol == "probe":
+        times = ", ".join(f"{time:g}" for time in config.evaluation.noise_times)
+        layers = ", ".join(config.evaluation.layers) or "all layers"
+        return f"{protocol} of {layers} at noise-times {times} (not checked)"
     against = config.evaluation.shards or config.evaluation.reference
     where = f" against {against}" if against else ""
     return f"{protocol}, {config.evaluation.samples:,} samples{where} (not checked)"

@@ -1,19 +1,48 @@
-"""`python -m launcher.evaluate RUN [--retry]`: starts the evaluations that a run's snapshots still need."""
+"""`python -m launcher.evaluate RUN [KEY=A,B ...]`: the scores that a run's snapshots still need, and sweeps of them.
+
+With lists of settings of `sampler` and `evaluation` one snapshot is scored at each of their combinations, from the
+same seeds: one Slurm array, one record a point, and the front of score against network evaluations with the run.
+With --once this process does what watchers do, a single time and for all runs: for cron, and for login nodes.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from launcher import watch
-from launcher.folder import find, takes_run
+from launcher.compose import changed, combinations
+from launcher.folder import find, runs, takes_run
 from launcher.reconcile import act, decide
-from launcher.reconcile.decide import counted
-from launcher.reconcile.view import read
+from launcher.reconcile.decide import Point, counted
+from launcher.reconcile.view import RunView, read, read_many
+from selfguide.spec.config import Config, SamplerConfig
+from selfguide.spec.config.sampler import settings_read
+from selfguide.spec.lacks import lacks
+from selfguide.spec.recipe import Front
+from selfguide.spec.recipe import Point as Scored
+from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder
+from selfguide.spec.score_sweep import ScoreSweep
+from selfguide.spec.validate import validate
 from shards import cli
 from shards.errors import UserError
+
+EPILOG = """examples:
+  {program} 3f2a                       the snapshots that have no score
+  {program} 3f2a --retry               also those whose evaluation failed
+  {program} 3f2a sampler.g=1,1.5,2 sampler.steps=10,20,50
+                                       nine points of the newest snapshot, from the same seeds
+  {program} 3f2a evaluation.samples=2000 sampler.g=1,1.5,2 --confirm 10000
+                                       a pilot, and its winner once more from other seeds
+  {program} --once --runs runs         for cron: a single look at all runs
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,13 +50,59 @@ def main(arguments: list[str] | None = None) -> int:
     parser = cli.parser(
         "launcher.evaluate",
         "Scores the snapshots of a run that have no score, as its config says; returns at once. What is\n"
-        "being scored already is left alone.",
-        "3f2a --retry",
+        "being scored already is left alone. With lists of settings it scores one snapshot at each of\n"
+        "their combinations, and keeps the front of score against network evaluations with the run.",
     )
-    takes_run(parser)
+    parser.epilog = EPILOG.format(program=cli.program("launcher.evaluate"))
+    takes_run(parser, "?")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY=A,B",
+        help="settings of sampler and evaluation, some with several values",
+    )
     parser.add_argument("--retry", action="store_true", help="also those whose evaluation failed")
-    options = parser.parse_args(arguments)
-    done = evaluate(find(options.run, Path(options.runs)), retry=options.retry)
+    sweeps = parser.add_argument_group("with settings")
+    sweeps.add_argument("--images", type=int, metavar="N", help="the snapshot at N images (newest)")
+    sweeps.add_argument(
+        "--confirm",
+        type=int,
+        metavar="N",
+        help="then the chosen point once more: N samples from other seeds",
+    )
+    sweeps.add_argument(
+        "--in-flight", type=int, metavar="N", help="jobs at once (all of them on a cluster)"
+    )
+    parser.add_argument(
+        "--once",
+        action="store_true",
+        help="start what runs need now (all of them, or those named), and say only what goes wrong",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    words = [word for word in (options.run, *options.settings) if word is not None]
+    for word in [word for word in words if word.startswith("runs=")]:
+        words.remove(word)
+        options.runs = word.removeprefix("runs=")
+    if options.once:
+        return _once(words, options)
+    if not words:
+        parser.error("name a run, or give --once")
+    run = find(words[0], Path(options.runs))
+    if len(words) == 1:
+        return _missing(run, options)
+    return _sweep(run, words[1:], options)
+
+
+# ---- what a run's config wants -----------------------------------------------------------------------
+
+
+def _missing(run: RunFolder, options: Namespace) -> int:
+    given = [flag for flag in ("images", "confirm", "in_flight") if getattr(options, flag)]
+    if given:
+        raise UserError(
+            f"--{given[0].replace('_', '-')} is of a sweep: give settings with several values, such as sampler.g=1,2"
+        )
+    done = evaluate(run, retry=options.retry)
     if options.json:
         print(json.dumps(done, indent=1))
         return 0
@@ -43,6 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     if done["failed"]:
         failed = counted(len(done["failed"]), "evaluation")
         print(f"{failed} failed: --retry tries again")
+    _show_fronts(act.keep_recipe(read(run)))
     return 0
 
 
@@ -52,29 +128,287 @@ def evaluate(run: RunFolder, *, retry: bool) -> dict[str, Any]:
     Raises:
         UserError: the run is evaluated by nothing, or the cluster refused the watcher.
     """
-    view = read(run)
-    at, config = view.newest, view.config
-    if at is None or config is None:
-        problem = view.problems[0] if view.problems else f"run {view.id} has no attempt yet"
-        raise UserError(f"{problem}; submit it again by its own command")
-    if config.evaluation.protocol == "none":
+    view, config = _known(run)
+    if not config.scored_by and not view.sweeps:
         raise UserError(
             f"run {view.id} was submitted with evaluation=none, so nothing says how to score it"
         )
     act.ask_for_scores(run, retry=retry)
     view = read(run)
     missing = decide.unscored(view)
-    watcher = view.watcher.label if view.watcher else None
-    if missing and not view.lacks and not decide.watched(view):
-        record = act.launch_watcher(at.files, config, watch.entry)
-        watcher = f"{record['kind']} job {record['id']}"
     return {
         "run": view.id,
         "snapshots": list(missing),
         "failed": sorted(set(decide.unscorable(view)) - set(missing)),
-        "watcher": watcher if missing and not view.lacks else None,
+        "skipped": sorted(set(decide.skipped(view)) - set(missing)),
+        "watcher": _watcher(view, config),
         "waits_for": [lack.sentence for lack in view.lacks],
+        "fronts": [asdict(front) for front in act.keep_recipe(view)],
     }
+
+
+def _known(run: RunFolder) -> tuple[RunView, Config]:
+    view = read(run)
+    if view.newest is None or view.config is None:
+        problem = view.problems[0] if view.problems else f"run {view.id} has no attempt yet"
+        raise UserError(f"{problem}; submit it again by its own command")
+    return view, view.config
+
+
+def _watcher(view: RunView, config: Config) -> str | None:
+    """Who starts what is missing: the run's watcher, which is started where none works; None where nothing is."""
+    if not decide.startable(view):
+        return None
+    if view.watcher and decide.watched(view):
+        return view.watcher.label
+    assert view.newest is not None
+    record = act.launch_watcher(view.newest.files, config, watch.entry)
+    return f"{record['kind']} job {record['id']}"
+
+
+# ---- a sweep -----------------------------------------------------------------------------------------
+
+
+def _sweep(run: RunFolder, settings: Sequence[str], options: Namespace) -> int:
+    for flag in ("confirm", "in_flight"):
+        if getattr(options, flag) is not None and getattr(options, flag) < 1:
+            raise UserError(f"--{flag.replace('_', '-')} must be 1 or more")
+    done = sweep(
+        run,
+        settings,
+        images=options.images,
+        confirm=options.confirm,
+        in_flight=options.in_flight,
+        retry=options.retry,
+    )
+    if options.json:
+        print(json.dumps(done, indent=1))
+        return 0
+    print(
+        f"sweep {done['sweep']} of the snapshot at {done['images']:,} images of run {done['run']}"
+    )
+    for point in done["points"]:
+        score = "" if point["score"] is None else f"{point['metric']} {point['score']:.4g}"
+        if point["confirms"]:
+            point["label"] += f", chosen: {point['samples']:,} samples from seed {point['seed']}"
+        print(f"  {point['state']:<10} {score:<18} {point['message'] or point['label']}")
+    for sentence in done["waits_for"]:
+        print(f"waiting: {sentence}")
+    if done["watcher"]:
+        print(f"watcher {done['watcher']} sees to it; the same command shows how far it is")
+    _show_fronts(act.keep_recipe(read(run)))
+    return 0
+
+
+def sweep(
+    run: RunFolder,
+    settings: Sequence[str],
+    *,
+    images: int | None = None,
+    confirm: int | None = None,
+    in_flight: int | None = None,
+    retry: bool = False,
+) -> dict[str, Any]:
+    """Has one snapshot scored at every combination of settings; joins the same sweep. Returns its points.
+
+    Args:
+        images: of the snapshot; the newest one by default.
+        confirm: samples, from other seeds, for which the chosen point is scored once more at the end.
+        in_flight: jobs at once at most.
+
+    Raises:
+        UserError: there is no such snapshot, a point cannot be scored, or the cluster refused the jobs.
+    """
+    view, config = _known(run)
+    published = view.published
+    if not published:
+        raise UserError(f"run {view.id} has published no snapshot yet")
+    images = published[-1] if images is None else images
+    if images not in published:
+        known = ", ".join(map(str, published))
+        raise UserError(f"--images {images}: run {view.id} has snapshots at {known}")
+    found = ScoreSweep.at(
+        images, _configs(view, config, settings, images), in_flight=in_flight, confirm=confirm
+    )
+    found.publish(run)
+    act.ask_for_scores(run, retry=retry)
+    view = read(run)
+    if not decide.watched(view):
+        wanted = decide.all_wanted(view, config)
+        watch.settle(view, wanted)
+        watch.start(view, wanted)
+        view = read(run)
+    watcher = _watcher(view, config)
+    return {
+        "run": view.id,
+        "sweep": found.id,
+        "images": images,
+        "points": [_told(view, each) for each in _points(view, config, found)],
+        "watcher": watcher,
+        "waits_for": [lack.sentence for lack in view.lacks],
+        "fronts": [asdict(front) for front in act.keep_recipe(view)],
+    }
+
+
+def _configs(view: RunView, config: Config, settings: Sequence[str], images: int) -> list[Config]:
+    """The config of each point, once each."""
+    for word in settings:
+        if word.partition("=")[0].partition(".")[0] not in ("sampler", "evaluation"):
+            raise UserError(
+                f"{word}: a snapshot is scored under settings of sampler and evaluation, and the others were trained"
+            )
+    found: dict[str, Config] = {}
+    # of several protocols the first, unless the settings name another
+    config = next(iter(config.scored_by), config)
+    for words, _ in combinations(settings, several=False):
+        of = changed(replace(config, sampler=_plain(config.sampler, words)), words)
+        if of.evaluation.protocol == "none":
+            raise UserError(
+                f"run {view.id} was submitted with evaluation=none: say how to score it, such as evaluation=fd_digits"
+            )
+        validate(of)
+        missing = lacks(of, _encoder(view, images))
+        if missing and not view.lacks:
+            raise UserError(missing[0].sentence)
+        # what a sampler does not read makes no other point
+        found.setdefault(decide.protocol(view, of, images).key, of)
+    return list(found.values())
+
+
+def _plain(sampler: SamplerConfig, words: Sequence[str]) -> SamplerConfig:
+    """Without what only this sampler reads, where the words name another."""
+    names = [word.partition("=")[2] for word in words if word.startswith("sampler.name=")]
+    if not names or names[-1] == sampler.name:
+        return sampler
+    defaults = SamplerConfig()
+    return replace(sampler, **{name: getattr(defaults, name) for name in settings_read(sampler)})
+
+
+def _encoder(view: RunView, images: int) -> str | None:
+    header = view.snapshots[images]["data"].get("header", {})
+    return header.get("encoder") if header.get("kind") == "latent" else None
+
+
+def _points(view: RunView, config: Config, found: ScoreSweep) -> list[Point]:
+    """Those of one sweep, with what confirms its choice."""
+    return decide.points(replace(view, sweeps=(found,)), config)
+
+
+def _told(view: RunView, point: Point) -> dict[str, Any]:
+    """What is known of a point."""
+    tries = [record for record in view.records if record.key == point.key]
+    record: EvaluationRecord | None = next((each for each in tries if each.done), None)
+    record = record or (tries[-1] if tries and tries[-1].time >= view.retry_asked else None)
+    jobs = [each.job for each in view.evaluations if each.key == point.key and each.job]
+    live = [job.state for job in jobs if job.state != "gone"]
+    state = record.status if record else live[-1] if live else "waiting"
+    return {
+        "key": point.key,
+        "label": label(point.config.sampler, point.config.evaluation.average),
+        "state": state,
+        "metric": point.config.evaluation.protocol,
+        "score": record.score if record else None,
+        "nfe": record.nfe if record else None,
+        "samples": point.config.evaluation.samples,
+        "seed": point.config.evaluation.seed,
+        "confirms": bool(point.selected),
+        "job": jobs[-1].label if jobs else None,
+        "message": record.message if record and not record.done else "",
+    }
+
+
+def label(sampler: SamplerConfig, average: int | str) -> str:
+    """A point in a few words."""
+    parts: list[str] = [sampler.name]
+    if sampler.name != "dopri5":
+        parts.append(counted(sampler.steps, "step"))
+    parts.append(f"g={sampler.g:g}")
+    if sampler.g != 1 and sampler.interval != (0.0, 1.0):
+        parts.append(f"in [{sampler.interval[0]:g}, {sampler.interval[1]:g}]")
+    return " ".join([*parts, *([f"average {average}"] if average else [])])
+
+
+def _show_fronts(found: Sequence[Front]) -> None:
+    for front in found:
+        print(
+            f"\n{front.metric} of the snapshot at {front.images:,} images over network evaluations, {front.samples:,} "
+            f"samples from seed {front.seed}:"
+        )
+        for point in front.points:
+            print(f"  {_row(front, point)}")
+        print(f"  on the front: *; the recipe, selected by {front.selected_by['net']}: **")
+
+
+def _row(front: Front, point: Scored) -> str:
+    mark = "**" if point.key == front.chosen else "*" if point.key in front.front else ""
+    error = "" if point.se is None else f" ± {point.se:.2g}"
+    worse = ""
+    if point.worse is not None and point.worse_se is not None:
+        worse = f"{point.worse:+.3g} ± {point.worse_se:.2g} to the best"
+    words = label(_sampler(point), "")
+    return f"{mark:<2} {point.nfe:>5g} evaluations  {point.score:.4g}{error}  {words}  {worse}".rstrip()
+
+
+def _sampler(point: Scored) -> SamplerConfig:
+    values = {**point.sampler, "interval": tuple(point.sampler["interval"])}
+    return SamplerConfig(**values)
+
+
+# ---- a single look -----------------------------------------------------------------------------------
+
+
+def _once(words: Sequence[str], options: Namespace) -> int:
+    root = Path(options.runs)
+    if not words and not root.is_dir():
+        raise UserError(f"runs={root} is no folder; give --runs FOLDER")
+    done = once([find(word, root) for word in words] or runs(root.resolve()), retry=options.retry)
+    problems = [problem for each in done for problem in each["problems"]]
+    if options.json:
+        print(json.dumps({"runs": done}, indent=1))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def once(folders: Sequence[RunFolder], *, retry: bool = False) -> list[dict[str, Any]]:
+    """Starts what these runs need now, gives up what is hopeless, and says of each run what was done.
+
+    Runs whose watcher works are left to it, and those of other users to these. Nothing is started twice, however many
+    do this at once: a job belongs to whoever has written its request first.
+    """
+    mine = [run for run in folders if run.root.stat().st_uid == os.getuid()]
+    if retry:
+        for run in mine:
+            act.ask_for_scores(run, retry=True)
+    views, unread = read_many(mine, configs=True, history=True, patience_s=None)
+    done = [{"run": None, "problems": unread}] if unread else []
+    return done + [found for view in views if (found := _look(view))]
+
+
+def _look(view: RunView) -> dict[str, Any] | None:
+    """What is done for one run; None where there is nothing to say."""
+    found: dict[str, Any] = {"run": view.id, "folder": str(view.folder.root)}
+    if view.newest is None or decide.watched(view):
+        return None
+    try:
+        if view.config is None:
+            if not decide.unscored(view) or not view.problems:
+                return None
+            raise UserError(view.problems[0])
+        wanted = decide.all_wanted(view, view.config)
+        act.keep_endings(view)
+        watch.settle(view, wanted)
+        found |= {
+            "started": watch.start(view, wanted),
+            "failed": [point.key for point in wanted.give_up],
+            "skipped": [point.key for point in wanted.skip],
+            "waits_for": [lack.sentence for lack in view.lacks],
+        }
+    except (UserError, OSError) as error:
+        return {**found, "problems": [f"{view.id}: {error}"]}
+    return (
+        {**found, "problems": []} if any(map(found.get, ("started", "failed", "skipped"))) else None
+    )
 
 
 if __name__ == "__main__":

@@ -83,6 +83,11 @@ def evaluations(run: RunFolder) -> Path:
     return run.evals / "jobs"
 
 
+def evaluation_arrays(run: RunFolder) -> Path:
+    """Folder of the logs of evaluation jobs that were submitted together."""
+    return run.evals / "arrays"
+
+
 def evaluation_asked(run: RunFolder) -> Path:
     """When somebody last asked for missing scores (`time`), and for those of failed evaluations (`retry`)."""
     return run.evals / "asked.json"

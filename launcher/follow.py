@@ -109,6 +109,8 @@ def advice(run: RunFolder) -> list[Advice]:
 
 
 def _outcome(record: EvaluationRecord) -> str:
+    if record.status == "skipped":
+        return f"{record.images:,} images are not scored: {record.message}"
     if not record.done:
         return f"evaluation of {record.images:,} images failed: {record.message}"
     return f"{record.images:,} images: {record.metric} {record.score:.4g} ({record.seconds:.0f} s)"

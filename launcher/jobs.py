@@ -122,14 +122,21 @@ def expected_save_s(config: Config, measured: float | None) -> float:
     return footprint(config).checkpoint / (BYTES_PER_S * (config.min_nodes or config.nodes))
 
 
-def evaluation(config: Config, at: Attempt, run_id: str, request: Path) -> Job:
+def evaluation(
+    config: Config, at: Attempt, run_id: str, request: Path, *, idle: bool = False
+) -> Job:
     """The ranks that score the snapshot named in `request`, on the code of attempt `at`.
 
-    fd_digits takes a CPU: it would wait for a card that training holds. Protocols of images take a GPU a rank.
+    fd_digits takes a CPU: it would wait for a card that training holds. Others take a GPU a rank.
+
+    Args:
+        idle: nothing trains on this machine, so that all of its GPUs are free; otherwise those beyond training's.
     """
     cluster, ranks = config.cluster, config.evaluation.ranks
     features = FEATURES.get(config.evaluation.protocol)
-    gpus = ranks if features and features.of_images and cluster.request_gpus else 0
+    on_gpus = features is not None and features.on_gpus and cluster.request_gpus
+    free = tuple(gpus())[0 if idle else cluster.gpus_per_node :]
+    requested = ranks if on_gpus else 0
     return Job(
         function=attempt.evaluate,
         argument=str(request),
@@ -138,10 +145,11 @@ def evaluation(config: Config, at: Attempt, run_id: str, request: Path) -> Job:
         name=f"sg-{run_id}-eval",
         comment=str(at.run.root),
         tasks=ranks,
-        gpus=gpus,
+        gpus=requested,
+        devices=free[:ranks] if on_gpus and len(free) >= ranks else (),
         cpus_per_task=cluster.cpus_per_task,
         mem_gb=ranks * cluster.mem_gb / cluster.gpus_per_node if cluster.mem_gb else None,
-        small=not gpus,
+        small=not requested,
         timeout_min=cluster.evaluation_timeout_min,
         threads=_threads(cluster),
         nice=NICE,

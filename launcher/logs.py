@@ -117,8 +117,16 @@ def _chosen(at: Attempt, options: argparse.Namespace) -> Logs:
     if options.evaluation:
         root = evaluations(at.run)
         folders = sorted(root.iterdir()) if root.is_dir() else []
-        return {log: folder.name for folder in folders for log in _logs(folder)}
+        return {log: folder.name for folder in folders for log in _of_evaluation(folder)}
     return {path: f"rank {rank}" for rank, path in _of_ranks(at, options.rank).items()}
+
+
+def _of_evaluation(folder: Path) -> list[Path]:
+    """The logs of an evaluation job's ranks; those of an array's jobs lie together."""
+    record = read_record(folder / "job.json")
+    if record is None or Path(record["folder"]) == folder:
+        return _logs(folder)
+    return sorted(Path(record["folder"]).glob(f"{record['id']}_*_log.out"))
 
 
 def _of_ranks(at: Attempt, wanted: str | None) -> dict[int, Path]:

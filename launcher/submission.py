@@ -24,7 +24,8 @@ from launcher.reconcile.decide import Submission
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.annotations import check_annotations, promises
 from selfguide.spec.config import Config, EvaluationConfig
-from selfguide.spec.data_fit import check_fit
+from selfguide.spec.config.data import fits
+from selfguide.spec.data_fit import check_fit, check_labels
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.initial_weights import check_weights
 from selfguide.spec.lacks import lacks
@@ -264,23 +265,23 @@ def absolute(config: Config) -> Config:
         init=dataclasses.replace(config.init, path=weights),
         guidance=config.guidance.absolute(),
         evaluation=_absolute_evaluation(config.evaluation),
+        more_evaluations=tuple(map(_absolute_evaluation, config.more_evaluations)),
     )
 
 
 def _absolute_evaluation(evaluation: EvaluationConfig) -> EvaluationConfig:
     """Its paths; a reference without a folder that is not here is looked for where weights are."""
-    files = {name: getattr(evaluation, name) for name in ("reference", "weights", "decoder")}
-    if (
-        files["reference"]
-        and "/" not in files["reference"]
-        and not Path(files["reference"]).exists()
-    ):
-        del files["reference"]
+    names = ("reference", "unconditional", "weights", "decoder")
+    files = {name: getattr(evaluation, name) for name in names}
+    for name in ("reference", "unconditional"):
+        if files[name] and "/" not in files[name] and not Path(files[name]).exists():
+            del files[name]
     found: dict[str, Any] = {
         n: str(Path(path).expanduser().absolute()) for n, path in files.items() if path
     }
-    if evaluation.shards:
-        found["shards"] = _absolute_root(evaluation.shards)
+    for name in ("shards", "test"):
+        if root := getattr(evaluation, name):
+            found[name] = _absolute_root(root)
     return dataclasses.replace(evaluation, **found)
 
 
@@ -309,20 +310,38 @@ def first_weights(config: Config, run: RunFolder) -> str | None:
 
 
 def with_reference(config: Config, load: Load | None = None) -> Config:
-    """The config with the hash of the shards that samples are to be compared with, where it names any."""
-    evaluation = config.evaluation
-    if evaluation.shards is None:
+    """The config with the hashes of the shards that samples are to be compared with, where it names any."""
+    first, *more = (
+        _pinned(config, each, load) for each in (config.evaluation, *config.more_evaluations)
+    )
+    if (first, tuple(more)) == (config.evaluation, config.more_evaluations):
         return config
-    try:
-        (found,) = (load or load_manifests)(evaluation.shards, None)
-    except UserError as error:
-        raise UserError(f"evaluation.shards={evaluation.shards}: {error}") from error
-    if found.header["kind"] != "image":
-        raise UserError(
-            f"evaluation.shards={evaluation.shards} holds latents: name the shards of the images that were encoded"
-        )
-    pinned = dataclasses.replace(evaluation, manifest=found.hash)
-    return dataclasses.replace(config, evaluation=pinned)
+    return dataclasses.replace(config, evaluation=first, more_evaluations=tuple(more))
+
+
+def _pinned(config: Config, evaluation: EvaluationConfig, load: Load | None) -> EvaluationConfig:
+    hashes: dict[str, Any] = {}
+    for name, field in (("shards", "manifest"), ("test", "test_manifest")):
+        root = getattr(evaluation, name)
+        if root is None:
+            continue
+        try:
+            (found,) = (load or load_manifests)(root, None)
+        except UserError as error:
+            raise UserError(f"evaluation.{name}={root}: {error}") from error
+        if evaluation.protocol == "probe":
+            check_labels(root, found)
+            if not fits(config.data, found.model_shape):
+                raise UserError(
+                    f"evaluation.{name}={root} are of {list(found.model_shape)} and the model of "
+                    f"data.shape={list(config.data.shape)}; give shards that are made as those in {config.data.root}"
+                )
+        elif found.header["kind"] != "image":
+            raise UserError(
+                f"evaluation.{name}={root} holds latents: name the shards of the images that were encoded"
+            )
+        hashes[field] = found.hash
+    return dataclasses.replace(evaluation, **hashes) if hashes else evaluation
 
 
 def check_files(config: Config, manifest: Manifest) -> tuple[str, ...]:
@@ -332,10 +351,14 @@ def check_files(config: Config, manifest: Manifest) -> tuple[str, ...]:
         UserError: there are some, and the config requires them.
     """
     encoder = manifest.header.get("encoder") if manifest.header["kind"] == "latent" else None
-    found = [lack.sentence for lack in lacks(config, encoder)]
-    if found and config.evaluation.require:
-        raise UserError(f"evaluation.require=true, and {found[0]}")
-    return tuple(f"training needs no such file, but its evaluations wait: {each}" for each in found)
+    found = []
+    for each in config.scored_by:
+        missing = [lack.sentence for lack in lacks(each, encoder)]
+        if missing and each.evaluation.require:
+            raise UserError(f"evaluation.require=true, and {missing[0]}")
+        found += missing
+    warning = "training needs no such file, but its evaluations wait: "
+    return tuple(dict.fromkeys(warning + each for each in found))
 
 
 def check_data(config: Config, load: Load | None = None) -> str:

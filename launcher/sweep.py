@@ -9,7 +9,6 @@ FOLDER`, starts the next one when there is room. No command for users.
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from launcher import backends, code_copy
 from launcher.attempt import logs
 from launcher.backends import Job
 from launcher.backends.local import gpus
-from launcher.compose import Frames, options
+from launcher.compose import Frames, combinations
 from launcher.reconcile import decide
 from launcher.reconcile.view import read_many
 from launcher.submission import (
@@ -47,9 +46,6 @@ from selfguide.spec.run import read_record, write_record
 from selfguide.spec.validate import validate
 from shards import cli, storage
 from shards.errors import UserError
-
-# keys of which one sweep has one value
-_ONE = ("runs", "follow", "dry_run", "cluster", "cluster.kind")
 
 log = logging.getLogger("launcher.sweep")
 
@@ -74,49 +70,6 @@ def carry_out(overrides: Sequence[str], *, as_json: bool) -> int:
     done = describe(points) if dry else submit(points, overrides)
     print(json.dumps(done, indent=1) if as_json else _sentences(done, dry), flush=True)
     return 0
-
-
-def combinations(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Returns each run's settings, and of these the ones that are swept, by Hydra's own grammar.
-
-    Several keys with lists mean their product, the last one changing fastest.
-
-    Raises:
-        UserError: no key has several values, or one's values cannot be listed.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Glob
-    from hydra.errors import HydraException
-
-    parser, choices, swept = OverridesParser.create(), [], set()
-    for text in overrides:
-        key = text.partition("=")[0]
-        try:
-            parsed = parser.parse_override(text)
-        except HydraException as error:
-            raise UserError(f"cannot read {text!r}: {str(error).splitlines()[0]}") from error
-        if not parsed.is_sweep_override():
-            choices.append([text])
-            continue
-        if key in _ONE:
-            raise UserError(f"{text}: a sweep has one {key}; submit one sweep for each")
-        values = parsed.value()
-        if isinstance(values, Glob):
-            listed = values.filter(options(key))
-        elif parsed.is_discrete_sweep():
-            listed = list(parsed.sweep_string_iterator())
-        else:
-            raise UserError(
-                f"{text}: only values that can be listed make runs; name them: {key}=A,B"
-            )
-        swept.add(len(choices))
-        choices.append([f"{key}={value}" for value in listed])
-    if not swept:
-        raise UserError("-m without several values: write KEY=A,B or KEY=range(0,3), or drop -m")
-    return [
-        (each, tuple(text for number, text in enumerate(each) if number in swept))
-        for each in itertools.product(*choices)
-    ]
 
 
 def plan(overrides: Sequence[str]) -> list[Point]:

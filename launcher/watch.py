@@ -68,25 +68,47 @@ def watch(root: Path, until: float = math.inf) -> None:
                     return
                 goes_on = launch.tend(view)
                 notify.tell(view, goes_on)
-                plan = decide.evaluations_wanted(view, view.config)
-                if (goes_on or not plan.done) and view.time > until:
+                wanted = decide.all_wanted(view, view.config)
+                if (goes_on or not wanted.done) and view.time > until:
                     act.launch_watcher(view.newest.files, view.config, entry)
                     log.info("the next watcher goes on from here")
                     return
-                for images in plan.give_up:
-                    act.record_failure(view, view.config, images)
-                if plan.done and not goes_on:
+                settle(view, wanted)
+                if wanted.done and not goes_on:
                     log.info("nothing left to evaluate")
                     return
-                for images in plan.start:
-                    act.start_evaluation(view, view.config, images)
-                refused = 0 if plan.start else refused
+                refused = 0 if start(view, wanted) else refused
             except UserError as error:
                 refused += 1
                 log.warning(f"the cluster refused ({refused} of {REFUSALS}): {error}")
                 if refused >= REFUSALS:
                     return
             time.sleep(REFUSED_S if refused else backends.of(view.config.cluster).poll_s)
+
+
+def settle(view: RunView, wanted: decide.Wanted) -> None:
+    """Writes what is known of the run's snapshots: failed and left out ones, and how they are best sampled."""
+    for point in wanted.give_up:
+        act.record_failure(view, point)
+    for point in wanted.skip:
+        newest, policy = view.published[-1], point.config.evaluation.snapshots
+        reason = f"the snapshot at {newest:,} images was published before this one was scored"
+        act.record_skip(view, point, f"{reason} (evaluation.snapshots={policy})")
+    act.keep_recipe(view)
+
+
+def start(view: RunView, wanted: decide.Wanted) -> list[str]:
+    """Submits what is to be started; returns the names of the evaluations.
+
+    Raises:
+        UserError: the cluster refused one.
+    """
+    begun = []
+    for config, plan in wanted.plans:
+        begun += [
+            name for images in plan.start for name in act.start_evaluation(view, config, images)
+        ]
+    return begun + (act.start_points(view, wanted.points) if wanted.points else [])
 
 
 def _cancelled(view: RunView) -> bool:

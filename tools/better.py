@@ -31,6 +31,10 @@ from selfguide.evaluation.paired import Comparison, Draw, compare
 from selfguide.sampling.condition_sampler import condition_sampler
 from selfguide.sampling.generate import generate_each
 from selfguide.snapshot import Snapshot
+from selfguide.spec.config import EvaluationConfig
+from selfguide.spec.metrics import FEATURES
+from selfguide.spec.run import RunFolder
+from selfguide.spec.selections import select
 from shards import cli
 from shards.errors import UserError
 from tools import flags
@@ -55,15 +59,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if not 0 < options.alpha < 1:
         raise UserError(f"--alpha {options.alpha:g} is a probability of error: give 0.05")
-    a, b = (load_snapshot(name, options.runs)[0] for name in (options.a, options.b))
+    (a, of_a), (b, of_b) = (load_snapshot(name, options.runs) for name in (options.a, options.b))
     protocol = options.protocol or _protocol_of(a)
     _check(a, b, options.a, options.b, protocol)
+    if options.select:
+        for folder in (of_a, of_b):
+            _run_of(folder)
     for snapshot in (a, b):
         flags.moved(snapshot.student, options.device)
     reference, draws = (_digits if protocol == "fd_digits" else _images)(a, b, protocol, options)
     found = compare(reference, *draws, most=options.most, looks=options.looks, alpha=options.alpha)
+    if options.select and found.better:
+        chosen, folder = (a, of_a) if found.better == "A" else (b, of_b)
+        _select(folder, chosen, protocol, a.config.evaluation, among=(options.a, options.b))
     print(json.dumps(plain(found, protocol)) if options.json else words(found, protocol))
     return 0
+
+
+def _select(
+    folder: Path,
+    chosen: Snapshot,
+    protocol: str,
+    evaluation: EvaluationConfig,
+    among: tuple[str, ...],
+) -> None:
+    """Writes into the run of the better one by which net it was chosen."""
+    of_timm = protocol == "fd_timm"
+    measured = {
+        "metric": protocol,
+        "net": evaluation.net if of_timm else None,
+        "feature_sha256": str(evaluation.sha256) if of_timm else FEATURES[protocol].sha256,
+    }
+    run = _run_of(folder)
+    select(run, measured, by="tools.better", images=chosen.images, among=among)
+
+
+def _run_of(folder: Path) -> RunFolder:
+    """The run of a snapshot's folder.
+
+    Raises:
+        UserError: it lies in none.
+    """
+    run = RunFolder(folder.resolve().parent.parent)
+    if not run.run_json.is_file():
+        raise UserError(
+            f"--select with {folder}: this snapshot lies in no run's folder, where the choice would be written down; "
+            "drop --select, or name a run"
+        )
+    return run
 
 
 def _digits(
@@ -181,6 +224,12 @@ def _parser() -> argparse.ArgumentParser:
         ("--seed N", int, 0, "image i is a function of seed + i (0)"),
         ("--batch N", int, None, "batch size (500, or that of the protocol of A's run)"),
         ("--device", str, device, f"where the networks run ({device})"),
+        (
+            "--select",
+            bool,
+            False,
+            "choose the better one: scores in that net say less of it from then on",
+        ),
         flags.JSON,
         epilog=EPILOG,
     )

@@ -13,7 +13,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,7 +28,6 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.evaluation.grid import write_grid
 from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import (
-    Prior,
     TrainingImages,
     condition_sampler,
     conditions_each_patch,
@@ -37,11 +36,13 @@ from selfguide.sampling.generate import generate_each
 from selfguide.sampling.group_names import Naming, read_naming, without_banned
 from selfguide.sampling.groups import patch_layout
 from selfguide.snapshot import Snapshot, load
+from selfguide.spec import recipe
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import SamplerConfig, build
 from selfguide.spec.config.sampler import Spacing, check_sampler, settings_read
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
 from selfguide.spec.files import read_config
+from selfguide.spec.run import RunFolder
 from selfguide.training.engine.protocol import DTYPES
 from shards import cli
 from shards.errors import UserError
@@ -52,6 +53,7 @@ EPILOG = """examples:
   python -m tools.sample RUN                              64 images, groups at their frequency
   python -m tools.sample RUN --group 3 7 --g 2            rows of two groups, guidance weight 2
   python -m tools.sample RUN --g 0.4 --convention sgfm    the same weight as its paper writes it
+  python -m tools.sample RUN --recipe fd_digits           sampled as a sweep of it chose by this metric
   python -m tools.sample RUN --prior uniform              every group as often as any other
   python -m tools.sample RUN --row 17 42                  the conditions of these two training images
   python -m tools.sample RUN --group zeros                a group by its name in the run's groups.yaml
@@ -65,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     flags.check_least(options, 1, "count", "columns", "batch")
     snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
+    if options.recipe:
+        snapshot = with_recipe(snapshot, folder, options.recipe, options.ema)
     naming = naming_of(folder, snapshot)
     flags.moved(snapshot.student, options.device, DTYPES[options.dtype])
     sampler = sampler_of(snapshot, options)
@@ -171,6 +175,31 @@ def load_snapshot(
             f"{error}: it was not published to its end, or was damaged since"
         ) from error
     return snapshot, folder
+
+
+def with_recipe(snapshot: Snapshot, folder: Path, metric: str, ema: int | None = None) -> Snapshot:
+    """The snapshot with the average and, as its run's own, the sampler that sweeps chose for it by this metric.
+
+    Raises:
+        UserError: no sweep of this snapshot chose any, or one with another average than `ema`.
+    """
+    fronts = recipe.read(RunFolder(folder.resolve().parents[1]))
+    known = [front for front in fronts if front.images == snapshot.images]
+    # the most samples come first
+    front = next((front for front in known if front.metric == metric), None)
+    if front is None:
+        metrics = ", ".join(sorted({front.metric for front in known})) or "none"
+        raise UserError(
+            f"--recipe {metric}: recipes of this snapshot are by {metrics}; `python -m launcher.evaluate RUN "
+            "sampler.g=1,1.5,2 sampler.steps=10,20` makes one"
+        )
+    averages = [average.plain for average in averages_of(snapshot.config)]
+    index = averages.index(front.recipe.average)
+    if ema and ema != index:
+        raise UserError(f"--ema {ema}: the recipe has average {index}; drop one of them")
+    sampler = build(SamplerConfig, dict(front.recipe.sampler), "sampler")
+    found = load(folder, index)
+    return replace(found, config=replace(found.config, sampler=sampler))
 
 
 def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig:
@@ -357,7 +386,7 @@ def _parser() -> argparse.ArgumentParser:
     dtypes = "of the network; the sampler's state is fp32 (fp32)"
     flags.add(
         parser,
-        ("--prior", get_args(Prior), None, prior),
+        ("--prior", ("empirical", "uniform"), None, prior),
         ("--count N", int, 64, "number of images (64)"),
         ("--chain", bool, False, chain),
         ("--columns N", int, 8, "columns of the grid (8)"),
@@ -379,6 +408,7 @@ def _parser() -> argparse.ArgumentParser:
     names = "euler, heun, ddim, dpm1, dpm2, dpm_fast, dpmpp, euler_maruyama or dopri5"
     flags.add(
         parser.add_argument_group("sampler (the run's own where not given)"),
+        ("--recipe METRIC", str, None, "as sweeps chose by this metric"),
         ("--sampler NAME", str, None, names),
         ("--steps X", int, None, "number of steps, of a fixed-step sampler"),
         ("--g X", float, None, "total guidance weight: 1 is none, 0 unconditional"),

@@ -10,41 +10,68 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+import yaml
 
-from selfguide.evaluation.features.net import FeatureNet
+from selfguide.discovery.resumable import Rows
+from selfguide.evaluation.beside import Beside
+from selfguide.evaluation.features.net import FeatureNet, load_feature_net
+from selfguide.evaluation.metrics.frechet import parted
 from selfguide.evaluation.scores import (
+    NEIGHBOURS,
+    Crop,
     Known,
     fill,
     make_reference,
+    moments_of,
     parts_in,
     read_reference,
+    read_unconditional,
     scores_of,
 )
+from selfguide.spec.config import EvaluationConfig, build
+from selfguide.spec.config.evaluation import Extra
+from selfguide.spec.config.laws import check, check_read
+from selfguide.spec.extras import OF_MODELS, OF_TEST, SETTINGS, check_sets, extras
 from selfguide.spec.identity import digest
-from selfguide.spec.metrics import LEAST_SAMPLES
+from selfguide.spec.records import crop_rule
+from selfguide.spec.suggest import nearest
 from shards import cli
-from shards.errors import BadInputError, UserError
+from shards.errors import UserError
 from shards.format import manifest as manifests
-from shards.format.pictures import Picture
 from shards.lock import lock
-from shards.sources.arrays import members, read_array
 from tools import flags
 from tools.reference.make import NET, net_of
+from tools.sample_files import open_images
 
 EPILOG = """examples:
   python -m tools.score samples.npz --protocol fid_adm --reference VIRTUAL_imagenet256_labeled.npz
   python -m tools.score samples/ --protocol fd_effnet --shards data/val --json
   python -m tools.score samples/ --protocol fid_clean --reference in1k.npz --weights pt_inception.pth
+  python -m tools.score samples/ --protocol fd_effnet --shards data/train --metrics kid ood_auroc \\
+    --setting kid_size=500 test=data/test
 """
-LOSSLESS = (".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
-LOSSY = (".jpg", ".jpeg")
+# further metrics that need no model, and the settings of `evaluation=` that they read here
+METRICS = tuple(name for name in get_args(Extra) if name not in OF_MODELS)
+SETTABLE = {
+    *(field for name in METRICS for field in SETTINGS[name].values()),
+    *(
+        "test",
+        "unconditional",
+        "fdr_protocols",
+        "reference_count",
+        "crop",
+        "crop_rule",
+        "crop_seed",
+    ),
+}
 REFERENCES = Path(".references")
 # features of samples whose score is not taken yet
 PARTS = Path(".scores")
@@ -58,9 +85,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--reference {options.reference} and --shards {options.shards}: give one of them to compare with"
         )
     images = open_images(Path(options.samples))
+    evaluation = evaluation_of(options, len(images))
     net = net_of(options)
-    known = _known(net, options)
-    work = PARTS / digest({**net.about, "batch": options.batch, "files": images.stamp})
+    others = {
+        name: load_feature_net(name).to(net.device) for name in sorted(evaluation.fdr_protocols)
+    }
+    known = _known(net, evaluation)
+    beside = _beside(net, evaluation)
+    nets = [net, *others.values()]
+    decided: dict[str, Any] = {**net.about, "batch": options.batch, "files": images.stamp}
+    if others:
+        decided["nets"] = [each.about for each in others.values()]
+    work = PARTS / digest(decided)
     work.mkdir(parents=True, exist_ok=True)
     # the same command may be running
     with lock(work, create=False, required=False):
@@ -69,13 +105,28 @@ def main(argv: Sequence[str] | None = None) -> int:
                 parts_in(work, len(images), options.batch),
                 f"scoring {len(images):,} images",
             )
-            fill(parts, lambda rows: net.rows(images.at(rows)), doing=doing)
-            full = options.protocol == "fid_adm"
-            scores = scores_of(options.protocol, net, parts, known, full=full)
-        except UserError:
+            fill(
+                parts,
+                lambda rows: torch.cat([each.rows(images.at(rows)) for each in nets], 1),
+                doing=doing,
+            )
+            if "fdr" in evaluation.metrics:
+                beside = _with_ratios(beside, parts, nets, evaluation, known)
+            scores, _ = parted(
+                scores_of(
+                    options.protocol,
+                    net,
+                    parts,
+                    known,
+                    full=options.protocol == "fid_adm",
+                    evaluation=evaluation,
+                    beside=beside,
+                )
+            )
+        except UserError as error:
             # of files that nobody scores as they are
             shutil.rmtree(work, ignore_errors=True)
-            raise
+            raise _as_typed(error) from error
         shutil.rmtree(work, ignore_errors=True)
     found = {
         "samples": options.samples,
@@ -86,6 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "reference": options.reference or options.shards,
         "reference_sha256": known.sha256,
     }
+    if beside_settings := extras(evaluation):
+        found["metrics"] = beside_settings
     if options.json:
         print(json.dumps(found, indent=1))
     else:
@@ -93,101 +146,112 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class Images:
-    """Images of one size, (C, H, W), by their number."""
-
-    def __init__(self, files: Sequence[Path], levels: NDArray[np.generic] | None = None) -> None:
-        """One in each file, or `levels`, uint8 (N, H, W, C), from a single file."""
-        self._files, self._levels = files, levels
-        self._shape = _picture(files[0]).shape if levels is None else ()
-
-    def __len__(self) -> int:
-        return len(self._files) if self._levels is None else len(self._levels)
-
-    @property
-    def stamp(self) -> list[tuple[str, int, int]]:
-        """Path, size and time of each file: other samples have another."""
-        found = ((file, file.stat()) for file in self._files)
-        return [(str(file.resolve()), stat.st_size, stat.st_mtime_ns) for file, stat in found]
-
-    def at(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """uint8 (B, C, H, W).
-
-        Raises:
-            UserError: an image that cannot be read, or is of another size than the first.
-        """
-        if self._levels is not None:
-            return torch.from_numpy(np.ascontiguousarray(np.moveaxis(self._levels[rows], -1, 1)))
-        found = []
-        for row in rows:
-            picture = _picture(self._files[row])
-            if picture.shape != self._shape:
-                raise UserError(
-                    f"{self._files[row]} is {picture.shape}, and the first image {self._shape}: samples have one size"
-                )
-            found.append(picture)
-        return torch.from_numpy(np.stack(found))
-
-
-def open_images(path: Path) -> Images:
-    """The samples at a path.
+def evaluation_of(options: argparse.Namespace, count: int) -> EvaluationConfig:
+    """What is measured of so many samples, as `evaluation=` of a run has it.
 
     Raises:
-        UserError: nothing is there, or what is there are no images of levels 0..255, or too few.
+        UserError: an unknown metric or setting, or one that does not hold or is not read.
     """
-    images = _in_folder(path) if path.is_dir() else _in_file(path)
-    if len(images) < LEAST_SAMPLES:
-        raise UserError(
-            f"{path} holds {len(images)} images, too few for a score with its error: give {LEAST_SAMPLES} or more"
-        )
-    return images
+    values: dict[str, Any] = {
+        "protocol": options.protocol,
+        "samples": count,
+        "batch": options.batch,
+        "metrics": list(options.metrics),
+        "net": options.net,
+        "sha256": options.sha256,
+        "shards": options.shards,
+        "reference": options.reference,
+    }
+    for text in options.setting:
+        name, equals, value = text.partition("=")
+        if not equals or name not in SETTABLE:
+            raise UserError(
+                f"--setting {text}: give KEY=VALUE{nearest(name, SETTABLE)}; known: {', '.join(sorted(SETTABLE))}"
+            )
+        values[name] = yaml.safe_load(value)
+    try:
+        evaluation = build(EvaluationConfig, values, "evaluation")
+        check(evaluation, "evaluation")
+        check_read(evaluation, "evaluation")
+        check_sets(evaluation)
+    except UserError as error:
+        raise _as_typed(error) from error
+    if evaluation.test is None:
+        return evaluation
+    return replace(evaluation, test_manifest=manifests.load(evaluation.test).hash)
 
 
-def _in_folder(path: Path) -> Images:
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*LOSSLESS, *LOSSY))
-    if not files:
-        raise UserError(f"{path} holds no images: give a folder of {', '.join(LOSSLESS)}")
-    if lossy := next((p for p in files if p.suffix.lower() in LOSSY), None):
-        raise UserError(
-            f"{lossy} is a JPEG, which moves a Frechet distance by units: save samples lossless"
-        )
-    return Images(files)
+def _as_typed(error: UserError) -> UserError:
+    """The same in the words of this command."""
+    text = re.sub(
+        r"evaluation\.metrics=\[(.*?)\]",
+        lambda found: "--metrics " + re.sub(r"[',]", "", found[1]),
+        str(error),
+    )
+    text = re.sub(r"evaluation\.(shards|reference)=", r"--\1 ", text)
+    text = re.sub(r"evaluation\.(\w+)", r"--setting \1", text)
+    return UserError(re.sub(r"evaluation=(\w+)", r"--protocol \1", text))
 
 
-def _in_file(path: Path) -> Images:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file or folder")
-    names = members(str(path))
-    name = "arr_0" if "arr_0" in names else names[0]
-    levels = read_array(str(path), name)
-    fits = levels.ndim == 4 and levels.shape[-1] in (1, 3) and 0 not in levels.shape[1:]
-    if levels.dtype != np.uint8 or not fits:
-        finite = levels.dtype.kind != "f" or bool(np.isfinite(levels).all())
-        nan = "" if finite else ", some of it NaN or infinite"
-        raise UserError(
-            f"{path}: {name} is {levels.shape} {levels.dtype}{nan}; give uint8 (N, H, W, 1 or 3) of levels 0..255"
-        )
-    return Images([path], levels)
+def _known(net: FeatureNet, evaluation: EvaluationConfig) -> Known:
+    if evaluation.reference:
+        return read_reference(_here(evaluation.reference), net)
+    return _made(str(evaluation.shards), net, evaluation)
 
 
-def _known(net: FeatureNet, options: argparse.Namespace) -> Known:
-    if options.reference:
-        # a file here, before one that lies where weights are
-        here = Path(options.reference).expanduser()
-        return read_reference(str(here.absolute()) if here.is_file() else options.reference, net)
-    decided = {**net.about, "batch": options.batch, "count": None}
-    folder = REFERENCES / f"{manifests.load(options.shards).hash[:12]}-{digest(decided)}"
-    known = make_reference(options.shards, net, folder, part=options.batch)
+def _here(given: str) -> str:
+    """A file here, before one that lies where weights are."""
+    here = Path(given).expanduser()
+    return str(here.absolute()) if here.is_file() else given
+
+
+def _made(root: str, net: FeatureNet, evaluation: EvaluationConfig) -> Known:
+    count, crop = evaluation.reference_count, Crop.of_evaluation(evaluation)
+    decided: dict[str, Any] = {**net.about, "batch": evaluation.batch, "count": count}
+    # not named where it is as it always was
+    if evaluation.kept != NEIGHBOURS:
+        decided["kept"] = evaluation.kept
+    if crop is not None:
+        decided["crop"] = crop_rule(evaluation)
+    folder = REFERENCES / f"{manifests.load(root).hash[:12]}-{digest(decided)}"
+    known = make_reference(
+        root, net, folder, part=evaluation.batch, count=count, kept=evaluation.kept, crop=crop
+    )
     assert known is not None  # this is the only rank
     return known
 
 
-def _picture(file: Path) -> NDArray[np.uint8]:
-    """(3, H, W)."""
-    try:
-        return Picture()(file.read_bytes())
-    except BadInputError as error:
-        raise UserError(f"{file}: {error}") from error
+def _test(net: FeatureNet, evaluation: EvaluationConfig) -> Known:
+    return _made(str(evaluation.test), net, replace(evaluation, reference_count=None))
+
+
+def _beside(net: FeatureNet, evaluation: EvaluationConfig) -> Beside:
+    unconditional = None
+    if evaluation.unconditional:
+        unconditional = read_unconditional(_here(evaluation.unconditional), net).main
+    test = _test(net, evaluation).features if {*OF_TEST} & {*evaluation.metrics} else None
+    return Beside(test=test, unconditional=unconditional)
+
+
+def _with_ratios(
+    beside: Beside,
+    parts: Rows,
+    nets: Sequence[FeatureNet],
+    evaluation: EvaluationConfig,
+    known: Known,
+) -> Beside:
+    """The same with the distances of samples and of the test images in each net."""
+    distances, validation, first = {}, {}, 0
+    for name, net in zip(
+        (evaluation.protocol, *sorted(evaluation.fdr_protocols)), nets, strict=True
+    ):
+        main = (known if not first else _made(str(evaluation.shards), net, evaluation)).main
+        columns = slice(first, first + net.width)
+        distances[name] = main.distance(*moments_of(parts, columns, main.mean).gaussian())
+        test = _test(net, evaluation).main
+        validation[name] = main.distance(test.mean, test.covariance)
+        first += net.width + net.spatial
+    return replace(beside, distances=distances, validation=validation)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -198,6 +262,8 @@ def _parser() -> argparse.ArgumentParser:
         *NET,
         ("--reference FILE", str, None, "a .npz of mean and covariance"),
         ("--shards ROOT", str, None, "shards of real images"),
+        ("--metrics M+", METRICS, (), f"to measure beside: {', '.join(METRICS)}"),
+        ("--setting KEY=VALUE+", str, (), "of a metric or a reference, as evaluation.KEY of a run"),
         flags.JSON,
         epilog=EPILOG,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from typing import Any
@@ -36,7 +37,7 @@ def parameters(site: ClusterConfig, job: Job) -> dict[str, Any]:
         "nodes": job.nodes,
         "ntasks_per_node": job.tasks,
         "gpus_per_node": gpus if job.gpus and not site.gres else None,
-        "gres": site.gres if job.gpus else None,
+        "gres": _gres(site, job) if job.gpus else None,
         "exclusive": True if job.exclusive else None,
         "cpus_per_task": job.cpus_per_task,
         "mem": f"{int(job.mem_gb * 1024)}MB" if job.mem_gb else None,
@@ -57,6 +58,17 @@ def parameters(site: ClusterConfig, job: Job) -> dict[str, Any]:
     }
     given = {key: value for key, value in parameters.items() if value is not None}
     return {**given, "wckey": None}  # Submitit's default is a key that a site may not know
+
+
+def _gres(site: ClusterConfig, job: Job) -> str | None:
+    """What a site wants in place of --gpus-per-node, for as many GPUs as this job has: an evaluation has fewer."""
+    if site.gres is None or job.gpus == site.gpus_per_node:
+        return site.gres
+    parts = (
+        re.sub(r"(:\d+)?$", f":{job.gpus}", part, count=1) if part.startswith("gpu") else part
+        for part in site.gres.split(",")
+    )
+    return ",".join(parts)
 
 
 def _teardown(site: ClusterConfig, job: Job) -> list[str] | None:

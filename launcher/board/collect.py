@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from launcher.board.lineage import Parent
 from launcher.board.read import Run
+from selfguide.spec.config.evaluation import Expected
 from selfguide.spec.identity import digest
 from selfguide.spec.metrics import higher_is_better
 from selfguide.spec.records import EvaluationRecord
@@ -83,11 +85,18 @@ class Row:
     chips: tuple[Chip, ...]
     # what the net that the score is measured in did for the model before; such a row has no rank
     contaminations: tuple[str, ...] = ()
+    # what somebody published for the score that ranks
+    expected: Expected | None = None
 
     @property
     def seeds(self) -> int:
         """Training seeds behind the score."""
         return len({s.run.seed for s in self.runs if s.headline is not None})
+
+    @property
+    def lineage(self) -> tuple[Parent, ...]:
+        """What its runs came from, each thing once."""
+        return tuple(dict.fromkeys(parent for s in self.runs for parent in s.run.lineage))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,19 +182,27 @@ def flatten(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _variants(groups: Mapping[str, Sequence[Run]]) -> dict[str, tuple[str, ...]]:
     """For each group, the settings in which groups of its experiment differ, as `key=value`."""
-    settings = {g: flatten(members[0].identity) for g, members in groups.items()}
-    named = {}
+    siblings: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for group, members in groups.items():
-        siblings = [
-            settings[g] for g, m in groups.items() if m[0].experiment == members[0].experiment
-        ]
-        keys = sorted({k for s in siblings for k in s} - {"seed"})
-        mine = settings[group]
-        differing = [
-            k for k in keys if k in mine and any(s.get(k, _ABSENT) != mine[k] for s in siblings)
-        ]
-        named[group] = tuple(f"{k}={mine[k]}" for k in differing)
+        siblings[members[0].experiment][group] = flatten(members[0].identity)
+    named = {}
+    for settings in siblings.values():
+        differing = _differing(list(settings.values()))
+        for group, mine in settings.items():
+            named[group] = tuple(f"{k}={mine[k]}" for k in differing if k in mine)
     return named
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys, but for the seed, that not all of these have with the same value."""
+    first = settings[0]
+    found = {
+        k
+        for each in settings[1:]
+        for k in first.keys() | each.keys()
+        if first.get(k, _ABSENT) != each.get(k, _ABSENT)
+    }
+    return sorted(found - {"seed"})
 
 
 def history(run: Run, protocol: str) -> dict[int, EvaluationRecord]:
@@ -242,6 +259,7 @@ def _row(
         runs=scored,
         chips=(*_summary(runs), *map(_badge, contaminations)),
         contaminations=contaminations,
+        expected=next(filter(None, (run.expects(metric) for run in runs)), None),
     )
 
 

@@ -155,6 +155,10 @@ class _Sheet:
 def summary(protocol: Mapping[str, Any]) -> str:
     """The protocol in one line."""
     facts = [f"{protocol.get('metric')} v{protocol.get('version')}"]
+    if protocol.get("sampler") == "none":
+        # a probe draws no samples
+        times = protocol.get("settings", {}).get("noise_times", ())
+        return " · ".join([*facts, f"noise-times {', '.join(f'{time:g}' for time in times)}"])
     if "samples" in protocol:
         facts.append(f"{protocol['samples']:,} samples")
     if "sampler" in protocol:

@@ -6,25 +6,47 @@ becomes a problem that the board shows; it never hides the other runs.
 
 from __future__ import annotations
 
-import json
-import math
+import contextlib
+import os
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launcher import folder
-from launcher.reconcile import decide
+from launcher.board import curves
+from launcher.board.curves import Columns, Curve
+from launcher.board.lineage import Known, Parent, parents, weights
+from launcher.folder import Attempt
+from launcher.reconcile import cache, decide, parse
+from launcher.reconcile.cache import Cache
 from launcher.reconcile.decide import State
 from launcher.reconcile.hours import gpu_hours
 from launcher.reconcile.view import RunView, read_many
+from selfguide.spec.config import Config
+from selfguide.spec.config.evaluation import Expected
 from selfguide.spec.records import EvaluationRecord
-from selfguide.spec.run import RunFolder
+from selfguide.spec.run import RunFolder, names_in
+
+# what a file that is no record of ours raises, whichever way it is broken
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """The source that an attempt ran."""
+
+    # of all its files
+    hash: str = ""
+    # the checkout's commit, and whether files differed from it; "" and None where there was none
+    revision: str = ""
+    dirty: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one run folder says."""
+    """What one run folder says; `launcher.board.detail` reads logs and pictures, when asked."""
 
     id: str
     experiment: str
@@ -35,7 +57,7 @@ class Run:
     root: Path
     records: tuple[EvaluationRecord, ...]  # by images, key and attempt
     published: tuple[int, ...]  # images of every complete snapshot
-    losses: tuple[tuple[int, float], ...]  # (images, loss), as the newest attempt tells it
+    losses: Curve  # (images, loss), as the newest attempt tells it
     attempts: int
     seen: int  # images trained on so far
     heard: float  # seconds since 1970 of the newest sign of life
@@ -44,6 +66,20 @@ class Run:
     unscored: tuple[int, ...]
     # of all its jobs so far, about; ranks count where it has no GPUs
     gpu_hours: float | None = None
+    # of the newest attempt; None where another version wrote it
+    config: Config | None = None
+    # published numbers for what this run does (`evaluation.expected`)
+    expected: tuple[Expected, ...] = ()
+    # what it came from
+    lineage: tuple[Parent, ...] = ()
+    # that the newest attempt ran
+    code: Code | None = None
+    # cluster and id of each attempt's training job, oldest first, and of evaluations that have no record yet
+    jobs: tuple[str, ...] = ()
+    # all curves but the loss by name, as `launcher.board.curves` lists them
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    # a sentence for each of its files that is left out because it cannot be read
+    quarantined: tuple[str, ...] = ()
 
     @property
     def failure(self) -> str:
@@ -55,6 +91,11 @@ class Run:
         return RunFolder(self.root)
 
     @property
+    def skipped(self) -> tuple[EvaluationRecord, ...]:
+        """Records of snapshots that were left unscored on purpose; `message` says why."""
+        return tuple(r for r in self.records if r.status not in ("done", "failed"))
+
+    @property
     def label_free(self) -> bool:
         """Nothing this run came from saw a human label."""
         recorded = [r.label_free for r in self.records if r.done]
@@ -64,27 +105,131 @@ class Run:
         guidance = self.identity.get("guidance", {})
         return scratch and guidance.get("source") != "labels" and not guidance.get("saw_labels")
 
+    def curve(self, name: str) -> Curve:
+        """The curve of that name, empty where nobody wrote it."""
+        return self.losses if name == "loss" else self.curves.get(name, ())
 
-def read_runs(root: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:
-    """Every run below `root`, and one sentence for each file that could not be read."""
-    views, problems = read_many(folder.runs(root), configs=True)
-    runs = []
-    for view in views:
-        problems += view.problems
-        try:
-            runs.append(_run(view, problems))
-        except (ValueError, KeyError, TypeError) as error:
-            problems.append(_problem(view.folder.run_json, error))
-    return tuple(runs), tuple(problems)
+    def gpu_hours_at(self, images: int) -> float | None:
+        """GPU-hours of training until so many images; None where its metrics do not say."""
+        told = (hours for at, hours in self.curve(curves.GPU_HOURS) if at >= images)
+        return next(told, None)
+
+    def expects(self, metric: str) -> Expected | None:
+        """The published number for a score."""
+        return next((each for each in self.expected if each.metric == metric), None)
 
 
-def _problem(path: Path, error: Exception) -> str:
+def read_runs(root: Path, reader: Reader | None = None) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+    """Every run below `root`, and one sentence for each file that could not be read.
+
+    Args:
+        reader: of a process that reads again; without it, what earlier commands have parsed is used.
+    """
+    if reader is not None:
+        return reader.read(root)
+    with cache.of_runs(root.resolve(), "board") as opened:
+        return Reader(opened).read(root)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A run as it was read, and what others need of it."""
+
+    run: Run
+    weights: tuple[str, ...]
+    # what its files were; None where the run may change without them
+    files: _Files | None
+
+
+# path, inode, size and time of the last change of each
+_Files = tuple[tuple[str, int, int, int], ...]
+
+
+class Reader:
+    """Reads runs again and again: opens only files that have changed, and leaves finished runs alone.
+
+    A finished run is what it was while its run.json, its folders, its records and metrics are: whatever else is in it
+    is added or replaced by renaming, which a folder's time tells.
+    """
+
+    def __init__(self, kept: Cache | None = None) -> None:
+        self._lasting = kept is None
+        self._cache = kept or Cache(lasting=True)
+        self._before: dict[str, _Read] = {}
+
+    def read(self, root: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+        """Every run below `root` as it is now, and one sentence for each file that could not be read."""
+        with cache.uncollected():
+            return self._read(root)
+
+    def _read(self, root: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+        there = folder.runs(root)
+        now = {str(each.root): self._files(each) for each in there} if self._lasting else {}
+        same = {
+            place: read
+            for place, read in self._before.items()
+            if read.files is not None and read.files == now.get(place)
+        }
+        asked = [each for each in there if str(each.root) not in same]
+        views, problems = read_many(asked, configs=True, kept=self._cache)
+        found = dict(same)
+        for view in views:
+            own, place = list(view.problems), str(view.folder.root)
+            try:
+                run = _run(view, own, self._cache)
+                settled = run.state.word == "finished" and not run.unscored and not view.evaluations
+                files = now.get(place) if settled else None
+                found[place] = _Read(run, weights(view), files)
+            except BROKEN as error:
+                problems += [*own, _problem(view.folder.run_json, error)]
+        if self._lasting:
+            self._cache, self._before = self._cache.again(), found
+        ordered = [found[place] for place in map(str, (f.root for f in there)) if place in found]
+        problems += [told for each in ordered for told in each.run.quarantined]
+        known = Known()
+        for each in ordered:
+            known.add(each.run.id, each.run.root, each.weights)
+        return tuple(_resolved(each.run, known) for each in ordered), tuple(problems)
+
+    @staticmethod
+    def _files(run: RunFolder) -> _Files | None:
+        """What tells whether a finished run is as it was; None where some of it may change without a new time."""
+        attempts = run.attempt_numbers()
+        folders = (run.attempts, run.evals, run.evals / "jobs", run.metrics, run.snapshots)
+        newest = [run.attempt(attempts[-1])] if attempts else []
+        found = [each for path in (run.run_json, *folders, *newest) if (each := _stamp(path))]
+        for parent in (run.evals, run.metrics):
+            with contextlib.suppress(OSError), os.scandir(parent) as entries:
+                found += [_stamped(entry.path, entry.stat()) for entry in entries]
+        latest = max((changed for *_, changed in found), default=0)
+        return None if time.time_ns() - latest < cache.SETTLED_NS else tuple(sorted(found))
+
+
+def _stamp(path: Path) -> tuple[str, int, int, int] | None:
+    try:
+        return _stamped(str(path), path.stat())
+    except OSError:
+        return None
+
+
+def _stamped(path: str, found: os.stat_result) -> tuple[str, int, int, int]:
+    return path, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _resolved(run: Run, known: Known) -> Run:
+    if not run.lineage:
+        return run
+    return replace(run, lineage=tuple(map(known.resolved, run.lineage)))
+
+
+def _problem(path: Path | str, error: Exception) -> str:
     why = f"no {error}" if isinstance(error, KeyError) else str(error)
     return f"{path} was left out: {why}"
 
 
-def _run(view: RunView, problems: list[str]) -> Run:
+def _run(view: RunView, problems: list[str], kept: Cache) -> Run:
     report = view.newest.progress if view.newest else {}
+    found = _curves(view.folder, problems, kept)
     return Run(
         id=view.id,
         experiment=view.experiment,
@@ -95,13 +240,20 @@ def _run(view: RunView, problems: list[str]) -> Run:
         root=view.folder.root,
         records=view.records,
         published=view.published,
-        losses=_losses(view.folder, problems),
+        losses=found.pop("loss", ()),
         attempts=view.tries,
         seen=decide.progress(view).images,
         heard=max([view.created, float(report.get("time", 0.0)), *(r.time for r in view.records)]),
         state=decide.state(view),
         gpu_hours=gpu_hours(view),
         unscored=decide.unscored(view),
+        config=view.config,
+        expected=view.config.evaluation.expected if view.config else (),
+        lineage=parents(view),
+        code=_code(view, kept),
+        jobs=tuple(_jobs(view, kept)),
+        curves=found,
+        quarantined=tuple(problems),
     )
 
 
@@ -113,25 +265,57 @@ def _current(view: RunView) -> Mapping[str, Any]:
     return {**view.identity, "train": {**train, "images": view.images}}
 
 
-def _losses(folder: RunFolder, problems: list[str]) -> tuple[tuple[int, float], ...]:
-    """The loss over images; what a resumed attempt trained again replaces what was lost."""
-    kept: list[tuple[int, float]] = []
-    for path in sorted(folder.metrics.glob("train-*.jsonl"), key=lambda p: (len(p.name), p.name)):
+def _code(view: RunView, kept: Cache) -> Code | None:
+    about = _told(view.newest.files.root / "code.json", kept) if view.newest else {}
+    if not about:
+        return None
+    return Code(
+        hash=str(about.get("hash", "")),
+        revision=str(about.get("revision", "")),
+        dirty=about.get("dirty"),
+    )
+
+
+def _told(path: Path, kept: Cache) -> Mapping[str, Any]:
+    """A small file that some attempts have; empty where there is none, or none that can be read."""
+    with contextlib.suppress(*BROKEN):
+        return kept.get(str(path), parse.json_object)
+    return {}
+
+
+def _jobs(view: RunView, kept: Cache) -> list[str]:
+    """The jobs of all attempts, then those of evaluations that are under way."""
+    newest = view.newest.number if view.newest else 0
+    before = [n for n in view.folder.attempt_numbers() if n < newest] if view.tries > 1 else []
+    told = [_told(Attempt(view.folder.attempt(n)).job, kept) for n in before]
+    labels = [f"{job['kind']} {job['id']}" for job in told if "kind" in job and "id" in job]
+    works = [each.job for each in (view.newest, *view.evaluations) if each is not None]
+    return list(dict.fromkeys([*labels, *(job.label for job in works if job is not None)]))
+
+
+def _curves(run: RunFolder, problems: list[str], kept: Cache) -> dict[str, Curve]:
+    """Every curve by name, over all attempts."""
+    files: list[dict[str, Columns]] = []
+    names = [name for name in names_in(run.metrics) if name.startswith("train-")]
+    for name in sorted(names, key=lambda name: (len(name), name)):
+        path = f"{run.metrics}/{name}"
         try:
-            points = _points(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            file = dict(kept.get(path, curves.read_lines))
+        except BROKEN as error:
             problems.append(_problem(path, error))
             continue
-        if points:
-            kept = [p for p in kept if p[0] < points[0][0]] + points
-    return tuple(kept)
-
-
-def _points(path: Path) -> list[tuple[int, float]]:
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]  # its writer may be in the middle of the last line
-    lines = [json.loads(line) for line in whole.splitlines() if line]
-    points = [
-        (int(line["images"]), float(line["loss"])) for line in lines if line.get("loss") is not None
-    ]
-    return [p for p in points if math.isfinite(p[1])]
+        number = name[len("train-") : -len(".jsonl")]
+        if "time" in file and number.isdecimal():
+            at = Attempt(run.attempt(int(number)))
+            began = _told(at.root / "start-0.json", kept).get("time")
+            asked = _told(at.submission, kept)
+            if began is not None and asked.get("spent_s") is not None and asked.get("world"):
+                file[curves.GPU_HOURS] = curves.gpu_hours(
+                    file,
+                    began=float(began),
+                    world=int(asked["world"]),
+                    spent_s=float(asked["spent_s"]),
+                )
+        files.append(file)
+    wanted = (*curves.CURVES, curves.GPU_HOURS)
+    return {name: curve for name in wanted if (curve := curves.joined(files, name))}

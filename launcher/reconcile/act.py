@@ -16,18 +16,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launcher import backends, code_copy, jobs
 from launcher.backends import Record, settled
-from launcher.folder import Attempt, evaluation_asked, evaluations, tail
+from launcher.folder import (
+    Attempt,
+    evaluation_arrays,
+    evaluation_asked,
+    evaluations,
+    tail,
+)
 from launcher.reconcile import decide, nodes
 from launcher.reconcile.spans import spans_path
-from launcher.reconcile.view import LOOK_S, JobView, RunView, ending_path, read
+from launcher.reconcile.view import LOOK_S, EvaluationView, JobView, RunView, ending_path, read
+from selfguide.spec import recipe
 from selfguide.spec.config import Config
 from selfguide.spec.files import plain, to_yaml
 from selfguide.spec.identity import digest
-from selfguide.spec.records import EvaluationRecord, record_key
+from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder, read_record, write_record
 from shards import storage
 from shards.errors import UserError
@@ -76,63 +83,149 @@ def _current_code(at: Attempt) -> Path:
     return code_copy.current(at.code, at.run.root / "code")
 
 
-def start_evaluation(view: RunView, config: Config, images: int) -> None:
-    """Submits one more evaluation job of a published snapshot.
+def start_evaluation(view: RunView, config: Config, images: int) -> list[str]:
+    """Submits one more evaluation job of a published snapshot, unless somebody else does so; returns its name.
 
     Raises:
         UserError: the cluster refused it. The try does not count.
     """
+    return _start(view, [decide.point_of(view, config, images)])
+
+
+def start_points(view: RunView, points: Sequence[decide.Point]) -> list[str]:
+    """Submits one more evaluation job of each of these points of sweeps, as one array; returns their names.
+
+    Raises:
+        UserError: the cluster refused them. The tries do not count.
+    """
+    # jobs of one array have the same resources
+    shapes: dict[tuple[str, int], list[decide.Point]] = {}
+    for each in points:
+        evaluation = each.config.evaluation
+        shapes.setdefault((evaluation.protocol, evaluation.ranks), []).append(each)
+    return [name for alike in shapes.values() for name in _start(view, alike)]
+
+
+def _start(view: RunView, points: Sequence[decide.Point]) -> list[str]:
+    """Submits a job for each point that nobody else is submitting; they need the same resources."""
     assert view.newest is not None
-    run, at = view.folder, view.newest.files
-    key = record_key(images, decide.protocol(view, config, images))
-    tries = decide.jobs_of(view, config, images)
-    attempt = 1 + max((each.attempt for each in tries), default=0)
-    folder = evaluations(run) / f"{key}.{attempt}"
-    request = folder / "request.json"
-    about = {"run": str(run.root), "images": images, "key": key, "attempt": attempt}
-    write_record(request, {**about, "config": plain(config)})
-    world = config.evaluation.ranks
-    write_record(folder / "submission.json", {"world": world, "kind": config.cluster.kind})
-    job = jobs.evaluation(config, at, run.root.name, request)
-    job = replace(job, exclude=nodes.names(nodes.barred(run, config)))
+    run, at, config = view.folder, view.newest.files, points[0].config
+    requests = [request for each in points if (request := _claim(view, each)) is not None]
+    if not requests:
+        return []
+    idle = decide.training_state(view) == "gone"
+    shape = jobs.evaluation(config, at, run.root.name, requests[0], idle=idle)
+    shape = replace(shape, exclude=nodes.names(nodes.barred(run, config)), code=_current_code(at))
     try:
-        record = backends.of(config.cluster).submit(replace(job, code=_current_code(at)))
+        backend = backends.of(config.cluster)
+        if len(requests) == 1:
+            records = [backend.submit(shape)]
+        else:
+            id = digest([each.parent.name for each in requests], 8)
+            together = replace(shape, folder=evaluation_arrays(run) / id)
+            records = backend.submit_array(
+                [replace(together, argument=str(request)) for request in requests]
+            )
     except UserError:
-        shutil.rmtree(folder)
+        for request in requests:
+            shutil.rmtree(request.parent)
         raise
-    write_record(folder / "job.json", record)
-    log.info(f"{images:,} images: evaluation {attempt} is {record['kind']} job {record['id']}")
+    for request, record in zip(requests, records, strict=True):
+        write_record(request.with_name("job.json"), record)
+        log.info(f"evaluation {request.parent.name} is {record['kind']} job {record['id']}")
+    return [request.parent.name for request in requests]
 
 
-def record_failure(view: RunView, config: Config, images: int, reason: str = "") -> None:
+def _claim(view: RunView, point: decide.Point) -> Path | None:
+    """Writes the request of a point's next try; None where somebody else has done so."""
+    run = view.folder
+    tries = [each.attempt for each in view.evaluations if each.key == point.key]
+    # one that was skipped has a record without a try
+    attempt = max(1 + max(tries, default=0), _next_record(view, point))
+    folder = evaluations(run) / f"{point.key}.{attempt}"
+    about: dict[str, Any] = {"run": str(run.root), "images": point.images}
+    about |= {"key": point.key, "attempt": attempt}
+    if point.sweep:
+        about["sweep"] = point.sweep
+    if point.selected:
+        about["selected"] = [dict(net) for net in point.selected]
+    config = point.config
+    try:
+        write_record(folder / "request.json", {**about, "config": plain(config)})
+    except FileExistsError:
+        return None
+    submission = {"world": config.evaluation.ranks, "kind": config.cluster.kind}
+    write_record(folder / "submission.json", submission)
+    return folder / "request.json"
+
+
+def keep_recipe(view: RunView) -> tuple[recipe.Front, ...]:
+    """Writes what the run's records say of how its snapshots are best sampled, where that is news; returns it."""
+    return recipe.keep(view.folder, view.records)
+
+
+def record_failure(view: RunView, point: decide.Point, reason: str = "") -> None:
     """Writes the record of a snapshot that no evaluation could score, so that nobody waits for it any longer."""
-    protocol = decide.protocol(view, config, images)
-    key = record_key(images, protocol)
-    tries = decide.jobs_of(view, config, images)
+    tries = sorted((e for e in view.evaluations if e.key == point.key), key=lambda e: e.attempt)
     last = tries[-1] if tries else None
-    logs = sorted(last.folder.glob("*_log.out")) if last else []
-    message = reason or (last.exit["message"] if last and last.exit else "ended without a record")
-    earlier = [record.attempt for record in view.records if record.key == key]
-    attempt = last.attempt if last else 1 + max(earlier, default=0)
+    said = last.exit["message"] if last and last.exit else "ended without a record"
+    message = reason or said
+    attempt = last.attempt if last else _next_record(view, point)
+    if _without_score(view, point, "failed", attempt, message, _log(last)):
+        log.info(f"{point.images:,} images: gave up after {attempt} tries: {message}")
+
+
+def record_skip(view: RunView, point: decide.Point, reason: str) -> None:
+    """Writes the record of a snapshot that is left out, and why."""
+    if _without_score(view, point, "skipped", _next_record(view, point), reason):
+        log.info(f"{point.images:,} images: skipped: {reason}")
+
+
+def _next_record(view: RunView, point: decide.Point) -> int:
+    earlier = [record.attempt for record in view.records if record.key == point.key]
+    return 1 + max(earlier, default=0)
+
+
+def _log(each: EvaluationView | None) -> str:
+    """The last lines of the log of an evaluation's first rank."""
+    if each is None or each.job is None:
+        return ""
+    return tail(Path(each.job.record["folder"]) / f"{each.job.record['id']}_0_log.out")
+
+
+def _without_score(
+    view: RunView,
+    point: decide.Point,
+    status: Literal["failed", "skipped"],
+    attempt: int,
+    message: str,
+    log: str = "",
+) -> bool:
+    """Publishes a record without a score; returns whether nobody else had published one."""
+    config = point.config
+    protocol = decide.protocol(view, config, point.images)
     record = EvaluationRecord(
-        status="failed",
+        status=status,
         run=view.id,
         experiment=config.experiment,
         seed=config.seed,
-        images=images,
-        final=images >= view.images,
-        key=key,
+        images=point.images,
+        final=point.images >= view.images,
+        key=point.key,
         attempt=attempt,
         protocol=protocol.plain(),
         protocol_key=protocol.key,
+        sweep=point.sweep,
         message=message,
-        log=tail(logs[-1]) if logs else "",
+        log=log,
         host=socket.gethostname(),
         pid=os.getpid(),
     )
-    with contextlib.suppress(FileExistsError):  # it published its score after all
+    # it published its score after all, or somebody else says the same
+    with contextlib.suppress(FileExistsError):
         record.publish(view.folder)
-        log.info(f"{images:,} images: gave up after {attempt} tries: {message}")
+        return True
+    return False
 
 
 def write_run(run: RunFolder, config: Config, identity: Mapping[str, Any]) -> None:

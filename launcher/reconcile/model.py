@@ -14,6 +14,7 @@ from selfguide.spec.config import Config
 from selfguide.spec.lacks import Lack
 from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder
+from selfguide.spec.score_sweep import ScoreSweep
 
 # `unknown`: no scheduler answered for the job
 JobState = backends.State
@@ -114,6 +115,8 @@ class EvaluationView:
     exit: Mapping[str, Any] | None = None
     # of one that its time limit ended: whether a block of samples was finished since it began
     advanced: bool = False
+    # when somebody began to submit it, in seconds since 1970; only where it has no job
+    claimed: float = 0.0
 
     @property
     def name(self) -> str:
@@ -160,6 +163,8 @@ class RunView:
     evaluations: tuple[EvaluationView, ...] = ()
     # by images, key and attempt
     records: tuple[EvaluationRecord, ...] = ()
+    # how its snapshots are to be scored beside the config's protocol
+    sweeps: tuple[ScoreSweep, ...] = ()
     # when somebody last asked for the scores that are missing, and for those that had failed, too
     evaluation_asked: float = 0.0
     retry_asked: float = 0.0

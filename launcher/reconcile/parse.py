@@ -11,6 +11,8 @@ from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
 from selfguide.spec.records import EvaluationRecord, read_record_file
 from selfguide.spec.run import names_in
+from selfguide.spec.score_sweep import ScoreSweep
+from selfguide.spec.selections import Selection, read_selection
 from shards import storage
 from shards.errors import DamagedError
 
@@ -39,6 +41,16 @@ def json_object(path: str) -> dict[str, Any]:
 def record(path: str) -> EvaluationRecord:
     """The record of an evaluation."""
     return read_record_file(Path(path))
+
+
+def sweep(path: str) -> ScoreSweep:
+    """A sweep over how a snapshot is sampled."""
+    return ScoreSweep.of(json_object(path))
+
+
+def selection(path: str) -> Selection:
+    """That a run was chosen among others."""
+    return read_selection(Path(path))
 
 
 def config(path: str) -> Config:

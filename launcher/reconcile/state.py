@@ -9,9 +9,12 @@ from launcher.reconcile.attempts import failure, training_state
 from launcher.reconcile.evaluations import (
     best_score,
     evaluating,
+    evaluations_stopped,
     newest_score,
+    skipped,
     unscorable,
     unscored,
+    unscored_points,
 )
 from launcher.reconcile.hours import gpu_hours
 from launcher.reconcile.restart import next_attempt
@@ -85,16 +88,24 @@ def _stall(view: RunView) -> str:
 
 def _finished(view: RunView) -> State:
     waiting, failed = unscored(view), unscorable(view)
-    works = evaluating(view) if waiting else False
+    points = [] if evaluations_stopped(view) else unscored_points(view)
+    works = evaluating(view) if waiting or points else False
+    if works and not waiting:
+        return State(
+            "evaluating", f"{counted(len(points), 'point')} of a sweep waiting for a score"
+        )
     if works:
         return State("evaluating", f"{counted(len(waiting), 'snapshot')} waiting for a score")
-    if works is None:
+    if works is None and waiting:
         about = (
             f"training has finished; whether {counted(len(waiting), 'snapshot')} without a score"
         )
         return State("unknown", f"{about} will get one is not known: {NO_ANSWER}")
     parts = [f"{counted(len(waiting), 'snapshot')} {_why_unscored(view)}"] if waiting else []
+    parts += [f"{counted(len(points), 'point')} of a sweep without a score"] if points else []
     parts += [f"{counted(len(failed), 'evaluation')} failed"] if failed else []
+    left_out = skipped(view)
+    parts += [f"{counted(len(left_out), 'snapshot')} skipped"] if left_out else []
     return State("finished", ", ".join(parts))
 
 
@@ -195,7 +206,9 @@ class Summary:
 def summary(view: RunView) -> Summary:
     """Returns the run as one row."""
     current, newest, at = state(view), newest_score(view), view.newest
-    scored = {record.key for record in view.records if record.done}
+    own = [record for record in view.records if not record.sweep]
+    scored = {record.key for record in own if record.done}
+    failed = {record.key for record in own if record.status == "failed"}
     best = best_score(view)
     waiting = at.job.waiting if at and at.job and current.word == "queued" else {}
     return Summary(
@@ -211,7 +224,7 @@ def summary(view: RunView) -> Summary:
         nodes=_fewer(at),
         snapshots=len(view.snapshots),
         scored=len(scored),
-        failed_evaluations=len({record.key for record in view.records} - scored),
+        failed_evaluations=len(failed - scored),
         score=newest.score if newest else None,
         metric=newest.metric if newest else None,
         score_images=newest.images if newest else None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.reconcile.attempts import training_state
-from launcher.reconcile.evaluations import unscored, watched
+from launcher.reconcile.evaluations import startable, watched
 from launcher.reconcile.state import State, state
 from launcher.reconcile.view import RunView
 from selfguide.spec.identity import digest
@@ -44,8 +44,7 @@ def submission(view: RunView | None, identity: Mapping[str, Any]) -> Submission:
     if extends:
         return _extension(view, current, asked)
     if view.finished:
-        startable = not view.lacks and bool(unscored(view))
-        return Submission(action="join", evaluate=startable and not watched(view))
+        return Submission(action="join", evaluate=startable(view) and not watched(view))
     if current.word == "unknown":
         return _refuse(f"run {view.id}: {_nobody_knows(view)}")
     # an attempt without a job: its submitter still holds the run's lock, which we take next, or it died

@@ -278,7 +278,7 @@ def _evaluations(view: RunView) -> Iterator[Event]:
             yield _during(view, record.time, "evaluation", text)
         elif record is not None:
             yield _during(
-                view, record.time, "evaluation", f"{what} failed: {_line(record.message)}"
+                view, record.time, "evaluation", f"{what} {record.status}: {_line(record.message)}"
             )
         elif each.exit is not None and each.exit["code"]:
             text = f"{what} ended: {_line(each.exit['message'])}"

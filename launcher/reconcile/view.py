@@ -24,6 +24,8 @@ from selfguide.spec.config import Config
 from selfguide.spec.lacks import lacks
 from selfguide.spec.records import PART, PARTS, EvaluationRecord
 from selfguide.spec.run import RunFolder, image_folder, names_in
+from selfguide.spec.score_sweep import SWEEPS, ScoreSweep, sweeps_folder
+from selfguide.spec.selections import selection_files, with_selections
 from shards import storage
 from shards.errors import DamagedError, UserError
 
@@ -44,7 +46,15 @@ T = TypeVar("T")
 LOOK_S = 2.0
 
 # what an unreadable file raises
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 def read(run: RunFolder, *, patience_s: float | None = None, evidence: bool = False) -> RunView:
@@ -196,7 +206,9 @@ class _Reader:
         self.watcher = next(
             filter(Path.exists, (Attempt(run.attempt(n)).watcher for n in reversed(numbers))), None
         )
-        names = [name for name in names_in(run.evals) if name.startswith("img-")]
+        there = names_in(run.evals)
+        names = [name for name in there if name.startswith("img-")]
+        self.sweeps = sorted(names_in(sweeps_folder(run))) if SWEEPS in there else []
         self.records = sorted(name for name in names if name.endswith(".json"))
         self.settled = {name[: -len(".json")] for name in self.records}
         root = evaluations(run)
@@ -229,7 +241,13 @@ class _Reader:
             paths.append(self.watcher)
         for path in [*paths, *(folder / "job.json" for folder in self.evaluations)]:
             record = self.once(path)
-            if record is not None:
+            if record is None:
+                continue
+            try:
+                backends.check_record(record)
+            except (KeyError, TypeError, ValueError) as error:
+                self.problems.append(_problem(path, error))
+            else:
                 yield path, record
 
     def asks_how_it_ended(self, job: Path) -> bool:
@@ -250,7 +268,7 @@ class _Reader:
 
     def view(self) -> RunView:
         """The view, once `known` holds the states of the jobs. Raises where run.json cannot be read."""
-        about = self.run.describe()
+        about = self.kept.get(str(self.run.run_json), parse.json_object)
         identity, images = about["identity"], int(about["images"])
         attempts = tuple(self._attempt(at) for at in self.attempts)
         snapshots = self._snapshots()
@@ -276,6 +294,7 @@ class _Reader:
             published_at=self._times(self.run.snapshots),
             evaluations=tuple(self._evaluation(folder) for folder in self.evaluations),
             records=self._records(),
+            sweeps=self._sweeps(),
             evaluation_asked=float(asked.get("time", 0.0)),
             retry_asked=float(asked.get("retry", 0.0)),
             lacks=lacks(config, _encoder(snapshots)) if config and snapshots else (),
@@ -354,15 +373,17 @@ class _Reader:
 
     def _evaluation(self, folder: Path) -> EvaluationView:
         key, _, attempt = folder.name.rpartition(".")
+        job = self.known.get(folder / "job.json")
         return EvaluationView(
             folder=folder,
             key=key,
             images=int(key.split("-")[1]),
             attempt=int(attempt),
-            job=self.known.get(folder / "job.json"),
+            job=job,
             begin=self.once(f"{folder}/start-0.json"),
             exit=self.once(f"{folder}/exit-0.json"),
             advanced=self._advanced(folder, key),
+            claimed=0.0 if job else parse.changed(folder / "request.json"),
         )
 
     def _advanced(self, folder: Path, key: str) -> bool:
@@ -409,7 +430,16 @@ class _Reader:
     def _records(self) -> tuple[EvaluationRecord, ...]:
         found = [self._try(f"{self.run.evals}/{name}", parse.record) for name in self.records]
         known = [record for record in found if record is not None]
+        chosen = [self._try(path, parse.selection) for path in selection_files(self.run)]
+        if chosen:
+            those = [each for each in chosen if each is not None]
+            known = [with_selections(record, those) for record in known]
         return tuple(sorted(known, key=lambda r: (r.images, r.key, r.attempt)))
+
+    def _sweeps(self) -> tuple[ScoreSweep, ...]:
+        names = [name for name in self.sweeps if name.endswith(".json")]
+        found = [self._try(f"{sweeps_folder(self.run)}/{name}", parse.sweep) for name in names]
+        return tuple(sweep for sweep in found if sweep is not None)
 
     def _config(self) -> Config | None:
         if not self.attempts:
@@ -433,7 +463,8 @@ class _Reader:
 
     def _try(self, path: str | Path, made: Callable[[str], T], keep: bool = True) -> T | None:
         try:
-            return self.kept.get(str(path), made) if keep else made(str(path))
+            kept = keep or self.kept.lasting
+            return self.kept.get(str(path), made) if kept else made(str(path))
         except FileNotFoundError:
             return None
         except (*_UNREADABLE, UserError) as error:

@@ -6,7 +6,7 @@ ViT of timm (as Hu et al. 2023, arXiv 2210.06462, take DINO's); and the pixels t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -112,18 +112,26 @@ class SnapshotFeatures:
 
     @torch.no_grad()
     def __call__(self, stored: Tensor, ordinals: Tensor) -> Tensor:
-        device = self.snapshot.device
-        x0 = self._shown(self.normaliser.encode(stored))
+        x0 = self.shown(self.normaliser.encode(stored))
         eps = normal(self.seed, "extraction-noise", ordinals, tuple(x0.shape[1:]))
+        return self.of_layers(x0, eps, [self.number])[0].cpu()
+
+    @torch.no_grad()
+    def of_layers(self, x0: Tensor, eps: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+        """Features (B, F) of several layers, from one forward of images x0 (B, C, H, W) with the noise `eps`; fp32, on
+        the snapshot's device.
+        """
+        device, backbone = self.snapshot.device, self.snapshot.student.backbone
         tau = torch.full((len(x0),), self.noise_time, device=device)
         x = self.preconditioning.noised(x0.to(device), eps.to(device), tau)
         x = x.to(next(self.snapshot.student.parameters()).dtype)
         nothing = Condition(torch.full((len(x0),), self.state, device=device))
-        backbone = self.snapshot.student.backbone
-        tokens = backbone.features(x, tau, nothing, self.number)
-        return pool(tokens, self.pooling, self.layer.extras, cls=self.cls).float().cpu()
+        tokens = backbone.features_of(x, tau, nothing, numbers)
+        extras = [backbone.net.layers[number - 1].extras for number in numbers]
+        both = zip(tokens, extras, strict=True)
+        return [pool(each, self.pooling, n, cls=self.cls).float() for each, n in both]
 
-    def _shown(self, x0: Tensor) -> Tensor:
+    def shown(self, x0: Tensor) -> Tensor:
         """The middle of images that training saw windows of."""
         edge, grid = self.snapshot.student.backbone.net.size, (x0.shape[-2], x0.shape[-1])
         if not self.snapshot.config.data.crop or grid == (edge, edge):

@@ -6,8 +6,10 @@ protocol's size, the last one padded, so that ranks and resumptions change no by
 
 from __future__ import annotations
 
+import copy
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,27 +19,42 @@ from torch import Tensor
 
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.discovery.resumable import array
+from selfguide.evaluation.beside import Beside, Clusters, over_sets
 from selfguide.evaluation.features.net import FeatureNet, exact, load_feature_net
+from selfguide.evaluation.metrics.frechet import Reference
 from selfguide.evaluation.paired import Draw
 from selfguide.evaluation.scores import (
+    NEIGHBOURS,
+    Crop,
     Known,
     fill,
     make_reference,
+    moments_of,
     parts_in,
     read_reference,
+    read_unconditional,
     scores_of,
 )
-from selfguide.sampling.condition_sampler import ConditionSampler, condition_sampler
+from selfguide.sampling.condition_sampler import (
+    ConditionSampler,
+    TrainingImages,
+    clusters_of,
+    condition_sampler,
+    drawn_groups,
+)
 from selfguide.sampling.generate import generate_each
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import Config, EvaluationConfig
+from selfguide.spec.extras import OF_TEST
 from selfguide.spec.identity import digest
 from selfguide.spec.rank_status import RankStatus
-from selfguide.spec.records import Protocol
+from selfguide.spec.records import Protocol, crop_rule
 from shards.errors import UserError
 from shards.format import manifest as manifests
 
 SHOWN = 64  # of the first images, for the picture beside the record
+# of these, drawn once more without a GPU
+ON_CPU = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,24 +93,46 @@ def score_images(
     net = load_feature_net(
         evaluation.protocol, evaluation.weights, net=evaluation.net, sha256=evaluation.sha256
     ).to(work.device)
+    nets = {name: load_feature_net(name).to(work.device) for name in evaluation.fdr_protocols}
     samples = _Samples(snapshot, config)
-    made = _Blocks(samples, net, work.parts, status)
-    parts = parts_in(work.parts, evaluation.samples, evaluation.batch)
+    sets = [
+        _Blocks(samples, net, work.parts, status, number=number, more=tuple(nets.values()))
+        for number in range(evaluation.sets)
+    ]
     known = reference_of(snapshot, evaluation, net, work)
-    fill(parts, made.rows, doing="samples", rank=work.rank, world=work.world)
+    for made in sets:
+        fill(made.parts, made.rows, doing="samples", rank=work.rank, world=work.world)
     latents = _latents(snapshot, evaluation, net, samples.codec, work)
+    against = _Against(snapshot, evaluation, net, nets, known, latents, work)
     if work.rank:
         return None
     assert known is not None
-    scores = scores_of(evaluation.protocol, net, parts, known, full=protocol.metric == "fid_adm")
+    full = protocol.metric == "fid_adm"
+    scores = over_sets(
+        [
+            scores_of(
+                evaluation.protocol,
+                net,
+                made.parts,
+                known,
+                full=full,
+                evaluation=evaluation,
+                beside=against.beside(made),
+            )
+            for made in sets
+        ]
+    )
     if latents is not None:
         decoded = latents.main
         scores["floor_reconstruction"] = known.main.distance(decoded.mean, decoded.covariance)
+    if "drift" in evaluation.metrics:
+        scores |= samples.drift(evaluation.drift_blocks)
+    files = {"reference": known.sha256, "unconditional": against.unconditional_sha256}
     return Scored(
         scores=scores,
-        nfe=int(max(part[:, -1].max() for part in parts)),
-        images=made.shown(),
-        files={"reference": known.sha256} if known.sha256 else {},
+        nfe=int(max(part[:, -1].max() for made in sets for part in made.parts)),
+        images=sets[0].shown(),
+        files={role: sha256 for role, sha256 in files.items() if sha256},
     )
 
 
@@ -134,12 +173,9 @@ class _Samples:
         Raises:
             UserError: samples that are not finite.
         """
-        evaluation, snapshot = self.config.evaluation, self.snapshot
-        seeds = evaluation.seed + first + torch.arange(evaluation.batch)
+        snapshot = self.snapshot
         with exact():
-            ((x, evaluations),) = generate_each(
-                snapshot, self.config.sampler, self._conditions(seeds), seeds, batch=len(seeds)
-            )
+            x, evaluations = self.drawn(first, self.config.evaluation.batch)
             bad = ~torch.isfinite(x).flatten(1).all(1)
             if bad.any():
                 raise UserError(
@@ -148,26 +184,86 @@ class _Samples:
                 )
             return to_images(snapshot.data["header"], x, self.codec), evaluations
 
+    def drawn(self, first: int, size: int, snapshot: Snapshot | None = None) -> tuple[Tensor, int]:
+        """A block of samples (size, C, H, W) in model space from `first` on, and network evaluations.
+
+        Args:
+            snapshot: draws them in place of the own one, on another device.
+        """
+        snapshot, seeds = snapshot or self.snapshot, self.seeds(first, size)
+        ((x, evaluations),) = generate_each(
+            snapshot, self.config.sampler, self._conditions(seeds), seeds, batch=len(seeds)
+        )
+        return x, evaluations
+
+    def seeds(self, first: int, count: int) -> Tensor:
+        """(count,) of the images from `first` on."""
+        return self.config.evaluation.seed + first + torch.arange(count)
+
+    def drift(self, blocks: Sequence[int]) -> dict[str, float]:
+        """How far the first samples move, before they are rounded, when they are drawn in blocks of these sizes.
+
+        On a GPU also how far the first few are from those that a CPU draws.
+        """
+        evaluation = self.config.evaluation
+        size, count = evaluation.batch, min(SHOWN, evaluation.samples)
+
+        def drawn(size: int, count: int, snapshot: Snapshot | None = None) -> Tensor:
+            made = [self.drawn(i, size, snapshot)[0] for i in range(0, count, size)]
+            return torch.cat(made)[:count]
+
+        with exact():
+            usual = drawn(size, count)
+            moved = [float((drawn(each, count) - usual).abs().max()) for each in blocks]
+            found = {"drift": max(moved, default=0.0)}
+            if self.snapshot.device.type != "cpu":
+                student = copy.deepcopy(self.snapshot.student).cpu()
+                few = min(ON_CPU, count)
+                on_cpu = drawn(few, few, replace(self.snapshot, student=student))
+                found["drift_device"] = float((on_cpu - usual[:few]).abs().max())
+        return found
+
 
 class _Blocks:
-    """Rows of features of blocks of samples."""
+    """Rows of features of blocks of samples, of one set."""
 
     def __init__(
-        self, samples: _Samples, net: FeatureNet, folder: Path, status: RankStatus
+        self,
+        samples: _Samples,
+        net: FeatureNet,
+        folder: Path,
+        status: RankStatus,
+        *,
+        number: int = 0,
+        more: tuple[FeatureNet, ...] = (),
     ) -> None:
-        self.samples, self.net, self.folder, self.status = samples, net, folder, status
+        """
+        Args:
+            number: of the set; each has seeds of its own.
+            more: nets whose features stand behind those of the first.
+        """
+        evaluation = samples.config.evaluation
+        self.samples, self.nets, self.status = samples, (net, *more), status
+        self.folder = folder / f"set-{number}" if number else folder
+        self.first = number * evaluation.samples
+        self.parts = parts_in(self.folder, evaluation.samples, evaluation.batch)
 
     def rows(self, ordinals: NDArray[np.int64]) -> Tensor:
         """(B, D + 1): the features of samples, and the network evaluations that each took."""
         self.status.enter("evaluate")
-        images, evaluations = self.samples.images(int(ordinals[0]))
+        images, evaluations = self.samples.images(self.first + int(ordinals[0]))
         count = len(ordinals)
         if ordinals[0] < SHOWN:
             # before the rows are published: who finds those finds these
             kept = images[:count][: SHOWN - int(ordinals[0])].numpy()
             array(self._pictures(int(ordinals[0])), lambda: kept)
-        features = self.net.rows(images)[:count]
-        return torch.cat([features, torch.full((count, 1), float(evaluations))], 1)
+        features = [net.rows(images)[:count] for net in self.nets]
+        return torch.cat([*features, torch.full((count, 1), float(evaluations))], 1)
+
+    def columns(self, number: int) -> slice:
+        """Where the features of a net lie, without the spatial ones."""
+        before = sum(net.width + net.spatial for net in self.nets[:number])
+        return slice(before, before + self.nets[number].width)
 
     def shown(self) -> Tensor:
         """The first images, as uint8 (n, C, H, W)."""
@@ -180,6 +276,84 @@ class _Blocks:
         return self.folder / f"images-{first:06d}.npy"
 
 
+class _Against:
+    """What samples are compared with beside the reference; every rank makes its share of it."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        evaluation: EvaluationConfig,
+        net: FeatureNet,
+        nets: Mapping[str, FeatureNet],
+        known: Known | None,
+        latents: Known | None,
+        work: Work,
+    ) -> None:
+        metrics: set[str] = set(evaluation.metrics)
+        self.snapshot, self.evaluation, self.known = snapshot, evaluation, known
+        own = not (evaluation.reference or evaluation.shards)
+        self.train: Known | None = None
+        if metrics & {"near_copies", "ood_auroc", "cluster_fd"}:
+            # ranks but the first get no references, and make their share of them all the same
+            if snapshot.data["header"]["kind"] != "image":
+                self.train = latents
+            else:
+                self.train = known if own else _own(snapshot, evaluation, net, work)
+        self.test = _test(evaluation, net, work) if metrics & {*OF_TEST} else None
+        # of the ratio: each net's reference and test images
+        self.ratios: list[tuple[str, Known | None, Known | None]] = []
+        if "fdr" in metrics:
+            self.ratios.append((evaluation.protocol, known, self.test))
+        for name, other in nets.items():
+            reference = reference_of(snapshot, evaluation, other, work)
+            self.ratios.append((name, reference, _test(evaluation, other, work)))
+        self.unconditional: Reference | None = None
+        self.unconditional_sha256: str | None = None
+        if "ufid" in metrics and not work.rank:
+            found = read_unconditional(str(evaluation.unconditional), net)
+            self.unconditional, self.unconditional_sha256 = found.main, found.sha256
+        self.real: NDArray[np.int64] | None = None
+        self.labels: NDArray[np.int64] | None = None
+        if metrics & {"cluster_fd", "agreement"} and not work.rank:
+            self._clusters(metrics)
+
+    def beside(self, made: _Blocks) -> Beside:
+        """The same for a set of samples."""
+        evaluation = self.evaluation
+        clusters = None
+        if self.real is not None:
+            seeds = made.samples.seeds(made.first, evaluation.samples)
+            groups = drawn_groups(self.snapshot.guidance["p"], evaluation.prior, seeds)
+            clusters = Clusters(real=self.real, made=groups.numpy(), labels=self.labels)
+        distances, validation = {}, {}
+        for number, (name, reference, test) in enumerate(self.ratios):
+            assert reference is not None
+            assert test is not None
+            main = reference.main
+            moments = moments_of(made.parts, made.columns(number), main.mean)
+            distances[name] = main.distance(*moments.gaussian())
+            validation[name] = main.distance(test.main.mean, test.main.covariance)
+        return Beside(
+            train=self.train.features if self.train else None,
+            test=self.test.features if self.test else None,
+            unconditional=self.unconditional,
+            clusters=clusters,
+            distances=distances,
+            validation=validation,
+        )
+
+    def _clusters(self, metrics: set[str]) -> None:
+        """Groups of the first training images, and their labels, in batches."""
+        images = TrainingImages(self.snapshot)
+        count = min(self.evaluation.kept, images.count)
+        if self.train is not None and self.train.features is not None:
+            count = min(count, len(self.train.features))
+        parts = torch.arange(count).split(self.evaluation.batch)
+        self.real = torch.cat([clusters_of(self.snapshot, part) for part in parts]).cpu().numpy()
+        if "agreement" in metrics:
+            self.labels = torch.cat([images.labels(part) for part in parts]).numpy()
+
+
 def reference_of(
     snapshot: Snapshot, evaluation: EvaluationConfig, net: FeatureNet, work: Work
 ) -> Known | None:
@@ -190,6 +364,22 @@ def reference_of(
     wanted = evaluation.manifest or snapshot.data["manifest"]
     _check_manifest(root, wanted)
     return _made(root, wanted, evaluation, net, work)
+
+
+def _own(
+    snapshot: Snapshot, evaluation: EvaluationConfig, net: FeatureNet, work: Work
+) -> Known | None:
+    """The run's own images, where samples are compared with others."""
+    own = replace(evaluation, shards=None, reference=None, manifest=None)
+    return reference_of(snapshot, own, net, work)
+
+
+def _test(evaluation: EvaluationConfig, net: FeatureNet, work: Work) -> Known | None:
+    """Images that nobody trained on."""
+    root = str(evaluation.test)
+    wanted = evaluation.test_manifest or manifests.load(root).hash
+    _check_manifest(root, wanted)
+    return _made(root, wanted, replace(evaluation, reference_count=None), net, work)
 
 
 def _latents(
@@ -216,10 +406,16 @@ def _made(
     codec: Autoencoder | None = None,
 ) -> Known | None:
     """Makes a reference of shards or finds it; its folder is named by all that decides it."""
-    count = evaluation.samples if codec is not None else None
+    count = evaluation.samples if codec is not None else evaluation.reference_count
     decided = {**net.about, "batch": evaluation.batch, "count": count}
     if codec is not None:
         decided["decoder"] = codec.sha256
+    # not named where it is as it always was
+    if evaluation.kept != NEIGHBOURS:
+        decided["kept"] = evaluation.kept
+    crop = Crop.of_evaluation(evaluation) if codec is None else None
+    if crop is not None:
+        decided["crop"] = crop_rule(evaluation)
     folder = work.references / f"{manifest[:12]}-{digest(decided)}"
     return make_reference(
         root,
@@ -228,6 +424,8 @@ def _made(
         codec=codec,
         part=evaluation.batch,
         count=count,
+        kept=evaluation.kept,
+        crop=crop,
         rank=work.rank,
         world=work.world,
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +24,9 @@ from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, half, l
 from selfguide.evaluation.grid import write_grid
 from selfguide.evaluation.images import Work, remove, score_images
 from selfguide.evaluation.metrics.copies import copy_rate
-from selfguide.evaluation.metrics.frechet import Reference, between, frechet
+from selfguide.evaluation.metrics.frechet import Reference, between, frechet, parted
 from selfguide.evaluation.metrics.moments import BLOCKS, Moments
+from selfguide.evaluation.probe import probe
 from selfguide.sampling.condition_sampler import conditions_each_patch
 from selfguide.sampling.generate import generate
 from selfguide.sampling.groups import nearest_prototypes
@@ -31,13 +35,16 @@ from selfguide.spec.config import Config, build
 from selfguide.spec.contamination import uses
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.rank_status import RankStatus
-from selfguide.spec.records import EvaluationRecord, Protocol, grid_path, parts_path
+from selfguide.spec.records import EvaluationRecord, Protocol, grid_path, parts_path, scored
 from selfguide.spec.run import RunFolder
-from shards.errors import UserError
+from selfguide.spec.selections import nets_that_selected
+from shards.errors import NoRoomError, UserError
 
 log = logging.getLogger(__name__)
 
 
+# of a disk that is full, or may not be written
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # beside the runs of all experiments: statistics of real images, each made once
 REFERENCES = ".references"
 
@@ -49,12 +56,30 @@ def main(
 
     Args:
         status: told of each batch of samples, for those who watch whether this hangs.
+
+    Raises:
+        UserError: the snapshot, or a file that it is scored with, is not what it was, or samples are no images.
+        NoRoomError: the disk is full, or may not be written; what is finished is kept.
     """
     wanted = json.loads(request.read_text())
+    try:
+        _main(wanted, status, rank, local_rank, world)
+    except OSError as error:
+        if isinstance(error, NoRoomError) or error.errno not in _NO_ROOM:
+            raise
+        raise NoRoomError(
+            f"{error.filename or wanted['run']} cannot be written ({os.strerror(error.errno or 0)}): make room there, "
+            "or let it be written again; parts that are finished are kept, and the next try goes on behind them"
+        ) from error
+
+
+def _main(
+    wanted: Mapping[str, Any], status: RankStatus, rank: int, local_rank: int, world: int
+) -> None:
     run, started = RunFolder(Path(wanted["run"])), time.time()
     config = build(Config, wanted["config"])
     log.info(f"evaluating {run.snapshot(wanted['images'])}")
-    snapshot = load(run.snapshot(wanted["images"]))
+    snapshot = _snapshot(run, wanted["images"], config.evaluation.average)
     device = RankInfo(rank, local_rank, world).device
     snapshot.student.to(device)
     description = run.describe()
@@ -66,8 +91,11 @@ def main(
     protocol = Protocol.of(config, {"data": snapshot.data, "guidance": snapshot.guidance})
     key, attempt = wanted["key"], wanted["attempt"]
     files: dict[str, str] = {}
-    work = None
-    if FEATURES[config.evaluation.protocol].of_images:
+    work, table = None, None
+    nfe: int | None = None
+    images: Tensor | None = None
+    features = FEATURES[config.evaluation.protocol]
+    if features.of_images or features.of_layers:
         work = Work(
             parts=parts_path(run, key, snapshot.sha256),
             references=run.root.parent.parent / REFERENCES,
@@ -75,14 +103,26 @@ def main(
             world=world,
             device=device,
         )
+    if work is not None and features.of_layers:
+        probed = probe(snapshot, config.evaluation, status, work.parts, rank=rank, world=world)
+        if probed is None:
+            return
+        scores, table = probed.scores, probed.table
+    elif work is not None:
         found = score_images(snapshot, config, protocol, status, work)
         if found is None:
             return
         scores, nfe, images, files = found.scores, found.nfe, found.images, found.files
     else:
         scores, nfe, images = fd_digits(snapshot, config, protocol, status)
-    zoom = max(1, 4 * 8 // images.shape[-1]) if work else 4
-    write_grid(grid_path(run, key, attempt), images[:64], zoom=zoom)
+    if images is not None:
+        zoom = max(1, 4 * 8 // images.shape[-1]) if work else 4
+        write_grid(grid_path(run, key, attempt), images[:64], zoom=zoom)
+    scores, left_out = parted(scores)
+    if scored(run, key):
+        # by a try whose job nobody knew of: a key has one score
+        log.warning(f"{key} was scored meanwhile; this try publishes nothing")
+        return
     EvaluationRecord(
         status="done",
         run=description["id"],
@@ -97,18 +137,42 @@ def main(
         scores=scores,
         nfe=nfe,
         label_free=snapshot.guidance["label_free"],
-        nets=uses(snapshot.guidance, snapshot.origin) or None,
+        nets=uses(snapshot.guidance, snapshot.origin, _selected(run, wanted)) or None,
         snapshot_sha256=snapshot.sha256,
         files=files,
+        left_out=left_out,
+        sweep=wanted.get("sweep", ""),
         started=started,
         ended=time.time(),
         seconds=time.time() - started,
         host=socket.gethostname(),
         pid=os.getpid(),
+        probe=table,
     ).publish(run)
     if work is not None:
         remove(work)
     log.info(json.dumps(scores))
+
+
+def _snapshot(run: RunFolder, images: int, average: int) -> Snapshot:
+    """The snapshot at so many images, with one of its averages.
+
+    Raises:
+        UserError: it is there no more as it was published.
+    """
+    try:
+        return load(run.snapshot(images), average)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error}: it was not published to its end, or was cut or changed since; where it is the run's last one, "
+            f"`python -m launcher.resume {run.root.name} --runs {run.root.parent.parent}` publishes it again from its "
+            "checkpoint, else it stays without a score"
+        ) from error
+
+
+def _selected(run: RunFolder, wanted: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    """Nets by whose scores the snapshot was chosen: as the request says, and as the run does."""
+    return [*wanted.get("selected", ()), *nets_that_selected(run, wanted["images"])]
 
 
 def fd_digits(
@@ -176,4 +240,4 @@ def score(net: DigitNet, real: Tensor, pixels: Tensor) -> dict[str, float]:
         "copy_rate_real": real_copies,
         "confident": (top >= 0.9).float().mean().item(),
         "classes": float(len(classes.unique())),
-    }
+    } | fd.blocks

@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 from selfguide.data.autoencoders import Autoencoder, to_images
 from selfguide.data.normaliser import Normaliser
 from selfguide.discovery.resumable import Make, Rows
+from selfguide.evaluation.beside import Beside, Measured, measure
 from selfguide.evaluation.features.net import FeatureNet
 from selfguide.evaluation.metrics.frechet import Reference, distance, frechet
-from selfguide.evaluation.metrics.inception_score import inception_score
 from selfguide.evaluation.metrics.moments import Moments
-from selfguide.evaluation.metrics.precision_recall import ADM, precision_recall
+from selfguide.randomness import uniform
+from selfguide.spec.config import EvaluationConfig
+from selfguide.spec.extras import measured
 from selfguide.spec.metrics import LEAST_SAMPLES
 from selfguide.spec.records import PART
 from selfguide.spec.weight_files import locate_reference, reference_places
@@ -43,8 +45,7 @@ from shards.wait import wait_until
 Array = NDArray[np.generic]
 
 # of real images: their features are kept for precision and recall, as many as ADM's reference holds
-NEIGHBOURS = 10_000
-SPLITS = 10  # of the Inception Score
+NEIGHBOURS = EvaluationConfig.kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,45 @@ class Known:
     def floor(self) -> float | None:
         """The distance of its two halves, where they are known."""
         return self.main.about.get("floor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """A window of `edge` by `edge` in each image: its middle, or as (seed, number of the image) decide."""
+
+    edge: int
+    random: bool = False
+    seed: int = 0
+
+    @classmethod
+    def of_evaluation(cls, evaluation: EvaluationConfig) -> Crop | None:
+        if evaluation.crop is None:
+            return None
+        random = evaluation.crop_rule == "random"
+        return cls(edge=evaluation.crop, random=random, seed=evaluation.crop_seed)
+
+    def of(self, images: torch.Tensor, ordinals: NDArray[np.int64]) -> torch.Tensor:
+        """(B, C, edge, edge) of images (B, C, H, W) at these ordinals.
+
+        Raises:
+            UserError: they are smaller.
+        """
+        height, width = images.shape[-2:]
+        if self.edge > min(height, width):
+            raise UserError(
+                f"evaluation.crop={self.edge} and the reference's images are {height} by {width}: give "
+                f"evaluation.crop={min(height, width)} or less"
+            )
+        free = torch.tensor([height, width]) - self.edge
+        at = (free // 2).expand(len(images), 2)
+        if self.random:
+            turns = uniform(self.seed, "reference crop", torch.from_numpy(ordinals), 2)
+            at = (turns.double() * (free + 1)).long()
+        cut = [
+            image[:, y : y + self.edge, x : x + self.edge]
+            for image, (y, x) in zip(images, at.tolist(), strict=True)
+        ]
+        return torch.stack(cut)
 
 
 def parts_in(folder: Path, count: int, part: int) -> Rows:
@@ -96,12 +136,21 @@ def moments_of(
 
 
 def scores_of(
-    protocol: str, net: FeatureNet, parts: Rows, known: Known, *, full: bool
+    protocol: str,
+    net: FeatureNet,
+    parts: Rows,
+    known: Known,
+    *,
+    full: bool,
+    evaluation: EvaluationConfig | None = None,
+    beside: Beside | None = None,
 ) -> dict[str, float]:
     """The scores of the images whose features `parts` hold, under the protocol's name.
 
     Args:
         full: ADM's further scores as well: sFID, Inception Score, precision and recall.
+        evaluation: says what is measured beside; by default what the protocol always measures.
+        beside: what that is compared with.
 
     Raises:
         UserError: fewer images than its error bar needs, or a reference of another width.
@@ -111,31 +160,31 @@ def scores_of(
             f"{parts.count} images are too few for a score with its error: give {LEAST_SAMPLES} or more"
         )
     check_reference(known.main, net)
+    evaluation = evaluation or EvaluationConfig(protocol="fid_adm" if full else "none")
     main = slice(0, net.width)
     score = frechet(known.main, moments_of(parts, main, known.main.mean))
     found = {
         protocol: score.value,
         f"{protocol}_se": score.se,
         f"{protocol}_corrected": score.corrected,
-    }
+    } | score.blocks
     if known.floor is not None:
         found["floor"] = known.floor
-    if not full:
-        return found
-    if known.spatial is not None and net.spatial:
+    if full and known.spatial is not None and net.spatial:
         spatial = slice(net.width, net.width + net.spatial)
         moments = moments_of(parts, spatial, known.spatial.mean, blocks=1)
         found["sfid"] = known.spatial.distance(*moments.gaussian())
-    features = np.concatenate([part[:, main] for part in parts])
-    if net.logits is not None:
-        logits = torch.cat(
-            [net.logits(torch.from_numpy(part).to(net.device)).cpu() for part in _cut(features)]
+    if measured(evaluation):
+        features = np.concatenate([part[:, main] for part in parts])
+        found |= measure(
+            Measured(
+                evaluation=evaluation,
+                net=net,
+                features=features,
+                real=known.features,
+                beside=beside or Beside(),
+            )
         )
-        score_of_classes = inception_score(logits, splits=min(SPLITS, parts.count))
-        found["inception_score"] = score_of_classes.value
-    if known.features is not None and len(known.features) > 3:
-        both = precision_recall(known.features, features, **ADM)
-        found |= {"precision": both.precision, "recall": both.recall}
     return found
 
 
@@ -148,7 +197,7 @@ def check_reference(reference: Reference, net: FeatureNet) -> None:
     if len(reference.mean) != net.width:
         raise UserError(
             f"the reference has {len(reference.mean)} features and {net.name} has {net.width}: it is of another "
-            "protocol; make one with `python -m tools.reference make`"
+            "protocol; `python -m tools.reference make ROOT --protocol P --out FILE.npz` makes one of this one"
         )
     # others' files say nothing of it
     theirs = reference.about.get("features") or net.about
@@ -156,7 +205,7 @@ def check_reference(reference: Reference, net: FeatureNet) -> None:
         if theirs.get(name) != ours:
             raise UserError(
                 f"the reference was made with {name}={theirs.get(name)}, and this protocol has {name}={ours}: give "
-                "one of this protocol; `python -m tools.reference make` makes it"
+                "one of this protocol; `python -m tools.reference make ROOT --protocol P --out FILE.npz` makes it"
             )
 
 
@@ -175,7 +224,10 @@ def read_reference(given: str, net: FeatureNet) -> Known:
             f"reference={given}: no such file at {places}; `python -m tools.reference make SHARDS` makes one"
         )
     main = Reference.load(path)
-    check_reference(main, net)
+    try:
+        check_reference(main, net)
+    except UserError as error:
+        raise UserError(f"reference={given}: {error}") from error
     names = set(members(str(path)))
     spatial = Reference.load(path, spatial=True) if {"mu_s", "sigma_s"} <= names else None
     features: Array | None = None
@@ -192,6 +244,21 @@ def read_reference(given: str, net: FeatureNet) -> Known:
     return Known(main=main, spatial=spatial, features=features, sha256=storage.sha256(str(path)))
 
 
+def read_unconditional(given: str, net: FeatureNet) -> Known:
+    """Statistics of an unconditional run's samples from a file.
+
+    Raises:
+        UserError: they are none, of another protocol, or of a run that nobody named.
+    """
+    found = read_reference(given, net)
+    if not found.main.about.get("run"):
+        raise UserError(
+            f"unconditional={given}: these statistics name no run, so that nobody could say what uFID means; make them "
+            "with `python -m tools.reference samples RUN`"
+        )
+    return found
+
+
 def make_reference(
     root: str,
     net: FeatureNet,
@@ -200,6 +267,8 @@ def make_reference(
     codec: Autoencoder | None = None,
     part: int = 50,
     count: int | None = None,
+    kept: int = NEIGHBOURS,
+    crop: Crop | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> Known | None:
@@ -210,9 +279,11 @@ def make_reference(
     Args:
         codec: what decodes latents.
         count: of the first samples only, which are as random as any others.
+        kept: images at most whose features it holds.
+        crop: cuts a window out of each image.
 
     Raises:
-        UserError: the images are too few for two halves.
+        UserError: the images are too few for two halves, or smaller than the window.
     """
     file = folder / "reference.npz"
     manifest = manifests.load(root)
@@ -224,14 +295,14 @@ def make_reference(
     found = parts_in(folder / "parts", total, part)
     if rank:
         if not file.exists():
-            _fill_reference(found, root, manifest, net, codec, rank, world)
+            _fill_reference(found, root, manifest, net, codec, crop, rank, world)
         return None
     folder.mkdir(parents=True, exist_ok=True)
     # another evaluation may be making it
     with lock(folder, create=False, required=False):
         if not file.exists():
-            _fill_reference(found, root, manifest, net, codec, 0, world)
-            _publish_reference(file, net, found, manifest.hash)
+            _fill_reference(found, root, manifest, net, codec, crop, 0, world)
+            _publish_reference(file, net, found, manifest.hash, kept)
         shutil.rmtree(folder / "parts", ignore_errors=True)
     # its shards say what it is
     return replace(read_reference(str(file), net), sha256=None)
@@ -243,6 +314,7 @@ def _fill_reference(
     manifest: Manifest,
     net: FeatureNet,
     codec: Autoencoder | None,
+    crop: Crop | None,
     rank: int,
     world: int,
 ) -> None:
@@ -252,12 +324,13 @@ def _fill_reference(
 
         def make(ordinals: NDArray[np.int64]) -> torch.Tensor:
             stored = torch.as_tensor(reader.gather(ordinals, fields=("x",))["x"])
-            return net.rows(to_images(header, Normaliser.of(header).encode(stored), codec))
+            images = to_images(header, Normaliser.of(header).encode(stored), codec)
+            return net.rows(images if crop is None else crop.of(images, ordinals))
 
         fill(found, make, doing=f"features of {found.count:,} images", rank=rank, world=world)
 
 
-def _publish_reference(file: Path, net: FeatureNet, found: Rows, manifest: str) -> None:
+def _publish_reference(file: Path, net: FeatureNet, found: Rows, manifest: str, kept: int) -> None:
     halves = moments_of(found, slice(0, net.width), blocks=2)
     about = {
         "features": net.about,
@@ -268,7 +341,7 @@ def _publish_reference(file: Path, net: FeatureNet, found: Rows, manifest: str) 
     if net.spatial:
         columns = slice(net.width, net.width + net.spatial)
         spatial = Reference.of(moments_of(found, columns, blocks=1))
-    some = np.concatenate([p[:, : net.width] for p in _until(found, NEIGHBOURS)])[:NEIGHBOURS]
+    some = np.concatenate([p[:, : net.width] for p in _until(found, kept)])[:kept]
     _save(file, main, spatial, some)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -33,14 +33,24 @@ class Backbone(nn.Module, ABC):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The prediction, and with `capture` also the tokens (B, T, D) of that layer, extras first."""
         self._check(x, tau, condition)
-        out, captured = self._run(x, tau, condition, self._number(capture), stop=False)
-        return out if capture is None else (out, captured)
+        if capture is None:
+            return self._run(x, tau, condition, (), stop=False)[0]
+        number = self.net.layer(capture)
+        out, captured = self._run(x, tau, condition, (number,), stop=False)
+        return out, captured[number]
 
     def features(self, x: Tensor, tau: Tensor, condition: Condition, layer: int | str) -> Tensor:
         """Tokens (B, T, D) of `layer`, counted from 1 or by name; what lies behind it is not run."""
+        return self.features_of(x, tau, condition, (layer,))[0]
+
+    def features_of(
+        self, x: Tensor, tau: Tensor, condition: Condition, layers: Sequence[int | str]
+    ) -> list[Tensor]:
+        """Tokens (B, T, D) of each of `layers` from one forward, as far as the last of them."""
         self._check(x, tau, condition)
-        _, captured = self._run(x, tau, condition, self._number(layer), stop=True)
-        return captured
+        wanted = [self.net.layer(layer) for layer in layers]
+        _, captured = self._run(x, tau, condition, wanted, stop=True)
+        return [captured[number] for number in wanted]
 
     def _draw_tokens(self, std: float) -> None:
         """Draws [CLS], null, unconditional and label rows anew, with another std than ours."""
@@ -55,9 +65,11 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def _run(
-        self, x: Tensor, tau: Tensor, condition: Condition, layer: int | None, *, stop: bool
-    ) -> tuple[Any, Any]:
-        """(prediction, tokens of `layer` or None); with `stop` the prediction is None and nothing runs after."""
+        self, x: Tensor, tau: Tensor, condition: Condition, wanted: Collection[int], *, stop: bool
+    ) -> tuple[Any, dict[int, Tensor]]:
+        """(prediction, tokens of the `wanted` layers by number); with `stop` nothing runs after the last of these, and
+        the prediction is None.
+        """
 
     @abstractmethod
     def repeated(self) -> Iterable[nn.Module]:
@@ -68,9 +80,6 @@ class Backbone(nn.Module, ABC):
         if self.recompute and self.training:
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
-
-    def _number(self, layer: int | str | None) -> int | None:
-        return None if layer is None else self.net.layer(layer)
 
     def _laid_out(self, x: Tensor) -> Tensor:
         """(B, C, H, W) as it is to lie in memory; convolutions hand the layout on, whatever their weights'.

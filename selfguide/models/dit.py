@@ -6,7 +6,7 @@ normalised queries and keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -181,18 +181,18 @@ class DiT(Backbone):
         return self.blocks
 
     def _run(
-        self, x: Tensor, tau: Tensor, condition: Condition, layer: int | None, *, stop: bool
-    ) -> tuple[Any, Any]:
+        self, x: Tensor, tau: Tensor, condition: Condition, wanted: Collection[int], *, stop: bool
+    ) -> tuple[Any, dict[int, Tensor]]:
         tokens = self._embed(x, condition)
         c = self.time(time_input(self.net.time, tau, whole=self.net.whole_index))  # (B, D)
         c = F.silu(c if self.condition is None else c + self.condition(condition))
         turn = (self.cos.to(x.dtype), self.sin.to(x.dtype)) if self.net.rope else None
-        captured = None
+        captured: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks, 1):
             tokens = self._call(block, tokens, c, turn)
-            if number == layer:
-                captured = tokens
-                if stop:
+            if number in wanted:
+                captured[number] = tokens
+                if stop and number == max(wanted):
                     return None, captured
         shift, scale = self.final_modulation(c)[:, None].chunk(2, dim=-1)
         patches = self.final(self.final_norm(tokens[:, -self.net.tokens :], shift, scale))

@@ -6,7 +6,7 @@ diffusion's (Hu et al. 2023).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -89,14 +89,14 @@ class UNet(Backbone):
         return [stage for stage in self.stages if isinstance(stage, Block)]
 
     def _run(
-        self, x: Tensor, tau: Tensor, condition: Condition, layer: int | None, *, stop: bool
-    ) -> tuple[Any, Any]:
-        wanted = None if layer is None else self.net.layers[layer - 1].name
+        self, x: Tensor, tau: Tensor, condition: Condition, wanted: Collection[int], *, stop: bool
+    ) -> tuple[Any, dict[int, Tensor]]:
+        names = {self.net.layers[number - 1].name: number for number in wanted}
         c = self._embed(tau, condition)
         context = self._context(tau, condition)
         x = with_spatial(x, condition, self.net.spatial)
         skips: list[Tensor] = []
-        captured = None
+        captured: dict[int, Tensor] = {}
         for plan, stage in zip(self.net.stages, self.stages, strict=True):
             if plan.kind == "decode":
                 x = torch.cat((x, skips.pop()), dim=1)
@@ -104,9 +104,9 @@ class UNet(Backbone):
             x = self._laid_out(x) if plan.kind == "stem" else x
             if plan.kind in ("stem", "encode", "down"):
                 skips.append(x)
-            if plan.name == wanted:
-                captured = x.flatten(2).transpose(1, 2)  # (B, H W, C)
-                if stop:
+            if plan.name in names:
+                captured[names[plan.name]] = x.flatten(2).transpose(1, 2)  # (B, H W, C)
+                if stop and len(captured) == len(names):
                     return None, captured
         return self.out(F.silu(self.norm(x))), captured
 

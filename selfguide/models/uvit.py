@@ -6,7 +6,7 @@ SGFM's (Hu et al. 2023, arXiv 2312.08825).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -120,18 +120,18 @@ class UViT(Backbone):
         return self.blocks
 
     def _run(
-        self, x: Tensor, tau: Tensor, condition: Condition, layer: int | None, *, stop: bool
-    ) -> tuple[Any, Any]:
+        self, x: Tensor, tau: Tensor, condition: Condition, wanted: Collection[int], *, stop: bool
+    ) -> tuple[Any, dict[int, Tensor]]:
         tokens = self._embed(x, tau, condition)
-        half, skips, captured = self.net.depth // 2, list[Tensor](), None
+        half, skips, captured = self.net.depth // 2, list[Tensor](), dict[int, Tensor]()
         for number, block in enumerate(self.blocks, 1):
             skip = (skips.pop(),) if number > half + 1 else ()  # the last one in is the first out
             tokens = self._call(block, tokens, *skip)
             if number <= half:
                 skips.append(tokens)
-            if number == layer:
-                captured = tokens
-                if stop:
+            if number in wanted:
+                captured[number] = tokens
+                if stop and number == max(wanted):
                     return None, captured
         patches = self.final(self.final_norm(tokens[:, self.net.extras :]))  # (B, L, p p C)
         image = unpatchify(patches, self.net.edge, self.net.patch, self.net.out_channels)

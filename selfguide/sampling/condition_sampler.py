@@ -17,7 +17,12 @@ from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import Condition, check_numbers
 from selfguide.guidance.sidecar import Annotations
 from selfguide.randomness import uniform
-from selfguide.sampling.groups import patch_layout, sample_group_ids, sampling_condition
+from selfguide.sampling.groups import (
+    nearest_prototypes,
+    patch_layout,
+    sample_group_ids,
+    sampling_condition,
+)
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SidecarGuidance
 from selfguide.spec.records import from_training_rows
@@ -26,7 +31,7 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.read.reader import Reader
 
-Prior = Literal["empirical", "uniform"]
+Prior = Literal["empirical", "uniform", "quota"]
 ConditionSampler = Callable[[Tensor], Condition]  # of seeds or ordinals (B,)
 
 
@@ -44,7 +49,8 @@ def samples_training_rows(snapshot: Snapshot) -> bool:
 def condition_sampler(snapshot: Snapshot, prior: Prior = "empirical") -> ConditionSampler:
     """Conditions of seeds (N,): each a pure function of its seed; unconditional ones, if the student knows no others.
 
-    Evenly drawn are the groups that occur: the student was never conditioned on others.
+    Evenly drawn are the groups that occur: the student was never conditioned on others. With `quota` they take turns,
+    so that consecutive seeds have each group equally often.
     """
     state = snapshot.guidance
     if not snapshot.conditioned:
@@ -57,8 +63,40 @@ def condition_sampler(snapshot: Snapshot, prior: Prior = "empirical") -> Conditi
             )
         count, rows = training_rows(snapshot)
         return lambda seeds: rows(sample_ordinals(count, seeds))
-    p = state["p"] if prior == "empirical" else [float(share > 0) for share in state["p"]]
-    return lambda seeds: sampling_condition(state, snapshot.student, sample_group_ids(p, 0, seeds))
+    return lambda seeds: sampling_condition(
+        state, snapshot.student, drawn_groups(state["p"], prior, seeds)
+    )
+
+
+def drawn_groups(p: list[float], prior: Prior, seeds: Tensor) -> Tensor:
+    """(B,) groups of seeds (B,), of groups that occur with probabilities `p`."""
+    if prior == "quota":
+        occur = torch.tensor(p).nonzero()[:, 0]
+        return occur.to(seeds.device)[seeds % len(occur)]
+    even = [float(share > 0) for share in p]
+    return sample_group_ids(p if prior == "empirical" else even, 0, seeds)
+
+
+def clusters_of(snapshot: Snapshot, ordinals: Tensor) -> Tensor:
+    """(B,) the group that a snapshot knows each training image by, at ordinals (B,).
+
+    Raises:
+        UserError: it knows images by no single group, or the images or sidecars are gone.
+    """
+    guidance = snapshot.config.guidance
+    if not snapshot.conditioned or samples_training_rows(snapshot):
+        raise UserError(
+            f"guidance.source={guidance.source}: this snapshot is conditioned on no single group of an image, so that "
+            "images have no clusters; leave cluster_fd and agreement out of evaluation.metrics"
+        )
+    if snapshot.guidance["source"] == "sidecar":
+        ids = training_rows(snapshot)[1](ordinals).id
+        assert ids is not None
+        return ids
+    images = TrainingImages(snapshot)
+    if snapshot.guidance["source"] == "labels":
+        return images.labels(ordinals)
+    return nearest_prototypes(snapshot, images.x0(ordinals), ordinals).cpu()
 
 
 def sample_ordinals(count: int, seeds: Tensor) -> Tensor:

@@ -34,9 +34,9 @@ def check_annotations(config: Config, manifest: str) -> dict[str, Sidecar]:
         except UserError as error:
             raise UserError(f"guidance.{field}: {error}") from error
         _check(guidance, field, found[field])
-    if config.evaluation.prior == "uniform" and "ids" in found and found["ids"].kind != "id":
+    if config.evaluation.prior != "empirical" and "ids" in found and found["ids"].kind != "id":
         raise UserError(
-            "evaluation.prior=uniform draws one group an image, and "
+            f"evaluation.prior={config.evaluation.prior} draws one group an image, and "
             f"guidance.ids={guidance.folders.get('ids')} holds several; take evaluation.prior=empirical"
         )
     return found

@@ -76,9 +76,13 @@ def uses(
     )
 
 
-def trained_by(guidance: Mapping[str, Any], origin: Mapping[str, Any]) -> list[dict[str, str]]:
+def trained_by(
+    guidance: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    selected: Iterable[Mapping[str, str]] = (),
+) -> list[dict[str, str]]:
     """Name and sha256 of the nets that had to do with weights, for the record of what begins from them."""
-    named = {(use.net, use.sha256) for use in uses(guidance, origin)}
+    named = {(use.net, use.sha256) for use in uses(guidance, origin, selected)}
     return [{"net": net, "sha256": sha256} for net, sha256 in sorted(named)]
 
 

@@ -57,12 +57,10 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
         raise UserError(
             f"guidance=labels, and the shards in {data.root} have no labels; take guidance=online"
         )
-    if config.evaluation.protocol == "fd_digits" and header.kind == "latent":
-        raise UserError(
-            f"evaluation.protocol=fd_digits compares images, and the shards in {data.root} hold latents of "
-            f"{header.encoder}; set evaluation=none"
-        )
-    _check_scored(config, header)
+    for by in config.scored_by:
+        _check_scored(by, header)
+        if by.evaluation.protocol == "probe":
+            check_labels(data.root, manifest)
     _check_first_weights(config, header)
     if data.cache is not None and storage.is_remote(data.root):
         _check_cache(config, data.cache, manifests)
@@ -71,6 +69,11 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
 def _check_scored(config: Config, header: Header) -> None:
     """Samples of latents are compared as images, which latents are not."""
     evaluation = config.evaluation
+    if evaluation.protocol == "fd_digits" and header.kind == "latent":
+        raise UserError(
+            f"evaluation.protocol=fd_digits compares images, and the shards in {config.data.root} hold latents of "
+            f"{header.encoder}; set evaluation=none"
+        )
     if evaluation.protocol not in FEATURES or not FEATURES[evaluation.protocol].of_images:
         return
     if header.kind == "latent" and not (evaluation.reference or evaluation.shards):
@@ -83,6 +86,21 @@ def _check_scored(config: Config, header: Header) -> None:
         raise UserError(
             f"evaluation.protocol={evaluation.protocol} reads images of 1 or 3 channels, and data.shape is "
             f"{list(config.data.shape)}; set evaluation=none"
+        )
+
+
+def check_labels(root: str, manifest: Manifest) -> None:
+    """Returns when the shards have labels, and these are of several classes.
+
+    Raises:
+        UserError: there are none, or all are the same.
+    """
+    images = manifest.label_histogram or ()
+    if sum(count > 0 for count in images) < 2:
+        found = "are all of one class" if images else "have no labels"
+        raise UserError(
+            f"evaluation.protocol=probe tells labels from features, and the shards in {root} {found}; set "
+            "evaluation=none, or write shards with labels of two classes or more"
         )
 
 

@@ -6,10 +6,10 @@ Training does not need them, so a run is queued without them; its evaluations st
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from selfguide.spec.config import Config
+from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.weight_files import (
     AUTOENCODERS,
@@ -31,18 +31,32 @@ class Lack:
     what: str
     # names the file, where it may lie, and the command that fetches it
     sentence: str
+    # which waits for it; None stands for all of a run's
+    evaluation: EvaluationConfig | None = None
 
 
 def lacks(config: Config, encoder: str | None) -> tuple[Lack, ...]:
-    """Returns the files that the evaluation of a run needs and that are not here.
+    """Returns the files that the evaluations of a run need and that are not here.
 
     Args:
         encoder: of the run's data, where these are latents.
     """
-    evaluation = config.evaluation
+    return tuple(
+        replace(lack, evaluation=each.evaluation)
+        for each in config.scored_by
+        for lack in _lacks(each.evaluation, encoder)
+    )
+
+
+def lacks_of(found: tuple[Lack, ...], evaluation: EvaluationConfig) -> tuple[Lack, ...]:
+    """Those that this evaluation waits for: only the protocol that needs a file waits for it."""
+    return tuple(lack for lack in found if lack.evaluation in (None, evaluation))
+
+
+def _lacks(evaluation: EvaluationConfig, encoder: str | None) -> list[Lack]:
     features = FEATURES.get(evaluation.protocol)
     if features is None or not features.of_images:
-        return ()
+        return []
     found = []
     if features.weights is not None and locate(features.weights, evaluation.weights) is None:
         sentence = lacking(features.weights, evaluation.weights)
@@ -52,9 +66,15 @@ def lacks(config: Config, encoder: str | None) -> tuple[Lack, ...]:
         found.append(Lack(f"{evaluation.net} weights", sentence))
     if evaluation.reference and locate_reference(evaluation.reference) is None:
         found.append(_lacks_reference(evaluation.reference))
+    if evaluation.unconditional and locate_reference(evaluation.unconditional) is None:
+        found.append(_lacks_unconditional(evaluation.unconditional))
+    for protocol in evaluation.fdr_protocols:
+        weights = FEATURES[protocol].weights
+        if weights is not None and locate(weights) is None:
+            found.append(Lack(f"{weights.name} weights", lacking(weights)))
     if encoder is not None and (lack := _lacks_autoencoder(encoder, evaluation.decoder)):
         found.append(lack)
-    return tuple(found)
+    return found
 
 
 def _lacks_reference(given: str) -> Lack:
@@ -63,6 +83,15 @@ def _lacks_reference(given: str) -> Lack:
     make = "`python -m tools.reference make SHARDS` makes one of any shards"
     sentence = f"the reference is not here: {name} may lie at {where}; {fetch if name in REFERENCES else make}"
     return Lack(f"reference {name}", sentence)
+
+
+def _lacks_unconditional(given: str) -> Lack:
+    name, where = Path(given).name, " or ".join(map(str, reference_places(given)))
+    sentence = (
+        f"the unconditional samples' statistics are not here: {name} may lie at {where}; `python -m tools.reference "
+        "samples RUN` makes them of an unconditional run"
+    )
+    return Lack(f"unconditional {name}", sentence)
 
 
 def _lacks_autoencoder(name: str, given: str | None) -> Lack | None:

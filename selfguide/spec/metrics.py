@@ -46,6 +46,15 @@ class Features:
     normalisation: str = ""
     weights: WeightFile | None = None
     of_images: bool = False
+    # of probes: what is measured in is the snapshot itself
+    of_layers: bool = False
+    # the score that it is named after, where that has another name than the protocol
+    score: str = ""
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether it takes a GPU a rank, where the cluster is asked for GPUs."""
+        return self.of_images or self.of_layers
 
 
 # in the order of the board's columns
@@ -180,9 +189,41 @@ METRICS: dict[str, Metric] = {
         heading="uFID",
         note="Frechet distance to the samples of a named unconditional run instead of real images",
     ),
+    "drift": Metric(
+        heading="drift",
+        note="how far the first samples move, before they are rounded, when they are drawn in blocks of other sizes",
+    ),
+    "drift_device": Metric(
+        heading="drift (device)",
+        note="how far the first samples are, before they are rounded, from those that a CPU draws",
+    ),
+    "linear_accuracy": Metric(
+        heading="linear probe",
+        note="share of test images whose label a linear map of the best layer tells; chosen on a validation part",
+        higher_is_better=True,
+        form="percent",
+    ),
+    "knn_accuracy": Metric(
+        heading="k-NN probe",
+        note="share of test images whose label 20 neighbours in the best layer tell; chosen on a validation part",
+        higher_is_better=True,
+        form="percent",
+    ),
+    "linear_accuracy_input": Metric(
+        heading="linear, no net",
+        note="the linear probe of the images or latents themselves: what features have to beat",
+        higher_is_better=True,
+        form="percent",
+    ),
+    "knn_accuracy_input": Metric(
+        heading="k-NN, no net",
+        note="the k-NN probe of the images or latents themselves: what features have to beat",
+        higher_is_better=True,
+        form="percent",
+    ),
 }  # fmt: skip
 
-# protocol of `evaluation=` -> what it measures in; its score is the metric of the same name
+# protocol of `evaluation=` -> what it measures in; its score is the metric of the same name, unless it names another
 FEATURES: dict[str, Features] = {
     "fd_digits": Features(
         version=1,
@@ -234,6 +275,14 @@ FEATURES: dict[str, Features] = {
         quantisation="round to 0..255",
         normalisation="the net's own mean and deviation",
         of_images=True,
+    ),
+    "probe": Features(
+        version=1,
+        sha256="",
+        resize="none",
+        quantisation="none",
+        of_layers=True,
+        score="linear_accuracy",
     ),
 }
 

@@ -20,9 +20,11 @@ from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.config.path import read_by_sampling
 from selfguide.spec.config.sampler import protocol_settings
 from selfguide.spec.contamination import NetUse, contaminations
+from selfguide.spec.extras import extras
 from selfguide.spec.identity import digest
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.run import RunFolder, image_folder, write_record
+from selfguide.spec.sizes import architecture
 
 # of the record
 SCHEMA = 1
@@ -64,10 +66,19 @@ class Protocol:
     net: str | None = None
     # of the autoencoder that makes images of latents
     decoder_sha256: str | None = None
+    # of the reference's shards: the first so many images, and the window that is cut out of each
+    reference_count: int | None = None
+    crop: str | None = None
+    # of so many samples each
+    sets: int | None = None
+    # what is measured beside, with its settings
+    extras: dict[str, Any] | None = None
 
     @staticmethod
     def of(config: Config, snapshot: Mapping[str, Any]) -> Protocol:
         """How `config` scores a snapshot with this manifest (its `data` and `guidance` are read)."""
+        if config.evaluation.protocol == "probe":
+            return _probe(config, snapshot)
         evaluation, sampler = config.evaluation, config.sampler
         features, adaptive = FEATURES[evaluation.protocol], sampler.name == "dopri5"
         data, header = snapshot["data"], snapshot["data"].get("header", {})
@@ -87,18 +98,24 @@ class Protocol:
             batch=evaluation.batch if adaptive or features.of_images else None,
             g=sampler.g,
             interval=sampler.interval,
-            ema=averages_of(config)[0].plain,
+            ema=averages_of(config)[evaluation.average].plain,
             dtype=features.dtype,
             settings=protocol_settings(sampler) | read_by_sampling(config.path),
             normalisation=features.normalisation or None,
             net=evaluation.net,
             decoder_sha256=header.get("encoder_sha256") if features.of_images else None,
+            reference_count=evaluation.reference_count,
+            crop=crop_rule(evaluation),
+            sets=evaluation.sets if evaluation.sets > 1 else None,
+            extras=(extras(evaluation) or None) if features.of_images else None,
         )
 
     def plain(self) -> dict[str, Any]:
         """As a record holds it: what only protocols of images have is left out of others."""
         values = asdict(self)
-        for later in ("normalisation", "net", "decoder_sha256"):
+        for later in (
+            "normalisation", "net", "decoder_sha256", "reference_count", "crop", "sets", "extras",
+        ):  # fmt: skip
             if values[later] is None:
                 del values[later]
         return values
@@ -114,6 +131,50 @@ class Protocol:
         return digest(values)
 
 
+def _probe(config: Config, snapshot: Mapping[str, Any]) -> Protocol:
+    """How linear and k-NN probes read a snapshot: no image is sampled, so nothing is said of how."""
+    evaluation, features = config.evaluation, FEATURES["probe"]
+    layers = [layer_name(config, layer) for layer in evaluation.layers]
+    test = evaluation.manifest or "a fifth of them"
+    return Protocol(
+        metric=features.score,
+        version=features.version,
+        feature_sha256=features.sha256,
+        resize=features.resize,
+        quantisation=features.quantisation,
+        reference=snapshot["data"]["manifest"],
+        samples=evaluation.samples,
+        labels="no condition",
+        seed=evaluation.seed,
+        sampler="none",
+        steps=None,
+        tolerance=None,
+        batch=evaluation.batch,
+        g=1.0,
+        interval=(0.0, 1.0),
+        ema=averages_of(config)[0].plain,
+        dtype=features.dtype,
+        settings={
+            "layers": layers or "all",
+            "noise_times": list(evaluation.noise_times),
+            "pooling": evaluation.pooling,
+            "passes": evaluation.passes,
+            "learning_rate": evaluation.learning_rate,
+            "test": test,
+        },
+    )
+
+
+def layer_name(config: Config, given: str) -> str:
+    """The name of a layer that is given by number or by name.
+
+    Raises:
+        UserError: the network has no such layer.
+    """
+    which = int(given) if given.isdecimal() else given
+    return architecture(config).layer_of(which, "evaluation.layers").name
+
+
 def _reference(evaluation: EvaluationConfig, data: Mapping[str, Any]) -> str:
     """What samples are compared with: a file by its name, since it may still be missing; shards by their manifest.
 
@@ -122,6 +183,14 @@ def _reference(evaluation: EvaluationConfig, data: Mapping[str, Any]) -> str:
     if evaluation.reference:
         return f"file {Path(evaluation.reference).name}"
     return evaluation.manifest or data["manifest"]
+
+
+def crop_rule(evaluation: EvaluationConfig) -> str | None:
+    """How windows are cut out of the reference's images, in words; None where images are whole."""
+    if evaluation.crop is None:
+        return None
+    seed = f", seed {evaluation.crop_seed}" if evaluation.crop_rule == "random" else ""
+    return f"{evaluation.crop_rule}, {evaluation.crop} by {evaluation.crop}{seed}"
 
 
 def from_training_rows(guidance: Mapping[str, Any]) -> bool:
@@ -137,6 +206,10 @@ def label_policy(guidance: Mapping[str, Any], prior: str) -> str:
     """How conditions are drawn, in words: scores under different policies are different scores."""
     if from_training_rows(guidance):
         return "training rows"
+    if prior == "quota":
+        # of labels that is a use of them, which such a snapshot says of itself
+        what = "human class" if guidance.get("source") == "labels" else "group"
+        return f"equally many of each {what}"
     return "empirical p(k)" if prior == "empirical" else "uniform over groups"
 
 
@@ -170,7 +243,8 @@ class EvaluationRecord:
     Records of before have no protocol where the job failed, and then an empty `protocol_key`.
     """
 
-    status: Literal["done", "failed"]
+    # skipped: nothing was tried, and `message` says why
+    status: Literal["done", "failed", "skipped"]
     key: str
     attempt: int
     # seen when the snapshot was published
@@ -191,6 +265,10 @@ class EvaluationRecord:
     snapshot_sha256: str = ""
     # sha256 of the other files that were read: of the reference, where it is a file
     files: Mapping[str, str] = field(default_factory=dict)
+    # the score without each block of its jackknife in turn: two of one seed make a paired difference
+    left_out: tuple[float, ...] = ()
+    # of the sweep that asked for it, where the run's own protocol is another
+    sweep: str = ""
     # seconds since 1970
     started: float | None = None
     ended: float | None = None
@@ -205,6 +283,8 @@ class EvaluationRecord:
     time: float = 0.0
     # feature nets that trained, guided or selected the model; None where there are none, or nobody wrote them down
     nets: tuple[NetUse, ...] | None = None
+    # of a probe: its table of layers and noise-times, as `selfguide.evaluation.probe` makes it
+    probe: Mapping[str, Any] | None = None
 
     @property
     def done(self) -> bool:
@@ -235,12 +315,17 @@ class EvaluationRecord:
             raise ValueError(f"its schema is {values['schema']}, this version reads {SCHEMA}")
         known = {each.name for each in fields(cls)}
         given = {k: v for k, v in values.items() if k in known and v is not None}
+        _check_kinds(given)
         scores = given.get("scores", {}) if values["status"] == "done" else {}
         finite = {n: float(v) for n, v in scores.items() if v is not None and math.isfinite(v)}
         numbers = {"attempt": int(values["attempt"]), "images": int(values["images"])}
         nets = tuple(map(NetUse.of, given["nets"])) if "nets" in given else None
-        found = cls(**(given | numbers | {"scores": finite, "nets": nets}))
-        if found.status not in ("done", "failed") or (found.done and not found.protocol_key):
+        left_out = tuple(map(float, given.get("left_out", ())))
+        read = {"scores": finite, "nets": nets, "left_out": left_out}
+        found = cls(**(given | numbers | read))
+        if found.status not in ("done", "failed", "skipped") or (
+            found.done and not found.protocol_key
+        ):
             raise ValueError(
                 f"a record with status {found.status!r} and protocol key {found.protocol_key!r}"
             )
@@ -248,7 +333,8 @@ class EvaluationRecord:
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it; what is unknown is left out."""
-        unknown = {"time"} if self.files else {"time", "files"}
+        empty = {name for name in ("files", "left_out") if not getattr(self, name)}
+        unknown = {"time", *empty}
         values = {k: v for k, v in asdict(self).items() if v not in (None, "") and k not in unknown}
         return {"schema": SCHEMA, **values}
 
@@ -266,6 +352,52 @@ class EvaluationRecord:
         return path if path.is_file() else None
 
 
+# what values of a record, and of its protocol, are in JSON; others are not looked at
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("status", "key", "run", "experiment", "protocol_key"), str),
+    **dict.fromkeys(("snapshot_sha256", "host", "message", "log"), str),
+    **dict.fromkeys(("attempt", "images", "seed"), int),
+    **dict.fromkeys(("nfe", "started", "ended", "seconds", "time"), (int, float)),
+    **dict.fromkeys(("final", "label_free"), bool),
+    **dict.fromkeys(("protocol", "scores", "files"), dict),
+    "nets": list,
+}
+_PROTOCOL_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("metric", "sampler", "reference", "labels", "feature_sha256"), str),
+    **dict.fromkeys(("version", "samples", "seed", "steps"), int),
+    "g": (int, float),
+    "interval": (list, tuple),
+    "settings": dict,
+}
+
+
+def _check_kinds(given: Mapping[str, Any]) -> None:
+    """Raises TypeError or ValueError for a value that readers could not reckon with."""
+    _check_each(given, _KINDS, "")
+    protocol = given.get("protocol", {})
+    _check_each({k: v for k, v in protocol.items() if v is not None}, _PROTOCOL_KINDS, "protocol.")
+    if given["status"] == "done" and not protocol.get("metric"):
+        raise ValueError("its protocol names no metric")
+    for name, value in given.get("scores", {}).items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TypeError(f"scores.{name} is {value!r}")
+
+
+def _check_each(
+    given: Mapping[str, Any], kinds: Mapping[str, type | tuple[type, ...]], where: str
+) -> None:
+    for name, kind in kinds.items():
+        value = given.get(name)
+        if value is None:
+            continue
+        # true is no count
+        odd = isinstance(value, bool) and kind is not bool
+        if odd or not isinstance(value, kind):
+            raise TypeError(f"{where}{name} is {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{where}{name} is {value!r}")
+
+
 def record_files(run: RunFolder) -> list[Path]:
     """Every evaluation record of the run, by name."""
     return sorted(run.evals.glob("img-*.json"))
@@ -274,6 +406,11 @@ def record_files(run: RunFolder) -> list[Path]:
 def read_record_file(path: Path) -> EvaluationRecord:
     """One record. Raises OSError, or what `EvaluationRecord.of` raises."""
     return EvaluationRecord.of(json.loads(path.read_text()))
+
+
+def scored(run: RunFolder, key: str) -> bool:
+    """Whether a record of this key holds a score."""
+    return any(read_record_file(path).done for path in run.evals.glob(f"{key}.*.json"))
 
 
 def records(run: RunFolder) -> Iterator[EvaluationRecord]:

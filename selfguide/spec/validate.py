@@ -9,15 +9,18 @@ from __future__ import annotations
 import re
 
 from selfguide.spec.accumulation import node_counts
+from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config, OnlineGuidance, SamplerConfig
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.config.data import check_data
-from selfguide.spec.config.laws import check, check_read, image_counts
+from selfguide.spec.config.laws import as_typed, check, check_read, image_counts
 from selfguide.spec.config.path import check_path
 from selfguide.spec.config.sampler import check_sampler
 from selfguide.spec.config.train import check_train
+from selfguide.spec.extras import check_extras
 from selfguide.spec.initial_weights import validate_init
 from selfguide.spec.metrics import FEATURES, LEAST_SAMPLES
+from selfguide.spec.records import layer_name
 from selfguide.spec.sizes import architecture
 from selfguide.spec.unet import UNetArchitecture
 from shards.errors import UserError
@@ -25,6 +28,8 @@ from shards.errors import UserError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # what the feature net of fd_digits reads
 _DIGITS = (1, 8, 8)
+# samples of fd_digits: one in each of the ten blocks that its standard error leaves out in turn
+_LEAST_DIGITS = 10
 _GROUPS = (
     "cluster",
     "train",
@@ -47,6 +52,9 @@ def validate(config: Config) -> None:
     check(config, "")
     for name in _GROUPS:
         check(getattr(config, name), name)
+    for each in config.more_evaluations:
+        check(each, "evaluation")
+        check_read(each, "evaluation")
     check_cluster(config.cluster, config.nodes)
     _check_names(config)
     _check_batch(config)
@@ -61,8 +69,9 @@ def validate(config: Config) -> None:
     config.guidance.check(config)
     _check_network(config)
     _check_sampling(config)
-    _check_evaluation(config)
-    _check_mixture(config)
+    for by in config.scored_by or (config,):
+        _check_evaluation(by)
+        _check_mixture(by)
 
 
 def _check_names(config: Config) -> None:
@@ -180,13 +189,25 @@ def _check_evaluation(config: Config) -> None:
             f"guidance.source={config.guidance.source} an image is not conditioned on one group alone; take "
             "evaluation.prior=empirical"
         )
+    if evaluation.average >= len(averages := averages_of(config)):
+        kept = ", ".join(f"{number}: {each}" for number, each in enumerate(averages))
+        raise UserError(
+            f"evaluation.average={evaluation.average} is not one of the run's averages ({kept})"
+        )
     if evaluation.protocol == "fd_digits" and config.data.shape != _DIGITS:
         raise UserError(
             f"evaluation.protocol=fd_digits scores {list(_DIGITS)} digits, and data.shape is "
             f"{list(config.data.shape)}; set evaluation=none"
         )
+    if evaluation.protocol == "fd_digits" and evaluation.samples < _LEAST_DIGITS:
+        raise UserError(
+            f"evaluation.samples={evaluation.samples}: the standard error leaves out a tenth of the samples at a time, "
+            f"so take {_LEAST_DIGITS} or more"
+        )
     if evaluation.protocol in FEATURES and FEATURES[evaluation.protocol].of_images:
         _check_images(config)
+    if evaluation.protocol == "probe":
+        check_probe(config)
     if evaluation.protocol == "fd_digits" and config.data.crop:
         raise UserError(
             "data.crop=true makes a model of windows, and evaluation.protocol=fd_digits compares with whole images; "
@@ -201,6 +222,12 @@ def _check_images(config: Config) -> None:
         raise UserError(
             f"evaluation.samples={evaluation.samples}: the standard error leaves out a tenth of the samples at a time, "
             f"so take {LEAST_SAMPLES} or more"
+        )
+    cluster = config.cluster
+    if evaluation.ranks > cluster.gpus_per_node and cluster.promises_gpus:
+        raise UserError(
+            f"evaluation.ranks={evaluation.ranks}: the ranks of an evaluation are on one node, which has "
+            f"cluster.gpus_per_node={cluster.gpus_per_node}; take that many or fewer"
         )
     if evaluation.reference and evaluation.shards:
         raise UserError(
@@ -217,10 +244,44 @@ def _check_images(config: Config) -> None:
         raise UserError(
             f"evaluation.protocol=fd_timm measures in the net of timm that you name; give {lacks}"
         )
-    if config.data.crop and not (evaluation.reference or evaluation.shards):
+    whole = evaluation.crop is None
+    if config.data.crop and whole and not (evaluation.reference or evaluation.shards):
+        edge = config.data.shape[-1]
         raise UserError(
             "data.crop=true makes a model of windows, and its score would compare them with whole images; give "
-            "evaluation.shards=ROOT of images in the model's size, or evaluation=none"
+            f"evaluation.crop={edge}, evaluation.shards=ROOT of images in the model's size, or evaluation=none"
+        )
+    check_extras(config)
+
+
+def check_probe(config: Config) -> None:
+    """Returns when a probe's layers, noise-times and vector are there, and its parts are of one data set.
+
+    Raises:
+        UserError: one that is not, with its cure.
+    """
+    evaluation = config.evaluation
+    names = [layer_name(config, layer) for layer in evaluation.layers]
+    for field, given, all_of in (
+        ("layers", evaluation.layers, names),
+        ("noise_times", evaluation.noise_times, [*evaluation.noise_times]),
+    ):
+        if len({*all_of}) < len(all_of):
+            raise UserError(
+                f"evaluation.{field}={as_typed(given)} names one of them twice; name each once"
+            )
+    if not evaluation.noise_times:
+        raise UserError(
+            "evaluation.noise_times=[]: a probe reads features at one or more; give some, such as [0.2]"
+        )
+    if evaluation.pooling == "cls" and not getattr(architecture(config), "cls_token", False):
+        raise UserError(
+            "evaluation.pooling=cls: this network has no [CLS] (model.cls_token=false); take evaluation.pooling=mean"
+        )
+    if config.data.mix:
+        raise UserError(
+            f"data.mix={list(config.data.mix)} with evaluation.protocol=probe: a probe splits one data set; set "
+            "evaluation=none"
         )
 
 

@@ -26,6 +26,8 @@ from selfguide.spec.initial_weights import (
     training_of,
 )
 from selfguide.spec.official import Training
+from selfguide.spec.run import RunFolder
+from selfguide.spec.selections import nets_that_selected
 from selfguide.spec.uvit import UViTArchitecture
 from selfguide.weights import copy_token_rows, read_weights
 from shards import storage
@@ -74,7 +76,8 @@ def _from_snapshot(student: Student, config: Config, promised: str | None) -> di
     _check_promise(init, published.sha256, promised)
     parts = transplant(published.student, student, keep_labels=init.labels == "keep")
     more = {"images": published.images, "parts": parts, "origin": published.origin}
-    if nets := trained_by(published.guidance, published.origin):
+    chosen = nets_that_selected(RunFolder(folder.parent.parent), published.images)
+    if nets := trained_by(published.guidance, published.origin, chosen):
         more["nets"] = nets
     trained = training_of(published.config.path, published.student.backbone.net)
     return _record(init, published.sha256, published.saw_labels, trained) | more

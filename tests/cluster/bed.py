@@ -13,7 +13,7 @@ from launcher.reconcile import decide
 from launcher.reconcile.hours import Hours, hours
 from launcher.reconcile.spans import measured
 from launcher.reconcile.view import JobView, RunView, read
-from selfguide.spec.records import records
+from selfguide.spec.records import PARTS, records
 from selfguide.spec.run import RunFolder
 from slurm import processes
 from slurm.devcluster import Cluster
@@ -144,5 +144,5 @@ def _processes(mark: str) -> list[int]:
 
 
 def _kept(name: str) -> bool:
-    """Hidden files that belong to a run: Submitit's scripts, and who may publish."""
-    return name.startswith(".submission_file_") or name == ".leases"
+    """Hidden files that belong to a run: Submitit's scripts, who may publish, where parts of evaluations were."""
+    return name.startswith(".submission_file_") or name in (".leases", PARTS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +24,12 @@ from launcher.backends.protocol import new_record
 from launcher.folder import Attempt
 from launcher.reconcile import act, decide, evaluations
 from launcher.reconcile.view import EvaluationView, JobView, ending_path, read
+from selfguide.spec import recipe
+from selfguide.spec.config import Config, build
+from selfguide.spec.contamination import uses
 from selfguide.spec.files import to_yaml
 from selfguide.spec.identity import digest, identity
-from selfguide.spec.records import PART, parts_path, records
+from selfguide.spec.records import PART, EvaluationRecord, Protocol, parts_path, records
 from selfguide.spec.run import RunFolder, read_record, write_record
 from selfguide.spec.weight_files import FOLDER, INCEPTION
 from shards.errors import UserError
@@ -44,6 +48,8 @@ class Memory:
         # what an evaluation does with its request, before it is over
         self.evaluate: Callable[[Path], None] = score
         self.silent = False
+        # sizes of arrays
+        self.arrays: list[int] = []
 
     def submit(self, job: Job) -> Record:
         if self.silent:
@@ -53,6 +59,10 @@ class Memory:
         if job.argument.endswith("request.json"):
             self.evaluate(Path(job.argument))
         return record
+
+    def submit_array(self, jobs: Sequence[Job]) -> list[Record]:
+        self.arrays.append(len(jobs))
+        return [self.submit(job) for job in jobs]
 
     def states(self, records: Sequence[Record], patience_s: float | None = None) -> list[State]:
         return ["unknown" if self.silent else self.jobs[record["id"]] for record in records]
@@ -473,3 +483,177 @@ def test_shards_to_compare_with_are_known_by_their_manifest(
     words = [*settings, "evaluation=fd_effnet", f"evaluation.shards={data}"]
     config = submission.meant(submit.resolve(words)).config
     assert config.evaluation.manifest == manifests.load(data).hash
+
+
+# ---- sweeps ------------------------------------------------------------------------------------------
+
+
+def measure(request: Path) -> None:
+    """A score that falls with the steps and is least at g = 1.5; each block of its jackknife says the same."""
+    wanted = json.loads(request.read_text())
+    run, config = RunFolder(Path(wanted["run"])), build(Config, wanted["config"])
+    how = Protocol.of(config, run.snapshot_manifest(wanted["images"]))
+    steps, g = config.sampler.steps, config.sampler.g
+    value = 100.0 / steps + 10 * abs(g - 1.5) + (1.0 if config.evaluation.seed else 0.0)
+    noise = [0.5 * (-1) ** block for block in range(10)]
+    EvaluationRecord(
+        status="done",
+        key=wanted["key"],
+        attempt=wanted["attempt"],
+        images=wanted["images"],
+        protocol=how.plain(),
+        protocol_key=how.key,
+        scores={"fd_digits": value},
+        left_out=tuple(value + each for each in noise),
+        nfe=float(steps),
+        sweep=wanted.get("sweep", ""),
+        nets=uses({}, {}, wanted.get("selected", ())) or None,
+    ).publish(run)
+
+
+SWEPT = ["sampler.g=1,1.5", "sampler.steps=5,10,100"]
+
+
+@pytest.fixture
+def scored_run(runs: Path, settings: list[str], memory: Memory, launched: list[int]) -> RunFolder:
+    """A run whose two snapshots are scored, by ten steps without guidance."""
+    memory.evaluate = measure
+    more = ("evaluation=fd_digits", "evaluation.in_flight=9", "sampler.steps=10")
+    run = a_run(runs, settings, memory, *more, snapshots=(640, 1280))
+    watch.watch(run.root)
+    return run
+
+
+def test_sweep_scores_each_point_once_as_one_array_and_keeps_its_recipe(
+    scored_run: RunFolder, memory: Memory, launched: list[int]
+) -> None:
+    told = evaluate.sweep(scored_run, SWEPT)
+    # the run's own score is one of the points
+    assert memory.arrays == [5]
+    assert len(told["points"]) == 6 and launched == []
+    made = [json.loads(path.read_text()) for path in scored_run.evals.glob("jobs/*/request.json")]
+    assert {each["config"]["evaluation"]["seed"] for each in made} == {0}
+    # of all points, and of nothing else: the other snapshot has one score
+    again = evaluate.sweep(scored_run, SWEPT)
+    assert [each["state"] for each in again["points"]] == ["done"] * 6
+    assert again["sweep"] == told["sweep"] and memory.arrays == [5]
+    (front,) = recipe.read(scored_run)
+    assert [point.nfe for point in front.points] == [5, 5, 10, 10, 100, 100]
+    shown = {point.key: (point.nfe, point.sampler["g"]) for point in front.points}
+    assert [shown[key] for key in front.front] == [(5, 1.5), (10, 1.5), (100, 1.5)]
+    assert shown[front.chosen] == (100, 1.5)
+    assert front.selected_by["net"] == "fd_digits"
+    # scores of other settings are none of the run's
+    assert decide.newest_score(read(scored_run)).protocol["g"] == 1
+    assert decide.summary(read(scored_run)).scored == 2
+
+
+def test_sweep_that_is_confirmed_scores_its_choice_from_other_seeds(
+    scored_run: RunFolder, memory: Memory
+) -> None:
+    evaluate.sweep(scored_run, [*SWEPT, "evaluation.samples=100"], confirm=700)
+    evaluate.sweep(scored_run, [*SWEPT, "evaluation.samples=100"], confirm=700)
+    told = evaluate.sweep(scored_run, [*SWEPT, "evaluation.samples=100"], confirm=700)
+    *points, last = told["points"]
+    assert len(points) == 6 and memory.arrays == [6]
+    assert (last["confirms"], last["samples"], last["seed"]) == (True, 700, 100)
+    (record,) = (each for each in records(scored_run) if each.key == last["key"])
+    assert record.score == 1.0 + 1.0
+    assert [(use.net, use.use) for use in record.nets] == [("fd_digits", "selected")]
+
+
+def test_points_of_a_sweep_are_tried_again_by_class(scored_run: RunFolder, memory: Memory) -> None:
+    def fall(request: Path) -> None:
+        config = json.loads(request.read_text())["config"]
+        kind = {5: "user", 10: "error", 100: "signal"}[config["sampler"]["steps"]]
+        ends(code=1, **{"class": kind})(request)
+
+    memory.evaluate = fall
+    evaluate.sweep(scored_run, ["sampler.g=2", "sampler.steps=5,10,100"])
+    for _ in range(5):
+        evaluate.once([scored_run])
+    tries = Counter(each.key for each in read(scored_run).evaluations if each.attempt > 1)
+    assert sorted(tries.values()) == [2, 5]
+    found = {r.protocol["steps"]: r for r in records(scored_run) if r.sweep}
+    assert {steps: record.status for steps, record in found.items()} == {5: "failed", 10: "failed"}
+    memory.evaluate = measure
+    evaluate.once([scored_run], retry=True)
+    assert [r.status for r in records(scored_run) if r.sweep].count("done") == 3
+
+
+def test_sweep_of_what_was_trained_is_refused(scored_run: RunFolder) -> None:
+    for words in (["train.batch=64,128"], ["sampler.g=interval(0,1)"], ["evaluation.average=5"]):
+        with pytest.raises(UserError):
+            evaluate.sweep(scored_run, words)
+    with pytest.raises(UserError):
+        evaluate.sweep(scored_run, SWEPT, images=7)
+
+
+def test_settings_that_change_nothing_make_no_other_point(
+    scored_run: RunFolder, memory: Memory
+) -> None:
+    told = evaluate.sweep(scored_run, ["sampler.g=1", "sampler.interval=[0,1],[0.2,0.8]"])
+    assert len(told["points"]) == 1 and memory.arrays == []
+
+
+# ---- single looks ------------------------------------------------------------------------------------
+
+
+def test_single_look_is_quiet_where_all_is_well_and_says_what_is_wrong(
+    run: RunFolder, runs: Path, memory: Memory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main(["--once", "--runs", str(runs), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["runs"]
+    assert [name.partition("-")[2][:9] for name in told["started"]] == ["000001280", "000000640"]
+    assert outcome(run) == [(640, "done"), (1280, "done")]
+    assert evaluate.main(["--once", f"runs={runs}"]) == 0
+    assert capsys.readouterr() == ("", "")
+    payloads.publish(run, 960)
+    memory.silent = True
+    # jobs of which nobody knows are no reason to start another
+    assert evaluate.main(["--once", "--runs", str(runs)]) == 1
+    told = capsys.readouterr()
+    assert told.out == "" and run.root.name in told.err
+    memory.silent = False
+    assert evaluate.main(["--once", "--runs", str(runs)]) == 0
+    assert (960, "done") in outcome(run)
+
+
+def test_request_that_another_process_wrote_first_is_its_own(
+    run: RunFolder, memory: Memory
+) -> None:
+    view = read(run)
+    begun = len(memory.jobs)
+    assert watch.start(view, decide.all_wanted(view, view.config))
+    # what is known is older than what has happened
+    assert watch.start(view, decide.all_wanted(view, view.config)) == []
+    assert len(memory.jobs) == begun + 2
+    # while it is being submitted it is in flight; a submitter that died is followed in the end
+    (folder,) = (each.folder for each in read(run).evaluations if each.images == 1280)
+    for record in run.evals.glob("img-*.json"):
+        record.unlink()
+    (folder / "job.json").unlink()
+    assert decide.all_wanted(read(run), view.config).plans[0][1].in_flight == (1280,)
+    old = time.time() - 2 * evaluations.CLAIM_S
+    os.utime(folder / "request.json", (old, old))
+    assert decide.all_wanted(read(run), view.config).plans[0][1].start[:1] == (1280,)
+
+
+def test_policy_of_newest_snapshots_skips_others_but_milestones(
+    runs: Path, settings: list[str], memory: Memory, launched: list[int]
+) -> None:
+    more = ("evaluation.snapshots=newest", "evaluation.milestone_images=500")
+    run = a_run(
+        runs, settings, memory, "evaluation=fd_digits", *more, snapshots=(128, 256, 512, 640, 896)
+    )
+    watch.watch(run.root)
+    assert outcome(run) == [
+        (128, "skipped"), (256, "skipped"), (512, "done"), (640, "skipped"), (896, "done"),
+    ]  # fmt: skip
+    (record,) = (each for each in records(run) if each.images == 640)
+    assert "896" in record.message
+    assert decide.skipped(read(run)) == (128, 256, 640)
+    # by hand they are scored all the same
+    evaluate.evaluate(run, retry=True)
+    watch.watch(run.root)
+    assert (640, "done") in outcome(run) and decide.skipped(read(run)) == ()

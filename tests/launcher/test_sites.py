@@ -15,6 +15,7 @@ from launcher.folder import Attempt
 from selfguide.spec.config import ClusterConfig, Config
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.files import read_config, to_yaml
+from selfguide.spec.validate import validate
 from shards.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden_sites"
@@ -223,3 +224,39 @@ def test_profile_that_cannot_be_meant_is_one_line_with_its_name(
 def test_unknown_name_says_where_profiles_are_kept(elsewhere: Path) -> None:
     with pytest.raises(UserError, match=str(elsewhere)):
         compose_cluster(["cluster=lap"])
+
+
+@pytest.mark.parametrize(
+    ("site", "asked"),
+    [
+        (["cluster.gpus_per_node=8"], "--gpus-per-node=4"),
+        (["cluster.gpu_type=h100"], "--gpus-per-node=h100:4"),
+        (["cluster.gres=gpu:h100:8"], "--gres=gpu:h100:4"),
+        (["cluster.gres='gpu:h100:8,tmp:9'"], "--gres=gpu:h100:4,tmp:9"),
+    ],
+)
+def test_evaluation_on_several_ranks_asks_for_a_gpu_of_each(site: list[str], asked: str) -> None:
+    words = ["experiment=in1k_dit", "cluster=slurm", "evaluation=fid_adm", "evaluation.ranks=4"]
+    config = compose([*words, *site])
+    assert {f"#SBATCH {asked}", "#SBATCH --ntasks-per-node=4"} <= {*lines(config, "evaluation")}
+    validate(config)
+    with pytest.raises(UserError):
+        validate(compose([*words, *site, "evaluation.ranks=16"]))
+
+
+def test_evaluation_on_one_machine_has_the_gpus_that_training_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "gpus", lambda: ["0", "1", "2"])
+    words = ["experiment=in1k_dit", "cluster=local", "cluster.gpus_per_node=2"]
+
+    def devices(*more: str, idle: bool = False) -> tuple[str, ...]:
+        at = Attempt(tmp_path / "run" / "attempts" / "0001")
+        config = compose([*words, *more])
+        return jobs.evaluation(config, at, "RUN", tmp_path / "request.json", idle=idle).devices
+
+    assert devices("evaluation=fid_adm") == ("2",)
+    assert devices("evaluation=fid_adm", idle=True) == ("0",)
+    # a rank without a GPU of its own would share one
+    assert devices("evaluation=fid_adm", "evaluation.ranks=2") == ()
+    assert devices("evaluation=fd_digits", "experiment=digits_dit") == ()

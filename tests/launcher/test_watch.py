@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import payloads
 import pytest
 from waiting import until
 
-from launcher import backends, submit, watch
+from launcher import backends, evaluate, submit, watch
 from launcher.backends.local import Local
 from launcher.folder import Attempt
 from launcher.reconcile import act, decide
@@ -160,3 +161,35 @@ def test_watcher_on_one_machine_stops_where_the_budget_or_the_code_says_so(
     # three without a newer checkpoint
     assert made.attempt_numbers() == [1, 2, 3]
     assert decide.state(read(made)).word == "failed"
+
+
+def test_two_single_looks_at_once_start_every_evaluation_once(
+    run: RunFolder, payload: Callable[..., None]
+) -> None:
+    """As two crontabs of two machines would, in processes of their own; none of them holds a lock."""
+    payload(evaluate=payloads.score)
+    here = multiprocessing.get_context("fork")
+    begin = here.Barrier(2)
+
+    def look() -> None:
+        begin.wait()
+        for _ in range(20):
+            assert evaluate.main(["--once", str(run.root)]) == 0
+
+    both = [here.Process(target=look) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+
+    def settled() -> bool:
+        evaluate.once([run])
+        return len(list(records(run))) == 2
+
+    until(settled)
+    assert outcome(run) == [(640, "done", 1), (1280, "done", 1)]
+    jobs = read(run).evaluations
+    assert sorted(job.images for job in jobs) == [640, 1280]
+    # what has no job of its own was started by nobody
+    assert all(job.job is not None for job in jobs)

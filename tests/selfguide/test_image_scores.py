@@ -19,7 +19,7 @@ from selfguide.evaluation import images as evaluation
 from selfguide.evaluation import job
 from selfguide.evaluation.features.net import FeatureNet, load_feature_net
 from selfguide.evaluation.images import Scored, Work, score_images
-from selfguide.evaluation.metrics.frechet import Reference
+from selfguide.evaluation.metrics.frechet import Reference, jackknifed, parted
 from selfguide.evaluation.metrics.moments import Moments
 from selfguide.evaluation.scores import (
     NEIGHBOURS,
@@ -113,7 +113,10 @@ def test_score_of_a_snapshot_has_its_error_its_floor_and_its_pictures(
 ) -> None:
     found = scored(snapshot, tmp_path)
     assert found is not None
-    assert found.scores.keys() == {"fd_timm", "fd_timm_se", "fd_timm_corrected", "floor"}
+    scores, left_out = parted(found.scores)
+    assert scores.keys() == {"fd_timm", "fd_timm_se", "fd_timm_corrected", "floor"}
+    # the jackknife of which is the score's own error
+    assert jackknifed(scores["fd_timm"], left_out).se == scores["fd_timm_se"]
     assert found.scores["fd_timm"] > found.scores["floor"] > 0
     assert found.scores["fd_timm_se"] > 0
     assert found.images.shape == (45, 3, 8, 8)
@@ -347,7 +350,8 @@ def test_scores_of_adms_protocol_are_all_that_its_evaluator_gives(
     made = torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8)
     parts = parts_in(tmp_path / "parts", 60, 20)
     fill(parts, lambda rows: net.rows(made[torch.from_numpy(rows)]), doing="")
-    found = scores_of("fid_adm", net, parts, known, full=True)
+    found, left_out = parted(scores_of("fid_adm", net, parts, known, full=True))
+    assert len(left_out) == 10
     assert found.keys() == {
         "fid_adm", "fid_adm_se", "fid_adm_corrected", "floor", "sfid", "inception_score", "precision",
         "recall",
@@ -355,6 +359,6 @@ def test_scores_of_adms_protocol_are_all_that_its_evaluator_gives(
     assert found["sfid"] > 0
     assert 1 <= found["inception_score"] <= 3
     assert 0 < found["precision"] <= 1
-    assert scores_of("fid_clean", net, parts, known, full=False).keys() == {
+    assert parted(scores_of("fid_clean", net, parts, known, full=False))[0].keys() == {
         "fid_clean", "fid_clean_se", "fid_clean_corrected", "floor",
     }  # fmt: skip

@@ -13,6 +13,8 @@ from selfguide.evaluation.paired import (
     multiplier,
     paired_difference,
 )
+from selfguide.spec.recipe import difference
+from selfguide.spec.records import EvaluationRecord
 
 WIDTH = 4
 REFERENCE = Reference(np.zeros(WIDTH), np.eye(WIDTH), np.eye(WIDTH))
@@ -30,6 +32,25 @@ def moments(draw: Draw, count: int = 2000) -> Moments:
     made = Moments(REFERENCE.mean)
     made.update(draw(0, count), 0)
     return made
+
+
+def test_difference_of_two_records_is_the_paired_jackknife_of_their_images() -> None:
+    a, b = (moments(model(0, scale)) for scale in (1.2, 1.21))
+    alone = [frechet(REFERENCE, each) for each in (a, b)]
+    first, second = (
+        EvaluationRecord(
+            status="done",
+            key="",
+            attempt=1,
+            images=1,
+            protocol={"metric": "fd"},
+            scores={"fd": score.value},
+            left_out=score.left_out,
+        )
+        for score in alone
+    )
+    found = paired_difference(REFERENCE, a, b)
+    assert difference(first, second) == pytest.approx((found.corrected, found.se), rel=1e-9)
 
 
 def test_paired_difference_of_alike_models_has_a_far_smaller_error_than_either() -> None:

@@ -15,11 +15,14 @@ def test_the_evaluation_suite_times_every_package_on_the_same_numbers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "WIDTH", 12)
+    monkeypatch.setattr(evaluation, "IMAGES", 1)
+    monkeypatch.setattr(evaluation, "EDGE", 32)
     assert command.main(["evaluation", "--repeats", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["suites"]["evaluation"]
     names = " ".join(row["name"] for row in found)
     calls = evaluation.packages(np.zeros(3), np.eye(3), np.ones(3), 4 * np.eye(3))
-    assert all(name in names for name in calls) and len(found) == 7 + 3
+    assert all(name in names for name in calls) and len(found) == 7 + 3 + 3
+    assert all(net.name in names for net in evaluation.nets())
     values = [call() for call in calls.values()]
     assert values == pytest.approx(
         [distance(np.zeros(3), np.eye(3), np.ones(3), 4 * np.eye(3))] * 3

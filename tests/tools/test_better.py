@@ -11,6 +11,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from selfguide.spec.metrics import FEATURES
+from selfguide.spec.run import RunFolder
+from selfguide.spec.selections import selections
 from shards import storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -126,3 +129,30 @@ def test_better_measures_images_by_the_protocol_of_their_run(
     assert first["images"] == 40
     assert first["difference"] == pytest.approx(-turned["difference"])
     assert first["difference"] != 0
+
+
+def test_better_with_select_writes_by_which_net_the_better_one_was_chosen(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {}
+    for steps in (1, 4):
+        run = RunFolder(tmp_path / "runs" / "digits_uncond" / f"{steps}")
+        write_snapshot(run.snapshot(7), digits, f"sampler.steps={steps}")
+        run.run_json.write_text("{}")
+        runs[steps] = run
+    words = [str(run.snapshot(7)) for run in runs.values()]
+    found = answer(capsys, *words, "--most", "1000", "--looks", "2")
+    assert not any(map(selections, runs.values()))
+    assert answer(capsys, *words, "--most", "1000", "--looks", "2", "--select") == found
+    better_one, other = (1, 4) if found["better"] == "A" else (4, 1)
+    (choice,) = selections(runs[better_one])
+    assert (choice.net, choice.images, choice.by) == ("fd_digits", 7, "tools.better")
+    assert choice.sha256 == FEATURES["fd_digits"].sha256
+    assert selections(runs[other]) == ()
+
+
+def test_better_with_select_of_a_snapshot_in_no_run_is_refused_before_it_draws(
+    models: dict[str, str],
+) -> None:
+    with pytest.raises(UserError, match="drop --select"):
+        better.main([models["1"], models["4"], "--select"])

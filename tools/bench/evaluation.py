@@ -1,7 +1,8 @@
-"""What a score costs once features are there: the Frechet distance, and the sums behind it, against other packages.
+"""What a score costs: features of an image, and once they are there the Frechet distance and the sums behind it.
 
-All get the same statistics of features as wide as Inception's. A reference keeps its square root, so that it is none
-of the distance's cost; the packages begin from both covariances each time.
+Features are of nets with random weights, on images of 256 pixels; as many a second as 1 over the median. The distance
+is taken against other packages: all get the same statistics of features as wide as Inception's. A reference keeps its
+square root, so that it is none of the distance's cost; the packages begin from both covariances each time.
 """
 
 from __future__ import annotations
@@ -12,12 +13,23 @@ from functools import partial
 import numpy as np
 import torch
 
+from selfguide.evaluation.features.effnet import SIZE as EFFNET_SIZE
+from selfguide.evaluation.features.effnet import WIDTH as EFFNET_WIDTH
+from selfguide.evaluation.features.effnet import EffNet
+from selfguide.evaluation.features.inception import SIZE as INCEPTION_SIZE
+from selfguide.evaluation.features.inception import WIDTH as INCEPTION_WIDTH
+from selfguide.evaluation.features.inception import Inception
+from selfguide.evaluation.features.net import FeatureNet
 from selfguide.evaluation.metrics.frechet import Reference, distance, frechet
 from selfguide.evaluation.metrics.moments import BLOCKS, Array, Moments
 from tools.bench.harness import Row, Variant, measure
 
 WIDTH, BATCH = 2048, 4096
-TITLE = "evaluation: Frechet distance and its sums at 2,048 features, float64, on the CPU (ratio to ours, root cached)"
+IMAGES, EDGE = 16, 256
+TITLE = (
+    "evaluation: features of an image, fp32; Frechet distance and its sums at 2,048 features, float64, on the CPU "
+    "(ratio to the first of each group)"
+)
 
 
 def suite(repeats: int) -> list[Row]:
@@ -43,10 +55,41 @@ def suite(repeats: int) -> list[Row]:
             partial(np.cov, batch, rowvar=False),
         ),
     ]
+    images = torch.from_numpy(generator.integers(0, 256, (IMAGES, 3, EDGE, EDGE), np.uint8))
+    features = [
+        Variant(f"features of an image, {IMAGES} at once: {net.name}", partial(net.embed, images))
+        for net in nets()
+    ]
     return [
+        *measure(features, repeats=repeats, warmup=1, units=IMAGES),
         *measure(variants, repeats=repeats, warmup=1),
         *measure(sums, repeats=repeats, warmup=1),
     ]
+
+
+def nets() -> list[FeatureNet]:
+    """The nets of fid_adm and of fd_effnet, of random weights: a second image costs what the first does."""
+    inception = FeatureNet(
+        name="Inception (fid_adm)",
+        sha256="",
+        resize="TF1 bilinear",
+        size=INCEPTION_SIZE,
+        mean=(128.0,) * 3,
+        std=(128.0,) * 3,
+        width=INCEPTION_WIDTH,
+        net=Inception().eval().requires_grad_(False),
+    )
+    effnet = FeatureNet(
+        name="EfficientNet-Lite0 (fd_effnet)",
+        sha256="",
+        resize="bicubic, antialiased, float",
+        size=EFFNET_SIZE,
+        mean=(127.5,) * 3,
+        std=(127.5,) * 3,
+        width=EFFNET_WIDTH,
+        net=EffNet().eval().requires_grad_(False),
+    )
+    return [inception, effnet]
 
 
 def packages(

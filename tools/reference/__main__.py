@@ -7,6 +7,7 @@ examples:
   python -m tools.reference make data/in1k --protocol fid_adm --out in1k.npz
   python -m tools.reference make data/val --protocol fd_effnet --out val.npz --json
   srun sh -c 'python -m tools.reference make ... --rank $SLURM_PROCID --world $SLURM_NTASKS'
+  python -m tools.reference samples RUN --protocol fd_effnet --out uncond.npz
   python -m tools.reference fetch inception --out /project/weights
   python -m tools.reference fetch VIRTUAL_imagenet256_labeled.npz
 """
@@ -20,7 +21,7 @@ from shards import cli
 from tools import flags
 from tools.verbs import parse
 
-VERBS = ("make", "fetch")
+VERBS = ("make", "samples", "fetch")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

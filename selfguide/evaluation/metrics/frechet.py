@@ -6,8 +6,9 @@ Heusel et al. 2017, equation 6. The square root's trace comes from eigenvalues o
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ import numpy as np
 from selfguide.evaluation.metrics.moments import Array, Moments
 from shards.errors import UserError
 from shards.sources.arrays import members, read_array
+
+# of a score without a block of its jackknife
+_WITHOUT = "without_block_"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +100,20 @@ class FrechetScore:
     value: float
     se: float
     corrected: float
+    # the distance without each block in turn
+    left_out: tuple[float, ...] = ()
+
+    @property
+    def blocks(self) -> dict[str, float]:
+        """The distance without each block as scores beside it, which `parted` takes out again."""
+        return {f"{_WITHOUT}{block}": value for block, value in enumerate(self.left_out)}
+
+
+def parted(scores: Mapping[str, float]) -> tuple[dict[str, float], tuple[float, ...]]:
+    """Scores, and what `FrechetScore.blocks` put among them."""
+    plain = {name: value for name, value in scores.items() if not name.startswith(_WITHOUT)}
+    names = (f"{_WITHOUT}{block}" for block in itertools.count())
+    return plain, tuple(scores[name] for name in itertools.takewhile(scores.__contains__, names))
 
 
 def frechet(reference: Reference, moments: Moments) -> FrechetScore:
@@ -120,11 +138,15 @@ def jackknife(moments: Moments, statistic: Callable[[int | None], float]) -> Fre
     blocks = moments.blocks
     if moments.counts.min() == 0:
         raise ValueError(f"{moments.count} features do not fill {blocks} blocks")
-    full = statistic(None)
-    left_out = np.array([statistic(block) for block in range(blocks)])
+    return jackknifed(statistic(None), [statistic(block) for block in range(blocks)])
+
+
+def jackknifed(full: float, without: Sequence[float]) -> FrechetScore:
+    """The same of a statistic's value and its values without each block in turn."""
+    blocks, left_out = len(without), np.array(without)
     variance = (blocks - 1) / blocks * ((left_out - left_out.mean()) ** 2).sum()
     corrected = blocks * full - (blocks - 1) * left_out.mean()
-    return FrechetScore(full, float(np.sqrt(variance)), float(corrected))
+    return FrechetScore(full, float(np.sqrt(variance)), float(corrected), tuple(left_out.tolist()))
 
 
 def distance(mean1: Array, covariance1: Array, mean2: Array, covariance2: Array) -> float:

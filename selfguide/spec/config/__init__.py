@@ -6,7 +6,7 @@ the nearest name. Counts of images are the clock: every cadence, schedule and ho
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from selfguide.spec.config.build import build
@@ -50,6 +50,8 @@ class Config:
     evaluation: EvaluationConfig
     cluster: ClusterConfig
     init: InitConfig = field(default_factory=InitConfig)
+    # further protocols, `evaluation=[first,second,...]`; like the first they are no part of a run's identity
+    more_evaluations: tuple[EvaluationConfig, ...] = ()
     nodes: Annotated[int, AtLeast(1)] = 1
     # fewest nodes on which the run may go on where no more are to be had; None is `nodes`
     min_nodes: Annotated[int | None, AtLeast(1)] = None
@@ -58,6 +60,15 @@ class Config:
     runs: str = "runs"
     follow: bool = False
     dry_run: bool = False
+
+    @property
+    def scored_by(self) -> tuple[Config, ...]:
+        """One config for each protocol that scores the run, as if it were the only one; none with evaluation=none."""
+        each = (self.evaluation, *self.more_evaluations)
+        wanted = [one for one in each if one.protocol != "none"]
+        if len(each) == len(wanted) == 1:
+            return (self,)
+        return tuple(replace(self, evaluation=one, more_evaluations=()) for one in wanted)
 
     @property
     def ranks(self) -> int:

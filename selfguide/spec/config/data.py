@@ -77,6 +77,13 @@ def check_data(data: DataConfig) -> None:
         raise UserError(f"data.weights={list(data.weights)} must be positive numbers")
 
 
+def fits(data: DataConfig, whole: tuple[int, int, int]) -> bool:
+    """Whether images (C, H, W) have the size that the model sees, or can be cropped to it where it sees windows."""
+    if data.crop:
+        return whole[0] == data.shape[0] and min(whole[1:]) >= data.shape[1]
+    return whole == data.shape
+
+
 def check_stored(data: DataConfig, header: Header, whole: tuple[int, int, int]) -> None:
     """Returns when images that a model would see whole as (C, H, W) can be shown as the experiment asks.
 
@@ -98,10 +105,7 @@ def check_stored(data: DataConfig, header: Header, whole: tuple[int, int, int]) 
             f"data.flip=true, and the shards in {data.root} hold every image with its mirror image, one of which is "
             "picked at each visit already; set data.flip=false"
         )
-    fits = whole == data.shape
-    if data.crop:
-        fits = whole[0] == data.shape[0] and min(whole[1:]) >= data.shape[1]
-    if not fits:
+    if not fits(data, whole):
         cure = ",".join(map(str, whole))
         smaller = ", or smaller," if data.crop else ""
         raise UserError(

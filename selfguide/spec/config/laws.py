@@ -98,7 +98,8 @@ class Images(AtLeast):
 class ReadWith:
     """Another field decides whether this one is read; elsewhere only its default is allowed.
 
-    `conditions` are 'field=value', any of which is enough; 'field=SOMETHING' in capitals stands for any value but None.
+    `conditions` are 'field=value', any of which is enough; 'field=SOMETHING' in capitals stands for any value but None,
+    and a list has each of its values.
     """
 
     conditions: tuple[str, ...]
@@ -110,7 +111,8 @@ class ReadWith:
         for condition in self.conditions:
             name, _, wanted = condition.partition("=")
             value = getattr(group, name)
-            if value is not None and (wanted.isupper() or str(value) == wanted):
+            values = value if isinstance(value, tuple) else (value,)
+            if value is not None and (wanted.isupper() or wanted in map(str, values)):
                 return True
         return False
 
@@ -212,10 +214,16 @@ def check_read(group: Any, where: str) -> None:
     for each in fields_of(type(group)):
         value, reader = getattr(group, each.name), each.law(ReadWith)
         if reader is not None and value != each.default and not reader.holds(group):
-            wanted = " or ".join(f"{where}.{condition}" for condition in reader.conditions)
+            wanted = " or ".join(f"{where}.{_typed(group, each)}" for each in reader.conditions)
             raise UserError(
                 f"{where}.{each.name}={as_typed(value)} is read with {wanted} only; drop it or take that"
             )
+
+
+def _typed(group: Any, condition: str) -> str:
+    """A condition as a user types it: a list in brackets."""
+    name, _, wanted = condition.partition("=")
+    return f"{name}=[{wanted}]" if isinstance(getattr(group, name), tuple) else condition
 
 
 def as_typed(value: Any) -> Any:

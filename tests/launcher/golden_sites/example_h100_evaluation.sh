@@ -5,7 +5,7 @@
 #SBATCH --comment=/project/runs/in1k_dit/RUN
 #SBATCH --cpus-per-task=12
 #SBATCH --exclude='node[017,023]'
-#SBATCH --gres=gpu:h100:8
+#SBATCH --gres=gpu:h100:1
 #SBATCH --job-name=sg-RUN-eval
 #SBATCH --no-requeue
 #SBATCH --nodes=1

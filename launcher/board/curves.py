@@ -1,0 +1,64 @@
+"""Curves over training as the trainer's metric lines hold them: loss, use of groups, and GPU-hours.
+
+Names are those of the lines; `CURVES` says which the board keeps:
+
+    loss                       training loss, a mean over the reporting window
+    used, perplexity, largest  shares of online groups in use and of the largest; exp(entropy) over their number
+    churn                      share of images whose group changed
+    nmi, ari, ami              agreement of groups with labels, where somebody logs it
+    gpu_hours                  of training until then, all attempts; GPU-hours, or rank-hours where a run has no GPUs
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+CURVES = ("loss", "used", "perplexity", "largest", "churn", "nmi", "ari", "ami")
+GPU_HOURS = "gpu_hours"
+
+Curve = tuple[tuple[int, float], ...]
+# images and values of one file
+Columns = tuple[array, array]
+
+
+def read_lines(path: str) -> dict[str, Columns]:
+    """The curves of one metrics file by name, and `time` (seconds since 1970); one line is read as it is written.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: it cannot be read, or a line is no report.
+    """
+    text = Path(path).read_text()
+    # its writer may be in the middle of the last line
+    whole = text[: text.rfind("\n") + 1].split("\n")
+    lines = json.loads(f"[{','.join(line for line in whole if line)}]")
+    found: dict[str, Columns] = {}
+    for name in (*CURVES, "time"):
+        pairs = [(line["images"], line[name]) for line in lines if line.get(name) is not None]
+        kept = [(int(at), float(value)) for at, value in pairs if math.isfinite(value)]
+        if kept:
+            images, values = zip(*kept, strict=True)
+            found[name] = array("q", images), array("d", values)
+    return found
+
+
+def joined(files: Sequence[Mapping[str, Columns]], name: str) -> Curve:
+    """One curve of the files of all attempts, oldest first: what was trained again replaces what was lost."""
+    kept: list[tuple[int, float]] = []
+    for file in files:
+        if name in file:
+            images, values = file[name]
+            if kept and images[0] <= kept[-1][0]:
+                kept = [point for point in kept if point[0] < images[0]]
+            kept.extend(zip(images, values, strict=True))
+    return tuple(kept)
+
+
+def gpu_hours(file: Mapping[str, Columns], *, began: float, world: int, spent_s: float) -> Columns:
+    """GPU-hours of training until each line of an attempt that `began` after `spent_s` GPU-seconds of others."""
+    images, times = file["time"]
+    hours = ((spent_s + world * max(0.0, time - began)) / 3600 for time in times)
+    return images, array("d", hours)

@@ -1,0 +1,29 @@
+"""What the board reads of a run only when somebody opens it: the end of a log, the newest picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.board.read import Run
+from launcher.folder import Attempt, tail
+from selfguide.spec.records import EvaluationRecord
+from selfguide.spec.run import names_in
+
+
+def log_tail(run: Run, lines: int = 20) -> str:
+    """The last lines that rank 0 of the newest attempt wrote; "" where it wrote none, or has no log yet."""
+    at = Attempt.newest(run.folder)
+    if at is None:
+        return ""
+    logs = sorted(at.logs / name for name in names_in(at.logs) if name.endswith("_log.out"))
+    first = [path for path in logs if path.name.endswith("_0_log.out")]
+    return tail((first or logs)[-1], lines) if logs else ""
+
+
+def newest_grid(run: Run) -> tuple[EvaluationRecord, Path] | None:
+    """The picture of the samples of the run's newest evaluation that has one, whichever its protocol."""
+    for record in sorted(run.records, key=lambda r: (r.images, r.time), reverse=True):
+        picture = record.grid(run.folder) if record.done else None
+        if picture is not None:
+            return record, picture
+    return None

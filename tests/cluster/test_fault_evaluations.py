@@ -1,0 +1,104 @@
+"""Evaluations on a real Slurm whose jobs and watcher are killed: in the end every key has exactly one record."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launcher.reconcile import decide
+from launcher.reconcile.view import EvaluationView
+from selfguide.spec import recipe
+from selfguide.spec.records import records
+from selfguide.spec.run import RunFolder
+from tests.cluster.bed import BATCH, STEPS, Bed, gone, until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.faults]
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_watcher_and_evaluations_killed_in_between_leave_one_record_for_every_key(bed: Bed) -> None:
+    """Two crontabs look at the run at once while no watcher is there; then a sweep, as an array, loses a point."""
+    run = bed.submit(
+        "killed",
+        "evaluation=fd_digits",
+        "evaluation.samples=1500",
+        "evaluation.in_flight=2",
+        f"train.snapshot_every={STEPS * BATCH // 2}",
+    )
+    _kill(bed, sampling(bed, run, lambda each: True))
+    view = bed.view(run)
+    assert view.watcher is not None
+    bed.ask("scancel", "--signal=KILL", "--full", view.watcher.record["id"])
+
+    def scored() -> bool:
+        looks = [_look(bed, run) for _ in range(2)]
+        assert [look.wait(60) for look in looks] == [0, 0]
+        return bed.view(run).finished and not decide.unscored(bed.view(run))
+
+    until(scored, "every snapshot is scored", 240)
+    assert one_each(run) == 2
+
+    words = ("sampler.g=1,1.5", "sampler.steps=10,20", "evaluation.samples=1500")
+    done = bed.command("launcher.evaluate", str(run.root), *words)
+    assert done.returncode == 0, done.stderr
+    ids = [each.job.record["id"].partition("_")[0] for each in points(bed, run) if each.job]
+    assert len(ids) == 4 and len(set(ids)) == 1
+    _kill(bed, sampling(bed, run, lambda each: each.key in {p.key for p in points(bed, run)}))
+    until(lambda: not decide.unscored_points(bed.view(run)), "the sweep is complete", 240)
+    assert one_each(run) == 6
+    (front,) = recipe.fronts(records(run))
+    until(lambda: recipe.read(run) and len(recipe.read(run)[0].points) == 4, "its recipe is kept")
+    assert recipe.read(run)[0].chosen == front.chosen
+    until(lambda: not bed.jobs(run), "its watcher has nothing left to do", 60)
+    gone(bed, run)
+
+
+def points(bed: Bed, run: RunFolder) -> list[EvaluationView]:
+    """The jobs of the sweep's points."""
+    view = bed.view(run)
+    assert view.config is not None
+    keys = {point.key for point in decide.points(view, view.config)}
+    return [each for each in view.evaluations if each.key in keys and each.job is not None]
+
+
+def sampling(bed: Bed, run: RunFolder, which: Callable[[EvaluationView], bool]) -> EvaluationView:
+    """The first of these evaluations that samples."""
+    found: list[EvaluationView] = []
+
+    def begins() -> bool:
+        for each in bed.view(run).evaluations:
+            if (
+                which(each)
+                and each.job
+                and each.job.state == "running"
+                and (each.folder / "heartbeat-0.json").exists()
+            ):
+                found.append(each)
+        return bool(found)
+
+    until(begins, "an evaluation samples", 120)
+    return found[0]
+
+
+def _kill(bed: Bed, each: EvaluationView) -> None:
+    assert each.job is not None
+    bed.ask("scancel", "--signal=KILL", "--full", each.job.record["id"])
+
+
+def _look(bed: Bed, run: RunFolder) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "launcher.evaluate", "--once", str(run.root)]
+    return subprocess.Popen(command, cwd=ROOT, env=bed.environment)
+
+
+def one_each(run: RunFolder) -> int:
+    """How many keys have a record, each of which has exactly one, with a score."""
+    found = list(records(run))
+    assert set(Counter(record.key for record in found).values()) == {1}
+    assert all(record.done for record in found)
+    return len(found)

@@ -1,0 +1,103 @@
+"""Samples on disk, whoever made them: a folder of lossless images, or a .npz of uint8 (N, H, W, C)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from selfguide.spec.metrics import LEAST_SAMPLES
+from shards.errors import BadInputError, UserError
+from shards.format.pictures import Picture
+from shards.sources.arrays import members, read_array
+
+LOSSLESS = (".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+LOSSY = (".jpg", ".jpeg")
+
+
+class Images:
+    """Images of one size, (C, H, W), by their number."""
+
+    def __init__(self, files: Sequence[Path], levels: NDArray[np.generic] | None = None) -> None:
+        """One in each file, or `levels`, uint8 (N, H, W, C), from a single file."""
+        self._files, self._levels = files, levels
+        self._shape = _picture(files[0]).shape if levels is None else ()
+
+    def __len__(self) -> int:
+        return len(self._files) if self._levels is None else len(self._levels)
+
+    @property
+    def stamp(self) -> list[tuple[str, int, int]]:
+        """Path, size and time of each file: other samples have another."""
+        found = ((file, file.stat()) for file in self._files)
+        return [(str(file.resolve()), stat.st_size, stat.st_mtime_ns) for file, stat in found]
+
+    def at(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """uint8 (B, C, H, W).
+
+        Raises:
+            UserError: an image that cannot be read, or is of another size than the first.
+        """
+        if self._levels is not None:
+            return torch.from_numpy(np.ascontiguousarray(np.moveaxis(self._levels[rows], -1, 1)))
+        found = []
+        for row in rows:
+            picture = _picture(self._files[row])
+            if picture.shape != self._shape:
+                raise UserError(
+                    f"{self._files[row]} is {picture.shape}, and the first image {self._shape}: samples have one size"
+                )
+            found.append(picture)
+        return torch.from_numpy(np.stack(found))
+
+
+def open_images(path: Path) -> Images:
+    """The samples at a path.
+
+    Raises:
+        UserError: nothing is there, or what is there are no images of levels 0..255, or too few.
+    """
+    images = _in_folder(path) if path.is_dir() else _in_file(path)
+    if len(images) < LEAST_SAMPLES:
+        raise UserError(
+            f"{path} holds {len(images)} images, too few for a score with its error: give {LEAST_SAMPLES} or more"
+        )
+    return images
+
+
+def _in_folder(path: Path) -> Images:
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*LOSSLESS, *LOSSY))
+    if not files:
+        raise UserError(f"{path} holds no images: give a folder of {', '.join(LOSSLESS)}")
+    if lossy := next((p for p in files if p.suffix.lower() in LOSSY), None):
+        raise UserError(
+            f"{lossy} is a JPEG, which moves a Frechet distance by units: save samples lossless"
+        )
+    return Images(files)
+
+
+def _in_file(path: Path) -> Images:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file or folder")
+    names = members(str(path))
+    name = "arr_0" if "arr_0" in names else names[0]
+    levels = read_array(str(path), name)
+    fits = levels.ndim == 4 and levels.shape[-1] in (1, 3) and 0 not in levels.shape[1:]
+    if levels.dtype != np.uint8 or not fits:
+        finite = levels.dtype.kind != "f" or bool(np.isfinite(levels).all())
+        nan = "" if finite else ", some of it NaN or infinite"
+        raise UserError(
+            f"{path}: {name} is {levels.shape} {levels.dtype}{nan}; give uint8 (N, H, W, 1 or 3) of levels 0..255"
+        )
+    return Images([path], levels)
+
+
+def _picture(file: Path) -> NDArray[np.uint8]:
+    """(3, H, W)."""
+    try:
+        return Picture()(file.read_bytes())
+    except BadInputError as error:
+        raise UserError(f"{file}: {error}") from error
