@@ -1,170 +1,308 @@
-"""`python -m launcher.board`: the leaderboard in the terminal, and as one HTML file beside the runs."""
+"""`python -m launcher.board`: the leaderboard in the terminal, and as one HTML file beside the runs.
+
+Without a verb it builds the page and shows the tables. Verbs look at it in other ways:
+
+    build                      the page and the tables, as without a verb
+    serve                      the page on 127.0.0.1, always as new as the runs
+    ls                         the tables alone: --protocol, --filter, --sort
+    show RUN                   everything about one run
+    diff A B ...               settings and scores in which 2 to 8 runs differ
+    curve RUN ...              a score, or the loss, over images
+    export --format csv        rows as CSV, JSON or Parquet
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import json
+import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import rich.box
-import rich.table
-from rich.console import JustifyMethod
-from rich.text import Text
-
-from launcher.board.collect import Board, Row, Table, chips, collect
-from launcher.board.columns import columns
-from launcher.board.page import summary, write
-from launcher.board.read import read_runs
+from launcher import folder
+from launcher.board import compare, curves, detail, plain, words
+from launcher.board import filter as grammar
+from launcher.board.collect import Board, collect, history
+from launcher.board.export import FORMATS, encoded
+from launcher.board.page import write
+from launcher.board.read import Run, read_runs
+from launcher.board.terminal import START, show
+from launcher.board.views import chosen
+from selfguide.spec.suggest import nearest
 from shards import cli
 from shards.errors import UserError
 
-START = "python -m launcher.submit experiment=digits_dit"
-PIPE_WIDTH = 200
-WORDS, WRAP = ("experiment", "state"), 20  # columns that may wrap once they are wider
-DISPENSABLE = (
-    "nfe",
-    "classes",
-    "gpu_hours",
-    "seconds",
-    "ari",
-    "images",
-    "floor",
-    "copy_rate",
-    "confident",
-    "nmi",
-)
+VERBS = ("build", "serve", "ls", "show", "diff", "curve", "export")
 
 
 def main(argv: list[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    if options.verb == "serve":
+        # a web server is not wanted by those who only look
+        from launcher.board.serve import serve
+
+        _check_folder(options.runs)
+        return serve(options)
+    run: Callable[[argparse.Namespace], int] = getattr(options, "call", build)
+    _check_folder(options.runs)
+    return run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("launcher.board", __doc__, "--runs runs --json")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="the page to write (default: board.html in that folder)"
-    )
-    parser.add_argument("--metric", help="score to rank by (default: the one each protocol names)")
-    parser.add_argument("--json", action="store_true", help="print the board as one JSON object")
-    args = parser.parse_args(argv)
-    if not args.runs.is_dir():
-        raise UserError(
-            f"--runs {str(args.runs)!r} is no folder; name the runs' folder, or start one: {START}"
+    _add_common(parser, top=True)
+    _add_build(parser)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+
+    def verb(name: str, run: Callable[[argparse.Namespace], int] | None, about: str) -> Any:
+        made = verbs.add_parser(
+            name,
+            help=about,
+            description=f"{about[0].upper()}{about[1:]}.",
+            epilog=grammar.__doc__ if name in ("ls", "export") else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-    out = args.out or args.runs / "board.html"
+        _add_common(made, top=False)
+        if run is not None:
+            made.set_defaults(call=run)
+        return made
+
+    _add_build(verb("build", build, "the page and the tables"))
+    _add_serve(
+        verb("serve", None, "the page on 127.0.0.1, always as new as the runs; Ctrl-C ends it")
+    )
+    _add_view(verb("ls", ls, "the tables of the board"))
+    one = verb("show", show_run, "everything about one run")
+    one.add_argument("name", metavar="RUN", help="id, beginning of an id, name, or folder of a run")
+    one.add_argument("--log", type=int, default=0, metavar="N", help="and N lines of its log")
+    two = verb("diff", diff, f"settings and scores in which 2 to {compare.MOST} runs differ")
+    two.add_argument(
+        "names", nargs="+", metavar="RUN", help="the first is what others are held against"
+    )
+    curve_of = verb("curve", curve, "a score, or a curve of training, over images")
+    curve_of.add_argument("names", nargs="+", metavar="RUN")
+    export_of = verb("export", export, "the rows of a view as a file")
+    export_of.add_argument("--format", choices=FORMATS, default="csv", help="of the file (csv)")
+    export_of.add_argument(
+        "--out", type=Path, metavar="FILE", help="where to; csv and json to stdout"
+    )
+    _add_view(export_of)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, *, top: bool) -> None:
+    """What stands before a verb as well as behind it, where it wins."""
+
+    def default(value: object) -> Any:
+        return value if top else argparse.SUPPRESS
+
+    runs_help = "folder of the runs (default: runs)"
+    parser.add_argument("--runs", type=Path, default=default(Path("runs")), help=runs_help)
+    metric_help = "score to rank by (default: the one each protocol names); of curve also loss and others of training"
+    parser.add_argument("--metric", default=default(None), help=metric_help)
+    parser.add_argument(
+        "--json", action="store_true", default=default(False), help="print one JSON value"
+    )
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="the page to write (default: board.html in that folder)",
+    )
+
+
+def _add_view(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--protocol", metavar="KEY", help="key, its beginning, or metric of one protocol"
+    )
+    parser.add_argument("--filter", default="", metavar="TERMS", help="rows to show, see below")
+    parser.add_argument("--sort", metavar="COLUMN", help="better end first (rank)")
+    parser.add_argument("--reverse", action="store_true", help="the other end first")
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8765, help="0 takes any that is free (8765)")
+    parser.add_argument(
+        "--token", help="who looks must know it; @FILE reads it, which no list of processes shows"
+    )
+    parser.add_argument(
+        "--every", type=float, default=5.0, metavar="S", help="reads the runs at most so often (5)"
+    )
+
+
+def _check_folder(runs: Path) -> None:
+    if not runs.is_dir():
+        raise UserError(
+            f"--runs {str(runs)!r} is no folder; name the runs' folder, or start one: {START}"
+        )
+
+
+# ---- verbs -------------------------------------------------------------------------------------------
+
+
+def build(options: argparse.Namespace) -> int:
+    given = getattr(options, "out", None)
+    out = given or options.runs / "board.html"
     if out.is_dir():
         raise UserError(f"--out {str(out)!r} is a folder; name the HTML file to write")
-    board = collect(*read_runs(args.runs), metric=args.metric)
-    write(board, out, built=time.time())
-    if args.json:
-        print(json.dumps({"page": str(out), **as_json(board)}, indent=1, allow_nan=False))
+    board = collect(*read_runs(options.runs), metric=options.metric)
+    try:
+        write(board, out, built=time.time())
+    except OSError as error:
+        raise UserError(
+            f"the page cannot be written to {out}: {error.strerror}; name another place by --out, "
+            "or look without a page: python -m launcher.board ls"
+        ) from error
+    if options.json:
+        _print_json({"page": str(out), **plain.of_board(board)})
     else:
-        show(board, args.runs)
+        show(board, options.runs)
         print(out)
     return 0
 
 
-def as_json(board: Board) -> dict[str, Any]:
-    """The board in plain values; what a page shows of a run, without its curves."""
-    return {
-        "heard": board.heard,
-        "problems": list(board.problems),
-        "tables": [
-            {
-                "protocol_key": table.key,
-                "protocol": dict(table.protocol),
-                "metric": table.metric,
-                "higher_is_better": table.higher_is_better,
-                "rows": [_row_json(row) for row in table.rows],
-            }
-            for table in board.tables
-        ],
-        "waiting": [
-            {"run": run.id, "experiment": run.experiment, "seed": run.seed} for run in board.waiting
-        ],
-    }
+def ls(options: argparse.Namespace) -> int:
+    board = _view(options)
+    if options.json:
+        _print_json(plain.of_board(board))
+    else:
+        show(board, options.runs)
+    return 0
 
 
-def _row_json(row: Row) -> dict[str, Any]:
-    plain = {
-        f.name: getattr(row, f.name)
-        for f in dataclasses.fields(row)
-        if f.name not in ("runs", "chips")
-    }
-    return {
-        **plain,
-        "variant": list(row.variant),
-        "score": row.score and dataclasses.asdict(row.score),
-        "scores": {name: dataclasses.asdict(spread) for name, spread in row.scores.items()},
-        "states": [chip.label for chip in row.chips],
-        "runs": [
-            {
-                "run": s.run.id,
-                "seed": s.run.seed,
-                "folder": str(s.run.root),
-                "images": s.headline.images if s.headline else None,
-                "scores": dict(s.headline.scores) if s.headline else {},
-                "snapshot_sha256": s.headline.snapshot_sha256 if s.headline else None,
-            }
-            for s in row.runs
-        ],
-    }
+def export(options: argparse.Namespace) -> int:
+    out = getattr(options, "out", None)
+    if options.format == "parquet" and out is None:
+        raise UserError("--format parquet is no text: name a file, --out board.parquet")
+    content = encoded(plain.flat_rows(_view(options)), options.format)
+    if out is None:
+        sys.stdout.write(content.decode())
+    elif out.is_dir():
+        raise UserError(f"--out {str(out)!r} is a folder; name the file to write")
+    else:
+        out.write_bytes(content)
+        print(out)
+    return 0
 
 
-def show(board: Board, runs: Path) -> None:
-    """The board in the terminal; a pipe gets every column, whatever its width."""
-    console = cli.console()
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    for table in board.tables:
-        console.print(_terminal(table, console.width))
-    for run in board.waiting:
-        states = ", ".join(f"{chip.label} ({chip.detail})" for chip in chips(run))
-        console.print(Text(f"no score yet: {run.root}: {states}"), soft_wrap=True)
-    for problem in board.problems:
-        console.print(Text(f"warning: {problem}"), soft_wrap=True)
-    if not board.tables and not board.waiting:
-        console.print(Text(f"no runs in {runs}; start one with `{START}`"), soft_wrap=True)
-
-
-def _terminal(table: Table, width: int) -> rich.table.Table:
-    """The table in at most `width` characters: what matters least goes first, and a line says so."""
-    heads, body = _texts(table)
-    needed = {name: max(len(line[name]) for line in (heads, *body)) + 3 for name in heads}
-    needed |= {name: min(needed[name], WRAP) for name in WORDS}
-    missing = []
-    for name in DISPENSABLE:
-        if sum(needed.values()) >= width and name in needed:
-            del needed[name]
-            missing.append(heads[name])
-    drawn = rich.table.Table(
-        title=Text(f"{summary(table.protocol)} (protocol {table.key})"),
-        title_justify="left",
-        caption=Text(f"a wider terminal also shows: {', '.join(missing)}") if missing else None,
-        caption_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 1),
+def _view(options: argparse.Namespace) -> Board:
+    board = collect(*read_runs(options.runs), metric=options.metric)
+    return chosen(
+        board,
+        protocol=options.protocol,
+        text=options.filter,
+        sort=options.sort,
+        reverse=options.reverse,
     )
-    for name in needed:
-        side: JustifyMethod = "left" if name in WORDS else "right"
-        drawn.add_column(heads[name], justify=side, no_wrap=name not in WORDS, overflow="fold")
-    for line in body:
-        drawn.add_row(*(Text(line[name]) for name in needed))
-    return drawn
 
 
-def _texts(table: Table) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """Head and rows of the table, by column id."""
-    shown = columns(table)
-    heads = {column.id: column.label for column in shown} | {"state": "state"}
-    body = []
-    for row in table.rows:
-        line = {column.id: " ".join(filter(None, column.text(row))) for column in shown}
-        line["experiment"] += "" if row.label_free else " (uses labels)"
-        line["state"] = ", ".join(chip.label for chip in row.chips)
-        body.append(line)
-    return heads, body
+def show_run(options: argparse.Namespace) -> int:
+    (run,) = _named([options.name], options.runs)
+    log = detail.log_tail(run, options.log) if options.log > 0 else ""
+    if options.json:
+        _print_json(plain.of_run(run) | ({"log": log.splitlines()} if options.log > 0 else {}))
+        return 0
+    _print(words.of_run(run))
+    if options.log > 0:
+        print(f"\n{log or 'no log yet'}")
+    return 0
+
+
+def diff(options: argparse.Namespace) -> int:
+    if not 2 <= len(options.names) <= compare.MOST:
+        raise UserError(f"diff takes 2 to {compare.MOST} runs, not {len(options.names)}")
+    runs = _named(options.names, options.runs)
+    _check_metric(options.metric, {n for run in runs for r in run.records for n in r.scores})
+    settings = compare.settings(runs)
+    found = compare.differences(runs, options.metric)
+    if options.json:
+        told = {"runs": [run.id for run in runs], "settings": settings}
+        _print_json(told | {"differences": [vars(each) for each in found]})
+        return 0
+    _print(words.of_settings(runs, settings))
+    print()
+    _print(words.of_differences(runs[0], found))
+    return 0
+
+
+def curve(options: argparse.Namespace) -> int:
+    runs = _named(options.names, options.runs)
+    told = [(run, name, points) for run in runs for name, points in _curves(run, options.metric)]
+    if not told:
+        known = {n for run in runs for r in run.records for n in r.scores if not n.endswith("_se")}
+        known |= {
+            name for run in runs for name in (*curves.CURVES, curves.GPU_HOURS) if run.curve(name)
+        }
+        _check_metric(options.metric, known)
+        raise UserError("these runs have neither a score nor a loss yet; look again later")
+    if options.json:
+        _print_json(
+            [
+                {"run": run.id, "seed": run.seed, "name": name, "points": [list(p) for p in points]}
+                for run, name, points in told
+            ]
+        )
+        return 0
+    for run, name, points in told:
+        _print(words.of_curve(f"{name} of {run.experiment} {run.id}, seed {run.seed}", points))
+        print()
+    return 0
+
+
+Points = list[tuple[float, float, float | None]]
+
+
+def _curves(run: Run, metric: str | None) -> Iterator[tuple[str, Points]]:
+    """The curve of that name under each protocol, else of training; by default of scores, else of the loss."""
+    several = len({r.protocol_key for r in run.records if r.done}) > 1
+    scored = False
+    for key in sorted({r.protocol_key for r in run.records if r.done}):
+        records = list(history(run, key).values())
+        name = metric or str(records[0].metric)
+        if points := words.score_points(records, name):
+            scored = True
+            yield f"{name} ({key[:8]})" if several else name, points
+    if not scored and (trained := run.curve(metric or "loss")):
+        yield metric or "loss", [(float(x), y, None) for x, y in trained]
+
+
+def _named(names: Iterable[str], root: Path) -> list[Run]:
+    """The runs that a user means."""
+    wanted = list(dict.fromkeys(folder.find(name, root).root.resolve() for name in names))
+    runs, problems = read_runs(root)
+    known = {run.root.resolve(): run for run in runs}
+    # a folder elsewhere
+    for place in {path.parent.parent for path in wanted if path not in known}:
+        more, also = read_runs(place)
+        known |= {run.root.resolve(): run for run in more}
+        problems += also
+    for path in wanted:
+        if path not in known:
+            why = next((told for told in problems if str(path) in told), f"{path} cannot be read")
+            raise UserError(why)
+    return [known[path] for path in wanted]
+
+
+def _check_metric(metric: str | None, known: set[str]) -> None:
+    if metric is not None and metric not in known:
+        raise UserError(
+            f"--metric {metric!r} is in no record of these{nearest(metric, known)}; known: {', '.join(sorted(known))}"
+        )
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(plain.finite(value), indent=1, allow_nan=False, default=str))
 
 
 if __name__ == "__main__":

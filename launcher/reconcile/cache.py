@@ -36,10 +36,15 @@ _Entry = tuple[_Stamp, int, Any]
 
 
 class Cache:
-    """Parsed files by their paths."""
+    """Parsed files by their paths.
 
-    def __init__(self, entries: dict[str, _Entry] | None = None) -> None:
+    Args:
+        lasting: of a process that reads again and again, which keeps what is written often, too.
+    """
+
+    def __init__(self, entries: dict[str, _Entry] | None = None, *, lasting: bool = False) -> None:
         self._known = entries or {}
+        self.lasting = lasting
         self._today = time.time_ns() // 86_400_000_000_000
         # of the files asked for this time
         self._used: dict[str, _Entry] = {}
@@ -74,6 +79,10 @@ class Cache:
         self._used[key] = (stamp, self._today, value)
         self._instead.append(f"{key}/")
         self.added += 1
+
+    def again(self) -> Cache:
+        """Returns the cache for the next reading by the same process: what was asked for this time."""
+        return Cache(self._used, lasting=self.lasting)
 
     def kept(self) -> dict[str, _Entry] | None:
         """Returns what is to be kept, None where the new entries are not worth it."""

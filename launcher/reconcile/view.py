@@ -44,7 +44,15 @@ T = TypeVar("T")
 LOOK_S = 2.0
 
 # what an unreadable file raises
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 def read(run: RunFolder, *, patience_s: float | None = None, evidence: bool = False) -> RunView:
@@ -250,7 +258,7 @@ class _Reader:
 
     def view(self) -> RunView:
         """The view, once `known` holds the states of the jobs. Raises where run.json cannot be read."""
-        about = self.run.describe()
+        about = self.kept.get(str(self.run.run_json), parse.json_object)
         identity, images = about["identity"], int(about["images"])
         attempts = tuple(self._attempt(at) for at in self.attempts)
         snapshots = self._snapshots()
@@ -433,7 +441,8 @@ class _Reader:
 
     def _try(self, path: str | Path, made: Callable[[str], T], keep: bool = True) -> T | None:
         try:
-            return self.kept.get(str(path), made) if keep else made(str(path))
+            kept = keep or self.kept.lasting
+            return self.kept.get(str(path), made) if kept else made(str(path))
         except FileNotFoundError:
             return None
         except (*_UNREADABLE, UserError) as error:

@@ -235,6 +235,7 @@ class EvaluationRecord:
             raise ValueError(f"its schema is {values['schema']}, this version reads {SCHEMA}")
         known = {each.name for each in fields(cls)}
         given = {k: v for k, v in values.items() if k in known and v is not None}
+        _check_kinds(given)
         scores = given.get("scores", {}) if values["status"] == "done" else {}
         finite = {n: float(v) for n, v in scores.items() if v is not None and math.isfinite(v)}
         numbers = {"attempt": int(values["attempt"]), "images": int(values["images"])}
@@ -264,6 +265,52 @@ class EvaluationRecord:
         """The picture of its samples, where there is one."""
         path = grid_path(run, self.key, self.attempt)
         return path if path.is_file() else None
+
+
+# what values of a record, and of its protocol, are in JSON; others are not looked at
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("status", "key", "run", "experiment", "protocol_key"), str),
+    **dict.fromkeys(("snapshot_sha256", "host", "message", "log"), str),
+    **dict.fromkeys(("attempt", "images", "seed"), int),
+    **dict.fromkeys(("nfe", "started", "ended", "seconds", "time"), (int, float)),
+    **dict.fromkeys(("final", "label_free"), bool),
+    **dict.fromkeys(("protocol", "scores", "files"), dict),
+    "nets": list,
+}
+_PROTOCOL_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("metric", "sampler", "reference", "labels", "feature_sha256"), str),
+    **dict.fromkeys(("version", "samples", "seed", "steps"), int),
+    "g": (int, float),
+    "interval": (list, tuple),
+    "settings": dict,
+}
+
+
+def _check_kinds(given: Mapping[str, Any]) -> None:
+    """Raises TypeError or ValueError for a value that readers could not reckon with."""
+    _check_each(given, _KINDS, "")
+    protocol = given.get("protocol", {})
+    _check_each({k: v for k, v in protocol.items() if v is not None}, _PROTOCOL_KINDS, "protocol.")
+    if given["status"] == "done" and not protocol.get("metric"):
+        raise ValueError("its protocol names no metric")
+    for name, value in given.get("scores", {}).items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TypeError(f"scores.{name} is {value!r}")
+
+
+def _check_each(
+    given: Mapping[str, Any], kinds: Mapping[str, type | tuple[type, ...]], where: str
+) -> None:
+    for name, kind in kinds.items():
+        value = given.get(name)
+        if value is None:
+            continue
+        # true is no count
+        odd = isinstance(value, bool) and kind is not bool
+        if odd or not isinstance(value, kind):
+            raise TypeError(f"{where}{name} is {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{where}{name} is {value!r}")
 
 
 def record_files(run: RunFolder) -> list[Path]:

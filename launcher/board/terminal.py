@@ -1,0 +1,86 @@
+"""The board's tables in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import rich.box
+import rich.table
+from rich.console import JustifyMethod
+from rich.text import Text
+
+from launcher.board.collect import Board, Table, chips
+from launcher.board.columns import columns
+from launcher.board.page import summary
+from shards import cli
+
+START = "python -m launcher.submit experiment=digits_dit"
+PIPE_WIDTH = 200
+WORDS, WRAP = ("experiment", "state"), 20  # columns that may wrap once they are wider
+DISPENSABLE = (
+    "nfe",
+    "classes",
+    "gpu_hours",
+    "seconds",
+    "ari",
+    "images",
+    "floor",
+    "copy_rate",
+    "confident",
+    "nmi",
+)
+
+
+def show(board: Board, runs: Path) -> None:
+    """The board in the terminal; a pipe gets every column, whatever its width."""
+    console = cli.console()
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    for table in board.tables:
+        console.print(_terminal(table, console.width))
+    for run in board.waiting:
+        states = ", ".join(f"{chip.label} ({chip.detail})" for chip in chips(run))
+        console.print(Text(f"no score yet: {run.root}: {states}"), soft_wrap=True)
+    for problem in board.problems:
+        console.print(Text(f"warning: {problem}"), soft_wrap=True)
+    if not board.tables and not board.waiting:
+        console.print(Text(f"no runs in {runs}; start one with `{START}`"), soft_wrap=True)
+
+
+def _terminal(table: Table, width: int) -> rich.table.Table:
+    """The table in at most `width` characters: what matters least goes first, and a line says so."""
+    heads, body = _texts(table)
+    needed = {name: max(len(line[name]) for line in (heads, *body)) + 3 for name in heads}
+    needed |= {name: min(needed[name], WRAP) for name in WORDS}
+    missing = []
+    for name in DISPENSABLE:
+        if sum(needed.values()) >= width and name in needed:
+            del needed[name]
+            missing.append(heads[name])
+    drawn = rich.table.Table(
+        title=Text(f"{summary(table.protocol)} (protocol {table.key})"),
+        title_justify="left",
+        caption=Text(f"a wider terminal also shows: {', '.join(missing)}") if missing else None,
+        caption_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 1),
+    )
+    for name in needed:
+        side: JustifyMethod = "left" if name in WORDS else "right"
+        drawn.add_column(heads[name], justify=side, no_wrap=name not in WORDS, overflow="fold")
+    for line in body:
+        drawn.add_row(*(Text(line[name]) for name in needed))
+    return drawn
+
+
+def _texts(table: Table) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Head and rows of the table, by column id."""
+    shown = columns(table)
+    heads = {column.id: column.label for column in shown} | {"state": "state"}
+    body = []
+    for row in table.rows:
+        line = {column.id: " ".join(filter(None, column.text(row))) for column in shown}
+        line["experiment"] += "" if row.label_free else " (uses labels)"
+        line["state"] = ", ".join(chip.label for chip in row.chips)
+        body.append(line)
+    return heads, body
