@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: drawn here, so that the page needs no library and no network.
+"""Charts as inline SVG: drawn here, so that the page needs no library and no network.
 
 Colours and fonts come from the page's style sheet by class (`s0`, `s1`, ...), which lets a chart follow
 dark mode; each point carries a tooltip, and the page puts a table with the same numbers beside it.
@@ -7,10 +7,10 @@ dark mode; each point carries a tooltip, and the page puts a table with the same
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 40
@@ -18,25 +18,32 @@ COLOURS = 6  # classes s0..s5 of the style sheet
 MARKERS = 40  # points of a line that are drawn one by one; more would only hide the line
 MOST = 200  # points of a line; more are averaged in runs of equal length
 
+Point = tuple[float, float, float | None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line: (x, y, half-width of its error bar or None), ascending in x."""
+    """One line, or one cloud: (x, y, half-width of its error or None), ascending in x."""
 
     name: str
-    points: tuple[tuple[float, float, float | None], ...]
+    points: tuple[Point, ...]
     colour: int = 0
+    # of each point, in its tooltip; the series' own where there are none
+    names: tuple[str, ...] = ()
+    line: bool = True
+    # errors as a band about the line rather than as bars
+    band: bool = False
 
     @property
     def css(self) -> str:
         return f"s{self.colour % COLOURS}"
 
 
-def thinned(
-    points: Sequence[tuple[int, float]], most: int = MOST
-) -> tuple[tuple[float, float, None], ...]:
+def thinned(points: Sequence[tuple[int, float]], most: int = MOST) -> tuple[Point, ...]:
     """At most `most` points: means over equal runs of them, so that noise shrinks and nothing is skipped."""
     step = max(1, -(-len(points) // most))
+    if step == 1:
+        return tuple((x, y, None) for x, y in points)
     bins = [points[i : i + step] for i in range(0, len(points), step)]
     return tuple((b[-1][0], math.fsum(y for _, y in b) / len(b), None) for b in bins)
 
@@ -56,33 +63,47 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 class _Axes:
     """From data to pixels; y grows upwards."""
 
-    last: float  # x runs from 0 to here
+    xs: list[float]
     ys: list[float]
-    log: bool
+    log_x: bool
+    log_y: bool
 
     def x(self, value: float) -> float:
-        return LEFT + value / self.last * (WIDTH - LEFT - RIGHT)
+        return LEFT + _share(value, self.xs, self.log_x) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        low, high, at = self.ys[0], self.ys[-1], value
-        if self.log:
-            low, high, at = math.log(low), math.log(high), math.log(max(value, low))
-        return HEIGHT - BOTTOM - (at - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+        return HEIGHT - BOTTOM - _share(value, self.ys, self.log_y) * (HEIGHT - TOP - BOTTOM)
 
 
-def _axes(series: Sequence[Series], reference: float | None, until: float) -> _Axes:
+def _share(value: float, marks: Sequence[float], log: bool) -> float:
+    """How far along its axis a value lies; a log axis clips what is below its first mark."""
+    low, high = marks[0], marks[-1]
+    if log:
+        return math.log(max(value, low) / low) / math.log(high / low)
+    return (value - low) / (high - low)
+
+
+def _axes(
+    series: Sequence[Series], reference: float | None, until: float, wants_log_x: bool
+) -> _Axes:
     points = [p for s in series for p in s.points]
-    highs = [y + (e or 0.0) for _, y, e in points] + ([] if reference is None else [reference])
-    lows = [y - (e or 0.0) for _, y, e in points] + ([] if reference is None else [reference])
-    values = [y for _, y, _ in points] + ([] if reference is None else [reference])
+    level = [] if reference is None else [reference]
+    values = [y for _, y, _ in points] + level
+    highs = [y + (e or 0.0) for _, y, e in points] + level
+    lows = [y - (e or 0.0) for _, y, e in points] + level
     # a distance falls by orders of magnitude while it is learned: a linear axis would show one cliff
     log = min(values) > 0 and max(values) / min(values) > 20
     if log:
         ys = _decades(min(values), max(highs))
     else:
         ys = ticks(0.0 if 0 <= min(lows) < max(highs) / 2 else min(lows), max(highs))
-    last = max(until, *(x for x, _, _ in points))
-    return _Axes(last=last if last > 0 else 1.0, ys=ys, log=log)
+    first, last = min(x for x, _, _ in points), max(until, *(x for x, _, _ in points))
+    log_x = wants_log_x and 0 < first < last
+    if log_x:
+        return _Axes(xs=_decades(first, last), ys=ys, log_x=True, log_y=log)
+    # the frame ends at the last value, not at the mark behind it
+    marks = [x for x in ticks(0.0, last) if x < last] + [last] if last > 0 else [0.0, 1.0]
+    return _Axes(xs=marks, ys=ys, log_x=False, log_y=log)
 
 
 def _decades(low: float, high: float) -> list[float]:
@@ -113,31 +134,38 @@ def line_chart(
     y_label: str,
     reference: float | None = None,
     until: float = 0.0,
+    log_x: bool = False,
+    at: Callable[[float], str] = "{:,.0f} images".format,
 ) -> Markup:
     """An SVG of the series; empty where no series has a point.
 
-    `reference` is a dashed level, such as the floor of the metric; the x axis reaches `until` at least.
+    Args:
+        reference: a dashed level, such as the floor of the metric.
+        until: what the x axis reaches at least.
+        log_x: a logarithmic x axis, where all x are positive.
+        at: an x in a tooltip's words.
     """
     drawn = [s for s in series if s.points]
     if not drawn:
         return Markup("")
-    axes = _axes(drawn, reference, until)
-    opened = Markup('<svg class="chart" role="img" viewBox="0 0 {} {}" aria-label="{}">')
-    parts = [opened.format(WIDTH, HEIGHT, label), *_grid(axes, x_label, y_label)]
+    axes = _axes(drawn, reference, until, log_x)
+    parts = [
+        f'<svg class="chart" role="img" viewBox="0 0 {WIDTH} {HEIGHT}" aria-label="{escape(label)}">',
+        *_grid(axes, x_label, y_label),
+    ]
     if reference is not None:
         parts.append(_level(axes.y(reference), "floor", f"floor {reference:.4g}"))
-    parts += [part for s in drawn for part in _line(axes, s)]
-    return Markup("\n").join([*parts, Markup("</svg>")])
+    parts += [part for s in drawn for part in _drawn(axes, s, at)]
+    # every text above went through `escape`
+    return Markup("\n".join([*parts, "</svg>"]))
 
 
-def _level(y: float, css: str, title: str) -> Markup:
-    form = Markup(
-        '<line class="{}" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"><title>{}</title></line>'
-    )
-    return form.format(css, LEFT, WIDTH - RIGHT, y, y, title)
+def _level(y: float, css: str, title: str) -> str:
+    ends = f'x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"'
+    return f'<line class="{css}" {ends}><title>{escape(title)}</title></line>'
 
 
-def _grid(axes: _Axes, x_label: str, y_label: str) -> list[Markup]:
+def _grid(axes: _Axes, x_label: str, y_label: str) -> list[str]:
     bottom = HEIGHT - BOTTOM
     parts = []
     crowded = len(axes.ys) > 8
@@ -146,35 +174,45 @@ def _grid(axes: _Axes, x_label: str, y_label: str) -> list[Markup]:
         parts.append(_level(y, "grid", short(value)))
         if not crowded or i % 3 == 0:
             parts.append(_text(short(value), LEFT - 8, y + 4, "end"))
-    shown = [value for value in ticks(0.0, axes.last) if value <= axes.last]
-    parts += [_text(short(value), axes.x(value), bottom + 16, "middle") for value in shown]
+    shown = axes.xs if axes.log_x else [x for x in ticks(0.0, axes.xs[-1]) if x <= axes.xs[-1]]
+    every = -(-len(shown) // 10)
+    parts += [_text(short(value), axes.x(value), bottom + 16, "middle") for value in shown[::every]]
     parts.append(_text(x_label, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "middle"))
-    middle = (TOP + bottom) / 2
-    turned = '<text class="tick" text-anchor="middle" transform="translate(12 {:.1f}) rotate(-90)">{}</text>'
-    parts.append(Markup(turned).format(middle, y_label))
+    turned = f'transform="translate(12 {(TOP + bottom) / 2:.1f}) rotate(-90)"'
+    parts.append(f'<text class="tick" text-anchor="middle" {turned}>{escape(y_label)}</text>')
     return parts
 
 
-def _text(what: str, x: float, y: float, anchor: str) -> Markup:
-    form = Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
-    return form.format(x, y, anchor, what)
+def _text(what: str, x: float, y: float, anchor: str) -> str:
+    return (
+        f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(what)}</text>'
+    )
 
 
-def _line(axes: _Axes, series: Series) -> list[Markup]:
-    """The line, its error bars, its points."""
-    at = [(axes.x(x), axes.y(y)) for x, y, _ in series.points]
-    road = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
-    parts = [Markup('<polyline class="line {}" points="{}"/>').format(series.css, road)]
-    for (x, y, error), (px, py) in zip(series.points, at, strict=True):
-        if error:
-            form = Markup('<line class="bar {}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>')
-            parts.append(form.format(series.css, px, px, axes.y(y - error), axes.y(y + error)))
-        if len(at) <= MARKERS:
-            tooltip = (
-                f"{series.name}: {y:.4g}{f' ± {error:.2g}' if error else ''} at {x:,.0f} images"
-            )
-            form = Markup(
-                '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3.5"><title>{}</title></circle>'
-            )
-            parts.append(form.format(series.css, px, py, tooltip))
-    return parts
+def _drawn(axes: _Axes, series: Series, at: Callable[[float], str]) -> Iterable[str]:
+    """The line, its errors, its points."""
+    pixels = [(axes.x(x), axes.y(y)) for x, y, _ in series.points]
+    if series.band:
+        yield from _band(axes, series)
+    if series.line:
+        road = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
+        yield f'<polyline class="line {series.css}" points="{road}"/>'
+    if series.line and len(pixels) > MARKERS:
+        return
+    names = series.names or (series.name,) * len(pixels)
+    for (x, y, error), (px, py), name in zip(series.points, pixels, names, strict=True):
+        if error and not series.band:
+            ends = f'y1="{axes.y(y - error):.1f}" y2="{axes.y(y + error):.1f}"'
+            yield f'<line class="bar {series.css}" x1="{px:.1f}" x2="{px:.1f}" {ends}/>'
+        told = f"{name}: {y:.4g}{f' ± {error:.2g}' if error else ''} at {at(x)}"
+        spot = f'<circle class="dot {series.css}" cx="{px:.1f}" cy="{py:.1f}" r="3.5">'
+        yield f"{spot}<title>{escape(told)}</title></circle>"
+
+
+def _band(axes: _Axes, series: Series) -> Iterable[str]:
+    known = [(x, y, e) for x, y, e in series.points if e is not None]
+    if len(known) > 1:
+        above = [(axes.x(x), axes.y(y + e)) for x, y, e in known]
+        below = [(axes.x(x), axes.y(y - e)) for x, y, e in reversed(known)]
+        road = " ".join(f"{x:.1f},{y:.1f}" for x, y in above + below)
+        yield f'<polygon class="band {series.css}" points="{road}"/>'

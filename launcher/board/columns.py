@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from launcher.board.collect import Row, Spread, Table
+from launcher.board.reach import reach
 from selfguide.spec.metrics import METRICS, Metric, higher_is_better
 
 NOTHING = "\N{EN DASH}"
@@ -131,6 +132,73 @@ def columns(table: Table) -> tuple[Column, ...]:
     return tuple(
         c for c in found if c.id in kept or any(c.value(row) is not None for row in table.rows)
     )
+
+
+def page_columns(table: Table, k: float | None) -> tuple[Column, ...]:
+    """The columns of the page: those of `columns`, and beside the score its error, a published one, the way to k.
+
+    Args:
+        k: a score whose cost is asked for; None where the table has none.
+    """
+    beside = (
+        Column(
+            id="se",
+            label="SE",
+            note="standard error of the score: what decides which rows are tied",
+            text=lambda row: (_error(row), ""),
+            value=lambda row: row.error or None,
+        ),
+        Column(
+            id="expected",
+            label="paper",
+            note="what somebody published for the same; beside it, ours less theirs",
+            text=_expected,
+            value=lambda row: row.expected.value if row.expected else None,
+            best_high=table.higher_is_better,
+        ),
+        Column(
+            id="reach_images",
+            label="images to k",
+            note="of the first snapshot whose score is at least as good as k, mean over the seeds that got there",
+            text=lambda row: _reached(row, table.metric, k),
+            value=lambda row: None if k is None else reach(row, table.metric, k).images,
+        ),
+        Column(
+            id="reach_hours",
+            label="GPU-h to k",
+            note="GPU-hours of training until that snapshot",
+            text=lambda row: (number(_hours(row, table.metric, k)), ""),
+            value=lambda row: _hours(row, table.metric, k),
+        ),
+    )
+    shown = columns(table)
+    at = [column.id for column in shown].index(table.metric) + 1
+    # k changes on the page, so that its columns are there whatever it is now
+    able = [c for c in beside if c.id != "expected" or any(map(c.value, table.rows))]
+    return (*shown[:at], *able, *shown[at:])
+
+
+def _error(row: Row) -> str:
+    return f"± {number(row.error)}" if row.error else NOTHING
+
+
+def _expected(row: Row) -> tuple[str, str]:
+    if row.expected is None:
+        return NOTHING, ""
+    gap = "" if row.score is None else f"{row.score.mean - row.expected.value:+.3g}"
+    return number(row.expected.value), gap
+
+
+def _reached(row: Row, metric: str, k: float | None) -> tuple[str, str]:
+    found = None if k is None else reach(row, metric, k)
+    if found is None or found.images is None:
+        return NOTHING, ""
+    some = f"{found.runs} of {found.of}" if found.runs < found.of else ""
+    return f"{found.images:,.0f}", some
+
+
+def _hours(row: Row, metric: str, k: float | None) -> float | None:
+    return None if k is None else reach(row, metric, k).gpu_hours
 
 
 def _name(row: Row) -> tuple[str, ...]:

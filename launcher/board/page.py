@@ -2,13 +2,17 @@
 
 Everything a user can name (runs, hosts, messages) is text that the template escapes. The policy in the
 page's head allows exactly the two inline blocks written here, by their hashes, and images only as data.
+Drawers are templates that a browser neither lays out nor decodes until somebody opens them.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.resources import files
@@ -18,14 +22,24 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from launcher.board.chart import COLOURS, Series, line_chart, thinned
-from launcher.board.collect import Board, Row, Scored, Table, chips, flatten, over_seeds, unscored
-from launcher.board.columns import Column, columns, duration, number
+from launcher.board import detail, figures
+from launcher.board.chart import COLOURS, MOST
+from launcher.board.collect import Board, Row, Scored, Table, chips, flatten, unscored
+from launcher.board.columns import Column, duration, number, page_columns
+from launcher.board.figures import Figure
+from launcher.board.read import Run
+from selfguide.spec.files import plain
 from selfguide.spec.records import EvaluationRecord
 from shards import storage
 
 GRID_LIMIT = 1 << 20  # bytes of one sample grid; a larger one is named, not carried
+GRIDS_LIMIT = 48 << 20  # bytes of all of a page's, best rows first
+LOG_LIMIT = 4000  # characters of the end of a log
 PNG = b"\x89PNG\r\n\x1a\n"
+# of a config, what says where a run lies rather than what it is
+PLACES = ("runs", "name", "seed", "dry_run")
+# rows above which a drawer's curves get fewer points
+MANY = 50
 
 
 def write(board: Board, out: Path, *, built: float) -> None:
@@ -47,24 +61,32 @@ def render(board: Board, *, built: float) -> str:
     environment.filters |= {"number": number, "duration": duration, "when": when}
     style = (here / "style.css").read_text(encoding="utf-8")
     script = (here / "script.js").read_text(encoding="utf-8")
+    grids = _Grids()
+    sheets = [_Sheet.of(table, grids) for table in board.tables]
     return environment.get_template("page.html").render(
         style=Markup(style),
         script=Markup(script),
         policy=policy(style, script),
         board=board,
         built=built,
-        tables=[_Sheet.of(table) for table in board.tables],
+        sheets=sheets,
+        waiting=[_Waiting.of(run, grids) for run in board.waiting],
+        data=embedded({"settings": _settings(board), "sheets": [s.data() for s in sheets]}),
         chips=chips,
         unscored=unscored,
     )
 
 
 def policy(style: str, script: str) -> str:
-    """Content-Security-Policy that lets nothing load and nothing run but these two blocks."""
+    """Content-Security-Policy that lets nothing load and nothing run but these two blocks.
+
+    A page that a server sent may ask that server whether there is a newer one; a file has no such `self`.
+    """
     return "; ".join(
         (
             "default-src 'none'",
             "img-src data:",
+            "connect-src 'self'",
             f"style-src 'sha256-{_sha256(style)}'",
             f"script-src 'sha256-{_sha256(script)}'",
             "base-uri 'none'",
@@ -75,6 +97,14 @@ def policy(style: str, script: str) -> str:
 
 def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def embedded(value: object) -> Markup:
+    """JSON that no HTML parser takes for markup, whatever its strings hold."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
 
 
 def when(seconds: float) -> str:
@@ -89,18 +119,7 @@ class _Cell:
     text: str
     aside: str
     sort: str  # empty: nothing to sort by
-    numeric: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Figure:
-    """A chart, its legend as (colour class, name), and the same numbers as a table."""
-
-    title: str
-    svg: Markup
-    legend: tuple[tuple[str, str], ...]
-    head: tuple[str, ...]
-    body: tuple[tuple[str, ...], ...]
+    column: Column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +129,7 @@ class _Card:
     scored: Scored
     shown: EvaluationRecord | None  # the headline, or the newest score while there is none
     grid: str  # data: address, or empty
+    log: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +139,32 @@ class _Drawer:
     row: Row
     cells: tuple[_Cell, ...]
     words: str  # what the filter looks in
-    figures: tuple[_Figure, ...]
+    figures: tuple[Figure, ...]
     cards: tuple[_Card, ...]
-    identity: tuple[tuple[str, str], ...]
     grid: str  # of the first run that has one, or empty
     grid_of: str  # which run and when
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Waiting:
+    """A run without a score under any protocol: its curves and the newest samples there are."""
+
+    run: Run
+    figures: tuple[Figure, ...]
+    grid: str
+    grid_of: str
+    log: str
+
+    @classmethod
+    def of(cls, run: Run, grids: _Grids) -> _Waiting:
+        newest = detail.newest_grid(run)
+        return cls(
+            run=run,
+            figures=figures.of_runs([run]),
+            grid=grids.address(newest[1] if newest else None),
+            grid_of=f"{newest[0].images:,} images" if newest else "",
+            log=_log(run),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,24 +173,84 @@ class _Sheet:
 
     table: Table
     summary: str
+    k: float | None
     columns: tuple[Column, ...]
     drawers: tuple[_Drawer, ...]
     pictured: tuple[
         _Drawer, ...
     ]  # the best rows that have a sample grid, as many as the figure has lines
-    figure: _Figure | None
+    figures: tuple[Figure, ...]
 
     @classmethod
-    def of(cls, table: Table) -> _Sheet:
-        drawers = tuple(_drawer(table, row) for row in table.rows)
+    def of(cls, table: Table, grids: _Grids) -> _Sheet:
+        k = asked_score(table)
+        shown = page_columns(table, k)
+        drawers = tuple(_drawer(table, row, shown, grids) for row in table.rows)
         return cls(
             table=table,
             summary=summary(table.protocol),
-            columns=columns(table),
+            k=k,
+            columns=shown,
             drawers=drawers,
             pictured=tuple(drawer for drawer in drawers if drawer.grid)[:COLOURS],
-            figure=_overview(table),
+            figures=figures.of_table(table),
         )
+
+    def data(self) -> dict[str, Any]:
+        """What the script computes with: the way to k, and differences of scores."""
+        return {
+            "key": self.table.key,
+            "metric": self.table.metric,
+            "higher": self.table.higher_is_better,
+            "rows": {row.group: _numbers(row, self.table.metric) for row in self.table.rows},
+        }
+
+
+def asked_score(table: Table) -> float | None:
+    """The k that the page begins with: what a paper reached, else the median of the rows; None without scores."""
+    published = [row.expected.value for row in table.rows if row.expected]
+    scores = published[:1] or [row.score.mean for row in table.rows if row.score]
+    return float(f"{statistics.median(scores):.3g}") if scores else None
+
+
+def _numbers(row: Row, metric: str) -> dict[str, Any]:
+    """Histories as (images, score, GPU-hours until then); scores as (mean, standard error); the jackknife's scores."""
+    histories = [
+        [
+            [r.images, r.scores[metric], scored.run.gpu_hours_at(r.images)]
+            for r in scored.history
+            if metric in r.scores
+        ]
+        for scored in row.runs
+    ]
+    scores = {
+        name: [spread.mean, None if spread.sd is None else spread.sd / math.sqrt(spread.n)]
+        for name, spread in row.scores.items()
+        if not name.endswith("_se")
+    }
+    if row.score is not None:
+        scores[metric][1] = row.error or None
+    heads = [s.headline for s in row.runs if s.headline is not None]
+    # samples of one protocol come from the same seeds, so that two rows' blocks pair up
+    left_out = list(getattr(heads[0], "left_out", ())) if len(heads) == 1 else []
+    return {"histories": histories, "scores": scores, "left_out": left_out}
+
+
+def _settings(board: Board) -> dict[str, Any]:
+    """Settings by key: those that every row shares once, and of each row what it has besides."""
+    first = {row.group: row.runs[0].run for table in board.tables for row in table.rows}
+    told = {group: _settings_of(run) for group, run in first.items()}
+    common = set.intersection(*(set(each.items()) for each in told.values())) if told else set()
+    own = {group: sorted(set(each.items()) - common) for group, each in told.items()}
+    return {"common": sorted(common), "own": own}
+
+
+def _settings_of(run: Run) -> dict[str, str]:
+    """The identity and the rest of the newest attempt's config."""
+    config: Mapping[str, Any] = plain(run.config) if run.config else {}
+    found = flatten({k: v for k, v in config.items() if k not in PLACES})
+    found |= flatten({k: v for k, v in run.identity.items() if k != "seed"})
+    return {key: str(value) for key, value in found.items()}
 
 
 def summary(protocol: Mapping[str, Any]) -> str:
@@ -169,20 +270,19 @@ def summary(protocol: Mapping[str, Any]) -> str:
     return " · ".join(facts)
 
 
-def _drawer(table: Table, row: Row) -> _Drawer:
-    cards = tuple(_card(scored) for scored in row.runs)
+def _drawer(table: Table, row: Row, shown: Sequence[Column], grids: _Grids) -> _Drawer:
+    cards = tuple(_card(scored, grids) for scored in row.runs)
     pictured = next((card for card in cards if card.grid and card.shown), None)
     states = [chip.label for chip in row.chips]
     free = "label-free" if row.label_free else "labels"
     ids = [scored.run.id for scored in row.runs]
-    settings = flatten({k: v for k, v in row.runs[0].run.identity.items() if k != "seed"})
+    most = MOST if len(table.rows) <= MANY else MOST // 4
     return _Drawer(
         row=row,
-        cells=tuple(_cell(c, row) for c in columns(table)),
+        cells=tuple(_cell(column, row) for column in shown),
         words=" ".join([row.experiment, *row.variant, free, *states, *ids]).casefold(),
-        figures=tuple(f for f in (_scores(table, row), _losses(row)) if f is not None),
+        figures=figures.of_row(table, row, most),
         cards=cards,
-        identity=tuple((k, str(v)) for k, v in sorted(settings.items())),
         grid=pictured.grid if pictured else "",
         grid_of=_caption(pictured, table.metric) if pictured else "",
     )
@@ -190,18 +290,21 @@ def _drawer(table: Table, row: Row) -> _Drawer:
 
 def _cell(column: Column, row: Row) -> _Cell:
     (text, aside), value = column.text(row), column.value(row)
-    return _Cell(
-        text=text, aside=aside, sort="" if value is None else repr(value), numeric=column.numeric
-    )
+    return _Cell(text=text, aside=aside, sort="" if value is None else repr(value), column=column)
 
 
-def _card(scored: Scored) -> _Card:
+def _card(scored: Scored, grids: _Grids) -> _Card:
     shown = scored.headline or (scored.history[-1] if scored.history else None)
     return _Card(
         scored=scored,
         shown=shown,
-        grid=data_address(shown.grid(scored.run.folder) if shown else None),
+        grid=grids.address(shown.grid(scored.run.folder) if shown else None),
+        log=_log(scored.run),
     )
+
+
+def _log(run: Run) -> str:
+    return detail.log_tail(run)[-LOG_LIMIT:]
 
 
 def _caption(card: _Card, metric: str) -> str:
@@ -210,114 +313,18 @@ def _caption(card: _Card, metric: str) -> str:
     return f"seed {card.scored.run.seed}, {card.shown.images:,} images, {metric} {score}"
 
 
-def data_address(grid: Path | None) -> str:
-    """A record's sample grid as a data: address; empty where there is none, or none that belongs here."""
-    if grid is None or grid.stat().st_size > GRID_LIMIT:
-        return ""
-    content = grid.read_bytes()
-    if not content.startswith(PNG):
-        return ""
-    return "data:image/png;base64," + base64.b64encode(content).decode()
+class _Grids:
+    """Sample grids as data: addresses, until the page would be too large."""
 
+    def __init__(self) -> None:
+        self._left = GRIDS_LIMIT
 
-# ---- figures -----------------------------------------------------------------------------------------
-
-
-def _figure(
-    title: str,
-    series: Iterable[Series],
-    *,
-    label: str,
-    reference: float | None = None,
-    until: float = 0.0,
-) -> _Figure | None:
-    """The series over images as chart and table; None where nothing is to be drawn."""
-    drawn = [s for s in series if s.points]
-    svg = line_chart(
-        drawn, label=title, x_label="images seen", y_label=label, reference=reference, until=until
-    )
-    if not svg:
-        return None
-    images = sorted({x for s in drawn for x, _, _ in s.points})
-    lookup = [{x: (y, e) for x, y, e in s.points} for s in drawn]
-    return _Figure(
-        title=title,
-        svg=svg,
-        legend=(
-            *((s.css, s.name) for s in drawn),
-            *([] if reference is None else [("floor", "floor")]),
-        ),
-        head=("images", *(s.name for s in drawn)),
-        body=tuple((f"{x:,.0f}", *(_reading(at.get(x)) for at in lookup)) for x in images),
-    )
-
-
-def _reading(point: tuple[float, float | None] | None) -> str:
-    if point is None:
-        return ""
-    value, error = point
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
-
-
-def _floor(rows: Iterable[Row]) -> float | None:
-    found = [row.scores["floor"].mean for row in rows if "floor" in row.scores]
-    return min(found, default=None)
-
-
-def _overview(table: Table) -> _Figure | None:
-    """The best rows over training: mean over seeds, bars of one standard deviation."""
-    series = []
-    for i, row in enumerate(table.rows[:COLOURS]):
-        name = " ".join((row.experiment, *row.variant))
-        series.append(Series(name=name, points=_means(row, table.metric), colour=i))
-    more = f", best {COLOURS} rows" if len(table.rows) > COLOURS else ""
-    title = f"{table.metric} over training{more} (mean and standard deviation over seeds)"
-    floor = _floor(table.rows) if not table.higher_is_better else None
-    return _figure(title, series, label=table.metric, reference=floor)
-
-
-def _means(row: Row, metric: str) -> tuple[tuple[float, float, float | None], ...]:
-    counts = sorted({r.images for s in row.runs for r in s.history})
-    points = []
-    for images in counts:
-        at = [
-            (s.run.seed, r.scores.get(metric))
-            for s in row.runs
-            for r in s.history
-            if r.images == images
-        ]
-        found = over_seeds(at)
-        if found is not None:
-            points.append((float(images), found.mean, found.sd))
-    return tuple(points)
-
-
-def _scores(table: Table, row: Row) -> _Figure | None:
-    metric = table.metric
-    series = [
-        Series(
-            name=f"seed {s.run.seed}",
-            points=tuple(
-                (float(r.images), r.scores[metric], r.scores.get(f"{metric}_se"))
-                for r in s.history
-                if metric in r.scores
-            ),
-            colour=i,
-        )
-        for i, s in enumerate(row.runs)
-    ]
-    floor = None if table.higher_is_better else _floor([row])
-    title = f"{metric} (bars: standard error)"
-    return _figure(title, series, label=metric, reference=floor, until=_seen(row))
-
-
-def _losses(row: Row) -> _Figure | None:
-    series = [
-        Series(name=f"seed {s.run.seed}", points=thinned(s.run.losses), colour=i)
-        for i, s in enumerate(row.runs)
-    ]
-    return _figure("training loss", series, label="loss", until=_seen(row))
-
-
-def _seen(row: Row) -> int:
-    return max(s.run.seen for s in row.runs)
+    def address(self, grid: Path | None) -> str:
+        """Empty where there is no grid, none that belongs here, or no room left for it."""
+        if grid is None or grid.stat().st_size > min(GRID_LIMIT, self._left):
+            return ""
+        content = grid.read_bytes()
+        if not content.startswith(PNG):
+            return ""
+        self._left -= len(content)
+        return "data:image/png;base64," + base64.b64encode(content).decode()

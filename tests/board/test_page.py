@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from launcher.board import page
 from launcher.board.collect import collect
+from launcher.board.columns import page_columns
 from launcher.board.read import read_runs
+from selfguide.spec.config.evaluation import Expected
 from tests.board import fakes
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'`&lt;</script></title>"
@@ -44,6 +49,12 @@ class Tags(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def embedded(text: str) -> dict[str, Any]:
+    """What the page's script computes with."""
+    (block,) = re.findall('<script type="application/json" id="data">(.*?)</script>', text)
+    return json.loads(block, parse_constant=pytest.fail)
 
 
 def render(root: Path) -> str:
@@ -100,7 +111,10 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     parsed = Tags(text)
     assert "onerror" not in {k for _, a in parsed.tags for k in a}
     assert {tag for tag, _ in parsed.tags} <= before
-    assert [tag for tag, _ in parsed.tags].count("script") == 1
+    assert [tag for tag, _ in parsed.tags].count("script") == 2
+    assert ["train.name", HOSTILE] in [
+        each for own in embedded(text)["settings"]["own"].values() for each in own
+    ]
     assert all(a.get("src") != "x" for _, a in parsed.tags)
     assert HOSTILE in parsed.text, "the name is shown as it is"
 
@@ -125,7 +139,8 @@ def test_every_toggle_names_its_drawer(board: Path) -> None:
 
 def test_charts_have_a_twin_in_numbers(board: Path) -> None:
     text = render(board)
-    assert text.count("<svg") == text.count("the same numbers as a table") == 1 + 2 * 2
+    # of the table: over training, over GPU-hours; of each of two rows: scores, losses; the loss of the waiting run
+    assert text.count("<svg") == text.count("the same numbers as a table") == 2 + 2 * 2
     assert all(a.get("aria-label") for tag, a in Tags(text).tags if tag == "svg")
 
 
@@ -165,6 +180,59 @@ def test_a_page_is_replaced_whole(board: Path) -> None:
         page.write(collect(*read_runs(board)), out, built=fakes.CLOCK)
     assert out.read_text() == render(board)
     assert [p.name for p in out.parent.iterdir()] == ["board.html"]
+
+
+def test_data_of_the_script_is_what_collect_found(board: Path) -> None:
+    (sheet,) = embedded(render(board))["sheets"]
+    (table,) = collect(*read_runs(board)).tables
+    assert (sheet["key"], sheet["metric"], sheet["higher"]) == (table.key, table.metric, False)
+    for row in table.rows:
+        told = sheet["rows"][row.group]
+        assert row.score is not None
+        assert told["scores"]["fd_digits"] == [row.score.mean, row.error]
+        points = [[(images, score) for images, score, _ in each] for each in told["histories"]]
+        assert points == [[(r.images, r.scores["fd_digits"]) for r in s.history] for s in row.runs]
+
+
+def test_settings_shared_by_all_rows_are_carried_once(board: Path) -> None:
+    settings = embedded(render(board))["settings"]
+    assert ["train.batch", "128"] in settings["common"]
+    assert all(
+        {"experiment", "guidance.source"} == {key for key, _ in own}
+        for own in settings["own"].values()
+    )
+
+
+def test_the_page_begins_with_the_published_score_or_the_median(board: Path) -> None:
+    (table,) = collect(*read_runs(board)).tables
+    assert page.asked_score(table) == pytest.approx(6.3)
+    published = Expected(metric="fd_digits", value=2.27, source="a paper")
+    rows = (replace(table.rows[0], expected=published), *table.rows[1:])
+    assert page.asked_score(replace(table, rows=rows)) == 2.27
+    assert page.asked_score(replace(table, rows=())) is None
+    (cell,) = [c for c in page_columns(replace(table, rows=rows), 2.0) if c.id == "expected"]
+    assert cell.text(rows[0]) == ("2.27", "+3.08") and cell.value(rows[1]) is None
+
+
+def test_grids_beyond_the_pages_share_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (0, 1):
+        run = fakes.make_run(tmp_path, seed=seed)
+        grid = Image.effect_noise((64, 64), 50)
+        fakes.add_record(run, 256_000, {"fd_digits": 7.0}, grid=grid)
+    size = max(path.stat().st_size for path in tmp_path.rglob("*.png"))
+    monkeypatch.setattr(page, "GRIDS_LIMIT", size + 100)
+    text = render(tmp_path)
+    # in the drawer and in the gallery
+    assert text.count("data:image/png") == 2 and text.count("sample grid: ") == 1
+
+
+def test_a_run_without_a_protocol_shows_its_loss_and_newest_samples(tmp_path: Path) -> None:
+    run = fakes.make_run(tmp_path)
+    fakes.add_progress(run, 128_000, [(n, 1.0) for n in range(1280, 128_001, 1280)])
+    text = render(tmp_path)
+    assert "training loss" in text and "No score yet" in text
 
 
 def test_an_empty_board_says_what_to_run(tmp_path: Path) -> None:

@@ -1,16 +1,21 @@
-"""The page in a real browser: sorting equals Python's, drawers, filter, keyboard, no request, dark mode."""
+"""The page in a real browser, from a file, with no network: each thing that a reader can do on it."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
 from launcher.board import page
 from launcher.board.collect import Row, Table, collect
-from launcher.board.columns import Column, columns
+from launcher.board.columns import Column, page_columns
+from launcher.board.reach import reach
 from launcher.board.read import read_runs
 from tests.board import fakes
 from tests.browser.conftest import requested
@@ -19,24 +24,91 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
     from selenium.webdriver.remote.webelement import WebElement
 
+HOSTILE = "<img src=x onerror=document.title='owned'>"
+
+
+def add_curves(root: Path) -> None:
+    """NMI and use of groups in the metrics of the run that is told first."""
+    (run,) = (
+        path.parent.parent for path in root.rglob("train-1.jsonl") if "digits_dit" in str(path)
+    )
+    lines = [
+        {"images": n, "loss": 1.0, "nmi": n / 256_000, "perplexity": 0.5}
+        for n in range(1280, 256_001, 12_800)
+    ]
+    (run / "metrics" / "train-1.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ties, missing scores, several seeds and variants, sweeps, a long name, and runs that have no score."""
+    root = tmp_path_factory.mktemp("runs")
+    grid = Image.effect_noise((572, 140), 50)
+    run = fakes.finished_run(root, "digits_dit", 0, 7.2)
+    add_curves(root)
+    for g in (1.5, 2.0):
+        fakes.add_record(run, 256_000, {"fd_digits": 5.0 + g}, protocol={"g": g})
+    fakes.add_record(run, 256_000, {"fd_digits": 20.0}, protocol={"steps": 10}, nfe=10)
+    for seed in (0, 1, 2):
+        if seed:
+            fakes.finished_run(root, "digits_dit", seed, 7.2 + seed / 10)
+        fakes.finished_run(root, "digits_class", seed, 5.3)
+    fakes.finished_run(root, "digits_dit", 0, 10.25, learning_rate=1e-4)
+    fakes.finished_run(root, "digits_uncond", 0, 121.4)
+    fakes.finished_run(root, "long_" * 40, 0, 130.0)
+    run = fakes.make_run(root, "Zeta", 0)
+    fakes.add_record(run, 64_000, {"fd_digits": 9.0, "nmi": 0.65, "ari": 0.5}, grid=grid)
+    run = fakes.make_run(root, "alpha", 0)
+    fakes.add_record(run, 64_000, {"nmi": 0.1, "fd_digits": float("nan")})
+    fakes.add_progress(fakes.make_run(root, "waits", 0), 64_000, [(1280, 1.0), (2560, 0.5)])
+    return root
+
+
+@pytest.fixture(scope="module")
+def table(root: Path) -> Table:
+    board = collect(*read_runs(root))
+    page.write(board, root / "board.html", built=fakes.CLOCK)
+    return max(board.tables, key=lambda table: len(table.rows))
+
 
 @pytest.fixture
-def table(tmp_path: Path) -> Table:
-    """A table with ties, missing scores, several seeds, several variants, and a second protocol beside it."""
-    for seed in (0, 1, 2):
-        fakes.finished_run(tmp_path, "digits_dit", seed, 7.2 + seed / 10)
-        fakes.finished_run(tmp_path, "digits_class", seed, 5.3)
-    fakes.finished_run(tmp_path, "digits_dit", 0, 10.25, learning_rate=1e-4)
-    fakes.finished_run(tmp_path, "digits_uncond", 0, 121.4)
-    run = fakes.make_run(tmp_path, "Zeta", 0)
-    grid = Image.effect_noise((572, 140), 50)
-    fakes.add_record(run, 64_000, {"fd_digits": 9.0, "nmi": 0.65, "ari": 0.5}, grid=grid)
-    run = fakes.make_run(tmp_path, "alpha", 0)
-    fakes.add_record(run, 64_000, {"nmi": 0.1})
-    fakes.add_record(run, 64_000, {"fd_digits": 2.0}, protocol={"g": 2.0})
-    board = collect(*read_runs(tmp_path))
-    page.write(board, tmp_path / "board.html", built=fakes.CLOCK)
-    return board.tables[0]
+def at(opened: Chrome, root: Path, table: Table) -> Iterator[Chrome]:
+    """The browser on the page, at the table of most rows."""
+    opened.get(f"{(root / 'board.html').as_uri()}#p={table.key}")
+    yield opened
+
+
+def shown(browser: Chrome) -> list[str]:
+    script = (
+        "return Array.from(document.querySelector('.sheet:not([hidden]) table.board').tBodies)"
+        ".filter(b => b.getBoundingClientRect().height > 0).map(b => b.dataset.group)"
+    )
+    return browser.execute_script(script)
+
+
+def find(browser: Chrome, css: str) -> list[WebElement]:
+    return browser.find_elements("css selector", css)
+
+
+def seen(browser: Chrome, css: str) -> WebElement:
+    return next(each for each in find(browser, css) if each.is_displayed())
+
+
+def fill(browser: Chrome, css: str, text: str) -> None:
+    """Puts text into a field as typing does, in one step."""
+    script = (
+        "const [field, text] = arguments; field.value = text; "
+        "field.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    browser.execute_script(script, seen(browser, css), text)
+
+
+def cells(browser: Chrome, id: str) -> list[str]:
+    script = (
+        "return Array.from(document.querySelectorAll(`.sheet:not([hidden]) tr.row > [data-id='${arguments[0]}']`))"
+        ".map(c => c.dataset.sort)"
+    )
+    return browser.execute_script(script, id)
 
 
 def expected(table: Table, column: Column, order: str) -> list[str]:
@@ -50,117 +122,240 @@ def expected(table: Table, column: Column, order: str) -> list[str]:
     return [row.group for row in sorted(table.rows, key=key)]
 
 
-def shown(browser: Chrome) -> list[str]:
-    script = (
-        "return Array.from(document.querySelector('table.board').tBodies)"
-        ".filter(b => b.getBoundingClientRect().height > 0).map(b => b.dataset.group)"
-    )
-    return browser.execute_script(script)
-
-
-def find(browser: Chrome, css: str) -> list[WebElement]:
-    return browser.find_elements("css selector", css)
-
-
-def test_every_header_sorts_as_python_does(opened: Chrome, tmp_path: Path, table: Table) -> None:
-    opened.get((tmp_path / "board.html").as_uri())
-    assert shown(opened) == [row.group for row in table.rows]
-    for i, column in enumerate(columns(table)):
-        button = find(opened, f"table.board th button[data-column='{i}']")[0]
+def test_every_header_sorts_as_python_does(at: Chrome, table: Table) -> None:
+    assert shown(at) == [row.group for row in table.rows]
+    for column in page_columns(table, page.asked_score(table)):
+        head = seen(at, f"thead th[data-id='{column.id}']")
         for _ in range(2):
-            button.click()
-            headers = find(opened, "table.board")[0].find_elements(
-                "css selector", "thead th[aria-sort]"
-            )
-            orders = [h.get_attribute("aria-sort") for h in headers]
-            assert [o != "none" for o in orders] == [j == i for j in range(len(orders))]
-            assert shown(opened) == expected(table, column, str(orders[i])), (column.id, orders[i])
-        first = "descending" if column.best_high else "ascending"
+            head.find_element("css selector", "button").click()
+            order = str(head.get_attribute("aria-sort"))
+            sorting = find(at, ".sheet:not([hidden]) thead th:not([aria-sort='none'])[aria-sort]")
+            assert [each.get_attribute("data-id") for each in sorting] == [column.id]
+            assert shown(at) == expected(table, column, order), (column.id, order)
         if column.id != "rank":  # it is sorted when the page opens
-            assert button.get_attribute("data-first") == first != orders[i]
+            assert order != ("descending" if column.best_high else "ascending")
 
 
-def test_drawers_open_by_mouse_and_keyboard(opened: Chrome, tmp_path: Path, table: Table) -> None:
+def test_drawers_open_by_mouse_and_keyboard(at: Chrome) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    opened.get((tmp_path / "board.html").as_uri())
-    drawers, toggles = find(opened, "tr.drawer"), find(opened, ".toggle")
-    assert len(drawers) == len(toggles) and not any(d.is_displayed() for d in drawers)
+    toggles = find(at, ".sheet:not([hidden]) .toggle")
+    assert not find(at, "tr.drawer")
     toggles[1].send_keys(Keys.ENTER)
-    assert [d.is_displayed() for d in drawers[:3]] == [False, True, False]
     assert toggles[1].get_attribute("aria-expanded") == "true"
-    assert find(opened, "tr.drawer svg.chart")[0].size["height"] == 0
-    assert drawers[1].find_elements("css selector", "svg.chart")[0].size["height"] > 100
-    find(opened, "tr.row td")[0].click()  # anywhere on the row
-    assert drawers[0].is_displayed()
-    toggles[1].send_keys(Keys.SPACE)
-    assert not drawers[1].is_displayed()
-    find(opened, "#expand")[0].click()
-    assert all(d.is_displayed() for d in drawers)
-    assert all("snapshot" in d.text for d in drawers)
+    (drawer,) = find(at, "tr.drawer")
+    assert drawer.get_attribute("id") == toggles[1].get_attribute("aria-controls")
+    assert drawer.find_element("css selector", "svg.chart").size["height"] > 100
+    for words in ("snapshot", "folder", "config of these runs"):
+        assert words in drawer.text
+    find(at, "summary")  # the config is listed when the drawer opens
+    listed = drawer.find_elements("css selector", ".settings dt")
+    assert "train.batch" in [each.get_attribute("textContent") for each in listed]
+    seen(at, "tr.row td.number").click()  # anywhere on the row
+    assert toggles[0].get_attribute("aria-expanded") == "true"
+    toggles[1].send_keys(Keys.ESCAPE)
+    assert not drawer.is_displayed()
+    seen(at, "#expand").click()
+    assert len([d for d in find(at, "tr.drawer") if d.is_displayed()]) == len(toggles)
 
 
-def test_the_filter_leaves_the_rows_that_hold_every_word(
-    opened: Chrome, tmp_path: Path, table: Table
-) -> None:
+def test_filters_leave_the_rows_that_fit(at: Chrome, table: Table) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    opened.get((tmp_path / "board.html").as_uri())
-    find(opened, "body")[0].send_keys("/")
-    box = opened.switch_to.active_element
+    find(at, "body")[0].send_keys("/")
+    box = at.switch_to.active_element
     assert box.get_attribute("id") == "filter"
     box.send_keys("DIGITS_dit final")
-    assert shown(opened) == [row.group for row in table.rows if row.experiment == "digits_dit"]
-    assert find(opened, "#count")[0].text.startswith("2 of ")
+    assert shown(at) == [row.group for row in table.rows if row.experiment == "digits_dit"]
+    assert find(at, "#count")[0].text.startswith("2 of ")
     box.send_keys(Keys.ESCAPE)
-    assert shown(opened) == [row.group for row in table.rows]
+    assert shown(at) == [row.group for row in table.rows]
+    below = [row.group for row in table.rows if row.score and row.score.mean < 9.5]
+    for text, wanted in (
+        ("fd_digits<9.5", below),
+        ("-digits fd_digits<0.1k", [r.group for r in table.rows if r.experiment == "Zeta"]),
+        (
+            "train.learning_rate=0.0001",
+            [r.group for r in table.rows if "0.0001" in "".join(r.variant)],
+        ),
+        ("experiment~zeta", [r.group for r in table.rows if r.experiment == "Zeta"]),
+        ("images!=256k", [r.group for r in table.rows if r.images != 256_000]),
+    ):
+        fill(at, "#filter", text)
+        assert shown(at) == wanted, text
+    fill(at, "#filter", "")
+    find(at, "#by-column")[0].click()
+    fill(at, "[data-filter='fd_digits']", "<9.5")
+    fill(at, "[data-filter='experiment']", "DIT")
+    assert shown(at) == [
+        row.group for row in table.rows if row.group in below and "dit" in row.experiment
+    ]
 
 
-def test_no_request_leaves_the_file(opened: Chrome, tmp_path: Path, table: Table) -> None:
-    address = (tmp_path / "board.html").as_uri()
-    opened.get(address)
-    find(opened, "#expand")[0].click()
-    pictures = opened.execute_script("return Array.from(document.images).map(i => i.naturalWidth)")
-    assert pictures == [572, 572]
-    asked = requested(opened)
+def test_k_gives_what_python_finds(at: Chrome, table: Table) -> None:
+    for k in (page.asked_score(table), 14.0, 0.1):
+        if k != page.asked_score(table):
+            fill(at, "#k", str(k))
+        assert k is not None
+        found = [reach(row, table.metric, k) for row in table.rows]
+        told = [float(each) if each else None for each in cells(at, "reach_images")]
+        assert told == [each.images for each in found]
+        assert [bool(x) for x in cells(at, "reach_hours")] == [
+            each.gpu_hours is not None for each in found
+        ]
+
+
+def test_the_address_holds_the_state(at: Chrome, root: Path, table: Table) -> None:
+    seen(at, "thead th[data-id='fd_digits'] button").click()
+    fill(at, "#filter", "digits")
+    seen(at, "thead th[data-id='seeds'] button").click()
+    seen(at, ".toggle").click()
+    find(at, "#picker summary")[0].click()
+    seen(at, "#columns input[value='confident']").click()
+    group = shown(at)[0]
+    told = at.current_url.split("#")[1]
+    for part in ("q=digits", "sort=seeds%3Adescending", f"open={group}", "hide=confident"):
+        assert part in told
+    order = shown(at)
+    at.get("about:blank")
+    at.get(f"{(root / 'board.html').as_uri()}#{told}")
+    assert shown(at) == order and find(at, "#filter")[0].get_attribute("value") == "digits"
+    assert seen(at, "tr.drawer")
+    assert not any(h.is_displayed() for h in find(at, "th[data-id='confident']"))
+    seen(at, "thead th[data-id='experiment'] button").click()
+    assert shown(at) != order
+    at.back()
+    assert shown(at) == order
+    at.forward()
+    assert shown(at) != order
+
+
+def test_one_protocol_is_shown_at_a_time(at: Chrome, table: Table) -> None:
+    sections = find(at, "section.sheet")
+    assert [s.get_attribute("data-protocol") for s in sections if s.is_displayed()] == [table.key]
+    at.execute_script(
+        "const s = document.getElementById('protocol'); s.value = 'all'; s.dispatchEvent(new Event('change'))"
+    )
+    assert len(sections) == 4 and all(s.is_displayed() for s in sections)
+    at.back()
+    assert [s.get_attribute("data-protocol") for s in sections if s.is_displayed()] == [table.key]
+
+
+def test_rows_are_compared_by_difference(at: Chrome, table: Table) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    button = find(at, "#compare")[0]
+    find(at, "body")[0].send_keys("jxjx")
+    assert button.text == "Compare 2" and button.is_enabled()
+    find(at, "body")[0].send_keys("c")
+    assert find(at, "#comparison")[0].is_displayed()
+    first, other = table.rows[:2]
+    assert first.score and other.score
+    gap = find(at, "#comparison tbody tr:first-child small")[0].text
+    error = (first.error**2 + other.error**2) ** 0.5
+    assert gap == f"+{other.score.mean - first.score.mean:.2f} ± {error:.2f}"
+    config = find(at, ".compared")[1].text
+    assert "guidance.source" in config and "train.batch" not in config
+    at.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not find(at, "#comparison")[0].is_displayed()
+    marks = ",".join(row.group for row in table.rows)
+    at.get(f"{at.current_url.split('#')[0]}#p={table.key}&mark={marks}&compare=1")
+    at.refresh()
+    assert len(find(at, "#comparison thead")[0].find_elements("css selector", "th")) == min(
+        8, len(table.rows)
+    )
+
+
+def test_every_chart_has_a_table_with_its_numbers(at: Chrome) -> None:
+    figures = [f for f in find(at, ".below .plot") if f.is_displayed()]
+    titles = " ".join(f.find_element("css selector", "figcaption").text for f in figures)
+    for words in (
+        "over training",
+        "GPU-hours",
+        "network evaluations",
+        "guidance",
+        "agreement",
+        "use of",
+    ):
+        assert words in titles
+    for each in figures:
+        assert each.find_element("css selector", "svg").get_attribute("aria-label")
+        each.find_element("css selector", "summary").click()
+        assert each.find_element("css selector", "td").is_displayed()
+
+
+def test_runs_without_a_score_show_their_loss(at: Chrome) -> None:
+    find(at, ".waiting .more > summary")[0].click()
+    assert find(at, ".waiting svg")[0].size["height"] > 50
+
+
+def test_no_request_leaves_the_file(at: Chrome, root: Path) -> None:
+    seen(at, "#expand").click()
+    script = "return Array.from(document.images, i => [i.complete, i.naturalWidth])"
+    assert all(width == 572 for done, width in at.execute_script(script) if done)
+    address = (root / "board.html").as_uri()
+    asked = [each.split("#")[0] for each in requested(at)]
     assert asked[0] == address
     assert all(a == address or a.startswith("data:") for a in asked)
 
 
 def test_nothing_hostile_runs(opened: Chrome, tmp_path: Path) -> None:
-    name = "<img src=x onerror=document.title='owned'>"
-    run = fakes.make_run(tmp_path, name, 0, note="</script><script>document.title='owned'</script>")
-    fakes.add_record(run, 64_000, {"fd_digits": 9.0}, host=name)
+    run = fakes.make_run(
+        tmp_path, HOSTILE, 0, note="</script><script>document.title='owned'</script>"
+    )
+    fakes.add_record(run, 64_000, {"fd_digits": 9.0}, host=HOSTILE)
+    other = fakes.make_run(tmp_path, "<script>alert(1)<script>", 0)
+    fakes.add_record(other, 64_000, {"fd_digits": 9.5})
+    groups = ",".join(row.group for row in collect(*read_runs(tmp_path)).tables[0].rows)
     page.write(collect(*read_runs(tmp_path)), tmp_path / "board.html", built=fakes.CLOCK)
-    opened.get((tmp_path / "board.html").as_uri())
+    opened.get((tmp_path / "board.html").as_uri() + f"#open=all&mark={groups}&compare=1")
     assert opened.title == "Selfguide leaderboard"
-    assert find(opened, ".toggle")[0].text == name
+    assert HOSTILE in [each.get_attribute("textContent") for each in find(opened, ".toggle")]
+    assert HOSTILE in find(opened, "#comparison")[0].text
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_follow_the_reader(
-    opened: Chrome, tmp_path: Path, table: Table, scheme: str
+@pytest.mark.parametrize(
+    ("scheme", "width"), [("light", 1440), ("dark", 768), ("light", 390), ("dark", 390)]
+)
+def test_the_page_fits_and_axe_finds_nothing_serious(
+    opened: Chrome, root: Path, table: Table, scheme: str, width: int
 ) -> None:
     feature = {"name": "prefers-color-scheme", "value": scheme}
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    opened.get((tmp_path / "board.html").as_uri())
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    groups = [row.group for row in table.rows[:2]]
+    state = f"p={table.key}&open={','.join(groups)}&mark={','.join(groups)}&f.fd_digits=%3C100"
+    for extra in ("", "&compare=1"):
+        opened.get("about:blank")
+        opened.get(f"{(root / 'board.html').as_uri()}#{state}{extra}")
+        wide = opened.execute_script("return document.documentElement.scrollWidth")
+        assert wide <= width, "wide tables scroll inside their own frame"
+        assert serious(opened) == []
     back = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
-    levels = [int(level) for level in back.removeprefix("rgb(").removesuffix(")").split(",")]
+    levels = [int(level) for level in re.findall(r"\d+", back)]
     assert (sum(levels) < 150) if scheme == "dark" else (sum(levels) > 600)
 
 
-@pytest.mark.parametrize("width", [390, 1300])
-def test_the_page_fits_its_window(opened: Chrome, tmp_path: Path, table: Table, width: int) -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    opened.get((tmp_path / "board.html").as_uri())
-    find(opened, "#expand")[0].click()
-    wide = opened.execute_script("return document.documentElement.scrollWidth")
-    assert wide <= width, "wide tables scroll inside their own frame"
+def serious(browser: Chrome) -> list[Any]:
+    """What axe-core finds serious or critical: rule, and where."""
+    pytest.importorskip("axe_playwright_python")
+    axe = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+    # outside the page's own policy, which lets no script in
+    run = f"{axe}; axe.run().then(found => JSON.stringify([found.passes.length, found.violations]))"
+    told = browser.execute_cdp_cmd(
+        "Runtime.evaluate", {"expression": run, "awaitPromise": True, "returnByValue": True}
+    )
+    passes, violations = json.loads(told["result"]["value"])
+    assert passes > 10
+    return [
+        (v["id"], v["nodes"][0]["html"][:200])
+        for v in violations
+        if v["impact"] in ("serious", "critical")
+    ]
 
 
-def test_ages_are_told_and_the_moment_kept(opened: Chrome, tmp_path: Path, table: Table) -> None:
-    opened.get((tmp_path / "board.html").as_uri())
-    for time in find(opened, ".age time"):
+def test_ages_are_told_and_the_moment_kept(at: Chrome) -> None:
+    for time in find(at, ".age time"):
         assert time.text.endswith("ago") or time.text == "just now"
         assert "UTC" in str(time.get_attribute("title"))
