@@ -77,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "words", nargs="*", metavar="RUN or KEY=VALUE", help="a run, or settings as of submit"
     )
     words.completer = complete_setting  # type: ignore[attr-defined]
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
+    parser.add_argument(
+        "--runs", type=cli.place, default="runs", metavar="DIR", help="where runs are (runs)"
+    )
     parser.add_argument("--no-jobs", action="store_true", help="only what this machine can tell")
     parser.add_argument(
         "--wait",

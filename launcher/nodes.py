@@ -52,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         "day gets no more jobs until that has faded; a quarter of all nodes is left out at most.",
         '--forgive node7 --note "new memory"',
     )
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
+    parser.add_argument(
+        "--runs", type=cli.place, default="runs", metavar="DIR", help="where runs are (runs)"
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     by_hand = parser.add_mutually_exclusive_group()
     by_hand.add_argument(

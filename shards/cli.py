@@ -78,6 +78,22 @@ def parser(module: str, about: str | None, example: str = "") -> argparse.Argume
     )
 
 
+def place(text: str) -> str:
+    """The type of an argument that is a folder, file or s3:// url, with ~ as a shell would expand it by itself.
+
+    A shell expands it at the beginning of a word, and so not in `--out=~/x`.
+    """
+    import argparse
+
+    from shards import storage
+
+    try:
+        remote = storage.is_remote(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text if remote or not text.startswith("~") else str(storage.expanded(text))
+
+
 def colours(out: TextIO) -> bool:
     """Whether `out` shows colours: a terminal, unless NO_COLOR or a dumb TERM says otherwise."""
     return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -64,6 +64,7 @@ EPILOG = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     flags.check_least(options, 1, "count", "columns", "batch")
+    flags.check_image_seed(options, options.count or 1)
     snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
     naming = naming_of(folder, snapshot)
     flags.moved(snapshot.student, options.device, DTYPES[options.dtype])

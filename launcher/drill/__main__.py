@@ -248,7 +248,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mean-s", type=float, default=15.0, help="seconds of training between two (%(default)s)"
     )
-    parser.add_argument("--runs", default="runs/drill", metavar="DIR", help="(%(default)s)")
+    parser.add_argument(
+        "--runs", type=cli.place, default="runs/drill", metavar="DIR", help="(%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 

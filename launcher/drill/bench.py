@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.backends.slurm_queue import said
 from launcher.reconcile import decide
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.run import RunFolder, read_record
@@ -125,7 +126,7 @@ class Bench:
         """Id -> state of the run's jobs that Slurm has."""
         rows = self.ask("squeue", "--noheader", "--format=%i|%T|%k").splitlines()
         found = (row.split("|", 2) for row in rows)
-        return {id: state for id, state, comment in found if comment.strip() == str(run.root)}
+        return {id: state for id, state, comment in found if said(comment.strip(), str(run.root))}
 
     def job(self, run: RunFolder) -> str:
         """The id of the newest attempt's job."""

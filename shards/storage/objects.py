@@ -44,11 +44,24 @@ def is_remote(url: Url) -> bool:
     text = os.fspath(url)
     if text.startswith(_S3):
         return True
+    if text.startswith("s3:"):
+        bucket = text.removeprefix("s3:").lstrip("/")
+        raise UserError(
+            f"{text} is no url: give s3://{bucket} (or ./{text} for a folder called so)"
+        )
     if ":/" in text and (scheme := _SCHEME.match(text)):
         raise UserError(
             f"{text} begins with {scheme[0]}: give a folder (as ./{text} if it is called so), or s3://BUCKET/FOLDER"
         )
     return False
+
+
+def expanded(path: str) -> Path:
+    """A path of this machine with the home that a ~ at its beginning stands for; ~ of nobody here is a name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def is_absolute(name: str) -> bool:

@@ -184,14 +184,22 @@ def check_labels(keys: Column, labels: Column | None, classes: int) -> None:
     """Raises a UserError where a label is not in [0, classes)."""
     if labels is None:
         return
+    every = np.asarray(labels)
+    below = np.flatnonzero(every < 0)
+    if below.size:
+        raise UserError(
+            f"label {every[below[0]]} of sample {keys[below[0]].decode()!r} is out of range ({below.size} such): "
+            "labels go from 0 on; leave these samples out, or give them classes of their own"
+        )
     if classes < 1:
-        raise UserError(f"classes={classes}, but there are labels: give the number of classes")
+        raise UserError(
+            f"classes={classes}, but there are labels: give classes={int(every.max()) + 1}"
+        )
     if classes > CLASSES:
         raise UserError(
             f"classes={classes:,}: at most {CLASSES:,} can be counted; number them from 0"
         )
-    every = np.asarray(labels)
-    wrong = np.flatnonzero((every < 0) | (every >= classes))
+    wrong = np.flatnonzero(every >= classes)
     if wrong.size:
         raise UserError(
             f"label {every[wrong[0]]} of sample {keys[wrong[0]].decode()!r} is out of "

@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
-from selfguide.spec.config.laws import Field, Formerly, fields_of
+from selfguide.spec.config.laws import Field, Formerly, Minutes, fields_of
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
@@ -31,7 +31,9 @@ def build(cls: type[T], values: Any, where: str = "") -> T:
     for name, field in fields.items():
         dotted = _dotted(where, name)
         if name in values and values[name] != "???":
-            made[name] = _convert(field.type, values[name], dotted)
+            law = field.law(Minutes)
+            value = law.read(values[name]) if law else values[name]
+            made[name] = _convert(field.type, value, dotted)
         elif field.required:
             raise UserError(f"'{dotted}' has no value: give {dotted}=...")
     return cls(**made)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from selfguide.spec.config.laws import AtLeast, ReadWith
+from selfguide.spec.config.laws import AtLeast, ReadWith, Seed
 
 _IMAGES = (
     "protocol=fd_effnet", "protocol=fid_adm", "protocol=fid_clean", "protocol=fdd", "protocol=fd_timm"
@@ -22,7 +22,7 @@ class EvaluationConfig:
     samples: Annotated[int, AtLeast(1)] = 5000
     # images that are drawn, and embedded, together; protocols of images pad the last block to it
     batch: Annotated[int, AtLeast(1)] = 500
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Annotated[int, Seed(2**62)] = 0
     # how often groups are drawn: as in training, or evenly, C-EDM's control
     prior: Literal["empirical", "uniform"] = "empirical"
     in_flight: Annotated[int, AtLeast(1)] = 1
