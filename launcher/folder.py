@@ -12,7 +12,7 @@ from pathlib import Path
 
 from selfguide.spec.run import RunFolder
 from selfguide.spec.suggest import nearest
-from shards import cli, storage
+from shards import storage
 from shards.errors import UserError
 
 
@@ -129,7 +129,7 @@ def takes_run(parser: ArgumentParser, nargs: str | None = None, what: str = "run
     text = f"id, beginning of an id, name, or folder of a {what}"
     parser.add_argument("run", nargs=nargs, help=text)
     parser.add_argument(
-        "--runs", type=cli.place, default="runs", metavar="DIR", help="where runs are (runs)"
+        "--runs", type=storage.place, default="runs", metavar="DIR", help="where runs are (runs)"
     )
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of sentences")
 

@@ -19,7 +19,7 @@ from launcher.reconcile.health import Evidence, Exclusion
 from launcher.reconcile.view import LOOK_S
 from selfguide.spec.run import read_record
 from selfguide.spec.suggest import nearest
-from shards import cli
+from shards import cli, storage
 from shards.errors import UserError
 
 # a larger cluster's nodes that are well are only counted
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         '--forgive node7 --note "new memory"',
     )
     parser.add_argument(
-        "--runs", type=cli.place, default="runs", metavar="DIR", help="where runs are (runs)"
+        "--runs", type=storage.place, default="runs", metavar="DIR", help="where runs are (runs)"
     )
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     by_hand = parser.add_mutually_exclusive_group()

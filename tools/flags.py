@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-from shards import cli
+from shards import cli, storage
 from shards.errors import UserError
 
 Flag = tuple[str, Any, Any, str]  # as it is typed, its type, default and help
@@ -60,7 +60,7 @@ def add(to: argparse._ActionsContainer, *flags: Flag) -> None:
 def _reader(name: str, kind: Any, values: list[str]) -> Any:
     """What reads a value: of kinds that have values no command can use, one that refuses these."""
     if kind is str and values and values[0].rstrip("+*?") in _PLACES:
-        return cli.place
+        return storage.place
     if kind is int and name.startswith("--seed"):
         return seed
     return finite if kind is float else kind

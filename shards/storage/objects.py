@@ -64,6 +64,20 @@ def expanded(path: str) -> Path:
         return Path(path)
 
 
+def place(text: str) -> str:
+    """The type of an argument that is a folder, file or s3:// url, with ~ as a shell would expand it by itself.
+
+    A shell expands it at the beginning of a word, and so not in `--out=~/x`.
+    """
+    import argparse
+
+    try:
+        remote = is_remote(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text if remote or not text.startswith("~") else str(expanded(text))
+
+
 def is_absolute(name: str) -> bool:
     """Whether a name is a full path or an s3:// url."""
     return name.startswith((_S3, "/"))
