@@ -47,11 +47,11 @@ def is_remote(url: Url) -> bool:
     if text.startswith("s3:"):
         bucket = text.removeprefix("s3:").lstrip("/")
         raise UserError(
-            f"{text} is no url: give s3://{bucket} (or ./{text} for a folder called so)"
+            f"{text} is no url: give s3://{bucket} (or {Path(text).absolute()} for a folder called so)"
         )
     if ":/" in text and (scheme := _SCHEME.match(text)):
         raise UserError(
-            f"{text} begins with {scheme[0]}: give a folder (as ./{text} if it is called so), or s3://BUCKET/FOLDER"
+            f"{text} begins with {scheme[0]}: give a folder (as {Path(text).absolute()} if it is called so), or s3://BUCKET/FOLDER"
         )
     return False
 
