@@ -102,13 +102,9 @@ class Slurm:
         return self.profile.poll_s
 
     def script(self, job: Job) -> str:
-        from submitit.slurm import slurm
-
-        submitit_names.install()
         command = submitit_names.command(slurm_script.python(self._site), job.folder)
-        return slurm._make_sbatch_string(
-            command=command, folder=job.folder, **slurm_script.parameters(self._site, job)
-        )
+        parameters = slurm_script.parameters(self._site, job)
+        return submitit_names.script(command, job.folder, **parameters)
 
     def check(self, job: Job) -> list[str]:
         client = self._client()

@@ -7,6 +7,7 @@ module, which does the same.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ def escaped(folder: Path) -> str:
     return str(folder).replace("%", ESCAPED)
 
 
+def script(command: str, folder: Path, **parameters: Any) -> str:
+    """Returns the batch script that runs a command whose files lie in this folder."""
+    from submitit.slurm import slurm
+
+    marked = str(folder).replace("%", _MARK)
+    text = slurm._make_sbatch_string(command=command, folder=marked, **parameters)
+    return text.replace(_MARK, ESCAPED)
+
+
 def install() -> None:
     """Has Submitit of this process fill in patterns in the names of its own files only, and escape those of folders."""
     from submitit.core import utils
@@ -34,24 +44,25 @@ def install() -> None:
 
     # not told to mypy, which knows better than to replace a function
     paths: Any = utils.JobPaths
-    scripts: Any = slurm
-    fill, write = paths._format_id, scripts._make_sbatch_string
-    if fill.__module__ == __name__:
+    executor: Any = slurm.SlurmExecutor
+    if paths._format_id.__module__ != utils.__name__:  # done already
         return
+    paths._format_id = in_name_of(paths._format_id)
+    paths.get_first_id_independent_folder = staticmethod(Path)
+    executor._make_submission_file_text = lambda self, command, uid: script(
+        command, self.folder, **self.parameters
+    )
+
+
+def in_name_of(fill: Callable[[Any, Path | str], Path]) -> Callable[[Any, Path | str], Path]:
+    """Returns what fills in the last part of a path alone, and nothing in a job's own folder."""
 
     def in_name(self: Any, path: Path | str) -> Path:
         if Path(path) == self._folder:
             return Path(path)
         return Path(path).parent / fill(self, Path(path).name)
 
-    def script(*args: Any, folder: Path | str, **parameters: Any) -> str:
-        text: str = write(*args, folder=str(folder).replace("%", _MARK), **parameters)
-        return text.replace(_MARK, ESCAPED)
-
-    in_name.__module__ = __name__
-    paths._format_id = in_name
-    paths.get_first_id_independent_folder = staticmethod(Path)
-    scripts._make_sbatch_string = script
+    return in_name
 
 
 if __name__ == "__main__":

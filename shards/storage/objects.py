@@ -44,10 +44,9 @@ def is_remote(url: Url) -> bool:
     text = os.fspath(url)
     if text.startswith(_S3):
         return True
-    if text.startswith("s3:"):
-        bucket = text.removeprefix("s3:").lstrip("/")
+    if text.startswith("s3:") and not text.startswith("s3:/"):
         raise UserError(
-            f"{text} is no url: give s3://{bucket} (or {Path(text).absolute()} for a folder called so)"
+            f"{text} is no url: give s3://{text[3:]} (or {Path(text).absolute()} for a folder called so)"
         )
     if ":/" in text and (scheme := _SCHEME.match(text)):
         raise UserError(

@@ -207,3 +207,17 @@ def test_seeds_that_no_generator_takes_are_refused(seed: str) -> None:
     with pytest.raises(UserError, match=r"evaluation\.seed="):
         validate(config(f"evaluation.seed={seed}"))
     validate(config(f"seed={2**64 - 1}"))
+
+
+def test_submitit_hands_in_the_script_that_is_shown(tmp_path: Path) -> None:
+    from submitit.slurm.slurm import SlurmExecutor
+
+    submitit_names.install()
+    folder = tmp_path / "%j" / "job"
+    executor = SlurmExecutor(folder)
+    parameters = {"job_name": "n", "nodes": 2, "stderr_to_stdout": True}
+    executor.update_parameters(**parameters)
+    command = submitit_names.command("python", folder)
+    made = executor._make_submission_file_text(command, "uid")
+    assert "%%j/job/%j_0_log.out" in made
+    assert made == submitit_names.script(command, folder, **executor.parameters)
