@@ -17,7 +17,7 @@ from launcher.board.collect import Board, Row, Table, chips, collect
 from launcher.board.columns import columns
 from launcher.board.page import summary, write
 from launcher.board.read import read_runs
-from shards import cli
+from shards import cli, storage
 from shards.errors import UserError
 
 START = "python -m launcher.submit experiment=digits_dit"
@@ -40,10 +40,15 @@ DISPENSABLE = (
 def main(argv: list[str] | None = None) -> int:
     parser = cli.parser("launcher.board", __doc__, "--runs runs --json")
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)"
+        "--runs",
+        type=storage.expanded,
+        default=Path("runs"),
+        help="folder of the runs (default: runs)",
     )
     parser.add_argument(
-        "--out", type=Path, help="the page to write (default: board.html in that folder)"
+        "--out",
+        type=storage.expanded,
+        help="the page to write (default: board.html in that folder)",
     )
     parser.add_argument("--metric", help="score to rank by (default: the one each protocol names)")
     parser.add_argument("--json", action="store_true", help="print the board as one JSON object")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.backends.protocol import clean
 from launcher.backends.slurm_queue import said
 from launcher.reconcile import decide
 from launcher.reconcile.view import RunView, read
@@ -64,11 +65,9 @@ class Bench:
 
     @property
     def environment(self) -> dict[str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        conf = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
         paths = [str(INSIDE), str(self.home.resolve())]
         inside = {"PYTHONPATH": os.pathsep.join(paths), "SELFGUIDE_INSIDE": str(self.faults)}
-        return {**clean, **conf, **self.reach, **inside}
+        return {**clean(os.environ), **self.reach, **inside}
 
     def inside(
         self, rank: int, code: str, *, always: bool = False, taken_s: float | None = None
