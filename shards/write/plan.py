@@ -188,8 +188,9 @@ def check_labels(keys: Column, labels: Column | None, classes: int) -> None:
     below = np.flatnonzero(every < 0)
     if below.size:
         raise UserError(
-            f"label {every[below[0]]} of sample {keys[below[0]].decode()!r} is out of range ({below.size} such): "
-            "labels go from 0 on; leave these samples out, or give them classes of their own"
+            f"label {every[below[0]]} of sample {keys[below[0]].decode()!r} is below 0, {below.size:,} such among "
+            f"{len(every):,} samples: -1 usually marks samples without a label; number classes from 0, or read no "
+            "labels"
         )
     if classes < 1:
         raise UserError(
@@ -199,7 +200,7 @@ def check_labels(keys: Column, labels: Column | None, classes: int) -> None:
         raise UserError(
             f"classes={classes:,}: at most {CLASSES:,} can be counted; number them from 0"
         )
-    wrong = np.flatnonzero(every >= classes)
+    wrong = np.flatnonzero((every < 0) | (every >= classes))
     if wrong.size:
         raise UserError(
             f"label {every[wrong[0]]} of sample {keys[wrong[0]].decode()!r} is out of "
