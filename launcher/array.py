@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -329,7 +330,7 @@ def read(folder: Path) -> Record:
 
 
 def _command(folder: Path) -> str:
-    return f"python -m launcher.array {folder}"
+    return f"python -m launcher.array {shlex.quote(str(folder))}"
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from selfguide.spec.config.laws import check
 from selfguide.spec.run import RunFolder, read_record, write_record
 from selfguide.spec.sizes import footprint
 from selfguide.spec.validate import validate
-from shards import cli
+from shards import cli, storage
 from shards.errors import UserError
 
 # a job that waits longer for two nodes is given up
@@ -77,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "words", nargs="*", metavar="RUN or KEY=VALUE", help="a run, or settings as of submit"
     )
     words.completer = complete_setting  # type: ignore[attr-defined]
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
+    parser.add_argument(
+        "--runs", type=storage.place, default="runs", metavar="DIR", help="where runs are (runs)"
+    )
     parser.add_argument("--no-jobs", action="store_true", help="only what this machine can tell")
     parser.add_argument(
         "--wait",

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfguide.spec.run import RunFolder
 from selfguide.spec.suggest import nearest
+from shards import storage
 from shards.errors import UserError
 
 
@@ -104,7 +106,7 @@ def find(text: str, root: Path) -> RunFolder:
     Raises:
         UserError: no run, or several.
     """
-    folder = Path(text)
+    folder = storage.expanded(text)
     if (folder / "run.json").is_file():
         return RunFolder(folder.resolve())
     known = runs(root.resolve())
@@ -121,9 +123,9 @@ def find(text: str, root: Path) -> RunFolder:
         raise UserError(
             f"no run in {root}: start one with `python -m launcher.submit`, or give --runs FOLDER"
         )
-    names = [run.root.name for run in known]
+    names, place = [run.root.name for run in known], shlex.quote(str(root))
     raise UserError(
-        f"no run {text!r} in {root}{nearest(text, names)}; `python -m launcher.runs --runs {root}` lists them"
+        f"no run {text!r} in {root}{nearest(text, names)}; `python -m launcher.runs --runs {place}` lists them"
     )
 
 
@@ -131,7 +133,9 @@ def takes_run(parser: ArgumentParser, nargs: str | None = None, what: str = "run
     """Adds the argument `run`, by which a user means one, and what every command about runs takes beside it."""
     text = f"id, beginning of an id, name, or folder of a {what}"
     parser.add_argument("run", nargs=nargs, help=text)
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
+    parser.add_argument(
+        "--runs", type=storage.place, default="runs", metavar="DIR", help="where runs are (runs)"
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of sentences")
 
 

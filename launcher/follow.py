@@ -5,6 +5,7 @@ It reads the same files as everybody else and owns nothing, so leaving it (Ctrl-
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from typing import TextIO
@@ -31,7 +32,7 @@ def follow(run: RunFolder, out: TextIO) -> int:
         last = _with_bar(run, out) if out.isatty() else _with_lines(run, out)
     except KeyboardInterrupt:
         print(
-            f"\nno longer following; the run goes on. End it: python -m launcher.cancel {run.root}",
+            f"\nno longer following; the run goes on. End it: python -m launcher.cancel {shlex.quote(str(run.root))}",
             file=out,
         )
         return 130
@@ -43,7 +44,7 @@ def follow(run: RunFolder, out: TextIO) -> int:
         failed = [record for record in last.records if not record.done and record.final]
         return 1 if failed and not newest else 0
     print(f"{state.word}: {state.reason or 'stopped before its last snapshot'}", file=out)
-    print(f"  python -m launcher.logs {run.root}", file=out)
+    print(f"  python -m launcher.logs {shlex.quote(str(run.root))}", file=out)
     return 1
 
 

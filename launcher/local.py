@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.backends import Ending
+from launcher.backends import Ending, submitit_names
 from launcher.backends.local import END_S, SAVE_S, ending_path
 from selfguide.spec.run import write_record
 
@@ -59,6 +59,7 @@ def control(folder: Path) -> None:
                     self.ask(signal.SIGTERM, SAVE_S)
                 time.sleep(1 / freq)
 
+    submitit_names.install()
     FirstFailureEndsAll(folder).run(max_retry=1)
 
 

@@ -19,7 +19,7 @@ from launcher.reconcile.health import Evidence, Exclusion
 from launcher.reconcile.view import LOOK_S
 from selfguide.spec.run import read_record
 from selfguide.spec.suggest import nearest
-from shards import cli
+from shards import cli, storage
 from shards.errors import UserError
 
 # a larger cluster's nodes that are well are only counted
@@ -52,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         "day gets no more jobs until that has faded; a quarter of all nodes is left out at most.",
         '--forgive node7 --note "new memory"',
     )
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are (runs)")
+    parser.add_argument(
+        "--runs", type=storage.place, default="runs", metavar="DIR", help="where runs are (runs)"
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     by_hand = parser.add_mutually_exclusive_group()
     by_hand.add_argument(

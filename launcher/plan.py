@@ -23,7 +23,7 @@ from launcher.submission import absolute, resolve
 from selfguide.spec.config import Config
 from selfguide.spec.run import RunFolder
 from selfguide.spec.validate import validate
-from shards import cli
+from shards import cli, storage
 from shards.errors import UserError
 
 # a forecast beyond this is none
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images-per-s", type=float, metavar="N", help="speed, where no run tells")
     parser.add_argument(
         "--ends",
-        type=Path,
+        type=storage.expanded,
         metavar="FILE",
         help="when jobs will be ended, in place of averages: lines such as '90.5 failure' and '600 preemption', in "
         "seconds from now",

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from selfguide.spec.config import ClusterConfig
+from selfguide.spec.config.laws import Minutes, fields_of
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
@@ -84,9 +86,18 @@ def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text())
+        text = path.read_text(encoding="utf-8")
+        values, typed = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping, such as `kind: slurm`")
-    return values
+    # variables are text, of which YAML would make 9.1 of 9.10 where it is not quoted
+    kept = {"environment"} if isinstance(values.get("environment"), dict) else set()
+    # and 24:00:00 is a time, of which it would make a number of base 60
+    kept |= {name for name in values if ":" in str(typed[name]) and _is_time(name)}
+    return values | {name: typed[name] for name in kept}
+
+
+def _is_time(name: str) -> bool:
+    return any(each.name == name and each.law(Minutes) for each in fields_of(ClusterConfig))

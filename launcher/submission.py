@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -248,19 +249,19 @@ def _same_but_images(run: RunFolder, wanted: dict[str, Any]) -> bool:
 
 def where(config: Config) -> str:
     """Returns how commands find the run's folder, " --runs DIR" where it is not the usual one."""
-    return "" if config.runs == "runs" else f" --runs {config.runs}"
+    return "" if config.runs == "runs" else f" --runs {shlex.quote(config.runs)}"
 
 
 def absolute(config: Config) -> Config:
     """Jobs run from their code copy, so paths must not depend on where they start."""
     root, *mix = map(_absolute_root, (config.data.root, *config.data.mix))
     # not resolved: each node has its own
-    cache = config.data.cache and str(Path(config.data.cache).expanduser().absolute())
+    cache = config.data.cache and str(storage.expanded(config.data.cache).absolute())
     # not resolved: a hub cache links names to blobs, and the name says what kind of file it is
-    weights = config.init.path and str(Path(config.init.path).expanduser().absolute())
+    weights = config.init.path and str(storage.expanded(config.init.path).absolute())
     return dataclasses.replace(
         config,
-        runs=str(Path(config.runs).expanduser().resolve()),
+        runs=str(storage.expanded(config.runs).resolve()),
         data=dataclasses.replace(config.data, root=root, mix=tuple(mix), cache=cache),
         init=dataclasses.replace(config.init, path=weights),
         guidance=config.guidance.absolute(),
@@ -277,7 +278,7 @@ def _absolute_evaluation(evaluation: EvaluationConfig) -> EvaluationConfig:
         if files[name] and "/" not in files[name] and not Path(files[name]).exists():
             del files[name]
     found: dict[str, Any] = {
-        n: str(Path(path).expanduser().absolute()) for n, path in files.items() if path
+        n: str(storage.expanded(path).absolute()) for n, path in files.items() if path
     }
     for name in ("shards", "test"):
         if root := getattr(evaluation, name):
@@ -286,7 +287,7 @@ def _absolute_evaluation(evaluation: EvaluationConfig) -> EvaluationConfig:
 
 
 def _absolute_root(root: str) -> str:
-    return root if storage.is_remote(root) else str(Path(root).expanduser().resolve())
+    return root if storage.is_remote(root) else str(storage.expanded(root).resolve())
 
 
 def first_weights(config: Config, run: RunFolder) -> str | None:

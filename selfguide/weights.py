@@ -14,14 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from selfguide.spec.pickled import unpacked, unwrapped
 from shards import storage
 from shards.errors import UserError
-
-CONTAINERS = (
-    "ema",
-    "model",
-    "state_dict",
-)  # what holds the weights in others' training checkpoints, best first
 
 
 def read_weights(path: Path, where: str) -> dict[str, Tensor]:
@@ -40,7 +35,7 @@ def read_weights(path: Path, where: str) -> dict[str, Tensor]:
             f"{where} cannot be read as tensors only ({reason}); it must be a safetensors file, or a torch file of "
             "tensors and plain values: fetch it again, or save its state dict alone"
         ) from error
-    tensors = _unpacked(found)
+    tensors = unwrapped(unpacked(found, Tensor))
     if not tensors:
         raise UserError(f"{where} holds no state dict; give a checkpoint's file")
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
@@ -50,15 +45,6 @@ def _unpickle(path: Path) -> Any:
     # DiT's and SiT's training keeps its command line beside the weights, which is plain data
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _unpacked(found: Any) -> dict[str, Tensor]:
-    if not isinstance(found, Mapping):
-        return {}
-    for name in CONTAINERS:
-        if isinstance(found.get(name), Mapping):
-            return _unpacked(found[name])
-    return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def publish_tensors(

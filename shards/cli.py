@@ -5,6 +5,9 @@ Exit codes: 0 done, 1 the answer is "not well", 2 the user's mistake in one line
 
 from __future__ import annotations
 
+import codecs
+import io
+import locale
 import os
 import signal
 import sys
@@ -30,6 +33,7 @@ SCRIPT = "selfguide"
 
 def run(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and leaves the process with its exit code."""
+    _speak_utf8()
     # a parent that ignores it hands that down, and then every program that we call seems to succeed
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
@@ -54,6 +58,21 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def _speak_utf8() -> None:
+    """Reads and writes files in UTF-8 whatever the locale is, and shows what a terminal cannot as it is escaped.
+
+    Where Python took another encoding from the locale it begins once more, with the same words: what it has read so far
+    of them, and of files, it may have misread.
+    """
+    encoding = locale.getpreferredencoding(False)
+    if codecs.lookup(encoding).name != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        words = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(sys.executable, words, {**os.environ, "PYTHONUTF8": "1"})
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def program(module: str) -> str:

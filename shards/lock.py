@@ -10,7 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what mounts without locks answer
+_NO_LOCKS = (
+    errno.ENOLCK,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EPERM,
+    errno.EINVAL,
+)  # what mounts without locks answer
 _LOOK = 0.005  # seconds between two tries of a lock that is not waited for without end
 
 
@@ -38,7 +44,13 @@ def lock(
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY, 0o666)
     try:
-        yield _acquire(handle, seconds, required, pause) and _is(path, handle)
+        try:
+            got = _acquire(handle, seconds, required, pause)
+        except OSError as error:
+            # flock knows no path
+            error.filename = error.filename or os.fspath(path)
+            raise
+        yield got and _is(path, handle)
     finally:
         os.close(handle)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from dataclasses import dataclass
 
 from shards import storage
@@ -156,7 +157,7 @@ def _bytes(root: storage.Url, shard: Shard) -> bytes:
     if manifests.sha256_of(data) != shard.sha256:
         raise DamagedError(
             f"{url} does not have its sha256: it cannot be copied; run "
-            f"`python -m tools.shards verify {root}`"
+            f"`python -m tools.shards verify {shlex.quote(str(root))}`"
         )
     return data
 

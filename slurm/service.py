@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -240,4 +241,4 @@ class Programs:
 
 def exports(environment: Mapping[str, str]) -> str:
     """The lines that a shell evaluates to reach a service."""
-    return "\n".join(f"export {name}={value}" for name, value in environment.items())
+    return "\n".join(f"export {n}={shlex.quote(value)}" for n, value in environment.items())

@@ -52,6 +52,7 @@ EPILOG = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     flags.check_least(options, 1, "looks", "batch")
+    flags.check_image_seed(options, options.most)
     if options.most < options.looks * BLOCKS:
         raise UserError(
             f"--most {options.most} in {options.looks} looks: each takes at least {BLOCKS} images, one for each "

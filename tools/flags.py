@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 from typing import Any
 
-from shards import cli
+from shards import cli, storage
 from shards.errors import UserError
 
 Flag = tuple[str, Any, Any, str]  # as it is typed, its type, default and help
 REQUIRED = object()
+# metavars of what a shell would expand a ~ of
+_PLACES = ("DIR", "FILE", "PATH", "ROOT", "FOLDER", "RUN")
 JSON: Flag = ("--json", bool, False, "print one JSON object")
 RUNS: Flag = ("--runs DIR", str, "runs", "where runs are (runs)")
 OUT: Flag = ("--out DIR", str, REQUIRED, "the sidecar's folder")
@@ -43,7 +47,7 @@ def add(to: argparse._ActionsContainer, *flags: Flag) -> None:
         if kind is bool:
             settings["action"] = "store_true"
         else:
-            settings["choices" if isinstance(kind, tuple) else "type"] = kind
+            settings["choices" if isinstance(kind, tuple) else "type"] = _reader(name, kind, values)
         if len(values) > 1:
             settings |= {"nargs": len(values), "metavar": tuple(values)}
         elif values:
@@ -51,6 +55,50 @@ def add(to: argparse._ActionsContainer, *flags: Flag) -> None:
             settings |= {"metavar": shown} if shown else {}
             settings |= {"nargs": values[0][-1]} if values[0] != shown else {}
         to.add_argument(name, **settings)
+
+
+def _reader(name: str, kind: Any, values: list[str]) -> Any:
+    """What reads a value: of kinds that have values no command can use, one that refuses these."""
+    if kind is str and values and values[0].rstrip("+*?") in _PLACES:
+        return storage.place
+    if kind is int and name.startswith("--seed"):
+        return seed
+    return finite if kind is float else kind
+
+
+def seed(text: str) -> int:
+    """The type of a seed: whole, and of 64 bits.
+
+    Raises:
+        ArgumentTypeError: it is not.
+    """
+    if not re.fullmatch(r"[+-]?[\d_]+", text) or not -(2**63) <= int(text) < 2**64:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number from 0 to {2**64 - 1}")
+    return int(text)
+
+
+def finite(text: str) -> float:
+    """The type of a number.
+
+    Raises:
+        ArgumentTypeError: it is none, or not a finite one.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text}: give a finite number")
+    return value
+
+
+def check_image_seed(options: argparse.Namespace, count: int) -> None:
+    """
+    Raises:
+        UserError: of `count` images, whose seeds are --seed and those that follow, one has no signed 64-bit seed.
+    """
+    if options.seed + count > 2**63:
+        raise UserError(f"--seed {options.seed}: take {2**63 - count} or less, for {count} images")
 
 
 def moved(net: Any, device: Any, *more: Any) -> Any:

@@ -66,6 +66,7 @@ EPILOG = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     flags.check_least(options, 1, "count", "columns", "batch")
+    flags.check_image_seed(options, options.count or 1)
     snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
     if options.recipe:
         snapshot = with_recipe(snapshot, folder, options.recipe, options.ema)

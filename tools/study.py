@@ -65,6 +65,7 @@ class Data:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
+    flags.check_least(options, 0, "seed")
     data = Data.load(options.root)
     groups = options.groups or data.manifest.classes
     fit = {"seed": options.seed, "restarts": options.restarts, "spherical": options.spherical}

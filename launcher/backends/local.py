@@ -7,8 +7,10 @@ environment variable that every descendant inherits, so a reused process id is n
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -20,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.backends import submitit_names
 from launcher.backends.protocol import (
     Ending,
     Job,
@@ -38,6 +41,8 @@ from shards.wait import wait_until
 SAVE_S = 60.0
 # the same where one of its ranks has failed: nothing can be saved then, and the others end by themselves in 15 s
 END_S = 16.0
+# an index, or a name
+_DEVICE = re.compile(r"\d|GPU-|MIG-")
 TOKEN = "SELFGUIDE_JOB"
 
 # kept to be reaped when they end before us
@@ -147,7 +152,8 @@ def gpus() -> list[str]:
     """Returns indices of the GPUs that jobs may use: CUDA_VISIBLE_DEVICES where it is set, else the device files."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return [part for part in chosen.split(",") if part]
+        # at one that is none, such as -1, CUDA stops to read
+        return [*itertools.takewhile(_DEVICE.match, chosen.replace(" ", "").split(","))]
     # CUDA counts what it sees from 0, whatever the device files of a container are called
     return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
@@ -173,7 +179,11 @@ def _start(job: Job) -> dict[str, Any]:
     }
 
     class Executor(LocalExecutor):
-        """Submitit's, with a controller that leaves this session."""
+        """Submitit's, with a controller that leaves this session, for any folder."""
+
+        @property
+        def _submitit_command_str(self) -> str:
+            return submitit_names.command(self.python, self.folder)
 
         def _submit_command(self, command: str) -> LocalJob[Any]:
             controller = (sys.executable, "-m", "launcher.local", str(self.folder))
@@ -184,6 +194,7 @@ def _start(job: Job) -> dict[str, Any]:
 
     job.folder.mkdir(parents=True, exist_ok=True)
     python = f"nice -n {job.nice} {shlex.quote(sys.executable)}" if job.nice else None
+    submitit_names.install()
     executor = Executor(job.folder, python=python)
     executor.update_parameters(timeout_min=job.timeout_min, tasks_per_node=job.tasks)
     executor.submit(job.function, job.argument)
@@ -209,14 +220,16 @@ def _ending(path: Path) -> Ending:
 def _environment(job: Job) -> dict[str, str]:
     """This shell's variables less an outer job's, and where the code is."""
     environment = clean(os.environ)
-    inherited = environment.get("PYTHONPATH")
+    given = dict(job.environment)
+    # a user's own comes behind the job's code, and before what is inherited
+    paths = [str(job.code), given.pop("PYTHONPATH", ""), environment.get("PYTHONPATH", "")]
     environment |= {
-        "PYTHONPATH": os.pathsep.join([str(job.code), *([inherited] if inherited else [])]),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "OMP_NUM_THREADS": str(job.threads),
         # the machine's own name may not resolve
         "SELFGUIDE_HOST": "127.0.0.1",
     }
-    return environment | dict(job.environment)
+    return environment | given
 
 
 def _spawn(

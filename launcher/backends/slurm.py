@@ -9,13 +9,20 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.backends import accounting, endings, history, slurm_nodes, slurm_queue, slurm_script
+from launcher.backends import (
+    accounting,
+    endings,
+    history,
+    slurm_nodes,
+    slurm_queue,
+    slurm_script,
+    submitit_names,
+)
 from launcher.backends.protocol import (
     Ending,
     Job,
@@ -53,6 +60,7 @@ _NO_ANSWER = re.compile(r"timed out|[Uu]nable to contact|Zero Bytes|[Cc]onnectio
 _KEYS = {
     "ACCOUNT": "cluster.account",
     "CLUSTERS": "SLURM_CONF",
+    "COMMENT": "cluster.comment",
     "CONSTRAINT": "cluster.constraint",
     "CPUS_PER_TASK": "cluster.cpus_per_task",
     "EXCLUSIVE": "cluster.exclusive",
@@ -61,6 +69,7 @@ _KEYS = {
     "GRES": "cluster.gres",
     "MEM_PER_NODE": "cluster.mem_gb",
     "NNODES": "nodes",
+    "NODELIST": "cluster.nodelist",
     "NO_REQUEUE": "cluster.restart",
     "NTASKS_PER_NODE": "cluster.gpus_per_node",
     "PARTITION": "cluster.partition",
@@ -93,12 +102,9 @@ class Slurm:
         return self.profile.poll_s
 
     def script(self, job: Job) -> str:
-        from submitit.slurm import slurm
-
-        command = f"{slurm_script.python(self._site)} -u -m submitit.core._submit {shlex.quote(str(job.folder))}"
-        return slurm._make_sbatch_string(
-            command=command, folder=job.folder, **slurm_script.parameters(self._site, job)
-        )
+        command = submitit_names.command(slurm_script.python(self._site), job.folder)
+        parameters = slurm_script.parameters(self._site, job)
+        return submitit_names.script(command, job.folder, **parameters)
 
     def check(self, job: Job) -> list[str]:
         client = self._client()
@@ -136,6 +142,14 @@ class Slurm:
         from submitit.core.utils import FailedJobError
         from submitit.slurm.slurm import SlurmExecutor
 
+        class Executor(SlurmExecutor):
+            """Submitit's, for any folder."""
+
+            @property
+            def _submitit_command_str(self) -> str:
+                return submitit_names.command(self.python, self.folder)
+
+        submitit_names.install()
         first, client = jobs[0], self._client()
         if shutil.which("sbatch", path=client.get("PATH")) is None:
             raise UserError(f"cluster={self.kind}: no sbatch on this machine")
@@ -145,7 +159,7 @@ class Slurm:
             client["PYTHONPATH"] = os.pathsep.join(paths)
         first.folder.mkdir(parents=True, exist_ok=True)
         with environment_of_process(client):
-            executor = SlurmExecutor(
+            executor = Executor(
                 first.folder, max_num_timeout=0, python=slurm_script.python(self._site)
             )
             executor.update_parameters(**slurm_script.parameters(self._site, first))
@@ -188,7 +202,8 @@ class Slurm:
                 f"cluster={self.kind}: Slurm does not say whether it took {job.name}: look at `squeue --me`, and "
                 "submit again when it answers"
             )
-        taken = [id for id, log in found.items() if log.startswith(f"{job.folder}/")]
+        folders = (f"{job.folder}/", f"{submitit_names.escaped(job.folder)}/")
+        taken = [id for id, log in found.items() if log.startswith(folders)]
         if taken:
             run(["scancel", *taken], client)
 
@@ -270,7 +285,7 @@ class Slurm:
         return [
             {**record, "id": id, "name": job.name}
             for id, job in (slurm_queue.jobs(self._client()) or {}).items()
-            if job.comment == comment and name in (None, job.name)
+            if slurm_queue.said(job.comment, comment) and name in (None, job.name)
         ]
 
     def nodes(self, patience_s: float | None = None) -> list[Node]:

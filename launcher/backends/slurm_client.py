@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from launcher.backends.protocol import clean
 from shards.errors import UserError
 
 # a controller that needs longer is not the one to wait for
@@ -51,7 +52,13 @@ def answers() -> bool:
     if shutil.which("scontrol") is None:
         return False
     try:
-        done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=PING_S)
+        done = subprocess.run(
+            ["scontrol", "ping"],
+            env=clean(os.environ),
+            capture_output=True,
+            text=True,
+            timeout=PING_S,
+        )
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0 and " UP" in done.stdout

@@ -64,6 +64,11 @@ def fields(
     return [line.split("|", count) for line in lines if line.count("|") >= count]
 
 
+def said(comment: str, wanted: str) -> bool:
+    """Returns whether a job's comment is the wanted one, before which `cluster.comment` may stand."""
+    return comment == wanted or comment.endswith(f" {wanted}")
+
+
 def users(records: Sequence[Record]) -> str:
     """Returns whose run folders these are, for squeue; "" where all are this user's."""
     found = set()
@@ -81,7 +86,7 @@ def state(record: Record, queue: Mapping[str, Queued] | None) -> State:
         return "unknown"
     job = queue.get(record["id"])
     # a fresh Slurm counts its jobs from 1 again
-    if job is None or job.comment != record["comment"]:
+    if job is None or not said(job.comment, record["comment"]):
         return "gone"
     return "queued" if job.state in history.QUEUED else "running"
 
@@ -89,7 +94,7 @@ def state(record: Record, queue: Mapping[str, Queued] | None) -> State:
 def ending(record: Record, queue: Mapping[str, Queued]) -> Ending:
     """Returns what the controller still says of how a job ended."""
     job = queue.get(record["id"])
-    if job is None or job.comment != record["comment"]:
+    if job is None or not said(job.comment, record["comment"]):
         return {}
     word, end, limit, reason = [*job.state.split(" ", 3), "", "", ""][:4]
     # a job of a lost node completes when the node is back

@@ -22,7 +22,9 @@ def parameters(site: ClusterConfig, job: Job) -> dict[str, Any]:
     # a dead rank ends the others, which would wait for it
     srun = ["--kill-on-bad-exit=1", "--wait=60"]
     exports = {name: shlex.quote(value) for name, value in job.environment.items()}
-    exports["PYTHONPATH"] = f"{shlex.quote(str(job.code))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    # a user's own comes behind the job's code, and before what is inherited
+    paths = [str(job.code), *filter(None, [job.environment.get("PYTHONPATH")])]
+    exports["PYTHONPATH"] = f"{shlex.quote(':'.join(paths))}${{PYTHONPATH:+:$PYTHONPATH}}"
     if job.cpus_per_task:
         # since 22.05 srun does not take the job's
         srun.append(f"--cpus-per-task={job.cpus_per_task}")
@@ -31,7 +33,8 @@ def parameters(site: ClusterConfig, job: Job) -> dict[str, Any]:
     singleton, after = job.singleton and "singleton", job.after and f"after:{job.after}"
     parameters = {
         "job_name": job.name,
-        "comment": job.comment,
+        # the launcher finds its jobs by the end of it
+        "comment": f"{site.comment} {job.comment}" if site.comment else job.comment,
         **requirements(site, job),
         "time": job.timeout_min,
         "nodes": job.nodes,
@@ -101,13 +104,18 @@ def requirements(site: ClusterConfig, job: Job) -> dict[str, str | None]:
 def _place(site: ClusterConfig, job: Job) -> dict[str, str]:
     """The same where Submitit has no name for it."""
     apart = job.small and site.evaluation_partition
-    return {"reservation": site.reservation} if site.reservation and not apart else {}
+    asked = {
+        "reservation": None if apart else site.reservation,
+        # more nodes than a small job takes
+        "nodelist": None if job.small else site.nodelist,
+    }
+    return {name: value for name, value in asked.items() if value}
 
 
 def requested(site: ClusterConfig, job: Job) -> str:
     """Returns what a job asks for in the words of a config, for whoever reads why it was refused."""
     asked: dict[str, Any] = {f"cluster.{k}": v for k, v in requirements(site, job).items()}
-    asked["cluster.reservation"] = _place(site, job).get("reservation")
+    asked |= {f"cluster.{name}": value for name, value in _place(site, job).items()}
     asked |= {
         "nodes": job.nodes,
         "ranks per node": job.tasks,

@@ -31,7 +31,7 @@ from launcher.board.read import Run, read_runs
 from launcher.board.terminal import START, show
 from launcher.board.views import chosen
 from selfguide.spec.suggest import nearest
-from shards import cli
+from shards import cli, storage
 from shards.errors import UserError
 
 VERBS = ("build", "serve", "ls", "show", "diff", "curve", "export")
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     export_of = verb("export", export, "the rows of a view as a file")
     export_of.add_argument("--format", choices=FORMATS, default="csv", help="of the file (csv)")
     export_of.add_argument(
-        "--out", type=Path, metavar="FILE", help="where to; csv and json to stdout"
+        "--out", type=storage.expanded, metavar="FILE", help="where to; csv and json to stdout"
     )
     _add_view(export_of)
     return parser
@@ -99,7 +99,9 @@ def _add_common(parser: argparse.ArgumentParser, *, top: bool) -> None:
         return value if top else argparse.SUPPRESS
 
     runs_help = "folder of the runs (default: runs)"
-    parser.add_argument("--runs", type=Path, default=default(Path("runs")), help=runs_help)
+    parser.add_argument(
+        "--runs", type=storage.expanded, default=default(Path("runs")), help=runs_help
+    )
     metric_help = "score to rank by (default: the one each protocol names); of curve also loss and others of training"
     parser.add_argument("--metric", default=default(None), help=metric_help)
     parser.add_argument(
@@ -110,7 +112,7 @@ def _add_common(parser: argparse.ArgumentParser, *, top: bool) -> None:
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
-        type=Path,
+        type=storage.expanded,
         default=argparse.SUPPRESS,
         help="the page to write (default: board.html in that folder)",
     )

@@ -25,7 +25,7 @@ from launcher.drill.bench import Bench, LostRun, learned, tiny
 from launcher.drill.cells import CELLS, Result, drill, refusal
 from selfguide.spec.config import Config
 from selfguide.spec.suggest import nearest
-from shards import cli
+from shards import cli, storage
 from shards.errors import UserError
 
 BATCH = 128
@@ -248,7 +248,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mean-s", type=float, default=15.0, help="seconds of training between two (%(default)s)"
     )
-    parser.add_argument("--runs", default="runs/drill", metavar="DIR", help="(%(default)s)")
+    parser.add_argument(
+        "--runs", type=storage.place, default="runs/drill", metavar="DIR", help="(%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 

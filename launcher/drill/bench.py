@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.backends.protocol import clean
+from launcher.backends.slurm_queue import said
 from launcher.reconcile import decide
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.run import RunFolder, read_record
@@ -63,11 +65,9 @@ class Bench:
 
     @property
     def environment(self) -> dict[str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        conf = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
         paths = [str(INSIDE), str(self.home.resolve())]
         inside = {"PYTHONPATH": os.pathsep.join(paths), "SELFGUIDE_INSIDE": str(self.faults)}
-        return {**clean, **conf, **self.reach, **inside}
+        return {**clean(os.environ), **self.reach, **inside}
 
     def inside(
         self, rank: int, code: str, *, always: bool = False, taken_s: float | None = None
@@ -125,7 +125,7 @@ class Bench:
         """Id -> state of the run's jobs that Slurm has."""
         rows = self.ask("squeue", "--noheader", "--format=%i|%T|%k").splitlines()
         found = (row.split("|", 2) for row in rows)
-        return {id: state for id, state, comment in found if comment.strip() == str(run.root)}
+        return {id: state for id, state, comment in found if said(comment.strip(), str(run.root))}
 
     def job(self, run: RunFolder) -> str:
         """The id of the newest attempt's job."""

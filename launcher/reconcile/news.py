@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from launcher.reconcile.attempts import ASKED, cause, training_state
@@ -38,9 +39,8 @@ def news(view: RunView, goes_on: bool = True) -> News | None:
     given_up = following.action == "stop" and following.kind
     if given_up or (not goes_on and training_state(view) == "gone"):
         why = following.reason or state(view).reason
-        text = (
-            f"{why}\nIt goes no further by itself: see `python -m launcher.why {view.folder.root}`."
-        )
+        command = f"python -m launcher.why {shlex.quote(str(view.folder.root))}"
+        text = f"{why}\nIt goes no further by itself: see `{command}`."
         return News(f"stopped-{at.number}", f"{name} stopped after {_attempts(view)}", text)
     over = view.attempts if following.action == "start" else view.attempts[:-1]
     causes = [(each.number, cause(each)) for each in over]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -68,7 +69,7 @@ def _extension(view: RunView, current: State, images: int) -> Submission:
     if training in ("queued", "running"):
         return _refuse(
             f"run {run} is {training} on its way to {view.images} images: extend it once its job has ended, or end it "
-            f"first: python -m launcher.cancel {view.folder.root}"
+            f"first: python -m launcher.cancel {shlex.quote(str(view.folder.root))}"
         )
     if share := applied_share(view):
         return _refuse(

@@ -1,7 +1,7 @@
 """Where a run's weights begin, as far as it can be checked without torch: the laws of `init`, and the weights' hash.
 
-The hash, not the path, belongs to what a run is. A .pt file is a pickle, which only torch reads safely: of it only
-the hash is taken here, and its names and shapes are compared when training begins.
+The hash, not the path, belongs to what a run is. Names and shapes in a file are compared here; its numbers, and all of
+a .pt file that torch before 1.6 wrote, when training begins.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from selfguide.spec import pickled
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config, PathConfig
 from selfguide.spec.files import read_config
 from selfguide.spec.official import FORMS, Contents, Training, contents
+from selfguide.spec.pickled import unwrapped
 from selfguide.spec.sizes import TABLE, architecture
 from selfguide.spec.unet import UNetArchitecture
 from shards import storage
@@ -132,8 +134,9 @@ def check_weights(config: Config) -> str | None:
         raise UserError(
             f"{where} is not a file; give the checkpoint's path, or to go on with a run, name=RUN"
         )
-    if path.suffix == SAFE:
-        contents_of(config, _header(path, where), net)
+    shapes = unwrapped(_header(path, where)) if path.suffix == SAFE else pickled.shapes(path)
+    if shapes is not None:
+        contents_of(config, shapes, net)
     return storage.sha256(path)
 
 

@@ -23,6 +23,7 @@ from selfguide.spec.metrics import FEATURES, LEAST_SAMPLES
 from selfguide.spec.records import layer_name
 from selfguide.spec.sizes import architecture
 from selfguide.spec.unet import UNetArchitecture
+from shards import storage
 from shards.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -83,7 +84,7 @@ def _check_names(config: Config) -> None:
             )
     if not config.runs.strip():
         raise UserError("runs is empty: give runs=FOLDER")
-    if config.runs.startswith("s3://"):
+    if storage.is_remote(config.runs):
         raise UserError(
             f"runs={config.runs!r}: the run folder lives on a file system all nodes share, not on S3"
         )
@@ -117,6 +118,11 @@ def _check_min_nodes(config: Config) -> None:
             f"min_nodes={least}: train.batch={train.batch} does not divide by {least} nodes x "
             f"{config.cluster.gpus_per_node} in micro-batches of {config.micro_batch} or a little less; with "
             f"nodes={most} take min_nodes={' or '.join(map(str, works))}"
+        )
+    if config.cluster.nodelist:
+        raise UserError(
+            f"min_nodes={least} with cluster.nodelist={config.cluster.nodelist}: a job on fewer nodes cannot have all "
+            f"that are listed; take cluster.nodelist=null, or min_nodes={most}"
         )
     if config.cluster.restart != "successor":
         raise UserError(

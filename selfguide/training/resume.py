@@ -9,6 +9,7 @@ before it is tried, back to image 0.
 from __future__ import annotations
 
 import logging
+import shlex
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def _refusal(damaged: Sequence[Damage], found: Path | None, lease: Lease) -> str
     else_from = f"{found.name}, which is whole" if found else "image 0, since none is whole"
     return (
         f"train.resume=strict: damaged in {lease.run.checkpoints}: {names}. Put a good copy in its place, or go on "
-        f"from {else_from}: python -m launcher.resume {lease.run.root} train.resume=newest"
+        f"from {else_from}: python -m launcher.resume {shlex.quote(str(lease.run.root))} train.resume=newest"
     )
 
 

@@ -23,6 +23,7 @@ import io
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -38,7 +39,6 @@ VERSION = 1
 LATEST = "LATEST"
 SEAL = "check"
 _SHA256 = re.compile("[0-9a-f]{64}")
-CURE = "write them with `python -m tools.shards make`, such as `python -m tools.shards make digits --out {root}`"
 
 Layout = Literal["blocks", "samples"]
 
@@ -281,7 +281,7 @@ def load(root: storage.Url, hash: str | None = None) -> Manifest:
     if version != VERSION:
         raise UserError(
             f"{url} has format version {version}, this program reads {VERSION}: use the program it "
-            f"was written with, or {CURE.format(root='NEW_FOLDER')}"
+            f"was written with, or write them with `python -m tools.shards make` of this one"
         )
     if digest(plain) != name:
         raise DamagedError(
@@ -298,6 +298,15 @@ def _index_name(sha256: str) -> str:
     return f"index-{sha256[:12]}.npy"
 
 
+def _cure(root: storage.Url) -> str:
+    """How shards come to a place that has none; the digits only where that is its name."""
+    if str(root).rstrip("/").rpartition("/")[2] == "digits":
+        return (
+            f"write them with `python -m tools.shards make digits --out {shlex.quote(str(root))}`"
+        )
+    return "write them with `python -m tools.shards make`, whose --help lists what of; or name another folder"
+
+
 def pointer(root: storage.Url) -> str:
     """Hex sha256 of the current manifest of a folder or s3:// prefix; raises as `load` does."""
     try:
@@ -306,10 +315,10 @@ def pointer(root: storage.Url) -> str:
         names = storage.list(root)
         if not names:
             state = "the folder is empty" if storage.exists(root) else "no such folder"
-            raise UserError(f"no shards at {root} ({state}): {CURE.format(root=root)}") from None
+            raise UserError(f"no shards at {root} ({state}): {_cure(root)}") from None
         raise UserError(
             f"no shards at {root}: it holds {', '.join(names[:3])} but no {LATEST}, which is written "
-            f"last; name another folder, or finish it: {CURE.format(root=root)}"
+            f"last; name another folder, or type the command again that was to write it"
         ) from None
     except PermissionError as error:
         raise UserError(f"shards at {root} cannot be read: {error.strerror}") from None
@@ -318,7 +327,7 @@ def pointer(root: storage.Url) -> str:
     if not _SHA256.fullmatch(name):
         raise DamagedError(
             f"{storage.join(root, LATEST)} holds no sha256: {name[:80]!r}; with a good copy "
-            f"`python -m tools.shards repair {root} --from COPY` writes it again"
+            f"`python -m tools.shards repair {shlex.quote(str(root))} --from COPY` writes it again"
         )
     return name
 

@@ -5,6 +5,7 @@ Payloads start on page boundaries of their tar, so that a mapped block is its ar
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -75,7 +76,7 @@ class Blocks(Tars[Arrays]):
             raise DamagedError(
                 f"{self.url(int(row['shard']))}: {field.name} of block {block}, "
                 f"{int(row['bytes'][column]):,} bytes at {int(row['offset'][column]):,}, does not have "
-                f"its xxh3: run `python -m tools.shards verify {self._root}`"
+                f"its xxh3: run `python -m tools.shards verify {shlex.quote(str(self._root))}`"
             )
 
 

@@ -6,6 +6,7 @@ parsed here is what was written, and Python's tarfile may do it; `shards.format.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
@@ -65,7 +66,8 @@ class Samples(Tars[Spans]):
             if xxhash.xxh3_128_digest(cut(span, opened).data) != expected.tobytes():
                 raise DamagedError(
                     f"{self.url(span.shard)}: sample {ordinal:,}, {span.stop - span.start:,} bytes at "
-                    f"{span.start:,}, does not have its xxh3: run `python -m tools.shards verify {self._root}`"
+                    f"{span.start:,}, does not have its xxh3: run "
+                    f"`python -m tools.shards verify {shlex.quote(str(self._root))}`"
                 )
 
     def gather(self, picked: Iterable[Picked[Spans]], count: int, names: Sequence[str]) -> Arrays:

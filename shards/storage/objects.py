@@ -44,11 +44,37 @@ def is_remote(url: Url) -> bool:
     text = os.fspath(url)
     if text.startswith(_S3):
         return True
+    if text.startswith("s3:") and not text.startswith("s3:/"):
+        raise UserError(
+            f"{text} is no url: give s3://{text[3:]} (or {Path(text).absolute()} for a folder called so)"
+        )
     if ":/" in text and (scheme := _SCHEME.match(text)):
         raise UserError(
-            f"{text} begins with {scheme[0]}: give a folder (as ./{text} if it is called so), or s3://BUCKET/FOLDER"
+            f"{text} begins with {scheme[0]}: give a folder (as {Path(text).absolute()} if it is called so), or s3://BUCKET/FOLDER"
         )
     return False
+
+
+def expanded(path: str) -> Path:
+    """A path of this machine with the home that a ~ at its beginning stands for; ~ of nobody here is a name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def place(text: str) -> str:
+    """The type of an argument that is a folder, file or s3:// url, with ~ as a shell would expand it by itself.
+
+    A shell expands it at the beginning of a word, and so not in `--out=~/x`.
+    """
+    import argparse
+
+    try:
+        remote = is_remote(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text if remote or not text.startswith("~") else str(expanded(text))
 
 
 def is_absolute(name: str) -> bool:

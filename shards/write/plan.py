@@ -184,13 +184,22 @@ def check_labels(keys: Column, labels: Column | None, classes: int) -> None:
     """Raises a UserError where a label is not in [0, classes)."""
     if labels is None:
         return
+    every = np.asarray(labels)
+    below = np.flatnonzero(every < 0)
+    if below.size:
+        raise UserError(
+            f"label {every[below[0]]} of sample {keys[below[0]].decode()!r} is below 0, {below.size:,} such among "
+            f"{len(every):,} samples: -1 usually marks samples without a label; number classes from 0, or read no "
+            "labels"
+        )
     if classes < 1:
-        raise UserError(f"classes={classes}, but there are labels: give the number of classes")
+        raise UserError(
+            f"classes={classes}, but there are labels: give classes={int(every.max()) + 1}"
+        )
     if classes > CLASSES:
         raise UserError(
             f"classes={classes:,}: at most {CLASSES:,} can be counted; number them from 0"
         )
-    every = np.asarray(labels)
     wrong = np.flatnonzero((every < 0) | (every >= classes))
     if wrong.size:
         raise UserError(

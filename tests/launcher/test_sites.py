@@ -131,7 +131,8 @@ def cluster(*more: str) -> ClusterConfig:
         ("exclusive=user", "cluster.exclusive"),
         ("dependency=singleton", "drop it"),
         ("output=x", "drop it"),
-        ("comment=mine", "drop it"),
+        ("comment=mine", "cluster.comment"),
+        ("nodelist=n1", "cluster.nodelist"),
         ("array=0-3", "drop it"),
     ],
 )

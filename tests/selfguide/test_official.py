@@ -19,8 +19,10 @@ from selfguide.models import assemble
 from selfguide.models.backbone import Backbone
 from selfguide.models.blocks import time_input
 from selfguide.networks.official import adopt
+from selfguide.spec import pickled
 from selfguide.spec.config import Config, InitConfig
 from selfguide.spec.dit import DiTArchitecture
+from selfguide.spec.initial_weights import check_weights
 from selfguide.spec.official import FORMS, POSITIONS, contents
 from selfguide.spec.sizes import TABLE, override
 from selfguide.spec.uvit import UViTArchitecture
@@ -312,6 +314,34 @@ def test_files_of_every_kind_hold_the_same(kind: str, tmp_path: Path) -> None:
 class Trap:
     def __reduce__(self) -> Any:
         return os.mkdir, ("sprung",)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("kind", ["bare.pt", "nested.pth", "parameters.bin"])
+def test_shapes_of_a_checkpoint_are_known_without_torch(
+    kind: str, prefix: str, tmp_path: Path
+) -> None:
+    weights = {f"{prefix}{name}": tensor for name, tensor in dit_weights().items()}
+    held: Any = {
+        "bare.pt": weights,
+        "nested.pth": {"state_dict": {"ema": weights}, "args": argparse.Namespace(lr=1)},
+        "parameters.bin": {n: torch.nn.Parameter(t.half()) for n, t in weights.items()},
+    }[kind]
+    torch.save(held, tmp_path / kind)
+    found = pickled.shapes(tmp_path / kind)
+    assert found == {name: tuple(t.shape) for name, t in dit_weights().items()}
+    assert read_weights(tmp_path / kind, "weights").keys() == found.keys()
+    with pytest.raises(UserError, match="is of another size"):
+        check_weights(init(path=str(tmp_path / kind)))
+
+
+@pytest.mark.parametrize("held", [b"", b"PK\x03\x04", b"PK\x05\x06" + b"\0" * 18, b"\x80\x02}."])
+def test_bytes_that_are_no_checkpoint_have_no_shapes(held: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(held)
+    assert pickled.shapes(tmp_path / "a.pt") is None
+    torch.save({"weights": Trap()}, tmp_path / "trap.pt")
+    assert pickled.shapes(tmp_path / "trap.pt") is None
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_a_file_that_would_run_something_is_only_refused(

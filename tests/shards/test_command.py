@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -110,6 +111,32 @@ def test_a_command_whose_parent_ignores_sigchld_sees_that_a_program_failed() -> 
         preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
     )
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "shown"),
+    [
+        ({"LC_ALL": "C", "PYTHONUTF8": "0"}, "ünï"),
+        ({"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}, r"\xfcn\xef"),
+        ({"PYTHONIOENCODING": "ascii"}, r"\xfcn\xef"),
+        ({"LC_ALL": "C"}, "ünï"),
+        ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, "ünï"),
+    ],
+)
+def test_words_and_files_are_utf_8_in_every_locale(
+    variables: dict[str, str], shown: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "ünï"
+    path.write_text("ünï", encoding="utf-8")
+    code = "import sys; from pathlib import Path; from shards import cli; "
+    code += "cli.run(lambda: print(Path(sys.argv[1]).read_text(), Path(sys.argv[1]).name))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        env={"PATH": "", "PYTHONPATH": os.pathsep.join(sys.path), **variables},
+        capture_output=True,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == f"{shown} {shown}\n"
 
 
 @pytest.mark.parametrize(

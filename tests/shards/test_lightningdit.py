@@ -132,7 +132,7 @@ GOOD = tensors(301, 1)
         ({"latents_flip": None}, (), "lacks latents_flip: it holds labels, latents"),
         ({"labels": None}, (), "lacks labels"),
         ({"labels": GOOD["labels"][:300]}, (), "holds 301 latents and 300 labels"),
-        ({"labels": GOOD["labels"] - 1}, (), r"label -1 of sample 'latents_rank01_shard000:\d+' is out of"),
+        ({"labels": GOOD["labels"] - 1}, (), r"label -1 of sample 'latents_rank01_shard000:\d+' is below 0"),
         ({}, ("--classes", "5"), "is out of range .* with classes=5"),
         ({"labels": GOOD["labels"].astype(np.float32)}, (), r"holds labels \(301,\) float32"),
         ({"latents_flip": GOOD["latents"][..., :1]}, (), "both must be"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -242,6 +243,24 @@ def test_newest_complete_walks_back_over_torn_folders_in_numeric_order(tmp_path:
     (tmp_path / "img-1000" / storage.MANIFEST).write_text("{")
     assert storage.newest_complete(tmp_path) == str(tmp_path / "img-900")
     assert storage.newest_complete(tmp_path, prefix="step-") is None
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
+def test_publish_without_hard_links_makes_a_new_name_once_or_says_where_it_cannot(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", none)
+    storage.publish(tmp_path / "a", b"1")
+    with pytest.raises(FileExistsError):
+        storage.publish(tmp_path / "a", b"2")
+    assert storage.read_bytes(tmp_path / "a") == b"1"
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(OSError, match=os.strerror(number)) as raised:
+        storage.publish(tmp_path / "b", b"1")
+    assert raised.value.filename == str(tmp_path) and names(tmp_path) == ["a"]
 
 
 @pytest.mark.parametrize("hard_links", [True, False])

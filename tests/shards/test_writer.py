@@ -318,10 +318,13 @@ def test_roots_without_a_data_set_are_named(tmp_path: Path) -> None:
     for name, message in (("none", "no such folder"), ("empty", "the folder is empty")):
         if name == "empty":
             (tmp_path / name).mkdir()
-        cure = f"python -m tools.shards make digits --out {tmp_path / name}"
+        cure = "python -m tools.shards make`"
         with pytest.raises(UserError, match=message) as caught:
             manifests.load(tmp_path / name)
         assert cure in str(caught.value) and caught.value.exit_code == 2
+    digits = tmp_path / "a b" / "digits"
+    with pytest.raises(UserError, match=f"make digits --out '{digits}'"):
+        manifests.load(digits)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
         manifests.load(tmp_path / "file")

@@ -130,6 +130,7 @@ def as_published(options: argparse.Namespace) -> dict[str, Any]:
         UserError: it was asked for with flags that it does not go with.
     """
     flags.check_least(options, 1, "per_group")
+    flags.check_least(options, 0, "seed")
     if options.assign_raw and options.raw:
         raise UserError(
             "--assign-raw says nothing to --raw, which fits them as they are, too; leave it out"

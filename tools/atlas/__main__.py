@@ -45,6 +45,7 @@ from tools.sample import autoencoder_of, draw, load_snapshot, naming_of
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     flags.check_least(options, 1, "groups", "count")
+    flags.check_image_seed(options, options.count)
     snapshot, folder = None, None
     if options.run is not None:
         snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)

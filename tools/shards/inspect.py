@@ -84,6 +84,7 @@ def _ordinal(options: argparse.Namespace, manifest: Manifest) -> int:
 def _find(root: str, manifest: Manifest, key: str) -> int:
     """The ordinal of a key; only keys are read."""
     counts: list[str] = []
+    similar: list[str] = []
     first = 0
     for keys in keys_of(root, manifest):
         at = np.flatnonzero(keys == key)
@@ -91,9 +92,15 @@ def _find(root: str, manifest: Manifest, key: str) -> int:
             return first + int(at[0])
         if not counts:
             counts = keys.tolist()
+        if key and not similar:
+            # the end of a key, or a key with the end of a file's name
+            stem = key.rpartition(".")[0] or key
+            fits = np.char.endswith(keys, f"/{key}") | np.char.endswith(keys, f"/{stem}")
+            similar = keys[fits | (keys == stem)].tolist()[:1]
         first += len(keys)
+    hint = f"; did you mean '{similar[0]}'?" if similar else nearest(key, counts)
     raise UserError(
-        f"no sample has the key {key!r}{nearest(key, counts)}; keys look like {counts[0]!r}, and ordinal:N and "
+        f"no sample has the key {key!r}{hint}; keys look like {counts[0]!r}, and ordinal:N and "
         "position:N name samples by number"
     )
 

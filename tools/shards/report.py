@@ -51,8 +51,8 @@ def add_out(parser: argparse.ArgumentParser) -> None:
 
 def shard_bytes(options: argparse.Namespace) -> int:
     """--shard-mb in bytes; raises UserError where it is not positive."""
-    if not options.shard_mb > 0:
-        raise UserError(f"--shard-mb {options.shard_mb}: give more than 0")
+    if not 0 < options.shard_mb < math.inf:
+        raise UserError(f"--shard-mb {options.shard_mb}: give a number above 0")
     return math.ceil(options.shard_mb * 2**20)
 
 

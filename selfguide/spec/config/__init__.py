@@ -22,7 +22,7 @@ from selfguide.spec.config.guidance import (
     SidecarGuidance,
 )
 from selfguide.spec.config.init import InitConfig
-from selfguide.spec.config.laws import AtLeast
+from selfguide.spec.config.laws import AtLeast, Seed
 from selfguide.spec.config.model import POOLINGS, ModelConfig, Pooling
 from selfguide.spec.config.path import PathConfig, Prediction
 from selfguide.spec.config.sampler import SamplerConfig
@@ -55,7 +55,7 @@ class Config:
     nodes: Annotated[int, AtLeast(1)] = 1
     # fewest nodes on which the run may go on where no more are to be had; None is `nodes`
     min_nodes: Annotated[int | None, AtLeast(1)] = None
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Annotated[int, Seed()] = 0
     name: str | None = None
     runs: str = "runs"
     follow: bool = False

@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
-from selfguide.spec.config.laws import Field, Formerly, fields_of
+from selfguide.spec.config.laws import Field, Formerly, Minutes, fields_of
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
@@ -32,7 +32,9 @@ def build(cls: type[T], values: Any, where: str = "") -> T:
     for name, field in fields.items():
         dotted = _dotted(where, name)
         if name in values and values[name] != "???":
-            made[name] = _convert(field.type, values[name], dotted)
+            law = field.law(Minutes)
+            value = law.read(values[name]) if law else values[name]
+            made[name] = _convert(field.type, value, dotted)
         elif field.required:
             raise UserError(f"'{dotted}' has no value: give {dotted}=...")
     return cls(**made)
@@ -79,7 +81,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(options[0], value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"{where}={value!r} must be a list")
+            raise UserError(f"{where}={value!r} must be a list; give '{where}=[{value}]'")
         if args[-1] is not Ellipsis and len(value) != len(args):
             raise UserError(f"{where}={list(value)!r} must have {len(args)} values")
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
@@ -90,7 +92,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{where}={value!r} must be a mapping")
-        return {str(k): str(v) for k, v in value.items()}
+        # of YAML, where true is no text
+        return {str(k): str(v).lower() if isinstance(v, bool) else str(v) for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, where)
     return _scalar(hint, value, where)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from selfguide.spec.config.laws import AtLeast, Positive
+from selfguide.spec.config.laws import AtLeast, Minutes, Positive
 from shards.errors import UserError
 
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "SELFGUIDE_NOTIFY")
@@ -14,6 +14,7 @@ _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "SELFGUIDE_NOTIFY")
 # options of sbatch that a key of its own decides
 _KEYS = {
     "account": "cluster.account",
+    "comment": "cluster.comment",
     "constraint": "cluster.constraint",
     "cpus-per-gpu": "cluster.cpus_per_task",
     "cpus-per-task": "cluster.cpus_per_task",
@@ -29,6 +30,7 @@ _KEYS = {
     "mem-per-cpu": "cluster.mem_gb",
     "mem-per-gpu": "cluster.mem_gb",
     "no-requeue": "cluster.restart",
+    "nodelist": "cluster.nodelist",
     "nodes": "nodes",
     "ntasks": "cluster.gpus_per_node",
     "ntasks-per-gpu": "cluster.gpus_per_node",
@@ -46,7 +48,6 @@ _OURS = {
     "begin": "submit later",
     "chdir": "jobs run in their code copy",
     "clusters": "SLURM_CONF says which cluster",
-    "comment": "it names the run",
     "dependency": "it puts a run's jobs in order",
     "error": "logs are in the run's folder",
     "hold": "submit later",
@@ -75,6 +76,8 @@ class ClusterConfig:
 
     kind: Literal["auto", "local", "slurm", "devcluster"]
     account: str | None = None
+    # what a site wants to read in a job's comment; behind it stands the run's folder, by which jobs are found
+    comment: str | None = None
     # features that training's nodes must have, as sbatch --constraint takes them
     constraint: str | None = None
     # what stands before Python on every rank, for the shell: `apptainer exec --nv --bind /project image.sif`
@@ -83,7 +86,7 @@ class ClusterConfig:
     environment: dict[str, str] = field(default_factory=dict)
     # where evaluations and watchers run, which need no GPU; none: where training does
     evaluation_partition: str | None = None
-    evaluation_timeout_min: Annotated[int, AtLeast(1)] = 120
+    evaluation_timeout_min: Annotated[int, AtLeast(1), Minutes()] = 120
     # nodes that no job may get
     exclude: str | None = None
     # whole nodes for training
@@ -108,6 +111,8 @@ class ClusterConfig:
     mem_gb: Annotated[float | None, Positive()] = None
     # environment modules that jobs load first
     modules: tuple[str, ...] = ()
+    # nodes that training must get; it may get others beside them
+    nodelist: str | None = None
     partition: str | None = None
     # on a cluster, nodes are checked before an attempt trains, and one that is not well is refused
     preflight: bool = True
@@ -132,7 +137,8 @@ class ClusterConfig:
     setup: tuple[str, ...] = ()
     # more options of srun, as pyxis has them: [--container-image=/images/sg.sqsh, "--container-mounts=/project"]
     srun: tuple[str, ...] = ()
-    timeout_min: Annotated[int, AtLeast(1)] = 24 * 60
+    # in minutes, or as Slurm writes a time: 1-12:00:00
+    timeout_min: Annotated[int, AtLeast(1), Minutes()] = 24 * 60
     # at least so many seconds before its time limit Slurm warns training; none: twice a save and a minute
     warn_s: Annotated[int | None, AtLeast(1)] = None
 
@@ -188,6 +194,15 @@ def check_cluster(cluster: ClusterConfig, nodes: int) -> None:
                 f"{name} in the shell that submits, from which jobs inherit it, or keep it in your home: "
                 "~/.aws, ~/.config/selfguide/notify"
             )
+    for name in cluster.environment:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UserError(
+                f"cluster.environment.{name} is no name of a variable; give letters, digits and _"
+            )
+    if cluster.comment and re.search(r"[|\n]", cluster.comment):
+        raise UserError(
+            f"cluster.comment={cluster.comment!r} holds what divides squeue's answers; give it without | and new lines"
+        )
     _check_options(cluster)
     _check_gpus(cluster)
 

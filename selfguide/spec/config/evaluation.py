@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from selfguide.spec.config.laws import AtLeast, Positive, ReadWith, Share, Within
+from selfguide.spec.config.laws import AtLeast, Positive, ReadWith, Seed, Share, Within
 
 _IMAGES = (
     "protocol=fd_effnet", "protocol=fid_adm", "protocol=fid_clean", "protocol=fdd", "protocol=fd_timm"
@@ -43,7 +43,7 @@ class EvaluationConfig:
     # images that are drawn, and embedded, together; protocols of images pad the last block to it. Of a probe, images of
     # one step of its training
     batch: Annotated[int, AtLeast(1)] = 500
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Annotated[int, Seed(2**62)] = 0
     # which of the averages that the run keeps, the first being the main one
     average: Annotated[int, AtLeast(0)] = 0
     # how often groups are drawn: as in training, or evenly, C-EDM's control

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from selfguide.spec.architecture import PatchTransformer
@@ -400,8 +399,7 @@ class SidecarGuidance(Guidance):
 
     def absolute(self) -> Self:
         resolved: dict[str, Any] = {
-            field: str(Path(folder).expanduser().resolve())
-            for field, folder in self.folders.items()
+            field: str(storage.expanded(folder).resolve()) for field, folder in self.folders.items()
         }
         return replace(self, **resolved)
 

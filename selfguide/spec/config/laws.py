@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import typing
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from shards.errors import UserError
+
+_TIME = re.compile(r"(?:(\d+)-(?=\d)|(?=\d+:))(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 class Range:
@@ -34,6 +37,16 @@ class AtLeast(Range):
 
     def broken(self, value: Any) -> str | None:
         return self.cure.format(low=self.low) if value < self.low else None
+
+
+@dataclass(frozen=True)
+class Seed(Range):
+    """A whole number of 64 bits, or of fewer where others are counted on from it."""
+
+    high: int = 2**64 - 1
+
+    def broken(self, value: Any) -> str | None:
+        return None if 0 <= value <= self.high else f"is a seed: take 0 to {self.high}"
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,27 @@ class Neutral:
     """
 
     value: Any
+
+
+@dataclass(frozen=True)
+class Minutes:
+    """A length of time, which may also be given as Slurm writes one: days-hours:minutes:seconds and shorter forms."""
+
+    def read(self, value: Any) -> Any:
+        """The minutes of a text such as 1-00:00:00, rounded up; anything else as it is.
+
+        Without days, one colon divides minutes and seconds, as it does for sbatch --time.
+        """
+        found = _TIME.fullmatch(value) if isinstance(value, str) else None
+        if found is None:
+            return value
+        days, *rest = (int(part) if part else None for part in found.groups())
+        parts = [part for part in rest if part is not None]
+        if days is not None:
+            hours, minutes, seconds = [*parts, 0, 0][:3]
+        else:
+            hours, minutes, seconds = [0, *parts] if len(parts) < 3 else parts
+        return ((days or 0) * 24 + hours) * 60 + minutes + (seconds > 0) + max(0, seconds - 1) // 60
 
 
 @dataclass(frozen=True)
