@@ -41,14 +41,20 @@ class Decode:
 
     @staticmethod
     def of(plain: Mapping[str, Any]) -> Decode:
-        picture = Picture(size=plain["size"], channels=plain["channels"])
+        picture = Picture(
+            size=plain["size"], channels=plain["channels"], background=plain.get("background")
+        )
         names = ("image", "label", "key", "prefix")
         return Decode(picture=picture, **{name: plain[name] for name in names})
 
     def plain(self) -> dict[str, Any]:
         """As a manifest holds it."""
         values = asdict(self)
-        return {**values.pop("picture"), **values}
+        picture = values.pop("picture")
+        if picture["background"] is None:
+            # as it was before there was one
+            del picture["background"]
+        return {**picture, **values}
 
     def key_of(self, name: str, members: Members, stem: str) -> str:
         """A sample's key; `stem` is of its tar."""

@@ -42,6 +42,8 @@ class Plan:
     fingerprint: str
     class_names: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+    # what the manifest tells of the inputs beside; no part of what decides the bytes
+    told: Mapping[str, Any] = field(default_factory=dict)
     layout: Layout = "blocks"
     shuffled: bool = True  # by the seed; else in the source's order, which `seed` shuffled before
 
@@ -111,6 +113,7 @@ def make_plan(
     notes: Mapping[str, Any] | None = None,
     shuffle: bool = True,
     layout: Layout = "blocks",
+    told: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Checks what can be checked without reading an image, and decides the cut into shards."""
     count, shape, dtype = len(source.keys), source.shape, np.dtype(source.dtype)
@@ -151,6 +154,7 @@ def make_plan(
         fingerprint=source.fingerprint,
         class_names=class_names,
         notes=notes or {},
+        told=told or {},
         shuffled=shuffle,
         layout=layout,
     )
@@ -184,13 +188,20 @@ def check_labels(keys: Column, labels: Column | None, classes: int) -> None:
     """Raises a UserError where a label is not in [0, classes)."""
     if labels is None:
         return
+    every = np.asarray(labels)
+    below = np.flatnonzero(every < 0)
+    if below.size:
+        raise UserError(
+            f"label {every[below[0]]} of sample {keys[below[0]].decode()!r} is below 0, {below.size:,} such among "
+            f"{len(every):,} samples: -1 usually marks samples without a label; number classes from 0, or read no "
+            "labels"
+        )
     if classes < 1:
         raise UserError(f"classes={classes}, but there are labels: give the number of classes")
     if classes > CLASSES:
         raise UserError(
             f"classes={classes:,}: at most {CLASSES:,} can be counted; number them from 0"
         )
-    every = np.asarray(labels)
     wrong = np.flatnonzero((every < 0) | (every >= classes))
     if wrong.size:
         raise UserError(
