@@ -13,6 +13,7 @@ from shards.errors import BadInputError, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -116,7 +117,7 @@ class Picture:
         turned = pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
         return Look(np.ascontiguousarray(turned), tuple(traits))
 
-    def _plain(self, image: Image) -> tuple[Image, list[str]]:
+    def _plain(self, image: ImageFile) -> tuple[Image, list[str]]:
         """RGB or grey, and what was done to it."""
         if self.background is None:
             image.load()
@@ -124,27 +125,30 @@ class Picture:
         from PIL import ImageOps
 
         traits = []
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        if getattr(image, "is_animated", False) and image.format != "MPO":
             traits.append("animated")
         if image.mode == "CMYK":
             traits.append("CMYK")
-        image, deep = _rounded(image)
+        # Pillow turns a TIFF when it is loaded, and then forgets that it did
+        turned = image.format == "TIFF" and image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        plain, deep = _rounded(image)
         if deep:
             traits.append("of 16 bits")
-        if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
+        if plain.getexif().get(_ORIENTATION, 1) in range(2, 9):
+            turned, plain = True, ImageOps.exif_transpose(plain)
+        if turned:
             traits.append("rotated")
-            image = ImageOps.exif_transpose(image)
-        if image.has_transparency_data:
+        if plain.has_transparency_data:
             from PIL import Image as images
 
-            layered = image.convert("RGBA")
-            if layered.getchannel("A").getextrema()[0] < 255:
+            layered = plain.convert("RGBA")
+            if np.asarray(layered.getchannel("A")).min() < 255:
                 traits.append("transparent")
                 if self.background == REFUSE:
                     raise BadInputError("it has transparent parts: give --background COLOUR")
                 paper = images.new("RGBA", layered.size, _colour(self.background))
-                image = images.alpha_composite(paper, layered)
-        return self._opaque(image), traits
+                plain = images.alpha_composite(paper, layered)
+        return self._opaque(plain), traits
 
     def _opaque(self, image: Image) -> Image:
         """RGB or grey."""
@@ -188,7 +192,7 @@ def _colour(name: str) -> tuple[int, int, int, int]:
     return red, green, blue, alpha
 
 
-def _rounded(image: Image) -> tuple[Image, bool]:
+def _rounded(image: ImageFile) -> tuple[Image, bool]:
     """An image of 16 bits a channel in 8, rounded, and whether it is one; Pillow alone cuts the lower 8 bits.
 
     Pillow's decoders unpack the upper byte of each channel or the lower one, by the byte order they are told; so the
@@ -196,8 +200,8 @@ def _rounded(image: Image) -> tuple[Image, bool]:
     """
     from PIL import Image as images
 
-    swapped = [_other_byte(tile) for tile in image.tile]
-    if not swapped or None in swapped:
+    swapped = [other for tile in image.tile if (other := _other_byte(tile)) is not None]
+    if not swapped or len(swapped) < len(image.tile):
         image.load()
         return image, False
     if "transparency" in image.info:
@@ -206,7 +210,7 @@ def _rounded(image: Image) -> tuple[Image, bool]:
     assert source is not None
     source.seek(0)
     twin = _opened(source.read())
-    twin.tile = swapped  # type: ignore[assignment]
+    twin.tile = swapped
     upper = np.asarray(image, dtype=np.uint32)
     try:
         lower = np.asarray(twin, dtype=np.uint32)
@@ -233,7 +237,7 @@ def _other_byte(tile: Any) -> Any | None:
     return tile._replace(args=changed if isinstance(tile.args, tuple) else changed[0])
 
 
-def _opened(data: bytes) -> Image:
+def _opened(data: bytes) -> ImageFile:
     """By Pillow, if of a known format: of others some are given to programs of this machine, as EPS to Ghostscript."""
     from PIL import Image
 

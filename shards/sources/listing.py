@@ -270,14 +270,17 @@ def beside(paths: Sequence[str], suffix: str) -> list[Passed]:
     """Compressed files of `suffix`, such as .tar.gz, and files of other names that hold it, in these folders."""
     found = []
     for path in paths:
-        if storage.is_remote(path) or not Path(path).is_dir():
-            continue
-        for each in sorted(Path(path).rglob("*")):
-            name = each.name.lower()
-            packed = f"{suffix}." in name or (suffix == ".tar" and name.endswith(_PACKED))
-            if packed and not name.endswith((".json", ".npy", ".idx", ".tmp")) and each.is_file():
+        if storage.is_remote(path):
+            names = [] if path.endswith(suffix) else sorted(storage.files(path))
+        else:
+            inside = sorted(p for p in Path(path).rglob("*") if p.is_file())
+            names = [p.relative_to(path).as_posix() for p in inside]
+        for name in names:
+            own = name.rpartition("/")[2].lower()
+            packed = f"{suffix}." in own or (suffix == ".tar" and own.endswith(_PACKED))
+            if packed and not own.endswith((".json", ".npy", ".idx", ".tmp")):
                 reason = f"compressed or another kind of file, not {suffix}: unpack it"
-                found.append(Passed(each.relative_to(path).as_posix(), reason))
+                found.append(Passed(name, reason))
     return found
 
 

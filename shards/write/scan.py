@@ -293,10 +293,12 @@ def _inspect(listing: Listing, row: int) -> _Look:
     if row in listing.flaws:
         # reasons that a listing knows are not kept here: another listing of the same files may know better
         return _Look(_UNREAD, None, "")
-    sha256, traits = _UNREAD, ()
+    sha256 = _UNREAD
+    traits: tuple[str, ...] = ()
     try:
         data = listing.store.read(row)
         sha256 = hashlib.sha256(data).hexdigest()
+        x: NDArray[np.generic]
         if isinstance(listing.decode, Picture):
             x, traits = listing.decode.look(data)
         else:
