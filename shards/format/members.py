@@ -11,8 +11,9 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from shards.errors import BadInputError
 from shards.format import foreign_arrays as foreign
-from shards.format.pictures import SUFFIXES, Picture
+from shards.format.pictures import OTHERS, SUFFIXES, Picture
 
 CLASSES = 1 << 20  # at most: every manifest counts the samples of each
 KEY: Final = "id.txt"  # the member that holds a sample's own key, where its name is a number
@@ -38,17 +39,30 @@ class Decode:
     label: str | None = None  # an extension whose member is a whole number, or `json:field`
     key: Literal["name", "id.txt"] = "name"  # what the members' names share, or a member of its own
     prefix: bool = False  # put the tar's name before the key
+    names: tuple[
+        str, ...
+    ] = ()  # of classes, where labels are text: a label is its place among them
 
     @staticmethod
     def of(plain: Mapping[str, Any]) -> Decode:
-        picture = Picture(size=plain["size"], channels=plain["channels"])
+        picture = Picture(
+            size=plain["size"], channels=plain["channels"], background=plain.get("background")
+        )
         names = ("image", "label", "key", "prefix")
-        return Decode(picture=picture, **{name: plain[name] for name in names})
+        classes = tuple(plain.get("names", ()))
+        return Decode(picture=picture, names=classes, **{name: plain[name] for name in names})
 
     def plain(self) -> dict[str, Any]:
         """As a manifest holds it."""
         values = asdict(self)
-        return {**values.pop("picture"), **values}
+        picture = values.pop("picture")
+        if picture["background"] is None:
+            # as it was before there was one
+            del picture["background"]
+        # likewise
+        if not values["names"]:
+            del values["names"]
+        return {**picture, **values}
 
     def key_of(self, name: str, members: Members, stem: str) -> str:
         """A sample's key; `stem` is of its tar."""
@@ -59,10 +73,28 @@ class Decode:
         return f"{stem}/{name}" if self.prefix else name
 
     def label_of(self, members: Members) -> int:
-        """The sample's label, as webdataset reads it of `cls` and `json` members.
+        """The sample's label, as webdataset reads it of `cls` and `json` members; of text, its place in `names`.
 
         Raises:
-            BadInputError: no such member, or no whole number in it.
+            BadInputError: no such member, no whole number in it, or text that is no class.
+        """
+        found = self.label_value(members)
+        if isinstance(found, int):
+            return found
+        if found not in self.numbers:
+            raise BadInputError(f"label {found!r} is none of the {len(self.names)} classes")
+        return self.numbers[found]
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The label of each class that has a name."""
+        return {name: label for label, name in enumerate(self.names)}
+
+    def label_value(self, members: Members) -> int | str:
+        """The label as the sample holds it: a whole number from 0, or the text of a JSON field.
+
+        Raises:
+            BadInputError: no such member, or neither in it.
         """
         assert self.label is not None
         extension, _, field = self.label.partition(":")
@@ -70,9 +102,11 @@ class Decode:
             raise BadInputError(f"no member .{extension}, which should hold its label")
         text = members[extension]
         try:
-            found = json.loads(text)[field] if field else int(text)
+            found = _field(json.loads(text), field) if field else int(text)
         except (ValueError, KeyError, TypeError, RecursionError):
             found = None
+        if isinstance(found, str) and found:
+            return found
         if not isinstance(found, int):
             shown = text[:_TEXT].decode(errors="replace")
             raise BadInputError(f".{extension} holds no whole number at {self.label!r}: {shown!r}")
@@ -91,16 +125,43 @@ class Decode:
         kind, data = foreign.kind_of(self.image), self.image_of(members)
         return foreign.array_of(kind, data) if kind else self.picture(data)
 
+    def look(self, members: Members) -> tuple[NDArray[np.generic], tuple[str, ...]]:
+        """The sample, and what `shards.format.pictures.TRAITS` it has; raises as `x_of` does."""
+        if foreign.kind_of(self.image):
+            return self.x_of(members), ()
+        return self.picture.look(self.image_of(members))
+
+    def image_of_names(self, names: Iterable[str]) -> str | None:
+        """Which member is the image: the one that was asked for, or the first that is one; None where there is none."""
+        if self.image is not None:
+            asked = self.image.lower().lstrip(".")
+            return asked if asked in names else None
+        return next(iter(pictures(names)), None)
+
     def image_of(self, members: Members) -> bytes:
         """The encoded picture or array among the members; raises BadInputError where there is none."""
-        if self.image is not None:
-            found = members.get(self.image.lower().lstrip("."))
-        else:
-            found = next((data for name, data in members.items() if f".{name}" in SUFFIXES), None)
+        extension = self.image_of_names(members)
+        found = None if extension is None else members.get(extension)
         if found is None:
             wanted = f"no member .{self.image}" if self.image else "no image"
             raise BadInputError(f"{wanted} among its members ({', '.join(members)})")
         return found
+
+
+def pictures(names: Iterable[str]) -> list[str]:
+    """The extensions that are pictures', in their order; those that readers of WebDataset know go first."""
+    kept = [*names]
+    return [n for known in (SUFFIXES, OTHERS) for n in kept if f".{n}" in known]
+
+
+def _field(value: Any, name: str) -> Any:
+    """A field of JSON, by its name or by the names of nested ones with dots between."""
+    if name in value:
+        return value[name]
+    first, dot, rest = name.partition(".")
+    if not dot:
+        raise KeyError(name)
+    return _field(value[first], rest)
 
 
 class Encoded(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,31 @@ from shards.errors import BadInputError, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 )
+# further names of pictures that are read, and kept as PNG: readers of WebDataset do not know them
+OTHERS = frozenset((".jfif", ".jpe", ".avif", ".jp2", ".j2k", ".jpx", ".pbm", ".pnm", ".dib"))
 # read by Pillow itself; whatever an input is called, its bytes say which it is
-_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
+# what files of these formats begin with; AVIF's stands behind four bytes
+_MAGIC = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF8",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"\xff\x4f\xff\x51",
+    b"\0\0\0\x0cjP",
+)
+HEAD = 16  # bytes that `is_picture` wants
+REFUSE = "refuse"
+# what `Picture` changes of an input beside its size, as summaries name it
+TRAITS = ("transparent", "rotated", "enlarged", "of 16 bits", "animated", "CMYK")
+_ORIENTATION = 0x0112  # EXIF tag: 1 is upright
 _PNG_LEVEL = 2  # of photographs: a quarter of the default's time, an eighth more bytes
 
 
@@ -31,23 +50,37 @@ class Stored(NamedTuple):
     about: bytes | None = None  # JSON that is kept beside it
 
 
+class Look(NamedTuple):
+    """A picture's pixels (C, H, W) and the `TRAITS` that it has."""
+
+    pixels: NDArray[np.uint8]
+    traits: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An encoded image to uint8 (C, H, W), by Pillow: the first frame, alpha dropped, EXIF not applied.
+    """An encoded image to uint8 (C, H, W), by Pillow: the first frame.
 
     With `size` it becomes size x size the way of Dhariwal and Nichol 2021 (arXiv 2105.05233): halved by
     a box filter while the short side is at least twice `size`, brought to `size` by a bicubic filter,
     and cropped about its centre. Without, it stays as large as it is.
+
+    With a `background`, transparent parts show that colour, or are refused; the image is turned as its EXIF
+    orientation says; and 16 bits a channel are rounded to 8. Without, alpha is dropped, the orientation is ignored and
+    the lower 8 bits are cut: so are pictures read that are stored as what they became, and older data sets.
     """
 
     size: int | None = None
     channels: int = 3  # 3 RGB, 1 grey
+    background: str | None = None  # a colour as Pillow names it, or "refuse"
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
             raise UserError(f"size={self.size}: give at least 1 pixel")
         if self.channels not in (1, 3):
             raise UserError(f"channels={self.channels}: give 3 for RGB or 1 for grey levels")
+        if self.background not in (None, REFUSE):
+            _colour(str(self.background))
 
     @property
     def rule(self) -> str:
@@ -57,6 +90,10 @@ class Picture:
         return f"{'rgb' if self.channels == 3 else 'grey'} {cut} pillow-{__version__}"
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
+        return self.look(data).pixels
+
+    def look(self, data: bytes) -> Look:
+        """The sample, and what was done to it; raises BadInputError where it is no image or not one that is wanted."""
         from PIL import Image, UnidentifiedImageError
 
         try:
@@ -65,8 +102,7 @@ class Picture:
                     raise BadInputError(
                         f"pixels of mode {image.mode} do not fit 8 bits: convert them"
                     )
-                image.load()
-                plain = self._opaque(image)
+                plain, traits = self._plain(image)
         except UnidentifiedImageError:
             raise BadInputError(f"no image: none of {', '.join(_FORMATS)}") from None
         except Image.DecompressionBombError as error:
@@ -75,10 +111,44 @@ class Picture:
             raise
         except Exception as error:  # noqa: BLE001 - of what an odd image makes Pillow raise there is no list
             raise BadInputError(f"damaged image: {error or type(error).__name__}") from None
+        if self.size is not None and min(plain.size) < self.size:
+            traits.append("enlarged")
         pixels = np.asarray(plain if self.size is None else _fit(plain, self.size))
-        return np.ascontiguousarray(
-            pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
-        )
+        turned = pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
+        return Look(np.ascontiguousarray(turned), tuple(traits))
+
+    def _plain(self, image: ImageFile) -> tuple[Image, list[str]]:
+        """RGB or grey, and what was done to it."""
+        if self.background is None:
+            image.load()
+            return self._opaque(image), []
+        from PIL import ImageOps
+
+        traits = []
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            traits.append("animated")
+        if image.mode == "CMYK":
+            traits.append("CMYK")
+        # Pillow turns a TIFF when it is loaded, and then forgets that it did
+        turned = image.format == "TIFF" and image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        plain, deep = _rounded(image)
+        if deep:
+            traits.append("of 16 bits")
+        if plain.getexif().get(_ORIENTATION, 1) in range(2, 9):
+            turned, plain = True, ImageOps.exif_transpose(plain)
+        if turned:
+            traits.append("rotated")
+        if plain.has_transparency_data:
+            from PIL import Image as images
+
+            layered = plain.convert("RGBA")
+            if np.asarray(layered.getchannel("A")).min() < 255:
+                traits.append("transparent")
+                if self.background == REFUSE:
+                    raise BadInputError("it has transparent parts: give --background COLOUR")
+                paper = images.new("RGBA", layered.size, _colour(self.background))
+                plain = images.alpha_composite(paper, layered)
+        return self._opaque(plain), traits
 
     def _opaque(self, image: Image) -> Image:
         """RGB or grey."""
@@ -87,16 +157,87 @@ class Picture:
     def stored(self, data: bytes) -> Stored:
         """The picture as shards keep it: its own bytes where it stays as it is, else a PNG of what it became.
 
-        A reader opens either with `size` None, to the same pixels.
+        A reader opens either with `size` and `background` None, to the same pixels.
         """
-        pixels = self(data)
+        pixels, traits = self.look(data)
         extension = _extension(data)
-        if self.size is None and f".{extension}" in SUFFIXES:
+        changed = {"transparent", "rotated", "of 16 bits"}.intersection(traits)
+        if self.size is None and f".{extension}" in SUFFIXES and not changed:
             return Stored(extension, data, pixels)
         return Stored("png", _png(pixels), pixels)
 
 
-def _opened(data: bytes) -> Image:
+def is_picture(head: bytes) -> bool:
+    """Whether a file that begins with `head`, `HEAD` bytes, is of a format that is read here."""
+    boxed = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis")
+    return head.startswith(_MAGIC) or boxed or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def _colour(name: str) -> tuple[int, int, int, int]:
+    """Red, green, blue and 255 of a colour.
+
+    Raises:
+        UserError: no colour of Pillow's, or one that is transparent itself.
+    """
+    from PIL import ImageColor
+
+    try:
+        red, green, blue, alpha = ImageColor.getcolor(name, "RGBA")  # type: ignore[misc]
+    except ValueError:
+        alpha = -1
+    if alpha != 255:
+        raise UserError(
+            f"background={name!r} is no opaque colour: give a name such as white, '#rrggbb', or {REFUSE}"
+        )
+    return red, green, blue, alpha
+
+
+def _rounded(image: ImageFile) -> tuple[Image, bool]:
+    """An image of 16 bits a channel in 8, rounded, and whether it is one; Pillow alone cuts the lower 8 bits.
+
+    Pillow's decoders unpack the upper byte of each channel or the lower one, by the byte order they are told; so the
+    file is decoded with both.
+    """
+    from PIL import Image as images
+
+    swapped = [other for tile in image.tile if (other := _other_byte(tile)) is not None]
+    if not swapped or len(swapped) < len(image.tile):
+        image.load()
+        return image, False
+    if "transparency" in image.info:
+        raise BadInputError("16 bits a channel with a transparent colour: convert it to 8 bits")
+    source = image.fp
+    assert source is not None
+    source.seek(0)
+    twin = _opened(source.read())
+    twin.tile = swapped
+    upper = np.asarray(image, dtype=np.uint32)
+    try:
+        lower = np.asarray(twin, dtype=np.uint32)
+    except ValueError:
+        # Pillow has no such decoder for grey with alpha: then the upper byte stands for both
+        lower = upper
+    # 65535 becomes 255: x / 257, rounded
+    made = images.fromarray(((upper * 256 + lower + 128) // 257).astype(np.uint8))
+    exif = image.getexif()
+    if _ORIENTATION in exif:
+        made.getexif()[_ORIENTATION] = exif[_ORIENTATION]
+    return made, True
+
+
+def _other_byte(tile: Any) -> Any | None:
+    """A tile whose decoder takes the other byte of 16 bits; None where it takes all there is."""
+    arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    pairs = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B"}
+    ends = {end: other for end, other in pairs.items() for a in arguments if str(a).endswith(end)}
+    if not ends:
+        return None
+    end, other = next(iter(ends.items()))
+    changed = tuple(a.replace(end, other) if str(a).endswith(end) else a for a in arguments)
+    return tile._replace(args=changed if isinstance(tile.args, tuple) else changed[0])
+
+
+def _opened(data: bytes) -> ImageFile:
     """By Pillow, if of a known format: of others some are given to programs of this machine, as EPS to Ghostscript."""
     from PIL import Image
 

@@ -7,56 +7,298 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shards.errors import BadInputError, UserError
+from shards.format.classes import ordered
 from shards.format.members import printable
-from shards.format.pictures import SUFFIXES
-from shards.sources.listing import Decode, Files, Listing, file, folder
+from shards.format.pictures import HEAD, OTHERS, SUFFIXES, is_picture
+from shards.sources.listing import Decode, Files, Listing, Passed, file, folder
 from shards.sources.source import Lazy
+
+DATASET = "dataset.json"
+# folders that hold splits of a data set, and are seldom classes
+SPLITS = frozenset(
+    (
+        "train",
+        "training",
+        "val",
+        "valid",
+        "validation",
+        "test",
+        "testing",
+        "dev",
+        "eval",
+        "unlabeled",
+    )
+)
+# folders of thumbnails, bins and repairs, which machines make beside images
+_MADE = frozenset(("@eaDir", "#recycle", "#snapshot", "lost+found", "$RECYCLE.BIN", "__pycache__"))
+_CHUNK_FILE = re.compile(r"img\d{8}\.\w+")
 
 
 def image_folder(root: str, decode: Decode) -> Listing:
-    """Images below the subfolders of `root`, which are the classes, numbered in sorted order.
+    """Images below the subfolders of `root`, a folder or a .zip, which are the classes, in the order of `ordered`.
 
-    Images that lie in `root` itself, without subfolders, have no labels. Other files are passed over.
+    Images that lie in `root` itself, without subfolders, have no labels. With a `dataset.json`, as EDM, StyleGAN and
+    REPA write it (Karras et al. 2022, arXiv 2206.00364), labels are its own, and subfolders are no classes; nor are
+    numbered subfolders of img00000000.png without one. Everything else that lies there is passed over and named.
+
+    A folder that cannot be read is a bad input, and so is an image beside class folders. The listing carries a refusal
+    where a class folder holds no images: it would be a class, and shift the labels of those behind it.
 
     Raises:
-        UserError: no folder, images beside class folders, or a class folder without images: it would be a class,
-            and shift the labels of those behind it.
+        UserError: no folder or zip, a folder of splits instead of classes, or a dataset.json that is not as written.
     """
-    base = folder(root, "image folder")
-    classes = sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
-    here = sorted(p.name for p in base.iterdir() if p.is_file() and _is_image(p.name))
-    if here and classes:
-        raise UserError(
-            f"{root} holds images ({here[0]}) beside folders ({classes[0]}): move them into the folder "
-            "of their class, or the folders away"
-        )
-    found = {name: sorted(_images(base, base / name)) for name in classes}
-    empty = [name for name in classes if not found[name]]
-    if empty and len(empty) < len(classes):
-        raise UserError(
-            f"{len(empty):,} of the {len(classes):,} class folders in {root} hold no images, such as "
-            f"{empty[0]!r}: move them away, or put their images in"
-        )
-    names = here + [path for paths in found.values() for path in paths]
-    labels = [label for label, paths in enumerate(found.values()) for _ in paths]
-    files = Files(root=str(base), names=tuple(names))
+    tree = _zip_tree(root) if _is_zip(root) else _folder_tree(folder(root, "image folder"))
+    names, labels, classes = [*tree.images], None, []
+    labelled = _dataset_labels(tree, root)
+    flaws = dict(tree.flaws)
+    refusals = []
+    if labelled is not None:
+        names = sorted({*names, *labelled, *flaws})
+        flaws |= {n: "dataset.json does not name it" for n in tree.images if n not in labelled}
+        known = {name: label for name, label in labelled.items() if label is not None}
+        if known:
+            labels = [known.get(name, 0) for name in names]
+    elif tree.tops and not _chunked(tree):
+        _refuse_splits(tree, root)
+        classes = ordered(tree.tops)
+        stray = [name for name in names if "/" not in name]
+        number = {name: label for label, name in enumerate(classes)}
+        flaws |= dict.fromkeys(stray, "an image beside class folders: move it into one")
+        used = {name.partition("/")[0] for name in names if "/" in name}
+        empty = [name for name in classes if name not in used]
+        if empty and len(empty) < len(classes):
+            refusals.append(
+                f"{len(empty):,} of the {len(classes):,} class folders in {root} hold no images, such as "
+                f"{empty[0]!r}: move them away, or put their images in"
+            )
+        names = [*names, *tree.flaws]
+        # in the order of classes, and of names in each
+        names.sort(key=lambda name: (number.get(name.partition("/")[0], -1), name))
+        labels = [number.get(name.partition("/")[0], 0) for name in names]
+    else:
+        names = sorted([*names, *tree.flaws])
+    store = tree.store(tuple(names))
     return Listing.of(
-        printable(base.resolve().name),
+        tree.name,
         [printable(name) for name in names],
-        files,
+        store,
         decode=decode,
-        places=files.sizes(),
-        labels=np.array(labels, dtype=np.int64) if classes else None,
+        places=store.sizes(),
+        labels=None if labels is None else np.array(labels, dtype=np.int64),
         class_names=[printable(name) for name in classes],
+        flaws={row: flaws[name] for row, name in enumerate(names) if name in flaws},
+        passed=tree.passed,
+        refusals=refusals,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tree:
+    """What lies in a folder or zip; names are relative to it, with slashes."""
+
+    name: str
+    images: tuple[str, ...]  # sorted
+    tops: tuple[str, ...]  # folders that lie in it
+    passed: tuple[Passed, ...]
+    flaws: dict[str, str]  # folders that cannot be read, and why
+    store: Callable[[tuple[str, ...]], Files | Zipped]
+    read: Callable[[str], bytes | None]  # of one name; None where it is not there
+
+
+def _folder_tree(base: Path) -> _Tree:
+    """Links to folders are followed, each folder once."""
+    images: list[str] = []
+    passed: list[Passed] = []
+    flaws: dict[str, str] = {}
+    # else a link to a folder above is followed without end
+    known: set[str] = set()
+
+    def unreadable(error: OSError) -> None:
+        if Path(error.filename) == base:
+            raise UserError(f"image folder {base}: {error.strerror}: name one that can be read")
+        flaws[f"{Path(error.filename).relative_to(base).as_posix()}/"] = (
+            f"a folder that cannot be read: {error.strerror}"
+        )
+
+    tops: list[str] = []
+    for place, inner, names in os.walk(base, onerror=unreadable, followlinks=True):
+        if place != str(base):
+            if (real := os.path.realpath(place)) in known:
+                inner.clear()
+                continue
+            known.add(real)
+        below = Path(place).relative_to(base)
+        kept = []
+        for name in sorted(inner):
+            if reason := _no_folder(name):
+                passed.append(Passed(f"{(below / name).as_posix()}/", reason))
+            else:
+                kept.append(name)
+        inner[:] = kept
+        if place == str(base):
+            tops = kept
+        for name in sorted(names):
+            path = (below / name).as_posix()
+            if reason := _no_image(name, partial(_head_of, Path(place, name))):
+                passed.append(Passed(path, reason))
+            else:
+                images.append(path)
+    return _Tree(
+        name=printable(base.resolve().name),
+        images=tuple(sorted(images)),
+        tops=tuple(tops),
+        passed=_without_own(passed),
+        flaws=flaws,
+        store=lambda names: Files(root=str(base), names=names),
+        read=lambda name: (base / name).read_bytes() if (base / name).is_file() else None,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Zipped(Lazy):
+    """Inputs that are members of a zip; opened once a process."""
+
+    path: str
+    names: tuple[str, ...]
+
+    @cached_property
+    def archive(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self.path)
+
+    def read(self, row: int) -> bytes:
+        try:
+            return self.archive.read(self.names[row])
+        except KeyError:
+            raise BadInputError("no such file") from None
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+            raise BadInputError(f"cannot be read: {error}") from None
+
+    def sizes(self) -> list[int]:
+        """CRC of each, which changes with its bytes; -1 where there is none."""
+        found = {info.filename: info.CRC for info in self.archive.infolist()}
+        return [found.get(name, -1) for name in self.names]
+
+
+def _is_zip(root: str) -> bool:
+    return Path(root).is_file() and Path(root).suffix.lower() == ".zip"
+
+
+def _zip_tree(root: str) -> _Tree:
+    try:
+        archive = zipfile.ZipFile(root)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{root} is no whole zip ({error}): fetch or write it again") from None
+    images: list[str] = []
+    passed: list[Passed] = []
+    tops: set[str] = set()
+    with archive:
+        for name in sorted({info.filename for info in archive.infolist()}):
+            *above, own = name.rstrip("/").split("/")
+            hidden = next((reason for part in above if (reason := _no_folder(part))), "")
+            if name.endswith("/"):
+                if not above and not _no_folder(own):
+                    tops.add(own)
+                continue
+            head = partial(_zip_head, archive, name)
+            if reason := hidden or _no_image(own, head):
+                passed.append(Passed(name, reason))
+                continue
+            images.append(name)
+            if above:
+                tops.add(above[0])
+
+    def read(name: str) -> bytes | None:
+        with zipfile.ZipFile(root) as again:
+            return again.read(name) if name in again.namelist() else None
+
+    return _Tree(
+        name=printable(Path(root).resolve().stem),
+        images=tuple(images),
+        tops=tuple(sorted(tops)),
+        passed=_without_own(passed),
+        flaws={},
+        store=lambda names: Zipped(root, names),
+        read=read,
+    )
+
+
+def _zip_head(archive: zipfile.ZipFile, name: str) -> bytes | None:
+    try:
+        with archive.open(name) as file:
+            return file.read(HEAD)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError):
+        return None
+
+
+def _without_own(passed: list[Passed]) -> tuple[Passed, ...]:
+    """A dataset.json at the top is read, and not passed over."""
+    return tuple(p for p in passed if p.name != DATASET)
+
+
+def _dataset_labels(tree: _Tree, root: str) -> dict[str, int | None] | None:
+    """The label of each name that `dataset.json` lists, None where it has none; None without such a file.
+
+    Raises:
+        UserError: it is no such list, or its labels are no whole numbers.
+    """
+    data = tree.read(DATASET)
+    if data is None:
+        return None
+    try:
+        listed = json.loads(data)["labels"]
+        pairs = dict(listed) if listed is not None else {}
+    except (ValueError, KeyError, TypeError) as error:
+        # others call other files so; theirs say nothing of images
+        if not any(_numbered(top) for top in tree.tops):
+            return None
+        raise UserError(
+            f"{DATASET} in {root} is no list of [name, label] under 'labels' ({error}): mend it, or move it away"
+        ) from None
+    if not pairs:
+        return dict.fromkeys(tree.images)
+    wrong = next(
+        (n for n, y in pairs.items() if isinstance(y, bool) or not isinstance(y, int)), None
+    )
+    if wrong is not None:
+        raise UserError(
+            f"{DATASET} in {root} has the label {pairs[wrong]!r} for {wrong!r}: give whole numbers, classes from 0"
+        )
+    return {name.replace("\\", "/"): label for name, label in pairs.items()}
+
+
+def _chunked(tree: _Tree) -> bool:
+    """Whether folders are chunks of EDM's tool, 00000/img00000000.png, and no classes."""
+    return all(_numbered(top) for top in tree.tops) and all(
+        _CHUNK_FILE.fullmatch(name.rpartition("/")[2]) for name in tree.images
+    )
+
+
+def _numbered(top: str) -> bool:
+    return len(top) == 5 and top.isdecimal()
+
+
+def _refuse_splits(tree: _Tree, root: str) -> None:
+    splits = [top for top in tree.tops if top.lower() in SPLITS]
+    nested = {name.split("/")[0] for name in tree.images if name.count("/") > 1}
+    only = len(splits) == len(tree.tops) and (len(splits) > 1 or nested)
+    if only or len([split for split in splits if split in nested]) > 1:
+        raise UserError(
+            f"{root} holds the splits {', '.join(sorted(splits))}, and folders are taken for classes: name one of "
+            f"them, {root.rstrip('/')}/{sorted(splits)[-1]}"
+        )
 
 
 def voc(root: str, split: str, decode: Decode) -> Listing:
@@ -151,19 +393,31 @@ def _environment(path: str) -> Any:
     return lmdb.open(path, readonly=True, lock=False, readahead=False, max_readers=1)
 
 
-def _images(base: Path, below: Path) -> list[str]:
-    """Images anywhere below a class's folder, relative to `base`; links to folders are followed, each folder once."""
-    found: list[str] = []
-    known: set[str] = set()  # else a link to a folder above is followed without end
-    for place, inner, names in os.walk(below, followlinks=True):
-        if (real := os.path.realpath(place)) in known:
-            inner.clear()
-            continue
-        known.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        found += [(Path(place, n)).relative_to(base).as_posix() for n in names if _is_image(n)]
-    return found
+def _no_folder(name: str) -> str:
+    """Why a folder's files are no inputs; empty where they are."""
+    if name.startswith("."):
+        return "a hidden folder"
+    return "made by a machine, such as thumbnails" if name in _MADE else ""
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+def _no_image(name: str, head: Callable[[], bytes | None]) -> str:
+    """Why a file is no input; empty where it is. `head` reads its first bytes, None where it cannot be read."""
+    if name.startswith("."):
+        return "a hidden file"
+    if Path(name).suffix.lower() in SUFFIXES | OTHERS:
+        return ""
+    found = head()
+    if found is None:
+        return "a file of another name than pictures have, which cannot be read"
+    return "" if is_picture(found) else "no picture"
+
+
+def _head_of(path: Path) -> bytes | None:
+    try:
+        # a pipe would be waited for
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
+        with path.open("rb") as file:
+            return file.read(HEAD)
+    except OSError:
+        return None

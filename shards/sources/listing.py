@@ -7,10 +7,13 @@ any process, and an input gives the same bytes everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import errno
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +21,18 @@ from numpy.typing import ArrayLike, NDArray
 from shards import storage
 from shards.errors import BadInputError, UserError
 from shards.sources.source import encode_keys
+
+# errors that say nothing of the input
+_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+# as data sets on the Hub and elsewhere begin the names of a split's files, or call its folder
+_SPLIT = re.compile(
+    r"(train|training|test|testing|val|valid|validation|dev)(?=[-_.]|$)", re.IGNORECASE
+)
+_SAME = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
+
+
+# in place of a label's name: read none
+NO_LABEL = "none"
 
 
 class Store(Protocol):
@@ -37,6 +52,13 @@ class Decode(Protocol):
     def __call__(self, data: bytes) -> NDArray[np.generic]: ...
 
 
+class Passed(NamedTuple):
+    """Something that was found among the inputs and is none."""
+
+    name: str
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Listing:
     """N inputs; made by `of`."""
@@ -52,6 +74,12 @@ class Listing:
     ]  # (N,) or (N, k): what changes when an input is replaced, such as its size
     decode: Decode
     about: tuple[bytes, ...] = ()  # JSON of each, kept beside its picture; none, or one each
+    # rows that are known to be bad before they are read, with the reason
+    flaws: Mapping[int, str] = field(default_factory=dict)
+    # what was listed and is no input, with the reason
+    passed: tuple[Passed, ...] = ()
+    # why the whole listing is refused; told together with bad inputs
+    refusals: tuple[str, ...] = ()
 
     @staticmethod
     def of(
@@ -65,6 +93,9 @@ class Listing:
         class_names: Sequence[str] = (),
         classes: int | None = None,
         about: Sequence[bytes] = (),
+        flaws: Mapping[int, str] | None = None,
+        passed: Sequence[Passed] = (),
+        refusals: Sequence[str] = (),
     ) -> Listing:
         """`classes` defaults to the number of names, and without names to the greatest label + 1."""
         known = None if labels is None else np.asarray(labels)
@@ -89,6 +120,9 @@ class Listing:
             places=np.asarray(places),
             decode=decode,
             about=tuple(about),
+            flaws=flaws or {},
+            passed=tuple(passed),
+            refusals=tuple(refusals),
         )
 
 
@@ -119,15 +153,30 @@ class Files:
     names: tuple[str, ...]
 
     def read(self, row: int) -> bytes:
+        place = Path(self.root, self.names[row])
         try:
-            return Path(self.root, self.names[row]).read_bytes()
+            # a pipe would be waited for
+            if not stat.S_ISREG(place.stat().st_mode):
+                raise BadInputError("no regular file")
+            return place.read_bytes()
         except FileNotFoundError:
             raise BadInputError("no such file") from None
+        except OSError as error:
+            if error.errno in _MACHINE:
+                raise
+            raise BadInputError(f"cannot be read: {error.strerror}") from None
 
     def sizes(self) -> list[int]:
-        """Bytes of each; -1 where a list names a file that is not there."""
-        found = (Path(self.root, name) for name in self.names)
-        return [path.stat().st_size if path.is_file() else -1 for path in found]
+        """Bytes of each; -1 where there is no file, or none that can be looked at."""
+        return [_size(Path(self.root, name)) for name in self.names]
+
+
+def _size(path: Path) -> int:
+    try:
+        found = path.stat()
+    except OSError:
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
 
 def folder(path: str, what: str) -> Path:
@@ -154,11 +203,11 @@ def file(path: str, what: str) -> Path:
     return Path(path)
 
 
-def expand(paths: Sequence[str], suffix: str) -> list[str]:
-    """Files, and the files with `suffix` in folders, in sorted order.
+def expand(paths: Sequence[str], suffix: str, split: str | None = None) -> list[str]:
+    """Files, and the files with `suffix` in folders, in sorted order; of one `split` where that is given.
 
     Raises:
-        UserError: there are none at one of the paths.
+        UserError: there are none at one of the paths, or a folder holds files of several splits.
     """
     found = []
     for path in paths:
@@ -168,9 +217,72 @@ def expand(paths: Sequence[str], suffix: str) -> list[str]:
                 f"{path} is on S3, and inputs are read from files: copy it here{cure if suffix == '.tar' else ''}"
             )
         place = Path(path)
-        inside = sorted(str(p) for p in place.rglob(f"*{suffix}")) if place.is_dir() else [path]
+        inside = [path]
+        if place.is_dir():
+            inside = sorted(str(p) for p in place.rglob("*") if p.suffix.lower() == suffix)
+            inside = of_split(inside, path, split)
         missing = [p for p in inside if not Path(p).is_file()]
         if missing or not inside:
-            raise UserError(f"{path} holds no {suffix} files: name files, or a folder of them")
+            packed = beside([path], suffix)
+            cure = f"; it holds {packed[0].name}: unpack it first" if packed else ""
+            raise UserError(
+                f"{path} holds no {suffix} files: name files, or a folder of them{cure}"
+            )
         found += inside
     return found
+
+
+def of_split(names: Sequence[str], place: str, split: str | None = None) -> list[str]:
+    """The files of one split, where names below `place` begin with such, as `train-00000-of-00002.parquet` does.
+
+    Raises:
+        UserError: they are of several splits and none is asked for, or none is of that one.
+    """
+    splits: dict[str, list[str]] = {}
+    for name in names:
+        splits.setdefault(_split_of(name, place), []).append(name)
+    known = sorted(name for name in splits if name)
+    if split is not None:
+        wanted = _SAME.get(split, split)
+        if wanted not in splits:
+            raise UserError(
+                f"split {split!r} is not in {place}: choose among {', '.join(known) or 'none'}"
+            )
+        return splits[wanted]
+    if len(known) > 1:
+        first = splits[known[-1]][0]
+        raise UserError(
+            f"{place} holds files of {len(known)} splits, {', '.join(known)}: name the files of one, such as {first}"
+        )
+    return [*names]
+
+
+def _split_of(name: str, place: str) -> str:
+    """Of the file's own name, else of a folder that it lies in below `place`; empty where none says."""
+    parts = name.removeprefix(place).strip("/").split("/")
+    for part in reversed(parts):
+        if at := _SPLIT.match(part):
+            return _SAME.get(at[1].lower(), at[1].lower())
+    return ""
+
+
+def beside(paths: Sequence[str], suffix: str) -> list[Passed]:
+    """Compressed files of `suffix`, such as .tar.gz, and files of other names that hold it, in these folders."""
+    found = []
+    for path in paths:
+        if storage.is_remote(path):
+            names = [] if path.endswith(suffix) else sorted(storage.files(path))
+        else:
+            inside = sorted(p for p in Path(path).rglob("*") if p.is_file())
+            names = [p.relative_to(path).as_posix() for p in inside]
+        for name in names:
+            own = name.rpartition("/")[2].lower()
+            packed = f"{suffix}." in own or (suffix == ".tar" and own.endswith(_PACKED))
+            if packed and not own.endswith((".json", ".npy", ".idx", ".tmp")):
+                reason = f"compressed or another kind of file, not {suffix}: unpack it"
+                found.append(Passed(name, reason))
+    return found
+
+
+# compressed tars under short names
+_PACKED = (".tgz", ".tbz", ".tbz2", ".txz", ".tzst")

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import BadInputError, UserError
-from shards.sources.listing import Decode, Listing, expand, folder
+from shards.format.classes import ordered
+from shards.sources.listing import NO_LABEL, Decode, Listing, expand, folder
 from shards.sources.source import Lazy
 
 _GROUPS = 4  # row groups of a parquet file kept at hand
@@ -77,28 +78,32 @@ def parquet(
     image: str | None = None,
     label: str | None = None,
     key: str | None = None,
+    split: str | None = None,
 ) -> Listing:
-    """Rows of parquet files, or of all in a folder; `image`, `label`, `key` name columns.
+    """Rows of parquet files, or of all of a `split` in a folder; `image`, `label`, `key` name columns.
 
-    Defaults: the column `image`, or the only one of bytes; `label` if there is one; keys are row numbers.
+    Defaults: the column `image`, or the only one of bytes; `label` if there is one; keys are row numbers. Columns of
+    whole numbers may be of several widths. Labels that are text are numbered, as `shards.format.classes` orders them.
 
     Raises:
-        UserError: no such files or columns, or pyarrow is missing.
+        UserError: no such files or columns, a column that only some files have, labels of several kinds, a folder of
+            several splits, or pyarrow is missing.
     """
     arrow, reader = _pyarrow()
-    files = expand(paths, ".parquet")
+    files = expand(paths, ".parquet", split)
     try:
-        schema = reader.read_schema(files[0])
-        wanted = _columns(schema, image, label, key)
+        schemas = [reader.read_schema(path) for path in files]
+        wanted = _columns(files, schemas, image, label, key)
         others = [name for name in wanted[1:] if name]
         tables = [reader.read_table(path, columns=others) for path in files]
         sizes = [reader.read_metadata(path).num_rows for path in files]
     except (arrow.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             f"{files[0]} and {len(files) - 1} more are no such parquet: {error}"
         ) from None
-    table = arrow.concat_tables(tables) if others else None
-    return _listing(Path(files[0]).stem, files, sizes, schema, table, Parquet, decode, wanted)
+    return _listing(Path(files[0]).stem, files, sizes, schemas, tables, Parquet, decode, wanted)
 
 
 def saved_dataset(
@@ -132,27 +137,27 @@ def saved_dataset(
         table = _mapped(files)
     except (arrow.ArrowException, OSError) as error:
         raise UserError(f"{base} cannot be read: {error}") from None
-    wanted = _columns(table.schema, image, label, key)
-    return _listing(
-        base.resolve().name, files, [table.num_rows], table.schema, table, Saved, decode, wanted
-    )
+    wanted = _columns([str(base)], [table.schema], image, label, key)
+    name, sizes = base.resolve().name, [table.num_rows]
+    return _listing(name, files, sizes, [table.schema], [table], Saved, decode, wanted)
 
 
 def _listing(
     name: str,
     files: Sequence[str],
     sizes: Sequence[int],
-    schema: Any,
-    table: Any,
+    schemas: Sequence[Any],
+    tables: Sequence[Any],
     store: type[Saved] | type[Parquet],
     decode: Decode,
     wanted: tuple[str, str | None, str | None],
 ) -> Listing:
+    """Of one schema and table a file, or of one of all files."""
     image, label, key = wanted
     rows = sum(sizes)
-    names = _class_names(schema, label) if label else ()
+    labels, names = _labels(files, schemas, tables, label) if label else (None, ())
     keys = (
-        [str(value) for value in table.column(key).to_pylist()]
+        [str(value) for table in tables for value in table.column(key).to_pylist()]
         if key
         else [f"{name}-{row:0{len(str(rows))}d}" for row in range(rows)]
     )
@@ -163,40 +168,103 @@ def _listing(
         store(tuple(files), image),
         decode=decode,
         places=np.full(rows, total),
-        labels=_labels(table, label) if label else None,
+        labels=labels,
         class_names=names,
     )
 
 
-def _labels(table: Any, label: str) -> np.ndarray:
-    column = table.column(label)
-    if column.null_count:
-        raise UserError(f"label column {label!r} has {column.null_count:,} rows without a value")
-    return column.to_numpy()
+def _labels(
+    files: Sequence[str], schemas: Sequence[Any], tables: Sequence[Any], label: str
+) -> tuple[NDArray[Any], Sequence[str]]:
+    """The labels of all rows, and the names of their classes where these are known."""
+    columns = [table.column(label) for table in tables]
+    missing = sum(column.null_count for column in columns)
+    if missing:
+        raise UserError(f"label column {label!r} has {missing:,} rows without a value")
+    kinds: dict[str, str] = {}
+    for path, column in zip(files, columns, strict=False):
+        kinds.setdefault(_kind(column.type), f"{column.type} in {path}")
+    if len(kinds) > 1:
+        raise UserError(
+            f"label column {label!r} is {' and '.join(kinds.values())}: bring it to one"
+        )
+    if "text" in kinds:
+        texts = [str(value) for column in columns for value in column.to_pylist()]
+        names = ordered(texts)
+        number = {text: at for at, text in enumerate(names)}
+        return np.array([number[text] for text in texts], dtype=np.int64), names
+    arrays = [column.to_numpy() for column in columns]
+    if "whole" in kinds:
+        arrays = [array.astype(np.int64) for array in arrays]
+    return np.concatenate(arrays), _class_names(files, schemas, label)
+
+
+def _kind(of: Any) -> str:
+    types = _pyarrow()[0].types
+    if types.is_integer(of):
+        return "whole"
+    if types.is_dictionary(of):
+        return _kind(of.value_type)
+    if types.is_string(of) or types.is_large_string(of) or types.is_boolean(of):
+        return "text"
+    return str(of)
 
 
 def _columns(
-    schema: Any, image: str | None, label: str | None, key: str | None
+    files: Sequence[str],
+    schemas: Sequence[Any],
+    image: str | None,
+    label: str | None,
+    key: str | None,
 ) -> tuple[str, str | None, str | None]:
-    known = schema.names
+    """The columns of images, labels and keys: each is in all files."""
+    known = list(dict.fromkeys(name for schema in schemas for name in schema.names))
+    if label == NO_LABEL and NO_LABEL not in known:
+        label, labelled = None, False
+    else:
+        labelled = label is not None or "label" in known
     for given, name in (("image", image), ("label", label), ("key", key)):
         if name is not None and name not in known:
             raise UserError(
                 f"{given} column {name!r} does not exist: choose among {', '.join(known)}"
             )
     if image is None:
-        binary = [f.name for f in schema if str(f.type) in ("binary", "large_binary")]
-        image = "image" if "image" in known else binary[0] if len(binary) == 1 else None
+        binary = dict.fromkeys(
+            f.name
+            for schema in schemas
+            for f in schema
+            if str(f.type) in ("binary", "large_binary")
+        )
+        image = "image" if "image" in known else next(iter(binary)) if len(binary) == 1 else None
     if image is None:
         raise UserError(f"which column holds images? Give --image, one of {', '.join(known)}")
-    return image, label or ("label" if "label" in known else None), key
+    found = image, (label or "label") if labelled else None, key
+    for name in found:
+        without = [p for p, s in zip(files, schemas, strict=True) if name and name not in s.names]
+        if without:
+            cure = f", or read no labels with --label {NO_LABEL}" if name == found[1] else ""
+            raise UserError(
+                f"column {name!r} is in {len(files) - len(without):,} of {len(files):,} files, and not in "
+                f"{without[0]}: name the files that have it{cure}"
+            )
+    return found
 
 
-def _class_names(schema: Any, label: str) -> Sequence[str]:
-    """Of a ClassLabel, where `datasets` left its features in the schema."""
-    text = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(text)["info"]["features"] if text else {}
-    return features.get(label, {}).get("names", ())
+def _class_names(files: Sequence[str], schemas: Sequence[Any], label: str) -> Sequence[str]:
+    """Of a ClassLabel, where `datasets` left its features in the schema; files that have them have the same."""
+    found: dict[tuple[str, ...], str] = {}
+    for path, schema in zip(files, schemas, strict=False):
+        text = (schema.metadata or {}).get(b"huggingface")
+        features = json.loads(text)["info"]["features"] if text else {}
+        if names := (features.get(label) or {}).get("names", ()):
+            found.setdefault(tuple(names), path)
+    if len(found) > 1:
+        first, second = [*found.items()][:2]
+        raise UserError(
+            f"classes of {label!r} are called {', '.join(first[0][:3])} ... in {first[1]} and "
+            f"{', '.join(second[0][:3])} ... in {second[1]}: write them with the same names"
+        )
+    return next(iter(found), ())
 
 
 def _bytes(value: Any) -> bytes:

@@ -6,11 +6,12 @@ end must be an end: two sectors of zeros behind the last member, and nothing but
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import BadInputError, UserError
-from shards.format.members import Decode, Members, split_name
-from shards.format.pictures import SUFFIXES, Picture
+from shards.format.classes import ordered
+from shards.format.members import Decode, Members, pictures, split_name
+from shards.format.pictures import Picture
 from shards.format.tar import SECTOR
-from shards.sources.listing import Listing, expand
+from shards.sources.listing import NO_LABEL, Listing, Passed, beside, expand
 
+_JPEG = dict.fromkeys(("jpeg", "jpe", "jfif"), "jpg")
 _REST = 1 << 20  # bytes behind the last member that are looked at together
 # by the first two bytes, the program that undoes it
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"\xfd7": "xz", b"BZ": "bzip2"}
@@ -65,62 +68,194 @@ def tars(
 ) -> Listing:
     """Samples of WebDataset tars, or of all in a folder, in the order of names and members.
 
+    Links to members of the same tar are read as these; other links and names without an extension are passed over.
+
     Args:
         image: the member's extension; without it the first that is an image's.
-        label: an extension whose member is a whole number, such as `cls`, or `json:field`. Without it
-            `cls` where the first sample has one.
+        label: an extension whose member is a whole number, such as `cls`, or `json:field`, whose text is numbered.
+            Without it `cls` where all samples have one; `none` for no labels.
         prefix: put the tar's name before keys, for tars that each begin at 0.
 
     Raises:
-        UserError: no such tars, a tar that ends where it should not, or samples without the label.
+        UserError: no such tars, a tar that ends where it should not, several pictures a sample in changing order, or
+            a `cls` that only some samples have.
     """
     files = expand(paths, ".tar")
-    decode = Decode(picture=picture, image=image, label=label, prefix=prefix)
+    decode = Decode(
+        picture=picture, image=image, label=None if label == NO_LABEL else label, prefix=prefix
+    )
+    passed = beside(paths, ".tar")
+    extension = (decode.label or "cls").partition(":")[0]
     keys: list[str] = []
     places: list[tuple[int, int, int]] = []
-    labels: list[int] = []
+    label_places: list[tuple[int, int] | None] = []
+    chosen = Chosen()
     for number, path in enumerate(files):
         with Path(path).open("rb") as file:
-            for sample in walk(file, path):
-                if decode.label is None and not keys and "cls" in sample.members:
-                    decode = Decode(picture=picture, image=image, label="cls", prefix=prefix)
-                keys.append(decode.key_of(sample.key, {}, Path(path).stem))
-                places.append((number, *_image(sample, image)))
-                if decode.label is not None:
-                    labels.append(_label(file, sample, decode, path))
+            looked = look(file, path)
+        for sample in looked.with_links():
+            chosen.see(sample, decode, path)
+            keys.append(decode.key_of(sample.key, {}, Path(path).stem))
+            places.append((number, *_image(sample, decode)))
+            label_places.append(sample.members.get(extension))
+        passed += [Passed(f"{Path(path).name}: {p.name}", p.reason) for p in looked.passed]
+    chosen.check(decode)
+    if label is None and chosen.labelled:
+        if chosen.labelled < chosen.samples:
+            raise UserError(chosen.some_labelled())
+        decode = replace(decode, label="cls")
     if not prefix and len(set(keys)) < len(keys):
         raise UserError(
             f"{len(keys) - len(set(keys)):,} keys of {files[0]} and the other tars occur twice: "
             "--prefix-keys puts the tar's name before them"
         )
     table = np.array(places, dtype=np.int64).reshape(-1, 3)
+    values, flaws = _label_values(files, table[:, 0], label_places, decode)
+    labels, names = numbered(values, decode.label)
     return Listing.of(
         Path(files[0]).parent.resolve().name,
         keys,
         TarMembers(tars=tuple(files), places=table),
         decode=picture,
         places=table,
-        labels=np.array(labels, dtype=np.int64) if decode.label is not None else None,
+        labels=labels,
+        class_names=names,
+        flaws=flaws,
+        passed=passed,
     )
 
 
-def walk(file: BinaryIO, path: str) -> list[TarSample]:
-    """The samples of a tar, in the order of their first members; `path` is what errors call it.
+def numbered(
+    values: Sequence[int | str | None], field: str | None
+) -> tuple[NDArray[np.int64] | None, list[str]]:
+    """Labels, and the names of classes where they are text; None stands for a sample without one, which is bad.
 
     Raises:
-        UserError: it is no tar, is damaged or cut short, or holds a member twice.
+        UserError: some are numbers and some are text.
     """
-    found: dict[str, TarSample] = {}
+    if field is None:
+        return None, []
+    texts = [value for value in values if isinstance(value, str)]
+    whole = next((value for value in values if isinstance(value, int)), None)
+    if texts and whole is not None:
+        raise UserError(
+            f"labels at {field!r} are numbers, such as {whole}, and text, such as {texts[0]!r}: bring them to one"
+        )
+    names = ordered(texts)
+    number: dict[int | str | None, int] = {name: label for label, name in enumerate(names)}
+    found = [number[v] if isinstance(v, str) else v or 0 for v in values]
+    return np.array(found, dtype=np.int64), names
+
+
+@dataclass(kw_only=True)
+class Chosen:
+    """What is chosen of samples by default, judged over all of them: their picture, and whether they have a label."""
+
+    samples: int = 0
+    labelled: int = 0  # have a cls
+    # an extension that was chosen, and the first sample of it
+    images: dict[str, str] = field(default_factory=dict)
+    several: str = ""  # the first sample that has more than one picture
+    without: str = ""  # the first sample without a cls
+
+    def see(self, sample: TarSample, decode: Decode, path: str) -> None:
+        self.samples += 1
+        where = f"{sample.key!r} of {path}"
+        if "cls" in sample.members:
+            self.labelled += 1
+        else:
+            self.without = self.without or where
+        if (image := decode.image_of_names(sample.members)) is not None:
+            self.images.setdefault(_JPEG.get(image, image), where)
+            if len(pictures(sample.members)) > 1:
+                self.several = self.several or where
+
+    def merge(self, other: Chosen) -> None:
+        self.samples += other.samples
+        self.labelled += other.labelled
+        self.images = {**other.images, **self.images}
+        self.several = self.several or other.several
+        self.without = self.without or other.without
+
+    def check(self, decode: Decode) -> None:
+        """
+        Raises:
+            UserError: samples have several pictures, and not the same comes first in all.
+        """
+        if decode.image is None and self.several and len(self.images) > 1:
+            first = " and ".join(f".{image} ({where})" for image, where in self.images.items())
+            raise UserError(
+                f"samples hold several pictures, such as {self.several}, and others come first in others: {first}: say "
+                f"which is the image, --image {next(iter(self.images))}"
+            )
+
+    def some_labelled(self) -> str:
+        """The refusal where a label was not asked for, and some samples have one."""
+        return (
+            f"{self.labelled:,} of {self.samples:,} samples have a .cls, and {self.without} has none: "
+            f"--label cls takes those without for bad ones, --label {NO_LABEL} reads no labels"
+        )
+
+
+@dataclass(kw_only=True)
+class Looked:
+    """What lies in a tar."""
+
+    samples: dict[str, TarSample]  # by key, in the order of their first members
+    places: dict[str, tuple[int, int]]  # of all files, by normalised name
+    links: dict[str, tuple[str, str]]  # own name and target of each, by normalised name
+    passed: list[Passed]
+
+    def with_links(self) -> list[TarSample]:
+        """The samples, with members that are links to files of the tar; other links are passed over."""
+        samples = dict(self.samples)
+        for at, (name, first) in self.links.items():
+            target, left = at, len(self.links)
+            # links to links; those in a circle end nowhere
+            while target in self.links and left:
+                target, left = self.links[target][1], left - 1
+            key, extension = _split(name)
+            if target not in self.places:
+                self.passed.append(Passed(name, f"a link to {first}, which is not in the tar"))
+                continue
+            sample = samples.setdefault(key, TarSample(key=key, start=self.places[target][0]))
+            sample.members.setdefault(extension, self.places[target])
+        return [*samples.values()]
+
+
+def look(file: BinaryIO, path: str) -> Looked:
+    """The samples of a tar, and what is none; `path` is what errors call it.
+
+    Raises:
+        UserError: it is no tar, is damaged or cut short, holds a member twice, or one with holes.
+    """
+    found = Looked(samples={}, places={}, links={}, passed=[])
     end, last = 0, ""
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // SECTOR) * SECTOR
-                split = split_name(member.name)
+                if member.isdir():
+                    continue
+                own = member.name.rpartition("/")[2]
+                split = None if own.startswith(".") else split_name(member.name)
+                name = posixpath.normpath(member.name)
+                if member.issparse():
+                    raise UserError(
+                        f"{path}: {member.name} has holes: pack the tar without --sparse"
+                    )
+                if member.isfile():
+                    found.places[name] = member.offset_data, member.size
+                elif split is not None and (member.islnk() or member.issym()):
+                    above = "" if member.islnk() else posixpath.dirname(member.name)
+                    target = posixpath.normpath(posixpath.join(above, member.linkname))
+                    found.links[name] = member.name, target
+                    continue
                 if not member.isfile() or split is None:
+                    found.passed.append(Passed(member.name, _no_member(member)))
                     continue
                 key, extension = split
-                sample = found.setdefault(key, TarSample(key=key, start=member.offset))
+                sample = found.samples.setdefault(key, TarSample(key=key, start=member.offset))
                 if extension in sample.members:
                     raise UserError(f"{path}: {member.name} occurs twice: write the tar again")
                 sample.contiguous &= not sample.members or last == key
@@ -137,8 +272,27 @@ def walk(file: BinaryIO, path: str) -> list[TarSample]:
                 f"`{name} -dc {shlex.quote(path)} > {shlex.quote(f'{plain}.tar')}` writes it without"
             ) from None
         raise UserError(f"{path} is no whole tar ({error}): fetch or write it again") from None
-    _check_end(file, path, end, len(found))
-    return [*found.values()]
+    _check_end(file, path, end, len(found.samples))
+    return found
+
+
+def walk(file: BinaryIO, path: str) -> list[TarSample]:
+    """The samples of a tar, in the order of their first members, links left out; raises as `look` does."""
+    return [*look(file, path).samples.values()]
+
+
+def _split(name: str) -> tuple[str, str]:
+    found = split_name(name)
+    assert found is not None
+    return found
+
+
+def _no_member(member: tarfile.TarInfo) -> str:
+    if not member.isfile():
+        return "no file"
+    if member.name.rpartition("/")[2].startswith("."):
+        return "a hidden file"
+    return "a name without an extension, or in double underscores"
 
 
 def _check_end(file: BinaryIO, path: str, end: int, samples: int) -> None:
@@ -158,21 +312,33 @@ def _check_end(file: BinaryIO, path: str, end: int, samples: int) -> None:
             )
 
 
-def _image(sample: TarSample, asked: str | None) -> tuple[int, int]:
-    if asked is not None:
-        return sample.members.get(asked.lower().lstrip("."), (0, -1))
-    images = (place for name, place in sample.members.items() if f".{name}" in SUFFIXES)
-    return next(images, (0, -1))
+def _image(sample: TarSample, decode: Decode) -> tuple[int, int]:
+    extension = decode.image_of_names(sample.members)
+    return (0, -1) if extension is None else sample.members[extension]
 
 
-def _label(file: BinaryIO, sample: TarSample, decode: Decode, path: str) -> int:
-    extension = (decode.label or "").partition(":")[0]
-    members: Members = {}
-    if extension in sample.members:
-        offset, size = sample.members[extension]
-        file.seek(offset)
-        members[extension] = file.read(size)
-    try:
-        return decode.label_of(members)
-    except BadInputError as error:
-        raise UserError(f"{path}: {sample.key}: {error}") from None
+def _label_values(
+    files: Sequence[str],
+    numbers: NDArray[np.int64],
+    places: Sequence[tuple[int, int] | None],
+    decode: Decode,
+) -> tuple[list[int | str | None], dict[int, str]]:
+    """The label of each sample, and why those have none that have none; by the tar and place of the member."""
+    values: list[int | str | None] = []
+    flaws: dict[int, str] = {}
+    if decode.label is None:
+        return values, flaws
+    extension = decode.label.partition(":")[0]
+    for number, path in enumerate(files):
+        with Path(path).open("rb") as file:
+            for row in range(*np.searchsorted(numbers, (number, number + 1)).tolist()):
+                members: Members = {}
+                if (place := places[row]) is not None:
+                    file.seek(place[0])
+                    members[extension] = file.read(place[1])
+                try:
+                    values.append(decode.label_value(members))
+                except BadInputError as error:
+                    values.append(None)
+                    flaws[row] = str(error)
+    return values, flaws

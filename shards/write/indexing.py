@@ -27,17 +27,18 @@ from shards.format import foreign_arrays as foreign
 from shards.format import manifest as manifests
 from shards.format.header import PIXELS, Header
 from shards.format.manifest import Field, Manifest
-from shards.format.members import Decode, Encoded, Unpack, split_name
+from shards.format.members import Decode, members_of, split_name
 from shards.format.moments import Moments
 from shards.format.order import BLOCK
+from shards.format.pictures import TRAITS
 from shards.parallel import Watch
-from shards.sources.listing import expand
+from shards.sources.listing import Passed, expand, of_split
 from shards.sources.source import encode_keys
-from shards.sources.tars import walk
+from shards.sources.tars import Chosen, look, numbered
 from shards.write.building import manifest_fields
 from shards.write.committing import find_existing, other_data_set
 from shards.write.plan import check_keys, sample_fields
-from shards.write.scan import Kind, ScanCounts, Threshold, write_skipped
+from shards.write.scan import Kind, ScanCounts, Threshold, passed_entries, write_skipped
 
 _FIRST = 16 << 20  # bytes of a tar in which its first sample is looked for
 
@@ -79,7 +80,10 @@ def find(paths: Sequence[str], out: str | None = None) -> tuple[str, list[Tar]]:
 
 
 def with_label(decode: Decode, tars: Sequence[Tar]) -> Decode:
-    """The same with the label `cls`, where none was asked for and the first sample has such a member."""
+    """The same with the label `cls`, where none was asked for and the first sample has such a member.
+
+    It is a guess: `index` refuses where other samples have what the first has not.
+    """
     if decode.label is not None or not tars:
         return decode
     head = io.BytesIO(storage.read_range(tars[0].url, 0, min(tars[0].bytes, _FIRST)))
@@ -104,16 +108,22 @@ def index(
     *,
     header: Header = PIXELS,
     max_skipped: Threshold = Threshold(),  # noqa: B008 - it is frozen
+    unlabelled: bool = False,
+    passed: Sequence[Passed] = (),
     workers: int = 1,
     watch: Watch[bool] = lambda tars, total: tars,
 ) -> tuple[Manifest, ScanCounts, bool]:
     """The manifest of the samples in `tars`, what was found, and whether the manifest is new; published at `root`.
 
-    `header` says what the numbers are where they are not pixels.
+    Args:
+        header: what the numbers are where they are not pixels.
+        unlabelled: labels are not wanted, whether or not samples have any.
+        passed: what lies beside the tars and is none.
 
     Raises:
-        UserError: a tar that is damaged or has samples in pieces, keys twice, several shapes, arrays that are not
-            uint8 without a header, more bad samples than `max_skipped`, or another data set at `root`.
+        UserError: labels of some samples only, several pictures a sample in changing order, a tar that is damaged or
+            has samples in pieces, keys twice, several shapes, arrays that are not uint8 without a header, more bad
+            samples than `max_skipped`, or another data set at `root`.
     """
     urls = [storage.join(root, manifests.record_name(tar.name)) for tar in tars]
     existing = find_existing(root)
@@ -128,16 +138,23 @@ def index(
     if lost:
         raise UserError(f"{lost[0]} changed while it was read: index it when it is whole")
     complete = [record for record in records if record is not None]
-    counts = _count_skipped(root, tars, complete, max_skipped, existing)
+    chosen = Chosen()
+    for record in complete:
+        chosen.merge(Chosen(**record.get("chosen", {})))
+    chosen.check(decode)
+    if decode.label is None and chosen.labelled and not unlabelled:
+        raise UserError(chosen.some_labelled())
+    counts = _count_skipped(root, tars, complete, passed, max_skipped, existing)
     manifest = _merge(tars, complete, decode, counts, header)
-    if existing is not None and existing.hash != manifest.hash:
+    if existing is not None and existing.plan == manifest.plan:
+        return existing, counts, False
+    if existing is not None:
         raise UserError(
             f"{root} holds another index ({existing.count:,} samples, manifest {existing.hash[:12]}): give another "
             f"--out, or delete {storage.join(root, manifests.LATEST)} first"
         )
-    if existing is None:
-        manifests.save(root, manifest, new=True)
-    return manifest, counts, existing is None
+    manifests.save(root, manifest, new=True)
+    return manifest, counts, True
 
 
 def _urls(path: str) -> list[str]:
@@ -148,6 +165,7 @@ def _urls(path: str) -> list[str]:
             raise UserError(f"{path} does not exist: name tars, or a prefix of them")
         return [path]
     found = [storage.join(path, n) for n in storage.files(path) if n.endswith(".tar")]
+    found = of_split(found, path)
     if not found:
         raise UserError(f"{path} holds no .tar objects: name tars, or a prefix of them")
     return found
@@ -219,30 +237,42 @@ def _bytes_of(tar: Tar) -> Iterator[tuple[BinaryIO, memoryview]]:
 
 def _read_samples(file: BinaryIO, data: memoryview, tar: Tar, decode: Decode) -> dict[str, Any]:
     """Every sample of a tar: its place, its hash, what it decodes to, or why it does not."""
-    names = ("x", "y", "id") if decode.label is not None else ("x", "id")
-    unpack, stem = Unpack(decode=decode, names=names), PurePosixPath(tar.name).stem
+    stem = PurePosixPath(tar.name).stem
     rows, keys, labels, skipped, moments = [], [], [], [], []
     kinds: dict[Kind, int] = {}
-    for sample in walk(file, tar.url):
+    traits: dict[str, int] = {}
+    chosen = Chosen()
+    looked = look(file, tar.url)
+    for sample in looked.samples.values():
         if not sample.contiguous:
             raise UserError(
                 f"{tar.url}: other samples lie between the members of {sample.key!r}, so that it is no range of the "
                 "tar: pack it again, each sample's members together, or write shards of it with `make tars`"
             )
         span = data[sample.start : sample.stop]
+        chosen.see(sample, decode, tar.name)
         try:
-            x, y, id_ = unpack.unpack(Encoded(bytes(span), stem))
+            name, members = members_of(bytes(span))
+            x, its_traits = decode.look(members)
+            y = decode.label_value(members) if decode.label is not None else None
+            key = decode.key_of(name, members, stem)
         except BadInputError as error:
             skipped.append({"key": sample.key, "tar": tar.name, "reason": str(error)})
             continue
-        assert x is not None and id_ is not None
         kind = kinds.setdefault((x.shape, x.dtype.str), len(kinds))
         rows.append(
             [sample.start, sample.stop - sample.start, xxhash.xxh3_128_hexdigest(span), kind]
         )
-        keys.append(id_.decode())
+        keys.append(key)
         labels.append(y)
         moments.append(Moments.of(x[None]))
+        for trait in its_traits:
+            traits[trait] = traits.get(trait, 0) + 1
+    # read in place, a sample is one range, and a link's bytes lie elsewhere
+    links = [
+        Passed(name, "a link, which cannot be read in place: write shards with `make tars`")
+        for name, _ in looked.links.values()
+    ]
     return {
         "count": len(rows),
         "rows": rows,
@@ -251,6 +281,9 @@ def _read_samples(file: BinaryIO, data: memoryview, tar: Tar, decode: Decode) ->
         "kinds": [*kinds],
         "skipped": skipped,
         "moments": reduce(Moments.merge, moments).plain() if moments else None,
+        "traits": traits,
+        "chosen": asdict(chosen),
+        "passed": [[f"{tar.name}: {p.name}", p.reason] for p in [*looked.passed, *links]],
     }
 
 
@@ -258,13 +291,15 @@ def _count_skipped(
     root: storage.Url,
     tars: Sequence[Tar],
     records: Sequence[dict[str, Any]],
+    beside: Sequence[Passed],
     max_skipped: Threshold,
     existing: Manifest | None,
 ) -> ScanCounts:
     skipped = [entry for record in records for entry in record["skipped"]]
     kept = sum(record["count"] for record in records)
     allowed = max_skipped.of_inputs(kept + len(skipped))
-    where_listed = write_skipped(root, skipped, existing)
+    passed = [*beside, *(Passed(*p) for record in records for p in record.get("passed", ()))]
+    where_listed = write_skipped(root, skipped + passed_entries(passed), existing)
     if len(skipped) > allowed:
         first = skipped[0]
         raise UserError(
@@ -274,7 +309,16 @@ def _count_skipped(
         )
     if not kept:
         raise UserError(f"{tars[0].url} and the other tars hold no sample: name WebDataset tars")
-    return ScanCounts(listed=kept + len(skipped), kept=kept, skipped=len(skipped), duplicates=0)
+    found = [record.get("traits", {}) for record in records]
+    totals = {trait: sum(each.get(trait, 0) for each in found) for trait in TRAITS}
+    return ScanCounts(
+        listed=kept + len(skipped),
+        kept=kept,
+        skipped=len(skipped),
+        duplicates=0,
+        passed_over=len(passed),
+        changed={trait: count for trait, count in totals.items() if count},
+    )
 
 
 def _merge(
@@ -291,7 +335,12 @@ def _merge(
         raise UserError(f"samples are {dtype}, and pixels are uint8: of latents say --encoder NAME")
     header.model_shape(shape)
     hashes = [[tar.name, record["sha256"]] for tar, record in zip(tars, records, strict=True)]
-    labels = [y for r in records for y in r["labels"]] if decode.label is not None else None
+    values = [y for r in records for y in r["labels"]] if decode.label is not None else []
+    labels, names = numbered(values, decode.label)
+    decode = replace(decode, names=tuple(names))
+    if not {"transparent", "rotated", "of 16 bits"}.intersection(counts.changed):
+        # then any rule gives the same, and readers need not look for what is not there
+        decode = replace(decode, picture=replace(decode.picture, background=None))
     x = Field(name="x", dtype=dtype, shape=shape, kind=header.kind)
     fields = sample_fields(x, keys.dtype, labelled=labels is not None)
     blocks = _table(records)
@@ -300,6 +349,7 @@ def _merge(
         **manifest_fields(records, fields, blocks),
         "layout": "samples",
         "indexed": True,
+        **({"class_names": names} if names else {}),
         "decode": decode.plain(),
         "plan": manifests.digest({"plan": _plan(decode), "tars": hashes} | foreign_header),
         "count": counts.kept,
@@ -310,8 +360,9 @@ def _merge(
             "name": PurePosixPath(tars[0].url).parent.name,
             "fingerprint": manifests.digest({"sha256": [sha for _, sha in hashes]}),
             "count": counts.kept,
-            **asdict(counts),
+            **counts.deciding(),
             "rule": decode.rule,
+            **counts.told(),
         },
         "seed": 0,  # nothing was shuffled
         "order": "source",

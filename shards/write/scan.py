@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,11 @@ from shards import parallel, storage
 from shards.errors import BadInputError, DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
+from shards.format.members import printable
 from shards.format.order import share
-from shards.format.pictures import Picture, Stored
+from shards.format.pictures import TRAITS, Picture, Stored
 from shards.parallel import Watch
-from shards.sources.listing import Listing
+from shards.sources.listing import Listing, Passed
 from shards.sources.source import Lazy
 from shards.write.committing import find_existing, other_data_set
 from shards.write.plan import check_keys, check_labels
@@ -81,6 +82,18 @@ class ScanCounts:
     kept: int
     skipped: int  # bad inputs
     duplicates: int  # of the same bytes as an earlier input; left out where that was asked for
+    passed_over: int = 0  # found among the inputs, and no inputs
+    # how many samples were changed beside their size, by `shards.format.pictures.TRAITS`
+    changed: Mapping[str, int] = field(default_factory=dict)
+
+    def deciding(self) -> dict[str, int]:
+        """The counts that a data set's identity has."""
+        return {n: getattr(self, n) for n in ("listed", "kept", "skipped", "duplicates")}
+
+    def told(self) -> dict[str, Any]:
+        """What else a manifest tells of its inputs: nothing where nothing else was found."""
+        found = {"passed_over": self.passed_over, "changed": dict(self.changed)}
+        return {name: value for name, value in found.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -193,9 +206,16 @@ def scan(
     """
     share([], rank, world)
     if not len(listing.keys):
-        raise UserError(f"source {listing.name!r} is empty: there is nothing to write")
+        write_skipped(root, passed_entries(listing.passed), find_existing(root))
+        found = f"; {len(listing.passed):,} things were passed over" if listing.passed else ""
+        raise UserError(
+            f"source {listing.name!r} is empty: there is nothing to write{found}"
+            + "".join(f"; and {refusal}" for refusal in listing.refusals)
+        )
     check_keys(listing.keys)
-    check_labels(listing.keys, listing.labels, listing.classes)
+    good = np.setdiff1d(np.arange(len(listing.keys)), [*listing.flaws])
+    labels = None if listing.labels is None else listing.labels[good]
+    check_labels(listing.keys[good], labels, listing.classes)
     existing = find_existing(root)  # to be told so before a long look, and not after
     if existing is not None and (
         (existing.source["name"], existing.source.get("rule"))
@@ -216,12 +236,22 @@ def _urls(root: storage.Url, listing: Listing) -> list[str]:
     content = hashlib.sha256(
         b"".join(a.tobytes() + a.dtype.str.encode() for a in places)
     ).hexdigest()
-    decided = {"name": listing.name, "rule": listing.decode.rule, "listed": content}
+    decided: dict[str, Any] = {"name": listing.name, "rule": _look_rule(listing), "listed": content}
+    if listing.flaws:
+        decided["flaws"] = sorted(listing.flaws)
     name = manifests.digest(decided)[:12]
     parts = -(-len(listing.keys) // PART)
     return [
         storage.join(root, "source", f"{name}-{p:05d}-of-{parts:05d}.json") for p in range(parts)
     ]
+
+
+def _look_rule(listing: Listing) -> str:
+    """How inputs are looked at. Parts of before traits were recorded have other names, so that they are made anew."""
+    decode = listing.decode
+    if not isinstance(decode, Picture):
+        return decode.rule
+    return f"{decode.rule}; traits; {decode.background}"
 
 
 def _inspect_part(urls: list[str], listing: Listing, part: int) -> bool:
@@ -234,28 +264,48 @@ def _inspect_part(urls: list[str], listing: Listing, part: int) -> bool:
 def _part_record(listing: Listing, part: int) -> dict[str, Any]:
     """What is kept of a part's inputs."""
     rows = range(part * PART, min((part + 1) * PART, len(listing.keys)))
-    inspected = [_inspect(listing, row) for row in rows]
-    kinds = sorted({kind for _, kind, _ in inspected if kind is not None})
+    looks = [_inspect(listing, row) for row in rows]
+    kinds = sorted({look.kind for look in looks if look.kind is not None})
     return {
-        "sha256": "".join(sha256 for sha256, _, _ in inspected),
+        "sha256": "".join(look.sha256 for look in looks),
         "kinds": kinds,
-        "kind": [_BAD if kind is None else kinds.index(kind) for _, kind, _ in inspected],
+        "kind": [_BAD if look.kind is None else kinds.index(look.kind) for look in looks],
         "reasons": {
-            str(row): look[2] for row, look in zip(rows, inspected, strict=True) if look[2]
+            str(row): look.reason for row, look in zip(rows, looks, strict=True) if look.reason
+        },
+        "traits": {
+            trait: [row for row, look in zip(rows, looks, strict=True) if trait in look.traits]
+            for trait in sorted({trait for look in looks for trait in look.traits})
         },
     }
 
 
-def _inspect(listing: Listing, row: int) -> tuple[str, Kind | None, str]:
-    """Hex sha256 (zeros where nothing could be read), kind, and the reason where it has none."""
+class _Look(NamedTuple):
+    """What was found of an input."""
+
+    sha256: str  # hex; zeros where nothing could be read
+    kind: Kind | None
+    reason: str  # why it has none
+    traits: tuple[str, ...] = ()
+
+
+def _inspect(listing: Listing, row: int) -> _Look:
+    if row in listing.flaws:
+        # reasons that a listing knows are not kept here: another listing of the same files may know better
+        return _Look(_UNREAD, None, "")
     sha256 = _UNREAD
+    traits: tuple[str, ...] = ()
     try:
         data = listing.store.read(row)
         sha256 = hashlib.sha256(data).hexdigest()
-        x = listing.decode(data)
+        x: NDArray[np.generic]
+        if isinstance(listing.decode, Picture):
+            x, traits = listing.decode.look(data)
+        else:
+            x = listing.decode(data)
     except BadInputError as error:
-        return sha256, None, str(error)
-    return sha256, (x.shape, x.dtype.str), ""
+        return _Look(sha256, None, str(error))
+    return _Look(sha256, (x.shape, x.dtype.str), "", traits)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -266,15 +316,18 @@ class _Inspected:
     kind: NDArray[np.int64]  # (N,) number in `kinds`, or _BAD
     kinds: list[Kind]
     reasons: dict[int, str]  # of the bad ones
+    traits: dict[str, list[int]]  # rows that have each
 
 
 def _load(urls: list[str], listing: Listing) -> _Inspected:
     hashes, kind = [], []
     reasons: dict[int, str] = {}
     kinds: dict[Kind, int] = {}
+    traits: dict[str, list[int]] = {}
     for part, url in enumerate(urls):
         record = manifests.read_record(url)
-        if record is None:  # it was damaged since
+        # it was damaged since
+        if record is None:
             record = _part_record(listing, part)
             storage.publish(url, manifests.seal(record), replace=True)
         hashes.append(
@@ -283,8 +336,16 @@ def _load(urls: list[str], listing: Listing) -> _Inspected:
         numbers = [kinds.setdefault((tuple(k[0]), k[1]), len(kinds)) for k in record["kinds"]]
         kind.append(np.array([*numbers, _BAD])[record["kind"]])  # _BAD is -1: the last
         reasons |= {int(row): reason for row, reason in record["reasons"].items()}
+        for trait, rows in record.get("traits", {}).items():
+            traits.setdefault(trait, []).extend(rows)
+    every = np.concatenate(kind)
+    every[[*listing.flaws]] = _BAD
     return _Inspected(
-        hashes=np.concatenate(hashes), kind=np.concatenate(kind), kinds=[*kinds], reasons=reasons
+        hashes=np.concatenate(hashes),
+        kind=every,
+        kinds=[*kinds],
+        reasons=reasons | dict(listing.flaws),
+        traits=traits,
     )
 
 
@@ -324,6 +385,8 @@ def _select(
         kept=len(rows),
         skipped=len(inspected.reasons),
         duplicates=int((~unique).sum()),
+        passed_over=len(listing.passed),
+        changed=_changed(inspected, rows),
     )
     where_listed = write_skipped(root, _entries(listing, inspected, reasons), existing)
     _check_skipped(listing, inspected, counts, max_skipped, where_listed)
@@ -334,6 +397,12 @@ def _select(
     if isinstance(listing.decode, Picture):
         return Pictures(**fields, picture=listing.decode), counts
     return Scanned(**fields), counts
+
+
+def _changed(inspected: _Inspected, rows: NDArray[np.int64]) -> dict[str, int]:
+    """How many of these rows have each trait, in the order of `TRAITS`."""
+    counts = {trait: int(np.isin(inspected.traits.get(trait, []), rows).sum()) for trait in TRAITS}
+    return {trait: count for trait, count in counts.items() if count}
 
 
 def _duplicate(listing: Listing, row: int, original: int) -> str:
@@ -351,7 +420,12 @@ def _entries(
         sha256 = inspected.hashes[row].tobytes().hex()
         entry = {"key": listing.keys[row].decode(), "reason": reason}
         entries.append(entry if sha256 == _UNREAD else {**entry, "sha256": sha256})
-    return entries
+    return entries + passed_entries(listing.passed)
+
+
+def passed_entries(passed: Iterable[Passed]) -> list[dict[str, str]]:
+    """Lines of skipped.jsonl of what was found among the inputs and is none."""
+    return [{"passed_over": printable(p.name), "reason": p.reason} for p in passed]
 
 
 def _check_skipped(
@@ -362,13 +436,16 @@ def _check_skipped(
     where_listed: str,
 ) -> None:
     allowed = max_skipped.of_inputs(counts.listed)
+    wrong = [*listing.refusals]
     if counts.skipped > allowed:
         row, reason = min(inspected.reasons.items())
-        raise UserError(
+        wrong.append(
             f"{counts.skipped:,} of {counts.listed:,} inputs cannot be used, max_skipped allows {allowed:,}: "
             f"{listing.keys[row].decode()!r}: {reason}{where_listed}: mend them, or allow them with "
             f"--max-skipped {counts.skipped}"
         )
+    if wrong:
+        raise UserError("; and ".join(wrong))
     if not counts.kept:
         raise UserError(f"none of {counts.listed:,} inputs can be used: there is nothing to write")
 

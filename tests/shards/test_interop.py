@@ -415,8 +415,8 @@ def test_wrong_label_options_are_named(tmp_path: Path) -> None:
     foreign.laion(tmp_path, 3)
     with pytest.raises(UserError, match="--label json:: name the field"):
         main(["index", str(tmp_path), "--label", "json:"])
-    with pytest.raises(UserError, match=r"3 of 3 samples .*no whole number at 'json:caption'"):
-        main(["index", str(tmp_path), "--label", "json:caption"])
+    with pytest.raises(UserError, match=r"3 of 3 samples .*no whole number at 'json:lost'"):
+        main(["index", str(tmp_path), "--label", "json:lost"])
 
 
 def test_the_commands_know_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

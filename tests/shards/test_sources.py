@@ -485,17 +485,17 @@ def _mixed(root: Path) -> Scanned:
     return scan(root.parent / "out", folders.image_folder(str(root), AS_IS))[0]
 
 
-def _beside(root: Path) -> Listing:
+def _beside(root: Path) -> Scanned:
     inputs.image_folder(root, inputs.pixels(3))
     (root / "x.png").write_bytes(inputs.png(inputs.pixels(1)[0]))
-    return folders.image_folder(str(root), AS_IS)
+    return scan(root.parent / "out", folders.image_folder(str(root), AS_IS))[0]
 
 
-def _unpacked(root: Path) -> Listing:
+def _unpacked(root: Path) -> Scanned:
     inputs.image_folder(root, inputs.pixels(3))
     (root / "__MACOSX").mkdir()
     (root / "__MACOSX" / "readme").touch()
-    return folders.image_folder(str(root), AS_IS)
+    return scan(root.parent / "out", folders.image_folder(str(root), AS_IS))[0]
 
 
 def _into_itself(root: Path) -> int:
@@ -530,7 +530,7 @@ def _empty(root: Path) -> Scanned:
     ("make", "message"),
     [
         (_mixed, r"2 shapes, such as \(3, 8, 8\).*\(3, 9, 9\) \|u1 \('a/large.png'\).*--size"),
-        (_beside, r"holds images \(x.png\) beside folders \(a\)"),
+        (_beside, r"1 of 4 inputs .*'x.png': an image beside class folders"),
         (_unpacked, r"1 of the 4 class folders in .*in hold no images, such as '__MACOSX'"),
         (_into_itself, r"out lies in .*in, where a folder is a class"),
         (_twice, "key 'a' occurs 2 times"),

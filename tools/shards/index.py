@@ -1,10 +1,11 @@
 """Index existing WebDataset tars, such as img2dataset's, so that they can be read in place; they are not changed.
 
 Every tar is read once, for its sha256, the xxh3 of each sample, labels, and the exact mean and standard deviation of
-the channels; every picture is decoded once. The index is written to the folder of the tars, or to --out with the full
-paths of the tars. It is then read like any data set, shuffled in windows, with the same checks. A tar that is
-damaged or truncated is an error; a sample that does not decode is left out and listed in skipped.jsonl. An
-interrupted index continues with the next tar. A tar on S3 is loaded into memory by the process that reads it.
+the channels; every picture is decoded once, turned and put on --background as by `make`, and counted. The index is
+written to the folder of the tars, or to --out with the full paths of the tars. It is then read like any data set,
+shuffled in windows, with the same checks. A tar that is damaged or truncated is an error; a sample that does not decode
+is left out and listed in skipped.jsonl, and so is what is no sample. An interrupted index continues with the next tar.
+A tar on S3 is loaded into memory by the process that reads it.
 
 Samples are not shuffled beforehand: rewrite tars that are sorted by class with `make tars`.
 Pictures are decoded each time they are read; use data.decoders processes for that in training. With --image npy,
@@ -28,6 +29,7 @@ from shards.format import foreign_arrays as foreign
 from shards.format.header import PIXELS, Header
 from shards.format.members import Decode
 from shards.format.pictures import Picture
+from shards.sources.listing import NO_LABEL, beside
 from shards.write import indexing
 from shards.write.scan import Threshold
 from tools import flags
@@ -57,7 +59,18 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("--encoder", str, None, "the arrays are latents of this encoder"),
         ("--scale", float, 1.0, "normalise latents as (x - shift) * scale (default 1)"),
         ("--shift", float, 0.0, "see --scale (default 0)"),
-        ("--label EXT", str, None, "cls or json:field (default: cls if the first sample has one)"),
+        (
+            "--background",
+            str,
+            "white",
+            "colour behind transparent parts, or refuse, which makes them bad samples (default white)",
+        ),
+        (
+            "--label EXT",
+            str,
+            None,
+            "cls, json:field or json:outer.inner, whose text is numbered, or none (default: cls if all have one)",
+        ),
         ("--prefix-keys", bool, False, "prefix keys with the name of their tar"),
         (
             "--max-skipped N|P%",
@@ -93,10 +106,15 @@ def run(options: argparse.Namespace) -> int:
     label = options.label
     if label is not None and label.endswith(":"):
         raise UserError(f"--label {label}: name the field, such as json:class")
+    pictures = foreign.kind_of(options.image) is None
     decode = Decode(
-        picture=Picture(size=options.size, channels=options.channels),
+        picture=Picture(
+            size=options.size,
+            channels=options.channels,
+            background=options.background if pictures else None,
+        ),
         image=options.image,
-        label=label,
+        label=None if label == NO_LABEL else label,
         prefix=options.prefix_keys,
     )
     header = _header(options)
@@ -105,8 +123,10 @@ def run(options: argparse.Namespace) -> int:
     manifest, counts, new = indexing.index(
         root,
         tars,
-        indexing.with_label(decode, tars),
+        decode if label == NO_LABEL else indexing.with_label(decode, tars),
         header=header,
+        unlabelled=label == NO_LABEL,
+        passed=beside(options.tars, ".tar"),
         max_skipped=Threshold.of(options.max_skipped),
         workers=options.workers,
         watch=read,
@@ -118,6 +138,10 @@ def run(options: argparse.Namespace) -> int:
         return 0
     status = "indexed" if new else "already there, nothing written:"
     left = f", {counts.skipped:,} left out (see skipped.jsonl)" if counts.skipped else ""
+    left += (
+        f", {counts.passed_over:,} passed over (see skipped.jsonl)" if counts.passed_over else ""
+    )
+    left += f", {report.changed(counts)}" if counts.changed else ""
     print(
         f"{status} {report.line(manifest)}{left}, in {root}, manifest {manifest.hash[:12]}; "
         f"{read.count:,} of {len(tars):,} tars read by this call in {seconds:,.1f} s"

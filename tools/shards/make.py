@@ -1,10 +1,11 @@
 """Write a data set as WebDataset shards, from files of any usual kind.
 
 Every input is read and decoded once before the first shard is written. Bad inputs are listed in skipped.jsonl with the
-reason, and are an error if there are more than --max-skipped. Images are decoded by Pillow (RGB, alpha
-dropped, EXIF orientation not applied). --size N halves an image by a box filter while its short side is at least
-2N, brings it to N by a bicubic one and crops it about its centre (Dhariwal and Nichol 2021). Pixels are uint8, and a
-model sees (x - 127.5) / 127.5.
+reason, and are an error if there are more than --max-skipped; files that are no inputs are passed over, counted and
+listed there too. Images are decoded by Pillow, as RGB: turned as their EXIF orientation says, transparent parts on
+--background, 16 bits a channel rounded to 8, the first frame of several; each is counted. --size N halves an image by
+a box filter while its short side is at least 2N, brings it to N by a bicubic one and crops it about its centre
+(Dhariwal and Nichol 2021). Pixels are uint8, and a model sees (x - 127.5) / 127.5.
 
 Pictures are stored one sample per key: a PNG with --size, otherwise the unchanged bytes of the input, with the label in
 .cls and the key in .id.txt; emoji say in .json what they are. They are decoded every time they are read
@@ -39,13 +40,14 @@ import numpy as np
 
 from shards import storage
 from shards.errors import UserError
+from shards.format.classes import renumbered
 from shards.format.header import PIXELS, Header
 from shards.format.manifest import Layout
 from shards.format.pictures import Picture
 from shards.sources import arrays, emoji, folders, tables, tars
 from shards.sources.emoji import Label, OnWhite
 from shards.sources.lightningdit import lightningdit
-from shards.sources.listing import Listing, Raw, file
+from shards.sources.listing import Decode, Listing, Raw, file
 from shards.sources.made import LATENT_SCALE, SyntheticSource, digits_source
 from shards.sources.source import Source
 from shards.write import writer
@@ -118,7 +120,7 @@ def _add_pictures(kinds: Any) -> None:
         "parquet": (
             "parquet files with a column of images",
             lambda o, picture: tables.parquet(
-                o.paths, picture, image=o.image, label=o.label, key=o.key
+                o.paths, picture, image=o.image, label=o.label, key=o.key, split=o.split
             ),
         ),
         "dataset": (
@@ -150,6 +152,12 @@ def _add_pictures(kinds: Any) -> None:
                 "resize and centre-crop images to this many pixels a side (default: unchanged)",
             ),
             ("--channels", int, 3, "3 for RGB, 1 for grey (default 3)"),
+            (
+                "--background",
+                str,
+                "white",
+                "colour behind transparent parts, or refuse, which makes them bad inputs (default white)",
+            ),
         )
         _add_layout(parser)
     for name in ("tars", "parquet", "dataset"):
@@ -158,12 +166,12 @@ def _add_pictures(kinds: Any) -> None:
         flags.add(
             parsers[name],
             ("--image", str, None, f"{field} of the image (default: the only one that can be)"),
-            ("--label", str, None, f"{field} of the label ({known} if there is one)"),
+            ("--label", str, None, f"{field} of the label, or none ({known} if all have one)"),
         )
     key: flags.Flag = ("--key", str, None, "column of keys (default: row numbers)")
     own: dict[str, tuple[flags.Flag, ...]] = {
         "tars": (("--prefix-keys", bool, False, "prefix keys with the name of their tar"),),
-        "parquet": (key,),
+        "parquet": (key, ("--split", str, None, "of a folder of several splits: which one")),
         "dataset": (key, ("--split", str, None, "split of a saved DatasetDict")),
         "voc": (("--split", str, "trainval", "split (default trainval)"),),
         "coco": (("--split", str, "train2017", "split (default train2017)"),),
@@ -275,7 +283,8 @@ def run(options: argparse.Namespace) -> int:
 def _list_pictures(
     make: Callable[[argparse.Namespace, Picture], Listing], options: argparse.Namespace
 ) -> int:
-    return _list(options, make(options, Picture(size=options.size, channels=options.channels)))
+    picture = Picture(size=options.size, channels=options.channels, background=options.background)
+    return _list(options, make(options, picture))
 
 
 def _folder(options: argparse.Namespace, picture: Picture) -> Listing:
@@ -376,8 +385,21 @@ def _list(
         world=options.world,
         watch=report.watch("looking at inputs"),
     )
-    found = {**asdict(counts), "rule": listing.decode.rule, "deduplicated": options.dedupe}
+    found = {
+        **counts.deciding(),
+        "rule": listing.decode.rule,
+        "deduplicated": options.dedupe,
+        **_decoded_as(listing.decode, counts),
+    }
     return _write(options, source, header, listing.class_names, {**found, **(notes or {})}, counts)
+
+
+def _decoded_as(decode: Decode, counts: ScanCounts) -> dict[str, Any]:
+    """Of pictures that earlier versions decoded to other pixels, how: such a data set is another one."""
+    decided = {"rotated": {"orientation": "applied"}, "of 16 bits": {"depth": "rounded"}}
+    if isinstance(decode, Picture):
+        decided["transparent"] = {"background": str(decode.background)}
+    return {n: v for trait in counts.changed for n, v in decided.get(trait, {}).items()}
 
 
 def _write(
@@ -397,6 +419,7 @@ def _write(
         shard_bytes=report.shard_bytes(options),
         class_names=class_names,
         notes=notes,
+        told=counts.told() if counts else None,
         layout=options.kept,
         workers=options.workers,
         rank=options.rank,
@@ -417,6 +440,12 @@ def _write(
         where = f" (see {storage.join(options.out, SKIPPED)})" if counts.skipped else ""
         rows = {
             "inputs": f"{counts.listed:,}",
+            **({"changed": report.changed(counts)} if counts.changed else {}),
+            **(
+                {"passed over (see skipped.jsonl)": f"{counts.passed_over:,}"}
+                if counts.passed_over
+                else {}
+            ),
             "bad ones" + where: f"{counts.skipped:,}",
             f"duplicates, {duplicates}": f"{counts.duplicates:,}",
             "samples": f"{manifest.count:,}",
@@ -425,4 +454,6 @@ def _write(
             "seconds": f"{seconds:,.1f}",
         }
         report.print_table({n: v for n, v in rows.items() if n != "classes" or manifest.classes})
+        if said := renumbered(manifest.class_names):
+            print(said)
     return 0

@@ -12,7 +12,9 @@ import numpy as np
 
 from shards import cli
 from shards.errors import UserError
+from shards.format.classes import renumbered
 from shards.format.manifest import Manifest
+from shards.write.scan import ScanCounts
 from tools import flags
 
 T = TypeVar("T")
@@ -96,12 +98,19 @@ def summary(manifest: Manifest) -> dict[str, object]:
         "std": [*manifest.channel_std],
         "range": [manifest.minimum, manifest.maximum],
         "classes": manifest.classes,
+        **({"class_names": [*manifest.class_names]} if manifest.class_names else {}),
         "samples_per_class": {"least": min(histogram), "most": max(histogram)}
         if histogram
         else None,
+        **({"renumbered": said} if (said := renumbered(manifest.class_names)) else {}),
         "source": manifest.source,
         "seed": manifest.seed,
     }
+
+
+def changed(counts: ScanCounts) -> str:
+    """What was done to samples, such as "1,204 transparent, 3 rotated"; empty where nothing was."""
+    return ", ".join(f"{count:,} {trait}" for trait, count in counts.changed.items())
 
 
 def line(manifest: Manifest) -> str:

@@ -1,0 +1,582 @@
+"""Everything that is listed is a sample, or counted and named; and no first sample or file decides for all."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import shards
+from shards.errors import UserError
+from shards.format import manifest as manifests
+from shards.format.classes import label_of
+from shards.format.pictures import Picture
+from shards.sources import folders, listing, tables, tars
+from shards.sources.listing import Listing
+from shards.write.scan import Threshold, scan
+from tests.shards import inputs
+from tools.shards.__main__ import main
+
+AS_IS = Picture(background="white")
+PNG = [inputs.png(image) for image in inputs.pixels(24)]
+
+
+def put(root: Path, *names: str) -> Path:
+    for i, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(PNG[i % len(PNG)])
+    return root
+
+
+def keys(found: Listing) -> list[str]:
+    return [key.decode() for key in found.keys.tolist()]
+
+
+def passed(found: Listing) -> set[str]:
+    return {p.name for p in found.passed}
+
+
+def skipped(out: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+
+
+# ---------------------------------------------------------------- folders
+
+
+@pytest.mark.parametrize(
+    "name", ["x.jfif", "x.jpe", "x.avif", "x.JP2", "x", "x.PNG", "x.JPG_large", "x.heic", "x.1.2"]
+)
+def test_a_picture_under_any_name_is_an_input(tmp_path: Path, name: str) -> None:
+    root = put(tmp_path / "in", f"a/{name}", "a/y.png")
+    kind = {"avif": "AVIF", "JP2": "JPEG2000"}.get(name.rpartition(".")[2])
+    if kind:
+        Image.fromarray(inputs.pixels(1, 16)[0]).save(root / "a" / name, kind)
+    found = folders.image_folder(str(root), Picture(size=8, background="white"))
+    assert keys(found) == [f"a/{n}" for n in sorted([name, "y.png"])] and not found.passed
+    source, seen = scan(tmp_path / "out", found)
+    assert (seen.listed, seen.kept) == (2, 2) and source.images(np.arange(2)).shape == (2, 3, 8, 8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sets(st.sampled_from(
+    ["a/0.png", "a/1", "a/notes.txt", "a/.2.png", "a/@eaDir/3.png", "b/deep/4.jpe", "b/.thumbnails/5.png", "b/6.json",
+     "b/Thumbs.db", "c/.ipynb_checkpoints/7.png", "c/8.png"]
+), min_size=1))  # fmt: skip
+def test_every_file_is_a_sample_or_below_what_is_named(
+    tmp_path_factory: pytest.TempPathFactory, names: set[str]
+) -> None:
+    root = tmp_path_factory.mktemp("law")
+    for name in names:
+        put(root, name)
+        if name.endswith((".txt", ".json", ".db")):
+            (root / name).write_bytes(b"words")
+    found = folders.image_folder(str(root), AS_IS)
+    told = passed(found)
+    covered = {n for n in names if n in told or any(n.startswith(t) for t in told if t[-1] == "/")}
+    assert covered.isdisjoint(keys(found)) and covered | {*keys(found)} == names
+
+
+def test_what_is_passed_over_is_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = put(tmp_path / "in", "a/0.png", "a/@eaDir/t.jpg", "a/._0.png")
+    out = tmp_path / "out"
+    assert main(["make", "folder", str(root), "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["inputs"]["passed_over"] == 2
+    assert manifests.load(out).source["passed_over"] == 2
+    assert {entry["passed_over"] for entry in skipped(out)} == {"a/@eaDir/", "a/._0.png"}
+
+
+def _loop(place: Path) -> None:
+    place.symlink_to(place.name)
+
+
+def _gone(place: Path) -> None:
+    place.symlink_to("nowhere.png")
+
+
+def _pipe(place: Path) -> None:
+    os.mkfifo(place)
+
+
+def _empty(place: Path) -> None:
+    place.touch()
+
+
+def _text(place: Path) -> None:
+    place.write_text("<html>403</html>")
+
+
+@pytest.mark.parametrize("make", [_loop, _gone, _pipe, _empty, _text])
+def test_an_unreadable_input_is_one_bad_one(tmp_path: Path, make: Any) -> None:
+    root = put(tmp_path / "in", "a/0.png", "a/1.png", "b/2.png")
+    make(root / "a" / "bad.png")
+    found = folders.image_folder(str(root), AS_IS)
+    with pytest.raises(UserError, match=r"1 of 4 inputs .*'a/bad.png'.*--max-skipped 1"):
+        scan(tmp_path / "out", found)
+    _, seen = scan(tmp_path / "out", found, max_skipped=Threshold(count=1))
+    assert (seen.kept, seen.skipped) == (3, 1)
+    assert [entry["key"] for entry in skipped(tmp_path / "out")] == ["a/bad.png"]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE, errno.ELOOP, errno.EPERM])
+def test_an_input_that_fails_to_be_read_is_one_bad_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    root, read = put(tmp_path / "in", "a/0.png", "a/1.png"), Path.read_bytes
+
+    def failing(self: Path) -> bytes:
+        if self.name == "1.png":
+            raise OSError(code, os.strerror(code), str(self))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    found = folders.image_folder(str(root), AS_IS)
+    _, seen = scan(tmp_path / "out", found, max_skipped=Threshold(count=1))
+    assert (seen.kept, seen.skipped) == (1, 1)
+
+
+def test_an_error_of_the_machine_is_no_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = put(tmp_path / "in", "a/0.png")
+
+    def failing(self: Path) -> bytes:
+        raise OSError(errno.EMFILE, "too many", str(self))
+
+    found = folders.image_folder(str(root), AS_IS)
+    monkeypatch.setattr(listing.Path, "read_bytes", failing)
+    with pytest.raises(OSError, match="too many"):
+        found.store.read(0)
+
+
+def test_a_folder_that_cannot_be_read_is_one_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, scandir = put(tmp_path / "in", "a/0.png", "a/shut/1.png", "b/2.png"), os.scandir
+
+    def refusing(place: Any) -> Any:
+        if str(place).endswith("shut"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = folders.image_folder(str(root), AS_IS)
+    assert keys(found) == ["a/0.png", "a/shut/", "b/2.png"] and found.labels is not None
+    assert found.labels.tolist() == [0, 0, 1]
+    with pytest.raises(UserError, match="'a/shut/': a folder that cannot be read"):
+        scan(tmp_path / "out", found)
+
+
+def test_a_stray_file_an_empty_class_and_bad_images_are_told_together(tmp_path: Path) -> None:
+    root = put(tmp_path / "in", "a/0.png", "b/1.png", "stray.png")
+    (root / "c").mkdir()
+    (root / "a" / "bad.png").touch()
+    with pytest.raises(UserError) as refused:
+        scan(tmp_path / "out", folders.image_folder(str(root), AS_IS))
+    assert "hold no images, such as 'c'" in str(refused.value)
+    assert "2 of 4 inputs" in str(refused.value)
+    assert {entry["key"] for entry in skipped(tmp_path / "out")} == {"a/bad.png", "stray.png"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/a/0.png", "val/a/1.png"),
+        ("train/0.png", "test/1.png", "valid/2.png"),
+        ("Train/a/0.png", "Validation/a/1.png"),
+        ("train/a/0.png", "train/b/1.png"),
+        ("train/a/0.png", "val/a/1.png", "devkit/x.png"),
+    ],
+)
+def test_the_parent_of_splits_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    root = put(tmp_path / "in", *names)
+    with pytest.raises(UserError, match="holds the splits") as refused:
+        folders.image_folder(str(root), AS_IS)
+    cure = str(refused.value).rpartition("them, ")[2]
+    assert keys(folders.image_folder(cure, AS_IS))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train/0.png", "bus/1.png", "car/2.png"), ("test/0.png",), ("evaluate/0.png", "dev1/1.png")],
+)
+def test_classes_that_are_called_like_a_split_are_classes(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    found = folders.image_folder(str(put(tmp_path / "in", *names)), AS_IS)
+    assert found.class_names == tuple(sorted(name.partition("/")[0] for name in names))
+
+
+@given(st.integers(1, 30), st.integers(0, 4))
+@settings(max_examples=15, deadline=None)
+def test_numbered_folders_from_0_have_their_number_as_label(
+    tmp_path_factory: pytest.TempPathFactory, count: int, width: int
+) -> None:
+    names = [f"{i:0{width}d}" for i in range(count)]
+    root = put(tmp_path_factory.mktemp("numbers"), *(f"{name}/{name}.png" for name in names))
+    found = folders.image_folder(str(root), AS_IS)
+    assert found.class_names == tuple(names) and found.labels is not None
+    assert found.labels.tolist() == [int(name) for name in found.class_names]
+
+
+def test_numbered_folders_with_gaps_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = put(tmp_path / "in", "1/a.png", "2/b.png", "10/c.png")
+    assert main(["make", "folder", str(root), "--out", str(tmp_path / "out")]) == 0
+    assert "class '1' is label 0" in capsys.readouterr().out
+    manifest = manifests.load(tmp_path / "out")
+    assert manifest.class_names == ("1", "2", "10")
+    with pytest.raises(UserError, match="name:2 or number:2"):
+        label_of("2", manifest.class_names, manifest.classes)
+
+
+# ---------------------------------------------------------------- dataset.json
+
+
+def edm(root: Path, labels: object, count: int = 6) -> Path:
+    names = [f"{i // 2:05d}/img{i:08d}.png" for i in range(count)]
+    put(root, *names)
+    if labels is not None:
+        (root / "dataset.json").write_text(json.dumps({"labels": labels}))
+    return root
+
+
+def zipped(root: Path) -> Path:
+    path = root.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as to:
+        for file in sorted(p for p in root.rglob("*") if p.is_file()):
+            to.write(file, file.relative_to(root))
+    return path
+
+
+PAIRS = [[f"{i // 2:05d}/img{i:08d}.png", i % 3] for i in range(6)]
+
+
+@pytest.mark.parametrize("labels", [PAIRS, dict(PAIRS), PAIRS[::-1]], ids=["list", "dict", "back"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_dataset_json_has_the_labels(tmp_path: Path, labels: object, packed: bool) -> None:
+    root = edm(tmp_path / "in", labels)
+    found = folders.image_folder(str(zipped(root) if packed else root), AS_IS)
+    assert keys(found) == [name for name, _ in PAIRS] and found.labels is not None
+    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2] and found.classes == 3
+    assert not found.class_names and not found.passed
+    source, _ = scan(tmp_path / "out", found)
+    assert np.array_equal(source.images(np.arange(6)), inputs.pixels(24)[:6].transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_chunks_without_labels_have_none(tmp_path: Path, packed: bool) -> None:
+    for name, text in (("none", None), ("null", json.dumps({"labels": None}))):
+        root = edm(tmp_path / name, None)
+        if text:
+            (root / "dataset.json").write_text(text)
+        found = folders.image_folder(str(zipped(root) if packed else root), AS_IS)
+        assert len(found.keys) == 6 and found.labels is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([["00000/img00000000.png", [0.1, 0.2]]], "whole numbers"),
+        ([["00000/img00000000.png", "cat"]], "whole numbers"),
+        ([["00000/img00000000.png", 1.0]], "whole numbers"),
+        ("words", "mend it, or move it away"),
+        (5, "mend it, or move it away"),
+    ],
+)
+def test_a_dataset_json_that_is_another_is_refused(
+    tmp_path: Path, labels: object, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        folders.image_folder(str(edm(tmp_path / "in", labels)), AS_IS)
+
+
+def test_what_dataset_json_and_the_files_do_not_share_is_bad(tmp_path: Path) -> None:
+    root = edm(tmp_path / "in", [*PAIRS[1:], ["00009/img00000099.png", 0]])
+    found = folders.image_folder(str(root), AS_IS)
+    _, seen = scan(tmp_path / "out", found, max_skipped=Threshold(count=2))
+    assert (seen.listed, seen.kept, seen.skipped) == (7, 5, 2)
+    assert [e["reason"] for e in skipped(tmp_path / "out")] == [
+        "dataset.json does not name it", "no such file"
+    ]  # fmt: skip
+
+
+def test_a_zip_of_classes_is_a_folder_of_classes(tmp_path: Path) -> None:
+    root = put(tmp_path / "in", "cat/0.png", "dog/1.png", "dog/@eaDir/2.png")
+    (root / "dog" / "notes.txt").write_text("words")
+    one, two = (folders.image_folder(str(p), AS_IS) for p in (root, zipped(root)))
+    assert keys(one) == keys(two) and one.class_names == two.class_names == ("cat", "dog")
+    assert passed(two) == {"dog/@eaDir/2.png", "dog/notes.txt"}
+    fingerprints = {scan(tmp_path / f"o{i}", x)[0].fingerprint for i, x in enumerate((one, two))}
+    assert len(fingerprints) == 1
+
+
+# ---------------------------------------------------------------- tars
+
+
+def tar(path: Path, *members: tuple[str, bytes] | tuple[str, str, str]) -> Path:
+    """Files (name, data), and links (name, 'hard' or 'symbolic', target)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as to:
+        for name, *rest in members:
+            member = tarfile.TarInfo(name)
+            if len(rest) == 2:
+                member.type = tarfile.LNKTYPE if rest[0] == "hard" else tarfile.SYMTYPE
+                member.linkname = str(rest[1])
+                to.addfile(member)
+            else:
+                member.size = len(rest[0])
+                to.addfile(member, io.BytesIO(rest[0]))  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [("hard", "d/0.png"), ("symbolic", "0.png"), ("symbolic", "../d/0.png"), ("symbolic", "./0.png"),
+     ("hard", "./d/0.png"), ("symbolic", "1.png")],
+)  # fmt: skip
+def test_a_link_in_a_tar_is_what_it_points_to(tmp_path: Path, link: str, target: str) -> None:
+    path = tar(
+        tmp_path / "0.tar",
+        ("d/0.png", PNG[0]),
+        ("d/1.png", "hard", "d/0.png"),
+        ("d/2.png", link, target),
+    )
+    found = tars.tars([str(path)], AS_IS)
+    assert keys(found) == ["d/0", "d/1", "d/2"] and not found.passed
+    assert [found.store.read(row) for row in range(3)] == [PNG[0]] * 3
+
+
+@pytest.mark.parametrize("target", ["2.png", "nowhere.png", "/etc/passwd", "../out.png", "3.png"])
+def test_a_link_out_of_a_tar_or_in_circles_is_named(tmp_path: Path, target: str) -> None:
+    members = ("0.png", PNG[0]), ("2.png", "symbolic", target), ("3.png", "symbolic", "2.png")
+    found = tars.tars([str(tar(tmp_path / "0.tar", *members))], AS_IS)  # type: ignore[arg-type]
+    assert keys(found) == ["0"] and passed(found) == {"0.tar: 2.png", "0.tar: 3.png"}
+
+
+def test_an_index_names_links_and_names_without_suffix(tmp_path: Path) -> None:
+    tar(
+        tmp_path / "0.tar",
+        ("0.png", PNG[0]), ("1.png", "hard", "0.png"), ("plain", PNG[1]), ("._0.png", b"x"), ("__a__/b.png", PNG[2]),
+    )  # fmt: skip
+    (tmp_path / "1.tar.gz").write_bytes(b"x")
+    assert main(["index", str(tmp_path)]) == 0
+    assert manifests.load(tmp_path).source["passed_over"] == 5
+    told = {entry["passed_over"] for entry in skipped(tmp_path)}
+    assert told == {
+        "1.tar.gz",
+        *(f"0.tar: {n}" for n in ("1.png", "plain", "._0.png", "__a__/b.png")),
+    }
+    assert main(["index", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("name", ["1.tar.gz", "1.tgz", "b/1.tar.zst", "1.tar.bz2", "1.txz"])
+def test_a_compressed_tar_beside_tars_is_named(tmp_path: Path, name: str) -> None:
+    tar(tmp_path / "0.tar", ("0.png", PNG[0]))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    assert passed(tars.tars([str(tmp_path)], AS_IS)) == {name}
+
+
+def test_an_upper_case_tar_is_a_tar(tmp_path: Path) -> None:
+    tar(tmp_path / "0.TAR", ("0.png", PNG[0]))
+    assert keys(tars.tars([str(tmp_path)], AS_IS)) == ["0"]
+
+
+@pytest.mark.parametrize("labelled", [(0,), (1,), (0, 1), (1, 2), (2,)])
+def test_labels_of_some_samples_only_are_asked_about(
+    tmp_path: Path, labelled: tuple[int, ...]
+) -> None:
+    for i in range(3):
+        label = [(f"{i}.cls", b"1")] if i in labelled else []
+        tar(tmp_path / f"{i}.tar", (f"{i}.png", PNG[i]), *label)
+    words = f"{len(labelled)} of 3 samples have a .cls"
+    with pytest.raises(UserError, match=words):
+        tars.tars([str(tmp_path)], AS_IS)
+    assert tars.tars([str(tmp_path)], AS_IS, label="none").labels is None
+    asked = tars.tars([str(tmp_path)], AS_IS, label="cls")
+    assert {*asked.flaws} == {0, 1, 2} - {*labelled}
+    _, seen = scan(tmp_path / "out", asked, max_skipped=Threshold(count=2))
+    assert (seen.kept, seen.skipped) == (len(labelled), 3 - len(labelled))
+    with pytest.raises(UserError):
+        main(["index", str(tmp_path), "--out", str(tmp_path / "index")])
+    assert main(["index", str(tmp_path), "--out", str(tmp_path / "index"), "--label", "none"]) == 0
+    assert "y" not in shards.read_all(tmp_path / "index")
+
+
+@pytest.mark.parametrize("order", [("png", "jpg"), ("jpg", "png"), ("webp", "png")])
+@pytest.mark.parametrize("apart", [False, True])
+def test_two_pictures_a_sample_in_changing_order_are_asked_about(
+    tmp_path: Path, order: tuple[str, str], apart: bool
+) -> None:
+    first = [(f"0.{name}", PNG[i]) for i, name in enumerate(order)]
+    second = [(f"1.{name}", PNG[i + 2]) for i, name in enumerate(order[::-1])]
+    for number, members in enumerate([first, second] if apart else [first + second]):
+        tar(tmp_path / f"{number}.tar", *members)
+    with pytest.raises(UserError, match="--image"):
+        tars.tars([str(tmp_path)], AS_IS)
+    with pytest.raises(UserError, match="--image"):
+        main(["index", str(tmp_path)])
+    found = tars.tars([str(tmp_path)], AS_IS, image="png")
+    want = [data for name, data in first + second if name.endswith("png")]
+    assert [found.store.read(row) for row in range(2)] == want
+
+
+def test_one_picture_a_sample_may_be_of_any_kind(tmp_path: Path) -> None:
+    tar(tmp_path / "0.tar", ("0.png", PNG[0]), ("1.webp", PNG[1]), ("2.jfif", PNG[2]))
+    assert [*map(len, map(tars.tars([str(tmp_path)], AS_IS).store.read, range(3)))] == [
+        len(data) for data in PNG[:3]
+    ]
+
+
+CLASSES = [
+    ("json:class", lambda text: {"class": text}),
+    ("json:a.b", lambda text: {"a": {"b": text}}),
+    ("json:a.b.c", lambda text: {"a": {"b": {"c": text}}}),
+    ("json:a.b", lambda text: {"a.b": text, "a": {"b": "other"}}),
+    ("json:a.b.c", lambda text: {"a": {"b.c": text}}),
+]
+
+
+@pytest.mark.parametrize(("field", "told"), CLASSES)
+@pytest.mark.parametrize("command", ["index", "make tars"])
+def test_text_of_a_json_field_is_numbered(
+    tmp_path: Path, field: str, told: Any, command: str
+) -> None:
+    for part, texts in enumerate([("dog", "emu"), ("cat", "dog")]):
+        members = [
+            (f"{part}{i}.{kind}", data)
+            for i, text in enumerate(texts)
+            for kind, data in (
+                ("png", PNG[part * 2 + i]),
+                ("json", json.dumps(told(text)).encode()),
+            )
+        ]
+        tar(tmp_path / "in" / f"{part}.tar", *members)
+    out = tmp_path / "out"
+    assert main([*command.split(), str(tmp_path / "in"), "--label", field, "--out", str(out)]) == 0
+    found = shards.read_all(out)
+    assert dict(zip(found["key"].tolist(), found["y"].tolist(), strict=True)) == {
+        "00": 1, "01": 2, "10": 0, "11": 1
+    }  # fmt: skip
+    assert manifests.load(out).class_names == ("cat", "dog", "emu")
+    assert main(["verify", str(out)]) == 0
+
+
+def test_numbers_and_text_as_labels_are_refused(tmp_path: Path) -> None:
+    tar(
+        tmp_path / "0.tar",
+        ("0.png", PNG[0]), ("0.json", b'{"c": 1}'), ("1.png", PNG[1]), ("1.json", b'{"c": "cat"}'),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="bring them to one"):
+        tars.tars([str(tmp_path)], AS_IS, label="json:c")
+    with pytest.raises(UserError, match="bring them to one"):
+        main(["index", str(tmp_path), "--label", "json:c"])
+
+
+# ---------------------------------------------------------------- parquet
+
+
+def parquet(path: Path, **columns: object) -> None:
+    arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = len(next(iter(columns.values())))  # type: ignore[arg-type]
+    writer.write_table(arrow.table({"image": PNG[:count], **columns}), path)
+
+
+@pytest.mark.parametrize("second", ["int8", "int16", "int32", "uint8", "uint64"])
+def test_labels_of_several_widths_are_read(tmp_path: Path, second: str) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet(tmp_path / "0.parquet", label=arrow.array([0, 1], type=arrow.int64()))
+    parquet(tmp_path / "1.parquet", label=arrow.array([2, 1], type=getattr(arrow, second)()))
+    found = tables.parquet([str(tmp_path)], AS_IS)
+    assert found.labels is not None and found.labels.tolist() == [0, 1, 2, 1]
+    assert found.labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_label_column_of_some_files_is_asked_about(tmp_path: Path, which: int) -> None:
+    for i in range(3):
+        parquet(
+            tmp_path / f"{i}.parquet", **({"label": [0, 1]} if i == which else {"other": [0, 1]})
+        )
+    with pytest.raises(UserError, match=r"'label' is in 1 of 3 files.*--label none"):
+        tables.parquet([str(tmp_path)], AS_IS)
+    found = tables.parquet([str(tmp_path)], AS_IS, label="none")
+    assert found.labels is None and len(found.keys) == 6
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+        ("train/0.parquet", "validation/0.parquet"),
+        ("train.parquet", "val.parquet"),
+        ("train_0.parquet", "dev_0.parquet"),
+        ("default/train/0.parquet", "default/test/0.parquet"),
+    ],
+)
+def test_splits_in_one_folder_are_asked_about(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        parquet(tmp_path / name, label=[0, 1])
+    with pytest.raises(UserError, match="files of 2 splits"):
+        tables.parquet([str(tmp_path)], AS_IS)
+    assert len(tables.parquet([str(tmp_path)], AS_IS, split="train").keys) == 2
+    both = [str(tmp_path / name) for name in names]
+    assert len(tables.parquet(both, AS_IS).keys) == 4
+    with pytest.raises(UserError, match="split 'tset' is not in"):
+        tables.parquet([str(tmp_path)], AS_IS, split="tset")
+
+
+@pytest.mark.parametrize("values", [["dog", "cat"], [True, False]], ids=["text", "bool"])
+def test_labels_that_are_text_are_numbered(tmp_path: Path, values: list[object]) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet(tmp_path / "0.parquet", label=values)
+    parquet(tmp_path / "1.parquet", label=arrow.array(values[::-1]).dictionary_encode())
+    found = tables.parquet([str(tmp_path)], AS_IS)
+    assert found.labels is not None and found.labels.tolist() == [1, 0, 0, 1]
+    assert found.class_names == tuple(sorted(map(str, values)))
+
+
+def test_labels_of_several_kinds_are_refused(tmp_path: Path) -> None:
+    parquet(tmp_path / "0.parquet", label=[0, 1])
+    parquet(tmp_path / "1.parquet", label=["a", "b"])
+    with pytest.raises(UserError, match=r"int64 in .*0.parquet and string in .*1.parquet"):
+        tables.parquet([str(tmp_path)], AS_IS)
+
+
+def test_labels_below_0_are_named(tmp_path: Path) -> None:
+    parquet(tmp_path / "0.parquet", label=[-1, -1])
+    with pytest.raises(UserError, match="label -1 of sample '0-0' is below 0, 2 such"):
+        scan(tmp_path / "out", tables.parquet([str(tmp_path)], AS_IS))
+
+
+# ---------------------------------------------------------------- what shows class names
+
+
+def test_stats_and_inspect_show_class_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = put(tmp_path / "in", "cat/0.png", "dog/1.png", "dog/2.png"), str(tmp_path / "out")
+    assert main(["make", "folder", str(root), "--out", out]) == 0
+    capsys.readouterr()
+    assert main(["stats", out]) == 0
+    assert "0 cat (1), 1 dog (2)" in " ".join(capsys.readouterr().out.split())
+    assert main(["stats", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["class_names"] == ["cat", "dog"]
+    assert main(["inspect", out, "dog/1.png", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["y"], found["class"]) == (1, "dog")
