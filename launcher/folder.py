@@ -9,9 +9,10 @@ from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
 
+from selfguide.spec.find import find, runs
 from selfguide.spec.run import RunFolder
-from selfguide.spec.suggest import nearest
-from shards.errors import UserError
+
+__all__ = ["Attempt", "evaluation_asked", "evaluations", "find", "runs", "tail", "takes_run"]
 
 
 @dataclass(frozen=True)
@@ -86,40 +87,6 @@ def evaluations(run: RunFolder) -> Path:
 def evaluation_asked(run: RunFolder) -> Path:
     """When somebody last asked for missing scores (`time`), and for those of failed evaluations (`retry`)."""
     return run.evals / "asked.json"
-
-
-def runs(root: Path) -> list[RunFolder]:
-    """Every run below a runs folder, by experiment and id."""
-    return [RunFolder(path.parent) for path in sorted(root.glob("*/*/run.json"))]
-
-
-def find(text: str, root: Path) -> RunFolder:
-    """The run that `text` names: its folder, its id or name, or the beginning of an id.
-
-    Raises:
-        UserError: no run, or several.
-    """
-    folder = Path(text)
-    if (folder / "run.json").is_file():
-        return RunFolder(folder.resolve())
-    known = runs(root.resolve())
-    matches = [run for run in known if run.root.name == text]
-    matches = matches or [run for run in known if run.root.name.startswith(text)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        several = ", ".join(f"{run.root.parent.name}/{run.root.name}" for run in matches)
-        raise UserError(
-            f"{text!r} means several runs: {several}; give more of the id, or the run's folder"
-        )
-    if not known:
-        raise UserError(
-            f"no run in {root}: start one with `python -m launcher.submit`, or give --runs FOLDER"
-        )
-    names = [run.root.name for run in known]
-    raise UserError(
-        f"no run {text!r} in {root}{nearest(text, names)}; `python -m launcher.runs --runs {root}` lists them"
-    )
 
 
 def takes_run(parser: ArgumentParser, nargs: str | None = None, what: str = "run") -> None:

@@ -22,7 +22,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from launcher.folder import find
 from selfguide.data.autoencoders import Autoencoder, from_images, load_autoencoder, to_images
 from selfguide.diffusion.conditions import Condition
 from selfguide.evaluation.grid import write_grid
@@ -34,14 +33,14 @@ from selfguide.sampling.condition_sampler import (
     conditions_each_patch,
 )
 from selfguide.sampling.generate import generate_each
-from selfguide.sampling.group_names import Naming, read_naming, without_banned
+from selfguide.sampling.group_names import Naming, naming_of, without_banned
 from selfguide.sampling.groups import patch_layout
 from selfguide.snapshot import Snapshot, load
-from selfguide.spec.averages import averages_of
-from selfguide.spec.config import SamplerConfig, build
-from selfguide.spec.config.sampler import Spacing, check_sampler, settings_read
+from selfguide.spec.config import SamplerConfig
+from selfguide.spec.config.sampler import Spacing
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
-from selfguide.spec.files import read_config
+from selfguide.spec.find import find_snapshot
+from selfguide.trained import changed_sampler, check_labelled
 from selfguide.training.engine.protocol import DTYPES
 from shards import cli
 from shards.errors import UserError
@@ -130,12 +129,6 @@ def draw(
     return torch.cat([x for x, _ in made]), max(evaluations for _, evaluations in made)
 
 
-def naming_of(folder: Path, snapshot: Snapshot) -> Naming:
-    """What the groups of this snapshot are called: `groups.yaml` lies in its run's folder."""
-    p = snapshot.guidance["p"]
-    return Naming(groups=0) if p is None else read_naming(folder.resolve().parents[1], len(p))
-
-
 def load_snapshot(
     name: str, runs: str, images: int | None = None, ema: int = 0
 ) -> tuple[Snapshot, Path]:
@@ -146,24 +139,7 @@ def load_snapshot(
     Raises:
         UserError: there is no such run, snapshot or average, or the snapshot is damaged.
     """
-    folder = Path(name)
-    if (folder / "MANIFEST.json").is_file():
-        if images is not None:
-            raise UserError(f"--images {images}: {folder} is one snapshot already; drop it")
-    else:
-        run = find(name, Path(runs))
-        published = run.published()
-        if not published:
-            raise UserError(f"run {run.root.name} has published no snapshot yet")
-        images = published[-1] if images is None else images
-        known = ", ".join(f"{n}" for n in published)
-        if images not in published:
-            raise UserError(f"--images {images}: this run has snapshots at {known}")
-        folder = run.snapshot(images)
-    averages = averages_of(read_config(folder / "config.yaml"))
-    kept = ", ".join(f"{i}: {average}" for i, average in enumerate(averages))
-    if not 0 <= ema < len(averages):
-        raise UserError(f"--ema {ema} is not one of this snapshot's averages ({kept})")
+    folder = find_snapshot(name, Path(runs), images, ema)
     try:
         snapshot = load(folder, ema)
     except FileNotFoundError as error:
@@ -178,16 +154,10 @@ def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig
     flag_of = {f.name: f.name for f in fields(SamplerConfig)} | {"name": "sampler"}
     asked = {name: getattr(options, flag) for name, flag in flag_of.items()}
     changes = {name: value for name, value in asked.items() if value is not None}
-    own = asdict(snapshot.config.sampler)
-    if changes.get("name", own["name"]) != own["name"]:
-        # what only the old sampler read goes with it
-        kept = own.keys() - settings_read(snapshot.config.sampler).keys()
-        own = {name: own[name] for name in kept}
     if options.convention:
         changes |= converted(options.convention, changes)
     try:
-        sampler = build(SamplerConfig, own | changes, "sampler")
-        check_sampler(sampler, snapshot.config.path)
+        return changed_sampler(snapshot, changes)
     except UserError as error:
         # fields and cures under the names that this command line has for them
         said = re.sub(
@@ -196,11 +166,6 @@ def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig
             str(error),
         )
         raise UserError(said) from error
-    if "g" in changes and sampler.g != 1 and not snapshot.guidance["told"]:
-        raise UserError(
-            f"--g {sampler.g:g}: this snapshot is unconditional, so there is nothing to guide; drop it"
-        )
-    return sampler
 
 
 def converted(source: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -248,11 +213,7 @@ def condition_of(
     if options.uncond:
         return queries.without_condition(snapshot, options.count)
     if options.label is not None:
-        if snapshot.guidance["source"] != "labels":
-            queries.groups(snapshot)  # it may know nothing at all
-            raise UserError(
-                "--label: this snapshot knows groups that it found itself; give --group"
-            )
+        check_labelled(snapshot, "--label")
         ids = torch.tensor(options.label)
     elif options.group is not None:
         ids = torch.tensor([naming.number(text) for text in options.group])

@@ -112,16 +112,18 @@ class SnapshotFeatures:
 
     @torch.no_grad()
     def __call__(self, stored: Tensor, ordinals: Tensor) -> Tensor:
-        device = self.snapshot.device
-        x0 = self._shown(self.normaliser.encode(stored))
+        tokens = self.tokens(self.normaliser.encode(stored), ordinals)
+        return pool(tokens, self.pooling, self.layer.extras, cls=self.cls).float().cpu()
+
+    def tokens(self, x0: Tensor, ordinals: Tensor) -> Tensor:
+        """(B, T, D) of the layer for images in model space (B, C, H, W), which meet the noise of `ordinals` (B,)."""
+        device, x0 = self.snapshot.device, self._shown(x0)
         eps = normal(self.seed, "extraction-noise", ordinals, tuple(x0.shape[1:]))
         tau = torch.full((len(x0),), self.noise_time, device=device)
         x = self.preconditioning.noised(x0.to(device), eps.to(device), tau)
         x = x.to(next(self.snapshot.student.parameters()).dtype)
         nothing = Condition(torch.full((len(x0),), self.state, device=device))
-        backbone = self.snapshot.student.backbone
-        tokens = backbone.features(x, tau, nothing, self.number)
-        return pool(tokens, self.pooling, self.layer.extras, cls=self.cls).float().cpu()
+        return self.snapshot.student.backbone.features(x, tau, nothing, self.number)
 
     def _shown(self, x0: Tensor) -> Tensor:
         """The middle of images that training saw windows of."""

@@ -88,6 +88,12 @@ def without_banned(snapshot: Snapshot, naming: Naming) -> Snapshot:
     return replace(snapshot, guidance={**snapshot.guidance, "p": naming.allowed(p)})
 
 
+def naming_of(folder: Path, snapshot: Snapshot) -> Naming:
+    """What the groups of the snapshot in `folder` are called: `groups.yaml` lies in its run's folder."""
+    p = snapshot.guidance["p"]
+    return Naming(groups=0) if p is None else read_naming(folder.resolve().parents[1], len(p))
+
+
 def read_naming(run: Path, groups: int) -> Naming:
     """From a run's folder; without a file nothing is named or banned.
 
