@@ -21,6 +21,8 @@ from selfguide.spec.corrections import kept_from_before
 from selfguide.spec.files import read_config
 from selfguide.weights import put
 from shards import storage
+from shards.errors import DamagedError, UserError
+from shards.format import manifest as manifests
 
 CONFIG = "config.yaml"
 log = logging.getLogger(__name__)
@@ -49,6 +51,22 @@ class Snapshot:
     def conditioned(self) -> bool:
         """Whether the student was conditioned on anything yet; manifests call it so since the first version."""
         return self.guidance["told"]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the labels that it was trained on, from 0; empty where they are not known, or it knows no labels.
+
+        Snapshots of before they were kept take them from the data, where these are at hand and still the same.
+        """
+        if self.guidance["source"] != "labels":
+            return ()
+        if "class_names" in self.data:
+            return tuple(self.data["class_names"])
+        try:
+            manifest = manifests.load(self.data["root"])
+        except (UserError, DamagedError, OSError):
+            return ()
+        return manifest.class_names if manifest.hash == self.data["manifest"] else ()
 
     @property
     def device(self) -> torch.device:

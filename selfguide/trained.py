@@ -22,7 +22,6 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.discovery.features import SnapshotFeatures
 from selfguide.models.backbone import pool
 from selfguide.sampling import queries
-from selfguide.sampling.class_names import class_names, label_ids
 from selfguide.sampling.condition_sampler import Prior, condition_sampler
 from selfguide.sampling.generate import generate_each
 from selfguide.sampling.group_names import Naming, naming_of, without_banned
@@ -31,6 +30,7 @@ from selfguide.spec.config import SamplerConfig, build
 from selfguide.spec.config.sampler import check_sampler, settings_read
 from selfguide.spec.find import find_snapshot
 from shards.errors import UserError
+from shards.format.classes import NUMBER
 from shards.format.header import Header
 
 Asked = int | str | Sequence[int | str]
@@ -83,7 +83,7 @@ class TrainedModel:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the labels that the data have, by number."""
-        return class_names(self.snapshot)
+        return self.snapshot.class_names
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -147,8 +147,7 @@ class TrainedModel:
         if row is not None:
             return queries.rows(snapshot, _each(torch.tensor(_listed(row)), len(seeds)))
         if label is not None:
-            check_labelled(snapshot, "label")
-            ids = label_ids(snapshot, _listed(label))
+            ids = queries.labels(snapshot, [_text(each) for each in _listed(label)])
         elif group is not None:
             ids = torch.tensor([naming.number(str(each)) for each in _listed(group)])
         else:
@@ -249,20 +248,14 @@ def changed_sampler(snapshot: Snapshot, changes: Mapping[str, Any]) -> SamplerCo
     return sampler
 
 
-def check_labelled(snapshot: Snapshot, asked: str) -> None:
-    """
-    Raises:
-        UserError: the snapshot is not conditioned on human labels, so that it has none to be `asked` for.
-    """
-    if snapshot.guidance["source"] != "labels":
-        queries.groups(snapshot)  # it may know nothing at all
-        group = asked.replace("label", "group")
-        raise UserError(f"{asked}: this snapshot knows groups that it found itself; give {group}")
-
-
 def _listed(asked: Any) -> list[Any]:
     """One or several, as a list."""
     return [asked] if isinstance(asked, int | str) else [*asked]
+
+
+def _text(label: int | str) -> str:
+    """A label as a command line has it; a number is never a name."""
+    return label if isinstance(label, str) else f"{NUMBER}{label}"
 
 
 def _each(ids: Tensor, count: int) -> Tensor:

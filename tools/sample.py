@@ -40,7 +40,7 @@ from selfguide.spec.config import SamplerConfig
 from selfguide.spec.config.sampler import Spacing
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
 from selfguide.spec.find import find_snapshot
-from selfguide.trained import changed_sampler, check_labelled
+from selfguide.trained import changed_sampler
 from selfguide.training.engine.protocol import DTYPES
 from shards import cli
 from shards.errors import UserError
@@ -54,6 +54,7 @@ EPILOG = """examples:
   python -m tools.sample RUN --prior uniform              every group as often as any other
   python -m tools.sample RUN --row 17 42                  the conditions of these two training images
   python -m tools.sample RUN --group zeros                a group by its name in the run's groups.yaml
+  python -m tools.sample RUN --label flags 3              a class by its name, and one by its number
   python -m tools.sample RUN --like photo.png             the group nearest to an image
   python -m tools.sample RUN --between 3 7 --count 8      interpolates two prototypes, one noise
   python -m tools.sample RUN --chain --count 6            six images, noise to data
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # small images are shown larger: at least 64 screen pixels each
     write_grid(out / "grid.png", sheet, columns=columns, zoom=max(1, 64 // sheet.shape[-1]))
     write_images(out / "images", images)
-    said = {
+    said: dict[str, Any] = {
         "grid": str(out / "grid.png"),
         "images": str(out / "images"),
         "count": len(images),
@@ -102,6 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seed": options.seed,
         "banned": sorted(naming.banned),
     }
+    if options.label is not None:
+        asked = queries.labels(snapshot, options.label).tolist()
+        said["labels"] = [naming.called(label) for label in asked]
     (out / "sample.json").write_text(json.dumps(said, indent=1))
     if options.json:
         print(json.dumps(said))
@@ -213,8 +217,7 @@ def condition_of(
     if options.uncond:
         return queries.without_condition(snapshot, options.count)
     if options.label is not None:
-        check_labelled(snapshot, "--label")
-        ids = torch.tensor(options.label)
+        ids = queries.labels(snapshot, options.label)
     elif options.group is not None:
         ids = torch.tensor([naming.number(text) for text in options.group])
     elif options.like:
@@ -307,7 +310,7 @@ def _parser() -> argparse.ArgumentParser:
     flags.add(
         parser.add_argument_group("condition").add_mutually_exclusive_group(),
         ("--group K+", str, None, "these groups, as many images of each"),
-        ("--label K+", int, None, "these human labels"),
+        ("--label K+", str, None, "these human labels, by number or by the class's name"),
         ("--row ORDINAL+", int, None, "the conditions of these training images"),
         ("--like IMAGE+", str, None, "the groups nearest to image files or ordinals"),
         ("--between A B", str, None, "interpolate from one group to another"),

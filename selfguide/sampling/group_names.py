@@ -91,7 +91,11 @@ def without_banned(snapshot: Snapshot, naming: Naming) -> Snapshot:
 def naming_of(folder: Path, snapshot: Snapshot) -> Naming:
     """What the groups of the snapshot in `folder` are called: `groups.yaml` lies in its run's folder."""
     p = snapshot.guidance["p"]
-    return Naming(groups=0) if p is None else read_naming(folder.resolve().parents[1], len(p))
+    if p is None:
+        return Naming(groups=0)
+    found = read_naming(folder.resolve().parents[1], len(p))
+    # names that a user gave go before those of the data
+    return replace(found, names={**dict(enumerate(snapshot.class_names)), **found.names})
 
 
 def read_naming(run: Path, groups: int) -> Naming:

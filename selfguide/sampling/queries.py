@@ -4,6 +4,8 @@ two groups.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from selfguide.sampling.condition_sampler import (
 from selfguide.sampling.groups import head_of, queried_prototypes, sampling_condition
 from selfguide.snapshot import Snapshot
 from shards.errors import UserError
+from shards.format.classes import label_of
 
 
 def groups(snapshot: Snapshot) -> int:
@@ -48,6 +51,18 @@ def of_groups(snapshot: Snapshot, ids: Tensor) -> Condition:
     """The condition of groups or labels `ids` (B,)."""
     check_numbers("group", ids, groups(snapshot))
     return sampling_condition(snapshot.guidance, snapshot.student, ids)
+
+
+def labels(snapshot: Snapshot, texts: Sequence[str]) -> Tensor:
+    """(B,) the labels that a user means by numbers or by names of classes; see `shards.format.classes.label_of`.
+
+    Raises:
+        UserError: the student was not conditioned on labels, or there is no such class.
+    """
+    known = groups(snapshot)
+    if snapshot.guidance["source"] != "labels":
+        raise UserError("--label: this snapshot knows groups that it found itself; give --group")
+    return torch.tensor([label_of(text, snapshot.class_names, known) for text in texts])
 
 
 def rows(snapshot: Snapshot, ordinals: Tensor) -> Condition:

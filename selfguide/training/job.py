@@ -121,9 +121,9 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
     header = manifest.header
     read = identity(sources, config.data.shares)
     data = {"manifest": read, "root": config.data.root, "header": header}
-    if names := manifest.plain.get("class_names"):
-        # a snapshot is sampled by name where its data are not
-        data["class_names"] = names
+    if manifest.class_names:
+        # so that a snapshot knows them where its data are not at hand
+        data["class_names"] = [*manifest.class_names]
     try:
         normaliser = Normaliser.of(header)
         objective = build_objective(config.path)

@@ -142,6 +142,11 @@ class Manifest:
         return len(self.label_histogram or ())
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the labels from 0; empty where they are not known."""
+        return tuple(self.plain.get("class_names", ()))
+
+    @property
     def block_count(self) -> int:
         return -(-self.count // self.block)
 

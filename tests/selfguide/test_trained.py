@@ -16,7 +16,7 @@ from PIL import Image
 import selfguide
 import shards
 from selfguide.discovery.features import SnapshotFeatures
-from selfguide.sampling.class_names import label_ids
+from selfguide.sampling.queries import labels
 from selfguide.spec.config import LabelGuidance
 from selfguide.trained import TrainedModel
 from shards.errors import UserError
@@ -88,9 +88,11 @@ def test_labels_that_are_no_class_or_two_are_refused(model: TrainedModel) -> Non
     with pytest.raises(UserError, match="did you mean 'five'"):
         model.sample(2, label="fiv")
     # class 3 is called 7, and class 7 is called 3
-    with pytest.raises(UserError, match="name of class 7"):
+    with pytest.raises(UserError, match="number:3"):
         model.sample(2, label="3")
-    assert label_ids(model.snapshot, [3, "8", "one"]).tolist() == [3, 8, 1]
+    a_number = model.sample(2, label=[3], steps=2)
+    torch.testing.assert_close(a_number, model.sample(2, label="name:7", steps=2), rtol=0, atol=0)
+    assert labels(model.snapshot, ["8", "one", "name:3"]).tolist() == [8, 1, 7]
     with pytest.raises(UserError, match="10"):
         model.sample(2, label=10)
 

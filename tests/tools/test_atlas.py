@@ -89,6 +89,16 @@ def cosines(run: Path) -> torch.Tensor:  # noqa: F811
         return snapshot.student.head(features)
 
 
+def test_an_atlas_of_a_run_on_labels_shows_its_classes(
+    labelled: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    page, said = made(capsys, tmp_path / "a.html", str(labelled), "--count", "2")
+    assert (said["groups"], said["used"], said["nmi"], said["samples"]) == (10, 10, 1.0, True)
+    assert len(page.pictures) == 10 * (2 + 2) and "the first of the class" in page.text
+
+
 def test_nearest_images_are_those_with_the_highest_cosine(
     run: Path,  # noqa: F811
     cosines: torch.Tensor,
@@ -235,7 +245,6 @@ def test_an_annotation_alone_makes_a_page(
             "give 1797 of kind dense",
         ),
         (["--sidecar", "sure", "RUN"], "was trained on no annotation"),
-        (["LABELLED"], "guidance.source=labels found no groups"),
         (["RUN", "--features", "features"], "this run has prototypes"),
         (["RUN", "--count", "0"], "--count 0"),
     ],

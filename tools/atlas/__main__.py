@@ -1,6 +1,7 @@
 """The groups of a run or annotation as one HTML page: what is in them, what is drawn of them, which are alike.
 
     python -m tools.atlas RUN                                   prototypes that a run found while it trained
+    python -m tools.atlas RUN                                   or the classes of a run that was trained on labels
     python -m tools.atlas --sidecar notes/kmeans --shards data/digits
     python -m tools.atlas RUN --sidecar notes/kmeans            with samples of a run that was trained on these groups
 
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from selfguide.data.autoencoders import Autoencoder, to_images
@@ -37,7 +39,7 @@ from shards.format import manifest as manifests
 from shards.read.reader import Reader
 from tools import flags
 from tools.annotate.kmeans import labels_of
-from tools.atlas.grouping import Grouping, of_sidecar, of_snapshot
+from tools.atlas.grouping import Grouping, of_labels, of_sidecar, of_snapshot
 from tools.atlas.page import render
 from tools.sample import autoencoder_of, draw, load_snapshot
 
@@ -53,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     root, manifest = data_of(snapshot, found, options)
     naming = Naming(groups=0) if snapshot is None or folder is None else naming_of(folder, snapshot)
     codec = autoencoder_of(manifest.header, options)
-    grouping = grouping_of(snapshot, found, manifest, options)
+    labels = labels_of(root, manifest)
+    grouping = grouping_of(snapshot, found, manifest, labels, options)
     shown = grouping.order[: options.groups]
     samples = samples_of(snapshot, codec, naming, shown, options)
-    labels = labels_of(root, manifest)
     nmi = None if labels is None else agreement(labels, grouping.ids)["nmi"]
     sources = [f"{snapshot.config.experiment}, {snapshot.images:,} images seen"] if snapshot else []
     sources += [f"groups of {found.folder}"] if found else []
@@ -130,6 +132,7 @@ def grouping_of(
     snapshot: Snapshot | None,
     found: sidecar.Sidecar | None,
     manifest: manifests.Manifest,
+    labels: NDArray[np.int64] | None,
     options: argparse.Namespace,
 ) -> Grouping:
     asked = options.features
@@ -139,6 +142,8 @@ def grouping_of(
     if features is not None:
         raise UserError("--features says where groups of a --sidecar lie; this run has prototypes")
     assert snapshot is not None
+    if snapshot.guidance["source"] == "labels" and labels is not None:
+        return of_labels(labels, len(snapshot.guidance["p"]), options.count)
     return of_snapshot(snapshot, options.count)
 
 

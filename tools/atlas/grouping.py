@@ -126,6 +126,19 @@ def of_sidecar(
     )
 
 
+def of_labels(labels: NDArray[np.int64], classes: int, count: int) -> Grouping:
+    """The classes of the data as groups; the first images of each stand for it, for none is nearer than another."""
+    nearest = [np.flatnonzero(labels == group)[:count] for group in range(classes)]
+    return Grouping(
+        p=np.bincount(labels, minlength=classes) / len(labels),
+        ids=labels,
+        nearest=nearest,
+        closeness=[np.arange(len(part), dtype=np.float64) for part in nearest],
+        measure="the first of the class",
+        neighbours=[[] for _ in range(classes)],
+    )
+
+
 def _chunks(features: sidecar.Sidecar) -> Iterator[tuple[slice, NDArray[np.float64]]]:
     rows = features.rows()
     for start in range(0, len(rows), 8192):

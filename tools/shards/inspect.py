@@ -26,6 +26,7 @@ from shards import cli
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
+from shards.read.blocks import Arrays
 from shards.read.reader import Reader
 from tools.shards import ordering, picture, report
 
@@ -51,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
     x = found["x"][0].astype(np.float64)
     facts: dict[str, Any] = {
         **ordering.rows_of(found, None)[0],
+        **_class_of(manifest, found),
         "block": ordinal // manifest.block,
         "row": ordinal % manifest.block,
         "shape": [*x.shape],
@@ -66,6 +68,13 @@ def run(options: argparse.Namespace) -> int:
         if value is not None:
             print(f"{name:8} {value:.6g}" if isinstance(value, float) else f"{name:8} {value}")
     return 0
+
+
+def _class_of(manifest: Manifest, found: Arrays) -> dict[str, str]:
+    """The name of the sample's label, where names are known."""
+    if "y" not in found or not manifest.class_names:
+        return {}
+    return {"class": manifest.class_names[int(found["y"][0])]}
 
 
 def _ordinal(options: argparse.Namespace, manifest: Manifest) -> int:

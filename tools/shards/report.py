@@ -96,6 +96,7 @@ def summary(manifest: Manifest) -> dict[str, object]:
         "std": [*manifest.channel_std],
         "range": [manifest.minimum, manifest.maximum],
         "classes": manifest.classes,
+        **({"class_names": [*manifest.class_names]} if manifest.class_names else {}),
         "samples_per_class": {"least": min(histogram), "most": max(histogram)}
         if histogram
         else None,

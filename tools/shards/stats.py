@@ -8,6 +8,8 @@ from shards.format import manifest as manifests
 from tools.shards import report
 
 HELP = "print the manifest"
+# names that a person reads before scrolling
+CLASSES = 100
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +22,14 @@ def run(options: argparse.Namespace) -> int:
     if report.as_json(options, summary):
         return 0
     rows = {}
+    histogram = manifest.label_histogram or ()
     for name, value in summary.items():
+        if name == "class_names":
+            named = zip(manifest.class_names, histogram, strict=True)
+            shown = [f"{label} {called} ({n:,})" for label, (called, n) in enumerate(named)]
+            rest = [f"and {len(shown) - CLASSES:,} more (--json)"] if len(shown) > CLASSES else []
+            rows["class names"] = ", ".join(shown[:CLASSES] + rest)
+            continue
         text = ", ".join(f"{v:.6g}" for v in value) if isinstance(value, list) else str(value)
         if isinstance(value, dict):
             text = ", ".join(f"{n} {v}" for n, v in value.items() if v is not None)

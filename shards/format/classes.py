@@ -1,0 +1,72 @@
+"""Names of classes: their order, and the label that a name or a number stands for.
+
+Folders called by numbers are sorted as numbers, so that folder 2 of 0 to 9 is label 2; all other names are sorted as
+text. A number never means another number in silence: where class '2' is not label 2, asking for 2 is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from shards.errors import UserError
+
+NUMBER, NAME = "number:", "name:"
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Class names in the order of their labels: as numbers where all of them are, else as text."""
+    found = sorted(set(names))
+    if all(name.isdecimal() and name.isascii() for name in found):
+        return sorted(found, key=lambda name: (int(name), name))
+    return found
+
+
+def renumbered(names: Sequence[str]) -> str:
+    """A line that says so where names are numbers and one of them has another label, else nothing."""
+    for label, name in enumerate(names):
+        if name.isdecimal() and name.isascii() and int(name) != label:
+            return f"class {name!r} is label {label}: labels go from 0 to {len(names) - 1} without gaps"
+    return ""
+
+
+def label_of(text: str, names: Sequence[str], classes: int) -> int:
+    """The label in [0, classes) that `text` asks for: a number, a class's name, `number:2` or `name:2`.
+
+    Args:
+        names: of the classes, by label; may be empty.
+
+    Raises:
+        UserError: no such class, or a number that is the name of a class of another number.
+    """
+    if text.startswith(NUMBER):
+        return _number(text, text.removeprefix(NUMBER), classes)
+    asked = text.removeprefix(NAME)
+    labels = [label for label, name in enumerate(names) if name == asked]
+    if len(labels) > 1:
+        shown = ", ".join(f"{NUMBER}{label}" for label in labels)
+        raise UserError(f"label {text!r} names {len(labels)} classes: give one of {shown}")
+    if not labels and text.removeprefix("-").isdecimal():
+        return _number(text, text, classes)
+    if not labels:
+        close = difflib.get_close_matches(asked, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        known = f"a number from 0 to {classes - 1}" + (" or a class's name" if names else "")
+        raise UserError(f"label {text!r} is no class of this data: give {known}{hint}")
+    if text == asked and text.isdecimal() and int(text) != labels[0]:
+        meant = f"{names[int(text)]!r}" if int(text) < len(names) else "no class"
+        raise UserError(
+            f"label {text}: the class called {text!r} is label {labels[0]}, and label {text} is {meant}: "
+            f"give {NAME}{text} or {NUMBER}{text}"
+        )
+    return labels[0]
+
+
+def _number(text: str, digits: str, classes: int) -> int:
+    try:
+        label = int(digits)
+    except ValueError:
+        raise UserError(f"label {text!r}: give a whole number, such as {NUMBER}2") from None
+    if not 0 <= label < classes:
+        raise UserError(f"label {text} is out of range: labels go from 0 to {classes - 1}")
+    return label
