@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Literal
 
-from launcher import sites
+from launcher import sites, typed
 from selfguide.spec.config import ClusterConfig, Config, build
 from selfguide.spec.config.laws import Formerly, fields_of
 from selfguide.spec.files import plain
@@ -39,10 +39,6 @@ GROUPS = (
     "init",
     "cluster",
 )
-
-
-# keys below which any name may stand
-_MAPPINGS = ("cluster.environment.", "cluster.sbatch.")
 
 
 # what Hydra composes for a choice of groups, without single keys
@@ -74,7 +70,7 @@ def compose_cluster(overrides: Sequence[str]) -> ClusterConfig:
         UserError: another key than the cluster's, an unknown one, or a value that cannot be read.
     """
     for text in overrides:
-        if not re.match(r"cluster(\.\w+)*=", text):
+        if not re.match(r"cluster(\.[\w-]+)*=", text):
             raise UserError(f"{text!r} says nothing of a cluster: give KEY=VALUE of cluster.KEY")
     given = [text for _, text in map(_known, overrides)]
     # the frame asks for one, and none of them says anything of clusters
@@ -151,18 +147,33 @@ def values(key: str) -> list[str]:
     """The values that a group or key can have, where they can be listed."""
     if key in GROUPS:
         return options(key)
-    part, _, name = key.rpartition(".")
-    kinds = [
-        kind
-        for section, cls in [("", Config), *_sections()]
-        for each in fields_of(cls)
-        if (section, each.name) == (part, name)
-        for kind in (each.type, *typing.get_args(each.type))
-    ]
+    kinds = [kind for hint in _types(key) for kind in (hint, *typing.get_args(hint))]
     if bool in kinds:
         return ["true", "false"]
     literals = [typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is Literal]
     return sorted({str(value) for each in literals for value in each})
+
+
+def _types(key: str) -> list[Any]:
+    """The types of a key, one for each class that has it; of a name in a mapping, that of its values."""
+    part, _, name = key.rpartition(".")
+    found = [
+        each.type
+        for section, cls in [("", Config), *_sections()]
+        for each in fields_of(cls)
+        if (section, each.name) == (part, name)
+    ]
+    return [str] if not found and name and _names_anything(part) else found
+
+
+def _names_anything(key: str) -> bool:
+    """Whether any name may stand below a key."""
+    return bool(key) and typed.shape(_types(key)) == "mapping"
+
+
+def holds_text(key: str) -> bool:
+    """Whether a key's value is text, and so is what was typed."""
+    return typed.shape(_types(key)) == "text"
 
 
 def without_group(overrides: Sequence[str], group: str) -> list[str]:
@@ -190,7 +201,8 @@ def _known(text: str) -> tuple[str, str]:
                 f"{key}={value} does not exist{nearest(value, choices)}; known: {', '.join(choices)}"
             )
         return key, text
-    if key.rpartition(".")[2] == "compat" and not key.startswith(_MAPPINGS):
+    free = _names_anything(key.rpartition(".")[0])
+    if key.rpartition(".")[2] == "compat" and not free:
         raise UserError(
             f"{text}: forms of a paper or its code are choices of a group, and none is called compat; take "
             "guidance=sgfm_paper or guidance=sgfm_code, and drop it"
@@ -198,7 +210,7 @@ def _known(text: str) -> tuple[str, str]:
     key, value = _current(key, value)
     text = f"{key}={value}"
     known = known_keys()
-    if key not in known and not key.startswith(_MAPPINGS):
+    if key not in known and not free:
         inside = [name for name in known if name.startswith(f"{key}.")]
         if inside:
             raise UserError(f"{key!r} is a part, not a setting; it has: {', '.join(inside)}")
@@ -222,17 +234,19 @@ def _current(key: str, value: str) -> tuple[str, str]:
 
 def _nearest_key(key: str, known: list[str]) -> str:
     """The known key closest in spelling; a bare name may also mean the same name inside a part."""
-    inside = [name for name in known if name.rpartition(".")[2] == key]
+    part, _, name = key.rpartition(".")
+    inside = [each for each in known if each.rpartition(".")[2] == name]
     if inside:
         return f"; did you mean '{inside[0]}'?"
-    spelling = nearest(key, known)
-    last = difflib.get_close_matches(
-        key.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1
-    )
-    same = [k for k in known if last and k.rpartition(".")[2] == last[0]]
-    return spelling or (
-        f"; did you mean '{same[0]}'?" if same else "; --help lists the common ones"
-    )
+    # what two keys have in common by their part makes them no nearer
+    parts = {each.rpartition(".")[0] for each in known}
+    meant = part if part in parts else next(iter(difflib.get_close_matches(part, parts, n=1)), None)
+    names = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == meant}
+    others = {each.rpartition(".")[2]: each for each in known}
+    for table in (names, others):
+        if found := re.search("'(.*)'", nearest(name, table)):
+            return f"; did you mean '{table[found[1]]}'?"
+    return "; --help lists the common ones"
 
 
 def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]:
@@ -250,42 +264,66 @@ def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]
         ConfigStore.instance().store(group="model", name=name, node=node)
     try:
         with initialize_config_module(config_module="configs", version_base=None):
-            if frames is None:
-                composed = hydra_compose("config", overrides=overrides)
-            else:
-                groups = tuple(text for text in overrides if not text.startswith("++"))
-                if groups not in frames:
-                    frames[groups] = hydra_compose("config", overrides=list(groups))
-                composed = _with_keys(frames[groups], [t for t in overrides if t.startswith("++")])
+            frames = {} if frames is None else frames
+            groups = tuple(text for text in overrides if not text.startswith("++"))
+            if groups not in frames:
+                frames[groups] = hydra_compose("config", overrides=list(groups))
+            keys = [text.removeprefix("++") for text in overrides if text.startswith("++")]
+            composed = _with_keys(frames[groups], keys)
         values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_plain(str(error))) from error
     return typing.cast("dict[str, Any]", values)
 
 
-def _with_keys(frame: Any, overrides: list[str]) -> Any:
-    """A copy of what was composed with keys forced into it, as Hydra itself does it for `++key=value`."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def _with_keys(frame: Any, settings: list[str]) -> Any:
+    """A copy of what was composed with `key=value` forced into it, as Hydra itself does it for `++key=value`."""
     from omegaconf import OmegaConf
 
     composed = copy.deepcopy(frame)
-    for each in OverridesParser.create().parse_overrides(overrides):
-        OmegaConf.update(composed, each.key_or_group, each.value(), merge=True, force_add=True)
+    for text in settings:
+        key, _, value = text.partition("=")
+        OmegaConf.update(composed, key, _value(key, value), merge=True, force_add=True)
     return composed
 
 
+def _value(key: str, text: str) -> Any:
+    """What `key=text` means: the text itself where the key holds text, else a value of Hydra's grammar."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    hints = _types(key)
+    kind = typed.shape(hints)
+    if kind is None:
+        try:
+            parsed = OverridesParser.create().parse_override(f"++{key}={text}")
+        except HydraException as error:
+            raise UserError(f"cannot read {key}={text}: {_expected(key)}") from error
+        if parsed.is_sweep_override():
+            raise UserError(
+                f"{key}={text} is several values: {_expected(key)}, or -m for a run of each"
+            )
+        return parsed.value()
+    if typed.optional(hints) and text.strip().lower() == "null":
+        return None
+    return typed.value(key, text, kind, [each.name for each in fields_of(Config)])
+
+
+def _expected(key: str) -> str:
+    """What to give as the value of a key that holds no text."""
+    hints = [kind for hint in _types(key) for kind in (hint, *typing.get_args(hint))]
+    if any(typing.get_origin(hint) is tuple for hint in hints):
+        return f"give a list as '{key}=[A,B]'"
+    if known := values(key):
+        return f"give one of: {', '.join(known)}"
+    return "give one whole number" if float not in hints else "give one number"
+
+
 def _plain(message: str) -> str:
-    """Hydra's message as one line of ours, with a cure where it has only a complaint."""
-    ambiguous = re.search(r"Ambiguous value for argument '\+*([^']*)'", message)
-    if ambiguous:
-        key, _, value = ambiguous[1].partition("=")
-        return f"{key}={value} is several values: give one, or a list as {key}=[{value}], or -m for a run of each"
-    first = [
-        line.strip() for line in message.splitlines() if line.strip() and "hydra.cc" not in line
-    ]
-    return f"cannot read the settings: {' '.join(first)}; quote special characters: key='value'".replace(
-        "++", ""
-    )
+    """Hydra's message as one line of ours."""
+    lines = [line.strip() for line in message.splitlines()]
+    first = [line for line in lines if line and "hydra.cc" not in line]
+    return f"cannot read the settings: {' '.join(first)}".replace("++", "")
 
 
 def _belongs(given: list[tuple[str, str]], values: dict[str, Any]) -> None:

@@ -84,9 +84,12 @@ def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text())
+        text = path.read_text(encoding="utf-8")
+        values, typed = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping, such as `kind: slurm`")
-    return values
+    # variables are text, of which YAML would make 9.1 of 9.10 where it is not quoted
+    variables = values.get("environment")
+    return values | ({"environment": typed["environment"]} if isinstance(variables, dict) else {})

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import backends, code_copy
+from launcher import backends, code_copy, typed
 from launcher.attempt import logs
 from launcher.backends import Job
 from launcher.backends.local import gpus
-from launcher.compose import Frames, options
+from launcher.compose import Frames, holds_text, options
 from launcher.reconcile import decide
 from launcher.reconcile.view import read_many
 from launcher.submission import (
@@ -84,39 +84,54 @@ def combinations(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[
     Raises:
         UserError: no key has several values, or one's values cannot be listed.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Glob
-    from hydra.errors import HydraException
-
-    parser, choices, swept = OverridesParser.create(), [], set()
+    choices, swept = [], set()
     for text in overrides:
-        key = text.partition("=")[0]
-        try:
-            parsed = parser.parse_override(text)
-        except HydraException as error:
-            raise UserError(f"cannot read {text!r}: {str(error).splitlines()[0]}") from error
-        if not parsed.is_sweep_override():
+        key, _, value = text.partition("=")
+        listed = _values(key, value)
+        if listed is None:
             choices.append([text])
             continue
         if key in _ONE:
             raise UserError(f"{text}: a sweep has one {key}; submit one sweep for each")
-        values = parsed.value()
-        if isinstance(values, Glob):
-            listed = values.filter(options(key))
-        elif parsed.is_discrete_sweep():
-            listed = list(parsed.sweep_string_iterator())
-        else:
-            raise UserError(
-                f"{text}: only values that can be listed make runs; name them: {key}=A,B"
-            )
         swept.add(len(choices))
-        choices.append([f"{key}={value}" for value in listed])
+        choices.append([f"{key}={each}" for each in listed])
     if not swept:
         raise UserError("-m without several values: write KEY=A,B or KEY=range(0,3), or drop -m")
     return [
         (each, tuple(text for number, text in enumerate(each) if number in swept))
         for each in itertools.product(*choices)
     ]
+
+
+def _values(key: str, value: str) -> list[str] | None:
+    """The values that are swept, as they can be typed; None of a single one.
+
+    Commas divide text as well, outside of quotes and brackets.
+
+    Raises:
+        UserError: they cannot be read or listed.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+    from hydra.errors import HydraException
+
+    texts = typed.divided(value) if holds_text(key) else []
+    try:
+        parsed = OverridesParser.create().parse_override(f"{key}={value}")
+        if not parsed.is_sweep_override():
+            return None
+        values = parsed.value()
+    except HydraException as error:
+        if holds_text(key):
+            return texts if len(texts) > 1 else None
+        raise UserError(f"cannot read '{key}={value}': {str(error).splitlines()[0]}") from error
+    if isinstance(values, Glob):
+        return list(values.filter(options(key)))
+    if parsed.is_discrete_sweep():
+        return texts if len(texts) > 1 else list(parsed.sweep_string_iterator())
+    raise UserError(
+        f"{key}={value}: only values that can be listed make runs; name them: {key}=A,B"
+    )
 
 
 def plan(overrides: Sequence[str]) -> list[Point]:

@@ -78,7 +78,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(options[0], value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"{where}={value!r} must be a list")
+            raise UserError(f"{where}={value!r} must be a list; give '{where}=[{value}]'")
         if args[-1] is not Ellipsis and len(value) != len(args):
             raise UserError(f"{where}={list(value)!r} must have {len(args)} values")
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
@@ -89,7 +89,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{where}={value!r} must be a mapping")
-        return {str(k): str(v) for k, v in value.items()}
+        # of YAML, where true is no text
+        return {str(k): str(v).lower() if isinstance(v, bool) else str(v) for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, where)
     return _scalar(hint, value, where)
