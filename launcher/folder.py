@@ -43,6 +43,11 @@ class Attempt:
         return self.root / "code"
 
     @property
+    def configs(self) -> Path:
+        """The configs outside of the package that its settings could name, a folder each; absent without any."""
+        return self.root / "configs"
+
+    @property
     def submission(self) -> Path:
         """What was asked for, written before the job exists: nodes, tasks, world."""
         return self.root / "submission.json"
