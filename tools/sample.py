@@ -2,7 +2,7 @@
 
 By default conditioned on groups at their frequency in training, or on rows of training images where the model takes
 layouts or features; or on given groups or labels, on the condition of a training image, on the group of a query image,
-or on an interpolation of two groups. Writes a grid and single lossless PNGs, or with --npz one file of all of them; with
+or on an interpolation of two groups. Writes a grid and single lossless PNGs, or with --npz one file of all; with
 --chain the grid shows the intermediate states from noise to image. Names and bans in the run's groups.yaml are
 honoured. An older set in the output folder moves into its `older/`.
 """
