@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Literal
 
-from launcher import sites, typed
+from launcher import own_data, sites, typed
 from selfguide.spec.config import ClusterConfig, Config, build
 from selfguide.spec.config.laws import Formerly, fields_of
 from selfguide.spec.files import plain
@@ -46,12 +46,15 @@ GROUPS = (
 _ONE = ("runs", "follow", "dry_run", "cluster", "cluster.kind")
 
 
-# what Hydra composes for a choice of groups, without single keys
+# what Hydra composes for a choice of groups, without single keys, and what data hold
 Frames = dict[tuple[str, ...], Any]
 
 
 def compose(overrides: Sequence[str], frames: Frames | None = None) -> Config:
-    """The configuration that `experiment=... key=value ...` stands for. Reads nothing but `configs`.
+    """The configuration that `experiment=... key=value ...` stands for.
+
+    Reads `configs`, the folders of `launcher.sites`, and the manifest of `data.root` where that is given without what
+    it holds.
 
     Args:
         frames: keeps what is composed, for further calls that choose the same groups: a tenth of a second each.
@@ -64,7 +67,9 @@ def compose(overrides: Sequence[str], frames: Frames | None = None) -> Config:
         known = ", ".join(experiments())
         raise UserError(f"no experiment given: add experiment=NAME; known: {known}")
     values = _hydra([text for _, text in given], frames)
+    _check_experiment(values, [text for key, text in given if key == "experiment"][-1])
     _belongs(given, values)
+    own_data.describe(values, {key for key, _ in given}, frames)
     return build(Config, values)
 
 
@@ -183,16 +188,19 @@ def _change_evaluations(key: str, composed: dict[str, Any], values: dict[str, An
 def experiments() -> dict[str, str]:
     """Every experiment and its one line, the comment below `# @package`."""
     found = {}
+    own, shipped = sites.files("experiment"), resources.files("configs") / "experiment"
     for name in options("experiment"):
-        text = (resources.files("configs") / "experiment" / f"{name}.yaml").read_text()
+        text = (own.get(name) or shipped / f"{name}.yaml").read_text(encoding="utf-8")
         comments = [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
         found[name] = next((line for line in comments if not line.startswith("@")), "")
     return found
 
 
 def options(group: str) -> list[str]:
-    """The choices of a group: names of YAML files, for `model` rows of the table of sizes, for `cluster` also sites."""
-    more = {"model": set(TABLE), "cluster": set(sites.found())}.get(group, set())
+    """The choices of a group: names of YAML files, ours and others', and for `model` rows of the table of sizes."""
+    more = {"model": {*TABLE, *sites.files(group)}, "cluster": set(sites.found())}.get(
+        group, set(sites.files(group))
+    )
     return sorted({*_shipped(group), *more})
 
 
@@ -364,6 +372,7 @@ def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    _search_sites()
     for name in TABLE:
         node = {"name": name, **CORRECTED.get(name, {})}
         ConfigStore.instance().store(group="model", name=name, node=node)
@@ -379,6 +388,38 @@ def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_plain(str(error))) from error
     return typing.cast("dict[str, Any]", values)
+
+
+def _search_sites() -> None:
+    """Has Hydra look into the folders of `launcher.sites` before it looks into ours."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class Sites(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for folder in reversed(sites.folders()):
+                search_path.prepend(provider="selfguide", path=f"file://{folder.absolute()}")
+
+    known = Plugins.instance()
+    if not any(
+        each.__qualname__ == Sites.__qualname__ for each in known.discover(SearchPathPlugin)
+    ):
+        known.register(Sites)
+
+
+def _check_experiment(values: dict[str, Any], chosen: str) -> None:
+    """Calls an experiment of somebody's by its file, and refuses one whose keys are not where they belong."""
+    name = chosen.partition("=")[2]
+    own = sites.files("experiment").get(name)
+    if isinstance(values["experiment"], dict):
+        raise UserError(
+            f"experiment={name}: the first line of {own or name} must be `# @package _global_`, so that its keys are "
+            "those of the whole config"
+        )
+    # one that begins from another would be called as that is
+    if own is not None and "experiment" not in sites.read(own):
+        values["experiment"] = name
 
 
 def _with_keys(frame: Any, settings: list[str]) -> Any:

@@ -32,6 +32,7 @@ from launcher.folder import Attempt, find, runs, tail
 from launcher.reconcile.lived import read_lived
 from launcher.reconcile.past import Past
 from launcher.reconcile.view import read
+from launcher.sites import takes_config_dir
 from launcher.submission import absolute, resolve
 from launcher.usage import complete_setting
 from selfguide.spec.config import Config
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--runs", type=storage.place, default="runs", metavar="DIR", help="where runs are (runs)"
     )
+    takes_config_dir(parser)
     parser.add_argument("--no-jobs", action="store_true", help="only what this machine can tell")
     parser.add_argument(
         "--wait",

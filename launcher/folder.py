@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-import shlex
 from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
 
+from selfguide.spec.find import find, runs
 from selfguide.spec.run import RunFolder
-from selfguide.spec.suggest import nearest
 from shards import storage
-from shards.errors import UserError
+
+__all__ = ["Attempt", "evaluation_asked", "evaluations", "find", "runs", "tail", "takes_run"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Attempt:
     @property
     def code(self) -> Path:
         return self.root / "code"
+
+    @property
+    def configs(self) -> Path:
+        """The configs outside of the package that its settings could name, a folder each; absent without any."""
+        return self.root / "configs"
 
     @property
     def submission(self) -> Path:
@@ -93,40 +98,6 @@ def evaluation_arrays(run: RunFolder) -> Path:
 def evaluation_asked(run: RunFolder) -> Path:
     """When somebody last asked for missing scores (`time`), and for those of failed evaluations (`retry`)."""
     return run.evals / "asked.json"
-
-
-def runs(root: Path) -> list[RunFolder]:
-    """Every run below a runs folder, by experiment and id."""
-    return [RunFolder(path.parent) for path in sorted(root.glob("*/*/run.json"))]
-
-
-def find(text: str, root: Path) -> RunFolder:
-    """The run that `text` names: its folder, its id or name, or the beginning of an id.
-
-    Raises:
-        UserError: no run, or several.
-    """
-    folder = storage.expanded(text)
-    if (folder / "run.json").is_file():
-        return RunFolder(folder.resolve())
-    known = runs(root.resolve())
-    matches = [run for run in known if run.root.name == text]
-    matches = matches or [run for run in known if run.root.name.startswith(text)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        several = ", ".join(f"{run.root.parent.name}/{run.root.name}" for run in matches)
-        raise UserError(
-            f"{text!r} means several runs: {several}; give more of the id, or the run's folder"
-        )
-    if not known:
-        raise UserError(
-            f"no run in {root}: start one with `python -m launcher.submit`, or give --runs FOLDER"
-        )
-    names, place = [run.root.name for run in known], shlex.quote(str(root))
-    raise UserError(
-        f"no run {text!r} in {root}{nearest(text, names)}; `python -m launcher.runs --runs {place}` lists them"
-    )
 
 
 def takes_run(parser: ArgumentParser, nargs: str | None = None, what: str = "run") -> None:

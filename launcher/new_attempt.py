@@ -6,8 +6,9 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 
-from launcher import backends, code_copy
+from launcher import backends, code_copy, sites
 from launcher.backends import Job, Record
+from launcher.compose import GROUPS
 from launcher.folder import Attempt
 from selfguide.spec.config import ClusterConfig
 from selfguide.spec.run import RunFolder
@@ -49,6 +50,7 @@ def start(
     at = Attempt(run.attempt(run.open_attempt()))
     try:
         code_copy.copy(at.code)
+        sites.copy(GROUPS, at.configs)
         jobs = prepare(at)
     except BaseException:
         shutil.rmtree(at.root)

@@ -19,6 +19,7 @@ from launcher.reconcile.lived import Lived, read_lived
 from launcher.reconcile.past import Known, Past
 from launcher.reconcile.spans import measured
 from launcher.reconcile.view import LOOK_S, RunView, read
+from launcher.sites import takes_config_dir
 from launcher.submission import absolute, resolve
 from selfguide.spec.config import Config
 from selfguide.spec.run import RunFolder
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "experiment=in1k_dit cluster=slurm nodes=4",
     )
     folder.takes_run(parser, nargs="*", what="run; or experiment=NAME key=value ...")
+    takes_config_dir(parser)
     parser.add_argument("--images-per-s", type=float, metavar="N", help="speed, where no run tells")
     parser.add_argument(
         "--ends",

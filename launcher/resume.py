@@ -16,6 +16,7 @@ from launcher import backends, submit
 from launcher.compose import changed, without_group
 from launcher.folder import find, takes_run
 from launcher.reconcile.view import read
+from launcher.sites import takes_config_dir
 from selfguide.spec.config import Config
 from selfguide.spec.corrections import kept_from_before
 from selfguide.spec.run import RunFolder
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "3f2a train.images=1_024_000 cluster.partition=gpu",
     )
     takes_run(parser)
+    takes_config_dir(parser)
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="how it runs from now on, or train.images"
     )

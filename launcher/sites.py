@@ -1,4 +1,7 @@
-"""Profiles of clusters that users and administrators keep outside of this package, as `cluster=` finds them.
+"""Configs that users and administrators keep outside of this package: folders that are laid out as `configs/` is.
+
+The folders of `SELFGUIDE_CONFIGS`, and before them that of `--config-dir`, are searched before `configs/`: an
+experiment there may begin from one of ours (`defaults: [digits_dit]`) and choose its own files of groups, or ours.
 
 `cluster=NAME` is also a file `cluster/NAME.yaml` in one of the folders of `SELFGUIDE_CONFIGS` or in
 `~/.config/selfguide`, and `cluster=FOLDER/NAME.yaml` is that file. They read as those of `configs/cluster/` do: Hydra
@@ -8,6 +11,9 @@ composes them, and `defaults: [slurm]` begins from one of those, or from another
 from __future__ import annotations
 
 import os
+import shutil
+from argparse import Action, ArgumentParser, Namespace, _ActionsContainer
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +22,78 @@ from selfguide.spec.config.laws import Minutes, fields_of
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
-# folders, with a colon between two, each with a folder `cluster`
+# folders, with a colon between two, each with folders of groups such as `experiment` or `cluster`
 VARIABLE = "SELFGUIDE_CONFIGS"
+OPTION = "--config-dir"
+HELP = (
+    f"a folder of configs of yours, searched before the package's; or {VARIABLE}, several with ':'"
+)
+
+
+def folders() -> list[Path]:
+    """Returns the folders of configs outside of this package, the first to be searched first."""
+    return [Path(each).expanduser() for each in os.environ.get(VARIABLE, "").split(":") if each]
+
+
+def search_first(folder: str) -> None:
+    """Puts a folder before those of `SELFGUIDE_CONFIGS`, for this process and those that it starts.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    path = Path(folder).expanduser().absolute()
+    if not path.is_dir():
+        raise UserError(f"{OPTION} {folder}: there is no such folder")
+    if ":" in str(path):
+        raise UserError(f"{OPTION} {folder}: a colon stands between two folders; rename it")
+    if path not in folders():
+        os.environ[VARIABLE] = ":".join(map(str, (path, *folders())))
+
+
+class _SearchFirst(Action):
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, option: str | None = None
+    ) -> None:
+        search_first(values)
+
+
+def takes_config_dir(parser: _ActionsContainer) -> None:
+    """Adds `--config-dir DIR` to a command that composes."""
+    parser.add_argument(OPTION, action=_SearchFirst, metavar="DIR", help=HELP)
+
+
+def without_config_dir(words: Sequence[str]) -> list[str]:
+    """Does what `--config-dir DIR` among the words of a command asks for; returns the others.
+
+    Raises:
+        UserError: no folder behind it, or none of that name.
+    """
+    left, rest = [], iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name != OPTION:
+            left.append(word)
+        elif folder := value if equals else next(rest, ""):
+            search_first(folder)
+        else:
+            raise UserError(f"{OPTION}: give a folder behind it")
+    return left
+
+
+def files(group: str) -> dict[str, Path]:
+    """Returns name -> file of a group's choices outside of this package; of two with one name the first counts."""
+    found = [path for root in folders() for path in sorted((root / group).glob("*.yaml"))]
+    return {path.stem: path for path in reversed(found)}
+
+
+def copy(groups: Iterable[str], target: Path) -> None:
+    """Copies the files of these groups, for whoever wants to know what was composed; nothing where there are none."""
+    for number, root in enumerate(folders()):
+        for group in groups:
+            for path in sorted((root / group).glob("*.yaml")):
+                to = target / str(number) / group / path.name
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, to)
 
 
 def home() -> Path:
@@ -28,11 +104,8 @@ def home() -> Path:
 
 def found() -> dict[str, Path]:
     """Returns name -> file of all profiles outside of this package; of two with one name the first counts."""
-    given = [Path(each).expanduser() for each in os.environ.get(VARIABLE, "").split(":") if each]
-    files = [
-        path for root in (*given, home()) for path in sorted((root / "cluster").glob("*.yaml"))
-    ]
-    return {path.stem: path for path in reversed(files)}
+    own = {path.stem: path for path in sorted((home() / "cluster").glob("*.yaml"))}
+    return own | files("cluster")
 
 
 def of(value: str, shipped: list[str]) -> Path | None:
@@ -46,18 +119,18 @@ def of(value: str, shipped: list[str]) -> Path | None:
         if not path.is_file():
             raise UserError(f"cluster={value}: there is no such file")
         return path
-    files = found()
-    if value not in shipped and value not in files:
-        known = sorted({*shipped, *files})
+    others = found()
+    if value not in shipped and value not in others:
+        known = sorted({*shipped, *others})
         raise UserError(
             f"cluster={value} does not exist{nearest(value, known)}; known: {', '.join(known)}, or the file of a "
             f"site: cluster=FOLDER/NAME.yaml, {home()}/cluster/NAME.yaml for a name"
         )
-    if value in shipped and value in files:
+    if value in shipped and value in others:
         raise UserError(
-            f"cluster={value} is a profile of this package and {files[value]}; rename that file"
+            f"cluster={value} is a profile of this package and {others[value]}; rename that file"
         )
-    return files.get(value)
+    return others.get(value)
 
 
 def register(path: Path, shipped: list[str]) -> str:
@@ -75,14 +148,19 @@ def register(path: Path, shipped: list[str]) -> str:
 def _store(path: Path, name: str, shipped: list[str]) -> None:
     from hydra.core.config_store import ConfigStore
 
-    values = _read(path)
+    values = read(path)
     for each in values.get("defaults") or ():
         if isinstance(each, str) and each != "_self_" and each not in shipped:
             _store(path.with_name(f"{each}.yaml"), each, shipped)
     ConfigStore.instance().store(group="cluster", name=name, node=values)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """What a file of configs holds.
+
+    Raises:
+        UserError: it is no YAML mapping.
+    """
     import yaml
 
     try:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher import sites
 from launcher.submission import absolute, resolve, submit, where
 from selfguide.spec.config import Config
 from selfguide.spec.lacks import lacks
@@ -21,12 +22,12 @@ from shards import cli
 from shards.errors import UserError
 
 SWEEP = ("-m", "--multirun")
-FLAGS = ("--json", "--help", "-h", "--completion", *SWEEP)
+FLAGS = (sites.OPTION, "--json", "--help", "-h", "--completion", *SWEEP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; `arguments` are the words after its name. Returns the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = sites.without_config_dir(sys.argv[1:] if arguments is None else arguments)
     flags, overrides = _split(words)
     if "--help" in flags or "-h" in flags or "--completion" in flags:
         from launcher import usage

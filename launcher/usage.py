@@ -28,6 +28,7 @@ COMMON = (
     ("guidance=labels", "where groups come from"),
     ("model=dit_b_2", "a row of the table of sizes; model.depth=2 changes one number of it"),
     ("engine=torch", "who takes the optimiser step"),
+    ("data.root=data/mine", "your shards; data.shape and data.classes are those of their manifest"),
     (
         "data.root=s3://bucket/shards",
         "shards; S3 by this shell's AWS_* variables, which jobs inherit, or a profile in ~/.aws",
@@ -45,7 +46,7 @@ COMMON = (
 def text() -> str:
     """The help page."""
     lines = [
-        f"usage: {cli.program('launcher.submit')} experiment=NAME [key=value ...] [-m] [--json] [--help]",
+        f"usage: {cli.program('launcher.submit')} experiment=NAME [key=value ...] [-m] [option ...]",
         "",
         "Composes an experiment, checks everything, and submits its training and its evaluation to this machine",
         "or to Slurm; returns at once. The same command again joins the run, or resumes it where it stopped;",
@@ -63,6 +64,8 @@ def text() -> str:
         "options:",
         "  -m                             a sweep, a run for each value: -m seed=0,1,2 model.depth=range(4,8); several",
         "                                 lists mean their product; again starts only what failed or is missing",
+        "  --config-dir DIR               your DIR/experiment/NAME.yaml, DIR/data/NAME.yaml, ..., searched first;",
+        "                                 SELFGUIDE_CONFIGS names several such folders, with ':' between two",
         "  --json                         one JSON object on stdout instead of text",
         '  --completion bash              print a completion script: eval "$(python -m launcher.submit '
         '--completion bash)"',

@@ -13,11 +13,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shards.format.manifest import Manifest
-    from shards.read.blocks import Arrays
+    from shards.read.dataset import Dataset
+    from shards.read.fields import Fields
     from shards.read.options import ReadOptions
     from shards.read.stream import Scan, Stream
 
-__all__ = ["open", "read_all", "scan"]
+__all__ = ["Dataset", "open", "read_all", "scan"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Dataset`, once it is asked for."""
+    if name != "Dataset":
+        raise AttributeError(f"module 'shards' has no attribute {name!r}")
+    from shards.read.dataset import Dataset
+
+    return Dataset
 
 
 def open(
@@ -72,7 +82,7 @@ def scan(root: str | os.PathLike[str], *, micro_batch: int, rank: int, world: in
     return scan(root, micro_batch=micro_batch, rank=rank, world=world)
 
 
-def read_all(root: str | os.PathLike[str]) -> Arrays:
+def read_all(root: str | os.PathLike[str]) -> Fields:
     """Every sample in the order of ordinals, as arrays: `x`, `y` if any, `key`, `ordinal`."""
     from shards.read.stream import read_all
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from PIL import Image
 
+from launcher.sites import takes_config_dir
 from shards import cli
 from tools import drawing, flags
 from tools.grid import Result, run_all, train
@@ -87,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         ("--figure", Path, None, "write the picture here"),
         ("--json", bool, False, "print one JSON object at the end"),
     )
+    takes_config_dir(parser)
     options = parser.parse_args(argv)
     results = run_all(
         (FLOOR, OURS, CEILING),

@@ -2,18 +2,20 @@
 
 By default conditioned on groups at their frequency in training, or on rows of training images where the model takes
 layouts or features; or on given groups or labels, on the condition of a training image, on the group of a query image,
-or on an interpolation of two groups. Writes a grid and single lossless PNGs, and with --chain the intermediate states
-from noise to image. Names and bans in the run's groups.yaml are honoured.
+or on an interpolation of two groups. Writes a grid and single lossless PNGs, or with --npz one file of all; with
+--chain the grid shows the intermediate states from noise to image. Names and bans in the run's groups.yaml are
+honoured. An older set in the output folder moves into its `older/`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,7 +24,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from launcher.folder import find
 from selfguide.data.autoencoders import Autoencoder, from_images, load_autoencoder, to_images
 from selfguide.diffusion.conditions import Condition
 from selfguide.evaluation.grid import write_grid
@@ -33,21 +34,22 @@ from selfguide.sampling.condition_sampler import (
     conditions_each_patch,
 )
 from selfguide.sampling.generate import generate_each
-from selfguide.sampling.group_names import Naming, read_naming, without_banned
+from selfguide.sampling.group_names import Naming, naming_of, without_banned
 from selfguide.sampling.groups import patch_layout
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec import recipe
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import SamplerConfig, build
-from selfguide.spec.config.sampler import Spacing, check_sampler, settings_read
+from selfguide.spec.config.sampler import Spacing
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
-from selfguide.spec.files import read_config
+from selfguide.spec.find import find_snapshot
 from selfguide.spec.run import RunFolder
+from selfguide.trained import changed_sampler
 from selfguide.training.engine.protocol import DTYPES
 from shards import cli
 from shards.errors import UserError
 from shards.format.header import Header
-from tools import flags
+from tools import flags, sample_set
 
 EPILOG = """examples:
   python -m tools.sample RUN                              64 images, groups at their frequency
@@ -60,6 +62,8 @@ EPILOG = """examples:
   python -m tools.sample RUN --label flags 3              a class by its name, and one by its number
   python -m tools.sample RUN --like photo.png             the group nearest to an image
   python -m tools.sample RUN --between 3 7 --count 8      interpolates two prototypes, one noise
+  python -m tools.sample RUN --count 50000 --npz          for evaluators; again goes on where it was ended
+  torchrun --nproc-per-node 8 -m tools.sample RUN --count 50000 --npz     the same bits, from 8 GPUs
   python -m tools.sample RUN --chain --count 6            six images, noise to data
 """
 
@@ -72,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.recipe:
         snapshot = with_recipe(snapshot, folder, options.recipe, options.ema)
     naming = naming_of(folder, snapshot)
+    rank, world = rank_of(options)
+    options.device = sample_set.device_of(options.device, rank, world)
     flags.moved(snapshot.student, options.device, DTYPES[options.dtype])
     sampler = sampler_of(snapshot, options)
     if options.chain and sampler.name == "dopri5":
@@ -83,11 +89,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = options.seed + torch.arange(len(condition))
     if options.between:
         seeds = seeds[:1].expand(len(condition))  # one noise, so that only the condition changes
+    decided = {
+        "snapshot": snapshot.sha256,
+        "sampler": asdict(sampler),
+        "autoencoder": codec.sha256 if codec else None,
+        **{name: getattr(options, name) for name in ("dtype", "batch", "npz")},
+        "device": options.device.partition(":")[0],
+    }
+    out, wanted = Path(options.out), sample_set.request(condition, seeds, **decided)
+    if options.npz:
+        return export(snapshot, sampler, condition, seeds, codec, options, out, wanted, naming)
     chain = Chain(sampler.steps, options.columns) if options.chain else None
     x, evaluations = draw(
         snapshot, sampler, condition, seeds, options.batch, chain.see if chain else None
     )
-    out, images = Path(options.out), to_images(snapshot.data["header"], x, codec)
+    images = to_images(snapshot.data["header"], x, codec)
+    sample_set.make_room(out, wanted)
     rows = options.group or options.label or options.row or options.like or []
     columns = options.columns if len(rows) < 2 else len(condition) // len(rows)
     sheet, columns = images, len(condition) if options.between else columns
@@ -95,33 +112,121 @@ def main(argv: Sequence[str] | None = None) -> int:
         states = chain.states()  # (N, columns, C, H, W)
         sheet = to_images(snapshot.data["header"], states.flatten(0, 1), codec)
         columns = states.shape[1]
+    shown = _first(len(sheet), len(rows) if chain is None else 0)
     # small images are shown larger: at least 64 screen pixels each
-    write_grid(out / "grid.png", sheet, columns=columns, zoom=max(1, 64 // sheet.shape[-1]))
+    zoom = max(1, 64 // sheet.shape[-1])
+    columns = min(columns, len(shown) // len(rows)) if len(rows) > 1 and chain is None else columns
+    write_grid(out / "grid.png", sheet[shown], columns=columns, zoom=zoom)
     write_images(out / "images", images)
-    said: dict[str, Any] = {
-        "grid": str(out / "grid.png"),
-        "images": str(out / "images"),
-        "count": len(images),
+    said = {"grid": str(out / "grid.png"), "images": str(out / "images")}
+    _say(
+        snapshot,
+        sampler,
+        naming,
+        options,
+        said | {"count": len(images), "nfe": evaluations, "request": wanted},
+    )
+    return 0
+
+
+def _first(count: int, rows: int) -> Tensor:
+    """(n,) the images that a grid shows: all, or the first `sample_set.GRID`; of several rows the first of each."""
+    numbers = torch.arange(count)
+    if count <= sample_set.GRID:
+        return numbers
+    if rows < 2:
+        return numbers[: sample_set.GRID]
+    return numbers.view(rows, -1)[:, : max(1, sample_set.GRID // rows)].flatten()
+
+
+def export(
+    snapshot: Snapshot,
+    sampler: SamplerConfig,
+    condition: Condition,
+    seeds: Tensor,
+    codec: Autoencoder | None,
+    options: argparse.Namespace,
+    out: Path,
+    wanted: str,
+    naming: Naming,
+) -> int:
+    """This rank's share of `samples.npz`, and the file itself where it is the last."""
+    rank, world = rank_of(options)
+    parts = sample_set.rows(out, wanted, len(seeds), options.batch)
+    evaluations = 0
+
+    def drawn(numbers: Tensor) -> Tensor:
+        nonlocal evaluations
+        part = condition.map(lambda tensor: tensor[numbers])
+        x, took = draw(snapshot, sampler, part, seeds[numbers], options.batch)
+        evaluations = max(evaluations, took)
+        return to_images(snapshot.data["header"], x, codec)
+
+    def finish(first: Tensor) -> None:
+        zoom = max(1, 64 // first.shape[-1])
+        write_grid(out / "grid.png", first, columns=options.columns, zoom=zoom)
+        said = {"grid": str(out / "grid.png"), "npz": str(out / sample_set.NPZ)}
+        count = {"count": len(seeds), "nfe": evaluations, "request": wanted}
+        _say(snapshot, sampler, naming, options, said | count)
+
+    if sample_set.holds(out, wanted):
+        print(f"{out / sample_set.NPZ} holds these {len(seeds)} images already")
+        return 0
+    sample_set.fill(parts, drawn, options.batch, rank=rank, world=world)
+    if not sample_set.publish(out, wanted, parts, condition.id, finish):
+        print(f"rank {rank} is done; the last of {world} writes {out / sample_set.NPZ}")
+    return 0
+
+
+def rank_of(options: argparse.Namespace) -> tuple[int, int]:
+    """Rank and number of ranks: as said, or as torchrun sets them.
+
+    Raises:
+        UserError: ranks that do not exist, or several that would write pictures.
+    """
+    if (options.rank is None) != (options.world is None):
+        raise UserError("--rank and --world come together")
+    rank, world = options.rank, options.world
+    if rank is None:
+        if not options.npz:
+            return 0, 1
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not 0 <= rank < world:
+        raise UserError(f"--rank {rank} --world {world}: ranks go from 0 to world - 1")
+    if not options.npz:
+        raise UserError("--rank and --world share out the images of a file: give --npz")
+    if options.chain:
+        raise UserError("--chain shows how pictures become, and --npz writes none: drop one")
+    return rank, world
+
+
+def _say(
+    snapshot: Snapshot,
+    sampler: SamplerConfig,
+    naming: Naming,
+    options: argparse.Namespace,
+    made: dict[str, Any],
+) -> None:
+    """Writes sample.json, and says what was made."""
+    said: dict[str, Any] = made | {
         "snapshot_images": snapshot.images,
         "snapshot_sha256": snapshot.sha256,
         "sampler": asdict(sampler),
-        "nfe": evaluations,
         "seed": options.seed,
         "banned": sorted(naming.banned),
     }
     if options.label is not None:
         asked = queries.labels(snapshot, options.label).tolist()
         said["labels"] = [naming.called(label) for label in asked]
-    (out / "sample.json").write_text(json.dumps(said, indent=1))
+    (Path(options.out) / "sample.json").write_text(json.dumps(said, indent=1))
     if options.json:
         print(json.dumps(said))
-    else:
-        bans = f", without banned groups {', '.join(map(str, said['banned']))}"
-        print(
-            f"{len(images)} images from {snapshot.images:,} images seen, {sampler.name}, {evaluations} evaluations, "
-            f"g={sampler.g:g}{bans if naming.banned else ''}\n{out / 'grid.png'}"
-        )
-    return 0
+        return
+    bans = f", without banned groups {', '.join(map(str, said['banned']))}"
+    print(
+        f"{said['count']} images from {snapshot.images:,} images seen, {sampler.name}, {said['nfe']} evaluations, "
+        f"g={sampler.g:g}{bans if naming.banned else ''}\n{said.get('npz', said['grid'])}"
+    )
 
 
 def draw(
@@ -139,16 +244,6 @@ def draw(
     return torch.cat([x for x, _ in made]), max(evaluations for _, evaluations in made)
 
 
-def naming_of(folder: Path, snapshot: Snapshot) -> Naming:
-    """What the groups of this snapshot are called: `groups.yaml` lies in its run's folder."""
-    p = snapshot.guidance["p"]
-    if p is None:
-        return Naming(groups=0)
-    found = read_naming(folder.resolve().parents[1], len(p))
-    # names that a user gave go before those of the data
-    return replace(found, names={**dict(enumerate(snapshot.class_names)), **found.names})
-
-
 def load_snapshot(
     name: str, runs: str, images: int | None = None, ema: int = 0
 ) -> tuple[Snapshot, Path]:
@@ -159,24 +254,7 @@ def load_snapshot(
     Raises:
         UserError: there is no such run, snapshot or average, or the snapshot is damaged.
     """
-    folder = Path(name)
-    if (folder / "MANIFEST.json").is_file():
-        if images is not None:
-            raise UserError(f"--images {images}: {folder} is one snapshot already; drop it")
-    else:
-        run = find(name, Path(runs))
-        published = run.published()
-        if not published:
-            raise UserError(f"run {run.root.name} has published no snapshot yet")
-        images = published[-1] if images is None else images
-        known = ", ".join(f"{n}" for n in published)
-        if images not in published:
-            raise UserError(f"--images {images}: this run has snapshots at {known}")
-        folder = run.snapshot(images)
-    averages = averages_of(read_config(folder / "config.yaml"))
-    kept = ", ".join(f"{i}: {average}" for i, average in enumerate(averages))
-    if not 0 <= ema < len(averages):
-        raise UserError(f"--ema {ema} is not one of this snapshot's averages ({kept})")
+    folder = find_snapshot(name, Path(runs), images, ema)
     try:
         snapshot = load(folder, ema)
     except FileNotFoundError as error:
@@ -216,16 +294,10 @@ def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig
     flag_of = {f.name: f.name for f in fields(SamplerConfig)} | {"name": "sampler"}
     asked = {name: getattr(options, flag) for name, flag in flag_of.items()}
     changes = {name: value for name, value in asked.items() if value is not None}
-    own = asdict(snapshot.config.sampler)
-    if changes.get("name", own["name"]) != own["name"]:
-        # what only the old sampler read goes with it
-        kept = own.keys() - settings_read(snapshot.config.sampler).keys()
-        own = {name: own[name] for name in kept}
     if options.convention:
         changes |= converted(options.convention, changes)
     try:
-        sampler = build(SamplerConfig, own | changes, "sampler")
-        check_sampler(sampler, snapshot.config.path)
+        return changed_sampler(snapshot, changes)
     except UserError as error:
         # fields and cures under the names that this command line has for them
         said = re.sub(
@@ -234,11 +306,6 @@ def sampler_of(snapshot: Snapshot, options: argparse.Namespace) -> SamplerConfig
             str(error),
         )
         raise UserError(said) from error
-    if "g" in changes and sampler.g != 1 and not snapshot.guidance["told"]:
-        raise UserError(
-            f"--g {sampler.g:g}: this snapshot is unconditional, so there is nothing to guide; drop it"
-        )
-    return sampler
 
 
 def converted(source: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -393,6 +460,19 @@ def _parser() -> argparse.ArgumentParser:
         ("--prior", ("empirical", "uniform"), None, prior),
         ("--count N", int, 64, "number of images (64)"),
         ("--chain", bool, False, chain),
+        (
+            "--npz",
+            bool,
+            False,
+            "write samples.npz, as ADM's evaluator reads it, in place of pictures",
+        ),
+        (
+            "--rank R",
+            int,
+            None,
+            "of this process, with --world: ranks share out --npz (torchrun's)",
+        ),
+        ("--world W", int, None, "processes that make one samples.npz together"),
         ("--columns N", int, 8, "columns of the grid (8)"),
         ("--seed", int, 0, "image i is a function of seed + i (0)"),
         ("--device", str, device, f"where the network runs ({device})"),

@@ -117,19 +117,29 @@ class SnapshotFeatures:
         return self.of_layers(x0, eps, [self.number])[0].cpu()
 
     @torch.no_grad()
+    def tokens(self, x0: Tensor, ordinals: Tensor) -> Tensor:
+        """(B, T, D) of the layer for images in model space (B, C, H, W), which meet the noise of `ordinals` (B,)."""
+        x0 = self.shown(x0)
+        eps = normal(self.seed, "extraction-noise", ordinals, tuple(x0.shape[1:]))
+        return self._tokens(x0, eps, [self.number])[0]
+
+    @torch.no_grad()
     def of_layers(self, x0: Tensor, eps: Tensor, numbers: Sequence[int]) -> list[Tensor]:
         """Features (B, F) of several layers, from one forward of images x0 (B, C, H, W) with the noise `eps`; fp32, on
         the snapshot's device.
         """
+        layers = self.snapshot.student.backbone.net.layers
+        extras = [layers[number - 1].extras for number in numbers]
+        both = zip(self._tokens(x0, eps, numbers), extras, strict=True)
+        return [pool(each, self.pooling, n, cls=self.cls).float() for each, n in both]
+
+    def _tokens(self, x0: Tensor, eps: Tensor, numbers: Sequence[int]) -> list[Tensor]:
         device, backbone = self.snapshot.device, self.snapshot.student.backbone
         tau = torch.full((len(x0),), self.noise_time, device=device)
         x = self.preconditioning.noised(x0.to(device), eps.to(device), tau)
         x = x.to(next(self.snapshot.student.parameters()).dtype)
         nothing = Condition(torch.full((len(x0),), self.state, device=device))
-        tokens = backbone.features_of(x, tau, nothing, numbers)
-        extras = [backbone.net.layers[number - 1].extras for number in numbers]
-        both = zip(tokens, extras, strict=True)
-        return [pool(each, self.pooling, n, cls=self.cls).float() for each, n in both]
+        return backbone.features_of(x, tau, nothing, numbers)
 
     def shown(self, x0: Tensor) -> Tensor:
         """The middle of images that training saw windows of."""

@@ -17,12 +17,15 @@ from torch import Tensor
 
 from selfguide.models.backbone import Backbone
 from selfguide.spec.config import Config
+from selfguide.spec.dit import DiTArchitecture
 from selfguide.spec.initial_weights import contents_of
-from selfguide.spec.official import POSITIONS, Contents
+from selfguide.spec.official import FORMS, POSITIONS, Contents, check_release, parts_of
 from selfguide.spec.uvit import UViTArchitecture
 from selfguide.weights import check_finite, copy_token_rows
 from shards.errors import UserError
 
+# of tensors
+Weights = dict[str, Tensor]
 SAME_POSITIONS = 1e-2  # half precision rounds to 4e-3; another order of the halves differs by 1
 
 
@@ -77,6 +80,49 @@ def _positions(backbone: Backbone, given: Tensor, found: Contents, where: str) -
             f"{where}: {POSITIONS} is not DiT's fixed sinusoid; these weights learned other positions; take others"
         )
     return {}
+
+
+@torch.no_grad()
+def release(backbone: Backbone, form: str) -> Weights:
+    """The weights of `backbone` under the names of an official file: the way back of `adopt`.
+
+    What `adopt` made of such a file comes out bit for bit, but for a learned sigma that was cut off. The table's last
+    row is our null row, of a net without labels our unconditional one.
+
+    Raises:
+        UserError: such a file has no place for all that this net has.
+    """
+    net, layout = backbone.net, FORMS[form]
+    check_release(net, form)
+    assert isinstance(net, DiTArchitecture | UViTArchitecture)
+    own, found = backbone.state_dict() | dict(backbone.named_buffers()), Weights()
+    for part in parts_of(net, net.learn_sigma):
+        sign = layout.sign if part.theirs == layout.last else 1
+        for kind in ("weight", "bias") if part.bias else ("weight",):
+            found[f"{part.theirs}.{kind}"] = sign * own[f"{part.ours}.{kind}"].detach().cpu()
+    tokens = token_names(net) if isinstance(net, UViTArchitecture) else []
+    positions = own["positions"].detach().cpu()[None]
+    found[POSITIONS] = _sinusoid(net)[None] if isinstance(net, DiTArchitecture) else positions
+    if "condition" in tokens:
+        # theirs are label, time, patches
+        order = [tokens.index("condition"), tokens.index("time")]
+        rest = torch.arange(len(tokens), found[POSITIONS].shape[1])
+        found[POSITIONS] = found[POSITIONS][:, torch.cat((torch.tensor(order), rest))]
+    if isinstance(net, DiTArchitecture) or "condition" in tokens:
+        last = own["condition.null" if net.classes else "condition.unconditional"]
+        labels = [own["condition.labels.weight"]] if net.classes else []
+        found[layout.table] = torch.cat([*labels, last.view(1, -1)]).detach().cpu()
+    return {name: tensor.clone() for name, tensor in found.items()}
+
+
+def _sinusoid(net: DiTArchitecture) -> Tensor:
+    """(T, D): DiT's fixed positions in fp64, rounded once as its authors do; ours differ in the last bit."""
+    edge, quarter = net.size // net.patch, net.width // 4
+    rates = 1 / 10_000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+    turns = torch.arange(edge, dtype=torch.float64)[:, None] * rates
+    waves = torch.cat((turns.sin(), turns.cos()), dim=1)  # (edge, D / 2)
+    columns, rows = waves.expand(edge, -1, -1), waves[:, None].expand(-1, edge, -1)
+    return torch.cat((columns, rows), dim=2).flatten(0, 1).float()
 
 
 def token_names(net: UViTArchitecture) -> list[str]:

@@ -88,6 +88,16 @@ def without_banned(snapshot: Snapshot, naming: Naming) -> Snapshot:
     return replace(snapshot, guidance={**snapshot.guidance, "p": naming.allowed(p)})
 
 
+def naming_of(folder: Path, snapshot: Snapshot) -> Naming:
+    """What the groups of the snapshot in `folder` are called: `groups.yaml` lies in its run's folder."""
+    p = snapshot.guidance["p"]
+    if p is None:
+        return Naming(groups=0)
+    found = read_naming(folder.resolve().parents[1], len(p))
+    # names that a user gave go before those of the data
+    return replace(found, names={**dict(enumerate(snapshot.class_names)), **found.names})
+
+
 def read_naming(run: Path, groups: int) -> Naming:
     """From a run's folder; without a file nothing is named or banned.
 

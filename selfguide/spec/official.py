@@ -156,7 +156,7 @@ def contents(
         raise UserError(
             f"{where} predicts no sigma and model.learn_sigma=true; set model.learn_sigma=false"
         )
-    parts = _dit(net, sigma) if isinstance(net, DiTArchitecture) else _uvit(net)
+    parts = parts_of(net, sigma)
     shapes = {f"{part.theirs}.weight": part.shape for part in parts}
     shapes |= {f"{part.theirs}.bias": part.shape[:1] for part in parts if part.bias}
     extras = 0 if form.family is DiTArchitecture else 1 + (rows > 0)
@@ -199,6 +199,32 @@ def _same(
 def _several(names: list[str]) -> str:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"{names[0]}{more}"
+
+
+def parts_of(net: DiTArchitecture | UViTArchitecture, sigma: bool) -> list[Part]:
+    """All but the label table and the positions; `sigma`: the output has the channels of a learned sigma."""
+    return _dit(net, sigma) if isinstance(net, DiTArchitecture) else _uvit(net)
+
+
+def check_release(net: Architecture, form: str) -> None:
+    """Returns where an official file of this form can hold all that this net has.
+
+    Raises:
+        UserError: another family, or parts that such a file has no place for.
+    """
+    layout = FORMS[form]
+    if not isinstance(net, layout.family):
+        raise UserError(
+            f"--form {form}: a {layout.title} file holds no {type(net).__name__.removesuffix('Architecture')}; take "
+            "another form"
+        )
+    more = {"cls_token": False, "dense": 0, "spatial": 0, "dense_patch": 0}
+    for field, value in (more | dict(layout.switches)).items():
+        if getattr(net, field, value) != value:
+            raise UserError(
+                f"--form {form}: this model has {field}={getattr(net, field)}, for which {layout.title}'s files "
+                f"have no place; only models with {field}={value} fit"
+            )
 
 
 def _dit(net: DiTArchitecture, sigma: bool) -> list[Part]:

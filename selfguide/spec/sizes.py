@@ -195,9 +195,36 @@ TABLE |= {
         time="log_sigma",
     ),
 }
+# ours, for a first run on one's own images of 32 and 64 pixels: 64 and 256 tokens as wide as DeiT-Ti's and DiT-S's
+# (Touvron et al. 2021, Peebles & Xie 2023), and a UNet of EDM's blocks (Karras et al. 2022)
+TABLE |= {
+    "dit_tiny_32": DiTArchitecture(size=32, channels=3, patch=4, width=192, depth=6, heads=3),
+    "dit_small_64": DiTArchitecture(size=64, channels=3, patch=4, width=384, depth=12, heads=6),
+    "unet_small_32": UNetArchitecture(
+        form="edm",
+        size=32,
+        channels=3,
+        base=64,
+        mult=(1, 2, 2),
+        blocks=1,
+        attention=(4,),
+        groups=8,
+        time="log_sigma",
+    ),
+}
 
 # small nets of this project, of no paper
-OURS = frozenset({"dit_digits", "dit_emoji", "unet_digits", "uvit_digits"})
+OURS = frozenset(
+    {
+        "dit_digits",
+        "dit_emoji",
+        "dit_small_64",
+        "dit_tiny_32",
+        "unet_digits",
+        "unet_small_32",
+        "uvit_digits",
+    }
+)
 
 # What the choice model=NAME sets beside its row: corrections that came when runs of that name existed already, whose
 # configs have the row alone. From the codes of their papers:

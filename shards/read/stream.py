@@ -26,6 +26,7 @@ from shards.format.order import WINDOW
 from shards.read.audit import EpochAudit, check_epoch, source_suffix
 from shards.read.blocks import Arrays
 from shards.read.cache import Cache
+from shards.read.fields import Fields
 from shards.read.mixing import Blend, Readers, identity, load_alike, make_blend
 from shards.read.options import ReadOptions, check_whole
 from shards.read.prefetch import Prefetch
@@ -189,14 +190,14 @@ class Stream(_Batches):
     def __iter__(self) -> Stream:
         return self
 
-    def __next__(self) -> Arrays:
+    def __next__(self) -> Fields:
         batch, planned, substituted = next(self._ahead)
         self._check_positions(batch["position"])
         self._delivered += 1
         self._audit_batch(planned, substituted)
         if self._delivered % self._share.micro_batches == 0:
             self._end_epochs()
-        return batch
+        return Fields(batch)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run opens with; the same on all ranks at the same step."""
@@ -259,9 +260,10 @@ class Scan(_Batches, Iterator[Arrays]):
         super().__init__(reader, _pass(count, share, self.steps), share, WINDOW)
         self._count = count
 
-    def __next__(self) -> Arrays:
+    def __next__(self) -> Fields:
         batch, _, _ = next(self._ahead)
-        return {**batch, "mask": np.asarray(batch["position"], dtype=np.int64) < self._count}
+        mask = np.asarray(batch["position"], dtype=np.int64) < self._count
+        return Fields(batch, mask=mask)
 
 
 def open_stream(
@@ -305,13 +307,13 @@ def scan(root: storage.Url, *, micro_batch: int, rank: int, world: int) -> Scan:
     return Scan(Reader(root, manifest), manifest.count, share)
 
 
-def read_all(root: storage.Url) -> Arrays:
+def read_all(root: storage.Url) -> Fields:
     """Every sample in the order of ordinals: `x`, `y` if any, `key`, `ordinal`. For small data."""
     manifest = manifests.load(root)
     ordinals = np.arange(manifest.count)
     reader = Reader(root, manifest)
     try:
-        return reader.gather(ordinals)
+        return Fields(reader.gather(ordinals))
     finally:
         reader.close()
 

@@ -30,7 +30,7 @@ from selfguide.data.normaliser import Normaliser
 from selfguide.discovery.agreement import agreement
 from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import samples_training_rows
-from selfguide.sampling.group_names import Naming
+from selfguide.sampling.group_names import Naming, naming_of
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config.sampler import check_sampler
 from shards import cli, sidecar, storage
@@ -41,7 +41,7 @@ from tools import flags
 from tools.annotate.kmeans import labels_of
 from tools.atlas.grouping import Grouping, of_labels, of_sidecar, of_snapshot
 from tools.atlas.page import render
-from tools.sample import autoencoder_of, draw, load_snapshot, naming_of
+from tools.sample import autoencoder_of, draw, load_snapshot
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,6 +36,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.sites import takes_config_dir
 from shards import storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -105,6 +106,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("--follow", bool, False, "wait until the jobs have ended"),
         ("--runs DIR", str, "runs", "folder of their logs (default runs)"),
     )
+    takes_config_dir(array)
     report.add_out(parser)
 
 

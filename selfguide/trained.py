@@ -1,0 +1,269 @@
+"""A trained model as Python code uses it: tensors in, tensors out, and pictures on request. `selfguide.load` makes it.
+
+Samples equal those of `python -m tools.sample`, bit for bit, for the same seed, device and batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from selfguide import snapshot as snapshots
+from selfguide.data.autoencoders import Autoencoder, from_images, load_autoencoder, to_images
+from selfguide.diffusion.conditions import Condition
+from selfguide.discovery.features import SnapshotFeatures
+from selfguide.models.backbone import pool
+from selfguide.sampling import queries
+from selfguide.sampling.condition_sampler import Prior, condition_sampler
+from selfguide.sampling.generate import generate_each
+from selfguide.sampling.group_names import Naming, naming_of, without_banned
+from selfguide.snapshot import Snapshot
+from selfguide.spec.config import SamplerConfig, build
+from selfguide.spec.config.sampler import check_sampler, settings_read
+from selfguide.spec.find import find_snapshot
+from shards.errors import UserError
+from shards.format.classes import NUMBER
+from shards.format.header import Header
+
+Asked = int | str | Sequence[int | str]
+
+
+def load(
+    run: str | os.PathLike[str],
+    *,
+    images: int | None = None,
+    average: int = 0,
+    runs: str | os.PathLike[str] = "runs",
+    device: str | None = None,
+    autoencoder: str | os.PathLike[str] | None = None,
+) -> TrainedModel:
+    """See `selfguide.load`."""
+    folder = find_snapshot(os.fspath(run), Path(runs), images, average, prefix="")
+    try:
+        snapshot = snapshots.load(folder, average)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error}: it was not published to its end, or was damaged since"
+        ) from error
+    snapshot.student.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return TrainedModel(snapshot, naming_of(folder, snapshot), autoencoder)
+
+
+class TrainedModel:
+    """A published snapshot with the names of its groups and labels, and the autoencoder of its latents.
+
+    Model space is what the network sees: fp32 (N, C, H, W), images in [-1, 1] or normalised latents. Images are uint8
+    (N, 1 or 3, H, W) of levels 0..255.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        naming: Naming | None = None,
+        autoencoder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.snapshot = snapshot
+        self.naming = naming or Naming(groups=0)
+        self._weights = autoencoder
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample in model space."""
+        net = self.snapshot.student.backbone.net
+        return net.channels, net.size, net.size
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels that the data have, by number."""
+        return self.snapshot.class_names
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that `features` reads."""
+        return tuple(layer.name for layer in self.snapshot.student.backbone.net.layers)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int = 16,
+        *,
+        label: Asked | None = None,
+        group: Asked | None = None,
+        row: int | Sequence[int] | None = None,
+        unconditional: bool = False,
+        prior: Prior = "empirical",
+        seed: int = 0,
+        batch: int = 64,
+        **settings: Any,
+    ) -> Tensor:
+        """Samples in model space (count, C, H, W), on the CPU; image i is a function of seed + i.
+
+        Args:
+            label, group, row: what they are conditioned on: human labels or groups, by number or name, or the
+                conditions of training images. Of several, as many images of each, in their order. By default groups,
+                or labels, are drawn by `prior`.
+            unconditional: without a condition.
+            batch: images at a time.
+            settings: fields of `selfguide.spec.config.SamplerConfig`, such as `g`, `steps`, `name` or `interval`, in
+                place of the run's own.
+
+        Raises:
+            UserError: an unknown label, group or setting, or one that this snapshot has no use for.
+        """
+        if count < 1 or batch < 1:
+            raise UserError(f"count={count} and batch={batch} must be 1 or more")
+        sampler = changed_sampler(self.snapshot, settings)
+        seeds = seed + torch.arange(count)
+        condition = self._condition(seeds, label, group, row, unconditional, prior)
+        drawn = generate_each(self.snapshot, sampler, condition, seeds, batch=batch)
+        return torch.cat([x for x, _ in drawn])
+
+    def _condition(
+        self,
+        seeds: Tensor,
+        label: Asked | None,
+        group: Asked | None,
+        row: int | Sequence[int] | None,
+        unconditional: bool,
+        prior: Prior,
+    ) -> Condition:
+        snapshot, naming = self.snapshot, self.naming
+        named = {"label": label, "group": group, "row": row, "unconditional": unconditional or None}
+        given = [name for name, value in named.items() if value is not None]
+        if len(given) > 1 or (given and prior != "empirical"):
+            raise UserError(
+                f"{' and '.join(given)} with prior={prior!r}: give one of label, group, row, unconditional and prior"
+            )
+        if unconditional:
+            return queries.without_condition(snapshot, len(seeds))
+        if row is not None:
+            return queries.rows(snapshot, _each(torch.tensor(_listed(row)), len(seeds)))
+        if label is not None:
+            ids = queries.labels(snapshot, [_text(each) for each in _listed(label)])
+        elif group is not None:
+            ids = torch.tensor([naming.number(str(each)) for each in _listed(group)])
+        else:
+            return condition_sampler(without_banned(snapshot, naming), prior)(seeds)
+        naming.refuse_banned(ids.tolist())
+        return queries.of_groups(snapshot, _each(ids, len(seeds)))
+
+    @torch.no_grad()
+    def features(
+        self,
+        x: Tensor,
+        layer: int | str | None = None,
+        noise_time: float = 0.2,
+        *,
+        pooling: str | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """What a layer sees in samples or images, noised to one noise-time, without a condition.
+
+        Args:
+            x: (B, C, H, W) in model space; of uint8, images, which are encoded first. The noise of x[i] is a function
+                of (seed, i).
+            layer: its number from 1, or one of `layers`; the middle one by default.
+            noise_time: 0 is data, 1 is noise; by default where SGFM (Hu et al. 2023, arXiv 2312.08825) reads.
+            pooling: cls, mean, flat or attention.
+
+        Returns:
+            fp32 on the CPU: tokens (B, T, D), those that are no patch first; with `pooling` one vector each, (B, F).
+
+        Raises:
+            UserError: an unknown layer or pooling, or images of another shape than the model's.
+        """
+        net = SnapshotFeatures(
+            self.snapshot,
+            self.header,
+            layer=layer,
+            noise_time=noise_time,
+            pooling=pooling,
+            seed=seed,
+        )
+        x0 = x if x.is_floating_point() else self.encode(x)
+        tokens = net.tokens(x0, torch.arange(len(x0)))
+        if pooling is not None:
+            tokens = pool(tokens, net.pooling, net.layer.extras, cls=net.cls)
+        return tokens.float().cpu()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images, uint8 (N, 1 or 3, H, W), as the network sees them, fp32 (N, C, H, W)."""
+        return from_images(self.header, images, self.autoencoder)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """Samples in model space (N, C, H, W) as images, uint8 (N, 1 or 3, H, W) on the CPU."""
+        return to_images(self.header, x, self.autoencoder)
+
+    def images(self, x: Tensor) -> list[Image.Image]:
+        """One picture for each sample in model space; uint8 are images already."""
+        pixels = self.decode(x) if x.is_floating_point() else x.cpu()
+        return [*_pictures(pixels)]
+
+    @property
+    def header(self) -> Header:
+        """Of the data that it was trained on: what stored values mean."""
+        return Header.of(self.snapshot.data["header"])
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder | None:
+        """What made the latents that it was trained on; None for images.
+
+        Raises:
+            UserError: its weights are not found, or are others.
+        """
+        header = self.header
+        if header.kind == "image":
+            return None
+        weights = None if self._weights is None else os.fspath(self._weights)
+        return load_autoencoder(str(header.encoder), weights, device=self.snapshot.device)
+
+
+def changed_sampler(snapshot: Snapshot, changes: Mapping[str, Any]) -> SamplerConfig:
+    """The run's own sampler with `changes` of its fields.
+
+    Raises:
+        UserError: an unknown field, a value out of range, or a weight where nothing can be guided.
+    """
+    own = asdict(snapshot.config.sampler)
+    if changes.get("name", own["name"]) != own["name"]:
+        # what only the old sampler read goes with it
+        kept = own.keys() - settings_read(snapshot.config.sampler).keys()
+        own = {name: own[name] for name in kept}
+    sampler = build(SamplerConfig, own | dict(changes), "sampler")
+    check_sampler(sampler, snapshot.config.path)
+    if "g" in changes and sampler.g != 1 and not snapshot.conditioned:
+        raise UserError(
+            f"sampler.g={sampler.g:g}: this snapshot is unconditional, so there is nothing to guide; drop it"
+        )
+    return sampler
+
+
+def _listed(asked: Any) -> list[Any]:
+    """One or several, as a list."""
+    return [asked] if isinstance(asked, int | str) else [*asked]
+
+
+def _text(label: int | str) -> str:
+    """A label as a command line has it; a number is never a name."""
+    return label if isinstance(label, str) else f"{NUMBER}{label}"
+
+
+def _each(ids: Tensor, count: int) -> Tensor:
+    """(count,): as many of each of `ids`, in their order."""
+    return ids.repeat_interleave(-(-count // len(ids)))[:count]
+
+
+def _pictures(images: Tensor) -> Iterator[Image.Image]:
+    for image in images:
+        plain = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+        yield Image.fromarray(plain.numpy())

@@ -1,0 +1,155 @@
+"""Experiments and groups outside of the checkout, and data of which only the place is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launcher import sites, submit
+from launcher.compose import compose, experiments, options
+from launcher.resume import main as resume
+from selfguide.spec.sizes import architecture
+from shards.errors import UserError
+from shards.format.header import Header
+from shards.sources.source import ArraySource
+from shards.write.writer import write
+
+MINE = """\
+# @package _global_
+# flags at 32 pixels
+defaults:
+  - digits_class
+  - override /data: flags
+  - override /model: dit_tiny_32
+  - override /evaluation: none
+seed: 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands put their --config-dir into the variable."""
+    monkeypatch.setenv(sites.VARIABLE, "")
+
+
+@pytest.fixture
+def flags(tmp_path: Path) -> Path:
+    """Shards of 40 colour images in 3 classes."""
+    x = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
+    source = ArraySource.of("flags", x, labels=np.arange(40) % 3, classes=3)
+    root = tmp_path / "shards"
+    write(str(root), source, header=Header(kind="image", shift=127.5, scale=1 / 127.5))
+    return root
+
+
+@pytest.fixture
+def own(tmp_path: Path, flags: Path) -> Path:
+    """A folder with an experiment and its data."""
+    folder = tmp_path / "mine"
+    for group, name, text in (
+        ("experiment", "flags_class", MINE),
+        ("data", "flags", f"root: {flags}\n"),
+        ("model", "slim", "name: dit_tiny_32\ndepth: 2\n"),
+        ("path", "edm", "name: rectified_flow\n"),
+    ):
+        (folder / group).mkdir(parents=True)
+        (folder / group / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def test_a_folder_of_configs_composes_with_ours(own: Path, flags: Path) -> None:
+    sites.search_first(str(own))
+    config = compose(["experiment=flags_class", "model=slim", "sampler=heun_edm", "path=edm"])
+    assert (config.experiment, config.seed, config.data.root) == ("flags_class", 3, str(flags))
+    assert (config.data.shape, config.data.classes) == ((3, 32, 32), 3)
+    assert (config.model.depth, config.sampler.name) == (2, "heun")
+    # searched before ours
+    assert config.path.name == "rectified_flow"
+    assert config.guidance.source == "labels" and architecture(config).classes == 3
+    assert experiments()["flags_class"] == "flags at 32 pixels" and "slim" in options("model")
+
+
+def test_a_folder_of_configs_is_named_by_option_or_variable_in_every_command(
+    own: Path, tmp_path: Path
+) -> None:
+    words = ["experiment=flags_class", "cluster=local", f"runs={tmp_path / 'runs'}"]
+    bare = {k: v for k, v in os.environ.items() if k != sites.VARIABLE}
+    for module, more, variable in (
+        ("launcher.submit", ["--config-dir", str(own), *words, "dry_run=true", "--json"], ""),
+        ("launcher.submit", [*words, "dry_run=true", "--json"], f"/nowhere:{own}"),
+        ("launcher.plan", [f"--config-dir={own}", "--images-per-s=100", "--json", *words], ""),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", module, *more],
+            env={**bare, sites.VARIABLE: variable},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)
+
+
+def test_a_folder_of_configs_that_is_none_is_refused(own: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        submit.main(["--config-dir", str(tmp_path / "none"), "experiment=digits_dit"])
+    with pytest.raises(UserError, match="give a folder"):
+        submit.main(["experiment=digits_dit", "--config-dir"])
+    (own / "experiment" / "flags_class.yaml").write_text("seed: 3\n")
+    sites.search_first(str(own))
+    with pytest.raises(UserError, match="@package _global_"):
+        compose(["experiment=flags_class"])
+
+
+def test_configs_are_copied_with_an_attempt(own: Path, tmp_path: Path) -> None:
+    sites.copy(("experiment", "data", "model"), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    sites.search_first(str(own))
+    sites.copy(("experiment", "data"), tmp_path / "kept")
+    kept = {str(path.relative_to(tmp_path / "kept")) for path in tmp_path.glob("kept/*/*/*")}
+    assert kept == {"0/experiment/flags_class.yaml", "0/data/flags.yaml"}
+
+
+def test_data_root_alone_says_shape_and_classes(flags: Path) -> None:
+    config = compose(["experiment=digits_uncond", f"data.root={flags}", "model=dit_tiny_32"])
+    assert (config.data.shape, config.data.classes) == ((3, 32, 32), 3)
+    net = architecture(config)
+    assert (net.channels, net.size) == (3, 32)
+    # what was typed is compared when the run is submitted, and so is a crop's shape
+    typed = compose(
+        ["experiment=digits_uncond", f"data.root={flags}", "data.shape=[3,16,16]", "data.classes=7"]
+    )
+    assert (typed.data.shape, typed.data.classes) == ((3, 16, 16), 7)
+    crop = compose(["experiment=digits_uncond", f"data.root={flags}", "data.crop=true"])
+    assert crop.data.shape == (1, 8, 8)
+
+
+def test_data_that_are_not_there_are_as_the_experiment_says(own: Path, tmp_path: Path) -> None:
+    config = compose(["experiment=digits_class", f"data.root={tmp_path / 'none'}"])
+    assert (config.data.shape, config.data.classes) == ((1, 8, 8), 10)
+    (own / "data" / "flags.yaml").write_text(f"root: {tmp_path / 'none'}\n")
+    sites.search_first(str(own))
+    with pytest.raises(UserError, match="nothing says what"):
+        compose(["experiment=flags_class"])
+
+
+@pytest.mark.parametrize(
+    ("model", "edge"), [("dit_tiny_32", 32), ("dit_small_64", 64), ("unet_small_32", 32)]
+)
+def test_small_presets_are_of_their_size(model: str, edge: int) -> None:
+    shape = f"data.shape=[3,{edge},{edge}]"
+    words = ["experiment=digits_uncond", f"model={model}", shape, "evaluation=none"]
+    net = architecture(compose([*words, *(["path=edm"] if "unet" in model else [])]))
+    assert (net.size, net.channels) == (edge, 3)
+    assert net.parameters() < 60e6
+
+
+def test_resume_takes_a_folder_of_configs(own: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run"):
+        resume(["none", "--config-dir", str(own), "--runs", str(tmp_path)])
+    assert sites.folders() == [own]

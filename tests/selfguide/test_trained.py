@@ -1,0 +1,144 @@
+"""`selfguide.load`: a trained model as Python code uses it, and what it costs to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import selfguide
+import shards
+from selfguide.discovery.features import SnapshotFeatures
+from selfguide.sampling.queries import labels
+from selfguide.spec.config import LabelGuidance
+from selfguide.trained import TrainedModel
+from shards.errors import UserError
+from tests.selfguide.test_training import attempt, config
+from tools import sample
+from tools.ranks import run_ranks
+
+NAMES = ("zero", "one", "two", "7", "four", "five", "six", "3", "eight", "nine")
+
+
+@pytest.fixture(scope="module")
+def folder(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was conditioned on labels."""
+    root = tmp_path_factory.mktemp("runs") / "digits" / "labelled"
+    cfg = config(digits)
+    run_ranks(
+        1,
+        attempt,
+        replace(cfg, guidance=LabelGuidance(), data=replace(cfg.data, classes=10)),
+        str(root),
+    )
+    return root
+
+
+@pytest.fixture
+def model(folder: Path) -> Iterator[TrainedModel]:
+    """It, with names for its labels."""
+    loaded = selfguide.load(folder)
+    loaded.snapshot.data["class_names"] = NAMES
+    yield loaded
+
+
+def test_selfguide_imported_loads_nothing_heavy() -> None:
+    code = "import selfguide, sys; print([m for m in ('torch', 'numpy', 'hydra', 'PIL') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_sample_equals_the_commands_images_bit_for_bit(
+    model: TrainedModel, folder: Path, tmp_path: Path
+) -> None:
+    for number, (words, settings) in enumerate(
+        (
+            ([], {}),
+            (["--label", "3", "5", "--g", "1.5", "--seed", "7"], {"label": [3, 5], "g": 1.5, "seed": 7}),
+            (["--uncond", "--sampler", "heun", "--batch", "3"], {"unconditional": True, "name": "heun", "batch": 3}),
+        )
+    ):  # fmt: skip
+        out = tmp_path / str(number)
+        assert (
+            sample.main([str(folder), "--out", str(out), "--count", "6", "--steps", "4", *words])
+            == 0
+        )
+        ours = model.images(model.sample(6, steps=4, **settings))  # type: ignore[arg-type]
+        theirs = [Image.open(file) for file in sorted((out / "images").iterdir())]
+        assert len(ours) == len(theirs) == 6
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_a_label_by_name_is_its_number(model: TrainedModel) -> None:
+    by_name = model.sample(3, label="five", steps=2)
+    torch.testing.assert_close(by_name, model.sample(3, label=5, steps=2), rtol=0, atol=0)
+    assert by_name.shape == (3, *model.shape) == (3, 1, 8, 8) and by_name.dtype == torch.float32
+    assert model.classes == NAMES
+
+
+def test_labels_that_are_no_class_or_two_are_refused(model: TrainedModel) -> None:
+    with pytest.raises(UserError, match="did you mean 'five'"):
+        model.sample(2, label="fiv")
+    # class 3 is called 7, and class 7 is called 3
+    with pytest.raises(UserError, match="number:3"):
+        model.sample(2, label="3")
+    a_number = model.sample(2, label=[3], steps=2)
+    torch.testing.assert_close(a_number, model.sample(2, label="name:7", steps=2), rtol=0, atol=0)
+    assert labels(model.snapshot, ["8", "one", "name:3"]).tolist() == [8, 1, 7]
+    with pytest.raises(UserError, match="10"):
+        model.sample(2, label=10)
+
+
+def test_what_it_is_conditioned_on_is_said_once(model: TrainedModel) -> None:
+    with pytest.raises(UserError, match="label and row"):
+        model.sample(2, label=1, row=3)
+    with pytest.raises(UserError, match="prior"):
+        model.sample(2, label=1, prior="uniform")
+    with pytest.raises(UserError, match="count=0"):
+        model.sample(0)
+    with pytest.raises(UserError, match="gg"):
+        model.sample(2, gg=2)
+
+
+def test_images_encoded_and_decoded_are_the_images(model: TrainedModel) -> None:
+    x = model.sample(4, steps=2)
+    images = model.decode(x)
+    assert images.dtype == torch.uint8 and images.shape == (4, 1, 8, 8)
+    torch.testing.assert_close(model.decode(model.encode(images)), images, rtol=0, atol=0)
+    assert [picture.mode for picture in model.images(images)] == ["L"] * 4
+
+
+def test_features_are_those_that_annotate_finds(model: TrainedModel) -> None:
+    stored = torch.as_tensor(shards.read_all(model.snapshot.data["root"])["x"][:3])
+    ordinals = torch.arange(3)
+    known = SnapshotFeatures(model.snapshot, model.header, layer=2, noise_time=0.3, pooling="mean")
+    x0 = known.normaliser.encode(stored)
+    found = model.features(x0, 2, 0.3, pooling="mean")
+    torch.testing.assert_close(found, known(stored, ordinals), rtol=0, atol=0)
+    tokens = model.features(x0, model.layers[1], 0.3)
+    assert tokens.shape == (3, 16, 64)
+    torch.testing.assert_close(tokens.mean(1), found)
+    # pictures are encoded first
+    torch.testing.assert_close(model.features(model.decode(x0), 2, 0.3), tokens, rtol=0, atol=0)
+    with pytest.raises(UserError, match="shape"):
+        model.features(torch.zeros(1, 1, 16, 16), 2)
+
+
+def test_load_of_what_is_no_run_says_so(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run"):
+        selfguide.load("nothing", runs=tmp_path)
+    with pytest.raises(UserError, match="snapshots at 256, 512"):
+        selfguide.load(folder, images=300)
+    with pytest.raises(UserError, match="average 9"):
+        selfguide.load(folder, average=9)
+    early = selfguide.load("labelled", images=256, runs=folder.parent.parent)
+    again = selfguide.load(folder / "snapshots" / "img-000000256")
+    assert early.snapshot.images == again.snapshot.images == 256

@@ -1,0 +1,67 @@
+"""`python -m tools.weights export RUN`: a snapshot's weights for the codes of DiT, SiT and U-ViT.
+
+The file has the names and shapes of those that their authors published, and `init=official` reads it again. A .pt is
+what their `torch.load` takes; a .safetensors holds the same tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from selfguide.networks.official import release
+from selfguide.spec.official import FORMS
+from shards import cli, storage
+from shards.errors import UserError
+from tools import flags
+from tools.sample import load_snapshot
+
+EPILOG = """examples:
+  python -m tools.weights export RUN --form dit --out dit.pt
+  python -m tools.weights export RUN --form uvit --images 512000 --out uvit.safetensors
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = flags.command("tools.weights", __doc__, epilog=EPILOG)
+    flags.add(
+        parser,
+        ("verb", ("export",), None, "export: write them"),
+        ("run RUN", str, None, flags.RUN),
+        ("--form", tuple(FORMS), flags.REQUIRED, "whose files"),
+        ("--out FILE", str, flags.REQUIRED, "a new .pt or .safetensors"),
+        ("--images N", int, None, "the snapshot at N images seen (default: the newest)"),
+        ("--ema I", int, 0, "index of the average, from 0 (0)"),
+        flags.RUNS,
+        flags.JSON,
+    )
+    return export(parser.parse_args(argv))
+
+
+def export(options: argparse.Namespace) -> int:
+    """Writes the file; returns the exit code."""
+    out = Path(options.out)
+    if out.suffix not in (".pt", ".safetensors"):
+        raise UserError(f"--out {out}: name a .pt or .safetensors")
+    if out.exists():
+        raise UserError(f"--out {out}: there is such a file already; name another")
+    snapshot, _ = load_snapshot(options.run, options.runs, options.images, options.ema)
+    weights = release(snapshot.student.backbone, options.form)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".pt":
+        torch.save(weights, out)
+    else:
+        save_file(weights, out)
+    said = {"out": str(out), "sha256": storage.sha256(str(out)), "tensors": len(weights)}
+    said |= {"saw_labels": snapshot.saw_labels, "images": snapshot.images}
+    print(json.dumps(said) if options.json else f"{len(weights)} tensors in {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
