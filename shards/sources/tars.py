@@ -263,13 +263,13 @@ def look(file: BinaryIO, path: str) -> Looked:
                 sample.stop, last = end, key
     except tarfile.TarError as error:
         file.seek(0)
-        name = _COMPRESSED.get(file.read(2))
-        if name is not None:
+        program = _COMPRESSED.get(file.read(2))
+        if program is not None:
             plain = re.sub(r"(\.tar)?(\.[a-z0-9]+)?$", "", path)
             plain += "-plain" if path == f"{plain}.tar" else ""
             raise UserError(
-                f"{path} is compressed ({name}), and samples of a tar are read from its middle: "
-                f"`{name} -dc {shlex.quote(path)} > {shlex.quote(f'{plain}.tar')}` writes it without"
+                f"{path} is compressed ({program}), and samples of a tar are read from its middle: "
+                f"`{program} -dc {shlex.quote(path)} > {shlex.quote(f'{plain}.tar')}` writes it without"
             ) from None
         raise UserError(f"{path} is no whole tar ({error}): fetch or write it again") from None
     _check_end(file, path, end, len(found.samples))
