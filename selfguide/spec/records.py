@@ -376,7 +376,7 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
     _check_each(given, _KINDS, "")
     protocol = given.get("protocol", {})
     _check_each({k: v for k, v in protocol.items() if v is not None}, _PROTOCOL_KINDS, "protocol.")
-    if given["status"] == "done" and not protocol.get("metric"):
+    if given["status"] == "done" and "protocol" in given and not protocol.get("metric"):
         raise ValueError("its protocol names no metric")
     for name, value in given.get("scores", {}).items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):

@@ -12,6 +12,8 @@ from selfguide.spec import recipe
 from selfguide.spec.config import Config
 from selfguide.spec.records import EvaluationRecord, Protocol, record_key
 from selfguide.spec.run import RunFolder
+from selfguide.spec.validate import validate
+from shards.errors import UserError
 
 CONFIG = compose(["experiment=digits_dit", "cluster=local"])
 SHAPE = {"data": {"manifest": "m"}, "guidance": {}}
@@ -93,3 +95,13 @@ def test_recipe_is_written_once_and_read_as_it_was(tmp_path: Path) -> None:
     written = recipe.recipe_path(run).stat()
     recipe.keep(run, list(reversed(records)))
     assert recipe.recipe_path(run).stat().st_mtime_ns == written.st_mtime_ns
+
+
+def test_score_of_another_average_is_named_by_it_and_one_that_is_not_kept_is_refused() -> None:
+    config = at("train.ema_halflife=[20000,40000]")
+    other = changed(config, ["evaluation.average=1"])
+    assert [Protocol.of(each, SHAPE).ema for each in (config, other)] == [20000, 40000]
+    (front,) = recipe.fronts([scored(config, 9.0, 4), scored(other, 5.0, 4)])
+    assert front.recipe.average == 40000
+    with pytest.raises(UserError):
+        validate(changed(config, ["evaluation.average=2"]))

@@ -2,7 +2,8 @@
 
 Features are of nets with random weights, on images of 256 pixels; as many a second as 1 over the median. The distance
 is taken against other packages: all get the same statistics of features as wide as Inception's. A reference keeps its
-square root, so that it is none of the distance's cost; the packages begin from both covariances each time.
+square root, so that it is none of the distance's cost; the packages begin from both covariances each time. Then the
+leaderboard with many runs.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from selfguide.evaluation.features.inception import Inception
 from selfguide.evaluation.features.net import FeatureNet
 from selfguide.evaluation.metrics.frechet import Reference, distance, frechet
 from selfguide.evaluation.metrics.moments import BLOCKS, Array, Moments
+from tools.bench import board
 from tools.bench.harness import Row, Variant, measure
 
 WIDTH, BATCH = 2048, 4096
 IMAGES, EDGE = 16, 256
 TITLE = (
     "evaluation: features of an image, fp32; Frechet distance and its sums at 2,048 features, float64, on the CPU "
-    "(ratio to the first of each group)"
+    "(ratio to the first of each group); the board with many runs (ratio to its limit)"
 )
 
 
@@ -64,6 +66,7 @@ def suite(repeats: int) -> list[Row]:
         *measure(features, repeats=repeats, warmup=1, units=IMAGES),
         *measure(variants, repeats=repeats, warmup=1),
         *measure(sums, repeats=repeats, warmup=1),
+        *board.suite(repeats),
     ]
 
 
