@@ -75,6 +75,16 @@ def of(cluster: ClusterConfig) -> Backend:
     return _BACKENDS[cluster.kind](cluster)
 
 
+def check_record(record: Record) -> None:
+    """Raises KeyError or ValueError for a record that no backend could ask about."""
+    if record["kind"] not in _BACKENDS:
+        raise ValueError(f"no cluster of kind {record['kind']!r}")
+    needed = ("host", "boot", "pid", "start", "folder") if record["kind"] == "local" else ()
+    for name in ("id", *needed):
+        if record[name] is None:
+            raise ValueError(f"{name} is null")
+
+
 def of_record(record: Record) -> Backend:
     """Returns the backend that a job was given to, whatever this shell's variables mean now."""
     return _BACKENDS[record["kind"]](None, record.get("conf"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,6 +83,13 @@ def _encoder(manifest: Mapping[str, Any]) -> Iterable[Parent]:
         )
 
 
+def weights(view: RunView) -> tuple[str, ...]:
+    """The sha256 of the weights of the run's snapshots, those that were scored and are gone included."""
+    there = (part for manifest in view.snapshots.values() for part in manifest["files"])
+    found = [part["sha256"] for part in there if str(part["name"]).endswith(".safetensors")]
+    return (*found, *(r.snapshot_sha256 for r in view.records if r.snapshot_sha256))
+
+
 class Known:
     """Runs by their folders and by the weights of their snapshots."""
 
@@ -89,21 +97,16 @@ class Known:
         self._folders: dict[str, str] = {}
         self._weights: dict[str, str] = {}
 
-    def add(self, view: RunView) -> None:
-        """Adds a run: its folder, the weights of the snapshots it has, and of those that were scored."""
-        self._folders[str(view.folder.root.resolve())] = view.id
-        for manifest in view.snapshots.values():
-            for part in manifest["files"]:
-                if str(part["name"]).endswith(".safetensors"):
-                    self._weights[part["sha256"]] = view.id
-        for record in view.records:
-            if record.snapshot_sha256:
-                self._weights[record.snapshot_sha256] = view.id
+    def add(self, run: str, root: Path, weights: Iterable[str]) -> None:
+        """Adds a run, its folder, and the sha256 of its `weights`."""
+        self._folders[os.path.abspath(root)] = run  # noqa: PTH100 - of a thousand, without asking the disk
+        self._weights |= dict.fromkeys(weights, run)
 
     def resolved(self, parent: Parent) -> Parent:
         """The parent with the runs of ours behind it."""
         found = [self._weights.get(sha256) for sha256 in (parent.sha256, *parent.nets)]
         if parent.kind == "snapshot" and parent.name and not any(found):
             # RUN/snapshots/img-...
-            found.append(self._folders.get(str(Path(parent.name).resolve().parent.parent)))
+            root = os.path.abspath(Path(parent.name).parent.parent)  # noqa: PTH100
+            found.append(self._folders.get(root))
         return replace(parent, runs=tuple(dict.fromkeys(run for run in found if run)))

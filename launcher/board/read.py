@@ -7,6 +7,8 @@ becomes a problem that the board shows; it never hides the other runs.
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 from launcher import folder
 from launcher.board import curves
 from launcher.board.curves import Columns, Curve
-from launcher.board.lineage import Known, Parent, parents
+from launcher.board.lineage import Known, Parent, parents, weights
 from launcher.folder import Attempt
 from launcher.reconcile import cache, decide, parse
 from launcher.reconcile.cache import Cache
@@ -117,34 +119,107 @@ class Run:
         return next((each for each in self.expected if each.metric == metric), None)
 
 
-def read_runs(root: Path, kept: Cache | None = None) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+def read_runs(root: Path, reader: Reader | None = None) -> tuple[tuple[Run, ...], tuple[str, ...]]:
     """Every run below `root`, and one sentence for each file that could not be read.
 
     Args:
-        kept: what an earlier call has parsed, of a process that reads again; without it, what earlier commands have.
+        reader: of a process that reads again; without it, what earlier commands have parsed is used.
     """
-    if kept is not None:
-        return _read_runs(root, kept)
+    if reader is not None:
+        return reader.read(root)
     with cache.of_runs(root.resolve(), "board") as opened:
-        return _read_runs(root, opened)
+        return Reader(opened).read(root)
 
 
-def _read_runs(root: Path, kept: Cache) -> tuple[tuple[Run, ...], tuple[str, ...]]:
-    views, problems = read_many(folder.runs(root), configs=True, kept=kept)
-    known, runs = Known(), []
-    for view in views:
-        own = list(view.problems)
-        try:
-            known.add(view)
-            runs.append(_run(view, own, kept))
-        except BROKEN as error:
-            own.append(_problem(view.folder.run_json, error))
-        problems += own
-    resolved = [
-        replace(run, lineage=tuple(map(known.resolved, run.lineage))) if run.lineage else run
-        for run in runs
-    ]
-    return tuple(resolved), tuple(problems)
+@dataclass(frozen=True)
+class _Read:
+    """A run as it was read, and what others need of it."""
+
+    run: Run
+    weights: tuple[str, ...]
+    # what its files were; None where the run may change without them
+    files: _Files | None
+
+
+# path, inode, size and time of the last change of each
+_Files = tuple[tuple[str, int, int, int], ...]
+
+
+class Reader:
+    """Reads runs again and again: opens only files that have changed, and leaves finished runs alone.
+
+    A finished run is what it was while its run.json, its folders, its records and metrics are: whatever else is in it
+    is added or replaced by renaming, which a folder's time tells.
+    """
+
+    def __init__(self, kept: Cache | None = None) -> None:
+        self._lasting = kept is None
+        self._cache = kept or Cache(lasting=True)
+        self._before: dict[str, _Read] = {}
+
+    def read(self, root: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+        """Every run below `root` as it is now, and one sentence for each file that could not be read."""
+        with cache.uncollected():
+            return self._read(root)
+
+    def _read(self, root: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+        there = folder.runs(root)
+        now = {str(each.root): self._files(each) for each in there} if self._lasting else {}
+        same = {
+            place: read
+            for place, read in self._before.items()
+            if read.files is not None and read.files == now.get(place)
+        }
+        asked = [each for each in there if str(each.root) not in same]
+        views, problems = read_many(asked, configs=True, kept=self._cache)
+        found = dict(same)
+        for view in views:
+            own, place = list(view.problems), str(view.folder.root)
+            try:
+                run = _run(view, own, self._cache)
+                settled = run.state.word == "finished" and not run.unscored and not view.evaluations
+                files = now.get(place) if settled else None
+                found[place] = _Read(run, weights(view), files)
+            except BROKEN as error:
+                problems += [*own, _problem(view.folder.run_json, error)]
+        if self._lasting:
+            self._cache, self._before = self._cache.again(), found
+        ordered = [found[place] for place in map(str, (f.root for f in there)) if place in found]
+        problems += [told for each in ordered for told in each.run.quarantined]
+        known = Known()
+        for each in ordered:
+            known.add(each.run.id, each.run.root, each.weights)
+        return tuple(_resolved(each.run, known) for each in ordered), tuple(problems)
+
+    @staticmethod
+    def _files(run: RunFolder) -> _Files | None:
+        """What tells whether a finished run is as it was; None where some of it may change without a new time."""
+        attempts = run.attempt_numbers()
+        folders = (run.attempts, run.evals, run.evals / "jobs", run.metrics, run.snapshots)
+        newest = [run.attempt(attempts[-1])] if attempts else []
+        found = [each for path in (run.run_json, *folders, *newest) if (each := _stamp(path))]
+        for parent in (run.evals, run.metrics):
+            with contextlib.suppress(OSError), os.scandir(parent) as entries:
+                found += [_stamped(entry.path, entry.stat()) for entry in entries]
+        latest = max((changed for *_, changed in found), default=0)
+        return None if time.time_ns() - latest < cache.SETTLED_NS else tuple(sorted(found))
+
+
+def _stamp(path: Path) -> tuple[str, int, int, int] | None:
+    try:
+        return _stamped(str(path), path.stat())
+    except OSError:
+        return None
+
+
+def _stamped(path: str, found: os.stat_result) -> tuple[str, int, int, int]:
+    return path, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _resolved(run: Run, known: Known) -> Run:
+    if not run.lineage:
+        return run
+    return replace(run, lineage=tuple(map(known.resolved, run.lineage)))
 
 
 def _problem(path: Path | str, error: Exception) -> str:

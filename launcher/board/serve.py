@@ -32,9 +32,8 @@ from typing import TYPE_CHECKING, Any
 from launcher.board import detail, plain
 from launcher.board.collect import Board, collect
 from launcher.board.page import render
-from launcher.board.read import Run, read_runs
+from launcher.board.read import Reader, Run
 from launcher.board.views import chosen
-from launcher.reconcile.cache import Cache
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class Live:
 
     def __init__(self, runs: Path, metric: str | None, every_s: float) -> None:
         self._root, self._metric, self._every_s = runs, metric, every_s
-        self._cache = Cache(lasting=True)
+        self._reader = Reader()
         self._lock = threading.Lock()
         self._seen: Seen | None = None
         self._read = -float("inf")
@@ -89,8 +88,7 @@ class Live:
             return self._seen
 
     def _refreshed(self, before: Seen | None) -> Seen:
-        runs, problems = read_runs(self._root, self._cache)
-        self._cache = self._cache.again()
+        runs, problems = self._reader.read(self._root)
         if before is not None and (runs, problems) == (before.runs, before.problems):
             return before
         board = collect(runs, problems, metric=self._metric)

@@ -127,7 +127,7 @@ def _load(place: Path) -> dict[str, _Entry]:
                 return {}
             if pickle.load(file) != _version():
                 return {}
-            with _uncollected():
+            with uncollected():
                 return pickle.load(file)
     except (OSError, EOFError, ValueError, AttributeError, ImportError, pickle.UnpicklingError):
         return {}
@@ -137,7 +137,7 @@ def _save(place: Path, entries: dict[str, _Entry]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(dir=place.parent)
     try:
-        with os.fdopen(handle, "wb") as file, _uncollected():
+        with os.fdopen(handle, "wb") as file, uncollected():
             pickle.dump(_version(), file)
             pickle.dump(entries, file, protocol=pickle.HIGHEST_PROTOCOL)
         Path(name).replace(place)
@@ -157,8 +157,8 @@ def _version() -> str:
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the garbage collector, which walks through all that is being made again and again."""
+def uncollected() -> Iterator[None]:
+    """Works without the garbage collector, which walks through all that is being made again and again."""
     was = gc.isenabled()
     gc.disable()
     try:

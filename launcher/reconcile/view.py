@@ -237,7 +237,13 @@ class _Reader:
             paths.append(self.watcher)
         for path in [*paths, *(folder / "job.json" for folder in self.evaluations)]:
             record = self.once(path)
-            if record is not None:
+            if record is None:
+                continue
+            try:
+                backends.check_record(record)
+            except (KeyError, TypeError, ValueError) as error:
+                self.problems.append(_problem(path, error))
+            else:
                 yield path, record
 
     def asks_how_it_ended(self, job: Path) -> bool:

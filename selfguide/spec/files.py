@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,11 @@ from shards.errors import UserError
 
 # libyaml's safe loader where PyYAML has it: six times faster, and a list of runs reads hundreds of configs
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+# where a key of the top level begins; and an anchor or its use, which may be in two groups
+_GROUP = re.compile(r"^(?=[A-Za-z_])", re.MULTILINE)
+_SHARED = re.compile(r"(?:^|[\s,\[{])[&*]\w")
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -40,8 +47,28 @@ def read_config(path: Path) -> Config:
         UserError: another version wrote it, with other fields.
     """
     try:
-        return build(Config, yaml.load(path.read_text(), Loader=_LOADER))
+        return build(Config, _loaded(path.read_text()))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     except UserError as error:
         raise UserError(
             f"{path} was written by another version: {error}; run the code copy that its attempt keeps, or train anew"
         ) from error
+
+
+def _loaded(text: str) -> Any:
+    """What YAML holds. Groups that the configs of many runs have in common are parsed once."""
+    if not _SHARED.search(text):
+        groups = [_group(part) for part in _GROUP.split(text) if part]
+        if groups and all(isinstance(group, dict) and len(group) == 1 for group in groups):
+            return {key: value for group in groups for key, value in group.items()}
+    return yaml.load(text, Loader=_LOADER)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _group(text: str) -> Any:
+    """One key of a config and what is below it; None where it is no YAML by itself. Nobody changes the result."""
+    try:
+        return yaml.load(text, Loader=_LOADER)
+    except yaml.YAMLError:
+        return None

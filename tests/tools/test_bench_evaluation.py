@@ -7,7 +7,7 @@ import pytest
 
 from selfguide.evaluation.metrics.frechet import distance
 from tools.bench import __main__ as command
-from tools.bench import evaluation
+from tools.bench import board, evaluation
 
 
 @pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
@@ -15,11 +15,12 @@ def test_the_evaluation_suite_times_every_package_on_the_same_numbers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "WIDTH", 12)
+    monkeypatch.setattr(board, "RUNS", 6)
     assert command.main(["evaluation", "--repeats", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["suites"]["evaluation"]
     names = " ".join(row["name"] for row in found)
     calls = evaluation.packages(np.zeros(3), np.eye(3), np.ones(3), 4 * np.eye(3))
-    assert all(name in names for name in calls) and len(found) == 7 + 3
+    assert all(name in names for name in calls) and len(found) == 7 + 3 + 3
     values = [call() for call in calls.values()]
     assert values == pytest.approx(
         [distance(np.zeros(3), np.eye(3), np.ones(3), 4 * np.eye(3))] * 3

@@ -1,7 +1,7 @@
 """What a score costs once features are there: the Frechet distance, and the sums behind it, against other packages.
 
 All get the same statistics of features as wide as Inception's. A reference keeps its square root, so that it is none
-of the distance's cost; the packages begin from both covariances each time.
+of the distance's cost; the packages begin from both covariances each time. Then the leaderboard with many runs.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ import torch
 
 from selfguide.evaluation.metrics.frechet import Reference, distance, frechet
 from selfguide.evaluation.metrics.moments import BLOCKS, Array, Moments
+from tools.bench import board
 from tools.bench.harness import Row, Variant, measure
 
 WIDTH, BATCH = 2048, 4096
-TITLE = "evaluation: Frechet distance and its sums at 2,048 features, float64, on the CPU (ratio to ours, root cached)"
+TITLE = (
+    "evaluation: Frechet distance and its sums at 2,048 features, float64, on the CPU (ratio to ours, root cached); "
+    "the board with many runs (ratio to its limit)"
+)
 
 
 def suite(repeats: int) -> list[Row]:
@@ -46,6 +50,7 @@ def suite(repeats: int) -> list[Row]:
     return [
         *measure(variants, repeats=repeats, warmup=1),
         *measure(sums, repeats=repeats, warmup=1),
+        *board.suite(repeats),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from typing import Any, Literal, TypeVar
@@ -96,11 +97,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _by_source(options: list[Any], value: Any, where: str) -> Any:
-    sources = {typing.get_args(typing.get_type_hints(o)["source"])[0]: o for o in options}
+    sources = _sources(tuple(options))
     source = value.get("source") if isinstance(value, dict) else None
     if source not in sources:
         raise UserError(f"{where}.source={source!r} is not one of: {', '.join(sources)}")
     return sources[source]
+
+
+@functools.cache
+def _sources(options: tuple[Any, ...]) -> dict[str, Any]:
+    return {typing.get_args(typing.get_type_hints(o)["source"])[0]: o for o in options}
 
 
 def _scalar(hint: type, value: Any, where: str) -> Any:

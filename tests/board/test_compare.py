@@ -1,0 +1,131 @@
+"""Differences of scores with their errors, what runs came from, when they reached a score, and what was swept."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from launcher.board.collect import collect
+from launcher.board.compare import differences, settings, standard_error
+from launcher.board.detail import log_tail, newest_grid
+from launcher.board.reach import reach
+from launcher.board.read import Run, read_runs
+from launcher.board.sweeps import front, points
+from selfguide.spec.records import EvaluationRecord
+from selfguide.spec.run import write_record
+from tests.board import fakes
+
+
+def read(root: Path) -> dict[int, Run]:
+    return {run.seed: run for run in read_runs(root)[0]}
+
+
+def test_runs_differ_in_settings_and_in_scores_from_the_first(tmp_path: Path) -> None:
+    fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    fakes.finished_run(tmp_path, "digits_dit", 1, 8.0, batch=256)
+    runs = read(tmp_path)
+    assert settings([runs[0], runs[1]]) == {"seed": [0, 1], "train.batch": [128, 256]}
+    (found,) = differences([runs[0], runs[1]])
+    assert (found.difference, found.images, found.paired) == (1.0, (256_000, 256_000), False)
+    assert found.se == pytest.approx(math.hypot(0.1, 0.1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithBlocks(EvaluationRecord):
+    """A record that keeps the score without each block."""
+
+    left_out: tuple[float, ...] = ()
+
+
+def test_paired_blocks_give_the_error_of_the_difference() -> None:
+    a = WithBlocks(
+        status="done", key="k", attempt=1, images=1, protocol_key="p", protocol={"metric": "fd"},
+        scores={"fd": 7.0, "fd_se": 3.0}, left_out=(6.0, 7.0, 8.0),
+    )  # fmt: skip
+    # what all images have in common drops out
+    shifted = replace(a, left_out=(7.0, 8.0, 9.0))
+    assert standard_error("fd", a, shifted) == (0.0, True)
+    other = replace(a, left_out=(7.0, 7.0, 10.0))
+    # changes of 1, 0, 2 about their mean 1: 2/3 of 1 + 1
+    assert standard_error("fd", a, other) == (pytest.approx(math.sqrt(4 / 3)), True)
+    assert standard_error("fd", a, replace(a, left_out=())) == (
+        pytest.approx(math.hypot(3, 3)),
+        False,
+    )
+    assert standard_error("floor", a, shifted) == (None, False)
+
+
+def test_a_score_is_reached_at_the_first_snapshot_that_has_it(tmp_path: Path) -> None:
+    fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    folder = fakes.finished_run(tmp_path, "digits_dit", 1, 9.0)
+    at = folder.attempt(1)
+    write_record(at / "start-0.json", {"time": 1000.0})
+    write_record(at / "submission.json", {"time": 0.0, "world": 2, "spent_s": 3600.0})
+    lines = [
+        {"time": 1000.0 + n / 100, "images": n, "loss": 1.0, "used": 0.5}
+        for n in (128_000, 256_000)
+    ]
+    (folder.metrics / "train-1.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
+    (table,) = collect(*read_runs(tmp_path)).tables
+    (row,) = table.rows
+    found = reach(row, "fd_digits", 14.0)
+    assert (found.images, found.runs, found.of) == ((128_000 + 256_000) / 2, 2, 2)
+    late = reach(row, "fd_digits", 8.0)
+    assert (late.images, late.runs, late.gpu_hours) == (256_000, 1, None)
+    assert reach(row, "fd_digits", 1.0).images is None
+    run = read(tmp_path)[1]
+    assert run.gpu_hours_at(128_000) == pytest.approx((3600 + 2 * 1280) / 3600)
+    assert run.curve("used") == ((128_000, 0.5), (256_000, 0.5))
+
+
+def test_a_sweep_is_the_records_that_measure_alike(tmp_path: Path) -> None:
+    run = fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    fakes.add_record(run, 256_000, {"fd_digits": 6.5}, protocol={"g": 1.5})
+    fakes.add_record(run, 256_000, {"fd_digits": 9.0}, protocol={"steps": 10}, nfe=10)
+    # other samples: another measure
+    fakes.add_record(run, 256_000, {"fd_digits": 5.0}, protocol={"samples": 100})
+    tables = {table.key: table for table in collect(*read_runs(tmp_path)).tables}
+    table = tables[fakes.PROTOCOL.key]
+    found = points(table, table.rows[0])
+    assert [(p.nfe, p.g, p.score, p.own) for p in found] == [
+        (10, 1.0, 9.0, False),
+        (50, 1.0, 7.0, True),
+        (50, 1.5, 6.5, False),
+    ]
+
+
+def test_the_front_holds_what_nothing_cheaper_beats() -> None:
+    given = [(10.0, 9.0), (50.0, 7.0), (20.0, 9.5), (50.0, 6.5), (100.0, 6.5)]
+    assert front(given) == ((10.0, 9.0), (50.0, 6.5))
+    assert front(given, higher_is_better=True) == ((10.0, 9.0), (20.0, 9.5))
+
+
+def test_a_run_names_what_it_began_from(tmp_path: Path) -> None:
+    first = fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    sha256 = json.loads((first.snapshot(256_000) / "MANIFEST.json").read_text())["files"][0][
+        "sha256"
+    ]
+    second = fakes.make_run(tmp_path, "digits_dit", 1)
+    about = json.loads(second.run_json.read_text())
+    about["identity"]["init"] = {"source": "snapshot", "sha256": sha256}
+    second.run_json.write_text(json.dumps(about))
+    (parent,) = read(tmp_path)[1].lineage
+    assert (parent.kind, parent.sha256, parent.runs) == ("snapshot", sha256, (first.root.name,))
+
+
+def test_code_jobs_and_the_log_of_an_attempt_are_told(tmp_path: Path) -> None:
+    run = fakes.finished_run(tmp_path, "digits_dit", 0, 7.0)
+    at = run.attempt(1)
+    write_record(at / "code.json", {"hash": "c0ffee", "revision": "ab" * 20, "dirty": True})
+    (at / "job").mkdir()
+    (at / "job" / "7_0_log.out").write_text("one\ntwo\nthree\n")
+    found = read(tmp_path)[0]
+    assert found.code is not None and (found.code.hash, found.code.dirty) == ("c0ffee", True)
+    assert log_tail(found, 2) == "two\nthree"
+    assert newest_grid(found) is None

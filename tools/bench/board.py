@@ -1,0 +1,72 @@
+"""What the leaderboard costs with many runs: a first build, a build after an earlier one, and a refresh of the server.
+
+Processor time of one process, since other work on the machine and cold disks would be most of anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from launcher.board.collect import collect
+from launcher.board.page import render
+from launcher.board.read import Reader, read_runs
+from tools.bench.board_runs import make
+from tools.bench.harness import Row
+
+RUNS = 1000
+# seconds that each may take
+BUILD_S, REFRESH_S = 5.0, 1.0
+
+
+def suite(repeats: int) -> list[Row]:
+    """The rows; `ratio` is the median over what it may take."""
+    before = os.environ.get("SELFGUIDE_CACHE")
+    with tempfile.TemporaryDirectory(prefix="bench-board-") as folder:
+        root, kept = Path(folder) / "runs", Path(folder) / "cache"
+        make(root, RUNS)
+        try:
+            return _measured(root, kept, repeats)
+        finally:
+            if before is None:
+                os.environ.pop("SELFGUIDE_CACHE", None)
+            else:
+                os.environ["SELFGUIDE_CACHE"] = before
+
+
+def _measured(root: Path, kept: Path, repeats: int) -> list[Row]:
+    def build() -> None:
+        render(collect(*read_runs(root)), built=0.0)
+
+    def first_build(turn: int) -> None:
+        os.environ["SELFGUIDE_CACHE"] = str(kept / str(turn))
+        build()
+
+    reader = Reader()
+    reader.read(root)
+    what = f"board of {RUNS:,} runs"
+    return [
+        _row(f"{what}: first build", first_build, repeats, BUILD_S),
+        _row(f"{what}: build after another", lambda turn: build(), repeats, BUILD_S),
+        _row(f"{what}: refresh, nothing new", lambda turn: _look(reader, root), repeats, REFRESH_S),
+    ]
+
+
+def _look(reader: Reader, root: Path) -> None:
+    reader.read(root)
+
+
+def _row(name: str, call: Callable[[int], None], repeats: int, limit_s: float) -> Row:
+    taken = []
+    for turn in range(repeats):
+        start = time.process_time()
+        call(turn)
+        taken.append(time.process_time() - start)
+    middle = statistics.median(taken)
+    within = "within" if middle <= limit_s else "over"
+    verdict = f"{within} {limit_s:g} s of processor time"
+    return Row(name, middle, min(taken), max(taken), middle / limit_s, verdict)
