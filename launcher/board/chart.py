@@ -84,7 +84,11 @@ def _share(value: float, marks: Sequence[float], log: bool) -> float:
 
 
 def _axes(
-    series: Sequence[Series], reference: float | None, until: float, wants_log_x: bool
+    series: Sequence[Series],
+    reference: float | None,
+    until: float,
+    wants_log_x: bool,
+    may_log_y: bool,
 ) -> _Axes:
     points = [p for s in series for p in s.points]
     level = [] if reference is None else [reference]
@@ -92,7 +96,7 @@ def _axes(
     highs = [y + (e or 0.0) for _, y, e in points] + level
     lows = [y - (e or 0.0) for _, y, e in points] + level
     # a distance falls by orders of magnitude while it is learned: a linear axis would show one cliff
-    log = min(values) > 0 and max(values) / min(values) > 20
+    log = may_log_y and min(values) > 0 and max(values) / min(values) > 20
     if log:
         ys = _decades(min(values), max(highs))
     else:
@@ -135,6 +139,7 @@ def line_chart(
     reference: float | None = None,
     until: float = 0.0,
     log_x: bool = False,
+    may_log_y: bool = True,
     at: Callable[[float], str] = "{:,.0f} images".format,
 ) -> Markup:
     """An SVG of the series; empty where no series has a point.
@@ -143,12 +148,13 @@ def line_chart(
         reference: a dashed level, such as the floor of the metric.
         until: what the x axis reaches at least.
         log_x: a logarithmic x axis, where all x are positive.
+        may_log_y: a logarithmic y axis where values differ by more than twentyfold.
         at: an x in a tooltip's words.
     """
     drawn = [s for s in series if s.points]
     if not drawn:
         return Markup("")
-    axes = _axes(drawn, reference, until, log_x)
+    axes = _axes(drawn, reference, until, log_x, may_log_y)
     parts = [
         f'<svg class="chart" role="img" viewBox="0 0 {WIDTH} {HEIGHT}" aria-label="{escape(label)}">',
         *_grid(axes, x_label, y_label),

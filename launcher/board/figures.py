@@ -40,6 +40,7 @@ def figure(
     reference: float | None = None,
     until: float = 0.0,
     log_x: bool = False,
+    may_log_y: bool = True,
 ) -> Figure | None:
     """The series as chart and table; None where nothing is to be drawn."""
     drawn = [s for s in series if s.points]
@@ -51,6 +52,7 @@ def figure(
         reference=reference,
         until=until,
         log_x=log_x,
+        may_log_y=may_log_y,
         at=at,
     )
     if not svg:
@@ -246,7 +248,7 @@ def _means_of(table: Table, name: str, title: str, label: str) -> Figure | None:
             series.append(Series(name=name_of(row), points=thinned(points, 60), colour=len(series)))
         if len(series) == COLOURS:
             break
-    return figure(title, series, label=label)
+    return figure(title, series, label=label, may_log_y=False)
 
 
 # ---- of a row, and of a run without a score ----------------------------------------------------------
@@ -291,4 +293,5 @@ def _curve(runs: Sequence[Run], name: str, title: str, label: str, *, most: int)
         Series(name=f"seed {run.seed}", points=thinned(run.curve(name), most), colour=i)
         for i, run in enumerate(runs)
     ]
-    return figure(title, series, label=label, until=max(run.seen for run in runs))
+    until = max(run.seen for run in runs)
+    return figure(title, series, label=label, until=until, may_log_y=name == "loss")

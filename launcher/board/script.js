@@ -8,6 +8,7 @@ const by = (id) => document.getElementById(id);
 const all = (css, within = document) => Array.from(within.querySelectorAll(css));
 const NOTHING = "–";
 const MOST = 8; // rows of a comparison
+const FIRST = 100; // rows that are laid out until somebody asks for all: a sort of a thousand then takes no longer
 
 // ---- state ---------------------------------------------------------------------------------------------
 
@@ -16,7 +17,7 @@ const LISTS = ["hide", "open", "mark"];
 function read() {
   const told = location.hash.slice(1);
   const given = new URLSearchParams(told.startsWith("protocol-") ? `p=${told.slice(9)}` : told);
-  const state = { p: given.get("p"), sort: given.get("sort") ?? "", q: given.get("q") ?? "", k: given.get("k") ?? "", compare: given.get("compare") === "1", columns: {} };
+  const state = { p: given.get("p"), sort: given.get("sort") ?? "", q: given.get("q") ?? "", k: given.get("k") ?? "", compare: given.get("compare") === "1", rows: given.get("rows") ?? "", columns: {} };
   for (const name of LISTS) state[name] = (given.get(name) ?? "").split(",").filter(Boolean);
   for (const [name, value] of given) if (name.startsWith("f.") && value) state.columns[name.slice(2)] = value;
   if (state.p !== "all" && !sheets.some((sheet) => sheet.key === state.p)) state.p = sheets[0]?.key ?? "";
@@ -26,7 +27,7 @@ function read() {
 function address(state) {
   const told = new URLSearchParams();
   if (state.p && state.p !== sheets[0]?.key) told.set("p", state.p);
-  for (const name of ["sort", "q", "k"]) if (state[name]) told.set(name, state[name]);
+  for (const name of ["sort", "q", "k", "rows"]) if (state[name]) told.set(name, state[name]);
   for (const name of LISTS) if (state[name].length) told.set(name, state[name].join(","));
   for (const [id, value] of Object.entries(state.columns)) if (value) told.set(`f.${id}`, value);
   if (state.compare) told.set("compare", "1");
@@ -119,8 +120,18 @@ function sortBy(sheet, given) {
     const [x, y] = [a.values[id], b.values[id]];
     return (x === null) - (y === null) || (x === null ? 0 : sign * (x - y)) || a.order - b.order;
   });
-  sheet.table.append(...sorted.map((row) => row.body));
   sheet.rows = sorted;
+}
+
+// The rows that fit, in their order, and no more of them than asked for.
+function place(sheet, limit) {
+  const wanted = sheet.rows.filter((row) => row.shown);
+  const placed = wanted.slice(0, limit).map((row) => row.body);
+  const bodies = sheet.table.tBodies;
+  if (bodies.length !== placed.length || placed.some((body, i) => body !== bodies[i])) sheet.table.replaceChildren(sheet.table.tHead, ...placed);
+  const more = sheet.section.querySelector(".rest");
+  more.hidden = wanted.length <= placed.length;
+  more.textContent = `Show all ${wanted.length} rows`;
 }
 
 function nextOrder(head) {
@@ -180,10 +191,8 @@ function filter(state, shownSheets) {
   let [left, of] = [0, 0];
   for (const sheet of shownSheets) {
     for (const row of sheet.rows) {
-      const shown = wanted.every((holds) => holds(row));
-      if (shown !== row.shown) row.body.hidden = !shown;
-      row.shown = shown;
-      left += shown;
+      row.shown = wanted.every((holds) => holds(row));
+      left += row.shown;
       of += 1;
     }
   }
@@ -196,7 +205,8 @@ function hideColumns(sheet, hidden) {
   const widths = hidden.join();
   if (sheet.widths === widths) return;
   sheet.widths = widths;
-  for (const cell of all("tr:not(.drawer) > [data-id]", sheet.table)) cell.hidden = hidden.includes(cell.dataset.id);
+  const cells = [...all("thead [data-id]", sheet.table), ...sheet.rows.flatMap((row) => Object.values(row.cells))];
+  for (const cell of cells) cell.hidden = hidden.includes(cell.dataset.id);
 }
 
 function offerColumns(shownSheets, hidden) {
@@ -257,6 +267,7 @@ function goToRun(id) {
     if (!row) continue;
     const now = read();
     go({ p: now.p === "all" ? "all" : sheet.key, q: "", columns: {}, open: [...new Set([...now.open, row.group])] });
+    if (!row.body.isConnected) go({ rows: "all" }, true);
     row.body.querySelector(".toggle").focus();
     row.body.scrollIntoView({ block: "start" });
     return;
@@ -367,8 +378,9 @@ function show() {
   }
   filter(state, shownSheets);
   for (const sheet of shownSheets) {
+    place(sheet, state.rows === "all" ? Infinity : FIRST);
     for (const row of sheet.rows) {
-      const wanted = (open && row.shown) || state.open.includes(row.group);
+      const wanted = (open && row.body.isConnected) || state.open.includes(row.group);
       if (wanted !== Boolean(row.open)) setOpen(row, (row.open = wanted));
       const box = (row.box ??= row.body.querySelector(".pick input"));
       box.checked = state.mark.includes(row.group);
@@ -403,12 +415,12 @@ function tellAge() {
 async function watch() {
   const tag = async () => (await fetch(location.pathname + location.search, { cache: "no-cache" })).headers.get("ETag");
   const first = await tag();
-  const timer = setInterval(async () => {
+  const look = async () => {
     const now = await tag().catch(() => first); // a server that is away for a while has nothing newer
-    if (now === first) return;
-    clearInterval(timer);
-    by("reload").hidden = false;
-  }, 15000);
+    by("reload").hidden = now === first;
+  };
+  setInterval(look, 15000);
+  addEventListener("focus", look);
 }
 
 // ---- hands -----------------------------------------------------------------------------------------------
@@ -427,7 +439,7 @@ function closeOne() {
 }
 
 function step(distance) {
-  const toggles = all("section.sheet:not([hidden]) tbody:not([hidden]) .toggle");
+  const toggles = all("section.sheet:not([hidden]) tbody .toggle");
   const at = toggles.findIndex((toggle) => toggle.closest("tbody").contains(document.activeElement));
   toggles[Math.min(toggles.length - 1, Math.max(0, at < 0 ? 0 : at + distance))]?.focus();
 }
@@ -445,7 +457,8 @@ function listen() {
   by("compare").addEventListener("click", () => go({ compare: true }));
   by("close").addEventListener("click", () => go({ compare: false }));
   by("comparison").addEventListener("cancel", (event) => { event.preventDefault(); go({ compare: false }); });
-  for (const { table, heads } of sheets) {
+  for (const { section, table } of sheets) {
+    section.querySelector(".rest").addEventListener("click", () => go({ rows: "all" }));
     table.tHead.addEventListener("click", (event) => {
       const head = event.target.closest(".sort") && event.target.closest("th");
       if (head) go({ sort: `${head.dataset.id}:${nextOrder(head)}` });

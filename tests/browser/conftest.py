@@ -1,4 +1,4 @@
-"""A real headless Chromium for the page, ended whatever happens; it may not reach any network."""
+"""A real headless Chromium for the page, ended whatever happens; it may not reach any network but this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
     "--window-size=1300,1000",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import threading
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -148,7 +150,6 @@ def test_drawers_open_by_mouse_and_keyboard(at: Chrome) -> None:
     assert drawer.find_element("css selector", "svg.chart").size["height"] > 100
     for words in ("snapshot", "folder", "config of these runs"):
         assert words in drawer.text
-    find(at, "summary")  # the config is listed when the drawer opens
     listed = drawer.find_elements("css selector", ".settings dt")
     assert "train.batch" in [each.get_attribute("textContent") for each in listed]
     seen(at, "tr.row td.number").click()  # anywhere on the row
@@ -353,6 +354,64 @@ def serious(browser: Chrome) -> list[Any]:
         for v in violations
         if v["impact"] in ("serious", "critical")
     ]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a board over `tmp_path` that reads at every request."""
+    uvicorn = pytest.importorskip("uvicorn")
+    serve = pytest.importorskip("launcher.board.serve")
+    live = serve.Live(tmp_path, None, 0.0)
+    config = uvicorn.Config(serve.application(live), log_level="error")
+    running = uvicorn.Server(config)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(16)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        running.should_exit = True
+        thread.join(timeout=30)
+
+
+def test_a_served_page_says_when_there_is_a_newer_one(
+    opened: Chrome, tmp_path: Path, server: str
+) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    fakes.finished_run(tmp_path, "digits_dit", 0, 7.2)
+    opened.get(f"{server}#q=digits")
+    assert len(shown(opened)) == 1 and not find(opened, "#reload")[0].is_displayed()
+    # the script's first question must have its answer
+    script = "return performance.getEntriesByType('resource').map(each => each.name)"
+    asked = WebDriverWait(opened, 60).until(lambda browser: browser.execute_script(script))
+    assert set(asked) == {server}
+    fakes.finished_run(tmp_path, "digits_class", 0, 5.3)
+
+    def newer(browser: Chrome) -> bool:
+        browser.execute_script("dispatchEvent(new Event('focus'))")
+        return find(browser, "#reload")[0].is_displayed()
+
+    WebDriverWait(opened, 60).until(newer)
+    find(opened, "#reload")[0].click()
+    script = "return document.getElementById('filter')?.value === 'digits' && document.querySelectorAll('.row').length"
+    assert WebDriverWait(opened, 60).until(lambda browser: browser.execute_script(script)) == 2
+
+
+def test_many_rows_are_laid_out_when_asked_for(opened: Chrome, tmp_path: Path) -> None:
+    for number in range(103):
+        run = fakes.make_run(tmp_path, "digits_dit", 0, note=number)
+        fakes.add_record(run, 64_000, {"fd_digits": 300.0 - number})
+    (table,) = collect(*read_runs(tmp_path)).tables
+    page.write(collect(*read_runs(tmp_path)), tmp_path / "board.html", built=fakes.CLOCK)
+    opened.get((tmp_path / "board.html").as_uri())
+    order = [row.group for row in table.rows]
+    assert shown(opened) == order[:100]
+    for _ in range(2):
+        seen(opened, "thead th[data-id='fd_digits'] button").click()
+    assert shown(opened) == order[:2:-1]
+    seen(opened, ".rest").click()
+    assert shown(opened) == order[::-1] and not find(opened, ".rest")[0].is_displayed()
 
 
 def test_ages_are_told_and_the_moment_kept(at: Chrome) -> None:
