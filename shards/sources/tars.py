@@ -6,8 +6,6 @@ end must be an end: two sectors of zeros behind the last member, and nothing but
 
 from __future__ import annotations
 
-import re
-import shlex
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,11 +19,10 @@ from shards.errors import BadInputError, UserError
 from shards.format.members import Decode, Members, split_name
 from shards.format.pictures import SUFFIXES, Picture
 from shards.format.tar import SECTOR
+from shards.sources.compressed import refuse_compressed
 from shards.sources.listing import Listing, expand
 
 _REST = 1 << 20  # bytes behind the last member that are looked at together
-# by the first two bytes, the program that undoes it
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"\xfd7": "xz", b"BZ": "bzip2"}
 
 
 @dataclass(kw_only=True)
@@ -127,15 +124,7 @@ def walk(file: BinaryIO, path: str) -> list[TarSample]:
                 sample.members[extension] = (member.offset_data, member.size)
                 sample.stop, last = end, key
     except tarfile.TarError as error:
-        file.seek(0)
-        name = _COMPRESSED.get(file.read(2))
-        if name is not None:
-            plain = re.sub(r"(\.tar)?(\.[a-z0-9]+)?$", "", path)
-            plain += "-plain" if path == f"{plain}.tar" else ""
-            raise UserError(
-                f"{path} is compressed ({name}), and samples of a tar are read from its middle: "
-                f"`{name} -dc {shlex.quote(path)} > {shlex.quote(f'{plain}.tar')}` writes it without"
-            ) from None
+        refuse_compressed(file, path)
         raise UserError(f"{path} is no whole tar ({error}): fetch or write it again") from None
     _check_end(file, path, end, len(found))
     return [*found.values()]
