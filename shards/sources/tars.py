@@ -7,8 +7,6 @@ end must be an end: two sectors of zeros behind the last member, and nothing but
 from __future__ import annotations
 
 import posixpath
-import re
-import shlex
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,12 +21,11 @@ from shards.format.classes import ordered
 from shards.format.members import Decode, Members, pictures, split_name
 from shards.format.pictures import Picture
 from shards.format.tar import SECTOR
+from shards.sources.compressed import refuse_compressed
 from shards.sources.listing import NO_LABEL, Listing, Passed, beside, expand
 
 _JPEG = dict.fromkeys(("jpeg", "jpe", "jfif"), "jpg")
 _REST = 1 << 20  # bytes behind the last member that are looked at together
-# by the first two bytes, the program that undoes it
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"\xfd7": "xz", b"BZ": "bzip2"}
 
 
 @dataclass(kw_only=True)
@@ -262,15 +259,7 @@ def look(file: BinaryIO, path: str) -> Looked:
                 sample.members[extension] = (member.offset_data, member.size)
                 sample.stop, last = end, key
     except tarfile.TarError as error:
-        file.seek(0)
-        program = _COMPRESSED.get(file.read(2))
-        if program is not None:
-            plain = re.sub(r"(\.tar)?(\.[a-z0-9]+)?$", "", path)
-            plain += "-plain" if path == f"{plain}.tar" else ""
-            raise UserError(
-                f"{path} is compressed ({program}), and samples of a tar are read from its middle: "
-                f"`{program} -dc {shlex.quote(path)} > {shlex.quote(f'{plain}.tar')}` writes it without"
-            ) from None
+        refuse_compressed(file, path)
         raise UserError(f"{path} is no whole tar ({error}): fetch or write it again") from None
     _check_end(file, path, end, len(found.samples))
     return found
