@@ -26,7 +26,7 @@ def script(text: str) -> str:
     "images",
     [
         # as the page itself says
-        pytest.param("256", id="shrunken"),
+        pytest.param("640", id="shrunken"),
         pytest.param("12_800", id="as-printed", marks=pytest.mark.slow),
     ],
 )
