@@ -165,9 +165,12 @@ def _is_local(host: str) -> bool:
 
 
 def _listen(options: argparse.Namespace) -> socket.socket:
+    # the resolver would take it modulo 65,536
+    if not 0 <= options.port < 2**16:
+        raise UserError(f"--port {options.port} is none: give one from 0 to 65535, or leave it out")
     try:
         found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(
             f"--host {options.host} --port {options.port} is no address of this machine: {error}; "
             "leave both out for http://127.0.0.1:8765"
@@ -179,7 +182,7 @@ def _listen(options: argparse.Namespace) -> socket.socket:
     try:
         listening.bind(address)
         listening.listen(64)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listening.close()
         raise UserError(
             f"--port {options.port} on {options.host} cannot be had: {error}; give --port {_free(family, options.host)}"

@@ -48,7 +48,9 @@ class Client:
         sent: list[dict[str, Any]] = []
 
         async def receive() -> dict[str, Any]:
-            return {"type": "http.disconnect"}
+            # nobody goes away before the answer
+            await asyncio.Event().wait()
+            raise AssertionError
 
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
