@@ -214,7 +214,7 @@ def asked_score(table: Table) -> float | None:
 
 
 def _numbers(row: Row, metric: str) -> dict[str, Any]:
-    """Histories as (images, score, GPU-hours until then); scores as (mean, standard error); the jackknife's scores."""
+    """Histories as (images, score, GPU-hours until then), scores as (mean, standard error), facts to filter by."""
     histories = [
         [
             [r.images, r.scores[metric], scored.run.gpu_hours_at(r.images)]
@@ -233,7 +233,14 @@ def _numbers(row: Row, metric: str) -> dict[str, Any]:
     heads = [s.headline for s in row.runs if s.headline is not None]
     # samples of one protocol come from the same seeds, so that two rows' blocks pair up
     left_out = list(getattr(heads[0], "left_out", ())) if len(heads) == 1 else []
-    return {"histories": histories, "scores": scores, "left_out": left_out}
+    facts = {
+        "experiment": [row.experiment],
+        "seed": [str(s.run.seed) for s in row.runs],
+        "run": [s.run.id for s in row.runs],
+        "labels": ["free" if row.label_free else "used"],
+        "state": [text for chip in row.chips for text in (chip.label, chip.text)],
+    }
+    return {"histories": histories, "scores": scores, "left_out": left_out, "facts": facts}
 
 
 def _settings(board: Board) -> dict[str, Any]:

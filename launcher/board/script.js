@@ -174,7 +174,9 @@ function term(text) {
       told = String(row.settings?.get(key) ?? (row.settings = settingsOf(row.group)).get(key) ?? "").toLowerCase();
       value = quantity(told);
     }
-    const found = sign.startsWith("!") ? values.every((each) => fits(value, told, sign, each)) : values.some((each) => fits(value, told, sign, each));
+    const given = row.numbers.facts[key]?.map((each) => [quantity(each), each.toLowerCase()]) ?? [[value, told]];
+    const each = ([own, words]) => (sign.startsWith("!") ? values.every((one) => fits(own, words, sign, one)) : values.some((one) => fits(own, words, sign, one)));
+    const found = sign.startsWith("!") ? given.every(each) : given.some(each);
     return found !== (minus === "-");
   };
 }

@@ -180,6 +180,9 @@ def test_filters_leave_the_rows_that_fit(at: Chrome, table: Table) -> None:
             [r.group for r in table.rows if "0.0001" in "".join(r.variant)],
         ),
         ("experiment~zeta", [r.group for r in table.rows if r.experiment == "Zeta"]),
+        ("experiment=zeta", [r.group for r in table.rows if r.experiment == "Zeta"]),
+        ("seed=2", [r.group for r in table.rows if r.seeds == 3]),
+        ("labels=used seed!=7", [r.group for r in table.rows if not r.label_free]),
         ("images!=256k", [r.group for r in table.rows if r.images != 256_000]),
     ):
         fill(at, "#filter", text)
