@@ -39,6 +39,8 @@ SAVE_S = 60.0
 # the same where one of its ranks has failed: nothing can be saved then, and the others end by themselves in 15 s
 END_S = 16.0
 TOKEN = "SELFGUIDE_JOB"
+# of a record, to find its processes
+_NEEDED = {"host", "boot", "pid", "start"}
 
 # kept to be reaped when they end before us
 _children: list[subprocess.Popen[bytes]] = []
@@ -78,7 +80,8 @@ class Local:
         tokens: set[str] | None = None
         found: list[State] = []
         for record in records:
-            if record["host"] != socket.gethostname():
+            # a record that is torn names no machine
+            if not record.keys() >= _NEEDED or record["host"] != socket.gethostname():
                 found.append("unknown")
             elif record["boot"] != _boot():
                 found.append("gone")
