@@ -79,10 +79,8 @@ def check_record(record: Record) -> None:
     """Raises KeyError or ValueError for a record that no backend could ask about."""
     if record["kind"] not in _BACKENDS:
         raise ValueError(f"no cluster of kind {record['kind']!r}")
-    needed = ("host", "boot", "pid", "start", "folder") if record["kind"] == "local" else ()
-    for name in ("id", *needed):
-        if record[name] is None:
-            raise ValueError(f"{name} is null")
+    if record["id"] is None:
+        raise ValueError("id is null")
 
 
 def of_record(record: Record) -> Backend:

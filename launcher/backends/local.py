@@ -44,6 +44,8 @@ END_S = 16.0
 # an index, or a name
 _DEVICE = re.compile(r"\d|GPU-|MIG-")
 TOKEN = "SELFGUIDE_JOB"
+# of a record, to find its processes
+_NEEDED = {"host", "boot", "pid", "start"}
 
 # kept to be reaped when they end before us
 _children: list[subprocess.Popen[bytes]] = []
@@ -83,7 +85,8 @@ class Local:
         tokens: set[str] | None = None
         found: list[State] = []
         for record in records:
-            if record["host"] != socket.gethostname():
+            # a record that is torn names no machine
+            if not record.keys() >= _NEEDED or record["host"] != socket.gethostname():
                 found.append("unknown")
             elif record["boot"] != _boot():
                 found.append("gone")

@@ -80,7 +80,7 @@ def test_a_file_that_is_no_record_is_quarantined(tmp_path: Path, text: str) -> N
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("attempts/0001/job.json", '{"kind": "local", "id": "1"}'),
+        ("attempts/0001/job.json", '{"kind": "local"}'),
         ("attempts/0001/job.json", '{"kind": "cloud", "id": "1"}'),
         ("attempts/0001/config.yaml", "a: [\n"),
         ("metrics/train-1.jsonl", '{"images": 1, "loss": "low"}\n'),
