@@ -25,8 +25,8 @@ def script(text: str) -> str:
 @pytest.mark.parametrize(
     "images",
     [
-        # as the page itself says
-        pytest.param("640", id="shrunken"),
+        # as the page itself says; it starts two runs and takes more than a minute
+        pytest.param("640", id="shrunken", marks=pytest.mark.slow),
         pytest.param("12_800", id="as-printed", marks=pytest.mark.slow),
     ],
 )
