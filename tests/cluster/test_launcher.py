@@ -260,7 +260,7 @@ def test_controller_that_hangs_leaves_states_unknown_at_once_and_a_cancel_for_la
             check=True,
         )
         # the interpreter's start and a neighbour's load are no part of the patience
-        assert time.monotonic() - began < LOOK_S + 4.0
+        assert time.monotonic() - began < LOOK_S + 20.0
         assert json.loads(done.stdout)[0]["state"] == "unknown"
         monkeypatch.setattr(slurm, "ANSWER_S", 1.0)
         with pytest.raises(UserError, match="recorded"):

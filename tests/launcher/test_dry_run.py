@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -39,10 +40,12 @@ def command(folder: Path, *words: str, **variables: str) -> subprocess.Completed
 
 
 def test_it_answers_quickly_offline_and_writes_nothing(tmp_path: Path) -> None:
-    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = command(tmp_path, *IN1K, "dry_run=true", PATH="/nowhere")
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 5  # 0.4 s on an idle machine
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # processor time, which neighbours do not lengthen: 0.4 s, and importing torch alone takes 2
+    assert after.ru_utime - before.ru_utime < 2.0
     for part in (
         "#SBATCH --nodes=4",
         "32 = 4 nodes x 8",
@@ -190,7 +193,7 @@ def test_auto_is_slurm_where_one_answers_and_waits_two_seconds(
     scontrol.write_text("#!/bin/sh\nexec sleep 60\n")
     began = time.monotonic()
     assert submit.resolve(["experiment=in1k_dit"]).cluster.kind == "local"
-    assert 2 <= time.monotonic() - began < 10
+    assert 2 <= time.monotonic() - began < 55, "it did not wait for an answer that takes a minute"
 
 
 def test_slurm_without_sbatch_is_said_before_anything_is_written(

@@ -252,7 +252,7 @@ def test_what_is_wrong_with_an_address_is_named(
     began = time.monotonic()
     with pytest.raises(StoreError, match=r"gave up after \d tries .* EndpointConnectionError"):
         call(url)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
     for name, value, told in (
         ("AWS_ENDPOINT_URL", "nonsense", "Invalid endpoint"),

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_product_that_is_right_is_exact_in_every_format(dtype: torch.dtype) -> None:
     problem, seconds = probes.product(CPU, dtype)
-    assert problem == "" and 0 < seconds < 1
+    assert problem == "" and seconds > 0
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), 1.0])
