@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.board.collect import flatten, history
+from launcher.board.collect import flatten, newest
 from launcher.board.read import Run
 from selfguide.spec.files import plain
 from selfguide.spec.records import EvaluationRecord
@@ -67,10 +67,10 @@ def differences(runs: Sequence[Run], metric: str | None = None) -> list[Differen
     """
     first, found = runs[0], []
     for key in sorted({r.protocol_key for r in first.records if r.done}):
-        ours = history(first, key)
+        ours = newest(first.records, key)
         name = metric or str(next(iter(ours.values())).protocol.get("metric"))
         for run in runs[1:]:
-            pair = _pair(ours, history(run, key), name)
+            pair = _pair(ours, newest(run.records, key), name)
             if pair is not None:
                 found.append(_difference(run, key, name, *pair))
     return found

@@ -28,6 +28,7 @@ from launcher.board.collect import Board, Row, Scored, Table, chips, flatten, un
 from launcher.board.columns import Column, duration, number, page_columns
 from launcher.board.figures import Figure
 from launcher.board.read import Run
+from launcher.board.sweeps import recipe_words
 from selfguide.spec.files import plain
 from selfguide.spec.records import EvaluationRecord
 from shards import storage
@@ -74,6 +75,7 @@ def render(board: Board, *, built: float) -> str:
         data=embedded({"settings": _settings(board), "sheets": [s.data() for s in sheets]}),
         chips=chips,
         unscored=unscored,
+        recipe_words=recipe_words,
     )
 
 

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from launcher.board import page, plain
 from launcher.board.collect import collect
 from launcher.board.compare import differences, settings, standard_error
 from launcher.board.detail import log_tail, newest_grid
+from launcher.board.figures import of_row, of_table
 from launcher.board.reach import reach
 from launcher.board.read import Run, read_runs
-from launcher.board.sweeps import front, points
+from launcher.board.sweeps import front, front_of, points, recipe_words
+from launcher.board.words import of_run
+from selfguide.spec import recipe
 from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import write_record
 from tests.board import fakes
@@ -98,6 +102,62 @@ def test_a_sweep_is_the_records_that_measure_alike(tmp_path: Path) -> None:
         (50, 1.0, 7.0, True),
         (50, 1.5, 6.5, False),
     ]
+
+
+def test_a_sweep_has_its_chart_front_and_recipe_and_no_table(tmp_path: Path) -> None:
+    run = fakes.swept_run(tmp_path, "digits_dit", 0, 7.0)
+    board = collect(*read_runs(tmp_path))
+    (table,) = board.tables
+    (row,) = table.rows
+    assert (table.key, row.score and row.score.mean) == (fakes.PROTOCOL.key, 7.0)
+    found = points(table, row)
+    assert [(p.nfe, p.g, p.own) for p in found] == [
+        (10, 1.0, False), (10, 1.5, False), (50, 1.0, True), (50, 1.5, False),
+    ]  # fmt: skip
+    assert front_of(found, table.metric) == ((10, 6.0), (50, 5.0))
+    titles = [figure.title for figure in of_table(table)]
+    assert any("network evaluations" in title for title in titles)
+    assert any("guidance" in title for title in titles)
+    (chart,) = (f for f in of_row(table, row) if "recipe" in f.head)
+    assert [line[1:] for line in chart.body if line[3]] == [
+        ("10", "6 ± 0.1", "yes", ""),
+        ("50", "5 ± 0.1", "yes", "yes"),
+    ]
+    (told,) = row.runs[0].run.fronts
+    assert told.chosen == recipe.read(run)[0].chosen
+    words = [line for line in of_run(row.runs[0].run) if line.startswith("recipe")]
+    assert len(words) == 1 and "euler, 50 steps, g 1.5" in words[0]
+    drawers = page.render(board, built=0.0)
+    assert drawers.count('<div class="recipe">') == 1 and recipe_words(told) in drawers
+    assert plain.of_run(row.runs[0].run)["fronts"][0]["chosen"] == told.chosen
+
+
+def test_a_swept_run_that_no_protocol_scores_shows_its_front_among_those_that_wait(
+    tmp_path: Path,
+) -> None:
+    run = fakes.swept_run(tmp_path, "digits_dit", 0, 7.0)
+    for path in run.evals.glob("img-*.json"):
+        if not json.loads(path.read_text()).get("sweep"):
+            path.unlink()
+    board = collect(*read_runs(tmp_path))
+    assert board.tables == () and len(board.waiting) == 1
+    assert '<div class="recipe">' in page.render(board, built=0.0)
+
+
+@pytest.mark.parametrize("change", ["chosen", "schema", "sampler"])
+def test_a_recipe_that_cannot_be_read_is_left_out_and_named(tmp_path: Path, change: str) -> None:
+    path = recipe.recipe_path(fakes.swept_run(tmp_path, "digits_dit", 0, 7.0))
+    values = json.loads(path.read_text())
+    if change == "chosen":
+        values["fronts"][0]["chosen"] = "img-0"
+    elif change == "schema":
+        values["schema"] = 99
+    else:
+        values["fronts"][0]["points"][0]["sampler"] = {"steps": "many"}
+    path.write_text(json.dumps(values))
+    board = collect(*read_runs(tmp_path))
+    assert len(board.tables) == 1 and [str(path) in told for told in board.problems] == [True]
+    assert page.render(board, built=0.0).count('<div class="recipe">') == 0
 
 
 def test_the_front_holds_what_nothing_cheaper_beats() -> None:
