@@ -110,18 +110,13 @@ def standard_error(
     metric: str, first: EvaluationRecord, other: EvaluationRecord
 ) -> tuple[float | None, bool]:
     """Of the difference of two scores under one protocol, and whether it is that of paired samples."""
-    blocks = [_blocks(record) for record in (first, other)]
-    if metric == first.metric and blocks[0] and len(blocks[0]) == len(blocks[1]):
-        changes = [b - a for a, b in zip(*blocks, strict=True)]
-        mean = math.fsum(changes) / len(changes)
+    blocks = len(first.left_out)
+    if metric == first.metric and blocks and blocks == len(other.left_out):
+        changes = [b - a for a, b in zip(first.left_out, other.left_out, strict=True)]
+        mean = math.fsum(changes) / blocks
         spread = math.fsum((change - mean) ** 2 for change in changes)
-        return math.sqrt((len(changes) - 1) / len(changes) * spread), True
+        return math.sqrt((blocks - 1) / blocks * spread), True
     errors = [record.scores.get(f"{metric}_se") for record in (first, other)]
     if errors[0] is None or errors[1] is None:
         return None, False
     return math.hypot(errors[0], errors[1]), False
-
-
-def _blocks(record: EvaluationRecord) -> tuple[float, ...]:
-    """The score without each block of its jackknife; empty in records of before."""
-    return getattr(record, "left_out", ())

@@ -234,7 +234,7 @@ def _numbers(row: Row, metric: str) -> dict[str, Any]:
         scores[metric][1] = row.error or None
     heads = [s.headline for s in row.runs if s.headline is not None]
     # samples of one protocol come from the same seeds, so that two rows' blocks pair up
-    left_out = list(getattr(heads[0], "left_out", ())) if len(heads) == 1 else []
+    left_out = list(heads[0].left_out) if len(heads) == 1 else []
     facts = {
         "experiment": [row.experiment],
         "seed": [str(s.run.seed) for s in row.runs],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from launcher.board import page, plain
+from launcher.board.__main__ import main
 from launcher.board.collect import collect
 from launcher.board.compare import differences, settings, standard_error
 from launcher.board.detail import log_tail, newest_grid
@@ -18,6 +20,9 @@ from launcher.board.reach import reach
 from launcher.board.read import Run, read_runs
 from launcher.board.sweeps import front, front_of, points, recipe_words
 from launcher.board.words import of_run
+from selfguide.evaluation.metrics.frechet import Reference, frechet
+from selfguide.evaluation.metrics.moments import Moments
+from selfguide.evaluation.paired import paired_difference
 from selfguide.spec import recipe
 from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import write_record
@@ -38,15 +43,8 @@ def test_runs_differ_in_settings_and_in_scores_from_the_first(tmp_path: Path) ->
     assert found.se == pytest.approx(math.hypot(0.1, 0.1))
 
 
-@dataclass(frozen=True, kw_only=True)
-class WithBlocks(EvaluationRecord):
-    """A record that keeps the score without each block."""
-
-    left_out: tuple[float, ...] = ()
-
-
 def test_paired_blocks_give_the_error_of_the_difference() -> None:
-    a = WithBlocks(
+    a = EvaluationRecord(
         status="done", key="k", attempt=1, images=1, protocol_key="p", protocol={"metric": "fd"},
         scores={"fd": 7.0, "fd_se": 3.0}, left_out=(6.0, 7.0, 8.0),
     )  # fmt: skip
@@ -61,6 +59,47 @@ def test_paired_blocks_give_the_error_of_the_difference() -> None:
         False,
     )
     assert standard_error("floor", a, shifted) == (None, False)
+
+
+def two_models(images: int = 400) -> tuple[Reference, Moments, Moments]:
+    """Two models that draw image i from the same noise, one a little off the other."""
+    random = np.random.default_rng(5)
+    noise = random.normal(size=(images, 3))
+    mean, cov = np.zeros(3), np.eye(3)
+    found = []
+    for scale, shift in ((1.1, 0.2), (1.1, 0.3)):
+        moments = Moments(mean)
+        moments.update(scale * noise + shift + 0.05 * random.normal(size=noise.shape), 0)
+        found.append(moments)
+    return Reference(mean, cov, cov), *found
+
+
+def test_paired_error_of_two_records_is_that_of_the_paired_jackknife_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference, *models = two_models()
+    for seed, moments in enumerate(models):
+        score = frechet(reference, moments)
+        scores = {"fd_digits": score.value, "fd_digits_se": score.se}
+        run = fakes.make_run(tmp_path, "digits_dit", seed, batch=128 + seed)
+        fakes.add_record(run, 256_000, scores, left_out=list(score.left_out))
+    exact = paired_difference(reference, models[1], models[0])
+    runs = read(tmp_path)
+    ours, theirs = (runs[seed].records[0] for seed in (0, 1))
+    assert standard_error("fd_digits", ours, theirs) == (pytest.approx(exact.se), True)
+    apart = math.hypot(*(r.scores["fd_digits_se"] for r in (ours, theirs)))
+    assert exact.se < apart / 2
+    # what the page subtracts is what it was given
+    (table,) = collect(runs.values()).tables
+    told = page._Sheet.of(table, page._Grids()).data()["rows"]
+    assert sorted(each["left_out"] for each in told.values()) == sorted(
+        list(r.left_out) for r in (ours, theirs)
+    )
+    names = [runs[seed].id for seed in (0, 1)]
+    assert main(["diff", *names, "--runs", str(tmp_path), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["differences"]
+    assert found["paired"] and found["se"] == pytest.approx(exact.se)
+    assert found["difference"] == pytest.approx(exact.value)
 
 
 def test_a_score_is_reached_at_the_first_snapshot_that_has_it(tmp_path: Path) -> None:
