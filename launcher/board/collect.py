@@ -16,6 +16,7 @@ from typing import Any
 
 from launcher.board.lineage import Parent
 from launcher.board.read import Run
+from launcher.reconcile import cache
 from selfguide.spec.config.evaluation import Expected
 from selfguide.spec.identity import digest
 from selfguide.spec.metrics import higher_is_better
@@ -120,6 +121,7 @@ class Board:
     problems: tuple[str, ...]
 
 
+@cache.uncollected()
 def collect(runs: Iterable[Run], problems: Iterable[str] = (), metric: str | None = None) -> Board:
     """The board of these runs, ranked by `metric`, or by the metric that each protocol names.
 

@@ -6,8 +6,10 @@ becomes a problem that the board shows; it never hides the other runs.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
+import operator
 import os
 import time
 from collections.abc import Mapping
@@ -126,8 +128,9 @@ class Run:
 
     def gpu_hours_at(self, images: int) -> float | None:
         """GPU-hours of training until so many images; None where its metrics do not say."""
-        told = (hours for at, hours in self.curve(curves.GPU_HOURS) if at >= images)
-        return next(told, None)
+        told = self.curve(curves.GPU_HOURS)
+        at = bisect.bisect_left(told, images, key=operator.itemgetter(0))
+        return told[at][1] if at < len(told) else None
 
     def expects(self, metric: str) -> Expected | None:
         """The published number for a score."""
