@@ -261,7 +261,7 @@ def _run(view: RunView, problems: list[str], kept: Cache) -> Run:
         published=view.published,
         losses=found.pop("loss", ()),
         attempts=view.tries,
-        seen=decide.progress(view).images,
+        seen=decide.images_seen(view),
         heard=max([view.created, float(report.get("time", 0.0)), *(r.time for r in view.records)]),
         state=decide.state(view),
         gpu_hours=gpu_hours(view),

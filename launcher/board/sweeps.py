@@ -6,6 +6,7 @@ are drawn and in nothing else: reference, count, seed and net are the same, so t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -79,13 +80,14 @@ def front_of(points: Sequence[Point], metric: str) -> tuple[tuple[float, float],
 
 def drawing(point: RecipePoint) -> str:
     """How a point of a recipe's front draws samples, in one line: what is at its default but for steps is left out."""
-    sampler, default = point.sampler, asdict(SamplerConfig())
+    # as JSON holds them, tuples are lists
+    sampler, default = point.sampler, json.loads(json.dumps(asdict(SamplerConfig())))
     facts = [str(sampler["name"])]
     if sampler["name"] != "dopri5":
         facts.append(f"{sampler['steps']} steps")
     facts.append(f"g {sampler['g']:g}")
     others = (name for name in sampler if name not in ("name", "steps", "g", "interval"))
-    if sampler["g"] != 1 and tuple(sampler["interval"]) != default["interval"]:
+    if sampler["g"] != 1 and list(sampler["interval"]) != default["interval"]:
         low, high = sampler["interval"]
         facts[-1] += f" within {low:g} to {high:g}"
     facts += [f"{name} {sampler[name]}" for name in others if sampler[name] != default.get(name)]

@@ -167,7 +167,7 @@ def test_a_sweep_has_its_chart_front_and_recipe_and_no_table(tmp_path: Path) -> 
     (told,) = row.runs[0].run.fronts
     assert told.chosen == recipe.read(run)[0].chosen
     words = [line for line in of_run(row.runs[0].run) if line.startswith("recipe")]
-    assert len(words) == 1 and "euler, 50 steps, g 1.5" in words[0]
+    assert len(words) == 1 and "euler, 50 steps, g 1.5, average 20000: " in words[0]
     drawers = page.render(board, built=0.0)
     assert drawers.count('<div class="recipe">') == 1 and recipe_words(told) in drawers
     assert plain.of_run(row.runs[0].run)["fronts"][0]["chosen"] == told.chosen
