@@ -406,7 +406,7 @@ def unscored(run: Run, protocol: str | None = None) -> tuple[EvaluationRecord, .
     With those of other protocols under which nothing of the run is scored, whose tables it does not stand in.
     """
     found = _without_score(run, protocol, "failed")
-    if protocol is None:
+    if protocol is None or all(r.status != "failed" for r in run.own):
         return found
     tables = {r.protocol_key for r in run.own if r.done} | {"", protocol}
     return (
@@ -418,6 +418,8 @@ def unscored(run: Run, protocol: str | None = None) -> tuple[EvaluationRecord, .
 def _without_score(run: Run, protocol: str | None, status: str) -> tuple[EvaluationRecord, ...]:
     """The newest record of that status of each snapshot, by each protocol where several score the run."""
     own = _under(run, protocol)
+    if all(r.status != status for r in own):
+        return ()
     several = run.config is not None and len(run.config.scored_by) > 1
     every, scored = _scored(own), {(r.images, r.protocol_key) for r in own if r.done}
     found = {
