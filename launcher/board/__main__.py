@@ -262,9 +262,9 @@ Points = list[tuple[float, float, float | None]]
 
 def _curves(run: Run, metric: str | None) -> Iterator[tuple[str, Points]]:
     """The curve of that name under each protocol, else of training; by default of scores, else of the loss."""
-    several = len({r.protocol_key for r in run.records if r.done}) > 1
+    several = len({r.protocol_key for r in run.own if r.done}) > 1
     scored = False
-    for key in sorted({r.protocol_key for r in run.records if r.done}):
+    for key in sorted({r.protocol_key for r in run.own if r.done}):
         records = list(history(run, key).values())
         name = metric or str(records[0].metric)
         if points := words.score_points(records, name):

@@ -16,6 +16,7 @@ from typing import Any
 
 from launcher.board.lineage import Parent
 from launcher.board.read import Run
+from launcher.reconcile import cache
 from selfguide.spec.config.evaluation import Expected
 from selfguide.spec.identity import digest
 from selfguide.spec.metrics import higher_is_better
@@ -39,7 +40,7 @@ class Spread:
 class Chip:
     """A state in one or two words, and what there is to say about it."""
 
-    kind: str  # final | pending | training | failed
+    kind: str  # final | pending | training | failed | skipped
     text: str
     count: int | None = None  # of snapshots, or of the row's runs
     detail: str = ""
@@ -54,13 +55,14 @@ class Scored:
     """One run under one protocol: the record of each image count, ascending, and the one that ranks it."""
 
     run: Run
+    protocol: str  # its key
     history: tuple[EvaluationRecord, ...]
     headline: EvaluationRecord | None  # at the row's image count; None while it has no score there
     best: EvaluationRecord | None  # of all snapshots, by the table's metric; shown, never ranked
 
     @property
     def chips(self) -> tuple[Chip, ...]:
-        return chips(self.run)
+        return chips(self.run, self.protocol)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,7 @@ class Board:
     problems: tuple[str, ...]
 
 
+@cache.uncollected()
 def collect(runs: Iterable[Run], problems: Iterable[str] = (), metric: str | None = None) -> Board:
     """The board of these runs, ranked by `metric`, or by the metric that each protocol names.
 
@@ -130,7 +133,7 @@ def collect(runs: Iterable[Run], problems: Iterable[str] = (), metric: str | Non
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in ordered:
         groups[group_key(run)].append(run)
-    protocols = {r.protocol_key: r.protocol for run in ordered for r in run.records if r.done}
+    protocols = {r.protocol_key: r.protocol for run in ordered for r in run.own if r.done}
     names = _variants(groups)
     tables = []
     for key in sorted(protocols):
@@ -138,7 +141,7 @@ def collect(runs: Iterable[Run], problems: Iterable[str] = (), metric: str | Non
         rows = [
             _row(group, names[group], members, key, by)
             for group, members in groups.items()
-            if any(r.done and r.protocol_key == key for run in members for r in run.records)
+            if any(r.done and r.protocol_key == key for run in members for r in run.own)
         ]
         tables.append(_table(key, protocols, rows, by))
     shown = {row.group for table in tables for row in table.rows}
@@ -206,8 +209,13 @@ def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def history(run: Run, protocol: str) -> dict[int, EvaluationRecord]:
-    """The newest record that was scored under this protocol, for each image count."""
-    done = [r for r in run.records if r.done and r.protocol_key == protocol]
+    """The newest record that was scored under this protocol, for each image count; none that only a sweep asked for."""
+    return newest(run.own, protocol)
+
+
+def newest(records: Iterable[EvaluationRecord], protocol: str) -> dict[int, EvaluationRecord]:
+    """Of records, the newest that was scored under this protocol, for each image count."""
+    done = [r for r in records if r.done and r.protocol_key == protocol]
     return {r.images: r for r in sorted(done, key=lambda r: (r.images, r.time, r.attempt, r.key))}
 
 
@@ -230,6 +238,7 @@ def _row(
     scored = tuple(
         Scored(
             run=run,
+            protocol=protocol,
             history=tuple(h.values()),
             headline=h.get(images),
             best=_best(h.values(), metric),
@@ -257,7 +266,7 @@ def _row(
         seconds=_mean([r.seconds for _, r in taken]),
         gpu_hours=_mean([run.gpu_hours for run in runs]),
         runs=scored,
-        chips=(*_summary(runs), *map(_badge, contaminations)),
+        chips=(*_summary(runs, protocol), *map(_badge, contaminations)),
         contaminations=contaminations,
         expected=next(filter(None, (run.expects(metric) for run in runs)), None),
     )
@@ -358,28 +367,80 @@ def _table(
 # ---- states ------------------------------------------------------------------------------------------
 
 
-def chips(run: Run) -> tuple[Chip, ...]:
-    """The state of the run, then what its evaluations still owe."""
-    scored = {r.images for r in run.records if r.done}
-    # one that is tried again waits
-    failed = {r.images: r for r in unscored(run) if r.images not in run.unscored}
-    found = [_training(run, scored)]
-    if pending := run.unscored:
-        found.append(Chip(kind="pending", text="to score", count=len(pending), detail=_at(pending)))
-    if failed:
-        why = f"{_at(failed)}: {failed[max(failed)].message}"
-        found.append(Chip(kind="failed", text="not scored", count=len(failed), detail=why))
+def chips(run: Run, protocol: str | None = None) -> tuple[Chip, ...]:
+    """The state of the run, then what its evaluations still owe: under one protocol, or under all that score it."""
+    waits = run.waits(protocol)
+    found = [_training(run, _scored(_under(run, protocol)), waits)]
+    if waits:
+        found.append(Chip(kind="pending", text="to score", count=len(waits), detail=_at(waits)))
+    elsewhere: dict[str, list[EvaluationRecord]] = defaultdict(list)
+    for record in unscored(run, protocol):
+        own = protocol is None or record.protocol_key in ("", protocol)
+        # one that is tried again waits
+        if not own or record.images not in waits:
+            elsewhere["" if own else f" by {record.metric}"].append(record)
+    for where, failed in sorted(elsewhere.items()):
+        found.append(_left("failed", f"not scored{where}", failed))
+    if skipped := _without_score(run, protocol, "skipped"):
+        found.append(_left("skipped", "skipped", skipped))
     return tuple(found)
+
+
+def _left(kind: str, text: str, records: Sequence[EvaluationRecord]) -> Chip:
+    """A chip that counts snapshots, and says for each reason of which."""
+    reasons: dict[str, set[int]] = defaultdict(set)
+    for record in records:
+        reasons[record.message].add(record.images)
+    told = (f"{_at(images)}: {why}" for why, images in reasons.items())
+    count = len({(record.images, record.protocol_key) for record in records})
+    return Chip(kind=kind, text=text, count=count, detail="; ".join(told))
 
 
 def _badge(words: str) -> Chip:
     return Chip(kind="failed", text=words, detail="not ranked: the score is measured in that net")
 
 
-def unscored(run: Run) -> tuple[EvaluationRecord, ...]:
-    """The failed evaluations of snapshots that no attempt could score."""
-    scored = {r.images for r in run.records if r.done}
-    return tuple(r for r in run.records if not r.done and r.images not in scored)
+def unscored(run: Run, protocol: str | None = None) -> tuple[EvaluationRecord, ...]:
+    """The failed evaluations of snapshots that no attempt could score, by one protocol or by all that score the run.
+
+    With those of other protocols under which nothing of the run is scored, whose tables it does not stand in.
+    """
+    found = _without_score(run, protocol, "failed")
+    if protocol is None or all(r.status != "failed" for r in run.own):
+        return found
+    tables = {r.protocol_key for r in run.own if r.done} | {"", protocol}
+    return (
+        *found,
+        *(r for r in _without_score(run, None, "failed") if r.protocol_key not in tables),
+    )
+
+
+def _without_score(run: Run, protocol: str | None, status: str) -> tuple[EvaluationRecord, ...]:
+    """The newest record of that status of each snapshot, by each protocol where several score the run."""
+    own = _under(run, protocol)
+    if all(r.status != status for r in own):
+        return ()
+    several = run.config is not None and len(run.config.scored_by) > 1
+    every, scored = _scored(own), {(r.images, r.protocol_key) for r in own if r.done}
+    found = {
+        (r.images, r.protocol_key if several else ""): r
+        for r in sorted(own, key=lambda r: (r.images, r.attempt, r.time))
+        if r.status == status
+    }
+    return tuple(
+        r
+        for (images, key), r in found.items()
+        # records of before name no protocol where they failed
+        if ((images, key) not in scored if key else images not in every)
+    )
+
+
+def _under(run: Run, protocol: str | None) -> tuple[EvaluationRecord, ...]:
+    return tuple(r for r in run.own if protocol is None or r.protocol_key in ("", protocol))
+
+
+def _scored(records: Iterable[EvaluationRecord]) -> set[int]:
+    return {r.images for r in records if r.done}
 
 
 def _at(images: Iterable[int]) -> str:
@@ -395,25 +456,25 @@ _KINDS = {
 }
 
 
-def _training(run: Run, scored: set[int]) -> Chip:
+def _training(run: Run, scored: set[int], waits: Sequence[int]) -> Chip:
     share = f"{run.seen:,} of {run.images:,} images"
     if run.images in scored:
         return Chip(kind="final", text="final", detail=share)
     # how many snapshots wait, or cannot be scored, is in chips of their own
     final = run.state.word == "finished"
-    reason = "no final score yet" if run.images in run.unscored else ""
+    reason = "no final score yet" if run.images in waits else ""
     detail = "; ".join(filter(None, [share, reason if final else run.state.reason]))
     kind = _KINDS.get(run.state.word, "pending")
     return Chip(kind=kind, text=run.state.word, detail=detail)
 
 
-def _summary(runs: Sequence[Run]) -> tuple[Chip, ...]:
+def _summary(runs: Sequence[Run], protocol: str) -> tuple[Chip, ...]:
     """The chips of a row: those of its only run, else how many runs or snapshots are in each state."""
     if len(runs) == 1:
-        return chips(runs[0])
+        return chips(runs[0], protocol)
     found: dict[str, list[tuple[Run, Chip]]] = defaultdict(list)
     for run in runs:
-        for chip in chips(run):
+        for chip in chips(run, protocol):
             found[chip.text].append((run, chip))
     return tuple(
         Chip(

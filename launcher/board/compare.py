@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.board.collect import flatten, history
+from launcher.board.collect import flatten, newest
 from launcher.board.read import Run
 from selfguide.spec.files import plain
 from selfguide.spec.records import EvaluationRecord
@@ -67,10 +67,10 @@ def differences(runs: Sequence[Run], metric: str | None = None) -> list[Differen
     """
     first, found = runs[0], []
     for key in sorted({r.protocol_key for r in first.records if r.done}):
-        ours = history(first, key)
+        ours = newest(first.records, key)
         name = metric or str(next(iter(ours.values())).protocol.get("metric"))
         for run in runs[1:]:
-            pair = _pair(ours, history(run, key), name)
+            pair = _pair(ours, newest(run.records, key), name)
             if pair is not None:
                 found.append(_difference(run, key, name, *pair))
     return found
@@ -110,18 +110,13 @@ def standard_error(
     metric: str, first: EvaluationRecord, other: EvaluationRecord
 ) -> tuple[float | None, bool]:
     """Of the difference of two scores under one protocol, and whether it is that of paired samples."""
-    blocks = [_blocks(record) for record in (first, other)]
-    if metric == first.metric and blocks[0] and len(blocks[0]) == len(blocks[1]):
-        changes = [b - a for a, b in zip(*blocks, strict=True)]
-        mean = math.fsum(changes) / len(changes)
+    blocks = len(first.left_out)
+    if metric == first.metric and blocks and blocks == len(other.left_out):
+        changes = [b - a for a, b in zip(first.left_out, other.left_out, strict=True)]
+        mean = math.fsum(changes) / blocks
         spread = math.fsum((change - mean) ** 2 for change in changes)
-        return math.sqrt((len(changes) - 1) / len(changes) * spread), True
+        return math.sqrt((blocks - 1) / blocks * spread), True
     errors = [record.scores.get(f"{metric}_se") for record in (first, other)]
     if errors[0] is None or errors[1] is None:
         return None, False
     return math.hypot(errors[0], errors[1]), False
-
-
-def _blocks(record: EvaluationRecord) -> tuple[float, ...]:
-    """The score without each block of its jackknife; empty in records of before."""
-    return getattr(record, "left_out", ())

@@ -35,8 +35,12 @@ def read_lines(path: str) -> dict[str, Columns]:
     # its writer may be in the middle of the last line
     whole = text[: text.rfind("\n") + 1].split("\n")
     lines = json.loads(f"[{','.join(line for line in whole if line)}]")
+    if set(map(type, lines)) - {dict}:
+        raise TypeError("a line is no object")
     found: dict[str, Columns] = {}
-    for name in (*CURVES, "time"):
+    # of nine curves most runs have three
+    there = set().union(*lines)
+    for name in (name for name in (*CURVES, "time") if name in there):
         pairs = [(line["images"], line[name]) for line in lines if line.get(name) is not None]
         kept = [(int(at), float(value)) for at, value in pairs if math.isfinite(value)]
         if kept:

@@ -21,8 +21,9 @@ def log_tail(run: Run, lines: int = 20) -> str:
 
 
 def newest_grid(run: Run) -> tuple[EvaluationRecord, Path] | None:
-    """The picture of the samples of the run's newest evaluation that has one, whichever its protocol."""
-    for record in sorted(run.records, key=lambda r: (r.images, r.time), reverse=True):
+    """The picture of the samples of the run's newest evaluation that has one, a sweep's last."""
+    order = sorted(run.records, key=lambda r: (r.images, not r.sweep, r.time), reverse=True)
+    for record in order:
         picture = record.grid(run.folder) if record.done else None
         if picture is not None:
             return record, picture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -12,6 +12,7 @@ from launcher.board import sweeps
 from launcher.board.chart import COLOURS, MOST, Point, Series, line_chart, thinned
 from launcher.board.collect import Row, Table, over_seeds
 from launcher.board.read import Run
+from selfguide.spec.recipe import Front
 
 # curves of a run's training that share a chart, and what the chart says of them
 AGREEMENT = ("nmi", "agreement of the groups with human labels over training", "NMI")
@@ -262,10 +263,50 @@ def of_row(table: Table, row: Row, most: int = MOST) -> tuple[Figure, ...]:
 
 
 def of_runs(runs: Sequence[Run], most: int = MOST) -> tuple[Figure, ...]:
-    """Loss, NMI and use of groups, where the runs wrote them."""
+    """Loss, NMI and use of groups, where the runs wrote them, and the fronts of their sweeps."""
     curves = (("loss", "training loss", "loss"), AGREEMENT, USE)
-    found = (_curve(runs, *each, most=most) for each in curves)
+    found = (
+        *(_curve(runs, *each, most=most) for each in curves),
+        *(_front(run, front) for run in runs for front in run.fronts),
+    )
     return tuple(each for each in found if each is not None)
+
+
+def _front(run: Run, front: Front) -> Figure | None:
+    """Every point of a front over its network evaluations, and those that none is both cheaper and better than."""
+    told = sorted(front.points, key=lambda p: (p.nfe, p.ranked_by))
+    cloud = Series(
+        name="points",
+        points=tuple((p.nfe, p.ranked_by, p.se) for p in told),
+        names=tuple(map(sweeps.drawing, told)),
+        line=False,
+    )
+    best = [p for p in told if p.key in front.front]
+    line = Series(
+        name="Pareto front", points=tuple((p.nfe, p.ranked_by, None) for p in best), colour=1
+    )
+    found = figure(
+        f"{front.metric} over network evaluations, seed {run.seed}, {front.images:,} images, {front.samples:,} samples",
+        [cloud, line],
+        label=front.metric,
+        x_label="NFE",
+        at=lambda x: f"{x:g} NFE",
+        log_x=told[-1].nfe > 20 * told[0].nfe,
+    )
+    if found is None:
+        return None
+    body = tuple(
+        (
+            sweeps.drawing(p),
+            f"{p.nfe:g}",
+            _reading((p.ranked_by, p.se)),
+            "yes" if p.key in front.front else "",
+            "yes" if p.key == front.chosen else "",
+        )
+        for p in told
+    )
+    head = ("samples drawn by", "NFE", front.metric, "on the front", "recipe")
+    return replace(found, head=head, body=body)
 
 
 def _scores(table: Table, row: Row) -> Figure | None:

@@ -28,6 +28,9 @@ from launcher.board.collect import Board, Row, Scored, Table, chips, flatten, un
 from launcher.board.columns import Column, duration, number, page_columns
 from launcher.board.figures import Figure
 from launcher.board.read import Run
+from launcher.board.sweeps import recipe_words
+from launcher.reconcile import cache, decide
+from selfguide.spec.config import Config
 from selfguide.spec.files import plain
 from selfguide.spec.records import EvaluationRecord
 from shards import storage
@@ -50,31 +53,118 @@ def write(board: Board, out: Path, *, built: float) -> None:
 
 def render(board: Board, *, built: float) -> str:
     """The page as text; `built` in seconds since 1970 is what its readers see as its age."""
-    here = files("launcher.board")
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (here / name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "duration": duration, "when": when}
-    style = (here / "style.css").read_text(encoding="utf-8")
-    script = (here / "script.js").read_text(encoding="utf-8")
-    grids = _Grids()
-    sheets = [_Sheet.of(table, grids) for table in board.tables]
-    return environment.get_template("page.html").render(
-        style=Markup(style),
-        script=Markup(script),
-        policy=policy(style, script),
-        board=board,
-        built=built,
-        sheets=sheets,
-        waiting=[_Waiting.of(run, grids) for run in board.waiting],
-        data=embedded({"settings": _settings(board), "sheets": [s.data() for s in sheets]}),
-        chips=chips,
-        unscored=unscored,
-    )
+    return Renderer().render(board, built=built)
+
+
+class Renderer:
+    """Renders boards one after the other; what opens below a row is kept while its runs, which are over, stay."""
+
+    def __init__(self) -> None:
+        self._here = files("launcher.board")
+        self._environment = jinja2.Environment(
+            loader=jinja2.FunctionLoader(self._text),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters |= {"number": number, "duration": duration, "when": when}
+        self._environment.globals |= {
+            "chips": chips,
+            "unscored": unscored,
+            "recipe_words": recipe_words,
+        }
+        self._kept: dict[tuple[str, str], _Kept] = {}
+        self._settings: dict[str, tuple[Config | None, Mapping[str, Any], Mapping[str, str]]] = {}
+
+    def _text(self, name: str) -> str:
+        return (self._here / name).read_text(encoding="utf-8")
+
+    @cache.uncollected()
+    def render(self, board: Board, *, built: float) -> str:
+        """The page as text, as `render`."""
+        style, script = self._text("style.css"), self._text("script.js")
+        grids = _Grids()
+        before, self._kept = self._kept, {}
+        sheets = [self._sheet(table, grids, before) for table in board.tables]
+        return self._environment.get_template("page.html").render(
+            style=Markup(style),
+            script=Markup(script),
+            policy=policy(style, script),
+            board=board,
+            built=built,
+            sheets=sheets,
+            waiting=[_Waiting.of(run, grids) for run in board.waiting],
+            data=embedded(
+                {"settings": self._all_settings(board), "sheets": [s.data() for s in sheets]}
+            ),
+        )
+
+    def _sheet(
+        self, table: Table, grids: _Grids, before: Mapping[tuple[str, str], _Kept]
+    ) -> _Sheet:
+        k = asked_score(table)
+        shown = page_columns(table, k)
+        drawers = []
+        for row in table.rows:
+            below = self._below(table, row, len(shown), grids, before.get((table.key, row.group)))
+            drawers.append(_drawer(row, shown, below))
+        return _Sheet(
+            table=table,
+            summary=summary(table.protocol),
+            k=k,
+            columns=shown,
+            drawers=tuple(drawers),
+            pictured=tuple(drawer for drawer in drawers if drawer.below.grid)[:COLOURS],
+            figures=figures.of_table(table),
+        )
+
+    def _below(
+        self, table: Table, row: Row, columns: int, grids: _Grids, before: _Kept | None
+    ) -> _Below:
+        most = MOST if len(table.rows) <= MANY else MOST // 4
+        about = (row.variant, table.metric, columns, most)
+        if (
+            before is not None
+            and (before.about, before.runs) == (about, row.runs)
+            and grids.takes(before.bytes)
+        ):
+            self._kept[table.key, row.group] = before
+            return before.below
+        left = grids.left
+        cards = tuple(_card(scored, grids) for scored in row.runs)
+        pictured = next((card for card in cards if card.grid and card.shown), None)
+        html = self._environment.get_template("drawer.html").render(
+            table=table,
+            row=row,
+            width=columns + 2,
+            figures=figures.of_row(table, row, most),
+            cards=cards,
+        )
+        below = _Below(
+            html=Markup(html),
+            grid=pictured.grid if pictured else "",
+            grid_of=_caption(pictured, table.metric) if pictured else "",
+        )
+        # logs of others go on, and a grid that had no room may have some the next time
+        over = all(s.run.state.word in decide.ENDED and not s.run.unscored for s in row.runs)
+        if over and all(card.grid or not card.pictured for card in cards):
+            self._kept[table.key, row.group] = _Kept(about, row.runs, left - grids.left, below)
+        return below
+
+    def _all_settings(self, board: Board) -> dict[str, Any]:
+        """Settings by key: those that every row shares once, and of each row what it has besides."""
+        before, self._settings = self._settings, {}
+        for row in (row for table in board.tables for row in table.rows):
+            run = row.runs[0].run
+            kept = before.get(row.group)
+            same = kept is not None and kept[:2] == (run.config, run.identity)
+            told = kept[2] if kept is not None and same else _settings_of(run)
+            self._settings[row.group] = (run.config, run.identity, told)
+        each = {group: set(told.items()) for group, (*_, told) in self._settings.items()}
+        common = set.intersection(*each.values()) if each else set()
+        own = {group: sorted(told - common) for group, told in each.items()}
+        return {"common": sorted(common), "own": own}
 
 
 def policy(style: str, script: str) -> str:
@@ -128,8 +218,28 @@ class _Card:
 
     scored: Scored
     shown: EvaluationRecord | None  # the headline, or the newest score while there is none
-    grid: str  # data: address, or empty
+    pictured: bool  # whether there is a grid
+    grid: str  # its data: address; empty where there is none, or no room for it
     log: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Below:
+    """What opens below a row."""
+
+    html: Markup
+    grid: str  # of the first run that has one, or empty
+    grid_of: str  # which run and when
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What opens below a row, what it was made of, and the bytes of its sample grids."""
+
+    about: tuple[object, ...]
+    runs: tuple[Scored, ...]
+    bytes: int
+    below: _Below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +249,7 @@ class _Drawer:
     row: Row
     cells: tuple[_Cell, ...]
     words: str  # what the filter looks in
-    figures: tuple[Figure, ...]
-    cards: tuple[_Card, ...]
-    grid: str  # of the first run that has one, or empty
-    grid_of: str  # which run and when
+    below: _Below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,21 +288,6 @@ class _Sheet:
     ]  # the best rows that have a sample grid, as many as the figure has lines
     figures: tuple[Figure, ...]
 
-    @classmethod
-    def of(cls, table: Table, grids: _Grids) -> _Sheet:
-        k = asked_score(table)
-        shown = page_columns(table, k)
-        drawers = tuple(_drawer(table, row, shown, grids) for row in table.rows)
-        return cls(
-            table=table,
-            summary=summary(table.protocol),
-            k=k,
-            columns=shown,
-            drawers=drawers,
-            pictured=tuple(drawer for drawer in drawers if drawer.grid)[:COLOURS],
-            figures=figures.of_table(table),
-        )
-
     def data(self) -> dict[str, Any]:
         """What the script computes with: the way to k, and differences of scores."""
         return {
@@ -232,7 +324,7 @@ def _numbers(row: Row, metric: str) -> dict[str, Any]:
         scores[metric][1] = row.error or None
     heads = [s.headline for s in row.runs if s.headline is not None]
     # samples of one protocol come from the same seeds, so that two rows' blocks pair up
-    left_out = list(getattr(heads[0], "left_out", ())) if len(heads) == 1 else []
+    left_out = list(heads[0].left_out) if len(heads) == 1 else []
     facts = {
         "experiment": [row.experiment],
         "seed": [str(s.run.seed) for s in row.runs],
@@ -241,15 +333,6 @@ def _numbers(row: Row, metric: str) -> dict[str, Any]:
         "state": [text for chip in row.chips for text in (chip.label, chip.text)],
     }
     return {"histories": histories, "scores": scores, "left_out": left_out, "facts": facts}
-
-
-def _settings(board: Board) -> dict[str, Any]:
-    """Settings by key: those that every row shares once, and of each row what it has besides."""
-    first = {row.group: row.runs[0].run for table in board.tables for row in table.rows}
-    told = {group: _settings_of(run) for group, run in first.items()}
-    common = set.intersection(*(set(each.items()) for each in told.values())) if told else set()
-    own = {group: sorted(set(each.items()) - common) for group, each in told.items()}
-    return {"common": sorted(common), "own": own}
 
 
 def _settings_of(run: Run) -> dict[str, str]:
@@ -277,21 +360,15 @@ def summary(protocol: Mapping[str, Any]) -> str:
     return " · ".join(facts)
 
 
-def _drawer(table: Table, row: Row, shown: Sequence[Column], grids: _Grids) -> _Drawer:
-    cards = tuple(_card(scored, grids) for scored in row.runs)
-    pictured = next((card for card in cards if card.grid and card.shown), None)
+def _drawer(row: Row, shown: Sequence[Column], below: _Below) -> _Drawer:
     states = [chip.label for chip in row.chips]
     free = "label-free" if row.label_free else "labels"
     ids = [scored.run.id for scored in row.runs]
-    most = MOST if len(table.rows) <= MANY else MOST // 4
     return _Drawer(
         row=row,
         cells=tuple(_cell(column, row) for column in shown),
         words=" ".join([row.experiment, *row.variant, free, *states, *ids]).casefold(),
-        figures=figures.of_row(table, row, most),
-        cards=cards,
-        grid=pictured.grid if pictured else "",
-        grid_of=_caption(pictured, table.metric) if pictured else "",
+        below=below,
     )
 
 
@@ -302,10 +379,12 @@ def _cell(column: Column, row: Row) -> _Cell:
 
 def _card(scored: Scored, grids: _Grids) -> _Card:
     shown = scored.headline or (scored.history[-1] if scored.history else None)
+    grid = shown.grid(scored.run.folder) if shown else None
     return _Card(
         scored=scored,
         shown=shown,
-        grid=grids.address(shown.grid(scored.run.folder) if shown else None),
+        pictured=grid is not None,
+        grid=grids.address(grid),
         log=_log(scored.run),
     )
 
@@ -324,14 +403,21 @@ class _Grids:
     """Sample grids as data: addresses, until the page would be too large."""
 
     def __init__(self) -> None:
-        self._left = GRIDS_LIMIT
+        self.left = GRIDS_LIMIT
+
+    def takes(self, size: int) -> bool:
+        """Whether so many bytes have room, which they then take."""
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
 
     def address(self, grid: Path | None) -> str:
         """Empty where there is no grid, none that belongs here, or no room left for it."""
-        if grid is None or grid.stat().st_size > min(GRID_LIMIT, self._left):
+        if grid is None or grid.stat().st_size > min(GRID_LIMIT, self.left):
             return ""
         content = grid.read_bytes()
         if not content.startswith(PNG):
             return ""
-        self._left -= len(content)
+        self.left -= len(content)
         return "data:image/png;base64," + base64.b64encode(content).decode()

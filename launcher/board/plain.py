@@ -83,6 +83,7 @@ def of_run(run: Run) -> dict[str, Any]:
         "code": run.code and dataclasses.asdict(run.code),
         "expected": [dataclasses.asdict(each) for each in run.expected],
         "lineage": [dataclasses.asdict(each) for each in run.lineage],
+        "fronts": [dataclasses.asdict(each) for each in run.fronts],
         "records": [record.plain() for record in run.records],
         "quarantined": list(run.quarantined),
         "identity": dict(run.identity),

@@ -6,7 +6,10 @@ becomes a problem that the board shows; it never hides the other runs.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import functools
+import operator
 import os
 import time
 from collections.abc import Mapping
@@ -24,8 +27,10 @@ from launcher.reconcile.cache import Cache
 from launcher.reconcile.decide import State
 from launcher.reconcile.hours import gpu_hours
 from launcher.reconcile.view import RunView, read_many
-from selfguide.spec.config import Config
+from selfguide.spec import recipe
+from selfguide.spec.config import Config, SamplerConfig, build
 from selfguide.spec.config.evaluation import Expected
+from selfguide.spec.recipe import Front
 from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder, names_in
 
@@ -78,6 +83,11 @@ class Run:
     jobs: tuple[str, ...] = ()
     # all curves but the loss by name, as `launcher.board.curves` lists them
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    # keys of protocols that score it, as far as a sweep used them too, and images that wait for each; None: unknown
+    scored_by: frozenset[str] = frozenset()
+    waiting: Mapping[str, tuple[int, ...]] | None = None
+    # how its snapshots are best sampled, as `evals/recipe.json` says
+    fronts: tuple[Front, ...] = ()
     # a sentence for each of its files that is left out because it cannot be read
     quarantined: tuple[str, ...] = ()
 
@@ -90,10 +100,17 @@ class Run:
     def folder(self) -> RunFolder:
         return RunFolder(self.root)
 
-    @property
-    def skipped(self) -> tuple[EvaluationRecord, ...]:
-        """Records of snapshots that were left unscored on purpose; `message` says why."""
-        return tuple(r for r in self.records if r.status not in ("done", "failed"))
+    @functools.cached_property
+    def own(self) -> tuple[EvaluationRecord, ...]:
+        """The records of protocols that score the run, without those that only a sweep asked for."""
+        by = {r.protocol_key for r in self.records if not r.sweep} | self.scored_by
+        return tuple(r for r in self.records if not r.sweep or r.protocol_key in by)
+
+    def waits(self, protocol: str | None) -> tuple[int, ...]:
+        """Images of snapshots that wait for a score under the protocol of this key; None for any of the run's."""
+        if protocol is None or self.waiting is None:
+            return self.unscored
+        return self.waiting.get(protocol, ())
 
     @property
     def label_free(self) -> bool:
@@ -111,8 +128,9 @@ class Run:
 
     def gpu_hours_at(self, images: int) -> float | None:
         """GPU-hours of training until so many images; None where its metrics do not say."""
-        told = (hours for at, hours in self.curve(curves.GPU_HOURS) if at >= images)
-        return next(told, None)
+        told = self.curve(curves.GPU_HOURS)
+        at = bisect.bisect_left(told, images, key=operator.itemgetter(0))
+        return told[at][1] if at < len(told) else None
 
     def expects(self, metric: str) -> Expected | None:
         """The published number for a score."""
@@ -230,6 +248,7 @@ def _problem(path: Path | str, error: Exception) -> str:
 def _run(view: RunView, problems: list[str], kept: Cache) -> Run:
     report = view.newest.progress if view.newest else {}
     found = _curves(view.folder, problems, kept)
+    unscored = decide.unscored(view)
     return Run(
         id=view.id,
         experiment=view.experiment,
@@ -242,17 +261,20 @@ def _run(view: RunView, problems: list[str], kept: Cache) -> Run:
         published=view.published,
         losses=found.pop("loss", ()),
         attempts=view.tries,
-        seen=decide.progress(view).images,
+        seen=decide.images_seen(view),
         heard=max([view.created, float(report.get("time", 0.0)), *(r.time for r in view.records)]),
         state=decide.state(view),
         gpu_hours=gpu_hours(view),
-        unscored=decide.unscored(view),
+        unscored=unscored,
         config=view.config,
         expected=view.config.evaluation.expected if view.config else (),
         lineage=parents(view),
         code=_code(view, kept),
         jobs=tuple(_jobs(view, kept)),
         curves=found,
+        scored_by=_scored_by(view),
+        waiting=_waiting(view) if unscored else {},
+        fronts=_fronts(view, problems),
         quarantined=tuple(problems),
     )
 
@@ -263,6 +285,40 @@ def _current(view: RunView) -> Mapping[str, Any]:
     if train.get("images") in (None, view.images):
         return view.identity
     return {**view.identity, "train": {**train, "images": view.images}}
+
+
+def _scored_by(view: RunView) -> frozenset[str]:
+    """Keys of the protocols that score the run; asked only where a sweep may have used one, for a key is a hash."""
+    if view.config is None or not view.snapshots or not any(r.sweep for r in view.records):
+        return frozenset()
+    newest = max(view.snapshots)
+    return frozenset(decide.protocol(view, by, newest).key for by in view.config.scored_by)
+
+
+def _waiting(view: RunView) -> Mapping[str, tuple[int, ...]] | None:
+    """Images without an outcome under each protocol that scores the run, by its key."""
+    if view.config is None:
+        return None
+    found: dict[str, tuple[int, ...]] = {}
+    for by in view.config.scored_by:
+        for images in decide.unscored(view, by):
+            key = decide.protocol(view, by, images).key
+            found[key] = (*found.get(key, ()), images)
+    return found
+
+
+def _fronts(view: RunView, problems: list[str]) -> tuple[Front, ...]:
+    try:
+        found = recipe.read(view.folder)
+        for front in found:
+            if not {front.chosen, *front.front} <= {point.key for point in front.points}:
+                raise ValueError(f"front {front.id} names points that it does not hold")
+            for point in front.points:
+                build(SamplerConfig, dict(point.sampler), "sampler")
+        return found
+    except BROKEN as error:
+        problems.append(_problem(recipe.recipe_path(view.folder), error))
+        return ()
 
 
 def _code(view: RunView, kept: Cache) -> Code | None:

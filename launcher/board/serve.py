@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.board import detail, plain
 from launcher.board.collect import Board, collect
-from launcher.board.page import render
+from launcher.board.page import Renderer
 from launcher.board.read import Reader, Run
 from launcher.board.views import chosen
 from shards.errors import UserError
@@ -75,6 +75,7 @@ class Live:
     def __init__(self, runs: Path, metric: str | None, every_s: float) -> None:
         self._root, self._metric, self._every_s = runs, metric, every_s
         self._reader = Reader()
+        self._renderer = Renderer()
         self._lock = threading.Lock()
         self._seen: Seen | None = None
         self._read = -float("inf")
@@ -93,7 +94,7 @@ class Live:
             return before
         board = collect(runs, problems, metric=self._metric)
         now = time.time()
-        page = render(board, built=now).encode()
+        page = self._renderer.render(board, built=now).encode()
         tag = hashlib.sha256(page).hexdigest()[:32]
         return Seen(runs=runs, problems=problems, board=board, page=page, tag=f'"{tag}"', since=now)
 

@@ -6,12 +6,17 @@ are drawn and in nothing else: reference, count, seed and net are the same, so t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.board.collect import Row, Scored, Table
+from launcher.board.columns import number
+from selfguide.spec.config import SamplerConfig
 from selfguide.spec.metrics import higher_is_better
+from selfguide.spec.recipe import Front
+from selfguide.spec.recipe import Point as RecipePoint
 from selfguide.spec.records import EvaluationRecord
 
 # fields of a protocol that say how samples are drawn
@@ -71,6 +76,33 @@ def front_of(points: Sequence[Point], metric: str) -> tuple[tuple[float, float],
     """The front of (NFE, score) of points."""
     known = [(p.nfe, p.score) for p in points if p.nfe is not None]
     return front(known, higher_is_better=higher_is_better(metric))
+
+
+def drawing(point: RecipePoint) -> str:
+    """How a point of a recipe's front draws samples, in one line: what is at its default but for steps is left out."""
+    # as JSON holds them, tuples are lists
+    sampler, default = point.sampler, json.loads(json.dumps(asdict(SamplerConfig())))
+    facts = [str(sampler["name"])]
+    if sampler["name"] != "dopri5":
+        facts.append(f"{sampler['steps']} steps")
+    facts.append(f"g {sampler['g']:g}")
+    others = (name for name in sampler if name not in ("name", "steps", "g", "interval"))
+    if sampler["g"] != 1 and list(sampler["interval"]) != default["interval"]:
+        low, high = sampler["interval"]
+        facts[-1] += f" within {low:g} to {high:g}"
+    facts += [f"{name} {sampler[name]}" for name in others if sampler[name] != default.get(name)]
+    return ", ".join([*facts, f"average {point.average}"])
+
+
+def recipe_words(front: Front) -> str:
+    """The chosen recipe of a front in one sentence."""
+    point = front.recipe
+    error = "" if point.se is None else f" ± {number(point.se)}"
+    return (
+        f"{drawing(point)}: {front.metric} {number(point.score)}{error} at {point.nfe:g} NFE, "
+        f"of {len(front.points)} points at {front.images:,} images, {front.samples:,} samples, "
+        f"chosen by {front.selected_by.get('net', front.metric)}"
+    )
 
 
 def _comparable(

@@ -12,6 +12,7 @@ from launcher.board.compare import Difference
 from launcher.board.detail import newest_grid
 from launcher.board.lineage import Parent
 from launcher.board.read import Code, Run
+from launcher.board.sweeps import recipe_words
 from selfguide.spec.records import EvaluationRecord
 
 # of a sha256, as many as tell files apart
@@ -37,6 +38,8 @@ def of_run(run: Run) -> Iterator[str]:
         yield f"from       {_parent(parent)}"
     for each in run.expected:
         yield f"published  {each.metric} {number(each.value)}: {each.source}"
+    for front in run.fronts:
+        yield f"recipe     {recipe_words(front)}"
     if run.records:
         yield ""
         yield from lines(_records(run))

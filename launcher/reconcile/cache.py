@@ -104,11 +104,12 @@ def of_runs(root: Path, what: str) -> Iterator[Cache]:
     place = _folder() / f"{what}-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.pickle"
     cache = Cache(_load(place))
     yield cache
-    kept = cache.kept()
-    if kept is not None:
-        # no room, no home, no right: the next command parses again
-        with contextlib.suppress(OSError):
-            _save(place, kept)
+    with uncollected():
+        kept = cache.kept()
+        if kept is not None:
+            # no room, no home, no right: the next command parses again
+            with contextlib.suppress(OSError):
+                _save(place, kept)
 
 
 def _folder() -> Path:
@@ -137,7 +138,7 @@ def _save(place: Path, entries: dict[str, _Entry]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(dir=place.parent)
     try:
-        with os.fdopen(handle, "wb") as file, uncollected():
+        with os.fdopen(handle, "wb") as file:
             pickle.dump(_version(), file)
             pickle.dump(entries, file, protocol=pickle.HIGHEST_PROTOCOL)
         Path(name).replace(place)

@@ -9,7 +9,7 @@ from typing import Any
 
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
-from selfguide.spec.records import EvaluationRecord, read_record_file
+from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import names_in
 from selfguide.spec.score_sweep import ScoreSweep
 from selfguide.spec.selections import Selection, read_selection
@@ -40,7 +40,7 @@ def json_object(path: str) -> dict[str, Any]:
 
 def record(path: str) -> EvaluationRecord:
     """The record of an evaluation."""
-    return read_record_file(Path(path))
+    return EvaluationRecord.of(json_object(path))
 
 
 def sweep(path: str) -> ScoreSweep:
@@ -60,7 +60,8 @@ def config(path: str) -> Config:
 
 def without_p(path: str) -> dict[str, Any]:
     """The manifest of a snapshot; thousands of them with their p(k) are hundreds of megabytes."""
-    data = Path(path).read_bytes()
+    with open(path, "rb") as file:  # noqa: PTH123 - as above
+        data = file.read()
     # a thousand numbers take longer to parse than all the rest
     before, begins, rest = data.partition(_P)
     try:

@@ -148,13 +148,19 @@ class Progress:
     data_share: float | None
 
 
+def images_seen(view: RunView) -> int:
+    """Returns how many images training has seen, by the newest attempt's report and by what is published."""
+    report = view.newest.progress if view.newest else {}
+    return max([int(report.get("images") or 0), *view.published[-1:]])
+
+
 def progress(view: RunView) -> Progress:
     """Returns how far training is, by the newest attempt's report and by what is published."""
     report = view.newest.progress if view.newest else {}
     live = state(view).word == "running" and not _stall(view)
     return Progress(
         section=report.get("section"),
-        images=max([int(report.get("images") or 0), *view.published[-1:]]),
+        images=images_seen(view),
         of=view.images,
         images_per_s=report.get("images_per_s") if live else None,
         eta_s=report.get("eta_s") if live else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from selfguide.spec.config import Config, build
+from selfguide.spec.config.build import built
 from shards.errors import UserError
 
 # libyaml's safe loader where PyYAML has it: six times faster, and a list of runs reads hundreds of configs
@@ -57,7 +59,7 @@ def read_config(path: Path) -> Config:
 
 
 def _loaded(text: str) -> Any:
-    """What YAML holds. Groups that the configs of many runs have in common are parsed once."""
+    """What YAML holds. Groups that the configs of many runs have in common are parsed and built once."""
     if not _SHARED.search(text):
         groups = [_group(part) for part in _GROUP.split(text) if part]
         if groups and all(isinstance(group, dict) and len(group) == 1 for group in groups):
@@ -67,8 +69,12 @@ def _loaded(text: str) -> Any:
 
 @functools.lru_cache(maxsize=10_000)
 def _group(text: str) -> Any:
-    """One key of a config and what is below it; None where it is no YAML by itself. Nobody changes the result."""
+    """One key of a config and what is below it, built; None where it is no YAML by itself. Nobody changes it."""
     try:
-        return yaml.load(text, Loader=_LOADER)
-    except yaml.YAMLError:
+        found = yaml.load(text, Loader=_LOADER)
+        # what cannot be built is told with the rest
+        with contextlib.suppress(UserError):
+            return {key: built(Config, key, value) for key, value in found.items()}
+    except (yaml.YAMLError, AttributeError):
         return None
+    return found

@@ -112,7 +112,7 @@ class Protocol:
 
     def plain(self) -> dict[str, Any]:
         """As a record holds it: what only protocols of images have is left out of others."""
-        values = asdict(self)
+        values = {name: getattr(self, name) for name in _OF_PROTOCOL}
         for later in (
             "normalisation", "net", "decoder_sha256", "reference_count", "crop", "sets", "extras",
         ):  # fmt: skip
@@ -313,8 +313,7 @@ class EvaluationRecord:
         """
         if values["schema"] != SCHEMA:
             raise ValueError(f"its schema is {values['schema']}, this version reads {SCHEMA}")
-        known = {each.name for each in fields(cls)}
-        given = {k: v for k, v in values.items() if k in known and v is not None}
+        given = {k: v for k, v in values.items() if k in _OF_RECORD and v is not None}
         _check_kinds(given)
         scores = given.get("scores", {}) if values["status"] == "done" else {}
         finite = {n: float(v) for n, v in scores.items() if v is not None and math.isfinite(v)}
@@ -350,6 +349,11 @@ class EvaluationRecord:
         """The picture of its samples, where there is one."""
         path = grid_path(run, self.key, self.attempt)
         return path if path.is_file() else None
+
+
+# of both, asked for of every record
+_OF_PROTOCOL = tuple(each.name for each in fields(Protocol))
+_OF_RECORD = tuple(each.name for each in fields(EvaluationRecord))
 
 
 # what values of a record, and of its protocol, are in JSON; others are not looked at

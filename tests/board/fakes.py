@@ -10,8 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from selfguide.spec import recipe
 from selfguide.spec.identity import digest
-from selfguide.spec.records import Protocol, grid_path, record_path
+from selfguide.spec.records import Protocol, grid_path, record_path, records
 from selfguide.spec.run import RunFolder, image_folder, write_record
 from shards import storage
 
@@ -164,4 +165,15 @@ def finished_run(root: Path, experiment: str, seed: int, fd: float, **more: Any)
     for images, score in ((128_000, 2 * fd), (256_000, fd)):
         add_snapshot(run, images)
         add_record(run, images, {"fd_digits": score, "fd_digits_se": 0.1, "confident": 0.9})
+    return run
+
+
+def swept_run(root: Path, experiment: str, seed: int, fd: float) -> RunFolder:
+    """A finished run with a sweep of its final snapshot over steps and guidance, and the recipe that follows."""
+    run = finished_run(root, experiment, seed, fd)
+    for steps, g, score in ((50, 1.5, fd - 2), (10, 1.0, fd + 2), (10, 1.5, fd - 1)):
+        scores = {"fd_digits": score, "fd_digits_se": 0.1}
+        under = {"steps": steps, "g": g}
+        add_record(run, 256_000, scores, protocol=under, nfe=steps, sweep="5weep000")
+    recipe.keep(run, records(run))
     return run

@@ -20,8 +20,10 @@ from launcher.board.collect import (
     headline_images,
     over_seeds,
     standard_error,
+    unscored,
 )
 from launcher.board.read import Run
+from launcher.compose import compose
 from launcher.reconcile.decide import State
 from selfguide.spec.contamination import NetUse
 from selfguide.spec.records import EvaluationRecord
@@ -309,6 +311,70 @@ def test_the_chips_of_a_row_count_its_runs() -> None:
     runs.append(run("e", 2, record(50, 9.0), published=(25, 50), unscored=(25,)))
     (row,) = only_rows(*runs)
     assert [chip.label for chip in row.chips] == ["2 final", "1 running", "1 to score"]
+
+
+SWEPT: dict[str, Any] = {"protocol": B, "protocol_key": "b", "sweep": "s"}
+
+
+def test_records_of_a_sweep_make_no_table_no_row_and_no_headline() -> None:
+    both = run("both", 0, record(100, 5.0), record(100, 1.0, **SWEPT))
+    only = run("only", 0, record(100, 2.0, **SWEPT))
+    (table,) = collect([both, only]).tables
+    assert table.key == "a" and ranks(table.rows) == {"both": (1, False)}
+    assert [r.protocol_key for r in table.rows[0].runs[0].history] == ["a"]
+    assert collect([both, only]).waiting == (only,)
+    # whom somebody scores by that protocol has its table to himself
+    own = run("own", 0, record(100, 3.0, protocol=B, protocol_key="b"))
+    tables = {t.key: ranks(t.rows) for t in collect([both, only, own]).tables}
+    assert tables == {"a": {"both": (1, False)}, "b": {"own": (1, False)}}
+
+
+def test_records_of_a_sweep_count_under_a_protocol_that_scores_the_run_anyway() -> None:
+    later = record(100, 2.0, **SWEPT)
+    by_record = run("r", 0, record(50, 4.0, protocol=B, protocol_key="b"), later)
+    by_config = run("c", 0, later, scored_by=frozenset("b"))
+    (table,) = collect([by_record, by_config]).tables
+    assert {row.experiment: row.score and row.score.mean for row in table.rows} == {
+        "r": 2.0,
+        "c": 2.0,
+    }
+
+
+def test_failed_points_of_a_sweep_are_not_snapshots_without_a_score() -> None:
+    lost = record(100, None, status="failed", message="no room", **SWEPT)
+    assert [c.label for c in chips(run("e", 0, record(100, 7.0), lost))] == ["final"]
+
+
+def test_skipped_snapshots_are_counted_with_the_reason_until_they_are_scored() -> None:
+    skipped = {"status": "skipped", "protocol_key": "a"}
+    records = [record(n, None, **skipped, message="a newer one") for n in (25, 50)]
+    records += [record(75, None, **skipped, message="by hand"), record(75, 8.0, attempt=2)]
+    found = chips(run("e", 0, *records, failed(60), record(100, 7.0)))
+    assert [(c.label, c.kind) for c in found] == [
+        ("final", "final"), ("1 not scored", "failed"), ("2 skipped", "skipped"),
+    ]  # fmt: skip
+    assert found[2].detail == "at 25, 50 images: a newer one"
+    assert unscored(run("e", 0, *records)) == ()
+
+
+def test_chips_of_a_table_know_its_protocol_only() -> None:
+    """Of two protocols one has scored the last snapshot; the other waits for it, and could not score the one before."""
+    by_b: Any = {"protocol": B, "protocol_key": "b"}
+    lost = record(50, None, status="failed", message="no room", **by_b)
+    records = [record(n, 9.0) for n in (50, 100)] + [record(25, 9.0, **by_b), lost]
+    one = run("e", 0, *records, state=State("evaluating"), unscored=(100,), waiting={"b": (100,)})
+    tables = {t.key: [c.label for c in t.rows[0].chips] for t in collect([one]).tables}
+    assert tables == {"a": ["final"], "b": ["evaluating", "1 to score", "1 not scored"]}
+    cards = {t.key: t.rows[0].runs[0].chips for t in collect([one]).tables}
+    assert {key: [c.label for c in found] for key, found in cards.items()} == tables
+
+
+def test_failures_under_a_protocol_that_scored_nothing_are_told_in_the_tables_there_are() -> None:
+    lost = record(50, None, status="failed", protocol={"metric": "fid"}, protocol_key="f")
+    config = compose(["experiment=digits_dit"])
+    config = replace(config, more_evaluations=(config.evaluation,))
+    (row,) = only_rows(run("e", 0, record(50, 9.0), record(100, 7.0), lost, config=config))
+    assert [chip.label for chip in row.chips] == ["final", "1 not scored by fid"]
 
 
 def test_a_run_without_scores_waits() -> None:

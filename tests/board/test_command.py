@@ -132,5 +132,11 @@ def test_the_wheel_carries_what_the_page_is_made_of() -> None:
     needed = [
         p for p in (here / "board").iterdir() if p.is_file() and p.suffix not in (".py", ".pyc")
     ]
-    assert sorted(p.name for p in needed) == ["page.html", "script.js", "style.css"]
+    assert sorted(p.name for p in needed) == [
+        "drawer.html",
+        "macros.html",
+        "page.html",
+        "script.js",
+        "style.css",
+    ]
     assert set(needed) <= carried

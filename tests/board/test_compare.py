@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from launcher.board import page, plain
+from launcher.board.__main__ import main
 from launcher.board.collect import collect
 from launcher.board.compare import differences, settings, standard_error
 from launcher.board.detail import log_tail, newest_grid
+from launcher.board.figures import of_row, of_table
 from launcher.board.reach import reach
 from launcher.board.read import Run, read_runs
-from launcher.board.sweeps import front, points
+from launcher.board.sweeps import front, front_of, points, recipe_words
+from launcher.board.words import of_run
+from selfguide.evaluation.metrics.frechet import Reference, frechet
+from selfguide.evaluation.metrics.moments import Moments
+from selfguide.evaluation.paired import paired_difference
+from selfguide.spec import recipe
 from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import write_record
 from tests.board import fakes
@@ -34,15 +43,8 @@ def test_runs_differ_in_settings_and_in_scores_from_the_first(tmp_path: Path) ->
     assert found.se == pytest.approx(math.hypot(0.1, 0.1))
 
 
-@dataclass(frozen=True, kw_only=True)
-class WithBlocks(EvaluationRecord):
-    """A record that keeps the score without each block."""
-
-    left_out: tuple[float, ...] = ()
-
-
 def test_paired_blocks_give_the_error_of_the_difference() -> None:
-    a = WithBlocks(
+    a = EvaluationRecord(
         status="done", key="k", attempt=1, images=1, protocol_key="p", protocol={"metric": "fd"},
         scores={"fd": 7.0, "fd_se": 3.0}, left_out=(6.0, 7.0, 8.0),
     )  # fmt: skip
@@ -57,6 +59,49 @@ def test_paired_blocks_give_the_error_of_the_difference() -> None:
         False,
     )
     assert standard_error("floor", a, shifted) == (None, False)
+
+
+def two_models(images: int = 400) -> tuple[Reference, Moments, Moments]:
+    """Two models that draw image i from the same noise, one a little off the other."""
+    random = np.random.default_rng(5)
+    noise = random.normal(size=(images, 3))
+    mean, cov = np.zeros(3), np.eye(3)
+    found = []
+    for scale, shift in ((1.1, 0.2), (1.1, 0.3)):
+        moments = Moments(mean)
+        moments.update(scale * noise + shift + 0.05 * random.normal(size=noise.shape), 0)
+        found.append(moments)
+    return Reference(mean, cov, cov), *found
+
+
+def test_paired_error_of_two_records_is_that_of_the_paired_jackknife_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference, *models = two_models()
+    for seed, moments in enumerate(models):
+        score = frechet(reference, moments)
+        scores = {"fd_digits": score.value, "fd_digits_se": score.se}
+        run = fakes.make_run(tmp_path, "digits_dit", seed, batch=128 + seed)
+        fakes.add_record(run, 256_000, scores, left_out=list(score.left_out))
+    exact = paired_difference(reference, models[1], models[0])
+    runs = read(tmp_path)
+    ours, theirs = (runs[seed].records[0] for seed in (0, 1))
+    assert standard_error("fd_digits", ours, theirs) == (pytest.approx(exact.se), True)
+    apart = math.hypot(*(r.scores["fd_digits_se"] for r in (ours, theirs)))
+    assert exact.se < apart / 2
+    # what the page subtracts is what it was given
+    data = page.render(collect(runs.values()), built=0.0)
+    told = json.loads(data.partition('id="data">')[2].partition("</script>")[0])["sheets"][0][
+        "rows"
+    ]
+    assert sorted(each["left_out"] for each in told.values()) == sorted(
+        list(r.left_out) for r in (ours, theirs)
+    )
+    names = [runs[seed].id for seed in (0, 1)]
+    assert main(["diff", *names, "--runs", str(tmp_path), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["differences"]
+    assert found["paired"] and found["se"] == pytest.approx(exact.se)
+    assert found["difference"] == pytest.approx(exact.value)
 
 
 def test_a_score_is_reached_at_the_first_snapshot_that_has_it(tmp_path: Path) -> None:
@@ -98,6 +143,62 @@ def test_a_sweep_is_the_records_that_measure_alike(tmp_path: Path) -> None:
         (50, 1.0, 7.0, True),
         (50, 1.5, 6.5, False),
     ]
+
+
+def test_a_sweep_has_its_chart_front_and_recipe_and_no_table(tmp_path: Path) -> None:
+    run = fakes.swept_run(tmp_path, "digits_dit", 0, 7.0)
+    board = collect(*read_runs(tmp_path))
+    (table,) = board.tables
+    (row,) = table.rows
+    assert (table.key, row.score and row.score.mean) == (fakes.PROTOCOL.key, 7.0)
+    found = points(table, row)
+    assert [(p.nfe, p.g, p.own) for p in found] == [
+        (10, 1.0, False), (10, 1.5, False), (50, 1.0, True), (50, 1.5, False),
+    ]  # fmt: skip
+    assert front_of(found, table.metric) == ((10, 6.0), (50, 5.0))
+    titles = [figure.title for figure in of_table(table)]
+    assert any("network evaluations" in title for title in titles)
+    assert any("guidance" in title for title in titles)
+    (chart,) = (f for f in of_row(table, row) if "recipe" in f.head)
+    assert [line[1:] for line in chart.body if line[3]] == [
+        ("10", "6 ± 0.1", "yes", ""),
+        ("50", "5 ± 0.1", "yes", "yes"),
+    ]
+    (told,) = row.runs[0].run.fronts
+    assert told.chosen == recipe.read(run)[0].chosen
+    words = [line for line in of_run(row.runs[0].run) if line.startswith("recipe")]
+    assert len(words) == 1 and "euler, 50 steps, g 1.5, average 20000: " in words[0]
+    drawers = page.render(board, built=0.0)
+    assert drawers.count('<div class="recipe">') == 1 and recipe_words(told) in drawers
+    assert plain.of_run(row.runs[0].run)["fronts"][0]["chosen"] == told.chosen
+
+
+def test_a_swept_run_that_no_protocol_scores_shows_its_front_among_those_that_wait(
+    tmp_path: Path,
+) -> None:
+    run = fakes.swept_run(tmp_path, "digits_dit", 0, 7.0)
+    for path in run.evals.glob("img-*.json"):
+        if not json.loads(path.read_text()).get("sweep"):
+            path.unlink()
+    board = collect(*read_runs(tmp_path))
+    assert board.tables == () and len(board.waiting) == 1
+    assert '<div class="recipe">' in page.render(board, built=0.0)
+
+
+@pytest.mark.parametrize("change", ["chosen", "schema", "sampler"])
+def test_a_recipe_that_cannot_be_read_is_left_out_and_named(tmp_path: Path, change: str) -> None:
+    path = recipe.recipe_path(fakes.swept_run(tmp_path, "digits_dit", 0, 7.0))
+    values = json.loads(path.read_text())
+    if change == "chosen":
+        values["fronts"][0]["chosen"] = "img-0"
+    elif change == "schema":
+        values["schema"] = 99
+    else:
+        values["fronts"][0]["points"][0]["sampler"] = {"steps": "many"}
+    path.write_text(json.dumps(values))
+    board = collect(*read_runs(tmp_path))
+    assert len(board.tables) == 1 and [str(path) in told for told in board.problems] == [True]
+    assert page.render(board, built=0.0).count('<div class="recipe">') == 0
 
 
 def test_the_front_holds_what_nothing_cheaper_beats() -> None:

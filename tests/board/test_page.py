@@ -17,7 +17,7 @@ from PIL import Image
 from launcher.board import page
 from launcher.board.collect import collect
 from launcher.board.columns import page_columns
-from launcher.board.read import read_runs
+from launcher.board.read import Reader, read_runs
 from selfguide.spec.config.evaluation import Expected
 from tests.board import fakes
 
@@ -237,3 +237,26 @@ def test_a_run_without_a_protocol_shows_its_loss_and_newest_samples(tmp_path: Pa
 
 def test_an_empty_board_says_what_to_run(tmp_path: Path) -> None:
     assert "python -m launcher.submit" in render(tmp_path)
+
+
+def test_a_renderer_that_keeps_drawers_gives_the_page_that_a_new_one_gives(tmp_path: Path) -> None:
+    runs = [fakes.finished_run(tmp_path, "digits_dit", seed, 7.0 + seed) for seed in (0, 1)]
+    runs += [fakes.finished_run(tmp_path, "digits_dit", 0, 9.0, batch=256)]
+    fakes.add_record(runs[2], 192_000, {"fd_digits": 9.5}, grid=Image.effect_noise((20, 10), 9))
+    renderer, reader = page.Renderer(), Reader()
+
+    def both() -> str:
+        board = collect(*reader.read(tmp_path))
+        found = renderer.render(board, built=1.0)
+        assert found == page.render(board, built=1.0)
+        return found
+
+    first = both()
+    assert both() == first and len(renderer._kept) == 2
+    # other ranks, another k, a column more, a setting more in the names of all rows
+    fakes.add_record(runs[2], 256_000, {"fd_digits": 1.0}, attempt=2)
+    second = both()
+    assert second != first
+    fakes.add_record(runs[1], 256_000, {"fd_digits": 7.5, "nmi": 0.5}, attempt=2)
+    fakes.finished_run(tmp_path, "digits_dit", 0, 3.0, learning_rate=1e-4)
+    assert both() != second

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from launcher.board.collect import collect, group_key
+from launcher.board.collect import chips, collect, group_key
 from launcher.board.columns import columns
 from launcher.board.read import read_runs
-from selfguide.spec.records import record_path
+from selfguide.spec.files import read_config, to_yaml
+from selfguide.spec.records import Protocol, record_key, record_path
 from selfguide.spec.run import write_record
 from tests.board import fakes
+from tools.bench.board_runs import make
 
 
 def test_a_finished_run(tmp_path: Path) -> None:
@@ -160,3 +163,33 @@ def test_a_runs_gpu_hours_stand_beside_its_score(tmp_path: Path) -> None:
     # two scores of 41 s each
     assert row.gpu_hours == pytest.approx(1.5 + 82 / 3600)
     assert "gpu_hours" in [column.id for column in columns(board.tables[0])]
+
+
+def test_a_run_scored_by_two_protocols_waits_under_the_one_that_has_no_records(
+    tmp_path: Path,
+) -> None:
+    make(tmp_path, 1)
+    (kept,) = tmp_path.rglob("config.yaml")
+    config = read_config(kept)
+    other = replace(config.evaluation, samples=77)
+    kept.write_text(to_yaml(replace(config, more_evaluations=(other,))))
+    (run,) = read_runs(tmp_path)[0]
+    (scored,) = {r.protocol_key for r in run.records}
+    assert run.unscored == run.published and len(run.published) == 10
+    assert run.waits(scored) == () and run.waits(None) == run.published
+    assert run.waiting is not None and list(run.waiting.values()) == [run.published]
+    (table,) = collect([run]).tables
+    assert [chip.label for chip in table.rows[0].chips] == ["final"]
+    assert [chip.label for chip in chips(run)] == ["final", "10 to score"]
+    # a sweep scored one by the other protocol, which is the run's own
+    snapshot = {"guidance": {"source": "online"}, "data": {"manifest": "c" * 64}}
+    under = Protocol.of(config.scored_by[0], snapshot)
+    assert under.key == scored
+    swept = Protocol.of(replace(config, evaluation=other), snapshot)
+    record = replace(
+        run.records[-1], protocol=swept.plain(), protocol_key=swept.key, sweep="5weep000",
+        key=record_key(run.images, swept),
+    )  # fmt: skip
+    record.publish(run.folder)
+    (run,) = read_runs(tmp_path)[0]
+    assert len(run.own) == 11 and len(run.waits(swept.key)) == 9

@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,15 @@ from PIL import Image
 from launcher.board import page
 from launcher.board.collect import Row, Table, collect
 from launcher.board.columns import Column, page_columns
+from launcher.board.compare import standard_error
 from launcher.board.reach import reach
 from launcher.board.read import read_runs
+from launcher.board.sweeps import recipe_words
+from launcher.compose import compose
+from selfguide.spec.config.evaluation import Expected
+from selfguide.spec.files import to_yaml
+from selfguide.spec.records import records
+from selfguide.spec.run import write_record
 from tests.board import fakes
 from tests.browser.conftest import requested
 
@@ -421,3 +429,68 @@ def test_ages_are_told_and_the_moment_kept(at: Chrome) -> None:
     for time in find(at, ".age time"):
         assert time.text.endswith("ago") or time.text == "just now"
         assert "UTC" in str(time.get_attribute("title"))
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Table:
+    """A page of a row of which everything is known, and one beside it whose samples pair up with its."""
+    parent = fakes.finished_run(tmp_path, "digits_class", 0, 8.0)
+    run = fakes.swept_run(tmp_path, "digits_dit", 0, 7.0)
+    sha256 = next(records(parent)).snapshot_sha256
+    about = json.loads(run.run_json.read_text())
+    about["identity"]["init"] = {"source": "snapshot", "sha256": sha256}
+    run.run_json.write_text(json.dumps(about))
+    at = run.attempt(1)
+    write_record(at / "code.json", {"hash": "c0ffee", "revision": "ab" * 20, "dirty": True})
+    for path in run.snapshots.glob("*/MANIFEST.json"):
+        known = {"data": {"manifest": "c0ffee"}, "guidance": {"source": "online"}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | known))
+    config = compose(["experiment=digits_dit", "evaluation=none"])
+    expected = (Expected(metric="fd_digits", value=6.5, source="a paper, table 2"),)
+    config = replace(config, evaluation=replace(config.evaluation, expected=expected))
+    (at / "config.yaml").write_text(to_yaml(config))
+    job: dict[str, Any] = {"kind": "local", "id": "4711", "pid": 1, "start": 1, "boot": "-"}
+    job |= {"nodes": 1, "tasks": 1, "host": "n1", "folder": "-"}
+    write_record(at / "job.json", job)
+    (at / "job").mkdir()
+    (at / "job" / "4711_0_log.out").write_text("step 1\nthe last line of the log\n")
+    for each, shift in ((run, 0.0), (parent, 1.0)):
+        blocks = [7.0 + shift + block * (1 + shift) / 100 for block in range(10)]
+        fakes.add_record(
+            each, 256_000, {"fd_digits": 7 + shift, "fd_digits_se": 1.0}, attempt=2, left_out=blocks
+        )
+    board = collect(*read_runs(tmp_path))
+    page.write(board, tmp_path / "board.html", built=fakes.CLOCK)
+    (table,) = board.tables
+    return table
+
+
+def test_a_drawer_tells_all_that_is_known_of_a_run(
+    opened: Chrome, tmp_path: Path, told: Table
+) -> None:
+    row, other = told.rows
+    state = f"open={row.group}&mark={row.group},{other.group}"
+    opened.get(f"{(tmp_path / 'board.html').as_uri()}#{state}")
+    (drawer,) = find(opened, "tr.drawer")
+    (run,) = (scored.run for scored in row.runs)
+    facts = drawer.find_element("css selector", "article dl").text
+    for words in (
+        "abababababab", "with changes", "local 4711", "a paper, table 2",
+        f"snapshot {run.lineage[0].sha256[:12]} run {other.runs[0].run.id}", recipe_words(run.fronts[0]),
+    ):  # fmt: skip
+        assert words in facts
+    log = drawer.find_element("css selector", "details.log")
+    log.find_element("css selector", "summary").click()
+    assert "the last line of the log" in log.text
+    titles = [each.text for each in drawer.find_elements("css selector", "figcaption")]
+    assert any("over network evaluations" in title for title in titles)
+    metrics = {"width": 1440, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    for width in (1440, 390):
+        opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**metrics, "width": width})
+        wide = opened.execute_script("return document.documentElement.scrollWidth")
+        assert wide <= width, "wide tables scroll inside their own frame"
+    # the error of paired samples, from the blocks that the page holds
+    seen(opened, "#compare").click()
+    gap = find(opened, "#comparison tbody tr:first-child small")[0].text
+    error, paired = standard_error(told.metric, *(r.runs[0].headline for r in (row, other)))
+    assert paired and gap == f"+1.00 ± {error:.2f}"

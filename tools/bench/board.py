@@ -5,6 +5,7 @@ Processor time of one process, since other work on the machine and cold disks wo
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import tempfile
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from launcher.board.collect import collect
 from launcher.board.page import render
-from launcher.board.read import Reader, read_runs
+from launcher.board.read import read_runs
+from launcher.board.serve import Live
 from tools.bench.board_runs import make
 from tools.bench.harness import Row
 
@@ -46,18 +48,29 @@ def _measured(root: Path, kept: Path, repeats: int) -> list[Row]:
         os.environ["SELFGUIDE_CACHE"] = str(kept / str(turn))
         build()
 
-    reader = Reader()
-    reader.read(root)
+    live = Live(root, None, 0.0)
+    live.seen()
+    records = sorted(root.glob("*/*/evals/img-*.1.json"))
     what = f"board of {RUNS:,} runs"
     return [
         _row(f"{what}: first build", first_build, repeats, BUILD_S),
         _row(f"{what}: build after another", lambda turn: build(), repeats, BUILD_S),
-        _row(f"{what}: refresh, nothing new", lambda turn: _look(reader, root), repeats, REFRESH_S),
+        _row(f"{what}: refresh, nothing new", lambda turn: _look(live), repeats, REFRESH_S),
+        _row(
+            f"{what}: refresh, one new record",
+            lambda turn: _look(live, records[turn], turn),
+            repeats,
+            REFRESH_S,
+        ),
     ]
 
 
-def _look(reader: Reader, root: Path) -> None:
-    reader.read(root)
+def _look(live: Live, record: Path | None = None, turn: int = 0) -> None:
+    """Looks once more, at a run that has got another try of an evaluation."""
+    if record is not None:
+        told = json.loads(record.read_text()) | {"attempt": 2, "seconds": 41.0 + turn}
+        record.with_name(record.name.replace(".1.json", ".2.json")).write_text(json.dumps(told))
+    live.seen()
 
 
 def _row(name: str, call: Callable[[int], None], repeats: int, limit_s: float) -> Row:

@@ -62,6 +62,16 @@ def _renamed(values: dict[str, Any], fields: dict[str, Field], where: str) -> di
     return made
 
 
+def built(cls: type[Any], name: str, value: Any) -> Any:
+    """`value` as the field `name` of `cls`, which `build` takes as it is; of no such field the value itself.
+
+    Raises:
+        UserError: as `build`.
+    """
+    hints = {each.name: each.type for each in fields_of(cls)}
+    return _convert(hints[name], value, name) if name in hints and value != "???" else value
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """`value` as `hint`, or a UserError that names `where`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -76,6 +86,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         options = [a for a in args if a is not type(None)]
+        if dataclasses.is_dataclass(value) and isinstance(value, tuple(options)):
+            return value
         if len(options) > 1:  # a union of configs is discriminated by its `source`
             return build(_by_source(options, value, where), value, where)
         return _convert(options[0], value, where)
@@ -95,6 +107,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         # of YAML, where true is no text
         return {str(k): str(v).lower() if isinstance(v, bool) else str(v) for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            return value
         return build(typing.cast(type, hint), value, where)
     return _scalar(hint, value, where)
 
