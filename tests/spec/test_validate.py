@@ -51,7 +51,7 @@ BAD = [
     ("train.ema_halflife=[]", "train.ema_halflife=[]", "at least one"),
     ("train.ema_halflife=[0]", "train.ema_halflife[0]=0", "1 or more"),
     ("train.ema_halflife=[5,5]", "train.ema_halflife=[5, 5]", "drop one"),
-    ("seed=-1", "seed=-1", "0 or more"),
+    ("seed=-1", "seed=-1", "take 0 to"),
     ("engine.timeout_s=0", "engine.timeout_s=0", "1 or more"),
     ("model.patch=3", "model.patch=3", "divisors"),
     ("model.patch=0", "model.patch=0", "1 or more"),
