@@ -14,13 +14,14 @@ import difflib
 import itertools
 import logging
 import re
-import types
 import typing
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 from launcher import own_data, sites, typed
+from launcher.keys import holds_text, known_keys, names_anything, sections, types_of
 from selfguide.spec.config import ClusterConfig, Config, build
 from selfguide.spec.config.laws import Formerly, fields_of
 from selfguide.spec.files import plain
@@ -210,60 +211,15 @@ def _shipped(group: str) -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
-def known_keys() -> list[str]:
-    """Every dotted key of the schema; a union of configs contributes the keys of each."""
-    found = [
-        each.name
-        for each in fields_of(Config)
-        if each.name not in {name for name, _ in _sections()}
-    ]
-    for part, cls in _sections():
-        found += [key for each in fields_of(cls) if (key := f"{part}.{each.name}") not in found]
-    return found
-
-
-def _sections() -> list[tuple[str, type]]:
-    """(group, config class), each source of a union by itself."""
-    found = []
-    for each in fields_of(Config):
-        options = (
-            typing.get_args(each.type) if isinstance(each.type, types.UnionType) else (each.type,)
-        )
-        found += [(each.name, option) for option in options if dataclasses.is_dataclass(option)]
-    return typing.cast("list[tuple[str, type]]", found)
-
-
 def values(key: str) -> list[str]:
     """The values that a group or key can have, where they can be listed."""
     if key in GROUPS:
         return options(key)
-    kinds = [kind for hint in _types(key) for kind in (hint, *typing.get_args(hint))]
+    kinds = [kind for hint in types_of(key) for kind in (hint, *typing.get_args(hint))]
     if bool in kinds:
         return ["true", "false"]
     literals = [typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is Literal]
     return sorted({str(value) for each in literals for value in each})
-
-
-def _types(key: str) -> list[Any]:
-    """The types of a key, one for each class that has it; of a name in a mapping, that of its values."""
-    part, _, name = key.rpartition(".")
-    found = [
-        each.type
-        for section, cls in [("", Config), *_sections()]
-        for each in fields_of(cls)
-        if (section, each.name) == (part, name)
-    ]
-    return [str] if not found and name and _names_anything(part) else found
-
-
-def _names_anything(key: str) -> bool:
-    """Whether any name may stand below a key."""
-    return bool(key) and typed.shape(_types(key)) == "mapping"
-
-
-def holds_text(key: str) -> bool:
-    """Whether a key's value is text, and so is what was typed."""
-    return typed.shape(_types(key)) == "text"
 
 
 def without_group(overrides: Sequence[str], group: str) -> list[str]:
@@ -293,7 +249,7 @@ def _known(text: str) -> tuple[str, str]:
                 f"{key}={value} does not exist{nearest(value, choices)}; known: {', '.join(choices)}"
             )
         return key, text
-    free = _names_anything(key.rpartition(".")[0])
+    free = names_anything(key.rpartition(".")[0])
     if key.rpartition(".")[2] == "compat" and not free:
         raise UserError(
             f"{text}: forms of a paper or its code are choices of a group, and none is called compat; take "
@@ -325,7 +281,7 @@ def _protocols(value: str) -> list[str]:
 
 def _current(key: str, value: str) -> tuple[str, str]:
     """Key and value as they are called today. Former names are taken for one release, with a warning."""
-    for part, cls in _sections():
+    for part, cls in sections():
         for field in fields_of(cls):
             former = field.law(Formerly)
             if former is not None and key == f"{part}.{former.name}":
@@ -391,21 +347,41 @@ def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]
 
 
 def _search_sites() -> None:
-    """Has Hydra look into the folders of `launcher.sites` before it looks into ours."""
+    """Has Hydra look into the folders of `launcher.sites` before it looks into ours, and keep text as it stands."""
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
     from hydra.core.config_search_path import ConfigSearchPath
     from hydra.core.plugins import Plugins
+    from hydra.plugins.config_source import ConfigResult
     from hydra.plugins.search_path_plugin import SearchPathPlugin
+    from omegaconf import OmegaConf
 
     class Sites(SearchPathPlugin):
         def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
             for folder in reversed(sites.folders()):
-                search_path.prepend(provider="selfguide", path=f"file://{folder.absolute()}")
+                search_path.prepend(provider="selfguide", path=f"selfguide://{folder.absolute()}")
+
+    class Source(FileConfigSource):
+        @staticmethod
+        def scheme() -> str:
+            return "selfguide"
+
+        def load_config(self, config_path: str) -> ConfigResult:
+            found = super().load_config(config_path)
+            package = found.header.get("package") or "_group_"
+            group = config_path.rpartition("/")[0].replace("/", ".")
+            part = package.replace("_global_", "").replace("_group_", group).strip(".")
+            path = Path(self.path, self._normalize_file_name(config_path))
+            # an empty file is none that says anything
+            if OmegaConf.is_dict(found.config) and found.config:
+                found.config = OmegaConf.create(sites.read(path, part))
+            return found
 
     known = Plugins.instance()
     if not any(
         each.__qualname__ == Sites.__qualname__ for each in known.discover(SearchPathPlugin)
     ):
         known.register(Sites)
+        known.register(Source)
 
 
 def _check_experiment(values: dict[str, Any], chosen: str) -> None:
@@ -418,7 +394,7 @@ def _check_experiment(values: dict[str, Any], chosen: str) -> None:
             "those of the whole config"
         )
     # one that begins from another would be called as that is
-    if own is not None and "experiment" not in sites.read(own):
+    if own is not None and "experiment" not in sites.read(own, ""):
         values["experiment"] = name
 
 
@@ -438,7 +414,7 @@ def _value(key: str, text: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    hints = _types(key)
+    hints = types_of(key)
     kind = typed.shape(hints)
     if kind is None:
         try:
@@ -457,7 +433,7 @@ def _value(key: str, text: str) -> Any:
 
 def _expected(key: str) -> str:
     """What to give as the value of a key that holds no text."""
-    hints = [kind for hint in _types(key) for kind in (hint, *typing.get_args(hint))]
+    hints = [kind for hint in types_of(key) for kind in (hint, *typing.get_args(hint))]
     if any(typing.get_origin(hint) is tuple for hint in hints):
         return f"give a list as '{key}=[A,B]'"
     if known := values(key):

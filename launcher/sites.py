@@ -17,8 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfguide.spec.config import ClusterConfig
-from selfguide.spec.config.laws import Minutes, fields_of
+from launcher import keys
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 
@@ -148,34 +147,38 @@ def register(path: Path, shipped: list[str]) -> str:
 def _store(path: Path, name: str, shipped: list[str]) -> None:
     from hydra.core.config_store import ConfigStore
 
-    values = read(path)
+    values = read(path, "cluster")
     for each in values.get("defaults") or ():
         if isinstance(each, str) and each != "_self_" and each not in shipped:
             _store(path.with_name(f"{each}.yaml"), each, shipped)
     ConfigStore.instance().store(group="cluster", name=name, node=values)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """What a file of configs holds.
+def read(path: Path, part: str) -> dict[str, Any]:
+    """What a file of configs holds for `part` of the config, empty for all of it; text is as it stands there.
 
     Raises:
         UserError: it is no YAML mapping.
     """
     import yaml
+    from omegaconf._utils import get_yaml_loader
 
     try:
-        text = path.read_text(encoding="utf-8")
-        values, typed = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
+        written = path.read_text(encoding="utf-8")
+        values, texts = yaml.load(written, get_yaml_loader()), yaml.load(written, _texts())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping, such as `kind: slurm`")
-    # variables are text, of which YAML would make 9.1 of 9.10 where it is not quoted
-    kept = {"environment"} if isinstance(values.get("environment"), dict) else set()
-    # and 24:00:00 is a time, of which it would make a number of base 60
-    kept |= {name for name in values if ":" in str(typed[name]) and _is_time(name)}
-    return values | {name: typed[name] for name in kept}
+    return keys.as_typed(values, texts, part)
 
 
-def _is_time(name: str) -> bool:
-    return any(each.name == name and each.law(Minutes) for each in fields_of(ClusterConfig))
+def _texts() -> Any:
+    """A loader of YAML that leaves each scalar as it is written."""
+    import yaml
+
+    class Texts(yaml.SafeLoader):
+        pass
+
+    Texts.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}
+    return Texts

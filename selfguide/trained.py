@@ -118,8 +118,10 @@ class TrainedModel:
         Raises:
             UserError: an unknown label, group or setting, or one that this snapshot has no use for.
         """
-        if count < 1 or batch < 1:
-            raise UserError(f"count={count} and batch={batch} must be 1 or more")
+        if not all(isinstance(each, int) and each >= 1 for each in (count, batch)):
+            raise UserError(f"count={count} and batch={batch} must be whole and 1 or more")
+        if not isinstance(seed, int) or not -(2**63) <= seed <= 2**63 - count:
+            raise UserError(f"seed={seed}: take a whole number of 64 bits, for {count} images")
         sampler = changed_sampler(self.snapshot, settings)
         seeds = seed + torch.arange(count)
         condition = self._condition(seeds, label, group, row, unconditional, prior)
@@ -188,7 +190,7 @@ class TrainedModel:
             pooling=pooling,
             seed=seed,
         )
-        x0 = x if x.is_floating_point() else self.encode(x)
+        x0 = self._samples(x) if torch.is_tensor(x) and x.is_floating_point() else self.encode(x)
         tokens = net.tokens(x0, torch.arange(len(x0)))
         if pooling is not None:
             tokens = pool(tokens, net.pooling, net.layer.extras, cls=net.cls)
@@ -196,18 +198,49 @@ class TrainedModel:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images, uint8 (N, 1 or 3, H, W), as the network sees them, fp32 (N, C, H, W)."""
-        return from_images(self.header, images, self.autoencoder)
+        """Images, uint8 (N, 1 or 3, H, W), as the network sees them, fp32 (N, C, H, W).
+
+        Raises:
+            UserError: what is no such tensor, or images of another size or number of channels than the model's.
+        """
+        if not torch.is_tensor(images) or images.dtype != torch.uint8 or images.ndim != 4:
+            raise UserError(f"images are {_kind(images)}: give a tensor, uint8 (N, 1 or 3, H, W)")
+        found = from_images(self.header, images, self.autoencoder)
+        return self._samples(found, f"images {tuple(images.shape[1:])} become")
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        """Samples in model space (N, C, H, W) as images, uint8 (N, 1 or 3, H, W) on the CPU."""
+        """Samples in model space (N, C, H, W) as images, uint8 (N, 1 or 3, H, W) on the CPU.
+
+        Raises:
+            UserError: what is no such tensor, of another shape than the model's, or not finite.
+        """
+        if not torch.isfinite(self._samples(x)).all():
+            raise UserError("samples that are not finite are no images: this model has diverged")
         return to_images(self.header, x, self.autoencoder)
 
     def images(self, x: Tensor) -> list[Image.Image]:
-        """One picture for each sample in model space; uint8 are images already."""
-        pixels = self.decode(x) if x.is_floating_point() else x.cpu()
-        return [*_pictures(pixels)]
+        """One picture for each sample in model space; uint8 are images already.
+
+        Raises:
+            UserError: neither of them.
+        """
+        images = torch.is_tensor(x) and x.dtype == torch.uint8 and x.ndim == 4
+        return [*_pictures(x.cpu() if images else self.decode(x))]
+
+    def _samples(self, x: Tensor, what: str = "samples are") -> Tensor:
+        """`x`, which is floats (N, C, H, W) of the model's shape.
+
+        Raises:
+            UserError: it is something else.
+        """
+        if not torch.is_tensor(x) or not x.is_floating_point() or x.shape[1:] != self.shape:
+            raise UserError(
+                f"{what} {_kind(x)}: this model's are a tensor of floats (N, {', '.join(map(str, self.shape))})"
+            )
+        if not len(x):
+            raise UserError(f"{what} {_kind(x)}: give one or more")
+        return x
 
     @property
     def header(self) -> Header:
@@ -246,6 +279,13 @@ def changed_sampler(snapshot: Snapshot, changes: Mapping[str, Any]) -> SamplerCo
             f"sampler.g={sampler.g:g}: this snapshot is unconditional, so there is nothing to guide; drop it"
         )
     return sampler
+
+
+def _kind(x: Any) -> str:
+    """What was given in place of a tensor that is wanted, or its type and shape."""
+    if not torch.is_tensor(x):
+        return f"a {type(x).__name__}"
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
 
 
 def _listed(asked: Any) -> list[Any]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from shards.errors import BadInputError, UserError
 from shards.format.classes import ordered
-from shards.format.members import printable
+from shards.format.members import CLASSES, printable
 from shards.format.pictures import HEAD, OTHERS, SUFFIXES, is_picture
 from shards.sources.listing import Decode, Files, Listing, Passed, file, folder
 from shards.sources.source import Lazy
@@ -43,12 +43,24 @@ SPLITS = frozenset(
     )
 )
 # folders of thumbnails, bins and repairs, which machines make beside images
-_MADE = frozenset(("@eaDir", "#recycle", "#snapshot", "lost+found", "$RECYCLE.BIN", "__pycache__"))
+_MADE = frozenset(
+    (
+        "@eaDir",
+        "#recycle",
+        "#snapshot",
+        "lost+found",
+        "$RECYCLE.BIN",
+        "__pycache__",
+        "__MACOSX",
+    )
+)
 _CHUNK_FILE = re.compile(r"img\d{8}\.\w+")
 
 
 def image_folder(root: str, decode: Decode) -> Listing:
     """Images below the subfolders of `root`, a folder or a .zip, which are the classes, in the order of `ordered`.
+
+    A .zip of one folder that holds folders is that folder: so archives are made.
 
     Images that lie in `root` itself, without subfolders, have no labels. With a `dataset.json`, as EDM, StyleGAN and
     REPA write it (Karras et al. 2022, arXiv 2206.00364), labels are its own, and subfolders are no classes; nor are
@@ -203,36 +215,55 @@ def _zip_tree(root: str) -> _Tree:
         raise UserError(f"{root} is no whole zip ({error}): fetch or write it again") from None
     images: list[str] = []
     passed: list[Passed] = []
-    tops: set[str] = set()
+    folders: list[str] = []
     with archive:
-        for name in sorted({info.filename for info in archive.infolist()}):
+        found = {info.filename for info in archive.infolist()}
+        for name in sorted(found):
             *above, own = name.rstrip("/").split("/")
             hidden = next((reason for part in above if (reason := _no_folder(part))), "")
             if name.endswith("/"):
-                if not above and not _no_folder(own):
-                    tops.add(own)
+                if not hidden and not _no_folder(own):
+                    folders.append(name)
                 continue
             head = partial(_zip_head, archive, name)
             if reason := hidden or _no_image(own, head):
                 passed.append(Passed(name, reason))
-                continue
-            images.append(name)
-            if above:
-                tops.add(above[0])
+            else:
+                images.append(name)
+    base = _lone_folder(images, folders, found)
+    images = [name.removeprefix(base) for name in images]
+    below = [name.removeprefix(base) for name in folders if name.startswith(base)]
 
     def read(name: str) -> bytes | None:
         with zipfile.ZipFile(root) as again:
-            return again.read(name) if name in again.namelist() else None
+            return again.read(base + name) if base + name in found else None
 
     return _Tree(
         name=printable(Path(root).resolve().stem),
         images=tuple(images),
-        tops=tuple(sorted(tops)),
-        passed=_without_own(passed),
+        tops=tuple(sorted({name.partition("/")[0] for name in [*images, *below] if "/" in name})),
+        passed=_without_own(passed, base),
         flaws={},
-        store=lambda names: Zipped(root, names),
+        store=lambda names: Zipped(root, tuple(base + name for name in names)),
         read=read,
     )
+
+
+def _lone_folder(images: list[str], folders: list[str], found: set[str]) -> str:
+    """The folder of an archive that holds everything else, with a slash; empty where there is none.
+
+    One that holds images itself is a class, unless a dataset.json lies beside them.
+    """
+    base = ""
+    while base + DATASET not in found:
+        inside = [name.removeprefix(base) for name in [*images, *folders] if name != base]
+        tops = {name.partition("/")[0] for name in inside}
+        lone = f"{base}{min(tops, default='')}/"
+        direct = any("/" not in name.removeprefix(lone) for name in images)
+        if len(tops) != 1 or (direct and lone + DATASET not in found):
+            break
+        base = lone
+    return base
 
 
 def _zip_head(archive: zipfile.ZipFile, name: str) -> bytes | None:
@@ -243,9 +274,9 @@ def _zip_head(archive: zipfile.ZipFile, name: str) -> bytes | None:
         return None
 
 
-def _without_own(passed: list[Passed]) -> tuple[Passed, ...]:
+def _without_own(passed: list[Passed], base: str = "") -> tuple[Passed, ...]:
     """A dataset.json at the top is read, and not passed over."""
-    return tuple(p for p in passed if p.name != DATASET)
+    return tuple(p for p in passed if p.name != base + DATASET)
 
 
 def _dataset_labels(tree: _Tree, root: str) -> dict[str, int | None] | None:
@@ -267,15 +298,18 @@ def _dataset_labels(tree: _Tree, root: str) -> dict[str, int | None] | None:
         raise UserError(
             f"{DATASET} in {root} is no list of [name, label] under 'labels' ({error}): mend it, or move it away"
         ) from None
-    if not pairs:
-        return dict.fromkeys(tree.images)
-    wrong = next(
-        (n for n, y in pairs.items() if isinstance(y, bool) or not isinstance(y, int)), None
-    )
-    if wrong is not None:
-        raise UserError(
-            f"{DATASET} in {root} has the label {pairs[wrong]!r} for {wrong!r}: give whole numbers, classes from 0"
-        )
+    if all(label is None for label in pairs.values()):
+        return dict.fromkeys(pairs or tree.images)
+    for name, label in pairs.items() if isinstance(listed, dict) else listed:
+        if isinstance(label, bool) or not isinstance(label, int) or abs(label) >= CLASSES:
+            raise UserError(
+                f"{DATASET} in {root} has the label {json.dumps(label)} for {name!r}: give whole numbers, classes "
+                f"from 0 to {CLASSES - 1:,} at most, or null for all"
+            )
+        if label != pairs[name]:
+            raise UserError(
+                f"{DATASET} in {root} has the labels {label} and {pairs[name]} for {name!r}: give one"
+            )
     return {name.replace("\\", "/"): label for name, label in pairs.items()}
 
 
@@ -295,9 +329,10 @@ def _refuse_splits(tree: _Tree, root: str) -> None:
     nested = {name.split("/")[0] for name in tree.images if name.count("/") > 1}
     only = len(splits) == len(tree.tops) and (len(splits) > 1 or nested)
     if only or len([split for split in splits if split in nested]) > 1:
+        own = f"{root.rstrip('/')}/{sorted(splits)[-1]}"
         raise UserError(
-            f"{root} holds the splits {', '.join(sorted(splits))}, and folders are taken for classes: name one of "
-            f"them, {root.rstrip('/')}/{sorted(splits)[-1]}"
+            f"{root} holds the splits {', '.join(sorted(splits))}, and folders are taken for classes: "
+            + ("unpack it, and name one of them" if _is_zip(root) else f"name one of them, {own}")
         )
 
 

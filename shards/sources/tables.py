@@ -180,7 +180,10 @@ def _labels(
     columns = [table.column(label) for table in tables]
     missing = sum(column.null_count for column in columns)
     if missing:
-        raise UserError(f"label column {label!r} has {missing:,} rows without a value")
+        raise UserError(
+            f"label column {label!r} has {missing:,} rows without a value: write one into each, or read no labels "
+            f"with --label {NO_LABEL}"
+        )
     kinds: dict[str, str] = {}
     for path, column in zip(files, columns, strict=False):
         kinds.setdefault(_kind(column.type), f"{column.type} in {path}")

@@ -193,8 +193,8 @@ def check_labels(keys: Column, labels: Column | None, classes: int) -> None:
     if below.size:
         raise UserError(
             f"label {every[below[0]]} of sample {keys[below[0]].decode()!r} is below 0, {below.size:,} such among "
-            f"{len(every):,} samples: -1 usually marks samples without a label; number classes from 0, or read no "
-            "labels"
+            f"{len(every):,} samples: -1 usually marks samples without a label; number classes from 0, or leave "
+            "labels out"
         )
     if classes < 1:
         raise UserError(

@@ -153,3 +153,59 @@ def test_resume_takes_a_folder_of_configs(own: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run"):
         resume(["none", "--config-dir", str(own), "--runs", str(tmp_path)])
     assert sites.folders() == [own]
+
+
+TEXTS = """\
+# @package _global_
+defaults:
+  - digits_uncond
+name: 1e3
+cluster:
+  timeout_min: 1:30:00
+  partition: 010
+  modules: [gcc/9.10, 9.10, no]
+  environment: {A: 9.10, B: on, C: 007, D: 1e9, E: 2026-11-28, F: 12:30:00, G: 0x10, H: null, I: "x # y", J: , NO: 1}
+  sbatch: {nice: 010, spread-job: yes, hint: null, licenses: 1.10}
+"""
+MEANT = {
+    "A": "9.10", "B": "on", "C": "007", "D": "1e9", "E": "2026-11-28", "F": "12:30:00", "G": "0x10", "H": "null",
+    "I": "x # y", "J": "", "NO": "1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("site", [False, True])
+def test_text_in_a_file_is_what_stands_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: bool
+) -> None:
+    for group, text in (
+        ("experiment", TEXTS),
+        # the same as a site's profile
+        ("cluster", "kind: slurm\n" + TEXTS.partition("cluster:\n")[2].replace("\n  ", "\n")[2:]),
+    ):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "texts.yaml").write_text(text)
+    monkeypatch.setenv(sites.VARIABLE, str(tmp_path))
+    chosen = ["digits_uncond", "texts"] if site else ["texts", "slurm"]
+    config = compose([f"experiment={chosen[0]}", f"cluster={chosen[1]}"])
+    cluster = config.cluster
+    assert (cluster.timeout_min, cluster.partition) == (90, "010")
+    assert cluster.modules == ("gcc/9.10", "9.10", "no") and cluster.environment == MEANT
+    options = {"nice": "010", "spread-job": True, "licenses": "1.10"}
+    assert cluster.sbatch_options == options
+    assert site or config.name == "1e3"
+
+
+def test_what_is_no_text_in_a_file_is_as_yaml_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "own.yaml").write_text("root: 2024\nshape: [1, 8, 8]\nclasses: 1e1\n")
+    (tmp_path / "experiment" / "own.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - digits_uncond\n  - override /data: own\n"
+        "seed: 1_0\nruns: ${data.root}\ntrain: {images: 2e3, clip: 1e3}\n"
+    )
+    monkeypatch.setenv(sites.VARIABLE, str(tmp_path))
+    config = compose(["experiment=own", "cluster=local"])
+    assert (config.seed, config.train.images, config.train.clip) == (10, 2000, 1000.0)
+    assert (config.data.root, config.data.classes, config.runs) == ("2024", 10, "2024")

@@ -142,6 +142,19 @@ def test_free_option_that_something_else_decides_is_refused(option: str, key: st
     assert key in str(raised.value)
 
 
+@pytest.mark.parametrize("key", ["partition", "comment", "constraint", "sbatch.wckey", "qos"])
+def test_a_new_line_in_what_becomes_a_line_of_a_script_is_refused(key: str) -> None:
+    with pytest.raises(UserError) as raised:
+        cluster(f"cluster.{key}=a\n#SBATCH --uid=0")
+    assert f"cluster.{key}=" in str(raised.value)
+
+
+@pytest.mark.parametrize("value", ["2d", "UNLIMITED", "1:2:3:4", "1-", "24h"])
+def test_a_length_of_time_that_is_none_is_refused_with_a_form_that_is(value: str) -> None:
+    with pytest.raises(UserError, match=r"minutes, or .*1-12:00:00"):
+        cluster(f"cluster.timeout_min={value}")
+
+
 def test_free_options_are_written_and_may_be_taken_back() -> None:
     found = cluster("cluster.sbatch={mail-user: me@here, spread-job: true, hint: null, x11: false}")
     assert found.sbatch_options == {"mail-user": "me@here", "spread-job": True}

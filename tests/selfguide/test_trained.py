@@ -142,3 +142,29 @@ def test_load_of_what_is_no_run_says_so(folder: Path, tmp_path: Path) -> None:
     early = selfguide.load("labelled", images=256, runs=folder.parent.parent)
     again = selfguide.load(folder / "snapshots" / "img-000000256")
     assert early.snapshot.images == again.snapshot.images == 256
+
+
+def test_what_is_no_number_of_images_or_no_seed_is_refused(model: TrainedModel) -> None:
+    for words in (
+        {"count": 2.5},
+        {"count": 0},
+        {"seed": 2**63},
+        {"seed": 2**63 - 1},
+        {"seed": 0.5},
+    ):
+        with pytest.raises(UserError):
+            model.sample(**({"count": 2, "steps": 1} | words))
+
+
+def test_tensors_that_are_no_samples_or_images_are_refused(model: TrainedModel) -> None:
+    x = torch.zeros(2, *model.shape)
+    images = torch.zeros(2, *model.shape, dtype=torch.uint8)
+    for wrong in (x.numpy(), x[0], x[..., :-1], x[:0], images.int(), None):
+        for read in (model.features, model.decode, model.encode, model.images):
+            with pytest.raises(UserError):
+                read(wrong)
+    for wrong in (x, images[0], images[..., :-1], images[:0]):
+        with pytest.raises(UserError):
+            model.encode(wrong)
+    with pytest.raises(UserError, match="not finite"):
+        model.images(x * torch.nan)

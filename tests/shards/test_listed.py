@@ -279,7 +279,12 @@ def test_dataset_json_has_the_labels(tmp_path: Path, labels: object, packed: boo
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_chunks_without_labels_have_none(tmp_path: Path, packed: bool) -> None:
-    for name, text in (("none", None), ("null", json.dumps({"labels": None}))):
+    nulls = [[name, None] for name, _ in PAIRS]
+    for name, text in (
+        ("none", None),
+        ("null", json.dumps({"labels": None})),
+        ("nulls", json.dumps({"labels": nulls})),
+    ):
         root = edm(tmp_path / name, None)
         if text:
             (root / "dataset.json").write_text(text)
@@ -293,6 +298,11 @@ def test_chunks_without_labels_have_none(tmp_path: Path, packed: bool) -> None:
         ([["00000/img00000000.png", [0.1, 0.2]]], "whole numbers"),
         ([["00000/img00000000.png", "cat"]], "whole numbers"),
         ([["00000/img00000000.png", 1.0]], "whole numbers"),
+        ([["00000/img00000000.png", 10**20]], "whole numbers"),
+        ([["00000/img00000000.png", -(10**20)]], "whole numbers"),
+        ([["00000/img00000000.png", 1 << 20]], "whole numbers"),
+        ([["00000/img00000000.png", 1], ["00000/img00000001.png", None]], "null for all"),
+        ([["00000/img00000000.png", 1], ["00000/img00000000.png", 2]], "labels 1 and 2"),
         ("words", "mend it, or move it away"),
         (5, "mend it, or move it away"),
     ],
@@ -322,6 +332,37 @@ def test_a_zip_of_classes_is_a_folder_of_classes(tmp_path: Path) -> None:
     assert passed(two) == {"dog/@eaDir/2.png", "dog/notes.txt"}
     fingerprints = {scan(tmp_path / f"o{i}", x)[0].fingerprint for i, x in enumerate((one, two))}
     assert len(fingerprints) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (("set/cat/0.png", "set/dog/1.png", "__MACOSX/set/cat/._0.png"), ("cat", "dog")),
+        (("a/b/cat/0.png", "a/b/dog/0/1.png"), ("cat", "dog")),
+        # images beside no other folder: one class, or none
+        (("cat/0.png", "cat/1.png"), ("cat",)),
+        (("cat/0.png", "cat/more/1.png"), ("cat",)),
+        (("0.png", "1.png"), ()),
+        (("cat/0.png", "dog/1/1.png"), ("cat", "dog")),
+    ],
+)
+def test_a_zip_of_one_folder_is_that_folder(
+    tmp_path: Path, names: tuple[str, ...], classes: tuple[str, ...]
+) -> None:
+    found = folders.image_folder(str(zipped(put(tmp_path / "in", *names))), AS_IS)
+    assert found.class_names == classes and not found.refusals
+    _, seen = scan(tmp_path / "out", found)
+    assert seen.kept == len([name for name in names if "__MACOSX" not in name])
+
+
+@pytest.mark.parametrize("chunk", ["00000/", ""])
+def test_a_zip_of_one_folder_with_dataset_json_has_its_labels(tmp_path: Path, chunk: str) -> None:
+    pairs = [[f"{chunk}img{i:08d}.png", 1 - i] for i in range(2)]
+    root = put(tmp_path / "in", *(f"top/{name}" for name, _ in pairs))
+    (root / "top" / "dataset.json").write_text(json.dumps({"labels": pairs}))
+    found = folders.image_folder(str(zipped(root)), AS_IS)
+    assert keys(found) == [name for name, _ in pairs] and found.labels is not None
+    assert found.labels.tolist() == [1, 0] and not found.passed
 
 
 # ---------------------------------------------------------------- tars

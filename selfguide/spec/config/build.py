@@ -34,6 +34,11 @@ def build(cls: type[T], values: Any, where: str = "") -> T:
         if name in values and values[name] != "???":
             law = field.law(Minutes)
             value = law.read(values[name]) if law else values[name]
+            if law and isinstance(value, str):
+                raise UserError(
+                    f"{dotted}={value} is no length of time: give minutes, or days-hours:minutes:seconds as sbatch "
+                    "--time takes it, such as 1-12:00:00"
+                )
             made[name] = _convert(field.type, value, dotted)
         elif field.required:
             raise UserError(f"'{dotted}' has no value: give {dotted}=...")

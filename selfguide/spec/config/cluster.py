@@ -203,8 +203,18 @@ def check_cluster(cluster: ClusterConfig, nodes: int) -> None:
         raise UserError(
             f"cluster.comment={cluster.comment!r} holds what divides squeue's answers; give it without | and new lines"
         )
+    _check_lines(cluster)
     _check_options(cluster)
     _check_gpus(cluster)
+
+
+def _check_lines(cluster: ClusterConfig) -> None:
+    """Refuses new lines in what becomes a line of a batch script: sbatch would read a directive in the next one."""
+    given = {name: value for name, value in vars(cluster).items() if isinstance(value, str)}
+    given |= {f"sbatch.{name}": value for name, value in cluster.sbatch.items()}
+    for name, value in given.items():
+        if re.search(r"[\n\r\0]", value):
+            raise UserError(f"cluster.{name}={value!r} holds a new line: give it in one")
 
 
 def _check_options(cluster: ClusterConfig) -> None:
