@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,18 @@ HEAVY = ["pytest", "hypothesis", "deepspeed", "selfguide.training.job"]
 # the first example of a test pays for imports; how long one takes is no law of the code
 settings.register_profile("laws", deadline=None)
 settings.load_profile("laws")
+
+
+@pytest.fixture(autouse=True)
+def messages_as_before() -> Iterator[None]:
+    """A command that runs in a test's process has its messages shown; the next test's are as they were."""
+    ours = [logging.getLogger(name) for name in ("", "selfguide", "shards", "launcher")]
+    levels, handlers = [each.level for each in ours], list(ours[0].handlers)
+    yield
+    for each, level in zip(ours, levels, strict=True):
+        each.setLevel(level)
+    for handler in [each for each in ours[0].handlers if each not in handlers]:
+        ours[0].removeHandler(handler)
 
 
 @pytest.fixture

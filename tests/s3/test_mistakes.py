@@ -29,7 +29,7 @@ MISTAKES = {
     "empty tars": ("make tars {in}/empty --out {out}", "holds no .tar files"),
     "mixed shapes": ("make folder {in}/mixed --out {out}", "samples of 2 shapes, such as (3, 6, 6)"),
     "keys twice": ("make tars {in}/tars --out {out}", "1 keys of {in}/tars/0.tar and the other tars occur twice"),
-    "labels": ("make numpy {in}/labels.npz --y y --out {out}", "label -2 of sample 'labels-2' is out"),
+    "labels": ("make numpy {in}/labels.npz --y y --out {out}", "label -2 of sample 'labels-2' is below 0"),
     "floats": ("make numpy {in}/floats.npz --y y --out {out}", "float64: give whole numbers"),
     "few labels": ("make numpy {in}/few.npz --y y --out {out}", "2 labels for 4 samples of 'few'"),
     "not finite": ("make numpy {in}/nan.npy --encoder a --out {out}", "4 of 4 inputs cannot be used"),

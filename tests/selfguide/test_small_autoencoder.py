@@ -130,13 +130,19 @@ def test_a_fit_that_was_interrupted_goes_on_to_the_same_weights(
         (["--out", "a.safetensors", "--check"], "--check is of the digits"),
         (["--out", "a.safetensors", "--epochs", "9"], "--epochs is of the digits"),
         (["--out", "a.safetensors", "--images", "0"], "--images 0"),
-        (["--out", "a.safetensors", "--rate", "nan"], "--rate nan"),
+        (["--out", "a.safetensors", "--rate", "0"], "--rate 0"),
         ([], "--out is missing"),
     ],
 )
 def test_a_fit_refuses_what_it_cannot_do(images: Path, words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         vae.main([str(images), *words])
+
+
+def test_a_rate_that_is_no_number_is_refused_by_the_command_line(images: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        vae.main([str(images), "--out", "a.safetensors", "--rate", "nan"])
+    assert ended.value.code == 2
 
 
 def test_the_digits_refuse_what_is_of_shards() -> None:

@@ -362,7 +362,7 @@ def _packed(root: Path) -> None:
         (_two_in_one, r"00000\.tar goes on behind its end at byte [\d,]+.* after 5 samples"),
         (_shapes, r"2 shapes, such as \(3, 8, 8\) \('0' of t\.tar\) and \(3, 9, 9\).*--size"),
         (_nothing, r"t\.tar and the other tars hold no sample"),
-        (_packed, r"t\.tar is no whole tar"),
+        (_packed, r"t\.tar is compressed \(gzip\).*`gzip -dc "),
         (lambda root: None, r"holds no \.tar files"),
     ],
 )

@@ -51,6 +51,7 @@ def test_groups_found_in_images_are_the_latents_groups(
 
     def adopt(root: Path, out: str, note: str = "of-images") -> int:
         report = {"root": str(root), "annotation": str(tmp_path / note), "out": str(tmp_path / out)}
+        report["by_key"] = None
         return adopting.run(argparse.Namespace(**report))[0]["count"]
 
     assert adopt(latents, "of-latents") == 1797
