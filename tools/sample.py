@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +40,6 @@ from selfguide.snapshot import Snapshot, load
 from selfguide.spec import recipe
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import SamplerConfig, build
-from selfguide.spec.config.sampler import Spacing
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
 from selfguide.spec.find import find_snapshot
 from selfguide.spec.run import RunFolder
@@ -49,27 +48,11 @@ from selfguide.training.engine.protocol import DTYPES
 from shards import cli
 from shards.errors import UserError
 from shards.format.header import Header
-from tools import flags, sample_set
-
-EPILOG = """examples:
-  python -m tools.sample RUN                              64 images, groups at their frequency
-  python -m tools.sample RUN --group 3 7 --g 2            rows of two groups, guidance weight 2
-  python -m tools.sample RUN --g 0.4 --convention sgfm    the same weight as its paper writes it
-  python -m tools.sample RUN --recipe fd_digits           sampled as a sweep of it chose by this metric
-  python -m tools.sample RUN --prior uniform              every group as often as any other
-  python -m tools.sample RUN --row 17 42                  the conditions of these two training images
-  python -m tools.sample RUN --group zeros                a group by its name in the run's groups.yaml
-  python -m tools.sample RUN --label flags 3              a class by its name, and one by its number
-  python -m tools.sample RUN --like photo.png             the group nearest to an image
-  python -m tools.sample RUN --between 3 7 --count 8      interpolates two prototypes, one noise
-  python -m tools.sample RUN --count 50000 --npz          for evaluators; again goes on where it was ended
-  torchrun --nproc-per-node 8 -m tools.sample RUN --count 50000 --npz     the same bits, from 8 GPUs
-  python -m tools.sample RUN --chain --count 6            six images, noise to data
-"""
+from tools import flags, sample_options, sample_set
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
+    options = sample_options.parser(__doc__).parse_args(argv)
     flags.check_least(options, 1, "count", "columns", "batch")
     flags.check_image_seed(options, options.count or 1)
     snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
@@ -431,97 +414,6 @@ def write_images(folder: Path, images: Tensor) -> None:
 
 # conditions that are named, rather than sampled
 NAMED = ("group", "label", "row", "like", "between", "uncond")
-
-
-def _parser() -> argparse.ArgumentParser:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser = flags.command("tools.sample", __doc__, epilog=EPILOG)
-    flags.add(
-        parser,
-        ("run RUN", str, None, flags.RUN),
-        ("--images N", int, None, "the snapshot at N images seen (default: the newest)"),
-        ("--ema I", int, 0, "index of the average, from 0 (0)"),
-        ("--runs DIR", str, "runs", "folder of runs (runs)"),
-    )
-    flags.add(
-        parser.add_argument_group("condition").add_mutually_exclusive_group(),
-        ("--group K+", str, None, "these groups, as many images of each"),
-        ("--label K+", str, None, "these human labels, by number or by the class's name"),
-        ("--row ORDINAL+", int, None, "the conditions of these training images"),
-        ("--like IMAGE+", str, None, "the groups nearest to image files or ordinals"),
-        ("--between A B", str, None, "interpolate from one group to another"),
-        ("--uncond", bool, False, "unconditional"),
-    )
-    prior = "sample groups at their frequency in training, or uniformly (empirical)"
-    chain = "show intermediate states of each image from noise to data"
-    dtypes = "of the network; the sampler's state is fp32 (fp32)"
-    flags.add(
-        parser,
-        ("--prior", ("empirical", "uniform"), None, prior),
-        ("--count N", int, 64, "number of images (64)"),
-        ("--chain", bool, False, chain),
-        (
-            "--npz",
-            bool,
-            False,
-            "write samples.npz, as ADM's evaluator reads it, in place of pictures",
-        ),
-        (
-            "--rank R",
-            int,
-            None,
-            "of this process, with --world: ranks share out --npz (torchrun's)",
-        ),
-        ("--world W", int, None, "processes that make one samples.npz together"),
-        ("--columns N", int, 8, "columns of the grid (8)"),
-        ("--seed", int, 0, "image i is a function of seed + i (0)"),
-        ("--device", str, device, f"where the network runs ({device})"),
-        ("--dtype", tuple(DTYPES), "fp32", dtypes),
-        ("--batch N", int, 64, "batch size (64)"),
-        ("--out DIR", str, "samples", "output folder (samples)"),
-        flags.JSON,
-    )
-    flags.add(
-        parser.add_argument_group("decoding latents"),
-        ("--autoencoder NAME", str, None, "autoencoder (the one of the data)"),
-        ("--weights PATH", str, None, "its weights"),
-    )
-    convention = (
-        "read --g, --interval and --shift as this paper writes them: sgfm, dit, lightningdit, ..."
-    )
-    names = "euler, heun, ddim, dpm1, dpm2, dpm_fast, dpmpp, euler_maruyama or dopri5"
-    flags.add(
-        parser.add_argument_group("sampler (the run's own where not given)"),
-        ("--recipe METRIC", str, None, "as sweeps chose by this metric"),
-        ("--sampler NAME", str, None, names),
-        ("--steps X", int, None, "number of steps, of a fixed-step sampler"),
-        ("--g X", float, None, "total guidance weight: 1 is none, 0 unconditional"),
-        ("--interval LOW HIGH", float, None, "noise-times in which the weight applies"),
-        ("--guided-channels X", int, None, "guide only the first so many"),
-        ("--shift X", float, None, "of the schedule; above 1 spends more steps at high noise"),
-        (
-            "--spacing",
-            get_args(Spacing),
-            None,
-            "which noise levels of a discrete table are visited; log_snr of vp, ve and edm",
-        ),
-        ("--rtol X", float, None, "of dopri5"),
-        ("--atol X", float, None, "of dopri5"),
-        ("--clip X", float, None, "of ddim: clamp x0 estimates to +-X, in model space"),
-        (
-            "--clipped-noise",
-            ("reread", "kept"),
-            None,
-            "of ddim: the noise beside a clipped estimate",
-        ),
-        ("--eta X", float, None, "of ddim: 0 deterministic, 1 ancestral"),
-        ("--churn X", float, None, "of heun: EDM's S_churn"),
-        ("--churn-sigma LOW HIGH", float, None, "noise levels in which heun churns"),
-        ("--churn-noise X", float, None, "EDM's S_noise"),
-        ("--diffusion NAME", str, None, "of euler_maruyama: sit, repa or sbdm"),
-        ("--convention PAPER", str, None, convention),
-    )
-    return parser
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from shards.format import manifest as manifests
 from tests.selfguide.test_autoencoders import latent_config, latents  # noqa: F401
 from tests.selfguide.test_sidecar_source import attempt as sidecar_attempt
 from tests.selfguide.test_training import attempt, config
-from tools import sample
+from tools import sample, sample_options
 from tools.ranks import run_ranks
 
 
@@ -213,7 +213,7 @@ def test_latents_are_decoded(
 
 def test_every_setting_of_a_sampler_has_a_flag() -> None:
     settings = {f.name for f in fields(SamplerConfig)} - {"name"} | {"sampler"}
-    assert settings <= vars(sample._parser().parse_args(["RUN"])).keys()
+    assert settings <= vars(sample_options.parser(None).parse_args(["RUN"])).keys()
 
 
 @pytest.mark.parametrize(
