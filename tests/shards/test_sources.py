@@ -493,8 +493,8 @@ def _beside(root: Path) -> Scanned:
 
 def _unpacked(root: Path) -> Scanned:
     inputs.image_folder(root, inputs.pixels(3))
-    (root / "__MACOSX").mkdir()
-    (root / "__MACOSX" / "readme").touch()
+    (root / "thumbnails").mkdir()
+    (root / "thumbnails" / "readme").touch()
     return scan(root.parent / "out", folders.image_folder(str(root), AS_IS))[0]
 
 
@@ -531,7 +531,7 @@ def _empty(root: Path) -> Scanned:
     [
         (_mixed, r"2 shapes, such as \(3, 8, 8\).*\(3, 9, 9\) \|u1 \('a/large.png'\).*--size"),
         (_beside, r"1 of 4 inputs .*'x.png': an image beside class folders"),
-        (_unpacked, r"1 of the 4 class folders in .*in hold no images, such as '__MACOSX'"),
+        (_unpacked, r"1 of the 4 class folders in .*in hold no images, such as 'thumbnails'"),
         (_into_itself, r"out lies in .*in, where a folder is a class"),
         (_twice, "key 'a' occurs 2 times"),
         (_outside, "label 2 of sample 'b' is out of range"),
