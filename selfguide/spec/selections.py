@@ -14,6 +14,7 @@ from typing import Any
 
 from selfguide.spec.contamination import NetUse
 from selfguide.spec.identity import digest
+from selfguide.spec.recipe import selector
 from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder, names_in, read_record, write_record
 
@@ -55,8 +56,7 @@ def select(
 ) -> Selection:
     """Writes down that a run was chosen by a score under `protocol`, as records hold it; the same choice once."""
     found = Selection(
-        net=str(protocol.get("net") or protocol["metric"]),
-        sha256=str(protocol["feature_sha256"]),
+        **selector(protocol),
         by=by,
         images=images,
         among=tuple(sorted(among)),

@@ -44,9 +44,9 @@ def judge(job: Training, loss: float | None) -> None:
     found = _last_step(job)
     path = run.attempt(job.lease.number) / f"numeric-{rank}.json"
     write_record(path, {"reason": reason, "rank": rank, "micro_batches": found}, replace=True)
-    told = next((each["finding"] for each in found if each["finding"]), None)
+    mine = next((each["finding"] for each in found if each["finding"]), None)
     finding = (
-        any_rank_error(told and f"on rank {rank} {told}") or "all of its forward pass is finite"
+        any_rank_error(mine and f"on rank {rank} {mine}") or "all of its forward pass is finite"
     )
     raise Unstable(
         f"{reason}. Of the last step, {finding}; {path} holds its images, noise-times and losses. Mend the "
