@@ -312,16 +312,16 @@ def footprint(config: Config) -> Footprint:
     if config.path.weighting == "uncertainty":
         n += UNCERTAINTY_FEATURES + (config.path.uncertainty == "affine")
     word, horizons = BYTES[config.engine.dtype], len(averages_of(config))
-    sharded = config.engine.backend == "deepspeed"
+    stage = config.engine.zero_stage if config.engine.backend == "deepspeed" else 0
+    sharded = stage > 0
     share = -(-n // config.ranks) if sharded else n
-    # fp32 torch keeps no second copy of the weights; ZeRO and bf16 step on fp32 masters
-    masters = 4 * share if sharded or config.engine.dtype == "bf16" else 0
+    # bf16 steps on fp32 masters; in fp32 only stages 1 and 2 keep a second copy of the weights
+    masters = 4 * share if stage in (1, 2) or config.engine.dtype == "bf16" else 0
     teacher = word * n if config.guidance.learns_online else 0
-    gradient_share = share if sharded and config.engine.zero_stage >= 2 else n
     return Footprint(
         parameters=n,
-        weights=word * n,
-        gradients=word * gradient_share,
+        weights=word * (share if stage == 3 else n),
+        gradients=word * (share if stage >= 2 else n),
         optimiser=masters + 8 * share,
         ema=4 * share * horizons,
         teacher=teacher,

@@ -29,12 +29,23 @@ class TrainConfig:
     micro_batch: Annotated[int | None, AtLeast(1), NotIdentity()] = None
     learning_rate: Annotated[float, Positive()] = 1e-4
     warmup_images: Annotated[int, AtLeast(0)] = 0
-    # from here on the rate falls as 1 / sqrt(images); EDM2's is 70,000 batches
+    # from here on the rate falls; EDM2's is 70,000 batches. Null is never, or with a cosine from the end of warm-up on
     decay_images: Annotated[int | None, AtLeast(1), Neutral(None)] = None
+    # as 1 / sqrt(images) (EDM2), or along half a cosine to its end at train.images (Loshchilov & Hutter 2017, eq. 5)
+    rate_decay: Annotated[Literal["inverse_sqrt", "cosine"], Neutral("inverse_sqrt")] = (
+        "inverse_sqrt"
+    )
+    # where the cosine ends, as a share of the learning rate; nanoGPT's is 0.1
+    final_rate: Annotated[float, Within(0.0, 1.0), ReadWith("rate_decay=cosine"), Neutral(0.0)] = (
+        0.0
+    )
     betas: Annotated[tuple[float, float], Within(0.0, 1.0, below=True)] = (0.9, 0.999)
     weight_decay: Annotated[float, Within(0.0)] = 0.0
-    # what weight decay acts on: everything, as U-ViT and SGDM have it; neither biases nor position embeddings (DDAE++)
-    decayed: Annotated[Literal["all", "weights"], Neutral("all")] = "all"
+    # what weight decay acts on: everything, as U-ViT and SGDM have it; neither biases nor position embeddings (DDAE++);
+    # or matrices and kernels alone, no biases, norms, embeddings and tokens (GPT-2's and nanoGPT's rule)
+    decayed: Annotated[Literal["all", "weights", "matrices"], Neutral("all")] = "all"
+    # muon is for matrices, and AdamW for the rest (Jordan et al. 2024); adam has weight decay in the gradient
+    optimiser: Annotated[Literal["adamw", "adam", "muon"], Neutral("adamw")] = "adamw"
     # of the gradient's norm; null is none, as DiT, SiT, U-ViT, EDM and SGFM have it
     clip: Annotated[float | None, Positive("must be a positive number, or null for none")] = 1.0
     # in images; 0.9999 a step at batch 1024
@@ -63,6 +74,13 @@ class TrainConfig:
     # what becomes of a broken run: it stops with class `numeric`, or says so in its log and goes on
     unstable: Annotated[Literal["stop", "go_on"], NotIdentity()] = "stop"
 
+    @property
+    def cosine_from(self) -> int | None:
+        """The images from which the rate falls along a cosine; None without one."""
+        if self.rate_decay != "cosine":
+            return None
+        return self.warmup_images if self.decay_images is None else self.decay_images
+
 
 def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
     """Raises UserError where warm-up is longer than training, or averages are missing or named twice.
@@ -72,6 +90,13 @@ def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
     if train.warmup_images > train.images:
         raise UserError(
             f"train.warmup_images={train.warmup_images} is longer than train.images={train.images}; shorten it"
+        )
+    begin = train.cosine_from
+    if begin is not None and begin >= train.images:
+        name = "warmup_images" if train.decay_images is None else "decay_images"
+        raise UserError(
+            f"train.{name}={begin} leaves train.rate_decay=cosine no images before train.images={train.images}; take "
+            "fewer"
         )
     if not train.ema_halflife and not train.ema_width and not averaged:
         raise UserError(
