@@ -60,7 +60,8 @@ _CHUNK_FILE = re.compile(r"img\d{8}\.\w+")
 def image_folder(root: str, decode: Decode) -> Listing:
     """Images below the subfolders of `root`, a folder or a .zip, which are the classes, in the order of `ordered`.
 
-    A .zip of one folder that holds folders is that folder: so archives are made.
+    Where all of it lies in one folder that holds folders, it is that folder: so archives are made and unpacked. The
+    listing's `inside` says which it is.
 
     Images that lie in `root` itself, without subfolders, have no labels. With a `dataset.json`, as EDM, StyleGAN and
     REPA write it (Karras et al. 2022, arXiv 2206.00364), labels are its own, and subfolders are no classes; nor are
@@ -84,7 +85,7 @@ def image_folder(root: str, decode: Decode) -> Listing:
         if known:
             labels = [known.get(name, 0) for name in names]
     elif tree.tops and not _chunked(tree):
-        _refuse_splits(tree, root)
+        _refuse_splits(tree, f"{root.rstrip('/')}/{tree.inside}".rstrip("/"), packed=_is_zip(root))
         classes = ordered(tree.tops)
         stray = [name for name in names if "/" not in name]
         number = {name: label for label, name in enumerate(classes)}
@@ -114,14 +115,18 @@ def image_folder(root: str, decode: Decode) -> Listing:
         flaws={row: flaws[name] for row, name in enumerate(names) if name in flaws},
         passed=tree.passed,
         refusals=refusals,
+        inside=tree.inside,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Tree:
-    """What lies in a folder or zip; names are relative to it, with slashes."""
+    """What lies in a folder or zip; names are relative to `inside` of it, with slashes, but those passed over."""
 
     name: str
+    inside: (
+        str  # the lone folder that holds everything else, with a slash; empty where there is none
+    )
     images: tuple[str, ...]  # sorted
     tops: tuple[str, ...]  # folders that lie in it
     passed: tuple[Passed, ...]
@@ -145,7 +150,7 @@ def _folder_tree(base: Path) -> _Tree:
             f"a folder that cannot be read: {error.strerror}"
         )
 
-    tops: list[str] = []
+    folders: list[str] = []
     for place, inner, names in os.walk(base, onerror=unreadable, followlinks=True):
         if place != str(base):
             if (real := os.path.realpath(place)) in known:
@@ -160,22 +165,27 @@ def _folder_tree(base: Path) -> _Tree:
             else:
                 kept.append(name)
         inner[:] = kept
-        if place == str(base):
-            tops = kept
+        folders += [f"{(below / name).as_posix()}/" for name in kept]
         for name in sorted(names):
             path = (below / name).as_posix()
             if reason := _no_image(name, partial(_head_of, Path(place, name))):
                 passed.append(Passed(path, reason))
             else:
                 images.append(path)
+    inside = _lone_folder(images, folders, lambda name: (base / name).is_file())
+    if len(_tops(images, folders, inside)) < 2 and not (base / inside / DATASET).is_file():
+        # a class that has none beside it is called by the folder at the top
+        inside = ""
+    root = base / inside
     return _Tree(
         name=printable(base.resolve().name),
-        images=tuple(sorted(images)),
-        tops=tuple(tops),
-        passed=_without_own(passed),
-        flaws=flaws,
-        store=lambda names: Files(root=str(base), names=names),
-        read=lambda name: (base / name).read_bytes() if (base / name).is_file() else None,
+        inside=inside,
+        images=tuple(sorted(name.removeprefix(inside) for name in images)),
+        tops=_tops(images, folders, inside),
+        passed=_without_own(passed, inside),
+        flaws={name.removeprefix(inside): flaw for name, flaw in flaws.items()},
+        store=lambda names: Files(root=str(root), names=names),
+        read=lambda name: (root / name).read_bytes() if (root / name).is_file() else None,
     )
 
 
@@ -230,9 +240,7 @@ def _zip_tree(root: str) -> _Tree:
                 passed.append(Passed(name, reason))
             else:
                 images.append(name)
-    base = _lone_folder(images, folders, found)
-    images = [name.removeprefix(base) for name in images]
-    below = [name.removeprefix(base) for name in folders if name.startswith(base)]
+    base = _lone_folder(images, folders, found.__contains__)
 
     def read(name: str) -> bytes | None:
         with zipfile.ZipFile(root) as again:
@@ -240,8 +248,9 @@ def _zip_tree(root: str) -> _Tree:
 
     return _Tree(
         name=printable(Path(root).resolve().stem),
-        images=tuple(images),
-        tops=tuple(sorted({name.partition("/")[0] for name in [*images, *below] if "/" in name})),
+        inside=base,
+        images=tuple(name.removeprefix(base) for name in images),
+        tops=_tops(images, folders, base),
         passed=_without_own(passed, base),
         flaws={},
         store=lambda names: Zipped(root, tuple(base + name for name in names)),
@@ -249,18 +258,25 @@ def _zip_tree(root: str) -> _Tree:
     )
 
 
-def _lone_folder(images: list[str], folders: list[str], found: set[str]) -> str:
-    """The folder of an archive that holds everything else, with a slash; empty where there is none.
+def _tops(images: list[str], folders: list[str], base: str) -> tuple[str, ...]:
+    """The folders that lie in `base`, sorted; an archive may list no folders."""
+    below = [name.removeprefix(base) for name in [*images, *folders] if name.startswith(base)]
+    return tuple(sorted({name.partition("/")[0] for name in below if "/" in name}))
+
+
+def _lone_folder(images: list[str], folders: list[str], exists: Callable[[str], bool]) -> str:
+    """The folder that holds everything else, with a slash; empty where there is none.
 
     One that holds images itself is a class, unless a dataset.json lies beside them.
     """
     base = ""
-    while base + DATASET not in found:
-        inside = [name.removeprefix(base) for name in [*images, *folders] if name != base]
-        tops = {name.partition("/")[0] for name in inside}
+    while not exists(base + DATASET):
+        inside = [n for n in [*images, *folders] if n.startswith(base) and n != base]
+        tops = {name.removeprefix(base).partition("/")[0] for name in inside}
         lone = f"{base}{min(tops, default='')}/"
-        direct = any("/" not in name.removeprefix(lone) for name in images)
-        if len(tops) != 1 or (direct and lone + DATASET not in found):
+        below = [name.removeprefix(lone) for name in inside if name != lone]
+        direct = any("/" not in name for name in below)
+        if len(tops) != 1 or not below or (direct and not exists(lone + DATASET)):
             break
         base = lone
     return base
@@ -324,15 +340,18 @@ def _numbered(top: str) -> bool:
     return len(top) == 5 and top.isdecimal()
 
 
-def _refuse_splits(tree: _Tree, root: str) -> None:
+def _refuse_splits(tree: _Tree, root: str, *, packed: bool) -> None:
     splits = [top for top in tree.tops if top.lower() in SPLITS]
     nested = {name.split("/")[0] for name in tree.images if name.count("/") > 1}
     only = len(splits) == len(tree.tops) and (len(splits) > 1 or nested)
     if only or len([split for split in splits if split in nested]) > 1:
-        own = f"{root.rstrip('/')}/{sorted(splits)[-1]}"
         raise UserError(
             f"{root} holds the splits {', '.join(sorted(splits))}, and folders are taken for classes: "
-            + ("unpack it, and name one of them" if _is_zip(root) else f"name one of them, {own}")
+            + (
+                "unpack it, and name one of them"
+                if packed
+                else f"name one of them, {root}/{sorted(splits)[-1]}"
+            )
         )
 
 
