@@ -247,11 +247,11 @@ def _urls(root: storage.Url, listing: Listing) -> list[str]:
 
 
 def _look_rule(listing: Listing) -> str:
-    """How inputs are looked at. Parts of before traits were recorded have other names, so that they are made anew."""
+    """How inputs are looked at. Parts of before all `TRAITS` were recorded have other names, and are made anew."""
     decode = listing.decode
     if not isinstance(decode, Picture):
         return decode.rule
-    return f"{decode.rule}; traits; {decode.background}"
+    return f"{decode.rule}; {len(TRAITS)} traits; {decode.background}"
 
 
 def _inspect_part(urls: list[str], listing: Listing, part: int) -> bool:

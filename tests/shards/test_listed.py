@@ -555,6 +555,53 @@ def test_text_of_a_json_field_is_numbered(
     assert main(["verify", str(out)]) == 0
 
 
+@pytest.mark.parametrize(
+    ("texts", "names", "labels"),
+    [
+        (["dog\n", " cat"], ("cat", "dog"), [1, 0]),
+        (["sea bass, raw", "été"], ("sea bass, raw", "été"), [0, 1]),
+        (["3", "1\n"], (), [3, 1]),
+        (["class10", "class2"], ("class10", "class2"), [0, 1]),
+    ],
+)
+@pytest.mark.parametrize("command", ["index", "make tars"])
+def test_text_of_a_cls_member_is_numbered_as_that_of_json(
+    tmp_path: Path, texts: list[str], names: tuple[str, ...], labels: list[int], command: str
+) -> None:
+    members = [
+        (f"{i}.{k}", d)
+        for i, t in enumerate(texts)
+        for k, d in (("png", PNG[i]), ("cls", t.encode()))
+    ]
+    tar(tmp_path / "in" / "0.tar", *members)
+    out = tmp_path / "out"
+    assert main([*command.split(), str(tmp_path / "in"), "--out", str(out)]) == 0
+    found, manifest = shards.read_all(out), manifests.load(out)
+    assert dict(zip(found["key"].tolist(), found["y"].tolist(), strict=True)) == dict(
+        zip("01", labels, strict=True)
+    )
+    assert manifest.class_names == names and main(["verify", str(out)]) == 0
+
+
+@pytest.mark.parametrize("text", [b"", b" \n", b"1.5", b"1e3", b"nan", b"\xff\xfe", b"-1"])
+def test_a_cls_member_without_a_class_is_a_bad_sample(tmp_path: Path, text: bytes) -> None:
+    tar(
+        tmp_path / "0.tar", ("0.png", PNG[0]), ("0.cls", text), ("1.png", PNG[1]), ("1.cls", b"cat")
+    )
+    found = tars.tars([str(tmp_path)], AS_IS)
+    assert {*found.flaws} == {0} and found.class_names == ("cat",)
+
+
+def test_numbers_and_text_as_cls_members_are_refused(tmp_path: Path) -> None:
+    tar(
+        tmp_path / "0.tar", ("0.png", PNG[0]), ("0.cls", b"7"), ("1.png", PNG[1]), ("1.cls", b"cat")
+    )
+    with pytest.raises(UserError, match="bring them to one"):
+        tars.tars([str(tmp_path)], AS_IS)
+    with pytest.raises(UserError, match="bring them to one"):
+        main(["index", str(tmp_path)])
+
+
 def test_numbers_and_text_as_labels_are_refused(tmp_path: Path) -> None:
     tar(
         tmp_path / "0.tar",
