@@ -211,7 +211,7 @@ def _rounded(image: ImageFile) -> tuple[Image, bool]:
     """An image of 16 bits a channel in 8, rounded, and whether it is one; Pillow alone cuts the lower 8 bits.
 
     It has all bits of grey. Of colour its decoders unpack the upper byte of each channel or the lower one, by the byte
-    order they are told; so the file is decoded with both.
+    order they are given; so the file is decoded with both.
     """
 
     if _deep_grey(image):
