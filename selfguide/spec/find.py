@@ -19,9 +19,9 @@ def runs(root: Path) -> list[RunFolder]:
 
 
 def find(text: str, root: Path, *, prefix: str = "--") -> RunFolder:
-    """The run that `text` names: its folder, its id or name, or the beginning of an id; with EXPERIMENT/ before it, too.
+    """The run that `text` names: its folder, its id or name, or the beginning of one, also with EXPERIMENT/ before it.
 
-    `prefix` as in `find_snapshot`.
+    `prefix` is as in `find_snapshot`.
 
     Raises:
         UserError: no run, or several.
@@ -42,9 +42,10 @@ def find(text: str, root: Path, *, prefix: str = "--") -> RunFolder:
     if missing := _missing(text, folder):
         raise UserError(missing)
     if not known:
+        there = "" if root.is_dir() else ", which does not exist"
+        given = f"{prefix}runs FOLDER" if prefix else "runs=FOLDER"
         raise UserError(
-            f"no run in {root}{'' if root.is_dir() else ', which does not exist'}: start one with `python -m launcher.submit`, or give "
-            + (f"{prefix}runs FOLDER" if prefix else "runs=FOLDER")
+            f"no run in {root}{there}: start one with `python -m launcher.submit`, or give {given}"
         )
     place = shlex.quote(str(root))
     raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -79,11 +78,11 @@ def test_load_of_a_folder_that_is_no_run_names_those_in_it(root: Path) -> None:
 
 
 def test_load_without_runs_says_what_python_takes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="which does not exist: .* or give runs=FOLDER"):
+    with pytest.raises(UserError, match=r"which does not exist: .* or give runs=FOLDER"):
         selfguide.load("best", runs=tmp_path / "none")
     with pytest.raises(UserError, match="or give --runs FOLDER"):
         find("best", tmp_path)
     with pytest.raises(UserError, match="on S3"):
         selfguide.load("s3://bucket/runs/a/b", runs=tmp_path)
     with pytest.raises(UserError, match="has no"):
-        selfguide.load(os.path.join(tmp_path, "no", "such"), runs=tmp_path)
+        selfguide.load(tmp_path / "no" / "such", runs=tmp_path)
