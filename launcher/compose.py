@@ -327,7 +327,7 @@ def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    sites.search()
+    sites.searched_by_hydra()
     for name in TABLE:
         node = {"name": name, **CORRECTED.get(name, {})}
         ConfigStore.instance().store(group="model", name=name, node=node)
@@ -406,7 +406,13 @@ def _plain(message: str) -> str:
     """Hydra's message as one line of ours."""
     lines = [line.strip() for line in message.splitlines()]
     first = [line for line in lines if line and "hydra.cc" not in line]
-    return f"cannot read the settings: {' '.join(first)}".replace("++", "")
+    cure = ""
+    if "Interpolation" in message or "interpolation" in message:
+        cure = (
+            "; ${...} names a setting, as ${train.batch} does, or a variable of the environment: "
+            "${oc.env:NAME,DEFAULT} where text stands, ${oc.decode:${oc.env:NAME,DEFAULT}} for a number"
+        )
+    return f"cannot read the settings: {' '.join(first)}{cure}".replace("++", "")
 
 
 def _belongs(given: list[tuple[str, str]], values: dict[str, Any]) -> None:

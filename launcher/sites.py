@@ -154,38 +154,8 @@ def _store(path: Path, name: str, shipped: list[str]) -> None:
     ConfigStore.instance().store(group="cluster", name=name, node=values)
 
 
-def read(path: Path, part: str) -> dict[str, Any]:
-    """What a file of configs holds for `part` of the config, empty for all of it; text is as it stands there.
-
-    Raises:
-        UserError: it is no YAML mapping.
-    """
-    import yaml
-    from omegaconf._utils import get_yaml_loader
-
-    try:
-        written = path.read_text(encoding="utf-8")
-        values, texts = yaml.load(written, get_yaml_loader()), yaml.load(written, _texts())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping, such as `kind: slurm`")
-    return keys.as_typed(values, texts, part)
-
-
-def _texts() -> Any:
-    """A loader of YAML that leaves each scalar as it is written."""
-    import yaml
-
-    class Texts(yaml.SafeLoader):
-        pass
-
-    Texts.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}
-    return Texts
-
-
-def search() -> None:
-    """Has Hydra look into `folders` before it looks into ours, and keep text as it stands."""
+def searched_by_hydra() -> None:
+    """Has Hydra look into these folders before it looks into ours, and keep text as it stands there."""
     from hydra._internal.core_plugins.file_config_source import FileConfigSource
     from hydra.core.config_search_path import ConfigSearchPath
     from hydra.core.plugins import Plugins
@@ -204,15 +174,22 @@ def search() -> None:
             return "selfguide"
 
         def load_config(self, config_path: str) -> ConfigResult:
-            found = super().load_config(config_path)
-            package = found.header.get("package") or "_group_"
-            group = config_path.rpartition("/")[0].replace("/", ".")
-            part = package.replace("_global_", "").replace("_group_", group).strip(".")
+            # read here and not by Hydra, which refuses `${}` in text
             path = Path(self.path, self._normalize_file_name(config_path))
-            # an empty file is none that says anything
-            if OmegaConf.is_dict(found.config) and found.config:
-                found.config = OmegaConf.create(read(path, part))
-            return found
+            head = path.read_bytes()[:512].decode(errors="replace")
+            try:
+                header = self._get_header_dict(head)
+            except ValueError as error:
+                raise UserError(f"{path}: {error}: give `# @package _global_`") from None
+            group = config_path.rpartition("/")[0].replace("/", ".")
+            package = (header["package"] or "_group_").replace("_global_", "")
+            values = read(path, package.replace("_group_", group).strip("."))
+            return ConfigResult(
+                config=OmegaConf.create(values),
+                path=f"{self.scheme()}://{self.path}",
+                provider=self.provider,
+                header=header,
+            )
 
     known = Plugins.instance()
     if not any(
@@ -220,3 +197,36 @@ def search() -> None:
     ):
         known.register(Sites)
         known.register(Source)
+
+
+def read(path: Path, part: str) -> dict[str, Any]:
+    """What a file of configs holds for `part` of the config, empty for all of it; text is as it stands there.
+
+    Raises:
+        UserError: it is no YAML mapping.
+    """
+    import yaml
+    from omegaconf._utils import get_yaml_loader
+
+    try:
+        written = path.read_text(encoding="utf-8")
+        values, texts = yaml.load(written, get_yaml_loader()), yaml.load(written, _texts())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        # an empty file says nothing
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping, such as `kind: slurm`")
+    return keys.as_typed(values, texts, part)
+
+
+def _texts() -> Any:
+    """A loader of YAML that leaves each scalar as it is written."""
+    import yaml
+
+    class Texts(yaml.SafeLoader):
+        pass
+
+    Texts.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}
+    return Texts

@@ -118,7 +118,7 @@ def make_plan(
     """Checks what can be checked without reading an image, and decides the cut into shards."""
     count, shape, dtype = len(source.keys), source.shape, np.dtype(source.dtype)
     if count == 0:
-        raise UserError(f"source {source.name!r} is empty: there is nothing to write")
+        raise UserError(f"source {source.name!r} is empty: name one that holds samples")
     header.model_shape(shape)
     if dtype.kind not in "uif" or not math.prod(shape):
         raise UserError(

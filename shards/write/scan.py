@@ -207,9 +207,9 @@ def scan(
     share([], rank, world)
     if not len(listing.keys):
         write_skipped(root, passed_entries(listing.passed), find_existing(root))
-        found = f"; {len(listing.passed):,} things were passed over" if listing.passed else ""
+        found = f" but {len(listing.passed):,} things passed over" if listing.passed else ""
         raise UserError(
-            f"source {listing.name!r} is empty: there is nothing to write{found}"
+            f"source {listing.name!r} is empty{found}: name one that holds samples"
             + "".join(f"; and {refusal}" for refusal in listing.refusals)
         )
     check_keys(listing.keys)
@@ -247,11 +247,11 @@ def _urls(root: storage.Url, listing: Listing) -> list[str]:
 
 
 def _look_rule(listing: Listing) -> str:
-    """How inputs are looked at. Parts of before traits were recorded have other names, so that they are made anew."""
+    """How inputs are looked at. Parts of before all `TRAITS` were recorded have other names, and are made anew."""
     decode = listing.decode
     if not isinstance(decode, Picture):
         return decode.rule
-    return f"{decode.rule}; traits; {decode.background}"
+    return f"{decode.rule}; {len(TRAITS)} traits; {decode.background}"
 
 
 def _inspect_part(urls: list[str], listing: Listing, part: int) -> bool:
@@ -447,7 +447,9 @@ def _check_skipped(
     if wrong:
         raise UserError("; and ".join(wrong))
     if not counts.kept:
-        raise UserError(f"none of {counts.listed:,} inputs can be used: there is nothing to write")
+        raise UserError(
+            f"none of {counts.listed:,} inputs can be used{where_listed}: mend them first"
+        )
 
 
 def _one_kind(listing: Listing, inspected: _Inspected, rows: NDArray[np.int64]) -> Kind:

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -375,6 +376,8 @@ def _list(
     notes: Mapping[str, Any] | None = None,
 ) -> int:
     """Looks at what is listed, then writes what holds."""
+    if listing.inside:
+        print(f"all of {options.path} lies in {listing.inside}, which is read", file=sys.stderr)
     source, counts = scan(
         options.out,
         listing,
