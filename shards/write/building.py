@@ -84,8 +84,10 @@ class _Shard:
                 {"rows": 1, "fields": {SAMPLE: self.tar.add_span(span).plain()}} for span in content
             ]
         else:  # one member a field, for all samples of the block
-            places = {n: self.tar.add(f"{number:08d}.{n}.npy", x) for n, x in content.items()}
-            fields = {name: place.plain() for name, place in places.items()}
+            fields = {
+                name: self.tar.add(f"{number:08d}.{name}.npy", values).plain()
+                for name, values in content.items()
+            }
             self._table.append({"rows": len(rows), "fields": fields})
         self._histograms.append(_histogram(self._plan, rows))
         self._count += len(rows)
@@ -157,7 +159,9 @@ def _arrays(plan: Plan, rows: Rows) -> dict[str, NDArray[np.generic]]:
             f"sample {source.keys[row].decode()!r} holds values that are not finite: leave it out"
         )
     arrays = {"x": x.astype(expected.dtype, copy=False), "id": source.keys[rows]}
-    return arrays if source.labels is None else {**arrays, "y": source.labels[rows].astype("<i8")}
+    if source.labels is not None:
+        arrays["y"] = source.labels[rows].astype("<i8")
+    return {f.name: arrays[f.name] for f in plan.fields}  # the order of the members
 
 
 def _finite(x: NDArray[np.generic]) -> bool:
