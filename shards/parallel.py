@@ -27,7 +27,7 @@ Watch = Callable[[Iterable[T], int], Iterable[T]]
 """Sees tasks go by as they are done, and their number: it may show progress."""
 
 AHEAD = 2  # tasks for each worker: one that it is at, and one that it need not wait for
-UNWIND = 10  # seconds in which a worker that was told to end puts its things away
+UNWIND = 10  # seconds in which a worker that was asked to end puts its things away
 
 
 _work: Callable[[int], Any]  # of this worker process
