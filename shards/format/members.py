@@ -131,7 +131,8 @@ class Decode:
         """The sample, and what `shards.format.pictures.TRAITS` it has; raises as `x_of` does."""
         if foreign.kind_of(self.image):
             return self.x_of(members), ()
-        return self.picture.look(self.image_of(members))
+        x, traits, _ = self.picture.look(self.image_of(members))
+        return x, traits
 
     def image_of_names(self, names: Iterable[str]) -> str | None:
         """Which member is the image: the one that was asked for, or the first that is one; None where there is none."""

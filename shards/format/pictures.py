@@ -61,10 +61,11 @@ class Stored(NamedTuple):
 
 
 class Look(NamedTuple):
-    """A picture's pixels (C, H, W) and the `TRAITS` that it has."""
+    """A picture's pixels (C, H, W), the `TRAITS` that it has, and Pillow's name of its format."""
 
     pixels: NDArray[np.uint8]
     traits: tuple[str, ...]
+    format: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,7 @@ class Picture:
                     raise BadInputError(
                         f"pixels of mode {image.mode} do not fit 8 bits: convert them"
                     )
+                kind = image.format or ""
                 plain, traits = self._plain(image, data)
         except UnidentifiedImageError:
             raise BadInputError(f"no image: none of {', '.join(_FORMATS)}") from None
@@ -127,7 +129,7 @@ class Picture:
             traits.append("enlarged")
         pixels = np.asarray(plain if self.size is None else _fit(plain, self.size))
         turned = pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
-        return Look(np.ascontiguousarray(turned), tuple(traits))
+        return Look(np.ascontiguousarray(turned), tuple(traits), kind)
 
     def _plain(self, image: ImageFile, data: bytes) -> tuple[Image, list[str]]:
         """RGB or grey, and what was done to it."""
@@ -174,12 +176,22 @@ class Picture:
 
         A reader opens either with `size` and `background` None, to the same pixels.
         """
-        pixels, traits = self.look(data)
-        extension = _extension(data)
-        changed = {"transparent", "rotated", "of 16 bits"}.intersection(traits)
-        if self.size is None and f".{extension}" in SUFFIXES and not changed:
-            return Stored(extension, data, pixels)
-        return Stored("png", _png(pixels), pixels)
+        look = self.look(data)
+        own = self.own_extension(look)
+        return Stored(own, data, look.pixels) if own else as_png(look.pixels)
+
+    def own_extension(self, look: Look) -> str:
+        """What readers of WebDataset know the input's own bytes by, where shards keep these; else empty."""
+        changed = {"transparent", "rotated", "of 16 bits"}.intersection(look.traits)
+        # MPO is JPEG to those who want its first frame
+        extension = {"JPEG": "jpg", "MPO": "jpg"}.get(look.format, look.format.lower())
+        kept = self.size is None and f".{extension}" in SUFFIXES and not changed
+        return extension if kept else ""
+
+
+def as_png(pixels: NDArray[np.uint8]) -> Stored:
+    """Pixels (C, H, W) as shards keep them where they are not an input's own."""
+    return Stored("png", _png(pixels), pixels)
 
 
 def is_picture(head: bytes) -> bool:
@@ -296,13 +308,6 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     image = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
     Image.fromarray(image).save(file, format="PNG", compress_level=_PNG_LEVEL)
     return file.getvalue()
-
-
-def _extension(data: bytes) -> str:
-    """What readers of WebDataset know the encoding by; MPO is JPEG to those who want its first frame."""
-    with _opened(data) as image:
-        name = (image.format or "").lower()
-    return {"jpeg": "jpg", "mpo": "jpg"}.get(name, name)
 
 
 def _fit(image: Image, size: int) -> Image:
