@@ -51,6 +51,8 @@ class Student(nn.Module):
         super().__init__()
         self.backbone, self.head, self.uncertainty = backbone, head, uncertainty
         self.layer, self.pooling = layer, pooling
+        # images whose features were read so far, which telemetry counts the work of
+        self.extracted = 0
         self.extras = backbone.net.layers[layer - 1].extras if layer else 0
         self.cls = bool(getattr(backbone.net, "cls_token", False))
         if head is not None and pooling == "cls" and not self.cls:
@@ -100,6 +102,7 @@ class Student(nn.Module):
 
     def features(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
         """(B, F) pooled tokens of the head's layer, or (B L, F) of patches; the rest of the backbone is not run."""
+        self.extracted += len(x)
         return self._read(self.backbone.features(x, tau, condition, self.layer))
 
     def _read(self, tokens: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ class TrainConfig:
     loss_spike: Annotated[float | None, Positive(), NotIdentity()] = None
     # what becomes of a broken run: it stops with class `numeric`, or says so in its log and goes on
     unstable: Annotated[Literal["stop", "go_on"], NotIdentity()] = "stop"
+    # TFLOP/s of one device that MFU is a share of; null takes what is known of GPUs, for dense bf16
+    peak_tflops: Annotated[float | None, Positive(), NotIdentity()] = None
 
 
 def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
