@@ -17,7 +17,6 @@ import re
 import typing
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 from launcher import own_data, sites, typed
@@ -350,7 +349,7 @@ def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    _search_sites()
+    sites.search()
     for name in TABLE:
         node = {"name": name, **CORRECTED.get(name, {})}
         ConfigStore.instance().store(group="model", name=name, node=node)
@@ -366,44 +365,6 @@ def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_plain(str(error))) from error
     return typing.cast("dict[str, Any]", values)
-
-
-def _search_sites() -> None:
-    """Has Hydra look into the folders of `launcher.sites` before it looks into ours, and keep text as it stands."""
-    from hydra._internal.core_plugins.file_config_source import FileConfigSource
-    from hydra.core.config_search_path import ConfigSearchPath
-    from hydra.core.plugins import Plugins
-    from hydra.plugins.config_source import ConfigResult
-    from hydra.plugins.search_path_plugin import SearchPathPlugin
-    from omegaconf import OmegaConf
-
-    class Sites(SearchPathPlugin):
-        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-            for folder in reversed(sites.folders()):
-                search_path.prepend(provider="selfguide", path=f"selfguide://{folder.absolute()}")
-
-    class Source(FileConfigSource):
-        @staticmethod
-        def scheme() -> str:
-            return "selfguide"
-
-        def load_config(self, config_path: str) -> ConfigResult:
-            found = super().load_config(config_path)
-            package = found.header.get("package") or "_group_"
-            group = config_path.rpartition("/")[0].replace("/", ".")
-            part = package.replace("_global_", "").replace("_group_", group).strip(".")
-            path = Path(self.path, self._normalize_file_name(config_path))
-            # an empty file is none that says anything
-            if OmegaConf.is_dict(found.config) and found.config:
-                found.config = OmegaConf.create(sites.read(path, part))
-            return found
-
-    known = Plugins.instance()
-    if not any(
-        each.__qualname__ == Sites.__qualname__ for each in known.discover(SearchPathPlugin)
-    ):
-        known.register(Sites)
-        known.register(Source)
 
 
 def _check_experiment(values: dict[str, Any], chosen: str) -> None:

@@ -182,3 +182,41 @@ def _texts() -> Any:
 
     Texts.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}
     return Texts
+
+
+def search() -> None:
+    """Has Hydra look into `folders` before it looks into ours, and keep text as it stands."""
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.config_source import ConfigResult
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+    from omegaconf import OmegaConf
+
+    class Sites(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for folder in reversed(folders()):
+                search_path.prepend(provider="selfguide", path=f"selfguide://{folder.absolute()}")
+
+    class Source(FileConfigSource):
+        @staticmethod
+        def scheme() -> str:
+            return "selfguide"
+
+        def load_config(self, config_path: str) -> ConfigResult:
+            found = super().load_config(config_path)
+            package = found.header.get("package") or "_group_"
+            group = config_path.rpartition("/")[0].replace("/", ".")
+            part = package.replace("_global_", "").replace("_group_", group).strip(".")
+            path = Path(self.path, self._normalize_file_name(config_path))
+            # an empty file is none that says anything
+            if OmegaConf.is_dict(found.config) and found.config:
+                found.config = OmegaConf.create(read(path, part))
+            return found
+
+    known = Plugins.instance()
+    if not any(
+        each.__qualname__ == Sites.__qualname__ for each in known.discover(SearchPathPlugin)
+    ):
+        known.register(Sites)
+        known.register(Source)

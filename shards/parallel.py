@@ -24,7 +24,7 @@ T = TypeVar("T")
 Watch = Callable[[Iterable[T], int], Iterable[T]]
 """Sees tasks go by as they are done, and their number: it may show progress."""
 
-UNWIND = 10  # seconds in which a worker that was told to end puts its things away
+UNWIND = 10  # seconds in which a worker that was asked to end puts its things away
 
 
 _work: Callable[[int], Any]  # of this worker process

@@ -195,7 +195,7 @@ def _colour(name: str) -> tuple[int, int, int, int]:
 def _rounded(image: ImageFile) -> tuple[Image, bool]:
     """An image of 16 bits a channel in 8, rounded, and whether it is one; Pillow alone cuts the lower 8 bits.
 
-    Pillow's decoders unpack the upper byte of each channel or the lower one, by the byte order they are told; so the
+    Pillow's decoders unpack the upper byte of each channel or the lower one, by the byte order they are given; so the
     file is decoded with both.
     """
     from PIL import Image as images

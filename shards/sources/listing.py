@@ -78,7 +78,7 @@ class Listing:
     flaws: Mapping[int, str] = field(default_factory=dict)
     # what was listed and is no input, with the reason
     passed: tuple[Passed, ...] = ()
-    # why the whole listing is refused; told together with bad inputs
+    # why the whole listing is refused; reported together with bad inputs
     refusals: tuple[str, ...] = ()
 
     @staticmethod

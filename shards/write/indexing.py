@@ -362,7 +362,7 @@ def _merge(
             "count": counts.kept,
             **counts.deciding(),
             "rule": decode.rule,
-            **counts.told(),
+            **counts.beside(),
         },
         "seed": 0,  # nothing was shuffled
         "order": "source",

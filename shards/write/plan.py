@@ -42,8 +42,8 @@ class Plan:
     fingerprint: str
     class_names: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
-    # what the manifest tells of the inputs beside; no part of what decides the bytes
-    told: Mapping[str, Any] = field(default_factory=dict)
+    # what else the manifest holds of its inputs; no part of what decides the bytes
+    beside: Mapping[str, Any] = field(default_factory=dict)
     layout: Layout = "blocks"
     shuffled: bool = True  # by the seed; else in the source's order, which `seed` shuffled before
 
@@ -113,7 +113,7 @@ def make_plan(
     notes: Mapping[str, Any] | None = None,
     shuffle: bool = True,
     layout: Layout = "blocks",
-    told: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Checks what can be checked without reading an image, and decides the cut into shards."""
     count, shape, dtype = len(source.keys), source.shape, np.dtype(source.dtype)
@@ -154,7 +154,7 @@ def make_plan(
         fingerprint=source.fingerprint,
         class_names=class_names,
         notes=notes or {},
-        told=told or {},
+        beside=beside or {},
         shuffled=shuffle,
         layout=layout,
     )

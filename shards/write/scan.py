@@ -90,8 +90,8 @@ class ScanCounts:
         """The counts that a data set's identity has."""
         return {n: getattr(self, n) for n in ("listed", "kept", "skipped", "duplicates")}
 
-    def told(self) -> dict[str, Any]:
-        """What else a manifest tells of its inputs: nothing where nothing else was found."""
+    def beside(self) -> dict[str, Any]:
+        """What else a manifest holds of its inputs: nothing where nothing else was found."""
         found = {"passed_over": self.passed_over, "changed": dict(self.changed)}
         return {name: value for name, value in found.items() if value}
 
@@ -216,7 +216,7 @@ def scan(
     good = np.setdiff1d(np.arange(len(listing.keys)), [*listing.flaws])
     labels = None if listing.labels is None else listing.labels[good]
     check_labels(listing.keys[good], labels, listing.classes)
-    existing = find_existing(root)  # to be told so before a long look, and not after
+    existing = find_existing(root)  # refused before a long look, and not after
     if existing is not None and (
         (existing.source["name"], existing.source.get("rule"))
         != (listing.name, listing.decode.rule)
@@ -356,7 +356,7 @@ def write_skipped(
     if existing is not None:
         return ""
     url = storage.join(root, SKIPPED)
-    if entries or storage.exists(url):  # an earlier call may have told what is mended since
+    if entries or storage.exists(url):  # an earlier call may have named what is mended since
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
         storage.publish(url, lines.encode(), replace=True)
     return f"; all are in {url}"

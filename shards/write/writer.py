@@ -36,7 +36,7 @@ def write(
     shard_bytes: int = SHARD_BYTES,
     class_names: tuple[str, ...] = (),
     notes: Mapping[str, Any] | None = None,
-    told: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
     layout: Layout = "blocks",
     shuffle: bool = True,
     workers: int = 1,
@@ -52,7 +52,7 @@ def write(
     Args:
         class_names: names of the labels, for the manifest.
         notes: further JSON values for the manifest's `source`.
-        told: further values for it that decide nothing: a data set with others is the same data set.
+        beside: further values for it that decide nothing: a data set with others is the same data set.
         layout: `samples` stores each encoded picture in members of its own.
         shuffle: False keeps the source's order, so that row i of it is ordinal i; `seed` is then the one that
             shuffled the source when it was written.
@@ -64,7 +64,7 @@ def write(
             that are not finite; or `root` holds another data set. Found before the first byte, except
             for what only the images show.
     """
-    plan = make_plan(source, header, seed, shard_bytes, class_names, notes, shuffle, layout, told)
+    plan = make_plan(source, header, seed, shard_bytes, class_names, notes, shuffle, layout, beside)
     share([], rank, world)
     existing = find_existing(root)
     if existing is not None and existing.plan != plan.hash:
@@ -99,7 +99,7 @@ def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:
             np.sum([s["label_histogram"] for s in sidecars], axis=0).tolist() if labelled else None
         ),
         **plan.optional_fields,
-        "source": {**plan.source_record, **plan.told},
+        "source": {**plan.source_record, **plan.beside},
         "seed": plan.seed,
     }
     return Manifest.of(plain, blocks)

@@ -419,7 +419,7 @@ def _write(
         shard_bytes=report.shard_bytes(options),
         class_names=class_names,
         notes=notes,
-        told=counts.told() if counts else None,
+        beside=counts.beside() if counts else None,
         layout=options.kept,
         workers=options.workers,
         rank=options.rank,
