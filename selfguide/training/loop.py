@@ -150,7 +150,9 @@ def save_checkpoint(job: Training, epochs: Epochs) -> None:
     checkpoint.save(run.checkpoint(state.images), state, job.rank_info, job.lease)
     job.telemetry.saved(state.images, time.monotonic() - started)
     if job.rank_info.rank == 0:
-        checkpoint.prune(run.checkpoints, job.config.train.keep_checkpoints)
+        checkpoint.prune(
+            run.checkpoints, job.config.train.keep_checkpoints, job.config.train.keep_every
+        )
 
 
 def stop_here(job: Training, epochs: Epochs, number: int) -> NoReturn:
