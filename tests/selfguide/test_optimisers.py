@@ -16,8 +16,7 @@ from selfguide.models import build
 from selfguide.networks.student import build_student
 from selfguide.spec.config import Config
 from selfguide.spec.schedules import learning_rate
-from selfguide.training.engine.build import build_engine, group_rule
-from selfguide.training.engine.layout import Layout
+from selfguide.training.engine.build import build_engine, layout_of
 from selfguide.training.engine.protocol import Engine, Moments
 from selfguide.training.engine.tags import tags_of
 from tests.selfguide.host_reads import HostReads
@@ -71,7 +70,7 @@ def test_groups_are_as_many_as_the_optimiser_treats_apart(
 ) -> None:
     cfg = trained_with(**{"weight_decay": 0.5} | train)
     student = build_student(cfg, 0)
-    layout, tags = Layout.of(student, group_rule(student, cfg.train)), tags_of(student)
+    layout, tags = layout_of(cfg, student), tags_of(student)
     assert {g.name: g.weight_decay for g in layout.groups} == groups
     for group in layout.groups:
         held = {tags[name] for name in layout.names_of(group)}

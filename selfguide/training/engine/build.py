@@ -29,7 +29,7 @@ def build_engine(
 ) -> Engine:
     """An engine over `student`, which it takes over, moves to the rank's device and prepares to run as asked.
 
-    `layout` groups its parameters; without one they are grouped by `group_rule`.
+    `layout` groups its parameters; without one they are in those of `layout_of`.
 
     Raises:
         UserError: engine.compile where nothing can be compiled.
@@ -38,14 +38,19 @@ def build_engine(
     configure_execution(student.backbone, config.engine, rank_info.device)
     exact = {name: value.detach().clone() for name, value in _floats(student)}
     if layout is None:
-        layout = Layout.of(student, group_rule(student, config.train))
+        layout = layout_of(config, student)
     engine = _engine(config, student, layout, rank_info)
     if config.engine.dtype != "fp32":
         _restore(engine, exact)
     return engine
 
 
-def group_rule(student: Student, train: TrainConfig) -> GroupRule:
+def layout_of(config: Config, student: Student) -> Layout:
+    """The parameter space of a run: its parameters, in groups that the optimiser treats apart."""
+    return Layout.of(student, _group_rule(student, config.train))
+
+
+def _group_rule(student: Student, train: TrainConfig) -> GroupRule:
     """Groups by what weight decay and Muon do to a parameter: one, where both treat all of them alike."""
     tags = tags_of(student)
 
