@@ -35,6 +35,7 @@ from selfguide.training.engine.layout import length
 from selfguide.training.engine.protocol import DTYPES, keep_buffers_fp32
 from selfguide.training.initialise import initialise
 from selfguide.training.loop import publish_snapshot_if_due, train
+from selfguide.training.saver import Saver
 from selfguide.training.stability import Stability
 from selfguide.training.state import State
 from selfguide.training.teacher import Teacher
@@ -126,11 +127,15 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
     if manifest.class_names:
         # so that a snapshot knows them where its data are not at hand
         data["class_names"] = [*manifest.class_names]
+    saver = None
+    if config.train.checkpoint_writer == "process":
+        saver = Saver(config.train, rank_info, lease, telemetry)
+    ended = False
     try:
         normaliser = Normaliser.of(header)
         objective = build_objective(config.path)
         training = Training(
-            config, rank_info, state, stream, objective, normaliser, data, telemetry, lease
+            config, rank_info, state, stream, objective, normaliser, data, telemetry, lease, saver
         )
         if config.engine.compile:
             tell_of_compiling(telemetry.status)
@@ -138,6 +143,7 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
             # one that was lost or damaged: the checkpoint holds all that is in it
             publish_snapshot_if_due(training)
         train(training)
+        ended = True
     except Exception as error:
         # closing waits for a reader, which may wait for a store
         if telemetry.status.fails is not None:
@@ -145,6 +151,9 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
         raise
     finally:
         stream.close()
+        if saver is not None:
+            # after an error nothing is waited for that may hang
+            saver.close(wait=ended)
     telemetry.say("done", state.images)
 
 

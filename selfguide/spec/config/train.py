@@ -54,6 +54,13 @@ class TrainConfig:
     keep_checkpoints: Annotated[int, AtLeast(1), NotIdentity()] = 2
     # and the first checkpoint of each so many images, for good; null keeps none besides. Pins are kept in any case
     keep_every: Annotated[int | None, AtLeast(1), NotIdentity()] = None
+    # a process beside each rank writes them from a snapshot in host memory, or the rank itself does and waits
+    checkpoint_writer: Annotated[Literal["process", "here"], NotIdentity()] = "here"
+    # where one cannot be written, as on a full disk: the run stops, or says so and goes on. The last one of an attempt
+    # must be written in any case
+    save_failed: Annotated[
+        Literal["stop", "go_on"], ReadWith("checkpoint_writer=process"), NotIdentity()
+    ] = "stop"
     # where the newest checkpoint is damaged: go on from the newest that is not, or stop and ask
     resume: Annotated[Literal["newest", "strict"], NotIdentity()] = "newest"
     # a step whose gradients are not finite is skipped; so many in a row break the run. Null allows any number
