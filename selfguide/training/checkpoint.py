@@ -48,10 +48,10 @@ def save(folder: Path, state: State, rank_info: RankInfo, lease: Lease) -> None:
     # also the barrier: every part is written
     written = on_every_rank(lambda: write_vectors(folder, vectors, state.engine, rank_info, fence))
     parts, ranges = zip(*written, strict=True)
-    held = replicated(state)
+    counted = state.components.state_dict()
 
     def publish() -> None:
-        everywhere = publish_tensors(folder / REPLICATED, held, fence)
+        everywhere = publish_tensors(folder / REPLICATED, replicated(state, counted), fence)
         lease.publish(folder, extra=about(state, ranges, lease), parts=[*parts, everywhere])
 
     on_rank_0(publish)
@@ -163,12 +163,15 @@ def part_name(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
-def replicated(state: State) -> dict[str, Tensor]:
-    """What all ranks hold alike, as tensors of its own that no step changes; rank 0 writes it."""
+def replicated(state: State, counted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What all ranks hold alike, as tensors of its own that no step changes; rank 0 writes it.
+
+    `counted` is the state of the components, which all ranks ask for together.
+    """
     held = {f"buffer.{name}": buffer for name, buffer in state.engine.module.named_buffers()}
     if state.teacher is not None:
         held |= {f"teacher.{n}": t for n, t in state.teacher.module.state_dict().items()}
-    return {n: t.detach().clone() for n, t in (held | state.components.state_dict()).items()}
+    return {n: t.detach().clone() for n, t in (held | {**counted}).items()}
 
 
 def load(folder: Path, state: State, rank_info: RankInfo) -> None:
@@ -204,7 +207,7 @@ def load(folder: Path, state: State, rank_info: RankInfo) -> None:
     state.origin = manifest["origin"]
     kept = manifest.get("accounts")  # checkpoints of before had none
     state.audits = None if kept is None else tuple(kept)
-    state.stability.load(manifest.get("stability"))
+    state.stability.load(manifest.get("stability"), state.images)
     held = load_file(folder / REPLICATED)
     with torch.no_grad():
         for name, buffer in engine.module.named_buffers():

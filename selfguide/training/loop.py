@@ -29,7 +29,7 @@ def train(job: Training) -> None:
 
     Raises:
         Preempted: a rank was asked to stop; all ranks stopped at this step and saved it.
-        Unstable: it no longer learns, and `train.unstable` is `stop`.
+        Unstable: it no longer learns, and `train.unstable` is `stop`; RollBackError where it is `roll_back`.
     """
     config, state, total = job.config, job.state, job.config.train.images
     epochs = Epochs(job.stream, state.audits, config.data.damaged)
@@ -142,10 +142,12 @@ def save_checkpoint(job: Training, epochs: Epochs, *, last: bool) -> bool:
     """
     state, run, started = job.state, job.lease.run, time.monotonic()
     train, folder, status = job.config.train, run.checkpoint(state.images), job.telemetry.status
+    # the run may have to go back to a checkpoint from before it broke
+    back_to = state.stability.good if train.unstable == "roll_back" else None
     state.audits = epochs.carried()
     if job.saver is not None and not last:
         status.enter("checkpoint")
-        job.saver.save(folder, state)
+        job.saver.save(folder, state, back_to)
         status.enter("train")
         return False
     job.telemetry.say("checkpoint", state.images)
@@ -154,7 +156,7 @@ def save_checkpoint(job: Training, epochs: Epochs, *, last: bool) -> bool:
     checkpoint.save(folder, state, job.rank_info, job.lease)
     job.telemetry.saved(state.images, time.monotonic() - started)
     if job.rank_info.rank == 0:
-        retention.prune(run.checkpoints, train.keep_checkpoints, train.keep_every)
+        retention.prune(run.checkpoints, train.keep_checkpoints, train.keep_every, back_to)
     return True
 
 

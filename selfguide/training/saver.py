@@ -140,7 +140,8 @@ class Saver:
         """Copies what this rank writes into the shared memory."""
         engine, rank_info = state.engine, self._rank_info
         vectors, first = checkpoint.kept_vectors(state), rank_info.rank == 0
-        replicated = checkpoint.replicated(state) if first else {}
+        counted = state.components.state_dict()
+        replicated = checkpoint.replicated(state, counted) if first else {}
         mine = 4 * length(checkpoint.written_ranges(engine, rank_info))
         sizes = [mine] * len(vectors) + [tensor.nbytes for tensor in replicated.values()]
         self._memory.clear(sum(map(room, sizes)))

@@ -69,8 +69,11 @@ class TrainConfig:
     skipped_share: Annotated[float | None, Within(0.0, 1.0), NotIdentity()] = 0.5
     # and so does a report's loss above so many times the median of the ten before; null allows any
     loss_spike: Annotated[float | None, Positive(), NotIdentity()] = None
-    # what becomes of a broken run: it stops with class `numeric`, or says so in its log and goes on
-    unstable: Annotated[Literal["stop", "go_on"], NotIdentity()] = "stop"
+    # what becomes of a broken run: it stops with class `numeric`, says so in its log and goes on, or goes back to the
+    # newest checkpoint from before and passes over the images that broke it (PaLM, arXiv 2204.02311, section 5.1)
+    unstable: Annotated[Literal["stop", "go_on", "roll_back"], NotIdentity()] = "stop"
+    # how often a run goes back before it stops
+    roll_backs: Annotated[int, AtLeast(1), ReadWith("unstable=roll_back"), NotIdentity()] = 3
 
 
 def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
