@@ -6,8 +6,7 @@ and data order are functions of the image count, so the count is all that has to
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from selfguide.distributed import RankInfo, on_every_rank, on_rank_0
-from selfguide.spec.run import Lease, damaged
+from selfguide.spec.run import Lease
 from selfguide.training.ema import Averages
 from selfguide.training.engine.layout import (
     Layout,
@@ -34,52 +33,56 @@ from selfguide.weights import publish_tensors
 from shards import storage
 from shards.errors import UserError
 
-_NAME = re.compile(r"img-(\d+)(\.\d+)?")
 REPLICATED = "replicated.safetensors"  # what every rank holds alike: buffers, the teacher, what components count
 
 
 def save(folder: Path, state: State, rank_info: RankInfo, lease: Lease) -> None:
-    """All ranks call; on return the checkpoint is complete on every rank's word.
+    """All ranks call; on return the checkpoint is complete on every rank's word. `training.saver` does not wait for it.
 
     Raises:
         NoRoomError: the disk is full, or may not be written; the checkpoint before it is whole.
     """
     if on_rank_0(lambda: lease.holds(folder)):
         return  # an earlier attempt came as far, with the same numbers
-    engine, moments = state.engine, state.engine.moments()
-    names = [f"ema-{spec.key}" for spec in state.averages.specs]
-    vectors = _vectors(engine, moments, state.averages, names)
+    vectors, fence = kept_vectors(state), lease.fence(folder)
     # also the barrier: every part is written
-    written = on_every_rank(
-        lambda: write_vectors(folder, vectors, engine, rank_info, lease.fence(folder))
-    )
+    written = on_every_rank(lambda: write_vectors(folder, vectors, state.engine, rank_info, fence))
     parts, ranges = zip(*written, strict=True)
-    held = state.components.state_dict()
+    counted = state.components.state_dict()
 
     def publish() -> None:
-        replicated = publish_tensors(
-            folder / REPLICATED, _replicated(state, held), lease.fence(folder)
-        )
-        extra = {
-            "images": state.images,
-            "steps": moments.count,
-            "ema_since": state.averages.since,
-            "averages": [spec.key for spec in state.averages.specs],
-            "total": engine.layout.total,
-            "names": list(engine.layout.names),
-            "shapes": list(engine.layout.shapes),
-            # buffers that a state_dict holds; others are tables that the model makes by itself
-            "persistent": sorted(_persistent(engine.module)),
-            "engine": engine.name,
-            "ranges": ranges,
-            "origin": dict(state.origin),
-            "accounts": state.audits,
-            "stability": state.stability.plain(),
-            "attempt": lease.number,
-        }
-        lease.publish(folder, extra=extra, parts=[*parts, replicated])
+        everywhere = publish_tensors(folder / REPLICATED, replicated(state, counted), fence)
+        lease.publish(folder, extra=about(state, ranges, lease), parts=[*parts, everywhere])
 
     on_rank_0(publish)
+
+
+def about(state: State, ranges: Sequence[Sequence[Range]], lease: Lease) -> dict[str, Any]:
+    """What a manifest says beside its files; `ranges` are those that each rank writes."""
+    engine = state.engine
+    return {
+        "images": state.images,
+        "steps": engine.moments().count,
+        "ema_since": state.averages.since,
+        "averages": [spec.key for spec in state.averages.specs],
+        "total": engine.layout.total,
+        "names": list(engine.layout.names),
+        "shapes": list(engine.layout.shapes),
+        # buffers that a state_dict holds; others are tables that the model makes by itself
+        "persistent": sorted(_persistent(engine.module)),
+        "engine": engine.name,
+        "ranges": ranges,
+        "origin": dict(state.origin),
+        "accounts": state.audits,
+        "stability": state.stability.plain(),
+        "attempt": lease.number,
+    }
+
+
+def kept_vectors(state: State) -> dict[str, Shard]:
+    """All that is kept of the parameter space, by its name in the files."""
+    names = [f"ema-{spec.key}" for spec in state.averages.specs]
+    return _vectors(state.engine, state.engine.moments(), state.averages, names)
 
 
 def _vectors(
@@ -101,19 +104,37 @@ def write_vectors(
 
     Each number is written once: where every rank owns all, each writes an even share.
     """
-    ranges = space.ranges
-    if space.replicated:
-        share = -(-space.layout.total // rank_info.world)
-        window = (rank_info.rank * share, (rank_info.rank + 1) * share)
-        ranges = tuple(both for _, _, both in overlaps(space.ranges, (window,)))
-    tensors = {}
+    tensors, ranges = share(vectors, space, rank_info)
+    return publish_tensors(folder / part_name(rank_info.rank), tensors, fence), ranges
+
+
+def written_ranges(space: ParameterSpace, rank_info: RankInfo) -> Sequence[Range]:
+    """What a rank writes: what it owns, or an even share where every rank owns everything."""
+    if not space.replicated:
+        return space.ranges
+    even = -(-space.layout.total // rank_info.world)
+    window = (rank_info.rank * even, (rank_info.rank + 1) * even)
+    return tuple(both for _, _, both in overlaps(space.ranges, (window,)))
+
+
+@torch.no_grad()
+def share(
+    vectors: Mapping[str, Shard],
+    space: ParameterSpace,
+    rank_info: RankInfo,
+    empty: Callable[[int], Tensor] = torch.empty,
+    *,
+    non_blocking: bool = False,
+) -> tuple[dict[str, Tensor], Sequence[Range]]:
+    """What this rank writes of `vectors`, end to end in tensors that `empty` makes, and which ranges they hold."""
+    ranges, tensors = written_ranges(space, rank_info), {}
     for name, shard in vectors.items():
-        tensors[name] = torch.empty(length(ranges), dtype=torch.float32)
+        tensors[name] = empty(length(ranges))
         parts = pieces(tensors[name], ranges)
         for mine, part, (low, high) in overlaps(space.ranges, ranges):
             start = space.ranges[mine][0]
-            parts[part].copy_(shard[mine][low - start : high - start])
-    return publish_tensors(folder / part_name(rank_info.rank), tensors, fence), ranges
+            parts[part].copy_(shard[mine][low - start : high - start], non_blocking=non_blocking)
+    return tensors, ranges
 
 
 @torch.no_grad()
@@ -142,14 +163,15 @@ def part_name(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
-def _replicated(state: State, components: dict[str, Tensor]) -> dict[str, Tensor]:
-    held = {f"buffer.{n}": b.detach().cpu().clone() for n, b in state.engine.module.named_buffers()}
+def replicated(state: State, counted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What all ranks hold alike, as tensors of its own that no step changes; rank 0 writes it.
+
+    `counted` is the state of the components, which all ranks ask for together.
+    """
+    held = {f"buffer.{name}": buffer for name, buffer in state.engine.module.named_buffers()}
     if state.teacher is not None:
-        held |= {
-            f"teacher.{n}": t.detach().cpu().clone()
-            for n, t in state.teacher.module.state_dict().items()
-        }
-    return held | {n: t.cpu() for n, t in components.items()}
+        held |= {f"teacher.{n}": t for n, t in state.teacher.module.state_dict().items()}
+    return {n: t.detach().clone() for n, t in (held | {**counted}).items()}
 
 
 def load(folder: Path, state: State, rank_info: RankInfo) -> None:
@@ -185,7 +207,7 @@ def load(folder: Path, state: State, rank_info: RankInfo) -> None:
     state.origin = manifest["origin"]
     kept = manifest.get("accounts")  # checkpoints of before had none
     state.audits = None if kept is None else tuple(kept)
-    state.stability.load(manifest.get("stability"))
+    state.stability.load(manifest.get("stability"), state.images)
     held = load_file(folder / REPLICATED)
     with torch.no_grad():
         for name, buffer in engine.module.named_buffers():
@@ -239,59 +261,3 @@ def _under(prefix: str, held: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _like(shard: Shard) -> Shard:
     return tuple(torch.empty_like(part) for part in shard)
-
-
-def prune(
-    checkpoints: Path, keep: int, every: int | None = None, back_to: int | None = None
-) -> None:
-    """Deletes all complete checkpoints but those that are kept, and of damaged ones what is older than the newest kept.
-
-    Args:
-        keep: so many of the newest stay.
-        every: of each so many images seen, the first checkpoint stays for good.
-        back_to: the newest checkpoint of up to so many images stays, since the run may go back to it.
-
-    What is pinned stays as well.
-    """
-    whole = [
-        (images, name)
-        for images, name in _numbered(checkpoints)
-        if storage.read_complete(checkpoints / name)
-    ]
-    kept = {name for _, name in whole[-keep:]} | pinned(checkpoints)
-    if every is not None:
-        firsts = {images // every: name for images, name in reversed(whole) if images >= every}
-        kept |= {*firsts.values()}
-    if back_to is not None:
-        kept |= {name for _, name in [each for each in whole if each[0] <= back_to][-1:]}
-    for _, name in whole:
-        if name not in kept:
-            storage.delete(checkpoints / name)
-    aside, oldest = damaged(checkpoints), min(whole[-keep:], default=(0, ""))
-    for images, name in _numbered(aside):
-        if images < oldest[0]:
-            storage.delete(aside / name)
-
-
-def pin(folder: Path) -> None:
-    """Keeps a checkpoint from `prune`."""
-    storage.publish(_pins(folder.parent) / folder.name, b"", replace=True)
-
-
-def unpin(folder: Path) -> None:
-    storage.delete(_pins(folder.parent) / folder.name)
-
-
-def pinned(checkpoints: Path) -> set[str]:
-    """Names of the checkpoints that are pinned: a file of that name each."""
-    return {*storage.list(_pins(checkpoints))}
-
-
-def _pins(checkpoints: Path) -> Path:
-    return checkpoints / "pins"
-
-
-def _numbered(place: Path) -> list[tuple[int, str]]:
-    """The checkpoints in a folder with their images, ascending; that of an attempt ends with its number."""
-    found = ((_NAME.fullmatch(name), name) for name in storage.list(place))
-    return sorted((int(match[1]), name) for match, name in found if match)

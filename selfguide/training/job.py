@@ -27,14 +27,15 @@ from selfguide.spec.files import read_config
 from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import Lease, RunFolder
-from selfguide.training import checkpoint, probes, resume
+from selfguide.training import checkpoint, probes, resume, roll_back
 from selfguide.training.components import Components
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine
 from selfguide.training.engine.layout import length
 from selfguide.training.engine.protocol import DTYPES, keep_buffers_fp32
 from selfguide.training.initialise import initialise
-from selfguide.training.loop import publish_snapshot_if_due, train
+from selfguide.training.loop import publish_snapshot_if_due
+from selfguide.training.saver import Saver
 from selfguide.training.stability import Stability
 from selfguide.training.state import State
 from selfguide.training.teacher import Teacher
@@ -44,6 +45,7 @@ from shards.errors import UserError
 from shards.format.manifest import Manifest
 from shards.read.mixing import identity, label_rates, load_alike
 from shards.read.options import ReadOptions
+from shards.read.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -111,43 +113,57 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
         f"engine {state.engine.name}, {weights.dtype} weights on {weights.device}, {rank_info.world} ranks, "
         f"{state.engine.layout.total:,} parameters, {length(state.engine.ranges):,} of them stepped here"
     )
-    stream = shards.open(
-        config.data.roots,
-        global_batch=config.train.batch,
-        micro_batch=cut_batch(config, rank_info.world).micro_batch,
-        rank=rank_info.rank,
-        world=rank_info.world,
-        seed=config.seed,
-        position=state.images,
-        options=ReadOptions.of(config.data, weights=config.data.shares),
-        loaded=sources,  # not what the folder may hold by now
-    )
+    state.passed, anew = on_rank_0(lambda: roll_back.passed(lease.run, state.images))
+    if anew:
+        # they are of positions that were passed over
+        state.audits = None
+
+    def open_stream() -> Stream:
+        return shards.open(
+            config.data.roots,
+            global_batch=config.train.batch,
+            micro_batch=cut_batch(config, rank_info.world).micro_batch,
+            rank=rank_info.rank,
+            world=rank_info.world,
+            seed=config.seed,
+            position=state.images + state.passed,
+            options=ReadOptions.of(config.data, weights=config.data.shares),
+            loaded=sources,  # not what the folder may hold by now
+        )
+
     header = manifest.header
     read = identity(sources, config.data.shares)
     data = {"manifest": read, "root": config.data.root, "header": header}
     if manifest.class_names:
         # so that a snapshot knows them where its data are not at hand
         data["class_names"] = [*manifest.class_names]
+    normaliser, objective = Normaliser.of(header), build_objective(config.path)
+    saver = None
+    if config.train.checkpoint_writer == "process":
+        saver = Saver(config.train, rank_info, lease, telemetry)
+    training = Training(
+        config, rank_info, state, open_stream(), objective, normaliser, data, telemetry, lease, saver
+    )  # fmt: skip
+    ended = False
     try:
-        normaliser = Normaliser.of(header)
-        objective = build_objective(config.path)
-        training = Training(
-            config, rank_info, state, stream, objective, normaliser, data, telemetry, lease
-        )
         if config.engine.compile:
             tell_of_compiling(telemetry.status)
         if found.folder is not None:
             # one that was lost or damaged: the checkpoint holds all that is in it
             publish_snapshot_if_due(training)
         telemetry.counts(config, state.teaching)
-        train(training)
+        roll_back.train(training, open_stream)
+        ended = True
     except Exception as error:
         # closing waits for a reader, which may wait for a store
         if telemetry.status.fails is not None:
             telemetry.status.fails(error)
         raise
     finally:
-        stream.close()
+        training.stream.close()
+        if saver is not None:
+            # after an error nothing is waited for that may hang
+            saver.close(wait=ended)
     telemetry.say("done", state.images)
 
 

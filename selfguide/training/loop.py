@@ -16,7 +16,7 @@ from selfguide.randomness import stream_seed
 from selfguide.spec.accumulation import cut_batch
 from selfguide.spec.rank_status import Preempted
 from selfguide.spec.schedules import due, learning_rate
-from selfguide.training import checkpoint, publish
+from selfguide.training import checkpoint, publish, retention
 from selfguide.training.engine.protocol import Step
 from selfguide.training.epochs import Epochs
 from selfguide.training.stop import StopVote
@@ -29,7 +29,7 @@ def train(job: Training) -> None:
 
     Raises:
         Preempted: a rank was asked to stop; all ranks stopped at this step and saved it.
-        Unstable: it no longer learns, and `train.unstable` is `stop`.
+        Unstable: it no longer learns, and `train.unstable` is `stop`; RollBackError where it is `roll_back`.
     """
     config, state, total = job.config, job.state, job.config.train.images
     epochs = Epochs(job.stream, state.audits, config.data.damaged)
@@ -44,6 +44,8 @@ def train(job: Training) -> None:
             line = job.telemetry.report(state.images, **measured)
             judge(job, line.get("loss"))
         job.telemetry.wall.mark("other")
+        if job.saver is not None:
+            job.saver.poll()
         published = publish_what_is_due(job, epochs)
         if published:
             job.telemetry.wall.mark("checkpoint")
@@ -105,6 +107,9 @@ def step(job: Training) -> Step:
             # no rank has done its first step before all have come to this line
             job.telemetry.status.begun = True
             job.telemetry.wall.mark("forward_backward")
+            if job.saver is not None:
+                job.saver.settle()
+                job.telemetry.wall.mark("checkpoint")
             done = engine.step(learning_rate(job.config, state.images))
             job.telemetry.wall.mark("optimiser")
             job.telemetry.add(loss=flow, **losses)
@@ -124,11 +129,10 @@ def publish_what_is_due(job: Training, epochs: Epochs) -> bool:
     batch, last = config.train.batch, state.images >= config.train.images
     snapshot = publish_snapshot_if_due(job)
     save = last or due(config.train.checkpoint_every, state.images, batch)
-    if save:
-        save_checkpoint(job, epochs)
-    elif snapshot:
+    waited = save and save_checkpoint(job, epochs, last=last)
+    if snapshot and not waited:
         job.telemetry.say("train", state.images)
-    return snapshot or save
+    return snapshot or waited
 
 
 def publish_snapshot_if_due(job: Training) -> bool:
@@ -142,17 +146,29 @@ def publish_snapshot_if_due(job: Training) -> bool:
     return True
 
 
-def save_checkpoint(job: Training, epochs: Epochs) -> None:
-    """Writes a checkpoint of this step, and deletes those that are too many."""
+def save_checkpoint(job: Training, epochs: Epochs, *, last: bool) -> bool:
+    """Has a checkpoint of this step written, and those that are too many deleted; returns whether it is complete.
+
+    The `last` one of an attempt is written here, behind what the saver still has to write: all wait for it.
+    """
     state, run, started = job.state, job.lease.run, time.monotonic()
-    job.telemetry.say("checkpoint", state.images)
+    train, folder, status = job.config.train, run.checkpoint(state.images), job.telemetry.status
+    # the run may have to go back to a checkpoint from before it broke
+    back_to = state.stability.good if train.unstable == "roll_back" else None
     state.audits = epochs.carried()
-    checkpoint.save(run.checkpoint(state.images), state, job.rank_info, job.lease)
+    if job.saver is not None and not last:
+        status.enter("checkpoint")
+        job.saver.save(folder, state, back_to)
+        status.enter("train")
+        return False
+    job.telemetry.say("checkpoint", state.images)
+    if job.saver is not None:
+        job.saver.wait()
+    checkpoint.save(folder, state, job.rank_info, job.lease)
     job.telemetry.saved(state.images, time.monotonic() - started)
     if job.rank_info.rank == 0:
-        checkpoint.prune(
-            run.checkpoints, job.config.train.keep_checkpoints, job.config.train.keep_every
-        )
+        retention.prune(run.checkpoints, train.keep_checkpoints, train.keep_every, back_to)
+    return True
 
 
 def stop_here(job: Training, epochs: Epochs, number: int) -> NoReturn:
@@ -162,9 +178,11 @@ def stop_here(job: Training, epochs: Epochs, number: int) -> NoReturn:
         Preempted: always.
     """
     images = job.state.images
+    if job.saver is not None:
+        job.saver.wait()
     new = images > job.telemetry.status.saved
     if new:
-        save_checkpoint(job, epochs)
+        save_checkpoint(job, epochs, last=True)
         # the ranks end together: one that ends early has its scheduler end the others
         dist.barrier()
         job.telemetry.say("train", images)

@@ -37,6 +37,8 @@ class Stability:
     # (steps, skipped) of the newest reports that make up the window, and the newest losses
     recent: list[tuple[int, int]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    # images at the newest report that found nothing
+    good: int = 0
 
     def stepped(self, applied: Tensor) -> None:
         """Counts a step; `applied` is a bool scalar on the device, which is not read."""
@@ -85,10 +87,11 @@ class Stability:
     def plain(self) -> dict[str, Any]:
         """For a checkpoint's manifest."""
         counts = {name: int(getattr(self, name)) for name in _COUNTS}
-        return {**counts, "recent": self.recent, "losses": self.losses}
+        return {**counts, "recent": self.recent, "losses": self.losses, "good": self.good}
 
-    def load(self, plain: Mapping[str, Any] | None) -> None:
-        """From a checkpoint's manifest; those of before hold none."""
+    def load(self, plain: Mapping[str, Any] | None, images: int) -> None:
+        """From the manifest of a checkpoint at so many images; those of before hold none, or no `good`."""
+        self.good = images if plain is None else int(plain.get("good", images))
         if plain is not None:
             self.steps, self.skipped, self.longest, self.row = (
                 int(plain[name]) for name in _COUNTS

@@ -33,6 +33,8 @@ class State:
     origin: Mapping[str, Any]  # of the weights, as `selfguide.training.initialise` records it
     stability: Stability
     images: int = 0
+    # positions of the data that were passed over by going back, see `training.roll_back`
+    passed: int = 0
     # audits of the epochs under way at the last checkpoint, see `training.epochs`; None where that kept none
     audits: tuple[Mapping[str, int], ...] | None = ()
 

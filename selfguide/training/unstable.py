@@ -27,8 +27,12 @@ class Unstable(FloatingPointError):
     """Training is broken by its numbers: all ranks stop at one report, and publish nothing more."""
 
 
+class RollBackError(Unstable):
+    """The same of a run that is to go back to a checkpoint from before, which `training.roll_back` does."""
+
+
 def judge(job: Training, loss: float | None) -> None:
-    """After a report: stops a run that its numbers have broken, before anything of it is published.
+    """After a report: stops a run that its numbers have broken, or has it go back, before anything of it is published.
 
     Raises:
         Unstable: on all ranks alike; each has left what its last step read in the attempt's folder. It says what is
@@ -37,6 +41,7 @@ def judge(job: Training, loss: float | None) -> None:
     config, rank, run = job.config, job.rank_info.rank, job.lease.run
     reason = job.state.stability.judge(loss, last=job.state.images >= config.train.images)
     if reason is None:
+        job.state.stability.good = job.state.images
         return
     if config.train.unstable == "go_on":
         log.warning(f"{reason}; training goes on, since train.unstable=go_on")
@@ -48,7 +53,8 @@ def judge(job: Training, loss: float | None) -> None:
     finding = (
         any_rank_error(mine and f"on rank {rank} {mine}") or "all of its forward pass is finite"
     )
-    raise Unstable(
+    kind = RollBackError if config.train.unstable == "roll_back" else Unstable
+    raise kind(
         f"{reason}. Of the last step, {finding}; {path} holds its images, noise-times and losses. Mend the "
         "data, or submit it again with a lower train.learning_rate or with train.clip=1. To go on as it is: "
         f"python -m launcher.resume {shlex.quote(str(run.root))} train.unstable=go_on"

@@ -18,7 +18,7 @@ from launcher.folder import Attempt
 from launcher.reconcile import decide
 from launcher.reconcile.view import AttemptView, JobView, RunView
 from selfguide.spec.run import RunFolder
-from selfguide.training import checkpoint
+from selfguide.training import retention
 from shards import storage
 
 RUN = RunFolder(Path("/runs/e/abc"))
@@ -145,7 +145,7 @@ class World:
         self.checkpoints = sorted({*self.checkpoints, self.images})
         resumable = self.checkpoints[-1]
         KEPT.images = self.checkpoints
-        checkpoint.prune(RUN.checkpoints, KEEP)
+        retention.prune(RUN.checkpoints, KEEP)
         assert resumable in self.checkpoints, "what an attempt would resume from was deleted"
 
     def may_publish(self, number: int) -> None:

@@ -16,7 +16,8 @@ from selfguide.distributed import RankInfo
 from selfguide.spec.config import Config
 from selfguide.spec.run import Fenced, Lease, RunFolder, image_folder
 from selfguide.training import resume
-from selfguide.training.checkpoint import REPLICATED, prune
+from selfguide.training.checkpoint import REPLICATED
+from selfguide.training.retention import prune
 from shards import storage
 from shards.errors import StoreError, UserError
 from tests.selfguide.test_training import IMAGES, assert_same, attempt, config, weights

@@ -122,7 +122,9 @@ def test_a_save_is_finished_and_is_the_last_when_signals_come_in_it(
     ranks: Any, digits: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "run"
-    found = ranks(2, asked_twice_in_a_save, config(digits), str(root), str(tmp_path / "exits"))
+    cfg = config(digits)
+    cfg = replace(cfg, train=replace(cfg.train, checkpoint_writer="here"))
+    found = ranks(2, asked_twice_in_a_save, cfg, str(root), str(tmp_path / "exits"))
     assert found == [((None, 128), 1)] * 2
     assert RunFolder(root).saved() == [128]
 

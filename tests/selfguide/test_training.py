@@ -20,8 +20,8 @@ from selfguide.spec.config import (
 )
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import Fenced, Lease, RunFolder, image_folder, write_record
-from selfguide.training.checkpoint import prune
 from selfguide.training.job import work
+from selfguide.training.retention import prune
 from selfguide.training.telemetry import Telemetry
 from shards import storage
 from shards.errors import UserError
@@ -177,7 +177,7 @@ def test_a_checkpoint_of_another_model_is_refused(ranks: Any, digits: Path, tmp_
     ranks(1, attempt, cfg, str(tmp_path / "run"))
     deeper = replace(cfg, model=replace(cfg.model, depth=3))
     wider = replace(cfg, model=replace(cfg.model, width=48))
-    for other, named in ((deeper, "backbone.blocks.2."), (wider, "backbone.patchify.weight is (")):
+    for other, named in ((deeper, "backbone.blocks.3."), (wider, "backbone.patchify.weight is (")):
         (said,) = ranks(1, refused, other, str(tmp_path / "run"))
         assert said.startswith("UserError") and named in said
 

@@ -19,7 +19,7 @@ from selfguide.distributed import RankInfo
 from selfguide.spec.averages import AverageSpec, gamma
 from selfguide.spec.posthoc import Profile, reconstruct
 from selfguide.spec.run import image_folder, write_record
-from selfguide.training import checkpoint, publish
+from selfguide.training import checkpoint, publish, retention
 from selfguide.training.ema import Averages
 from selfguide.training.loop import advance
 from shards.errors import UserError
@@ -104,7 +104,7 @@ def test_show_lists_what_manifests_say_and_pins(run: Path, capsys: Any) -> None:
     assert {(row["ranks"], row["engine"], row["attempt"]) for row in rows} == {(1, "torch", 1)}
     assert rows[0]["averages"] == ["500", "power-0.05", "power-0.1"] and rows[0]["steps"] == 8
     said(capsys, "pin", str(run), "--images", "512", "--off")
-    assert not checkpoint.pinned(run / "checkpoints")
+    assert not retention.pinned(run / "checkpoints")
 
 
 def test_export_writes_the_bits_that_the_run_had(
@@ -221,10 +221,10 @@ def test_retention_keeps_the_newest_each_so_many_images_and_pins(tmp_path: Path)
         storage.publish(folder / "part", b"weights")
         storage.publish_folder(folder, extra={})
         if images == 300:
-            checkpoint.pin(folder)
-        checkpoint.prune(tmp_path, keep=2, every=750, back_to=1350 if images >= 1350 else None)
+            retention.pin(folder)
+        retention.prune(tmp_path, keep=2, every=750, back_to=1350 if images >= 1350 else None)
     left = [int(name[4:]) for name in storage.list(tmp_path) if name.startswith("img-")]
     assert left == [300, 800, 1300, 1500, 1900, 2000]
-    checkpoint.unpin(tmp_path / image_folder(300))
-    checkpoint.prune(tmp_path, keep=1)
+    retention.unpin(tmp_path / image_folder(300))
+    retention.prune(tmp_path, keep=1)
     assert [name for name in storage.list(tmp_path) if name.startswith("img-")] == ["img-000002000"]

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from selfguide.spec.find import find
-from selfguide.training.checkpoint import pin, pinned, unpin
+from selfguide.training.retention import pin, pinned, unpin
 from shards import storage
 from shards.errors import UserError
 from tools import flags

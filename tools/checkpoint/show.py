@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from selfguide.training.checkpoint import averages_in, pinned
+from selfguide.training.checkpoint import averages_in
+from selfguide.training.retention import pinned
 from shards import storage
 from shards.errors import DamagedError
 from tools.checkpoint import target

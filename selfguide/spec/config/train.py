@@ -65,6 +65,13 @@ class TrainConfig:
     keep_checkpoints: Annotated[int, AtLeast(1), NotIdentity()] = 2
     # and the first checkpoint of each so many images, for good; null keeps none besides. Pins are kept in any case
     keep_every: Annotated[int | None, AtLeast(1), NotIdentity()] = None
+    # a process beside each rank writes them from a snapshot in host memory, or the rank itself does and waits
+    checkpoint_writer: Annotated[Literal["process", "here"], NotIdentity()] = "here"
+    # where one cannot be written, as on a full disk: the run stops, or says so and goes on. The last one of an attempt
+    # must be written in any case
+    save_failed: Annotated[
+        Literal["stop", "go_on"], ReadWith("checkpoint_writer=process"), NotIdentity()
+    ] = "stop"
     # where the newest checkpoint is damaged: go on from the newest that is not, or stop and ask
     resume: Annotated[Literal["newest", "strict"], NotIdentity()] = "newest"
     # a step whose gradients are not finite is skipped; so many in a row break the run. Null allows any number
@@ -73,8 +80,11 @@ class TrainConfig:
     skipped_share: Annotated[float | None, Within(0.0, 1.0), NotIdentity()] = 0.5
     # and so does a report's loss above so many times the median of the ten before; null allows any
     loss_spike: Annotated[float | None, Positive(), NotIdentity()] = None
-    # what becomes of a broken run: it stops with class `numeric`, or says so in its log and goes on
-    unstable: Annotated[Literal["stop", "go_on"], NotIdentity()] = "stop"
+    # what becomes of a broken run: it stops with class `numeric`, says so in its log and goes on, or goes back to the
+    # newest checkpoint from before and passes over the images that broke it (PaLM, arXiv 2204.02311, section 5.1)
+    unstable: Annotated[Literal["stop", "go_on", "roll_back"], NotIdentity()] = "stop"
+    # how often a run goes back before it stops
+    roll_backs: Annotated[int, AtLeast(1), ReadWith("unstable=roll_back"), NotIdentity()] = 3
     # TFLOP/s of one device that MFU is a share of; null takes what is known of GPUs, for dense bf16
     peak_tflops: Annotated[float | None, Positive(), NotIdentity()] = None
 

@@ -1,0 +1,143 @@
+"""`train.unstable=roll_back`: back to a checkpoint from before the break, on with other images, a few times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from selfguide.distributed import RankInfo
+from selfguide.spec.run import Lease, RunFolder
+from selfguide.training import checkpoint, loop, roll_back
+from selfguide.training.loop import advance
+from selfguide.training.unstable import RollBackError, Unstable, judge
+from selfguide.training.work import Training
+from shards import storage
+from tests.selfguide.test_loop import BATCH, Given, begun, masters
+
+
+class Stream(Given):
+    """Images by their position, of which some are not finite; it remembers what it gave."""
+
+    def __init__(self, position: int, broken: set[int]) -> None:
+        super().__init__(self._batches(position, broken))
+        self.given: list[int] = []
+
+    def _batches(self, position: int, broken: set[int]) -> Iterator[dict[str, np.ndarray]]:
+        while True:
+            ordinal = np.arange(position, position + BATCH)
+            x = np.random.default_rng(position).uniform(0, 16, (BATCH, 1, 8, 8)).astype(np.float32)
+            if position in broken:
+                x[3, 0, 4, 4] = np.nan
+            self.given.append(position)
+            yield {"x": x, "ordinal": ordinal, "position": ordinal}
+            position += BATCH
+
+    def close(self) -> None:
+        pass
+
+
+class Run:
+    """A run that reports after every step and saves after every second one, as the loop would."""
+
+    def __init__(self, root: Path, broken: set[int], **train: Any) -> None:
+        self.job = begun(root / "run", 0)
+        self.job.lease.run.attempt(1).mkdir(parents=True, exist_ok=True)
+        settings: dict[str, Any] = {"unstable": "roll_back", "skips": 2, "keep_checkpoints": 1}
+        self.broken, self.streams = broken, []  # type: tuple[set[int], list[Stream]]
+        job = self.job
+        job.config = replace(job.config, train=replace(job.config.train, **(settings | train)))
+        job.state.stability.limits = job.config.train
+        job.stream = self.open()
+
+    def open(self) -> Any:
+        self.streams.append(Stream(self.job.state.images + self.job.state.passed, self.broken))
+        return self.streams[-1]
+
+    def train(self, job: Training) -> None:
+        """What `loop.train` does of it."""
+        while job.state.images < job.config.train.images:
+            advance(job)
+            judge(job, job.telemetry.report(job.state.images).get("loss"))
+            if job.state.images % (2 * BATCH) == 0:
+                loop.save_checkpoint(job, _Epochs(), last=True)  # type: ignore[arg-type]
+
+
+class _Epochs:
+    def carried(self) -> None:
+        return None
+
+
+def test_a_run_goes_back_passes_over_what_broke_it_and_ends(
+    single: RankInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, {6 * BATCH, 7 * BATCH})
+    monkeypatch.setattr(loop, "train", run.train)
+    roll_back.train(run.job, run.open)
+    folder, state = run.job.lease.run, run.job.state
+    assert state.images == 1024 and masters(run.job).isfinite().all()
+    (record,) = roll_back.records(folder)
+    assert (record["from"], record["to"], record["passed"]) == (8 * BATCH, 6 * BATCH, 2 * BATCH)
+    # the positions that broke it are those of no other step
+    assert run.streams[0].given == [BATCH * step for step in range(8)]
+    assert run.streams[1].given[:3] == [BATCH * step for step in (8, 9, 10)]
+    assert storage.read_complete(folder.checkpoint(1024)) is not None
+
+
+def test_a_run_that_went_back_is_resumed_behind_what_it_passed_over(
+    single: RankInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, {6 * BATCH, 7 * BATCH})
+    job, folder = run.job, run.job.lease.run
+    with pytest.raises(RollBackError) as error:
+        run.train(job)
+    # an attempt that dies right behind it has lost the newer checkpoints, and its own memory
+    roll_back.go_back(job, error.value, run.open)
+    assert folder.saved() == [6 * BATCH] and job.state.images == 6 * BATCH
+    assert roll_back.passed(folder, 6 * BATCH) == (2 * BATCH, True)
+    assert roll_back.passed(folder, 8 * BATCH) == (2 * BATCH, False)
+    again = Run(tmp_path, set())
+    checkpoint.load(folder.checkpoint(6 * BATCH), again.job.state, single)
+    again.job.state.passed, _ = roll_back.passed(folder, 6 * BATCH)
+    again.job.stream = again.open()
+    for one in (job, again.job):
+        advance(one)
+    assert torch.equal(masters(job), masters(again.job))
+
+
+def test_a_run_that_breaks_again_and_again_stops_after_its_last_time(
+    single: RankInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, {BATCH * step for step in range(4, 40)}, roll_backs=2)
+    monkeypatch.setattr(loop, "train", run.train)
+    with pytest.raises(Unstable, match=r"went back 2 times") as error:
+        roll_back.train(run.job, run.open)
+    assert not isinstance(error.value, RollBackError)
+    assert [each["to"] for each in roll_back.records(run.job.lease.run)] == [4 * BATCH] * 2
+    assert run.job.lease.run.saved() == [4 * BATCH], "and its checkpoint stays"
+
+
+def test_a_run_that_breaks_before_its_first_checkpoint_stops(
+    single: RankInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, {0, BATCH})
+    monkeypatch.setattr(loop, "train", run.train)
+    with pytest.raises(Unstable, match="no checkpoint from before"):
+        roll_back.train(run.job, run.open)
+
+
+def test_what_was_published_after_the_break_is_set_aside(single: RankInfo, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    lease = Lease(folder, folder.open_attempt())
+    for place in (folder.checkpoint, folder.snapshot):
+        for images in (128, 256):
+            storage.publish(place(images) / "part", b"weights")
+            lease.publish(place(images), extra={})
+    roll_back._forget(lease, 128, [{"to": 128}])
+    assert folder.saved() == folder.published() == [128]
+    assert (folder.snapshots / "damaged" / "img-000000256.0001" / "part").read_bytes() == b"weights"
