@@ -139,7 +139,7 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
         if found.folder is not None:
             # one that was lost or damaged: the checkpoint holds all that is in it
             publish_snapshot_if_due(training)
-        telemetry.counts(config, state.teaching)
+        telemetry.begin(config, state.teaching, state.images)
         train(training)
     except Exception as error:
         # closing waits for a reader, which may wait for a store
@@ -147,6 +147,7 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
             telemetry.status.fails(error)
         raise
     finally:
+        telemetry.close()
         stream.close()
     telemetry.say("done", state.images)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -16,6 +17,9 @@ from selfguide.spec.config.laws import (
     Within,
 )
 from shards.errors import UserError
+
+# of trackers that are no extra of ours
+_PACKAGES = {"tensorboard": "tensorboard>=2.18"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +68,15 @@ class TrainConfig:
     unstable: Annotated[Literal["stop", "go_on"], NotIdentity()] = "stop"
     # TFLOP/s of one device that MFU is a share of; null takes what is known of GPUs, for dense bf16
     peak_tflops: Annotated[float | None, Positive(), NotIdentity()] = None
+    # where lines of telemetry go beside the run's own metrics
+    trackers: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], NotIdentity()
+    ] = ("tensorboard",)
 
 
 def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
-    """Raises UserError where warm-up is longer than training, or averages are missing or named twice.
+    """Raises UserError where warm-up is longer than training, a tracker is not installed, or averages are missing or
+    named twice.
 
     `averaged` says that the guidance keeps an average of its own.
     """
@@ -75,6 +84,12 @@ def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
         raise UserError(
             f"train.warmup_images={train.warmup_images} is longer than train.images={train.images}; shorten it"
         )
+    for tracker in train.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(
+                f"train.trackers={list(train.trackers)}: {tracker} is not installed; pip install "
+                f"'{_PACKAGES.get(tracker, f'selfguide[{tracker}]')}', or drop it"
+            )
     if not train.ema_halflife and not train.ema_width and not averaged:
         raise UserError(
             "train.ema_halflife=[] is empty: snapshots are EMA weights, give at least one half-life"
