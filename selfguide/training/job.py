@@ -151,7 +151,7 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
         if found.folder is not None:
             # one that was lost or damaged: the checkpoint holds all that is in it
             publish_snapshot_if_due(training)
-        telemetry.counts(config, state.teaching)
+        telemetry.begin(config, state.teaching, state.images)
         roll_back.train(training, open_stream)
         ended = True
     except Exception as error:
@@ -160,6 +160,7 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
             telemetry.status.fails(error)
         raise
     finally:
+        telemetry.close()
         training.stream.close()
         if saver is not None:
             # after an error nothing is waited for that may hang

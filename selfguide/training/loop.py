@@ -15,11 +15,13 @@ from selfguide.guidance.component import Stepped
 from selfguide.randomness import stream_seed
 from selfguide.spec.accumulation import cut_batch
 from selfguide.spec.rank_status import Preempted
+from selfguide.spec.run import write_record
 from selfguide.spec.schedules import due, learning_rate
 from selfguide.training import checkpoint, publish, retention
 from selfguide.training.engine.protocol import Step
 from selfguide.training.epochs import Epochs
 from selfguide.training.stop import StopVote
+from selfguide.training.tuning import Tuning
 from selfguide.training.unstable import judge
 from selfguide.training.work import Training, prepare_batch
 
@@ -33,13 +35,15 @@ def train(job: Training) -> None:
     """
     config, state, total = job.config, job.state, job.config.train.images
     epochs = Epochs(job.stream, state.audits, config.data.damaged)
-    vote = StopVote(job.telemetry.status, job.stream)
+    tuning = Tuning(job.lease, job.rank_info, config.train.log_every)
+    vote = StopVote(job.telemetry.status, job.stream, tuning.newest)
     job.telemetry.status.start(state.images, compiles=config.engine.compile)
     job.telemetry.restart(state.images)
     while state.images < total:
         advance(job)
         epochs.settle()
-        if state.images >= total or due(config.train.log_every, state.images, config.train.batch):
+        tuning.trace.stepped(state.images)
+        if state.images >= total or due(tuning.log_every, state.images, config.train.batch):
             measured = state.components.report(state.images, state.teaching)
             line = job.telemetry.report(state.images, **measured)
             judge(job, line.get("loss"))
@@ -50,12 +54,15 @@ def train(job: Training) -> None:
         if published:
             job.telemetry.wall.mark("checkpoint")
         if state.images < total and (number := vote.stop(at_once=published)):
-            stop_here(job, epochs, number)
+            stop_here(job, epochs, signal.Signals(number).name)
         job.telemetry.wall.mark("data")
+        if tuning.apply(vote.request, state.images, lambda: save_if_new(job, epochs)):
+            stop_here(job, epochs, "launcher.tune", goes_on=False)
         if (
             published
         ):  # only now: a rank that waits in the vote for one that still publishes is not stuck
             job.telemetry.say("train", state.images)
+    tuning.trace.end(state.images)
 
 
 def advance(job: Training) -> None:
@@ -129,7 +136,7 @@ def publish_what_is_due(job: Training, epochs: Epochs) -> bool:
     batch, last = config.train.batch, state.images >= config.train.images
     snapshot = publish_snapshot_if_due(job)
     save = last or due(config.train.checkpoint_every, state.images, batch)
-    waited = save and save_checkpoint(job, epochs, last=last)
+    waited = save and save_checkpoint(job, epochs, wait=last)
     if snapshot and not waited:
         job.telemetry.say("train", state.images)
     return snapshot or waited
@@ -146,17 +153,17 @@ def publish_snapshot_if_due(job: Training) -> bool:
     return True
 
 
-def save_checkpoint(job: Training, epochs: Epochs, *, last: bool) -> bool:
+def save_checkpoint(job: Training, epochs: Epochs, *, wait: bool) -> bool:
     """Has a checkpoint of this step written, and those that are too many deleted; returns whether it is complete.
 
-    The `last` one of an attempt is written here, behind what the saver still has to write: all wait for it.
+    One that all `wait` for, as for the last of an attempt, is written here, behind what the saver still has to write.
     """
     state, run, started = job.state, job.lease.run, time.monotonic()
     train, folder, status = job.config.train, run.checkpoint(state.images), job.telemetry.status
     # the run may have to go back to a checkpoint from before it broke
     back_to = state.stability.good if train.unstable == "roll_back" else None
     state.audits = epochs.carried()
-    if job.saver is not None and not last:
+    if job.saver is not None and not wait:
         status.enter("checkpoint")
         job.saver.save(folder, state, back_to)
         status.enter("train")
@@ -171,19 +178,31 @@ def save_checkpoint(job: Training, epochs: Epochs, *, last: bool) -> bool:
     return True
 
 
-def stop_here(job: Training, epochs: Epochs, number: int) -> NoReturn:
+def save_if_new(job: Training, epochs: Epochs) -> bool:
+    """Saves what the newest checkpoint does not hold; returns whether that was anything."""
+    images = job.state.images
+    if job.saver is not None:
+        job.saver.wait()
+    if images <= job.telemetry.status.saved:
+        return False
+    save_checkpoint(job, epochs, wait=True)
+    # the ranks go on together: one that ends early has its scheduler end the others
+    dist.barrier()
+    job.telemetry.say("train", images)
+    job.telemetry.wall.mark("checkpoint")
+    return True
+
+
+def stop_here(job: Training, epochs: Epochs, by: str, *, goes_on: bool = True) -> NoReturn:
     """Saves what the newest checkpoint does not hold, and ends training on all ranks.
+
+    Unless it `goes_on`, no attempt follows by itself.
 
     Raises:
         Preempted: always.
     """
-    images = job.state.images
-    if job.saver is not None:
-        job.saver.wait()
-    new = images > job.telemetry.status.saved
-    if new:
-        save_checkpoint(job, epochs, last=True)
-        # the ranks end together: one that ends early has its scheduler end the others
-        dist.barrier()
-        job.telemetry.say("train", images)
-    raise Preempted(signal.Signals(number).name, images if new else None)
+    new = save_if_new(job, epochs)
+    if not goes_on and job.rank_info.rank == 0:
+        asked = {"by": by, "done": time.time()}
+        write_record(job.lease.run.cancelled(job.lease.number), asked, replace=True)
+    raise Preempted(by, job.state.images if new else None)

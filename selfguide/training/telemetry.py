@@ -24,6 +24,7 @@ from selfguide.training.advisor import Advisor
 from selfguide.training.engine.protocol import Step
 from selfguide.training.flops import Flops, Peak, count_flops, peak_of
 from selfguide.training.spectrum import Spectrum
+from selfguide.training.trackers import Trackers
 from selfguide.training.wall import SECTIONS, WallTime
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Telemetry:
     _flops: Flops | None = None
     _peak: Peak | None = None
     _teacher: Student | None = None
+    _trackers: Trackers | None = None
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Telemetry:
         """`status` is what this rank is at, which others read and ask to stop."""
         self.status = status or RankStatus()
         self._save_s: float | None = None  # of the slowest checkpoint
-        self._rank_info, self._total = rank_info, total
+        self._run, self._rank_info, self._total = run, rank_info, total
         self._progress = run.attempt(attempt) / "progress.json"
         self._scalars = run.metrics / f"train-{attempt:04d}.jsonl"
         self._sums: dict[str, Tensor] = {}
@@ -86,10 +88,11 @@ class Telemetry:
         """All ranks call: the node of each."""
         return gather(node_name())
 
-    def counts(self, config: Config, teacher: Student | None) -> None:
-        """From now on lines state FLOPs, those of `teacher` included, and MFU where the peak is known."""
+    def begin(self, config: Config, teacher: Student | None, images: int) -> None:
+        """From now on lines state FLOPs, those of `teacher` included, and MFU, and go to the trackers as well."""
         if self._rank_info.rank:
             return
+        self._trackers = Trackers(self._run, config, images)
         self._teacher = teacher
         self._peak = peak_of(self._rank_info.device, config.train.peak_tflops)
         self._flops = count_flops(config)
@@ -138,6 +141,8 @@ class Telemetry:
             self.say("train", **line)
             log.info(_sentence(line, self._total))
             self._advisor.hear(line)
+            if self._trackers is not None:
+                self._trackers.add(line)
         return line
 
     def _means(self) -> dict[str, float | int]:
@@ -237,6 +242,11 @@ class Telemetry:
         if self.damaged:
             record["damaged"] = self.damaged
         write_record(self._progress, record, replace=True)
+
+    def close(self) -> None:
+        """Lets trackers write what they hold back."""
+        if self._trackers is not None:
+            self._trackers.close()
 
     def saved(self, images: int, seconds: float) -> None:
         """A checkpoint took so long."""

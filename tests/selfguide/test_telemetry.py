@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 def test_flops_of_a_step_are_those_that_torch_counts(tmp_path: Path, images: int) -> None:
     """Before and after the switch. Backward computes no gradients of images and features, and naming groups is free."""
     job = begun(tmp_path, images)
-    job.telemetry.counts(job.config, job.state.teaching)
+    job.telemetry.begin(job.config, job.state.teaching, images)
     job.telemetry.restart(images)
     with FlopCounterMode(display=False) as counter:
         advance(job)
@@ -53,7 +53,7 @@ def test_flops_of_a_network_are_its_closed_formula(model: str) -> None:
 def test_mfu_is_of_the_peak_that_was_given(tmp_path: Path) -> None:
     job = begun(tmp_path, 0)
     train = replace(job.config.train, peak_tflops=0.5)
-    job.telemetry.counts(replace(job.config, train=train), None)
+    job.telemetry.begin(replace(job.config, train=train), None, 0)
     job.telemetry.restart(0)
     advance(job)
     line = job.telemetry.report(BATCH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -16,6 +17,9 @@ from selfguide.spec.config.laws import (
     Within,
 )
 from shards.errors import UserError
+
+# of trackers that are no extra of ours
+_PACKAGES = {"tensorboard": "tensorboard>=2.18"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,10 @@ class TrainConfig:
     roll_backs: Annotated[int, AtLeast(1), ReadWith("unstable=roll_back"), NotIdentity()] = 3
     # TFLOP/s of one device that MFU is a share of; null takes what is known of GPUs, for dense bf16
     peak_tflops: Annotated[float | None, Positive(), NotIdentity()] = None
+    # where lines of telemetry go beside the run's own metrics
+    trackers: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], NotIdentity()
+    ] = ("tensorboard",)
 
     @property
     def cosine_from(self) -> int | None:
@@ -97,7 +105,8 @@ class TrainConfig:
 
 
 def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
-    """Raises UserError where warm-up is longer than training, or averages are missing or named twice.
+    """Raises UserError where warm-up is longer than training, a tracker is not installed, or averages are missing or
+    named twice.
 
     `averaged` says that the guidance keeps an average of its own.
     """
@@ -112,6 +121,12 @@ def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
             f"train.{name}={begin} leaves train.rate_decay=cosine no images before train.images={train.images}; take "
             "fewer"
         )
+    for tracker in train.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(
+                f"train.trackers={list(train.trackers)}: {tracker} is not installed; pip install "
+                f"'{_PACKAGES.get(tracker, f'selfguide[{tracker}]')}', or drop it"
+            )
     if not train.ema_halflife and not train.ema_width and not averaged:
         raise UserError(
             "train.ema_halflife=[] is empty: snapshots are EMA weights, give at least one half-life"
