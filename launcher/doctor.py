@@ -47,7 +47,7 @@ from shards.errors import UserError
 # a job that waits longer for two nodes is given up
 WAIT_S = 300.0
 LIMIT_MIN = 15
-# before a person is told that it waits
+# before a person reads that it waits
 TELL_S = 5.0
 MARKS = {"ok": "ok      ", "warning": "warning ", "bad": "bad     "}
 

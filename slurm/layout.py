@@ -125,7 +125,7 @@ def write_config(state: Path, record: Record) -> None:
             for name, port in zip(record.nodes, of_nodes, strict=True)
         ),
         "gres_line": f"NodeName={','.join(record.nodes)} Name=gpu File={files}" if files else "",
-        # MariaDB refuses to run as root unless told to; for anyone else the line is an error.
+        # MariaDB refuses to run as root unless asked to; for anyone else the line is an error.
         "account": "user=root" if os.geteuid() == 0 else "",
     }
     templates = resources.files("slurm") / "templates"

@@ -1,4 +1,4 @@
-"""How well labels are told from each layer of a snapshot at each noise-time, by a linear map and by nearest neighbours.
+"""How well each layer of a snapshot predicts labels at each noise-time, by a linear map and by nearest neighbours.
 
     python -m tools.probe RUN --preset probe_digits --figure probe.png
     python -m tools.probe RUN --root data/labelled --noise-times 0.1 0.2 --layers block_4 block_6
@@ -152,7 +152,7 @@ def plot(file: Path, table: Mapping[str, Any]) -> None:
             baseline = 100 * table[INPUT][f"{kind}_accuracy"]
             axis.set_title(f"{TITLES[kind]}\ninput itself {baseline:.1f} %", fontsize=10)
         figure.suptitle(
-            "labels told, % of the test part; framed: chosen on other images", fontsize=11
+            "labels predicted, % of the test part; framed: chosen on other images", fontsize=11
         )
         figure.colorbar(image, ax=axes[0])
 

@@ -196,13 +196,13 @@ def trained(rank_info: RankInfo, config: Config, steps: int, folder: str) -> Non
             advance(job)
             line, held = telemetry.report(state.images), tensors(state)
             if rank_info.rank == 0:
-                told = {
+                numbers = {
                     n: torch.tensor(v)
                     for n, v in line.items()
                     if n == "grad_norm" or n.endswith("loss")
                 }
                 save_file(held, Path(folder) / f"{step}.tensors")
-                save_file(told, Path(folder) / f"{step}.numbers")
+                save_file(numbers, Path(folder) / f"{step}.numbers")
     finally:
         stream.close()
 

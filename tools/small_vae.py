@@ -36,7 +36,7 @@ HELD_OUT = 0.1  # of the samples, at most MOST of them
 MOST = 1_000
 SHOWN = 16  # held out samples in the picture
 KEPT_EVERY = 30.0  # seconds between two states that another call could go on from
-TOLD = 10  # lines of progress
+LINES = 10  # lines of progress
 WARM_UP = 0.05  # of the images, before the rate falls as a cosine does
 KL_WEIGHT = 5e-4  # of a latent value's divergence against a pixel's squared error
 DECAY = 1e-4
@@ -323,17 +323,17 @@ class Progress:
 
     def __init__(self, images: int, position: int) -> None:
         self.images, self.first, self.started = images, position, time.monotonic()
-        self.printed = TOLD * position // images
+        self.printed = LINES * position // images
 
     def at(self, position: int, test: Callable[[], float]) -> None:
-        now = min(TOLD, TOLD * position // self.images)
+        now = min(LINES, LINES * position // self.images)
         if now == self.printed:
             return
         self.printed = now
         left = (time.monotonic() - self.started) * max(0, self.images - position)
         left /= position - self.first
         print(
-            f"{now * 100 // TOLD:3d} %  {test():.2f} dB on held out images, {left:,.0f} s left",
+            f"{now * 100 // LINES:3d} %  {test():.2f} dB on held out images, {left:,.0f} s left",
             file=sys.stderr,
             flush=True,
         )

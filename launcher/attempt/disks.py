@@ -22,7 +22,7 @@ from shards.wait import wait_until
 MIB = 1 << 20
 # an fsync that takes longer makes each record of a run wait
 SLOW_FSYNC_S = 1.0
-# after so long a node that waits for a file gives up; Submitit's patience with a file that it was told of is 60 s
+# after so long a node that waits for a file gives up; Submitit's patience with a file that it knows of is 60 s
 LATE_S = 5.0
 PATIENCE_S = 90.0
 ROUNDS = 20

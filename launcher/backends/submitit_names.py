@@ -42,7 +42,7 @@ def install() -> None:
     from submitit.core import utils
     from submitit.slurm import slurm
 
-    # not told to mypy, which knows better than to replace a function
+    # hidden from mypy, which knows better than to replace a function
     paths: Any = utils.JobPaths
     executor: Any = slurm.SlurmExecutor
     if paths._format_id.__module__ != utils.__name__:  # done already

@@ -224,8 +224,8 @@ def diff(options: argparse.Namespace) -> int:
     settings = compare.settings(runs)
     found = compare.differences(runs, options.metric)
     if options.json:
-        told = {"runs": [run.id for run in runs], "settings": settings}
-        _print_json(told | {"differences": [vars(each) for each in found]})
+        answer = {"runs": [run.id for run in runs], "settings": settings}
+        _print_json(answer | {"differences": [vars(each) for each in found]})
         return 0
     _print(words.of_settings(runs, settings))
     print()
@@ -235,8 +235,8 @@ def diff(options: argparse.Namespace) -> int:
 
 def curve(options: argparse.Namespace) -> int:
     runs = _named(options.names, options.runs)
-    told = [(run, name, points) for run in runs for name, points in _curves(run, options.metric)]
-    if not told:
+    drawn = [(run, name, points) for run in runs for name, points in _curves(run, options.metric)]
+    if not drawn:
         known = {n for run in runs for r in run.records for n in r.scores if not n.endswith("_se")}
         known |= {
             name for run in runs for name in (*curves.CURVES, curves.GPU_HOURS) if run.curve(name)
@@ -247,11 +247,11 @@ def curve(options: argparse.Namespace) -> int:
         _print_json(
             [
                 {"run": run.id, "seed": run.seed, "name": name, "points": [list(p) for p in points]}
-                for run, name, points in told
+                for run, name, points in drawn
             ]
         )
         return 0
-    for run, name, points in told:
+    for run, name, points in drawn:
         _print(words.of_curve(f"{name} of {run.experiment} {run.id}, seed {run.seed}", points))
         print()
     return 0
@@ -286,7 +286,9 @@ def _named(names: Iterable[str], root: Path) -> list[Run]:
         problems += also
     for path in wanted:
         if path not in known:
-            why = next((told for told in problems if str(path) in told), f"{path} cannot be read")
+            why = next(
+                (problem for problem in problems if str(path) in problem), f"{path} cannot be read"
+            )
             raise UserError(why)
     return [known[path] for path in wanted]
 

@@ -210,9 +210,9 @@ def _drawn(axes: _Axes, series: Series, at: Callable[[float], str]) -> Iterable[
         if error and not series.band:
             ends = f'y1="{axes.y(y - error):.1f}" y2="{axes.y(y + error):.1f}"'
             yield f'<line class="bar {series.css}" x1="{px:.1f}" x2="{px:.1f}" {ends}/>'
-        told = f"{name}: {y:.4g}{f' ± {error:.2g}' if error else ''} at {at(x)}"
+        title = f"{name}: {y:.4g}{f' ± {error:.2g}' if error else ''} at {at(x)}"
         spot = f'<circle class="dot {series.css}" cx="{px:.1f}" cy="{py:.1f}" r="3.5">'
-        yield f"{spot}<title>{escape(told)}</title></circle>"
+        yield f"{spot}<title>{escape(title)}</title></circle>"
 
 
 def _band(axes: _Axes, series: Series) -> Iterable[str]:

@@ -391,9 +391,9 @@ def _left(kind: str, text: str, records: Sequence[EvaluationRecord]) -> Chip:
     reasons: dict[str, set[int]] = defaultdict(set)
     for record in records:
         reasons[record.message].add(record.images)
-    told = (f"{_at(images)}: {why}" for why, images in reasons.items())
+    details = (f"{_at(images)}: {why}" for why, images in reasons.items())
     count = len({(record.images, record.protocol_key) for record in records})
-    return Chip(kind=kind, text=text, count=count, detail="; ".join(told))
+    return Chip(kind=kind, text=text, count=count, detail="; ".join(details))
 
 
 def _badge(words: str) -> Chip:

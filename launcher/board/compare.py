@@ -51,7 +51,7 @@ def settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
         found = [flatten(run.identity) for run in runs]
     keys = sorted({key for each in found for key in each})
     values = {key: [each.get(key, _ABSENT) for each in found] for key in keys}
-    return {key: told for key, told in values.items() if any(v != told[0] for v in told)}
+    return {key: column for key, column in values.items() if any(v != column[0] for v in column)}
 
 
 def _of_config(run: Run) -> Mapping[str, Any]:

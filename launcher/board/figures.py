@@ -117,29 +117,29 @@ def _overview(table: Table) -> Figure | None:
 
 
 def _means(row: Row, metric: str) -> tuple[Point, ...]:
-    told: dict[int, list[tuple[int, float | None]]] = defaultdict(list)
+    by_images: dict[int, list[tuple[int, float | None]]] = defaultdict(list)
     for scored in row.runs:
         for record in scored.history:
-            told[record.images].append((scored.run.seed, record.scores.get(metric)))
-    return _over_seeds(told)
+            by_images[record.images].append((scored.run.seed, record.scores.get(metric)))
+    return _over_seeds(by_images)
 
 
-def _over_seeds(told: dict[int, list[tuple[int, float | None]]]) -> tuple[Point, ...]:
-    spreads = ((at, over_seeds(values)) for at, values in sorted(told.items()))
+def _over_seeds(by_images: dict[int, list[tuple[int, float | None]]]) -> tuple[Point, ...]:
+    spreads = ((at, over_seeds(values)) for at, values in sorted(by_images.items()))
     return tuple((float(at), found.mean, found.sd) for at, found in spreads if found is not None)
 
 
 def _pareto(table: Table) -> Figure | None:
     """Every row's score over what it cost, and the rows that none is both cheaper and better than."""
     costs = [(r.gpu_hours, r.score.mean, r) for r in table.rows if r.gpu_hours and r.score]
-    told = sorted(costs, key=lambda each: (each[0], each[1]))
-    if len(told) < 2:
+    ordered = sorted(costs, key=lambda each: (each[0], each[1]))
+    if len(ordered) < 2:
         return None
-    best = sweeps.front([each[:2] for each in told], higher_is_better=table.higher_is_better)
+    best = sweeps.front([each[:2] for each in ordered], higher_is_better=table.higher_is_better)
     cloud = Series(
         name="all rows",
-        points=tuple((hours, score, row.error or None) for hours, score, row in told),
-        names=tuple(name_of(row) for *_, row in told),
+        points=tuple((hours, score, row.error or None) for hours, score, row in ordered),
+        names=tuple(name_of(row) for *_, row in ordered),
         line=False,
     )
     front = Series(name="Pareto front", points=tuple((x, y, None) for x, y in best), colour=1)
@@ -149,7 +149,7 @@ def _pareto(table: Table) -> Figure | None:
         label=table.metric,
         x_label="GPU-hours",
         at=lambda x: f"{x:.3g} GPU-hours",
-        log_x=told[-1][0] > 20 * told[0][0],
+        log_x=ordered[-1][0] > 20 * ordered[0][0],
     )
     assert found is not None
     lines = tuple(
@@ -159,7 +159,7 @@ def _pareto(table: Table) -> Figure | None:
             _reading((score, row.error or None)),
             "yes" if (hours, score) in best else "",
         )
-        for hours, score, row in told
+        for hours, score, row in ordered
     )
     return Figure(
         title=found.title,
@@ -206,13 +206,13 @@ def _swept(
     for row in table.rows:
         found = sweeps.points(table, row)
         own = {fixed(p) for p in found if p.own}
-        told: dict[tuple[str, float], list[sweeps.Point]] = defaultdict(list)
+        by_x: dict[tuple[str, float], list[sweeps.Point]] = defaultdict(list)
         for point in found:
             x = x_of(point)
             if x is not None and fixed(point) in own:
-                told[point.sampler, x].append(point)
-        for sampler in dict.fromkeys(sampler for sampler, _ in told):
-            points = tuple(_mean_of(x, told[s, x]) for s, x in sorted(told) if s == sampler)
+                by_x[point.sampler, x].append(point)
+        for sampler in dict.fromkeys(sampler for sampler, _ in by_x):
+            points = tuple(_mean_of(x, by_x[s, x]) for s, x in sorted(by_x) if s == sampler)
             if len(points) > 1:
                 name = " ".join(filter(None, (name_of(row), sampler)))
                 series.append(Series(name=name, points=points, colour=len(series)))
@@ -240,11 +240,11 @@ def _means_of(table: Table, name: str, title: str, label: str) -> Figure | None:
     """A curve of training of the best rows that have one, mean over seeds."""
     series: list[Series] = []
     for row in table.rows:
-        told: dict[int, list[tuple[int, float | None]]] = defaultdict(list)
+        by_images: dict[int, list[tuple[int, float | None]]] = defaultdict(list)
         for scored in row.runs:
             for at, value in scored.run.curve(name):
-                told[at].append((scored.run.seed, value))
-        points = [(int(x), y) for x, y, _ in _over_seeds(told)]
+                by_images[at].append((scored.run.seed, value))
+        points = [(int(x), y) for x, y, _ in _over_seeds(by_images)]
         if points:
             series.append(Series(name=name_of(row), points=thinned(points, 60), colour=len(series)))
         if len(series) == COLOURS:
@@ -274,14 +274,14 @@ def of_runs(runs: Sequence[Run], most: int = MOST) -> tuple[Figure, ...]:
 
 def _front(run: Run, front: Front) -> Figure | None:
     """Every point of a front over its network evaluations, and those that none is both cheaper and better than."""
-    told = sorted(front.points, key=lambda p: (p.nfe, p.ranked_by))
+    ordered = sorted(front.points, key=lambda p: (p.nfe, p.ranked_by))
     cloud = Series(
         name="points",
-        points=tuple((p.nfe, p.ranked_by, p.se) for p in told),
-        names=tuple(map(sweeps.drawing, told)),
+        points=tuple((p.nfe, p.ranked_by, p.se) for p in ordered),
+        names=tuple(map(sweeps.drawing, ordered)),
         line=False,
     )
-    best = [p for p in told if p.key in front.front]
+    best = [p for p in ordered if p.key in front.front]
     line = Series(
         name="Pareto front", points=tuple((p.nfe, p.ranked_by, None) for p in best), colour=1
     )
@@ -291,7 +291,7 @@ def _front(run: Run, front: Front) -> Figure | None:
         label=front.metric,
         x_label="NFE",
         at=lambda x: f"{x:g} NFE",
-        log_x=told[-1].nfe > 20 * told[0].nfe,
+        log_x=ordered[-1].nfe > 20 * ordered[0].nfe,
     )
     if found is None:
         return None
@@ -303,7 +303,7 @@ def _front(run: Run, front: Front) -> Figure | None:
             "yes" if p.key in front.front else "",
             "yes" if p.key == front.chosen else "",
         )
-        for p in told
+        for p in ordered
     )
     head = ("samples drawn by", "NFE", front.metric, "on the front", "recipe")
     return replace(found, head=head, body=body)

@@ -150,9 +150,9 @@ def filtered(board: Board, text: str) -> Board:
     tables, known = [], {key for _, each in waiting for key in each}
     for table in board.tables:
         shown = columns(table)
-        told = [(row, facts(table, row, shown)) for row in table.rows]
-        known |= {key for _, each in told for key in each} | {column.id for column in shown}
-        kept = [row for row, each in told if all(term.holds(each) for term in terms)]
+        with_facts = [(row, facts(table, row, shown)) for row in table.rows]
+        known |= {key for _, each in with_facts for key in each} | {column.id for column in shown}
+        kept = [row for row, each in with_facts if all(term.holds(each) for term in terms)]
         if kept:
             rows = ranked([replace(r, rank=None, tied=False) for r in kept], table.higher_is_better)
             tables.append(replace(table, rows=rows))

@@ -56,8 +56,8 @@ def _weights(view: RunView, manifest: Mapping[str, Any]) -> Iterable[Parent]:
 
 
 def _sidecars(view: RunView, manifest: Mapping[str, Any]) -> Iterable[Parent]:
-    told = manifest.get("guidance", {}).get("sidecars", {})
-    for field, about in told.items():
+    sidecars = manifest.get("guidance", {}).get("sidecars", {})
+    for field, about in sidecars.items():
         yield Parent(
             kind="sidecar",
             name=str(about.get("folder", "")),
@@ -66,7 +66,7 @@ def _sidecars(view: RunView, manifest: Mapping[str, Any]) -> Iterable[Parent]:
             nets=tuple(net["sha256"] for net in about.get("nets", ()) if net.get("sha256")),
         )
     guidance = view.identity.get("guidance", {})
-    folders = getattr(view.config.guidance, "folders", {}) if view.config and not told else {}
+    folders = getattr(view.config.guidance, "folders", {}) if view.config and not sidecars else {}
     for field, folder in folders.items():
         yield Parent(
             kind="sidecar", name=str(folder), sha256=str(guidance.get(field) or ""), field=field

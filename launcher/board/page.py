@@ -159,11 +159,11 @@ class Renderer:
             run = row.runs[0].run
             kept = before.get(row.group)
             same = kept is not None and kept[:2] == (run.config, run.identity)
-            told = kept[2] if kept is not None and same else _settings_of(run)
-            self._settings[row.group] = (run.config, run.identity, told)
-        each = {group: set(told.items()) for group, (*_, told) in self._settings.items()}
+            settings = kept[2] if kept is not None and same else _settings_of(run)
+            self._settings[row.group] = (run.config, run.identity, settings)
+        each = {group: set(settings.items()) for group, (*_, settings) in self._settings.items()}
         common = set.intersection(*each.values()) if each else set()
-        own = {group: sorted(told - common) for group, told in each.items()}
+        own = {group: sorted(settings - common) for group, settings in each.items()}
         return {"common": sorted(common), "own": own}
 
 

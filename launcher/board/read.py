@@ -128,9 +128,9 @@ class Run:
 
     def gpu_hours_at(self, images: int) -> float | None:
         """GPU-hours of training until so many images; None where its metrics do not say."""
-        told = self.curve(curves.GPU_HOURS)
-        at = bisect.bisect_left(told, images, key=operator.itemgetter(0))
-        return told[at][1] if at < len(told) else None
+        hours = self.curve(curves.GPU_HOURS)
+        at = bisect.bisect_left(hours, images, key=operator.itemgetter(0))
+        return hours[at][1] if at < len(hours) else None
 
     def expects(self, metric: str) -> Expected | None:
         """The published number for a score."""
@@ -203,7 +203,7 @@ class Reader:
         if self._lasting:
             self._cache, self._before = self._cache.again(), found
         ordered = [found[place] for place in map(str, (f.root for f in there)) if place in found]
-        problems += [told for each in ordered for told in each.run.quarantined]
+        problems += [problem for each in ordered for problem in each.run.quarantined]
         known = Known()
         for each in ordered:
             known.add(each.run.id, each.run.root, each.weights)
@@ -343,8 +343,8 @@ def _jobs(view: RunView, kept: Cache) -> list[str]:
     """The jobs of all attempts, then those of evaluations that are under way."""
     newest = view.newest.number if view.newest else 0
     before = [n for n in view.folder.attempt_numbers() if n < newest] if view.tries > 1 else []
-    told = [_told(Attempt(view.folder.attempt(n)).job, kept) for n in before]
-    labels = [f"{job['kind']} {job['id']}" for job in told if "kind" in job and "id" in job]
+    earlier = [_told(Attempt(view.folder.attempt(n)).job, kept) for n in before]
+    labels = [f"{job['kind']} {job['id']}" for job in earlier if "kind" in job and "id" in job]
     works = [each.job for each in (view.newest, *view.evaluations) if each is not None]
     return list(dict.fromkeys([*labels, *(job.label for job in works if job is not None)]))
 

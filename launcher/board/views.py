@@ -65,7 +65,7 @@ def _sorted(tables: Iterable[Table], sort: str, reverse: bool) -> Iterable[Table
 
 
 def _by(rows: tuple[Row, ...], column: Column, reverse: bool) -> tuple[Row, ...]:
-    told = [(column.value(row), row) for row in rows]
-    able = [(value, row) for value, row in told if value is not None]
+    valued = [(column.value(row), row) for row in rows]
+    able = [(value, row) for value, row in valued if value is not None]
     able.sort(key=lambda each: each[0], reverse=column.best_high != reverse)
-    return (*(row for _, row in able), *(row for value, row in told if value is None))
+    return (*(row for _, row in able), *(row for value, row in valued if value is None))

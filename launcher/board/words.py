@@ -86,17 +86,17 @@ def of_settings(runs: Sequence[Run], found: Mapping[str, Sequence[object]]) -> I
     """The settings that differ, a column for each run."""
     head = ("setting", *(f"{run.id} seed {run.seed}" for run in runs))
     if found:
-        yield from lines([head, *((key, *map(str, told)) for key, told in found.items())])
+        yield from lines([head, *((key, *map(str, values)) for key, values in found.items())])
     else:
         yield "no setting differs"
 
 
 def of_differences(first: Run, found: Iterable[Difference]) -> Iterator[str]:
     """The score of each run less that of the first, a line each."""
-    told = list(found)
-    if not told:
+    differences = list(found)
+    if not differences:
         yield f"no protocol under which {first.id} and another of these have a score"
-    for each in told:
+    for each in differences:
         error = NOTHING if each.se is None else number(each.se)
         how = "paired samples" if each.paired else "samples not paired"
         ours, theirs = each.images

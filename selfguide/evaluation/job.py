@@ -55,7 +55,7 @@ def main(
     """Scores the snapshot that `request` names; rank 0 publishes evals/<key>.<attempt>.json beside its grid.
 
     Args:
-        status: told of each batch of samples, for those who watch whether this hangs.
+        status: called with each batch of samples, for those who watch whether this hangs.
 
     Raises:
         UserError: the snapshot, or a file that it is scored with, is not what it was, or samples are no images.

@@ -206,7 +206,7 @@ def _check_shards(snapshot: Snapshot, root: str, manifest: Manifest, wanted: str
 
 @dataclass(frozen=True)
 class _Asked:
-    """Images whose labels are to be told: features (M, F) of each layer, labels (M,), neighbours found so far."""
+    """Images whose labels are to be predicted: features (M, F) of each layer, labels (M,), neighbours found so far."""
 
     features: list[Tensor]
     labels: Tensor
@@ -225,8 +225,8 @@ class _Asked:
 
     def accuracies(self, probes: LinearProbes, classes: int) -> list[dict[str, Accuracy]]:
         """Of each layer, by the kind of probe."""
-        linear = probes.told(self.features)
-        votes = [near.told(classes) for near in self.near]
+        linear = probes.predictions(self.features)
+        votes = [near.predictions(classes) for near in self.near]
         return [
             {"linear": Accuracy.of(a, self.labels), "knn": Accuracy.of(b, self.labels)}
             for a, b in zip(linear, votes, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -101,6 +102,7 @@ class AverageSpec:
         return 0.5 ** (batch / max(horizon, 1e-8))
 
 
+@functools.cache
 def gamma(width: float) -> float:
     """The exponent whose power function has the relative width (standard deviation) `width`.
 

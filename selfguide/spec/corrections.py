@@ -1,4 +1,4 @@
-"""Choices that were corrected: runs and snapshots of before keep what the choice meant then, and are told so.
+"""Choices that were corrected: runs and snapshots of before keep what the choice meant then, and say so.
 
 A correction is a field that came later (`laws.Neutral`), so an old config holds its neutral value whether the file
 names it or not; or, of a sampler, which is no part of a run's identity, another value than before. What tells a config

@@ -72,7 +72,7 @@ def _group(text: str) -> Any:
     """One key of a config and what is below it, built; None where it is no YAML by itself. Nobody changes it."""
     try:
         found = yaml.load(text, Loader=_LOADER)
-        # what cannot be built is told with the rest
+        # what cannot be built is reported with the rest
         with contextlib.suppress(UserError):
             return {key: built(Config, key, value) for key, value in found.items()}
     except (yaml.YAMLError, AttributeError):

@@ -62,7 +62,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is not well about a node. One that is not refused is only told of."""
+    """What is not well about a node. One that is not refused is only reported."""
 
     node: str
     check: str
@@ -133,7 +133,7 @@ def _speeds(probes: Sequence[Probe], past_s: Mapping[str, float]) -> list[Findin
                     f"({probe.device}), {times:.1f} times as long as {whose}"
                 )
                 found.append(Finding(probe.node, "gemm speed", what, times >= limit))
-    # the worst of a node is told
+    # the worst of a node is reported
     return sorted(found, key=lambda each: not each.refused)
 
 

@@ -28,7 +28,7 @@ class _Tensor(tuple[int, ...]):
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
-    """Returns name -> shape of the weights in a checkpoint of torch 1.6 or later; None where that cannot be told."""
+    """Returns name -> shape of the weights in a checkpoint of torch 1.6 or later; None for other files."""
     try:
         with zipfile.ZipFile(path) as file:
             (name,) = (each for each in file.namelist() if each.endswith("/data.pkl"))

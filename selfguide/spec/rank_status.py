@@ -40,7 +40,7 @@ class RankStatus:
     stop: int = 0
     # the exit record is being written: no signal matters any more
     ending: bool = False
-    # told of an error that ends this rank, before anything waits on the way out
+    # called with an error that ends this rank, before anything waits on the way out
     fails: Callable[[BaseException], object] | None = None
     # when it last made progress, in seconds since 1970: a step, or another section
     progressed: float = field(default_factory=time.time)

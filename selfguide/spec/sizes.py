@@ -145,6 +145,17 @@ TABLE |= {
         dropout=0.05,  # FFHQ
         time="log_sigma",
     ),
+    # C-EDM's FFHQ at 128 px (Adaloglou et al. 2025): the network of 64 px, which attends at 16 px there too
+    "unet_edm_128": UNetArchitecture(
+        form="edm",
+        size=128,
+        channels=3,
+        mult=(1, 2, 2, 2),
+        blocks=4,
+        attention=(8,),
+        dropout=0.05,
+        time="log_sigma",
+    ),
     # ImageNet 64
     "unet_adm_64": UNetArchitecture(
         form="adm",
@@ -238,7 +249,7 @@ _TABLED = ("uvit_s_deep_2", "uvit_h_2", "uvit_h_4")
 CORRECTED: dict[str, dict[str, Any]] = {
     "unet_ddpm": _DDAE,
     "unet_ddpmpp": _DDAE,
-    **{name: {"label_bias": True} for name in ("unet_edm_32", "unet_edm_64")},
+    **{name: {"label_bias": True} for name in ("unet_edm_32", "unet_edm_64", "unet_edm_128")},
     **{
         name: {"whole_index": True, "qk_bias": True}
         for name in TABLE

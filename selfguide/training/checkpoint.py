@@ -14,16 +14,25 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfguide.distributed import RankInfo, on_every_rank, on_rank_0
 from selfguide.spec.run import Lease, damaged
 from selfguide.training.ema import Averages
-from selfguide.training.engine.layout import ParameterSpace, Range, Shard, length, overlaps, pieces
+from selfguide.training.engine.layout import (
+    Layout,
+    ParameterSpace,
+    Range,
+    Shard,
+    length,
+    overlaps,
+    pieces,
+)
 from selfguide.training.engine.protocol import Engine, Moments
 from selfguide.training.state import State
 from selfguide.weights import publish_tensors
 from shards import storage
+from shards.errors import UserError
 
 _NAME = re.compile(r"img-(\d+)(\.\d+)?")
 REPLICATED = "replicated.safetensors"  # what every rank holds alike: buffers, the teacher, what components count
@@ -58,6 +67,10 @@ def save(folder: Path, state: State, rank_info: RankInfo, lease: Lease) -> None:
             "averages": [spec.key for spec in state.averages.specs],
             "total": engine.layout.total,
             "names": list(engine.layout.names),
+            "shapes": list(engine.layout.shapes),
+            # buffers that a state_dict holds; others are tables that the model makes by itself
+            "persistent": sorted(_persistent(engine.module)),
+            "engine": engine.name,
             "ranges": ranges,
             "origin": dict(state.origin),
             "accounts": state.audits,
@@ -145,26 +158,24 @@ def load(folder: Path, state: State, rank_info: RankInfo) -> None:
     That its files are those that were written is for `training.resume` to say, before.
 
     Raises:
-        RuntimeError: the checkpoint holds other parameters than this model has.
+        UserError: the checkpoint holds other parameters or averages than this model has.
     """
     manifest = storage.read_manifest(folder)
     if manifest is None:
         raise RuntimeError(f"{folder} is not a complete checkpoint")
     engine = state.engine
-    if tuple(manifest["names"]) != engine.layout.names or manifest["total"] != engine.layout.total:
-        raise RuntimeError(
-            f"{folder} was written by another model: its parameters have other names or sizes"
+    if (difference := _difference(manifest, engine.layout)) is not None:
+        raise UserError(
+            f"{folder} was written by another model: {difference}. Resume it by its own config, or submit this one "
+            "as a new run"
         )
-    keys = manifest.get("averages")
-    if keys is None:  # a checkpoint of before numbered the averages, and a rank had one range
-        keys = [str(halflife) for halflife in manifest["ema_halflives"]]
-        names = [f"ema-{index}" for index in range(len(keys))]
-        ranges = [[tuple(each)] for each in manifest["ranges"]]
-    else:
-        names = [f"ema-{key}" for key in keys]
-        ranges = [[tuple(each) for each in held] for held in manifest["ranges"]]
-    if keys != [spec.key for spec in state.averages.specs]:
-        raise RuntimeError(f"{folder} was written with other averages: {', '.join(keys)}")
+    keys, names, ranges = averages_in(manifest)
+    wanted = [spec.key for spec in state.averages.specs]
+    if keys != wanted:
+        raise UserError(
+            f"{folder} was written with the averages {', '.join(keys)}, and this config keeps {', '.join(wanted)}: "
+            "resume it by its own config, or submit this one as a new run"
+        )
     moments = Moments(_like(engine.masters), _like(engine.masters), manifest["steps"])
     read_vectors(folder, ranges, _vectors(engine, moments, state.averages, names), engine)
     engine.load_moments(moments)
@@ -184,6 +195,44 @@ def load(folder: Path, state: State, rank_info: RankInfo) -> None:
     state.components.load_state_dict(held, rank_info.rank)
 
 
+def averages_in(
+    manifest: Mapping[str, Any],
+) -> tuple[Sequence[str], Sequence[str], Sequence[Sequence[Range]]]:
+    """Keys of the averages that a checkpoint holds, their names in its files, and the ranges of each file."""
+    keys = manifest.get("averages")
+    if keys is None:  # a checkpoint of before numbered the averages, and a rank had one range
+        keys = [str(halflife) for halflife in manifest["ema_halflives"]]
+        names = [f"ema-{index}" for index in range(len(keys))]
+        return keys, names, [[tuple(each)] for each in manifest["ranges"]]
+    ranges = [[tuple(each) for each in held] for held in manifest["ranges"]]
+    return keys, [f"ema-{key}" for key in keys], ranges
+
+
+def _difference(manifest: Mapping[str, Any], layout: Layout) -> str | None:
+    """The first tensor of a checkpoint that is none of this model, or has another shape; None where there is none."""
+    held = manifest["names"]
+    for name in held:
+        if name not in layout.names:
+            return f"it holds {name}, which this model lacks"
+    for index, name in enumerate(layout.names):
+        if name not in held:
+            return f"it lacks {name}, which this model has"
+        # those of before kept no shapes
+        theirs = manifest["shapes"][held.index(name)] if "shapes" in manifest else None
+        if theirs is not None and tuple(theirs) != layout.shapes[index]:
+            return f"{name} is {tuple(theirs)} there and {layout.shapes[index]} here"
+    if tuple(held) != layout.names:
+        first = next(n for n, own in zip(held, layout.names, strict=True) if n != own)
+        return f"{first} has another place among its parameters"
+    if manifest["total"] != layout.total:
+        return f"its parameters are {manifest['total']:,} numbers there and {layout.total:,} here"
+    return None
+
+
+def _persistent(module: nn.Module) -> set[str]:
+    return module.state_dict().keys() & {name for name, _ in module.named_buffers()}
+
+
 def _under(prefix: str, held: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in held.items() if n.startswith(prefix)}
 
@@ -192,19 +241,54 @@ def _like(shard: Shard) -> Shard:
     return tuple(torch.empty_like(part) for part in shard)
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` complete checkpoints, and of damaged ones what is older than those."""
+def prune(
+    checkpoints: Path, keep: int, every: int | None = None, back_to: int | None = None
+) -> None:
+    """Deletes all complete checkpoints but those that are kept, and of damaged ones what is older than the newest kept.
+
+    Args:
+        keep: so many of the newest stay.
+        every: of each so many images seen, the first checkpoint stays for good.
+        back_to: the newest checkpoint of up to so many images stays, since the run may go back to it.
+
+    What is pinned stays as well.
+    """
     whole = [
         (images, name)
         for images, name in _numbered(checkpoints)
         if storage.read_complete(checkpoints / name)
     ]
-    for _, name in whole[:-keep]:
-        storage.delete(checkpoints / name)
-    aside, kept = damaged(checkpoints), min(whole[-keep:], default=(0, ""))
+    kept = {name for _, name in whole[-keep:]} | pinned(checkpoints)
+    if every is not None:
+        firsts = {images // every: name for images, name in reversed(whole) if images >= every}
+        kept |= {*firsts.values()}
+    if back_to is not None:
+        kept |= {name for _, name in [each for each in whole if each[0] <= back_to][-1:]}
+    for _, name in whole:
+        if name not in kept:
+            storage.delete(checkpoints / name)
+    aside, oldest = damaged(checkpoints), min(whole[-keep:], default=(0, ""))
     for images, name in _numbered(aside):
-        if images < kept[0]:
+        if images < oldest[0]:
             storage.delete(aside / name)
+
+
+def pin(folder: Path) -> None:
+    """Keeps a checkpoint from `prune`."""
+    storage.publish(_pins(folder.parent) / folder.name, b"", replace=True)
+
+
+def unpin(folder: Path) -> None:
+    storage.delete(_pins(folder.parent) / folder.name)
+
+
+def pinned(checkpoints: Path) -> set[str]:
+    """Names of the checkpoints that are pinned: a file of that name each."""
+    return {*storage.list(_pins(checkpoints))}
+
+
+def _pins(checkpoints: Path) -> Path:
+    return checkpoints / "pins"
 
 
 def _numbered(place: Path) -> list[tuple[int, str]]:

@@ -67,7 +67,9 @@ def main(attempt: Path, rank: int, local_rank: int, world: int, status: RankStat
     telemetry.say("joining", 0)
     join(rank_info, attempt / "rendezvous.json", config.engine.timeout_s)
     status.collectives = collectives
-    work(config, rank_info, lease, telemetry)
+    # before an engine is built: DeepSpeed keeps some functions of torch.distributed as it finds them
+    with telemetry.wall.hears_collectives():
+        work(config, rank_info, lease, telemetry)
 
 
 def _check_device(config: Config, rank_info: RankInfo) -> None:
@@ -137,6 +139,7 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
         if found.folder is not None:
             # one that was lost or damaged: the checkpoint holds all that is in it
             publish_snapshot_if_due(training)
+        telemetry.counts(config, state.teaching)
         train(training)
     except Exception as error:
         # closing waits for a reader, which may wait for a store

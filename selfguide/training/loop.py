@@ -43,9 +43,13 @@ def train(job: Training) -> None:
             measured = state.components.report(state.images, state.teaching)
             line = job.telemetry.report(state.images, **measured)
             judge(job, line.get("loss"))
+        job.telemetry.wall.mark("other")
         published = publish_what_is_due(job, epochs)
+        if published:
+            job.telemetry.wall.mark("checkpoint")
         if state.images < total and (number := vote.stop(at_once=published)):
             stop_here(job, epochs, number)
+        job.telemetry.wall.mark("data")
         if (
             published
         ):  # only now: a rank that waits in the vote for one that still publishes is not stuck
@@ -64,6 +68,7 @@ def advance(job: Training) -> None:
     state.averages.update(batch, stepped.images, done.applied)
     state.images = stepped.images
     state.components.after_average(state, stepped)
+    job.telemetry.wall.mark("optimiser")
     job.telemetry.status.advance(state.images)
 
 
@@ -80,6 +85,7 @@ def step(job: Training) -> Step:
     while done is None:
         arrays = [next(job.stream) for _ in range(together)]
         job.arrays += arrays
+        job.telemetry.wall.mark("data")
         parts = [prepare_batch(job, each) for each in arrays]
         inputs = [components.inputs(part, state.teaching) for part in parts]
         read: list[Tensor] = []
@@ -88,15 +94,19 @@ def step(job: Training) -> Step:
             # by the images that it works on: a resumed attempt draws what an uninterrupted one would have
             torch.manual_seed(stream_seed(job.config.seed, "dropout", int(at["position"][0])))
             outputs = engine.forward(batch.x, batch.tau, each.condition, each.features, read, last)
-            flow = job.objective.losses(
+            each_loss = job.objective.losses(
                 outputs.prediction, batch.x0, batch.eps, batch.tau, outputs.log_variance
-            ).mean()
+            )
+            job.telemetry.spectrum.add(each_loss, batch.tau, each.condition.state)
+            flow = each_loss.mean()
             losses = components.losses(outputs, joined(parts), state.teaching) if last else {}
             # the engine takes the mean over micro-batches, and these losses are of several
             engine.backward(sum((together * loss for loss in losses.values()), flow))
             # no rank has done its first step before all have come to this line
             job.telemetry.status.begun = True
+            job.telemetry.wall.mark("forward_backward")
             done = engine.step(learning_rate(job.config, state.images))
+            job.telemetry.wall.mark("optimiser")
             job.telemetry.add(loss=flow, **losses)
             if outputs.features is not None:
                 read.append(outputs.features)
@@ -140,7 +150,9 @@ def save_checkpoint(job: Training, epochs: Epochs) -> None:
     checkpoint.save(run.checkpoint(state.images), state, job.rank_info, job.lease)
     job.telemetry.saved(state.images, time.monotonic() - started)
     if job.rank_info.rank == 0:
-        checkpoint.prune(run.checkpoints, job.config.train.keep_checkpoints)
+        checkpoint.prune(
+            run.checkpoints, job.config.train.keep_checkpoints, job.config.train.keep_every
+        )
 
 
 def stop_here(job: Training, epochs: Epochs, number: int) -> NoReturn:

@@ -60,6 +60,8 @@ def publish(
         storage.publish(folder / CONFIG, to_yaml(config).encode(), replace=True, fence=fence)
         extra = {
             "images": state.images,
+            # when its averages began, from which their time is counted
+            "ema_since": state.averages.since,
             "guidance": guidance | {"label_free": not saw_labels},
             "data": data,
             "saw_labels": saw_labels,

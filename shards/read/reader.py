@@ -154,7 +154,7 @@ class Reader:
                 self._release(self._announced.popleft())
 
     def end(self) -> None:
-        """Gives up what is announced, from any thread: whoever waits for it in `take` is told at once."""
+        """Gives up what is announced, from any thread: whoever waits for it in `take` is woken at once."""
         self._effort.end(ValueError("this reader is closed"))
 
     def close(self) -> None:

@@ -42,8 +42,8 @@ class Plan:
     fingerprint: str
     class_names: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
-    # what the manifest tells of the inputs beside; no part of what decides the bytes
-    told: Mapping[str, Any] = field(default_factory=dict)
+    # what else the manifest holds of its inputs; no part of what decides the bytes
+    beside: Mapping[str, Any] = field(default_factory=dict)
     layout: Layout = "blocks"
     shuffled: bool = True  # by the seed; else in the source's order, which `seed` shuffled before
 
@@ -96,6 +96,11 @@ class Plan:
     def tar(self, k: int) -> str:
         return f"shards/train-{k:05d}-of-{self.shards:05d}.tar"
 
+    def blocks(self, k: int) -> range:
+        """The blocks of shard `k`."""
+        every = -(-self.count // self.block)
+        return range(k * self.shard_blocks, min((k + 1) * self.shard_blocks, every))
+
     def rows(self, block: int) -> NDArray[np.int64]:
         """The source's rows that form a block."""
         ordinals = np.arange(block * self.block, min((block + 1) * self.block, self.count))
@@ -113,12 +118,12 @@ def make_plan(
     notes: Mapping[str, Any] | None = None,
     shuffle: bool = True,
     layout: Layout = "blocks",
-    told: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Checks what can be checked without reading an image, and decides the cut into shards."""
     count, shape, dtype = len(source.keys), source.shape, np.dtype(source.dtype)
     if count == 0:
-        raise UserError(f"source {source.name!r} is empty: there is nothing to write")
+        raise UserError(f"source {source.name!r} is empty: name one that holds samples")
     header.model_shape(shape)
     if dtype.kind not in "uif" or not math.prod(shape):
         raise UserError(
@@ -154,7 +159,7 @@ def make_plan(
         fingerprint=source.fingerprint,
         class_names=class_names,
         notes=notes or {},
-        told=told or {},
+        beside=beside or {},
         shuffled=shuffle,
         layout=layout,
     )

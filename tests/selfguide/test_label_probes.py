@@ -50,7 +50,7 @@ def test_nearest_neighbours_of_digits_vote_as_scikit_learns(batch: int) -> None:
     near = NearestNeighbours(test)
     for some, of in zip(train.split(batch), labels.split(batch), strict=True):
         near.see(some, of)
-    assert near.told(10).tolist() == oracle.fit(train, labels).predict(test).tolist()
+    assert near.predictions(10).tolist() == oracle.fit(train, labels).predict(test).tolist()
     found = knn_accuracy(train, labels, test, truth, batch=batch)
     assert found.value == pytest.approx(oracle.score(test, truth))
 
@@ -68,7 +68,7 @@ def test_nearest_neighbours_at_one_cosine_are_the_first_and_classes_with_one_vot
     near.see(rows[:1], torch.tensor([2]))
     near.see(rows[1:], torch.tensor([1, 0]))
     assert near.labels.tolist() == [[2, 1]]
-    assert near.told(3).tolist() == [1]
+    assert near.predictions(3).tolist() == [1]
 
 
 def test_neighbours_of_fewer_images_than_asked_for_are_all_of_them() -> None:
@@ -84,7 +84,7 @@ def test_linear_probes_of_separable_classes_tell_all_and_of_one_constant_the_com
     probes = LinearProbes([3, 4], 3, steps=200, lr=0.05)
     for _ in range(200):
         probes.step([clear, blind], labels)
-    of_clear, of_blind = probes.told([clear, blind])
+    of_clear, of_blind = probes.predictions([clear, blind])
     assert torch.equal(of_clear, labels)
     assert set(of_blind.tolist()) == {1}
 

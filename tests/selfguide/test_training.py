@@ -175,8 +175,11 @@ def test_an_overtaken_attempt_publishes_nothing(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_model_is_refused(ranks: Any, digits: Path, tmp_path: Path) -> None:
     cfg = config(digits)
     ranks(1, attempt, cfg, str(tmp_path / "run"))
-    other = replace(cfg, model=replace(cfg.model, depth=3))
-    assert ranks(1, refused, other, str(tmp_path / "run"))[0].startswith("RuntimeError")
+    deeper = replace(cfg, model=replace(cfg.model, depth=3))
+    wider = replace(cfg, model=replace(cfg.model, width=48))
+    for other, named in ((deeper, "backbone.blocks.2."), (wider, "backbone.patchify.weight is (")):
+        (said,) = ranks(1, refused, other, str(tmp_path / "run"))
+        assert said.startswith("UserError") and named in said
 
 
 def test_shards_that_changed_under_a_run_are_refused(

@@ -68,8 +68,8 @@ def _measured(root: Path, kept: Path, repeats: int) -> list[Row]:
 def _look(live: Live, record: Path | None = None, turn: int = 0) -> None:
     """Looks once more, at a run that has got another try of an evaluation."""
     if record is not None:
-        told = json.loads(record.read_text()) | {"attempt": 2, "seconds": 41.0 + turn}
-        record.with_name(record.name.replace(".1.json", ".2.json")).write_text(json.dumps(told))
+        newer = json.loads(record.read_text()) | {"attempt": 2, "seconds": 41.0 + turn}
+        record.with_name(record.name.replace(".1.json", ".2.json")).write_text(json.dumps(newer))
     live.seen()
 
 

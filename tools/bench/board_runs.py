@@ -77,7 +77,7 @@ def _write_attempt(run: RunFolder, config: Config, images: int) -> None:
     (at / "config.yaml").write_text(to_yaml(config))
     asked = {"kind": "local", "nodes": 1, "tasks": 1, "world": 1, "spent_s": 0.0}
     ended = {"code": 0, "class": "ok", "message": "", "images": images, "section": "train"}
-    told: Mapping[str, dict[str, Any]] = {
+    files: Mapping[str, dict[str, Any]] = {
         "submission": asked,
         "job": {
             "kind": "local",
@@ -95,7 +95,7 @@ def _write_attempt(run: RunFolder, config: Config, images: int) -> None:
         "exit-0": ended,
         "progress": {"section": "train", "images": images, "of": images, "resumed_from": 0},
     }
-    for name, values in told.items():
+    for name, values in files.items():
         _write_json(at / f"{name}.json", {"time": LONG_AGO, **values})
     run.metrics.mkdir()
     every = images // LINES

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -51,7 +52,8 @@ from shards.sources.listing import Decode, Listing, Raw, file
 from shards.sources.made import LATENT_SCALE, SyntheticSource, digits_source
 from shards.sources.source import Source
 from shards.write import writer
-from shards.write.scan import SKIPPED, ScanCounts, Threshold, scan
+from shards.write.kept import keeping
+from shards.write.scan import PART, SKIPPED, ScanCounts, Threshold, scan
 from tools import flags
 from tools.shards import debian, report, sweep
 
@@ -375,23 +377,28 @@ def _list(
     notes: Mapping[str, Any] | None = None,
 ) -> int:
     """Looks at what is listed, then writes what holds."""
-    source, counts = scan(
-        options.out,
-        listing,
-        dedupe=options.dedupe,
-        max_skipped=Threshold.of(options.max_skipped),
-        workers=options.workers,
-        rank=options.rank,
-        world=options.world,
-        watch=report.watch("looking at inputs"),
-    )
-    found = {
-        **counts.deciding(),
-        "rule": listing.decode.rule,
-        "deduplicated": options.dedupe,
-        **_decoded_as(listing.decode, counts),
-    }
-    return _write(options, source, header, listing.class_names, {**found, **(notes or {})}, counts)
+    if listing.inside:
+        print(f"all of {options.path} lies in {listing.inside}, which is read", file=sys.stderr)
+    with keeping(options.out, len(listing.keys), PART) as kept:
+        source, counts = scan(
+            options.out,
+            listing,
+            dedupe=options.dedupe,
+            max_skipped=Threshold.of(options.max_skipped),
+            kept=kept,
+            workers=options.workers,
+            rank=options.rank,
+            world=options.world,
+            watch=report.watch("looking at inputs"),
+        )
+        found = {
+            **counts.deciding(),
+            "rule": listing.decode.rule,
+            "deduplicated": options.dedupe,
+            **_decoded_as(listing.decode, counts),
+            **(notes or {}),
+        }
+        return _write(options, source, header, listing.class_names, found, counts)
 
 
 def _decoded_as(decode: Decode, counts: ScanCounts) -> dict[str, Any]:
@@ -419,7 +426,7 @@ def _write(
         shard_bytes=report.shard_bytes(options),
         class_names=class_names,
         notes=notes,
-        told=counts.told() if counts else None,
+        beside=counts.beside() if counts else None,
         layout=options.kept,
         workers=options.workers,
         rank=options.rank,

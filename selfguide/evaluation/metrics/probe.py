@@ -22,15 +22,15 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The share of labels that were told, and its standard error, that of a share of so many images."""
+    """The share of labels that were predicted, and its standard error, that of a share of so many images."""
 
     value: float
     se: float
 
     @staticmethod
-    def of(told: Tensor, labels: Tensor) -> Accuracy:
-        """Of labels told (N,) and true ones (N,)."""
-        share = (told == labels).double().mean().item()
+    def of(predicted: Tensor, labels: Tensor) -> Accuracy:
+        """Of predicted labels (N,) and true ones (N,)."""
+        share = (predicted == labels).double().mean().item()
         return Accuracy(share, math.sqrt(share * (1 - share) / len(labels)))
 
 
@@ -72,8 +72,8 @@ class LinearProbes:
         return [each @ weight.T + bias for each, weight, bias in three]
 
     @torch.no_grad()
-    def told(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """(N,) the class that each kind of features (N, F) tells."""
+    def predictions(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """(N,) the class that each kind of features (N, F) predicts."""
         return [scores.argmax(1) for scores in self.scores(features)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class NearestNeighbours:
         seen = torch.cat((self.labels, labels.expand(len(self.queries), -1)), 1)
         self.labels = seen.gather(1, at)
 
-    def told(self, classes: int) -> Tensor:
+    def predictions(self, classes: int) -> Tensor:
         """(M,) the class that the neighbours vote for."""
         votes = self.cosines.new_zeros((len(self.queries), classes), dtype=torch.float64)
         votes.scatter_add_(1, self.labels, (self.cosines.double() / TEMPERATURE).exp())
@@ -144,7 +144,7 @@ def linear_accuracy(
         order = torch.randperm(len(features), generator=shuffled).to(features.device)
         for rows in order.split(batch):
             probes.step([features[rows]], labels[rows])
-    return Accuracy.of(probes.told([test_features])[0], test_labels)
+    return Accuracy.of(probes.predictions([test_features])[0], test_labels)
 
 
 def knn_accuracy(
@@ -161,7 +161,7 @@ def knn_accuracy(
     for some, of in zip(features.split(batch), labels.split(batch), strict=True):
         near.see(some, of)
     classes = 1 + int(torch.cat((labels, test_labels)).max())
-    return Accuracy.of(near.told(classes), test_labels)
+    return Accuracy.of(near.predictions(classes), test_labels)
 
 
 def best_of(cells: Iterable[Mapping[str, Any]], probe: str) -> Mapping[str, Any]:

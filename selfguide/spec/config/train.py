@@ -52,6 +52,8 @@ class TrainConfig:
     snapshot_every: Annotated[int, Images(), NotIdentity()] = 1_000_000
     checkpoint_every: Annotated[int, Images(), NotIdentity()] = 1_000_000
     keep_checkpoints: Annotated[int, AtLeast(1), NotIdentity()] = 2
+    # and the first checkpoint of each so many images, for good; null keeps none besides. Pins are kept in any case
+    keep_every: Annotated[int | None, AtLeast(1), NotIdentity()] = None
     # where the newest checkpoint is damaged: go on from the newest that is not, or stop and ask
     resume: Annotated[Literal["newest", "strict"], NotIdentity()] = "newest"
     # a step whose gradients are not finite is skipped; so many in a row break the run. Null allows any number
@@ -62,6 +64,8 @@ class TrainConfig:
     loss_spike: Annotated[float | None, Positive(), NotIdentity()] = None
     # what becomes of a broken run: it stops with class `numeric`, or says so in its log and goes on
     unstable: Annotated[Literal["stop", "go_on"], NotIdentity()] = "stop"
+    # TFLOP/s of one device that MFU is a share of; null takes what is known of GPUs, for dense bf16
+    peak_tflops: Annotated[float | None, Positive(), NotIdentity()] = None
 
 
 def check_train(train: TrainConfig, *, averaged: bool = False) -> None:

@@ -35,11 +35,16 @@ def build_engine(
     configure_execution(student.backbone, config.engine, rank_info.device)
     exact = {name: value.detach().clone() for name, value in _floats(student)}
     if layout is None:
-        layout = Layout.of(student, _decay_rule(config.train))
+        layout = layout_of(config, student)
     engine = _engine(config, student, layout, rank_info)
     if config.engine.dtype != "fp32":
         _restore(engine, exact)
     return engine
+
+
+def layout_of(config: Config, student: Student) -> Layout:
+    """The parameter space of a run: what weight decay acts on, and the rest."""
+    return Layout.of(student, _decay_rule(config.train))
 
 
 def _decay_rule(train: TrainConfig) -> GroupRule:

@@ -8,6 +8,8 @@ loads into another at any world size.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -64,6 +66,13 @@ class Layout:
             tuple(name for name, _ in named), tuple(tuple(p.shape) for _, p in named),
             tuple(offsets), total, tuple(groups),
         )  # fmt: skip
+
+    @staticmethod
+    def of_shapes(names: Sequence[str], shapes: Sequence[Sequence[int]]) -> Layout:
+        """The layout of parameters of these names and shapes, in this order, without groups."""
+        ends = [*itertools.accumulate(math.prod(shape) for shape in shapes)]
+        kept = tuple(tuple(shape) for shape in shapes)
+        return Layout(tuple(names), kept, (0, *ends[:-1]), ends[-1], ())
 
     def interval(self, name: str) -> Range:
         """Where the parameter `name` lies."""

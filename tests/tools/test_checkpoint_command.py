@@ -1,0 +1,230 @@
+"""`tools.checkpoint`: what it verifies, lists, exports and reconstructs is what a run had in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from selfguide import snapshot
+from selfguide.distributed import RankInfo
+from selfguide.spec.averages import AverageSpec, gamma
+from selfguide.spec.posthoc import Profile, reconstruct
+from selfguide.spec.run import image_folder, write_record
+from selfguide.training import checkpoint, publish
+from selfguide.training.ema import Averages
+from selfguide.training.loop import advance
+from shards.errors import UserError
+from tests.selfguide.test_loop import BATCH, SWITCH, begun, masters
+from tests.shards.data import flip
+from tools.checkpoint.__main__ import main
+
+WIDTHS, STEPS = (0.05, 0.1), 16
+
+
+@dataclass
+class Kept:
+    """A run with a snapshot of every step and three checkpoints, and its weights after every step."""
+
+    root: Path
+    weights: list[Tensor]
+    averages: list[Tensor]
+    names: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    root, single = tmp_path_factory.mktemp("kept") / "run", RankInfo(0, 0, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        job = begun(root, 0)
+        train = replace(job.config.train, ema_halflife=(500,), ema_width=WIDTHS)
+        job.config = replace(job.config, train=train)
+        specs = [AverageSpec(halflife=500), *(AverageSpec(width=width) for width in WIDTHS)]
+        job.state.averages = Averages(job.state.engine, specs, 0.05)
+        run, weights = job.lease.run, []
+        run.attempt(1).mkdir(parents=True)
+        write_record(run.run_json, {"images": 1024})
+        for _ in range(STEPS):
+            advance(job)
+            weights.append(masters(job).clone())
+            images = job.state.images
+            publish.publish(run.snapshot(images), job.state, job.config, {}, single, job.lease)
+            if images in (512, 960, 1024):
+                checkpoint.save(run.checkpoint(images), job.state, single, job.lease)
+        engine = job.state.engine
+        averages = [engine.gather(shard).clone() for shard in job.state.averages.shards]
+    return Kept(root, weights, averages, engine.layout.names)
+
+
+@pytest.fixture
+def run(kept: Kept, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(kept.root, tmp_path / "run"))
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, Any]:
+    """Exit code and JSON of the command."""
+    code = main([*words, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_verify_with_a_flipped_bit_names_the_file_and_exits_1(run: Path, capsys: Any) -> None:
+    code, found = said(capsys, "verify", str(run))
+    assert code == 0 and found["well"]
+    assert [each["state"] for each in found["checkpoints"]] == ["whole"] * 3
+    flip(run / "checkpoints" / image_folder(960) / checkpoint.REPLICATED, 3000)
+    (run / "checkpoints" / image_folder(2048)).mkdir()
+    (run / "checkpoints" / image_folder(512) / "MANIFEST.json").write_text("{")
+    code, found = said(capsys, "verify", str(run))
+    states = {each["checkpoint"]: each for each in found["checkpoints"]}
+    assert code == 1 and not found["well"]
+    assert states[image_folder(960)]["damaged"][0][0] == checkpoint.REPLICATED
+    assert states[image_folder(512)]["damaged"][0][0] == "MANIFEST.json"
+    assert states[image_folder(1024)]["state"] == "whole"
+    assert states[image_folder(2048)]["state"] == "unfinished"
+    code, _ = said(capsys, "verify", str(run / "checkpoints" / image_folder(1024)))
+    assert code == 0
+
+
+def test_show_lists_what_manifests_say_and_pins(run: Path, capsys: Any) -> None:
+    code, pins = said(capsys, "pin", str(run), "--images", "512")
+    assert code == 0 and pins == {"pinned": [image_folder(512)]}
+    _, found = said(capsys, "show", str(run))
+    rows = found["checkpoints"]
+    assert [row["images"] for row in rows] == [512, 960, 1024]
+    assert [row["pinned"] for row in rows] == [True, False, False]
+    assert {(row["ranks"], row["engine"], row["attempt"]) for row in rows} == {(1, "torch", 1)}
+    assert rows[0]["averages"] == ["500", "power-0.05", "power-0.1"] and rows[0]["steps"] == 8
+    said(capsys, "pin", str(run), "--images", "512", "--off")
+    assert not checkpoint.pinned(run / "checkpoints")
+
+
+def test_export_writes_the_bits_that_the_run_had(
+    run: Path, kept: Kept, capsys: Any, tmp_path: Path
+) -> None:
+    code, found = said(capsys, "export", str(run), "--out", str(tmp_path / "out"))
+    assert code == 0 and found["images"] == 1024
+    wanted = {
+        "weights": kept.weights[-1],
+        "ema-500": kept.averages[0],
+        "ema-power-0.05": kept.averages[1],
+        "ema-power-0.1": kept.averages[2],
+    }
+    assert {p.stem for p in (tmp_path / "out").iterdir()} == wanted.keys()
+    for stem, flat in wanted.items():
+        tensors = load_file(tmp_path / "out" / f"{stem}.safetensors")
+        assert torch.equal(torch.cat([tensors[name].flatten() for name in kept.names]), flat)
+        assert tensors.keys() - kept.names == {
+            "head.norm.running_mean", "head.norm.running_var", "head.norm.num_batches_tracked",
+        } & tensors.keys()  # fmt: skip
+    published = load_file(run / "snapshots" / image_folder(1024) / "ema-500.safetensors")
+    exported = load_file(tmp_path / "out" / "ema-500.safetensors")
+    assert exported.keys() == published.keys()
+    assert all(torch.equal(tensor, published[name]) for name, tensor in exported.items())
+
+
+def test_export_of_a_checkpoint_of_before_builds_its_model(tmp_path: Path, capsys: Any) -> None:
+    """It says neither shapes nor which buffers are kept."""
+    fixture = Path(__file__).parents[1] / "guard" / "fixtures" / "torch_online"
+    old = shutil.copytree(fixture, tmp_path / "old")
+    code, found = said(capsys, "export", str(old), "--out", str(tmp_path / "out"))
+    assert code == 0 and [each["file"] for each in found["files"]] == [
+        "weights.safetensors", "ema-20000.safetensors",
+    ]  # fmt: skip
+    published = load_file(next(old.glob("snapshots/*/ema-20000.safetensors")))
+    exported = load_file(tmp_path / "out" / "ema-20000.safetensors")
+    assert exported.keys() == published.keys()
+    assert all(torch.equal(tensor, published[name]) for name, tensor in exported.items())
+
+
+@pytest.mark.parametrize("width", [0.07, 0.15])
+def test_ema_of_another_width_is_the_direct_average_of_the_trajectory(
+    run: Path, kept: Kept, capsys: Any, tmp_path: Path, width: float
+) -> None:
+    """The average that the run would have kept, in closed form, from its weights after each step since the switch."""
+    out = tmp_path / "out.safetensors"
+    code, found = said(capsys, "ema", str(run), "--std", str(width), "--out", str(out))
+    assert code == 0 and found["images"] == 1024 and found["error"] < 0.05
+    since = kept.weights[SWITCH // BATCH :]
+    steps, power = len(since), gamma(width) + 1
+    ends = (np.arange(steps + 1) / steps) ** power
+    direct = sum(w * weights.double() for w, weights in zip(np.diff(ends), since, strict=True))
+    assert isinstance(direct, Tensor)
+    made = load_file(out)
+    flat = torch.cat([made[name].flatten() for name in kept.names]).double()
+    moved = (since[-1] - since[0]).double().norm()
+    assert (flat - direct).norm() < 0.01 * moved
+    assert (kept.averages[1].double() - direct).norm() > 0.02 * moved, "and no stored one is"
+
+
+def test_ema_into_a_folder_is_a_snapshot_to_sample_from(
+    run: Path, capsys: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "snapshot"
+    code, _ = said(capsys, "ema", str(run), "--std", "0.1", "--images", "960", "--out", str(out))
+    assert code == 0
+    found = snapshot.load(out)
+    assert found.images == 960 and found.average == AverageSpec(width=0.1)
+    stored = load_file(run / "snapshots" / image_folder(960) / "ema-power-0.1.safetensors")
+    for name, tensor in found.student.state_dict().items():
+        assert torch.allclose(tensor, stored[name], atol=1e-6), "of a stored width, that itself"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["ema", "--std", "0.4"], "--std 0.4"),
+        (["ema", "--std", "0.1", "--images", "7"], "--images 7"),
+        (["export", "--images", "7"], "--images 7"),
+        (["export", "--average", "power-0.2"], "power-0.2"),
+        (["export", "--average", "newest"], "newest"),
+    ],
+)
+def test_what_cannot_be_is_refused(run: Path, tmp_path: Path, words: list[str], named: str) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=named):
+        main([words[0], str(run), *words[1:], "--out", str(out)])
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("width", [0.05, 0.07, 0.1, 0.15])
+def test_reconstruction_of_a_straight_line_is_its_closed_form(width: float) -> None:
+    """Weights that are the time itself have the average T (g + 1) / (g + 2)."""
+
+    def mean(images: int, wide: float) -> float:
+        return images * (gamma(wide) + 1) / (gamma(wide) + 2)
+
+    stored = [Profile(1000 * step, wide) for step in range(1, 33) for wide in WIDTHS]
+    found = reconstruct(stored, Profile(32_000, width))
+    sum_of_means = sum(
+        w * mean(each.images, each.width) for w, each in zip(found.weights, stored, strict=True)
+    )
+    assert sum_of_means == pytest.approx(mean(32_000, width), rel=1e-5)
+    assert sum(found.weights) == pytest.approx(1.0) and found.error < 3e-3
+    if width in WIDTHS:
+        assert found.error < 1e-6 and found.weights[stored.index(Profile(32_000, width))] > 0.999
+
+
+def test_retention_keeps_the_newest_each_so_many_images_and_pins(tmp_path: Path) -> None:
+    from shards import storage
+
+    for images in range(100, 2100, 100):
+        folder = tmp_path / image_folder(images)
+        storage.publish(folder / "part", b"weights")
+        storage.publish_folder(folder, extra={})
+        if images == 300:
+            checkpoint.pin(folder)
+        checkpoint.prune(tmp_path, keep=2, every=750, back_to=1350 if images >= 1350 else None)
+    left = [int(name[4:]) for name in storage.list(tmp_path) if name.startswith("img-")]
+    assert left == [300, 800, 1300, 1500, 1900, 2000]
+    checkpoint.unpin(tmp_path / image_folder(300))
+    checkpoint.prune(tmp_path, keep=1)
+    assert [name for name in storage.list(tmp_path) if name.startswith("img-")] == ["img-000002000"]

@@ -1,0 +1,78 @@
+"""List checkpoints: images seen, attempt, ranks, engine, steps, averages, bytes and pins. Only sizes are checked.
+
+examples:
+  python -m tools.checkpoint show runs/in1k_dit/3f2a
+  python -m tools.checkpoint show 3f2a --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from selfguide.training.checkpoint import averages_in, pinned
+from shards import storage
+from shards.errors import DamagedError
+from tools.checkpoint import target
+
+HELP = "list images, attempts, ranks, engine, averages"
+_COLUMNS = ("images", "attempt", "ranks", "engine", "steps", "averages", "bytes", "pinned", "state")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    target.add(parser, "only the checkpoint at N images seen (default: all)")
+
+
+def run(options: argparse.Namespace) -> int:
+    found = [describe(folder) for folder in target.checkpoints(options)]
+    if options.json:
+        print(json.dumps({"checkpoints": found}))
+        return 0
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in _COLUMNS:
+        table.add_column(column)
+    for each in found:
+        table.add_row(*(_text(each[column]) for column in _COLUMNS))
+    Console().print(table)
+    return 0
+
+
+def describe(folder: Path) -> Mapping[str, Any]:
+    """What the manifest of a checkpoint says; None for what it does not know, as manifests of before do not."""
+    row: dict[str, Any] = {"checkpoint": folder.name, **dict.fromkeys(_COLUMNS)}
+    row["pinned"] = folder.name in pinned(folder.parent)
+    try:
+        manifest = storage.read_manifest(folder)
+    except DamagedError:
+        return row | {"state": "damaged"}
+    if manifest is None:
+        return row | {"state": "unfinished"}
+    keys, _, ranges = averages_in(manifest)
+    return row | {
+        "images": manifest["images"],
+        "attempt": manifest.get("attempt"),
+        "ranks": len(ranges),
+        "engine": manifest.get("engine"),
+        "steps": manifest["steps"],
+        "averages": [*keys],
+        "ema_since": manifest["ema_since"],
+        "parameters": manifest["total"],
+        "bytes": sum(part["bytes"] for part in manifest["files"]),
+        "state": "damaged" if storage.flaws(folder, manifest, "sizes") else "whole",
+    }
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return ", ".join(value) if isinstance(value, list) else str(value)

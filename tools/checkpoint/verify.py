@@ -1,0 +1,62 @@
+"""Verify checkpoints: read every file, compare its hash with the manifest, and name what is damaged.
+
+Exit code 1 says that something is. A folder without a manifest was never finished; a resumed run passes it over.
+
+examples:
+  python -m tools.checkpoint verify runs/in1k_dit/3f2a
+  python -m tools.checkpoint verify runs/in1k_dit/3f2a/checkpoints/img-000512000 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shards import cli, storage
+from shards.errors import DamagedError
+from tools.checkpoint import target
+
+HELP = "compare every file with its hash"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a checkpoint: whole, damaged or unfinished; `damaged` names files and reasons."""
+
+    checkpoint: str
+    state: str
+    bytes: int
+    damaged: tuple[tuple[str, str], ...] = ()
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    target.add(parser, "only the checkpoint at N images seen (default: all)")
+
+
+def run(options: argparse.Namespace) -> int:
+    folders = target.checkpoints(options)
+    found = [verify(folder) for folder in cli.track(folders, len(folders), "checkpoints")]
+    well = all(each.state != "damaged" for each in found)
+    if options.json:
+        print(json.dumps({"well": well, "checkpoints": [asdict(each) for each in found]}))
+    else:
+        for each in found:
+            print(f"{each.checkpoint}  {each.state}, {each.bytes:,} bytes")
+            for name, reason in each.damaged:
+                print(f"  {name} {reason}")
+    return 0 if well else 1
+
+
+def verify(folder: Path) -> Verdict:
+    """Reads a checkpoint whole."""
+    try:
+        manifest = storage.read_manifest(folder)
+    except DamagedError:
+        return Verdict(folder.name, "damaged", 0, ((storage.MANIFEST, "is torn"),))
+    if manifest is None:
+        return Verdict(folder.name, "unfinished", 0)
+    size = sum(part["bytes"] for part in manifest["files"])
+    flaws = tuple((flaw.name, flaw.reason) for flaw in storage.flaws(folder, manifest, "hashes"))
+    return Verdict(folder.name, "damaged" if flaws else "whole", size, flaws)
