@@ -269,8 +269,12 @@ def oracle(train: Path, net: dict[str, str], tmp_path_factory: pytest.TempPathFa
     y = read_all(str(train))["y"]
     rows = np.eye(4)[y] + np.random.default_rng(0).normal(0, 0.02, (90, 4))
     about = sidecar.write(
-        root / "features", rows.astype(np.float32), manifest=manifest.hash, kind="dense", provenance={"saw_labels": False}
-    )  # fmt: skip
+        root / "features",
+        rows.astype(np.float32),
+        manifest=manifest.hash,
+        kind="dense",
+        provenance={"saw_labels": False},
+    )
     published = {"folder": str(root / "features"), "kind": "dense", "sha256": about.sha256}
     write_snapshot(
         root / "img-7", train,
