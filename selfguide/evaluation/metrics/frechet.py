@@ -91,7 +91,7 @@ class Reference:
     def factor(self) -> Array:
         """Lower triangular (D, D), whose product with its transpose is the covariance, as that of the root is."""
         # of the root, since a singular covariance has no Cholesky factor
-        return np.linalg.qr(self.root, mode="r").T
+        return np.asarray(np.linalg.qr(self.root, mode="r")).T
 
     def distance(self, mean: Array, covariance: Array) -> float:
         """To a Gaussian: |mu_r - mu|^2 + tr(S_r + S - 2 (S_r^1/2 S S_r^1/2)^1/2); below 0 by rounding only."""
