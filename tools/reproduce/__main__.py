@@ -135,7 +135,7 @@ def _show(options: argparse.Namespace) -> int:
         each = _plain(row)
         if row.settings:
             config = compose([*row.settings, "cluster=slurm"])
-            each["steps"] = [one.command for one in steps.before(config)]
+            each["steps"] = [one.text for one in steps.before(config)]
             each["command"] = steps.training(row)
             each["gpu_hours"] = round(gpu_hours(config), 1)
         found.append(each)

@@ -33,11 +33,11 @@ GPU-hours are those of an H100 at 40 % of its bf16 peak, from the FLOPs of the n
 _TABLE = "| row | command | published | GPU-hours | what differs, or lacks |\n|---|---|---|---|---|"
 
 
-def text() -> str:
-    """The page."""
+def text(frames: Frames | None = None) -> str:
+    """The page; `frames` as `launcher.compose.compose` takes them."""
     lists = "; ".join(f"`{name}`, {what}" for name, what in steps.LISTS.items())
     parts = [_HEAD.format(lists=lists)]
-    frames: Frames = {}
+    frames = {} if frames is None else frames
     for paper, title in PAPERS.items():
         parts.append(f"## {title}\n")
         parts.append("\n".join(f"- {sentence}" for sentence in DIFFERS[paper]) + "\n")
@@ -54,7 +54,7 @@ def _commands(rows: Sequence[Row], frames: Frames) -> str:
         row.name: compose([*row.settings, "cluster=slurm"], frames) for row in rows if row.settings
     }
     wanted = {
-        each.command: None
+        each.text: None
         for row in rows
         if row.name in configs and not row.lacks
         for each in steps.before(configs[row.name])

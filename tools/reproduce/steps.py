@@ -31,6 +31,11 @@ class Step:
     needs: tuple[str, ...] = ()
     by_hand: bool = False
 
+    @property
+    def text(self) -> str:
+        """As a shell reads it: what is to be done by hand is a comment."""
+        return f"# {self.command}" if self.by_hand else self.command
+
 
 def _only(name: str) -> str:
     return f"--only {name}"
@@ -108,6 +113,8 @@ NETS = {
     "simclr": "--vit resnet50 --weights simclr.pth --saw-labels no",
     "adapted": f"--vit {_VIT}.dino --weights adapted.pth --saw-labels no",
 }
+# whose images TEMI's code brought to the network's size; the others' SGDM's did
+_CEDM = ("cifar10", "cifar100", "ffhq", "ffhq128", "afhq")
 _STEGO = {"voc": "voc", "stuff": "cocostuff27"}
 _OF_IMAGES = "notes/images/"
 _WEIGHTS = "weights/imagenet256_uvit_large.pth"
@@ -149,8 +156,9 @@ def _sidecar(made: str) -> Step:
     clusters = re.fullmatch(r"(.+)-k(\d+)", rest)
     if clusters is None:
         check_known("a network of features", rest, NETS)
-        view = " --view temi" if data in ("cifar10", "cifar100", "ffhq", "ffhq128", "afhq") else ""
-        return Step(f"{ANNOTATE} features {shards} {NETS[rest]}{view} --out {made}", (shards,))
+        view = "temi" if data in _CEDM else "sgdm"
+        options = f"{NETS[rest]} --view {view}"
+        return Step(f"{ANNOTATE} features {shards} {options} --out {made}", (shards,))
     how, groups = clusters.groups()
     if how == "sgfm":
         assert guided is not None
