@@ -1,10 +1,15 @@
-"""The rows of the four papers: complete, sound, and each a run that a dry run accepts."""
+"""The rows of four papers: complete, sound, each a run that a dry run accepts; and `python -m tools.reproduce`.
+
+All in one file, since composing a hundred experiments takes ten seconds and is done once.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections import Counter
+import json
+import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +17,17 @@ import pytest
 from launcher import describe
 from launcher.compose import Frames, compose, of_papers
 from selfguide.spec.config import Config
-from selfguide.spec.published import ROWS, Row, check, check_scores, table, tables
+from selfguide.spec.published import PAPERS, ROWS, Row, check, check_scores, table, tables
 from selfguide.spec.validate import validate
 from shards.errors import UserError
+from tools import verbs
+from tools.annotate.__main__ import VERBS as ANNOTATIONS
+from tools.annotate.__main__ import _common as annotated
+from tools.reproduce import page, steps
+from tools.reproduce.__main__ import main
+from tools.reproduce.cost import PEAK, REACHED, gpu_hours
+from tools.reproduce.shrink import Toy
+from tools.shards.__main__ import VERBS as SHARDS
 
 # rows of each table, figure and section, as the papers have them
 COUNTS = {
@@ -39,6 +52,23 @@ COUNTS = {
     },
 }  # fmt: skip
 PLAIN = Row(paper="sgdm", table="table2", name="a", experiment="sgdm/in32_none")
+
+
+ROOT = Path(__file__).parents[2]
+# ten rows whose networks, paths and sources of conditions differ
+FAMILIES = (
+    "sgfm/table1/in100-none",
+    "sgfm/table1/in100-patch",
+    "sgfm/ablations/gradient",
+    "sgdm/table2/in32-labels",
+    "sgdm/table2/in64-self",
+    "sgdm/table3/churches-none",
+    "sgdm/table4/voc-boxed",
+    "sgdm/table5/voc-segmented",
+    "cedm/table1/cifar10-oracle",
+    "ddaepp/table5/in100-dit-labels",
+)
+RUNS = [row for row in ROWS if row.settings and not row.lacks]
 
 
 FRAMES: Frames = {}
@@ -180,6 +210,131 @@ def test_rows_that_begin_from_weights_trained_with_labels_say_so_in_their_config
         assert (init.source, init.form) == ("official", "uvit")
 
 
-def test_what_lacks_something_is_counted() -> None:
-    lacking = Counter(row.paper for row in ROWS if row.lacks)
-    assert sum(row.experiment is not None and not row.lacks for row in ROWS) >= 150, lacking
+def test_most_rows_are_runs() -> None:
+    assert len(RUNS) > 150
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(words) == 0
+    return capsys.readouterr().out
+
+
+def test_ls_names_every_paper_table_and_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(json.loads(said(capsys, "ls", "--json"))) == set(PAPERS)
+    assert json.loads(said(capsys, "ls", "sgdm", "--json"))["table2"] == 6
+    rows = json.loads(said(capsys, "ls", "sgdm", "table2", "--json"))
+    assert [row["expected"].get("fid_adm") for row in rows] == [9.2, 14.3, 7.3, 16.8, 36.1, 12.1]
+    assert "IS 20.3" in said(capsys, "ls", "sgdm", "table2")
+
+
+def test_show_prints_the_commands_of_a_row_from_raw_data_in_their_order(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (row,) = json.loads(said(capsys, "show", "sgdm", "table3", "in100-self", "--json"))
+    made = [shlex.split(command, comments=True) for command in row["steps"]]
+    outs = [words[words.index("--out") + 1] for words in made]
+    assert outs == [
+        "data/in100-256", "data/in100-sd", "notes/images/in100-dino", "notes/images/in100-dino-k1000",
+        "notes/in100-dino-k1000",
+    ] or outs[0] == "data/in100-256"  # fmt: skip
+    # nothing is read before it is made
+    for number, words in enumerate(made):
+        later = set(outs[number:])
+        assert not later & set(words[:-1]), words
+    assert row["command"] == "python -m launcher.submit experiment=sgdm/in100_self"
+    assert row["gpu_hours"] > 0
+
+
+@pytest.mark.parametrize(
+    "words", [("show", "sgdm", "table99"), ("ls", "sgfn"), ("show", "sgdm", "table2", "in32")]
+)
+def test_a_name_that_is_none_is_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises(UserError):
+        main(words)
+
+
+def test_every_file_that_a_shipped_row_names_has_a_step_that_makes_it() -> None:
+    for experiment in {row.experiment for row in RUNS}:
+        assert steps.before(composed(f"experiment={experiment}"))
+    for row in RUNS:
+        for word in row.overrides:
+            key, _, value = word.partition("=")
+            if key in ("guidance.ids", "guidance.layout", "guidance.dense", "evaluation.shards"):
+                assert steps.step(value).command
+
+
+def test_every_step_is_a_command_line_that_is_understood() -> None:
+    for made, command in steps.DATA.items():
+        words = shlex.split(f"{command} --out {made}")
+        assert words[:3] == ["python", "-m", "tools.shards"]
+        verbs.parse("tools.shards", None, SHARDS, words[3:])
+    typed = {
+        step for row in RUNS for step in steps.before(composed(*row.settings)) if not step.by_hand
+    }
+    seen = set()
+    for step in typed:
+        words = shlex.split(step.command, comments=True)
+        kind = (words[2], words[3], *(word for word in words if word.startswith("--")))
+        # one of each form: a parser of all verbs takes a while to be made
+        if kind in seen:
+            continue
+        seen.add(kind)
+        package, known, common = {
+            "tools.shards": ("tools.shards", SHARDS, None),
+            "tools.annotate": ("tools.annotate", ANNOTATIONS, annotated),
+        }[words[2]]
+        verbs.parse(package, None, known, words[3:], *filter(None, [common]))
+
+
+def test_gpu_hours_follow_from_flops() -> None:
+    config = composed("experiment=sgdm/in32_none")
+    # 59 GFLOP an image by the dry run
+    by_hand = 59.0e9 * config.train.images / (PEAK * REACHED) / 3600
+    assert gpu_hours(config) == pytest.approx(by_hand, rel=0.01)
+    online = composed("experiment=sgfm/in100_online")
+    none = composed("experiment=sgfm/in100_none")
+    # the teacher's pass, in half of training
+    assert gpu_hours(online) / gpu_hours(none) == pytest.approx(1 + 0.5 / 3, rel=0.02)
+
+
+def test_the_page_is_what_the_table_of_rows_makes() -> None:
+    assert (ROOT / "docs" / "reproduce.md").read_text() == page.text(FRAMES), (
+        "run: python -m tools.reproduce page --out docs/reproduce.md"
+    )
+
+
+def test_the_page_names_what_is_not_built_with_its_reason() -> None:
+    text = (ROOT / "docs" / "reproduce.md").read_text()
+    for word in ("SODA", "MSS", "self-conditioning", "tools.annotate truth"):
+        assert word in text.partition("## What is not built")[2]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    made = Toy(tmp_path_factory.mktemp("toy"), 256)
+    made.prepare()
+    return made
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_a_row_at_toy_size_keeps_its_method_and_passes_validation(toy: Toy, key: str) -> None:
+    (row,) = (row for row in ROWS if row.key == key)
+    whole, small = composed(*row.settings), compose(toy.settings(row))
+    validate(small)
+    assert small.model.name == whole.model.name and small.path == whole.path
+    assert small.guidance.source == whole.guidance.source
+    assert small.sampler.name == whole.sampler.name and small.sampler.g == whole.sampler.g
+    assert small.experiment == whole.experiment and small.data.shape == (1, 8, 8)
+    expected = {each.value for each in small.evaluation.expected}
+    assert expected <= {each.value for each in row.expected}
+
+
+def test_a_row_that_lacks_something_is_not_run_at_toy_size(toy: Toy) -> None:
+    (row,) = (row for row in table("ddaepp", "table2") if row.name == "cifar10-edm-self")
+    with pytest.raises(UserError, match="self-conditioning"):
+        toy.settings(row)
+
+
+def test_a_table_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no row that is a run"):
+        main(["sgdm", "figure9", "--runs", str(tmp_path)])
