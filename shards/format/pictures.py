@@ -154,7 +154,8 @@ class Picture:
 
     def _opaque(self, image: Image) -> Image:
         """RGB or grey."""
-        return image.convert("RGB" if self.channels == 3 else "L")
+        mode = "RGB" if self.channels == 3 else "L"
+        return image if image.mode == mode else image.convert(mode)
 
     def stored(self, data: bytes) -> Stored:
         """The picture as shards keep it: its own bytes where it stays as it is, else a PNG of what it became.
