@@ -22,7 +22,8 @@ PAGE = 4096
 SECTOR = 512  # a tar's unit: member headers and the padding of contents
 _NAME = 100  # characters
 _SIZE = 8**11 - 1  # that eleven octal digits can say
-_SIZE_AT, _SUM_AT = 124, 148  # where a header says them (POSIX.1-1988, ustar)
+# where a header says them (POSIX.1-1988, ustar)
+_SIZE_AT, _SUM_AT, _KIND_AT, _MAGIC_AT, _PREFIX_AT = 124, 148, 156, 257, 345
 _BLANK = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)  # mtime 0, uid and gid 0, no names
 # of all its bytes but the digits of the size; the sum itself counts as eight spaces
 _BLANK_SUM = sum(_BLANK[:_SIZE_AT] + _BLANK[_SIZE_AT + 11 : _SUM_AT] + _BLANK[_SUM_AT + 8 :]) + 256
@@ -121,6 +122,30 @@ def member_header(name: str, size: int) -> bytes:
     header[_SIZE_AT : _SIZE_AT + len(digits)] = digits
     header[_SUM_AT : _SUM_AT + 6] = b"%06o" % (_BLANK_SUM + sum(stem) + sum(digits))
     return bytes(header)
+
+
+def plain_members(span: bytes) -> list[tuple[str, int, int]] | None:
+    """Name, first byte and size of each member in a part of a tar whose hash holds; None leaves it to `tarfile`.
+
+    All must be files in ustar or GNU headers that need no other, with names of ASCII.
+    """
+    found, at = [], 0
+    while at < len(span):
+        header = span[at : at + SECTOR]
+        name, digits = header[:_NAME].partition(b"\0")[0], header[_SIZE_AT : _SIZE_AT + 12]
+        plain = (
+            header[_KIND_AT : _KIND_AT + 1] == b"0"
+            and header[_MAGIC_AT : _MAGIC_AT + 5] == b"ustar"
+        )
+        # behind it, the first part of a long name
+        whole = len(header) == SECTOR and not header[_PREFIX_AT] and name.isascii()
+        digits = digits.strip(b" \0")
+        if not (plain and whole and name and digits.isdigit()):
+            return None
+        size = int(digits, 8)
+        found.append((name.decode(), at + SECTOR, size))
+        at += SECTOR + size + -size % SECTOR
+    return found if at == len(span) else None
 
 
 def npy_header(dtype: np.dtype, shape: tuple[int, ...], start: int, alignment: int) -> bytes:
