@@ -71,7 +71,8 @@ def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
     """
     if train.warmup_images > train.images:
         raise UserError(
-            f"train.warmup_images={train.warmup_images} is longer than train.images={train.images}; shorten it"
+            f"train.warmup_images={train.warmup_images} is longer than train.images={train.images}; take "
+            f"train.warmup_images={train.images} or less"
         )
     if not train.ema_halflife and not train.ema_width and not averaged:
         raise UserError(
