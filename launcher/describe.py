@@ -30,7 +30,7 @@ def facts(config: Config, lacks: Sequence[Lack] = ()) -> dict[str, Any]:
     root = Path(config.runs).absolute() / config.experiment / run_id / "attempts" / "0001"
     jobs.check_limit(config, None)
     job = jobs.training(config, Attempt(root), run_id)
-    forward = 2 * net.forward_macs() / 1e9
+    forward, trained = 2 * net.forward_macs() / 1e9, 2 * net.training_macs() / 1e9
     memory = ("weights", "gradients", "optimiser", "ema", "teacher")
     return {
         "config": plain(config),
@@ -47,7 +47,12 @@ def facts(config: Config, lacks: Sequence[Lack] = ()) -> dict[str, Any]:
             for nodes in node_counts(config)[:-1]
         },
         "parameters": size.parameters,
-        "gflop": {"forward_image": forward, "image": 3 * forward, "step": 3 * forward * batch},
+        "gflop": {
+            "forward_image": forward,
+            "image": 3 * trained,
+            "step": 3 * trained * batch,
+            "dense_image": 3 * forward,
+        },
         "bytes_per_rank": {name: getattr(size, name) for name in memory} | {"total": size.rank},
         "checkpoint_bytes": size.checkpoint,
         "snapshot_bytes": size.snapshot,
@@ -85,6 +90,11 @@ def text(config: Config, lacks: Sequence[Lack] = ()) -> str:
         (
             "compute",
             f"{gflop['image']:,.4g} GFLOP per image, {gflop['step']:,.4g} per step (backbone)",
+        ),
+        *(
+            [("  without routing", f"{gflop['dense_image']:,.4g} GFLOP per image")]
+            if gflop["dense_image"] != gflop["image"]
+            else []
         ),
         ("memory per rank", f"{human(memory['total'])} without activations, of it"),
         *((f"  {name}", human(size)) for name, size in memory.items() if name != "total"),

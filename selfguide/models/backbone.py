@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from selfguide.diffusion.conditions import Condition, check_fields
 from selfguide.models.blocks import ConditionEmbedding
-from selfguide.spec.architecture import Architecture
+from selfguide.models.routing import Route
+from selfguide.spec.architecture import Architecture, PatchTransformer
 from selfguide.spec.config import POOLINGS
 from selfguide.spec.suggest import check_known
 from shards.errors import UserError
@@ -62,6 +63,13 @@ class Backbone(nn.Module, ABC):
                 rows += [] if module.labels is None else [module.labels.weight]
         for row in rows:
             nn.init.normal_(row, std=std)
+
+    def _route(self, tokens: Tensor) -> Route | None:
+        """The way of `tokens` (B, extras + T, D) through the middle blocks; None where all of them go."""
+        if not self.training or not getattr(self.net, "route", 0.0):
+            return None
+        assert isinstance(self.net, PatchTransformer)
+        return Route(self.net, tokens)
 
     @abstractmethod
     def _run(

@@ -188,10 +188,15 @@ class DiT(Backbone):
         c = F.silu(c if self.condition is None else c + self.condition(condition))
         turn = (self.cos.to(x.dtype), self.sin.to(x.dtype)) if self.net.rope else None
         captured: dict[int, Tensor] = {}
+        route = self._route(tokens)
         for number, block in enumerate(self.blocks, 1):
-            tokens = self._call(block, tokens, c, turn)
+            if route is None:
+                tokens = self._call(block, tokens, c, turn)
+            else:
+                tokens = route.enter(number, tokens)
+                tokens = route.leave(number, self._call(block, tokens, c, route.turned(turn)))
             if number in wanted:
-                captured[number] = tokens
+                captured[number] = tokens if route is None else route.whole(tokens)
                 if stop and number == max(wanted):
                     return None, captured
         shift, scale = self.final_modulation(c)[:, None].chunk(2, dim=-1)

@@ -124,13 +124,18 @@ class UViT(Backbone):
     ) -> tuple[Any, dict[int, Tensor]]:
         tokens = self._embed(x, tau, condition)
         half, skips, captured = self.net.depth // 2, list[Tensor](), dict[int, Tensor]()
+        route = self._route(tokens)
         for number, block in enumerate(self.blocks, 1):
+            if route is not None:
+                tokens = route.enter(number, tokens)
             skip = (skips.pop(),) if number > half + 1 else ()  # the last one in is the first out
             tokens = self._call(block, tokens, *skip)
             if number <= half:
                 skips.append(tokens)
+            if route is not None:
+                tokens = route.leave(number, tokens)
             if number in wanted:
-                captured[number] = tokens
+                captured[number] = tokens if route is None else route.whole(tokens)
                 if stop and number == max(wanted):
                     return None, captured
         patches = self.final(self.final_norm(tokens[:, self.net.extras :]))  # (B, L, p p C)

@@ -24,6 +24,10 @@ TimeInput = Literal[
 # of learned tokens at the start (DiT's label rows)
 TOKEN_STD = 0.02
 
+# the first block, from 1, that routed tokens skip; as many blocks before it and at the end see all (TREAD begins after
+# two, and SPRINT's encoder and decoder have two each)
+ROUTED_FROM = 3
+
 # sizes that may be 0: the net goes without
 _ABSENT = frozenset(
     {"classes", "dense", "spatial", "dense_patch", "context", "out_groups", "head_width"}
@@ -88,6 +92,10 @@ class Architecture(ABC):
     def forward_macs(self) -> int:
         """Multiply-adds of one image's forward; training costs three times that, a MAC is two FLOPs."""
 
+    def training_macs(self) -> int:
+        """Multiply-adds of one image's forward in training, where tokens may be routed past blocks."""
+        return self.forward_macs()
+
     @property
     def middle(self) -> int:
         """The layer halfway, where U-shaped nets have their middle block."""
@@ -125,6 +133,8 @@ class PatchTransformer(Architecture):
     heads: int
     cls_token: bool = False  # a learned token that collects what self-guidance reads
     token_std: float = TOKEN_STD  # of [CLS], null, unconditional and label rows at the start
+    # the share of the patch tokens that skips the middle blocks in training; TREAD's is 0.5
+    route: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,6 +145,17 @@ class PatchTransformer(Architecture):
             f"does not divide the input edge {self.size}; take model.patch={divisor(self.size, self.patch)}",
         )
         require(self.token_std > 0, "token_std", self.token_std, "must be a positive number")
+        require(
+            0 <= self.route < 1, "route", self.route, "is a share: take 0 (none) or more, below 1"
+        )
+        least = 2 * ROUTED_FROM - 1
+        require(
+            self.route == 0 or len(self.layers) >= least,
+            "route",
+            self.route,
+            f"skips blocks between the first two and the last two: it needs {least} blocks or more, here are "
+            f"{len(self.layers)}; take model.route=0",
+        )
         require(
             self.width % self.heads == 0,
             "heads",
@@ -151,6 +172,21 @@ class PatchTransformer(Architecture):
     def tokens(self) -> int:
         """Patch tokens, without those before them."""
         return self.edge**2
+
+    @property
+    def routed_tokens(self) -> int:
+        """Patch tokens that go through the middle blocks in training."""
+        return max(1, round((1 - self.route) * self.tokens))
+
+    def forward_macs(self) -> int:
+        return self._macs(self.tokens)
+
+    def training_macs(self) -> int:
+        return self._macs(self.routed_tokens)
+
+    @abstractmethod
+    def _macs(self, routed: int) -> int:
+        """Multiply-adds of one image's forward with so many patch tokens in the middle blocks."""
 
 
 def require(holds: bool, field: str, value: Any, law: str) -> None:

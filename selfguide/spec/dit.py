@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from selfguide.spec.architecture import Layer, PatchTransformer, require
+from selfguide.spec.architecture import ROUTED_FROM, Layer, PatchTransformer, require
 
 TIME_FREQUENCIES = 256  # width of DiT's sinusoid
 
@@ -81,10 +81,16 @@ class DiTArchitecture(PatchTransformer):
         ends = embed + time + condition + patchwise + final + d * norms
         return ends + self.depth * block + (d if self.cls_token else 0)
 
-    def forward_macs(self) -> int:
-        d, n, p2 = self.width, self.tokens + int(self.cls_token), self.patch**2
-        mlp = (2 if self.mlp == "gelu" else 3) * n * d * self.hidden
-        block = 4 * n * d * d + mlp + 2 * n * n * d + 6 * d * d
+    def _macs(self, routed: int) -> int:
+        d, p2 = self.width, self.patch**2
+
+        def block(tokens: int) -> int:
+            n = tokens + int(self.cls_token)
+            mlp = (2 if self.mlp == "gelu" else 3) * n * d * self.hidden
+            return 4 * n * d * d + mlp + 2 * n * n * d + 6 * d * d
+
+        dense = min(self.depth, 2 * (ROUTED_FROM - 1))
+        blocks = dense * block(self.tokens) + (self.depth - dense) * block(routed)
         ends = self.tokens * p2 * d * (self.channels + self.spatial + self.out_channels)
         condition = self.dense * d + self.tokens * self.dense_patch * d
-        return self.depth * block + ends + 3 * d * d + TIME_FREQUENCIES * d + condition
+        return blocks + ends + 3 * d * d + TIME_FREQUENCIES * d + condition

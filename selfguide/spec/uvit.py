@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from selfguide.spec.architecture import Layer, PatchTransformer, require
+from selfguide.spec.architecture import ROUTED_FROM, Layer, PatchTransformer, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,16 @@ class UViTArchitecture(PatchTransformer):
         cls = d if self.cls_token else 0
         return embed + positions + cls + condition + patchwise + blocks + skips + final
 
-    def forward_macs(self) -> int:
-        d, n, p2, out = self.width, self.extras + self.tokens, self.patch**2, self.out_channels
-        blocks = (self.depth + 1) * (12 * n * d * d + 2 * n * n * d)
-        skips = self.depth // 2 * 2 * n * d * d
+    def _macs(self, routed: int) -> int:
+        d, p2, out = self.width, self.patch**2, self.out_channels
+        total = self.depth + 1
+        dense = min(total, 2 * (ROUTED_FROM - 1))
+        half = dense // 2  # of these the out-blocks
+
+        def of(count: int, skips: int, tokens: int) -> int:
+            n = self.extras + tokens
+            return count * (12 * n * d * d + 2 * n * n * d) + skips * 2 * n * d * d
+
+        blocks = of(dense, half, self.tokens) + of(total - dense, self.depth // 2 - half, routed)
         ends = self.tokens * p2 * d * (self.channels + self.spatial + out)
-        return blocks + skips + ends + (9 * out * out * self.size**2 if self.conv else 0)
+        return blocks + ends + (9 * out * out * self.size**2 if self.conv else 0)

@@ -54,7 +54,9 @@ def count_flops(config: Config) -> Flops:
         # two, since a mean over one image has no spread
         x, tau = torch.zeros(2, net.channels, net.size, net.size), torch.zeros(2)
         condition = Condition.unconditional(2, "meta")
+        student.backbone.train()  # which may route tokens past blocks
         forward = _counted(lambda: student(x, tau, condition))
+        student.eval()
         read = _counted(lambda: student.features(x, tau, condition)) if student.layer else 0
     return Flops(3 * forward // 2, read // 2)
 

@@ -98,4 +98,5 @@ def test_the_models_suite_runs_and_speaks_json(
     for what in ("forward", "forward+backward"):
         for variant in ("timm", "timm again (A/A)", "ours", "ours, compiled"):
             assert f"uvit_s_2 {what}: {variant}" in names
-    assert len(rows) == 8 and all(row["median"] > 0 for row in rows)
+    assert sum("as far as the layer" in name for name in names) == 1
+    assert len(rows) == 11 and all(row["median"] > 0 for row in rows)

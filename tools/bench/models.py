@@ -83,6 +83,18 @@ def _variants(ours: Backbone, batch: int) -> Iterator[tuple[str, list[Variant]]]
         "forward+backward",
         [Variant(n, _backward(m, f)) for n, (m, f) in forwards.items()],
     )
+    middle = net.middle
+    yield (
+        f"features of layer {middle} of {len(net.layers)}",
+        [
+            Variant(
+                "the whole network", _forward(lambda: ours(x, tau, condition, capture=middle)[1])
+            ),
+            Variant(
+                "as far as the layer", _forward(lambda: ours.features(x, tau, condition, middle))
+            ),
+        ],
+    )
 
 
 def _forward(forward: Callable[[], Tensor]) -> Callable[[], object]:

@@ -41,6 +41,8 @@ class ModelConfig:
     norm: Literal["layer", "rms"] | None = None
     mlp: Literal["gelu", "swiglu"] | None = None
     rope: bool | None = None
+    # the share of the patch tokens that skips the middle blocks in training (TREAD); sampling runs all
+    route: Annotated[float | None, Neutral(None)] = None
     qk_norm: bool | None = None
     # the layer norms of q and k have a bias and eps 1e-5
     qk_bias: Annotated[bool | None, Neutral(None)] = None

@@ -46,7 +46,7 @@ class TrainConfig:
     betas: Annotated[tuple[float, float], Within(0.0, 1.0, below=True)] = (0.9, 0.999)
     weight_decay: Annotated[float, Within(0.0)] = 0.0
     # what weight decay acts on: everything, as U-ViT and SGDM have it; neither biases nor position embeddings (DDAE++);
-    # or matrices and kernels alone, no biases, norms, embeddings and tokens (GPT-2's and nanoGPT's rule)
+    # or matrices and kernels alone, no biases, norms, embeddings and tokens (minGPT's rule)
     decayed: Annotated[Literal["all", "weights", "matrices"], Neutral("all")] = "all"
     # muon is for matrices, and AdamW for the rest (Jordan et al. 2024); adam has weight decay in the gradient
     optimiser: Annotated[Literal["adamw", "adam", "muon"], Neutral("adamw")] = "adamw"
