@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from selfguide.training.flops import Peak
 from shards.errors import UserError
-from tools.bench.gpu import command
+from tools.bench.gpu import command, suite
 from tools.bench.gpu.timing import small
 
 
@@ -33,9 +34,7 @@ def test_the_whole_benchmark_runs_small_and_writes_what_it_found(tmp_path: Path)
 def test_a_step_states_its_flops_and_its_share_of_the_peak() -> None:
     from tools.bench.gpu.steps import measured
 
-    found = measured(
-        "dit_digits", 2, "eager", small(command.torch.device("cpu")), Peak(1.0, "of a test")
-    )
+    found = measured("dit_digits", 2, "eager", small(torch.device("cpu")), Peak(1.0, "of a test"))
     for part in ("step", "forward_backward"):
         rate = found[part]
         assert rate["tflops"] == pytest.approx(found["flops_step"] / rate["ms"] * 1e3 / 1e12)
@@ -51,7 +50,7 @@ def test_what_fails_or_finds_no_time_is_named_and_the_rest_is_measured(
     def broken(extent: object) -> object:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(command.parts, "gradients", broken)
+    monkeypatch.setattr(suite.parts, "gradients", broken)
     out = tmp_path / "gpu.json"
     assert command.main(["--small", "--out", str(out), "--only", "gradients,ceilings"]) == 0
     found = json.loads(out.read_text())
@@ -65,11 +64,37 @@ def test_what_fails_or_finds_no_time_is_named_and_the_rest_is_measured(
 @pytest.mark.parametrize("words", [["--only", "cielings"], ["--wheels", "nowhere"], []])
 def test_mistakes_are_refused_before_anything_is_measured(words: list[str], tmp_path: Path) -> None:
     more = ["--small"] if words else []
-    if not words and command.torch.cuda.is_available():
+    if not words and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UserError):
         command.main([*words, *more, "--out", str(tmp_path / "gpu.json")])
     assert not (tmp_path / "gpu.json").exists()
+
+
+def test_a_library_that_is_missing_is_named_or_left_out(tmp_path: Path) -> None:
+    """In a process of its own: one without all that the trainer's own step does not need."""
+    absent = [
+        "deepspeed",
+        "torchdiffeq",
+        "torchvision",
+        "timm",
+        "diffusers",
+        "hydra",
+        "yaml",
+        "sklearn",
+        "rich",
+    ]
+    out = tmp_path / "gpu.json"
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n"
+        "from tools.bench.gpu import command\n"
+        f"command.main(['--small', '--out', {str(out)!r}, '--only', 'ceilings,extraction,sampling,inception'])"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ), timeout=300)
+    found = json.loads(out.read_text())
+    assert set(found["parts"]) == {"ceilings", "extraction"}
+    assert {each["part"] for each in found["problems"]} == {"sampling", "inception"}
+    assert {"torchdiffeq", "torchvision", "deepspeed"} <= set(found["machine"]["absent"])
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["gpu"]:
 
     cli.run(lambda: command.main(sys.argv[2:]))
 
-from tools.bench import engine, evaluation, models, sampling, shards, sinkhorn
+from tools.bench import engine, evaluation, models, sampling, shards, sinkhorn, telemetry
 from tools.bench.harness import Row
 
 SUITES: dict[str, Any] = {
@@ -38,6 +38,7 @@ SUITES: dict[str, Any] = {
     "sampling": sampling,
     "shards": shards,
     "sinkhorn": sinkhorn,
+    "telemetry": telemetry,
 }
 TURNS = {
     "evaluation": 5,

@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 
 from selfguide.diffusion.conditions import Condition
-from selfguide.diffusion.denoiser import Denoiser
-from selfguide.diffusion.paths import RectifiedFlow
-from selfguide.diffusion.samplers import sample
 from selfguide.distributed import RankInfo
 from selfguide.models import assemble
 from selfguide.models.backbone import Backbone
@@ -124,6 +121,10 @@ def snapshot(extent: Extent) -> Iterator[dict[str, Any]]:
 @torch.no_grad()
 def sampling(extent: Extent) -> Iterator[dict[str, Any]]:
     """Euler's method without guidance; with guidance an image takes twice the evaluations."""
+    from selfguide.diffusion.denoiser import Denoiser
+    from selfguide.diffusion.paths import RectifiedFlow
+    from selfguide.diffusion.samplers import sample
+
     net, (x, _, condition) = _net(extent), _input(extent)
     steps = 4
     denoiser = Denoiser(net, RectifiedFlow(), condition)
