@@ -31,6 +31,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
             "launcher.resume", "train a stopped run on, or further, by its own config"
         ),
         "evaluate": Command("launcher.evaluate", "score snapshots that have no score"),
+        "tune": Command("launcher.tune", "change a run while it trains: log, trace, save, stop"),
         "cancel": Command("launcher.cancel", "end training, evaluations and watcher of a run"),
     },
     "look": {

@@ -17,7 +17,6 @@ import re
 import typing
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 from launcher import own_data, sites, typed
@@ -71,6 +70,7 @@ def compose(overrides: Sequence[str], frames: Frames | None = None) -> Config:
     _check_experiment(values, [text for key, text in given if key == "experiment"][-1])
     _belongs(given, values)
     own_data.describe(values, {key for key, _ in given}, frames)
+    _expect(values, [text.removeprefix("++") for _, text in given])
     return build(Config, values)
 
 
@@ -96,8 +96,8 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
         UserError: an unknown option or key (with the nearest name), or a value that cannot be read.
     """
     given = [_known(text) for text in overrides]
-    base = config.experiment if config.experiment in options("experiment") else None
-    frame = f"experiment={base or options('experiment')[0]}"
+    choices = {folder_name(choice): choice for choice in options("experiment")}
+    frame = f"experiment={choices.get(config.experiment, options('experiment')[0])}"
     composed, values = _hydra([frame, *(text for _, text in given)]), plain(config)
     for key, _ in given:
         if key.partition(".")[0] == "evaluation":
@@ -187,10 +187,10 @@ def _change_evaluations(key: str, composed: dict[str, Any], values: dict[str, An
 
 
 def experiments() -> dict[str, str]:
-    """Every experiment and its one line, the comment below `# @package`."""
+    """Every experiment that is no paper's, and its one line, the comment below `# @package`."""
     found = {}
     own, shipped = sites.files("experiment"), resources.files("configs") / "experiment"
-    for name in options("experiment"):
+    for name in sorted({*_shipped("experiment"), *own}):
         text = (own.get(name) or shipped / f"{name}.yaml").read_text(encoding="utf-8")
         comments = [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
         found[name] = next((line for line in comments if not line.startswith("@")), "")
@@ -198,11 +198,32 @@ def experiments() -> dict[str, str]:
 
 
 def options(group: str) -> list[str]:
-    """The choices of a group: names of YAML files, ours and others', and for `model` rows of the table of sizes."""
+    """The choices of a group: names of YAML files, ours and others', and for `model` rows of the table of sizes.
+
+    Behind the experiments stand those of papers, as PAPER/NAME.
+    """
     more = {"model": {*TABLE, *sites.files(group)}, "cluster": set(sites.found())}.get(
         group, set(sites.files(group))
     )
-    return sorted({*_shipped(group), *more})
+    names = sorted({*_shipped(group), *more})
+    return [*names, *of_papers()] if group == "experiment" else names
+
+
+def of_papers() -> list[str]:
+    """The experiments that rows of papers' tables are made of, as PAPER/NAME."""
+    folder = resources.files("configs") / "experiment"
+    papers = sorted(each.name for each in folder.iterdir() if each.is_dir())
+    return [
+        f"{paper}/{name}"
+        for paper in papers
+        if not paper.startswith("_")
+        for name in _shipped(f"experiment/{paper}")
+    ]
+
+
+def folder_name(choice: str) -> str:
+    """What `experiment=choice` is called where a folder has its name: sgdm_in32_none of sgdm/in32_none."""
+    return choice.replace("/", "_")
 
 
 def _shipped(group: str) -> list[str]:
@@ -328,7 +349,7 @@ def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    _search_sites()
+    sites.searched_by_hydra()
     for name in TABLE:
         node = {"name": name, **CORRECTED.get(name, {})}
         ConfigStore.instance().store(group="model", name=name, node=node)
@@ -346,44 +367,6 @@ def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]
     return typing.cast("dict[str, Any]", values)
 
 
-def _search_sites() -> None:
-    """Has Hydra look into the folders of `launcher.sites` before it looks into ours, and keep text as it stands."""
-    from hydra._internal.core_plugins.file_config_source import FileConfigSource
-    from hydra.core.config_search_path import ConfigSearchPath
-    from hydra.core.plugins import Plugins
-    from hydra.plugins.config_source import ConfigResult
-    from hydra.plugins.search_path_plugin import SearchPathPlugin
-    from omegaconf import OmegaConf
-
-    class Sites(SearchPathPlugin):
-        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-            for folder in reversed(sites.folders()):
-                search_path.prepend(provider="selfguide", path=f"selfguide://{folder.absolute()}")
-
-    class Source(FileConfigSource):
-        @staticmethod
-        def scheme() -> str:
-            return "selfguide"
-
-        def load_config(self, config_path: str) -> ConfigResult:
-            found = super().load_config(config_path)
-            package = found.header.get("package") or "_group_"
-            group = config_path.rpartition("/")[0].replace("/", ".")
-            part = package.replace("_global_", "").replace("_group_", group).strip(".")
-            path = Path(self.path, self._normalize_file_name(config_path))
-            # an empty file is none that says anything
-            if OmegaConf.is_dict(found.config) and found.config:
-                found.config = OmegaConf.create(sites.read(path, part))
-            return found
-
-    known = Plugins.instance()
-    if not any(
-        each.__qualname__ == Sites.__qualname__ for each in known.discover(SearchPathPlugin)
-    ):
-        known.register(Sites)
-        known.register(Source)
-
-
 def _check_experiment(values: dict[str, Any], chosen: str) -> None:
     """Calls an experiment of somebody's by its file, and refuses one whose keys are not where they belong."""
     name = chosen.partition("=")[2]
@@ -394,8 +377,23 @@ def _check_experiment(values: dict[str, Any], chosen: str) -> None:
             "those of the whole config"
         )
     # one that begins from another would be called as that is
-    if own is not None and "experiment" not in sites.read(own, ""):
-        values["experiment"] = name
+    if "/" in name or (own is not None and "experiment" not in sites.read(own, "")):
+        values["experiment"] = folder_name(name)
+
+
+def _expect(values: dict[str, Any], typed: list[str]) -> None:
+    """Puts what was published of an experiment of a paper beside its evaluations, unless something is typed there."""
+    chosen = {key: value for key, _, value in (text.partition("=") for text in typed)}
+    if "/" not in chosen["experiment"] or "evaluation.expected" in chosen:
+        return
+    # no other experiment has any
+    from selfguide.spec.published import expected
+
+    several = (values["evaluation"], *values.get("more_evaluations", ()))
+    protocols: list[str | None] = [*chosen.get("evaluation", "").strip("[]").split(",")]
+    for evaluation, protocol in zip(several, protocols, strict=True):
+        found = expected(chosen["experiment"], protocol or None, typed)
+        evaluation["expected"] = [dataclasses.asdict(each) for each in found]
 
 
 def _with_keys(frame: Any, settings: list[str]) -> Any:
@@ -445,7 +443,13 @@ def _plain(message: str) -> str:
     """Hydra's message as one line of ours."""
     lines = [line.strip() for line in message.splitlines()]
     first = [line for line in lines if line and "hydra.cc" not in line]
-    return f"cannot read the settings: {' '.join(first)}".replace("++", "")
+    cure = ""
+    if "Interpolation" in message or "interpolation" in message:
+        cure = (
+            "; ${...} names a setting, as ${train.batch} does, or a variable of the environment: "
+            "${oc.env:NAME,DEFAULT} where text stands, ${oc.decode:${oc.env:NAME,DEFAULT}} for a number"
+        )
+    return f"cannot read the settings: {' '.join(first)}{cure}".replace("++", "")
 
 
 def _belongs(given: list[tuple[str, str]], values: dict[str, Any]) -> None:

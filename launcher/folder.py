@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfguide.spec.find import find, runs
-from selfguide.spec.run import RunFolder
+from selfguide.spec.run import CANCELLED, RunFolder
 from shards import storage
 
 __all__ = ["Attempt", "evaluation_asked", "evaluations", "find", "runs", "tail", "takes_run"]
@@ -77,7 +77,7 @@ class Attempt:
 
     @property
     def cancelled(self) -> Path:
-        return self.root / "cancelled.json"
+        return self.root / CANCELLED
 
     @property
     def logs(self) -> Path:

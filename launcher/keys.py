@@ -65,13 +65,15 @@ def is_time(key: str) -> bool:
 def as_typed(values: dict[str, Any], texts: dict[str, Any], part: str) -> dict[str, Any]:
     """Returns what a YAML file holds for `part` of the config, with what stands there wherever a field holds text.
 
-    YAML makes 9.1 of 9.10, true of `on`, 8 of 010 and 5400 of 1:30:00.
+    YAML makes 9.1 of 9.10, true of `on`, 8 of 010 and 5400 of 1:30:00. `${NAME}` is text, as on the command line,
+    unless it names a setting or a resolver.
 
     Args:
         values: as YAML reads the file.
         texts: the same with each scalar as it is written.
     """
     made = {}
+    roots = [each.name for each in fields_of(Config)]
     for name, value in values.items():
         key, text = f"{part}.{name}" if part else str(name), texts.get(name)
         kind = typed.shape(types_of(key))
@@ -82,9 +84,10 @@ def as_typed(values: dict[str, Any], texts: dict[str, Any], part: str) -> dict[s
         elif kind is None:
             made[name] = as_typed(value, texts[name], key)
         elif kind == "mapping":
-            made[name] = texts[name] | {n: v for n, v in value.items() if not _is_text(key, v)}
+            own = {n: v for n, v in value.items() if not _is_text(key, v)}
+            made[name] = typed.written(texts[name], roots) | own
         else:
-            made[name] = text
+            made[name] = typed.written(text, roots)
     return made
 
 

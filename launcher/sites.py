@@ -154,6 +154,51 @@ def _store(path: Path, name: str, shipped: list[str]) -> None:
     ConfigStore.instance().store(group="cluster", name=name, node=values)
 
 
+def searched_by_hydra() -> None:
+    """Has Hydra look into these folders before it looks into ours, and keep text as it stands there."""
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.config_source import ConfigResult
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+    from omegaconf import OmegaConf
+
+    class Sites(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for folder in reversed(folders()):
+                search_path.prepend(provider="selfguide", path=f"selfguide://{folder.absolute()}")
+
+    class Source(FileConfigSource):
+        @staticmethod
+        def scheme() -> str:
+            return "selfguide"
+
+        def load_config(self, config_path: str) -> ConfigResult:
+            # read here and not by Hydra, which refuses `${}` in text
+            path = Path(self.path, self._normalize_file_name(config_path))
+            head = path.read_bytes()[:512].decode(errors="replace")
+            try:
+                header = self._get_header_dict(head)
+            except ValueError as error:
+                raise UserError(f"{path}: {error}: give `# @package _global_`") from None
+            group = config_path.rpartition("/")[0].replace("/", ".")
+            package = (header["package"] or "_group_").replace("_global_", "")
+            values = read(path, package.replace("_group_", group).strip("."))
+            return ConfigResult(
+                config=OmegaConf.create(values),
+                path=f"{self.scheme()}://{self.path}",
+                provider=self.provider,
+                header=header,
+            )
+
+    known = Plugins.instance()
+    if not any(
+        each.__qualname__ == Sites.__qualname__ for each in known.discover(SearchPathPlugin)
+    ):
+        known.register(Sites)
+        known.register(Source)
+
+
 def read(path: Path, part: str) -> dict[str, Any]:
     """What a file of configs holds for `part` of the config, empty for all of it; text is as it stands there.
 
@@ -168,6 +213,9 @@ def read(path: Path, part: str) -> dict[str, Any]:
         values, texts = yaml.load(written, get_yaml_loader()), yaml.load(written, _texts())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        # an empty file says nothing
+        return {}
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping, such as `kind: slurm`")
     return keys.as_typed(values, texts, part)

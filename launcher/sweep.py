@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -117,7 +118,41 @@ def _refuse_twins(found: Sequence[tuple[tuple[str, ...], Meant]]) -> None:
     if len({digest(each.identity) for _, each in same}) > 1:
         name = first.config.name
         raise UserError(f"name={name} for {labels}: drop it, and each run is named by its hash")
-    raise UserError(f"{labels} are the same run {first.run.root.name}: name it once")
+    one, other = (each.config for _, each in same[:2])
+    keys = [text.partition("=")[0] for text in same[0][0]]
+    differ = [key for key in keys if _value(one, key) != _value(other, key)]
+    kept = {key: _once(found, key)[: 1 if key in differ else None] for key in keys}
+    words = " ".join(shlex.quote(f"{key}={','.join(values)}") for key, values in kept.items())
+    drop = "" if any(len(values) > 1 for values in kept.values()) else ", and drop -m"
+    if not differ:
+        raise UserError(
+            f"{labels} are the same run {first.run.root.name}: give each value once, {words}{drop}"
+        )
+    alone = " ".join(shlex.quote(text) for text in same[0][0])
+    raise UserError(
+        f"{labels} are the same run {first.run.root.name}, for {' and '.join(differ)} is no part of what a run is: "
+        f"give one value, {words}{drop}, or submit each by itself with a name of its own, {alone} name=NAME"
+    )
+
+
+def _once(found: Sequence[tuple[tuple[str, ...], Meant]], key: str) -> list[str]:
+    """The values of a key that is swept, as they were typed; of those that mean the same, the first."""
+    texts: list[str] = []
+    values: list[Any] = []
+    for swept, each in found:
+        text = next(word for word in swept if word.startswith(f"{key}="))
+        if (value := _value(each.config, key)) not in values:
+            values.append(value)
+            texts.append(text.partition("=")[2])
+    return texts
+
+
+def _value(config: Config, key: str) -> Any:
+    """What stands at a dotted key; None where nothing does."""
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else getattr(found, part, None)
+    return found
 
 
 def describe(points: Sequence[Point]) -> dict[str, Any]:

@@ -20,6 +20,9 @@ Shape = Literal["text", "texts", "mapping"]
 _QUOTED = re.compile(r"""(?s)(?P<quote>['"])(?P<inside>(?:\\.|(?!(?P=quote))[^\\])*)(?P=quote)""")
 _ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")
 _INTERPOLATION = re.compile(r"\$\{([^${}]*)")
+# what begins `${...}` in a config beside the names of settings: resolvers, and in a file names beside or above
+_RESOLVERS = ("oc.",)
+_IN_FILES = (*_RESOLVERS, ".", "hydra:", "now:", "python_version:")
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -80,16 +83,29 @@ def text(typed: str, roots: Sequence[str] = ()) -> str:
         found = re.sub(pattern, lambda found: found[1][: len(found[1]) // 2], quoted["inside"])
     else:
         found = _ESCAPED.sub(r"\1", typed)
-    return re.sub(r"(\\*)\$\{", lambda at: _brace(at, found, roots), found)
+    return _braces(found, roots, _RESOLVERS)
 
 
-def _brace(at: re.Match[str], whole: str, roots: Sequence[str]) -> str:
+def written(value: Any, roots: Sequence[str]) -> Any:
+    """Returns text that stands in a file, or all of it in a list or mapping, for OmegaConf: `roots` as in `value`."""
+    if isinstance(value, dict):
+        return {name: written(each, roots) for name, each in value.items()}
+    if isinstance(value, list):
+        return [written(each, roots) for each in value]
+    return _braces(value, roots, _IN_FILES) if isinstance(value, str) else value
+
+
+def _braces(found: str, roots: Sequence[str], resolvers: tuple[str, ...]) -> str:
+    return re.sub(r"(\\*)\$\{", lambda at: _brace(at, found, roots, resolvers), found)
+
+
+def _brace(at: re.Match[str], whole: str, roots: Sequence[str], resolvers: tuple[str, ...]) -> str:
     """`${` as OmegaConf leaves it, unless it begins the name of a setting or a resolver, such as `${oc.env:HOME}`."""
     if len(at[1]) % 2:
         return at[0]
     named = _INTERPOLATION.match(whole, at.end(1))
     name = named[1] if named else ""
-    if name.startswith("oc.") or re.split(r"[.\[]", name.strip())[0] in roots:
+    if name.startswith(resolvers) or re.split(r"[.\[]", name.strip())[0] in roots:
         return at[0]
     return f"{at[1] * 2}\\${{"
 

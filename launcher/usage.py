@@ -54,6 +54,7 @@ def text() -> str:
         "",
         "experiments:",
         *(f"  experiment={name:<16} {line}" for name, line in compose.experiments().items()),
+        "  experiment=PAPER/NAME       what the tables of four papers are made of: python -m tools.reproduce ls",
         "",
         "common settings, by example:",
         *(f"  {example:<30} {line}" for example, line in COMMON),

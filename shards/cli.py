@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the answer is "not well", 2 the user's mistake in one line
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import locale
 import os
@@ -53,9 +54,13 @@ def run(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except OSError as error:
-        if error.filename is None:  # of no place that a user named
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.filename is None and not full:  # of no place that a user named
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        # to write to a file that is open names no file
+        place = error.filename or "what this command writes"
+        cure = ": make room there, and give the command again" if full else ""
+        print(f"error: {place}: {error.strerror}{cure}", file=sys.stderr)
         code = 2
     sys.exit(code)
 

@@ -11,9 +11,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from shards.errors import UserError
@@ -24,38 +26,47 @@ T = TypeVar("T")
 Watch = Callable[[Iterable[T], int], Iterable[T]]
 """Sees tasks go by as they are done, and their number: it may show progress."""
 
+AHEAD = 2  # tasks for each worker: one that it is at, and one that it need not wait for
 UNWIND = 10  # seconds in which a worker that was asked to end puts its things away
 
 
 _work: Callable[[int], Any]  # of this worker process
 
 
-def spread(work: Callable[[int], R], tasks: Sequence[int], workers: int) -> Iterator[R]:
-    """`work(task)` of every task, in the order in which they finish; `work` must pickle for workers > 1.
+def spread(work: Callable[[int], R], tasks: Iterable[int], workers: int) -> Iterator[R]:
+    """`work(task)` of every task, in the order of the tasks; `work` must pickle for workers > 1.
 
-    What a task raises is raised here, and ends the other workers.
+    Workers are at most `AHEAD` tasks each ahead of what was taken from here, and no more tasks are asked for. What a
+    task raises is raised here, and ends the other workers.
 
     Raises:
         UserError: workers below 1, or a worker died without a word.
     """
     if workers < 1:
         raise UserError(f"workers={workers}: give at least 1")
-    if min(workers, len(tasks)) <= 1:
-        for task in tasks:
+    coming = iter(tasks)
+    first = [*islice(coming, min(workers, 2))]
+    if len(first) < 2:
+        for task in chain(first, coming):
             yield work(task)
         return
+    coming = chain(first, coming)
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
-        min(workers, len(tasks)),
+        workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
         initargs=(work,),
     )
     try:
-        with children_ignore_sigint():
-            submitted = [pool.submit(_do, task) for task in tasks]
-        for done in as_completed(submitted):
-            yield done.result()
+        at_work: deque[Future[R]] = deque()
+        while True:
+            for task in islice(coming, AHEAD * workers - len(at_work)):
+                with children_ignore_sigint():
+                    at_work.append(pool.submit(_do, task))
+            if not at_work:
+                break
+            yield at_work.popleft().result()
     except BrokenProcessPool:
         raise UserError(
             f"a worker process of workers={workers} died, most likely out of memory: give fewer workers "

@@ -4,11 +4,13 @@
     python -m tools.same experiment=in1k_dit data.root=/data/latents model=dit_s_2 --steps 3 --ranks 4
 
 Every engine begins from the same weights, reads the same shards and draws the same noise, on ranks of this machine's
-CPU. After each step the fp32 weights, both moments of AdamW, every average and the buffers are compared with those of
-the torch engine, and the first tensor that differs is named. In fp32 they must be equal to the bit; for this gradients
-are not clipped, since each engine takes their norm in an order of its own. In bf16, and where the batch is cut
-otherwise, all sums are taken in another order: then losses and gradient norms must agree within --tolerance. Exit code
-1 says that something differs.
+CPU: torch, on one rank and data-parallel, and DeepSpeed's ZeRO in all stages that the experiment may take. They do so
+as configured, with a network whose modules are all used twice a step, with accumulation, and in bf16 (--cases). After
+each step the fp32 weights, both moments of the optimiser, every average and the buffers are compared with those of the
+torch engine in the same case, and the first tensor that differs is named. In fp32 they must be equal to the bit; for
+this gradients are not clipped, since each engine takes their norm in an order of its own. In bf16, and where the batch
+is cut otherwise, all sums are taken in another order: then losses and gradient norms must agree within --tolerance.
+Exit code 1 says that something differs.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -29,13 +32,15 @@ from torch import Tensor
 import shards
 from launcher.compose import compose
 from selfguide.data.normaliser import Normaliser
+from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.objectives import build_objective
 from selfguide.distributed import RankInfo
-from selfguide.networks.student import build_student
+from selfguide.networks.student import Outputs, Student, build_student
 from selfguide.spec.accumulation import cut_batch
 from selfguide.spec.config import Config
 from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
+from selfguide.spec.suggest import check_known
 from selfguide.spec.validate import validate
 from selfguide.training.initialise import initialise
 from selfguide.training.job import build_state
@@ -51,6 +56,7 @@ from tools import flags
 from tools.ranks import run_ranks
 
 _COMPARED = {"bits": "all tensors, to the bit", "numbers": "losses and norms"}
+CASES = ("configured", "reused", "accumulated", "bf16")
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,18 @@ class Variant:
     config: Config
     ranks: int
     exact: bool
+    # the name of the variant that it is compared with; None of a reference itself
+    reference: str | None = None
+    # the backbone runs twice in every forward, and learns from both
+    reused: bool = False
+
+
+class Reusing(Student):
+    """A student whose backbone reads its own first prediction, so that each of its modules is used twice in a step."""
+
+    def forward(self, x: Tensor, tau: Tensor, condition: Condition, *rest: Any) -> Outputs:
+        again = x + 0.1 * self.predict(x, tau, condition)
+        return super().forward(again, tau, condition, *rest)
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("--steps N", int, 6, "optimiser steps (6)"),
         ("--ranks N", int, 2, "processes of this machine, without a GPU (2)"),
         ("--tolerance X", float, 1e-4, "relative, where bits cannot be equal (1e-4)"),
+        (
+            "--cases WORDS",
+            str,
+            ",".join(CASES),
+            f"what to try, of {','.join(CASES)} (all)",
+        ),
         flags.JSON,
     )
     options = parser.parse_args(arguments)
@@ -101,7 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [*options.settings, "cluster=local", f"cluster.gpus_per_node={options.ranks}", "nodes=1"]
     )
     validate(config)
-    found = compare(variants(config, options.ranks), options.steps, options.tolerance)
+    cases = tuple(word for word in options.cases.split(",") if word)
+    for case in cases:
+        check_known("--cases", case, CASES)
+    found = compare(variants(config, options.ranks, cases), options.steps, options.tolerance)
     if options.json:
         print(
             json.dumps(
@@ -117,26 +144,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(verdict.same for verdict in found) else 1
 
 
-def variants(config: Config, ranks: int) -> list[Variant]:
-    """The torch engine on `ranks` ranks, which is the reference, and what is compared with it.
+def variants(config: Config, ranks: int, cases: Sequence[str] = CASES) -> list[Variant]:
+    """All that is tried: in each case the torch engine on `ranks` ranks, which is the reference, and others beside it.
 
     An engine owes every bit in fp32 and without clipping, for which each takes the gradient's norm in its own order.
     """
     config = replace(config, train=replace(config.train, clip=None))
-    whole = replace(config, train=replace(config.train, micro_batch=None))
-    found = [Variant(f"torch, {ranks} ranks", _on(config, backend="torch"), ranks, True)]
-    if ranks > 1:
-        for stage in (1, 2):
-            deepspeed = _on(config, backend="deepspeed", zero_stage=stage)
-            name = f"DeepSpeed ZeRO-{stage}, {ranks} ranks"
-            found.append(Variant(name, deepspeed, ranks, config.engine.dtype == "fp32"))
-    cut = cut_batch(config, ranks)
-    if cut.accumulation > 1 and not config.guidance.learns_online:
-        found.append(
-            Variant("torch, without accumulation", _on(whole, backend="torch"), ranks, False)
-        )
-    if ranks > 1 and not (cut.accumulation > 1 and config.guidance.learns_online):
-        found.append(Variant("torch, 1 rank", _on(whole, backend="torch"), 1, False))
+    found = []
+    if "configured" in cases:
+        found += _engines("", config, ranks) + _cut_otherwise(config, ranks)
+    if "reused" in cases:
+        found += [replace(v, reused=True) for v in _engines(", reused", config, ranks)]
+    half = config.train.batch // ranks // 2
+    if "accumulated" in cases and cut_batch(config, ranks).accumulation == 1 and half:
+        halved = replace(config, train=replace(config.train, micro_batch=half))
+        if config.train.batch % (half * ranks) == 0:
+            found += _engines(", accumulated", halved, ranks)
+    if "bf16" in cases and config.engine.dtype == "fp32":
+        found += _engines(", bf16", _on(config, dtype="bf16"), ranks)
+    return found
+
+
+def _engines(case: str, config: Config, ranks: int) -> list[Variant]:
+    """The torch engine, then DeepSpeed's stages as far as `validate` allows them."""
+    exact = config.engine.dtype == "fp32"
+    reference = f"torch{case}, {ranks} ranks"
+    found = [Variant(reference, _on(config, backend="torch", zero_stage=1), ranks, True)]
+    for stage in (0, 1, 2, 3) if ranks > 1 else ():
+        tried = _on(config, backend="deepspeed", zero_stage=stage)
+        try:
+            validate(tried)
+        except UserError:
+            continue  # of this experiment's settings; that it is refused is no difference
+        name = f"DeepSpeed ZeRO-{stage}{case}, {ranks} ranks"
+        found.append(Variant(name, tried, ranks, exact, reference))
+    return found
+
+
+def _cut_otherwise(config: Config, ranks: int) -> list[Variant]:
+    """The torch engine without accumulation and on one rank, where statistics do not depend on that."""
+    whole = _on(
+        replace(config, train=replace(config.train, micro_batch=None)),
+        backend="torch",
+        zero_stage=1,
+    )
+    cut, online, reference = (
+        cut_batch(config, ranks),
+        config.guidance.learns_online,
+        f"torch, {ranks} ranks",
+    )
+    found = []
+    if cut.accumulation > 1 and not online:
+        found.append(Variant("torch, without accumulation", whole, ranks, False, reference))
+    if ranks > 1 and not (cut.accumulation > 1 and online):
+        found.append(Variant("torch, 1 rank", whole, 1, False, reference))
     return found
 
 
@@ -145,24 +206,28 @@ def _on(config: Config, **engine: object) -> Config:
 
 
 def compare(tried: Sequence[Variant], steps: int, tolerance: float) -> list[Verdict]:
-    """Trains every variant for `steps` steps and compares all but the first with the first."""
+    """Trains every variant for `steps` steps and compares each with its reference."""
     with tempfile.TemporaryDirectory(prefix="same-") as scratch:
-        folders = [Path(scratch) / str(index) for index in range(len(tried))]
-        pairs = list(zip(tried, folders, strict=True))
-        for variant, folder in cli.track(pairs, len(pairs), "engines"):
+        folders = {each.name: Path(scratch) / str(index) for index, each in enumerate(tried)}
+        for variant in cli.track(tried, len(tried), "engines"):
+            folder = folders[variant.name]
             folder.mkdir()
             # engines of their own processes: DeepSpeed changes torch in those where it starts
-            run_ranks(variant.ranks, trained, variant.config, steps, str(folder), timeout=None)
+            run_ranks(variant.ranks, trained, variant, steps, str(folder), timeout=None)
         return [
-            judge(variant, folders[0], folder, steps, tolerance)
-            for variant, folder in zip(tried[1:], folders[1:], strict=True)
+            judge(each, folders[each.reference], folders[each.name], steps, tolerance)
+            for each in tried
+            if each.reference is not None
         ]
 
 
-def trained(rank_info: RankInfo, config: Config, steps: int, folder: str) -> None:
+def trained(rank_info: RankInfo, variant: Variant, steps: int, folder: str) -> None:
     """Takes `steps` steps from image 0; rank 0 leaves what every one of them made in `folder`."""
+    config = variant.config
     _, sources = load_alike(config.data.roots, config.data.shares)
     student = build_student(config, config.seed)
+    if variant.reused:
+        student.__class__ = Reusing
     origin = initialise(student, config, None) if config.init.source != "scratch" else SCRATCH
     state = build_state(
         config, rank_info, student, label_rates(sources, config.data.shares), origin

@@ -15,7 +15,9 @@ import json
 import math
 from array import array
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
+
+from launcher.reconcile import parse
 
 CURVES = ("loss", "used", "perplexity", "largest", "churn", "nmi", "ari", "ami")
 GPU_HOURS = "gpu_hours"
@@ -31,22 +33,26 @@ def read_lines(path: str) -> dict[str, Columns]:
     Raises:
         OSError, ValueError, KeyError, TypeError: it cannot be read, or a line is no report.
     """
-    text = Path(path).read_text()
+    text = parse.content(path).decode()
     # its writer may be in the middle of the last line
     whole = text[: text.rfind("\n") + 1].split("\n")
     lines = json.loads(f"[{','.join(line for line in whole if line)}]")
     if set(map(type, lines)) - {dict}:
         raise TypeError("a line is no object")
-    found: dict[str, Columns] = {}
     # of nine curves most runs have three
     there = set().union(*lines)
-    for name in (name for name in (*CURVES, "time") if name in there):
-        pairs = [(line["images"], line[name]) for line in lines if line.get(name) is not None]
-        kept = [(int(at), float(value)) for at, value in pairs if math.isfinite(value)]
-        if kept:
-            images, values = zip(*kept, strict=True)
-            found[name] = array("q", images), array("d", values)
-    return found
+    wanted = (name for name in (*CURVES, "time") if name in there)
+    return {name: column for name in wanted if (column := _column(lines, name))[0]}
+
+
+def _column(lines: Sequence[Mapping[str, Any]], name: str) -> Columns:
+    """Images and values of the lines that have a finite value."""
+    having = [line for line in lines if line.get(name) is not None]
+    values = array("d", [line[name] for line in having])
+    if not math.isfinite(sum(values)):
+        having = [line for line in having if math.isfinite(line[name])]
+        values = array("d", [line[name] for line in having])
+    return array("q", [int(line["images"]) for line in having]), values
 
 
 def joined(files: Sequence[Mapping[str, Columns]], name: str) -> Curve:

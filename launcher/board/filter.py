@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from launcher.board.collect import Board, Chip, Row, Table, chips, flatten, ranked
+from launcher.board.collect import Board, Row, Table, flatten, ranked
 from launcher.board.columns import Column, columns
 from launcher.board.read import Run
+from launcher.board.states import Chip, chips
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
 

@@ -24,10 +24,11 @@ from markupsafe import Markup
 
 from launcher.board import detail, figures
 from launcher.board.chart import COLOURS, MOST
-from launcher.board.collect import Board, Row, Scored, Table, chips, flatten, unscored
+from launcher.board.collect import Board, Row, Scored, Table, flatten
 from launcher.board.columns import Column, duration, number, page_columns
 from launcher.board.figures import Figure
 from launcher.board.read import Run
+from launcher.board.states import chips, unscored
 from launcher.board.sweeps import recipe_words
 from launcher.reconcile import cache, decide
 from selfguide.spec.config import Config

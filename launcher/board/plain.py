@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.board.collect import Board, Row, Scored, Table, chips
+from launcher.board.collect import Board, Row, Scored, Table
 from launcher.board.read import Run
+from launcher.board.states import chips
 
 # of a row, what stands in other places of its JSON
 _ELSEWHERE = ("runs", "chips", "expected")

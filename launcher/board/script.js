@@ -59,7 +59,9 @@ function sheetOf(section) {
       texts[id] = cell.textContent.toLowerCase();
     }
     const { group, words, order } = body.dataset;
-    return { body, cells, values, texts, group, words, order: Number(order), numbers: told.rows[group], shown: true };
+    const drawer = body.rows[1];
+    drawer.hidden = true;
+    return { body, drawer, cells, values, texts, group, words, order: Number(order), numbers: told.rows[group], shown: true };
   });
   return { ...told, section, table, rows, heads: all("thead th[data-id]", table), k: section.dataset.k ?? "", order: "", widths: "" };
 }
@@ -212,12 +214,19 @@ function hideColumns(sheet, hidden) {
 }
 
 function offerColumns(shownSheets, hidden) {
+  const offered = [...shownSheets.map((sheet) => sheet.key), ...hidden].join();
+  if (by("columns").dataset.offered === offered) return;
+  by("columns").dataset.offered = offered;
   const known = new Map(shownSheets.flatMap((sheet) => sheet.heads.map((head) => [head.dataset.id, head.textContent.trim()])));
   known.delete("experiment"); // it holds the name and opens the row
   by("columns").replaceChildren(
     ...Array.from(known, ([id, label]) => {
       const box = element("input", { type: "checkbox", checked: !hidden.includes(id), value: id });
-      box.addEventListener("change", () => { go({ hide: toggled(read().hide, id) }); by("columns").querySelector(`[value="${CSS.escape(id)}"]`)?.focus(); });
+      box.addEventListener("change", () => {
+        by("columns").dataset.offered = ""; // the boxes now say what nobody offered
+        go({ hide: toggled(read().hide, id) });
+        by("columns").querySelector(`[value="${CSS.escape(id)}"]`)?.focus();
+      });
       return element("label", {}, box, ` ${label}`);
     }),
   );
@@ -235,20 +244,23 @@ const shrinking = new ResizeObserver((entries) => {
   for (const { target } of entries) target.classList.toggle("shrunk", target.clientWidth < target.naturalWidth);
 });
 
-// What opens below a row stands in a template until then.
+// What opens below a row is text until then, which a browser without scripts reads as elements.
+function drawerOf(row) {
+  const text = row.drawer.querySelector("noscript");
+  if (!text) return row.drawer;
+  const made = element("template", { innerHTML: text.textContent }).content.querySelector(".inside");
+  text.replaceWith(made);
+  made.querySelector(".settings p").remove();
+  list(made.querySelector(".settings dl"), row.group);
+  for (const image of all(".samples", made)) shrinking.observe(image);
+  for (const button of all(".parent", made)) button.addEventListener("click", () => goToRun(button.dataset.run));
+  return row.drawer;
+}
+
 function setOpen(row, open) {
-  const toggle = row.body.querySelector(".toggle");
-  let drawer = row.body.querySelector(":scope > .drawer");
-  if (!drawer && !open) return;
-  if (!drawer) {
-    row.body.append(row.body.querySelector("template").content.cloneNode(true));
-    drawer = row.body.querySelector(":scope > .drawer");
-    list(drawer.querySelector(".settings dl"), row.group);
-    for (const image of all(".samples", drawer)) shrinking.observe(image);
-    for (const button of all(".parent", drawer)) button.addEventListener("click", () => goToRun(button.dataset.run));
-  }
-  toggle.ariaExpanded = String(open);
-  drawer.hidden = !open;
+  if (open) drawerOf(row);
+  row.body.querySelector(".toggle").ariaExpanded = String(open);
+  row.drawer.hidden = !open;
 }
 
 function list(target, group) {
@@ -321,7 +333,7 @@ function compared(sheet, rows) {
   const differing = keys.filter((key) => settings.some((each) => each.get(key) !== settings[0].get(key)));
   const config = differing.map((key) => [key, settings.map((each) => element("td", { textContent: each.get(key) ?? "not there" }))]);
   const grids = rows.map((row) => {
-    const found = row.body.querySelector(":scope > .drawer .samples") ?? row.body.querySelector("template").content.querySelector(".samples");
+    const found = drawerOf(row).querySelector(".samples");
     const cell = element("td", {});
     if (found) cell.append(element("img", { className: "samples", src: found.src, alt: found.alt }));
     else cell.textContent = "no samples kept";
@@ -332,6 +344,16 @@ function compared(sheet, rows) {
     comparedTable(differing.length ? "Config, where it differs" : "Config: no difference", rows, config),
     comparedTable("Samples, drawn from the same seeds where the protocol is the same", rows, [["samples", grids]]),
   ];
+}
+
+function markRows(sheet, mark) {
+  if (sheet.marks === mark.join()) return;
+  sheet.marks = mark.join();
+  for (const row of sheet.rows) {
+    const box = row.body.querySelector(".pick input");
+    box.checked = mark.includes(row.group);
+    box.disabled = !box.checked && mark.length >= MOST;
+  }
 }
 
 // The marked rows of one table, in the order of marking.
@@ -384,10 +406,8 @@ function show() {
     for (const row of sheet.rows) {
       const wanted = (open && row.body.isConnected) || state.open.includes(row.group);
       if (wanted !== Boolean(row.open)) setOpen(row, (row.open = wanted));
-      const box = (row.box ??= row.body.querySelector(".pick input"));
-      box.checked = state.mark.includes(row.group);
-      box.disabled = !box.checked && state.mark.length >= MOST;
     }
+    markRows(sheet, state.mark);
   }
   by("expand").textContent = open ? "Close all" : "Open all";
   if (!by("columns").contains(document.activeElement)) offerColumns(shownSheets, state.hide);

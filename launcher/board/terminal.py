@@ -9,9 +9,10 @@ import rich.table
 from rich.console import JustifyMethod
 from rich.text import Text
 
-from launcher.board.collect import Board, Table, chips
+from launcher.board.collect import Board, Table
 from launcher.board.columns import columns
 from launcher.board.page import summary
+from launcher.board.states import chips
 from shards import cli
 
 START = "python -m launcher.submit experiment=digits_dit"

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 
 from launcher.board.chart import thinned
-from launcher.board.collect import chips
 from launcher.board.columns import NOTHING, duration, number
 from launcher.board.compare import Difference
 from launcher.board.detail import newest_grid
 from launcher.board.lineage import Parent
 from launcher.board.read import Code, Run
+from launcher.board.states import chips
 from launcher.board.sweeps import recipe_words
 from selfguide.spec.records import EvaluationRecord
 

@@ -50,6 +50,20 @@ def advance(job):
 loop.advance = advance
 """
 )
+_SPOIL = (
+    _LOOP
+    + """
+import torch
+step = loop.advance
+def advance(job):
+    if job.state.images >= {images}:
+        loop.advance = step
+        with torch.no_grad():
+            next(job.state.engine.module.parameters()).fill_(float("nan"))
+    step(job)
+loop.advance = advance
+"""
+)
 # counts the lines of the attempt's next save, and dies so far into the one after that, which may have fewer
 _IN_A_SAVE = (
     _LOOP
@@ -103,6 +117,11 @@ def raise_in_rank(
     condition = "True" if at is None else f"job.state.images == {at}"
     code = _RAISE.format(error=error, condition=condition)
     bench.inside(rank, code, always=always, taken_s=None if always else TAKEN_S)
+
+
+def spoil(bench: Bench, rank: int, images: int) -> None:
+    """Has a rank compute with weights that are no numbers, from the first step after so many images."""
+    bench.inside(rank, _SPOIL.format(images=images), taken_s=TAKEN_S)
 
 
 def slow(

@@ -346,12 +346,12 @@ def unscored(view: RunView, config: Config | None = None) -> tuple[int, ...]:
     scores = {(record.images, record.protocol_key) for record in known}
 
     # of most runs one for each protocol, and a key is a hash over all of it
-    how: dict[tuple[int, str], Protocol] = {}
+    how: dict[tuple[int, str | None, str], Protocol] = {}
 
     def has_outcome(images: int, number: int, by: Config) -> bool:
         about = view.snapshots[images]
         policy = label_policy(about["guidance"], by.evaluation.prior)
-        kind = (number, f"{about['data']['manifest']} {policy}")
+        kind = (number, about["data"]["manifest"], policy)
         if kind not in how:
             how[kind] = protocol(view, by, images)
         return (images, how[kind].key) in scores or record_key(images, how[kind]) in keys

@@ -94,6 +94,12 @@ def applied_share(view: RunView) -> str:
         # the weight of L_SK grows linearly from 0 at the first step to the switch
         if reached > batch and guidance["weight"]:
             return f"{share} has set the weight of L_SK since the second step"
+    train = view.identity["train"]
+    if train.get("rate_decay") == "cosine":
+        begin = train.get("decay_images") or train["warmup_images"]
+        # the step that began there had the full rate in a run of any length
+        if reached - batch > begin:
+            return f"train.rate_decay=cosine has set the rate since {begin} of {view.images} images"
     late = view.identity.get("path", {}).get("uniform_after")
     # the last step began one batch before
     if late is not None and (reached - batch) / view.images >= late:

@@ -20,6 +20,7 @@ from torch import Tensor
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.discovery.resumable import array
 from selfguide.evaluation.beside import Beside, Clusters, over_sets
+from selfguide.evaluation.clusters import Clustering, clustering
 from selfguide.evaluation.features.net import FeatureNet, exact, load_feature_net
 from selfguide.evaluation.metrics.frechet import Reference
 from selfguide.evaluation.paired import Draw
@@ -38,9 +39,7 @@ from selfguide.evaluation.scores import (
 from selfguide.sampling.condition_sampler import (
     ConditionSampler,
     TrainingImages,
-    clusters_of,
     condition_sampler,
-    drawn_groups,
 )
 from selfguide.sampling.generate import generate_each
 from selfguide.snapshot import Snapshot
@@ -312,7 +311,7 @@ class _Against:
         if "ufid" in metrics and not work.rank:
             found = read_unconditional(str(evaluation.unconditional), net)
             self.unconditional, self.unconditional_sha256 = found.main, found.sha256
-        self.real: NDArray[np.int64] | None = None
+        self.clustering: Clustering | None = None
         self.labels: NDArray[np.int64] | None = None
         if metrics & {"cluster_fd", "agreement"} and not work.rank:
             self._clusters(metrics)
@@ -321,10 +320,10 @@ class _Against:
         """The same for a set of samples."""
         evaluation = self.evaluation
         clusters = None
-        if self.real is not None:
+        if self.clustering is not None:
             seeds = made.samples.seeds(made.first, evaluation.samples)
-            groups = drawn_groups(self.snapshot.guidance["p"], evaluation.prior, seeds)
-            clusters = Clusters(real=self.real, made=groups.numpy(), labels=self.labels)
+            of_samples = self.clustering.made(seeds)
+            clusters = Clusters(real=self.clustering.real, made=of_samples, labels=self.labels)
         distances, validation = {}, {}
         for number, (name, reference, test) in enumerate(self.ratios):
             assert reference is not None
@@ -343,14 +342,14 @@ class _Against:
         )
 
     def _clusters(self, metrics: set[str]) -> None:
-        """Groups of the first training images, and their labels, in batches."""
+        """Clusters of the first training images, and their labels."""
         images = TrainingImages(self.snapshot)
         count = min(self.evaluation.kept, images.count)
         if self.train is not None and self.train.features is not None:
             count = min(count, len(self.train.features))
-        parts = torch.arange(count).split(self.evaluation.batch)
-        self.real = torch.cat([clusters_of(self.snapshot, part) for part in parts]).cpu().numpy()
+        self.clustering = clustering(self.snapshot, self.evaluation, count)
         if "agreement" in metrics:
+            parts = torch.arange(count).split(self.evaluation.batch)
             self.labels = torch.cat([images.labels(part) for part in parts]).numpy()
 
 

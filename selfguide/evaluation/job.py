@@ -115,14 +115,16 @@ def _main(
         scores, nfe, images, files = found.scores, found.nfe, found.images, found.files
     else:
         scores, nfe, images = fd_digits(snapshot, config, protocol, status)
+    if scored(run, key):
+        # by a try whose job nobody knew of: a key has one score
+        log.warning(f"{key} was scored meanwhile; this try publishes nothing")
+        if work is not None:
+            remove(work)
+        return
     if images is not None:
         zoom = max(1, 4 * 8 // images.shape[-1]) if work else 4
         write_grid(grid_path(run, key, attempt), images[:64], zoom=zoom)
     scores, left_out = parted(scores)
-    if scored(run, key):
-        # by a try whose job nobody knew of: a key has one score
-        log.warning(f"{key} was scored meanwhile; this try publishes nothing")
-        return
     EvaluationRecord(
         status="done",
         run=description["id"],

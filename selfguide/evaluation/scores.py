@@ -47,6 +47,9 @@ Array = NDArray[np.generic]
 # of real images: their features are kept for precision and recall, as many as ADM's reference holds
 NEIGHBOURS = EvaluationConfig.kept
 
+# what makes the file that a setting names
+_MAKES = {"reference": "make SHARDS", "unconditional": "samples RUN"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
@@ -209,10 +212,13 @@ def check_reference(reference: Reference, net: FeatureNet) -> None:
             )
 
 
-def read_reference(given: str, net: FeatureNet) -> Known:
+def read_reference(given: str, net: FeatureNet, field: str = "reference") -> Known:
     """A reference from a file: ours, ADM's, clean-fid's, or anybody's `mu` and `sigma`.
 
     Of ADM's the spatial statistics are read, too, and its images, of which precision and recall need the features.
+
+    Args:
+        field: the setting that names it, for messages.
 
     Raises:
         UserError: it is no reference, or one of another protocol.
@@ -221,13 +227,13 @@ def read_reference(given: str, net: FeatureNet) -> Known:
     if path is None:
         places = " or ".join(map(str, reference_places(given)))
         raise UserError(
-            f"reference={given}: no such file at {places}; `python -m tools.reference make SHARDS` makes one"
+            f"{field}={given}: no such file at {places}; `python -m tools.reference {_MAKES[field]}` makes one"
         )
     main = Reference.load(path)
     try:
         check_reference(main, net)
     except UserError as error:
-        raise UserError(f"reference={given}: {error}") from error
+        raise UserError(f"{field}={given}: {error}") from error
     names = set(members(str(path)))
     spatial = Reference.load(path, spatial=True) if {"mu_s", "sigma_s"} <= names else None
     features: Array | None = None
@@ -250,7 +256,7 @@ def read_unconditional(given: str, net: FeatureNet) -> Known:
     Raises:
         UserError: they are none, of another protocol, or of a run that nobody named.
     """
-    found = read_reference(given, net)
+    found = read_reference(given, net, "unconditional")
     if not found.main.about.get("run"):
         raise UserError(
             f"unconditional={given}: these statistics name no run, so that nobody could say what uFID means; make them "

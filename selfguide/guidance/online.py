@@ -96,7 +96,8 @@ class OnlineSource(Component):
             self.recent = outputs.embedding, batch.position
         # an empty choice still hangs in the graph: every rank reduces the same gradients
         loss = entropy.sum() / self._divisor(counted, len(outputs.scores))
-        return self.config.weight * min(batch.images / max(self.switch, 1), 1.0) * loss
+        reached = batch.images / max(self.switch, 1) if self.config.warmup == "linear" else 1.0
+        return self.config.weight * min(reached, 1.0) * loss
 
     def _counted(self, batch: Batch, rows: int) -> Tensor | None:
         """(n,) which of so many rows have an L_SK that counts, by the noise-time of their image; None for all."""

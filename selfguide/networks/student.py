@@ -37,7 +37,7 @@ class Outputs(NamedTuple):
 
 
 class Student(nn.Module):
-    """Backbone and, with an online source, the head on its detached features."""
+    """Backbone and, with an online source, the head on its features, detached unless `stop_gradient` is false."""
 
     def __init__(
         self,
@@ -47,10 +47,14 @@ class Student(nn.Module):
         layer: int = 0,
         pooling: str = "cls",
         uncertainty: Uncertainty | None = None,
+        stop_gradient: bool = True,
     ) -> None:
         super().__init__()
+        self.stop_gradient = stop_gradient
         self.backbone, self.head, self.uncertainty = backbone, head, uncertainty
         self.layer, self.pooling = layer, pooling
+        # images whose features were read so far, which telemetry counts the work of
+        self.extracted = 0
         self.extras = backbone.net.layers[layer - 1].extras if layer else 0
         self.cls = bool(getattr(backbone.net, "cls_token", False))
         if head is not None and pooling == "cls" and not self.cls:
@@ -79,7 +83,8 @@ class Student(nn.Module):
         if features is None:
             out, tokens = self.backbone(x, tau, condition, capture=self.layer)
             # stop-gradient: L_SK trains the head and the prototypes only (SGFM, section 3.2)
-            prediction, features = self._cut(out), self._read(tokens.detach())
+            read = tokens.detach() if self.stop_gradient else tokens
+            prediction, features = self._cut(out), self._read(read)
         else:
             prediction = self.predict(x, tau, condition)
         if not last:
@@ -100,6 +105,7 @@ class Student(nn.Module):
 
     def features(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
         """(B, F) pooled tokens of the head's layer, or (B L, F) of patches; the rest of the backbone is not run."""
+        self.extracted += len(x)
         return self._read(self.backbone.features(x, tau, condition, self.layer))
 
     def _read(self, tokens: Tensor) -> Tensor:
@@ -137,7 +143,12 @@ def build_student(config: Config, seed: int) -> Student:
     if settings is None:
         return Student(backbone, None, uncertainty=uncertainty)
     return Student(
-        backbone, head, layer=settings.layer, pooling=settings.pooling, uncertainty=uncertainty
+        backbone,
+        head,
+        layer=settings.layer,
+        pooling=settings.pooling,
+        uncertainty=uncertainty,
+        stop_gradient=settings.stop_gradient,
     )
 
 

@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selfguide.spec.drift import MEMORY, drifts
+
 PATIENCE = 5  # reports in a row that must say the same
+# lines that `advise` can make use of
+REMEMBERED = MEMORY
 
 Line = Mapping[str, Any]
 
@@ -90,6 +94,14 @@ SIGNS = {
 }
 
 
+# of one part of the loss
+DRIFT = (
+    "the loss {what} rose by {rise:.0%} over the last {reports} reports while the mean moved by {mean:+.1%}, which "
+    "hides it (`spectrum` in the metrics); look at the images and conditions of those steps, or lower "
+    "train.learning_rate"
+)
+
+
 def advise(history: Sequence[Line]) -> list[Advice]:
     """What the lines of a run's telemetry, oldest first, give reason to say; pure, so that any reader can ask.
 
@@ -104,6 +116,9 @@ def advise(history: Sequence[Line]) -> list[Advice]:
                 text = sign.text.format(**line, queue=4 * line.get("groups", 0))
                 found.append(Advice(name=name, images=line["images"], text=text))
                 break
+    if (drift := drifts(history)) is not None:
+        text = DRIFT.format(**drift._asdict())
+        found.append(Advice(name="drift", images=history[-1]["images"], text=text))
     return found
 
 

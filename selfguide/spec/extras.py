@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfguide.spec.config import Config
+from selfguide.spec.config import Config, SidecarGuidance
 from selfguide.spec.config.evaluation import EvaluationConfig
 from selfguide.spec.config.laws import fields_of
 from selfguide.spec.metrics import FEATURES
@@ -55,6 +55,8 @@ def extras(evaluation: EvaluationConfig) -> dict[str, Any]:
         changed = any(getattr(evaluation, f) != defaults[f] for f in SETTINGS[name].values())
         if evaluation.protocol == "fid_adm" and name in BUILT_IN and not changed:
             continue
+        if name == "cluster_fd" and evaluation.cluster_count is not None:
+            values["count"] = evaluation.cluster_count
         if name in OF_TEST:
             values["test"] = evaluation.test_manifest or evaluation.test
         if name == "fdr":
@@ -90,11 +92,8 @@ def check_extras(config: Config) -> None:
             f"evaluation.fdr_protocols={list(evaluation.fdr_protocols)} and evaluation.reference={given}: a file holds "
             "statistics in one net; give evaluation.shards=ROOT in its place, or drop evaluation.fdr_protocols"
         )
-    if "cluster_fd" in evaluation.metrics and not config.guidance.one_group:
-        raise UserError(
-            f"evaluation.metrics={list(evaluation.metrics)}: cluster_fd compares the images of each group, and with "
-            f"guidance.source={config.guidance.source} an image is not conditioned on one group alone; leave it out"
-        )
+    if "cluster_fd" in evaluation.metrics:
+        _check_clusters(config)
     if "agreement" in evaluation.metrics and not config.guidance.one_group:
         raise UserError(
             f"evaluation.metrics={list(evaluation.metrics)}: agreement compares an image's group with its label, and "
@@ -104,6 +103,36 @@ def check_extras(config: Config) -> None:
         raise UserError(
             f"evaluation.metrics={list(evaluation.metrics)}: agreement compares groups with labels, and "
             f"data.classes={config.data.classes}; give data.classes=... if the shards have labels, else leave it out"
+        )
+
+
+def _check_clusters(config: Config) -> None:
+    """The same of a Frechet distance within clusters."""
+    evaluation, guidance = config.evaluation, config.guidance
+    given = f"evaluation.metrics={list(evaluation.metrics)}: cluster_fd"
+    count = evaluation.cluster_count
+    if guidance.one_group:
+        if count is not None:
+            raise UserError(
+                f"evaluation.cluster_count={count} and guidance.source={guidance.source}: an image has a group of its "
+                "own there; drop it"
+            )
+        return
+    if not (guidance.learns_online or isinstance(guidance, SidecarGuidance)):
+        raise UserError(
+            f"{given} compares the images of each group, and with guidance.source={guidance.source} an image is not "
+            "conditioned on one group alone, nor on a row; leave it out"
+        )
+    grouped = isinstance(guidance, SidecarGuidance) and guidance.ids is not None
+    if count is None and not grouped:
+        raise UserError(
+            f"{given} compares the images of each cluster, and with guidance.source={guidance.source} an image is "
+            "conditioned on a row of its own; give evaluation.cluster_count=100, the number of clusters that k-means "
+            "makes of these, or leave it out"
+        )
+    if count is not None and count > evaluation.kept:
+        raise UserError(
+            f"evaluation.cluster_count={count} clusters of evaluation.kept={evaluation.kept} images; give fewer"
         )
 
 

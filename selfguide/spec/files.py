@@ -22,7 +22,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # where a key of the top level begins; and an anchor or its use, which may be in two groups
 _GROUP = re.compile(r"^(?=[A-Za-z_])", re.MULTILINE)
-_SHARED = re.compile(r"(?:^|[\s,\[{])[&*]\w")
+_SHARED = re.compile(r"(?<![^\s,\[{])[&*]\w")
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -18,8 +18,10 @@ def runs(root: Path) -> list[RunFolder]:
     return [RunFolder(path.parent) for path in sorted(root.glob("*/*/run.json"))]
 
 
-def find(text: str, root: Path) -> RunFolder:
-    """The run that `text` names: its folder, its id or name, or the beginning of an id.
+def find(text: str, root: Path, *, prefix: str = "--") -> RunFolder:
+    """The run that `text` names: its folder, its id or name, or the beginning of one, also with EXPERIMENT/ before it.
+
+    `prefix` is as in `find_snapshot`.
 
     Raises:
         UserError: no run, or several.
@@ -28,23 +30,49 @@ def find(text: str, root: Path) -> RunFolder:
     if (folder / "run.json").is_file():
         return RunFolder(folder.resolve())
     known = runs(root.resolve())
-    matches = [run for run in known if run.root.name == text]
-    matches = matches or [run for run in known if run.root.name.startswith(text)]
+    called = {f"{run.root.parent.name}/{run.root.name}": run for run in known}
+    ends = [name if "/" in text else name.partition("/")[2] for name in called]
+    matches = [run for run, end in zip(known, ends, strict=True) if end == text]
+    matches = matches or [r for r, end in zip(known, ends, strict=True) if end.startswith(text)]
     if len(matches) == 1:
         return matches[0]
     if matches:
-        several = ", ".join(f"{run.root.parent.name}/{run.root.name}" for run in matches)
-        raise UserError(
-            f"{text!r} means several runs: {several}; give more of the id, or the run's folder"
-        )
+        several = ", ".join(name for name, run in called.items() if run in matches)
+        raise UserError(f"{text!r} means several runs: {several}; name one of these")
+    if missing := _missing(text, folder):
+        raise UserError(missing)
     if not known:
+        there = "" if root.is_dir() else ", which does not exist"
+        given = f"{prefix}runs FOLDER" if prefix else "runs=FOLDER"
         raise UserError(
-            f"no run in {root}: start one with `python -m launcher.submit`, or give --runs FOLDER"
+            f"no run in {root}{there}: start one with `python -m launcher.submit`, or give {given}"
         )
-    names, place = [run.root.name for run in known], shlex.quote(str(root))
+    place = shlex.quote(str(root))
     raise UserError(
-        f"no run {text!r} in {root}{nearest(text, names)}; `python -m launcher.runs --runs {place}` lists them"
+        f"no run {text!r} in {root}{nearest(text, ends)}; `python -m launcher.runs --runs {place}` lists them"
     )
+
+
+def _missing(text: str, folder: Path) -> str:
+    """What is wrong with a folder, where `text` can only mean one; empty where it may be an id or a name."""
+    if storage.is_remote(text):
+        return f"{text} is on S3, and runs are read from folders: copy it here"
+    if folder.exists():
+        inside = sorted(path.parent.name for path in folder.glob("*/run.json"))
+        hint = (
+            f": it holds the runs {', '.join(inside)}; name one, {folder / inside[0]}"
+            if inside
+            else ""
+        )
+        return (
+            f"{text} is no run's folder{hint or ', for it has no run.json'}" if "/" in text else ""
+        )
+    if not folder.is_absolute() and text.count("/") < 2 and not text.startswith("."):
+        return ""
+    there = next(above for above in folder.absolute().parents if above.exists())
+    gone = folder.absolute().relative_to(there).parts[0]
+    names = sorted(path.name for path in there.iterdir()) if there.is_dir() else []
+    return f"{text} does not exist: {there} has no {gone!r}{nearest(gone, names)}"
 
 
 def find_snapshot(
@@ -63,7 +91,7 @@ def find_snapshot(
         if images is not None:
             raise UserError(f"{asked}: {folder} is one snapshot already; drop it")
     else:
-        run = find(text, root)
+        run = find(text, root, prefix=prefix)
         published = run.published()
         if not published:
             raise UserError(f"run {run.root.name} has published no snapshot yet")

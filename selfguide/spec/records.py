@@ -356,22 +356,22 @@ _OF_PROTOCOL = tuple(each.name for each in fields(Protocol))
 _OF_RECORD = tuple(each.name for each in fields(EvaluationRecord))
 
 
-# what values of a record, and of its protocol, are in JSON; others are not looked at
-_KINDS: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("status", "key", "run", "experiment", "protocol_key"), str),
-    **dict.fromkeys(("snapshot_sha256", "host", "message", "log"), str),
-    **dict.fromkeys(("attempt", "images", "seed"), int),
+# what values of a record, and of its protocol, are in JSON, where true is no number; others are not looked at
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("status", "key", "run", "experiment", "protocol_key"), (str,)),
+    **dict.fromkeys(("snapshot_sha256", "host", "message", "log"), (str,)),
+    **dict.fromkeys(("attempt", "images", "seed"), (int,)),
     **dict.fromkeys(("nfe", "started", "ended", "seconds", "time"), (int, float)),
-    **dict.fromkeys(("final", "label_free"), bool),
-    **dict.fromkeys(("protocol", "scores", "files"), dict),
-    "nets": list,
+    **dict.fromkeys(("final", "label_free"), (bool,)),
+    **dict.fromkeys(("protocol", "scores", "files"), (dict,)),
+    "nets": (list,),
 }
-_PROTOCOL_KINDS: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("metric", "sampler", "reference", "labels", "feature_sha256"), str),
-    **dict.fromkeys(("version", "samples", "seed", "steps"), int),
+_PROTOCOL_KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("metric", "sampler", "reference", "labels", "feature_sha256"), (str,)),
+    **dict.fromkeys(("version", "samples", "seed", "steps"), (int,)),
     "g": (int, float),
     "interval": (list, tuple),
-    "settings": dict,
+    "settings": (dict,),
 }
 
 
@@ -379,26 +379,24 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
     """Raises TypeError or ValueError for a value that readers could not reckon with."""
     _check_each(given, _KINDS, "")
     protocol = given.get("protocol", {})
-    _check_each({k: v for k, v in protocol.items() if v is not None}, _PROTOCOL_KINDS, "protocol.")
+    _check_each(protocol, _PROTOCOL_KINDS, "protocol.")
     if given["status"] == "done" and "protocol" in given and not protocol.get("metric"):
         raise ValueError("its protocol names no metric")
     for name, value in given.get("scores", {}).items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        if value is not None and type(value) not in (int, float):
             raise TypeError(f"scores.{name} is {value!r}")
 
 
 def _check_each(
-    given: Mapping[str, Any], kinds: Mapping[str, type | tuple[type, ...]], where: str
+    given: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], where: str
 ) -> None:
-    for name, kind in kinds.items():
-        value = given.get(name)
-        if value is None:
+    for name, value in given.items():
+        kind = type(value)
+        if value is None or name not in kinds:
             continue
-        # true is no count
-        odd = isinstance(value, bool) and kind is not bool
-        if odd or not isinstance(value, kind):
+        if kind not in kinds[name]:
             raise TypeError(f"{where}{name} is {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
+        if kind is float and not math.isfinite(value):
             raise ValueError(f"{where}{name} is {value!r}")
 
 

@@ -20,6 +20,8 @@ from typing import Any
 from shards import storage
 from shards.errors import FencedError as Fenced
 
+CANCELLED = "cancelled.json"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -57,6 +59,10 @@ class RunFolder:
 
     def attempt(self, number: int) -> Path:
         return self.attempts / f"{number:04d}"
+
+    def cancelled(self, number: int) -> Path:
+        """The record that somebody wants no attempt to follow that one."""
+        return self.attempt(number) / CANCELLED
 
     def attempt_numbers(self) -> list[int]:
         return sorted(int(name) for name in names_in(self.attempts) if name.isdigit())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,11 +15,15 @@ def switch_after(share: float, images: int, batch: int) -> int:
 
 
 def learning_rate(config: Config, images: int) -> float:
-    """Of the step that begins at `images`: linear warm-up, then constant, or falling as 1 / sqrt(images) (EDM2)."""
+    """Of the step that begins at `images`: linear warm-up, then constant, and falling if `train.rate_decay` says so."""
     train = config.train
     counted = images + train.batch if train.ramps_count == "after" else images
     warm = min(1.0, counted / train.warmup_images) if train.warmup_images else 1.0
-    if train.decay_images is not None:
+    begin = train.cosine_from
+    if begin is not None:
+        passed = min(1.0, max(0.0, (images - begin) / (train.images - begin)))
+        warm *= train.final_rate + (1 - train.final_rate) * (1 + math.cos(math.pi * passed)) / 2
+    elif train.decay_images is not None:
         warm /= max(1.0, images / train.decay_images) ** 0.5
     return train.learning_rate * warm
 

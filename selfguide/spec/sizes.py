@@ -145,6 +145,17 @@ TABLE |= {
         dropout=0.05,  # FFHQ
         time="log_sigma",
     ),
+    # C-EDM's FFHQ at 128 px (Adaloglou et al. 2025): the network of 64 px, which attends at 16 px there too
+    "unet_edm_128": UNetArchitecture(
+        form="edm",
+        size=128,
+        channels=3,
+        mult=(1, 2, 2, 2),
+        blocks=4,
+        attention=(8,),
+        dropout=0.05,
+        time="log_sigma",
+    ),
     # ImageNet 64
     "unet_adm_64": UNetArchitecture(
         form="adm",
@@ -238,7 +249,7 @@ _TABLED = ("uvit_s_deep_2", "uvit_h_2", "uvit_h_4")
 CORRECTED: dict[str, dict[str, Any]] = {
     "unet_ddpm": _DDAE,
     "unet_ddpmpp": _DDAE,
-    **{name: {"label_bias": True} for name in ("unet_edm_32", "unet_edm_64")},
+    **{name: {"label_bias": True} for name in ("unet_edm_32", "unet_edm_64", "unet_edm_128")},
     **{
         name: {"whole_index": True, "qk_bias": True}
         for name in TABLE
@@ -312,16 +323,16 @@ def footprint(config: Config) -> Footprint:
     if config.path.weighting == "uncertainty":
         n += UNCERTAINTY_FEATURES + (config.path.uncertainty == "affine")
     word, horizons = BYTES[config.engine.dtype], len(averages_of(config))
-    sharded = config.engine.backend == "deepspeed"
+    stage = config.engine.zero_stage if config.engine.backend == "deepspeed" else 0
+    sharded = stage > 0
     share = -(-n // config.ranks) if sharded else n
-    # fp32 torch keeps no second copy of the weights; ZeRO and bf16 step on fp32 masters
-    masters = 4 * share if sharded or config.engine.dtype == "bf16" else 0
+    # bf16 steps on fp32 masters; in fp32 only stages 1 and 2 keep a second copy of the weights
+    masters = 4 * share if stage in (1, 2) or config.engine.dtype == "bf16" else 0
     teacher = word * n if config.guidance.learns_online else 0
-    gradient_share = share if sharded and config.engine.zero_stage >= 2 else n
     return Footprint(
         parameters=n,
-        weights=word * n,
-        gradients=word * gradient_share,
+        weights=word * (share if stage == 3 else n),
+        gradients=word * (share if stage >= 2 else n),
         optimiser=masters + 8 * share,
         ema=4 * share * horizons,
         teacher=teacher,

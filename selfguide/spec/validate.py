@@ -61,6 +61,7 @@ def validate(config: Config) -> None:
     _check_batch(config)
     _check_min_nodes(config)
     _check_clock(config)
+    _check_engine(config)
     check_train(config.train, averaged=config.guidance.average is not None)
     check_data(config.data)
     check_path(config.path, config.data.shape[0])
@@ -148,6 +149,33 @@ def _check_clock(config: Config) -> None:
                 f"{field}={images} counts images and must be a multiple of train.batch={batch}; "
                 f"take {field}={near}"
             )
+
+
+def _check_engine(config: Config) -> None:
+    """Combinations of engine, stage, precision and optimiser that would train wrongly, or not at all."""
+    engine, stage = config.engine, f"engine.zero_stage={config.engine.zero_stage}"
+    if engine.backend == "torch":
+        if engine.zero_stage in (0, 3):
+            raise UserError(
+                f"{stage} is DeepSpeed's, and engine.backend=torch holds everything on every rank; drop it, or take "
+                "engine.backend=deepspeed"
+            )
+        return
+    if engine.zero_stage == 0 and engine.dtype == "bf16":
+        raise UserError(
+            f"{stage} with engine.dtype=bf16: there DeepSpeed takes a step with gradients of zero when it starts, so "
+            "every later one has the wrong bias correction; take engine.zero_stage=1, or engine.backend=torch"
+        )
+    if engine.zero_stage == 3 and engine.compile:
+        raise UserError(
+            f"{stage} with engine.compile=true: DeepSpeed fetches weights inside of each block, which breaks its graph "
+            "and makes it slower; set engine.compile=false, or take engine.zero_stage=2"
+        )
+    if config.train.optimiser == "muon":
+        raise UserError(
+            "train.optimiser=muon needs whole matrices, and engine.backend=deepspeed steps slices of them; take "
+            "engine.backend=torch, or train.optimiser=adamw"
+        )
 
 
 def _check_network(config: Config) -> None:

@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from selfguide.spec.advice import PATIENCE, Line, advise, recorded
+from selfguide.spec.advice import REMEMBERED, Line, advise, recorded
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Advisor:
 
     def hear(self, line: Line) -> None:
         """Judges the run with one more line of its telemetry."""
-        self._history = [*self._history, line][-PATIENCE:]  # no sign takes more
+        self._history = [*self._history, line][-REMEMBERED:]
         for advice in advise(self._history):
             if advice.name not in self._given:
                 self._given.add(advice.name)

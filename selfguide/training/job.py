@@ -69,7 +69,9 @@ def main(attempt: Path, rank: int, local_rank: int, world: int, status: RankStat
     telemetry.say("joining", 0)
     join(rank_info, attempt / "rendezvous.json", config.engine.timeout_s)
     status.collectives = collectives
-    work(config, rank_info, lease, telemetry)
+    # before an engine is built: DeepSpeed keeps some functions of torch.distributed as it finds them
+    with telemetry.wall.hears_collectives():
+        work(config, rank_info, lease, telemetry)
 
 
 def _check_device(config: Config, rank_info: RankInfo) -> None:
@@ -149,6 +151,7 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
         if found.folder is not None:
             # one that was lost or damaged: the checkpoint holds all that is in it
             publish_snapshot_if_due(training)
+        telemetry.begin(config, state.teaching, state.images)
         roll_back.train(training, open_stream)
         ended = True
     except Exception as error:
@@ -157,6 +160,7 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
             telemetry.status.fails(error)
         raise
     finally:
+        telemetry.close()
         training.stream.close()
         if saver is not None:
             # after an error nothing is waited for that may hang

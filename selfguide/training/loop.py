@@ -15,11 +15,13 @@ from selfguide.guidance.component import Stepped
 from selfguide.randomness import stream_seed
 from selfguide.spec.accumulation import cut_batch
 from selfguide.spec.rank_status import Preempted
+from selfguide.spec.run import write_record
 from selfguide.spec.schedules import due, learning_rate
 from selfguide.training import checkpoint, publish, retention
 from selfguide.training.engine.protocol import Step
 from selfguide.training.epochs import Epochs
 from selfguide.training.stop import StopVote
+from selfguide.training.tuning import Tuning
 from selfguide.training.unstable import judge
 from selfguide.training.work import Training, prepare_batch
 
@@ -33,25 +35,34 @@ def train(job: Training) -> None:
     """
     config, state, total = job.config, job.state, job.config.train.images
     epochs = Epochs(job.stream, state.audits, config.data.damaged)
-    vote = StopVote(job.telemetry.status, job.stream)
+    tuning = Tuning(job.lease, job.rank_info, config.train.log_every)
+    vote = StopVote(job.telemetry.status, job.stream, tuning.newest)
     job.telemetry.status.start(state.images, compiles=config.engine.compile)
     job.telemetry.restart(state.images)
     while state.images < total:
         advance(job)
         epochs.settle()
-        if state.images >= total or due(config.train.log_every, state.images, config.train.batch):
+        tuning.trace.stepped(state.images)
+        if state.images >= total or due(tuning.log_every, state.images, config.train.batch):
             measured = state.components.report(state.images, state.teaching)
             line = job.telemetry.report(state.images, **measured)
             judge(job, line.get("loss"))
+        job.telemetry.wall.mark("other")
         if job.saver is not None:
             job.saver.poll()
         published = publish_what_is_due(job, epochs)
+        if published:
+            job.telemetry.wall.mark("checkpoint")
         if state.images < total and (number := vote.stop(at_once=published)):
-            stop_here(job, epochs, number)
+            stop_here(job, epochs, signal.Signals(number).name)
+        job.telemetry.wall.mark("data")
+        if tuning.apply(vote.request, state.images, lambda: save_if_new(job, epochs)):
+            stop_here(job, epochs, "launcher.tune", goes_on=False)
         if (
             published
         ):  # only now: a rank that waits in the vote for one that still publishes is not stuck
             job.telemetry.say("train", state.images)
+    tuning.trace.end(state.images)
 
 
 def advance(job: Training) -> None:
@@ -66,6 +77,7 @@ def advance(job: Training) -> None:
     state.averages.update(batch, stepped.images, done.applied)
     state.images = stepped.images
     state.components.after_average(state, stepped)
+    job.telemetry.wall.mark("optimiser")
     job.telemetry.status.advance(state.images)
 
 
@@ -82,6 +94,7 @@ def step(job: Training) -> Step:
     while done is None:
         arrays = [next(job.stream) for _ in range(together)]
         job.arrays += arrays
+        job.telemetry.wall.mark("data")
         parts = [prepare_batch(job, each) for each in arrays]
         inputs = [components.inputs(part, state.teaching) for part in parts]
         read: list[Tensor] = []
@@ -90,17 +103,22 @@ def step(job: Training) -> Step:
             # by the images that it works on: a resumed attempt draws what an uninterrupted one would have
             torch.manual_seed(stream_seed(job.config.seed, "dropout", int(at["position"][0])))
             outputs = engine.forward(batch.x, batch.tau, each.condition, each.features, read, last)
-            flow = job.objective.losses(
+            each_loss = job.objective.losses(
                 outputs.prediction, batch.x0, batch.eps, batch.tau, outputs.log_variance
-            ).mean()
+            )
+            job.telemetry.spectrum.add(each_loss, batch.tau, each.condition.state)
+            flow = each_loss.mean()
             losses = components.losses(outputs, joined(parts), state.teaching) if last else {}
             # the engine takes the mean over micro-batches, and these losses are of several
             engine.backward(sum((together * loss for loss in losses.values()), flow))
             # no rank has done its first step before all have come to this line
             job.telemetry.status.begun = True
+            job.telemetry.wall.mark("forward_backward")
             if job.saver is not None:
                 job.saver.settle()
+                job.telemetry.wall.mark("checkpoint")
             done = engine.step(learning_rate(job.config, state.images))
+            job.telemetry.wall.mark("optimiser")
             job.telemetry.add(loss=flow, **losses)
             if outputs.features is not None:
                 read.append(outputs.features)
@@ -118,7 +136,7 @@ def publish_what_is_due(job: Training, epochs: Epochs) -> bool:
     batch, last = config.train.batch, state.images >= config.train.images
     snapshot = publish_snapshot_if_due(job)
     save = last or due(config.train.checkpoint_every, state.images, batch)
-    waited = save and save_checkpoint(job, epochs, last=last)
+    waited = save and save_checkpoint(job, epochs, wait=last)
     if snapshot and not waited:
         job.telemetry.say("train", state.images)
     return snapshot or waited
@@ -135,17 +153,17 @@ def publish_snapshot_if_due(job: Training) -> bool:
     return True
 
 
-def save_checkpoint(job: Training, epochs: Epochs, *, last: bool) -> bool:
+def save_checkpoint(job: Training, epochs: Epochs, *, wait: bool) -> bool:
     """Has a checkpoint of this step written, and those that are too many deleted; returns whether it is complete.
 
-    The `last` one of an attempt is written here, behind what the saver still has to write: all wait for it.
+    One that all `wait` for, as for the last of an attempt, is written here, behind what the saver still has to write.
     """
     state, run, started = job.state, job.lease.run, time.monotonic()
     train, folder, status = job.config.train, run.checkpoint(state.images), job.telemetry.status
     # the run may have to go back to a checkpoint from before it broke
     back_to = state.stability.good if train.unstable == "roll_back" else None
     state.audits = epochs.carried()
-    if job.saver is not None and not last:
+    if job.saver is not None and not wait:
         status.enter("checkpoint")
         job.saver.save(folder, state, back_to)
         status.enter("train")
@@ -160,19 +178,31 @@ def save_checkpoint(job: Training, epochs: Epochs, *, last: bool) -> bool:
     return True
 
 
-def stop_here(job: Training, epochs: Epochs, number: int) -> NoReturn:
+def save_if_new(job: Training, epochs: Epochs) -> bool:
+    """Saves what the newest checkpoint does not hold; returns whether that was anything."""
+    images = job.state.images
+    if job.saver is not None:
+        job.saver.wait()
+    if images <= job.telemetry.status.saved:
+        return False
+    save_checkpoint(job, epochs, wait=True)
+    # the ranks go on together: one that ends early has its scheduler end the others
+    dist.barrier()
+    job.telemetry.say("train", images)
+    job.telemetry.wall.mark("checkpoint")
+    return True
+
+
+def stop_here(job: Training, epochs: Epochs, by: str, *, goes_on: bool = True) -> NoReturn:
     """Saves what the newest checkpoint does not hold, and ends training on all ranks.
+
+    Unless it `goes_on`, no attempt follows by itself.
 
     Raises:
         Preempted: always.
     """
-    images = job.state.images
-    if job.saver is not None:
-        job.saver.wait()
-    new = images > job.telemetry.status.saved
-    if new:
-        save_checkpoint(job, epochs, last=True)
-        # the ranks end together: one that ends early has its scheduler end the others
-        dist.barrier()
-        job.telemetry.say("train", images)
-    raise Preempted(signal.Signals(number).name, images if new else None)
+    new = save_if_new(job, epochs)
+    if not goes_on and job.rank_info.rank == 0:
+        asked = {"by": by, "done": time.time()}
+        write_record(job.lease.run.cancelled(job.lease.number), asked, replace=True)
+    raise Preempted(by, job.state.images if new else None)

@@ -1,6 +1,8 @@
-"""Stopping all ranks at one step when one of them is asked to, at no cost while none is."""
+"""What is asked of a run while it trains reaches all ranks at one step, at no cost while nothing is."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -17,14 +19,22 @@ POLL_S = 1.0
 class StopVote:
     """Asks all ranks at each step boundary whether one was asked to stop, and reads the answer at the next.
 
+    The newest request to change the run (`selfguide.training.tuning`) goes the same way: `request` is its number.
+
     So no rank waits for another that would not have waited anyway. Where a rank may have to wait for its next images,
     all ranks wait for them together before the step, since one that sits in a step cannot stop: they ask again each
     second, and the answer is read at once.
     """
 
-    def __init__(self, status: RankStatus, stream: Stream) -> None:
-        """All ranks call. A group of its own, so that an answer which is under way delays no other collective."""
-        self._status, self._stream = status, stream
+    def __init__(
+        self, status: RankStatus, stream: Stream, newest: Callable[[], int] = lambda: 0
+    ) -> None:
+        """All ranks call. A group of its own, so that an answer which is under way delays no other collective.
+
+        `newest` returns the number of the newest request that this rank has seen.
+        """
+        self._status, self._stream, self._newest = status, stream, newest
+        self.request = 0
         group = dist.new_group(backend="gloo") if world_size() > 1 else None
         assert not isinstance(group, int), "this rank is in the group"
         self._group = group
@@ -54,7 +64,7 @@ class StopVote:
         return number
 
     def _ask(self, behind: bool) -> None:
-        mine = torch.tensor([self._status.stop, behind], dtype=torch.int32)
+        mine = torch.tensor([self._status.stop, behind, self._newest()], dtype=torch.int32)
         work = None
         if self._group is not None:
             work = dist.all_reduce(mine, dist.ReduceOp.MAX, group=self._group, async_op=True)
@@ -65,5 +75,5 @@ class StopVote:
         answer, work = self._asked
         if work is not None:
             work.wait()
-        number, behind = answer.tolist()
+        number, behind, self.request = answer.tolist()
         return number, bool(behind)

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import resource
 import time
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selfguide.distributed import RankInfo
+from selfguide.distributed import RankInfo, gather
+from selfguide.networks.student import Student
+from selfguide.spec.config import Config
+from selfguide.spec.nodes import node_name
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import RunFolder, strict_json, write_record
 from selfguide.training.advisor import Advisor
 from selfguide.training.engine.protocol import Step
+from selfguide.training.flops import Flops, Peak, count_flops, peak_of
+from selfguide.training.spectrum import Spectrum
+from selfguide.training.trackers import Trackers
+from selfguide.training.wall import SECTIONS, WallTime
 
 log = logging.getLogger(__name__)
 
+# what a device computes in
+_COMPUTE = ("forward_backward", "communication", "optimiser")
+# what the sentence says in words of its own
+_SHOWN = ("images", "images_per_s", "flops", "tflops")
+# by which share more than the median a rank works before the sentence names it
+_SLOW = 0.1
 _KEPT = ("images_per_s", "loss", "data_share")  # while something else than training is done
 
 
@@ -29,6 +45,10 @@ class Telemetry:
     damaged: Sequence[Mapping[str, Any]] = ()
     # of the checkpoint that this attempt goes on from; None from scratch
     resumed_from: int | None = None
+    _flops: Flops | None = None
+    _peak: Peak | None = None
+    _teacher: Student | None = None
+    _trackers: Trackers | None = None
 
     def __init__(
         self,
@@ -41,12 +61,13 @@ class Telemetry:
         """`status` is what this rank is at, which others read and ask to stop."""
         self.status = status or RankStatus()
         self._save_s: float | None = None  # of the slowest checkpoint
-        self._rank_info, self._total = rank_info, total
+        self._run, self._rank_info, self._total = run, rank_info, total
         self._progress = run.attempt(attempt) / "progress.json"
         self._scalars = run.metrics / f"train-{attempt:04d}.jsonl"
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor | int] = {}
         self._stepped = 0
+        self.spectrum = Spectrum(rank_info.device)
         # of this rank's data: so far, and at the last report
         self._waited, self._substituted, self._steps = 0.0, 0, 0
         self._reported = (0.0, 0)
@@ -56,6 +77,25 @@ class Telemetry:
         if rank_info.rank == 0:
             run.metrics.mkdir(parents=True, exist_ok=True)
             self._advisor = Advisor(run.metrics, attempt)
+
+    @functools.cached_property
+    def wall(self) -> WallTime:
+        """Made when it is first asked for: by then the rank has its device."""
+        return WallTime(self._rank_info.device)
+
+    @functools.cached_property
+    def _nodes(self) -> list[str]:
+        """All ranks call: the node of each."""
+        return gather(node_name())
+
+    def begin(self, config: Config, teacher: Student | None, images: int) -> None:
+        """From now on lines state FLOPs, those of `teacher` included, and MFU, and go to the trackers as well."""
+        if self._rank_info.rank:
+            return
+        self._trackers = Trackers(self._run, config, images)
+        self._teacher = teacher
+        self._peak = peak_of(self._rank_info.device, config.train.peak_tflops)
+        self._flops = count_flops(config)
 
     def add(self, **scalars: Tensor | float) -> None:
         """Scalars of a step or micro-batch; means are taken over calls and ranks."""
@@ -81,14 +121,17 @@ class Telemetry:
     def report(self, images: int, **extra: Any) -> dict[str, Any]:
         """All ranks call: reduces, writes the line, starts the next window."""
         means: dict[str, Any] = self._means()
+        spectrum = self.spectrum.take()
         now = time.monotonic()
-        means |= self._data(now - self._since)
-        rate = (
-            (images - (self._images or 0)) / max(now - self._since, 1e-9)
-            if self._images is not None
-            else None
-        )
-        line = {"images": images, "images_per_s": rate, **means, **extra}
+        elapsed = max(now - self._since, 1e-9)
+        measured = self._ranks(elapsed)
+        trained = None if self._images is None else images - self._images
+        rate = trained / elapsed if trained is not None else None
+        line = {"images": images, "images_per_s": rate, **means, **measured}
+        line |= self._speed(trained or 0, elapsed, measured.get("seconds", {}))
+        line |= extra
+        if spectrum:
+            line["spectrum"] = spectrum
         self._sums, self._counts, self._stepped = {}, {}, 0
         self._since, self._images = now, images
         self._rates = {name: line[name] for name in _KEPT if name in line}
@@ -98,6 +141,8 @@ class Telemetry:
             self.say("train", **line)
             log.info(_sentence(line, self._total))
             self._advisor.hear(line)
+            if self._trackers is not None:
+                self._trackers.add(line)
         return line
 
     def _means(self) -> dict[str, float | int]:
@@ -119,30 +164,70 @@ class Telemetry:
         found = {n: m for n, m, c in zip(names, means, counts.tolist(), strict=True) if c}
         return found | ({"skipped": skipped} if skipped else {})
 
-    def _data(self, elapsed: float) -> dict[str, float | int]:
-        """All ranks call: what reading cost since the last report.
+    def _ranks(self, elapsed: float) -> dict[str, Any]:
+        """All ranks call: what only each rank knows of itself since the last report, in one gathering of numbers.
 
         data_wait     seconds a step waited for data, a mean over steps and ranks
         data_wait_max the same of the rank that waited longest
         data_share    of all time, what that rank waited: steps end together, so all ranks lose it
         substituted   images of all ranks that stood in for damaged ones; left out where there is none
+        seconds       of wall time by what they went into, a mean over ranks
+        slowest       the rank that worked longest by itself, its node, and by which share more than the ranks' median;
+                      left out on one rank
+        memory        bytes at the highest, of the rank that had most, and that rank: the GPU's, or the process's
         """
         if not self._steps:
             return {}
-        mine = self._waited - self._reported[0]
-        sums = torch.tensor([mine, self._substituted - self._reported[1]], dtype=torch.float64)
-        longest = torch.tensor(mine, dtype=torch.float64)
+        wall = self.wall.take()
+        mine = [self._waited - self._reported[0], self._substituted - self._reported[1]]
+        mine += [_memory(self._rank_info.device), *wall.values()]
+        rows = [torch.tensor(mine, dtype=torch.float64)]
         if dist.is_initialized():
-            dist.all_reduce(sums)
-            dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-        waited, substituted = sums.tolist()
-        found: dict[str, float | int] = {
-            "data_wait": waited / (self._steps * self._rank_info.world),
-            "data_wait_max": longest.item() / self._steps,
-            "data_share": longest.item() / max(elapsed, 1e-9),
+            rows = [torch.zeros_like(rows[0]) for _ in range(self._rank_info.world)]
+            dist.all_gather(rows, torch.tensor(mine, dtype=torch.float64))
+        table = torch.stack(rows)
+        waited, substituted, memory = table[:, :3].T.tolist()
+        sections = table[:, 3:]
+        found: dict[str, Any] = {
+            "data_wait": sum(waited) / (self._steps * self._rank_info.world),
+            "data_wait_max": max(waited) / self._steps,
+            "data_share": max(waited) / elapsed,
+            "seconds": dict(zip(SECTIONS, sections.mean(0).tolist(), strict=True)),
+            "memory": {"bytes": int(max(memory)), "rank": memory.index(max(memory))},
         }
+        if len(rows) > 1:
+            own = [each["forward_backward"] + each["optimiser"] for each in _named(sections)]
+            rank = own.index(max(own))
+            more = own[rank] / max(median(own), 1e-9) - 1
+            found["slowest"] = {"rank": rank, "node": self._nodes[rank], "more": more}
+        if substituted := sum(substituted):
+            found["substituted"] = int(substituted)
         self._reported, self._steps = (self._waited, self._substituted), 0
-        return found | ({"substituted": int(substituted)} if substituted else {})
+        return found
+
+    def _speed(self, images: int, elapsed: float, seconds: Mapping[str, float]) -> dict[str, Any]:
+        """FLOP/s of one device and their share of its peak, since the last report; nothing where none are counted.
+
+        flops  of the images since then: the student's forward and backward, and its teacher's extraction
+        tflops TFLOP/s of one device
+        mfu    of the peak that `peak` names; `mfu_compute` is that of the time without data, checkpoints and the rest
+        """
+        if self._flops is None or not images:
+            return {}
+        world = self._rank_info.world
+        flops = images * self._flops.training
+        if self._teacher is not None:
+            # every rank extracts as much
+            flops += self._teacher.extracted * world * self._flops.extraction
+            self._teacher.extracted = 0
+        tflops = flops / elapsed / world / 1e12
+        found: dict[str, Any] = {"flops": flops, "tflops": tflops}
+        if self._peak is not None:
+            compute = sum(seconds.get(name, 0.0) for name in _COMPUTE)
+            found["mfu"] = tflops / self._peak.tflops
+            found["mfu_compute"] = found["mfu"] * elapsed / compute if compute else None
+            found["peak"] = f"{self._peak.tflops:g} TFLOP/s ({self._peak.name})"
+        return found
 
     def say(self, section: str, images: int, **extra: Any) -> None:
         """What the run is doing now, for those who wait for it."""
@@ -158,6 +243,11 @@ class Telemetry:
             record["damaged"] = self.damaged
         write_record(self._progress, record, replace=True)
 
+    def close(self) -> None:
+        """Lets trackers write what they hold back."""
+        if self._trackers is not None:
+            self._trackers.close()
+
     def saved(self, images: int, seconds: float) -> None:
         """A checkpoint took so long."""
         self._save_s = max(seconds, self._save_s or 0.0)
@@ -165,7 +255,22 @@ class Telemetry:
 
     def restart(self, images: int) -> None:
         """Forgets the time since the last report: the rate should be of training alone."""
+        self.wall.restart()
         self._since, self._images = time.monotonic(), images
+
+
+def _named(sections: Tensor) -> list[dict[str, float]]:
+    """Seconds by section of each row."""
+    return [dict(zip(SECTIONS, row, strict=True)) for row in sections.tolist()]
+
+
+def _memory(device: torch.device) -> float:
+    """The most bytes that were taken at once: of a GPU since the last call, of this process since it began."""
+    if device.type != "cuda":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    most = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return float(most)
 
 
 def _sentence(line: dict[str, Any], total: int) -> str:
@@ -174,9 +279,14 @@ def _sentence(line: dict[str, Any], total: int) -> str:
         parts.append(f"{line['images_per_s']:,.0f} images/s")
         parts.append(f"{(total - line['images']) / line['images_per_s']:,.0f} s left")
     for name, value in line.items():
-        shown = name in ("images", "images_per_s") or name.startswith("data_")
+        shown = name in _SHOWN or name.startswith(("data_", "mfu"))
         if not shown and isinstance(value, float):
             parts.append(f"{name} {value:.4g}")
+    if "mfu" in line:
+        parts.append(f"MFU {line['mfu']:.1%} of {line['peak']}")
+    slowest = line.get("slowest")
+    if slowest and slowest["more"] > _SLOW:
+        parts.append(f"rank {slowest['rank']} on {slowest['node']} is {slowest['more']:.0%} slower")
     if "skipped" in line:
         parts.append(f"{line['skipped']:,} steps skipped: their gradients are not finite")
     if "data_share" in line:

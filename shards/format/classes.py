@@ -7,6 +7,7 @@ text. A number never means another number in silence: where class '2' is not lab
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from shards.errors import UserError
@@ -43,14 +44,17 @@ def label_of(text: str, names: Sequence[str], classes: int) -> int:
         return _number(text, text.removeprefix(NUMBER), classes)
     asked = text.removeprefix(NAME)
     labels = [label for label, name in enumerate(names) if name == asked]
+    # macOS names files with accents that are characters of their own
+    labels = labels or [i for i, name in enumerate(names) if _composed(name) == _composed(asked)]
     if len(labels) > 1:
         shown = ", ".join(f"{NUMBER}{label}" for label in labels)
         raise UserError(f"label {text!r} names {len(labels)} classes: give one of {shown}")
     if not labels and text.removeprefix("-").isdecimal():
         return _number(text, text, classes)
     if not labels:
-        close = difflib.get_close_matches(asked, names, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        plain = {_letters(name): name for name in names}
+        close = difflib.get_close_matches(_letters(asked), plain, n=1, cutoff=0.5)
+        hint = f"; did you mean {plain[close[0]]!r}?" if close else ""
         known = f"a number from 0 to {classes - 1}" + (" or a class's name" if names else "")
         raise UserError(f"label {text!r} is no class of this data: give {known}{hint}")
     if text == asked and text.isdecimal() and int(text) != labels[0]:
@@ -60,6 +64,16 @@ def label_of(text: str, names: Sequence[str], classes: int) -> int:
             f"give {NAME}{text} or {NUMBER}{text}"
         )
     return labels[0]
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _letters(name: str) -> str:
+    """In lower case and without accents."""
+    apart = unicodedata.normalize("NFKD", name).casefold()
+    return "".join(each for each in apart if not unicodedata.combining(each))
 
 
 def _number(text: str, digits: str, classes: int) -> int:

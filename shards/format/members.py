@@ -36,7 +36,7 @@ class Decode:
 
     picture: Picture
     image: str | None = None  # extension; without one the first that is an image's
-    label: str | None = None  # an extension whose member is a whole number, or `json:field`
+    label: str | None = None  # an extension whose member is a whole number or text, or `json:field`
     key: Literal["name", "id.txt"] = "name"  # what the members' names share, or a member of its own
     prefix: bool = False  # put the tar's name before the key
     names: tuple[
@@ -73,7 +73,7 @@ class Decode:
         return f"{stem}/{name}" if self.prefix else name
 
     def label_of(self, members: Members) -> int:
-        """The sample's label, as webdataset reads it of `cls` and `json` members; of text, its place in `names`.
+        """The sample's label, as webdataset reads numbers in `cls` and `json` members; of text, its place in `names`.
 
         Raises:
             BadInputError: no such member, no whole number in it, or text that is no class.
@@ -91,7 +91,7 @@ class Decode:
         return {name: label for label, name in enumerate(self.names)}
 
     def label_value(self, members: Members) -> int | str:
-        """The label as the sample holds it: a whole number from 0, or the text of a JSON field.
+        """The label as the sample holds it: a whole number from 0, or text, whether in JSON or in a member of its own.
 
         Raises:
             BadInputError: no such member, or neither in it.
@@ -102,14 +102,16 @@ class Decode:
             raise BadInputError(f"no member .{extension}, which should hold its label")
         text = members[extension]
         try:
-            found = _field(json.loads(text), field) if field else int(text)
+            found = _field(json.loads(text), field) if field else _number_or_name(text)
         except (ValueError, KeyError, TypeError, RecursionError):
             found = None
         if isinstance(found, str) and found:
             return found
         if not isinstance(found, int):
             shown = text[:_TEXT].decode(errors="replace")
-            raise BadInputError(f".{extension} holds no whole number at {self.label!r}: {shown!r}")
+            raise BadInputError(
+                f".{extension} holds no name and no whole number at {self.label!r}: {shown!r}"
+            )
         if not 0 <= found < CLASSES:
             raise BadInputError(f"label {found}: classes go from 0 to {CLASSES - 1:,} at most")
         return int(found)
@@ -129,7 +131,8 @@ class Decode:
         """The sample, and what `shards.format.pictures.TRAITS` it has; raises as `x_of` does."""
         if foreign.kind_of(self.image):
             return self.x_of(members), ()
-        return self.picture.look(self.image_of(members))
+        x, traits, _ = self.picture.look(self.image_of(members))
+        return x, traits
 
     def image_of_names(self, names: Iterable[str]) -> str | None:
         """Which member is the image: the one that was asked for, or the first that is one; None where there is none."""
@@ -152,6 +155,20 @@ def pictures(names: Iterable[str]) -> list[str]:
     """The extensions that are pictures', in their order; those that readers of WebDataset know go first."""
     kept = [*names]
     return [n for known in (SUFFIXES, OTHERS) for n in kept if f".{n}" in known]
+
+
+def _number_or_name(data: bytes) -> int | str | None:
+    """What a member of its own says: None where it is another number, which JSON would not have as text either."""
+    text = data.decode().strip()
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        float(text)
+    except ValueError:
+        return text
+    return None
 
 
 def _field(value: Any, name: str) -> Any:

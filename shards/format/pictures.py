@@ -22,6 +22,7 @@ SUFFIXES = frozenset(
 OTHERS = frozenset((".jfif", ".jpe", ".avif", ".jp2", ".j2k", ".jpx", ".pbm", ".pnm", ".dib"))
 # read by Pillow itself; whatever an input is called, its bytes say which it is
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
+_CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000
 # what files of these formats begin with; AVIF's stands behind four bytes
 _MAGIC = (
     b"\xff\xd8\xff",
@@ -30,13 +31,22 @@ _MAGIC = (
     b"BM",
     b"II*\0",
     b"MM\0*",
-    b"\xff\x4f\xff\x51",
+    _CODESTREAM,
     b"\0\0\0\x0cjP",
 )
 HEAD = 16  # bytes that `is_picture` wants
 REFUSE = "refuse"
-# what `Picture` changes of an input beside its size, as summaries name it
-TRAITS = ("transparent", "rotated", "enlarged", "of 16 bits", "animated", "CMYK")
+# what `Picture` changes of an input beside its size, as summaries name it; deeper ones of formats whose levels Pillow
+# does not give, as colour in JPEG 2000, are decoded to 8 bits by it: they differ from rounded ones by a level at most
+TRAITS = (
+    "transparent",
+    "rotated",
+    "enlarged",
+    "of 16 bits",
+    "decoded to 8 bits",
+    "animated",
+    "CMYK",
+)
 _ORIENTATION = 0x0112  # EXIF tag: 1 is upright
 _PNG_LEVEL = 2  # of photographs: a quarter of the default's time, an eighth more bytes
 
@@ -51,10 +61,11 @@ class Stored(NamedTuple):
 
 
 class Look(NamedTuple):
-    """A picture's pixels (C, H, W) and the `TRAITS` that it has."""
+    """A picture's pixels (C, H, W), the `TRAITS` that it has, and Pillow's name of its format."""
 
     pixels: NDArray[np.uint8]
     traits: tuple[str, ...]
+    format: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +109,14 @@ class Picture:
 
         try:
             with _opened(data) as image:
-                if image.mode.startswith(("I", "F")):
+                if image.mode.startswith(("I", "F")) and not (
+                    self.background and _deep_grey(image)
+                ):
                     raise BadInputError(
                         f"pixels of mode {image.mode} do not fit 8 bits: convert them"
                     )
-                plain, traits = self._plain(image)
+                kind = image.format or ""
+                plain, traits = self._plain(image, data)
         except UnidentifiedImageError:
             raise BadInputError(f"no image: none of {', '.join(_FORMATS)}") from None
         except Image.DecompressionBombError as error:
@@ -115,9 +129,9 @@ class Picture:
             traits.append("enlarged")
         pixels = np.asarray(plain if self.size is None else _fit(plain, self.size))
         turned = pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
-        return Look(np.ascontiguousarray(turned), tuple(traits))
+        return Look(np.ascontiguousarray(turned), tuple(traits), kind)
 
-    def _plain(self, image: ImageFile) -> tuple[Image, list[str]]:
+    def _plain(self, image: ImageFile, data: bytes) -> tuple[Image, list[str]]:
         """RGB or grey, and what was done to it."""
         if self.background is None:
             image.load()
@@ -131,9 +145,12 @@ class Picture:
             traits.append("CMYK")
         # Pillow turns a TIFF when it is loaded, and then forgets that it did
         turned = image.format == "TIFF" and image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        deeper = _decoded_to_8_bits(image, data)
         plain, deep = _rounded(image)
         if deep:
             traits.append("of 16 bits")
+        elif deeper:
+            traits.append("decoded to 8 bits")
         if plain.getexif().get(_ORIENTATION, 1) in range(2, 9):
             turned, plain = True, ImageOps.exif_transpose(plain)
         if turned:
@@ -159,12 +176,22 @@ class Picture:
 
         A reader opens either with `size` and `background` None, to the same pixels.
         """
-        pixels, traits = self.look(data)
-        extension = _extension(data)
-        changed = {"transparent", "rotated", "of 16 bits"}.intersection(traits)
-        if self.size is None and f".{extension}" in SUFFIXES and not changed:
-            return Stored(extension, data, pixels)
-        return Stored("png", _png(pixels), pixels)
+        look = self.look(data)
+        own = self.own_extension(look)
+        return Stored(own, data, look.pixels) if own else as_png(look.pixels)
+
+    def own_extension(self, look: Look) -> str:
+        """What readers of WebDataset know the input's own bytes by, where shards keep these; else empty."""
+        changed = {"transparent", "rotated", "of 16 bits"}.intersection(look.traits)
+        # MPO is JPEG to those who want its first frame
+        extension = {"JPEG": "jpg", "MPO": "jpg"}.get(look.format, look.format.lower())
+        kept = self.size is None and f".{extension}" in SUFFIXES and not changed
+        return extension if kept else ""
+
+
+def as_png(pixels: NDArray[np.uint8]) -> Stored:
+    """Pixels (C, H, W) as shards keep them where they are not an input's own."""
+    return Stored("png", _png(pixels), pixels)
 
 
 def is_picture(head: bytes) -> bool:
@@ -195,17 +222,16 @@ def _colour(name: str) -> tuple[int, int, int, int]:
 def _rounded(image: ImageFile) -> tuple[Image, bool]:
     """An image of 16 bits a channel in 8, rounded, and whether it is one; Pillow alone cuts the lower 8 bits.
 
-    Pillow's decoders unpack the upper byte of each channel or the lower one, by the byte order they are given; so the
-    file is decoded with both.
+    It has all bits of grey. Of colour its decoders unpack the upper byte of each channel or the lower one, by the byte
+    order they are given; so the file is decoded with both.
     """
-    from PIL import Image as images
 
+    if _deep_grey(image):
+        return _eight_bits(image, np.asarray(image, dtype=np.uint32)), True
     swapped = [other for tile in image.tile if (other := _other_byte(tile)) is not None]
     if not swapped or len(swapped) < len(image.tile):
         image.load()
         return image, False
-    if "transparency" in image.info:
-        raise BadInputError("16 bits a channel with a transparent colour: convert it to 8 bits")
     source = image.fp
     assert source is not None
     source.seek(0)
@@ -217,12 +243,43 @@ def _rounded(image: ImageFile) -> tuple[Image, bool]:
     except ValueError:
         # Pillow has no such decoder for grey with alpha: then the upper byte stands for both
         lower = upper
-    # 65535 becomes 255: x / 257, rounded
-    made = images.fromarray(((upper * 256 + lower + 128) // 257).astype(np.uint8))
+    return _eight_bits(image, upper * 256 + lower), True
+
+
+def _eight_bits(image: ImageFile, levels: NDArray[np.uint32]) -> Image:
+    """The image with its levels from 0 to 65535 as such from 0 to 255: x / 257, rounded."""
+    from PIL import Image as images
+
+    if "transparency" in image.info:
+        raise BadInputError("16 bits a channel with a transparent colour: convert it to 8 bits")
+    made = images.fromarray(((levels + 128) // 257).astype(np.uint8))
     exif = image.getexif()
     if _ORIENTATION in exif:
         made.getexif()[_ORIENTATION] = exif[_ORIENTATION]
-    return made, True
+    return made
+
+
+def _deep_grey(image: ImageFile) -> bool:
+    """Whether it has grey levels from 0 to 65535; Pillow stretches those of PGM and JPEG 2000 to that range."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+
+
+def _decoded_to_8_bits(image: ImageFile, data: bytes) -> bool:
+    """Whether the file has more bits a channel than Pillow makes of colour in it.
+
+    By the maximum of a PPM, the precision in the SIZ segment of a JPEG 2000 codestream (ISO 15444-1, A.5.1), and the
+    flag `high_bitdepth` of AVIF's `av1C` box (AV1 in ISOBMFF, 2.3.3).
+    """
+    if image.format == "PPM":
+        return any(isinstance(tile.args, tuple) and tile.args[1] > 255 for tile in image.tile)
+    if image.format == "AVIF":
+        _, box, configuration = data.partition(b"av1C")
+        return bool(box) and bool(configuration[2] & 0x40)
+    if image.format == "JPEG2000":
+        segment = data[data.find(_CODESTREAM) :]
+        channels = int.from_bytes(segment[40:42], "big")
+        return any(byte & 0x7F > 7 for byte in segment[42 : 42 + 3 * channels : 3])
+    return False
 
 
 def _other_byte(tile: Any) -> Any | None:
@@ -251,13 +308,6 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     image = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
     Image.fromarray(image).save(file, format="PNG", compress_level=_PNG_LEVEL)
     return file.getvalue()
-
-
-def _extension(data: bytes) -> str:
-    """What readers of WebDataset know the encoding by; MPO is JPEG to those who want its first frame."""
-    with _opened(data) as image:
-        name = (image.format or "").lower()
-    return {"jpeg": "jpg", "mpo": "jpg"}.get(name, name)
 
 
 def _fit(image: Image, size: int) -> Image:

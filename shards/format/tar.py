@@ -62,18 +62,13 @@ class TarBuilder:
         self._append(bytes(-self._offset % SECTOR))
         return location
 
-    def add_members(self, members: Mapping[str, bytes]) -> Location:
-        """Appends members as they are, one after the other; the span of them all, headers and padding too."""
-        first, start = len(self._pieces), self._offset
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            self._append(member.tobuf(tarfile.USTAR_FORMAT))
-            self._append(data)
-            self._append(bytes(-len(data) % SECTOR))
-        span = b"".join(self._pieces[first:])
-        self._pieces[first:] = [span]
-        return Location(offset=start, bytes=len(span), xxh3=xxhash.xxh3_128_hexdigest(span))
+    def add_span(self, span: bytes) -> Location:
+        """Appends what `members` made; where it lies, headers and padding included."""
+        location = Location(
+            offset=self._offset, bytes=len(span), xxh3=xxhash.xxh3_128_hexdigest(span)
+        )
+        self._append(span)
+        return location
 
     @property
     def pieces(self) -> int:
@@ -100,6 +95,16 @@ class TarBuilder:
     def _append(self, data: bytes | memoryview) -> None:
         self._pieces.append(data)
         self._offset += len(data)
+
+
+def members(contents: Mapping[str, bytes]) -> bytes:
+    """Members by name, one after the other, each with its header and padded to whole sectors."""
+    pieces = []
+    for name, data in contents.items():
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        pieces += [member.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % SECTOR)]
+    return b"".join(pieces)
 
 
 def npy_header(dtype: np.dtype, shape: tuple[int, ...], start: int, alignment: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import tarfile
 import zipfile
 import zlib
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from shards.sources.listing import Listing, Raw, file
 from shards.sources.source import Lazy
 
 _SIDE = 32  # of a CIFAR image
+# of CIFAR-100; CIFAR-10 has one kind
+CifarLabels = Literal["fine", "coarse"]
 # what NumPy raises of a file that is damaged, cut off, or holds pickles
 _UNREADABLE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -105,13 +108,13 @@ def numpy_file(
     )
 
 
-def cifar(path: str, split: str = "train") -> Listing:
+def cifar(path: str, split: str = "train", kind: CifarLabels = "fine") -> Listing:
     """CIFAR-10 or -100 as published (Krizhevsky 2009): an archive of pickles, of which only arrays are let in.
 
-    Keys are `<batch>/<row>`; CIFAR-100 has its fine labels.
+    Keys are `<batch>/<row>`; CIFAR-100 has its 100 fine labels, or its 20 coarse ones.
 
     Raises:
-        UserError: no such archive, or not one of CIFAR's.
+        UserError: no such archive, or not one of CIFAR's, or coarse labels of CIFAR-10.
     """
     if split not in ("train", "test"):
         raise UserError(f"split={split!r}: CIFAR has 'train' and 'test'")
@@ -124,8 +127,9 @@ def cifar(path: str, split: str = "train") -> Listing:
                 if member.isfile() and _wanted(Path(member.name).name, split)
             }
         meta = next(batches.pop(n) for n in ("batches.meta", "meta") if n in batches)
-        names = meta["label_names"] if "label_names" in meta else meta["fine_label_names"]
-        field = "labels" if "label_names" in meta else "fine_labels"
+        ten = "label_names" in meta
+        names = meta["label_names" if ten else f"{kind}_label_names"]
+        field = "labels" if ten else f"{kind}_labels"
         ordered = sorted(batches)
         x = np.concatenate([batches[name]["data"] for name in ordered])
         labels = np.concatenate([batches[name][field] for name in ordered])
@@ -138,9 +142,14 @@ def cifar(path: str, split: str = "train") -> Listing:
         raise UserError(
             f"{path} is no CIFAR archive for Python (lacks {error}): download it again"
         ) from None
+    if ten and kind == "coarse":
+        raise UserError(
+            f"{path} is CIFAR-10, which has no coarse labels: leave out --labels coarse"
+        )
     keys = [f"{n}/{row:05d}" for n in ordered for row in range(len(batches[n]["data"]))]
+    called = "cifar100-coarse" if kind == "coarse" else f"cifar{len(names)}"
     return Listing.of(
-        f"cifar{len(names)}-{split}",
+        f"{called}-{split}",
         keys,
         Rows(x=x),
         decode=Raw(shape=x.shape[1:], dtype=x.dtype.str),
@@ -148,6 +157,80 @@ def cifar(path: str, split: str = "train") -> Listing:
         labels=labels,
         class_names=[name if isinstance(name, str) else name.decode() for name in names],
     )
+
+
+def downsampled(path: str) -> Listing:
+    """Downsampled ImageNet as released (Chrabaszcz et al. 2017): pickled batches of square RGB images.
+
+    Labels count from 0 here, and from 1 there. Keys are `<batch>/<row>`.
+
+    Args:
+        path: a batch, or a folder with those of one part: train_data_batch_1 to _10, or val_data.
+
+    Raises:
+        UserError: no such batch, one that is damaged or of another kind, or batches of several sizes.
+    """
+    place = Path(path)
+    files = sorted(place.iterdir(), key=_natural) if place.is_dir() else [file(path, "batch")]
+    files = [each for each in files if _BATCH.fullmatch(each.name)]
+    if not files:
+        raise UserError(
+            f"{path} holds no batch such as train_data_batch_1 or val_data: name their folder"
+        )
+    if len({each.name.startswith("val") for each in files}) > 1:
+        raise UserError(
+            f"{path} holds both parts, train and val: name a folder of one, or val_data"
+        )
+    x, labels, keys = [], [], []
+    for each in files:
+        try:
+            found = _unpickle(each.read_bytes())
+            data, its_labels = np.asarray(found["data"]), np.asarray(found["labels"])
+            side = round((data.shape[1] / 3) ** 0.5)
+            x.append(data.astype(np.uint8, casting="safe").reshape(len(data), 3, side, side))
+            labels.append(its_labels.astype(np.int64) - 1)
+        except (
+            EOFError,
+            OSError,
+            KeyError,
+            ValueError,
+            TypeError,
+            IndexError,
+            pickle.UnpicklingError,
+        ) as error:
+            raise UserError(
+                f"{each} is no batch of Downsampled ImageNet ({type(error).__name__}: {error}): download it again"
+            ) from None
+        keys += [f"{each.name}/{row:06d}" for row in range(len(data))]
+    sides = {each.shape[-1] for each in x}
+    if len(sides) > 1:
+        raise UserError(
+            f"{path} holds batches of {_listed(sides)} pixels: name a folder of one size"
+        )
+    images = np.concatenate(x)
+    return Listing.of(
+        place.name,
+        keys,
+        Rows(x=images),
+        decode=Raw(shape=images.shape[1:], dtype=images.dtype.str),
+        places=np.repeat([each.stat().st_size for each in files], [len(each) for each in x]),
+        labels=np.concatenate(labels),
+        classes=_IMAGENET,
+    )
+
+
+# files of a part, whatever its size
+_BATCH = re.compile(r"train_data_batch_\d+|val_data")
+_IMAGENET = 1000
+
+
+def _natural(place: Path) -> tuple[int, str]:
+    """The batches by number."""
+    return int("0" + "".join(filter(str.isdigit, place.name))), place.name
+
+
+def _listed(sides: set[int]) -> str:
+    return " and ".join(map(str, sorted(sides)))
 
 
 def _wanted(name: str, split: str) -> bool:

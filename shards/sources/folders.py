@@ -6,15 +6,9 @@ A key is the file's path below the folder, or the name that the data set's own l
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
-import zipfile
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,11 +16,10 @@ import numpy as np
 from shards.errors import BadInputError, UserError
 from shards.format.classes import ordered
 from shards.format.members import CLASSES, printable
-from shards.format.pictures import HEAD, OTHERS, SUFFIXES, is_picture
-from shards.sources.listing import Decode, Files, Listing, Passed, file, folder
+from shards.sources.listing import Decode, Files, Listing, file, folder
 from shards.sources.source import Lazy
+from shards.sources.trees import DATASET, Tree, folder_tree, is_zip, zip_tree
 
-DATASET = "dataset.json"
 # folders that hold splits of a data set, and are seldom classes
 SPLITS = frozenset(
     (
@@ -42,25 +35,14 @@ SPLITS = frozenset(
         "unlabeled",
     )
 )
-# folders of thumbnails, bins and repairs, which machines make beside images
-_MADE = frozenset(
-    (
-        "@eaDir",
-        "#recycle",
-        "#snapshot",
-        "lost+found",
-        "$RECYCLE.BIN",
-        "__pycache__",
-        "__MACOSX",
-    )
-)
 _CHUNK_FILE = re.compile(r"img\d{8}\.\w+")
 
 
 def image_folder(root: str, decode: Decode) -> Listing:
     """Images below the subfolders of `root`, a folder or a .zip, which are the classes, in the order of `ordered`.
 
-    A .zip of one folder that holds folders is that folder: so archives are made.
+    Where all of it lies in one folder that holds folders, it is that folder: so archives are made and unpacked. The
+    listing's `inside` says which it is.
 
     Images that lie in `root` itself, without subfolders, have no labels. With a `dataset.json`, as EDM, StyleGAN and
     REPA write it (Karras et al. 2022, arXiv 2206.00364), labels are its own, and subfolders are no classes; nor are
@@ -72,7 +54,7 @@ def image_folder(root: str, decode: Decode) -> Listing:
     Raises:
         UserError: no folder or zip, a folder of splits instead of classes, or a dataset.json that is not as written.
     """
-    tree = _zip_tree(root) if _is_zip(root) else _folder_tree(folder(root, "image folder"))
+    tree = zip_tree(root) if is_zip(root) else folder_tree(folder(root, "image folder"))
     names, labels, classes = [*tree.images], None, []
     labelled = _dataset_labels(tree, root)
     flaws = dict(tree.flaws)
@@ -84,7 +66,7 @@ def image_folder(root: str, decode: Decode) -> Listing:
         if known:
             labels = [known.get(name, 0) for name in names]
     elif tree.tops and not _chunked(tree):
-        _refuse_splits(tree, root)
+        _refuse_splits(tree, f"{root.rstrip('/')}/{tree.inside}".rstrip("/"), packed=is_zip(root))
         classes = ordered(tree.tops)
         stray = [name for name in names if "/" not in name]
         number = {name: label for label, name in enumerate(classes)}
@@ -114,172 +96,11 @@ def image_folder(root: str, decode: Decode) -> Listing:
         flaws={row: flaws[name] for row, name in enumerate(names) if name in flaws},
         passed=tree.passed,
         refusals=refusals,
+        inside=tree.inside,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Tree:
-    """What lies in a folder or zip; names are relative to it, with slashes."""
-
-    name: str
-    images: tuple[str, ...]  # sorted
-    tops: tuple[str, ...]  # folders that lie in it
-    passed: tuple[Passed, ...]
-    flaws: dict[str, str]  # folders that cannot be read, and why
-    store: Callable[[tuple[str, ...]], Files | Zipped]
-    read: Callable[[str], bytes | None]  # of one name; None where it is not there
-
-
-def _folder_tree(base: Path) -> _Tree:
-    """Links to folders are followed, each folder once."""
-    images: list[str] = []
-    passed: list[Passed] = []
-    flaws: dict[str, str] = {}
-    # else a link to a folder above is followed without end
-    known: set[str] = set()
-
-    def unreadable(error: OSError) -> None:
-        if Path(error.filename) == base:
-            raise UserError(f"image folder {base}: {error.strerror}: name one that can be read")
-        flaws[f"{Path(error.filename).relative_to(base).as_posix()}/"] = (
-            f"a folder that cannot be read: {error.strerror}"
-        )
-
-    tops: list[str] = []
-    for place, inner, names in os.walk(base, onerror=unreadable, followlinks=True):
-        if place != str(base):
-            if (real := os.path.realpath(place)) in known:
-                inner.clear()
-                continue
-            known.add(real)
-        below = Path(place).relative_to(base)
-        kept = []
-        for name in sorted(inner):
-            if reason := _no_folder(name):
-                passed.append(Passed(f"{(below / name).as_posix()}/", reason))
-            else:
-                kept.append(name)
-        inner[:] = kept
-        if place == str(base):
-            tops = kept
-        for name in sorted(names):
-            path = (below / name).as_posix()
-            if reason := _no_image(name, partial(_head_of, Path(place, name))):
-                passed.append(Passed(path, reason))
-            else:
-                images.append(path)
-    return _Tree(
-        name=printable(base.resolve().name),
-        images=tuple(sorted(images)),
-        tops=tuple(tops),
-        passed=_without_own(passed),
-        flaws=flaws,
-        store=lambda names: Files(root=str(base), names=names),
-        read=lambda name: (base / name).read_bytes() if (base / name).is_file() else None,
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Zipped(Lazy):
-    """Inputs that are members of a zip; opened once a process."""
-
-    path: str
-    names: tuple[str, ...]
-
-    @cached_property
-    def archive(self) -> zipfile.ZipFile:
-        return zipfile.ZipFile(self.path)
-
-    def read(self, row: int) -> bytes:
-        try:
-            return self.archive.read(self.names[row])
-        except KeyError:
-            raise BadInputError("no such file") from None
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
-            raise BadInputError(f"cannot be read: {error}") from None
-
-    def sizes(self) -> list[int]:
-        """CRC of each, which changes with its bytes; -1 where there is none."""
-        found = {info.filename: info.CRC for info in self.archive.infolist()}
-        return [found.get(name, -1) for name in self.names]
-
-
-def _is_zip(root: str) -> bool:
-    return Path(root).is_file() and Path(root).suffix.lower() == ".zip"
-
-
-def _zip_tree(root: str) -> _Tree:
-    try:
-        archive = zipfile.ZipFile(root)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{root} is no whole zip ({error}): fetch or write it again") from None
-    images: list[str] = []
-    passed: list[Passed] = []
-    folders: list[str] = []
-    with archive:
-        found = {info.filename for info in archive.infolist()}
-        for name in sorted(found):
-            *above, own = name.rstrip("/").split("/")
-            hidden = next((reason for part in above if (reason := _no_folder(part))), "")
-            if name.endswith("/"):
-                if not hidden and not _no_folder(own):
-                    folders.append(name)
-                continue
-            head = partial(_zip_head, archive, name)
-            if reason := hidden or _no_image(own, head):
-                passed.append(Passed(name, reason))
-            else:
-                images.append(name)
-    base = _lone_folder(images, folders, found)
-    images = [name.removeprefix(base) for name in images]
-    below = [name.removeprefix(base) for name in folders if name.startswith(base)]
-
-    def read(name: str) -> bytes | None:
-        with zipfile.ZipFile(root) as again:
-            return again.read(base + name) if base + name in found else None
-
-    return _Tree(
-        name=printable(Path(root).resolve().stem),
-        images=tuple(images),
-        tops=tuple(sorted({name.partition("/")[0] for name in [*images, *below] if "/" in name})),
-        passed=_without_own(passed, base),
-        flaws={},
-        store=lambda names: Zipped(root, tuple(base + name for name in names)),
-        read=read,
-    )
-
-
-def _lone_folder(images: list[str], folders: list[str], found: set[str]) -> str:
-    """The folder of an archive that holds everything else, with a slash; empty where there is none.
-
-    One that holds images itself is a class, unless a dataset.json lies beside them.
-    """
-    base = ""
-    while base + DATASET not in found:
-        inside = [name.removeprefix(base) for name in [*images, *folders] if name != base]
-        tops = {name.partition("/")[0] for name in inside}
-        lone = f"{base}{min(tops, default='')}/"
-        direct = any("/" not in name.removeprefix(lone) for name in images)
-        if len(tops) != 1 or (direct and lone + DATASET not in found):
-            break
-        base = lone
-    return base
-
-
-def _zip_head(archive: zipfile.ZipFile, name: str) -> bytes | None:
-    try:
-        with archive.open(name) as file:
-            return file.read(HEAD)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError):
-        return None
-
-
-def _without_own(passed: list[Passed], base: str = "") -> tuple[Passed, ...]:
-    """A dataset.json at the top is read, and not passed over."""
-    return tuple(p for p in passed if p.name != base + DATASET)
-
-
-def _dataset_labels(tree: _Tree, root: str) -> dict[str, int | None] | None:
+def _dataset_labels(tree: Tree, root: str) -> dict[str, int | None] | None:
     """The label of each name that `dataset.json` lists, None where it has none; None without such a file.
 
     Raises:
@@ -313,7 +134,7 @@ def _dataset_labels(tree: _Tree, root: str) -> dict[str, int | None] | None:
     return {name.replace("\\", "/"): label for name, label in pairs.items()}
 
 
-def _chunked(tree: _Tree) -> bool:
+def _chunked(tree: Tree) -> bool:
     """Whether folders are chunks of EDM's tool, 00000/img00000000.png, and no classes."""
     return all(_numbered(top) for top in tree.tops) and all(
         _CHUNK_FILE.fullmatch(name.rpartition("/")[2]) for name in tree.images
@@ -324,15 +145,18 @@ def _numbered(top: str) -> bool:
     return len(top) == 5 and top.isdecimal()
 
 
-def _refuse_splits(tree: _Tree, root: str) -> None:
+def _refuse_splits(tree: Tree, root: str, *, packed: bool) -> None:
     splits = [top for top in tree.tops if top.lower() in SPLITS]
     nested = {name.split("/")[0] for name in tree.images if name.count("/") > 1}
     only = len(splits) == len(tree.tops) and (len(splits) > 1 or nested)
     if only or len([split for split in splits if split in nested]) > 1:
-        own = f"{root.rstrip('/')}/{sorted(splits)[-1]}"
         raise UserError(
             f"{root} holds the splits {', '.join(sorted(splits))}, and folders are taken for classes: "
-            + ("unpack it, and name one of them" if _is_zip(root) else f"name one of them, {own}")
+            + (
+                "unpack it, and name one of them"
+                if packed
+                else f"name one of them, {root}/{sorted(splits)[-1]}"
+            )
         )
 
 
@@ -426,33 +250,3 @@ def _environment(path: str) -> Any:
             "source lsun needs the package lmdb: pip install 'selfguide[sources]'"
         ) from None
     return lmdb.open(path, readonly=True, lock=False, readahead=False, max_readers=1)
-
-
-def _no_folder(name: str) -> str:
-    """Why a folder's files are no inputs; empty where they are."""
-    if name.startswith("."):
-        return "a hidden folder"
-    return "made by a machine, such as thumbnails" if name in _MADE else ""
-
-
-def _no_image(name: str, head: Callable[[], bytes | None]) -> str:
-    """Why a file is no input; empty where it is. `head` reads its first bytes, None where it cannot be read."""
-    if name.startswith("."):
-        return "a hidden file"
-    if Path(name).suffix.lower() in SUFFIXES | OTHERS:
-        return ""
-    found = head()
-    if found is None:
-        return "a file of another name than pictures have, which cannot be read"
-    return "" if is_picture(found) else "no picture"
-
-
-def _head_of(path: Path) -> bytes | None:
-    try:
-        # a pipe would be waited for
-        if not stat.S_ISREG(path.stat().st_mode):
-            return None
-        with path.open("rb") as file:
-            return file.read(HEAD)
-    except OSError:
-        return None

@@ -80,6 +80,8 @@ class Listing:
     passed: tuple[Passed, ...] = ()
     # why the whole listing is refused; reported together with bad inputs
     refusals: tuple[str, ...] = ()
+    # the folder below the one that was named in which all of it lies, where it is another
+    inside: str = ""
 
     @staticmethod
     def of(
@@ -96,6 +98,7 @@ class Listing:
         flaws: Mapping[int, str] | None = None,
         passed: Sequence[Passed] = (),
         refusals: Sequence[str] = (),
+        inside: str = "",
     ) -> Listing:
         """`classes` defaults to the number of names, and without names to the greatest label + 1."""
         known = None if labels is None else np.asarray(labels)
@@ -123,6 +126,7 @@ class Listing:
             flaws=flaws or {},
             passed=tuple(passed),
             refusals=tuple(refusals),
+            inside=inside,
         )
 
 

@@ -69,7 +69,7 @@ def tars(
 
     Args:
         image: the member's extension; without it the first that is an image's.
-        label: an extension whose member is a whole number, such as `cls`, or `json:field`, whose text is numbered.
+        label: an extension whose member is a whole number or text, such as `cls`, or `json:field`; text is numbered.
             Without it `cls` where all samples have one; `none` for no labels.
         prefix: put the tar's name before keys, for tars that each begin at 0.
 

@@ -1,15 +1,17 @@
 """Builds the bytes of one shard, and the record that commits it, from the plan and the number of the shard alone.
 
+Its blocks are built one after the other, or by others, block by block, and joined: the bytes are the same.
+
 The records of all shards together make the greater part of a manifest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import reduce
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,85 +21,131 @@ from shards.format import manifest as manifests
 from shards.format.manifest import Field
 from shards.format.members import KEY
 from shards.format.moments import Moments
-from shards.format.tar import TarBuilder
+from shards.format.tar import TarBuilder, members
 from shards.sources.source import PictureSource
 from shards.write.plan import SAMPLE, Plan
 
 Rows = NDArray[np.int64]  # of the source
 Table = list[dict[str, Any]]  # what becomes rows of the index
+Content = list[bytes] | dict[str, NDArray[np.generic]]
+"""Of a block: the members of each sample, or an array for each field."""
+
+
+class Block(NamedTuple):
+    """What a shard takes of a block, wherever that was built."""
+
+    number: int
+    content: Content
+    moments: Moments
 
 
 def build_shard(plan: Plan, k: int) -> tuple[bytes, dict[str, Any]]:
     """The bytes of tar `k`, and its sidecar: sizes, hashes, table of what lies where, moments, labels."""
-    tar = TarBuilder()
-    table: Table = []
-    moments, histograms, count = [], [], 0
-    add = _add_samples if plan.layout == "samples" else _add_arrays
-    last = min((k + 1) * plan.shard_blocks, -(-plan.count // plan.block))
+    shard = _Shard(plan, k)
+    moments = []
     with ThreadPoolExecutor(1) as beside:  # sums and hashes leave Python's lock to the next block
-        for block in range(k * plan.shard_blocks, last):
-            here = plan.rows(block)
-            entries, x = add(tar, plan, block, here)
-            table += entries
-            values = x.reshape(-1, *plan.fields[0].shape[-3:])
-            moments.append(beside.submit(_moments, values, tar, tar.pieces))
-            histograms.append(_histogram(plan, here))
-            count += len(here)
-    data, labelled = tar.finish(), plan.source.labels is not None
-    return data, {
-        "version": manifests.VERSION,
-        "plan": plan.hash,
-        "name": plan.tar(k),
-        "bytes": len(data),
-        "sha256": tar.sha256,
-        "first": k * plan.shard_blocks * plan.block,  # ordinal of its first sample
-        "count": count,
-        "moments": reduce(Moments.merge, (each.result() for each in moments)).plain(),
-        "label_histogram": np.sum(histograms, axis=0).tolist() if labelled else None,
-        "blocks": table,
-    }
+        for number in plan.blocks(k):
+            content, x = _content(plan, number)
+            shard.add(number, content)
+            moments.append(beside.submit(_moments, x, shard.tar, shard.tar.pieces))
+    return shard.finish([each.result() for each in moments])
 
 
-def _moments(values: NDArray[np.generic], tar: TarBuilder, pieces: int) -> Moments:
+def build_block(plan: Plan, number: int) -> Block:
+    """Block `number` of the data set, for `join_shard`."""
+    content, x = _content(plan, number)
+    return Block(number, content, Moments.of(x))
+
+
+def join_shard(plan: Plan, k: int, blocks: Iterable[Block]) -> tuple[bytes, dict[str, Any]]:
+    """What `build_shard` returns, out of all blocks of shard `k` in their order."""
+    shard = _Shard(plan, k)
+    moments = []
+    for block in blocks:
+        shard.add(block.number, block.content)
+        moments.append(block.moments)
+    return shard.finish(moments)
+
+
+class _Shard:
+    """A shard that takes up one block after the other."""
+
+    def __init__(self, plan: Plan, k: int) -> None:
+        self.tar = TarBuilder()
+        self._plan, self._k = plan, k
+        self._table: Table = []
+        self._histograms: list[NDArray[np.int64]] = []
+        self._count = 0
+
+    def add(self, number: int, content: Content) -> None:
+        rows = self._plan.rows(number)
+        if isinstance(content, list):
+            self._table += [
+                {"rows": 1, "fields": {SAMPLE: self.tar.add_span(span).plain()}} for span in content
+            ]
+        else:  # one member a field, for all samples of the block
+            fields = {
+                name: self.tar.add(f"{number:08d}.{name}.npy", values).plain()
+                for name, values in content.items()
+            }
+            self._table.append({"rows": len(rows), "fields": fields})
+        self._histograms.append(_histogram(self._plan, rows))
+        self._count += len(rows)
+
+    def finish(self, moments: Sequence[Moments]) -> tuple[bytes, dict[str, Any]]:
+        """The tar and its sidecar; `moments` are of the blocks in their order."""
+        plan, data = self._plan, self.tar.finish()
+        labelled = plan.source.labels is not None
+        return data, {
+            "version": manifests.VERSION,
+            "plan": plan.hash,
+            "name": plan.tar(self._k),
+            "bytes": len(data),
+            "sha256": self.tar.sha256,
+            "first": self._k * plan.shard_blocks * plan.block,  # ordinal of its first sample
+            "count": self._count,
+            "moments": reduce(Moments.merge, moments).plain(),
+            "label_histogram": np.sum(self._histograms, axis=0).tolist() if labelled else None,
+            "blocks": self._table,
+        }
+
+
+def _moments(x: NDArray[np.generic], tar: TarBuilder, pieces: int) -> Moments:
     """Of a block, whose pieces of the tar are hashed on the way."""
     tar.hash(pieces)
-    return Moments.of(values)
+    return Moments.of(x)
 
 
-def _add_arrays(
-    tar: TarBuilder, plan: Plan, block: int, rows: Rows
-) -> tuple[Table, NDArray[np.generic]]:
-    """One member a field, for all samples of the block."""
-    arrays = _block(plan, rows)
-    locations = {f.name: tar.add(f"{block:08d}.{f.name}.npy", arrays[f.name]) for f in plan.fields}
-    return [{"rows": len(rows), "fields": {n: p.plain() for n, p in locations.items()}}], arrays[
-        "x"
-    ]
+def _content(plan: Plan, number: int) -> tuple[Content, NDArray[np.generic]]:
+    """What stands in a tar for a block, and its values (rows, C, H, W)."""
+    rows = plan.rows(number)
+    if plan.layout == "samples":
+        return _encoded(plan, number, rows)
+    arrays = _arrays(plan, rows)
+    return arrays, arrays["x"].reshape(-1, *plan.fields[0].shape[-3:])
 
 
-def _add_samples(
-    tar: TarBuilder, plan: Plan, block: int, rows: Rows
-) -> tuple[Table, NDArray[np.generic]]:
+def _encoded(plan: Plan, number: int, rows: Rows) -> tuple[list[bytes], NDArray[np.generic]]:
     """Members of each sample's own: picture, label, JSON, key. Names are ordinals, for a key may hold dots."""
     source = cast(PictureSource, plan.source)  # looked at by make_plan: to ask costs a fingerprint
-    table: Table = []
+    spans = []
     x = np.empty((len(rows), *plan.fields[0].shape), dtype=plan.fields[0].dtype)
     keys, labels = source.keys[rows], None if source.labels is None else source.labels[rows]
     for at, picture in enumerate(source.pictures(rows)):
-        name = f"{block * plan.block + at:09d}"
-        members = {picture.extension: picture.data}
+        name = f"{number * plan.block + at:09d}"
+        contents = {picture.extension: picture.data}
         if labels is not None:
-            members["cls"] = str(labels[at]).encode()
+            contents["cls"] = str(labels[at]).encode()
         if picture.about is not None:
-            members["json"] = picture.about
-        members[KEY] = keys[at]
-        locations = tar.add_members({f"{name}.{ext}": data for ext, data in members.items()})
-        table.append({"rows": 1, "fields": {SAMPLE: locations.plain()}})
+            contents["json"] = picture.about
+        contents[KEY] = keys[at]
+        spans.append(members({f"{name}.{ext}": data for ext, data in contents.items()}))
         x[at] = picture.pixels
-    return table, x
+    return spans, x
 
 
-def _block(plan: Plan, rows: Rows) -> dict[str, NDArray[np.generic]]:
+def _arrays(plan: Plan, rows: Rows) -> dict[str, NDArray[np.generic]]:
+    """Of each field, the values of all samples of a block."""
     source, expected = plan.source, plan.fields[0]
     x = source.images(rows)
     if x.shape != (len(rows), *expected.shape) or x.dtype != np.dtype(source.dtype):
@@ -111,7 +159,9 @@ def _block(plan: Plan, rows: Rows) -> dict[str, NDArray[np.generic]]:
             f"sample {source.keys[row].decode()!r} holds values that are not finite: leave it out"
         )
     arrays = {"x": x.astype(expected.dtype, copy=False), "id": source.keys[rows]}
-    return arrays if source.labels is None else {**arrays, "y": source.labels[rows].astype("<i8")}
+    if source.labels is not None:
+        arrays["y"] = source.labels[rows].astype("<i8")
+    return {f.name: arrays[f.name] for f in plan.fields}  # the order of the members
 
 
 def _finite(x: NDArray[np.generic]) -> bool:

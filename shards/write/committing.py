@@ -7,16 +7,18 @@ set is ever overwritten.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import groupby, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from shards import storage
+from shards import parallel, storage
 from shards.errors import DamagedError, UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
-from shards.write.building import build_shard
+from shards.write.building import build_block, build_shard, join_shard
 from shards.write.plan import Plan
 
 _ASKING = 16  # questions to a store at once
@@ -97,26 +99,63 @@ def has_size(url: str, expected: int) -> bool:
         return False
 
 
+class _Left(NamedTuple):
+    """Whether a tar and a record were there when building began: of what was killed, and ours to replace."""
+
+    tar: bool
+    record: bool
+
+
 def commit(root: storage.Url, plan: Plan, k: int) -> bool:
     """Builds and publishes shard `k`, its sidecar last, unless another process did; whether it was built.
 
     On other hardware the same shard may come to other bytes, and a tar must not get another's sidecar. So a name
     that was free when building began is taken only while it is; who comes second leaves both to who came first.
     """
+    left = _begin(root, plan, k)
+    return left is not None and _publish(root, plan, k, left, *build_shard(plan, k))
+
+
+def commit_by_blocks(
+    root: storage.Url, plan: Plan, todo: Sequence[int], workers: int
+) -> Iterator[bool]:
+    """`commit` of each shard, whose blocks are shared out over worker processes; here they are joined."""
+    begun: dict[int, _Left] = {}
+
+    def blocks() -> Iterator[int]:
+        for k in todo:
+            left = _begin(root, plan, k)
+            if left is not None:
+                begun[k] = left
+                yield from plan.blocks(k)
+
+    built = parallel.spread(partial(build_block, plan), blocks(), workers)
+    for k, some in groupby(built, lambda block: block.number // plan.shard_blocks):
+        yield _publish(root, plan, k, begun[k], *join_shard(plan, k, some))
+    yield from repeat(False, len(todo) - len(begun))
+
+
+def _begin(root: storage.Url, plan: Plan, k: int) -> _Left | None:
+    """What is there of a shard before it is built; None where it is finished."""
+    if _finished(root, plan, k) is not None:
+        return None
+    tar = plan.tar(k)
+    return _Left(*(storage.exists(storage.join(root, name)) for name in (tar, _record(tar))))
+
+
+def _publish(
+    root: storage.Url, plan: Plan, k: int, left: _Left, data: bytes, sidecar: dict[str, Any]
+) -> bool:
     if _finished(root, plan, k) is not None:
         return False
     url, record = (storage.join(root, name) for name in (plan.tar(k), _record(plan.tar(k))))
-    tar_left, record_left = storage.exists(url), storage.exists(record)  # of what was killed
-    data, sidecar = build_shard(plan, k)
-    if _finished(root, plan, k) is not None:
-        return False
     built = True
     try:
-        storage.publish(url, data, replace=tar_left)
-        storage.publish(record, manifests.seal(sidecar), replace=record_left)
+        storage.publish(url, data, replace=left.tar)
+        storage.publish(record, manifests.seal(sidecar), replace=left.record)
     except FileExistsError:
         built = False
-    if record_left or not built:
+    if left.record or not built:
         _check_pair(root, plan, k)
     return built
 

@@ -41,6 +41,7 @@ from shards.write.plan import check_keys, sample_fields
 from shards.write.scan import Kind, ScanCounts, Threshold, passed_entries, write_skipped
 
 _FIRST = 16 << 20  # bytes of a tar in which its first sample is looked for
+_LOOKS = 2  # raised where samples that were bad may hold from then on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,8 @@ def _record(url: str, tar: Tar, decode: Decode) -> dict[str, Any] | None:
     if found is None:
         return None
     same = (found["plan"], found["bytes"], found["stamp"]) == (_plan(decode), tar.bytes, tar.stamp)
-    return found if same else None
+    # what an earlier version could not read may be read by now
+    return found if same and (not found["skipped"] or found.get("looks") == _LOOKS) else None
 
 
 def _plan(decode: Decode) -> str:
@@ -205,6 +207,7 @@ def _index_tar(urls: Sequence[str], tars: Sequence[Tar], decode: Decode, number:
     record = {
         "version": manifests.VERSION,
         "plan": _plan(decode),
+        "looks": _LOOKS,
         "name": tar.name,
         "bytes": tar.bytes,
         "stamp": tar.stamp,

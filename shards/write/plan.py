@@ -96,6 +96,11 @@ class Plan:
     def tar(self, k: int) -> str:
         return f"shards/train-{k:05d}-of-{self.shards:05d}.tar"
 
+    def blocks(self, k: int) -> range:
+        """The blocks of shard `k`."""
+        every = -(-self.count // self.block)
+        return range(k * self.shard_blocks, min((k + 1) * self.shard_blocks, every))
+
     def rows(self, block: int) -> NDArray[np.int64]:
         """The source's rows that form a block."""
         ordinals = np.arange(block * self.block, min((block + 1) * self.block, self.count))
@@ -118,7 +123,7 @@ def make_plan(
     """Checks what can be checked without reading an image, and decides the cut into shards."""
     count, shape, dtype = len(source.keys), source.shape, np.dtype(source.dtype)
     if count == 0:
-        raise UserError(f"source {source.name!r} is empty: there is nothing to write")
+        raise UserError(f"source {source.name!r} is empty: name one that holds samples")
     header.model_shape(shape)
     if dtype.kind not in "uif" or not math.prod(shape):
         raise UserError(

@@ -11,26 +11,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards import parallel, storage
-from shards.errors import BadInputError, DamagedError, UserError
+from shards.errors import BadInputError, UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest
 from shards.format.members import printable
 from shards.format.order import share
-from shards.format.pictures import TRAITS, Picture, Stored
+from shards.format.pictures import TRAITS, Picture
 from shards.parallel import Watch
 from shards.sources.listing import Listing, Passed
-from shards.sources.source import Lazy
 from shards.write.committing import find_existing, other_data_set
+from shards.write.kept import Kept, PartFile
 from shards.write.plan import check_keys, check_labels
+from shards.write.scanned import Pictures, Scanned
 
 PART = 1024
 SKIPPED = "skipped.jsonl"
@@ -38,7 +39,6 @@ SKIPPED = "skipped.jsonl"
 _BAD = -1  # the kind of an input that is none
 _UNREAD = "0" * 64  # in place of a sha256
 
-T = TypeVar("T")
 Kind = tuple[tuple[int, ...], str]  # shape and dtype of a sample
 
 
@@ -96,101 +96,13 @@ class ScanCounts:
         return {name: value for name, value in found.items() if value}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scanned(Lazy):
-    """The samples of a listing that hold, as the writer takes them: a `Source`."""
-
-    listing: Listing
-    rows: NDArray[np.int64]  # of the listing
-    hashes: NDArray[np.uint8]  # (N, 32) sha256 of the inputs
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def name(self) -> str:
-        return self.listing.name
-
-    @cached_property
-    def keys(self) -> NDArray[np.bytes_]:
-        return self.listing.keys[self.rows]
-
-    @cached_property
-    def labels(self) -> NDArray[np.int64] | None:
-        return None if self.listing.labels is None else self.listing.labels[self.rows]
-
-    @property
-    def classes(self) -> int:
-        return self.listing.classes
-
-    @cached_property
-    def fingerprint(self) -> str:
-        decided = hashlib.sha256(self.listing.decode.rule.encode())
-        for key in self.keys.tolist():
-            decided.update(len(key).to_bytes(4, "little") + key)
-        decided.update(repr(self.classes).encode())
-        if self.labels is not None:
-            decided.update(self.labels.astype("<i8").tobytes())
-        decided.update(self.hashes.tobytes())
-        for row in self.rows.tolist() if self.listing.about else ():
-            decided.update(self.listing.about[row])
-        return decided.hexdigest()
-
-    def images(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
-        """Samples (len(rows), *shape); read in the order in which they lie.
-
-        Raises:
-            DamagedError: an input is not what it was at the first look.
-        """
-        x = np.empty((len(rows), *self.shape), dtype=self.dtype)
-        for place, made in self._decoded(rows, self.listing.decode):
-            x[place] = made
-        return x
-
-    def _decoded(
-        self, rows: NDArray[np.int64], decode: Callable[[bytes], T]
-    ) -> Iterator[tuple[int, T]]:
-        """Places in `rows`, and what `decode` makes of each input, which must be what it was."""
-        for place in np.argsort(self.rows[rows], kind="stable").tolist():
-            row = int(self.rows[rows[place]])
-            made = None
-            with contextlib.suppress(BadInputError):
-                data = self.listing.store.read(row)
-                if hashlib.sha256(data).digest() == self.hashes[rows[place]].tobytes():
-                    made = decode(data)
-            if made is None:
-                raise DamagedError(
-                    f"input {self.listing.keys[row].decode()!r} of {self.name!r} changed since it was first "
-                    "read: write to a new folder"
-                )
-            yield place, made
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pictures(Scanned):
-    """Those whose inputs are encoded pictures, which may be kept as they are: a `PictureSource`."""
-
-    picture: Picture
-
-    @property
-    def channels(self) -> int:
-        return self.picture.channels
-
-    def pictures(self, rows: NDArray[np.int64]) -> list[Stored]:
-        """Read in the order in which they lie; raises as `images` does."""
-        found = dict(self._decoded(rows, self.picture.stored))
-        pictures = [found[place] for place in range(len(rows))]
-        if not self.listing.about:
-            return pictures
-        about = [self.listing.about[row] for row in self.rows[rows].tolist()]
-        return [p._replace(about=text) for p, text in zip(pictures, about, strict=True)]
-
-
 def scan(
     root: storage.Url,
     listing: Listing,
     *,
     dedupe: bool = False,
     max_skipped: Threshold = Threshold(),
+    kept: Kept | None = None,
     workers: int = 1,
     rank: int = 0,
     world: int = 1,
@@ -198,7 +110,8 @@ def scan(
 ) -> tuple[Scanned, ScanCounts]:
     """The samples of `listing` that hold, and how many do; what is left out goes to <root>/skipped.jsonl.
 
-    With `dedupe` an input of the same bytes as an earlier one is left out too.
+    With `dedupe` an input of the same bytes as an earlier one is left out too. With `kept`, of as many inputs in parts
+    of `PART`, pictures are kept there as they are decoded, and the samples are read from there.
 
     Raises:
         UserError: nothing listed, keys twice, labels out of range, more bad inputs than `max_skipped`,
@@ -207,9 +120,9 @@ def scan(
     share([], rank, world)
     if not len(listing.keys):
         write_skipped(root, passed_entries(listing.passed), find_existing(root))
-        found = f"; {len(listing.passed):,} things were passed over" if listing.passed else ""
+        found = f" but {len(listing.passed):,} things passed over" if listing.passed else ""
         raise UserError(
-            f"source {listing.name!r} is empty: there is nothing to write{found}"
+            f"source {listing.name!r} is empty{found}: name one that holds samples"
             + "".join(f"; and {refusal}" for refusal in listing.refusals)
         )
     check_keys(listing.keys)
@@ -224,10 +137,13 @@ def scan(
         raise other_data_set(root, existing)
     urls = _urls(root, listing)
     todo = [p for p, url in enumerate(urls) if not storage.exists(url)]
-    work = partial(_inspect_part, urls, listing)
+    if kept is not None:
+        kept.begin()
+    work = partial(_inspect_part, urls, listing, kept)
     for _ in watch(parallel.spread(work, share(todo, rank, world), workers), len(todo)):
         pass
-    return _select(root, listing, _load(urls, listing), dedupe, max_skipped, existing)
+    source, counts = _select(root, listing, _load(urls, listing), dedupe, max_skipped, existing)
+    return replace(source, kept=kept), counts
 
 
 def _urls(root: storage.Url, listing: Listing) -> list[str]:
@@ -247,24 +163,31 @@ def _urls(root: storage.Url, listing: Listing) -> list[str]:
 
 
 def _look_rule(listing: Listing) -> str:
-    """How inputs are looked at. Parts of before traits were recorded have other names, so that they are made anew."""
+    """How inputs are looked at. Parts of before all `TRAITS` were recorded have other names, and are made anew."""
     decode = listing.decode
     if not isinstance(decode, Picture):
         return decode.rule
-    return f"{decode.rule}; traits; {decode.background}"
+    return f"{decode.rule}; {len(TRAITS)} traits; {decode.background}"
 
 
-def _inspect_part(urls: list[str], listing: Listing, part: int) -> bool:
+def _inspect_part(urls: list[str], listing: Listing, kept: Kept | None, part: int) -> bool:
     if storage.exists(urls[part]):
         return False
-    storage.publish(urls[part], manifests.seal(_part_record(listing, part)), replace=True)
+    with kept.writing(part) if kept is not None else contextlib.nullcontext() as file:
+        record = _part_record(listing, part, file)
+    storage.publish(urls[part], manifests.seal(record), replace=True)
     return True
 
 
-def _part_record(listing: Listing, part: int) -> dict[str, Any]:
-    """What is kept of a part's inputs."""
+def _part_record(listing: Listing, part: int, file: PartFile | None = None) -> dict[str, Any]:
+    """What is recorded of a part's inputs; samples go to `file`."""
     rows = range(part * PART, min((part + 1) * PART, len(listing.keys)))
-    looks = [_inspect(listing, row) for row in rows]
+    looks = []
+    for row in rows:
+        look, x, own = _inspect(listing, row)
+        looks.append(look)
+        if file is not None and isinstance(listing.decode, Picture) and x is not None:
+            file.put(row % PART, x, own)
     kinds = sorted({look.kind for look in looks if look.kind is not None})
     return {
         "sha256": "".join(look.sha256 for look in looks),
@@ -289,23 +212,26 @@ class _Look(NamedTuple):
     traits: tuple[str, ...] = ()
 
 
-def _inspect(listing: Listing, row: int) -> _Look:
+def _inspect(listing: Listing, row: int) -> tuple[_Look, NDArray[np.generic] | None, str]:
+    """What was found of an input; its sample if it is one, and the extension if its own bytes are to be stored."""
     if row in listing.flaws:
         # reasons that a listing knows are not kept here: another listing of the same files may know better
-        return _Look(_UNREAD, None, "")
-    sha256 = _UNREAD
+        return _Look(_UNREAD, None, ""), None, ""
+    sha256, own = _UNREAD, ""
     traits: tuple[str, ...] = ()
+    decode = listing.decode
     try:
         data = listing.store.read(row)
         sha256 = hashlib.sha256(data).hexdigest()
         x: NDArray[np.generic]
-        if isinstance(listing.decode, Picture):
-            x, traits = listing.decode.look(data)
+        if isinstance(decode, Picture):
+            look = decode.look(data)
+            x, traits, own = look.pixels, look.traits, decode.own_extension(look)
         else:
-            x = listing.decode(data)
+            x = decode(data)
     except BadInputError as error:
-        return _Look(sha256, None, str(error))
-    return _Look(sha256, (x.shape, x.dtype.str), "", traits)
+        return _Look(sha256, None, str(error)), None, ""
+    return _Look(sha256, (x.shape, x.dtype.str), "", traits), x, own
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -447,7 +373,9 @@ def _check_skipped(
     if wrong:
         raise UserError("; and ".join(wrong))
     if not counts.kept:
-        raise UserError(f"none of {counts.listed:,} inputs can be used: there is nothing to write")
+        raise UserError(
+            f"none of {counts.listed:,} inputs can be used{where_listed}: mend them first"
+        )
 
 
 def _one_kind(listing: Listing, inspected: _Inspected, rows: NDArray[np.int64]) -> Kind:

@@ -8,7 +8,7 @@ record and is not built again; the data set is complete when LATEST names its ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,17 @@ from shards.format.order import share
 from shards.parallel import Watch
 from shards.sources.source import Source
 from shards.write.building import manifest_fields
-from shards.write.committing import commit, committed, find_existing, has_size, other_data_set
+from shards.write.committing import (
+    commit,
+    commit_by_blocks,
+    committed,
+    find_existing,
+    has_size,
+    other_data_set,
+)
 from shards.write.plan import SHARD_BYTES, Plan, make_plan
+
+_MANY = 4  # shards for each worker, of which the last ones may be shared out unevenly
 
 
 def write(
@@ -56,7 +65,7 @@ def write(
         layout: `samples` stores each encoded picture in members of its own.
         shuffle: False keeps the source's order, so that row i of it is ordinal i; `seed` is then the one that
             shuffled the source when it was written.
-        workers: processes that build shards; with more than 1 the source must pickle.
+        workers: processes that build shards, or blocks of few shards; with more than 1 the source must pickle.
         rank, world: rank of this process and number of ranks, on any nodes; each returns when all is written.
 
     Raises:
@@ -76,13 +85,20 @@ def write(
     done = committed(root, plan)
     todo = share([k for k in range(plan.shards) if k not in done], rank, world)
     while todo:  # again only what another process left when it died between a tar and its sidecar
-        for _ in watch(parallel.spread(partial(commit, root, plan), todo, workers), len(todo)):
+        for _ in watch(_built(root, plan, todo, workers), len(todo)):
             pass
         done |= committed(root, plan, known=frozenset(done))
         todo = [k for k in todo if k not in done]
     manifest = merge(plan, [done[k] for k in range(plan.shards)])
     manifests.save(root, manifest, new=existing is None)
     return manifest, True
+
+
+def _built(root: storage.Url, plan: Plan, todo: list[int], workers: int) -> Iterator[bool]:
+    """Builds shards; whether each was built. Workers take whole ones only where none of them is left idle for long."""
+    if workers < 2 or len(todo) % workers == 0 or len(todo) >= _MANY * workers:
+        return parallel.spread(partial(commit, root, plan), todo, workers)
+    return commit_by_blocks(root, plan, todo, workers)
 
 
 def merge(plan: Plan, sidecars: list[dict[str, Any]]) -> Manifest:

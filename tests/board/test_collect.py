@@ -13,16 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.board.collect import (
-    Row,
-    chips,
-    collect,
-    headline_images,
-    over_seeds,
-    standard_error,
-    unscored,
-)
+from launcher.board.collect import Row, collect, headline_images, over_seeds, standard_error
 from launcher.board.read import Run
+from launcher.board.states import chips, unscored
 from launcher.compose import compose
 from launcher.reconcile.decide import State
 from selfguide.spec.contamination import NetUse

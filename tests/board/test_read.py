@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from launcher.board.collect import chips, collect, group_key
+from launcher.board.collect import collect, group_key
 from launcher.board.columns import columns
 from launcher.board.read import read_runs
+from launcher.board.states import chips
 from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.records import Protocol, record_key, record_path
 from selfguide.spec.run import write_record

@@ -150,10 +150,10 @@ def test_drawers_open_by_mouse_and_keyboard(at: Chrome) -> None:
     from selenium.webdriver.common.keys import Keys
 
     toggles = find(at, ".sheet:not([hidden]) .toggle")
-    assert not find(at, "tr.drawer")
+    assert not find(at, "tr.drawer:not([hidden])")
     toggles[1].send_keys(Keys.ENTER)
     assert toggles[1].get_attribute("aria-expanded") == "true"
-    (drawer,) = find(at, "tr.drawer")
+    (drawer,) = find(at, "tr.drawer:not([hidden])")
     assert drawer.get_attribute("id") == toggles[1].get_attribute("aria-controls")
     assert drawer.find_element("css selector", "svg.chart").size["height"] > 100
     for words in ("snapshot", "folder", "config of these runs"):
@@ -232,7 +232,7 @@ def test_the_address_holds_the_state(at: Chrome, root: Path, table: Table) -> No
     at.get("about:blank")
     at.get(f"{(root / 'board.html').as_uri()}#{told}")
     assert shown(at) == order and find(at, "#filter")[0].get_attribute("value") == "digits"
-    assert seen(at, "tr.drawer")
+    assert seen(at, "tr.drawer:not([hidden])")
     assert not any(h.is_displayed() for h in find(at, "th[data-id='confident']"))
     seen(at, "thead th[data-id='experiment'] button").click()
     assert shown(at) != order
@@ -471,7 +471,7 @@ def test_a_drawer_tells_all_that_is_known_of_a_run(
     row, other = told.rows
     state = f"open={row.group}&mark={row.group},{other.group}"
     opened.get(f"{(tmp_path / 'board.html').as_uri()}#{state}")
-    (drawer,) = find(opened, "tr.drawer")
+    (drawer,) = find(opened, "tr.drawer:not([hidden])")
     (run,) = (scored.run for scored in row.runs)
     facts = drawer.find_element("css selector", "article dl").text
     for words in (

@@ -71,13 +71,15 @@ LABELS: dict[str, list[Fault]] = {
     "d4": [Fault("killed", "0"), Fault("killed", "0", 2)],
     "d6": [Fault("killed", "1")],
     "d7-tar": [Fault("storage")],
+    "d8": [Fault("numeric")],
     "e1": [Fault("cancelled")],
+    "e3": [Fault("killed", "1")],
     "f1": [Fault("user")],
     "f2": [Fault("error", "1"), Fault("error", "1", 2)],
     "f3": [Fault("node", "0")],
     "f4": [Fault("killed", "1"), Fault("killed", "1", 2)],
     # nothing happens to these, but around them
-    **{name: [] for name in ("unharmed", "b3", "b6", "c5-kept", "d5", "d7", "e2", "e5")},
+    **{name: [] for name in ("unharmed", "b3", "b6", "c5-kept", "d5", "d7", "e2", "e5", "e6")},
 }
 
 

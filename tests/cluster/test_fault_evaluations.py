@@ -1,4 +1,7 @@
-"""Evaluations on a real Slurm whose jobs and watcher are killed: in the end every key has exactly one record."""
+"""Evaluations on a real Slurm whose jobs and watcher are killed: in the end every key has exactly one record.
+
+With the cells E3 and E6 of the fault matrix.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,18 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from launcher.drill import faults
 from launcher.reconcile import decide
 from launcher.reconcile.view import EvaluationView
 from selfguide.spec import recipe
 from selfguide.spec.records import records
 from selfguide.spec.run import RunFolder
-from tests.cluster.bed import BATCH, STEPS, Bed, gone, until
+from tests.cluster.bed import BATCH, STEPS, Bed, gone, same_end, until
+from tests.cluster.corpus import explained
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
@@ -57,6 +63,56 @@ def test_watcher_and_evaluations_killed_in_between_leave_one_record_for_every_ke
     assert recipe.read(run)[0].chosen == front.chosen
     until(lambda: not bed.jobs(run), "its watcher has nothing left to do", 60)
     gone(bed, run)
+
+
+def test_e3_a_snapshot_that_is_published_again_after_a_resume_is_scored_once(
+    bed: Bed, unharmed: dict[str, Any]
+) -> None:
+    every = 30 * BATCH
+    run = bed.submit(
+        "e3", "evaluation=fd_digits", "evaluation.samples=64", f"train.snapshot_every={every}"
+    )
+    # the checkpoint before is of step 20
+    until(lambda: every in bed.view(run).published, "a snapshot is published")
+    faults.kill_rank(bed, 1)
+    same_end(bed, run, unharmed, seconds=300)
+    until(lambda: not decide.unscored(bed.view(run)), "every snapshot is scored", 240)
+    assert one_each(run) == STEPS * BATCH // every
+    # as many jobs as keys: none was sampled twice
+    assert len(bed.view(run).evaluations) == one_each(run)
+    until(lambda: not bed.jobs(run), "its watcher has nothing left to do", 60)
+
+
+def test_e6_a_backlog_keeps_the_newest_and_milestones_and_records_what_is_skipped(bed: Bed) -> None:
+    every, milestone = 10 * BATCH, 60 * BATCH
+    run = bed.submit(
+        "e6",
+        "evaluation=fd_digits",
+        "evaluation.samples=1500",
+        "evaluation.snapshots=newest",
+        f"evaluation.milestone_images={milestone}",
+        f"train.snapshot_every={every}",
+    )
+    most = 0
+
+    def scored() -> bool:
+        nonlocal most
+        view = bed.view(run)
+        working = [each.job for each in view.evaluations if each.job and each.job.state != "gone"]
+        most = max(most, len(working))
+        return view.finished and not decide.unscored(view)
+
+    until(scored, "every snapshot has an outcome", 300)
+    found = {record.images: record for record in records(run)}
+    assert set(found) == {every * n for n in range(1, STEPS * BATCH // every + 1)}
+    skipped = {images for images, record in found.items() if record.status == "skipped"}
+    assert skipped and not skipped & {milestone, STEPS * BATCH}
+    assert all(found[images].message for images in skipped)
+    assert all(record.done for images, record in found.items() if images not in skipped)
+    assert most == 1
+    until(lambda: not bed.jobs(run), "its watcher has nothing left to do", 60)
+    gone(bed, run)
+    explained(run)
 
 
 def points(bed: Bed, run: RunFolder) -> list[EvaluationView]:

@@ -363,6 +363,17 @@ def test_extension_past_uniform_after_is_refused() -> None:
         assert submission(view, longer).action == action
 
 
+def test_extension_of_a_rate_that_falls_along_a_cosine_is_refused() -> None:
+    batch = IDENTITY["train"]["batch"]
+    train = IDENTITY["train"] | {"rate_decay": "cosine", "decay_images": 512}
+    mine = IDENTITY | {"guidance": {"source": "none"}, "train": train}
+    longer = mine | {"train": train | {"images": 2560}}
+    # the step that began at 512 had the whole rate in any run
+    for reached, action in ((512 + batch, "resume"), (512 + 2 * batch, "refuse")):
+        view = a_view(GONE, checkpoints=(reached,), identity=mine)
+        assert submission(view, longer).action == action
+
+
 @pytest.mark.parametrize("job", ["queued", "running"])
 def test_extension_of_a_run_at_work_is_refused(job: str) -> None:
     found = submission(a_view(replace(GONE, state=job)), LONGER)  # type: ignore[arg-type]

@@ -181,7 +181,7 @@ def test_a_job_that_finds_no_nodes_is_replaced_by_one_for_those_that_are_free(
     view = read(run)
     assert decide.resize(view) is None, "it has only begun to wait"
     assert decide.resize(later(view, 61)) == "fewer"
-    monkeypatch.setattr("launcher.reconcile.view.time.time", lambda: view.time + 61)
+    monkeypatch.setattr("launcher.reconcile.reader.time.time", lambda: view.time + 61)
     monkeypatch.setattr("launcher.backends.slurm.wait_until", lambda *_, **__: None)
     launch.look_for_nodes(later(view, 61))
     said = calls.read_text().splitlines()
@@ -240,7 +240,7 @@ def test_an_attempt_on_fewer_nodes_makes_way_when_the_others_are_free(
     assert decide.summary(view).nodes == "2 of 4"
     assert decide.resize(later(view, 1700)) is None, "no more than once in half an hour"
     assert decide.resize(later(view, 1810)) == "more"
-    monkeypatch.setattr("launcher.reconcile.view.time.time", lambda: view.time + 1810)
+    monkeypatch.setattr("launcher.reconcile.reader.time.time", lambda: view.time + 1810)
     launch.look_for_nodes(later(view, 1810))
     ended = calls.read_text().splitlines() if calls.exists() else []
     assert ended == (["scancel --signal=USR2 3"] if free == 4 else [])

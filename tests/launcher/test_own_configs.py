@@ -209,3 +209,65 @@ def test_what_is_no_text_in_a_file_is_as_yaml_reads_it(
     config = compose(["experiment=own", "cluster=local"])
     assert (config.seed, config.train.images, config.train.clip) == (10, 2000, 1000.0)
     assert (config.data.root, config.data.classes, config.runs) == ("2024", 10, "2024")
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("${HOME}/x", "${HOME}/x"),
+        ("${USER}", "${USER}"),
+        ("a/${X:-y}/${}", "a/${X:-y}/${}"),
+        (r"\${seed}", "${seed}"),
+        ("${seed}", "0"),
+        ("${.partition}", "debug"),
+        ("${oc.env:SELFGUIDE_TRIED}", "tried"),
+        ("${oc.env:SELFGUIDE_NOT,else}/${HOME}", "else/${HOME}"),
+        ("$HOME", "$HOME"),
+    ],
+)
+def test_a_brace_in_a_file_is_text_unless_it_names_a_setting_or_a_resolver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, meant: str
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - digits_uncond\n"
+        f"cluster:\n  partition: debug\n  account: '{text}'\n  modules: ['{text.replace('.partition', 'seed')}']\n"
+        f"  environment: {{A: '{text.replace('.partition', 'seed')}'}}\n"
+    )
+    monkeypatch.setenv(sites.VARIABLE, str(tmp_path))
+    monkeypatch.setenv("SELFGUIDE_TRIED", "tried")
+    cluster = compose(["experiment=own", "cluster=slurm"]).cluster
+    assert cluster.account == meant
+    if meant != "debug":
+        assert cluster.modules == (meant,) and cluster.environment == {"A": meant}
+
+
+@pytest.mark.parametrize("text", ["${BATCH}", "${oc.env:SELFGUIDE_NOT}", "${train.bacth}"])
+def test_a_brace_that_names_nothing_where_no_text_stands_says_what_it_may_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    path = tmp_path / "experiment" / "own.yaml"
+    own = "# @package _global_\ndefaults:\n  - digits_uncond\ntrain:\n  batch: %s\n"
+    path.write_text(own % text)
+    monkeypatch.setenv(sites.VARIABLE, str(tmp_path))
+    with pytest.raises(UserError) as refused:
+        compose(["experiment=own", "cluster=local"])
+    cure = str(refused.value).rpartition("stands, ")[2].partition(" for")[0]
+    path.write_text(own % cure.replace("NAME", "SELFGUIDE_NOT").replace("DEFAULT", "64"))
+    assert compose(["experiment=own", "cluster=local"]).train.batch == 64
+
+
+@pytest.mark.parametrize(
+    "text", [b"train: {a", b"seed: [1", b"a: b: c", b"\xff\xfe\x00", b"\tseed: 1"]
+)
+@pytest.mark.parametrize("group", ["experiment", "data", "cluster"])
+def test_a_file_that_is_no_yaml_is_named_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes, group: str
+) -> None:
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "own.yaml").write_bytes(text)
+    monkeypatch.setenv(sites.VARIABLE, str(tmp_path))
+    words = {"experiment": "digits_uncond", group: "own"}
+    with pytest.raises(UserError, match=r"own\.yaml cannot be read as YAML"):
+        compose([f"{name}={value}" for name, value in words.items()])

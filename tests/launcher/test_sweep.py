@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import payloads
 import pytest
 from waiting import until
 
-from launcher import cancel, folder, submit, sweep
+from launcher import cancel, folder, submission, submit, sweep
 from launcher import runs as runs_command
 from launcher.folder import Attempt
 from launcher.reconcile import decide
@@ -64,6 +66,46 @@ def test_sweep_of_one_run_twice_or_with_one_name_is_refused_before_anything_is_w
         with pytest.raises(UserError):
             submit.main(["-m", *settings, *words])
     assert not runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("swept", "beside", "why"),
+    [
+        ("cluster.timeout_min=60,90", [], True),
+        ("train.log_every=128,256", ["train.warmup_images=0,64"], True),
+        ("cluster.environment.A='x y','z'", [], True),
+        ("evaluation=none,fd_digits", [], True),
+        ("seed=1,1", ["train.warmup_images=0,64"], False),
+        ("train.learning_rate=1e-3,0.001", [], False),
+    ],
+)
+def test_sweep_of_one_run_twice_is_cured_as_printed(
+    swept: str, beside: list[str], why: bool, settings: list[str]
+) -> None:
+    key = swept.partition("=")[0]
+    plain = [text for text in settings if text.partition("=")[0] != key]
+    with pytest.raises(UserError) as refused:
+        sweep.plan([*plain, *beside, swept])
+    message = str(refused.value)
+    assert (f"{key} is no part of what a run is" in message) == why
+    cure = re.split("give one value, |give each value once, ", message)[1]
+    words = shlex.split(re.split(", and drop -m|, or submit", cure)[0])
+    assert [word.partition("=")[0] for word in words] == [
+        *(["train.warmup_images"] if beside else []),
+        key,
+    ]
+    assert ("drop -m" in message) == (not beside)
+    if beside:
+        assert len(sweep.plan([*plain, *words])) == 2
+    else:
+        assert len(sweep.combinations([*plain, *words], several=False)) == 1
+    if why:
+        (named,) = re.findall("its own, (.*) name=NAME", message)
+        names = [
+            submission.meant(submission.resolve([*plain, *shlex.split(named), f"name={name}"])).run
+            for name in "ab"
+        ]
+        assert names[0] != names[1]
 
 
 def test_dry_sweep_tells_the_ids_that_the_submission_gives(

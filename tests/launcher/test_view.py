@@ -13,8 +13,8 @@ from waiting import until
 
 from launcher import backends, cancel, submit
 from launcher import runs as runs_command
-from launcher.board.collect import chips
 from launcher.board.read import Run, read_runs
+from launcher.board.states import chips
 from launcher.folder import Attempt
 from launcher.folder import runs as all_runs
 from launcher.reconcile import decide, parse

@@ -4,11 +4,15 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import shards
 from selfguide.data.normaliser import Normaliser
@@ -22,7 +26,7 @@ from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.run import Lease, RunFolder
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine
-from selfguide.training.engine.deepspeed import DeepSpeedEngine, check_version
+from selfguide.training.engine.deepspeed import DeepSpeedEngine, PartitionedEngine, check_version
 from selfguide.training.engine.layout import Layout, length
 from selfguide.training.engine.protocol import Engine
 from selfguide.training.job import build_state
@@ -68,22 +72,31 @@ def perturbed(cfg: Config) -> Student:
     return student
 
 
-def step(engine: Engine, rank_info: RankInfo, number: int, micro: int, poison: bool = False) -> Any:
+def loss_of(
+    forward: Callable[..., Any], rank_info: RankInfo, number: int, micro: int, m: int
+) -> torch.Tensor:
+    """Of this rank's micro-batch `m` in step `number`."""
     generator = torch.Generator().manual_seed(number)
     x = torch.randn(BATCH, 1, 8, 8, generator=generator)
     tau, features = (
         torch.rand(BATCH, generator=generator),
         torch.randn(BATCH, 1024, generator=generator),
     )
-    dtype, done, m = next(engine.module.parameters()).dtype, None, 0
+    owner = forward if isinstance(forward, nn.Module) else forward.__self__  # type: ignore[attr-defined]
+    weight = next(owner.parameters() if isinstance(owner, nn.Module) else owner.module.parameters())
+    dtype, first = weight.dtype, (m * rank_info.world + rank_info.rank) * micro
+    rows = slice(first, first + micro)
+    outputs = forward(
+        x[rows].to(dtype), tau[rows], Condition.unconditional(micro), features[rows].to(dtype)
+    )
+    assert outputs.scores is not None
+    return outputs.prediction.float().square().mean() + outputs.scores.square().mean()
+
+
+def step(engine: Engine, rank_info: RankInfo, number: int, micro: int, poison: bool = False) -> Any:
+    done, m = None, 0
     while done is None:
-        first = (m * rank_info.world + rank_info.rank) * micro
-        rows = slice(first, first + micro)
-        outputs = engine.forward(
-            x[rows].to(dtype), tau[rows], Condition.unconditional(micro), features[rows].to(dtype)
-        )
-        assert outputs.scores is not None
-        loss = outputs.prediction.float().square().mean() + outputs.scores.square().mean()
+        loss = loss_of(engine.forward, rank_info, number, micro, m)
         engine.backward(loss * float("nan") if poison and rank_info.rank == 1 else loss)
         done, m = engine.step(1e-2), m + 1
     return done
@@ -91,8 +104,22 @@ def step(engine: Engine, rank_info: RankInfo, number: int, micro: int, poison: b
 
 def optimiser_elements(engine: Engine) -> int:
     """Elements that the live optimiser of this rank holds, steps aside."""
-    optimiser = engine._zero.optimizer if isinstance(engine, DeepSpeedEngine) else engine._optimiser  # type: ignore
+    if isinstance(engine, PartitionedEngine):
+        optimiser = engine._zero.optimizer
+    else:
+        optimiser = engine._optimiser.adam  # type: ignore[attr-defined]
     return sum(t.numel() for state in optimiser.state.values() for t in state.values() if t.ndim)
+
+
+def live(engine: Engine) -> torch.Tensor:
+    """The weights that a forward reads, end to end as the module has them; all ranks call."""
+    parameters, gathered = list(engine.module.parameters()), nullcontext()
+    if isinstance(engine, DeepSpeedEngine) and engine.zero_stage == 3:
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters(parameters)
+    with gathered:
+        return torch.cat([p.detach().float().flatten() for p in parameters])
 
 
 def trained(rank_info: RankInfo, cfg: Config, steps: int = 6) -> dict[str, Any]:
@@ -105,9 +132,9 @@ def trained(rank_info: RankInfo, cfg: Config, steps: int = 6) -> dict[str, Any]:
         done = step(engine, rank_info, number, micro)
         norms.append(done.grad_norm.item())
         averages.update(BATCH, (number + 1) * BATCH, done.applied)
-        live = engine.gather(engine.masters)
-        whole = torch.lerp(whole, live, 1 - 0.5 ** (BATCH / 64))
-    weights = torch.cat([p.detach().float().flatten() for p in engine.module.parameters()])
+        stepped = engine.gather(engine.masters)
+        whole = torch.lerp(whole, stepped, 1 - 0.5 ** (BATCH / 64))
+    weights = live(engine)
     return {
         "weights": weights.tolist(),
         "norms": norms,
@@ -121,24 +148,50 @@ def trained(rank_info: RankInfo, cfg: Config, steps: int = 6) -> dict[str, Any]:
     }
 
 
+def by_hand(rank_info: RankInfo, cfg: Config, steps: int = 6) -> list[float]:
+    """The weights after torch's own DistributedDataParallel, with AdamW over one flat vector as ours."""
+    student = perturbed(cfg)
+    flat = Layout.of(student).flatten_module(student)
+    network = torch.nn.parallel.DistributedDataParallel(student)
+    stepped = torch.nn.Parameter(flat)
+    optimiser = torch.optim.AdamW(
+        [stepped], lr=1e-2, betas=cfg.train.betas, weight_decay=cfg.train.weight_decay, fused=True
+    )
+    for number in range(steps):
+        network.zero_grad()
+        loss_of(network, rank_info, number, BATCH // rank_info.world, 0).backward()
+        stepped.grad = torch.cat([p.grad.flatten() for p in student.parameters()])  # type: ignore[union-attr]
+        optimiser.step()
+    return flat.tolist()
+
+
 def each(rank_info: RankInfo, configs: list[Config]) -> list[dict[str, Any]]:
-    """One process for several engines: stages 1 and 2 leave nothing behind in it."""
+    """One process for several engines: stages 0 to 2 leave nothing behind in it."""
     return [trained(rank_info, cfg) for cfg in configs]
 
 
-def test_zero_partitions_the_optimiser_and_equals_torch_bit_for_bit(ranks: Any) -> None:
-    stages = (1, 2)
-    answers = ranks(2, each, [config("torch"), *(config("deepspeed", stage) for stage in stages)])
+def and_by_hand(rank_info: RankInfo, configs: list[Config]) -> tuple[list[dict[str, Any]], Any]:
+    return each(rank_info, configs), by_hand(rank_info, configs[0])
+
+
+def test_every_stage_of_zero_equals_torch_and_its_ddp_bit_for_bit(ranks: Any) -> None:
+    before = [config("torch"), *(config("deepspeed", stage) for stage in (0, 1, 2))]
+    alone = ranks(2, each, [config("deepspeed", 3)])  # in processes of its own
+    answers, hands = zip(*ranks(2, and_by_hand, before), strict=True)
+    answers = [[*found, *alone[rank]] for rank, found in enumerate(answers)]
     reference = answers[0][0]
-    for index, stage in enumerate(stages, start=1):
+    assert hands == (reference["weights"],) * 2
+    for index, stage in enumerate((0, 1, 2, 3), start=1):
         for rank in (0, 1):
             answer = answers[rank][index]
             assert answer["stage"] == stage, "no silent fall-back to another stage"
             assert answer["weights"] == reference["weights"]
             assert answer["ema"] and answer["masters"]
-            # two moments for the half this rank owns, padded to whole words
-            assert answer["optimiser"] == pytest.approx(answer["total"], abs=8)
-        assert sum(answers[rank][index]["shard"] for rank in (0, 1)) == reference["total"]
+            # two moments for the half this rank owns, padded to whole words; in stage 0 of everything
+            held = answer["total"] * (1 if stage else 2)
+            assert answer["optimiser"] == pytest.approx(held, abs=64)
+        shards = sum(answers[rank][index]["shard"] for rank in (0, 1))
+        assert shards == reference["total"] * (1 if stage else 2)
 
 
 def test_accumulation_clipping_and_bf16_agree_across_engines(ranks: Any) -> None:
@@ -176,16 +229,16 @@ def reads(rank_info: RankInfo, cfg: Config) -> tuple[int, int]:
     """Host reads of a step, and those of them that DeepSpeed's own step makes."""
     engine, theirs = build_engine(cfg, perturbed(cfg), rank_info), 0
     step(engine, rank_info, 0, BATCH // rank_info.world)
+
+    def counted(own: Callable[..., Any], *arguments: Any) -> Any:
+        nonlocal theirs
+        with HostReads() as inside:
+            answer = own(*arguments)
+        theirs += inside.total
+        return answer
+
     if isinstance(engine, DeepSpeedEngine):
-        own = engine.engine.step
-
-        def counted() -> None:
-            nonlocal theirs
-            with HostReads() as inside:
-                own()
-            theirs = inside.total
-
-        engine.engine.step = counted
+        engine.engine.step = partial(counted, engine.engine.step)
     averages = Averages(engine, [AverageSpec(halflife=64)], 0.05)
     with HostReads() as seen:
         done = step(engine, rank_info, 1, BATCH // rank_info.world)
@@ -196,9 +249,9 @@ def reads(rank_info: RankInfo, cfg: Config) -> tuple[int, int]:
 def test_a_step_reads_nothing_on_the_host_besides_what_deepspeed_itself_does(ranks: Any) -> None:
     for clip in (0.0, 1e-3):
         assert ranks(2, reads, config("torch", clip=clip)) == [(0, 0)] * 2
-    for stage in (1, 2):
+    for stage in (0, 1, 2):  # stage 3 also reads as it fetches weights
         for seen, theirs in ranks(2, reads, config("deepspeed", stage, clip=1e-3)):
-            assert seen == theirs > 0
+            assert seen == theirs and (theirs > 0) == (stage > 0)
 
 
 def grouped(rank_info: RankInfo, backends: list[tuple[str, int]]) -> list[dict[str, Any]]:
@@ -219,8 +272,9 @@ def grouped(rank_info: RankInfo, backends: list[tuple[str, int]]) -> list[dict[s
         step(engine, rank_info, 4, BATCH // rank_info.world)
         moments = engine.moments()
         trained, flat = dict(engine.module.named_parameters()), engine.gather(engine.masters)
+        split = layout.split(flat)
         answers.append({
-            "live": torch.equal(flat, layout.flatten({n: trained[n].detach() for n in layout.names})),
+            "live": torch.equal(live(engine), torch.cat([split[n].flatten() for n in trained])),
             "begun": [begun[g.start : g.stop].norm().item() for g in layout.groups],
             "ended": [flat[g.start : g.stop].norm().item() for g in layout.groups],
             "ranges": engine.ranges, "count": moments.count, "flat": flat.tolist(),
@@ -231,19 +285,21 @@ def grouped(rank_info: RankInfo, backends: list[tuple[str, int]]) -> list[dict[s
 
 
 def test_groups_of_parameters_decay_by_their_own_weight_in_every_engine(ranks: Any) -> None:
-    answers = ranks(2, grouped, [("torch", 1), ("deepspeed", 1), ("deepspeed", 2)])
+    together = [("torch", 1), *(("deepspeed", stage) for stage in (0, 1, 2))]
+    answers, alone = ranks(2, grouped, together), ranks(2, grouped, [("deepspeed", 3)])
     for rank in (0, 1):
         reference = answers[rank][0]
-        assert len(reference["ranges"]) == 2
         for answer in answers[rank]:
-            assert answer["live"] and answer["count"] == 5 and len(answer["ranges"]) == 2
+            assert len(answer["ranges"]) == 2
+        for answer in (*answers[rank], *alone[rank]):
+            assert answer["live"] and answer["count"] == 5
             decayed, kept = zip(answer["begun"], answer["ended"], strict=True)
             assert decayed[1] < 0.9 * decayed[0] and kept[1] == pytest.approx(kept[0], rel=0.1)
             for name in ("flat", "first", "average"):
                 # fused AdamW rounds differently what is left over of its vectors of 16
                 values = torch.tensor(answer[name]), torch.tensor(reference[name])
                 torch.testing.assert_close(*values, rtol=0, atol=1e-6)
-    assert [r[0] for r in answers[1][1]["ranges"]] > [r[0] for r in answers[0][1]["ranges"]]
+    assert [r[0] for r in answers[1][2]["ranges"]] > [r[0] for r in answers[0][2]["ranges"]]
 
 
 def poisoned(rank_info: RankInfo, cfg: Config) -> tuple[list[bool], bool]:
@@ -252,9 +308,9 @@ def poisoned(rank_info: RankInfo, cfg: Config) -> tuple[list[bool], bool]:
     return applied, all(bool(torch.isfinite(p).all()) for p in engine.module.parameters())
 
 
-def _begun(rank_info: RankInfo, backend: str) -> list[float]:
+def _begun(rank_info: RankInfo, backend: str, stage: int = 1) -> list[float]:
     """Largest distance of masters, averages and buffers from the fp32 student an engine was given."""
-    cfg = config(backend, dtype="bf16")
+    cfg = config(backend, stage, dtype="bf16")
     given = perturbed(cfg)
     for name, buffer in given.named_buffers():
         if name.endswith("running_mean"):
@@ -263,24 +319,25 @@ def _begun(rank_info: RankInfo, backend: str) -> list[float]:
     buffers = {n: b.clone() for n, b in given.named_buffers()}
     engine = build_engine(cfg, given, rank_info)
     average = Averages(engine, [AverageSpec(halflife=1000)], 0.0)
-    live = torch.cat([p.detach().float().flatten() for p in engine.module.parameters()])
     return [
         (engine.gather(engine.masters) - flat).abs().max().item(),
         (engine.gather(average.shards[0]) - flat).abs().max().item(),
         max((b - buffers[n]).abs().max().item() for n, b in engine.module.named_buffers()),
-        (live - flat.bfloat16().float()).abs().max().item(),
+        (live(engine) - flat.bfloat16().float()).abs().max().item(),
     ]
 
 
-@pytest.mark.parametrize("backend", ["torch", "deepspeed"])
-def test_bf16_engines_begin_from_the_whole_fp32_weights(ranks: Any, backend: str) -> None:
+@pytest.mark.parametrize(("backend", "stage"), [("torch", 1), ("deepspeed", 1), ("deepspeed", 3)])
+def test_bf16_engines_begin_from_the_whole_fp32_weights(
+    ranks: Any, backend: str, stage: int
+) -> None:
     """Weights that were read from a file keep their low bits in masters, averages and buffers."""
-    assert ranks(2, _begun, backend) == [[0.0] * 4] * 2
+    assert ranks(2, _begun, backend, stage) == [[0.0] * 4] * 2
 
 
 def test_one_bad_rank_makes_all_skip_and_training_goes_on(ranks: Any) -> None:
-    for backend in ("torch", "deepspeed"):
-        assert ranks(2, poisoned, config(backend)) == [([True, False, True], True)] * 2
+    for cfg in (config("torch"), *(config("deepspeed", stage, clip=0.1) for stage in (0, 1, 3))):
+        assert ranks(2, poisoned, cfg) == [([True, False, True], True)] * 2
 
 
 def bootstrapped(

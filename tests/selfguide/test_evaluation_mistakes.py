@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from selfguide.evaluation import job
 from selfguide.evaluation.features.net import load_feature_net
 from selfguide.evaluation.metrics.frechet import Reference
 from selfguide.evaluation.metrics.moments import Moments
+from selfguide.evaluation.scores import read_reference, read_unconditional
 from selfguide.snapshot import load
 from selfguide.spec.config import Config, build
 from selfguide.spec.files import plain
@@ -181,6 +183,32 @@ def test_wrong_weights_name_the_file_and_both_checksums(
         job.main(request(run, tmp_path, sha256="0" * 64), RankStatus())
     for part in (net["weights"], net["sha256"], "0" * 64):
         assert part in str(error.value)
+
+
+def test_features_that_are_not_finite_name_the_net_and_the_image(net: dict[str, str]) -> None:
+    class Overflows(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+            rows = torch.zeros(len(x), 4)
+            rows[1, 2] = torch.inf
+            return rows, None
+
+    whole = load_feature_net("fd_timm", net["weights"], net=NET, sha256=net["sha256"])
+    broken = Overflows()
+    broken.register_parameter("one", torch.nn.Parameter(torch.zeros(1)))
+    with pytest.raises(UserError) as error:
+        replace(whole, net=broken, width=4).rows(torch.zeros(3, 3, 8, 8, dtype=torch.uint8))
+    for part in (NET, "image 1 of 3", net["sha256"][:12]):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["reference", "unconditional"])
+def test_statistics_that_are_not_there_name_the_setting_and_what_makes_them(
+    field: str, net: dict[str, str]
+) -> None:
+    whole = load_feature_net("fd_timm", net["weights"], net=NET, sha256=net["sha256"])
+    read = {"reference": read_reference, "unconditional": read_unconditional}[field]
+    with pytest.raises(UserError, match=rf"{field}=none\.npz.*tools\.reference"):
+        read("none.npz", whole)
 
 
 def test_two_nets_of_one_name_have_two_keys_and_two_records(

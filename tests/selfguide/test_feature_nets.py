@@ -136,15 +136,24 @@ def test_inception_without_batch_norms_counters_loads(inception: Path, tmp_path:
     assert found.rows(images(32, 2)).shape == (2, 2048)
 
 
-def test_fid_adm_spatial_features_are_the_first_channels_by_row_and_column(
-    ours: nets.FeatureNet,
+def test_fid_adm_spatial_features_are_the_first_channels_of_mixed_6_by_row_and_column(
+    inception: Path, ours: nets.FeatureNet
 ) -> None:
+    # ADM reads "mixed_6/conv:0" and keeps [..., :7] of it. TensorFlow calls its blocks mixed, mixed_1, ..., mixed_10,
+    # so that this is the seventh, whose first branch is the first of what the whole block returns.
+    names = [n for n, _ in ours.net.named_children() if n.startswith("Mixed_")]
+    seventh = names[6]
+    assert (len(names), seventh) == (11, "Mixed_6d")
+    theirs = _oracle("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3(
+        "own", ["2048"], feature_extractor_weights_path=str(inception)
+    )
     seen: list[Tensor] = []
-    hook = ours.net.Mixed_6d.branch1x1.register_forward_hook(lambda *call: seen.append(call[-1]))  # type: ignore[union-attr]
-    rows = ours.rows(images(64, 2))
-    hook.remove()
-    spatial = rows[:, 2048:].reshape(2, 17, 17, 7)
-    assert torch.equal(spatial[1, 3, 5], seen[0][1, :7, 3, 5])
+    getattr(theirs, seventh).register_forward_hook(lambda *call: seen.append(call[-1]))
+    theirs(images(64, 2))
+    assert seen[0].shape == (2, 768, 17, 17)
+    assert ours.spatial == 17 * 17 * 7
+    spatial = ours.rows(images(64, 2))[:, 2048:].reshape(2, 17, 17, 7)
+    assert torch.equal(spatial, seen[0][:, :7].permute(0, 2, 3, 1))
 
 
 @pytest.mark.skipif(locate(EFFNET) is None, reason="the extra `features` is not installed")

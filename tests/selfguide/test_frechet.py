@@ -162,6 +162,21 @@ def test_references_of_adm_and_clean_fid_are_read_without_their_images(tmp_path:
     np.testing.assert_allclose(found.root @ found.root, spatial[1], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("count", [4, 500])
+def test_the_factor_of_a_reference_is_a_root_also_where_the_covariance_is_singular(
+    count: int,
+) -> None:
+    reference = Reference.of(Moments.of(features(0, count)))
+    factor, root = reference.factor, reference.root
+    assert np.array_equal(factor, np.tril(factor))
+    np.testing.assert_allclose(factor @ factor.T, reference.covariance, rtol=1e-9, atol=1e-12)
+    mean, covariance = Moments.of(features(1, 500)).gaussian()
+    values = np.linalg.eigvalsh(root @ covariance @ root).clip(min=0)
+    cross = np.sqrt(values).sum()
+    wanted = ((reference.mean - mean) ** 2).sum() + np.trace(reference.covariance + covariance)
+    assert reference.distance(mean, covariance) == pytest.approx(wanted - 2 * cross, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     "arrays",
     [

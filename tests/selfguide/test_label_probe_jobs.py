@@ -15,8 +15,7 @@ from launcher.board.page import summary
 from launcher.compose import compose
 from launcher.submission import with_reference
 from selfguide.discovery.features import SnapshotFeatures
-from selfguide.evaluation import job
-from selfguide.evaluation import probe as module
+from selfguide.evaluation import job, labelled
 from selfguide.evaluation.metrics.probe import LinearProbes
 from selfguide.evaluation.probe import INPUT, PROBES, Probed, probe
 from selfguide.randomness import normal
@@ -144,14 +143,14 @@ def test_probe_after_kills_and_with_other_ranks_is_that_of_a_whole_one(
 def test_probe_does_not_look_at_the_test_part_to_choose(
     snapshot: Snapshot, alone: Probed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain_batches = module._Batches.plain
+    plain_batches = labelled.Batches.plain
 
     def other_labels(batches: Any, part: str) -> Any:
         for batch in plain_batches(batches, part):  # type: ignore[arg-type]
             wrong = (batch.labels + 1) % 3 if part == "test" else batch.labels
             yield replace(batch, labels=wrong)
 
-    monkeypatch.setattr(module._Batches, "plain", other_labels)
+    monkeypatch.setattr(labelled.Batches, "plain", other_labels)
     found = probed(snapshot, tmp_path)
     assert found is not None
     assert [found.table[f"{kind}_best"] for kind in PROBES] == [
@@ -275,9 +274,9 @@ def test_shards_whose_labels_tell_nothing_are_refused_before_a_job(
 
 
 def test_training_part_of_one_class_is_refused(tmp_path: Path) -> None:
-    def held(labels: np.ndarray, name: str) -> module.Labelled:
+    def held(labels: np.ndarray, name: str) -> labelled.Labelled:
         root = str(write(tmp_path / name, labels))
-        return module.Labelled(root=root, test_root=None, most=9, seed=0)
+        return labelled.Labelled(root=root, test_root=None, most=9, seed=0)
 
     first = held(np.arange(60) % 2, "both").parts["test"][0]
     rare = held((np.arange(60) == first).astype(np.int64), "rare")

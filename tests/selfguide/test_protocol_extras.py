@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from launcher.compose import compose
 from selfguide.evaluation import job
 from selfguide.evaluation.beside import over_sets
+from selfguide.evaluation.clusters import clustering
 from selfguide.evaluation.features.net import load_feature_net
 from selfguide.evaluation.images import Scored, Work, score_images
 from selfguide.evaluation.metrics.density_coverage import density_coverage
@@ -27,7 +28,12 @@ from selfguide.evaluation.metrics.nearest import nearest_reference
 from selfguide.evaluation.metrics.ood import ood_auroc
 from selfguide.evaluation.metrics.precision_recall import precision_recall
 from selfguide.evaluation.scores import Crop
-from selfguide.sampling.condition_sampler import clusters_of, condition_sampler, drawn_groups
+from selfguide.sampling.condition_sampler import (
+    clusters_of,
+    condition_sampler,
+    drawn_groups,
+    sample_ordinals,
+)
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.config import Config, build
 from selfguide.spec.extras import SETTINGS
@@ -36,7 +42,7 @@ from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.records import Protocol, label_policy, record_key, records
 from selfguide.spec.run import RunFolder
 from selfguide.spec.validate import validate
-from shards import storage
+from shards import read_all, sidecar, storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.header import PIXELS
@@ -250,10 +256,59 @@ def test_quota_over_labels_says_that_it_uses_them() -> None:
 def test_clusters_of_images_in_a_model_of_labels_are_their_labels(
     snapshot: Snapshot, train: Path
 ) -> None:
-    from shards import read_all
 
     found = clusters_of(snapshot, torch.arange(90))
     assert found.tolist() == read_all(str(train))["y"].tolist()
+
+
+@pytest.fixture(scope="module")
+def oracle(train: Path, net: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """A model that is conditioned on features of single images, which here lie about three directions."""
+    root = tmp_path_factory.mktemp("oracle")
+    manifest = manifests.load(train)
+    y = read_all(str(train))["y"]
+    rows = np.eye(4)[y] + np.random.default_rng(0).normal(0, 0.02, (90, 4))
+    about = sidecar.write(
+        root / "features",
+        rows.astype(np.float32),
+        manifest=manifest.hash,
+        kind="dense",
+        provenance={"saw_labels": False},
+    )
+    published = {"folder": str(root / "features"), "kind": "dense", "sha256": about.sha256}
+    write_snapshot(
+        root / "img-7", train,
+        "data.shape=[3,8,8]", "sampler.steps=2", "guidance=sidecar",
+        f"guidance.dense={root / 'features'}", "guidance.width=4", "evaluation=fd_timm",
+        "evaluation.samples=45", "evaluation.batch=15", *(f"evaluation.{k}={v}" for k, v in net.items()),
+        guidance={"source": "sidecar", "told": True, "p": None, "label_free": True, "sidecars": {"dense": published}},
+        data={"root": str(train), "header": manifest.header, "manifest": manifest.hash},
+    )  # fmt: skip
+    return load(root / "img-7")
+
+
+def test_samples_of_rows_are_in_the_clusters_of_their_rows(
+    oracle: Snapshot, train: Path, tmp_path: Path
+) -> None:
+    config = changed(oracle.config, metrics=["cluster_fd"], cluster_count=CLASSES)
+    found = clustering(oracle, config.evaluation, 90)
+    y = read_all(str(train))["y"]
+    assert len(set(zip(found.real.tolist(), y.tolist(), strict=True))) == CLASSES
+    seeds = torch.arange(45)
+    assert found.made(seeds).tolist() == found.real[sample_ordinals(90, seeds)].tolist()
+    measured = scored(oracle, tmp_path, metrics=["cluster_fd"], cluster_count=CLASSES)
+    assert measured.scores["cluster_fd_clusters"] == CLASSES
+    assert measured.scores["cluster_fd"] > 0
+    with pytest.raises(UserError, match=r"evaluation\.cluster_count=100"):
+        clustering(oracle, oracle.config.evaluation, 90)
+    validate(config)
+    with pytest.raises(UserError, match=r"evaluation\.cluster_count=100"):
+        validate(changed(oracle.config, metrics=["cluster_fd"]))
+    first, second = (
+        protocol_of(oracle, changed(oracle.config, metrics=["cluster_fd"], cluster_count=count))
+        for count in (3, 4)
+    )
+    assert first.key != second.key
 
 
 def test_agreement_leaves_a_label_free_record_label_free(

@@ -51,3 +51,28 @@ def test_label_of_a_name_two_classes_have_is_refused() -> None:
 @pytest.mark.parametrize(("text", "label"), [("flags", 2), ("2", 2), ("name:flags", 2)])
 def test_label_of_a_name_or_number_is_the_class(text: str, label: int) -> None:
     assert label_of(text, ["cat", "dog", "flags"], 3) == label
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("Flags", "flags"),
+        ("flag", "flags"),
+        ("SEA BASS", "sea bass"),
+        ("ete", "\u00e9t\u00e9"),
+        ("dg", "dog"),
+    ],
+)
+def test_label_of_a_near_miss_names_the_class(typed: str, meant: str) -> None:
+    with pytest.raises(UserError) as refused:
+        label_of(typed, ["dog", "flags", "sea bass", "\u00e9t\u00e9"], 4)
+    assert str(refused.value).endswith(f"did you mean {meant!r}?")
+
+
+@pytest.mark.parametrize("typed", ["\u00e9t\u00e9", "e\u0301te\u0301", "name:\u00e9t\u00e9"])
+@pytest.mark.parametrize("stored", ["\u00e9t\u00e9", "e\u0301te\u0301"])
+def test_label_of_accents_is_the_class_however_they_are_encoded(typed: str, stored: str) -> None:
+    assert label_of(typed, ["dog", stored], 2) == 1
+    # where both are classes, each is its own
+    assert label_of("\u00e9t\u00e9", ["\u00e9t\u00e9", "e\u0301te\u0301"], 2) == 0
+    assert label_of("e\u0301te\u0301", ["\u00e9t\u00e9", "e\u0301te\u0301"], 2) == 1

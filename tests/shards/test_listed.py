@@ -196,7 +196,7 @@ def test_a_stray_file_an_empty_class_and_bad_images_are_told_together(tmp_path: 
         ("train/a/0.png", "val/a/1.png"),
         ("train/0.png", "test/1.png", "valid/2.png"),
         ("Train/a/0.png", "Validation/a/1.png"),
-        ("train/a/0.png", "train/b/1.png"),
+        ("all/train/a/0.png", "all/val/b/1.png"),
         ("train/a/0.png", "val/a/1.png", "devkit/x.png"),
     ],
 )
@@ -344,15 +344,53 @@ def test_a_zip_of_classes_is_a_folder_of_classes(tmp_path: Path) -> None:
         (("cat/0.png", "cat/more/1.png"), ("cat",)),
         (("0.png", "1.png"), ()),
         (("cat/0.png", "dog/1/1.png"), ("cat", "dog")),
+        (("train/cat/0.png", "train/dog/1.png"), ("cat", "dog")),
+        (("a b/été/0.png", "a b/2/1.png"), ("2", "été")),
+        (("set/2/0.png", "set/10/1.png", "set/.git/0.png"), ("2", "10")),
     ],
 )
-def test_a_zip_of_one_folder_is_that_folder(
-    tmp_path: Path, names: tuple[str, ...], classes: tuple[str, ...]
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_folder_or_zip_of_one_folder_is_that_folder(
+    tmp_path: Path, names: tuple[str, ...], classes: tuple[str, ...], packed: bool
 ) -> None:
-    found = folders.image_folder(str(zipped(put(tmp_path / "in", *names))), AS_IS)
+    root = put(tmp_path / "in", *names)
+    (root / "notes.txt").write_text("words")
+    found = folders.image_folder(str(zipped(root) if packed else root), AS_IS)
     assert found.class_names == classes and not found.refusals
+    inputs = {name for name in names if "__MACOSX" not in name and ".git" not in name}
+    assert {found.inside + key for key in keys(found)} == inputs and "notes.txt" in passed(found)
     _, seen = scan(tmp_path / "out", found)
-    assert seen.kept == len([name for name in names if "__MACOSX" not in name])
+    assert seen.kept == len(inputs)
+
+
+def test_a_folder_beside_the_lone_one_is_never_looked_past(tmp_path: Path) -> None:
+    root = put(tmp_path / "in", "set/cat/0.png", "set/dog/1.png")
+    (root / "more").mkdir()
+    found = folders.image_folder(str(root), AS_IS)
+    assert not found.inside and found.class_names == ("more", "set") and found.refusals
+    put(root, "stray.png")
+    (root / "more").rmdir()
+    found = folders.image_folder(str(root), AS_IS)
+    assert not found.inside and {*found.flaws} == {0}
+
+
+@pytest.mark.parametrize("name", ["a", "a/b"])
+def test_lone_folders_without_images_hold_nothing_to_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in" / name).mkdir(parents=True)
+    found = folders.image_folder(str(tmp_path / "in"), AS_IS)
+    assert not len(found.keys) and not found.flaws
+    with pytest.raises(UserError, match="source 'in' is empty"):
+        scan(tmp_path / "out", found)
+
+
+def test_a_folder_that_is_looked_through_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = put(tmp_path / "in", "set/cat/0.png", "set/dog/1.png")
+    assert main(["make", "folder", str(root), "--out", str(tmp_path / "out"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["class_names"] == ["cat", "dog"] and "set/" in said.err
+    assert manifests.load(tmp_path / "out").class_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize("chunk", ["00000/", ""])
@@ -515,6 +553,53 @@ def test_text_of_a_json_field_is_numbered(
     }  # fmt: skip
     assert manifests.load(out).class_names == ("cat", "dog", "emu")
     assert main(["verify", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "names", "labels"),
+    [
+        (["dog\n", " cat"], ("cat", "dog"), [1, 0]),
+        (["sea bass, raw", "été"], ("sea bass, raw", "été"), [0, 1]),
+        (["3", "1\n"], (), [3, 1]),
+        (["class10", "class2"], ("class10", "class2"), [0, 1]),
+    ],
+)
+@pytest.mark.parametrize("command", ["index", "make tars"])
+def test_text_of_a_cls_member_is_numbered_as_that_of_json(
+    tmp_path: Path, texts: list[str], names: tuple[str, ...], labels: list[int], command: str
+) -> None:
+    members = [
+        (f"{i}.{k}", d)
+        for i, t in enumerate(texts)
+        for k, d in (("png", PNG[i]), ("cls", t.encode()))
+    ]
+    tar(tmp_path / "in" / "0.tar", *members)
+    out = tmp_path / "out"
+    assert main([*command.split(), str(tmp_path / "in"), "--out", str(out)]) == 0
+    found, manifest = shards.read_all(out), manifests.load(out)
+    assert dict(zip(found["key"].tolist(), found["y"].tolist(), strict=True)) == dict(
+        zip("01", labels, strict=True)
+    )
+    assert manifest.class_names == names and main(["verify", str(out)]) == 0
+
+
+@pytest.mark.parametrize("text", [b"", b" \n", b"1.5", b"1e3", b"nan", b"\xff\xfe", b"-1"])
+def test_a_cls_member_without_a_class_is_a_bad_sample(tmp_path: Path, text: bytes) -> None:
+    tar(
+        tmp_path / "0.tar", ("0.png", PNG[0]), ("0.cls", text), ("1.png", PNG[1]), ("1.cls", b"cat")
+    )
+    found = tars.tars([str(tmp_path)], AS_IS)
+    assert {*found.flaws} == {0} and found.class_names == ("cat",)
+
+
+def test_numbers_and_text_as_cls_members_are_refused(tmp_path: Path) -> None:
+    tar(
+        tmp_path / "0.tar", ("0.png", PNG[0]), ("0.cls", b"7"), ("1.png", PNG[1]), ("1.cls", b"cat")
+    )
+    with pytest.raises(UserError, match="bring them to one"):
+        tars.tars([str(tmp_path)], AS_IS)
+    with pytest.raises(UserError, match="bring them to one"):
+        main(["index", str(tmp_path)])
 
 
 def test_numbers_and_text_as_labels_are_refused(tmp_path: Path) -> None:

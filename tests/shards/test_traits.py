@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 import shards
 from shards.errors import BadInputError, UserError
 from shards.format import manifest as manifests
-from shards.format.pictures import Picture
+from shards.format.pictures import Picture, _decoded_to_8_bits
 from tests.shards import inputs
 from tools.shards.__main__ import main
 
@@ -115,6 +115,83 @@ def test_sixteen_bits_are_rounded_and_counted(channels: int, seed: int) -> None:
         assert np.array_equal(found.pixels.transpose(1, 2, 0), np.round(levels / 257))
     else:
         assert "transparent" in found.traits
+
+
+GREY = np.arange(20, dtype=np.uint16).reshape(4, 5) * 3449 + np.array(
+    [0, 127, 128, 129, 4], np.uint16
+)
+
+
+def pgm(levels: np.ndarray, most: int = 65535) -> bytes:
+    kind = b"P5" if levels.ndim == 2 else b"P6"
+    head = b"%s\n%d %d\n%d\n" % (kind, levels.shape[1], levels.shape[0], most)
+    return head + levels.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(Image.fromarray(GREY)),
+        encoded(Image.fromarray(GREY), "TIFF"),
+        encoded(Image.fromarray(GREY), "TIFF", compression="tiff_lzw"),
+        encoded(Image.fromarray(GREY.astype(">u2")), "TIFF"),
+        encoded(Image.fromarray(GREY), "JPEG2000"),
+        pgm(GREY),
+    ],
+    ids=["png", "tiff", "lzw", "big-endian", "jpeg2000", "pgm"],
+)
+def test_sixteen_bits_of_grey_are_rounded_as_those_of_colour(data: bytes) -> None:
+    found = WHITE.look(data)
+    assert found.traits == ("of 16 bits",)
+    assert np.array_equal(found.pixels, np.broadcast_to(np.round(GREY / 257), (3, 4, 5)))
+    stored = Picture(background="white", channels=1).stored(data)
+    assert stored.extension == "png"
+    assert np.array_equal(Picture(channels=1)(stored.data), np.round(GREY / 257)[None])
+
+
+def deeper_jp2(levels: np.ndarray) -> bytes:
+    """Colour of 8 bits as JPEG 2000 whose header says 16: levels v become v - 128 + 32768."""
+    data = bytearray(encoded(Image.fromarray(levels), "JPEG2000", irreversible=False, mct=0))
+    start = data.find(b"\xff\x4f\xff\x51")
+    for channel in range(3):
+        assert data[start + 42 + 3 * channel] == 7
+        data[start + 42 + 3 * channel] = 15
+    return bytes(data)
+
+
+def test_deeper_colour_that_pillow_decodes_to_eight_bits_is_counted() -> None:
+    levels = RGBA[..., :3]
+    found = WHITE.look(deeper_jp2(levels))
+    assert found.traits == ("decoded to 8 bits",)
+    deep = levels.astype(int) - 128 + 32768
+    assert np.abs(found.pixels.transpose(1, 2, 0) - deep / 257).max() <= 1
+    wide = RGBA[..., :3].astype(np.uint16) * 200
+    ppm = WHITE.look(pgm(wide))
+    assert ppm.traits == ("decoded to 8 bits",)
+    assert np.array_equal(ppm.pixels.transpose(1, 2, 0), np.round(wide / 257))
+    for data in (
+        encoded(Image.fromarray(levels), "JPEG2000"),
+        encoded(Image.fromarray(levels), "AVIF"),
+        encoded(Image.fromarray(levels), "PPM"),
+        b"P3 2 1 255\n1 2 3 4 5 6\n",
+        b"P1 2 1\n1 0\n",
+    ):
+        assert WHITE.look(data).traits == ()
+
+
+def test_a_high_bit_depth_of_avif_is_seen() -> None:
+    data = bytearray(encoded(Image.fromarray(RGBA[..., :3]), "AVIF"))
+    with Image.open(io.BytesIO(data)) as image:
+        assert not _decoded_to_8_bits(image, bytes(data))
+        data[data.find(b"av1C") + 6] |= 0x40
+        assert _decoded_to_8_bits(image, bytes(data))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_levels_without_a_range_of_their_own_are_refused(mode: str) -> None:
+    data = encoded(Image.fromarray(GREY.astype({"I": np.int32, "F": np.float32}[mode])), "TIFF")
+    with pytest.raises(BadInputError, match="do not fit 8 bits"):
+        WHITE.look(data)
 
 
 def test_eight_bits_written_as_sixteen_come_back() -> None:

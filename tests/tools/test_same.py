@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from launcher.compose import compose
 from selfguide.distributed import RankInfo
@@ -21,24 +23,26 @@ NAME = "backbone.final.weight"
 
 
 def both(rank_info: RankInfo, variants: list[same.Variant], folder: str) -> None:
-    """Trains the variants one after the other, and the first again with a reduction that drops a tensor."""
+    """Trains the variants one after the other, and the first again with a reduction that drops a second use."""
     for index, variant in enumerate(variants):
         into = Path(folder) / str(index)
         into.mkdir(exist_ok=True)
-        same.trained(rank_info, variant.config, 2, str(into))
+        same.trained(rank_info, variant, 2, str(into))
     (into := Path(folder) / "broken").mkdir(exist_ok=True)
-    step = TorchEngine.step
+    backward = TorchEngine.backward
 
-    def broken(self: TorchEngine, rate: float) -> Any:
-        if dist.get_rank() == 1:
-            self.layout.split(self._gradient)[NAME].zero_()
-        return step(self, rate)
+    def dropped(self: TorchEngine, loss: Tensor) -> None:
+        held = self.layout.split(self._gradient)[NAME]
+        first_use = held.clone()
+        backward(self, loss)
+        if self._micro and dist.get_rank() == 1:
+            held.copy_(first_use)
 
-    TorchEngine.step = broken  # type: ignore[method-assign]
+    TorchEngine.backward = dropped  # type: ignore[method-assign]
     try:
-        same.trained(rank_info, variants[0].config, 2, str(into))
+        same.trained(rank_info, variants[0], 2, str(into))
     finally:
-        TorchEngine.step = step  # type: ignore[method-assign]
+        TorchEngine.backward = backward  # type: ignore[method-assign]
 
 
 def config(root: Path) -> Config:
@@ -48,13 +52,15 @@ def config(root: Path) -> Config:
     )  # fmt: skip
 
 
-def test_engines_train_alike_and_a_reduction_that_drops_a_tensor_is_named(
+def test_engines_train_alike_and_a_reduction_that_drops_a_second_use_is_named(
     digits: Path, tmp_path: Path, ranks: Any
 ) -> None:
-    tried = [v for v in same.variants(config(digits), 2) if v.ranks == 2]
-    assert [v.exact for v in tried] == [True, True, True]
+    """With accumulation, whose micro-batches are the uses, and with every module used twice in each of them."""
+    tried = [replace(v, reused=True) for v in same.variants(config(digits), 2, ("accumulated",))]
+    assert [v.exact for v in tried] == [True] * 5
+    assert [v.config.engine.zero_stage for v in tried[1:]] == [0, 1, 2, 3]
     ranks(2, both, tried, str(tmp_path))
-    for index in (1, 2):
+    for index in range(1, 5):
         verdict = same.judge(tried[index], tmp_path / "0", tmp_path / str(index), 2, 0.0)
         assert verdict.same, verdict
     verdict = same.judge(tried[0], tmp_path / "0", tmp_path / "broken", 2, 0.0)
@@ -79,9 +85,31 @@ def test_no_steps_are_refused() -> None:
         same.main(["experiment=digits_dit", "--steps", "0"])
 
 
-def test_variants_cut_the_batch_otherwise_where_statistics_allow_it(digits: Path) -> None:
-    from dataclasses import replace
+def test_unknown_case_is_refused_and_the_nearest_named() -> None:
+    with pytest.raises(UserError, match="reused"):
+        same.main(["experiment=digits_dit", "--cases", "reuse"])
 
+
+def test_variants_are_what_the_experiment_may_take_in_every_case(digits: Path) -> None:
+    every = same.variants(config(digits), 2)
+    assert len({v.name for v in every}) == len(every)
+    references = [v for v in every if v.reference is None]
+    assert [v.name for v in references] == [
+        "torch, 2 ranks",
+        "torch, reused, 2 ranks",
+        "torch, accumulated, 2 ranks",
+        "torch, bf16, 2 ranks",
+    ]
+    assert all(v.config.engine.backend == "torch" for v in references)
+    bf16 = [v for v in every if v.reference == "torch, bf16, 2 ranks"]
+    assert [v.config.engine.zero_stage for v in bf16] == [1, 2, 3]
+    assert not any(v.exact for v in bf16)
+    muon = replace(config(digits).train, optimiser="muon")
+    alone = same.variants(replace(config(digits), train=muon), 2)
+    assert {v.config.engine.backend for v in alone} == {"torch"}
+
+
+def test_variants_cut_the_batch_otherwise_where_statistics_allow_it(digits: Path) -> None:
     online = config(digits)
     plain = compose(
         [
@@ -92,10 +120,9 @@ def test_variants_cut_the_batch_otherwise_where_statistics_allow_it(digits: Path
         ]
     )
     cut = replace(plain, train=replace(plain.train, micro_batch=16))
-    assert [v.name for v in same.variants(online, 2)][-1] == "torch, 1 rank"
-    assert [v.name for v in same.variants(cut, 2)][-2:] == [
+    assert same.variants(online, 2, ("configured",))[-1].name == "torch, 1 rank"
+    assert [v.name for v in same.variants(cut, 2, ("configured",))][-2:] == [
         "torch, without accumulation",
         "torch, 1 rank",
     ]
-    half = replace(cut, engine=replace(cut.engine, dtype="bf16"))
-    assert not any(v.exact for v in same.variants(half, 2)[1:])
+    assert not same.variants(cut, 2, ("accumulated",)), "as configured"

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.torch import save
 
 from selfguide.discovery import resumable
-from selfguide.discovery.agreement import agreement
+from selfguide.discovery.agreement import agreement, matched
 from selfguide.discovery.corrected import before, plain
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.spent import cost
@@ -222,5 +222,8 @@ def report(found: sidecar.Sidecar, root: str) -> dict[str, Any]:
     }
     labels = labels_of(root, manifests.load(root))
     if labels is not None:
+        # with more groups than classes the first is far below 1, and the second what is read
+        best = matched(labels, ids)
         facts |= agreement(labels, ids)
+        facts |= {"accuracy": best.accuracy, "majority_accuracy": best.majority_accuracy}
     return {**facts, "out": str(found.folder)}

@@ -5,6 +5,7 @@ python -m tools.bench engine --repeats 40
 python -m tools.bench models --sizes all  up to DiT-XL: hours on two cores, minutes on a GPU
 python -m tools.bench shards --without litdata,streaming
 python -m tools.bench engine --json
+python -m tools.bench gpu --help          what one GPU does, in under ten minutes
 """
 
 from __future__ import annotations
@@ -13,12 +14,20 @@ import argparse
 import json
 import os
 import platform
+import sys
 from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from shards import cli
+
+if __name__ == "__main__" and sys.argv[1:2] == ["gpu"]:
+    # before the suites below, whose libraries a machine with a GPU may lack
+    from tools.bench.gpu import command
+
+    cli.run(lambda: command.main(sys.argv[2:]))
+
 from tools.bench import engine, evaluation, models, sampling, shards, sinkhorn
 from tools.bench.harness import Row
 

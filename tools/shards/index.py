@@ -69,7 +69,7 @@ def add(parser: argparse.ArgumentParser) -> None:
             "--label EXT",
             str,
             None,
-            "cls, json:field or json:outer.inner, whose text is numbered, or none (default: cls if all have one)",
+            "cls, json:field or json:outer.inner, where text is numbered, or none (default: cls if all have one)",
         ),
         ("--prefix-keys", bool, False, "prefix keys with the name of their tar"),
         (

@@ -18,7 +18,9 @@ Several nodes may write one data set together without waiting for each other:
 
 examples:
   python -m tools.shards make folder imagenet/train --size 256 --workers 16 --out s3://data/in1k-256
+  python -m tools.shards make folder imagenet/train --only imagenet100.txt --size 64 --out data/in100-64
   python -m tools.shards make cifar cifar-10-python.tar.gz --out data/cifar10
+  python -m tools.shards make downsampled Imagenet32_train --out data/in32
   python -m tools.shards make tars laion/ --size 64 --max-skipped 1% --dedupe --out data/laion64
   python -m tools.shards make lightningdit extracted/ --weights vavae.pt --dtype float16 --out data/in1k-va
   python -m tools.shards make digits --out data/digits
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -44,14 +47,15 @@ from shards.format.classes import renumbered
 from shards.format.header import PIXELS, Header
 from shards.format.manifest import Layout
 from shards.format.pictures import Picture
-from shards.sources import arrays, emoji, folders, tables, tars
+from shards.sources import arrays, chosen, emoji, folders, tables, tars
 from shards.sources.emoji import Label, OnWhite
 from shards.sources.lightningdit import lightningdit
 from shards.sources.listing import Decode, Listing, Raw, file
 from shards.sources.made import LATENT_SCALE, SyntheticSource, digits_source
 from shards.sources.source import Source
 from shards.write import writer
-from shards.write.scan import SKIPPED, ScanCounts, Threshold, scan
+from shards.write.kept import keeping
+from shards.write.scan import PART, SKIPPED, ScanCounts, Threshold, scan
 from tools import flags
 from tools.shards import debian, report, sweep
 
@@ -197,9 +201,22 @@ def _add_arrays(kinds: Any) -> None:
         kinds,
         "cifar",
         "CIFAR-10 or CIFAR-100, the published tar.gz for Python",
-        lambda o: _list(o, arrays.cifar(o.path, o.split)),
+        lambda o: _list(o, arrays.cifar(o.path, o.split, o.labels)),
         path,
         ("--split", ("train", "test"), "train", "(default train)"),
+        (
+            "--labels",
+            get_args(arrays.CifarLabels),
+            "fine",
+            "CIFAR-100's 100 classes, or its 20 superclasses (default fine)",
+        ),
+    )
+    _kind(
+        kinds,
+        "downsampled",
+        "Downsampled ImageNet as released: a batch, or a folder of train_data_batch_1 to _10",
+        lambda o: _list(o, arrays.downsampled(o.path)),
+        path,
     )
     _kind(
         kinds,
@@ -267,6 +284,18 @@ def _kind(
                 str,
                 "0",
                 "number or share of bad inputs that may be left out (default 0)",
+            ),
+            (
+                "--only FILE",
+                str,
+                None,
+                "keep the classes or keys that a text file names, one a line; classes get the numbers of their lines",
+            ),
+            (
+                "--per-class RULE",
+                str,
+                None,
+                "keep the first N of each class, or by class//N the first floor(c / N) of class c",
             ),
         )
     flags.add(parser, *own)
@@ -374,24 +403,31 @@ def _list(
     header: Header = PIXELS,
     notes: Mapping[str, Any] | None = None,
 ) -> int:
-    """Looks at what is listed, then writes what holds."""
-    source, counts = scan(
-        options.out,
-        listing,
-        dedupe=options.dedupe,
-        max_skipped=Threshold.of(options.max_skipped),
-        workers=options.workers,
-        rank=options.rank,
-        world=options.world,
-        watch=report.watch("looking at inputs"),
-    )
-    found = {
-        **counts.deciding(),
-        "rule": listing.decode.rule,
-        "deduplicated": options.dedupe,
-        **_decoded_as(listing.decode, counts),
-    }
-    return _write(options, source, header, listing.class_names, {**found, **(notes or {})}, counts)
+    """Looks at what is listed and wanted, then writes what holds."""
+    if listing.inside:
+        print(f"all of {options.path} lies in {listing.inside}, which is read", file=sys.stderr)
+    listing = chosen.choose(listing, options.only, options.per_class)
+    with keeping(options.out, len(listing.keys), PART) as kept:
+        source, counts = scan(
+            options.out,
+            listing,
+            dedupe=options.dedupe,
+            max_skipped=Threshold.of(options.max_skipped),
+            kept=kept,
+            workers=options.workers,
+            rank=options.rank,
+            world=options.world,
+            watch=report.watch("looking at inputs"),
+        )
+        found = {
+            **counts.deciding(),
+            "rule": listing.decode.rule,
+            "deduplicated": options.dedupe,
+            **_decoded_as(listing.decode, counts),
+            **chosen.notes(options.only, options.per_class),
+            **(notes or {}),
+        }
+        return _write(options, source, header, listing.class_names, found, counts)
 
 
 def _decoded_as(decode: Decode, counts: ScanCounts) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class FeatureNet:
         """(B, width + spatial) fp32 on the CPU: the features, then the spatial ones.
 
         Raises:
-            UserError: images of another type or number of channels.
+            UserError: images of another type or number of channels, or of which the net makes no finite numbers.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise UserError(
@@ -75,7 +75,14 @@ class FeatureNet:
             levels = images.to(self.device).float()
             x = RESIZES[self.resize](levels, self.size).expand(-1, 3, -1, -1)
             found = [x for x in self.net(self._normal(x)) if x is not None]
-            return torch.cat(found, 1)[:, : self.width + self.spatial].float().cpu()
+            rows = torch.cat(found, 1)[:, : self.width + self.spatial].float().cpu()
+        if not torch.isfinite(rows).all():
+            bad = int((~torch.isfinite(rows)).any(1).int().argmax())
+            raise UserError(
+                f"{self.name} makes NaN or infinite features of image {bad} of {len(rows)}: its weights (sha256 "
+                f"{self.sha256[:12]}) do not work with this version of the net; give others, or another net"
+            )
+        return rows
 
     @property
     def logits(self) -> Callable[[Tensor], Tensor] | None:

@@ -13,7 +13,7 @@ class EngineConfig:
     """Backend, precision and execution of a training step."""
 
     backend: Literal["deepspeed", "torch"] = "deepspeed"
-    zero_stage: Literal[1, 2] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
     dtype: Literal["fp32", "bf16"] = "fp32"
     # torch.compile, block by block
     compile: bool = False

@@ -108,6 +108,8 @@ class EvaluationConfig:
     copies_quantile: Annotated[float, Share(), ReadWith("metrics=near_copies")] = 0.01
     # images that a cluster needs in both sets to count
     cluster_least: Annotated[int, AtLeast(2), ReadWith("metrics=cluster_fd")] = 2
+    # of models conditioned on rows of training images: k-means clusters of these rows; null is each row's own group
+    cluster_count: Annotated[int | None, AtLeast(2), ReadWith("metrics=cluster_fd")] = None
     # protocols in whose nets the ratio is taken, beside this one's own
     fdr_protocols: Annotated[tuple[str, ...], ReadWith("metrics=fdr")] = ()
     # images that nobody trained on, as shards, and the hash of their manifest, which the submission fills in

@@ -60,6 +60,8 @@ class HeadSettings(NamedTuple):
     query_noise: str
     # of its linear maps at the start
     std: float | None
+    # whether what it learns ends at the backbone
+    stop_gradient: bool
 
     @property
     def parameters(self) -> int:
@@ -229,8 +231,11 @@ class OnlineGuidance(Guidance):
     # recent features of each rank that join Sinkhorn (SwAV); SGFM found that they give nothing
     queue: Annotated[int, AtLeast(0, "counts features: take {low} or more")] = 0
     temperature: Annotated[float, Positive()] = 0.1
-    # lambda, reached linearly at the switch
+    # lambda, and whether it is reached linearly at the switch or holds from the beginning (an ablation, section 5.2)
     weight: Annotated[float, Within(0.0)] = 1.0
+    warmup: Annotated[Literal["linear", "none"], Neutral("linear")] = "linear"
+    # whether L_SK trains the head and the prototypes alone; false trains the backbone too (an ablation, section 5.2)
+    stop_gradient: Annotated[bool, Neutral(True)] = True
     drop: Annotated[float, _DROP] = 0.1
     # images over which p(k) is counted, one to two of them
     window: Annotated[int, Images()] = 65_536
@@ -306,6 +311,7 @@ class OnlineGuidance(Guidance):
             unconditional=self.unconditional,
             query_noise=self.query_noise,
             std=self.head_std,
+            stop_gradient=self.stop_gradient,
         )
 
     def check(self, config: Config) -> None:
@@ -319,6 +325,8 @@ class OnlineGuidance(Guidance):
                 "guidance.pooling=cls reads a learned [CLS] token and model.cls_token is false; set "
                 "model.cls_token=true, or guidance.pooling=flat (small nets) or mean"
             )
+        if not self.stop_gradient:
+            self._check_gradient(config)
         if self.noise_time == 1:
             raise UserError(
                 f"guidance.noise_time={self.noise_time} is pure noise, of which no groups can be made; "
@@ -336,6 +344,19 @@ class OnlineGuidance(Guidance):
             raise UserError(
                 f"guidance.switch={self.switch} is the end of {steps} steps: the model would never be conditioned on "
                 f"its prototypes; take guidance.switch={latest:g} or less"
+            )
+
+    def _check_gradient(self, config: Config) -> None:
+        """Raises UserError where the head does not read the backbone's own forward, whole."""
+        if self.view != "training" or self.view_condition != "as_trained":
+            raise UserError(
+                f"guidance.stop_gradient=false with guidance.view={self.view}: the head then reads the teacher, which "
+                "has no gradient; take guidance.view=training guidance.view_condition=as_trained"
+            )
+        if config.train.batch != config.ranks * config.micro_batch or config.elastic:
+            raise UserError(
+                "guidance.stop_gradient=false needs each rank's images in one forward, and training accumulates; drop "
+                "train.micro_batch and min_nodes"
             )
 
     def identity(self, config: Config, promises: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,6 +18,9 @@ from selfguide.spec.config.laws import (
 )
 from shards.errors import UserError
 
+# of trackers that are no extra of ours
+_PACKAGES = {"tensorboard": "tensorboard>=2.18"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -29,12 +33,23 @@ class TrainConfig:
     micro_batch: Annotated[int | None, AtLeast(1), NotIdentity()] = None
     learning_rate: Annotated[float, Positive()] = 1e-4
     warmup_images: Annotated[int, AtLeast(0)] = 0
-    # from here on the rate falls as 1 / sqrt(images); EDM2's is 70,000 batches
+    # from here on the rate falls; EDM2's is 70,000 batches. Null is never, or with a cosine from the end of warm-up on
     decay_images: Annotated[int | None, AtLeast(1), Neutral(None)] = None
+    # as 1 / sqrt(images) (EDM2), or along half a cosine to its end at train.images (Loshchilov & Hutter 2017, eq. 5)
+    rate_decay: Annotated[Literal["inverse_sqrt", "cosine"], Neutral("inverse_sqrt")] = (
+        "inverse_sqrt"
+    )
+    # where the cosine ends, as a share of the learning rate; nanoGPT's is 0.1
+    final_rate: Annotated[float, Within(0.0, 1.0), ReadWith("rate_decay=cosine"), Neutral(0.0)] = (
+        0.0
+    )
     betas: Annotated[tuple[float, float], Within(0.0, 1.0, below=True)] = (0.9, 0.999)
     weight_decay: Annotated[float, Within(0.0)] = 0.0
-    # what weight decay acts on: everything, as U-ViT and SGDM have it; neither biases nor position embeddings (DDAE++)
-    decayed: Annotated[Literal["all", "weights"], Neutral("all")] = "all"
+    # what weight decay acts on: everything, as U-ViT and SGDM have it; neither biases nor position embeddings (DDAE++);
+    # or matrices and kernels alone, no biases, norms, embeddings and tokens (GPT-2's and nanoGPT's rule)
+    decayed: Annotated[Literal["all", "weights", "matrices"], Neutral("all")] = "all"
+    # muon is for matrices, and AdamW for the rest (Jordan et al. 2024); adam has weight decay in the gradient
+    optimiser: Annotated[Literal["adamw", "adam", "muon"], Neutral("adamw")] = "adamw"
     # of the gradient's norm; null is none, as DiT, SiT, U-ViT, EDM and SGFM have it
     clip: Annotated[float | None, Positive("must be a positive number, or null for none")] = 1.0
     # in images; 0.9999 a step at batch 1024
@@ -74,10 +89,24 @@ class TrainConfig:
     unstable: Annotated[Literal["stop", "go_on", "roll_back"], NotIdentity()] = "stop"
     # how often a run goes back before it stops
     roll_backs: Annotated[int, AtLeast(1), ReadWith("unstable=roll_back"), NotIdentity()] = 3
+    # TFLOP/s of one device that MFU is a share of; null takes what is known of GPUs, for dense bf16
+    peak_tflops: Annotated[float | None, Positive(), NotIdentity()] = None
+    # where lines of telemetry go beside the run's own metrics
+    trackers: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], NotIdentity()
+    ] = ("tensorboard",)
+
+    @property
+    def cosine_from(self) -> int | None:
+        """The images from which the rate falls along a cosine; None without one."""
+        if self.rate_decay != "cosine":
+            return None
+        return self.warmup_images if self.decay_images is None else self.decay_images
 
 
 def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
-    """Raises UserError where warm-up is longer than training, or averages are missing or named twice.
+    """Raises UserError where warm-up is longer than training, a tracker is not installed, or averages are missing or
+    named twice.
 
     `averaged` says that the guidance keeps an average of its own.
     """
@@ -85,6 +114,19 @@ def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
         raise UserError(
             f"train.warmup_images={train.warmup_images} is longer than train.images={train.images}; shorten it"
         )
+    begin = train.cosine_from
+    if begin is not None and begin >= train.images:
+        name = "warmup_images" if train.decay_images is None else "decay_images"
+        raise UserError(
+            f"train.{name}={begin} leaves train.rate_decay=cosine no images before train.images={train.images}; take "
+            "fewer"
+        )
+    for tracker in train.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(
+                f"train.trackers={list(train.trackers)}: {tracker} is not installed; pip install "
+                f"'{_PACKAGES.get(tracker, f'selfguide[{tracker}]')}', or drop it"
+            )
     if not train.ema_halflife and not train.ema_width and not averaged:
         raise UserError(
             "train.ema_halflife=[] is empty: snapshots are EMA weights, give at least one half-life"

@@ -12,13 +12,16 @@ from selfguide.models.execution import configure_execution
 from selfguide.networks.student import Student
 from selfguide.spec.accumulation import cut_batch
 from selfguide.spec.config import Config, TrainConfig
-from selfguide.training.engine.deepspeed import DeepSpeedEngine
+from selfguide.training.engine.deepspeed import PartitionedEngine, ReplicatedEngine
 from selfguide.training.engine.layout import GroupRule, Layout
 from selfguide.training.engine.protocol import DTYPES, Engine
+from selfguide.training.engine.tags import tags_of
 from selfguide.training.engine.torch import TorchEngine
 
-# last parts of the names of biases and position embeddings
+# last parts of the names of biases and position embeddings, which are all that Xiang et al. 2025 spare
 _UNDECAYED = ("bias", "positions")
+# what takes vectors or images to others
+_MAPS = ("matrix", "kernel")
 
 
 def build_engine(
@@ -26,7 +29,7 @@ def build_engine(
 ) -> Engine:
     """An engine over `student`, which it takes over, moves to the rank's device and prepares to run as asked.
 
-    `layout` groups its parameters; without one they are those that weight decay acts on, and the others.
+    `layout` groups its parameters; without one they are in those of `layout_of`.
 
     Raises:
         UserError: engine.compile where nothing can be compiled.
@@ -43,17 +46,23 @@ def build_engine(
 
 
 def layout_of(config: Config, student: Student) -> Layout:
-    """The parameter space of a run: what weight decay acts on, and the rest."""
-    return Layout.of(student, _decay_rule(config.train))
+    """The parameter space of a run: its parameters, in groups that the optimiser treats apart."""
+    return Layout.of(student, _group_rule(student, config.train))
 
 
-def _decay_rule(train: TrainConfig) -> GroupRule:
-    """One group, decayed alike; or biases and position embeddings in another, undecayed (Xiang et al. 2025)."""
+def _group_rule(student: Student, train: TrainConfig) -> GroupRule:
+    """Groups by what weight decay and Muon do to a parameter: one, where both treat all of them alike."""
+    tags = tags_of(student)
 
-    def rule(name: str, parameter: Tensor) -> tuple[str, float]:
-        last = name.rpartition(".")[2]
-        spared = train.decayed == "weights" and last in _UNDECAYED
-        return ("undecayed", 0.0) if spared else ("all", train.weight_decay)
+    def rule(name: str, parameter: Tensor) -> tuple[str, float, bool]:
+        tag, last = tags[name], name.rpartition(".")[2]
+        if train.decayed == "weights":
+            decayed = last not in _UNDECAYED
+        else:
+            decayed = train.decayed == "all" or tag in _MAPS or not train.weight_decay
+        muon = train.optimiser == "muon" and tag == "matrix"
+        kind = "all" if decayed else "undecayed"
+        return ("muon" if muon else kind), train.weight_decay if decayed else 0.0, muon
 
     return rule
 
@@ -84,7 +93,8 @@ def _engine(config: Config, student: Student, layout: Layout, rank_info: RankInf
         return TorchEngine(
             student, layout, config.train, dtype=dtype, accumulation=cut.accumulation
         )
-    return DeepSpeedEngine(
+    kind = PartitionedEngine if config.engine.zero_stage else ReplicatedEngine
+    return kind(
         student,
         layout,
         config.train,

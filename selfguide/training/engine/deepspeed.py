@@ -1,7 +1,8 @@
-"""The DeepSpeed engine: ZeRO stage 1 or 2 over our own fused AdamW, started without DeepSpeed's launcher.
+"""The DeepSpeed engine: ZeRO stages 0 to 3 over our own fused optimiser, started without DeepSpeed's launcher.
 
 Rajbhandari et al. 2020, "ZeRO". Schedules, averages and checkpoints stay ours: DeepSpeed owns the partition of the
-optimiser and the reduction of gradients, nothing else. Its step reads its own overflow flag and norm on the host.
+optimiser and the reduction of gradients, nothing else. Its step reads its own overflow flag and norm on the host; in
+stage 0, which has neither, both are taken here and stay on the device.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from selfguide.diffusion.conditions import Condition
 from selfguide.distributed import RankInfo
 from selfguide.networks.student import Outputs, Student
 from selfguide.spec.config import EngineConfig, TrainConfig
-from selfguide.training.engine.layout import Layout, Owned, Shard
+from selfguide.training.engine.layout import Layout
+from selfguide.training.engine.optimiser import FlatOptimiser, fused_adam
+from selfguide.training.engine.partitions import Intervals, Partitions, Slices
 from selfguide.training.engine.protocol import Engine, Moments, Step, keep_buffers_fp32
+from selfguide.training.engine.torch import judged
 from shards.errors import UserError
 
 # DeepSpeed's issue 8224: gradients are silently wrong where a submodule is used twice in a step
@@ -66,12 +70,12 @@ def _start_deepspeed(rank_info: RankInfo, timeout_s: int) -> None:
 
 
 class DeepSpeedEngine(Engine):
-    """ZeRO over the layout's groups; of each, a rank owns its partition without the padding."""
+    """What all stages share: DeepSpeed's forward, and its backward, which reduces."""
 
     def __init__(
         self,
         student: Student,
-        layout: Layout,
+        optimiser: torch.optim.Optimizer,
         train: TrainConfig,
         config: EngineConfig,
         rank_info: RankInfo,
@@ -79,65 +83,33 @@ class DeepSpeedEngine(Engine):
         micro_batch: int,
         accumulation: int,
     ) -> None:
+        """Starts DeepSpeed. A subclass then builds the parameter space, which depends on the stage."""
         _start_deepspeed(rank_info, config.timeout_s)
         import deepspeed
 
-        trained = dict(student.named_parameters())
-        # given as an object: the optimiser named in DeepSpeed's config would compile a C++ operator
-        optimiser = torch.optim.AdamW(
-            [
-                {
-                    "params": [trained[n] for n in layout.names_of(g)],
-                    "weight_decay": g.weight_decay,
-                }
-                for g in layout.groups
-            ],
-            lr=train.learning_rate,
-            betas=train.betas,
-            fused=True,
-        )
+        stage = config.zero_stage
         self.engine, self._zero, _, _ = deepspeed.initialize(
             model=student,
+            # given as an object: the optimiser named in DeepSpeed's config would compile a C++ operator
             optimizer=optimiser,
             config={
                 "train_micro_batch_size_per_gpu": micro_batch,
                 "gradient_accumulation_steps": accumulation,
-                "gradient_clipping": train.clip or 0.0,
+                "gradient_clipping": (train.clip or 0.0) if stage else 0.0,
                 "bf16": {"enabled": config.dtype == "bf16"},
                 "zero_optimization": {
-                    "stage": config.zero_stage,
+                    "stage": stage,
                     "overlap_comm": False,  # a record of races in stages 1 and 2
                     "round_robin_gradients": False,  # the flat order must stay the layout's
+                    # it would replace torch's F.linear in the whole process, with another rounding
+                    "memory_efficient_linear": False,
                 },
             },
         )
         self.name = f"DeepSpeed ZeRO-{self.zero_stage}"
         self.module = self.engine.module
         keep_buffers_fp32(self.module)
-        self._check(layout)
-        self._partitions: list[Tensor] = self._zero.single_partition_of_fp32_groups
-        super().__init__(layout, self._own(layout), replicated=False)
         self._accumulation, self._micro = accumulation, 0
-
-    def _check(self, layout: Layout) -> None:
-        """ZeRO's groups must hold what the layout says, or averages and checkpoints would be scrambled."""
-        names = {id(p): n for n, p in self.module.named_parameters()}
-        held = [tuple(names[id(p)] for p in group) for group in self._zero.bit16_groups]
-        padded = any(any(p) for p in self._zero.round_robin_bit16_padding)
-        if held != [layout.names_of(group) for group in layout.groups] or padded:
-            raise RuntimeError(
-                "this DeepSpeed lays parameters out in another order; pin the version of constraints.txt"
-            )
-
-    def _own(self, layout: Layout) -> list[Owned]:
-        """Of each group, this rank's partition; all are equally long, so the last may hold padding."""
-        owned, rank = [], dist.get_rank()
-        for group, partition in zip(layout.groups, self._partitions, strict=True):
-            size = partition.numel()
-            start = min(group.start + rank * size, group.stop)
-            stop = min(start + size, group.stop)
-            owned.append(Owned(start, stop, partition.detach()[: stop - start]))
-        return owned
 
     @property
     def zero_stage(self) -> int:
@@ -159,45 +131,90 @@ class DeepSpeedEngine(Engine):
         self.engine.backward(loss)
 
     def step(self, learning_rate: float) -> Step | None:
+        self._micro = (self._micro + 1) % self._accumulation
+        if self._micro:
+            self.engine.step()
+            return None
+        return self._step(learning_rate)
+
+    def _step(self, learning_rate: float) -> Step:
+        """The step on the accumulation boundary."""
+        raise NotImplementedError
+
+
+class ReplicatedEngine(DeepSpeedEngine):
+    """Stage 0: every rank steps the whole flat vector, as bare torch does; fp32 only."""
+
+    def __init__(
+        self, student: Student, layout: Layout, train: TrainConfig, *rest: Any, **batch: int
+    ) -> None:
+        flat = layout.flatten_module(student)
+        self._optimiser = FlatOptimiser(layout, flat, train)
+        super().__init__(student, self._optimiser.adam, train, *rest, **batch)
+        views = layout.split(flat)
+        moved = [
+            name
+            for name, parameter in self.module.named_parameters()
+            if name in views and parameter.data_ptr() != views[name].data_ptr()
+        ]
+        if moved:
+            raise RuntimeError(
+                "this DeepSpeed moves parameters; pin the version of constraints.txt"
+            )
+        Engine.__init__(self, layout, self._optimiser.owned, replicated=True)
+        self._clip = train.clip
+
+    def _step(self, learning_rate: float) -> Step:
+        gradients = {n: p.grad for n, p in self.module.named_parameters() if p.grad is not None}
+        gradient = self.layout.flatten(gradients)  # of all ranks already
+        done = judged(gradient, self._clip)
+        self._optimiser.prepare(gradient, done.applied, learning_rate)
+        self.engine.step()
+        return done
+
+    def refresh(self) -> None:
+        """Does nothing: the weights are views of the masters."""
+
+    def moments(self) -> Moments:
+        return self._optimiser.moments()
+
+    def load_moments(self, moments: Moments) -> None:
+        self._optimiser.load_moments(moments)
+
+
+class PartitionedEngine(DeepSpeedEngine):
+    """Stages 1 to 3: a rank steps what its partitions hold of the layout's groups."""
+
+    def __init__(
+        self, student: Student, layout: Layout, train: TrainConfig, *rest: Any, **batch: int
+    ) -> None:
+        trained = dict(student.named_parameters())
+        groups = [
+            {"params": [trained[n] for n in layout.names_of(g)], "weight_decay": g.weight_decay}
+            for g in layout.groups
+        ]
+        super().__init__(student, fused_adam(train, groups), train, *rest, **batch)
+        kind: type[Partitions] = Slices if self.zero_stage == 3 else Intervals
+        self._partitions = kind(self.module, self._zero, layout)
+        Engine.__init__(self, layout, self._partitions.owned, replicated=False)
+
+    def _step(self, learning_rate: float) -> Step:
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
-        self._micro = (self._micro + 1) % self._accumulation
-        if self._micro:
-            return None
         # written by a kernel: a copy from the host would wait for the device
         applied, norm = self.engine.was_step_applied(), self.engine.get_global_grad_norm()
-        device = self._partitions[0].device
+        device = self.masters[0].device
         return Step(
             torch.full((), applied, dtype=torch.bool, device=device),
             norm if isinstance(norm, Tensor) else torch.full((), norm, device=device),
         )
 
     def refresh(self) -> None:
-        self._zero.update_lp_params()
+        self._partitions.refresh()
 
     def moments(self) -> Moments:
-        states = [self._zero.optimizer.state.get(partition) for partition in self._partitions]
-        held = [state for state in states if state]
-        if not held:
-            zeros = [tuple(torch.zeros_like(m) for m in self.masters) for _ in range(2)]
-            return Moments(zeros[0], zeros[1], 0)
-
-        def own(name: str) -> Shard:
-            return tuple(s[name][: len(m)] for s, m in zip(held, self.masters, strict=True))
-
-        return Moments(own("exp_avg"), own("exp_avg_sq"), int(held[0]["step"]))
+        return self._partitions.moments()
 
     def load_moments(self, moments: Moments) -> None:
-        def padded(values: Tensor, partition: Tensor) -> Tensor:
-            full = torch.zeros_like(partition)
-            full[: len(values)] = values
-            return full
-
-        loaded = zip(self._partitions, moments.first, moments.second, strict=True)
-        for partition, first, second in loaded:
-            self._zero.optimizer.state[partition] = {
-                "step": torch.tensor(float(moments.count), device=partition.device),
-                "exp_avg": padded(first, partition),
-                "exp_avg_sq": padded(second, partition),
-            }
+        self._partitions.load_moments(moments)

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,8 @@ from selfguide.distributed import world_size
 
 Range = tuple[int, int]  # [start, stop) of the flat space
 Shard = tuple[Tensor, ...]  # a number for each that this rank owns: a tensor per owned range
-GroupRule = Callable[[str, Tensor], tuple[str, float]]
+# of a parameter, what `Group` calls name, weight decay and, where it is true, muon
+GroupRule = Callable[[str, Tensor], tuple[str, float] | tuple[str, float, bool]]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Group:
     start: int
     stop: int
     weight_decay: float = 0.0
+    muon: bool = False  # its parameters are matrices, and each is stepped by itself
 
 
 @dataclass(frozen=True)
@@ -46,21 +49,21 @@ class Layout:
 
     @staticmethod
     def of(module: nn.Module, rule: GroupRule = lambda name, parameter: ("all", 0.0)) -> Layout:
-        """The layout of `module`; `rule` names a parameter's group and its weight decay.
+        """The layout of `module`; `rule` names a parameter's group and how the optimiser treats it.
 
         Groups come in the order in which their first parameters do.
         """
-        members: dict[tuple[str, float], list[tuple[str, Tensor]]] = {}
+        members: dict[tuple[Any, ...], list[tuple[str, Tensor]]] = {}
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 members.setdefault(rule(name, parameter), []).append((name, parameter))
         offsets, groups, total = [], [], 0
-        for (group, weight_decay), held in members.items():
+        for (group, *treated), held in members.items():
             start = total
             for _, each in held:
                 offsets.append(total)
                 total += each.numel()
-            groups.append(Group(group, start, total, weight_decay))
+            groups.append(Group(group, start, total, *treated))
         named = [pair for held in members.values() for pair in held]
         return Layout(
             tuple(name for name, _ in named), tuple(tuple(p.shape) for _, p in named),
@@ -87,6 +90,14 @@ class Layout:
     def flatten(self, tensors: dict[str, Tensor]) -> Tensor:
         """A full flat vector (N,) from tensors by name."""
         return torch.cat([tensors[name].flatten() for name in self.names])
+
+    def flatten_module(self, module: nn.Module) -> Tensor:
+        """A full flat vector (N,) of the parameters of `module`, which become views of it."""
+        parameters = dict(module.named_parameters())
+        flat = self.flatten({name: parameters[name].detach() for name in self.names})
+        for name, view in self.split(flat).items():
+            parameters[name].data = view
+        return flat
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of a full flat vector (N,) by name."""

@@ -1,0 +1,92 @@
+"""Whether the loss of one noise level, or of one kind of condition, rises while the mean does not.
+
+The mean hides it: one of sixteen noise levels that gets worse by a fifth moves it by about a hundredth. A pure function
+of the lines of telemetry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, variance
+from typing import Any, NamedTuple
+
+# equal intervals of noise-time that telemetry keeps losses of
+BINS = 16
+# reports whose losses are compared with those of as many earlier ones, and how many are remembered
+WINDOW = 10
+MEMORY = 200
+# a rise is worth a word from this share on, where it is so many standard errors, and the mean has risen by less than
+# half of it
+LEAST = 0.1
+ERRORS = 6.0
+
+
+class Drift(NamedTuple):
+    """What rose, by which share, and by which the mean did since the same reports."""
+
+    what: str
+    rise: float
+    mean: float
+    reports: int
+
+
+def drifts(history: Sequence[Mapping[str, Any]]) -> Drift | None:
+    """The largest rise of one part of the loss from the lines of telemetry, oldest first; None where none stands out.
+
+    The last `WINDOW` lines are compared with every window before them, so that a slow drift is found as well.
+    """
+    lines = [line for line in history if line.get("spectrum")][-MEMORY:]
+    whole = [_part(line, "all", None) for line in lines]
+    found = []
+    for name, bin_ in _parts(lines):
+        values = [_part(line, name, bin_) for line in lines]
+        label = f"of {name} images" if bin_ is None else f"at noise-times {_span(bin_)}"
+        for back in range(2 * WINDOW, len(lines) + 1, WINDOW):
+            rise = _rise(values, back)
+            mean = _rise(whole, back, sure=False)
+            if rise is not None and mean is not None and rise >= LEAST and mean < rise / 2:
+                found.append(Drift(label, rise, mean, back - WINDOW))
+    return max(found, key=lambda each: each.rise, default=None)
+
+
+def _span(bin_: int) -> str:
+    return f"{bin_ / BINS:.2f} to {(bin_ + 1) / BINS:.2f}"
+
+
+def _parts(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, int | None]]:
+    kinds = sorted({kind for line in lines for kind in line["spectrum"]} - {"all"})
+    return [("all", bin_) for bin_ in range(BINS)] + [(kind, None) for kind in kinds]
+
+
+def _part(line: Mapping[str, Any], kind: str, bin_: int | None) -> float | None:
+    """Mean loss of a kind, in one bin or in all of them; None where there was no image."""
+    held = line["spectrum"].get(kind)
+    if held is None:
+        return None
+    if bin_ is not None:
+        loss: float | None = held["loss"][bin_]
+        return loss
+    pairs = [(v, n) for v, n in zip(held["loss"], held["images"], strict=True) if v is not None]
+    images = sum(n for _, n in pairs)
+    return sum(v * n for v, n in pairs) / images if images else None
+
+
+def _rise(values: Sequence[float | None], back: int, *, sure: bool = True) -> float | None:
+    """By which share the last window lies above the one that begins `back` lines before the end.
+
+    None where either has too few values, or, with `sure`, where the rise may be noise.
+    """
+    end = len(values) - back + WINDOW
+    before, now = (
+        [v for v in part if v is not None and math.isfinite(v)]
+        for part in (values[end - WINDOW : end], values[-WINDOW:])
+    )
+    if min(len(before), len(now)) <= WINDOW // 2:
+        return None
+    rise = fmean(now) - fmean(before)
+    error = math.sqrt(variance(before) / len(before) + variance(now) / len(now))
+    if sure and rise <= ERRORS * error:
+        return None
+    scale = abs(fmean(before))
+    return rise / scale if scale else math.copysign(math.inf, rise) if rise else 0.0

@@ -1,0 +1,236 @@
+"""Rethinking cluster-conditioned diffusion models (Adaloglou et al. 2025, WACV, arXiv 2403.00570)."""
+
+from __future__ import annotations
+
+from selfguide.spec.published.row import Row
+
+PAPER = (
+    "C-EDM: Rethinking cluster-conditioned diffusion models for label-free image synthesis, "
+    "Adaloglou et al., WACV 2025 (2403.00570)"
+)
+DIFFERS = (
+    "EDM's non-leaky augmentation (0.12 on CIFAR, 0.15 on FFHQ and AFHQ) is not built: its images are not transformed, "
+    "and its labels not fed.",
+    "fp32 in place of fp16; `engine=zero1_bf16` is as fast, and another run.",
+    "At 64 px the learning rate is 2e-4, as in the published script; its table says 1e-3.",
+    "Tables 2 and 3 and the searches over K train for 100 million images, table 1 for 200 million.",
+)
+_NAMES = {"fid": "fid_adm", "fdd": "fdd"}
+_HALF = "train.images=100_000_768"  # 100 million, whole batches of 1024
+_BOTH = "[cedm,cedm_fdd]"
+_CLIP = "pseudo-labels of two CLIP towers and prompts: `tools.annotate clip`"
+_ADAPT = "a ViT that is adapted to the data by DINO's loss: `tools.annotate adapt`"
+# C-EDM's search, under its bound of 500 and 600
+_GRIDS = {"cifar10": (50, 100, 200, 300, 400, 500), "cifar100": (50, 100, 200, 300, 400, 500, 600)}
+_BACKBONES = ("mocov3", "dino", "dinov2", "ibot", "clip")
+_BY_PATH = "its weights by path: `--vit vit_base_patch16_224 --weights FILE --saw-labels no`"
+
+
+def _row(table: str, name: str, experiment: str | None, *overrides: str, **rest: object) -> Row:
+    numbers = {metric: rest.pop(short) for short, metric in _NAMES.items() if short in rest}
+    return Row(
+        paper="cedm",
+        table=table,
+        name=name,
+        experiment=experiment,
+        overrides=overrides,
+        numbers=numbers,  # type: ignore[arg-type]
+        source=f"C-EDM, {table}, {name}" if numbers else "",
+        **rest,  # type: ignore[arg-type]
+    )
+
+
+def _clusters(ids: str, groups: int) -> tuple[str, ...]:
+    """Other clusters than the experiments' own."""
+    if (ids, groups) in (("cifar10-temi", 100), ("cifar100-temi", 200), ("cifar100-dino", 200)):
+        return ()
+    return f"guidance.ids=notes/{ids}-k{groups}", f"guidance.groups={groups}"
+
+
+ROWS = (
+    _row("table1", "cifar10-none", "cedm/cifar10_none"),
+    _row("table1", "cifar10-temi", "cedm/cifar10_temi", fid=1.67),
+    _row("table1", "cifar10-kmeans", "cedm/cifar10_kmeans", fid=1.69),
+    _row("table1", "cifar10-oracle", "cedm/cifar10_oracle", fid=2.21),
+    _row("table1", "cifar10-labels", "cedm/cifar10_labels"),
+    _row("table1", "cifar100-none", "cedm/cifar100_none"),
+    _row("table1", "cifar100-temi", "cedm/cifar100_temi", fid=2.17),
+    _row("table1", "cifar100-kmeans", "cedm/cifar100_kmeans", fid=2.21),
+    _row("table1", "cifar100-oracle", "cedm/cifar100_oracle", fid=2.25),
+    _row("table1", "cifar100-labels", "cedm/cifar100_labels"),
+    _row("table1", "ffhq64-none", "cedm/ffhq64_none"),
+    _row("table1", "ffhq64-temi", "cedm/ffhq64_temi"),
+    _row("table1", "ffhq64-kmeans", "cedm/ffhq64_kmeans", fid=1.99),
+    _row("table1", "ffhq64-oracle", "cedm/ffhq64_oracle", fid=1.77),
+    _row("table1", "ffhq128-none", "cedm/ffhq128_none", fid=5.93),
+    _row("table1", "ffhq128-temi", "cedm/ffhq128_temi", fid=4.40),
+    _row("table1", "afhq64-none", "cedm/afhq64_none"),
+    _row("table1", "afhq64-temi", "cedm/afhq64_temi"),
+    _row("table1", "afhq64-kmeans", "cedm/afhq64_kmeans"),
+    *(
+        _row(
+            "figure2",
+            f"efficiency-{name}",
+            f"cedm/{name}",
+            differs="images to reach a score, off the curves on the board",
+        )
+        for name in ("cifar10_none", "cifar10_temi", "cifar100_none", "cifar100_temi")
+    ),
+    # CIFAR-100 by K, 100 million images
+    _row("table2", "labels-k20", "cedm/cifar100_coarse", _HALF, fid=3.10),
+    _row("table2", "labels-k100", "cedm/cifar100_labels", _HALF, fid=2.41),
+    *(
+        _row(
+            "table2",
+            f"clip-k{k}",
+            "cedm/cifar100_temi",
+            *_clusters("cifar100-clip", k),
+            _HALF,
+            fid=fid,
+            lacks=_CLIP,
+        )
+        for k, fid in ((20, 3.38), (100, 2.42))
+    ),
+    *(
+        _row(
+            "table2",
+            f"{how}-k{k}",
+            f"cedm/cifar100_{how}",
+            *_clusters(f"cifar100-{ids}", k),
+            _HALF,
+            fid=fid,
+        )
+        for how, ids, found in (
+            ("kmeans", "dino", (3.09, 2.41, 2.36)),
+            ("temi", "temi", (2.93, 2.37, 2.31)),
+        )
+        for k, fid in zip((20, 100, 200), found, strict=True)
+    ),
+    # TEMI on DINO as it is, and adapted to the data
+    *(
+        _row(
+            "table3",
+            f"{data}-{how}",
+            f"cedm/{data}_temi",
+            *own,
+            _HALF,
+            protocol=_BOTH,
+            fid=fid,
+            fdd=fdd,
+            lacks=lacks,
+        )
+        for data, k, how, lacks, fid, fdd in (
+            ("cifar10", 100, "dino", None, 1.73, 153.5),
+            ("cifar10", 100, "adapted", _ADAPT, 1.74, 152.8),
+            ("cifar100", 200, "dino", None, 2.31, 250.7),
+            ("cifar100", 200, "adapted", _ADAPT, 2.39, 250.8),
+        )
+        for own in [_clusters(f"{data}-temi" if how == "dino" else f"{data}-temi-{how}", k)]
+    ),
+    *(
+        _row(
+            "figure3",
+            f"{data}-k{k}",
+            f"cedm/{data}_temi",
+            *_clusters(f"{data}-temi", k),
+            _HALF,
+            protocol=_BOTH,
+        )
+        for data, grid in _GRIDS.items()
+        for k in grid
+    ),
+    *(
+        _row(
+            "figure3",
+            f"{data}-bound",
+            None,
+            command=f"python -m tools.annotate bound data/{data} --features notes/{data}-dino --out notes/{data}-bound",
+            differs="utilisation over K, and the bound",
+        )
+        for data in _GRIDS
+    ),
+    *(
+        _row(
+            "figure4",
+            f"{net}-k{k}",
+            "cedm/cifar10_temi",
+            *_clusters(f"cifar10-{net}-temi", k),
+            _HALF,
+            differs=_BY_PATH if net in ("mocov3", "ibot") else None,
+        )
+        for net in _BACKBONES
+        for k in (100, 200, 500)
+    ),
+    *(
+        _row(
+            "table4",
+            f"lower-bound-{data}",
+            None,
+            command=f"python -m tools.annotate temi data/{data} --features notes/{data}-dino --beta 1 --groups 200 "
+            f"--out notes/{data}-beta1",
+            differs=f"{used} clusters in use in the paper, whatever K; one K a command",
+        )
+        for data, used in (("cifar10", 36.4), ("ffhq-64", 46.6), ("cifar100", 49.4))
+    ),
+    *(
+        _row(
+            "appendixC4",
+            f"{data}-uniform",
+            f"cedm/{data}_temi",
+            "evaluation.prior=uniform",
+            differs=f"{gap:+.2f} FID in the paper against the data's own frequencies",
+        )
+        for data, gap in (("cifar10", 0.19), ("cifar100", 0.24))
+    ),
+    *(
+        _row(
+            "figure5",
+            f"{name}-{k}",
+            None,
+            command=" ".join(
+                (
+                    f"python -m launcher.submit experiment=cedm/cifar10_{name}",
+                    *(_clusters("cifar10-temi", k) if name == "temi" else ()),
+                    f"{_HALF} evaluation=cedm_ood evaluation.weights=FILE evaluation.sha256=HEX",
+                )
+            ),
+            differs="FILE and HEX: DINO ViT-B's weights and their sha256; uFID is added by "
+            "evaluation.metrics=[ood_auroc,ufid] evaluation.unconditional=NPZ",
+        )
+        for name, k in (("none", 1), ("temi", 100), ("temi", 500))
+    ),
+    _row(
+        "figure6",
+        "fid-against-fdd",
+        None,
+        command="python -m launcher.board export --format csv",
+        differs="both scores of every K of figure3; no chart of one against the other",
+    ),
+    _row(
+        "figure7",
+        "clusters-and-classes",
+        None,
+        lacks="the map between clusters and classes, and samples of both in one noise",
+    ),
+    _row("figure8", "confidence", None, lacks="samples scored and sorted by TEMI's heads"),
+    _row(
+        "figure9",
+        "ffhq-clusters",
+        None,
+        command="python -m tools.atlas --sidecar notes/ffhq-dino-k400 --shards data/ffhq-64",
+    ),
+    _row(
+        "figure11",
+        "one-noise-over-k",
+        None,
+        lacks="a grid of several runs with one noise a row: `tools.sample --grid`",
+    ),
+    _row(
+        "figure15",
+        "fid-and-fdd-over-training",
+        "cedm/cifar10_temi",
+        protocol=_BOTH,
+        differs="curves on the board",
+    ),
+    _row("section5", "mss", None, lacks="MSS: the paper names it among scores it tried"),
+)

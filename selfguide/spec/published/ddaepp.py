@@ -1,0 +1,244 @@
+"""Enhancing Diffusion Models Towards Unified Generative and Discriminative Learning (Xiang et al. 2025, DDAE++)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selfguide.spec.published.row import Row
+
+PAPER = (
+    "DDAE++: Enhancing Diffusion Models Towards Unified Generative and Discriminative Learning, "
+    "Xiang et al. 2025 (2505.10999)"
+)
+DIFFERS = (
+    "Self-conditioning, the contrastive loss and non-leaky augmentation are not built; rows that need one say so.",
+    "Accuracy is the linear probe of the layer and noise-time that a validation part chose, of the test split; the "
+    "paper's is the best of the checkpoints at 800, 1000 and 1200 epochs.",
+    "U-ViT's weight decay, 0.03, is U-ViT's own: the paper gives none. It acts on no token, where the paper's does on "
+    "[CLS].",
+    "fp32 in place of mixed precision on pixels.",
+)
+_PROBED = {
+    "32": "[ddaepp,probe_test]",
+    "64": "[ddaepp,probe_test_64]",
+    "dit": "[ddaepp,probe_test_latents]",
+}
+_SELF, _AUG, _CL = (
+    "self-conditioning",
+    "non-leaky augmentation",
+    "the contrastive loss on features",
+)
+_SODA = "SODA (Hudson et al. 2024), which the paper rebuilt: another model, an encoder beside the denoiser"
+
+# FID and accuracy, before and with self-conditioning
+_PAIRS = {
+    "ddpm": ((3.60, 90.34), (3.67, 90.94), (5.97, 62.06), (5.77, 63.55)),
+    "edm": ((3.39, 91.41), (3.30, 91.07), (6.21, 63.68), (6.01, 65.35)),
+    "flow": ((3.89, 90.67), (3.67, 90.91), (6.49, 60.84), (6.25, 62.83)),
+    "ddpm_pp": ((2.98, 94.02), (2.75, 94.34), (4.43, 69.35), (4.01, 71.11)),
+    "edm_pp": ((2.23, 94.83), (2.18, 94.85), (3.46, 71.09), (3.36, 71.61)),
+    "flow_pp": ((2.54, 93.97), (2.42, 93.72), (4.07, 67.46), (4.29, 68.49)),
+    "uvit": ((4.48, 93.67), (4.13, 94.30), (7.35, 70.66), (7.14, 72.04)),
+}
+# what is added to the plain row -> FID and accuracy; table 3's marks are read in their order
+_ADDED: dict[tuple[str, str], dict[tuple[str, ...], tuple[float, float]]] = {
+    ("cifar10", "edm"): {
+        (): (3.39, 91.41), ("aug",): (3.32, 92.55), ("aug", "cl"): (3.42, 92.61),
+        ("self",): (3.30, 91.07), ("self", "aug"): (3.08, 92.41), ("self", "aug", "cl"): (3.14, 92.97),
+    },
+    ("cifar100", "edm"): {
+        (): (6.21, 63.68), ("aug",): (5.39, 66.28), ("aug", "cl"): (5.42, 67.63),
+        ("self",): (6.01, 65.35), ("self", "aug"): (5.13, 68.65), ("self", "aug", "cl"): (5.25, 69.50),
+    },
+    ("cifar10", "edm_pp"): {
+        (): (2.23, 94.83), ("aug",): (2.19, 95.24),
+        ("self",): (2.18, 94.85), ("self", "aug"): (2.17, 95.33), ("self", "aug", "cl"): (2.14, 95.35),
+    },
+    ("cifar100", "edm_pp"): {
+        (): (3.46, 71.09), ("aug",): (3.61, 71.14),
+        ("self",): (3.36, 71.61), ("self", "aug"): (3.38, 73.29), ("self", "aug", "cl"): (3.35, 72.88),
+    },
+    ("cifar10", "uvit"): {
+        (): (4.48, 93.67), ("aug",): (4.00, 95.14),
+        ("self",): (4.13, 94.30), ("self", "aug"): (4.00, 95.34), ("self", "aug", "cl"): (4.35, 95.28),
+    },
+    ("cifar100", "uvit"): {
+        (): (7.35, 70.66), ("aug",): (7.96, 72.85),
+        ("self",): (7.14, 72.04), ("self", "aug"): (7.05, 73.58), ("self", "aug", "cl"): (6.88, 74.48),
+    },
+}  # fmt: skip
+_LACKS = {"self": _SELF, "aug": _AUG, "cl": _CL}
+# epoch -> FID and IS unconditional; conditional; conditional and guided; each before and with self-conditioning
+_EPOCHS = {
+    20: ((44.06, 20.00), (43.21, 20.88), (31.46, 33.98), (29.83, 36.99), (11.80, 93.56), (10.11, 112.29)),
+    40: ((36.75, 23.09), (35.22, 24.30), (22.11, 46.84), (21.05, 50.31), (7.17, 143.06), (6.79, 159.49)),
+    60: ((32.38, 26.42), (31.31, 26.54), (18.35, 56.47), (17.53, 59.27), (6.28, 170.23), (6.20, 184.64)),
+    80: ((30.34, 27.76), (29.57, 28.67), (16.41, 61.68), (16.13, 62.94), (6.09, 183.09), (6.08, 197.58)),
+    90: ((29.69, 28.71), (28.85, 29.42), (16.01, 61.63), (15.30, 66.00), (6.10, 188.13), (6.11, 203.40)),
+}  # fmt: skip
+_SNAPSHOT = 12_811_264  # ten epochs of ImageNet
+
+
+def _row(
+    table: str,
+    name: str,
+    experiment: str | None,
+    *overrides: str,
+    found: Sequence[float] = (),
+    scores: Sequence[str] = ("fid_adm", "linear_accuracy"),
+    **rest: object,
+) -> Row:
+    """A row with FID and accuracy in percent, or the other `scores`."""
+    numbers = {
+        metric: value / 100 if metric == "linear_accuracy" else value
+        for metric, value in zip(scores, found, strict=False)
+    }
+    return Row(
+        paper="ddaepp",
+        table=table,
+        name=name,
+        experiment=experiment,
+        overrides=overrides,
+        numbers=numbers,
+        source=f"DDAE++, {table}, {name}" if numbers else "",
+        **rest,  # type: ignore[arg-type]
+    )
+
+
+def _pair(
+    table: str,
+    name: str,
+    experiment: str,
+    size: str,
+    before: Sequence[float],
+    after: Sequence[float],
+) -> tuple[Row, Row]:
+    """The plain row, and the one with self-conditioning."""
+    plain, ours = (
+        _row(table, name + suffix, experiment, found=found, protocol=_PROBED[size], lacks=lacks)
+        for suffix, found, lacks in (("", before, None), ("-self", after, _SELF))
+    )
+    return plain, ours
+
+
+_HEAD = (
+    ("edm-direct", "direct add", (2.43,)),
+    ("edm-adaptive", "adaptive add", (2.21,)),
+    ("flow-direct", "direct add", (2.69,)),
+    ("flow-adaptive", "adaptive add", (2.42,)),
+    ("head-plain", "a head that is fed no time", (5.87, 69.01)),
+    ("head-timed", "a head that is fed the time", (5.88, 69.50)),
+    ("target-minimal-noise", "the target at least noise", (5.81, 68.76)),
+    ("gamma-0.1", "weight 0.1", (6.03, 69.08)),
+    ("gamma-0.01", "weight 0.01", (5.88, 69.50)),
+    ("gamma-0.001", "weight 0.001", (5.96, 68.42)),
+    ("target-pooled", "pooled tokens as target", (8.51, 73.15)),
+    ("target-cls", "[CLS] as target", (7.37, 74.48)),
+)
+
+ROWS = (
+    *(
+        row
+        for net, found in _PAIRS.items()
+        for number, data in enumerate(("cifar10", "cifar100"))
+        for row in _pair(
+            "table2",
+            f"{data}-{net}",
+            f"ddaepp/{data}_{net}",
+            "32",
+            *found[2 * number : 2 * number + 2],
+        )
+    ),
+    *(
+        _row(
+            "table3",
+            "-".join((data, net, *added)),
+            f"ddaepp/{data}_{net}",
+            found=found,
+            protocol=_PROBED["32"],
+            lacks=", ".join(_LACKS[each] for each in added) or None,
+        )
+        for (data, net), rows in _ADDED.items()
+        for added, found in rows.items()
+    ),
+    _row("table3", "cifar10-soda", None, scores=("linear_accuracy",), found=(80.00,), lacks=_SODA),
+    *_pair("table4", "tiny-edm", "ddaepp/tiny_edm", "64", (22.46, 47.21), (21.82, 48.43)),
+    *_pair("table4", "in100-edm", "ddaepp/in100_edm", "64", (23.37, 60.76), (22.21, 62.08)),
+    *_pair("table4", "tiny-uvit", "ddaepp/tiny_uvit", "64", (20.54, 59.25), (19.26, 60.54)),
+    *_pair("table4", "in100-uvit", "ddaepp/in100_uvit", "64", (18.14, 73.73), (17.62, 73.91)),
+    _row("table4", "tiny-soda", None, scores=("linear_accuracy",), found=(54.90,), lacks=_SODA),
+    _row("table4", "in100-soda", None, scores=("linear_accuracy",), found=(38.20,), lacks=_SODA),
+    *_pair("table5", "in100-dit", "ddaepp/in100_dit", "dit", (21.33, 83.78), (20.68, 84.86)),
+    *_pair(
+        "table5", "in100-dit-labels", "ddaepp/in100_dit_labels", "dit", (6.68, 83.08), (6.67, 83.24)
+    ),
+    *_pair("table5", "in256-dit", "ddaepp/in256_dit", "dit", (29.69, 63.25), (28.85, 64.42)),
+    *_pair("table5", "in256-dit-labels", "ddaepp/in256_dit_labels", "dit", (6.09,), (6.08,)),
+    *(
+        _row(
+            "table5",
+            f"{data}-latents",
+            f"ddaepp/{data}_dit",
+            protocol=_PROBED["dit"],
+            scores=("linear_accuracy_input",),
+            found=(accuracy,),
+            differs="the probe of no net, which stands beside that of the model's layers",
+        )
+        for data, accuracy in (("in100", 63.56), ("in256", 40.04))
+    ),
+    *(
+        _row(
+            "table6",
+            f"epoch{epoch}-{which}{suffix}",
+            f"ddaepp/in256_dit{'' if which == 'none' else '_labels'}",
+            *(("sampler.g=1",) if which == "labels" else ()),
+            scores=("fid_adm", "inception_score"),
+            found=found[number],
+            images=epoch // 10 * _SNAPSHOT,
+            lacks=_SELF if suffix else None,
+        )
+        for epoch, found in _EPOCHS.items()
+        for number, (which, suffix) in enumerate(
+            (which, suffix) for which in ("none", "labels", "guided") for suffix in ("", "-self")
+        )
+    ),
+    *(
+        _row("section4.2", f"ema-{rate}", None, found=found, lacks=_CL)
+        for rate, found in (
+            ("0.999", (9.17, 60.06)),
+            ("0.9993", (8.99, 60.18)),
+            ("0.9999", (8.81, 60.47)),
+        )
+    ),
+    *(
+        _row(
+            "table7",
+            name,
+            None,
+            found=found,
+            lacks=f"{_SELF} ({what})" if "add" in what else f"{_CL} ({what})",
+        )
+        for name, what, found in _HEAD
+    ),
+    _row(
+        "figure3",
+        "fid-against-accuracy",
+        None,
+        lacks="two scores of all runs against each other with their rank correlation",
+    ),
+    _row(
+        "figure4",
+        "accuracy-over-layers",
+        None,
+        command="python -m tools.probe RUN",
+        differs="RUN stands for a run with a probe; pooled tokens, no single random one",
+    ),
+    _row(
+        "figure6",
+        "loss",
+        None,
+        command="python -m launcher.board curve RUN --metric loss",
+        differs="RUN stands for any of them",
+    ),
+    _row("figure7", "side-by-side", None, lacks="samples of two runs in one noise, side by side"),
+)

@@ -1,0 +1,171 @@
+"""The lines of telemetry in the trackers that a run names: TensorBoard's files, W&B, MLflow, trackio.
+
+Each knows the run by its id, so that attempts go on in one run of the tracker. None of them may end a training: one
+that fails says so once in the log and is left out from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from selfguide.spec.config import Config
+from selfguide.spec.files import plain
+from selfguide.spec.run import RunFolder, read_record, write_record
+
+log = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """One of them, open."""
+
+    def add(self, images: int, scalars: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Trackers:
+    """All that a run names; of rank 0."""
+
+    def __init__(self, run: RunFolder, config: Config, images: int) -> None:
+        """Opens them for an attempt that goes on from `images`."""
+        self._open: dict[str, Tracker] = {}
+        for name in dict.fromkeys(config.train.trackers):
+            made = self._try(name, lambda name=name: _TRACKERS[name](run, config, images))  # type: ignore[misc]
+            if made is not None:
+                self._open[name] = made
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """A line of telemetry."""
+        scalars = flat(line)
+        for name, each in list(self._open.items()):
+            self._try(name, lambda each=each: each.add(line["images"], scalars))  # type: ignore[misc]
+
+    def close(self) -> None:
+        for name, each in list(self._open.items()):
+            self._try(name, each.close)
+
+    def _try(self, name: str, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except Exception as error:  # noqa: BLE001 - training is worth more than any tracker
+            self._open.pop(name, None)
+            log.warning(f"tracker {name} is left out from now on: {type(error).__name__}: {error}")
+            return None
+
+
+def flat(line: Mapping[str, Any], under: str = "") -> dict[str, float]:
+    """Every finite number of a line by the path to it: spectrum/null/loss/03."""
+    found: dict[str, float] = {}
+    for name, value in line.items():
+        path = f"{under}{name}"
+        if isinstance(value, list | tuple):
+            value = {f"{number:02d}": each for number, each in enumerate(value)}
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{path}/")
+        elif (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        ):
+            found[path] = float(value)
+    found.pop("images", None)
+    return found
+
+
+class _TensorBoard:
+    """Event files in `metrics/tensorboard/`; torch's own writer would import what nobody reads here."""
+
+    def __init__(self, run: RunFolder, config: Config, images: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event, self._summary = Event, Summary
+        self._writer = EventFileWriter(str(run.metrics / "tensorboard"))
+        # what an attempt before this one wrote beyond its last checkpoint is trained again: TensorBoard drops it
+        start = SessionLog(status=SessionLog.START)
+        self._writer.add_event(Event(wall_time=time.time(), step=images + 1, session_log=start))
+
+    def add(self, images: int, scalars: Mapping[str, float]) -> None:
+        values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
+        event = self._event(wall_time=time.time(), step=images, summary=self._summary(value=values))
+        self._writer.add_event(event)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    """W&B's own variables, such as WANDB_PROJECT and WANDB_MODE, hold."""
+
+    def __init__(self, run: RunFolder, config: Config, images: int) -> None:
+        import wandb
+
+        project = os.environ.get("WANDB_PROJECT", "selfguide")
+        self._run = wandb.init(
+            project=project,
+            id=run.root.name,
+            name=config.name or run.root.name,
+            group=config.experiment,
+            resume="allow",
+            dir=str(run.metrics),
+            config=plain(config),
+        )
+        # its own steps only ever rise, while an attempt may train again what the one before lost
+        self._run.define_metric("*", step_metric="images")
+
+    def add(self, images: int, scalars: Mapping[str, float]) -> None:
+        self._run.log({**scalars, "images": images})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _MLflow:
+    """MLflow names runs itself: the name that it gave is in `metrics/mlflow.json`."""
+
+    def __init__(self, run: RunFolder, config: Config, images: int) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "selfguide"))
+        known = read_record(run.metrics / "mlflow.json")
+        made = mlflow.start_run(
+            run_id=known["id"] if known else None, run_name=config.name or run.root.name
+        )
+        if known is None:
+            write_record(run.metrics / "mlflow.json", {"id": made.info.run_id})
+            mlflow.set_tags({"selfguide.run": run.root.name, "experiment": str(config.experiment)})
+
+    def add(self, images: int, scalars: Mapping[str, float]) -> None:
+        self._mlflow.log_metrics(dict(scalars), step=images)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+class _Trackio:
+    def __init__(self, run: RunFolder, config: Config, images: int) -> None:
+        import trackio
+
+        project = os.environ.get("TRACKIO_PROJECT", "selfguide")
+        self._trackio = trackio
+        trackio.init(project=project, name=run.root.name, resume="allow", config=plain(config))
+
+    def add(self, images: int, scalars: Mapping[str, float]) -> None:
+        self._trackio.log({**scalars, "images": images})
+
+    def close(self) -> None:
+        self._trackio.finish()
+
+
+_TRACKERS: dict[str, Callable[[RunFolder, Config, int], Tracker]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _WandB,
+    "mlflow": _MLflow,
+    "trackio": _Trackio,
+}

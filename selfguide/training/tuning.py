@@ -1,0 +1,78 @@
+"""Applies what is asked of a run while it trains (`selfguide.spec.tuning`), on all ranks at one image count."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from selfguide.distributed import RankInfo, broadcast_from_rank_0
+from selfguide.spec import tuning
+from selfguide.spec.run import Lease
+from selfguide.training.trace import Trace
+
+log = logging.getLogger(__name__)
+
+# seconds between two looks into the folder
+LOOK_S = 1.0
+
+
+class Tuning:
+    """What is asked of one attempt; `log_every` outlives it, and the rest is for the attempt that it was asked of."""
+
+    def __init__(self, lease: Lease, rank_info: RankInfo, log_every: int) -> None:
+        """All ranks call; what was asked of attempts before this one is settled."""
+        self._lease, self._rank = lease, rank_info.rank
+        self.trace = Trace(lease.run.root / "traces", rank_info.rank)
+        self._looked = -float("inf")
+        self._newest = 0
+        before = broadcast_from_rank_0(tuning.requests(lease.run) if self._rank == 0 else None)
+        others = [each for each in before if each["attempt"] < lease.number]
+        self.log_every = _last(others, log_every)
+        self.settled = max((each["number"] for each in others), default=0)
+
+    def newest(self) -> int:
+        """Number of the newest request; of rank 0, which alone looks."""
+        if self._rank == 0 and time.monotonic() - self._looked >= LOOK_S:
+            self._newest, self._looked = tuning.newest(self._lease.run), time.monotonic()
+        return self._newest
+
+    def apply(self, newest: int, images: int, save: Callable[[], object]) -> bool:
+        """All ranks call after the step that ended at `images`, with the same `newest`; returns whether to stop.
+
+        Args:
+            save: writes a checkpoint of this step.
+        """
+        if newest <= self.settled:
+            return False
+        run, attempt = self._lease.run, self._lease.number
+        asked = (
+            tuning.requests(run, self.settled)[: newest - self.settled] if self._rank == 0 else []
+        )
+        stop = False
+        for each in broadcast_from_rank_0(asked):
+            settings: dict[str, Any] = each["settings"]
+            self.log_every = settings.get("log_every", self.log_every)
+            if "trace" in settings and self._rank == 0:
+                self.trace.begin(settings["trace"])
+            if settings.get("save", False):
+                save()
+            stop |= settings.get("stop", False)
+            if self._rank == 0:
+                log.info(f"request {each['number']} at {images:,} images: {_typed(settings)}")
+                tuning.record_applied(run, each["number"], attempt, images)
+        self.settled = newest
+        if stop:
+            self.trace.end(images)
+        return stop
+
+
+def _last(asked: list[dict[str, Any]], log_every: int) -> int:
+    """The cadence that was asked for last, of any attempt."""
+    found = [each["settings"]["log_every"] for each in asked if "log_every" in each["settings"]]
+    return found[-1] if found else log_every
+
+
+def _typed(settings: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items())

@@ -1,0 +1,237 @@
+"""What lies in a folder or a .zip of images: the pictures, the folders beside them, and what is passed over."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+from shards.errors import BadInputError, UserError
+from shards.format.members import printable
+from shards.format.pictures import HEAD, OTHERS, SUFFIXES, is_picture
+from shards.sources.listing import Files, Passed
+from shards.sources.source import Lazy
+
+# the file that has the labels, where images lie in chunks: it is read, and no image
+DATASET = "dataset.json"
+# folders of thumbnails, bins and repairs, which machines make beside images
+_MADE = frozenset(
+    (
+        "@eaDir",
+        "#recycle",
+        "#snapshot",
+        "lost+found",
+        "$RECYCLE.BIN",
+        "__pycache__",
+        "__MACOSX",
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """What lies in a folder or zip; names are relative to `inside` of it, with slashes, but those passed over."""
+
+    name: str
+    inside: str  # the lone folder that holds everything else, with a slash, or empty
+    images: tuple[str, ...]  # sorted
+    tops: tuple[str, ...]  # folders that lie in it
+    passed: tuple[Passed, ...]
+    flaws: dict[str, str]  # folders that cannot be read, and why
+    store: Callable[[tuple[str, ...]], Files | Zipped]
+    read: Callable[[str], bytes | None]  # of one name; None where it is not there
+
+
+def folder_tree(base: Path) -> Tree:
+    """Links to folders are followed, each folder once."""
+    images: list[str] = []
+    passed: list[Passed] = []
+    flaws: dict[str, str] = {}
+    # else a link to a folder above is followed without end
+    known: set[str] = set()
+
+    def unreadable(error: OSError) -> None:
+        if Path(error.filename) == base:
+            raise UserError(f"image folder {base}: {error.strerror}: name one that can be read")
+        flaws[f"{Path(error.filename).relative_to(base).as_posix()}/"] = (
+            f"a folder that cannot be read: {error.strerror}"
+        )
+
+    folders: list[str] = []
+    for place, inner, names in os.walk(base, onerror=unreadable, followlinks=True):
+        if place != str(base):
+            if (real := os.path.realpath(place)) in known:
+                inner.clear()
+                continue
+            known.add(real)
+        below = Path(place).relative_to(base)
+        kept = []
+        for name in sorted(inner):
+            if reason := _no_folder(name):
+                passed.append(Passed(f"{(below / name).as_posix()}/", reason))
+            else:
+                kept.append(name)
+        inner[:] = kept
+        folders += [f"{(below / name).as_posix()}/" for name in kept]
+        for name in sorted(names):
+            path = (below / name).as_posix()
+            if reason := _no_image(name, partial(_head_of, Path(place, name))):
+                passed.append(Passed(path, reason))
+            else:
+                images.append(path)
+    inside = _lone_folder(images, folders, lambda name: (base / name).is_file())
+    if len(_tops(images, folders, inside)) < 2 and not (base / inside / DATASET).is_file():
+        # a class that has none beside it is called by the folder at the top
+        inside = ""
+    root = base / inside
+    return Tree(
+        name=printable(base.resolve().name),
+        inside=inside,
+        images=tuple(sorted(name.removeprefix(inside) for name in images)),
+        tops=_tops(images, folders, inside),
+        passed=_without_own(passed, inside),
+        flaws={name.removeprefix(inside): flaw for name, flaw in flaws.items()},
+        store=lambda names: Files(root=str(root), names=names),
+        read=lambda name: (root / name).read_bytes() if (root / name).is_file() else None,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Zipped(Lazy):
+    """Inputs that are members of a zip; opened once a process."""
+
+    path: str
+    names: tuple[str, ...]
+
+    @cached_property
+    def archive(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self.path)
+
+    def read(self, row: int) -> bytes:
+        try:
+            return self.archive.read(self.names[row])
+        except KeyError:
+            raise BadInputError("no such file") from None
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+            raise BadInputError(f"cannot be read: {error}") from None
+
+    def sizes(self) -> list[int]:
+        """CRC of each, which changes with its bytes; -1 where there is none."""
+        found = {info.filename: info.CRC for info in self.archive.infolist()}
+        return [found.get(name, -1) for name in self.names]
+
+
+def is_zip(root: str) -> bool:
+    return Path(root).is_file() and Path(root).suffix.lower() == ".zip"
+
+
+def zip_tree(root: str) -> Tree:
+    try:
+        archive = zipfile.ZipFile(root)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{root} is no whole zip ({error}): fetch or write it again") from None
+    images: list[str] = []
+    passed: list[Passed] = []
+    folders: list[str] = []
+    with archive:
+        found = {info.filename for info in archive.infolist()}
+        for name in sorted(found):
+            *above, own = name.rstrip("/").split("/")
+            hidden = next((reason for part in above if (reason := _no_folder(part))), "")
+            if name.endswith("/"):
+                if not hidden and not _no_folder(own):
+                    folders.append(name)
+                continue
+            head = partial(_zip_head, archive, name)
+            if reason := hidden or _no_image(own, head):
+                passed.append(Passed(name, reason))
+            else:
+                images.append(name)
+    base = _lone_folder(images, folders, found.__contains__)
+
+    def read(name: str) -> bytes | None:
+        with zipfile.ZipFile(root) as again:
+            return again.read(base + name) if base + name in found else None
+
+    return Tree(
+        name=printable(Path(root).resolve().stem),
+        inside=base,
+        images=tuple(name.removeprefix(base) for name in images),
+        tops=_tops(images, folders, base),
+        passed=_without_own(passed, base),
+        flaws={},
+        store=lambda names: Zipped(root, tuple(base + name for name in names)),
+        read=read,
+    )
+
+
+def _tops(images: list[str], folders: list[str], base: str) -> tuple[str, ...]:
+    """The folders that lie in `base`, sorted; an archive may list no folders."""
+    below = [name.removeprefix(base) for name in [*images, *folders] if name.startswith(base)]
+    return tuple(sorted({name.partition("/")[0] for name in below if "/" in name}))
+
+
+def _lone_folder(images: list[str], folders: list[str], exists: Callable[[str], bool]) -> str:
+    """The folder that holds everything else, with a slash; empty where there is none.
+
+    One that holds images itself is a class, unless a dataset.json lies beside them.
+    """
+    base = ""
+    while not exists(base + DATASET):
+        inside = [n for n in [*images, *folders] if n.startswith(base) and n != base]
+        tops = {name.removeprefix(base).partition("/")[0] for name in inside}
+        lone = f"{base}{min(tops, default='')}/"
+        below = [name.removeprefix(lone) for name in inside if name != lone]
+        direct = any("/" not in name for name in below)
+        if len(tops) != 1 or not below or (direct and not exists(lone + DATASET)):
+            break
+        base = lone
+    return base
+
+
+def _zip_head(archive: zipfile.ZipFile, name: str) -> bytes | None:
+    try:
+        with archive.open(name) as file:
+            return file.read(HEAD)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError):
+        return None
+
+
+def _without_own(passed: list[Passed], base: str = "") -> tuple[Passed, ...]:
+    """A dataset.json at the top is read, and not passed over."""
+    return tuple(p for p in passed if p.name != base + DATASET)
+
+
+def _no_folder(name: str) -> str:
+    """Why a folder's files are no inputs; empty where they are."""
+    if name.startswith("."):
+        return "a hidden folder"
+    return "made by a machine, such as thumbnails" if name in _MADE else ""
+
+
+def _no_image(name: str, head: Callable[[], bytes | None]) -> str:
+    """Why a file is no input; empty where it is. `head` reads its first bytes, None where it cannot be read."""
+    if name.startswith("."):
+        return "a hidden file"
+    if Path(name).suffix.lower() in SUFFIXES | OTHERS:
+        return ""
+    found = head()
+    if found is None:
+        return "a file of another name than pictures have, which cannot be read"
+    return "" if is_picture(found) else "no picture"
+
+
+def _head_of(path: Path) -> bytes | None:
+    try:
+        # a pipe would be waited for
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
+        with path.open("rb") as file:
+            return file.read(HEAD)
+    except OSError:
+        return None

@@ -1,0 +1,115 @@
+"""Lines of telemetry in trackers: what TensorBoard reads back over two attempts, and trackers that fail."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.compose import compose
+from selfguide.spec.config import Config
+from selfguide.spec.config.train import check_train
+from selfguide.spec.identity import identity
+from selfguide.spec.run import RunFolder
+from selfguide.training import trackers
+from selfguide.training.trackers import Trackers, flat
+from shards.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return compose(["experiment=digits_uncond", "cluster=local"])
+
+
+def with_trackers(config: Config, *names: Any) -> Config:
+    return replace(config, train=replace(config.train, trackers=names))
+
+
+def line(images: int, loss: float) -> dict[str, Any]:
+    return {
+        "images": images,
+        "loss": loss,
+        "spectrum": {"all": {"loss": [loss, None]}},
+        "peak": "x",
+    }
+
+
+def test_every_finite_number_of_a_line_has_a_path() -> None:
+    found = flat({**line(64, 0.5), "rate": None, "bad": float("nan"), "slowest": {"rank": 1}})
+    assert found == {"loss": 0.5, "spectrum/all/loss/00": 0.5, "slowest/rank": 1.0}
+
+
+def test_tensorboard_reads_one_curve_of_two_attempts(tmp_path: Path, config: Config) -> None:
+    """The second attempt goes on from 128 images: what the first wrote beyond them is trained again."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = RunFolder(tmp_path)
+    first = Trackers(run, with_trackers(config, "tensorboard"), 0)
+    for images in (64, 128, 192):
+        first.add(line(images, images / 64))
+    first.close()
+    second = Trackers(run, with_trackers(config, "tensorboard"), 128)
+    for images in (192, 256):
+        second.add(line(images, images / 640))
+    second.close()
+    read = EventAccumulator(str(tmp_path / "metrics" / "tensorboard"))
+    read.Reload()
+    points = [(each.step, each.value) for each in read.Scalars("loss")]
+    assert [step for step, _ in points] == [64, 128, 192, 256]
+    assert [value for _, value in points] == pytest.approx([1, 2, 0.3, 0.4])
+
+
+def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(
+    tmp_path: Path,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heard: list[int] = []
+
+    class Failing:
+        def add(self, images: int, scalars: Any) -> None:
+            heard.append(images)
+            raise OSError("no room")
+
+        def close(self) -> None:
+            raise AssertionError("it was left out")
+
+    def refuses(*_: Any) -> Any:
+        raise ConnectionError("no server")
+
+    monkeypatch.setitem(trackers._TRACKERS, "wandb", lambda *_: Failing())
+    monkeypatch.setitem(trackers._TRACKERS, "mlflow", refuses)
+    with caplog.at_level(logging.WARNING):
+        made = Trackers(
+            RunFolder(tmp_path), with_trackers(config, "wandb", "mlflow", "tensorboard"), 0
+        )
+        made.add(line(64, 1.0))
+        made.add(line(128, 1.0))
+    made.close()
+    assert heard == [64]
+    assert [("mlflow" in r.message, "wandb" in r.message) for r in caplog.records] == [
+        (True, False),
+        (False, True),
+    ]
+    assert any((tmp_path / "metrics" / "tensorboard").iterdir())
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_its_extra(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name, package in {"wandb": "selfguide[wandb]", "tensorboard": "tensorboard>="}.items():
+        with pytest.raises(UserError) as error:
+            check_train(with_trackers(config, name).train)
+        assert package in str(error.value) and "train.trackers" in str(error.value)
+    check_train(with_trackers(config).train)
+
+
+def test_trackers_and_the_peak_are_no_part_of_a_run() -> None:
+    words = ["experiment=digits_uncond", "cluster=local"]
+    more = ["train.trackers=[]", "train.peak_tflops=1.5"]
+    assert identity(compose(words), None) == identity(compose([*words, *more]), None)

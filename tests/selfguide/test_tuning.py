@@ -1,0 +1,157 @@
+"""What is asked of a run while it trains: read as typed, applied once, at one image count, and recorded."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfguide.distributed import RankInfo
+from selfguide.spec import tuning
+from selfguide.spec.rank_status import Preempted
+from selfguide.spec.run import Lease, RunFolder, read_record
+from selfguide.training import loop
+from selfguide.training.stop import StopVote
+from selfguide.training.trace import Trace
+from selfguide.training.tuning import Tuning
+from shards.errors import UserError
+from tests.selfguide.test_loop import BATCH, begun
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["log_every=1_280"], {"log_every": 1280}),
+        (["trace=5", "save=now"], {"trace": 5, "save": True}),
+        (["stop=after_save"], {"stop": True}),
+    ],
+)
+def test_settings_are_read_as_typed(words: list[str], found: dict[str, Any]) -> None:
+    assert tuning.parse(words, 128) == found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["log_evry=128"], ["log_every=100"], ["log_every=0"], ["log_every=-128"], ["log_every="], ["trace=1.5"],
+        ["trace=1001"], ["save=later"], ["stop=now"], ["trace"], ["save=now", "save=now"], ["learning_rate=1"], [""],
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(words: list[str]) -> None:
+    with pytest.raises(UserError):
+        tuning.parse(words, 128)
+
+
+def test_an_unknown_setting_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="log_every"):
+        tuning.parse(["log_evry=128"], 128)
+
+
+def test_requests_are_numbered_and_kept(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert tuning.newest(run) == 0 and tuning.requests(run) == []
+    assert [tuning.ask(run, 1, {"trace": steps}) for steps in (3, 4)] == [1, 2]
+    tuning.record_applied(run, 1, 1, 640)
+    first, second = tuning.requests(run)
+    assert first["settings"] == {"trace": 3} and first["applied"]["images"] == 640
+    assert second["number"] == 2 and second["applied"] is None
+    assert [each["number"] for each in tuning.requests(run, after=1)] == [2]
+
+
+class Saved:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+def test_a_request_is_applied_once_and_a_cadence_outlives_its_attempt(tmp_path: Path) -> None:
+    run, save = RunFolder(tmp_path), Saved()
+    for number in (1, 2):
+        run.attempt(number).mkdir(parents=True)
+    first = Tuning(Lease(run, 1), RankInfo(0, 0, 1), 640)
+    assert first.newest() == 0 and not first.apply(0, 64, save)
+    tuning.ask(run, 1, {"log_every": 128})
+    tuning.ask(run, 1, {"save": True, "log_every": 256})
+    assert not first.apply(2, 128, save) and not first.apply(2, 192, save)
+    assert first.log_every == 256 and save.count == 1
+    assert [each["applied"]["images"] for each in tuning.requests(run)] == [128, 128]
+    # asked of an attempt that ended before it saw it
+    tuning.ask(run, 1, {"stop": True})
+    second = Tuning(Lease(run, 2), RankInfo(0, 0, 1), 640)
+    assert second.log_every == 256 and second.settled == 3
+    assert second.newest() == 3 and not second.apply(3, 256, save)
+    tuning.ask(run, 2, {"stop": True})
+    assert second.apply(4, 320, save)
+
+
+class Ready:
+    def ready(self, batches: int, timeout_s: float = 0.0) -> bool:
+        return True
+
+
+def voted(rank_info: RankInfo, folder: str) -> list[tuple[int, int]]:
+    """(request that the vote names, cadence after it) at each of six step boundaries."""
+    run = RunFolder(Path(folder))
+    tuned = Tuning(Lease(run, 1), rank_info, 640)
+    from selfguide.spec.rank_status import RankStatus
+
+    vote = StopVote(RankStatus(), Ready(), tuned.newest)  # type: ignore[arg-type]
+    found = []
+    for step in range(6):
+        if step == 2 and rank_info.rank == 0:
+            tuning.ask(run, 1, {"log_every": 64})
+            tuned._looked = -float("inf")
+        assert vote.stop(at_once=False) == 0
+        tuned.apply(vote.request, 64 * step, Saved())
+        found.append((vote.request, tuned.log_every))
+    return found
+
+
+def test_all_ranks_apply_a_request_at_one_step(ranks: Any, tmp_path: Path) -> None:
+    (tmp_path / "attempts" / "0001").mkdir(parents=True)
+    first, second = ranks(2, voted, str(tmp_path))
+    assert first == second
+    assert first[1] == (0, 640) and first[-1] == (1, 64)
+    (asked,) = tuning.requests(RunFolder(tmp_path))
+    assert asked["applied"]["images"] == 64 * first.index((1, 64))
+
+
+def test_a_trace_holds_the_steps_that_were_asked_for(tmp_path: Path) -> None:
+    job = begun(tmp_path, 0)
+    trace = Trace(tmp_path / "traces", 0)
+    assert trace.stepped(0) is None and trace.end(0) is None
+    trace.begin(2)
+    loop.advance(job)
+    assert trace.stepped(BATCH) is None
+    loop.advance(job)
+    path = trace.stepped(2 * BATCH)
+    assert path is not None and trace.stepped(3 * BATCH) is None
+    names = {
+        each.get("name") for each in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    }
+    assert "aten::mm" in names or "aten::addmm" in names
+    assert [each.name for each in (tmp_path / "traces").iterdir()] == [path.name]
+
+
+def test_a_trace_that_finds_no_room_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "traces").write_text("a file where the folder should be")
+    trace = Trace(tmp_path / "traces", 0)
+    trace.begin(1)
+    assert trace.stepped(64) is None
+
+
+def test_stop_after_save_leaves_a_record_that_nothing_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = begun(tmp_path, BATCH)
+    job.lease.run.attempt(1).mkdir(parents=True)
+    monkeypatch.setattr(loop, "save_if_new", lambda job, epochs: True)
+    with pytest.raises(Preempted) as stopped:
+        loop.stop_here(job, None, "launcher.tune", goes_on=False)  # type: ignore[arg-type]
+    assert stopped.value.saved == BATCH
+    assert read_record(job.lease.run.cancelled(1))["by"] == "launcher.tune"  # type: ignore[index]

@@ -1,0 +1,247 @@
+"""`tools.shards make --only FILE --per-class RULE`, CIFAR's coarse labels, and Downsampled ImageNet's batches."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards import read_all
+from shards.errors import UserError
+from shards.format import manifest as manifests
+from shards.format.pictures import Picture
+from shards.sources import arrays
+from shards.sources.chosen import choose
+from shards.sources.folders import image_folder
+from tools.shards.__main__ import main
+
+CLASSES = ("cat", "dog", "emu")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three classes of four pictures each, all different."""
+    root = tmp_path / "pictures"
+    for number, name in enumerate(CLASSES):
+        (root / name).mkdir(parents=True)
+        for each in range(4):
+            level = 20 * (4 * number + each)
+            Image.new("RGB", (4, 4), (level, level, level)).save(root / name / f"{name}{each}.png")
+    return root
+
+
+def listed(tmp_path: Path, *lines: str) -> str:
+    path = tmp_path / "list.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def keys(root: Path, only: str | None, per_class: str | None = None) -> list[str]:
+    found = choose(image_folder(str(root), Picture()), only, per_class)
+    return [key.decode() for key in found.keys.tolist()]
+
+
+def test_classes_that_a_list_names_are_kept_and_numbered_by_its_lines(
+    pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    only = listed(tmp_path, "emu", "", "cat")
+    assert (
+        main(
+            [
+                "make",
+                "folder",
+                str(pictures),
+                "--out",
+                str(out),
+                "--only",
+                only,
+                "--layout",
+                "blocks",
+            ]
+        )
+        == 0
+    )
+    manifest, held = manifests.load(str(out)), read_all(str(out))
+    assert manifest.class_names == ("emu", "cat") and manifest.classes == 2
+    # an emu is brighter than any cat
+    assert sorted(held["y"].tolist()) == [0] * 4 + [1] * 4
+    assert {
+        int(label) for x, label in zip(held["x"], held["y"], strict=True) if x.max() >= 160
+    } == {0}
+    said = json.dumps(manifest.source)
+    assert "list.txt" in said and "sha256" in said
+
+
+@pytest.mark.parametrize("form", ["{0}/{1}.png", "{0}/{1}", "{1}.png", "{1}"])
+def test_keys_that_a_list_names_are_kept_in_its_order(
+    pictures: Path, tmp_path: Path, form: str
+) -> None:
+    only = listed(tmp_path, form.format("emu", "emu2"), form.format("cat", "cat0"))
+    found = keys(pictures, only)
+    assert [Path(key).stem for key in found] == ["emu2", "cat0"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        (["cat/cat0.png", "cat/cat9.png"], "cat9"),
+        (["cat", "cow"], "cow"),
+        (["cat0", "cat0"], "more than once"),
+        ([], "empty"),
+    ],
+)
+def test_a_list_that_names_what_is_not_there_is_refused(
+    pictures: Path, tmp_path: Path, lines: list[str], names: str
+) -> None:
+    with pytest.raises(UserError, match=names):
+        keys(pictures, listed(tmp_path, *lines))
+
+
+def test_a_list_that_is_not_there_is_refused_before_anything_is_written(
+    pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="nolist"):
+        main(
+            ["make", "folder", str(pictures), "--out", str(out), "--only", str(tmp_path / "nolist")]
+        )
+    assert not out.exists()
+
+
+def test_a_name_of_two_inputs_needs_its_folder(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "dog" / "cat0.png").write_bytes((pictures / "dog" / "dog0.png").read_bytes())
+    with pytest.raises(UserError, match="cat0"):
+        keys(pictures, listed(tmp_path, "cat0"))
+    assert len(keys(pictures, listed(tmp_path, "dog/cat0"))) == 1
+
+
+def test_a_bad_input_that_is_not_chosen_is_none(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "dog" / "dog1.png").write_bytes(b"nothing")
+    out = tmp_path / "out"
+    assert (
+        main(
+            ["make", "folder", str(pictures), "--out", str(out), "--only", listed(tmp_path, "cat")]
+        )
+        == 0
+    )
+    assert manifests.load(str(out)).count == 4
+
+
+@pytest.mark.parametrize(
+    ("rule", "counts"),
+    [("2", [2, 2, 2]), ("9", [4, 4, 4]), ("class//1", [0, 1, 2]), ("class//2", [0, 0, 1])],
+)
+def test_so_many_of_each_class_are_kept(pictures: Path, rule: str, counts: list[int]) -> None:
+    found = choose(image_folder(str(pictures), Picture()), None, rule)
+    assert found.labels is not None and found.classes == 3
+    assert np.bincount(found.labels, minlength=3).tolist() == counts
+
+
+@pytest.mark.parametrize("rule", ["0", "-1", "class//0", "c//20", "half", "class//9"])
+def test_a_rule_that_is_none_or_keeps_nothing_is_refused(pictures: Path, rule: str) -> None:
+    with pytest.raises(UserError, match="--per-class"):
+        choose(image_folder(str(pictures), Picture()), None, rule)
+
+
+def test_a_rule_without_labels_is_refused(pictures: Path) -> None:
+    with pytest.raises(UserError, match="no labels"):
+        choose(image_folder(str(pictures / "cat"), Picture()), None, "2")
+
+
+def cifar(path: Path, hundred: bool) -> Path:
+    """A published archive in small."""
+    x = np.arange(6 * 3072, dtype=np.uint8).reshape(6, 3072)
+    kinds = {"fine": ([5, 0, 1, 2, 3, 4], 6), "coarse": ([1, 0, 0, 1, 1, 0], 2)}
+    batch = {"data": x, "labels": kinds["fine"][0]}
+    meta = {"label_names": [f"fine{n}" for n in range(6)]}
+    if hundred:
+        batch = {"data": x} | {f"{kind}_labels": labels for kind, (labels, _) in kinds.items()}
+        meta = {
+            f"{kind}_label_names": [f"{kind}{n}" for n in range(count)]
+            for kind, (_, count) in kinds.items()
+        }
+    names = (
+        {"train": batch, "meta": meta} if hundred else {"data_batch_1": batch, "batches.meta": meta}
+    )
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in names.items():
+            data = pickle.dumps(content)
+            info = tarfile.TarInfo(f"cifar/{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_coarse_labels_of_cifar100_are_its_superclasses(tmp_path: Path) -> None:
+    path = str(cifar(tmp_path / "a.tar.gz", hundred=True))
+    fine, coarse = arrays.cifar(path), arrays.cifar(path, "train", "coarse")
+    assert fine.labels is not None and coarse.labels is not None
+    assert fine.labels.tolist() == [5, 0, 1, 2, 3, 4] and fine.classes == 6
+    assert coarse.labels.tolist() == [1, 0, 0, 1, 1, 0] and coarse.class_names == (
+        "coarse0",
+        "coarse1",
+    )
+
+
+def test_coarse_labels_of_cifar10_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="CIFAR-10"):
+        arrays.cifar(str(cifar(tmp_path / "a.tar.gz", hundred=False)), "train", "coarse")
+
+
+def batch(path: Path, count: int, side: int = 8, **other: object) -> Path:
+    rng = np.random.default_rng(count)
+    data = rng.integers(0, 256, (count, 3 * side * side), dtype=np.uint8)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(pickle.dumps({"data": data, "labels": list(range(1, count + 1))} | other))
+    return path
+
+
+def test_batches_of_downsampled_imagenet_are_read_in_their_order_with_labels_from_0(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "train"
+    for number, count in ((10, 2), (2, 3), (1, 4)):
+        batch(root / f"train_data_batch_{number}", count)
+    found = arrays.downsampled(str(root))
+    assert found.labels is not None and found.classes == 1000
+    assert found.labels.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1]
+    assert found.keys[4] == b"train_data_batch_2/000000"
+    first = pickle.loads((root / "train_data_batch_1").read_bytes())["data"][0].reshape(3, 8, 8)
+    assert np.array_equal(found.decode(found.store.read(0)), first)
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        ({}, "no batch"),
+        ({"train_data_batch_1": 8, "val_data": 8}, "both parts"),
+        ({"train_data_batch_1": 8, "train_data_batch_2": 16}, "8 and 16"),
+    ],
+)
+def test_a_folder_without_batches_of_one_part_and_size_is_refused(
+    tmp_path: Path, files: dict[str, int], names: str
+) -> None:
+    root = tmp_path / "batches"
+    root.mkdir()
+    for name, side in files.items():
+        batch(root / name, 2, side)
+    with pytest.raises(UserError, match=names):
+        arrays.downsampled(str(root))
+
+
+def test_a_batch_that_is_damaged_or_asks_for_code_is_refused(tmp_path: Path) -> None:
+    for number, content in enumerate(
+        (b"", pickle.dumps({"data": Path("x")}), pickle.dumps({"data": [1]}))
+    ):
+        path = tmp_path / f"{number}" / "val_data"
+        path.parent.mkdir()
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="no batch of Downsampled"):
+            arrays.downsampled(str(path))

@@ -1,0 +1,75 @@
+"""Rows of four papers train: one of each experiment two steps at toy size, ten of different families ten steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from launcher.compose import compose
+from launcher.submission import meant
+from selfguide.distributed import RankInfo
+from selfguide.spec.published import ROWS, Row
+from selfguide.spec.run import Lease, write_record
+from selfguide.spec.validate import validate
+from selfguide.training.job import work
+from selfguide.training.telemetry import Telemetry
+from tests.tools.test_reproduce import FAMILIES, RUNS
+from tools.reproduce.shrink import BATCH, Toy
+
+# of each experiment the first row
+FIRST = {row.experiment: row for row in reversed(RUNS)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("toy")
+    Toy(made, BATCH).prepare()
+    return made
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A world of this process."""
+    store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def trained(row: Row, steps: int, folder: Path, runs: Path) -> list[float]:
+    """The losses of the row at toy size, one a step."""
+    words = Toy(folder, steps * BATCH).settings(row)
+    config = compose([*words, f"runs={runs}", "cluster.gpus_per_node=1"])
+    validate(config)
+    found = meant(config)
+    write_record(found.run.run_json, {"images": config.train.images, "identity": found.identity})
+    lease, rank_info = Lease(found.run, found.run.open_attempt()), RankInfo(0, 0, 1)
+    telemetry = Telemetry(found.run, lease.number, rank_info, config.train.images)
+    work(found.config, rank_info, lease, telemetry)
+    assert list(found.run.snapshots.glob("*/MANIFEST.json"))
+    lines = (found.run.root / "metrics").glob("train-*.jsonl")
+    rows = [json.loads(line) for path in lines for line in path.read_text().splitlines()]
+    return [each["loss"] for each in rows if "loss" in each]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", FIRST)
+def test_a_row_of_each_experiment_trains_two_steps(
+    experiment: str, folder: Path, tmp_path: Path
+) -> None:
+    losses = trained(FIRST[experiment], 2, folder, tmp_path)
+    assert losses and all(map(math.isfinite, losses))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", FAMILIES)
+def test_a_row_of_each_family_trains_ten_steps(key: str, folder: Path, tmp_path: Path) -> None:
+    (row,) = (row for row in ROWS if row.key == key)
+    losses = trained(row, 10, folder, tmp_path)
+    assert len(losses) >= 9 and all(map(math.isfinite, losses))
+    assert min(losses[5:]) < losses[0]

@@ -1,0 +1,171 @@
+"""A training step as the loop takes it, on latents that lie on the device: noise, forward, backward, AdamW, average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+
+from selfguide.diffusion.conditions import Condition
+from selfguide.diffusion.objectives import build_objective, sample_times
+from selfguide.distributed import RankInfo
+from selfguide.networks.student import build_student
+from selfguide.randomness import normal
+from selfguide.spec.averages import averages_of
+from selfguide.spec.config import (
+    ClusterConfig,
+    Config,
+    DataConfig,
+    EngineConfig,
+    EvaluationConfig,
+    ModelConfig,
+    NoGuidance,
+    PathConfig,
+    SamplerConfig,
+    TrainConfig,
+)
+from selfguide.spec.sizes import row
+from selfguide.training.ema import Averages
+from selfguide.training.engine.build import build_engine
+from selfguide.training.engine.protocol import DTYPES
+from selfguide.training.flops import Peak, count_flops
+from tools.bench.gpu.timing import Extent, seconds
+
+Execution = Literal["eager", "compiled", "graph"]
+
+
+def config_of(model: str, batch: int, **engine: Any) -> Config:
+    """An unconditional run of a published size, as it would be trained."""
+    net = row(model)
+    return Config(
+        experiment="bench",
+        model=ModelConfig(name=model),
+        path=PathConfig(),
+        sampler=SamplerConfig(),
+        guidance=NoGuidance(),
+        data=DataConfig(root="", shape=(net.channels, net.size, net.size)),
+        train=TrainConfig(images=batch * 1_000_000, batch=batch),
+        engine=EngineConfig(**engine),
+        evaluation=EvaluationConfig(),
+        cluster=ClusterConfig(kind="local", gpus_per_node=1),
+    )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As `engine.dtype` has it."""
+    return next(name for name, each in DTYPES.items() if each is dtype)
+
+
+class Trained:
+    """One network in training on one device."""
+
+    def __init__(self, config: Config, rank_info: RankInfo, *, graph: bool = False) -> None:
+        self.config, self.device = config, rank_info.device
+        self.engine = build_engine(config, build_student(config, 0), rank_info)
+        train, batch = config.train, config.train.batch
+        self.averages = Averages(
+            self.engine, averages_of(config), train.ema_ramp, train.ema_rise, train.ramps_count
+        )
+        self.objective = build_objective(config.path)
+        generator = torch.Generator().manual_seed(0)
+        self.x0 = torch.randn(batch, *config.data.shape, generator=generator).to(self.device)
+        self.position = torch.arange(batch, device=self.device)
+        self.condition = Condition.unconditional(batch, self.device)
+        self.images = 0
+        self._draw()
+        self._graph = self._captured() if graph else None
+
+    def _draw(self) -> None:
+        """Noise of the next step; into the same memory, which a graph reads."""
+        config = self.config
+        eps = normal(config.seed, "noise", self.position, tuple(self.x0.shape[1:]))
+        path = self.objective.preconditioning.path
+        tau = sample_times(config.path, path, config.seed, self.position, 0.0)
+        x = self.objective.preconditioning.noised(self.x0, eps, tau)
+        drawn = (x.to(DTYPES[config.engine.dtype]), tau, eps)
+        if not self.images:
+            self.x, self.tau, self.eps = drawn
+        else:
+            for mine, new in zip((self.x, self.tau, self.eps), drawn, strict=True):
+                mine.copy_(new)
+        self.position += len(self.position)
+        self.images += len(self.position)
+
+    def _compute(self) -> None:
+        outputs = self.engine.forward(self.x, self.tau, self.condition, None)
+        losses = self.objective.losses(outputs.prediction, self.x0, self.eps, self.tau)
+        self.engine.backward(losses.mean())
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        """Forward and backward as one launch; the optimiser stays outside, and what it reads stays where it is."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self._compute()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._compute()
+        return graph
+
+    def forward_backward(self) -> None:
+        """Gradients of one batch, which are added to those before."""
+        self._draw()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._compute()
+
+    def step(self) -> None:
+        """All of a step, clipping, optimiser and average included."""
+        self.forward_backward()
+        step = self.engine.step(self.config.train.learning_rate)
+        assert step is not None
+        self.averages.update(len(self.position), self.images, step.applied)
+
+
+def measured(
+    model: str, batch: int, execution: Execution, extent: Extent, peak: Peak | None
+) -> dict[str, Any]:
+    """Images/s and MFU of forward and backward alone, and of the whole step."""
+    dtype = dtype_name(extent.dtype)
+    config = config_of(model, batch, backend="torch", dtype=dtype, compile=execution == "compiled")
+    trained = Trained(config, RankInfo(0, 0, 1), graph=execution == "graph")
+    flops = count_flops(config).training * batch
+    found: dict[str, Any] = {"model": model, "batch": batch, "execution": execution}
+    found["flops_step"] = flops
+    # the step first: it leaves gradients as they are at the start of one
+    works = {"step": trained.step, "forward_backward": trained.forward_backward}
+    for name, work in works.items():
+        taken = seconds(work, extent)
+        rate: dict[str, float] = {"ms": taken * 1e3, "images_per_s": batch / taken}
+        rate["tflops"] = flops / taken / 1e12
+        if peak is not None:
+            rate["mfu"] = rate["tflops"] / peak.tflops
+        found[name] = rate
+    if extent.device.type == "cuda":
+        found["memory_gib"] = torch.cuda.max_memory_allocated(extent.device) / 2**30
+        torch.cuda.reset_peak_memory_stats(extent.device)
+    return found
+
+
+def cases(extent: Extent) -> Iterator[tuple[str, int, Execution]]:
+    """The network that the goal is stated for comes first, at its middle batches."""
+    executions: tuple[Execution, ...] = ("compiled", "eager", "graph")
+    middle = extent.batches[len(extent.batches) // 2 :] + extent.batches[: len(extent.batches) // 2]
+    for model in extent.models:
+        for batch in middle:
+            for execution in executions:
+                yield model, batch, execution
+
+
+def stage(rank_info: RankInfo, stage: int | None, extent: Extent) -> float:
+    """Seconds of a step under ZeRO `stage` on one rank, or of bare torch; in a process of its own."""
+    dtype = dtype_name(extent.dtype)
+    engine: dict[str, Any] = {"backend": "torch", "dtype": dtype}
+    if stage is not None:
+        engine = {"backend": "deepspeed", "zero_stage": stage, "dtype": dtype}
+    trained = Trained(config_of(extent.model, extent.batch, **engine), rank_info)
+    return seconds(trained.step, extent)

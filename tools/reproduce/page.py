@@ -1,0 +1,98 @@
+"""docs/reproduce.md, made of the table of rows: `python -m tools.reproduce page --out docs/reproduce.md`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from launcher.compose import Frames, compose
+from selfguide.spec.metrics import METRICS
+from selfguide.spec.published import DIFFERS, PAPERS, ROWS, Row, table, tables
+from tools.reproduce import steps
+from tools.reproduce.cost import gpu_hours
+
+_HEAD = """\
+# Every table and figure of four papers
+
+Somebody who read one of these papers finds its rows here: the experiment, its protocol, the published number, and the
+commands from raw data to the row. `python -m tools.reproduce page --out docs/reproduce.md` makes this page of the table
+of rows in `selfguide/spec/published`, and a test holds it to that.
+
+    python -m tools.reproduce ls                              papers, and their tables
+    python -m tools.reproduce ls sgdm table2                  the rows of one
+    python -m tools.reproduce show sgdm table2 in32-self      every command of one row
+    python -m tools.reproduce sgdm table2 --shrink digits     the whole table at toy size, to the board, in minutes
+
+A row is an experiment with what is typed behind it. Typed exactly so, on any cluster, data root and seed, the run
+expects the published number, and the board shows it beside ours; with any other setting of training, sampling or score
+it expects none. The published numbers are the papers'; none of them has been reached here yet.
+
+GPU-hours are those of an H100 at 40 % of its bf16 peak, from the FLOPs of the network alone, without evaluation.
+`--only FILE` takes lists that are not shipped, with a key or class a line: {lists}.
+"""
+_TABLE = "| row | command | published | GPU-hours | what differs, or lacks |\n|---|---|---|---|---|"
+
+
+def text(frames: Frames | None = None) -> str:
+    """The page; `frames` as `launcher.compose.compose` takes them."""
+    lists = "; ".join(f"`{name}`, {what}" for name, what in steps.LISTS.items())
+    parts = [_HEAD.format(lists=lists)]
+    frames = {} if frames is None else frames
+    for paper, title in PAPERS.items():
+        parts.append(f"## {title}\n")
+        parts.append("\n".join(f"- {sentence}" for sentence in DIFFERS[paper]) + "\n")
+        for name in tables(paper):
+            parts.append(f"### {paper} {name}\n")
+            parts.append(_commands(table(paper, name), frames))
+    parts.append(_not_built())
+    return "\n".join(parts)
+
+
+def _commands(rows: Sequence[Row], frames: Frames) -> str:
+    """What comes before the rows of a table, once, and the rows."""
+    configs = {
+        row.name: compose([*row.settings, "cluster=slurm"], frames) for row in rows if row.settings
+    }
+    wanted = {
+        each.text: None
+        for row in rows
+        if row.name in configs and not row.lacks
+        for each in steps.before(configs[row.name])
+    }
+    lines = [f"    {command}" for command in wanted]
+    lines = [*lines, ""] if lines else []
+    for row in rows:
+        command = f"`{steps.training(row)}`" if row.settings else f"`{row.command}`"
+        hours = f"{gpu_hours(configs[row.name]):,.0f}" if row.name in configs else ""
+        if row.lacks:
+            command, hours = (command if row.settings else "", hours)
+        cells = (row.name, command.replace("|", "\\|"), published(row), hours, remarks(row))
+        lines.append("| " + " | ".join(cells) + " |")
+    at = next(number for number, line in enumerate(lines) if line.startswith("| "))
+    return "\n".join([*lines[:at], _TABLE, *lines[at:]]) + "\n"
+
+
+def published(row: Row) -> str:
+    """Its numbers with their headings; accuracies in percent."""
+    found = []
+    for metric, value in row.numbers.items():
+        percent = METRICS[metric].form == "percent"
+        found.append(f"{METRICS[metric].heading} {100 * value if percent else value:g}")
+    return ", ".join(found)
+
+
+def remarks(row: Row) -> str:
+    """What the row lacks, and what differs in it."""
+    images = f"the snapshot at {row.images:,} images" if row.images else None
+    lacks = f"**not yet**: {row.lacks}" if row.lacks else None
+    return "; ".join(filter(None, (lacks, images, row.differs)))
+
+
+def _not_built() -> str:
+    """What no row can be had without, with the rows that wait for it."""
+    lines = ["## What is not built\n"]
+    waiting = sorted((row for row in ROWS if row.lacks), key=lambda row: str(row.lacks))
+    for lacks, rows in itertools.groupby(waiting, key=lambda row: row.lacks):
+        where = dict.fromkeys(f"{row.paper} {row.table}" for row in rows)
+        lines.append(f"- {lacks}: {', '.join(where)}")
+    return "\n".join(lines) + "\n"
