@@ -65,7 +65,7 @@ class Run:
             advance(job)
             judge(job, job.telemetry.report(job.state.images).get("loss"))
             if job.state.images % (2 * BATCH) == 0:
-                loop.save_checkpoint(job, _Epochs(), last=True)  # type: ignore[arg-type]
+                loop.save_checkpoint(job, _Epochs(), wait=True)  # type: ignore[arg-type]
 
 
 class _Epochs:
