@@ -45,7 +45,9 @@ class Toy:
 
     def attempt(self, folder: Path, world: int = 1, kill: Kill | None = None) -> Seen:
         state = self._resume(folder)
-        begun, losses, order = state.images, {}, {}
+        begun = state.images
+        losses: dict[int, float] = {}
+        order: dict[int, list[int]] = {}
         try:
             while state.images < self.images:
                 at = state.images

@@ -49,7 +49,8 @@ class Run:
         self.job = begun(root / "run", 0)
         self.job.lease.run.attempt(1).mkdir(parents=True, exist_ok=True)
         settings: dict[str, Any] = {"unstable": "roll_back", "skips": 2, "keep_checkpoints": 1}
-        self.broken, self.streams = broken, []  # type: tuple[set[int], list[Stream]]
+        self.broken = broken
+        self.streams: list[Stream] = []
         job = self.job
         job.config = replace(job.config, train=replace(job.config.train, **(settings | train)))
         job.state.stability.limits = job.config.train
