@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -259,8 +260,9 @@ def with_recipe(snapshot: Snapshot, folder: Path, metric: str, ema: int | None =
     front = next((front for front in known if front.metric == metric), None)
     if front is None:
         metrics = ", ".join(sorted({front.metric for front in known})) or "none"
+        run = shlex.quote(str(folder.resolve().parents[1]))
         raise UserError(
-            f"--recipe {metric}: recipes of this snapshot are by {metrics}; `python -m launcher.evaluate RUN "
+            f"--recipe {metric}: recipes of this snapshot are by {metrics}; `python -m launcher.evaluate {run} "
             "sampler.g=1,1.5,2 sampler.steps=10,20` makes one"
         )
     averages = [average.plain for average in averages_of(snapshot.config)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,8 +51,15 @@ def export(options: argparse.Namespace) -> int:
         raise UserError(f"--out {out}: name a .pt or .safetensors")
     if out.exists():
         raise UserError(f"--out {out}: there is such a file already; name another")
-    snapshot, _ = load_snapshot(options.run, options.runs, options.images, options.ema)
-    weights = release(snapshot.student.backbone, options.form)
+    snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
+    try:
+        weights = release(snapshot.student.backbone, options.form)
+    except UserError as error:
+        place = shlex.quote(str(folder))
+        raise UserError(
+            f"{error}; as they are, `python -m tools.sample {place}` reads them, and init=snapshot init.path={place} "
+            "begins a run with them"
+        ) from None
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".pt":
         torch.save(weights, out)

@@ -104,7 +104,12 @@ class Architecture(ABC):
             return names.index(which) + 1
         if isinstance(which, int) and 1 <= which <= len(names):
             return which
-        hint = nearest(which, names) if isinstance(which, str) else ""
+        hint = (
+            f"; take {field}={min(max(int(which), 1), len(names))}"
+            if isinstance(which, int)
+            else ""
+        )
+        hint = nearest(which, names) if isinstance(which, str) else hint
         raise UserError(
             f"{field}={which!r} is not one of this network's 1 to {len(names)} ({names[0]} to {names[-1]}){hint}"
         )
@@ -127,14 +132,14 @@ class PatchTransformer(Architecture):
             self.size % self.patch == 0,
             "patch",
             self.patch,
-            f"does not divide the input edge {self.size}; take one of its divisors",
+            f"does not divide the input edge {self.size}; take model.patch={divisor(self.size, self.patch)}",
         )
         require(self.token_std > 0, "token_std", self.token_std, "must be a positive number")
         require(
             self.width % self.heads == 0,
             "heads",
             self.heads,
-            f"does not divide model.width={self.width}",
+            f"does not divide model.width={self.width}; take model.heads={divisor(self.width, self.heads)}",
         )
 
     @property
@@ -152,6 +157,11 @@ def require(holds: bool, field: str, value: Any, law: str) -> None:
     """The one form of an impossible size: the field, its value, the law it breaks."""
     if not holds:
         raise UserError(f"model.{field}={value} {law}")
+
+
+def divisor(number: int, most: int) -> int:
+    """The greatest divisor of `number` that is no greater than `most`; 1 where there is none."""
+    return max((d for d in range(1, min(number, most) + 1) if number % d == 0), default=1)
 
 
 _hints = cache(get_type_hints)

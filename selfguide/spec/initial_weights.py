@@ -43,8 +43,8 @@ def validate_init(config: Config, net: Architecture) -> None:
     if init.source == "scratch":
         return
     if not (init.path or "").strip():
-        what = "a published snapshot's folder" if init.source == "snapshot" else "the file"
-        raise UserError(f"init.source={init.source} needs weights; give init.path={what}")
+        what = "RUN/snapshots/img-<images>" if init.source == "snapshot" else "FILE"
+        raise UserError(f"init.source={init.source} needs weights; give 'init.path={what}'")
     if storage.is_remote(str(init.path)):
         raise UserError(
             f"init.path={init.path}: weights are read from a file system that all nodes share; copy them there"
@@ -61,7 +61,7 @@ def _official(config: Config, net: Architecture) -> None:
     init = config.init
     if init.form is None:
         raise UserError(
-            f"init.source=official needs to know whose names the file has; give init.form={'|'.join(FORMS)}"
+            f"init.source=official needs to know whose names the file has; give init.form={' or '.join(FORMS)}"
         )
     form = FORMS[init.form]
     if Path(str(init.path)).suffix not in (SAFE, *PICKLED):
@@ -69,9 +69,11 @@ def _official(config: Config, net: Architecture) -> None:
             f"init.path={init.path} is not one of {', '.join((SAFE, *PICKLED))}; give a checkpoint's file"
         )
     if not isinstance(net, form.family):
+        fit = [name for name, other in FORMS.items() if isinstance(net, other.family)]
+        cure = f"take init.form={' or '.join(fit)}, or " if fit else ""
         raise UserError(
             f"init.form={init.form} holds the weights of a {form.title}, and model.name={config.model.name} is "
-            "another family; choose a model of that family"
+            f"another family; {cure}choose a model of that family"
         )
     for field, value in form.switches.items():
         if getattr(net, field) != value:

@@ -206,6 +206,18 @@ def parts_of(net: DiTArchitecture | UViTArchitecture, sigma: bool) -> list[Part]
     return _dit(net, sigma) if isinstance(net, DiTArchitecture) else _uvit(net)
 
 
+# parts that no official file has: their value in nets without, and what they are for
+_CONDITIONED: Mapping[str, tuple[Any, str]] = {
+    "cls_token": (False, "a [CLS] token that guidance reads"),
+    "dense": (
+        0,
+        "a vector that it is conditioned on, such as the prototype of a group found online",
+    ),
+    "spatial": (0, "boxes or masks that it is conditioned on"),
+    "dense_patch": (0, "a vector for each patch that it is conditioned on"),
+}
+
+
 def check_release(net: Architecture, form: str) -> None:
     """Returns where an official file of this form can hold all that this net has.
 
@@ -214,16 +226,18 @@ def check_release(net: Architecture, form: str) -> None:
     """
     layout = FORMS[form]
     if not isinstance(net, layout.family):
+        fit = [name for name, other in FORMS.items() if isinstance(net, other.family)]
+        cure = f"take {' or '.join(f'--form {name}' for name in fit)}" if fit else "no form has one"
         raise UserError(
-            f"--form {form}: a {layout.title} file holds no {type(net).__name__.removesuffix('Architecture')}; take "
-            "another form"
+            f"--form {form}: a {layout.title} file holds no {type(net).__name__.removesuffix('Architecture')}; {cure}"
         )
-    more = {"cls_token": False, "dense": 0, "spatial": 0, "dense_patch": 0}
+    more = {field: value for field, (value, _) in _CONDITIONED.items()}
     for field, value in (more | dict(layout.switches)).items():
         if getattr(net, field, value) != value:
+            _, what = _CONDITIONED.get(field, (value, ""))
             raise UserError(
-                f"--form {form}: this model has {field}={getattr(net, field)}, for which {layout.title}'s files "
-                f"have no place; only models with {field}={value} fit"
+                f"--form {form}: this model has {field}={getattr(net, field)}{what and f', {what}'}, for which "
+                f"{layout.title}'s files have no place; only models with {field}={value} fit"
             )
 
 

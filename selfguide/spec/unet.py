@@ -8,11 +8,12 @@ Hu et al. 2023 released their net with context tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from selfguide.spec.architecture import Architecture, Layer, require
+from selfguide.spec.architecture import Architecture, Layer, divisor, require
 
 CONTEXT_WIDTH = 32  # of a context token (Hu et al. 2023)
 TIME_TOKENS = 8  # context tokens that the time makes in the form imagen (their code)
@@ -79,7 +80,7 @@ class UNetArchitecture(Architecture):
             self.base % self.groups == 0,
             "groups",
             self.groups,
-            f"does not divide model.base={self.base}",
+            f"does not divide model.base={self.base}; take model.groups={divisor(self.base, self.groups)}",
         )
         require(
             self.stages[-1].width % (self.out_groups or self.groups) == 0,
@@ -97,7 +98,8 @@ class UNetArchitecture(Architecture):
             set(self.attention) <= set(scales),
             "attention",
             self.attention,
-            f"is not among this network's downsamplings {', '.join(map(str, scales))}",
+            f"is not among this network's downsamplings {', '.join(map(str, scales))}; take 'model.attention="
+            f"[{','.join(str(each) for each in scales if each in self.attention)}]'",
         )
         for stage in self.stages:
             field, parts = (
@@ -107,7 +109,8 @@ class UNetArchitecture(Architecture):
                 not stage.attention or stage.width % parts == 0,
                 field,
                 parts,
-                f"does not divide the width {stage.width} of the grid of edge {stage.edge}",
+                f"does not divide the width {stage.width} of the grid of edge {stage.edge}; take model.{field}="
+                f"{divisor(math.gcd(*(each.width for each in self.stages if each.attention)), parts)}",
             )
         require(0 <= self.dropout < 1, "dropout", self.dropout, "is a share: take 0 to below 1")
         require(

@@ -117,8 +117,8 @@ def _check_min_nodes(config: Config) -> None:
     if least not in works:
         raise UserError(
             f"min_nodes={least}: train.batch={train.batch} does not divide by {least} nodes x "
-            f"{config.cluster.gpus_per_node} in micro-batches of {config.micro_batch} or a little less; with "
-            f"nodes={most} take min_nodes={' or '.join(map(str, works))}"
+            f"{config.cluster.gpus_per_node} in micro-batches of {config.micro_batch} or a little less; take "
+            f"min_nodes={' or '.join(map(str, works))} with nodes={most}"
         )
     if config.cluster.nodelist:
         raise UserError(
@@ -235,8 +235,8 @@ def _check_evaluation(config: Config) -> None:
         )
     if evaluation.protocol == "fd_digits" and evaluation.samples < _LEAST_DIGITS:
         raise UserError(
-            f"evaluation.samples={evaluation.samples}: the standard error leaves out a tenth of the samples at a time, "
-            f"so take {_LEAST_DIGITS} or more"
+            f"evaluation.samples={evaluation.samples}: the standard error leaves out a tenth of the samples at a time; "
+            f"take {_LEAST_DIGITS} or more"
         )
     if evaluation.protocol in FEATURES and FEATURES[evaluation.protocol].of_images:
         _check_images(config)
@@ -254,8 +254,8 @@ def _check_images(config: Config) -> None:
     evaluation = config.evaluation
     if evaluation.samples < LEAST_SAMPLES:
         raise UserError(
-            f"evaluation.samples={evaluation.samples}: the standard error leaves out a tenth of the samples at a time, "
-            f"so take {LEAST_SAMPLES} or more"
+            f"evaluation.samples={evaluation.samples}: the standard error leaves out a tenth of the samples at a time; "
+            f"take {LEAST_SAMPLES} or more"
         )
     cluster = config.cluster
     if evaluation.ranks > cluster.gpus_per_node and cluster.promises_gpus:

@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from shards.errors import BadInputError
 from shards.format import foreign_arrays as foreign
 from shards.format.pictures import OTHERS, SUFFIXES, Picture
+from shards.format.tar import plain_members
 
 CLASSES = 1 << 20  # at most: every manifest counts the samples of each
 KEY: Final = "id.txt"  # the member that holds a sample's own key, where its name is a number
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+_PASSED_OVER = re.compile(r"__[^/]*__($|/)")
 _TEXT = 60  # characters of a wrong label that are shown
 Members = dict[str, bytes]  # by what follows the key, in lower case
 
@@ -225,8 +227,8 @@ def split_name(path: str) -> tuple[str, str] | None:
 
     None of names without one, and of names in double underscores, which webdataset passes over.
     """
-    found = _NAME.fullmatch(printable(path))
-    if found is None or re.match(r"__[^/]*__($|/)", path):
+    found = _NAME.fullmatch(path if path.isascii() else printable(path))
+    if found is None or _PASSED_OVER.match(path):
         return None
     return found[1], found[2].lower()
 
@@ -249,19 +251,23 @@ def members_of(span: bytes) -> tuple[str, Members]:
     """
     found: Members = {}
     keys = set()
-    try:
-        with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as tar:
-            for member in tar:
-                split = split_name(member.name)
-                if member.isfile() and split is not None:
-                    keys.add(split[0])
-                    start = member.offset_data
-                    found[split[1]] = span[start : start + member.size]
-    except tarfile.TarError as error:
-        raise BadInputError(f"no members of a tar: {error}") from None
+    for name, start, size in plain_members(span) or _any_members(span):
+        split = split_name(name)
+        if split is not None:
+            keys.add(split[0])
+            found[split[1]] = span[start : start + size]
     if len(keys) != 1:
         raise BadInputError(f"members of {len(keys)} samples")
     return keys.pop(), found
+
+
+def _any_members(span: bytes) -> list[tuple[str, int, int]]:
+    """Name, first byte and size of each file in a part of a tar, of whatever format."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as tar:
+            return [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
+    except tarfile.TarError as error:
+        raise BadInputError(f"no members of a tar: {error}") from None
 
 
 def printable(name: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import BadInputError, UserError
+from shards.format import jpeg
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -101,7 +102,9 @@ class Picture:
         return f"{'rgb' if self.channels == 3 else 'grey'} {cut} pillow-{__version__}"
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
-        return self.look(data).pixels
+        """The sample alone: of a JPEG whose orientation does not matter, by Pillow's decoder without its parsing."""
+        image = jpeg.decode(data) if self.background is None else None
+        return self.look(data).pixels if image is None else self._pixels(self._opaque(image))
 
     def look(self, data: bytes) -> Look:
         """The sample, and what was done to it; raises BadInputError where it is no image or not one that is wanted."""
@@ -127,9 +130,13 @@ class Picture:
             raise BadInputError(f"damaged image: {error or type(error).__name__}") from None
         if self.size is not None and min(plain.size) < self.size:
             traits.append("enlarged")
-        pixels = np.asarray(plain if self.size is None else _fit(plain, self.size))
+        return Look(self._pixels(plain), tuple(traits), kind)
+
+    def _pixels(self, image: Image) -> NDArray[np.uint8]:
+        """RGB or grey to (C, H, W), of the size that is wanted."""
+        pixels = np.asarray(image if self.size is None else _fit(image, self.size))
         turned = pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
-        return Look(np.ascontiguousarray(turned), tuple(traits), kind)
+        return np.ascontiguousarray(turned)
 
     def _plain(self, image: ImageFile, data: bytes) -> tuple[Image, list[str]]:
         """RGB or grey, and what was done to it."""
@@ -169,7 +176,8 @@ class Picture:
 
     def _opaque(self, image: Image) -> Image:
         """RGB or grey."""
-        return image.convert("RGB" if self.channels == 3 else "L")
+        mode = "RGB" if self.channels == 3 else "L"
+        return image if image.mode == mode else image.convert(mode)
 
     def stored(self, data: bytes) -> Stored:
         """The picture as shards keep it: its own bytes where it stays as it is, else a PNG of what it became.

@@ -31,6 +31,7 @@ _MADE = frozenset(
         "__MACOSX",
     )
 )
+_SUFFIXES = SUFFIXES | OTHERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +70,19 @@ def folder_tree(base: Path) -> Tree:
                 inner.clear()
                 continue
             known.add(real)
-        below = Path(place).relative_to(base)
+        relative = Path(place).relative_to(base).as_posix()
+        below = "" if relative == "." else f"{relative}/"
         kept = []
         for name in sorted(inner):
             if reason := _no_folder(name):
-                passed.append(Passed(f"{(below / name).as_posix()}/", reason))
+                passed.append(Passed(f"{below}{name}/", reason))
             else:
                 kept.append(name)
         inner[:] = kept
-        folders += [f"{(below / name).as_posix()}/" for name in kept]
+        folders += [f"{below}{name}/" for name in kept]
         for name in sorted(names):
-            path = (below / name).as_posix()
-            if reason := _no_image(name, partial(_head_of, Path(place, name))):
+            path = f"{below}{name}"
+            if reason := _no_image(name, partial(_head_of, base, path)):
                 passed.append(Passed(path, reason))
             else:
                 images.append(path)
@@ -218,7 +220,7 @@ def _no_image(name: str, head: Callable[[], bytes | None]) -> str:
     """Why a file is no input; empty where it is. `head` reads its first bytes, None where it cannot be read."""
     if name.startswith("."):
         return "a hidden file"
-    if Path(name).suffix.lower() in SUFFIXES | OTHERS:
+    if os.path.splitext(name)[1].lower() in _SUFFIXES:  # noqa: PTH122 - half a million names are many paths
         return ""
     found = head()
     if found is None:
@@ -226,7 +228,8 @@ def _no_image(name: str, head: Callable[[], bytes | None]) -> str:
     return "" if is_picture(found) else "no picture"
 
 
-def _head_of(path: Path) -> bytes | None:
+def _head_of(base: Path, name: str) -> bytes | None:
+    path = base / name
     try:
         # a pipe would be waited for
         if not stat.S_ISREG(path.stat().st_mode):

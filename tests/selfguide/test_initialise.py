@@ -603,7 +603,7 @@ LAWS = [
     ("init=dit init.path=''", "init.source=official needs weights; give init.path="),
     ("init=dit init.path=s3://b/dit.pt", "copy them there"),
     ("init=snapshot init.path=x init.form=sit", "init.form=sit is read with init.source=official only"),
-    ("init.source=official init.path=x.pt", "give init.form=dit|sit|uvit"),
+    ("init.source=official init.path=x.pt", "give init.form=dit or sit or uvit"),
     ("init=dit init.path=x.zip", "init.path=x.zip is not one of .safetensors"),
     ("init=uvit init.path=x.pt", "holds the weights of a U-ViT, and model.name=dit_digits"),
     ("init=dit init.path=x.pt", "model.time=noise_1000, and the weights of init.path=x.pt were fed index; set "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 
 import shards
+from launcher.compose import compose
 from selfguide.data.autoencoders import load_autoencoder
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
@@ -32,7 +35,7 @@ from shards.format import manifest as manifests
 from tests.selfguide.test_autoencoders import latent_config, latents  # noqa: F401
 from tests.selfguide.test_sidecar_source import attempt as sidecar_attempt
 from tests.selfguide.test_training import attempt, config
-from tools import sample, sample_options
+from tools import sample, sample_options, weights
 from tools.ranks import run_ranks
 
 
@@ -239,6 +242,25 @@ def test_mistakes_are_named(run: Path, tmp_path: Path, arguments: list[str], wor
     with pytest.raises(UserError, match=words):
         sample.main([str(run), "--out", str(tmp_path / "none"), *arguments])
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("form", ["dit", "uvit"])
+def test_weights_that_no_official_file_has_a_place_for_are_read_as_printed(
+    run: Path, tmp_path: Path, form: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        weights.main(["export", str(run), "--form", form, "--out", str(tmp_path / "w.pt")])
+    message = str(refused.value)
+    assert "group found online" in message if form == "dit" else "--form dit" in message
+    assert not (tmp_path / "w.pt").exists()
+    (command,) = re.findall("`([^`]+)`", message)
+    module, *words = shlex.split(command)[2:]
+    assert module == "tools.sample"
+    out = ["--out", str(tmp_path / "out"), "--count", "1", "--steps", "1"]
+    assert sample.main([*words, *out]) == 0
+    chosen = re.findall(r"init\S*=\S+", message)
+    config = compose(["experiment=digits_dit", "cluster=local", *shlex.split(" ".join(chosen))])
+    assert config.init.path == words[0]
 
 
 def test_an_unconditional_snapshot_refuses_conditions(run: Path, tmp_path: Path) -> None:

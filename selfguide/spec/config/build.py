@@ -140,4 +140,6 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
         return str(value)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise UserError(f"{where}={value!r} must be {hint.__name__}, not {type(value).__name__}")
+    wanted = {int: "a whole number", float: "a number", bool: "true or false"}.get(hint)
+    cure = f"; give {wanted}" if wanted else ""
+    raise UserError(f"{where}={value!r} must be {hint.__name__}, not {type(value).__name__}{cure}")

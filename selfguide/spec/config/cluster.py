@@ -233,7 +233,7 @@ def _check_options(cluster: ClusterConfig) -> None:
         if not option.startswith("--") or name in _OUR_SRUN:
             why = "is the launcher's own" if name in _OUR_SRUN else "is no long option of srun"
             raise UserError(
-                f"cluster.srun: {option!r} {why}; give such as --container-image=/images/sg.sqsh"
+                f"cluster.srun: {option!r} {why}; give such as 'cluster.srun=[--container-image=/images/sg.sqsh]'"
             )
     if cluster.scratch and re.search(r"[\"`\\\n]|\$\(", cluster.scratch):
         raise UserError(
@@ -256,5 +256,5 @@ def _check_gpus(cluster: ClusterConfig) -> None:
     if cluster.gres and sum(map(int, counts)) != cluster.gpus_per_node:
         raise UserError(
             f"cluster.gres={cluster.gres} does not ask for the {cluster.gpus_per_node} GPUs of cluster.gpus_per_node, "
-            f"one a rank; give such as gpu:h100:{cluster.gpus_per_node}"
+            f"one a rank; give such as cluster.gres=gpu:{cluster.gpus_per_node}"
         )

@@ -169,9 +169,11 @@ def check_sampler(config: SamplerConfig, path: PathConfig) -> None:
             "in; take path=edm, or sampler.name=ddim with sampler.eta=1"
         )
     if config.name == "euler_maruyama" and path.name not in ("rectified_flow", "vp"):
+        # of a preset more than the name stays
+        other = "sampler.name=ddim" if config.diffusion == "sit" else "sampler=ddim"
         raise UserError(
             f"sampler.name=euler_maruyama steps in noise-time, which path.name={path.name} does not take evenly; "
-            "take sampler.name=ddim with sampler.eta=1"
+            f"take {other} with sampler.eta=1"
         )
 
 

@@ -112,7 +112,8 @@ def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
     """
     if train.warmup_images > train.images:
         raise UserError(
-            f"train.warmup_images={train.warmup_images} is longer than train.images={train.images}; shorten it"
+            f"train.warmup_images={train.warmup_images} is longer than train.images={train.images}; take "
+            f"train.warmup_images={train.images} or less"
         )
     begin = train.cosine_from
     if begin is not None and begin >= train.images:
