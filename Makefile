@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FAISS ?= cpu
 # what keeps to itself runs two files at a time; a cluster, a browser and whole runs have the machine to themselves
-PARALLEL := tests/guard tests/launcher tests/selfguide tests/spec tests/shards tests/s3 tests/board tests/tools $(wildcard tests/test_*.py)
+PARALLEL := tests/guard tests/launcher tests/selfguide tests/spec tests/shards tests/s3 tests/board tests/tools tests/resume_kit $(wildcard tests/test_*.py)
 SERIAL := tests/cluster tests/browser tests/end_to_end
 # what the tests take, and the minutes that they may take on two idle cores: 26 is the aim, and the rest is margin for
 # neighbours, which are looked at only before and after each session

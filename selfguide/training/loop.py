@@ -167,6 +167,7 @@ def save_checkpoint(job: Training, epochs: Epochs, *, wait: bool) -> bool:
         status.enter("checkpoint")
         job.saver.save(folder, state, back_to)
         status.enter("train")
+        job.telemetry.wall.mark("checkpoint")
         return False
     job.telemetry.say("checkpoint", state.images)
     if job.saver is not None:

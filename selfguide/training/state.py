@@ -6,7 +6,8 @@ ranges of the parameter space: exactly, and alike in every engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,30 @@ class State:
     def refresh_teacher(self, *, buffers: bool) -> None:
         assert self.teacher is not None
         self.teacher.refresh(self.averages.weights(), self.engine.module, buffers=buffers)
+
+    @contextlib.contextmanager
+    def averaged(self, index: int = 0) -> Iterator[Student]:
+        """The live network with the weights of an average in their place, in eval mode, to sample from between steps.
+
+        All ranks enter and leave together. Averages and masters change places where they are, so no second network is
+        needed, and on leaving every bit is what it was.
+        """
+        module, training = self.engine.module, self.engine.module.training
+        self._exchange(index)
+        try:
+            yield module.eval()
+        finally:
+            module.train(training)
+            self._exchange(index)
+
+    @torch.no_grad()
+    def _exchange(self, index: int) -> None:
+        pairs = zip(self.engine.masters, self.averages.shards[index], strict=True)
+        for master, average in pairs:
+            live = master.clone()
+            master.copy_(average)
+            average.copy_(live)
+        self.engine.refresh()
 
     @torch.no_grad()
     def normalise_rows(self, name: str, applied: Tensor) -> None:

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,4 +127,4 @@ def publish(
     prune(Path(folder).parent, **keep)  # type: ignore[arg-type]
 
 
-_TASKS = {"write": write, "publish": publish}
+_TASKS: Mapping[str, Callable[..., Any]] = {"write": write, "publish": publish}

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import selfguide
 from shards import errors
 from shards.errors import StoreError
 
@@ -164,7 +163,7 @@ class Writer:
 
     def _start(self) -> subprocess.Popen[bytes]:
         # this code and no other of the name: a job runs from its attempt's copy
-        root = str(Path(selfguide.__file__).parents[1])
+        root = str(Path(__file__).parents[2])
         code = (
             f"import sys; sys.path[:1] = [{root!r}]; from selfguide.training.writer import main; "
             f"main({self._memory.descriptor})"

@@ -49,7 +49,8 @@ class Run:
         self.job = begun(root / "run", 0)
         self.job.lease.run.attempt(1).mkdir(parents=True, exist_ok=True)
         settings: dict[str, Any] = {"unstable": "roll_back", "skips": 2, "keep_checkpoints": 1}
-        self.broken, self.streams = broken, []  # type: tuple[set[int], list[Stream]]
+        self.broken = broken
+        self.streams: list[Stream] = []
         job = self.job
         job.config = replace(job.config, train=replace(job.config.train, **(settings | train)))
         job.state.stability.limits = job.config.train
@@ -65,7 +66,7 @@ class Run:
             advance(job)
             judge(job, job.telemetry.report(job.state.images).get("loss"))
             if job.state.images % (2 * BATCH) == 0:
-                loop.save_checkpoint(job, _Epochs(), last=True)  # type: ignore[arg-type]
+                loop.save_checkpoint(job, _Epochs(), wait=True)  # type: ignore[arg-type]
 
 
 class _Epochs:
