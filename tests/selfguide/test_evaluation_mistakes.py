@@ -211,6 +211,14 @@ def test_statistics_that_are_not_there_name_the_setting_and_what_makes_them(
         read("none.npz", whole)
 
 
+def test_a_try_whose_key_was_scored_meanwhile_leaves_neither_record_nor_files(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "scored", lambda *of: True)
+    job.main(request(run, tmp_path), RankStatus())
+    assert [path for path in run.evals.rglob("*") if path.is_file()] == []
+
+
 def test_two_nets_of_one_name_have_two_keys_and_two_records(
     run: RunFolder, net: dict[str, str], tmp_path: Path
 ) -> None:

@@ -199,6 +199,34 @@ def test_probe_job_publishes_one_record_that_leaves_the_model_label_free(
     assert not list((run.evals / ".parts").glob("*"))
 
 
+def test_digits_and_a_probe_both_score_a_snapshot_of_a_run_with_both(
+    digits: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "runs" / "both" / "0123")
+    manifest = manifests.load(digits)
+    write_snapshot(
+        run.snapshot(7), digits, "evaluation=[fd_digits,probe_digits]", "evaluation.samples=60", "sampler.steps=1",
+        data={"root": str(digits), "header": manifest.header, "manifest": manifest.hash},
+    )  # fmt: skip
+    run.run_json.write_text(json.dumps({"id": "0123", "images": 7}))
+    snapshot = load(run.snapshot(7))
+    scores_digits, probes = snapshot.config.scored_by
+    # as little of it as shows a record
+    less = replace(probes.evaluation, passes=1, noise_times=(0.1,), layers=("block_1",))
+    for config in (scores_digits, replace(probes, evaluation=less)):
+        protocol = Protocol.of(config, {"data": snapshot.data, "guidance": snapshot.guidance})
+        wanted = {"run": str(run.root), "images": 7, "key": record_key(7, protocol), "attempt": 1}
+        request = tmp_path / "request.json"
+        request.write_text(json.dumps({**wanted, "config": plain(config)}))
+        job.main(request, RankStatus())
+    found = {record.metric: record for record in records(run)}
+    assert found.keys() == {"fd_digits", "linear_accuracy"}
+    assert all(record.done and np.isfinite(record.score) for record in found.values())
+    assert [set(record.scores) & {"floor", "knn_accuracy"} for record in found.values()] == [
+        {"floor"} if metric == "fd_digits" else {"knn_accuracy"} for metric in found
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "of"),
     [
