@@ -49,13 +49,15 @@ from selfguide.training.engine.protocol import DTYPES
 from shards import cli
 from shards.errors import UserError
 from shards.format.header import Header
-from tools import flags, sample_options, sample_set
+from tools import flags, sample_grid, sample_options, sample_set
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = sample_options.parser(__doc__).parse_args(argv)
     flags.check_least(options, 1, "count", "columns", "batch")
     flags.check_image_seed(options, options.count or 1)
+    if options.grid:
+        return grid(options)
     snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
     if options.recipe:
         snapshot = with_recipe(snapshot, folder, options.recipe, options.ema)
@@ -110,6 +112,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         options,
         said | {"count": len(images), "nfe": evaluations, "request": wanted},
     )
+    return 0
+
+
+def grid(options: argparse.Namespace) -> int:
+    """One noise a row, and what --grid varies from column to column; a condition is drawn anew for each run."""
+    drawn = {}
+    for name, each in sample_grid.columns(options):
+        snapshot, folder = load_snapshot(each.run, each.runs, each.images, each.ema)
+        flags.moved(snapshot.student, each.device, DTYPES[each.dtype])
+        codec = autoencoder_of(snapshot.data["header"], each)
+        condition = condition_of(snapshot, naming_of(folder, snapshot), codec, each)
+        seeds = each.seed + torch.arange(len(condition))
+        x, _ = draw(snapshot, sampler_of(snapshot, each), condition, seeds, each.batch)
+        drawn[name] = to_images(snapshot.data["header"], x, codec)
+    said = sample_grid.write(Path(options.out), [*drawn], [*drawn.values()])
+    print(json.dumps(said) if options.json else f"{said['grid']}: {', '.join(drawn)}")
     return 0
 
 

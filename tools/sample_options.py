@@ -25,6 +25,8 @@ EPILOG = """examples:
   python -m tools.sample RUN --count 50000 --npz          for evaluators; again goes on where it was ended
   torchrun --nproc-per-node 8 -m tools.sample RUN --count 50000 --npz     the same bits, from 8 GPUs
   python -m tools.sample RUN --chain --count 6            six images, noise to data
+  python -m tools.sample RUN --grid g=0,1,2,3 --count 6   six noises, each at four guidance weights
+  python -m tools.sample RUN --grid runs=RUN,OTHER        each noise of two runs, side by side
 """
 
 
@@ -56,6 +58,12 @@ def parser(about: str | None) -> argparse.ArgumentParser:
         ("--prior", ("empirical", "uniform"), None, prior),
         ("--count N", int, 64, "number of images (64)"),
         ("--chain", bool, False, chain),
+        (
+            "--grid KEY=A,B",
+            str,
+            None,
+            "one noise a row, one value a column: g=0,1,2 or steps=5,10 or images=N,M or runs=A,B",
+        ),
         (
             "--npz",
             bool,

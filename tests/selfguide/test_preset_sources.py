@@ -38,6 +38,7 @@ UNETS = {
     "unet_ddpmpp": Recipe((2, 2, 2), 4, (2,), **DDAE),
     "unet_edm_32": Recipe((2, 2, 2), 4, (2,), **EDM),
     "unet_edm_64": Recipe((1, 2, 2, 2), 4, (4,), **EDM),
+    "unet_edm_128": Recipe((1, 2, 2, 2), 4, (8,), **EDM),
     "unet_adm_64": Recipe((1, 2, 3, 4), 3, (2, 4, 8), joins="late", head_width=64, adaptive=True),
     "unet_sgdm_32": Recipe(**SGDM, joins="concat"),
     "unet_sgdm_64": Recipe(**SGDM, joins="concat"),
@@ -149,6 +150,7 @@ def test_a_unet_preset_computes_what_its_source_does(name: str) -> None:
         ("unet_ddpmpp", 0.1),
         ("unet_edm_32", 0.13),
         ("unet_edm_64", 0.05),
+        ("unet_edm_128", 0.05),
         ("unet_adm_64", 0.1),
     ],
 )
@@ -195,7 +197,11 @@ def test_a_dit_preset_has_its_sources_sizes(name: str) -> None:
 def test_a_unet_preset_has_its_sources_widths(name: str) -> None:
     net: Any = TABLE[name]
     assert net.base == (192 if name == "unet_adm_64" else 128)
-    edge = 32 if name in ("unet_ddpm", "unet_ddpmpp", "unet_sgdm_256") else int(name[-2:])
+    edge = (
+        32
+        if name in ("unet_ddpm", "unet_ddpmpp", "unet_sgdm_256")
+        else int(name.rpartition("_")[2])
+    )
     assert (net.size, net.channels) == (edge, 4 if name == "unet_sgdm_256" else 3)
 
 

@@ -167,6 +167,41 @@ def test_a_chain_shows_the_way_from_noise_to_the_image(run: Path, tmp_path: Path
     np.testing.assert_array_equal(np.stack(rows), images)  # the last column is the image
 
 
+def test_a_grid_has_one_noise_a_row_and_one_value_a_column(run: Path, tmp_path: Path) -> None:
+    made = tmp_path / "grid"
+    few = ("--steps", "3", "--count", "2")
+    assert sample.main([str(run), "--grid", "g=0,1,2", "--out", str(made), *few]) == 0
+    said = json.loads((made / "sample.json").read_text())
+    assert said["columns"] == ["g=0", "g=1", "g=2"] and said["rows"] == 2
+    sheet = np.asarray(Image.open(made / "grid.png"))
+    for column, g in enumerate((0, 1, 2)):
+        sampled(run, tmp_path / f"g{g}", "--g", str(g), *few, "--columns", "1")
+        alone = np.asarray(Image.open(tmp_path / f"g{g}" / "grid.png"))
+        # a column of the grid is what the same flags draw in one
+        start = column * (sheet.shape[1] - alone.shape[1]) // 2
+        assert np.array_equal(sheet[:, start : start + alone.shape[1]], alone)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--grid", "weight=1,2"], "weight"),
+        (["--grid", "g=1"], "two values"),
+        (["--grid", "g"], "two values"),
+        (["--grid", "g=1,1"], "each once"),
+        (["--grid", "g=one,two"], "numbers"),
+        (["--grid", "steps=1.5,2"], "whole numbers"),
+        (["--grid", "g=1,2", "--g", "3"], "drop the flag"),
+        (["--grid", "g=1,2", "--chain"], "--chain"),
+    ],
+)
+def test_a_grid_that_cannot_be_drawn_is_refused(
+    run: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        sample.main([str(run), *arguments, "--out", str(tmp_path)])
+
+
 def test_no_condition_is_the_null_row_of_a_conditioned_student(labelled: Path, run: Path) -> None:
     """Its unconditional row was never trained."""
     labelled_run = sample.load(labelled / "snapshots" / "img-000000512")

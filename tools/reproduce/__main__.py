@@ -47,7 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     every: dict[str, tuple[str, Any, tuple[flags.Flag, ...]]] = {
         "ls": ("papers, the tables of one, or the rows of a table", _list, ()),
         "show": ("every command of a table or row, from raw data", _show, ()),
-        "run": ("train and score the rows of a table, one after the other", _run, _RUN),
+        "run": (
+            "submit the rows of a table, and at toy size train them one after the other",
+            _run,
+            _RUN,
+        ),
         "page": ("docs/reproduce.md", _page, (("--out FILE", str, None, "the page (stdout)"),)),
     }
     for verb, (text, run, own) in every.items():
@@ -164,7 +168,7 @@ def _page(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Submits each row and follows it; then the board. A row that lacks something is named and left out."""
+    """Submits each row, follows it at toy size; then the board. A row that lacks something is named and left out."""
     runs_of = {row.settings: row for row in chosen(options) if row.settings and not row.lacks}
     rows = list(runs_of.values())
     for row in chosen(options):
@@ -177,7 +181,9 @@ def _run(options: argparse.Namespace) -> int:
     failed = []
     for number, (row, words) in enumerate(zip(rows, typed, strict=True), 1):
         print(f"row {number} of {len(rows)}: {row.key}", file=sys.stderr, flush=True)
-        command = ["launcher.submit", *words, *options.set, f"runs={runs}", "follow=true"]
+        command = ["launcher.submit", *words, *options.set, f"runs={runs}"]
+        # a run at full size takes days, and its cluster trains several
+        command += ["follow=true"] if options.shrink else []
         if _called(command, options.json):
             failed.append(row.key)
     board = _called(

@@ -111,14 +111,14 @@ def _shrunk(word: str) -> bool:
 
 def _network(config: Config) -> list[str]:
     """The row's family, as small as the digits, and fewer steps of its sampler."""
-    words = ["model.size=null", "model.channels=null", "model.dropout=0"]
-    if isinstance(size_of(config.model.name), UNetArchitecture):
-        words += ["model.base=32", "model.mult=[1,2]", "model.blocks=1", "model.attention=[2]"]
-        words += ["model.groups=8"]
-        if size_of(config.model.name).out_groups is not None or config.model.out_groups is not None:
+    words, base = ["model.size=null", "model.channels=null"], size_of(config.model.name)
+    if isinstance(base, UNetArchitecture):
+        words += ["model.dropout=0", "model.base=32", "model.mult=[1,2]", "model.blocks=1"]
+        words += ["model.attention=[2]", "model.groups=8"]
+        if base.out_groups is not None or config.model.out_groups is not None:
             words += ["model.out_groups=8"]
     else:
-        words = [*words[:2], "model.patch=2", "model.width=64", "model.depth=4", "model.heads=4"]
+        words += ["model.patch=2", "model.width=64", "model.depth=4", "model.heads=4"]
     if config.sampler.name != "dopri5":
         words += ["sampler.steps=20"]
     return words

@@ -223,7 +223,8 @@ ROWS = (
         "figure11",
         "one-noise-over-k",
         None,
-        lacks="a grid of several runs with one noise a row: `tools.sample --grid`",
+        command="python -m tools.sample RUN --grid runs=RUN,RUN,RUN --count 8 --out samples",
+        differs="RUN, RUN, RUN: runs of figure3, from small to large K, and cedm/cifar10_none",
     ),
     _row(
         "figure15",

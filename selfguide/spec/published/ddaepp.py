@@ -240,5 +240,11 @@ ROWS = (
         command="python -m launcher.board curve RUN --metric loss",
         differs="RUN stands for any of them",
     ),
-    _row("figure7", "side-by-side", None, lacks="samples of two runs in one noise, side by side"),
+    _row(
+        "figure7",
+        "side-by-side",
+        None,
+        lacks=_SELF,
+        differs="`tools.sample --grid runs=A,B` draws two runs in one noise",
+    ),
 )

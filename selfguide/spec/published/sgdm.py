@@ -209,7 +209,8 @@ ROWS = (
         "figure18",
         "strength-in-one-noise",
         None,
-        lacks="a grid of one noise a row over a setting: `tools.sample --grid`",
+        command="python -m tools.sample RUN --grid g=0,0.5,1,1.5,2,2.5,3 --count 8 --out samples",
+        differs="RUN stands for the run of sgdm/in32_self",
     ),
     _row(
         "figure22",

@@ -85,6 +85,13 @@ ROWS = (
         differs=_RUN,
     ),
     _row(
+        "figure4",
+        "one-noise-over-training",
+        None,
+        command="python -m tools.sample RUN --grid images=N,N,N --count 8 --out samples",
+        differs=f"{_RUN}, N for the images seen of its snapshots",
+    ),
+    _row(
         "figure5",
         "like-a-photo",
         None,
@@ -108,6 +115,13 @@ ROWS = (
         )
     ),
     _row(
+        "figure6",
+        "one-noise-over-steps",
+        None,
+        command="python -m tools.sample RUN --sampler euler --grid steps=5,10,20,50 --count 8 --out samples",
+        differs=_RUN,
+    ),
+    _row(
         "figure11",
         "fid-over-strength",
         None,
@@ -129,7 +143,8 @@ ROWS = (
         "figure13",
         "strength-in-one-noise",
         None,
-        lacks="a grid of one noise a row over a setting: `tools.sample --grid`",
+        command="python -m tools.sample RUN --grid g=0,1,1.4,2,3 --count 8 --out samples",
+        differs=_RUN,
     ),
     _row(
         "figure16",
