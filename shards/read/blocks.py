@@ -49,8 +49,11 @@ class Blocks(Tars[Arrays]):
         fields = [f for f in self._manifest.fields if f.name in names]
         found: Arrays = {f.name: np.empty((count, *_row(f).shape), _row(f).base) for f in fields}
         for here, _, rows, opened in picked:
+            to, of = _slice(here), _slice(rows)
             for name, values in found.items():
-                values[here] = opened[name].take(rows, axis=0)
+                # neighbours are copied once; others twice, which `take` does faster than an index
+                some = opened[name]
+                values[to] = some[of] if isinstance(of, slice) else some.take(of, axis=0)
         plain = {f.name: found[f.name].view(f.dtype) for f in fields}
         return {f.name: plain[f.name].reshape(count, *f.shape) for f in fields}
 
@@ -87,6 +90,14 @@ def _array(payload: Raw, field: Field) -> NDArray[np.generic]:
     """
     row = _row(field)
     return np.asarray(payload).view(row.base).reshape(-1, *row.shape)
+
+
+def _slice(index: NDArray[np.int64]) -> NDArray[np.int64] | slice:
+    """Numbers that follow each other as a slice, others as they are."""
+    first, last = int(index[0]), int(index[-1])
+    if last - first + 1 == len(index) and bool((np.diff(index) == 1).all()):
+        return slice(first, last + 1)
+    return index
 
 
 def _row(field: Field) -> np.dtype[np.generic]:

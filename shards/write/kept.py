@@ -37,7 +37,7 @@ class KeptSample(NamedTuple):
     """A picture as it was first decoded."""
 
     own: str  # extension of the input's own bytes where a shard keeps these, else empty
-    x: NDArray[np.generic]  # (C, H, W)
+    x: NDArray[Any]  # (C, H, W)
 
 
 @contextlib.contextmanager
@@ -112,7 +112,7 @@ class PartFile:
             if self._file is None or kind != self._kind:
                 return
             record = np.zeros((), dtype=kind)
-            record["own"], record["xxh3"], record["x"] = own, xxhash.xxh3_64_intdigest(x), x
+            record["own"], record["xxh3"], record["x"] = own, xxhash.xxh3_64_intdigest(x.data), x
             self._file.seek(at * kind.itemsize)
             self._file.write(record.data)
 

@@ -380,9 +380,10 @@ def test_any_number_of_processes_keeps_the_order_and_none_is_started_in_vain() -
 
 @pytest.mark.timeout(60)
 def test_a_process_that_dies_is_an_error_and_never_a_hang(pool: Decoders) -> None:
+    _start(pool)
     with pytest.raises(UserError, match="a process of decoders=2 died"):
         pool.map(_die, [*range(10)])
-    assert pool.map(abs, [-1, -2]) == [1, 2]  # another two are started
+    _start(pool)  # another two
     connection, process = next(iter(pool._processes.items()))
     connection.send((bytes, [8 << 20]))  # more than a pipe holds: it waits within its answer
     assert connection.poll(30) and process.pid is not None
@@ -390,6 +391,25 @@ def test_a_process_that_dies_is_an_error_and_never_a_hang(pool: Decoders) -> Non
     process.join()
     with pytest.raises(UserError, match="a process of decoders=2 died"):
         pool.map(abs, [*range(8)])
+
+
+def _start(pool: Decoders) -> None:
+    """Until all processes have started, this one works in their place."""
+    assert pool.map(abs, [-1, -2]) == [1, 2]
+    while pool._starting:
+        assert pool.map(abs, [-1, -2]) == [1, 2]
+
+
+@pytest.mark.timeout(60)
+def test_the_first_items_wait_for_no_process(pool: Decoders) -> None:
+    here = os.getpid()
+    assert pool.map(_process_of, [*range(8)])[0] == here
+    _start(pool)
+    assert here not in pool.map(_process_of, [*range(8)])
+
+
+def _process_of(item: int) -> int:
+    return os.getpid()
 
 
 def test_what_the_work_raises_is_raised_and_later_work_gets_its_own_answers(pool: Decoders) -> None:
@@ -404,6 +424,8 @@ from shards.read.decoding import Decoders
 if __name__ == "__main__":
     pool = Decoders(2)
     pool.map(abs, [1, 2, 3, 4])
+    while pool._starting:
+        pool.map(abs, [1, 2, 3, 4])
     print(*[process.pid for process in pool._processes.values()], flush=True)
     if sys.argv[1] == "busy":
         threading.Thread(target=pool.map, args=(time.sleep, [3600] * 4), daemon=True).start()

@@ -20,7 +20,7 @@ from tests.shards import data
 from tools import environments
 from tools.bench import __main__ as command
 from tools.bench import shards as suite
-from tools.bench import shards_data, shards_rivals, shards_start, shards_store
+from tools.bench import shards_data, shards_pictures, shards_rivals, shards_start, shards_store
 from tools.bench.rivals.worker import stacked, touch
 from tools.bench.shards_data import Figure, Latents
 
@@ -53,6 +53,7 @@ def test_every_reader_delivers_every_sample_once(
         assert shards_data.their_epoch(urls) == latents.sums
     assert shards_data.their_epoch_of_blocks(tars) == latents.sums
     assert shards_data.our_epoch(ours, COUNT) == latents.sums
+    assert shards_data.our_scan(ours) == latents.sums
     assert shards_data.raw_epoch([Path(tar) for tar in tars]) == sum(
         Path(tar).stat().st_size for tar in tars
     )
@@ -154,6 +155,14 @@ def test_blocks_from_a_real_store(
     assert all(f.ours > 0 and f.other > 0 and f.unit == "MB/s" for f in figures)
 
 
+def test_pictures_are_written_and_read_alike_by_both(tmp_path: Path) -> None:
+    (made,) = shards_pictures.making(tmp_path, 30, 2, 0.0)
+    assert made.reached and made.ours > 0 and "30 PNGs" in made.name
+    found = shards_pictures.reading(tmp_path, 300, 2, {"jpg": 0.0, "png": 0.0})
+    assert [f.unit for f in found] == ["us/sample", "us/sample", "ms"]
+    assert all(f.ours > 0 and f.other > 0 for f in found)
+
+
 def test_a_goal_is_a_bound_from_below_or_from_above() -> None:
     figure = Figure(name="a", unit="s", ours=1.0, other=3.0, ratio=3.0)
     assert figure.reached is None
@@ -168,7 +177,14 @@ def test_the_command_says_every_figure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(suite, "QUICK", COUNT)
-    words = ["shards", "--quick", "--repeats", "2", "--without", "litdata,streaming,store,starting"]
+    words = [
+        "shards",
+        "--quick",
+        "--repeats",
+        "2",
+        "--without",
+        "litdata,streaming,store,starting,pictures",
+    ]
     assert command.main([*words, "--json"]) == 0
     found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["suites"]["shards"]
     goals = {f["name"]: f["goal"] for f in found if f["goal"] is not None}
@@ -177,6 +193,7 @@ def test_the_command_says_every_figure(
         "webdataset on its default layout": 30.0,
         "webdataset on our tars": 3.0,
         "raw sequential read of the same bytes": 0.25,
+        "the same, of blocks in their order": 0.4,
         "writing by webdataset's ShardWriter": 3.0,
     }
     for f in found:

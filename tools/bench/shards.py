@@ -20,12 +20,14 @@ from rich.table import Table
 
 from shards import cli
 from shards.errors import UserError
+from tools.bench import shards_pictures
 from tools.bench.harness import Variant, measure
 from tools.bench.shards_data import (
     BATCH,
     Figure,
     Latents,
     our_epoch,
+    our_scan,
     raw_epoch,
     their_epoch,
     their_epoch_of_blocks,
@@ -40,17 +42,22 @@ from tools.environments import InstallError
 
 TITLE = "shards: 40,000 latents 4x32x32 fp16, batches of 256, shuffled, xxh3 on, warm"
 COUNT, QUICK = 40_000, 4096
+PICTURES, FEW = 11_358, 1_200  # of pictures; the second with `quick`
 STARTS = (1_281_167, 1_000_000_000)  # samples: ImageNet, and as many as anybody has
-PARTS = ("reading", "writing", "starting", "store")
+PARTS = ("reading", "writing", "pictures", "starting", "store")
 GOALS = {
     "webdataset": 30.0,
     "webdataset on ours": 3.0,
     "raw": 0.25,
+    "in order": 0.4,
     "rival": 1.5,
     "writer": 3.0,
     "bytes": 1.005,
     "start": 1.1,
     "store": 0.85,
+    "making": 1.2,
+    "jpg": 1.5,
+    "png": 1.1,
 }
 
 
@@ -84,6 +91,7 @@ def suite(
         parts: dict[str, Callable[[], list[Figure]]] = {
             "reading": lambda: reading(latents, folder, turns, without, say),
             "writing": lambda: writing(latents, folder, turns),
+            "pictures": lambda: pictures(folder, FEW if quick else PICTURES, turns),
             "starting": lambda: starting(
                 folder, STARTS[: 1 if quick else 2], turns, GOALS["start"]
             ),
@@ -119,6 +127,7 @@ def reading(
     urls = write_theirs(latents, folder / "theirs")
     wholes: dict[str, Callable[[], dict[str, int]]] = {
         "ours": partial(our_epoch, ours, count),
+        "in order": partial(our_scan, ours),
         "webdataset": partial(their_epoch, urls),
         "webdataset on ours": partial(their_epoch_of_blocks, [str(tar) for tar in tars]),
     }
@@ -143,6 +152,13 @@ def reading(
             GOALS["webdataset on ours"]
         ),
         times("raw sequential read of the same bytes", base, rows["raw"]).judged(GOALS["raw"]),
+        Figure(
+            name="the same, of blocks in their order",
+            unit="us/sample",
+            ours=rows["in order"].median * 1e6,
+            other=rows["raw"].median * 1e6,
+            ratio=rows["raw"].ratio / rows["in order"].ratio,
+        ).judged(GOALS["in order"]),
     ]
     here = [name for name in RIVALS if name in rows]
     fastest = min(here, key=lambda name: rows[name].median, default="")
@@ -191,6 +207,12 @@ def writing(latents: Latents, folder: Path, turns: int) -> list[Figure]:
         ),
         times("the same with mtime=0", base, rows["ShardWriter, mtime=0"]),
     ]
+
+
+def pictures(folder: Path, count: int, turns: int) -> list[Figure]:
+    """Folders of pictures to shards, and shards of pictures to batches."""
+    made = shards_pictures.making(folder, count, turns, GOALS["making"])
+    return made + shards_pictures.reading(folder, min(count, 4096), turns, GOALS)
 
 
 def table(title: str, figures: list[Figure]) -> Table:
