@@ -79,7 +79,7 @@ def folder_tree(base: Path) -> Tree:
             else:
                 kept.append(name)
         inner[:] = kept
-        folders += [f"{(below / name).as_posix()}/" for name in kept]
+        folders += [f"{below}{name}/" for name in kept]
         for name in sorted(names):
             path = f"{below}{name}"
             if reason := _no_image(name, partial(_head_of, base, path)):
