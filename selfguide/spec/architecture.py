@@ -112,12 +112,10 @@ class Architecture(ABC):
             return names.index(which) + 1
         if isinstance(which, int) and 1 <= which <= len(names):
             return which
-        hint = (
-            f"; take {field}={min(max(int(which), 1), len(names))}"
-            if isinstance(which, int)
-            else ""
-        )
-        hint = nearest(which, names) if isinstance(which, str) else hint
+        if isinstance(which, str):
+            hint = nearest(which, names)
+        else:
+            hint = f"; take {field}={min(max(which, 1), len(names))}"
         raise UserError(
             f"{field}={which!r} is not one of this network's 1 to {len(names)} ({names[0]} to {names[-1]}){hint}"
         )

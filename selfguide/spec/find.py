@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -59,19 +60,20 @@ def _missing(text: str, folder: Path) -> str:
         return f"{text} is on S3, and runs are read from folders: copy it here"
     if folder.exists():
         inside = sorted(path.parent.name for path in folder.glob("*/run.json"))
-        hint = (
-            f": it holds the runs {', '.join(inside)}; name one, {folder / inside[0]}"
-            if inside
-            else ""
-        )
-        return (
-            f"{text} is no run's folder{hint or ', for it has no run.json'}" if "/" in text else ""
-        )
+        if "/" not in text:
+            return ""
+        if not inside:
+            return f"{text} is no run's folder, for it has no run.json"
+        return f"{text} is no run's folder: it holds {', '.join(inside)}; name one, {folder / inside[0]}"
     if not folder.is_absolute() and text.count("/") < 2 and not text.startswith("."):
         return ""
     there = next(above for above in folder.absolute().parents if above.exists())
     gone = folder.absolute().relative_to(there).parts[0]
-    names = sorted(path.name for path in there.iterdir()) if there.is_dir() else []
+    names = (
+        sorted(path.name for path in there.iterdir())
+        if os.access(there, os.R_OK) and there.is_dir()
+        else []
+    )
     return f"{text} does not exist: {there} has no {gone!r}{nearest(gone, names)}"
 
 

@@ -233,7 +233,6 @@ def _rounded(image: ImageFile) -> tuple[Image, bool]:
     It has all bits of grey. Of colour its decoders unpack the upper byte of each channel or the lower one, by the byte
     order they are given; so the file is decoded with both.
     """
-
     if _deep_grey(image):
         return _eight_bits(image, np.asarray(image, dtype=np.uint32)), True
     swapped = [other for tile in image.tile if (other := _other_byte(tile)) is not None]
