@@ -144,7 +144,7 @@ def test_blocks_joined_are_the_shard_that_is_built_alone(shard_blocks: int) -> N
 
 
 def test_few_shards_are_written_alike_by_any_number_of_workers(tmp_path: Path) -> None:
-    trees = []
+    trees: list[dict[str, bytes]] = []
     for workers, finished in ((1, ()), (2, ()), (3, ()), (2, (1,))):
         root = tmp_path / str(len(trees))
         # three shards, of which one may be there already
