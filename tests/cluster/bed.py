@@ -106,7 +106,8 @@ def left(bed: Bed, run: RunFolder) -> list[str]:
 
 
 def gone(bed: Bed, run: RunFolder) -> None:
-    until(lambda: not left(bed, run), "nothing of the run is left", 30)
+    # a guard against hanging: on a busy machine what ends at once takes its time to be gone
+    until(lambda: not left(bed, run), "nothing of the run is left", 180)
 
 
 def adds_up(bed: Bed, run: RunFolder) -> Hours:

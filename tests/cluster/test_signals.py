@@ -44,7 +44,7 @@ def training(settings: list[str], images: int) -> Attempt:
     folder = submit.submit(submit.resolve(settings))["folder"]
     at = Attempt.newest(RunFolder(Path(folder)))
     assert at is not None
-    assert wait_until(lambda: progress(at).get("images", 0) > images, timeout_s=120)
+    assert wait_until(lambda: progress(at).get("images", 0) > images, timeout_s=300)
     return at
 
 
@@ -54,7 +54,7 @@ def progress(at: Attempt) -> dict[str, Any]:
 
 def ends(at: Attempt) -> list[tuple[str, int, int, int]]:
     """Class, code, images and saved images of each rank, once the job is gone."""
-    assert wait_until(lambda: decide.training_state(read(at.run)) == "gone", timeout_s=60)
+    assert wait_until(lambda: decide.training_state(read(at.run)) == "gone", timeout_s=300)
     records = [read_record(at.root / f"exit-{rank}.json") for rank in RANKS]
     return [(r["class"], r["code"], r["images"], r["saved"]) for r in records if r]
 
