@@ -123,9 +123,8 @@ def sources(run: RunFolder, images: int | None) -> tuple[Sequence[Source], int]:
         manifest = storage.read_complete(folder, verify="hashes")
         if manifest is None:
             raise DamagedError(f"{folder} is damaged; move it away to go on without it")
-        specs = [
-            AverageSpec.of(_key(part["name"])) for part in manifest["files"] if _key(part["name"])
-        ]
+        keys = (_key(part["name"]) for part in manifest["files"])
+        specs = [AverageSpec.of(key) for key in keys if key is not None]
         begun[each] = _since(manifest, folder)
         found[each] = [
             Source(folder, spec, Profile(each - begun[each], spec.width))

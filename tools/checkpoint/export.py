@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -43,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
     wanted: list[AverageSpec | None] = [None, *stored.averages]
     if options.average is not None:
         wanted = [None if options.average == "weights" else AverageSpec.of(options.average)]
-    images, written = stored.manifest["images"], []
+    images = stored.manifest["images"]
+    written: list[dict[str, Any]] = []
     for average in wanted:
         tensors = stored.weights(average)
         name = "weights.safetensors" if average is None else average.file
