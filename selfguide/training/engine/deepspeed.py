@@ -146,7 +146,7 @@ class ReplicatedEngine(DeepSpeedEngine):
     """Stage 0: every rank steps the whole flat vector, as bare torch does; fp32 only."""
 
     def __init__(
-        self, student: Student, layout: Layout, train: TrainConfig, *rest: Any, **batch: int
+        self, student: Student, layout: Layout, train: TrainConfig, *rest: Any, **batch: Any
     ) -> None:
         flat = layout.flatten_module(student)
         self._optimiser = FlatOptimiser(layout, flat, train)
@@ -186,7 +186,7 @@ class PartitionedEngine(DeepSpeedEngine):
     """Stages 1 to 3: a rank steps what its partitions hold of the layout's groups."""
 
     def __init__(
-        self, student: Student, layout: Layout, train: TrainConfig, *rest: Any, **batch: int
+        self, student: Student, layout: Layout, train: TrainConfig, *rest: Any, **batch: Any
     ) -> None:
         trained = dict(student.named_parameters())
         groups = [

@@ -42,7 +42,8 @@ class Report:
     """What was found so far, written whole after each addition."""
 
     def __init__(self, path: Path, about: dict[str, Any], minutes: float) -> None:
-        self._path, self.found = path, {"machine": about, "parts": {}, "problems": []}
+        self._path = path
+        self.found: dict[str, Any] = {"machine": about, "parts": {}, "problems": []}
         self._ends = time.monotonic() + 60 * minutes
         self._write()
 
