@@ -16,10 +16,10 @@ import logging
 import re
 import typing
 from collections.abc import Sequence
-from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
 from launcher import own_data, sites, typed
+from launcher.choices import GROUPS, experiments, folder_name, options, shipped, values
 from launcher.keys import holds_text, known_keys, names_anything, sections, types_of
 from selfguide.spec.config import ClusterConfig, Config, build
 from selfguide.spec.config.laws import Formerly, fields_of
@@ -27,20 +27,6 @@ from selfguide.spec.files import plain
 from selfguide.spec.sizes import CORRECTED, TABLE
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
-
-GROUPS = (
-    "experiment",
-    "model",
-    "path",
-    "sampler",
-    "guidance",
-    "data",
-    "engine",
-    "evaluation",
-    "init",
-    "cluster",
-)
-
 
 # keys of which one sweep has one value
 _ONE = ("runs", "follow", "dry_run", "cluster", "cluster.kind")
@@ -186,63 +172,6 @@ def _change_evaluations(key: str, composed: dict[str, Any], values: dict[str, An
         each[field] = composed["evaluation"][field]
 
 
-def experiments() -> dict[str, str]:
-    """Every experiment that is no paper's, and its one line, the comment below `# @package`."""
-    found = {}
-    own, shipped = sites.files("experiment"), resources.files("configs") / "experiment"
-    for name in sorted({*_shipped("experiment"), *own}):
-        text = (own.get(name) or shipped / f"{name}.yaml").read_text(encoding="utf-8")
-        comments = [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
-        found[name] = next((line for line in comments if not line.startswith("@")), "")
-    return found
-
-
-def options(group: str) -> list[str]:
-    """The choices of a group: names of YAML files, ours and others', and for `model` rows of the table of sizes.
-
-    Behind the experiments stand those of papers, as PAPER/NAME.
-    """
-    more = {"model": {*TABLE, *sites.files(group)}, "cluster": set(sites.found())}.get(
-        group, set(sites.files(group))
-    )
-    names = sorted({*_shipped(group), *more})
-    return [*names, *of_papers()] if group == "experiment" else names
-
-
-def of_papers() -> list[str]:
-    """The experiments that rows of papers' tables are made of, as PAPER/NAME."""
-    folder = resources.files("configs") / "experiment"
-    papers = sorted(each.name for each in folder.iterdir() if each.is_dir())
-    return [
-        f"{paper}/{name}"
-        for paper in papers
-        if not paper.startswith("_")
-        for name in _shipped(f"experiment/{paper}")
-    ]
-
-
-def folder_name(choice: str) -> str:
-    """What `experiment=choice` is called where a folder has its name: sgdm_in32_none of sgdm/in32_none."""
-    return choice.replace("/", "_")
-
-
-def _shipped(group: str) -> list[str]:
-    folder = resources.files("configs") / group
-    files = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
-
-
-def values(key: str) -> list[str]:
-    """The values that a group or key can have, where they can be listed."""
-    if key in GROUPS:
-        return options(key)
-    kinds = [kind for hint in types_of(key) for kind in (hint, *typing.get_args(hint))]
-    if bool in kinds:
-        return ["true", "false"]
-    literals = [typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is Literal]
-    return sorted({str(value) for each in literals for value in each})
-
-
 def without_group(overrides: Sequence[str], group: str) -> list[str]:
     """`overrides` less the choice of `group`; `group.key=value` stays."""
     return [text for text in overrides if text.partition("=")[0] != group]
@@ -258,9 +187,9 @@ def _known(text: str) -> tuple[str, str]:
     if not equals:
         raise UserError(f"{text!r} is not key=value; see --help")
     if key == "cluster":
-        shipped = _shipped(key)
-        path = sites.of(value, shipped)
-        return key, f"cluster={sites.register(path, shipped)}" if path else text
+        ours = shipped(key)
+        path = sites.of(value, ours)
+        return key, f"cluster={sites.register(path, ours)}" if path else text
     if key == "evaluation" and value.startswith("["):
         return key, f"{key}=[{','.join(_protocols(value))}]"
     if key in GROUPS:

@@ -27,7 +27,8 @@ from launcher.backends import Job, slurm_site
 from launcher.backends.slurm import Slurm
 from launcher.checks import nodes, preemption
 from launcher.checks.preemption import Plan
-from launcher.compose import changed, options
+from launcher.choices import options
+from launcher.compose import changed
 from launcher.folder import Attempt, find, runs, tail
 from launcher.reconcile.lived import read_lived
 from launcher.reconcile.past import Past

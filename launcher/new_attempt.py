@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from launcher import backends, code_copy, sites
 from launcher.backends import Job, Record
-from launcher.compose import GROUPS
+from launcher.choices import GROUPS
 from launcher.folder import Attempt
 from selfguide.spec.config import ClusterConfig
 from selfguide.spec.run import RunFolder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from launcher import compose
+from launcher import choices, keys
 from shards import cli
 
 WIDTH = 110  # of lines that are wrapped
@@ -53,14 +53,14 @@ def text() -> str:
         "python -m launcher.resume RUN does so by the run's own config, and extends it with train.images=N.",
         "",
         "experiments:",
-        *(f"  experiment={name:<16} {line}" for name, line in compose.experiments().items()),
+        *(f"  experiment={name:<16} {line}" for name, line in choices.experiments().items()),
         "  experiment=PAPER/NAME       what the tables of four papers are made of: python -m tools.reproduce ls",
         "",
         "common settings, by example:",
         *(f"  {example:<30} {line}" for example, line in COMMON),
         "",
         "choices:",
-        *(_choices(group) for group in compose.GROUPS[1:]),
+        *(_choices(group) for group in choices.GROUPS[1:]),
         "",
         "options:",
         "  -m                             a sweep, a run for each value: -m seed=0,1,2 model.depth=range(4,8); several",
@@ -93,7 +93,7 @@ complete -o default -o nospace -F _selfguide_submit python python3
 
 def _choices(group: str) -> str:
     """A group and its choices, on as many lines as they need."""
-    listed = ", ".join(compose.options(group))
+    listed = ", ".join(choices.options(group))
     return textwrap.fill(
         listed,
         WIDTH,
@@ -105,8 +105,8 @@ def _choices(group: str) -> str:
 
 def completion() -> str:
     """A bash function that completes groups with their choices and every key."""
-    words = [f"{group}={option}" for group in compose.GROUPS for option in compose.options(group)]
-    words += [f"{key}=" for key in compose.known_keys() if key not in compose.GROUPS]
+    words = [f"{group}={option}" for group in choices.GROUPS for option in choices.options(group)]
+    words += [f"{key}=" for key in keys.known_keys() if key not in choices.GROUPS]
     return _BASH.format(words=" ".join(words))
 
 
@@ -115,6 +115,6 @@ def complete_setting(prefix: str) -> list[str]:
     key, equals, _typed = prefix.partition("=")
     if not equals:
         return [
-            f"{name}=" for name in (*compose.GROUPS, *compose.known_keys()) if name.startswith(key)
+            f"{name}=" for name in (*choices.GROUPS, *keys.known_keys()) if name.startswith(key)
         ]
-    return [f"{key}={value}" for value in compose.values(key)]
+    return [f"{key}={value}" for value in choices.values(key)]

@@ -32,7 +32,7 @@ from launcher import (
 )  # fmt: skip
 from launcher import runs as runs_command
 from launcher.backends.local import Local
-from launcher.compose import experiments, options
+from launcher.choices import experiments, options
 from launcher.folder import Attempt
 from launcher.reconcile import act, decide
 from launcher.reconcile.view import read

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.compose import Frames, compose, experiments, known_keys
+from launcher.choices import experiments
+from launcher.compose import Frames, compose, known_keys
 from selfguide.spec.config import NoGuidance, OnlineGuidance
 from selfguide.spec.files import read_config, to_yaml
 from shards.errors import UserError

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from launcher import sites, submit
-from launcher.compose import compose, experiments, options
+from launcher.choices import experiments, options
+from launcher.compose import compose
 from launcher.resume import main as resume
 from selfguide.spec.sizes import architecture
 from shards.errors import UserError

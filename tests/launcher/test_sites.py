@@ -10,7 +10,8 @@ import pytest
 from waiting import REPOSITORY
 
 from launcher import backends, jobs, submit, watch
-from launcher.compose import compose, compose_cluster, options
+from launcher.choices import options
+from launcher.compose import compose, compose_cluster
 from launcher.folder import Attempt
 from selfguide.spec.config import ClusterConfig, Config
 from selfguide.spec.config.cluster import check_cluster

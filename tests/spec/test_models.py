@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.compose import compose, options
+from launcher.choices import options
+from launcher.compose import compose
 from selfguide.spec.corrections import kept_from_before
 from selfguide.spec.sizes import CORRECTED, TABLE
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from launcher.compose import compose, options
+from launcher.choices import options
+from launcher.compose import compose
 from selfguide.spec.validate import validate
 from shards.errors import UserError
 

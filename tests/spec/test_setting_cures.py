@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.compose import GROUPS, Frames, compose, known_keys
+from launcher.choices import GROUPS
+from launcher.compose import Frames, compose, known_keys
 from launcher.keys import names_anything
 from selfguide.spec.validate import validate
 from shards.errors import UserError

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.compose import compose, experiments, options
+from launcher.choices import experiments, options
+from launcher.compose import compose
 from selfguide.spec.validate import validate
 from shards.errors import UserError
 

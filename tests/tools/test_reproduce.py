@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from launcher import describe
-from launcher.compose import Frames, compose, of_papers
+from launcher.choices import of_papers
+from launcher.compose import Frames, compose
 from selfguide.spec.config import Config
 from selfguide.spec.published import PAPERS, ROWS, Row, check, check_scores, table, tables
 from selfguide.spec.validate import validate
