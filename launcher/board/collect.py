@@ -255,7 +255,7 @@ def _row(
         runs=scored,
         chips=(*of_row(runs, protocol), *map(badge, contaminations)),
         contaminations=contaminations,
-        expected=next(filter(None, (run.expects(metric) for run in runs)), None),
+        expected=next(filter(None, (run.expects(metric, protocol) for run in runs)), None),
     )
 
 

@@ -75,6 +75,8 @@ class Run:
     config: Config | None = None
     # published numbers for what this run does (`evaluation.expected`)
     expected: tuple[Expected, ...] = ()
+    # of a run with several protocols, those of each, by its key
+    expected_by: Mapping[str, tuple[Expected, ...]] = field(default_factory=dict)
     # what it came from
     lineage: tuple[Parent, ...] = ()
     # that the newest attempt ran
@@ -132,9 +134,10 @@ class Run:
         at = bisect.bisect_left(hours, images, key=operator.itemgetter(0))
         return hours[at][1] if at < len(hours) else None
 
-    def expects(self, metric: str) -> Expected | None:
-        """The published number for a score."""
-        return next((each for each in self.expected if each.metric == metric), None)
+    def expects(self, metric: str, protocol: str) -> Expected | None:
+        """The published number for a score under the protocol of this key."""
+        known = self.expected_by.get(protocol, ()) if self.expected_by else self.expected
+        return next((each for each in known if each.metric == metric), None)
 
 
 def read_runs(root: Path, reader: Reader | None = None) -> tuple[tuple[Run, ...], tuple[str, ...]]:
@@ -249,6 +252,8 @@ def _run(view: RunView, problems: list[str], kept: Cache) -> Run:
     report = view.newest.progress if view.newest else {}
     found = _curves(view.folder, problems, kept)
     unscored = decide.unscored(view)
+    config = view.config
+    protocols = (config.evaluation, *config.more_evaluations) if config is not None else ()
     return Run(
         id=view.id,
         experiment=view.experiment,
@@ -267,7 +272,8 @@ def _run(view: RunView, problems: list[str], kept: Cache) -> Run:
         gpu_hours=gpu_hours(view),
         unscored=unscored,
         config=view.config,
-        expected=view.config.evaluation.expected if view.config else (),
+        expected=tuple(dict.fromkeys(each for by in protocols for each in by.expected)),
+        expected_by=_expected_by(view),
         lineage=parents(view),
         code=_code(view, kept),
         jobs=tuple(_jobs(view, kept)),
@@ -293,6 +299,15 @@ def _scored_by(view: RunView) -> frozenset[str]:
         return frozenset()
     newest = max(view.snapshots)
     return frozenset(decide.protocol(view, by, newest).key for by in view.config.scored_by)
+
+
+def _expected_by(view: RunView) -> Mapping[str, tuple[Expected, ...]]:
+    """What each of several protocols expects; asked only where one does, for a key is a hash."""
+    several = view.config.scored_by if view.config and view.snapshots else ()
+    if len(several) < 2 or not any(by.evaluation.expected for by in several):
+        return {}
+    newest = max(view.snapshots)
+    return {decide.protocol(view, by, newest).key: by.evaluation.expected for by in several}
 
 
 def _waiting(view: RunView) -> Mapping[str, tuple[int, ...]] | None:

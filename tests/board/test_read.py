@@ -13,6 +13,7 @@ from launcher.board.collect import collect, group_key
 from launcher.board.columns import columns
 from launcher.board.read import read_runs
 from launcher.board.states import chips
+from selfguide.spec.config.evaluation import Expected
 from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.records import Protocol, record_key, record_path
 from selfguide.spec.run import write_record
@@ -194,3 +195,25 @@ def test_a_run_scored_by_two_protocols_waits_under_the_one_that_has_no_records(
     record.publish(run.folder)
     (run,) = read_runs(tmp_path)[0]
     assert len(run.own) == 11 and len(run.waits(swept.key)) == 9
+
+
+def test_each_of_two_protocols_of_a_run_has_the_published_number_of_its_own(tmp_path: Path) -> None:
+    make(tmp_path, 1)
+    (kept,) = tmp_path.rglob("config.yaml")
+    config = read_config(kept)
+    numbers = [
+        (Expected(metric="fd_digits", value=value, source=f"a paper, table {value:.0f}"),)
+        for value in (2.0, 3.0)
+    ]
+    own = replace(config.evaluation, expected=numbers[0])
+    other = replace(config.evaluation, samples=77, expected=numbers[1])
+    kept.write_text(to_yaml(replace(config, evaluation=own, more_evaluations=(other,))))
+    (run,) = read_runs(tmp_path)[0]
+    (scored,) = {r.protocol_key for r in run.records}
+    (unscored,) = set(run.expected_by) - {scored}
+    assert run.expected == (*numbers[0], *numbers[1])
+    assert run.expects("fd_digits", scored) == numbers[0][0]
+    assert run.expects("fd_digits", unscored) == numbers[1][0]
+    assert run.expects("fd_digits", "another") is None and run.expects("nmi", scored) is None
+    (table,) = collect([run]).tables
+    assert table.rows[0].expected == numbers[0][0]

@@ -120,7 +120,7 @@ def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
         name = "warmup_images" if train.decay_images is None else "decay_images"
         raise UserError(
             f"train.{name}={begin} leaves train.rate_decay=cosine no images before train.images={train.images}; take "
-            "fewer"
+            f"train.{name}={train.images // 2}"
         )
     for tracker in train.trackers:
         if importlib.util.find_spec(tracker) is None:
