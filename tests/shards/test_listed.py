@@ -134,14 +134,14 @@ def test_an_unreadable_input_is_one_bad_one(tmp_path: Path, make: Any) -> None:
 def test_an_input_that_fails_to_be_read_is_one_bad_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    root, read = put(tmp_path / "in", "a/0.png", "a/1.png"), Path.read_bytes
+    root = put(tmp_path / "in", "a/0.png", "a/1.png")
 
-    def failing(self: Path) -> bytes:
-        if self.name == "1.png":
-            raise OSError(code, os.strerror(code), str(self))
-        return read(self)
+    def failing(place: str, *mode: Any, **more: Any) -> Any:
+        if place.endswith("1.png"):
+            raise OSError(code, os.strerror(code), place)
+        return open(place, *mode, **more)  # noqa: PTH123
 
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    monkeypatch.setattr(listing, "open", failing, raising=False)
     found = folders.image_folder(str(root), AS_IS)
     _, seen = scan(tmp_path / "out", found, max_skipped=Threshold(count=1))
     assert (seen.kept, seen.skipped) == (1, 1)
@@ -152,11 +152,11 @@ def test_an_error_of_the_machine_is_no_bad_input(
 ) -> None:
     root = put(tmp_path / "in", "a/0.png")
 
-    def failing(self: Path) -> bytes:
-        raise OSError(errno.EMFILE, "too many", str(self))
+    def failing(place: str, *mode: Any, **more: Any) -> Any:
+        raise OSError(errno.EMFILE, "too many", place)
 
     found = folders.image_folder(str(root), AS_IS)
-    monkeypatch.setattr(listing.Path, "read_bytes", failing)
+    monkeypatch.setattr(listing, "open", failing, raising=False)
     with pytest.raises(OSError, match="too many"):
         found.store.read(0)
 
