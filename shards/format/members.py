@@ -7,6 +7,7 @@ others are left to webdataset: `shards.format.foreign_arrays`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -162,10 +163,8 @@ def pictures(names: Iterable[str]) -> list[str]:
 def _number_or_name(data: bytes) -> int | str | None:
     """What a member of its own says: None where it is another number, which JSON would not have as text either."""
     text = data.decode().strip()
-    try:
+    with contextlib.suppress(ValueError):
         return int(text)
-    except ValueError:
-        pass
     try:
         float(text)
     except ValueError:

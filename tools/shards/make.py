@@ -30,11 +30,8 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -43,21 +40,17 @@ import numpy as np
 
 from shards import storage
 from shards.errors import UserError
-from shards.format.classes import renumbered
-from shards.format.header import PIXELS, Header
+from shards.format.header import Header
 from shards.format.manifest import Layout
 from shards.format.pictures import Picture
-from shards.sources import arrays, chosen, emoji, folders, tables, tars
+from shards.sources import arrays, emoji, folders, tables, tars
 from shards.sources.emoji import Label, OnWhite
 from shards.sources.lightningdit import lightningdit
-from shards.sources.listing import Decode, Listing, Raw, file
+from shards.sources.listing import Listing, Raw, file
 from shards.sources.made import LATENT_SCALE, SyntheticSource, digits_source
-from shards.sources.source import Source
-from shards.write import writer
-from shards.write.kept import keeping
-from shards.write.scan import PART, SKIPPED, ScanCounts, Threshold, scan
 from tools import flags
-from tools.shards import debian, report, sweep
+from tools.shards import debian, report
+from tools.shards.writing import write_listing, write_source
 
 # versions of Debian 12
 EMOJI = (
@@ -86,7 +79,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         kinds,
         "digits",
         "scikit-learn's 1,797 scans of handwritten digits, 1 x 8 x 8",
-        lambda o: _write(o, *digits_source()),
+        lambda o: write_source(o, *digits_source()),
     )
     parser = _kind(
         kinds,
@@ -201,7 +194,7 @@ def _add_arrays(kinds: Any) -> None:
         kinds,
         "cifar",
         "CIFAR-10 or CIFAR-100, the published tar.gz for Python",
-        lambda o: _list(o, arrays.cifar(o.path, o.split, o.labels)),
+        lambda o: write_listing(o, arrays.cifar(o.path, o.split, o.labels)),
         path,
         ("--split", ("train", "test"), "train", "(default train)"),
         (
@@ -215,7 +208,7 @@ def _add_arrays(kinds: Any) -> None:
         kinds,
         "downsampled",
         "Downsampled ImageNet as released: a batch, or a folder of train_data_batch_1 to _10",
-        lambda o: _list(o, arrays.downsampled(o.path)),
+        lambda o: write_listing(o, arrays.downsampled(o.path)),
         path,
     )
     _kind(
@@ -313,7 +306,7 @@ def _list_pictures(
     make: Callable[[argparse.Namespace, Picture], Listing], options: argparse.Namespace
 ) -> int:
     picture = Picture(size=options.size, channels=options.channels, background=options.background)
-    return _list(options, make(options, picture))
+    return write_listing(options, make(options, picture))
 
 
 def _folder(options: argparse.Namespace, picture: Picture) -> Listing:
@@ -337,7 +330,7 @@ def _emoji(options: argparse.Namespace) -> int:
 
 def _list_emoji(options: argparse.Namespace, font: str, emoji_test: str) -> int:
     listing = emoji.emoji(font, emoji_test, OnWhite(size=options.size), label=options.label)
-    return _list(options, listing, notes=emoji.provenance(font, emoji_test))
+    return write_listing(options, listing, notes=emoji.provenance(font, emoji_test))
 
 
 def _numpy(options: argparse.Namespace) -> int:
@@ -354,9 +347,9 @@ def _numpy(options: argparse.Namespace) -> int:
         latents=options.encoder is not None,
     )
     if options.encoder is None:
-        return _list(options, listing)
+        return write_listing(options, listing)
     header = Header(kind="latent", encoder=options.encoder, **normal)
-    return _list(options, listing, header)
+    return write_listing(options, listing, header)
 
 
 def _latents(options: argparse.Namespace) -> int:
@@ -377,7 +370,7 @@ def _latents(options: argparse.Namespace) -> int:
     )
     assert isinstance(listing.decode, Raw)
     header.model_shape(listing.decode.shape)  # statistics of other latents, before a long look
-    return _list(options, listing, header)
+    return write_listing(options, listing, header)
 
 
 def _synthetic(options: argparse.Namespace) -> int:
@@ -394,102 +387,4 @@ def _synthetic(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     header = Header(kind="latent", scale=LATENT_SCALE, encoder="synthetic")
-    return _write(options, source, header)
-
-
-def _list(
-    options: argparse.Namespace,
-    listing: Listing,
-    header: Header = PIXELS,
-    notes: Mapping[str, Any] | None = None,
-) -> int:
-    """Looks at what is listed and wanted, then writes what holds."""
-    if listing.inside:
-        print(f"all of {options.path} lies in {listing.inside}, which is read", file=sys.stderr)
-    listing = chosen.choose(listing, options.only, options.per_class)
-    with keeping(options.out, len(listing.keys), PART) as kept:
-        source, counts = scan(
-            options.out,
-            listing,
-            dedupe=options.dedupe,
-            max_skipped=Threshold.of(options.max_skipped),
-            kept=kept,
-            workers=options.workers,
-            rank=options.rank,
-            world=options.world,
-            watch=report.watch("looking at inputs"),
-        )
-        found = {
-            **counts.deciding(),
-            "rule": listing.decode.rule,
-            "deduplicated": options.dedupe,
-            **_decoded_as(listing.decode, counts),
-            **chosen.notes(options.only, options.per_class),
-            **(notes or {}),
-        }
-        return _write(options, source, header, listing.class_names, found, counts)
-
-
-def _decoded_as(decode: Decode, counts: ScanCounts) -> dict[str, Any]:
-    """Of pictures that earlier versions decoded to other pixels, how: such a data set is another one."""
-    decided = {"rotated": {"orientation": "applied"}, "of 16 bits": {"depth": "rounded"}}
-    if isinstance(decode, Picture):
-        decided["transparent"] = {"background": str(decode.background)}
-    return {n: v for trait in counts.changed for n, v in decided.get(trait, {}).items()}
-
-
-def _write(
-    options: argparse.Namespace,
-    source: Source,
-    header: Header,
-    class_names: tuple[str, ...] = (),
-    notes: Mapping[str, Any] | None = None,
-    counts: ScanCounts | None = None,
-) -> int:
-    built = report.Counted("writing shards")
-    manifest, new = writer.write(
-        options.out,
-        source,
-        header=header,
-        seed=options.seed,
-        shard_bytes=report.shard_bytes(options),
-        class_names=class_names,
-        notes=notes,
-        beside=counts.beside() if counts else None,
-        layout=options.kept,
-        workers=options.workers,
-        rank=options.rank,
-        world=options.world,
-        watch=built,
-    )
-    sweep.afterwards(options.out)
-    seconds = time.monotonic() - options.started
-    if options.json:
-        facts = {"shards_built": built.count, "seconds": round(seconds, 3)}
-        inputs = {} if counts is None else {"inputs": asdict(counts)}
-        summary = report.summary(manifest)
-        print(json.dumps({"root": options.out, "written": new, **facts, **inputs, **summary}))
-        return 0
-    print(report.written(manifest, options.out, new))
-    if counts is not None:
-        duplicates = "left out" if options.dedupe else "kept: --dedupe leaves them out"
-        where = f" (see {storage.join(options.out, SKIPPED)})" if counts.skipped else ""
-        rows = {
-            "inputs": f"{counts.listed:,}",
-            **({"changed": report.changed(counts)} if counts.changed else {}),
-            **(
-                {"passed over (see skipped.jsonl)": f"{counts.passed_over:,}"}
-                if counts.passed_over
-                else {}
-            ),
-            "bad ones" + where: f"{counts.skipped:,}",
-            f"duplicates, {duplicates}": f"{counts.duplicates:,}",
-            "samples": f"{manifest.count:,}",
-            "classes": f"{manifest.classes:,}",
-            "shards built by this call": f"{built.count:,} of {len(manifest.shards):,}",
-            "seconds": f"{seconds:,.1f}",
-        }
-        report.print_table({n: v for n, v in rows.items() if n != "classes" or manifest.classes})
-        if said := renumbered(manifest.class_names):
-            print(said)
-    return 0
+    return write_source(options, source, header)
