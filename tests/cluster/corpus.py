@@ -74,6 +74,7 @@ LABELS: dict[str, list[Fault]] = {
     "d8": [Fault("numeric")],
     "e1": [Fault("cancelled")],
     "e3": [Fault("killed", "1")],
+    "e4": [Fault("killed", "1")],
     "f1": [Fault("user")],
     "f2": [Fault("error", "1"), Fault("error", "1", 2)],
     "f3": [Fault("node", "0")],

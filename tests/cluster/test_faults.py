@@ -266,6 +266,21 @@ def test_e2_another_config_under_the_same_name_is_refused_with_the_difference(
     same_end(bed, run, unharmed, tries=1)
 
 
+def test_e4_a_pinned_checkpoint_outlives_retention_and_a_kill(
+    bed: Bed, unharmed: dict[str, Any]
+) -> None:
+    faults.slow(bed, 0.1)
+    run = bed.submit("e4")
+    trains(bed, run)
+    kept = run.saved()[-1]
+    assert kept < 80 * BATCH, "else it is one of the newest to the end"
+    done = bed.command("tools.checkpoint", "pin", str(run.root), "--images", str(kept))
+    assert done.returncode == 0, done.stderr
+    faults.kill_rank(bed, 1)
+    same_end(bed, run, unharmed)
+    assert run.saved() == [kept, (STEPS - 20) * BATCH, STEPS * BATCH]
+
+
 def test_e5_what_is_submitted_from_inside_a_job_step_has_an_environment_of_its_own(
     bed: Bed, unharmed: dict[str, Any]
 ) -> None:
