@@ -170,7 +170,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["features", *VIT, "--noise-time", "0.2"], "--noise-time says nothing to --vit"),
     (["features", "--snapshot", "{snapshot}", "--sha256", "ab"], "says nothing to --snapshot"),
     (["features", "--snapshot", "{snapshot}", "--layer", "9"], "layer=9 is not one of"),
-    (["features", "--snapshot", "{nowhere}"], "no run"),
+    (["features", "--snapshot", "{nowhere}"], "nowhere does not exist"),
     (["features", "--pixels", "--rank", "0"], "--rank and --world come together"),
     (["features", "--pixels", "--rank", "0", "--world", "2", "--processes", "2"], "--processes"),
     (["features", "--pixels", "--processes", "0"], "--processes 0"),
