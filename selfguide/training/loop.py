@@ -58,9 +58,8 @@ def train(job: Training) -> None:
         job.telemetry.wall.mark("data")
         if tuning.apply(vote.request, state.images, lambda: save_if_new(job, epochs)):
             stop_here(job, epochs, "launcher.tune", goes_on=False)
-        if (
-            published
-        ):  # only now: a rank that waits in the vote for one that still publishes is not stuck
+        # only now: a rank that waits in the vote for one that still publishes is not stuck
+        if published:
             job.telemetry.say("train", state.images)
     tuning.trace.end(state.images)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ class Toy:
         begun = state.images
         losses: dict[int, float] = {}
         order: dict[int, list[int]] = {}
-        try:
+        with contextlib.suppress(KilledError):
             while state.images < self.images:
                 at = state.images
                 if kill is not None and kill.where == "step" and kill.images == at:
@@ -60,8 +61,6 @@ class Toy:
                     self._sample(state, dies=here is not None and here.where == "swap")
                     share = here.share if here is not None and here.where == "save" else None
                     self._save(folder, state, begun, share)
-        except KilledError:
-            pass
         return Seen(begun, losses, order)
 
     def saved(self, folder: Path) -> Sequence[tuple[int, Path]]:

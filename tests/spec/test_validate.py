@@ -57,7 +57,7 @@ BAD = [
     (
         "train.rate_decay=cosine train.decay_images=256_000",
         "train.decay_images=256000",
-        "take fewer",
+        "take train.decay_images=128000",
     ),
     ("train.optimiser=lion", "train.optimiser='lion'", "adamw, adam, muon"),
     ("train.optimiser=muon", "train.optimiser=muon", "engine.backend=torch"),
