@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
 # as the default is a minute
 LIMIT_S = 10.0
-LIMITS = [f"cluster.hang_step_s={LIMIT_S}"]
+LIMITS = [f"cluster.hang_step_s={LIMIT_S}", f"cluster.hang_save_s={LIMIT_S}"]
 # from the hang to the end of the attempt, where that is two minutes by default
 ENDED_S = 2 * LIMIT_S + 15
 # in which a signal is heard, and a tiny run saved; 2 s on idle cores
@@ -56,8 +56,9 @@ def test_a5_a_stopped_rank_is_named_and_the_run_goes_on(bed: Bed, unharmed: dict
     trains(bed, run)
     os.kill(bed.ranks(run)[1], signal.SIGSTOP)
     record = hangs(bed, run, unharmed, 1, time.monotonic())
-    assert record["section"] == "train" and record["images"] >= 24 * BATCH
-    assert "state T" in stack(run, 1) and "engine" in stack(run, 0)
+    # a signal may come at any moment, also within a save; the other rank then waits wherever both must meet
+    assert record["section"] in ("train", "checkpoint") and record["images"] >= 24 * BATCH
+    assert "state T" in stack(run, 1) and "training/loop.py" in stack(run, 0)
 
 
 def test_a6_a_rank_in_which_c_holds_the_lock_is_named_with_its_line(
