@@ -35,7 +35,7 @@ class UViTArchitecture(PatchTransformer):
             "self_condition",
             self.self_condition,
             "adds to the vector of time and condition, and U-ViT has tokens in its place, of which [CLS] is its "
-            "self-condition; drop it and take model.cls_token=true",
+            "self-condition; take model.cls_token=true, and drop it",
         )
         for field in ("dense", "dense_patch"):
             require(

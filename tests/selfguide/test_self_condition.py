@@ -27,7 +27,6 @@ from selfguide.spec.config import Config, EngineConfig
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.sizes import TABLE, override
 from selfguide.spec.unet import UNetArchitecture
-from selfguide.spec.validate import validate
 from selfguide.training.engine.build import layout_of
 from shards.errors import UserError
 from tests.selfguide import test_engines
@@ -416,41 +415,6 @@ def test_files_of_others_have_no_place_for_it() -> None:
     net = override("dit_s_2", **_DIT, self_condition=2)
     with pytest.raises(UserError, match="self_condition=block_2, the layer that conditions"):
         release(assemble(net), "dit")
-
-
-REFUSED = [
-    # settings, field and value, the cure
-    ("model.self_condition=9", "model.self_condition=9", "take model.self_condition=3"),
-    ("model.self_condition=0", "model.self_condition=0", "take model.self_condition=1"),
-    ("model.self_condition=blok_2", "model.self_condition='blok_2'", "did you mean 'block_2'"),
-    ("model.self_condition=4", "model.self_condition=4", "take model.self_condition=block_3"),
-    ("model.self_condition=block_4", "model.self_condition=block_4", "take model.self_condition=block_3"),
-    ("model=unet_digits path=edm sampler=heun_edm model.self_condition=out_4", "model.self_condition=out_4",
-     "take model.self_condition=out_3"),
-    ("model=uvit_digits model.self_condition=mid", "model.self_condition=mid", "drop it and take model.cls_token=true"),
-    ("model=unet_sgdm_32 model.self_condition=mid", "model.self_condition=mid", "such as model=unet_ddpm"),
-    ("model=unet_sgdm_released_64 model.self_condition=mid", "model.self_condition=mid", "form imagen"),
-    ("model.self_add=direct", "model.self_add=direct", "model.self_condition=LAYER"),
-    ("model.self_condition=2 model.self_add=always", "model.self_add='always'", "adaptive, direct"),
-    ("model.self_condition=true", "model.self_condition='true'", "block_1 to block_3"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("typed", "names", "cure"), REFUSED, ids=[each[0] for each in REFUSED])
-def test_what_cannot_be_is_refused_with_the_cure(typed: str, names: str, cure: str) -> None:
-    with pytest.raises(UserError) as raised:
-        validate(compose(["experiment=digits_uncond", "cluster=local", *typed.split()]))
-    assert names in str(raised.value) and cure in str(raised.value)
-
-
-def test_the_cure_of_a_u_vit_works_as_printed() -> None:
-    words = [
-        "experiment=digits_uncond",
-        "cluster=local",
-        "model=uvit_digits",
-        "model.cls_token=true",
-    ]
-    validate(compose(words))
 
 
 def test_runs_without_it_keep_their_ids_and_runs_with_it_have_their_own() -> None:
