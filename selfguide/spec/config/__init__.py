@@ -25,6 +25,7 @@ from selfguide.spec.config.init import InitConfig
 from selfguide.spec.config.laws import AtLeast, Seed
 from selfguide.spec.config.model import POOLINGS, ModelConfig, Pooling
 from selfguide.spec.config.path import PathConfig, Prediction
+from selfguide.spec.config.representation import ComponentSettings
 from selfguide.spec.config.sampler import SamplerConfig
 from selfguide.spec.config.train import TrainConfig
 
@@ -69,6 +70,12 @@ class Config:
         if len(each) == len(wanted) == 1:
             return (self,)
         return tuple(replace(self, evaluation=one, more_evaluations=()) for one in wanted)
+
+    @property
+    def components(self) -> dict[str, ComponentSettings]:
+        """Settings of the training components beside guidance that the run has, by the name of their group."""
+        found: dict[str, ComponentSettings] = {}
+        return {name: settings for name, settings in found.items() if settings.on}
 
     @property
     def ranks(self) -> int:
