@@ -85,8 +85,7 @@ def inputs(net: Backbone, batch: int = 3) -> tuple[Tensor, Tensor, Condition]:
 def gradients(net: Backbone, out: Tensor | None = None) -> dict[str, Tensor]:
     """Of every parameter, from that prediction or the one of `inputs`."""
     net.zero_grad()
-    out = net.forward(*inputs(net)) if out is None else out  # type: ignore[assignment]
-    assert out is not None
+    out = net.forward(*inputs(net)) if out is None else out
     (out - 1).square().mean().backward()
     missing = [name for name, p in net.named_parameters() if p.grad is None]
     assert not missing, "every parameter is in every forward"
@@ -281,7 +280,7 @@ def test_the_gradient_of_an_early_weight_goes_through_the_pooled_feature(
 
     def loss() -> float:
         with torch.no_grad():
-            return (net(*inputs(net)) - 1).square().mean().item()  # type: ignore[operator]
+            return (net(*inputs(net)) - 1).square().mean().item()
 
     name = next(n for n, p in net.named_parameters() if p is weight)
     whole = (gradients(net)[name] * towards).sum().item()
@@ -318,8 +317,8 @@ def test_every_condition_works_and_starts_as_without(kind: str, add: str) -> Non
         x, tau, _ = inputs(plain)
         assert torch.equal(ours(x, tau, condition), plain(x, tau, condition))
         loss = awake(x, tau, condition)
-        assert loss.isfinite().all()  # type: ignore[union-attr]
-        found = gradients(awake, loss)  # type: ignore[arg-type]
+        assert loss.isfinite().all()
+        found = gradients(awake, loss)
         assert all(
             found[f"self_condition.{n}"].any() for n, _ in own_part(awake).named_parameters()
         )

@@ -90,7 +90,8 @@ def _variants(ours: Backbone, batch: int) -> Iterator[tuple[str, list[Variant]]]
         f"features of layer {middle} of {len(net.layers)}",
         [
             Variant(
-                "the whole network", _forward(lambda: ours(x, tau, condition, capture=middle)[1])
+                "the whole network",
+                _forward(lambda: ours.with_features(x, tau, condition, [middle])[1][0]),
             ),
             Variant(
                 "as far as the layer", _forward(lambda: ours.features(x, tau, condition, middle))
@@ -118,7 +119,7 @@ def _step(
     net: Backbone, x: Tensor, tau: Tensor, ids: Tensor | None, condition: Condition
 ) -> Callable[[], object]:
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-6, fused=True)
-    backward = _backward(net, lambda: net.forward(x, tau, condition))  # type: ignore[arg-type, return-value]
+    backward = _backward(net, lambda: net(x, tau, condition))
 
     def run() -> None:
         backward()
