@@ -11,6 +11,7 @@ import re
 from selfguide.spec.accumulation import node_counts
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config, OnlineGuidance, SamplerConfig
+from selfguide.spec.config.augment import check_augment
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.config.data import check_data
 from selfguide.spec.config.laws import as_typed, check, check_read, image_counts
@@ -41,6 +42,7 @@ _GROUPS = (
     "guidance",
     "evaluation",
     "init",
+    "augment",
 )
 
 
@@ -69,6 +71,7 @@ def validate(config: Config) -> None:
     for name in _GROUPS:
         check_read(getattr(config, name), name)
     config.guidance.check(config)
+    check_augment(config)
     _check_network(config)
     _check_sampling(config)
     for by in config.scored_by or (config,):

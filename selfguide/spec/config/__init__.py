@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
+from selfguide.spec.config.augment import AugmentConfig
 from selfguide.spec.config.build import build
 from selfguide.spec.config.cluster import ClusterConfig
 from selfguide.spec.config.data import DataConfig
@@ -29,9 +30,9 @@ from selfguide.spec.config.sampler import SamplerConfig
 from selfguide.spec.config.train import TrainConfig
 
 __all__ = [
-    "POOLINGS", "ClusterConfig", "Config", "DataConfig", "EngineConfig", "EvaluationConfig", "Guidance", "InitConfig",
-    "LabelGuidance", "ModelConfig", "NoGuidance", "OnlineGuidance", "PathConfig", "Pooling", "Prediction",
-    "SamplerConfig", "SidecarGuidance", "TrainConfig", "build",
+    "POOLINGS", "AugmentConfig", "ClusterConfig", "Config", "DataConfig", "EngineConfig", "EvaluationConfig",
+    "Guidance", "InitConfig", "LabelGuidance", "ModelConfig", "NoGuidance", "OnlineGuidance", "PathConfig", "Pooling",
+    "Prediction", "SamplerConfig", "SidecarGuidance", "TrainConfig", "build",
 ]  # fmt: skip
 
 
@@ -50,6 +51,7 @@ class Config:
     evaluation: EvaluationConfig
     cluster: ClusterConfig
     init: InitConfig = field(default_factory=InitConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     # further protocols, `evaluation=[first,second,...]`; like the first they are no part of a run's identity
     more_evaluations: tuple[EvaluationConfig, ...] = ()
     nodes: Annotated[int, AtLeast(1)] = 1
