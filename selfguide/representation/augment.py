@@ -35,8 +35,8 @@ SYM6 = (
     -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148,
 )  # fmt: skip
 
-# sample m of the doubled image lies at (m - MIDDLE) / 2 of the image's own pixels. The wavelet is a little skewed: with
-# 5.5, as in EDM's code, an image that is turned around would also be shifted, by 0.4 pixels
+# sample m of the doubled image lies at (m - MIDDLE) / 2 of the image's own pixels. The wavelet is a little skewed: by
+# the middle of its taps, 5.5, an image that is turned around would also be shifted, by 0.4 pixels
 MIDDLE = sum(k * tap for k, tap in enumerate(SYM6)) / sum(SYM6)
 
 
