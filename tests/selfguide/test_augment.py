@@ -538,51 +538,48 @@ class Cast(Component):
         return torch.nn.functional.pad(chosen, (2, LABELS - 3))
 
 
-def learned(component: Component, *, told: bool, steps: int = 400, batch: int = 64) -> DiT:
-    """A small net that saw the pattern, in several strengths, augmented; told of it or not."""
+def learned(component: Component, channels: int, *, told: bool, steps: int = 200) -> DiT:
+    """A small net of one token that saw the pattern, in several strengths, augmented; told of it or not."""
     torch.manual_seed(0)
-    net = DiT(
-        DiTArchitecture(size=8, channels=3, patch=4, width=64, depth=2, heads=4, augment=LABELS)
-    )
-    optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
-    path = build_path(PathConfig())
+    shape: dict[str, Any] = {"size": 8, "patch": 8, "width": 64, "depth": 2, "heads": 4}
+    net = DiT(DiTArchitecture(channels=channels, augment=LABELS, **shape))
+    optimiser = torch.optim.Adam(net.parameters())
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = 3e-3 * min(1.0, 2 * (1 - step / steps))
-        position = torch.arange(step * batch, (step + 1) * batch)
+            group["lr"] = 3e-3 * min(1.0, (step + 1) / 20, 2 * (1 - step / steps))
+        position = torch.arange(step * 64, (step + 1) * 64)
         strength = 0.8 + 0.4 * uniform(0, "strength", position, 1).view(-1, 1, 1, 1)
-        x0 = component.augment(strength * PATTERN, position)
-        eps, tau = normal(0, "noise", position, (3, 8, 8)), uniform(0, "time", position, 1)[:, 0]
+        x0 = component.augment(strength * PATTERN[:channels], position)
+        eps, tau = normal(0, "noise", position, x0.shape[1:]), uniform(0, "time", position, 1)[:, 0]
         x = (1 - tau.view(-1, 1, 1, 1)) * x0 + tau.view(-1, 1, 1, 1) * eps
         seen = Batch(x0, eps, tau, x, position, position, None, 0)
-        inputs = Inputs(Condition.unconditional(batch))
+        inputs = Inputs(Condition.unconditional(64))
         inputs = component.condition(seen, None, inputs) if told else inputs
-        loss = (net(x, tau, inputs.condition) - (eps - x0)).square().mean()
+        loss = (net(x, tau, inputs.condition) - x0).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert path.name == "rectified_flow"
     return net.eval()
 
 
 @torch.no_grad()
 def unlike(net: DiT, count: int = 64) -> Tensor:
-    """(count,) the share of each sample, asked for with zeros, that is not the pattern in some strength."""
-    denoiser = Denoiser(net, build_path(PathConfig()), Condition.unconditional(count))
-    noise = normal(1, "sampling", torch.arange(count), (3, 8, 8))
+    """(count,) the share of each sample, asked for without labels, that is not the pattern in some strength."""
+    path, nobody = build_path(PathConfig()), Condition.unconditional(count)
+    noise = normal(1, "sampling", torch.arange(count), (net.net.channels, 8, 8))
+    denoiser = Denoiser(net, path, nobody, prediction="x0")
     samples = sample("heun", denoiser, noise, steps=15).flatten(1)
-    pattern = PATTERN.flatten() / PATTERN.norm()
-    along = samples @ pattern
-    rest = samples - along[:, None] * pattern
+    pattern = PATTERN[: net.net.channels].flatten()
+    along = samples @ pattern / pattern.norm()
+    rest = samples - along[:, None] * pattern / pattern.norm()
     return torch.where(along > 0, rest.norm(dim=1) / samples.norm(dim=1), 1.0)
 
 
-@pytest.mark.parametrize("planted", [Augmentation(0.5, 0), Cast()], ids=["moved", "cast"])
-def test_no_augmentation_leaks_into_samples(planted: Component) -> None:
+@pytest.mark.parametrize(
+    ("planted", "channels"), [(Augmentation(0.5, 0), 1), (Cast(), 3)], ids=["moved", "cast"]
+)
+def test_no_augmentation_leaks_into_samples(planted: Component, channels: int) -> None:
     """Where the network is not told, it shows what it saw; the same training with labels shows the pattern alone."""
-    told, blind = (unlike(learned(planted, told=each)) for each in (True, False))
-    print(
-        "told", told.quantile(torch.tensor([0.5, 0.9, 1.0])), "blind", (blind > 0.5).float().mean()
-    )
+    told, blind = (unlike(learned(planted, channels, told=each)) for each in (True, False))
     assert (told < 0.35).all()
-    assert (blind > 0.5).float().mean() > 0.3
+    assert (blind > 0.5).float().mean() > 0.4
