@@ -33,6 +33,7 @@ from selfguide.spec.config import AugmentConfig, PathConfig
 from selfguide.spec.config.augment import LABELS
 from selfguide.spec.dit import DiTArchitecture
 from selfguide.spec.initial_weights import agree
+from selfguide.spec.official import check_release
 from selfguide.spec.sizes import architecture, override, row
 from selfguide.spec.uvit import UViTArchitecture
 from selfguide.training.components import Components
@@ -227,6 +228,13 @@ def test_images_and_labels_are_the_same_in_any_cut_of_the_batch() -> None:
             assert torch.equal(component.augment(x[rows], part), whole[rows])
             assert torch.equal(draw(0.3, 5, part).labels, labels[rows])
     assert not torch.equal(Augmentation(0.3, seed=6).augment(x, position), whole)
+    # on an accelerator every image is resampled, and those that were not moved are kept as they were
+    done = draw(0.3, 5, position)
+    flipped = replace(done, **{name: torch.zeros(60) for name in NAMES[2:]})
+    everything = resample(move(x, flipped), done)
+    assert torch.equal(
+        torch.where(done.resampled.view(-1, 1, 1, 1), everything, move(x, flipped)), whole
+    )
 
 
 def test_labels_in_the_condition_are_of_what_was_done_to_the_image() -> None:
@@ -507,6 +515,11 @@ def test_a_run_may_begin_from_a_snapshot_of_images_as_they_are_and_the_other_way
                 here.backbone.positions[rows],
                 there.backbone.positions,  # type: ignore[index]
             )
+
+
+def test_a_net_with_labels_has_no_place_in_an_official_file() -> None:
+    with pytest.raises(UserError, match="augment=9, labels that say how an image was augmented"):
+        check_release(override("dit_b_1", augment=LABELS), "dit")
 
 
 def _first(name: str) -> str:
