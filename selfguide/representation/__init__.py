@@ -1,1 +1,1 @@
-"""Training components that shape what a model represents, beside its guidance (Xiang et al. 2025, DDAE++)."""
+"""Training components beside guidance: what a denoiser learns of its own features."""

@@ -1,4 +1,4 @@
-"""From a run's settings to the components that shape what its model represents."""
+"""From the settings of a run to the training components beside its guidance. A new component registers here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from selfguide.spec.config import Config
 
 
 def build_representation(config: Config) -> tuple[Component, ...]:
-    """The components beside guidance, in the order in which they make a step's inputs."""
-    probability = config.augment.probability
-    return () if probability is None else (Augmentation(probability, config.seed),)
+    """The components of a run beside guidance, in the order in which they follow it; none where all are off."""
+    found: list[Component] = []
+    if config.augment.probability is not None:
+        found.append(Augmentation(config.augment.probability, config.seed))
+    return tuple(found)

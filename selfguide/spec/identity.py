@@ -42,8 +42,6 @@ def identity(
     crop = {"crop": list(data.shape)} if data.crop else {}
     # the weights themselves, not where they lie
     begins = {} if init.source == "scratch" else identity_of(init) | {"sha256": weights}
-    # nothing of runs whose images stay as they are
-    augment = identity_of(config.augment)
     return {
         "experiment": config.experiment,
         "data": {"manifest": manifest} | identity_of(data) | crop,
@@ -54,4 +52,4 @@ def identity(
         "train": identity_of(config.train),
         "engine": identity_of(config.engine),
         "seed": config.seed,
-    } | ({"augment": augment} if augment else {})
+    } | {name: identity_of(settings) for name, settings in config.components.items()}

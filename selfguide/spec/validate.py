@@ -11,7 +11,6 @@ import re
 from selfguide.spec.accumulation import node_counts
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config, OnlineGuidance, SamplerConfig
-from selfguide.spec.config.augment import check_augment
 from selfguide.spec.config.cluster import check_cluster
 from selfguide.spec.config.data import check_data
 from selfguide.spec.config.laws import as_typed, check, check_read, image_counts
@@ -71,7 +70,6 @@ def validate(config: Config) -> None:
     for name in _GROUPS:
         check_read(getattr(config, name), name)
     config.guidance.check(config)
-    check_augment(config)
     _check_network(config)
     _check_sampling(config)
     for by in config.scored_by or (config,):
@@ -196,6 +194,8 @@ def _check_network(config: Config) -> None:
             "transformer: set engine.channels_last=false, or take a UNet"
         )
     config.guidance.head(net)  # reads a layer that the network has
+    for settings in config.components.values():
+        settings.check(config, net)
     validate_init(config, net)
 
 

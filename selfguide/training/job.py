@@ -218,7 +218,6 @@ def build_state(
     averages = Averages(
         engine, averages_of(config), train.ema_ramp, train.ema_rise, train.ramps_count
     )
-    # guidance first: what stands behind it adds to its condition
     components = Components((*build_components(config, histogram), *build_representation(config)))
     teacher = build_teacher(config, rank_info) if components.want_teacher else None
     state = State(engine, averages, components, teacher, origin, Stability(config.train))

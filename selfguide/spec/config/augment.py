@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from selfguide.spec.config.laws import Neutral, Within
+from selfguide.spec.config.representation import ComponentSettings
 from shards.errors import UserError
 
 if TYPE_CHECKING:
+    from selfguide.spec.architecture import Architecture
     from selfguide.spec.config import Config
     from shards.format.header import Header  # needs NumPy, and a dry run does not
 
@@ -17,7 +19,7 @@ LABELS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(ComponentSettings):
     """Non-leaky augmentation; none without a probability."""
 
     # with which each operation is done to an image, beside the mirror image, which is every second one. EDM: 0.12 on
@@ -25,45 +27,42 @@ class AugmentConfig:
     probability: Annotated[float | None, Within(0.0, 1.0, above=True), Neutral(None)] = None
 
     @property
+    def on(self) -> bool:
+        return self.probability is not None
+
+    @property
     def labels(self) -> int:
         """Width of what the network is told of an image; 0 is nothing."""
-        return 0 if self.probability is None else LABELS
+        return LABELS if self.on else 0
 
     @property
     def typed(self) -> str:
         """As a user types it."""
         return f"augment.probability={self.probability}"
 
-
-def check_augment(config: Config) -> None:
-    """The laws between augmentation and the rest; reads no file.
-
-    Raises:
-        UserError: images that cannot be moved, or conditions that would have to move with them.
-    """
-    augment, guidance = config.augment, config.guidance
-    if not augment.labels:
-        return
-    if config.data.flip:
-        raise UserError(
-            f"{augment.typed} mirrors every second image already and tells the network so, which data.flip=true would "
-            "not; set data.flip=false"
-        )
-    if "layout" in guidance.folders:
-        raise UserError(
-            f"{augment.typed} with guidance.layout={guidance.folders['layout']}: boxes and masks would have to move "
-            "with their image; set augment.probability=null, or leave guidance.layout out"
-        )
-    if getattr(guidance, "level", "image") == "patch":
-        raise UserError(
-            f"{augment.typed} with guidance.level=patch: prototypes are those of the image's own patches, which would "
-            "have to move with it; set augment.probability=null, or guidance.level=image"
-        )
-    if config.data.shape[-1] < 2:
-        raise UserError(
-            f"{augment.typed} mirrors an image at its edges and data.shape is {list(config.data.shape)}; set "
-            "augment.probability=null"
-        )
+    def check(self, config: Config, net: Architecture) -> None:
+        """Raises UserError where images cannot be moved, or conditions would have to move with them."""
+        guidance = config.guidance
+        if config.data.flip:
+            raise UserError(
+                f"{self.typed} mirrors every second image already and tells the network so, which data.flip=true would "
+                "not; set data.flip=false"
+            )
+        if "layout" in guidance.folders:
+            raise UserError(
+                f"{self.typed} with guidance.layout={guidance.folders['layout']}: boxes and masks would have to move "
+                "with their image; set augment.probability=null, or leave guidance.layout out"
+            )
+        if getattr(guidance, "level", "image") == "patch":
+            raise UserError(
+                f"{self.typed} with guidance.level=patch: prototypes are those of the image's own patches, which would "
+                "have to move with it; set augment.probability=null, or guidance.level=image"
+            )
+        if config.data.shape[-1] < 2:
+            raise UserError(
+                f"{self.typed} mirrors an image at its edges and data.shape is {list(config.data.shape)}; set "
+                "augment.probability=null"
+            )
 
 
 def check_augmented(config: Config, header: Header) -> None:
@@ -73,7 +72,7 @@ def check_augmented(config: Config, header: Header) -> None:
         UserError: they hold latents, or every image with its mirror image.
     """
     typed, root = config.augment.typed, config.data.root
-    if not config.augment.labels:
+    if not config.augment.on:
         return
     if header.kind == "latent":
         raise UserError(
