@@ -17,8 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from selfguide.data.batch import Batch, joined
 from selfguide.diffusion.conditions import CONDITIONED, NULL, UNCONDITIONAL, Condition
 from selfguide.diffusion.denoiser import Denoiser
+from selfguide.diffusion.objectives import build_objective
 from selfguide.diffusion.paths import build_path
 from selfguide.diffusion.samplers import sample
+from selfguide.distributed import RankInfo
 from selfguide.guidance.component import Component, Inputs
 from selfguide.models import assemble, build
 from selfguide.models.backbone import Backbone
@@ -32,12 +34,13 @@ from selfguide.representation.build import build_representation
 from selfguide.spec.config import AugmentConfig, PathConfig
 from selfguide.spec.config.augment import LABELS
 from selfguide.spec.dit import DiTArchitecture
-from selfguide.spec.initial_weights import agree
+from selfguide.spec.initial_weights import SCRATCH, agree
 from selfguide.spec.official import check_release
 from selfguide.spec.sizes import architecture, override, row
 from selfguide.spec.uvit import UViTArchitecture
 from selfguide.training.components import Components
 from selfguide.training.initialise import transplant
+from selfguide.training.job import build_state
 from selfguide.training.loop import advance
 from selfguide.training.work import prepare_batch
 from shards.errors import UserError
@@ -115,7 +118,7 @@ def test_a_shift_by_whole_pixels_is_exact_and_goes_on_as_the_mirror_image(
     torch.testing.assert_close(moved, torch.from_numpy(expected), rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize(("quarters"), [1, 2, -1])
+@pytest.mark.parametrize("quarters", [1, 2, -1])
 def test_quarter_turns_are_counter_clockwise(quarters: int) -> None:
     x = pictures()
     turned = move(x, still(len(x), angle=quarters * math.pi / 2))
@@ -421,9 +424,6 @@ def test_a_run_builds_the_network_and_the_component_it_asks_for() -> None:
 
 def augmented(folder: Path, images: int, **guidance: Any) -> Any:
     """The loop with augmentation: its component and a student that takes labels."""
-    from selfguide.distributed import RankInfo
-    from selfguide.spec.initial_weights import SCRATCH
-    from selfguide.training.job import build_state
 
     job = begun(folder, images, **guidance)
     job.config = replace(job.config, augment=AugmentConfig(probability=0.5))
@@ -468,10 +468,6 @@ def test_an_image_is_named_by_what_it_is_not_by_how_it_was_moved() -> None:
 
 def test_it_learns_beside_edm2s_uncertainty(tmp_path: Path) -> None:
     """DDAE++ weighs by it where images are augmented (table 8); the head is EDM2's, normalised."""
-    from selfguide.diffusion.objectives import build_objective
-    from selfguide.distributed import RankInfo
-    from selfguide.spec.initial_weights import SCRATCH
-    from selfguide.training.job import build_state
 
     job = augmented(tmp_path, 0)
     path = PathConfig(weighting="uncertainty", uncertainty="normalised")
