@@ -17,6 +17,7 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.models.backbone import Backbone
 from selfguide.models.blocks import (
     MLP,
+    AugmentEmbedding,
     ConditionEmbedding,
     PatchEmbedding,
     TimeEmbedding,
@@ -154,6 +155,11 @@ class DiT(Backbone):
         self._initialise()
         if net.token_std != TOKEN_STD:
             self._draw_tokens(net.token_std)
+        # last, so that it changes none of the weights drawn before
+        self.augment: AugmentEmbedding | None = None
+        if net.augment:
+            self.augment = AugmentEmbedding(net.augment, net.width)
+            nn.init.normal_(self.augment.linear.weight, std=0.02)  # as of label rows
         self.self_condition = (
             SelfCondition(net, TIME_FREQUENCIES, net.width) if net.self_condition else None
         )
@@ -192,6 +198,9 @@ class DiT(Backbone):
         embedding = self.time(time)  # (B, D)
         if self.condition is not None:
             embedding = embedding + self.condition(condition)
+        if self.augment is not None:
+            # labels join the time as other conditions do: our extension, of no paper
+            embedding = embedding + self.augment(condition)
         c = F.silu(embedding)
         turn = (self.cos.to(x.dtype), self.sin.to(x.dtype)) if self.net.rope else None
         captured: dict[int, Tensor] = {}

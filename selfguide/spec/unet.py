@@ -257,6 +257,7 @@ class UNetArchitecture(Architecture):
         return [
             Linear(self.base, self.time_width),
             Linear(self.time_width, self.time_width),
+            Linear(self.augment, self.base, bias=False),
             *self._condition_maps(),
             *(Linear(*each) for each in self._self_maps(self.base, self.embedding)),
             *(linear for stage in self.stages for linear in self._stage_maps(stage)),

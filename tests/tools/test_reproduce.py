@@ -159,7 +159,7 @@ def test_no_two_rows_are_one_run_with_two_numbers() -> None:
         (["experiment=sgdm/in32_self", "sampler.g=3"], None),
         (["experiment=sgdm/in32_self", "evaluation.samples=1000"], None),
         (["experiment=sgdm/in32_self", "path=ddpm"], None),
-        # with and without self-conditioning, and not what is published of it with an augmentation that is not built
+        # with and without self-conditioning, by the layer of the paper
         (["experiment=ddaepp/cifar10_edm"], 3.39),
         (["experiment=ddaepp/cifar10_edm", "model.self_condition=out_7"], 3.30),
         (["experiment=ddaepp/cifar10_edm", "model.self_condition=out_5"], None),

@@ -11,10 +11,12 @@ PAPER = (
     "Xiang et al. 2025 (2505.10999)"
 )
 DIFFERS = (
-    "The contrastive loss and non-leaky augmentation are not built; rows that need one say so.",
+    "The contrastive loss is not built; rows that need it say so.",
     "Self-conditioned UNets and DiTs read the layer that the paper gives, out_8 where it gives out_7 to out_9 and, of "
     "CIFAR-100's out_6 and out_7, out_6 for EDM; the form is in docs/differences.md. Self-conditioned U-ViTs have "
     "[CLS].",
+    "Non-leaky augmentation has EDM's probability, 0.12: the paper gives none. It mirrors every second image, so that "
+    "`data.flip` is off beside it.",
     "Accuracy is the linear probe of the layer and noise-time that a validation part chose, of the test split; the "
     "paper's is the best of the checkpoints at 800, 1000 and 1200 epochs.",
     "U-ViT's weight decay, 0.03, is U-ViT's own: the paper gives none. It acts on [CLS] and on neither biases nor "
@@ -27,7 +29,7 @@ _PROBED = {
     "64": "[ddaepp,probe_test_64]",
     "dit": "[ddaepp,probe_test_latents]",
 }
-_AUG, _CL = "non-leaky augmentation", "the contrastive loss on features"
+_CL = "the contrastive loss on features"
 # the layer that conditions later ones, by experiment; a U-ViT has [CLS]
 _LAYERS = {
     **{f"{data}_{path}_pp": "out_8" for data in _CIFAR for path in ("ddpm", "edm", "flow")},
@@ -37,6 +39,9 @@ _LAYERS = {
     "in100_dit": "block_8", "in100_dit_labels": "block_8",
     "in256_dit": "block_9", "in256_dit_labels": "block_10",
 }  # fmt: skip
+# EDM's loss is weighted by a learned uncertainty where images are augmented (table 8)
+_AUGMENTED = ("augment=edm", "data.flip=false")
+_UNCERTAIN = ("path.weighting=uncertainty", "path.uncertainty=normalised")
 _SODA = "SODA (Hudson et al. 2024), which the paper rebuilt: another model, an encoder beside the denoiser"
 
 # FID and accuracy, before and with self-conditioning
@@ -76,7 +81,7 @@ _ADDED: dict[tuple[str, str], dict[tuple[str, ...], tuple[float, float]]] = {
         ("self",): (7.14, 72.04), ("self", "aug"): (7.05, 73.58), ("self", "aug", "cl"): (6.88, 74.48),
     },
 }  # fmt: skip
-_LACKS = {"aug": _AUG, "cl": _CL}
+_LACKS = {"cl": _CL}
 # epoch -> FID and IS unconditional; conditional; conditional and guided; each before and with self-conditioning
 _EPOCHS = {
     20: ((44.06, 20.00), (43.21, 20.88), (31.46, 33.98), (29.83, 36.99), (11.80, 93.56), (10.11, 112.29)),
@@ -139,6 +144,13 @@ def _self(experiment: str) -> tuple[str, ...]:
     return (f"model.self_condition={_LAYERS[name]}",)
 
 
+def _settings(data: str, net: str, added: Sequence[str]) -> tuple[str, ...]:
+    """What is typed for `added`, as far as it is built."""
+    own = _self(f"{data}_{net}") if "self" in added else ()
+    augmented = _AUGMENTED if "aug" in added else ()
+    return (*own, *augmented, *(_UNCERTAIN if augmented and net.startswith("edm") else ()))
+
+
 # path -> FID with a direct and an adaptive add
 _ADDS = {"edm": (2.43, 2.21), "flow": (2.69, 2.42)}
 _HEAD = (
@@ -170,10 +182,10 @@ ROWS = (
             "table3",
             "-".join((data, net, *added)),
             f"ddaepp/{data}_{net}",
-            *(_self(f"{data}_{net}") if "self" in added else ()),
+            *_settings(data, net, added),
             found=found,
             protocol=_PROBED["32"],
-            lacks=", ".join(_LACKS[each] for each in added if each != "self") or None,
+            lacks=", ".join(_LACKS[each] for each in added if each in _LACKS) or None,
         )
         for (data, net), rows in _ADDED.items()
         for added, found in rows.items()
