@@ -31,6 +31,7 @@ from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder
 from selfguide.spec.score_sweep import ScoreSweep
 from selfguide.spec.validate import validate
+from selfguide.spec.weak import CONDITION
 from shards import cli
 from shards.errors import UserError
 
@@ -325,6 +326,8 @@ def label(sampler: SamplerConfig, average: int | str) -> str:
     parts.append(f"g={sampler.g:g}")
     if sampler.g != 1 and sampler.interval != (0.0, 1.0):
         parts.append(f"in [{sampler.interval[0]:g}, {sampler.interval[1]:g}]")
+    if sampler.g != 1 and sampler.weak != CONDITION:
+        parts.append(f"from {sampler.weak}")
     return " ".join([*parts, *([f"average {average}"] if average else [])])
 
 

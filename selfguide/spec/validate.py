@@ -23,6 +23,7 @@ from selfguide.spec.metrics import FEATURES, LEAST_SAMPLES
 from selfguide.spec.records import layer_name
 from selfguide.spec.sizes import architecture
 from selfguide.spec.unet import UNetArchitecture
+from selfguide.spec.weak import WeakModel
 from shards import storage
 from shards.errors import UserError
 
@@ -202,16 +203,40 @@ def _check_sampling(config: Config) -> None:
             f"sampler.steps={config.sampler.steps} is a number that dopri5 chooses itself, by sampler.rtol and "
             "sampler.atol; drop it or change the sampler"
         )
-    if config.guidance.source == "none" and config.sampler.g != 1:
-        raise UserError(
-            f"sampler.g={config.sampler.g} guides towards a condition, and with guidance.source=none there is none; "
-            "take sampler.g=1, or guidance=online, labels or sidecar"
-        )
+    _check_weak(config)
     guided, channels = config.sampler.guided_channels, config.data.shape[0]
     if guided is not None and guided > channels:
         raise UserError(
             f"sampler.guided_channels={guided} and data.shape={list(config.data.shape)} has {channels} channels; "
             f"take {channels} or fewer, or null to guide all"
+        )
+
+
+def _check_weak(config: Config) -> None:
+    """What guidance leads away from is there, as far as the config says what a snapshot has."""
+    sampler, weak = config.sampler, WeakModel.of(config.sampler.weak)
+    if sampler.g == 1:
+        return
+    if weak.kind == "condition" and config.guidance.source == "none":
+        raise UserError(
+            f"sampler.g={sampler.g} guides towards a condition, and with guidance.source=none there is none; "
+            "take sampler.g=1, or guidance=online, labels or sidecar"
+        )
+    if weak.average is not None and weak.average not in (kept := averages_of(config)):
+        keys = ", ".join(f"average-{each.key}" for each in kept)
+        raise UserError(
+            f"sampler.weak={sampler.weak} is no average that the run keeps; it has {keys}: take another of them, or a "
+            "new run with train.ema_halflife or train.ema_width of several values"
+        )
+    if weak.images is not None and weak.images >= config.train.images:
+        raise UserError(
+            f"sampler.weak={sampler.weak} is no earlier snapshot of a run of {config.train.images} images; take an "
+            "earlier one"
+        )
+    if weak.kind == "routed" and not getattr(architecture(config), "route", 0.0):
+        raise UserError(
+            "sampler.weak=routed is the way that a network trains on with model.route, and this one has none; take "
+            "another weak model, or a new run with model.route=0.5"
         )
 
 
