@@ -45,10 +45,12 @@ class Weak(ABC):
         return True
 
     def check(self, strong: Denoiser) -> None:
-        """
+        """Returns when it can guide this network.
+
         Raises:
-            UserError: it cannot guide this network.
+            UserError: it cannot.
         """
+        return
 
     @abstractmethod
     def alone(self, strong: Denoiser, x: Tensor, tau: float) -> Tensor:
@@ -117,7 +119,9 @@ class Head(Weak):
 
     def both(self, strong: Denoiser, x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         seen, times = strong.fed(x, tau)
-        out, tokens = strong.model(seen, times, strong.condition, capture=self.layer)
+        out, (tokens,) = strong.model.with_features(  # type: ignore[operator]
+            seen, times, strong.condition, [self.layer]
+        )
         return read(out, x), read(self.head(tokens, times, strong.condition), x)
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from selfguide.guidance.component import Component
+from selfguide.representation.align import Align
+from selfguide.representation.auxiliary import Auxiliary
 from selfguide.spec.config import Config
 
 
 def build_representation(config: Config) -> tuple[Component, ...]:
     """The components of a run beside guidance, in the order in which they follow it; none where all are off."""
     found: list[Component] = []
+    if config.auxiliary.on:
+        found.append(Auxiliary(config))
+    if config.align.on:
+        found.append(Align(config))
     return tuple(found)

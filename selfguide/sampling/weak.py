@@ -16,6 +16,7 @@ from torch import Tensor
 from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.denoiser import DROPPED, Denoiser, Head, Other, Routed, Weak
 from selfguide.diffusion.paths import build_path
+from selfguide.networks.auxiliary import NAME as AUXILIARY
 from selfguide.snapshot import CONFIG, Snapshot, load
 from selfguide.spec.averages import AverageSpec, averages_of
 from selfguide.spec.config import Config, SamplerConfig
@@ -23,9 +24,6 @@ from selfguide.spec.files import read_config
 from selfguide.spec.run import image_folder
 from selfguide.spec.weak import CONDITION, WeakModel
 from shards.errors import UserError
-
-# the student's branch that predicts what the whole network does
-AUXILIARY = "auxiliary"
 
 
 def build_denoiser(

@@ -242,7 +242,7 @@ FEATURES: dict[str, Features] = {
     # for what was chosen by the first: this net has seen none of the scans that fitted that one
     "fd_digits_odd": Features(
         version=1,
-        sha256="SHA_ODD",
+        sha256="40a9c791844d4e9e214218875642ef1d5cf29a8e738d35b56e6f9f292543fd01",
         resize="none",
         quantisation="round to 0..16",
         of_digits=True,

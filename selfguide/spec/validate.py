@@ -42,6 +42,8 @@ _GROUPS = (
     "guidance",
     "evaluation",
     "init",
+    "auxiliary",
+    "align",
 )
 
 
@@ -235,6 +237,11 @@ def _check_weak(config: Config) -> None:
             f"sampler.weak={sampler.weak} is no earlier snapshot of a run of {config.train.images} images; take an "
             "earlier one"
         )
+    if weak.kind == "head" and not config.auxiliary.on:
+        raise UserError(
+            "sampler.weak=head is an auxiliary head that is trained beside the network, and this one has none; take "
+            "another weak model, or a new run with auxiliary.weight=0.5"
+        )
     if weak.kind == "routed" and not getattr(architecture(config), "route", 0.0):
         raise UserError(
             "sampler.weak=routed is the way that a network trains on with model.route, and this one has none; take "
@@ -255,12 +262,14 @@ def _check_evaluation(config: Config) -> None:
         raise UserError(
             f"evaluation.average={evaluation.average} is not one of the run's averages ({kept})"
         )
-    if evaluation.protocol == "fd_digits" and config.data.shape != _DIGITS:
+    features = FEATURES.get(evaluation.protocol)
+    of_digits = features is not None and features.of_digits
+    if of_digits and config.data.shape != _DIGITS:
         raise UserError(
-            f"evaluation.protocol=fd_digits scores {list(_DIGITS)} digits, and data.shape is "
+            f"evaluation.protocol={evaluation.protocol} scores {list(_DIGITS)} digits, and data.shape is "
             f"{list(config.data.shape)}; set evaluation=none"
         )
-    if evaluation.protocol == "fd_digits" and evaluation.samples < _LEAST_DIGITS:
+    if of_digits and evaluation.samples < _LEAST_DIGITS:
         raise UserError(
             f"evaluation.samples={evaluation.samples}: the standard error leaves out a tenth of the samples at a time; "
             f"take {_LEAST_DIGITS} or more"
@@ -269,10 +278,10 @@ def _check_evaluation(config: Config) -> None:
         _check_images(config)
     if evaluation.protocol == "probe":
         check_probe(config)
-    if evaluation.protocol == "fd_digits" and config.data.crop:
+    if of_digits and config.data.crop:
         raise UserError(
-            "data.crop=true makes a model of windows, and evaluation.protocol=fd_digits compares with whole images; "
-            "set data.crop=false or evaluation=none"
+            f"data.crop=true makes a model of windows, and evaluation.protocol={evaluation.protocol} compares with "
+            "whole images; set data.crop=false or evaluation=none"
         )
 
 

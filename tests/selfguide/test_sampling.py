@@ -108,9 +108,7 @@ def test_groups_of_seed_zero_are_those_of_the_index_and_can_be_fixed() -> None:
 def test_the_denoiser_is_what_run_and_sampler_say() -> None:
     path = PathConfig(name="edm", prediction="edm", sigma_data=0.7)
     sampler = SamplerConfig(name="heun", g=1.5, interval=(0.1, 0.8), guided_channels=1)
-    denoiser = build_denoiser(
-        snapshot(path), Condition.unconditional(2), sampler, torch.arange(2)
-    )
+    denoiser = build_denoiser(snapshot(path), Condition.unconditional(2), sampler, torch.arange(2))
     assert (denoiser.prediction, denoiser.sigma_data) == ("edm", 0.7)
     assert (denoiser.g, denoiser.interval, denoiser.guided_channels) == (1.5, (0.1, 0.8), 1)
     assert type(denoiser.path).__name__ == "VarianceExploding"
