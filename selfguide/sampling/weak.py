@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.denoiser import DROPPED, Denoiser, Head, Other, Routed, Weak
 from selfguide.diffusion.paths import build_path
 from selfguide.networks.auxiliary import NAME as AUXILIARY
+from selfguide.networks.branch import Branch
 from selfguide.snapshot import CONFIG, Snapshot, load
 from selfguide.spec.averages import AverageSpec, averages_of
 from selfguide.spec.config import Config, SamplerConfig
@@ -71,7 +73,7 @@ def weak_of(
     asked = WeakModel.of(sampler.weak)
     check(snapshot, sampler)
     if asked.kind == "head":
-        branch = snapshot.student.branches[AUXILIARY]
+        branch = cast(Branch, snapshot.student.branches[AUXILIARY])
         return Head(branch.layer, branch)
     if asked.kind == "routed":
         return Routed(seeds)

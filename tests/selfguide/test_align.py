@@ -81,6 +81,7 @@ def test_without_a_gap_and_a_projector_that_copies_a_network_agrees_with_itself(
     teacher.load_state_dict(student.state_dict())
     loss, outputs, component = distance(config, student, teacher)
     batch = batch_of(config)
+    component.condition(batch, teacher, Inputs(IDS))
     same = teacher.backbone.features(batch.x, batch.tau, IDS, 2)
     exact = outputs._replace(branches={NAME: same})
     assert not component.own_loss(exact, batch, teacher).any() and loss > 0

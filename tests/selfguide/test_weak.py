@@ -153,7 +153,7 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         told = ONLINE if images > 7 else {**ONLINE, "told": False, "p": None}
         write_snapshot(
             root / f"img-{images:09d}", digits, experiment="digits_guide", images=images, data=data,
-            guidance=told,
+            guidance=told, seed=images,
         )  # fmt: skip
     other = {**data, "manifest": "other"}
     write_snapshot(root / "img-000000008", digits, experiment="digits_guide", images=8, data=other)
