@@ -137,9 +137,7 @@ def methods(snapshot: Snapshot, published: Sequence[int]) -> tuple[list[str], di
     Of earlier snapshots those nearest to a half, a quarter and an eighth of its images.
     """
     earlier = [images for images in published if images < snapshot.images]
-    nearest = {
-        min(earlier, key=lambda i, s=s: abs(i - s * snapshot.images)) for s in EARLIER if earlier
-    }  # type: ignore[misc]
+    nearest = {_nearest(earlier, share * snapshot.images) for share in EARLIER if earlier}
     others = [each for each in averages_of(snapshot.config) if each != snapshot.average]
     wanted = [
         CONDITION,
@@ -162,6 +160,10 @@ def methods(snapshot: Snapshot, published: Sequence[int]) -> tuple[list[str], di
             "the run has no earlier snapshot; train with a lower train.snapshot_every"
         )
     return found, missing
+
+
+def _nearest(known: Sequence[int], wanted: float) -> int:
+    return min(known, key=lambda images: abs(images - wanted))
 
 
 def lacking(snapshot: Snapshot, word: str) -> str | None:

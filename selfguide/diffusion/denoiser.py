@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from selfguide.diffusion.conditions import CONDITIONED, Condition, check_conditi
 from selfguide.diffusion.paths import Estimate, Path
 from selfguide.diffusion.preconditioning import Preconditioning
 from selfguide.randomness import uniform
-from selfguide.spec.architecture import Architecture
+from selfguide.spec.architecture import Architecture, PatchTransformer
 from selfguide.spec.config import Prediction
 from shards.errors import UserError
 
@@ -136,8 +136,8 @@ class Routed(Weak):
     seeds: Tensor
 
     def alone(self, strong: Denoiser, x: Tensor, tau: float) -> Tensor:
-        count = strong.model.net.tokens  # type: ignore[union-attr]
-        drawn = uniform(round(tau * 2**32), "route", self.seeds, count)
+        net = cast(PatchTransformer, strong.model.net)
+        drawn = uniform(round(tau * 2**32), "route", self.seeds, net.tokens)
         with strong.model.routed(drawn):  # type: ignore[operator]
             return strong.net(x, tau, strong.condition)
 

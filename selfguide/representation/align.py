@@ -33,7 +33,8 @@ class Align(Component):
     name, wants_teacher = NAME, True
 
     def __init__(self, config: Config) -> None:
-        self.settings, self.seed = config.align, config.seed
+        assert config.align.weight is not None
+        self.weight, self.settings, self.seed = config.align.weight, config.align, config.seed
         self.preconditioning = build_preconditioning(config.path)
         self.teacher_layer = config.align.layers_in(architecture(config))[1]
         self.keeps_teacher = not config.guidance.learns_online
@@ -51,7 +52,7 @@ class Align(Component):
         condition = next(each for of, each in self._conditions if of is batch)
         wanted = self.target(batch, condition, teacher).float()
         found = outputs.branches[NAME].float()
-        return self.settings.weight * F.smooth_l1_loss(found, wanted, beta=BETA)
+        return self.weight * F.smooth_l1_loss(found, wanted, beta=BETA)
 
     def lower(self, batch: Batch) -> Tensor:
         """The teacher's noise-times (B,), fp32, a pure function of the images' positions."""

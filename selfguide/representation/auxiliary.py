@@ -22,6 +22,7 @@ class Auxiliary(Component):
     name = NAME
 
     def __init__(self, config: Config) -> None:
+        assert config.auxiliary.weight is not None
         self.weight, self.objective = config.auxiliary.weight, build_objective(config.path)
 
     def own_loss(self, outputs: Outputs, batch: Batch, teacher: Student | None) -> Tensor:

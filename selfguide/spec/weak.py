@@ -51,13 +51,13 @@ class WeakModel:
         for kind in PLAIN:
             if word == kind:
                 return WeakModel(kind=kind)
-        kind, _, which = word.partition("-")
-        if kind == "average" and which:
+        stem, _, which = word.partition("-")
+        if stem == "average" and which:
             try:
                 return WeakModel(kind="average", average=AverageSpec.of(which))
             except UserError as error:
                 raise UserError(f"{field}={word}: {error}") from error
-        if kind == "snapshot" and which.isdecimal():
+        if stem == "snapshot" and which.isdecimal():
             return WeakModel(kind="snapshot", images=int(which))
-        near = nearest(kind, (*PLAIN, "average", "snapshot"))
+        near = nearest(stem, (*PLAIN, "average", "snapshot"))
         raise UserError(f"{field}={word} is no weak model{near}; take one of {_WAYS}")
