@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from selfguide.networks.branch import Branch
+from selfguide.networks.contrastive_head import ContrastiveHead
 from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import Config
 
@@ -10,4 +11,6 @@ from selfguide.spec.config import Config
 def build_branches(config: Config, net: Architecture) -> dict[str, Branch]:
     """The branches beside the backbone `net`, by the name of the component that trains each."""
     found: dict[str, Branch] = {}
+    if config.contrastive.on:
+        found["contrastive"] = ContrastiveHead(config.contrastive, net)
     return found

@@ -25,14 +25,14 @@ from selfguide.spec.config.init import InitConfig
 from selfguide.spec.config.laws import AtLeast, Seed
 from selfguide.spec.config.model import POOLINGS, ModelConfig, Pooling
 from selfguide.spec.config.path import PathConfig, Prediction
-from selfguide.spec.config.representation import ComponentSettings
+from selfguide.spec.config.representation import ComponentSettings, ContrastiveConfig
 from selfguide.spec.config.sampler import SamplerConfig
 from selfguide.spec.config.train import TrainConfig
 
 __all__ = [
-    "POOLINGS", "ClusterConfig", "Config", "DataConfig", "EngineConfig", "EvaluationConfig", "Guidance", "InitConfig",
-    "LabelGuidance", "ModelConfig", "NoGuidance", "OnlineGuidance", "PathConfig", "Pooling", "Prediction",
-    "SamplerConfig", "SidecarGuidance", "TrainConfig", "build",
+    "POOLINGS", "ClusterConfig", "Config", "ContrastiveConfig", "DataConfig", "EngineConfig", "EvaluationConfig",
+    "Guidance", "InitConfig", "LabelGuidance", "ModelConfig", "NoGuidance", "OnlineGuidance", "PathConfig", "Pooling",
+    "Prediction", "SamplerConfig", "SidecarGuidance", "TrainConfig", "build",
 ]  # fmt: skip
 
 
@@ -51,6 +51,7 @@ class Config:
     evaluation: EvaluationConfig
     cluster: ClusterConfig
     init: InitConfig = field(default_factory=InitConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     # further protocols, `evaluation=[first,second,...]`; like the first they are no part of a run's identity
     more_evaluations: tuple[EvaluationConfig, ...] = ()
     nodes: Annotated[int, AtLeast(1)] = 1
@@ -74,7 +75,7 @@ class Config:
     @property
     def components(self) -> dict[str, ComponentSettings]:
         """Settings of the training components beside guidance that the run has, by the name of their group."""
-        found: dict[str, ComponentSettings] = {}
+        found: dict[str, ComponentSettings] = {"contrastive": self.contrastive}
         return {name: settings for name, settings in found.items() if settings.on}
 
     @property
