@@ -17,7 +17,7 @@ from selfguide.models.blocks import TimeEmbedding, time_input
 from selfguide.networks.branch import Branch
 from selfguide.networks.head import GlobalBatchNorm
 from selfguide.spec.architecture import Architecture
-from selfguide.spec.config.representation import TIME_FREQUENCIES, ContrastiveConfig
+from selfguide.spec.config.contrastive import TIME_FREQUENCIES, ContrastiveConfig
 
 
 class ContrastiveHead(Branch):

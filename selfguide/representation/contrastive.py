@@ -1,9 +1,9 @@
 """Contrastive self-distillation: an image's two views, seen by the student and by its average, are told from others.
 
-As in DDAE++ (Xiang et al. 2025, arXiv 2505.10999, section 4.2) the student's feature of the training view, in the step's
-own noise, is compared by MoCo v3's loss (Chen et al. 2021, arXiv 2104.02057) with the teacher's feature of another view
-at one noise-time. Negatives are the other images of a micro-batch on all ranks, so the loss and its gradients are those
-of one process with all of these.
+As in DDAE++ (Xiang et al. 2025, arXiv 2505.10999, section 4.2) the student's feature of the training view, in the
+step's own noise, is compared by MoCo v3's loss (Chen et al. 2021, arXiv 2104.02057) with the teacher's feature of
+another view at one noise-time. Negatives are the other images of a micro-batch on all ranks, so the loss and its
+gradients are those of one process with all of these.
 """
 
 from __future__ import annotations

@@ -326,7 +326,7 @@ def test_a_run_without_the_loss_is_named_as_before_and_its_settings_as_they_are_
              "train.warmup_images=800", "train.log_every=800"],
             "micro-batches of 8 images", ["train.batch=16"],
         ),
-        (["nodes=2", "min_nodes=1"], "min_nodes=1", ["min_nodes=2"]),
+        (["cluster=slurm", "cluster.gpus_per_node=1", "nodes=2", "min_nodes=1"], "min_nodes=1", ["min_nodes=2"]),
         (["contrastive.weight=-1"], "contrastive.weight=-1", ["contrastive.weight=0"]),
         (["contrastive.noise_time=1"], "contrastive.noise_time=1", ["contrastive.noise_time=0.5"]),
         (["contrastive.width=1"], "contrastive.width=1", ["contrastive.width=2"]),

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from selfguide.spec.config.build import build
 from selfguide.spec.config.cluster import ClusterConfig
+from selfguide.spec.config.contrastive import ContrastiveConfig
 from selfguide.spec.config.data import DataConfig
 from selfguide.spec.config.engine import EngineConfig
 from selfguide.spec.config.evaluation import EvaluationConfig
@@ -25,7 +26,7 @@ from selfguide.spec.config.init import InitConfig
 from selfguide.spec.config.laws import AtLeast, Seed
 from selfguide.spec.config.model import POOLINGS, ModelConfig, Pooling
 from selfguide.spec.config.path import PathConfig, Prediction
-from selfguide.spec.config.representation import ComponentSettings, ContrastiveConfig
+from selfguide.spec.config.representation import ComponentSettings
 from selfguide.spec.config.sampler import SamplerConfig
 from selfguide.spec.config.train import TrainConfig
 
