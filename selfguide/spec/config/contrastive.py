@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # of a contrastive head's time embedding
 TIME_FREQUENCIES = 256
 # images of all ranks in a micro-batch that a contrastive loss needs: with fewer the standard deviations that its
-# BatchNorm measures are off by 1 / sqrt(2 (n - 1)), more than a sixth, and there are fewer than 15 negatives
+# BatchNorm measures are off by 1 / sqrt(2 (n - 1)), more than 0.18, and there are fewer than 15 negatives
 LEAST_CONTRASTED = 16
 _ON = ReadWith("weight=WEIGHT")
 
