@@ -15,19 +15,15 @@ from selfguide.spec.config.contrastive import ContrastiveConfig
 from selfguide.spec.config.data import DataConfig
 from selfguide.spec.config.engine import EngineConfig
 from selfguide.spec.config.evaluation import EvaluationConfig
-from selfguide.spec.config.guidance import (
-    Guidance,
-    LabelGuidance,
-    NoGuidance,
-    OnlineGuidance,
-    SidecarGuidance,
-)
+from selfguide.spec.config.guidance import Guidance, LabelGuidance, NoGuidance
 from selfguide.spec.config.init import InitConfig
 from selfguide.spec.config.laws import AtLeast, Seed
 from selfguide.spec.config.model import POOLINGS, ModelConfig, Pooling
+from selfguide.spec.config.online import OnlineGuidance
 from selfguide.spec.config.path import PathConfig, Prediction
 from selfguide.spec.config.representation import ComponentSettings
 from selfguide.spec.config.sampler import SamplerConfig
+from selfguide.spec.config.sidecar import SidecarGuidance
 from selfguide.spec.config.train import TrainConfig
 
 __all__ = [
