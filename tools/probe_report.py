@@ -35,10 +35,10 @@ class Measured:
         return f"average {self.average}, {self.pooling}"
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """As JSON holds it; `probe` is the table, as in a record."""
         of = {"images": self.images, "average": self.average, "pooling": self.pooling}
-        told = {"snapshot": str(self.snapshot), "scores": self.found.scores}
-        return of | told | self.found.table
+        found = {"scores": self.found.scores, "probe": self.found.table}
+        return {"snapshot": str(self.snapshot)} | of | found
 
 
 def _grid(table: Mapping[str, Any], name: str) -> tuple[list[str], list[float], np.ndarray]:
@@ -115,20 +115,25 @@ def plot(file: Path, table: Mapping[str, Any]) -> None:
 
 def show_all(probes: Sequence[Measured]) -> None:
     """Prints a line of each probe: the layer and noise-time that it chose, and how well these tell labels."""
-    rows = []
-    for each in probes:
-        row = {"images": f"{each.images:,}", "average": each.average, "feature": each.pooling}
-        for kind in PROBES:
+    baselines = probes[-1].found.scores
+    for kind in PROBES:
+        rows = []
+        for each in probes:
             best, scores = each.found.table[f"{kind}_best"], each.found.scores
-            error = 100 * scores[f"{kind}_accuracy_se"]
-            row |= {
-                f"{kind} %": f"{100 * scores[f'{kind}_accuracy']:.1f} ± {error:.1f}",
-                f"{kind} at": f"{best['layer']}, {best['noise_time']:g}",
-                f"{kind} of input": f"{100 * scores[f'{kind}_accuracy_{INPUT}']:.1f}",
-            }
-        rows.append(row)
-    title = "labels of the test part; layer and noise-time are chosen on other images"
-    cli.console().print(drawing.table(title, rows, names=3))
+            score, error = (100 * scores[f"{kind}_accuracy{end}"] for end in ("", "_se"))
+            rows.append({
+                "images": f"{each.images:,}",
+                "average": each.average,
+                "of tokens": each.pooling,
+                "layer": best["layer"],
+                "noise-time": f"{best['noise_time']:g}",
+                "%": f"{score:.1f} ± {error:.1f}",
+            })  # fmt: skip
+        title = (
+            f"{TITLES[kind]}: test labels told by the layer and noise-time that others chose; of the input itself "
+            f"{100 * baselines[f'{kind}_accuracy_{INPUT}']:.1f} %"
+        )
+        cli.console().print(drawing.table(title, rows, names=4))
 
 
 def plot_all(file: Path, probes: Sequence[Measured]) -> None:

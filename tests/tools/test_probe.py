@@ -90,7 +90,7 @@ def test_probes_over_images_averages_and_poolings_are_each_what_one_alone_is(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     run, out = run_of(tmp_path / "digits" / "0123", digits), ["--out", str(tmp_path / "out")]
-    few = [*SETTINGS, "--layers", "block_1", "block_3", *out]
+    few = [*SETTINGS, "--samples", "300", "--layers", "block_1", "block_3", *out]
     figure = tmp_path / "probes.png"
     asked = ["--over-images", "--ema", "0", "1", "--pooling", "mean", "token"]
     assert main([str(run.root), *few, *asked, "--figure", str(figure), "--json"]) == 0
@@ -100,13 +100,12 @@ def test_probes_over_images_averages_and_poolings_are_each_what_one_alone_is(
     by = dict(zip(told, probes, strict=True))
     main_one = probes[0]["average"]
     # weights of zero see nothing, and one patch tells less than all of them
-    nothing = [e["scores"]["linear_accuracy"] for e in probes if e["average"] != main_one]
-    assert max(nothing) < 0.2 < by[7, main_one, "token"]["scores"]["linear_accuracy"]
+    nothing = max(e["scores"]["knn_accuracy"] for e in probes if e["average"] != main_one)
     token, mean = (by[9, main_one, how]["scores"]["knn_accuracy"] for how in ("token", "mean"))
-    assert token < mean
+    assert nothing < token < mean, (nothing, token, mean)
     assert main([str(run.root), *few, "--images", "7", "--pooling", "token", "--json"]) == 0
     alone = json.loads(capsys.readouterr().out)
-    assert alone["cells"] == by[7, main_one, "token"]["cells"]
+    assert alone["cells"] == by[7, main_one, "token"]["probe"]["cells"]
     pixels = np.asarray(Image.open(figure).convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
     assert main([str(run.root), *few, *asked]) == 0
