@@ -17,9 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -142,8 +141,13 @@ def _config(
     Raises:
         UserError: a setting that is none, or that the snapshot does not have.
     """
-    file = Path(configs.__file__).parent / "evaluation" / f"{options.preset}.yaml"
-    values: dict[str, Any] = yaml.safe_load(file.read_text())
+    each = (by.evaluation for by in snapshot.config.scored_by)
+    own = next((by for by in each if by.protocol == "probe"), None)
+    if own is not None and options.preset is None:
+        values = asdict(own)
+    else:
+        file = Path(configs.__file__).parent / "evaluation" / f"{options.preset or 'probe'}.yaml"
+        values = yaml.safe_load(file.read_text())
     asked = {
         "layers": options.layers,
         "noise_times": options.noise_times,
@@ -178,8 +182,8 @@ def _parser() -> argparse.ArgumentParser:
         (
             "--preset",
             PRESETS,
-            "probe",
-            "settings of configs/evaluation, of which flags change some (probe)",
+            None,
+            "settings of configs/evaluation, of which flags change some (the run's own, or probe)",
         ),
         ("--root SHARDS", str, None, "labelled shards, made as the run's own (its own)"),
         ("--test SHARDS", str, None, "labelled shards to test on (a fifth of the others)"),

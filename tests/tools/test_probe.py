@@ -138,6 +138,17 @@ def test_what_an_evaluation_of_the_run_measured_is_not_measured_again(
         main([*few[:-1], "9"])
 
 
+def test_a_run_that_is_probed_is_probed_with_its_own_settings(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    few = ("passes=1", "layers=[block_2]", "noise_times=[0.3]", "samples=50")
+    words = ["evaluation=probe_digits", *(f"evaluation.{each}" for each in few)]
+    snapshot = write_snapshot(tmp_path / "s", digits, *words)
+    assert main([str(snapshot), "--out", str(tmp_path / "out"), "--json"]) == 0
+    (cell,) = json.loads(capsys.readouterr().out)["cells"]
+    assert (cell["layer"], cell["noise_time"]) == ("block_2", 0.3)
+
+
 @pytest.mark.parametrize("use", ["contrastive", "guidance"])
 def test_what_a_probe_chose_is_typed_to_the_next_run_as_it_is_printed(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture, use: str
