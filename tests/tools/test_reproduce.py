@@ -296,6 +296,8 @@ def test_gpu_hours_follow_from_flops() -> None:
     none = composed("experiment=sgfm/in100_none")
     # the teacher's pass, in half of training
     assert gpu_hours(online) / gpu_hours(none) == pytest.approx(1 + 0.5 / 3, rel=0.02)
+    told_apart = composed("experiment=sgfm/in100_none", "contrastive.weight=0.01")
+    assert gpu_hours(told_apart) / gpu_hours(none) == pytest.approx(4 / 3)
 
 
 def test_the_page_is_what_the_table_of_rows_makes() -> None:

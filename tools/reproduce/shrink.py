@@ -119,6 +119,9 @@ def _network(config: Config) -> list[str]:
             words += ["model.out_groups=8"]
     else:
         words += ["model.patch=2", "model.width=64", "model.depth=4", "model.heads=4"]
+    if config.contrastive.on:
+        # of layers that the small net has
+        words += ["contrastive.layer=null", "contrastive.hidden=64", "contrastive.width=32"]
     if config.sampler.name != "dopri5":
         words += ["sampler.steps=20"]
     return words
