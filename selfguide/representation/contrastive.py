@@ -37,7 +37,7 @@ class Contrastive(Component):
 
     def __init__(self, config: Config) -> None:
         self.settings, self.seed, guidance = config.contrastive, config.seed, config.guidance
-        self.mirrors = config.data.flip
+        self.view_seed, self.mirrors = stream_seed(self.seed, "view", 0), config.data.flip
         self.preconditioning = build_preconditioning(config.path)
         minimal = self.settings.target == "minimal"
         self.noise_time = self.preconditioning.path.last if minimal else self.settings.noise_time
@@ -83,8 +83,8 @@ class Contrastive(Component):
         edge = x0.shape[-1]
         border = max(edge // PART, 1)
         padded = F.pad(x0, (border,) * 4, mode="reflect")
-        grid, seed = (edge + 2 * border,) * 2, stream_seed(self.seed, "contrastive-view", 0)
-        moved = sample_crop_flip(seed, position, grid, flip=self.mirrors, window=(edge, edge))
+        grid, window = (edge + 2 * border,) * 2, (edge, edge)
+        moved = sample_crop_flip(self.view_seed, position, grid, flip=self.mirrors, window=window)
         return moved.images(padded)
 
     def after_average(self, weights: Weights, step: Stepped) -> None:
