@@ -37,6 +37,7 @@ from selfguide.training.teacher import Teacher
 from selfguide.training.work import Training
 from shards.errors import UserError
 from shards.format import manifest as manifests
+from tests.selfguide.host_reads import HostReads
 from tests.selfguide.test_loop import BATCH, average, begun, taught
 from tests.selfguide.test_online import online_config
 from tests.selfguide.test_training import IMAGES, assert_same, attempt, config, weights
@@ -237,9 +238,9 @@ def test_value_and_gradients_over_ranks_are_those_of_one_process(
                 torch.testing.assert_close(torch.tensor(found[name]), buffer)
 
 
-def started(folder: Path, cfg: Config) -> Training:
-    """The real loop on one process, about to take its first step on noise for images."""
-    job = begun(folder, 0)
+def started(folder: Path, cfg: Config, broken: tuple[int, ...] = ()) -> Training:
+    """The real loop on one process, about to take its first step; batches at `broken` hold a NaN."""
+    job = begun(folder, 0, broken)
     cfg = replace(cfg, engine=job.config.engine, train=job.config.train)
     state = build_state(cfg, job.rank_info, build_student(cfg, 0), [], SCRATCH)
     return replace(job, config=cfg, state=state)
@@ -273,6 +274,21 @@ def test_the_teacher_is_the_average_after_every_step(tmp_path: Path) -> None:
     live = dict(job.state.engine.module.named_buffers())
     running = [n for n in live if n.endswith("running_mean")]
     assert running and all(torch.equal(held[n], live[n]) for n in running)
+
+
+def test_a_step_with_the_loss_never_waits_for_the_device_and_a_skipped_one_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    job = started(tmp_path, settled(), broken=(BATCH,))
+    advance(job)
+    before = taught(job)
+    with HostReads() as reads:
+        advance(job)
+    assert reads.total == 0, reads.seen
+    after = taught(job)
+    assert all(torch.equal(before[n], after[n]) for n in before)
+    advance(job)
+    assert all(tensor.isfinite().all() for tensor in taught(job).values())
 
 
 def test_an_online_source_keeps_the_teacher_that_both_read(tmp_path: Path) -> None:
