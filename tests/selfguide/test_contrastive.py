@@ -367,11 +367,12 @@ def test_a_moved_view_of_latents_is_refused(digits: Path) -> None:
     check_fit(replace(cfg, contrastive=replace(cfg.contrastive, view="same")), [latents])
 
 
-@pytest.mark.parametrize("backend", ["torch", "deepspeed"])
+@pytest.mark.parametrize(("backend", "dtype"), [("torch", "bf16"), ("deepspeed", "fp32")])
 def test_a_resumed_run_on_two_ranks_ends_with_the_same_bits(
-    ranks: Any, digits: Path, tmp_path: Path, backend: str
+    ranks: Any, digits: Path, tmp_path: Path, backend: str, dtype: str
 ) -> None:
-    cfg = replace(config(digits, backend), guidance=NoGuidance(), contrastive=ContrastiveConfig(**SMALL))  # fmt: skip
+    with_loss = {"guidance": NoGuidance(), "contrastive": ContrastiveConfig(**SMALL)}
+    cfg = replace(config(digits, backend, dtype), **with_loss)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for root in (whole, parts):
         ranks(2, attempt, cfg, str(root))
