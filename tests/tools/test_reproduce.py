@@ -140,7 +140,8 @@ def test_no_two_rows_are_one_run_with_two_numbers() -> None:
     found: dict[tuple[Any, ...], set[float]] = {}
     for row in (row for row in ROWS if not row.lacks and row.images is None):
         for each in row.expected:
-            key = (row.experiment, frozenset(row.overrides), row.protocols, each.metric)
+            run = row.experiment or row.command
+            key = (run, frozenset(row.overrides), row.protocols, each.metric)
             found.setdefault(key, set()).add(each.value)
     assert not {key: values for key, values in found.items() if len(values) > 1}
 
