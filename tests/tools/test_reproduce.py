@@ -49,7 +49,7 @@ COUNTS = {
     },
     "ddaepp": {
         "table2": 28, "table3": 33, "table4": 10, "table5": 10, "table6": 30, "section4.2": 3, "table7": 12,
-        "figure3": 1, "figure4": 1, "figure6": 1, "figure7": 1,
+        "figure3": 1, "figure4": 1, "figure5": 1, "figure6": 1, "figure7": 1,
     },
 }  # fmt: skip
 PLAIN = Row(paper="sgdm", table="table2", name="a", experiment="sgdm/in32_none")
