@@ -37,7 +37,8 @@ class Contrastive(Component):
 
     def __init__(self, config: Config) -> None:
         self.settings, self.seed, guidance = config.contrastive, config.seed, config.guidance
-        self.view_seed, self.mirrors = stream_seed(self.seed, "view", 0), config.data.flip
+        self.view_seed = stream_seed(self.seed, "view", 0)
+        self.mirrors = config.data.flip or config.augment.on
         self.preconditioning = build_preconditioning(config.path)
         minimal = self.settings.target == "minimal"
         self.noise_time = self.preconditioning.path.last if minimal else self.settings.noise_time
@@ -62,7 +63,7 @@ class Contrastive(Component):
     @torch.no_grad()
     def keys(self, batch: Batch, teacher: Student) -> Tensor:
         """(B, P) of this rank's images: what the teacher makes of another view, in noise of its own."""
-        x0 = self.view(batch.x0, batch.position)
+        x0 = self.view(batch.original, batch.position)
         eps = normal(self.seed, "contrastive-noise", batch.position, tuple(x0.shape[1:]))
         tau = x0.new_full((len(x0),), self.noise_time, dtype=torch.float32)
         x = self.preconditioning.noised(x0, eps.to(x0.dtype), tau)
@@ -73,7 +74,7 @@ class Contrastive(Component):
         return found
 
     def view(self, x0: Tensor, position: Tensor) -> Tensor:
-        """Another view of the images (B, C, H, W) that the student sees.
+        """Another view of the images (B, C, H, W) that the student sees, as they were before they were augmented.
 
         Where training mirrors images it is mirrored with probability 1/2; it is moved by up to an eighth of the edge,
         with reflected borders.

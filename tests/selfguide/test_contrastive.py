@@ -22,7 +22,13 @@ from selfguide.networks.contrastive_head import ContrastiveHead
 from selfguide.networks.student import Student, build_student
 from selfguide.randomness import normal
 from selfguide.representation.contrastive import Contrastive, contrast
-from selfguide.spec.config import Config, ContrastiveConfig, LabelGuidance, NoGuidance
+from selfguide.spec.config import (
+    AugmentConfig,
+    Config,
+    ContrastiveConfig,
+    LabelGuidance,
+    NoGuidance,
+)
 from selfguide.spec.data_fit import check_fit
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.initial_weights import SCRATCH
@@ -182,6 +188,17 @@ def test_the_teacher_sees_another_view_in_noise_of_its_own(target: str) -> None:
     times, nothing = torch.full((24,), tau), Condition.unconditional(24)
     expected = head.target(teacher.module.backbone, x, times, nothing)
     torch.testing.assert_close(source.keys(data, teacher.module), expected)
+
+
+def test_the_teacher_sees_images_as_they_were_before_they_were_augmented() -> None:
+    cfg = replace(settled(), augment=AugmentConfig(probability=0.5))
+    _, teacher = pair(cfg)
+    source, plain = Contrastive(cfg), batch()
+    augmented = replace(plain, x0=plain.x0.rot90(dims=(2, 3)), unaugmented=plain.x0)
+    keys = source.keys(augmented, teacher.module)
+    assert torch.equal(keys, source.keys(plain, teacher.module))
+    # every second one is mirrored, as it is in training
+    assert source.mirrors and not Contrastive(settled()).mirrors
 
 
 def test_a_view_is_moved_by_a_cell_at_most_and_mirrored_where_training_mirrors() -> None:
