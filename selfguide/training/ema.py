@@ -77,5 +77,6 @@ def _runs(shard: Shard) -> list[tuple[Tensor, list[int]]]:
 
 
 def _follows(tensor: Tensor, whole: Tensor) -> bool:
-    same = tensor.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
-    return same and tensor.storage_offset() == whole.storage_offset() + len(whole)
+    if tensor.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+        return False
+    return int(tensor.storage_offset()) == int(whole.storage_offset()) + len(whole)

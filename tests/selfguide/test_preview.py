@@ -132,7 +132,10 @@ def test_where_nothing_decodes_latents_the_log_says_so_and_training_goes_on(
     job.normaliser = Normaliser(Header(kind="latent", encoder="small", encoder_sha256="00" * 32))
     with caplog.at_level(logging.WARNING):
         preview(job)
-    assert f"no preview at {job.state.images:,} images" in caplog.text and "small" in caplog.text
+    assert (
+        f"no preview at {job.state.images:,} images" in caplog.text
+        and "SELFGUIDE_SMALL" in caplog.text
+    )
     assert job.lease.run.newest_preview() is None
     advance(job)
 
