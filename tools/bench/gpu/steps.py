@@ -177,7 +177,7 @@ def routing(extent: Extent, peak: Peak | None) -> Iterator[dict[str, Any]]:
     """The step in which half of the tokens skip the middle blocks, after the dense one."""
     execution: Execution = "compiled" if extent.device.type == "cuda" else "eager"
     for route in (None, ROUTE):
-        yield measured(extent.model, extent.batch, execution, extent, peak, route)
+        yield measured(extent.routed, extent.batch, execution, extent, peak, route)
 
 
 def stage(rank_info: RankInfo, stage: int | None, extent: Extent) -> float:
