@@ -199,7 +199,7 @@ class DiT(Backbone):
         if self.condition is not None:
             embedding = embedding + self.condition(condition)
         if self.augment is not None:
-            # labels join the time as other conditions do: our extension, of no paper
+            # where labels join the time, as other conditions do: our extension, of no paper
             embedding = embedding + self.augment(condition)
         c = F.silu(embedding)
         turn = (self.cos.to(x.dtype), self.sin.to(x.dtype)) if self.net.rope else None

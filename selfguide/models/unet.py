@@ -66,7 +66,7 @@ class UNet(Backbone):
         )
 
     def _augment_embedding(self) -> AugmentEmbedding:
-        """Drawn last, so that it changes none of the weights drawn before; in guided diffusion's blocks zero (EDM)."""
+        """Drawn late, so that it changes none of the weights drawn before; in guided diffusion's blocks zero (EDM)."""
         made = AugmentEmbedding(self.net.augment, self.net.base)
         if self.net.guided:
             nn.init.zeros_(made.linear.weight)

@@ -80,8 +80,8 @@ class DiTArchitecture(PatchTransformer):
         block = attention + mlp + (6 * d * d + 6 * d) + 2 * d * norms
         final = (2 * d * d + 2 * d) + (d * p2 * self.out_channels + p2 * self.out_channels)
         own = sum(inputs * width + width for inputs, width in self._self_maps(TIME_FREQUENCIES, d))
-        ends = embed + time + condition + patchwise + final + d * norms + own
-        return ends + self.depth * block + (d if self.cls_token else 0) + self.augment * d
+        ends = embed + time + condition + patchwise + final + d * norms + own + self.augment * d
+        return ends + self.depth * block + (d if self.cls_token else 0)
 
     def _macs(self, routed: int) -> int:
         d, p2 = self.width, self.patch**2
