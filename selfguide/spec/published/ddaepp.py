@@ -34,7 +34,7 @@ _PROBED = {
 # EDM's loss is weighted by a learned uncertainty where images are augmented (table 8)
 _AUGMENTED = ("augment=edm", "data.flip=false")
 _UNCERTAIN = ("path.weighting=uncertainty", "path.uncertainty=normalised")
-# the layer that conditions later ones, and that the contrastive loss reads, by experiment; a U-ViT has [CLS]
+# the layer that conditions later ones and that the contrastive loss reads, by experiment; a U-ViT has [CLS]
 _LAYERS = {
     **{f"{data}_{path}_pp": "out_8" for data in _CIFAR for path in ("ddpm", "edm", "flow")},
     **{f"{data}_ddpm": "out_6" for data in _CIFAR},
@@ -144,7 +144,8 @@ def _settings(experiment: str, added: Sequence[str], **contrastive: str) -> tupl
         words += _self(experiment)
     if "cl" in added:
         words += _contrastive(experiment, **contrastive)
-    return words
+    # both of the last need a U-ViT's [CLS]
+    return tuple(dict.fromkeys(words))
 
 
 def _contrastive(name: str, **changed: str) -> tuple[str, ...]:
