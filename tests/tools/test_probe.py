@@ -149,7 +149,7 @@ def test_a_run_that_is_probed_is_probed_with_its_own_settings(
     assert (cell["layer"], cell["noise_time"]) == ("block_2", 0.3)
 
 
-@pytest.mark.parametrize("use", ["contrastive", "guidance"])
+@pytest.mark.parametrize("use", ["contrastive", "guidance", "self_condition"])
 def test_what_a_probe_chose_is_typed_to_the_next_run_as_it_is_printed(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture, use: str
 ) -> None:
@@ -162,6 +162,9 @@ def test_what_a_probe_chose_is_typed_to_the_next_run_as_it_is_printed(
     small = ["contrastive.weight=0.01", "contrastive.hidden=32", "guidance=digits_online"]
     config = compose(["experiment=digits_dit", "cluster=local", *small, *words])
     validate(config)
+    if use == "self_condition":
+        assert config.model.self_condition == best["layer"]
+        return
     chosen = getattr(config, use)
     assert chosen.noise_time == best["noise_time"]
     assert f"block_{str(chosen.layer).removeprefix('block_')}" == best["layer"]

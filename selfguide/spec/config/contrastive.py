@@ -59,11 +59,7 @@ class ContrastiveConfig(ComponentSettings):
         Raises:
             UserError: `net` has none of that name or number.
         """
-        if self.layer is None:
-            return net.middle
-        return net.layer(
-            int(self.layer) if self.layer.isdecimal() else self.layer, "contrastive.layer"
-        )
+        return net.middle if self.layer is None else net.layer(self.layer, "contrastive.layer")
 
     def check(self, config: Config, net: Architecture) -> None:
         self.number(net)

@@ -159,9 +159,7 @@ def _contrastive(name: str, **changed: str) -> tuple[str, ...]:
     settings |= changed
     if settings.get("target") == "minimal":
         del settings["noise_time"]
-    # U-ViT's own std of [CLS], where the row's is that of label rows
-    token = ("model.cls_token=true", "model.token_std=0.02") if name.endswith("_uvit") else ()
-    return (*token, *(f"contrastive.{key}={value}" for key, value in settings.items()))
+    return tuple(f"contrastive.{key}={value}" for key, value in settings.items())
 
 
 def _self(experiment: str) -> tuple[str, ...]:
