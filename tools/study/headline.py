@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,6 +19,7 @@ from shards.errors import UserError
 from tools import drawing, flags
 from tools.study import work
 from tools.study.arms import CLASS, KMEANS, ONLINE, Arm
+from tools.study.blocks import spread
 from tools.study.guided import WEIGHTS, Guided, Scores, Search, guided, paired
 from tools.study.measure import CHOOSES, REPORTS, Half
 
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     if len(arms) < 2:
         raise UserError(f"--arms class: name what it is compared with, {', '.join(list(ARMS)[1:])}")
     study = work.Study.of(options)
-    runs = study.train(arms, options.seeds)
+    runs = study.train(dict.fromkeys(arms, options.seeds))
     search = Search(weights=options.weights, chooses=options.search, reports=options.samples)
     found = {
         arm: guided(study.bench, [load(each.final) for each in several], search, arm.name)
@@ -112,18 +112,13 @@ def rows(found: Mapping[Arm, Guided]) -> list[dict[str, str]]:
     return [
         {
             "conditioned on": arm.title,
-            "unguided": _spread([one[REPORTS].corrected for one in each.unguided]),
+            "unguided": spread([one[REPORTS].corrected for one in each.unguided]),
             "best guidance": str(each.chosen),
-            "guided": _spread([one[REPORTS].corrected for one in each.best]),
+            "guided": spread([one[REPORTS].corrected for one in each.best]),
             "each seed": ", ".join(f"{one[REPORTS].corrected:.2f}" for one in each.best),
         }
         for arm, each in found.items()
     ]
-
-
-def _spread(values: Sequence[float]) -> str:
-    sd = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{sd}"
 
 
 def sentences(said: Mapping[str, Any]) -> list[str]:

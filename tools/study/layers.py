@@ -32,7 +32,6 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest, digest
 from tools import drawing, flags
-from tools.grid import run_all
 from tools.sample import load_snapshot
 
 NOISE_TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
@@ -100,12 +99,10 @@ def run(options: argparse.Namespace) -> int:
             _net(snapshot, data, layer, noise_time, pooling)
     measured = Measured(Path(options.out), data, groups, fit)
     pixels = measured.scores(PixelFeatures(data.manifest.header))
-    scores = run_all(
-        cells,
-        snapshots,
-        lambda cell, snapshot: measured.scores(_net(snapshot, data, *cell)),
-        "groups of every layer and noise-time",
-    )
+    scores: dict[Cell, list[dict[str, float]]] = {cell: [] for cell in cells}
+    jobs = [(cell, snapshot) for snapshot in snapshots for cell in cells]
+    for cell, snapshot in cli.track(jobs, len(jobs), "groups of every layer and noise-time"):
+        scores[cell].append(measured.scores(_net(snapshot, data, *cell)))
     said = summary(scores, pixels)
     if options.figure:
         plot(Path(options.figure), scores, pixels["nmi"], groups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,11 +84,6 @@ class Judged:
         if self.difference.verdict == "not distinguishable":
             return "not distinguishable"
         return "holds" if self.difference.verdict == holds else "does not hold"
-
-
-def judged(differences: Mapping[Ordering, Paired]) -> list[Judged]:
-    """Every ordering whose two arms have runs of the same seeds, as the papers come."""
-    return [Judged(ordering=each, difference=found) for each, found in differences.items()]
 
 
 def askable(names: Sequence[str]) -> list[Ordering]:

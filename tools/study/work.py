@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from launcher.compose import compose
+from launcher.sites import takes_config_dir
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from tools import flags
@@ -50,30 +51,28 @@ class Study:
     def bench(self) -> Bench:
         return Bench(self.root, self.out / "scores", both_nets())
 
-    def train(self, arms: Sequence[Arm], seeds: Sequence[int]) -> Runs:
-        """Trains every arm with every seed, as one sweep, and returns the runs by seed.
+    def train(self, seeds: Mapping[Arm, Sequence[int]]) -> Runs:
+        """Trains every arm with its seeds, as one sweep, and returns the runs by seed.
 
         Raises:
             UserError: one of them cannot be trained, or failed.
         """
-        if any(arm.data == "digits" for arm in arms):
+        if any(arm.data == "digits" for arm in seeds):
             self._make_digits()
-        if any(arm.groups_by for arm in arms):
-            first = train([self._typed(UNCONDITIONAL, seeds[0])], self._common)[0]
-            find_groups(arms, self.root, first.final, self.notes)
-        # a seed of all arms comes before the next seed: what is ended early can be compared
-        listed = [(arm, seed) for seed in seeds for arm in arms]
-        found = train([self._typed(arm, seed) for arm, seed in listed], self._common)
-        return _by_arm(arms, listed, found)
+        found = [arm for arm in seeds if arm.groups_by]
+        if found:
+            first = train([self._typed(UNCONDITIONAL, seeds[found[0]][0])], self._common)[0]
+            find_groups(found, self.root, first.final, self.notes)
+        listed = _in_turn(seeds)
+        return _by_arm(listed, train([self._typed(*each) for each in listed], self._common))
 
     def known(self, arms: Sequence[Arm], seeds: Sequence[int]) -> Runs:
         """The runs that have finished; arms of which none has are left out."""
         there = [arm for arm in arms if not arm.groups_by or (self.notes / arm.name).exists()]
-        listed = [(arm, seed) for seed in seeds for arm in there]
-        found = named([self._typed(arm, seed) for arm, seed in listed], self._common)
+        listed = _in_turn(dict.fromkeys(there, seeds))
+        found = named([self._typed(*each) for each in listed], self._common)
         done = [each for each in zip(listed, found, strict=True) if each[1].run.finished()]
-        made = _by_arm(there, [each for each, _ in done], [each for _, each in done])
-        return {arm: runs for arm, runs in made.items() if runs}
+        return _by_arm([each for each, _ in done], [each for _, each in done])
 
     @property
     def _common(self) -> tuple[str, ...]:
@@ -92,11 +91,17 @@ class Study:
             shards_command(["make", "digits", "--out", self.root])
 
 
+def _in_turn(seeds: Mapping[Arm, Sequence[int]]) -> list[tuple[Arm, int]]:
+    """A seed of all arms before the next seed: what is ended early can be compared."""
+    every = dict.fromkeys(seed for several in seeds.values() for seed in several)
+    return [(arm, seed) for seed in every for arm, own in seeds.items() if seed in own]
+
+
 def _by_arm(
-    arms: Sequence[Arm], listed: Sequence[tuple[Arm, int]], found: Sequence[Trained]
+    listed: Sequence[tuple[Arm, int]], found: Sequence[Trained]
 ) -> dict[Arm, list[Trained]]:
     pairs = list(zip(listed, found, strict=True))
-    return {arm: [run for (of, _), run in pairs if of == arm] for arm in arms}
+    return {arm: [run for (of, _), run in pairs if of == arm] for (arm, _), _ in pairs}
 
 
 def add(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
@@ -109,3 +114,4 @@ def add(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
         ("--out DIR", str, "study", "where groups, scores and reports are kept (study)"),
         flags.JSON,
     )
+    takes_config_dir(parser)

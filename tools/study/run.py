@@ -1,0 +1,56 @@
+"""Trains every arm at equal images as one sweep, measures them, and writes the report.
+
+Three seeds each take about four hours on two cores, --quick, with one seed, about one. What was ended goes on where it
+was by the same command. Arms on the emoji's latents, one seed each, are trained where these are (`make demo-latents`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from shards.errors import UserError
+from shards.format import manifest as manifests
+from tools import flags
+from tools.study import report
+from tools.study.arms import ARMS, BY_NAME, EMOJI, Arm
+
+HELP = "train every arm at equal images, measure, and write the report"
+_LATENTS = "data/emoji-latents"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    report.add(parser)
+    flags.add(
+        parser,
+        (
+            "--arms +",
+            tuple(BY_NAME),
+            None,
+            f"({' '.join(BY_NAME)}; of emoji where there are latents)",
+        ),
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    study, seeds, search = report.planned(options)
+    arms = chosen(options)
+    runs = study.train({arm: seeds if arm.data == "digits" else seeds[:1] for arm in arms})
+    digits = {arm: each for arm, each in runs.items() if arm.data == "digits"}
+    emoji = {arm: each for arm, each in runs.items() if arm.data == "emoji"}
+    return report.write(study, digits, emoji, search, options)
+
+
+def chosen(options: argparse.Namespace) -> list[Arm]:
+    """The arms that were named; of none all, those of emoji where their latents are."""
+    if options.arms:
+        return [BY_NAME[name] for name in dict.fromkeys(options.arms)]
+    try:
+        manifests.load(_LATENTS)
+    except UserError:
+        print(
+            f"{_LATENTS} is not there, so emoji are left out: `make demo-latents` makes it",
+            file=sys.stderr,
+        )
+        return list(ARMS)
+    return [*ARMS, *EMOJI]
