@@ -20,7 +20,7 @@ from shards import cli, storage
 from shards.errors import UserError
 from tools import flags
 from tools.study import blocks, document, work
-from tools.study.arms import ARMS, EMOJI
+from tools.study.arms import ARMS
 from tools.study.document import Block, Heading, Paragraph
 from tools.study.findings import find_out
 from tools.study.guided import Search
@@ -35,7 +35,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     study, seeds, search = planned(options)
-    return write(study, study.known(ARMS, seeds), study.known(EMOJI, seeds[:1]), search, options)
+    return write(
+        study, study.known(ARMS, seeds), study.known(work.emoji(), seeds[:1]), search, options
+    )
 
 
 def planned(options: argparse.Namespace) -> tuple[work.Study, list[int], Search]:

@@ -9,14 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shards.errors import UserError
-from shards.format import manifest as manifests
 from tools import flags
-from tools.study import report
-from tools.study.arms import ARMS, BY_NAME, EMOJI, Arm
+from tools.study import report, work
+from tools.study.arms import ARMS, BY_NAME, Arm
 
 HELP = "train every arm at equal images, measure, and write the report"
-_LATENTS = "data/emoji-latents"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -45,12 +42,8 @@ def chosen(options: argparse.Namespace) -> list[Arm]:
     """The arms that were named; of none all, those of emoji where their latents are."""
     if options.arms:
         return [BY_NAME[name] for name in dict.fromkeys(options.arms)]
-    try:
-        manifests.load(_LATENTS)
-    except UserError:
-        print(
-            f"{_LATENTS} is not there, so emoji are left out: `make demo-latents` makes it",
-            file=sys.stderr,
-        )
-        return list(ARMS)
-    return [*ARMS, *EMOJI]
+    found = work.emoji()
+    if not found:
+        text = f"{work.LATENTS} is not there, so emoji are left out: `make demo-latents` makes it"
+        print(text, file=sys.stderr)
+    return [*ARMS, *found]

@@ -14,11 +14,12 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from tools import flags
 from tools.shards.__main__ import main as shards_command
-from tools.study.arms import UNCONDITIONAL, Arm, find_groups, settings
+from tools.study.arms import EMOJI, UNCONDITIONAL, Arm, find_groups, settings
 from tools.study.measure import Bench, both_nets
 from tools.study.training import Trained, named, train
 
 DIGITS = "data/digits"
+LATENTS = "data/emoji-latents"
 Runs = Mapping[Arm, list[Trained]]
 
 
@@ -89,6 +90,15 @@ class Study:
             manifests.load(self.root)
         except UserError:
             shards_command(["make", "digits", "--out", self.root])
+
+
+def emoji() -> tuple[Arm, ...]:
+    """The arms on the emoji's latents, where these have been made."""
+    try:
+        manifests.load(LATENTS)
+    except UserError:
+        return ()
+    return EMOJI
 
 
 def _in_turn(seeds: Mapping[Arm, Sequence[int]]) -> list[tuple[Arm, int]]:
