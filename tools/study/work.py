@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,7 +91,8 @@ class Study:
         try:
             manifests.load(self.root)
         except UserError:
-            shards_command(["make", "digits", "--out", self.root])
+            with contextlib.redirect_stdout(sys.stderr):
+                shards_command(["make", "digits", "--out", self.root])
 
 
 def emoji() -> tuple[Arm, ...]:
