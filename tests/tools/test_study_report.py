@@ -16,7 +16,7 @@ from selfguide.spec.run import RunFolder
 from shards.format import manifest as manifests
 from tests.selfguide.snapshots import write_snapshot
 from tools.study import blocks
-from tools.study.arms import ARMS, BY_NAME, CLASS, EMOJI, settings
+from tools.study.arms import ARMS, BY_NAME, CLASS, EMOJI
 from tools.study.document import Heading, Paragraph, Picture, Table, markdown, page
 from tools.study.findings import Found, Point, draw_clusters, find_out
 from tools.study.guided import Guided, Search
@@ -27,7 +27,7 @@ from tools.study.training import Trained
 
 def test_every_arm_composes_and_every_ordering_is_of_two_arms() -> None:
     for arm in (*ARMS, *EMOJI):
-        config = compose([*settings(arm, 3, Path("notes")), "cluster=local"])
+        config = compose([*arm.settings, "seed=3", "cluster=local"])
         assert config.seed == 3
         assert config.guidance.source in ("none", "labels", "sidecar", "online")
         assert arm.label_free == (config.guidance.source != "labels")

@@ -89,12 +89,6 @@ EMOJI = tuple(
 BY_NAME = {arm.name: arm for arm in (*ARMS, *EMOJI)}
 
 
-def settings(arm: Arm, seed: int, notes: Path) -> tuple[str, ...]:
-    """What is typed after `launcher.submit` for one run of the arm."""
-    ids = (f"guidance.ids={notes / arm.name}",) if arm.groups_by else ()
-    return (*arm.settings, *ids, f"seed={seed}")
-
-
 def find_groups(arms: Sequence[Arm], root: str, unconditional: Path, notes: Path) -> None:
     """Groups of each arm that needs some, as sidecars in `notes`; those that are there stay.
 

@@ -16,7 +16,7 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from tools import flags
 from tools.shards.__main__ import main as shards_command
-from tools.study.arms import EMOJI, UNCONDITIONAL, Arm, find_groups, settings
+from tools.study.arms import EMOJI, UNCONDITIONAL, Arm, find_groups
 from tools.study.measure import Bench, both_nets
 from tools.study.training import Trained, named, train
 
@@ -39,10 +39,15 @@ class Study:
     def of(options: argparse.Namespace) -> Study:
         return Study(options.runs, Path(options.out), tuple(options.overrides))
 
+    @cached_property
+    def first(self) -> Trained:
+        """The unconditional run of seed 0, in whose features arms find their groups beforehand."""
+        return named([self._with_cadence(UNCONDITIONAL.settings)], self._common)[0]
+
     @property
     def notes(self) -> Path:
-        """The sidecars of arms that find their groups beforehand."""
-        return (self.out / "notes").absolute()
+        """The sidecars of these arms; a run's id tells of all that decides its features."""
+        return (self.out / "notes" / self.first.run.root.name).absolute()
 
     @cached_property
     def root(self) -> str:
@@ -64,8 +69,8 @@ class Study:
             self._make_digits()
         found = [arm for arm in seeds if arm.groups_by]
         if found:
-            first = train([self._typed(UNCONDITIONAL, seeds[found[0]][0])], self._common)[0]
-            find_groups(found, self.root, first.final, self.notes)
+            train([self._with_cadence(UNCONDITIONAL.settings)], self._common)
+            find_groups(found, self.root, self.first.final, self.notes)
         listed = _in_turn(seeds)
         return _by_arm(listed, train([self._typed(*each) for each in listed], self._common))
 
@@ -83,7 +88,10 @@ class Study:
         return (*(() if own else ("cluster=local",)), *self.overrides, f"runs={self.runs}")
 
     def _typed(self, arm: Arm, seed: int) -> tuple[str, ...]:
-        words = settings(arm, seed, self.notes)
+        ids = (f"guidance.ids={self.notes / arm.name}",) if arm.groups_by else ()
+        return self._with_cadence((*arm.settings, *ids, f"seed={seed}"))
+
+    def _with_cadence(self, words: tuple[str, ...]) -> tuple[str, ...]:
         images = compose([*words, *self._common]).train.images
         return (*words, f"train.snapshot_every={images // self.snapshots}")
 
