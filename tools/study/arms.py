@@ -36,11 +36,6 @@ class Arm:
     label_free: bool = True
     data: str = "digits"
 
-    @property
-    def conditioned(self) -> bool:
-        """Whether a condition can be dropped, so that its guidance has a weight."""
-        return self.name not in ("unconditional", "emoji-unconditional")
-
 
 UNCONDITIONAL = Arm(name="unconditional", title="nothing", settings=("experiment=digits_uncond",))
 CLASS = Arm(

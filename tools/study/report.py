@@ -30,7 +30,9 @@ HELP = "the report, of the runs that have finished"
 
 def add(parser: argparse.ArgumentParser) -> None:
     work.add(parser, range(3))
-    flags.add(parser, ("--quick", bool, False, "one seed, and fewer points of guidance"))
+    flags.add(
+        parser, ("--quick", bool, False, "one seed, fewer weights of guidance, fewer samples")
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,9 +44,10 @@ def run(options: argparse.Namespace) -> int:
 
 def planned(options: argparse.Namespace) -> tuple[work.Study, list[int], Search]:
     """The study, its seeds, and what guidance is searched."""
+    study = work.Study.of(options)
     if options.quick:
-        return work.Study.of(options), options.seeds[:1], Search(weights=(1.3, 2.0), reports=1000)
-    return work.Study.of(options), options.seeds, Search()
+        return study, options.seeds[:1], Search(weights=(1.5,), reports=1000)
+    return study, options.seeds, Search(weights=(1.3, 2.0))
 
 
 def write(
