@@ -45,7 +45,11 @@ def test_a_run_that_fails_is_named_and_the_others_are_trained(
         train(LISTED, settings, io.StringIO())
     for each in named(LISTED, settings):
         assert f"{each.run.root}: failed" in str(refused.value)
-        assert each.run.attempt_numbers()
+        assert each.run.attempt_numbers() == [1]
+    # the same command waits for what it begins anew
+    payload(train=payloads.publish_all)
+    found = train(LISTED, settings, io.StringIO())
+    assert [each.run.attempt_numbers() for each in found] == [[1, 2], [1, 2]]
 
 
 def test_a_run_that_cannot_be_trained_is_refused_before_any_is_queued(

@@ -105,7 +105,7 @@ def plot(results: Results, summary: dict[str, Any], path: Path) -> None:
 def result(bench: Bench, experiment: str, trained: Trained) -> Result:
     """What the run's last snapshot comes to, as evaluation=fd_digits scores it."""
     snapshot = load(trained.final)
-    found = bench.sampled(snapshot, Guide(g=snapshot.config.sampler.g), SAMPLES)
+    found = bench.sampled(snapshot, Guide.of(snapshot.config.sampler), SAMPLES)
     groups = bench.groups(snapshot) if experiment == OURS else {}
     scores = {**found.more, **groups}
     return Result(experiment, trained.config.seed, trained.run.root.name, scores, str(found.grid))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +57,11 @@ class Guide:
 
     g: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+
+    @staticmethod
+    def of(sampler: SamplerConfig) -> Guide:
+        """How a run's own sampler guides."""
+        return Guide(**{each.name: getattr(sampler, each.name) for each in fields(Guide)})
 
     def sampler(self, of: SamplerConfig) -> SamplerConfig:
         return replace(of, **asdict(self))

@@ -122,10 +122,11 @@ class Look:
 def _follow(folder: SweepFolder, runs: Sequence[RunFolder], out: TextIO) -> None:
     begun, said, first = time.monotonic(), 0.0, Look.at(runs)
     while True:
-        # in this order: what a process that has ended by now has started is seen
+        # in this order: what a process that has ended by now has started is seen, and what failed before, and waits for
+        # that process, has not ended
         starts = folder.runs_on()
         now, seconds = Look.at(runs), time.monotonic() - begun
-        if len(now.over) == len(now.views) and (len(now.views) == len(runs) or not starts):
+        if not starts and len(now.over) == len(now.views):
             break
         if seconds - said >= _SAY_S:
             said = seconds
