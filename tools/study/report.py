@@ -62,7 +62,7 @@ def write(
     Raises:
         UserError: no arm has finished.
     """
-    if not digits:
+    if not digits and not emoji:
         raise UserError(f"no arm has finished in {study.runs}: give `python -m tools.study run`")
     began = time.monotonic()
     found = {}
@@ -74,7 +74,7 @@ def write(
     whole: list[Block] = [
         Heading("How far can a model guide itself?", 1),
         Paragraph(about),
-        *blocks.of_digits(found, folder),
+        *(blocks.of_digits(found, folder) if found else ()),
         *blocks.of_emoji(emoji),
     ]
     files = {
