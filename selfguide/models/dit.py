@@ -17,6 +17,7 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.models.backbone import Backbone
 from selfguide.models.blocks import (
     MLP,
+    AugmentEmbedding,
     ConditionEmbedding,
     PatchEmbedding,
     TimeEmbedding,
@@ -153,6 +154,11 @@ class DiT(Backbone):
         self._initialise()
         if net.token_std != TOKEN_STD:
             self._draw_tokens(net.token_std)
+        # last, so that it changes none of the weights drawn before
+        self.augment: AugmentEmbedding | None = None
+        if net.augment:
+            self.augment = AugmentEmbedding(net.augment, net.width)
+            nn.init.normal_(self.augment.linear.weight, std=0.02)  # as of label rows
 
     def _register_rotations(self, net: DiTArchitecture) -> None:
         cos, sin = rotations(net.edge, net.head_width)
@@ -185,7 +191,9 @@ class DiT(Backbone):
     ) -> tuple[Any, dict[int, Tensor]]:
         tokens = self._embed(x, condition)
         c = self.time(time_input(self.net.time, tau, whole=self.net.whole_index))  # (B, D)
-        c = F.silu(c if self.condition is None else c + self.condition(condition))
+        c = c if self.condition is None else c + self.condition(condition)
+        # where labels join the time, as other conditions do: our extension, of no paper
+        c = F.silu(c if self.augment is None else c + self.augment(condition))
         turn = (self.cos.to(x.dtype), self.sin.to(x.dtype)) if self.net.rope else None
         captured: dict[int, Tensor] = {}
         route = self._route(tokens)

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from selfguide.diffusion.conditions import Condition
 from selfguide.models.backbone import Backbone
-from selfguide.models.blocks import TimeEmbedding, sinusoid, time_input, with_spatial
+from selfguide.models.blocks import (
+    AugmentEmbedding,
+    TimeEmbedding,
+    sinusoid,
+    time_input,
+    with_spatial,
+)
 from selfguide.models.unet_blocks import (
     Attention,
     Block,
@@ -53,6 +59,16 @@ class UNet(Backbone):
         self.norm = GroupNorm(net, width, net.out_groups)
         self.out = nn.Conv2d(width, net.out_channels, 3, padding=1)
         self._initialise()
+        self.augment = self._augment_embedding() if net.augment else None
+
+    def _augment_embedding(self) -> AugmentEmbedding:
+        """Drawn last, so that it changes none of the weights drawn before; in guided diffusion's blocks zero (EDM)."""
+        made = AugmentEmbedding(self.net.augment, self.net.base)
+        if self.net.guided:
+            nn.init.zeros_(made.linear.weight)
+        elif not self.net.plain_init:
+            nn.init.xavier_uniform_(made.linear.weight)
+        return made
 
     def _initialise(self) -> None:
         """Xavier's (Ho et al., Karras et al.) or torch's own (Dhariwal & Nichol); residual paths begin at zero."""
@@ -113,10 +129,12 @@ class UNet(Backbone):
     def _embed(self, tau: Tensor, condition: Condition) -> Tensor:
         """Embeds time and condition in one vector, (B, embedding), activated once for all blocks."""
         time = time_input(self.net.time, tau, whole=self.net.whole_index)
+        early = None if self.augment is None else self.augment(condition)
         if self.told is not None and self.net.guidance == "early":
             # EDM feeds one-hots of unit mean square
-            return F.silu(self.time(time, self.told(condition, math.sqrt(self.net.classes))))
-        c = self.time(time)
+            told = self.told(condition, math.sqrt(self.net.classes))
+            return F.silu(self.time(time, told if early is None else told + early))
+        c = self.time(time, early)
         if self.told is not None:
             embedded = self.told(condition)
             c = torch.cat((c, embedded), dim=1) if self.net.guidance == "concat" else c + embedded

@@ -30,7 +30,7 @@ ROUTED_FROM = 3
 
 # sizes that may be 0: the net goes without
 _ABSENT = frozenset(
-    {"classes", "dense", "spatial", "dense_patch", "context", "out_groups", "head_width"}
+    {"classes", "dense", "spatial", "dense_patch", "augment", "context", "out_groups", "head_width"}
 )
 
 
@@ -56,6 +56,7 @@ class Architecture(ABC):
     dense: int = 0  # width of a dense condition (a feature or prototype), 0 for none
     spatial: int = 0  # channels of a spatial condition: 1 for boxes, K for masks
     dense_patch: int = 0  # width of a vector for each patch
+    augment: int = 0  # numbers that say how an image was augmented
     time: TimeInput = "noise_1000"
     whole_index: bool = False  # an index that fp32 missed is that of the table; see `time_input`
 
@@ -76,7 +77,7 @@ class Architecture(ABC):
     def accepts(self) -> frozenset[str]:
         """Names of the `Condition` fields that this network was built for."""
         fields = {"id": self.classes, "multi_hot": self.classes, "dense": self.dense}
-        fields |= {"spatial": self.spatial, "patch": self.dense_patch}
+        fields |= {"spatial": self.spatial, "patch": self.dense_patch, "augment": self.augment}
         return frozenset(name for name, width in fields.items() if width)
 
     @property

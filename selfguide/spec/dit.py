@@ -79,7 +79,7 @@ class DiTArchitecture(PatchTransformer):
         block = attention + mlp + (6 * d * d + 6 * d) + 2 * d * norms
         final = (2 * d * d + 2 * d) + (d * p2 * self.out_channels + p2 * self.out_channels)
         ends = embed + time + condition + patchwise + final + d * norms
-        return ends + self.depth * block + (d if self.cls_token else 0)
+        return ends + self.depth * block + (d if self.cls_token else 0) + self.augment * d
 
     def _macs(self, routed: int) -> int:
         d, p2 = self.width, self.patch**2
@@ -92,5 +92,5 @@ class DiTArchitecture(PatchTransformer):
         dense = min(self.depth, 2 * (ROUTED_FROM - 1))
         blocks = dense * block(self.tokens) + (self.depth - dense) * block(routed)
         ends = self.tokens * p2 * d * (self.channels + self.spatial + self.out_channels)
-        condition = self.dense * d + self.tokens * self.dense_patch * d
+        condition = (self.dense + self.augment) * d + self.tokens * self.dense_patch * d
         return blocks + ends + 3 * d * d + TIME_FREQUENCIES * d + condition

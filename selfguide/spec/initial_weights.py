@@ -25,11 +25,11 @@ from shards.errors import UserError
 
 SCRATCH: Mapping[str, Any] = {"source": "scratch", "saw_labels": False}
 SAFE, PICKLED = ".safetensors", (".pt", ".pth", ".bin", ".ckpt")
-# what a net may have otherwise than the snapshot it begins from: its condition, its tokens, and what weights it never
-# saw, or hardly: first weights are replaced, and the index that fp32 missed is 3e-5 away
+# what a net may have otherwise than the snapshot it begins from: its condition, its tokens, labels of augmentation, and
+# what weights it never saw, or hardly: first weights are replaced, and the index that fp32 missed is 3e-5 away
 _FREE = (
     *("classes", "dense", "dense_patch", "cls_token", "token_std", "time", "dropout"),
-    *("plain_init", "whole_index"),
+    *("plain_init", "whole_index", "augment"),
 )
 
 

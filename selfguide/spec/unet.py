@@ -249,6 +249,7 @@ class UNetArchitecture(Architecture):
         return [
             Linear(self.base, self.time_width),
             Linear(self.time_width, self.time_width),
+            Linear(self.augment, self.base, bias=False),
             *self._condition_maps(),
             *(linear for stage in self.stages for linear in self._stage_maps(stage)),
             _norm(self._widths[0]),

@@ -11,7 +11,9 @@ PAPER = (
     "Xiang et al. 2025 (2505.10999)"
 )
 DIFFERS = (
-    "Self-conditioning, the contrastive loss and non-leaky augmentation are not built; rows that need one say so.",
+    "Self-conditioning and the contrastive loss are not built; rows that need one say so.",
+    "Non-leaky augmentation has EDM's probability, 0.12: the paper gives none. It mirrors every second image, so that "
+    "`data.flip` is off beside it.",
     "Accuracy is the linear probe of the layer and noise-time that a validation part chose, of the test split; the "
     "paper's is the best of the checkpoints at 800, 1000 and 1200 epochs.",
     "U-ViT's weight decay, 0.03, is U-ViT's own: the paper gives none. It acts on no token, where the paper's does on "
@@ -23,11 +25,10 @@ _PROBED = {
     "64": "[ddaepp,probe_test_64]",
     "dit": "[ddaepp,probe_test_latents]",
 }
-_SELF, _AUG, _CL = (
-    "self-conditioning",
-    "non-leaky augmentation",
-    "the contrastive loss on features",
-)
+_SELF, _CL = "self-conditioning", "the contrastive loss on features"
+# EDM's loss is weighted by a learned uncertainty where images are augmented (table 8)
+_AUGMENTED = ("augment=edm", "data.flip=false")
+_UNCERTAIN = ("path.weighting=uncertainty", "path.uncertainty=normalised")
 _SODA = "SODA (Hudson et al. 2024), which the paper rebuilt: another model, an encoder beside the denoiser"
 
 # FID and accuracy, before and with self-conditioning
@@ -67,7 +68,7 @@ _ADDED: dict[tuple[str, str], dict[tuple[str, ...], tuple[float, float]]] = {
         ("self",): (7.14, 72.04), ("self", "aug"): (7.05, 73.58), ("self", "aug", "cl"): (6.88, 74.48),
     },
 }  # fmt: skip
-_LACKS = {"self": _SELF, "aug": _AUG, "cl": _CL}
+_LACKS = {"self": _SELF, "cl": _CL}
 # epoch -> FID and IS unconditional; conditional; conditional and guided; each before and with self-conditioning
 _EPOCHS = {
     20: ((44.06, 20.00), (43.21, 20.88), (31.46, 33.98), (29.83, 36.99), (11.80, 93.56), (10.11, 112.29)),
@@ -121,6 +122,13 @@ def _pair(
     return plain, ours
 
 
+def _settings(net: str, added: Sequence[str]) -> tuple[str, ...]:
+    """What is typed for `added`, as far as it is built."""
+    if "aug" not in added:
+        return ()
+    return (*_AUGMENTED, *(_UNCERTAIN if net.startswith("edm") else ()))
+
+
 _HEAD = (
     ("edm-direct", "direct add", (2.43,)),
     ("edm-adaptive", "adaptive add", (2.21,)),
@@ -154,9 +162,10 @@ ROWS = (
             "table3",
             "-".join((data, net, *added)),
             f"ddaepp/{data}_{net}",
+            *_settings(net, added),
             found=found,
             protocol=_PROBED["32"],
-            lacks=", ".join(_LACKS[each] for each in added) or None,
+            lacks=", ".join(_LACKS[each] for each in added if each in _LACKS) or None,
         )
         for (data, net), rows in _ADDED.items()
         for added, found in rows.items()
