@@ -28,6 +28,7 @@ from selfguide.models.blocks import (
     unpatchify,
     with_spatial,
 )
+from selfguide.models.self_condition import SelfCondition
 from selfguide.spec.architecture import TOKEN_STD
 from selfguide.spec.dit import TIME_FREQUENCIES, DiTArchitecture
 
@@ -159,6 +160,9 @@ class DiT(Backbone):
         if net.augment:
             self.augment = AugmentEmbedding(net.augment, net.width)
             nn.init.normal_(self.augment.linear.weight, std=0.02)  # as of label rows
+        self.self_condition = (
+            SelfCondition(net, TIME_FREQUENCIES, net.width) if net.self_condition else None
+        )
 
     def _register_rotations(self, net: DiTArchitecture) -> None:
         cos, sin = rotations(net.edge, net.head_width)
@@ -190,10 +194,14 @@ class DiT(Backbone):
         self, x: Tensor, tau: Tensor, condition: Condition, wanted: Collection[int], *, stop: bool
     ) -> tuple[Any, dict[int, Tensor]]:
         tokens = self._embed(x, condition)
-        c = self.time(time_input(self.net.time, tau, whole=self.net.whole_index))  # (B, D)
-        c = c if self.condition is None else c + self.condition(condition)
-        # where labels join the time, as other conditions do: our extension, of no paper
-        c = F.silu(c if self.augment is None else c + self.augment(condition))
+        time = time_input(self.net.time, tau, whole=self.net.whole_index)
+        embedding = self.time(time)  # (B, D)
+        if self.condition is not None:
+            embedding = embedding + self.condition(condition)
+        if self.augment is not None:
+            # where labels join the time, as other conditions do: our extension, of no paper
+            embedding = embedding + self.augment(condition)
+        c = F.silu(embedding)
         turn = (self.cos.to(x.dtype), self.sin.to(x.dtype)) if self.net.rope else None
         captured: dict[int, Tensor] = {}
         route = self._route(tokens)
@@ -207,6 +215,9 @@ class DiT(Backbone):
                 captured[number] = tokens if route is None else route.whole(tokens)
                 if stop and number == max(wanted):
                     return None, captured
+            if self.self_condition is not None and number == self.self_condition.number:
+                whole = tokens if route is None else route.whole(tokens)
+                c = self.self_condition(embedding, whole[:, -self.net.tokens :].mean(1), time)
         shift, scale = self.final_modulation(c)[:, None].chunk(2, dim=-1)
         patches = self.final(self.final_norm(tokens[:, -self.net.tokens :], shift, scale))
         return unpatchify(patches, self.net.edge, self.net.patch, self.net.out_channels), captured

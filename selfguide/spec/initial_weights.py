@@ -208,7 +208,9 @@ def agree(their_config: Config, config: Config) -> None:
         raise UserError(
             f"{where} is of another family of models; choose a model of its family, or another snapshot"
         )
-    free = _FREE if init.labels == "drop" else _FREE[1:]
+    free: tuple[str, ...] = _FREE if init.labels == "drop" else _FREE[1:]
+    if theirs.self_condition is None:
+        free += ("self_condition", "self_add")  # it begins as zeros
     for field in (f.name for f in fields(ours) if f.name not in free):
         mine, its = getattr(ours, field), getattr(theirs, field)
         if field == "classes" and mine != its:

@@ -30,6 +30,13 @@ class UViTArchitecture(PatchTransformer):
             self.depth,
             "must be even: each in-block has an out-block, the middle one is not counted",
         )
+        require(
+            self.self_condition is None,
+            "self_condition",
+            self.self_condition,
+            "adds to the vector of time and condition, and U-ViT has tokens in its place, of which [CLS] is its "
+            "self-condition; take model.cls_token=true, and drop it",
+        )
         for field in ("dense", "dense_patch"):
             require(
                 getattr(self, field) in (0, self.width),
