@@ -49,6 +49,8 @@ KMEANS = Arm(
     settings=_SIDECAR,
     groups_by=("kmeans", "--groups", str(_GROUPS)),
 )
+# the feature of a middle layer joins what later ones read (DDAE++, Xiang et al. 2025, arXiv 2505.10999)
+_SELF = ("experiment=digits_uncond", "model.self_condition=block_2")
 
 ARMS = (
     UNCONDITIONAL,
@@ -66,6 +68,7 @@ ARMS = (
         title="groups of patches found online",
         settings=("experiment=digits_dit", "guidance=digits_patch"),
     ),
+    Arm(name="self-conditioned", title="its own feature", settings=_SELF),
 )
 EMOJI = tuple(
     Arm(

@@ -33,10 +33,22 @@ class Ordering:
 _SGFM = "Hu et al. 2023 (2312.08825)"
 _SGDM = "Hu et al. 2023 (2210.06462)"
 _CEDM = "Adaloglou et al. 2024 (2403.00570)"
+_DDAEPP = "Xiang et al. 2025 (2505.10999)"
 
 
 def _sgfm(better: str, worse: str, where: str, published: str) -> Ordering:
     return Ordering(better=better, worse=worse, paper=_SGFM, where=where, published=published)
+
+
+def _ddaepp(better: str, worse: str, metric: Metric, where: str, published: str) -> Ordering:
+    return Ordering(
+        better=better,
+        worse=worse,
+        metric=metric,
+        paper=_DDAEPP,
+        where=where,
+        published=published,
+    )
 
 
 ORDERINGS = (
@@ -66,6 +78,12 @@ ORDERINGS = (
         paper=_CEDM,
         where="table 1, CIFAR-10",
         published="FID 1.67 < 1.69",
+    ),
+    _ddaepp(
+        "self-conditioned", "unconditional", "fd", "table 2, RF on CIFAR-10", "FID 2.42 < 2.54"
+    ),
+    _ddaepp(
+        "self-conditioned", "unconditional", "probe", "table 5, ImageNet-100", "84.86 > 83.78 %"
     ),
 )
 
