@@ -71,10 +71,11 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
 def _check_scored(config: Config, header: Header) -> None:
     """Samples of latents are compared as images, which latents are not."""
     evaluation = config.evaluation
-    if evaluation.protocol == "fd_digits" and header.kind == "latent":
+    features = FEATURES.get(evaluation.protocol)
+    if features is not None and features.of_digits and header.kind == "latent":
         raise UserError(
-            f"evaluation.protocol=fd_digits compares images, and the shards in {config.data.root} hold latents of "
-            f"{header.encoder}; set evaluation=none"
+            f"evaluation.protocol={evaluation.protocol} compares images, and the shards in {config.data.root} hold "
+            f"latents of {header.encoder}; set evaluation=none"
         )
     if evaluation.protocol not in FEATURES or not FEATURES[evaluation.protocol].of_images:
         return

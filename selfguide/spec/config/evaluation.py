@@ -36,7 +36,15 @@ class EvaluationConfig:
     """No part of it is identity: scores are records beside the run."""
 
     protocol: Literal[
-        "none", "fd_digits", "fd_effnet", "fid_adm", "fid_clean", "fdd", "fd_timm", "probe"
+        "none",
+        "fd_digits",
+        "fd_digits_odd",
+        "fd_effnet",
+        "fid_adm",
+        "fid_clean",
+        "fdd",
+        "fd_timm",
+        "probe",
     ] = "none"
     # of a probe the most images that a layer is chosen on, and the most that it is tested on
     samples: Annotated[int, AtLeast(1)] = 5000
