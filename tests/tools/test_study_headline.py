@@ -23,7 +23,7 @@ from tools.better import drawn_pixels
 from tools.digitnet import digits as all_digits
 from tools.study import measure
 from tools.study.arms import CLASS, KMEANS, ONLINE
-from tools.study.guided import Guided, Paired, Search, chosen, guided, paired
+from tools.study.guided import INTERVALS, Guided, Paired, Search, chosen, guided, paired
 from tools.study.headline import summary
 from tools.study.measure import Bench, Guide, Half, Set, both_nets, difference
 
@@ -136,25 +136,29 @@ class Recorded:
 
 def test_one_net_chooses_and_the_other_reports_other_samples() -> None:
     search = Search(weights=(1.5, 2.0), chooses=10, reports=20)
-    even = dict.fromkeys(search.guides, 5.0) | {Guide(g=2.0): 1.0}
+    snapshots = [argparse.Namespace(conditioned=True, images=100)] * 2
+    guides = search.guides(snapshots[0])  # type: ignore[arg-type]
+    even = dict.fromkeys(guides, 5.0) | {Guide(g=2.0): 1.0}
     # the net that reports would have chosen none
-    odd = dict.fromkeys(search.guides, 5.0) | {Guide(): 2.0}
+    odd = dict.fromkeys(guides, 5.0) | {Guide(): 2.0}
     recorded = Recorded(even, odd)
-    snapshots = [argparse.Namespace(conditioned=True)] * 2
     found = guided(recorded, snapshots, search, "arm")  # type: ignore[arg-type]
     assert found.chosen == Guide(g=2.0) and found.choice == 1.0
     assert [each["odd"].value for each in found.best] == [5.0, 5.0]
     assert [each["odd"].value for each in found.unguided] == [2.0, 2.0]
-    chose = {(images.seed, images.count) for _, images in recorded.asked[:10]}
-    fresh = {(images.seed, images.count) for _, images in recorded.asked[10:]}
+    chose = {(images.seed, images.count) for _, images in recorded.asked[: 2 * len(guides)]}
+    fresh = {(images.seed, images.count) for _, images in recorded.asked[2 * len(guides) :]}
     assert chose == {(0, 10)} and {count for _, count in fresh} == {20}
     assert min(seed for seed, _ in fresh) >= 10
 
 
-def test_what_has_no_condition_is_not_guided() -> None:
-    recorded = Recorded({Guide(): 3.0}, {Guide(): 4.0})
-    found = guided(recorded, [argparse.Namespace(conditioned=False)], Search(), "arm")  # type: ignore[arg-type]
-    assert list(found.searched) == [Guide()] and {guide for guide, _ in recorded.asked} == {Guide()}
+def test_what_has_no_condition_is_guided_by_an_earlier_snapshot_alone() -> None:
+    search = Search(weights=(1, 1.5))
+    none, one = (argparse.Namespace(conditioned=told, images=256_000) for told in (False, True))
+    early = {Guide(g=1.5, interval=where, weak="snapshot-64000") for where in INTERVALS}
+    away = {Guide(g=1.5, interval=where) for where in INTERVALS}
+    assert set(search.guides(none)) == {Guide()} | early  # type: ignore[arg-type]
+    assert set(search.guides(one)) == {Guide()} | early | away  # type: ignore[arg-type]
 
 
 def test_the_interval_is_students_of_the_pairs_and_covers_their_mean_as_often_as_it_says() -> None:

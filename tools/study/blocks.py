@@ -8,6 +8,7 @@ from pathlib import Path
 
 from selfguide.snapshot import load
 from selfguide.spec.records import EvaluationRecord, records
+from selfguide.spec.weak import CONDITION
 from tools import drawing
 from tools.study.arms import Arm
 from tools.study.document import Block, Heading, Paragraph, Picture, Table
@@ -57,14 +58,13 @@ def of_digits(found: Mapping[str, Found], out: Path) -> Iterator[Block]:
 def _row(each: Found) -> dict[str, str]:
     unguided = [one[REPORTS].corrected for one in each.guided.unguided]
     best = [one[REPORTS].corrected for one in each.guided.best]
-    guided = each.arm.name != "unconditional"
     return {
         "arm": each.arm.name,
         "conditioned on": each.arm.title,
         "distance": spread(unguided),
         "each seed": ", ".join(f"{value:.2f}" for value in unguided),
-        "best guidance": str(each.guided.chosen) if guided else "",
-        "guided": spread(best) if guided else "",
+        "best guidance": str(each.guided.chosen),
+        "guided": spread(best),
         "NMI": _mean(each.last, lambda point: point.groups.get("nmi"), ".3f"),
         "groups in use": _mean(each.last, lambda point: point.groups.get("utilisation"), ".0%"),
         "probe": _mean(each.last, lambda point: point.probe.get(PROBE), ".1%"),
@@ -149,25 +149,34 @@ def _curves(found: Mapping[str, Found], file: Path) -> Iterator[Block]:
 
 
 def _guidance(found: Mapping[str, Found], file: Path) -> Iterator[Block]:
-    guided = {name: each for name, each in found.items() if len(each.guided.searched) > 1}
-    if not guided:
-        return
-    guides = list(next(iter(guided.values())).guided.searched)
     means = {
         name: {
-            guide: statistics.fmean(s.corrected for s in each.guided.searched[guide])
-            for guide in guides
+            guide: statistics.fmean(score.corrected for score in scores)
+            for guide, scores in each.guided.searched.items()
         }
-        for name, each in guided.items()
+        for name, each in found.items()
     }
+    # arms without a condition have fewer
+    guides = list(dict.fromkeys(guide for of in means.values() for guide in of))
     yield Paragraph("Means over seeds in the net that chooses.")
     yield Table(
-        [{"arm": name, **{str(g): f"{of[g]:.2f}" for g in guides}} for name, of in means.items()]
+        [
+            {"guidance": str(guide)}
+            | {name: f"{of[guide]:.2f}" if guide in of else "" for name, of in means.items()}
+            for guide in guides
+        ]
     )
-    whole = sorted((g for g in guides if g.interval == (0.0, 1.0)), key=lambda guide: guide.g)
-    lines = {name: ([g.g for g in whole], [of[g] for g in whole]) for name, of in means.items()}
+    whole = sorted(
+        (guide for guide in guides if guide.weak == CONDITION and guide.interval == (0.0, 1.0)),
+        key=lambda guide: guide.g,
+    )
+    lines = {
+        name: ([guide.g for guide in whole], [of[guide] for guide in whole])
+        for name, of in means.items()
+        if all(guide in of for guide in whole)
+    }
     yield _chart(
-        file, lines, "guidance weight g", "Frechet distance over guidance, at all noise-times"
+        file, lines, "guidance weight g", "Distance over guidance by the dropped condition"
     )
 
 

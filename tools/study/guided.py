@@ -11,6 +11,7 @@ from scipy import stats
 
 from selfguide.evaluation.metrics.frechet import FrechetScore
 from selfguide.snapshot import Snapshot
+from selfguide.spec.weak import CONDITION
 from shards import cli
 from tools.study.measure import CHOOSES, Bench, Guide, Half, Set, difference
 
@@ -19,6 +20,8 @@ WEIGHTS = (1.15, 1.3, 1.5, 2.0)
 INTERVALS = ((0.0, 1.0), (0.2, 0.8))
 # images that are reported are none of those that chose
 FRESH = 1_000_000
+# of a run, evenly spread over its images
+SNAPSHOTS = 4
 LEVEL = 0.95
 Scores = Mapping[Half, FrechetScore]
 
@@ -31,11 +34,23 @@ class Search:
     chooses: int = 1000
     reports: int = 5000
 
-    @property
-    def guides(self) -> list[Guide]:
-        """None first, then each weight in each interval."""
-        each = [Guide(g=g, interval=where) for where in INTERVALS for g in self.weights if g != 1]
-        return [Guide(), *each]
+    def guides(self, snapshot: Snapshot) -> list[Guide]:
+        """None first, then each weight in each interval away from each weak model that a run has anyway.
+
+        That is the model without its condition, where it has one, and its snapshot after a quarter of its images.
+        """
+        early = f"snapshot-{snapshot.images // SNAPSHOTS}"
+        weak = [CONDITION, early] if snapshot.conditioned else [early]
+        return [
+            Guide(),
+            *(
+                Guide(g=g, interval=where, weak=away)
+                for away in weak
+                for where in INTERVALS
+                for g in self.weights
+                if g != 1
+            ),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +85,7 @@ def mean(scores: Sequence[FrechetScore]) -> float:
 
 def guided(bench: Bench, snapshots: Sequence[Snapshot], search: Search, doing: str) -> Guided:
     """Searches the best guidance of an arm, whose snapshots are of one seed each, and measures it anew."""
-    # what is conditioned on nothing has nothing to be guided by
-    guides = search.guides if snapshots[0].conditioned else [Guide()]
+    guides = search.guides(snapshots[0])
     first, fresh = Set(0, search.chooses), Set(FRESH, search.reports)
     pairs = [(guide, snapshot) for guide in guides for snapshot in snapshots]
     searched: dict[Guide, list[FrechetScore]] = {guide: [] for guide in guides}

@@ -6,7 +6,6 @@ chosen the other reports, which has chosen nothing.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save
 
 import shards
 from launcher.compose import compose
 from selfguide.discovery.agreement import agreement
 from selfguide.discovery.resumable import record
-from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, half, load_digitnet
+from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, load_digitnet
 from selfguide.evaluation.grid import write_grid
 from selfguide.evaluation.job import score
 from selfguide.evaluation.metrics.frechet import (
@@ -38,10 +36,10 @@ from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SamplerConfig
 from selfguide.spec.config.sampler import protocol_settings
 from selfguide.spec.rank_status import RankStatus
+from selfguide.spec.weak import CONDITION
 from shards.format import manifest as manifests
 from shards.format.manifest import digest
 from tools.better import drawn_pixels
-from tools.digitnet import digits, fit
 
 # of the scans that fitted a net
 Half = Literal["even", "odd"]
@@ -70,7 +68,8 @@ class Guide:
         if self.g == 1:
             return "unguided"
         where = "" if self.interval == (0.0, 1.0) else " in [{:g}, {:g}]".format(*self.interval)
-        return f"g={self.g:g}{where}"
+        away = "" if self.weak == CONDITION else f" from {self.weak}"
+        return f"g={self.g:g}{where}{away}"
 
 
 @dataclass(frozen=True)
@@ -192,11 +191,7 @@ class Bench:
 
 def both_nets() -> dict[Half, tuple[DigitNet, str]]:
     """The two nets with the sha256 of their weights."""
-    images, labels = digits()
-    _, odd = half(len(images))
-    net = fit(images[odd], labels[odd])
-    sha = hashlib.sha256(save(dict(net.state_dict()))).hexdigest()
-    return {"even": load_digitnet(), "odd": (net.requires_grad_(False), sha)}
+    return {"even": load_digitnet("fd_digits"), "odd": load_digitnet("fd_digits_odd")}
 
 
 def difference(a: FrechetScore, b: FrechetScore) -> FrechetScore:
