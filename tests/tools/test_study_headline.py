@@ -23,7 +23,7 @@ from tools.better import drawn_pixels
 from tools.digitnet import digits as all_digits
 from tools.study import measure
 from tools.study.arms import CLASS, KMEANS, ONLINE
-from tools.study.guided import INTERVALS, Guided, Paired, Search, chosen, guided, paired
+from tools.study.guided import INTERVALS, Guided, Paired, Scores, Search, chosen, guided, paired
 from tools.study.headline import summary
 from tools.study.measure import Bench, Guide, Half, Set, both_nets, difference
 
@@ -182,7 +182,7 @@ def test_the_interval_of_one_pair_is_that_of_its_samples() -> None:
 
 def test_the_best_label_free_arm_is_the_choice_of_the_net_that_reports_nothing() -> None:
     def arm(even: float, odd: float) -> Guided:
-        scores = [{"even": score(even), "odd": score(odd)}] * 3
+        scores: list[Scores] = [{"even": score(even), "odd": score(odd)}] * 3
         return Guided(searched={Guide(): [score(even)] * 3}, unguided=scores, best=scores)
 
     said = summary({CLASS: arm(2.0, 2.0), KMEANS: arm(1.0, 3.0), ONLINE: arm(1.5, 1.0)})

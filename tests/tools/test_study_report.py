@@ -17,9 +17,9 @@ from shards.format import manifest as manifests
 from tests.selfguide.snapshots import write_snapshot
 from tools.study import blocks
 from tools.study.arms import ARMS, BY_NAME, CLASS, EMOJI
-from tools.study.document import Heading, Paragraph, Picture, Table, markdown, page
+from tools.study.document import Block, Heading, Paragraph, Picture, Table, markdown, page
 from tools.study.findings import Found, Point, draw_clusters, find_out
-from tools.study.guided import Guided, Search
+from tools.study.guided import Guided, Scores, Search
 from tools.study.measure import Bench, Guide, both_nets
 from tools.study.orderings import ORDERINGS, Ordering, askable
 from tools.study.training import Trained
@@ -44,7 +44,7 @@ def fd(value: float) -> FrechetScore:
 
 def found(name: str, distances: dict[int, float], probe: float = 0.5) -> Found:
     """An arm whose seeds have these distances."""
-    scores = [{"even": fd(value), "odd": fd(value)} for value in distances.values()]
+    scores: list[Scores] = [{"even": fd(value), "odd": fd(value)} for value in distances.values()]
     point = {"groups": {}, "probe": {"linear_accuracy": probe, "linear_accuracy_se": 0.01}}
     config = compose(["experiment=digits_uncond", "cluster=local"])
     return Found(
@@ -94,7 +94,7 @@ def test_an_ordering_of_no_shared_seed_is_not_judged_and_accuracies_are_the_othe
 
 def test_pages_say_the_same_escape_what_is_said_and_hold_their_pictures(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "grid.png")
-    said = [
+    said: list[Block] = [
         Heading("Title", 1),
         Paragraph("a < b & c"),
         Table([{"arm": "x|y", "distance": "1.0"}]),

@@ -55,6 +55,8 @@ class Guide:
 
     g: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    # what it leads away from, as `sampler.weak` words it
+    weak: str = CONDITION
 
     @staticmethod
     def of(sampler: SamplerConfig) -> Guide:
