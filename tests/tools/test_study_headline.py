@@ -23,7 +23,16 @@ from tools.better import drawn_pixels
 from tools.digitnet import digits as all_digits
 from tools.study import measure
 from tools.study.arms import CLASS, KMEANS, ONLINE
-from tools.study.guided import INTERVALS, Guided, Paired, Scores, Search, chosen, guided, paired
+from tools.study.guided import (
+    INTERVALS,
+    Guided,
+    Paired,
+    Scores,
+    Search,
+    chosen,
+    of_snapshots,
+    paired,
+)
 from tools.study.headline import summary
 from tools.study.measure import Bench, Guide, Half, Set, both_nets, difference
 
@@ -137,12 +146,12 @@ class Recorded:
 def test_one_net_chooses_and_the_other_reports_other_samples() -> None:
     search = Search(weights=(1.5, 2.0), chooses=10, reports=20)
     snapshots = [argparse.Namespace(conditioned=True, images=100)] * 2
-    guides = search.guides(snapshots[0])  # type: ignore[arg-type]
+    guides = search.guides(snapshots[0], (25, 100))  # type: ignore[arg-type]
     even = dict.fromkeys(guides, 5.0) | {Guide(g=2.0): 1.0}
     # the net that reports would have chosen none
     odd = dict.fromkeys(guides, 5.0) | {Guide(): 2.0}
     recorded = Recorded(even, odd)
-    found = guided(recorded, snapshots, search, "arm")  # type: ignore[arg-type]
+    found = of_snapshots(recorded, snapshots, guides, search, "arm")  # type: ignore[arg-type]
     assert found.chosen == Guide(g=2.0) and found.choice == 1.0
     assert [each["odd"].value for each in found.best] == [5.0, 5.0]
     assert [each["odd"].value for each in found.unguided] == [2.0, 2.0]
@@ -157,8 +166,11 @@ def test_what_has_no_condition_is_guided_by_an_earlier_snapshot_alone() -> None:
     none, one = (argparse.Namespace(conditioned=told, images=256_000) for told in (False, True))
     early = {Guide(g=1.5, interval=where, weak="snapshot-64000") for where in INTERVALS}
     away = {Guide(g=1.5, interval=where) for where in INTERVALS}
-    assert set(search.guides(none)) == {Guide()} | early  # type: ignore[arg-type]
-    assert set(search.guides(one)) == {Guide()} | early | away  # type: ignore[arg-type]
+    published = (8_000, 64_000, 128_000, 256_000)
+    assert set(search.guides(none, published)) == {Guide()} | early  # type: ignore[arg-type]
+    assert set(search.guides(one, published)) == {Guide()} | early | away  # type: ignore[arg-type]
+    # a run of which nothing earlier is left
+    assert search.guides(none, (256_000,)) == [Guide()]  # type: ignore[arg-type]
 
 
 def test_the_interval_is_students_of_the_pairs_and_covers_their_mean_as_often_as_it_says() -> None:

@@ -84,7 +84,7 @@ def find_out(bench: Bench, arm: Arm, runs: Sequence[Trained], search: Search) ->
             probe=bench.probed(snapshot) if last or seed == 0 else {},
         )
         curves[seed].append(point)
-    found = guided(bench, [load(run.final) for run in runs], search, arm.name)
+    found = guided(bench, runs, search, arm.name)
     return Found(arm=arm, runs=runs, curves=curves, guided=found)
 
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from scipy import stats
 
 from selfguide.evaluation.metrics.frechet import FrechetScore
-from selfguide.snapshot import Snapshot
+from selfguide.snapshot import Snapshot, load
 from selfguide.spec.weak import CONDITION
 from shards import cli
 from tools.study.measure import CHOOSES, Bench, Guide, Half, Set, difference
+from tools.study.training import Trained
 
 WEIGHTS = (1.15, 1.3, 1.5, 2.0)
 # everywhere, and without the noisiest and the cleanest times (Kynkaanniemi et al. 2024, arXiv 2404.07724)
 INTERVALS = ((0.0, 1.0), (0.2, 0.8))
 # images that are reported are none of those that chose
 FRESH = 1_000_000
-# of a run, evenly spread over its images
-SNAPSHOTS = 4
 LEVEL = 0.95
 Scores = Mapping[Half, FrechetScore]
 
@@ -34,13 +33,18 @@ class Search:
     chooses: int = 1000
     reports: int = 5000
 
-    def guides(self, snapshot: Snapshot) -> list[Guide]:
+    def guides(self, snapshot: Snapshot, published: Collection[int]) -> list[Guide]:
         """None first, then each weight in each interval away from each weak model that a run has anyway.
 
-        That is the model without its condition, where it has one, and its snapshot after a quarter of its images.
+        That is the model without its condition, where it has one, and its snapshot after about a quarter of its images.
+
+        Args:
+            published: images seen of the snapshots that all runs have.
         """
-        early = f"snapshot-{snapshot.images // SNAPSHOTS}"
-        weak = [CONDITION, early] if snapshot.conditioned else [early]
+        earlier = [images for images in published if images < snapshot.images]
+        quarter = sorted(earlier, key=lambda images: abs(images - snapshot.images / 4))[:1]
+        dropped = [CONDITION] if snapshot.conditioned else []
+        weak = [*dropped, *(f"snapshot-{images}" for images in quarter)]
         return [
             Guide(),
             *(
@@ -83,9 +87,17 @@ def mean(scores: Sequence[FrechetScore]) -> float:
     return statistics.fmean(score.corrected for score in scores)
 
 
-def guided(bench: Bench, snapshots: Sequence[Snapshot], search: Search, doing: str) -> Guided:
-    """Searches the best guidance of an arm, whose snapshots are of one seed each, and measures it anew."""
-    guides = search.guides(snapshots[0])
+def guided(bench: Bench, runs: Sequence[Trained], search: Search, doing: str) -> Guided:
+    """Searches the best guidance of an arm, whose runs are of one seed each, and measures it anew."""
+    snapshots = [load(each.final) for each in runs]
+    published = set.intersection(*(set(each.run.published()) for each in runs))
+    return of_snapshots(bench, snapshots, search.guides(snapshots[0], published), search, doing)
+
+
+def of_snapshots(
+    bench: Bench, snapshots: Sequence[Snapshot], guides: Sequence[Guide], search: Search, doing: str
+) -> Guided:
+    """The same of snapshots, and of these ways to guide them."""
     first, fresh = Set(0, search.chooses), Set(FRESH, search.reports)
     pairs = [(guide, snapshot) for guide in guides for snapshot in snapshots]
     searched: dict[Guide, list[FrechetScore]] = {guide: [] for guide in guides}

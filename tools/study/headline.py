@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from selfguide.snapshot import load
 from shards import cli
 from shards.errors import UserError
 from tools import drawing, flags
@@ -51,10 +50,7 @@ def run(options: argparse.Namespace) -> int:
     study = work.Study.of(options)
     runs = study.train(dict.fromkeys(arms, options.seeds))
     search = Search(weights=options.weights, chooses=options.search, reports=options.samples)
-    found = {
-        arm: guided(study.bench, [load(each.final) for each in several], search, arm.name)
-        for arm, several in runs.items()
-    }
+    found = {arm: guided(study.bench, several, search, arm.name) for arm, several in runs.items()}
     said = summary(found)
     if options.json:
         print(json.dumps(said))

@@ -17,7 +17,6 @@ from shards.format import manifest as manifests
 from tools import flags
 from tools.shards.__main__ import main as shards_command
 from tools.study.arms import EMOJI, UNCONDITIONAL, Arm, find_groups
-from tools.study.guided import SNAPSHOTS
 from tools.study.measure import Bench, both_nets
 from tools.study.training import Trained, named, train
 
@@ -34,7 +33,7 @@ class Study:
     out: Path
     overrides: tuple[str, ...] = ()
     # of a run, evenly spread over its images
-    snapshots: int = SNAPSHOTS
+    snapshots: int = 4
 
     @staticmethod
     def of(options: argparse.Namespace) -> Study:
