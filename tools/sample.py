@@ -27,7 +27,6 @@ from torch import Tensor
 
 from selfguide.data.autoencoders import Autoencoder, from_images, load_autoencoder, to_images
 from selfguide.diffusion.conditions import Condition
-from selfguide.evaluation.grid import write_grid
 from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import (
     TrainingImages,
@@ -35,6 +34,7 @@ from selfguide.sampling.condition_sampler import (
     conditions_each_patch,
 )
 from selfguide.sampling.generate import generate_each
+from selfguide.sampling.grid import write_grid
 from selfguide.sampling.group_names import Naming, naming_of, without_banned
 from selfguide.sampling.groups import patch_layout
 from selfguide.snapshot import Snapshot, load

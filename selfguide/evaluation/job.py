@@ -21,7 +21,6 @@ from selfguide.data.normaliser import Normaliser
 from selfguide.discovery.agreement import agreement
 from selfguide.distributed import RankInfo
 from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, half, load_digitnet
-from selfguide.evaluation.grid import write_grid
 from selfguide.evaluation.images import Work, remove, score_images
 from selfguide.evaluation.metrics.copies import copy_rate
 from selfguide.evaluation.metrics.frechet import Reference, between, frechet, parted
@@ -29,6 +28,7 @@ from selfguide.evaluation.metrics.moments import BLOCKS, Moments
 from selfguide.evaluation.probe import probe
 from selfguide.sampling.condition_sampler import conditions_each_patch
 from selfguide.sampling.generate import generate
+from selfguide.sampling.grid import write_grid
 from selfguide.sampling.groups import nearest_prototypes
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.config import Config, build

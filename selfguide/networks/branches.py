@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from selfguide.networks import auxiliary, projector
 from selfguide.networks.branch import Branch
+from selfguide.networks.contrastive_head import ContrastiveHead
 from selfguide.spec.architecture import Architecture, PatchTransformer
 from selfguide.spec.config import Config
 
@@ -18,4 +19,6 @@ def build_branches(config: Config, net: Architecture) -> dict[str, Branch]:
         layer, teacher = config.align.layers_in(net)
         width, out = net.layers[layer - 1].width, net.layers[teacher - 1].width
         found[projector.NAME] = projector.Projector(layer, width, out)
+    if config.contrastive.on:
+        found["contrastive"] = ContrastiveHead(config.contrastive, net)
     return found

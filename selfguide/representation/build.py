@@ -6,6 +6,7 @@ from selfguide.guidance.component import Component
 from selfguide.representation.align import Align
 from selfguide.representation.augment import Augmentation
 from selfguide.representation.auxiliary import Auxiliary
+from selfguide.representation.contrastive import Contrastive
 from selfguide.spec.config import Config
 
 
@@ -18,4 +19,6 @@ def build_representation(config: Config) -> tuple[Component, ...]:
         found.append(Auxiliary(config))
     if config.align.on:
         found.append(Align(config))
+    if config.contrastive.on:
+        found.append(Contrastive(config))
     return tuple(found)

@@ -63,6 +63,11 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
         _check_scored(by, header)
         if by.evaluation.protocol == "probe":
             check_labels(data.root, manifest)
+    if header.kind == "latent" and config.contrastive.on and config.contrastive.view == "moved":
+        raise UserError(
+            f"contrastive.view=moved, and the shards in {data.root} hold latents: one that is mirrored or moved "
+            "is not the latent of the moved image; take contrastive.view=same, where noise alone makes two views"
+        )
     _check_first_weights(config, header)
     if data.cache is not None and storage.is_remote(data.root):
         _check_cache(config, data.cache, manifests)

@@ -45,6 +45,7 @@ _GROUPS = (
     "augment",
     "auxiliary",
     "align",
+    "contrastive",
 )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from selfguide.evaluation.grid import write_grid
+from selfguide.sampling.grid import write_grid
 from tools.drawing import table
 from tools.study.compare import CEILING, FLOOR, OURS, Result, Results, gap_closed, plot, row
 

@@ -122,6 +122,9 @@ def _network(config: Config) -> list[str]:
     if config.model.self_condition is not None:
         unet = isinstance(base, UNetArchitecture)
         words += [f"model.self_condition={'out_2' if unet else 'block_2'}"]
+    if config.contrastive.on:
+        # of layers that the small net has
+        words += ["contrastive.layer=null", "contrastive.hidden=64", "contrastive.width=32"]
     if config.sampler.name != "dopri5":
         words += ["sampler.steps=20"]
     return words

@@ -51,6 +51,14 @@ KMEANS = Arm(
 )
 # the feature of a middle layer joins what later ones read (DDAE++, Xiang et al. 2025, arXiv 2505.10999)
 _SELF = ("experiment=digits_uncond", "model.self_condition=block_2")
+# its contrastive loss with its weight, and heads as small as the network
+_CONTRASTIVE = (
+    "contrastive.weight=0.01",
+    "contrastive.layer=block_2",
+    "contrastive.noise_time=0.1",
+    "contrastive.hidden=256",
+    "contrastive.width=64",
+)
 
 ARMS = (
     UNCONDITIONAL,
@@ -69,6 +77,11 @@ ARMS = (
         settings=("experiment=digits_dit", "guidance=digits_patch"),
     ),
     Arm(name="self-conditioned", title="its own feature", settings=_SELF),
+    Arm(
+        name="contrastive",
+        title="its own feature, told apart from others'",
+        settings=(*_SELF, *_CONTRASTIVE),
+    ),
 )
 EMOJI = tuple(
     Arm(

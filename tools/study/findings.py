@@ -11,10 +11,10 @@ import torch
 
 from selfguide.data.normaliser import Normaliser
 from selfguide.evaluation.features.digitnet import TOP
-from selfguide.evaluation.grid import write_grid
 from selfguide.evaluation.metrics.frechet import FrechetScore
 from selfguide.sampling.condition_sampler import samples_training_rows
 from selfguide.sampling.generate import generate
+from selfguide.sampling.grid import write_grid
 from selfguide.snapshot import Snapshot, load
 from shards import cli
 from tools.study.arms import Arm

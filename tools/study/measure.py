@@ -20,7 +20,6 @@ from launcher.compose import compose
 from selfguide.discovery.agreement import agreement
 from selfguide.discovery.resumable import record
 from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, load_digitnet
-from selfguide.evaluation.grid import write_grid
 from selfguide.evaluation.job import score
 from selfguide.evaluation.metrics.frechet import (
     FrechetScore,
@@ -32,6 +31,7 @@ from selfguide.evaluation.metrics.frechet import (
 from selfguide.evaluation.metrics.moments import Moments
 from selfguide.evaluation.probe import probe
 from selfguide.sampling.condition_sampler import clusters_of, samples_training_rows
+from selfguide.sampling.grid import write_grid
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SamplerConfig
 from selfguide.spec.config.sampler import protocol_settings
