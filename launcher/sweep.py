@@ -16,7 +16,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,11 +79,20 @@ def plan(overrides: Sequence[str]) -> list[Point]:
     Raises:
         UserError: one of them is wrong, or two are the same.
     """
+    return planned(combinations(overrides))
+
+
+def planned(listed: Iterable[tuple[tuple[str, ...], tuple[str, ...]]]) -> list[Point]:
+    """The same of runs that no product of lists makes: all settings of each, and of these what tells it from others.
+
+    Raises:
+        UserError: one of them is wrong, or two are the same.
+    """
     # a controller is asked once, and data are read once, however many the runs
     automatic, load = functools.cache(backends.automatic), functools.cache(load_manifests)
     frames: Frames = {}
     found: list[tuple[tuple[str, ...], Meant]] = []
-    for settings, swept in combinations(overrides):
+    for settings, swept in listed:
         try:
             config = resolve(settings, automatic, frames)
             if config.follow:

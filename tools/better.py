@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,12 @@ def _images(
 
 def drawn(snapshot: Snapshot, net: DigitNet, seed: int, batch: int) -> Draw:
     """Features of a snapshot's samples; image i is a function of the snapshot and `seed + i`."""
+    pixels = drawn_pixels(snapshot, seed, batch)
+    return lambda first, last: embed(net, pixels(first, last))[0]
+
+
+def drawn_pixels(snapshot: Snapshot, seed: int, batch: int) -> Callable[[int, int], Tensor]:
+    """The samples themselves as stored values, from the first to before the last."""
     conditions = condition_sampler(snapshot, "empirical")
     normaliser = Normaliser.of(snapshot.data["header"])
 
@@ -146,7 +152,7 @@ def drawn(snapshot: Snapshot, net: DigitNet, seed: int, batch: int) -> Draw:
         made = generate_each(
             snapshot, snapshot.config.sampler, conditions(seeds), seeds, batch=batch
         )
-        return embed(net, normaliser.pixels(torch.cat([x for x, _ in made])))[0]
+        return normaliser.pixels(torch.cat([x for x, _ in made]))
 
     return draw
 

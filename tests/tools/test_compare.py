@@ -1,6 +1,5 @@
 """The comparison's arithmetic and picture, on results whose answer is known."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,10 +7,8 @@ import torch
 from PIL import Image
 
 from selfguide.sampling.grid import write_grid
-from shards.errors import UserError
-from tools.compare import CEILING, FLOOR, OURS, Results, gap_closed, plot, row
 from tools.drawing import table
-from tools.grid import Result, run_all, train
+from tools.study.compare import CEILING, FLOOR, OURS, Result, Results, gap_closed, plot, row
 
 
 def results(folder: Path) -> Results:
@@ -24,18 +21,7 @@ def results(folder: Path) -> Results:
         fd = scores[experiment][seed]
         return Result(experiment, seed, "id", {"fd_digits": fd, **more}, str(grid))
 
-    return run_all((FLOOR, OURS, CEILING), (0, 1), one)
-
-
-def test_every_configuration_is_run_with_a_seed_before_the_next_seed() -> None:
-    asked: list[tuple[str, int]] = []
-
-    def one(config: str, seed: int) -> int:
-        asked.append((config, seed))
-        return seed + 10
-
-    assert run_all(("a", "b"), (1, 2), one, "counting") == {"a": [11, 12], "b": [11, 12]}
-    assert asked == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    return {experiment: [one(experiment, seed) for seed in (0, 1)] for experiment in scores}
 
 
 def test_the_gap_is_the_share_of_the_way_from_floor_to_ceiling(tmp_path: Path) -> None:
@@ -52,19 +38,3 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     made = results(tmp_path)
     plot(made, gap_closed(made), tmp_path / "out" / "compare.png")
     assert Image.open(tmp_path / "out" / "compare.png").size[0] > 900
-
-
-def test_a_run_that_fails_ends_the_comparison_with_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[list[str]] = []
-
-    def submit(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        asked.append(command)
-        return subprocess.CompletedProcess(command, 3, stdout="")
-
-    monkeypatch.setattr(subprocess, "run", submit)
-    with pytest.raises(UserError, match="digits_dit with seed 2 ended with exit code 3"):
-        train(("experiment=digits_dit", "train.images=4096"), 2, tmp_path)
-    settings = {"seed=2", "cluster=local", f"runs={tmp_path}", "train.snapshot_every=4096"}
-    assert settings < set(asked[0]) and asked[0][-2:] == ["follow=true", "--json"]

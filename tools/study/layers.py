@@ -1,7 +1,7 @@
 """Where in a diffusion model the groups are: NMI of k-means with labels, over layer, noise-time and pooling.
 
-    python -m tools.study data/digits RUN RUN RUN --figure docs/kmeans-layers.png
-    python -m tools.study data/digits RUN --poolings flat --noise-times 0.1 0.2 --json
+    python -m tools.study layers data/digits RUN RUN RUN --figure docs/kmeans-layers.png
+    python -m tools.study layers data/digits RUN --poolings flat --noise-times 0.1 0.2 --json
 
 The figure is that of Hu et al. 2023 (arXiv 2312.08825, section 3.1); give it one experiment's snapshots of several
 seeds: a cell is the median over them. Labels are compared with, never used. Cells that are done are kept in --out, so
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +32,6 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest, digest
 from tools import drawing, flags
-from tools.grid import run_all
 from tools.sample import load_snapshot
 
 NOISE_TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
@@ -63,15 +61,37 @@ class Data:
         return torch.cat([net(self.stored[part], part) for part in ordinals]).numpy()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
+HELP = "NMI of k-means with labels, over layer, noise-time and pooling"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    flags.add(
+        parser,
+        ("root SHARDS", str, None, "a small labelled set of shards"),
+        ("names RUN+", str, None, "runs of one experiment, or snapshots"),
+        flags.RUNS,
+        ("--ema I", int, 0, "which average (0)"),
+        ("--noise-times TAU+", float, NOISE_TIMES, "0 to 1"),
+        ("--poolings +", POOLINGS, ["mean", "flat", "attention"], "(mean flat attention)"),
+        ("--groups K", int, None, "(as many as there are classes)"),
+        ("--seed", int, 0, "of k-means (0)"),
+        ("--restarts", int, 10, "of k-means (10)"),
+        ("--spherical", bool, False, "centroids of unit length"),
+        ("--raw", bool, False, "features as they are, not of unit length"),
+        ("--out DIR", str, "study", "where scores are kept (study)"),
+        ("--figure PNG", str, None, "where to draw the heat maps"),
+        flags.JSON,
+    )
+
+
+def run(options: argparse.Namespace) -> int:
     flags.check_least(options, 0, "seed")
     data = Data.load(options.root)
     groups = options.groups or data.manifest.classes
     fit = {"seed": options.seed, "restarts": options.restarts, "spherical": options.spherical}
     check(len(data.labels), groups, 1, options.restarts, options.spherical, not options.raw)
     fit |= {"normalise": not options.raw}
-    snapshots = [load_snapshot(run, options.runs, ema=options.ema)[0] for run in options.run]
+    snapshots = [load_snapshot(name, options.runs, ema=options.ema)[0] for name in options.names]
     layers = [layer.name for layer in snapshots[0].student.backbone.net.layers]
     cells = [(name, t, p) for p in options.poolings for name in layers for t in options.noise_times]
     for snapshot in snapshots:  # everything is checked before anything is measured
@@ -79,12 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _net(snapshot, data, layer, noise_time, pooling)
     measured = Measured(Path(options.out), data, groups, fit)
     pixels = measured.scores(PixelFeatures(data.manifest.header))
-    scores = run_all(
-        cells,
-        snapshots,
-        lambda cell, snapshot: measured.scores(_net(snapshot, data, *cell)),
-        "groups of every layer and noise-time",
-    )
+    scores: dict[Cell, list[dict[str, float]]] = {cell: [] for cell in cells}
+    jobs = [(cell, snapshot) for snapshot in snapshots for cell in cells]
+    for cell, snapshot in cli.track(jobs, len(jobs), "groups of every layer and noise-time"):
+        scores[cell].append(measured.scores(_net(snapshot, data, *cell)))
     said = summary(scores, pixels)
     if options.figure:
         plot(Path(options.figure), scores, pixels["nmi"], groups)
@@ -191,28 +209,3 @@ def _net(
     return SnapshotFeatures(
         snapshot, data.manifest.header, layer=layer, noise_time=noise_time, pooling=pooling
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    return flags.command(
-        "tools.study",
-        __doc__,
-        ("root SHARDS", str, None, "a small labelled set of shards"),
-        ("run RUN+", str, None, "runs of one experiment, or snapshots"),
-        flags.RUNS,
-        ("--ema I", int, 0, "which average (0)"),
-        ("--noise-times TAU+", float, NOISE_TIMES, "0 to 1"),
-        ("--poolings +", POOLINGS, ["mean", "flat", "attention"], "(mean flat attention)"),
-        ("--groups K", int, None, "(as many as there are classes)"),
-        ("--seed", int, 0, "of k-means (0)"),
-        ("--restarts", int, 10, "of k-means (10)"),
-        ("--spherical", bool, False, "centroids of unit length"),
-        ("--raw", bool, False, "features as they are, not of unit length"),
-        ("--out DIR", str, "study", "where scores are kept (study)"),
-        ("--figure PNG", str, None, "where to draw the heat maps"),
-        flags.JSON,
-    )
-
-
-if __name__ == "__main__":
-    cli.run(main)

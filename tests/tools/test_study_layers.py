@@ -20,8 +20,8 @@ from shards.errors import UserError
 from shards.format.manifest import digest
 from tests.selfguide.snapshots import write_snapshot
 from tests.shards import data
-from tools import study
-from tools.study import main
+from tools.study import layers as study
+from tools.study.__main__ import main
 
 
 def test_a_cell_is_the_median_over_snapshots_and_is_measured_once(

@@ -1,0 +1,204 @@
+"""The headline: what chooses, what reports, and what the interval of paired differences says."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import shards
+from selfguide.evaluation.features.digitnet import embed
+from selfguide.evaluation.metrics.frechet import FrechetScore, Reference, between, frechet
+from selfguide.evaluation.metrics.moments import Moments
+from selfguide.evaluation.paired import paired_difference
+from selfguide.snapshot import Snapshot, load
+from tests.selfguide.snapshots import write_snapshot
+from tools.better import drawn_pixels
+from tools.digitnet import digits as all_digits
+from tools.study import measure
+from tools.study.arms import CLASS, KMEANS, ONLINE
+from tools.study.guided import (
+    INTERVALS,
+    Guided,
+    Paired,
+    Scores,
+    Search,
+    chosen,
+    of_snapshots,
+    paired,
+)
+from tools.study.headline import summary
+from tools.study.measure import Bench, Guide, Half, Set, both_nets, difference
+
+
+@pytest.fixture(scope="module")
+def nets() -> dict:
+    return both_nets()
+
+
+@pytest.fixture(scope="module")
+def labelled(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """A snapshot that is conditioned on labels."""
+    words = ("guidance=labels", "sampler.steps=2", "model.depth=1", "model.width=32")
+    told = {"source": "labels", "told": True, "p": [0.1] * 10, "label_free": False}
+    folder = tmp_path_factory.mktemp("snapshots") / "class"
+    return load(write_snapshot(folder, digits, *words, guidance=told))
+
+
+def bench(root: Path, kept: Path, nets: dict) -> Bench:
+    return Bench(str(root), kept, nets)
+
+
+def test_the_nets_are_fitted_on_scans_that_the_other_never_saw(nets: dict) -> None:
+    scans, labels = all_digits()
+    right = {
+        half: [
+            (net(scans[start::2]).argmax(1) == labels[start::2]).float().mean() for start in (0, 1)
+        ]
+        for half, (net, _) in nets.items()
+    }
+    assert right["even"][0] == right["odd"][1] == 1
+    assert 0.97 < right["even"][1] < 1 and 0.97 < right["odd"][0] < 1
+    assert nets["even"][1] != nets["odd"][1]
+
+
+def test_a_distance_is_that_of_the_samples_to_all_scans_in_each_net(
+    labelled: Snapshot, digits: Path, tmp_path: Path, nets: dict
+) -> None:
+    found = bench(digits, tmp_path, nets).sampled(labelled, Guide(g=1.5), Set(3, 200)).fd
+    sampler = replace(labelled.config.sampler, g=1.5)
+    by_hand = replace(labelled, config=replace(labelled.config, sampler=sampler))
+    pixels = drawn_pixels(by_hand, 3, 200)(0, 200)
+    scans = torch.as_tensor(shards.read_all(digits)["x"])
+    for half, (net, _) in nets.items():
+        real, made = (Moments.of(embed(net, images)[0]) for images in (scans, pixels))
+        assert found[half].value == pytest.approx(between(real, made))
+    assert found["even"].value != pytest.approx(found["odd"].value, rel=1e-3)
+
+
+def test_what_is_measured_once_is_not_measured_again_and_other_samples_are(
+    labelled: Snapshot,
+    digits: Path,
+    tmp_path: Path,
+    nets: dict,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = bench(digits, tmp_path, nets).sampled(labelled, Guide(), Set(0, 40))
+    assert first.grid.is_file()
+
+    def never(*_: object) -> None:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(measure, "drawn_pixels", never)
+    assert bench(digits, tmp_path, nets).sampled(labelled, Guide(), Set(0, 40)) == first
+    for guide, images in ((Guide(g=2), Set(0, 40)), (Guide(), Set(1, 40)), (Guide(), Set(0, 50))):
+        with pytest.raises(AssertionError, match="drawn again"):
+            bench(digits, tmp_path, nets).sampled(labelled, guide, images)
+
+
+def test_differences_of_kept_scores_are_those_of_the_moments(nets: dict, digits: Path) -> None:
+    net = nets["even"][0]
+    scans = torch.as_tensor(shards.read_all(digits)["x"])
+    reference = Reference.of(Moments.of(embed(net, scans)[0]))
+    moments = []
+    for noise in (1, 3):
+        made = Moments(reference.mean)
+        made.update(embed(net, (scans[:300].int() + noise).clamp(max=16))[0], 0)
+        moments.append(made)
+    kept = difference(*(frechet(reference, each) for each in moments))
+    whole = paired_difference(reference, *moments)
+    assert kept.corrected == pytest.approx(whole.corrected) and kept.se == pytest.approx(whole.se)
+
+
+def score(value: float) -> FrechetScore:
+    """A distance whose blocks all agree, so that its correction is nothing."""
+    return FrechetScore(value, 0.0, value, (value,) * 10)
+
+
+def test_one_guidance_is_chosen_for_all_seeds_by_the_mean() -> None:
+    searched = {
+        Guide(): [score(3.0), score(3.0)],
+        Guide(g=1.5): [score(1.0), score(4.0)],
+        Guide(g=2): [score(0.5), score(9.0)],
+    }
+    assert chosen(searched) == Guide(g=1.5)
+    assert chosen({guide: [score(2.0)] for guide in searched}) == Guide()
+
+
+class Recorded:
+    """Scores that a table gives, and which samples were asked for."""
+
+    def __init__(self, even: dict[Guide, float], odd: dict[Guide, float]) -> None:
+        self.table: dict[Half, dict[Guide, float]] = {"even": even, "odd": odd}
+        self.asked: list[tuple[Guide, Set]] = []
+
+    def sampled(self, _: object, guide: Guide, images: Set) -> argparse.Namespace:
+        self.asked.append((guide, images))
+        return argparse.Namespace(fd={half: score(t[guide]) for half, t in self.table.items()})
+
+
+def test_one_net_chooses_and_the_other_reports_other_samples() -> None:
+    search = Search(weights=(1.5, 2.0), chooses=10, reports=20)
+    snapshots = [argparse.Namespace(conditioned=True, images=100)] * 2
+    guides = search.guides(snapshots[0], (25, 100))  # type: ignore[arg-type]
+    even = dict.fromkeys(guides, 5.0) | {Guide(g=2.0): 1.0}
+    # the net that reports would have chosen none
+    odd = dict.fromkeys(guides, 5.0) | {Guide(): 2.0}
+    recorded = Recorded(even, odd)
+    found = of_snapshots(recorded, snapshots, guides, search, "arm")  # type: ignore[arg-type]
+    assert found.chosen == Guide(g=2.0) and found.choice == 1.0
+    assert [each["odd"].value for each in found.best] == [5.0, 5.0]
+    assert [each["odd"].value for each in found.unguided] == [2.0, 2.0]
+    chose = {(images.seed, images.count) for _, images in recorded.asked[: 2 * len(guides)]}
+    fresh = {(images.seed, images.count) for _, images in recorded.asked[2 * len(guides) :]}
+    assert chose == {(0, 10)} and {count for _, count in fresh} == {20}
+    assert min(seed for seed, _ in fresh) >= 10
+
+
+def test_what_has_no_condition_is_guided_by_an_earlier_snapshot_alone() -> None:
+    search = Search(weights=(1, 1.5))
+    none, one = (argparse.Namespace(conditioned=told, images=256_000) for told in (False, True))
+    early = {Guide(g=1.5, interval=where, weak="snapshot-64000") for where in INTERVALS}
+    away = {Guide(g=1.5, interval=where) for where in INTERVALS}
+    published = (8_000, 64_000, 128_000, 256_000)
+    assert set(search.guides(none, published)) == {Guide()} | early  # type: ignore[arg-type]
+    assert set(search.guides(one, published)) == {Guide()} | early | away  # type: ignore[arg-type]
+    # a run of which nothing earlier is left
+    assert search.guides(none, (256_000,)) == [Guide()]  # type: ignore[arg-type]
+
+
+def test_the_interval_is_students_of_the_pairs_and_covers_their_mean_as_often_as_it_says() -> None:
+    a, b = [score(x) for x in (1.0, 2.0, 4.0)], [score(x) for x in (2.0, 2.5, 4.5)]
+    found = paired(a, b)
+    test = stats.ttest_rel([1.0, 2.0, 4.0], [2.0, 2.5, 4.5])
+    low, high = test.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high)) and found.over == "runs"
+    drawn = np.random.default_rng(0).normal(0.3, 1.0, (2000, 5))
+    covers = [each.low < 0.3 < each.high for row in drawn if (each := Paired.of(list(row), 0, 9))]
+    assert statistics.fmean(covers) == pytest.approx(0.95, abs=0.02)
+
+
+def test_the_interval_of_one_pair_is_that_of_its_samples() -> None:
+    blocks = FrechetScore(2.0, 0.0, 2.0, tuple(2 + 0.1 * n for n in range(-4, 6)))
+    found = paired([blocks], [score(1.0)])
+    assert found.over == "samples"
+    half = stats.t.ppf(0.975, 9) * difference(blocks, score(1.0)).se
+    assert found.high - found.mean == pytest.approx(half)
+
+
+def test_the_best_label_free_arm_is_the_choice_of_the_net_that_reports_nothing() -> None:
+    def arm(even: float, odd: float) -> Guided:
+        scores: list[Scores] = [{"even": score(even), "odd": score(odd)}] * 3
+        return Guided(searched={Guide(): [score(even)] * 3}, unguided=scores, best=scores)
+
+    said = summary({CLASS: arm(2.0, 2.0), KMEANS: arm(1.0, 3.0), ONLINE: arm(1.5, 1.0)})
+    assert said["best_label_free"] == "kmeans"
+    assert said["differences"]["kmeans"]["guided"]["mean"] == pytest.approx(1.0)
+    assert said["differences"]["kmeans"]["guided"]["verdict"] == "worse"
+    assert said["differences"]["online"]["guided"]["verdict"] == "better"

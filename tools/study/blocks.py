@@ -1,0 +1,218 @@
+"""The report's tables and pictures, of what was found out about each arm."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from selfguide.snapshot import load
+from selfguide.spec.records import EvaluationRecord, records
+from selfguide.spec.weak import CONDITION
+from tools import drawing
+from tools.study.arms import Arm
+from tools.study.document import Block, Heading, Paragraph, Picture, Table
+from tools.study.findings import Found, Point, draw_clusters
+from tools.study.guided import Paired, paired
+from tools.study.measure import REPORTS
+from tools.study.orderings import Judged, Ordering, askable
+from tools.study.training import Trained
+
+Value = Callable[[Point], float | None]
+PROBE = "linear_accuracy"
+# degrees of freedom of an accuracy's standard error, which is one of a share
+_MANY = 1_000
+
+
+def of_digits(found: Mapping[str, Found], out: Path) -> Iterator[Block]:
+    """Everything about the arms on the digits; pictures are written into `out`."""
+    yield Heading("At equal images")
+    yield Paragraph(
+        "Frechet distances, lower is better, are those of a digit net that chose nothing (fitted on the odd scans), "
+        "of samples that chose nothing, without the bias of their finite number. Guidance is chosen in the other net. "
+        "NMI and groups in use are those of the last snapshots, probe is the accuracy of a linear one."
+    )
+    yield Table([_row(each) for each in found.values()])
+    yield Heading("What the papers found to be better")
+    verdicts = [known for each in askable(list(found)) if (known := judge(each, found))]
+    yield Paragraph(
+        "The difference is the better arm's score less the worse one's, over pairs of runs of one seed, with the "
+        "interval that holds its mean with 95 %: of runs of other seeds, or of one pair of other samples."
+    )
+    if verdicts:
+        yield Table([_verdict(each) for each in verdicts])
+    yield Heading("Through training")
+    yield from _curves(found, out / "fd-over-images.png")
+    yield Heading("Over guidance")
+    yield from _guidance(found, out / "fd-over-guidance.png")
+    yield Heading("Clusters")
+    yield Paragraph(
+        "Samples of the largest groups of each first seed, a group a row, at its arm's best guidance."
+    )
+    for name, each in found.items():
+        file = out / f"clusters-{name}.png"
+        if draw_clusters(load(each.runs[0].final), each.guided.chosen, file):
+            yield Picture(file, f"{name}: {each.arm.title}")
+
+
+def _row(each: Found) -> dict[str, str]:
+    unguided = [one[REPORTS].corrected for one in each.guided.unguided]
+    best = [one[REPORTS].corrected for one in each.guided.best]
+    return {
+        "arm": each.arm.name,
+        "conditioned on": each.arm.title,
+        "distance": spread(unguided),
+        "each seed": ", ".join(f"{value:.2f}" for value in unguided),
+        "best guidance": str(each.guided.chosen),
+        "guided": spread(best),
+        "NMI": _mean(each.last, lambda point: point.groups.get("nmi"), ".3f"),
+        "groups in use": _mean(each.last, lambda point: point.groups.get("utilisation"), ".0%"),
+        "probe": _mean(each.last, lambda point: point.probe.get(PROBE), ".1%"),
+    }
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and, of several, standard deviation."""
+    sd = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{sd}"
+
+
+def _mean(points: Sequence[Point], value: Value, form: str) -> str:
+    values = [found for point in points if (found := value(point)) is not None]
+    return format(statistics.fmean(values), form) if values else ""
+
+
+def judge(ordering: Ordering, found: Mapping[str, Found]) -> Judged | None:
+    """An ordering by the runs of seeds that both arms have; None where they share none.
+
+    Distances are unguided ones, accuracies those of the last snapshots.
+    """
+    better, worse = found[ordering.better], found[ordering.worse]
+    pairs = [
+        (better.seeds.index(seed), worse.seeds.index(seed))
+        for seed in better.seeds
+        if seed in worse.seeds
+    ]
+    if not pairs:
+        return None
+    if ordering.metric == "fd":
+        a = [better.guided.unguided[i][REPORTS] for i, _ in pairs]
+        b = [worse.guided.unguided[j][REPORTS] for _, j in pairs]
+        return Judged(ordering=ordering, difference=paired(a, b))
+    probes = [(better.last[i].probe, worse.last[j].probe) for i, j in pairs]
+    each = [x[PROBE] - y[PROBE] for x, y in probes]
+    # of one pair, by the errors of both as if their test images were others: too wide rather than too narrow
+    se = sum(x[f"{PROBE}_se"] ** 2 for x in probes[0]) ** 0.5
+    return Judged(ordering=ordering, difference=Paired.of(each, se, _MANY))
+
+
+def _verdict(each: Judged) -> dict[str, str]:
+    ordering, found = each.ordering, each.difference
+    return {
+        "ordering": ordering.name,
+        "paper": f"{ordering.paper}, {ordering.where}: {ordering.published}",
+        "difference here": f"{found.mean:+.3g} [{found.low:+.3g}, {found.high:+.3g}] of {found.over}",
+        "here": each.verdict,
+    }
+
+
+def _curves(found: Mapping[str, Found], file: Path) -> Iterator[Block]:
+    named: dict[str, tuple[Value, str]] = {
+        "Distance in the net that chooses, 1,000 samples": (
+            lambda point: point.fd.corrected,
+            ".2f",
+        ),
+        "NMI of the groups with the labels": (lambda point: point.groups.get("nmi"), ".3f"),
+        "Share of the groups in use": (lambda point: point.groups.get("utilisation"), ".0%"),
+        "Accuracy of a linear probe, of the first seed before the end": (
+            lambda point: point.probe.get(PROBE),
+            ".1%",
+        ),
+    }
+    images = sorted({n for each in found.values() for n in each.images})
+    for title, (value, form) in named.items():
+        rows = [
+            {"arm": name, **{f"{n:,} images": _mean(each.at(n), value, form) for n in images}}
+            for name, each in found.items()
+        ]
+        if any(any(list(row.values())[1:]) for row in rows):
+            yield Paragraph(title)
+            yield Table(rows)
+    lines = {
+        name: (
+            each.images,
+            [statistics.fmean(p.fd.corrected for p in each.at(n)) for n in each.images],
+        )
+        for name, each in found.items()
+    }
+    yield _chart(file, lines, "images seen", "Frechet distance over images")
+
+
+def _guidance(found: Mapping[str, Found], file: Path) -> Iterator[Block]:
+    means = {
+        name: {
+            guide: statistics.fmean(score.corrected for score in scores)
+            for guide, scores in each.guided.searched.items()
+        }
+        for name, each in found.items()
+    }
+    # arms without a condition have fewer
+    guides = list(dict.fromkeys(guide for of in means.values() for guide in of))
+    yield Paragraph("Means over seeds in the net that chooses.")
+    yield Table(
+        [
+            {"guidance": str(guide)}
+            | {name: f"{of[guide]:.2f}" if guide in of else "" for name, of in means.items()}
+            for guide in guides
+        ]
+    )
+    whole = sorted(
+        (guide for guide in guides if guide.weak == CONDITION and guide.interval == (0.0, 1.0)),
+        key=lambda guide: guide.g,
+    )
+    lines = {
+        name: ([guide.g for guide in whole], [of[guide] for guide in whole])
+        for name, of in means.items()
+        if all(guide in of for guide in whole)
+    }
+    yield _chart(
+        file, lines, "guidance weight g", "Distance over guidance by the dropped condition"
+    )
+
+
+def _chart(
+    file: Path, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, text: str
+) -> Picture:
+    """Lines by name, written to `file`."""
+    with drawing.figure(file, 1, 1, size=(7, 3.6)) as (_, axes):
+        axis = axes[0, 0]
+        for name, (at, values) in lines.items():
+            axis.plot(at, values, marker="o", markersize=3, label=name)
+        axis.set(xlabel=x, ylabel="distance", yscale="log")
+        axis.legend(frameon=False, fontsize=8)
+        drawing.open_frame(axis)
+    return Picture(file, text)
+
+
+def of_emoji(runs: Mapping[Arm, Sequence[Trained]]) -> Iterator[Block]:
+    """One run of each arm on the emoji's latents, by the scores of its snapshots."""
+    scores = {arm: _scored(several[0]) for arm, several in runs.items()}
+    images = sorted({record.images for of in scores.values() for record in of})
+    if not images:
+        return
+    yield Heading("Emoji, one seed")
+    yield Table(
+        [
+            {"arm": arm.name, "conditioned on": arm.title}
+            | {f"{n:,} images": _of(of, n) for n in images}
+            for arm, of in scores.items()
+        ]
+    )
+
+
+def _scored(run: Trained) -> list[EvaluationRecord]:
+    return [record for record in records(run.run) if record.done and record.score is not None]
+
+
+def _of(found: Sequence[EvaluationRecord], images: int) -> str:
+    return ", ".join(f"{r.metric} {r.score:.1f}" for r in found if r.images == images)

@@ -1,0 +1,154 @@
+"""How an arm is guided best: searched with few samples in one net, reported with others in a net that chose nothing."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from scipy import stats
+
+from selfguide.evaluation.metrics.frechet import FrechetScore
+from selfguide.snapshot import Snapshot, load
+from selfguide.spec.weak import CONDITION
+from shards import cli
+from tools.study.measure import CHOOSES, Bench, Guide, Half, Set, difference
+from tools.study.training import Trained
+
+WEIGHTS = (1.15, 1.3, 1.5, 2.0)
+# everywhere, and without the noisiest and the cleanest times (Kynkaanniemi et al. 2024, arXiv 2404.07724)
+INTERVALS = ((0.0, 1.0), (0.2, 0.8))
+# images that are reported are none of those that chose
+FRESH = 1_000_000
+LEVEL = 0.95
+Scores = Mapping[Half, FrechetScore]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Which guidance is tried, and with how many samples it is chosen and reported."""
+
+    weights: Sequence[float] = WEIGHTS
+    chooses: int = 1000
+    reports: int = 5000
+
+    def guides(self, snapshot: Snapshot, published: Collection[int]) -> list[Guide]:
+        """None first, then each weight in each interval away from each weak model that a run has anyway.
+
+        That is the model without its condition, where it has one, and its snapshot after about a quarter of its images.
+
+        Args:
+            published: images seen of the snapshots that all runs have.
+        """
+        earlier = [images for images in published if images < snapshot.images]
+        quarter = sorted(earlier, key=lambda images: abs(images - snapshot.images / 4))[:1]
+        dropped = [CONDITION] if snapshot.conditioned else []
+        weak = [*dropped, *(f"snapshot-{images}" for images in quarter)]
+        return [
+            Guide(),
+            *(
+                Guide(g=g, interval=where, weak=away)
+                for away in weak
+                for where in INTERVALS
+                for g in self.weights
+                if g != 1
+            ),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided:
+    """An arm's runs, one a seed: what was searched, and what is reported of it."""
+
+    # a distance a seed of the net that chooses
+    searched: Mapping[Guide, Sequence[FrechetScore]]
+    # in both nets, of images that chose nothing
+    unguided: Sequence[Scores]
+    best: Sequence[Scores]
+
+    @cached_property
+    def chosen(self) -> Guide:
+        return chosen(self.searched)
+
+    @property
+    def choice(self) -> float:
+        """What the chosen guidance scored in the net that chose it: by this arms are chosen as well."""
+        return mean(self.searched[self.chosen])
+
+
+def chosen(searched: Mapping[Guide, Sequence[FrechetScore]]) -> Guide:
+    """One guidance for all seeds: that with the least mean distance; the first of equal ones."""
+    return min(searched, key=lambda guide: mean(searched[guide]))
+
+
+def mean(scores: Sequence[FrechetScore]) -> float:
+    """Of distances without the bias of their finite number of samples."""
+    return statistics.fmean(score.corrected for score in scores)
+
+
+def guided(bench: Bench, runs: Sequence[Trained], search: Search, doing: str) -> Guided:
+    """Searches the best guidance of an arm, whose runs are of one seed each, and measures it anew."""
+    snapshots = [load(each.final) for each in runs]
+    published = set.intersection(*(set(each.run.published()) for each in runs))
+    return of_snapshots(bench, snapshots, search.guides(snapshots[0], published), search, doing)
+
+
+def of_snapshots(
+    bench: Bench, snapshots: Sequence[Snapshot], guides: Sequence[Guide], search: Search, doing: str
+) -> Guided:
+    """The same of snapshots, and of these ways to guide them."""
+    first, fresh = Set(0, search.chooses), Set(FRESH, search.reports)
+    pairs = [(guide, snapshot) for guide in guides for snapshot in snapshots]
+    searched: dict[Guide, list[FrechetScore]] = {guide: [] for guide in guides}
+    for guide, snapshot in cli.track(pairs, len(pairs), f"{doing}: guidance"):
+        searched[guide].append(bench.sampled(snapshot, guide, first).fd[CHOOSES])
+    wanted = [(guide, s) for guide in (Guide(), chosen(searched)) for s in snapshots]
+    measured = [
+        bench.sampled(snapshot, guide, fresh).fd
+        for guide, snapshot in cli.track(wanted, len(wanted), f"{doing}: fresh samples")
+    ]
+    count = len(snapshots)
+    return Guided(searched=searched, unguided=measured[:count], best=measured[count:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """A score of a less that of b over pairs of runs of one seed, and the interval that holds its mean with 95 %."""
+
+    each: tuple[float, ...]
+    mean: float
+    low: float
+    high: float
+    # of what the interval speaks: runs of other seeds, or, of one pair, other samples of the same two
+    over: str
+
+    @property
+    def verdict(self) -> str:
+        """Whether a's score is the lower one."""
+        if self.high < 0:
+            return "lower"
+        return "higher" if self.low > 0 else "not distinguishable"
+
+    @staticmethod
+    def of(each: Sequence[float], se: float, freedom: int) -> Paired:
+        """Of the differences of pairs: by Student's t of these, or of one by its standard error.
+
+        Args:
+            se: of a single difference, with `freedom` degrees of freedom.
+        """
+        over = "samples"
+        if len(each) > 1:
+            se, freedom, over = statistics.stdev(each) / len(each) ** 0.5, len(each) - 1, "runs"
+        middle = statistics.fmean(each)
+        wide = se * float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+        return Paired(
+            each=tuple(each), mean=middle, low=middle - wide, high=middle + wide, over=over
+        )
+
+
+def paired(a: Sequence[FrechetScore], b: Sequence[FrechetScore]) -> Paired:
+    """Of distances of runs in the same order of seeds, of one pair by its jackknife."""
+    found = [difference(x, y) for x, y in zip(a, b, strict=True)]
+    freedom = len(found[0].left_out) - 1
+    return Paired.of([score.corrected for score in found], found[0].se, freedom)
