@@ -97,9 +97,10 @@ class Contrastive(Component):
         """contrastive_accuracy: the share of images whose own key was the nearest of all."""
         if self._hits is None:
             return {}
-        both = sum_over_ranks(torch.tensor([float(self._hits), float(self._seen)]))
+        seen = self._hits.new_tensor(self._seen)
+        hits, of = sum_over_ranks(torch.stack((self._hits, seen)).float()).tolist()
         self._hits, self._seen = None, 0
-        return {"contrastive_accuracy": float(both[0] / both[1])}
+        return {"contrastive_accuracy": hits / of}
 
 
 def contrast(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
