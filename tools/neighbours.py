@@ -27,6 +27,7 @@ from torch import Tensor
 
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.data.normaliser import Normaliser
+from selfguide.distributed import RankInfo
 from shards import cli
 from shards.cli import track
 from shards.errors import UserError
@@ -49,8 +50,8 @@ class Space:
     angles: bool
 
     def vectors(self, images: Tensor) -> Tensor:
-        """(B, F) fp32 of uint8 images (B, C, H, W)."""
-        found = self.embed(images)
+        """(B, F) of uint8 images (B, C, H, W); fp64, in which a copy is at distance zero."""
+        found = self.embed(images).double()
         return F.normalize(found, dim=1) if self.angles else found
 
     def distances(self, these: Tensor, those: Tensor) -> Tensor:
@@ -84,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     space, header = space_of(options), manifest.header
     codec = None
     if header["kind"] == "latent":
-        codec = load_autoencoder(str(header["encoder"]), options.decoder, device=options.device)
+        device = options.device or str(RankInfo(0, 0, 1).device)
+        codec = load_autoencoder(str(header["encoder"]), options.decoder, device=device)
     numbers = np.arange(len(made) if options.closest else min(options.count, len(made)))
     with closing(Reader(options.shards, manifest)) as reader:
         reals = Reals(reader, Normaliser.of(header), codec, manifest.count)

@@ -166,7 +166,7 @@ def test_a_mask_has_the_class_of_each_pixel_and_void_takes_the_nearest(
     assert (found.kind, found.groups) == ("mask", 21)
     seen = red(shards)
     for name in ("a", "b"):
-        assert iou(rows[name] == 1, seen[name]) > 0.85
+        assert iou(rows[name] == 1, seen[name]) > 0.75
         assert VOID not in rows[name]
     assert not rows["c"].any()
 

@@ -384,10 +384,11 @@ def test_patch_level_samples_a_layout_of_a_training_image_or_a_query(
 
 
 def tiles(file: Path, columns: int) -> np.ndarray:
-    """(rows, columns, 8, 8, 3) of a grid of digits in colour, eight screen pixels a pixel."""
-    grid = np.asarray(Image.open(file))
-    assert grid.shape[1] == columns * 64
-    return grid[::8, ::8].reshape(-1, 8, columns, 8, 3).swapaxes(1, 2)
+    """(rows, columns, 8, 8, 3) of a grid of digits in colour, eight screen pixels a pixel, a grey one between digits."""
+    grid = np.asarray(Image.open(file))[::8, ::8]
+    assert grid.shape[1] == 9 * columns - 1
+    whole = np.pad(grid, ((0, 1), (0, 1), (0, 0)))
+    return whole.reshape(-1, 9, columns, 9, 3).swapaxes(1, 2)[:, :, :8, :8]
 
 
 def test_beside_begins_each_row_with_its_image_and_its_box(annotated: Path, tmp_path: Path) -> None:

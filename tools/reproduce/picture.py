@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -14,6 +15,9 @@ from selfguide.spec.published import Row
 from shards.errors import UserError
 from tools import drawing
 from tools.grid import Result, final_result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # of a record's grid of 64 samples, the first line
 _LINES = 4
@@ -71,7 +75,7 @@ def draw(rows: Sequence[Finished], title: str, file: Path) -> None:
 
 
 def _bar(
-    axis: drawing.Axes,
+    axis: Axes,
     heading: str,
     value: float | None,
     most: float,
