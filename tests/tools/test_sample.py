@@ -384,7 +384,7 @@ def test_patch_level_samples_a_layout_of_a_training_image_or_a_query(
 
 
 def tiles(file: Path, columns: int) -> np.ndarray:
-    """(rows, columns, 8, 8, 3) of a grid of digits in colour, eight screen pixels a pixel, a grey one between digits."""
+    """(rows, columns, 8, 8, 3) of a grid of digits in colour, a grey pixel between digits."""
     grid = np.asarray(Image.open(file))[::8, ::8]
     assert grid.shape[1] == 9 * columns - 1
     whole = np.pad(grid, ((0, 1), (0, 1), (0, 0)))
