@@ -82,6 +82,10 @@ class Component:
         """
         return None
 
+    def own_loss(self, outputs: Outputs, batch: Batch, teacher: Student | None) -> Tensor | None:
+        """An objective of each micro-batch by itself, a weighted scalar, or None; `outputs` and `batch` are its own."""
+        return None
+
     def after_step(self, weights: Weights, step: Stepped) -> None:
         """Between an optimiser step and its averages. Must change nothing where `step.applied` is false."""
 

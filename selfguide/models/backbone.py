@@ -29,16 +29,18 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.net = net
 
-    def forward(
-        self, x: Tensor, tau: Tensor, condition: Condition, *, capture: int | str | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The prediction, and with `capture` also the tokens (B, T, D) of that layer, extras first."""
+    def forward(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
+        """The prediction."""
+        return self.with_features(x, tau, condition, ())[0]
+
+    def with_features(
+        self, x: Tensor, tau: Tensor, condition: Condition, layers: Sequence[int | str]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The prediction, and the tokens (B, T, D) of each of `layers` on the way to it, extras first."""
         self._check(x, tau, condition)
-        if capture is None:
-            return self._run(x, tau, condition, (), stop=False)[0]
-        number = self.net.layer(capture)
-        out, captured = self._run(x, tau, condition, (number,), stop=False)
-        return out, captured[number]
+        wanted = [self.net.layer(layer) for layer in layers]
+        out, captured = self._run(x, tau, condition, wanted, stop=False)
+        return out, [captured[number] for number in wanted]
 
     def features(self, x: Tensor, tau: Tensor, condition: Condition, layer: int | str) -> Tensor:
         """Tokens (B, T, D) of `layer`, counted from 1 or by name; what lies behind it is not run."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from selfguide.diffusion.paths import build_path
 from selfguide.models import assemble
 from selfguide.models.backbone import Backbone, pool
 from selfguide.models.blocks import ConditionEmbedding
+from selfguide.networks.branch import Branch
+from selfguide.networks.branches import build_branches
 from selfguide.networks.head import PrototypeHead
 from selfguide.spec.config import Config
 from selfguide.spec.sizes import architecture
@@ -26,6 +28,7 @@ class Outputs(NamedTuple):
     after the other. `embedding` (rows, P) and `prototypes` (K, P) are the unit vectors that were compared, detached.
 
     Where the head waits for the micro-batches to come, `features` (rows, F) is what it is to read of this one.
+    `branches` holds what each branch made of this micro-batch, by name.
     """
 
     prediction: Tensor
@@ -34,10 +37,14 @@ class Outputs(NamedTuple):
     embedding: Tensor | None = None
     prototypes: Tensor | None = None
     features: Tensor | None = None
+    branches: dict[str, Tensor] | None = None
 
 
 class Student(nn.Module):
-    """Backbone and, with an online source, the head on its features, detached unless `stop_gradient` is false."""
+    """Backbone and what reads its layers in the same forward: branches, and with an online source the head.
+
+    The head's features are detached unless `stop_gradient` is false.
+    """
 
     def __init__(
         self,
@@ -48,11 +55,13 @@ class Student(nn.Module):
         pooling: str = "cls",
         uncertainty: Uncertainty | None = None,
         stop_gradient: bool = True,
+        branches: Mapping[str, Branch] | None = None,
     ) -> None:
         super().__init__()
         self.stop_gradient = stop_gradient
         self.backbone, self.head, self.uncertainty = backbone, head, uncertainty
         self.layer, self.pooling = layer, pooling
+        self.branches = nn.ModuleDict(branches or {})
         # images whose features were read so far, which telemetry counts the work of
         self.extracted = 0
         self.extras = backbone.net.layers[layer - 1].extras if layer else 0
@@ -78,26 +87,34 @@ class Student(nn.Module):
             last: False where more of them come. Then the head waits.
         """
         u = self.uncertainty(tau) if self.uncertainty is not None else None
-        if self.head is None:
-            return Outputs(self.predict(x, tau, condition), None, u)
-        if features is None:
-            out, tokens = self.backbone(x, tau, condition, capture=self.layer)
+        own = [self.layer] if self.head is not None and features is None else []
+        layers = [*own, *(cast(Branch, branch).layer for branch in self.branches.values())]
+        out, tokens = self.backbone.with_features(x, tau, condition, layers)
+        if own:
+            read = tokens.pop(0)
             # stop-gradient: L_SK trains the head and the prototypes only (SGFM, section 3.2)
-            read = tokens.detach() if self.stop_gradient else tokens
-            prediction, features = self._cut(out), self._read(read)
-        else:
-            prediction = self.predict(x, tau, condition)
-        if not last:
-            return Outputs(prediction, None, u, features=features)
+            features = self._read(read.detach() if self.stop_gradient else read)
+        made = zip(self.branches.items(), tokens, strict=True)
+        outputs = Outputs(
+            self._cut(out),
+            None,
+            u,
+            features=features,
+            branches={name: branch(each, tau, condition) for (name, branch), each in made},
+        )
+        if self.head is None or not last:
+            return outputs
+        assert features is not None
         together = torch.cat((*before, features)) if before else features
-        return Outputs(prediction, *self._compare(self.head, together, u))
+        scores, embedding, prototypes = self._compare(self.head, together)
+        return outputs._replace(
+            scores=scores, embedding=embedding, prototypes=prototypes, features=None
+        )
 
     @staticmethod
-    def _compare(
-        head: PrototypeHead, features: Tensor, u: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    def _compare(head: PrototypeHead, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         embedding, prototypes = head.embed(features), head.rows()
-        return embedding @ prototypes.T, u, embedding.detach(), prototypes.detach()
+        return embedding @ prototypes.T, embedding.detach(), prototypes.detach()
 
     def predict(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
         """(B, C, H, W); a learned sigma, where the architecture has one, is cut off."""
@@ -140,8 +157,10 @@ def build_student(config: Config, seed: int) -> Student:
         if config.path.weighting == "uncertainty":
             normalised = config.path.uncertainty == "normalised"
             uncertainty = Uncertainty(build_path(config.path), normalised=normalised)
+        # last: what came before them draws the same weights without them
+        branches = build_branches(config, net)
     if settings is None:
-        return Student(backbone, None, uncertainty=uncertainty)
+        return Student(backbone, None, uncertainty=uncertainty, branches=branches)
     return Student(
         backbone,
         head,
@@ -149,6 +168,7 @@ def build_student(config: Config, seed: int) -> Student:
         pooling=settings.pooling,
         uncertainty=uncertainty,
         stop_gradient=settings.stop_gradient,
+        branches=branches,
     )
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from selfguide.spec.config import Config
-from selfguide.spec.config.guidance import ROLES, Guidance
+from selfguide.spec.config.guidance import Guidance
+from selfguide.spec.config.sidecar import ROLES
 from shards import storage
 from shards.errors import UserError
 

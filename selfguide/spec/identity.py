@@ -52,4 +52,4 @@ def identity(
         "train": identity_of(config.train),
         "engine": identity_of(config.engine),
         "seed": config.seed,
-    }
+    } | {name: identity_of(settings) for name, settings in config.components.items()}

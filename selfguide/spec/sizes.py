@@ -320,6 +320,7 @@ def footprint(config: Config) -> Footprint:
     net = architecture(config)
     head = config.guidance.head(net)
     n = net.parameters() + (head.parameters if head else 0)
+    n += sum(each.parameters(net) for each in config.components.values())
     if config.path.weighting == "uncertainty":
         n += UNCERTAINTY_FEATURES + (config.path.uncertainty == "affine")
     word, horizons = BYTES[config.engine.dtype], len(averages_of(config))
@@ -328,7 +329,10 @@ def footprint(config: Config) -> Footprint:
     share = -(-n // config.ranks) if sharded else n
     # bf16 steps on fp32 masters; in fp32 only stages 1 and 2 keep a second copy of the weights
     masters = 4 * share if stage in (1, 2) or config.engine.dtype == "bf16" else 0
-    teacher = word * n if config.guidance.learns_online else 0
+    taught = config.guidance.learns_online or any(
+        each.wants_teacher for each in config.components.values()
+    )
+    teacher = word * n if taught else 0
     return Footprint(
         parameters=n,
         weights=word * (share if stage == 3 else n),

@@ -193,6 +193,8 @@ def _check_network(config: Config) -> None:
             "transformer: set engine.channels_last=false, or take a UNet"
         )
     config.guidance.head(net)  # reads a layer that the network has
+    for settings in config.components.values():
+        settings.check(config, net)
     validate_init(config, net)
 
 

@@ -36,9 +36,14 @@ class Components(tuple[Component, ...]):
         return inputs
 
     def losses(self, outputs: Outputs, batch: Batch, teacher: Student | None) -> dict[str, Tensor]:
-        """The objectives of those that have one, by the name that telemetry gives them."""
-        found = {c.name: c.loss(outputs, batch, teacher) for c in self}
-        return {f"{name}_loss": loss for name, loss in found.items() if loss is not None}
+        """The objectives of images that share statistics, by the name that telemetry gives them."""
+        return _named({c.name: c.loss(outputs, batch, teacher) for c in self})
+
+    def own_losses(
+        self, outputs: Outputs, batch: Batch, teacher: Student | None
+    ) -> dict[str, Tensor]:
+        """The objectives of one micro-batch, likewise."""
+        return _named({c.name: c.own_loss(outputs, batch, teacher) for c in self})
 
     def after_step(self, weights: Weights, step: Stepped) -> None:
         for component in self:
@@ -77,6 +82,10 @@ class Components(tuple[Component, ...]):
             label_free = label_free and theirs.get("label_free", True)
             found |= theirs
         return ({} if "source" in found else UNCONDITIONAL) | found | {"label_free": label_free}
+
+
+def _named(losses: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    return {f"{name}_loss": loss for name, loss in losses.items() if loss is not None}
 
 
 def _prefix(component: Component) -> str:

@@ -18,6 +18,7 @@ from selfguide.distributed import RankInfo, any_rank_error, collectives, join, o
 from selfguide.guidance.build import build_components
 from selfguide.models.execution import configure_execution, tell_of_compiling
 from selfguide.networks.student import Student, build_student
+from selfguide.representation.build import build_representation
 from selfguide.spec.accumulation import cut_batch
 from selfguide.spec.annotations import check_annotations, check_promises
 from selfguide.spec.averages import averages_of
@@ -217,7 +218,7 @@ def build_state(
     averages = Averages(
         engine, averages_of(config), train.ema_ramp, train.ema_rise, train.ramps_count
     )
-    components = Components(build_components(config, histogram))
+    components = Components((*build_components(config, histogram), *build_representation(config)))
     teacher = build_teacher(config, rank_info) if components.want_teacher else None
     state = State(engine, averages, components, teacher, origin, Stability(config.train))
     if teacher is not None:

@@ -108,8 +108,10 @@ def step(job: Training) -> Step:
             job.telemetry.spectrum.add(each_loss, batch.tau, each.condition.state)
             flow = each_loss.mean()
             losses = components.losses(outputs, joined(parts), state.teaching) if last else {}
-            # the engine takes the mean over micro-batches, and these losses are of several
-            engine.backward(sum((together * loss for loss in losses.values()), flow))
+            own = components.own_losses(outputs, batch, state.teaching)
+            # the engine takes the mean over micro-batches, and the first of these losses are of several
+            shared = sum((together * loss for loss in losses.values()), flow)
+            engine.backward(sum(own.values(), shared))
             # no rank has done its first step before all have come to this line
             job.telemetry.status.begun = True
             job.telemetry.wall.mark("forward_backward")
@@ -118,7 +120,7 @@ def step(job: Training) -> Step:
                 job.telemetry.wall.mark("checkpoint")
             done = engine.step(learning_rate(job.config, state.images))
             job.telemetry.wall.mark("optimiser")
-            job.telemetry.add(loss=flow, **losses)
+            job.telemetry.add(loss=flow, **losses, **own)
             if outputs.features is not None:
                 read.append(outputs.features)
     assert done is not None

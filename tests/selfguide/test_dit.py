@@ -179,7 +179,7 @@ def test_every_parameter_gets_a_gradient_in_every_state(kind: str, dtype: torch.
 def test_features_are_the_captured_tokens_and_stop_there() -> None:
     net, x, tau = small(classes=3), torch.randn(4, 2, 8, 8), torch.rand(4)
     condition = Condition.of(id=torch.tensor([0, 1, 2, 0]))
-    _, captured = net(x, tau, condition, capture=2)
+    _, (captured,) = net.with_features(x, tau, condition, [2])
     ran: list[int] = []
     net.blocks[2].register_forward_hook(lambda *_: ran.append(1))
     assert torch.equal(net.features(x, tau, condition, 2), captured)

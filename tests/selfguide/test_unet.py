@@ -224,7 +224,7 @@ def test_patch_vectors_are_no_condition_of_a_unet() -> None:
 def test_features_are_the_captured_tokens_and_stop_there(kind: str) -> None:
     model, condition = tiny(kind, classes=5), Condition.of(id=torch.arange(4))
     for layer in ("in_1", "mid", "out_2"):
-        _, captured = model(X, TAU, condition, capture=layer)
+        _, (captured,) = model.with_features(X, TAU, condition, [layer])
         ran: list[int] = []
         behind = model.stages[1 + [stage.name for stage in model.net.stages].index(layer)]
         hook = behind.register_forward_hook(lambda *_, ran=ran: ran.append(1))

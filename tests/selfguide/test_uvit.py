@@ -232,7 +232,7 @@ def test_the_forward_is_the_one_of_the_paper(change: dict[str, Any], what: Any) 
     wanted, layers = by_hand(net, x, tau, condition)
     torch.testing.assert_close(net(x, tau, condition), wanted, rtol=1e-5, atol=1e-6)
     for number, layer in enumerate(net.net.layers, 1):
-        captured = net(x, tau, condition, capture=layer.name)[1]
+        captured = net.with_features(x, tau, condition, [layer.name])[1][0]
         assert captured.shape == (4, layer.tokens, layer.width)
         torch.testing.assert_close(captured, layers[number - 1], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(net.features(x, tau, condition, number), captured)

@@ -88,7 +88,8 @@ def _variants(ours: Backbone, batch: int) -> Iterator[tuple[str, list[Variant]]]
         f"features of layer {middle} of {len(net.layers)}",
         [
             Variant(
-                "the whole network", _forward(lambda: ours(x, tau, condition, capture=middle)[1])
+                "the whole network",
+                _forward(lambda: ours.with_features(x, tau, condition, [middle])[1][0]),
             ),
             Variant(
                 "as far as the layer", _forward(lambda: ours.features(x, tau, condition, middle))

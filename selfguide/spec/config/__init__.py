@@ -14,18 +14,15 @@ from selfguide.spec.config.cluster import ClusterConfig
 from selfguide.spec.config.data import DataConfig
 from selfguide.spec.config.engine import EngineConfig
 from selfguide.spec.config.evaluation import EvaluationConfig
-from selfguide.spec.config.guidance import (
-    Guidance,
-    LabelGuidance,
-    NoGuidance,
-    OnlineGuidance,
-    SidecarGuidance,
-)
+from selfguide.spec.config.guidance import Guidance, LabelGuidance, NoGuidance
 from selfguide.spec.config.init import InitConfig
 from selfguide.spec.config.laws import AtLeast, Seed
 from selfguide.spec.config.model import POOLINGS, ModelConfig, Pooling
+from selfguide.spec.config.online import OnlineGuidance
 from selfguide.spec.config.path import PathConfig, Prediction
+from selfguide.spec.config.representation import ComponentSettings
 from selfguide.spec.config.sampler import SamplerConfig
+from selfguide.spec.config.sidecar import SidecarGuidance
 from selfguide.spec.config.train import TrainConfig
 
 __all__ = [
@@ -69,6 +66,12 @@ class Config:
         if len(each) == len(wanted) == 1:
             return (self,)
         return tuple(replace(self, evaluation=one, more_evaluations=()) for one in wanted)
+
+    @property
+    def components(self) -> dict[str, ComponentSettings]:
+        """Settings of the training components beside guidance that the run has, by the name of their group."""
+        found: dict[str, ComponentSettings] = {}
+        return {name: settings for name, settings in found.items() if settings.on}
 
     @property
     def ranks(self) -> int:

@@ -90,7 +90,7 @@ def extraction(extent: Extent) -> Iterator[dict[str, Any]]:
     """Features of the middle layer, by a forward to its end and by one that stops there."""
     net, given = _net(extent), _input(extent)
     layer = net.net.middle
-    whole = seconds(lambda: net(*given, capture=layer), extent)
+    whole = seconds(lambda: net.with_features(*given, [layer]), extent)
     short = seconds(lambda: net.features(*given, layer), extent)
     yield {"extraction": "whole", "images_per_s": extent.batch / whole}
     yield {

@@ -1,0 +1,1 @@
+"""Training components beside guidance: what a denoiser learns of its own features."""

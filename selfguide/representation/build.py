@@ -1,0 +1,12 @@
+"""From the settings of a run to the training components beside its guidance. A new component registers here."""
+
+from __future__ import annotations
+
+from selfguide.guidance.component import Component
+from selfguide.spec.config import Config
+
+
+def build_representation(config: Config) -> tuple[Component, ...]:
+    """The components of a run beside guidance, in the order in which they follow it; none where all are off."""
+    found: list[Component] = []
+    return tuple(found)

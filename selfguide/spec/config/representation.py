@@ -1,0 +1,28 @@
+"""What a run may train beside denoising and guidance: settings of `selfguide.representation`, each off by default."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from selfguide.spec.architecture import Architecture
+    from selfguide.spec.config import Config
+
+
+class ComponentSettings:
+    """What the rest of the project asks of the settings of such a component."""
+
+    # whether a teacher exists for it
+    wants_teacher: ClassVar[bool] = False
+
+    @property
+    def on(self) -> bool:
+        """Whether the run has the component; settings of one that it does not have are no part of its identity."""
+        raise NotImplementedError
+
+    def check(self, config: Config, net: Architecture) -> None:
+        """Raises UserError where the component cannot be trained with the rest of `config` on the network `net`."""
+
+    def parameters(self, net: Architecture) -> int:
+        """Trainable ones of its branch beside the backbone."""
+        return 0
