@@ -183,7 +183,7 @@ def nearest(
     for ordinals, vectors in others:
         distances = torch.cat([best.distances, space.distances(queries, vectors)], 1)
         numbers = torch.cat([best.ordinals, ordinals.expand(len(queries), -1)], 1)
-        order = distances.argsort(1, stable=True)[:, :count]
+        order = distances.argsort(dim=1, stable=True)[:, :count]
         best = Nearest(distances.gather(1, order), numbers.gather(1, order))
     return best
 

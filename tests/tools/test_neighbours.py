@@ -69,7 +69,7 @@ def test_a_search_in_parts_of_any_size_is_the_search_over_all() -> None:
         space = Space("", lambda images: images, angles)
         a, b = space.vectors(queries), space.vectors(others)
         whole = torch.tensor([[distance(x, y, angles) for y in b] for x in a], dtype=torch.float64)
-        wanted = whole.argsort(1, stable=True)[:, :4]
+        wanted = whole.argsort(dim=1, stable=True)[:, :4]
         for part in (1, 13, 50):
             parts = zip(torch.arange(50).split(part), b.split(part), strict=True)
             found = nearest(space, a, parts, 4)
