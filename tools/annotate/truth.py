@@ -169,7 +169,8 @@ def largest(found: Objects, size: int) -> tuple[int, int, int, int] | None:
     """The box of the object that covers most of the stored image; None where that shows none."""
     at = window(*found.size, size)
     across, down = at.width / found.size[0], at.height / found.size[1]
-    best, most = None, 0
+    best: tuple[int, int, int, int] | None = None
+    most = 0
     for _, (left, top, right, bottom) in found.things:
         ends = (
             *(_pixel(top * down - at.top, size), _pixel(left * across - at.left, size)),
