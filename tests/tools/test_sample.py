@@ -398,7 +398,7 @@ def test_beside_begins_each_row_with_its_image_and_its_box(annotated: Path, tmp_
     real = shards.read_all(sample.load(run / "snapshots" / "img-000000256").data["root"])["x"]
     boxes = np.load(annotated.parents[1] / "notes" / "boxes" / "rows.npy")
     for row, ordinal in zip(found, (3, 9), strict=True):
-        levels = np.round(real[ordinal, 0] * 255 / 16)
+        levels = np.round(real[ordinal, 0].astype(float) * 255 / 16)
         np.testing.assert_array_equal(row[0], np.stack([levels] * 3, -1))
         inside = np.zeros((8, 8), dtype=bool)
         top, left, bottom, right = boxes[ordinal]

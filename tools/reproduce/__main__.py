@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 _RUN: tuple[flags.Flag, ...] = (
     ("--shrink", ("digits",), None, "at toy size, on handwritten digits, on this machine"),
-    ("--images N", int, 25_600, "images that a row at toy size sees (25,600)"),
+    ("--images N", int, 12_800, "images that a row at toy size sees (12,800)"),
     ("--runs DIR", str, None, "where its runs are (runs/reproduce/PAPER-TABLE)"),
     ("--toy DIR", str, "data/reproduce", "data and annotations of the toy (data/reproduce)"),
     ("--set KEY=VALUE*", str, (), "more settings of every row, such as cluster=lab nodes=4"),

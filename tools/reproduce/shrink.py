@@ -64,6 +64,8 @@ class Toy:
         rounded = steps * BATCH
         return [
             *("data=digits", f"data.root={self.shards}", "data.flip=false", "cluster=local", "engine=torch"),
+            # a second process costs more than it gives
+            "cluster.gpus_per_node=1",
             *("init=scratch", "init.path=null", "init.time=as_trained"),
             *("evaluation=fd_digits", "evaluation.samples=500", "evaluation.shards=null"),
             f"evaluation.expected={_expected(row)}",
