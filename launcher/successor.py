@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # of the attempt before, on which the last word may have been said meanwhile
         act.keep_endings(view)
         notify.tell(view)
+        _replace_watcher(run)
         return 0
     if options.requeue:
         mine = launch.read_in(run, os.environ["SLURM_JOB_ID"])
@@ -62,12 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.info(f"attempt {at.number} follows: {reason}" if at else f"nothing follows: {reason}")
     answer = {"attempt": str(at.root) if at else None, "reason": reason}
     write_record(run.root / "successors" / f"{job_name(os.environ)}.json", answer)
-    seen = read(run)
-    notify.tell(seen)
-    # its watcher may have ended with the same node
-    for sentence in watch.tend(seen) if at else ():
-        log.info(sentence)
+    notify.tell(read(run))
+    if at:
+        # it may have ended with the same node
+        _replace_watcher(run)
     return 0
+
+
+def _replace_watcher(run: RunFolder) -> None:
+    """Where the run's watcher is gone: only one job of a run asks, so it need not have been gone for a while."""
+    for sentence in watch.tend(read(run), settle_s=0.0):
+        log.info(sentence)
 
 
 if __name__ == "__main__":

@@ -119,8 +119,11 @@ def _cancelled(view: RunView) -> bool:
     return view.newest.cancelled and decide.evaluations_stopped(view)
 
 
-def tend(view: RunView) -> list[str]:
+def tend(view: RunView, settle_s: float = SETTLE_S) -> list[str]:
     """Does what every command does for a run that it sees: completes its cancellation, replaces its lost watcher.
+
+    Args:
+        settle_s: how long after its submission a watcher is not replaced.
 
     Returns:
         What was done or could not be, as sentences. Runs of other users, and of clusters that do not answer, are left.
@@ -133,7 +136,7 @@ def tend(view: RunView) -> list[str]:
             act.cancel(view.folder)
             return [f"{view.id}: what somebody cancelled has been ended"]
         submitted = view.watcher.record.get("submitted", 0.0) if view.watcher else 0.0
-        if decide.watcher_missing(view) and view.time > submitted + SETTLE_S:
+        if decide.watcher_missing(view) and view.time > submitted + settle_s:
             config = view.config or read_config(at.files.config)
             waits = at.job.record if at.job and at.job.state == "queued" else None
             record = act.launch_watcher(at.files, config, entry, after=waits)
