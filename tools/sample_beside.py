@@ -7,15 +7,16 @@ samples of several noises, and SGFM's figures 5 and 6 (arXiv 2312.08825), a quer
 from __future__ import annotations
 
 import argparse
-import colorsys
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from selfguide.diffusion.conditions import Condition
 from shards.errors import UserError
+from tools import drawing
 
 
 def check(options: argparse.Namespace) -> None:
@@ -74,10 +75,6 @@ def layouts(condition: Condition) -> Tensor | None:
 
 
 def palette(groups: int) -> Tensor:
-    """uint8 (groups + 1, 3) colours, neighbours in number apart in hue; one group is white; the last is black."""
-    if groups == 1:
-        return torch.tensor([[255] * 3, [0] * 3], dtype=torch.uint8)
-    # by the golden ratio
-    hues = [(k * 0.618 % 1, 0.8, 0.6 + 0.3 * (k % 2)) for k in range(groups)]
-    colours = [[round(255 * level) for level in colorsys.hsv_to_rgb(*hue)] for hue in hues]
-    return torch.tensor([*colours, [0] * 3], dtype=torch.uint8)
+    """uint8 (groups + 1, 3): a colour a group, of a single one white; the last is black."""
+    found = np.full((1, 3), 255, dtype=np.uint8) if groups == 1 else drawing.colours(groups)
+    return torch.from_numpy(np.concatenate([found, np.zeros((1, 3), dtype=np.uint8)]))
