@@ -20,6 +20,7 @@ GROUPS = (
     "engine",
     "evaluation",
     "init",
+    "augment",
     "cluster",
 )
 

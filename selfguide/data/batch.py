@@ -21,6 +21,7 @@ class Batch:
     `ordinal` (B,) is each image's row in the shards, and so in sidecars, which are read on the CPU: it stays there.
     `images` is the number of images that the run has seen before this step.
     `crop_flip` says how x0 was cut from the stored image, and so from its layouts.
+    `unaugmented` is x0 before components augmented it; None where they did not.
     """
 
     x0: Tensor
@@ -32,6 +33,12 @@ class Batch:
     label: Tensor | None
     images: int
     crop_flip: CropFlip | None = None
+    unaugmented: Tensor | None = None
+
+    @property
+    def original(self) -> Tensor:
+        """Images as they were before they were augmented, (B, C, H, W)."""
+        return self.x0 if self.unaugmented is None else self.unaugmented
 
 
 def joined(parts: Sequence[Batch]) -> Batch:
@@ -52,4 +59,5 @@ def joined(parts: Sequence[Batch]) -> Batch:
         ordinal=together("ordinal"),
         label=None if first.label is None else together("label"),
         images=first.images,
+        unaugmented=None if first.unaugmented is None else together("unaugmented"),
     )

@@ -25,7 +25,8 @@ class Condition:
 
     Where only patches are conditioned, state may be (B, L): SGFM drops them one by one.
     id (B,) int64; multi_hot (B, K), non-negative; dense (B, P), a prototype or feature; spatial (B, M, H, W), masks at
-    the input's size; patch (B, L, P), one vector for each patch in row order.
+    the input's size; patch (B, L, P), one vector for each patch in row order. augment (B, 9) says how each image was
+    augmented, whatever its state; zeros, or nothing given, that it was not.
     """
 
     state: Tensor
@@ -34,6 +35,7 @@ class Condition:
     dense: Tensor | None = None
     spatial: Tensor | None = None
     patch: Tensor | None = None
+    augment: Tensor | None = None
 
     @staticmethod
     def unconditional(count: int, device: torch.device | str = "cpu") -> Condition:
@@ -108,7 +110,8 @@ def check_condition(condition: Condition, net: Architecture) -> None:
     """
     check_fields(condition, net)
     conditioned = {
-        name: value[condition.state == CONDITIONED] for name, value in condition.given.items()
+        name: value if name == "augment" else value[condition.state == CONDITIONED]
+        for name, value in condition.given.items()
     }
     for name, value in conditioned.items():
         if name == "id":
@@ -140,6 +143,7 @@ def check_fields(condition: Condition, net: Architecture) -> None:
         "dense": (batch, net.dense),
         "spatial": (batch, net.spatial, net.size, net.size),
         "patch": (batch, -1, net.dense_patch),
+        "augment": (batch, net.augment),
     }
     if condition.state.dim() > 1 and net.accepts != {"patch"}:
         takes = ", ".join(sorted(net.accepts)) or "no condition"

@@ -1,4 +1,4 @@
-"""What a training component is: a guidance source, self-conditioning, a contrastive loss, an auxiliary head.
+"""What a training component is: a guidance source, a contrastive loss, an auxiliary head.
 
 The loop knows components by these hooks alone. Each has a default that does nothing, and every rank calls every hook
 equally often, so that a hook may hold collectives. Components see only this module and what lies below it: how weights

@@ -75,13 +75,16 @@ class OnlineSource(Component):
         return replace(inputs, condition=prototypes.drop(dropped))
 
     def extract(self, batch: Batch, teacher: Student) -> Tensor:
-        """(rows, F) of a batch, in noise of its own or in the step's."""
+        """(rows, F) of a batch, in noise of its own or in the step's.
+
+        Of images as they are: a group of augmented ones would be drawn when sampling, where nothing is augmented.
+        """
         if self.config.extraction_noise == "training":
             eps = batch.eps
         else:
             eps = normal(self.seed, "extraction-noise", batch.position, tuple(batch.x0.shape[1:]))
         noise_time, eps = self.config.noise_time, eps.to(batch.x0.dtype)
-        return extract(teacher, self.preconditioning, noise_time, batch.x0, eps)
+        return extract(teacher, self.preconditioning, noise_time, batch.original, eps)
 
     def loss(self, outputs: Outputs, batch: Batch, teacher: Student | None) -> Tensor:
         """lambda L_SK: cross-entropy of the softmax against the Sinkhorn code of the same view."""

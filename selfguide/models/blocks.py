@@ -143,6 +143,20 @@ class PatchEmbedding(nn.Module):
         return embedded.view(len(condition), tokens, -1)
 
 
+class AugmentEmbedding(nn.Module):
+    """How images were augmented -> (B, width), linear without a bias: zeros for images as they are, as in sampling."""
+
+    def __init__(self, labels: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(labels, width, bias=False)
+
+    def forward(self, condition: Condition) -> Tensor:
+        weight, labels = self.linear.weight, condition.augment
+        if labels is None:
+            labels = weight.new_zeros(len(condition), self.linear.in_features)
+        return self.linear(labels.to(weight.dtype))
+
+
 def with_spatial(x: Tensor, condition: Condition, channels: int) -> Tensor:
     """The input with its masks beside it, (B, C + M, H, W); masks of images not conditioned are zero (SGDM)."""
     if not channels:
@@ -155,9 +169,9 @@ def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:
     return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, heads, T, d) each -> (B, T, heads * d)."""
-    mixed = F.scaled_dot_product_attention(q, k, v)
+def attention(q: Tensor, k: Tensor, v: Tensor, open_to: Tensor | None = None) -> Tensor:
+    """(B, heads, T, d) each -> (B, T, heads * d). `open_to` (T, T) bool: which keys a query, by row, reads."""
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=open_to)
     return mixed.transpose(1, 2).flatten(2)
 
 

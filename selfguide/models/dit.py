@@ -17,6 +17,7 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.models.backbone import Backbone
 from selfguide.models.blocks import (
     MLP,
+    AugmentEmbedding,
     ConditionEmbedding,
     PatchEmbedding,
     TimeEmbedding,
@@ -27,6 +28,7 @@ from selfguide.models.blocks import (
     unpatchify,
     with_spatial,
 )
+from selfguide.models.self_condition import SelfCondition
 from selfguide.spec.architecture import TOKEN_STD
 from selfguide.spec.dit import TIME_FREQUENCIES, DiTArchitecture
 
@@ -153,6 +155,14 @@ class DiT(Backbone):
         self._initialise()
         if net.token_std != TOKEN_STD:
             self._draw_tokens(net.token_std)
+        # last, so that it changes none of the weights drawn before
+        self.augment: AugmentEmbedding | None = None
+        if net.augment:
+            self.augment = AugmentEmbedding(net.augment, net.width)
+            nn.init.normal_(self.augment.linear.weight, std=0.02)  # as of label rows
+        self.self_condition = (
+            SelfCondition(net, TIME_FREQUENCIES, net.width) if net.self_condition else None
+        )
 
     def _register_rotations(self, net: DiTArchitecture) -> None:
         cos, sin = rotations(net.edge, net.head_width)
@@ -184,8 +194,14 @@ class DiT(Backbone):
         self, x: Tensor, tau: Tensor, condition: Condition, wanted: Collection[int], *, stop: bool
     ) -> tuple[Any, dict[int, Tensor]]:
         tokens = self._embed(x, condition)
-        c = self.time(time_input(self.net.time, tau, whole=self.net.whole_index))  # (B, D)
-        c = F.silu(c if self.condition is None else c + self.condition(condition))
+        time = time_input(self.net.time, tau, whole=self.net.whole_index)
+        embedding = self.time(time)  # (B, D)
+        if self.condition is not None:
+            embedding = embedding + self.condition(condition)
+        if self.augment is not None:
+            # where labels join the time, as other conditions do: our extension, of no paper
+            embedding = embedding + self.augment(condition)
+        c = F.silu(embedding)
         turn = (self.cos.to(x.dtype), self.sin.to(x.dtype)) if self.net.rope else None
         captured: dict[int, Tensor] = {}
         route = self._route(tokens)
@@ -199,6 +215,9 @@ class DiT(Backbone):
                 captured[number] = tokens if route is None else route.whole(tokens)
                 if stop and number == max(wanted):
                     return None, captured
+            if self.self_condition is not None and number == self.self_condition.number:
+                whole = tokens if route is None else route.whole(tokens)
+                c = self.self_condition(embedding, whole[:, -self.net.tokens :].mean(1), time)
         shift, scale = self.final_modulation(c)[:, None].chunk(2, dim=-1)
         patches = self.final(self.final_norm(tokens[:, -self.net.tokens :], shift, scale))
         return unpatchify(patches, self.net.edge, self.net.patch, self.net.out_channels), captured

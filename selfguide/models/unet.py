@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from selfguide.diffusion.conditions import Condition
 from selfguide.models.backbone import Backbone
-from selfguide.models.blocks import TimeEmbedding, sinusoid, time_input, with_spatial
+from selfguide.models.blocks import (
+    AugmentEmbedding,
+    TimeEmbedding,
+    sinusoid,
+    time_input,
+    with_spatial,
+)
+from selfguide.models.self_condition import SelfCondition
 from selfguide.models.unet_blocks import (
     Attention,
     Block,
@@ -53,6 +60,19 @@ class UNet(Backbone):
         self.norm = GroupNorm(net, width, net.out_groups)
         self.out = nn.Conv2d(width, net.out_channels, 3, padding=1)
         self._initialise()
+        self.augment = self._augment_embedding() if net.augment else None
+        self.self_condition = (
+            SelfCondition(net, net.base, net.embedding, wave) if net.self_condition else None
+        )
+
+    def _augment_embedding(self) -> AugmentEmbedding:
+        """Drawn late, so that it changes none of the weights drawn before; in guided diffusion's blocks zero (EDM)."""
+        made = AugmentEmbedding(self.net.augment, self.net.base)
+        if self.net.guided:
+            nn.init.zeros_(made.linear.weight)
+        elif not self.net.plain_init:
+            nn.init.xavier_uniform_(made.linear.weight)
+        return made
 
     def _initialise(self) -> None:
         """Xavier's (Ho et al., Karras et al.) or torch's own (Dhariwal & Nichol); residual paths begin at zero."""
@@ -92,8 +112,9 @@ class UNet(Backbone):
         self, x: Tensor, tau: Tensor, condition: Condition, wanted: Collection[int], *, stop: bool
     ) -> tuple[Any, dict[int, Tensor]]:
         names = {self.net.layers[number - 1].name: number for number in wanted}
-        c = self._embed(tau, condition)
-        context = self._context(tau, condition)
+        time = time_input(self.net.time, tau, whole=self.net.whole_index)
+        embedding = self._embed(time, condition)
+        c, context = F.silu(embedding), self._context(time, condition)
         x = with_spatial(x, condition, self.net.spatial)
         skips: list[Tensor] = []
         captured: dict[int, Tensor] = {}
@@ -108,25 +129,27 @@ class UNet(Backbone):
                 captured[names[plan.name]] = x.flatten(2).transpose(1, 2)  # (B, H W, C)
                 if stop and len(captured) == len(names):
                     return None, captured
+            if self.self_condition is not None and plan.name == self.net.self_condition:
+                c = self.self_condition(embedding, x.mean((2, 3)), time)
         return self.out(F.silu(self.norm(x))), captured
 
-    def _embed(self, tau: Tensor, condition: Condition) -> Tensor:
-        """Embeds time and condition in one vector, (B, embedding), activated once for all blocks."""
-        time = time_input(self.net.time, tau, whole=self.net.whole_index)
+    def _embed(self, time: Tensor, condition: Condition) -> Tensor:
+        """Embeds time and condition in one vector, (B, embedding), before the activation for all blocks."""
+        early = None if self.augment is None else self.augment(condition)
         if self.told is not None and self.net.guidance == "early":
             # EDM feeds one-hots of unit mean square
-            return F.silu(self.time(time, self.told(condition, math.sqrt(self.net.classes))))
-        c = self.time(time)
+            told = self.told(condition, math.sqrt(self.net.classes))
+            return self.time(time, told if early is None else told + early)
+        c = self.time(time, early)
         if self.told is not None:
             embedded = self.told(condition)
             c = torch.cat((c, embedded), dim=1) if self.net.guidance == "concat" else c + embedded
-        return F.silu(c)
+        return c
 
-    def _context(self, tau: Tensor, condition: Condition) -> Tensor | None:
+    def _context(self, time: Tensor, condition: Condition) -> Tensor | None:
         """Tokens (B, S, 32) that attention reads beside the grid, where the net has any."""
         if self.context is None:
             return None
-        time = time_input(self.net.time, tau, whole=self.net.whole_index)
         return self.context(condition, self.time.waves(time))
 
 

@@ -16,6 +16,7 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.models.backbone import Backbone
 from selfguide.models.blocks import (
     MLP,
+    AugmentEmbedding,
     ConditionEmbedding,
     PatchEmbedding,
     attention,
@@ -38,13 +39,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.project = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, open_to: Tensor | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(x), 3, self.heads)  # (B, heads, T, d) each
-        return self.project(attention(q, k, v))
+        return self.project(attention(q, k, v, open_to))
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP."""
+    """Pre-norm attention and MLP. `open_to` (T, T) bool is where a token, by row, attends; None is everywhere."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -52,8 +53,8 @@ class Block(nn.Module):
         self.attention = Attention(width, heads)
         self.mlp = MLP(width, 4 * width, approximate="none")
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, open_to: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), open_to)
         return x + self.mlp(self.norm2(x))
 
 
@@ -65,12 +66,16 @@ class OutBlock(nn.Module):
         self.skip = nn.Linear(2 * width, width)
         self.block = Block(width, heads)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.block(self.skip(torch.cat((x, skip), dim=-1)))
+    def forward(self, x: Tensor, skip: Tensor, open_to: Tensor | None = None) -> Tensor:
+        return self.block(self.skip(torch.cat((x, skip), dim=-1)), open_to)
 
 
 class UViT(Backbone):
-    """[CLS] where there is one, time, condition where the net takes one, and patches, all through the same blocks."""
+    """[CLS] where there is one, time, condition and augmentation where the net takes them, and patches, all through the
+    same blocks.
+
+    [CLS] and the token of augmentation do not attend to each other (Xiang et al. 2025, DDAE++, figure 2).
+    """
 
     net: UViTArchitecture
 
@@ -97,6 +102,7 @@ class UViT(Backbone):
         self.smooth: nn.Module = nn.Identity()
         if net.conv:
             self.smooth = nn.Conv2d(net.out_channels, net.out_channels, 3, padding=1)
+        self.augment = AugmentEmbedding(net.augment, width) if net.augment else None
         self._initialise()
         if net.token_std != TOKEN_STD:
             self._draw_tokens(net.token_std)
@@ -124,12 +130,18 @@ class UViT(Backbone):
     ) -> tuple[Any, dict[int, Tensor]]:
         tokens = self._embed(x, tau, condition)
         half, skips, captured = self.net.depth // 2, list[Tensor](), dict[int, Tensor]()
-        route = self._route(tokens)
+        route, open_to = self._route(tokens), self._open_to(tokens)
         for number, block in enumerate(self.blocks, 1):
             if route is not None:
                 tokens = route.enter(number, tokens)
             skip = (skips.pop(),) if number > half + 1 else ()  # the last one in is the first out
-            tokens = self._call(block, tokens, *skip)
+            if open_to is None:
+                tokens = self._call(block, tokens, *skip)
+            else:
+                count = tokens.shape[
+                    1
+                ]  # fewer where some are routed past; those before the patches never are
+                tokens = self._call(block, tokens, *skip, open_to[:count, :count])
             if number <= half:
                 skips.append(tokens)
             if route is not None:
@@ -142,6 +154,16 @@ class UViT(Backbone):
         image = unpatchify(patches, self.net.edge, self.net.patch, self.net.out_channels)
         return self.smooth(image), captured
 
+    def _open_to(self, tokens: Tensor) -> Tensor | None:
+        """(T, T) bool: which token, by row, attends to which; None where every one does to all."""
+        if not self.net.apart:
+            return None
+        cls, augment = 0, self.net.extras - 1
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        ends = (place == cls, place == augment)
+        closed = ends[0][:, None] & ends[1] | ends[1][:, None] & ends[0]
+        return ~closed
+
     def _embed(self, x: Tensor, tau: Tensor, condition: Condition) -> Tensor:
         """(B, extras + L, D): every input as a token at its learned position."""
         x = with_spatial(x, condition, self.net.spatial)
@@ -151,6 +173,8 @@ class UViT(Backbone):
         fed = time_input(self.net.time, tau, whole=self.net.whole_index)
         time = sinusoid(fed, self.net.width).to(patches.dtype)
         tokens = [time[:, None], patches]
+        if self.augment is not None:
+            tokens.insert(1, self.augment(condition)[:, None])
         if self.condition is not None:
             tokens.insert(1, self.condition(condition)[:, None])
         if self.cls is not None:

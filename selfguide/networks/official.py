@@ -131,6 +131,7 @@ def token_names(net: UViTArchitecture) -> list[str]:
         *(["cls"] if net.cls_token else []),
         "time",
         *(["condition"] if net.condition_token else []),
+        *(["augment"] if net.augment else []),
     ]
 
 

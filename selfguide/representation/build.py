@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from selfguide.guidance.component import Component
+from selfguide.representation.augment import Augmentation
 from selfguide.spec.config import Config
 
 
 def build_representation(config: Config) -> tuple[Component, ...]:
     """The components of a run beside guidance, in the order in which they follow it; none where all are off."""
     found: list[Component] = []
+    if config.augment.probability is not None:
+        found.append(Augmentation(config.augment.probability, config.seed))
     return tuple(found)

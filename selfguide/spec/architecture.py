@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from selfguide.spec.suggest import nearest
 from shards.errors import UserError
@@ -30,7 +31,7 @@ ROUTED_FROM = 3
 
 # sizes that may be 0: the net goes without
 _ABSENT = frozenset(
-    {"classes", "dense", "spatial", "dense_patch", "context", "out_groups", "head_width"}
+    {"classes", "dense", "spatial", "dense_patch", "augment", "context", "out_groups", "head_width"}
 )
 
 
@@ -56,8 +57,14 @@ class Architecture(ABC):
     dense: int = 0  # width of a dense condition (a feature or prototype), 0 for none
     spatial: int = 0  # channels of a spatial condition: 1 for boxes, K for masks
     dense_patch: int = 0  # width of a vector for each patch
+    augment: int = 0  # numbers that say how an image was augmented
     time: TimeInput = "noise_1000"
     whole_index: bool = False  # an index that fp32 missed is that of the table; see `time_input`
+    # the layer whose mean feature, projected, joins what later layers read of time and condition (Xiang et al. 2025,
+    # section 4.1), by number from 1 or by name, which it is kept as; None for none
+    self_condition: int | str | None = None
+    # scaled by a vector that is learned of the time, or as it is
+    self_add: Literal["adaptive", "direct"] = "adaptive"
 
     def __post_init__(self) -> None:
         """Each field by itself, by its type; a family calls this before its laws between fields, which divide by sizes.
@@ -76,7 +83,7 @@ class Architecture(ABC):
     def accepts(self) -> frozenset[str]:
         """Names of the `Condition` fields that this network was built for."""
         fields = {"id": self.classes, "multi_hot": self.classes, "dense": self.dense}
-        fields |= {"spatial": self.spatial, "patch": self.dense_patch}
+        fields |= {"spatial": self.spatial, "patch": self.dense_patch, "augment": self.augment}
         return frozenset(name for name, width in fields.items() if width)
 
     @property
@@ -106,8 +113,13 @@ class Architecture(ABC):
         return self.layers[(self.middle if which is None else self.layer(which, field)) - 1]
 
     def layer(self, which: int | str, field: str = "layer") -> int:
-        """Number, from 1, of a layer given by number or name."""
-        names = [layer.name for layer in self.layers]
+        """Number, from 1, of a layer given by number, also as text, or by name."""
+        return self._number(which, field, [layer.name for layer in self.layers])
+
+    @staticmethod
+    def _number(which: int | str, field: str, names: list[str]) -> int:
+        if isinstance(which, str) and which.isdecimal():
+            which = int(which)
         if isinstance(which, str) and which in names:
             return names.index(which) + 1
         if isinstance(which, int) and 1 <= which <= len(names):
@@ -119,6 +131,39 @@ class Architecture(ABC):
         raise UserError(
             f"{field}={which!r} is not one of this network's 1 to {len(names)} ({names[0]} to {names[-1]}){hint}"
         )
+
+    def _settle_self_condition(self) -> None:
+        """The layer of `self_condition` by its name; families whose blocks read a vector call this after their laws.
+
+        Raises:
+            UserError: no such layer, or the last one.
+        """
+        if self.self_condition is None:
+            return
+        *names, last = (layer.name for layer in self.layers)
+        given = self.self_condition
+        cure = f"take model.self_condition={names[-1]}" if names else "drop it"
+        require(
+            str(given) not in (last, str(len(self.layers))),
+            "self_condition",
+            given,
+            f"is this network's last layer, and no later one would read it; {cure}",
+        )
+        number = self._number(given, "model.self_condition", names or [last])
+        object.__setattr__(self, "self_condition", names[number - 1])
+
+    def _self_maps(self, frequencies: int, embedding: int) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the linear maps, each with a bias, from a layer to a vector (B, embedding).
+
+        The feature's, and with `adaptive` the two of a second embedding of the time, whose sinusoid is `frequencies`
+        wide: the form with the published counts, +460,288 for 256 channels, 128 frequencies and an embedding of 512,
+        and +1,378,560 for DiT-B.
+        """
+        if self.self_condition is None:
+            return []
+        time = [(frequencies, embedding), (embedding, embedding)]
+        feature = (self.layer_of(self.self_condition).width, embedding)
+        return [feature, *time] if self.self_add == "adaptive" else [feature]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +253,9 @@ def _check(field: str, hint: Any, value: Any) -> None:
         if value not in known:
             law = f"is not one of: {', '.join(known)}{nearest(str(value), known)}"
             require(False, field, value, law)
+    elif get_origin(hint) in (Union, UnionType):  # a layer
+        named = isinstance(value, get_args(hint)) and not isinstance(value, bool)
+        require(named, field, value, "must be a layer's number or name, or null for none")
     elif get_origin(hint) is tuple:  # of sizes
         require(isinstance(value, tuple | list), field, value, "must be a list of integers")
         for i, size in enumerate(value):

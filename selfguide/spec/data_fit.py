@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfguide.spec.config import Config
+from selfguide.spec.config.augment import check_augmented
 from selfguide.spec.config.data import check_stored
 from selfguide.spec.initial_weights import read_snapshot
 from selfguide.spec.metrics import FEATURES
@@ -48,6 +49,7 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
                 f"data.root={root} holds no sample; write shards into it, or give another data.root"
             )
     check_stored(data, header, manifest.model_shape)
+    check_augmented(config, header)
     if manifest.classes and manifest.classes != data.classes:
         raise UserError(
             f"data.classes={data.classes} and the shards in {data.root} have {manifest.classes} classes; "

@@ -36,6 +36,7 @@ class DiTArchitecture(PatchTransformer):
             self.rope,
             f"turns pairs along two axes: a head's width, here {self.head_width}, must be a multiple of 4",
         )
+        self._settle_self_condition()
 
     @property
     def head_width(self) -> int:
@@ -78,7 +79,8 @@ class DiTArchitecture(PatchTransformer):
             mlp = 2 * (d * self.hidden + self.hidden) + (self.hidden * d + d)
         block = attention + mlp + (6 * d * d + 6 * d) + 2 * d * norms
         final = (2 * d * d + 2 * d) + (d * p2 * self.out_channels + p2 * self.out_channels)
-        ends = embed + time + condition + patchwise + final + d * norms
+        own = sum(inputs * width + width for inputs, width in self._self_maps(TIME_FREQUENCIES, d))
+        ends = embed + time + condition + patchwise + final + d * norms + own + self.augment * d
         return ends + self.depth * block + (d if self.cls_token else 0)
 
     def _macs(self, routed: int) -> int:
@@ -92,5 +94,6 @@ class DiTArchitecture(PatchTransformer):
         dense = min(self.depth, 2 * (ROUTED_FROM - 1))
         blocks = dense * block(self.tokens) + (self.depth - dense) * block(routed)
         ends = self.tokens * p2 * d * (self.channels + self.spatial + self.out_channels)
-        condition = self.dense * d + self.tokens * self.dense_patch * d
+        condition = (self.dense + self.augment) * d + self.tokens * self.dense_patch * d
+        condition += sum(inputs * width for inputs, width in self._self_maps(TIME_FREQUENCIES, d))
         return blocks + ends + 3 * d * d + TIME_FREQUENCIES * d + condition

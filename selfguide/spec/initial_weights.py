@@ -25,11 +25,11 @@ from shards.errors import UserError
 
 SCRATCH: Mapping[str, Any] = {"source": "scratch", "saw_labels": False}
 SAFE, PICKLED = ".safetensors", (".pt", ".pth", ".bin", ".ckpt")
-# what a net may have otherwise than the snapshot it begins from: its condition, its tokens, and what weights it never
-# saw, or hardly: first weights are replaced, and the index that fp32 missed is 3e-5 away
+# what a net may have otherwise than the snapshot it begins from: its condition, its tokens, labels of augmentation, and
+# what weights it never saw, or hardly: first weights are replaced, and the index that fp32 missed is 3e-5 away
 _FREE = (
     *("classes", "dense", "dense_patch", "cls_token", "token_std", "time", "dropout"),
-    *("plain_init", "whole_index"),
+    *("plain_init", "whole_index", "augment"),
 )
 
 
@@ -208,7 +208,9 @@ def agree(their_config: Config, config: Config) -> None:
         raise UserError(
             f"{where} is of another family of models; choose a model of its family, or another snapshot"
         )
-    free = _FREE if init.labels == "drop" else _FREE[1:]
+    free: tuple[str, ...] = _FREE if init.labels == "drop" else _FREE[1:]
+    if theirs.self_condition is None:
+        free += ("self_condition", "self_add")  # it begins as zeros
     for field in (f.name for f in fields(ours) if f.name not in free):
         mine, its = getattr(ours, field), getattr(theirs, field)
         if field == "classes" and mine != its:

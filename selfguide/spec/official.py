@@ -215,6 +215,8 @@ _CONDITIONED: Mapping[str, tuple[Any, str]] = {
     ),
     "spatial": (0, "boxes or masks that it is conditioned on"),
     "dense_patch": (0, "a vector for each patch that it is conditioned on"),
+    "augment": (0, "labels that say how an image was augmented"),
+    "self_condition": (None, "the layer that conditions later ones"),
 }
 
 

@@ -171,8 +171,7 @@ def layer_name(config: Config, given: str) -> str:
     Raises:
         UserError: the network has no such layer.
     """
-    which = int(given) if given.isdecimal() else given
-    return architecture(config).layer_of(which, "evaluation.layers").name
+    return architecture(config).layer_of(given, "evaluation.layers").name
 
 
 def _reference(evaluation: EvaluationConfig, data: Mapping[str, Any]) -> str:

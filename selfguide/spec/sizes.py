@@ -288,12 +288,14 @@ def override(name: str, **changes: Any) -> Architecture:
 
 
 def architecture(config: Config) -> Architecture:
-    """The network this experiment trains: its table row, its overrides, its data's shape, its guidance's inputs."""
+    """The network this experiment trains: its table row, its overrides, its data's shape, the inputs of others.
+
+    Those are of guidance, and of augmentation.
+    """
     channels, size, _ = config.data.shape
     asked = {k: v for k, v in asdict(config.model).items() if k != "name" and v is not None}
-    inputs = {"size": size, "channels": channels} | config.guidance.network_inputs(
-        config.data.classes
-    )
+    inputs = {"size": size, "channels": channels, "augment": config.augment.labels}
+    inputs |= config.guidance.network_inputs(config.data.classes)
     return config.guidance.fit(override(config.model.name, **(inputs | asked)))
 
 

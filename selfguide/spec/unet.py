@@ -131,6 +131,14 @@ class UNetArchitecture(Architecture):
             self.dense_patch,
             "needs a transformer: a UNet has no patches",
         )
+        require(
+            self.self_condition is None or self.form not in ("sgdm", "imagen"),
+            "self_condition",
+            self.self_condition,
+            f"adds to the one vector that holds time and condition, and the form {self.form} has others beside it; "
+            "drop it, or take a net of the form ddpm, edm or adm such as model=unet_ddpm",
+        )
+        self._settle_self_condition()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -249,7 +257,9 @@ class UNetArchitecture(Architecture):
         return [
             Linear(self.base, self.time_width),
             Linear(self.time_width, self.time_width),
+            Linear(self.augment, self.base, bias=False),
             *self._condition_maps(),
+            *(Linear(*each) for each in self._self_maps(self.base, self.embedding)),
             *(linear for stage in self.stages for linear in self._stage_maps(stage)),
             _norm(self._widths[0]),
             Linear(self._widths[0], self.out_channels, 9, self.size**2),

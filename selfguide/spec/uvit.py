@@ -30,6 +30,13 @@ class UViTArchitecture(PatchTransformer):
             self.depth,
             "must be even: each in-block has an out-block, the middle one is not counted",
         )
+        require(
+            self.self_condition is None,
+            "self_condition",
+            self.self_condition,
+            "adds to the vector of time and condition, and U-ViT has tokens in its place, of which [CLS] is its "
+            "self-condition; take model.cls_token=true, and drop it",
+        )
         for field in ("dense", "dense_patch"):
             require(
                 getattr(self, field) in (0, self.width),
@@ -50,8 +57,13 @@ class UViTArchitecture(PatchTransformer):
 
     @property
     def extras(self) -> int:
-        """Tokens before the patches: [CLS], time, condition."""
-        return int(self.cls_token) + 1 + int(self.condition_token)
+        """Tokens before the patches: [CLS], time, condition, augmentation."""
+        return int(self.cls_token) + 1 + int(self.condition_token) + int(self.augment > 0)
+
+    @property
+    def apart(self) -> bool:
+        """Whether attention passes between two tokens are closed: between [CLS] and the augmentation's (DDAE++)."""
+        return self.cls_token and self.augment > 0
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -72,7 +84,8 @@ class UViTArchitecture(PatchTransformer):
         skips = self.depth // 2 * (2 * d * d + d)
         final = 2 * d + (d * p2 * out + p2 * out) + (9 * out * out + out if self.conv else 0)
         cls = d if self.cls_token else 0
-        return embed + positions + cls + condition + patchwise + blocks + skips + final
+        ends = embed + positions + cls + condition + patchwise + final + self.augment * d
+        return ends + blocks + skips
 
     def _macs(self, routed: int) -> int:
         d, p2, out = self.width, self.patch**2, self.out_channels
@@ -85,5 +98,5 @@ class UViTArchitecture(PatchTransformer):
             return count * (12 * n * d * d + 2 * n * n * d) + skips * 2 * n * d * d
 
         blocks = of(dense, half, self.tokens) + of(total - dense, self.depth // 2 - half, routed)
-        ends = self.tokens * p2 * d * (self.channels + self.spatial + out)
+        ends = self.tokens * p2 * d * (self.channels + self.spatial + out) + self.augment * d
         return blocks + ends + (9 * out * out * self.size**2 if self.conv else 0)

@@ -41,6 +41,7 @@ _GROUPS = (
     "guidance",
     "evaluation",
     "init",
+    "augment",
 )
 
 

@@ -50,14 +50,16 @@ def prepare_batch(job: Training, arrays: dict[str, np.ndarray]) -> Batch:
     position = torch.as_tensor(arrays["position"], device=device)
     x0 = job.normaliser.encode(torch.as_tensor(arrays["x"], device=device), config.seed, position)
     x0, crop_flip = crop_and_flip(x0, config, job.normaliser.header, position)
-    x0 = job.state.components.augment(x0, position)
+    shown, x0 = x0, job.state.components.augment(x0, position)
     eps = normal(config.seed, "noise", position, tuple(x0.shape[1:]))
     preconditioning, share = job.objective.preconditioning, job.state.images / config.train.images
     tau = sample_times(config.path, preconditioning.path, config.seed, position, share)
     x = preconditioning.noised(x0, eps, tau).to(DTYPES[config.engine.dtype])
     ordinal = torch.as_tensor(arrays["ordinal"])  # on the CPU, where sidecars are looked up
     label = torch.as_tensor(arrays["y"], device=device) if "y" in arrays else None
-    return Batch(x0, eps, tau, x, position, ordinal, label, job.state.images, crop_flip=crop_flip)
+    batch = Batch(x0, eps, tau, x, position, ordinal, label, job.state.images, crop_flip=crop_flip)
+    batch.unaugmented = None if shown is x0 else shown
+    return batch
 
 
 def crop_and_flip(

@@ -146,6 +146,15 @@ def test_digits_are_not_scored_by_latents(shards_of: dict[str, Path], tmp_path: 
     refused(tmp_path / "runs", words, "evaluation.protocol=fd_digits", "sd_vae", "evaluation=none")
 
 
+def test_latents_are_not_augmented(shards_of: dict[str, Path], tmp_path: Path) -> None:
+    augmented = "augment.probability=0.12"
+    for kind in ("latent", "moments"):
+        words = settings(shards_of[kind], augmented)
+        refused(tmp_path / "runs", words, augmented, "hold latents", "augment.probability=null")
+        assert accepted([*words, "augment.probability=null"])
+    assert accepted(settings(shards_of["image"], augmented))
+
+
 def test_a_manifest_of_another_version_is_named(shards_of: dict[str, Path], tmp_path: Path) -> None:
     root = tmp_path / "later"
     root.mkdir()

@@ -87,6 +87,22 @@ def test_every_family_is_timed_in_its_published_size() -> None:
     assert any(isinstance(net, UNetArchitecture) for net in SIZES["s"].values())
 
 
+@pytest.mark.parametrize("name", SIZES["all"])
+def test_a_step_with_self_conditioning_is_timed_where_a_net_has_the_path(name: str) -> None:
+    torch.manual_seed(0)
+    ours = awake(assemble(tiny(name)))
+    found = list(models.self_conditioned_steps(ours, 2))
+    assert len(found) == (not name.startswith(("uvit", "unet_sgdm")))
+    before = [parameter.detach().clone() for parameter in ours.parameters()]
+    for _, variants in found:
+        assert [each.name for each in variants] == ["without", "with"]
+        for each in variants:
+            each.run()
+        # a whole step, of all but rows that this batch does not need
+        changed = [bool((p != b).any()) for p, b in zip(ours.parameters(), before, strict=True)]
+        assert sum(changed) > 0.9 * len(changed)
+
+
 @pytest.mark.slow
 def test_the_models_suite_runs_and_speaks_json(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

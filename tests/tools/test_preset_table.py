@@ -21,7 +21,7 @@ TEXT = PAGE.read_text()
 def presets() -> list[str]:
     """Every preset that can be chosen by name."""
     found = [f"model={name}" for name in TABLE]
-    for group in ("model", "path", "sampler", "guidance", "init"):
+    for group in ("model", "path", "sampler", "guidance", "init", "augment"):
         found += [f"{group}={file.stem}" for file in (ROOT / "configs" / group).glob("*.yaml")]
     found += [f"annotate={verb}" for verb in VERBS] + [f"stego={name}" for name in PRESETS]
     return found + [f"view={name}" for name in VIEWS] + [f"autoencoder={n}" for n in KNOWN]

@@ -60,7 +60,7 @@ PLAIN = Row(paper="sgdm", table="table2", name="a", experiment="sgdm/in32_none")
 
 
 ROOT = Path(__file__).parents[2]
-# ten rows whose networks, paths and sources of conditions differ
+# rows whose networks, paths and sources of conditions differ
 FAMILIES = (
     "sgfm/table1/in100-none",
     "sgfm/table1/in100-patch",
@@ -71,7 +71,8 @@ FAMILIES = (
     "sgdm/table4/voc-boxed",
     "sgdm/table5/voc-segmented",
     "cedm/table1/cifar10-oracle",
-    "ddaepp/table5/in100-dit-labels",
+    "ddaepp/table5/in100-dit-labels-self",
+    "ddaepp/table2/cifar10-edm-self",
 )
 RUNS = [row for row in ROWS if row.settings and not row.lacks]
 
@@ -162,8 +163,10 @@ def test_no_two_rows_are_one_run_with_two_numbers() -> None:
         (["experiment=sgdm/in32_self", "sampler.g=3"], None),
         (["experiment=sgdm/in32_self", "evaluation.samples=1000"], None),
         (["experiment=sgdm/in32_self", "path=ddpm"], None),
-        # and not what is published of it with self-conditioning, which is not built
+        # with and without self-conditioning, and not what is published of it with an augmentation that is not built
         (["experiment=ddaepp/cifar10_edm"], 3.39),
+        (["experiment=ddaepp/cifar10_edm", "model.self_condition=out_7"], 3.30),
+        (["experiment=ddaepp/cifar10_edm", "model.self_condition=out_5"], None),
         (["experiment=digits_dit"], None),
     ],
 )  # fmt: skip
@@ -314,7 +317,7 @@ def test_the_page_is_what_the_table_of_rows_makes() -> None:
 
 def test_the_page_names_what_is_not_built_with_its_reason() -> None:
     text = (ROOT / "docs" / "reproduce.md").read_text()
-    for word in ("SODA", "MSS", "self-conditioning", "tools.annotate clip"):
+    for word in ("SODA", "MSS", "contrastive loss", "tools.annotate clip"):
         assert word in text.partition("## What is not built")[2]
 
 
@@ -386,8 +389,8 @@ def test_every_picture_of_the_page_is_there_and_of_a_table(tmp_path: Path) -> No
 
 
 def test_a_row_that_lacks_something_is_not_run_at_toy_size(toy: Toy) -> None:
-    (row,) = (row for row in table("ddaepp", "table2") if row.name == "cifar10-edm-self")
-    with pytest.raises(UserError, match="self-conditioning"):
+    (row,) = (row for row in table("ddaepp", "table3") if row.name == "cifar10-edm-self-aug-cl")
+    with pytest.raises(UserError, match="contrastive loss"):
         toy.settings(row)
 
 

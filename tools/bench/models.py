@@ -1,9 +1,14 @@
-"""What a backbone costs: ms per image forward, and forward and backward, ours eager and compiled, to a library's."""
+"""What a backbone costs: ms per image forward, and forward and backward, ours eager and compiled, to a library's.
+
+And what self-conditioning adds to a step of training, in turn with the plain network.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +21,7 @@ from selfguide.spec.architecture import Architecture
 from selfguide.spec.config import EngineConfig
 from selfguide.spec.sizes import override, row
 from shards import cli
+from shards.errors import UserError
 from tools.bench.harness import Row, Variant, measure
 from tools.bench.libraries import library_network
 
@@ -46,7 +52,7 @@ def suite(repeats: int, sizes: str = "s") -> list[Row]:
         millions = net.parameters() / 1e6
         cli.console(stderr=True).print(f"  {name}, {millions:.1f} M parameters ...", style="dim")
         ours = awake(assemble(net)).to(device, dtype)
-        for what, variants in _variants(ours, batch):
+        for what, variants in chain(_variants(ours, batch), self_conditioned_steps(ours, batch)):
             named = [Variant(f"{name} {what}: {v.name}", v.run) for v in variants]
             fence = torch.cuda.synchronize if cuda else lambda: None
             rows += measure(named, repeats=repeats, fence=fence, units=batch)
@@ -63,16 +69,12 @@ def awake(net: Backbone) -> Backbone:
 
 
 def _variants(ours: Backbone, batch: int) -> Iterator[tuple[str, list[Variant]]]:
-    weight = next(ours.parameters())
-    net, device = ours.net, weight.device
-    x = torch.randn(batch, net.channels, net.size, net.size, device=device, dtype=weight.dtype)
-    tau = torch.rand(batch, device=device)
-    ids = torch.arange(batch, device=device) % net.classes if net.classes else None
-    condition = Condition.unconditional(batch, device) if ids is None else Condition.of(id=ids)
+    net, weight = ours.net, next(ours.parameters())
+    x, tau, ids, condition = _inputs(ours, batch)
     library, theirs, their_forward = library_network(net)
-    theirs = theirs.to(device, weight.dtype)
+    theirs = theirs.to(weight.device, weight.dtype)
     compiled = copy.deepcopy(ours)
-    configure_execution(compiled, EngineConfig(compile=True), device)
+    configure_execution(compiled, EngineConfig(compile=True), weight.device)
     forwards: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
         library: (theirs, lambda: their_forward(x, tau, ids)),
         "ours": (ours, lambda: ours(x, tau, condition)),
@@ -96,6 +98,44 @@ def _variants(ours: Backbone, batch: int) -> Iterator[tuple[str, list[Variant]]]
             ),
         ],
     )
+
+
+def self_conditioned_steps(plain: Backbone, batch: int) -> Iterator[tuple[str, list[Variant]]]:
+    """A step of AdamW without and with self-conditioning by the middle layer; nothing where a net has no such path."""
+    weight, layer = next(plain.parameters()), plain.net.layer_of(None).name
+    try:
+        net = replace(plain.net, self_condition=layer)
+    except UserError:
+        return
+    ours = awake(assemble(net)).to(weight.device, weight.dtype)
+    inputs = _inputs(plain, batch)
+    yield (
+        f"step, self-conditioned by {layer}",
+        [Variant("without", _step(plain, *inputs)), Variant("with", _step(ours, *inputs))],
+    )
+
+
+def _step(
+    net: Backbone, x: Tensor, tau: Tensor, ids: Tensor | None, condition: Condition
+) -> Callable[[], object]:
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-6, fused=True)
+    backward = _backward(net, lambda: net(x, tau, condition))
+
+    def run() -> None:
+        backward()
+        optimiser.step()
+
+    return run
+
+
+def _inputs(net: Backbone, batch: int) -> tuple[Tensor, Tensor, Tensor | None, Condition]:
+    """Images, noise-times, and groups where the network takes any, also as a condition."""
+    of, weight = net.net, next(net.parameters())
+    device = weight.device
+    x = torch.randn(batch, of.channels, of.size, of.size, device=device, dtype=weight.dtype)
+    ids = torch.arange(batch, device=device) % of.classes if of.classes else None
+    condition = Condition.unconditional(batch, device) if ids is None else Condition.of(id=ids)
+    return x, torch.rand(batch, device=device), ids, condition
 
 
 def _forward(forward: Callable[[], Tensor]) -> Callable[[], object]:

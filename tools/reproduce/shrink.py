@@ -136,6 +136,9 @@ def _network(config: Config) -> list[str]:
             words += ["model.out_groups=8"]
     else:
         words += ["model.patch=2", "model.width=64", "model.depth=4", "model.heads=4"]
+    if config.model.self_condition is not None:
+        unet = isinstance(base, UNetArchitecture)
+        words += [f"model.self_condition={'out_2' if unet else 'block_2'}"]
     adaptive = config.sampler.name == "dopri5"
     tolerance = ["sampler.rtol=1e-2", "sampler.atol=1e-2"]
     return [*words, *(tolerance if adaptive else ["sampler.steps=20"])]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
+from selfguide.spec.config.augment import AugmentConfig
 from selfguide.spec.config.build import build
 from selfguide.spec.config.cluster import ClusterConfig
 from selfguide.spec.config.data import DataConfig
@@ -26,9 +27,9 @@ from selfguide.spec.config.sidecar import SidecarGuidance
 from selfguide.spec.config.train import TrainConfig
 
 __all__ = [
-    "POOLINGS", "ClusterConfig", "Config", "DataConfig", "EngineConfig", "EvaluationConfig", "Guidance", "InitConfig",
-    "LabelGuidance", "ModelConfig", "NoGuidance", "OnlineGuidance", "PathConfig", "Pooling", "Prediction",
-    "SamplerConfig", "SidecarGuidance", "TrainConfig", "build",
+    "POOLINGS", "AugmentConfig", "ClusterConfig", "Config", "DataConfig", "EngineConfig", "EvaluationConfig",
+    "Guidance", "InitConfig", "LabelGuidance", "ModelConfig", "NoGuidance", "OnlineGuidance", "PathConfig", "Pooling",
+    "Prediction", "SamplerConfig", "SidecarGuidance", "TrainConfig", "build",
 ]  # fmt: skip
 
 
@@ -47,6 +48,7 @@ class Config:
     evaluation: EvaluationConfig
     cluster: ClusterConfig
     init: InitConfig = field(default_factory=InitConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     # further protocols, `evaluation=[first,second,...]`; like the first they are no part of a run's identity
     more_evaluations: tuple[EvaluationConfig, ...] = ()
     nodes: Annotated[int, AtLeast(1)] = 1
@@ -70,7 +72,7 @@ class Config:
     @property
     def components(self) -> dict[str, ComponentSettings]:
         """Settings of the training components beside guidance that the run has, by the name of their group."""
-        found: dict[str, ComponentSettings] = {}
+        found: dict[str, ComponentSettings] = {"augment": self.augment}
         return {name: settings for name, settings in found.items() if settings.on}
 
     @property

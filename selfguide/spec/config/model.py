@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from selfguide.spec.architecture import TimeInput
-from selfguide.spec.config.laws import Neutral, Positive
+from selfguide.spec.config.laws import Neutral, Positive, ReadWith
 
 # how features of a layer's tokens become one vector; see `selfguide.models.backbone.pool`
 Pooling = Literal["cls", "mean", "flat", "attention"]
@@ -31,6 +31,13 @@ class ModelConfig:
     whole_index: Annotated[bool | None, Neutral(None)] = None
     # a learned token that collects what the online guidance reads
     cls_token: bool | None = None
+    # the layer whose pooled feature joins what later layers read of time and condition, by number from 1 or by name
+    # such as out_7 (DDAE++); of a U-ViT its [CLS] token does
+    self_condition: Annotated[str | None, Neutral(None)] = None
+    # scaled by a vector that is learned of the time, or as it is
+    self_add: Annotated[
+        Literal["adaptive", "direct"], ReadWith("self_condition=LAYER"), Neutral("adaptive")
+    ] = "adaptive"
     # std of that token, of null, unconditional and label rows at the start
     token_std: Annotated[float | None, Positive(), Neutral(None)] = None
     # transformers

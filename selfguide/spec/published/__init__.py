@@ -23,7 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 # of `key=value`, those that choose a file: another model is another row
-GROUPS = ("model", "path", "sampler", "guidance", "data", "init")
+GROUPS = ("model", "path", "sampler", "guidance", "data", "init", "augment")
 
 # short name -> authors and title
 PAPERS = {

@@ -11,23 +11,37 @@ PAPER = (
     "Xiang et al. 2025 (2505.10999)"
 )
 DIFFERS = (
-    "Self-conditioning, the contrastive loss and non-leaky augmentation are not built; rows that need one say so.",
+    "The contrastive loss is not built; rows that need it say so.",
+    "Non-leaky augmentation has EDM's probability, 0.12: the paper gives none. It mirrors every second image, so that "
+    "`data.flip` is off beside it.",
+    "Self-conditioned UNets and DiTs read the layer that the paper gives, out_8 where it gives out_7 to out_9 and, of "
+    "CIFAR-100's out_6 and out_7, out_6 for EDM; the form is in docs/differences.md. Self-conditioned U-ViTs have "
+    "[CLS].",
     "Accuracy is the linear probe of the layer and noise-time that a validation part chose, of the test split; the "
     "paper's is the best of the checkpoints at 800, 1000 and 1200 epochs.",
-    "U-ViT's weight decay, 0.03, is U-ViT's own: the paper gives none. It acts on no token, where the paper's does on "
-    "[CLS].",
+    "U-ViT's weight decay, 0.03, is U-ViT's own: the paper gives none. It acts on [CLS] and on neither biases nor "
+    "positions, as the paper's does.",
     "fp32 in place of mixed precision on pixels.",
 )
+_CIFAR = ("cifar10", "cifar100")
 _PROBED = {
     "32": "[ddaepp,probe_test]",
     "64": "[ddaepp,probe_test_64]",
     "dit": "[ddaepp,probe_test_latents]",
 }
-_SELF, _AUG, _CL = (
-    "self-conditioning",
-    "non-leaky augmentation",
-    "the contrastive loss on features",
-)
+_CL = "the contrastive loss on features"
+# EDM's loss is weighted by a learned uncertainty where images are augmented (table 8)
+_AUGMENTED = ("augment=edm", "data.flip=false")
+_UNCERTAIN = ("path.weighting=uncertainty", "path.uncertainty=normalised")
+# the layer that conditions later ones, by experiment; a U-ViT has [CLS]
+_LAYERS = {
+    **{f"{data}_{path}_pp": "out_8" for data in _CIFAR for path in ("ddpm", "edm", "flow")},
+    **{f"{data}_ddpm": "out_6" for data in _CIFAR},
+    "cifar10_edm": "out_7", "cifar10_flow": "out_7", "cifar100_edm": "out_6", "cifar100_flow": "out_7",
+    "tiny_edm": "out_5", "in100_edm": "out_5",
+    "in100_dit": "block_8", "in100_dit_labels": "block_8",
+    "in256_dit": "block_9", "in256_dit_labels": "block_10",
+}  # fmt: skip
 _SODA = "SODA (Hudson et al. 2024), which the paper rebuilt: another model, an encoder beside the denoiser"
 
 # FID and accuracy, before and with self-conditioning
@@ -67,7 +81,7 @@ _ADDED: dict[tuple[str, str], dict[tuple[str, ...], tuple[float, float]]] = {
         ("self",): (7.14, 72.04), ("self", "aug"): (7.05, 73.58), ("self", "aug", "cl"): (6.88, 74.48),
     },
 }  # fmt: skip
-_LACKS = {"self": _SELF, "aug": _AUG, "cl": _CL}
+_LACKS = {"cl": _CL}
 # epoch -> FID and IS unconditional; conditional; conditional and guided; each before and with self-conditioning
 _EPOCHS = {
     20: ((44.06, 20.00), (43.21, 20.88), (31.46, 33.98), (29.83, 36.99), (11.80, 93.56), (10.11, 112.29)),
@@ -115,17 +129,31 @@ def _pair(
 ) -> tuple[Row, Row]:
     """The plain row, and the one with self-conditioning."""
     plain, ours = (
-        _row(table, name + suffix, experiment, found=found, protocol=_PROBED[size], lacks=lacks)
-        for suffix, found, lacks in (("", before, None), ("-self", after, _SELF))
+        _row(table, name + suffix, experiment, *more, found=found, protocol=_PROBED[size])
+        for suffix, found, more in (("", before, ()), ("-self", after, _self(experiment)))
     )
     return plain, ours
 
 
+def _settings(net: str, added: Sequence[str]) -> tuple[str, ...]:
+    """What is typed for `added`, as far as it is built."""
+    if "aug" not in added:
+        return ()
+    return (*_AUGMENTED, *(_UNCERTAIN if net.startswith("edm") else ()))
+
+
+def _self(experiment: str) -> tuple[str, ...]:
+    """What makes a run of the experiment self-conditioned."""
+    name = experiment.removeprefix("ddaepp/")
+    if name.endswith("_uvit"):
+        # U-ViT's own std, where the row's is that of label rows
+        return ("model.cls_token=true", "model.token_std=0.02")
+    return (f"model.self_condition={_LAYERS[name]}",)
+
+
+# path -> FID with a direct and an adaptive add
+_ADDS = {"edm": (2.43, 2.21), "flow": (2.69, 2.42)}
 _HEAD = (
-    ("edm-direct", "direct add", (2.43,)),
-    ("edm-adaptive", "adaptive add", (2.21,)),
-    ("flow-direct", "direct add", (2.69,)),
-    ("flow-adaptive", "adaptive add", (2.42,)),
     ("head-plain", "a head that is fed no time", (5.87, 69.01)),
     ("head-timed", "a head that is fed the time", (5.88, 69.50)),
     ("target-minimal-noise", "the target at least noise", (5.81, 68.76)),
@@ -140,7 +168,7 @@ ROWS = (
     *(
         row
         for net, found in _PAIRS.items()
-        for number, data in enumerate(("cifar10", "cifar100"))
+        for number, data in enumerate(_CIFAR)
         for row in _pair(
             "table2",
             f"{data}-{net}",
@@ -154,9 +182,11 @@ ROWS = (
             "table3",
             "-".join((data, net, *added)),
             f"ddaepp/{data}_{net}",
+            *_settings(net, added),
+            *(_self(f"{data}_{net}") if "self" in added else ()),
             found=found,
             protocol=_PROBED["32"],
-            lacks=", ".join(_LACKS[each] for each in added) or None,
+            lacks=", ".join(_LACKS[each] for each in added if each in _LACKS) or None,
         )
         for (data, net), rows in _ADDED.items()
         for added, found in rows.items()
@@ -190,12 +220,12 @@ ROWS = (
         _row(
             "table6",
             f"epoch{epoch}-{which}{suffix}",
-            f"ddaepp/in256_dit{'' if which == 'none' else '_labels'}",
+            experiment := f"ddaepp/in256_dit{'' if which == 'none' else '_labels'}",
+            *(_self(experiment) if suffix else ()),
             *(("sampler.g=1",) if which == "labels" else ()),
             scores=("fid_adm", "inception_score"),
             found=found[number],
             images=epoch // 10 * _SNAPSHOT,
-            lacks=_SELF if suffix else None,
         )
         for epoch, found in _EPOCHS.items()
         for number, (which, suffix) in enumerate(
@@ -211,13 +241,30 @@ ROWS = (
         )
     ),
     *(
-        _row(
-            "table7",
-            name,
-            None,
-            found=found,
-            lacks=f"{_SELF} ({what})" if "add" in what else f"{_CL} ({what})",
+        row
+        for path, (direct, adaptive) in _ADDS.items()
+        for row in (
+            _row(
+                "table7",
+                f"{path}-direct",
+                f"ddaepp/cifar10_{path}_pp",
+                *_self(f"cifar10_{path}_pp"),
+                "model.self_add=direct",
+                found=(direct,),
+                differs="which net it is of is inferred: CIFAR-10's large UNet has such numbers",
+            ),
+            _row(
+                "table7",
+                f"{path}-adaptive",
+                None,
+                found=(adaptive,),
+                command=f"python -m tools.reproduce ddaepp table2 cifar10-{path}_pp-self",
+                differs="the run of that row, of which table 2 has another number",
+            ),
         )
+    ),
+    *(
+        _row("table7", name, None, found=found, lacks=f"{_CL} ({what})")
         for name, what, found in _HEAD
     ),
     _row(
@@ -245,7 +292,7 @@ ROWS = (
         "figure7",
         "side-by-side",
         None,
-        lacks=_SELF,
-        differs="`tools.sample --grid runs=A,B` draws two runs in one noise",
+        command="python -m tools.sample RUN --grid runs=RUN,RUN --count 8 --out samples",
+        differs="RUN stands for a run, and for the self-conditioned one beside it",
     ),
 )
