@@ -382,12 +382,6 @@ def test_a_table_is_drawn_with_a_line_for_each_row(tmp_path: Path) -> None:
         picture.draw([], "a table", tmp_path / "none.png")
 
 
-def test_every_picture_of_the_page_is_there_and_of_a_table(tmp_path: Path) -> None:
-    for each in page.DRAWN:
-        assert table(each.paper, each.table)
-        assert Image.open(ROOT / "docs" / "tables" / f"{each.paper}-{each.table}.png").width > 600
-
-
 def test_a_row_that_lacks_something_is_not_run_at_toy_size(toy: Toy) -> None:
     (row,) = (row for row in table("ddaepp", "table3") if row.name == "cifar10-edm-self-aug-cl")
     with pytest.raises(UserError, match="contrastive loss"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from launcher.compose import Frames, compose
 from selfguide.spec.metrics import METRICS
@@ -38,36 +37,16 @@ With `--shrink digits` a row is trained on 1,797 handwritten digits of 8 x 8 pix
 CPU trains: its path, prediction, source of conditions, sampler and guidance stay, and of K groups the square root of K
 are found. The score is `fd_digits`, the Frechet distance of 500 samples in a small digit net, and never FID: it says
 that a row works from data to the board, and how rows stand to each other on digits, and nothing of the paper's numbers,
-which stand beside it. The same command again goes on where it was ended, and draws in seconds what is finished.
+which stand beside it. The same command again goes on where it was ended; with `--figure FILE` it draws what is finished,
+each row's samples and both numbers.
 """
 _TABLE = "| row | command | published | GPU-hours | what differs, or lacks |\n|---|---|---|---|---|"
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A table that was run at toy size: at which commit, in how many minutes, and what else ran there."""
-
-    paper: str
-    table: str
-    commit: str
-    minutes: int
-
-    def text(self) -> str:
-        """Its command, where and when it ran, and its picture, which the command draws."""
-        file = f"tables/{self.paper}-{self.table}.png"
-        command = f"python -m tools.reproduce {self.paper} {self.table} --shrink digits"
-        said = f"commit {self.commit}, {self.minutes} minutes on {_MACHINE}"
-        return f"    {command} --figure docs/{file}\n\n{said}:\n\n![{self.paper} {self.table} on digits]({file})\n"
-
-
-_MACHINE = "2 cores of an AMD EPYC that other work shared"
-DRAWN: tuple[Drawn, ...] = ()
 
 
 def text(frames: Frames | None = None) -> str:
     """The page; `frames` as `launcher.compose.compose` takes them."""
     lists = "; ".join(f"`{name}`, {what}" for name, what in steps.LISTS.items())
-    parts = [_HEAD.format(lists=lists), _TOY, *(each.text() for each in DRAWN)]
+    parts = [_HEAD.format(lists=lists), _TOY]
     frames = {} if frames is None else frames
     for paper, title in PAPERS.items():
         parts.append(f"## {title}\n")
