@@ -37,8 +37,8 @@ With `--shrink digits` a row is trained on 1,797 handwritten digits of 8 x 8 pix
 CPU trains: its path, prediction, source of conditions, sampler and guidance stay, and of K groups the square root of K
 are found. The score is `fd_digits`, the Frechet distance of 500 samples in a small digit net, and never FID: it says
 that a row works from data to the board, and how rows stand to each other on digits, and nothing of the paper's numbers,
-which stand beside it. The same command again goes on where it was ended; with `--figure FILE` it draws what is finished,
-each row's samples and both numbers.
+which stand beside it. The same command again goes on where it was ended; with `--figure FILE` it draws what is
+finished, each row's samples and both numbers.
 """
 _TABLE = "| row | command | published | GPU-hours | what differs, or lacks |\n|---|---|---|---|---|"
 
