@@ -31,6 +31,7 @@ from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder
 from selfguide.spec.score_sweep import ScoreSweep
 from selfguide.spec.validate import validate
+from selfguide.spec.weak import CONDITION, WeakModel
 from shards import cli
 from shards.errors import UserError
 
@@ -267,12 +268,27 @@ def _configs(view: RunView, config: Config, settings: Sequence[str], images: int
                 f"run {view.id} was submitted with evaluation=none: say how to score it, such as evaluation=fd_digits"
             )
         validate(of)
+        _check_weak(view, of.sampler, images)
         missing = lacks(of, _encoder(view, images))
         if missing and not view.lacks:
             raise UserError(missing[0].sentence)
         # what a sampler does not read makes no other point
         found.setdefault(decide.protocol(view, of, images).key, of)
     return list(found.values())
+
+
+def _check_weak(view: RunView, sampler: SamplerConfig, images: int) -> None:
+    """
+    Raises:
+        UserError: guidance leads away from a snapshot that is not there, or no earlier one.
+    """
+    wanted = WeakModel.of(sampler.weak).images
+    if sampler.g != 1 and wanted is not None and (wanted >= images or wanted not in view.published):
+        earlier = [f"snapshot-{each}" for each in view.published if each < images]
+        raise UserError(
+            f"sampler.weak={sampler.weak}: run {view.id} has no such snapshot before {images} images; earlier ones "
+            f"are {', '.join(earlier) or 'none'}"
+        )
 
 
 def _plain(sampler: SamplerConfig, words: Sequence[str]) -> SamplerConfig:
@@ -325,6 +341,8 @@ def label(sampler: SamplerConfig, average: int | str) -> str:
     parts.append(f"g={sampler.g:g}")
     if sampler.g != 1 and sampler.interval != (0.0, 1.0):
         parts.append(f"in [{sampler.interval[0]:g}, {sampler.interval[1]:g}]")
+    if sampler.g != 1 and sampler.weak != CONDITION:
+        parts.append(f"from {sampler.weak}")
     return " ".join([*parts, *([f"average {average}"] if average else [])])
 
 

@@ -29,7 +29,7 @@ from selfguide.spec.config.data import fits
 from selfguide.spec.data_fit import check_fit, check_labels
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.initial_weights import check_weights
-from selfguide.spec.lacks import lacks
+from selfguide.spec.lacks import lacks, lacks_autoencoder
 from selfguide.spec.run import RunFolder
 from selfguide.spec.sizes import footprint
 from shards import storage
@@ -349,9 +349,16 @@ def check_files(config: Config, manifest: Manifest) -> tuple[str, ...]:
     """Sentences about files that the run's evaluations will wait for.
 
     Raises:
-        UserError: there are some, and the config requires them.
+        UserError: there are some, and the config requires them, or previews need them.
     """
     encoder = manifest.header.get("encoder") if manifest.header["kind"] == "latent" else None
+    if config.train.preview and encoder is not None:
+        lack = lacks_autoencoder(encoder, config.evaluation.decoder)
+        if lack is not None:
+            raise UserError(
+                f"train.preview={config.train.preview} shows latents as pictures, and {lack.sentence}; or take "
+                "train.preview=0"
+            )
     found = []
     for each in config.scored_by:
         missing = [lack.sentence for lack in lacks(each, encoder)]

@@ -239,5 +239,5 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """Differentiable all-reduce; the value itself where there is one process."""
-    return _SumOverRanks.apply(value) if world_size() > 1 else value
+    """Differentiable all-reduce; the value itself where there is one process, or where it is a mere shape (meta)."""
+    return _SumOverRanks.apply(value) if world_size() > 1 and not value.is_meta else value

@@ -41,6 +41,7 @@ class Snapshot:
     average: AverageSpec
     saw_labels: bool  # the weights, or anything that they came from
     origin: Mapping[str, Any]  # where training began; see `selfguide.training.initialise`
+    folder: Path | None = None  # where it was read
 
     @property
     def ema(self) -> int | str:
@@ -102,4 +103,5 @@ def load(folder: Path, index: int = 0) -> Snapshot:
         average,
         manifest["saw_labels"],
         manifest["origin"],
+        folder,
     )

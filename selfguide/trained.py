@@ -21,7 +21,7 @@ from selfguide.data.autoencoders import Autoencoder, from_images, load_autoencod
 from selfguide.diffusion.conditions import Condition
 from selfguide.discovery.features import SnapshotFeatures
 from selfguide.models.backbone import pool
-from selfguide.sampling import queries
+from selfguide.sampling import queries, weak
 from selfguide.sampling.condition_sampler import Prior, condition_sampler
 from selfguide.sampling.generate import generate_each
 from selfguide.sampling.group_names import Naming, naming_of, without_banned
@@ -29,6 +29,7 @@ from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SamplerConfig, build
 from selfguide.spec.config.sampler import check_sampler, settings_read
 from selfguide.spec.find import find_snapshot
+from selfguide.spec.weak import CONDITION
 from shards.errors import UserError
 from shards.format.classes import NUMBER
 from shards.format.header import Header
@@ -274,10 +275,13 @@ def changed_sampler(snapshot: Snapshot, changes: Mapping[str, Any]) -> SamplerCo
         own = {name: own[name] for name in kept}
     sampler = build(SamplerConfig, own | dict(changes), "sampler")
     check_sampler(sampler, snapshot.config.path)
-    if "g" in changes and sampler.g != 1 and not snapshot.conditioned:
+    by_condition = sampler.weak == CONDITION
+    if "g" in changes and sampler.g != 1 and by_condition and not snapshot.conditioned:
         raise UserError(
             f"sampler.g={sampler.g:g}: this snapshot is unconditional, so there is nothing to guide; drop it"
         )
+    if sampler.g != 1:
+        weak.check(snapshot, sampler)
     return sampler
 
 

@@ -1,6 +1,7 @@
 """Fits the feature net of `fd_digits` on a fixed half of the digits and writes its weights.
 
 python -m tools.digitnet                 fit, test on the other half, write the weights into the package
+python -m tools.digitnet --half odd      the same for fd_digits_odd, fitted on the scans that test the first
 python -m tools.digitnet --check         only test the committed weights
 """
 
@@ -17,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import selfguide.evaluation.features.digitnet as digitnet
-from selfguide.evaluation.features.digitnet import WEIGHTS, DigitNet, half, load_digitnet
+from selfguide.evaluation.features.digitnet import FITTED_ON, WEIGHTS, DigitNet, half, load_digitnet
 from shards import cli
 from tools import flags
 
@@ -33,7 +34,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def fit(images: Tensor, labels: Tensor, epochs: int = 60) -> DigitNet:
-    """Fits the net to the even half by cross-entropy; fixed seed, one thread: the same bits."""
+    """Fits a net to scans by cross-entropy; fixed seed, one thread: the same bits."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     net = DigitNet()
@@ -81,21 +82,25 @@ def main(argv: list[str] | None = None) -> int:
     parser = flags.command(
         "tools.digitnet",
         __doc__,
+        ("--half H", tuple(WEIGHTS), "even", "of the scans that fit it (even)"),
         ("--check", bool, False, "only test the committed weights"),
         flags.JSON,
     )
     options = parser.parse_args(argv)
     images, labels = digits()
-    even, odd = half(len(images))
+    seen, unseen = half(len(images))
+    if options.half == "odd":
+        seen, unseen = unseen, seen
     if options.check:
-        net, sha256 = load_digitnet()
+        protocol = next(name for name, fitted in FITTED_ON.items() if fitted == options.half)
+        net, sha256 = load_digitnet(protocol)
     else:
-        net = fit(images[even], labels[even])
+        net = fit(images[seen], labels[seen])
         data = save(dict(net.state_dict()))
         sha256 = hashlib.sha256(data).hexdigest()
-    right = accuracy(net, images[odd], labels[odd])
+    right = accuracy(net, images[unseen], labels[unseen])
     if right >= LEAST and not options.check:
-        path = Path(digitnet.__file__).parent / "weights" / WEIGHTS
+        path = Path(digitnet.__file__).parent / "weights" / WEIGHTS[options.half]
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
     found = {"right_on_other_half": right, "least": LEAST, "sha256": sha256}

@@ -2,72 +2,157 @@
 
     python -m tools.probe RUN --preset probe_digits --figure probe.png
     python -m tools.probe RUN --root data/labelled --noise-times 0.1 0.2 --layers block_4 block_6
+    python -m tools.probe RUN --over-images --ema 0 1 --pooling mean token --figure probes.png
+    python -m launcher.submit experiment=NAME contrastive.weight=0.01 $(python -m tools.probe RUN --choose contrastive)
 
-This is `evaluation=probe` by hand, with its settings and its numbers. Labels are those of the run's shards, or of
---root; a fifth of them is kept to choose a layer and a noise-time on, and another one, or --test, to say how well these
-tell labels. What is measured is kept in --out: a command that was ended goes on where it was.
+This is `evaluation=probe` by hand, with its settings and its numbers; what an evaluation of the run has measured with
+the same settings is taken from its record. Labels are those of the run's shards, or of --root; a fifth of them is kept
+to choose a layer and a noise-time on, and another one, or --test, to say how well these tell labels. Beside layers the
+model's input itself is probed. --over-images probes every snapshot of the run, several averages and poolings each.
+What is measured is kept in --out: a command that was ended goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import yaml
 
 import configs
-from selfguide.evaluation.probe import INPUT, PROBES, Probed, probe
+from selfguide.evaluation.probe import Probed, probe
 from selfguide.snapshot import Snapshot
+from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config, EvaluationConfig, build
 from selfguide.spec.config.laws import check
+from selfguide.spec.find import find
 from selfguide.spec.rank_status import RankStatus
-from selfguide.spec.records import Protocol
+from selfguide.spec.records import Protocol, read_record_file, record_key
+from selfguide.spec.run import RunFolder
+from selfguide.spec.sizes import architecture
 from selfguide.spec.validate import check_probe
 from shards import cli
+from shards.errors import UserError
 from shards.format import manifest as manifests
-from tools import drawing, flags
+from tools import flags
+from tools.probe_report import Measured, plot, plot_all, show, show_all
 from tools.sample import load_snapshot
 
 PRESETS = ("probe", "probe_digits")
-TITLES = {"linear": "linear map", "knn": "20 nearest neighbours"}
+POOLINGS = ("mean", "cls", "token")
+# what may be told a layer, or a layer and a noise-time, in the words of `launcher.submit`
+USES = ("contrastive", "guidance", "self_condition")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
-    config = _config(snapshot, options)
-    flags.moved(snapshot.student, options.device)
-    manifest = manifests.load(options.root or snapshot.data["root"]).hash
-    protocol = Protocol.of(config, {"data": {"manifest": manifest}, "guidance": snapshot.guidance})
-    work = Path(options.out) / f"{protocol.key}-{snapshot.sha256[:12]}"
-    found = probe(snapshot, config.evaluation, RankStatus(), work, root=options.root)
-    assert found is not None
+    poolings = options.pooling or [None]
+    single = not options.over_images and len(options.ema) == len(poolings) == 1
+    if options.choose and not single:
+        raise UserError(
+            f"--choose {options.choose} reads one probe; give one --ema and one --pooling, and no --over-images"
+        )
+    if options.over_images and options.images is not None:
+        raise UserError(f"--images {options.images} with --over-images, which takes all; drop one")
+    counts = [options.images]
+    if options.over_images:
+        counts = list(find(options.run, Path(options.runs)).published())
+        if not counts:
+            raise UserError(f"run {options.run} has published no snapshot yet")
+    probes = [
+        _measure(options, images, average, pooling)
+        for images in counts
+        for average in options.ema
+        for pooling in poolings
+    ]
+    if single:
+        _tell_one(probes[0], options)
+        return 0
     if options.figure:
-        plot(Path(options.figure), found.table)
+        plot_all(Path(options.figure), probes)
     if options.json:
-        print(json.dumps({"snapshot": str(folder), "scores": found.scores, **found.table}))
+        print(json.dumps({"run": options.run, "probes": [each.plain() for each in probes]}))
     else:
-        _print(found)
+        show_all(probes)
     return 0
 
 
-def _config(snapshot: Snapshot, options: argparse.Namespace) -> Config:
+def _tell_one(probed: Measured, options: argparse.Namespace) -> None:
+    found = probed.found
+    if options.figure:
+        plot(Path(options.figure), found.table)
+    if options.choose:
+        print(settings(probed, options.choose))
+    elif options.json:
+        told = {"snapshot": str(probed.snapshot), "scores": found.scores}
+        print(json.dumps({**told, **found.table}))
+    else:
+        show(found)
+
+
+def settings(probed: Measured, use: str) -> str:
+    """What is typed to `launcher.submit` for a run that reads the layer and noise-time that the linear map chose."""
+    best = probed.found.table["linear_best"]
+    layer, noise_time = best["layer"], best["noise_time"]
+    if use == "guidance":
+        # online guidance takes a layer by its number
+        layer = architecture(probed.config).layer(layer)
+    if use == "self_condition":
+        return f"model.self_condition={layer}"
+    return f"{use}.layer={layer} {use}.noise_time={noise_time}"
+
+
+def _measure(
+    options: argparse.Namespace, images: int | None, average: int, pooling: str | None
+) -> Measured:
+    """The probe of one average of one snapshot, of features of one kind."""
+    snapshot, folder = load_snapshot(options.run, options.runs, images, average)
+    config = _config(snapshot, options, average, pooling)
+    manifest = manifests.load(options.root or snapshot.data["root"]).hash
+    protocol = Protocol.of(config, {"data": {"manifest": manifest}, "guidance": snapshot.guidance})
+    found = _recorded(folder, snapshot, protocol)
+    if found is None:
+        flags.moved(snapshot.student, options.device)
+        work = Path(options.out) / f"{protocol.key}-{snapshot.sha256[:12]}"
+        found = probe(snapshot, config.evaluation, RankStatus(), work, root=options.root)
+    assert found is not None
+    name = str(averages_of(config)[average])
+    return Measured(folder, snapshot.images, name, config.evaluation.pooling, found, config)
+
+
+def _recorded(folder: Path, snapshot: Snapshot, protocol: Protocol) -> Probed | None:
+    """What an evaluation of the snapshot's run has measured under the same protocol."""
+    run = RunFolder(folder.resolve().parents[1])
+    for path in sorted(run.evals.glob(f"{record_key(snapshot.images, protocol)}.*.json")):
+        record = read_record_file(path)
+        if record.done and record.probe and record.snapshot_sha256 == snapshot.sha256:
+            return Probed(dict(record.scores), dict(record.probe))
+    return None
+
+
+def _config(
+    snapshot: Snapshot, options: argparse.Namespace, average: int, pooling: str | None
+) -> Config:
     """The snapshot's config with the settings of its probe.
 
     Raises:
         UserError: a setting that is none, or that the snapshot does not have.
     """
-    file = Path(configs.__file__).parent / "evaluation" / f"{options.preset}.yaml"
-    values: dict[str, Any] = yaml.safe_load(file.read_text())
+    each = (by.evaluation for by in snapshot.config.scored_by)
+    own = next((by for by in each if by.protocol == "probe"), None)
+    if own is not None and options.preset is None:
+        values = asdict(own)
+    else:
+        file = Path(configs.__file__).parent / "evaluation" / f"{options.preset or 'probe'}.yaml"
+        values = yaml.safe_load(file.read_text())
     asked = {
         "layers": options.layers,
         "noise_times": options.noise_times,
-        "pooling": options.pooling,
+        "pooling": pooling,
+        "average": average,
         "passes": options.passes,
         "learning_rate": options.learning_rate,
         "batch": options.batch,
@@ -85,78 +170,6 @@ def _config(snapshot: Snapshot, options: argparse.Namespace) -> Config:
     return config
 
 
-def _grid(table: Mapping[str, Any], name: str) -> tuple[list[str], list[float], np.ndarray]:
-    """Layers, noise-times, and a number of each cell (layers, noise-times)."""
-    cells = table["cells"]
-    layers = list(dict.fromkeys(cell["layer"] for cell in cells))
-    times = sorted({cell["noise_time"] for cell in cells})
-    grid = np.full((len(layers), len(times)), np.nan)
-    for cell in cells:
-        grid[layers.index(cell["layer"]), times.index(cell["noise_time"])] = cell[name]
-    return layers, times, grid
-
-
-def _print(found: Probed) -> None:
-    """Prints a table of each kind of probe; the chosen cell has a star."""
-    images = found.table["images"]
-    for kind in PROBES:
-        layers, times, grid = _grid(found.table, f"{kind}_accuracy")
-        best = found.table[f"{kind}_best"]
-        rows = []
-        for layer, of_layer in zip(layers, grid, strict=True):
-            row = {"layer": layer}
-            for time, value in zip(times, of_layer, strict=True):
-                star = "*" if best == {"layer": layer, "noise_time": time} else ""
-                row[f"{time:g}"] = f"{star}{100 * value:.1f}"
-            rows.append(row)
-        score, error = (found.scores[f"{kind}_accuracy{end}"] for end in ("", "_se"))
-        baseline = found.scores[f"{kind}_accuracy_{INPUT}"]
-        title = (
-            f"{TITLES[kind]}: {100 * score:.1f} ± {100 * error:.1f} % of {images['test']:,} test labels at "
-            f"{best['layer']}, noise-time {best['noise_time']:g} (chosen on {images['validation']:,} others, *); "
-            f"of the input itself {100 * baseline:.1f} %"
-        )
-        cli.console().print(drawing.table(title, rows))
-
-
-def plot(file: Path, table: Mapping[str, Any]) -> None:
-    """A heat map for each kind of probe: layers upwards, noise-time to the right, the chosen cell framed."""
-    from matplotlib.patches import Rectangle
-
-    layers, times, _ = _grid(table, "linear_accuracy")
-    low = min(cell[f"{kind}_accuracy"] for cell in table["cells"] for kind in PROBES)
-    size = (2.6 + 2 * max(2.4, 0.75 * len(times)), 1.6 + 0.4 * max(3, len(layers)))
-    with drawing.figure(file, 1, len(PROBES), size=size, sharey=True) as (figure, axes):
-        for axis, kind in zip(axes[0], PROBES, strict=True):
-            _, _, grid = _grid(table, f"{kind}_accuracy")
-            image = axis.imshow(
-                100 * grid,
-                vmin=100 * low,
-                vmax=100,
-                cmap="viridis",
-                aspect="auto",
-                origin="lower",
-            )
-            for (row, column), value in np.ndenumerate(100 * grid):
-                shade = "white" if value < (100 * low + 200) / 3 else "black"
-                axis.text(
-                    column, row, f"{value:.1f}", color=shade, ha="center", va="center", fontsize=8
-                )
-            best = table[f"{kind}_best"]
-            at = times.index(best["noise_time"]), layers.index(best["layer"])
-            corner = (at[0] - 0.5, at[1] - 0.5)
-            axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="red", lw=2))
-            axis.set_xticks(range(len(times)), [f"{t:g}" for t in times])
-            axis.set_yticks(range(len(layers)), layers)
-            axis.set_xlabel("noise-time")
-            baseline = 100 * table[INPUT][f"{kind}_accuracy"]
-            axis.set_title(f"{TITLES[kind]}\ninput itself {baseline:.1f} %", fontsize=10)
-        figure.suptitle(
-            "labels predicted, % of the test part; framed: chosen on other images", fontsize=11
-        )
-        figure.colorbar(image, ax=axes[0])
-
-
 def _parser() -> argparse.ArgumentParser:
     return flags.command(
         "tools.probe",
@@ -164,18 +177,24 @@ def _parser() -> argparse.ArgumentParser:
         ("run RUN", str, None, flags.RUN),
         flags.RUNS,
         ("--images N", int, None, "the run's snapshot at so many images (the newest)"),
-        ("--ema I", int, 0, "which average (0)"),
+        ("--ema I+", int, [0], "which averages (0)"),
+        ("--over-images", bool, False, "all snapshots of the run"),
         (
             "--preset",
             PRESETS,
-            "probe",
-            "settings of configs/evaluation, of which flags change some (probe)",
+            None,
+            "settings of configs/evaluation, of which flags change some (the run's own, or probe)",
         ),
         ("--root SHARDS", str, None, "labelled shards, made as the run's own (its own)"),
         ("--test SHARDS", str, None, "labelled shards to test on (a fifth of the others)"),
         ("--layers NAME+", str, None, "by name, or by number from 1 (all)"),
         ("--noise-times TAU+", float, None, "0 to 1"),
-        ("--pooling", ("mean", "cls"), None, "of a layer's tokens"),
+        (
+            "--pooling HOW+",
+            POOLINGS,
+            None,
+            "of a layer's tokens; token is one patch, drawn anew each time",
+        ),
         ("--passes N", int, None, "over the training part"),
         ("--learning-rate LR", float, None, "the first one; it falls to 0 by a cosine"),
         ("--batch N", int, None, "images of a step"),
@@ -183,7 +202,13 @@ def _parser() -> argparse.ArgumentParser:
         ("--seed N", int, None, "of parts, order and noise"),
         ("--device", str, "cpu", "cpu, or cuda (cpu)"),
         ("--out DIR", str, ".probes", "where what is measured is kept (.probes)"),
-        ("--figure PNG", str, None, "where to draw the heat maps"),
+        ("--figure PNG", str, None, "where to draw heat maps, or of several probes curves"),
+        (
+            "--choose",
+            USES,
+            None,
+            "print only what to type for a run that reads what was found best",
+        ),
         flags.JSON,
     )
 

@@ -27,19 +27,20 @@ from torch import Tensor
 
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.diffusion.conditions import Condition
-from selfguide.evaluation.grid import write_grid
 from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import (
     condition_sampler,
     conditions_each_patch,
 )
 from selfguide.sampling.generate import generate_each
+from selfguide.sampling.grid import write_grid
 from selfguide.sampling.group_names import Naming, naming_of, without_banned
 from selfguide.sampling.groups import patch_layout
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec import recipe
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import SamplerConfig, build
+from selfguide.spec.config.sampler import plain_sampler
 from selfguide.spec.conventions import noise_shift, noise_time, total_weight
 from selfguide.spec.find import find_snapshot
 from selfguide.spec.run import RunFolder
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seeds = seeds[:1].expand(len(condition))  # one noise, so that only the condition changes
     decided = {
         "snapshot": snapshot.sha256,
-        "sampler": asdict(sampler),
+        "sampler": plain_sampler(sampler),
         "autoencoder": codec.sha256 if codec else None,
         **{name: getattr(options, name) for name in ("dtype", "batch", "npz")},
         "device": options.device.partition(":")[0],

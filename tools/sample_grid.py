@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from selfguide.evaluation.grid import write_grid
+from selfguide.sampling.grid import write_grid
 from selfguide.spec.suggest import check_known
 from shards.errors import UserError
 from tools import flags

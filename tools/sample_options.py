@@ -15,6 +15,7 @@ EPILOG = """examples:
   python -m tools.sample RUN                              64 images, groups at their frequency
   python -m tools.sample RUN --group 3 7 --g 2            rows of two groups, guidance weight 2
   python -m tools.sample RUN --g 0.4 --convention sgfm    the same weight as its paper writes it
+  python -m tools.sample RUN --weak snapshot-96000 --g 2  autoguidance by an earlier snapshot of the run
   python -m tools.sample RUN --recipe fd_digits           sampled as a sweep of it chose by this metric
   python -m tools.sample RUN --prior uniform              every group as often as any other
   python -m tools.sample RUN --row 17 42                  the conditions of these two training images
@@ -107,6 +108,12 @@ def parser(about: str | None) -> argparse.ArgumentParser:
         ("--sampler NAME", str, None, names),
         ("--steps X", int, None, "number of steps, of a fixed-step sampler"),
         ("--g X", float, None, "total guidance weight: 1 is none, 0 unconditional"),
+        (
+            "--weak MODEL",
+            str,
+            None,
+            "what guidance leads away from: condition, head, routed, average-KEY or snapshot-IMAGES",
+        ),
         ("--interval LOW HIGH", float, None, "noise-times in which the weight applies"),
         ("--guided-channels X", int, None, "guide only the first so many"),
         ("--shift X", float, None, "of the schedule; above 1 spends more steps at high noise"),

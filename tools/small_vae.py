@@ -23,7 +23,7 @@ from selfguide.data.autoencoders.small import SmallArchitecture, SmallVAE, to_by
 from selfguide.data.crop_flip import mirrored
 from selfguide.data.normaliser import Normaliser, posterior_mean, sample_posterior
 from selfguide.discovery import resumable
-from selfguide.evaluation.grid import write_grid
+from selfguide.sampling.grid import write_grid
 from shards import storage
 from shards.errors import UserError
 from shards.format import manifest as manifests

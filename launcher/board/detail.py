@@ -6,7 +6,6 @@ from pathlib import Path
 
 from launcher.board.read import Run
 from launcher.folder import Attempt, tail
-from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import names_in
 
 
@@ -20,11 +19,18 @@ def log_tail(run: Run, lines: int = 20) -> str:
     return tail((first or logs)[-1], lines) if logs else ""
 
 
-def newest_grid(run: Run) -> tuple[EvaluationRecord, Path] | None:
-    """The picture of the samples of the run's newest evaluation that has one, a sweep's last."""
+def newest_grid(run: Run) -> tuple[int, Path] | None:
+    """The newest picture of samples, and the images that it is of: an evaluation's, a sweep's last, or training's."""
+    scored, previewed = _newest_scored(run), run.folder.newest_preview()
+    if previewed is not None and (scored is None or previewed > scored[0]):
+        return previewed, run.folder.preview(previewed)
+    return scored
+
+
+def _newest_scored(run: Run) -> tuple[int, Path] | None:
     order = sorted(run.records, key=lambda r: (r.images, not r.sweep, r.time), reverse=True)
     for record in order:
         picture = record.grid(run.folder) if record.done else None
         if picture is not None:
-            return record, picture
+            return record.images, picture
     return None

@@ -176,7 +176,7 @@ def _over_nfe(table: Table) -> Figure | None:
         f"{table.metric} over network evaluations a sample",
         "NFE",
         lambda p: p.nfe,
-        lambda p: (p.g, p.interval, p.ema),
+        lambda p: (p.g, p.interval, p.weak, p.ema),
         log_x=True,
     )
 
@@ -187,7 +187,7 @@ def _over_guidance(table: Table) -> Figure | None:
         f"{table.metric} over guidance (1 is none)",
         "guidance g",
         lambda p: p.g,
-        lambda p: (p.sampler, p.steps, p.interval, p.ema),
+        lambda p: (p.sampler, p.steps, p.interval, p.weak, p.ema),
         log_x=False,
     )
 

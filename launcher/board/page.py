@@ -270,7 +270,7 @@ class _Waiting:
             run=run,
             figures=figures.of_runs([run]),
             grid=grids.address(newest[1] if newest else None),
-            grid_of=f"{newest[0].images:,} images" if newest else "",
+            grid_of=f"{newest[0]:,} images" if newest else "",
             log=_log(run),
         )
 

@@ -18,6 +18,7 @@ from selfguide.spec.metrics import higher_is_better
 from selfguide.spec.recipe import Front
 from selfguide.spec.recipe import Point as RecipePoint
 from selfguide.spec.records import EvaluationRecord
+from selfguide.spec.weak import CONDITION
 
 # fields of a protocol that say how samples are drawn
 DRAWING = ("sampler", "steps", "tolerance", "g", "interval", "ema", "settings", "batch")
@@ -38,6 +39,8 @@ class Point:
     # guidance strength, 1 for none, and the noise-times in which it acts
     g: float
     interval: tuple[float, float]
+    # what guidance leads away from, as `selfguide.spec.weak` words it
+    weak: str
     sampler: str
     steps: int | None
     # the average of the weights, by its key
@@ -131,6 +134,7 @@ def _point(scored: Scored, record: EvaluationRecord, table: Table) -> Point:
         nfe=record.nfe,
         g=float(protocol.get("g", 1.0)),
         interval=(float(low), float(high)),
+        weak=str(protocol.get("settings", {}).get("weak", CONDITION)),
         sampler=str(protocol.get("sampler", "")),
         steps=protocol.get("steps"),
         ema=str(protocol.get("ema", "")),

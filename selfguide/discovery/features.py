@@ -124,13 +124,20 @@ class SnapshotFeatures:
         return self._tokens(x0, eps, [self.number])[0]
 
     @torch.no_grad()
-    def of_layers(self, x0: Tensor, eps: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+    def of_layers(
+        self, x0: Tensor, eps: Tensor, numbers: Sequence[int], place: Tensor | None = None
+    ) -> list[Tensor]:
         """Features (B, F) of several layers, from one forward of images x0 (B, C, H, W) with the noise `eps`; fp32, on
         the snapshot's device.
+
+        Args:
+            place: (B,) in [0, 1), where in each image the one patch is that is taken in place of all of them.
         """
         layers = self.snapshot.student.backbone.net.layers
         extras = [layers[number - 1].extras for number in numbers]
         both = zip(self._tokens(x0, eps, numbers), extras, strict=True)
+        if place is not None:
+            return [_one_patch(each[:, n:], place).float() for each, n in both]
         return [pool(each, self.pooling, n, cls=self.cls).float() for each, n in both]
 
     def _tokens(self, x0: Tensor, eps: Tensor, numbers: Sequence[int]) -> list[Tensor]:
@@ -147,6 +154,13 @@ class SnapshotFeatures:
         if not self.snapshot.config.data.crop or grid == (edge, edge):
             return x0
         return CropFlip.centred(len(x0), grid, (edge, edge)).images(x0)
+
+
+def _one_patch(patches: Tensor, place: Tensor) -> Tensor:
+    """(B, T, D) -> (B, D), the patch at that share of the way through each image's."""
+    # a product in fp32 may round up to T
+    at = (place.double() * patches.shape[1]).long().to(patches.device)
+    return patches.take_along_dim(at[:, None, None], dim=1)[:, 0]
 
 
 class ViTFeatures:

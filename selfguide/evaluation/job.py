@@ -21,7 +21,6 @@ from selfguide.data.normaliser import Normaliser
 from selfguide.discovery.agreement import agreement
 from selfguide.distributed import RankInfo
 from selfguide.evaluation.features.digitnet import TOP, DigitNet, embed, half, load_digitnet
-from selfguide.evaluation.grid import write_grid
 from selfguide.evaluation.images import Work, remove, score_images
 from selfguide.evaluation.metrics.copies import copy_rate
 from selfguide.evaluation.metrics.frechet import Reference, between, frechet, parted
@@ -29,6 +28,7 @@ from selfguide.evaluation.metrics.moments import BLOCKS, Moments
 from selfguide.evaluation.probe import probe
 from selfguide.sampling.condition_sampler import conditions_each_patch
 from selfguide.sampling.generate import generate
+from selfguide.sampling.grid import write_grid
 from selfguide.sampling.groups import nearest_prototypes
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec.config import Config, build
@@ -62,8 +62,13 @@ def main(
         NoRoomError: the disk is full, or may not be written; what is finished is kept.
     """
     wanted = json.loads(request.read_text())
+    final = wanted["images"] >= RunFolder(Path(wanted["run"])).describe()["images"]
+    # on one machine training has ended by the time its final snapshot is scored: the cores it left are ours
+    alone = final and os.environ.get("SUBMITIT_EXECUTOR") == "local"
+    cores = len(os.sched_getaffinity(0)) if alone else int(os.environ.get("OMP_NUM_THREADS", "1"))
+    torch.set_num_threads(cores)
     try:
-        _main(wanted, status, rank, local_rank, world)
+        evaluate(wanted, status, rank, local_rank, world)
     except OSError as error:
         if isinstance(error, NoRoomError) or error.errno not in _NO_ROOM:
             raise
@@ -73,9 +78,19 @@ def main(
         ) from error
 
 
-def _main(
-    wanted: Mapping[str, Any], status: RankStatus, rank: int, local_rank: int, world: int
+def evaluate(
+    wanted: Mapping[str, Any],
+    status: RankStatus,
+    rank: int = 0,
+    local_rank: int = 0,
+    world: int = 1,
 ) -> None:
+    """Scores the snapshot that a request names; rank 0 publishes its record, unless there is one with a score.
+
+    Args:
+        wanted: `run`, the folder; `images` of the snapshot; `config`, as JSON; `key` and `attempt` of the record; and
+            where they apply the `sweep` that asked for it, and the nets that `selected` its point.
+    """
     run, started = RunFolder(Path(wanted["run"])), time.time()
     config = build(Config, wanted["config"])
     log.info(f"evaluating {run.snapshot(wanted['images'])}")
@@ -83,11 +98,6 @@ def _main(
     device = RankInfo(rank, local_rank, world).device
     snapshot.student.to(device)
     description = run.describe()
-    final = snapshot.images >= description["images"]
-    # on one machine training has ended by the time its final snapshot is scored: the cores it left are ours
-    alone = final and os.environ.get("SUBMITIT_EXECUTOR") == "local"
-    cores = len(os.sched_getaffinity(0)) if alone else int(os.environ.get("OMP_NUM_THREADS", "1"))
-    torch.set_num_threads(cores)
     protocol = Protocol.of(config, {"data": snapshot.data, "guidance": snapshot.guidance})
     key, attempt = wanted["key"], wanted["attempt"]
     files: dict[str, str] = {}
@@ -131,7 +141,7 @@ def _main(
         experiment=config.experiment,
         seed=snapshot.config.seed,
         images=snapshot.images,
-        final=final,
+        final=snapshot.images >= description["images"],
         key=key,
         attempt=attempt,
         protocol=protocol.plain(),
@@ -180,7 +190,7 @@ def _selected(run: RunFolder, wanted: Mapping[str, Any]) -> list[Mapping[str, st
 def fd_digits(
     snapshot: Snapshot, config: Config, protocol: Protocol, status: RankStatus
 ) -> tuple[dict[str, float], int, Tensor]:
-    """Frechet distance in the committed digit net's features against all scans.
+    """Frechet distance in the features of the protocol's committed digit net against all scans.
 
     Returns:
         The scores, the network evaluations a sample took, and the samples as uint8 (N, 1, 8, 8) with levels 0..255.
@@ -191,10 +201,10 @@ def fd_digits(
     sampler, evaluation = config.sampler, config.evaluation
     data = shards.read_all(snapshot.data["root"])
     real = torch.as_tensor(data["x"])
-    net, sha256 = load_digitnet()
+    net, sha256 = load_digitnet(protocol.metric)
     if sha256 != protocol.feature_sha256:
         raise UserError(
-            f"the digit net has sha256 {sha256[:12]}, and evaluation.protocol=fd_digits is named after "
+            f"the digit net has sha256 {sha256[:12]}, and evaluation.protocol={protocol.metric} is named after "
             f"{protocol.feature_sha256[:12]}; put its weights back, or give them a row in selfguide.spec.metrics"
         )
     normaliser = Normaliser.of(snapshot.data["header"])
@@ -213,7 +223,7 @@ def fd_digits(
         nfe = max(nfe, evaluations)
         log.info(f"{sum(map(len, parts)):,} / {evaluation.samples:,} samples")
     pixels = torch.cat(parts)
-    scores = score(net, real, pixels)
+    scores = score(net, real, pixels, protocol.metric)
     if (
         snapshot.config.guidance.learns_online
         and not conditions_each_patch(snapshot)
@@ -225,7 +235,9 @@ def fd_digits(
     return scores, nfe, (pixels.float() * (255 / TOP)).round().to(torch.uint8)
 
 
-def score(net: DigitNet, real: Tensor, pixels: Tensor) -> dict[str, float]:
+def score(
+    net: DigitNet, real: Tensor, pixels: Tensor, metric: str = "fd_digits"
+) -> dict[str, float]:
     """The distance with its error, the floor that real halves reach, copies, and whether samples look like digits."""
     reference, _ = embed(net, real)
     features, probabilities = embed(net, pixels)
@@ -235,8 +247,8 @@ def score(net: DigitNet, real: Tensor, pixels: Tensor) -> dict[str, float]:
     copies, real_copies = copy_rate(real.numpy(), pixels.numpy())
     top, classes = probabilities[:1000].max(1)
     return {
-        "fd_digits": fd.value,
-        "fd_digits_se": fd.se,
+        metric: fd.value,
+        f"{metric}_se": fd.se,
         "floor": between(Moments.of(reference[even]), Moments.of(reference[odd])),
         "copy_rate": copies,
         "copy_rate_real": real_copies,

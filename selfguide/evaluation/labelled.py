@@ -103,10 +103,11 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images x0 (B, C, H, W) as the model sees them, their noise, and their labels (B,)."""
+    """Images x0 (B, C, H, W) as the model sees them, their noise, a place in each (B,) in [0, 1), and labels (B,)."""
 
     x0: Tensor
     eps: Tensor
+    place: Tensor
     labels: Tensor
 
 
@@ -168,7 +169,8 @@ class Batches:
     def _noised(self, x0: Tensor, purpose: str, position: Tensor, labels: Tensor) -> Batch:
         self.status.enter("evaluate")
         eps = normal(self.seed, purpose, position, tuple(x0.shape[1:]))
-        return Batch(x0, eps, labels.to(self.net.snapshot.device))
+        place = uniform(self.seed, f"{purpose}-place", position, 1)[:, 0]
+        return Batch(x0, eps, place, labels.to(self.net.snapshot.device))
 
     def _read(
         self, root: str, manifest: Manifest, ordinals: NDArray[np.int64]

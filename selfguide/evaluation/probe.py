@@ -1,9 +1,10 @@
 """Linear and k-NN probes of every layer of a snapshot at every noise-time, in one pass over the data at a time.
 
 DDAE++'s protocol: the averaged student, frozen and without a condition, reads images noised anew at each pass; the
-tokens of a layer are pooled; one linear map of each layer and noise-time is trained, all of them on the same batches.
-Images are mirrored as in training and never cropped at random. The vote of nearest neighbours reads each
-training image once, not mirrored, with noise of its own. The model's input itself is probed beside the layers.
+tokens of a layer are pooled, or one patch of each image is picked at random; one linear map of each layer and
+noise-time is trained, all of them on the same batches. Images are mirrored as in training and never cropped at random.
+The vote of nearest neighbours reads each training image once, not mirrored, with noise of its own. The model's input
+itself is probed beside the layers.
 
 A layer and a noise-time are chosen on a validation part. The test part is looked at once, and chooses nothing.
 
@@ -218,7 +219,8 @@ class _Unit:
         """(B, F) of each layer, on the snapshot's device."""
         if self.noise_time is None:
             return [batch.x0.flatten(1).to(self.net.snapshot.device)]
-        return self.net.of_layers(batch.x0, batch.eps, self.numbers)
+        place = batch.place if self.evaluation.pooling == "token" else None
+        return self.net.of_layers(batch.x0, batch.eps, self.numbers, place)
 
     def _state(self, work: Path) -> Path:
         return work / f"{self.name}.pt"
@@ -236,11 +238,10 @@ def _units(snapshot: Snapshot, data: Labelled, evaluation: EvaluationConfig) -> 
     widths = [net.layer_of(layer).width for layer in layers]
 
     def reads(noise_time: float) -> SnapshotFeatures:
-        # checks both sets of shards, and is given stored values of neither
+        # checks both sets of shards, and is given stored values of neither; a patch is picked of tokens as they are
+        pooling = "mean" if evaluation.pooling == "token" else evaluation.pooling
         found = [
-            SnapshotFeatures(
-                snapshot, each.header, noise_time=noise_time, pooling=evaluation.pooling
-            )
+            SnapshotFeatures(snapshot, each.header, noise_time=noise_time, pooling=pooling)
             for each in (data.test_manifest, data.manifest)
         ]
         return found[-1]

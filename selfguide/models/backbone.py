@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class Backbone(nn.Module, ABC):
 
     recompute = False  # forget activations inside blocks, compute them again in backward
     channels_last = False  # activations in that layout: for convolutions on GPUs
+    _drawn: Tensor | None = None  # within `routed`, which tokens go on
 
     def __init__(self, net: Architecture) -> None:
         super().__init__()
@@ -68,10 +70,31 @@ class Backbone(nn.Module, ABC):
 
     def _route(self, tokens: Tensor) -> Route | None:
         """The way of `tokens` (B, extras + T, D) through the middle blocks; None where all of them go."""
-        if not self.training or not getattr(self.net, "route", 0.0):
+        routes = self.training or self._drawn is not None
+        if not routes or not getattr(self.net, "route", 0.0):
             return None
         assert isinstance(self.net, PatchTransformer)
-        return Route(self.net, tokens)
+        return Route(self.net, tokens, self._drawn)
+
+    @contextmanager
+    def routed(self, drawn: Tensor) -> Iterator[None]:
+        """Forwards within go the way of training with `model.route`, in eval mode, too.
+
+        Args:
+            drawn: (B, T); the patch tokens whose numbers are the smallest go through the middle blocks.
+
+        Raises:
+            UserError: the network was not trained to skip tokens.
+        """
+        if not getattr(self.net, "route", 0.0):
+            raise UserError(
+                "this network has no way that skips tokens: it was trained without model.route; take another weak model"
+            )
+        self._drawn = drawn
+        try:
+            yield
+        finally:
+            self._drawn = None
 
     @abstractmethod
     def _run(

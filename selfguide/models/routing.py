@@ -16,14 +16,19 @@ Turn = tuple[Tensor, Tensor]  # cosines and sines of rotary positions
 
 
 class Route:
-    """One forward's way through the middle blocks, drawn from torch's generator of the tokens' device as dropout is."""
+    """One forward's way through the middle blocks."""
 
-    def __init__(self, net: PatchTransformer, tokens: Tensor) -> None:
-        """`tokens` (B, extras + T, D) at the first block; extras are never left out."""
+    def __init__(self, net: PatchTransformer, tokens: Tensor, drawn: Tensor | None = None) -> None:
+        """`tokens` (B, extras + T, D) at the first block; extras are never left out.
+
+        Patches whose numbers in `drawn` (B, T) are the smallest go on; None draws them from torch's generator of the
+        tokens' device, as dropout is.
+        """
         batch, count, _ = tokens.shape
         extras = count - net.tokens
-        drawn = torch.rand(batch, net.tokens, device=tokens.device).argsort(1)
-        patches = drawn[:, : net.routed_tokens].sort(1).values + extras
+        if drawn is None:
+            drawn = torch.rand(batch, net.tokens, device=tokens.device)
+        patches = drawn.argsort(1)[:, : net.routed_tokens].sort(1).values + extras
         always = torch.arange(extras, device=tokens.device).expand(batch, extras)
         self.kept = torch.cat((always, patches), dim=1)  # (B, extras + k), ascending
         self.first, self.last = ROUTED_FROM, len(net.layers) + 1 - ROUTED_FROM

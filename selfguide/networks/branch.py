@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from selfguide.diffusion.conditions import Condition
+from selfguide.models.backbone import Backbone
 
 
 class Branch(nn.Module, ABC):
@@ -24,3 +25,9 @@ class Branch(nn.Module, ABC):
         """What the component of the same name reads in `Outputs.branches`, of tokens (B, T, D), extras first, at
         noise-times `tau` (B,).
         """
+
+    def target(
+        self, backbone: Backbone, x: Tensor, tau: Tensor, condition: Condition
+    ) -> Tensor | None:
+        """What the teacher's copy of it makes of every image, with the teacher's `backbone`; None where none asks."""
+        return None

@@ -19,22 +19,27 @@ class GlobalBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(
+        self, width: int, momentum: float = 0.1, eps: float = 1e-5, *, affine: bool = True
+    ) -> None:
         super().__init__()
         self.momentum, self.eps = momentum, eps
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(width)) if affine else None
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, by_batch: bool = False) -> Tensor:
+        """(B, F) -> (B, F). With `by_batch` also in eval mode by what is measured of the batch, which is not kept."""
         wide = x.float()
-        if self.training:
+        if self.training or by_batch:
             mean, var = self._measure(wide)
         else:
             mean, var = self.running_mean.float(), self.running_var.float()
         normal = (wide - mean) * torch.rsqrt(var + self.eps)
-        return (normal * self.weight.float() + self.bias.float()).to(x.dtype)
+        if self.weight is not None and self.bias is not None:
+            normal = normal * self.weight.float() + self.bias.float()
+        return normal.to(x.dtype)
 
     def _measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance over the global batch, (F,) each; running ones take the unbiased variance."""
@@ -46,8 +51,9 @@ class GlobalBatchNorm(nn.Module):
         offset = first / count
         var = (second / count - offset.square()).clamp_min(0)
         mean = offset + self.running_mean
-        self._remember(self.running_mean, mean)
-        self._remember(self.running_var, var * count / (count - 1).clamp_min(1))
+        if self.training:
+            self._remember(self.running_mean, mean)
+            self._remember(self.running_var, var * count / (count - 1).clamp_min(1))
         return mean, var
 
     @torch.no_grad()

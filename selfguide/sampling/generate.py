@@ -12,11 +12,11 @@ from torch import Tensor
 
 from selfguide.diffusion.conditions import Condition
 from selfguide.diffusion.denoiser import Denoiser
-from selfguide.diffusion.paths import build_path
 from selfguide.diffusion.samplers import Callback, sample, settings
 from selfguide.randomness import normal
 from selfguide.sampling.condition_sampler import Prior, condition_sampler
 from selfguide.sampling.groups import sampling_condition
+from selfguide.sampling.weak import build_denoiser
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SamplerConfig
 
@@ -42,7 +42,7 @@ def generate(
             condition = sampling_condition(snapshot.guidance, snapshot.student, groups[index])
         else:
             condition = drawn(seed + index)
-        yield _batch(snapshot, sampler, condition, seed + index, None)
+        yield _batch(snapshot, sampler, condition, seed + index)
 
 
 def generate_each(
@@ -61,33 +61,31 @@ def generate_each(
         yield _batch(snapshot, sampler, part, seeds[span], callback)
 
 
+def draw(
+    snapshot: Snapshot,
+    sampler: SamplerConfig,
+    condition: Condition,
+    seeds: Tensor,
+    callback: Callback | None = None,
+) -> tuple[Tensor, Denoiser]:
+    """One batch of samples (B, C, H, W) where the student is, and the denoiser with what it ran for them."""
+    seeds = seeds.to(snapshot.device)
+    condition = condition.map(lambda tensor: tensor.to(snapshot.device))
+    net = snapshot.student.backbone.net
+    denoiser = build_denoiser(snapshot, condition, sampler, seeds)
+    noise = normal(0, "sample-noise", seeds, (net.channels, net.size, net.size))
+    made = sample(
+        denoiser=denoiser, noise=noise, seeds=seeds, callback=callback, **settings(sampler)
+    )
+    return made, denoiser
+
+
 def _batch(
     snapshot: Snapshot,
     sampler: SamplerConfig,
     condition: Condition,
     seeds: Tensor,
-    callback: Callback | None,
+    callback: Callback | None = None,
 ) -> tuple[Tensor, int]:
-    seeds = seeds.to(snapshot.device)
-    condition = condition.map(lambda tensor: tensor.to(snapshot.device))
-    net, denoiser = snapshot.student.backbone.net, build_denoiser(snapshot, condition, sampler)
-    noise = normal(0, "sample-noise", seeds, (net.channels, net.size, net.size))
-    made = sample(
-        denoiser=denoiser, noise=noise, seeds=seeds, callback=callback, **settings(sampler)
-    )
+    made, denoiser = draw(snapshot, sampler, condition, seeds, callback)
     return made.cpu(), denoiser.evaluations
-
-
-def build_denoiser(snapshot: Snapshot, condition: Condition, sampler: SamplerConfig) -> Denoiser:
-    """The snapshot's student on its path, guided as the sampler says."""
-    path = snapshot.config.path
-    return Denoiser(
-        snapshot.student.backbone,
-        build_path(path),
-        condition,
-        sampler.g,
-        sampler.interval,
-        prediction=path.prediction,
-        sigma_data=path.sigma_data,
-        guided_channels=sampler.guided_channels,
-    )

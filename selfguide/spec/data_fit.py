@@ -63,6 +63,11 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
         _check_scored(by, header)
         if by.evaluation.protocol == "probe":
             check_labels(data.root, manifest)
+    if header.kind == "latent" and config.contrastive.on and config.contrastive.view == "moved":
+        raise UserError(
+            f"contrastive.view=moved, and the shards in {data.root} hold latents: one that is mirrored or moved "
+            "is not the latent of the moved image; take contrastive.view=same, where noise alone makes two views"
+        )
     _check_first_weights(config, header)
     if data.cache is not None and storage.is_remote(data.root):
         _check_cache(config, data.cache, manifests)
@@ -71,10 +76,11 @@ def check_fit(config: Config, manifests: Sequence[Manifest]) -> None:
 def _check_scored(config: Config, header: Header) -> None:
     """Samples of latents are compared as images, which latents are not."""
     evaluation = config.evaluation
-    if evaluation.protocol == "fd_digits" and header.kind == "latent":
+    features = FEATURES.get(evaluation.protocol)
+    if features is not None and features.of_digits and header.kind == "latent":
         raise UserError(
-            f"evaluation.protocol=fd_digits compares images, and the shards in {config.data.root} hold latents of "
-            f"{header.encoder}; set evaluation=none"
+            f"evaluation.protocol={evaluation.protocol} compares images, and the shards in {config.data.root} hold "
+            f"latents of {header.encoder}; set evaluation=none"
         )
     if evaluation.protocol not in FEATURES or not FEATURES[evaluation.protocol].of_images:
         return

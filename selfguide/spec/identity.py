@@ -52,4 +52,7 @@ def identity(
         "train": identity_of(config.train),
         "engine": identity_of(config.engine),
         "seed": config.seed,
-    } | {name: identity_of(settings) for name, settings in config.components.items()}
+    } | {
+        name: identity_of(settings) | settings.identity(config)
+        for name, settings in config.components.items()
+    }

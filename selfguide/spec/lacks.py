@@ -72,7 +72,7 @@ def _lacks(evaluation: EvaluationConfig, encoder: str | None) -> list[Lack]:
         weights = FEATURES[protocol].weights
         if weights is not None and locate(weights) is None:
             found.append(Lack(f"{weights.name} weights", lacking(weights)))
-    if encoder is not None and (lack := _lacks_autoencoder(encoder, evaluation.decoder)):
+    if encoder is not None and (lack := lacks_autoencoder(encoder, evaluation.decoder)):
         found.append(lack)
     return found
 
@@ -94,7 +94,8 @@ def _lacks_unconditional(given: str) -> Lack:
     return Lack(f"unconditional {name}", sentence)
 
 
-def _lacks_autoencoder(name: str, given: str | None) -> Lack | None:
+def lacks_autoencoder(name: str, given: str | None) -> Lack | None:
+    """What is missing to decode latents of the encoder `name`; `given` is `evaluation.decoder`."""
     variable = autoencoder_variable(name)
     named = given or os.environ.get(variable)
     if named:

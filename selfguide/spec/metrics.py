@@ -46,6 +46,8 @@ class Features:
     normalisation: str = ""
     weights: WeightFile | None = None
     of_images: bool = False
+    # of 8 x 8 digits, in a net of our own that is committed
+    of_digits: bool = False
     # of probes: what is measured in is the snapshot itself
     of_layers: bool = False
     # the score that it is named after, where that has another name than the protocol
@@ -62,6 +64,11 @@ METRICS: dict[str, Metric] = {
     "fd_digits": Metric(
         heading="fd_digits",
         note="Frechet distance to real digits in the features of a small digit net; lower is better",
+        with_spread=True,
+    ),
+    "fd_digits_odd": Metric(
+        heading="fd_digits (odd)",
+        note="the same in the features of a digit net that was fitted on the other half of the scans; lower is better",
         with_spread=True,
     ),
     "fd_effnet": Metric(
@@ -230,6 +237,15 @@ FEATURES: dict[str, Features] = {
         sha256="9ccbd016db9dbec4006e3f967b9a8432966ae68b6c73415b55c6d0d9e6eb9285",
         resize="none",
         quantisation="round to 0..16",
+        of_digits=True,
+    ),
+    # for what was chosen by the first: this net has seen none of the scans that fitted that one
+    "fd_digits_odd": Features(
+        version=1,
+        sha256="40a9c791844d4e9e214218875642ef1d5cf29a8e738d35b56e6f9f292543fd01",
+        resize="none",
+        quantisation="round to 0..16",
+        of_digits=True,
     ),
     "fd_effnet": Features(
         version=1,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from selfguide.spec.config import SamplerConfig, build
+from selfguide.spec.config.sampler import plain_sampler
 from selfguide.spec.identity import digest
 from selfguide.spec.metrics import higher_is_better
 from selfguide.spec.records import EvaluationRecord
@@ -142,7 +143,7 @@ def _point(record: EvaluationRecord) -> Point:
         score=record.score,
         se=record.scores.get(f"{record.metric}_se"),
         corrected=record.scores.get(f"{record.metric}_corrected"),
-        sampler=asdict(sampler_of(record.protocol)),
+        sampler=plain_sampler(sampler_of(record.protocol)),
         average=record.protocol["ema"],
     )
 

@@ -152,7 +152,7 @@ def _probe(config: Config, snapshot: Mapping[str, Any]) -> Protocol:
         batch=evaluation.batch,
         g=1.0,
         interval=(0.0, 1.0),
-        ema=averages_of(config)[0].plain,
+        ema=averages_of(config)[evaluation.average].plain,
         dtype=features.dtype,
         settings={
             "layers": layers or "all",

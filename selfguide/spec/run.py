@@ -84,6 +84,18 @@ class RunFolder:
     def checkpoint(self, images: int) -> Path:
         return self.checkpoints / image_folder(images)
 
+    def preview(self, images: int) -> Path:
+        """The picture of samples that training drew at so many images."""
+        return self._previews / f"{image_folder(images)}.png"
+
+    def newest_preview(self) -> int | None:
+        """Images of the newest of those pictures; None where there is none."""
+        return max(_numbered(self._previews, ".png"), default=None)
+
+    @property
+    def _previews(self) -> Path:
+        return self.root / "previews"
+
     def slowest_save_s(self) -> float | None:
         """Seconds that the slowest checkpoint of all attempts took; None before the first."""
         found = (read_record(self.attempt(n) / "progress.json") for n in self.attempt_numbers())
@@ -133,9 +145,10 @@ def names_in(folder: Path) -> list[str]:
         return []
 
 
-def _numbered(parent: Path) -> list[int]:
-    names = names_in(parent)
-    return sorted(int(name[4:]) for name in names if name.startswith("img-") and name[4:].isdigit())
+def _numbered(parent: Path, suffix: str = "") -> list[int]:
+    """Images of all names img-<images><suffix>, ascending."""
+    stems = (n.removesuffix(suffix) for n in names_in(parent) if n.endswith(suffix))
+    return sorted(int(stem[4:]) for stem in stems if stem.startswith("img-") and stem[4:].isdigit())
 
 
 def _complete(parent: Path) -> list[int]:

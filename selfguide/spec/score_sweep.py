@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfguide.spec.config import Config, EvaluationConfig, SamplerConfig, build
+from selfguide.spec.config.sampler import plain_sampler
 from selfguide.spec.identity import digest
 from selfguide.spec.run import RunFolder, write_record
 
@@ -60,7 +61,7 @@ class ScoreSweep:
     ) -> ScoreSweep:
         """Of these configs of one run, which may differ in `sampler` and `evaluation`."""
         points = tuple(
-            {"sampler": asdict(config.sampler), "evaluation": asdict(config.evaluation)}
+            {"sampler": plain_sampler(config.sampler), "evaluation": asdict(config.evaluation)}
             for config in configs
         )
         return ScoreSweep(images=images, points=points, in_flight=in_flight, confirm=confirm)

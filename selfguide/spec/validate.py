@@ -23,6 +23,7 @@ from selfguide.spec.metrics import FEATURES, LEAST_SAMPLES
 from selfguide.spec.records import layer_name
 from selfguide.spec.sizes import architecture
 from selfguide.spec.unet import UNetArchitecture
+from selfguide.spec.weak import WeakModel
 from shards import storage
 from shards.errors import UserError
 
@@ -42,6 +43,9 @@ _GROUPS = (
     "evaluation",
     "init",
     "augment",
+    "auxiliary",
+    "align",
+    "contrastive",
 )
 
 
@@ -205,16 +209,45 @@ def _check_sampling(config: Config) -> None:
             f"sampler.steps={config.sampler.steps} is a number that dopri5 chooses itself, by sampler.rtol and "
             "sampler.atol; drop it or change the sampler"
         )
-    if config.guidance.source == "none" and config.sampler.g != 1:
-        raise UserError(
-            f"sampler.g={config.sampler.g} guides towards a condition, and with guidance.source=none there is none; "
-            "take sampler.g=1, or guidance=online, labels or sidecar"
-        )
+    _check_weak(config)
     guided, channels = config.sampler.guided_channels, config.data.shape[0]
     if guided is not None and guided > channels:
         raise UserError(
             f"sampler.guided_channels={guided} and data.shape={list(config.data.shape)} has {channels} channels; "
             f"take {channels} or fewer, or null to guide all"
+        )
+
+
+def _check_weak(config: Config) -> None:
+    """What guidance leads away from is there, as far as the config says what a snapshot has."""
+    sampler, weak = config.sampler, WeakModel.of(config.sampler.weak)
+    if sampler.g == 1:
+        return
+    if weak.kind == "condition" and config.guidance.source == "none":
+        raise UserError(
+            f"sampler.g={sampler.g} guides towards a condition, and with guidance.source=none there is none; "
+            "take sampler.g=1, or guidance=online, labels or sidecar"
+        )
+    if weak.average is not None and weak.average not in (kept := averages_of(config)):
+        keys = ", ".join(f"average-{each.key}" for each in kept)
+        raise UserError(
+            f"sampler.weak={sampler.weak} is no average that the run keeps; it has {keys}: take another of them, or a "
+            "new run with train.ema_halflife or train.ema_width of several values"
+        )
+    if weak.images is not None and weak.images >= config.train.images:
+        raise UserError(
+            f"sampler.weak={sampler.weak} is no earlier snapshot of a run of {config.train.images} images; take an "
+            "earlier one"
+        )
+    if weak.kind == "head" and not config.auxiliary.on:
+        raise UserError(
+            "sampler.weak=head is an auxiliary head that is trained beside the network, and this one has none; take "
+            "another weak model, or a new run with auxiliary.weight=0.5"
+        )
+    if weak.kind == "routed" and not getattr(architecture(config), "route", 0.0):
+        raise UserError(
+            "sampler.weak=routed is the way that a network trains on with model.route, and this one has none; take "
+            "another weak model, or a new run with model.route=0.5"
         )
 
 
@@ -231,12 +264,14 @@ def _check_evaluation(config: Config) -> None:
         raise UserError(
             f"evaluation.average={evaluation.average} is not one of the run's averages ({kept})"
         )
-    if evaluation.protocol == "fd_digits" and config.data.shape != _DIGITS:
+    features = FEATURES.get(evaluation.protocol)
+    of_digits = features is not None and features.of_digits
+    if of_digits and config.data.shape != _DIGITS:
         raise UserError(
-            f"evaluation.protocol=fd_digits scores {list(_DIGITS)} digits, and data.shape is "
+            f"evaluation.protocol={evaluation.protocol} scores {list(_DIGITS)} digits, and data.shape is "
             f"{list(config.data.shape)}; set evaluation=none"
         )
-    if evaluation.protocol == "fd_digits" and evaluation.samples < _LEAST_DIGITS:
+    if of_digits and evaluation.samples < _LEAST_DIGITS:
         raise UserError(
             f"evaluation.samples={evaluation.samples}: the standard error leaves out a tenth of the samples at a time; "
             f"take {_LEAST_DIGITS} or more"
@@ -245,10 +280,10 @@ def _check_evaluation(config: Config) -> None:
         _check_images(config)
     if evaluation.protocol == "probe":
         check_probe(config)
-    if evaluation.protocol == "fd_digits" and config.data.crop:
+    if of_digits and config.data.crop:
         raise UserError(
-            "data.crop=true makes a model of windows, and evaluation.protocol=fd_digits compares with whole images; "
-            "set data.crop=false or evaluation=none"
+            f"data.crop=true makes a model of windows, and evaluation.protocol={evaluation.protocol} compares with "
+            "whole images; set data.crop=false or evaluation=none"
         )
 
 

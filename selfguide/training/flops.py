@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfguide.diffusion.conditions import Condition
+from selfguide.networks.branch import Branch
 from selfguide.networks.student import build_student
 from selfguide.spec.config import Config
 from selfguide.spec.sizes import architecture
@@ -32,7 +34,9 @@ PEAKS = {
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one image: a training step of the student, and a teacher's forward up to the layer whose features are read."""
+    """Of one image: a training step of the student, with what its teacher makes for its branches, and a teacher's
+    forward up to the layer whose features the head reads.
+    """
 
     training: int
     extraction: int
@@ -58,7 +62,11 @@ def count_flops(config: Config) -> Flops:
         forward = _counted(lambda: student(x, tau, condition))
         student.eval()
         read = _counted(lambda: student.features(x, tau, condition)) if student.layer else 0
-    return Flops(3 * forward // 2, read // 2)
+        branches = [cast(Branch, branch) for branch in student.branches.values()]
+        targets = _counted(
+            lambda: [b.target(student.backbone, x, tau, condition) for b in branches]
+        )
+    return Flops((3 * forward + targets) // 2, read // 2)
 
 
 def _counted(work: Callable[[], object]) -> int:

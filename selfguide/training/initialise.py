@@ -125,7 +125,8 @@ def transplant(theirs: Student, ours: Student, *, keep_labels: bool) -> list[str
     for name, tensor in _backbone(theirs, ours, keep_labels=keep_labels).items():
         made[name] = tensor
     taken.append("backbone")
-    for part in ("head", "uncertainty"):
+    branches = (f"branches.{name}" for name in ours.branches)
+    for part in ("head", "uncertainty", *branches):
         names = [name for name in own if name.startswith(f"{part}.")]
         theirs_too = {name for name in given if name.startswith(f"{part}.")} == set(names)
         if names and theirs_too and all(given[name].shape == own[name].shape for name in names):

@@ -149,10 +149,10 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
     try:
         if config.engine.compile:
             tell_of_compiling(telemetry.status)
+        telemetry.begin(config, state.teaching, state.images)
         if found.folder is not None:
             # one that was lost or damaged: the checkpoint holds all that is in it
             publish_snapshot_if_due(training)
-        telemetry.begin(config, state.teaching, state.images)
         roll_back.train(training, open_stream)
         ended = True
     except Exception as error:

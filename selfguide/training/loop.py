@@ -20,6 +20,7 @@ from selfguide.spec.schedules import due, learning_rate
 from selfguide.training import checkpoint, publish, retention
 from selfguide.training.engine.protocol import Step
 from selfguide.training.epochs import Epochs
+from selfguide.training.preview import preview
 from selfguide.training.stop import StopVote
 from selfguide.training.tuning import Tuning
 from selfguide.training.unstable import judge
@@ -144,13 +145,18 @@ def publish_what_is_due(job: Training, epochs: Epochs) -> bool:
 
 
 def publish_snapshot_if_due(job: Training) -> bool:
-    """Publishes the snapshot of this image count where one is due and not there; returns whether one is due."""
+    """Publishes the snapshot of this image count where one is due and not there; returns whether one is due.
+
+    Beside it are the samples that `train.preview` asks for.
+    """
     config, state, run = job.config, job.state, job.lease.run
     last = state.images >= config.train.images
     if not last and not due(config.train.snapshot_every, state.images, config.train.batch):
         return False
     job.telemetry.say("snapshot", state.images)
     publish.publish(run.snapshot(state.images), state, config, job.data, job.rank_info, job.lease)
+    if config.train.preview:
+        preview(job)
     return True
 
 

@@ -243,6 +243,11 @@ class Telemetry:
             record["damaged"] = self.damaged
         write_record(self._progress, record, replace=True)
 
+    def picture(self, images: int, png: bytes) -> None:
+        """A grid of samples, for those trackers that show pictures."""
+        if self._trackers is not None:
+            self._trackers.picture(images, png)
+
     def close(self) -> None:
         """Lets trackers write what they hold back."""
         if self._trackers is not None:

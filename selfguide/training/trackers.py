@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import struct
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -44,6 +45,12 @@ class Trackers:
         scalars = flat(line)
         for name, each in list(self._open.items()):
             self._try(name, lambda each=each: each.add(line["images"], scalars))  # type: ignore[misc]
+
+    def picture(self, images: int, png: bytes) -> None:
+        """A grid of samples, which TensorBoard alone is given."""
+        each = self._open.get("tensorboard")
+        if isinstance(each, _TensorBoard):
+            self._try("tensorboard", lambda: each.picture(images, png))
 
     def close(self) -> None:
         for name, each in list(self._open.items()):
@@ -91,6 +98,15 @@ class _TensorBoard:
 
     def add(self, images: int, scalars: Mapping[str, float]) -> None:
         values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
+        self._write(images, values)
+
+    def picture(self, images: int, png: bytes) -> None:
+        # where every PNG states its size
+        width, height = struct.unpack(">II", png[16:24])
+        image = self._summary.Image(width=width, height=height, encoded_image_string=png)
+        self._write(images, [self._summary.Value(tag="samples", image=image)])
+
+    def _write(self, images: int, values: list[Any]) -> None:
         event = self._event(wall_time=time.time(), step=images, summary=self._summary(value=values))
         self._writer.add_event(event)
         self._writer.flush()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from launcher.board import page, plain
 from launcher.board.__main__ import main
@@ -230,3 +231,18 @@ def test_code_jobs_and_the_log_of_an_attempt_are_told(tmp_path: Path) -> None:
     assert found.code is not None and (found.code.hash, found.code.dirty) == ("c0ffee", True)
     assert log_tail(found, 2) == "two\nthree"
     assert newest_grid(found) is None
+
+
+def test_the_newest_samples_are_training_s_until_an_evaluation_has_drawn_some(
+    tmp_path: Path,
+) -> None:
+    run, picture = fakes.make_run(tmp_path), Image.new("L", (8, 8), 128)
+    for images in (64_000, 128_000):
+        run.preview(images).parent.mkdir(exist_ok=True)
+        picture.save(run.preview(images))
+    assert newest_grid(read(tmp_path)[0]) == (128_000, run.preview(128_000))
+    text = page.render(collect(*read_runs(tmp_path)), built=fakes.CLOCK)
+    assert "<small>128,000 images</small>" in text and "data:image/png" in text
+    fakes.add_record(run, 128_000, {"fd_digits": 7.0}, grid=picture)
+    found = newest_grid(read(tmp_path)[0])
+    assert found is not None and found[0] == 128_000 and found[1].parent == run.evals

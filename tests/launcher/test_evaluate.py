@@ -596,6 +596,17 @@ def test_settings_that_change_nothing_make_no_other_point(
     assert len(told["points"]) == 1 and memory.arrays == []
 
 
+def test_sweep_over_weak_models_names_them_and_refuses_a_snapshot_that_is_not_there(
+    scored_run: RunFolder,
+) -> None:
+    told = evaluate.sweep(scored_run, ["sampler.g=2", "sampler.weak=condition,snapshot-640"])
+    plain, weak = (each["label"] for each in told["points"])
+    assert weak == f"{plain} from snapshot-640"
+    for word in ("snapshot-1280", "snapshot-641"):
+        with pytest.raises(UserError, match=f"sampler.weak={word}"):
+            evaluate.sweep(scored_run, ["sampler.g=2", f"sampler.weak={word}"])
+
+
 # ---- single looks ------------------------------------------------------------------------------------
 
 

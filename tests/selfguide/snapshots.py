@@ -18,17 +18,30 @@ from shards.format import manifest as manifests
 
 
 def write_snapshot(
-    folder: Path, root: Path, *overrides: str, guidance: dict[str, Any] | None = None, **extra: Any
+    folder: Path,
+    root: Path,
+    *overrides: str,
+    guidance: dict[str, Any] | None = None,
+    experiment: str = "digits_uncond",
+    seed: int = 1,
+    **extra: Any,
 ) -> Path:
-    """A snapshot of digits_uncond, with the given settings, that says it was trained on the shards at `root`."""
-    config = compose(["experiment=digits_uncond", "cluster=local", *overrides])
+    """A snapshot of an experiment, with the given settings, that says it was trained on the shards at `root`.
+
+    `seed` draws its weights; averages but the first are a tenth shorter than it.
+    """
+    config = compose([f"experiment={experiment}", "cluster=local", *overrides])
     student = build_student(config, 0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         for parameter in student.parameters():
             parameter.data.normal_(0, 0.05 + 0.5 / parameter.shape[-1] ** 0.5)
     folder.mkdir(parents=True)
-    save_file(student.state_dict(), folder / averages_of(config)[0].file)
+    for number, average in enumerate(averages_of(config)):
+        weights = dict(student.state_dict())
+        for name, parameter in student.named_parameters() if number else ():
+            weights[name] = 0.9**number * parameter.data
+        save_file(weights, folder / average.file)
     (folder / CONFIG).write_text(to_yaml(config))
     unconditional = {"source": "none", "told": False, "p": None, "label_free": True}
     published = {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfguide.distributed import RankInfo
 from selfguide.spec.averages import AverageSpec
@@ -14,6 +17,7 @@ from selfguide.training.ema import Averages
 from selfguide.training.loop import advance
 from selfguide.training.work import Training
 from tests.selfguide.test_loop import BATCH, begun, masters
+from tests.selfguide.test_optimisers import alone, trained_with
 
 SPECS = [
     AverageSpec(halflife=500),
@@ -58,6 +62,34 @@ def test_averages_equal_full_fp32_ones_and_skipped_steps_move_none(
                 average.lerp_(masters(job), torch.tensor(1 - spec.decay(BATCH, images, 0.05)))
         for found, average in zip(full(job), wanted, strict=True):
             assert torch.equal(found, average)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operators by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_moves_all_averages_of_many_ranges_in_one_kernel() -> None:
+    """Muon steps each matrix by itself, so bare torch owns a range for each; they lie end to end in one vector."""
+    engine, _ = alone(trained_with(optimiser="muon"))
+    averages = Averages(engine, SPECS, 0.05)
+    assert len(engine.ranges) > 10
+    wanted = [engine.gather(engine.masters).clone() for _ in SPECS]
+    for master in engine.masters:
+        master += torch.randn(master.shape)
+    with Kernels() as kernels:
+        averages.update(BATCH, BATCH, torch.tensor(True))
+    assert kernels.seen["lerp_"] == 1 and kernels.seen.total() < 3 * len(SPECS)
+    for spec, shard, average in zip(SPECS, averages.shards, wanted, strict=True):
+        average.lerp_(engine.gather(engine.masters), 1 - spec.decay(BATCH, BATCH, 0.05))
+        assert torch.equal(engine.gather(shard), average)
 
 
 @pytest.mark.parametrize("index", [0, 3])

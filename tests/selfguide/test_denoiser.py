@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from selfguide.diffusion.conditions import CONDITIONED, NULL, UNCONDITIONAL, Condition
-from selfguide.diffusion.denoiser import Denoiser
+from selfguide.diffusion.denoiser import Denoiser, Other
 from selfguide.diffusion.paths import RectifiedFlow, VarianceExploding
 from selfguide.models import build
 from shards.errors import UserError
@@ -77,7 +77,7 @@ def test_without_conditioned_images_the_halves_are_one_and_run_once(g: float, st
 
 def test_an_unconditional_batch_is_still_guided_by_a_reference() -> None:
     weaker = exact("rf", 4, shift=0.7)
-    found = exact("rf", 4, g=2.0, reference=weaker).velocity(X, 0.5)
+    found = exact("rf", 4, g=2.0, weak=Other(weaker)).velocity(X, 0.5)
     ours, theirs = (
         exact("rf", 4, **conditional).velocity(X, 0.5) for conditional in ({}, {"shift": 0.7})
     )
@@ -157,7 +157,7 @@ def test_one_batch_or_in_turn_is_the_same_on_a_network(field: str) -> None:
 @pytest.mark.parametrize("path", ["rf", "edm"])
 def test_autoguidance_puts_the_reference_where_the_unguided_half_was(path: str) -> None:
     weaker = exact(path, 4, shift=0.7)
-    denoiser = guided(path, g=2.0, reference=weaker)
+    denoiser = guided(path, g=2.0, weak=Other(weaker))
     found = denoiser.estimate(X, 0.5)
     ours, theirs = guided(path).estimate(X, 0.5), exact(path, 4, shift=0.7).estimate(X, 0.5)
     torch.testing.assert_close(found.x0, theirs.x0 + 2 * (ours.x0 - theirs.x0))
@@ -167,18 +167,18 @@ def test_autoguidance_puts_the_reference_where_the_unguided_half_was(path: str) 
 
 def test_a_reference_has_a_condition_and_guidance_of_its_own() -> None:
     unconditional = exact("rf", 4, g=1.0)
-    guided(g=2.0, reference=unconditional).velocity(X, 0.5)
+    guided(g=2.0, weak=Other(unconditional)).velocity(X, 0.5)
     assert states(unconditional) == [[UNCONDITIONAL] * 4]
     twice = guided(g=3.0)
-    found = guided(g=2.0, reference=twice).velocity(X, 0.5)
+    found = guided(g=2.0, weak=Other(twice)).velocity(X, 0.5)
     ours, theirs = guided().velocity(X, 0.5), guided(g=3.0).velocity(X, 0.5)
     torch.testing.assert_close(found, theirs + 2 * (ours - theirs))
 
 
 def test_a_reference_is_not_run_where_it_would_not_count() -> None:
     weaker = exact("rf", 4)
-    guided(g=1.0, reference=weaker).velocity(X, 0.5)
-    guided(g=2.0, interval=(0.0, 0.3), reference=weaker).velocity(X, 0.5)
+    guided(g=1.0, weak=Other(weaker)).velocity(X, 0.5)
+    guided(g=2.0, interval=(0.0, 0.3), weak=Other(weaker)).velocity(X, 0.5)
     assert not states(weaker)
 
 
@@ -241,10 +241,10 @@ BAD = [
     ({"interval": (0.6, 0.2)}, r"interval=\[0.6, 0.2\].*lower one first"),
     ({"interval": (math.nan, 0.2)}, "interval"),
     ({"guided_channels": 0}, "guided_channels=0"),
-    ({"reference": exact("rf", 4), "batched": True}, "batched=True.*drop one"),
-    ({"reference": exact("rf_eps", 4)}, "'eps'.*RectifiedFlow.*'v'"),
-    ({"reference": exact("vp", 4)}, "VariancePreserving"),
-    ({"reference": exact("smin", 4)}, "one kind"),
+    ({"weak": Other(exact("rf", 4)), "batched": True}, "batched=True.*drop one"),
+    ({"weak": Other(exact("rf_eps", 4))}, "'eps'.*RectifiedFlow.*'v'"),
+    ({"weak": Other(exact("vp", 4))}, "VariancePreserving"),
+    ({"weak": Other(exact("smin", 4))}, "one kind"),
 ]
 
 
@@ -262,7 +262,7 @@ def test_one_condition_for_each_image_of_the_state(batched: bool) -> None:
         with pytest.raises(UserError, match=r"is of 4 images and the state has 3.*one for each"):
             denoiser.velocity(X[:3], 0.5)
     with pytest.raises(UserError, match="is of 3 images and the state has 4"):
-        guided(g=2.0, reference=exact("rf", 3)).velocity(X, 0.5)
+        guided(g=2.0, weak=Other(exact("rf", 3))).velocity(X, 0.5)
 
 
 def test_what_was_checked_at_construction_cannot_be_changed_behind_it() -> None:

@@ -124,8 +124,8 @@ def live(engine: Engine) -> torch.Tensor:
 
 def trained(rank_info: RankInfo, cfg: Config, steps: int = 6) -> dict[str, Any]:
     engine = build_engine(cfg, perturbed(cfg), rank_info)
-    averages = Averages(engine, [AverageSpec(halflife=64)], 0.0)
-    whole = engine.gather(engine.masters).clone()
+    specs = (AverageSpec(halflife=64), AverageSpec(width=0.2), AverageSpec(rate=0.01))
+    averages, wholes = Averages(engine, specs, 0.0), [engine.gather(engine.masters).clone()] * 3
     norms = []
     micro = cfg.train.micro_batch or BATCH // rank_info.world
     for number in range(steps):
@@ -133,7 +133,9 @@ def trained(rank_info: RankInfo, cfg: Config, steps: int = 6) -> dict[str, Any]:
         norms.append(done.grad_norm.item())
         averages.update(BATCH, (number + 1) * BATCH, done.applied)
         stepped = engine.gather(engine.masters)
-        whole = torch.lerp(whole, stepped, 1 - 0.5 ** (BATCH / 64))
+        for index, spec in enumerate(specs):
+            share = 1 - spec.decay(BATCH, (number + 1) * BATCH, 0.0)
+            wholes[index] = torch.lerp(wholes[index], stepped, share)
     weights = live(engine)
     return {
         "weights": weights.tolist(),
@@ -142,7 +144,8 @@ def trained(rank_info: RankInfo, cfg: Config, steps: int = 6) -> dict[str, Any]:
         "total": engine.layout.total,
         "stage": getattr(engine, "zero_stage", 0),
         "optimiser": optimiser_elements(engine),
-        "ema": torch.equal(engine.gather(averages.shards[0]), whole),
+        "ema": [engine.gather(shard).tolist() for shard in averages.shards]
+        == [whole.tolist() for whole in wholes],
         "masters": torch.equal(engine.gather(engine.masters).to(weights.dtype), weights)
         or cfg.engine.dtype == "bf16",
     }

@@ -14,8 +14,10 @@ import torch
 from launcher.board.page import summary
 from launcher.compose import compose
 from launcher.submission import with_reference
+from selfguide.diffusion.conditions import Condition
 from selfguide.discovery.features import SnapshotFeatures
 from selfguide.evaluation import job, labelled
+from selfguide.evaluation.labelled import Batches, Labelled
 from selfguide.evaluation.metrics.probe import LinearProbes
 from selfguide.evaluation.probe import INPUT, PROBES, Probed, probe
 from selfguide.randomness import normal
@@ -178,6 +180,29 @@ def test_features_of_several_layers_are_bitwise_those_of_each(snapshot: Snapshot
         assert torch.equal(one.of_layers(x0, eps, [one.number])[0], found)
 
 
+def test_one_patch_of_an_image_is_that_at_its_place_of_a_plain_forward(snapshot: Snapshot) -> None:
+    x0 = torch.rand(5, 1, 8, 8)
+    eps = normal(0, "test", torch.arange(5), (1, 8, 8))
+    net = SnapshotFeatures(snapshot, snapshot.data["header"], noise_time=0.1)
+    # 16 patches, and the largest number below 1 is none behind the last
+    place = torch.tensor([0.0, 0.06, 0.07, 0.5, 1 - 2**-24])
+    (found,) = net.of_layers(x0, eps, [2], place)
+    x, tau = 0.9 * x0 + 0.1 * eps, torch.full((5,), 0.1)
+    tokens = snapshot.student.backbone.features(x, tau, Condition.unconditional(5), 2)
+    for number, patch in enumerate((0, 0, 1, 8, 15)):
+        torch.testing.assert_close(found[number], tokens[number, patch])
+
+
+def test_places_of_patches_are_even_and_anew_at_each_pass(snapshot: Snapshot) -> None:
+    data = Labelled(root=snapshot.data["root"], test_root=None, most=30, seed=0)
+    net = SnapshotFeatures(snapshot, snapshot.data["header"])
+    batches = Batches(data, net, RankStatus(), size=200)
+    (first,), (second,), (again,) = (list(batches.shuffled(number)) for number in (0, 1, 0))
+    assert torch.equal(first.place, again.place)
+    assert not set(first.place.tolist()) & set(second.place.tolist())
+    assert 0.4 < first.place.mean() < 0.6 and first.place.min() < 0.1 < 0.9 < first.place.max()
+
+
 def test_probe_job_publishes_one_record_that_leaves_the_model_label_free(
     run: RunFolder, snapshot: Snapshot, alone: Probed
 ) -> None:
@@ -235,11 +260,14 @@ def test_digits_and_a_probe_both_score_a_snapshot_of_a_run_with_both(
         ("evaluation.passes=4", "passes"),
         ("evaluation.seed=1", "seed"),
         ("evaluation.samples=29", "samples"),
+        ("evaluation.pooling=token", "pooling"),
+        ("evaluation.average=1", "average"),
     ],
 )
 def test_protocol_of_a_probe_has_a_key_of_each_setting(change: str, of: str) -> None:
     def key(*more: str) -> str:
-        config = compose(["experiment=digits_uncond", "cluster=local", *SETTINGS, *more])
+        averages = "train.ema_halflife=[20000,5000]"
+        config = compose(["experiment=digits_uncond", "cluster=local", averages, *SETTINGS, *more])
         return Protocol.of(config, {"data": {"manifest": "m"}, "guidance": {}}).key
 
     assert key(change) != key(), of

@@ -17,8 +17,9 @@ from selfguide.guidance.labels import drop_images
 from selfguide.networks.student import build_student
 from selfguide.randomness import normal
 from selfguide.sampling.condition_sampler import condition_sampler
-from selfguide.sampling.generate import build_denoiser, generate, generate_each
+from selfguide.sampling.generate import generate, generate_each
 from selfguide.sampling.groups import sample_group_ids
+from selfguide.sampling.weak import build_denoiser
 from selfguide.snapshot import Snapshot
 from selfguide.spec.averages import AverageSpec
 from selfguide.spec.config import LabelGuidance, PathConfig, SamplerConfig
@@ -107,7 +108,7 @@ def test_groups_of_seed_zero_are_those_of_the_index_and_can_be_fixed() -> None:
 def test_the_denoiser_is_what_run_and_sampler_say() -> None:
     path = PathConfig(name="edm", prediction="edm", sigma_data=0.7)
     sampler = SamplerConfig(name="heun", g=1.5, interval=(0.1, 0.8), guided_channels=1)
-    denoiser = build_denoiser(snapshot(path), Condition.unconditional(2), sampler)
+    denoiser = build_denoiser(snapshot(path), Condition.unconditional(2), sampler, torch.arange(2))
     assert (denoiser.prediction, denoiser.sigma_data) == ("edm", 0.7)
     assert (denoiser.g, denoiser.interval, denoiser.guided_channels) == (1.5, (0.1, 0.8), 1)
     assert type(denoiser.path).__name__ == "VarianceExploding"

@@ -1,12 +1,16 @@
 """The harness that every benchmark joins: it finds a real difference, and none where there is none."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from selfguide.spec.run import RunFolder
 from tools.bench import __main__ as command
-from tools.bench import harness
-from tools.bench.harness import Variant, measure
+from tools.bench import engine, harness, saves
+from tools.bench.gpu.steps import config_of
+from tools.bench.harness import Variant, bootstrapped, measure
 
 
 class Clock:
@@ -58,17 +62,39 @@ def test_variants_take_turns_and_none_always_follows_the_same_one() -> None:
 
 
 @pytest.mark.slow
-def test_the_engine_suite_runs_and_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_engine_suite_runs_and_speaks_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "BATCHES", (8,))
     assert command.main(["engine", "--repeats", "4", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     names = [row["name"] for row in found["suites"]["engine"]]
-    assert sorted(names) == sorted(
-        [
-            "hand-written DDP",
-            "hand-written DDP again (A/A)",
-            "torch engine",
-            "DeepSpeed ZeRO-1",
-            "DeepSpeed ZeRO-2",
-        ]
-    )
+    alone = ["1 average alone", "3 averages alone"]
+    wanted = ["hand-written DDP", "hand-written DDP again (A/A)", *engine.ENGINES, *alone]
+    wanted.append("torch engine, asking at each step whether to stop")
+    assert sorted(names) == sorted(f"8 images: {name}" for name in wanted)
+    shares = {row["name"]: row["ratio"] for row in found["suites"]["engine"]}
+    assert 0 < shares["8 images: 1 average alone"] < 1
     assert all(row["median"] > 0 for row in found["suites"]["engine"]) and found["machine"]
+
+
+def test_the_bootstrap_holds_the_median_as_often_as_it_says() -> None:
+    """Of 400 samples whose median is known; and it narrows with the root of their number."""
+    rng = np.random.default_rng(0)
+    samples = [list(rng.lognormal(size=41)) for _ in range(400)]
+    held = [low <= 1.0 <= high for low, high in map(bootstrapped, samples)]
+    assert 0.9 < np.mean(held) < 0.99
+    few, many = (bootstrapped(list(rng.lognormal(size=n))) for n in (50, 5000))
+    assert 5 < (few[1] - few[0]) / (many[1] - many[0]) < 20
+
+
+def test_saves_are_written_in_both_ways_and_a_stall_is_a_part_of_its_steps(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    config = config_of("dit_digits", 4, backend="torch")
+    rows = {row.name: row for row in saves.timed(config, run, 3)}
+    # the newest of both
+    assert len(run.saved()) == config.train.keep_checkpoints
+    here, whole = rows["stall of one written here"], rows["and a checkpoint written here"]
+    assert 0 < here.median < whole.median
+    assert rows["stall of one written beside"].median > 0
+    assert rows["CPU of the writer for one"].median > 0

@@ -28,6 +28,9 @@ def test_the_whole_benchmark_runs_small_and_writes_what_it_found(tmp_path: Path)
     assert all(row["error"] < 0.1 for row in found["parts"]["gradients"])
     whole, short = found["parts"]["extraction"]
     assert whole["images_per_s"] > 0 and short["of_whole"] > 0
+    dense, routed = found["parts"]["routing"]
+    assert routed["route"] == 0.5 and "route" not in dense
+    assert routed["flops_step"] < routed["flops_step_dense"] == dense["flops_step"]
     assert found["machine"]["torch"] and isinstance(found["machine"]["absent"], list)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from selfguide.evaluation.grid import write_grid
+from selfguide.sampling.grid import write_grid
 from shards.errors import UserError
 from tools.compare import CEILING, FLOOR, OURS, Results, gap_closed, plot, row
 from tools.drawing import table

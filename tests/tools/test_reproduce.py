@@ -53,7 +53,7 @@ COUNTS = {
     },
     "ddaepp": {
         "table2": 28, "table3": 33, "table4": 10, "table5": 10, "table6": 30, "section4.2": 3, "table7": 12,
-        "figure3": 1, "figure4": 1, "figure6": 1, "figure7": 1,
+        "figure3": 1, "figure4": 1, "figure5": 1, "figure6": 1, "figure7": 1,
     },
 }  # fmt: skip
 PLAIN = Row(paper="sgdm", table="table2", name="a", experiment="sgdm/in32_none")
@@ -145,7 +145,8 @@ def test_no_two_rows_are_one_run_with_two_numbers() -> None:
     found: dict[tuple[Any, ...], set[float]] = {}
     for row in (row for row in ROWS if not row.lacks and row.images is None):
         for each in row.expected:
-            key = (row.experiment, frozenset(row.overrides), row.protocols, each.metric)
+            run = row.experiment or row.command
+            key = (run, frozenset(row.overrides), row.protocols, each.metric)
             found.setdefault(key, set()).add(each.value)
     assert not {key: values for key, values in found.items() if len(values) > 1}
 
@@ -307,6 +308,8 @@ def test_gpu_hours_follow_from_flops() -> None:
     none = composed("experiment=sgfm/in100_none")
     # the teacher's pass, in half of training
     assert gpu_hours(online) / gpu_hours(none) == pytest.approx(1 + 0.5 / 3, rel=0.02)
+    told_apart = composed("experiment=sgfm/in100_none", "contrastive.weight=0.01")
+    assert gpu_hours(told_apart) / gpu_hours(none) == pytest.approx(4 / 3)
 
 
 def test_the_page_is_what_the_table_of_rows_makes() -> None:

@@ -28,7 +28,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["gpu"]:
 
     cli.run(lambda: command.main(sys.argv[2:]))
 
-from tools.bench import engine, evaluation, models, sampling, shards, sinkhorn, telemetry
+from tools.bench import engine, evaluation, models, sampling, saves, shards, sinkhorn, telemetry
 from tools.bench.harness import Row
 
 SUITES: dict[str, Any] = {
@@ -36,6 +36,7 @@ SUITES: dict[str, Any] = {
     "evaluation": evaluation,
     "models": models,
     "sampling": sampling,
+    "saves": saves,
     "shards": shards,
     "sinkhorn": sinkhorn,
     "telemetry": telemetry,
@@ -43,6 +44,7 @@ SUITES: dict[str, Any] = {
 TURNS = {
     "evaluation": 5,
     "models": 7,
+    "saves": 5,
     "shards": 5,
 }  # a turn of whole networks or data sets takes seconds
 
@@ -61,11 +63,14 @@ def machine() -> str:
 
 def table(title: str, rows: list[Row]) -> Table:
     made = Table(title=title, title_justify="left")
-    for name in ("variant", "median ms", "quartiles ms", "ratio", ""):
+    for name in ("variant", "median ms", "quartiles ms", "ratio", "95 %", ""):
         made.add_column(name, justify="left" if name in ("variant", "") else "right")
     for row in rows:
         spread = f"{row.low * 1e3:.2f} to {row.high * 1e3:.2f}"
-        made.add_row(row.name, f"{row.median * 1e3:.2f}", spread, f"{row.ratio:.3f}", row.verdict)
+        inside = "" if row.interval is None else "{:.3f} to {:.3f}".format(*row.interval)
+        made.add_row(
+            row.name, f"{row.median * 1e3:.2f}", spread, f"{row.ratio:.3f}", inside, row.verdict
+        )
     return made
 
 
@@ -89,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--repeats",
         type=int,
-        help="turns after those of warm-up (default 15; models 7, evaluation and shards 5)",
+        help="turns after those of warm-up (default 15; models 7, evaluation, saves and shards 5)",
     )
     parser.add_argument(
         "--sizes", choices=models.SIZES, default="s", help="of the suite models (default s)"

@@ -139,6 +139,9 @@ def _network(config: Config) -> list[str]:
     if config.model.self_condition is not None:
         unet = isinstance(base, UNetArchitecture)
         words += [f"model.self_condition={'out_2' if unet else 'block_2'}"]
+    if config.contrastive.on:
+        # of layers that the small net has
+        words += ["contrastive.layer=null", "contrastive.hidden=64", "contrastive.width=32"]
     adaptive = config.sampler.name == "dopri5"
     tolerance = ["sampler.rtol=1e-2", "sampler.atol=1e-2"]
     return [*words, *(tolerance if adaptive else ["sampler.steps=20"])]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from selfguide.evaluation.grid import sheet, write_png
+from selfguide.sampling.grid import sheet, write_png
 from shards.errors import UserError
 from shards.format.header import Header
 from shards.format.manifest import Manifest

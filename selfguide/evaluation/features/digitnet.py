@@ -1,7 +1,8 @@
-"""The feature net of `fd_digits`: a small classifier of handwritten digits, fitted in the open.
+"""The feature nets of `fd_digits` and `fd_digits_odd`: small classifiers of handwritten digits, fitted in the open.
 
-`python -m tools.digitnet` fits it on a fixed half of scikit-learn's digits and writes the weights that lie beside
-this file; scores taken with it are named after it. It stands where no Inception weights can be fetched.
+`python -m tools.digitnet` fits one on a fixed half of scikit-learn's digits and writes the weights that lie beside
+this file; scores taken with it are named after it. It stands where no Inception weights can be fetched. The nets have
+no scan in common: what was chosen by a score in one can be reported in the other.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor, nn
 
-WEIGHTS = "digitnet.safetensors"
+# of each net, by the half of the scans that fitted it
+WEIGHTS = {"even": "digitnet.safetensors", "odd": "digitnet-odd.safetensors"}
+# of each protocol
+FITTED_ON = {"fd_digits": "even", "fd_digits_odd": "odd"}
 TOP = 16  # grey levels of the scans are 0..16
 
 
@@ -39,16 +43,15 @@ class DigitNet(nn.Module):
 
 
 def half(count: int) -> tuple[Tensor, Tensor]:
-    """Ordinals of the fixed halves: even scans fit the net, odd ones test it."""
+    """Ordinals of the fixed halves, even and odd: one fits a net, the other one tests it."""
     ordinals = torch.arange(count)
     return ordinals[0::2], ordinals[1::2]
 
 
-def load_digitnet() -> tuple[DigitNet, str]:
-    """The committed net in eval mode, and the sha256 of its weights."""
-    data = (
-        resources.files("selfguide.evaluation.features").joinpath("weights", WEIGHTS).read_bytes()
-    )
+def load_digitnet(protocol: str = "fd_digits") -> tuple[DigitNet, str]:
+    """The committed net of a protocol in eval mode, and the sha256 of its weights."""
+    package = resources.files("selfguide.evaluation.features")
+    data = package.joinpath("weights", WEIGHTS[FITTED_ON[protocol]]).read_bytes()
     net = DigitNet()
     net.load_state_dict(load(data))
     return net.eval().requires_grad_(False), hashlib.sha256(data).hexdigest()

@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
+from selfguide.spec.config.align import AlignConfig
 from selfguide.spec.config.augment import AugmentConfig
+from selfguide.spec.config.auxiliary import AuxiliaryConfig
 from selfguide.spec.config.build import build
 from selfguide.spec.config.cluster import ClusterConfig
+from selfguide.spec.config.contrastive import ContrastiveConfig
 from selfguide.spec.config.data import DataConfig
 from selfguide.spec.config.engine import EngineConfig
 from selfguide.spec.config.evaluation import EvaluationConfig
@@ -27,9 +30,10 @@ from selfguide.spec.config.sidecar import SidecarGuidance
 from selfguide.spec.config.train import TrainConfig
 
 __all__ = [
-    "POOLINGS", "AugmentConfig", "ClusterConfig", "Config", "DataConfig", "EngineConfig", "EvaluationConfig",
-    "Guidance", "InitConfig", "LabelGuidance", "ModelConfig", "NoGuidance", "OnlineGuidance", "PathConfig", "Pooling",
-    "Prediction", "SamplerConfig", "SidecarGuidance", "TrainConfig", "build",
+    "POOLINGS", "AlignConfig", "AugmentConfig", "AuxiliaryConfig", "ClusterConfig", "Config", "ContrastiveConfig",
+    "DataConfig", "EngineConfig", "EvaluationConfig", "Guidance", "InitConfig", "LabelGuidance", "ModelConfig",
+    "NoGuidance", "OnlineGuidance", "PathConfig", "Pooling", "Prediction", "SamplerConfig", "SidecarGuidance",
+    "TrainConfig", "build",
 ]  # fmt: skip
 
 
@@ -49,6 +53,9 @@ class Config:
     cluster: ClusterConfig
     init: InitConfig = field(default_factory=InitConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     # further protocols, `evaluation=[first,second,...]`; like the first they are no part of a run's identity
     more_evaluations: tuple[EvaluationConfig, ...] = ()
     nodes: Annotated[int, AtLeast(1)] = 1
@@ -72,7 +79,12 @@ class Config:
     @property
     def components(self) -> dict[str, ComponentSettings]:
         """Settings of the training components beside guidance that the run has, by the name of their group."""
-        found: dict[str, ComponentSettings] = {"augment": self.augment}
+        found: dict[str, ComponentSettings] = {
+            "augment": self.augment,
+            "auxiliary": self.auxiliary,
+            "align": self.align,
+            "contrastive": self.contrastive,
+        }
         return {name: settings for name, settings in found.items() if settings.on}
 
     @property

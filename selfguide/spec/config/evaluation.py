@@ -36,7 +36,15 @@ class EvaluationConfig:
     """No part of it is identity: scores are records beside the run."""
 
     protocol: Literal[
-        "none", "fd_digits", "fd_effnet", "fid_adm", "fid_clean", "fdd", "fd_timm", "probe"
+        "none",
+        "fd_digits",
+        "fd_digits_odd",
+        "fd_effnet",
+        "fid_adm",
+        "fid_clean",
+        "fdd",
+        "fd_timm",
+        "probe",
     ] = "none"
     # of a probe the most images that a layer is chosen on, and the most that it is tested on
     samples: Annotated[int, AtLeast(1)] = 5000
@@ -122,8 +130,8 @@ class EvaluationConfig:
     # of a probe: layers by number from 1 or by name, () for all of them, and the noise-times it reads each at
     layers: Annotated[tuple[str, ...], ReadWith(_PROBE)] = ()
     noise_times: Annotated[tuple[float, ...], Within(0.0, 1.0), ReadWith(_PROBE)] = ()
-    # how a layer's tokens become one vector, their mean or [CLS]
-    pooling: Annotated[Literal["mean", "cls"], ReadWith(_PROBE)] = "mean"
+    # how a layer's tokens become one vector: their mean, [CLS], or one patch of each image, drawn anew at each pass
+    pooling: Annotated[Literal["mean", "cls", "token"], ReadWith(_PROBE)] = "mean"
     # over the training part, and Adam's first learning rate, which falls to 0 by a cosine
     passes: Annotated[int, AtLeast(1), ReadWith(_PROBE)] = 15
     learning_rate: Annotated[float, Positive(), ReadWith(_PROBE)] = 4e-3

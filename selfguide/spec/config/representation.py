@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from selfguide.spec.architecture import Architecture
@@ -26,3 +26,7 @@ class ComponentSettings:
     def parameters(self, net: Architecture) -> int:
         """Trainable ones of its branch beside the backbone."""
         return 0
+
+    def identity(self, config: Config) -> dict[str, Any]:
+        """What changes a run's result beside the fields, or says one of them by another name."""
+        return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from selfguide.spec.config.laws import (
@@ -18,6 +18,7 @@ from selfguide.spec.config.laws import (
 )
 from selfguide.spec.config.path import PathConfig
 from selfguide.spec.conventions import DDPM_STEPS
+from selfguide.spec.weak import CONDITION, WeakModel
 from shards.errors import UserError
 
 _HEUN, _DOPRI5, _DDIM = ReadWith("name=heun"), ReadWith("name=dopri5"), ReadWith("name=ddim")
@@ -39,6 +40,8 @@ class SamplerConfig:
     g: Annotated[float, Within(0.0)] = 1.0
     # noise-times in which `g` applies
     interval: Annotated[tuple[float, float], Span()] = (0.0, 1.0)
+    # what guidance leads away from, as `selfguide.spec.weak` words it; condition is classifier-free guidance
+    weak: str = CONDITION
     # only the first so many; 3 is DiT's, SiT's and LightningDiT's
     guided_channels: Annotated[
         int | None, AtLeast(1, "must be {low} or more; null guides all channels")
@@ -77,7 +80,7 @@ def settings_read(config: SamplerConfig) -> dict[str, Any]:
 def protocol_settings(config: SamplerConfig) -> dict[str, Any]:
     """What changes a sample beyond name, steps, tolerance, g and interval; empty where nothing does.
 
-    Nothing is guided at g = 1, and so guided_channels change nothing there.
+    Nothing is guided at g = 1, and so neither the weak model nor guided_channels change anything there.
     """
     # fields that came later leave no trace at what they were before, so that a protocol keeps its key
     settings = {
@@ -91,7 +94,17 @@ def protocol_settings(config: SamplerConfig) -> dict[str, Any]:
         settings["shift"] = config.shift
     if config.guided_channels is not None and config.g != 1:
         settings["guided_channels"] = config.guided_channels
+    if config.weak != CONDITION and config.g != 1:
+        settings["weak"] = config.weak
     return settings
+
+
+def plain_sampler(config: SamplerConfig) -> dict[str, Any]:
+    """All settings by name, as hashes hold them: a field that came later leaves no trace at what it was before."""
+    values = asdict(config)
+    if config.weak == CONDITION:
+        del values["weak"]
+    return values
 
 
 def most_steps(shift: float) -> int:
@@ -136,6 +149,7 @@ def check_sampler(config: SamplerConfig, path: PathConfig) -> None:
     """
     check(config, "sampler")
     check_read(config, "sampler")
+    WeakModel.of(config.weak)
     sigmas = path.name in ("ve", "edm")
     if config.clip is None and config.clipped_noise != "reread":
         raise UserError(

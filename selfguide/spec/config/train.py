@@ -65,6 +65,8 @@ class TrainConfig:
     ramps_count: Annotated[Count, Neutral("after")] = "after"
     log_every: Annotated[int, Images(), NotIdentity()] = 10_000
     snapshot_every: Annotated[int, Images(), NotIdentity()] = 1_000_000
+    # samples of the main average that are drawn and shown beside each snapshot; 0 is none
+    preview: Annotated[int, AtLeast(0), NotIdentity()] = 0
     checkpoint_every: Annotated[int, Images(), NotIdentity()] = 1_000_000
     keep_checkpoints: Annotated[int, AtLeast(1), NotIdentity()] = 2
     # and the first checkpoint of each so many images, for good; null keeps none besides. Pins are kept in any case

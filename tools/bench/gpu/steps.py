@@ -35,12 +35,16 @@ from tools.bench.gpu.timing import Extent, seconds
 Execution = Literal["eager", "compiled", "graph"]
 
 
-def config_of(model: str, batch: int, **engine: Any) -> Config:
-    """An unconditional run of a published size, as it would be trained."""
+# the share of patch tokens that skips the middle blocks (TREAD, SPRINT)
+ROUTE = 0.5
+
+
+def config_of(model: str, batch: int, *, route: float | None = None, **engine: Any) -> Config:
+    """An unconditional run of a published size, as it would be trained; `route` is `model.route`."""
     net = row(model)
     return Config(
         experiment="bench",
-        model=ModelConfig(name=model),
+        model=ModelConfig(name=model, route=route),
         path=PathConfig(),
         sampler=SamplerConfig(),
         guidance=NoGuidance(),
@@ -127,15 +131,23 @@ class Trained:
 
 
 def measured(
-    model: str, batch: int, execution: Execution, extent: Extent, peak: Peak | None
+    model: str,
+    batch: int,
+    execution: Execution,
+    extent: Extent,
+    peak: Peak | None,
+    route: float | None = None,
 ) -> dict[str, Any]:
-    """Images/s and MFU of forward and backward alone, and of the whole step."""
-    dtype = dtype_name(extent.dtype)
-    config = config_of(model, batch, backend="torch", dtype=dtype, compile=execution == "compiled")
+    """Images/s and MFU of forward and backward alone, and of the whole step; those of the FLOPs that are computed."""
+    engine = {"dtype": dtype_name(extent.dtype), "compile": execution == "compiled"}
+    config = config_of(model, batch, route=route, backend="torch", **engine)
     trained = Trained(config, RankInfo(0, 0, 1), graph=execution == "graph")
     flops = count_flops(config).training * batch
     found: dict[str, Any] = {"model": model, "batch": batch, "execution": execution}
     found["flops_step"] = flops
+    if route is not None:
+        dense = count_flops(config_of(model, batch)).training * batch
+        found |= {"route": route, "flops_step_dense": dense}
     # the step first: it leaves gradients as they are at the start of one
     works = {"step": trained.step, "forward_backward": trained.forward_backward}
     for name, work in works.items():
@@ -159,6 +171,13 @@ def cases(extent: Extent) -> Iterator[tuple[str, int, Execution]]:
         for batch in middle:
             for execution in executions:
                 yield model, batch, execution
+
+
+def routing(extent: Extent, peak: Peak | None) -> Iterator[dict[str, Any]]:
+    """The step in which half of the tokens skip the middle blocks, after the dense one."""
+    execution: Execution = "compiled" if extent.device.type == "cuda" else "eager"
+    for route in (None, ROUTE):
+        yield measured(extent.routed, extent.batch, execution, extent, peak, route)
 
 
 def stage(rank_info: RankInfo, stage: int | None, extent: Extent) -> float:

@@ -128,6 +128,8 @@ def _works(part: str, extent: Extent, peak: Peak | None) -> Iterator[tuple[str, 
             yield name, one
     elif part == "stages":
         yield "stages", lambda: _stages(extent)
+    elif part == "routing":
+        yield "routing", lambda: steps.routing(extent, peak)
     else:
         yield part, lambda: getattr(parts, part)(extent)
 

@@ -21,6 +21,8 @@ class Extent:
     # of the parts that need one network and one batch
     model: str
     batch: int
+    # of the part that routes tokens, which takes five blocks
+    routed: str
     # edge of the large product, and bytes that are copied
     edge: int
     copied: int
@@ -38,6 +40,7 @@ def whole(device: torch.device) -> Extent:
         (32, 64, 128, 256),
         "dit_xl_2",
         64,
+        "dit_xl_2",
         edge=8192,
         copied=1 << 30,
         block_s=0.4,
@@ -47,7 +50,7 @@ def whole(device: torch.device) -> Extent:
 def small(device: torch.device) -> Extent:
     """All of it in seconds on a CPU, where the figures mean nothing."""
     return Extent(
-        device, torch.float32, ("dit_digits",), (2,), "dit_digits", 2, edge=64, copied=1 << 16,
+        device, torch.float32, ("dit_digits",), (2,), "dit_digits", 2, "dit_tiny_32", edge=64, copied=1 << 16,
         block_s=0.0, blocks=2,
     )  # fmt: skip
 

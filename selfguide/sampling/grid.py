@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,11 +31,17 @@ def sheet(images: NDArray, *, columns: int | None = None, zoom: int) -> NDArray:
     return found.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
-def write_png(path: Path, picture: NDArray) -> None:
+def png(picture: NDArray) -> bytes:
     """A PNG of uint8 (H, W, 1 or 3)."""
+    grey, file = picture.shape[-1] == 1, io.BytesIO()
+    Image.fromarray(picture[..., 0] if grey else picture).save(file, format="PNG")
+    return file.getvalue()
+
+
+def write_png(path: Path, picture: NDArray) -> None:
+    """`png` as a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    grey = picture.shape[-1] == 1
-    Image.fromarray(picture[..., 0] if grey else picture).save(path, format="PNG")
+    path.write_bytes(png(picture))
 
 
 def write_grid(path: Path, images: Tensor, *, columns: int = 16, zoom: int = 4) -> None:

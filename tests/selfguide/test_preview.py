@@ -1,0 +1,179 @@
+"""Pictures while a run trains: samples of the average, and every bit of training as it was without them."""
+
+from __future__ import annotations
+
+import io
+import logging
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from launcher import submission
+from launcher.compose import compose
+from selfguide import snapshot
+from selfguide.data.autoencoders import load_autoencoder
+from selfguide.data.normaliser import Normaliser
+from selfguide.distributed import RankInfo
+from selfguide.sampling.generate import generate
+from selfguide.sampling.grid import png, sheet
+from selfguide.spec.config import Config, EngineConfig
+from selfguide.spec.identity import identity
+from selfguide.spec.run import RunFolder
+from selfguide.training import publish
+from selfguide.training.loop import advance
+from selfguide.training.preview import _picture, preview
+from selfguide.training.work import Training
+from shards.errors import UserError
+from shards.format.header import Header
+from tests.selfguide.test_loop import BATCH, SWITCH, begun
+from tests.selfguide.test_training import IMAGES, assert_same, attempt, config, weights
+
+COUNT = 6
+
+
+def previewing(root: Path) -> Training:
+    """A run a step behind its switch, which shows six samples."""
+    job = begun(root, SWITCH - 2 * BATCH)
+    job.config = replace(
+        job.config,
+        train=replace(job.config.train, preview=COUNT),
+        sampler=replace(job.config.sampler, steps=4, g=2.0),
+    )
+    job.lease.run.open_attempt()
+    for _ in range(3):
+        advance(job)
+    return job
+
+
+def everything(job: Training) -> dict[str, torch.Tensor]:
+    """Masters, averages, moments, live weights and buffers."""
+    state, moments = job.state, job.state.engine.moments()
+    shards = [state.engine.masters, moments.first, moments.second, *state.averages.shards]
+    held = {str(number): torch.cat(shard) for number, shard in enumerate(shards)}
+    return {n: t.clone() for n, t in (held | dict(state.engine.module.state_dict())).items()}
+
+
+def levels(png: bytes, side: int) -> np.ndarray:
+    """The images of a picture, (rows, columns, side, side), at their own size."""
+    zoom = 32 // side
+    picture = np.asarray(Image.open(io.BytesIO(png)))[::zoom, ::zoom]
+    rows, columns = ((edge + 1) // (side + 1) for edge in picture.shape)
+    whole = np.zeros((rows * (side + 1), columns * (side + 1)), np.uint8)
+    whole[: picture.shape[0], : picture.shape[1]] = picture
+    cut = whole.reshape(rows, side + 1, columns, side + 1)[:, :-1, :, :-1]
+    return cut.transpose(0, 2, 1, 3)
+
+
+def test_a_preview_shows_what_the_snapshot_of_then_draws_and_changes_no_bit(
+    single: RankInfo, tmp_path: Path
+) -> None:
+    job, twin = previewing(tmp_path / "one"), previewing(tmp_path / "two")
+    before, dropout = everything(job), torch.get_rng_state()
+    preview(job)
+    assert torch.equal(dropout, torch.get_rng_state())
+    assert_same(everything(job), before)
+    assert job.state.engine.module.training
+
+    header = {"kind": "image", "shift": 8.0, "scale": 0.125}
+    job.data = {"manifest": "", "header": header}
+    folder = job.lease.run.snapshot(job.state.images)
+    publish.publish(folder, job.state, job.config, job.data, job.rank_info, job.lease)
+    drawn = generate(snapshot.load(folder), job.config.sampler, seed=0, count=COUNT, batch=COUNT)
+    wanted = (Normaliser.of(header).pixels(next(drawn)[0]).float() * 255 / 16).round()
+    shown = levels(job.lease.run.preview(job.state.images).read_bytes(), 8)
+    assert shown.shape == (2, 3, 8, 8)
+    assert np.array_equal(shown.reshape(COUNT, 8, 8), wanted[:, 0].numpy())
+    assert wanted.std() > 0
+
+    for each in (job, twin):
+        advance(each)
+    assert_same(everything(job), everything(twin))
+
+
+def test_tensorboard_has_the_picture_at_its_image_count(single: RankInfo, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    job = previewing(tmp_path)
+    job.telemetry.begin(job.config, job.state.teaching, job.state.images)
+    preview(job)
+    job.telemetry.close()
+    read = EventAccumulator(str(job.lease.run.metrics / "tensorboard"))
+    read.Reload()
+    (event,) = read.Images("samples")
+    picture = job.lease.run.preview(job.state.images).read_bytes()
+    assert event.step == job.state.images and event.encoded_image_string == picture
+    assert (event.width, event.height) == Image.open(io.BytesIO(picture)).size
+
+
+def test_a_picture_of_latents_is_what_their_autoencoder_decodes(tmp_path: Path) -> None:
+    job, codec = begun(tmp_path, 0), load_autoencoder("tiny")
+    job.normaliser = Normaliser(codec.header())
+    latents = job.normaliser.normalise(torch.randn(4, codec.channels, 4, 4))
+    decoded = codec.decode(job.normaliser.decode(latents))
+    zoom = max(1, 32 // decoded.shape[-1])
+    wanted = png(sheet(decoded.permute(0, 2, 3, 1).numpy(), columns=2, zoom=zoom))
+    assert _picture(job, latents) == wanted
+
+
+def test_where_nothing_decodes_latents_the_log_says_so_and_training_goes_on(
+    single: RankInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    job = previewing(tmp_path)
+    monkeypatch.setenv("SELFGUIDE_SMALL", str(tmp_path / "none"))
+    job.normaliser = Normaliser(Header(kind="latent", encoder="small", encoder_sha256="00" * 32))
+    with caplog.at_level(logging.WARNING):
+        preview(job)
+    assert (
+        f"no preview at {job.state.images:,} images" in caplog.text
+        and "SELFGUIDE_SMALL" in caplog.text
+    )
+    assert job.lease.run.newest_preview() is None
+    advance(job)
+
+
+def test_submission_refuses_previews_of_latents_that_nothing_here_decodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SELFGUIDE_SMALL", "/nowhere/small.safetensors")
+    words = ["experiment=digits_uncond", "cluster=local", "evaluation=none"]
+    made: Any = SimpleNamespace(header={"kind": "latent", "encoder": "small"})
+    assert submission.check_files(compose(words), made) == ()
+    with pytest.raises(UserError) as error:
+        submission.check_files(compose([*words, "train.preview=4"]), made)
+    assert "train.preview=4" in str(error.value) and "/nowhere" in str(error.value)
+    assert "train.preview=0" in str(error.value)
+
+
+def test_previews_are_no_part_of_a_run() -> None:
+    words = ["experiment=digits_uncond", "cluster=local"]
+    assert identity(compose(words), None) == identity(compose([*words, "train.preview=16"]), None)
+
+
+def test_runs_on_ranks_of_zero_3_show_pictures_and_learn_the_same(
+    ranks: Any, digits: Path, tmp_path: Path
+) -> None:
+    """A picture that is lost is drawn again where its attempt resumes."""
+    cfg = config(digits)
+    cfg = replace(cfg, engine=EngineConfig(zero_stage=3), sampler=replace(cfg.sampler, steps=3))
+    shown: Config = replace(cfg, train=replace(cfg.train, preview=5))
+    one, two = tmp_path / "one", tmp_path / "two"
+    ranks(2, attempt, shown, str(one))
+    ranks(2, attempt, cfg, str(two))
+    assert_same(weights(one), weights(two))
+    run = RunFolder(one)
+    assert not RunFolder(two).newest_preview()
+    assert [run.preview(images).is_file() for images in (256, 384, IMAGES)] == [True, False, True]
+    last = run.preview(IMAGES).read_bytes()
+    assert levels(last, 8).shape[:2] == (2, 3)
+    run.preview(IMAGES).unlink()
+    ranks(2, attempt, shown, str(one))
+    assert run.preview(IMAGES).read_bytes() == last
