@@ -387,7 +387,7 @@ def test_a_table_is_drawn_with_a_line_for_each_row(tmp_path: Path) -> None:
 
 def test_a_row_that_lacks_something_is_not_run_at_toy_size(toy: Toy) -> None:
     (row,) = (row for row in table("cedm", "table2") if row.name == "clip-k20")
-    with pytest.raises(UserError, match="tools.annotate clip"):
+    with pytest.raises(UserError, match="two CLIP towers"):
         toy.settings(row)
 
 
