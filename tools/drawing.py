@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,3 +45,10 @@ def table(title: str, rows: Sequence[Mapping[str, str]], names: int = 1) -> Tabl
     for row in rows:
         made.add_row(*row.values())
     return made
+
+
+def colours(groups: int) -> NDArray[np.uint8]:
+    """(groups, 3) RGB, neighbours in number apart in hue."""
+    # by the golden ratio
+    hues = [(k * 0.618 % 1, 0.8, 0.6 + 0.3 * (k % 2)) for k in range(groups)]
+    return (255 * np.array([colorsys.hsv_to_rgb(*hue) for hue in hues])).astype(np.uint8)

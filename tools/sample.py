@@ -25,11 +25,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from selfguide.data.autoencoders import Autoencoder, from_images, load_autoencoder, to_images
+from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.diffusion.conditions import Condition
 from selfguide.sampling import queries
 from selfguide.sampling.condition_sampler import (
-    TrainingImages,
     condition_sampler,
     conditions_each_patch,
 )
@@ -50,13 +49,15 @@ from selfguide.training.engine.protocol import DTYPES
 from shards import cli
 from shards.errors import UserError
 from shards.format.header import Header
-from tools import flags, sample_grid, sample_options, sample_set
+from tools import flags, sample_beside, sample_grid, sample_options, sample_set
+from tools.sample_queries import of_queries, query_images
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = sample_options.parser(__doc__).parse_args(argv)
     flags.check_least(options, 1, "count", "columns", "batch")
     flags.check_image_seed(options, options.count or 1)
+    sample_beside.check(options)
     if options.grid:
         return grid(options)
     snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
@@ -92,18 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     images = to_images(snapshot.data["header"], x, codec)
     sample_set.make_room(out, wanted)
-    rows = options.group or options.label or options.row or options.like or []
-    columns = options.columns if len(rows) < 2 else len(condition) // len(rows)
-    sheet, columns = images, len(condition) if options.between else columns
-    if chain is not None:
-        states = chain.states()  # (N, columns, C, H, W)
-        sheet = to_images(snapshot.data["header"], states.flatten(0, 1), codec)
-        columns = states.shape[1]
-    shown = _first(len(sheet), len(rows) if chain is None else 0)
-    # small images are shown larger: at least 64 screen pixels each
-    zoom = max(1, 64 // sheet.shape[-1])
-    columns = min(columns, len(shown) // len(rows)) if len(rows) > 1 and chain is None else columns
-    write_grid(out / "grid.png", sheet[shown], columns=columns, zoom=zoom)
+    _write_grid(out / "grid.png", snapshot, condition, images, chain, codec, options)
     write_images(out / "images", images)
     said = {"grid": str(out / "grid.png"), "images": str(out / "images")}
     _say(
@@ -114,6 +104,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         said | {"count": len(images), "nfe": evaluations, "request": wanted},
     )
     return 0
+
+
+def _write_grid(
+    file: Path,
+    snapshot: Snapshot,
+    condition: Condition,
+    images: Tensor,
+    chain: Chain | None,
+    codec: Autoencoder | None,
+    options: argparse.Namespace,
+) -> None:
+    """The picture of a set: a row for each group, label or query that was named, or for each way from noise."""
+    header = snapshot.data["header"]
+    rows = options.group or options.label or options.row or options.like or []
+    columns = options.columns if len(rows) < 2 else len(condition) // len(rows)
+    sheet, columns = images, len(condition) if options.between else columns
+    if chain is not None:
+        states = chain.states()  # (N, columns, C, H, W)
+        sheet, columns = to_images(header, states.flatten(0, 1), codec), states.shape[1]
+    if options.beside:
+        queries = to_images(header, of_queries(snapshot, codec, options), codec)
+        sheet, columns = sample_beside.sheet(condition, queries, images)
+    shown = _first(len(sheet), len(rows) if chain is None else 0)
+    # small images are shown larger: at least 64 screen pixels each
+    zoom = max(1, 64 // sheet.shape[-1])
+    columns = min(columns, len(shown) // len(rows)) if len(rows) > 1 and chain is None else columns
+    write_grid(file, sheet[shown], columns=columns, zoom=zoom)
 
 
 def grid(options: argparse.Namespace) -> int:
@@ -376,35 +393,6 @@ def condition_of(
     naming.refuse_banned(ids.tolist())
     each = -(-options.count // len(ids))
     return queries.of_groups(snapshot, ids.repeat_interleave(each))
-
-
-def query_images(snapshot: Snapshot, codec: Autoencoder | None, texts: list[str]) -> Tensor:
-    """Query images in model space: files, or ordinals of the data the snapshot was trained on."""
-    images = TrainingImages(snapshot) if any(text.isdigit() for text in texts) else None
-    made = [
-        images.x0(torch.tensor([int(text)]))
-        if images and text.isdigit()
-        else from_file(Path(text), snapshot, codec)
-        for text in texts
-    ]
-    return torch.cat(made)
-
-
-def from_file(path: Path, snapshot: Snapshot, codec: Autoencoder | None) -> Tensor:
-    """(1, C, H, W) in model space from an image file, cropped to a square and resized."""
-    if not path.is_file():
-        raise UserError(f"--like {path}: no such file, and not the ordinal of a training image")
-    net, header = snapshot.student.backbone.net, snapshot.data["header"]
-    factor = codec.factor if codec else 1
-    channels = codec.image_channels if codec else net.channels
-    picture = Image.open(path).convert("L" if channels == 1 else "RGB")
-    edge = min(picture.size)
-    left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
-    square = picture.crop((left, top, left + edge, top + edge))
-    size = net.size * factor
-    pixels = np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
-    images = torch.from_numpy(pixels.copy()).view(1, size, size, channels).permute(0, 3, 1, 2)
-    return from_images(header, images, codec)
 
 
 class Chain:

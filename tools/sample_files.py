@@ -54,16 +54,16 @@ class Images:
         return torch.from_numpy(np.stack(found))
 
 
-def open_images(path: Path) -> Images:
-    """The samples at a path.
+def open_images(path: Path, least: int = LEAST_SAMPLES) -> Images:
+    """The samples at a path; at least so many.
 
     Raises:
         UserError: nothing is there, or what is there are no images of levels 0..255, or too few.
     """
     images = _in_folder(path) if path.is_dir() else _in_file(path)
-    if len(images) < LEAST_SAMPLES:
+    if len(images) < least:
         raise UserError(
-            f"{path} holds {len(images)} images, too few for a score with its error: give {LEAST_SAMPLES} or more"
+            f"{path} holds {len(images)} images, too few for a score with its error: give {least} or more"
         )
     return images
 

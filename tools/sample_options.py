@@ -19,6 +19,7 @@ EPILOG = """examples:
   python -m tools.sample RUN --recipe fd_digits           sampled as a sweep of it chose by this metric
   python -m tools.sample RUN --prior uniform              every group as often as any other
   python -m tools.sample RUN --row 17 42                  the conditions of these two training images
+  python -m tools.sample RUN --row 17 42 --beside         these images and their layouts before the samples
   python -m tools.sample RUN --group zeros                a group by its name in the run's groups.yaml
   python -m tools.sample RUN --label flags 3              a class by its name, and one by its number
   python -m tools.sample RUN --like photo.png             the group nearest to an image
@@ -64,6 +65,12 @@ def parser(about: str | None) -> argparse.ArgumentParser:
             str,
             None,
             "one noise a row, one value a column: g=0,1,2 or steps=5,10 or images=N,M or runs=A,B",
+        ),
+        (
+            "--beside",
+            bool,
+            False,
+            "begin each row with its image of --row or --like, and the layout found there",
         ),
         (
             "--npz",

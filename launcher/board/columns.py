@@ -98,6 +98,14 @@ def columns(table: Table) -> tuple[Column, ...]:
         ),
         _score(table.metric, table.metric, lambda row: spread(row.score)),
         Column(
+            id="expected",
+            label="paper",
+            note="what somebody published for the same; beside it, ours less theirs",
+            text=_expected,
+            value=lambda row: row.expected.value if row.expected else None,
+            best_high=table.higher_is_better,
+        ),
+        Column(
             id="gpu_hours",
             label="GPU-hours",
             note="what one run took, all attempts and evaluations, about; mean over seeds; ranks where no GPUs",
@@ -135,27 +143,20 @@ def columns(table: Table) -> tuple[Column, ...]:
 
 
 def page_columns(table: Table, k: float | None) -> tuple[Column, ...]:
-    """The columns of the page: those of `columns`, and beside the score its error, a published one, the way to k.
+    """The columns of the page: those of `columns`, and beside the score its error and the way to k.
 
     Args:
         k: a score whose cost is asked for; None where the table has none.
     """
-    beside = (
-        Column(
-            id="se",
-            label="SE",
-            note="standard error of the score: what decides which rows are tied",
-            text=lambda row: (_error(row), ""),
-            value=lambda row: row.error or None,
-        ),
-        Column(
-            id="expected",
-            label="paper",
-            note="what somebody published for the same; beside it, ours less theirs",
-            text=_expected,
-            value=lambda row: row.expected.value if row.expected else None,
-            best_high=table.higher_is_better,
-        ),
+    error = Column(
+        id="se",
+        label="SE",
+        note="standard error of the score: what decides which rows are tied",
+        text=lambda row: (_error(row), ""),
+        value=lambda row: row.error or None,
+    )
+    # k changes on the page, so that its columns are there whatever it is now
+    way = (
         Column(
             id="reach_images",
             label="images to k",
@@ -173,9 +174,9 @@ def page_columns(table: Table, k: float | None) -> tuple[Column, ...]:
     )
     shown = columns(table)
     at = [column.id for column in shown].index(table.metric) + 1
-    # k changes on the page, so that its columns are there whatever it is now
-    able = [c for c in beside if c.id != "expected" or any(map(c.value, table.rows))]
-    return (*shown[:at], *able, *shown[at:])
+    # of those behind the score, a published one
+    behind = at + (shown[at].id == "expected")
+    return (*shown[:at], error, *shown[at:behind], *way, *shown[behind:])
 
 
 def _error(row: Row) -> str:

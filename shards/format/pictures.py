@@ -317,13 +317,29 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
+class Window(NamedTuple):
+    """Where `Picture(size=...)` cuts: the size that an image is brought to, and the window's corner in that."""
+
+    width: int
+    height: int
+    left: int
+    top: int
+
+
+def window(width: int, height: int, size: int) -> Window:
+    """Of an image of so many pixels; for what lies on its pixels, such as people's boxes."""
+    while min(width, height) >= 2 * size:
+        width, height = width // 2, height // 2
+    scale = size / min(width, height)
+    width, height = (max(size, round(side * scale)) for side in (width, height))
+    return Window(width, height, (width - size) // 2, (height - size) // 2)
+
+
 def _fit(image: Image, size: int) -> Image:
     from PIL.Image import Resampling
 
+    width, height, left, top = window(*image.size, size)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))

@@ -1,6 +1,7 @@
 """The only names of the code that tests/guard imports; a refactoring that moves them changes them here."""
 
 from launcher.choices import experiments, options
+from launcher.choices import of_papers as papers
 from launcher.compose import compose
 from selfguide.spec.files import read_config, to_yaml
 from selfguide.spec.identity import digest, identity
@@ -12,6 +13,7 @@ __all__ = [
     "experiments",
     "identity",
     "options",
+    "papers",
     "read_config",
     "sidecar",
     "to_yaml",

@@ -44,7 +44,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def trained(row: Row, steps: int, folder: Path, runs: Path) -> list[float]:
     """The losses of the row at toy size, one a step."""
     words = Toy(folder, steps * BATCH).settings(row)
-    config = compose([*words, f"runs={runs}", "cluster.gpus_per_node=1"])
+    config = compose([*words, f"runs={runs}"])
     validate(config)
     found = meant(config)
     write_record(found.run.run_json, {"images": config.train.images, "identity": found.identity})

@@ -383,6 +383,58 @@ def test_patch_level_samples_a_layout_of_a_training_image_or_a_query(
     assert len(sampled(run, tmp_path / "c", "--count", "2")[0]) == 2
 
 
+def tiles(file: Path, columns: int) -> np.ndarray:
+    """(rows, columns, 8, 8, 3) of a grid of digits in colour, a grey pixel between digits."""
+    grid = np.asarray(Image.open(file))[::8, ::8]
+    assert grid.shape[1] == 9 * columns - 1
+    whole = np.pad(grid, ((0, 1), (0, 1), (0, 0)))
+    return whole.reshape(-1, 9, columns, 9, 3).swapaxes(1, 2)[:, :, :8, :8]
+
+
+def test_beside_begins_each_row_with_its_image_and_its_box(annotated: Path, tmp_path: Path) -> None:
+    run = annotated / "boxes"
+    made, _ = sampled(run, tmp_path, "--row", "3", "9", "--count", "4", "--beside")
+    found = tiles(tmp_path / "grid.png", 4)
+    real = shards.read_all(sample.load(run / "snapshots" / "img-000000256").data["root"])["x"]
+    boxes = np.load(annotated.parents[1] / "notes" / "boxes" / "rows.npy")
+    for row, ordinal in zip(found, (3, 9), strict=True):
+        levels = np.round(real[ordinal, 0].astype(float) * 255 / 16)
+        np.testing.assert_array_equal(row[0], np.stack([levels] * 3, -1))
+        inside = np.zeros((8, 8), dtype=bool)
+        top, left, bottom, right = boxes[ordinal]
+        inside[top:bottom, left:right] = True
+        np.testing.assert_array_equal(row[1] == 255, np.stack([inside] * 3, -1))
+    np.testing.assert_array_equal(found[:, 2:, ..., 0].reshape(4, 8, 8), made)
+
+
+def test_beside_shows_patches_of_one_group_in_one_colour_and_groups_without_layout_alone(
+    annotated: Path, run: Path, tmp_path: Path
+) -> None:
+    patches = annotated / "patches"
+    sampled(patches, tmp_path / "a", "--like", "7", "--count", "2", "--beside")
+    layout = tiles(tmp_path / "a" / "grid.png", 4)[0, 1]
+    snapshot = sample.load(patches / "snapshots" / "img-000000256")
+    vectors = rows(snapshot, torch.tensor([7])).patch
+    assert vectors is not None
+    same = (vectors[0][:, None] == vectors[0]).all(-1).numpy()
+    colours = layout[::2, ::2].reshape(16, 3)
+    np.testing.assert_array_equal((colours[:, None] == colours).all(-1), same)
+    # a patch is two pixels wide
+    np.testing.assert_array_equal(layout, layout[::2, ::2].repeat(2, 0).repeat(2, 1))
+    sampled(run, tmp_path / "b", "--row", "7", "--count", "2", "--beside")
+    assert tiles(tmp_path / "b" / "grid.png", 3).shape[:2] == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "words", [["--count", "2"], ["--row", "3", "--npz"], ["--row", "3", "--chain"]]
+)
+def test_beside_without_query_images_or_a_grid_of_them_is_refused(
+    run: Path, tmp_path: Path, words: list[str]
+) -> None:
+    with pytest.raises(UserError, match="--beside"):
+        sample.main([str(run), "--out", str(tmp_path), "--beside", *words])
+
+
 @pytest.mark.parametrize(
     ("run", "arguments", "words"),
     [

@@ -12,7 +12,6 @@ named.
 from __future__ import annotations
 
 import argparse
-import colorsys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -46,7 +45,7 @@ from selfguide.discovery.stego import (
 )
 from shards import cli, sidecar
 from shards.errors import UserError
-from tools import flags
+from tools import drawing, flags
 from tools.annotate import layouts
 from tools.annotate.begun import as_begun
 from tools.annotate.layouts import Looked
@@ -341,9 +340,6 @@ def usage(rows: Rows, groups: int) -> dict[str, float]:
 
 def draw(groups: int, images: Tensor, masks: Array, file: Path) -> None:
     """Each image beside its mask, a colour for each group."""
-    # the golden ratio keeps neighbours in number apart in hue
-    hues = [(k * 0.618 % 1, 0.8, 0.6 + 0.3 * (k % 2)) for k in range(groups)]
-    colours = (255 * np.array([colorsys.hsv_to_rgb(*hue) for hue in hues])).astype(np.uint8)
-    painted = torch.from_numpy(colours[masks]).permute(0, 3, 1, 2)
+    painted = torch.from_numpy(drawing.colours(groups)[masks]).permute(0, 3, 1, 2)
     pairs = torch.cat((images.expand(-1, 3, -1, -1), painted), dim=3)
     layouts.sheet(layouts.tiles(pairs)[0], file, columns=4)

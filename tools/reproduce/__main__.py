@@ -6,7 +6,8 @@
     python -m tools.reproduce sgdm table2 --shrink digits    the whole table at toy size, from data to the board
 
 docs/reproduce.md has all of it. A table that was ended goes on where it was: its runs are the launcher's, which joins
-one that works, resumes one that stopped and leaves alone one that has finished.
+one that works, resumes one that stopped and leaves alone one that has finished. With --figure the same command draws
+what is finished.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +70,11 @@ def _parser() -> argparse.ArgumentParser:
 
 _RUN: tuple[flags.Flag, ...] = (
     ("--shrink", ("digits",), None, "at toy size, on handwritten digits, on this machine"),
-    ("--images N", int, 25_600, "images that a row at toy size sees (25,600)"),
+    ("--images N", int, 12_800, "images that a row at toy size sees (12,800)"),
     ("--runs DIR", str, None, "where its runs are (runs/reproduce/PAPER-TABLE)"),
     ("--toy DIR", str, "data/reproduce", "data and annotations of the toy (data/reproduce)"),
     ("--set KEY=VALUE*", str, (), "more settings of every row, such as cluster=lab nodes=4"),
+    ("--figure FILE", str, None, "draw the rows that have a score, published numbers beside ours"),
 )
 
 
@@ -169,29 +172,59 @@ def _page(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Submits each row, follows it at toy size; then the board. A row that lacks something is named and left out."""
-    runs_of = {row.settings: row for row in chosen(options) if row.settings and not row.lacks}
-    rows = list(runs_of.values())
+    rows = [row for row in chosen(options) if row.settings and not row.lacks]
     for row in chosen(options):
         if row.lacks or row.command:
             print(f"{row.key} is left out: {row.lacks or row.command}", file=sys.stderr)
     if not rows:
         raise UserError(f"{options.paper} {options.table} has no row that is a run; see show")
     runs = options.runs or f"runs/reproduce/{options.paper}-{options.table}"
-    typed = _settings(rows, options)
-    failed = []
-    for number, (row, words) in enumerate(zip(rows, typed, strict=True), 1):
-        print(f"row {number} of {len(rows)}: {row.key}", file=sys.stderr, flush=True)
-        command = ["launcher.submit", *words, *options.set, f"runs={runs}"]
-        # a run at full size takes days, and its cluster trains several
-        command += ["follow=true"] if options.shrink else []
-        if _called(command, options.json):
-            failed.append(row.key)
-    board = _called(
-        ["launcher.board", "--runs", runs, *(["--json"] if options.json else [])], False
-    )
+    runs_of: dict[tuple[str, ...], Row] = {}
+    for row, words in zip(rows, _settings(rows, options), strict=True):
+        first = runs_of.setdefault((*words, *options.set, f"runs={runs}"), row)
+        if first is not row:
+            print(f"{row.key} is the same run as {first.key}", file=sys.stderr)
+    failed = _trained(runs_of, options)
+    shown = ["launcher.board", "--runs", runs, *(["--json"] if options.json else [])]
+    board = _called(shown, False)
+    if options.figure:
+        _drawn(runs_of, options)
     if failed:
-        print(f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}", file=sys.stderr)
+        print(f"{len(failed)} of {len(runs_of)} rows failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed or board else 0
+
+
+def _trained(runs_of: Mapping[tuple[str, ...], Row], options: argparse.Namespace) -> list[str]:
+    """Submits the run of each row, at toy size to its last score; returns the rows that failed."""
+    # a run at full size takes days, and its cluster trains several
+    follow = ["follow=true"] if options.shrink else []
+    failed, slowest = [], 0.0
+    for number, (words, row) in enumerate(runs_of.items()):
+        left = slowest * (len(runs_of) - number) / 60
+        about = f", at most about {left:.0f} min left" if slowest and follow else ""
+        print(f"row {number + 1} of {len(runs_of)}: {row.key}{about}", file=sys.stderr, flush=True)
+        started = time.monotonic()
+        if _called(["launcher.submit", *words, *follow], options.json):
+            failed.append(row.key)
+        slowest = max(slowest, time.monotonic() - started)
+    return failed
+
+
+def _drawn(runs_of: Mapping[tuple[str, ...], Row], options: argparse.Namespace) -> None:
+    """The picture of the rows that have a score."""
+    from tools.reproduce import picture
+
+    rows = []
+    for words, row in runs_of.items():
+        try:
+            rows.append(picture.finished(row, words))
+        except UserError as error:
+            print(f"{row.key} is not drawn: {error}", file=sys.stderr)
+    name = f"{PAPERS[options.paper].partition(':')[0]}, {options.table}"
+    toy = f"{options.images:,} images of 8 x 8 digits, a small network"
+    here = f"here: {toy}" if options.shrink else "here: as the paper trains it"
+    picture.draw(rows, f"{name}: published at full size; {here}", Path(options.figure))
+    print(f"wrote {options.figure}", file=sys.stderr)
 
 
 def _settings(rows: Sequence[Row], options: argparse.Namespace) -> list[list[str]]:

@@ -116,12 +116,20 @@ NETS = {
 # whose images TEMI's code brought to the network's size; the others' SGDM's did
 _CEDM = ("cifar10", "cifar100", "ffhq", "ffhq128", "afhq")
 _STEGO = {"voc": "voc", "stuff": "cocostuff27"}
+# the published code fits a part of unit features, and assigns features as they are
+_SGDM_KMEANS = "--restarts 1 --per-group 256 --assign-raw"
+_TRUTH = {
+    "voc": "voc VOC2012",
+    "coco20k": "coco coco --split train2014",
+    "stuff": "cocostuff27 coco --split train2017",
+}
+_KINDS = {"labels": "labels", "boxes": "box", "masks": "mask"}
 _OF_IMAGES = "notes/images/"
 _WEIGHTS = "weights/imagenet256_uvit_large.pth"
 
 
-def step(made: str) -> Step:
-    """What makes a data set, sidecar or file of weights that a shipped experiment names.
+def step(made: str, paper: str = "") -> Step:
+    """What makes a data set, sidecar or file of weights that a shipped experiment of a paper names.
 
     Raises:
         UserError: nothing here makes it.
@@ -136,10 +144,10 @@ def step(made: str) -> Step:
             f"put U-ViT-L/2's weights of ImageNet 256, from github.com/baofff/U-ViT, at {made}",
             by_hand=True,
         )
-    return _sidecar(made)
+    return _sidecar(made, paper)
 
 
-def _sidecar(made: str) -> Step:
+def _sidecar(made: str, paper: str) -> Step:
     of_images = made.startswith(_OF_IMAGES)
     data, _, rest = made.removeprefix(_OF_IMAGES).removeprefix("notes/").partition("-")
     check_known("what makes", data, ANNOTATED)
@@ -151,8 +159,11 @@ def _sidecar(made: str) -> Step:
         options = f"--vit vit_small_patch8_224.dino --preset {_STEGO[data]}"
         return Step(f"{ANNOTATE} stego {shards} {options} --out {made}", (shards,))
     if rest.startswith("truth-"):
-        kind = rest.removeprefix("truth-")
-        return Step(f"write people's {kind} as a sidecar of {shards}: {made}", (shards,), True)
+        kind = _KINDS[rest.removeprefix("truth-")]
+        # the segments of SBD stand beside VOC's own
+        masks = " --masks SegmentationClassAug" if (data, kind) == ("voc", "mask") else ""
+        whose = f"{_TRUTH[data]}{masks} --kind {kind}"
+        return Step(f"{ANNOTATE} truth {shards} {whose} --out {made}", (shards,))
     clusters = re.fullmatch(r"(.+)-k(\d+)", rest)
     if clusters is None:
         check_known("a network of features", rest, NETS)
@@ -172,17 +183,18 @@ def _sidecar(made: str) -> Step:
         images = made.replace("notes/", _OF_IMAGES)
         command = f"{ANNOTATE} adopt {guided} --annotation {images} --out {made}"
         return Step(command, (images, guided))
-    return _clusters(made, data, how, int(groups), shards)
+    return _clusters(made, data, how, int(groups), shards, paper)
 
 
-def _clusters(made: str, data: str, how: str, groups: int, shards: str) -> Step:
+def _clusters(made: str, data: str, how: str, groups: int, shards: str, paper: str) -> Step:
     """k-means over a network's features, or TEMI; `adapted`, or a backbone's name, stands before or behind temi."""
     words = how.split("-")
     net = "-".join(word for word in words if word != "temi") or "dino"
     features = f"notes/{data}-{net}"
     verb = "temi" if "temi" in words else "kmeans"
-    command = f"{ANNOTATE} {verb} {shards} --features {features} --groups {groups} --out {made}"
-    return Step(command, (shards, features))
+    own = f" {_SGDM_KMEANS}" if (paper, verb) == ("sgdm", "kmeans") else ""
+    found = f"{ANNOTATE} {verb} {shards} --features {features} --groups {groups}{own} --out {made}"
+    return Step(found, (shards, features))
 
 
 def named(config: Config) -> Iterator[str]:
@@ -198,10 +210,11 @@ def named(config: Config) -> Iterator[str]:
 def before(config: Config) -> list[Step]:
     """Every step before the run of this config, each once, what is needed first."""
     found: dict[str, Step] = {}
+    paper = config.experiment.partition("_")[0]
 
     def add(made: str) -> None:
         if made not in found:
-            one = step(made)
+            one = step(made, paper)
             for needed in one.needs:
                 add(needed)
             found[made] = one

@@ -155,7 +155,8 @@ ROWS = (
             f"{data}-bound",
             None,
             command=f"python -m tools.annotate bound data/{data} --features notes/{data}-dino --out notes/{data}-bound",
-            differs="utilisation over K, and the bound",
+            differs="utilisation over K, and the bound K; with FID of the runs above: python -m tools.correlate groups "
+            "fid_adm utilisation --mark K",
         )
         for data in _GRIDS
     ),
@@ -213,8 +214,8 @@ ROWS = (
         "figure6",
         "fid-against-fdd",
         None,
-        command="python -m launcher.board export --format csv",
-        differs="both scores of every K of figure3; no chart of one against the other",
+        command="python -m tools.correlate fid_adm fdd --runs RUNS --figure figure6.png",
+        differs="RUNS stands for the folder of the runs of figure3, of one data set at a time",
     ),
     _row(
         "figure7",

@@ -320,7 +320,8 @@ ROWS = (
         "figure3",
         "fid-against-accuracy",
         None,
-        lacks="two scores of all runs against each other with their rank correlation",
+        command="python -m tools.correlate fid_adm linear_accuracy --runs RUNS --figure figure3.png",
+        differs="RUNS stands for the folder of the runs of one data set",
     ),
     _row(
         "figure4",
