@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tools.grid import Result
 
 from launcher import describe
 from launcher.choices import of_papers
@@ -27,7 +28,6 @@ from shards.errors import UserError
 from tools import verbs
 from tools.annotate.__main__ import VERBS as ANNOTATIONS
 from tools.annotate.__main__ import _common as annotated
-from tools.grid import Result
 from tools.reproduce import page, picture, steps
 from tools.reproduce.__main__ import main
 from tools.reproduce.cost import PEAK, REACHED, gpu_hours
