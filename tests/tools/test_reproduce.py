@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tools.grid import Result
 
 from launcher import describe
 from launcher.choices import of_papers
@@ -376,8 +375,7 @@ def finished(folder: Path, key: str, score: float) -> picture.Finished:
     grid = folder / f"{row.name}.png"
     Image.fromarray(np.zeros((140, 575), dtype=np.uint8)).save(grid)
     scores = {"fd_digits": score, "fd_digits_se": 0.5}
-    result = Result(experiment="x", seed=0, run="abc", scores=scores, grid=str(grid))
-    return picture.Finished(row, "fd_digits", result)
+    return picture.Finished(row, "fd_digits", scores, grid)
 
 
 def test_a_table_is_drawn_with_a_line_for_each_row(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +12,9 @@ from PIL import Image
 from launcher.submission import meant, resolve
 from selfguide.spec.metrics import METRICS
 from selfguide.spec.published import Row
+from selfguide.spec.records import Protocol, grid_path, records
 from shards.errors import UserError
 from tools import drawing
-from tools.grid import Result, final_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,11 +26,12 @@ _THEIRS, _OURS = "#b0b7c0", "#4c78a8"
 
 @dataclass(frozen=True)
 class Finished:
-    """A row, the score that its run is ranked by, and that run's last record."""
+    """A row, the score that its run is ranked by, all scores of its last snapshot, and the file of its samples."""
 
     row: Row
     metric: str
-    result: Result
+    scores: Mapping[str, float]
+    grid: Path
 
 
 def finished(row: Row, words: Sequence[str]) -> Finished:
@@ -40,8 +41,17 @@ def finished(row: Row, words: Sequence[str]) -> Finished:
         UserError: it has no score of its last snapshot.
     """
     found = meant(resolve(words))
-    config = found.config
-    return Finished(row, config.evaluation.protocol, final_result(found.run, config))
+    run, config = found.run, found.config
+    images = config.train.images
+    folder = run.snapshot(images)
+    if not (folder / "MANIFEST.json").is_file():
+        raise UserError(f"{run.root} has not been trained to its end")
+    protocol = Protocol.of(config, run.snapshot_manifest(images))
+    for each in records(run):
+        if each.done and (each.images, each.protocol_key) == (images, protocol.key):
+            grid = grid_path(run, each.key, each.attempt)
+            return Finished(row, config.evaluation.protocol, dict(each.scores), grid)
+    raise UserError(f"{run.root} has no score of its final snapshot")
 
 
 def draw(rows: Sequence[Finished], title: str, file: Path) -> None:
@@ -54,11 +64,11 @@ def draw(rows: Sequence[Finished], title: str, file: Path) -> None:
         raise UserError(f"--figure {file}: no row has a score of its last snapshot yet")
     size, widths = (13, 0.9 + 0.62 * len(rows)), [2.6, 1, 1]
     theirs = [next(iter(each.row.numbers.items()), None) for each in rows]
-    ours = [each.result.scores[each.metric] for each in rows]
+    ours = [each.scores[each.metric] for each in rows]
     grid = {"width_ratios": widths}
     with drawing.figure(file, len(rows), 3, size=size, **grid) as (figure, axes):
         for (samples, left, right), each, published in zip(axes, rows, theirs, strict=True):
-            image = Image.open(each.result.grid)
+            image = Image.open(each.grid)
             top = image.crop((0, 0, image.width, image.height // _LINES))
             samples.imshow(top, cmap="gray", interpolation="nearest")
             samples.set(xticks=[], yticks=[])
@@ -66,8 +76,8 @@ def draw(rows: Sequence[Finished], title: str, file: Path) -> None:
             most = max(value for _, value in filter(None, theirs)) if any(theirs) else 1
             name, value = published or ("", None)
             _bar(left, METRICS[name].heading if name else "", value, most, _THEIRS)
-            error = each.result.scores.get(f"{each.metric}_se")
-            score, heading = each.result.scores[each.metric], METRICS[each.metric].heading
+            error = each.scores.get(f"{each.metric}_se")
+            score, heading = each.scores[each.metric], METRICS[each.metric].heading
             _bar(right, heading, score, max(ours), _OURS, error)
         axes[0, 1].set_title("published", fontsize=12)
         axes[0, 2].set_title("here", fontsize=12)
