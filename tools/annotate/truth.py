@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -76,6 +75,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     names = [PurePosixPath(key).name.partition(".")[0] for key in keys]
     shown = list(track(names, len(names), f"{kind} of {len(names):,} images"))
     report: dict[str, float] = {}
+    rows: NDArray[Any]
+    groups: int | None
     if kind == "labels":
         rows, groups = labels(source, shown), len(source.classes)
         report["per_image"] = float(rows.sum(1).mean())
@@ -88,9 +89,12 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         rows, groups = masks(source, shown, size), len(source.segments)
     target.mkdir(parents=True, exist_ok=True)
     if picture:
-        draw = lost.draw if kind == "box" else partial(stego.draw, groups)
         header = Normaliser.of(manifest.header)
-        draw(to_images(header.header, header.encode(stored)), rows[chosen], target / picture)
+        images = to_images(header.header, header.encode(stored))
+        if groups is None:
+            lost.draw(images, rows[chosen], target / picture)
+        else:
+            stego.draw(groups, images, rows[chosen], target / picture)
     made = sidecar.write(
         target,
         rows,

@@ -65,8 +65,7 @@ def draw(rows: Sequence[Finished], title: str, file: Path) -> None:
     size, widths = (13, 0.9 + 0.62 * len(rows)), [2.6, 1, 1]
     theirs = [next(iter(each.row.numbers.items()), None) for each in rows]
     ours = [each.scores[each.metric] for each in rows]
-    grid = {"width_ratios": widths}
-    with drawing.figure(file, len(rows), 3, size=size, **grid) as (figure, axes):
+    with drawing.figure(file, len(rows), 3, size=size, width_ratios=widths) as (figure, axes):
         for (samples, left, right), each, published in zip(axes, rows, theirs, strict=True):
             image = Image.open(each.grid)
             top = image.crop((0, 0, image.width, image.height // _LINES))
