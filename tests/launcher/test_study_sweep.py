@@ -1,4 +1,4 @@
-"""A study's runs as one sweep: followed to their end, found again, and named where they fail."""
+"""A study's runs as one sweep: followed to their end, and found again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import payloads
-import pytest
 
 from launcher import sweep_folder
-from shards.errors import UserError
 from tools.study.training import named, train
 
 # one run of each of two kinds, which no product of lists makes
@@ -35,26 +33,3 @@ def test_runs_that_no_product_makes_are_one_sweep_and_are_not_trained_again(
     assert [each.run for each in again] == [each.run for each in found]
     assert [len(each.run.attempt_numbers()) for each in again] == [1, 1]
     assert [each.run for each in named(LISTED, settings)] == [each.run for each in found]
-
-
-def test_a_run_that_fails_is_named_and_the_others_are_trained(
-    settings: list[str], runs: Path, payload: Callable[..., None]
-) -> None:
-    payload(train=payloads.fall)
-    with pytest.raises(UserError, match="the same command goes on from there") as refused:
-        train(LISTED, settings, io.StringIO())
-    for each in named(LISTED, settings):
-        assert f"{each.run.root}: failed" in str(refused.value)
-        assert each.run.attempt_numbers() == [1]
-    # the same command waits for what it begins anew
-    payload(train=payloads.publish_all)
-    found = train(LISTED, settings, io.StringIO())
-    assert [each.run.attempt_numbers() for each in found] == [[1, 2], [1, 2]]
-
-
-def test_a_run_that_cannot_be_trained_is_refused_before_any_is_queued(
-    settings: list[str], runs: Path
-) -> None:
-    with pytest.raises(UserError, match=r"guidance=labels seed=1 train\.batch=0"):
-        train([LISTED[0], (*LISTED[1], "train.batch=0")], settings, io.StringIO())
-    assert not runs.exists()
