@@ -16,7 +16,7 @@ from PIL import Image
 
 from launcher.board import page
 from launcher.board.collect import collect
-from launcher.board.columns import page_columns
+from launcher.board.columns import columns, page_columns
 from launcher.board.read import Reader, read_runs
 from selfguide.spec.config.evaluation import Expected
 from tests.board import fakes
@@ -212,6 +212,18 @@ def test_the_page_begins_with_the_published_score_or_the_median(board: Path) -> 
     assert page.asked_score(replace(table, rows=())) is None
     (cell,) = [c for c in page_columns(replace(table, rows=rows), 2.0) if c.id == "expected"]
     assert cell.text(rows[0]) == ("2.27", "+3.08") and cell.value(rows[1]) is None
+
+
+def test_a_published_score_stands_behind_ours_where_a_row_has_one(board: Path) -> None:
+    (table,) = collect(*read_runs(board)).tables
+    published = Expected(metric="fd_digits", value=2.27, source="a paper")
+    told = replace(table, rows=(replace(table.rows[0], expected=published), *table.rows[1:]))
+    plain, with_it = ([column.id for column in columns(each)] for each in (table, told))
+    at = with_it.index("fd_digits") + 1
+    assert with_it[at] == "expected" and [*with_it[:at], *with_it[at + 1 :]] == plain
+    on_page = [column.id for column in page_columns(told, 2.0)]
+    assert on_page[at - 1 : at + 3] == ["fd_digits", "se", "expected", "reach_images"]
+    assert "expected" not in [column.id for column in page_columns(table, 2.0)]
 
 
 def test_grids_beyond_the_pages_share_are_named(

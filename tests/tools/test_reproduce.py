@@ -255,8 +255,8 @@ def test_show_prints_the_commands_of_a_row_from_raw_data_in_their_order(
     ]  # fmt: skip
     # k-means as the published code has it, and of no other paper's rows
     assert made[3][-5:-2] == ["--per-group", "256", "--assign-raw"]
-    (row,) = json.loads(said(capsys, "show", "sgfm", "table1", "in100-dino", "--json"))
-    assert not any("--assign-raw" in command for command in row["steps"])
+    (other,) = json.loads(said(capsys, "show", "sgfm", "table1", "in100-dino", "--json"))
+    assert not any("--assign-raw" in command for command in other["steps"])
     # nothing is read before it is made
     for number, words in enumerate(made):
         later = set(outs[number:])
