@@ -10,7 +10,7 @@ SERIAL := tests/cluster tests/browser tests/end_to_end
 # neighbours, which are looked at only before and after each session
 NOTES := .pytest_cache/notes
 NOTED := python -m pytest -p tests.slowest --notes $(NOTES)
-BUDGET ?= 38
+BUDGET ?= 41
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help install install-dev demo demo-latents test test-slow test-faults test-s3-rgw test-fast lint compare bench cluster-up cluster-down s3-up s3-down wheel-check clean
