@@ -14,6 +14,7 @@ from typing import Any
 
 from selfguide.spec.config import Config
 from selfguide.spec.config.laws import identity_of
+from selfguide.spec.sizes import architecture
 
 
 def canonical(value: Any) -> str:
@@ -40,13 +41,17 @@ def identity(
     guidance, data, init = config.guidance, config.data, config.init
     # the size of windows, where there are any
     crop = {"crop": list(data.shape)} if data.crop else {}
+    # a layer is one however it was named
+    named = {}
+    if config.model.self_condition is not None:
+        named["self_condition"] = architecture(config).self_condition
     # the weights themselves, not where they lie
     begins = {} if init.source == "scratch" else identity_of(init) | {"sha256": weights}
     return {
         "experiment": config.experiment,
         "data": {"manifest": manifest} | identity_of(data) | crop,
         "init": {"source": init.source} | begins,
-        "model": identity_of(config.model),
+        "model": identity_of(config.model) | named,
         "path": identity_of(config.path),
         "guidance": identity_of(guidance) | guidance.identity(config, annotations or {}),
         "train": identity_of(config.train),

@@ -116,3 +116,11 @@ def test_the_id_is_the_hash_of_the_identity() -> None:
     config = compose(DIGITS)
     assert digest(identity(config, "m")) != digest(identity(config, "n"))
     assert digest(identity(config, "m")) == digest(identity(replace(config, runs="else"), "m"))
+
+
+def test_a_layer_that_conditions_later_ones_is_one_by_number_and_by_name() -> None:
+    by_number, by_name, other = (
+        identity(compose(["experiment=digits_uncond", f"model.self_condition={layer}"]), "0")
+        for layer in ("2", "block_2", "block_3")
+    )
+    assert by_number == by_name != other
