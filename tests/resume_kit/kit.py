@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -128,15 +128,17 @@ CHECKS: Mapping[str, Callable[[Trainer, Whole, Path], None]] = {
 }
 
 
-def failures(
-    trainer: Trainer, root: Path, checks: Iterable[str] = tuple(CHECKS)
-) -> Mapping[str, str]:
-    """Runs each of `checks` in a folder of its own; returns what the ones said that failed, by name."""
-    seen = trainer.attempt(root / "whole")
-    whole, found = Whole(seen, trainer.final(root / "whole")), {}
-    for name in checks:
+def whole_of(trainer: Trainer, folder: Path) -> Whole:
+    """The run that every check compares with."""
+    return Whole(trainer.attempt(folder), trainer.final(folder))
+
+
+def failures(trainer: Trainer, root: Path) -> Mapping[str, str]:
+    """Runs every check in a folder of its own; returns what the ones said that failed, by name."""
+    whole, found = whole_of(trainer, root / "whole"), {}
+    for name, check in CHECKS.items():
         try:
-            CHECKS[name](trainer, whole, root / name)
+            check(trainer, whole, root / name)
         except AssertionError as error:
             found[name] = str(error)
     return found
