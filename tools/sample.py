@@ -385,7 +385,9 @@ def condition_of(
             return patch_layout(snapshot, images.repeat_interleave(each, 0), numbers)
         ids = queries.nearest_groups(snapshot, images)
         for text, group in zip(options.like, ids.tolist(), strict=True):
-            cli.console(stderr=True).print(f"{text} is nearest to group {naming.called(group)}")
+            said = f"{text} is nearest to group {naming.called(group)}"
+            # however long the file's name is
+            cli.console(stderr=True).print(said, soft_wrap=True)
     else:
         seeds = options.seed + torch.arange(options.count)
         allowed = without_banned(snapshot, naming)

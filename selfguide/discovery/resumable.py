@@ -35,11 +35,15 @@ Make = Callable[[NDArray[np.int64]], Tensor]  # ordinals (B,) -> their rows (B, 
 
 def array(file: Path, make: Callable[[], Array]) -> Array:
     """The array in `file`, memory-mapped; where there is none, what `make` returns is published there."""
+    _keep(file, make)
+    return np.load(file, mmap_mode="r")
+
+
+def _keep(file: Path, make: Callable[[], Array]) -> None:
     if not file.exists():
         data = io.BytesIO()
         np.save(data, make())
         storage.publish(file, data.getvalue(), replace=True)
-    return np.load(file, mmap_mode="r")
 
 
 def record(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -88,7 +92,8 @@ class Rows:
                 return self._part(c, make, batch)
 
         for c in cli.track(missing, len(missing), doing) if rank == 0 else missing:
-            array(self._file(c), partial(part, c))
+            # and is not read here: by then the parts may have been joined and removed
+            _keep(self._file(c), partial(part, c))
 
     @property
     def complete(self) -> bool:
