@@ -138,8 +138,8 @@ class UNet(Backbone):
         early = None if self.augment is None else self.augment(condition)
         if self.told is not None and self.net.guidance == "early":
             # EDM feeds one-hots of unit mean square
-            told = self.told(condition, math.sqrt(self.net.classes))
-            return self.time(time, told if early is None else told + early)
+            embedded = self.told(condition, math.sqrt(self.net.classes))
+            return self.time(time, embedded if early is None else embedded + early)
         c = self.time(time, early)
         if self.told is not None:
             embedded = self.told(condition)
