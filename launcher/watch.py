@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from launcher import backends, notify
-from launcher.attempt import logs
+from launcher.attempt import logs, own_code
 from launcher.attempt.signals import end_on_signals
 from launcher.folder import find, takes_run
 from launcher.reconcile import act, decide, launch
@@ -158,6 +158,7 @@ def renewal(config: Config, now: float) -> float:
 
 def entry(run: str) -> None:
     """What Submitit calls where the watcher is a Slurm job."""
+    own_code.enter()
     end_on_signals()
     logs.configure(None)
     config = read(RunFolder(Path(run))).config

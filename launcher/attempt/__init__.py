@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.attempt import preflight
+from launcher.attempt import own_code, preflight
 from launcher.attempt.entry import run_rank
 from launcher.attempt.signals import end_on_signals
 from selfguide.spec.config import Config, build
@@ -35,6 +35,7 @@ def train(attempt: str) -> None:
 
     A job that Slurm has started once more goes on with the run in a new attempt instead.
     """
+    own_code.enter()
     folder = Path(attempt)
     run = folder.parent.parent
     if int(os.environ.get("SLURM_RESTART_COUNT") or 0):
@@ -49,6 +50,7 @@ def succeed(run: str) -> None:
     Rank 0 decides whether the run goes on and opens its next attempt; the others read what it decided. Where the run
     does not go on, all of them leave.
     """
+    own_code.enter()
     end_on_signals()
     root = Path(run)
     decision = root / "successors" / f"{job_name(os.environ)}.json"
@@ -112,6 +114,7 @@ def _train(folder: Path) -> None:
 
 def evaluate(request: str) -> None:
     """Runs the evaluation of one snapshot; `request` is a JSON file."""
+    own_code.enter()
     path = Path(request)
     status = RankStatus(section="evaluate")
 
@@ -129,6 +132,7 @@ def evaluate(request: str) -> None:
 
 def encode(task: str) -> None:
     """Runs one task of an array that encodes images; `task` is its folder."""
+    own_code.enter()
     folder = Path(task)
 
     def work(rank: int, local_rank: int, world: int) -> None:
@@ -141,6 +145,7 @@ def encode(task: str) -> None:
 
 def examine(check: str) -> None:
     """Runs one rank of a check of the cluster by `launcher.doctor`; `check` is its folder."""
+    own_code.enter()
     folder = Path(check)
 
     def work(rank: int, local_rank: int, world: int) -> None:

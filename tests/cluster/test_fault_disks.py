@@ -109,11 +109,16 @@ def test_d5_a_run_folder_that_is_visible_late_is_waited_for(
     run = bed.submit("d5")
     training = bed.job(run)
     with faults.hidden(run.attempt(1), tmp_path / "elsewhere"):
+        # not the code of the checkout, which Python finds in its stead
+        copied = tmp_path / "elsewhere/code/launcher/__init__.py"
+        copied.write_text(f"{copied.read_text()}\nprint('this is the copy', flush=True)\n")
         bed.ask("scancel", job)
         until(lambda: bed.jobs(run)[training] == "RUNNING", "it runs")
         time.sleep(20)
         assert bed.jobs(run)[training] == "RUNNING"
     same_end(bed, run, unharmed, tries=1)
+    for log in (run.attempt(1) / "job").glob("*_log.out"):
+        assert "this is the copy" in log.read_text()
 
 
 def test_d6_what_killed_attempts_left_is_ignored_and_removed(
