@@ -254,10 +254,15 @@ def _nearest_key(key: str, known: list[str]) -> str:
     meant = part if part in parts else next(iter(difflib.get_close_matches(part, parts, n=1)), None)
     names = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == meant}
     others = {each.rpartition(".")[2]: each for each in known}
-    for table in (names, others):
+    # where the part is spelt right, the setting is one of its own
+    for table in (names,) if part in parts - {""} else (names, others):
         if found := re.search("'(.*)'", nearest(name, table)):
             return f"; did you mean '{table[found[1]]}'?"
-    return "; --help lists the common ones"
+    return (
+        f"; {part} has: {', '.join(names)}"
+        if part in parts - {""}
+        else "; --help lists the common ones"
+    )
 
 
 def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]:

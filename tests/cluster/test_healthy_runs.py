@@ -23,7 +23,7 @@ RUNS = {
     "four-nodes": ["nodes=4"],
     "two-ranks-a-node": ["nodes=1", "cluster.gpus_per_node=2"],
     "saved-at-each-step": [f"train.checkpoint_every={BATCH}"],
-    "scored": ["evaluation=fd_digits", "evaluation.count=64"],
+    "scored": ["evaluation=fd_digits", "evaluation.samples=64"],
     "labels": ["guidance=class"],
     "torch": ["engine=torch"],
     "restarts-none": ["cluster.restart=none"],

@@ -33,6 +33,10 @@ BAD = [
     ("experiment=digits_dit train.batch=1.5", ["train.batch=1.5 must be int"]),
     ("experiment=digits_dit train.batch=${nothing}", ["nothing"]),
     ("experiment=digits_dit train.lr=1", ["'train.lr'", "did you mean 'train.learning_rate'"]),
+    (
+        "experiment=digits_dit evaluation.count=1",
+        ["'evaluation.count'; evaluation has: protocol, samples"],
+    ),
     ("experiment=digits_dit train.wd=1", ["'train.wd'", "did you mean 'train.weight_decay'"]),
     ("experiment=digits_dit train.zz=1", ["unknown key 'train.zz'; --help"]),
     ("experiment=digits_dit data.mix=a", ["data.mix='a' must be a list", "'data.mix=[a]'"]),
