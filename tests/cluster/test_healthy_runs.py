@@ -11,7 +11,7 @@ import pytest
 
 from launcher.drill import faults
 from selfguide.spec.run import RunFolder
-from tests.cluster.bed import BATCH, Bed, trains
+from tests.cluster.bed import BATCH, Bed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
@@ -47,9 +47,9 @@ def test_why_of_a_healthy_run_names_no_cause(name: str, bed: Bed, tmp_path: Path
         faults.slow(bed, SLOW[name], always=True)
     run = bed.submit(name, *RUNS[name])
     assert told(bed, run)["cause"] is None
-    trains(bed, run, images=8 * BATCH)
+    bed.trains(run, 1, 8 * BATCH, 600.0)
     assert told(bed, run)["cause"] is None
-    bed.finishes(run, 300.0)
+    bed.finishes(run, 600.0)
     found = told(bed, run)
     assert (found["cause"], found["state"]) == (None, "finished")
     assert {each["attempt"] for each in found["events"]} <= {None, 1}
