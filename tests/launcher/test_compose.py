@@ -38,7 +38,7 @@ BAD = [
         ["'evaluation.count'; evaluation has: protocol, samples"],
     ),
     ("experiment=digits_dit train.wd=1", ["'train.wd'", "did you mean 'train.weight_decay'"]),
-    ("experiment=digits_dit train.zz=1", ["unknown key 'train.zz'; --help"]),
+    ("experiment=digits_dit train.zz=1", ["unknown key 'train.zz'; train has: images, batch"]),
     ("experiment=digits_dit data.mix=a", ["data.mix='a' must be a list", "'data.mix=[a]'"]),
     ("experiment=digits_dit engine.dtype=fp61", ["engine.dtype='fp61'", "bf16"]),
     ("experiment=digits_dit hydra.run.dir=x", ["'hydra.run.dir'"]),
