@@ -20,7 +20,7 @@ from selfguide.training import resume, retention, store
 from selfguide.training.mirror import Mirror
 from shards import storage
 from shards.errors import UserError
-from tests.s3.proxy import ALWAYS, Proxy
+from tests.s3.proxy import Proxy
 from tests.selfguide.test_store import KEEP, bytes_of, copied, held, new_run, save
 from tools.checkpoint import __main__ as command
 
@@ -84,7 +84,7 @@ def test_a_store_that_goes_away_is_said_and_the_next_checkpoint_is_copied(
     place = store.place_of(root, lease.run)
     mirror = Mirror(place, single, lease, RankStatus())
     try:
-        proxy.fail("expired", times=ALWAYS, method="PUT")
+        proxy.fail("expired", times=float("inf"), method="PUT")
         save(lease, 32)
         mirror.wait(32, KEEP)
         assert "the checkpoint at 32 images is not in" in caplog.text

@@ -12,17 +12,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from selfguide.distributed import RankInfo
-from selfguide.spec.config import TrainConfig
+from selfguide.spec.config import Config, TrainConfig
 from selfguide.spec.rank_status import RankStatus
-from selfguide.spec.run import Lease, RunFolder, image_folder, write_record
+from selfguide.spec.run import Lease, RunFolder, image_folder, read_record, write_record
 from selfguide.training import resume, retention, roll_back, store
 from selfguide.training.mirror import Mirror
 from shards import storage
 from shards.errors import FencedError
+from tests.selfguide.test_stop import WHO, ask, asked_after, ended, rarely_saved
+from tests.selfguide.test_training import IMAGES, assert_same, attempt, weights
 from tests.shards.data import flip
 
 ONE = RankInfo(0, 0, 1)
@@ -239,3 +242,34 @@ def test_a_process_that_dies_while_it_copies_is_replaced(
 def test_the_keys_of_retention_are_those_that_prune_takes() -> None:
     train = replace(TrainConfig(images=64, batch=32), keep_checkpoints=3, keep_every=64)
     assert retention.rules(train, 32, 16) == {"keep": 3, "every": 64, "back_to": 32, "busy": 16}
+
+
+def stopped(rank_info: RankInfo, cfg: Config, root: str, folder: str) -> tuple[int | None, int]:
+    """An attempt with a store of its own place, one rank of which is asked to stop behind 256 images."""
+    store.place_of = lambda place, run: place
+    if rank_info.rank == WHO:
+        asked_after(256, ask)
+    return ended(rank_info, cfg, root, folder)
+
+
+def goes_on(rank_info: RankInfo, cfg: Config, root: str) -> int:
+    store.place_of = lambda place, run: place
+    return attempt(rank_info, cfg, root)
+
+
+def test_two_ranks_whose_folder_is_purged_go_on_from_the_store_and_end_with_the_same_bits(
+    ranks: Any, digits: Path, tmp_path: Path
+) -> None:
+    cfg, whole, parts = rarely_saved(digits), tmp_path / "whole", tmp_path / "parts"
+    place = str(tmp_path / "store")
+    kept = replace(cfg, train=replace(cfg.train, checkpoint_store=place))
+    ranks(2, attempt, cfg, str(whole))
+    first, second = ranks(2, stopped, kept, str(parts), str(tmp_path / "exits"))
+    assert first == second == (320, 320)
+    assert held(place) == [320], "a rank that was asked to stop leaves once that is copied"
+    shutil.rmtree(parts)
+    assert ranks(2, goes_on, kept, str(parts)) == [1, 1], "the first attempt of a new folder"
+    progress = read_record(RunFolder(parts).attempt(1) / "progress.json")
+    assert progress is not None and progress["resumed_from"] == 320
+    assert_same(weights(parts), weights(whole))
+    assert held(place)[-1] == IMAGES
