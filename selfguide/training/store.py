@@ -8,6 +8,7 @@ is.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def place_of(store: str, run: RunFolder) -> str:
 def put(run: str, number: int, place: str, images: int, keep: Mapping[str, int | None]) -> None:
     """Copies the checkpoint at `images` of a run to `place`, unless it is there, and deletes what is too much there.
 
-    Nothing newer stays, which a run that went back has passed over, and nothing that is unfinished.
+    What the run went back behind goes, and what is unfinished. Other newer ones stay: those in the folder may be lost.
 
     Args:
         number: the attempt that asks.
@@ -52,7 +53,7 @@ def put(run: str, number: int, place: str, images: int, keep: Mapping[str, int |
     lease.check()
     for each, name in numbered(place):
         at = storage.join(place, name)
-        if each > images or (each < images and _manifest(at) is None):
+        if _passed_over(folder.parent, each, images) or (each != images and not _manifest(at)):
             storage.delete(at)
     there = storage.join(place, folder.name)
     if _manifest(there) != manifest:
@@ -116,6 +117,13 @@ def _copy(there: str, manifest: Mapping[str, Any], folder: Path, lease: Lease) -
 
 def _extra(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: value for name, value in manifest.items() if name != "files"}
+
+
+def _passed_over(checkpoints: Path, images: int, now: int) -> bool:
+    """Whether the run, which is at `now` images, went back from a checkpoint at `images`."""
+    path = checkpoints / _BESIDE
+    known = json.loads(storage.read_bytes(path)) if path.exists() else []
+    return bool(known) and images > now and known[-1]["to"] < images <= known[-1]["from"]
 
 
 def _manifest(there: str) -> Mapping[str, Any] | None:

@@ -143,6 +143,17 @@ def test_what_the_run_went_back_behind_leaves_the_store(
     )
 
 
+def test_a_newer_copy_outlives_the_loss_of_its_original(lease: Lease, place: str) -> None:
+    """The attempt goes on from the checkpoint before, and comes by again: the last copy is of then."""
+    for images in (32, 64):
+        copied(lease, place, images)
+    shutil.rmtree(lease.run.checkpoint(64))
+    store.put(str(lease.run.root), lease.number, place, 32, {"keep": 2})
+    assert held(place) == [32, 64]
+    copied(lease, place, 64)
+    assert held(place) == [32, 64]
+
+
 def test_what_a_kill_left_in_the_store_is_none_and_is_deleted(lease: Lease, place: str) -> None:
     copied(lease, place, 32)
     storage.publish(storage.join(place, image_folder(48), "rank-00000.safetensors"), b"half")
