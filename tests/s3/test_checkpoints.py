@@ -103,6 +103,10 @@ def test_the_commands_verify_and_show_what_lies_in_a_store(
     for images in (32, 64):
         copied(lease, place, images)
     retention.pin(place, image_folder(32))
+    _, found = said(capsys, "show", place)
+    rows = found["checkpoints"]
+    assert [row["images"] for row in rows] == [32, 64] and rows[0]["state"] == "whole"
+    assert [row["pinned"] for row in rows] == [True, False]
     code, found = said(capsys, "verify", place)
     assert code == 0 and [each["state"] for each in found["checkpoints"]] == ["whole"] * 2
     storage.publish(
