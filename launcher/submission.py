@@ -109,6 +109,7 @@ def meant(config: Config, run: RunFolder | None = None, load: Load | None = None
     found = (load or load_manifests)(config.data.roots, config.data.shares)
     manifest = check_data(config, lambda *_: found)
     warnings = check_files(config, found[0])
+    check_store(config.train.checkpoint_store)
     sidecars = check_annotations(config, manifest)
     named = run or RunFolder(Path(config.runs) / config.experiment / str(config.name))
     wanted = identity(config, manifest, first_weights(config, named), promises(sidecars))
@@ -367,6 +368,22 @@ def check_files(config: Config, manifest: Manifest) -> tuple[str, ...]:
         found += missing
     warning = "training needs no such file, but its evaluations wait: "
     return tuple(dict.fromkeys(warning + each for each in found))
+
+
+def check_store(store: str | None) -> None:
+    """
+    Raises:
+        UserError: the place that checkpoints are to be copied to cannot be reached.
+    """
+    if store is None:
+        return
+    try:
+        storage.list(store)
+    except (UserError, OSError) as error:
+        reason = error.strerror if isinstance(error, PermissionError) else str(error)
+        raise UserError(
+            f"train.checkpoint_store={store}: {reason}; mend that, or take train.checkpoint_store=null"
+        ) from error
 
 
 def check_data(config: Config, load: Load | None = None) -> str:

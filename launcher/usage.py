@@ -25,6 +25,10 @@ COMMON = (
         "train.resume=strict",
         "stop where the newest checkpoint is damaged, in place of going on from the one before",
     ),
+    (
+        "train.checkpoint_store=s3://bucket/runs",
+        "a copy of each checkpoint, from which a run whose folder is gone goes on",
+    ),
     ("guidance=labels", "where groups come from"),
     ("model=dit_b_2", "a row of the table of sizes; model.depth=2 changes one number of it"),
     ("engine=torch", "who takes the optimiser step"),

@@ -31,13 +31,15 @@ ANSWER_S = 60.0
 def tiny(images: int, batch: int, *, checkpoint_every: int, log_every: int) -> list[str]:
     """The words of a run of some seconds on digits: a rank on each of two nodes, and the same bits each time.
 
-    One thread a rank, because the bits of a sum depend on how many share it.
+    One thread a rank, because the bits of a sum depend on how many share it. Ranks write their checkpoints themselves:
+    so one counts at the step that it is of, and what a kill may cost can be said in steps.
     """
     return [
         "experiment=digits_dit", "nodes=2", "cluster.gpus_per_node=1", "cluster.environment.OMP_NUM_THREADS=1",
         "evaluation=none", f"train.images={images}", f"train.snapshot_every={images}", f"train.batch={batch}",
         f"train.checkpoint_every={checkpoint_every}", f"train.log_every={log_every}", "train.warmup_images=256",
-        "guidance.teacher_refresh=256", "model.width=32", "model.depth=2", "model.heads=2", "guidance.layer=1",
+        "train.checkpoint_writer=here", "guidance.teacher_refresh=256",
+        "model.width=32", "model.depth=2", "model.heads=2", "guidance.layer=1",
     ]  # fmt: skip
 
 

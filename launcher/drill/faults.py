@@ -93,6 +93,13 @@ def killed(folder, state, rank_info, lease):
 loop.checkpoint.save = killed
 """
 )
+_KILL_WRITER = """
+import os, pathlib, signal
+for task in pathlib.Path("/proc/self/task").iterdir():
+    for child in map(int, (task / "children").read_text().split()):
+        if b"selfguide.training.writer" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(child, signal.SIGKILL)
+"""
 TAKEN_S = 30.0
 
 
@@ -103,6 +110,11 @@ def kill_rank(bench: Bench, rank: int, number: signal.Signals = signal.SIGKILL) 
     """Has a rank die by a signal, or hear one."""
     code = f"import os; os.kill(os.getpid(), {int(number)})"
     bench.inside(rank, code, taken_s=TAKEN_S)
+
+
+def kill_writer(bench: Bench, rank: int) -> None:
+    """Kills the process that writes checkpoints beside a rank."""
+    bench.inside(rank, _KILL_WRITER, taken_s=TAKEN_S)
 
 
 def exit_rank(bench: Bench, rank: int, code: int) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 # class of the GPU-hours (`launcher ledger`) that each section's seconds belong to
@@ -73,6 +74,15 @@ class RankStatus:
         self._count()
         self.section, self.progressed = section, time.time()
         self.touch()
+
+    @contextlib.contextmanager
+    def within(self, section: str) -> Iterator[None]:
+        """The main thread does something else, and then goes on with what it was at."""
+        before = self.section
+        self.enter(section)
+        yield
+        if before is not None:
+            self.enter(before)
 
     def touch(self) -> None:
         """The main thread came by."""

@@ -21,6 +21,8 @@ from shards import storage
 from shards.errors import FencedError as Fenced
 
 CANCELLED = "cancelled.json"
+# of checkpoints or snapshots: what an attempt set aside
+DAMAGED = "damaged"
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _complete(parent: Path) -> list[int]:
 
 def damaged(place: Path) -> Path:
     """Where an attempt keeps what it found damaged of checkpoints or snapshots: img-<images>.<attempt>."""
-    return place / "damaged"
+    return place / DAMAGED
 
 
 def image_folder(images: int) -> str:

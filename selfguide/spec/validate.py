@@ -178,7 +178,8 @@ def _check_engine(config: Config) -> None:
         )
     if config.train.optimiser == "muon":
         raise UserError(
-            "train.optimiser=muon needs whole matrices, and engine.backend=deepspeed steps slices of them; take "
+            "train.optimiser=muon needs whole matrices, and engine.backend=deepspeed steps slices of them, unless by a "
+            "Muon of its own, which is another one and compiles its kernels in the first step; take "
             "engine.backend=torch, or train.optimiser=adamw"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from selfguide.spec.files import read_config
 from selfguide.spec.initial_weights import SCRATCH
 from selfguide.spec.rank_status import RankStatus
 from selfguide.spec.run import Lease, RunFolder
-from selfguide.training import checkpoint, probes, resume, roll_back
+from selfguide.training import checkpoint, probes, resume, roll_back, store
 from selfguide.training.components import Components
 from selfguide.training.ema import Averages
 from selfguide.training.engine.build import build_engine
@@ -36,6 +36,7 @@ from selfguide.training.engine.layout import length
 from selfguide.training.engine.protocol import DTYPES, keep_buffers_fp32
 from selfguide.training.initialise import initialise
 from selfguide.training.loop import publish_snapshot_if_due
+from selfguide.training.mirror import Mirror
 from selfguide.training.saver import Saver
 from selfguide.training.stability import Stability
 from selfguide.training.state import State
@@ -89,31 +90,15 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
     sources = _load_manifests(config, lease.run)
     if config.cluster.checks_nodes:
         probes.check(config, rank_info, lease.run.attempt(lease.number), sources)
-    manifest = sources[0]  # of several, fields and header are alike
-    _check_annotations(config, manifest, lease.run, rank_info)
+    # of several, fields and header are alike
+    _check_annotations(config, sources[0], lease.run, rank_info)
     on_rank_0(lease.begin)  # before the look: an older attempt must not publish behind it
-    found = resume.find(lease, rank_info, config.train.resume)
+    found = resume.find_or_fetch(lease, rank_info, config.train)
     telemetry.damaged = [each.plain() for each in found.damaged]
-    student = build_student(config, config.seed)
-    # a checkpoint holds all that init gave, so a resumed run needs those weights no more
-    origin = SCRATCH if found.folder else initialise(student, config, _promised_weights(lease.run))
-    state = build_state(
-        config, rank_info, student, label_rates(sources, config.data.shares), origin
-    )
-    if found.folder is not None:
-        checkpoint.load(found.folder, state, rank_info)
+    state = _begun(config, rank_info, lease, sources, found)
     telemetry.resumed_from = state.images if found.folder else None
     telemetry.say("starting", state.images)
-    for kept in kept_from_before(config):
-        log.warning(kept)
-    if origin["source"] != "scratch":
-        labels = "saw labels" if origin["saw_labels"] else "never saw a label"
-        log.info(f"begins from {origin['path']} ({origin['sha256'][:12]}), which {labels}")
-    weights = next(state.engine.module.parameters())
-    log.info(
-        f"engine {state.engine.name}, {weights.dtype} weights on {weights.device}, {rank_info.world} ranks, "
-        f"{state.engine.layout.total:,} parameters, {length(state.engine.ranges):,} of them stepped here"
-    )
+    _say_what_begins(config, rank_info, state)
     state.passed, anew = on_rank_0(lambda: roll_back.passed(lease.run, state.images))
     if anew:
         # they are of positions that were passed over
@@ -132,25 +117,89 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
             loaded=sources,  # not what the folder may hold by now
         )
 
-    header = manifest.header
+    training = Training(
+        config,
+        rank_info,
+        state,
+        open_stream(),
+        build_objective(config.path),
+        Normaliser.of(sources[0].header),
+        _told_of_data(config, sources),
+        telemetry,
+        lease,
+        _saver(config, rank_info, lease, telemetry),
+        _mirror(config, rank_info, lease, telemetry),
+    )
+    _train(training, open_stream, resumed=found.folder is not None)
+
+
+def _begun(
+    config: Config,
+    rank_info: RankInfo,
+    lease: Lease,
+    sources: Sequence[Manifest],
+    found: resume.Resume,
+) -> State:
+    """The state that an attempt begins with: of its checkpoint, or of image 0."""
+    student = build_student(config, config.seed)
+    # a checkpoint holds all that init gave, so a resumed run needs those weights no more
+    origin = SCRATCH if found.folder else initialise(student, config, _promised_weights(lease.run))
+    rates = label_rates(sources, config.data.shares)
+    state = build_state(config, rank_info, student, rates, origin)
+    if found.folder is not None:
+        checkpoint.load(found.folder, state, rank_info)
+    return state
+
+
+def _say_what_begins(config: Config, rank_info: RankInfo, state: State) -> None:
+    for kept in kept_from_before(config):
+        log.warning(kept)
+    origin, engine = state.origin, state.engine
+    if origin["source"] != "scratch":
+        labels = "saw labels" if origin["saw_labels"] else "never saw a label"
+        log.info(f"begins from {origin['path']} ({origin['sha256'][:12]}), which {labels}")
+    weights = next(engine.module.parameters())
+    log.info(
+        f"engine {engine.name}, {weights.dtype} weights on {weights.device}, {rank_info.world} ranks, "
+        f"{engine.layout.total:,} parameters, {length(engine.ranges):,} of them stepped here"
+    )
+
+
+def _told_of_data(config: Config, sources: Sequence[Manifest]) -> dict[str, Any]:
+    """What a snapshot says of the data."""
+    manifest = sources[0]
     read = identity(sources, config.data.shares)
-    data = {"manifest": read, "root": config.data.root, "header": header}
+    data = {"manifest": read, "root": config.data.root, "header": manifest.header}
     if manifest.class_names:
         # so that a snapshot knows them where its data are not at hand
         data["class_names"] = [*manifest.class_names]
-    normaliser, objective = Normaliser.of(header), build_objective(config.path)
-    saver = None
-    if config.train.checkpoint_writer == "process":
-        saver = Saver(config.train, rank_info, lease, telemetry)
-    training = Training(
-        config, rank_info, state, open_stream(), objective, normaliser, data, telemetry, lease, saver
-    )  # fmt: skip
+    return data
+
+
+def _saver(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry) -> Saver | None:
+    if config.train.checkpoint_writer == "here":
+        return None
+    return Saver(config.train, rank_info, lease, telemetry)
+
+
+def _mirror(
+    config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
+) -> Mirror | None:
+    if config.train.checkpoint_store is None:
+        return None
+    place = store.place_of(config.train.checkpoint_store, lease.run)
+    return Mirror(place, rank_info, lease, telemetry.status)
+
+
+def _train(training: Training, open_stream: Callable[[], Stream], *, resumed: bool) -> None:
+    """Trains to the end, and closes what was opened, however that goes."""
+    config, state, telemetry = training.config, training.state, training.telemetry
     ended = False
     try:
         if config.engine.compile:
             tell_of_compiling(telemetry.status)
         telemetry.begin(config, state.teaching, state.images)
-        if found.folder is not None:
+        if resumed:
             # one that was lost or damaged: the checkpoint holds all that is in it
             publish_snapshot_if_due(training)
         roll_back.train(training, open_stream)
@@ -163,9 +212,10 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
     finally:
         telemetry.close()
         training.stream.close()
-        if saver is not None:
-            # after an error nothing is waited for that may hang
-            saver.close(wait=ended)
+        for beside in (training.saver, training.mirror):
+            if beside is not None:
+                # after an error nothing is waited for that may hang
+                beside.close(wait=ended)
     telemetry.say("done", state.images)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Mapping
 from typing import NoReturn
 
 import torch
@@ -51,6 +52,8 @@ def train(job: Training) -> None:
         job.telemetry.wall.mark("other")
         if job.saver is not None:
             job.saver.poll()
+        if job.mirror is not None:
+            job.mirror.poll(job.telemetry.status.saved, keeping(job))
         published = publish_what_is_due(job, epochs)
         if published:
             job.telemetry.wall.mark("checkpoint")
@@ -63,6 +66,7 @@ def train(job: Training) -> None:
         if published:
             job.telemetry.say("train", state.images)
     tuning.trace.end(state.images)
+    copy_newest(job)
 
 
 def advance(job: Training) -> None:
@@ -166,13 +170,11 @@ def save_checkpoint(job: Training, epochs: Epochs, *, wait: bool) -> bool:
     One that all `wait` for, as for the last of an attempt, is written here, behind what the saver still has to write.
     """
     state, run, started = job.state, job.lease.run, time.monotonic()
-    train, folder, status = job.config.train, run.checkpoint(state.images), job.telemetry.status
-    # the run may have to go back to a checkpoint from before it broke
-    back_to = state.stability.good if train.unstable == "roll_back" else None
+    folder, status, keep = run.checkpoint(state.images), job.telemetry.status, keeping(job)
     state.audits = epochs.carried()
     if job.saver is not None and not wait:
         status.enter("checkpoint")
-        job.saver.save(folder, state, back_to)
+        job.saver.save(folder, state, keep)
         status.enter("train")
         job.telemetry.wall.mark("checkpoint")
         return False
@@ -182,8 +184,22 @@ def save_checkpoint(job: Training, epochs: Epochs, *, wait: bool) -> bool:
     checkpoint.save(folder, state, job.rank_info, job.lease)
     job.telemetry.saved(state.images, time.monotonic() - started)
     if job.rank_info.rank == 0:
-        retention.prune(run.checkpoints, train.keep_checkpoints, train.keep_every, back_to)
+        retention.prune(run.checkpoints, **keep)  # type: ignore[arg-type]
     return True
+
+
+def keeping(job: Training) -> Mapping[str, int | None]:
+    """Which checkpoints `retention.prune` leaves behind a step."""
+    train = job.config.train
+    # the run may have to go back to a checkpoint from before it broke
+    back_to = job.state.stability.good if train.unstable == "roll_back" else None
+    return retention.rules(train, back_to, job.mirror.busy if job.mirror is not None else None)
+
+
+def copy_newest(job: Training) -> None:
+    """At the end of an attempt: all ranks return once its last checkpoint is in the store as well, or cannot be."""
+    if job.mirror is not None:
+        job.mirror.wait(job.telemetry.status.saved, keeping(job))
 
 
 def save_if_new(job: Training, epochs: Epochs) -> bool:
@@ -210,6 +226,7 @@ def stop_here(job: Training, epochs: Epochs, by: str, *, goes_on: bool = True) -
         Preempted: always.
     """
     new = save_if_new(job, epochs)
+    copy_newest(job)
     if not goes_on and job.rank_info.rank == 0:
         asked = {"by": by, "done": time.time()}
         write_record(job.lease.run.cancelled(job.lease.number), asked, replace=True)

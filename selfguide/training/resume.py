@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfguide.distributed import RankInfo, gather, on_rank_0
+from selfguide.spec.config import TrainConfig
 from selfguide.spec.run import Lease
+from selfguide.training import store
 from selfguide.training.checkpoint import REPLICATED
 from shards import storage
 from shards.errors import DamagedError, StoreError, UserError
@@ -81,6 +83,27 @@ def find(lease: Lease, rank_info: RankInfo, policy: Policy) -> Resume:
     if damaged and policy == "strict":
         raise UserError(_refusal(damaged, found, lease))
     return Resume(found, on_rank_0(lambda: _set_aside(damaged, found, lease)) if damaged else ())
+
+
+def find_or_fetch(lease: Lease, rank_info: RankInfo, train: TrainConfig) -> Resume:
+    """The same; where the folder holds none, the newest one of the run's store is copied into it before.
+
+    Raises:
+        StoreError: the store does not answer. Who began without it would begin at image 0.
+    """
+    found = find(lease, rank_info, train.resume)
+    if found.folder is not None or train.checkpoint_store is None:
+        return found
+    place = store.place_of(train.checkpoint_store, lease.run)
+    images = on_rank_0(lambda: store.fetch(lease, place))
+    if images is None:
+        log.info(f"{place} holds no checkpoint either")
+        return found
+    log.warning(
+        f"{lease.run.checkpoints} holds no checkpoint: that at {images:,} images is fetched from {place}"
+    )
+    fetched = find(lease, rank_info, train.resume)
+    return Resume(fetched.folder, (*fetched.damaged, *found.damaged))
 
 
 def _newest(lease: Lease, damaged: set[int]) -> tuple[Mapping[str, Any], int, Sequence[Flaw]] | None:  # fmt: skip

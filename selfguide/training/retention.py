@@ -6,16 +6,34 @@ Torch-free, since the process that writes checkpoints deletes them as well.
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from selfguide.spec.run import damaged
+from selfguide.spec.run import DAMAGED
 from shards import storage
+from shards.storage import Url
 
+if TYPE_CHECKING:
+    from selfguide.spec.config import TrainConfig
+
+_PINS = "pins"
 _NAME = re.compile(r"img-(\d+)(\.\d+)?")
 
 
+def rules(
+    train: TrainConfig, back_to: int | None = None, busy: int | None = None
+) -> Mapping[str, int | None]:
+    """What `prune` is told beside the place."""
+    keep, every = train.keep_checkpoints, train.keep_every
+    return {"keep": keep, "every": every, "back_to": back_to, "busy": busy}
+
+
 def prune(
-    checkpoints: Path, keep: int, every: int | None = None, back_to: int | None = None
+    checkpoints: Url,
+    keep: int,
+    every: int | None = None,
+    back_to: int | None = None,
+    busy: int | None = None,
 ) -> None:
     """Deletes all complete checkpoints but those that are kept, and of damaged ones what is older than the newest kept.
 
@@ -23,13 +41,14 @@ def prune(
         keep: so many of the newest stay.
         every: of each so many images seen, the first checkpoint stays for good.
         back_to: the newest checkpoint of up to so many images stays, since the run may go back to it.
+        busy: that of so many images stays, since it is being copied.
 
     What is pinned stays as well.
     """
     whole = [
         (images, name)
-        for images, name in _numbered(checkpoints)
-        if storage.read_complete(checkpoints / name)
+        for images, name in numbered(checkpoints)
+        if storage.read_complete(storage.join(checkpoints, name))
     ]
     kept = {name for _, name in whole[-keep:]} | pinned(checkpoints)
     if every is not None:
@@ -37,34 +56,34 @@ def prune(
         kept |= {*firsts.values()}
     if back_to is not None:
         kept |= {name for _, name in [each for each in whole if each[0] <= back_to][-1:]}
-    for _, name in whole:
-        if name not in kept:
-            storage.delete(checkpoints / name)
-    aside, oldest = damaged(checkpoints), min(whole[-keep:], default=(0, ""))
-    for images, name in _numbered(aside):
+    for images, name in whole:
+        if name not in kept and images != busy:
+            storage.delete(storage.join(checkpoints, name))
+    aside, oldest = storage.join(checkpoints, DAMAGED), min(whole[-keep:], default=(0, ""))
+    for images, name in numbered(aside):
         if images < oldest[0]:
-            storage.delete(aside / name)
+            storage.delete(storage.join(aside, name))
 
 
-def pin(folder: Path) -> None:
+def pin(checkpoints: Url, name: str) -> None:
     """Keeps a checkpoint from `prune`."""
-    storage.publish(_pins(folder.parent) / folder.name, b"", replace=True)
+    storage.publish(_pin(checkpoints, name), b"", replace=True)
 
 
-def unpin(folder: Path) -> None:
-    storage.delete(_pins(folder.parent) / folder.name)
+def unpin(checkpoints: Url, name: str) -> None:
+    storage.delete(_pin(checkpoints, name))
 
 
-def pinned(checkpoints: Path) -> set[str]:
+def pinned(checkpoints: Url) -> set[str]:
     """Names of the checkpoints that are pinned: a file of that name each."""
-    return {*storage.list(_pins(checkpoints))}
+    return {*storage.list(storage.join(checkpoints, _PINS))}
 
 
-def _pins(checkpoints: Path) -> Path:
-    return checkpoints / "pins"
+def _pin(checkpoints: Url, name: str) -> str:
+    return storage.join(checkpoints, _PINS, name)
 
 
-def _numbered(place: Path) -> list[tuple[int, str]]:
+def numbered(place: Url) -> list[tuple[int, str]]:
     """The checkpoints in a folder with their images, ascending; that of an attempt ends with its number."""
     found = ((_NAME.fullmatch(name), name) for name in storage.list(place))
     return sorted((int(match[1]), name) for match, name in found if match)

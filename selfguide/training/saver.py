@@ -24,7 +24,7 @@ from torch import Tensor
 from selfguide.distributed import RankInfo, gather, on_rank_0
 from selfguide.spec.config import TrainConfig
 from selfguide.spec.run import Lease
-from selfguide.training import checkpoint
+from selfguide.training import checkpoint, retention
 from selfguide.training.engine.layout import Range, length
 from selfguide.training.state import State
 from selfguide.training.telemetry import Telemetry
@@ -45,18 +45,19 @@ class _Save:
     images: int
     # what its manifest says beside its files
     extra: dict[str, Any]
+    # what `retention.prune` is told behind it
+    keep: Mapping[str, int | None]
     requests: Sequence[Mapping[str, Any]]
-    began: float
     # an event behind the copies that a device still makes, and what they are made of; None where all are made
     copied: Any
     sources: list[Tensor]
-    # as `retention.prune` has it
-    back_to: int | None = None
     # the manifest is being published
     publishes: bool = False
     # this rank's writer has answered, or failed
     done: bool = False
     error: Exception | None = None
+    # that it took: the copies here, and the slowest rank's writer
+    seconds: float = 0.0
     # what the manifest says of this rank's files
     parts: Sequence[Mapping[str, Any]] = ()
     # a reduction of how far all ranks were, begun at the step boundary before
@@ -81,10 +82,12 @@ class Saver:
         assert not isinstance(group, int), "this rank is in the group"
         self._group = group
 
-    def save(self, folder: Path, state: State, back_to: int | None = None) -> None:
+    def save(
+        self, folder: Path, state: State, keep: Mapping[str, int | None] | None = None
+    ) -> None:
         """Takes a snapshot that becomes the checkpoint in `folder`; waits while the one before it is being written.
 
-        `back_to` is that of `retention.prune`.
+        `keep` is what `retention.prune` is told behind it: `retention.rules`, unless given.
         """
         self.wait()
         began = time.monotonic()
@@ -92,8 +95,8 @@ class Saver:
             # an earlier attempt came as far, with the same numbers
             self._telemetry.saved(state.images, time.monotonic() - began)
             return
-        self._save = self._snapshot(folder, state, began)
-        self._save.back_to = back_to
+        self._save = self._snapshot(folder, state, keep or retention.rules(self._train))
+        self._save.seconds = time.monotonic() - began
         if self._save.copied is None:
             self._write(self._save)
 
@@ -124,19 +127,23 @@ class Saver:
         Raises:
             Exception: as `poll`.
         """
-        while (save := self._save) is not None:
-            if save.asked is not None:
-                self._decide(self._answer(save))
-                continue
-            self._look(wait=True)
-            self._ask(save)
+        if self._save is None:
+            return
+        # it may take longer than a step
+        with self._telemetry.status.within("checkpoint"):
+            while (save := self._save) is not None:
+                if save.asked is not None:
+                    self._decide(self._answer(save))
+                    continue
+                self._look(wait=True)
+                self._ask(save)
 
     def close(self, *, wait: bool) -> None:
         """Ends the writer; `wait` until it has."""
         self.writer.close(wait=wait)
         self._memory.close()
 
-    def _snapshot(self, folder: Path, state: State, began: float) -> _Save:
+    def _snapshot(self, folder: Path, state: State, keep: Mapping[str, int | None]) -> _Save:
         """Copies what this rank writes into the shared memory."""
         engine, rank_info = state.engine, self._rank_info
         vectors, first = checkpoint.kept_vectors(state), rank_info.rank == 0
@@ -167,7 +174,7 @@ class Saver:
         if self._ranges is None:
             self._ranges = gather(ranges)
         extra = checkpoint.about(state, self._ranges, self._lease)
-        return _Save(folder, state.images, extra, requests, began, event, [*replicated.values()])
+        return _Save(folder, state.images, extra, keep, requests, event, [*replicated.values()])
 
     def _part(self, folder: Path, name: str, held: Mapping[str, Tensor]) -> Mapping[str, Any]:
         """The request to write tensors of the memory as one file."""
@@ -216,6 +223,7 @@ class Saver:
             return
         if answers is not None:
             save.done = True
+            save.seconds += self.writer.took_s
             if not save.publishes:
                 save.parts = answers
 
@@ -243,17 +251,16 @@ class Saver:
             self._fail(save)
         elif far == _WRITTEN and save.publishes:
             self._save = None
-            self._telemetry.saved(save.images, time.monotonic() - save.began)
+            self._telemetry.saved(save.images, save.seconds)
         elif far == _WRITTEN:
-            written = gather(save.parts)
-            save.publishes = True
+            written = gather((save.seconds, save.parts))
+            save.publishes, save.seconds = True, max(seconds for seconds, _ in written)
             if self._rank_info.rank == 0:
-                self._request(save, [self._publication(save, written)])
+                self._request(save, [self._publication(save, [parts for _, parts in written])])
 
     def _publication(self, save: _Save, written: Sequence[Any]) -> Mapping[str, Any]:
         # parts of all ranks in their order, and what all load at the end
         parts = [each[0] for each in written] + [part for each in written for part in each[1:]]
-        train = self._train
         return {
             "task": "publish",
             "run": str(self._lease.run.root),
@@ -261,11 +268,7 @@ class Saver:
             "folder": str(save.folder),
             "extra": save.extra,
             "parts": parts,
-            "keep": {
-                "keep": train.keep_checkpoints,
-                "every": train.keep_every,
-                "back_to": save.back_to,
-            },
+            "keep": save.keep,
         }
 
     def _fail(self, save: _Save) -> None:

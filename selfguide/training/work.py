@@ -18,6 +18,7 @@ from selfguide.randomness import normal
 from selfguide.spec.config import Config
 from selfguide.spec.run import Lease
 from selfguide.training.engine.protocol import DTYPES
+from selfguide.training.mirror import Mirror
 from selfguide.training.saver import Saver
 from selfguide.training.state import State
 from selfguide.training.telemetry import Telemetry
@@ -40,6 +41,8 @@ class Training:
     lease: Lease
     # without one this process writes checkpoints itself
     saver: Saver | None = None
+    # without one checkpoints are in the run's folder alone
+    mirror: Mirror | None = None
     # of this rank and the last step, as they were read
     arrays: list[dict[str, np.ndarray]] = field(default_factory=list)
 

@@ -7,23 +7,21 @@ hears them too, waits for what it still has to write.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import mmap
 import os
 import signal
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from selfguide.spec.run import Lease, RunFolder
+from selfguide.training import store
 from selfguide.training.retention import prune
 from shards import storage
 from shards.storage import CHUNK
-from shards.storage.objects import HASHES
 
 # it gives way to training, a tenth of whose share it still gets where no core is idle; the disk's priority follows
 NICE = 10
@@ -38,12 +36,12 @@ def main(memory: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICE)
     for line in sys.stdin.buffer:
-        request, began = json.loads(line), time.process_time()
+        request, began, worked = json.loads(line), time.monotonic(), time.process_time()
         try:
             answer: dict[str, Any] = {"done": _TASKS[request.pop("task")](memory, **request)}
         except Exception as error:  # noqa: BLE001 - training raises it, or goes on without this checkpoint
             answer = {"error": type(error).__name__, "message": str(error)}
-        answer["cpu_s"] = time.process_time() - began
+        answer |= {"seconds": time.monotonic() - began, "cpu_s": time.process_time() - worked}
         print(json.dumps(answer), flush=True)
 
 
@@ -56,30 +54,10 @@ def write(
         tensors: by name, their dtype as safetensors calls it, their shape, and first and last byte in the memory.
 
     Raises:
-        NoRoomError, FencedError: as `shards.storage.publish_file`.
+        NoRoomError, FencedError: as `shards.storage.write_part`.
     """
-    path = Path(file)
-    # hidden and named as storage's own, so that `storage.sweep` deletes what a kill leaves
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    digests = {kind: make() for kind, make in HASHES.items()}
-    size = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("xb") as out:
-            for piece in _pieces(tensors, _shared(memory)):
-                out.write(piece)
-                size += len(piece)
-                for digest in digests.values():
-                    digest.update(piece)
-        storage.publish_file(path, draft, replace=True, fence=storage.Fence(*fence))
-    except OSError as error:
-        storage.refuse_no_room(path, size, error)
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-    hashes = {kind: digest.hexdigest() for kind, digest in digests.items()}
-    return {"name": path.name, "bytes": size, **hashes}
+    path, pieces = Path(file), _pieces(tensors, _shared(memory))
+    return storage.write_part(path.parent, path.name, pieces, storage.Fence(*fence))
 
 
 def _shared(memory: int) -> memoryview:
@@ -127,4 +105,9 @@ def publish(
     prune(Path(folder).parent, **keep)  # type: ignore[arg-type]
 
 
-_TASKS: Mapping[str, Callable[..., Any]] = {"write": write, "publish": publish}
+def put(memory: int, **request: Any) -> None:
+    """Copies a checkpoint to the run's store, as `store.put` describes it."""
+    store.put(**request)
+
+
+_TASKS: Mapping[str, Callable[..., Any]] = {"write": write, "publish": publish, "put": put}

@@ -44,7 +44,7 @@ class Memory:
 
     def __init__(self, device: torch.device) -> None:
         self.descriptor = os.memfd_create("selfguide-checkpoint", 0)
-        self._pinned = device.type == "cuda"
+        self._pins, self._pinned = device.type == "cuda", False
         self._size, self._used = 0, 0
         self._whole = torch.empty(0, dtype=torch.uint8)
 
@@ -58,9 +58,8 @@ class Memory:
         # torch holds the mapping, which ends with the last tensor of it
         mapped = mmap.mmap(self.descriptor, size)
         self._whole, self._size = torch.frombuffer(mapped, dtype=torch.uint8), size
-        if self._pinned:
-            address = self._whole.data_ptr()
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(address, size, 0))
+        if self._pins:
+            self._pin()
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor of the memory, uninitialised."""
@@ -83,8 +82,22 @@ class Memory:
         self._whole, self._size = torch.empty(0, dtype=torch.uint8), 0
         os.close(self.descriptor)
 
+    def _pin(self) -> None:
+        """So that a GPU copies into it beside its work; where that may not be, copies are waited for."""
+        try:
+            torch.cuda.check_error(
+                torch.cuda.cudart().cudaHostRegister(self._whole.data_ptr(), self._size, 0)
+            )
+            self._pinned = True
+        except RuntimeError as error:
+            self._pins = False
+            log.warning(
+                f"{self._size:,} bytes for checkpoints cannot be pinned ({error}): each copy from the GPU is waited for"
+            )
+
     def _unpin(self) -> None:
-        if self._pinned and self._size:
+        if self._pinned:
+            self._pinned = False
             torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self._whole.data_ptr()))
 
 
@@ -104,8 +117,8 @@ class Writer:
         self._answers: list[dict[str, Any]] = []
         self._heard = b""
         self._tries = 0
-        # of its processor, over all requests
-        self.cpu_s = 0.0
+        # of its processor, over all requests; and how long the last ones took
+        self.cpu_s, self.took_s = 0.0, 0.0
 
     def ask(self, requests: Sequence[Mapping[str, Any]]) -> None:
         """Sends requests, which are written in this order; the answers of those before must have been taken."""
@@ -132,8 +145,8 @@ class Writer:
                 continue
             *lines, self._heard = (self._heard + read).split(b"\n")
             self._answers += [json.loads(line) for line in lines]
-        for answer in self._answers:
-            self.cpu_s += answer["cpu_s"]
+        self.cpu_s += sum(answer["cpu_s"] for answer in self._answers)
+        self.took_s = sum(answer["seconds"] for answer in self._answers)
         failed = next((answer for answer in self._answers if "error" in answer), None)
         if failed is not None:
             raise _rebuilt(failed["error"], failed["message"])

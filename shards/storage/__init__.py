@@ -18,6 +18,7 @@ from shards.storage.complete import (
     publish_folder,
     read_complete,
     read_manifest,
+    write_part,
 )
 from shards.storage.fence import MANIFEST, Fence
 from shards.storage.folder import refuse_no_room
@@ -87,4 +88,5 @@ __all__ = [
     "size",
     "stat",
     "sweep",
+    "write_part",
 ]

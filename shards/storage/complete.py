@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from shards.errors import DamagedError
 from shards.storage.fence import MANIFEST, Fence
-from shards.storage.objects import Url, files, hashes, join, list, publish, read_bytes, size, store
+from shards.storage.folder import refuse_no_room
+from shards.storage.objects import (
+    HASHES,
+    Url,
+    files,
+    hashes,
+    join,
+    list,
+    publish,
+    publish_file,
+    read_bytes,
+    size,
+    store,
+)
 
 Verify = Literal["sizes", "hashes"]
 
@@ -66,6 +82,37 @@ def publish_folder(
         if read_complete(folder, "hashes", manifest) is not None:
             raise
         publish(url, data, replace=True, fence=fence)
+
+
+def write_part(
+    folder: Path, name: str, pieces: Iterable[bytes | memoryview], fence: Fence
+) -> dict[str, Any]:
+    """Publishes a file of a folder of a file system, end to end of `pieces`; returns what a manifest says of it.
+
+    Raises:
+        FencedError: a newer attempt has ended the right of `fence`.
+        NoRoomError: the disk is full, or may not be written.
+    """
+    path = folder / name
+    # hidden and named as storage's own, so that `sweep` deletes what a kill leaves
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    digests, size = {kind: make() for kind, make in HASHES.items()}, 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("xb") as out:
+            for piece in pieces:
+                out.write(piece)
+                size += len(piece)
+                for digest in digests.values():
+                    digest.update(piece)
+        publish_file(path, draft, replace=True, fence=fence)
+    except OSError as error:
+        refuse_no_room(path, size, error)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+    return {"name": name, "bytes": size} | {kind: d.hexdigest() for kind, d in digests.items()}
 
 
 def describe(folder: Url, name: str) -> dict[str, Any]:

@@ -295,11 +295,12 @@ class Kept:
     def __init__(self) -> None:
         self.images: list[int] = []
 
-    def list(self, folder: Path) -> list[str]:
-        return [f"img-{images:09d}" for images in self.images] if folder == RUN.checkpoints else []
+    def list(self, folder: storage.Url) -> list[str]:
+        mine = str(folder) == str(RUN.checkpoints)
+        return [f"img-{images:09d}" for images in self.images] if mine else []
 
-    def delete(self, folder: Path) -> None:
-        self.images.remove(int(folder.name[4:]))
+    def delete(self, folder: storage.Url) -> None:
+        self.images.remove(int(Path(folder).name[4:]))
 
 
 KEPT = Kept()
@@ -309,7 +310,7 @@ KEPT = Kept()
 def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "list", KEPT.list)
     monkeypatch.setattr(storage, "delete", KEPT.delete)
-    monkeypatch.setattr(storage, "read_complete", lambda folder, **_: {"images": folder.name})
+    monkeypatch.setattr(storage, "read_complete", lambda folder, **_: {"images": folder})
 
 
 def lives(seeds: range) -> None:

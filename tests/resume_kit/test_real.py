@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -17,11 +18,21 @@ from tests.selfguide.test_training import config
 pytestmark = pytest.mark.slow
 
 
-def trainer(digits: Path, **changes: object) -> Real:
-    """A step a report, two a checkpoint, four a picture, and averages of two kinds that warm up."""
+def trainer(digits: Path, writer: Literal["process", "here"] = "here", **changes: object) -> Real:
+    """A step a report, two a checkpoint, four a picture, and averages of two kinds that warm up.
+
+    A kill in a save is a kill at a line of it, so the rank itself writes, but where `writer` says otherwise.
+    """
     multiprocessing.get_context("forkserver").set_forkserver_preload(HEAVY)
     base = config(digits, "deepspeed")
-    train = replace(base.train, log_every=64, preview=2, ema_halflife=(200,), ema_width=(0.1,))
+    train = replace(
+        base.train,
+        log_every=64,
+        preview=2,
+        ema_halflife=(200,),
+        ema_width=(0.1,),
+        checkpoint_writer=writer,
+    )
     sampler = replace(base.sampler, steps=2)
     return Real(replace(base, train=train, sampler=sampler, **changes))  # type: ignore[arg-type]
 
@@ -38,6 +49,14 @@ def test_a_self_guided_run_that_is_killed_anywhere_ends_with_the_same_bits(
     guided: tuple[Real, Whole], tmp_path: Path, check: str
 ) -> None:
     CHECKS[check](*guided, tmp_path)
+
+
+@pytest.mark.parametrize("check", ["check_steps", "check_twice", "check_newest"])
+def test_a_run_whose_checkpoints_are_written_beside_it_ends_with_the_same_bits(
+    guided: tuple[Real, Whole], digits: Path, tmp_path: Path, check: str
+) -> None:
+    """What a kill leaves of them is whole or none: processes that outlive their rank may still finish one."""
+    CHECKS[check](trainer(digits, "process"), guided[1], tmp_path)
 
 
 def test_a_run_on_two_ranks_then_one_then_four_ends_alike(digits: Path, tmp_path: Path) -> None:

@@ -470,21 +470,42 @@ if __name__ == "__main__":
 """
 
 
-def test_deepspeed_starts_without_a_compiler(tmp_path: Path) -> None:
-    """On a PATH with no g++, no gcc and no ninja; and nothing is left compiled behind."""
+def without_a_compiler(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Python on a PATH with no g++, no gcc and no ninja, and with nothing compiled before."""
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "python").symlink_to(sys.executable)
     environment = {k: v for k, v in os.environ.items() if k not in ("CXX", "CC")}
     environment |= {
         "PATH": str(tools), "PYTHONPATH": str(Path.cwd()), "HOME": str(tmp_path),
-        "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"),
+        "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
     }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=240
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240
     )
+
+
+def test_deepspeed_starts_without_a_compiler(tmp_path: Path) -> None:
+    """And nothing is left compiled behind."""
+    done = without_a_compiler(SCRIPT, tmp_path)
     assert "applied True" in done.stdout, done.stderr[-3000:]
     assert not (tmp_path / "extensions").exists()
+
+
+MUON = """
+import os
+os.environ["DS_ACCELERATOR"] = "cpu"
+import torch
+from deepspeed.runtime.zero.muon.original_muon import muon_update
+muon_update(torch.randn(8, 16), torch.zeros(8, 16))
+"""
+
+
+@pytest.mark.slow
+def test_deepspeeds_own_muon_needs_a_compiler_as_its_refusal_says(tmp_path: Path) -> None:
+    """Stages 1 and 2 call it in their first step. Once it does not, train.optimiser=muon may be thought of anew."""
+    done = without_a_compiler(MUON, tmp_path)
+    assert done.returncode and "No working C++ compiler" in done.stderr, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("version", ["0.18.3", "0.18.9+cu12", "0.19.3"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -90,6 +91,47 @@ def test_a_snapshot_is_written_as_it_was_while_training_goes_on(
     saver.wait()
     assert run.saved() == [BATCH, 4 * BATCH]
     assert saver.writer.cpu_s > 0
+
+
+def test_a_save_takes_as_long_as_its_copy_and_its_writer_whatever_is_trained_meanwhile(
+    single: RankInfo, tmp_path: Path, closing: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Warnings before a time limit go by it; the ranks hear of the end some steps later, however long those are."""
+    job, saver = saving(tmp_path, closing)
+    answers, took = saver.writer.answers, []
+
+    def heard(*, wait: bool = False) -> Any:
+        found = answers(wait=wait)
+        if found is not None:
+            took.append(saver.writer.took_s)
+        return found
+
+    monkeypatch.setattr(saver.writer, "answers", heard)
+    began = time.monotonic()
+    save(job, saver)
+    copy = time.monotonic() - began
+    while not job.lease.run.saved() or job.telemetry.status.saved != BATCH:
+        advance(job)
+        saver.poll()
+    assert len(took) == 2, "parts, then the manifest"
+    assert job.telemetry._save_s is not None
+    assert 0 < job.telemetry._save_s - sum(took) <= copy
+
+
+def test_a_rank_that_waits_for_its_writer_says_that_it_saves(
+    single: RankInfo, tmp_path: Path, closing: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What moves in no step's time is no hang then."""
+    job, saver = saving(tmp_path, closing)
+    status, sections = job.telemetry.status, []
+    look = saver._look
+    monkeypatch.setattr(
+        saver, "_look", lambda **how: (sections.append(status.section), look(**how))
+    )
+    status.enter("train")
+    save(job, saver)
+    saver.wait()
+    assert {*sections} == {"checkpoint"} and status.section == "train"
 
 
 def test_a_writer_that_is_killed_is_replaced_and_the_snapshot_written(

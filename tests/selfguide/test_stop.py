@@ -21,6 +21,7 @@ from selfguide.spec.config import Config
 from selfguide.spec.rank_status import Preempted, RankStatus
 from selfguide.spec.run import RunFolder, read_record
 from selfguide.training import checkpoint, loop
+from selfguide.training.saver import Saver
 from selfguide.training.stop import StopVote
 from shards.read.reader import Reader
 from shards.read.stream import Stream
@@ -127,6 +128,38 @@ def test_a_save_is_finished_and_is_the_last_when_signals_come_in_it(
     found = ranks(2, asked_twice_in_a_save, cfg, str(root), str(tmp_path / "exits"))
     assert found == [((None, 128), 1)] * 2
     assert RunFolder(root).saved() == [128]
+
+
+def asked_while_written(
+    rank_info: RankInfo, cfg: Config, root: str, folder: str
+) -> tuple[int | None, int]:
+    """The writer of one rank is stopped at the first checkpoint, and goes on once that rank was asked to stop."""
+    save = Saver.save
+
+    def begun(saver: Saver, *arguments: Any) -> None:
+        save(saver, *arguments)
+        process = saver.writer._process
+        if rank_info.rank != WHO or process is None:
+            return
+        os.kill(process.pid, signal.SIGSTOP)
+        ask(saver._telemetry.status)
+        threading.Timer(1.0, os.kill, (process.pid, signal.SIGCONT)).start()
+
+    Saver.save = begun  # type: ignore[method-assign]
+    return ended(rank_info, cfg, root, folder)
+
+
+def test_a_save_beside_training_is_waited_for_when_a_signal_comes_in_it(
+    ranks: Any, digits: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    found = ranks(2, asked_while_written, config(digits), str(root), str(tmp_path / "exits"))
+    assert found[0] == found[1]
+    new, images = found[0]
+    run = RunFolder(root)
+    # of the step that all stopped at; that of the checkpoint is there in any case
+    assert run.saved()[-1] == images and (new in (None, images))
+    assert 128 in run.saved()
 
 
 def without_data(

@@ -221,10 +221,10 @@ def test_retention_keeps_the_newest_each_so_many_images_and_pins(tmp_path: Path)
         storage.publish(folder / "part", b"weights")
         storage.publish_folder(folder, extra={})
         if images == 300:
-            retention.pin(folder)
+            retention.pin(tmp_path, folder.name)
         retention.prune(tmp_path, keep=2, every=750, back_to=1350 if images >= 1350 else None)
     left = [int(name[4:]) for name in storage.list(tmp_path) if name.startswith("img-")]
     assert left == [300, 800, 1300, 1500, 1900, 2000]
-    retention.unpin(tmp_path / image_folder(300))
+    retention.unpin(tmp_path, image_folder(300))
     retention.prune(tmp_path, keep=1)
     assert [name for name in storage.list(tmp_path) if name.startswith("img-")] == ["img-000002000"]

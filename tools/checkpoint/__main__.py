@@ -1,7 +1,7 @@
 """Verify, list and export the checkpoints of a run, and make averages of any length from what it stored.
 
 RUN is a run's folder, its id or the beginning of it, or its name; `verify`, `show` and `export` also take the folder of
-one checkpoint, wherever it was copied.
+one checkpoint, wherever it was copied, and `verify` and `show` the s3:// address of either in a store.
 
 examples:
   python -m tools.checkpoint verify runs/in1k_dit/3f2a

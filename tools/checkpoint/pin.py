@@ -38,12 +38,12 @@ def run(options: argparse.Namespace) -> int:
     if options.off:
         if folder.name not in pinned(found.checkpoints):
             raise UserError(f"--off: {folder.name} is not pinned")
-        unpin(folder)
+        unpin(found.checkpoints, folder.name)
     else:
         target.chosen(options.images, found.checkpoint_folders())
         if storage.read_complete(folder) is None:
             raise UserError(f"{folder} is not complete; `verify` says why")
-        pin(folder)
+        pin(found.checkpoints, folder.name)
     kept = sorted(pinned(found.checkpoints))
     if options.json:
         print(json.dumps({"pinned": kept}))

@@ -3,14 +3,15 @@
 examples:
   python -m tools.checkpoint show runs/in1k_dit/3f2a
   python -m tools.checkpoint show 3f2a --json
+  python -m tools.checkpoint show s3://bucket/checkpoints/in1k_dit/3f2a41c09d5e
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from selfguide.training.checkpoint import averages_in
 from selfguide.training.retention import pinned
 from shards import storage
 from shards.errors import DamagedError
+from shards.storage import Url
 from tools.checkpoint import target
 
 HELP = "list images, attempts, ranks, engine, averages"
@@ -27,11 +29,11 @@ _COLUMNS = ("images", "attempt", "ranks", "engine", "steps", "averages", "bytes"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    target.add(parser, "only the checkpoint at N images seen (default: all)")
+    target.add(parser, "only the checkpoint at N images seen (default: all)", target.STORED)
 
 
 def run(options: argparse.Namespace) -> int:
-    found = [describe(folder) for folder in target.checkpoints(options)]
+    found = [describe(folder) for folder in target.anywhere(options)]
     if options.json:
         print(json.dumps({"checkpoints": found}))
         return 0
@@ -44,10 +46,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def describe(folder: Path) -> Mapping[str, Any]:
+def describe(folder: Url) -> Mapping[str, Any]:
     """What the manifest of a checkpoint says; None for what it does not know, as manifests of before do not."""
-    row: dict[str, Any] = {"checkpoint": folder.name, **dict.fromkeys(_COLUMNS)}
-    row["pinned"] = folder.name in pinned(folder.parent)
+    place, _, name = os.fspath(folder).rpartition("/")
+    row: dict[str, Any] = {"checkpoint": name, **dict.fromkeys(_COLUMNS)}
+    row["pinned"] = name in pinned(place)
     try:
         manifest = storage.read_manifest(folder)
     except DamagedError:

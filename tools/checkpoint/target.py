@@ -8,22 +8,49 @@ from pathlib import Path
 
 from selfguide.spec.find import find
 from selfguide.spec.run import RunFolder
+from selfguide.training.retention import numbered
 from shards import storage
 from shards.errors import UserError
+from shards.storage import Url
 from tools import flags
 
 RUN = "id, name or folder of a run, or a checkpoint's folder"
+# what `verify` and `show` take besides
+STORED = f"{RUN}; or the s3:// address of either in a store"
 
 
-def add(parser: argparse.ArgumentParser, images: str) -> None:
-    """The arguments that name checkpoints; `images` says what --images N picks."""
+def add(parser: argparse.ArgumentParser, images: str, of: str = RUN) -> None:
+    """The arguments that name checkpoints; `images` says what --images N picks, `of` what RUN may be."""
     flags.add(
         parser,
-        ("of RUN", str, None, RUN),
+        ("of RUN", str, None, of),
         ("--images N", int, None, images),
         flags.RUNS,
         flags.JSON,
     )
+
+
+def anywhere(options: argparse.Namespace) -> Sequence[Url]:
+    """As `checkpoints`, also of a store.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not storage.is_remote(options.of):
+        return checkpoints(options)
+    place = options.of.rstrip("/")
+    if storage.exists(storage.join(place, storage.MANIFEST)):
+        _refuse_images(options, place)
+        return [place]
+    known = dict(numbered(place))
+    if not known:
+        below = ", ".join(storage.list(place)[:5])
+        raise UserError(
+            f"{place} holds no checkpoint, but {below or 'nothing'}: a run's are in STORE/EXPERIMENT/RUN, where "
+            "STORE is its train.checkpoint_store"
+        )
+    wanted = known if options.images is None else [chosen(options.images, [*known])]
+    return [storage.join(place, known[images]) for images in wanted]
 
 
 def checkpoints(options: argparse.Namespace) -> Sequence[Path]:
@@ -34,10 +61,7 @@ def checkpoints(options: argparse.Namespace) -> Sequence[Path]:
     """
     folder = storage.expanded(options.of)
     if (folder / storage.MANIFEST).is_file():
-        if options.images is not None:
-            raise UserError(
-                f"--images {options.images}: {folder} is one checkpoint already; drop it"
-            )
+        _refuse_images(options, folder)
         return [folder]
     run = find(options.of, Path(options.runs))
     known = run.checkpoint_folders()
@@ -62,6 +86,11 @@ def one(options: argparse.Namespace) -> Path:
     if not saved:
         raise UserError(f"{run.checkpoints} holds no complete checkpoint; `verify` says why")
     return run.checkpoint(saved[-1])
+
+
+def _refuse_images(options: argparse.Namespace, one: Url) -> None:
+    if options.images is not None:
+        raise UserError(f"--images {options.images}: {one} is one checkpoint already; drop it")
 
 
 def chosen(images: int, known: Sequence[int]) -> int:

@@ -5,17 +5,19 @@ Exit code 1 says that something is. A folder without a manifest was never finish
 examples:
   python -m tools.checkpoint verify runs/in1k_dit/3f2a
   python -m tools.checkpoint verify runs/in1k_dit/3f2a/checkpoints/img-000512000 --json
+  python -m tools.checkpoint verify s3://bucket/checkpoints/in1k_dit/3f2a41c09d5e
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from shards import cli, storage
 from shards.errors import DamagedError
+from shards.storage import Url
 from tools.checkpoint import target
 
 HELP = "compare every file with its hash"
@@ -32,11 +34,11 @@ class Verdict:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    target.add(parser, "only the checkpoint at N images seen (default: all)")
+    target.add(parser, "only the checkpoint at N images seen (default: all)", target.STORED)
 
 
 def run(options: argparse.Namespace) -> int:
-    folders = target.checkpoints(options)
+    folders = target.anywhere(options)
     found = [verify(folder) for folder in cli.track(folders, len(folders), "checkpoints")]
     well = all(each.state != "damaged" for each in found)
     if options.json:
@@ -49,14 +51,15 @@ def run(options: argparse.Namespace) -> int:
     return 0 if well else 1
 
 
-def verify(folder: Path) -> Verdict:
+def verify(folder: Url) -> Verdict:
     """Reads a checkpoint whole."""
+    name = os.fspath(folder).rpartition("/")[2]
     try:
         manifest = storage.read_manifest(folder)
     except DamagedError:
-        return Verdict(folder.name, "damaged", 0, ((storage.MANIFEST, "is torn"),))
+        return Verdict(name, "damaged", 0, ((storage.MANIFEST, "is torn"),))
     if manifest is None:
-        return Verdict(folder.name, "unfinished", 0)
+        return Verdict(name, "unfinished", 0)
     size = sum(part["bytes"] for part in manifest["files"])
     flaws = tuple((flaw.name, flaw.reason) for flaw in storage.flaws(folder, manifest, "hashes"))
-    return Verdict(folder.name, "damaged" if flaws else "whole", size, flaws)
+    return Verdict(name, "damaged" if flaws else "whole", size, flaws)

@@ -16,6 +16,7 @@ from selfguide.spec.config.laws import (
     ReadWith,
     Within,
 )
+from shards import storage
 from shards.errors import UserError
 
 # of trackers that are no extra of ours
@@ -72,7 +73,9 @@ class TrainConfig:
     # and the first checkpoint of each so many images, for good; null keeps none besides. Pins are kept in any case
     keep_every: Annotated[int | None, AtLeast(1), NotIdentity()] = None
     # a process beside each rank writes them from a snapshot in host memory, or the rank itself does and waits
-    checkpoint_writer: Annotated[Literal["process", "here"], NotIdentity()] = "here"
+    checkpoint_writer: Annotated[Literal["process", "here"], NotIdentity()] = "process"
+    # s3://BUCKET/FOLDER that each checkpoint is copied to, for the day on which the run's folder is gone; null for none
+    checkpoint_store: Annotated[str | None, NotIdentity()] = None
     # where one cannot be written, as on a full disk: the run stops, or says so and goes on. The last one of an attempt
     # must be written in any case
     save_failed: Annotated[
@@ -123,6 +126,11 @@ def check_train(train: TrainConfig, *, averaged: bool = False) -> None:
         raise UserError(
             f"train.{name}={begin} leaves train.rate_decay=cosine no images before train.images={train.images}; take "
             f"train.{name}={train.images // 2}"
+        )
+    if train.checkpoint_store is not None and not storage.is_remote(train.checkpoint_store):
+        raise UserError(
+            f"train.checkpoint_store={train.checkpoint_store!r} is no address in S3: give s3://BUCKET/FOLDER; a file "
+            "system has the run's own folder (runs=FOLDER)"
         )
     for tracker in train.trackers:
         if importlib.util.find_spec(tracker) is None:
