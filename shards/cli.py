@@ -93,8 +93,10 @@ def parser(module: str, about: str | None, example: str = "") -> argparse.Argume
     """
     import argparse
 
+    from shards.words import Parser
+
     name = program(module)
-    return argparse.ArgumentParser(
+    return Parser(
         prog=name,
         description=about,
         epilog=f"example: {name} {example}" if example else None,

@@ -108,6 +108,17 @@ def summary(manifest: Manifest) -> dict[str, object]:
     }
 
 
+def shown(name: str) -> str:
+    """A name of one line, without what a terminal obeys."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def say_renumbered(manifest: Manifest) -> None:
+    """Prints where the number in a class's name is not its label."""
+    if said := renumbered(manifest.class_names):
+        print(said)
+
+
 def changed(counts: ScanCounts) -> str:
     """What was done to samples, such as "1,204 transparent, 3 rotated"; empty where nothing was."""
     return ", ".join(f"{count:,} {trait}" for trait, count in counts.changed.items())
