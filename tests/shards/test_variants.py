@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import tarfile
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -18,7 +20,7 @@ from shards.format import pictures
 from shards.format.classes import ordered, renumbered
 from shards.format.members import Decode
 from shards.format.pictures import Picture
-from shards.sources import folders, listing
+from shards.sources import folders, listing, tables
 from shards.sources.listing import Listing
 from shards.sources.splits import apart, split_of
 from tests.shards import inputs
@@ -287,3 +289,65 @@ def test_a_large_picture_is_read_without_a_warning_and_a_vast_one_is_bad(
             with pytest.raises(BadInputError, match="Make it smaller"):
                 Picture(size=8, background="white").look(file.getvalue())
     assert not seen
+
+
+# ---------------------------------------------------------------- tables
+
+
+def table(path: Path, **columns: Any) -> str:
+    arrow = pytest.importorskip("pyarrow")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    importlib.import_module("pyarrow.parquet").write_table(
+        arrow.table({"image": arrow.array(PNG), **columns}), path
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (lambda arrow: arrow.float64(), [0.0, 1.0, 0.0, 1.0]),
+        (lambda arrow: arrow.float32(), [0.5, 1, float("nan"), 1]),
+        (lambda arrow: arrow.binary(), [b"a", b"b", b"a", b"b"]),
+        (lambda arrow: arrow.timestamp("s"), [0, 1, 0, 1]),
+        (lambda arrow: arrow.list_(arrow.int64()), [[0], [1], [0], [1]]),
+        (lambda arrow: arrow.decimal128(5), [0, 1, 0, 1]),
+    ],
+    ids=["float64", "float32", "binary", "time", "list", "decimal"],
+)
+def test_labels_of_a_kind_that_has_no_classes_are_named_with_a_cure(
+    tmp_path: Path, kind: Any, values: list[object]
+) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    file = table(tmp_path / "0.parquet", label=arrow.array(values, kind(arrow)))
+    with pytest.raises(UserError, match=r"label column 'label' is .*0.parquet: .*--label none"):
+        tables.parquet([file], AS_IS)
+    assert tables.parquet([file], AS_IS, label="none").labels is None
+
+
+def test_a_label_beyond_int64_is_no_other_number(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    label = arrow.array([0, 1, 2**64 - 1, 1], arrow.uint64())
+    found = tables.parquet([table(tmp_path / "0.parquet", label=label)], AS_IS)
+    assert found.labels is not None and found.labels.tolist() == [0, 1, 2**63 - 1, 1]
+
+
+@pytest.mark.parametrize("column", ["labels", "class", "fine_label", "Label"])
+def test_columns_that_may_hold_labels_are_named_where_none_is_read(
+    tmp_path: Path, column: str
+) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    file = table(tmp_path / "0.parquet", **{column: arrow.array([0, 1, 0, 1])})
+    (passed,) = tables.parquet([file], AS_IS).passed
+    assert passed.name == column and f"--label {column} " in passed.reason
+    assert not tables.parquet([file], AS_IS, label="none").passed
+    taken = tables.parquet([file], AS_IS, label=column)
+    assert taken.classes == 2 and not taken.passed
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1xxxxPAR1", b"PK\3\4" * 9])
+def test_what_is_no_parquet_is_named_with_a_cure(tmp_path: Path, data: bytes) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "0.parquet").write_bytes(data)
+    with pytest.raises(UserError, match=r"0.parquet is no such parquet: .*: fetch or write"):
+        tables.parquet([str(tmp_path)], AS_IS)

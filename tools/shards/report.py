@@ -53,8 +53,9 @@ def add_out(parser: argparse.ArgumentParser) -> None:
 
 def shard_bytes(options: argparse.Namespace) -> int:
     """--shard-mb in bytes; raises UserError where it is not positive."""
-    if not 0 < options.shard_mb < math.inf:
-        raise UserError(f"--shard-mb {options.shard_mb}: give a number above 0")
+    # no file is larger
+    if not 0 < options.shard_mb * 2**20 < 2**63:
+        raise UserError(f"--shard-mb {options.shard_mb}: give a number above 0, and below {2**43}")
     return math.ceil(options.shard_mb * 2**20)
 
 
