@@ -44,6 +44,7 @@ from selfguide.spec.sizes import footprint
 from selfguide.spec.validate import validate
 from shards import cli, storage
 from shards.errors import UserError
+from shards.words import Parser
 
 # a job that waits longer for two nodes is given up
 WAIT_S = 300.0
@@ -66,7 +67,7 @@ class Asked:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0 where all is well, 1 after a warning, 2 where something is bad."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=cli.program("launcher.doctor"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Says whether a preemption, a time limit or a lost node would lose work here, and tests the file\n"

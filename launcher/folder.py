@@ -103,7 +103,8 @@ def evaluation_asked(run: RunFolder) -> Path:
 def takes_run(parser: ArgumentParser, nargs: str | None = None, what: str = "run") -> None:
     """Adds the argument `run`, by which a user means one, and what every command about runs takes beside it."""
     text = f"id, beginning of an id, name, or folder of a {what}"
-    parser.add_argument("run", nargs=nargs, help=text)
+    shown = "RUN or KEY=VALUE" if nargs == "*" else None
+    parser.add_argument("run", nargs=nargs, metavar=shown, help=text)
     parser.add_argument(
         "--runs", type=storage.place, default="runs", metavar="DIR", help="where runs are (runs)"
     )

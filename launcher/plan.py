@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="when jobs will be ended, in place of averages: lines such as '90.5 failure' and '600 preemption', in "
         "seconds from now",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.images_per_s is not None and not options.images_per_s > 0:
         raise UserError(f"--images-per-s={options.images_per_s} must be more than 0")
     run, config = _meant(options.run, Path(options.runs))

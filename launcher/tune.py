@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     takes_run(parser)
     parser.add_argument("settings", nargs="*", metavar="key=value")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     run = find(options.run, Path(options.runs))
     if not options.settings:
         return _list(run, as_json=options.json)

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from shards.errors import DamagedError, StoreError, UserError
@@ -34,10 +35,12 @@ SCRIPT = "selfguide"
 
 def run(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and leaves the process with its exit code."""
+    _open_streams()
     _speak_utf8()
     # a parent that ignores it hands that down, and then every program that we call seems to succeed
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
+        _check_here()
         code = main() or 0
         sys.stdout.flush()
     except (UserError, DamagedError, StoreError) as error:
@@ -63,6 +66,33 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"error: {place}: {error.strerror}{cure}", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Gives a command that was started without stdout or stderr, by `>&-`, ones that nobody reads.
+
+    Python has None there, and prints errors to stdout where it has no stderr.
+    """
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            nobody = os.open(os.devnull, os.O_WRONLY)
+            if nobody != number:  # else a file that the command opens would become its stdout
+                os.dup2(nobody, number)
+                os.close(nobody)
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115 - until the end
+
+
+def _check_here() -> None:
+    """
+    Raises:
+        UserError: the working directory is gone, by which names of files and of runs would be read.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError(
+            "the working directory does not exist any more: change to another one, such as with `cd`"
+        ) from None
 
 
 def _speak_utf8() -> None:
@@ -93,8 +123,10 @@ def parser(module: str, about: str | None, example: str = "") -> argparse.Argume
     """
     import argparse
 
+    from shards.words import Parser
+
     name = program(module)
-    return argparse.ArgumentParser(
+    return Parser(
         prog=name,
         description=about,
         epilog=f"example: {name} {example}" if example else None,

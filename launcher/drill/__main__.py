@@ -27,6 +27,7 @@ from selfguide.spec.config import Config
 from selfguide.spec.suggest import nearest
 from shards import cli, storage
 from shards.errors import UserError
+from shards.words import Parser
 
 BATCH = 128
 # of the run that a cell is put on
@@ -231,7 +232,7 @@ def _bench(options: argparse.Namespace) -> tuple[Bench, Config]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=cli.program("launcher.drill"),
         description="Puts faults on small runs of this cluster; each must go on by itself and end at the same bits.",
         epilog=EPILOG,

@@ -1,12 +1,14 @@
 """Names of classes: their order, and the label that a name or a number stands for.
 
-Folders called by numbers are sorted as numbers, so that folder 2 of 0 to 9 is label 2; all other names are sorted as
-text. A number never means another number in silence: where class '2' is not label 2, asking for 2 is refused.
+Numbers in names are sorted as numbers, so that folder 2 of 0 to 12 is label 2, and class_2 comes before class_10; all
+else is sorted as text. A number never means another number in silence: where class '2' is not label 2, asking for 2 is
+refused.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -16,17 +18,25 @@ NUMBER, NAME = "number:", "name:"
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Class names in the order of their labels: as numbers where all of them are, else as text."""
-    found = sorted(set(names))
-    if all(name.isdecimal() and name.isascii() for name in found):
-        return sorted(found, key=lambda name: (int(name), name))
-    return found
+    """Class names in the order of their labels: as text, but as numbers where they hold such."""
+    return sorted(set(names), key=_natural)
+
+
+def _natural(name: str) -> tuple[list[str | tuple[int, str]], str]:
+    """What a name is sorted by: every second part is a number, which may have more digits than Python reads."""
+    parts = re.split(r"([0-9]+)", name)
+    return [_digits(part) if at % 2 else part for at, part in enumerate(parts)], name
+
+
+def _digits(number: str) -> tuple[int, str]:
+    plain = number.lstrip("0")
+    return len(plain), plain
 
 
 def renumbered(names: Sequence[str]) -> str:
     """A line that says so where names are numbers and one of them has another label, else nothing."""
     for label, name in enumerate(names):
-        if name.isdecimal() and name.isascii() and int(name) != label:
+        if name.isdecimal() and name.isascii() and (name.lstrip("0") or "0") != str(label):
             return f"class {name!r} is label {label}: labels go from 0 to {len(names) - 1} without gaps"
     return ""
 

@@ -7,7 +7,6 @@ others are left to webdataset: `shards.format.foreign_arrays`.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import re
@@ -28,6 +27,7 @@ from shards.format.tar import plain_members
 CLASSES = 1 << 20  # at most: every manifest counts the samples of each
 KEY: Final = "id.txt"  # the member that holds a sample's own key, where its name is a number
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+_WHOLE = re.compile(r"[+-]?[0-9]+")
 _PASSED_OVER = re.compile(r"__[^/]*__($|/)")
 _TEXT = 60  # characters of a wrong label that are shown
 Members = dict[str, bytes]  # by what follows the key, in lower case
@@ -108,7 +108,7 @@ class Decode:
             found = _field(json.loads(text), field) if field else _number_or_name(text)
         except (ValueError, KeyError, TypeError, RecursionError):
             found = None
-        if isinstance(found, str) and found:
+        if isinstance(found, str) and found and "\0" not in found:
             return found
         if not isinstance(found, int):
             shown = text[:_TEXT].decode(errors="replace")
@@ -162,8 +162,9 @@ def pictures(names: Iterable[str]) -> list[str]:
 
 def _number_or_name(data: bytes) -> int | str | None:
     """What a member of its own says: None where it is another number, which JSON would not have as text either."""
-    text = data.decode().strip()
-    with contextlib.suppress(ValueError):
+    text = data.decode("utf-8-sig").strip()
+    # else Python reads 1_0, and digits of other scripts, which may be names
+    if _WHOLE.fullmatch(text):
         return int(text)
     try:
         float(text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +25,8 @@ SUFFIXES = frozenset(
 OTHERS = frozenset((".jfif", ".jpe", ".avif", ".jp2", ".j2k", ".jpx", ".pbm", ".pnm", ".dib"))
 # read by Pillow itself; whatever an input is called, its bytes say which it is
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
+# what a file is that is none of them
+NO_IMAGE = f"no image: none of {', '.join(_FORMATS)}"
 _CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000
 # what files of these formats begin with; AVIF's stands behind four bytes
 _MAGIC = (
@@ -121,9 +125,9 @@ class Picture:
                 kind = image.format or ""
                 plain, traits = self._plain(image, data)
         except UnidentifiedImageError:
-            raise BadInputError(f"no image: none of {', '.join(_FORMATS)}") from None
+            raise BadInputError(NO_IMAGE) from None
         except Image.DecompressionBombError as error:
-            raise BadInputError(str(error)) from None
+            raise BadInputError(f"{error} Make it smaller") from None
         except (BadInputError, MemoryError):  # which says nothing of the image
             raise
         except Exception as error:  # noqa: BLE001 - of what an odd image makes Pillow raise there is no list
@@ -305,7 +309,16 @@ def _opened(data: bytes) -> ImageFile:
     """By Pillow, if of a known format: of others some are given to programs of this machine, as EPS to Ghostscript."""
     from PIL import Image
 
+    _be_quiet()
     return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
+@functools.cache
+def _be_quiet() -> None:
+    """Pillow warns of large images, once a process and with a line of its own source; twice as large it refuses."""
+    from PIL import Image
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

@@ -18,23 +18,9 @@ from shards.format.classes import ordered
 from shards.format.members import CLASSES, printable
 from shards.sources.listing import Decode, Files, Listing, file, folder
 from shards.sources.source import Lazy
+from shards.sources.splits import apart, is_split
 from shards.sources.trees import DATASET, Tree, folder_tree, is_zip, zip_tree
 
-# folders that hold splits of a data set, and are seldom classes
-SPLITS = frozenset(
-    (
-        "train",
-        "training",
-        "val",
-        "valid",
-        "validation",
-        "test",
-        "testing",
-        "dev",
-        "eval",
-        "unlabeled",
-    )
-)
 _CHUNK_FILE = re.compile(r"img\d{8}\.\w+")
 
 
@@ -146,16 +132,16 @@ def _numbered(top: str) -> bool:
 
 
 def _refuse_splits(tree: Tree, root: str, *, packed: bool) -> None:
-    splits = [top for top in tree.tops if top.lower() in SPLITS]
     nested = {name.split("/")[0] for name in tree.images if name.count("/") > 1}
+    splits = sorted({*filter(is_split, tree.tops), *apart(tree.tops)})
     only = len(splits) == len(tree.tops) and (len(splits) > 1 or nested)
     if only or len([split for split in splits if split in nested]) > 1:
         raise UserError(
-            f"{root} holds the splits {', '.join(sorted(splits))}, and folders are taken for classes: "
+            f"{root} holds the splits {', '.join(splits)}, and folders are taken for classes: "
             + (
                 "unpack it, and name one of them"
                 if packed
-                else f"name one of them, {root}/{sorted(splits)[-1]}"
+                else f"name one of them, {root}/{splits[-1]}"
             )
         )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,16 +21,10 @@ from numpy.typing import ArrayLike, NDArray
 from shards import storage
 from shards.errors import BadInputError, UserError
 from shards.sources.source import encode_keys
+from shards.sources.splits import meant, split_of
 
 # errors that say nothing of the input
 _MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
-# as data sets on the Hub and elsewhere begin the names of a split's files, or call its folder
-_SPLIT = re.compile(
-    r"(train|training|test|testing|val|valid|validation|dev)(?=[-_.]|$)", re.IGNORECASE
-)
-_SAME = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
-
-
 # in place of a label's name: read none
 NO_LABEL = "none"
 
@@ -239,7 +232,7 @@ def expand(paths: Sequence[str], suffix: str, split: str | None = None) -> list[
 
 
 def of_split(names: Sequence[str], place: str, split: str | None = None) -> list[str]:
-    """The files of one split, where names below `place` begin with such, as `train-00000-of-00002.parquet` does.
+    """The files of one split, where names below `place` say so, as `train-00000-of-00002.parquet` does.
 
     Raises:
         UserError: they are of several splits and none is asked for, or none is of that one.
@@ -249,7 +242,7 @@ def of_split(names: Sequence[str], place: str, split: str | None = None) -> list
         splits.setdefault(_split_of(name, place), []).append(name)
     known = sorted(name for name in splits if name)
     if split is not None:
-        wanted = _SAME.get(split, split)
+        wanted = meant(split)
         if wanted not in splits:
             raise UserError(
                 f"split {split!r} is not in {place}: choose among {', '.join(known) or 'none'}"
@@ -266,10 +259,7 @@ def of_split(names: Sequence[str], place: str, split: str | None = None) -> list
 def _split_of(name: str, place: str) -> str:
     """Of the file's own name, else of a folder that it lies in below `place`; empty where none says."""
     parts = name.removeprefix(place).strip("/").split("/")
-    for part in reversed(parts):
-        if at := _SPLIT.match(part):
-            return _SAME.get(at[1].lower(), at[1].lower())
-    return ""
+    return next(filter(None, map(split_of, reversed(parts))), "")
 
 
 def beside(paths: Sequence[str], suffix: str) -> list[Passed]:

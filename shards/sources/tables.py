@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shards.errors import BadInputError, UserError
 from shards.format.classes import ordered
-from shards.sources.listing import NO_LABEL, Decode, Listing, expand, folder
+from shards.sources.listing import NO_LABEL, Decode, Listing, Passed, expand, folder
 from shards.sources.source import Lazy
 
 _GROUPS = 4  # row groups of a parquet file kept at hand
@@ -100,10 +100,15 @@ def parquet(
     except (arrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
+        others_too = f" or one of {len(files) - 1:,} more" if len(files) > 1 else ""
+        reason = str(error).rstrip(".")
         raise UserError(
-            f"{files[0]} and {len(files) - 1} more are no such parquet: {error}"
+            f"{files[0]}{others_too} is no such parquet: {reason}: fetch or write it again"
         ) from None
-    return _listing(Path(files[0]).stem, files, sizes, schemas, tables, Parquet, decode, wanted)
+    passed = _unread(schemas, wanted, label)
+    return _listing(
+        Path(files[0]).stem, files, sizes, schemas, tables, Parquet, decode, wanted, passed
+    )
 
 
 def saved_dataset(
@@ -139,7 +144,20 @@ def saved_dataset(
         raise UserError(f"{base} cannot be read: {error}") from None
     wanted = _columns([str(base)], [table.schema], image, label, key)
     name, sizes = base.resolve().name, [table.num_rows]
-    return _listing(name, files, sizes, [table.schema], [table], Saved, decode, wanted)
+    passed = _unread([table.schema], wanted, label)
+    return _listing(name, files, sizes, [table.schema], [table], Saved, decode, wanted, passed)
+
+
+def _unread(
+    schemas: Sequence[Any], wanted: Sequence[str | None], asked: str | None
+) -> list[Passed]:
+    """The other columns, where none is called label and none was asked for: one of them may hold labels."""
+    if asked is not None or wanted[1] is not None:
+        return []
+    others = dict.fromkeys(n for schema in schemas for n in schema.names if n not in wanted)
+    return [
+        Passed(n, f"a column that is not read: --label {n} takes it for labels") for n in others
+    ]
 
 
 def _listing(
@@ -151,6 +169,7 @@ def _listing(
     store: type[Saved] | type[Parquet],
     decode: Decode,
     wanted: tuple[str, str | None, str | None],
+    passed: Sequence[Passed],
 ) -> Listing:
     """Of one schema and table a file, or of one of all files."""
     image, label, key = wanted
@@ -170,6 +189,7 @@ def _listing(
         places=np.full(rows, total),
         labels=labels,
         class_names=names,
+        passed=passed,
     )
 
 
@@ -191,15 +211,25 @@ def _labels(
         raise UserError(
             f"label column {label!r} is {' and '.join(kinds.values())}: bring it to one"
         )
+    if not {"text", "whole"}.intersection(kinds):
+        raise UserError(
+            f"label column {label!r} is {next(iter(kinds.values()))}: write whole numbers or text, or read no labels "
+            f"with --label {NO_LABEL}"
+        )
     if "text" in kinds:
         texts = [str(value) for column in columns for value in column.to_pylist()]
         names = ordered(texts)
         number = {text: at for at, text in enumerate(names)}
         return np.array([number[text] for text in texts], dtype=np.int64), names
-    arrays = [column.to_numpy() for column in columns]
-    if "whole" in kinds:
-        arrays = [array.astype(np.int64) for array in arrays]
+    arrays = [_int64(column.to_numpy()) for column in columns]
     return np.concatenate(arrays), _class_names(files, schemas, label)
+
+
+def _int64(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """What int64 does not hold is no class either, but must not become another number."""
+    if labels.dtype == np.uint64:
+        labels = np.minimum(labels, np.uint64(np.iinfo(np.int64).max))
+    return labels.astype(np.int64)
 
 
 def _kind(of: Any) -> str:

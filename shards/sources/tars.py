@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,10 +102,9 @@ def tars(
         if chosen.labelled < chosen.samples:
             raise UserError(chosen.some_labelled())
         decode = replace(decode, label="cls")
-    if not prefix and len(set(keys)) < len(keys):
+    if len(set(keys)) < len(keys):
         raise UserError(
-            f"{len(keys) - len(set(keys)):,} keys of {files[0]} and the other tars occur twice: "
-            "--prefix-keys puts the tar's name before them"
+            f"{len(keys) - len(set(keys)):,} keys of {files[0]} and the other tars occur twice: {own_keys(files)}"
         )
     table = np.array(places, dtype=np.int64).reshape(-1, 3)
     values, flaws = _label_values(files, table[:, 0], label_places, decode)
@@ -120,6 +120,13 @@ def tars(
         flaws=flaws,
         passed=passed,
     )
+
+
+def own_keys(tars: Sequence[str]) -> str:
+    """What gives every sample a key of its own."""
+    alike = [name for name, n in Counter(map(posixpath.basename, tars)).items() if n > 1]
+    rename = f"rename tars, of which several are called {alike[0]}; then " if alike else ""
+    return f"{rename}--prefix-keys puts the tar's name before them"
 
 
 def numbered(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import stat
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,22 +15,26 @@ from pathlib import Path
 
 from shards.errors import BadInputError, UserError
 from shards.format.members import printable
-from shards.format.pictures import HEAD, OTHERS, SUFFIXES, is_picture
+from shards.format.pictures import HEAD, NO_IMAGE, OTHERS, SUFFIXES, is_picture
 from shards.sources.listing import Files, Passed
 from shards.sources.source import Lazy
 
 # the file that has the labels, where images lie in chunks: it is read, and no image
 DATASET = "dataset.json"
-# folders of thumbnails, bins and repairs, which machines make beside images
+# folders of thumbnails, bins and repairs, which machines make beside images; in lower case
 _MADE = frozenset(
     (
-        "@eaDir",
+        "@eadir",
+        "@recycle",
+        "@recently-snapshot",
+        "@tmp",
         "#recycle",
         "#snapshot",
         "lost+found",
-        "$RECYCLE.BIN",
+        "$recycle.bin",
+        "system volume information",
         "__pycache__",
-        "__MACOSX",
+        "__macosx",
     )
 )
 _SUFFIXES = SUFFIXES | OTHERS
@@ -49,12 +55,12 @@ class Tree:
 
 
 def folder_tree(base: Path) -> Tree:
-    """Links to folders are followed, each folder once."""
+    """Links to folders elsewhere are followed, each folder once; one that lies in `base` is read where it lies."""
     images: list[str] = []
     passed: list[Passed] = []
     flaws: dict[str, str] = {}
-    # else a link to a folder above is followed without end
-    known: set[str] = set()
+    top = base.resolve()
+    known: dict[Path, str] = {}  # folders elsewhere, and the link that led there first
 
     def unreadable(error: OSError) -> None:
         if Path(error.filename) == base:
@@ -65,17 +71,13 @@ def folder_tree(base: Path) -> Tree:
 
     folders: list[str] = []
     for place, inner, names in os.walk(base, onerror=unreadable, followlinks=True):
-        if place != str(base):
-            if (real := os.path.realpath(place)) in known:
-                inner.clear()
-                continue
-            known.add(real)
         relative = Path(place).relative_to(base).as_posix()
         below = "" if relative == "." else f"{relative}/"
         kept = []
         for name in sorted(inner):
-            if reason := _no_folder(name):
-                passed.append(Passed(f"{below}{name}/", reason))
+            path = f"{below}{name}"
+            if reason := _no_folder(name) or _read_already(base / path, top, known):
+                passed.append(Passed(f"{path}/", reason))
             else:
                 kept.append(name)
         inner[:] = kept
@@ -101,6 +103,24 @@ def folder_tree(base: Path) -> Tree:
         store=lambda names: Files(root=str(root), names=names),
         read=lambda name: (root / name).read_bytes() if (root / name).is_file() else None,
     )
+
+
+def _read_already(path: Path, top: Path, known: dict[Path, str]) -> str:
+    """Why a folder is not followed, which is a link, or lies behind one: empty where it is.
+
+    Else a picture would be in two classes, by chance in the one of the link, and a circle would have no end.
+    """
+    real = path.resolve()
+    if real == path.absolute():
+        return ""
+    if top.is_relative_to(real):
+        return "a link to a folder above"
+    inside = real.relative_to(top).parts if real.is_relative_to(top) else ()
+    if inside and path.is_symlink() and not any(map(_no_folder, inside)):
+        return f"a link to {'/'.join(inside)}, which is read there"
+    if (first := known.setdefault(real, str(path))) != str(path):
+        return f"a link to {real}, which is read as {first}"
+    return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +149,12 @@ class Zipped(Lazy):
 
 
 def is_zip(root: str) -> bool:
-    return Path(root).is_file() and Path(root).suffix.lower() == ".zip"
+    place = Path(root)
+    return place.is_file() and (place.suffix.lower() == ".zip" or zipfile.is_zipfile(place))
 
 
 def zip_tree(root: str) -> Tree:
+    """Names are as zips have them: with slashes, below the top; some programs write others."""
     try:
         archive = zipfile.ZipFile(root)
     except (zipfile.BadZipFile, OSError) as error:
@@ -140,25 +162,32 @@ def zip_tree(root: str) -> Tree:
     images: list[str] = []
     passed: list[Passed] = []
     folders: list[str] = []
+    own: dict[str, str] = {}  # what the zip itself calls each
     with archive:
-        found = {info.filename for info in archive.infolist()}
-        for name in sorted(found):
-            *above, own = name.rstrip("/").split("/")
+        listed = [info.filename for info in archive.infolist()]
+        for name in listed:
+            if (known := own.setdefault(_plain(name), name)) != name:
+                passed.append(Passed(name, f"a second {_plain(name)}, beside {known}"))
+        for name, count in Counter(listed).items():
+            again = [Passed(name, "a second file of this name: the last one is read")] * (count - 1)
+            passed += [] if name.endswith("/") else again
+        for name in sorted(own):
+            *above, last = name.rstrip("/").split("/")
             hidden = next((reason for part in above if (reason := _no_folder(part))), "")
             if name.endswith("/"):
-                if not hidden and not _no_folder(own):
+                if not hidden and not _no_folder(last):
                     folders.append(name)
                 continue
-            head = partial(_zip_head, archive, name)
-            if reason := hidden or _no_image(own, head):
+            head = partial(_zip_head, archive, own[name])
+            if reason := hidden or _no_image(last, head):
                 passed.append(Passed(name, reason))
             else:
                 images.append(name)
-    base = _lone_folder(images, folders, found.__contains__)
+    base = _lone_folder(images, folders, own.__contains__)
 
     def read(name: str) -> bytes | None:
         with zipfile.ZipFile(root) as again:
-            return again.read(base + name) if base + name in found else None
+            return again.read(own[base + name]) if base + name in own else None
 
     return Tree(
         name=printable(Path(root).resolve().stem),
@@ -167,9 +196,19 @@ def zip_tree(root: str) -> Tree:
         tops=_tops(images, folders, base),
         passed=_without_own(passed, base),
         flaws={},
-        store=lambda names: Zipped(root, tuple(base + name for name in names)),
+        # a name that it does not have is a bad input, as dataset.json may list one
+        store=lambda names: Zipped(
+            root, tuple(own.get(base + name, base + name) for name in names)
+        ),
         read=read,
     )
+
+
+def _plain(name: str) -> str:
+    """A zip's name for a file, or a folder with a slash at its end, from the top: .\\a\\b.png is a/b.png."""
+    slashed = name.replace("\\", "/")
+    plain = posixpath.normpath(f"/{slashed}").lstrip("/")
+    return f"{plain}/" if plain and slashed.endswith("/") else plain
 
 
 def _tops(images: list[str], folders: list[str], base: str) -> tuple[str, ...]:
@@ -213,7 +252,7 @@ def _no_folder(name: str) -> str:
     """Why a folder's files are no inputs; empty where they are."""
     if name.startswith("."):
         return "a hidden folder"
-    return "made by a machine, such as thumbnails" if name in _MADE else ""
+    return "made by a machine, such as thumbnails" if name.lower() in _MADE else ""
 
 
 def _no_image(name: str, head: Callable[[], bytes | None]) -> str:
@@ -225,7 +264,7 @@ def _no_image(name: str, head: Callable[[], bytes | None]) -> str:
     found = head()
     if found is None:
         return "a file of another name than pictures have, which cannot be read"
-    return "" if is_picture(found) else "no picture"
+    return "" if is_picture(found) else NO_IMAGE
 
 
 def _head_of(base: Path, name: str) -> bytes | None:

@@ -34,7 +34,7 @@ from shards.format.pictures import TRAITS
 from shards.parallel import Watch
 from shards.sources.listing import Passed, expand, of_split
 from shards.sources.source import encode_keys
-from shards.sources.tars import Chosen, look, numbered
+from shards.sources.tars import Chosen, look, numbered, own_keys
 from shards.write.building import manifest_fields
 from shards.write.committing import find_existing, other_data_set
 from shards.write.plan import check_keys, sample_fields
@@ -310,6 +310,12 @@ def _count_skipped(
             f"{allowed:,}: {first['key']!r} of {first['tar']}: {first['reason']}{where_listed}: leave them out with "
             f"--max-skipped {len(skipped)}"
         )
+    if skipped and not kept:
+        first = skipped[0]
+        raise UserError(
+            f"none of {len(skipped):,} samples can be used, such as {first['key']!r} of {first['tar']}: "
+            f"{first['reason']}{where_listed}: mend them first"
+        )
     if not kept:
         raise UserError(f"{tars[0].url} and the other tars hold no sample: name WebDataset tars")
     found = [record.get("traits", {}) for record in records]
@@ -332,7 +338,7 @@ def _merge(
     header: Header,
 ) -> Manifest:
     keys = encode_keys([key for record in records for key in record["keys"]])
-    _check_keys(keys, decode)
+    _check_keys(keys, [tar.url for tar in tars])
     shape, dtype = _one_kind(tars, records, decode)
     if header == PIXELS and dtype != "|u1":
         raise UserError(f"samples are {dtype}, and pixels are uint8: of latents say --encoder NAME")
@@ -373,12 +379,11 @@ def _merge(
     return Manifest.of(plain, blocks)
 
 
-def _check_keys(keys: NDArray[np.bytes_], decode: Decode) -> None:
+def _check_keys(keys: NDArray[np.bytes_], tars: Sequence[str]) -> None:
     try:
         check_keys(keys)
     except UserError as error:
-        cure = "" if decode.prefix else "; --prefix-keys puts the tar's name before them"
-        raise UserError(f"{error}{cure}") from None
+        raise UserError(f"{error}; {own_keys(tars)}") from None
 
 
 def _one_kind(tars: Sequence[Tar], records: Sequence[dict[str, Any]], decode: Decode) -> Kind:

@@ -241,3 +241,33 @@ def test_a_reader_that_leaves_the_pipe_is_no_error(tmp_path: Path) -> None:
 
 def test_track_gives_back_every_item() -> None:
     assert list(cli.track(range(5), 5, "counting")) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_command_without_a_stream_ends_as_with_one(tmp_path: Path, closed: str) -> None:
+    command = f"{sys.executable} -m tools.shards stats"
+    for root, code in ((tmp_path / "none", 2), (tmp_path, 0)):
+        if not code:
+            main(["make", "digits", "--out", str(root)])
+        done = subprocess.run(
+            ["bash", "-c", f"{command} {root} {closed}"], check=False, capture_output=True
+        )
+        assert done.returncode == code
+        assert b"Traceback" not in done.stderr and b"error" not in done.stdout
+
+
+@pytest.mark.parametrize("module", ["tools.shards", "launcher.runs"])
+def test_a_working_directory_that_was_removed_is_one_line(tmp_path: Path, module: str) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    line = f"cd {gone} && rmdir {gone} && {sys.executable} -m {module} --help"
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        ["bash", "-c", line],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: the working directory")
+    assert done.stderr.count("\n") == 1

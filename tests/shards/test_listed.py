@@ -561,7 +561,7 @@ def test_text_of_a_json_field_is_numbered(
         (["dog\n", " cat"], ("cat", "dog"), [1, 0]),
         (["sea bass, raw", "été"], ("sea bass, raw", "été"), [0, 1]),
         (["3", "1\n"], (), [3, 1]),
-        (["class10", "class2"], ("class10", "class2"), [0, 1]),
+        (["class10", "class2"], ("class2", "class10"), [1, 0]),
     ],
 )
 @pytest.mark.parametrize("command", ["index", "make tars"])

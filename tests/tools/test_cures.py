@@ -183,7 +183,10 @@ def test_home_is_meant_by_a_tilde_that_no_shell_expands(
 
 @pytest.mark.parametrize(
     "flag",
-    ["--shard-mb=inf", "--shard-mb=nan", "--shard-mb=0", "--seed=1e3", f"--seed={2**64}", f"--seed=-{2**64}"],
+    [
+        "--shard-mb=inf", "--shard-mb=nan", "--shard-mb=0", "--shard-mb=1e308",
+        "--seed=1e3", f"--seed={2**64}", f"--seed=-{2**64}",
+    ],
 )  # fmt: skip
 def test_numbers_that_no_command_can_use_are_refused_in_a_line(
     flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

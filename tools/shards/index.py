@@ -146,4 +146,5 @@ def run(options: argparse.Namespace) -> int:
         f"{status} {report.line(manifest)}{left}, in {root}, manifest {manifest.hash[:12]}; "
         f"{read.count:,} of {len(tars):,} tars read by this call in {seconds:,.1f} s"
     )
+    report.say_renumbered(manifest)
     return 0

@@ -53,8 +53,9 @@ def add_out(parser: argparse.ArgumentParser) -> None:
 
 def shard_bytes(options: argparse.Namespace) -> int:
     """--shard-mb in bytes; raises UserError where it is not positive."""
-    if not 0 < options.shard_mb < math.inf:
-        raise UserError(f"--shard-mb {options.shard_mb}: give a number above 0")
+    # no file is larger
+    if not 0 < options.shard_mb * 2**20 < 2**63:
+        raise UserError(f"--shard-mb {options.shard_mb}: give a number above 0, and below {2**43}")
     return math.ceil(options.shard_mb * 2**20)
 
 
@@ -106,6 +107,17 @@ def summary(manifest: Manifest) -> dict[str, object]:
         "source": manifest.source,
         "seed": manifest.seed,
     }
+
+
+def shown(name: str) -> str:
+    """A name of one line, without what a terminal obeys."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def say_renumbered(manifest: Manifest) -> None:
+    """Prints where the number in a class's name is not its label."""
+    if said := renumbered(manifest.class_names):
+        print(said)
 
 
 def changed(counts: ScanCounts) -> str:

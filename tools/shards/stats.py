@@ -26,7 +26,9 @@ def run(options: argparse.Namespace) -> int:
     for name, value in summary.items():
         if name == "class_names":
             named = zip(manifest.class_names, histogram, strict=True)
-            shown = [f"{label} {called} ({n:,})" for label, (called, n) in enumerate(named)]
+            shown = [
+                f"{label} {report.shown(called)} ({n:,})" for label, (called, n) in enumerate(named)
+            ]
             rest = [f"and {len(shown) - CLASSES:,} more (--json)"] if len(shown) > CLASSES else []
             rows["class names"] = ", ".join(shown[:CLASSES] + rest)
             continue

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from typing import Any
 
 from shards import storage
-from shards.format.classes import renumbered
 from shards.format.header import PIXELS, Header
 from shards.format.pictures import Picture
 from shards.sources import chosen
@@ -117,6 +116,5 @@ def write_source(
             "seconds": f"{seconds:,.1f}",
         }
         report.print_table({n: v for n, v in rows.items() if n != "classes" or manifest.classes})
-        if said := renumbered(manifest.class_names):
-            print(said)
+        report.say_renumbered(manifest)
     return 0
