@@ -141,8 +141,9 @@ class Comparison:
                 text = f"{mean:.1f} ± {summary['sd'][experiment]:.1f}"
                 below.text(right, 0, text, va="center")
                 drawing.open_frame(below, "top", "right", "left")
+            closed, seeds = summary["gap_closed"], len(results[self.ours])
             figure.suptitle(
-                f"Self-guidance closes {summary['gap_closed']:.0%} of the gap to human labels, seeing none of them",
+                f"Self-guidance closes {closed:.0%} of the gap to human labels, seeing none of them (seeds: {seeds})",
                 fontsize=14,
             )
         print(f"wrote {path}")
@@ -191,7 +192,7 @@ COMPARISONS = {
         data="emoji",
         arms=(BY_NAME["emoji-unconditional"], BY_NAME["emoji-online"], BY_NAME["emoji-class"]),
         metric="fd_effnet",
-        axis="Frechet distance in EfficientNet's features",
+        axis="Frechet distance",
     ),
 }
 
