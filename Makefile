@@ -13,7 +13,7 @@ NOTED := python -m pytest -p tests.slowest --notes $(NOTES)
 BUDGET ?= 41
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install install-dev demo demo-latents test test-slow test-faults test-s3-rgw test-fast lint compare bench cluster-up cluster-down s3-up s3-down wheel-check clean
+.PHONY: help install install-dev demo demo-latents test test-slow test-faults test-s3-rgw test-fast lint compare compare-latents emoji-latents bench cluster-up cluster-down s3-up s3-down wheel-check clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
@@ -37,12 +37,14 @@ demo: install ## real digits as shards, self-guided training on two ranks, evalu
 	@python -m launcher.submit experiment=digits_dit cluster=local follow=true
 	@python -m launcher.board
 
-# the run's jobs, samples and scores decode with it
-demo-latents: export SELFGUIDE_SMALL := $(CURDIR)/data/emoji-vae.safetensors
-demo-latents: install ## 1,870 emoji in colour: an autoencoder, latents, self-guided training on them, samples; 15 minutes
+# the runs' jobs, samples and scores decode with it
+demo-latents compare-latents: export SELFGUIDE_SMALL := $(CURDIR)/data/emoji-vae.safetensors
+emoji-latents: install
 	@python -m tools.shards make emoji --out data/emoji
 	@test -e $(SELFGUIDE_SMALL) || python -m tools.vae data/emoji --out $(SELFGUIDE_SMALL)
 	@python -m tools.shards encode data/emoji --encoder small --out data/emoji-latents
+
+demo-latents: emoji-latents ## 1,870 emoji in colour: an autoencoder, latents, self-guided training on them, samples; 15 minutes
 	@python -m launcher.submit experiment=emoji_dit cluster=local follow=true
 	@python -m tools.sample "$$(ls -td runs/emoji_dit/*/ | head -1)" --g 2 --out runs/emoji-samples
 	@python -m launcher.board
@@ -77,6 +79,10 @@ lint: install-dev ## style, types, and the direction of imports
 compare: install ## digits_dit against digits_uncond and digits_class, three seeds each (about 35 minutes)
 	@python -m tools.shards make digits --out data/digits
 	@python -m tools.compare --figure runs/compare.png
+	@python -m launcher.board
+
+compare-latents: emoji-latents ## emoji_dit against emoji_uncond and emoji_class, two seeds each (about an hour)
+	@python -m tools.compare --data emoji --seeds 0 1 --figure runs/compare-emoji.png
 	@python -m launcher.board
 
 bench: install ## every benchmark suite, variants in turn

@@ -69,7 +69,7 @@ def add(to: argparse._ActionsContainer) -> None:
         ("--factor", (2, 4, 8), 4, "image pixels to a latent pixel, along one side (4)"),
         ("--channels N", int, 4, "of a latent (4)"),
         ("--width N", int, 48, "of the network at half the image's edge (48)"),
-        ("--images N", int, 48_000, "images seen (48000)"),
+        ("--images N", int, 96_000, "images seen (96000)"),
         ("--batch N", int, 32, "images a step (32)"),
         ("--rate X", float, 2e-3, "learning rate at its greatest (2e-3)"),
         (

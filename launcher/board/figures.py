@@ -12,11 +12,14 @@ from launcher.board import sweeps
 from launcher.board.chart import COLOURS, MOST, Point, Series, line_chart, thinned
 from launcher.board.collect import Row, Table, over_seeds
 from launcher.board.read import Run
+from selfguide.spec.metrics import METRICS
 from selfguide.spec.recipe import Front
 
 # curves of a run's training that share a chart, and what the chart says of them
 AGREEMENT = ("nmi", "agreement of the groups with human labels over training", "NMI")
 USE = ("perplexity", "use of the groups over training (exp(entropy) over their number)", "used")
+# a level that a chart marks: its name and where it lies
+Level = tuple[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ def figure(
     x_label: str = "images seen",
     at: Callable[[float], str] = "{:,.0f} images".format,
     x_form: Callable[[float], str] = "{:,.0f}".format,
-    reference: float | None = None,
+    reference: Level | None = None,
     until: float = 0.0,
     log_x: bool = False,
     may_log_y: bool = True,
@@ -50,7 +53,7 @@ def figure(
         label=title,
         x_label=x_label,
         y_label=label,
-        reference=reference,
+        reference=None if reference is None else reference[1],
         until=until,
         log_x=log_x,
         may_log_y=may_log_y,
@@ -65,7 +68,7 @@ def figure(
         svg=svg,
         legend=(
             *((s.css, s.name) for s in drawn),
-            *([] if reference is None else [("floor", f"floor {reference:.4g}")]),
+            *([] if reference is None else [("floor", "{} {:.4g}".format(*reference))]),
         ),
         head=(x_label.removesuffix(" seen"), *(s.name for s in drawn)),
         body=tuple((x_form(x), *(_reading(each.get(x)) for each in lookup)) for x in xs),
@@ -99,9 +102,13 @@ def of_table(table: Table) -> tuple[Figure, ...]:
     return tuple(each for each in found if each is not None)
 
 
-def _floor(rows: Iterable[Row]) -> float | None:
-    found = [row.scores["floor"].mean for row in rows if "floor" in row.scores]
-    return min(found, default=None)
+def _floor(rows: Sequence[Row]) -> Level | None:
+    """What a perfect model would reach: of latents it is that of the data's, decoded, where all rows are of some."""
+    for name in ("floor_reconstruction", "floor"):
+        found = [row.scores[name].mean for row in rows if name in row.scores]
+        if found and (name == "floor" or len(found) == len(rows)):
+            return METRICS[name].heading, min(found)
+    return None
 
 
 def _overview(table: Table) -> Figure | None:

@@ -227,7 +227,8 @@ def read_reference(given: str, net: FeatureNet, field: str = "reference") -> Kno
     if path is None:
         places = " or ".join(map(str, reference_places(given)))
         raise UserError(
-            f"{field}={given}: no such file at {places}; `python -m tools.reference {_MAKES[field]}` makes one"
+            f"{field}={given}: no such file at {places}; `python -m tools.reference {_MAKES[field]} "
+            "--protocol P --out FILE.npz` makes one"
         )
     main = Reference.load(path)
     try:
@@ -260,7 +261,7 @@ def read_unconditional(given: str, net: FeatureNet) -> Known:
     if not found.main.about.get("run"):
         raise UserError(
             f"unconditional={given}: these statistics name no run, so that nobody could say what uFID means; make them "
-            "with `python -m tools.reference samples RUN`"
+            "with `python -m tools.reference samples RUN --protocol P --out FILE.npz`"
         )
     return found
 

@@ -159,7 +159,8 @@ def check_sets(evaluation: EvaluationConfig) -> None:
     if "ufid" in metrics and evaluation.unconditional is None:
         raise UserError(
             f"evaluation.metrics={list(metrics)}: ufid compares with samples of an unconditional run; give "
-            "evaluation.unconditional=FILE.npz, which `python -m tools.reference samples RUN` makes"
+            "evaluation.unconditional=FILE.npz, which `python -m tools.reference samples RUN "
+            f"--protocol {evaluation.protocol} --out FILE.npz` makes"
         )
     known = [p for p, features in FEATURES.items() if features.weights is not None]
     for name in evaluation.fdr_protocols:

@@ -6,6 +6,7 @@ Training does not need them, so a run is queued without them; its evaluations st
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,9 +66,9 @@ def _lacks(evaluation: EvaluationConfig, encoder: str | None) -> list[Lack]:
         sentence = f"evaluation.weights={evaluation.weights}: no such file; put the weights there"
         found.append(Lack(f"{evaluation.net} weights", sentence))
     if evaluation.reference and locate_reference(evaluation.reference) is None:
-        found.append(_lacks_reference(evaluation.reference))
+        found.append(_lacks_reference(evaluation, evaluation.reference))
     if evaluation.unconditional and locate_reference(evaluation.unconditional) is None:
-        found.append(_lacks_unconditional(evaluation.unconditional))
+        found.append(_lacks_unconditional(evaluation, evaluation.unconditional))
     for protocol in evaluation.fdr_protocols:
         weights = FEATURES[protocol].weights
         if weights is not None and locate(weights) is None:
@@ -77,21 +78,30 @@ def _lacks(evaluation: EvaluationConfig, encoder: str | None) -> list[Lack]:
     return found
 
 
-def _lacks_reference(given: str) -> Lack:
+def _lacks_reference(evaluation: EvaluationConfig, given: str) -> Lack:
     name, where = Path(given).name, " or ".join(map(str, reference_places(given)))
     fetch = f"`python -m tools.reference fetch {name}` fetches it on a machine with a network"
-    make = "`python -m tools.reference make SHARDS` makes one of any shards"
+    make = f"`{_makes('make SHARDS', evaluation, given)}` makes one of any shards"
     sentence = f"the reference is not here: {name} may lie at {where}; {fetch if name in REFERENCES else make}"
     return Lack(f"reference {name}", sentence)
 
 
-def _lacks_unconditional(given: str) -> Lack:
+def _lacks_unconditional(evaluation: EvaluationConfig, given: str) -> Lack:
     name, where = Path(given).name, " or ".join(map(str, reference_places(given)))
     sentence = (
-        f"the unconditional samples' statistics are not here: {name} may lie at {where}; `python -m tools.reference "
-        "samples RUN` makes them of an unconditional run"
+        f"the unconditional samples' statistics are not here: {name} may lie at {where}; "
+        f"`{_makes('samples RUN', evaluation, given)}` makes them of an unconditional run"
     )
     return Lack(f"unconditional {name}", sentence)
+
+
+def _makes(what: str, evaluation: EvaluationConfig, given: str) -> str:
+    """The command that writes such statistics, in this protocol's net, to where they are looked for."""
+    words = ["python -m tools.reference", what, f"--protocol {evaluation.protocol}"]
+    for name in ("net", "weights", "sha256"):
+        if value := getattr(evaluation, name):
+            words.append(f"--{name} {shlex.quote(value)}")
+    return " ".join([*words, f"--out {shlex.quote(str(reference_places(given)[0]))}"])
 
 
 def lacks_autoencoder(name: str, given: str | None) -> Lack | None:

@@ -63,3 +63,19 @@ def test_band_is_drawn_of_points_that_have_an_error() -> None:
     line = Series(name="s", points=((0.0, 1.0, 0.1), (1.0, 2.0, None), (2.0, 3.0, 0.2)), band=True)
     svg = line_chart([line], label="l", x_label="x", y_label="y")
     assert svg.count("<polygon") == 1 and 'class="bar' not in svg
+
+
+@pytest.mark.parametrize(
+    ("decoded", "level"),
+    [((None, None), "floor 0.5"), ((3.0, None), "floor 0.5"), ((3.0, 4.0), "floor of latents 3")],
+)
+def test_level_of_a_chart_is_what_a_perfect_model_of_these_latents_would_reach(
+    tmp_path: Path, decoded: tuple[float | None, float | None], level: str
+) -> None:
+    for experiment, value in zip(("digits_dit", "digits_class"), decoded, strict=True):
+        run = fakes.make_run(tmp_path, experiment)
+        fakes.add_snapshot(run, 256_000)
+        more = {} if value is None else {"floor_reconstruction": value}
+        fakes.add_record(run, 256_000, {"fd_digits": 9.0, **more})
+    (table,) = collect(*read_runs(tmp_path)).tables
+    assert found(table, "over training").legend[-1] == ("floor", level)

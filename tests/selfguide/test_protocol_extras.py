@@ -49,6 +49,7 @@ from shards.format.header import PIXELS
 from shards.sources.source import ArraySource
 from shards.write import writer
 from tests.selfguide.snapshots import write_snapshot
+from tools.reference.__main__ import main as reference
 
 NET = "test_resnet.r160_in1k"
 CLASSES = 3
@@ -309,6 +310,35 @@ def test_samples_of_rows_are_in_the_clusters_of_their_rows(
         for count in (3, 4)
     )
     assert first.key != second.key
+
+
+def test_an_oracle_of_features_has_ufid_and_ood_auroc_of_what_its_training_rows_give(
+    oracle: Snapshot, train: Path, net: dict[str, str], held_out: Path, tmp_path: Path
+) -> None:
+    """C-EDM's oracle (Adaloglou et al. 2024), against samples of an unconditional run that the command draws."""
+    manifest, file = manifests.load(train), tmp_path / "uncond.npz"
+    unconditional = tmp_path / "runs" / "plain" / "77" / "snapshots" / "img-7"
+    write_snapshot(
+        unconditional, train,
+        "data.shape=[3,8,8]", "sampler.steps=2", "evaluation=fd_timm", "evaluation.batch=15",
+        *(f"evaluation.{k}={v}" for k, v in net.items()),
+        guidance={"source": "none", "told": False, "p": None, "label_free": True},
+        data={"root": str(train), "header": manifest.header, "manifest": manifest.hash},
+    )  # fmt: skip
+    words = ["--protocol", "fd_timm", *(w for k, v in net.items() for w in (f"--{k}", v))]
+    count = ["--count", "60", "--batch", "15"]
+    reference(["samples", str(unconditional), *words, *count, "--out", str(file)])
+    asked = {"metrics": ["ufid", "ood_auroc"], "unconditional": str(file), "test": str(held_out)}
+    found = scored(oracle, tmp_path, **asked).scores
+    width = load_feature_net("fd_timm", net["weights"], net=NET, sha256=net["sha256"]).width
+    made = features(tmp_path, width)
+    plain = Reference.load(file)
+    assert plain.about["run"] == "77"
+    assert found["ufid"] == pytest.approx(plain.distance(made.mean(0), np.cov(made.T)), rel=1e-6)
+    known = {len(np.load(f)["features"]): f for f in (tmp_path / "known").glob("*/reference.npz")}
+    real, test = np.load(known[90])["features"], np.load(known[60])["features"]
+    assert found["ood_auroc"] == ood_auroc(real, made, test)
+    assert protocol_of(oracle, changed(oracle.config, **asked)).labels == "training rows"
 
 
 def test_agreement_leaves_a_label_free_record_label_free(

@@ -4,7 +4,7 @@
     python -m tools.study run --quick               one seed
     python -m tools.study report                    of what has finished
     python -m tools.study headline                  label-free at its best guidance against labels at theirs
-    python -m tools.study compare                   digits_dit beside its floor and its ceiling
+    python -m tools.study compare                   digits_dit beside its floor and its ceiling; --data emoji: emoji_dit
     python -m tools.study layers data/digits RUN    NMI of k-means over layer, noise-time and pooling
 
 What is trained goes through the launcher as one sweep, and what is measured is kept, so that the same command goes on
