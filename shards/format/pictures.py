@@ -106,9 +106,15 @@ class Picture:
         return f"{'rgb' if self.channels == 3 else 'grey'} {cut} pillow-{__version__}"
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
-        """The sample alone: of a JPEG whose orientation does not matter, by Pillow's decoder without its parsing."""
-        image = jpeg.decode(data) if self.background is None else None
-        return self.look(data).pixels if image is None else self._pixels(self._opaque(image))
+        """The sample alone, perhaps a view of (H, W, C). A JPEG whose orientation does not matter needs no Pillow."""
+        pixels = jpeg.decode(data) if self.background is None else None
+        if pixels is None:
+            return self.look(data).pixels
+        if self.size is None and pixels.ndim == (3 if self.channels == 3 else 2):
+            return _channels_first(pixels)
+        from PIL import Image
+
+        return self._pixels(self._opaque(Image.fromarray(pixels)))
 
     def look(self, data: bytes) -> Look:
         """The sample, and what was done to it; raises BadInputError where it is no image or not one that is wanted."""
@@ -139,8 +145,7 @@ class Picture:
     def _pixels(self, image: Image) -> NDArray[np.uint8]:
         """RGB or grey to (C, H, W), of the size that is wanted."""
         pixels = np.asarray(image if self.size is None else _fit(image, self.size))
-        turned = pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
-        return np.ascontiguousarray(turned)
+        return np.ascontiguousarray(_channels_first(pixels))
 
     def _plain(self, image: ImageFile, data: bytes) -> tuple[Image, list[str]]:
         """RGB or grey, and what was done to it."""
@@ -199,6 +204,11 @@ class Picture:
         extension = {"JPEG": "jpg", "MPO": "jpg"}.get(look.format, look.format.lower())
         kept = self.size is None and f".{extension}" in SUFFIXES and not changed
         return extension if kept else ""
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Grey (H, W) or RGB (H, W, 3) as (C, H, W), without a copy."""
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def as_png(pixels: NDArray[np.uint8]) -> Stored:

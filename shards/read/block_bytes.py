@@ -28,9 +28,11 @@ from shards.read.mapped_files import map_file
 
 Arrays = dict[str, NDArray[np.generic]]
 Raw = NDArray[np.uint8]
+Rows = NDArray[np.int64] | slice  # numbers of samples; of neighbours, a slice with both ends
 Needed = Callable[[NDArray[np.int64]], NDArray[np.float64]]  # of blocks, as `cache.Need` of pieces
 T = TypeVar("T")
 H = TypeVar("H")
+B = TypeVar("B", NDArray[np.uint8], memoryview)
 
 MAPS = 1024  # tars mapped at once beside those of blocks at hand
 TOGETHER = 16 << 20  # bytes of neighbours that one range takes; stores like 8 to 16 MiB
@@ -49,14 +51,16 @@ class ByteRange(NamedTuple):
 class Picked(NamedTuple, Generic[H]):
     """Samples of one block that a batch takes."""
 
-    here: NDArray[np.int64]  # their rows in the batch
+    here: Rows  # in the batch
     block: int
-    rows: NDArray[np.int64]  # their rows in the block
+    rows: Rows  # in the block
     opened: H
 
 
 class Tars(ABC, Generic[H]):
     """Blocks of one manifest, by number, as a layout holds them: `H`."""
+
+    together = 0  # bytes of several batches that are gathered in one go: where that costs less than one by one
 
     def __init__(
         self,
@@ -100,6 +104,9 @@ class Tars(ABC, Generic[H]):
     @abstractmethod
     def is_mapped(self, opened: H) -> bool:
         """Whether its bytes are a file's, and not memory of our own."""
+
+    def end(self) -> None:
+        """Wakes whoever gathers, from any thread, where that takes long; it raises a ValueError."""
 
     def close(self) -> None:
         """Ends what a layout started."""
@@ -297,14 +304,13 @@ class Tars(ABC, Generic[H]):
             self.counts.update(more)
 
 
-def cut(span: ByteRange, fetched: Iterable[tuple[ByteRange, Raw]]) -> Raw:
+def cut(span: ByteRange, fetched: Iterable[tuple[ByteRange, B]]) -> B:
     """The part's bytes out of those that hold it."""
-    whole, data = next(
-        (w, d)
-        for w, d in fetched
-        if w.shard == span.shard and w.start <= span.start and span.stop <= w.stop
-    )
-    return data[span.start - whole.start : span.stop - whole.start]
+    shard, start, stop = span
+    for whole, data in fetched:
+        if whole.shard == shard and whole.start <= start and stop <= whole.stop:
+            return data[start - whole.start : stop - whole.start]
+    raise ValueError(f"{span} is in none of the parts that were read")
 
 
 def damage_or(read: Callable[[], H]) -> H | DamagedError:

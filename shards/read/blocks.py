@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import numpy as np
 import xxhash
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from shards.errors import DamagedError
 from shards.format.manifest import Field
-from shards.read.block_bytes import Arrays, ByteRange, Picked, Raw, Tars
+from shards.read.block_bytes import Arrays, ByteRange, Picked, Raw, Rows, Tars
 from shards.read.mapped_files import is_mapped
 
 __all__ = ["Arrays", "Blocks"]
@@ -24,6 +25,8 @@ _LARGE = 1024  # bytes of a sample
 
 class Blocks(Tars[Arrays]):
     """Blocks as arrays by field, (rows,) each, of one item a sample."""
+
+    together = 8 << 20  # a block's samples for several batches by one copy
 
     def ranges(self, block: int) -> list[ByteRange]:
         """From the block's first payload to the end of its last."""
@@ -49,7 +52,7 @@ class Blocks(Tars[Arrays]):
         fields = [f for f in self._manifest.fields if f.name in names]
         found: Arrays = {f.name: np.empty((count, *_row(f).shape), _row(f).base) for f in fields}
         for here, _, rows, opened in picked:
-            to, of = _slice(here), _slice(rows)
+            to, of = _neighbours(here), _neighbours(rows)
             for name, values in found.items():
                 # neighbours are copied once; others twice, which `take` does faster than an index
                 some = opened[name]
@@ -92,14 +95,17 @@ def _array(payload: Raw, field: Field) -> NDArray[np.generic]:
     return np.asarray(payload).view(row.base).reshape(-1, *row.shape)
 
 
-def _slice(index: NDArray[np.int64]) -> NDArray[np.int64] | slice:
+def _neighbours(rows: Rows) -> Rows:
     """Numbers that follow each other as a slice, others as they are."""
-    first, last = int(index[0]), int(index[-1])
-    if last - first + 1 == len(index) and bool((np.diff(index) == 1).all()):
+    if isinstance(rows, slice):
+        return rows
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == len(rows) and bool((np.diff(rows) == 1).all()):
         return slice(first, last + 1)
-    return index
+    return rows
 
 
+@cache
 def _row(field: Field) -> np.dtype[np.generic]:
     """What is copied for a sample: rows let other threads run meanwhile; items cost less where they are small."""
     if field.sample_bytes < _LARGE:

@@ -12,7 +12,7 @@ import contextlib
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -37,14 +37,14 @@ class Decoders:
         self._processes: dict[Connection, BaseProcess] = {}
         self._starting: set[Connection] = set()
 
-    def map(self, work: Callable[[A], R], items: Sequence[A]) -> list[R]:
-        """`work` of each item, in their order; it must pickle where there are workers.
+    def map(self, work: Callable[[A], R], items: Sequence[A]) -> Iterable[R]:
+        """`work` of each item, in their order; it must pickle where there are workers. Without, each when asked for.
 
         Raises:
             UserError: a process died. And what `work` raises.
         """
         if not self._workers or len(items) < 2:
-            return [work(item) for item in items]
+            return (work(item) for item in items)
         size = -(-len(items) // (self._workers * _SHARES))
         shares = [items[i : i + size] for i in range(0, len(items), size)]
         try:

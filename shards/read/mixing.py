@@ -107,6 +107,10 @@ class Readers:
         return dict(total)
 
     @property
+    def together(self) -> int:
+        return min(reader.together for reader in self._readers)
+
+    @property
     def announced(self) -> int:
         return sum(reader.announced for reader in self._readers)
 

@@ -22,7 +22,7 @@ from shards import storage
 from shards.errors import DamagedError, UserError
 from shards.format.manifest import Manifest
 from shards.format.order import WINDOW
-from shards.read.block_bytes import Arrays, Needed, Picked, Tars
+from shards.read.block_bytes import Arrays, Needed, Picked, Rows, Tars
 from shards.read.blocks import Blocks
 from shards.read.cache import Cache
 from shards.read.mapped_files import MOST
@@ -84,6 +84,11 @@ class Reader:
         return min(most, max(1, size // (self._manifest.sample_bytes * self._manifest.block)))
 
     @property
+    def together(self) -> int:
+        """Bytes of several batches that one `take` should make."""
+        return self.blocks.together
+
+    @property
     def announced(self) -> int:
         """Blocks that announced batches need."""
         return len(self._wanted)
@@ -91,7 +96,13 @@ class Reader:
     def want(self, *batches: NDArray[np.int64]) -> None:
         """Announces the batches that `take` will be asked for next after those announced before."""
         fresh = dict[int, None]()
-        several = [list(dict.fromkeys((o // self._manifest.block).tolist())) for o in batches]
+        size = self._manifest.block
+        several = [
+            [*range(int(o[0]) // size, int(o[-1]) // size + 1)]
+            if _follow_each_other(o)
+            else list(dict.fromkeys((o // size).tolist()))
+            for o in batches
+        ]
         self._announced += several
         for block in (b for blocks in several for b in blocks):
             self._wanted[block] = self._wanted.get(block, 0) + 1
@@ -127,15 +138,11 @@ class Reader:
         if unknown:
             known = ", ".join("key" if name == "id" else name for name in self._names)
             raise UserError(f"field {unknown[0]!r} is not in these shards: choose among {known}")
-        blocks, rows = np.divmod(ordinals, self._manifest.block)
-        parts, effort = _by_block(blocks), Effort()
+        parts, effort = _by_block(ordinals, self._manifest.block), Effort()
         opened = self._pool.map(
-            lambda at: effort.do(partial(self.blocks.read_fields, int(blocks[at[0]]), names)), parts
+            lambda part: effort.do(partial(self.blocks.read_fields, part[1], names)), parts
         )
-        picked = [
-            Picked(at, int(blocks[at[0]]), rows[at], found)
-            for at, found in zip(parts, opened, strict=True)
-        ]
+        picked = [Picked(*part, found) for part, found in zip(parts, opened, strict=True)]
         return _named(self.blocks.gather(picked, len(ordinals), names)) | {"ordinal": ordinals}
 
     def take(self, *batches: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.bool_]]:
@@ -156,6 +163,7 @@ class Reader:
     def end(self) -> None:
         """Gives up what is announced, from any thread: whoever waits for it in `take` is woken at once."""
         self._effort.end(ValueError("this reader is closed"))
+        self.blocks.end()
 
     def close(self) -> None:
         """Ends the threads, at the latest when requests that are under way are answered, or fall silent."""
@@ -164,18 +172,17 @@ class Reader:
         self.blocks.close()
 
     def _take(self, ordinals: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.bool_]]:
-        blocks, rows = np.divmod(ordinals, self._manifest.block)
         ordinals_read, substituted = ordinals.copy(), np.zeros(len(ordinals), dtype=bool)
         picked = []
-        for here in _by_block(blocks):
-            block, row = int(blocks[here[0]]), rows[here]
+        for here, block, rows in _by_block(ordinals, self._manifest.block):
             opened = self._block(block)
             if isinstance(opened, DamagedError):
+                first = block * self._manifest.block
                 block, opened = self._substitute(block, opened)
-                row = row % self._count_of(block)
-                ordinals_read[here] = block * self._manifest.block + row
+                rows = (ordinals[here] - first) % self._count_of(block)
+                ordinals_read[here] = block * self._manifest.block + rows
                 substituted[here] = True
-            picked.append(Picked(here, block, row, opened))
+            picked.append(Picked(here, block, rows, opened))
         found = _named(self.blocks.gather(picked, len(ordinals), self._names))
         return {**found, "ordinal": ordinals_read}, substituted
 
@@ -263,11 +270,30 @@ def tars_of(
     return Blocks(root, manifest, mapped=mapped, cache=cache, needed=needed)
 
 
-def _by_block(blocks: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Rows of a batch, those of one block together."""
-    order = np.argsort(blocks, kind="stable")
-    cuts = np.flatnonzero(np.diff(blocks[order])) + 1
-    return [rows for rows in np.split(order, cuts) if rows.size]
+def _by_block(ordinals: NDArray[np.int64], size: int) -> list[tuple[Rows, int, Rows]]:
+    """Rows of a batch, a block of `size` samples, and rows of the block."""
+    if _follow_each_other(ordinals):
+        first, end = int(ordinals[0]), int(ordinals[-1]) + 1
+        blocks = range(first // size, -(-end // size))
+        ends = [(b, max(first, b * size), min(end, (b + 1) * size)) for b in blocks]
+        return [
+            (slice(low - first, high - first), b, slice(low - b * size, high - b * size))
+            for b, low, high in ends
+        ]
+    numbers, rows = np.divmod(ordinals, size)
+    order = np.argsort(numbers, kind="stable")
+    cuts = np.flatnonzero(np.diff(numbers[order])) + 1
+    parts = [here for here in np.split(order, cuts) if here.size]
+    return [(here, int(numbers[here[0]]), rows[here]) for here in parts]
+
+
+def _follow_each_other(ordinals: NDArray[np.int64]) -> bool:
+    count = len(ordinals)
+    return (
+        count > 0
+        and int(ordinals[-1]) - int(ordinals[0]) == count - 1
+        and bool((ordinals[1:] - ordinals[:-1] == 1).all())
+    )
 
 
 def _named(found: Arrays) -> Arrays:
@@ -275,11 +301,11 @@ def _named(found: Arrays) -> Arrays:
     ids: Any = found.pop("id", None)
     if ids is None:
         return found
-    text = f"U{ids.dtype.itemsize}"
-    try:
-        return {**found, "key": ids.astype(text)}  # ASCII, in one go
-    except UnicodeDecodeError:
-        return {**found, "key": np.char.decode(ids, "utf-8").astype(text)}
+    size = ids.dtype.itemsize
+    letters = np.ascontiguousarray(ids).view(np.uint8)
+    if letters.max(initial=0) < 128:  # ASCII: NumPy's text is its codes in 32 bits
+        return {**found, "key": letters.astype(np.uint32).view(f"U{size}")}
+    return {**found, "key": np.char.decode(ids, "utf-8").astype(f"U{size}")}
 
 
 def _unknown(blocks: NDArray[np.int64]) -> NDArray[np.float64]:

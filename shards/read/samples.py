@@ -43,6 +43,7 @@ class Samples(Tars[Spans]):
         super().__init__(root, manifest, mapped=mapped, cache=cache, needed=needed)
         self._decode = Decode.of(manifest.decode or {})
         self._decoders = Decoders(decoders)
+        self._ended = False
         self._stems = [PurePosixPath(s.name).stem for s in manifest.shards]
 
     def ranges(self, block: int) -> list[ByteRange]:
@@ -62,7 +63,8 @@ class Samples(Tars[Spans]):
     def check(self, block: int, opened: Spans) -> None:
         rows = self._rows(block)
         places = self._places(rows)
-        found = [xxhash.xxh3_128_digest(cut(span, opened).data) for span in places]
+        views = [(span, data.data) for span, data in opened]
+        found = [xxhash.xxh3_128_digest(cut(span, views)) for span in places]
         expected = self._manifest.blocks["xxh3"][rows.start : rows.stop, 0]
         if b"".join(found) == expected.tobytes():
             return
@@ -75,12 +77,16 @@ class Samples(Tars[Spans]):
                 )
 
     def gather(self, picked: Iterable[Picked[Spans]], count: int, names: Sequence[str]) -> Arrays:
-        spans, places = [Encoded(b"", "")] * count, [ByteRange(0, 0, 0)] * count
-        for here, block, rows, opened in picked:
-            found = self._places(rows + block * self._manifest.block)
-            for at, span in zip(here.tolist(), found, strict=True):
-                places[at] = span
-                spans[at] = Encoded(cut(span, opened).tobytes(), self._stems[span.shard])
+        several, ordinals = [*picked], np.empty(count, dtype=np.int64)
+        for here, block, rows, _ in several:
+            at = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+            ordinals[here] = at + block * self._manifest.block
+        places, spans = self._places(ordinals), [Encoded(b"", "")] * count
+        for here, _, _, opened in several:
+            views = [(span, data.data) for span, data in opened]
+            for at in np.arange(count)[here].tolist():
+                place = places[at]
+                spans[at] = Encoded(bytes(cut(place, views)), self._stems[place.shard])
         samples = self._decoders.map(Unpack(decode=self._decode, names=tuple(names)), spans)
         return self._arrays(samples, places, names)
 
@@ -94,29 +100,35 @@ class Samples(Tars[Spans]):
     def is_mapped(self, opened: Spans) -> bool:
         return all(is_mapped(data) for _, data in opened)
 
+    def end(self) -> None:
+        self._ended = True
+
     def close(self) -> None:
         self._decoders.close()
 
     def _arrays(
         self,
-        samples: Sequence[Sample | BadInputError],
+        samples: Iterable[Sample | BadInputError],
         places: Sequence[ByteRange],
         names: Sequence[str],
     ) -> Arrays:
-        chosen = [f for f in self._manifest.fields if f.name in names]
-        arrays = {f.name: np.empty((len(samples), *f.shape), dtype=f.dtype) for f in chosen}
+        """Each sample is put into its row before the next is decoded: so few bytes at a time stay in the caches."""
+        chosen = [
+            (f.name, f.shape, np.dtype(f.dtype)) for f in self._manifest.fields if f.name in names
+        ]
+        arrays = {name: np.empty((len(places), *shape), kind) for name, shape, kind in chosen}
         for at, (sample, span) in enumerate(zip(samples, places, strict=True)):
-            for f in chosen:
-                if isinstance(sample, BadInputError):
-                    raise self._unlike(span, str(sample))
-                value = np.asarray(getattr(sample, f.name))
-                kind, size = np.dtype(f.dtype).kind, np.dtype(f.dtype).itemsize
-                if (value.shape, value.dtype.kind) != (
-                    f.shape,
-                    kind,
-                ) or value.dtype.itemsize > size:
-                    raise self._unlike(span, f"{f.name} is {value.shape} {value.dtype}")
-                arrays[f.name][at] = value
+            if self._ended:
+                raise ValueError("this reader is closed")
+            if isinstance(sample, BadInputError):
+                raise self._unlike(span, str(sample))
+            for name, shape, wanted in chosen:
+                value = np.asarray(getattr(sample, name))
+                kind = value.dtype
+                alike = kind.kind == wanted.kind and kind.itemsize <= wanted.itemsize
+                if not alike or value.shape != shape:
+                    raise self._unlike(span, f"{name} is {value.shape} {kind}")
+                arrays[name][at] = value
         return {**arrays}
 
     def _unlike(self, span: ByteRange, reason: str) -> DamagedError:

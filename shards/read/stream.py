@@ -41,7 +41,6 @@ _PLANNED = (
     8192  # positions whose ordinals are computed at a time; small calls cost 30 times as much
 )
 _ANNOUNCED = 256  # samples announced at a time, so that their blocks' neighbours are seen
-_AT_ONCE = 8 << 20  # bytes gathered in one go: a block's samples for several batches by one copy
 _BEYOND = 256 << 20  # bytes of blocks on their way beyond those of a window
 
 _log = logging.getLogger("shards")
@@ -359,6 +358,8 @@ def _batches(
                 batch = {name: values[mine] for name, values in found.items()}
                 yield {**batch, "position": planned.positions}, planned, substituted[mine]
             one = sum(values.nbytes for values in found.values()) // len(some)
-            size = max(1, min(2 * size, _AT_ONCE // one))  # the first batch waits for no other
+            size = max(
+                1, min(2 * size, reader.together // one)
+            )  # the first batch waits for no other
     finally:
         reader.close()

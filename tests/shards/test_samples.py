@@ -372,7 +372,7 @@ def test_any_number_of_processes_keeps_the_order_and_none_is_started_in_vain() -
         with closing(Decoders(workers)) as pool:
             assert pool._processes == {}
             for count in (0, 1, 2, 7, 100):
-                assert pool.map(abs, [*range(-count, 0)]) == [*range(count, 0, -1)]
+                assert [*pool.map(abs, [*range(-count, 0)])] == [*range(count, 0, -1)]
             assert len(pool._processes) == workers
     with pytest.raises(UserError, match="decoders=-1"):
         Decoders(-1)
@@ -403,7 +403,7 @@ def _start(pool: Decoders) -> None:
 @pytest.mark.timeout(60)
 def test_the_first_items_wait_for_no_process(pool: Decoders) -> None:
     here = os.getpid()
-    assert pool.map(_process_of, [*range(8)])[0] == here
+    assert next(iter(pool.map(_process_of, [*range(8)]))) == here
     _start(pool)
     assert here not in pool.map(_process_of, [*range(8)])
 
