@@ -55,6 +55,9 @@ class AlignConfig(ComponentSettings):
             found.append(net.layer(wanted, f"align.{name}"))
         return found[0], found[1]
 
+    def reads(self, net: Architecture) -> int:
+        return self.layers_in(net)[0]
+
     def check(self, config: Config, net: Architecture) -> None:
         layer, teacher = self.layers_in(net)
         if teacher <= layer:

@@ -43,6 +43,9 @@ class AuxiliaryConfig(ComponentSettings):
         wanted = max(1, round(count * 8 / 28)) if self.layer is None else self.layer
         return net.layer(wanted, "auxiliary.layer")
 
+    def reads(self, net: Architecture) -> int:
+        return self.layer_in(net)
+
     def check(self, config: Config, net: Architecture) -> None:
         layer, count = self.layer_in(net), len(net.layers)
         if not isinstance(net, PatchTransformer):
