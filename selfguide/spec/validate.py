@@ -268,6 +268,14 @@ def _check_evaluation(config: Config) -> None:
             f"evaluation.average={evaluation.average} is not one of the run's averages ({kept})"
         )
     features = FEATURES.get(evaluation.protocol)
+    guided = averages[evaluation.average]
+    samples = config.sampler.g != 1 and features is not None and not features.of_layers
+    if samples and any(each.average == guided for each in weak_models(config.sampler.weak)):
+        others = [f"sampler.weak=average-{each.key}" for each in averages if each != guided]
+        raise UserError(
+            f"sampler.weak={config.sampler.weak} leads evaluation.average={evaluation.average} away from itself; take "
+            f"{' or '.join(others) or 'another weak model'}"
+        )
     of_digits = features is not None and features.of_digits
     if of_digits and config.data.shape != _DIGITS:
         raise UserError(

@@ -380,6 +380,7 @@ SUBMITTED = [
     ("digits_dit", "head", "auxiliary.weight"),
     ("digits_dit", "routed", "model.route"),
     ("digits_guide", "average-7", "average-20000, average-5000"),
+    ("digits_guide", "average-20000", "take sampler.weak=average-5000$"),
     ("digits_guide", "snapshot-256000", "256000 images"),
     ("digits_uncond", "condition", "guidance=online"),
     ("digits_dit", "banana", "no weak model"),
