@@ -278,7 +278,8 @@ def changed_sampler(snapshot: Snapshot, changes: Mapping[str, Any]) -> SamplerCo
     by_condition = any(each.kind == CONDITION for each in weak_models(sampler.weak))
     if "g" in changes and sampler.g != 1 and by_condition and not snapshot.conditioned:
         raise UserError(
-            f"sampler.g={sampler.g:g}: this snapshot is unconditional, so there is nothing to guide; drop it"
+            f"sampler.g={sampler.g:g}: this snapshot is unconditional, so no condition can be dropped; drop it, or "
+            "give sampler.weak another model"
         )
     if sampler.g != 1:
         weak.check(snapshot, sampler)

@@ -148,7 +148,8 @@ def other_snapshot(snapshot: Snapshot, asked: WeakModel) -> Snapshot:
             raise UserError(f"{field}: earlier snapshots beside this one are {there}")
     config = read_config(folder / CONFIG)
     first = next(snapshot.student.parameters())
-    found = _read(folder, _index(config, average, field), first.device, first.dtype)
+    number = _index(config, average, field, snapshot.average)
+    found = _read(folder, number, first.device, first.dtype)
     if found.data.get("manifest") != snapshot.data.get("manifest"):
         raise UserError(f"{field} was trained on other data; take a snapshot of the same run")
     if found.student.backbone.net != snapshot.student.backbone.net:
@@ -175,12 +176,12 @@ def same_groups(snapshot: Snapshot, other: Snapshot, condition: Condition) -> Co
     return replace(condition, dense=moved(condition.dense), patch=moved(condition.patch))
 
 
-def _index(config: Config, average: AverageSpec, field: str) -> int:
+def _index(config: Config, average: AverageSpec, field: str, guided: AverageSpec) -> int:
     kept = averages_of(config)
     if average not in kept:
-        keys = ", ".join(each.key for each in kept)
+        others = " or ".join(f"average-{each.key}" for each in kept if each != guided)
         raise UserError(
-            f"{field}: the snapshot holds no average {average.key}, but {keys}; take one of these"
+            f"{field}: the snapshot holds no average {average.key}; take {others or 'another weak model'}"
         )
     return kept.index(average)
 

@@ -248,11 +248,16 @@ def agree(their_config: Config, config: Config) -> None:
             )
         if mine != its:
             raise UserError(
-                f"{where} has model.{field}={its}, and this run {mine}; make them agree"
+                f"{where} has model.{field}={_typed(its)}, and this run {_typed(mine)}; set "
+                f"model.{field}={_typed(its)}, or take another snapshot"
             )
     if isinstance(ours, UNetArchitecture) and isinstance(theirs, UNetArchitecture):
         _same_embedding(theirs, ours, where)
     _same_training((training_of(their_config.path, theirs),), config, ours)
+
+
+def _typed(value: Any) -> Any:
+    return "null" if value is None else value
 
 
 def _same_embedding(theirs: UNetArchitecture, ours: UNetArchitecture, where: str) -> None:

@@ -73,6 +73,11 @@ def weak_models(words: str, field: str = "sampler.weak") -> Mapping[WeakModel, f
         UserError: a word that names none, one that comes twice, or shares that do not add up to 1.
     """
     parts = [each.partition(":") for each in words.split("+")]
+    if len(parts) > 1 and not all(word for word, _, _ in parts):
+        whole = "+".join(each for each in words.split("+") if each.partition(":")[0])
+        raise UserError(
+            f"{field}={words} has a plus without a weak model beside it; take {field}={whole}"
+        )
     found = [WeakModel.of(word, field) for word, _, _ in parts]
     if twice := next((each for each in found if found.count(each) > 1), None):
         raise UserError(f"{field}={words} has {twice.word} twice; name each weak model once")

@@ -335,7 +335,8 @@ def test_joined_words_have_equal_shares_or_those_behind_them() -> None:
 @pytest.mark.parametrize(
     ("word", "names"),
     [
-        ("condition+", "no weak model"),
+        ("condition+", "plus without a weak model.*take sampler.weak=condition$"),
+        ("", "is no weak model"),
         ("condition+banana:0.5", "banana is no weak model"),
         ("head+head", "head twice"),
         ("head:1", "take sampler.weak=head$"),

@@ -40,7 +40,7 @@ BAD = [
     ("sampler.shift=0", "sampler.shift=0.0", "positive"),
     ("sampler.shift=inf", "sampler.shift=inf", "positive"),
     ("sampler.g=inf", "sampler.g=inf", "[0.0"),
-    ("sampler.interval=[0.5,0.1]", "sampler.interval=[0.5, 0.1]", "take [0.1,0.5]"),
+    ("sampler.interval=[0.5,0.1]", "sampler.interval=[0.5, 0.1]", "swap the two"),
     ("sampler.interval=[0.5,1.1]", "sampler.interval=[0.5, 1.1]", "low <= high <= 1"),
     ("sampler.guided_channels=0", "sampler.guided_channels=0", "null guides all"),
     ("sampler.guided_channels=3", "sampler.guided_channels=3", "1 channels"),

@@ -98,7 +98,7 @@ class Span(Range):
         if 0 <= low <= high <= self.high:
             return None
         if 0 <= high < low <= self.high:
-            return f"is a span of {self.what}, low <= high: take [{high:g},{low:g}]"
+            return f"is a span of {self.what}, 0 <= low <= high: swap the two"
         top = "" if math.isinf(self.high) else f" <= {self.high:g}"
         return f"is a span of {self.what}: take two numbers with 0 <= low <= high{top}"
 
