@@ -74,9 +74,9 @@ def weak_models(words: str, field: str = "sampler.weak") -> Mapping[WeakModel, f
     """
     parts = [each.partition(":") for each in words.split("+")]
     if len(parts) > 1 and not all(word for word, _, _ in parts):
-        whole = "+".join(each for each in words.split("+") if each.partition(":")[0])
+        meant = "+".join(each for each in words.split("+") if each.partition(":")[0])
         raise UserError(
-            f"{field}={words} has a plus without a weak model beside it; take {field}={whole}"
+            f"{field}={words} has a plus without a weak model beside it; take {field}={meant}"
         )
     found = [WeakModel.of(word, field) for word, _, _ in parts]
     if twice := next((each for each in found if found.count(each) > 1), None):
