@@ -31,7 +31,7 @@ from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder
 from selfguide.spec.score_sweep import ScoreSweep
 from selfguide.spec.validate import validate
-from selfguide.spec.weak import CONDITION, WeakModel
+from selfguide.spec.weak import CONDITION, weak_models
 from shards import cli
 from shards.errors import UserError
 
@@ -282,13 +282,14 @@ def _check_weak(view: RunView, sampler: SamplerConfig, images: int) -> None:
     Raises:
         UserError: guidance leads away from a snapshot that is not there, or no earlier one.
     """
-    wanted = WeakModel.of(sampler.weak).images
-    if sampler.g != 1 and wanted is not None and (wanted >= images or wanted not in view.published):
-        earlier = [f"snapshot-{each}" for each in view.published if each < images]
-        raise UserError(
-            f"sampler.weak={sampler.weak}: run {view.id} has no such snapshot before {images} images; earlier ones "
-            f"are {', '.join(earlier) or 'none'}"
-        )
+    earlier = [each for each in view.published if each < images]
+    for weak in weak_models(sampler.weak):
+        if sampler.g != 1 and weak.images is not None and weak.images not in earlier:
+            known = ", ".join(f"snapshot-{each}" for each in earlier) or "none"
+            raise UserError(
+                f"sampler.weak={weak.word}: run {view.id} has no such snapshot before {images} images; earlier ones "
+                f"are {known}"
+            )
 
 
 def _plain(sampler: SamplerConfig, words: Sequence[str]) -> SamplerConfig:

@@ -28,7 +28,7 @@ from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.config.data import fits
 from selfguide.spec.data_fit import check_fit, check_labels
 from selfguide.spec.identity import digest, identity
-from selfguide.spec.initial_weights import check_weights
+from selfguide.spec.initial_weights import begins_fresh, check_weights
 from selfguide.spec.lacks import lacks, lacks_autoencoder
 from selfguide.spec.run import RunFolder
 from selfguide.spec.sizes import footprint
@@ -51,7 +51,7 @@ class Meant:
     config: Config
     run: RunFolder
     identity: dict[str, Any]
-    # sentences for the user: what its evaluations wait for
+    # sentences for the user: what its evaluations wait for, and what its first weights lack
     warnings: tuple[str, ...] = ()
 
 
@@ -115,6 +115,7 @@ def meant(config: Config, run: RunFolder | None = None, load: Load | None = None
     wanted = identity(config, manifest, first_weights(config, named), promises(sidecars))
     if run is None and config.name is None:
         run = RunFolder(named.root.with_name(digest(wanted)))
+    warnings = (*warnings, *begins_fresh(config))
     return Meant(config=config, run=run or named, identity=wanted, warnings=warnings)
 
 

@@ -29,7 +29,7 @@ from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SamplerConfig, build
 from selfguide.spec.config.sampler import check_sampler, settings_read
 from selfguide.spec.find import find_snapshot
-from selfguide.spec.weak import CONDITION
+from selfguide.spec.weak import CONDITION, weak_models
 from shards.errors import UserError
 from shards.format.classes import NUMBER
 from shards.format.header import Header
@@ -275,10 +275,11 @@ def changed_sampler(snapshot: Snapshot, changes: Mapping[str, Any]) -> SamplerCo
         own = {name: own[name] for name in kept}
     sampler = build(SamplerConfig, own | dict(changes), "sampler")
     check_sampler(sampler, snapshot.config.path)
-    by_condition = sampler.weak == CONDITION
+    by_condition = any(each.kind == CONDITION for each in weak_models(sampler.weak))
     if "g" in changes and sampler.g != 1 and by_condition and not snapshot.conditioned:
         raise UserError(
-            f"sampler.g={sampler.g:g}: this snapshot is unconditional, so there is nothing to guide; drop it"
+            f"sampler.g={sampler.g:g}: this snapshot is unconditional, so no condition can be dropped; drop it, or "
+            "give sampler.weak another model"
         )
     if sampler.g != 1:
         weak.check(snapshot, sampler)

@@ -25,7 +25,7 @@ from selfguide.spec.find import find
 from selfguide.spec.metrics import FEATURES
 from selfguide.spec.records import records
 from selfguide.spec.run import RunFolder
-from selfguide.spec.weak import WeakModel
+from selfguide.spec.weak import weak_models
 from shards import cli
 from shards.errors import UserError
 from tools import flags, guide_report
@@ -136,7 +136,7 @@ def _methods(
     found, missing = methods(snapshot, run.published())
     if asked:
         for word in asked:
-            WeakModel.of(word, "--methods")
+            weak_models(word, "--methods")
             why = lacking(snapshot, word)
             if why:
                 raise UserError(f"--methods {word}: {why}")
@@ -177,7 +177,12 @@ def _parser() -> argparse.ArgumentParser:
         flags.RUNS,
         ("--images N", int, None, "the snapshot at N images seen (default: the newest)"),
         ("--ema I", int, 0, "index of the average that is guided, from 0 (0)"),
-        ("--methods WEAK+", str, None, "weak models (all that the run has)"),
+        (
+            "--methods WEAK+",
+            str,
+            None,
+            "weak models, or joined ones, such as condition+head (all that the run has)",
+        ),
         (
             "--weights G+",
             float,

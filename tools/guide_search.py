@@ -28,7 +28,7 @@ from selfguide.spec.records import (
     record_key,
 )
 from selfguide.spec.run import RunFolder
-from selfguide.spec.weak import CONDITION
+from selfguide.spec.weak import CONDITION, weak_models
 from shards.errors import UserError
 
 # of records that only a search asked for, as a sweep's are named by its id
@@ -168,7 +168,8 @@ def _nearest(known: Sequence[int], wanted: float) -> int:
 
 def lacking(snapshot: Snapshot, word: str) -> str | None:
     """Why a snapshot has no such weak model; None where it has."""
-    if word == CONDITION and not snapshot.conditioned:
+    dropped = any(each.kind == CONDITION for each in weak_models(word))
+    if dropped and not snapshot.conditioned:
         return "this snapshot is unconditional: no condition can be dropped"
     try:
         check(snapshot, replace(snapshot.config.sampler, weak=word))

@@ -16,6 +16,7 @@ EPILOG = """examples:
   python -m tools.sample RUN --group 3 7 --g 2            rows of two groups, guidance weight 2
   python -m tools.sample RUN --g 0.4 --convention sgfm    the same weight as its paper writes it
   python -m tools.sample RUN --weak snapshot-96000 --g 2  autoguidance by an earlier snapshot of the run
+  python -m tools.sample RUN --weak condition+head --g 2  away from both at once
   python -m tools.sample RUN --recipe fd_digits           sampled as a sweep of it chose by this metric
   python -m tools.sample RUN --prior uniform              every group as often as any other
   python -m tools.sample RUN --row 17 42                  the conditions of these two training images
@@ -32,111 +33,112 @@ EPILOG = """examples:
 """
 
 
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+_SNAPSHOT: tuple[flags.Flag, ...] = (
+    ("run RUN", str, None, flags.RUN),
+    ("--images N", int, None, "the snapshot at N images seen (default: the newest)"),
+    ("--ema I", int, 0, "index of the average, from 0 (0)"),
+    ("--runs DIR", str, "runs", "folder of runs (runs)"),
+)
+# of which one at most is given
+_CONDITION: tuple[flags.Flag, ...] = (
+    ("--group K+", str, None, "these groups, as many images of each"),
+    ("--label K+", str, None, "these human labels, by number or by the class's name"),
+    ("--row ORDINAL+", int, None, "the conditions of these training images"),
+    ("--like IMAGE+", str, None, "the groups nearest to image files or ordinals"),
+    ("--between A B", str, None, "interpolate from one group to another"),
+    ("--uncond", bool, False, "unconditional"),
+)
+_IMAGES: tuple[flags.Flag, ...] = (
+    (
+        "--prior",
+        ("empirical", "uniform"),
+        None,
+        "sample groups at their frequency in training, or uniformly (empirical)",
+    ),
+    ("--count N", int, 64, "number of images (64)"),
+    ("--chain", bool, False, "show intermediate states of each image from noise to data"),
+    (
+        "--grid KEY=A,B",
+        str,
+        None,
+        "one noise a row, one value a column: g=0,1,2 or steps=5,10 or images=N,M or runs=A,B",
+    ),
+    (
+        "--beside",
+        bool,
+        False,
+        "begin each row with its image of --row or --like, and the layout found there",
+    ),
+    ("--npz", bool, False, "write samples.npz, as ADM's evaluator reads it, in place of pictures"),
+    ("--rank R", int, None, "of this process, with --world: ranks share out --npz (torchrun's)"),
+    ("--world W", int, None, "processes that make one samples.npz together"),
+    ("--columns N", int, 8, "columns of the grid (8)"),
+    ("--seed", int, 0, "image i is a function of seed + i (0)"),
+    ("--device", str, _DEVICE, f"where the network runs ({_DEVICE})"),
+    (
+        "--dtype",
+        tuple(DTYPES),
+        "fp32",
+        "of the network; the sampler's state is fp32 (fp32)",
+    ),
+    ("--batch N", int, 64, "batch size (64)"),
+    ("--out DIR", str, "samples", "output folder (samples)"),
+    flags.JSON,
+)
+_LATENTS: tuple[flags.Flag, ...] = (
+    ("--autoencoder NAME", str, None, "autoencoder (the one of the data)"),
+    ("--weights PATH", str, None, "its weights"),
+)
+_SAMPLER: tuple[flags.Flag, ...] = (
+    ("--recipe METRIC", str, None, "as sweeps chose by this metric"),
+    (
+        "--sampler NAME",
+        str,
+        None,
+        "euler, heun, ddim, dpm1, dpm2, dpm_fast, dpmpp, euler_maruyama or dopri5",
+    ),
+    ("--steps X", int, None, "number of steps, of a fixed-step sampler"),
+    ("--g X", float, None, "total guidance weight: 1 is none, 0 unconditional"),
+    (
+        "--weak MODEL",
+        str,
+        None,
+        "what guidance leads away from: condition, head, routed, average-KEY or snapshot-IMAGES; several as A+B, or "
+        "with shares as A:0.25+B:0.75",
+    ),
+    ("--interval LOW HIGH", float, None, "noise-times in which the weight applies"),
+    ("--guided-channels X", int, None, "guide only the first so many"),
+    ("--shift X", float, None, "of the schedule; above 1 spends more steps at high noise"),
+    (
+        "--spacing",
+        get_args(Spacing),
+        None,
+        "which noise levels of a discrete table are visited; log_snr of vp, ve and edm",
+    ),
+    ("--rtol X", float, None, "of dopri5"),
+    ("--atol X", float, None, "of dopri5"),
+    ("--clip X", float, None, "of ddim: clamp x0 estimates to +-X, in model space"),
+    ("--clipped-noise", ("reread", "kept"), None, "of ddim: the noise beside a clipped estimate"),
+    ("--eta X", float, None, "of ddim: 0 deterministic, 1 ancestral"),
+    ("--churn X", float, None, "of heun: EDM's S_churn"),
+    ("--churn-sigma LOW HIGH", float, None, "noise levels in which heun churns"),
+    ("--churn-noise X", float, None, "EDM's S_noise"),
+    ("--diffusion NAME", str, None, "of euler_maruyama: sit, repa or sbdm"),
+    (
+        "--convention PAPER",
+        str,
+        None,
+        "read --g, --interval and --shift as this paper writes them: sgfm, dit, lightningdit, ...",
+    ),
+)
+
+
 def parser(about: str | None) -> argparse.ArgumentParser:
     """Returns the parser of `python -m tools.sample`; `about` is what its help begins with."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    made = flags.command("tools.sample", about, epilog=EPILOG)
-    flags.add(
-        made,
-        ("run RUN", str, None, flags.RUN),
-        ("--images N", int, None, "the snapshot at N images seen (default: the newest)"),
-        ("--ema I", int, 0, "index of the average, from 0 (0)"),
-        ("--runs DIR", str, "runs", "folder of runs (runs)"),
-    )
-    flags.add(
-        made.add_argument_group("condition").add_mutually_exclusive_group(),
-        ("--group K+", str, None, "these groups, as many images of each"),
-        ("--label K+", str, None, "these human labels, by number or by the class's name"),
-        ("--row ORDINAL+", int, None, "the conditions of these training images"),
-        ("--like IMAGE+", str, None, "the groups nearest to image files or ordinals"),
-        ("--between A B", str, None, "interpolate from one group to another"),
-        ("--uncond", bool, False, "unconditional"),
-    )
-    prior = "sample groups at their frequency in training, or uniformly (empirical)"
-    chain = "show intermediate states of each image from noise to data"
-    dtypes = "of the network; the sampler's state is fp32 (fp32)"
-    flags.add(
-        made,
-        ("--prior", ("empirical", "uniform"), None, prior),
-        ("--count N", int, 64, "number of images (64)"),
-        ("--chain", bool, False, chain),
-        (
-            "--grid KEY=A,B",
-            str,
-            None,
-            "one noise a row, one value a column: g=0,1,2 or steps=5,10 or images=N,M or runs=A,B",
-        ),
-        (
-            "--beside",
-            bool,
-            False,
-            "begin each row with its image of --row or --like, and the layout found there",
-        ),
-        (
-            "--npz",
-            bool,
-            False,
-            "write samples.npz, as ADM's evaluator reads it, in place of pictures",
-        ),
-        (
-            "--rank R",
-            int,
-            None,
-            "of this process, with --world: ranks share out --npz (torchrun's)",
-        ),
-        ("--world W", int, None, "processes that make one samples.npz together"),
-        ("--columns N", int, 8, "columns of the grid (8)"),
-        ("--seed", int, 0, "image i is a function of seed + i (0)"),
-        ("--device", str, device, f"where the network runs ({device})"),
-        ("--dtype", tuple(DTYPES), "fp32", dtypes),
-        ("--batch N", int, 64, "batch size (64)"),
-        ("--out DIR", str, "samples", "output folder (samples)"),
-        flags.JSON,
-    )
-    flags.add(
-        made.add_argument_group("decoding latents"),
-        ("--autoencoder NAME", str, None, "autoencoder (the one of the data)"),
-        ("--weights PATH", str, None, "its weights"),
-    )
-    convention = (
-        "read --g, --interval and --shift as this paper writes them: sgfm, dit, lightningdit, ..."
-    )
-    names = "euler, heun, ddim, dpm1, dpm2, dpm_fast, dpmpp, euler_maruyama or dopri5"
-    flags.add(
-        made.add_argument_group("sampler (the run's own where not given)"),
-        ("--recipe METRIC", str, None, "as sweeps chose by this metric"),
-        ("--sampler NAME", str, None, names),
-        ("--steps X", int, None, "number of steps, of a fixed-step sampler"),
-        ("--g X", float, None, "total guidance weight: 1 is none, 0 unconditional"),
-        (
-            "--weak MODEL",
-            str,
-            None,
-            "what guidance leads away from: condition, head, routed, average-KEY or snapshot-IMAGES",
-        ),
-        ("--interval LOW HIGH", float, None, "noise-times in which the weight applies"),
-        ("--guided-channels X", int, None, "guide only the first so many"),
-        ("--shift X", float, None, "of the schedule; above 1 spends more steps at high noise"),
-        (
-            "--spacing",
-            get_args(Spacing),
-            None,
-            "which noise levels of a discrete table are visited; log_snr of vp, ve and edm",
-        ),
-        ("--rtol X", float, None, "of dopri5"),
-        ("--atol X", float, None, "of dopri5"),
-        ("--clip X", float, None, "of ddim: clamp x0 estimates to +-X, in model space"),
-        (
-            "--clipped-noise",
-            ("reread", "kept"),
-            None,
-            "of ddim: the noise beside a clipped estimate",
-        ),
-        ("--eta X", float, None, "of ddim: 0 deterministic, 1 ancestral"),
-        ("--churn X", float, None, "of heun: EDM's S_churn"),
-        ("--churn-sigma LOW HIGH", float, None, "noise levels in which heun churns"),
-        ("--churn-noise X", float, None, "EDM's S_noise"),
-        ("--diffusion NAME", str, None, "of euler_maruyama: sit, repa or sbdm"),
-        ("--convention PAPER", str, None, convention),
-    )
+    made = flags.command("tools.sample", about, *_SNAPSHOT, epilog=EPILOG)
+    flags.add(made.add_argument_group("condition").add_mutually_exclusive_group(), *_CONDITION)
+    flags.add(made, *_IMAGES)
+    flags.add(made.add_argument_group("decoding latents"), *_LATENTS)
+    flags.add(made.add_argument_group("sampler (the run's own where not given)"), *_SAMPLER)
     return made

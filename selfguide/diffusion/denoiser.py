@@ -2,8 +2,8 @@
 
 Guidance leads away from a weak model, within an interval of noise (Kynkaanniemi et al. 2024). What the weak model is
 makes the method: the network without its condition (classifier-free guidance, Ho & Salimans 2022), a weaker network
-(autoguidance, Karras et al. 2024), a head at one of its own layers (internal guidance, Zhou et al. 2025), or its own
-way with fewer tokens.
+(autoguidance, Karras et al. 2024), a head at one of its own layers (internal guidance, Zhou et al. 2025), its own way
+with fewer tokens, or several of these at once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Literal, cast
@@ -140,6 +141,39 @@ class Routed(Weak):
         drawn = uniform(round(tau * 2**32), "route", self.seeds, net.tokens)
         with strong.model.routed(drawn):  # type: ignore[operator]
             return strong.net(x, tau, strong.condition)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed(Weak):
+    """Several at once: f + (g - 1) * (the sum of share_i (f - f_i)), which is guidance by the sum of share_i f_i.
+
+    Args:
+        parts: weak models and their shares, which add up to 1; the first one may share the network's forward.
+    """
+
+    parts: Sequence[tuple[Weak, float]]
+
+    def differs(self, strong: Denoiser) -> bool:
+        return any(part.differs(strong) for part, _ in self.parts)
+
+    def check(self, strong: Denoiser) -> None:
+        for part, _ in self.parts:
+            part.check(strong)
+
+    def alone(self, strong: Denoiser, x: Tensor, tau: float) -> Tensor:
+        (first, share), *_ = self.parts
+        return self._joined(strong, x, tau, share * first.alone(strong, x, tau))
+
+    def both(self, strong: Denoiser, x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+        (first, share), *_ = self.parts
+        out, weak = first.both(strong, x, tau)
+        return out, self._joined(strong, x, tau, share * weak)
+
+    def _joined(self, strong: Denoiser, x: Tensor, tau: float, first: Tensor) -> Tensor:
+        """`first` and the shares of the others."""
+        for part, share in self.parts[1:]:
+            first = first + share * part.alone(strong, x, tau)
+        return first
 
 
 DROPPED = Dropped()

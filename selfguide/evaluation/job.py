@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -97,48 +98,78 @@ def evaluate(
     snapshot = _snapshot(run, wanted["images"], config.evaluation.average)
     device = RankInfo(rank, local_rank, world).device
     snapshot.student.to(device)
-    description = run.describe()
     protocol = Protocol.of(config, {"data": snapshot.data, "guidance": snapshot.guidance})
-    key, attempt = wanted["key"], wanted["attempt"]
-    files: dict[str, str] = {}
-    work, table = None, None
+    work = Work(
+        parts=parts_path(run, wanted["key"], snapshot.sha256),
+        references=run.root.parent.parent / REFERENCES,
+        rank=rank,
+        world=world,
+        device=device,
+    )
+    found = _measured(snapshot, config, protocol, status, work)
+    if found is None:
+        return
+    if scored(run, wanted["key"]):
+        # by a try whose job nobody knew of: a key has one score
+        log.warning(f"{wanted['key']} was scored meanwhile; this try publishes nothing")
+    else:
+        _publish(run, wanted, snapshot, protocol, found, started)
+    remove(work)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What an evaluation found out; a probe of layers draws no samples."""
+
+    scores: dict[str, float]
+    # network evaluations a sample took
     nfe: int | None = None
+    # uint8 (n, C, H, W) of levels 0..255, the first ones, and how much larger they are shown
     images: Tensor | None = None
+    zoom: int = 1
+    # sha256 of files that were read, by their role
+    files: dict[str, str] = field(default_factory=dict)
+    # of probes
+    table: dict[str, Any] | None = None
+
+
+def _measured(
+    snapshot: Snapshot, config: Config, protocol: Protocol, status: RankStatus, work: Work
+) -> _Found | None:
+    """The scores by the config's protocol; None on ranks but the first."""
     features = FEATURES[config.evaluation.protocol]
-    if features.of_images or features.of_layers:
-        work = Work(
-            parts=parts_path(run, key, snapshot.sha256),
-            references=run.root.parent.parent / REFERENCES,
-            rank=rank,
-            world=world,
-            device=device,
+    if features.of_layers:
+        probed = probe(
+            snapshot, config.evaluation, status, work.parts, rank=work.rank, world=work.world
         )
-    if work is not None and features.of_layers:
-        probed = probe(snapshot, config.evaluation, status, work.parts, rank=rank, world=world)
-        if probed is None:
-            return
-        scores, table = probed.scores, probed.table
-    elif work is not None:
+        return None if probed is None else _Found(scores=probed.scores, table=probed.table)
+    if features.of_images:
         found = score_images(snapshot, config, protocol, status, work)
         if found is None:
-            return
-        scores, nfe, images, files = found.scores, found.nfe, found.images, found.files
-    else:
-        scores, nfe, images = fd_digits(snapshot, config, protocol, status)
-    if scored(run, key):
-        # by a try whose job nobody knew of: a key has one score
-        log.warning(f"{key} was scored meanwhile; this try publishes nothing")
-        if work is not None:
-            remove(work)
-        return
-    if images is not None:
-        zoom = max(1, 4 * 8 // images.shape[-1]) if work else 4
-        write_grid(grid_path(run, key, attempt), images[:64], zoom=zoom)
-    scores, left_out = parted(scores)
+            return None
+        zoom = max(1, 4 * 8 // found.images.shape[-1])
+        return _Found(**vars(found), zoom=zoom)
+    scores, nfe, images = fd_digits(snapshot, config, protocol, status)
+    return _Found(scores=scores, nfe=nfe, images=images, zoom=4)
+
+
+def _publish(
+    run: RunFolder,
+    wanted: Mapping[str, Any],
+    snapshot: Snapshot,
+    protocol: Protocol,
+    found: _Found,
+    started: float,
+) -> None:
+    """The record, beside a picture of samples where some were drawn."""
+    key, attempt, description = wanted["key"], wanted["attempt"], run.describe()
+    if found.images is not None:
+        write_grid(grid_path(run, key, attempt), found.images[:64], zoom=found.zoom)
+    scores, left_out = parted(found.scores)
     EvaluationRecord(
         status="done",
         run=description["id"],
-        experiment=config.experiment,
+        experiment=wanted["config"]["experiment"],
         seed=snapshot.config.seed,
         images=snapshot.images,
         final=snapshot.images >= description["images"],
@@ -147,11 +178,11 @@ def evaluate(
         protocol=protocol.plain(),
         protocol_key=protocol.key,
         scores=scores,
-        nfe=nfe,
+        nfe=found.nfe,
         label_free=snapshot.guidance["label_free"],
         nets=uses(snapshot.guidance, snapshot.origin, _selected(run, wanted)) or None,
         snapshot_sha256=snapshot.sha256,
-        files=files,
+        files=found.files,
         left_out=left_out,
         sweep=wanted.get("sweep", ""),
         started=started,
@@ -159,10 +190,8 @@ def evaluate(
         seconds=time.time() - started,
         host=socket.gethostname(),
         pid=os.getpid(),
-        probe=table,
+        probe=found.table,
     ).publish(run)
-    if work is not None:
-        remove(work)
     log.info(json.dumps(scores))
 
 

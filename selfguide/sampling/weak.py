@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selfguide.diffusion.conditions import Condition
-from selfguide.diffusion.denoiser import DROPPED, Denoiser, Head, Other, Routed, Weak
+from selfguide.diffusion.denoiser import DROPPED, Denoiser, Head, Mixed, Other, Routed, Weak
 from selfguide.diffusion.paths import build_path
 from selfguide.networks.auxiliary import NAME as AUXILIARY
 from selfguide.networks.branch import Branch
@@ -24,7 +24,7 @@ from selfguide.spec.averages import AverageSpec, averages_of
 from selfguide.spec.config import Config, SamplerConfig
 from selfguide.spec.files import read_config
 from selfguide.spec.run import image_folder
-from selfguide.spec.weak import CONDITION, WeakModel
+from selfguide.spec.weak import CONDITION, WeakModel, weak_models
 from shards.errors import UserError
 
 
@@ -70,8 +70,20 @@ def weak_of(
     Raises:
         UserError: the snapshot has no such weak model, names what it has.
     """
-    asked = WeakModel.of(sampler.weak)
     check(snapshot, sampler)
+    # a head is of the same forward as the network, where it comes first
+    asked = sorted(weak_models(sampler.weak).items(), key=lambda each: each[0].kind != "head")
+    parts = [(_made(snapshot, condition, sampler, seeds, model), share) for model, share in asked]
+    return parts[0][0] if len(parts) == 1 else Mixed(parts)
+
+
+def _made(
+    snapshot: Snapshot,
+    condition: Condition,
+    sampler: SamplerConfig,
+    seeds: Tensor,
+    asked: WeakModel,
+) -> Weak:
     if asked.kind == "head":
         branch = cast(Branch, snapshot.student.branches[AUXILIARY])
         return Head(branch.layer, branch)
@@ -84,12 +96,16 @@ def weak_of(
 
 
 def check(snapshot: Snapshot, sampler: SamplerConfig) -> None:
-    """Returns when the snapshot has the weak model that the sampler names.
+    """Returns when the snapshot has the weak models that the sampler names.
 
     Raises:
         UserError: it has not.
     """
-    asked = WeakModel.of(sampler.weak)
+    for asked in weak_models(sampler.weak):
+        _check_one(snapshot, asked)
+
+
+def _check_one(snapshot: Snapshot, asked: WeakModel) -> None:
     if asked.kind == "head" and AUXILIARY not in snapshot.student.branches:
         raise UserError(
             "sampler.weak=head: this snapshot has no auxiliary head, which is trained beside the network with "
@@ -115,6 +131,10 @@ def other_snapshot(snapshot: Snapshot, asked: WeakModel) -> Snapshot:
         raise UserError(f"{field}: this snapshot lies in no folder beside which another would be")
     if asked.average is not None:
         folder, average = here, asked.average
+        if average == snapshot.average:
+            raise UserError(
+                f"{field} is the average that is guided itself, and leads nowhere; take another weak model"
+            )
     else:
         assert asked.images is not None
         folder, average = here.parent / image_folder(asked.images), snapshot.average
@@ -128,7 +148,8 @@ def other_snapshot(snapshot: Snapshot, asked: WeakModel) -> Snapshot:
             raise UserError(f"{field}: earlier snapshots beside this one are {there}")
     config = read_config(folder / CONFIG)
     first = next(snapshot.student.parameters())
-    found = _read(folder, _index(config, average, field), first.device, first.dtype)
+    number = _index(config, average, field, snapshot.average)
+    found = _read(folder, number, first.device, first.dtype)
     if found.data.get("manifest") != snapshot.data.get("manifest"):
         raise UserError(f"{field} was trained on other data; take a snapshot of the same run")
     if found.student.backbone.net != snapshot.student.backbone.net:
@@ -155,12 +176,12 @@ def same_groups(snapshot: Snapshot, other: Snapshot, condition: Condition) -> Co
     return replace(condition, dense=moved(condition.dense), patch=moved(condition.patch))
 
 
-def _index(config: Config, average: AverageSpec, field: str) -> int:
+def _index(config: Config, average: AverageSpec, field: str, guided: AverageSpec) -> int:
     kept = averages_of(config)
     if average not in kept:
-        keys = ", ".join(each.key for each in kept)
+        others = " or ".join(f"average-{each.key}" for each in kept if each != guided)
         raise UserError(
-            f"{field}: the snapshot holds no average {average.key}, but {keys}; take one of these"
+            f"{field}: the snapshot holds no average {average.key}; take {others or 'another weak model'}"
         )
     return kept.index(average)
 
@@ -170,7 +191,7 @@ def _published(folder: Path) -> list[int]:
     return sorted(int(n[4:]) for n in names if n.startswith("img-") and n[4:].isdigit())
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _read(folder: Path, index: int, device: torch.device, dtype: torch.dtype) -> Snapshot:
     """A snapshot never changes; each batch of samples asks for it."""
     found = load(folder, index)

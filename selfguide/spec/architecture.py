@@ -118,14 +118,14 @@ class Architecture(ABC):
 
     @staticmethod
     def _number(which: int | str, field: str, names: list[str]) -> int:
-        if isinstance(which, str) and which.isdecimal():
+        if isinstance(which, str) and which.removeprefix("-").isdecimal():
             which = int(which)
         if isinstance(which, str) and which in names:
             return names.index(which) + 1
         if isinstance(which, int) and 1 <= which <= len(names):
             return which
         if isinstance(which, str):
-            hint = nearest(which, names)
+            hint = nearest(which, names) or f"; take {field}={names[(len(names) - 1) // 2]}"
         else:
             hint = f"; take {field}={min(max(which, 1), len(names))}"
         raise UserError(

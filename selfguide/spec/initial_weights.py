@@ -175,6 +175,35 @@ def _header(path: Path, where: str) -> dict[str, tuple[int, ...]]:
         ) from error
 
 
+def begins_fresh(config: Config) -> tuple[str, ...]:
+    """What the run has and the snapshot that it begins from has not, a sentence each.
+
+    The network's own prediction is the snapshot's all the same: what stands beside it changes nothing, and what stands
+    in it begins as zeros.
+    """
+    init = config.init
+    folder = Path(init.path or "")
+    if init.source != "snapshot" or not (folder / "config.yaml").is_file():
+        return ()
+    theirs = read_config(folder / "config.yaml")
+    net, its = architecture(config), architecture(theirs)
+    where, found = f"the snapshot in init.path={init.path}", []
+    if net.self_condition and not its.self_condition:
+        found.append(f"model.self_condition={net.self_condition} begins as zeros: {where} has none")
+    for name, settings in config.components.items():
+        layer, other = settings.reads(net), theirs.components.get(name)
+        if layer is None:
+            continue
+        if other is None:
+            found.append(f"{name}: what it trains beside the network begins anew: {where} has none")
+        elif (was := other.reads(its)) != layer:
+            found.append(
+                f"{name}: what it trains beside the network begins anew: in {where} it read layer {was}, and here "
+                f"{layer}"
+            )
+    return tuple(found)
+
+
 def read_snapshot(folder: Path, verify: storage.Verify) -> tuple[dict[str, Any], Config]:
     """The manifest and the config of a published snapshot.
 
@@ -219,11 +248,16 @@ def agree(their_config: Config, config: Config) -> None:
             )
         if mine != its:
             raise UserError(
-                f"{where} has model.{field}={its}, and this run {mine}; make them agree"
+                f"{where} has model.{field}={_typed(its)}, and this run {_typed(mine)}; set "
+                f"model.{field}={_typed(its)}, or take another snapshot"
             )
     if isinstance(ours, UNetArchitecture) and isinstance(theirs, UNetArchitecture):
         _same_embedding(theirs, ours, where)
     _same_training((training_of(their_config.path, theirs),), config, ours)
+
+
+def _typed(value: Any) -> Any:
+    return "null" if value is None else value
 
 
 def _same_embedding(theirs: UNetArchitecture, ours: UNetArchitecture, where: str) -> None:

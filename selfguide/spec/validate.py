@@ -23,7 +23,7 @@ from selfguide.spec.metrics import FEATURES, LEAST_SAMPLES
 from selfguide.spec.records import layer_name
 from selfguide.spec.sizes import architecture
 from selfguide.spec.unet import UNetArchitecture
-from selfguide.spec.weak import WeakModel
+from selfguide.spec.weak import WeakModel, weak_models
 from shards import storage
 from shards.errors import UserError
 
@@ -221,23 +221,26 @@ def _check_sampling(config: Config) -> None:
 
 def _check_weak(config: Config) -> None:
     """What guidance leads away from is there, as far as the config says what a snapshot has."""
-    sampler, weak = config.sampler, WeakModel.of(config.sampler.weak)
-    if sampler.g == 1:
-        return
+    for weak in weak_models(config.sampler.weak):
+        if config.sampler.g != 1:
+            _check_weak_model(config, weak)
+
+
+def _check_weak_model(config: Config, weak: WeakModel) -> None:
     if weak.kind == "condition" and config.guidance.source == "none":
         raise UserError(
-            f"sampler.g={sampler.g} guides towards a condition, and with guidance.source=none there is none; "
+            f"sampler.g={config.sampler.g} guides towards a condition, and with guidance.source=none there is none; "
             "take sampler.g=1, or guidance=online, labels or sidecar"
         )
     if weak.average is not None and weak.average not in (kept := averages_of(config)):
         keys = ", ".join(f"average-{each.key}" for each in kept)
         raise UserError(
-            f"sampler.weak={sampler.weak} is no average that the run keeps; it has {keys}: take another of them, or a "
+            f"sampler.weak={weak.word} is no average that the run keeps; it has {keys}: take another of them, or a "
             "new run with train.ema_halflife or train.ema_width of several values"
         )
     if weak.images is not None and weak.images >= config.train.images:
         raise UserError(
-            f"sampler.weak={sampler.weak} is no earlier snapshot of a run of {config.train.images} images; take an "
+            f"sampler.weak={weak.word} is no earlier snapshot of a run of {config.train.images} images; take an "
             "earlier one"
         )
     if weak.kind == "head" and not config.auxiliary.on:
@@ -266,6 +269,14 @@ def _check_evaluation(config: Config) -> None:
             f"evaluation.average={evaluation.average} is not one of the run's averages ({kept})"
         )
     features = FEATURES.get(evaluation.protocol)
+    guided = averages[evaluation.average]
+    samples = config.sampler.g != 1 and features is not None and not features.of_layers
+    if samples and any(each.average == guided for each in weak_models(config.sampler.weak)):
+        others = [f"sampler.weak=average-{each.key}" for each in averages if each != guided]
+        raise UserError(
+            f"sampler.weak={config.sampler.weak} leads evaluation.average={evaluation.average} away from itself; take "
+            f"{' or '.join(others) or 'another weak model'}"
+        )
     of_digits = features is not None and features.of_digits
     if of_digits and config.data.shape != _DIGITS:
         raise UserError(

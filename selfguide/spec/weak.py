@@ -6,11 +6,14 @@
     head               the auxiliary head at one of its layers (internal guidance, Zhou et al. 2025, arXiv 2512.24176)
     routed             the way through the network that skips tokens, as it trained with model.route
 
-None of them needs a label or another training.
+None of them needs a label or another training. Several are joined by a plus, in equal shares or in those behind their
+colons, which add up to 1: condition+head, condition:0.25+snapshot-64000:0.75.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +29,7 @@ _WAYS = "condition, head, routed, average-KEY with the key of an average, or sna
 
 @dataclass(frozen=True, kw_only=True)
 class WeakModel:
-    """What `sampler.weak` names."""
+    """One that `sampler.weak` names."""
 
     kind: Kind
     # of kind average
@@ -61,3 +64,35 @@ class WeakModel:
             return WeakModel(kind="snapshot", images=int(which))
         near = nearest(stem, (*PLAIN, "average", "snapshot"))
         raise UserError(f"{field}={word} is no weak model{near}; take one of {_WAYS}")
+
+
+def weak_models(words: str, field: str = "sampler.weak") -> Mapping[WeakModel, float]:
+    """The weak models that are joined in `words`, and the share of each in f_weak.
+
+    Raises:
+        UserError: a word that names none, one that comes twice, or shares that do not add up to 1.
+    """
+    parts = [each.partition(":") for each in words.split("+")]
+    if len(parts) > 1 and not all(word for word, _, _ in parts):
+        meant = "+".join(each for each in words.split("+") if each.partition(":")[0])
+        raise UserError(
+            f"{field}={words} has a plus without a weak model beside it; take {field}={meant}"
+        )
+    found = [WeakModel.of(word, field) for word, _, _ in parts]
+    if twice := next((each for each in found if found.count(each) > 1), None):
+        raise UserError(f"{field}={words} has {twice.word} twice; name each weak model once")
+    given = [share for _, colon, share in parts if colon]
+    if not given:
+        return dict.fromkeys(found, 1 / len(found))
+    try:
+        shares = [float(share) for share in given]
+    except ValueError:
+        shares = []
+    whole = len(shares) == len(found) > 1 and math.isclose(sum(shares), 1, abs_tol=1e-6)
+    if not whole or min(shares) <= 0:
+        equal = "+".join(each.word for each in found)
+        raise UserError(
+            f"{field}={words}: shares stand behind every one of several weak models, are above 0 and add up to 1; take "
+            f"{field}={equal}{' for equal ones' if len(found) > 1 else ''}"
+        )
+    return dict(zip(found, shares, strict=True))

@@ -7,6 +7,7 @@ begin from class-conditional weights, and a run that does so is not label-free.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from selfguide.spec.contamination import trained_by
 from selfguide.spec.initial_weights import (
     SCRATCH,
     agree,
+    begins_fresh,
     ema_sha256,
     official_training,
     read_snapshot,
@@ -33,6 +35,7 @@ from selfguide.weights import copy_token_rows, read_weights
 from shards import storage
 from shards.errors import UserError
 
+log = logging.getLogger(__name__)
 _TABLES = (".labels.weight", ".rows")  # a row for each label, in transformers and in UNets
 
 
@@ -74,6 +77,8 @@ def _from_snapshot(student: Student, config: Config, promised: str | None) -> di
     agree(their_config, config)
     published = _load(folder)
     _check_promise(init, published.sha256, promised)
+    for said in begins_fresh(config):
+        log.warning(said)
     parts = transplant(published.student, student, keep_labels=init.labels == "keep")
     more = {"images": published.images, "parts": parts, "origin": published.origin}
     chosen = nets_that_selected(RunFolder(folder.parent.parent), published.images)
@@ -125,7 +130,12 @@ def transplant(theirs: Student, ours: Student, *, keep_labels: bool) -> list[str
     for name, tensor in _backbone(theirs, ours, keep_labels=keep_labels).items():
         made[name] = tensor
     taken.append("backbone")
-    branches = (f"branches.{name}" for name in ours.branches)
+    # a branch knows one layer, and another one's tokens say nothing to it
+    branches = (
+        f"branches.{name}"
+        for name, branch in ours.branches.items()
+        if name in theirs.branches and theirs.branches[name].layer == branch.layer
+    )
     for part in ("head", "uncertainty", *branches):
         names = [name for name in own if name.startswith(f"{part}.")]
         theirs_too = {name for name in given if name.startswith(f"{part}.")} == set(names)

@@ -156,7 +156,8 @@ def test_its_parameters_are_counted_exactly() -> None:
 
 
 REFUSED = [
-    (["align.layer=5"], "align.layer=5"),
+    (["align.layer=5"], "align.layer=5.*take align.layer=1$"),
+    (["align.layer=4", "align.teacher_layer=4"], "align.layer=4.*take align.layer=1$"),
     (["align.teacher_layer=9"], "align.teacher_layer=9"),
     (["align.layer=3", "align.teacher_layer=3"], "no later than align.layer=3.*teacher_layer=4"),
     (["align.noise_gap=2"], "align.noise_gap=2"),

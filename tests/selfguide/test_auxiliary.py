@@ -122,7 +122,7 @@ def test_where_nothing_else_is_said_the_head_is_at_two_sevenths_of_the_depth() -
 
 
 REFUSED = [
-    (["auxiliary.layer=5"], "auxiliary.layer=5.*auxiliary.layer=4"),
+    (["auxiliary.layer=5"], "auxiliary.layer=5.*1 to 4; take auxiliary.layer=2$"),
     (["auxiliary.layer=4"], "last of 4 layers.*auxiliary.layer=2"),
     (["model=unet_digits", "path=edm", "sampler=heun_edm"], "a UNet"),
     (["auxiliary.weight=-1"], "auxiliary.weight=-1"),

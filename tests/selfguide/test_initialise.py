@@ -20,14 +20,24 @@ from torch import Tensor
 from launcher import submission
 from launcher.compose import compose
 from selfguide import snapshot
+from selfguide.diffusion.conditions import Condition
 from selfguide.distributed import RankInfo
 from selfguide.models import assemble
 from selfguide.networks.student import Student, build_student
 from selfguide.spec.averages import averages_of
 from selfguide.spec.config import Config, InitConfig, LabelGuidance, NoGuidance, TrainConfig
+from selfguide.spec.config.align import AlignConfig
+from selfguide.spec.config.auxiliary import AuxiliaryConfig
+from selfguide.spec.config.contrastive import ContrastiveConfig
 from selfguide.spec.files import to_yaml
 from selfguide.spec.identity import digest, identity
-from selfguide.spec.initial_weights import SCRATCH, agree, check_weights, validate_init
+from selfguide.spec.initial_weights import (
+    SCRATCH,
+    agree,
+    begins_fresh,
+    check_weights,
+    validate_init,
+)
 from selfguide.spec.run import Lease, RunFolder, write_record
 from selfguide.spec.sizes import architecture, override
 from selfguide.spec.validate import validate
@@ -240,6 +250,71 @@ def test_a_head_of_other_shapes_stays_fresh(tmp_path: Path) -> None:
     for name, tensor in ours.state_dict().items():
         source = theirs if name.startswith("backbone.") else fresh
         assert torch.equal(tensor, source.state_dict()[name]), name
+
+
+COMPONENTS: dict[str, Any] = {
+    "auxiliary": AuxiliaryConfig(weight=0.5, layer=2),
+    "align": AlignConfig(weight=0.2, layer=2, teacher_layer=3, teacher_refresh=64),
+    "contrastive": ContrastiveConfig(weight=0.01, layer="2", hidden=16, width=4),
+}
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_branch_that_the_snapshot_has_not_begins_anew_and_is_said(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = publish(tmp_path / "s", config("d"))
+    cfg = config("d", from_snapshot(tmp_path / "s"), **{name: COMPONENTS[name]})
+    ours, record, fresh = begin(cfg)
+    assert record["parts"] == ["backbone", "head"]
+    for key, tensor in ours.state_dict().items():
+        source = fresh if key.startswith("branches.") else theirs
+        assert torch.equal(tensor, source.state_dict()[key]), key
+    (said,) = begins_fresh(cfg)
+    assert said.startswith(f"{name}: ") and f"{tmp_path / 's'} has none" in said
+    assert [each.message for each in caplog.records if each.levelname == "WARNING"] == [said]
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_branch_is_taken_where_it_reads_the_same_layer_and_begins_anew_elsewhere(
+    name: str, tmp_path: Path
+) -> None:
+    theirs = publish(tmp_path / "s", config("d", **{name: COMPONENTS[name]}))
+    same = config("d", from_snapshot(tmp_path / "s"), **{name: COMPONENTS[name]})
+    ours, record, _ = begin(same)
+    assert record["parts"] == ["backbone", "head", f"branches.{name}"]
+    assert all(torch.equal(t, theirs.state_dict()[n]) for n, t in ours.state_dict().items())
+    assert begins_fresh(same) == ()
+    layer = type(COMPONENTS[name].layer)(1)
+    moved = replace(same, **{name: replace(COMPONENTS[name], layer=layer)})
+    assert begin(moved)[1]["parts"] == ["backbone", "head"]
+    (said,) = begins_fresh(moved)
+    assert "it read layer 2, and here 1" in said
+    plain = replace(same, **{name: type(COMPONENTS[name])()})
+    assert begin(plain)[1]["parts"] == ["backbone", "head"] and begins_fresh(plain) == ()
+
+
+def test_self_conditioning_that_the_snapshot_has_not_begins_as_zeros_and_is_said(
+    tmp_path: Path,
+) -> None:
+    theirs = publish(tmp_path / "s", config("d"))
+    model = replace(config("d").model, self_condition=2)
+    cfg = config("d", from_snapshot(tmp_path / "s"), model=model)
+    ours, _, _ = begin(cfg)
+    (said,) = begins_fresh(cfg)
+    assert said.startswith("model.self_condition=block_2 begins as zeros")
+    x, tau = torch.randn(2, 1, 8, 8), torch.rand(2)
+    seen = [each.backbone.eval()(x, tau, Condition.unconditional(2)) for each in (ours, theirs)]
+    assert torch.equal(*seen)
+
+
+def test_what_begins_anew_is_a_note_of_the_submission(digits: Path, tmp_path: Path) -> None:
+    manifest = manifests.load(digits)
+    data = {"manifest": manifest.hash, "root": str(digits), "header": manifest.header}
+    publish(tmp_path / "s", config(digits), data=data)
+    cfg = config(digits, from_snapshot(tmp_path / "s"), auxiliary=COMPONENTS["auxiliary"])
+    cfg = replace(cfg, runs=str(tmp_path / "runs"))
+    assert [each for each in submission.meant(cfg).warnings if "begins anew" in each]
 
 
 @pytest.mark.parametrize("labels", ["drop", "keep"])

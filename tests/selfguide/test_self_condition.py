@@ -402,7 +402,11 @@ def test_a_snapshot_without_it_begins_a_run_with_it_and_not_the_other_way_round(
     publish(tmp_path / "own", with_self(config("d")))
     begin(with_self(config("d", from_snapshot(tmp_path / "own")), layer="2"))
     for layer, add, says in (
-        (None, "adaptive", "model.self_condition=block_2, and this run None"),
+        (
+            None,
+            "adaptive",
+            "model.self_condition=block_2, and this run null; set model.self_condition=block_2",
+        ),
         ("block_1", "adaptive", "model.self_condition=block_2, and this run block_1"),
         ("block_2", "direct", "model.self_add=adaptive, and this run direct"),
     ):

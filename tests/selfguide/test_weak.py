@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from launcher.compose import compose
 from selfguide.diffusion.conditions import CONDITIONED, UNCONDITIONAL, Condition
-from selfguide.diffusion.denoiser import DROPPED, Denoiser, Head, Other, Routed, Weak
+from selfguide.diffusion.denoiser import DROPPED, Denoiser, Head, Mixed, Other, Routed, Weak
 from selfguide.diffusion.paths import RectifiedFlow
 from selfguide.models import assemble
 from selfguide.networks.auxiliary import AuxiliaryHead
@@ -21,6 +21,7 @@ from selfguide.sampling.cost import cost
 from selfguide.sampling.generate import generate_each
 from selfguide.sampling.weak import build_denoiser, same_groups
 from selfguide.snapshot import Snapshot, load
+from selfguide.spec import weak as words
 from selfguide.spec.config import SamplerConfig
 from selfguide.spec.config.sampler import plain_sampler, protocol_settings
 from selfguide.spec.recipe import sampler_of
@@ -54,10 +55,14 @@ def denoiser(weak: Weak = DROPPED, g: float = 1.0, **settings: Any) -> Denoiser:
 
 def weak_models() -> dict[str, Weak]:
     other = Denoiser(drawn(assemble(NET), 7), RectifiedFlow(), IDS)
-    return {"head": Head(LAYER, HEAD), "routed": Routed(SEEDS), "other": Other(other)}
+    alone = {"head": Head(LAYER, HEAD), "routed": Routed(SEEDS), "other": Other(other)}
+    return {**alone, "mixed": Mixed([(alone["head"], 0.3), (alone["other"], 0.5), (DROPPED, 0.2)])}
 
 
-@pytest.mark.parametrize("name", ["head", "routed", "other"])
+NAMES = ["head", "routed", "other", "mixed"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_guidance_is_the_weak_model_plus_g_times_what_it_lacks(name: str) -> None:
     weak = weak_models()[name]
     strong, its = denoiser().velocity(X, 0.4), denoiser(weak, 0.0).velocity(X, 0.4)
@@ -66,14 +71,14 @@ def test_guidance_is_the_weak_model_plus_g_times_what_it_lacks(name: str) -> Non
     torch.testing.assert_close(found, its + 2.5 * (strong - its))
 
 
-@pytest.mark.parametrize("name", ["head", "routed", "other"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_weight_of_one_is_the_strong_model_to_the_bit_and_runs_no_weak_one(name: str) -> None:
     guided = denoiser(weak_models()[name])
     assert torch.equal(guided.velocity(X, 0.4), denoiser().velocity(X, 0.4))
     assert guided.ran == {"strong": 1}
 
 
-@pytest.mark.parametrize("name", ["head", "routed", "other"])
+@pytest.mark.parametrize("name", NAMES)
 def test_outside_of_its_interval_a_weak_model_is_not_run(name: str) -> None:
     guided = denoiser(weak_models()[name], 2.0, interval=(0.2, 0.6))
     for tau, ran in ((0.1, "strong"), (0.2, "both"), (0.6, "both"), (0.7, "strong")):
@@ -97,6 +102,16 @@ def test_a_head_alone_is_what_it_is_beside_the_network() -> None:
     alone = Head(LAYER, HEAD).alone(denoiser(), X, 0.4)
     assert torch.equal(both[1], alone)
     assert torch.equal(both[0], denoiser().velocity(X, 0.4))
+
+
+def test_away_from_several_is_the_sum_of_the_ways_away_from_each_by_its_share() -> None:
+    strong = denoiser().velocity(X, 0.4)
+    parts = [(Head(LAYER, HEAD), 0.25), (weak_models()["other"], 0.75)]
+    expected = strong + sum(
+        1.5 * share * (strong - denoiser(part, 0.0).velocity(X, 0.4)) for part, share in parts
+    )
+    found = denoiser(Mixed(parts), 2.5).velocity(X, 0.4)
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_routed_way_is_that_of_training_for_the_tokens_that_it_draws() -> None:
@@ -173,7 +188,10 @@ def conditions(snapshot: Snapshot) -> Condition:
     return condition_sampler(snapshot)(SEEDS)
 
 
-WORDS = ["condition", "average-5000", "snapshot-9", "snapshot-7", "head", "routed"]
+WORDS = [
+    "condition", "average-5000", "snapshot-9", "snapshot-7", "head", "routed",
+    "condition+snapshot-9", "routed:0.1+head:0.9",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -205,6 +223,15 @@ def test_another_average_or_snapshot_is_read_and_asked_for_the_same_groups(
     assert weak.denoiser.g == 1
 
 
+def test_joined_words_are_their_models_with_the_head_in_the_forward_of_the_network(
+    newest: Snapshot,
+) -> None:
+    weak = build_denoiser(newest, conditions(newest), asked("routed:0.1+head:0.9"), SEEDS).weak
+    assert isinstance(weak, Mixed)
+    kinds = [(type(part), share) for part, share in weak.parts]
+    assert kinds == [(Head, 0.9), (Routed, 0.1)]
+
+
 def test_a_snapshot_from_before_the_switch_gets_no_condition(newest: Snapshot) -> None:
     weak = build_denoiser(newest, conditions(newest), asked("snapshot-7"), SEEDS).weak
     assert isinstance(weak, Other)
@@ -232,6 +259,7 @@ def _with_prototypes(snapshot: Snapshot, order: Tensor) -> Any:
 
 REFUSED = [
     ("average-4000", "5000"),
+    ("average-20000", "is guided itself"),
     ("snapshot-14", "no earlier snapshot"),
     ("snapshot-10", "snapshot-7, snapshot-8, snapshot-9"),
     ("snapshot-8", "other data"),
@@ -273,6 +301,7 @@ def test_cost_counts_the_forwards_that_each_weak_model_takes(newest: Snapshot) -
         "snapshot-9": forward,
         "routed": routed,
         "head": _head_macs(),
+        "routed:0.1+head:0.9": routed + _head_macs(),
     }
     for word, macs in extra.items():
         assert cost(newest, asked(word)).flops == 2 * 3 * (forward + macs), word
@@ -291,9 +320,36 @@ def test_the_weak_model_alone_costs_no_forward_of_the_strong_one(newest: Snapsho
 # ---- words, protocols, configs -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("word", [*WORDS, "average-power-0.05", "average-rate-0.0001"])
+@pytest.mark.parametrize("word", [*WORDS[:6], "average-power-0.05", "average-rate-0.0001"])
 def test_a_weak_model_is_its_word(word: str) -> None:
     assert WeakModel.of(word).word == word
+    assert words.weak_models(word) == {WeakModel.of(word): 1}
+
+
+def test_joined_words_have_equal_shares_or_those_behind_them() -> None:
+    head, dropped = WeakModel.of("head"), WeakModel.of("condition")
+    assert words.weak_models("condition+head") == {dropped: 0.5, head: 0.5}
+    assert words.weak_models("condition:0.25+head:0.75") == {dropped: 0.25, head: 0.75}
+
+
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        ("condition+", "plus without a weak model.*take sampler.weak=condition$"),
+        ("", "is no weak model"),
+        ("condition+banana:0.5", "banana is no weak model"),
+        ("head+head", "head twice"),
+        ("head:1", "take sampler.weak=head$"),
+        ("condition:0.5+head", "take sampler.weak=condition.head for equal"),
+        ("condition:0.5+head:0.6", "add up to 1"),
+        ("condition:-0.5+head:1.5", "above 0"),
+        ("condition:nan+head:1", "add up to 1"),
+        ("condition:x+head:1", "add up to 1"),
+    ],
+)
+def test_words_that_do_not_join_are_refused_with_what_to_type(word: str, names: str) -> None:
+    with pytest.raises(UserError, match=names):
+        words.weak_models(word)
 
 
 @pytest.mark.parametrize(
@@ -325,9 +381,11 @@ SUBMITTED = [
     ("digits_dit", "head", "auxiliary.weight"),
     ("digits_dit", "routed", "model.route"),
     ("digits_guide", "average-7", "average-20000, average-5000"),
+    ("digits_guide", "average-20000", "take sampler.weak=average-5000$"),
     ("digits_guide", "snapshot-256000", "256000 images"),
     ("digits_uncond", "condition", "guidance=online"),
     ("digits_dit", "banana", "no weak model"),
+    ("digits_dit", "condition+head", "auxiliary.weight"),
 ]
 
 
@@ -340,7 +398,13 @@ def test_a_submission_with_a_weak_model_that_cannot_be_is_refused(
         validate(compose(words))
 
 
-@pytest.mark.parametrize("word", ["head", "routed", "average-5000", "snapshot-128000", "condition"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("head", "routed", "average-5000", "snapshot-128000", "condition"),
+        "condition:0.25+snapshot-128000:0.75",
+    ],
+)
 def test_a_submission_with_a_weak_model_that_the_run_will_have_is_taken(word: str) -> None:
     words = ["experiment=digits_guide", "cluster=local", f"sampler.weak={word}", "sampler.g=2"]
     validate(compose(words))

@@ -40,7 +40,8 @@ BAD = [
     ("sampler.shift=0", "sampler.shift=0.0", "positive"),
     ("sampler.shift=inf", "sampler.shift=inf", "positive"),
     ("sampler.g=inf", "sampler.g=inf", "[0.0"),
-    ("sampler.interval=[0.5,0.1]", "sampler.interval=[0.5, 0.1]", "low <= high"),
+    ("sampler.interval=[0.5,0.1]", "sampler.interval=[0.5, 0.1]", "swap the two"),
+    ("sampler.interval=[0.5,1.1]", "sampler.interval=[0.5, 1.1]", "low <= high <= 1"),
     ("sampler.guided_channels=0", "sampler.guided_channels=0", "null guides all"),
     ("sampler.guided_channels=3", "sampler.guided_channels=3", "1 channels"),
     ("sampler=ddim sampler.eta=1.2", "sampler.eta=1.2", "[0.0, 1.0]"),
@@ -63,7 +64,7 @@ BAD = [
     (
         "sampler.diffusion=repa",
         "is read with sampler.name=euler_maruyama only",
-        "drop it or take that",
+        "drop it, take that, or set sampler.diffusion=sit",
     ),
     ("sampler=dopri5 sampler.shift=2", "sampler.shift=2.0", "drop it"),
     ("sampler=dopri5 sampler.steps=20", "sampler.steps=20", "sampler.rtol"),

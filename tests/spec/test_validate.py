@@ -98,6 +98,8 @@ BAD = [
         "model.self_condition=block_4",
         "take model.self_condition=block_3",
     ),
+    ("model.self_condition=-1", "model.self_condition=-1", "take model.self_condition=1"),
+    ("model.self_condition=2.5", "model.self_condition='2.5'", "take model.self_condition=block_2"),
     ("model.self_condition=blok_2", "model.self_condition='blok_2'", "did you mean 'block_2'"),
     ("model.self_condition=true", "model.self_condition='true'", "block_1 to block_3"),
     (

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from selfguide import snapshot
 from selfguide.distributed import RankInfo
+from selfguide.sampling.weak import other_snapshot
 from selfguide.spec.averages import AverageSpec, gamma
 from selfguide.spec.posthoc import Profile, reconstruct
 from selfguide.spec.run import image_folder, write_record
+from selfguide.spec.weak import WeakModel
 from selfguide.training import checkpoint, publish, retention
 from selfguide.training.ema import Averages
 from selfguide.training.loop import advance
@@ -178,10 +180,25 @@ def test_ema_into_a_folder_is_a_snapshot_to_sample_from(
         assert torch.allclose(tensor, stored[name], atol=1e-6), "of a stored width, that itself"
 
 
+def test_ema_of_two_widths_is_a_snapshot_whose_second_average_guides_its_first(
+    run: Path, capsys: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "two"
+    code, said_of = said(capsys, "ema", str(run), "--std", "0.1", "0.2", "--out", str(out))
+    assert code == 0 and [each["std"] for each in said_of["averages"]] == [0.1, 0.2]
+    said(capsys, "ema", str(run), "--std", "0.2", "--out", str(tmp_path / "alone"))
+    guided, alone = snapshot.load(out), snapshot.load(tmp_path / "alone")
+    assert guided.average == AverageSpec(width=0.1)
+    weak = other_snapshot(guided, WeakModel.of("average-power-0.2"))
+    for name, tensor in weak.student.state_dict().items():
+        assert torch.equal(tensor, alone.student.state_dict()[name])
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         (["ema", "--std", "0.4"], "--std 0.4"),
+        (["ema", "--std", "0.1", "0"], "--std 0"),
         (["ema", "--std", "0.1", "--images", "7"], "--images 7"),
         (["export", "--images", "7"], "--images 7"),
         (["export", "--average", "power-0.2"], "power-0.2"),
@@ -192,6 +209,15 @@ def test_what_cannot_be_is_refused(run: Path, tmp_path: Path, words: list[str], 
     out = tmp_path / "out"
     with pytest.raises(UserError, match=named):
         main([words[0], str(run), *words[1:], "--out", str(out)])
+    assert not out.exists()
+
+
+def test_ema_of_two_widths_into_one_file_is_refused_with_a_folder_to_type(
+    run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(UserError, match=f"--std 0.1 0.2: .* --out {tmp_path / 'out'}$"):
+        main(["ema", str(run), "--std", "0.1", "0.2", "--out", str(out)])
     assert not out.exists()
 
 

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import sys
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -77,7 +78,8 @@ def table(title: str, rows: list[Row]) -> Table:
 def _chosen(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The options that are a suite's own."""
     if name == "models":
-        return {"sizes": options.sizes}
+        clock = time.process_time if options.cpu else time.perf_counter
+        return {"sizes": options.sizes, "clock": clock}
     if name == "shards":
         words = frozenset(word for word in options.without.split(",") if word)
         return {"quick": options.quick, "without": words}
@@ -98,6 +100,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--sizes", choices=models.SIZES, default="s", help="of the suite models (default s)"
+    )
+    parser.add_argument(
+        "--cpu",
+        action="store_true",
+        help="of the suite models: time the CPU of this process, where others use the machine",
     )
     parser.add_argument("--quick", action="store_true", help="of the suite shards: a tenth of it")
     parser.add_argument(

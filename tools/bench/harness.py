@@ -47,6 +47,7 @@ def measure(
     fence: Callable[[], object] = lambda: None,
     rest: Callable[[], object] = lambda: None,
     progress: Callable[[int, int], object] = lambda done, of: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
     """Times every variant once per turn; the first is the base, and is timed twice as the A/A control.
 
@@ -54,6 +55,7 @@ def measure(
         units: of work in one run of a variant; rows state the seconds of one.
         fence: called before and after each run, a barrier where several ranks time the same work.
         rest: called before each run, outside its time: ends what the run before left to be done.
+        clock: seconds; `time.process_time` where others use the machine, and waiting for them is no part of the work.
     """
     base = variants[0]
     turn = [base, Variant(f"{base.name} again (A/A)", base.run), *variants[1:]]
@@ -63,11 +65,11 @@ def measure(
         for variant in turn[number % len(turn) :] + turn[: number % len(turn)]:
             rest()
             fence()
-            start = time.perf_counter()
+            start = clock()
             variant.run()
             fence()
             if number >= warmup:
-                seconds[variant.name].append((time.perf_counter() - start) / units)
+                seconds[variant.name].append((clock() - start) / units)
         progress(number + 1, warmup + repeats)
     return _rows(seconds, base.name)
 

@@ -6,6 +6,7 @@ And what self-conditioning adds to a step of training, in turn with the plain ne
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
@@ -42,7 +43,9 @@ LARGER = (
 SIZES = {"s": SMALL, "all": SMALL | {name: row(name) for name in LARGER}}
 
 
-def suite(repeats: int, sizes: str = "s") -> list[Row]:
+def suite(
+    repeats: int, sizes: str = "s", clock: Callable[[], float] = time.perf_counter
+) -> list[Row]:
     """fp32 on CPU, one image at a time; bf16 and 32 images on a GPU, where small batches time the launches."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
@@ -55,7 +58,7 @@ def suite(repeats: int, sizes: str = "s") -> list[Row]:
         for what, variants in chain(_variants(ours, batch), self_conditioned_steps(ours, batch)):
             named = [Variant(f"{name} {what}: {v.name}", v.run) for v in variants]
             fence = torch.cuda.synchronize if cuda else lambda: None
-            rows += measure(named, repeats=repeats, fence=fence, units=batch)
+            rows += measure(named, repeats=repeats, fence=fence, units=batch, clock=clock)
     return rows
 
 

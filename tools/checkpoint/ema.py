@@ -5,10 +5,13 @@ is nearest to the power function of relative width --std is written, with what i
 `error`: more snapshots make it smaller (Karras et al. 2024, arXiv 2312.02696, algorithm 3).
 
 --out FILE.safetensors gets the weights alone. Any other --out becomes a snapshot's folder, which tools.sample,
-tools.score and selfguide.load take as they take any other.
+tools.score and selfguide.load take as they take any other. Of several widths the first is the model, and each other one
+a weak model that guidance leads it away from (autoguidance, Karras et al. 2024, arXiv 2406.02507).
 
 examples:
   python -m tools.checkpoint ema runs/in1k_dit/3f2a --std 0.07 --out ema-0.07
+  python -m tools.checkpoint ema 3f2a --std 0.07 0.2 --out two
+  python -m tools.sample two --weak average-power-0.2 --g 2
   python -m tools.checkpoint ema 3f2a --std 0.15 --images 512000 --out ema-0.15.safetensors
 """
 
@@ -65,7 +68,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     flags.add(
         parser,
         ("of RUN", str, None, "id, name or folder of a run"),
-        ("--std X", float, flags.REQUIRED, f"relative width, above 0 and at most {WIDEST:.4f}"),
+        ("--std X+", float, flags.REQUIRED, f"relative widths, above 0 and at most {WIDEST:.4f}"),
         ("--images N", int, None, "at N images seen (default: the newest that is stored)"),
         ("--out PATH", str, flags.REQUIRED, "a new folder, or a new .safetensors"),
         flags.RUNS,
@@ -73,40 +76,77 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Made:
+    """An average that was made, and the stored ones with their weights in it."""
+
+    std: float
+    error: float
+    used: tuple[tuple[Source, float], ...]
+    tensors: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(known: Sequence[Source], std: float) -> Made:
+        newest = max(source.profile.images for source in known)
+        found = reconstruct([source.profile for source in known], Profile(newest, std))
+        used = tuple((source, w) for source, w in zip(known, found.weights, strict=True) if w)
+        return Made(std, found.error, used, combine(known, found))
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        parts = [{"from": s.folder.name, "average": s.spec.key, "weight": w} for s, w in self.used]
+        return {"std": self.std, "error": self.error, "sources": parts}
+
+
 def run(options: argparse.Namespace) -> int:
     out = Path(options.out)
-    if out.exists():
-        raise UserError(f"--out {out}: it exists already; name another")
-    if not 0 < options.std <= WIDEST:
-        raise UserError(f"--std {options.std}: take more than 0, at most {WIDEST:.4f}")
+    alone = out.suffix == ".safetensors"
+    widths = list(dict.fromkeys(options.std))
+    _check(out, widths)
     found = find(options.of, Path(options.runs))
     known, since = sources(found, options.images)
     images = max(source.profile.images for source in known) + since
-    wanted = Profile(images - since, options.std)
-    made = reconstruct([source.profile for source in known], wanted)
-    alone = out.suffix == ".safetensors"
     if not alone:
         _check_snapshot(found, images)
-    tensors = combine(known, made)
+    made = [Made.of(known, std) for std in widths]
     if alone:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, out, {"format": "pt", "images": str(images), "std": str(options.std)})
+        about = {"format": "pt", "images": str(images), "std": str(widths[0])}
+        save_file(dict(made[0].tensors), out, about)
     else:
-        _write_snapshot(out, found.snapshot(images), options.std, tensors, made)
-    used = [(source, w) for source, w in zip(known, made.weights, strict=True) if w]
+        _write_snapshot(out, found.snapshot(images), made)
     if options.json:
-        parts = [{"from": s.folder.name, "average": s.spec.key, "weight": w} for s, w in used]
-        said = {"out": str(out), "images": images, "std": options.std, "error": made.error}
-        print(json.dumps({**said, "sources": parts}))
+        every = [each.plain() for each in made]
+        print(json.dumps({"out": str(out), "images": images, **every[0], "averages": every}))
         return 0
-    print(f"{out}: std {options.std:g} at {images:,} images, from {len(used)} stored averages")
-    print(f"its profile is {made.error:.2%} from that of the power function")
-    if made.error > _FAR:
+    for each in made:
+        print(
+            f"{out}: std {each.std:g} at {images:,} images, from {len(each.used)} stored averages"
+        )
+        print(f"its profile is {each.error:.2%} from that of the power function")
+    if max(each.error for each in made) > _FAR:
         print(
             "that is far: widths between and above the stored ones are nearer, and so are runs with a lower "
             "train.snapshot_every"
         )
     return 0
+
+
+def _check(out: Path, widths: Sequence[float]) -> None:
+    """
+    Raises:
+        UserError: there is such a file, no such average, or no room for several.
+    """
+    if out.exists():
+        raise UserError(f"--out {out}: it exists already; name another")
+    for std in widths:
+        if not 0 < std <= WIDEST:
+            raise UserError(f"--std {std}: take more than 0, at most {WIDEST:.4f}")
+    if out.suffix == ".safetensors" and len(widths) > 1:
+        listed = " ".join(f"{std:g}" for std in widths)
+        raise UserError(
+            f"--std {listed}: a .safetensors holds one average; give a folder, --out {out.with_suffix('')}"
+        )
 
 
 def sources(run: RunFolder, images: int | None) -> tuple[Sequence[Source], int]:
@@ -218,20 +258,22 @@ def _check_snapshot(run: RunFolder, images: int) -> None:
         )
 
 
-def _write_snapshot(
-    out: Path, of: Path, std: float, tensors: dict[str, Tensor], made: Reconstruction
-) -> None:
-    """A snapshot like that in `of` with these weights as its only average."""
+def _write_snapshot(out: Path, of: Path, made: Sequence[Made]) -> None:
+    """A snapshot like that in `of` with these as its only averages, the first one its main."""
     config: Config = read_config(of / CONFIG)
-    config = replace(config, train=replace(config.train, ema_halflife=(), ema_width=(std,)))
+    widths = tuple(each.std for each in made)
+    config = replace(config, train=replace(config.train, ema_halflife=(), ema_width=widths))
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    save_file({name: t.clone() for name, t in tensors.items()}, draft / AverageSpec(width=std).file)
+    for each in made:
+        cloned = {name: t.clone() for name, t in each.tensors.items()}
+        save_file(cloned, draft / AverageSpec(width=each.std).file)
     (draft / CONFIG).write_text(to_yaml(config))
     manifest = storage.read_manifest(of)
     assert manifest is not None
     about = {key: value for key, value in manifest.items() if key != "files"}
-    about["reconstructed"] = {"std": std, "error": made.error}
+    first, *others = ({"std": each.std, "error": each.error} for each in made)
+    about["reconstructed"] = {**first, **({"others": others} if others else {})}
     storage.publish_folder(draft, extra=about)
     draft.rename(out)

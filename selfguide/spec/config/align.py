@@ -52,8 +52,16 @@ class AlignConfig(ComponentSettings):
             ("teacher_layer", self.teacher_layer, 20 / 28),
         ):
             wanted = max(1, round(count * share)) if given is None else given
+            if name == "layer" and wanted >= count > 1:
+                raise UserError(
+                    f"align.layer={wanted} is none of this network's {count} layers that another follows, from which "
+                    f"it would learn; take align.layer={max(1, round(count * share))}"
+                )
             found.append(net.layer(wanted, f"align.{name}"))
         return found[0], found[1]
+
+    def reads(self, net: Architecture) -> int:
+        return self.layers_in(net)[0]
 
     def check(self, config: Config, net: Architecture) -> None:
         layer, teacher = self.layers_in(net)

@@ -41,20 +41,25 @@ class AuxiliaryConfig(ComponentSettings):
         """
         count = len(net.layers)
         wanted = max(1, round(count * 8 / 28)) if self.layer is None else self.layer
+        if wanted >= count:
+            what = f"is the last of {count} layers, where a head is no weaker than the network"
+            beyond = f"is none of this network's 1 to {count}"
+            raise UserError(
+                f"auxiliary.layer={wanted} {what if wanted == count else beyond}; take "
+                f"auxiliary.layer={max(1, count // 2)}"
+            )
         return net.layer(wanted, "auxiliary.layer")
 
+    def reads(self, net: Architecture) -> int:
+        return self.layer_in(net)
+
     def check(self, config: Config, net: Architecture) -> None:
-        layer, count = self.layer_in(net), len(net.layers)
         if not isinstance(net, PatchTransformer):
             raise UserError(
                 f"auxiliary.weight={self.weight:g} trains a head on the patch tokens of a transformer, and "
                 f"model.name={config.model.name!r} is a UNet; take auxiliary.weight=null, or a DiT or U-ViT"
             )
-        if layer == count:
-            raise UserError(
-                f"auxiliary.layer={layer} is the last of {count} layers, where a head is no weaker than the network; "
-                f"take auxiliary.layer={max(1, count // 2)}"
-            )
+        self.layer_in(net)
 
     def parameters(self, net: Architecture) -> int:
         assert isinstance(net, PatchTransformer)

@@ -61,6 +61,9 @@ class ContrastiveConfig(ComponentSettings):
         """
         return net.middle if self.layer is None else net.layer(self.layer, "contrastive.layer")
 
+    def reads(self, net: Architecture) -> int:
+        return self.number(net)
+
     def check(self, config: Config, net: Architecture) -> None:
         self.number(net)
         if self.feature == "cls" and not getattr(net, "cls_token", False):

@@ -95,9 +95,12 @@ class Span(Range):
 
     def broken(self, value: Any) -> str | None:
         low, high = value
+        if 0 <= low <= high <= self.high:
+            return None
+        if 0 <= high < low <= self.high:
+            return f"is a span of {self.what}, 0 <= low <= high: swap the two"
         top = "" if math.isinf(self.high) else f" <= {self.high:g}"
-        law = f"is a span of {self.what}: take two numbers with 0 <= low <= high{top}"
-        return None if 0 <= low <= high <= self.high else law
+        return f"is a span of {self.what}: take two numbers with 0 <= low <= high{top}"
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,8 @@ def check_read(group: Any, where: str) -> None:
         if reader is not None and value != each.default and not reader.holds(group):
             wanted = " or ".join(f"{where}.{_typed(group, each)}" for each in reader.conditions)
             raise UserError(
-                f"{where}.{each.name}={as_typed(value)} is read with {wanted} only; drop it or take that"
+                f"{where}.{each.name}={as_typed(value)} is read with {wanted} only; drop it, take that, or set "
+                f"{where}.{each.name}={'null' if each.default is None else as_typed(each.default)}"
             )
 
 

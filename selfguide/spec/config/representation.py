@@ -23,6 +23,10 @@ class ComponentSettings:
     def check(self, config: Config, net: Architecture) -> None:
         """Raises UserError where the component cannot be trained with the rest of `config` on the network `net`."""
 
+    def reads(self, net: Architecture) -> int | None:
+        """The layer of `net`, from 1, whose tokens its branch beside the backbone reads; None without a branch."""
+        return None
+
     def parameters(self, net: Architecture) -> int:
         """Trainable ones of its branch beside the backbone."""
         return 0

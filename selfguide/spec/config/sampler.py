@@ -18,7 +18,7 @@ from selfguide.spec.config.laws import (
 )
 from selfguide.spec.config.path import PathConfig
 from selfguide.spec.conventions import DDPM_STEPS
-from selfguide.spec.weak import CONDITION, WeakModel
+from selfguide.spec.weak import CONDITION, weak_models
 from shards.errors import UserError
 
 _HEUN, _DOPRI5, _DDIM = ReadWith("name=heun"), ReadWith("name=dopri5"), ReadWith("name=ddim")
@@ -40,7 +40,8 @@ class SamplerConfig:
     g: Annotated[float, Within(0.0)] = 1.0
     # noise-times in which `g` applies
     interval: Annotated[tuple[float, float], Span()] = (0.0, 1.0)
-    # what guidance leads away from, as `selfguide.spec.weak` words it; condition is classifier-free guidance
+    # what guidance leads away from, one model or several, as `selfguide.spec.weak` words it; condition is
+    # classifier-free guidance
     weak: str = CONDITION
     # only the first so many; 3 is DiT's, SiT's and LightningDiT's
     guided_channels: Annotated[
@@ -149,7 +150,7 @@ def check_sampler(config: SamplerConfig, path: PathConfig) -> None:
     """
     check(config, "sampler")
     check_read(config, "sampler")
-    WeakModel.of(config.weak)
+    weak_models(config.weak)
     sigmas = path.name in ("ve", "edm")
     if config.clip is None and config.clipped_noise != "reread":
         raise UserError(
