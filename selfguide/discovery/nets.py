@@ -93,7 +93,7 @@ class FrozenNet:
             raise UserError(
                 f"pooling={pooling}: {self.name} is no vision transformer and pools by itself; leave it out"
             )
-        return self.net(self._normal(self._viewed(self._levels(images), view)))
+        return self.net(self.normalised(self._viewed(self._levels(images), view)))
 
     def to(self, device: torch.device | str) -> Any:
         self.net.to(device)
@@ -116,7 +116,8 @@ class FrozenNet:
         scaled = resize(images, [short], filtered, antialias=True)
         return center_crop(scaled, [edge, edge]) if cut else scaled
 
-    def _normal(self, images: Tensor) -> Tensor:
+    def normalised(self, images: Tensor) -> Tensor:
+        """Levels 0..255 (B, 3, H, W) on the net's device, as it reads them."""
         config = self.config
         mean = torch.tensor(config["mean"], device=self.device)[:, None, None]
         std = torch.tensor(config["std"], device=self.device)[:, None, None]

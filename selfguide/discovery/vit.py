@@ -58,7 +58,7 @@ class FrozenViT(FrozenNet):
         """(B, F) of images at the net's own size by one of `VIEWS`; see `selfguide.models.backbone.pool`."""
         if pooling == "cls" and self.net.cls_token is None:
             raise UserError(f"pooling=cls: {self.name} has no [CLS]; take mean or attention")
-        tokens = self._tokens(self._normal(self._viewed(self._levels(images), view)))
+        tokens = self._tokens(self.normalised(self._viewed(self._levels(images), view)))
         extras = self.net.num_prefix_tokens
         return pool(tokens, pooling, extras, cls=self.net.cls_token is not None)
 
@@ -68,7 +68,7 @@ class FrozenViT(FrozenNet):
 
         The grid covers the image: it is padded with zeros on the right and at the bottom to whole patches.
         """
-        x = self._padded(self._normal(self._levels(images)))
+        x = self._padded(self.normalised(self._levels(images)))
         tokens = self._tokens(x)[:, self.net.num_prefix_tokens :]
         return self._grid(tokens, x)
 
@@ -78,7 +78,7 @@ class FrozenViT(FrozenNet):
 
         What LOST compares patches by (Simeoni et al. 2021, arXiv 2109.14279). Padded as `patches` does.
         """
-        x = self._padded(self._normal(self._levels(images)))
+        x = self._padded(self.normalised(self._levels(images)))
         attention: Any = self.net.blocks[-1].attn
         with _kept(attention.k_norm) as kept:  # where keys pass, normalised or not
             self._tokens(x)
