@@ -94,10 +94,10 @@ class Head(nn.Module):
 class Judge(nn.Module):
     """A ViT and its head."""
 
-    def __init__(self, vit: nn.Module, config: DinoConfig) -> None:
+    def __init__(self, vit: Any, config: DinoConfig) -> None:
         super().__init__()
-        self.vit: Any = vit
-        self.head = Head(int(self.vit.embed_dim), config)
+        self.vit = vit
+        self.head = Head(int(vit.embed_dim), config)
 
     def forward(self, crops: Iterable[Tensor]) -> Tensor:
         """Normalised crops, each (B, 3, e, e), large before small -> (V, B, K)."""
@@ -186,14 +186,12 @@ class Fit:
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.centre = torch.zeros(config.prototypes, device=device)
         learned = [p for p in self.student.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            [
-                {"params": [p for p in learned if p.ndim > 1]},
-                # biases and norms
-                {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=0.0,
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in learned if p.ndim > 1]},
+            # biases and norms
+            {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0)
         self.step = 0
 
     def run(self) -> Iterator[float]:
