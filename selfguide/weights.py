@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import uuid
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from selfguide.spec.pickled import unpacked, unwrapped
+from selfguide.spec.pickled import CONTAINERS, unpacked, unwrapped
 from shards import storage
 from shards.errors import UserError
 
 
-def read_weights(path: Path, where: str) -> dict[str, Tensor]:
+def read_weights(
+    path: Path, where: str, *, containers: Sequence[str] = CONTAINERS, strangers: bool = False
+) -> dict[str, Tensor]:
     """Tensors of a safetensors file or a torch checkpoint, on the CPU, floating ones in fp32.
+
+    Args:
+        containers: what holds the weights in a checkpoint, best first.
+        strangers: whether objects of others' classes may lie beside the tensors, such as a configuration. They are
+            passed over: their classes are never imported, and nothing of what the file says of them is run.
 
     Raises:
         UserError: it is neither, or holds more than tensors; begins with `where`.
     """
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+        found = load_file(path) if path.suffix == ".safetensors" else _unpickle(path, strangers)
     except Exception as error:
         # bytes that are no weights end torch's reader in any exception there is, and its message advises to run what
         # the file says, which nobody should do on our word
@@ -35,15 +43,38 @@ def read_weights(path: Path, where: str) -> dict[str, Tensor]:
             f"{where} cannot be read as tensors only ({reason}); it must be a safetensors file, or a torch file of "
             "tensors and plain values: fetch it again, or save its state dict alone"
         ) from error
-    tensors = unwrapped(unpacked(found, Tensor))
+    tensors = unwrapped(unpacked(found, Tensor, containers))
     if not tensors:
         raise UserError(f"{where} holds no state dict; give a checkpoint's file")
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
-def _unpickle(path: Path) -> Any:
+class _Stranger:
+    """Stands for any object of a class that is not ours to import: takes what made it, and keeps nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Stranger:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None:
+        """What it held is passed over."""
+
+
+def _no_items(*_: Any) -> OrderedDict[Any, Any]:
+    """Stands for a mapping that is built from a factory, into which items may still be put."""
+    return OrderedDict()
+
+
+def _unpickle(path: Path, strangers: bool) -> Any:
     # DiT's and SiT's training keeps its command line beside the weights, which is plain data
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    known: list[Any] = [argparse.Namespace]
+    if strangers:
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        known += [
+            (_no_items if name == "collections.defaultdict" else _Stranger, name)
+            for name in named
+            if name != "argparse.Namespace"
+        ]
+    with torch.serialization.safe_globals(known):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -1,7 +1,7 @@
 """What a frozen network sees in an image: one vector, pooled from one layer.
 
 Three nets: a snapshot of ours, read at one layer and one noise-time (Hu et al. 2023, arXiv 2312.08825, section 3.1); a
-ViT of timm (as Hu et al. 2023, arXiv 2210.06462, take DINO's); and the pixels themselves, the baseline to beat.
+net of timm (as Hu et al. 2023, arXiv 2210.06462, take DINO's); and the pixels themselves, the baseline to beat.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from selfguide.data.crop_flip import CropFlip
 from selfguide.data.normaliser import Normaliser
 from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition
 from selfguide.diffusion.preconditioning import build_preconditioning
-from selfguide.discovery.vit import FrozenViT
+from selfguide.discovery.nets import FrozenNet
 from selfguide.models.backbone import pool
 from selfguide.randomness import normal
 from selfguide.snapshot import Snapshot
@@ -163,23 +163,25 @@ def _one_patch(patches: Tensor, place: Tensor) -> Tensor:
     return patches.take_along_dim(at[:, None, None], dim=1)[:, 0]
 
 
-class ViTFeatures:
-    """A frozen ViT's pooled tokens; latents are decoded by the autoencoder that made them."""
+class TimmFeatures:
+    """What a frozen net of timm pools, of a ViT its tokens; latents are decoded by the autoencoder that made them."""
 
     def __init__(
         self,
-        vit: FrozenViT,
+        vit: FrozenNet,
         header: Header | Mapping[str, Any],
         *,
-        pooling: str = "cls",
+        pooling: str | None = None,
         view: str = "timm",
         autoencoder: Autoencoder | None = None,
     ) -> None:
-        self.vit, self.pooling, self.view, self.autoencoder = vit, pooling, view, autoencoder
+        self.vit, self.view, self.autoencoder = vit, view, autoencoder
+        self.pooling = pooling or vit.pooling
         self.normaliser = Normaliser.of(header)
         if self.normaliser.header.kind == "latent" and autoencoder is None:
             raise UserError(
-                f"the shards hold latents of {self.normaliser.header.encoder}: a ViT needs its autoencoder"
+                f"the shards hold latents of {self.normaliser.header.encoder}: a network of images needs its "
+                "autoencoder"
             )
 
     @property

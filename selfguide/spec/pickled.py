@@ -6,7 +6,7 @@ import argparse
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,13 +40,13 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
     return {name: tuple(shape) for name, shape in named.items()} or None
 
 
-def unpacked(found: Any, kind: type[T]) -> dict[str, T]:
+def unpacked(found: Any, kind: type[T], containers: Sequence[str] = CONTAINERS) -> dict[str, T]:
     """Returns what of a checkpoint is of this kind, by name, inside of what holds the weights."""
     if not isinstance(found, Mapping):
         return {}
-    for name in CONTAINERS:
+    for name in containers:
         if isinstance(found.get(name), Mapping):
-            return unpacked(found[name], kind)
+            return unpacked(found[name], kind, containers)
     return {str(name): value for name, value in found.items() if isinstance(value, kind)}
 
 

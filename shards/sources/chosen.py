@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from shards.errors import UserError
 from shards.sources.listing import Listing, Store, file
+from shards.sources.published_lists import LISTS
 
 # as many as are named in a message
 _SHOWN = 3
@@ -57,16 +58,7 @@ def notes(only: str | None, per_class: str | None) -> dict[str, Any]:
 
 
 def _only(listing: Listing, path: str) -> Listing:
-    place = file(path, "list")
-    try:
-        lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError:
-        raise UserError(
-            f"{path} is no text in UTF-8: give a list, one key or class a line"
-        ) from None
-    wanted = [line for line in lines if line]
-    if not wanted:
-        raise UserError(f"{path} is empty: give a list, one key or class a line")
+    wanted = _lines(path)
     twice = [line for line, count in _counted(wanted).items() if count > 1]
     if twice:
         raise UserError(f"{path} names {_some(twice)} more than once: name each once")
@@ -76,9 +68,37 @@ def _only(listing: Listing, path: str) -> Listing:
         _refuse(absent, path, "class", listing)
         return _of_classes(listing, [named[line] for line in wanted])
     known = _by_key(listing)
-    absent = [line for line in wanted if known.get(line) is None]
+    # of inputs in one folder, such as train2014/, that folder's name in a published list says nothing
+    flat = not any(b"/" in key for key in listing.keys.tolist())
+    found = [
+        known.get(line, known.get(PurePosixPath(line).name) if flat else None) for line in wanted
+    ]
+    absent = [line for line, row in zip(wanted, found, strict=True) if row is None]
     _refuse(absent, path, "input", listing)
-    return _kept(listing, np.asarray([known[line] for line in wanted], dtype=np.int64))
+    rows = np.asarray(found, dtype=np.int64)
+    if len(np.unique(rows)) < len(rows):
+        same = [wanted[i] for i in range(len(rows)) if found.index(found[i]) < i]
+        raise UserError(f"{path} names the input of {_some(same)} more than once: name each once")
+    return _kept(listing, rows)
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a list that are not empty; one of a published list's name must be that."""
+    place = file(path, "list")
+    text = place.read_bytes()
+    try:
+        lines = [line.strip() for line in text.decode().splitlines()]
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path} is no text in UTF-8: give a list, one key or class a line"
+        ) from None
+    wanted = [line for line in lines if line]
+    if not wanted:
+        raise UserError(f"{path} is empty: give a list, one key or class a line")
+    published = LISTS.get(place.name)
+    if published is not None:
+        published.check(path, wanted, text)
+    return wanted
 
 
 def _counted(words: list[str]) -> dict[str, int]:

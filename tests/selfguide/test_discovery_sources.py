@@ -23,10 +23,11 @@ from selfguide.discovery.corrected import before, plain
 from selfguide.discovery.kmeans import beginning, kmeans
 from selfguide.discovery.lost import in_pixels, lost_boxes
 from selfguide.discovery.neighbours import neighbours
+from selfguide.discovery.nets import VIEWS
 from selfguide.discovery.stego import PRESETS, Fit, StegoConfig
 from selfguide.discovery.temi import Heads, TemiConfig
 from selfguide.discovery.temi_fit import _pairs, fit, state_file
-from selfguide.discovery.vit import VIEWS, FrozenViT, load_vit, positions_of
+from selfguide.discovery.vit import FrozenViT, load_vit, positions_of
 from selfguide.randomness import stream_seed
 from shards.errors import UserError
 from shards.format import manifest as manifests

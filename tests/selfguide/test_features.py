@@ -16,7 +16,7 @@ import shards
 from selfguide.data.autoencoders import load_autoencoder
 from selfguide.diffusion.conditions import Condition
 from selfguide.discovery.extraction import extract
-from selfguide.discovery.features import PixelFeatures, SnapshotFeatures, ViTFeatures
+from selfguide.discovery.features import PixelFeatures, SnapshotFeatures, TimmFeatures
 from selfguide.discovery.vit import load_vit
 from selfguide.randomness import normal
 from selfguide.snapshot import Snapshot, load
@@ -160,20 +160,22 @@ def test_pixels_are_the_images_as_a_model_sees_them(stored: Tensor) -> None:
 def test_a_vit_sees_images_and_decoded_latents(stored: Tensor) -> None:
     vit = load_vit("test_vit", "random:0")
     levels = (stored[:3].float() * 255 / 16).round().byte()
-    found = ViTFeatures(vit, DIGITS, pooling="mean")(stored[:3], torch.arange(3))
+    found = TimmFeatures(vit, DIGITS, pooling="mean")(stored[:3], torch.arange(3))
     torch.testing.assert_close(found, vit.pooled(levels, "mean"))
 
     codec = load_autoencoder("tiny")
     latents = codec.encode(levels)
     header = codec.header()
     decoded = codec.decode(latents.chunk(2, dim=1)[0])
-    net = ViTFeatures(vit, header, pooling="mean", autoencoder=codec)
+    net = TimmFeatures(vit, header, pooling="mean", autoencoder=codec)
     torch.testing.assert_close(
         net(latents, torch.arange(3)), vit.pooled(decoded, "mean"), atol=1e-3, rtol=1e-3
     )
     assert net.provenance["decoder_sha256"] == codec.sha256
-    with pytest.raises(UserError, match="latents of tiny: a ViT needs its autoencoder"):
-        ViTFeatures(vit, header)
+    with pytest.raises(
+        UserError, match="latents of tiny: a network of images needs its autoencoder"
+    ):
+        TimmFeatures(vit, header)
 
 
 class Counting:

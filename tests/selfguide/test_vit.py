@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
 
-from selfguide.discovery.vit import FOLDER, FrozenViT, load_vit, self_supervised
+from selfguide.discovery.nets import self_supervised
+from selfguide.discovery.vit import FrozenViT, load_vit
 from selfguide.models.backbone import pool
+from selfguide.spec.weight_files import FOLDER
 from shards import storage
 from shards.errors import UserError
 

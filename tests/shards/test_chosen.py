@@ -19,6 +19,7 @@ from shards.format.pictures import Picture
 from shards.sources import arrays
 from shards.sources.chosen import choose
 from shards.sources.folders import image_folder
+from shards.sources.published_lists import LISTS
 from tools.shards.__main__ import main
 
 CLASSES = ("cat", "dog", "emu")
@@ -102,6 +103,28 @@ def test_a_list_that_names_what_is_not_there_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=names):
         keys(pictures, listed(tmp_path, *lines))
+
+
+def test_a_list_of_a_published_name_must_be_that_list(tmp_path: Path, pictures: Path) -> None:
+    for name, published in LISTS.items():
+        (tmp_path / name).write_text("cat\n")
+        with pytest.raises(UserError, match=rf"1 lines .* has {published.lines:,}.*: get it from"):
+            keys(pictures, str(tmp_path / name))
+    other = tmp_path / "imagenet100.txt"
+    other.write_text("".join(f"n{number:08d}\n" for number in range(100)))
+    with pytest.raises(UserError, match=r"has 100 and sha256 79f3f1552ccc: .*, or rename yours"):
+        keys(pictures, str(other))
+
+
+def test_a_folder_before_names_says_nothing_of_inputs_that_lie_in_one(
+    tmp_path: Path, pictures: Path
+) -> None:
+    found = keys(pictures / "cat", listed(tmp_path, "train2014/cat1.png", "cat0"))
+    assert found == ["cat1.png", "cat0.png"]
+    with pytest.raises(UserError, match=r"'cow/cat1.png', which is no input"):
+        keys(pictures, listed(tmp_path, "cow/cat1.png"))
+    with pytest.raises(UserError, match=r"the input of 'a/cat0.png' more than once"):
+        keys(pictures / "cat", listed(tmp_path, "cat0", "a/cat0.png"))
 
 
 def test_a_list_that_is_not_there_is_refused_before_anything_is_written(

@@ -167,7 +167,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["kmeans", "--features", "{constant}", "--groups", "5"], "samples are the same"),
     (["features", "--pixels", "--layer", "3"], "--layer says nothing to --pixels"),
     (["features", "--pixels", "--pooling", "mean"], "--pooling says nothing to --pixels"),
-    (["features", *VIT, "--noise-time", "0.2"], "--noise-time says nothing to --vit"),
+    (["features", *VIT, "--noise-time", "0.2"], "--noise-time says nothing to --net"),
     (["features", "--snapshot", "{snapshot}", "--sha256", "ab"], "says nothing to --snapshot"),
     (["features", "--snapshot", "{snapshot}", "--layer", "9"], "layer=9 is not one of"),
     (["features", "--snapshot", "{nowhere}"], "nowhere does not exist"),

@@ -12,17 +12,21 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from selfguide.data.autoencoders import load_autoencoder
 from selfguide.discovery.lost import lost_boxes
 from selfguide.discovery.resumable import Work
+from selfguide.discovery.stego_heads import read_heads
 from selfguide.discovery.vit import load_vit
-from shards import cli, sidecar
+from shards import cli, sidecar, storage
 from shards.errors import UserError
 from shards.format.header import Header
 from shards.sources.source import ArraySource
 from shards.write import writer
 from tests.selfguide.test_masks import mean_iou
+from tests.selfguide.test_stego_heads import Code, written
 from tools.annotate import features, layouts, stego
 from tools.annotate.__main__ import main
 
@@ -119,6 +123,25 @@ def test_masks_by_stego_are_published_with_all_that_made_them(
     live = report(capsys, "stego", pictures, *words, "--live", "--out", tmp_path / "live")
     assert live["knn_cosine"] == pytest.approx(facts["knn_cosine"], abs=0.05)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["live", "masks"]
+
+
+def test_masks_by_published_heads_are_made_without_a_fit(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vit, clusters = load_vit("test_vit", "random:0"), torch.randn(5, 70)
+    file = written(tmp_path / "some.ckpt", vit.net, Code(64), clusters)
+    words = ["stego", pictures, *NET, "--heads", file, "--short", "32", "--out", tmp_path / "m"]
+    facts = report(capsys, *words)
+    found = sidecar.read(tmp_path / "m")
+    assert (facts["method"], found.groups, found.kind) == ("STEGO", 5, "mask")
+    record = found.provenance
+    assert record["heads"] == "some.ckpt" and record["heads_sha256"] == storage.sha256(str(file))
+    assert not {"steps", "shifts", "crop"} & record.keys()
+    net = read_heads(file, vit.net, "test_vit")
+    images = torch.from_numpy(stored(pictures)[:4])
+    seen = resize(images, [32, 32], InterpolationMode.NEAREST_EXACT)
+    masks = net.masks(vit.patches(seen), tuple(images.shape[-2:]), vit.patches(seen.flip(3)))
+    np.testing.assert_array_equal(found.rows()[:4], masks.numpy())
 
 
 def test_the_stand_in_finds_plain_colours_and_is_called_by_its_name(
@@ -220,6 +243,9 @@ def test_latents_are_decoded_before_a_net_sees_them(
         (["stego", "--method", "kmeans", "--live"], ("--live", "leave it out")),
         (["stego", "--method", "kmeans", "--step-crops", "8"], ("--step-crops", "leave it out")),
         (["stego", "--epochs", "2", "--steps", "9"], ("--epochs with --steps",)),
+        (["stego", "--heads", "h.ckpt", "--groups", "9"], ("--groups", "fitted already")),
+        (["stego", "--heads", "h.ckpt", "--method", "kmeans"], ("--heads", "leave it out")),
+        (["stego", "--heads", "gone.ckpt"], ("heads=gone.ckpt", "no such file")),
         (["stego", "--steps", "0"], ("--steps 0", "1 or more")),
         (
             ["stego", "--method", "kmeans", "--groups", "9999", "--short", "16"],

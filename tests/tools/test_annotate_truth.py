@@ -14,7 +14,7 @@ from shards import read_all, sidecar
 from shards.errors import UserError
 from shards.format.pictures import Picture, window
 from tools.annotate.__main__ import main
-from tools.annotate.people import VOC_CLASSES, VOID, Objects
+from tools.annotate.people import VOC_CLASSES, VOID, Objects, Stuff
 from tools.annotate.truth import cut, largest, named
 from tools.shards.__main__ import main as shards_command
 
@@ -200,6 +200,59 @@ def test_cocostuff_merges_categories_to_what_stands_above_them(
     assert (rows["c"] == names.index("sky")).all()
     _, several = made(shards, tmp_path / "labels", *words, "labels")
     assert several["a"].tolist() == [0, 1, 0, 1] and several["b"].tolist() == [1, 0, 0, 1]
+
+
+# COCO's 80 things by id, and the 91 kinds of stuff from 92 on, each under what COCO-Stuff's authors put it
+THINGS_ABOVE = (
+    "person:1 vehicle:2-9 outdoor:10,11,13-15 animal:16-25 accessory:27,28,31-33 sports:34-43 kitchen:44,46-51 "
+    "food:52-61 furniture:62-65,67,70 electronic:72-77 appliance:78-82 indoor:84-90"
+)
+STUFF_ABOVE = (
+    "textile:92,93,104,105,109,131,137,141,152,167,168 plant:94,97,119,124,129,134,142,163,169 "
+    "building:95,96,128,151,158,166 furniture-stuff:98,107,108,110,112,123,130,133,156,161,165 "
+    "structural:99,113,138,146,164 raw-material:100,132,139,143 floor:101,114-118 ceiling:102,103 sky:106,157 "
+    "ground:111,125,126,136,140,144,145,147,149,154,159 water:120,148,155,178,179 food-stuff:121,122,153,170 "
+    "solid:127,135,150,160,162,182 wall:171-177 window:180,181"
+)
+
+
+def spelled(text: str) -> dict[int, str]:
+    found = {}
+    for part in text.split():
+        name, _, numbers = part.partition(":")
+        for span in numbers.split(","):
+            first, _, last = span.partition("-")
+            found |= dict.fromkeys(range(int(first), int(last or first) + 1), name)
+    return found
+
+
+def test_the_whole_hierarchy_comes_to_twelve_things_and_fifteen_kinds_of_stuff(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "annotations").mkdir()
+    both = spelled(THINGS_ABOVE), spelled(STUFF_ABOVE)
+    assert [len(each) for each in both] == [80, 91]
+    for which, above in zip(("instances", "stuff"), both, strict=True):
+        listed = [
+            {"id": number, "name": str(number), "supercategory": name}
+            for number, name in above.items()
+        ]
+        if which == "stuff":
+            listed.append({"id": 183, "name": "other", "supercategory": "other"})
+        file = tmp_path / "annotations" / f"{which}_train2017.json"
+        file.write_text(json.dumps({"categories": listed}))
+    (tmp_path / "stuffthingmaps" / "train2017").mkdir(parents=True)
+    # a map counts categories from 0: a person, a dog, a chair, a cabinet, sky, wood, what is left over, nothing
+    numbers = [0, 16, 61, 97, 156, 181, 182, 255]
+    picture = Image.fromarray(np.array([numbers], np.uint8))
+    picture.save(tmp_path / "stuffthingmaps" / "train2017" / "a.png")
+    stuff = Stuff(tmp_path, "train2017")
+    assert len(stuff.segments) == 27 and len(set(stuff.segments)) == 27
+    assert set(stuff.segments[:12]) == set(both[0].values())
+    found = stuff.mask("a")[0].tolist()
+    names = [VOID if number == VOID else stuff.segments[number] for number in found]
+    expected = ["person", "animal", "furniture", "furniture-stuff", "sky", "solid", VOID, VOID]
+    assert names == expected
 
 
 @pytest.mark.parametrize("size", [(120, 80), (80, 120), (33, 33), (501, 375), (17, 40)])

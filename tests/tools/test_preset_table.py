@@ -8,8 +8,8 @@ from fnmatch import fnmatch
 import pytest
 
 from selfguide.data.autoencoders.load import KNOWN
+from selfguide.discovery.nets import VIEWS
 from selfguide.discovery.stego import PRESETS
-from selfguide.discovery.vit import VIEWS
 from selfguide.spec.corrections import CORRECTIONS, Correction
 from selfguide.spec.sizes import TABLE
 from tests.differences import PAGE, ROOT, Row, rows, sourceless

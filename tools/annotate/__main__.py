@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from shards import cli
 from tools import flags, verbs
 
-VERBS = ("features", "kmeans", "temi", "bound", "lost", "stego", "truth", "adopt")
+VERBS = ("features", "kmeans", "temi", "bound", "lost", "stego", "truth", "adopt", "adapt", "clip")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,9 @@
 """What a network sees in every image, one vector a sample: the ground on which groups are found.
 
   --snapshot RUN   a snapshot of ours: pooled tokens of one layer, of images noised to one noise-time
-  --vit NAME       a vision transformer of timm, such as vit_base_patch16_224.dino; weights by path, by the folder that
-                   SELFGUIDE_WEIGHTS_DIR names, or from the local hub cache
+  --net NAME       a net of timm, such as vit_base_patch16_224.dino or resnet50.a1_in1k; weights by path, by the folder
+                   that SELFGUIDE_WEIGHTS_DIR names, or from the local hub cache. --method says whose published
+                   checkpoint --weights is: how it is read, what its images were like, and that it saw no labels
   --pixels         the images themselves, the baseline
 
 Chunks that are done are kept: a killed extraction goes on where it was. On a cluster every task of srun takes its
@@ -17,8 +18,10 @@ from typing import Any
 
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder
 from selfguide.discovery.extraction import extract
-from selfguide.discovery.features import FeatureNet, PixelFeatures, SnapshotFeatures, ViTFeatures
-from selfguide.discovery.vit import VIEWS, FrozenViT, Positions, load_vit
+from selfguide.discovery.families import FAMILIES
+from selfguide.discovery.features import FeatureNet, PixelFeatures, SnapshotFeatures, TimmFeatures
+from selfguide.discovery.nets import VIEWS
+from selfguide.discovery.vit import FrozenViT, Positions, load_net, load_vit
 from selfguide.distributed import RankInfo
 from selfguide.spec.config import POOLINGS
 from shards import sidecar
@@ -30,7 +33,7 @@ from tools.flags import Flag
 from tools.ranks import run_ranks
 from tools.sample import load_snapshot
 
-HELP = "one vector a sample, from a snapshot, a ViT or the pixels"
+HELP = "one vector a sample, from a snapshot, a net of timm or the pixels"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -126,14 +129,14 @@ def build_net(options: argparse.Namespace) -> FeatureNet:
     _refuse_unread(options)
     if options.pixels:
         return PixelFeatures(header)
-    if options.vit:
-        vit, codec = vit_of(options, header)
-        return ViTFeatures(
-            vit,
+    if options.net:
+        net = load_net(options.net, options.weights, method=options.method, **_weights(options))
+        return TimmFeatures(
+            net.to(_device(options)),
             header,
-            pooling=options.pooling or "cls",
+            pooling=options.pooling,
             view=options.view or "timm",
-            autoencoder=codec,
+            autoencoder=_codec(options, header),
         )
     snapshot, _ = load_snapshot(options.snapshot, options.runs, options.images, options.ema or 0)
     snapshot.student.to(_device(options))
@@ -150,20 +153,25 @@ def build_net(options: argparse.Namespace) -> FeatureNet:
 def vit_of(
     options: argparse.Namespace, header: Header, positions: Positions | None = None
 ) -> tuple[FrozenViT, Autoencoder | None]:
-    """The ViT that --vit and the flags of `OF_VIT` name, and what decodes stored latents for it, on their device."""
-    device = _device(options)
-    vit = load_vit(
-        options.vit,
-        options.weights,
-        sha256=options.sha256,
-        download=options.download,
-        saw_labels=None if options.saw_labels is None else options.saw_labels == "yes",
-        positions=positions,
-    )
-    codec = None
-    if header.kind == "latent":
-        codec = load_autoencoder(str(header.encoder), options.vae_weights, device=device)
-    return vit.to(device), codec
+    """The ViT that --vit and the flags of `OF_NET` name, and what decodes stored latents for it, on their device."""
+    vit = load_vit(options.vit, options.weights, positions=positions, **_weights(options))
+    return vit.to(_device(options)), _codec(options, header)
+
+
+def _weights(options: argparse.Namespace) -> dict[str, Any]:
+    """Of which weights, by the names of `selfguide.discovery.nets.build`."""
+    return {
+        "sha256": options.sha256,
+        "download": options.download,
+        "saw_labels": None if options.saw_labels is None else options.saw_labels == "yes",
+    }
+
+
+def _codec(options: argparse.Namespace, header: Header) -> Autoencoder | None:
+    """What decodes stored latents; None where there are images."""
+    if header.kind != "latent":
+        return None
+    return load_autoencoder(str(header.encoder), options.vae_weights, device=_device(options))
 
 
 def _device(options: argparse.Namespace) -> str:
@@ -182,7 +190,7 @@ OF_SNAPSHOT: tuple[Flag, ...] = (
     ("--images N", int, None, "the snapshot at N images seen (newest)"),
     ("--ema I", int, None, "which average, counted from 0 (0)"),
 )
-OF_VIT: tuple[Flag, ...] = (
+OF_NET: tuple[Flag, ...] = (
     ("--weights PATH", str, None, "file of weights; random:SEED draws them"),
     ("--sha256 HEX", str, None, "what the file must have"),
     ("--download", bool, False, "the hub may be asked"),
@@ -191,25 +199,23 @@ OF_VIT: tuple[Flag, ...] = (
 )
 
 
-VIEW: Flag = (
-    "--view",
-    tuple(VIEWS),
-    None,
-    "whose transform brings images to the net's size (timm)",
+OF_FEATURES: tuple[Flag, ...] = (
+    ("--method", tuple(FAMILIES), None, "whose published checkpoint --weights is"),
+    ("--view", tuple(VIEWS), None, "whose transform brings images to the net's size (timm)"),
 )
 
 
 def _refuse_unread(options: argparse.Namespace) -> None:
     """A flag of another net would change nothing, and its user should know."""
-    of_vit, of_snapshot = (
-        [typed.split()[0] for typed, *_ in own] for own in ((*OF_VIT, VIEW), OF_SNAPSHOT)
+    of_net, of_snapshot = (
+        [typed.split()[0] for typed, *_ in own] for own in ((*OF_NET, *OF_FEATURES), OF_SNAPSHOT)
     )
     unread = {
-        "--snapshot": of_vit,
-        "--vit": of_snapshot,
-        "--pixels": [*of_vit, *of_snapshot, "--pooling"],
+        "--snapshot": of_net,
+        "--net": of_snapshot,
+        "--pixels": [*of_net, *of_snapshot, "--pooling"],
     }
-    chosen = "--pixels" if options.pixels else "--vit" if options.vit else "--snapshot"
+    chosen = "--pixels" if options.pixels else "--net" if options.net else "--snapshot"
     for flag in unread[chosen]:
         given = getattr(options, flag.removeprefix("--").replace("-", "_"))
         if given not in (None, False):
@@ -220,10 +226,11 @@ def _add_nets(parser: argparse.ArgumentParser, what: argparse._MutuallyExclusive
     flags.add(
         what,
         ("--snapshot RUN", str, None, "id, name or folder of a run, or a snapshot's folder"),
-        ("--vit NAME", str, None, "timm's name of a vision transformer"),
         ("--pixels", bool, False, "the images as a model sees them"),
     )
-    pooling = "tokens to one vector ([CLS] where there is one, else mean; small nets want flat)"
+    # --vit is what it was called before it took other nets than vision transformers
+    what.add_argument("--net", "--vit", metavar="NAME", help="timm's name of a net")
+    pooling = "tokens to one vector ([CLS] where there is one, else mean; small nets want flat); a CNN has its own"
     flags.add(
         parser,
         ("--pooling", POOLINGS, None, pooling),
@@ -232,4 +239,4 @@ def _add_nets(parser: argparse.ArgumentParser, what: argparse._MutuallyExclusive
         DEVICE,
     )
     flags.add(parser.add_argument_group("of a snapshot"), *OF_SNAPSHOT, flags.RUNS)
-    flags.add(parser.add_argument_group("of a ViT"), *OF_VIT, VIEW)
+    flags.add(parser.add_argument_group("of a net of timm"), *OF_NET, *OF_FEATURES)

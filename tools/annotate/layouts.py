@@ -28,7 +28,7 @@ from shards.format import manifest as manifests
 from shards.format.header import Header
 from shards.read.reader import Reader
 from tools import flags
-from tools.annotate.features import DEVICE, OF_VIT, vit_of
+from tools.annotate.features import DEVICE, OF_NET, vit_of
 
 PICTURED = 32  # images in the picture beside a sidecar
 PARTS = 512  # of which rows are made, at most
@@ -42,7 +42,7 @@ def add_net(parser: argparse.ArgumentParser, short: str) -> None:
     flags.add(
         parser,
         ("--vit NAME", str, flags.REQUIRED, name),
-        *OF_VIT,
+        *OF_NET,
         ("--positions", get_args(Positions), None, POSITIONS),
         ("--short N", int, None, f"short edge at which the net sees an image ({short})"),
         flags.OUT,

@@ -5,14 +5,15 @@ and the masks of whole images are published. Features of crops lie on disk meanw
 every step. Shifts are those of COCO-Stuff or VOC; for other data heed what the command says of them and set --shifts. A
 picture, mask.png, shows 32 images with their masks: look at it. What is done is kept: a killed command goes on.
 
---method kmeans is a stand-in without any of this, k-means over the patch features, and is called so wherever it is
-named.
+--heads FILE takes what STEGO's authors published, such as cocostuff27_vit_base_5.ckpt, in place of a fit; --vit is the
+DINO that it was trained on. --method kmeans is a stand-in without any of this, k-means over the patch features, and is
+called so wherever it is named.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from selfguide.discovery import resumable
 from selfguide.discovery.corrected import before, plain
 from selfguide.discovery.kmeans import check, kmeans
 from selfguide.discovery.neighbours import neighbours
-from selfguide.discovery.resumable import REPORT, Array, Rows, Work, gather
+from selfguide.discovery.resumable import REPORT, Array, Make, Rows, Work, gather
 from selfguide.discovery.spent import spending
 from selfguide.discovery.stego import (
     PRESETS,
@@ -40,10 +41,12 @@ from selfguide.discovery.stego import (
     Maps,
     Pairs,
     Resize,
+    Segmenter,
     StegoConfig,
     segment,
 )
-from shards import cli, sidecar
+from selfguide.discovery.stego_heads import read_heads
+from shards import cli, sidecar, storage
 from shards.errors import UserError
 from tools import drawing, flags
 from tools.annotate import layouts
@@ -73,7 +76,11 @@ Made = tuple[StegoConfig, Looked]
 def add(parser: argparse.ArgumentParser) -> None:
     layouts.add_net(parser, str(MASKED))
     shifts = "b of an image with itself, with neighbours, with others; default the preset's"
-    flags.add(parser, ("--method", ("stego", "kmeans"), "stego", "kmeans is a stand-in (stego)"))
+    flags.add(
+        parser,
+        ("--method", ("stego", "kmeans"), "stego", "kmeans is a stand-in (stego)"),
+        ("--heads FILE", str, None, "published by STEGO's authors, in place of a fit"),
+    )
     flags.add(
         parser.add_argument_group("the fit"),
         ("--preset", tuple(PRESETS), "cocostuff27", "settings (cocostuff27)"),
@@ -116,6 +123,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     sidecar.refuse_taken(target, {sidecar.ROWS, "mask.png", LEARNED})
     config = settings(options)
     looked = layouts.look(options, MASKED)
+    if options.heads:  # here too: how many groups there are is theirs to say
+        config = replace(config, groups=len(heads_of(options, looked).centroids))
     size = list(looked.size)
 
     def provenance(made: Made) -> dict[str, Any]:
@@ -123,6 +132,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         method: dict[str, Any] = {"method": "STEGO", **plain(config), "crop": options.crop}
         if options.method == "kmeans":
             method = {"method": STANDS_IN, "groups": config.groups}
+        if options.heads:
+            method = of_heads(options, config)
         return {**method, "seed": options.seed, **looked.provenance, "image": size}
 
     def work_of(made: Made) -> Work:
@@ -131,7 +142,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     old = before(config, typed(options)), looked.before(options)
     chosen = as_begun((config, looked), old, lambda one: work_of(one).begun, provenance)
     (config, looked), work = chosen, work_of(chosen)
-    fitted = stand_in if options.method == "kmeans" else learned
+    fitted = stand_in if options.method == "kmeans" else published if options.heads else learned
     mask, tensors, learned_facts, remarks = fitted(looked, config, work, options)
     rows = layouts.fill(
         work, "rows", looked.manifest.count, mask, np.uint8 if config.groups <= 256 else np.int32,
@@ -167,11 +178,10 @@ def settings(options: argparse.Namespace) -> StegoConfig:
     flags.check_least(options, 1, "epochs", "steps", "step_crops", "crop")
     flags.check_least(options, 0, "seed", "revive")
     if options.method == "kmeans":
-        for name in ("shifts", "live", *TYPED, "epochs", "revive"):
-            if getattr(options, name) not in (None, False):
-                raise UserError(
-                    f"--{name.replace('_', '-')} says nothing to --method kmeans; leave it out"
-                )
+        _refuse(options, "--method kmeans", ("heads", "shifts", "live", *TYPED, "epochs", "revive"))
+    if options.heads:
+        fit = ("groups", "shifts", "step_crops", "steps", "epochs", "revive", "dropouts", "live")
+        _refuse(options, "--heads, which are fitted already", fit)
     if options.epochs and options.steps:
         raise UserError("--epochs with --steps: one of them says how long the fit is")
     config = PRESETS[options.preset]
@@ -184,15 +194,24 @@ def settings(options: argparse.Namespace) -> StegoConfig:
     return replace(config, steps=None) if options.epochs else config
 
 
+def _refuse(options: argparse.Namespace, to: str, names: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: one of these options is given, which says nothing to another.
+    """
+    for name in names:
+        if getattr(options, name) not in (None, False):
+            raise UserError(f"--{name.replace('_', '-')} says nothing to {to}; leave it out")
+
+
 def typed(options: argparse.Namespace) -> set[str]:
     """Corrected settings that the user has chosen."""
     chosen = {field for name, field in TYPED.items() if getattr(options, name) is not None}
     return chosen | ({"steps"} if options.epochs else set())
 
 
-Fitted = tuple[
-    Callable[[NDArray[np.int64]], Tensor], dict[str, Tensor], dict[str, Any], list[str]
-]  # ordinals -> masks; what was learned; facts; remarks
+# ordinals -> masks; what was learned; facts; remarks
+Fitted = tuple[Make, dict[str, Tensor], dict[str, Any], list[str]]
 
 
 def learned(looked: Looked, config: StegoConfig, work: Work, options: argparse.Namespace) -> Fitted:
@@ -239,6 +258,39 @@ def learned(looked: Looked, config: StegoConfig, work: Work, options: argparse.N
     with spending(work.folder):
         train(fit, work.folder / "state.pt")
     net = fit.net.eval()
+    facts = {"knn_cosine": fit.watched.knn, "random_cosine": fit.watched.random}
+    return (
+        masks_by(net, looked, config),
+        net.state_dict(),
+        facts,
+        fit.watched.warnings(config.shifts),
+    )
+
+
+def heads_of(options: argparse.Namespace, looked: Looked) -> Segmenter:
+    """The published head and probe that --heads names, on the net's device."""
+    made = read_heads(Path(options.heads).expanduser(), looked.vit.net, looked.vit.name)
+    return made.to(looked.vit.device)
+
+
+def of_heads(options: argparse.Namespace, config: StegoConfig) -> dict[str, Any]:
+    """What a record says of published heads in place of a fit."""
+    file = Path(options.heads).expanduser()
+    read = {"heads": file.name, "heads_sha256": storage.sha256(str(file))}
+    seen = {"groups": config.groups, "resize": config.resize, "mirror": config.mirror}
+    return {"method": "STEGO", **read, **seen}
+
+
+def published(
+    looked: Looked, config: StegoConfig, work: Work, options: argparse.Namespace
+) -> Fitted:
+    """The masks of STEGO's authors' own heads."""
+    net = heads_of(options, looked)
+    return masks_by(net, looked, config), net.state_dict(), {}, []
+
+
+def masks_by(net: Segmenter, looked: Looked, config: StegoConfig) -> Make:
+    """Ordinals -> masks of whole images."""
 
     def mask(ordinals: NDArray[np.int64]) -> Tensor:
         images = looked.images(ordinals)
@@ -247,8 +299,7 @@ def learned(looked: Looked, config: StegoConfig, work: Work, options: argparse.N
         mirrored = looked.vit.patches(whole.flip(3)) if config.mirror else None
         return net.masks(looked.vit.patches(whole), size, mirrored)
 
-    facts = {"knn_cosine": fit.watched.knn, "random_cosine": fit.watched.random}
-    return mask, net.state_dict(), facts, fit.watched.warnings(config.shifts)
+    return mask
 
 
 def train(fit: Fit, file: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from launcher.compose import Frames, compose
 from selfguide.spec.metrics import METRICS
 from selfguide.spec.published import DIFFERS, PAPERS, ROWS, Row, table, tables
+from shards.sources.published_lists import LISTS, PublishedList
 from tools.reproduce import steps
 from tools.reproduce.cost import gpu_hours
 
@@ -28,7 +29,9 @@ expects the published number, and the board shows it beside ours; with any other
 it expects none. The published numbers are the papers'; none of them has been reached here yet.
 
 GPU-hours are those of an H100 at 40 % of its bf16 peak, from the FLOPs of the network alone, without evaluation.
-`--only FILE` takes lists that are not shipped, with a key or class a line: {lists}.
+`--only FILE` takes lists that are not shipped, a key or class a line. A file of one of these names must be that list:
+
+{lists}
 """
 _TOY = """\
 ## Whole tables at toy size
@@ -43,9 +46,14 @@ finished, each row's samples and both numbers.
 _TABLE = "| row | command | published | GPU-hours | what differs, or lacks |\n|---|---|---|---|---|"
 
 
+def _list(name: str, each: PublishedList) -> str:
+    own = f", sha256 `{each.sha256}`" if each.sha256 else ""
+    return f"- `{name}`: {each.what}, {each.lines:,} lines{own}: {each.place}"
+
+
 def text(frames: Frames | None = None) -> str:
     """The page; `frames` as `launcher.compose.compose` takes them."""
-    lists = "; ".join(f"`{name}`, {what}" for name, what in steps.LISTS.items())
+    lists = "\n".join(_list(name, each) for name, each in LISTS.items())
     parts = [_HEAD.format(lists=lists), _TOY]
     frames = {} if frames is None else frames
     for paper, title in PAPERS.items():

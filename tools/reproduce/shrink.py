@@ -2,7 +2,8 @@
 
 What makes a row this row stays: path, prediction, time density, the form of its network, where its condition comes
 from, its sampler and its guidance. Its data, width, length and batch shrink; of K groups the square root of K are
-found, by the row's own method in the pixels, since no ViT sees images of 8 pixels. So rows that differ only in what is
+found, by the row's own method in the pixels, since no ViT sees images of 8 pixels; labels by text are people's own. So
+rows that differ only in what is
 replaced, such as the net of their features, are one run here.
 """
 
@@ -98,8 +99,9 @@ class Toy:
         return words
 
     def _ids(self, guidance: SidecarGuidance) -> list[str]:
-        """People's labels, or groups that are found as the row's are."""
-        if "-truth-" in str(guidance.ids):
+        """People's labels, which stand for those by text too, or groups that are found as the row's are."""
+        by_text = "-clip-k" in str(guidance.ids)
+        if by_text or "-truth-" in str(guidance.ids):
             return [f"guidance.ids={self._made('labels', _labels)}", f"guidance.groups={CLASSES}"]
         groups = max(2, round(math.sqrt(guidance.groups)))
         how = "temi" if "-temi" in str(guidance.ids) else "kmeans"

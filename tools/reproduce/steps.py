@@ -13,14 +13,6 @@ from selfguide.spec.suggest import check_known
 MAKE = "python -m tools.shards make"
 ENCODE = "python -m tools.shards encode"
 ANNOTATE = "python -m tools.annotate"
-# a number of lines each, one key or class a line; none is shipped
-LISTS = {
-    "imagenet100.txt": "the 100 synsets of CMC (Tian et al. 2020)",
-    "voc12031.txt": "the images of VOC 2012's trainaug and val, 12,031 files",
-    "coco20k.txt": "COCO-20K (Vo et al. 2020), 19,817 files of train2014",
-    "coco-stuff-train.txt": "the curated 49,629 files of train2017",
-    "coco-stuff-val.txt": "the curated 2,175 files of val2017",
-}
 
 
 @dataclass(frozen=True)
@@ -98,24 +90,33 @@ ANNOTATED = {
 _VIT = "vit_base_patch16_224"
 # what `tools.annotate features` is told of each network
 NETS = {
-    "dino": f"--vit {_VIT}.dino",
-    "mae": f"--vit {_VIT}.mae",
-    # learned with ImageNet's labels, and its record says so
-    "vit-b": f"--vit {_VIT}.augreg_in1k",
-    "msn": f"--vit {_VIT} --weights msn.pth --saw-labels no",
-    "mocov3": f"--vit {_VIT} --weights mocov3.pth --saw-labels no",
-    "ibot": f"--vit {_VIT} --weights ibot.pth --saw-labels no",
-    "dinov2": "--vit vit_giant_patch14_dinov2.lvd142m",
+    "dino": f"--net {_VIT}.dino",
+    "mae": f"--net {_VIT}.mae",
+    # learned with ImageNet's labels, and its record says so; so is the next
+    "vit-b": f"--net {_VIT}.augreg_in1k",
+    "resnet50": "--net resnet50.a1_in1k",
+    "simclr": "--net resnet50 --weights r50_1x_sk0.pth --method simclr",
+    "msn": f"--net {_VIT} --weights vitb16_600ep.pth.tar --method msn",
+    "mocov3": f"--net {_VIT} --weights vit-b-300ep.pth.tar --method mocov3",
+    "ibot": f"--net {_VIT} --weights ibot_vitb16.pth --method ibot",
+    "dinov2": "--net vit_giant_patch14_dinov2.lvd142m",
     # texts stood beside its images
-    "clip": "--vit vit_gigantic_patch14_clip_224.laion2b --saw-labels no",
-    # CNNs, which `tools.annotate features` does not take yet
-    "resnet50": "--vit resnet50",
-    "simclr": "--vit resnet50 --weights simclr.pth --saw-labels no",
-    "adapted": f"--vit {_VIT}.dino --weights adapted.pth --saw-labels no",
+    "clip": "--net vit_gigantic_patch14_clip_224.laion2b --saw-labels no",
 }
+# made of the data set itself: DINO's weights, adapted to it
+_ADAPTED = "adapted"
+# both towers of the same net
+_CLIP = "clip"
+_TOWERS = "--net ViT-bigG-14 --weights open_clip_pytorch_model.bin"
+# the data set whose classes' names are others than the images' own, by how many they are
+_NAMES = {("cifar100", 20): "data/cifar100-coarse"}
 # whose images TEMI's code brought to the network's size; the others' SGDM's did
 _CEDM = ("cifar10", "cifar100", "ffhq", "ffhq128", "afhq")
-_STEGO = {"voc": "voc", "stuff": "cocostuff27"}
+# SGDM fitted it to VOC, and took its authors' own heads for COCO-Stuff
+_STEGO = {
+    "voc": "--vit vit_small_patch8_224.dino --preset voc",
+    "stuff": "--vit vit_base_patch8_224.dino --heads cocostuff27_vit_base_5.ckpt",
+}
 # the published code fits a part of unit features, and assigns features as they are
 _SGDM_KMEANS = "--restarts 1 --per-group 256 --assign-raw"
 _TRUTH = {
@@ -126,6 +127,7 @@ _TRUTH = {
 _KINDS = {"labels": "labels", "boxes": "box", "masks": "mask"}
 _OF_IMAGES = "notes/images/"
 _WEIGHTS = "weights/imagenet256_uvit_large.pth"
+_OWN_WEIGHTS = "weights/"
 
 
 def step(made: str, paper: str = "") -> Step:
@@ -144,6 +146,10 @@ def step(made: str, paper: str = "") -> Step:
             f"put U-ViT-L/2's weights of ImageNet 256, from github.com/baofff/U-ViT, at {made}",
             by_hand=True,
         )
+    if made.startswith(_OWN_WEIGHTS):
+        data = made.removeprefix(_OWN_WEIGHTS).partition("-")[0]
+        shards = ANNOTATED[data][0]
+        return Step(f"{ANNOTATE} adapt {shards} --vit {_VIT}.dino --out {made}", (shards,))
     return _sidecar(made, paper)
 
 
@@ -156,7 +162,7 @@ def _sidecar(made: str, paper: str) -> Step:
         options = "--vit vit_small_patch16_224.dino --short 224"
         return Step(f"{ANNOTATE} lost {shards} {options} --out {made}", (shards,))
     if rest == "stego":
-        options = f"--vit vit_small_patch8_224.dino --preset {_STEGO[data]}"
+        options = _STEGO[data]
         return Step(f"{ANNOTATE} stego {shards} {options} --out {made}", (shards,))
     if rest.startswith("truth-"):
         kind = _KINDS[rest.removeprefix("truth-")]
@@ -166,10 +172,7 @@ def _sidecar(made: str, paper: str) -> Step:
         return Step(f"{ANNOTATE} truth {shards} {whose} --out {made}", (shards,))
     clusters = re.fullmatch(r"(.+)-k(\d+)", rest)
     if clusters is None:
-        check_known("a network of features", rest, NETS)
-        view = "temi" if data in _CEDM else "sgdm"
-        options = f"{NETS[rest]} --view {view}"
-        return Step(f"{ANNOTATE} features {shards} {options} --out {made}", (shards,))
+        return _features(made, data, rest, shards)
     how, groups = clusters.groups()
     if how == "sgfm":
         assert guided is not None
@@ -183,7 +186,30 @@ def _sidecar(made: str, paper: str) -> Step:
         images = made.replace("notes/", _OF_IMAGES)
         command = f"{ANNOTATE} adopt {guided} --annotation {images} --out {made}"
         return Step(command, (images, guided))
+    if how == _CLIP:
+        return _by_text(made, data, int(groups), shards)
     return _clusters(made, data, how, int(groups), shards, paper)
+
+
+def _features(made: str, data: str, net: str, shards: str) -> Step:
+    """A network's features, of weights that are adapted first where it is asked for."""
+    view = "temi" if data in _CEDM else "sgdm"
+    if net == _ADAPTED:
+        weights = f"{_OWN_WEIGHTS}{data}-dino.safetensors"
+        read = f"--net {_VIT}.dino --weights {weights}"
+        command = f"{ANNOTATE} features {shards} {read} --view {view} --out {made}"
+        return Step(command, (shards, weights))
+    check_known("a network of features", net, NETS)
+    options = f"{NETS[net]} --view {view}"
+    return Step(f"{ANNOTATE} features {shards} {options} --out {made}", (shards,))
+
+
+def _by_text(made: str, data: str, groups: int, shards: str) -> Step:
+    """CLIP's labels, of the shards' own classes or of others' names."""
+    named = _NAMES.get((data, groups))
+    names = "" if named is None else f" --names {named}"
+    command = f"{ANNOTATE} clip {shards} {_TOWERS}{names} --out {made}"
+    return Step(command, (shards, *([named] if named else [])))
 
 
 def _clusters(made: str, data: str, how: str, groups: int, shards: str, paper: str) -> Step:

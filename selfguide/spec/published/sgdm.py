@@ -51,25 +51,14 @@ ROWS = (
             _SHORT,
             fid=fid,
             is_=score,
-            lacks=lacks,
         )
-        for name, fid, score, lacks in (
-            (
-                "resnet50",
-                22.00,
-                8.23,
-                "features of a CNN: `tools.annotate features` takes vision transformers",
-            ),
-            ("vit-b", 22.30, 7.81, None),
-            ("mae", 32.58, 8.20, None),
-            (
-                "simclr",
-                23.16,
-                9.35,
-                "features of a CNN: `tools.annotate features` takes vision transformers",
-            ),
-            ("msn", 21.16, 10.59, None),
-            ("dino", 19.35, 10.41, None),
+        for name, fid, score in (
+            ("resnet50", 22.00, 8.23),
+            ("vit-b", 22.30, 7.81),
+            ("mae", 32.58, 8.20),
+            ("simclr", 23.16, 9.35),
+            ("msn", 21.16, 10.59),
+            ("dino", 19.35, 10.41),
         )
     ),
     # K, ImageNet at 32 px, 20 epochs
