@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -187,7 +187,9 @@ def _annotations(snapshot: Snapshot, others: OtherImages) -> Annotations:
             )
     if unread := sorted({*others.sidecars} - {*snapshot.guidance["sidecars"]}):
         raise UserError(f"{unread[0]}=FOLDER: this snapshot is not conditioned on it; leave it out")
-    folders = {name: others.sidecars[name] for name in snapshot.guidance["sidecars"]}
+    folders: dict[str, Any] = {
+        name: others.sidecars[name] for name in snapshot.guidance["sidecars"]
+    }
     # nothing is shuffled: that was a control of training
     return Annotations(replace(guidance, **folders, shuffle=0.0), snapshot.config.seed)
 

@@ -132,8 +132,7 @@ def between_images(
 def arc(first: Tensor, second: Tensor, way: Tensor) -> Tensor:
     """Vectors (P,) joined at the shares `way` (N,): directions along the great circle, lengths evenly; (N, P)."""
     lengths = torch.lerp(first.norm(), second.norm(), way)
-    ends = (F.normalize(each, dim=0) for each in (first, second))
-    return lengths[:, None] * slerp(*ends, way)
+    return lengths[:, None] * slerp(F.normalize(first, dim=0), F.normalize(second, dim=0), way)
 
 
 def slerp(first: Tensor, second: Tensor, way: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import shards
 from selfguide.data.autoencoders import to_images
 from selfguide.distributed import RankInfo
 from selfguide.sampling import queries
-from selfguide.sampling.condition_sampler import OtherImages
+from selfguide.sampling.condition_sampler import OtherImages, TrainingImages
 from selfguide.sampling.queries import arc
 from selfguide.spec.config import Config, LabelGuidance, SidecarGuidance
 from shards import sidecar
@@ -230,7 +230,7 @@ def test_a_label_that_no_group_is_left_for_is_refused(runs: Path, tmp_path: Path
 
 def test_model_images_of_a_query_are_those_that_are_stored(runs: Path, others: Path) -> None:
     snapshot, _ = sample.load_snapshot(str(runs / "runs" / "ids"), "runs")
-    images = queries.TrainingImages(snapshot, OtherImages(str(others)))
+    images = TrainingImages(snapshot, OtherImages(str(others)))
     shown = to_images(snapshot.data["header"], images.x0(torch.arange(20)))
     stored = shards.read_all(others)["x"]
     np.testing.assert_array_equal(shown, np.round(stored.astype(float) * 255 / 16))

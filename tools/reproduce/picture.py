@@ -91,10 +91,10 @@ def _bar(
     colour: str,
     error: float | None = None,
 ) -> None:
-    """One number as a bar of a share of `most`, with its heading; a dash where there is none."""
-    axis.barh([0], [value or 0], color=colour, height=0.6)
+    """One number as a bar of a share of `most`, with its standard error and heading; words where there is none."""
+    axis.barh([0], [value or 0], xerr=error, color=colour, height=0.6, capsize=3, ecolor="#333333")
     spread = f" ± {error:.2g}" if error else ""
     text = f"{heading} {value:.4g}{spread}" if value is not None else "not printed"
-    axis.text((value or 0) + most * 0.03, 0, text, va="center", fontsize=10)
+    axis.text((value or 0) + (error or 0) + most * 0.03, 0, text, va="center", fontsize=10)
     axis.set(xlim=(0, most * 1.9), ylim=(-0.6, 0.6), xticks=[], yticks=[])
     drawing.open_frame(axis, "top", "right", "bottom")

@@ -126,8 +126,7 @@ ROWS = (
         "layout-of-a-photo",
         None,
         command="python -m tools.sample RUN --like PHOTO --beside --count 8 --out samples",
-        differs="RUN stands for the run of sgfm/in100_patch; of validation images give ordinals and --shards "
-        "data/in100-256-val",
+        differs="RUN stands for the run of sgfm/in100_patch, PHOTO for a validation image",
     ),
     _row(
         "figure11",
