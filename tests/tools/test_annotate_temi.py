@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+import shards
 from selfguide.discovery import temi_fit
 from selfguide.discovery.temi import Heads, TemiConfig
 from shards import sidecar
@@ -41,6 +42,11 @@ def test_published_groups_record_how_they_were_found(
     ids = np.asarray(found.rows())
     assert (found.kind, found.groups, found.count, found.saw_labels) == ("id", 10, 1797, False)
     assert facts["used"] == len(np.unique(ids)) and 0 < facts["nmi"] < 1
+    # the class of each group, one to one, and how many images it is right for
+    classes = {int(group): label for group, label in facts["classes"].items()}
+    assert len(set(classes.values())) == len(classes) == 10
+    right = np.vectorize(classes.get)(ids) == shards.read_all(digits)["y"]
+    assert facts["accuracy"] == pytest.approx(right.mean())
 
     record = found.provenance
     config = TemiConfig(**record["temi"])

@@ -78,8 +78,12 @@ def draw(rows: Sequence[Finished], title: str, file: Path) -> None:
             error = each.scores.get(f"{each.metric}_se")
             score, heading = each.scores[each.metric], METRICS[each.metric].heading
             _bar(right, heading, score, max(ours), _OURS, error)
+            if "floor" in each.scores:
+                right.axvline(each.scores["floor"], color="#333333", linestyle=":", linewidth=1)
         axes[0, 1].set_title("published", fontsize=12)
-        axes[0, 2].set_title("here", fontsize=12)
+        floor = rows[0].scores.get("floor")
+        real = f"; dotted: real images, {floor:.3g}" if floor is not None else ""
+        axes[0, 2].set_title(f"here{real}", fontsize=12)
         figure.suptitle(title, fontsize=13)
 
 
