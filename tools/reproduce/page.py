@@ -44,8 +44,8 @@ finished, each row's samples and both numbers.
 _PICTURES = {
     "sgdm table2": "`in64-...` repeat `in32-...`: the toy replaces all that they differ in. What a row is told has "
     "hardly been learned, and all draw nearly the same digits from the same noise.",
-    "cedm table2": "CLIP's rows are left out, which no toy has. EDM's network is further from digits after 100 steps "
-    "than SGDM's.",
+    "cedm table2": "CLIP's rows are left out, which no toy has; `labels-k100` repeats `labels-k20`, since digits have "
+    "ten classes. EDM's network is further from digits after 100 steps than SGDM's.",
     "ddaepp table4": "`in100-...` repeat `tiny-...`. U-ViT still draws noise after 100 steps, and self-conditioning "
     "makes no difference yet.",
 }
