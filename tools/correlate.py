@@ -166,9 +166,12 @@ def facts(run: Run) -> dict[str, float]:
     if folder is None:
         return found
     try:
-        report = sidecar.read(folder).provenance.get("report", {})
+        annotation = sidecar.read(folder)
     except (UserError, DamagedError):
         return found
+    report = dict(annotation.provenance.get("report", {}))
+    if annotation.provenance.get("method") == "temi" and annotation.groups:
+        report["utilisation"] = annotation.provenance["used"] / annotation.groups
     return found | {name: float(report[name]) for name in FACTS if name in report}
 
 

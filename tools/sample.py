@@ -14,13 +14,11 @@ import json
 import os
 import re
 import shlex
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -28,14 +26,9 @@ from torch import Tensor
 from selfguide.data.autoencoders import Autoencoder, load_autoencoder, to_images
 from selfguide.diffusion.conditions import Condition
 from selfguide.sampling import queries
-from selfguide.sampling.condition_sampler import (
-    condition_sampler,
-    conditions_each_patch,
-)
 from selfguide.sampling.generate import generate_each
 from selfguide.sampling.grid import write_grid
-from selfguide.sampling.group_names import Naming, naming_of, without_banned
-from selfguide.sampling.groups import patch_layout
+from selfguide.sampling.group_names import Naming, naming_of
 from selfguide.snapshot import Snapshot, load
 from selfguide.spec import recipe
 from selfguide.spec.averages import averages_of
@@ -50,7 +43,9 @@ from shards import cli
 from shards.errors import UserError
 from shards.format.header import Header
 from tools import flags, sample_beside, sample_grid, sample_options, sample_set
-from tools.sample_queries import of_queries, query_images
+from tools.sample_chain import Chain, check_chain
+from tools.sample_condition import condition_of
+from tools.sample_queries import of_queries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.check_least(options, 1, "count", "columns", "batch")
     flags.check_image_seed(options, options.count or 1)
     sample_beside.check(options)
+    check_chain(options)
     if options.grid:
         return grid(options)
     snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
@@ -93,7 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     images = to_images(snapshot.data["header"], x, codec)
     sample_set.make_room(out, wanted)
-    _write_grid(out / "grid.png", snapshot, condition, images, chain, codec, options)
+    columns = None
+    if chain is not None:
+        columns = chain.states()
+        if options.what == "x0":
+            columns = chain.estimates(snapshot, sampler, condition, seeds, options.batch)
+    _write_grid(out / "grid.png", snapshot, condition, images, columns, codec, options)
     write_images(out / "images", images)
     said = {"grid": str(out / "grid.png"), "images": str(out / "images")}
     _say(
@@ -111,18 +112,20 @@ def _write_grid(
     snapshot: Snapshot,
     condition: Condition,
     images: Tensor,
-    chain: Chain | None,
+    chain: Tensor | None,
     codec: Autoencoder | None,
     options: argparse.Namespace,
 ) -> None:
-    """The picture of a set: a row for each group, label or query that was named, or for each way from noise."""
+    """The picture of a set: a row for each group, label or query that was named, or for each way from noise.
+
+    `chain` (N, columns, C, H, W) is the way of each image, in model space.
+    """
     header = snapshot.data["header"]
-    rows = options.group or options.label or options.row or options.like or []
+    rows = options.group or options.label or options.matched or options.row or options.like or []
     columns = options.columns if len(rows) < 2 else len(condition) // len(rows)
     sheet, columns = images, len(condition) if options.between else columns
     if chain is not None:
-        states = chain.states()  # (N, columns, C, H, W)
-        sheet, columns = to_images(header, states.flatten(0, 1), codec), states.shape[1]
+        sheet, columns = to_images(header, chain.flatten(0, 1), codec), chain.shape[1]
     if options.beside:
         queries = to_images(header, of_queries(snapshot, codec, options), codec)
         sheet, columns = sample_beside.sheet(condition, queries, images)
@@ -355,64 +358,6 @@ def autoencoder_of(
     return load_autoencoder(name, options.weights, device=options.device)
 
 
-def condition_of(
-    snapshot: Snapshot, naming: Naming, codec: Autoencoder | None, options: argparse.Namespace
-) -> Condition:
-    """The condition that the command line asks for, one an image."""
-    named = [f"--{name}" for name in NAMED if getattr(options, name)]
-    if options.prior and named:
-        raise UserError(
-            f"--prior {options.prior} sets how groups are sampled, and {named[0]} names the condition; drop one of them"
-        )
-    if options.row is not None:
-        each = -(-options.count // len(options.row))
-        return queries.rows(snapshot, torch.tensor(options.row).repeat_interleave(each))
-    if options.between:
-        first, second = (naming.number(text) for text in options.between)
-        naming.refuse_banned((first, second))
-        return queries.between(snapshot, first, second, options.count)
-    if options.uncond:
-        return queries.without_condition(snapshot, options.count)
-    if options.label is not None:
-        ids = queries.labels(snapshot, options.label)
-    elif options.group is not None:
-        ids = torch.tensor([naming.number(text) for text in options.group])
-    elif options.like:
-        images = query_images(snapshot, codec, options.like)
-        if conditions_each_patch(snapshot) and snapshot.guidance["told"]:
-            each = -(-options.count // len(images))
-            numbers = torch.arange(len(images)).repeat_interleave(each)
-            return patch_layout(snapshot, images.repeat_interleave(each, 0), numbers)
-        ids = queries.nearest_groups(snapshot, images)
-        for text, group in zip(options.like, ids.tolist(), strict=True):
-            said = f"{text} is nearest to group {naming.called(group)}"
-            # however long the file's name is
-            cli.console(stderr=True).print(said, soft_wrap=True)
-    else:
-        seeds = options.seed + torch.arange(options.count)
-        allowed = without_banned(snapshot, naming)
-        return condition_sampler(allowed, options.prior or "empirical")(seeds)
-    naming.refuse_banned(ids.tolist())
-    each = -(-options.count // len(ids))
-    return queries.of_groups(snapshot, ids.repeat_interleave(each))
-
-
-class Chain:
-    """The states after some of a sampler's steps, the last among them: about `columns`, evenly spread."""
-
-    def __init__(self, steps: int, columns: int) -> None:
-        self.wanted = set(np.linspace(steps - 1, 0, min(columns, steps)).round().astype(int))
-        self._batches: dict[int, list[Tensor]] = defaultdict(list)  # by step
-
-    def see(self, step: int, tau: float, state: Tensor) -> None:
-        if step in self.wanted:
-            self._batches[step].append(state.float())
-
-    def states(self) -> Tensor:
-        """(N, columns, C, H, W), the noisiest first."""
-        return torch.stack([torch.cat(self._batches[s]) for s in sorted(self._batches)], dim=1)
-
-
 def write_images(folder: Path, images: Tensor) -> None:
     """uint8 (N, C, H, W) as one lossless PNG each, named by its number; those of an earlier set go."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -421,10 +366,6 @@ def write_images(folder: Path, images: Tensor) -> None:
     for number, image in enumerate(images):
         plain = image[0] if len(image) == 1 else image.permute(1, 2, 0)
         Image.fromarray(plain.numpy()).save(folder / f"{number:06d}.png")
-
-
-# conditions that are named, rather than sampled
-NAMED = ("group", "label", "row", "like", "between", "uncond")
 
 
 if __name__ == "__main__":

@@ -22,14 +22,17 @@ EPILOG = """examples:
   python -m tools.sample RUN --row 17 42                  the conditions of these two training images
   python -m tools.sample RUN --row 17 42 --beside         these images and their layouts before the samples
   python -m tools.sample RUN --group zeros                a group by its name in the run's groups.yaml
+  python -m tools.sample RUN --row 5 --shards data/val --annotations layout=notes/val-boxes      of a validation image
   python -m tools.sample RUN --label flags 3              a class by its name, and one by its number
   python -m tools.sample RUN --like photo.png             the group nearest to an image
-  python -m tools.sample RUN --between 3 7 --count 8      interpolates two prototypes, one noise
+  python -m tools.sample RUN --between 3 7 --count 8      from one prototype to another, one noise
   python -m tools.sample RUN --count 50000 --npz          for evaluators; again goes on where it was ended
   torchrun --nproc-per-node 8 -m tools.sample RUN --count 50000 --npz     the same bits, from 8 GPUs
   python -m tools.sample RUN --chain --count 6            six images, noise to data
+  python -m tools.sample RUN --chain --what x0            the data as estimated at each of these steps
   python -m tools.sample RUN --grid g=0,1,2,3 --count 6   six noises, each at four guidance weights
   python -m tools.sample RUN --grid runs=RUN,OTHER        each noise of two runs, side by side
+  python -m tools.sample RUN --grid runs=RUN,OTHER --matched 0 1 2     a label, and the group that is matched with it
 """
 
 
@@ -44,10 +47,25 @@ _SNAPSHOT: tuple[flags.Flag, ...] = (
 _CONDITION: tuple[flags.Flag, ...] = (
     ("--group K+", str, None, "these groups, as many images of each"),
     ("--label K+", str, None, "these human labels, by number or by the class's name"),
+    (
+        "--matched K+",
+        str,
+        None,
+        "the groups that the training images match with these labels, one to one",
+    ),
     ("--row ORDINAL+", int, None, "the conditions of these training images"),
     ("--like IMAGE+", str, None, "the groups nearest to image files or ordinals"),
-    ("--between A B", str, None, "interpolate from one group to another"),
+    ("--between A B", str, None, "from one group to another, or one image's feature to another's"),
     ("--uncond", bool, False, "unconditional"),
+)
+_OTHERS: tuple[flags.Flag, ...] = (
+    ("--shards ROOT", str, None, "shards of these (those of training)"),
+    (
+        "--annotations FIELD=FOLDER+",
+        str,
+        (),
+        "their sidecars, where images are conditioned on sidecars: ids=, layout= or dense=",
+    ),
 )
 _IMAGES: tuple[flags.Flag, ...] = (
     (
@@ -58,6 +76,7 @@ _IMAGES: tuple[flags.Flag, ...] = (
     ),
     ("--count N", int, 64, "number of images (64)"),
     ("--chain", bool, False, "show intermediate states of each image from noise to data"),
+    ("--what", ("state", "x0"), None, "of a chain: states, or the data estimated there (state)"),
     (
         "--grid KEY=A,B",
         str,
@@ -138,6 +157,8 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     """Returns the parser of `python -m tools.sample`; `about` is what its help begins with."""
     made = flags.command("tools.sample", about, *_SNAPSHOT, epilog=EPILOG)
     flags.add(made.add_argument_group("condition").add_mutually_exclusive_group(), *_CONDITION)
+    others = made.add_argument_group("ordinals count other images, such as validation images")
+    flags.add(others, *_OTHERS)
     flags.add(made, *_IMAGES)
     flags.add(made.add_argument_group("decoding latents"), *_LATENTS)
     flags.add(made.add_argument_group("sampler (the run's own where not given)"), *_SAMPLER)

@@ -1,4 +1,4 @@
-"""The images that `python -m tools.sample` asks after: files, or images of the training set by ordinal."""
+"""The images that `python -m tools.sample` asks after: files, or images by ordinal, of the training set or others."""
 
 from __future__ import annotations
 
@@ -11,14 +11,44 @@ from PIL import Image
 from torch import Tensor
 
 from selfguide.data.autoencoders import Autoencoder, from_images
-from selfguide.sampling.condition_sampler import TrainingImages
+from selfguide.sampling.condition_sampler import OtherImages, TrainingImages
 from selfguide.snapshot import Snapshot
+from selfguide.spec.config.sidecar import ROLES
+from selfguide.spec.suggest import check_known
 from shards.errors import UserError
 
 
-def query_images(snapshot: Snapshot, codec: Autoencoder | None, texts: list[str]) -> Tensor:
-    """Query images in model space: files, or ordinals of the data the snapshot was trained on."""
-    images = TrainingImages(snapshot) if any(text.isdigit() for text in texts) else None
+def others_of(options: argparse.Namespace) -> OtherImages | None:
+    """The images that ordinals count, where --shards names others than those of training.
+
+    Raises:
+        UserError: annotations that are no FIELD=FOLDER, or of images that are not named.
+    """
+    if options.shards is None:
+        if options.annotations:
+            raise UserError(
+                f"--annotations {options.annotations[0]} are of images that --shards names; give it too"
+            )
+        return None
+    if not (options.row or options.like or options.between):
+        raise UserError(
+            f"--shards {options.shards}: these images are asked after by --row, --like or --between; give one of them"
+        )
+    folders = {}
+    for text in options.annotations:
+        field, equals, folder = text.partition("=")
+        check_known("--annotations", field, ROLES)
+        if not equals or not folder:
+            raise UserError(f"--annotations {text}: give {field}=FOLDER")
+        folders[field] = folder
+    return OtherImages(options.shards, folders)
+
+
+def query_images(
+    snapshot: Snapshot, codec: Autoencoder | None, texts: list[str], others: OtherImages | None
+) -> Tensor:
+    """Query images in model space: files, or ordinals of the data the snapshot was trained on, or of `others`."""
+    images = TrainingImages(snapshot, others) if any(text.isdigit() for text in texts) else None
     made = [
         images.x0(torch.tensor([int(text)]))
         if images and text.isdigit()
@@ -33,8 +63,8 @@ def of_queries(
 ) -> Tensor:
     """What --row or --like names, in model space, one image a row of the grid."""
     if options.row is not None:
-        return TrainingImages(snapshot).x0(torch.tensor(options.row))
-    return query_images(snapshot, codec, options.like)
+        return TrainingImages(snapshot, others_of(options)).x0(torch.tensor(options.row))
+    return query_images(snapshot, codec, options.like, others_of(options))
 
 
 def from_file(path: Path, snapshot: Snapshot, codec: Autoencoder | None) -> Tensor:

@@ -29,6 +29,8 @@ from shards.lock import lock
 # what a set consists of
 PARTS = ("sample.json", "grid.png", "images", "samples.npz")
 NPZ = "samples.npz"
+# what `tools.confidence` says of a set, beside it
+CHOSEN = "confidence.json"
 GRID = 256  # images that a grid shows at most
 
 

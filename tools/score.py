@@ -50,6 +50,7 @@ from shards.lock import lock
 from tools import flags
 from tools.reference.make import NET, net_of
 from tools.sample_files import open_images
+from tools.sample_set import CHOSEN, NPZ
 
 EPILOG = """examples:
   python -m tools.score samples.npz --protocol fid_adm --reference VIRTUAL_imagenet256_labeled.npz
@@ -137,13 +138,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         "reference": options.reference or options.shards,
         "reference_sha256": known.sha256,
     }
+    if chosen := chosen_by(Path(options.samples)):
+        found["chosen"] = chosen
     if beside_settings := extras(evaluation):
         found["metrics"] = beside_settings
     if options.json:
         print(json.dumps(found, indent=1))
     else:
         print("\n".join(f"{name:<24}{value:.5g}" for name, value in scores.items()))
+        if chosen:
+            print(f"of {chosen['kept']:,} samples chosen out of {chosen['of']:,}: {chosen['by']}")
     return 0
+
+
+def chosen_by(samples: Path) -> dict[str, Any] | None:
+    """What `tools.confidence` chose these samples by, where it made them: such a score is no model's own."""
+    said = samples.with_name(CHOSEN)
+    if samples.name != NPZ or not said.is_file():
+        return None
+    return dict(json.loads(said.read_text()).get("chosen", {})) or None
 
 
 def evaluation_of(options: argparse.Namespace, count: int) -> EvaluationConfig:

@@ -1,13 +1,15 @@
-"""The most groups worth separating: the largest K of which TEMI still uses nearly all.
+"""The most groups worth separating, the largest K of which TEMI still uses nearly all; and the fewest.
 
 Adaloglou et al. 2024 (C-EDM, arXiv 2403.00570, section 3.3): the utilisation ratio r_K = used groups / K falls once K
 exceeds what the features separate. K is doubled until r_K < alpha, then a finer grid lies between the last two; the
-bound is max {K : r_K >= alpha}, and experiments with the generative model need look no higher.
+bound is max {K : r_K >= alpha}, and experiments with the generative model need look no higher. The lower bound is the
+number of groups that TEMI uses without its exponent, beta = 1, which hardly depends on K (appendix C.2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shards.errors import UserError
@@ -80,6 +82,46 @@ def search(
             ratio(groups)
     ordered = tuple(points[groups] for groups in sorted(points))
     return Search(points=ordered, alpha=alpha, start=start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lower:
+    """Fits with beta = 1 at several K, and how many groups they use whatever K is."""
+
+    points: tuple[Point, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(p.used for p in self.points)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation over K, of a sample."""
+        return statistics.stdev(p.used for p in self.points)
+
+
+def lower(used: Callable[[int], int], over: Sequence[int], *, limit: int) -> Lower:
+    """Asks `used(K)` of fits with beta = 1 for each K of `over`, the smallest first.
+
+    Raises:
+        UserError: fewer than two K, one twice, or one that no fit of `limit` images can have.
+    """
+    check_over(over, limit=limit)
+    return Lower(points=tuple(Point(groups=each, used=used(each)) for each in sorted(over)))
+
+
+def check_over(over: Sequence[int], *, limit: int) -> None:
+    """
+    Raises:
+        UserError: what `lower` refuses.
+    """
+    if len(set(over)) < max(2, len(over)):
+        raise UserError(
+            f"over={' '.join(map(str, over))}: the lower bound is a mean over several K, each once; give two or more"
+        )
+    for each in over:
+        if not 2 <= each <= limit:
+            raise UserError(f"over={each} of {limit} images: give K from 2 to {limit}")
 
 
 def check(*, limit: int, alpha: float, start: int, finer: int) -> None:

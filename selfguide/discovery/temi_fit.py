@@ -125,7 +125,7 @@ def fit(
         if file is not None and rank_info.rank == 0 and (last or (epoch + 1) % SAVE_EVERY == 0):
             resumable.save(file, state.state_dict())
     losses = tuple(state.losses.tolist())
-    ids, confidence = _assign(state.teacher, int(np.argmin(losses)), features)
+    ids, confidence = assign(state.teacher, int(np.argmin(losses)), features)
     return Fitted(
         ids=ids,
         confidence=confidence,
@@ -248,10 +248,10 @@ def _sum_over_ranks(gradients: list[Tensor], losses: Tensor) -> None:
 
 
 @torch.no_grad()
-def _assign(
+def assign(
     heads: Heads, head: int, features: NDArray[np.generic]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The likeliest group of each image, and its probability."""
+    """The likeliest group of each of `features` (N, F) by the head of that number, and its probability, both (N,)."""
     ids = np.empty(len(features), dtype=np.int32)
     confidence = np.empty(len(features), dtype=np.float32)
     for start in range(0, len(features), ROWS):

@@ -6,8 +6,9 @@ even draws; SGDM (Hu et al. 2023, arXiv 2210.06462) draws layouts, with their gr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,15 +25,27 @@ from selfguide.sampling.groups import (
     sampling_condition,
 )
 from selfguide.snapshot import Snapshot
+from selfguide.spec.annotations import size_of
 from selfguide.spec.config import SidecarGuidance
+from selfguide.spec.config.sidecar import ROLES
 from selfguide.spec.records import from_training_rows
 from shards import sidecar
 from shards.errors import UserError
 from shards.format import manifest as manifests
+from shards.format.header import Header
 from shards.read.reader import Reader
 
 Prior = Literal["empirical", "uniform", "quota"]
 ConditionSampler = Callable[[Tensor], Condition]  # of seeds or ordinals (B,)
+
+
+@dataclass(frozen=True)
+class OtherImages:
+    """Shards of other images than those of training, such as validation images, and the sidecars that annotate them."""
+
+    root: str
+    # folders by field of guidance=sidecar: ids, layout, dense
+    sidecars: Mapping[str, str] = field(default_factory=dict)
 
 
 def conditions_each_patch(snapshot: Snapshot) -> bool:
@@ -107,21 +120,26 @@ def sample_ordinals(count: int, seeds: Tensor) -> Tensor:
     return ((u[:, 0] + u[:, 1] * 2.0**-23).clamp_max(1 - 2.0**-53) * count).long()
 
 
-def training_rows(snapshot: Snapshot) -> tuple[int, ConditionSampler]:
+def training_rows(
+    snapshot: Snapshot, others: OtherImages | None = None
+) -> tuple[int, ConditionSampler]:
     """How many training images there are, and the conditions of those at ordinals (B,), as they lie in the shards.
 
+    With `others` both are of those images.
+
     Raises:
-        UserError: the sidecars, or the images whose patches are to be named, are gone or are not those of training.
+        UserError: the sidecars, or the images whose patches are to be named, are gone, are not those of training, or
+            do not fit the snapshot.
     """
     if conditions_each_patch(snapshot):
-        images = TrainingImages(snapshot)
+        images = TrainingImages(snapshot, others)
         return images.count, lambda ordinals: patch_layout(snapshot, images.x0(ordinals), ordinals)
-    annotations = _published(snapshot)
+    annotations = _published(snapshot) if others is None else _annotations(snapshot, others)
     edge = snapshot.student.backbone.net.size
     grid = annotations.image((edge, edge)) if snapshot.config.data.crop else (edge, edge)
 
     def rows(ordinals: Tensor) -> Condition:
-        check_numbers("training image", ordinals, annotations.count)
+        check_numbers(_of(others), ordinals, annotations.count)
         whole = CropFlip.centred(len(ordinals), grid, (edge, edge))
         return annotations.condition(ordinals, whole)
 
@@ -132,12 +150,12 @@ def _published(snapshot: Snapshot) -> Annotations:
     """The sidecars of training, as the snapshot remembers them."""
     guidance = snapshot.config.guidance
     assert isinstance(guidance, SidecarGuidance)
-    for field, was in snapshot.guidance["sidecars"].items():
+    for name, was in snapshot.guidance["sidecars"].items():
         try:
             found = sidecar.read(was["folder"], manifest=snapshot.data["manifest"])
         except UserError as error:
             raise UserError(
-                f"this snapshot is conditioned on the {was['kind']} of training images, and guidance.{field} is gone: "
+                f"this snapshot is conditioned on the {was['kind']} of training images, and guidance.{name} is gone: "
                 f"{error}, or put back what the run was trained with"
             ) from error
         if found.sha256 != was["sha256"]:
@@ -149,33 +167,86 @@ def _published(snapshot: Snapshot) -> Annotations:
     return Annotations(guidance, snapshot.config.seed)
 
 
+def _annotations(snapshot: Snapshot, others: OtherImages) -> Annotations:
+    """The sidecars of other images, where they are of the kinds and sizes that the snapshot was trained with."""
+    guidance = snapshot.config.guidance
+    assert isinstance(guidance, SidecarGuidance)
+    manifest = manifests.load(others.root).hash
+    for name, was in snapshot.guidance["sidecars"].items():
+        if name not in others.sidecars:
+            raise UserError(
+                f"this snapshot is conditioned on the {was['kind']} of an image: say where those of {others.root} are, "
+                f"as {name}=FOLDER; `python -m tools.annotate {ROLES[name].made_by}` makes them"
+            )
+        found = sidecar.read(others.sidecars[name], manifest=manifest)
+        wanted, size = getattr(guidance, ROLES[name].size), size_of(found)
+        if (found.kind, size) != (was["kind"], wanted):
+            raise UserError(
+                f"{name}={found.folder} is of kind {found.kind} and size {size}, and this snapshot was trained with "
+                f"kind {was['kind']} and size {wanted}; give annotations made as those of training"
+            )
+    if unread := sorted({*others.sidecars} - {*snapshot.guidance["sidecars"]}):
+        raise UserError(f"{unread[0]}=FOLDER: this snapshot is not conditioned on it; leave it out")
+    folders: dict[str, Any] = {
+        name: others.sidecars[name] for name in snapshot.guidance["sidecars"]
+    }
+    # nothing is shuffled: that was a control of training
+    return Annotations(replace(guidance, **folders, shuffle=0.0), snapshot.config.seed)
+
+
+def _of(others: OtherImages | None) -> str:
+    return "training image" if others is None else f"image of {others.root}"
+
+
 class TrainingImages:
-    """The shards that a snapshot was trained on, by ordinal.
+    """The shards that a snapshot was trained on, by ordinal; or `others`, as the snapshot sees them.
 
     Raises:
-        UserError: they are gone, or hold other data now.
+        UserError: they are gone, hold other data now, or are not stored as those of training.
     """
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        root, self.snapshot = snapshot.data["root"], snapshot
+    def __init__(self, snapshot: Snapshot, others: OtherImages | None = None) -> None:
+        self.snapshot, self._others = snapshot, others
+        root = snapshot.data["root"] if others is None else others.root
         found = manifests.load(root)
-        if found.hash != snapshot.data["manifest"]:
+        if others is not None:
+            _check_stored(snapshot, found, root)
+        elif found.hash != snapshot.data["manifest"]:
             raise UserError(
                 f"{root} holds manifest {found.hash[:12]}, and this snapshot was trained on "
                 f"{snapshot.data['manifest'][:12]}; put those shards back"
             )
-        self.count, self._reader = found.count, Reader(root, found)
+        self.count, self.classes = found.count, found.classes
+        self._reader = Reader(root, found)
+        self._normaliser = Normaliser.of(found.header)
 
     def x0(self, ordinals: Tensor) -> Tensor:
         """(B, C, H, W) in model space, as they lie there; of larger images than the model's the middle."""
-        check_numbers("training image", ordinals, self.count)
+        check_numbers(_of(self._others), ordinals, self.count)
         stored = torch.as_tensor(self._reader.gather(ordinals.numpy())["x"])
-        x0 = Normaliser.of(self.snapshot.data["header"]).encode(stored)
+        x0 = self._normaliser.encode(stored)
         edge = self.snapshot.student.backbone.net.size
         shape = (x0.shape[-2], x0.shape[-1])
         return CropFlip.centred(len(x0), shape, (edge, edge)).images(x0)
 
     def labels(self, ordinals: Tensor) -> Tensor:
         """(B,) int64."""
-        check_numbers("training image", ordinals, self.count)
+        check_numbers(_of(self._others), ordinals, self.count)
         return torch.as_tensor(self._reader.gather(ordinals.numpy(), fields=("y",))["y"]).long()
+
+
+def _check_stored(snapshot: Snapshot, found: manifests.Manifest, root: str) -> None:
+    """Returns where a snapshot sees what is stored as it saw its training images, and knows it by the same labels."""
+    ours, theirs = Header.of(snapshot.data["header"]), Header.of(found.header)
+    for name in ("kind", "encoder", "encoder_sha256", "shift", "scale"):
+        was, given = getattr(ours, name), getattr(theirs, name)
+        if was != given:
+            raise UserError(
+                f"{root}: its header has {name}={given}, and this snapshot was trained on {name}={was}; give shards "
+                "made as those of training"
+            )
+    if snapshot.guidance["source"] == "labels" and found.classes != len(snapshot.guidance["p"]):
+        raise UserError(
+            f"{root} has {found.classes} classes, and this snapshot knows {len(snapshot.guidance['p'])}; give shards "
+            "labelled as those of training"
+        )

@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selfguide.diffusion.conditions import NULL, UNCONDITIONAL, Condition, check_numbers
 from selfguide.sampling.condition_sampler import (
+    OtherImages,
     TrainingImages,
     samples_training_rows,
     training_rows,
@@ -65,14 +67,18 @@ def labels(snapshot: Snapshot, texts: Sequence[str]) -> Tensor:
     return torch.tensor([label_of(text, snapshot.class_names, known) for text in texts])
 
 
-def rows(snapshot: Snapshot, ordinals: Tensor) -> Condition:
-    """The conditions of training images at `ordinals` (B,): their annotations, their labels, or their groups now."""
+def rows(snapshot: Snapshot, ordinals: Tensor, others: OtherImages | None = None) -> Condition:
+    """The conditions of training images, or of `others`, at `ordinals` (B,): their annotations, labels, or groups now.
+
+    Raises:
+        UserError: the snapshot knows no condition, there are no such images, or annotations that do not fit it.
+    """
     if snapshot.conditioned and (
         samples_training_rows(snapshot) or snapshot.guidance["source"] == "sidecar"
     ):
-        return training_rows(snapshot)[1](ordinals)
+        return training_rows(snapshot, others)[1](ordinals)
     groups(snapshot)  # it may know nothing at all
-    images = TrainingImages(snapshot)
+    images = TrainingImages(snapshot, others)
     if snapshot.guidance["source"] == "labels":
         return of_groups(snapshot, images.labels(ordinals))
     return of_groups(snapshot, nearest_groups(snapshot, images.x0(ordinals), ordinals))
@@ -98,11 +104,35 @@ def between(snapshot: Snapshot, first: int, second: int, count: int) -> Conditio
     ends = of_groups(snapshot, torch.tensor([first, second]))
     way = torch.linspace(0, 1, count)
     if ends.dense is not None:
-        return Condition.of(dense=slerp(ends.dense[0], ends.dense[1], way))
+        return Condition.of(dense=arc(ends.dense[0], ends.dense[1], way))
     shares = torch.zeros(count, groups(snapshot))
     shares[:, first] += 1 - way
     shares[:, second] += way
     return Condition.of(multi_hot=shares)
+
+
+def told_features(snapshot: Snapshot) -> bool:
+    """Whether the student is conditioned on a vector for each image, and on nothing else."""
+    kinds = {each["kind"] for each in snapshot.guidance.get("sidecars", {}).values()}
+    return snapshot.conditioned and kinds == {"dense"}
+
+
+def between_images(
+    snapshot: Snapshot, ends: Tensor, count: int, others: OtherImages | None = None
+) -> Condition:
+    """`count` conditions on the way from the feature of one image to that of another, by ordinals `ends` (2,).
+
+    Features lie on no sphere of their own: their directions are joined along the great circle, their lengths evenly.
+    """
+    vectors = rows(snapshot, ends, others).dense
+    assert vectors is not None
+    return Condition.of(dense=arc(vectors[0], vectors[1], torch.linspace(0, 1, count)))
+
+
+def arc(first: Tensor, second: Tensor, way: Tensor) -> Tensor:
+    """Vectors (P,) joined at the shares `way` (N,): directions along the great circle, lengths evenly; (N, P)."""
+    lengths = torch.lerp(first.norm(), second.norm(), way)
+    return lengths[:, None] * slerp(F.normalize(first, dim=0), F.normalize(second, dim=0), way)
 
 
 def slerp(first: Tensor, second: Tensor, way: Tensor) -> Tensor:
@@ -110,7 +140,7 @@ def slerp(first: Tensor, second: Tensor, way: Tensor) -> Tensor:
     angle = torch.acos((first @ second).clamp(-1, 1))
     if angle > torch.pi - 1e-4:
         raise UserError(
-            "these two prototypes are opposite: no great circle between them is the shortest"
+            "these two vectors are opposite: no great circle between them is the shortest"
         )
     if angle < 1e-4:  # the sines cancel, and the chord is the arc
         return torch.lerp(first, second, way[:, None])

@@ -51,8 +51,7 @@ def _check(guidance: Guidance, field: str, found: Sidecar) -> None:
             f"guidance.{field}={folder} is a sidecar of kind {found.kind}, not {' or '.join(role.kinds)}; give it as "
             f"guidance.{fits}, or make one with `python -m tools.annotate {role.made_by}`"
         )
-    sizes = {"box": 1, "dense": found.shape[0] if found.shape else 0}
-    size, configured = sizes.get(found.kind, found.groups), getattr(guidance, role.size)
+    size, configured = size_of(found), getattr(guidance, role.size)
     if size != configured:
         raise UserError(
             f"guidance.{role.size}={configured}, and guidance.{field}={folder} has {size}; set "
@@ -63,6 +62,12 @@ def _check(guidance: Guidance, field: str, found: Sidecar) -> None:
         raise UserError(
             f"guidance.groups={groups} and boxes have no groups; give guidance.ids=FOLDER, or drop it"
         )
+
+
+def size_of(found: Sidecar) -> int | None:
+    """What the network's input for a sidecar is as large as: its groups, its channels, or the width of a feature."""
+    sizes = {"box": 1, "dense": found.shape[0] if found.shape else 0}
+    return sizes.get(found.kind, found.groups)
 
 
 def promises(sidecars: dict[str, Sidecar]) -> dict[str, Any]:

@@ -18,6 +18,9 @@ from selfguide.spec.recipe import selector
 from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder, names_in, read_record, write_record
 
+# of one snapshot among those of its run, by scores against the training images; the others were passed over
+BEST_ON_TRAIN = "best_on_train"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
@@ -38,7 +41,12 @@ class Selection:
         return NetUse(net=self.net, sha256=self.sha256, use="selected")
 
     def holds_for(self, images: int) -> bool:
-        """Whether the snapshot at so many images was chosen, or goes on from the one that was."""
+        """Whether the snapshot at so many images was chosen, or goes on from the one that was.
+
+        Of a run's snapshots the best one alone is chosen: those behind it were there to be chosen too.
+        """
+        if self.by == BEST_ON_TRAIN:
+            return images == self.images
         return self.images is None or images >= self.images
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfguide.discovery import bound
 from selfguide.discovery.bound import search
 from shards.errors import UserError
 
@@ -104,3 +105,22 @@ def test_a_ratio_of_exactly_alpha_is_enough() -> None:
     )
     assert found.bound == 24
     assert search(lambda groups: groups, limit=40, alpha=1.0, start=8).bound == 32
+
+
+def test_the_lower_bound_is_the_mean_over_k_with_the_deviation_of_a_sample() -> None:
+    asked = []
+
+    def used(groups: int) -> int:
+        asked.append(groups)
+        return {50: 34, 100: 36, 200: 41}[groups]
+
+    found = bound.lower(used, (200, 50, 100), limit=1000)
+    assert asked == [50, 100, 200]
+    # 37 over three K, whose differences are 3, 1 and 4: (9 + 1 + 16) / 2
+    assert found.mean == 37 and found.deviation == pytest.approx(13**0.5)
+
+
+@pytest.mark.parametrize("over", [(), (50,), (50, 50), (1, 50), (50, 2000)])
+def test_a_lower_bound_of_k_that_make_no_mean_is_refused(over: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="over="):
+        bound.lower(lambda groups: groups, over, limit=1000)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+import shards
 from selfguide.discovery import temi_fit
 from selfguide.discovery.temi import Heads, TemiConfig
 from shards import sidecar
@@ -41,6 +42,11 @@ def test_published_groups_record_how_they_were_found(
     ids = np.asarray(found.rows())
     assert (found.kind, found.groups, found.count, found.saw_labels) == ("id", 10, 1797, False)
     assert facts["used"] == len(np.unique(ids)) and 0 < facts["nmi"] < 1
+    # the class of each group, one to one, and how many images it is right for
+    classes = {int(group): label for group, label in facts["classes"].items()}
+    assert len(set(classes.values())) == len(classes) == 10
+    right = np.vectorize(classes.get)(ids) == shards.read_all(digits)["y"]
+    assert facts["accuracy"] == pytest.approx(right.mean())
 
     record = found.provenance
     config = TemiConfig(**record["temi"])
@@ -50,7 +56,7 @@ def test_published_groups_record_how_they_were_found(
     # the attached heads say the same of the features again
     heads = Heads(64, config)
     heads.load_state_dict(load_file(found.file("heads.safetensors")))
-    again = temi_fit._assign(heads, record["head"], sidecar.read(features).rows())
+    again = temi_fit.assign(heads, record["head"], sidecar.read(features).rows())
     np.testing.assert_array_equal(again[0], ids)
     np.testing.assert_array_equal(again[1], found.column("confidence"))
     assert record["head"] == int(np.argmin(record["losses"]))
@@ -208,3 +214,23 @@ def test_features_of_other_shards_are_refused(digits: Path, features: Path, tmp_
     for verb, flags in (("temi", ("--groups", "10")), ("bound", ())):
         with pytest.raises(UserError, match="annotates shards 000000000000"):
             annotate(verb, digits, other, tmp_path / "out", *flags)
+
+
+def test_the_lower_bound_over_k_is_what_fits_without_the_exponent_use(
+    digits: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "lower"
+    with pytest.raises(UserError, match="give --beta 1"):
+        annotate("bound", digits, features, out, "--over", "8", "12")
+    with pytest.raises(UserError, match="two or more"):
+        annotate("bound", digits, features, out, "--beta", "1", "--over", "8")
+    assert not out.exists()
+    annotate("bound", digits, features, out, "--beta", "1", "--over", "12", "8", "--json")
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    fits = [sidecar.read(out / f"groups-{k:05d}") for k in (8, 12)]
+    assert [fit.provenance["temi"]["beta"] for fit in fits] == [1.0, 1.0]
+    used = [len(np.unique(fit.rows())) for fit in fits]
+    assert [(p["groups"], p["used"]) for p in facts["points"]] == [(8, used[0]), (12, used[1])]
+    assert facts["lower"] == np.mean(used)
+    assert facts["deviation"] == pytest.approx(np.std(used, ddof=1))
+    assert (out / "bound.png").stat().st_size > 5_000

@@ -114,6 +114,12 @@ def test_groups_and_their_utilisation_are_those_of_the_run_s_sidecar(
     config = SimpleNamespace(guidance=SimpleNamespace(folders={"ids": str(folder)}))
     wanted = {"groups": 4.0, "utilisation": 0.75, "nmi": 0.4}
     assert facts(replace(run, identity=guided, config=config)) == wanted  # type: ignore[arg-type]
+    # of TEMI's groups by how many are in use
+    about = {"saw_labels": False, "method": "temi", "used": 3}
+    sidecar.write(tmp_path / "temi", rows, manifest="c0ffee", kind="id", groups=4, provenance=about)
+    temi = SimpleNamespace(guidance=SimpleNamespace(folders={"ids": str(tmp_path / "temi")}))
+    wanted = {"groups": 4.0, "utilisation": 0.75}
+    assert facts(replace(run, identity=guided, config=temi)) == wanted  # type: ignore[arg-type]
     gone = SimpleNamespace(guidance=SimpleNamespace(folders={"ids": str(tmp_path / "gone")}))
     assert facts(replace(run, identity=guided, config=gone)) == {"groups": 4.0}  # type: ignore[arg-type]
     assert facts(run) == {}

@@ -5,9 +5,11 @@ All in one file, since composing a hundred experiments takes ten seconds and is 
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from selfguide.spec.published import PAPERS, ROWS, Row, check, check_scores, tab
 from selfguide.spec.validate import validate
 from shards import read_all, sidecar
 from shards.errors import UserError
-from tools import verbs
+from tools import confidence, sample_options, verbs
 from tools.annotate.__main__ import VERBS as ANNOTATIONS
 from tools.annotate.__main__ import _common as annotated
 from tools.reproduce import page, picture, steps
@@ -37,13 +39,13 @@ from tools.shards.__main__ import VERBS as SHARDS
 COUNTS = {
     "sgfm": {
         "table1": 6, "table3": 7, "ablations": 4, "appendix7": 1, "figure3": 1, "figure4": 2, "figure5": 1,
-        "figure6": 5, "figure9": 1, "figure11": 1, "figure13": 1, "figure15": 3, "figure16": 1, "figure19": 1,
+        "figure6": 6, "figure9": 1, "figure11": 1, "figure13": 1, "figure15": 3, "figure16": 1, "figure19": 1,
         "table5": 3,
     },
     "sgdm": {
         "table1": 6, "figure2": 6, "figure3": 6, "figure4": 2, "table2": 6, "table3": 5, "appendixA1": 2, "table4": 8,
-        "table5": 12, "table7": 3, "figure9": 1, "figure10": 4, "figure11": 1, "figure13": 1, "figure16": 1,
-        "figure18": 1, "figure22": 1, "figure25": 1, "figure26": 1,
+        "table5": 12, "table7": 3, "figure6": 1, "figure9": 1, "figure10": 4, "figure11": 1, "figure13": 1,
+        "figure16": 1, "figure18": 1, "figure22": 1, "figure25": 1, "figure26": 1,
     },
     "cedm": {
         "table1": 19, "figure2": 4, "table2": 10, "table3": 4, "figure3": 15, "figure4": 15, "table4": 3,
@@ -304,6 +306,23 @@ def test_every_step_is_a_command_line_that_is_understood() -> None:
             "tools.annotate": ("tools.annotate", ANNOTATIONS, annotated),
         }[words[2]]
         verbs.parse(package, None, known, words[3:], *filter(None, [common]))
+
+
+def test_every_command_of_a_row_is_a_command_line_that_is_understood() -> None:
+    parsers: dict[str, Callable[[], argparse.ArgumentParser]] = {
+        "tools.sample": lambda: sample_options.parser(None),
+        "tools.confidence": confidence._parser,
+    }
+    typed = [shlex.split(row.command) for row in ROWS if row.command]
+    read = [words for words in typed if words[2] in parsers]
+    assert {words[2] for words in read} == {*parsers}
+    for words in read:
+        # what a user puts in stands there in capitals
+        given = ["7" if word == "N" else word for word in words[3:]]
+        parsers[words[2]]().parse_args(given)
+    annotations = [words[3:] for words in typed if words[2] == "tools.annotate"]
+    for words in annotations:
+        verbs.parse("tools.annotate", None, ANNOTATIONS, words, annotated)
 
 
 def test_gpu_hours_follow_from_flops() -> None:

@@ -16,6 +16,7 @@ import shards
 from selfguide.discovery import kmeans as module
 from selfguide.discovery.features import PixelFeatures, SnapshotFeatures
 from selfguide.snapshot import load
+from selfguide.spec.run import RunFolder
 from shards.errors import UserError
 from shards.format.manifest import digest
 from tests.selfguide.snapshots import write_snapshot
@@ -63,6 +64,32 @@ def test_a_cell_is_the_median_over_snapshots_and_is_measured_once(
     assert json.loads(capsys.readouterr().out) == said
     with pytest.raises(AssertionError, match="measured again"):  # other settings are other scores
         main([*flags, "--seed", "1"])
+
+
+def test_scores_over_images_are_those_of_each_snapshot_alone(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(tmp_path / "digits" / "0123")
+    for seed, images in enumerate((7, 9)):
+        write_snapshot(run.snapshot(images), digits, seed=seed, images=images)
+    run.run_json.write_text(json.dumps({"id": "0123", "images": 9}))
+    few = ["--noise-times", "0.1", "--poolings", "mean", "--restarts", "1", "--json"]
+    words = [str(digits), str(run.root), *few, "--out", str(tmp_path / "out")]
+    figures = [tmp_path / f"{name}.png" for name in ("newest", "over")]
+    assert main([*words, "--figure", str(figures[0])]) == 0
+    newest = json.loads(capsys.readouterr().out)
+    assert main([*words, "--over-images", "--figure", str(figures[1])]) == 0
+    found = json.loads(capsys.readouterr().out)["over_images"]
+    assert [each["images"] for each in found] == [7, 9]
+    assert {"images": 9, **newest} == found[1] and found[0]["cells"] != found[1]["cells"]
+    # a panel for each snapshot
+    widths = [Image.open(file).width for file in figures]
+    assert widths[1] > 1.5 * widths[0]
+    other = RunFolder(tmp_path / "digits" / "4567")
+    write_snapshot(other.snapshot(8), digits, images=8)
+    other.run_json.write_text(json.dumps({"id": "4567", "images": 8}))
+    with pytest.raises(UserError, match="no snapshot at the same number"):
+        main([str(digits), str(run.root), str(other.root), "--over-images", *few])
 
 
 def test_mistakes_are_named_before_anything_is_measured(digits: Path, tmp_path: Path) -> None:

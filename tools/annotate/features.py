@@ -37,13 +37,18 @@ HELP = "one vector a sample, from a snapshot, a net of timm or the pixels"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    _add_nets(parser, parser.add_mutually_exclusive_group(required=True))
+    add_net(parser)
     flags.add(
         parser,
         flags.OUT,
         ("--rank R", int, None, "of this task, with --world"),
         ("--world W", int, None, "tasks that extract together"),
     )
+
+
+def add_net(parser: argparse.ArgumentParser) -> None:
+    """For commands that extract with a network but into no sidecar; see `build_net`."""
+    _add_nets(parser, parser.add_mutually_exclusive_group(required=True))
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:

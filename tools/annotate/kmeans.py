@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selfguide.discovery.agreement import told
 from selfguide.discovery.extraction import checked
 from selfguide.discovery.kmeans import Groups, beginning, check, kmeans, lloyd, prepared, report
 from selfguide.discovery.spent import cost
@@ -81,7 +82,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         )
     seconds = (time.monotonic() - started) * options.processes
     spent = cost(seconds, options.processes, options.device or RankInfo(0, 0, 1).device)
-    said = report(found, labels_of(options.root, manifest))
+    labels = labels_of(options.root, manifest)
+    said = report(found, labels)
     target.mkdir(parents=True, exist_ok=True)
     np.save(target / CENTROIDS, found.centroids)
     made = sidecar.write(
@@ -106,6 +108,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         distance=found.distance,
     )
     facts = {"out": str(made.folder), "count": made.count, "groups": made.groups, **said}
+    if labels is not None:
+        facts |= told(labels, found.ids)
     lines = [f"{name} {value:.4g}" for name, value in said.items()]
     return (
         facts,

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.torch import save
 
 from selfguide.discovery import resumable
-from selfguide.discovery.agreement import agreement, matched
+from selfguide.discovery.agreement import agreement, told
 from selfguide.discovery.corrected import before, plain
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.spent import cost
@@ -129,7 +129,9 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     found = annotate(features, config, out, partial, options)
     shutil.rmtree(partial)
     facts = report(found, options.root)
-    return facts, "\n".join([*(f"{name:12} {value}" for name, value in facts.items())])
+    # the map is for programs
+    shown = {name: value for name, value in facts.items() if name != "classes"}
+    return facts, "\n".join([*(f"{name:12} {value}" for name, value in shown.items())])
 
 
 def annotate(
@@ -223,7 +225,5 @@ def report(found: sidecar.Sidecar, root: str) -> dict[str, Any]:
     labels = labels_of(root, manifests.load(root))
     if labels is not None:
         # with more groups than classes the first is far below 1, and the second what is read
-        best = matched(labels, ids)
-        facts |= agreement(labels, ids)
-        facts |= {"accuracy": best.accuracy, "majority_accuracy": best.majority_accuracy}
+        facts |= agreement(labels, ids) | told(labels, ids)
     return {**facts, "out": str(found.folder)}

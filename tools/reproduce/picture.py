@@ -78,8 +78,12 @@ def draw(rows: Sequence[Finished], title: str, file: Path) -> None:
             error = each.scores.get(f"{each.metric}_se")
             score, heading = each.scores[each.metric], METRICS[each.metric].heading
             _bar(right, heading, score, max(ours), _OURS, error)
+            if "floor" in each.scores:
+                right.axvline(each.scores["floor"], color="#333333", linestyle=":", linewidth=1)
         axes[0, 1].set_title("published", fontsize=12)
-        axes[0, 2].set_title("here", fontsize=12)
+        floor = rows[0].scores.get("floor")
+        real = f"; dotted: real images, {floor:.3g}" if floor is not None else ""
+        axes[0, 2].set_title(f"here{real}", fontsize=12)
         figure.suptitle(title, fontsize=13)
 
 
@@ -91,10 +95,10 @@ def _bar(
     colour: str,
     error: float | None = None,
 ) -> None:
-    """One number as a bar of a share of `most`, with its heading; a dash where there is none."""
-    axis.barh([0], [value or 0], color=colour, height=0.6)
+    """One number as a bar of a share of `most`, with its standard error and heading; words where there is none."""
+    axis.barh([0], [value or 0], xerr=error, color=colour, height=0.6, capsize=3, ecolor="#333333")
     spread = f" ± {error:.2g}" if error else ""
     text = f"{heading} {value:.4g}{spread}" if value is not None else "not printed"
-    axis.text((value or 0) + most * 0.03, 0, text, va="center", fontsize=10)
+    axis.text((value or 0) + (error or 0) + most * 0.03, 0, text, va="center", fontsize=10)
     axis.set(xlim=(0, most * 1.9), ylim=(-0.6, 0.6), xticks=[], yticks=[])
     drawing.open_frame(axis, "top", "right", "bottom")

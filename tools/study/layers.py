@@ -2,10 +2,12 @@
 
     python -m tools.study layers data/digits RUN RUN RUN --figure docs/kmeans-layers.png
     python -m tools.study layers data/digits RUN --poolings flat --noise-times 0.1 0.2 --json
+    python -m tools.study layers data/digits RUN --poolings mean --over-images --figure over-training.png
 
 The figure is that of Hu et al. 2023 (arXiv 2312.08825, section 3.1); give it one experiment's snapshots of several
-seeds: a cell is the median over them. Labels are compared with, never used. Cells that are done are kept in --out, so
-a study that was ended goes on where it was, and another snapshot adds to it.
+seeds: a cell is the median over them. --over-images measures every snapshot that all of these runs have. Labels are
+compared with, never used. Cells that are done are kept in --out, so a study that was ended goes on where it was, and
+another snapshot adds to it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +30,7 @@ from selfguide.discovery.kmeans import check, kmeans, report
 from selfguide.discovery.resumable import record
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import POOLINGS
+from selfguide.spec.find import find
 from shards import cli, read_all
 from shards.errors import UserError
 from shards.format import manifest as manifests
@@ -37,6 +41,7 @@ from tools.sample import load_snapshot
 NOISE_TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
 SCORES = ("nmi", "ari", "ami")
 Cell = tuple[str, float, str]  # layer, noise-time, pooling
+Scores = dict[Cell, list[dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("--groups K", int, None, "(as many as there are classes)"),
         ("--seed", int, 0, "of k-means (0)"),
         ("--restarts", int, 10, "of k-means (10)"),
+        ("--over-images", bool, False, "every snapshot of the runs, not the newest"),
         ("--spherical", bool, False, "centroids of unit length"),
         ("--raw", bool, False, "features as they are, not of unit length"),
         ("--out DIR", str, "study", "where scores are kept (study)"),
@@ -91,7 +97,8 @@ def run(options: argparse.Namespace) -> int:
     fit = {"seed": options.seed, "restarts": options.restarts, "spherical": options.spherical}
     check(len(data.labels), groups, 1, options.restarts, options.spherical, not options.raw)
     fit |= {"normalise": not options.raw}
-    snapshots = [load_snapshot(name, options.runs, ema=options.ema)[0] for name in options.names]
+    counts = _counts(options.names, options.runs) if options.over_images else [None]
+    snapshots = _loaded(options, counts[-1])
     layers = [layer.name for layer in snapshots[0].student.backbone.net.layers]
     cells = [(name, t, p) for p in options.poolings for name in layers for t in options.noise_times]
     for snapshot in snapshots:  # everything is checked before anything is measured
@@ -99,20 +106,69 @@ def run(options: argparse.Namespace) -> int:
             _net(snapshot, data, layer, noise_time, pooling)
     measured = Measured(Path(options.out), data, groups, fit)
     pixels = measured.scores(PixelFeatures(data.manifest.header))
-    scores: dict[Cell, list[dict[str, float]]] = {cell: [] for cell in cells}
-    jobs = [(cell, snapshot) for snapshot in snapshots for cell in cells]
-    for cell, snapshot in cli.track(jobs, len(jobs), "groups of every layer and noise-time"):
-        scores[cell].append(measured.scores(_net(snapshot, data, *cell)))
-    said = summary(scores, pixels)
+    by_images = {}
+    for images in counts:
+        these = snapshots if images == counts[-1] else _loaded(options, images)
+        by_images[images] = _scores(measured, data, cells, these, images)
     if options.figure:
-        plot(Path(options.figure), scores, pixels["nmi"], groups)
+        plot(Path(options.figure), _panels(by_images), pixels["nmi"], groups)
+    said = {images: summary(scores, pixels) for images, scores in by_images.items()}
     if options.json:
-        print(json.dumps(said))
-    else:
-        of = f"medians over {len(snapshots)} snapshots; pixels {pixels['nmi']:.3f}"
-        rows = [row(best) for best in said["best_of_pooling"].values()]
-        cli.console().print(drawing.table(f"NMI of k-means with the labels, {of}", rows))
+        each = [{"images": images, **found} for images, found in said.items()]
+        print(json.dumps({"over_images": each} if options.over_images else said[None]))
+        return 0
+    of = f"medians over {len(snapshots)} snapshots; pixels {pixels['nmi']:.3f}"
+    rows = [
+        ({"images": f"{images:,}"} if images else {}) | row(best)
+        for images, found in said.items()
+        for best in found["best_of_pooling"].values()
+    ]
+    cli.console().print(drawing.table(f"NMI of k-means with the labels, {of}", rows))
     return 0
+
+
+def _counts(names: Sequence[str], runs: str) -> list[int | None]:
+    """Images of the snapshots that all of these runs have.
+
+    Raises:
+        UserError: there is none.
+    """
+    published = [set(find(name, Path(runs)).published()) for name in names]
+    common = sorted(set.intersection(*published))
+    if not common:
+        raise UserError(
+            f"--over-images: {', '.join(names)} have no snapshot at the same number of images; give runs that have"
+        )
+    return [*common]
+
+
+def _loaded(options: argparse.Namespace, images: int | None) -> list[Snapshot]:
+    return [load_snapshot(name, options.runs, images, options.ema)[0] for name in options.names]
+
+
+def _scores(
+    measured: Measured,
+    data: Data,
+    cells: Sequence[Cell],
+    snapshots: Sequence[Snapshot],
+    images: int | None,
+) -> Scores:
+    """Of every cell those of each snapshot."""
+    scores: Scores = {cell: [] for cell in cells}
+    jobs = [(cell, snapshot) for snapshot in snapshots for cell in cells]
+    at = "" if images is None else f", {images:,} images"
+    for cell, snapshot in cli.track(jobs, len(jobs), f"groups of every layer and noise-time{at}"):
+        scores[cell].append(measured.scores(_net(snapshot, data, *cell)))
+    return scores
+
+
+def _panels(by_images: Mapping[int | None, Scores]) -> Scores:
+    """All cells by what their panel is called: the pooling, and how many images the snapshots saw."""
+    return {
+        (layer, time, pooling if images is None else f"{pooling}, {images:,} images"): found
+        for images, scores in by_images.items()
+        for (layer, time, pooling), found in scores.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -146,7 +202,7 @@ class Measured:
         return {row["key"]: row["scores"] for row in rows}
 
 
-def summary(scores: dict[Cell, list[dict[str, float]]], pixels: dict[str, float]) -> dict[str, Any]:
+def summary(scores: Scores, pixels: dict[str, float]) -> dict[str, Any]:
     """Medians over snapshots of every cell, the best by NMI, and the best of each pooling."""
     rows: list[dict[str, Any]] = [
         {"layer": layer, "noise_time": noise_time, "pooling": pooling}
@@ -171,9 +227,7 @@ def row(best: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def plot(
-    file: Path, scores: dict[Cell, list[dict[str, float]]], pixels: float, groups: int
-) -> None:
+def plot(file: Path, scores: Scores, pixels: float, groups: int) -> None:
     """One heat map for each pooling: layers upwards, noise-time to the right, the best cell framed."""
     from matplotlib.patches import Rectangle
 

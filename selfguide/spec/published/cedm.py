@@ -175,9 +175,9 @@ ROWS = (
             "table4",
             f"lower-bound-{data}",
             None,
-            command=f"python -m tools.annotate temi data/{data} --features notes/{data}-dino --beta 1 --groups 200 "
-            f"--out notes/{data}-beta1",
-            differs=f"{used} clusters in use in the paper, whatever K; one K a command",
+            command=f"python -m tools.annotate bound data/{data} --features notes/{data}-dino --beta 1 "
+            f"--over 100 200 300 400 500 --out notes/{data}-lower",
+            differs=f"{used} clusters in use in the paper, deviation below 6.4 over its K",
         )
         for data, used in (("cifar10", 36.4), ("ffhq-64", 46.6), ("cifar100", 49.4))
     ),
@@ -219,9 +219,19 @@ ROWS = (
         "figure7",
         "clusters-and-classes",
         None,
-        lacks="the map between clusters and classes, and samples of both in one noise",
+        command="python -m tools.sample RUN --grid runs=RUN,LABELLED --matched 0 1 2 3 4 5 6 7 8 9 --count 10 "
+        "--out samples",
+        differs="RUN stands for the run of cedm/cifar10_temi, LABELLED for that of cedm/cifar10_labels",
     ),
-    _row("figure8", "confidence", None, lacks="samples scored and sorted by TEMI's heads"),
+    _row(
+        "figure8",
+        "confidence",
+        None,
+        command="python -m tools.confidence samples/samples.npz data/ffhq-64 notes/ffhq-temi-k400 "
+        "--vit vit_base_patch16_224.dino --view temi --beside none/samples.npz",
+        differs="of samples that `tools.sample RUN --count 1000 --npz` made of the runs of cedm/ffhq64_temi and "
+        "cedm/ffhq64_none; also figure 14",
+    ),
     _row(
         "figure9",
         "ffhq-clusters",

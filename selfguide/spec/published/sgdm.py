@@ -11,7 +11,7 @@ DIFFERS = (
     "VOC and COCO are stored as centre crops of 64 px, where the paper takes random ones of a larger image.",
     "FID is ADM's evaluator's, of 10,000 samples against 10,000 training images.",
     "The paper prints the best of every tenth epoch by FID against training images; here each of these snapshots has "
-    "its row on the board, the last one beside the best.",
+    "its row on the board, and `python -m tools.best RUN` writes down which one that is, with the last one beside it.",
     "Of ImageNet-100 and churches the number of clusters is not printed: 1,000 and 100 are ours.",
 )
 _NAMES = {"fid": "fid_adm", "is_": "inception_score", "p": "precision", "r": "recall"}
@@ -153,6 +153,15 @@ ROWS = (
         command="python -m tools.correlate nmi fid_adm --runs RUNS --figure figure9.png",
         differs="RUNS stands for the folder of the runs of table1",
     ),
+    _row(
+        "figure6",
+        "signals-beside-samples",
+        None,
+        command="python -m tools.sample RUN --row 1 2 3 --count 18 --beside --shards data/coco-stuff-64-val "
+        "--annotations layout=notes/stuff-val-stego --out samples",
+        differs="RUN stands for the run of sgdm/stuff_segmented; without --shards and --annotations training images; "
+        "figures 7, 15, 17 and 19 are others of its kind",
+    ),
     *(
         _row(
             "figure10",
@@ -215,7 +224,7 @@ ROWS = (
         "between-signals",
         None,
         command="python -m tools.sample RUN --between 3 7 --count 8 --out samples",
-        differs="ids are mixed linearly, prototypes on the sphere",
+        differs="ids are mixed linearly, prototypes and features on the sphere",
     ),
     _row(
         "figure26",

@@ -13,7 +13,7 @@ DIFFERS = (
     "`init=scratch` is label-free, and longer.",
     "bf16 stands for the paper's fp16 with loss scaling: its range is fp32's, so nothing is scaled.",
     "The paper scores the checkpoint that is best against training images; here every snapshot has its row on the "
-    "board, the last one beside the best.",
+    "board, and `python -m tools.best RUN` writes down which one that is, with the last one beside it.",
 )
 
 
@@ -122,6 +122,13 @@ ROWS = (
         differs=_RUN,
     ),
     _row(
+        "figure6",
+        "layout-of-a-photo",
+        None,
+        command="python -m tools.sample RUN --like PHOTO --beside --count 8 --out samples",
+        differs="RUN stands for the run of sgfm/in100_patch, PHOTO for a validation image",
+    ),
+    _row(
         "figure11",
         "fid-over-strength",
         None,
@@ -156,8 +163,8 @@ ROWS = (
         "figure19",
         "chain-of-estimates",
         None,
-        command="python -m tools.sample RUN --chain --out samples",
-        differs=f"{_RUN}; the chain shows the noisy states, not the estimates of data",
+        command="python -m tools.sample RUN --chain --what x0 --out samples",
+        differs=_RUN,
     ),
     # 4 x A5000
     *(
