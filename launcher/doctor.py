@@ -167,7 +167,9 @@ def _messages(asked: Asked) -> list[Finding]:
     if not notify.urls():
         return []
     there = importlib.util.find_spec("apprise") is not None
-    text = f"{len(notify.urls())} to be told" + ("" if there else ", and apprise is not installed")
+    text = f"{len(notify.urls())} to be notified" + (
+        "" if there else ", and apprise is not installed"
+    )
     cure = "" if there else "pip install 'selfguide[notify]', for the Python of jobs, too"
     return [Finding(check="messages", verdict="ok" if there else "warning", text=text, cure=cure)]
 

@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = urls()
     if not wanted:
         raise UserError(
-            f"nobody is to be told: export {VARIABLE}=URL in the shell that submits, or write the URL into "
+            f"nobody is to be notified: export {VARIABLE}=URL in the shell that submits, or write the URL into "
             f"{sites.home()}/notify, readable by you alone"
         )
     taken = send(given.title, given.text)

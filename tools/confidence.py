@@ -172,7 +172,7 @@ def _grey(images: Tensor) -> bool:
 
 
 def about(each: Scored) -> dict[str, Any]:
-    """What is said of a set of samples; of those that were told a group, how many are in that of the heads."""
+    """What is said of a set of samples; of those conditioned on a group, how many are in that of the heads."""
     said: dict[str, Any] = {
         "samples": each.name,
         "count": len(each.images),
@@ -180,14 +180,14 @@ def about(each: Scored) -> dict[str, Any]:
         "confidence": float(each.confidence.mean(dtype=np.float64)),
         "median": float(np.median(each.confidence)),
     }
-    told = told_groups(each.name)
-    if told is not None:
-        said["told_group"] = float((told == each.ids).mean())
+    groups = sampled_groups(each.name)
+    if groups is not None:
+        said["conditioned_group"] = float((groups == each.ids).mean())
     return said
 
 
-def told_groups(name: str) -> NDArray[np.int64] | None:
-    """(N,) the groups that the samples of a .npz were told, where it holds any."""
+def sampled_groups(name: str) -> NDArray[np.int64] | None:
+    """(N,) the groups that the samples of a .npz were conditioned on, where it holds any."""
     if Path(name).suffix != ".npz":
         return None
     with np.load(name) as held:
@@ -206,9 +206,9 @@ def choose(each: Scored, least: float, found: sidecar.Sidecar, out: Path) -> dic
             f"--least {least:g}: no sample has it, the highest confidence is {each.confidence.max():.3g}; give less"
         )
     arrays = {"arr_0": np.moveaxis(each.images.at(kept).numpy(), 1, -1)}
-    told = told_groups(each.name)
-    if told is not None:
-        arrays["arr_1"] = told[kept]
+    groups = sampled_groups(each.name)
+    if groups is not None:
+        arrays["arr_1"] = groups[kept]
     np.savez(out / NPZ, **arrays)  # type: ignore[arg-type]
     return {
         "by": "confidence of TEMI's heads",
@@ -245,8 +245,8 @@ def _text(facts: dict[str, Any], out: Path) -> str:
         f"{each['samples']}: {each['count']:,} samples in {each['groups']} groups, confidence "
         f"{each['confidence']:.3f}, median {each['median']:.3f}"
         + (
-            f", {each['told_group']:.1%} in the group they were told"
-            if "told_group" in each
+            f", {each['conditioned_group']:.1%} in the group of their condition"
+            if "conditioned_group" in each
             else ""
         )
         for each in facts["sets"]

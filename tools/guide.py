@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pass
     if search.plain is None or not any(search.found.values()):
         raise UserError(
-            f"--budget {options.budget:g}: it was spent before anything could be told; give more"
+            f"--budget {options.budget:g}: it was spent before anything could be measured; give more"
         )
     reporter = Scorer(
         run,

@@ -43,7 +43,7 @@ from tools.sample import load_snapshot
 
 PRESETS = ("probe", "probe_digits")
 POOLINGS = ("mean", "cls", "token")
-# what may be told a layer, or a layer and a noise-time, in the words of `launcher.submit`
+# what takes a layer, or a layer and a noise-time, in the words of `launcher.submit`
 USES = ("contrastive", "guidance", "self_condition")
 
 
@@ -87,8 +87,8 @@ def _tell_one(probed: Measured, options: argparse.Namespace) -> None:
     if options.choose:
         print(settings(probed, options.choose))
     elif options.json:
-        told = {"snapshot": str(probed.snapshot), "scores": found.scores}
-        print(json.dumps({**told, **found.table}))
+        about = {"snapshot": str(probed.snapshot), "scores": found.scores}
+        print(json.dumps({**about, **found.table}))
     else:
         show(found)
 

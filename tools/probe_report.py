@@ -130,7 +130,7 @@ def show_all(probes: Sequence[Measured]) -> None:
                 "%": f"{score:.1f} ± {error:.1f}",
             })  # fmt: skip
         title = (
-            f"{TITLES[kind]}: test labels told by the layer and noise-time that others chose; of the input itself "
+            f"{TITLES[kind]}: test labels from the layer and noise-time that others chose; of the input itself "
             f"{100 * baselines[f'{kind}_accuracy_{INPUT}']:.1f} %"
         )
         cli.console().print(drawing.table(title, rows, names=4))
@@ -153,7 +153,7 @@ def plot_all(file: Path, probes: Sequence[Measured]) -> None:
             over_layers.set_xticks(range(len(layers)), layers, rotation=60, fontsize=8)
         baseline = 100 * probes[-1].found.table[INPUT]["linear_accuracy"]
         over_layers.axhline(baseline, color="grey", ls=":", label="the input itself")
-        over_layers.set_ylabel("labels told by a linear map, % of the test part")
+        over_layers.set_ylabel("labels predicted by a linear map, % of the test part")
         if columns == 2:
             over_images = axes[0][1]
             for name in dict.fromkeys(each.name for each in probes):

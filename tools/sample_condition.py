@@ -80,7 +80,8 @@ def matched_groups(snapshot: Snapshot, texts: list[str]) -> Tensor:
     """(B,) for each human label, by number or name, the group that the training images match it with, one to one.
 
     The match is the one of all that keeps most images (Kuhn 1955, the Hungarian method), after training: a group that
-    stands for a class was not told so. Of a snapshot that is conditioned on labels these are the labels themselves.
+    stands for a class was not conditioned on it. Of a snapshot that is conditioned on labels these are the labels
+    themselves.
 
     Raises:
         UserError: the images have no labels, or no group is left for a label.

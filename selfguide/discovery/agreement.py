@@ -53,7 +53,7 @@ def matched(labels: NDArray[Any], ids: NDArray[Any]) -> Matched:
     )
 
 
-def told(labels: NDArray[Any], ids: NDArray[Any]) -> dict[str, Any]:
+def with_classes(labels: NDArray[Any], ids: NDArray[Any]) -> dict[str, Any]:
     """`matched` as facts: both accuracies, and `classes`, the class of each group that has one to itself."""
     found = matched(labels, ids)
     return {

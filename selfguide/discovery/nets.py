@@ -79,7 +79,7 @@ class FrozenNet:
 
     @property
     def pooling(self) -> str:
-        """How it pools unless it is told: a net that is no ViT has one way, which is its own."""
+        """How it pools by default: a net that is no ViT has one way, which is its own."""
         return "own"
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Non-leaky augmentation: images are moved, and the network is told how, so that samples are of images as they are.
+"""Non-leaky augmentation: images are moved, the network is conditioned on how, and samples are of images as they are.
 
 Karras et al. 2022 (EDM), appendix F.2 and its table of operations, after Karras et al. 2020 (StyleGAN2-ADA). Each
 operation is done to an image with a probability, and its parameters are labels, which are 0 where it was not done. A
@@ -75,7 +75,7 @@ class Operations:
 
     @property
     def labels(self) -> Tensor:
-        """(B, 9), as the network is told them."""
+        """(B, 9), the network's condition."""
         angle, axis = self.angle.double(), self.axis.double()
         columns = (
             *(self.mirrored, self.overturned, self.scale, angle.cos() - 1, angle.sin()),

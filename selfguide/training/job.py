@@ -124,7 +124,7 @@ def work(config: Config, rank_info: RankInfo, lease: Lease, telemetry: Telemetry
         open_stream(),
         build_objective(config.path),
         Normaliser.of(sources[0].header),
-        _told_of_data(config, sources),
+        _about_data(config, sources),
         telemetry,
         lease,
         _saver(config, rank_info, lease, telemetry),
@@ -165,7 +165,7 @@ def _say_what_begins(config: Config, rank_info: RankInfo, state: State) -> None:
     )
 
 
-def _told_of_data(config: Config, sources: Sequence[Manifest]) -> dict[str, Any]:
+def _about_data(config: Config, sources: Sequence[Manifest]) -> dict[str, Any]:
     """What a snapshot says of the data."""
     manifest = sources[0]
     read = identity(sources, config.data.shares)

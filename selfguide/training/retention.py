@@ -23,7 +23,7 @@ _NAME = re.compile(r"img-(\d+)(\.\d+)?")
 def rules(
     train: TrainConfig, back_to: int | None = None, busy: int | None = None
 ) -> Mapping[str, int | None]:
-    """What `prune` is told beside the place."""
+    """The arguments of `prune` beside the place."""
     keep, every = train.keep_checkpoints, train.keep_every
     return {"keep": keep, "every": every, "back_to": back_to, "busy": busy}
 

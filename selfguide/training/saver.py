@@ -45,7 +45,7 @@ class _Save:
     images: int
     # what its manifest says beside its files
     extra: dict[str, Any]
-    # what `retention.prune` is told behind it
+    # the arguments of `retention.prune` behind it
     keep: Mapping[str, int | None]
     requests: Sequence[Mapping[str, Any]]
     # an event behind the copies that a device still makes, and what they are made of; None where all are made
@@ -87,7 +87,7 @@ class Saver:
     ) -> None:
         """Takes a snapshot that becomes the checkpoint in `folder`; waits while the one before it is being written.
 
-        `keep` is what `retention.prune` is told behind it: `retention.rules`, unless given.
+        `keep` is the arguments of `retention.prune` behind it: `retention.rules`, unless given.
         """
         self.wait()
         began = time.monotonic()

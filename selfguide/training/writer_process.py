@@ -69,7 +69,7 @@ class Memory:
         return part
 
     def places(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Sequence[Any]]:
-        """Where tensors of it lie, as the writer is told, in the order in which safetensors would write them."""
+        """Where tensors of it lie, in the order in which safetensors would write them."""
         names = sorted(tensors, key=lambda name: (-_ORDER.index(tensors[name].dtype), name))
         return {name: self._place(tensors[name]) for name in names}
 

@@ -50,7 +50,7 @@ def test_images_that_heads_were_fitted_to_have_the_confidence_that_was_published
     assert said["sets"][0] == said["sets"][1]
     assert said["sets"][0]["confidence"] == pytest.approx(wanted.mean(), abs=1e-4)
     # thirty were told another group
-    assert said["sets"][0]["told_group"] == pytest.approx(0.9)
+    assert said["sets"][0]["conditioned_group"] == pytest.approx(0.9)
     with np.load(samples) as given, np.load(out / "samples.npz") as kept:
         sure = wanted >= least
         assert abs(int(sure.sum()) - len(kept["arr_0"])) <= 1

@@ -7,7 +7,8 @@
 --net is a name of open_clip's, both of whose towers --weights holds. Names are the shards' own unless --names gives
 others, of a text with one a line or of other shards; groups are numbered by them. Texts that people wrote are in the
 weights and in the names: the sidecar says text and saw_labels, and so do snapshots, records and the board of runs that
-are told it. Labels that the shards have are compared with, never used. What is done is kept: a killed command goes on.
+are conditioned on it. Labels that the shards have are compared with, never used. What is done is kept: a killed command
+goes on.
 """
 
 from __future__ import annotations

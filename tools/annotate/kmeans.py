@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selfguide.discovery.agreement import told
+from selfguide.discovery.agreement import with_classes
 from selfguide.discovery.extraction import checked
 from selfguide.discovery.kmeans import Groups, beginning, check, kmeans, lloyd, prepared, report
 from selfguide.discovery.spent import cost
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     )
     facts = {"out": str(made.folder), "count": made.count, "groups": made.groups, **said}
     if labels is not None:
-        facts |= told(labels, found.ids)
+        facts |= with_classes(labels, found.ids)
     lines = [f"{name} {value:.4g}" for name, value in said.items()]
     return (
         facts,

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.torch import save
 
 from selfguide.discovery import resumable
-from selfguide.discovery.agreement import agreement, told
+from selfguide.discovery.agreement import agreement, with_classes
 from selfguide.discovery.corrected import before, plain
 from selfguide.discovery.neighbours import neighbours
 from selfguide.discovery.spent import cost
@@ -225,5 +225,5 @@ def report(found: sidecar.Sidecar, root: str) -> dict[str, Any]:
     labels = labels_of(root, manifests.load(root))
     if labels is not None:
         # with more groups than classes the first is far below 1, and the second what is read
-        facts |= agreement(labels, ids) | told(labels, ids)
+        facts |= agreement(labels, ids) | with_classes(labels, ids)
     return {**facts, "out": str(found.folder)}

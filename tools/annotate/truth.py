@@ -5,7 +5,7 @@
   --kind mask     the class of each pixel; pixels that nobody named take that of the nearest named one
 
 Shards are those of `tools.shards make` with --size, whose centre crops boxes and masks are moved to; images are found
-by their keys. Every sidecar says saw_labels, and so do snapshots, records and the board of runs that are told it.
+by their keys. Every sidecar says saw_labels, and so do snapshots, records and the board of runs conditioned on it.
 
 examples:
   python -m tools.annotate truth data/voc-64 voc VOC2012 --kind labels --out notes/voc-truth-labels

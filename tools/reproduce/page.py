@@ -45,7 +45,7 @@ finished, each row's samples and both numbers.
 """
 # tables that were drawn so, and what is to be known of each
 _PICTURES = {
-    "sgdm table2": "`in64-...` repeat `in32-...`: the toy replaces all that they differ in. What a row is told has "
+    "sgdm table2": "`in64-...` repeat `in32-...`: the toy replaces all that they differ in. A row's condition has "
     "hardly been learned, and all draw nearly the same digits from the same noise.",
     "cedm table2": "CLIP's rows were not drawn; `labels-k100` repeats `labels-k20`, since digits have "
     "ten classes. The largest difference, of `kmeans-k100` and `temi-k200`, is 32 ± 13 by the standard errors of both.",

@@ -174,7 +174,7 @@ def _groups(toy: Toy, out: str, how: str, groups: int) -> None:
 
 
 def _labels(toy: Toy, out: str) -> None:
-    """The class of each digit, as the classes of a photo are told: several may be present."""
+    """The class of each digit, in the form of the classes of a photo: several may be present."""
     rows = np.eye(CLASSES, dtype=np.uint8)[read_all(toy.shards)["y"]]
     _write(toy, out, rows, kind="multi_hot", groups=CLASSES, saw_labels=True)
 

@@ -88,7 +88,7 @@ ANNOTATED = {
     "churches": ("data/churches-256", "data/churches-sd"),
 }
 _VIT = "vit_base_patch16_224"
-# what `tools.annotate features` is told of each network
+# the flags of `tools.annotate features` for each network
 NETS = {
     "dino": f"--net {_VIT}.dino",
     "mae": f"--net {_VIT}.mae",

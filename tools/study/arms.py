@@ -79,7 +79,7 @@ ARMS = (
     Arm(name="self-conditioned", title="its own feature", settings=_SELF),
     Arm(
         name="contrastive",
-        title="its own feature, told apart from others'",
+        title="its own feature, contrasted with others'",
         settings=(*_SELF, *_CONTRASTIVE),
     ),
 )

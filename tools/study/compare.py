@@ -54,7 +54,7 @@ Results = Mapping[str, Sequence[Result]]
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Three experiments on the same images: the floor is told nothing, the ceiling human labels."""
+    """Three experiments on the same images: the floor is unconditional, the ceiling conditioned on human labels."""
 
     data: str
     # floor, ours and ceiling

@@ -1,4 +1,4 @@
-"""`augment=`: whether training images are moved, and the network told how (Karras et al. 2022, EDM, appendix F.2)."""
+"""`augment=`: non-leaky augmentation of training images (Karras et al. 2022, EDM, appendix F.2)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AugmentConfig(ComponentSettings):
 
     @property
     def labels(self) -> int:
-        """Width of what the network is told of an image; 0 is nothing."""
+        """Width of the augmentation label of an image; 0 is none."""
         return LABELS if self.on else 0
 
     @property

@@ -96,7 +96,7 @@ class ContrastiveConfig(ComponentSettings):
         return projector + predictor + embedding + 2 * h * features + 2 * h
 
     def identity(self, config: Config) -> dict[str, Any]:
-        """How many images are told apart at once; the layer by its name, however it was given."""
+        """How many images are contrasted at once; the layer by its name, however it was given."""
         net = architecture(config)
         return {
             "layer": net.layers[self.number(net) - 1].name,
