@@ -22,11 +22,13 @@ from launcher.folder import Attempt
 from launcher.new_attempt import submitting
 from launcher.reconcile import act, decide, launch
 from launcher.reconcile.decide import Submission
+from launcher.reconcile.submission import leaves
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.annotations import check_annotations, promises
 from selfguide.spec.config import Config, EvaluationConfig
 from selfguide.spec.config.data import fits
 from selfguide.spec.data_fit import check_fit, check_labels
+from selfguide.spec.files import plain
 from selfguide.spec.identity import digest, identity
 from selfguide.spec.initial_weights import begins_fresh, check_weights
 from selfguide.spec.lacks import lacks, lacks_autoencoder
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 
 # roots and shares -> manifests
 Load = Callable[["str | tuple[str, ...]", "tuple[float, ...] | None"], "list[Manifest]"]
+
+# settings of the command itself, which say nothing of the run
+_OF_COMMAND: dict[str, Any] = {"runs": "", "name": None, "follow": False, "dry_run": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +174,26 @@ def enter(prepared: Prepared, notes: Sequence[str] = ()) -> dict[str, Any]:
             if prepared.decision.action != "join":
                 return _launch(prepared, notes)
     assert prepared.view is not None
-    return _joined(prepared.view, prepared.decision)
+    done = _joined(prepared.view, prepared.decision)
+    return done | {"notes": _not_taken(prepared.view, prepared.config)}
+
+
+def _not_taken(view: RunView, config: Config) -> list[str]:
+    """What a config has otherwise than a run that it joins, which keeps what it was submitted with."""
+    if view.config is None:
+        return []
+    old, new = (plain(dataclasses.replace(each, **_OF_COMMAND)) for each in (view.config, config))
+    # it may have been extended
+    changed = [each for each in leaves(old, new) if each[0] != "train.images"]
+    if not changed:
+        return []
+    kept = ", ".join(f"{key}={before}, not {now}" for key, before, now in changed)
+    notes = [f"the run keeps what it was submitted with: {kept}"]
+    if any(key.startswith("evaluation.") for key, _, _ in changed):
+        asked = [f"{key}={now}" for key, _, now in changed if key.startswith("evaluation.")]
+        command = shlex.join(["python", "-m", "launcher.evaluate", str(view.folder.root), *asked])
+        notes.append(f"to score it as typed as well: {command}")
+    return notes
 
 
 def _joined(view: RunView, decision: Submission) -> dict[str, Any]:

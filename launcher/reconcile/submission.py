@@ -128,14 +128,19 @@ def same_but_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return first == second
 
 
-def difference(old: Any, new: Any, where: str = "") -> str:
+def difference(old: Any, new: Any) -> str:
     """Returns "key was a and is b" for every leaf that differs, as both are in JSON; "" where none does."""
+    return ", ".join(f"{key} was {before} and is {now}" for key, before, now in leaves(old, new))
+
+
+def leaves(old: Any, new: Any, where: str = "") -> list[tuple[str, str, str]]:
+    """Returns (key, before, now) of every leaf that differs, both in JSON."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = sorted(set(old) | set(new))
-        parts = [difference(old.get(k), new.get(k), f"{where}.{k}" if where else k) for k in keys]
-        return ", ".join(part for part in parts if part)
+        below = [leaves(old.get(k), new.get(k), f"{where}.{k}" if where else k) for k in keys]
+        return [leaf for each in below for leaf in each]
     before, now = (json.dumps(value, default=str) for value in (old, new))
-    return "" if before == now else f"{where} was {before} and is {now}"
+    return [] if before == now else [(where, before, now)]
 
 
 def _refuse(reason: str) -> Submission:

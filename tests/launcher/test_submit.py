@@ -82,6 +82,37 @@ def test_the_same_run_again_joins_it_while_it_works(
         first["run"],
     )
     assert only_run(runs).attempt_numbers() == [1]
+    # nothing was typed otherwise
+    assert second["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept", "command"),
+    [
+        (["evaluation.samples=64"], "evaluation.samples=32, not 64", " evaluation.samples=64"),
+        (["train.log_every=128"], "train.log_every=640, not 128", None),
+        (
+            ["evaluation.seed=3", "nodes=2", "cluster=slurm"],
+            "evaluation.seed=0, not 3, nodes=1, not 2",
+            " evaluation.seed=3",
+        ),
+        (["follow=true"], None, None),
+    ],
+)
+def test_what_a_run_that_is_joined_does_not_take_is_named(
+    payload: Callable[..., None],
+    settings: list[str],
+    typed: list[str],
+    kept: str | None,
+    command: str | None,
+) -> None:
+    payload(train=payloads.nap)
+    settings = [*settings, "evaluation=fd_digits", "evaluation.samples=32"]
+    first = send(settings)
+    notes = send(settings, *typed)["notes"]
+    assert any(kept in note for note in notes) if kept else notes == []
+    ends = [note for note in notes if "launcher.evaluate" in note]
+    assert [note.endswith(f"{first['folder']}{command}") for note in ends] == [True] * bool(command)
 
 
 def test_two_shells_at_once_make_one_attempt(settings: list[str], runs: Path) -> None:
