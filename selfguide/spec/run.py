@@ -185,6 +185,9 @@ class Lease:
             storage.end_attempts(place, self.number)
             # nothing that an older attempt began to write appears any more
             storage.sweep(place, older=0.0)
+        for number in [each for each in self.run.attempt_numbers() if each < self.number][-1:]:
+            # a record that a rank was writing when it was killed
+            storage.sweep(self.run.attempt(number), older=0.0)
 
     def holds(self, folder: Path) -> bool:
         """Whether a checkpoint or snapshot is complete, byte for byte. What is there and is not makes way.

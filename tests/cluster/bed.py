@@ -15,6 +15,7 @@ from launcher.reconcile.spans import measured
 from launcher.reconcile.view import JobView, RunView, read
 from selfguide.spec.records import PARTS, records
 from selfguide.spec.run import RunFolder
+from shards.wait import wait_until
 from slurm import processes
 from slurm.devcluster import Cluster
 from tests.cluster.corpus import explained
@@ -107,7 +108,7 @@ def left(bed: Bed, run: RunFolder) -> list[str]:
 
 def gone(bed: Bed, run: RunFolder) -> None:
     # a guard against hanging: on a busy machine what ends at once takes its time to be gone
-    until(lambda: not left(bed, run), "nothing of the run is left", 180)
+    assert wait_until(lambda: not left(bed, run), timeout_s=180, poll_s=0.1), left(bed, run)
 
 
 def adds_up(bed: Bed, run: RunFolder) -> Hours:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from selfguide.spec.run import Fenced, Lease, RunFolder
+from selfguide.spec.run import Fenced, Lease, RunFolder, write_record
 from shards import storage
 
 
@@ -62,3 +63,22 @@ def test_an_attempt_whose_submission_failed_ends_no_right(tmp_path: Path) -> Non
     failed.rmdir()
     old.publish(folder, extra={})
     assert storage.read_complete(folder) is not None
+
+
+def test_a_record_that_a_killed_rank_was_writing_goes_when_the_next_attempt_begins(
+    tmp_path: Path,
+) -> None:
+    run = RunFolder(tmp_path)
+    old, kept = run.attempt(run.open_attempt()), '{"section": "train"}'
+    (old / "heartbeat-0.json").write_text(kept)
+    pid = os.fork()
+    if not pid:
+        # in the middle of what replaces it
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        write_record(old / "heartbeat-0.json", {"section": "checkpoint"}, replace=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert len(list(old.glob(".*.tmp"))) == 1
+    Lease(run, run.open_attempt()).begin()
+    assert [path.name for path in old.iterdir()] == ["heartbeat-0.json"]
+    assert (old / "heartbeat-0.json").read_text() == kept
