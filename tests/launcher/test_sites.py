@@ -129,7 +129,7 @@ def cluster(*more: str) -> ClusterConfig:
         ("ntasks_per_node=4", "cluster.gpus_per_node"),
         ("time=60", "cluster.timeout_min"),
         ("requeue=true", "cluster.restart"),
-        ("exclusive=user", "cluster.exclusive"),
+        ("exclusive=true", "cluster.exclusive"),
         ("dependency=singleton", "drop it"),
         ("output=x", "drop it"),
         ("comment=mine", "cluster.comment"),
@@ -141,6 +141,12 @@ def test_free_option_that_something_else_decides_is_refused(option: str, key: st
     with pytest.raises(UserError) as raised:
         cluster(f"cluster.sbatch.{option}")
     assert key in str(raised.value)
+
+
+def test_nodes_shared_by_one_users_jobs_are_a_free_option() -> None:
+    assert cluster("cluster.sbatch.exclusive=user").sbatch_options == {"exclusive": "user"}
+    with pytest.raises(UserError, match="decided by cluster.exclusive"):
+        cluster("cluster.sbatch.exclusive=user", "cluster.exclusive=true")
 
 
 @pytest.mark.parametrize("key", ["partition", "comment", "constraint", "sbatch.wckey", "qos"])

@@ -218,7 +218,7 @@ def _check_lines(cluster: ClusterConfig) -> None:
 
 
 def _check_options(cluster: ClusterConfig) -> None:
-    for name in cluster.sbatch_options:
+    for name, value in cluster.sbatch_options.items():
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
             raise UserError(
                 f"cluster.sbatch.{name}: give a long option of sbatch without its dashes, such as mail-user"
@@ -226,6 +226,9 @@ def _check_options(cluster: ClusterConfig) -> None:
         if name in _OURS:
             raise UserError(f"cluster.sbatch.{name} is the launcher's own: {_OURS[name]}; drop it")
         key = _KEYS.get(name)
+        # nodes that only others of this user may share: the key knows whole nodes alone
+        if name == "exclusive" and value is not True and not cluster.exclusive:
+            key = None
         if key:
             raise UserError(f"cluster.sbatch.{name} is decided by {key}; give that in its place")
     for option in cluster.srun:
