@@ -18,8 +18,21 @@ NUMBER, NAME = "number:", "name:"
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Class names in the order of their labels: as text, but as numbers where they hold such."""
-    return sorted(set(names), key=_natural)
+    """Class names in the order of their labels: as text, but as numbers where they hold such.
+
+    Raises:
+        UserError: two look alike, and differ only in how accents are composed.
+    """
+    found = sorted(set(names), key=_natural)
+    seen: dict[str, str] = {}
+    for name in found:
+        other = seen.setdefault(_composed(name), name)
+        if other != name:
+            raise UserError(
+                f"classes {other!a} and {name!a} look alike, for only their accents are composed "
+                "otherwise: give both one name"
+            )
+    return found
 
 
 def _natural(name: str) -> tuple[list[str | tuple[int, str]], str]:

@@ -145,7 +145,7 @@ def test_free_option_that_something_else_decides_is_refused(option: str, key: st
 
 def test_nodes_shared_by_one_users_jobs_are_a_free_option() -> None:
     assert cluster("cluster.sbatch.exclusive=user").sbatch_options == {"exclusive": "user"}
-    with pytest.raises(UserError, match="decided by cluster.exclusive"):
+    with pytest.raises(UserError, match="decided by cluster"):
         cluster("cluster.sbatch.exclusive=user", "cluster.exclusive=true")
 
 

@@ -351,3 +351,17 @@ def test_what_is_no_parquet_is_named_with_a_cure(tmp_path: Path, data: bytes) ->
     (tmp_path / "0.parquet").write_bytes(data)
     with pytest.raises(UserError, match=r"0.parquet is no such parquet: .*: fetch or write"):
         tables.parquet([str(tmp_path)], AS_IS)
+
+
+def test_classes_that_look_alike_are_refused(tmp_path: Path) -> None:
+    """An archive of macOS unpacked beside folders of Linux: one class would become two."""
+    for name in ("caf\u00e9", "cafe\u0301"):
+        folder = tmp_path / "in" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "a.png")
+    with pytest.raises(UserError, match=r"'cafe\\u0301' and 'caf\\xe9' look alike"):
+        ordered(folder.name for folder in (tmp_path / "in").iterdir())
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="give both one name"):
+        main(["make", "folder", str(tmp_path / "in"), "--out", str(out)])
+    assert not out.exists()
