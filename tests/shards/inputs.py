@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from shards.sources.listing import Listing
+
 
 def pixels(count: int, side: int = 8, seed: int = 0) -> np.ndarray:
     """(count, side, side, 3) uint8, every image different."""
@@ -22,6 +24,21 @@ def png(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, format="PNG")
     return file.getvalue()
+
+
+PNG = [png(image) for image in pixels(24)]
+
+
+def put(root: Path, *names: str) -> Path:
+    """Writes small pictures under these names, each another one of up to 24; returns `root`."""
+    for i, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(PNG[i % len(PNG)])
+    return root
+
+
+def keys(found: Listing) -> list[str]:
+    return [key.decode() for key in found.keys.tolist()]
 
 
 def image_folder(

@@ -26,21 +26,10 @@ from shards.sources import folders, listing, tables, tars
 from shards.sources.listing import Listing
 from shards.write.scan import Threshold, scan
 from tests.shards import inputs
+from tests.shards.inputs import PNG, keys, put
 from tools.shards.__main__ import main
 
 AS_IS = Picture(background="white")
-PNG = [inputs.png(image) for image in inputs.pixels(24)]
-
-
-def put(root: Path, *names: str) -> Path:
-    for i, name in enumerate(names):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(PNG[i % len(PNG)])
-    return root
-
-
-def keys(found: Listing) -> list[str]:
-    return [key.decode() for key in found.keys.tolist()]
 
 
 def passed(found: Listing) -> set[str]:

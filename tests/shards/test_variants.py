@@ -21,24 +21,13 @@ from shards.format.classes import ordered, renumbered
 from shards.format.members import Decode
 from shards.format.pictures import Picture
 from shards.sources import folders, listing, tables
-from shards.sources.listing import Listing
 from shards.sources.splits import apart, split_of
 from tests.shards import inputs
+from tests.shards.inputs import keys, put
 from tools.shards.__main__ import main
 
 AS_IS = Picture(background="white")
-PNG = [inputs.png(image) for image in inputs.pixels(4)]
-
-
-def put(root: Path, *names: str) -> Path:
-    for i, name in enumerate(names):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(PNG[i % len(PNG)])
-    return root
-
-
-def keys(found: Listing) -> list[str]:
-    return [key.decode() for key in found.keys.tolist()]
+PNG = inputs.PNG[:4]
 
 
 def tar(path: Path, members: dict[str, bytes]) -> Path:
