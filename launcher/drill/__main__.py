@@ -24,6 +24,7 @@ from launcher.drill import storm
 from launcher.drill.bench import Bench, LostRun, learned, tiny
 from launcher.drill.cells import CELLS, Result, drill, refusal
 from selfguide.spec.config import Config
+from selfguide.spec.run import RunFolder
 from selfguide.spec.suggest import nearest
 from shards import cli, storage
 from shards.errors import UserError
@@ -32,6 +33,8 @@ from shards.words import Parser
 BATCH = 128
 # of the run that a cell is put on
 STEPS, INTERVAL = 120, 20
+# of the run that a storm measures a step with
+PROBED = 60
 # what a checkpoint is taken to cost when a storm chooses how often to save
 SAVE_S = 0.1
 
@@ -103,15 +106,16 @@ def _storm(bench: Bench, config: Config, cells: Sequence[str], options: argparse
     say = sys.stderr if options.json else sys.stdout
     plan = storm.draw(options.seed, options.faults, options.mean_s, config.ranks, cells)
     # of the Young-Daly interval, in steps
-    interval = max(1, round((2 * SAVE_S * options.mean_s) ** 0.5 / storm.STEP_S)) * BATCH
-    steps = storm.steps_of(plan)
+    interval = max(1, round((2 * SAVE_S * options.mean_s) ** 0.5 / storm.SLOWED_S)) * BATCH
+    step_s = _step_s(bench)
+    steps = storm.steps_of(plan, step_s)
     steps += -steps % (interval // BATCH)
+    patience_s = storm.patience_s(steps, step_s)
     settings = tiny(steps * BATCH, BATCH, checkpoint_every=interval, log_every=BATCH)
     bench = replace(bench, settings=[*settings, *bench.settings])
-    print(
-        f"{len(plan)} faults on a run of {steps:,} steps, saved every {interval // BATCH}", file=say
-    )
-    calm = _calm(bench, storm.patience_s(steps))
+    about = f"{steps:,} steps of {step_s:.2f} s, saved every {interval // BATCH}"
+    print(f"{len(plan)} faults on a run of {about}", file=say, flush=True)
+    calm = _calm(bench, patience_s)
 
     def tell(event: storm.Event) -> None:
         what = f"{event.cell} {CELLS[event.cell].about}" if event.cell else event.kind
@@ -120,7 +124,7 @@ def _storm(bench: Bench, config: Config, cells: Sequence[str], options: argparse
     run = bench.submit(f"storm-{bench.faults.parent.name}")
     path = bench.faults.parent / "events.jsonl"
     try:
-        log = storm.put_on(bench, run, plan, tell)
+        log = storm.put_on(bench, run, plan, patience_s, tell)
     except (LostRun, TimeoutError, RuntimeError) as error:
         print(f"error: {run.root}: {error}", file=sys.stderr)
         bench.command("launcher.cancel", str(run.root))
@@ -160,18 +164,31 @@ def _table(facts: dict[str, Any]) -> str:
     return "\n".join(f"{name:32} {value}" for name, value in rows.items())
 
 
+def _step_s(bench: Bench) -> float:
+    """Seconds of a step of a storm on this cluster, from a run of some seconds."""
+    images = PROBED * BATCH
+    settings = tiny(images, BATCH, checkpoint_every=images, log_every=BATCH)
+    bench = replace(bench, settings=[*settings, *bench.settings])
+    return storm.mean_step_s(_undisturbed(bench, "probe"))
+
+
 def _calm(bench: Bench, seconds: float = 900.0) -> dict[str, Any]:
-    """What a run learns that nothing happens to, and that may take `seconds`.
+    """What a run learns that nothing happens to, and that may take `seconds`."""
+    return learned(_undisturbed(bench, "calm", seconds))
+
+
+def _undisturbed(bench: Bench, name: str, seconds: float = 900.0) -> RunFolder:
+    """A run that nothing happens to, once it has finished.
 
     Raises:
         UserError: it is refused, or does not finish: then a drill would show nothing.
     """
     try:
-        run = bench.submit(f"calm-{bench.faults.parent.name}")
+        run = bench.submit(f"{name}-{bench.faults.parent.name}")
         bench.finishes(run, seconds)
     except (RuntimeError, TimeoutError) as error:
         raise UserError(f"the run without faults: {str(error).strip()}") from error
-    return learned(run)
+    return run
 
 
 def _cells(text: str) -> list[str]:

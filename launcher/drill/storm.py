@@ -25,8 +25,10 @@ from launcher.reconcile.timeline import verdict
 from launcher.reconcile.view import RunView, read
 from selfguide.spec.run import RunFolder, read_record
 
-# of a step in a storm, so that faults meet a run at work and not its end
-STEP_S = 0.1
+# put on each step of a storm, so that a run lasts as long as its faults without being large
+SLOWED_S = 0.1
+# of a step as it was measured, what a run is sized for: steps may take less beside the faults than before them
+_SURE = 0.8
 # between two looks of a person who restarts by hand what has ended
 HAND_S = 600.0
 # how often a cell is drawn; what takes long to be noticed is rarer than a rank that dies
@@ -109,21 +111,30 @@ def draw(seed: int, count: int, mean_s: float, ranks: int, cells: Sequence[str])
     ]
 
 
-def steps_of(plan: Sequence[Fault]) -> int:
-    """Steps of a run that all faults of a plan meet before it ends."""
+def steps_of(plan: Sequence[Fault], step_s: float) -> int:
+    """Steps of a run that all faults of a plan meet before it ends, where one was measured to take `step_s`."""
     seconds = sum(fault.after_s + CELLS[fault.cell].noticed_s for fault in plan)
-    return math.ceil(seconds / STEP_S)
+    return math.ceil(seconds / max(_SURE * step_s, SLOWED_S))
 
 
-def patience_s(steps: int) -> float:
+def patience_s(steps: int, step_s: float) -> float:
     """Seconds that a run of so many steps may take on a machine that others use, too."""
-    return 300.0 + 5 * STEP_S * steps
+    return 300.0 + 5 * step_s * steps
+
+
+def mean_step_s(run: RunFolder) -> float:
+    """Seconds of a step of a storm, from a run without faults whose steps were not slowed."""
+    return SLOWED_S + _costs([_lines(run, number) for number in run.attempt_numbers()])[0]
 
 
 def put_on(
-    bench: Bench, run: RunFolder, plan: Sequence[Fault], say: Callable[[Event], None]
+    bench: Bench,
+    run: RunFolder,
+    plan: Sequence[Fault],
+    patience_s: float,
+    say: Callable[[Event], None],
 ) -> list[Event]:
-    """Puts the faults on the run one after the other, and waits for its end; returns the event log.
+    """Puts the faults on the run one after the other, and waits `patience_s` for its end; returns the event log.
 
     Raises:
         LostRun: it does not go on by itself.
@@ -136,7 +147,7 @@ def put_on(
         log.append(Event(time=at or time.time(), kind=kind, attempt=number, images=images, **more))
         say(log[-1])
 
-    faults.slow(bench, STEP_S, always=True)
+    faults.slow(bench, SLOWED_S, always=True)
     down: list[str] = []
     with ExitStack() as stack:
         if any(fault.cell == "B1" for fault in plan):
@@ -156,7 +167,7 @@ def put_on(
         # what is left of it need not be waited for
         number = _first_step(bench, run, log)
         happened("trains", *_began(run, number))
-        view = bench.finishes(run, patience_s(steps_of(plan)))
+        view = bench.finishes(run, patience_s)
         for node in down:
             faults.restart_node(bench, node)
     ended = read_record(run.attempt(run.attempt_numbers()[-1]) / "exit-0.json") or {}
@@ -288,18 +299,22 @@ def by_hand(
     return work_s / (now + work_s - done)
 
 
-def _costs(attempts: Iterable[Sequence[Mapping[str, Any]]], interval: int) -> tuple[float, float]:
-    """Seconds of a step, and what a save adds to one; medians."""
+def _costs(
+    attempts: Iterable[Sequence[Mapping[str, Any]]], interval: int | None = None
+) -> tuple[float, float]:
+    """Seconds of a step, its mean, and what a save adds to one, a median; saves are `interval` images apart.
+
+    The mean, because work is the time of all steps together: those beside others' jobs take longer than most.
+    """
     plain: list[float] = []
     saving: list[float] = []
     for lines in attempts:
         for before, line in pairwise(lines):
             # a save follows the line of its step
-            (saving if before["images"] % interval == 0 else plain).append(
-                line["time"] - before["time"]
-            )
-    step_s = statistics.median(plain)
-    return step_s, max(statistics.median(saving) - step_s, 0.0) if saving else 0.0
+            saved = interval is not None and before["images"] % interval == 0
+            (saving if saved else plain).append(line["time"] - before["time"])
+    save_s = statistics.median(saving) - statistics.median(plain) if saving else 0.0
+    return statistics.mean(plain), max(save_s, 0.0)
 
 
 def recoveries(log: Sequence[Event]) -> list[float]:

@@ -25,7 +25,29 @@ def test_draw_of_a_seed_is_the_same_each_time_and_within_its_bounds() -> None:
     assert all(6.0 <= fault.after_s <= 60.0 for fault in plan)
     nodes = sum(fault.cell == "B1" for fault in plan)
     assert nodes < 500 / len(cells)
-    assert storm.steps_of(plan) * storm.STEP_S >= sum(fault.after_s for fault in plan)
+
+
+@pytest.mark.parametrize("step_s", [0.05, 0.2, 1.5])
+def test_a_run_of_a_storm_is_long_enough_for_its_faults_and_not_twice_as_long(
+    step_s: float,
+) -> None:
+    plan = storm.draw(7, 100, 4.0, 2, ["A1", "C1"])
+    taken = max(step_s, storm.SLOWED_S)
+    seconds = sum(fault.after_s for fault in plan)
+    assert seconds <= storm.steps_of(plan, step_s) * taken
+    # what a fault takes to be noticed counts, too
+    noticed = sum(CELLS[fault.cell].noticed_s for fault in plan)
+    assert storm.steps_of(plan, step_s) * taken <= 1.5 * (seconds + noticed)
+
+
+def test_a_step_counts_with_the_mean_and_a_save_with_what_it_adds_to_most() -> None:
+    times = [0.0, 0.1, 0.2, 0.5, 0.6, 0.9, 1.0]
+    lines = [{"images": 128 * number, "time": time} for number, time in enumerate(times, 1)]
+    # one step took 0.3 s for the machine, the one behind 640 images for a save
+    step_s, save_s = storm._costs([lines], 5 * 128)
+    assert step_s == pytest.approx((0.1 + 0.1 + 0.3 + 0.1 + 0.1) / 5)
+    assert save_s == pytest.approx(0.3 - 0.1)
+    assert storm._costs([lines])[0] == pytest.approx(1.0 / 6)
 
 
 def test_faults_that_why_names_otherwise_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
