@@ -105,9 +105,9 @@ def _row(found: Result) -> str:
 def _storm(bench: Bench, config: Config, cells: Sequence[str], options: argparse.Namespace) -> int:
     say = sys.stderr if options.json else sys.stdout
     plan = storm.draw(options.seed, options.faults, options.mean_s, config.ranks, cells)
-    # of the Young-Daly interval, in steps
-    interval = max(1, round((2 * SAVE_S * options.mean_s) ** 0.5 / storm.SLOWED_S)) * BATCH
     step_s = _step_s(bench)
+    # of the Young-Daly interval, in steps
+    interval = max(1, round((2 * SAVE_S * options.mean_s) ** 0.5 / step_s)) * BATCH
     steps = storm.steps_of(plan, step_s)
     steps += -steps % (interval // BATCH)
     patience_s = storm.patience_s(steps, step_s)
