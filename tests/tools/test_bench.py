@@ -67,14 +67,28 @@ def test_the_engine_suite_runs_and_speaks_json(
     monkeypatch.setattr(engine, "BATCHES", (8,))
     assert command.main(["engine", "--repeats", "4", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    names = [row["name"] for row in found["suites"]["engine"]]
-    alone = ["1 average alone", "3 averages alone"]
-    wanted = ["hand-written DDP", "hand-written DDP again (A/A)", *engine.ENGINES, *alone]
-    wanted.append("torch engine, asking at each step whether to stop")
-    assert sorted(names) == sorted(f"8 images: {name}" for name in wanted)
-    shares = {row["name"]: row["ratio"] for row in found["suites"]["engine"]}
-    assert 0 < shares["8 images: 1 average alone"] < 1
-    assert all(row["median"] > 0 for row in found["suites"]["engine"]) and found["machine"]
+    rows = {row["name"].removeprefix("8 images: "): row for row in found["suites"]["engine"]}
+    parts = ["waiting for a batch", "asking whether to stop", *engine.AVERAGES]
+    wanted = {"hand-written DDP", "no communication", engine.OWN_ZERO_1, *engine.ENGINES}
+    wanted |= {f"{part}, alone" for part in parts}
+    assert wanted < rows.keys()
+    assert all(0 < rows[f"{part}, alone"]["ratio"] < 1 for part in parts)
+    assert all(row["median"] > 0 for row in rows.values()) and found["machine"]
+    features = [row["ratio"] for name, row in rows.items() if name.startswith("features")]
+    assert len(features) == 3 and features[0] == 1.0
+
+
+def test_a_ratio_is_to_the_variant_that_was_named_and_else_to_the_first() -> None:
+    clock = Clock()
+    takes = {"a": 1.0, "b": 2.0, "c": 3.0}
+    variants = [
+        Variant("a", lambda: clock.work(takes["a"])),
+        Variant("b", lambda: clock.work(takes["b"])),
+        Variant("c", lambda: clock.work(takes["c"]), "b"),
+    ]
+    rows = {row.name: row for row in measure(variants, repeats=40, warmup=0, clock=clock.now_s)}
+    assert rows["b"].ratio == pytest.approx(2.0, rel=0.2)
+    assert rows["c"].ratio == pytest.approx(1.5, rel=0.2)
 
 
 def test_the_bootstrap_holds_the_median_as_often_as_it_says() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Variant:
-    """Something to time."""
+    """Something to time; its ratio is to the variant named `base`, or to the first of a run."""
 
     name: str
     run: Callable[[], object]
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def measure(
     progress: Callable[[int, int], object] = lambda done, of: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
-    """Times every variant once per turn; the first is the base, and is timed twice as the A/A control.
+    """Times every variant once per turn; the first is timed twice, as the A/A control.
 
     Args:
         units: of work in one run of a variant; rows state the seconds of one.
@@ -71,16 +72,32 @@ def measure(
             if number >= warmup:
                 seconds[variant.name].append((clock() - start) / units)
         progress(number + 1, warmup + repeats)
-    return _rows(seconds, base.name)
+    bases = {variant.name: variant.base or base.name for variant in turn}
+    return _rows(seconds, bases, control=turn[1].name)
 
 
-def _rows(seconds: dict[str, list[float]], base: str) -> list[Row]:
+def seconds_of(work: Callable[[], object]) -> float:
+    """Of wall clock, that `work` takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def part(name: str, seconds: Sequence[float], whole: float) -> Row:
+    """What was timed within runs of a variant; the ratio is its share of `whole` seconds."""
+    low, middle, high = statistics.quantiles(seconds, n=4)
+    shares = [each / whole for each in seconds]
+    return Row(name, middle, low, high, middle / whole, "", bootstrapped(shares))
+
+
+def _rows(
+    seconds: Mapping[str, Sequence[float]], bases: Mapping[str, str], control: str
+) -> list[Row]:
     ratios = {
-        name: [x / b for x, b in zip(taken, seconds[base], strict=True)]
+        name: [x / b for x, b in zip(taken, seconds[bases[name]], strict=True)]
         for name, taken in seconds.items()
     }
-    control = ratios[f"{base} again (A/A)"]
-    low, _, high = statistics.quantiles(control, n=4)
+    low, _, high = statistics.quantiles(ratios[control], n=4)
     # the control's own quartiles, never narrower than one per cent
     floor, ceiling = min(low, 0.99), max(high, 1.01)
     rows = []

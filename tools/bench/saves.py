@@ -7,11 +7,8 @@ writer's seconds are of a core that training leaves idle, or not.
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import median, quantiles
 
 from selfguide.distributed import RankInfo
 from selfguide.spec.config import Config
@@ -24,7 +21,7 @@ from selfguide.training.stability import Stability
 from selfguide.training.state import State
 from selfguide.training.telemetry import Telemetry
 from tools.bench.gpu.steps import Trained, config_of
-from tools.bench.harness import Row, Variant, measure
+from tools.bench.harness import Row, Variant, measure, part, seconds_of
 
 TITLE = "saves: ten steps with a checkpoint, DiT of 10 M parameters, AdamW and one average, fp32, one process"
 STEPS = 10
@@ -65,16 +62,16 @@ class Saving:
     def beside(self) -> None:
         """The process writes while the steps are taken."""
         before = self.saver.writer.cpu_s
-        stall = _seconds(lambda: self.saver.save(self._folder(), self.state))
+        stall = seconds_of(lambda: self.saver.save(self._folder(), self.state))
         for _ in range(STEPS):
             self.trained.step()
-            stall += _seconds(self.saver.poll)
+            stall += seconds_of(self.saver.poll)
         self.stalls["beside"].append(stall)
         self.saver.wait()
         self.writer_s.append(self.saver.writer.cpu_s - before)
 
     def here(self) -> None:
-        stall = _seconds(self._save)
+        stall = seconds_of(self._save)
         self.steps()
         self.stalls["here"].append(stall)
 
@@ -100,17 +97,7 @@ def timed(config: Config, run: RunFolder, repeats: int) -> list[Row]:
     finally:
         saving.saver.close(wait=True)
     base = rows[0].median
-    rows += [_row(f"stall of one written {how}", base, s) for how, s in saving.stalls.items()]
-    return [*rows, _row("CPU of the writer for one", base, saving.writer_s)]
-
-
-def _row(name: str, base: float, seconds: list[float]) -> Row:
-    """Of turns behind the first, which warms up."""
-    low, _, high = quantiles(seconds[1:], n=4)
-    return Row(name, median(seconds[1:]), low, high, median(seconds[1:]) / base, "")
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    parts = {f"stall of one written {how}": s for how, s in saving.stalls.items()}
+    parts["CPU of the writer for one"] = saving.writer_s
+    # behind the first turn, which warms up
+    return [*rows, *(part(name, seconds[1:], base) for name, seconds in parts.items())]
