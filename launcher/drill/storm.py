@@ -27,6 +27,8 @@ from selfguide.spec.run import RunFolder, read_record
 
 # put on each step of a storm, so that a run lasts as long as its faults without being large
 SLOWED_S = 0.1
+# of training between a fault and the end of its attempt: a rank that fails stops the others at their next collective
+_AFTER_S = 0.5
 # of a step as it was measured, what a run is sized for: steps may take less beside the faults than before them
 _SURE = 0.8
 # between two looks of a person who restarts by hand what has ended
@@ -113,7 +115,7 @@ def draw(seed: int, count: int, mean_s: float, ranks: int, cells: Sequence[str])
 
 def steps_of(plan: Sequence[Fault], step_s: float) -> int:
     """Steps of a run that all faults of a plan meet before it ends, where one was measured to take `step_s`."""
-    seconds = sum(fault.after_s + CELLS[fault.cell].noticed_s for fault in plan)
+    seconds = sum(fault.after_s + _AFTER_S for fault in plan)
     return math.ceil(seconds / max(_SURE * step_s, SLOWED_S))
 
 
