@@ -157,7 +157,8 @@ ROWS = (
         "figure16",
         "assignments",
         None,
-        lacks="a histogram of assignments; the board has used, perplexity and largest",
+        command="python -m tools.atlas RUN --figure figure16.png",
+        differs=_RUN,
     ),
     _row(
         "figure19",
