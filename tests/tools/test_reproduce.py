@@ -268,11 +268,25 @@ def test_show_prints_the_commands_of_a_row_from_raw_data_in_their_order(
 
 
 @pytest.mark.parametrize(
-    "words", [("show", "sgdm", "table99"), ("ls", "sgfn"), ("show", "sgdm", "table2", "in32")]
+    ("words", "near"),
+    [
+        (("show", "sgdm", "table99"), "table7"),
+        (("ls", "sgfn"), "sgfm"),
+        (("show", "sgdm", "table2", "in32-slf"), "in32-self"),
+        (("sgd", "table2", "--shrink", "digits"), "sgdm"),
+        (("shwo", "sgdm"), "show"),
+    ],
 )
-def test_a_name_that_is_none_is_refused(words: tuple[str, ...]) -> None:
-    with pytest.raises(UserError):
+def test_a_name_that_is_none_is_refused_with_the_nearest(words: tuple[str, ...], near: str) -> None:
+    with pytest.raises(UserError, match=f"did you mean '{near}'"):
         main(words)
+
+
+def test_a_dry_run_of_a_row_makes_no_run_and_asks_no_board_of_one(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    words = ["sgdm", "table2", "in32-none", "--runs", str(runs), "--set", "dry_run=true"]
+    assert main([*words, "cluster=local"]) == 0
+    assert not runs.exists()
 
 
 def test_every_file_that_a_shipped_row_names_has_a_step_that_makes_it() -> None:
