@@ -154,6 +154,13 @@ ROWS = (
         differs=_RUN,
     ),
     _row(
+        "figure12",
+        "losses-over-training",
+        None,
+        command="python -m launcher.board curve RUN --metric loss",
+        differs=f"{_RUN}; NMI as for figure4, FID over images on the board",
+    ),
+    _row(
         "figure16",
         "assignments",
         None,
