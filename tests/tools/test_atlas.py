@@ -378,6 +378,7 @@ def test_the_sizes_of_groups_of_patches_count_every_patch(
 def test_a_histogram_says_how_even_its_groups_are_and_shows_it(tmp_path: Path) -> None:
     collapsed, even = Sizes(np.array([0, 100, 0, 0])), Sizes(np.array([25, 25, 25, 25]))
     assert (collapsed.used, collapsed.utilisation, collapsed.entropy) == (1, 0.25, 0)
+    assert "1 of 4 groups used (25.0 %); entropy 0.000 of 1.386 nats" in collapsed.text()
     assert (
         even.entropy == pytest.approx(np.log(4)) and "4 of 4 groups used (100.0 %)" in even.text()
     )

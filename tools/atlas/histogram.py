@@ -47,7 +47,7 @@ class Sizes:
     def entropy(self) -> float:
         """Of an image's group, in nats; ln K where all groups have equally many."""
         share = self.counts[self.counts > 0] / self.total
-        return float(-(share * np.log(share)).sum())
+        return float((share * np.log(1 / share)).sum())
 
     def facts(self) -> dict[str, Any]:
         return {
