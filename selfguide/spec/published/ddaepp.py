@@ -344,7 +344,8 @@ ROWS = (
         "fid-against-accuracy",
         None,
         command="python -m tools.correlate fid_adm linear_accuracy --runs RUNS --figure figure3.png",
-        differs="RUNS stands for the folder of the runs of one data set",
+        differs="RUNS stands for the folder of the runs of one data set; `--literature FILE` sets the self-supervised "
+        "methods of tables 3 to 5 beside them, with their sources",
     ),
     _row(
         "figure4",

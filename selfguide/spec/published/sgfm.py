@@ -144,7 +144,7 @@ ROWS = (
         "cluster-pages",
         None,
         command="python -m tools.atlas RUN",
-        differs=f"{_RUN}; groups of patches have no page",
+        differs=f"{_RUN}; groups of patches have no page, but figure16's histogram",
     ),
     _row(
         "figure13",
