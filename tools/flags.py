@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 from shards import cli, storage
@@ -14,6 +16,8 @@ Flag = tuple[str, Any, Any, str]  # as it is typed, its type, default and help
 REQUIRED = object()
 # metavars of what a shell would expand a ~ of
 _PLACES = ("DIR", "FILE", "PATH", "ROOT", "FOLDER", "RUN")
+# what a picture's name may end in
+PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 JSON: Flag = ("--json", bool, False, "print one JSON object")
 RUNS: Flag = ("--runs DIR", str, "runs", "where runs are (runs)")
 OUT: Flag = ("--out DIR", str, REQUIRED, "the sidecar's folder")
@@ -59,11 +63,33 @@ def add(to: argparse._ActionsContainer, *flags: Flag) -> None:
 
 def _reader(name: str, kind: Any, values: list[str]) -> Any:
     """What reads a value: of kinds that have values no command can use, one that refuses these."""
+    if name == "--figure":
+        return picture
     if kind is str and values and values[0].rstrip("+*?") in _PLACES:
         return storage.place
     if kind is int and name.startswith("--seed"):
         return seed
     return finite if kind is float else kind
+
+
+def picture(text: str) -> str:
+    """The type of a picture's file: it is written when all else is done, so what it cannot be is said before.
+
+    Raises:
+        ArgumentTypeError: no kind of picture has this ending, or no file can be written there.
+    """
+    place = storage.place(text)
+    if storage.is_remote(place):
+        raise argparse.ArgumentTypeError(f"{text}: give a file of this machine")
+    file = Path(place).absolute()
+    if file.suffix.lower() not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{text}: give a file that ends in {', '.join(PICTURES)}")
+    if file.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder: give a file")
+    nearest = next(above for above in file.parents if above.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text}: nothing can be written in {nearest}")
+    return place
 
 
 def seed(text: str) -> int:

@@ -197,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--report-protocol P", str, None, "what to report by (the same; of digits fd_digits_odd)"),
         ("--report-samples N", int, 5000, "images a reported score, from fresh seeds (5000)"),
         (
-            "--figure PNG",
+            "--figure FILE",
             str,
             None,
             "where to draw the score over g (guide.png with the run's records)",

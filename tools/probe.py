@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--seed N", int, None, "of parts, order and noise"),
         ("--device", str, "cpu", "cpu, or cuda (cpu)"),
         ("--out DIR", str, ".probes", "where what is measured is kept (.probes)"),
-        ("--figure PNG", str, None, "where to draw heat maps, or of several probes curves"),
+        ("--figure FILE", str, None, "where to draw heat maps, or of several probes curves"),
         (
             "--choose",
             USES,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 from sklearn.metrics import normalized_mutual_info_score
 
 import shards
@@ -25,10 +26,11 @@ from selfguide.sampling.condition_sampler import TrainingImages
 from shards import sidecar
 from shards.errors import UserError
 from shards.format import manifest
-from tests.tools.test_sample import labelled, run, sampled  # noqa: F401
+from tests.tools.test_sample import annotated, labelled, run, sampled  # noqa: F401
 from tools import sample
 from tools.atlas import __main__ as atlas
 from tools.atlas.grouping import of_sidecar, of_snapshot
+from tools.atlas.histogram import Sizes, draw
 
 
 class Page(HTMLParser):
@@ -329,3 +331,78 @@ def test_banned_groups_are_not_drawn_at_their_frequency(
         file.unlink()
     again, _ = sampled(run, tmp_path / "again", "--count", "3")
     np.testing.assert_array_equal(free, again)
+
+
+def counted(capsys: pytest.CaptureFixture[str], file: Path, *arguments: str) -> dict:
+    assert atlas.main([*arguments, "--figure", str(file), "--json"]) == 0
+    assert Image.open(file).width > 500
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_sizes_of_an_annotation_s_groups_are_their_bincount(
+    notes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # neither the images nor what says how near they are is asked for
+    said = counted(capsys, notes / "drawn" / "sizes.png", "--sidecar", str(notes / "plain"))
+    wanted = np.bincount(np.asarray(sidecar.read(notes / "plain").rows()), minlength=6)
+    assert said["counts"] == wanted.tolist() and said["images"] == 1797
+    assert (said["groups"], said["used"], said["utilisation"]) == (6, 5, pytest.approx(5 / 6))
+    assert said["entropy"] == pytest.approx(stats.entropy(wanted))
+
+
+def test_the_sizes_of_a_run_s_groups_are_the_bincount_of_its_nearest_prototypes_or_labels(
+    run: Path,  # noqa: F811
+    labelled: Path,  # noqa: F811
+    tmp_path: Path,
+    cosines: torch.Tensor,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = counted(capsys, tmp_path / "a.png", str(run))
+    wanted = np.bincount(cosines.argmax(1).numpy(), minlength=12)
+    # an image may lie as near to two, by batches of another size
+    assert np.abs(np.array(said["counts"]) - wanted).sum() <= 2 and said["images"] == 1797
+    root = sample.load(labelled / "snapshots" / "img-000000512").data["root"]
+    said = counted(capsys, tmp_path / "b.png", str(labelled))
+    assert said["counts"] == np.bincount(shards.read_all(root)["y"]).tolist()
+
+
+def test_the_sizes_of_groups_of_patches_count_every_patch(
+    annotated: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = counted(capsys, tmp_path / "a.png", str(annotated / "patches"))
+    assert "images" not in said and said["patches"] == sum(said["counts"]) == 1797 * 16
+
+
+def test_a_histogram_says_how_even_its_groups_are_and_shows_it(tmp_path: Path) -> None:
+    collapsed, even = Sizes(np.array([0, 100, 0, 0])), Sizes(np.array([25, 25, 25, 25]))
+    assert (collapsed.used, collapsed.utilisation, collapsed.entropy) == (1, 0.25, 0)
+    assert "1 of 4 groups used (25.0 %); entropy 0.000 of 1.386 nats" in collapsed.text()
+    assert (
+        even.entropy == pytest.approx(np.log(4)) and "4 of 4 groups used (100.0 %)" in even.text()
+    )
+    inked = []
+    for name, sizes in (("collapsed", collapsed), ("even", even)):
+        draw(tmp_path / f"{name}.png", sizes, name)
+        drawn = np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int)
+        inked.append(int((np.abs(drawn - (0x4C, 0x78, 0xA8)).max(-1) < 8).sum()))
+    # all groups high, against one
+    assert inked[1] == pytest.approx(4 * inked[0], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--sidecar", "features"], "holds dense"),
+        (["--sidecar", "none"], "none"),
+        ([], "name a RUN, an annotation"),
+    ],
+)
+def test_a_histogram_of_what_has_no_groups_is_refused(
+    notes: Path, arguments: list[str], words: str
+) -> None:
+    asked = [str(notes / each) if each in ("features", "none") else each for each in arguments]
+    with pytest.raises(UserError, match=words):
+        atlas.main([*asked, "--figure", str(notes / "none.png")])
+    assert not (notes / "none.png").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,36 @@ def test_a_row_of_flags_mistyped_exits_2(typed: str) -> None:
     with pytest.raises(SystemExit) as left:
         PARSER.parse_args(typed.split())
     assert left.value.code == 2
+
+
+FIGURE = flags.command("tools.none", None, ("--figure FILE", str, None, "a picture"))
+
+
+@pytest.mark.parametrize("name", ["new/folder/a.png", "a.PDF"])
+def test_a_picture_s_file_that_can_be_written_is_taken(name: str, tmp_path: Path) -> None:
+    typed = str(tmp_path / name)
+    assert FIGURE.parse_args(["--figure", typed]).figure == typed
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.foo", "ends in .png, .pdf"),
+        ("a", "ends in .png, .pdf"),
+        ("folder.png", "is a folder"),
+        ("file.txt/a.png", "nothing can be written in"),
+        ("s3://bucket/a.png", "a file of this machine"),
+    ],
+)
+def test_a_picture_s_file_that_cannot_be_written_is_refused_before_anything_is_done(
+    name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file.txt").touch()
+    typed = name if name.startswith("s3:") else str(tmp_path / name)
+    with pytest.raises(SystemExit) as left:
+        FIGURE.parse_args(["--figure", typed])
+    assert left.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_an_option_below_its_least_value_is_named() -> None:

@@ -39,22 +39,22 @@ from tools.shards.__main__ import VERBS as SHARDS
 COUNTS = {
     "sgfm": {
         "table1": 6, "table3": 7, "ablations": 4, "appendix7": 1, "figure3": 1, "figure4": 2, "figure5": 1,
-        "figure6": 6, "figure9": 1, "figure11": 1, "figure13": 1, "figure15": 3, "figure16": 1, "figure19": 1,
-        "table5": 3,
+        "figure6": 6, "figure9": 1, "figure11": 1, "figure12": 1, "figure13": 1, "figure15": 3, "figure16": 1,
+        "figure19": 1, "table5": 3,
     },
     "sgdm": {
-        "table1": 6, "figure2": 6, "figure3": 6, "figure4": 2, "table2": 6, "table3": 5, "appendixA1": 2, "table4": 8,
+        "table1": 6, "figure2": 8, "figure3": 6, "figure4": 2, "table2": 6, "table3": 5, "appendixA1": 2, "table4": 8,
         "table5": 12, "table7": 3, "figure6": 1, "figure9": 1, "figure10": 4, "figure11": 1, "figure13": 1,
-        "figure16": 1, "figure18": 1, "figure22": 1, "figure25": 1, "figure26": 1,
+        "figure16": 1, "figure18": 1, "figure22": 1, "figure25": 1, "figure26": 2,
     },
     "cedm": {
         "table1": 19, "figure2": 4, "table2": 10, "table3": 4, "figure3": 15, "figure4": 15, "table4": 3,
         "appendixC4": 2, "figure5": 3, "figure6": 1, "figure7": 1, "figure8": 1, "figure9": 1, "figure11": 1,
-        "figure15": 1, "section5": 1,
+        "figure15": 1, "section4.1": 1, "section5": 2,
     },
     "ddaepp": {
-        "table2": 28, "table3": 33, "table4": 10, "table5": 10, "table6": 30, "section4.2": 3, "table7": 12,
-        "figure3": 1, "figure4": 1, "figure5": 1, "figure6": 1, "figure7": 1,
+        "table2": 28, "table3": 33, "table4": 10, "table5": 10, "table6": 30, "section4.1": 1, "section4.2": 3,
+        "section5.1": 2, "table7": 12, "figure3": 1, "figure4": 1, "figure5": 1, "figure6": 1, "figure7": 1,
     },
 }  # fmt: skip
 PLAIN = Row(paper="sgdm", table="table2", name="a", experiment="sgdm/in32_none")
@@ -205,6 +205,7 @@ def test_what_is_typed_of_expected_is_kept() -> None:
     [
         ([PLAIN, PLAIN], "two rows"),
         ([replace(PLAIN, numbers={"fid_adm": 1.0})], "without a source"),
+        ([replace(PLAIN, numbers={"linear_accuracy": 63.56}, source="SGDM")], "give a share of 1"),
         ([replace(PLAIN, numbers={"fid_amd": 1.0}, source="SGDM")], "fid_adm"),
         ([replace(PLAIN, experiment=None)], "lacks"),
         ([replace(PLAIN, command="python -m tools.sample")], "experiment or command"),
@@ -268,11 +269,25 @@ def test_show_prints_the_commands_of_a_row_from_raw_data_in_their_order(
 
 
 @pytest.mark.parametrize(
-    "words", [("show", "sgdm", "table99"), ("ls", "sgfn"), ("show", "sgdm", "table2", "in32")]
+    ("words", "near"),
+    [
+        (("show", "sgdm", "table99"), "table7"),
+        (("ls", "sgfn"), "sgfm"),
+        (("show", "sgdm", "table2", "in32-slf"), "in32-self"),
+        (("sgd", "table2", "--shrink", "digits"), "sgdm"),
+        (("shwo", "sgdm"), "show"),
+    ],
 )
-def test_a_name_that_is_none_is_refused(words: tuple[str, ...]) -> None:
-    with pytest.raises(UserError):
+def test_a_name_that_is_none_is_refused_with_the_nearest(words: tuple[str, ...], near: str) -> None:
+    with pytest.raises(UserError, match=f"did you mean '{near}'"):
         main(words)
+
+
+def test_a_dry_run_of_a_row_makes_no_run_and_asks_no_board_of_one(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    words = ["sgdm", "table2", "in32-none", "--runs", str(runs), "--set", "dry_run=true"]
+    assert main([*words, "cluster=local"]) == 0
+    assert not runs.exists()
 
 
 def test_every_file_that_a_shipped_row_names_has_a_step_that_makes_it() -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,3 +77,33 @@ def test_a_row_of_each_family_trains_ten_steps(key: str, folder: Path, tmp_path:
     losses = trained(row, 10, folder, tmp_path)
     assert len(losses) >= 9 and all(map(math.isfinite, losses))
     assert min(losses[5:]) < losses[0]
+
+
+@pytest.mark.slow
+def test_a_table_that_is_interrupted_goes_on_with_the_row_that_it_was_at(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "tools.reproduce", "sgdm", "figure4", "--shrink", "digits"]
+    words += ["--images", "256", "--toy", str(tmp_path / "toy"), "--runs", str(tmp_path / "runs")]
+    first = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert first.stderr is not None
+    second_row = next(line for line in first.stderr if line.startswith("row 2 of 2"))
+    assert " left" in second_row
+    # as Ctrl-C does, to the command and to what it called
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.wait() == 130
+
+    drawn = tmp_path / "figure.png"
+    again = subprocess.run(
+        [*words, "--json", "--figure", str(drawn)], capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    assert "1 of 2 rows have their score already\nrow 2 of 2: " in again.stderr
+    assert drawn.exists() and json.loads(again.stdout)["waiting"] == []
+    attempts = sorted(each.parent.parent.name for each in tmp_path.glob("runs/*/*/attempts/*"))
+    assert len(set(attempts)) == len(attempts) == 2
+
+    # all is done: nothing is submitted
+    third = subprocess.run(words, capture_output=True, text=True)
+    assert "2 of 2 rows have their score already" in third.stderr and "row 2" not in third.stderr
+    assert third.returncode == 0

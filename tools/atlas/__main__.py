@@ -4,6 +4,8 @@
     python -m tools.atlas RUN                                   or the classes of a run that was trained on labels
     python -m tools.atlas --sidecar notes/kmeans --shards data/digits
     python -m tools.atlas RUN --sidecar notes/kmeans            with samples of a run that was trained on these groups
+    python -m tools.atlas RUN --figure sizes.png                how many training images each group has, and no page
+    python -m tools.atlas --sidecar notes/kmeans --figure sizes.png
 
 The page is one file without scripts or references. Groups are named and banned in `groups.yaml` of the run's folder:
 
@@ -40,6 +42,8 @@ from shards.read.reader import Reader
 from tools import flags
 from tools.annotate.kmeans import labels_of
 from tools.atlas.grouping import Grouping, of_labels, of_sidecar, of_snapshot
+from tools.atlas.histogram import draw as draw_sizes
+from tools.atlas.histogram import sizes_of
 from tools.atlas.page import render
 from tools.sample import autoencoder_of, draw, load_snapshot
 
@@ -53,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         snapshot, folder = load_snapshot(options.run, options.runs, options.images, options.ema)
         flags.moved(snapshot.student, options.device)
     found = annotation(snapshot, options)
+    if options.figure is not None:
+        return histogram_of(snapshot, found, options)
     root, manifest = data_of(snapshot, found, options)
     naming = Naming(groups=0) if snapshot is None or folder is None else naming_of(folder, snapshot)
     codec = autoencoder_of(manifest.header, options)
@@ -90,6 +96,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.json
         else f"{len(shown)} of {len(grouping.p)} groups: {options.out}"
     )
+    return 0
+
+
+def histogram_of(
+    snapshot: Snapshot | None, found: sidecar.Sidecar | None, options: argparse.Namespace
+) -> int:
+    """Draws how many images each group has, and says the same in numbers."""
+    sizes = sizes_of(snapshot, found)
+    names = [f"{snapshot.config.experiment}, {snapshot.images:,} images seen"] if snapshot else []
+    names += [f"groups of {found.folder}"] if found else []
+    draw_sizes(Path(options.figure), sizes, "; ".join(names))
+    text = f"{sizes.text()}: {options.figure}"
+    print(json.dumps(sizes.facts() | {"figure": options.figure}) if options.json else text)
     return 0
 
 
@@ -236,8 +255,12 @@ def _parser() -> argparse.ArgumentParser:
         ("--device", str, device, f"where the network runs ({device})"),
         ("--autoencoder NAME", str, None, "what decodes latents (the data's own)"),
         ("--weights PATH", str, None, "its weights"),
-        ("--out FILE", str, "atlas.html", "the page (atlas.html)"),
         flags.JSON,
+    )
+    flags.add(
+        parser.add_mutually_exclusive_group(),
+        ("--out FILE", str, "atlas.html", "the page (atlas.html)"),
+        ("--figure FILE", str, None, "draw how many images each group has here, and make no page"),
     )
     return parser
 

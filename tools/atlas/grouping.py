@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from selfguide.networks.head import PrototypeHead
 from selfguide.sampling.condition_sampler import TrainingImages, conditions_each_patch
 from selfguide.sampling.groups import features_of
 from selfguide.snapshot import Snapshot
@@ -45,12 +46,7 @@ def of_snapshot(snapshot: Snapshot, count: int, batch: int = 256) -> Grouping:
     Raises:
         UserError: the snapshot has no prototypes, or one for each patch.
     """
-    guidance, head = snapshot.config.guidance, snapshot.student.head
-    if head is None:
-        raise UserError(
-            f"guidance.source={guidance.source} found no groups; name a run with guidance=online, or an annotation of "
-            "kind id by --sidecar DIR"
-        )
+    head = prototypes_of(snapshot)
     if conditions_each_patch(snapshot):
         raise UserError(
             "guidance.level=patch: this run's groups are of patches, and have no images of their own; an atlas needs a "
@@ -84,6 +80,30 @@ def of_snapshot(snapshot: Snapshot, count: int, batch: int = 256) -> Grouping:
     )
 
 
+def prototypes_of(snapshot: Snapshot) -> PrototypeHead:
+    """The head whose prototypes are a snapshot's groups.
+
+    Raises:
+        UserError: it has none.
+    """
+    head = snapshot.student.head
+    if head is None:
+        raise UserError(
+            f"guidance.source={snapshot.config.guidance.source} found no groups; name a run with guidance=online, or "
+            "an annotation of kind id by --sidecar DIR"
+        )
+    return head
+
+
+def check_ids(found: sidecar.Sidecar) -> None:
+    """
+    Raises:
+        UserError: the annotation is of another kind than one group an image.
+    """
+    if found.kind != "id":
+        raise UserError(f"{found.folder} holds {found.kind}; an atlas shows groups of kind id")
+
+
 def of_sidecar(
     found: sidecar.Sidecar, count: int, features: sidecar.Sidecar | None = None
 ) -> Grouping:
@@ -92,8 +112,7 @@ def of_sidecar(
     Raises:
         UserError: another kind of annotation, or nothing says which image stands for its group.
     """
-    if found.kind != "id":
-        raise UserError(f"{found.folder} holds {found.kind}; an atlas shows groups of kind id")
+    check_ids(found)
     ids, groups = np.asarray(found.rows()).astype(np.int64), int(found.groups or 0)
     means = None if features is None else _means(features, ids, groups)
     if "confidence" in found.more:

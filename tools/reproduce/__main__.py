@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.compose import compose
+from launcher.reconcile.decide import counted, minutes
 from selfguide.spec.published import PAPERS, ROWS, Row, table, tables
 from selfguide.spec.suggest import check_known
-from shards import cli
+from shards import cli, storage
 from shards.errors import UserError
 from tools import flags
 from tools.reproduce import page, steps
@@ -35,7 +36,8 @@ VERBS = ("ls", "show", "run", "page")
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in PAPERS:
+    if words and not words[0].startswith("-") and words[0] not in VERBS:
+        check_known("paper or verb", words[0], (*PAPERS, *VERBS))
         words = ["run", *words]
     options = _parser().parse_args(words)
     return options.run(options)
@@ -118,7 +120,8 @@ def _list(options: argparse.Namespace) -> int:
 def _counted(rows: Sequence[Row]) -> str:
     runs = sum(bool(row.settings) and not row.lacks for row in rows)
     lacking = sum(bool(row.lacks) for row in rows)
-    return f"{len(rows)} rows: {runs} runs, {len(rows) - runs - lacking} of finished runs, {lacking} not yet"
+    of_runs = len(rows) - runs - lacking
+    return f"{counted(len(rows), 'row')}: {counted(runs, 'run')}, {of_runs} of finished runs, {lacking} not yet"
 
 
 def _plain(row: Row) -> dict[str, Any]:
@@ -166,7 +169,7 @@ def _page(options: argparse.Namespace) -> int:
     if options.out is None:
         print(page.text(), end="")
     else:
-        Path(options.out).write_text(page.text(), encoding="utf-8")
+        storage.publish(options.out, page.text().encode(), replace=True)
     return 0
 
 
@@ -177,7 +180,10 @@ def _run(options: argparse.Namespace) -> int:
         if row.lacks or row.command:
             print(f"{row.key} is left out: {row.lacks or row.command}", file=sys.stderr)
     if not rows:
-        raise UserError(f"{options.paper} {options.table} has no row that is a run; see show")
+        raise UserError(
+            f"{options.paper} {options.table} has no row that is a run here; what its rows are made of is said by "
+            f"`python -m tools.reproduce show {options.paper} {options.table}`"
+        )
     runs = options.runs or f"runs/reproduce/{options.paper}-{options.table}"
     runs_of: dict[tuple[str, ...], Row] = {}
     for row, words in zip(rows, _settings(rows, options), strict=True):
@@ -185,8 +191,12 @@ def _run(options: argparse.Namespace) -> int:
         if first is not row:
             print(f"{row.key} is the same run as {first.key}", file=sys.stderr)
     failed = _trained(runs_of, options)
-    shown = ["launcher.board", "--runs", runs, *(["--json"] if options.json else [])]
-    board = _called(shown, False)
+    # a dry run makes none
+    board = 0
+    if Path(runs).is_dir():
+        board = _called(
+            ["launcher.board", "--runs", runs, *(["--json"] if options.json else [])], False
+        )
     if options.figure:
         _drawn(runs_of, options)
     if failed:
@@ -198,16 +208,32 @@ def _trained(runs_of: Mapping[tuple[str, ...], Row], options: argparse.Namespace
     """Submits the run of each row, at toy size to its last score; returns the rows that failed."""
     # a run at full size takes days, and its cluster trains several
     follow = ["follow=true"] if options.shrink else []
-    failed, slowest = [], 0.0
-    for number, (words, row) in enumerate(runs_of.items()):
-        left = slowest * (len(runs_of) - number) / 60
-        about = f", at most about {left:.0f} min left" if slowest and follow else ""
-        print(f"row {number + 1} of {len(runs_of)}: {row.key}{about}", file=sys.stderr, flush=True)
+    failed: list[str] = []
+    taken: list[float] = []
+    waiting = {each: row for each, row in runs_of.items() if not (follow and _scored(row, each))}
+    if ready := len(runs_of) - len(waiting):
+        print(f"{ready} of {len(runs_of)} rows have their score already", file=sys.stderr)
+    for number, (words, row) in enumerate(waiting.items()):
+        left = (len(waiting) - number) * sum(taken) / max(len(taken), 1)
+        about = f", about {minutes(left)} left" if follow and taken else ""
+        name = f"row {ready + number + 1} of {len(runs_of)}: {row.key}"
+        print(f"{name}{about}", file=sys.stderr, flush=True)
         started = time.monotonic()
         if _called(["launcher.submit", *words, *follow], options.json):
             failed.append(row.key)
-        slowest = max(slowest, time.monotonic() - started)
+        taken.append(time.monotonic() - started)
     return failed
+
+
+def _scored(row: Row, words: Sequence[str]) -> bool:
+    """Whether the run of these words has a score of its last snapshot."""
+    from tools.reproduce import picture
+
+    try:
+        picture.finished(row, words)
+    except UserError:
+        return False
+    return True
 
 
 def _drawn(runs_of: Mapping[tuple[str, ...], Row], options: argparse.Namespace) -> None:

@@ -32,6 +32,9 @@ GPU-hours are those of an H100 at 40 % of its bf16 peak, from the FLOPs of the n
 `--only FILE` takes lists that are not shipped, a key or class a line. A file of one of these names must be that list:
 
 {lists}
+
+The others have no sha256 here: it would be that of a whole file, and we have held none of them whole, so a file of
+their name must have as many lines. `voc12031.txt` is two published lists joined, and no published file.
 """
 _TOY = """\
 ## Whole tables at toy size

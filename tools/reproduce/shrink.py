@@ -3,8 +3,7 @@
 What makes a row this row stays: path, prediction, time density, the form of its network, where its condition comes
 from, its sampler and its guidance. Its data, width, length and batch shrink; of K groups the square root of K are
 found, by the row's own method in the pixels, since no ViT sees images of 8 pixels; labels by text are people's own. So
-rows that differ only in what is
-replaced, such as the net of their features, are one run here.
+rows that differ only in what is replaced, such as the net of their features, are one run here.
 """
 
 from __future__ import annotations
@@ -73,7 +72,9 @@ class Toy:
             f"evaluation.expected={_expected(row)}",
             *(f"train.images={rounded}", f"train.batch={BATCH}", "train.learning_rate=2e-3"),
             *(f"train.warmup_images={min(6400, rounded // 4)}", "train.ema_halflife=[5000]"),
-            *(f"train.snapshot_every={rounded}", f"train.checkpoint_every={rounded}"),
+            # what is lost where a long row is ended
+            f"train.checkpoint_every={min(rounded, 100 * BATCH)}",
+            f"train.snapshot_every={rounded}",
             f"train.log_every={BATCH}",
         ]  # fmt: skip
 
@@ -161,7 +162,7 @@ def _expected(row: Row) -> str:
 
 def _quiet(command: Callable[[Sequence[str]], int], words: Sequence[str]) -> None:
     with contextlib.redirect_stdout(sys.stderr):
-        code = command([*words, "--json"])
+        code = command(words)
     if code:
         raise UserError(f"{' '.join(words)} failed")
 

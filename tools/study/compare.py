@@ -202,7 +202,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     flags.add(
         parser,
         ("--data", tuple(COMPARISONS), "digits", "of which images (digits)"),
-        ("--figure", Path, None, "write the picture here"),
+        ("--figure FILE", str, None, "write the picture here"),
     )
 
 
@@ -232,5 +232,5 @@ def run(options: argparse.Namespace) -> int:
         )
         cli.console().print(text)
     if options.figure:
-        compared.plot(results, summary, options.figure)
+        compared.plot(results, summary, Path(options.figure))
     return 0

@@ -85,7 +85,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("--spherical", bool, False, "centroids of unit length"),
         ("--raw", bool, False, "features as they are, not of unit length"),
         ("--out DIR", str, "study", "where scores are kept (study)"),
-        ("--figure PNG", str, None, "where to draw the heat maps"),
+        ("--figure FILE", str, None, "where to draw the heat maps"),
         flags.JSON,
     )
 

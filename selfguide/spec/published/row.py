@@ -71,8 +71,8 @@ def check(rows: Iterable[Row]) -> tuple[Row, ...]:
     """Returns the rows, each of them sound.
 
     Raises:
-        UserError: two rows of one name, a number without a source or of an unknown score, or a row that is no run, no
-            command and does not say what it lacks.
+        UserError: two rows of one name; a number without a source, of an unknown score, or in percent; or a row that
+            is no run, no command and does not say what it lacks.
     """
     found = tuple(rows)
     names: set[str] = set()
@@ -84,6 +84,10 @@ def check(rows: Iterable[Row]) -> tuple[Row, ...]:
             raise UserError(f"{row.key} expects {dict(row.numbers)} without a source; name one")
         for metric in row.numbers:
             check_known(f"a number of {row.key}", metric, METRICS)
+            if METRICS[metric].form == "percent" and not 0 <= row.numbers[metric] <= 1:
+                raise UserError(
+                    f"{row.key} expects {metric}={row.numbers[metric]:g}, which is shown in percent: give a share of 1"
+                )
         runs = [row.experiment is not None, row.command is not None]
         if sum(runs) > 1 or (not any(runs) and not row.lacks):
             raise UserError(

@@ -16,7 +16,6 @@ DIFFERS = (
 )
 _NAMES = {"fid": "fid_adm", "is_": "inception_score", "p": "precision", "r": "recall"}
 _LARGEST = "of several objects the box of the largest, as LOST finds one"
-_STEGO = "reading the official STEGO head; masks are fitted here by `tools.annotate stego`"
 
 
 def _row(table: str, name: str, experiment: str | None, *overrides: str, **rest: object) -> Row:
@@ -63,6 +62,7 @@ ROWS = (
     ),
     # K, ImageNet at 32 px, 20 epochs
     _row("figure2", "labels", "sgdm/in32_labels", _SHORT, fid=17.9, is_=9.94),
+    _row("figure2", "k1", "sgdm/in32_none", _SHORT, differs="one cluster is no condition"),
     *(
         _row(
             "figure2",
@@ -73,6 +73,13 @@ ROWS = (
             **({"fid": 16.4, "is_": 10.35} if groups == 5000 else {}),
         )
         for groups in (10, 100, 500, 1000, 5000)
+    ),
+    _row(
+        "figure2",
+        "k10000",
+        None,
+        command="python -m tools.reproduce sgdm table1 dino",
+        differs="the run of that row",
     ),
     # CIFAR-100, 400 clusters: the share of images with another one's id
     _row("figure3", "labels", "sgdm/cifar100_labels"),
@@ -126,7 +133,6 @@ ROWS = (
             f"sgdm/stuff_{name}",
             protocol=protocol,
             fid=fid,
-            differs=f"without {_STEGO}" if name == "segmented" else None,
         )
         for name, train, val in (
             ("labels", 16.3, 20.5),
@@ -207,8 +213,8 @@ ROWS = (
         "figure18",
         "strength-in-one-noise",
         None,
-        command="python -m tools.sample RUN --grid g=0,0.5,1,1.5,2,2.5,3 --count 8 --out samples",
-        differs="RUN stands for the run of sgdm/in32_self",
+        command="python -m tools.sample RUN --row 1 2 3 --grid g=0,0.43,0.86,1.29,1.71,2.14,2.57,3 --out samples",
+        differs="RUN stands for the run of sgdm/stuff_segmented; a line has one noise and one training image's mask",
     ),
     _row(
         "figure22",
@@ -231,5 +237,13 @@ ROWS = (
         "real-clusters",
         None,
         command="python -m tools.atlas --sidecar notes/in32-dino-k5000 --shards data/in32",
+    ),
+    _row(
+        "figure26",
+        "lost-boxes",
+        None,
+        command="python -m tools.annotate lost data/coco20k-64 --vit vit_small_patch16_224.dino --short 224 "
+        "--out notes/coco20k-lost",
+        differs="box.png in its folder shows 32 images with their boxes",
     ),
 )

@@ -144,7 +144,7 @@ ROWS = (
         "cluster-pages",
         None,
         command="python -m tools.atlas RUN",
-        differs=f"{_RUN}; groups of patches have no page",
+        differs=f"{_RUN}; groups of patches have no page, but figure16's histogram",
     ),
     _row(
         "figure13",
@@ -154,10 +154,18 @@ ROWS = (
         differs=_RUN,
     ),
     _row(
+        "figure12",
+        "losses-over-training",
+        None,
+        command="python -m launcher.board curve RUN --metric loss",
+        differs=f"{_RUN}; NMI as for figure4, FID over images on the board",
+    ),
+    _row(
         "figure16",
         "assignments",
         None,
-        lacks="a histogram of assignments; the board has used, perplexity and largest",
+        command="python -m tools.atlas RUN --figure figure16.png",
+        differs=_RUN,
     ),
     _row(
         "figure19",
