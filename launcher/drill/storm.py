@@ -162,7 +162,7 @@ def put_on(
             down.clear()
             time.sleep(fault.after_s)
             down += [bench.nodes(run)[fault.rank]] if fault.cell == "B1" else []
-            images, at = bench.images(run), time.time()
+            images, at = int(_lines(run, number)[-1]["images"]), time.time()
             when = CELLS[fault.cell].inject(bench, run, fault.rank)
             at = when if isinstance(when, float) else at
             happened("fault", images, at, cell=fault.cell, rank=fault.rank)
