@@ -30,7 +30,6 @@ from shards.format import manifest as manifests
 from shards.format.header import Header
 from shards.format.manifest import Manifest
 from shards.read.reader import Reader
-from tools import flags
 
 HELD_OUT = 0.1  # of the samples, at most MOST of them
 MOST = 1_000
@@ -40,7 +39,6 @@ LINES = 10  # lines of progress
 WARM_UP = 0.05  # of the images, before the rate falls as a cosine does
 KL_WEIGHT = 5e-4  # of a latent value's divergence against a pixel's squared error
 DECAY = 1e-4
-OPTIONS = ("factor", "channels", "width", "images", "batch", "rate", "dtype", "seed", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,34 +61,7 @@ class Fit:
         return self.rate * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))) / 2
 
 
-def add(to: argparse._ActionsContainer) -> None:
-    flags.add(
-        to,
-        ("--factor", (2, 4, 8), 4, "image pixels to a latent pixel, along one side (4)"),
-        ("--channels N", int, 4, "of a latent (4)"),
-        ("--width N", int, 48, "of the network at half the image's edge (48)"),
-        ("--images N", int, 96_000, "images seen (96000)"),
-        ("--batch N", int, 32, "images a step (32)"),
-        ("--rate X", float, 2e-3, "learning rate at its greatest (2e-3)"),
-        (
-            "--dtype",
-            ("fp32", "bf16"),
-            "fp32",
-            "of convolutions; bf16 is faster on GPUs, and on processors that multiply it (fp32)",
-        ),
-        ("--seed N", int, 0, "of weights, order and noise (0)"),
-        ("--device NAME", str, "auto", "cpu, cuda or cuda:N (a GPU if there is one)"),
-    )
-    # `choices` compares what `type` made
-    next(a for a in to._actions if a.dest == "factor").type = int
-
-
 def run(options: argparse.Namespace) -> int:
-    flags.check_least(options, 1, "channels", "width", "images", "batch")
-    if options.out is None:
-        raise UserError("--out is missing: name the file of weights, FILE.safetensors")
-    if not 0 < options.rate < math.inf:
-        raise UserError(f"--rate {options.rate:g}: give a positive number")
     manifest = manifests.load(options.shards)
     fit = Fit(
         manifest=manifest.hash,

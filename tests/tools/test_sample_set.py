@@ -13,7 +13,7 @@ from PIL import Image
 from selfguide.spec.config import LabelGuidance
 from shards.errors import UserError
 from tests.selfguide.test_training import attempt, config
-from tools import sample, sample_set
+from tools import sample, sample_run, sample_set
 from tools.ranks import run_ranks
 
 
@@ -54,7 +54,7 @@ def test_npz_of_two_ranks_that_were_killed_is_that_of_one(
     assert sample.main(words(run, tmp_path / "one", "--npz")) == 0
     both = tmp_path / "two"
     drawn: list[int] = []
-    plain = sample.draw
+    plain = sample_run.draw
 
     def counted(snapshot, sampler, condition, seeds, batch, callback=None):  # type: ignore[no-untyped-def]
         if len(drawn) == 1:
@@ -63,7 +63,7 @@ def test_npz_of_two_ranks_that_were_killed_is_that_of_one(
         drawn.append(int(seeds[0]))
         return plain(snapshot, sampler, condition, seeds, batch, callback)
 
-    monkeypatch.setattr(sample, "draw", counted)
+    monkeypatch.setattr(sample_run, "draw", counted)
     with pytest.raises(KeyboardInterrupt):
         sample.main(words(run, both, "--npz"))
     assert not (both / "samples.npz").exists()

@@ -41,7 +41,7 @@ from tools import flags
 from tools.annotate.kmeans import labels_of
 from tools.atlas.grouping import Grouping, of_labels, of_sidecar, of_snapshot
 from tools.atlas.page import render
-from tools.sample import autoencoder_of, draw, load_snapshot
+from tools.sample_run import autoencoder_of, draw, load_snapshot
 
 
 def main(argv: Sequence[str] | None = None) -> int:
