@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 from selfguide.spec.config import EngineConfig
@@ -177,6 +178,9 @@ def check(options: argparse.Namespace) -> None:
     _check_chain(options)
     if not options.grid:
         rank_of(options)
+    out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {options.out} is a file: name a folder")
 
 
 def _check_beside(options: argparse.Namespace) -> None:

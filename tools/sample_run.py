@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import shlex
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -182,11 +183,16 @@ def export(
         _say(snapshot, sampler, naming, options, said | count)
 
     if sample_set.holds(out, wanted):
-        print(f"{out / sample_set.NPZ} holds these {len(seeds)} images already")
+        if options.json:
+            print(json.dumps(json.loads((out / sample_set.SAID).read_text())))
+        else:
+            print(f"{out / sample_set.NPZ} holds these {len(seeds)} images already")
         return 0
     sample_set.fill(parts, drawn, options.batch, rank=rank, world=world)
     if not sample_set.publish(out, wanted, parts, condition.id, finish):
-        print(f"rank {rank} is done; the last of {world} writes {out / sample_set.NPZ}")
+        # the last one's is the answer
+        to = sys.stderr if options.json else sys.stdout
+        print(f"rank {rank} is done; the last of {world} writes {out / sample_set.NPZ}", file=to)
     return 0
 
 
@@ -208,7 +214,7 @@ def _say(
     if options.label is not None:
         asked = queries.labels(snapshot, options.label).tolist()
         said["labels"] = [naming.called(label) for label in asked]
-    (Path(options.out) / "sample.json").write_text(json.dumps(said, indent=1))
+    (Path(options.out) / sample_set.SAID).write_text(json.dumps(said, indent=1))
     if options.json:
         print(json.dumps(said))
         return
