@@ -30,6 +30,7 @@ from shards.format import manifest as manifests
 from shards.format.header import Header
 from shards.format.manifest import Manifest
 from shards.read.reader import Reader
+from tools import flags
 
 HELD_OUT = 0.1  # of the samples, at most MOST of them
 MOST = 1_000
@@ -63,6 +64,13 @@ class Fit:
 
 def run(options: argparse.Namespace) -> int:
     manifest = manifests.load(options.shards)
+    if manifest.count < 2:
+        raise UserError(
+            f"{options.shards} holds one image: give two or more, to fit to and to test on"
+        )
+    cuda = torch.cuda.is_available()
+    wanted = ("cuda" if cuda else "cpu") if options.device == "auto" else options.device
+    device = flags.moved(torch.zeros(()), wanted).device
     fit = Fit(
         manifest=manifest.hash,
         architecture=_architecture(options, manifest),
@@ -75,11 +83,13 @@ def run(options: argparse.Namespace) -> int:
     out, started = Path(options.out), time.process_time()
     state = out.parent / f".{out.name}.{manifests.digest(asdict(fit))[:12]}"
     unseen = levels(manifest, _read(options.shards, manifest, held_out(manifest.count)))
-    cuda = torch.cuda.is_available()
-    device = torch.device(
-        ("cuda" if cuda else "cpu") if options.device == "auto" else options.device
-    )
     net = train(fit, options.shards, manifest, state, device, lambda net: psnr_of(net, unseen))
+    if not all(value.isfinite().all() for value in net.state_dict().values()):
+        # from where it stands nothing better comes
+        state.unlink(missing_ok=True)
+        raise UserError(
+            f"the fit has diverged at --rate {options.rate:g}, and {out} is as it was: take a lower rate"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     storage.publish(out, to_bytes(net), replace=True)
     state.unlink(missing_ok=True)

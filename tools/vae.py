@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from shards import cli
 from shards.errors import UserError
@@ -43,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.check_least(options, 1, "epochs")
     if options.out is not None and not options.out.endswith(".safetensors"):
         raise UserError(f"--out {options.out}: the file's name must end in .safetensors")
+    if options.out is not None and Path(options.out).is_dir():
+        raise UserError(
+            f"--out {options.out} is a folder: name a file, such as {options.out}/vae.safetensors"
+        )
     others = OPTIONS if options.shards is None else ("check", "epochs")
     for name in others:
         if getattr(options, name) != parser.get_default(name):
@@ -60,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--out is missing: name the file of weights, FILE.safetensors")
     if not 0 < options.rate < math.inf:
         raise UserError(f"--rate {options.rate:g}: give a positive number")
+    if options.batch > options.images:
+        raise UserError(
+            f"--batch {options.batch} is more than --images {options.images}: take {options.images} or less"
+        )
     from tools import small_vae
 
     return small_vae.run(options)
