@@ -1,8 +1,17 @@
 """Schedules and shows: submit, attempt, watch, runs, logs, cancel, board. Never imports torch, except in a job."""
 
 import contextlib
+import os
+import signal
 import sys
-from pathlib import Path
+
+# while a command imports its modules nobody has work to lose: Ctrl-C ends it without a traceback, until `cli.run` takes
+# over; before pathlib, whose import takes a moment
+_BEGINS = sys.argv[:1] == ["-m"] or sys.argv[0].endswith("/selfguide")
+if _BEGINS and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+from pathlib import Path  # noqa: E402
 
 # `python -m` puts the working directory first: packages there that are called like ours must not be taken for them,
 # unless this one lies there too, as in a checkout and in an attempt's code copy

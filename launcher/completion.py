@@ -40,7 +40,7 @@ def answer(modules: Mapping[str, str]) -> NoReturn:
         for name in names:
             replaced.enter_context(patch.object(argparse.ArgumentParser, name, _parsed))
         try:
-            importlib.import_module(modules[words[0]]).main([])
+            importlib.import_module(modules[words[0]]).main(words[1:])
         except _Built as built:
             parser = built.parser
     _complete(parser)

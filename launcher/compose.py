@@ -196,7 +196,7 @@ def _known(text: str) -> tuple[str, str]:
         choices = options(key)
         if value not in choices:
             raise UserError(
-                f"{key}={value} does not exist{nearest(value, choices)}; known: {', '.join(choices)}"
+                f"{key}={value} does not exist{nearest(value, choices)}; known: {', '.join(choices)}{sites.absent()}"
             )
         return key, text
     free = names_anything(key.rpartition(".")[0])
@@ -298,6 +298,11 @@ def _hydra(overrides: list[str], frames: Frames | None = None) -> dict[str, Any]
         values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_plain(str(error))) from error
+    except RecursionError:
+        raise UserError(
+            f"{' '.join(groups)}: the defaults of a file lead back to the file itself; write names of the same group "
+            "as `- NAME`, and choices of others as `- override /model: NAME`"
+        ) from None
     return typing.cast("dict[str, Any]", values)
 
 
@@ -374,7 +379,8 @@ def _expected(key: str) -> str:
 
 
 def _plain(message: str) -> str:
-    """Hydra's message as one line of ours."""
+    """Hydra's message as one line of ours, without its own names of the places that it searched."""
+    message = message.partition("Config search path:")[0]
     lines = [line.strip() for line in message.splitlines()]
     first = [line for line in lines if line and "hydra.cc" not in line]
     cure = ""

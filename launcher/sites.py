@@ -34,6 +34,12 @@ def folders() -> list[Path]:
     return [Path(each).expanduser() for each in os.environ.get(VARIABLE, "").split(":") if each]
 
 
+def absent() -> str:
+    """Returns what to say of folders that the variable names and that are not there; nothing where all are."""
+    gone = [str(each) for each in folders() if not each.is_dir()]
+    return f"; {VARIABLE} names {', '.join(gone)}, where no folder is" if gone else ""
+
+
 def search_first(folder: str) -> None:
     """Puts a folder before those of `SELFGUIDE_CONFIGS`, for this process and those that it starts.
 
@@ -45,8 +51,8 @@ def search_first(folder: str) -> None:
         raise UserError(f"{OPTION} {folder}: there is no such folder")
     if ":" in str(path):
         raise UserError(f"{OPTION} {folder}: a colon stands between two folders; rename it")
-    if path not in folders():
-        os.environ[VARIABLE] = ":".join(map(str, (path, *folders())))
+    others = [each for each in folders() if each.absolute() != path]
+    os.environ[VARIABLE] = ":".join(map(str, (path, *others)))
 
 
 class _SearchFirst(Action):

@@ -6,11 +6,11 @@ Samples equal those of `python -m tools.sample`, bit for bit, for the same seed,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -54,8 +54,20 @@ def load(
         raise UserError(
             f"{error}: it was not published to its end, or was damaged since"
         ) from error
-    snapshot.student.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return TrainedModel(snapshot, naming_of(folder, snapshot), autoencoder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        snapshot.student.to(device)
+    # torch's, of a device that is unknown or not there, or has no room
+    except RuntimeError as error:
+        raise UserError(
+            f"device={device}: {error}; give cpu, or cuda where there is a GPU"
+        ) from error
+    model = TrainedModel(snapshot, naming_of(folder, snapshot), autoencoder)
+    if autoencoder is not None and model.header.kind == "image":
+        raise UserError(
+            f"autoencoder={autoencoder}: this model was trained on images: leave it out"
+        )
+    return model
 
 
 class TrainedModel:
@@ -109,8 +121,8 @@ class TrainedModel:
 
         Args:
             label, group, row: what they are conditioned on: human labels or groups, by number or name, or the
-                conditions of training images. Of several, as many images of each, in their order. By default groups,
-                or labels, are drawn by `prior`.
+                conditions of training images. Of several, as many images of each, or one more of the first of them,
+                in their order. By default groups, or labels, are drawn by `prior`.
             unconditional: without a condition.
             batch: images at a time.
             settings: fields of `selfguide.spec.config.SamplerConfig`, such as `g`, `steps`, `name` or `interval`, in
@@ -119,11 +131,14 @@ class TrainedModel:
         Raises:
             UserError: an unknown label, group or setting, or one that this snapshot has no use for.
         """
+        count, batch, seed = (_plain(each) for each in (count, batch, seed))
         if not all(isinstance(each, int) and each >= 1 for each in (count, batch)):
             raise UserError(f"count={count} and batch={batch} must be whole and 1 or more")
         if not isinstance(seed, int) or not -(2**63) <= seed <= 2**63 - count:
             raise UserError(f"seed={seed}: take a whole number of 64 bits, for {count} images")
-        sampler = changed_sampler(self.snapshot, settings)
+        if prior not in get_args(Prior):
+            raise UserError(f"prior={prior!r}: take one of {', '.join(get_args(Prior))}")
+        sampler = changed_sampler(self.snapshot, {n: _plain(each) for n, each in settings.items()})
         seeds = seed + torch.arange(count)
         condition = self._condition(seeds, label, group, row, unconditional, prior)
         drawn = generate_each(self.snapshot, sampler, condition, seeds, batch=batch)
@@ -148,11 +163,16 @@ class TrainedModel:
         if unconditional:
             return queries.without_condition(snapshot, len(seeds))
         if row is not None:
-            return queries.rows(snapshot, _each(torch.tensor(_listed(row)), len(seeds)))
+            ordinals = _listed("row", row, len(seeds))
+            if not all(type(each) is int for each in ordinals):
+                raise UserError(f"row={row!r}: give numbers of training images")
+            return queries.rows(snapshot, _each(torch.tensor(ordinals), len(seeds)))
         if label is not None:
-            ids = queries.labels(snapshot, [_text(each) for each in _listed(label)])
+            asked = _listed("label", label, len(seeds))
+            ids = queries.labels(snapshot, [_text(each) for each in asked])
         elif group is not None:
-            ids = torch.tensor([naming.number(str(each)) for each in _listed(group)])
+            asked = _listed("group", group, len(seeds))
+            ids = torch.tensor([naming.number(str(each)) for each in asked])
         else:
             return condition_sampler(without_banned(snapshot, naming), prior)(seeds)
         naming.refuse_banned(ids.tolist())
@@ -186,8 +206,8 @@ class TrainedModel:
         net = SnapshotFeatures(
             self.snapshot,
             self.header,
-            layer=layer,
-            noise_time=noise_time,
+            layer=_plain(layer),
+            noise_time=_plain(noise_time),
             pooling=pooling,
             seed=seed,
         )
@@ -293,9 +313,24 @@ def _kind(x: Any) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
 
 
-def _listed(asked: Any) -> list[Any]:
-    """One or several, as a list."""
-    return [asked] if isinstance(asked, int | str) else [*asked]
+def _plain(value: Any) -> Any:
+    """A number of NumPy's or a tensor's as Python's; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _listed(name: str, asked: Any, count: int) -> list[Any]:
+    """One or several, as a list of Python's own values.
+
+    Raises:
+        UserError: none, or more than there are images to show them.
+    """
+    one = (
+        isinstance(asked, str) or not isinstance(asked, Iterable) or getattr(asked, "ndim", 1) == 0
+    )
+    found = [_plain(each) for each in ([asked] if one else asked)]
+    if not 0 < len(found) <= count:
+        raise UserError(f"{name} names {len(found)}, and count={count}: name 1 to {count}")
+    return found
 
 
 def _text(label: int | str) -> str:
@@ -304,8 +339,9 @@ def _text(label: int | str) -> str:
 
 
 def _each(ids: Tensor, count: int) -> Tensor:
-    """(count,): as many of each of `ids`, in their order."""
-    return ids.repeat_interleave(-(-count // len(ids)))[:count]
+    """(count,): as many of each of `ids`, in their order; where they do not divide, one more of the first of them."""
+    numbers = torch.arange(len(ids))
+    return ids.repeat_interleave(count // len(ids) + (numbers < count % len(ids)).long())
 
 
 def _pictures(images: Tensor) -> Iterator[Image.Image]:

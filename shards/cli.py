@@ -40,6 +40,9 @@ def run(main: Callable[[], int | None]) -> None:
     # a parent that ignores it hands that down, and then every program that we call seems to succeed
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
+        # from here on it has work that ends in order; who ignores it goes on to, such as in the background of a script
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         _check_here()
         code = main() or 0
         sys.stdout.flush()

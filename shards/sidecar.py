@@ -144,7 +144,7 @@ def read(folder: str | os.PathLike[str], *, manifest: str | None = None) -> Side
     if manifest is not None and found["annotates"] != manifest:
         raise UserError(
             f"{target} annotates shards {found['annotates'][:12]}, and these are {manifest[:12]}: its rows belong to "
-            "other samples; annotate these shards"
+            "other samples; annotate these shards, or match keys: `python -m tools.annotate adopt --help`"
         )
     return Sidecar(
         folder=target,

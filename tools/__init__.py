@@ -1,7 +1,15 @@
 """Commands over the packages: shards, the digit net, the comparison, benchmarks."""
 
 import contextlib
+import os
+import signal
 import sys
+
+# while a command imports its modules nobody has work to lose: Ctrl-C ends it without a traceback, until `cli.run` takes
+# over; before pathlib, whose import takes a moment
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 from pathlib import Path
 
 # `python -m` puts the working directory first: packages there that are called like ours must not be taken for them,

@@ -38,8 +38,8 @@ from selfguide.spec.selections import select
 from shards import cli
 from shards.errors import UserError
 from tools import flags
-from tools.reference.make import PROTOCOLS
-from tools.sample import load_snapshot
+from tools.feature_flags import PROTOCOLS
+from tools.sample_run import load_snapshot
 
 EPILOG = """examples:
   python -m tools.better RUN1 RUN2                        the newest snapshots of two runs

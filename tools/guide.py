@@ -30,7 +30,7 @@ from shards import cli
 from shards.errors import UserError
 from tools import flags, guide_report
 from tools.guide_search import Grid, Scorer, Search, chosen_by, confirm, lacking, methods
-from tools.sample import load_snapshot
+from tools.sample_run import load_snapshot
 
 WEIGHTS = (1.25, 1.5, 2.0, 2.5, 3.0)
 INTERVALS = ("0,1", "0,0.6", "0.2,0.8", "0.4,1")

@@ -34,7 +34,8 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.read.reader import Reader
 from tools import drawing, flags
-from tools.reference.make import NET, PROTOCOLS, net_of
+from tools.feature_flags import NET, PROTOCOLS
+from tools.reference.make import net_of
 from tools.sample_files import open_images
 
 # uint8 images (B, C, H, W) -> (B, F), and what is said of a distance there

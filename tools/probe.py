@@ -39,7 +39,7 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from tools import flags
 from tools.probe_report import Measured, plot, plot_all, show, show_all
-from tools.sample import load_snapshot
+from tools.sample_run import load_snapshot
 
 PRESETS = ("probe", "probe_digits")
 POOLINGS = ("mean", "cls", "token")

@@ -6,7 +6,6 @@ samples of several noises, and SGFM's figures 5 and 6 (arXiv 2312.08825), a quer
 
 from __future__ import annotations
 
-import argparse
 import math
 
 import numpy as np
@@ -15,25 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from selfguide.diffusion.conditions import Condition
-from shards.errors import UserError
 from tools import drawing
-
-
-def check(options: argparse.Namespace) -> None:
-    """Returns where --beside has query images, and a grid to show them in.
-
-    Raises:
-        UserError: it has not.
-    """
-    if not options.beside:
-        return
-    if not (options.row or options.like):
-        raise UserError(
-            "--beside shows training images or query images: give --row ORDINAL or --like IMAGE"
-        )
-    for name in ("chain", "npz", "grid"):
-        if getattr(options, name):
-            raise UserError(f"--beside and --{name} are pictures of other kinds: drop one")
 
 
 def sheet(condition: Condition, queries: Tensor, samples: Tensor) -> tuple[Tensor, int]:

@@ -5,7 +5,6 @@ SGFM's figures 19 and 20 (Hu et al. 2023, arXiv 2312.08825) show estimates of da
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 
 import numpy as np
@@ -16,17 +15,6 @@ from selfguide.diffusion.conditions import Condition
 from selfguide.sampling.weak import build_denoiser
 from selfguide.snapshot import Snapshot
 from selfguide.spec.config import SamplerConfig
-from shards.errors import UserError
-
-
-def check_chain(options: argparse.Namespace) -> None:
-    """Returns where --what goes with a chain.
-
-    Raises:
-        UserError: there is none.
-    """
-    if options.what and not options.chain:
-        raise UserError(f"--what {options.what} is of the way from noise to data: give --chain too")
 
 
 class Chain:

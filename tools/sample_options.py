@@ -1,14 +1,15 @@
-"""The command line of `python -m tools.sample`: examples, and a table of flags."""
+"""The command line of `python -m tools.sample`: examples, a table of flags, and which go together."""
 
 from __future__ import annotations
 
 import argparse
-from typing import get_args
+import os
+from pathlib import Path
+from typing import get_args, get_type_hints
 
-import torch
-
+from selfguide.spec.config import EngineConfig
 from selfguide.spec.config.sampler import Spacing
-from selfguide.training.engine.protocol import DTYPES
+from shards.errors import UserError
 from tools import flags
 
 EPILOG = """examples:
@@ -36,7 +37,7 @@ EPILOG = """examples:
 """
 
 
-_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = get_args(get_type_hints(EngineConfig)["dtype"])
 _SNAPSHOT: tuple[flags.Flag, ...] = (
     ("run RUN", str, None, flags.RUN),
     ("--images N", int, None, "the snapshot at N images seen (default: the newest)"),
@@ -94,10 +95,10 @@ _IMAGES: tuple[flags.Flag, ...] = (
     ("--world W", int, None, "processes that make one samples.npz together"),
     ("--columns N", int, 8, "columns of the grid (8)"),
     ("--seed", int, 0, "image i is a function of seed + i (0)"),
-    ("--device", str, _DEVICE, f"where the network runs ({_DEVICE})"),
+    ("--device", str, None, "where the network runs (a GPU where there is one)"),
     (
         "--dtype",
-        tuple(DTYPES),
+        DTYPES,
         "fp32",
         "of the network; the sampler's state is fp32 (fp32)",
     ),
@@ -163,3 +164,59 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     flags.add(made.add_argument_group("decoding latents"), *_LATENTS)
     flags.add(made.add_argument_group("sampler (the run's own where not given)"), *_SAMPLER)
     return made
+
+
+def check(options: argparse.Namespace) -> None:
+    """Returns where options have values that go together.
+
+    Raises:
+        UserError: they have not.
+    """
+    flags.check_least(options, 1, "count", "columns", "batch")
+    flags.check_image_seed(options, options.count or 1)
+    _check_beside(options)
+    _check_chain(options)
+    if not options.grid:
+        rank_of(options)
+    out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {options.out} is a file: name a folder")
+
+
+def _check_beside(options: argparse.Namespace) -> None:
+    if not options.beside:
+        return
+    if not (options.row or options.like):
+        raise UserError(
+            "--beside shows training images or query images: give --row ORDINAL or --like IMAGE"
+        )
+    for name in ("chain", "npz", "grid"):
+        if getattr(options, name):
+            raise UserError(f"--beside and --{name} are pictures of other kinds: drop one")
+
+
+def _check_chain(options: argparse.Namespace) -> None:
+    if options.what and not options.chain:
+        raise UserError(f"--what {options.what} is of the way from noise to data: give --chain too")
+
+
+def rank_of(options: argparse.Namespace) -> tuple[int, int]:
+    """Rank and number of ranks: as said, or as torchrun sets them.
+
+    Raises:
+        UserError: ranks that do not exist, or several that would write pictures.
+    """
+    if (options.rank is None) != (options.world is None):
+        raise UserError("--rank and --world come together")
+    rank, world = options.rank, options.world
+    if rank is None:
+        if not options.npz:
+            return 0, 1
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not 0 <= rank < world:
+        raise UserError(f"--rank {rank} --world {world}: ranks go from 0 to world - 1")
+    if not options.npz:
+        raise UserError("--rank and --world share out the images of a file: give --npz")
+    if options.chain:
+        raise UserError("--chain shows how pictures become, and --npz writes none: drop one")
+    return rank, world

@@ -26,11 +26,12 @@ from selfguide.discovery.resumable import Rows
 from shards.format import manifest as manifests
 from shards.lock import lock
 
-# what a set consists of
-PARTS = ("sample.json", "grid.png", "images", "samples.npz")
+SAID = "sample.json"
 NPZ = "samples.npz"
 # what `tools.confidence` says of a set, beside it
 CHOSEN = "confidence.json"
+# what a set consists of
+PARTS = (SAID, "grid.png", "images", NPZ, CHOSEN)
 GRID = 256  # images that a grid shows at most
 
 
@@ -67,7 +68,7 @@ def holds(out: Path, wanted: str) -> bool:
 
 def _request(out: Path) -> str | None:
     """Of the set in `out`; those of earlier versions do not say."""
-    said = out / "sample.json"
+    said = out / SAID
     return json.loads(said.read_text()).get("request") if said.is_file() else None
 
 

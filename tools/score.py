@@ -9,48 +9,15 @@ on where it was, from parts in .scores.
 from __future__ import annotations
 
 import argparse
-import json
-import re
-import shutil
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import torch
-import yaml
-
-from selfguide.discovery.resumable import Rows
-from selfguide.evaluation.beside import Beside
-from selfguide.evaluation.features.net import FeatureNet, load_feature_net
-from selfguide.evaluation.metrics.frechet import parted
-from selfguide.evaluation.scores import (
-    NEIGHBOURS,
-    Crop,
-    Known,
-    fill,
-    make_reference,
-    moments_of,
-    parts_in,
-    read_reference,
-    read_unconditional,
-    scores_of,
-)
-from selfguide.spec.config import EvaluationConfig, build
 from selfguide.spec.config.evaluation import Extra
-from selfguide.spec.config.laws import check, check_read
-from selfguide.spec.extras import OF_MODELS, OF_TEST, SETTINGS, check_sets, extras
-from selfguide.spec.identity import digest
-from selfguide.spec.records import crop_rule
-from selfguide.spec.suggest import nearest
+from selfguide.spec.extras import OF_MODELS
 from shards import cli
 from shards.errors import UserError
-from shards.format import manifest as manifests
-from shards.lock import lock
 from tools import flags
-from tools.reference.make import NET, net_of
-from tools.sample_files import open_images
-from tools.sample_set import CHOSEN, NPZ
+from tools.feature_flags import NET
 
 EPILOG = """examples:
   python -m tools.score samples.npz --protocol fid_adm --reference VIRTUAL_imagenet256_labeled.npz
@@ -59,23 +26,8 @@ EPILOG = """examples:
   python -m tools.score samples/ --protocol fd_effnet --shards data/train --metrics kid ood_auroc \\
     --setting kid_size=500 test=data/test
 """
-# further metrics that need no model, and the settings of `evaluation=` that they read here
+# further metrics that need no model
 METRICS = tuple(name for name in get_args(Extra) if name not in OF_MODELS)
-SETTABLE = {
-    *(field for name in METRICS for field in SETTINGS[name].values()),
-    *(
-        "test",
-        "unconditional",
-        "fdr_protocols",
-        "reference_count",
-        "crop",
-        "crop_rule",
-        "crop_seed",
-    ),
-}
-REFERENCES = Path(".references")
-# features of samples whose score is not taken yet
-PARTS = Path(".scores")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,186 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(
             f"--reference {options.reference} and --shards {options.shards}: give one of them to compare with"
         )
-    images = open_images(Path(options.samples))
-    evaluation = evaluation_of(options, len(images))
-    net = net_of(options)
-    others = {
-        name: load_feature_net(name).to(net.device) for name in sorted(evaluation.fdr_protocols)
-    }
-    known = _known(net, evaluation)
-    beside = _beside(net, evaluation)
-    nets = [net, *others.values()]
-    decided: dict[str, Any] = {**net.about, "batch": options.batch, "files": images.stamp}
-    if others:
-        decided["nets"] = [each.about for each in others.values()]
-    work = PARTS / digest(decided)
-    work.mkdir(parents=True, exist_ok=True)
-    # the same command may be running
-    with lock(work, create=False, required=False):
-        try:
-            parts, doing = (
-                parts_in(work, len(images), options.batch),
-                f"scoring {len(images):,} images",
-            )
-            fill(
-                parts,
-                lambda rows: torch.cat([each.rows(images.at(rows)) for each in nets], 1),
-                doing=doing,
-            )
-            if "fdr" in evaluation.metrics:
-                beside = _with_ratios(beside, parts, nets, evaluation, known)
-            scores, _ = parted(
-                scores_of(
-                    options.protocol,
-                    net,
-                    parts,
-                    known,
-                    full=options.protocol == "fid_adm",
-                    evaluation=evaluation,
-                    beside=beside,
-                )
-            )
-        except UserError as error:
-            # of files that nobody scores as they are
-            shutil.rmtree(work, ignore_errors=True)
-            raise _as_typed(error) from error
-        shutil.rmtree(work, ignore_errors=True)
-    found = {
-        "samples": options.samples,
-        "count": len(images),
-        "protocol": options.protocol,
-        "scores": scores,
-        "features": net.about,
-        "reference": options.reference or options.shards,
-        "reference_sha256": known.sha256,
-    }
-    if chosen := chosen_by(Path(options.samples)):
-        found["chosen"] = chosen
-    if beside_settings := extras(evaluation):
-        found["metrics"] = beside_settings
-    if options.json:
-        print(json.dumps(found, indent=1))
-    else:
-        print("\n".join(f"{name:<24}{value:.5g}" for name, value in scores.items()))
-        if chosen:
-            print(f"of {chosen['kept']:,} samples chosen out of {chosen['of']:,}: {chosen['by']}")
-    return 0
+    # torch takes seconds to import: not for help or a mistake
+    from tools import score_run
 
-
-def chosen_by(samples: Path) -> dict[str, Any] | None:
-    """What `tools.confidence` chose these samples by, where it made them: such a score is no model's own."""
-    said = samples.with_name(CHOSEN)
-    if samples.name != NPZ or not said.is_file():
-        return None
-    return dict(json.loads(said.read_text()).get("chosen", {})) or None
-
-
-def evaluation_of(options: argparse.Namespace, count: int) -> EvaluationConfig:
-    """What is measured of so many samples, as `evaluation=` of a run has it.
-
-    Raises:
-        UserError: an unknown metric or setting, or one that does not hold or is not read.
-    """
-    values: dict[str, Any] = {
-        "protocol": options.protocol,
-        "samples": count,
-        "batch": options.batch,
-        "metrics": list(options.metrics),
-        "net": options.net,
-        "sha256": options.sha256,
-        "shards": options.shards,
-        "reference": options.reference,
-    }
-    for text in options.setting:
-        name, equals, value = text.partition("=")
-        if not equals or name not in SETTABLE:
-            raise UserError(
-                f"--setting {text}: give KEY=VALUE{nearest(name, SETTABLE)}; known: {', '.join(sorted(SETTABLE))}"
-            )
-        values[name] = yaml.safe_load(value)
-    try:
-        evaluation = build(EvaluationConfig, values, "evaluation")
-        check(evaluation, "evaluation")
-        check_read(evaluation, "evaluation")
-        check_sets(evaluation)
-    except UserError as error:
-        raise _as_typed(error) from error
-    if evaluation.test is None:
-        return evaluation
-    return replace(evaluation, test_manifest=manifests.load(evaluation.test).hash)
-
-
-def _as_typed(error: UserError) -> UserError:
-    """The same in the words of this command."""
-    text = re.sub(
-        r"evaluation\.metrics=\[(.*?)\]",
-        lambda found: "--metrics " + re.sub(r"[',]", "", found[1]),
-        str(error),
-    )
-    text = re.sub(r"evaluation\.(shards|reference)=", r"--\1 ", text)
-    text = re.sub(r"evaluation\.(\w+)", r"--setting \1", text)
-    return UserError(re.sub(r"evaluation=(\w+)", r"--protocol \1", text))
-
-
-def _known(net: FeatureNet, evaluation: EvaluationConfig) -> Known:
-    if evaluation.reference:
-        return read_reference(_here(evaluation.reference), net)
-    return _made(str(evaluation.shards), net, evaluation)
-
-
-def _here(given: str) -> str:
-    """A file here, before one that lies where weights are."""
-    here = Path(given).expanduser()
-    return str(here.absolute()) if here.is_file() else given
-
-
-def _made(root: str, net: FeatureNet, evaluation: EvaluationConfig) -> Known:
-    count, crop = evaluation.reference_count, Crop.of_evaluation(evaluation)
-    decided: dict[str, Any] = {**net.about, "batch": evaluation.batch, "count": count}
-    # not named where it is as it always was
-    if evaluation.kept != NEIGHBOURS:
-        decided["kept"] = evaluation.kept
-    if crop is not None:
-        decided["crop"] = crop_rule(evaluation)
-    folder = REFERENCES / f"{manifests.load(root).hash[:12]}-{digest(decided)}"
-    known = make_reference(
-        root, net, folder, part=evaluation.batch, count=count, kept=evaluation.kept, crop=crop
-    )
-    assert known is not None  # this is the only rank
-    return known
-
-
-def _test(net: FeatureNet, evaluation: EvaluationConfig) -> Known:
-    return _made(str(evaluation.test), net, replace(evaluation, reference_count=None))
-
-
-def _beside(net: FeatureNet, evaluation: EvaluationConfig) -> Beside:
-    unconditional = None
-    if evaluation.unconditional:
-        unconditional = read_unconditional(_here(evaluation.unconditional), net).main
-    test = _test(net, evaluation).features if {*OF_TEST} & {*evaluation.metrics} else None
-    return Beside(test=test, unconditional=unconditional)
-
-
-def _with_ratios(
-    beside: Beside,
-    parts: Rows,
-    nets: Sequence[FeatureNet],
-    evaluation: EvaluationConfig,
-    known: Known,
-) -> Beside:
-    """The same with the distances of samples and of the test images in each net."""
-    distances, validation, first = {}, {}, 0
-    for name, net in zip(
-        (evaluation.protocol, *sorted(evaluation.fdr_protocols)), nets, strict=True
-    ):
-        main = (known if not first else _made(str(evaluation.shards), net, evaluation)).main
-        columns = slice(first, first + net.width)
-        distances[name] = main.distance(*moments_of(parts, columns, main.mean).gaussian())
-        test = _test(net, evaluation).main
-        validation[name] = main.distance(test.mean, test.covariance)
-        first += net.width + net.spatial
-    return replace(beside, distances=distances, validation=validation)
+    return score_run.run(options)
 
 
 def _parser() -> argparse.ArgumentParser:

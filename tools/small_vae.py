@@ -40,7 +40,6 @@ LINES = 10  # lines of progress
 WARM_UP = 0.05  # of the images, before the rate falls as a cosine does
 KL_WEIGHT = 5e-4  # of a latent value's divergence against a pixel's squared error
 DECAY = 1e-4
-OPTIONS = ("factor", "channels", "width", "images", "batch", "rate", "dtype", "seed", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,35 +62,15 @@ class Fit:
         return self.rate * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))) / 2
 
 
-def add(to: argparse._ActionsContainer) -> None:
-    flags.add(
-        to,
-        ("--factor", (2, 4, 8), 4, "image pixels to a latent pixel, along one side (4)"),
-        ("--channels N", int, 4, "of a latent (4)"),
-        ("--width N", int, 48, "of the network at half the image's edge (48)"),
-        ("--images N", int, 96_000, "images seen (96000)"),
-        ("--batch N", int, 32, "images a step (32)"),
-        ("--rate X", float, 2e-3, "learning rate at its greatest (2e-3)"),
-        (
-            "--dtype",
-            ("fp32", "bf16"),
-            "fp32",
-            "of convolutions; bf16 is faster on GPUs, and on processors that multiply it (fp32)",
-        ),
-        ("--seed N", int, 0, "of weights, order and noise (0)"),
-        ("--device NAME", str, "auto", "cpu, cuda or cuda:N (a GPU if there is one)"),
-    )
-    # `choices` compares what `type` made
-    next(a for a in to._actions if a.dest == "factor").type = int
-
-
 def run(options: argparse.Namespace) -> int:
-    flags.check_least(options, 1, "channels", "width", "images", "batch")
-    if options.out is None:
-        raise UserError("--out is missing: name the file of weights, FILE.safetensors")
-    if not 0 < options.rate < math.inf:
-        raise UserError(f"--rate {options.rate:g}: give a positive number")
     manifest = manifests.load(options.shards)
+    if manifest.count < 2:
+        raise UserError(
+            f"{options.shards} holds one image: give two or more, to fit to and to test on"
+        )
+    cuda = torch.cuda.is_available()
+    wanted = ("cuda" if cuda else "cpu") if options.device == "auto" else options.device
+    device = flags.moved(torch.zeros(()), wanted).device
     fit = Fit(
         manifest=manifest.hash,
         architecture=_architecture(options, manifest),
@@ -104,11 +83,13 @@ def run(options: argparse.Namespace) -> int:
     out, started = Path(options.out), time.process_time()
     state = out.parent / f".{out.name}.{manifests.digest(asdict(fit))[:12]}"
     unseen = levels(manifest, _read(options.shards, manifest, held_out(manifest.count)))
-    cuda = torch.cuda.is_available()
-    device = torch.device(
-        ("cuda" if cuda else "cpu") if options.device == "auto" else options.device
-    )
     net = train(fit, options.shards, manifest, state, device, lambda net: psnr_of(net, unseen))
+    if not all(value.isfinite().all() for value in net.state_dict().values()):
+        # from where it stands nothing better comes
+        state.unlink(missing_ok=True)
+        raise UserError(
+            f"the fit has diverged at --rate {options.rate:g}, and {out} is as it was: take a lower rate"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     storage.publish(out, to_bytes(net), replace=True)
     state.unlink(missing_ok=True)

@@ -12,80 +12,17 @@ python -m tools.vae --check              only test the committed weights
 
 from __future__ import annotations
 
-import json
-import tempfile
+import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
-import selfguide.data.autoencoders.tiny as tiny
-from selfguide.data.autoencoders import Autoencoder, load_autoencoder
-from selfguide.data.autoencoders.tiny import WEIGHTS, TinyVAE
-from selfguide.data.normaliser import posterior_mean
-from selfguide.evaluation.features.digitnet import half
-from shards import cli, storage
+from shards import cli
 from shards.errors import UserError
-from tools import flags, small_vae
-from tools.digitnet import digits, one_cycle
-from tools.small_vae import psnr
+from tools import flags
 
-LEAST = 26.0  # dB on the half it has not seen
-KL_WEIGHT = 1e-2  # of a latent value's divergence against a pixel's squared error
-RATE = 4e-3
-
-
-def images() -> Tensor:
-    """All scans as uint8 images (1797, 1, 8, 8): their 17 levels stretched to 0..255."""
-    found, _ = digits()
-    return (found.float() * (255 / 16)).round().to(torch.uint8)
-
-
-def fit(pictures: Tensor, epochs: int) -> TinyVAE:
-    """Fits the evidence's lower bound (Kingma & Welling 2014); fixed seed, one thread."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    net, x = TinyVAE(), pictures.float() * (2 / 255) - 1
-    one_cycle(
-        net,
-        lambda chosen: bound(net, x[chosen]),
-        count=len(x),
-        epochs=range(epochs),
-        rate=RATE,
-        weight_decay=1e-4,
-    )
-    measure(net, x)
-    return net.eval()
-
-
-def bound(net: TinyVAE, x: Tensor) -> Tensor:
-    """Squared error a pixel of one sampled latent, and the weighted divergence from N(0, 1) a latent value."""
-    centre, log_variance = net.encode(x).chunk(2, dim=1)
-    latents = centre + (log_variance / 2).exp() * torch.randn_like(centre)
-    divergence = (centre.square() + log_variance.exp() - 1 - log_variance) / 2
-    return (net.decode(latents) - x).square().mean() + KL_WEIGHT * divergence.mean()
-
-
-@torch.no_grad()
-def measure(net: TinyVAE, x: Tensor) -> None:
-    """Mean and std of each channel of sampled latents, whose variance is that of the means and the mean of theirs."""
-    centre, log_variance = net.encode(x).chunk(2, dim=1)
-    variance = centre.var((0, 2, 3), unbiased=False) + log_variance.exp().mean((0, 2, 3))
-    net.mean.copy_(centre.mean((0, 2, 3)))
-    net.std.copy_(variance.sqrt())
-
-
-def test(codec: Autoencoder, pictures: Tensor) -> dict[str, float]:
-    """dB there and back on the half it has not seen, and of the one image that would be right on average."""
-    even, odd = half(len(pictures))
-    unseen = pictures[odd]
-    blind = pictures[even].float().mean(0, keepdim=True).expand(len(odd), -1, -1, -1)
-    return {
-        "psnr": psnr(codec.decode(posterior_mean(codec.encode(unseen))), unseen),
-        "psnr_of_mean_image": psnr(blind.round(), unseen),
-    }
+# of SHARDS alone
+OPTIONS = ("factor", "channels", "width", "images", "batch", "rate", "dtype", "seed", "device")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,43 +39,61 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--check", bool, False, "only test weights"),
         ("--epochs N", int, 200, "passes over the half (200)"),
     )
-    small_vae.add(parser.add_argument_group("of SHARDS"))
+    _add_small(parser.add_argument_group("of SHARDS"))
     options = parser.parse_args(argv)
     flags.check_least(options, 1, "epochs")
     if options.out is not None and not options.out.endswith(".safetensors"):
         raise UserError(f"--out {options.out}: the file's name must end in .safetensors")
-    others = small_vae.OPTIONS if options.shards is None else ("check", "epochs")
+    if options.out is not None and Path(options.out).is_dir():
+        raise UserError(
+            f"--out {options.out} is a folder: name a file, such as {options.out}/vae.safetensors"
+        )
+    others = OPTIONS if options.shards is None else ("check", "epochs")
     for name in others:
         if getattr(options, name) != parser.get_default(name):
             owner = (
                 "SHARDS: name them" if options.shards is None else "the digits: leave SHARDS out"
             )
             raise UserError(f"--{name} is of {owner}")
-    if options.shards is not None:
-        return small_vae.run(options)
-    package = Path(tiny.__file__).parent / "weights" / WEIGHTS
-    out = package if options.out is None else Path(options.out)
-    pictures = images()
-    with tempfile.TemporaryDirectory() as scratch:
-        weights = options.out
-        if not options.check:
-            even, _ = half(len(pictures))
-            weights = Path(scratch) / WEIGHTS
-            save_file(dict(fit(pictures[even], options.epochs).state_dict()), weights)
-        codec = load_autoencoder("tiny", weights)
-        found = test(codec, pictures)
-        good = found["psnr"] >= LEAST
-        # what is worse than it should be never replaces the package's
-        if not options.check and (good or options.out):
-            storage.publish(out, weights.read_bytes(), replace=True)
-    report = {**found, "least": LEAST, "sha256": codec.sha256, "file": str(out)}
-    print(
-        json.dumps(report)
-        if options.json
-        else f"{found['psnr']:.1f} dB on the other half (its mean image: {found['psnr_of_mean_image']:.1f} dB; "
-        f"at least {LEAST} dB are needed), sha256 {codec.sha256}\n{out}"
+    # torch takes seconds to import: not for help or a mistake
+    if options.shards is None:
+        from tools import digit_vae
+
+        return digit_vae.run(options)
+    flags.check_least(options, 1, "channels", "width", "images", "batch")
+    if options.out is None:
+        raise UserError("--out is missing: name the file of weights, FILE.safetensors")
+    if not 0 < options.rate < math.inf:
+        raise UserError(f"--rate {options.rate:g}: give a positive number")
+    if options.batch > options.images:
+        raise UserError(
+            f"--batch {options.batch} is more than --images {options.images}: take {options.images} or less"
+        )
+    from tools import small_vae
+
+    return small_vae.run(options)
+
+
+def _add_small(to: argparse._ActionsContainer) -> None:
+    flags.add(
+        to,
+        ("--factor", (2, 4, 8), 4, "image pixels to a latent pixel, along one side (4)"),
+        ("--channels N", int, 4, "of a latent (4)"),
+        ("--width N", int, 48, "of the network at half the image's edge (48)"),
+        ("--images N", int, 96_000, "images seen (96000)"),
+        ("--batch N", int, 32, "images a step (32)"),
+        ("--rate X", float, 2e-3, "learning rate at its greatest (2e-3)"),
+        (
+            "--dtype",
+            ("fp32", "bf16"),
+            "fp32",
+            "of convolutions; bf16 is faster on GPUs, and on processors that multiply it (fp32)",
+        ),
+        ("--seed N", int, 0, "of weights, order and noise (0)"),
+        ("--device NAME", str, "auto", "cpu, cuda or cuda:N (a GPU if there is one)"),
     )
-    return 0 if good else 1
+    # `choices` compares what `type` made
+    next(a for a in to._actions if a.dest == "factor").type = int
 
 
 if __name__ == "__main__":

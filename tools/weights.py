@@ -20,7 +20,7 @@ from selfguide.spec.official import FORMS
 from shards import cli, storage
 from shards.errors import UserError
 from tools import flags
-from tools.sample import load_snapshot
+from tools.sample_run import load_snapshot
 
 EPILOG = """examples:
   python -m tools.weights export RUN --form dit --out dit.pt

@@ -8,11 +8,13 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards import storage
 from shards.format import manifest as manifests
 from shards.read.fields import Fields
 from shards.read.reader import Reader
@@ -35,6 +37,9 @@ class Dataset:
         """
         self.root, self.transform = os.fspath(root), transform
         self.manifest = manifests.load(self.root)
+        if not storage.is_remote(self.root):
+            # a process that reads it later may have another working directory
+            self.root = str(Path(self.root).absolute())
         self._reader: Reader | None = None
         self._process = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,54 @@ def test_a_folder_of_configs_that_is_none_is_refused(own: Path, tmp_path: Path) 
     sites.search_first(str(own))
     with pytest.raises(UserError, match="@package _global_"):
         compose(["experiment=flags_class"])
+
+
+def test_a_folder_of_configs_that_is_named_is_before_those_that_the_variable_names(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other one"
+    shutil.copytree(own, other)
+    for folder, seed in ((own, 3), (other, 4)):
+        (folder / "experiment" / "twice.yaml").write_text(
+            f"# @package _global_\ndefaults:\n  - digits_uncond\nseed: {seed}\n"
+        )
+    monkeypatch.setenv(sites.VARIABLE, f"{own}:{other}")
+    assert compose(["experiment=twice"]).seed == 3
+    sites.search_first(str(other))
+    assert compose(["experiment=twice"]).seed == 4
+    # by a relative name
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(sites.VARIABLE, f"{own}:other one")
+    sites.search_first("other one")
+    assert compose(["experiment=twice"]).seed == 4
+
+
+@pytest.mark.parametrize("base", ["self", "/experiment: digits_uncond", "/experiment: nothing"])
+def test_a_config_whose_defaults_are_itself_says_so_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "self.yaml").write_text(
+        f"# @package _global_\ndefaults:\n  - {base}\n"
+    )
+    monkeypatch.setenv(sites.VARIABLE, str(tmp_path))
+    with pytest.raises(UserError, match=r"experiment=self: .*lead back to the file itself"):
+        compose(["experiment=self"])
+
+
+def test_a_base_that_is_absent_is_named_without_the_search_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - nothing\n"
+    )
+    monkeypatch.setenv(sites.VARIABLE, str(tmp_path))
+    with pytest.raises(UserError, match=r"Could not load 'experiment/nothing'\.$"):
+        compose(["experiment=mine"])
+    monkeypatch.setenv(sites.VARIABLE, f"{tmp_path}:{tmp_path}/gone")
+    with pytest.raises(UserError, match=r"SELFGUIDE_CONFIGS names .*/gone, where no folder is"):
+        compose(["experiment=theirs"])
 
 
 def test_configs_are_copied_with_an_attempt(own: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ from shards.format.header import Header
 from shards.sources.source import ArraySource
 from shards.write import writer
 from tests.selfguide.test_online import online_config
-from tools import vae
+from tools import digit_vae, vae
 
 DIGITS = Header(kind="image", shift=8.0, scale=0.125)
 
@@ -176,16 +176,16 @@ def test_without_a_place_in_the_run_the_image_is_seen_as_it_is() -> None:
 
 
 def test_the_committed_autoencoder_shows_digits_it_never_saw() -> None:
-    pictures = vae.images()
+    pictures = digit_vae.images()
     even, odd = half(len(pictures))
     codec = load_autoencoder("tiny")
     made = codec.decode(codec.encode(pictures[odd])[:, :2])
     error = (made.double() - pictures[odd].double()).square().mean()
     blind = pictures[even].double().mean(0, keepdim=True)
     baseline = (blind - pictures[odd].double()).square().mean()
-    assert 10 * torch.log10(255**2 / error) >= vae.LEAST
+    assert 10 * torch.log10(255**2 / error) >= digit_vae.LEAST
     assert error < baseline / 30
-    assert vae.test(codec, pictures)["psnr"] == pytest.approx(
+    assert digit_vae.test(codec, pictures)["psnr"] == pytest.approx(
         (10 * torch.log10(255**2 / error)).item(), abs=1e-3
     )
 
@@ -200,7 +200,7 @@ def test_the_committed_weights_are_small_and_named_by_their_hash() -> None:
 
 
 def test_its_header_makes_latents_standard() -> None:
-    codec, pictures = load_autoencoder("tiny"), vae.images()
+    codec, pictures = load_autoencoder("tiny"), digit_vae.images()
     seen = Normaliser.of(codec.header()).encode(
         codec.encode(pictures), 0, torch.arange(len(pictures))
     )
@@ -209,7 +209,7 @@ def test_its_header_makes_latents_standard() -> None:
 
 
 def test_an_image_decodes_alone_as_in_a_batch() -> None:
-    codec, pictures = load_autoencoder("tiny"), vae.images()[:9]
+    codec, pictures = load_autoencoder("tiny"), digit_vae.images()[:9]
     found = codec.encode(pictures)
     torch.testing.assert_close(found[4:5], codec.encode(pictures[4:5]), atol=1e-5, rtol=1e-5)
 
@@ -240,7 +240,7 @@ def test_the_command_refuses_what_it_cannot_write() -> None:
 
 
 def test_image_data_needs_no_autoencoder() -> None:
-    pictures = vae.images()[:50]
+    pictures = digit_vae.images()[:50]
     seen = from_images(DIGITS, pictures)
     assert torch.equal(seen, Normaliser.of(DIGITS).encode((pictures * (16 / 255)).round()))
     assert torch.equal(to_images(DIGITS.plain(), seen), pictures)
@@ -253,7 +253,7 @@ def test_image_data_needs_no_autoencoder() -> None:
 
 
 def test_latents_pass_through_their_autoencoder() -> None:
-    codec, pictures = load_autoencoder("tiny"), vae.images()[:50]
+    codec, pictures = load_autoencoder("tiny"), digit_vae.images()[:50]
     seen = from_images(codec.header(), pictures, codec)
     assert seen.shape == (50, 2, 4, 4)
     assert torch.equal(
@@ -269,7 +269,7 @@ def test_latents_are_not_shown_without_their_autoencoder() -> None:
     with pytest.raises(UserError, match="latents of tiny: load that autoencoder"):
         to_images(header, torch.zeros(1, 2, 4, 4))
     with pytest.raises(UserError, match="latents of tiny"):
-        from_images(header, vae.images()[:1])
+        from_images(header, digit_vae.images()[:1])
 
 
 DISAGREEMENTS: list[tuple[dict[str, Any], str]] = [
@@ -291,7 +291,7 @@ def test_data_that_disagree_are_refused(change: dict[str, Any], message: str) ->
     for use in (
         lambda: check_header(codec, wrong.plain()),
         lambda: to_images(wrong, torch.zeros(1, 2, 4, 4), codec),
-        lambda: from_images(wrong, vae.images()[:1], codec),
+        lambda: from_images(wrong, digit_vae.images()[:1], codec),
     ):
         with pytest.raises(UserError, match=message):
             use()
@@ -321,7 +321,7 @@ def test_images_it_cannot_encode_are_named(images: torch.Tensor, message: str) -
 def test_moments_are_not_decoded_as_latents() -> None:
     codec = load_autoencoder("tiny")
     with pytest.raises(UserError, match=r"latents are \(2, 4, 4, 4\); tiny decodes \(B, 2, h, w\)"):
-        codec.decode(codec.encode(vae.images()[:2]))
+        codec.decode(codec.encode(digit_vae.images()[:2]))
 
 
 # --- weights -----------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ def test_a_file_that_runs_code_is_refused_and_runs_none(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits as moments of both mirror images."""
-    codec, pictures = load_autoencoder("tiny"), vae.images()
+    codec, pictures = load_autoencoder("tiny"), digit_vae.images()
     pairs = torch.stack((codec.encode(pictures), codec.encode(pictures.flip(3))), dim=1)
     root = tmp_path_factory.mktemp("latents")
     source = ArraySource.of("digits", pairs.numpy().astype(np.float16))

@@ -131,12 +131,35 @@ def test_a_fit_that_was_interrupted_goes_on_to_the_same_weights(
         (["--out", "a.safetensors", "--epochs", "9"], "--epochs is of the digits"),
         (["--out", "a.safetensors", "--images", "0"], "--images 0"),
         (["--out", "a.safetensors", "--rate", "0"], "--rate 0"),
+        (["--out", "a.safetensors", "--images", "64", "--batch", "65"], "take 64 or less"),
+        (["--out", "a.safetensors", "--device", "bogus"], "--device bogus: .*give cpu"),
         ([], "--out is missing"),
     ],
 )
 def test_a_fit_refuses_what_it_cannot_do(images: Path, words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         vae.main([str(images), *words])
+
+
+def test_a_fit_that_diverges_leaves_the_file_as_it_was(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.safetensors"
+    assert fit(images, out) == 0
+    before = out.read_bytes()
+    with pytest.raises(UserError, match="diverged at --rate 1e\\+09"):
+        fit(images, out, "--rate", "1e9")
+    assert out.read_bytes() == before
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["a.png", "a.safetensors"]
+
+
+def test_a_fit_of_one_image_or_into_a_folder_is_refused_before_it_begins(tmp_path: Path) -> None:
+    one, out = tmp_path / "one", tmp_path / "a.safetensors"
+    writer.write(one, ArraySource.of("one", waves(1)), header=PIXELS)
+    with pytest.raises(UserError, match="holds one image"):
+        fit(one, out)
+    assert not out.exists()
+    out.mkdir()
+    with pytest.raises(UserError, match="is a folder: name a file"):
+        fit(one, out)
 
 
 def test_a_rate_that_is_no_number_is_refused_by_the_command_line(images: Path) -> None:

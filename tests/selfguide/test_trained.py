@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,6 +155,57 @@ def test_what_is_no_number_of_images_or_no_seed_is_refused(model: TrainedModel) 
     ):
         with pytest.raises(UserError):
             model.sample(**({"count": 2, "steps": 1} | words))
+
+
+def test_numbers_of_numpy_and_of_tensors_are_those_of_python(model: TrainedModel) -> None:
+    plain = model.sample(3, label=[3, 5], seed=4, g=1.5, steps=2)
+    for words in (
+        {"count": np.int64(3), "seed": np.int32(4), "steps": np.int64(2), "g": np.float32(1.5)},
+        {"label": np.array([3, 5]), "batch": np.uint8(64)},
+        {"label": torch.tensor([3, 5]), "g": torch.tensor(1.5)},
+        {"label": (np.int64(3), 5)},
+    ):
+        given = {"count": 3, "label": [3, 5], "seed": 4, "g": 1.5, "steps": 2} | words
+        torch.testing.assert_close(model.sample(**given), plain, rtol=0, atol=0)  # type: ignore[arg-type]
+    row = model.sample(2, row=5, steps=1)
+    for number in (np.int64(5), torch.tensor(5), np.array([5])):
+        torch.testing.assert_close(model.sample(2, row=number, steps=1), row, rtol=0, atol=0)  # type: ignore[arg-type]
+    x = model.sample(1, steps=1)
+    torch.testing.assert_close(model.features(x, np.int64(2)), model.features(x, 2))  # type: ignore[arg-type]
+
+
+def test_several_labels_that_do_not_divide_the_count_are_all_shown(model: TrainedModel) -> None:
+    drawn = model.sample(7, label=[8, 1, 4], steps=1)
+    one_each = [
+        model.sample(1, label=each, seed=i, steps=1) for i, each in enumerate((8, 8, 8, 1, 1, 4, 4))
+    ]
+    torch.testing.assert_close(drawn, torch.cat(one_each))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"label": []}, "label names 0, and count=2: name 1 to 2"),
+        ({"label": range(3)}, "label names 3, and count=2"),
+        ({"label": 1.5}, "1.5"),
+        ({"row": ()}, "row names 0"),
+        ({"row": "0"}, "numbers of training images"),
+        ({"row": 0.5}, "numbers of training images"),
+        ({"prior": "empiric"}, "empirical, uniform, quota"),
+    ],
+)
+def test_conditions_that_are_none_are_refused(
+    model: TrainedModel, words: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        model.sample(2, steps=1, **words)
+
+
+def test_load_refuses_a_device_that_is_none_and_an_autoencoder_of_images(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"device=cudaa: .* give cpu"):
+        selfguide.load(folder, device="cudaa")
+    with pytest.raises(UserError, match="trained on images"):
+        selfguide.load(folder, autoencoder="vae.safetensors")
 
 
 def test_tensors_that_are_no_samples_or_images_are_refused(model: TrainedModel) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 import shards
 from shards.errors import UserError
@@ -56,6 +56,29 @@ def test_dataset_pickled_reads_and_transforms(digits: Path) -> None:
     again = pickle.loads(pickle.dumps(data))
     np.testing.assert_array_equal(again[3][0], first[0])
     assert again[3][1] == first[1]
+
+
+def test_dataset_by_a_relative_name_reads_after_the_working_directory_changes(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(digits.parent)
+    data = shards.Dataset(digits.name)
+    monkeypatch.chdir(tmp_path)
+    assert pickle.loads(pickle.dumps(data))[3].ordinal == data[3].ordinal == 3
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_dataset_in_workers_of_any_kind_shows_each_sample_once(digits: Path, context: str) -> None:
+    data = shards.Dataset(digits, transform=_bright)
+    _ = data[-1]
+    loader = DataLoader(
+        Subset(data, [-1, *range(1796)]),
+        batch_size=600,
+        num_workers=2,
+        multiprocessing_context=context,
+    )
+    labels = torch.cat([y for _, y in loader])
+    assert labels.roll(-1).tolist() == shards.read_all(digits)["y"].tolist()
 
 
 def test_batches_of_a_stream_have_named_fields(digits: Path) -> None:

@@ -23,6 +23,7 @@ from selfguide.diffusion.preconditioning import build_preconditioning
 from selfguide.guidance.prototypes import extract
 from selfguide.randomness import normal
 from selfguide.sampling.condition_sampler import TrainingImages
+from selfguide.snapshot import load
 from shards import sidecar
 from shards.errors import UserError
 from shards.format import manifest
@@ -77,7 +78,7 @@ def made(capsys: pytest.CaptureFixture[str], out: Path, *arguments: str) -> tupl
 @pytest.fixture(scope="module")
 def cosines(run: Path) -> torch.Tensor:  # noqa: F811
     """(N, K) of every scan with every prototype, in one piece."""
-    snapshot = sample.load(run / "snapshots" / "img-000000512")
+    snapshot = load(run / "snapshots" / "img-000000512")
     x0 = TrainingImages(snapshot).x0(torch.arange(1797))
     eps = normal(0, "extraction-noise", torch.arange(1797), (1, 8, 8))
     features = extract(
@@ -105,7 +106,7 @@ def test_nearest_images_are_those_with_the_highest_cosine(
     run: Path,  # noqa: F811
     cosines: torch.Tensor,
 ) -> None:
-    snapshot = sample.load(run / "snapshots" / "img-000000512")
+    snapshot = load(run / "snapshots" / "img-000000512")
     found = of_snapshot(snapshot, 5, batch=100)
     for group in range(12):
         wanted = cosines[:, group].sort(descending=True).values[:5]
@@ -129,9 +130,9 @@ def test_the_page_needs_nothing_else_and_says_what_is_there(
         assert reference.startswith(("data:", "#group-"))
         assert not reference.startswith("#") or reference[1:] in page.ids
     groups = [int(i.removeprefix("group-")) for i in page.ids if i.startswith("group-")]
-    p = sample.load(named / "snapshots" / "img-000000512").guidance["p"]
+    p = load(named / "snapshots" / "img-000000512").guidance["p"]
     assert [p[g] for g in groups] == sorted(p, reverse=True) and len(groups) == 12
-    labels = shards.read_all(sample.load(named / "snapshots" / "img-000000512").data["root"])["y"]
+    labels = shards.read_all(load(named / "snapshots" / "img-000000512").data["root"])["y"]
     nmi = normalized_mutual_info_score(labels, cosines.argmax(1).numpy())
     assert said["nmi"] == pytest.approx(nmi, abs=2e-3) and f"{said['nmi']:.3f}" in page.text
     assert said["groups"] == 12 and said["shown"] == 12 and said["banned"] == [7]
@@ -146,13 +147,13 @@ def test_its_pictures_are_the_images_and_samples_of_the_group(
     named: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, _ = made(capsys, tmp_path / "atlas.html", str(named), "--count", "2", "--g", "1.5")
-    root = sample.load(named / "snapshots" / "img-000000512").data["root"]
+    root = load(named / "snapshots" / "img-000000512").data["root"]
     scans = shards.read_all(root)["x"]
     for picture in page.pictures:
         if ordinal := re.match(r"image (\d+),", str(picture["alt"])):
             scan = np.round(scans[int(ordinal[1]), 0] * (255 / 16)).astype(np.uint8)
             np.testing.assert_array_equal(pixels(picture), scan)
-    steps = str(sample.load(named / "snapshots" / "img-000000512").config.sampler.steps)
+    steps = str(load(named / "snapshots" / "img-000000512").config.sampler.steps)
     drawn, _ = sampled(
         named, tmp_path / "s", "--group", "3", "--count", "2", "--g", "1.5", "--steps", steps
     )
@@ -270,7 +271,7 @@ def test_the_annotation_must_be_the_one_that_the_run_was_trained_on(
     notes: Path,
 ) -> None:
     trained_on = sidecar.read(notes / "sure")
-    snapshot = sample.load(run / "snapshots" / "img-000000512")
+    snapshot = load(run / "snapshots" / "img-000000512")
     ids = {"folder": str(trained_on.folder), "kind": "id", "sha256": trained_on.sha256}
     snapshot = replace(snapshot, guidance={**snapshot.guidance, "sidecars": {"ids": ids}})
     for asked in (None, str(trained_on.folder)):
@@ -284,7 +285,7 @@ def test_the_annotation_must_be_the_one_that_the_run_was_trained_on(
 
 
 def test_groups_of_patches_have_no_atlas(run: Path) -> None:  # noqa: F811
-    snapshot = sample.load(run / "snapshots" / "img-000000512")
+    snapshot = load(run / "snapshots" / "img-000000512")
     config = snapshot.config
     patches = replace(config, guidance=replace(config.guidance, level="patch"))
     with pytest.raises(UserError, match=r"guidance\.level=patch"):
@@ -315,7 +316,7 @@ def test_banned_groups_are_not_drawn_at_their_frequency(
 ) -> None:
     """With all but one banned, what is drawn is that one; images whose own group stays are not touched."""
     free, _ = sampled(run, tmp_path / "free", "--count", "3")
-    kept = int(np.argmax(sample.load(run / "snapshots" / "img-000000512").guidance["p"]))
+    kept = int(np.argmax(load(run / "snapshots" / "img-000000512").guidance["p"]))
     file = run / "groups.yaml"
     file.write_text(f"names: {{{kept}: kept}}\nbanned: {[k for k in range(12) if k != kept]}\n")
     try:

@@ -12,7 +12,7 @@ from PIL import Image
 import shards
 from shards import sidecar
 from shards.errors import UserError
-from tools import score
+from tools import score_run
 from tools.annotate.__main__ import main as annotate
 from tools.confidence import main
 
@@ -61,9 +61,9 @@ def test_images_that_heads_were_fitted_to_have_the_confidence_that_was_published
         "rows_sha256": sidecar.read(heads).sha256,
     }  # fmt: skip
     # a score of these is said to be of chosen samples
-    chosen = score.chosen_by(out / "samples.npz")
+    chosen = score_run.chosen_by(out / "samples.npz")
     assert chosen is not None and chosen["of"] == COUNT
-    assert score.chosen_by(Path(samples)) is None
+    assert score_run.chosen_by(Path(samples)) is None
     one = tmp_path / "one"
     assert main([*words[:-1], str(one)]) == 0
     heights = [Image.open(at / "confidence.png").height for at in (out, one)]

@@ -36,7 +36,7 @@ from shards.write import writer
 from tests.shards.data import LATENT, flip, payload
 from tests.shards.data import source as latent_source
 from tests.tools.latents import IMAGES, OWN, encode, images_of, levels, moments, other_weights, tree
-from tools import vae
+from tools import digit_vae
 from tools.shards import __main__ as command
 
 
@@ -63,9 +63,9 @@ def test_what_a_model_sees_decodes_to_the_images(digits: Path, latents: Path) ->
     codec, pictures = load_autoencoder("tiny"), levels(digits)
     seen = Normaliser.of(manifest.header).encode(stored)
     assert seen.shape == (1797, 2, 4, 4) and 0.9 < seen.std() < 1.1
-    through_shards = vae.psnr(to_images(manifest.header, seen, codec), pictures)
-    directly = vae.psnr(codec.decode(codec.encode(pictures)[:, :2]), pictures)
-    assert through_shards >= vae.LEAST and abs(through_shards - directly) < 0.02
+    through_shards = digit_vae.psnr(to_images(manifest.header, seen, codec), pictures)
+    directly = digit_vae.psnr(codec.decode(codec.encode(pictures)[:, :2]), pictures)
+    assert through_shards >= digit_vae.LEAST and abs(through_shards - directly) < 0.02
 
 
 def test_the_mirror_image_is_encoded_by_itself(digits: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from shards.format.header import Header
 from shards.sources.source import ArraySource
 from shards.write import writer
 from tests.tools.latents import OWN, encode, images_of, levels, other_weights
-from tools import vae
+from tools import digit_vae
 from tools.annotate import adopt as adopting
 from tools.shards import __main__ as command
 
@@ -98,7 +98,7 @@ def test_a_latent_is_shown_as_its_image(digits: Path, latents: Path, tmp_path: P
     found = shown(png, 120)  # the image and its mirror image
     assert (
         len(found) == 2
-        and vae.psnr(*(torch.tensor(f) for f in (found[0], found[1][:, ::-1].copy()))) > 20
+        and digit_vae.psnr(*(torch.tensor(f) for f in (found[0], found[1][:, ::-1].copy()))) > 20
     )
 
     words = ["explain", str(latents), "--images", "9", "--batch", "9", "--decode"]

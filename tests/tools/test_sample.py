@@ -24,6 +24,7 @@ from selfguide.randomness import normal
 from selfguide.sampling import generate
 from selfguide.sampling.condition_sampler import condition_sampler, sample_ordinals
 from selfguide.sampling.queries import rows, slerp, without_condition
+from selfguide.snapshot import load
 from selfguide.spec import corrections
 from selfguide.spec.config import LabelGuidance, SamplerConfig, SidecarGuidance
 from selfguide.spec.conventions import total_weight
@@ -109,7 +110,7 @@ def test_a_query_image_is_its_nearest_group(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The group re-derived by hand: noised at tau, without a condition, tokens of the layer, head, nearest row."""
-    snapshot = sample.load(run / "snapshots" / "img-000000512")
+    snapshot = load(run / "snapshots" / "img-000000512")
     guidance, student = snapshot.config.guidance, snapshot.student
     data = shards.read_all(snapshot.data["root"])["x"]
     eps = normal(0, "extraction-noise", torch.zeros(1), (1, 8, 8))
@@ -204,8 +205,8 @@ def test_a_grid_that_cannot_be_drawn_is_refused(
 
 def test_no_condition_is_the_null_row_of_a_conditioned_student(labelled: Path, run: Path) -> None:
     """Its unconditional row was never trained."""
-    labelled_run = sample.load(labelled / "snapshots" / "img-000000512")
-    before = sample.load(run / "snapshots" / "img-000000256")
+    labelled_run = load(labelled / "snapshots" / "img-000000512")
+    before = load(run / "snapshots" / "img-000000256")
     assert without_condition(labelled_run, 2).state.tolist() == [NULL] * 2
     assert without_condition(before, 2).state.tolist() == [UNCONDITIONAL] * 2
 
@@ -232,7 +233,7 @@ def test_latents_are_decoded(
     run_ranks(1, attempt, latent_config(latents), str(root))
     images, _ = sampled(root, tmp_path / "a", "--count", "3")
     assert images.shape == (3, 8, 8) and len(np.unique(images)) > 17  # not the data's 17 levels
-    snapshot = sample.load(RunFolder(root).snapshot(RunFolder(root).published()[-1]))
+    snapshot = load(RunFolder(root).snapshot(RunFolder(root).published()[-1]))
     codec = load_autoencoder("tiny")
     sampler = replace(snapshot.config.sampler, steps=4)
     seeds = torch.arange(3)
@@ -347,7 +348,7 @@ def test_groups_of_a_sidecar_are_drawn_by_frequency_or_evenly(
     often, _ = sampled(run, tmp_path / "a", "--count", "6")
     evenly, _ = sampled(run, tmp_path / "b", "--count", "6", "--prior", "uniform")
     assert not np.array_equal(often, evenly)
-    labelled_run = sample.load(run / "snapshots" / "img-000000256")
+    labelled_run = load(run / "snapshots" / "img-000000256")
     ids = condition_sampler(labelled_run, "uniform")(torch.arange(6)).given["id"]
     assert ids.unique().numel() > 1
     first, _ = sampled(run, tmp_path / "c", "--group", str(int(ids[0])), "--count", "1")
@@ -372,7 +373,7 @@ def test_patch_level_samples_a_layout_of_a_training_image_or_a_query(
     row, _ = sampled(run, tmp_path / "a", "--row", "7", "--count", "2")
     like, _ = sampled(run, tmp_path / "b", "--like", "7", "--count", "2")
     np.testing.assert_array_equal(row, like)
-    made, seeds = sample.load(run / "snapshots" / "img-000000256"), torch.arange(20)
+    made, seeds = load(run / "snapshots" / "img-000000256"), torch.arange(20)
     drawn = condition_sampler(made)(seeds)
     again = rows(made, sample_ordinals(1797, seeds))
     assert drawn.given.keys() == {"patch"} and torch.equal(
@@ -395,7 +396,7 @@ def test_beside_begins_each_row_with_its_image_and_its_box(annotated: Path, tmp_
     run = annotated / "boxes"
     made, _ = sampled(run, tmp_path, "--row", "3", "9", "--count", "4", "--beside")
     found = tiles(tmp_path / "grid.png", 4)
-    real = shards.read_all(sample.load(run / "snapshots" / "img-000000256").data["root"])["x"]
+    real = shards.read_all(load(run / "snapshots" / "img-000000256").data["root"])["x"]
     boxes = np.load(annotated.parents[1] / "notes" / "boxes" / "rows.npy")
     for row, ordinal in zip(found, (3, 9), strict=True):
         levels = np.round(real[ordinal, 0].astype(float) * 255 / 16)
@@ -413,7 +414,7 @@ def test_beside_shows_patches_of_one_group_in_one_colour_and_groups_without_layo
     patches = annotated / "patches"
     sampled(patches, tmp_path / "a", "--like", "7", "--count", "2", "--beside")
     layout = tiles(tmp_path / "a" / "grid.png", 4)[0, 1]
-    snapshot = sample.load(patches / "snapshots" / "img-000000256")
+    snapshot = load(patches / "snapshots" / "img-000000256")
     vectors = rows(snapshot, torch.tensor([7])).patch
     assert vectors is not None
     same = (vectors[0][:, None] == vectors[0]).all(-1).numpy()

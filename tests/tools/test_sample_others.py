@@ -27,7 +27,7 @@ from shards.sources.source import ArraySource
 from shards.write import writer
 from tests.selfguide.test_sidecar_source import attempt
 from tests.selfguide.test_training import config
-from tools import sample
+from tools import sample, sample_run
 from tools.ranks import run_ranks
 
 N, WIDTH = 1797, 5
@@ -116,7 +116,7 @@ def test_a_validation_image_is_told_by_its_own_box_which_stands_beside_it(
 
 
 def test_a_condition_of_other_images_is_that_of_their_row(runs: Path, others: Path) -> None:
-    snapshot, _ = sample.load_snapshot(str(runs / "runs" / "features"), "runs")
+    snapshot, _ = sample_run.load_snapshot(str(runs / "runs" / "features"), "runs")
     folder = runs / "val" / "features"
     told = OtherImages(str(others), {"dense": str(folder)})
     found = queries.rows(snapshot, torch.tensor([3, 19]), told).dense
@@ -229,7 +229,7 @@ def test_a_label_that_no_group_is_left_for_is_refused(runs: Path, tmp_path: Path
 
 
 def test_model_images_of_a_query_are_those_that_are_stored(runs: Path, others: Path) -> None:
-    snapshot, _ = sample.load_snapshot(str(runs / "runs" / "ids"), "runs")
+    snapshot, _ = sample_run.load_snapshot(str(runs / "runs" / "ids"), "runs")
     images = TrainingImages(snapshot, OtherImages(str(others)))
     shown = to_images(snapshot.data["header"], images.x0(torch.arange(20)))
     stored = shards.read_all(others)["x"]

@@ -13,7 +13,7 @@ from PIL import Image
 from selfguide.spec.config import LabelGuidance
 from shards.errors import UserError
 from tests.selfguide.test_training import attempt, config
-from tools import sample, sample_set
+from tools import sample, sample_run, sample_set, score_run
 from tools.ranks import run_ranks
 
 
@@ -54,7 +54,7 @@ def test_npz_of_two_ranks_that_were_killed_is_that_of_one(
     assert sample.main(words(run, tmp_path / "one", "--npz")) == 0
     both = tmp_path / "two"
     drawn: list[int] = []
-    plain = sample.draw
+    plain = sample_run.draw
 
     def counted(snapshot, sampler, condition, seeds, batch, callback=None):  # type: ignore[no-untyped-def]
         if len(drawn) == 1:
@@ -63,7 +63,7 @@ def test_npz_of_two_ranks_that_were_killed_is_that_of_one(
         drawn.append(int(seeds[0]))
         return plain(snapshot, sampler, condition, seeds, batch, callback)
 
-    monkeypatch.setattr(sample, "draw", counted)
+    monkeypatch.setattr(sample_run, "draw", counted)
     with pytest.raises(KeyboardInterrupt):
         sample.main(words(run, both, "--npz"))
     assert not (both / "samples.npz").exists()
@@ -109,3 +109,35 @@ def test_ranks_that_make_no_sense_are_refused(run: str, tmp_path: Path) -> None:
                  ["--npz", "--chain"]):  # fmt: skip
         with pytest.raises(UserError):
             sample.main(words(run, tmp_path / "x", *more))
+
+
+def test_npz_that_is_there_already_is_said_as_json_where_that_is_asked_for(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    said = []
+    for _ in range(2):
+        assert sample.main(words(run, tmp_path / "a", "--npz", "--json")) == 0
+        said.append(json.loads(capsys.readouterr().out))
+    assert said[0] == said[1] and said[0]["count"] == 10
+
+
+def test_a_file_in_the_folders_place_is_refused_before_anything_is_drawn(
+    run: str, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("mine")
+    for more in ([], ["--npz"], ["--grid", "g=1,2"]):
+        with pytest.raises(UserError, match="taken is a file: name a folder"):
+            sample.main(words(run, tmp_path / "taken", *more))
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_new_set_takes_nothing_of_what_was_chosen_of_an_older_one(
+    run: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "a"
+    assert sample.main(words(run, out, "--npz")) == 0
+    (out / sample_set.CHOSEN).write_text(json.dumps({"chosen": {"kept": 5, "of": 10, "by": "x"}}))
+    assert sample.main(words(run, out, "--npz", "--seed", "3")) == 0
+    assert score_run.chosen_by(out / "samples.npz") is None
+    assert score_run.chosen_by(out / "older" / "1" / "samples.npz") is not None

@@ -20,7 +20,7 @@ from shards.errors import UserError
 from shards.format.header import PIXELS
 from shards.sources.source import ArraySource
 from shards.write import writer
-from tools import score
+from tools import score, score_run
 from tools.reference import __main__ as reference
 from tools.reference import fetch
 
@@ -206,13 +206,13 @@ def test_score_that_was_killed_goes_on_from_its_parts(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(score, "scores_of", killed)
+        patch.setattr(score_run, "scores_of", killed)
         with pytest.raises(KeyboardInterrupt):
             score.main(words)
     # no part is missing
     monkeypatch.setattr(FeatureNet, "rows", killed)
     assert scores(words, capsys) == wanted
-    assert not list(score.PARTS.iterdir())
+    assert not list(score_run.PARTS.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -290,4 +290,4 @@ def test_score_of_a_folder_with_a_damaged_image_names_it_and_leaves_nothing(
     (tmp_path / "29.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"29\.png"):
         score.main([str(tmp_path), *net, "--reference", str(made)])
-    assert not list(score.PARTS.iterdir())
+    assert not list(score_run.PARTS.iterdir())

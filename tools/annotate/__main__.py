@@ -16,7 +16,18 @@ from collections.abc import Sequence
 from shards import cli
 from tools import flags, verbs
 
-VERBS = ("features", "kmeans", "temi", "bound", "lost", "stego", "truth", "adopt", "adapt", "clip")
+VERBS = {
+    "features": "one vector a sample, from a snapshot, a net of timm or the pixels",
+    "kmeans": "groups by k-means",
+    "temi": "groups by TEMI's heads on features",
+    "bound": "the most groups worth separating, by TEMI; with --over the fewest",
+    "lost": "boxes around objects (LOST)",
+    "stego": "masks of groups (STEGO)",
+    "truth": "what people annotated in VOC and COCO",
+    "adopt": "what was found in images, for the latents encoded from them",
+    "adapt": "a ViT's weights, adapted to these images by DINO's loss",
+    "clip": "labels by text (CLIP)",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

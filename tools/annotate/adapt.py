@@ -40,7 +40,6 @@ from shards.read.reader import Reader
 from tools import flags
 from tools.annotate.features import DEVICE, OF_NET, vit_of
 
-HELP = "a ViT's weights, adapted to these images by DINO's loss"
 MADE_OF = "made_of"  # in the file: all that decides it
 SAVED = 100  # steps between saved states
 # flags of the fit, and what each sets

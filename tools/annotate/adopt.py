@@ -28,8 +28,6 @@ from shards.format.manifest import Manifest
 from shards.read.reader import Reader
 from tools import flags
 
-HELP = "what was found in images, for the latents encoded from them"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     flags.add(

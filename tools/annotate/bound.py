@@ -29,8 +29,6 @@ from tools import drawing, flags
 from tools.annotate.features import add_source, features_of
 from tools.annotate.temi import add_settings, annotate, as_fit_was_begun, config_of
 
-HELP = "the most groups worth separating, by TEMI; with --over the fewest"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_source(parser)

@@ -37,8 +37,6 @@ from tools import flags
 from tools.annotate.features import DEVICE
 from tools.annotate.kmeans import labels_of
 
-HELP = "labels by text (CLIP)"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     flags.add(

@@ -31,9 +31,7 @@ from shards.format.header import Header
 from tools import flags
 from tools.flags import Flag
 from tools.ranks import run_ranks
-from tools.sample import load_snapshot
-
-HELP = "one vector a sample, from a snapshot, a net of timm or the pixels"
+from tools.sample_run import load_snapshot
 
 
 def add(parser: argparse.ArgumentParser) -> None:

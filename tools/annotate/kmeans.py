@@ -34,7 +34,6 @@ from tools import flags
 from tools.annotate.features import add_source, features_of
 from tools.ranks import run_ranks
 
-HELP = "groups by k-means"
 CENTROIDS = "centroids.npy"
 COLUMNS = {"rows.npy", "distance.npy", CENTROIDS}
 

@@ -26,7 +26,6 @@ from tools.annotate import layouts
 from tools.annotate.begun import as_begun
 from tools.annotate.layouts import Looked
 
-HELP = "boxes around objects (LOST)"
 DEGENERATE = 0.5  # share of boxes that say nothing above which the command speaks up
 
 

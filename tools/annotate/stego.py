@@ -53,7 +53,6 @@ from tools.annotate import layouts
 from tools.annotate.begun import as_begun
 from tools.annotate.layouts import Looked
 
-HELP = "masks of groups (STEGO)"
 TRAINED, MASKED = (
     224,
     320,

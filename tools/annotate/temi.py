@@ -37,7 +37,6 @@ from tools.annotate.features import add_source, features_of
 from tools.annotate.kmeans import labels_of
 from tools.ranks import run_ranks
 
-HELP = "groups by TEMI's heads on features"
 HEADS = "heads.safetensors"
 WHOLE = (
     1e9  # a teacher's memory, in fits, that never comes to less than what its momentum remembers

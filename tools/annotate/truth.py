@@ -39,7 +39,6 @@ from tools.annotate import lost, stego
 from tools.annotate.layouts import PICTURED
 from tools.annotate.people import VOID, Coco, Objects, Stuff, Voc
 
-HELP = "what people annotated in VOC and COCO"
 DATA, KINDS = ("voc", "coco", "cocostuff27"), ("labels", "box", "mask")
 # what a data set has no annotation of
 _LACKS = {("coco", "mask"): "cocostuff27 has masks", ("cocostuff27", "box"): "coco has boxes"}

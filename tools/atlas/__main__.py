@@ -45,7 +45,7 @@ from tools.atlas.grouping import Grouping, of_labels, of_sidecar, of_snapshot
 from tools.atlas.histogram import draw as draw_sizes
 from tools.atlas.histogram import sizes_of
 from tools.atlas.page import render
-from tools.sample import autoencoder_of, draw, load_snapshot
+from tools.sample_run import autoencoder_of, draw, load_snapshot
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,8 +18,14 @@ from collections.abc import Sequence
 from shards import cli
 from tools import verbs
 
-# each a module here: HELP, add(parser), run(options) -> exit code
-VERBS = ("verify", "show", "export", "ema", "pin")
+# each a module here: add(parser), run(options) -> exit code
+VERBS = {
+    "verify": "compare every file with its hash",
+    "show": "list images, attempts, ranks, engine, averages",
+    "export": "write whole fp32 weights and averages as safetensors",
+    "ema": "make an average of any length from stored ones",
+    "pin": "keep a checkpoint from retention",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

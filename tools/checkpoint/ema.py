@@ -41,7 +41,6 @@ from shards import cli, storage
 from shards.errors import DamagedError, UserError
 from tools import flags
 
-HELP = "make an average of any length from stored ones"
 # from here on what is left between the profiles is worth a word; EDM2's own reconstructions lie far below
 _FAR = 0.05
 

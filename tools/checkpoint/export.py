@@ -24,8 +24,6 @@ from shards.errors import UserError
 from tools import flags
 from tools.checkpoint import target
 
-HELP = "write whole fp32 weights and averages as safetensors"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     target.add(parser, "the checkpoint at N images seen (default: the newest)")

@@ -18,8 +18,6 @@ from shards.errors import UserError
 from tools import flags
 from tools.checkpoint import target
 
-HELP = "keep a checkpoint from retention"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     flags.add(

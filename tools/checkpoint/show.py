@@ -24,7 +24,6 @@ from shards.errors import DamagedError
 from shards.storage import Url
 from tools.checkpoint import target
 
-HELP = "list images, attempts, ranks, engine, averages"
 _COLUMNS = ("images", "attempt", "ranks", "engine", "steps", "averages", "bytes", "pinned", "state")
 
 

@@ -20,8 +20,6 @@ from shards.errors import DamagedError
 from shards.storage import Url
 from tools.checkpoint import target
 
-HELP = "compare every file with its hash"
-
 
 @dataclass(frozen=True)
 class Verdict:

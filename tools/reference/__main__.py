@@ -21,7 +21,11 @@ from shards import cli
 from tools import flags
 from tools.verbs import parse
 
-VERBS = ("make", "samples", "fetch")
+VERBS = {
+    "make": "mean and covariance of real images' features, from any shards",
+    "samples": "mean and covariance of a run's samples, for uFID",
+    "fetch": "download weights or a published reference, on a machine with a network",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

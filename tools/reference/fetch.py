@@ -19,7 +19,6 @@ from shards import storage
 from shards.errors import UserError
 from tools import flags
 
-HELP = "download weights or a published reference, on a machine with a network"
 KNOWN = (*(n for n, each in WEIGHT_FILES.items() if each.url), *REFERENCES)
 
 

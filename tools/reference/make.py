@@ -18,24 +18,12 @@ from selfguide.distributed import RankInfo
 from selfguide.evaluation.features.net import FeatureNet, load_feature_net
 from selfguide.evaluation.scores import make_reference
 from selfguide.spec.identity import digest
-from selfguide.spec.metrics import FEATURES
 from shards import storage
 from shards.errors import UserError
 from shards.format import manifest as manifests
 from tools import flags
-from tools.flags import REQUIRED, Flag
-
-HELP = "mean and covariance of real images' features, from any shards"
-PROTOCOLS = tuple(name for name, features in FEATURES.items() if features.of_images)
-# of every command that measures in a feature net
-NET: tuple[Flag, ...] = (
-    ("--protocol P", PROTOCOLS, REQUIRED, "the protocol whose net and resize are used"),
-    ("--weights FILE", str, None, "its weights, where they lie in none of the usual places"),
-    ("--net NAME", str, None, "fd_timm: a model of timm"),
-    ("--sha256 HEX", str, None, "fd_timm: what its weights must have"),
-    ("--batch N", int, 50, "images that the net sees at once (50)"),
-    ("--device D", str, None, "cpu or cuda (a GPU where there is one)"),
-)
+from tools.feature_flags import NET
+from tools.flags import REQUIRED
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -27,10 +27,8 @@ from shards.errors import UserError
 from tools import flags
 from tools.flags import REQUIRED
 from tools.reference.make import NET, net_of
-from tools.sample import load_snapshot
 from tools.sample_files import LOSSLESS, LOSSY, open_images
-
-HELP = "mean and covariance of a run's samples, for uFID"
+from tools.sample_run import load_snapshot
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -17,11 +17,21 @@ from collections.abc import Sequence
 from shards import cli
 from tools import verbs
 
-# each a module here: HELP, add(parser), run(options) -> exit code
-VERBS = (
-    *("make", "encode", "index", "copy", "verify", "repair", "diff"),
-    *("stats", "inspect", "explain", "simulate", "sweep"),
-)
+# each a module here: add(parser), run(options) -> exit code
+VERBS = {
+    "make": "write a data set",
+    "encode": "encode images to latents",
+    "index": "index existing WebDataset tars to read them in place",
+    "copy": "copy a data set between folders and S3, verifying checksums",
+    "verify": "verify checksums",
+    "repair": "replace damaged shards from an intact copy",
+    "diff": "compare two data sets",
+    "stats": "print the manifest",
+    "inspect": "print one sample, by key or position, and save a picture of it",
+    "explain": "list the samples of a batch, by images seen",
+    "simulate": "predict requests, bytes, cache hits and shuffling quality from the manifest alone",
+    "sweep": "remove unfinished uploads and temporary files of killed writers",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

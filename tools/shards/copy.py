@@ -18,8 +18,6 @@ from shards import transfer
 from tools import flags
 from tools.shards import report, sweep
 
-HELP = "copy a data set between folders and S3, verifying checksums"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     flags.add(

@@ -19,7 +19,6 @@ from shards.format.manifest import Manifest
 from tools import flags
 from tools.shards.inspect import keys_of
 
-HELP = "compare two data sets"
 FACTS = (
     "count",
     "layout",

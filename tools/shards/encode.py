@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from selfguide.data.autoencoders.encode import Task
     from selfguide.data.autoencoders.encoding import EncodedSource
 
-HELP = "encode images to latents"
 UNIT = (
     0.5,
     2.0,

@@ -20,8 +20,6 @@ from shards.read.stream import LAST
 from tools import flags
 from tools.shards import ordering, picture, report
 
-HELP = "list the samples of a batch, by images seen"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     report.add_root(parser)

@@ -35,8 +35,6 @@ from shards.write.scan import Threshold
 from tools import flags
 from tools.shards import report
 
-HELP = "index existing WebDataset tars to read them in place"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     flags.add(

@@ -32,8 +32,6 @@ from tools.shards import ordering, picture, report
 
 _TOGETHER = 8  # blocks whose keys are read at a time
 
-HELP = "print one sample, by key or position, and save a picture of it"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     report.add_root(parser)

@@ -68,8 +68,6 @@ EMOJI = (
     ),
 )
 
-HELP = "write a data set"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(required=True, metavar="SOURCE", dest="kind")

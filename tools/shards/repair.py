@@ -16,8 +16,6 @@ from shards import transfer
 from tools import flags
 from tools.shards import report
 
-HELP = "replace damaged shards from an intact copy"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

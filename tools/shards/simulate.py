@@ -30,7 +30,6 @@ from shards.read.reader import tars_of
 from tools import flags
 from tools.shards import ordering, report
 
-HELP = "predict requests, bytes, cache hits and shuffling quality from the manifest alone"
 EPOCHS = 4  # simulated; the first fills the cache
 PROBES = 64  # batches whose mixing is measured
 STEPS = 9  # sizes of cache between nothing and all

@@ -7,7 +7,6 @@ import argparse
 from shards.format import manifest as manifests
 from tools.shards import report
 
-HELP = "print the manifest"
 # names that a person reads before scrolling
 CLASSES = 100
 

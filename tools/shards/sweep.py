@@ -20,8 +20,6 @@ from shards.errors import StoreError, UserError
 from tools import flags
 from tools.shards import report
 
-HELP = "remove unfinished uploads and temporary files of killed writers"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     flags.add(

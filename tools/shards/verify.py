@@ -23,8 +23,6 @@ from tools.shards import report
 if TYPE_CHECKING:
     from selfguide.data.autoencoders.reencode import Reencoded
 
-HELP = "verify checksums"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     report.add_root(parser)

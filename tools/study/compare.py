@@ -30,8 +30,6 @@ from tools.study.arms import BY_NAME, CLASS, ONLINE, UNCONDITIONAL, Arm
 from tools.study.measure import Bench, Guide, Set
 from tools.study.training import Trained
 
-HELP = "a model of its own groups beside its floor and its ceiling"
-
 # as evaluation=fd_digits draws them
 SAMPLES = Set(0, 5000)
 

@@ -22,7 +22,6 @@ from tools.study.blocks import spread
 from tools.study.guided import WEIGHTS, Guided, Scores, Search, guided, paired
 from tools.study.measure import CHOOSES, REPORTS, Half
 
-HELP = "label-free at its best guidance against human labels at theirs"
 ARMS = {arm.name: arm for arm in (CLASS, KMEANS, ONLINE)}
 
 

@@ -36,7 +36,7 @@ from shards.errors import UserError
 from shards.format import manifest as manifests
 from shards.format.manifest import Manifest, digest
 from tools import drawing, flags
-from tools.sample import load_snapshot
+from tools.sample_run import load_snapshot
 
 NOISE_TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
 SCORES = ("nmi", "ari", "ami")
@@ -64,9 +64,6 @@ class Data:
         """(N, F) by ordinal."""
         ordinals = torch.arange(len(self.stored)).split(batch)
         return torch.cat([net(self.stored[part], part) for part in ordinals]).numpy()
-
-
-HELP = "NMI of k-means with labels, over layer, noise-time and pooling"
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -25,8 +25,6 @@ from tools.study.document import Block, Heading, Paragraph
 from tools.study.findings import find_out
 from tools.study.guided import Search
 
-HELP = "the report, of the runs that have finished"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     work.add(parser, range(3))

@@ -13,8 +13,6 @@ from tools import flags
 from tools.study import report, work
 from tools.study.arms import ARMS, BY_NAME, Arm
 
-HELP = "train every arm at equal images, measure, and write the report"
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     report.add(parser)
