@@ -31,7 +31,7 @@ from selfguide.spec.records import EvaluationRecord
 from selfguide.spec.run import RunFolder
 from selfguide.spec.score_sweep import ScoreSweep
 from selfguide.spec.validate import validate
-from selfguide.spec.weak import CONDITION, weak_models
+from selfguide.spec.weak import CONDITION, check_snapshots
 from shards import cli
 from shards.errors import UserError
 
@@ -267,29 +267,15 @@ def _configs(view: RunView, config: Config, settings: Sequence[str], images: int
             raise UserError(
                 f"run {view.id} was submitted with evaluation=none: say how to score it, such as evaluation=fd_digits"
             )
+        if of.sampler.g != 1:
+            check_snapshots(of.sampler.weak, images, view.published)
         validate(of)
-        _check_weak(view, of.sampler, images)
         missing = lacks(of, _encoder(view, images))
         if missing and not view.lacks:
             raise UserError(missing[0].sentence)
         # what a sampler does not read makes no other point
         found.setdefault(decide.protocol(view, of, images).key, of)
     return list(found.values())
-
-
-def _check_weak(view: RunView, sampler: SamplerConfig, images: int) -> None:
-    """
-    Raises:
-        UserError: guidance leads away from a snapshot that is not there, or no earlier one.
-    """
-    earlier = [each for each in view.published if each < images]
-    for weak in weak_models(sampler.weak):
-        if sampler.g != 1 and weak.images is not None and weak.images not in earlier:
-            known = ", ".join(f"snapshot-{each}" for each in earlier) or "none"
-            raise UserError(
-                f"sampler.weak={weak.word}: run {view.id} has no such snapshot before {images} images; earlier ones "
-                f"are {known}"
-            )
 
 
 def _plain(sampler: SamplerConfig, words: Sequence[str]) -> SamplerConfig:

@@ -603,8 +603,25 @@ def test_sweep_over_weak_models_names_them_and_refuses_a_snapshot_that_is_not_th
     plain, weak = (each["label"] for each in told["points"])
     assert weak == f"{plain} from snapshot-640"
     for word in ("snapshot-1280", "snapshot-641"):
-        with pytest.raises(UserError, match=f"sampler.weak={word}"):
+        with pytest.raises(
+            UserError, match=f"sampler.weak={word}.*take sampler.weak=snapshot-640$"
+        ):
             evaluate.sweep(scored_run, ["sampler.g=2", f"sampler.weak={word}"])
+
+
+def test_snapshots_that_are_not_later_than_the_one_guidance_leads_away_from_are_skipped(
+    runs: Path, settings: list[str], memory: Memory
+) -> None:
+    more = ("evaluation=fd_digits", "sampler.g=2", "sampler.weak=condition+snapshot-640")
+    run = a_run(runs, settings, memory, *more, snapshots=(320, 640, 1280))
+    watch.watch(run.root)
+    assert outcome(run) == [(320, "skipped"), (640, "skipped"), (1280, "done")]
+    reasons = {each.message for each in records(run) if each.status == "skipped"}
+    assert reasons == {"sampler.weak=condition+snapshot-640 is no earlier snapshot than this one"}
+    # nobody can score them, however often that is asked for
+    assert evaluate.main([str(run.root), "--retry"]) == 0
+    watch.watch(run.root)
+    assert sorted(set(outcome(run))) == [(320, "skipped"), (640, "skipped"), (1280, "done")]
 
 
 # ---- single looks ------------------------------------------------------------------------------------
