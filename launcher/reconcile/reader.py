@@ -218,8 +218,9 @@ class RunReader:
         )
 
     def _by_rank(self, at: Attempt, names: set[str], kind: str) -> dict[str, dict[str, Any]]:
+        folder = str(at.root)
         found = {
-            rank: self.once(f"{at.root}/{kind}-{rank}.json") for rank in parse.ranks(names, kind)
+            rank: self.once(f"{folder}/{kind}-{rank}.json") for rank in parse.ranks(names, kind)
         }
         return {rank: record for rank, record in found.items() if record is not None}
 
@@ -291,7 +292,8 @@ class RunReader:
         return manifest if whole else None
 
     def _records(self) -> tuple[EvaluationRecord, ...]:
-        found = [self._try(f"{self.run.evals}/{name}", parse.record) for name in self.records]
+        folder = str(self.run.evals)
+        found = [self._try(f"{folder}/{name}", parse.record) for name in self.records]
         known = [record for record in found if record is not None]
         chosen = [self._try(path, parse.selection) for path in selection_files(self.run)]
         if chosen:
