@@ -288,6 +288,11 @@ def _check_evaluation(config: Config) -> None:
             f"evaluation.protocol={evaluation.protocol} scores {list(_DIGITS)} digits, and data.shape is "
             f"{list(config.data.shape)}; set evaluation=none"
         )
+    if of_digits and evaluation.reference:
+        raise UserError(
+            f"evaluation.reference={evaluation.reference} is read with protocols of images, and evaluation.protocol="
+            f"{evaluation.protocol} compares with all scans; take evaluation.reference=null"
+        )
     if of_digits and evaluation.samples < _LEAST_DIGITS:
         raise UserError(
             f"evaluation.samples={evaluation.samples}: the standard error leaves out a tenth of the samples at a time; "
