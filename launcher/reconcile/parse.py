@@ -10,7 +10,7 @@ from typing import Any
 
 from selfguide.spec.config import Config
 from selfguide.spec.files import read_config
-from selfguide.spec.records import EvaluationRecord
+from selfguide.spec.records import LATEST, EvaluationRecord
 from selfguide.spec.run import names_in
 from selfguide.spec.score_sweep import ScoreSweep
 from selfguide.spec.selections import Selection, read_selection
@@ -101,6 +101,29 @@ def ranks(names: set[str], kind: str) -> list[str]:
         for name in names
         if name.startswith(f"{kind}-") and name.endswith(".json")
     )
+
+
+# numbers of the trainer's report
+_PROGRESS = ("time", "images", "of", "loss", "images_per_s", "eta_s", "resumed_from", "save_s")
+
+
+def progress(path: str) -> dict[str, Any]:
+    """The trainer's report; ValueError where one of its numbers is none."""
+    found = json_object(path)
+    for name in _PROGRESS:
+        value = found.get(name)
+        if value is not None and type(value) not in (int, float):
+            raise ValueError(f"{name} is {value!r}")
+    moment(found.get("time") or 0)
+    return found
+
+
+def moment(seconds: Any) -> float:
+    """Seconds since 1970; ValueError for what no calendar has."""
+    found = float(seconds)
+    if not 0 <= found < LATEST:
+        raise ValueError(f"{seconds!r} is no time in seconds since 1970")
+    return found
 
 
 def began_from(progress: Mapping[str, Any]) -> int | None:
